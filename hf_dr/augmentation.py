@@ -1,0 +1,209 @@
+"""An augmentation: the ordered ops, their stored columns, and how a view is drawn and replayed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import PIL.Image
+
+from hf_dr.errors import ConfigError, ReplayError, did_you_mean
+from hf_dr.ops import (
+    OPS,
+    CutMix,
+    MixUp,
+    Op,
+    Param,
+    Params,
+    RandAugment,
+    RandomErasing,
+    RandomHorizontalFlip,
+    RandomResizedCrop,
+    Size,
+)
+
+PARTNER = "partner"
+"""The parameter (column `aug_partner`) that mixing adds: the partner's row in the base split, -1 where nothing is mixed."""
+NO_PARTNER = -1
+
+NAMED = ("rrc", "mixing", "randaug", "randaug_mixing")
+"""The paper's four augmentations: crop and flip, + MixUp and CutMix, + RandAugment and erasing, + both."""
+
+
+class Augmentation:
+    """An ordered list of ops.
+
+    Args:
+        ops: Applied first to last. Mixing ops come last, after an op of fixed output size; some op fixes the size of
+            the views, because a teacher sees them in batches.
+
+    Raises:
+        ConfigError: The list is empty, or breaks one of these rules.
+    """
+
+    def __init__(self, ops: Sequence[Op]) -> None:
+        self.ops = tuple(ops)
+        if not self.ops:
+            raise ConfigError("an augmentation must hold at least one op, got an empty list. Add e.g. RandomResizedCrop.")
+        self._single = [(op, keys) for op, keys in zip(self.ops, self._keys(), strict=True) if not op.mixes]
+        self._mixing = [(op, keys) for op, keys in zip(self.ops, self._keys(), strict=True) if op.mixes]
+        if [op.mixes for op in self.ops] != sorted(op.mixes for op in self.ops):
+            raise ConfigError(f"mixing ops must come last, got {self._names()}. Move MixUp and CutMix to the end.")
+        if self.size is None:
+            raise ConfigError(
+                f"the views must all have one size, but no op of {self._names()} fixes it. "
+                "Add RandomResizedCrop, RandomCrop, CenterCrop, or Resize with (height, width)."
+            )
+
+    def _names(self) -> str:
+        return ", ".join(type(op).__name__ for op in self.ops)
+
+    def _keys(self) -> list[dict[str, str]]:
+        """For each op, its parameter names -> the names in the view's parameters; a second op of a kind gets `_2`."""
+        seen: dict[str, int] = {}
+        keys = []
+        for op in self.ops:
+            seen[op.name] = seen.get(op.name, 0) + 1
+            prefix = op.name if seen[op.name] == 1 else f"{op.name}_{seen[op.name]}"
+            keys.append({local: f"{prefix}_{local}" if local else prefix for local in op.params})
+        return keys
+
+    @property
+    def mixes(self) -> bool:
+        """Whether a view can need the image of another example."""
+        return bool(self._mixing)
+
+    @cached_property
+    def size(self) -> Size | None:
+        """(height, width) of every view, in pixels."""
+        size: Size | None = None
+        for op in self.ops:
+            size = op.output_size(size)
+        return size
+
+    @cached_property
+    def params(self) -> dict[str, Param]:
+        """Name -> storage of every parameter of a view, in order. The column of `flip` is `aug_flip`."""
+        stored = {keys[name]: param for op, keys in self._single + self._mixing for name, param in op.params.items()}
+        if self.mixes:
+            stored[PARTNER] = Param("int32")
+        return stored
+
+    def sample(self, rng: np.random.Generator, size: Size) -> Params:
+        """Draws the parameters of one view, mixing included; who the partner is is not drawn here.
+
+        Args:
+            rng: The view's own generator (`hf_dr.rng.view_rng`).
+            size: (height, width) of the decoded image.
+        """
+        params: Params = {}
+        current: Size | None = size
+        for op, keys in self._single + self._mixing:
+            assert current is not None
+            drawn = op.sample(rng, current)
+            params.update({keys[name]: value for name, value in drawn.items()})
+            current = op.output_size(current)
+        return params
+
+    def apply(self, image: PIL.Image.Image, params: Params) -> PIL.Image.Image:
+        """Replays the ops that need one image only; `mix` does the rest.
+
+        Args:
+            image: The decoded RGB image.
+            params: As drawn by `sample` or read from the columns.
+
+        Raises:
+            ReplayError: The parameters do not fit the image.
+        """
+        for op, keys in self._single:
+            image = op.apply(image, _local(params, keys))
+        return image
+
+    def needs_partner(self, params: Params) -> bool:
+        """Whether these parameters mix anything in."""
+        return any(not op.skipped(_local(params, keys)) for op, keys in self._mixing)
+
+    def mix(self, view: PIL.Image.Image, params: Params, partner: PIL.Image.Image | None) -> PIL.Image.Image:
+        """Applies the mixing ops.
+
+        Args:
+            view: What `apply` returned for the example.
+            params: The example's parameters.
+            partner: What `apply` returned for the partner's view of the same number; None if `needs_partner` is false.
+
+        Raises:
+            ReplayError: A partner is needed and missing, or has another size.
+        """
+        for op, keys in self._mixing:
+            view = op.apply(view, _local(params, keys), partner)
+        return view
+
+    def without_mixing(self, params: Params) -> Params:
+        """Returns the parameters with every mixing op skipped, for an example that has no usable partner."""
+        neutral = {keys[name]: value for op, keys in self._mixing for name, value in op.neutral().items()}
+        return {**params, **neutral}
+
+    def to_list(self) -> list[dict[str, dict[str, Any]]]:
+        """Returns the ops with all their settings in JSON types, as `from_list` reads them."""
+        return [op.to_dict() for op in self.ops]
+
+    @classmethod
+    def from_list(cls, items: Any) -> Augmentation:
+        """Builds an augmentation from YAML or JSON: `[{"RandomResizedCrop": {"size": 224}}, "RandomHorizontalFlip"]`.
+
+        Raises:
+            ConfigError: An op or a setting is unknown or impossible.
+        """
+        if not isinstance(items, list):
+            raise ConfigError(f"an augmentation must be a list of ops, got {type(items).__name__}. Write `- OpName: {{}}`.")
+        ops = []
+        for item in items:
+            if isinstance(item, str):
+                item = {item: {}}
+            if not isinstance(item, Mapping) or len(item) != 1:
+                raise ConfigError(f"an op must be written as `- OpName: {{setting: value}}`, got {item!r}.")
+            ((name, settings),) = item.items()
+            if name not in OPS:
+                raise ConfigError(f"no op is called `{name}`.{did_you_mean(str(name), OPS)}")
+            if settings is not None and not isinstance(settings, Mapping):
+                raise ConfigError(f"the settings of {name} must be a mapping, got {settings!r}.")
+            ops.append(OPS[name].from_settings(dict(settings or {})))
+        return cls(ops)
+
+    @classmethod
+    def named(cls, name: str, size: int | Size = 224) -> Augmentation:
+        """Returns one of the paper's augmentations (section 3 of arXiv:2303.08983) at any size.
+
+        Args:
+            name: `rrc`, `mixing` (the paper's +M*), `randaug` (+RA/RE, its recommendation) or `randaug_mixing` (+M*+R*).
+            size: Side of the views in pixels, or (height, width).
+
+        Raises:
+            ConfigError: The name is unknown.
+        """
+        if name not in NAMED:
+            raise ConfigError(f"no augmentation is called `{name}`.{did_you_mean(name, NAMED)} Or give a list of ops.")
+        ops: list[Op] = [RandomResizedCrop(size), RandomHorizontalFlip()]
+        if name.startswith("randaug"):
+            ops += [RandAugment(num_ops=2, magnitude=9), RandomErasing(p=0.25)]
+        if name.endswith("mixing"):
+            ops += [MixUp(alpha=1.0, p=0.5), CutMix(alpha=1.0, p=0.5)]
+        return cls(ops)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Augmentation) and self.ops == other.ops
+
+    def __hash__(self) -> int:
+        return hash(self.ops)
+
+    def __repr__(self) -> str:
+        return f"Augmentation([{', '.join(map(repr, self.ops))}])"
+
+
+def _local(params: Params, keys: dict[str, str]) -> Params:
+    try:
+        return {name: params[key] for name, key in keys.items()}
+    except KeyError as error:
+        raise ReplayError(f"expected the parameter {error}, found {sorted(params)}. Use the augmentation it came with.") from None

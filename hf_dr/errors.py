@@ -1,0 +1,41 @@
+"""The errors that hf_dr raises for its users. Each message says what was expected, what was found and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class HfDrError(ValueError):
+    """Base of every error that hf_dr raises for bad input."""
+
+
+class ConfigError(HfDrError):
+    """A setting, an op or a flag that cannot be used."""
+
+
+class DataError(HfDrError):
+    """The base dataset does not hold what is needed: a column, a label, an image."""
+
+
+class TeacherError(HfDrError):
+    """A teacher that cannot be loaded, or an ensemble whose members do not belong together."""
+
+
+class FingerprintMismatchError(HfDrError):
+    """The output folder was begun with another configuration."""
+
+
+class FormatError(HfDrError):
+    """A "+" dataset that does not follow the documented format."""
+
+
+class ReplayError(HfDrError):
+    """A stored view cannot be replayed: another image, or parameters that do not fit it."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Returns `` Did you mean `x`?`` for the closest known word, else the list of what is known."""
+    known = sorted(known)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f" Did you mean `{close[0]}`?" if close else f" Known: {', '.join(known) or 'none'}."

@@ -1,0 +1,731 @@
+"""The main job: draw views, ask the teacher, write shards. Resumable, and the same bytes however it is run."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import logging
+import math
+import os
+import re
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import datasets
+import filelock
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from tqdm.auto import tqdm
+
+from hf_dr import __version__
+from hf_dr.augmentation import NAMED, Augmentation
+from hf_dr.card import write_card
+from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, HfDrError, did_you_mean
+from hf_dr.schema import (
+    IMAGE_HASH,
+    PROVENANCE_FILE,
+    SOURCE_INDEX,
+    TEACHER_IDS,
+    TEACHER_LOGPROBS,
+    VIEWS_HASH,
+    AUG_PREFIX,
+    Provenance,
+    combine_hashes,
+    is_reserved,
+    is_safe_name,
+    reinforcement_features,
+)
+from hf_dr.shards import (
+    ROW_GROUP_VIEWS,
+    ZSTD_LEVEL,
+    ShardWriter,
+    column_encoding,
+    list_array,
+    read_marker,
+    remove_temporaries,
+)
+from hf_dr.teacher import Teacher
+from hf_dr.topk import top_k
+from hf_dr.views import Span, ViewBatch, ViewMaker, as_table, undecoded_images
+
+logger = logging.getLogger(__name__)
+
+# A CPU's matrix kernels round differently for different batch sizes. There, the teacher always sees batches of this many
+# views, cut at the same places, so that the columns do not depend on `batch_size`, workers or processes.
+CPU_BATCH = 16
+# Rows by whose files a base dataset is recognised; every image is hashed besides, when it is decoded.
+_SAMPLED_ROWS = 64
+_VALID = "valid"  # travels with the columns until rows are complete
+_VERSIONED = ("numpy", "pillow", "timm", "torch", "torchvision", "transformers")
+
+
+def _help(text: str, **more: Any) -> dict[str, Any]:
+    return {"help": text, **more}
+
+
+@dataclass
+class ReinforceConfig:
+    """What a run makes and where. See each field's help; the command line and YAML files have the same names.
+
+    Raises:
+        ConfigError: A value is impossible.
+    """
+
+    output_dir: str = field(metadata=_help('Folder of the "+" dataset. Running again resumes; other configs stay.'))
+    config_name: str | None = field(
+        default=None, metadata=_help("Name under which load_dataset finds it. Default: the augmentation's name, or default.")
+    )
+    num_views: int = field(default=8, metadata=_help("Views per example, V."))
+    top_k: int = field(default=10, metadata=_help("Classes kept of each answer, K; at most the teacher's."))
+    seed: int = field(default=0, metadata=_help("Seed of the augmentation parameters and mixing partners."))
+    overlay: bool = field(
+        default=False, metadata=_help("Leave the images out, where a licence forbids copying them. Default: copy them.")
+    )
+    image_column: str | None = field(default=None, metadata=_help("Column of the images. Default: the only Image column."))
+    label_column: str | None = field(
+        default=None, metadata=_help("Column of the labels, or `none`. Default: `label`, else the only ClassLabel column.")
+    )
+    max_examples: int | None = field(default=None, metadata=_help("Reinforce only the first so many examples."))
+    on_bad_image: str = field(
+        default="error",
+        metadata=_help("`error` stops at an undecodable image; `skip` leaves its row unreinforced.", choices=["error", "skip"]),
+    )
+    mixing_scope: str = field(
+        default="dataset",
+        metadata=_help(
+            "Where mixing partners come from: the whole `dataset`, or the same `shard` (needed for streaming).",
+            choices=["dataset", "shard"],
+        ),
+    )
+    shard_size: int | None = field(
+        default=None,
+        metadata=_help("Examples per file: what a kill can lose. Default: 1024, or an eighth of a smaller dataset."),
+    )
+    batch_size: int = field(
+        default=64, metadata=_help("Views per teacher batch on a GPU; a CPU always takes 16, so results never depend on it.")
+    )
+    num_workers: int | None = field(
+        default=None, metadata=_help("Processes that decode and augment, per launched process. Default: by the cores.")
+    )
+
+    def __post_init__(self) -> None:
+        for name, low in (("num_views", 1), ("top_k", 1), ("seed", 0), ("batch_size", 1)):
+            _at_least(name, getattr(self, name), low)
+        for name, low in (("max_examples", 1), ("shard_size", 1), ("num_workers", 0)):
+            if getattr(self, name) is not None:
+                _at_least(name, getattr(self, name), low)
+        for name, known in (("on_bad_image", ("error", "skip")), ("mixing_scope", ("dataset", "shard"))):
+            if getattr(self, name) not in known:
+                raise ConfigError(f"`{name}` must be {' or '.join(known)}, got {getattr(self, name)!r}.")
+        if self.seed >= 1 << 63:
+            raise ConfigError(f"`seed` must be below 2**63, got {self.seed}.")
+        if self.config_name is not None and (not is_safe_name(self.config_name) or self.config_name == "data"):
+            raise ConfigError(
+                f"`config_name` must be a plain name (letters, digits, '_', '-', '.'; not 'data'), got {self.config_name!r}."
+            )
+
+
+def _at_least(name: str, value: Any, low: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+        raise ConfigError(f"`{name}` must be a whole number of at least {low}, got {value!r}. Raise `{name}`.")
+
+
+def reinforce(
+    dataset: datasets.Dataset,
+    teacher: Teacher,
+    augmentation: Augmentation,
+    config: ReinforceConfig,
+    *,
+    base: dict[str, Any] | None = None,
+) -> datasets.Dataset:
+    """Reinforces a dataset and returns the "+" dataset (section 3 of arXiv:2303.08983).
+
+    Call it in every process that accelerate launched; each does its share of the shards. A run that was stopped goes
+    on where it was.
+
+    Args:
+        dataset: With an image column; any mode and size of image.
+        teacher: Answers over the dataset's classes.
+        augmentation: Drawn V times for each example.
+        config: See `ReinforceConfig`.
+        base: How to name the base dataset in the provenance: `id`, `config`, `revision`. Default: what `dataset` knows.
+
+    Raises:
+        ConfigError: A setting does not fit the teacher or the dataset.
+        DataError: A column is missing, a label is out of range, an image is undecodable.
+        FingerprintMismatchError: The folder was begun with another configuration.
+        TeacherError: The teacher's classes are not the dataset's, or its answers are not finite.
+    """
+    job = Job(dataset, teacher, augmentation, config, base=base)
+    job.run()
+    files = [str(job.folder / name) for name in job.provenance.shard_names]
+    return datasets.load_dataset("parquet", data_files={job.provenance.split: files}, split=job.provenance.split)
+
+
+class Job:
+    """One run: checked when built, then `run` or `estimate`.
+
+    Attributes:
+        provenance: How the "+" dataset is made; complete before anything is written.
+        folder: Where the shards go.
+    """
+
+    def __init__(
+        self,
+        dataset: datasets.Dataset,
+        teacher: Teacher,
+        augmentation: Augmentation,
+        config: ReinforceConfig,
+        *,
+        base: dict[str, Any] | None = None,
+    ) -> None:
+        self.config, self.teacher, self.augmentation = config, teacher, augmentation
+        image_column, label_column = check_dataset(dataset, config)
+        if config.max_examples is not None and config.max_examples < len(dataset):
+            dataset = dataset.select(range(config.max_examples))
+        if config.top_k > teacher.num_classes:
+            raise ConfigError(
+                f"`top_k` must be between 1 and the teacher's {teacher.num_classes} classes, got {config.top_k}. Lower `top_k`."
+            )
+        if label_column is not None:
+            check_labels(dataset, label_column, teacher)
+        self._images = undecoded_images(dataset, image_column)
+        self._base_columns = [c for c in dataset.column_names if not (config.overlay and c == image_column)]
+        self._dataset = dataset.select_columns(self._base_columns)
+        self._features = datasets.Features(
+            {
+                **{c: dataset.features[c] for c in self._base_columns},
+                **reinforcement_features(augmentation, config.num_views, config.top_k, teacher.num_classes),
+            }
+        )
+        rows = len(dataset)
+        shard_size = config.shard_size or min(1024, math.ceil(rows / 8))
+        split = str(dataset.split or "train")
+        if not is_safe_name(split):
+            split = re.sub(r"[^A-Za-z0-9_.-]+.*", "", split) or "train"  # `train[:100]` is a part of `train`
+        config_name = config.config_name or _name_of(augmentation)
+        self.provenance = Provenance(
+            config_name=config_name,
+            split=split,
+            augmentation=augmentation.to_list(),
+            num_views=config.num_views,
+            top_k=config.top_k,
+            num_classes=teacher.num_classes,
+            seed=config.seed,
+            shard_size=shard_size,
+            num_rows=rows,
+            overlay=config.overlay,
+            image_column=image_column,
+            label_column=label_column,
+            mixing_scope=config.mixing_scope if augmentation.mixes else "dataset",
+            on_bad_image=config.on_bad_image,
+            base={**describe_base(dataset), **(base or {}), "content_hash": content_hash(self._images)},
+            teacher=teacher.provenance(),
+            library_versions={name: importlib.metadata.version(name) for name in _VERSIONED},
+            created_with=f"hf_dr {__version__}",
+        )
+        self.folder = Path(config.output_dir).expanduser() / config_name
+        self._maker = ViewMaker(
+            self._images,
+            augmentation,
+            config.num_views,
+            config.seed,
+            matching_size=shard_size if self.provenance.mixing_scope == "shard" else None,
+        )
+
+    # ------------------------------------------------------------------------------------------------------- running
+
+    def run(self) -> None:
+        """Makes the missing shards; every process of the launch calls it."""
+        state = process_state()
+        lock = filelock.FileLock(self.folder / ".lock", timeout=0)
+        # Rank 0 prepares; what it finds wrong must stop every rank, so it is sent along with the list of what is missing.
+        message: list[Any] = [None, None]
+        if state.is_main_process:
+            try:
+                message[0] = self._prepare(lock)
+            except HfDrError as error:
+                message[1] = error
+        if state.num_processes > 1:
+            broadcast_object_list(message)
+        missing, error = message
+        if error is not None:
+            raise error
+        try:
+            mine = missing[state.process_index :: state.num_processes]
+            progress = _Progress(self, missing, mine, state)
+            if state.is_main_process and not missing:
+                logger.info("All %d shards are there already; nothing to do.", self.provenance.num_shards)
+            self._make_shards(mine, progress)
+            state.wait_for_everyone()
+            if state.is_main_process:
+                self._complete(progress)
+            state.wait_for_everyone()
+        finally:
+            lock.release()
+
+    def _prepare(self, lock: filelock.BaseFileLock) -> list[int]:
+        """Opens or resumes the folder; returns the missing shards."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except filelock.Timeout:
+            raise ConfigError(
+                f"{self.folder} must not be in use, but another run is writing to it. Wait for it, or choose another "
+                "`output_dir` or `config_name`."
+            ) from None
+        except OSError as error:
+            raise ConfigError(
+                f"`output_dir` must be a folder that can be written to, but {self.folder}: {error.strerror}. Choose another."
+            ) from error
+        if (self.folder / PROVENANCE_FILE).exists():
+            self._check_same_run(Provenance.read(self.folder))
+        else:
+            strangers = sorted(p.name for p in self.folder.glob("*.parquet"))
+            if strangers:
+                raise ConfigError(
+                    f"{self.folder} must be empty or hold a run with its {PROVENANCE_FILE}, found {strangers[0]} without. "
+                    "Choose another `output_dir`."
+                )
+        remove_temporaries(self.folder)
+        missing = self._missing_shards()
+        self._check_space(len(missing))
+        if not (self.folder / PROVENANCE_FILE).exists():
+            self.provenance.write(self.folder)
+        return missing
+
+    def _check_same_run(self, there: Provenance) -> None:
+        differences = there.differences(self.provenance)
+        if differences:
+            shown = "\n  ".join(differences[:20])
+            raise FingerprintMismatchError(
+                f"{self.folder} was begun with another configuration. To resume, these must be as they were:\n  {shown}\n"
+                "Give the same settings and versions, or choose another `output_dir` or `config_name`."
+            )
+
+    def _missing_shards(self) -> list[int]:
+        missing = []
+        for index, name in enumerate(self.provenance.shard_names):
+            path = self.folder / name
+            if not path.exists():
+                missing.append(index)
+                continue
+            marker = read_marker(path)
+            if marker.fingerprint != self.provenance.fingerprint:
+                raise FingerprintMismatchError(
+                    f"{path} must carry this run's fingerprint, found another's. Delete it, and run the same command again."
+                )
+        return missing
+
+    def _check_space(self, num_missing: int) -> None:
+        """Refuses a disk that cannot hold even the answers; images come on top, so this is a lower bound."""
+        views = num_missing * self.provenance.shard_size * self.config.num_views
+        needed, free = views * self.config.top_k * 2, shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise ConfigError(
+                f"`output_dir` needs at least {format_bytes(needed)}, found {format_bytes(free)} free. Free space or lower `num_views`."
+            )
+
+    def _complete(self, progress: _Progress) -> None:
+        """Checks that all shards are there, and writes the final provenance and the card."""
+        markers = [read_marker(self.folder / name) for name in self.provenance.shard_names]
+        self.provenance.skipped_rows[:] = [row for marker in markers for row in marker.skipped_rows]
+        self.provenance.write(self.folder)
+        write_card(self.folder.parent)
+        total = sum(marker.file_bytes for marker in markers)
+        logger.info(
+            "%s: %d rows x %d views, %s in %d shards%s%s",
+            self.folder,
+            self.provenance.num_rows,
+            self.config.num_views,
+            format_bytes(total),
+            len(markers),
+            progress.summary(),
+            f"; {len(self.provenance.skipped_rows)} undecodable rows skipped" if self.provenance.skipped_rows else "",
+        )
+
+    def _make_shards(self, shards: list[int], progress: _Progress) -> None:
+        answers = self._answers(self._batches(shards))
+        with progress:
+            for index in shards:
+                self._make_shard(index, answers, progress)
+
+    def _make_shard(self, index: int, answers: Iterator[dict[str, np.ndarray]], progress: _Progress) -> None:
+        """Takes a shard's answers from the stream, which holds the shards in order, and writes them."""
+        rows = self.provenance.shard_range(index)
+        group = max(1, ROW_GROUP_VIEWS // self.config.num_views)
+        path = self.folder / self.provenance.shard_names[index]
+        with ShardWriter(path, self._features, self.provenance.fingerprint) as writer:
+            pending = _Pending(self.config.num_views)
+            for first in range(rows.start, rows.stop, group):
+                last = min(first + group, rows.stop)
+                while pending.num_views < (last - first) * self.config.num_views:
+                    views = next(answers)
+                    progress.update(len(views[TEACHER_IDS]))
+                    pending.append(views)
+                columns, valid = pending.take(first, last)
+                writer.write(as_table(self._dataset, first, last), columns, valid)
+            marker = writer.finish()
+        progress.wrote(marker.file_bytes)
+
+    # --------------------------------------------------------------------------------------------- batches and answers
+
+    @property
+    def _batch_size(self) -> int:
+        return CPU_BATCH if self.teacher.device.type == "cpu" else self.config.batch_size
+
+    def _batches(self, shards: Iterable[int]) -> Iterator[ViewBatch]:
+        """Views of these shards in order, in teacher batches that never span two shards."""
+        spans = []
+        for shard in shards:
+            rows, views = self.provenance.shard_range(shard), self.config.num_views
+            for start in range(rows.start * views, rows.stop * views, self._batch_size):
+                spans.append(Span(shard, start, min(start + self._batch_size, rows.stop * views)))
+        return self._load(spans)
+
+    def _load(self, spans: list[Span]) -> Iterator[ViewBatch]:
+        workers = self.config.num_workers
+        if workers is None:
+            workers = default_workers(self.teacher.device)
+        loader = torch.utils.data.DataLoader(
+            self._maker,
+            batch_size=None,
+            sampler=spans,  # type: ignore[arg-type]
+            num_workers=min(workers, len(spans)),
+            pin_memory=self.teacher.device.type == "cuda",
+            worker_init_fn=_quiet_worker,
+        )
+        return iter(loader)
+
+    def _answers(self, batches: Iterator[ViewBatch]) -> Iterator[dict[str, np.ndarray]]:
+        """The columns of each batch's views, flat: (N,) or (N, n)."""
+        for batch in batches:
+            if batch.error is not None:
+                if self.config.on_bad_image == "error":
+                    raise DataError(batch.error)
+                logger.warning("Skipped: %s", batch.error)
+            count = len(batch.pixels)
+            views_BCHW = batch.pixels.permute(0, 3, 1, 2)
+            if self.teacher.device.type == "cpu" and count < CPU_BATCH:
+                views_BCHW = torch.cat([views_BCHW, views_BCHW.new_zeros(CPU_BATCH - count, *views_BCHW.shape[1:])])
+            ids, logprobs = top_k(self.teacher(views_BCHW)[:count], self.config.top_k)
+            yield {
+                _VALID: batch.valid,
+                IMAGE_HASH: batch.image_hashes,
+                VIEWS_HASH: batch.view_hashes,
+                TEACHER_IDS: ids,
+                TEACHER_LOGPROBS: logprobs,
+                **{AUG_PREFIX + name: values for name, values in batch.params.items()},
+            }
+
+    def estimate(self, num_batches: int = 4) -> Estimate:
+        """Times a few batches and answers what the whole run would take; writes nothing."""
+        self._check_folder_for_estimate()
+        views, spans = self.config.num_views, []
+        for n in range(num_batches + 1):
+            start = (n * len(self._images) // (num_batches + 1)) * views
+            spans.append(Span(0, start, min(start + self._batch_size, len(self._images) * views)))
+        made = []
+        began = time.perf_counter()
+        for span in spans:
+            made.append(self._maker[span])
+        augmenting = time.perf_counter() - began
+        answers = self._answers(iter(made))
+        next(answers)  # the first batch also pays for warming up
+        began = time.perf_counter()
+        timed = list(answers)
+        teaching = time.perf_counter() - began
+        num_timed = sum(len(views[TEACHER_IDS]) for views in timed)
+        return Estimate(
+            num_views=len(self._images) * views,
+            seconds_augment=augmenting / sum(len(b.pixels) for b in made),
+            seconds_teacher=teaching / max(1, num_timed),
+            bytes_reinforcement=len(self._images) * views * self._bytes_per_view(timed),
+            bytes_base=self._base_bytes(),
+        )
+
+    def _check_folder_for_estimate(self) -> None:
+        if (self.folder / PROVENANCE_FILE).exists():
+            self._check_same_run(Provenance.read(self.folder))
+
+    def _bytes_per_view(self, timed: list[dict[str, np.ndarray]]) -> float:
+        """Compresses the timed views as a shard would be; few views compress worse than many, so this errs upwards."""
+        columns = {k: np.concatenate([views[k] for views in timed]) for k in timed[0] if k not in (_VALID, IMAGE_HASH)}
+        columns.pop(VIEWS_HASH)
+        count = len(columns[TEACHER_IDS])
+        sink = pa.BufferOutputStream()
+        features = {name: self._features[name] for name in columns}
+        one_view = datasets.Features({name: datasets.List(f.feature, length=1) for name, f in features.items()})
+        table = pa.table(
+            {name: list_array(v[:, None], np.ones(count, bool), one_view.arrow_schema.field(name).type) for name, v in columns.items()}
+        )
+        encoding = column_encoding(one_view)
+        pq.write_table(table, sink, compression="zstd", compression_level=ZSTD_LEVEL, use_dictionary=False, column_encoding=encoding)
+        return sink.tell() / count
+
+    def _base_bytes(self) -> float:
+        rows = np.linspace(0, len(self._dataset) - 1, min(_SAMPLED_ROWS, len(self._dataset))).astype(int)
+        if not self._base_columns:
+            return 0.0
+        sizes = [as_table(self._dataset, int(r), int(r) + 1).combine_chunks().get_total_buffer_size() for r in rows]
+        return float(np.mean(sizes)) * len(self._dataset)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run would take. Seconds are per view, of one core for augmenting and of one device for the teacher."""
+
+    num_views: int
+    seconds_augment: float
+    seconds_teacher: float
+    bytes_reinforcement: float
+    bytes_base: float
+
+    def report(self, num_processes: int, num_workers: int, device: torch.device) -> str:
+        """Returns the estimate as a table for people."""
+        teacher = self.num_views * self.seconds_teacher / 3600
+        augment = self.num_views * self.seconds_augment / 3600
+        if device.type == "cpu" and num_workers == 0:
+            wall = (teacher + augment) / num_processes
+        else:
+            wall = max(teacher, augment / max(1, num_workers)) / num_processes
+        rows = [
+            ("views", f"{self.num_views:,}"),
+            ("teacher", f"{1e3 * self.seconds_teacher:.2f} ms a view on {device.type}"),
+            ("decoding and augmenting", f"{1e3 * self.seconds_augment:.2f} ms a view on one core"),
+            (f"hours with {num_processes} process(es)", f"{wall:.2f}"),
+            (f"{'GPU' if device.type != 'cpu' else 'device'}-hours", f"{wall * num_processes:.2f}"),
+            ("core-hours of augmenting", f"{augment:.2f}"),
+            ("bytes, reinforcement", format_bytes(self.bytes_reinforcement)),
+            ("bytes, base columns", format_bytes(self.bytes_base)),
+        ]
+        return "\n".join(f"  {name:<28}{value}" for name, value in rows)
+
+
+class _Pending:
+    """Views in flat order that wait until the rows of a row group are complete."""
+
+    def __init__(self, num_views: int) -> None:
+        self._per_row = num_views
+        self._columns: dict[str, list[np.ndarray]] = {}
+        self.num_views = 0
+
+    def append(self, views: dict[str, np.ndarray]) -> None:
+        for name, values in views.items():
+            self._columns.setdefault(name, []).append(values)
+        self.num_views += len(views[TEACHER_IDS])
+
+    def take(self, first: int, last: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Returns the columns and the validity of rows `first` to `last`, and keeps the views beyond them."""
+        count = (last - first) * self._per_row
+        columns = {}
+        for name, parts in self._columns.items():
+            joined = np.concatenate(parts)
+            columns[name] = joined[:count].reshape(last - first, self._per_row, *joined.shape[1:])
+            self._columns[name] = [joined[count:]]
+        self.num_views -= count
+        valid = columns.pop(_VALID)[:, 0]
+        columns[SOURCE_INDEX] = np.arange(first, last, dtype=np.int64)
+        columns[IMAGE_HASH] = columns[IMAGE_HASH][:, 0]
+        columns[VIEWS_HASH] = np.array([combine_hashes(row) for row in columns[VIEWS_HASH]], np.uint64)
+        return columns, valid
+
+
+class _Progress:
+    """Rank 0's progress bar over the views of all ranks, with throughput, time left, shards and bytes.
+
+    Other ranks are followed by the shards that they finish, so the bar runs late by at most one shard each.
+    """
+
+    LOOK_EVERY = 5.0  # seconds between looks at the folder
+
+    def __init__(self, job: Job, missing: list[int], mine: list[int], state: PartialState) -> None:
+        provenance = job.provenance
+        self._folder = job.folder
+        self._names = {i: provenance.shard_names[i] for i in set(missing) - set(mine)}
+        self._views = {i: len(provenance.shard_range(i)) * provenance.num_views for i in missing}
+        self._others_done = 0
+        self._shards, self._bytes, self._made = 0, 0, 0
+        self._looked = self._began = time.monotonic()
+        done = provenance.num_rows * provenance.num_views - sum(self._views.values())
+        self._bar = tqdm(
+            total=provenance.num_rows * provenance.num_views,
+            initial=done,
+            unit="view",
+            unit_scale=True,
+            desc=f"reinforcing {provenance.config_name}",
+            disable=not state.is_main_process or not missing,
+        )
+
+    def update(self, views: int) -> None:
+        """Counts views that this rank has made."""
+        self._made += views
+        self._bar.update(views)
+        if not self._bar.disable and self._names and time.monotonic() - self._looked > self.LOOK_EVERY:
+            self._look()
+
+    def wrote(self, file_bytes: int) -> None:
+        """Counts a shard that this rank has finished."""
+        self._shards += 1
+        self._bytes += file_bytes
+        self._show()
+
+    def _look(self) -> None:
+        for index, name in list(self._names.items()):
+            if (self._folder / name).exists():
+                del self._names[index]
+                self._bar.update(self._views[index])
+                self.wrote((self._folder / name).stat().st_size)
+        self._looked = time.monotonic()
+
+    def _show(self) -> None:
+        self._bar.set_postfix_str(f"{self._shards} shards, {format_bytes(self._bytes)}")
+
+    def summary(self) -> str:
+        """Returns this rank's throughput, for the closing log line."""
+        seconds = time.monotonic() - self._began
+        return f" ({self._made / seconds:,.0f} views/s on rank 0)" if self._made else ""
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._names and not self._bar.disable:
+            self._look()
+        self._bar.close()
+
+
+# ------------------------------------------------------------------------------------------------------------- checks
+
+
+def check_dataset(dataset: datasets.Dataset, config: ReinforceConfig) -> tuple[str, str | None]:
+    """Checks the columns of the base and returns the names of the image and label columns; no image is decoded.
+
+    Raises:
+        DataError: The dataset is empty, or a column is missing, ambiguous, of the wrong type or has a reserved name.
+    """
+    if not isinstance(dataset, datasets.Dataset):
+        raise DataError(f"the base must be a datasets.Dataset of one split, got {type(dataset).__name__}. Choose a split.")
+    if len(dataset) == 0:
+        raise DataError("the base must have at least one row, got none. Check `split`.")
+    for name in dataset.column_names:
+        if is_reserved(name):
+            raise DataError(f"the base must not have a column `{name}`: the name belongs to the reinforcement. Rename it.")
+    features = dataset.features
+    images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    image_column = config.image_column or (images[0] if len(images) == 1 else None)
+    if image_column is None or image_column not in images:
+        raise DataError(
+            f"`image_column` must name an Image column, got {config.image_column!r}; Image columns: "
+            f"{', '.join(images) or 'none'}. Name one, or cast it with `dataset.cast_column(name, datasets.Image())`."
+        )
+    if config.label_column == "none":
+        return image_column, None
+    classes = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    label_column = config.label_column or ("label" if "label" in features else classes[0] if len(classes) == 1 else None)
+    if label_column is None:
+        if classes:
+            raise DataError(f"`label_column` must name one of {', '.join(classes)}. Or pass `none`.")
+        return image_column, None
+    if label_column not in features:
+        raise DataError(f"`label_column` must name a column, got {label_column!r}.{did_you_mean(label_column, features)}")
+    feature = features[label_column]
+    if not isinstance(feature, datasets.ClassLabel) and getattr(feature, "dtype", None) not in _INTEGERS:
+        raise DataError(f"`{label_column}` must hold class numbers, got {feature}. Name another `label_column`, or `none`.")
+    return image_column, label_column
+
+
+_INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+
+
+def check_labels(dataset: datasets.Dataset, label_column: str, teacher: Teacher) -> None:
+    """Checks that the dataset's classes are the teacher's and every label is one of them.
+
+    Raises:
+        DataError: A label is missing or out of range.
+        TeacherError: Number, names or order of the classes differ.
+    """
+    feature = dataset.features[label_column]
+    if isinstance(feature, datasets.ClassLabel):
+        teacher.check_classes(feature.names)
+    labels = dataset.with_format("arrow")[:][label_column]
+    if labels.null_count:
+        raise DataError(f"`{label_column}` must have a label in every row, found {labels.null_count} empty ones.")
+    values = labels.to_numpy()
+    bad = np.flatnonzero((values < 0) | (values >= teacher.num_classes))
+    if len(bad):
+        raise DataError(
+            f"labels must be from 0 to {teacher.num_classes - 1}, the teacher's classes; row {bad[0]} has {values[bad[0]]} "
+            f"({len(bad)} such rows). Name another teacher or `label_column`, or pass `label_column=none`."
+        )
+
+
+def describe_base(dataset: datasets.Dataset) -> dict[str, Any]:
+    """Returns what a dataset knows of its origin: Hub id, config and revision."""
+    described: dict[str, Any] = {"id": None, "config": dataset.info.config_name, "revision": None}
+    for source in dataset.info.download_checksums or {}:
+        match = re.match(r"hf://datasets/([^@]+)@([0-9a-f]{40})/", source)
+        if match:
+            described["id"], described["revision"] = match.groups()
+            break
+    return described
+
+
+def content_hash(images: datasets.Dataset) -> str:
+    """Returns a hash of the number of rows and of the image files of 64 rows spread over them, as SHA-256."""
+    digest = hashlib.sha256(str(len(images)).encode())
+    (column,) = images.column_names
+    for row in np.unique(np.linspace(0, len(images) - 1, min(_SAMPLED_ROWS, len(images))).astype(int)):
+        value = images[int(row)][column] or {}
+        data = value.get("bytes")
+        if data is None and value.get("path") and Path(value["path"]).is_file():
+            data = Path(value["path"]).read_bytes()
+        digest.update(hashlib.sha256(data or b"").digest())
+    return digest.hexdigest()
+
+
+def process_state() -> PartialState:
+    """Returns accelerate's state; a rank that has finished waits for the others for up to a week, not ten minutes."""
+    return PartialState(timeout=timedelta(days=7))
+
+
+def default_workers(device: torch.device) -> int:
+    """Returns how many augmenting processes serve one teacher: the cores of the machine, shared among its ranks."""
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    cores = max(1, len(os.sched_getaffinity(0)) // ranks) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(16, max(1, cores - 1)) if device.type != "cpu" else 0
+
+
+def _quiet_worker(_: int) -> None:
+    # Ctrl-C reaches every process of the terminal; the parent alone answers it, and ends its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+def _name_of(augmentation: Augmentation) -> str:
+    size = augmentation.size
+    return next((name for name in NAMED if size and augmentation == Augmentation.named(name, _square(size))), "default")
+
+
+def _square(size: tuple[int, int]) -> int | tuple[int, int]:
+    return size[0] if size[0] == size[1] else size
+
+
+def format_bytes(count: float) -> str:
+    """Returns `1.2 GB` for 1.2e9."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.3g} TB"

@@ -1,0 +1,273 @@
+"""What a "+" dataset is on disk: column names and types, file names, provenance and fingerprint.
+
+Layout of a folder or Hub repository (the format's contract; see README.md):
+
+    README.md                                card; its YAML names the configs
+    <config>/reinforcement.json              provenance
+    <config>/<split>-00000-of-00012.parquet  shards
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Features, List, Value
+
+from hf_dr.augmentation import Augmentation
+from hf_dr.errors import FormatError
+from hf_dr.ops import Param
+from hf_dr.topk import id_dtype
+
+SCHEMA_VERSION = 1
+"""Raised whenever a reader of the former version would misread a dataset; golden datasets in tests/ keep all readable."""
+
+SOURCE_INDEX = "source_index"
+IMAGE_HASH = "image_hash"
+VIEWS_HASH = "views_hash"
+TEACHER_IDS = "teacher_ids"
+TEACHER_LOGPROBS = "teacher_logprobs"
+AUG_PREFIX = "aug_"
+
+PROVENANCE_FILE = "reinforcement.json"
+METADATA_KEY = b"hf_dr"
+"""Key of a shard's Parquet metadata under which its fingerprint and skipped rows stand, as JSON."""
+
+
+def is_reserved(column: str) -> bool:
+    """Whether a column name belongs to the reinforcement."""
+    return column in (SOURCE_INDEX, IMAGE_HASH, VIEWS_HASH, TEACHER_IDS, TEACHER_LOGPROBS) or column.startswith(AUG_PREFIX)
+
+
+def reinforcement_features(augmentation: Augmentation, num_views: int, top_k: int, num_classes: int) -> Features:
+    """Returns the columns that a reinforcement adds to the base's, in their order.
+
+    Args:
+        augmentation: Its parameters become the `aug_*` columns.
+        num_views: V, the length of every list column.
+        top_k: K, the classes kept for each view.
+        num_classes: C; decides whether ids are uint16 or uint32.
+    """
+
+    def views_of(value: Any) -> List:
+        return List(value, length=num_views)
+
+    def stored(param: Param) -> List:
+        value = Value(param.dtype)
+        return views_of(value if param.length is None else List(value, length=param.length))
+
+    return Features(
+        {
+            SOURCE_INDEX: Value("int64"),
+            IMAGE_HASH: Value("uint64"),
+            VIEWS_HASH: Value("uint64"),
+            TEACHER_IDS: views_of(List(Value(id_dtype(num_classes).name), length=top_k)),
+            TEACHER_LOGPROBS: views_of(List(Value("float16"), length=top_k)),
+            **{AUG_PREFIX + name: stored(param) for name, param in augmentation.params.items()},
+        }
+    )
+
+
+def shard_name(split: str, index: int, count: int) -> str:
+    """Returns the file name of a shard: `train-00000-of-00012.parquet`."""
+    return f"{split}-{index:05d}-of-{count:05d}.parquet"
+
+
+_SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}")
+
+
+def is_safe_name(name: str) -> bool:
+    """Whether a config or split name is usable as a folder and file name, and on the Hub."""
+    return _SAFE_NAME.fullmatch(name) is not None and ".." not in name
+
+
+# What describes a run but does not determine its bytes: the same weights, or the same rows, under another name.
+_DESCRIPTIVE = frozenset({"id", "revision", "license", "config", "skipped_rows", "fingerprint", "created_with"})
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """How a "+" dataset was made: `reinforcement.json`.
+
+    Attributes:
+        config_name: Folder of the shards and name under which `load_dataset` finds them.
+        split: Split of the base dataset that was reinforced.
+        augmentation: The ordered ops with all their settings.
+        num_views: V.
+        top_k: K.
+        num_classes: C, the classes over which the teacher answers.
+        seed: Seed of the parameters and matchings.
+        shard_size: Examples in a shard (the last has the rest).
+        num_rows: Rows of the dataset.
+        overlay: Whether the images are left out.
+        image_column: Column of the base that holds the images.
+        label_column: Column of the base that holds the labels, or None.
+        mixing_scope: `dataset` or `shard`: where partners come from.
+        on_bad_image: `error` or `skip`.
+        base: Identity of the base dataset: `id`, `config`, `revision`, `content_hash`.
+        teacher: `Teacher.provenance()`.
+        library_versions: Of the libraries that decide pixels and answers.
+        skipped_rows: Rows whose image could not be decoded.
+        created_with: Version of hf_dr.
+    """
+
+    config_name: str
+    split: str
+    augmentation: list[dict[str, dict[str, Any]]]
+    num_views: int
+    top_k: int
+    num_classes: int
+    seed: int
+    shard_size: int
+    num_rows: int
+    overlay: bool
+    image_column: str
+    label_column: str | None
+    mixing_scope: str
+    on_bad_image: str
+    base: dict[str, Any]
+    teacher: dict[str, Any]
+    library_versions: dict[str, str]
+    created_with: str
+    skipped_rows: list[int] = field(default_factory=list)
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def num_shards(self) -> int:
+        """Number of shards."""
+        return -(-self.num_rows // self.shard_size)
+
+    @property
+    def shard_names(self) -> list[str]:
+        """File names of all shards, in order."""
+        return [shard_name(self.split, i, self.num_shards) for i in range(self.num_shards)]
+
+    def shard_range(self, index: int) -> range:
+        """Returns the rows of a shard."""
+        return range(index * self.shard_size, min((index + 1) * self.shard_size, self.num_rows))
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of all that determines the bytes of the columns."""
+        text = json.dumps(_determining(self.to_dict()), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def differences(self, other: Provenance) -> list[str]:
+        """Returns a line for each determining field in which two runs differ: `num_views: 4 there, 8 here`."""
+        there, here = _flatten(_determining(self.to_dict())), _flatten(_determining(other.to_dict()))
+        lines = []
+        for key in sorted(there.keys() | here.keys()):
+            a, b = there.get(key, "absent"), here.get(key, "absent")
+            if a != b:
+                lines.append(f"{key}: {a} there, {b} here")
+        return lines
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the fields in JSON types."""
+        return dict(self.__dict__)
+
+    def write(self, folder: Path) -> None:
+        """Writes `reinforcement.json` into the config's folder, whole or not at all."""
+        text = json.dumps({**self.to_dict(), "fingerprint": self.fingerprint}, indent=2) + "\n"
+        temporary = folder / f".{PROVENANCE_FILE}.tmp"
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(folder / PROVENANCE_FILE)
+
+    @classmethod
+    def read(cls, folder: Path) -> Provenance:
+        """Reads and checks `reinforcement.json` of a config's folder.
+
+        Raises:
+            FormatError: It is missing, malformed, of a later version, or does not match its own fingerprint.
+        """
+        path = folder / PROVENANCE_FILE
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise FormatError(
+                f'a "+" dataset must hold {PROVENANCE_FILE}, found none in {folder}. Name the folder of one configuration.'
+            ) from None
+        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+            raise FormatError(f"{path} must be JSON, but reading it failed: {error}. Fetch or write it again.") from error
+        return cls.from_dict(content, str(path))
+
+    @classmethod
+    def from_dict(cls, content: Any, where: str) -> Provenance:
+        """Checks the parsed content of `reinforcement.json`; `where` names it in messages.
+
+        Raises:
+            FormatError: See `read`.
+        """
+        if not isinstance(content, dict):
+            raise FormatError(f"{where} must hold a JSON object, found {type(content).__name__}.")
+        version = content.get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise FormatError(
+                f"{where} must be of schema version {SCHEMA_VERSION}, found {version!r}. "
+                "A later version needs a later hf_dr: pip install -U hf-dr."
+            )
+        for key, expected in _TYPES.items():
+            if key not in content:
+                raise FormatError(f"{where} must have the field `{key}`, found none. Fetch or write it again.")
+            value = content[key]
+            if not isinstance(value, expected) or (isinstance(value, bool) and expected is int):
+                raise FormatError(f"`{key}` in {where} must be of type {_type_name(expected)}, found {value!r:.80}.")
+        for key, low, high in (
+            ("num_views", 1, 1 << 20), ("num_classes", 1, 1 << 32), ("top_k", 1, content["num_classes"]),
+            ("shard_size", 1, 1 << 40), ("num_rows", 1, 1 << 40),
+        ):  # fmt: skip
+            if not low <= content[key] <= high:
+                raise FormatError(f"`{key}` in {where} must be from {low} to {high}, found {content[key]}.")
+        for key in ("config_name", "split"):
+            if not is_safe_name(content[key]):
+                raise FormatError(f"`{key}` in {where} must be a plain name, found {content[key]!r:.80}.")
+        provenance = cls(**{key: content[key] for key in _TYPES})
+        if content.get("fingerprint") != provenance.fingerprint:
+            raise FormatError(f"{where} does not match its own fingerprint: it was edited or damaged. Restore it.")
+        return provenance
+
+
+_NONE = type(None)
+_TYPES: dict[str, Any] = {
+    "schema_version": int, "config_name": str, "split": str, "augmentation": list, "num_views": int, "top_k": int,
+    "num_classes": int, "seed": int, "shard_size": int, "num_rows": int, "overlay": bool, "image_column": str,
+    "label_column": (str, _NONE), "mixing_scope": str, "on_bad_image": str, "base": dict, "teacher": dict,
+    "library_versions": dict, "created_with": str, "skipped_rows": list,
+}  # fmt: skip
+
+
+def _type_name(expected: Any) -> str:
+    return " or ".join(t.__name__ for t in (expected if isinstance(expected, tuple) else (expected,)))
+
+
+def _determining(value: Any) -> Any:
+    """Drops what only describes, at every depth below the augmentation's settings too (no op has such a setting)."""
+    if isinstance(value, dict):
+        return {key: _determining(v) for key, v in value.items() if key not in _DESCRIPTIVE}
+    if isinstance(value, list):
+        return [_determining(v) for v in value]
+    return value
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    items: Any
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, list) and any(isinstance(v, (dict, list)) for v in value):
+        items = enumerate(value)
+    else:
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, v in items:
+        flat.update(_flatten(v, f"{prefix}.{key}" if prefix else str(key)))
+    return flat
+
+
+def combine_hashes(view_hashes: np.ndarray) -> int:
+    """Returns the row's `views_hash` for the pixel hashes of its V views (uint64), in view order."""
+    return int.from_bytes(hashlib.blake2b(view_hashes.astype("<u8").tobytes(), digest_size=8).digest(), "little")

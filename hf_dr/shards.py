@@ -1,0 +1,213 @@
+"""Writing and recognising shards: Parquet files that appear whole or not at all and carry their run's fingerprint."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Features, Image, List, Value
+
+from hf_dr.errors import FormatError, HfDrError
+from hf_dr.schema import METADATA_KEY, is_reserved
+
+# Views in a row group: bounds the writer's memory whatever V is, and is enough for zstd to find what there is to find.
+ROW_GROUP_VIEWS = 1 << 16
+ZSTD_LEVEL = 19  # written once, read for ever; encoding is still thousands of views a second
+_TEMPORARY = ".tmp"
+
+
+@dataclass(frozen=True)
+class ShardMarker:
+    """What a finished shard says of itself."""
+
+    fingerprint: str
+    num_rows: int
+    num_bytes: int
+    """Size of its columns in memory, as Arrow."""
+    file_bytes: int
+    skipped_rows: tuple[int, ...]
+
+
+def read_marker(path: Path) -> ShardMarker:
+    """Reads the marker of a finished shard.
+
+    Raises:
+        FormatError: The file is no Parquet file, or was not written by hf_dr.
+    """
+    try:
+        metadata = pq.read_metadata(path)
+        marker = json.loads((metadata.metadata or {})[METADATA_KEY])
+        skipped = tuple(int(row) for row in marker["skipped_rows"])
+        return ShardMarker(
+            str(marker["fingerprint"]), metadata.num_rows, int(marker["num_bytes"]), path.stat().st_size, skipped
+        )
+    except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        raise FormatError(
+            f"{path} must be a shard written by hf_dr, but its marker cannot be read ({type(error).__name__}: {error}). "
+            "Delete the file and run the same command again."
+        ) from error
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Deletes what killed runs left behind; call it only while no other run writes to the folder."""
+    for path in folder.glob(f".*{_TEMPORARY}"):
+        path.unlink(missing_ok=True)
+
+
+def column_compression(features: Features) -> dict[str, str]:
+    """Returns the codec of each Parquet leaf column; images are compressed already."""
+    images = {name for name, feature in features.items() if isinstance(feature, Image)}
+    codecs = {}
+    for leaf in _leaves(features.arrow_schema):
+        codecs[leaf] = "NONE" if leaf.split(".")[0] in images else "ZSTD"
+    return codecs
+
+
+def column_encoding(features: Features) -> dict[str, str]:
+    """Returns the encoding of each of the reinforcement's Parquet leaf columns.
+
+    Splitting the bytes of numbers into streams puts what is alike side by side (high bytes of ids, boxes, halves), which
+    zstd then squeezes better than dictionaries (benchmarks/storage.py).
+    """
+    encodings = {}
+    for name, feature in features.items():
+        if not is_reserved(name):
+            continue
+        value = feature
+        while isinstance(value, List):
+            value = value.feature
+        assert isinstance(value, Value)
+        leaf = name + ".list.element" * _depth(feature)
+        encodings[leaf] = "PLAIN" if value.dtype == "bool" else "BYTE_STREAM_SPLIT"
+    return encodings
+
+
+def _depth(feature: Any) -> int:
+    return 1 + _depth(feature.feature) if isinstance(feature, List) else 0
+
+
+def _leaves(schema: pa.Schema) -> list[str]:
+    """Parquet's dotted path of every leaf column."""
+
+    def walk(path: str, dtype: pa.DataType) -> list[str]:
+        if pa.types.is_struct(dtype):
+            return [leaf for field in dtype for leaf in walk(f"{path}.{field.name}", field.type)]
+        if pa.types.is_list(dtype) or pa.types.is_large_list(dtype) or pa.types.is_fixed_size_list(dtype):
+            return walk(f"{path}.list.element", dtype.value_type)
+        return [path]
+
+    return [leaf for field in schema for leaf in walk(field.name, field.type)]
+
+
+def list_array(values: np.ndarray, valid: np.ndarray, dtype: pa.DataType) -> pa.Array:
+    """Turns (rows, V) or (rows, V, n) numbers into nested fixed-size lists; rows that are not valid become null."""
+    array = pa.array(values.reshape(-1), from_pandas=False)
+    for size in values.shape[:1:-1]:
+        array = pa.FixedSizeListArray.from_arrays(array, size)
+    mask = None if valid.all() else pa.array(~valid)
+    return pa.FixedSizeListArray.from_arrays(array, values.shape[1], mask=mask).cast(dtype)
+
+
+class ShardWriter:
+    """Writes one shard, row group by row group, under a temporary name; `finish` gives it its own.
+
+    Leaving the `with` block without `finish` deletes what was written.
+
+    Args:
+        path: Final name of the shard.
+        features: All columns, the base's and the reinforcement's.
+        fingerprint: Of the run.
+
+    Raises:
+        HfDrError: The disk is full or the folder cannot be written to.
+    """
+
+    def __init__(self, path: Path, features: Features, fingerprint: str) -> None:
+        self.path = path
+        self.features = features
+        self._fingerprint = fingerprint
+        # Host, process and a random word: processes that share a folder never share a temporary file.
+        name = f".{path.name}.{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}{_TEMPORARY}"
+        self._temporary = path.with_name(name)
+        self._schema = features.arrow_schema
+        self._num_bytes = 0
+        self._skipped: list[int] = []
+        codecs = column_compression(features)
+        base_leaves = [leaf for leaf in codecs if not is_reserved(leaf.split(".")[0])]
+        with _writing(path):
+            self._writer = pq.ParquetWriter(
+                self._temporary,
+                self._schema,
+                compression=codecs,
+                compression_level={leaf: ZSTD_LEVEL for leaf, codec in codecs.items() if codec == "ZSTD"},
+                use_dictionary=[leaf for leaf in base_leaves if codecs[leaf] != "NONE"],
+                column_encoding=column_encoding(features),
+                write_statistics=[name for name in self._schema.names if name == "source_index"],
+                data_page_size=1 << 22,
+            )
+
+    def write(self, base: pa.Table, columns: dict[str, np.ndarray], valid: np.ndarray) -> None:
+        """Writes one row group.
+
+        Args:
+            base: The base's own columns of these rows.
+            columns: The reinforcement's columns; shape (rows,), (rows, V) or (rows, V, n).
+            valid: (rows,) bool; False for rows whose image could not be decoded: their reinforcement is null.
+        """
+        arrays = []
+        for field in self._schema:
+            if field.name not in columns:
+                arrays.append(base.column(field.name).combine_chunks().cast(field.type))
+                continue
+            values = columns[field.name]
+            if values.ndim == 1:
+                mask = None if field.name == "source_index" or valid.all() else ~valid
+                arrays.append(pa.array(values, field.type, mask=mask))
+            else:
+                arrays.append(list_array(values, valid, field.type))
+        table = pa.Table.from_arrays(arrays, schema=self._schema)
+        self._num_bytes += table.nbytes
+        self._skipped += columns["source_index"][~valid].tolist()
+        with _writing(self.path):
+            self._writer.write_table(table, row_group_size=len(table))
+
+    def finish(self) -> ShardMarker:
+        """Closes the file, forces it to disk and gives it its final name."""
+        marker = {"fingerprint": self._fingerprint, "num_bytes": self._num_bytes, "skipped_rows": self._skipped}
+        with _writing(self.path):
+            self._writer.add_key_value_metadata({METADATA_KEY.decode(): json.dumps(marker)})
+            self._writer.close()
+            with open(self._temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            self._temporary.replace(self.path)
+        return read_marker(self.path)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        # After an error the writer may fail to close as well (a full disk, say); the first error is the one to see.
+        with contextlib.suppress(OSError, pa.ArrowException):
+            self._writer.close()
+        self._temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Any:
+    try:
+        yield
+    except OSError as error:
+        raise HfDrError(
+            f"could not write {path}: {error.strerror or error}. Free space or fix the folder, then run the same command "
+            "again; finished shards are kept."
+        ) from error

@@ -1,0 +1,194 @@
+"""Making views: from rows of the base to augmented pixels and the parameters that made them.
+
+The same code serves generation (parameters drawn) and replay (parameters read), so both give the same pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import datasets
+import numpy as np
+import PIL.Image
+import torch
+import xxhash
+
+from hf_dr.augmentation import NO_PARTNER, PARTNER, Augmentation
+from hf_dr.errors import DataError
+from hf_dr.images import decode_image, pixel_hash
+from hf_dr.ops import MAX_SIDE, Params
+from hf_dr.rng import Matching, view_rng
+
+
+@dataclass(frozen=True)
+class Span:
+    """Views `start` to `stop` of the flat order (example, view) of one shard: what a teacher sees in one batch."""
+
+    shard: int
+    start: int
+    stop: int
+
+
+@dataclass
+class ViewBatch:
+    """The views of a span, N in number.
+
+    Attributes:
+        span: Which views.
+        pixels: uint8 (N, H, W, 3).
+        params: Parameter name -> (N,) or (N, n), in the stored dtype.
+        image_hashes: uint64 (N,), of the decoded image of each view's example.
+        view_hashes: uint64 (N,), of each view's pixels.
+        valid: bool (N,), False where the image could not be decoded.
+        error: Why the first bad image could not be decoded; None if all could.
+    """
+
+    span: Span
+    pixels: torch.Tensor
+    params: dict[str, np.ndarray]
+    image_hashes: np.ndarray
+    view_hashes: np.ndarray
+    valid: np.ndarray
+    error: str | None = None
+
+
+class ViewMaker(torch.utils.data.Dataset):
+    """Draws and performs the augmentation of any span; picklable, without state, so any worker may do any span.
+
+    Args:
+        images: Dataset whose only column holds the images, undecoded (`Image(decode=False)`).
+        augmentation: The ops.
+        num_views: V.
+        seed: Of the run.
+        matching_size: Partners come from the same block of so many examples; None: from the whole dataset.
+    """
+
+    def __init__(
+        self,
+        images: datasets.Dataset,
+        augmentation: Augmentation,
+        num_views: int,
+        seed: int,
+        matching_size: int | None,
+    ) -> None:
+        self.images = images
+        self.column = images.column_names[0]
+        self.augmentation = augmentation
+        self.num_views = num_views
+        self.seed = seed
+        self.matching_size = matching_size
+
+    def image(self, example: int) -> PIL.Image.Image:
+        """Decodes the image of one example.
+
+        Raises:
+            DataError: It cannot be decoded; the message names row and file.
+        """
+        value = self.images[example][self.column]
+        try:
+            image = decode_image(value)
+            if max(image.size) > MAX_SIDE:
+                raise DataError(f"expected sides of at most {MAX_SIDE} pixels, got {image.height}x{image.width}")
+        except DataError as error:
+            path = value.get("path") if isinstance(value, dict) else None
+            where = f"row {example}" + (f" ({path})" if path else "")
+            raise DataError(
+                f"the image of {where} must be readable, but: {error}. Mend it, or pass `on_bad_image=skip`."
+            ) from error
+        return image
+
+    def partner(self, example: int, view: int) -> int:
+        """Returns the example with which this one would be mixed in this view."""
+        size = self.matching_size or len(self.images)
+        start = example // size * size
+        return _matching(start, min(start + size, len(self.images)), self.seed, view).partner(example)
+
+    def view(self, example: int, view: int, image: PIL.Image.Image) -> tuple[PIL.Image.Image, Params]:
+        """Draws the parameters of one view and performs them, mixing included.
+
+        Args:
+            example: Row of the base.
+            view: Number of the view.
+            image: The example's decoded image.
+        """
+        augmentation = self.augmentation
+        params = augmentation.sample(view_rng(self.seed, example, view), (image.height, image.width))
+        pixels = augmentation.apply(image, params)
+        if not augmentation.mixes:
+            return pixels, params
+        params[PARTNER] = NO_PARTNER
+        if augmentation.needs_partner(params):
+            partner = self.partner(example, view)
+            other = self._partner_view(partner, view) if partner != example else None
+            if other is None:  # an odd one out, or an undecodable partner
+                return pixels, {**augmentation.without_mixing(params), PARTNER: NO_PARTNER}
+            params[PARTNER] = partner
+            pixels = augmentation.mix(pixels, params, other)
+        return pixels, params
+
+    def _partner_view(self, partner: int, view: int) -> PIL.Image.Image | None:
+        try:
+            image = self.image(partner)
+        except DataError:
+            return None  # its own row reports it; without `skip` the run ends there
+        params = self.augmentation.sample(view_rng(self.seed, partner, view), (image.height, image.width))
+        return self.augmentation.apply(image, params)
+
+    def __getitem__(self, span: Span) -> ViewBatch:
+        count = span.stop - span.start
+        height, width = self.augmentation.size or (0, 0)
+        pixels = np.zeros((count, height, width, 3), np.uint8)
+        params = {
+            name: np.zeros((count,) if p.length is None else (count, p.length), p.dtype)
+            for name, p in self.augmentation.params.items()
+        }
+        batch = ViewBatch(
+            span,
+            torch.from_numpy(pixels),
+            params,
+            np.zeros(count, np.uint64),
+            np.zeros(count, np.uint64),
+            np.ones(count, bool),
+        )
+        current, image, digest = -1, None, 0
+        for n, flat in enumerate(range(span.start, span.stop)):
+            example, view = divmod(flat, self.num_views)
+            if example != current:
+                current = example
+                try:
+                    image = self.image(example)
+                    digest = pixel_hash(image)
+                except DataError as error:
+                    image, batch.error = None, batch.error or str(error)
+            if image is None:
+                batch.valid[n] = False
+                continue
+            shown, drawn = self.view(example, view, image)
+            pixels[n] = np.asarray(shown)
+            batch.image_hashes[n] = digest
+            batch.view_hashes[n] = hash_view(pixels[n])
+            for name, value in drawn.items():
+                params[name][n] = value
+        return batch
+
+
+def hash_view(pixels_HWC: np.ndarray) -> int:
+    """Returns the 64-bit XXH3 hash of a view's pixels."""
+    return xxhash.xxh3_64_intdigest(np.ascontiguousarray(pixels_HWC).data)
+
+
+@lru_cache(maxsize=1024)
+def _matching(start: int, stop: int, seed: int, view: int) -> Matching:
+    return Matching(start, stop, seed, view)
+
+
+def undecoded_images(dataset: datasets.Dataset, column: str) -> datasets.Dataset:
+    """Returns the dataset's image column alone, as bytes and paths, in the Python format."""
+    return dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False)).with_format(None)
+
+
+def as_table(dataset: datasets.Dataset, start: int, stop: int) -> Any:
+    """Returns rows `start` to `stop` as an Arrow table, selections and shuffles applied, image files embedded."""
+    return datasets.table.embed_table_storage(dataset.with_format("arrow")[start:stop])

@@ -1,0 +1,458 @@
+"""Reading a "+" dataset back: one stored view per access, bit for bit what the teacher saw."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import PIL.Image
+import pyarrow as pa
+import torch
+from huggingface_hub import hf_hub_download, list_repo_files
+from huggingface_hub.errors import EntryNotFoundError
+
+from hf_dr.augmentation import PARTNER, Augmentation
+from hf_dr.errors import ConfigError, DataError, FormatError, ReplayError, did_you_mean
+from hf_dr.images import decode_image, pixel_hash
+from hf_dr.ops import Params
+from hf_dr.rng import DOMAIN_SCHEDULE, KeyedPermutation
+from hf_dr.schema import (
+    AUG_PREFIX,
+    IMAGE_HASH,
+    PROVENANCE_FILE,
+    SOURCE_INDEX,
+    TEACHER_IDS,
+    TEACHER_LOGPROBS,
+    VIEWS_HASH,
+    Provenance,
+    reinforcement_features,
+)
+from hf_dr.shards import read_marker
+
+logger = logging.getLogger(__name__)
+
+ViewIndex = int | tuple[int, int]
+"""A row, whose view of this epoch is meant, or (row, view)."""
+
+
+def load_reinforced(
+    path: str | os.PathLike[str],
+    name: str | None = None,
+    *,
+    split: str | None = None,
+    base: datasets.Dataset | None = None,
+    revision: str | None = None,
+    num_views: int | None = None,
+    seed: int = 0,
+    check_images: bool = True,
+) -> ReinforcedDataset:
+    """Opens a "+" dataset for training.
+
+    Args:
+        path: Folder of the "+" dataset, or its Hub id.
+        name: Its configuration; may be left out where there is only one.
+        split: Its split; default: the one that was reinforced.
+        base: For an overlay (no images of its own): the base dataset with its images, in its original order.
+        revision: Branch, tag or commit on the Hub.
+        num_views: Use only the first so many of the V stored views.
+        seed: Of the order in which views are replayed.
+        check_images: Refuse an image whose pixels are not those that were reinforced. Each image is checked the first
+            time a process decodes it.
+
+    Raises:
+        FormatError: The dataset is incomplete or does not follow the format.
+        ConfigError: `name`, `split` or `num_views` does not exist there.
+        DataError: The base is missing or is not the one that was reinforced.
+    """
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        provenance, plus = _load_folder(folder, name, split)
+    elif isinstance(path, str) and path.count("/") == 1 and not path.startswith((".", "~", "/")):
+        provenance, plus = _load_hub(path, name, split, revision)
+    else:
+        raise ConfigError(f'expected the folder of a "+" dataset or a Hub id, found neither at {str(path)!r}. Check the path.')
+    return ReinforcedDataset(plus, provenance, base=base, num_views=num_views, seed=seed, check_images=check_images)
+
+
+def find_config(folder: Path, name: str | None = None) -> Path:
+    """Returns the folder of one configuration of a local "+" dataset.
+
+    Raises:
+        FormatError: The folder holds no "+" dataset.
+        ConfigError: The configuration does not exist, or none is named and there are several.
+    """
+    if name is None and (folder / PROVENANCE_FILE).is_file():
+        return folder  # the configuration's own folder was named
+    return folder / _choose(name, sorted(p.parent.name for p in folder.glob(f"*/{PROVENANCE_FILE}")), str(folder))
+
+
+def _choose(name: str | None, names: Sequence[str], where: str) -> str:
+    if not names:
+        raise FormatError(f'{where} must hold a "+" dataset, but no folder in it has a {PROVENANCE_FILE}. Check the path.')
+    if name is None and len(names) > 1:
+        raise ConfigError(f"{where} has several configurations; name one of {', '.join(names)}.")
+    if name is not None and name not in names:
+        raise ConfigError(f"{where} has no configuration `{name}`.{did_you_mean(name, names)}")
+    return name or names[0]
+
+
+def _load_folder(folder: Path, name: str | None, split: str | None) -> tuple[Provenance, datasets.Dataset]:
+    config = find_config(folder, name)
+    provenance = Provenance.read(config)
+    _check_split(split, provenance)
+    shards = [config / shard for shard in provenance.shard_names]
+    missing = [path.name for path in shards if not path.is_file()]
+    if missing:
+        raise FormatError(
+            f"{config} must have {len(shards)} shards, but {len(missing)} are missing, e.g. {missing[0]}. "
+            "Run the same reinforce command again; it makes only what is missing."
+        )
+    for path in shards:
+        if read_marker(path).fingerprint != provenance.fingerprint:
+            raise FormatError(f"{path} must carry the fingerprint of its {PROVENANCE_FILE}, found another. Make it again.")
+    files = {provenance.split: [str(path) for path in shards]}
+    return provenance, datasets.load_dataset("parquet", data_files=files, split=provenance.split)
+
+
+def _load_hub(
+    repo_id: str, name: str | None, split: str | None, revision: str | None
+) -> tuple[Provenance, datasets.Dataset]:
+    if name is None:
+        files = list_repo_files(repo_id, repo_type="dataset", revision=revision)
+        name = _choose(None, sorted(f.split("/")[0] for f in files if f.endswith(f"/{PROVENANCE_FILE}")), repo_id)
+    try:
+        file = hf_hub_download(repo_id, f"{name}/{PROVENANCE_FILE}", repo_type="dataset", revision=revision)
+    except EntryNotFoundError as error:
+        raise FormatError(
+            f'{repo_id} must hold {name}/{PROVENANCE_FILE}, found none: no configuration `{name}`, or no "+" dataset.'
+        ) from error
+    provenance = Provenance.read(Path(file).parent)
+    _check_split(split, provenance)
+    # The commit that the provenance came from: data pushed in between cannot be mixed with it.
+    commit = Path(file).parents[1].name
+    return provenance, datasets.load_dataset(repo_id, name, split=provenance.split, revision=commit)
+
+
+def _check_split(split: str | None, provenance: Provenance) -> None:
+    if split not in (None, provenance.split):
+        raise ConfigError(f"the split `{provenance.split}` was reinforced, not `{split}`. Leave `split` out.")
+
+
+class ReinforcedDataset(torch.utils.data.Dataset):
+    """A map-style dataset that replays one stored view per access.
+
+    `dataset[i]` replays the view of this epoch (see `set_epoch`), `dataset[i, v]` view v. An item is a dict:
+
+    * `pixel_values`: uint8 tensor (3, H, W), what the teacher saw; normalisation is the student's affair.
+    * `labels`: int, where the base has labels.
+    * `teacher_ids`: int64 tensor (K,), classes, most probable first.
+    * `teacher_logprobs`: float32 tensor (K,), natural log-probabilities; the rest of the mass is 1 - sum(exp).
+
+    Rows without reinforcement (their image was undecodable) are left out.
+
+    Args:
+        plus: The "+" dataset's rows.
+        provenance: Its `reinforcement.json`.
+        base: See `load_reinforced`.
+        num_views: See `load_reinforced`.
+        seed: See `load_reinforced`.
+        check_images: See `load_reinforced`.
+    """
+
+    def __init__(
+        self,
+        plus: datasets.Dataset,
+        provenance: Provenance,
+        *,
+        base: datasets.Dataset | None = None,
+        num_views: int | None = None,
+        seed: int = 0,
+        check_images: bool = True,
+    ) -> None:
+        self.provenance = provenance
+        self.augmentation = Augmentation.from_list(provenance.augmentation)
+        _check_columns(plus, provenance, self.augmentation)
+        stored = provenance.num_views
+        if num_views is not None and not 1 <= num_views <= stored:
+            raise ConfigError(f"`num_views` must be between 1 and the {stored} stored views, got {num_views}.")
+        self.num_views = num_views or stored
+        self.seed, self.epoch, self.check_images = seed, 0, check_images
+        self.plus = plus
+        self._columns = _Columns(plus, provenance.num_views)
+        self._images, self._image_column = self._image_source(base)
+        source = plus.data.column(SOURCE_INDEX).to_numpy() if plus._indices is None else np.asarray(plus[SOURCE_INDEX])
+        self._source = source
+        self._usable = np.flatnonzero(~np.asarray(plus.with_format("arrow")[:][IMAGE_HASH].is_null()))
+        if len(self._usable) < len(plus):
+            logger.warning("%d rows have no reinforcement and are left out.", len(plus) - len(self._usable))
+        if not len(self._usable):
+            raise FormatError('expected at least one reinforced row in the "+" dataset, found none. Reinforce again.')
+        # Where in `plus` a row of the base is; None where both count alike, as in every untouched "+" dataset.
+        self._rank = None if np.array_equal(source, np.arange(len(source))) else np.argsort(source, kind="stable")
+        self._checked = np.zeros(len(plus), bool)
+        self._labels = provenance.label_column if provenance.label_column in plus.column_names else None
+
+    def _image_source(self, base: datasets.Dataset | None) -> tuple[datasets.Dataset, str]:
+        column = self.provenance.image_column
+        if not self.provenance.overlay:
+            return self.plus.select_columns([column]).cast_column(column, datasets.Image(decode=False)), column
+        described = self.provenance.base.get("id") or "the base dataset"
+        if base is None:
+            raise DataError(
+                f'this "+" dataset is an overlay without images. Pass `base`: split `{self.provenance.split}` of {described}, '
+                "loaded with datasets."
+            )
+        if column not in base.column_names:
+            raise DataError(f"`base` must have the image column `{column}`, found {base.column_names}. Rename its column.")
+        if len(base) < self.provenance.num_rows:
+            raise DataError(
+                f"`base` must have the {self.provenance.num_rows} rows that were reinforced, found {len(base)}. Load split "
+                f"`{self.provenance.split}` of {described}."
+            )
+        return base.select_columns([column]).cast_column(column, datasets.Image(decode=False)).with_format(None), column
+
+    def __len__(self) -> int:
+        return len(self._usable)
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """The labels of all rows, int64 (rows,), or None where the base has none."""
+        if self._labels is None:
+            return None
+        return np.asarray(self.plus.with_format("arrow")[:][self._labels])[self._usable].astype(np.int64)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses which view `dataset[i]` replays: over V epochs, each of the V views once, in an order keyed by `seed`."""
+        self.epoch = epoch
+
+    def scheduled_view(self, index: int, epoch: int) -> int:
+        """Returns the view of a row in an epoch: a function of (seed, epoch, row) and of nothing else.
+
+        With a mixing augmentation all rows are on the same view in an epoch, because pairs are matched by view.
+        """
+        row = 0 if self.augmentation.mixes else int(self._usable[index])
+        cycle, step = divmod(epoch, self.num_views)
+        order = KeyedPermutation(self.num_views, self.seed, domain=DOMAIN_SCHEDULE, major=row, minor=cycle)
+        return int(order(step))
+
+    def __getitem__(self, index: ViewIndex) -> dict[str, Any]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[ViewIndex]) -> list[dict[str, Any]]:
+        """Replays several views; a pair that was mixed is decoded and augmented once if both are asked for."""
+        shared: dict[tuple[int, int], tuple[PIL.Image.Image, Params]] = {}
+        return [self._item(*self._locate(index), shared) for index in indices]
+
+    def image(self, index: int, view: int) -> PIL.Image.Image:
+        """Returns one replayed view as an RGB image.
+
+        Raises:
+            ReplayError: The image is not the one that was reinforced, or the stored parameters do not fit it.
+        """
+        return self._replay(*self._locate((index, view)), {})
+
+    def example_image(self, index: int) -> PIL.Image.Image:
+        """Returns the decoded RGB image of a row, before augmentation."""
+        return self._decode(self._locate((index, 0))[0])
+
+    def params(self, index: int, view: int) -> Params:
+        """Returns the stored parameters of one view."""
+        return self._params(*self._locate((index, view)))
+
+    def views_hash(self, index: int) -> int:
+        """Returns the stored hash over all V views of a row (`hf_dr.schema.combine_hashes`)."""
+        return int(self._columns.scalar(VIEWS_HASH, self._locate((index, 0))[0]))
+
+    def teacher_answer(self, index: int, view: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the stored ids (K,) and log-probabilities (K,) float16 of one view.
+
+        Raises:
+            FormatError: They are damaged: not finite, rising, above 0, or of a class that does not exist.
+        """
+        return self._answer(*self._locate((index, view)))
+
+    def _locate(self, index: ViewIndex) -> tuple[int, int]:
+        """Row of `plus` and view of an index."""
+        number, view = index if isinstance(index, tuple) else (index, None)
+        number = int(number)
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"row {number} of a dataset of {len(self)} rows")
+        if view is None:
+            view = self.scheduled_view(number, self.epoch)
+        elif not 0 <= view < self.num_views:
+            raise IndexError(f"view {view} of {self.num_views}")
+        return int(self._usable[number]), int(view)
+
+    def _item(self, row: int, view: int, shared: dict[tuple[int, int], Any]) -> dict[str, Any]:
+        ids, logprobs = self._answer(row, view)
+        pixels = torch.from_numpy(np.array(self._replay(row, view, shared)).transpose(2, 0, 1))
+        item = {
+            "pixel_values": pixels,
+            "teacher_ids": torch.from_numpy(ids.astype(np.int64)),
+            "teacher_logprobs": torch.from_numpy(logprobs.astype(np.float32)),
+        }
+        if self._labels is not None:
+            item["labels"] = int(self._columns.scalar(self._labels, row))
+        return item
+
+    def _answer(self, row: int, view: int) -> tuple[np.ndarray, np.ndarray]:
+        ids, logprobs = self._columns.view(TEACHER_IDS, row, view), self._columns.view(TEACHER_LOGPROBS, row, view)
+        # One comparison catches NaN as well: every comparison with it is false.
+        if not (logprobs[0] <= 1e-2 and logprobs[-1] > -np.inf and (logprobs[1:] <= logprobs[:-1]).all()):
+            raise FormatError(
+                f"the log-probabilities of row {row}, view {view} must be finite and fall from at most 0, found {logprobs}. "
+                "The file is damaged: fetch it again, or run `hf-dr verify`."
+            )
+        if ids.max() >= self.provenance.num_classes:
+            raise FormatError(
+                f"row {row}, view {view} must name classes below {self.provenance.num_classes}, found {ids.max()}. "
+                "The file is damaged: fetch it again, or run `hf-dr verify`."
+            )
+        return ids, logprobs
+
+    def _params(self, row: int, view: int) -> Params:
+        read = self._columns.view
+        return {name: _plain(read(AUG_PREFIX + name, row, view)) for name in self.augmentation.params}
+
+    def _replay(self, row: int, view: int, shared: dict[tuple[int, int], Any]) -> PIL.Image.Image:
+        own, params = self._augmented(row, view, shared)
+        if not self.augmentation.mixes or params[PARTNER] < 0:
+            return own
+        return self.augmentation.mix(own, params, self._augmented(self._row_of(params[PARTNER]), view, shared)[0])
+
+    def _augmented(
+        self, row: int, view: int, shared: dict[tuple[int, int], tuple[PIL.Image.Image, Params]]
+    ) -> tuple[PIL.Image.Image, Params]:
+        if (row, view) not in shared:
+            params = self._params(row, view)
+            try:
+                shared[row, view] = self.augmentation.apply(self._decode(row), params), params
+            except ReplayError as error:
+                raise ReplayError(f"row {row}, view {view}: {error}") from None
+        return shared[row, view]
+
+    def _row_of(self, source: int) -> int:
+        """Row of `plus` that holds a row of the base."""
+        row = source
+        if self._rank is not None:
+            at = int(np.searchsorted(self._source, source, sorter=self._rank))
+            row = int(self._rank[at]) if at < len(self._rank) else -1
+        if not 0 <= row < len(self._source) or self._source[row] != source:
+            raise ReplayError(
+                f"expected the partner, row {source} of the base, in the dataset; it was filtered out. Keep all rows, or "
+                "reinforce without mixing."
+            )
+        return row
+
+    def _decode(self, row: int) -> PIL.Image.Image:
+        place = int(self._source[row]) if self.provenance.overlay else row
+        value = self._images[place][self._image_column]
+        try:
+            image = decode_image(value)
+        except DataError as error:
+            raise ReplayError(f"the image of row {place} must be readable, but: {error}. Fetch the dataset again.") from error
+        if self.check_images and not self._checked[row]:
+            expected, found = int(self._columns.scalar(IMAGE_HASH, row)), pixel_hash(image)
+            if expected != found:
+                raise ReplayError(
+                    f"row {place} must hold the image that was reinforced (pixel hash {expected:016x}), found another "
+                    f"({found:016x}). Load the base dataset at revision {self.provenance.base.get('revision')}, unchanged."
+                )
+            self._checked[row] = True
+        return image
+
+
+def _plain(value: np.ndarray | np.generic) -> Any:
+    return tuple(value.tolist()) if isinstance(value, np.ndarray) else value.item()
+
+
+def _check_columns(plus: datasets.Dataset, provenance: Provenance, augmentation: Augmentation) -> None:
+    expected = reinforcement_features(augmentation, provenance.num_views, provenance.top_k, provenance.num_classes)
+    for name, feature in expected.items():
+        if name not in plus.features:
+            raise FormatError(f'a "+" dataset must have the column `{name}`, found {plus.column_names}. Is it one?')
+        if plus.features[name] != feature:
+            raise FormatError(
+                f"column `{name}` must be {feature}, found {plus.features[name]}. The file or its card's features are damaged."
+            )
+
+
+class _Columns:
+    """Single cells of the fixed-size list columns, straight from the memory-mapped Arrow table.
+
+    Touches only what is read: a view costs the same whatever V is. NumPy views of a record batch are made when the
+    batch is first read.
+    """
+
+    def __init__(self, dataset: datasets.Dataset, num_views: int) -> None:
+        self._dataset, self._num_views = dataset, num_views
+        self._prepare()
+
+    def _prepare(self) -> None:
+        table = self._dataset.data.table
+        self._indices = self._dataset._indices
+        self._batches = table.to_batches()
+        self._starts = np.cumsum([0, *(len(batch) for batch in self._batches)])
+        self._arrays: list[dict[str, Any]] = [{} for _ in self._batches]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_dataset": self._dataset, "_num_views": self._num_views}  # memory maps are opened anew by the worker
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._prepare()
+
+    def _find(self, column: str, row: int) -> tuple[Any, int]:
+        if self._indices is not None:
+            row = self._indices.column(0)[row].as_py()
+        number = int(np.searchsorted(self._starts, row, side="right")) - 1
+        arrays = self._arrays[number]
+        if column not in arrays:
+            arrays[column] = _as_array(self._batches[number].column(column))
+        return arrays[column], row - int(self._starts[number])
+
+    def view(self, column: str, row: int, view: int) -> Any:
+        """Returns one view's cell: a NumPy scalar, or a read-only array (n,)."""
+        array, at = self._find(column, row)
+        if isinstance(array, _Bits):
+            return array[at * self._num_views + view]
+        return array[at, view]
+
+    def scalar(self, column: str, row: int) -> Any:
+        """Returns the cell of a column that is no list."""
+        array, at = self._find(column, row)
+        return array[at]
+
+
+class _Bits:
+    """Arrow's packed booleans; a NumPy copy of a column would take eight times the memory."""
+
+    def __init__(self, array: pa.BooleanArray, offset: int) -> None:
+        self._bits = np.frombuffer(array.buffers()[1], np.uint8)
+        self._offset = array.offset + offset
+
+    def __getitem__(self, index: int) -> np.bool_:
+        at = self._offset + index
+        return np.bool_((self._bits[at >> 3] >> (at & 7)) & 1)
+
+
+def _as_array(column: pa.Array) -> Any:
+    """Zero-copy NumPy view of a record batch's column: (rows,), (rows, V) or (rows, V, n)."""
+    shape: list[int] = [len(column)]
+    start, array = 0, column
+    while pa.types.is_fixed_size_list(array.type):
+        size = array.type.list_size
+        shape.append(size)
+        start = (start + array.offset) * size  # `values` ignores the slice; `flatten` would drop null rows
+        array = array.values
+    if len(shape) == 1:
+        return array.fill_null(0).to_numpy(zero_copy_only=False)
+    if pa.types.is_boolean(array.type):
+        return _Bits(array, start)
+    count = int(np.prod(shape))
+    return array.slice(start, count).to_numpy(zero_copy_only=True).reshape(shape)

@@ -1,3 +1,39 @@
-"""Dataset Reinforcement for the Hugging Face ecosystem (Faghri et al., ICCV 2023, arXiv:2303.08983)."""
+"""Dataset Reinforcement for the Hugging Face ecosystem (Faghri et al., ICCV 2023, arXiv:2303.08983).
 
-__version__ = "0.1.0"
+Improve a dataset once, and every model trained on it gets better at no extra training cost: `reinforce` stores, for V
+augmented views of each image, the augmentation's parameters and a teacher's answer; `load_reinforced` replays them.
+"""
+
+from hf_dr import ops
+from hf_dr.augmentation import Augmentation
+from hf_dr.errors import (
+    ConfigError,
+    DataError,
+    FingerprintMismatchError,
+    FormatError,
+    HfDrError,
+    ReplayError,
+    TeacherError,
+)
+from hf_dr.reinforce import ReinforceConfig, reinforce
+from hf_dr.replay import ReinforcedDataset, load_reinforced
+from hf_dr.teacher import Teacher
+from hf_dr.version import __version__
+
+__all__ = [
+    "Augmentation",
+    "ConfigError",
+    "DataError",
+    "FingerprintMismatchError",
+    "FormatError",
+    "HfDrError",
+    "ReinforceConfig",
+    "ReinforcedDataset",
+    "ReplayError",
+    "Teacher",
+    "TeacherError",
+    "__version__",
+    "load_reinforced",
+    "ops",
+    "reinforce",
+]

@@ -46,7 +46,9 @@ class Augmentation:
     def __init__(self, ops: Sequence[Op]) -> None:
         self.ops = tuple(ops)
         if not self.ops:
-            raise ConfigError("an augmentation must hold at least one op, got an empty list. Add e.g. RandomResizedCrop.")
+            raise ConfigError(
+                "an augmentation must hold at least one op, got an empty list. Add e.g. RandomResizedCrop."
+            )
         self._single = [(op, keys) for op, keys in zip(self.ops, self._keys(), strict=True) if not op.mixes]
         self._mixing = [(op, keys) for op, keys in zip(self.ops, self._keys(), strict=True) if op.mixes]
         if [op.mixes for op in self.ops] != sorted(op.mixes for op in self.ops):
@@ -157,7 +159,9 @@ class Augmentation:
             ConfigError: An op or a setting is unknown or impossible.
         """
         if not isinstance(items, list):
-            raise ConfigError(f"an augmentation must be a list of ops, got {type(items).__name__}. Write `- OpName: {{}}`.")
+            raise ConfigError(
+                f"an augmentation must be a list of ops, got {type(items).__name__}. Write `- OpName: {{}}`."
+            )
         ops = []
         for item in items:
             if isinstance(item, str):
@@ -206,4 +210,6 @@ def _local(params: Params, keys: dict[str, str]) -> Params:
     try:
         return {name: params[key] for name, key in keys.items()}
     except KeyError as error:
-        raise ReplayError(f"expected the parameter {error}, found {sorted(params)}. Use the augmentation it came with.") from None
+        raise ReplayError(
+            f"expected the parameter {error}, found {sorted(params)}. Use the augmentation it came with."
+        ) from None

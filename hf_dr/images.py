@@ -35,9 +35,13 @@ def decode_image(value: Any) -> PIL.Image.Image:
         if isinstance(value, PIL.Image.Image):
             return to_rgb(value)
         data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (None, None)
-        if data is None and path is None:
+        if data is not None:
+            source: BytesIO | Path = BytesIO(data)
+        elif path is not None:
+            source = Path(path)
+        else:
             raise DataError(f"expected an image as bytes or a path, got {value!r:.80}")
-        with PIL.Image.open(BytesIO(data) if data is not None else Path(path)) as image:
+        with PIL.Image.open(source) as image:
             return to_rgb(image)
     # Pillow's readers raise a dozen types on broken files (OSError, SyntaxError, struct.error, DecompressionBombError).
     except Exception as error:
@@ -56,10 +60,16 @@ def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     if image.mode.startswith("I"):
         levels = np.asarray(image).astype(np.int64)
         if levels.min(initial=0) < 0 or levels.max(initial=0) > 0xFFFF:
-            raise DataError(f"expected grey levels of 16 bits, got {levels.min()} to {levels.max()}. Convert the image.")
+            raise DataError(
+                f"expected grey levels of 16 bits, got {levels.min()} to {levels.max()}. Convert the image."
+            )
         return PIL.Image.fromarray((levels >> 8).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise DataError("expected an image of 8 or 16 bits, got floating-point pixels (mode F). Convert the image.")
+    if image.mode == "P" and "transparency" in image.info:
+        # It is dropped anyway; without it Pillow does not warn at each such image.
+        image = image.copy()
+        del image.info["transparency"]
     return image.convert("RGB")
 
 

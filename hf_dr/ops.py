@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from itertools import permutations
 from typing import Any, ClassVar, Self, TypeVar
@@ -100,8 +101,13 @@ class Op(ABC):
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Returns `{class name: settings}`, defaults included, in JSON types."""
-        settings = dataclasses.asdict(self)  # type: ignore[call-overload]
-        return {type(self).__name__: {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}}
+        settings = {}
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if "float" in field.type:  # p=1 and p=1.0 are one setting: one text, one fingerprint
+                value = tuple(map(float, value)) if isinstance(value, tuple) else float(value)
+            settings[field.name] = list(value) if isinstance(value, tuple) else value
+        return {type(self).__name__: settings}
 
     @classmethod
     def from_settings(cls, settings: dict[str, Any]) -> Self:
@@ -113,7 +119,7 @@ class Op(ABC):
         fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
         for key in settings:
             if key not in fields:
-                raise ConfigError(f"{cls.__name__} has no setting `{key}`.{did_you_mean(key, fields)}")
+                raise ConfigError(f"{cls.__name__} has no setting `{key}`.{did_you_mean(str(key), fields)}")
         for field in fields.values():
             if field.default is dataclasses.MISSING and field.name not in settings:
                 raise ConfigError(f"{cls.__name__} needs `{field.name}`, which has no default. Add it.")
@@ -128,7 +134,9 @@ def _check(op: Op, field: str, ok: bool, expected: str) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return (
+        isinstance(value, (int, float)) and not isinstance(value, bool) and (value == value) and abs(value) != math.inf
+    )
 
 
 def _is_count(value: Any, low: int, high: int = MAX_SIDE) -> bool:
@@ -160,25 +168,29 @@ def _size_of(op: Op) -> Size:
 
 
 _INTERPOLATIONS = {mode.value: mode for mode in InterpolationMode if mode.value != "nearest-exact"}
+# Pillow's other filters shrink and enlarge only.
+_AFFINE_INTERPOLATIONS = ("bicubic", "bilinear", "nearest")
 
 
-def _check_interpolation(op: Op) -> None:
+def _check_interpolation(op: Op, known: Collection[str] = _INTERPOLATIONS) -> None:
     value = op.interpolation  # type: ignore[attr-defined]
-    _check(op, "interpolation", value in _INTERPOLATIONS, f"one of {', '.join(sorted(_INTERPOLATIONS))}")
+    _check(op, "interpolation", isinstance(value, str) and value in known, f"one of {', '.join(sorted(known))}")
 
 
 def _height_width(image: PIL.Image.Image) -> Size:
     return image.height, image.width
 
 
-def _check_box(op: Op, box: tuple[int, ...], size: Size) -> None:
-    """Refuses a stored box that leaves the image: the data are damaged, or belong to another image."""
-    top, left, height, width = box
-    if min(box) < 0 or top + height > size[0] or left + width > size[1]:
+def _check_box(op: Op, box: Iterable[int], size: Size) -> tuple[int, int, int, int]:
+    """Returns the stored box; refuses one that leaves the image: damaged data, or those of another image."""
+    top, left, height, width = map(int, box)  # NumPy's small integers would wrap around in the sums
+    if min(top, left, height, width) < 0 or top + height > size[0] or left + width > size[1]:
         raise ReplayError(
-            f"{type(op).__name__} needs a box (top, left, height, width) inside an image of {size[0]}x{size[1]} pixels, "
-            f"found {tuple(box)}. The row is damaged or belongs to another image; run `hf-dr verify`."
+            f"{type(op).__name__} needs a box (top, left, height, width) inside an image of {size[0]}x{size[1]} "
+            f"pixels, found {(top, left, height, width)}. The row is damaged or belongs to another image; "
+            "run `hf-dr verify`."
         )
+    return top, left, height, width
 
 
 def _sample_box(
@@ -250,10 +262,11 @@ class RandomResizedCrop(Op):
         return (size[0] - height) // 2, (size[1] - width) // 2, height, width
 
     def apply(self, image: PIL.Image.Image, params: Params, partner: PIL.Image.Image | None = None) -> PIL.Image.Image:
-        box = params["box"]
-        _check_box(self, box, _height_width(image))
+        box = _check_box(self, params["box"], _height_width(image))
         if 0 in box[2:]:
-            raise ReplayError(f"RandomResizedCrop needs a box of at least one pixel, found {tuple(box)}.")
+            raise ReplayError(
+                f"RandomResizedCrop needs a box of at least one pixel, found {box}. The row is damaged; run `hf-dr verify`."
+            )
         return F.resized_crop(image, *box, list(_size_of(self)), _INTERPOLATIONS[self.interpolation])
 
     def output_size(self, size: Size | None) -> Size | None:
@@ -348,11 +361,16 @@ class RandomCrop(Op):
                 f"RandomCrop needs images of at least {height}x{width} pixels with their padding of {self.padding}, got "
                 f"{size[0]}x{size[1]}. Put `Resize` before it, or raise `padding`."
             )
+        if max(room) > MAX_SIDE:
+            raise ConfigError(
+                f"RandomCrop stores offsets up to {MAX_SIDE} pixels, but images of {size[0]}x{size[1]} pixels with their "
+                f"padding of {self.padding} leave {max(room)}. Put `Resize` before it, or lower `padding`."
+            )
         return {"offset": (int(rng.integers(0, room[0] + 1)), int(rng.integers(0, room[1] + 1)))}
 
     def apply(self, image: PIL.Image.Image, params: Params, partner: PIL.Image.Image | None = None) -> PIL.Image.Image:
-        box = (*params["offset"], *_size_of(self))
-        _check_box(self, box, (image.height + 2 * self.padding, image.width + 2 * self.padding))
+        padded = image.height + 2 * self.padding, image.width + 2 * self.padding
+        box = _check_box(self, (*params["offset"], *_size_of(self)), padded)
         if self.padding:
             image = PIL.ImageOps.expand(image, self.padding, self.fill)
         return F.crop(image, *box)
@@ -423,10 +441,13 @@ class ColorJitter(Op):
         return {"order": int(rng.integers(len(self.ORDERS))), "factors": tuple(float(np.float16(f)) for f in factors)}
 
     def apply(self, image: PIL.Image.Image, params: Params, partner: PIL.Image.Image | None = None) -> PIL.Image.Image:
-        factors = params["factors"]
+        factors = [float(f) for f in params["factors"]]
         fits = 0 <= params["order"] < len(self.ORDERS) and all(math.isfinite(f) for f in factors)
         if not fits or min(factors[:3]) < 0 or abs(factors[3]) > 0.5:
-            raise ReplayError(f"ColorJitter needs an order below 24, factors >= 0 and a hue in ±0.5, found {params}.")
+            raise ReplayError(
+                f"ColorJitter needs an order below {len(self.ORDERS)}, factors >= 0 and a hue in ±0.5, found order "
+                f"{params['order']} and factors {factors}. The row is damaged; run `hf-dr verify`."
+            )
         for which in self.ORDERS[params["order"]]:
             # A setting of 0 is off, as in torchvision; a factor of 1 is not always exact (hue goes through HSV).
             if which == 0 and self.brightness:
@@ -445,7 +466,7 @@ class _Policy:
     """The 14 operations of a policy space: for each, its largest magnitude and whether its sign is random."""
 
     shear: float
-    translate: float | None  # pixels; None: 150/331 of the side, AutoAugment's rule
+    translate: int | None  # pixels; None: 150/331 of the side, AutoAugment's rule
     rotate: float
     colour: float
     posterize: int  # bits taken away at most
@@ -456,8 +477,12 @@ class _Policy:
         if op in ("ShearX", "ShearY"):
             return self.shear * share
         if op in ("TranslateX", "TranslateY"):
+            # In whole numbers: rounding errors would make it a pixel less where the exact result is whole, as they do
+            # in torchvision's float32 tables on some machines.
             side = size[1] if op == "TranslateX" else size[0]
-            return int((150 / 331 * side if self.translate is None else self.translate) * share)
+            most, parts = (150 * side, 331) if self.translate is None else (self.translate, 1)
+            pixels = most * abs(level) // (parts * (num_levels - 1))
+            return pixels if level > 0 else -pixels
         if op == "Rotate":
             return self.rotate * share
         if op == "Posterize":
@@ -529,7 +554,7 @@ class _PolicyOp(Op):
     def _check_policy(self) -> None:
         bins = self.num_magnitude_bins
         _check(self, "num_magnitude_bins", _is_count(bins, 2, 128), "a count from 2 to 128")
-        _check_interpolation(self)
+        _check_interpolation(self, _AFFINE_INTERPOLATIONS)
         if self.fill is not None:
             _check_rgb(self, "fill")
 
@@ -549,12 +574,13 @@ class _PolicyOp(Op):
         return op, -level if negative and name not in _UNSIGNED else level
 
     def apply(self, image: PIL.Image.Image, params: Params, partner: PIL.Image.Image | None = None) -> PIL.Image.Image:
-        for op, level in zip(params["op"], params["level"], strict=True):
+        for op, level in zip(map(int, params["op"]), map(int, params["level"]), strict=True):
             known = 0 <= op < len(POLICY_OPS) and abs(level) < self.num_magnitude_bins
             if not known or (level < 0 and POLICY_OPS[op] in _UNSIGNED):
                 raise ReplayError(
                     f"{type(self).__name__} needs operations below {len(POLICY_OPS)} at levels within "
-                    f"±{self.num_magnitude_bins - 1} (not negative where unsigned), found operation {op} at level {level}."
+                    f"±{self.num_magnitude_bins - 1} (not negative where unsigned), found operation {op} at level {level}. "
+                    "The row is damaged; run `hf-dr verify`."
                 )
             name = POLICY_OPS[op]
             magnitude = self._policy.magnitude(name, level, self.num_magnitude_bins, _height_width(image))
@@ -661,8 +687,7 @@ class RandomErasing(Op):
         return {"box": box or (0, 0, 0, 0)}
 
     def apply(self, image: PIL.Image.Image, params: Params, partner: PIL.Image.Image | None = None) -> PIL.Image.Image:
-        top, left, height, width = box = params["box"]
-        _check_box(self, box, _height_width(image))
+        top, left, height, width = _check_box(self, params["box"], _height_width(image))
         if height == 0 or width == 0:
             return image
         image = image.copy()
@@ -714,9 +739,12 @@ class MixUp(Op):
         return {"lam": round(rng.beta(self.alpha, self.alpha) * _MIX_LEVELS) / _MIX_LEVELS}
 
     def apply(self, image: PIL.Image.Image, params: Params, partner: PIL.Image.Image | None = None) -> PIL.Image.Image:
-        weight = params["lam"] * _MIX_LEVELS
+        weight = float(params["lam"]) * _MIX_LEVELS
         if not (0 <= weight <= _MIX_LEVELS and weight == int(weight)):
-            raise ReplayError(f"MixUp needs a lam that is a multiple of 1/256 from 0 to 1, found {params['lam']}.")
+            raise ReplayError(
+                f"MixUp needs a lam that is a multiple of 1/256 from 0 to 1, found {params['lam']}. "
+                "The row is damaged; run `hf-dr verify`."
+            )
         if self.skipped(params):
             return image
         other = np.asarray(_partner_of(self, image, partner)).astype(np.uint16)
@@ -776,8 +804,7 @@ class CutMix(Op):
         return {"box": (top, left, bottom - top, right - left)}
 
     def apply(self, image: PIL.Image.Image, params: Params, partner: PIL.Image.Image | None = None) -> PIL.Image.Image:
-        top, left, height, width = box = params["box"]
-        _check_box(self, box, _height_width(image))
+        top, left, height, width = _check_box(self, params["box"], _height_width(image))
         if self.skipped(params):
             return image
         corners = (left, top, left + width, top + height)

@@ -28,7 +28,6 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
 
-from hf_dr import __version__
 from hf_dr.augmentation import NAMED, Augmentation
 from hf_dr.card import write_card
 from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, HfDrError, did_you_mean
@@ -57,6 +56,7 @@ from hf_dr.shards import (
 )
 from hf_dr.teacher import Teacher
 from hf_dr.topk import top_k
+from hf_dr.version import __version__
 from hf_dr.views import Span, ViewBatch, ViewMaker, as_table, undecoded_images
 
 logger = logging.getLogger(__name__)

@@ -226,6 +226,11 @@ class ReinforcedDataset(torch.utils.data.Dataset):
             return None
         return np.asarray(self.plus.with_format("arrow")[:][self._labels])[self._usable].astype(np.int64)
 
+    @property
+    def class_names(self) -> list[str] | None:
+        """The names of the classes, where the base's labels have names."""
+        return getattr(self.plus.features[self._labels], "names", None) if self._labels else None
+
     def set_epoch(self, epoch: int) -> None:
         """Chooses which view `dataset[i]` replays: over V epochs, each of the V views once, in an order keyed by `seed`."""
         self.epoch = epoch

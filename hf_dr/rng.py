@@ -13,6 +13,7 @@ import numpy as np
 DOMAIN_VIEW = 0
 DOMAIN_MATCHING = 1
 DOMAIN_SCHEDULE = 2
+DOMAIN_VERIFY = 3
 
 
 def keyed_rng(seed: int, *, domain: int, major: int = 0, minor: int = 0) -> np.random.Generator:

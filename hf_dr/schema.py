@@ -41,7 +41,9 @@ METADATA_KEY = b"hf_dr"
 
 def is_reserved(column: str) -> bool:
     """Whether a column name belongs to the reinforcement."""
-    return column in (SOURCE_INDEX, IMAGE_HASH, VIEWS_HASH, TEACHER_IDS, TEACHER_LOGPROBS) or column.startswith(AUG_PREFIX)
+    return column in (SOURCE_INDEX, IMAGE_HASH, VIEWS_HASH, TEACHER_IDS, TEACHER_LOGPROBS) or column.startswith(
+        AUG_PREFIX
+    )
 
 
 def reinforcement_features(augmentation: Augmentation, num_views: int, top_k: int, num_classes: int) -> Features:
@@ -163,7 +165,9 @@ class Provenance:
         lines = []
         for key in sorted(there.keys() | here.keys()):
             a, b = there.get(key, "absent"), here.get(key, "absent")
-            if a != b:
+            if json.dumps(a, sort_keys=True) != json.dumps(
+                b, sort_keys=True
+            ):  # as the fingerprint compares: 1 is not 1.0
                 lines.append(f"{key}: {a} there, {b} here")
         return lines
 
@@ -192,8 +196,10 @@ class Provenance:
             raise FormatError(
                 f'a "+" dataset must hold {PROVENANCE_FILE}, found none in {folder}. Name the folder of one configuration.'
             ) from None
-        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-            raise FormatError(f"{path} must be JSON, but reading it failed: {error}. Fetch or write it again.") from error
+        except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, too long a number, too deep
+            raise FormatError(
+                f"{path} must be JSON, but reading it failed: {error}. Fetch or write it again."
+            ) from error
         return cls.from_dict(content, str(path))
 
     @classmethod
@@ -226,8 +232,16 @@ class Provenance:
         for key in ("config_name", "split"):
             if not is_safe_name(content[key]):
                 raise FormatError(f"`{key}` in {where} must be a plain name, found {content[key]!r:.80}.")
+        if not all(isinstance(row, int) and 0 <= row < content["num_rows"] for row in content["skipped_rows"]):
+            raise FormatError(
+                f"`skipped_rows` in {where} must be rows below {content['num_rows']}. Fetch or write it again."
+            )
         provenance = cls(**{key: content[key] for key in _TYPES})
-        if content.get("fingerprint") != provenance.fingerprint:
+        try:
+            fingerprint = provenance.fingerprint
+        except RecursionError as error:
+            raise FormatError(f"{where} must not be nested that deeply. Restore it.") from error
+        if content.get("fingerprint") != fingerprint:
             raise FormatError(f"{where} does not match its own fingerprint: it was edited or damaged. Restore it.")
         return provenance
 
@@ -256,7 +270,7 @@ def _determining(value: Any) -> Any:
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     items: Any
-    if isinstance(value, dict):
+    if isinstance(value, dict) and value:
         items = value.items()
     elif isinstance(value, list) and any(isinstance(v, (dict, list)) for v in value):
         items = enumerate(value)

@@ -51,7 +51,10 @@ def read_marker(path: Path) -> ShardMarker:
         return ShardMarker(
             str(marker["fingerprint"]), metadata.num_rows, int(marker["num_bytes"]), path.stat().st_size, skipped
         )
-    except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
+    # Arrow raises OSError without a number for a footer that it cannot parse; with one, the system could not read it.
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         raise FormatError(
             f"{path} must be a shard written by hf_dr, but its marker cannot be read ({type(error).__name__}: {error}). "
             "Delete the file and run the same command again."
@@ -187,7 +190,7 @@ class ShardWriter:
         with _writing(self.path):
             self._writer.add_key_value_metadata({METADATA_KEY.decode(): json.dumps(marker)})
             self._writer.close()
-            with open(self._temporary, "rb+") as file:
+            with self._temporary.open("rb+") as file:
                 os.fsync(file.fileno())
             self._temporary.replace(self.path)
         return read_marker(self.path)
@@ -195,7 +198,9 @@ class ShardWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         # After an error the writer may fail to close as well (a full disk, say); the first error is the one to see.
         with contextlib.suppress(OSError, pa.ArrowException):
             self._writer.close()

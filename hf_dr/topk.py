@@ -9,8 +9,8 @@ from hf_dr.errors import TeacherError
 
 
 def id_dtype(num_classes: int) -> np.dtype:
-    """Returns the smallest stored type of a class id: uint16 up to 65,536 classes, else uint32."""
-    return np.dtype(np.uint16 if num_classes <= 1 << 16 else np.uint32)
+    """Returns the stored type of a class id: uint16 up to 65,535 classes, else uint32."""
+    return np.dtype(np.uint16 if num_classes <= 0xFFFF else np.uint32)
 
 
 def top_k(logprobs_BC: torch.Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -28,7 +28,12 @@ def top_k(logprobs_BC: torch.Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
         TeacherError: An answer is not finite.
     """
     values_BK, ids_BK = logprobs_BC.topk(k, dim=-1)
-    # Order equal float16 values by id, so that the stored order never depends on how a device's topk breaks ties.
+    # Which of several equal classes topk keeps is up to the device; where some were left out, take the lowest ids.
+    tied_B = (logprobs_BC >= values_BK[:, -1:]).sum(dim=-1) > k
+    if tied_B.any():
+        ids_BK[tied_B] = logprobs_BC[tied_B].argsort(dim=-1, descending=True, stable=True)[:, :k]
+        values_BK = logprobs_BC.gather(-1, ids_BK)
+    # Order equal float16 values by id, so that the stored order never depends on the device either.
     values, ids = values_BK.to(torch.float16).cpu().numpy(), ids_BK.cpu().numpy()
     if not np.isfinite(values).all():
         bad = int(np.flatnonzero(~np.isfinite(values).all(axis=-1))[0])

@@ -1,0 +1,55 @@
+"""Loading the base dataset by name, from the Hub or from disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets.exceptions import DatasetNotFoundError
+
+from hf_dr.errors import DataError
+
+
+def load_base(
+    name: str, config: str | None = None, *, split: str = "train", revision: str | None = None
+) -> tuple[datasets.Dataset, dict[str, Any]]:
+    """Loads one split of a base dataset.
+
+    Args:
+        name: Hub id, a Parquet file, a folder of Parquet files or images (imagefolder), or one that
+            `Dataset.save_to_disk` wrote.
+        config: Its configuration, where it has several.
+        split: The split; slices such as `train[:1000]` work.
+        revision: Branch, tag or commit on the Hub.
+
+    Returns:
+        The dataset, and what names it in the provenance (`id`, `config`; a local path is cut down to its last part).
+
+    Raises:
+        DataError: It cannot be found or read, or has no such split.
+    """
+    path = Path(name).expanduser()
+    described: dict[str, Any] = {"id": path.name if path.exists() else name, "config": config}
+    if revision is not None:
+        described["revision"] = revision
+    try:
+        if path.is_file():
+            loaded = datasets.load_dataset("parquet", data_files={"train": str(path)}, split=split)
+        elif (path / "state.json").is_file():
+            loaded = datasets.load_from_disk(str(path))
+        else:
+            loaded = datasets.load_dataset(str(path) if path.exists() else name, config, split=split, revision=revision)
+    except DatasetNotFoundError as error:
+        raise DataError(
+            f"the dataset {name!r} must be on the Hub and open to you, or a local folder; {error}. Check the name; for a gated "
+            "one accept its terms on its page and log in with `hf auth login`."
+        ) from error
+    except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
+        raise DataError(
+            f"could not load split `{split}` of {name!r} ({type(error).__name__}: {str(error)[:300]}). Check the name, "
+            "`dataset_config` and `split`."
+        ) from error
+    if not isinstance(loaded, datasets.Dataset):
+        raise DataError(f"{name!r} must give one split, found {type(loaded).__name__}. Save or name a single split.")
+    return loaded, described

@@ -1,0 +1,248 @@
+"""The command line: `hf-dr COMMAND`, which recipes/*.py and `accelerate launch -m hf_dr COMMAND` call as well."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from timm.data import ImageNetInfo
+
+from hf_dr.augmentation import NAMED, Augmentation
+from hf_dr.base import load_base
+from hf_dr.config import parse, read_yaml
+from hf_dr.contact_sheet import contact_sheet
+from hf_dr.errors import ConfigError, HfDrError
+from hf_dr.inspection import inspect_dataset
+from hf_dr.reinforce import Job, ReinforceConfig, check_dataset, default_workers, process_state
+from hf_dr.replay import find_config, load_reinforced
+from hf_dr.schema import Provenance
+from hf_dr.teacher import PRECISIONS, Teacher
+from hf_dr.version import __version__
+from hf_dr.verify import teacher_from_provenance, verify
+
+logger = logging.getLogger("hf_dr")
+
+
+@dataclass
+class BaseArguments:
+    """Which dataset is reinforced."""
+
+    dataset: str = field(metadata={"help": "Hub id, Parquet file, folder of Parquet files or images, or saved Dataset."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Its configuration, where it has several."})
+    split: str = field(default="train", metadata={"help": "Its split."})
+    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the dataset on the Hub."})
+
+
+@dataclass
+class TeacherArguments:
+    """Which teacher labels which views."""
+
+    teacher: list[str] = field(
+        metadata={
+            "help": "One or several of: Hub id of a timm or transformers classifier (pin it with @revision), transformers "
+            "folder, timm:ARCHITECTURE@FILE.safetensors. Probabilities of several are averaged."
+        }
+    )
+    teacher_classes: str | None = field(
+        default=None,
+        metadata={
+            "help": "Where the dataset has a subset of the teacher's classes: `by_name`, a timm list such as imagenet-a or "
+            "imagenet-r, or a JSON file with the teacher's index (or name) for each class of the dataset."
+        },
+    )
+    precision: str = field(default="fp32", metadata={"help": "Of the teacher.", "choices": list(PRECISIONS)})
+    compile: bool = field(default=False, metadata={"help": "Compile the teacher with torch.compile."})
+    augmentation: str = field(
+        default="randaug",
+        metadata={"help": f"One of {', '.join(NAMED)}; or a YAML file with an `augmentation` list of ops."},
+    )
+    size: int = field(default=224, metadata={"help": "Side in pixels of the views of a named augmentation."})
+
+
+@dataclass
+class RunArguments:
+    """How the run behaves."""
+
+    dry_run: bool = field(
+        default=False, metadata={"help": "Check everything, time a few batches, print hours and bytes; write nothing."}
+    )
+
+
+def build_augmentation(value: Any, size: int) -> Augmentation:
+    """Builds the augmentation from a name, a YAML file, or a list of ops.
+
+    Raises:
+        ConfigError: It is none of these, or an op is wrong.
+    """
+    if isinstance(value, str) and value.endswith((".yaml", ".yml")):
+        content = read_yaml(value)
+        if "augmentation" not in content:
+            raise ConfigError(f"{value} must have the key `augmentation`, found {', '.join(map(str, content)) or 'nothing'}.")
+        value = content["augmentation"]
+    return Augmentation.named(value, size) if isinstance(value, str) else Augmentation.from_list(value)
+
+
+def read_classes(value: str | None, names: Sequence[str] | None) -> list[Any] | None:
+    """Turns `--teacher_classes` into the classes that `Teacher` takes; `names` are those of the dataset.
+
+    Raises:
+        ConfigError: It is no known word and no JSON list.
+    """
+    if value is None:
+        return None
+    if value == "by_name":
+        if names is None:
+            raise ConfigError("`teacher_classes=by_name` needs a ClassLabel column with names, found none. Give a JSON file.")
+        return list(names)
+    if value in ("imagenet-a", "imagenet-r"):
+        return list(ImageNetInfo(value).label_names())
+    try:
+        content = json.loads(Path(value).expanduser().read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ConfigError(
+            f"`teacher_classes` must be `by_name`, imagenet-a, imagenet-r or a JSON file, but {value!r}: {error}."
+        ) from error
+    if not isinstance(content, list) or not content or len({type(c) for c in content} | {int, str}) > 2:
+        raise ConfigError(f"{value} must hold a JSON list of class indices or names, found {str(content)[:60]}.")
+    return content
+
+
+def reinforce_command(argv: Sequence[str], prog: str) -> int:
+    """Reinforces a dataset."""
+    base, teaching, run, config = parse(
+        [BaseArguments, TeacherArguments, RunArguments, ReinforceConfig],
+        argv,
+        prog=prog,
+        description='Adds the augmentation parameters and a teacher\'s answers for V views of each image to a dataset: the "+" '
+        "dataset. Launch it with accelerate over any number of processes; running the same command again resumes.",
+    )
+    # What can be checked without the teacher comes first: it may take minutes to load.
+    augmentation = build_augmentation(teaching.augmentation, teaching.size)
+    state = process_state()
+    with state.local_main_process_first():
+        dataset, described = load_base(base.dataset, base.dataset_config, split=base.split, revision=base.revision)
+    _, label_column = check_dataset(dataset, config)
+    names = getattr(dataset.features[label_column], "names", None) if label_column else None
+    teacher = Teacher.from_pretrained(
+        teaching.teacher,
+        device=state.device,
+        precision=teaching.precision,
+        compile=teaching.compile,
+        classes=read_classes(teaching.teacher_classes, names),
+    )
+    job = Job(dataset, teacher, augmentation, config, base=described)
+    if run.dry_run:
+        if state.is_main_process:
+            estimate = job.estimate()
+            workers = default_workers(state.device) if config.num_workers is None else config.num_workers
+            print(f"{job.folder}: nothing written, this is what the run would take\n")
+            print(estimate.report(state.num_processes, workers, state.device))
+        return 0
+    try:
+        job.run()
+    except KeyboardInterrupt:
+        logger.warning("Stopped. Finished shards are kept; run the same command again to go on.")
+        return 130
+    return 0
+
+
+def verify_command(argv: Sequence[str], prog: str) -> int:
+    """Replays sampled rows of a "+" dataset and compares them with what is stored."""
+    parser = argparse.ArgumentParser(prog=prog, description=verify_command.__doc__, allow_abbrev=False)
+    _add_dataset(parser)
+    parser.add_argument("--teacher", nargs="+", help="The teacher, as for reinforce. Default: those named in the provenance.")
+    parser.add_argument("--teacher_classes", help="As for reinforce.")
+    parser.add_argument("--no_teacher", action="store_true", help="Compare pixels only.")
+    parser.add_argument("--num_rows", type=int, default=32, help="Rows to replay, all views of each. Default: 32.")
+    arguments = parser.parse_args(argv)
+    plus = _open(arguments)
+    settings = {"device": process_state().device, "precision": plus.provenance.teacher.get("precision", "fp32")}
+    teacher = None
+    if arguments.teacher:
+        classes = read_classes(arguments.teacher_classes, plus.class_names)
+        teacher = Teacher.from_pretrained(arguments.teacher, classes=classes, **settings)
+    elif not arguments.no_teacher:
+        teacher = teacher_from_provenance(plus.provenance, **settings)
+    report = verify(plus, teacher, num_rows=arguments.num_rows)
+    print(report.report())
+    return 0 if report.ok else 1
+
+
+def inspect_command(argv: Sequence[str], prog: str) -> int:
+    """Prints provenance, sizes and teacher statistics of a "+" dataset, and draws its contact sheet."""
+    parser = argparse.ArgumentParser(prog=prog, description=inspect_command.__doc__, allow_abbrev=False)
+    _add_dataset(parser)
+    parser.add_argument("--contact_sheet", metavar="PNG", help="Where to draw images, views and answers. Default: nowhere.")
+    parser.add_argument("--json", metavar="FILE", help="Write everything as JSON, too.")
+    arguments = parser.parse_args(argv)
+    inspection = inspect_dataset(Path(arguments.path).expanduser(), arguments.name)
+    print(inspection.report())
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps(inspection.to_dict(), indent=2) + "\n", encoding="utf-8")
+    if arguments.contact_sheet:
+        print(f"\ncontact sheet: {contact_sheet(_open(arguments), Path(arguments.contact_sheet))}")
+    return 0
+
+
+def _add_dataset(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", help='Folder of the "+" dataset.')
+    parser.add_argument("--name", help="Its configuration, where it has several.")
+    parser.add_argument("--base", help="For an overlay: the base dataset with the images, as for reinforce.")
+    parser.add_argument("--base_config", help="Configuration of the base.")
+
+
+def _open(arguments: argparse.Namespace) -> Any:
+    base = None
+    if arguments.base:
+        split = Provenance.read(find_config(Path(arguments.path).expanduser(), arguments.name)).split
+        base, _ = load_base(arguments.base, arguments.base_config, split=split)
+    return load_reinforced(arguments.path, arguments.name, base=base)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str], str], int]] = {
+    "reinforce": reinforce_command,
+    "verify": verify_command,
+    "inspect": inspect_command,
+}
+
+
+def main(argv: Sequence[str] | None = None, prog: str = "hf-dr") -> int:
+    """Runs a command; returns the exit status: 0 done, 1 verification failed, 2 bad input, 130 stopped by Ctrl-C."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] not in COMMANDS:
+        width = max(map(len, COMMANDS))
+        lines = [f"  {name:<{width}}  {command.__doc__}" for name, command in COMMANDS.items()]
+        usage = "\n".join([f"usage: {prog} COMMAND [--help] ...", "", "commands:", *lines, "", f"hf_dr {__version__}"])
+        if argv and argv[0] in ("-h", "--help"):
+            print(usage)
+            return 0
+        print(f"{prog}: expected a command, got {argv[0] if argv else 'none'}\n\n{usage}", file=sys.stderr)
+        return 2
+    return launch(argv[0], argv[1:], f"{prog} {argv[0]}")
+
+
+def launch(command: str, argv: Sequence[str], prog: str) -> int:
+    """Runs one command under the name by which the user called it; returns the exit status, as `main` does."""
+    _log_to_stderr()
+    try:
+        return COMMANDS[command](argv, prog)
+    except HfDrError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+
+
+def _log_to_stderr() -> None:
+    state = process_state()
+    rank = "" if state.num_processes == 1 else f"[rank {state.process_index}] "
+    logging.basicConfig(format=f"{rank}%(message)s", level=logging.WARNING)
+    # Rank 0 tells what happens, the others only what is wrong.
+    logger.setLevel(logging.INFO if state.is_main_process else logging.WARNING)

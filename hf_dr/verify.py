@@ -1,0 +1,307 @@
+"""Checking a "+" dataset: do its views replay bit for bit, and does its teacher still give the stored answers?"""
+
+from __future__ import annotations
+
+import copy
+import importlib.metadata
+import math
+import os
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from hf_dr.errors import ConfigError, FormatError, ReplayError, TeacherError
+from hf_dr.replay import ReinforcedDataset, load_reinforced
+from hf_dr.rng import DOMAIN_VERIFY, keyed_rng
+from hf_dr.schema import Provenance, combine_hashes
+from hf_dr.teacher import Teacher
+from hf_dr.views import hash_view
+
+# Pixels replay exactly or not at all. Answers are recomputed, perhaps on another device, in another precision or by
+# another version of a kernel, which changes their last bits: bf16 moves them by some 1e-4 nats, and turns over the top-1
+# of views whose first two classes are equally probable. Other weights or another resizing move them by far more.
+MAX_KL_MEAN = 1e-3
+MIN_TOP1_AGREEMENT = 0.98
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What `verify` found.
+
+    Attributes:
+        num_rows: Rows that were sampled.
+        num_views: V, the views of each that were replayed.
+        bit_equal: Share of the rows all of whose views replayed to the pixels that were reinforced.
+        kl_mean: Mean KL(stored || recomputed) over the compared views, in nats; None without a teacher.
+        kl_max: The largest of them.
+        top1_agreement: Share of the compared views whose most probable class is the stored one; None without a teacher.
+        problems: What went wrong, at most one line a row.
+        version_changes: Libraries whose version is not the one that made the dataset.
+    """
+
+    num_rows: int
+    num_views: int
+    bit_equal: float
+    kl_mean: float | None = None
+    kl_max: float | None = None
+    top1_agreement: float | None = None
+    problems: tuple[str, ...] = ()
+    version_changes: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether every row replayed exactly and the answers, if compared, agree within the module's tolerances."""
+        if self.bit_equal < 1 or self.problems:
+            return False
+        if self.kl_mean is None or self.top1_agreement is None:
+            return True
+        return self.kl_mean <= MAX_KL_MEAN and self.top1_agreement >= MIN_TOP1_AGREEMENT
+
+    def report(self) -> str:
+        """Returns the findings as a table for people."""
+        lines = [("rows replayed", f"{self.num_rows:,} with {self.num_views:,} views each", "")]
+        lines.append(("rows equal bit for bit", _percent(self.bit_equal), "must be 100 %"))
+        if self.kl_mean is None or self.kl_max is None or self.top1_agreement is None:
+            lines.append(("teacher's answers", "not compared", ""))
+        else:
+            lines.append(("KL to the teacher, mean", f"{self.kl_mean:.2e} nats", f"at most {MAX_KL_MEAN:.0e}"))
+            lines.append(("KL to the teacher, max", f"{self.kl_max:.2e} nats", ""))
+            lines.append(("same top-1", _percent(self.top1_agreement), f"at least {MIN_TOP1_AGREEMENT:.0%}".replace("%", " %")))
+        lines.append(("verdict", "ok" if self.ok else "NOT OK", ""))
+        width = max(len(value) for _, value, _ in lines)
+        text = [f"  {name:<26}{value:<{width}}  {bound}".rstrip() for name, value, bound in lines]
+        text += [f"  ! {problem}" for problem in self.problems[:10]]
+        if len(self.problems) > 10:
+            text.append(f"  ! and {len(self.problems) - 10} more rows")
+        if not self.ok:
+            text += [f"  made with another version: {change}" for change in self.version_changes]
+        return "\n".join(text)
+
+
+def _percent(share: float) -> str:
+    # Rounded down: 99.996 % must not read as 100.00 %.
+    return f"{math.floor(share * 1e4 + 1e-9) / 100:.2f} %"
+
+
+def verify(
+    plus: ReinforcedDataset | str | os.PathLike[str],
+    teacher: Teacher | None = None,
+    *,
+    num_rows: int = 32,
+    base: datasets.Dataset | None = None,
+    name: str | None = None,
+    seed: int = 0,
+    batch_size: int = 64,
+) -> VerifyReport:
+    """Replays all views of sampled rows, compares their pixels' hash, and asks the teacher again if one is given.
+
+    A row that cannot be replayed counts as not equal; the reason stands among the report's problems.
+
+    Args:
+        plus: The "+" dataset, or its folder or Hub id.
+        teacher: Asked again on the replayed views; it must have the weights that the provenance names.
+        num_rows: Rows to sample; no more than there are.
+        base: With a path to an overlay: see `load_reinforced`.
+        name: With a path: the configuration.
+        seed: Of the sample.
+        batch_size: Views in a batch of the teacher.
+
+    Raises:
+        ConfigError: `num_rows` or `batch_size` is not positive, or `name` or `base` is given without a path.
+        TeacherError: The teacher is not the one that reinforced the dataset.
+        FormatError: See `load_reinforced`.
+    """
+    for setting, value in (("num_rows", num_rows), ("batch_size", batch_size)):
+        if value < 1:
+            raise ConfigError(f"`{setting}` must be at least 1, got {value}. Raise it.")
+    if not isinstance(plus, ReinforcedDataset):
+        plus = load_reinforced(plus, name, base=base)
+    elif name is not None or base is not None:
+        raise ConfigError("`name` and `base` must come with a path, got an opened dataset. Leave them out.")
+    provenance = plus.provenance
+    if teacher is not None:
+        _check_teacher(teacher, provenance)
+    whole = copy.copy(plus)  # with every stored view, whatever training uses
+    whole.num_views, whole.check_images = provenance.num_views, True
+    count = min(num_rows, len(whole))
+    rows = np.sort(keyed_rng(seed, domain=DOMAIN_VERIFY).choice(len(whole), count, replace=False))
+    equal, problems = 0, []
+    answers = _Answers(teacher, batch_size)
+    with tqdm(total=count * whole.num_views, desc="verifying", unit="view", unit_scale=True) as bar:
+        for row in rows.tolist():
+            try:
+                if _replay_row(whole, row, answers):
+                    equal += 1
+                else:
+                    problems.append(f"row {row}: the replayed pixels are not those that the teacher saw")
+            except (ReplayError, FormatError) as error:
+                problems.append(f"row {row}: {error}")
+            bar.update(whole.num_views)
+    answers.ask()
+    kl = np.concatenate(answers.kl) if answers.kl else None
+    return VerifyReport(
+        num_rows=count,
+        num_views=whole.num_views,
+        bit_equal=equal / count,
+        kl_mean=None if kl is None else float(kl.mean()),
+        kl_max=None if kl is None else float(kl.max()),
+        top1_agreement=float(np.concatenate(answers.same_top1).mean()) if answers.same_top1 else None,
+        problems=tuple(problems),
+        version_changes=tuple(_version_changes(provenance)),
+    )
+
+
+def _replay_row(plus: ReinforcedDataset, row: int, answers: _Answers) -> bool:
+    """Replays all views of a row and returns whether their pixels are the stored ones."""
+    hashes = np.zeros(plus.num_views, np.uint64)
+    for view in range(plus.num_views):
+        pixels = np.asarray(plus.image(row, view))
+        hashes[view] = hash_view(pixels)
+        answers.add(pixels, *plus.teacher_answer(row, view))
+    return combine_hashes(hashes) == plus.views_hash(row)
+
+
+class _Answers:
+    """Views that wait for the teacher, and how its answers compare with the stored ones."""
+
+    def __init__(self, teacher: Teacher | None, batch_size: int) -> None:
+        self._teacher, self._batch_size = teacher, batch_size
+        self._waiting: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        self.kl: list[np.ndarray] = []
+        self.same_top1: list[np.ndarray] = []
+
+    def add(self, pixels_HWC: np.ndarray, ids_K: np.ndarray, logprobs_K: np.ndarray) -> None:
+        if self._teacher is None:
+            return
+        self._waiting.append((pixels_HWC, ids_K, logprobs_K))
+        if len(self._waiting) == self._batch_size:
+            self.ask()
+
+    def ask(self) -> None:
+        """Asks the teacher about the views that wait."""
+        if self._teacher is None or not self._waiting:
+            return
+        views_BHWC, ids_BK, logprobs_BK = (np.stack(part) for part in zip(*self._waiting, strict=True))
+        self._waiting.clear()
+        fresh_BC = self._teacher(torch.from_numpy(views_BHWC).permute(0, 3, 1, 2)).cpu().numpy()
+        self.kl.append(answer_kl(ids_BK, logprobs_BK, fresh_BC))
+        # As it would be stored: classes whose float16 values are equal are equally first.
+        halves_BC = fresh_BC.astype(np.float16)
+        first_B = np.take_along_axis(halves_BC, ids_BK[:, :1].astype(np.int64), axis=1)[:, 0]
+        self.same_top1.append(first_B == halves_BC.max(axis=1))
+
+
+def answer_kl(ids_BK: np.ndarray, logprobs_BK: np.ndarray, fresh_BC: np.ndarray) -> np.ndarray:
+    """Returns KL(stored || fresh) in nats of each answer, float64 (B,), over K + 1 outcomes: the kept classes and the rest.
+
+    With p_k = exp(stored log-probability), q_k = the fresh probability of the same class, p_r = 1 - sum_k p_k and q_r the
+    sum of the fresh probabilities of all other classes:
+
+        KL = sum_k p_k ln(p_k / q_k) + p_r ln(p_r / q_r),    0 ln 0 = 0.
+
+    Rounding to float16 leaves p_r uncertain by u = sum_k p_k ulp_k / 2; of the values within u, the one nearest to q_r is
+    taken, so that rounding alone does not count as a difference. Then p is scaled to the sum 1. If K = C there is no rest.
+
+    Args:
+        ids_BK: Stored class ids.
+        logprobs_BK: Stored natural log-probabilities, float16.
+        fresh_BC: Natural log-probabilities over all classes.
+    """
+    kept_BK = np.exp(logprobs_BK.astype(np.float64))
+    fresh_BC = np.exp(fresh_BC.astype(np.float64))
+    fresh_BC /= fresh_BC.sum(axis=1, keepdims=True)
+    ids_BK = ids_BK.astype(np.int64)
+    fresh_kept_BK = np.take_along_axis(fresh_BC, ids_BK, axis=1)
+    np.put_along_axis(fresh_BC, ids_BK, 0.0, axis=1)
+    fresh_rest_B = fresh_BC.sum(axis=1)  # not 1 - sum: no cancellation
+    unsure_B = (kept_BK * np.abs(np.spacing(logprobs_BK)).astype(np.float64)).sum(axis=1) / 2
+    rest_B = 1 - kept_BK.sum(axis=1)
+    rest_B = np.maximum(np.clip(fresh_rest_B, rest_B - unsure_B, rest_B + unsure_B), 0)
+    if ids_BK.shape[1] == fresh_BC.shape[1]:
+        rest_B = np.zeros_like(rest_B)
+    p = np.column_stack([kept_BK, rest_B])
+    p /= p.sum(axis=1, keepdims=True)
+    q = np.column_stack([fresh_kept_BK, fresh_rest_B])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        terms = np.where(p > 0, p * np.log(p / q), 0.0)
+    return terms.sum(axis=1)
+
+
+def _members(provenance: Provenance) -> list[dict[str, Any]]:
+    members = provenance.teacher.get("members")
+    keys = ("id", "weights_hash")
+    if not isinstance(members, list) or not all(
+        isinstance(member, dict) and all(isinstance(member.get(key), str) for key in keys) for member in members
+    ):
+        raise FormatError(f"`teacher.members` of the provenance must name id and weights_hash, found {members!r:.80}.")
+    return members
+
+
+def _check_teacher(teacher: Teacher, provenance: Provenance) -> None:
+    stored = {member["weights_hash"]: member["id"] for member in _members(provenance)}
+    given = {member.weights_hash: member.id for member in teacher.members}
+    if stored.keys() != given.keys():
+        raise TeacherError(
+            f"the teacher must have the weights that reinforced the dataset, {_named(stored)}, found {_named(given)}. "
+            "Pass that teacher, or none to check pixels only."
+        )
+    if teacher.num_classes != provenance.num_classes:
+        raise TeacherError(
+            f"the teacher must answer over the stored {provenance.num_classes} classes, found {teacher.num_classes}. "
+            "Pass the same `classes` as in the run."
+        )
+
+
+def _named(members: dict[str, str]) -> str:
+    return " + ".join(f"{name} (SHA-256 {digest[:12]})" for digest, name in members.items())
+
+
+def _version_changes(provenance: Provenance) -> list[str]:
+    lines = []
+    for name, there in provenance.library_versions.items():
+        try:
+            here = importlib.metadata.version(name)
+        except (importlib.metadata.PackageNotFoundError, ValueError):
+            here = "none"
+        if here != there:
+            lines.append(f"{name} {there} there, {here} here")
+    return lines
+
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def teacher_from_provenance(provenance: Provenance, **settings: Any) -> Teacher:
+    """Loads the teacher that the provenance names: Hub checkpoints at the revision that was used.
+
+    Args:
+        provenance: Of the "+" dataset.
+        settings: See `Teacher`; default: the run's precision and classes.
+
+    Raises:
+        TeacherError: A member is no Hub checkpoint, or cannot be loaded, or its classes cannot be chosen as in the run.
+    """
+    members = _members(provenance)
+    for member in members:
+        revision = member.get("revision")
+        if not (isinstance(revision, str) and _COMMIT.fullmatch(revision) and _HUB_ID.fullmatch(member["id"])):
+            raise TeacherError(
+                f"a teacher can be loaded by its provenance only from a commit on the Hub, found {member['id']} at revision "
+                f"{revision}. Pass the teacher: its file or folder is known to you alone."
+            )
+    chosen = [member.get("classes") for member in members]
+    settings.setdefault("precision", provenance.teacher.get("precision", "fp32"))
+    settings.setdefault("classes", next((classes for classes in chosen if classes is not None), None))
+    teacher = Teacher.from_pretrained([f"{member['id']}@{member['revision']}" for member in members], **settings)
+    if [member["classes"] for member in teacher.provenance()["members"]] != chosen:
+        raise TeacherError(
+            "the members must answer over the same classes as in the run, but their classes were chosen one by one. "
+            "Pass the teacher, made as in the run."
+        )
+    return teacher

@@ -1,0 +1,31 @@
+"""`make demo`: reinforces the embedded Fashion-MNIST, checks the result, and draws it. Takes no arguments."""
+
+import sys
+from pathlib import Path
+
+from hf_dr.cli import launch
+
+CONFIG = Path(__file__).parent / "fashion_mnist" / "reinforce.yaml"
+PLUS = "demo/fashion-mnist-plus"
+SHEET = "demo/contact_sheet.png"
+
+STEPS = [
+    ("reinforce", ["--config", str(CONFIG), "--output_dir", PLUS]),
+    ("verify", [PLUS, "--num_rows", "100", "--teacher", *(f"hf_dr/assets/teachers/fashion_mnist_{m}" for m in "ab")]),
+    ("inspect", [PLUS, "--contact_sheet", SHEET]),
+]
+
+
+def main() -> int:
+    """Runs the steps as a user would type them; stops at the first that fails."""
+    for command, arguments in STEPS:
+        print(f"\n$ hf-dr {command} {' '.join(arguments)}\n", flush=True)
+        status = launch(command, arguments, f"hf-dr {command}")
+        if status:
+            return status
+    print(f'\nthe "+" dataset is in {PLUS}; load_dataset("{PLUS}", "randaug") opens it. The picture is {SHEET}.')
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,8 @@
+"""Reinforces a dataset: `accelerate launch recipes/reinforce.py --config recipes/fashion_mnist/reinforce.yaml`."""
+
+import sys
+
+from hf_dr.cli import launch
+
+if __name__ == "__main__":
+    sys.exit(launch("reinforce", sys.argv[1:], "accelerate launch recipes/reinforce.py"))

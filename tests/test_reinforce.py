@@ -1,0 +1,370 @@
+"""The run: the same bytes however it is done, nothing lost when it is stopped, and clear refusals."""
+
+import hashlib
+import io
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import datasets
+import filelock
+import PIL.Image
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+import hf_dr.reinforce
+from hf_dr.augmentation import Augmentation
+from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, HfDrError, TeacherError
+from hf_dr.ops import CutMix, MixUp, RandomCrop, RandomHorizontalFlip, RandomResizedCrop, Resize
+from hf_dr.reinforce import Job, ReinforceConfig, reinforce
+from hf_dr.schema import PROVENANCE_FILE, Provenance
+from hf_dr.teacher import Teacher
+
+REPOSITORY = Path(__file__).parents[1]
+MIXING = Augmentation([RandomResizedCrop(16), RandomHorizontalFlip(), MixUp(), CutMix()])
+
+
+def files_of(folder: Path) -> dict[str, str]:
+    """Hash of every shard below a folder."""
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob("*.parquet"))}
+
+
+def run(folder: Path, dataset: datasets.Dataset, teacher: Teacher, augmentation: Augmentation = MIXING, **settings) -> dict[str, str]:
+    settings = {"num_views": 3, "top_k": 2, "shard_size": 5, "num_workers": 0, **settings}
+    reinforce(dataset, teacher, augmentation, ReinforceConfig(output_dir=str(folder), **settings))
+    return files_of(folder)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_dataset: datasets.Dataset) -> tuple[Path, Path]:
+    """A teacher and a dataset as the command line names them."""
+    folder = tmp_path_factory.mktemp("named")
+    torch.manual_seed(0)
+    model = timm.create_model("test_resnet", num_classes=tiny_dataset.features["label"].num_classes)
+    save_file(model.state_dict(), folder / "teacher.safetensors")
+    tiny_dataset.to_parquet(folder / "base.parquet")
+    return folder / "teacher.safetensors", folder / "base.parquet"
+
+
+def command(checkpoint: tuple[Path, Path], output: Path, *more: str, launcher: tuple[str, ...] = ()) -> list[str]:
+    weights, base = checkpoint
+    return [
+        *(sys.executable, *launcher, str(REPOSITORY / "recipes" / "reinforce.py")),
+        *("--dataset", str(base), "--teacher", f"timm:test_resnet@{weights}", "--output_dir", str(output)),
+        *("--augmentation", "randaug_mixing", "--size", "24", "--num_views", "4", "--top_k", "3", "--shard_size", "3"),
+        *more,
+    ]
+
+
+@pytest.mark.parametrize("settings", [{"batch_size": 7}, {"num_workers": 2}, {"batch_size": 500, "num_workers": 1}])
+def test_columns_do_not_depend_on_batches_or_workers(tmp_path, tiny_dataset, tiny_teacher, settings):
+    assert run(tmp_path / "a", tiny_dataset, tiny_teacher) == run(tmp_path / "b", tiny_dataset, tiny_teacher, **settings)
+
+
+def test_seed_changes_the_columns(tmp_path, tiny_dataset, tiny_teacher):
+    assert run(tmp_path / "a", tiny_dataset, tiny_teacher) != run(tmp_path / "b", tiny_dataset, tiny_teacher, seed=1)
+
+
+def test_two_processes_write_what_one_does(tmp_path, checkpoint):
+    launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
+                "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0")  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command(checkpoint, tmp_path / "one"), check=True, env=environment)
+    subprocess.run(command(checkpoint, tmp_path / "two", launcher=launcher), check=True, env=environment)
+    assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
+    first, second = ((tmp_path / n / "randaug_mixing" / PROVENANCE_FILE).read_text() for n in ("one", "two"))
+    assert first == second
+
+
+def test_killed_and_restarted_equals_uninterrupted_and_repeats_no_shard(tmp_path, checkpoint):
+    subprocess.run(command(checkpoint, tmp_path / "whole"), check=True)
+    expected = files_of(tmp_path / "whole")
+    folder = tmp_path / "killed"
+    seen: dict[Path, float] = {}
+    for kills in range(1, 4):
+        process = subprocess.Popen(command(checkpoint, folder, "--num_workers", "1"), start_new_session=True)
+        deadline = time.monotonic() + 60
+        while len(list(folder.rglob("*.parquet"))) < kills and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.002)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        for path, written in seen.items():
+            assert path.stat().st_mtime_ns == written, "a finished shard was made again"
+        seen = {path: path.stat().st_mtime_ns for path in folder.rglob("*.parquet")}
+    subprocess.run(command(checkpoint, folder), check=True)
+    assert files_of(folder) == expected
+    assert all(path.stat().st_mtime_ns == written for path, written in seen.items())
+    assert not list(folder.rglob("*.tmp"))
+
+
+def test_ctrl_c_keeps_finished_shards_and_says_how_to_go_on(tmp_path, checkpoint):
+    process = subprocess.Popen(
+        command(checkpoint, tmp_path, "--num_views", "64"), stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while not list(tmp_path.rglob("*.parquet")) and process.poll() is None:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "run the same command again" in error
+    assert "Traceback" not in error
+    assert list(tmp_path.rglob("*.parquet"))
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_nothing_is_done_twice(tmp_path, tiny_dataset, tiny_teacher, caplog):
+    before = run(tmp_path, tiny_dataset, tiny_teacher)
+    with caplog.at_level(logging.INFO, "hf_dr"):
+        assert run(tmp_path, tiny_dataset, tiny_teacher) == before
+    assert "nothing to do" in caplog.text
+
+
+def test_load_dataset_opens_it_without_this_package(tmp_path, tiny_dataset, tiny_teacher):
+    run(tmp_path / "plus", tiny_dataset, tiny_teacher, config_name="mixing")
+    code = (
+        "import sys; sys.modules['hf_dr'] = None\n"
+        "import datasets, json\n"
+        f"d = datasets.load_dataset({str(tmp_path / 'plus')!r}, 'mixing', split='train')\n"
+        "row = d[0]\n"
+        "print(json.dumps([d.num_rows, str(d.features['teacher_ids']), str(d.features['teacher_logprobs']),"
+        " str(d.features['aug_crop_box']), str(d.features['image']), row['image'].mode, row['source_index']]))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert json.loads(out.splitlines()[-1]) == [
+        len(tiny_dataset),
+        "List(List(Value('uint16'), length=2), length=3)",
+        "List(List(Value('float16'), length=2), length=3)",
+        "List(List(Value('uint16'), length=4), length=3)",
+        "Image(mode=None, decode=True)",
+        "RGB",
+        0,
+    ]
+
+
+def test_the_base_columns_come_along_unchanged(tmp_path, tiny_dataset, tiny_teacher):
+    run(tmp_path / "plus", tiny_dataset, tiny_teacher, config_name="a")
+    plus = datasets.load_dataset(str(tmp_path / "plus"), "a", split="train")
+    for name in tiny_dataset.column_names:
+        assert plus.features[name] == tiny_dataset.features[name]
+    undecoded = datasets.Image(decode=False)
+    assert [r["bytes"] for r in plus.cast_column("image", undecoded)["image"]] == [
+        r["bytes"] for r in tiny_dataset.cast_column("image", undecoded)["image"]
+    ]
+    assert list(plus["label"]) == list(tiny_dataset["label"])
+
+
+def test_an_overlay_has_no_images(tmp_path, tiny_dataset, tiny_teacher):
+    run(tmp_path, tiny_dataset, tiny_teacher, overlay=True, config_name="overlay")
+    plus = datasets.load_dataset(str(tmp_path), "overlay", split="train")
+    assert "image" not in plus.column_names
+    assert list(plus["label"]) == list(tiny_dataset["label"])
+
+
+def test_two_configs_live_in_one_folder(tmp_path, tiny_dataset, tiny_teacher):
+    run(tmp_path, tiny_dataset, tiny_teacher, config_name="a")
+    (tmp_path / "README.md").write_text((tmp_path / "README.md").read_text() + "\nWritten by a person.\n")
+    run(tmp_path, tiny_dataset, tiny_teacher, config_name="b", num_views=2)
+    assert len(datasets.load_dataset(str(tmp_path), "a", split="train")[0]["teacher_ids"]) == 3
+    assert len(datasets.load_dataset(str(tmp_path), "b", split="train")[0]["teacher_ids"]) == 2
+    assert "Written by a person." in (tmp_path / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"num_views": 4}, "num_views: 3 there, 4 here"),
+        ({"top_k": 1}, "top_k: 2 there, 1 here"),
+        ({"seed": 9}, "seed: 0 there, 9 here"),
+        ({"shard_size": 4}, "shard_size: 5 there, 4 here"),
+        ({"overlay": True}, "overlay: False there, True here"),
+        ({"max_examples": 6}, "num_rows: .* there, 6 here"),
+        ({"on_bad_image": "skip"}, "on_bad_image: error there, skip here"),
+        ({"mixing_scope": "shard"}, "mixing_scope: dataset there, shard here"),
+    ],
+)
+def test_another_configuration_is_refused_by_name(tmp_path, tiny_dataset, tiny_teacher, change, expected):
+    run(tmp_path, tiny_dataset, tiny_teacher, config_name="a")
+    before = files_of(tmp_path)
+    with pytest.raises(FingerprintMismatchError, match=f"begun with another configuration[\\s\\S]*{expected}"):
+        run(tmp_path, tiny_dataset, tiny_teacher, config_name="a", **change)
+    assert files_of(tmp_path) == before
+
+
+def test_another_augmentation_is_refused_by_setting(tmp_path, tiny_dataset, tiny_teacher):
+    run(tmp_path, tiny_dataset, tiny_teacher, config_name="a")
+    other = Augmentation([RandomResizedCrop(16), RandomHorizontalFlip(p=0.25), MixUp(), CutMix()])
+    with pytest.raises(FingerprintMismatchError, match=r"augmentation\.1\.RandomHorizontalFlip\.p: 0\.5 there, 0\.25 here"):
+        run(tmp_path, tiny_dataset, tiny_teacher, other, config_name="a")
+
+
+def test_partners_of_the_shard_scope_stay_in_their_shard(tmp_path, tiny_dataset, tiny_teacher):
+    run(tmp_path, tiny_dataset, tiny_teacher, config_name="a", mixing_scope="shard", num_views=8)
+    plus = datasets.load_dataset(str(tmp_path), "a", split="train")
+    pairs = [(row, p) for row in range(len(plus)) for p in plus[row]["aug_partner"] if p >= 0]
+    assert pairs
+    assert all(row // 5 == partner // 5 and row != partner for row, partner in pairs)
+
+
+def with_bad_row(dataset: datasets.Dataset, row: int, data: bytes) -> datasets.Dataset:
+    rows = dataset.cast_column("image", datasets.Image(decode=False)).to_list()
+    rows[row]["image"] = {"bytes": data, "path": "broken.png"}
+    return datasets.Dataset.from_list(rows, features=dataset.features)
+
+
+def test_an_undecodable_image_stops_the_run_with_row_and_file(tmp_path, tiny_dataset, tiny_teacher):
+    with pytest.raises(DataError, match=r"image of row 7 \(broken\.png\) must be readable, but: .*on_bad_image=skip"):
+        run(tmp_path, with_bad_row(tiny_dataset, 7, b"no image"), tiny_teacher)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_skipped_image_leaves_a_row_without_views(tmp_path, tiny_dataset, tiny_teacher, workers):
+    bad = with_bad_row(tiny_dataset, 7, b"no image")
+    run(tmp_path, bad, tiny_teacher, config_name="a", on_bad_image="skip", num_workers=workers, num_views=6)
+    plus = datasets.load_dataset(str(tmp_path), "a", split="train").remove_columns("image")
+    assert [row for row in range(len(plus)) if plus[row]["teacher_ids"] is None] == [7]
+    assert plus[7]["image_hash"] is None
+    assert plus[7]["source_index"] == 7
+    assert Provenance.read(tmp_path / "a").skipped_rows == [7]
+    assert not any(7 in (plus[r]["aug_partner"] or []) for r in range(len(plus))), "nothing is mixed with a missing image"
+
+
+def jpeg(mode: str) -> bytes:
+    buffer = io.BytesIO()
+    PIL.Image.new(mode, (20, 30), 120 if mode == "L" else None).save(buffer, "PNG" if mode in ("RGBA", "P", "I;16") else "JPEG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "I;16"])
+def test_any_mode_of_image_is_reinforced(tmp_path, tiny_dataset, tiny_teacher, mode):
+    run(tmp_path, with_bad_row(tiny_dataset, 2, jpeg(mode)), tiny_teacher, config_name="a")
+    assert datasets.load_dataset(str(tmp_path), "a", split="train")[2]["teacher_ids"] is not None
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_views": 0}, "`num_views` must be a whole number of at least 1, got 0"),
+        ({"top_k": 0}, "`top_k` must be a whole number of at least 1, got 0"),
+        ({"seed": -1}, "`seed` must be a whole number of at least 0"),
+        ({"num_views": "8"}, "`num_views` must be a whole number of at least 1, got '8'"),
+        ({"shard_size": 0}, "`shard_size` must be"),
+        ({"on_bad_image": "ignore"}, "`on_bad_image` must be error or skip, got 'ignore'"),
+        ({"mixing_scope": "batch"}, "`mixing_scope` must be dataset or shard"),
+        ({"config_name": "../up"}, "`config_name` must be a plain name"),
+        ({"top_k": 128}, r"`top_k` must be between 1 and the teacher's \d+ classes, got 128. Lower `top_k`"),
+    ],
+)
+def test_impossible_settings(tmp_path, tiny_dataset, tiny_teacher, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        run(tmp_path, tiny_dataset, tiny_teacher, **settings)
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_datasets(tmp_path, tiny_dataset, tiny_teacher):
+    def refused(dataset, message, error=DataError, **settings):
+        with pytest.raises(error, match=message):
+            run(tmp_path, dataset, tiny_teacher, **settings)
+
+    refused(tiny_dataset.select([]), "at least one row, got none")
+    refused(tiny_dataset.remove_columns("image"), "`image_column` must name an Image column, got None; Image columns: none")
+    refused(tiny_dataset, "must name an Image column, got 'label'", image_column="label")
+    refused(tiny_dataset, "`label_column` must name a column, got 'labels'. Did you mean `label`", label_column="labels")
+    refused(tiny_dataset.add_column("aug_x", [0] * len(tiny_dataset)), "must not have a column `aug_x`")
+    out_of_range = tiny_dataset.remove_columns("label").add_column("label", [0] * (len(tiny_dataset) - 1) + [77])
+    refused(out_of_range, rf"row {len(tiny_dataset) - 1} has 77")
+    fewer = tiny_dataset.remove_columns("label").add_column("label", [0] * len(tiny_dataset))
+    fewer = fewer.cast_column("label", datasets.ClassLabel(names=["only"]))
+    refused(fewer, "must answer over the dataset's 1 classes", TeacherError)
+    refused(tiny_dataset, "images of at least 99x99", ConfigError, augmentation=Augmentation([RandomCrop(99)]))
+    refused(datasets.DatasetDict({"train": tiny_dataset}), "one split, got DatasetDict")
+
+
+def test_labels_are_not_needed(tmp_path, tiny_dataset, tiny_teacher):
+    run(tmp_path, tiny_dataset, tiny_teacher, label_column="none")
+    run(tmp_path / "b", tiny_dataset.remove_columns("label"), tiny_teacher)
+
+
+def test_a_folder_in_use_is_refused(tmp_path, tiny_dataset, tiny_teacher):
+    (tmp_path / "a").mkdir()
+    with filelock.FileLock(tmp_path / "a" / ".lock"), pytest.raises(ConfigError, match="another run is writing to it"):
+        run(tmp_path, tiny_dataset, tiny_teacher, config_name="a")
+
+
+def test_an_unwritable_folder_is_refused(tmp_path, tiny_dataset, tiny_teacher):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="`output_dir` must be a folder that can be written to"):
+        run(tmp_path / "file", tiny_dataset, tiny_teacher)
+
+
+def test_a_disk_without_room_is_refused_before_the_teacher_runs(tmp_path, tiny_dataset, tiny_teacher, monkeypatch):
+    usage = type("Usage", (), {"free": 10})
+    monkeypatch.setattr(hf_dr.reinforce.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(ConfigError, match="`output_dir` needs at least .* found 10 B free"):
+        run(tmp_path, tiny_dataset, tiny_teacher)
+    assert not files_of(tmp_path)
+
+
+def test_a_disk_that_fills_up_loses_no_finished_shard(tmp_path, tiny_dataset, tiny_teacher, monkeypatch):
+    finish, done = hf_dr.reinforce.ShardWriter.finish, []
+
+    def full_at_the_second(self):
+        if done:
+            raise HfDrError("could not write: No space left on device")
+        done.append(self.path)
+        return finish(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hf_dr.reinforce.ShardWriter, "finish", full_at_the_second)
+        with pytest.raises(HfDrError, match="No space left"):
+            run(tmp_path, tiny_dataset, tiny_teacher)
+    assert list(tmp_path.rglob("*.parquet")) == done
+    assert not list(tmp_path.rglob("*.tmp"))
+    assert run(tmp_path, tiny_dataset, tiny_teacher) == run(tmp_path / "whole", tiny_dataset, tiny_teacher)
+
+
+def test_a_damaged_shard_is_named(tmp_path, tiny_dataset, tiny_teacher):
+    run(tmp_path, tiny_dataset, tiny_teacher)
+    shard = sorted(tmp_path.rglob("*.parquet"))[1]
+    shard.write_bytes(shard.read_bytes()[:100])
+    with pytest.raises(HfDrError, match=f"{shard.name} must be a shard.*Delete the file and run the same command again"):
+        run(tmp_path, tiny_dataset, tiny_teacher)
+
+
+def test_an_answer_that_is_not_finite_stops_the_run(tmp_path, tiny_dataset, tiny_teacher, monkeypatch):
+    monkeypatch.setattr(Teacher, "_answer", lambda self, views: torch.full((len(views), self.num_classes), torch.nan))
+    with pytest.raises(TeacherError, match="log-probabilities must be finite"):
+        run(tmp_path, tiny_dataset, tiny_teacher)
+
+
+def test_the_estimate_writes_nothing_and_counts_right(tmp_path, tiny_dataset, tiny_teacher):
+    config = ReinforceConfig(output_dir=str(tmp_path / "out"), num_views=50, top_k=2)
+    estimate = Job(tiny_dataset, tiny_teacher, MIXING, config).estimate()
+    assert estimate.num_views == 50 * len(tiny_dataset)
+    assert estimate.seconds_teacher > 0
+    assert estimate.seconds_augment > 0
+    assert estimate.bytes_base > sum(len(r["bytes"]) for r in tiny_dataset.cast_column("image", datasets.Image(decode=False))["image"])
+    assert "hours" in estimate.report(1, 0, torch.device("cpu"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_views_larger_than_a_row_group_give_the_same_columns(tmp_path, tiny_dataset, tiny_teacher, monkeypatch):
+    run(tmp_path / "a", tiny_dataset, tiny_teacher)
+    monkeypatch.setattr(hf_dr.reinforce, "ROW_GROUP_VIEWS", 7)  # two rows a group, and a batch that spans groups
+    run(tmp_path / "b", tiny_dataset, tiny_teacher)
+    first, second = (
+        datasets.load_dataset("parquet", data_files=sorted(map(str, (tmp_path / n).rglob("*.parquet"))), split="train")
+        for n in "ab"
+    )
+    assert first.data.table.equals(second.data.table)
+
+
+def test_size_must_be_fixed_by_an_op():
+    with pytest.raises(ConfigError, match="no op of Resize fixes it"):
+        Augmentation([Resize(20)])

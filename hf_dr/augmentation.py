@@ -25,7 +25,7 @@ from hf_dr.ops import (
 )
 
 PARTNER = "partner"
-"""The parameter (column `aug_partner`) that mixing adds: the partner's row in the base split, -1 where nothing is mixed."""
+"""The parameter (column `aug_partner`) that mixing adds: the partner's row of the base, -1 where nothing is mixed."""
 NO_PARTNER = -1
 
 NAMED = ("rrc", "mixing", "randaug", "randaug_mixing")
@@ -163,9 +163,8 @@ class Augmentation:
                 f"an augmentation must be a list of ops, got {type(items).__name__}. Write `- OpName: {{}}`."
             )
         ops = []
-        for item in items:
-            if isinstance(item, str):
-                item = {item: {}}
+        for written in items:
+            item = {written: {}} if isinstance(written, str) else written
             if not isinstance(item, Mapping) or len(item) != 1:
                 raise ConfigError(f"an op must be written as `- OpName: {{setting: value}}`, got {item!r}.")
             ((name, settings),) = item.items()
@@ -181,7 +180,8 @@ class Augmentation:
         """Returns one of the paper's augmentations (section 3 of arXiv:2303.08983) at any size.
 
         Args:
-            name: `rrc`, `mixing` (the paper's +M*), `randaug` (+RA/RE, its recommendation) or `randaug_mixing` (+M*+R*).
+            name: `rrc`, `mixing` (the paper's +M*), `randaug` (+RA/RE, its recommendation) or `randaug_mixing`
+                (+M*+R*).
             size: Side of the views in pixels, or (height, width).
 
         Raises:

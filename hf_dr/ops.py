@@ -92,7 +92,7 @@ class Op(ABC):
         return size
 
     def skipped(self, params: Params) -> bool:
-        """Whether these parameters leave every image as it is. Mixing ops answer it, to spare the partner's decoding."""
+        """Whether these parameters leave every image as it is; mixing ops answer, to spare the partner's decoding."""
         return False
 
     def neutral(self) -> Params:
@@ -104,7 +104,7 @@ class Op(ABC):
         settings = {}
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
-            if "float" in field.type:  # p=1 and p=1.0 are one setting: one text, one fingerprint
+            if "float" in str(field.type) and value is not None:  # p=1 and p=1.0 are one setting: one fingerprint
                 value = tuple(map(float, value)) if isinstance(value, tuple) else float(value)
             settings[field.name] = list(value) if isinstance(value, tuple) else value
         return {type(self).__name__: settings}
@@ -134,9 +134,9 @@ def _check(op: Op, field: str, ok: bool, expected: str) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    return (
-        isinstance(value, (int, float)) and not isinstance(value, bool) and (value == value) and abs(value) != math.inf
-    )
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_count(value: Any, low: int, high: int = MAX_SIDE) -> bool:
@@ -265,7 +265,8 @@ class RandomResizedCrop(Op):
         box = _check_box(self, params["box"], _height_width(image))
         if 0 in box[2:]:
             raise ReplayError(
-                f"RandomResizedCrop needs a box of at least one pixel, found {box}. The row is damaged; run `hf-dr verify`."
+                f"RandomResizedCrop needs a box of at least one pixel, found {box}. The row is damaged; run "
+                "`hf-dr verify`."
             )
         return F.resized_crop(image, *box, list(_size_of(self)), _INTERPOLATIONS[self.interpolation])
 
@@ -358,13 +359,13 @@ class RandomCrop(Op):
         room = size[0] + 2 * self.padding - height, size[1] + 2 * self.padding - width
         if min(room) < 0:
             raise ConfigError(
-                f"RandomCrop needs images of at least {height}x{width} pixels with their padding of {self.padding}, got "
-                f"{size[0]}x{size[1]}. Put `Resize` before it, or raise `padding`."
+                f"RandomCrop needs images of at least {height}x{width} pixels with their padding of {self.padding}, "
+                f"got {size[0]}x{size[1]}. Put `Resize` before it, or raise `padding`."
             )
         if max(room) > MAX_SIDE:
             raise ConfigError(
-                f"RandomCrop stores offsets up to {MAX_SIDE} pixels, but images of {size[0]}x{size[1]} pixels with their "
-                f"padding of {self.padding} leave {max(room)}. Put `Resize` before it, or lower `padding`."
+                f"RandomCrop stores offsets up to {MAX_SIDE} pixels, but images of {size[0]}x{size[1]} pixels with "
+                f"their padding of {self.padding} leave {max(room)}. Put `Resize` before it, or lower `padding`."
             )
         return {"offset": (int(rng.integers(0, room[0] + 1)), int(rng.integers(0, room[1] + 1)))}
 
@@ -579,8 +580,8 @@ class _PolicyOp(Op):
             if not known or (level < 0 and POLICY_OPS[op] in _UNSIGNED):
                 raise ReplayError(
                     f"{type(self).__name__} needs operations below {len(POLICY_OPS)} at levels within "
-                    f"±{self.num_magnitude_bins - 1} (not negative where unsigned), found operation {op} at level {level}. "
-                    "The row is damaged; run `hf-dr verify`."
+                    f"±{self.num_magnitude_bins - 1} (not negative where unsigned), found operation {op} at level "
+                    f"{level}. The row is damaged; run `hf-dr verify`."
                 )
             name = POLICY_OPS[op]
             magnitude = self._policy.magnitude(name, level, self.num_magnitude_bins, _height_width(image))

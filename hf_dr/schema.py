@@ -25,7 +25,7 @@ from hf_dr.ops import Param
 from hf_dr.topk import id_dtype
 
 SCHEMA_VERSION = 1
-"""Raised whenever a reader of the former version would misread a dataset; golden datasets in tests/ keep all readable."""
+"""Raised whenever a reader of the former version would misread a dataset; golden datasets keep all readable."""
 
 SOURCE_INDEX = "source_index"
 IMAGE_HASH = "image_hash"
@@ -194,7 +194,8 @@ class Provenance:
             content = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise FormatError(
-                f'a "+" dataset must hold {PROVENANCE_FILE}, found none in {folder}. Name the folder of one configuration.'
+                f'a "+" dataset must hold {PROVENANCE_FILE}, found none in {folder}. Name the folder of one '
+                "configuration."
             ) from None
         except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, too long a number, too deep
             raise FormatError(
@@ -234,7 +235,8 @@ class Provenance:
                 raise FormatError(f"`{key}` in {where} must be a plain name, found {content[key]!r:.80}.")
         if not all(isinstance(row, int) and 0 <= row < content["num_rows"] for row in content["skipped_rows"]):
             raise FormatError(
-                f"`skipped_rows` in {where} must be rows below {content['num_rows']}. Fetch or write it again."
+                f"`skipped_rows` in {where} must be rows below {content['num_rows']}, found "
+                f"{content['skipped_rows']!r:.80}. Fetch or write it again."
             )
         provenance = cls(**{key: content[key] for key in _TYPES})
         try:

@@ -56,8 +56,8 @@ def read_marker(path: Path) -> ShardMarker:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise FormatError(
-            f"{path} must be a shard written by hf_dr, but its marker cannot be read ({type(error).__name__}: {error}). "
-            "Delete the file and run the same command again."
+            f"{path} must be a shard written by hf_dr, but its marker cannot be read: "
+            f"{type(error).__name__}: {error}. Delete the file and run the same command again."
         ) from error
 
 
@@ -79,8 +79,8 @@ def column_compression(features: Features) -> dict[str, str]:
 def column_encoding(features: Features) -> dict[str, str]:
     """Returns the encoding of each of the reinforcement's Parquet leaf columns.
 
-    Splitting the bytes of numbers into streams puts what is alike side by side (high bytes of ids, boxes, halves), which
-    zstd then squeezes better than dictionaries (benchmarks/storage.py).
+    Splitting the bytes of numbers into streams puts what is alike side by side (high bytes of ids, boxes, halves),
+    which zstd then squeezes better than dictionaries (benchmarks/storage.py).
     """
     encodings = {}
     for name, feature in features.items():
@@ -213,6 +213,6 @@ def _writing(path: Path) -> Any:
         yield
     except OSError as error:
         raise HfDrError(
-            f"could not write {path}: {error.strerror or error}. Free space or fix the folder, then run the same command "
-            "again; finished shards are kept."
+            f"could not write {path}: {error.strerror or error}. Free space or fix the folder, then run the same "
+            "command again; finished shards are kept."
         ) from error

@@ -1,0 +1,133 @@
+"""The loss: equal to torch's KL on the dense target, whatever the tail rule and the temperature."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from hf_dr.errors import ConfigError
+from hf_dr.losses import TAIL_RULES, reinforced_kl
+
+B, C = 5, 12
+
+
+def stored(k: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Student logits, and a teacher's top-K with the answer it was cut from."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(B, C, generator=generator, dtype=dtype) * 3
+    logprobs, ids = (torch.randn(B, C, generator=generator, dtype=dtype) * 3).log_softmax(-1).topk(k)
+    return logits, ids, logprobs
+
+
+def dense_kl(logits, ids, logprobs, tail, temperature):
+    """The definition, the slow way: build the whole target at T = 1, soften it, and hand it to torch."""
+    kept = logprobs.exp()
+    mass = (1 - kept.sum(-1, keepdim=True)).clamp(min=0)
+    rest = C - ids.shape[-1]
+    fill = mass / rest if rest and tail in ("uniform", "bucket") else torch.zeros_like(mass)
+    target = fill.expand(B, C).scatter(-1, ids, kept / kept.sum(-1, keepdim=True) if tail == "renormalize" else kept)
+    total = target.sum(-1, keepdim=True)
+    target = target ** (1 / temperature)
+    target = target / target.sum(-1, keepdim=True) * total
+    student = (logits / temperature).log_softmax(-1)
+    if tail == "bucket" and rest:
+        others = torch.ones(B, C, dtype=torch.bool).scatter(-1, ids, False)
+        target = torch.cat([target.gather(-1, ids), target.masked_fill(~others, 0).sum(-1, keepdim=True)], -1)
+        tail_logprob = student.masked_fill(~others, -torch.inf).logsumexp(-1, keepdim=True)
+        student = torch.cat([student.gather(-1, ids), tail_logprob], -1)
+    return F.kl_div(student, target, reduction="none").sum(-1) * temperature**2
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+@pytest.mark.parametrize("k", [1, 3, C - 1, C])
+@pytest.mark.parametrize("tail", TAIL_RULES)
+def test_equals_torchs_kl_on_the_dense_target(tail, k, temperature):
+    case = stored(k)
+    torch.testing.assert_close(
+        reinforced_kl(*case, tail=tail, temperature=temperature), dense_kl(*case, tail, temperature), rtol=1e-10, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+@pytest.mark.parametrize("k", [3, C])
+@pytest.mark.parametrize("tail", TAIL_RULES)
+def test_gradients(tail, k, temperature):
+    logits, ids, logprobs = stored(k)
+    logits.requires_grad_()
+    assert torch.autograd.gradcheck(lambda z: reinforced_kl(z, ids, logprobs, tail=tail, temperature=temperature), logits)
+
+
+@pytest.mark.parametrize("tail", TAIL_RULES)
+def test_the_whole_answer_kept_equals_plain_kl_with_its_gradient(tail):
+    logits, ids, logprobs = stored(C)
+    logits.requires_grad_()
+    target = torch.empty_like(logprobs).scatter(-1, ids, logprobs)
+    plain = F.kl_div(logits.log_softmax(-1), target, reduction="batchmean", log_target=True)
+    sparse = reinforced_kl(logits, ids, logprobs, tail=tail).mean()
+    torch.testing.assert_close(sparse, plain)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, logits)[0] for loss in (sparse, plain)))
+
+
+@pytest.mark.parametrize("tail", TAIL_RULES)
+def test_zero_when_the_student_is_the_teacher(tail):
+    logits, _, _ = stored(C)
+    logprobs, ids = logits.log_softmax(-1).topk(C)
+    assert reinforced_kl(logits, ids, logprobs, tail=tail).abs().max() < 1e-14
+
+
+def test_uniform_tail_is_zero_for_a_student_with_that_very_tail():
+    _, ids, logprobs = stored(3)
+    tail = (1 - logprobs.exp().sum(-1, keepdim=True)) / (C - 3)
+    logits = tail.log().expand(B, C).scatter(-1, ids, logprobs)
+    assert reinforced_kl(logits, ids, logprobs).abs().max() < 1e-14
+
+
+def test_the_bucket_ignores_how_the_student_shares_out_the_tail():
+    logits, ids, logprobs = stored(3)
+    others = torch.ones(B, C, dtype=torch.bool).scatter(-1, ids, False)
+    evened = logits[others].view(B, -1).logsumexp(-1, keepdim=True) - torch.tensor(C - 3.0, dtype=torch.float64).log()
+    shared = torch.where(others, evened, logits)
+    torch.testing.assert_close(
+        reinforced_kl(logits, ids, logprobs, tail="bucket"), reinforced_kl(shared, ids, logprobs, tail="bucket")
+    )
+    assert not torch.allclose(reinforced_kl(logits, ids, logprobs), reinforced_kl(shared, ids, logprobs))
+
+
+@pytest.mark.parametrize("tail", TAIL_RULES)
+def test_mass_above_one_by_rounding_is_harmless(tail):
+    logits, ids, logprobs = stored(C)
+    rounded = logprobs.half().double() + 1e-4
+    assert rounded.exp().sum(-1).min() > 1
+    loss = reinforced_kl(logits, ids, rounded, tail=tail)
+    assert loss.isfinite().all()
+
+
+@pytest.mark.parametrize("tail", TAIL_RULES)
+def test_a_certain_teacher_and_a_certain_student_stay_finite(tail):
+    ids = torch.tensor([[0, 1]])
+    logprobs = torch.tensor([[0.0, -100.0]])
+    logits = torch.tensor([[-200.0, 200.0, 0.0]], requires_grad=True)
+    for temperature in (1.0, 2.0):
+        loss = reinforced_kl(logits, ids, logprobs, tail=tail, temperature=temperature).sum()
+        (gradient,) = torch.autograd.grad(loss, logits)
+        assert loss.isfinite()
+        assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_logits_are_handled_in_float32(dtype):
+    logits, ids, logprobs = stored(3, dtype=torch.float32)
+    half = logits.to(dtype).requires_grad_()
+    loss = reinforced_kl(half, ids, logprobs)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, reinforced_kl(half.detach().float(), ids, logprobs))
+    assert torch.autograd.grad(loss.sum(), half)[0].dtype == dtype
+
+
+def test_refusals():
+    logits, ids, logprobs = stored(3)
+    with pytest.raises(ConfigError, match="`tail` must be one of uniform, bucket, renormalize, zero, got 'smooth'"):
+        reinforced_kl(logits, ids, logprobs, tail="smooth")
+    with pytest.raises(ConfigError, match="`temperature` must be a number above 0, got 0"):
+        reinforced_kl(logits, ids, logprobs, temperature=0)
+    with pytest.raises(ValueError, match=r"got \(5, 2\), \(5, 3\) and \(5, 3\)"):
+        reinforced_kl(logits[:, :2], ids, logprobs)

@@ -1,6 +1,7 @@
 """The run: the same bytes however it is done, nothing lost when it is stopped, and clear refusals."""
 
 import hashlib
+import importlib
 import io
 import json
 import logging
@@ -19,7 +20,6 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-import hf_dr.reinforce
 from hf_dr.augmentation import Augmentation
 from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, HfDrError, TeacherError
 from hf_dr.ops import CutMix, MixUp, RandomCrop, RandomHorizontalFlip, RandomResizedCrop, Resize
@@ -27,6 +27,8 @@ from hf_dr.reinforce import Job, ReinforceConfig, reinforce
 from hf_dr.schema import PROVENANCE_FILE, Provenance
 from hf_dr.teacher import Teacher
 
+# `hf_dr.reinforce` is the function; this is the module behind it.
+module = importlib.import_module("hf_dr.reinforce")
 REPOSITORY = Path(__file__).parents[1]
 MIXING = Augmentation([RandomResizedCrop(16), RandomHorizontalFlip(), MixUp(), CutMix()])
 
@@ -64,8 +66,9 @@ def command(checkpoint: tuple[Path, Path], output: Path, *more: str, launcher: t
 
 
 @pytest.mark.parametrize("settings", [{"batch_size": 7}, {"num_workers": 2}, {"batch_size": 500, "num_workers": 1}])
-def test_columns_do_not_depend_on_batches_or_workers(tmp_path, tiny_dataset, tiny_teacher, settings):
-    assert run(tmp_path / "a", tiny_dataset, tiny_teacher) == run(tmp_path / "b", tiny_dataset, tiny_teacher, **settings)
+def test_columns_do_not_depend_on_batches_or_workers(tmp_path, tiny_dataset, checkpoint, settings):
+    teacher = Teacher.from_pretrained(f"timm:test_resnet@{checkpoint[0]}")
+    assert run(tmp_path / "a", tiny_dataset, teacher) == run(tmp_path / "b", tiny_dataset, teacher, **settings)
 
 
 def test_seed_changes_the_columns(tmp_path, tiny_dataset, tiny_teacher):
@@ -305,14 +308,14 @@ def test_an_unwritable_folder_is_refused(tmp_path, tiny_dataset, tiny_teacher):
 
 def test_a_disk_without_room_is_refused_before_the_teacher_runs(tmp_path, tiny_dataset, tiny_teacher, monkeypatch):
     usage = type("Usage", (), {"free": 10})
-    monkeypatch.setattr(hf_dr.reinforce.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(ConfigError, match="`output_dir` needs at least .* found 10 B free"):
         run(tmp_path, tiny_dataset, tiny_teacher)
     assert not files_of(tmp_path)
 
 
 def test_a_disk_that_fills_up_loses_no_finished_shard(tmp_path, tiny_dataset, tiny_teacher, monkeypatch):
-    finish, done = hf_dr.reinforce.ShardWriter.finish, []
+    finish, done = module.ShardWriter.finish, []
 
     def full_at_the_second(self):
         if done:
@@ -321,7 +324,7 @@ def test_a_disk_that_fills_up_loses_no_finished_shard(tmp_path, tiny_dataset, ti
         return finish(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(hf_dr.reinforce.ShardWriter, "finish", full_at_the_second)
+        patch.setattr(module.ShardWriter, "finish", full_at_the_second)
         with pytest.raises(HfDrError, match="No space left"):
             run(tmp_path, tiny_dataset, tiny_teacher)
     assert list(tmp_path.rglob("*.parquet")) == done
@@ -356,7 +359,7 @@ def test_the_estimate_writes_nothing_and_counts_right(tmp_path, tiny_dataset, ti
 
 def test_views_larger_than_a_row_group_give_the_same_columns(tmp_path, tiny_dataset, tiny_teacher, monkeypatch):
     run(tmp_path / "a", tiny_dataset, tiny_teacher)
-    monkeypatch.setattr(hf_dr.reinforce, "ROW_GROUP_VIEWS", 7)  # two rows a group, and a batch that spans groups
+    monkeypatch.setattr(module, "ROW_GROUP_VIEWS", 7)  # two rows a group, and a batch that spans groups
     run(tmp_path / "b", tiny_dataset, tiny_teacher)
     first, second = (
         datasets.load_dataset("parquet", data_files=sorted(map(str, (tmp_path / n).rglob("*.parquet"))), split="train")

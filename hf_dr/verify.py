@@ -22,9 +22,9 @@ from hf_dr.schema import Provenance, combine_hashes
 from hf_dr.teacher import Teacher
 from hf_dr.views import hash_view
 
-# Pixels replay exactly or not at all. Answers are recomputed, perhaps on another device, in another precision or by
-# another version of a kernel, which changes their last bits: bf16 moves them by some 1e-4 nats, and turns over the top-1
-# of views whose first two classes are equally probable. Other weights or another resizing move them by far more.
+# Pixels replay exactly or not at all. Answers are computed again, perhaps on another device, in another precision or
+# by another kernel, which changes their last bits: bf16 moves them by some 1e-4 nats, and swaps the first two classes
+# where they are equally probable. Other weights, or another way of resizing, move them by far more.
 MAX_KL_MEAN = 1e-3
 MIN_TOP1_AGREEMENT = 0.98
 
@@ -65,13 +65,13 @@ class VerifyReport:
     def report(self) -> str:
         """Returns the findings as a table for people."""
         lines = [("rows replayed", f"{self.num_rows:,} with {self.num_views:,} views each", "")]
-        lines.append(("rows equal bit for bit", _percent(self.bit_equal), "must be 100 %"))
+        lines.append(("rows equal bit for bit", _percent(self.bit_equal), "must be 100.00 %"))
         if self.kl_mean is None or self.kl_max is None or self.top1_agreement is None:
             lines.append(("teacher's answers", "not compared", ""))
         else:
             lines.append(("KL to the teacher, mean", f"{self.kl_mean:.2e} nats", f"at most {MAX_KL_MEAN:.0e}"))
             lines.append(("KL to the teacher, max", f"{self.kl_max:.2e} nats", ""))
-            lines.append(("same top-1", _percent(self.top1_agreement), f"at least {MIN_TOP1_AGREEMENT:.0%}".replace("%", " %")))
+            lines.append(("same top-1", _percent(self.top1_agreement), f"at least {_percent(MIN_TOP1_AGREEMENT)}"))
         lines.append(("verdict", "ok" if self.ok else "NOT OK", ""))
         width = max(len(value) for _, value, _ in lines)
         text = [f"  {name:<26}{value:<{width}}  {bound}".rstrip() for name, value, bound in lines]
@@ -197,15 +197,15 @@ class _Answers:
 
 
 def answer_kl(ids_BK: np.ndarray, logprobs_BK: np.ndarray, fresh_BC: np.ndarray) -> np.ndarray:
-    """Returns KL(stored || fresh) in nats of each answer, float64 (B,), over K + 1 outcomes: the kept classes and the rest.
+    """Returns KL(stored || fresh) of each answer in nats, float64 (B,), over K + 1 outcomes: kept classes and the rest.
 
-    With p_k = exp(stored log-probability), q_k = the fresh probability of the same class, p_r = 1 - sum_k p_k and q_r the
-    sum of the fresh probabilities of all other classes:
+    With p_k = exp(stored log-probability), q_k = the fresh probability of the same class, p_r = 1 - sum_k p_k and
+    q_r = the sum of the fresh probabilities of all other classes:
 
         KL = sum_k p_k ln(p_k / q_k) + p_r ln(p_r / q_r),    0 ln 0 = 0.
 
-    Rounding to float16 leaves p_r uncertain by u = sum_k p_k ulp_k / 2; of the values within u, the one nearest to q_r is
-    taken, so that rounding alone does not count as a difference. Then p is scaled to the sum 1. If K = C there is no rest.
+    Rounding to float16 leaves p_r uncertain by u = sum_k p_k ulp_k / 2; of the values within u, the nearest to q_r is
+    taken, so that rounding alone is no difference. Then p is scaled to the sum 1. If K = C there is no rest.
 
     Args:
         ids_BK: Stored class ids.
@@ -292,8 +292,8 @@ def teacher_from_provenance(provenance: Provenance, **settings: Any) -> Teacher:
         revision = member.get("revision")
         if not (isinstance(revision, str) and _COMMIT.fullmatch(revision) and _HUB_ID.fullmatch(member["id"])):
             raise TeacherError(
-                f"a teacher can be loaded by its provenance only from a commit on the Hub, found {member['id']} at revision "
-                f"{revision}. Pass the teacher: its file or folder is known to you alone."
+                f"a teacher must be a commit on the Hub to be loaded by its provenance, found {member['id']} at "
+                f"revision {revision}. Pass the teacher: its file or folder is known to you alone."
             )
     chosen = [member.get("classes") for member in members]
     settings.setdefault("precision", provenance.teacher.get("precision", "fp32"))

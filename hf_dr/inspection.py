@@ -1,0 +1,415 @@
+"""What is in a "+" dataset: provenance, bytes by column, what the teacher thinks of the labels. Decodes no image."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hf_dr.augmentation import PARTNER
+from hf_dr.errors import FormatError
+from hf_dr.replay import find_config
+from hf_dr.schema import (
+    AUG_PREFIX,
+    IMAGE_HASH,
+    PROVENANCE_FILE,
+    SOURCE_INDEX,
+    TEACHER_IDS,
+    TEACHER_LOGPROBS,
+    Provenance,
+    is_reserved,
+)
+from hf_dr.shards import read_marker
+
+NUM_BINS = 15  # of the calibration error; Guo et al., ICML 2017
+NUM_SUSPECTS = 20
+# Rounding to float16 leaves 1 - sum(exp) uncertain; the share of the classes left out is taken to be no less than this.
+MIN_REST = 1e-6
+# Numbers of the answers held at once; float64, so a batch takes some tens of MB whatever V, K and C are.
+_BATCH_VALUES = 1 << 20
+
+
+@dataclass(frozen=True)
+class ColumnBytes:
+    """Compressed bytes of one column in all shards."""
+
+    name: str
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A row whose label the teacher does not believe; probabilities are means over the row's unmixed views.
+
+    Attributes:
+        row: Row of the base dataset (`source_index`).
+        label: Its label.
+        label_name: The label's name, or its number where classes have no names.
+        label_probability: What the teacher gives to it.
+        favourite: The class to which the teacher gives most.
+        favourite_name: Its name.
+        favourite_probability: What the teacher gives to it.
+    """
+
+    row: int
+    label: int
+    label_name: str
+    label_probability: float
+    favourite: int
+    favourite_name: str
+    favourite_probability: float
+
+
+@dataclass(frozen=True)
+class LabelStatistics:
+    """The teacher's answers against the labels, over the views in which no other example is mixed.
+
+    Attributes:
+        num_views: Views compared.
+        agreement: Share whose top-1 is the label.
+        ece: Expected calibration error of the top-1 probability against the label, 15 bins of equal width.
+        nll: Mean negative log-probability of the label, nats. A label that is not among the kept classes has an equal
+            share of the rest.
+        suspects: The labels of lowest mean probability, lowest first; only where the teacher prefers another class.
+    """
+
+    num_views: int
+    agreement: float
+    ece: float
+    nll: float
+    suspects: tuple[Suspect, ...]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What `inspect_dataset` found.
+
+    Attributes:
+        provenance: How the dataset was made.
+        columns: Compressed bytes by column, in file order.
+        file_bytes: Size of all shards.
+        num_reinforced: Rows that have a reinforcement.
+        entropy: Mean entropy of the answers in nats, the rest of the mass spread evenly over the classes left out.
+        kept_mass: Mean probability of the K kept classes together.
+        labels: None where the dataset has no labels, or every view is mixed.
+    """
+
+    provenance: Provenance
+    columns: tuple[ColumnBytes, ...]
+    file_bytes: int
+    num_reinforced: int
+    entropy: float
+    kept_mass: float
+    labels: LabelStatistics | None
+
+    @property
+    def num_views(self) -> int:
+        """Stored views of all rows together."""
+        return self.provenance.num_rows * self.provenance.num_views
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the findings in JSON types."""
+        return {
+            **self.__dict__,
+            "provenance": self.provenance.to_dict(),
+            "columns": [asdict(column) for column in self.columns],
+            "labels": None if self.labels is None else asdict(self.labels),
+        }
+
+    def report(self) -> str:
+        """Returns the findings as text for people."""
+        parts = [
+            ("Provenance", _two_columns(self._provenance_lines())),
+            ("Bytes", self._bytes_table()),
+            ("Teacher", _two_columns(self._teacher_lines())),
+        ]
+        if self.labels is not None:
+            parts.append(("Most suspicious labels", self._suspects_table()))
+        return "\n\n".join(f"{title}\n{text}" for title, text in parts)
+
+    def _provenance_lines(self) -> list[tuple[str, str]]:
+        p = self.provenance
+        base = " ".join(str(p.base[key]) for key in ("id", "config") if p.base.get(key)) or "unknown"
+        revision = p.base.get("revision")
+        lines = [
+            ("configuration", f"{p.config_name}, split {p.split}" + (", overlay (no images)" if p.overlay else "")),
+            ("base dataset", base + (f" at {str(revision)[:12]}" if revision else "")),
+            ("rows", f"{p.num_rows:,}" + (f", {_skipped(p.num_rows - self.num_reinforced)}")),
+            ("views of each", f"{p.num_views:,}, top {p.top_k:,} of {p.num_classes:,} classes, seed {p.seed}"),
+        ]
+        for n, item in enumerate(p.augmentation):
+            lines += [("augmentation" if n == 0 else "", _op_text(name, settings)) for name, settings in item.items()]
+        for n, member in enumerate(p.teacher.get("members", [])):
+            at = f" at {str(member['revision'])[:12]}" if member.get("revision") else ""
+            text = f"{member.get('id')}{at}, licence {member.get('license') or 'unknown'}"
+            lines.append(("teacher" if n == 0 else "", text))
+        lines.append(("", f"in {p.teacher.get('precision')} on {p.teacher.get('device_type')}, by {p.created_with}"))
+        return lines
+
+    def _bytes_table(self) -> str:
+        rest = self.file_bytes - sum(c.num_bytes for c in self.columns)
+        own = [c for c in self.columns if is_reserved(c.name)]
+        base = [c for c in self.columns if not is_reserved(c.name)]
+        rows = [[c.name, *self._amounts(c.num_bytes)] for c in own]
+        rows.append(["= reinforcement", *self._amounts(sum(c.num_bytes for c in own))])
+        rows += [[c.name, *self._amounts(c.num_bytes)] for c in base]
+        if base:
+            rows.append(["= base columns", *self._amounts(sum(c.num_bytes for c in base))])
+        rows.append(["file structure", *self._amounts(rest)])
+        rows.append(["= files", *self._amounts(self.file_bytes)])
+        return _table(["column", "bytes", "a view", "share"], rows)
+
+    def _amounts(self, count: int) -> list[str]:
+        return [f"{count:,}", f"{count / self.num_views:.2f}", f"{count / self.file_bytes:.1%}".replace("%", " %")]
+
+    def _teacher_lines(self) -> list[tuple[str, str]]:
+        most = np.log(self.provenance.num_classes)
+        lines = [
+            ("entropy", f"{self.entropy:.3f} nats of at most {most:.3f} (the rest of the mass spread evenly)"),
+            ("kept mass", f"{self.kept_mass:.4f}"),
+        ]
+        if self.labels is None:
+            reason = "every view is mixed" if self.provenance.label_column else "the dataset has no labels"
+            return [*lines, ("against the labels", f"left out: {reason}")]
+        found = self.labels
+        return [
+            *lines,
+            ("top-1 is the label", f"{100 * found.agreement:.2f} % of {found.num_views:,} unmixed views"),
+            ("calibration error", f"{found.ece:.4f} (ECE, {NUM_BINS} bins)"),
+            ("NLL of the label", f"{found.nll:.4f} nats"),
+        ]
+
+    def _suspects_table(self) -> str:
+        assert self.labels is not None
+        if not self.labels.suspects:
+            return "  none: the teacher agrees with every label"
+        rows = []
+        for s in self.labels.suspects:
+            label, favourite = f"{s.label_probability:.4f}", f"{s.favourite_probability:.4f}"
+            rows.append([f"{s.row:,}", s.label_name, label, s.favourite_name, favourite])
+        return _table(["row", "label", "probability", "teacher's favourite", "probability"], rows, text_columns=(1, 3))
+
+
+def _skipped(count: int) -> str:
+    return f"{count:,} of them without reinforcement (undecodable)" if count else "all reinforced"
+
+
+def _op_text(name: str, settings: dict[str, Any]) -> str:
+    return f"{name}({', '.join(f'{key}={value}' for key, value in settings.items())})"
+
+
+def _two_columns(lines: Sequence[tuple[str, str]]) -> str:
+    width = max(len(name) for name, _ in lines)
+    return "\n".join(f"  {name:<{width}}  {value}" for name, value in lines)
+
+
+def _table(header: list[str], rows: list[list[str]], text_columns: Sequence[int] = (0,)) -> str:
+    """Aligns text to the left, numbers to the right."""
+    widths = [max(map(len, cells)) for cells in zip(header, *rows, strict=True)]
+    lines = []
+    for row in [header, ["-" * width for width in widths], *rows]:
+        padded = []
+        for n, (cell, width) in enumerate(zip(row, widths, strict=True)):
+            padded.append(cell.ljust(width) if n in text_columns else cell.rjust(width))
+        lines.append(("  " + "  ".join(padded)).rstrip())
+    return "\n".join(lines)
+
+
+def inspect_dataset(folder: str | os.PathLike[str], name: str | None = None) -> Inspection:
+    """Reads provenance, file metadata and the stored answers of a local "+" dataset, in bounded memory.
+
+    Args:
+        folder: The dataset's folder, or the folder of one configuration.
+        name: The configuration; may be left out where there is only one.
+
+    Raises:
+        FormatError: The dataset is incomplete or does not follow the format.
+        ConfigError: The configuration does not exist, or none is named and there are several.
+    """
+    config = find_config(Path(folder).expanduser(), name)
+    provenance = Provenance.read(config)
+    shards = [config / shard for shard in provenance.shard_names]
+    for path in shards:
+        if not path.is_file():
+            raise FormatError(
+                f"{config} must have {len(shards)} shards, but {path.name} is missing. Run the same reinforce command "
+                "again; it makes only what is missing."
+            )
+        if read_marker(path).fingerprint != provenance.fingerprint:
+            raise FormatError(
+                f"{path} must carry the fingerprint of its {PROVENANCE_FILE}, found another. Make it again."
+            )
+    features = datasets.Features.from_arrow_schema(pq.read_schema(shards[0]))
+    has_labels = provenance.label_column in features
+    totals = _Totals(provenance, features[provenance.label_column] if has_labels else None)
+    for batch in _record_batches(shards, provenance, has_labels):
+        totals.add(batch)
+    return Inspection(
+        provenance=provenance,
+        columns=_column_bytes(shards, list(features)),
+        file_bytes=sum(path.stat().st_size for path in shards),
+        num_reinforced=totals.num_rows,
+        entropy=totals.entropy / max(1, totals.num_views),
+        kept_mass=totals.kept_mass / max(1, totals.num_views),
+        labels=totals.label_statistics(),
+    )
+
+
+def _column_bytes(shards: Sequence[Path], names: Sequence[str]) -> tuple[ColumnBytes, ...]:
+    counts = dict.fromkeys(names, 0)
+    for path in shards:
+        metadata = pq.read_metadata(path)
+        # A column's leaves are `name` or `name.…`; names may hold dots themselves, so the longest that fits is meant.
+        owners = []
+        for n in range(metadata.num_columns):
+            leaf = metadata.schema.column(n).path
+            owners.append(max((name for name in names if f"{leaf}.".startswith(f"{name}.")), key=len))
+        for group in range(metadata.num_row_groups):
+            for n, owner in enumerate(owners):
+                counts[owner] += metadata.row_group(group).column(n).total_compressed_size
+    return tuple(ColumnBytes(name, count) for name, count in counts.items())
+
+
+def _record_batches(shards: Sequence[Path], provenance: Provenance, has_labels: bool) -> Iterator[pa.RecordBatch]:
+    rows = max(1, _BATCH_VALUES // (provenance.num_views * provenance.top_k))
+    wanted = [SOURCE_INDEX, IMAGE_HASH, TEACHER_IDS, TEACHER_LOGPROBS]
+    if has_labels:
+        wanted.append(str(provenance.label_column))
+    for path in shards:
+        with pq.ParquetFile(path) as file:
+            mixing = [name for name in file.schema_arrow.names if name == AUG_PREFIX + PARTNER]
+            for batch in file.iter_batches(batch_size=rows, columns=wanted + mixing):
+                yield batch.filter(batch.column(IMAGE_HASH).is_valid())  # rows without reinforcement are null
+
+
+def _flat(array: pa.Array) -> np.ndarray:
+    while pa.types.is_fixed_size_list(array.type):
+        array = array.flatten()
+    return array.to_numpy(zero_copy_only=False)
+
+
+class _Answers:
+    """The stored answers of some rows. R rows, V views, K kept classes.
+
+    Raises:
+        FormatError: They are damaged.
+    """
+
+    def __init__(self, batch: pa.RecordBatch, provenance: Provenance) -> None:
+        shape = (len(batch), provenance.num_views, provenance.top_k)
+        self.rows_R = batch.column(SOURCE_INDEX).to_numpy()
+        self.ids_RVK = _flat(batch.column(TEACHER_IDS)).reshape(shape)
+        self.logprobs_RVK = _flat(batch.column(TEACHER_LOGPROBS)).astype(np.float64).reshape(shape)
+        if self.ids_RVK.max() >= provenance.num_classes or not np.isfinite(self.logprobs_RVK).all():
+            raise FormatError(
+                f"the teacher's answers must be finite and of classes below {provenance.num_classes}, found others in "
+                f"rows {self.rows_R[0]} to {self.rows_R[-1]}. The file is damaged: fetch or make it again."
+            )
+        left_out = provenance.num_classes - provenance.top_k
+        self.probs_RVK = np.exp(self.logprobs_RVK)
+        self.kept_RV = self.probs_RVK.sum(axis=2)
+        self.rest_RV = np.maximum(1 - self.kept_RV, MIN_REST)
+        self.share_RV = self.rest_RV / max(1, left_out)  # of each class left out
+        self.unmixed_RV = np.ones(shape[:2], bool)
+        if AUG_PREFIX + PARTNER in batch.schema.names:
+            self.unmixed_RV = _flat(batch.column(AUG_PREFIX + PARTNER)).reshape(shape[:2]) < 0
+
+
+@dataclass
+class _Totals:
+    """Sums over all views, batch by batch."""
+
+    provenance: Provenance
+    label_feature: Any
+    num_rows: int = 0
+    num_views: int = 0
+    entropy: float = 0.0
+    kept_mass: float = 0.0
+    nll: float = 0.0
+    bins: np.ndarray = field(default_factory=lambda: np.zeros((NUM_BINS, 3)))  # views, sum of confidence, hits
+    suspects: list[Suspect] = field(default_factory=list)
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        """Adds some rows, all with reinforcement."""
+        if not len(batch):
+            return
+        answers = _Answers(batch, self.provenance)
+        self.num_rows += len(batch)
+        self.num_views += answers.kept_RV.size
+        self.kept_mass += float(answers.kept_RV.sum())
+        self.entropy -= float((answers.probs_RVK * answers.logprobs_RVK).sum())
+        if self.provenance.num_classes > self.provenance.top_k:
+            self.entropy -= float((answers.rest_RV * np.log(answers.share_RV)).sum())
+        if self.label_feature is not None:
+            self._add_labels(batch, answers)
+
+    def _add_labels(self, batch: pa.RecordBatch, answers: _Answers) -> None:
+        labels_R = batch.column(self.provenance.label_column).fill_null(-1).to_numpy(zero_copy_only=False)
+        labels_R = labels_R.astype(np.int64)
+        used_RV = answers.unmixed_RV & (labels_R >= 0)[:, None]  # -1: the base has no label there
+        is_label_RVK = answers.ids_RVK == labels_R[:, None, None]
+        kept_RV = (answers.probs_RVK * is_label_RVK).sum(axis=2)
+        label_probs_RV = np.where(is_label_RVK.any(axis=2), kept_RV, answers.share_RV)
+        hits, confidence = is_label_RVK[:, :, 0][used_RV], np.minimum(answers.probs_RVK[:, :, 0][used_RV], 1)
+        self.nll -= float(np.log(label_probs_RV[used_RV]).sum())
+        bins = np.minimum((confidence * NUM_BINS).astype(int), NUM_BINS - 1)
+        for column, weights in enumerate((None, confidence, hits)):
+            self.bins[:, column] += np.bincount(bins, weights, NUM_BINS)
+        self._add_suspects(answers, labels_R, label_probs_RV, used_RV)
+
+    def _add_suspects(
+        self, answers: _Answers, labels_R: np.ndarray, label_probs_RV: np.ndarray, used_RV: np.ndarray
+    ) -> None:
+        views_R = used_RV.sum(axis=1)
+        means_R = (label_probs_RV * used_RV).sum(axis=1) / np.maximum(views_R, 1)
+        means_R[views_R == 0] = np.inf
+        # A label of more than one half is the favourite; and only what is below the last of a full list can enter it.
+        limit = self.suspects[-1].label_probability if len(self.suspects) == NUM_SUSPECTS else 0.5
+        candidates = np.flatnonzero(means_R <= limit)
+        found: list[Suspect] = []
+        for row in candidates[np.argsort(means_R[candidates], kind="stable")].tolist():
+            ids, probs = answers.ids_RVK[row, used_RV[row]].ravel(), answers.probs_RVK[row, used_RV[row]].ravel()
+            sums = np.bincount(ids, probs)
+            favourite, label = int(sums.argmax()), int(labels_R[row])
+            if favourite == label:
+                continue
+            found.append(
+                Suspect(
+                    row=int(answers.rows_R[row]),
+                    label=label,
+                    label_name=self._name(label),
+                    label_probability=float(means_R[row]),
+                    favourite=favourite,
+                    favourite_name=self._name(favourite),
+                    favourite_probability=float(sums[favourite] / views_R[row]),
+                )
+            )
+            if len(found) == NUM_SUSPECTS:
+                break
+        self.suspects = sorted(self.suspects + found, key=lambda s: (s.label_probability, s.row))[:NUM_SUSPECTS]
+
+    def _name(self, label: int) -> str:
+        feature = self.label_feature
+        if isinstance(feature, datasets.ClassLabel) and label < feature.num_classes:
+            return str(feature.int2str(label))
+        return str(label)
+
+    def label_statistics(self) -> LabelStatistics | None:
+        views_B, confidence_B, hits_B = self.bins.T
+        count = int(views_B.sum())
+        if not count:
+            return None
+        return LabelStatistics(
+            num_views=count,
+            agreement=float(hits_B.sum() / count),
+            ece=float(np.abs(hits_B - confidence_B).sum() / count),
+            nll=self.nll / count,
+            suspects=tuple(self.suspects),
+        )

@@ -1,0 +1,143 @@
+"""Shared fixtures: tiny images, a tiny teacher, a tiny "+" dataset. Everything is offline and leaves no trace."""
+
+# ruff: noqa: E402 (the environment must be set before the libraries are imported)
+
+import atexit
+import copy
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+
+# Before any library reads them.
+_HOME = tempfile.mkdtemp(prefix="hf_dr_tests_")
+atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
+os.environ.update(
+    HF_HOME=_HOME,
+    HF_HUB_CACHE=f"{_HOME}/hub",
+    HF_DATASETS_CACHE=f"{_HOME}/datasets",
+    HF_MODULES_CACHE=f"{_HOME}/modules",
+    HF_HUB_OFFLINE="1",
+    HF_DATASETS_OFFLINE="1",
+    HF_DATASETS_DISABLE_PROGRESS_BARS="1",
+    HF_HUB_DISABLE_PROGRESS_BARS="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    TQDM_DISABLE="1",
+    TOKENIZERS_PARALLELISM="false",
+)
+
+import datasets
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from torch import nn
+
+from hf_dr.augmentation import Augmentation
+from hf_dr.ops import CutMix, MixUp, RandAugment, RandomErasing, RandomHorizontalFlip, RandomResizedCrop
+from hf_dr.reinforce import ReinforceConfig, reinforce
+from hf_dr.replay import ReinforcedDataset, load_reinforced
+from hf_dr.teacher import Member, Preprocessing, Teacher, weights_hash
+
+torch.set_num_threads(1)
+
+CLASSES = ("black", "blue", "green", "cyan", "red", "magenta", "yellow", "white")
+# Corners of the colour cube, one for each class: what the images show and what the teacher knows.
+_COLOURS = np.array([[50 + 155 * (c >> 2 & 1), 50 + 155 * (c >> 1 & 1), 50 + 155 * (c & 1)] for c in range(8)])
+
+
+class ColourModel(nn.Module):
+    """Classifies the mean colour by its distance from each class's; a linear layer on pooled pixels."""
+
+    def __init__(self, sharpness: float = 8.0) -> None:
+        super().__init__()
+        colours = torch.tensor(_COLOURS / 255, dtype=torch.float32)
+        self.linear = nn.Linear(3, len(CLASSES))
+        with torch.no_grad():
+            self.linear.weight.copy_(2 * sharpness * colours)
+            self.linear.bias.copy_(-sharpness * (colours**2).sum(dim=1))
+
+    def forward(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
+        return self.linear(pixels_BCHW.mean(dim=(2, 3)))
+
+
+def colour_image(rng: np.random.Generator, label: int, size: tuple[int, int] = (40, 30)) -> PIL.Image.Image:
+    """Noise and a gradient around the class's colour; `size` is (width, height)."""
+    width, height = size
+    ramp = np.linspace(-30, 30, width)[None, :, None] * rng.choice([-1, 1])
+    noise = rng.normal(0, 15, (height, width, 3))
+    return PIL.Image.fromarray(np.clip(_COLOURS[label] + ramp + noise, 0, 255).astype(np.uint8))
+
+
+def as_png(image: PIL.Image.Image) -> dict[str, bytes | None]:
+    """The image as a cell of an undecoded image column."""
+    file = BytesIO()
+    image.save(file, "PNG")
+    return {"bytes": file.getvalue(), "path": None}
+
+
+@pytest.fixture(scope="session")
+def make_teacher() -> Callable[..., Teacher]:
+    """Builds a teacher of any sharpness: another sharpness, other weights."""
+
+    def make(sharpness: float = 8.0) -> Teacher:
+        model = ColourModel(sharpness)
+        member = Member(
+            model=model,
+            id="colours",
+            revision=None,
+            license="cc0-1.0",
+            num_classes=len(CLASSES),
+            labels=tuple((name,) for name in CLASSES),
+            preprocessing=Preprocessing((16, 16), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "bilinear"),
+            weights_hash=weights_hash(model),
+        )
+        return Teacher([member])
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_teacher(make_teacher: Callable[..., Teacher]) -> Teacher:
+    """A classifier of eight colours."""
+    return make_teacher()
+
+
+@pytest.fixture(scope="session")
+def tiny_dataset() -> datasets.Dataset:
+    """12 PNG images of eight colours, most of 40x30 pixels, with ClassLabel; split `train`."""
+    rng = np.random.default_rng(0)
+    labels = [n % len(CLASSES) for n in range(12)]
+    sizes = [(30, 40) if n == 5 else (40, 30) for n in range(12)]
+    images = [as_png(colour_image(rng, label, size)) for label, size in zip(labels, sizes, strict=True)]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(CLASSES))})
+    return datasets.Dataset.from_dict({"image": images, "label": labels}, features=features, split="train")
+
+
+ALL_OPS = Augmentation(
+    [RandomResizedCrop(24), RandomHorizontalFlip(), RandAugment(), RandomErasing(), MixUp(p=0.3), CutMix(p=0.3)]
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(
+    tmp_path_factory: pytest.TempPathFactory, tiny_dataset: datasets.Dataset, tiny_teacher: Teacher
+) -> Path:
+    """Folder of a "+" dataset with the one config `all_ops`: 4 views of 24x24, top 3, 3 shards of 5 rows. Read only."""
+    folder = tmp_path_factory.mktemp("plus") / "tiny-plus"
+    config = ReinforceConfig(str(folder), "all_ops", num_views=4, top_k=3, shard_size=5)
+    reinforce(tiny_dataset, tiny_teacher, ALL_OPS, config)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def _tiny_plus(tiny_folder: Path) -> ReinforcedDataset:
+    return load_reinforced(tiny_folder)
+
+
+@pytest.fixture
+def tiny_plus(_tiny_plus: ReinforcedDataset) -> ReinforcedDataset:
+    """`tiny_folder`, opened; a fresh copy for each test, so that `set_epoch` stays its own affair."""
+    return copy.copy(_tiny_plus)

@@ -18,6 +18,7 @@ from hf_dr.errors import (
 from hf_dr.reinforce import ReinforceConfig, reinforce
 from hf_dr.replay import ReinforcedDataset, load_reinforced
 from hf_dr.teacher import Teacher
+from hf_dr.verify import verify
 from hf_dr.version import __version__
 
 __all__ = [
@@ -36,4 +37,5 @@ __all__ = [
     "load_reinforced",
     "ops",
     "reinforce",
+    "verify",
 ]

@@ -60,7 +60,11 @@ def write_card(folder: Path) -> None:
     else:
         first = next(iter(configs.values()))
         body = _BODY.format(
-            title=folder.resolve().name, views=first.num_views, top_k=first.top_k, config=first.config_name, split=first.split
+            title=folder.resolve().name,
+            views=first.num_views,
+            top_k=first.top_k,
+            config=first.config_name,
+            split=first.split,
         )
         card = DatasetCard(f"---\n{DatasetCardData(tags=['dataset-reinforcement', 'arxiv:2303.08983'])}\n---\n\n{body}")
     infos.to_dataset_card_data(card.data)

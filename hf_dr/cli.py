@@ -23,8 +23,8 @@ from hf_dr.reinforce import Job, ReinforceConfig, check_dataset, default_workers
 from hf_dr.replay import find_config, load_reinforced
 from hf_dr.schema import Provenance
 from hf_dr.teacher import PRECISIONS, Teacher
-from hf_dr.version import __version__
 from hf_dr.verify import teacher_from_provenance, verify
+from hf_dr.version import __version__
 
 logger = logging.getLogger("hf_dr")
 
@@ -33,7 +33,9 @@ logger = logging.getLogger("hf_dr")
 class BaseArguments:
     """Which dataset is reinforced."""
 
-    dataset: str = field(metadata={"help": "Hub id, Parquet file, folder of Parquet files or images, or saved Dataset."})
+    dataset: str = field(
+        metadata={"help": "Hub id, Parquet file, folder of Parquet files or images, or saved Dataset."}
+    )
     dataset_config: str | None = field(default=None, metadata={"help": "Its configuration, where it has several."})
     split: str = field(default="train", metadata={"help": "Its split."})
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the dataset on the Hub."})
@@ -83,7 +85,9 @@ def build_augmentation(value: Any, size: int) -> Augmentation:
     if isinstance(value, str) and value.endswith((".yaml", ".yml")):
         content = read_yaml(value)
         if "augmentation" not in content:
-            raise ConfigError(f"{value} must have the key `augmentation`, found {', '.join(map(str, content)) or 'nothing'}.")
+            raise ConfigError(
+                f"{value} must have the key `augmentation`, found {', '.join(map(str, content)) or 'nothing'}."
+            )
         value = content["augmentation"]
     return Augmentation.named(value, size) if isinstance(value, str) else Augmentation.from_list(value)
 
@@ -98,7 +102,9 @@ def read_classes(value: str | None, names: Sequence[str] | None) -> list[Any] | 
         return None
     if value == "by_name":
         if names is None:
-            raise ConfigError("`teacher_classes=by_name` needs a ClassLabel column with names, found none. Give a JSON file.")
+            raise ConfigError(
+                "`teacher_classes=by_name` needs a ClassLabel column with names, found none. Give a JSON file."
+            )
         return list(names)
     if value in ("imagenet-a", "imagenet-r"):
         return list(ImageNetInfo(value).label_names())
@@ -156,7 +162,9 @@ def verify_command(argv: Sequence[str], prog: str) -> int:
     """Replays sampled rows of a "+" dataset and compares them with what is stored."""
     parser = argparse.ArgumentParser(prog=prog, description=verify_command.__doc__, allow_abbrev=False)
     _add_dataset(parser)
-    parser.add_argument("--teacher", nargs="+", help="The teacher, as for reinforce. Default: those named in the provenance.")
+    parser.add_argument(
+        "--teacher", nargs="+", help="The teacher, as for reinforce. Default: those named in the provenance."
+    )
     parser.add_argument("--teacher_classes", help="As for reinforce.")
     parser.add_argument("--no_teacher", action="store_true", help="Compare pixels only.")
     parser.add_argument("--num_rows", type=int, default=32, help="Rows to replay, all views of each. Default: 32.")
@@ -178,7 +186,9 @@ def inspect_command(argv: Sequence[str], prog: str) -> int:
     """Prints provenance, sizes and teacher statistics of a "+" dataset, and draws its contact sheet."""
     parser = argparse.ArgumentParser(prog=prog, description=inspect_command.__doc__, allow_abbrev=False)
     _add_dataset(parser)
-    parser.add_argument("--contact_sheet", metavar="PNG", help="Where to draw images, views and answers. Default: nowhere.")
+    parser.add_argument(
+        "--contact_sheet", metavar="PNG", help="Where to draw images, views and answers. Default: nowhere."
+    )
     parser.add_argument("--json", metavar="FILE", help="Write everything as JSON, too.")
     arguments = parser.parse_args(argv)
     inspection = inspect_dataset(Path(arguments.path).expanduser(), arguments.name)

@@ -26,7 +26,9 @@ def parse(types: Sequence[type], argv: Sequence[str], *, prog: str, description:
     Raises:
         ConfigError: A flag or key is unknown, or the YAML file cannot be read.
     """
-    parser = HfArgumentParser(types, prog=prog, description=description, formatter_class=_HelpFormatter, allow_abbrev=False)
+    parser = HfArgumentParser(
+        types, prog=prog, description=description, formatter_class=_HelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--config", metavar="FILE", help="YAML file with defaults for these settings; flags win.")
     known = {action.dest: action for action in parser._actions if action.dest not in ("help", "config")}
     file = _config_file(argv)
@@ -82,7 +84,9 @@ def _config_file(argv: Sequence[str]) -> str | None:
 
 def _check_choice(action: argparse.Action, value: Any, file: str | None) -> None:
     if action.choices is not None and value not in action.choices:
-        raise ConfigError(f"`{action.dest}` in {file} must be one of {', '.join(map(str, action.choices))}, got {value!r}.")
+        raise ConfigError(
+            f"`{action.dest}` in {file} must be one of {', '.join(map(str, action.choices))}, got {value!r}."
+        )
 
 
 class _HelpFormatter(argparse.HelpFormatter):
@@ -93,6 +97,7 @@ class _HelpFormatter(argparse.HelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         text = action.help or ""
-        if action.default in (None, argparse.SUPPRESS, [], False) or action.required or "efault:" in text:
+        silent = action.default is None or action.default is False or action.default in (argparse.SUPPRESS, [])
+        if silent or action.required or "efault:" in text:
             return text
         return f"{text} Default: %(default)s."

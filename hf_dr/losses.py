@@ -56,7 +56,11 @@ def reinforced_kl(
     if not (math.isfinite(temperature) and temperature > 0):
         raise ConfigError(f"`temperature` must be a number above 0, got {temperature!r}.")
     classes, kept = logits_BC.shape[-1], teacher_ids_BK.shape[-1]
-    if teacher_ids_BK.shape != teacher_logprobs_BK.shape or logits_BC.shape[:-1] != teacher_ids_BK.shape[:-1] or kept > classes:
+    if (
+        teacher_ids_BK.shape != teacher_logprobs_BK.shape
+        or logits_BC.shape[:-1] != teacher_ids_BK.shape[:-1]
+        or kept > classes
+    ):
         raise ValueError(
             f"expected logits (B, C), ids (B, K) and log-probabilities (B, K) with K <= C, got {tuple(logits_BC.shape)}, "
             f"{tuple(teacher_ids_BK.shape)} and {tuple(teacher_logprobs_BK.shape)}. A student needs the teacher's classes."

@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 import signal
-import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -32,13 +31,13 @@ from hf_dr.augmentation import NAMED, Augmentation
 from hf_dr.card import write_card
 from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, HfDrError, did_you_mean
 from hf_dr.schema import (
+    AUG_PREFIX,
     IMAGE_HASH,
     PROVENANCE_FILE,
     SOURCE_INDEX,
     TEACHER_IDS,
     TEACHER_LOGPROBS,
     VIEWS_HASH,
-    AUG_PREFIX,
     Provenance,
     combine_hashes,
     is_reserved,
@@ -84,7 +83,8 @@ class ReinforceConfig:
 
     output_dir: str = field(metadata=_help('Folder of the "+" dataset. Running again resumes; other configs stay.'))
     config_name: str | None = field(
-        default=None, metadata=_help("Name under which load_dataset finds it. Default: the augmentation's name, or default.")
+        default=None,
+        metadata=_help("Name under which load_dataset finds it. Default: the augmentation's name, or default."),
     )
     num_views: int = field(default=8, metadata=_help("Views per example, V."))
     top_k: int = field(default=10, metadata=_help("Classes kept of each answer, K; at most the teacher's."))
@@ -92,14 +92,19 @@ class ReinforceConfig:
     overlay: bool = field(
         default=False, metadata=_help("Leave the images out, where a licence forbids copying them. Default: copy them.")
     )
-    image_column: str | None = field(default=None, metadata=_help("Column of the images. Default: the only Image column."))
+    image_column: str | None = field(
+        default=None, metadata=_help("Column of the images. Default: the only Image column.")
+    )
     label_column: str | None = field(
-        default=None, metadata=_help("Column of the labels, or `none`. Default: `label`, else the only ClassLabel column.")
+        default=None,
+        metadata=_help("Column of the labels, or `none`. Default: `label`, else the only ClassLabel column."),
     )
     max_examples: int | None = field(default=None, metadata=_help("Reinforce only the first so many examples."))
     on_bad_image: str = field(
         default="error",
-        metadata=_help("`error` stops at an undecodable image; `skip` leaves its row unreinforced.", choices=["error", "skip"]),
+        metadata=_help(
+            "`error` stops at an undecodable image; `skip` leaves its row unreinforced.", choices=["error", "skip"]
+        ),
     )
     mixing_scope: str = field(
         default="dataset",
@@ -113,7 +118,8 @@ class ReinforceConfig:
         metadata=_help("Examples per file: what a kill can lose. Default: 1024, or an eighth of a smaller dataset."),
     )
     batch_size: int = field(
-        default=64, metadata=_help("Views per teacher batch on a GPU; a CPU always takes 16, so results never depend on it.")
+        default=64,
+        metadata=_help("Views per teacher batch on a GPU; a CPU always takes 16, so results never depend on it."),
     )
     num_workers: int | None = field(
         default=None, metadata=_help("Processes that decode and augment, per launched process. Default: by the cores.")
@@ -468,10 +474,20 @@ class Job:
         features = {name: self._features[name] for name in columns}
         one_view = datasets.Features({name: datasets.List(f.feature, length=1) for name, f in features.items()})
         table = pa.table(
-            {name: list_array(v[:, None], np.ones(count, bool), one_view.arrow_schema.field(name).type) for name, v in columns.items()}
+            {
+                name: list_array(v[:, None], np.ones(count, bool), one_view.arrow_schema.field(name).type)
+                for name, v in columns.items()
+            }
         )
         encoding = column_encoding(one_view)
-        pq.write_table(table, sink, compression="zstd", compression_level=ZSTD_LEVEL, use_dictionary=False, column_encoding=encoding)
+        pq.write_table(
+            table,
+            sink,
+            compression="zstd",
+            compression_level=ZSTD_LEVEL,
+            use_dictionary=False,
+            column_encoding=encoding,
+        )
         return sink.tell() / count
 
     def _base_bytes(self) -> float:
@@ -616,12 +632,16 @@ def check_dataset(dataset: datasets.Dataset, config: ReinforceConfig) -> tuple[s
         DataError: The dataset is empty, or a column is missing, ambiguous, of the wrong type or has a reserved name.
     """
     if not isinstance(dataset, datasets.Dataset):
-        raise DataError(f"the base must be a datasets.Dataset of one split, got {type(dataset).__name__}. Choose a split.")
+        raise DataError(
+            f"the base must be a datasets.Dataset of one split, got {type(dataset).__name__}. Choose a split."
+        )
     if len(dataset) == 0:
         raise DataError("the base must have at least one row, got none. Check `split`.")
     for name in dataset.column_names:
         if is_reserved(name):
-            raise DataError(f"the base must not have a column `{name}`: the name belongs to the reinforcement. Rename it.")
+            raise DataError(
+                f"the base must not have a column `{name}`: the name belongs to the reinforcement. Rename it."
+            )
     features = dataset.features
     images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
     image_column = config.image_column or (images[0] if len(images) == 1 else None)
@@ -633,16 +653,22 @@ def check_dataset(dataset: datasets.Dataset, config: ReinforceConfig) -> tuple[s
     if config.label_column == "none":
         return image_column, None
     classes = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-    label_column = config.label_column or ("label" if "label" in features else classes[0] if len(classes) == 1 else None)
+    label_column = config.label_column or (
+        "label" if "label" in features else classes[0] if len(classes) == 1 else None
+    )
     if label_column is None:
         if classes:
             raise DataError(f"`label_column` must name one of {', '.join(classes)}. Or pass `none`.")
         return image_column, None
     if label_column not in features:
-        raise DataError(f"`label_column` must name a column, got {label_column!r}.{did_you_mean(label_column, features)}")
+        raise DataError(
+            f"`label_column` must name a column, got {label_column!r}.{did_you_mean(label_column, features)}"
+        )
     feature = features[label_column]
     if not isinstance(feature, datasets.ClassLabel) and getattr(feature, "dtype", None) not in _INTEGERS:
-        raise DataError(f"`{label_column}` must hold class numbers, got {feature}. Name another `label_column`, or `none`.")
+        raise DataError(
+            f"`{label_column}` must hold class numbers, got {feature}. Name another `label_column`, or `none`."
+        )
     return image_column, label_column
 
 

@@ -20,7 +20,7 @@ from hf_dr.augmentation import PARTNER, Augmentation
 from hf_dr.errors import ConfigError, DataError, FormatError, ReplayError, did_you_mean
 from hf_dr.images import decode_image, pixel_hash
 from hf_dr.ops import Params
-from hf_dr.rng import DOMAIN_SCHEDULE, KeyedPermutation
+from hf_dr.rng import DOMAIN_SCHEDULE, KeyedPermutation, keyed_words, view_rng
 from hf_dr.schema import (
     AUG_PREFIX,
     IMAGE_HASH,
@@ -37,7 +37,12 @@ from hf_dr.shards import read_marker
 logger = logging.getLogger(__name__)
 
 ViewIndex = int | tuple[int, int]
-"""A row, whose view of this epoch is meant, or (row, view)."""
+"""A row, whose view of this epoch is meant, or (row, view), or (row, `fresh_view(epoch)`)."""
+
+
+def fresh_view(epoch: int) -> int:
+    """Returns the view number that asks for a newly drawn view without teacher, another one in each epoch."""
+    return -1 - epoch
 
 
 def load_reinforced(
@@ -75,7 +80,9 @@ def load_reinforced(
     elif isinstance(path, str) and path.count("/") == 1 and not path.startswith((".", "~", "/")):
         provenance, plus = _load_hub(path, name, split, revision)
     else:
-        raise ConfigError(f'expected the folder of a "+" dataset or a Hub id, found neither at {str(path)!r}. Check the path.')
+        raise ConfigError(
+            f'expected the folder of a "+" dataset or a Hub id, found neither at {str(path)!r}. Check the path.'
+        )
     return ReinforcedDataset(plus, provenance, base=base, num_views=num_views, seed=seed, check_images=check_images)
 
 
@@ -93,7 +100,9 @@ def find_config(folder: Path, name: str | None = None) -> Path:
 
 def _choose(name: str | None, names: Sequence[str], where: str) -> str:
     if not names:
-        raise FormatError(f'{where} must hold a "+" dataset, but no folder in it has a {PROVENANCE_FILE}. Check the path.')
+        raise FormatError(
+            f'{where} must hold a "+" dataset, but no folder in it has a {PROVENANCE_FILE}. Check the path.'
+        )
     if name is None and len(names) > 1:
         raise ConfigError(f"{where} has several configurations; name one of {', '.join(names)}.")
     if name is not None and name not in names:
@@ -114,7 +123,9 @@ def _load_folder(folder: Path, name: str | None, split: str | None) -> tuple[Pro
         )
     for path in shards:
         if read_marker(path).fingerprint != provenance.fingerprint:
-            raise FormatError(f"{path} must carry the fingerprint of its {PROVENANCE_FILE}, found another. Make it again.")
+            raise FormatError(
+                f"{path} must carry the fingerprint of its {PROVENANCE_FILE}, found another. Make it again."
+            )
     files = {provenance.split: [str(path) for path in shards]}
     return provenance, datasets.load_dataset("parquet", data_files=files, split=provenance.split)
 
@@ -152,6 +163,8 @@ class ReinforcedDataset(torch.utils.data.Dataset):
     * `labels`: int, where the base has labels.
     * `teacher_ids`: int64 tensor (K,), classes, most probable first.
     * `teacher_logprobs`: float32 tensor (K,), natural log-probabilities; the rest of the mass is 1 - sum(exp).
+    * `reinforced`: bool; False for `dataset[i, fresh_view(epoch)]`, a newly drawn view (without mixing) that no teacher
+      saw: its `teacher_*` are zeros and its label is all there is to learn from.
 
     Rows without reinforcement (their image was undecodable) are left out.
 
@@ -208,7 +221,9 @@ class ReinforcedDataset(torch.utils.data.Dataset):
                 "loaded with datasets."
             )
         if column not in base.column_names:
-            raise DataError(f"`base` must have the image column `{column}`, found {base.column_names}. Rename its column.")
+            raise DataError(
+                f"`base` must have the image column `{column}`, found {base.column_names}. Rename its column."
+            )
         if len(base) < self.provenance.num_rows:
             raise DataError(
                 f"`base` must have the {self.provenance.num_rows} rows that were reinforced, found {len(base)}. Load split "
@@ -227,6 +242,16 @@ class ReinforcedDataset(torch.utils.data.Dataset):
         return np.asarray(self.plus.with_format("arrow")[:][self._labels])[self._usable].astype(np.int64)
 
     @property
+    def has_labels(self) -> bool:
+        """Whether items have `labels`."""
+        return self._labels is not None
+
+    @property
+    def source_rows(self) -> np.ndarray:
+        """The row of the base for each row of this dataset, int64 (rows,)."""
+        return self._source[self._usable]
+
+    @property
     def class_names(self) -> list[str] | None:
         """The names of the classes, where the base's labels have names."""
         return getattr(self.plus.features[self._labels], "names", None) if self._labels else None
@@ -235,15 +260,18 @@ class ReinforcedDataset(torch.utils.data.Dataset):
         """Chooses which view `dataset[i]` replays: over V epochs, each of the V views once, in an order keyed by `seed`."""
         self.epoch = epoch
 
-    def scheduled_view(self, index: int, epoch: int) -> int:
-        """Returns the view of a row in an epoch: a function of (seed, epoch, row) and of nothing else.
+    def scheduled_views(self, indices: np.ndarray | int, epoch: int) -> np.ndarray:
+        """Returns the view of each row in an epoch, int64: a function of (seed, epoch, row) and of nothing else.
 
-        With a mixing augmentation all rows are on the same view in an epoch, because pairs are matched by view.
+        Over V epochs each row shows each of its V views once: one keyed permutation of the views serves all rows, each
+        row entering it at a place of its own. With a mixing augmentation all rows enter at the same place, because
+        pairs are matched by view.
         """
-        row = 0 if self.augmentation.mixes else int(self._usable[index])
         cycle, step = divmod(epoch, self.num_views)
-        order = KeyedPermutation(self.num_views, self.seed, domain=DOMAIN_SCHEDULE, major=row, minor=cycle)
-        return int(order(step))
+        order = KeyedPermutation(self.num_views, self.seed, domain=DOMAIN_SCHEDULE, minor=cycle)
+        rows = self._usable[np.asarray(indices)]
+        entry = np.zeros_like(rows) if self.augmentation.mixes else keyed_words(rows, self.seed) % self.num_views
+        return order((entry + step) % self.num_views)
 
     def __getitem__(self, index: ViewIndex) -> dict[str, Any]:
         return self.__getitems__([index])[0]
@@ -288,22 +316,33 @@ class ReinforcedDataset(torch.utils.data.Dataset):
         if not -len(self) <= number < len(self):
             raise IndexError(f"row {number} of a dataset of {len(self)} rows")
         if view is None:
-            view = self.scheduled_view(number, self.epoch)
-        elif not 0 <= view < self.num_views:
+            view = int(self.scheduled_views(number, self.epoch))
+        elif view >= self.num_views:
             raise IndexError(f"view {view} of {self.num_views}")
         return int(self._usable[number]), int(view)
 
     def _item(self, row: int, view: int, shared: dict[tuple[int, int], Any]) -> dict[str, Any]:
-        ids, logprobs = self._answer(row, view)
-        pixels = torch.from_numpy(np.array(self._replay(row, view, shared)).transpose(2, 0, 1))
+        if view >= 0:
+            ids, logprobs = self._answer(row, view)
+            image = self._replay(row, view, shared)
+        else:
+            ids, logprobs = np.zeros((2, self.provenance.top_k), np.float32)
+            image = self._fresh(row, view)
         item = {
-            "pixel_values": pixels,
+            "pixel_values": torch.from_numpy(np.array(image).transpose(2, 0, 1)),
             "teacher_ids": torch.from_numpy(ids.astype(np.int64)),
             "teacher_logprobs": torch.from_numpy(logprobs.astype(np.float32)),
+            "reinforced": view >= 0,
         }
         if self._labels is not None:
             item["labels"] = int(self._columns.scalar(self._labels, row))
         return item
+
+    def _fresh(self, row: int, view: int) -> PIL.Image.Image:
+        """A newly drawn view. Stored views are keyed by numbers from 0, so its key is one that no run has used."""
+        image = self._decode(row)
+        params = self.augmentation.sample(view_rng(self.seed, row, (1 << 64) + view), (image.height, image.width))
+        return self.augmentation.apply(image, params)
 
     def _answer(self, row: int, view: int) -> tuple[np.ndarray, np.ndarray]:
         ids, logprobs = self._columns.view(TEACHER_IDS, row, view), self._columns.view(TEACHER_LOGPROBS, row, view)
@@ -360,7 +399,9 @@ class ReinforcedDataset(torch.utils.data.Dataset):
         try:
             image = decode_image(value)
         except DataError as error:
-            raise ReplayError(f"the image of row {place} must be readable, but: {error}. Fetch the dataset again.") from error
+            raise ReplayError(
+                f"the image of row {place} must be readable, but: {error}. Fetch the dataset again."
+            ) from error
         if self.check_images and not self._checked[row]:
             expected, found = int(self._columns.scalar(IMAGE_HASH, row)), pixel_hash(image)
             if expected != found:

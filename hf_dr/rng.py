@@ -14,6 +14,7 @@ DOMAIN_VIEW = 0
 DOMAIN_MATCHING = 1
 DOMAIN_SCHEDULE = 2
 DOMAIN_VERIFY = 3
+DOMAIN_ORDER = 4
 
 
 def keyed_rng(seed: int, *, domain: int, major: int = 0, minor: int = 0) -> np.random.Generator:
@@ -41,6 +42,14 @@ def _mix(x: np.ndarray) -> np.ndarray:
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
+
+
+def keyed_words(index: np.ndarray, seed: int) -> np.ndarray:
+    """Returns 63 keyed bits for each index, int64: for choices that many rows make at once, without a generator each."""
+    with np.errstate(over="ignore"):
+        return (
+            _mix(_mix(np.asarray(index, np.uint64)) ^ _mix(np.asarray([seed], np.uint64))[0]) >> np.uint64(1)
+        ).astype(np.int64)
 
 
 class KeyedPermutation:
@@ -105,3 +114,7 @@ class Matching:
         if position >= self._permutation.n:
             return example
         return int(self._permutation.inverse(position)) + self.start
+
+    def pairs(self) -> np.ndarray:
+        """Returns all examples, int64, partners side by side; an odd one out comes last."""
+        return self._permutation.inverse(np.arange(self._permutation.n)) + self.start

@@ -256,7 +256,7 @@ def _refuse_twins(members: Sequence[Member]) -> None:
 
 def _canonical(name: str) -> str:
     """`Great_White_Shark, Carcharodon` and `great white shark` are one class."""
-    return name.split(",")[0].replace("_", " ").replace("-", " ").strip().casefold()
+    return name.split(",", maxsplit=1)[0].replace("_", " ").replace("-", " ").strip().casefold()
 
 
 def _resolve_classes(member: Member, classes: Sequence[int] | Sequence[str] | None) -> list[int] | None:
@@ -283,7 +283,9 @@ def _resolve_classes(member: Member, classes: Sequence[int] | Sequence[str] | No
         elif 0 <= entry < member.num_classes:
             ids.append(int(entry))
         else:
-            raise TeacherError(f"`classes` must hold ids below {member.num_classes}, the classes of {member.id}; got {entry}.")
+            raise TeacherError(
+                f"`classes` must hold ids below {member.num_classes}, the classes of {member.id}; got {entry}."
+            )
     if len(set(ids)) < len(ids):
         twice = next(c for c in ids if ids.count(c) > 1)
         raise TeacherError(f"`classes` must not repeat a class, but class {twice} of {member.id} stands there twice.")
@@ -378,7 +380,9 @@ def _load_transformers(name: str, source: str, revision: str | None) -> Member:
             labels = tuple(own + more for own, more in zip(labels, synsets, strict=True))
         labels = labels or synsets
     else:
-        preprocessing = _transformers_preprocessing(name, AutoImageProcessor.from_pretrained(source, revision=revision or "main"))
+        preprocessing = _transformers_preprocessing(
+            name, AutoImageProcessor.from_pretrained(source, revision=revision or "main")
+        )
     return Member(
         model=model,
         id=Path(name).name if Path(name).expanduser().is_dir() else name,

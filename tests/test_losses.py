@@ -10,7 +10,9 @@ from hf_dr.losses import TAIL_RULES, reinforced_kl
 B, C = 5, 12
 
 
-def stored(k: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def stored(
+    k: int, seed: int = 0, dtype: torch.dtype = torch.float64
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Student logits, and a teacher's top-K with the answer it was cut from."""
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(B, C, generator=generator, dtype=dtype) * 3
@@ -43,7 +45,10 @@ def dense_kl(logits, ids, logprobs, tail, temperature):
 def test_equals_torchs_kl_on_the_dense_target(tail, k, temperature):
     case = stored(k)
     torch.testing.assert_close(
-        reinforced_kl(*case, tail=tail, temperature=temperature), dense_kl(*case, tail, temperature), rtol=1e-10, atol=1e-12
+        reinforced_kl(*case, tail=tail, temperature=temperature),
+        dense_kl(*case, tail, temperature),
+        rtol=1e-10,
+        atol=1e-12,
     )
 
 
@@ -53,7 +58,9 @@ def test_equals_torchs_kl_on_the_dense_target(tail, k, temperature):
 def test_gradients(tail, k, temperature):
     logits, ids, logprobs = stored(k)
     logits.requires_grad_()
-    assert torch.autograd.gradcheck(lambda z: reinforced_kl(z, ids, logprobs, tail=tail, temperature=temperature), logits)
+    assert torch.autograd.gradcheck(
+        lambda z: reinforced_kl(z, ids, logprobs, tail=tail, temperature=temperature), logits
+    )
 
 
 @pytest.mark.parametrize("tail", TAIL_RULES)

@@ -38,7 +38,9 @@ def files_of(folder: Path) -> dict[str, str]:
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob("*.parquet"))}
 
 
-def run(folder: Path, dataset: datasets.Dataset, teacher: Teacher, augmentation: Augmentation = MIXING, **settings) -> dict[str, str]:
+def run(
+    folder: Path, dataset: datasets.Dataset, teacher: Teacher, augmentation: Augmentation = MIXING, **settings
+) -> dict[str, str]:
     settings = {"num_views": 3, "top_k": 2, "shard_size": 5, "num_workers": 0, **settings}
     reinforce(dataset, teacher, augmentation, ReinforceConfig(output_dir=str(folder), **settings))
     return files_of(folder)
@@ -203,7 +205,9 @@ def test_another_configuration_is_refused_by_name(tmp_path, tiny_dataset, tiny_t
 def test_another_augmentation_is_refused_by_setting(tmp_path, tiny_dataset, tiny_teacher):
     run(tmp_path, tiny_dataset, tiny_teacher, config_name="a")
     other = Augmentation([RandomResizedCrop(16), RandomHorizontalFlip(p=0.25), MixUp(), CutMix()])
-    with pytest.raises(FingerprintMismatchError, match=r"augmentation\.1\.RandomHorizontalFlip\.p: 0\.5 there, 0\.25 here"):
+    with pytest.raises(
+        FingerprintMismatchError, match=r"augmentation\.1\.RandomHorizontalFlip\.p: 0\.5 there, 0\.25 here"
+    ):
         run(tmp_path, tiny_dataset, tiny_teacher, other, config_name="a")
 
 
@@ -235,12 +239,16 @@ def test_a_skipped_image_leaves_a_row_without_views(tmp_path, tiny_dataset, tiny
     assert plus[7]["image_hash"] is None
     assert plus[7]["source_index"] == 7
     assert Provenance.read(tmp_path / "a").skipped_rows == [7]
-    assert not any(7 in (plus[r]["aug_partner"] or []) for r in range(len(plus))), "nothing is mixed with a missing image"
+    assert not any(7 in (plus[r]["aug_partner"] or []) for r in range(len(plus))), (
+        "nothing is mixed with a missing image"
+    )
 
 
 def jpeg(mode: str) -> bytes:
     buffer = io.BytesIO()
-    PIL.Image.new(mode, (20, 30), 120 if mode == "L" else None).save(buffer, "PNG" if mode in ("RGBA", "P", "I;16") else "JPEG")
+    PIL.Image.new(mode, (20, 30), 120 if mode == "L" else None).save(
+        buffer, "PNG" if mode in ("RGBA", "P", "I;16") else "JPEG"
+    )
     return buffer.getvalue()
 
 
@@ -276,9 +284,13 @@ def test_bad_datasets(tmp_path, tiny_dataset, tiny_teacher):
             run(tmp_path, dataset, tiny_teacher, **settings)
 
     refused(tiny_dataset.select([]), "at least one row, got none")
-    refused(tiny_dataset.remove_columns("image"), "`image_column` must name an Image column, got None; Image columns: none")
+    refused(
+        tiny_dataset.remove_columns("image"), "`image_column` must name an Image column, got None; Image columns: none"
+    )
     refused(tiny_dataset, "must name an Image column, got 'label'", image_column="label")
-    refused(tiny_dataset, "`label_column` must name a column, got 'labels'. Did you mean `label`", label_column="labels")
+    refused(
+        tiny_dataset, "`label_column` must name a column, got 'labels'. Did you mean `label`", label_column="labels"
+    )
     refused(tiny_dataset.add_column("aug_x", [0] * len(tiny_dataset)), "must not have a column `aug_x`")
     out_of_range = tiny_dataset.remove_columns("label").add_column("label", [0] * (len(tiny_dataset) - 1) + [77])
     refused(out_of_range, rf"row {len(tiny_dataset) - 1} has 77")
@@ -336,7 +348,9 @@ def test_a_damaged_shard_is_named(tmp_path, tiny_dataset, tiny_teacher):
     run(tmp_path, tiny_dataset, tiny_teacher)
     shard = sorted(tmp_path.rglob("*.parquet"))[1]
     shard.write_bytes(shard.read_bytes()[:100])
-    with pytest.raises(HfDrError, match=f"{shard.name} must be a shard.*Delete the file and run the same command again"):
+    with pytest.raises(
+        HfDrError, match=f"{shard.name} must be a shard.*Delete the file and run the same command again"
+    ):
         run(tmp_path, tiny_dataset, tiny_teacher)
 
 
@@ -352,7 +366,9 @@ def test_the_estimate_writes_nothing_and_counts_right(tmp_path, tiny_dataset, ti
     assert estimate.num_views == 50 * len(tiny_dataset)
     assert estimate.seconds_teacher > 0
     assert estimate.seconds_augment > 0
-    assert estimate.bytes_base > sum(len(r["bytes"]) for r in tiny_dataset.cast_column("image", datasets.Image(decode=False))["image"])
+    assert estimate.bytes_base > sum(
+        len(r["bytes"]) for r in tiny_dataset.cast_column("image", datasets.Image(decode=False))["image"]
+    )
     assert "hours" in estimate.report(1, 0, torch.device("cpu"))
     assert not (tmp_path / "out").exists()
 

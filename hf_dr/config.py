@@ -14,7 +14,7 @@ from transformers import HfArgumentParser
 from hf_dr.errors import ConfigError, did_you_mean
 
 
-def parse(types: Sequence[type], argv: Sequence[str], *, prog: str, description: str) -> list[Any]:
+def parse(types: Sequence[Any], argv: Sequence[str], *, prog: str, description: str) -> list[Any]:
     """Builds one instance of each dataclass from arguments.
 
     Args:
@@ -27,7 +27,7 @@ def parse(types: Sequence[type], argv: Sequence[str], *, prog: str, description:
         ConfigError: A flag or key is unknown, or the YAML file cannot be read.
     """
     parser = HfArgumentParser(
-        types, prog=prog, description=description, formatter_class=_HelpFormatter, allow_abbrev=False
+        list(types), prog=prog, description=description, formatter_class=_HelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--config", metavar="FILE", help="YAML file with defaults for these settings; flags win.")
     known = {action.dest: action for action in parser._actions if action.dest not in ("help", "config")}

@@ -67,7 +67,7 @@ def reinforced_kl(
         )
     dtype = torch.promote_types(logits_BC.dtype, torch.float32)
     kept_BK, each_B = soften(teacher_logprobs_BK.to(dtype), classes, tail, temperature)
-    return _SparseKL.apply(logits_BC.to(dtype), teacher_ids_BK, kept_BK, each_B, tail == "bucket", temperature)  # type: ignore[no-untyped-call, no-any-return]
+    return _SparseKL.apply(logits_BC.to(dtype), teacher_ids_BK, kept_BK, each_B, tail == "bucket", temperature)
 
 
 def soften(

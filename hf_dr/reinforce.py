@@ -265,9 +265,9 @@ class Job:
                 message[1] = error
         if state.num_processes > 1:
             broadcast_object_list(message)
-        missing, error = message
-        if error is not None:
-            raise error
+        missing, refusal = message
+        if refusal is not None:
+            raise refusal
         try:
             mine = missing[state.process_index :: state.num_processes]
             progress = _Progress(self, missing, mine, state)
@@ -340,7 +340,8 @@ class Job:
         needed, free = views * self.config.top_k * 2, shutil.disk_usage(self.folder).free
         if needed > free:
             raise ConfigError(
-                f"`output_dir` needs at least {format_bytes(needed)}, found {format_bytes(free)} free. Free space or lower `num_views`."
+                f"`output_dir` needs at least {format_bytes(needed)}, found {format_bytes(free)} free. Free space or lower "
+                "`num_views`."
             )
 
     def _complete(self, progress: _Progress) -> None:
@@ -407,7 +408,7 @@ class Job:
         loader = torch.utils.data.DataLoader(
             self._maker,
             batch_size=None,
-            sampler=spans,  # type: ignore[arg-type]
+            sampler=spans,
             num_workers=min(workers, len(spans)),
             pin_memory=self.teacher.device.type == "cuda",
             worker_init_fn=_quiet_worker,

@@ -121,7 +121,7 @@ class Teacher:
         for member in members:
             model = member.model.eval().requires_grad_(False).to(self.device)
             if channels_last:
-                model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+                model = model.to(memory_format=torch.channels_last)
             self._models.append(torch.compile(model) if compile else model)
         self._largest_batch: int | None = None  # learnt when memory runs out
 
@@ -329,22 +329,24 @@ def _load_timm(name: str) -> Member:
         )
     try:
         weights = load_file(path)
-        classifier = timm.get_pretrained_cfg(architecture).to_dict()["classifier"]
-        classifier = classifier if isinstance(classifier, str) else classifier[0]
+        model = timm.create_model(architecture, pretrained=False)
+        cfg: dict[str, Any] = dict(model.pretrained_cfg)  # type: ignore[arg-type]
+        classifier = cfg["classifier"] if isinstance(cfg["classifier"], str) else cfg["classifier"][0]
         num_classes = next(len(w) for key, w in weights.items() if key.startswith(f"{classifier}."))
-        model = timm.create_model(architecture, pretrained=False, num_classes=num_classes)
+        if num_classes != model.num_classes:
+            model = timm.create_model(architecture, pretrained=False, num_classes=num_classes)
         model.load_state_dict(weights)
     except (SafetensorError, StopIteration, RuntimeError) as error:
         raise TeacherError(
             f"the weights of {path.name} do not fit timm's {architecture}: {str(error)[:300] or 'no classifier'}. "
             "Check the architecture."
         ) from error
-    data = resolve_data_config(pretrained_cfg=model.pretrained_cfg, verbose=False)
+    data = resolve_data_config(pretrained_cfg=cfg, verbose=False)
     return Member(
         model=model,
         id=f"timm:{architecture}@{path.name}",
         revision=None,
-        license=model.pretrained_cfg.get("license"),
+        license=cfg.get("license"),
         num_classes=num_classes,
         labels=_imagenet_labels(num_classes),
         preprocessing=_timm_preprocessing(data, name),
@@ -370,8 +372,8 @@ def _load_transformers(name: str, source: str, revision: str | None) -> Member:
         )
     config = model.config
     pretrained_cfg = getattr(config, "pretrained_cfg", None)
-    labels = tuple((config.id2label[c],) for c in range(config.num_labels))
-    if all(names[0] == f"LABEL_{c}" for c, names in enumerate(labels)):
+    labels: tuple[tuple[str, ...], ...] | None = tuple((config.id2label[c],) for c in range(config.num_labels))
+    if all(config.id2label[c] == f"LABEL_{c}" for c in range(config.num_labels)):
         labels = None
     if pretrained_cfg is not None:
         preprocessing = _timm_preprocessing(resolve_data_config(pretrained_cfg=pretrained_cfg, verbose=False), name)
@@ -380,9 +382,7 @@ def _load_transformers(name: str, source: str, revision: str | None) -> Member:
             labels = tuple(own + more for own, more in zip(labels, synsets, strict=True))
         labels = labels or synsets
     else:
-        preprocessing = _transformers_preprocessing(
-            name, AutoImageProcessor.from_pretrained(source, revision=revision or "main")
-        )
+        preprocessing = _transformers_preprocessing(name, source, revision)
     return Member(
         model=model,
         id=Path(name).name if Path(name).expanduser().is_dir() else name,
@@ -416,7 +416,14 @@ def _timm_preprocessing(data: dict[str, Any], name: str) -> Preprocessing:
     )
 
 
-def _transformers_preprocessing(name: str, processor: Any) -> Preprocessing:
+def _transformers_preprocessing(name: str, source: str, revision: str | None) -> Preprocessing:
+    try:
+        processor: Any = AutoImageProcessor.from_pretrained(source, revision=revision or "main")
+    except (OSError, ValueError) as error:
+        raise TeacherError(
+            f"the teacher {name!r} must have a preprocessor_config.json, which tells its size, mean and std; reading it "
+            f"failed: {str(error)[:300]}. Save the model's image processor beside it."
+        ) from error
     size = getattr(processor, "crop_size", None) or processor.size
     side = size.get("shortest_edge")
     height, width = (side, side) if side else (size.get("height"), size.get("width"))

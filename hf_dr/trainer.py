@@ -19,7 +19,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_dr.errors import ConfigError
-from hf_dr.losses import TAIL_RULES, reinforced_kl
+from hf_dr.losses import TAIL_RULES, TailRule, reinforced_kl
 from hf_dr.replay import ReinforcedDataset
 from hf_dr.sampling import VIEW_ORDERS, ReinforcedSampler
 
@@ -50,9 +50,8 @@ class ReinforcedTrainingArguments(TrainingArguments):
     temperature: float = field(
         default=1.0, metadata={"help": "Softens teacher and student; the loss is multiplied by T^2."}
     )
-    tail: str = field(
-        default="uniform",
-        metadata={"help": "Where the teacher's mass outside the stored top-K goes.", "choices": TAIL_RULES},
+    tail: TailRule = field(
+        default="uniform", metadata={"help": "Where the teacher's mass outside the stored top-K goes."}
     )
     label_weight: float = field(
         default=0.0, metadata={"help": "Weight of the label's cross-entropy for replayed views; KL has one minus it."}
@@ -120,7 +119,9 @@ class ReinforcedTrainer(Trainer):
         if not isinstance(args, ReinforcedTrainingArguments):
             raise ConfigError(f"`args` must be ReinforcedTrainingArguments, got {type(args).__name__}.")
         super().__init__(model=model, args=args, **settings)
-        train = self.train_dataset
+        self.args: ReinforcedTrainingArguments
+        assert isinstance(self.model, nn.Module)
+        train: Any = self.train_dataset
         if isinstance(train, ReinforcedDataset):
             check_student(self.model, train)
             if train.augmentation.mixes and args.train_batch_size % 2:
@@ -154,6 +155,7 @@ class ReinforcedTrainer(Trainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
+        assert self._signature_columns is not None
         for name in ("teacher_ids", "teacher_logprobs", "reinforced"):
             if name not in self._signature_columns:
                 self._signature_columns.append(name)
@@ -202,7 +204,8 @@ class ReinforcedTrainer(Trainer):
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Returns the names of the parameters that decay: not biases, normalisations, or what the model itself excludes."""
         unwrapped = getattr(model, "timm_model", model)
-        own = unwrapped.no_weight_decay() if hasattr(unwrapped, "no_weight_decay") else set()
+        excluded: Any = getattr(unwrapped, "no_weight_decay", set)
+        own = excluded()
         return [
             name
             for name, parameter in model.named_parameters()
@@ -243,8 +246,8 @@ class ReinforcedTrainer(Trainer):
             path = Path(resume_from_checkpoint) / _EMA_FILE
             if not path.is_file():
                 raise ConfigError(
-                    f"`ema_decay` is set, but the checkpoint {resume_from_checkpoint} has no {_EMA_FILE}. Resume without it, or "
-                    "from a checkpoint that was trained with it."
+                    f"`ema_decay` is set, but the checkpoint {resume_from_checkpoint} has no {_EMA_FILE}. Resume "
+                    "without it, or from a checkpoint that was trained with it."
                 )
             self.ema.module.load_state_dict(load_file(path))
 

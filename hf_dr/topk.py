@@ -36,9 +36,8 @@ def top_k(logprobs_BC: torch.Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
     # Order equal float16 values by id, so that the stored order never depends on the device either.
     values, ids = values_BK.to(torch.float16).cpu().numpy(), ids_BK.cpu().numpy()
     if not np.isfinite(values).all():
-        bad = int(np.flatnonzero(~np.isfinite(values).all(axis=-1))[0])
         raise TeacherError(
-            f"the teacher's log-probabilities must be finite, got {values[bad, :3]} for a view. "
+            f"the teacher's log-probabilities must be finite, got {values[~np.isfinite(values)][0]} for a view. "
             "Try --precision fp32, and check the checkpoint."
         )
     order = np.lexsort((ids, -values.astype(np.float32)), axis=-1)

@@ -192,7 +192,7 @@ def test_unreadable_cells_are_data_errors(value: Any, message: str) -> None:
 
 def test_an_image_too_large_to_be_true_is_a_data_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(DataError, match="DecompressionBombError: Image size .240 pixels. exceeds limit"):
+    with pytest.raises(DataError, match=r"DecompressionBombError: Image size .240 pixels. exceeds limit"):
         decode_image(cell(photo(12, 20)))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.resources
 import json
 import logging
 import sys
@@ -10,8 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from timm.data import ImageNetInfo
 
 from hf_dr.augmentation import NAMED, Augmentation
 from hf_dr.base import load_base
@@ -107,7 +106,8 @@ def read_classes(value: str | None, names: Sequence[str] | None) -> list[Any] | 
             )
         return list(names)
     if value in ("imagenet-a", "imagenet-r"):
-        return list(ImageNetInfo(value).label_names())
+        file = importlib.resources.files("timm.data") / "_info" / f"{value.replace('-', '_')}_synsets.txt"
+        return file.read_text(encoding="utf-8").split()
     try:
         content = json.loads(Path(value).expanduser().read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:

@@ -1,0 +1,145 @@
+"""The command line, called as its users call it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import datasets
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from hf_dr.cli import build_augmentation, main, read_classes
+from hf_dr.errors import ConfigError
+
+
+@pytest.fixture(scope="module")
+def named(tmp_path_factory, tiny_dataset):
+    """Arguments that name a dataset and a teacher on disk."""
+    folder = tmp_path_factory.mktemp("cli")
+    torch.manual_seed(0)
+    model = timm.create_model("test_resnet", num_classes=tiny_dataset.features["label"].num_classes)
+    save_file(model.state_dict(), folder / "t.safetensors")
+    tiny_dataset.to_parquet(folder / "base.parquet")
+    return ["--dataset", str(folder / "base.parquet"), "--teacher", f"timm:test_resnet@{folder / 't.safetensors'}"]
+
+
+@pytest.fixture(scope="module")
+def plus(tmp_path_factory, named):
+    folder = tmp_path_factory.mktemp("plus")
+    assert (
+        main(["reinforce", *named, "--output_dir", str(folder), "--size", "24", "--num_views", "3", "--top_k", "4"])
+        == 0
+    )
+    return folder
+
+
+def test_reinforce_then_load_dataset(plus):
+    loaded = datasets.load_dataset(str(plus), "randaug", split="train")
+    assert len(loaded[0]["teacher_ids"]) == 3
+
+
+def test_verify(plus, named, capsys):
+    assert main(["verify", str(plus), *named[2:], "--num_rows", "4"]) == 0
+    assert main(["verify", str(plus), "--no_teacher"]) == 0
+    assert main(["verify", str(plus)]) == 2
+    assert "error: " in capsys.readouterr().err
+
+
+def test_inspect(plus, tmp_path, capsys):
+    sheet, file = tmp_path / "sheet.png", tmp_path / "i.json"
+    assert main(["inspect", str(plus), "--contact_sheet", str(sheet), "--json", str(file)]) == 0
+    assert sheet.stat().st_size > 10_000
+    assert json.loads(file.read_text())
+    assert "randaug" in capsys.readouterr().out
+
+
+def test_verify_tells_of_damage_by_its_exit_status(plus, tmp_path, named):
+    shutil.copytree(plus, tmp_path / "copy")
+    for path in (tmp_path / "copy").rglob("*.parquet"):
+        table = pq.read_table(path)
+        flips = table.column("aug_flip").combine_chunks()
+        inverted = type(flips).from_arrays(pc.invert(flips.values), 3)
+        table = table.set_column(table.column_names.index("aug_flip"), table.field("aug_flip"), inverted)
+        marker = {b"hf_dr": pq.read_metadata(path).metadata[b"hf_dr"]}
+        pq.write_table(table.replace_schema_metadata({**table.schema.metadata, **marker}), path)
+    assert main(["verify", str(tmp_path / "copy"), "--no_teacher"]) == 1
+
+
+def test_a_dry_run_writes_nothing(named, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["reinforce", *named, "--output_dir", str(out), "--size", "24", "--top_k", "4", "--dry_run"]) == 0
+    assert not out.exists()
+    shown = capsys.readouterr().out
+    assert "nothing written" in shown
+    assert "hours" in shown
+
+
+def test_a_config_file_with_an_augmentation(named, tmp_path):
+    config = tmp_path / "c.yaml"
+    config.write_text(
+        f"output_dir: {tmp_path / 'out'}\nnum_views: 2\ntop_k: 2\nconfig_name: mine\n"
+        "augmentation:\n  - Resize: {size: [16, 16]}\n  - RandomHorizontalFlip: {p: 1}\n"
+    )
+    assert main(["reinforce", *named, "--config", str(config)]) == 0
+    assert all(datasets.load_dataset(str(tmp_path / "out"), "mine", split="train")[0]["aug_flip"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["reinforce"], "--dataset"),
+        (["--num_viwes", "3"], "unknown argument `--num_viwes`. Did you mean `--num_views`?"),
+        (["--augmentation", "randaugh"], "no augmentation is called `randaugh`. Did you mean `randaug`?"),
+        (["--num_views", "0"], "`num_views` must be a whole number of at least 1, got 0"),
+        (["--top_k", "128"], "`top_k` must be between 1 and the teacher's 8 classes, got 128"),
+        (["--label_column", "lable"], "`label_column` must name a column, got 'lable'. Did you mean `label`?"),
+        (["--dataset", "./nowhere.parquet"], "./nowhere.parquet"),
+        (["--teacher", "timm:nothing@x"], "timm has no architecture 'nothing'"),
+        (["--teacher_classes", "nowhere.json"], "`teacher_classes` must be `by_name`"),
+        (["--split", "tset"], "could not load split `tset`"),
+    ],
+)
+def test_wrong_calls_end_with_one_clear_line_and_status_2(named, tmp_path, capsys, arguments, message):
+    argv = ["reinforce", *named, "--output_dir", str(tmp_path / "o"), *arguments]
+    if arguments == ["reinforce"]:
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert stop.value.code == 2
+    else:
+        assert main(argv) == 2
+    captured = capsys.readouterr().err
+    assert message in captured
+    assert "Traceback" not in captured
+    assert not (tmp_path / "o").exists()
+
+
+def test_usage(capsys):
+    assert main(["--help"]) == 0
+    assert "reinforce" in capsys.readouterr().out
+    assert main([]) == 2
+    assert main(["bake"]) == 2
+    assert "expected a command, got bake" in capsys.readouterr().err
+
+
+def test_classes(tmp_path):
+    assert read_classes(None, None) is None
+    assert read_classes("by_name", ["a", "b"]) == ["a", "b"]
+    assert len(read_classes("imagenet-r", None)) == 200
+    (tmp_path / "c.json").write_text("[3, 1]")
+    assert read_classes(str(tmp_path / "c.json"), None) == [3, 1]
+    (tmp_path / "d.json").write_text("{}")
+    with pytest.raises(ConfigError, match="must hold a JSON list"):
+        read_classes(str(tmp_path / "d.json"), None)
+    with pytest.raises(ConfigError, match="needs a ClassLabel column"):
+        read_classes("by_name", None)
+
+
+def test_an_augmentation_file_without_its_key(tmp_path):
+    path = Path(tmp_path / "a.yaml")
+    path.write_text("ops: []")
+    with pytest.raises(ConfigError, match="must have the key `augmentation`, found ops"):
+        build_augmentation(str(path), 24)

@@ -1,0 +1,84 @@
+"""Flags and YAML: files set defaults, flags win, nothing unknown is ignored."""
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from hf_dr.config import parse
+from hf_dr.errors import ConfigError
+
+
+@dataclass
+class Run:
+    """A run."""
+
+    name: str = field(metadata={"help": "Its name."})
+    views: int = field(default=8, metadata={"help": "How many."})
+    dry_run: bool = field(default=False, metadata={"help": "Only look."})
+    mode: str = field(default="fast", metadata={"help": "How.", "choices": ["fast", "slow"]})
+
+
+@dataclass
+class Ops:
+    """Ops."""
+
+    teachers: list[str] = field(default_factory=list, metadata={"help": "Who."})
+    augmentation: str = field(default="randaug", metadata={"help": "What."})
+
+
+def read(argv, text=None, tmp_path=None):
+    if text is not None:
+        path = tmp_path / "c.yaml"
+        path.write_text(text)
+        argv = [*argv, "--config", str(path)]
+    return parse([Run, Ops], argv, prog="x", description="d")
+
+
+def test_flags():
+    run, ops = read(["--name", "a", "--views", "3", "--teachers", "x", "y", "--dry_run"])
+    assert run == Run("a", 3, True)
+    assert ops.teachers == ["x", "y"]
+
+
+def test_a_file_sets_defaults_and_flags_win(tmp_path):
+    text = "name: b\nviews: 5\nteachers: [x]\naugmentation:\n  - Flip: {p: 1}\n"
+    run, ops = read(["--views", "7"], text, tmp_path)
+    assert run == Run("b", 7)
+    assert ops.teachers == ["x"]
+    assert ops.augmentation == [{"Flip": {"p": 1}}]
+    assert read(["--augmentation", "rrc"], text, tmp_path)[1].augmentation == "rrc"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("veiws: 3", "has the unknown key `veiws`. Did you mean `views`?"),
+        ("mode: quick", "`mode` in .* must be one of fast, slow, got 'quick'"),
+        ("- a", "must hold a mapping .*found list"),
+        ("a: [", "must be YAML, but"),
+    ],
+)
+def test_bad_files(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=message):
+        read(["--name", "a"], text, tmp_path)
+
+
+def test_unknown_flags_and_files(tmp_path):
+    with pytest.raises(ConfigError, match=r"unknown argument `--veiws`\. Did you mean `--views`\?"):
+        read(["--name", "a", "--veiws", "3"])
+    with pytest.raises(ConfigError, match="`--config` must name a readable file, but .*No such file"):
+        read(["--config", str(tmp_path / "no.yaml")])
+
+
+def test_a_missing_required_setting_ends_with_usage(capsys):
+    with pytest.raises(SystemExit):
+        read([])
+    assert "--name" in capsys.readouterr().err
+
+
+def test_help_tells_each_default_once(capsys):
+    with pytest.raises(SystemExit):
+        read(["--help"])
+    out = capsys.readouterr().out
+    assert "How many. Default: 8." in out
+    assert "Only look.\n" in out

@@ -1,0 +1,256 @@
+"""The teacher: members named in every way, their own preprocessing, averaged probabilities, and clear refusals."""
+
+import dataclasses
+import json
+import logging
+
+import numpy as np
+import pytest
+import timm
+import torch
+import transformers
+from safetensors.torch import save_file
+from torch import nn
+
+from hf_dr.errors import ConfigError, TeacherError
+from hf_dr.teacher import Member, Preprocessing, Teacher, weights_hash
+
+VIEWS = torch.randint(0, 256, (5, 3, 24, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+class Linear(nn.Module):
+    """Logits of pooled pixels; remembers what it was shown."""
+
+    def __init__(self, classes: int, seed: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, classes)
+        with torch.no_grad():
+            self.linear.weight.copy_(torch.randn(classes, 3, generator=torch.Generator().manual_seed(seed)))
+            self.linear.bias.zero_()
+        self.seen: torch.Tensor | None = None
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        self.seen = pixels
+        return self.linear(pixels.mean((2, 3)))
+
+
+def member(seed: int = 0, classes: int = 4, size: int = 24, labels: tuple[str, ...] | None = None, **changes) -> Member:
+    model = Linear(classes, seed)
+    names = None if labels is None else tuple((name,) for name in labels)
+    preprocessing = Preprocessing((size, size), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), "bilinear")
+    built = Member(model, f"m{seed}", None, "mit", classes, names, preprocessing, weights_hash(model))
+    return dataclasses.replace(built, **changes)
+
+
+def test_probabilities_are_averaged():
+    parts = [Teacher([member(seed)])(VIEWS).double().exp() for seed in (0, 1, 2)]
+    together = Teacher([member(seed) for seed in (0, 1, 2)])(VIEWS)
+    torch.testing.assert_close(together.double().exp(), sum(parts) / 3, rtol=1e-5, atol=1e-7)
+    assert together.dtype == torch.float32
+
+
+def test_every_member_resizes_and_normalises_for_itself():
+    first, second = member(0, size=24), member(1, size=16)
+    second = dataclasses.replace(second, preprocessing=dataclasses.replace(second.preprocessing, mean=(0.0, 0.0, 0.0)))
+    Teacher([first, second])(VIEWS)
+    torch.testing.assert_close(first.model.seen, (VIEWS / 255 - 0.5) / 0.25, rtol=1e-5, atol=1e-5)
+    assert second.model.seen.shape == (5, 3, 16, 16)
+    assert second.model.seen.min() >= 0
+
+
+def test_running_out_of_memory_halves_the_batch(monkeypatch, caplog):
+    teacher = Teacher([member()])
+    expected, answer, sizes = teacher(VIEWS), Teacher._answer, []
+
+    def small(self, views):
+        sizes.append(len(views))
+        if len(views) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return answer(self, views)
+
+    monkeypatch.setattr(Teacher, "_answer", small)
+    with caplog.at_level(logging.WARNING):
+        torch.testing.assert_close(teacher(VIEWS), expected)
+    assert sizes == [5, 3, 2, 1, 2]
+    assert "did not fit in memory; going on with 3" in caplog.text
+    teacher(VIEWS)
+    assert sizes[5:] == [2, 2, 1], "what was learnt is kept"
+
+
+def test_one_view_that_does_not_fit_is_an_error(monkeypatch):
+    def never(self, views):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Teacher, "_answer", never)
+    with pytest.raises(torch.OutOfMemoryError):
+        Teacher([member()])(VIEWS)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_lower_precision_is_close(precision):
+    assert (Teacher([member()], precision=precision)(VIEWS) - Teacher([member()])(VIEWS)).abs().max() < 0.1
+
+
+def test_members_that_do_not_belong_together():
+    with pytest.raises(TeacherError, match="at least one member, got none"):
+        Teacher([])
+    with pytest.raises(TeacherError, match="must differ, but m0 and again have the same weights"):
+        Teacher([member(0), member(0, id="again")])
+    with pytest.raises(TeacherError, match="must have the same classes, got m0: 4, m1: 5"):
+        Teacher([member(0), member(1, classes=5)])
+    with pytest.raises(TeacherError, match="class 1 is 'dog' for m0 and 'cow' for m1"):
+        Teacher([member(0, labels=("cat", "dog", "cow", "hen")), member(1, labels=("cat", "cow", "dog", "hen"))])
+    with pytest.raises(TeacherError, match="`precision` must be one of fp32, bf16, fp16, got 'fp8'"):
+        Teacher([member()], precision="fp8")
+
+
+def test_names_that_differ_in_writing_only_are_the_same_class():
+    Teacher(
+        [
+            member(0, labels=("Great_White_Shark", "b", "c", "d")),
+            member(1, labels=("great white shark, x", "B", "c", "d")),
+        ]
+    )
+
+
+def test_a_subset_of_classes_by_index_and_by_name():
+    labels = ("cat", "dog", "cow", "hen")
+    whole = Teacher([member(0, labels=labels)])(VIEWS)
+    for classes in ([3, 1], ["hen", "Dog"]):
+        teacher = Teacher([member(0, labels=labels)], classes=classes)
+        assert teacher.num_classes == 2
+        torch.testing.assert_close(teacher(VIEWS), whole[:, [3, 1]].log_softmax(-1))
+        teacher.check_classes(["hen", "dog"])
+        assert teacher.provenance()["members"][0]["classes"] == [3, 1]
+
+
+def test_a_member_that_has_the_subset_already_is_left_as_it_is():
+    Teacher([member(0), member(1, classes=2)], classes=[3, 1])
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ([], "at least one class"),
+        ([4], "ids below 4, the classes of m0; got 4"),
+        ([1, 1], "must not repeat a class, but class 1 of m0"),
+        (["horse"], "which has no 'horse'"),
+    ],
+)
+def test_impossible_subsets(classes, message):
+    with pytest.raises(TeacherError, match=message):
+        Teacher([member(0, labels=("cat", "dog", "cow", "hen"))], classes=classes)
+
+
+def test_names_need_a_member_with_names():
+    with pytest.raises(TeacherError, match="has names, but m0 knows none"):
+        Teacher([member(0)], classes=["cat"])
+
+
+def test_a_dataset_with_other_classes_is_refused():
+    teacher = Teacher([member(0, labels=("cat", "dog", "cow", "hen"))])
+    teacher.check_classes(["0", "1", "2", "3"])
+    with pytest.raises(TeacherError, match="over the dataset's 3 classes, but it has 4"):
+        teacher.check_classes(["a", "b", "c"])
+    with pytest.raises(TeacherError, match="class 0 is 'dog' in the dataset and 'cat' for the teacher"):
+        teacher.check_classes(["dog", "cat", "cow", "hen"])
+
+
+@pytest.fixture(scope="module")
+def timm_weights(tmp_path_factory):
+    torch.manual_seed(0)
+    model = timm.create_model("test_resnet", num_classes=7).eval()
+    path = tmp_path_factory.mktemp("weights") / "w.safetensors"
+    save_file(model.state_dict(), path)
+    return model, path
+
+
+def test_a_timm_architecture_with_a_file(timm_weights):
+    model, path = timm_weights
+    teacher = Teacher.from_pretrained(f"timm:test_resnet@{path}")
+    preprocessing = teacher.members[0].preprocessing
+    assert preprocessing.size == (160, 160)
+    with torch.no_grad():
+        expected = model(preprocessing(VIEWS)).log_softmax(-1)
+    torch.testing.assert_close(teacher(VIEWS), expected, rtol=1e-4, atol=1e-4)
+    assert teacher.num_classes == 7
+    assert str(path.parent) not in json.dumps(teacher.provenance()), "a path of this machine is nobody's business"
+
+
+def test_a_transformers_folder_of_a_timm_model_is_the_same_teacher(timm_weights, tmp_path, caplog):
+    model, path = timm_weights
+    cfg = {"input_size": [3, 24, 24], "mean": [0.1] * 3, "std": [0.2] * 3, "interpolation": "bicubic"}
+    config = transformers.TimmWrapperConfig(architecture="test_resnet", num_labels=7, pretrained_cfg=cfg)
+    wrapper = transformers.TimmWrapperForImageClassification(config)
+    wrapper.timm_model.load_state_dict(model.state_dict())
+    wrapper.save_pretrained(tmp_path / "student")
+    with caplog.at_level(logging.WARNING):
+        teacher = Teacher.from_pretrained(str(tmp_path / "student"))
+    assert "licence of the teacher" in caplog.text
+    assert teacher.members[0].preprocessing == Preprocessing((24, 24), (0.1,) * 3, (0.2,) * 3, "bicubic")
+    assert teacher.members[0].id == "student"
+    with pytest.raises(TeacherError, match="have the same weights"):
+        Teacher.from_pretrained([f"timm:test_resnet@{path}", str(tmp_path / "student")])
+
+
+def test_a_transformers_model_with_its_image_processor(tmp_path):
+    config = transformers.ViTConfig(
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        intermediate_size=8,
+        image_size=16,
+        patch_size=8,
+        num_labels=3,
+    )
+    transformers.ViTForImageClassification(config).save_pretrained(tmp_path)
+    with pytest.raises(TeacherError, match=r"must have a preprocessor_config\.json"):
+        Teacher.from_pretrained(str(tmp_path))
+    transformers.ViTImageProcessor(
+        size={"height": 16, "width": 16}, image_mean=[0.3] * 3, image_std=[0.6] * 3
+    ).save_pretrained(tmp_path)
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n")
+    teacher = Teacher.from_pretrained(str(tmp_path))
+    assert teacher.members[0].preprocessing == Preprocessing((16, 16), (0.3,) * 3, (0.6,) * 3, "bilinear")
+    assert teacher.members[0].license == "mit"
+    assert teacher(VIEWS).shape == (5, 3)
+    np.testing.assert_allclose(teacher(VIEWS).exp().sum(-1), 1, rtol=1e-5)
+
+
+def test_names_that_lead_nowhere(tmp_path, timm_weights):
+    def refused(name, message):
+        with pytest.raises(TeacherError, match=message):
+            Teacher.from_pretrained(name)
+
+    _, path = timm_weights
+    refused("timm:resnet_five@x.safetensors", "timm has no architecture 'resnet_five'")
+    refused("timm:resnet18", "needs an existing .safetensors file, got ''.*name the Hub id")
+    refused(f"timm:resnet18@{tmp_path / 'no.safetensors'}", r"needs an existing .safetensors file")
+    refused(f"timm:test_vit@{path}", "do not fit timm's test_vit")
+    (tmp_path / "broken.safetensors").write_bytes(b"not safetensors")
+    refused(f"timm:test_vit@{tmp_path / 'broken.safetensors'}", "do not fit timm's test_vit")
+    refused(str(tmp_path), "must hold a config.json, found none")
+    refused("./nowhere", "is none of these")
+    refused("org/unheard-of", "could not load the teacher 'org/unheard-of'")
+
+
+def test_a_checkpoint_without_its_classifier_is_refused(tmp_path):
+    config = transformers.ViTConfig(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, image_size=16, patch_size=8
+    )
+    transformers.ViTModel(config).save_pretrained(tmp_path)
+    with pytest.raises(TeacherError, match=r"has no classifier\..*part of the model would be random"):
+        Teacher.from_pretrained(str(tmp_path))
+
+
+def test_weights_that_are_pickles_are_refused(tmp_path, timm_weights):
+    model, _ = timm_weights
+    transformers.TimmWrapperConfig(architecture="test_resnet", num_labels=7).save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(TeacherError, match="weights must be safetensors"):
+        Teacher.from_pretrained(str(tmp_path))
+
+
+def test_errors_are_value_errors():
+    assert issubclass(TeacherError, ValueError)
+    assert issubclass(ConfigError, ValueError)

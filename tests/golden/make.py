@@ -1,0 +1,63 @@
+"""Wrote the golden datasets of schema version 1: `python -m tests.golden.make FOLDER`. Never run it over an old version's
+folder: the files stand for what users have on disk."""
+
+import sys
+
+import datasets
+import numpy as np
+import torch
+
+from hf_dr.augmentation import Augmentation
+from hf_dr.ops import (
+    CenterCrop,
+    ColorJitter,
+    CutMix,
+    MixUp,
+    RandAugment,
+    RandomCrop,
+    RandomErasing,
+    RandomHorizontalFlip,
+    RandomResizedCrop,
+    Resize,
+    TrivialAugmentWide,
+)
+from hf_dr.reinforce import ReinforceConfig, reinforce
+from hf_dr.teacher import Member, Preprocessing, Teacher, weights_hash
+from tests.conftest import as_png, colour_image
+
+AUGMENTATIONS = {
+    "randaug_mixing": [
+        RandomResizedCrop(16),
+        RandomHorizontalFlip(),
+        RandAugment(),
+        RandomErasing(),
+        MixUp(),
+        CutMix(),
+    ],
+    "others": [
+        Resize(20),
+        CenterCrop(18),
+        RandomCrop(16, padding=2),
+        ColorJitter(0.4, 0.4, 0.4, 0.1),
+        TrivialAugmentWide(),
+        RandomHorizontalFlip(),
+    ],
+}
+
+
+def main(folder: str) -> None:
+    """Reinforces seven generated images with a random linear teacher."""
+    rng = np.random.default_rng(1)
+    rows = {"image": [as_png(colour_image(rng, n, (24, 20))) for n in range(7)], "label": list(range(7))}
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(num_classes=7)})
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.AvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(48, 7))
+    preprocessing = Preprocessing((16, 16), (0.5,) * 3, (0.5,) * 3, "bilinear")
+    teacher = Teacher([Member(model, "random", None, "cc0-1.0", 7, None, preprocessing, weights_hash(model))])
+    for name, ops in AUGMENTATIONS.items():
+        config = ReinforceConfig(folder, config_name=name, num_views=16, top_k=3, shard_size=4, num_workers=0)
+        reinforce(datasets.Dataset.from_dict(rows, features), teacher, Augmentation(ops), config)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,7 +1,8 @@
 """Dataset Reinforcement for the Hugging Face ecosystem (Faghri et al., ICCV 2023, arXiv:2303.08983).
 
 Improve a dataset once, and every model trained on it gets better at no extra training cost: `reinforce` stores, for V
-augmented views of each image, the augmentation's parameters and a teacher's answer; `load_reinforced` replays them.
+augmented views of each image, the augmentation's parameters and a teacher's answer; `load_reinforced` replays them, and
+`ReinforcedTrainer` learns from them.
 """
 
 from hf_dr import ops
@@ -18,6 +19,7 @@ from hf_dr.errors import (
 from hf_dr.reinforce import ReinforceConfig, reinforce
 from hf_dr.replay import ReinforcedDataset, load_reinforced
 from hf_dr.teacher import Teacher
+from hf_dr.trainer import ReinforcedTrainer, ReinforcedTrainingArguments
 from hf_dr.verify import verify
 from hf_dr.version import __version__
 
@@ -30,6 +32,8 @@ __all__ = [
     "HfDrError",
     "ReinforceConfig",
     "ReinforcedDataset",
+    "ReinforcedTrainer",
+    "ReinforcedTrainingArguments",
     "ReplayError",
     "Teacher",
     "TeacherError",

@@ -1,4 +1,4 @@
-"""Wrote the golden datasets of schema version 1: `python -m tests.golden.make FOLDER`. Never run it over an old version's
+"""Wrote the golden datasets of schema version 1: `PYTHONPATH=tests python tests/golden/make.py FOLDER`. Never run it over an old version's
 folder: the files stand for what users have on disk."""
 
 import sys
@@ -23,7 +23,7 @@ from hf_dr.ops import (
 )
 from hf_dr.reinforce import ReinforceConfig, reinforce
 from hf_dr.teacher import Member, Preprocessing, Teacher, weights_hash
-from tests.conftest import as_png, colour_image
+from conftest import as_png, colour_image
 
 AUGMENTATIONS = {
     "randaug_mixing": [

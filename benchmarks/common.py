@@ -1,0 +1,177 @@
+"""What the benchmarks share: flags, data, teachers, facts about the machine, and the report."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import PIL.Image
+import timm
+import torch
+
+import hf_dr
+from hf_dr.teacher import Member, Preprocessing, Teacher, weights_hash
+
+EMBEDDED = Path(hf_dr.__file__).parent / "assets"
+PHOTOS, SMALL = "grocery_fruit_orig", "fashion_mnist_10k"
+LITE0 = "tf_efficientnet_lite0"
+_LIBRARIES = ("datasets", "numpy", "pillow", "pyarrow", "timm", "torch", "torchvision")
+
+# What a benchmark loads must not fill the user's cache.
+_CACHE = tempfile.TemporaryDirectory(prefix="hf_dr_benchmark_")
+datasets.config.HF_DATASETS_CACHE = Path(_CACHE.name)
+datasets.disable_progress_bars()
+
+
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """Returns a parser with the flags that every benchmark takes; `doc` is the script's docstring."""
+    flags = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument(
+        "--data", type=Path, help=f"Folder of Parquet sets: {PHOTOS}/ and {SMALL}/. Default: see the output."
+    )
+    flags.add_argument("--weights", type=Path, help=f"Folder of {LITE0}.in1k.safetensors. Default: see the output.")
+    flags.add_argument("--json", type=Path, help="Write the result there as one flat JSON object.")
+    flags.add_argument("--quick", action="store_true", help="Less work, under two minutes: shows that it runs.")
+    return flags
+
+
+# --------------------------------------------------------------------------------------------------------------- data
+
+
+def photos(folder: Path | None, rows: int) -> tuple[datasets.Dataset, str]:
+    """Returns photographs, or generated pictures like them, and a line that says which."""
+    if folder is not None:
+        return _spread(_parquet(folder / PHOTOS), rows), PHOTOS
+    made = [{"image": {"bytes": _picture(n), "path": None}, "label": n % 10} for n in range(rows)]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    return datasets.Dataset.from_list(made, features=features), "generated pictures (no --data)"
+
+
+def small_images(folder: Path | None, rows: int) -> tuple[datasets.Dataset, str]:
+    """Returns images of 28x28 pixels, Fashion-MNIST, and a line that says from where."""
+    if folder is not None:
+        return _spread(_parquet(folder / SMALL), rows), SMALL
+    return _spread(_parquet(EMBEDDED / "fashion_mnist"), rows), "embedded Fashion-MNIST (no --data)"
+
+
+def _parquet(folder: Path) -> datasets.Dataset:
+    files = sorted(str(path) for path in folder.glob("train-*.parquet"))
+    if not files:
+        sys.exit(f"expected train-*.parquet in {folder}, found none. Check --data.")
+    return datasets.load_dataset("parquet", data_files={"train": files}, split="train")
+
+
+def _spread(dataset: datasets.Dataset, rows: int) -> datasets.Dataset:
+    """So many rows, evenly spread (sets are often sorted by class), and again from the start where it has fewer."""
+    length = len(dataset)
+    return dataset.select([n * length // rows if rows < length else n % length for n in range(rows)])
+
+
+def _picture(number: int) -> bytes:
+    """A JPEG with the statistics of a photo: 1/f noise in each channel, and a few flat shapes with sharp borders."""
+    rng = np.random.Generator(np.random.Philox(number))
+    height, width = [(348, 348), (348, 464), (464, 348)][number % 3]
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None]) + 1 / max(height, width)
+    noise = np.fft.ifft2(np.fft.fft2(rng.standard_normal((3, height, width))) / frequency).real
+    pixels = np.clip(128 + 45 * noise / noise.std(), 0, 255).astype(np.uint8).transpose(1, 2, 0).copy()
+    for _ in range(int(rng.integers(1, 6))):
+        top, left = int(rng.integers(0, height)), int(rng.integers(0, width))
+        tall, wide = int(rng.integers(20, height // 2)), int(rng.integers(20, width // 2))
+        part = pixels[top : top + tall, left : left + wide]
+        part[...] = (part // 3 + rng.integers(0, 170, 3)).astype(np.uint8)
+    file = BytesIO()
+    PIL.Image.fromarray(pixels).save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+# ----------------------------------------------------------------------------------------------------------- teachers
+
+
+def lite0(folder: Path | None) -> tuple[Teacher, str]:
+    """Returns EfficientNet-Lite0, which takes 224x224, and a line that says whether it is trained."""
+    if folder is not None:
+        return Teacher.from_pretrained(f"timm:{LITE0}@{folder / LITE0}.in1k.safetensors"), f"{LITE0}.in1k"
+    torch.manual_seed(0)
+    model = timm.create_model(LITE0, pretrained=False).eval()
+    config = model.pretrained_cfg
+    preprocessing = Preprocessing((224, 224), config["mean"], config["std"], "bicubic")
+    member = Member(model, LITE0, None, None, 1000, None, preprocessing, weights_hash(model))
+    return Teacher([member]), f"untrained {LITE0} (no --weights)"
+
+
+def embedded_teacher() -> tuple[Teacher, str] | None:
+    """Returns the ensemble that the package carries, or None where it carries none."""
+    folders = sorted(str(path.parent) for path in (EMBEDDED / "teachers").glob("*/config.json"))
+    return (Teacher.from_pretrained(folders), f"{len(folders)} embedded teachers (no --weights)") if folders else None
+
+
+# ------------------------------------------------------------------------------------------------------------ reports
+
+
+@contextmanager
+def working_folder() -> Iterator[Path]:
+    """A temporary folder that is gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="hf_dr_benchmark_") as folder:
+        yield Path(folder)
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    """Returns how long `work` takes."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def table(rows: Sequence[Sequence[Any]], head: Sequence[str]) -> None:
+    """Prints rows under a head; the first column is text, the others are numbers."""
+    cells = [list(head)] + [[f"{c:,.4g}" if isinstance(c, float) else str(c) for c in row] for row in rows]
+    widths = [max(len(row[n]) for row in cells) for n in range(len(head))]
+    for row in cells:
+        print("  ".join(c.ljust(w) if n == 0 else c.rjust(w) for n, (c, w) in enumerate(zip(row, widths, strict=True))))
+    print()
+
+
+def finish(result: dict[str, Any], flags: argparse.Namespace) -> None:
+    """Adds the facts of the machine, prints the result and writes it to `--json`."""
+    flat = {key: float(f"{v:.5g}") if isinstance(v, float) else v for key, v in result.items()}
+    flat |= {
+        "quick": flags.quick,
+        "cpu_count": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpu": _cpu(),
+        "torch_threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "hf_dr": hf_dr.__version__,
+        **{name: importlib.metadata.version(name) for name in _LIBRARIES},
+        "command": f"python benchmarks/{Path(sys.argv[0]).name} {shlex.join(_portable(sys.argv[1:]))}".strip(),
+    }
+    text = json.dumps(flat, indent=2)
+    print(text)
+    if flags.json is not None:
+        flags.json.write_text(text + "\n", encoding="utf-8")
+
+
+def _portable(arguments: list[str]) -> list[str]:
+    """The command line with only the last part of folders: results are published, the paths of a machine are not."""
+    return [Path(a).name if "/" in a else a for a in arguments]
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

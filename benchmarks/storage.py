@@ -1,0 +1,192 @@
+"""How many bytes a stored view takes, and what storing float16 loses.
+
+    python benchmarks/storage.py --data DATA --weights WEIGHTS            # randaug, randaug_mixing, kl
+    python benchmarks/storage.py --data DATA --weights WEIGHTS --sweep    # and every encoding of every column
+
+Counts every column that the reinforcement adds (hashes and source_index too, the base's own columns not), as they lie
+in the Parquet file that the real job writes. K = 10 of 1,000 classes, V = 50.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import common
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from hf_dr.augmentation import Augmentation
+from hf_dr.reinforce import Job, ReinforceConfig
+from hf_dr.schema import TEACHER_LOGPROBS, is_reserved
+from hf_dr.shards import ZSTD_LEVEL, column_encoding
+from hf_dr.teacher import Teacher
+
+NUM_VIEWS, TOP_K = 50, 10
+TARGETS = {"randaug": 34.0, "randaug_mixing": 44.0}
+ENCODINGS = ("PLAIN", "BYTE_STREAM_SPLIT", "DELTA_BINARY_PACKED", "DICTIONARY")
+CODECS = (("zstd", 3), ("zstd", 15), ("zstd", 19), ("zstd", 22), ("brotli", 11))
+
+
+class RecordingTeacher(Teacher):
+    """A teacher that keeps the exact float32 answers it gave: the K largest log-probabilities."""
+
+    answers: list[np.ndarray]
+
+    @classmethod
+    def of(cls, teacher: Teacher) -> RecordingTeacher:
+        recording = cls(teacher.members)
+        recording.answers = []
+        return recording
+
+    def __call__(self, views_BCHW: torch.Tensor) -> torch.Tensor:
+        logprobs_BC = super().__call__(views_BCHW)
+        self.answers.append(logprobs_BC.topk(min(TOP_K, self.num_classes)).values.numpy())
+        return logprobs_BC
+
+
+def reinforce(teacher: Teacher, photos: datasets.Dataset, name: str, folder: Path) -> tuple[Path, np.ndarray]:
+    """Runs the job into one shard; returns it and the exact log-probabilities (views, K)."""
+    recording = RecordingTeacher.of(teacher)
+    config = ReinforceConfig(
+        output_dir=str(folder), num_views=NUM_VIEWS, top_k=min(TOP_K, teacher.num_classes), label_column="none",
+        shard_size=len(photos),
+    )  # fmt: skip
+    job = Job(photos, recording, Augmentation.named(name), config)
+    job.run()
+    exact = np.concatenate(recording.answers)[: len(photos) * NUM_VIEWS]  # a last batch is filled up
+    return job.folder / job.provenance.shard_names[0], exact
+
+
+def bytes_by_column(shard: Path) -> dict[str, float]:
+    """Compressed bytes per view of each of the reinforcement's columns."""
+    metadata = pq.read_metadata(shard)
+    sizes: dict[str, float] = {}
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        for column in map(group.column, range(group.num_columns)):
+            name = column.path_in_schema.split(".")[0]
+            if is_reserved(name):
+                sizes[name] = sizes.get(name, 0) + column.total_compressed_size
+    return {name: size / (metadata.num_rows * NUM_VIEWS) for name, size in sizes.items()}
+
+
+def kl_of_storing(exact_NK: np.ndarray, stored_NK: np.ndarray) -> float:
+    """Mean KL divergence, in nats, of the stored answer from the exact one, over the K classes and the rest in one."""
+
+    def with_rest(logprobs_NK: np.ndarray) -> np.ndarray:
+        p_NK = np.exp(logprobs_NK.astype(np.float64))
+        return np.concatenate([p_NK, np.clip(1 - p_NK.sum(axis=1, keepdims=True), 1e-12, None)], axis=1)
+
+    p, q = with_rest(exact_NK), with_rest(stored_NK)
+    p, q = p / p.sum(axis=1, keepdims=True), q / q.sum(axis=1, keepdims=True)
+    return float((p * np.log(p / q)).sum(axis=1).mean())
+
+
+def stored_logprobs(shard: Path) -> np.ndarray:
+    """The log-probabilities (views, K) of a shard, float16, by way of `datasets`."""
+    plus = datasets.load_dataset("parquet", data_files=str(shard), split="train")
+    column = plus.data.column(TEACHER_LOGPROBS).combine_chunks()
+    depth, array = column.type.value_type.list_size, column
+    while pa.types.is_fixed_size_list(array.type):
+        array = array.flatten()
+    return array.to_numpy(zero_copy_only=False).reshape(-1, depth)
+
+
+def encoded_size(table: pa.Table, encoding: str, codec: str, level: int) -> int | None:
+    """Bytes of a table of one column under an encoding; None where the type does not have it."""
+    leaf = pq.ParquetFile(_written(table)).schema.column(0).path
+    dictionary = encoding == "DICTIONARY"
+    try:
+        file = _written(
+            table, compression=codec, compression_level=level, use_dictionary=dictionary, data_page_size=1 << 22,
+            column_encoding=None if dictionary else {leaf: encoding}, write_statistics=False,
+        )  # fmt: skip
+    except (OSError, pa.ArrowException):
+        return None
+    metadata = pq.read_metadata(file)
+    return sum(metadata.row_group(n).column(0).total_compressed_size for n in range(metadata.num_row_groups))
+
+
+def _written(table: pa.Table, **settings: Any) -> pa.BufferReader:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, **settings)
+    return pa.BufferReader(sink.getvalue())
+
+
+def sweep(shard: Path) -> None:
+    """Prints the bytes per view of every column under every encoding, codec and number of rows."""
+    whole = pq.read_table(shard)
+    whole = whole.select([name for name in whole.column_names if is_reserved(name)])
+    views = len(whole) * NUM_VIEWS
+    rows = []
+    for name in whole.column_names:
+        column = whole.select([name])
+        sizes = [encoded_size(column, encoding, "zstd", ZSTD_LEVEL) for encoding in ENCODINGS]
+        rows.append([name, *("-" if s is None else s / views for s in sizes)])
+    print(f"bytes per view by encoding, zstd {ZSTD_LEVEL}, {len(whole)} rows")
+    common.table(rows, ["column", *ENCODINGS])
+
+    features = datasets.Features.from_arrow_schema(whole.schema)
+    ours = {leaf.split(".")[0]: encoding for leaf, encoding in column_encoding(features).items()}
+
+    def total(table: pa.Table, codec: str, level: int) -> float:
+        sizes = [encoded_size(table.select([name]), ours[name], codec, level) for name in table.column_names]
+        return sum(s for s in sizes if s is not None) / (len(table) * NUM_VIEWS)
+
+    print("bytes per view of all columns in our encodings, by codec")
+    common.table([[f"{codec} {level}", total(whole, codec, level)] for codec, level in CODECS], ["codec", "bytes"])
+    print("bytes per view of all columns as written, by rows in the shard")
+    counts = [n for n in (10, 25, 50, 100, 200, 400, 800) if n < len(whole)] + [len(whole)]
+    common.table([[str(n), total(whole.slice(0, n), "zstd", ZSTD_LEVEL)] for n in counts], ["rows", "bytes"])
+
+
+def main() -> None:
+    flags = common.parser(__doc__)
+    flags.add_argument("--examples", type=int, help="Photos; each gets 50 views. Default: 100, or 20 with --quick.")
+    flags.add_argument("--sweep", action="store_true", help="Also try other encodings, codecs and shard sizes.")
+    flags.add_argument("--keep", type=Path, help="Keep the shards in this folder, and take those that are there.")
+    arguments: argparse.Namespace = flags.parse_args()
+    count = arguments.examples or (20 if arguments.quick else 100)
+    photos, data = common.photos(arguments.data, count)
+    embedded = common.embedded_teacher() if arguments.weights is None else None
+    teacher, who = embedded or common.lite0(arguments.weights)
+    print(f"data: {data}, {count} rows x {NUM_VIEWS} views; teacher: {who}\n")
+    result: dict[str, Any] = {"data": data, "teacher": who, "examples": count, "num_views": NUM_VIEWS}
+    kl, by_column = [], {}
+    with common.working_folder() as temporary:
+        for name in TARGETS:
+            folder = arguments.keep or temporary
+            shard, exact = remembered(teacher, photos, name, folder)
+            by_column[name] = bytes_by_column(shard)
+            result[name] = sum(by_column[name].values())
+            kl.append(kl_of_storing(exact, stored_logprobs(shard)))
+            if arguments.sweep:
+                print(f"== {name}")
+                sweep(shard)
+    result["kl"] = float(np.mean(kl))
+    columns = list(dict.fromkeys(column for sizes in by_column.values() for column in sizes))
+    rows = [[column, *(sizes.get(column, "-") for sizes in by_column.values())] for column in columns]
+    rows += [["total", *(result[name] for name in TARGETS)], ["at most", *TARGETS.values()]]
+    common.table(rows, ["bytes per view", *TARGETS])
+    for name, sizes in by_column.items():
+        result |= {f"{name}_{column}": size for column, size in sizes.items()}
+    common.finish(result, arguments)
+
+
+def remembered(teacher: Teacher, photos: datasets.Dataset, name: str, folder: Path) -> tuple[Path, np.ndarray]:
+    """`reinforce`, or what it left in the folder last time."""
+    answers = folder / f"{name}-{len(photos)}.npy"
+    target = folder / str(len(photos))
+    if answers.exists():
+        return next((target / name).glob("*.parquet")), np.load(answers)
+    shard, exact = reinforce(teacher, photos, name, target)
+    np.save(answers, exact)
+    return shard, exact
+
+
+if __name__ == "__main__":
+    main()

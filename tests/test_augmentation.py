@@ -9,7 +9,6 @@ import numpy as np
 import PIL.Image
 import pytest
 import yaml
-from samples import every_op, op_id, photo, same_pixels
 
 from hf_dr.augmentation import NAMED, NO_PARTNER, PARTNER, Augmentation
 from hf_dr.errors import ConfigError, ReplayError
@@ -27,6 +26,7 @@ from hf_dr.ops import (
     Resize,
 )
 from hf_dr.rng import view_rng
+from tests.samples import every_op, op_id, photo, same_pixels
 
 SIZE = (20, 30)
 MIXING = Augmentation([RandomResizedCrop(8), MixUp(p=0.5), CutMix(p=0.5)])

@@ -15,7 +15,6 @@ import pytest
 import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
-from samples import every_op, make_op, op_id, photo, plain, quick, same_pixels, through_numpy, through_parquet
 
 from hf_dr.errors import ConfigError, ReplayError
 from hf_dr.ops import (
@@ -38,6 +37,7 @@ from hf_dr.ops import (
     register,
 )
 from hf_dr.rng import view_rng
+from tests.samples import every_op, make_op, op_id, photo, plain, quick, same_pixels, through_numpy, through_parquet
 
 each_op = pytest.mark.parametrize("op", every_op(), ids=op_id)
 each_class = pytest.mark.parametrize("cls", OPS.values(), ids=list(OPS))

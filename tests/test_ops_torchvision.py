@@ -11,7 +11,6 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from samples import photo, same_pixels
 from scipy import stats
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
@@ -33,6 +32,7 @@ from hf_dr.ops import (
     TrivialAugmentWide,
 )
 from hf_dr.rng import view_rng
+from tests.samples import photo, same_pixels
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 SIZES = [(20, 30), (30, 20), (17, 17), (1, 9), (5, 64)]

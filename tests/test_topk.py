@@ -7,10 +7,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from samples import quick
 
 from hf_dr.errors import TeacherError
 from hf_dr.topk import id_dtype, top_k
+from tests.samples import quick
 
 
 def reference(logprobs: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -12,16 +12,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from transformers import set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
 from hf_dr.augmentation import NAMED, Augmentation
 from hf_dr.base import load_base
 from hf_dr.config import parse, read_yaml
 from hf_dr.contact_sheet import contact_sheet
+from hf_dr.distillation import OnlineDistillationTrainer
 from hf_dr.errors import ConfigError, HfDrError
 from hf_dr.inspection import inspect_dataset
+from hf_dr.metrics import compute_metrics
 from hf_dr.reinforce import Job, ReinforceConfig, check_dataset, default_workers, process_state
 from hf_dr.replay import find_config, load_reinforced
 from hf_dr.schema import Provenance
+from hf_dr.students import LabelledImages, build_student, evaluation_augmentation
 from hf_dr.teacher import PRECISIONS, Teacher
+from hf_dr.trainer import ReinforcedTrainer, ReinforcedTrainingArguments
 from hf_dr.verify import teacher_from_provenance, verify
 from hf_dr.version import __version__
 
@@ -158,6 +165,106 @@ def reinforce_command(argv: Sequence[str], prog: str) -> int:
     return 0
 
 
+@dataclass
+class StudentArguments:
+    """Who learns what, from which data."""
+
+    dataset: str = field(metadata={"help": 'Folder or Hub id of the "+" dataset.'})
+    student: str = field(
+        metadata={"help": "timm:ARCHITECTURE for fresh weights; else a Hub id or folder to fine-tune."}
+    )
+    name: str | None = field(default=None, metadata={"help": 'Configuration of the "+" dataset, where it has several.'})
+    base: str | None = field(default=None, metadata={"help": "For an overlay: the base dataset with the images."})
+    base_config: str | None = field(default=None, metadata={"help": "Configuration of the base."})
+    objective: str = field(
+        default="reinforced",
+        metadata={
+            "help": "`reinforced`: stored views and answers; `erm`: newly drawn views and labels; `kd`: newly drawn views "
+            "and a teacher in memory. Data path, model, optimizer and steps are the same.",
+            "choices": ["reinforced", "erm", "kd"],
+        },
+    )
+    teacher: list[str] = field(default_factory=list, metadata={"help": "For --objective kd: as for reinforce."})
+    model_args: str = field(default="{}", metadata={"help": "For timm: JSON with arguments of timm.create_model."})
+    eval_dataset: str | None = field(default=None, metadata={"help": "Dataset with images and labels to evaluate on."})
+    eval_split: str = field(default="test", metadata={"help": "Its split."})
+    eval_crop: float = field(default=0.875, metadata={"help": "Share of the resized side that the centre crop keeps."})
+    num_views: int | None = field(default=None, metadata={"help": "Use only the first so many stored views."})
+
+
+def train_command(argv: Sequence[str], prog: str) -> int:
+    """Trains a student on a "+" dataset."""
+    student, args = parse(
+        [StudentArguments, ReinforcedTrainingArguments],
+        argv,
+        prog=prog,
+        description='Trains an image classifier on a "+" dataset, or, for comparison, by plain training (erm) or online '
+        "distillation (kd) on the same images. All settings of transformers' TrainingArguments are flags, too.",
+    )
+    if (student.objective == "kd") != bool(student.teacher):
+        raise ConfigError(
+            f"`teacher` must be given for `objective` kd and only then, got "
+            f"{student.teacher or 'none'} with {student.objective}."
+        )
+    if student.objective != "reinforced":
+        args.reinforced_probability = 0.0
+    try:
+        model_args = json.loads(student.model_args) if isinstance(student.model_args, str) else student.model_args
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"`model_args` must be JSON, e.g. '{{\"img_size\": 32}}', but: {error}.") from error
+    set_seed(args.seed)
+    base = None
+    if student.base:
+        base, _ = load_base(student.base, student.base_config, split=_provenance_split(student.dataset, student.name))
+    plus = load_reinforced(student.dataset, student.name, base=base, num_views=student.num_views, seed=args.seed)
+    height, width = plus.augmentation.size or (0, 0)
+    model = build_student(
+        student.student, plus.class_names, plus.provenance.num_classes, model_args=model_args, size=max(height, width)
+    )
+    evaluation = None
+    if student.eval_dataset:
+        images, _ = load_base(student.eval_dataset, split=student.eval_split)
+        columns = {
+            "image_column": plus.provenance.image_column,
+            "label_column": plus.provenance.label_column or "label",
+        }
+        evaluation = LabelledImages(images, evaluation_augmentation(max(height, width), student.eval_crop), **columns)
+    settings: dict[str, Any] = {
+        "model": model,
+        "args": args,
+        "train_dataset": plus,
+        "eval_dataset": evaluation,
+        "compute_metrics": compute_metrics,
+    }
+    if student.objective == "kd":
+        names = plus.class_names
+        teacher = Teacher.from_pretrained(student.teacher, device=args.device)
+        if names is not None:
+            teacher.check_classes(names)
+        trainer: ReinforcedTrainer = OnlineDistillationTrainer(**settings, teacher=teacher)
+    else:
+        trainer = ReinforcedTrainer(**settings)
+    return run_training(trainer, args)
+
+
+def run_training(trainer: ReinforcedTrainer, args: ReinforcedTrainingArguments) -> int:
+    """Trains, resuming from the last checkpoint of the folder; saves the model and its metrics."""
+    folder = str(args.output_dir)
+    last = get_last_checkpoint(folder) if Path(folder).is_dir() else None
+    if last is not None:
+        logger.info("Going on from %s.", last)
+    result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint or last)
+    trainer.save_model()
+    trainer.log_metrics("train", result.metrics)
+    trainer.save_metrics("train", result.metrics)
+    if trainer.eval_dataset is not None:
+        metrics = trainer.evaluate()
+        trainer.log_metrics("eval", metrics)
+        trainer.save_metrics("eval", metrics)
+    trainer.save_state()
+    return 0
+
+
 def verify_command(argv: Sequence[str], prog: str) -> int:
     """Replays sampled rows of a "+" dataset and compares them with what is stored."""
     parser = argparse.ArgumentParser(prog=prog, description=verify_command.__doc__, allow_abbrev=False)
@@ -210,13 +317,20 @@ def _add_dataset(parser: argparse.ArgumentParser) -> None:
 def _open(arguments: argparse.Namespace) -> Any:
     base = None
     if arguments.base:
-        split = Provenance.read(find_config(Path(arguments.path).expanduser(), arguments.name)).split
+        split = _provenance_split(arguments.path, arguments.name)
         base, _ = load_base(arguments.base, arguments.base_config, split=split)
     return load_reinforced(arguments.path, arguments.name, base=base)
 
 
+def _provenance_split(path: str, name: str | None) -> str:
+    """The split of the base that a local "+" dataset reinforced."""
+    folder = Path(path).expanduser()
+    return Provenance.read(find_config(folder, name)).split if folder.is_dir() else "train"
+
+
 COMMANDS: dict[str, Callable[[Sequence[str], str], int]] = {
     "reinforce": reinforce_command,
+    "train": train_command,
     "verify": verify_command,
     "inspect": inspect_command,
 }

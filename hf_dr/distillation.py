@@ -1,0 +1,52 @@
+"""Online distillation, the cost that reinforcement saves: the teacher is in memory and answers at every step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from hf_dr.teacher import Teacher
+from hf_dr.trainer import ReinforcedTrainer
+
+
+class OnlineDistillationTrainer(ReinforcedTrainer):
+    """Minimises KL to a teacher that labels newly drawn views as they come (Hinton et al., arXiv:1503.02531).
+
+    Give it `reinforced_probability=0`, so that every view is new. Settings are those of `ReinforcedTrainer`;
+    `temperature` applies, `tail` does not: the answer is whole.
+
+    Args:
+        *args: As for `ReinforcedTrainer`.
+        teacher: Over the dataset's classes, on the device of training.
+        **settings: As for `ReinforcedTrainer`.
+    """
+
+    def __init__(self, *args: Any, teacher: Teacher, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.teacher = teacher
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        prepared = super()._prepare_inputs(inputs)
+        if "teacher_ids" in prepared:  # a training batch
+            prepared["views"] = inputs["pixel_values"]
+        return prepared
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """Returns KL(teacher || student) of the batch, times the temperature's square."""
+        if "views" not in inputs:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        outputs = model(pixel_values=inputs["pixel_values"])
+        temperature = self.args.temperature
+        target_BC = (self.teacher(inputs["views"]) / temperature).log_softmax(-1)
+        student_BC = (outputs["logits"].float() / temperature).log_softmax(-1)
+        loss = F.kl_div(student_BC, target_BC, reduction="batchmean", log_target=True) * temperature**2
+        return (loss, outputs) if return_outputs else loss

@@ -1,0 +1,132 @@
+"""Accuracy and calibration of a classifier, from its logits. Shape suffixes: B examples, C classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+NUM_BINS = 15
+"""Bins of the expected calibration error, as in Guo et al. (ICML 2017) and the paper."""
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """A reliability diagram's numbers, one for each of equally wide bins of confidence.
+
+    Attributes:
+        count: Examples in the bin.
+        confidence: Their mean confidence, the probability of the predicted class; 0 for an empty bin.
+        accuracy: Their accuracy; 0 for an empty bin.
+    """
+
+    count: np.ndarray
+    confidence: np.ndarray
+    accuracy: np.ndarray
+
+    @property
+    def ece(self) -> float:
+        """Expected calibration error: mean over examples of |accuracy - confidence| of their bin, 0 to 1."""
+        return float((self.count * np.abs(self.accuracy - self.confidence)).sum() / max(1, self.count.sum()))
+
+
+def log_softmax(logits_BC: np.ndarray) -> np.ndarray:
+    """Returns log-probabilities in float64."""
+    shifted = logits_BC.astype(np.float64) - logits_BC.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def reliability(logits_BC: np.ndarray, labels_B: np.ndarray, num_bins: int = NUM_BINS) -> Reliability:
+    """Bins examples by confidence; a confidence on an edge belongs to the bin below it, as in Guo et al."""
+    probabilities_BC = np.exp(log_softmax(logits_BC))
+    confidence_B, hit_B = probabilities_BC.max(axis=-1), probabilities_BC.argmax(axis=-1) == labels_B
+    bin_B = np.clip(np.ceil(confidence_B * num_bins).astype(int) - 1, 0, num_bins - 1)
+    count = np.bincount(bin_B, minlength=num_bins)
+    some = np.maximum(count, 1)
+    confidence = np.bincount(bin_B, confidence_B, num_bins) / some
+    return Reliability(count, confidence, np.bincount(bin_B, hit_B, num_bins) / some)
+
+
+def classification_metrics(logits_BC: np.ndarray, labels_B: np.ndarray) -> dict[str, float]:
+    """Returns top1 and top5 accuracy, nll (nats), brier (0 to 2) and ece (0 to 1), means over the examples.
+
+    Args:
+        logits_BC: Floating point.
+        labels_B: Integers from 0 to C - 1.
+
+    Raises:
+        ValueError: The shapes do not fit, a label is out of range, or a logit is not finite.
+    """
+    if logits_BC.ndim != 2 or labels_B.shape != logits_BC.shape[:1] or not len(labels_B):
+        raise ValueError(
+            f"expected logits (B, C) and labels (B,) with B > 0, got {logits_BC.shape} and {labels_B.shape}."
+        )
+    classes = logits_BC.shape[1]
+    if labels_B.min() < 0 or labels_B.max() >= classes:
+        raise ValueError(f"labels must be from 0 to {classes - 1}, got {labels_B.min()} to {labels_B.max()}.")
+    if not np.isfinite(logits_BC).all():
+        raise ValueError("logits must be finite, got NaN or infinity: the training diverged.")
+    logprobs_BC = log_softmax(logits_BC)
+    own_B = np.take_along_axis(logprobs_BC, labels_B[:, None], axis=-1)[:, 0]
+    # The label's rank counts classes that are strictly more probable, and of equal ones those that come first.
+    before_BC = (logprobs_BC > own_B[:, None]) | (
+        (logprobs_BC == own_B[:, None]) & (np.arange(classes) < labels_B[:, None])
+    )
+    rank_B = before_BC.sum(axis=-1)
+    probabilities_BC = np.exp(logprobs_BC)
+    brier_B = (probabilities_BC**2).sum(axis=-1) - 2 * np.exp(own_B) + 1
+    return {
+        "top1": float((rank_B < 1).mean()),
+        "top5": float((rank_B < 5).mean()),
+        "nll": float(-own_B.mean()),
+        "brier": float(brier_B.mean()),
+        "ece": reliability(logits_BC, labels_B).ece,
+    }
+
+
+def compute_metrics(prediction: Any) -> dict[str, float]:
+    """`classification_metrics` in the form that `Trainer(compute_metrics=...)` takes."""
+    logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
+    return classification_metrics(np.asarray(logits), np.asarray(prediction.label_ids))
+
+
+def draw_reliability(axes: Any, diagram: Reliability, title: str) -> None:
+    """Draws a reliability diagram: accuracy by confidence, the diagonal being perfect calibration."""
+    edges = np.linspace(0, 1, len(diagram.count) + 1)
+    width = edges[1] - edges[0]
+    filled = diagram.count > 0
+    axes.bar(
+        edges[:-1][filled],
+        diagram.accuracy[filled],
+        width,
+        align="edge",
+        color="#3b6ea5",
+        edgecolor="white",
+        linewidth=0.5,
+    )
+    axes.bar(
+        edges[:-1][filled],
+        (diagram.confidence - diagram.accuracy)[filled],
+        width,
+        diagram.accuracy[filled],
+        align="edge",
+        color="#d95f4b",
+        alpha=0.35,
+        edgecolor="white",
+        linewidth=0.5,
+    )
+    axes.plot([0, 1], [0, 1], color="0.4", linewidth=0.8, linestyle="--")
+    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy", aspect="equal")
+    axes.set_title(f"{title}\nECE {100 * diagram.ece:.2f} %", fontsize=9)
+
+
+def reliability_picture(diagrams: dict[str, Reliability], path: str) -> None:
+    """Draws several reliability diagrams side by side into a PNG file."""
+    figure = Figure(figsize=(3 * len(diagrams), 3.4), layout="constrained")
+    for axes, (title, diagram) in zip(
+        figure.subplots(1, len(diagrams), squeeze=False)[0], diagrams.items(), strict=True
+    ):
+        draw_reliability(axes, diagram, title)
+    figure.savefig(path, dpi=150)

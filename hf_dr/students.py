@@ -1,0 +1,121 @@
+"""Students: image classifiers to train, by name, and images with labels to evaluate them on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import datasets
+import numpy as np
+import timm
+import torch
+from transformers import AutoModelForImageClassification, TimmWrapperConfig
+
+from hf_dr.augmentation import Augmentation
+from hf_dr.errors import ConfigError, DataError, did_you_mean
+from hf_dr.images import decode_image
+from hf_dr.ops import CenterCrop, Resize
+
+
+def build_student(
+    name: str,
+    class_names: Sequence[str] | None,
+    num_classes: int,
+    *,
+    model_args: dict[str, Any] | None = None,
+    normalization: tuple[Sequence[float], Sequence[float]] | None = None,
+    size: int | None = None,
+) -> torch.nn.Module:
+    """Builds an image classifier.
+
+    Args:
+        name: `timm:ARCHITECTURE` for fresh weights, without a download; else a Hub id or folder whose weights are
+            fine-tuned (its classifier is new where the number of classes differs).
+        class_names: Of the dataset; None where they have none.
+        num_classes: C.
+        model_args: For `timm:`: keyword arguments of `timm.create_model`, e.g. `{"img_size": 32}`.
+        normalization: For `timm:`: mean and std of the input on the scale 0 to 1, kept in the model's config.
+        size: For `timm:`: side of the images in pixels, kept in the model's config.
+
+    Raises:
+        ConfigError: There is no such model.
+    """
+    labels = list(class_names) if class_names is not None else [f"LABEL_{c}" for c in range(num_classes)]
+    names: dict[str, Any] = {
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: c for c, label in enumerate(labels)},
+    }
+    if name.startswith("timm:"):
+        architecture = name.removeprefix("timm:")
+        if not timm.is_model(architecture):
+            raise ConfigError(
+                f"timm has no architecture `{architecture}`.{did_you_mean(architecture, timm.list_models())}"
+            )
+        cfg: dict[str, Any] = {}
+        if normalization is not None:
+            cfg.update(mean=list(normalization[0]), std=list(normalization[1]))
+        if size is not None:
+            cfg.update(input_size=[3, size, size], crop_pct=1.0)
+        names.update(pretrained_cfg=cfg, num_labels=num_classes)
+        config = TimmWrapperConfig(architecture=architecture, model_args=model_args, **names)
+        try:
+            return AutoModelForImageClassification.from_config(config)
+        except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+            raise ConfigError(
+                f"timm cannot build {architecture} with {model_args}: {error}. Check `model_args`."
+            ) from error
+    try:
+        return AutoModelForImageClassification.from_pretrained(
+            name, num_labels=num_classes, ignore_mismatched_sizes=True, use_safetensors=True, **names
+        )
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"could not load the student {name!r} ({str(error)[:300]}). Name a Hub id, a folder, or `timm:ARCHITECTURE`."
+        ) from error
+
+
+def evaluation_augmentation(size: int, crop: float = 0.875) -> Augmentation:
+    """Returns the usual view for evaluation: shorter side resized to size / crop, then the centre."""
+    return Augmentation([Resize(round(size / crop)), CenterCrop(size)])
+
+
+class LabelledImages(torch.utils.data.Dataset):
+    """Images of a datasets.Dataset, one fixed view each, as uint8 `pixel_values` (3, H, W) and `labels`.
+
+    Args:
+        dataset: With an image column and a label column.
+        augmentation: Without randomness (`evaluation_augmentation`).
+        image_column: Column of the images.
+        label_column: Column of the labels.
+
+    Raises:
+        DataError: A column is missing.
+    """
+
+    def __init__(
+        self,
+        dataset: datasets.Dataset,
+        augmentation: Augmentation,
+        *,
+        image_column: str = "image",
+        label_column: str = "label",
+    ) -> None:
+        for name in (image_column, label_column):
+            if name not in dataset.column_names:
+                raise DataError(f"the dataset must have the column `{name}`.{did_you_mean(name, dataset.column_names)}")
+        if augmentation.params:
+            raise ConfigError(f"an evaluation must not be random, got the parameters {', '.join(augmentation.params)}.")
+        images = dataset.select_columns([image_column, label_column])
+        self._dataset = images.cast_column(image_column, datasets.Image(decode=False)).with_format(None)
+        self._image, self._label, self._augmentation = image_column, label_column, augmentation
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = self._dataset[index]
+        try:
+            view = self._augmentation.apply(decode_image(row[self._image]), {})
+        except DataError as error:
+            raise DataError(f"the image of row {index} must be readable, but: {error}.") from error
+        return {"pixel_values": torch.from_numpy(np.array(view).transpose(2, 0, 1)), "labels": int(row[self._label])}

@@ -1,0 +1,66 @@
+"""Metrics equal their definitions, computed the slow way."""
+
+import numpy as np
+import PIL.Image
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hf_dr.metrics import classification_metrics, compute_metrics, log_softmax, reliability, reliability_picture
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 40), st.integers(1, 12))
+def test_equal_to_the_definitions(seed, count, classes):
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(0, 2, (count, classes)).astype(np.float32)
+    labels = rng.integers(0, classes, count)
+    found = classification_metrics(logits, labels)
+    probabilities = np.exp(logits.astype(float)) / np.exp(logits.astype(float)).sum(1, keepdims=True)
+    top5 = np.mean([label in np.argsort(-p)[:5] for p, label in zip(probabilities, labels, strict=True)])
+    one_hot = np.eye(classes)[labels]
+    assert found["top1"] == pytest.approx((probabilities.argmax(1) == labels).mean())
+    assert found["top5"] == pytest.approx(top5)
+    assert found["nll"] == pytest.approx(-np.log(probabilities[np.arange(count), labels]).mean())
+    assert found["brier"] == pytest.approx(((probabilities - one_hot) ** 2).sum(1).mean())
+    ece = 0.0
+    confidence = probabilities.max(1)
+    for low, high in zip(np.linspace(0, 1, 16)[:-1], np.linspace(0, 1, 16)[1:], strict=True):
+        inside = (confidence > low) & (confidence <= high)
+        if inside.any():
+            hits = probabilities.argmax(1)[inside] == labels[inside]
+            ece += inside.mean() * abs(hits.mean() - confidence[inside].mean())
+    assert found["ece"] == pytest.approx(ece, abs=1e-9)
+
+
+def test_a_perfectly_calibrated_coin_has_no_calibration_error():
+    logits, labels = np.zeros((10, 2)), np.arange(10) % 2
+    assert classification_metrics(logits, labels)["ece"] == pytest.approx(0)
+    assert reliability(logits, labels).count.sum() == 10
+
+
+def test_large_logits_do_not_overflow():
+    assert np.isfinite(log_softmax(np.array([[1e4, -1e4]]))).all()
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "message"),
+    [
+        (np.zeros((2, 3)), np.array([0]), r"got \(2, 3\) and \(1,\)"),
+        (np.zeros((0, 3)), np.zeros(0, int), "B > 0"),
+        (np.zeros((1, 3)), np.array([3]), "labels must be from 0 to 2, got 3"),
+        (np.array([[np.nan, 0]]), np.array([0]), "must be finite"),
+    ],
+)
+def test_refusals(logits, labels, message):
+    with pytest.raises(ValueError, match=message):
+        classification_metrics(logits, labels)
+
+
+def test_in_the_form_of_trainer_and_as_a_picture(tmp_path):
+    logits, labels = np.eye(4) * 3, np.arange(4)
+    prediction = type("EvalPrediction", (), {"predictions": (logits, None), "label_ids": labels})
+    assert compute_metrics(prediction) == classification_metrics(logits, labels)
+    reliability_picture({"a": reliability(logits, labels), "b": reliability(-logits, labels)}, str(tmp_path / "r.png"))
+    with PIL.Image.open(tmp_path / "r.png") as picture:
+        assert picture.width > 500

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +15,9 @@ import PIL.Image
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
-from hf_dr.augmentation import PARTNER
+from hf_dr.augmentation import NO_PARTNER, PARTNER
 from hf_dr.errors import ConfigError
 from hf_dr.replay import ReinforcedDataset
 from hf_dr.schema import IMAGE_HASH, SOURCE_INDEX
@@ -26,7 +28,8 @@ DPI = 150
 _SIDE, _CAPTION, _BAR, _GAP, _MARGIN, _TITLE = 1.55, 0.2, 0.17, 0.14, 0.2, 0.5
 _CELL = _CAPTION + _SIDE + 0.06 + TOP * _BAR
 _TEXT = 7.0  # points
-_INK, _FAINT, _LABEL, _OTHER, _TRACK = "#1a1a1a", "#6b6b6b", "#9ecae8", "#d4d4d4", "#f3f3f3"
+_INK, _FAINT, _TRACK = "#1a1a1a", "#6b6b6b", "#f3f3f3"
+_LABEL, _PARTNER, _OTHER = "#9ecae8", "#f6c28b", "#d4d4d4"  # bars: the label, the partner's label, any other class
 
 
 def contact_sheet(
@@ -93,44 +96,63 @@ class _Sheet:
     def _draw_title(self) -> None:
         p = self.plus.provenance
         ops = ", ".join(name for item in p.augmentation for name in item)
-        space = self._axes(_MARGIN, 0.1, self._width - 2 * _MARGIN, _TITLE - 0.1)
+        width = self._width - 2 * _MARGIN
+        # The legend, from the right; the title has the room that is left.
+        keys = [("label", _LABEL), ("partner's label", _PARTNER), ("other class", _OTHER)]
+        for text, colour in reversed(keys if self.plus.augmentation.mixes else keys[::2]) if self._labels.known else ():
+            space = self._axes(_MARGIN, 0.1, width, 0.14)
+            width -= self._inches(self._text(space, text, 1, 0.5, "right", colour=_FAINT, inset=0)) + 0.04
+            self._fill(self._axes(_MARGIN + width - 0.1, 0.125, 0.1, 0.09), 1, colour)
+            width -= 0.22
         base = p.base.get("id") or "base dataset"
-        self._write(space, f"{base} · {p.config_name}", 0.07, size=9.5, weight="bold")
-        detail = (
-            f"{p.num_views} views of each of {p.num_rows:,} images · top {p.top_k} of {p.num_classes:,} classes · {ops}"
-        )
-        self._write(space, detail, 0.23, colour=_FAINT)
+        space = self._axes(_MARGIN, 0.08, width, 0.18)
+        self._text(space, f"{base} · {p.config_name}", 0, 0.5, "left", room=width, inset=0, size=9.5, weight="bold")
+        detail = f"{p.num_views} views of each of {p.num_rows:,} images · top {p.top_k} of {p.num_classes:,} classes"
+        space = self._axes(_MARGIN, 0.26, self._width - 2 * _MARGIN, 0.14)
+        room = self._width - 2 * _MARGIN
+        self._text(space, f"{detail} · {ops}", 0, 0.5, "left", room=room, inset=0, colour=_FAINT)
 
     def _draw_original(self, row: int, left: float, top: float) -> None:
-        source, label = self._labels.source[row], self._labels.of_row(row)
-        self._caption(left, top, f"row {source:,}", "original")
-        self._picture(left, top + _CAPTION, self.plus.example_image(row))
+        label = self._labels.of_row(row)
+        self._caption(left, top, f"row {self._labels.source[row]:,}", "original")
+        image = self.plus.example_image(row)
+        self._picture(left, top + _CAPTION, image)
         if label is not None:
-            space = self._axes(left, top + _CAPTION + _SIDE + 0.06, _SIDE, TOP * _BAR)
-            self._write(space, self._labels.name(label), _BAR / 2, size=_TEXT + 1, weight="bold")
+            below = top + _CAPTION + _SIDE * min(1, image.height / image.width) + 0.06
+            space = self._axes(left, below, _SIDE, _BAR)
+            name = self._labels.name(label)
+            self._text(space, name, 0, 0.5, "left", room=_SIDE, inset=0, size=_TEXT + 1, weight="bold")
 
     def _draw_view(self, row: int, view: int, left: float, top: float) -> None:
-        partner = self.plus.params(row, view).get(PARTNER, -1)
-        mixed = None
-        if partner >= 0:
+        partner = self.plus.params(row, view).get(PARTNER, NO_PARTNER)
+        colours, note = {}, None
+        if partner != NO_PARTNER:
+            note = f"+ row {partner:,}"
             label = self._labels.of_source(partner)
-            mixed = f"+ row {partner:,}" + ("" if label is None else f", {self._labels.name(label)}")
-        self._caption(left, top, f"view {view}", mixed)
+            if label is not None:
+                note += f", {self._labels.name(label)}"
+                colours[label] = _PARTNER
+        label = self._labels.of_row(row)
+        if label is not None:
+            colours[label] = _LABEL
+        self._caption(left, top, f"view {view}", note)
         self._picture(left, top + _CAPTION, self.plus.image(row, view))
         ids, logprobs = self.plus.teacher_answer(row, view)
-        label = self._labels.of_row(row)
-        for n in range(min(TOP, len(ids))):
-            place = top + _CAPTION + _SIDE + 0.06 + n * _BAR
-            self._bar(left, place, int(ids[n]), float(np.exp(np.float64(logprobs[n]))), int(ids[n]) == label)
+        for n, (class_id, logprob) in enumerate(zip(ids[:TOP].tolist(), logprobs[:TOP].tolist(), strict=True)):
+            below = top + _CAPTION + _SIDE + 0.06 + n * _BAR
+            self._bar(left, below, self._labels.name(class_id), math.exp(logprob), colours.get(class_id, _OTHER))
 
-    def _bar(self, left: float, top: float, label: int, probability: float, is_label: bool) -> None:
+    def _bar(self, left: float, top: float, name: str, probability: float, colour: str) -> None:
         space = self._axes(left, top, _SIDE, _BAR - 0.025)
-        space.set_xlim(0, 1)
-        space.set_ylim(0, 1)
-        space.barh(0.5, 1, height=1, color=_TRACK)
-        space.barh(0.5, min(probability, 1), height=1, color=_LABEL if is_label else _OTHER)
-        number = self._text(space, f"{100 * probability:.0f} %" if probability >= 0.005 else "< 1 %", 1, 0.47, "right")
-        self._text(space, self._labels.name(label), 0, 0.47, "left", room=_SIDE - self._inches(number) - 0.12)
+        self._fill(space, 1, _TRACK)
+        self._fill(space, min(probability, 1), colour)
+        text = f"{100 * probability:.0f} %" if probability >= 0.005 else "< 1 %"
+        number = self._text(space, text, 1, 0.47, "right")
+        self._text(space, name, 0, 0.47, "left", room=_SIDE - self._inches(number) - 0.14)
+
+    def _fill(self, space: Axes, share: float, colour: str) -> None:
+        """Colours the left `share` of a space."""
+        space.add_patch(Rectangle((0, 0), share, 1, transform=space.transAxes, color=colour, linewidth=0))
 
     def _caption(self, left: float, top: float, title: str, note: str | None) -> None:
         space = self._axes(left, top, _SIDE, _CAPTION)
@@ -156,13 +178,6 @@ class _Sheet:
         )
         axes.set_axis_off()
         return axes
-
-    def _write(self, space: Axes, text: str, down: float, **style: Any) -> None:
-        """Writes a line whose middle is `down` inches below the top of the space."""
-        height = space.get_position().height * self._height
-        self._text(
-            space, text, 0, 1 - down / height, "left", room=space.get_position().width * self._width, inset=0, **style
-        )
 
     def _text(
         self,
@@ -207,6 +222,11 @@ class _Labels:
         self._label = table.column(column).fill_null(-1).to_numpy()[usable] if named else None
         self._feature = plus.plus.features[column] if named else None
         self._place = {int(source): place for place, source in enumerate(self.source)}
+
+    @property
+    def known(self) -> bool:
+        """Whether the dataset has labels."""
+        return self._label is not None
 
     def of_row(self, row: int) -> int | None:
         """Label of a row of the dataset; None where there is none."""

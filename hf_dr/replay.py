@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -500,5 +501,6 @@ def _as_array(column: pa.Array) -> Any:
         return array.fill_null(0).to_numpy(zero_copy_only=False)
     if pa.types.is_boolean(array.type):
         return _Bits(array, start)
-    count = int(np.prod(shape))
-    return array.slice(start, count).to_numpy(zero_copy_only=True).reshape(shape)
+    # From the buffer: the values below a row without reinforcement are null, which `to_numpy` would have to copy.
+    values = np.frombuffer(array.buffers()[1], array.type.to_pandas_dtype())
+    return values[array.offset + start :][: math.prod(shape)].reshape(shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.utils import ModelEmaV3
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import EvalLoopOutput
 
 from hf_dr.errors import ConfigError
 from hf_dr.losses import TAIL_RULES, TailRule, reinforced_kl
@@ -26,6 +27,11 @@ from hf_dr.sampling import VIEW_ORDERS, ReinforcedSampler
 logger = logging.getLogger(__name__)
 
 _EMA_FILE = "ema.safetensors"
+_SETTINGS_FILE = "reinforced_training.json"
+# What decides the batches and their loss: a run that is resumed keeps it.
+_KEPT = (
+    "reinforced_probability", "view_order", "temperature", "tail", "label_weight", "unreinforced_label_smoothing",
+)  # fmt: skip
 
 
 @dataclass
@@ -104,9 +110,6 @@ class ReinforcedTrainer(Trainer):
         ConfigError: The model's classes are not the dataset's, or a setting does not fit the dataset.
     """
 
-    # Ours is a mean over the batch: Trainer divides it by the number of accumulated batches.
-    loss_is_scaled_for_ga = False
-
     def __init__(
         self,
         model: nn.Module | None = None,
@@ -118,25 +121,56 @@ class ReinforcedTrainer(Trainer):
         args = args or ReinforcedTrainingArguments("trainer_output")
         if not isinstance(args, ReinforcedTrainingArguments):
             raise ConfigError(f"`args` must be ReinforcedTrainingArguments, got {type(args).__name__}.")
+        self.ema: ModelEmaV3 | None = None
         super().__init__(model=model, args=args, **settings)
         self.args: ReinforcedTrainingArguments
         assert isinstance(self.model, nn.Module)
+        self._check_train_dataset()
+        self._sampler: ReinforcedSampler | None = None
+        self._normalization = normalization or _own_normalization(self.model)
+        if args.ema_decay is not None:
+            if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+                raise ConfigError(
+                    "`ema_decay` must be unset where the weights are sharded (FSDP, DeepSpeed). Unset it."
+                )
+            if self.ema is None:
+                self.ema = ModelEmaV3(self.model, decay=args.ema_decay, device=args.device)
+        self.add_callback(_Epochs(self))
+
+    def _check_train_dataset(self) -> None:
         train: Any = self.train_dataset
         if isinstance(train, ReinforcedDataset):
+            assert isinstance(self.model, nn.Module)
             check_student(self.model, train)
-            if train.augmentation.mixes and args.train_batch_size % 2:
+            for name, given, instead in (
+                ("compute_loss_func", self.compute_loss_func, "Subclass and override `compute_loss`"),
+                ("label_smoothing_factor", self.args.label_smoothing_factor, "Set `unreinforced_label_smoothing`"),
+            ):
+                if given:
+                    raise ConfigError(f"`{name}` has no part in the loss of a reinforced dataset, got one. {instead}.")
+            if train.augmentation.mixes and self.args.train_batch_size % 2:
                 logger.warning("An odd batch size splits mixed pairs over batches: their images are decoded twice.")
+            # Ours is a mean over the batch: Trainer divides it by the number of accumulated batches.
+            self.loss_is_scaled_for_ga = False
+        elif isinstance(getattr(train, "dataset", None), ReinforcedDataset):
+            raise ConfigError(
+                f"`train_dataset` must be what `load_reinforced` returns, got it wrapped in {type(train).__name__}, where "
+                "each row would show one view for ever. Select rows before: "
+                "`ReinforcedDataset(train.plus.select(rows), train.provenance)`."
+            )
         elif hasattr(train, "column_names") and "teacher_ids" in train.column_names:
             raise ConfigError(
                 '`train_dataset` must be what `load_reinforced` returns, got the plain datasets.Dataset of a "+" dataset. '
                 "Its views would not be replayed: open it with `load_reinforced`."
             )
-        self._sampler: ReinforcedSampler | None = None
-        self._normalization = normalization or _own_normalization(self.model)
-        self.ema: ModelEmaV3 | None = None
-        if args.ema_decay is not None:
-            self.ema = ModelEmaV3(self.model, decay=args.ema_decay, device=args.device)
-        self.add_callback(_Epochs(self))
+
+    def call_model_init(self, trial: Any = None) -> Any:
+        """As Trainer's; a new model starts a new average of the weights."""
+        model = super().call_model_init(trial)
+        decay = getattr(self.args, "ema_decay", None)
+        if decay is not None:
+            self.ema = ModelEmaV3(model, decay=decay, device=self.args.device)
+        return model
 
     # ------------------------------------------------------------------------------------------------- data and loss
 
@@ -147,7 +181,7 @@ class ReinforcedTrainer(Trainer):
         args = self.args
         self._sampler = ReinforcedSampler(
             dataset,
-            seed=args.data_seed if args.data_seed is not None else args.seed,
+            seed=self._order_seed,
             view_order=args.view_order,
             reinforced_probability=args.reinforced_probability,
         )
@@ -180,6 +214,17 @@ class ReinforcedTrainer(Trainer):
         outputs = model(pixel_values=inputs["pixel_values"])
         loss = self._reinforced_loss(outputs["logits"] if isinstance(outputs, dict) else outputs[0], inputs)
         return (loss, outputs) if return_outputs else loss
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[torch.Tensor | None, Any, Any]:
+        """As Trainer's, and the loss of reinforced views that have no labels."""
+        if "teacher_ids" not in inputs or "labels" in inputs:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss, outputs = self.compute_loss(model, self._prepare_inputs(inputs), return_outputs=True)
+        logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
+        return loss.detach(), None if prediction_loss_only else logits.detach(), None
 
     def _reinforced_loss(self, logits_BC: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
         args, labels_B = self.args, inputs.get("labels")
@@ -219,37 +264,91 @@ class ReinforcedTrainer(Trainer):
             settings = {**settings, "momentum": args.momentum, "nesterov": args.nesterov and args.momentum > 0}
         return kind, settings
 
-    def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
-    ) -> dict[str, float]:
-        """As Trainer's; with `ema_decay`, the averaged weights are evaluated too, under `<prefix>_ema_*`."""
-        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        if self.ema is not None:
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: Any = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """As Trainer's; with `ema_decay`, `evaluate` measures the averaged weights too, as `<prefix>_ema_*`."""
+
+        def loop(prefix: str) -> EvalLoopOutput:
+            return super(ReinforcedTrainer, self).evaluation_loop(
+                dataloader, description, prediction_loss_only, ignore_keys, prefix
+            )
+
+        output = loop(metric_key_prefix)
+        if self.ema is not None and description == "Evaluation":
             model = self.accelerator.unwrap_model(self.model)
             current = copy.deepcopy(model.state_dict())
             model.load_state_dict(self.ema.module.state_dict())
             try:
-                metrics.update(super().evaluate(eval_dataset, ignore_keys, f"{metric_key_prefix}_ema"))
+                assert output.metrics is not None
+                output.metrics.update(loop(f"{metric_key_prefix}_ema").metrics or {})
             finally:
                 model.load_state_dict(current)
-        return metrics
+        return output
 
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        super()._save_checkpoint(*args, **kwargs)
-        if self.ema is not None and self.args.should_save:
-            folder = Path(self._get_output_dir(trial=None)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+    # ------------------------------------------------------------------------------------------------- checkpoints
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self.args.output_dir or ".")
+        if self.ema is not None:
             save_file({k: v.contiguous() for k, v in self.ema.module.state_dict().items()}, folder / _EMA_FILE)
+        kept = self._kept_settings()
+        if kept is not None:
+            (folder / _SETTINGS_FILE).write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+
+    def _kept_settings(self) -> dict[str, Any] | None:
+        train = self.train_dataset
+        if not isinstance(train, ReinforcedDataset):
+            return None
+        return {
+            "dataset_fingerprint": train.provenance.fingerprint,
+            "num_rows": len(train),
+            "num_views": train.num_views,
+            "view_seed": train.seed,
+            "order_seed": self._order_seed,
+            **{name: getattr(self.args, name) for name in _KEPT},
+        }
+
+    @property
+    def _order_seed(self) -> int:
+        return self.args.data_seed if self.args.data_seed is not None else self.args.seed
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if self.ema is not None:
-            path = Path(resume_from_checkpoint) / _EMA_FILE
-            if not path.is_file():
+        kept, path = self._kept_settings(), Path(resume_from_checkpoint) / _SETTINGS_FILE
+        if kept is not None and path.is_file():
+            there = json.loads(path.read_text(encoding="utf-8"))
+            differing = [f"{k}: {there.get(k)} there, {v} here" for k, v in kept.items() if there.get(k) != v]
+            if differing:
                 raise ConfigError(
-                    f"`ema_decay` is set, but the checkpoint {resume_from_checkpoint} has no {_EMA_FILE}. Resume "
-                    "without it, or from a checkpoint that was trained with it."
+                    f"a run must be resumed with its own settings, but {resume_from_checkpoint} differs in "
+                    f"{'; '.join(differing)}. Restore them, or start a new run from the checkpoint's model."
                 )
-            self.ema.module.load_state_dict(load_file(path))
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._load_ema(Path(resume_from_checkpoint), "Resume")
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        assert self.state.best_model_checkpoint is not None
+        self._load_ema(Path(self.state.best_model_checkpoint), "Go on")
+
+    def _load_ema(self, checkpoint: Path, verb: str) -> None:
+        if self.ema is None:
+            return
+        path = checkpoint / _EMA_FILE
+        if not path.is_file():
+            raise ConfigError(
+                f"`ema_decay` is set, but the checkpoint {checkpoint} has no {_EMA_FILE}. {verb} without it, or from a "
+                "checkpoint that was trained with it."
+            )
+        self.ema.module.load_state_dict(load_file(path))
 
 
 class _Epochs(TrainerCallback):
@@ -258,11 +357,16 @@ class _Epochs(TrainerCallback):
 
     def __init__(self, trainer: ReinforcedTrainer) -> None:
         self._trainer = trainer
+        self._next = 0
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        # A fraction after a restart within an epoch; a step is more than the 1e-6 that rounding takes.
+        self._next = int((state.epoch or 0) + 1e-6)
 
     def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self._trainer._sampler is not None:
-            # state.epoch is a fraction after a restart within an epoch; a step is more than the 1e-6 that rounding takes.
-            self._trainer._sampler.set_epoch(int((state.epoch or 0) + 1e-6))
+            self._trainer._sampler.set_epoch(self._next)
+        self._next += 1
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self._trainer.ema is not None:

@@ -1,0 +1,220 @@
+"""Which row and view comes when: every row in every epoch, every view once in V epochs, pairs side by side."""
+
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+
+from hf_dr.augmentation import NO_PARTNER, Augmentation
+from hf_dr.errors import ConfigError
+from hf_dr.ops import MixUp, RandomHorizontalFlip, RandomResizedCrop
+from hf_dr.reinforce import ReinforceConfig, reinforce
+from hf_dr.replay import ReinforcedDataset, fresh_view, load_reinforced
+from hf_dr.sampling import ReinforcedSampler
+
+ROWS, VIEWS = 12, 4
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory, tiny_dataset, tiny_teacher) -> ReinforcedDataset:
+    """A "+" dataset that does not mix."""
+    folder = tmp_path_factory.mktemp("plain")
+    augmentation = Augmentation([RandomResizedCrop(8), RandomHorizontalFlip()])
+    reinforce(tiny_dataset, tiny_teacher, augmentation, ReinforceConfig(str(folder), num_views=VIEWS, top_k=3))
+    return load_reinforced(folder)
+
+
+@pytest.fixture(params=["plain", "mixing"])
+def either(request: pytest.FixtureRequest, plain: ReinforcedDataset, tiny_plus: ReinforcedDataset) -> ReinforcedDataset:
+    return plain if request.param == "plain" else tiny_plus
+
+
+def epoch(sampler: ReinforcedSampler, number: int) -> list[tuple[int, int]]:
+    sampler.set_epoch(number)
+    return list(sampler)
+
+
+def partner_of(dataset: ReinforcedDataset, row: int, view: int) -> int:
+    """Row of the partner, by the stored column."""
+    return dataset.params(row, view)["partner"]
+
+
+@pytest.mark.parametrize("view_order", ["cycle", "random"])
+def test_each_row_once_an_epoch(either, view_order):
+    sampler = ReinforcedSampler(either, view_order=view_order)
+    assert len(sampler) == ROWS
+    orders = []
+    for number in range(5):
+        rows, views = zip(*epoch(sampler, number), strict=True)
+        assert sorted(rows) == list(range(ROWS))
+        assert set(views) <= set(range(VIEWS))
+        orders.append(rows)
+    assert len(set(orders)) == 5, "each epoch has its own order"
+
+
+def test_each_view_of_each_row_once_in_as_many_epochs_as_views(either):
+    sampler = ReinforcedSampler(either)
+    everything = sorted((row, view) for row in range(ROWS) for view in range(VIEWS))
+    for cycle in range(3):
+        seen = [pair for number in range(VIEWS) for pair in epoch(sampler, cycle * VIEWS + number)]
+        assert sorted(seen) == everything
+
+
+def test_fewer_views_than_stored(tiny_folder):
+    dataset = load_reinforced(tiny_folder, num_views=3)
+    seen = [pair for number in range(3) for pair in epoch(ReinforcedSampler(dataset), number)]
+    assert sorted(seen) == [(row, view) for row in range(ROWS) for view in range(3)]
+
+
+def test_rows_show_different_views_in_one_epoch_unless_they_are_mixed(plain, tiny_plus):
+    assert len({view for _, view in epoch(ReinforcedSampler(plain), 0)}) > 1
+    for view_order in ("cycle", "random"):
+        sampler = ReinforcedSampler(tiny_plus, view_order=view_order)
+        for number in range(6):
+            assert len({view for _, view in epoch(sampler, number)}) == 1
+
+
+@pytest.mark.parametrize("view_order", ["cycle", "random"])
+def test_pairs_follow_each_other_from_even_places(tiny_plus, view_order):
+    sampler = ReinforcedSampler(tiny_plus, view_order=view_order)
+    mixed = 0
+    for number in range(8):
+        order = epoch(sampler, number)
+        for (first, view), (second, _) in zip(order[::2], order[1::2], strict=True):
+            partners = partner_of(tiny_plus, first, view), partner_of(tiny_plus, second, view)
+            # Each of a pair draws for itself whether it mixes; who does not has no partner.
+            assert partners[0] in (second, NO_PARTNER)
+            assert partners[1] in (first, NO_PARTNER)
+            mixed += sum(partner != NO_PARTNER for partner in partners)
+    assert mixed > 8
+
+
+def test_the_odd_row_out_comes_last(tmp_path, tiny_dataset, tiny_teacher):
+    augmentation = Augmentation([RandomResizedCrop(8), MixUp(p=1.0)])
+    config = ReinforceConfig(str(tmp_path), num_views=2, top_k=2, shard_size=4)
+    reinforce(tiny_dataset.select(range(11)), tiny_teacher, augmentation, config)
+    dataset = load_reinforced(tmp_path)
+    for number in range(4):
+        order = epoch(ReinforcedSampler(dataset), number)
+        assert sorted(row for row, _ in order) == list(range(11))
+        assert partner_of(dataset, *order[-1]) == NO_PARTNER
+        for (first, view), (second, _) in zip(order[:-1:2], order[1:-1:2], strict=True):
+            assert partner_of(dataset, first, view) == second
+            assert partner_of(dataset, second, view) == first
+
+
+def test_pairs_of_shards(tmp_path, tiny_dataset, tiny_teacher):
+    augmentation = Augmentation([RandomResizedCrop(8), MixUp(p=1.0)])
+    config = ReinforceConfig(str(tmp_path), num_views=3, top_k=2, shard_size=5, mixing_scope="shard")
+    reinforce(tiny_dataset, tiny_teacher, augmentation, config)
+    dataset = load_reinforced(tmp_path)
+    for number in range(3):
+        order = epoch(ReinforcedSampler(dataset), number)
+        assert sorted(row for row, _ in order) == list(range(ROWS))
+        assert sum(partner_of(dataset, *index) == NO_PARTNER for index in order) == 2  # shards of 5, 5 and 2 rows
+        assert {partner_of(dataset, *index) for index in order[-2:]} == {NO_PARTNER}
+        for (first, view), (second, _) in zip(order[:-2:2], order[1:-2:2], strict=True):
+            assert partner_of(dataset, first, view) == second
+
+
+@pytest.mark.parametrize("view_order", ["cycle", "random"])
+def test_the_order_is_keyed(either, view_order):
+    def orders(seed: int) -> list[list[tuple[int, int]]]:
+        sampler = ReinforcedSampler(either, seed=seed, view_order=view_order, reinforced_probability=0.5)
+        return [epoch(sampler, number) for number in (0, 1, 2)]
+
+    torch.manual_seed(1)
+    first = orders(0)
+    torch.manual_seed(2)
+    assert first == orders(0), "the global generators have no say"
+    assert first != orders(1)
+    sampler = ReinforcedSampler(either, view_order=view_order, reinforced_probability=0.5)
+    assert epoch(sampler, 2) == first[2], "an epoch does not depend on those before it"
+
+
+def test_random_views_repeat(plain):
+    sampler = ReinforcedSampler(plain, view_order="random")
+    seen = [pair for number in range(VIEWS) for pair in epoch(sampler, number)]
+    assert len(set(seen)) < len(seen)
+    views = np.array([view for number in range(50) for _, view in epoch(sampler, number)])
+    counts = np.bincount(views, minlength=VIEWS)
+    assert abs(counts / counts.sum() - 1 / VIEWS).max() < 0.06  # 600 draws: three standard errors
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.5, 1.0])
+def test_share_of_unreinforced_samples(either, probability):
+    sampler = ReinforcedSampler(either, reinforced_probability=probability)
+    fresh = []
+    for number in range(100):
+        for row, view in epoch(sampler, number):
+            assert view == fresh_view(number) if view < 0 else view < VIEWS
+            fresh.append((row, view < 0))
+    share = np.mean([is_fresh for _, is_fresh in fresh])
+    if probability == 0.5:
+        assert abs(share - 0.5) < 0.05  # 1,200 draws: more than three standard errors
+        each = [np.mean([is_fresh for row, is_fresh in fresh if row == wanted]) for wanted in range(ROWS)]
+        assert min(each) > 0.3, "every row takes part"
+    else:
+        assert share == 1 - probability
+
+
+def test_unreinforced_samples_change_neither_order_nor_pairs(tiny_plus):
+    some, none = (ReinforcedSampler(tiny_plus, reinforced_probability=p) for p in (0.5, 1.0))
+    for number in range(4):
+        for (row, view), (same_row, same_view) in zip(epoch(some, number), epoch(none, number), strict=True):
+            assert row == same_row
+            assert view in (same_view, fresh_view(number))
+
+
+def test_filtered_rows(tiny_plus, plain):
+    keep = [0, 2, 3, 5, 8, 11]
+    fewer = ReinforcedDataset(plain.plus.select(keep), plain.provenance)
+    seen = [pair for number in range(VIEWS) for pair in epoch(ReinforcedSampler(fewer), number)]
+    assert sorted(seen) == [(row, view) for row in range(len(keep)) for view in range(VIEWS)]
+
+    fewer = ReinforcedDataset(tiny_plus.plus.select(keep), tiny_plus.provenance)
+    for number in range(VIEWS):
+        order = epoch(ReinforcedSampler(fewer), number)
+        assert sorted(row for row, _ in order) == list(range(len(keep)))
+        partners = {row: partner_of(fewer, row, view) for row, view in order}
+        whole = [row for row, partner in partners.items() if partner in keep]
+        places = {row: place for place, (row, _) in enumerate(order)}
+        for row in whole:
+            assert places[keep.index(partners[row])] == places[row] ^ 1
+
+
+def test_rows_without_reinforcement_are_never_drawn(tmp_path, tiny_dataset, tiny_teacher):
+    images = tiny_dataset.cast_column("image", datasets.Image(decode=False))["image"][:]
+    images[4] = {"bytes": b"no image", "path": None}
+    damaged = datasets.Dataset.from_dict(
+        {"image": images, "label": tiny_dataset["label"][:]}, features=tiny_dataset.features, split="train"
+    )
+    augmentation = Augmentation([RandomResizedCrop(8), MixUp(p=1.0)])
+    config = ReinforceConfig(str(tmp_path), num_views=2, top_k=2, on_bad_image="skip")
+    reinforce(damaged, tiny_teacher, augmentation, config)
+    dataset = load_reinforced(tmp_path)
+    assert len(dataset) == ROWS - 1
+    for number in range(4):
+        order = epoch(ReinforcedSampler(dataset), number)
+        assert sorted(row for row, _ in order) == list(range(ROWS - 1))
+        assert {dataset.source_rows[row] for row, _ in order} == set(range(ROWS)) - {4}
+        dataset.__getitems__(order)
+        for (first, view), (second, _) in zip(order[:-1:2], order[1:-1:2], strict=True):
+            assert partner_of(dataset, first, view) == dataset.source_rows[second]
+
+
+def test_refusals(tiny_plus, tmp_path: Path, tiny_dataset, tiny_teacher):
+    with pytest.raises(ConfigError, match="`view_order` must be one of cycle, random, got 'shuffled'"):
+        ReinforcedSampler(tiny_plus, view_order="shuffled")
+    for impossible in (-0.1, 1.5, float("nan")):
+        with pytest.raises(ConfigError, match=f"`reinforced_probability` must be between 0 and 1, got {impossible}"):
+            ReinforcedSampler(tiny_plus, reinforced_probability=impossible)
+    augmentation = Augmentation([RandomResizedCrop(8)])
+    config = ReinforceConfig(str(tmp_path), num_views=2, top_k=2, label_column="none")
+    reinforce(tiny_dataset, tiny_teacher, augmentation, config)
+    unlabeled = load_reinforced(tmp_path)
+    assert len(list(ReinforcedSampler(unlabeled))) == ROWS
+    with pytest.raises(ConfigError, match=r"must be 1 for a dataset without labels, got 0\.99\. Set it to 1\."):
+        ReinforcedSampler(unlabeled, reinforced_probability=0.99)

@@ -147,17 +147,21 @@ class ShardWriter:
         self._skipped: list[int] = []
         codecs = column_compression(features)
         base_leaves = [leaf for leaf in codecs if not is_reserved(leaf.split(".")[0])]
-        with _writing(path):
-            self._writer = pq.ParquetWriter(
-                self._temporary,
-                self._schema,
-                compression=codecs,
-                compression_level={leaf: ZSTD_LEVEL for leaf, codec in codecs.items() if codec == "ZSTD"},
-                use_dictionary=[leaf for leaf in base_leaves if codecs[leaf] != "NONE"],
-                column_encoding=column_encoding(features),
-                write_statistics=[name for name in self._schema.names if name == "source_index"],
-                data_page_size=1 << 22,
-            )
+        try:
+            with _writing(path):
+                self._writer = pq.ParquetWriter(
+                    self._temporary,
+                    self._schema,
+                    compression=codecs,
+                    compression_level={leaf: ZSTD_LEVEL for leaf, codec in codecs.items() if codec == "ZSTD"},
+                    use_dictionary=[leaf for leaf in base_leaves if codecs[leaf] != "NONE"],
+                    column_encoding=column_encoding(features),
+                    write_statistics=[name for name in self._schema.names if name == "source_index"],
+                    data_page_size=1 << 22,
+                )
+        except BaseException:  # Ctrl-C too: without a writer there is no `with` block that would clean up
+            self._temporary.unlink(missing_ok=True)
+            raise
 
     def write(self, base: pa.Table, columns: dict[str, np.ndarray], valid: np.ndarray) -> None:
         """Writes one row group.
@@ -202,9 +206,11 @@ class ShardWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         # After an error the writer may fail to close as well (a full disk, say); the first error is the one to see.
-        with contextlib.suppress(OSError, pa.ArrowException):
-            self._writer.close()
-        self._temporary.unlink(missing_ok=True)
+        try:
+            with contextlib.suppress(OSError, pa.ArrowException):
+                self._writer.close()
+        finally:
+            self._temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

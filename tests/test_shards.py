@@ -272,6 +272,22 @@ def test_a_full_disk_is_told_with_what_to_do(method: str, tmp_path: Path, monkey
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("method", ["__init__", "write_table", "close"])
+def test_ctrl_c_leaves_no_file_wherever_it_strikes(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = getattr(pq.ParquetWriter, method)
+
+    def interrupted(*args: Any, **kwargs: Any) -> None:
+        original(*args, **kwargs)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pq.ParquetWriter, method, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "a.parquet")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_failing_disk_is_noticed_when_the_file_is_forced_to_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import datasets
 import matplotlib as mpl
 import numpy as np
 import PIL.Image
@@ -20,7 +19,6 @@ from matplotlib.patches import Rectangle
 from hf_dr.augmentation import NO_PARTNER, PARTNER
 from hf_dr.errors import ConfigError
 from hf_dr.replay import ReinforcedDataset
-from hf_dr.schema import IMAGE_HASH, SOURCE_INDEX
 
 TOP = 3  # classes shown of each answer
 DPI = 150
@@ -213,26 +211,18 @@ class _Labels:
     """Rows of the base and labels of a dataset's rows."""
 
     def __init__(self, plus: ReinforcedDataset) -> None:
-        column = plus.provenance.label_column
-        named = column is not None and column in plus.plus.column_names
-        wanted = [SOURCE_INDEX, IMAGE_HASH, *([column] if named else [])]
-        table = plus.plus.select_columns(wanted).with_format("arrow")[:]
-        usable = table.column(IMAGE_HASH).is_valid().to_numpy()
-        self.source = table.column(SOURCE_INDEX).to_numpy()[usable]
-        self._label = table.column(column).fill_null(-1).to_numpy()[usable] if named else None
-        self._feature = plus.plus.features[column] if named else None
-        self._place = {int(source): place for place, source in enumerate(self.source)}
+        self.source = plus.source_rows
+        self._labels, self._names = plus.labels, plus.class_names
+        self._place = {source: place for place, source in enumerate(self.source.tolist())}
 
     @property
     def known(self) -> bool:
         """Whether the dataset has labels."""
-        return self._label is not None
+        return self._labels is not None
 
     def of_row(self, row: int) -> int | None:
         """Label of a row of the dataset; None where there is none."""
-        if self._label is None or self._label[row] < 0:
-            return None
-        return int(self._label[row])
+        return None if self._labels is None else int(self._labels[row])
 
     def of_source(self, source: int) -> int | None:
         """Label of a row of the base."""
@@ -240,6 +230,6 @@ class _Labels:
 
     def name(self, label: int) -> str:
         """Name of a class, the first of its synonyms, or its number."""
-        if isinstance(self._feature, datasets.ClassLabel) and label < self._feature.num_classes:
-            return str(self._feature.int2str(label)).split(",")[0].replace("_", " ")
-        return f"class {label}"
+        if self._names is None or not 0 <= label < len(self._names):
+            return f"class {label}"
+        return self._names[label].split(",")[0].replace("_", " ")

@@ -204,31 +204,32 @@ def answer_kl(ids_BK: np.ndarray, logprobs_BK: np.ndarray, fresh_BC: np.ndarray)
 
         KL = sum_k p_k ln(p_k / q_k) + p_r ln(p_r / q_r),    0 ln 0 = 0.
 
-    Rounding to float16 leaves p_r uncertain by u = sum_k p_k ulp_k / 2; of the values within u, the nearest to q_r is
-    taken, so that rounding alone is no difference. Then p is scaled to the sum 1. If K = C there is no rest.
+    Rounding to float16, and float32's error before it, leave p_r uncertain by u = 1e-5 + sum_k p_k ulp_k / 2; of the
+    values within u, the nearest to q_r is taken, so that rounding alone is no difference. Then p and q are scaled to the
+    sum 1. If K = C there is no rest.
 
     Args:
         ids_BK: Stored class ids.
         logprobs_BK: Stored natural log-probabilities, float16.
         fresh_BC: Natural log-probabilities over all classes.
     """
-    kept_BK = np.exp(logprobs_BK.astype(np.float64))
-    fresh_BC = np.exp(fresh_BC.astype(np.float64))
-    fresh_BC /= fresh_BC.sum(axis=1, keepdims=True)
-    ids_BK = ids_BK.astype(np.int64)
+    ids_BK, logprobs_BK, fresh_BC = ids_BK.astype(np.int64), np.asarray(logprobs_BK), fresh_BC.astype(np.float64)
     fresh_kept_BK = np.take_along_axis(fresh_BC, ids_BK, axis=1)
-    np.put_along_axis(fresh_BC, ids_BK, 0.0, axis=1)
-    fresh_rest_B = fresh_BC.sum(axis=1)  # not 1 - sum: no cancellation
-    unsure_B = (kept_BK * np.abs(np.spacing(logprobs_BK)).astype(np.float64)).sum(axis=1) / 2
-    rest_B = 1 - kept_BK.sum(axis=1)
-    rest_B = np.maximum(np.clip(fresh_rest_B, rest_B - unsure_B, rest_B + unsure_B), 0)
+    others_BC = fresh_BC.copy()
+    np.put_along_axis(others_BC, ids_BK, -np.inf, axis=1)
+    fresh_rest_B = np.logaddexp.reduce(others_BC, axis=1)  # not log(1 - sum): no cancellation
+    kept_BK = logprobs_BK.astype(np.float64)
+    unsure_B = 1e-5 + (np.exp(kept_BK) * np.abs(np.spacing(logprobs_BK)).astype(np.float64)).sum(axis=1) / 2
+    rest_B = 1 - np.exp(kept_BK).sum(axis=1)
+    rest_B = np.maximum(np.clip(np.exp(fresh_rest_B), rest_B - unsure_B, rest_B + unsure_B), 0)
     if ids_BK.shape[1] == fresh_BC.shape[1]:
         rest_B = np.zeros_like(rest_B)
-    p = np.column_stack([kept_BK, rest_B])
-    p /= p.sum(axis=1, keepdims=True)
-    q = np.column_stack([fresh_kept_BK, fresh_rest_B])
     with np.errstate(divide="ignore", invalid="ignore"):
-        terms = np.where(p > 0, p * np.log(p / q), 0.0)
+        logp = np.column_stack([kept_BK, np.log(rest_B)])
+        logq = np.column_stack([fresh_kept_BK, fresh_rest_B])
+        logp -= np.logaddexp.reduce(logp, axis=1, keepdims=True)
+        logq -= np.logaddexp.reduce(logq, axis=1, keepdims=True)
+        terms = np.where(logp > -np.inf, np.exp(logp) * (logp - logq), 0.0)
     return terms.sum(axis=1)
 
 
@@ -273,7 +274,7 @@ def _version_changes(provenance: Provenance) -> list[str]:
     return lines
 
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 # Before any library reads them.
 _HOME = tempfile.mkdtemp(prefix="hf_dr_tests_")
@@ -31,6 +32,7 @@ os.environ.update(
 import datasets
 import numpy as np
 import PIL.Image
+import pyarrow as pa
 import pytest
 import torch
 from torch import nn
@@ -39,6 +41,7 @@ from hf_dr.augmentation import Augmentation
 from hf_dr.ops import CutMix, MixUp, RandAugment, RandomErasing, RandomHorizontalFlip, RandomResizedCrop
 from hf_dr.reinforce import ReinforceConfig, reinforce
 from hf_dr.replay import ReinforcedDataset, load_reinforced
+from hf_dr.shards import list_array
 from hf_dr.teacher import Member, Preprocessing, Teacher, weights_hash
 
 torch.set_num_threads(1)
@@ -141,3 +144,30 @@ def _tiny_plus(tiny_folder: Path) -> ReinforcedDataset:
 def tiny_plus(_tiny_plus: ReinforcedDataset) -> ReinforcedDataset:
     """`tiny_folder`, opened; a fresh copy for each test, so that `set_epoch` stays its own affair."""
     return copy.copy(_tiny_plus)
+
+
+@pytest.fixture(scope="session")
+def edit() -> Callable[..., ReinforcedDataset]:
+    """Returns `edit(plus, column, change)`: the dataset with one column changed, in memory.
+
+    `change` gets a copy of the column, a NumPy array (rows,) or (rows, V, ...) or, for images, a list of undecoded cells,
+    and returns what shall stand there.
+    """
+
+    def edit(plus: ReinforcedDataset, column: str, change: Callable[[Any], Any]) -> ReinforcedDataset:
+        table = plus.plus.data.table
+        place, kind = table.column_names.index(column), table.schema.field(column).type
+        if pa.types.is_struct(kind):
+            array = pa.array(change(table.column(column).to_pylist()), kind)
+        else:
+            values, shape = table.column(column).combine_chunks(), [len(table)]
+            while pa.types.is_fixed_size_list(values.type):
+                shape.append(values.type.list_size)
+                values = values.flatten()
+            new = np.asarray(change(values.to_numpy(zero_copy_only=False).reshape(shape).copy()))
+            new = np.ascontiguousarray(new, values.type.to_pandas_dtype())
+            array = pa.array(new) if new.ndim == 1 else list_array(new, np.ones(len(new), bool), kind)
+        changed = table.set_column(place, table.schema.field(column), array)
+        return ReinforcedDataset(datasets.Dataset(changed, info=plus.plus.info), plus.provenance)
+
+    return edit

@@ -1,0 +1,107 @@
+"""The contact sheet: a PNG of the right shape, written whole or not at all. How it looks is for people to judge."""
+
+import matplotlib as mpl
+import numpy as np
+import PIL.Image
+import pytest
+from conftest import ALL_OPS, as_png, colour_image
+
+from hf_dr.augmentation import Augmentation
+from hf_dr.contact_sheet import contact_sheet
+from hf_dr.errors import ConfigError, ReplayError
+from hf_dr.ops import RandomHorizontalFlip, Resize
+from hf_dr.reinforce import ReinforceConfig, reinforce
+from hf_dr.replay import load_reinforced
+
+
+def test_rows_and_views_make_the_size(tmp_path, tiny_plus):
+    small, tall, wide = (
+        contact_sheet(tiny_plus, tmp_path / "new" / f"{n}.png", num_rows=rows, num_views=views)
+        for n, (rows, views) in enumerate([(1, 2), (3, 2), (1, 3)])
+    )
+    sizes = []
+    for path in (small, tall, wide):
+        with PIL.Image.open(path) as image:
+            assert image.format == "PNG"
+            image.load()
+            assert np.asarray(image.convert("L")).std() > 10, "something is drawn"
+            sizes.append(image.size)
+    assert 500 < sizes[0][0] < 1200
+    assert sizes[1][0] == sizes[0][0]
+    assert sizes[1][1] > 2 * sizes[0][1]
+    assert sizes[2][1] == sizes[0][1]
+    assert sizes[2][0] > sizes[0][0]
+
+
+def test_only_the_sheet_is_left_in_the_folder(tmp_path, tiny_plus):
+    path = tmp_path / "sheet.png"
+    path.write_bytes(b"an older one")
+    assert contact_sheet(tiny_plus, str(path), rows=[11, 0, 3], num_views=99) == path
+    assert [file.name for file in tmp_path.iterdir()] == ["sheet.png"]
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_failure_leaves_the_old_sheet(tmp_path, tiny_plus, edit, monkeypatch):
+    path = tmp_path / "sheet.png"
+    path.write_bytes(b"an older one")
+    image = as_png(colour_image(np.random.default_rng(1), 3))
+    damaged = edit(tiny_plus, "image", lambda cells: [image] * len(cells))
+    with pytest.raises(ReplayError, match="must hold the image that was reinforced"):
+        contact_sheet(damaged, path)
+
+    def full_disk(*_, **__):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full_disk)
+    with pytest.raises(OSError, match="no space left"):
+        contact_sheet(tiny_plus, path, num_rows=1, num_views=1)
+    assert path.read_bytes() == b"an older one"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_the_users_matplotlib_is_left_alone(tmp_path, tiny_plus):
+    with mpl.rc_context({"font.size": 30, "savefig.dpi": 20, "figure.facecolor": "red"}):
+        before = dict(mpl.rcParams)
+        odd = contact_sheet(tiny_plus, tmp_path / "odd.png", num_rows=1, num_views=1)
+        assert dict(mpl.rcParams) == before
+    plain = contact_sheet(tiny_plus, tmp_path / "plain.png", num_rows=1, num_views=1)
+    with PIL.Image.open(odd) as one, PIL.Image.open(plain) as other:
+        assert one.size == other.size
+        assert one.tobytes() == other.tobytes()
+
+
+def test_without_labels_or_their_names(tmp_path, tiny_dataset, tiny_teacher):
+    still = Augmentation([Resize((20, 20)), RandomHorizontalFlip()])
+    unnamed = tiny_dataset.remove_columns("label").add_column("label", [0] * 12)
+    for n, dataset in enumerate([tiny_dataset.remove_columns("label"), unnamed]):
+        reinforce(dataset, tiny_teacher, still, ReinforceConfig(str(tmp_path / str(n)), num_views=2, top_k=2))
+        assert contact_sheet(load_reinforced(tmp_path / str(n)), tmp_path / f"{n}.png", num_rows=1).is_file()
+
+
+def test_a_part_of_a_dataset_names_rows_of_the_base(tmp_path, tiny_plus, monkeypatch):
+    captions = []
+    monkeypatch.setattr("hf_dr.contact_sheet._Sheet._caption", lambda self, left, top, *texts: captions.append(texts))
+    part = type(tiny_plus)(tiny_plus.plus.select([7, 3, *range(8, 12), *range(3), *range(4, 7)]), tiny_plus.provenance)
+    contact_sheet(part, tmp_path / "sheet.png", rows=[0, 1], num_views=4)
+    assert [texts for texts in captions if "row" in texts[0]] == [("row 7", "original"), ("row 3", "original")]
+    expected = [tiny_plus.params(row, view)["partner"] for row in (7, 3) for view in range(4)]
+    found = [texts[1] for texts in captions if "view" in texts[0]]
+    assert any(found)
+    for partner, note in zip(expected, found, strict=True):
+        assert note is None if partner < 0 else note.startswith(f"+ row {partner}, ")
+
+
+def test_an_overlay_is_drawn_with_its_base(tmp_path, tiny_dataset, tiny_teacher):
+    reinforce(tiny_dataset, tiny_teacher, ALL_OPS, ReinforceConfig(str(tmp_path), num_views=1, top_k=3, overlay=True))
+    assert contact_sheet(load_reinforced(tmp_path, base=tiny_dataset), tmp_path / "a.png", num_rows=2).is_file()
+
+
+def test_impossible_settings(tmp_path, tiny_plus):
+    with pytest.raises(ConfigError, match=r"must be a .png file, got '.*sheet.jpg'. Rename it"):
+        contact_sheet(tiny_plus, tmp_path / "sheet.jpg")
+    for setting in ("num_rows", "num_views"):
+        with pytest.raises(ConfigError, match=f"`{setting}` must be at least 1, got 0"):
+            contact_sheet(tiny_plus, tmp_path / "sheet.png", **{setting: 0})
+    for rows in ([12], [-1], []):
+        with pytest.raises(ConfigError, match=r"`rows` must name rows from 0 to 11, got"):
+            contact_sheet(tiny_plus, tmp_path / "sheet.png", rows=rows)

@@ -1,0 +1,269 @@
+"""`inspect_dataset`: its numbers are those of a slow computation in plain Python; wrong labels come to light."""
+
+import json
+import math
+import shutil
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import ALL_OPS, CLASSES, as_png, colour_image
+
+import hf_dr.inspection
+from hf_dr.augmentation import Augmentation
+from hf_dr.errors import ConfigError, FormatError
+from hf_dr.inspection import MIN_REST, NUM_BINS, NUM_SUSPECTS, inspect_dataset
+from hf_dr.ops import MixUp, RandomResizedCrop, Resize
+from hf_dr.reinforce import ReinforceConfig, reinforce
+from hf_dr.schema import PROVENANCE_FILE
+
+CROP = Augmentation([RandomResizedCrop(16, scale=(0.5, 1.0))])
+
+
+def slow_statistics(folder, num_classes: int) -> dict:
+    """The definitions of the docstrings, one number after the other, through `load_dataset`."""
+    plus = datasets.load_dataset("parquet", data_files=str(folder / "*.parquet"), split="train")
+    plus = plus.remove_columns("image")
+    entropy, mass, nll, confidences, hits, rows = [], [], [], [], [], {}
+    for example in plus:
+        if example["image_hash"] is None:
+            continue
+        label_probabilities, sums = [], dict.fromkeys(range(num_classes), 0.0)
+        for view, (ids, logprobs) in enumerate(zip(example["teacher_ids"], example["teacher_logprobs"], strict=True)):
+            kept = [math.exp(value) for value in logprobs]
+            rest, left_out = max(MIN_REST, 1 - sum(kept)), num_classes - len(ids)
+            mass.append(sum(kept))
+            entropy.append(-sum(p * math.log(p) for p in kept))
+            if left_out:
+                entropy[-1] -= rest * math.log(rest / left_out)
+            if example.get("aug_partner", [-1] * 99)[view] >= 0:
+                continue
+            label = example["label"]
+            probability = kept[ids.index(label)] if label in ids else rest / left_out
+            label_probabilities.append(probability)
+            nll.append(-math.log(probability))
+            confidences.append(min(kept[0], 1.0))
+            hits.append(ids[0] == label)
+            for class_id, p in zip(ids, kept, strict=True):
+                sums[class_id] += p
+        if label_probabilities:
+            favourite = max(sums, key=sums.get)
+            count = len(label_probabilities)
+            if favourite != label:
+                rows[example["source_index"]] = (sum(label_probabilities) / count, favourite, sums[favourite] / count)
+    ece = 0.0
+    for n in range(NUM_BINS):
+        inside = [i for i, c in enumerate(confidences) if n <= min(int(c * NUM_BINS), NUM_BINS - 1) < n + 1]
+        ece += abs(sum(hits[i] for i in inside) - sum(confidences[i] for i in inside)) / len(confidences)
+    return {
+        "entropy": np.mean(entropy),
+        "kept_mass": np.mean(mass),
+        "nll": np.mean(nll),
+        "agreement": np.mean(hits),
+        "ece": ece,
+        "num_views": len(hits),
+        "suspects": sorted((p, row, *favourite) for row, (p, *favourite) in rows.items())[:NUM_SUSPECTS],
+    }
+
+
+def check(folder) -> None:
+    found = inspect_dataset(folder)
+    expected = slow_statistics(folder / found.provenance.config_name, len(CLASSES))
+    assert found.entropy == pytest.approx(expected["entropy"], rel=1e-9)
+    assert found.kept_mass == pytest.approx(expected["kept_mass"], rel=1e-9)
+    for name in ("nll", "agreement", "ece", "num_views"):
+        assert getattr(found.labels, name) == pytest.approx(expected[name], rel=1e-9), name
+    suspects = [(s.label_probability, s.row, s.favourite, s.favourite_probability) for s in found.labels.suspects]
+    assert len(suspects) == len(expected["suspects"]) > 0
+    for one, other in zip(suspects, expected["suspects"], strict=True):
+        assert one == pytest.approx(other)
+
+
+@pytest.fixture
+def mislabelled() -> datasets.Dataset:
+    """60 images of which every third or so has another's label; row 17, a clear green, is called red."""
+    rng = np.random.default_rng(1)
+    shown = rng.integers(0, 8, 60)
+    shown[17] = CLASSES.index("green")
+    labels = np.where(rng.random(60) < 0.3, rng.integers(0, 8, 60), shown)
+    labels[17] = CLASSES.index("red")
+    images = [as_png(colour_image(rng, int(colour))) for colour in shown]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(CLASSES))})
+    return datasets.Dataset.from_dict({"image": images, "label": labels.tolist()}, features=features, split="train")
+
+
+def test_statistics_with_mixing_equal_a_slow_computation(tiny_folder):
+    check(tiny_folder)
+
+
+@pytest.mark.parametrize("top_k", [1, 3, 7, 8])
+def test_statistics_equal_a_slow_computation(tmp_path, mislabelled, make_teacher, top_k):
+    reinforce(mislabelled, make_teacher(20.0), CROP, ReinforceConfig(str(tmp_path), num_views=3, top_k=top_k))
+    check(tmp_path)
+
+
+def test_batches_of_one_row_give_the_same(tmp_path, mislabelled, tiny_teacher, monkeypatch):
+    """The list of suspects is longer than a batch, and more rows want to be on it than it takes."""
+    reinforce(mislabelled, tiny_teacher, CROP, ReinforceConfig(str(tmp_path), num_views=3, top_k=2, shard_size=23))
+    whole = inspect_dataset(tmp_path)
+    monkeypatch.setattr(hf_dr.inspection, "_BATCH_VALUES", 1)
+    monkeypatch.setattr(hf_dr.inspection, "NUM_SUSPECTS", 5)
+    piecewise = inspect_dataset(tmp_path)
+    assert len(whole.labels.suspects) > 5
+    assert piecewise.labels.suspects == whole.labels.suspects[:5]
+    for name in ("entropy", "kept_mass"):
+        assert getattr(piecewise, name) == pytest.approx(getattr(whole, name))
+    for name in ("nll", "ece", "agreement"):
+        assert getattr(piecewise.labels, name) == pytest.approx(getattr(whole.labels, name))
+
+
+def test_a_planted_wrong_label_is_the_most_suspicious(tmp_path, tiny_dataset, tiny_teacher):
+    labels = list(tiny_dataset["label"])
+    labels[10] = CLASSES.index("magenta")  # it shows green, the opposite
+    feature = tiny_dataset.features["label"]
+    planted = tiny_dataset.remove_columns("label").add_column("label", labels, feature=feature)
+    centre = Augmentation([Resize((16, 16))])
+    reinforce(planted, tiny_teacher, centre, ReinforceConfig(str(tmp_path), num_views=2, top_k=4))
+    found = inspect_dataset(tmp_path)
+    (suspect,) = found.labels.suspects
+    assert (suspect.row, suspect.label_name, suspect.favourite_name) == (10, "magenta", "green")
+    assert suspect.favourite_probability > 0.5
+    assert suspect.label_probability < 0.1
+    assert found.labels.agreement == pytest.approx(11 / 12)
+    line = next(line for line in found.report().splitlines() if "magenta" in line)
+    assert line.split() == [
+        "10",
+        "magenta",
+        f"{suspect.label_probability:.4f}",
+        "green",
+        f"{suspect.favourite_probability:.4f}",
+    ]
+
+
+def test_bytes_are_those_of_the_files(tiny_folder):
+    found = inspect_dataset(tiny_folder)
+    shards = sorted((tiny_folder / "all_ops").glob("*.parquet"))
+    assert found.file_bytes == sum(path.stat().st_size for path in shards)
+    columns = {column.name: column.num_bytes for column in found.columns}
+    assert list(columns) == pq.read_schema(shards[0]).names
+    assert min(columns.values()) > 0
+    groups = [pq.read_metadata(path).row_group(0) for path in shards]
+    expected = sum(g.column(n).total_compressed_size for g in groups for n in range(g.num_columns))
+    assert sum(columns.values()) == expected < found.file_bytes
+
+
+def test_columns_whose_names_begin_alike_are_told_apart(tmp_path, tiny_dataset, tiny_teacher):
+    more = tiny_dataset.add_column("label.x", ["a" * 500] * 12).add_column("label.x.y", [{"z": n} for n in range(12)])
+    reinforce(more, tiny_teacher, CROP, ReinforceConfig(str(tmp_path), num_views=1, top_k=1, shard_size=12))
+    (path,) = (tmp_path / "default").glob("*.parquet")
+    group = pq.read_metadata(path).row_group(0)
+    expected = {}
+    for n in range(group.num_columns):
+        column = group.column(n)
+        name = {"label.x.y.z": "label.x.y"}.get(column.path_in_schema, column.path_in_schema)
+        expected[name] = column.total_compressed_size
+    found = {column.name: column.num_bytes for column in inspect_dataset(tmp_path).columns}
+    assert {name: found[name] for name in ("label", "label.x", "label.x.y")} == {
+        name: expected[name] for name in ("label", "label.x", "label.x.y")
+    }
+
+
+def test_without_labels_their_part_is_left_out(tmp_path, tiny_dataset, tiny_teacher):
+    reinforce(
+        tiny_dataset.remove_columns("label"), tiny_teacher, CROP, ReinforceConfig(str(tmp_path), num_views=2, top_k=3)
+    )
+    found = inspect_dataset(tmp_path)
+    assert found.labels is None
+    assert 0 < found.entropy < math.log(8)
+    assert "left out: the dataset has no labels" in found.report()
+    assert "suspicious" not in found.report()
+    assert json.loads(json.dumps(found.to_dict()))["labels"] is None
+
+
+def test_where_every_view_is_mixed_labels_are_left_out(tmp_path, tiny_dataset, tiny_teacher):
+    always = Augmentation([Resize((8, 8)), MixUp(alpha=100, p=1)])
+    reinforce(tiny_dataset, tiny_teacher, always, ReinforceConfig(str(tmp_path), num_views=2, top_k=3))
+    found = inspect_dataset(tmp_path)
+    assert found.labels is None
+    assert "left out: every view is mixed" in found.report()
+
+
+def test_plain_numbers_serve_as_names(tmp_path, tiny_dataset, tiny_teacher):
+    numbers = tiny_dataset.remove_columns("label").add_column("label", [7] * 12)
+    reinforce(numbers, tiny_teacher, CROP, ReinforceConfig(str(tmp_path), num_views=2, top_k=3))
+    suspect = inspect_dataset(tmp_path).labels.suspects[0]
+    assert (suspect.label_name, suspect.favourite_name) == ("7", str(suspect.favourite))
+
+
+def test_rows_without_reinforcement_are_not_counted(tmp_path, tiny_dataset, tiny_teacher):
+    cells = tiny_dataset.cast_column("image", datasets.Image(decode=False))["image"]
+    cells = [{"bytes": b"broken", "path": None} if row in (0, 7) else cell for row, cell in enumerate(cells)]
+    broken = tiny_dataset.remove_columns("image").add_column("image", cells, feature=datasets.Image())
+    config = ReinforceConfig(str(tmp_path), num_views=3, top_k=3, on_bad_image="skip", shard_size=7)
+    reinforce(broken, tiny_teacher, CROP, config)
+    found = inspect_dataset(tmp_path)
+    assert found.num_reinforced == 10
+    assert found.labels.num_views == 30
+    assert "2 of them without reinforcement" in found.report()
+
+
+def test_the_report_says_what_there_is(tiny_folder):
+    found = inspect_dataset(tiny_folder, "all_ops")
+    report = found.report()
+    for expected in (
+        "all_ops, split train", "12, all reinforced", "4, top 3 of 8 classes, seed 0", "RandomResizedCrop(size=24",
+        "colours, licence cc0-1.0", "= reinforcement", "teacher_logprobs", "100.0 %", "ECE, 15 bins",
+    ):  # fmt: skip
+        assert expected in report
+    as_json = json.loads(json.dumps(found.to_dict()))
+    assert as_json["provenance"]["num_views"] == 4
+    assert as_json["labels"]["suspects"][0]["row"] == found.labels.suspects[0].row
+    assert {"name": "label", "num_bytes": next(c.num_bytes for c in found.columns if c.name == "label")} in as_json[
+        "columns"
+    ]
+
+
+def test_no_image_is_decoded(tiny_folder, monkeypatch):
+    monkeypatch.setattr("PIL.Image.open", lambda *_, **__: pytest.fail("an image was opened"))
+    assert inspect_dataset(tiny_folder).labels
+
+
+def test_a_missing_shard_is_named(tmp_path, tiny_folder):
+    shutil.copytree(tiny_folder, tmp_path / "copy")
+    (tmp_path / "copy" / "all_ops" / "train-00001-of-00003.parquet").unlink()
+    with pytest.raises(FormatError, match=r"must have 3 shards, but train-00001-of-00003.parquet is missing"):
+        inspect_dataset(tmp_path / "copy")
+
+
+def test_a_shard_of_another_run_is_named(tmp_path, tiny_dataset, tiny_folder, tiny_teacher):
+    shutil.copytree(tiny_folder, tmp_path / "copy")
+    config = ReinforceConfig(str(tmp_path / "other"), "all_ops", num_views=4, top_k=3, shard_size=5, seed=1)
+    reinforce(tiny_dataset, tiny_teacher, ALL_OPS, config)
+    name = "train-00001-of-00003.parquet"
+    shutil.copy(tmp_path / "other" / "all_ops" / name, tmp_path / "copy" / "all_ops" / name)
+    with pytest.raises(FormatError, match=rf"{name} must carry the fingerprint of its {PROVENANCE_FILE}"):
+        inspect_dataset(tmp_path / "copy")
+
+
+@pytest.mark.parametrize("column", ["teacher_ids", "teacher_logprobs"])
+def test_damaged_answers_are_refused(tmp_path, tiny_folder, column):
+    shutil.copytree(tiny_folder, tmp_path / "copy")
+    path = tmp_path / "copy" / "all_ops" / "train-00001-of-00003.parquet"
+    table = pq.read_table(path)
+    place = table.column_names.index(column)
+    values = table.column(column).to_pylist()
+    values[3][1][0] = 8 if column == "teacher_ids" else np.float16(np.nan)
+    field = table.schema.field(column)
+    table = table.set_column(place, field, pa.array(values, field.type))
+    pq.write_table(table.replace_schema_metadata(pq.read_metadata(path).metadata), path)
+    with pytest.raises(FormatError, match="must be finite and of classes below 8, found others in rows 5 to 9"):
+        inspect_dataset(tmp_path / "copy")
+
+
+def test_wrong_names(tmp_path, tiny_folder):
+    with pytest.raises(ConfigError, match=r"no configuration `all_op`. Did you mean `all_ops`"):
+        inspect_dataset(tiny_folder, "all_op")
+    with pytest.raises(FormatError, match=r'must hold a "\+" dataset'):
+        inspect_dataset(tmp_path)

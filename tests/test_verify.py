@@ -1,0 +1,289 @@
+"""`verify` accepts what is intact and finds every kind of damage; its KL is the one that its docstring states."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import ALL_OPS, CLASSES, as_png, colour_image
+
+from hf_dr.errors import ConfigError, FormatError, TeacherError
+from hf_dr.reinforce import ReinforceConfig, reinforce
+from hf_dr.replay import ReinforcedDataset, load_reinforced
+from hf_dr.teacher import Teacher
+from hf_dr.topk import top_k
+from hf_dr.verify import MAX_KL_MEAN, VerifyReport, answer_kl, teacher_from_provenance, verify
+
+
+def test_an_intact_dataset_is_ok(tiny_plus, tiny_teacher):
+    report = verify(tiny_plus, tiny_teacher)
+    assert report.ok
+    assert (report.num_rows, report.num_views, report.bit_equal, report.top1_agreement) == (12, 4, 1.0, 1.0)
+    assert 0 <= report.kl_mean <= report.kl_max < 1e-6, "the same teacher on the same device: only float16 differs"
+    assert report.problems == report.version_changes == ()
+    assert any(tiny_plus.params(row, view)["partner"] >= 0 for row in range(12) for view in range(4)), (
+        "mixing was verified"
+    )
+
+
+def test_pixels_alone_need_no_teacher(tiny_folder):
+    report = verify(tiny_folder, num_rows=5, name="all_ops")
+    assert report.ok
+    assert report.num_rows == 5
+    assert report.kl_mean is report.kl_max is report.top1_agreement is None
+    assert "not compared" in report.report()
+
+
+def test_an_overlay_is_verified_with_its_base(tmp_path, tiny_dataset, tiny_teacher):
+    reinforce(tiny_dataset, tiny_teacher, ALL_OPS, ReinforceConfig(str(tmp_path), num_views=2, top_k=3, overlay=True))
+    assert verify(tmp_path, tiny_teacher, base=tiny_dataset).ok
+
+
+def test_all_stored_views_are_replayed_whatever_training_uses(tiny_folder):
+    plus = load_reinforced(tiny_folder, num_views=1)
+    report = verify(plus)
+    assert report.ok
+    assert report.num_views == 4
+    assert plus.num_views == 1, "the caller's dataset stays as it was"
+
+
+def test_the_batch_size_does_not_matter(tiny_plus, tiny_teacher):
+    one, many = (verify(tiny_plus, tiny_teacher, batch_size=size) for size in (1, 1000))
+    assert one.ok
+    assert many.ok
+    assert one.kl_mean == pytest.approx(many.kl_mean, abs=1e-6)
+
+
+def test_the_sample_is_keyed_by_the_seed(tiny_plus, edit):
+    """A damaged row is found in a sample of one by some seeds and not by others, by each always alike."""
+    damaged = edit(tiny_plus, "views_hash", lambda hashes: np.where(np.arange(12) < 6, hashes, hashes ^ 1))
+    verdicts = [verify(damaged, num_rows=1, seed=seed).ok for seed in range(8)]
+    assert set(verdicts) == {True, False}
+    assert verdicts == [verify(damaged, num_rows=1, seed=seed).ok for seed in range(8)]
+
+
+@pytest.mark.parametrize("column", ["aug_crop_box", "aug_rand_augment_op", "aug_mixup_lam", "aug_flip"])
+def test_one_changed_parameter_is_found(tiny_plus, edit, column):
+    mixed = next(r for r in range(12) if tiny_plus.params(r, 2)["mixup_lam"] not in (0.0, 0.5, 1.0))
+
+    def change(values):
+        if column == "aug_crop_box":
+            values[7, 2] = (3, 3, 9, 9)
+        elif column == "aug_rand_augment_op":
+            values[7, 2] = (11, 13)
+        elif column == "aug_mixup_lam":
+            values[mixed, 2] = 0.5
+        else:
+            values[7, 2] ^= True
+        return values
+
+    report = verify(edit(tiny_plus, column, change))
+    row = mixed if column == "aug_mixup_lam" else 7
+    assert not report.ok
+    assert report.bit_equal < 1
+    assert any(problem.startswith(f"row {row}: the replayed pixels") for problem in report.problems)
+    assert len(report.problems) <= 2, "that row, and its partner in that view"
+    assert "NOT OK" in report.report()
+
+
+def test_an_impossible_parameter_is_found(tiny_plus, edit):
+    def change(values):
+        values[7, 2] = (0, 0, 999, 9)
+        return values
+
+    report = verify(edit(tiny_plus, "aug_crop_box", change))
+    assert not report.ok
+    assert any("needs a box" in problem for problem in report.problems)
+
+
+def test_another_image_is_found(tiny_plus, edit):
+    image = colour_image(np.random.default_rng(1), 3)
+    report = verify(
+        edit(tiny_plus, "image", lambda cells: [as_png(image) if r == 3 else c for r, c in enumerate(cells)])
+    )
+    assert not report.ok
+    own = [problem for problem in report.problems if problem.startswith("row 3: ")]
+    assert len(own) == 1
+    assert "row 3 must hold the image that was reinforced" in own[0]
+
+
+def test_images_are_checked_even_where_training_does_not(tiny_plus, edit):
+    image = colour_image(np.random.default_rng(1), 3)
+    damaged = edit(tiny_plus, "image", lambda cells: [as_png(image) if r == 3 else c for r, c in enumerate(cells)])
+    damaged.check_images = False
+    assert any("must hold the image" in problem for problem in verify(damaged).problems)
+    assert damaged.check_images is False
+
+
+def test_another_teacher_is_refused_by_name(tiny_plus, make_teacher):
+    with pytest.raises(TeacherError, match=r"colours \(SHA-256 [0-9a-f]{12}\), found colours \(SHA-256 [0-9a-f]{12}\)"):
+        verify(tiny_plus, make_teacher(4.0))
+
+
+def test_a_teacher_of_other_classes_is_refused(tiny_plus, tiny_teacher):
+    fewer = Teacher(tiny_teacher.members, classes=[0, 1, 2])
+    with pytest.raises(TeacherError, match=r"must answer over the stored 8 classes, found 3. Pass the same `classes`"):
+        verify(tiny_plus, fewer)
+
+
+def test_perturbed_answers_are_found(tiny_plus, tiny_teacher, edit):
+    def flatten(logprobs):
+        return np.sort((logprobs.astype(np.float32) * 0.5 - 0.6).astype(np.float16), axis=-1)[..., ::-1]
+
+    report = verify(edit(tiny_plus, "teacher_logprobs", flatten), tiny_teacher)
+    assert report.bit_equal == 1
+    assert report.kl_mean > MAX_KL_MEAN
+    assert not report.ok
+
+
+def test_answers_of_other_classes_are_found(tiny_plus, tiny_teacher, edit):
+    report = verify(edit(tiny_plus, "teacher_ids", lambda ids: (ids + 1) % 8), tiny_teacher)
+    assert report.bit_equal == 1
+    assert report.top1_agreement < 0.2
+    assert report.kl_max >= report.kl_mean > 0.1
+    assert not report.ok
+
+
+def test_damaged_answers_are_found_without_a_teacher(tiny_plus, edit):
+    def change(values):
+        values[2, 1, 0] = np.nan
+        return values
+
+    report = verify(edit(tiny_plus, "teacher_logprobs", change))
+    assert not report.ok
+    assert ["row 2, view 1 must be finite" in problem for problem in report.problems] == [True]
+
+
+def test_another_library_version_is_named_where_something_is_wrong(tiny_plus, edit):
+    damaged = edit(tiny_plus, "views_hash", lambda hashes: hashes ^ 1)
+    damaged.provenance.library_versions["pillow"], installed = "1.2.3", damaged.provenance.library_versions["pillow"]
+    try:
+        report = verify(damaged)
+    finally:
+        damaged.provenance.library_versions["pillow"] = installed
+    assert report.bit_equal == 0
+    assert report.version_changes == (f"pillow 1.2.3 there, {installed} here",)
+    assert "made with another version: pillow 1.2.3" in report.report()
+    assert "and 2 more rows" in report.report()
+
+
+@pytest.mark.parametrize(
+    ("report", "ok"),
+    [
+        (VerifyReport(8, 4, 1.0), True),
+        (VerifyReport(8, 4, 1.0, 1e-3, 0.5, 0.98), True),
+        (VerifyReport(8, 4, 0.999), False),
+        (VerifyReport(8, 4, 1.0, 1.1e-3, 0.5, 1.0), False),
+        (VerifyReport(8, 4, 1.0, 0.0, 0.0, 0.97), False),
+        (VerifyReport(8, 4, 1.0, math.nan, 0.0, 1.0), False),
+        (VerifyReport(8, 4, 1.0, problems=("row 1: x",)), False),
+    ],
+)
+def test_what_is_ok(report, ok):
+    assert report.ok is ok
+
+
+def test_almost_all_rows_do_not_read_as_all():
+    assert "99.99 %" in VerifyReport(100_000, 1, 0.99999).report()
+
+
+@pytest.mark.parametrize("setting", ["num_rows", "batch_size"])
+def test_impossible_settings(tiny_plus, setting):
+    with pytest.raises(ConfigError, match=f"`{setting}` must be at least 1, got 0. Raise it"):
+        verify(tiny_plus, **{setting: 0})
+
+
+def test_name_and_base_belong_to_a_path(tiny_plus, tiny_dataset):
+    for more in ({"name": "all_ops"}, {"base": tiny_dataset}):
+        with pytest.raises(ConfigError, match="`name` and `base` must come with a path, got an opened dataset"):
+            verify(tiny_plus, **more)
+
+
+# ----------------------------------------------------------------------------------------------------------------- KL
+
+
+def plain_kl(ids, logprobs, fresh):
+    """The docstring's formula without the allowance for rounding, one number after the other."""
+    kept = [math.exp(float(value)) for value in logprobs]
+    rest = max(0.0, 1 - sum(kept))
+    others = sum(math.exp(v) for c, v in enumerate(fresh.tolist()) if c not in ids.tolist())
+    terms = [p * math.log(p / math.exp(float(fresh[c]))) for p, c in zip(kept, ids.tolist(), strict=True)]
+    return sum(terms) + (rest * math.log(rest / others) if rest else 0.0)
+
+
+def test_kl_is_the_stated_formula():
+    torch.manual_seed(0)
+    stored, fresh = (torch.randn(50, 20).mul(2).log_softmax(dim=1) for _ in range(2))
+    ids, logprobs = top_k(stored, 5)
+    expected = [plain_kl(*answer) for answer in zip(ids, logprobs, fresh, strict=True)]
+    np.testing.assert_allclose(answer_kl(ids, logprobs, fresh.numpy()), expected, rtol=2e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("scale", [0.1, 3, 30, 300])
+@pytest.mark.parametrize("k", [1, 7, 19, 20])
+def test_kl_of_the_same_answer_is_nothing_but_rounding(scale, k):
+    torch.manual_seed(0)
+    fresh = (scale * torch.randn(200, 20)).log_softmax(dim=1)
+    kl = answer_kl(*top_k(fresh, k), fresh.numpy())
+    assert np.isfinite(kl).all()
+    assert kl.min() > -1e-9
+    assert kl.max() < 1e-6
+
+
+def test_kl_sees_mass_that_has_left_the_kept_classes():
+    stored = torch.tensor([[0.6, 0.3, 0.05, 0.05]]).log()
+    fresh = torch.tensor([[0.4, 0.2, 0.2, 0.2]]).log()
+    expected = 0.6 * math.log(0.6 / 0.4) + 0.3 * math.log(0.3 / 0.2) + 0.1 * math.log(0.1 / 0.4)
+    assert answer_kl(*top_k(stored, 2), fresh.numpy())[0] == pytest.approx(expected, abs=1e-3)
+
+
+# ---------------------------------------------------------------------------------------- the teacher of a provenance
+
+
+def with_members(plus: ReinforcedDataset, tiny_teacher: Teacher, **changes) -> ReinforcedDataset:
+    """The dataset as if a Hub checkpoint had reinforced it."""
+    member = {**tiny_teacher.provenance()["members"][0], "id": "org/net", "revision": "0" * 40, **changes}
+    teacher = {**tiny_teacher.provenance(), "precision": "bf16", "members": [member]}
+    return type(plus.provenance)(**{**plus.provenance.to_dict(), "teacher": teacher})
+
+
+def test_hub_members_are_loaded_at_their_revision(tiny_plus, tiny_teacher, monkeypatch):
+    asked = []
+
+    def from_pretrained(ids, **settings):
+        asked.append((ids, settings))
+        return Teacher(tiny_teacher.members, **settings)
+
+    monkeypatch.setattr(Teacher, "from_pretrained", from_pretrained)
+    provenance = with_members(tiny_plus, tiny_teacher)
+    assert teacher_from_provenance(provenance).precision == "bf16", "the run's precision"
+    assert teacher_from_provenance(provenance, precision="fp32").precision == "fp32"
+    assert asked[0] == ([f"org/net@{'0' * 40}"], {"precision": "bf16", "classes": None})
+    subset = with_members(tiny_plus, tiny_teacher, classes=[2, 1])
+    assert teacher_from_provenance(subset).num_classes == 2
+    reordered = with_members(tiny_plus, tiny_teacher, classes=list(range(len(CLASSES)))[::-1])
+    with pytest.raises(TeacherError, match="the same classes as in the run, but their classes were chosen one by one"):
+        teacher_from_provenance(reordered)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"revision": None},
+        {"id": "timm:resnet18@weights.safetensors"},
+        {"id": "../folder"},
+        {"id": "folder"},
+        {"revision": "main"},
+    ],
+)
+def test_only_commits_on_the_hub_are_loaded(tiny_plus, tiny_teacher, changes):
+    provenance = with_members(tiny_plus, tiny_teacher, **changes)
+    with pytest.raises(TeacherError, match=r"must be a commit on the Hub .* Pass the teacher"):
+        teacher_from_provenance(provenance)
+
+
+@pytest.mark.parametrize("members", [None, "x", [1], [{"id": "a"}]])
+def test_a_malformed_provenance_is_refused(tiny_plus, members):
+    provenance = type(tiny_plus.provenance)(**{**tiny_plus.provenance.to_dict(), "teacher": {"members": members}})
+    with pytest.raises(FormatError, match=r"`teacher.members` of the provenance must name id and weights_hash"):
+        teacher_from_provenance(provenance)

@@ -23,7 +23,7 @@ from hf_dr.distillation import OnlineDistillationTrainer
 from hf_dr.errors import ConfigError, HfDrError
 from hf_dr.inspection import inspect_dataset
 from hf_dr.metrics import compute_metrics
-from hf_dr.reinforce import Job, ReinforceConfig, check_dataset, default_workers, process_state
+from hf_dr.reinforce import Job, ReinforceConfig, check_dataset, process_state
 from hf_dr.replay import find_config, load_reinforced
 from hf_dr.schema import Provenance
 from hf_dr.students import LabelledImages, build_student, evaluation_augmentation
@@ -153,9 +153,8 @@ def reinforce_command(argv: Sequence[str], prog: str) -> int:
     if run.dry_run:
         if state.is_main_process:
             estimate = job.estimate()
-            workers = default_workers(state.device) if config.num_workers is None else config.num_workers
             print(f"{job.folder}: nothing written, this is what the run would take\n")
-            print(estimate.report(state.num_processes, workers, state.device))
+            print(estimate.report(state.num_processes, job.workers, state.device))
         return 0
     try:
         job.run()

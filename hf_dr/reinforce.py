@@ -11,7 +11,10 @@ import re
 import shutil
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -122,7 +125,11 @@ class ReinforceConfig:
         metadata=_help("Views per teacher batch on a GPU; a CPU always takes 16, so results never depend on it."),
     )
     num_workers: int | None = field(
-        default=None, metadata=_help("Processes that decode and augment, per launched process. Default: by the cores.")
+        default=None,
+        metadata=_help(
+            "Per launched process: on a GPU, processes that decode and augment; on a CPU, threads that do that and run the "
+            "teacher. Default: by the cores."
+        ),
     )
 
     def __post_init__(self) -> None:
@@ -363,8 +370,7 @@ class Job:
         )
 
     def _make_shards(self, shards: list[int], progress: _Progress) -> None:
-        answers = self._answers(self._batches(shards))
-        with progress:
+        with progress, closing(self._answers(self._spans(shards))) as answers:
             for index in shards:
                 self._make_shard(index, answers, progress)
 
@@ -392,49 +398,75 @@ class Job:
     def _batch_size(self) -> int:
         return CPU_BATCH if self.teacher.device.type == "cpu" else self.config.batch_size
 
-    def _batches(self, shards: Iterable[int]) -> Iterator[ViewBatch]:
-        """Views of these shards in order, in teacher batches that never span two shards."""
+    def _spans(self, shards: Iterable[int]) -> list[Span]:
+        """The views of these shards in order, cut into teacher batches that never span two shards."""
         spans = []
         for shard in shards:
             rows, views = self.provenance.shard_range(shard), self.config.num_views
             for start in range(rows.start * views, rows.stop * views, self._batch_size):
                 spans.append(Span(shard, start, min(start + self._batch_size, rows.stop * views)))
-        return self._load(spans)
+        return spans
 
-    def _load(self, spans: list[Span]) -> Iterator[ViewBatch]:
+    @property
+    def workers(self) -> int:
+        """How many processes (GPU) or threads (CPU) make views in this process's run."""
         workers = self.config.num_workers
-        if workers is None:
-            workers = default_workers(self.teacher.device)
+        return default_workers(self.teacher.device) if workers is None else workers
+
+    def _answers(self, spans: list[Span]) -> Generator[dict[str, np.ndarray]]:
+        """The columns of each span's views, flat: (N,) or (N, n)."""
+        if self.teacher.device.type == "cpu":
+            yield from self._answers_of_threads(spans)
+            return
         loader = torch.utils.data.DataLoader(
             self._maker,
             batch_size=None,
             sampler=spans,
-            num_workers=min(workers, len(spans)),
+            num_workers=min(self.workers, len(spans)),
             pin_memory=self.teacher.device.type == "cuda",
             worker_init_fn=_quiet_worker,
         )
-        return iter(loader)
+        for batch in loader:
+            yield self._label(batch)
 
-    def _answers(self, batches: Iterator[ViewBatch]) -> Iterator[dict[str, np.ndarray]]:
-        """The columns of each batch's views, flat: (N,) or (N, n)."""
-        for batch in batches:
-            if batch.error is not None:
-                if self.config.on_bad_image == "error":
-                    raise DataError(batch.error)
-                logger.warning("Skipped: %s", batch.error)
-            count = len(batch.pixels)
-            views_BCHW = batch.pixels.permute(0, 3, 1, 2)
-            if self.teacher.device.type == "cpu" and count < CPU_BATCH:
-                views_BCHW = torch.cat([views_BCHW, views_BCHW.new_zeros(CPU_BATCH - count, *views_BCHW.shape[1:])])
-            ids, logprobs = top_k(self.teacher(views_BCHW)[:count], self.config.top_k)
-            yield {
-                _VALID: batch.valid,
-                IMAGE_HASH: batch.image_hashes,
-                VIEWS_HASH: batch.view_hashes,
-                TEACHER_IDS: ids,
-                TEACHER_LOGPROBS: logprobs,
-                **{AUG_PREFIX + name: values for name, values in batch.params.items()},
-            }
+    def _answers_of_threads(self, spans: list[Span]) -> Generator[dict[str, np.ndarray]]:
+        """On a CPU, each thread makes and labels whole batches on one core: cores wait less than inside a convolution."""
+        count, threads = max(1, self.workers), torch.get_num_threads()
+        pool = ThreadPoolExecutor(count, "reinforce", initializer=torch.set_num_threads, initargs=(1,))
+        waiting: deque[Future[dict[str, np.ndarray]]] = deque()
+        try:
+            for span in spans:
+                waiting.append(pool.submit(self._make_and_label, span))
+                if len(waiting) > 2 * count:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(threads)  # the pool's setting is also what later threads of the process begin with
+
+    def _make_and_label(self, span: Span) -> dict[str, np.ndarray]:
+        return self._label(self._maker[span])
+
+    def _label(self, batch: ViewBatch) -> dict[str, np.ndarray]:
+        """The teacher's answers to a batch, beside the parameters and hashes of its views."""
+        if batch.error is not None:
+            if self.config.on_bad_image == "error":
+                raise DataError(batch.error)
+            logger.warning("Skipped: %s", batch.error)
+        count = len(batch.pixels)
+        views_BCHW = batch.pixels.permute(0, 3, 1, 2)
+        if self.teacher.device.type == "cpu" and count < CPU_BATCH:
+            views_BCHW = torch.cat([views_BCHW, views_BCHW.new_zeros(CPU_BATCH - count, *views_BCHW.shape[1:])])
+        ids, logprobs = top_k(self.teacher(views_BCHW)[:count], self.config.top_k)
+        return {
+            _VALID: batch.valid,
+            IMAGE_HASH: batch.image_hashes,
+            VIEWS_HASH: batch.view_hashes,
+            TEACHER_IDS: ids,
+            TEACHER_LOGPROBS: logprobs,
+            **{AUG_PREFIX + name: values for name, values in batch.params.items()},
+        }
 
     def estimate(self, num_batches: int = 4) -> Estimate:
         """Times a few batches and answers what the whole run would take; writes nothing."""
@@ -443,16 +475,17 @@ class Job:
         for n in range(num_batches + 1):
             start = (n * len(self._images) // (num_batches + 1)) * views
             spans.append(Span(0, start, min(start + self._batch_size, len(self._images) * views)))
-        made = []
+        threads = torch.get_num_threads()
+        if self.teacher.device.type == "cpu":
+            torch.set_num_threads(1)  # as the run's threads do
         began = time.perf_counter()
-        for span in spans:
-            made.append(self._maker[span])
+        made = [self._maker[span] for span in spans]
         augmenting = time.perf_counter() - began
-        answers = self._answers(iter(made))
-        next(answers)  # the first batch also pays for warming up
+        self._label(made[0])  # the first batch also pays for warming up
         began = time.perf_counter()
-        timed = list(answers)
+        timed = [self._label(batch) for batch in made[1:]]
         teaching = time.perf_counter() - began
+        torch.set_num_threads(threads)
         num_timed = sum(len(views[TEACHER_IDS]) for views in timed)
         return Estimate(
             num_views=len(self._images) * views,
@@ -501,7 +534,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run would take. Seconds are per view, of one core for augmenting and of one device for the teacher."""
+    """What a run would take. Seconds are per view, of one core for augmenting, of one core or GPU for the teacher."""
 
     num_views: int
     seconds_augment: float
@@ -513,13 +546,17 @@ class Estimate:
         """Returns the estimate as a table for people."""
         teacher = self.num_views * self.seconds_teacher / 3600
         augment = self.num_views * self.seconds_augment / 3600
-        if device.type == "cpu" and num_workers == 0:
-            wall = (teacher + augment) / num_processes
+        workers = max(1, num_workers)
+        if device.type == "cpu":
+            wall = (teacher + augment) / workers / num_processes
         else:
-            wall = max(teacher, augment / max(1, num_workers)) / num_processes
+            wall = max(teacher, augment / workers) / num_processes
         rows = [
             ("views", f"{self.num_views:,}"),
-            ("teacher", f"{1e3 * self.seconds_teacher:.2f} ms a view on {device.type}"),
+            (
+                "teacher",
+                f"{1e3 * self.seconds_teacher:.2f} ms a view on one {'core' if device.type == 'cpu' else 'GPU'}",
+            ),
             ("decoding and augmenting", f"{1e3 * self.seconds_augment:.2f} ms a view on one core"),
             (f"hours with {num_processes} process(es)", f"{wall:.2f}"),
             (f"{'GPU' if device.type != 'cpu' else 'device'}-hours", f"{wall * num_processes:.2f}"),
@@ -728,10 +765,10 @@ def process_state() -> PartialState:
 
 
 def default_workers(device: torch.device) -> int:
-    """Returns how many augmenting processes serve one teacher: the cores of the machine, shared among its ranks."""
+    """Returns how many workers serve one teacher: the machine's cores, shared among its ranks; on a GPU, one core less."""
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     cores = max(1, len(os.sched_getaffinity(0)) // ranks) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(16, max(1, cores - 1)) if device.type != "cpu" else 0
+    return cores if device.type == "cpu" else min(16, max(1, cores - 1))
 
 
 def _quiet_worker(_: int) -> None:

@@ -74,10 +74,10 @@ def colour_image(rng: np.random.Generator, label: int, size: tuple[int, int] = (
     return PIL.Image.fromarray(np.clip(_COLOURS[label] + ramp + noise, 0, 255).astype(np.uint8))
 
 
-def as_png(image: PIL.Image.Image) -> dict[str, bytes | None]:
+def as_cell(image: PIL.Image.Image, file_format: str = "PNG") -> dict[str, bytes | None]:
     """The image as a cell of an undecoded image column."""
     file = BytesIO()
-    image.save(file, "PNG")
+    image.save(file, file_format)
     return {"bytes": file.getvalue(), "path": None}
 
 
@@ -114,7 +114,7 @@ def tiny_dataset() -> datasets.Dataset:
     rng = np.random.default_rng(0)
     labels = [n % len(CLASSES) for n in range(12)]
     sizes = [(30, 40) if n == 5 else (40, 30) for n in range(12)]
-    images = [as_png(colour_image(rng, label, size)) for label, size in zip(labels, sizes, strict=True)]
+    images = [as_cell(colour_image(rng, label, size)) for label, size in zip(labels, sizes, strict=True)]
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(CLASSES))})
     return datasets.Dataset.from_dict({"image": images, "label": labels}, features=features, split="train")
 

@@ -66,7 +66,7 @@ def test_bad_files(tmp_path, text, message):
 def test_unknown_flags_and_files(tmp_path):
     with pytest.raises(ConfigError, match=r"unknown argument `--veiws`\. Did you mean `--views`\?"):
         read(["--name", "a", "--veiws", "3"])
-    with pytest.raises(ConfigError, match="`--config` must name a readable file, but .*No such file"):
+    with pytest.raises(ConfigError, match=r"`--config` must name a readable file, but .*No such file"):
         read(["--config", str(tmp_path / "no.yaml")])
 
 

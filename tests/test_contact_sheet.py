@@ -4,7 +4,7 @@ import matplotlib as mpl
 import numpy as np
 import PIL.Image
 import pytest
-from conftest import ALL_OPS, as_png, colour_image
+from conftest import ALL_OPS, as_cell, colour_image
 
 from hf_dr.augmentation import Augmentation
 from hf_dr.contact_sheet import contact_sheet
@@ -44,7 +44,7 @@ def test_only_the_sheet_is_left_in_the_folder(tmp_path, tiny_plus):
 def test_a_failure_leaves_the_old_sheet(tmp_path, tiny_plus, edit, monkeypatch):
     path = tmp_path / "sheet.png"
     path.write_bytes(b"an older one")
-    image = as_png(colour_image(np.random.default_rng(1), 3))
+    image = as_cell(colour_image(np.random.default_rng(1), 3))
     damaged = edit(tiny_plus, "image", lambda cells: [image] * len(cells))
     with pytest.raises(ReplayError, match="must hold the image that was reinforced"):
         contact_sheet(damaged, path)

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import ALL_OPS, CLASSES, as_png, colour_image
+from conftest import ALL_OPS, CLASSES, as_cell, colour_image
 
 import hf_dr.inspection
 from hf_dr.augmentation import Augmentation
@@ -89,7 +89,7 @@ def mislabelled() -> datasets.Dataset:
     shown[17] = CLASSES.index("green")
     labels = np.where(rng.random(60) < 0.3, rng.integers(0, 8, 60), shown)
     labels[17] = CLASSES.index("red")
-    images = [as_png(colour_image(rng, int(colour))) for colour in shown]
+    images = [as_cell(colour_image(rng, int(colour))) for colour in shown]
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(CLASSES))})
     return datasets.Dataset.from_dict({"image": images, "label": labels.tolist()}, features=features, split="train")
 

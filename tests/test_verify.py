@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import ALL_OPS, CLASSES, as_png, colour_image
+from conftest import ALL_OPS, CLASSES, as_cell, colour_image
 
 from hf_dr.errors import ConfigError, FormatError, TeacherError
 from hf_dr.reinforce import ReinforceConfig, reinforce
@@ -99,7 +99,7 @@ def test_an_impossible_parameter_is_found(tiny_plus, edit):
 def test_another_image_is_found(tiny_plus, edit):
     image = colour_image(np.random.default_rng(1), 3)
     report = verify(
-        edit(tiny_plus, "image", lambda cells: [as_png(image) if r == 3 else c for r, c in enumerate(cells)])
+        edit(tiny_plus, "image", lambda cells: [as_cell(image) if r == 3 else c for r, c in enumerate(cells)])
     )
     assert not report.ok
     own = [problem for problem in report.problems if problem.startswith("row 3: ")]
@@ -109,7 +109,7 @@ def test_another_image_is_found(tiny_plus, edit):
 
 def test_images_are_checked_even_where_training_does_not(tiny_plus, edit):
     image = colour_image(np.random.default_rng(1), 3)
-    damaged = edit(tiny_plus, "image", lambda cells: [as_png(image) if r == 3 else c for r, c in enumerate(cells)])
+    damaged = edit(tiny_plus, "image", lambda cells: [as_cell(image) if r == 3 else c for r, c in enumerate(cells)])
     damaged.check_images = False
     assert any("must hold the image" in problem for problem in verify(damaged).problems)
     assert damaged.check_images is False

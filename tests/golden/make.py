@@ -1,11 +1,14 @@
-"""Wrote the golden datasets of schema version 1: `PYTHONPATH=tests python tests/golden/make.py FOLDER`. Never run it over an old version's
-folder: the files stand for what users have on disk."""
+"""Wrote the golden datasets of schema version 1: `PYTHONPATH=tests python tests/golden/make.py FOLDER`.
+
+Never run it over an old version's folder: the files stand for what users have on disk.
+"""
 
 import sys
 
 import datasets
 import numpy as np
 import torch
+from conftest import as_cell, colour_image
 
 from hf_dr.augmentation import Augmentation
 from hf_dr.ops import (
@@ -23,7 +26,6 @@ from hf_dr.ops import (
 )
 from hf_dr.reinforce import ReinforceConfig, reinforce
 from hf_dr.teacher import Member, Preprocessing, Teacher, weights_hash
-from conftest import as_png, colour_image
 
 AUGMENTATIONS = {
     "randaug_mixing": [
@@ -48,7 +50,7 @@ AUGMENTATIONS = {
 def main(folder: str) -> None:
     """Reinforces seven generated images with a random linear teacher."""
     rng = np.random.default_rng(1)
-    rows = {"image": [as_png(colour_image(rng, n, (24, 20))) for n in range(7)], "label": list(range(7))}
+    rows = {"image": [as_cell(colour_image(rng, n, (24, 20))) for n in range(7)], "label": list(range(7))}
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(num_classes=7)})
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.AvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(48, 7))

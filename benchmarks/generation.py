@@ -1,0 +1,251 @@
+"""How fast the whole job is beside its teacher alone, on how many processes, and in how much memory.
+
+    python benchmarks/generation.py --data DATA --weights WEIGHTS                      # ratio, two_processes, peak_mb
+    python benchmarks/generation.py --data DATA --weights WEIGHTS --workers 0 1 2      # ratio for numbers of workers
+
+`ratio`: views a second of `Job.run` (decoding, augmenting, the teacher, top-K, encoding, writing) over those of the
+teacher alone on the same views, ready in memory. `two_processes`: views a second of two processes that accelerate
+launches over those of one, one torch thread in each. `peak_mb`: largest resident memory of a run, beside runs on twice
+the rows (`peak_mb_long`) and with four times the views (`peak_mb_views`). EfficientNet-Lite0 at 224x224, randaug, CPU.
+
+What is compared is timed in turns, round after round, and medians are taken, so that a disturbance of the machine hits
+both sides. The parts of a view's cost are CPU time, which other programs disturb less.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import common
+import datasets
+import numpy as np
+import torch
+
+from hf_dr.augmentation import Augmentation
+from hf_dr.images import pixel_hash
+from hf_dr.reinforce import Job, ReinforceConfig, process_state
+from hf_dr.rng import view_rng
+from hf_dr.teacher import Teacher
+from hf_dr.topk import top_k
+from hf_dr.views import Span, ViewBatch, hash_view
+
+TOP_K, NUM_VIEWS = 10, 8
+TARGETS = {"ratio": 0.85, "two_processes": 1.7}
+
+
+def job(images: datasets.Dataset, teacher: Teacher, folder: Path, num_views: int, workers: int | None = None) -> Job:
+    """The run that is timed, into a new folder."""
+    config = ReinforceConfig(
+        output_dir=tempfile.mkdtemp(dir=folder),
+        num_views=num_views,
+        top_k=TOP_K,
+        label_column="none",
+        num_workers=workers,
+    )
+    return Job(images, teacher, Augmentation.named("randaug"), config)
+
+
+def batches(made: Job) -> list[ViewBatch]:
+    """All views of a job, in its own batches."""
+    spans = []
+    for shard in range(made.provenance.num_shards):
+        rows, views = made.provenance.shard_range(shard), made.provenance.num_views
+        for start in range(rows.start * views, rows.stop * views, made._batch_size):
+            spans.append(Span(shard, start, min(start + made._batch_size, rows.stop * views)))
+    return [made._maker[span] for span in spans]
+
+
+def forward(teacher: Teacher, views: list[ViewBatch]) -> None:
+    """The teacher alone."""
+    for batch in views:
+        teacher(batch.pixels.permute(0, 3, 1, 2))
+
+
+# -------------------------------------------------------------------------------------------------------------- ratio
+
+
+def measure_ratio(
+    images: datasets.Dataset, teacher: Teacher, folder: Path, rounds: int, workers: list[int | None]
+) -> tuple[dict[str, Any], list[list[Any]]]:
+    """Times the teacher alone and the job, in turns; the first number of workers is the one reported."""
+    ready = batches(job(images, teacher, folder, NUM_VIEWS))
+    forward(teacher, ready[:2])
+    bare: list[float] = []
+    runs: list[list[float]] = [[] for _ in workers]
+    for number in range(rounds):
+        bare.append(common.seconds(lambda: forward(teacher, ready)))
+        for count, times in zip(workers, runs, strict=True):
+            times.append(common.seconds(job(images, teacher, folder, NUM_VIEWS, count).run))
+        print(f"round {number + 1} of {rounds}", file=sys.stderr)
+    views = len(images) * NUM_VIEWS
+    ratios = [statistics.median(b / t for b, t in zip(bare, times, strict=True)) for times in runs]
+    rows = [["teacher alone", views / statistics.median(bare), 1.0]]
+    for count, times, ratio in zip(workers, runs, ratios, strict=True):
+        name = "job" if count is None else f"job, {count} workers"
+        rows.append([name, views / statistics.median(times), ratio])
+    result: dict[str, Any] = {
+        "ratio": ratios[0], "views": views, "rounds": rounds, "bare_views_per_s": views / statistics.median(bare),
+        "views_per_s": views / statistics.median(runs[0]),
+    }  # fmt: skip
+    result |= {f"ratio_workers_{count}": ratio for count, ratio in zip(workers[1:], ratios[1:], strict=True)}
+    return result, rows
+
+
+def measure_parts(images: datasets.Dataset, teacher: Teacher, folder: Path) -> list[list[Any]]:
+    """CPU milliseconds per view of each step, on one thread."""
+    made = job(images, teacher, folder, NUM_VIEWS)
+    maker, augmentation = made._maker, made.augmentation
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    spent: dict[str, float] = {}
+
+    def timed(name: str, work: Callable[[], Any]) -> Any:
+        began = time.process_time()
+        result = work()
+        spent[name] = spent.get(name, 0.0) + time.process_time() - began
+        return result
+
+    for row in range(len(images)):
+        image = timed("decode", lambda row=row: maker.image(row))
+        timed("hash the image", lambda image=image: pixel_hash(image))
+        size = (image.height, image.width)
+        for view in range(NUM_VIEWS):
+            params = timed(
+                "draw parameters",
+                lambda row=row, view=view, size=size: augmentation.sample(view_rng(0, row, view), size),
+            )
+            shown = timed("augment", lambda image=image, params=params: augmentation.apply(image, params))
+            timed("copy and hash the view", lambda shown=shown: hash_view(np.array(shown)))
+    ready = batches(made)
+    answers: list[torch.Tensor] = []
+    for batch in ready:
+        answers.append(timed("teacher", lambda batch=batch: teacher(batch.pixels.permute(0, 3, 1, 2))))
+        timed("top-K", lambda answer=answers[-1]: top_k(answer, TOP_K))
+    # The run with all this handed to it: what remains is collecting, encoding and writing.
+    made._load = lambda spans: iter(ready)  # type: ignore[method-assign]
+    known = iter(answers)
+    made.teacher = _Replies(made.teacher, known)  # type: ignore[assignment]
+    timed("collect, encode, write", made.run)
+    torch.set_num_threads(threads)
+    views = len(images) * NUM_VIEWS
+    return [[name, 1e3 * seconds / views] for name, seconds in spent.items()]
+
+
+class _Replies:
+    """Answers from memory in the teacher's place."""
+
+    def __init__(self, teacher: Teacher, answers: Any) -> None:
+        self.device, self.num_classes, self._answers = teacher.device, teacher.num_classes, answers
+
+    def __call__(self, views_BCHW: torch.Tensor) -> torch.Tensor:
+        return next(self._answers)
+
+
+# -------------------------------------------------------------------------------------------------- processes, memory
+
+
+def launched(processes: int, rows: int, num_views: int, flags: argparse.Namespace) -> dict[str, float]:
+    """Runs the job in a fresh launch of accelerate, one torch thread in each process: seconds and peak memory."""
+    with common.working_folder() as folder:
+        command = [
+            sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes),
+            "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
+            "--num_cpu_threads_per_process", "1", "--main_process_port", "0", *(["--multi_cpu"] if processes > 1 else []),
+            __file__, "--child", str(folder), str(rows), str(num_views),
+        ]  # fmt: skip
+        for name in ("data", "weights"):
+            if getattr(flags, name) is not None:
+                command += [f"--{name}", str(getattr(flags, name))]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+        done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+        if done.returncode:
+            sys.exit(f"{' '.join(command)}\nfailed:\n{done.stderr[-3000:]}")
+        return json.loads((folder / "measured.json").read_text(encoding="utf-8"))
+
+
+def child(flags: argparse.Namespace) -> None:
+    """One launched process: the job from barrier to barrier, loading left out."""
+    folder, rows, num_views = Path(flags.child[0]), int(flags.child[1]), int(flags.child[2])
+    state = process_state()
+    torch.set_num_threads(1)
+    images, _ = common.photos(flags.data, rows)
+    teacher, _ = common.lite0(flags.weights)
+    config = ReinforceConfig(output_dir=str(folder / "plus"), num_views=num_views, top_k=TOP_K, label_column="none")
+    made = Job(images, teacher, Augmentation.named("randaug"), config)
+    teacher(torch.zeros(16, 3, 224, 224, dtype=torch.uint8))
+    state.wait_for_everyone()
+    taken = common.seconds(made.run)
+    if state.is_main_process:
+        kilobytes = sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        measured = {"seconds": taken, "peak_mb": kilobytes / 1024 / (1024 if sys.platform == "darwin" else 1)}
+        (folder / "measured.json").write_text(json.dumps(measured), encoding="utf-8")
+    state.wait_for_everyone()
+
+
+def measure_processes(flags: argparse.Namespace, rows: int, rounds: int) -> dict[str, Any]:
+    """`two_processes` and the peaks of memory."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    one, two = [], []
+    for number in range(rounds):
+        one.append(launched(1, rows, NUM_VIEWS, flags))
+        if cores > 1:
+            two.append(launched(2, rows, NUM_VIEWS, flags))
+        print(f"launch {number + 1} of {rounds}", file=sys.stderr)
+    result: dict[str, Any] = {"two_processes": None, "two_processes_reason": "fewer than 2 cores"}
+    if two:
+        ratios = [a["seconds"] / b["seconds"] for a, b in zip(one, two, strict=True)]
+        result = {"two_processes": statistics.median(ratios)}
+    return result | {
+        "peak_mb": statistics.median(run["peak_mb"] for run in one),
+        "peak_mb_long": launched(1, 2 * rows, NUM_VIEWS, flags)["peak_mb"],
+        "peak_mb_views": launched(1, rows, 4 * NUM_VIEWS, flags)["peak_mb"],
+    }
+
+
+def main() -> None:
+    parser = common.parser(__doc__)
+    parser.add_argument("--workers", type=int, nargs="*", default=[], help="Also time the job with so many workers.")
+    parser.add_argument("--rounds", type=int, help="Rounds of each comparison. Default: 7, or 3 with --quick.")
+    parser.add_argument("--only", choices=["ratio", "parts", "processes"], help="Measure only this.")
+    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    flags = parser.parse_args()
+    if flags.child:
+        child(flags)
+        return
+    rows, rounds = (8, flags.rounds or 3) if flags.quick else (64, flags.rounds or 7)
+    images, data = common.photos(flags.data, rows)
+    teacher, who = common.lite0(flags.weights)
+    print(f"data: {data}, {rows} rows x {NUM_VIEWS} views; teacher: {who}\n")
+    result: dict[str, Any] = {"data": data, "teacher": who, "examples": rows, "num_views": NUM_VIEWS}
+    with common.working_folder() as folder:
+        if flags.only in (None, "ratio"):
+            measured, speeds = measure_ratio(images, teacher, folder, rounds, [None, *flags.workers])
+            result |= measured
+            common.table(speeds, ["", "views/s", "ratio"])
+        if flags.only in (None, "parts"):
+            parts = measure_parts(images, teacher, folder)
+            result |= {f"cpu_ms_{name.replace(',', '').replace(' ', '_').lower()}": ms for name, ms in parts}
+            common.table(parts, ["step", "CPU ms a view"])
+    if flags.only in (None, "processes"):
+        measured = measure_processes(flags, rows if flags.quick else 2 * rows, 1 if flags.quick else rounds // 2)
+        result |= measured
+        common.table([[key, "-" if value is None else value] for key, value in measured.items()], ["", "measured"])
+    common.table(
+        [[name, result.get(name) or "-", target] for name, target in TARGETS.items()], ["", "measured", "at least"]
+    )
+    common.finish(result, flags)
+
+
+if __name__ == "__main__":
+    main()

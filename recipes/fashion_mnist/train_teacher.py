@@ -1,0 +1,442 @@
+"""Train the two small Fashion-MNIST teachers that the demo ships, and measure them alone and as an ensemble.
+
+    python recipes/fashion_mnist/train_teacher.py --member a --out hf_dr/assets/teachers/fashion_mnist_a
+    python recipes/fashion_mnist/train_teacher.py --member b --out hf_dr/assets/teachers/fashion_mnist_b
+    python recipes/fashion_mnist/train_teacher.py --evaluate hf_dr/assets/teachers/fashion_mnist_{a,b}
+
+Each member is a timm network of its own family, input size and normalisation, saved as a transformers folder. A run
+takes one CPU thread, so the two members train side by side.
+"""
+
+import argparse
+import gzip
+import json
+import math
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from datasets import load_dataset
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+from tqdm import trange
+from transformers import (
+    AutoModelForImageClassification,
+    PreTrainedModel,
+    TimmWrapperConfig,
+    TimmWrapperForImageClassification,
+)
+from transformers.utils import logging as transformers_logging
+
+CLASS_NAMES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+SIDE = 28
+SCRIPT = "recipes/fashion_mnist/train_teacher.py"
+TEACHERS = Path(__file__).resolve().parents[2] / "hf_dr" / "assets" / "teachers"
+IDX_FILES = {
+    "train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
+    "test": ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),
+}
+
+
+@dataclass(frozen=True)
+class Member:
+    """One teacher of the ensemble: a timm network and its preprocessing."""
+
+    architecture: str
+    model_args: dict[str, Any]
+    input_size: int
+    mean: float
+    std: float
+
+
+MEMBERS = {
+    # timm's stems divide the side by four, so the images are enlarged: 14 x 14 positions reach the first stage of `a`.
+    # The mean and deviation of `a` are Fashion-MNIST's own.
+    "a": Member(
+        architecture="resnet10t",
+        model_args={"stem_width": 16, "channels": [48, 96, 128, 128], "layers": [1, 1, 1, 1]},
+        input_size=56,
+        mean=0.286,
+        std=0.353,
+    ),
+    "b": Member(
+        architecture="densenet121",
+        model_args={"growth_rate": 16, "block_config": [3, 4, 4], "stem_type": "deep"},
+        input_size=48,
+        mean=0.5,
+        std=0.5,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What, besides the member, decides the weights of a run."""
+
+    epochs: int
+    seed: int
+    batch_size: int = 128
+    lr: float = 0.1
+    weight_decay: float = 5e-4
+    pad: int = 2
+    ema_decay: float = 0.998
+
+
+# --- data -----------------------------------------------------------------------------------------------------------
+
+
+def read_idx(path: Path) -> Tensor:
+    """Read a gzipped idx file of unsigned bytes: labels (N,) or images (N, 28, 28)."""
+    raw = gzip.decompress(path.read_bytes())
+    kind, dims = raw[2], raw[3]
+    if raw[:2] != b"\0\0" or kind != 8 or dims not in (1, 3):
+        raise ValueError(f"`{path}` must be an idx file of bytes, got the header {raw[:4].hex()}. Download it again.")
+    shape = np.frombuffer(raw, ">i4", count=dims, offset=4)
+    return torch.from_numpy(np.frombuffer(raw, np.uint8, offset=4 + 4 * dims).reshape(shape).copy())
+
+
+def load_split(data: str, split: str) -> tuple[Tensor, Tensor]:
+    """Load grey images (N, 28, 28) uint8 and labels (N,) int64, from a folder of idx files or with `load_dataset`."""
+    images_file, labels_file = (Path(data) / name for name in IDX_FILES[split])
+    if images_file.is_file():
+        return read_idx(images_file), read_idx(labels_file).long()
+    if data.startswith("/") and not Path(data).exists():
+        raise FileNotFoundError(
+            f"`--data` must be a folder of idx files or a dataset, but there is no `{data}`. Install Debian's "
+            "`dataset-fashion-mnist`, or pass `--data zalando-datasets/fashion_mnist` to download from the Hub."
+        )
+    dataset = load_dataset(data, split=split)
+    names = [name.replace(" ", "") for name in dataset.features["label"].names]
+    if names != [name.replace(" ", "") for name in CLASS_NAMES]:
+        raise ValueError(f"`--data` must have the classes of Fashion-MNIST in their order, got {names}. Pass another.")
+    images = np.stack([np.asarray(image.convert("L")) for image in dataset["image"]])
+    if images.shape[1:] != (SIDE, SIDE):
+        raise ValueError(f"`--data` must hold {SIDE} x {SIDE} images, got {images.shape[1:]}. Pass another dataset.")
+    return torch.from_numpy(images), torch.tensor(dataset["label"])
+
+
+def normalise(images_B1HW: Tensor, mean: float, std: float) -> Tensor:
+    """Grey values in [0, 255] to a normalised RGB batch of three equal channels, (B, 3, H, W), channels last."""
+    normalised = (images_B1HW / 255 - mean) / std
+    return normalised.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
+
+
+def resize(images_BHW: Tensor, size: int) -> Tensor:
+    """The teacher's own preprocessing: bilinear to (B, 1, size, size), float."""
+    return F.interpolate(images_BHW[:, None].float(), size=(size, size), mode="bilinear", antialias=True)
+
+
+def augment(images_BHW: Tensor, pad: int, rng: torch.Generator) -> Tensor:
+    """Each image shifted by up to `pad` pixels over a black border and flipped half of the time; uint8 like the input.
+
+    Shapes: (B, 28, 28) to (B, 28, 28).
+    """
+    batch = len(images_BHW)
+    padded = F.pad(images_BHW, [pad] * 4)
+    top, left = torch.randint(2 * pad + 1, (2, batch, 1), generator=rng)
+    columns = left + torch.arange(SIDE)
+    columns = torch.where(torch.rand(batch, 1, generator=rng) < 0.5, columns, columns.flip(1))
+    rows = top + torch.arange(SIDE)
+    return padded[torch.arange(batch)[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+# --- model ----------------------------------------------------------------------------------------------------------
+
+
+def build_model(member: Member) -> TimmWrapperForImageClassification:
+    """A freshly initialised teacher whose config carries its own preprocessing and the class names."""
+    settings: dict[str, Any] = {
+        "architecture": member.architecture,
+        "model_args": member.model_args,
+        "num_labels": len(CLASS_NAMES),
+        "id2label": dict(enumerate(CLASS_NAMES)),
+        "label2id": {name: index for index, name in enumerate(CLASS_NAMES)},
+        "pretrained_cfg": {
+            "architecture": member.architecture,
+            "input_size": [3, member.input_size, member.input_size],
+            "interpolation": "bilinear",
+            "crop_pct": 1.0,
+            "crop_mode": "center",
+            "mean": [member.mean] * 3,
+            "std": [member.std] * 3,
+            "license": "apache-2.0",
+        },
+    }
+    model = TimmWrapperForImageClassification(TimmWrapperConfig(**settings))
+    nn.Module.to(model, memory_format=torch.channels_last)
+    return model
+
+
+def build_optimizer(model: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum; vectors (biases and norms) are not decayed."""
+    matrices = [weight for weight in model.parameters() if weight.ndim > 1]
+    vectors = [weight for weight in model.parameters() if weight.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": schedule.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.SGD(groups, lr=schedule.lr, momentum=0.9, nesterov=True)
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup: float = 0.1) -> float:
+    """Linear warm-up over a tenth of all steps, then half a cosine to zero."""
+    progress = (step + 1) / steps
+    if progress < warmup:
+        return peak * progress / warmup
+    return peak * 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
+
+
+def moving_average(decay: float, average: Tensor, current: Tensor, updates: Tensor | int) -> Tensor:
+    """Exponential moving average that follows fast at first, so that the initial weights are soon forgotten."""
+    if not average.is_floating_point():
+        return current
+    return torch.lerp(average, current, max(1 - decay, 9 / (10 + float(updates))))
+
+
+def save_model(model: PreTrainedModel, out: Path, training: dict[str, Any]) -> None:
+    """Write a transformers folder: weights in half precision, config in float32 so that loading gives float32 again."""
+    half = {name: value.half() if value.is_floating_point() else value for name, value in model.state_dict().items()}
+    half = {name: value.contiguous() for name, value in half.items()}
+    model.save_pretrained(out, state_dict=half)
+    (out / "training.json").write_text(json.dumps(training, indent=2) + "\n", encoding="utf-8")
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+def train(name: str, schedule: Schedule, data: str, out: Path) -> None:
+    """Train one member with plain cross-entropy and save the moving average of its weights to `out`."""
+    member = MEMBERS[name]
+    images, labels = load_split(data, "train")
+    torch.manual_seed(schedule.seed)
+    rng = torch.Generator().manual_seed(schedule.seed)
+    model = build_model(member)
+    average = AveragedModel(model, avg_fn=partial(moving_average, schedule.ema_decay), use_buffers=True)
+    optimizer = build_optimizer(model, schedule)
+    steps = schedule.epochs * (len(images) // schedule.batch_size)
+    started = time.time()
+    model.train()
+    order = torch.empty(0, dtype=torch.int64)
+    for step in (bar := trange(steps, desc=f"member {name}", unit="step", mininterval=1.0)):
+        if len(order) < schedule.batch_size:
+            order = torch.randperm(len(images), generator=rng)
+        chosen, order = order[: schedule.batch_size], order[schedule.batch_size :]
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, steps, schedule.lr)
+        pixels = resize(augment(images[chosen], schedule.pad, rng), member.input_size)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits_BC = model(normalise(pixels, member.mean, member.std)).logits
+        loss = F.cross_entropy(logits_BC.float(), labels[chosen])
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+        optimizer.step()
+        average.update_parameters(model)
+        bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+    training = {
+        "command": command_line(),
+        "member": asdict(member),
+        "schedule": asdict(schedule),
+        "images": len(images),
+        "seconds": round(time.time() - started),
+        "versions": library_versions(),
+    }
+    save_model(cast(PreTrainedModel, average.module), out, training)
+    print(f"saved {out}", flush=True)
+
+
+# --- evaluation -------------------------------------------------------------------------------------------------------
+
+
+def predict(model: PreTrainedModel, images: Tensor, batch_size: int = 250) -> Tensor:
+    """Log-probabilities (N, 10) in float64 of grey images (N, 28, 28), seen through the config's preprocessing."""
+    preprocessing = model.config.pretrained_cfg
+    size, mean, std = preprocessing["input_size"][-1], preprocessing["mean"][0], preprocessing["std"][0]
+    model.eval()
+    with torch.inference_mode():
+        batches = [model(normalise(resize(batch, size), mean, std)).logits for batch in images.split(batch_size)]
+    return torch.cat(batches).double().log_softmax(dim=1)
+
+
+def measure(probabilities_NC: Tensor, labels: Tensor, bins: int = 15) -> dict[str, float]:
+    """Accuracy, negative log-likelihood (nats), expected calibration error (equal-width bins), mean confidence."""
+    confidence, predicted = probabilities_NC.max(dim=1)
+    correct = (predicted == labels).double()
+    which = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    gap = torch.zeros(bins, dtype=torch.double).index_add_(0, which, correct - confidence)
+    nll = -probabilities_NC.gather(1, labels[:, None]).log().mean()
+    return {
+        "accuracy": round(correct.mean().item(), 4),
+        "nll": round(nll.item(), 4),
+        "ece": round(gap.abs().sum().item() / len(labels), 4),
+        "mean_confidence": round(confidence.mean().item(), 4),
+    }
+
+
+def evaluate(folders: Sequence[Path], data: str, results_file: Path) -> None:
+    """Measure saved members and their ensemble on the test split; print a table, write the JSON and the cards."""
+    transformers_logging.disable_progress_bar()
+    images, labels = load_split(data, "test")
+    members: dict[str, dict[str, Any]] = {}
+    probabilities: list[Tensor] = []
+    for folder in folders:
+        model = AutoModelForImageClassification.from_pretrained(folder).to(memory_format=torch.channels_last)
+        predict(model, images[:500])
+        started = time.perf_counter()
+        probabilities.append(predict(model, images).exp())
+        seconds = time.perf_counter() - started
+        training = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+        members[folder.name] = measure(probabilities[-1], labels) | {
+            "architecture": model.config.architecture,
+            "input_size": model.config.pretrained_cfg["input_size"],
+            "parameters": model.num_parameters(),
+            "bytes": (folder / "model.safetensors").stat().st_size,
+            "ms_per_image_one_thread": round(1000 * seconds / len(images), 3),
+            "command": training["command"],
+            "training_seconds": training["seconds"],
+        }
+    ensemble = measure(torch.stack(probabilities).mean(dim=0), labels)
+    ensemble["bytes"] = sum(member["bytes"] for member in members.values())
+    ensemble["ms_per_image_one_thread"] = round(sum(m["ms_per_image_one_thread"] for m in members.values()), 3)
+    results = {
+        "test_images": len(images),
+        "ece_bins": 15,
+        "command": command_line(),
+        "versions": library_versions(),
+        "members": members,
+        "ensemble": ensemble,
+    }
+    results_file.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    for folder in folders:
+        (folder / "README.md").write_text(card(folder, results), encoding="utf-8")
+    print(table(members | {"ensemble": ensemble}))
+
+
+def table(rows: dict[str, dict[str, Any]]) -> str:
+    """A Markdown table of `measure`'s numbers."""
+    lines = ["| teacher | accuracy | NLL | ECE | KB | ms per image |", "|---|---|---|---|---|---|"]
+    for name, row in rows.items():
+        cost = f"{row['bytes'] / 1000:.0f} | {row['ms_per_image_one_thread']:.2f}"
+        lines.append(f"| {name} | {row['accuracy']:.2%} | {row['nll']:.4f} | {row['ece']:.2%} | {cost} |")
+    return "\n".join(lines)
+
+
+def card(folder: Path, results: dict[str, Any]) -> str:
+    """The README of one member."""
+    member = results["members"][folder.name]
+    side = member["input_size"][-1]
+    return f"""---
+license: apache-2.0
+library_name: transformers
+pipeline_tag: image-classification
+datasets:
+- zalando-datasets/fashion_mnist
+---
+# {folder.name}
+
+A small Fashion-MNIST teacher: timm's `{member["architecture"]}`, narrowed, on {side} x {side} pixels,
+{member["parameters"]:,} parameters, stored in half precision and loaded as float32. Trained from scratch on the 60,000
+training images with plain cross-entropy, crops and flips ([training.json](training.json) has every setting):
+
+```bash
+{member["command"]}
+```
+
+Measured on the {results["test_images"]:,} official test images (time: one CPU thread; ensemble: mean of probabilities):
+
+{table(results["members"] | {"ensemble": results["ensemble"]})}
+
+```python
+from transformers import AutoModelForImageClassification
+
+model = AutoModelForImageClassification.from_pretrained("{folder.name}")  # config.pretrained_cfg: its preprocessing
+```
+"""
+
+
+# --- command line -----------------------------------------------------------------------------------------------------
+
+
+def command_line() -> str:
+    """This run's command, as typed from the repository's root."""
+    return shlex.join(["python", SCRIPT, *sys.argv[1:]])
+
+
+def library_versions() -> dict[str, str]:
+    return {name: version(name) for name in ("torch", "timm", "transformers", "safetensors", "datasets")}
+
+
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def parse_args() -> argparse.Namespace:
+    examples = (__doc__ or "").split("\n\n", 1)
+    parser = argparse.ArgumentParser(
+        description=examples[0], epilog=examples[1], formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    task = parser.add_mutually_exclusive_group(required=True)
+    task.add_argument("--member", choices=sorted(MEMBERS), help="train this member of the ensemble; needs --out")
+    task.add_argument(
+        "--evaluate", nargs="+", type=Path, metavar="DIR", help="measure these saved members and their ensemble"
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where --member writes the transformers folder")
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=TEACHERS / "results.json",
+        metavar="FILE",
+        help="where --evaluate writes its numbers (default: hf_dr/assets/teachers/results.json)",
+    )
+    parser.add_argument(
+        "--data",
+        default="/usr/share/datasets/fashion-mnist",
+        metavar="FOLDER_OR_ID",
+        help="folder of the four idx .gz files, as in Debian's package dataset-fashion-mnist, or any dataset that "
+        "load_dataset reads, such as zalando-datasets/fashion_mnist (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--epochs", type=positive, default=12, help="passes over the training images (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of weights, order and crops (default: %(default)s)")
+    parser.add_argument("--threads", type=positive, default=1, help="CPU threads (default: %(default)s)")
+    args = parser.parse_args()
+    if args.member and args.out is None:
+        parser.error("--member needs a folder to write to: add --out DIR")
+    for folder in args.evaluate or []:
+        if not (folder / "training.json").is_file():
+            parser.error(f"--evaluate takes folders that this script wrote, but `{folder}` has no training.json")
+    return args
+
+
+def main() -> None:
+    args = parse_args()
+    torch.set_num_threads(args.threads)
+    if args.evaluate:
+        evaluate(args.evaluate, args.data, args.results)
+        return
+    train(args.member, Schedule(args.epochs, args.seed), args.data, args.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -15,6 +15,7 @@ DOMAIN_MATCHING = 1
 DOMAIN_SCHEDULE = 2
 DOMAIN_VERIFY = 3
 DOMAIN_ORDER = 4
+DOMAIN_CORRUPTION = 5
 
 
 def keyed_rng(seed: int, *, domain: int, major: int = 0, minor: int = 0) -> np.random.Generator:

@@ -16,7 +16,7 @@ SOURCES = sorted([*MODULES.values(), *(ROOT / "recipes").rglob("*.py")])
 LEVELS = (
     {"errors", "version"},
     {"rng", "images", "ops", "topk", "losses", "metrics", "base", "config"},
-    {"augmentation", "teacher"},
+    {"augmentation", "teacher", "corruptions"},
     {"schema"},
     {"shards", "views"},
     {"replay", "card"},

@@ -1,12 +1,13 @@
 """How fast the whole job is beside its teacher alone, on how many processes, and in how much memory.
 
     python benchmarks/generation.py --data DATA --weights WEIGHTS                      # ratio, two_processes, peak_mb
-    python benchmarks/generation.py --data DATA --weights WEIGHTS --workers 0 1 2      # ratio for numbers of workers
+    python benchmarks/generation.py --data DATA --weights WEIGHTS --workers 1 2        # ratio for numbers of workers
 
 `ratio`: views a second of `Job.run` (decoding, augmenting, the teacher, top-K, encoding, writing) over those of the
-teacher alone on the same views, ready in memory, in batches of 16 or 64, whichever is faster. `two_processes`: views a second of two processes that accelerate
-launches over those of one, one torch thread in each. `peak_mb`: largest resident memory of a run, beside runs on twice
-the rows (`peak_mb_long`) and with four times the views (`peak_mb_views`). EfficientNet-Lite0 at 224x224, randaug, CPU.
+teacher alone on the same views, ready in memory, in batches of 16 or 64, whichever is faster. `two_processes`: views a
+second of two processes that accelerate launches over those of one, one torch thread in each. `peak_mb`: largest resident
+memory of a run, beside runs on twice the rows (`peak_mb_long`) and with four times the views (`peak_mb_views`).
+EfficientNet-Lite0 at 224x224, randaug, CPU.
 
 What is compared is timed in turns, round after round, and medians are taken, so that a disturbance of the machine hits
 both sides. The parts of a view's cost are CPU time, which other programs disturb less.
@@ -159,11 +160,12 @@ class _Replies:
 
 def launched(processes: int, rows: int, num_views: int, flags: argparse.Namespace) -> dict[str, float]:
     """Runs the job in a fresh launch of accelerate, one torch thread in each process: seconds and peak memory."""
+    kind = "--multi_gpu" if processes > 1 else "--cpu"  # accelerate's name for several processes of any kind
     with common.working_folder() as folder:
         command = [
-            sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes),
+            sys.executable, "-m", "accelerate.commands.launch", kind, "--num_processes", str(processes),
             "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
-            "--num_cpu_threads_per_process", "1", "--main_process_port", "0", *(["--multi_cpu"] if processes > 1 else []),
+            "--num_cpu_threads_per_process", "1", "--main_process_port", "0",
             __file__, "--child", str(folder), str(rows), str(num_views),
         ]  # fmt: skip
         for name in ("data", "weights"):
@@ -183,7 +185,9 @@ def child(flags: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     images, _ = common.photos(flags.data, rows)
     teacher, _ = common.lite0(flags.weights)
-    config = ReinforceConfig(output_dir=str(folder / "plus"), num_views=num_views, top_k=TOP_K, label_column="none")
+    config = ReinforceConfig(
+        output_dir=str(folder / "plus"), num_views=num_views, top_k=TOP_K, label_column="none", num_workers=1
+    )
     made = Job(images, teacher, Augmentation.named("randaug"), config)
     teacher(torch.zeros(16, 3, 224, 224, dtype=torch.uint8))
     state.wait_for_everyone()

@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, parse_flag_from_env
 from tqdm.auto import tqdm
 
 from hf_dr.augmentation import NAMED, Augmentation
@@ -278,8 +278,8 @@ class Job:
         try:
             mine = missing[state.process_index :: state.num_processes]
             progress = _Progress(self, missing, mine, state)
-            if state.is_main_process and not missing:
-                logger.info("All %d shards are there already; nothing to do.", self.provenance.num_shards)
+            if state.is_main_process:
+                self._log_plan(missing, state)
             self._make_shards(mine, progress)
             state.wait_for_everyone()
             if state.is_main_process:
@@ -287,6 +287,19 @@ class Job:
             state.wait_for_everyone()
         finally:
             lock.release()
+
+    def _log_plan(self, missing: list[int], state: PartialState) -> None:
+        if not missing:
+            logger.info("All %d shards are there already; nothing to do.", self.provenance.num_shards)
+            return
+        logger.info(
+            "Making %d of %d shards in %d process(es) with %d worker(s) each, on %s.",
+            len(missing),
+            self.provenance.num_shards,
+            state.num_processes,
+            self.workers,
+            self.teacher.device.type,
+        )
 
     def _prepare(self, lock: filelock.BaseFileLock) -> list[int]:
         """Opens or resumes the folder; returns the missing shards."""
@@ -760,8 +773,12 @@ def content_hash(images: datasets.Dataset) -> str:
 
 
 def process_state() -> PartialState:
-    """Returns accelerate's state; a rank that has finished waits for the others for up to a week, not ten minutes."""
-    return PartialState(timeout=timedelta(days=7))
+    """Returns accelerate's state; a rank that has finished waits for the others for up to a week, not ten minutes.
+
+    Without an accelerator in the machine several processes form a group only if they ask for the CPU, so this does.
+    """
+    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    return PartialState(cpu=cpu, timeout=timedelta(days=7))
 
 
 def default_workers(device: torch.device) -> int:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import filelock
@@ -73,16 +74,40 @@ def test_columns_do_not_depend_on_batches_or_workers(tmp_path, tiny_dataset, che
     assert run(tmp_path / "a", tiny_dataset, teacher) == run(tmp_path / "b", tiny_dataset, teacher, **settings)
 
 
+class OnAnotherDevice:
+    """A teacher that seems to live on an accelerator, so that worker processes make its batches."""
+
+    def __init__(self, teacher: Teacher) -> None:
+        self.device = SimpleNamespace(type="accelerator")
+        self._teacher = teacher
+
+    def __getattr__(self, name):
+        return getattr(self._teacher, name)
+
+    def __call__(self, views_BCHW):
+        count = len(views_BCHW)  # a CPU's kernels want the same number always
+        return self._teacher(torch.cat([views_BCHW, views_BCHW.new_zeros(16 - count, *views_BCHW.shape[1:])]))[:count]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_worker_processes_make_the_batches_of_an_accelerator(tmp_path, tiny_dataset, checkpoint, workers):
+    teacher = Teacher.from_pretrained(f"timm:test_resnet@{checkpoint[0]}")
+    expected = run(tmp_path / "a", tiny_dataset, teacher)
+    assert run(tmp_path / "b", tiny_dataset, OnAnotherDevice(teacher), batch_size=16, num_workers=workers) == expected
+
+
 def test_seed_changes_the_columns(tmp_path, tiny_dataset, tiny_teacher):
     assert run(tmp_path / "a", tiny_dataset, tiny_teacher) != run(tmp_path / "b", tiny_dataset, tiny_teacher, seed=1)
 
 
 def test_two_processes_write_what_one_does(tmp_path, checkpoint):
-    launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
+    launcher = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
                 "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0")  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run(command(checkpoint, tmp_path / "one"), check=True, env=environment)
-    subprocess.run(command(checkpoint, tmp_path / "two", launcher=launcher), check=True, env=environment)
+    two = command(checkpoint, tmp_path / "two", launcher=launcher)
+    done = subprocess.run(two, check=True, env=environment, capture_output=True, text=True)
+    assert "in 2 process(es)" in done.stderr
     assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
     first, second = ((tmp_path / n / "randaug_mixing" / PROVENANCE_FILE).read_text() for n in ("one", "two"))
     assert first == second

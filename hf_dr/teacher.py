@@ -57,6 +57,8 @@ class Member:
     """One classifier of the ensemble and what is known about it.
 
     `labels[c]` holds the names by which class c is known, the first being the one shown; None where the model has none.
+    `crop` tells how it is evaluated: the share of the resized shorter side that the centre crop keeps; None squashes the
+    whole image. (As a teacher it sees whole views.)
     """
 
     model: nn.Module
@@ -67,6 +69,7 @@ class Member:
     labels: tuple[tuple[str, ...], ...] | None
     preprocessing: Preprocessing
     weights_hash: str
+    crop: float | None = None
 
     def provenance(self) -> dict[str, Any]:
         """Returns all but the model, in JSON types."""
@@ -137,7 +140,7 @@ class Teacher:
         Raises:
             TeacherError: A member cannot be loaded; or see `Teacher`.
         """
-        return cls([_load_member(name) for name in ([ids] if isinstance(ids, str) else ids)], **settings)
+        return cls([load_member(name) for name in ([ids] if isinstance(ids, str) else ids)], **settings)
 
     def __call__(self, views_BCHW: torch.Tensor) -> torch.Tensor:
         """Labels views.
@@ -302,18 +305,28 @@ def weights_hash(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _load_member(name: str) -> Member:
+def load_member(name: str, *, card: bool = True, fallback: Preprocessing | None = None) -> Member:
+    """Loads one classifier by name, as `Teacher.from_pretrained` does.
+
+    Args:
+        name: What `Teacher.from_pretrained` takes.
+        card: Whether to look up its licence in its card, and to warn where it is unknown.
+        fallback: Preprocessing of a model that does not tell its own.
+
+    Raises:
+        TeacherError: It cannot be loaded.
+    """
     if name.startswith("timm:"):
         return _load_timm(name)
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise TeacherError(f"the teacher folder {name} must hold a config.json, found none. Name {_HOW_TO_NAME}.")
-        return _load_transformers(name, str(folder), None)
+            raise TeacherError(f"the model's folder {name} must hold a config.json, found none. Name {_HOW_TO_NAME}.")
+        return _load_transformers(name, str(folder), None, card, fallback)
     if folder.is_file() or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise TeacherError(f"a teacher must be {_HOW_TO_NAME}; {name!r} is none of these (no such folder).")
+        raise TeacherError(f"a model must be {_HOW_TO_NAME}; {name!r} is none of these (no such folder).")
     repo_id, _, revision = name.partition("@")
-    return _load_transformers(repo_id, repo_id, revision or None)
+    return _load_transformers(repo_id, repo_id, revision or None, card, fallback)
 
 
 def _load_timm(name: str) -> Member:
@@ -351,10 +364,13 @@ def _load_timm(name: str) -> Member:
         labels=_imagenet_labels(num_classes),
         preprocessing=_timm_preprocessing(data, name),
         weights_hash=weights_hash(model),
+        crop=_timm_crop(data),
     )
 
 
-def _load_transformers(name: str, source: str, revision: str | None) -> Member:
+def _load_transformers(
+    name: str, source: str, revision: str | None, card: bool, fallback: Preprocessing | None
+) -> Member:
     """Loads a transformers folder or a Hub id, timm's included (through transformers' timm wrapper)."""
     try:
         model, report = AutoModelForImageClassification.from_pretrained(
@@ -362,7 +378,7 @@ def _load_transformers(name: str, source: str, revision: str | None) -> Member:
         )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise TeacherError(
-            f"could not load the teacher {name!r} as an image classifier ({type(error).__name__}: {str(error)[:400]}). "
+            f"could not load {name!r} as an image classifier ({type(error).__name__}: {str(error)[:400]}). "
             f"Name {_HOW_TO_NAME}; weights must be safetensors."
         ) from error
     if report["missing_keys"]:
@@ -376,22 +392,25 @@ def _load_transformers(name: str, source: str, revision: str | None) -> Member:
     if all(config.id2label[c] == f"LABEL_{c}" for c in range(config.num_labels)):
         labels = None
     if pretrained_cfg is not None:
-        preprocessing = _timm_preprocessing(resolve_data_config(pretrained_cfg=pretrained_cfg, verbose=False), name)
+        data = resolve_data_config(pretrained_cfg=pretrained_cfg, verbose=False)
+        preprocessing, crop = _timm_preprocessing(data, name), _timm_crop(data)
         synsets = _imagenet_labels(config.num_labels)
         if labels and synsets:
             labels = tuple(own + more for own, more in zip(labels, synsets, strict=True))
         labels = labels or synsets
     else:
-        preprocessing = _transformers_preprocessing(name, source, revision)
+        preprocessing, crop = _transformers_preprocessing(name, source, revision, fallback)
+    license = (pretrained_cfg or {}).get("license")
     return Member(
         model=model,
         id=Path(name).name if Path(name).expanduser().is_dir() else name,
         revision=getattr(config, "_commit_hash", None),
-        license=(pretrained_cfg or {}).get("license") or _card_license(source, revision),
+        license=_card_license(source, revision) if card and not license else license,
         num_classes=config.num_labels,
         labels=labels,
         preprocessing=preprocessing,
         weights_hash=weights_hash(model),
+        crop=crop,
     )
 
 
@@ -416,12 +435,21 @@ def _timm_preprocessing(data: dict[str, Any], name: str) -> Preprocessing:
     )
 
 
-def _transformers_preprocessing(name: str, source: str, revision: str | None) -> Preprocessing:
+def _timm_crop(data: dict[str, Any]) -> float | None:
+    return None if data["crop_mode"] == "squash" else float(data["crop_pct"])
+
+
+def _transformers_preprocessing(
+    name: str, source: str, revision: str | None, fallback: Preprocessing | None
+) -> tuple[Preprocessing, float | None]:
+    """Returns the preprocessing and the evaluation's crop (see `Member`) that the image processor tells."""
     try:
         processor: Any = AutoImageProcessor.from_pretrained(source, revision=revision or "main")
     except (OSError, ValueError) as error:
+        if fallback is not None:
+            return fallback, 1.0
         raise TeacherError(
-            f"the teacher {name!r} must have a preprocessor_config.json, which tells its size, mean and std; reading it "
+            f"the model {name!r} must have a preprocessor_config.json, which tells its size, mean and std; reading it "
             f"failed: {str(error)[:300]}. Save the model's image processor beside it."
         ) from error
     size = getattr(processor, "crop_size", None) or processor.size
@@ -429,13 +457,16 @@ def _transformers_preprocessing(name: str, source: str, revision: str | None) ->
     height, width = (side, side) if side else (size.get("height"), size.get("width"))
     if not height or not width:
         raise TeacherError(f"the image processor of {name!r} must give a height and width, found {size}.")
+    resized = processor.size.get("shortest_edge")
+    crop = getattr(processor, "crop_pct", None) or (height / resized if resized else None)
     normalise = processor.do_normalize
-    return Preprocessing(
+    preprocessing = Preprocessing(
         size=(height, width),
         mean=tuple(processor.image_mean) if normalise else (0.0, 0.0, 0.0),
         std=tuple(processor.image_std) if normalise else (1.0, 1.0, 1.0),
         interpolation=_tensor_filter(_PILLOW_FILTERS[int(processor.resample)], name),
     )
+    return preprocessing, crop
 
 
 def _imagenet_labels(num_classes: int) -> tuple[tuple[str, ...], ...] | None:

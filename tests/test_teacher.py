@@ -231,7 +231,7 @@ def test_names_that_lead_nowhere(tmp_path, timm_weights):
     refused(f"timm:test_vit@{tmp_path / 'broken.safetensors'}", "do not fit timm's test_vit")
     refused(str(tmp_path), "must hold a config.json, found none")
     refused("./nowhere", "is none of these")
-    refused("org/unheard-of", "could not load the teacher 'org/unheard-of'")
+    refused("org/unheard-of", "could not load 'org/unheard-of' as an image classifier")
 
 
 def test_a_checkpoint_without_its_classifier_is_refused(tmp_path):

@@ -21,6 +21,7 @@ from hf_dr.config import parse, read_yaml
 from hf_dr.contact_sheet import contact_sheet
 from hf_dr.distillation import OnlineDistillationTrainer
 from hf_dr.errors import ConfigError, HfDrError
+from hf_dr.evaluation import EvaluateConfig, run_evaluation
 from hf_dr.inspection import inspect_dataset
 from hf_dr.metrics import compute_metrics
 from hf_dr.reinforce import Job, ReinforceConfig, check_dataset, process_state
@@ -306,6 +307,21 @@ def inspect_command(argv: Sequence[str], prog: str) -> int:
     return 0
 
 
+def evaluate_command(argv: Sequence[str], prog: str) -> int:
+    """Evaluates checkpoints: accuracy, calibration, robustness."""
+    (config,) = parse(
+        [EvaluateConfig],
+        argv,
+        prog=prog,
+        description="Evaluates several checkpoints on several sets of labelled images and writes one table (Markdown, JSON) "
+        "and the reliability diagrams (PNG). Each model's own preprocessing is used: resize, centre crop, mean and std.",
+    )
+    report = run_evaluation(config)
+    report.save(config.output_dir)
+    print(report.to_markdown())
+    return 0
+
+
 def _add_dataset(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", help='Folder of the "+" dataset.')
     parser.add_argument("--name", help="Its configuration, where it has several.")
@@ -332,6 +348,7 @@ COMMANDS: dict[str, Callable[[Sequence[str], str], int]] = {
     "train": train_command,
     "verify": verify_command,
     "inspect": inspect_command,
+    "evaluate": evaluate_command,
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,11 +123,14 @@ def draw_reliability(axes: Any, diagram: Reliability, title: str) -> None:
     axes.set_title(f"{title}\nECE {100 * diagram.ece:.2f} %", fontsize=9)
 
 
-def reliability_picture(diagrams: dict[str, Reliability], path: str) -> None:
-    """Draws several reliability diagrams side by side into a PNG file."""
-    figure = Figure(figsize=(3 * len(diagrams), 3.4), layout="constrained")
-    for axes, (title, diagram) in zip(
-        figure.subplots(1, len(diagrams), squeeze=False)[0], diagrams.items(), strict=True
-    ):
-        draw_reliability(axes, diagram, title)
+def reliability_picture(diagrams: dict[str, Reliability], path: str, columns: int | None = None) -> None:
+    """Draws several reliability diagrams into a PNG file: side by side, or in rows of `columns`."""
+    columns = columns or len(diagrams)
+    rows = math.ceil(len(diagrams) / columns)
+    figure = Figure(figsize=(3 * columns, 3.4 * rows), layout="constrained")
+    places = figure.subplots(rows, columns, squeeze=False).flat
+    for title, diagram in diagrams.items():
+        draw_reliability(next(places), diagram, title)
+    for axes in places:
+        axes.set_axis_off()
     figure.savefig(path, dpi=150)

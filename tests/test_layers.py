@@ -16,13 +16,13 @@ SOURCES = sorted([*MODULES.values(), *(ROOT / "recipes").rglob("*.py")])
 LEVELS = (
     {"errors", "version"},
     {"rng", "images", "ops", "topk", "losses", "metrics", "base", "config"},
-    {"augmentation", "teacher", "corruptions"},
-    {"schema"},
+    {"augmentation", "teacher", "corruptions", "evaluate_modules"},
+    {"schema", "students"},
     {"shards", "views"},
     {"replay", "card"},
-    {"reinforce", "sampling", "contact_sheet", "inspection", "verify"},
+    {"reinforce", "sampling", "contact_sheet", "inspection", "verify", "evaluation"},
     {"trainer", "hub"},
-    {"__init__"},  # the public names
+    {"__init__", "distillation"},  # the public names; the baseline
     {"cli"},
     {"__main__"},
 )

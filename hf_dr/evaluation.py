@@ -1,0 +1,591 @@
+"""Evaluation: several checkpoints on several sets of labelled images, in one table.
+
+First everything is checked: names, columns, labels, classes. Then each set is read once for all checkpoints: an image is
+decoded (and corrupted) once, seen by each through its own resize and crop, and the whole set's logits give the metrics.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.resources
+import json
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import datasets
+import numpy as np
+import PIL.Image
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ImageNetInfo
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from hf_dr.base import load_base
+from hf_dr.corruptions import CORRUPTIONS, SEVERITIES, check_corruption, corrupt, corruption_rng
+from hf_dr.errors import ConfigError, DataError, TeacherError, did_you_mean
+from hf_dr.images import decode_image
+from hf_dr.metrics import Reliability, classification_metrics, reliability, reliability_picture
+from hf_dr.ops import CenterCrop, Resize
+from hf_dr.teacher import PRECISIONS, Member, Preprocessing, Teacher, load_member
+from hf_dr.version import __version__
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """Labelled images: where they are and how they are read.
+
+    `{corruption}` and `{severity}` in `dataset`, `config` or `split` stand for the parts of a set that was published
+    corrupted, like ImageNet-C: centre crops of 224 pixels, which are not cropped again.
+
+    Attributes:
+        name: What the table calls it.
+        dataset: Hub id, Parquet file, folder of Parquet files or images, or saved Dataset.
+        split: Its split.
+        config: Its configuration, where it has several.
+        image: Column of the images; None for the only one that there is.
+        label: Column of the labels: class numbers, or WordNet ids where `classes` is given.
+        classes: `imagenet`, `imagenet-a` or `imagenet-r`: its classes, a subset of ImageNet's for the latter two.
+    """
+
+    name: str
+    dataset: str
+    split: str = "test"
+    config: str | None = None
+    image: str | None = None
+    label: str = "label"
+    classes: str | None = None
+
+    @property
+    def published_corrupted(self) -> bool:
+        return any("{corruption}" in (part or "") for part in (self.dataset, self.config, self.split))
+
+    def part(self, corruption: str, severity: int) -> EvaluationSet:
+        """Returns the images of one corruption and severity."""
+
+        def fill(text: str) -> str:
+            return text.replace("{corruption}", corruption).replace("{severity}", str(severity))
+
+        config = None if self.config is None else fill(self.config)
+        return dataclasses.replace(self, dataset=fill(self.dataset), split=fill(self.split), config=config)
+
+
+PRESETS = {
+    preset.name: preset
+    for preset in (
+        EvaluationSet("imagenet", "ILSVRC/imagenet-1k", "validation", classes="imagenet"),
+        EvaluationSet("imagenet-v2", "clip-benchmark/wds_imagenetv2", label="cls", classes="imagenet"),
+        EvaluationSet("imagenet-r", "axiong/imagenet-r", label="wnid", classes="imagenet-r"),
+        EvaluationSet("imagenet-a", "barkermrl/imagenet-a", "train", classes="imagenet-a"),
+        EvaluationSet("imagenet-sketch", "clip-benchmark/wds_imagenet_sketch", label="cls", classes="imagenet"),
+        EvaluationSet("imagenet-c", "WNJXYK/TTA-ImageNet-C", "severity_{severity}", "{corruption}", classes="imagenet"),
+    )
+}
+"""Sets that can be named without saying where they are. ImageNet-V2 is its matched-frequency part."""
+
+_CLASS_LISTS = ("imagenet", "imagenet-a", "imagenet-r")
+_OPTIONS = ("config", "image", "label", "classes")
+
+
+def parse_set(text: str) -> EvaluationSet:
+    """Reads `NAME=DATASET[:SPLIT][,OPTION=VALUE]...`, or the name of a preset.
+
+    What is not given is taken from the preset of that name, if there is one: `imagenet-a=FOLDER:test` is a copy of it.
+
+    Raises:
+        ConfigError: It is neither.
+    """
+    head, *options = text.split(",")
+    name, equals, place = head.partition("=")
+    if not equals and name not in PRESETS:
+        raise ConfigError(
+            f"a set must be NAME=DATASET[:SPLIT][,OPTION=VALUE] or a preset, got {text!r}.{did_you_mean(name, PRESETS)}"
+        )
+    if not re.fullmatch(r"[\w.-]+", name) or (equals and not place):
+        raise ConfigError(
+            f"a set must have a name of letters, digits, `.`, `_` or `-` and a dataset, got {text!r}. "
+            "Write NAME=DATASET[:SPLIT]."
+        )
+    given: dict[str, Any] = {}
+    if equals:
+        given["dataset"], colon, split = place.partition(":")
+        given.update({"split": split} if colon else {})
+        given.update({"config": None} if "{corruption}" in given["dataset"] else {})
+    for option in options:
+        key, equals, value = option.partition("=")
+        if key not in _OPTIONS or not value:
+            raise ConfigError(f"set `{name}` has the unknown option {option!r}.{did_you_mean(key, _OPTIONS)}")
+        given[key] = value
+    if given.get("classes", "imagenet") not in _CLASS_LISTS:
+        raise ConfigError(
+            f"`classes` of set `{name}` must be one of {', '.join(_CLASS_LISTS)}, got {given['classes']!r}."
+            f"{did_you_mean(given['classes'], _CLASS_LISTS)}"
+        )
+    preset = PRESETS.get(name)
+    return dataclasses.replace(preset, **given) if preset else EvaluationSet(name, **given)
+
+
+@dataclass
+class EvaluateConfig:
+    """What is evaluated on what.
+
+    Raises:
+        ConfigError: A value is out of range or a name is unknown.
+    """
+
+    models: list[str] = field(
+        metadata={
+            "help": "Checkpoints: transformers folders (as `train` writes them), Hub ids, timm:ARCHITECTURE@FILE.safetensors; "
+            "NAME=CHECKPOINT gives the name that the table shows."
+        }
+    )
+    sets: list[str] = field(
+        metadata={
+            "help": "NAME=DATASET[:SPLIT][,OPTION=VALUE]..., e.g. test=uoft-cs/cifar100:test,label=fine_label; the dataset is "
+            f"a Hub id, a folder or a Parquet file; options are {', '.join(_OPTIONS)} (column names; classes is imagenet, "
+            f"imagenet-a or imagenet-r). Or a preset: {', '.join(PRESETS)}; NAME=DATASET reads it from elsewhere. "
+            "{corruption} and {severity} may stand in a DATASET that is published corrupted."
+        }
+    )
+    output_dir: str = field(metadata={"help": "Where evaluation.md, evaluation.json and reliability.png are written."})
+    corrupt: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Names of sets to evaluate also under the corruption suite. It is made for comparisons within a table: "
+            "published numbers are those of imagenet-c."
+        },
+    )
+    corruptions: list[str] = field(
+        default_factory=list, metadata={"help": f"Which corruptions: {', '.join(CORRUPTIONS)}. Default: all."}
+    )
+    severities: list[int] = field(default_factory=list, metadata={"help": "Which severities, 1 to 5. Default: all."})
+    max_examples: int | None = field(
+        default=None, metadata={"help": "Take so many examples, evenly spread over each set. Default: all."}
+    )
+    batch_size: int = field(default=64, metadata={"help": "Images at a time."})
+    num_workers: int = field(default=0, metadata={"help": "Processes that decode and corrupt; 0 for none beside this."})
+    device: str | None = field(default=None, metadata={"help": "Default: cuda if there is one, else cpu."})
+    precision: str = field(default="fp32", metadata={"help": "Of the models.", "choices": list(PRECISIONS)})
+    seed: int = field(default=0, metadata={"help": "Seed of the corruptions."})
+    size: int | None = field(
+        default=None,
+        metadata={"help": "Side in pixels of the models' input. Default: each model's own, as the next three."},
+    )
+    crop: float | None = field(default=None, metadata={"help": "Share of the resized side that the centre crop keeps."})
+    mean: list[float] = field(default_factory=list, metadata={"help": "Of the input, three numbers from 0 to 1."})
+    std: list[float] = field(default_factory=list, metadata={"help": "Of the input, three numbers from 0 to 1."})
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "max_examples", "size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"`{name}` must be a whole number of at least 1, got {value}.")
+        if self.crop is not None and not 0 < self.crop <= 1:
+            raise ConfigError(f"`crop` must be above 0 and at most 1, got {self.crop}.")
+        for name in ("mean", "std"):
+            if len(getattr(self, name)) not in (0, 3):
+                raise ConfigError(f"`{name}` must be three numbers, got {len(getattr(self, name))}.")
+        for key in self.corruption_keys():
+            check_corruption(*key)
+
+    def corruption_keys(self) -> list[tuple[str, int]]:
+        """Returns the corruptions with each of their severities."""
+        return list(product(self.corruptions or CORRUPTIONS, self.severities or SEVERITIES))
+
+
+@dataclass(frozen=True)
+class View:
+    """How a model sees an image: resized so that the centre crop of `size` keeps the share `crop`; None squashes it."""
+
+    size: tuple[int, int]
+    crop: float | None
+    interpolation: str
+
+    def __call__(self, image: PIL.Image.Image, whole: bool = False) -> torch.Tensor:
+        """Returns uint8 pixels (3, *size); `whole` leaves nothing out of a square image."""
+        height, width = self.size
+        if self.crop is None:
+            resize = Resize(self.size, self.interpolation)
+        else:
+            crop = 1.0 if whole else self.crop
+            scaled = (int(height / crop), int(width / crop))
+            resize = Resize(scaled[0] if height == width else scaled, self.interpolation)
+        view = CenterCrop(self.size).apply(resize.apply(image, {}), {})
+        return torch.from_numpy(np.array(view).transpose(2, 0, 1))
+
+
+class Model(NamedTuple):
+    """A checkpoint under the name that the table shows."""
+
+    name: str
+    member: Member
+    view: View
+
+
+class Images(NamedTuple):
+    """A set, opened: `rows` of it are evaluated; `labels` are class numbers of the set, for these rows."""
+
+    spec: EvaluationSet
+    dataset: datasets.Dataset
+    rows: np.ndarray
+    labels: np.ndarray
+    class_names: list[str] | None
+
+
+@dataclass(frozen=True)
+class Result:
+    """The metrics of one model on one set; on corrupted images their means over corruptions and severities.
+
+    Attributes:
+        diagram: Of the clean images.
+        by_corruption: Corruption -> severity -> metrics.
+    """
+
+    model: str
+    set: str
+    examples: int
+    metrics: dict[str, float]
+    diagram: Reliability | None = None
+    by_corruption: dict[str, dict[int, dict[str, float]]] = field(default_factory=dict)
+
+    def errors(self) -> dict[str, float]:
+        """Returns each corruption's mean top-1 error over its severities, in percent."""
+        return {
+            name: 100 * (1 - float(np.mean([metrics["top1"] for metrics in severities.values()])))
+            for name, severities in self.by_corruption.items()
+        }
+
+    @property
+    def mce(self) -> float | None:
+        """Mean corruption error in percent, not normalised by AlexNet's errors; None for clean images."""
+        return float(np.mean(list(self.errors().values()))) if self.by_corruption else None
+
+
+_ABOUT_CORRUPTED = (
+    "Metrics on corrupted images are means over corruptions and severities; mCE is the mean top-1 error over severities, then "
+    "over corruptions, not normalised by AlexNet's errors. Corruptions made here compare the models of this table; comparable "
+    "with published ImageNet-C numbers are those of imagenet-c only."
+)
+
+
+@dataclass(frozen=True)
+class Report:
+    """The results, and how they came about, in JSON types."""
+
+    results: list[Result]
+    settings: dict[str, Any]
+    models: dict[str, dict[str, Any]]
+    sets: dict[str, dict[str, Any]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns everything in JSON types; metrics as fractions, `mce` and `errors` in percent."""
+        rows = [
+            {
+                "model": r.model,
+                "set": r.set,
+                "corrupted": bool(r.by_corruption),
+                "examples": r.examples,
+                **r.metrics,
+                **({"mce": r.mce, "errors": r.errors(), "by_corruption": r.by_corruption} if r.by_corruption else {}),
+            }
+            for r in self.results
+        ]
+        return {
+            "hf_dr": __version__,
+            "settings": self.settings,
+            "models": self.models,
+            "sets": self.sets,
+            "results": rows,
+        }
+
+    def to_markdown(self) -> str:
+        """Returns the table of all results, and for each corrupted set one of the errors by corruption."""
+        lines = _table_head("model", "set", "examples", "top-1 %", "top-5 %", "NLL", "Brier", "ECE %", "mCE %")
+        for r in self.results:
+            m = r.metrics
+            lines.append(
+                f"| {r.model} | {r.set}{', corrupted' if r.by_corruption else ''} | {r.examples:,} | {100 * m['top1']:.2f} "
+                f"| {100 * m['top5']:.2f} | {m['nll']:.4f} | {m['brier']:.4f} | {100 * m['ece']:.2f} "
+                f"| {'' if r.mce is None else f'{r.mce:.2f}'} |"
+            )
+        for name in dict.fromkeys(r.set for r in self.results if r.by_corruption):
+            corrupted = [r for r in self.results if r.set == name and r.by_corruption]
+            lines += ["", f"Top-1 error on {name} in percent, mean over severities:", ""]
+            lines += _table_head("corruption", *(r.model for r in corrupted))
+            errors = [r.errors() for r in corrupted]
+            lines += [f"| {c} | {' | '.join(f'{e[c]:.2f}' for e in errors)} |" for c in errors[0]]
+        if any(r.by_corruption for r in self.results):
+            lines += ["", _ABOUT_CORRUPTED]
+        return "\n".join(lines) + "\n"
+
+    def save(self, folder: str | Path) -> None:
+        """Writes evaluation.md, evaluation.json and, if a set was clean, reliability.png."""
+        folder = Path(folder).expanduser()
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "evaluation.md").write_text(self.to_markdown(), encoding="utf-8")
+        (folder / "evaluation.json").write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        clean = sorted(
+            (r for r in self.results if r.diagram is not None), key=lambda r: list(self.models).index(r.model)
+        )
+        diagrams = {f"{r.model}\n{r.set}": r.diagram for r in clean if r.diagram is not None}
+        if diagrams:
+            reliability_picture(diagrams, str(folder / "reliability.png"), columns=len({r.set for r in clean}))
+
+
+def run_evaluation(config: EvaluateConfig) -> Report:
+    """Evaluates every model on every set; writes nothing.
+
+    Raises:
+        ConfigError: A name is unknown or stands twice, or a model's classes are not the set's.
+        DataError: A set cannot be loaded, or lacks a column or labels.
+        TeacherError: A model cannot be loaded.
+    """
+    specs = [parse_set(text) for text in config.sets]
+    _refuse_twice("set", [spec.name for spec in specs])
+    for name in config.corrupt:
+        known = [spec.name for spec in specs if not spec.published_corrupted]
+        if name not in known:
+            raise ConfigError(f"`corrupt` must name sets with clean images, got `{name}`.{did_you_mean(name, known)}")
+    published = [spec.name for spec in specs if spec.published_corrupted]
+    if (config.corruptions or config.severities) and not (config.corrupt or published):
+        raise ConfigError("`corruptions` and `severities` need a set to corrupt, got none. Name it with `corrupt`.")
+    keys = config.corruption_keys()
+    opened = [_open(spec.part(*keys[0]) if spec.published_corrupted else spec, config.max_examples) for spec in specs]
+    models = _load_models(config)
+    device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    teachers = [
+        [_answering(model, images, device=device, precision=config.precision) for model in models] for images in opened
+    ]
+    results = []
+    for spec, images, answering in zip(specs, opened, teachers, strict=True):
+        if not spec.published_corrupted:
+            clean = _Pass(images, models, config)
+            for model, logits_BC in zip(models, clean.logits(answering), strict=True):
+                metrics, diagram = (
+                    classification_metrics(logits_BC, images.labels),
+                    reliability(logits_BC, images.labels),
+                )
+                results.append(Result(model.name, spec.name, len(images.rows), metrics, diagram))
+        if spec.published_corrupted or spec.name in config.corrupt:
+            results += _corrupted(spec, images, answering, models, config)
+    return Report(
+        results,
+        settings=dataclasses.asdict(config),
+        models={m.name: {**m.member.provenance(), "evaluation": dataclasses.asdict(m.view)} for m in models},
+        sets={spec.name: dataclasses.asdict(spec) for spec in specs},
+    )
+
+
+def _corrupted(
+    spec: EvaluationSet, images: Images, teachers: list[Teacher], models: list[Model], config: EvaluateConfig
+) -> Iterator[Result]:
+    """Yields each model's result on corrupted images, published or made here."""
+    found: list[dict[str, dict[int, dict[str, float]]]] = [{} for _ in models]
+    for name, severity in config.corruption_keys():
+        if spec.published_corrupted:
+            part = _open(spec.part(name, severity), config.max_examples)
+            work = _Pass(part, models, config, label=f"{spec.name} {name} {severity}", whole=True)
+        else:
+            part = images
+            work = _Pass(part, models, config, label=f"{spec.name} {name} {severity}", corruption=(name, severity))
+        for grid, logits_BC in zip(found, work.logits(teachers), strict=True):
+            grid.setdefault(name, {})[severity] = classification_metrics(logits_BC, part.labels)
+    for model, grid in zip(models, found, strict=True):
+        cells = [metrics for severities in grid.values() for metrics in severities.values()]
+        means = {key: float(np.mean([metrics[key] for metrics in cells])) for key in cells[0]}
+        yield Result(model.name, spec.name, len(images.rows), means, by_corruption=grid)
+
+
+# What ImageNet-C was made from; smaller images are corrupted as they are.
+_CORRUPTED_FROM, _CORRUPTED_SIDE = 256, 224
+
+
+class _Pass(torch.utils.data.Dataset):
+    """One pass over a set for all models: item i holds, for each distinct view, the uint8 pixels of row `rows[i]`."""
+
+    def __init__(
+        self,
+        images: Images,
+        models: Sequence[Model],
+        config: EvaluateConfig,
+        *,
+        label: str | None = None,
+        corruption: tuple[str, int] | None = None,
+        whole: bool = False,
+    ) -> None:
+        column = images.spec.image or ""
+        self._cells = images.dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+        self._rows, self._column, self._config = images.rows, column, config
+        self._corruption, self._whole, self._label = corruption, whole, label or images.spec.name
+        self._views = list(dict.fromkeys(model.view for model in models))
+        self._view_of = [self._views.index(model.view) for model in models]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> list[torch.Tensor]:
+        row = int(self._rows[index])
+        try:
+            image = decode_image(self._cells[row][self._column])
+        except DataError as error:
+            raise DataError(f"the image of row {row} of `{self._label}` must be readable, but: {error}.") from error
+        whole = self._whole
+        if self._corruption is not None:
+            if min(image.size) >= _CORRUPTED_FROM:
+                image = CenterCrop(_CORRUPTED_SIDE).apply(Resize(_CORRUPTED_FROM).apply(image, {}), {})
+                whole = True
+            image = corrupt(image, *self._corruption, corruption_rng(self._config.seed, row, *self._corruption))
+        return [view(image, whole) for view in self._views]
+
+    def logits(self, teachers: Sequence[Teacher]) -> list[np.ndarray]:
+        """Returns the answers (B, C) of each model to all rows, float32, in their order."""
+        answers: list[list[np.ndarray]] = [[] for _ in teachers]
+        loader = DataLoader(self, self._config.batch_size, num_workers=self._config.num_workers)
+        for views in tqdm(loader, desc=self._label, unit="batch", leave=False):
+            for teacher, place, parts in zip(teachers, self._view_of, answers, strict=True):
+                parts.append(teacher(views[place]).cpu().numpy())
+        return [np.concatenate(parts) for parts in answers]
+
+
+def _open(spec: EvaluationSet, max_examples: int | None) -> Images:
+    """Loads a set and checks its columns and labels."""
+    dataset, _ = load_base(spec.dataset, spec.config, split=spec.split)
+    pictures = [name for name, kind in dataset.features.items() if isinstance(kind, datasets.Image)]
+    if spec.image is None and len(pictures) != 1:
+        raise DataError(
+            f"set `{spec.name}` must have one image column, found {', '.join(pictures) or 'none'} among "
+            f"{', '.join(dataset.column_names)}. Name it: ,image=COLUMN."
+        )
+    spec = dataclasses.replace(spec, image=spec.image or pictures[0])
+    for option, name in (("image", spec.image), ("label", spec.label)):
+        if name not in dataset.column_names:
+            raise DataError(
+                f"set `{spec.name}` must have the {option} column `{name}`.{did_you_mean(str(name), dataset.column_names)} "
+                f"Name it: ,{option}=COLUMN."
+            )
+    if not len(dataset):
+        raise DataError(f"set `{spec.name}` must have examples, found none.")
+    labels, class_names = _read_labels(dataset, spec)
+    count = min(len(dataset), max_examples or len(dataset))
+    rows = np.arange(count) * len(dataset) // count  # a sorted set keeps its mix of classes
+    return Images(spec, dataset.with_format(None), rows, labels[rows], class_names)
+
+
+def _synsets(classes: str) -> list[str]:
+    """Returns the WordNet ids of a list of classes, in the order of their numbers."""
+    if classes == "imagenet":
+        return ImageNetInfo().label_names()
+    # timm's package data; the numbers of the 200 classes go by the sorted ids, as everywhere.
+    file = importlib.resources.files("timm.data") / "_info" / f"{classes.replace('-', '_')}_synsets.txt"
+    return file.read_text(encoding="utf-8").split()
+
+
+def _read_labels(dataset: datasets.Dataset, spec: EvaluationSet) -> tuple[np.ndarray, list[str] | None]:
+    """Returns all labels as class numbers of the set, int64, and its class names where they have to be compared."""
+    values = dataset.select_columns([spec.label]).with_format("arrow")[:].column(spec.label).to_numpy()
+    names: list[str] | None = getattr(dataset.features[spec.label], "names", None)
+    is_number = np.issubdtype(values.dtype, np.integer)
+    if is_number and values.min() < 0:
+        raise DataError(
+            f"set `{spec.name}` must have labels, found {values.min()} in `{spec.label}`: this split has none."
+        )
+    if spec.classes is None:
+        if not is_number:
+            raise DataError(
+                f"column `{spec.label}` of set `{spec.name}` must hold class numbers, found {values.dtype} such as "
+                f"{values[0]!r:.60}. Name another column: ,label=COLUMN."
+            )
+        return values.astype(np.int64), names
+    synsets = _synsets(spec.classes)
+    if is_number and names is not None and all(re.fullmatch(r"n\d{8}", name) for name in names):
+        values, is_number = np.array(names, object)[values], False
+    if is_number:
+        count = len(names) if names is not None else int(values.max()) + 1
+        if count == len(synsets) or (names is None and count < len(synsets)):
+            return values.astype(np.int64), None
+        if count > 1000 or (names is not None and count < 1000):
+            raise DataError(
+                f"set `{spec.name}` must have the {len(synsets)} classes of {spec.classes}, found {count}. Check `classes`."
+            )
+        values = np.array(_synsets("imagenet"), object)[values]
+    number = {synset: c for c, synset in enumerate(synsets)}
+    strange = [value for value in np.unique(values) if value not in number]
+    if strange:
+        raise DataError(
+            f"labels of set `{spec.name}` must be the {len(synsets)} classes of {spec.classes}, by number or WordNet id, found "
+            f"{strange[0]!r}. Check `label` and `classes`."
+        )
+    return np.array([number[value] for value in values], np.int64), None
+
+
+def _load_models(config: EvaluateConfig) -> list[Model]:
+    named = []
+    for text in config.models:
+        match = re.match(r"([\w.-]+)=(.+)", text)
+        place = match[2] if match else text
+        named.append((match[1] if match else Path(place).name, place))
+    _refuse_twice("model", [name for name, _ in named])
+    mean, std = tuple(config.mean) or IMAGENET_DEFAULT_MEAN, tuple(config.std) or IMAGENET_DEFAULT_STD
+    fallback = None
+    if config.size is not None:
+        fallback = Preprocessing((config.size, config.size), mean, std, "bilinear")  # type: ignore[arg-type]
+    models = []
+    for name, place in named:
+        member = load_member(place, card=False, fallback=fallback)
+        own = member.preprocessing
+        size = own.size if config.size is None else (config.size, config.size)
+        own = Preprocessing(size, mean if config.mean else own.mean, std if config.std else own.std, own.interpolation)  # type: ignore[arg-type]
+        crop = member.crop if config.crop is None else config.crop
+        models.append(Model(name, dataclasses.replace(member, preprocessing=own), View(size, crop, own.interpolation)))
+    return models
+
+
+def _answering(model: Model, images: Images, **settings: Any) -> Teacher:
+    """Returns the model as a teacher that answers over the set's classes.
+
+    Raises:
+        ConfigError: It does not have them.
+    """
+    spec, member, names = images.spec, model.member, images.class_names
+    if spec.classes is not None:
+        synsets = _synsets(spec.classes)
+        if member.num_classes not in (1000, len(synsets)):
+            subset = f" or the {len(synsets)} of {spec.classes}" if len(synsets) < 1000 else ""
+            raise ConfigError(
+                f"`{model.name}` must have the 1000 classes of ImageNet{subset} for `{spec.name}`, found {member.num_classes}. "
+                "Leave one of the two out."
+            )
+        thousand = {synset: c for c, synset in enumerate(_synsets("imagenet"))}
+        return Teacher([member], classes=[thousand[synset] for synset in synsets], **settings)
+    if names is None and images.labels.max() < member.num_classes:
+        return Teacher([member], **settings)
+    for classes in (None, names) if names is not None else ():  # as they are; else by name: another order, or a subset
+        try:
+            teacher = Teacher([member], classes=classes, **settings)
+            teacher.check_classes(names or ())
+            return teacher
+        except TeacherError as error:
+            logger.debug("%s on %s: %s", model.name, spec.name, error)
+    found = f"{len(names)} names" if names is not None else f"labels up to {images.labels.max()}"
+    raise ConfigError(
+        f"`{model.name}` must answer over the classes of `{spec.name}` ({found}), found {member.num_classes} classes. Leave "
+        "one of the two out; for a subset of ImageNet, name it: ,classes=imagenet-a."
+    )
+
+
+def _refuse_twice(kind: str, names: Sequence[str]) -> None:
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ConfigError(
+            f"each {kind} must have its own name, but `{twice}` stands there twice. Write NAME=... for it."
+        )
+
+
+def _table_head(*columns: str) -> list[str]:
+    return [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]

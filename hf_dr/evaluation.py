@@ -333,9 +333,10 @@ class Report:
         clean = sorted(
             (r for r in self.results if r.diagram is not None), key=lambda r: list(self.models).index(r.model)
         )
-        diagrams = {f"{r.model}\n{r.set}": r.diagram for r in clean if r.diagram is not None}
-        if diagrams:
-            reliability_picture(diagrams, str(folder / "reliability.png"), columns=len({r.set for r in clean}))
+        diagrams = {f"{r.model} on {r.set}": r.diagram for r in clean if r.diagram is not None}
+        if diagrams:  # a row for each model, but all in one for one set
+            columns = len(clean) // len({r.model for r in clean})
+            reliability_picture(diagrams, str(folder / "reliability.png"), columns if columns > 1 else None)
 
 
 def run_evaluation(config: EvaluateConfig) -> Report:
@@ -367,10 +368,8 @@ def run_evaluation(config: EvaluateConfig) -> Report:
         if not spec.published_corrupted:
             clean = _Pass(images, models, config)
             for model, logits_BC in zip(models, clean.logits(answering), strict=True):
-                metrics, diagram = (
-                    classification_metrics(logits_BC, images.labels),
-                    reliability(logits_BC, images.labels),
-                )
+                metrics = classification_metrics(logits_BC, images.labels)
+                diagram = reliability(logits_BC, images.labels)
                 results.append(Result(model.name, spec.name, len(images.rows), metrics, diagram))
         if spec.published_corrupted or spec.name in config.corrupt:
             results += _corrupted(spec, images, answering, models, config)

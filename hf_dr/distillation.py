@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from hf_dr.errors import ConfigError
 from hf_dr.teacher import Teacher
 from hf_dr.trainer import ReinforcedTrainer
 
@@ -22,11 +23,24 @@ class OnlineDistillationTrainer(ReinforcedTrainer):
         *args: As for `ReinforcedTrainer`.
         teacher: Over the dataset's classes, on the device of training.
         **settings: As for `ReinforcedTrainer`.
+
+    Raises:
+        ConfigError: The teacher has other classes than the dataset; or see `ReinforcedTrainer`.
     """
 
     def __init__(self, *args: Any, teacher: Teacher, **settings: Any) -> None:
         super().__init__(*args, **settings)
         self.teacher = teacher
+        provenance = getattr(self.train_dataset, "provenance", None)
+        if provenance is not None and provenance.num_classes != teacher.num_classes:
+            raise ConfigError(
+                f"the teacher must answer over the dataset's {provenance.num_classes} classes, got {teacher.num_classes}. "
+                "Name another teacher, or pass `classes`."
+            )
+
+    @property
+    def _online_teacher(self) -> str:
+        return ", ".join(f"{member.id} ({member.weights_hash[:12]})" for member in self.teacher.members)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         prepared = super()._prepare_inputs(inputs)
@@ -44,7 +58,7 @@ class OnlineDistillationTrainer(ReinforcedTrainer):
         """Returns KL(teacher || student) of the batch, times the temperature's square."""
         if "views" not in inputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        outputs = model(pixel_values=inputs["pixel_values"])
+        outputs = self._answer(model, inputs)
         temperature = self.args.temperature
         target_BC = (self.teacher(inputs["views"]) / temperature).log_softmax(-1)
         student_BC = (outputs["logits"].float() / temperature).log_softmax(-1)

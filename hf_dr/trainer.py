@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,13 +84,15 @@ class ReinforcedTrainingArguments(TrainingArguments):
             value = getattr(self, name)
             if not 0 <= value <= high:
                 raise ConfigError(f"`{name}` must be between 0 and {high}, got {value!r}.")
-        if not self.temperature > 0:
-            raise ConfigError(f"`temperature` must be above 0, got {self.temperature!r}.")
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise ConfigError(f"`temperature` must be a number above 0, got {self.temperature!r}.")
         for name, known in (("tail", TAIL_RULES), ("view_order", VIEW_ORDERS)):
             if getattr(self, name) not in known:
                 raise ConfigError(f"`{name}` must be one of {', '.join(known)}, got {getattr(self, name)!r}.")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ConfigError(f"`ema_decay` must be between 0 and 1, got {self.ema_decay!r}.")
+        # Without an accelerator several processes form a group only if the CPU is asked for, and no memory can be pinned.
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
 
 
@@ -122,11 +126,15 @@ class ReinforcedTrainer(Trainer):
         if not isinstance(args, ReinforcedTrainingArguments):
             raise ConfigError(f"`args` must be ReinforcedTrainingArguments, got {type(args).__name__}.")
         self.ema: ModelEmaV3 | None = None
+        self._sampler: ReinforcedSampler | None = None
         super().__init__(model=model, args=args, **settings)
         self.args: ReinforcedTrainingArguments
         assert isinstance(self.model, nn.Module)
+        # Before any wrapper changes its class.
+        self._model_summary = (
+            f"{type(self.model).__name__} of {sum(p.numel() for p in self.model.parameters())} parameters"
+        )
         self._check_train_dataset()
-        self._sampler: ReinforcedSampler | None = None
         self._normalization = normalization or _own_normalization(self.model)
         if args.ema_decay is not None:
             if self.is_fsdp_enabled or self.is_deepspeed_enabled:
@@ -148,11 +156,21 @@ class ReinforcedTrainer(Trainer):
             ):
                 if given:
                     raise ConfigError(f"`{name}` has no part in the loss of a reinforced dataset, got one. {instead}.")
+            if self.args.train_sampling_strategy != "random":
+                raise ConfigError(
+                    f"`train_sampling_strategy` must be `random`, got {self.args.train_sampling_strategy!r}: a reinforced "
+                    "dataset has its own order. Leave it out."
+                )
+            if self.args.label_weight and not train.has_labels:
+                raise ConfigError(
+                    f"`label_weight` must be 0 for a dataset without labels, got {self.args.label_weight}. Set it to 0."
+                )
+            self._get_train_sampler()  # checks the rest
             if train.augmentation.mixes and self.args.train_batch_size % 2:
                 logger.warning("An odd batch size splits mixed pairs over batches: their images are decoded twice.")
             # Ours is a mean over the batch: Trainer divides it by the number of accumulated batches.
             self.loss_is_scaled_for_ga = False
-        elif isinstance(getattr(train, "dataset", None), ReinforcedDataset):
+        elif _wraps_reinforced(train):
             raise ConfigError(
                 f"`train_dataset` must be what `load_reinforced` returns, got it wrapped in {type(train).__name__}, where "
                 "each row would show one view for ever. Select rows before: "
@@ -173,6 +191,15 @@ class ReinforcedTrainer(Trainer):
         return model
 
     # ------------------------------------------------------------------------------------------------- data and loss
+
+    def _get_dataloader(self, *args: Any, **settings: Any) -> torch.utils.data.DataLoader:
+        loader = super()._get_dataloader(*args, **settings)
+        if isinstance(self.train_dataset, ReinforcedDataset):
+            # A loader draws the seed of its workers when it starts to iterate, one with persistent workers only once: from
+            # the global generator, dropout after a restart would not be what it had been without.
+            generator = torch.Generator().manual_seed(self._order_seed)
+            getattr(loader, "base_dataloader", loader).generator = generator
+        return loader
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
         dataset = train_dataset if train_dataset is not None else self.train_dataset
@@ -211,9 +238,17 @@ class ReinforcedTrainer(Trainer):
         """Returns the mean over the batch of KL to the stored teacher, and of the label's cross-entropy where it counts."""
         if "teacher_ids" not in inputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        outputs = model(pixel_values=inputs["pixel_values"])
-        loss = self._reinforced_loss(outputs["logits"] if isinstance(outputs, dict) else outputs[0], inputs)
+        outputs = self._answer(model, inputs)
+        loss = self._reinforced_loss(outputs["logits"], inputs)
         return (loss, outputs) if return_outputs else loss
+
+    def _answer(self, model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
+        outputs = model(pixel_values=inputs["pixel_values"])
+        if not isinstance(outputs, dict):
+            outputs = {"logits": outputs if isinstance(outputs, torch.Tensor) else outputs[0]}
+        if isinstance(self.train_dataset, ReinforcedDataset):  # where the model's config did not tell
+            _check_num_classes(outputs["logits"].shape[-1], self.train_dataset)
+        return outputs
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
@@ -223,8 +258,7 @@ class ReinforcedTrainer(Trainer):
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, outputs = self.compute_loss(model, self._prepare_inputs(inputs), return_outputs=True)
-        logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
-        return loss.detach(), None if prediction_loss_only else logits.detach(), None
+        return loss.detach(), None if prediction_loss_only else outputs["logits"].detach(), None
 
     def _reinforced_loss(self, logits_BC: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
         args, labels_B = self.args, inputs.get("labels")
@@ -232,6 +266,11 @@ class ReinforcedTrainer(Trainer):
             logits_BC, inputs["teacher_ids"], inputs["teacher_logprobs"], tail=args.tail, temperature=args.temperature
         )
         if labels_B is None:
+            if logits_BC.requires_grad and (args.label_weight or args.reinforced_probability < 1):
+                raise ConfigError(
+                    "the loss needs `labels`, but the batch has none. Set `label_names=['labels']`: Trainer drops what the "
+                    "model's forward does not take."
+                )
             return kl_B.mean()
         loss_B = kl_B
         if args.label_weight:
@@ -314,8 +353,14 @@ class ReinforcedTrainer(Trainer):
             "num_views": train.num_views,
             "view_seed": train.seed,
             "order_seed": self._order_seed,
+            "model": self._model_summary,
+            "online_teacher": self._online_teacher,
             **{name: getattr(self.args, name) for name in _KEPT},
         }
+
+    @property
+    def _online_teacher(self) -> str | None:
+        return None
 
     @property
     def _order_seed(self) -> int:
@@ -325,7 +370,7 @@ class ReinforcedTrainer(Trainer):
         kept, path = self._kept_settings(), Path(resume_from_checkpoint) / _SETTINGS_FILE
         if kept is not None and path.is_file():
             there = json.loads(path.read_text(encoding="utf-8"))
-            differing = [f"{k}: {there.get(k)} there, {v} here" for k, v in kept.items() if there.get(k) != v]
+            differing = [f"{k}: {there[k]} there, {v} here" for k, v in kept.items() if k in there and there[k] != v]
             if differing:
                 raise ConfigError(
                     f"a run must be resumed with its own settings, but {resume_from_checkpoint} differs in "
@@ -386,19 +431,27 @@ def _own_normalization(model: nn.Module) -> tuple[Sequence[float], Sequence[floa
     return cfg.get("mean", IMAGENET_DEFAULT_MEAN), cfg.get("std", IMAGENET_DEFAULT_STD)
 
 
+def _wraps_reinforced(dataset: Any) -> bool:
+    """Whether a reinforced dataset is inside a Subset, a ConcatDataset or the like."""
+    inner = [getattr(dataset, "dataset", None), *getattr(dataset, "datasets", ())]
+    return any(isinstance(d, ReinforcedDataset) or _wraps_reinforced(d) for d in inner if d is not None)
+
+
 def check_student(model: nn.Module, dataset: ReinforcedDataset) -> None:
-    """Checks that a model answers over the classes that the teacher did, in the same order.
+    """Checks that a model takes pixels and answers over the classes that the teacher did, in the same order.
 
     Raises:
         ConfigError: It does not.
     """
-    config = getattr(model, "config", None)
-    count, expected = getattr(config, "num_labels", None), dataset.provenance.num_classes
-    if count is not None and count != expected:
+    taken = inspect.signature(model.forward).parameters
+    if "pixel_values" not in taken and all(p.kind is not p.VAR_KEYWORD for p in taken.values()):
         raise ConfigError(
-            f'the model must answer over the {expected} classes of the "+" dataset, got {count}. Build it with '
-            f"num_labels={expected}."
+            f"forward of the model must take `pixel_values`, but that of {type(model).__name__} takes {', '.join(taken)}. "
+            "Give a classifier of transformers; for timm's, `build_student` or TimmWrapperForImageClassification."
         )
+    config, expected = getattr(model, "config", None), dataset.provenance.num_classes
+    if getattr(config, "num_labels", None) is not None:
+        _check_num_classes(config.num_labels, dataset)  # type: ignore[union-attr]
     names, own = dataset.class_names, getattr(config, "id2label", None)
     if names is None or not own or all(str(own.get(c)) == f"LABEL_{c}" for c in range(expected)):
         return
@@ -409,4 +462,13 @@ def check_student(model: nn.Module, dataset: ReinforcedDataset) -> None:
         raise ConfigError(
             f"the model's classes must be in the dataset's order, but class {c} is {mine[c]!r} for the model and "
             f"{names[c]!r} in the dataset. Build it with the dataset's id2label."
+        )
+
+
+def _check_num_classes(count: int, dataset: ReinforcedDataset) -> None:
+    expected = dataset.provenance.num_classes
+    if count != expected:
+        raise ConfigError(
+            f'the model must answer over the {expected} classes of the "+" dataset, got {count}. Build it with '
+            f"num_labels={expected}."
         )

@@ -1,0 +1,963 @@
+"""Training on a "+" dataset: the loss, what the student sees, restarts, averages, evaluation, refusals."""
+
+import copy
+import gc
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoModelForImageClassification as AutoClassifier
+from transformers import EarlyStoppingCallback, ResNetConfig, TrainerCallback, ViTConfig
+
+from hf_dr.augmentation import Augmentation
+from hf_dr.distillation import OnlineDistillationTrainer
+from hf_dr.errors import ConfigError, DataError, FormatError, ReplayError
+from hf_dr.losses import reinforced_kl
+from hf_dr.metrics import classification_metrics, compute_metrics
+from hf_dr.ops import CenterCrop, RandomHorizontalFlip, RandomResizedCrop
+from hf_dr.reinforce import ReinforceConfig, reinforce
+from hf_dr.replay import ReinforcedDataset, load_reinforced
+from hf_dr.students import LabelledImages, build_student, evaluation_augmentation
+from hf_dr.trainer import ReinforcedTrainer, ReinforcedTrainingArguments, normalize
+
+SIZE, ROWS, VIEWS, BATCH = 24, 12, 4, 4
+STEPS = ROWS // BATCH  # of an epoch
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Pooled(nn.Module):
+    """A linear layer on 4x4 pooled pixels: the smallest model that Trainer takes."""
+
+    def __init__(self, classes: int = 8, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.dropout, self.linear = nn.Dropout(dropout), nn.Linear(48, classes)
+
+    def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        logits = self.linear(self.dropout(F.adaptive_avg_pool2d(pixel_values, 4).flatten(1)))
+        return {"logits": logits} if labels is None else {"loss": F.cross_entropy(logits, labels), "logits": logits}
+
+
+class Watched(ReinforcedTrainer):
+    """Keeps the batches that the student is trained on."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        self.seen: list[dict[str, torch.Tensor]] = []
+        super().__init__(*args, **settings)
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *rest: Any) -> torch.Tensor:
+        self.seen.append({name: value.clone() for name, value in inputs.items()})
+        return super().training_step(model, inputs, *rest)
+
+
+class KilledError(Exception):
+    """What the process would not live to raise."""
+
+
+class KillAt(TrainerCallback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == self.step:
+            raise KilledError
+
+
+def pooled(**settings: Any) -> Pooled:
+    torch.manual_seed(0)
+    return Pooled(**settings)
+
+
+def timm_student(architecture: str = "test_vit", **model_args: Any) -> nn.Module:
+    torch.manual_seed(0)
+    if architecture == "test_vit":
+        model_args = {"img_size": SIZE, "patch_size": 8, **model_args}
+    return build_student(f"timm:{architecture}", None, 8, model_args=model_args, size=SIZE)
+
+
+def transformers_student(kind: str) -> nn.Module:
+    torch.manual_seed(0)
+    if kind == "vit":
+        tiny = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+        return AutoClassifier.from_config(ViTConfig(image_size=SIZE, patch_size=8, num_labels=8, **tiny))
+    return AutoClassifier.from_config(
+        ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=8)
+    )
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "timm test_vit": timm_student,
+    "timm test_resnet": lambda: timm_student("test_resnet"),
+    "transformers ViT": lambda: transformers_student("vit"),
+    "transformers ResNet": lambda: transformers_student("resnet"),
+    "a module of one's own": pooled,
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def impatient() -> Iterator[None]:
+    """Torch gives persistent workers of a loader in a reference cycle, as any Trainer's is, 5 s before it ends them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.2)
+        yield
+        gc.collect()
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Callable[..., ReinforcedTrainingArguments]:
+    def build(**changes: Any) -> ReinforcedTrainingArguments:
+        given = {
+            "output_dir": str(tmp_path / "out"),
+            "use_cpu": True,
+            "per_device_train_batch_size": BATCH,
+            "per_device_eval_batch_size": 5,
+            "num_train_epochs": 1,
+            "optim": "sgd",
+            "learning_rate": 0.05,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "disable_tqdm": True,
+            **changes,
+        }
+        return ReinforcedTrainingArguments(**given)
+
+    return build
+
+
+@pytest.fixture(scope="module")
+def _plain(tmp_path_factory: pytest.TempPathFactory, tiny_dataset, tiny_teacher) -> ReinforcedDataset:
+    folder = tmp_path_factory.mktemp("plain")
+    augmentation = Augmentation([RandomResizedCrop(SIZE), RandomHorizontalFlip()])
+    reinforce(tiny_dataset, tiny_teacher, augmentation, ReinforceConfig(str(folder), num_views=VIEWS, top_k=3))
+    return load_reinforced(folder)
+
+
+@pytest.fixture
+def plain(_plain: ReinforcedDataset) -> ReinforcedDataset:
+    """A "+" dataset that does not mix."""
+    return copy.copy(_plain)
+
+
+@pytest.fixture(scope="module")
+def unlabelled(tmp_path_factory: pytest.TempPathFactory, tiny_dataset, tiny_teacher) -> ReinforcedDataset:
+    folder = tmp_path_factory.mktemp("unlabelled")
+    config = ReinforceConfig(str(folder), num_views=VIEWS, top_k=3, label_column="none")
+    reinforce(tiny_dataset, tiny_teacher, Augmentation([RandomResizedCrop(SIZE)]), config)
+    return load_reinforced(folder)
+
+
+@pytest.fixture(scope="module")
+def pictures(tiny_dataset) -> LabelledImages:
+    return LabelledImages(tiny_dataset, evaluation_augmentation(SIZE))
+
+
+def weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    """Whether two models, or two batches, are equal bit for bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def by_hand(pixels: torch.Tensor) -> torch.Tensor:
+    """The student's input, by the definition."""
+    mean, std = torch.tensor(MEAN).view(1, 3, 1, 1), torch.tensor(STD).view(1, 3, 1, 1)
+    return (pixels / 255 - mean) / std
+
+
+def logits_of(model: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
+    return model(pixel_values=by_hand(pixels))["logits"]
+
+
+def losses_of(trainer: ReinforcedTrainer) -> list[float]:
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def every_view(dataset: ReinforcedDataset) -> dict[bytes, tuple[int, int]]:
+    """Pixels -> (row, view) of all that is stored."""
+    known = {
+        dataset[row, view]["pixel_values"].numpy().tobytes(): (row, view)
+        for row in range(len(dataset))
+        for view in range(dataset.num_views)
+    }
+    assert len(known) == len(dataset) * dataset.num_views, "views must differ for this test"
+    return known
+
+
+def shown(trainer: Watched) -> Iterator[torch.Tensor]:
+    return (pixels for batch in trainer.seen for pixels in batch["pixel_values"])
+
+
+# ------------------------------------------------------------------------------------------------------------- the loss
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_loss_is_the_kl_to_what_is_stored_and_goes_down(plain, settings, model):
+    student = MODELS[model]()
+    before = copy.deepcopy(student).train()
+    sure = {"reinforced_probability": 1.0, "optim": "adamw_torch", "learning_rate": 0.01}
+    trainer = Watched(student, settings(num_train_epochs=8, **sure), train_dataset=plain)
+    trainer.train()
+    losses, batch = losses_of(trainer), trainer.seen[0]
+    assert batch["teacher_ids"].shape == (BATCH, 3)
+    with torch.no_grad():
+        logits = logits_of(before, batch["pixel_values"])
+        expected = reinforced_kl(logits, batch["teacher_ids"], batch["teacher_logprobs"]).mean().item()
+    assert losses[0] == pytest.approx(expected, rel=1e-5)
+    assert np.mean(losses[-2 * STEPS :]) < 0.9 * np.mean(losses[: 2 * STEPS])
+    assert not same(weights(before), weights(student))
+
+
+def test_the_stored_answers_belong_to_the_pixels(tiny_plus, settings):
+    trainer = Watched(pooled(), settings(num_train_epochs=VIEWS, reinforced_probability=1.0), train_dataset=tiny_plus)
+    trainer.train()
+    known = every_view(tiny_plus)
+    for batch in trainer.seen:
+        for place, pixels in enumerate(batch["pixel_values"]):
+            item = tiny_plus[known[pixels.numpy().tobytes()]]
+            for name in ("teacher_ids", "teacher_logprobs"):
+                assert torch.equal(batch[name][place], item[name])
+            assert batch["labels"][place] == item["labels"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"temperature": 3.0},
+        {"tail": "bucket"},
+        {"tail": "zero", "temperature": 0.5},
+        {"label_weight": 0.3},
+        {"label_weight": 1.0, "unreinforced_label_smoothing": 0.5},
+        {"reinforced_probability": 0.5},
+        {"reinforced_probability": 0.5, "unreinforced_label_smoothing": 0.2, "label_weight": 0.4},
+        {"reinforced_probability": 0.0, "temperature": 7.0},
+        {"reinforced_probability": 0.0, "unreinforced_label_smoothing": 0.2},
+    ],
+    ids=str,
+)
+def test_each_setting_reaches_the_loss(plain, settings, changes):
+    args = settings(**{"reinforced_probability": 1.0, "per_device_train_batch_size": ROWS, **changes})
+    student = pooled()
+    before = copy.deepcopy(student)
+    trainer = Watched(student, args, train_dataset=plain)
+    found = trainer.train().training_loss
+    (batch,) = trainer.seen
+    losses = []
+    with torch.no_grad():
+        for place in range(ROWS):
+            logits, label = logits_of(before, batch["pixel_values"][[place]]), batch["labels"][[place]]
+            if batch["reinforced"][place]:
+                ids, logprobs = batch["teacher_ids"][[place]], batch["teacher_logprobs"][[place]]
+                kl = reinforced_kl(logits, ids, logprobs, tail=args.tail, temperature=args.temperature).item()
+                weight = args.label_weight
+                losses.append((1 - weight) * kl + weight * F.cross_entropy(logits, label).item())
+            else:
+                smoothing = args.unreinforced_label_smoothing
+                losses.append(F.cross_entropy(logits, label, label_smoothing=smoothing).item())
+    assert found == pytest.approx(np.mean(losses), rel=1e-5)
+    if args.reinforced_probability == 0.5:
+        assert 0 < batch["reinforced"].sum() < ROWS
+
+
+def test_four_small_batches_are_one_large_one(plain, settings):
+    found = []
+    for size, steps in ((4, 1), (1, 4)):
+        student = timm_student()
+        args = settings(
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=steps,
+            reinforced_probability=0.5,
+            momentum=0.5,
+        )
+        trainer = Watched(student, args, train_dataset=plain)
+        trainer.train()
+        assert len(trainer.seen) == STEPS * steps
+        found.append((weights(student), losses_of(trainer)))
+    (large, large_losses), (small, small_losses) = found
+    assert large_losses == pytest.approx(small_losses, rel=1e-4)
+    for name in large:
+        torch.testing.assert_close(small[name], large[name], rtol=1e-4, atol=1e-6)
+
+
+def test_autocast_to_bfloat16(plain, settings):
+    found = {}
+    for bf16 in (False, True):
+        student = timm_student()
+        dtypes = set()
+        student.timm_model.head.register_forward_hook(lambda _, __, out, dtypes=dtypes: dtypes.add(out.dtype))
+        trainer = ReinforcedTrainer(student, settings(bf16=bf16), train_dataset=plain)
+        trainer.train()
+        assert dtypes == {torch.bfloat16 if bf16 else torch.float32}
+        assert {value.dtype for value in student.parameters()} == {torch.float32}
+        found[bf16] = losses_of(trainer)
+    assert found[True] == pytest.approx(found[False], rel=0.05)
+    assert found[True] != found[False]
+
+
+def test_torch_compile_changes_nothing(plain, settings):
+    found = []
+    # The eager backend traces the model without calling a C++ compiler.
+    for changes in ({}, {"torch_compile": True, "torch_compile_backend": "eager"}):
+        student = timm_student()
+        trainer = ReinforcedTrainer(student, settings(max_steps=2, ema_decay=0.5, **changes), train_dataset=plain)
+        trainer.train()
+        found.append((losses_of(trainer), weights(student)))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
+    assert found[0][1].keys() == found[1][1].keys()
+
+
+# ------------------------------------------------------------------------------------------------- what the student sees
+
+
+@pytest.mark.parametrize("mixing", [False, True])
+def test_in_as_many_epochs_as_views_each_view_is_shown_once(plain, tiny_plus, settings, mixing):
+    dataset = tiny_plus if mixing else plain
+    trainer = Watched(pooled(), settings(num_train_epochs=VIEWS, reinforced_probability=1.0), train_dataset=dataset)
+    trainer.train()
+    known = every_view(dataset)
+    order = [known[pixels.numpy().tobytes()] for pixels in shown(trainer)]
+    assert sorted(order) == sorted(known.values())
+    for epoch in range(VIEWS):
+        assert sorted(row for row, _ in order[epoch * ROWS : (epoch + 1) * ROWS]) == list(range(ROWS))
+
+
+def test_random_views_repeat(plain, settings):
+    args = settings(num_train_epochs=VIEWS, reinforced_probability=1.0, view_order="random")
+    trainer = Watched(pooled(), args, train_dataset=plain)
+    trainer.train()
+    known = every_view(plain)
+    order = [known[pixels.numpy().tobytes()] for pixels in shown(trainer)]
+    assert len(set(order)) < len(order)
+    assert sorted(row for row, _ in order) == sorted(list(range(ROWS)) * VIEWS)
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.5, 1.0])
+def test_the_share_of_replayed_views(plain, settings, probability):
+    trainer = Watched(pooled(), settings(num_train_epochs=8, reinforced_probability=probability), train_dataset=plain)
+    trainer.train()
+    stored, reinforced = every_view(plain), torch.cat([batch["reinforced"] for batch in trainer.seen])
+    assert [pixels.numpy().tobytes() in stored for pixels in shown(trainer)] == reinforced.tolist()
+    # 96 draws: three standard errors are 0.15.
+    assert reinforced.float().mean().item() == pytest.approx(probability, abs=0.15 if probability == 0.5 else 0)
+
+
+def test_the_seed_of_the_data_decides_the_order(plain, settings):
+    orders = []
+    for seeds in ({"seed": 1}, {"seed": 2, "data_seed": 1}, {"seed": 2}):
+        trainer = Watched(pooled(), settings(**seeds), train_dataset=plain)
+        trainer.train()
+        orders.append([pixels.numpy().tobytes() for pixels in shown(trainer)])
+    assert orders[0] == orders[1] != orders[2]
+
+
+def test_training_twice_starts_from_the_first_epoch(plain, settings):
+    trainer = Watched(pooled(), settings(num_train_epochs=2), train_dataset=plain)
+    trainer.train()
+    first, trainer.seen = trainer.seen, []
+    trainer.train()
+    assert all(same(a, b) for a, b in zip(first, trainer.seen, strict=True))
+
+
+@pytest.mark.parametrize("mixing", [False, True])
+@pytest.mark.parametrize("workers", [{"dataloader_num_workers": 1}, {"dataloader_persistent_workers": True}], ids=str)
+def test_workers_change_neither_batches_nor_weights(plain, tiny_plus, settings, mixing, workers):
+    found = []
+    for changes in ({}, {"dataloader_num_workers": 1, **workers}):
+        args = settings(num_train_epochs=2, reinforced_probability=0.5, **changes)
+        trainer = Watched(pooled(dropout=0.5), args, train_dataset=tiny_plus if mixing else plain)
+        trainer.train()
+        found.append((trainer.seen, weights(trainer.model)))
+    assert all(same(a, b) for a, b in zip(found[0][0], found[1][0], strict=True))
+    assert same(found[0][1], found[1][1])
+
+
+def train_and_save(plus: str, out: str, batch_size: str) -> None:
+    """Two epochs; what was seen and learned, in one file for each process."""
+    args = ReinforcedTrainingArguments(
+        out, per_device_train_batch_size=int(batch_size), num_train_epochs=2, optim="sgd", learning_rate=0.05,
+        save_strategy="no", disable_tqdm=True, reinforced_probability=0.5, ema_decay=0.5, ddp_find_unused_parameters=False,
+    )  # fmt: skip
+    trainer = Watched(pooled(), args, train_dataset=load_reinforced(plus))
+    trainer.train()
+    batches = {f"{n}/{name}": value for n, batch in enumerate(trainer.seen) for name, value in batch.items()}
+    kept = {"batches": batches, "model": trainer.model.state_dict(), "ema": trainer.ema.module.state_dict()}
+    for name, tensors in kept.items():
+        save_file(tensors, Path(out) / f"{name}_{args.process_index}.safetensors")
+
+
+def test_two_processes_see_together_what_one_does(tmp_path, tiny_folder):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    train_and_save(str(tiny_folder), str(tmp_path / "one"), str(BATCH))
+    script, here = tmp_path / "script.py", Path(__file__).parent
+    script.write_text(
+        f"import sys\nsys.path[:0] = {[str(here), str(here.parent)]}\n"
+        "from test_trainer import train_and_save\ntrain_and_save(*sys.argv[1:])\n"
+    )
+    launcher = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
+                "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0")  # fmt: skip
+    command = [sys.executable, *launcher, str(script), str(tiny_folder), str(tmp_path / "two"), str(BATCH // 2)]
+    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+    def saved(folder: str, kind: str, rank: int) -> dict[str, torch.Tensor]:
+        return load_file(tmp_path / folder / f"{kind}_{rank}.safetensors")
+
+    one, *two = saved("one", "batches", 0), saved("two", "batches", 0), saved("two", "batches", 1)
+    assert len({name.split("/")[0] for name in one}) == 2 * STEPS
+    assert same(one, {name: torch.cat([part[name] for part in two]) for name in one})
+    for kind in ("model", "ema"):
+        assert same(saved("two", kind, 0), saved("two", kind, 1))
+        for name, value in saved("one", kind, 0).items():
+            torch.testing.assert_close(saved("two", kind, 0)[name], value, rtol=1e-4, atol=1e-6)
+
+
+# --------------------------------------------------------------------------------------------------------------- restarts
+
+
+@pytest.mark.parametrize(
+    ("killed_at", "mixing", "changes"),
+    [
+        (2, False, {}),  # within an epoch
+        (3, True, {}),  # at an epoch's end
+        (5, True, {}),
+        (8, False, {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2}),
+        (4, False, {"dataloader_num_workers": 1}),
+        (3, True, {"dataloader_num_workers": 1}),
+        (5, True, {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}),
+        (3, False, {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}),
+    ],
+)
+def test_killed_and_resumed_equals_uninterrupted(
+    plain, tiny_plus, pictures, settings, tmp_path, killed_at, mixing, changes
+):
+    def start(name: str, *callbacks: TrainerCallback) -> Watched:
+        args = settings(
+            output_dir=str(tmp_path / name), num_train_epochs=4, save_strategy="steps", save_steps=1, ema_decay=0.7,
+            optim="adamw_torch", learning_rate=0.01, lr_scheduler_type="cosine", reinforced_probability=0.5,
+            eval_strategy="epoch", **changes,
+        )  # fmt: skip
+        dataset = copy.copy(tiny_plus if mixing else plain)
+        student = pooled(dropout=0.5)
+        return Watched(student, args, train_dataset=dataset, eval_dataset=pictures, callbacks=list(callbacks))
+
+    whole = start("whole")
+    whole.train()
+    killed = start("killed", KillAt(killed_at))
+    with pytest.raises(KilledError):
+        killed.train()
+    assert (tmp_path / "killed" / f"checkpoint-{killed_at}" / "ema.safetensors").is_file()
+    resumed = start("killed")
+    resumed.train(resume_from_checkpoint=True)
+
+    done = killed_at * resumed.args.gradient_accumulation_steps
+    assert len(resumed.seen) == len(whole.seen) - done > 0
+    assert all(same(a, b) for a, b in zip(whole.seen[done:], resumed.seen, strict=True))
+    assert same(weights(resumed.model), weights(whole.model))
+    assert same(weights(resumed.ema), weights(whole.ema))
+    last = whole.state.global_step
+    for file in ("model.safetensors", "ema.safetensors"):
+        one, other = (tmp_path / name / f"checkpoint-{last}" / file for name in ("whole", "killed"))
+        assert one.read_bytes() == other.read_bytes()
+
+
+def test_resuming_from_another_average_or_none(plain, settings):
+    trainer = ReinforcedTrainer(pooled(), settings(save_strategy="epoch"), train_dataset=plain)
+    trainer.train()
+    later = ReinforcedTrainer(pooled(), settings(num_train_epochs=2, ema_decay=0.5), train_dataset=plain)
+    with pytest.raises(
+        ConfigError, match=r"`ema_decay` is set, but the checkpoint .*-3 has no ema\.safetensors\. Resume"
+    ):
+        later.train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"temperature": 2.0}, "temperature: 1.0 there, 2.0 here"),
+        ({"reinforced_probability": 0.5}, "reinforced_probability: 0.99 there, 0.5 here"),
+        ({"view_order": "random"}, "view_order: cycle there, random here"),
+        ({"tail": "zero"}, "tail: uniform there, zero here"),
+        ({"label_weight": 0.5}, "label_weight: 0.0 there, 0.5 here"),
+        ({"unreinforced_label_smoothing": 0.1}, "unreinforced_label_smoothing: 0.0 there, 0.1 here"),
+        ({"data_seed": 7}, "order_seed: 42 there, 7 here"),
+        ({"dataset": "tiny_plus"}, "dataset_fingerprint: "),
+        ({"num_views": 2}, "num_views: 4 there, 2 here"),
+        ({"view_seed": 3}, "view_seed: 0 there, 3 here"),
+        ({"rows": range(8)}, "num_rows: 12 there, 8 here"),
+        ({"student": "other"}, "model: Pooled of 392 parameters there, TimmWrapperForImageClassification of "),
+    ],
+    ids=str,
+)
+def test_a_checkpoint_of_other_settings_is_refused(plain, tiny_plus, settings, changes, message):
+    trainer = ReinforcedTrainer(pooled(), settings(save_strategy="epoch"), train_dataset=plain)
+    trainer.train()
+    dataset = tiny_plus if changes.pop("dataset", None) else plain
+    rows = dataset.plus.select(changes.pop("rows", range(ROWS)))
+    views, seed = changes.pop("num_views", None), changes.pop("view_seed", 0)
+    dataset = ReinforcedDataset(rows, dataset.provenance, num_views=views, seed=seed)
+    student = timm_student() if changes.pop("student", None) else pooled()
+    before = weights(student)
+    later = ReinforcedTrainer(student, settings(num_train_epochs=2, **changes), train_dataset=dataset)
+    with pytest.raises(ConfigError, match=r"must be resumed with its own settings, but .*-3 differs in ") as error:
+        later.train(resume_from_checkpoint=True)
+    assert message in str(error.value)
+    assert "Restore them, or start a new run" in str(error.value)
+    assert same(weights(student), before)
+
+
+def test_more_epochs_are_no_other_run(plain, settings):
+    ReinforcedTrainer(pooled(), settings(save_strategy="epoch"), train_dataset=plain).train()
+    longer = Watched(pooled(), settings(num_train_epochs=2), train_dataset=plain)
+    longer.train(resume_from_checkpoint=True)
+    assert len(longer.seen) == STEPS
+
+
+# ------------------------------------------------------------------------------------- evaluation, callbacks and averages
+
+
+def test_evaluation_on_images(plain, pictures, settings):
+    student = pooled()
+    trainer = ReinforcedTrainer(
+        student, settings(), train_dataset=plain, eval_dataset=pictures, compute_metrics=compute_metrics
+    )
+    metrics = trainer.evaluate()
+    images, labels = (torch.stack([torch.as_tensor(pictures[n][k]) for n in range(ROWS)]) for k in pictures[0])
+    with torch.no_grad():
+        logits = logits_of(student, images)
+    expected = classification_metrics(logits.numpy(), labels.numpy())
+    assert metrics["eval_loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
+    for name, value in expected.items():
+        assert metrics[f"eval_{name}"] == pytest.approx(value, rel=1e-5)
+    np.testing.assert_allclose(trainer.predict(pictures).predictions, logits.numpy(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_evaluation_on_stored_views(plain, unlabelled, settings, labels):
+    dataset = plain if labels else unlabelled
+    args = settings(reinforced_probability=1.0)
+    trainer = ReinforcedTrainer(pooled(), args, train_dataset=dataset, eval_dataset=dataset)
+    metrics = trainer.evaluate()
+    items = [dataset[row] for row in range(ROWS)]
+    with torch.no_grad():
+        pixels, ids, logprobs = (torch.stack([item[k] for item in items]) for k in list(items[0])[:3])
+        expected = reinforced_kl(logits_of(trainer.model, pixels), ids, logprobs)
+    assert metrics["eval_loss"] == pytest.approx(expected.mean().item(), rel=1e-5)
+
+
+def test_without_labels_the_student_still_learns(unlabelled, settings):
+    trainer = ReinforcedTrainer(
+        pooled(), settings(num_train_epochs=6, reinforced_probability=1.0), train_dataset=unlabelled
+    )
+    trainer.train()
+    losses = losses_of(trainer)
+    assert np.mean(losses[-STEPS:]) < 0.8 * np.mean(losses[:STEPS])
+
+
+def test_early_stopping_and_the_best_model(plain, pictures, settings, tmp_path):
+    class Worsen(TrainerCallback):
+        """From the third epoch on, training makes the student worse."""
+
+        def on_epoch_begin(self, args: Any, state: Any, control: Any, model: nn.Module, **_: Any) -> None:
+            if state.epoch >= 2:
+                with torch.no_grad():
+                    model.linear.weight.add_(10.0 * torch.randn_like(model.linear.weight))
+
+    args = settings(
+        num_train_epochs=9, eval_strategy="epoch", save_strategy="epoch", load_best_model_at_end=True, ema_decay=0.9,
+        metric_for_best_model="eval_nll", greater_is_better=False,
+    )  # fmt: skip
+    trainer = Watched(
+        pooled(), args, train_dataset=plain, eval_dataset=pictures, compute_metrics=compute_metrics,
+        callbacks=[EarlyStoppingCallback(early_stopping_patience=2), Worsen()],
+    )  # fmt: skip
+    trainer.train()
+    assert len(trainer.seen) == 4 * STEPS
+    best = tmp_path / "out" / f"checkpoint-{2 * STEPS}"
+    assert Path(trainer.state.best_model_checkpoint) == best
+    assert same(weights(trainer.model), load_file(best / "model.safetensors"))
+    assert same(weights(trainer.ema.module), load_file(best / "ema.safetensors"))
+
+
+def test_the_average_is_timms(plain, pictures, settings):
+    steps: list[dict[str, torch.Tensor]] = []
+
+    class Keep(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, model: nn.Module, **_: Any) -> None:
+            steps.append(weights(model))
+
+    decay = 0.8
+    args = settings(num_train_epochs=2, ema_decay=decay, learning_rate=0.5)
+    trainer = ReinforcedTrainer(
+        pooled(), args, train_dataset=plain, eval_dataset=pictures, compute_metrics=compute_metrics, callbacks=[Keep()]
+    )
+    trainer.train()
+    average = steps[0]  # as in timm's own training script, the average begins at the first step's weights
+    for step in steps[1:]:
+        average = {name: decay * average[name] + (1 - decay) * step[name] for name in step}
+    for name, value in trainer.ema.module.state_dict().items():
+        torch.testing.assert_close(value, average[name])
+
+    metrics = trainer.evaluate()
+    assert same(weights(trainer.model), steps[-1]), "evaluating the average leaves the model as it was"
+    other = pooled()
+    other.load_state_dict(average)
+    alone = ReinforcedTrainer(
+        other, settings(), train_dataset=plain, eval_dataset=pictures, compute_metrics=compute_metrics
+    )
+    for name, value in alone.evaluate().items():
+        if not name.endswith(("epoch", "runtime", "per_second", "preparation_time")):
+            assert metrics[name.replace("eval_", "eval_ema_")] == pytest.approx(value, rel=1e-4)
+    assert metrics["eval_ema_loss"] != metrics["eval_loss"]
+
+
+def test_batch_normalisation_is_averaged_too(plain, settings):
+    trainer = ReinforcedTrainer(timm_student("test_resnet"), settings(ema_decay=0.5), train_dataset=plain)
+    trainer.train()
+    mine, averaged = trainer.model.state_dict(), trainer.ema.module.state_dict()
+    moved = [name for name in mine if name.endswith("running_mean") and not torch.equal(mine[name], averaged[name])]
+    assert moved
+    assert not any(module.training for module in trainer.ema.module.modules())
+
+
+def test_a_model_init_gets_an_average_of_its_own(plain, settings):
+    def fresh() -> Pooled:
+        return pooled()
+
+    trainer = ReinforcedTrainer(model_init=fresh, args=settings(ema_decay=0.5), train_dataset=plain)
+    trainer.train()
+    first = weights(trainer.ema.module)
+    trainer.train()
+    assert same(first, weights(trainer.ema.module))
+
+
+def test_a_saved_student_answers_alike(plain, settings, tmp_path):
+    student = timm_student()
+    trainer = ReinforcedTrainer(student, settings(), train_dataset=plain)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "saved"))
+    loaded = AutoClassifier.from_pretrained(tmp_path / "saved")
+    pixels = torch.stack([plain[row]["pixel_values"] for row in range(3)])
+    with torch.no_grad():
+        assert torch.equal(logits_of(student.eval(), pixels), logits_of(loaded.eval(), pixels))
+
+
+def test_other_datasets_are_trainers_own_business(pictures, settings):
+    student = pooled()
+    before = copy.deepcopy(student)
+    trainer = Watched(student, settings(per_device_train_batch_size=ROWS), train_dataset=pictures)
+    loss = trainer.train().training_loss
+    (batch,) = trainer.seen
+    with torch.no_grad():
+        expected = F.cross_entropy(logits_of(before, batch["pixel_values"]), batch["labels"])
+    assert loss == pytest.approx(expected.item(), rel=1e-5)
+
+
+# -------------------------------------------------------------------------------------------------- the optimizer, pixels
+
+
+def test_what_decays(plain, settings):
+    trainer = ReinforcedTrainer(timm_student(), settings(weight_decay=0.1), train_dataset=plain)
+    decaying = set(trainer.get_decay_parameter_names(trainer.model))
+    parameters = dict(trainer.model.named_parameters())
+    assert "timm_model.pos_embed" in parameters
+    assert "timm_model.pos_embed" not in decaying, "timm's models name what must not decay"
+    assert "timm_model.patch_embed.proj.weight" in decaying
+    assert {name for name in parameters if name.endswith(".bias") or "norm" in name}.isdisjoint(decaying)
+    groups = trainer.create_optimizer().param_groups
+    assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
+    assert [len(group["params"]) for group in groups] == [len(decaying), len(parameters) - len(decaying)]
+
+    resnet = ReinforcedTrainer(timm_student("test_resnet"), settings(), train_dataset=plain)
+    decaying = resnet.get_decay_parameter_names(resnet.model)
+    assert all(dict(resnet.model.named_parameters())[name].ndim > 1 for name in decaying)
+
+
+@pytest.mark.parametrize(
+    ("changes", "momentum", "nesterov"),
+    [({}, 0.9, True), ({"momentum": 0.5, "nesterov": False}, 0.5, False), ({"momentum": 0.0}, 0.0, False)],
+)
+def test_sgd_has_momentum(plain, settings, changes, momentum, nesterov):
+    optimizer = ReinforcedTrainer(pooled(), settings(**changes), train_dataset=plain).create_optimizer()
+    assert isinstance(optimizer, torch.optim.SGD)
+    for group in optimizer.param_groups:
+        assert (group["momentum"], group["nesterov"]) == (momentum, nesterov)
+
+
+def test_other_optimizers_are_trainers(plain, settings):
+    optimizer = ReinforcedTrainer(pooled(), settings(optim="adamw_torch"), train_dataset=plain).create_optimizer()
+    assert isinstance(optimizer, torch.optim.AdamW)
+
+
+def test_normalization():
+    pixels = torch.randint(0, 256, (2, 3, 5, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(normalize(pixels, MEAN, STD), by_hand(pixels))
+
+
+def test_the_students_own_normalization_is_used(plain, settings):
+    own, given = ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4)), ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    student = build_student("timm:test_resnet", None, 8, normalization=own)
+    pixels = plain[0]["pixel_values"][None]
+    trainer = ReinforcedTrainer(student, settings(), train_dataset=plain)
+    torch.testing.assert_close(
+        trainer._prepare_inputs({"pixel_values": pixels})["pixel_values"], normalize(pixels, *own)
+    )
+    trainer = ReinforcedTrainer(student, settings(), train_dataset=plain, normalization=given)
+    torch.testing.assert_close(trainer._prepare_inputs({"pixel_values": pixels})["pixel_values"], pixels / 255)
+    ready = torch.randn(2, 3, 4, 4)
+    assert trainer._prepare_inputs({"pixel_values": ready})["pixel_values"] is ready, "floats are normalised already"
+
+
+# --------------------------------------------------------------------------------------------------- online distillation
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_online_distillation_is_the_kl_to_the_whole_answer(plain, settings, make_teacher, temperature, bf16):
+    class WatchedDistillation(Watched, OnlineDistillationTrainer):
+        pass
+
+    teacher, student = make_teacher(2.0), pooled()
+    before = copy.deepcopy(student)
+    args = settings(reinforced_probability=0.0, per_device_train_batch_size=ROWS, temperature=temperature, bf16=bf16)
+    trainer = WatchedDistillation(student, args, train_dataset=plain, teacher=teacher)
+    loss = trainer.train().training_loss
+    (batch,) = trainer.seen
+    assert not batch["reinforced"].any()
+    pixels = batch["pixel_values"]
+    with torch.no_grad():
+        raw = teacher.members[0].model(teacher.members[0].preprocessing(pixels))
+        target = (raw / temperature).softmax(-1)
+        answer = (logits_of(before, pixels) / temperature).log_softmax(-1)
+    expected = F.kl_div(answer, target, reduction="batchmean").item() * temperature**2
+    assert loss == pytest.approx(expected, rel=2e-2 if bf16 else 1e-4)
+    assert not same(weights(before), weights(student))
+
+
+def test_an_online_teacher_of_other_classes_is_refused(plain, settings, make_teacher):
+    teacher = make_teacher()
+    teacher = type(teacher)(teacher.members, classes=[0, 1, 2])
+    with pytest.raises(ConfigError, match="the teacher must answer over the dataset's 8 classes, got 3"):
+        OnlineDistillationTrainer(pooled(), settings(), train_dataset=plain, teacher=teacher)
+
+
+def test_another_online_teacher_is_another_run(plain, settings, make_teacher):
+    args = settings(save_strategy="epoch", reinforced_probability=0.0)
+    OnlineDistillationTrainer(pooled(), args, train_dataset=plain, teacher=make_teacher(8.0)).train()
+    other = OnlineDistillationTrainer(pooled(), args, train_dataset=plain, teacher=make_teacher(2.0))
+    labels = ReinforcedTrainer(pooled(), args, train_dataset=plain)
+    for trainer in (other, labels):
+        with pytest.raises(ConfigError, match=r"differs in online_teacher: "):
+            trainer.train(resume_from_checkpoint=True)
+
+
+# --------------------------------------------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"reinforced_probability": 1.5}, "`reinforced_probability` must be between 0 and 1, got 1.5"),
+        ({"reinforced_probability": float("nan")}, "`reinforced_probability` must be between 0 and 1, got nan"),
+        ({"label_weight": -0.1}, "`label_weight` must be between 0 and 1, got -0.1"),
+        ({"unreinforced_label_smoothing": 2}, "`unreinforced_label_smoothing` must be between 0 and 1, got 2"),
+        ({"momentum": -1}, "`momentum` must be between 0 and 1, got -1"),
+        ({"temperature": 0}, "`temperature` must be a number above 0, got 0"),
+        ({"temperature": float("inf")}, "`temperature` must be a number above 0, got inf"),
+        ({"tail": "short"}, "`tail` must be one of uniform, bucket, renormalize, zero, got 'short'"),
+        ({"view_order": "shuffled"}, "`view_order` must be one of cycle, random, got 'shuffled'"),
+        ({"ema_decay": 1.0}, "`ema_decay` must be between 0 and 1, got 1.0"),
+    ],
+)
+def test_impossible_settings(settings, changes, message):
+    with pytest.raises(ConfigError) as error:
+        settings(**changes)
+    assert message in str(error.value)
+
+
+def test_arguments_of_trainer_are_not_enough(plain):
+    from transformers import TrainingArguments
+
+    with pytest.raises(ConfigError, match="`args` must be ReinforcedTrainingArguments, got TrainingArguments"):
+        ReinforcedTrainer(pooled(), TrainingArguments("out", use_cpu=True), train_dataset=plain)
+
+
+def test_a_plain_plus_dataset_is_refused(tiny_folder, settings):
+    plus = datasets.load_dataset(str(tiny_folder), "all_ops", split="train")
+    with pytest.raises(
+        ConfigError, match=r"must be what `load_reinforced` returns, got the plain datasets\.Dataset of a"
+    ):
+        ReinforcedTrainer(pooled(), settings(), train_dataset=plus)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda d: torch.utils.data.Subset(d, range(4)),
+        lambda d: torch.utils.data.Subset(torch.utils.data.Subset(d, range(8)), range(4)),
+        lambda d: torch.utils.data.ConcatDataset([d, d]),
+    ],
+    ids=["Subset", "Subset of a Subset", "ConcatDataset"],
+)
+def test_a_wrapped_dataset_is_refused(plain, settings, wrap):
+    wrapped = wrap(plain)
+    with pytest.raises(
+        ConfigError, match=f"got it wrapped in {type(wrapped).__name__}, where each row would show one view"
+    ):
+        ReinforcedTrainer(pooled(), settings(), train_dataset=wrapped)
+    selected = ReinforcedDataset(plain.plus.select(range(4)), plain.provenance)  # what the message advises
+    ReinforcedTrainer(pooled(), settings(), train_dataset=selected).train()
+
+
+def test_a_folder_without_reinforcements_is_refused(tmp_path, tiny_dataset):
+    tiny_dataset.to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(FormatError, match=r'must hold a "\+" dataset, but no folder in it has a reinforcement\.json'):
+        load_reinforced(tmp_path)
+
+
+def test_a_model_of_other_classes_is_refused(plain, settings):
+    student = build_student("timm:test_resnet", None, 10)
+    with pytest.raises(
+        ConfigError, match=r'must answer over the 8 classes of the "\+" dataset, got 10\. Build it with num'
+    ):
+        ReinforcedTrainer(student, settings(), train_dataset=plain)
+    for classes in (6, 10):  # a module without a config tells by its first answer
+        trainer = ReinforcedTrainer(Pooled(classes), settings(), train_dataset=plain)
+        with pytest.raises(ConfigError, match=rf"must answer over the 8 classes .* got {classes}"):
+            trainer.train()
+
+
+def test_a_model_with_the_classes_in_another_order_is_refused(plain, settings):
+    names = plain.class_names
+    turned = [*names[1:], names[0]]
+    with pytest.raises(ConfigError, match=r"class 0 is 'blue' for the model and 'black' in the dataset\. Build"):
+        ReinforcedTrainer(build_student("timm:test_resnet", turned, 8), settings(), train_dataset=plain)
+    for fine in (names, None, [f"{name}s" for name in names]):
+        ReinforcedTrainer(build_student("timm:test_resnet", fine, 8), settings(), train_dataset=plain)
+
+
+def test_a_model_that_takes_no_pixel_values_is_refused(plain, settings):
+    import timm
+
+    with pytest.raises(ConfigError, match=r"forward of the model must take `pixel_values`, but that of ResNet takes x"):
+        ReinforcedTrainer(timm.create_model("test_resnet", num_classes=8), settings(), train_dataset=plain)
+
+
+class NoLabels(Pooled):
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return super().forward(pixel_values)["logits"]
+
+
+def test_a_model_that_takes_no_labels_and_returns_bare_logits(plain, settings):
+    torch.manual_seed(0)
+    trainer = Watched(NoLabels(), settings(reinforced_probability=1.0), train_dataset=plain)
+    trainer.train()
+    expected = Watched(pooled(), settings(reinforced_probability=1.0), train_dataset=plain)
+    expected.train()
+    assert same(weights(trainer.model), weights(expected.model))
+    for changes in ({}, {"label_weight": 0.5, "reinforced_probability": 1.0}):
+        trainer = ReinforcedTrainer(NoLabels(), settings(**changes), train_dataset=plain)
+        with pytest.raises(ConfigError, match=r"the loss needs `labels`, but the batch has none\. Set `label_names="):
+            trainer.train()
+        again = ReinforcedTrainer(NoLabels(), settings(label_names=["labels"], **changes), train_dataset=plain)
+        again.train()  # what the message advises
+
+
+def test_settings_that_need_labels_are_refused_without(unlabelled, settings):
+    with pytest.raises(
+        ConfigError, match=r"`reinforced_probability` must be 1 for a dataset without labels, got 0\.99"
+    ):
+        ReinforcedTrainer(pooled(), settings(), train_dataset=unlabelled)
+    with pytest.raises(
+        ConfigError, match=r"`label_weight` must be 0 for a dataset without labels, got 0\.5\. Set it to 0"
+    ):
+        ReinforcedTrainer(pooled(), settings(reinforced_probability=1, label_weight=0.5), train_dataset=unlabelled)
+
+
+@pytest.mark.parametrize(
+    ("changes", "more", "message"),
+    [
+        (
+            {"label_smoothing_factor": 0.1},
+            {},
+            "`label_smoothing_factor` has no part in the loss of a reinforced dataset",
+        ),
+        ({}, {"compute_loss_func": F.mse_loss}, "`compute_loss_func` has no part in the loss of a reinforced dataset"),
+        ({"train_sampling_strategy": "sequential"}, {}, "`train_sampling_strategy` must be `random`, got 'sequential'"),
+    ],
+)
+def test_settings_of_trainer_without_a_part_are_refused(plain, settings, changes, more, message):
+    with pytest.raises(ConfigError) as error:
+        ReinforcedTrainer(timm_student("test_resnet"), settings(**changes), train_dataset=plain, **more)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_damaged_answers_are_never_trained_on(plain, settings, edit, workers):
+    def damage(logprobs: np.ndarray) -> np.ndarray:
+        logprobs[7, :, 1] = np.nan
+        return logprobs
+
+    student = pooled()
+    args = settings(reinforced_probability=1.0, dataloader_num_workers=workers, per_device_train_batch_size=ROWS)
+    trainer = ReinforcedTrainer(student, args, train_dataset=edit(plain, "teacher_logprobs", damage))
+    before = weights(student)
+    with pytest.raises(FormatError, match=r"the log-probabilities of row 7, view \d must be finite"):
+        trainer.train()
+    assert same(before, weights(student))
+
+
+def test_another_image_is_never_trained_on(plain, settings, edit):
+    changed = edit(plain, "image", lambda cells: [*cells[:3], cells[4], *cells[4:]])
+    trainer = ReinforcedTrainer(pooled(), settings(per_device_train_batch_size=ROWS), train_dataset=changed)
+    with pytest.raises(ReplayError, match="row 3 must hold the image that was reinforced"):
+        trainer.train()
+
+
+def test_odd_batches_of_a_mixing_dataset_are_warned_of(tiny_plus, settings, caplog):
+    ReinforcedTrainer(pooled(), settings(per_device_train_batch_size=3), train_dataset=tiny_plus)
+    assert "An odd batch size splits mixed pairs" in caplog.text
+    caplog.clear()
+    ReinforcedTrainer(pooled(), settings(), train_dataset=tiny_plus)
+    assert not caplog.text
+
+
+def test_images_for_evaluation(tiny_dataset):
+    with pytest.raises(DataError, match=r"must have the column `lable`\. Did you mean `label`\?"):
+        LabelledImages(tiny_dataset, evaluation_augmentation(SIZE), label_column="lable")
+    with pytest.raises(ConfigError, match="an evaluation must not be random, got the parameters flip"):
+        LabelledImages(tiny_dataset, Augmentation([CenterCrop(SIZE), RandomHorizontalFlip()]))
+    image = LabelledImages(tiny_dataset, evaluation_augmentation(SIZE))[5]
+    assert image["pixel_values"].shape == (3, SIZE, SIZE)
+    assert image["labels"] == tiny_dataset[5]["label"]
+
+
+def test_students():
+    with pytest.raises(ConfigError, match=r"timm has no architecture `test_vitt`\. Did you mean `test_vit"):
+        build_student("timm:test_vitt", None, 8)
+    with pytest.raises(ConfigError, match=r"timm cannot build test_resnet with {'depht': 3}.*Check `model_args`"):
+        build_student("timm:test_resnet", None, 8, model_args={"depht": 3})
+    with pytest.raises(ConfigError, match=r"could not load the student '\./nowhere'"):
+        build_student("./nowhere", None, 8)
+    student = build_student("timm:test_resnet", ["a", "b"], 2, size=SIZE)
+    assert student.config.id2label == {0: "a", 1: "b"}
+    assert json.loads(json.dumps(student.config.to_dict()))["pretrained_cfg"]["input_size"] == [3, SIZE, SIZE]
+
+
+def test_a_saved_student_may_be_trained_further(tmp_path, plain, settings):
+    build_student("timm:test_resnet", ["a", "b"], 2).save_pretrained(tmp_path / "saved")
+    student = build_student(str(tmp_path / "saved"), plain.class_names, 8)
+    assert student.config.num_labels == 8
+    body = load_file(tmp_path / "saved" / "model.safetensors")
+    assert any(torch.equal(value, body[name]) for name, value in student.state_dict().items() if "conv" in name)
+    ReinforcedTrainer(student, settings(max_steps=1), train_dataset=plain).train()

@@ -244,7 +244,7 @@ def main() -> None:
             result |= {f"cpu_ms_{name.replace(',', '').replace(' ', '_').lower()}": ms for name, ms in parts}
             common.table(parts, ["step", "CPU ms a view"])
     if flags.only in (None, "processes"):
-        measured = measure_processes(flags, rows if flags.quick else 2 * rows, 1 if flags.quick else rounds // 2)
+        measured = measure_processes(flags, rows if flags.quick else 2 * rows, 1 if flags.quick else (rounds + 1) // 2)
         result |= measured
         common.table([[key, "-" if value is None else value] for key, value in measured.items()], ["", "measured"])
     common.table(

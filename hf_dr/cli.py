@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.resources
 import json
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transformers import set_seed
+from transformers import TrainerState, set_seed
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_dr.augmentation import NAMED, Augmentation
@@ -27,7 +29,7 @@ from hf_dr.metrics import compute_metrics
 from hf_dr.reinforce import Job, ReinforceConfig, check_dataset, process_state
 from hf_dr.replay import find_config, load_reinforced
 from hf_dr.schema import Provenance
-from hf_dr.students import LabelledImages, build_student, evaluation_augmentation
+from hf_dr.students import LabelledImages, build_student, evaluation_augmentation, load_processor
 from hf_dr.teacher import PRECISIONS, Teacher
 from hf_dr.trainer import ReinforcedTrainer, ReinforcedTrainingArguments
 from hf_dr.verify import teacher_from_provenance, verify
@@ -194,13 +196,14 @@ class StudentArguments:
 
 def train_command(argv: Sequence[str], prog: str) -> int:
     """Trains a student on a "+" dataset."""
-    student, args = parse(
-        [StudentArguments, ReinforcedTrainingArguments],
-        argv,
-        prog=prog,
-        description='Trains an image classifier on a "+" dataset, or, for comparison, by plain training (erm) or online '
-        "distillation (kd) on the same images. All settings of transformers' TrainingArguments are flags, too.",
-    )
+    with _as_config_error():
+        student, args = parse(
+            [StudentArguments, ReinforcedTrainingArguments],
+            argv,
+            prog=prog,
+            description='Trains an image classifier on a "+" dataset, or, for comparison, by plain training (erm) or online '
+            "distillation (kd) on the same images. All settings of transformers' TrainingArguments are flags, too.",
+        )
     if (student.objective == "kd") != bool(student.teacher):
         raise ConfigError(
             f"`teacher` must be given for `objective` kd and only then, got "
@@ -217,6 +220,8 @@ def train_command(argv: Sequence[str], prog: str) -> int:
     if student.base:
         base, _ = load_base(student.base, student.base_config, split=_provenance_split(student.dataset, student.name))
     plus = load_reinforced(student.dataset, student.name, base=base, num_views=student.num_views, seed=args.seed)
+    if student.objective != "reinforced" and not plus.has_labels:
+        raise ConfigError(f"`objective` must be reinforced for a dataset without labels, got {student.objective}.")
     height, width = plus.augmentation.size or (0, 0)
     model = build_student(
         student.student, plus.class_names, plus.provenance.num_classes, model_args=model_args, size=max(height, width)
@@ -224,10 +229,15 @@ def train_command(argv: Sequence[str], prog: str) -> int:
     evaluation = None
     if student.eval_dataset:
         images, _ = load_base(student.eval_dataset, split=student.eval_split)
-        columns = {
-            "image_column": plus.provenance.image_column,
-            "label_column": plus.provenance.label_column or "label",
-        }
+        label_column = plus.provenance.label_column or "label"
+        columns = {"image_column": plus.provenance.image_column, "label_column": label_column}
+        names = getattr(images.features.get(label_column), "names", None)
+        if names and plus.class_names and names != plus.class_names:
+            c = next(c for c, name in enumerate([*names, None]) if [*plus.class_names, None][c] != name)
+            raise ConfigError(
+                f'`eval_dataset` must have the classes of the "+" dataset in their order, but class {c} is '
+                f'{[*names, None][c]!r} there and {[*plus.class_names, None][c]!r} in the "+" dataset. Give another.'
+            )
         evaluation = LabelledImages(images, evaluation_augmentation(max(height, width), student.eval_crop), **columns)
     settings: dict[str, Any] = {
         "model": model,
@@ -236,27 +246,58 @@ def train_command(argv: Sequence[str], prog: str) -> int:
         "eval_dataset": evaluation,
         "compute_metrics": compute_metrics,
     }
+    processor = load_processor(student.student)
+    if processor is not None:
+        settings["processing_class"] = processor
+        if getattr(processor, "image_mean", None) and getattr(processor, "image_std", None):
+            settings["normalization"] = (processor.image_mean, processor.image_std)
     if student.objective == "kd":
         names = plus.class_names
         teacher = Teacher.from_pretrained(student.teacher, device=args.device)
         if names is not None:
             teacher.check_classes(names)
-        trainer: ReinforcedTrainer = OnlineDistillationTrainer(**settings, teacher=teacher)
-    else:
-        trainer = ReinforcedTrainer(**settings)
-    return run_training(trainer, args)
+        settings["teacher"] = teacher
+    with _as_config_error():
+        trainer = (OnlineDistillationTrainer if student.objective == "kd" else ReinforcedTrainer)(**settings)
+    status = run_training(trainer, args)
+    local = Path(student.dataset).expanduser()
+    trainer.create_model_card(
+        dataset=local.resolve().name if local.exists() else student.dataset,
+        dataset_tags=None if local.exists() else [student.dataset],
+        finetuned_from=None if student.student.startswith("timm:") else student.student,
+    )
+    return status
+
+
+@contextlib.contextmanager
+def _as_config_error() -> Iterator[None]:
+    """Lets the user see what transformers has to say against the settings, without its traceback."""
+    try:
+        yield
+    except HfDrError:
+        raise
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def run_training(trainer: ReinforcedTrainer, args: ReinforcedTrainingArguments) -> int:
     """Trains, resuming from the last checkpoint of the folder; saves the model and its metrics."""
-    folder = str(args.output_dir)
-    last = get_last_checkpoint(folder) if Path(folder).is_dir() else None
-    if last is not None:
-        logger.info("Going on from %s.", last)
-    result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint or last)
+    folder, steps_before = str(args.output_dir), 0
+    checkpoint = args.resume_from_checkpoint or (get_last_checkpoint(folder) if Path(folder).is_dir() else None)
+    if checkpoint is not None:
+        state = Path(checkpoint) / TRAINER_STATE_NAME
+        if not state.is_file():
+            raise ConfigError(
+                f"`resume_from_checkpoint` must name a checkpoint with a {TRAINER_STATE_NAME}, found none in {checkpoint}. "
+                "Leave it out: the last checkpoint of `output_dir` is found without it."
+            )
+        logger.info("Going on from %s.", checkpoint)
+        steps_before = TrainerState.load_from_json(str(state)).global_step
+    result = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
-    trainer.log_metrics("train", result.metrics)
-    trainer.save_metrics("train", result.metrics)
+    if result.global_step > steps_before:  # else it was finished, and its metrics are written
+        trainer.log_metrics("train", result.metrics)
+        trainer.save_metrics("train", result.metrics)
     if trainer.eval_dataset is not None:
         metrics = trainer.evaluate()
         trainer.log_metrics("eval", metrics)

@@ -39,6 +39,10 @@ class OnlineDistillationTrainer(ReinforcedTrainer):
             )
 
     @property
+    def _objective(self) -> str:
+        return "newly drawn views and the answers of a teacher in memory"
+
+    @property
     def _online_teacher(self) -> str:
         return ", ".join(f"{member.id} ({member.weights_hash[:12]})" for member in self.teacher.members)
 

@@ -9,7 +9,7 @@ import datasets
 import numpy as np
 import timm
 import torch
-from transformers import AutoModelForImageClassification, TimmWrapperConfig
+from transformers import AutoImageProcessor, AutoModelForImageClassification, TimmWrapperConfig
 
 from hf_dr.augmentation import Augmentation
 from hf_dr.errors import ConfigError, DataError, did_you_mean
@@ -72,6 +72,16 @@ def build_student(
         raise ConfigError(
             f"could not load the student {name!r} ({str(error)[:300]}). Name a Hub id, a folder, or `timm:ARCHITECTURE`."
         ) from error
+
+
+def load_processor(name: str) -> Any:
+    """Returns the image processor of a model that is fine-tuned, or None: its mean and std are the student's."""
+    if name.startswith("timm:"):
+        return None
+    try:
+        return AutoImageProcessor.from_pretrained(name)
+    except (OSError, ValueError):
+        return None
 
 
 def evaluation_augmentation(size: int, crop: float = 0.875) -> Augmentation:

@@ -14,11 +14,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from huggingface_hub import ModelCard, ModelCardData
 from safetensors.torch import load_file, save_file
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.utils import ModelEmaV3
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.modelcard import extract_hyperparameters_from_trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from hf_dr.errors import ConfigError
@@ -131,9 +133,8 @@ class ReinforcedTrainer(Trainer):
         self.args: ReinforcedTrainingArguments
         assert isinstance(self.model, nn.Module)
         # Before any wrapper changes its class.
-        self._model_summary = (
-            f"{type(self.model).__name__} of {sum(p.numel() for p in self.model.parameters())} parameters"
-        )
+        name = getattr(getattr(self.model, "config", None), "architecture", None) or type(self.model).__name__
+        self._model_summary = f"{name} of {sum(p.numel() for p in self.model.parameters()):,} parameters"
         self._check_train_dataset()
         self._normalization = normalization or _own_normalization(self.model)
         if args.ema_decay is not None:
@@ -358,6 +359,62 @@ class ReinforcedTrainer(Trainer):
             **{name: getattr(self.args, name) for name in _KEPT},
         }
 
+    def create_model_card(self, **settings: Any) -> None:  # type: ignore[override]
+        """Writes README.md: who learned what from which data, with which settings and results. Needs no network.
+
+        Args:
+            **settings: `model_name`, `dataset` (a name), `dataset_tags` (Hub ids), `finetuned_from` (Hub id or folder),
+                `language`, `license` and `tags`, as for Trainer's.
+        """
+        train = self.train_dataset
+        if not isinstance(train, ReinforcedDataset):
+            super().create_model_card(**settings)
+            return
+        if not self.is_world_process_zero():
+            return
+        tags, start = settings.get("tags") or [], settings.get("finetuned_from")
+        local = start is not None and Path(start).expanduser().is_dir()
+        data = ModelCardData(
+            library_name="transformers",
+            pipeline_tag="image-classification",
+            tags=[*([tags] if isinstance(tags, str) else tags), "dataset-reinforcement", "arxiv:2303.08983"],
+            base_model=None if local else start,
+            datasets=settings.get("dataset_tags"),
+            language=settings.get("language"),
+            license=settings.get("license"),
+        )
+        folder, provenance = Path(self.args.output_dir or "."), train.provenance
+        name = settings.get("model_name") or folder.resolve().name
+        source = settings.get("dataset") or f"{provenance.base.get('id')}, configuration {provenance.config_name}"
+        origin = f", fine-tuned from `{Path(start).name if local else start}`" if start else ""
+        teachers = ", ".join(member["id"] for member in provenance.teacher["members"])
+        kept = {k: v for k, v in (self._kept_settings() or {}).items() if v is not None}
+        logs = self.state.log_history
+        results = next((entry for entry in reversed(logs) if any(k.startswith("eval_") for k in entry)), {})
+        speed = [entry["train_samples_per_second"] for entry in logs if "train_samples_per_second" in entry]
+        body = [f"# {name}"]
+        body.append(
+            f"{self._model_summary}{origin}, over {provenance.num_classes} classes. It learned from {self._objective}, of the "
+            f'"+" dataset `{source}` ([Dataset Reinforcement](https://arxiv.org/abs/2303.08983)), whose '
+            f"{provenance.num_views} views of each of {provenance.num_rows:,} examples were labelled by {teachers}."
+        )
+        if results:
+            found = {k.removeprefix("eval_"): v for k, v in results.items() if k.startswith("eval_")}
+            body += ["## Results", _table("measure", found)]
+        hyperparameters = {k: " ".join(str(v).split()) for k, v in extract_hyperparameters_from_trainer(self).items()}
+        body += ["## Training", _table("setting", {**kept, **hyperparameters})]
+        if speed:
+            body.append(f"Training went at {speed[-1]} images a second in {self.args.world_size} process(es).")
+        ModelCard(f"---\n{data}\n---\n\n" + "\n\n".join(body) + "\n").save(folder / "README.md")
+
+    @property
+    def _objective(self) -> str:
+        share = self.args.reinforced_probability
+        if share == 0:
+            return "newly drawn views and their labels"
+        rest = "" if share == 1 else f" ({share:.4g} of the samples; the others are new views with their labels)"
+        return f"stored views and a teacher's stored answers{rest}"
+
     @property
     def _online_teacher(self) -> str | None:
         return None
@@ -424,6 +481,11 @@ def normalize(pixels_BCHW: torch.Tensor, mean: Sequence[float], std: Sequence[fl
     offset = torch.tensor(mean, device=pixels_BCHW.device).view(shape) * 255
     scale = torch.tensor(std, device=pixels_BCHW.device).view(shape) * 255
     return (pixels_BCHW - offset) / scale
+
+
+def _table(title: str, rows: dict[str, Any]) -> str:
+    lines = [f"| {k} | {f'{v:.4g}' if isinstance(v, float) else v} |" for k, v in rows.items()]
+    return "\n".join([f"| {title} | value |", "|---|---|", *lines])
 
 
 def _own_normalization(model: nn.Module) -> tuple[Sequence[float], Sequence[float]]:

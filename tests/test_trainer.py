@@ -495,7 +495,7 @@ def test_resuming_from_another_average_or_none(plain, settings):
         ({"num_views": 2}, "num_views: 4 there, 2 here"),
         ({"view_seed": 3}, "view_seed: 0 there, 3 here"),
         ({"rows": range(8)}, "num_rows: 12 there, 8 here"),
-        ({"student": "other"}, "model: Pooled of 392 parameters there, TimmWrapperForImageClassification of "),
+        ({"student": "other"}, "model: Pooled of 392 parameters there, test_vit of "),
     ],
     ids=str,
 )

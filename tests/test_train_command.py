@@ -1,0 +1,227 @@
+"""`hf-dr train`, called as its users call it: objectives, what is written, running again, refusals."""
+
+import itertools
+import json
+import shutil
+from pathlib import Path
+
+import datasets
+import pytest
+import timm
+import torch
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageClassification, ViTConfig, ViTImageProcessor
+
+from hf_dr.augmentation import Augmentation
+from hf_dr.cli import main
+from hf_dr.ops import RandomResizedCrop
+from hf_dr.reinforce import ReinforceConfig, reinforce
+from hf_dr.students import load_processor
+
+SIZE, ROWS, BATCH = 24, 12, 4
+STEPS = ROWS // BATCH  # of an epoch
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory, tiny_dataset) -> Path:
+    path = tmp_path_factory.mktemp("base") / "base.parquet"
+    tiny_dataset.to_parquet(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("teacher") / "t.safetensors"
+    torch.manual_seed(1)
+    save_file(timm.create_model("test_resnet", num_classes=8).state_dict(), path)
+    return f"timm:test_resnet@{path}"
+
+
+@pytest.fixture
+def call(tmp_path, tiny_folder, base):
+    """Runs the command in a fresh folder; more flags win. Returns its status."""
+
+    def run(*more: str, dataset: Path = tiny_folder, out: str = "out") -> int:
+        flags = {
+            "--dataset": dataset, "--student": "timm:test_resnet", "--output_dir": tmp_path / out,
+            "--eval_dataset": base, "--eval_split": "train", "--per_device_train_batch_size": BATCH,
+            "--num_train_epochs": 2, "--save_strategy": "epoch", "--optim": "sgd", "--learning_rate": 0.05,
+            "--disable_tqdm": True,
+        }  # fmt: skip
+        return main(["train", *(str(part) for flag in flags.items() for part in flag), *more])
+
+    return run
+
+
+def read(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("objective", ["reinforced", "erm", "kd"])
+def test_an_objective_leaves_model_metrics_checkpoints_and_a_card(call, tmp_path, tiny_plus, teacher, objective):
+    more = ["--teacher", teacher] if objective == "kd" else []
+    assert call("--objective", objective, "--ema_decay", "0.5", *more) == 0
+    out = tmp_path / "out"
+    trained, evaluated = read(out / "train_results.json"), read(out / "eval_results.json")
+    assert trained["epoch"] == 2
+    assert trained["train_samples_per_second"] > 0
+    assert {f"eval_{m}" for m in ("loss", "top1", "top5", "nll", "brier", "ece", "ema_top1")} <= evaluated.keys()
+    assert {p.name for p in out.glob("checkpoint-*")} == {f"checkpoint-{STEPS}", f"checkpoint-{2 * STEPS}"}
+    model = AutoModelForImageClassification.from_pretrained(out)
+    assert [model.config.id2label[c] for c in range(8)] == tiny_plus.class_names
+    kept = read(out / "checkpoint-3" / "reinforced_training.json")
+    assert kept["reinforced_probability"] == (0.99 if objective == "reinforced" else 0.0)
+    assert (kept["online_teacher"] is not None) == (objective == "kd")
+
+    card = ModelCard.load(out / "README.md")
+    assert card.data.pipeline_tag == "image-classification"
+    assert "dataset-reinforcement" in card.data.tags
+    assert {
+        "reinforced": "stored views and a teacher's stored answers (0.99 of the samples",
+        "erm": "newly drawn views and their labels",
+        "kd": "newly drawn views and the answers of a teacher in memory",
+    }[objective] in card.text
+    for part in ("# out", "test_resnet of ", "`tiny-plus`", "labelled by colours", "| learning_rate | 0.05 |",
+                 f"| top1 | {evaluated['eval_top1']:.4g} |", f"| dataset_fingerprint | {tiny_plus.provenance.fingerprint}",
+                 f"at {trained['train_samples_per_second']} images a second"):  # fmt: skip
+        assert part in card.text
+    assert str(tmp_path) not in card.content, "no paths of this machine"
+
+
+def test_objectives_differ_in_nothing_but_the_target(call, tmp_path, teacher):
+    for objective, more in (("reinforced", []), ("erm", []), ("kd", ["--teacher", teacher])):
+        assert call("--objective", objective, "--max_steps", "1", *more, out=objective) == 0
+    found = [load_file(tmp_path / name / "model.safetensors") for name in ("reinforced", "erm", "kd")]
+    for first, second in itertools.combinations(found, 2):
+        assert not all(torch.equal(first[name], second[name]) for name in first if name.endswith("weight"))
+
+
+def test_running_again_resumes(call, tmp_path, caplog):
+    assert call(out="whole") == 0
+    assert call() == 0
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    shutil.rmtree(out / f"checkpoint-{2 * STEPS}")
+    for name in ("model.safetensors", "train_results.json"):
+        (out / name).unlink()
+    with caplog.at_level("INFO", "hf_dr"):
+        assert call() == 0
+    assert f"Going on from {out / f'checkpoint-{STEPS}'}" in caplog.text
+    assert (out / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+    results = (out / "train_results.json").read_text()
+    assert read(out / "train_results.json")["train_loss"] > 0
+    assert call() == 0
+    assert (out / "train_results.json").read_text() == results, "a finished run keeps its metrics"
+
+
+def test_another_objective_or_student_does_not_resume_this_one(call, teacher, capsys):
+    assert call("--objective", "erm") == 0
+    for more, message in (
+        (["--objective", "reinforced"], "differs in reinforced_probability: 0.0 there, 0.99 here"),
+        (["--objective", "kd", "--teacher", teacher], "differs in online_teacher: None there, "),
+        (["--objective", "erm", "--student", "timm:test_vit", "--model_args", '{"img_size": 24, "patch_size": 8}'],
+         "differs in model: test_resnet of "),
+    ):  # fmt: skip
+        capsys.readouterr()
+        assert call(*more) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_a_config_file(call, tmp_path):
+    config = tmp_path / "c.yaml"
+    config.write_text("max_steps: 1\nlabel_weight: 0.25\nmodel_args:\n  drop_rate: 0.1\n")
+    assert call("--config", str(config)) == 0
+    assert read(tmp_path / "out" / "checkpoint-1" / "reinforced_training.json")["label_weight"] == 0.25
+    assert read(tmp_path / "out" / "config.json")["model_args"] == {"drop_rate": 0.1}
+
+
+def test_an_overlay_needs_its_base(call, tmp_path, tiny_dataset, tiny_teacher, base, capsys):
+    config = ReinforceConfig(str(tmp_path / "overlay"), num_views=2, top_k=2, overlay=True)
+    reinforce(tiny_dataset, tiny_teacher, Augmentation([RandomResizedCrop(SIZE)]), config)
+    assert call(dataset=tmp_path / "overlay") == 2
+    assert "is an overlay without images. Pass `base`" in capsys.readouterr().err
+    assert call("--base", str(base), "--max_steps", "1", dataset=tmp_path / "overlay") == 0
+
+
+def test_fine_tuning_keeps_the_students_own_processor(call, tmp_path):
+    tiny = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    model = AutoModelForImageClassification.from_config(ViTConfig(image_size=SIZE, patch_size=8, num_labels=3, **tiny))
+    folder = tmp_path / "vit"
+    model.save_pretrained(folder)
+    assert load_processor(str(folder)) is None
+    ViTImageProcessor(size={"height": SIZE, "width": SIZE}, image_mean=[0.5] * 3, image_std=[0.25] * 3).save_pretrained(
+        folder
+    )
+    assert call("--student", str(folder), "--max_steps", "1") == 0
+    assert read(tmp_path / "out" / "preprocessor_config.json")["image_std"] == [0.25] * 3
+    assert "fine-tuned from `vit`" in (tmp_path / "out" / "README.md").read_text()
+    # The same first step with ImageNet's mean and std has another loss.
+    losses = [read(tmp_path / "out" / "train_results.json")["train_loss"]]
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        (folder / name).unlink(missing_ok=True)
+    assert call("--student", str(folder), "--max_steps", "1", out="other") == 0
+    losses.append(read(tmp_path / "other" / "train_results.json")["train_loss"])
+    assert losses[0] != losses[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--temprature", "2"], "unknown argument `--temprature`. Did you mean `--temperature`?"),
+        (["--temperature", "0"], "`temperature` must be a number above 0, got 0"),
+        (["--reinforced_probability", "1.5"], "`reinforced_probability` must be between 0 and 1, got 1.5"),
+        (["--num_views", "0"], "`num_views` must be between 1 and the 4 stored views, got 0"),
+        (["--num_views", "5"], "`num_views` must be between 1 and the 4 stored views, got 5"),
+        (["--objective", "kd"], "`teacher` must be given for `objective` kd and only then, got none with kd"),
+        (["--teacher", "x"], "`teacher` must be given for `objective` kd and only then, got ['x'] with reinforced"),
+        (["--model_args", "{depth"], "`model_args` must be JSON"),
+        (["--student", "timm:test_resnett"], "timm has no architecture `test_resnett`. Did you mean `test_resnet"),
+        (["--student", "./nowhere"], "could not load the student './nowhere'"),
+        (["--dataset", "./nowhere"], 'expected the folder of a "+" dataset or a Hub id, found neither'),
+        (["--name", "all_opps"], "has no configuration `all_opps`. Did you mean `all_ops`?"),
+        (["--eval_split", "tset"], "could not load split `tset`"),
+        (["--load_best_model_at_end", "--eval_strategy", "no"], "--load_best_model_at_end requires the save and eval"),
+        (
+            ["--resume_from_checkpoint", "nowhere"],
+            "must name a checkpoint with a trainer_state.json, found none in nowhere",
+        ),
+    ],
+    ids=str,
+)
+def test_wrong_calls_end_with_one_clear_line_and_status_2(call, tmp_path, capsys, arguments, message):
+    assert call(*arguments) == 2
+    captured = capsys.readouterr().err
+    assert message in captured
+    assert "Traceback" not in captured
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_an_unknown_objective(call, capsys):
+    with pytest.raises(SystemExit) as stop:
+        call("--objective", "magic")
+    assert stop.value.code == 2
+    assert "invalid choice: 'magic'" in capsys.readouterr().err
+
+
+def test_classes_of_evaluation_in_another_order(call, tmp_path, tiny_dataset, capsys):
+    names = tiny_dataset.features["label"].names
+    features = tiny_dataset.features.copy()
+    features["label"] = datasets.ClassLabel(names=[*names[1:], names[0]])
+    tiny_dataset.cast(features).to_parquet(tmp_path / "turned.parquet")
+    assert call("--eval_dataset", str(tmp_path / "turned.parquet")) == 2
+    assert "but class 0 is 'blue' there and 'black' in the" in capsys.readouterr().err
+
+
+def test_without_labels_only_the_teacher_is_left(call, tmp_path, tiny_dataset, tiny_teacher, capsys):
+    config = ReinforceConfig(str(tmp_path / "plus"), num_views=2, top_k=2, label_column="none")
+    reinforce(tiny_dataset, tiny_teacher, Augmentation([RandomResizedCrop(SIZE)]), config)
+    assert call("--objective", "erm", dataset=tmp_path / "plus") == 2
+    assert "`objective` must be reinforced for a dataset without labels, got erm" in capsys.readouterr().err
+    assert call("--reinforced_probability", "1", "--max_steps", "1", dataset=tmp_path / "plus") == 0
+
+
+def test_a_teacher_of_other_classes(call, tmp_path, capsys):
+    save_file(timm.create_model("test_resnet", num_classes=5).state_dict(), tmp_path / "t.safetensors")
+    assert call("--objective", "kd", "--teacher", f"timm:test_resnet@{tmp_path / 't.safetensors'}") == 2
+    assert "the teacher must answer over the dataset's 8 classes, but it has 5" in capsys.readouterr().err

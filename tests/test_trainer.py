@@ -383,13 +383,16 @@ def test_workers_change_neither_batches_nor_weights(plain, tiny_plus, settings, 
 
 
 def train_and_save(plus: str, out: str, batch_size: str) -> None:
-    """Two epochs; what was seen and learned, in one file for each process."""
+    """Two epochs, and again from within the second; what was seen and learned, in one file for each process."""
     args = ReinforcedTrainingArguments(
         out, per_device_train_batch_size=int(batch_size), num_train_epochs=2, optim="sgd", learning_rate=0.05,
-        save_strategy="no", disable_tqdm=True, reinforced_probability=0.5, ema_decay=0.5, ddp_find_unused_parameters=False,
+        save_steps=1, disable_tqdm=True, reinforced_probability=0.5, ema_decay=0.5, ddp_find_unused_parameters=False,
     )  # fmt: skip
-    trainer = Watched(pooled(), args, train_dataset=load_reinforced(plus))
+    trainer, resumed = (Watched(pooled(), args, train_dataset=load_reinforced(plus)) for _ in range(2))
     trainer.train()
+    resumed.train(resume_from_checkpoint=f"{out}/checkpoint-{STEPS + 1}")
+    assert all(same(a, b) for a, b in zip(trainer.seen[STEPS + 1 :], resumed.seen, strict=True))
+    assert same(weights(trainer.model), weights(resumed.model))
     batches = {f"{n}/{name}": value for n, batch in enumerate(trainer.seen) for name, value in batch.items()}
     kept = {"batches": batches, "model": trainer.model.state_dict(), "ema": trainer.ema.module.state_dict()}
     for name, tensors in kept.items():

@@ -54,7 +54,7 @@ def reinforce(teacher: Teacher, photos: datasets.Dataset, name: str, folder: Pat
     recording = RecordingTeacher.of(teacher)
     config = ReinforceConfig(
         output_dir=str(folder), num_views=NUM_VIEWS, top_k=min(TOP_K, teacher.num_classes), label_column="none",
-        shard_size=len(photos),
+        shard_size=len(photos), num_workers=1,  # the answers are recorded in order
     )  # fmt: skip
     job = Job(photos, recording, Augmentation.named(name), config)
     job.run()

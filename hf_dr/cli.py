@@ -224,7 +224,12 @@ def train_command(argv: Sequence[str], prog: str) -> int:
         raise ConfigError(f"`objective` must be reinforced for a dataset without labels, got {student.objective}.")
     height, width = plus.augmentation.size or (0, 0)
     model = build_student(
-        student.student, plus.class_names, plus.provenance.num_classes, model_args=model_args, size=max(height, width)
+        student.student,
+        plus.class_names,
+        plus.provenance.num_classes,
+        model_args=model_args,
+        size=max(height, width),
+        crop=student.eval_crop,
     )
     evaluation = None
     if student.eval_dataset:

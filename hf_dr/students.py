@@ -25,6 +25,7 @@ def build_student(
     model_args: dict[str, Any] | None = None,
     normalization: tuple[Sequence[float], Sequence[float]] | None = None,
     size: int | None = None,
+    crop: float = 0.875,
 ) -> torch.nn.Module:
     """Builds an image classifier.
 
@@ -36,6 +37,7 @@ def build_student(
         model_args: For `timm:`: keyword arguments of `timm.create_model`, e.g. `{"img_size": 32}`.
         normalization: For `timm:`: mean and std of the input on the scale 0 to 1, kept in the model's config.
         size: For `timm:`: side of the images in pixels, kept in the model's config.
+        crop: For `timm:`: share of the resized side that evaluation keeps, kept in the model's config.
 
     Raises:
         ConfigError: There is no such model.
@@ -55,7 +57,8 @@ def build_student(
         if normalization is not None:
             cfg.update(mean=list(normalization[0]), std=list(normalization[1]))
         if size is not None:
-            cfg.update(input_size=[3, size, size], crop_pct=1.0)
+            # What `evaluation_augmentation` does, so that other programs evaluate the saved model alike.
+            cfg.update(input_size=[3, size, size], crop_pct=crop, interpolation="bilinear")
         names.update(pretrained_cfg=cfg, num_labels=num_classes)
         config = TimmWrapperConfig(architecture=architecture, model_args=model_args, **names)
         try:

@@ -1,16 +1,18 @@
-"""`make demo`: reinforces the embedded Fashion-MNIST, checks the result, and draws it. Takes no arguments."""
+"""`make demo`: reinforces the embedded Fashion-MNIST, checks and draws it, and compares students. Takes no arguments."""
 
 import sys
 from pathlib import Path
 
+import compare
+
 from hf_dr.cli import launch
 
-CONFIG = Path(__file__).parent / "fashion_mnist" / "reinforce.yaml"
+RECIPES = Path(__file__).parent / "fashion_mnist"
 PLUS = "demo/fashion-mnist-plus"
 SHEET = "demo/contact_sheet.png"
 
 STEPS = [
-    ("reinforce", ["--config", str(CONFIG), "--output_dir", PLUS]),
+    ("reinforce", ["--config", str(RECIPES / "reinforce.yaml"), "--output_dir", PLUS]),
     ("verify", [PLUS, "--num_rows", "100", "--teacher", *(f"hf_dr/assets/teachers/fashion_mnist_{m}" for m in "ab")]),
     ("inspect", [PLUS, "--contact_sheet", SHEET]),
 ]
@@ -23,8 +25,13 @@ def main() -> int:
         status = launch(command, arguments, f"hf-dr {command}")
         if status:
             return status
-    print(f'\nthe "+" dataset is in {PLUS}; load_dataset("{PLUS}", "randaug") opens it. The picture is {SHEET}.')
-    return 0
+    print(
+        f'\nThe "+" dataset is in {PLUS}; load_dataset("{PLUS}", "randaug") opens it. The picture is {SHEET}.\n'
+        "\nNow the same student learns from the labels alone (erm) and from the stored answers (reinforced).\n"
+        f"\n$ python recipes/compare.py --config {RECIPES / 'compare.yaml'}",
+        flush=True,
+    )
+    return compare.main(["--config", str(RECIPES / "compare.yaml")])
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ LEVELS = (
     {"shards", "views"},
     {"replay", "card"},
     {"reinforce", "sampling", "contact_sheet", "inspection", "verify", "evaluation"},
-    {"trainer", "hub"},
+    {"trainer", "hub", "comparison"},
     {"__init__", "distillation"},  # the public names; the baseline
     {"cli"},
     {"__main__"},

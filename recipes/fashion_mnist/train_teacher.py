@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from datasets import load_dataset
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
+from torchvision.transforms import v2
 from tqdm import trange
 from transformers import (
     AutoModelForImageClassification,
@@ -52,6 +53,7 @@ CLASS_NAMES = (
 SIDE = 28
 SCRIPT = "recipes/fashion_mnist/train_teacher.py"
 TEACHERS = Path(__file__).resolve().parents[2] / "hf_dr" / "assets" / "teachers"
+DISTORT = v2.Compose([v2.RandAugment(num_ops=1, magnitude=9), v2.RandomErasing(p=0.25, value=73)])  # 73: the mean
 IDX_FILES = {
     "train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
     "test": ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),
@@ -147,9 +149,10 @@ def resize(images_BHW: Tensor, size: int) -> Tensor:
 
 
 def augment(images_BHW: Tensor, pad: int, rng: torch.Generator) -> Tensor:
-    """Each image shifted by up to `pad` pixels over a black border and flipped half of the time; uint8 like the input.
+    """Each image shifted by up to `pad` pixels over a black border, flipped half of the time, and distorted; uint8.
 
-    Shapes: (B, 28, 28) to (B, 28, 28).
+    The distortions are those of the views that the teacher will label, and stronger: a teacher that never saw a dark or a
+    pale image misjudges them, and its students inherit that. Shapes: (B, 28, 28) to (B, 28, 28).
     """
     batch = len(images_BHW)
     padded = F.pad(images_BHW, [pad] * 4)
@@ -157,7 +160,8 @@ def augment(images_BHW: Tensor, pad: int, rng: torch.Generator) -> Tensor:
     columns = left + torch.arange(SIDE)
     columns = torch.where(torch.rand(batch, 1, generator=rng) < 0.5, columns, columns.flip(1))
     rows = top + torch.arange(SIDE)
-    return padded[torch.arange(batch)[:, None, None], rows[:, :, None], columns[:, None, :]]
+    moved = padded[torch.arange(batch)[:, None, None], rows[:, :, None], columns[:, None, :]]
+    return torch.cat([DISTORT(image[None]) for image in moved])
 
 
 # --- model ----------------------------------------------------------------------------------------------------------
@@ -353,7 +357,8 @@ datasets:
 
 A small Fashion-MNIST teacher: timm's `{member["architecture"]}`, narrowed, on {side} x {side} pixels,
 {member["parameters"]:,} parameters, stored in half precision and loaded as float32. Trained from scratch on the 60,000
-training images with plain cross-entropy, crops and flips ([training.json](training.json) has every setting):
+training images with plain cross-entropy on shifted, flipped and distorted images
+([training.json](training.json) has every setting):
 
 ```bash
 {member["command"]}

@@ -1,0 +1,272 @@
+"""Comparing ways to train one student: the same data path, model, optimizer and steps, by several objectives and seeds.
+
+A comparison's folder holds one folder for each run, `<objective>-<seed>`, as `hf-dr train` writes it. This module reads
+them back, evaluates their models side by side and says what was gained over `erm`, with the spread over seeds.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from hf_dr.errors import DataError
+from hf_dr.evaluation import EvaluateConfig, Report, run_evaluation
+from hf_dr.metrics import Reliability, draw_reliability
+
+BASELINE = "erm"
+
+
+class Column(NamedTuple):
+    """One column of the table.
+
+    Attributes:
+        key: Of `Comparison.values`.
+        title: What the table calls it.
+        scale: What the value is multiplied by.
+        digits: Behind the point.
+        better: +1 if more is better, else -1; a gain is a change for the better.
+    """
+
+    key: str
+    title: str
+    scale: float
+    digits: int
+    better: int
+
+
+COLUMNS = (
+    Column("top1", "top-1 %", 100, 2, 1),
+    Column("nll", "NLL", 1, 4, -1),
+    Column("ece", "ECE %", 100, 2, -1),
+    Column("mce", "corrupted error %", 1, 2, -1),
+    Column("seconds", "training s", 1, 1, -1),
+)
+_COLOURS = {"erm": "#7a7a7a", "reinforced": "#3b6ea5", "kd": "#d98b2b"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: what it took, and its accuracy on the way."""
+
+    objective: str
+    seed: int
+    folder: Path
+    seconds: float
+    steps: int
+    accuracy: list[tuple[float, float]]  # (share of the steps, top-1)
+
+    @property
+    def name(self) -> str:
+        """Names the run in tables and folders."""
+        return run_name(self.objective, self.seed)
+
+
+def run_name(objective: str, seed: int) -> str:
+    """Returns the folder of a run within the comparison's."""
+    return f"{objective}-{seed}"
+
+
+def read_run(folder: Path, objective: str, seed: int) -> Run:
+    """Reads what `hf-dr train` left.
+
+    Raises:
+        DataError: The run is not there or not finished.
+    """
+    path = folder / run_name(objective, seed)
+    try:
+        results = json.loads((path / "all_results.json").read_text(encoding="utf-8"))
+        state = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(
+            f"{path} must hold a finished training, but {error.strerror}: {error.filename}. Train it."
+        ) from error
+    steps = state["global_step"]
+    # By step: after training the last model is evaluated once more.
+    accuracy = {entry["step"]: entry["eval_top1"] for entry in state["log_history"] if "eval_top1" in entry}
+    curve = [(step / steps, top1) for step, top1 in accuracy.items()]
+    return Run(objective, seed, path, results["train_runtime"], steps, curve)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The runs, and what their models answer on the same images.
+
+    Attributes:
+        title: What is compared.
+        runs: For each objective the same seeds.
+        report: Of all models on one set, clean and corrupted.
+    """
+
+    title: str
+    runs: list[Run]
+    report: Report
+
+    @property
+    def objectives(self) -> list[str]:
+        """The objectives in order."""
+        return list(dict.fromkeys(run.objective for run in self.runs))
+
+    def values(self, objective: str, key: str) -> np.ndarray:
+        """Returns a column's values of an objective, one for each seed, float64."""
+        return np.array([self._value(run, key) for run in self.runs if run.objective == objective])
+
+    def _value(self, run: Run, key: str) -> float:
+        if key == "seconds":
+            return run.seconds
+        for result in self.report.results:
+            if result.model == run.name and bool(result.by_corruption) == (key == "mce"):
+                return float(result.mce if key == "mce" and result.mce is not None else result.metrics[key])
+        raise KeyError(f"{run.name} has no {key}")
+
+    def gains(self, objective: str, key: str) -> np.ndarray:
+        """Returns what each seed gains over plain training with the same seed; above 0 is better.
+
+        Top-1 and ECE as fractions, NLL in nats, `mce` in percent points.
+        """
+        better = next(column.better for column in COLUMNS if column.key == key)
+        return better * (self.values(objective, key) - self.values(BASELINE, key))
+
+    def to_markdown(self) -> str:
+        """Returns the table: mean and standard deviation over seeds."""
+        seeds = len(self.runs) // len(self.objectives)
+        lines = [
+            f"| {self.title}, {seeds} seeds | {' | '.join(c.title for c in COLUMNS)} |",
+            f"|---|{'---|' * len(COLUMNS)}",
+        ]
+        for objective in self.objectives:
+            cells = [_spread(self.values(objective, c.key), c) for c in COLUMNS]
+            lines.append(f"| {objective} | {' | '.join(cells)} |")
+        for objective in self.objectives:
+            if objective != BASELINE and BASELINE in self.objectives:
+                cells = [_spread(self.gains(objective, c.key), c, sign=True) for c in COLUMNS]
+                lines.append(f"| {objective}: gain over {BASELINE} | {' | '.join(cells)} |")
+        return "\n".join(lines) + "\n"
+
+    def to_dict(self, prefix: str) -> dict[str, float | int]:
+        """Returns flat numbers: `<prefix>_<objective>_<key>` and, over plain training, `<prefix>_<key>_gain` of `reinforced`.
+
+        In the units of `gains`; `_std` beside each gain is the standard deviation over seeds.
+        """
+        flat: dict[str, float | int] = {f"{prefix}_seeds": len(self.runs) // len(self.objectives)}
+        for objective in self.objectives:
+            for column in COLUMNS:
+                flat[f"{prefix}_{objective}_{column.key}"] = float(self.values(objective, column.key).mean())
+        if {"reinforced", BASELINE} <= set(self.objectives):
+            for column in COLUMNS:
+                gains = self.gains("reinforced", column.key)
+                flat[f"{prefix}_{column.key}_gain"] = float(gains.mean())
+                flat[f"{prefix}_{column.key}_gain_std"] = _deviation(gains)
+        return flat
+
+    def save(self, folder: Path, pictures: Sequence[Path] = ()) -> Path:
+        """Writes comparison.md, comparison.json and report.html, and returns the last; `pictures` are PNGs to show in it."""
+        (folder / "comparison.md").write_text(self.to_markdown(), encoding="utf-8")
+        content = {**self.to_dict("comparison"), "evaluation": self.report.to_dict()}
+        (folder / "comparison.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        shown = [_png(self._draw_accuracy()), _png(self._draw_reliability()), *(p.read_bytes() for p in pictures)]
+        page = folder / "report.html"
+        page.write_text(self._page(shown), encoding="utf-8")
+        return page
+
+    def _draw_accuracy(self) -> Figure:
+        """Accuracy against seconds of training: a line for each run, thick for the mean over seeds."""
+        figure = Figure(figsize=(6.5, 3.8), layout="constrained")
+        axes = figure.subplots()
+        for objective in self.objectives:
+            runs = [run for run in self.runs if run.objective == objective and run.accuracy]
+            if not runs:
+                continue
+            colour = _COLOURS.get(objective, "#4c8c4a")
+            for run in runs:
+                share, accuracy = np.array(run.accuracy).T
+                axes.plot(run.seconds * share, 100 * accuracy, color=colour, alpha=0.25, linewidth=0.8)
+            mean = np.array([np.array(run.accuracy)[:, 1] for run in runs]).mean(axis=0)
+            seconds = float(np.mean([run.seconds for run in runs]))
+            axes.plot(seconds * share, 100 * mean, color=colour, linewidth=2, label=objective)
+        axes.set(xlabel="seconds of training", ylabel="top-1 accuracy, %", title=self.title)
+        axes.legend(loc="lower right", frameon=False)
+        axes.spines[["top", "right"]].set_visible(False)
+        return figure
+
+    def _draw_reliability(self) -> Figure:
+        """One reliability diagram for each objective, of its first seed."""
+        figure = Figure(figsize=(3 * len(self.objectives), 3.4), layout="constrained")
+        for axes, objective in zip(
+            figure.subplots(1, len(self.objectives), squeeze=False)[0], self.objectives, strict=True
+        ):
+            first = next(run.name for run in self.runs if run.objective == objective)
+            draw_reliability(axes, self._diagram(first), first)
+        return figure
+
+    def _diagram(self, name: str) -> Reliability:
+        return next(r.diagram for r in self.report.results if r.model == name and r.diagram is not None)
+
+    def _page(self, pngs: list[bytes]) -> str:
+        rows = [line.strip("|").split("|") for line in self.to_markdown().splitlines() if not line.startswith("|---")]
+        cells = ["<tr>" + "".join(f"<td>{html.escape(cell.strip())}</td>" for cell in row) + "</tr>" for row in rows]
+        pictures = [f'<img src="data:image/png;base64,{base64.b64encode(png).decode()}">' for png in pngs]
+        return _PAGE.format(title=html.escape(self.title), table="\n".join(cells), pictures="\n".join(pictures))
+
+
+def compare(
+    title: str, folder: Path, objectives: Sequence[str], seeds: Sequence[int], evaluation: dict[str, Any]
+) -> Comparison:
+    """Reads the runs of a comparison and evaluates their models side by side.
+
+    Args:
+        title: What is compared.
+        folder: Of the comparison.
+        objectives: As they were trained.
+        seeds: As they were trained.
+        evaluation: Settings of `EvaluateConfig` beside the models: one set, and how it is corrupted.
+
+    Raises:
+        DataError: A run is missing.
+    """
+    runs = [read_run(folder, objective, seed) for seed in seeds for objective in objectives]
+    models = [f"{run.name}={run.folder}" for run in runs]
+    report = run_evaluation(EvaluateConfig(models=models, output_dir=str(folder), **evaluation))
+    return Comparison(title, runs, report)
+
+
+def _deviation(values: np.ndarray) -> float:
+    return float(values.std(ddof=1)) if len(values) > 1 else 0.0
+
+
+def _spread(values: np.ndarray, column: Column, sign: bool = False) -> str:
+    mean, deviation = column.scale * values.mean(), column.scale * _deviation(values)
+    return f"{mean:{'+' if sign else ''}.{column.digits}f} ± {deviation:.{column.digits}f}"
+
+
+def _png(figure: Figure) -> bytes:
+    file = BytesIO()
+    figure.savefig(file, format="png", dpi=130)
+    return file.getvalue()
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>{title}</title>
+<style>
+body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }}
+table {{ border-collapse: collapse; margin: 1rem 0 }}
+td {{ border-bottom: 1px solid #ddd; padding: .3rem .8rem; text-align: right; white-space: nowrap }}
+td:first-child {{ text-align: left }} tr:first-child {{ font-weight: 600 }} img {{ max-width: 100%; margin: 1rem 0 }}
+</style>
+<h1>{title}</h1>
+<p>The same student, data path, optimizer and steps; mean ± standard deviation over seeds.
+A gain is a change for the better.</p>
+<table>
+{table}
+</table>
+{pictures}
+</html>
+"""

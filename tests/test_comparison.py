@@ -1,0 +1,114 @@
+"""Comparing objectives: the table, the gains, going on where it stopped."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from hf_dr.comparison import Comparison, Run, compare, read_run
+from hf_dr.errors import DataError
+from hf_dr.evaluation import Report, Result
+from hf_dr.metrics import reliability
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
+import compare as recipe
+
+
+def made_up() -> Comparison:
+    """Two objectives by two seeds, with known numbers."""
+    runs, results = [], []
+    diagram = reliability(np.eye(3), np.arange(3))
+    for seed in (0, 1):
+        for objective, top1 in (("erm", 0.5), ("reinforced", 0.6 + 0.1 * seed)):
+            run = Run(objective, seed, Path("none"), 10.0 + seed, 100, [(0.5, 0.3), (1.0, top1)])
+            metrics = {"top1": top1, "top5": 1.0, "nll": 2 - top1, "brier": 0.5, "ece": 0.1 + top1 / 10}
+            results.append(Result(run.name, "test", 3, metrics, diagram))
+            corrupted = {"fog": {3: {**metrics, "top1": top1 / 2}}}
+            results.append(Result(run.name, "test", 3, metrics, None, corrupted))
+            runs.append(run)
+    return Comparison("made up", runs, Report(results, {}, {}, {}))
+
+
+def test_gains_are_changes_for_the_better_seed_by_seed():
+    comparison = made_up()
+    assert comparison.gains("reinforced", "top1") == pytest.approx([0.1, 0.2])
+    assert comparison.gains("reinforced", "nll") == pytest.approx([0.1, 0.2])
+    assert comparison.gains("reinforced", "ece") == pytest.approx([-0.01, -0.02])
+    assert comparison.gains("reinforced", "mce") == pytest.approx([5, 10])  # error 75 % -> 70 %, 65 %
+    flat = comparison.to_dict("a_b")
+    assert flat["a_b_top1_gain"] == pytest.approx(0.15)
+    assert flat["a_b_top1_gain_std"] == pytest.approx(np.std([0.1, 0.2], ddof=1))
+    assert flat["a_b_seeds"] == 2
+    assert flat["a_b_erm_seconds"] == pytest.approx(10.5)
+
+
+def test_the_table_and_the_report(tmp_path):
+    table = made_up().to_markdown()
+    assert "| erm | 50.00 ± 0.00 | 1.5000 ± 0.0000 |" in table
+    assert "| reinforced: gain over erm | +15.00 ± 7.07 |" in table
+    page = made_up().save(tmp_path).read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") == 2
+    assert "+15.00 ± 7.07" in page
+    assert json.loads((tmp_path / "comparison.json").read_text())["comparison_seeds"] == 2
+
+
+def test_a_run_that_is_missing(tmp_path):
+    with pytest.raises(DataError, match=r"erm-0 must hold a finished training, but No such file.*Train it"):
+        read_run(tmp_path, "erm", 0)
+    with pytest.raises(DataError, match="reinforced-3 must hold a finished training"):
+        compare("a", tmp_path, ["reinforced"], [3], {"sets": ["test=nowhere"]})
+
+
+@pytest.fixture
+def config(tmp_path, tiny_folder, tiny_dataset) -> Path:
+    tiny_dataset.to_parquet(tmp_path / "base.parquet")
+    settings = {
+        "title": "tiny",
+        "output_dir": str(tmp_path / "out"),
+        "seeds": [0, 1],
+        "train": {
+            "dataset": str(tiny_folder), "student": "timm:test_resnet", "eval_dataset": str(tmp_path / "base.parquet"),
+            "eval_split": "train", "eval_strategy": "epoch", "num_train_epochs": 2, "save_strategy": "no",
+            "per_device_train_batch_size": 4, "report_to": "none", "disable_tqdm": True,
+        },
+        "evaluate": {
+            "sets": [f"test={tmp_path / 'base.parquet'}:train"], "corrupt": ["test"], "corruptions": ["fog"],
+            "severities": [1],
+        },
+    }  # fmt: skip
+    path = tmp_path / "compare.yaml"
+    path.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    return path
+
+
+def test_a_comparison_end_to_end_goes_on_where_it_stopped(config, tmp_path, capsys):
+    assert recipe.main(["--config", str(config)]) == 0
+    table = capsys.readouterr().out
+    assert "| tiny, 2 seeds |" in table
+    assert "| reinforced: gain over erm |" in table
+    out = tmp_path / "out"
+    first = read_run(out, "erm", 0)
+    assert first.steps == 6
+    assert [share for share, _ in first.accuracy] == [0.5, 1.0]
+    assert first.seconds > 0
+    for run in out.glob("*-1"):
+        (run / "all_results.json").unlink()
+    written = (out / "erm-0" / "all_results.json").stat().st_mtime_ns
+    assert recipe.main(["--config", str(config)]) == 0
+    assert (out / "erm-0" / "all_results.json").stat().st_mtime_ns == written
+    assert (out / "erm-1" / "all_results.json").exists()
+
+
+def test_runs_of_other_settings_are_not_mixed_in(config, tmp_path, capsys):
+    settings = yaml.safe_load(config.read_text())
+    flags = {**settings["train"], "objective": "erm", "seed": 0, "output_dir": tmp_path / "out" / "erm-0"}
+    assert not recipe.is_finished(tmp_path / "out" / "erm-0", flags)
+    assert recipe.main(["--config", str(config), "--seeds", "0", "--objectives", "kd"]) == 2
+    assert "`teacher` must be given for `objective` kd" in capsys.readouterr().err
+    settings["train"]["num_train_epochs"] = 3
+    config.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    assert recipe.main(["--config", str(config)]) == 2
+    assert "erm-0 must be a run of the same settings, but it differs in num_train_epochs" in capsys.readouterr().err

@@ -1,0 +1,95 @@
+"""A "+" dataset without the work of a teacher: the package's own writer, drawn parameters, made-up answers."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from io import BytesIO
+from pathlib import Path
+
+import common
+import datasets
+import numpy as np
+import PIL.Image
+
+from hf_dr.augmentation import NO_PARTNER, PARTNER, Augmentation
+from hf_dr.images import pixel_hash
+from hf_dr.ops import Params
+from hf_dr.reinforce import Job, ReinforceConfig
+from hf_dr.rng import view_rng
+from hf_dr.schema import AUG_PREFIX, IMAGE_HASH, TEACHER_IDS, TEACHER_LOGPROBS, VIEWS_HASH
+from hf_dr.views import Span
+
+TOP_K = 10
+
+
+class SyntheticJob(Job):
+    """The real job, except that views are not rendered and no teacher is asked; images and their hashes are real."""
+
+    def _answers(self, spans: list[Span]) -> Generator[dict[str, np.ndarray]]:
+        hashes: dict[int, int] = {}
+        sizes: dict[int, tuple[int, int]] = {}
+        for span in spans:
+            flat = [divmod(n, self.provenance.num_views) for n in range(span.start, span.stop)]
+            for example in {example for example, _ in flat} - hashes.keys():
+                image = self._maker.image(example)
+                hashes[example], sizes[example] = pixel_hash(image), (image.height, image.width)
+            drawn = [self._draw(example, view, sizes[example]) for example, view in flat]
+            ids, logprobs = answers(len(flat), self.config.top_k, self.provenance.num_classes, span.start)
+            yield {
+                "valid": np.ones(len(flat), bool),
+                IMAGE_HASH: np.array([hashes[example] for example, _ in flat], np.uint64),
+                VIEWS_HASH: np.zeros(len(flat), np.uint64),  # only `hf-dr verify` reads it
+                TEACHER_IDS: ids,
+                TEACHER_LOGPROBS: logprobs,
+                **{
+                    AUG_PREFIX + name: np.array([params[name] for params in drawn], param.dtype)
+                    for name, param in self.augmentation.params.items()
+                },
+            }
+
+    def _draw(self, example: int, view: int, size: tuple[int, int]) -> Params:
+        params = self.augmentation.sample(view_rng(self.provenance.seed, example, view), size)
+        if not self.augmentation.mixes:
+            return params
+        partner = self._maker.partner(example, view)
+        if not self.augmentation.needs_partner(params) or partner == example:
+            return {**self.augmentation.without_mixing(params), PARTNER: NO_PARTNER}
+        return {**params, PARTNER: partner}
+
+
+def answers(count: int, top_k: int, num_classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns valid ids and log-probabilities, both (count, top_k): distinct classes, most probable first."""
+    rng = np.random.Generator(np.random.Philox(seed))
+    p = rng.gamma(0.3, size=(count, top_k)) + 1e-4  # a few large, many small
+    p = np.sort(p / p.sum(axis=1, keepdims=True) * rng.uniform(0.5, 0.99, (count, 1)), axis=1)[:, ::-1]
+    # A stride keeps the classes of a view apart without a permutation for each.
+    ids = (rng.integers(num_classes, size=(count, 1)) + np.arange(top_k) * (num_classes // top_k)) % num_classes
+    return ids.astype(np.uint16), np.log(p).astype(np.float16)
+
+
+def write(base: datasets.Dataset, augmentation: Augmentation, num_views: int, folder: Path) -> Path:
+    """Reinforces `base` (columns `image` and `label`) with made-up answers over 1,000 classes; returns the folder."""
+    teacher, _ = common.lite0(None)
+    config = ReinforceConfig(output_dir=str(folder), num_views=num_views, top_k=TOP_K, label_column="label")
+    job = SyntheticJob(base, teacher, augmentation, config)
+    job.run()
+    return job.folder
+
+
+def with_numbers(base: datasets.Dataset) -> datasets.Dataset:
+    """Keeps image and label; the labels become numbers, because their names are not those of the 1,000 classes."""
+    return base.select_columns(["image", "label"]).cast_column("label", datasets.Value("int64"))
+
+
+def jpegs(base: datasets.Dataset, size: tuple[int, int], folder: Path) -> datasets.Dataset:
+    """Returns the images at one size (width, height), as JPEG of quality 90, with their labels, memory-mapped."""
+    rows = []
+    for row in with_numbers(base):
+        file = BytesIO()
+        image: PIL.Image.Image = row["image"].convert("RGB")
+        image.resize(size, PIL.Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+        rows.append({"image": {"bytes": file.getvalue(), "path": None}, "label": row["label"]})
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    path = str(folder / "base.parquet")
+    datasets.Dataset.from_list(rows, features=features).to_parquet(path)
+    return datasets.load_dataset("parquet", data_files=path, split="train")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Generator
 from io import BytesIO
 from pathlib import Path
@@ -10,11 +11,12 @@ import common
 import datasets
 import numpy as np
 import PIL.Image
+import pyarrow as pa
 
 from hf_dr.augmentation import NO_PARTNER, PARTNER, Augmentation
 from hf_dr.images import pixel_hash
 from hf_dr.ops import Params
-from hf_dr.reinforce import Job, ReinforceConfig
+from hf_dr.reinforce import Job, ReinforceConfig, _Progress, process_state
 from hf_dr.rng import view_rng
 from hf_dr.schema import AUG_PREFIX, IMAGE_HASH, TEACHER_IDS, TEACHER_LOGPROBS, VIEWS_HASH
 from hf_dr.views import Span
@@ -74,6 +76,45 @@ def write(base: datasets.Dataset, augmentation: Augmentation, num_views: int, fo
     job = SyntheticJob(base, teacher, augmentation, config)
     job.run()
     return job.folder
+
+
+def write_repeated(
+    base: datasets.Dataset, augmentation: Augmentation, num_views: int, folder: Path, rows: int, limit: float
+) -> Path:
+    """Reinforces `base` into one shard, and gives that file the names of all shards of a much larger overlay.
+
+    Args:
+        base: A shard's rows, with the columns `image` and `label`.
+        augmentation: Drawn for each view.
+        num_views: V.
+        folder: Where the dataset goes.
+        rows: Of the overlay.
+        limit: Bytes that its columns may take as Arrow; if they would take more, it has fewer rows.
+    """
+    teacher, _ = common.lite0(None)
+    config = ReinforceConfig(
+        output_dir=str(folder), num_views=num_views, top_k=TOP_K, label_column="label", overlay=True,
+        shard_size=len(base),
+    )  # fmt: skip
+    job = SyntheticJob(base, teacher, augmentation, config)
+    row = sum(_width(field.type) for field in job._features.arrow_schema)
+    shards = max(1, int(min(rows, limit / row)) // len(base))
+    # The fingerprint in the shard is that of the larger dataset.
+    job.provenance = dataclasses.replace(job.provenance, num_rows=shards * len(base))
+    job.folder.mkdir(parents=True)
+    job._make_shards([0], _Progress(job, [0], [0], process_state()))
+    first, *others = job.provenance.shard_names
+    for name in others:
+        (job.folder / name).hardlink_to(job.folder / first)
+    job.provenance.write(job.folder)
+    return job.folder
+
+
+def _width(dtype: pa.DataType) -> float:
+    """Bytes of one cell."""
+    if pa.types.is_fixed_size_list(dtype):
+        return dtype.list_size * _width(dtype.value_type)
+    return dtype.bit_width / 8
 
 
 def with_numbers(base: datasets.Dataset) -> datasets.Dataset:

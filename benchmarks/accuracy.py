@@ -29,12 +29,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hf_dr.cli import launch
-from hf_dr.comparison import COLUMNS, Comparison
+from hf_dr.comparison import COLUMNS, CompareConfig, Comparison, as_arguments, run_comparison
 from hf_dr.students import LabelledImages, evaluation_augmentation
 from hf_dr.teacher import Teacher
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
-from compare import CompareConfig, as_arguments, run_comparison
 
 EMBEDDED_TEACHERS = [str(common.EMBEDDED / "teachers" / f"fashion_mnist_{member}") for member in "ab"]
 SMALL_VIEWS = [
@@ -172,7 +169,7 @@ def run(name: str, student: str, flags: Any) -> Comparison:
         seeds=flags.seeds[:1] if flags.quick else flags.seeds,
         teacher=teacher,
     )  # fmt: skip
-    return run_comparison(config)
+    return run_comparison(config, lambda arguments: launch("train", arguments, "train.py"))
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from hf_dr.augmentation import NAMED, Augmentation
 from hf_dr.base import load_base
+from hf_dr.comparison import CompareConfig, run_comparison
 from hf_dr.config import parse, read_yaml
 from hf_dr.contact_sheet import contact_sheet
 from hf_dr.distillation import OnlineDistillationTrainer
@@ -311,6 +312,19 @@ def run_training(trainer: ReinforcedTrainer, args: ReinforcedTrainingArguments) 
     return 0
 
 
+def compare_command(argv: Sequence[str], prog: str) -> int:
+    """Trains one student by several objectives and seeds, and compares them."""
+    (config,) = parse(
+        [CompareConfig],
+        argv,
+        prog=prog,
+        description="Trains one student by several objectives and seeds, evaluates them side by side, and writes the table and "
+        "the report. Finished runs are kept: the same command goes on where it was stopped.",
+    )
+    run_comparison(config, lambda arguments: launch("train", arguments, "hf-dr train"))
+    return 0
+
+
 def verify_command(argv: Sequence[str], prog: str) -> int:
     """Replays sampled rows of a "+" dataset and compares them with what is stored."""
     parser = argparse.ArgumentParser(prog=prog, description=verify_command.__doc__, allow_abbrev=False)
@@ -392,6 +406,7 @@ def _provenance_split(path: str, name: str | None) -> str:
 COMMANDS: dict[str, Callable[[Sequence[str], str], int]] = {
     "reinforce": reinforce_command,
     "train": train_command,
+    "compare": compare_command,
     "verify": verify_command,
     "inspect": inspect_command,
     "evaluate": evaluate_command,

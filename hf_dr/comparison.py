@@ -9,8 +9,8 @@ from __future__ import annotations
 import base64
 import html
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,9 +18,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from hf_dr.errors import DataError
+from hf_dr.errors import ConfigError, DataError
 from hf_dr.evaluation import EvaluateConfig, Report, run_evaluation
 from hf_dr.metrics import Reliability, draw_reliability
+from hf_dr.replay import find_config
+from hf_dr.schema import Provenance
 
 BASELINE = "erm"
 
@@ -236,6 +238,82 @@ def compare(
     models = [f"{run.name}={run.folder}" for run in runs]
     report = run_evaluation(EvaluateConfig(models=models, output_dir=str(folder), **evaluation))
     return Comparison(title, runs, report)
+
+
+@dataclass
+class CompareConfig:
+    """What is compared."""
+
+    title: str = field(metadata={"help": "What the table and the report call it."})
+    output_dir: str = field(metadata={"help": "Folder of the runs, the table and the report."})
+    train: Any = field(metadata={"help": "Settings of train.py, all but objective, seed and output_dir. In YAML only."})
+    evaluate: Any = field(metadata={"help": "Settings of evaluate.py, all but models and output_dir. In YAML only."})
+    objectives: list[str] = field(
+        default_factory=lambda: ["erm", "reinforced"], metadata={"help": "Of erm, reinforced, kd."}
+    )
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Each trains every objective."})
+    teacher: list[str] = field(default_factory=list, metadata={"help": "For kd: as for train.py."})
+    pictures: list[str] = field(default_factory=list, metadata={"help": "PNG files to show in the report."})
+
+
+def run_comparison(config: CompareConfig, train: Callable[[list[str]], int]) -> Comparison:
+    """Trains what is missing, then compares.
+
+    Args:
+        config: What is compared.
+        train: The command of `hf-dr train`: takes its arguments, returns its exit status.
+
+    Raises:
+        ConfigError: A training was refused.
+    """
+    folder = Path(config.output_dir)
+    for seed in config.seeds:  # objectives in turns, so that a disturbance of the machine hits all of them
+        for objective in config.objectives:
+            path = folder / run_name(objective, seed)
+            flags: dict[str, Any] = {**config.train, "objective": objective, "seed": seed, "output_dir": path}
+            if objective == "kd" and config.teacher:
+                flags["teacher"] = config.teacher
+            if is_finished(path, flags):
+                continue
+            print(f"\n{config.title}: {path.name}", flush=True)
+            status = train(as_arguments(flags))
+            if status:
+                raise ConfigError(f"the training in {path} must succeed, but it ended with status {status}. See above.")
+    comparison = compare(config.title, folder, config.objectives, config.seeds, config.evaluate)
+    page = comparison.save(folder, [Path(p) for p in config.pictures])
+    print(f"\n{comparison.to_markdown()}\nreport: {page}", flush=True)
+    return comparison
+
+
+def is_finished(run: Path, flags: dict[str, Any]) -> bool:
+    """Tells whether a run is done; notes what it is made of, so that no later comparison takes it for another.
+
+    Raises:
+        ConfigError: The folder holds a run of other settings or of another "+" dataset.
+    """
+    provenance = Provenance.read(find_config(Path(flags["dataset"]), flags.get("name")))
+    made_of = {**{key: str(value) for key, value in flags.items()}, "fingerprint": provenance.fingerprint}
+    note = run / "comparison_run.json"
+    if not note.exists():
+        run.mkdir(parents=True, exist_ok=True)
+        note.write_text(json.dumps(made_of, indent=2) + "\n", encoding="utf-8")
+    there = json.loads(note.read_text(encoding="utf-8"))
+    differing = [key for key in made_of.keys() | there.keys() if made_of.get(key) != there.get(key)]
+    if differing:
+        raise ConfigError(
+            f"{run} must be a run of the same settings, but it differs in {', '.join(sorted(differing))}. Remove it, or choose "
+            "another `output_dir`."
+        )
+    return (run / "all_results.json").is_file()
+
+
+def as_arguments(flags: dict[str, Any]) -> list[str]:
+    """Writes settings as a command line."""
+    return [
+        word
+        for key, value in flags.items()
+        for word in (f"--{key}", *map(str, value if isinstance(value, list) else [value]))
+    ]
 
 
 def _deviation(values: np.ndarray) -> float:

@@ -736,7 +736,7 @@ def check_labels(dataset: datasets.Dataset, label_column: str, teacher: Teacher)
     feature = dataset.features[label_column]
     if isinstance(feature, datasets.ClassLabel):
         teacher.check_classes(feature.names)
-    labels = dataset.with_format("arrow")[:][label_column]
+    labels = dataset.select_columns([label_column]).with_format("arrow")[:][label_column]
     if labels.null_count:
         raise DataError(f"`{label_column}` must have a label in every row, found {labels.null_count} empty ones.")
     values = labels.to_numpy()

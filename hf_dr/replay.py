@@ -201,7 +201,7 @@ class ReinforcedDataset(torch.utils.data.Dataset):
         self._images, self._image_column = self._image_source(base)
         source = plus.data.column(SOURCE_INDEX).to_numpy() if plus._indices is None else np.asarray(plus[SOURCE_INDEX])
         self._source = source
-        self._usable = np.flatnonzero(~np.asarray(plus.with_format("arrow")[:][IMAGE_HASH].is_null()))
+        self._usable = np.flatnonzero(~np.asarray(_column(plus, IMAGE_HASH).is_null()))
         if len(self._usable) < len(plus):
             logger.warning("%d rows have no reinforcement and are left out.", len(plus) - len(self._usable))
         if not len(self._usable):
@@ -240,7 +240,7 @@ class ReinforcedDataset(torch.utils.data.Dataset):
         """The labels of all rows, int64 (rows,), or None where the base has none."""
         if self._labels is None:
             return None
-        return np.asarray(self.plus.with_format("arrow")[:][self._labels])[self._usable].astype(np.int64)
+        return np.asarray(_column(self.plus, self._labels))[self._usable].astype(np.int64)
 
     @property
     def has_labels(self) -> bool:
@@ -504,3 +504,8 @@ def _as_array(column: pa.Array) -> Any:
     # From the buffer: the values below a row without reinforcement are null, which `to_numpy` would have to copy.
     values = np.frombuffer(array.buffers()[1], array.type.to_pandas_dtype())
     return values[array.offset + start :][: math.prod(shape)].reshape(shape)
+
+
+def _column(dataset: datasets.Dataset, name: str) -> Any:
+    """One column as Arrow. Without the selection, a shuffled dataset would copy all its columns, images too."""
+    return dataset.select_columns([name]).with_format("arrow")[:][name]

@@ -25,7 +25,7 @@ def build_student(
     model_args: dict[str, Any] | None = None,
     normalization: tuple[Sequence[float], Sequence[float]] | None = None,
     size: int | None = None,
-    crop: float = 0.875,
+    crop: float = 1.0,
 ) -> torch.nn.Module:
     """Builds an image classifier.
 

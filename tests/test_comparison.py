@@ -1,20 +1,17 @@
 """Comparing objectives: the table, the gains, going on where it stopped."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 
-from hf_dr.comparison import Comparison, Run, compare, read_run
+from hf_dr.cli import main
+from hf_dr.comparison import Comparison, Run, compare, is_finished, read_run
 from hf_dr.errors import DataError
 from hf_dr.evaluation import Report, Result
 from hf_dr.metrics import reliability
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
-import compare as recipe
 
 
 def made_up() -> Comparison:
@@ -85,7 +82,7 @@ def config(tmp_path, tiny_folder, tiny_dataset) -> Path:
 
 
 def test_a_comparison_end_to_end_goes_on_where_it_stopped(config, tmp_path, capsys):
-    assert recipe.main(["--config", str(config)]) == 0
+    assert main(["compare", "--config", str(config)]) == 0
     table = capsys.readouterr().out
     assert "| tiny, 2 seeds |" in table
     assert "| reinforced: gain over erm |" in table
@@ -97,7 +94,7 @@ def test_a_comparison_end_to_end_goes_on_where_it_stopped(config, tmp_path, caps
     for run in out.glob("*-1"):
         (run / "all_results.json").unlink()
     written = (out / "erm-0" / "all_results.json").stat().st_mtime_ns
-    assert recipe.main(["--config", str(config)]) == 0
+    assert main(["compare", "--config", str(config)]) == 0
     assert (out / "erm-0" / "all_results.json").stat().st_mtime_ns == written
     assert (out / "erm-1" / "all_results.json").exists()
 
@@ -105,10 +102,10 @@ def test_a_comparison_end_to_end_goes_on_where_it_stopped(config, tmp_path, caps
 def test_runs_of_other_settings_are_not_mixed_in(config, tmp_path, capsys):
     settings = yaml.safe_load(config.read_text())
     flags = {**settings["train"], "objective": "erm", "seed": 0, "output_dir": tmp_path / "out" / "erm-0"}
-    assert not recipe.is_finished(tmp_path / "out" / "erm-0", flags)
-    assert recipe.main(["--config", str(config), "--seeds", "0", "--objectives", "kd"]) == 2
+    assert not is_finished(tmp_path / "out" / "erm-0", flags)
+    assert main(["compare", "--config", str(config), "--seeds", "0", "--objectives", "kd"]) == 2
     assert "`teacher` must be given for `objective` kd" in capsys.readouterr().err
     settings["train"]["num_train_epochs"] = 3
     config.write_text(yaml.safe_dump(settings), encoding="utf-8")
-    assert recipe.main(["--config", str(config)]) == 2
+    assert main(["compare", "--config", str(config)]) == 2
     assert "erm-0 must be a run of the same settings, but it differs in num_train_epochs" in capsys.readouterr().err

@@ -51,7 +51,7 @@ def student_logits(place, images):
     views = []
     for image in images:
         scale = 32 / min(image.size)
-        resized = image.resize([int(side * scale) for side in image.size], PIL.Image.Resampling.BICUBIC)
+        resized = image.resize([int(side * scale) for side in image.size], PIL.Image.Resampling.BILINEAR)
         left, top = (round((side - 32) / 2) for side in resized.size)
         views.append(np.asarray(resized.crop((left, top, left + 32, top + 32)), np.float32) / 255)
     pixels = (torch.tensor(np.stack(views)) - torch.tensor(MEAN)) / torch.tensor(STD)
@@ -280,8 +280,8 @@ def test_overridden_and_missing_preprocessing(place, tmp_path):
         [str(place / "student")], ["imagenet"], "", size=48, crop=0.5, mean=[0.1] * 3, std=[0.9] * 3
     )
     (model,) = evaluation._load_models(config)
-    assert model.view == View((48, 48), 0.5, "bicubic")
-    assert model.member.preprocessing == Preprocessing((48, 48), (0.1,) * 3, (0.9,) * 3, "bicubic")
+    assert model.view == View((48, 48), 0.5, "bilinear")
+    assert model.member.preprocessing == Preprocessing((48, 48), (0.1,) * 3, (0.9,) * 3, "bilinear")
     vit = transformers.ViTConfig(
         image_size=16, patch_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
     )

@@ -29,7 +29,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hf_dr.cli import launch
-from hf_dr.comparison import COLUMNS, CompareConfig, Comparison, as_arguments, run_comparison
+from hf_dr.comparison import CompareConfig, Comparison, as_arguments, run_comparison
 from hf_dr.students import LabelledImages, evaluation_augmentation
 from hf_dr.teacher import Teacher
 
@@ -114,10 +114,15 @@ def train_head(checkpoint: Path, images: datasets.Dataset, out: Path) -> None:
     save_file(weights, out)
 
 
+def base_of(name: str, flags: Any) -> Path:
+    """The folder of a set's images."""
+    return common.EMBEDDED / "fashion_mnist" if name == "fashion_mnist" else flags.data / CASES[name].folder
+
+
 def reinforced(name: str, case: Case, flags: Any) -> tuple[Path, list[str]]:
     """Makes the "+" dataset if it is not there; returns it and the teacher."""
     plus = flags.work / name / "plus"
-    base = common.EMBEDDED / "fashion_mnist" if name == "fashion_mnist" else flags.data / case.folder
+    base = base_of(name, flags)
     settings: dict[str, Any] = {"dataset": base, "split": "train", "num_views": case.num_views, "output_dir": plus}
     teacher = EMBEDDED_TEACHERS
     if case.teacher != "embedded":
@@ -149,7 +154,7 @@ def run(name: str, student: str, flags: Any) -> Comparison:
     """Compares one student on one set."""
     case = CASES[name]
     plus, teacher = reinforced(name, case, flags)
-    base = common.EMBEDDED / "fashion_mnist" if name == "fashion_mnist" else flags.data / case.folder
+    base = base_of(name, flags)
     train = {
         **students(case)[student],
         "dataset": plus, "eval_dataset": base, "eval_crop": 1.0, "eval_strategy": "epoch",
@@ -175,7 +180,7 @@ def run(name: str, student: str, flags: Any) -> Comparison:
 def main() -> None:
     parser = common.parser(__doc__)
     parser.add_argument("--work", type=Path, help="Folder of the runs; kept. Default: a temporary one.")
-    parser.add_argument("--sets", nargs="+", choices=list(CASES), help="Default: all that --data has.")
+    parser.add_argument("--sets", nargs="+", choices=list(CASES), help="Default: all with --data, else fashion_mnist.")
     parser.add_argument("--students", nargs="+", choices=["resnet", "vit"], default=["resnet", "vit"], help="Families.")
     parser.add_argument(
         "--objectives", nargs="+", choices=["erm", "reinforced", "kd"], default=["erm", "reinforced"], help="Compared."
@@ -204,8 +209,6 @@ def main() -> None:
                 tables.append(comparison.to_markdown())
                 common.finish(result, flags)  # after each: a stopped run keeps what it has
     print("\n".join(tables))
-    gains = [key for key in result if key.endswith("top1_gain")]
-    print(f"\n{len(gains)} cases, {len(COLUMNS)} columns each")
 
 
 if __name__ == "__main__":

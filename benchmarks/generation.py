@@ -39,7 +39,7 @@ from hf_dr.reinforce import Job, ReinforceConfig, process_state
 from hf_dr.rng import view_rng
 from hf_dr.teacher import Teacher
 from hf_dr.topk import top_k
-from hf_dr.views import Span, ViewBatch, hash_view
+from hf_dr.views import ViewBatch, hash_view
 
 TOP_K, NUM_VIEWS = 10, 8
 BARE_BATCHES = (16, 64)  # the teacher alone is timed at its better one
@@ -60,12 +60,7 @@ def job(images: datasets.Dataset, teacher: Teacher, folder: Path, num_views: int
 
 def batches(made: Job) -> list[ViewBatch]:
     """All views of a job, in its own batches."""
-    spans = []
-    for shard in range(made.provenance.num_shards):
-        rows, views = made.provenance.shard_range(shard), made.provenance.num_views
-        for start in range(rows.start * views, rows.stop * views, made._batch_size):
-            spans.append(Span(shard, start, min(start + made._batch_size, rows.stop * views)))
-    return [made._maker[span] for span in spans]
+    return [made._maker[span] for span in made._spans(range(made.provenance.num_shards))]
 
 
 def forward(teacher: Teacher, views_BHWC: Sequence[torch.Tensor]) -> None:

@@ -128,7 +128,7 @@ def main() -> None:
     parser = common.parser(__doc__)
     parser.add_argument("--rounds", type=int, help="Epochs of each loader. Default: 7, or 2 with --quick.")
     flags = parser.parse_args()
-    rows, rounds = (2 * BATCH, flags.rounds or 2) if flags.quick else (4 * BATCH, flags.rounds or 7)
+    rows, rounds = (2 * BATCH, flags.rounds or 2) if flags.quick else (16 * BATCH, flags.rounds or 7)
     photos, data = common.photos(flags.data, rows)
     result: dict[str, Any] = {"data": data, "images": rows, "rounds": rounds, "batch": BATCH, "workers": WORKERS}
     with common.working_folder() as folder:

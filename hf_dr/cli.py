@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.resources
 import json
 import logging
 import sys
@@ -31,7 +30,7 @@ from hf_dr.reinforce import Job, ReinforceConfig, check_dataset, process_state
 from hf_dr.replay import find_config, load_reinforced
 from hf_dr.schema import Provenance
 from hf_dr.students import LabelledImages, build_student, evaluation_augmentation, load_processor
-from hf_dr.teacher import PRECISIONS, Teacher
+from hf_dr.teacher import PRECISIONS, Teacher, imagenet_synsets
 from hf_dr.trainer import ReinforcedTrainer, ReinforcedTrainingArguments
 from hf_dr.verify import teacher_from_provenance, verify
 from hf_dr.version import __version__
@@ -117,8 +116,7 @@ def read_classes(value: str | None, names: Sequence[str] | None) -> list[Any] | 
             )
         return list(names)
     if value in ("imagenet-a", "imagenet-r"):
-        file = importlib.resources.files("timm.data") / "_info" / f"{value.replace('-', '_')}_synsets.txt"
-        return file.read_text(encoding="utf-8").split()
+        return imagenet_synsets(value)
     try:
         content = json.loads(Path(value).expanduser().read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:

@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
+from hf_dr.card import markdown_table
 from hf_dr.errors import ConfigError, DataError
 from hf_dr.evaluation import EvaluateConfig, Report, run_evaluation
-from hf_dr.metrics import Reliability, draw_reliability
+from hf_dr.metrics import Reliability, reliability_figure
 from hf_dr.replay import find_config
 from hf_dr.schema import Provenance
 
@@ -140,18 +141,12 @@ class Comparison:
     def to_markdown(self) -> str:
         """Returns the table: mean and standard deviation over seeds."""
         seeds = len(self.runs) // len(self.objectives)
-        lines = [
-            f"| {self.title}, {seeds} seeds | {' | '.join(c.title for c in COLUMNS)} |",
-            f"|---|{'---|' * len(COLUMNS)}",
-        ]
-        for objective in self.objectives:
-            cells = [_spread(self.values(objective, c.key), c) for c in COLUMNS]
-            lines.append(f"| {objective} | {' | '.join(cells)} |")
+        rows = [[name, *(_spread(self.values(name, c.key), c) for c in COLUMNS)] for name in self.objectives]
         for objective in self.objectives:
             if objective != BASELINE and BASELINE in self.objectives:
-                cells = [_spread(self.gains(objective, c.key), c, sign=True) for c in COLUMNS]
-                lines.append(f"| {objective}: gain over {BASELINE} | {' | '.join(cells)} |")
-        return "\n".join(lines) + "\n"
+                gains = (_spread(self.gains(objective, c.key), c, sign=True) for c in COLUMNS)
+                rows.append([f"{objective}: gain over {BASELINE}", *gains])
+        return markdown_table([f"{self.title}, {seeds} seeds", *(c.title for c in COLUMNS)], rows) + "\n"
 
     def to_dict(self, prefix: str) -> dict[str, float | int]:
         """Returns flat numbers: `<prefix>_<objective>_<key>` and, over plain training, `<prefix>_<key>_gain` of `reinforced`.
@@ -201,13 +196,8 @@ class Comparison:
 
     def _draw_reliability(self) -> Figure:
         """One reliability diagram for each objective, of its first seed."""
-        figure = Figure(figsize=(3 * len(self.objectives), 3.4), layout="constrained")
-        for axes, objective in zip(
-            figure.subplots(1, len(self.objectives), squeeze=False)[0], self.objectives, strict=True
-        ):
-            first = next(run.name for run in self.runs if run.objective == objective)
-            draw_reliability(axes, self._diagram(first), first)
-        return figure
+        first = [next(run.name for run in self.runs if run.objective == objective) for objective in self.objectives]
+        return reliability_figure({name: self._diagram(name) for name in first})
 
     def _diagram(self, name: str) -> Reliability:
         return next(r.diagram for r in self.report.results if r.model == name and r.diagram is not None)

@@ -7,7 +7,6 @@ decoded (and corrupted) once, seen by each through its own resize and crop, and 
 from __future__ import annotations
 
 import dataclasses
-import importlib.resources
 import json
 import logging
 import re
@@ -21,17 +20,18 @@ import datasets
 import numpy as np
 import PIL.Image
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ImageNetInfo
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from hf_dr.base import load_base
+from hf_dr.card import markdown_table
 from hf_dr.corruptions import CORRUPTIONS, SEVERITIES, check_corruption, corrupt, corruption_rng
 from hf_dr.errors import ConfigError, DataError, TeacherError, did_you_mean
 from hf_dr.images import decode_image
 from hf_dr.metrics import Reliability, classification_metrics, reliability, reliability_picture
 from hf_dr.ops import CenterCrop, Resize
-from hf_dr.teacher import PRECISIONS, Member, Preprocessing, Teacher, load_member
+from hf_dr.teacher import PRECISIONS, Member, Preprocessing, Teacher, imagenet_synsets, load_member
 from hf_dr.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -306,20 +306,20 @@ class Report:
 
     def to_markdown(self) -> str:
         """Returns the table of all results, and for each corrupted set one of the errors by corruption."""
-        lines = _table_head("model", "set", "examples", "top-1 %", "top-5 %", "NLL", "Brier", "ECE %", "mCE %")
+        head = ("model", "set", "examples", "top-1 %", "top-5 %", "NLL", "Brier", "ECE %", "mCE %")
+        rows = []
         for r in self.results:
-            m = r.metrics
-            lines.append(
-                f"| {r.model} | {r.set}{', corrupted' if r.by_corruption else ''} | {r.examples:,} | {100 * m['top1']:.2f} "
-                f"| {100 * m['top5']:.2f} | {m['nll']:.4f} | {m['brier']:.4f} | {100 * m['ece']:.2f} "
-                f"| {'' if r.mce is None else f'{r.mce:.2f}'} |"
-            )
+            m, name = r.metrics, f"{r.set}{', corrupted' if r.by_corruption else ''}"
+            shares = (f"{100 * m['top1']:.2f}", f"{100 * m['top5']:.2f}", f"{m['nll']:.4f}", f"{m['brier']:.4f}")
+            mce = "" if r.mce is None else f"{r.mce:.2f}"
+            rows.append((r.model, name, f"{r.examples:,}", *shares, f"{100 * m['ece']:.2f}", mce))
+        lines = [markdown_table(head, rows)]
         for name in dict.fromkeys(r.set for r in self.results if r.by_corruption):
             corrupted = [r for r in self.results if r.set == name and r.by_corruption]
-            lines += ["", f"Top-1 error on {name} in percent, mean over severities:", ""]
-            lines += _table_head("corruption", *(r.model for r in corrupted))
             errors = [r.errors() for r in corrupted]
-            lines += [f"| {c} | {' | '.join(f'{e[c]:.2f}' for e in errors)} |" for c in errors[0]]
+            cells = [(c, *(f"{e[c]:.2f}" for e in errors)) for c in errors[0]]
+            table = markdown_table(("corruption", *(r.model for r in corrupted)), cells)
+            lines += ["", f"Top-1 error on {name} in percent, mean over severities:", "", table]
         if any(r.by_corruption for r in self.results):
             lines += ["", _ABOUT_CORRUPTED]
         return "\n".join(lines) + "\n"
@@ -476,15 +476,6 @@ def _open(spec: EvaluationSet, max_examples: int | None) -> Images:
     return Images(spec, dataset.with_format(None), rows, labels[rows], class_names)
 
 
-def _synsets(classes: str) -> list[str]:
-    """Returns the WordNet ids of a list of classes, in the order of their numbers."""
-    if classes == "imagenet":
-        return ImageNetInfo().label_names()
-    # timm's package data; the numbers of the 200 classes go by the sorted ids, as everywhere.
-    file = importlib.resources.files("timm.data") / "_info" / f"{classes.replace('-', '_')}_synsets.txt"
-    return file.read_text(encoding="utf-8").split()
-
-
 def _read_labels(dataset: datasets.Dataset, spec: EvaluationSet) -> tuple[np.ndarray, list[str] | None]:
     """Returns all labels as class numbers of the set, int64, and its class names where they have to be compared."""
     values = dataset.select_columns([spec.label]).with_format("arrow")[:].column(spec.label).to_numpy()
@@ -501,7 +492,7 @@ def _read_labels(dataset: datasets.Dataset, spec: EvaluationSet) -> tuple[np.nda
                 f"{values[0]!r:.60}. Name another column: ,label=COLUMN."
             )
         return values.astype(np.int64), names
-    synsets = _synsets(spec.classes)
+    synsets = imagenet_synsets(spec.classes)
     if is_number and names is not None and all(re.fullmatch(r"n\d{8}", name) for name in names):
         values, is_number = np.array(names, object)[values], False
     if is_number:
@@ -512,7 +503,7 @@ def _read_labels(dataset: datasets.Dataset, spec: EvaluationSet) -> tuple[np.nda
             raise DataError(
                 f"set `{spec.name}` must have the {len(synsets)} classes of {spec.classes}, found {count}. Check `classes`."
             )
-        values = np.array(_synsets("imagenet"), object)[values]
+        values = np.array(imagenet_synsets("imagenet"), object)[values]
     number = {synset: c for c, synset in enumerate(synsets)}
     strange = [value for value in np.unique(values) if value not in number]
     if strange:
@@ -553,14 +544,14 @@ def _answering(model: Model, images: Images, **settings: Any) -> Teacher:
     """
     spec, member, names = images.spec, model.member, images.class_names
     if spec.classes is not None:
-        synsets = _synsets(spec.classes)
+        synsets = imagenet_synsets(spec.classes)
         if member.num_classes not in (1000, len(synsets)):
             subset = f" or the {len(synsets)} of {spec.classes}" if len(synsets) < 1000 else ""
             raise ConfigError(
                 f"`{model.name}` must have the 1000 classes of ImageNet{subset} for `{spec.name}`, found {member.num_classes}. "
                 "Leave one of the two out."
             )
-        thousand = {synset: c for c, synset in enumerate(_synsets("imagenet"))}
+        thousand = {synset: c for c, synset in enumerate(imagenet_synsets("imagenet"))}
         return Teacher([member], classes=[thousand[synset] for synset in synsets], **settings)
     if names is None and images.labels.max() < member.num_classes:
         return Teacher([member], **settings)
@@ -584,7 +575,3 @@ def _refuse_twice(kind: str, names: Sequence[str]) -> None:
         raise ConfigError(
             f"each {kind} must have its own name, but `{twice}` stands there twice. Write NAME=... for it."
         )
-
-
-def _table_head(*columns: str) -> list[str]:
-    return [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]

@@ -123,8 +123,8 @@ def draw_reliability(axes: Any, diagram: Reliability, title: str) -> None:
     axes.set_title(f"{title}\nECE {100 * diagram.ece:.2f} %", fontsize=9)
 
 
-def reliability_picture(diagrams: dict[str, Reliability], path: str, columns: int | None = None) -> None:
-    """Draws several reliability diagrams into a PNG file: side by side, or in rows of `columns`."""
+def reliability_figure(diagrams: dict[str, Reliability], columns: int | None = None) -> Figure:
+    """Draws several reliability diagrams: side by side, or in rows of `columns`."""
     columns = columns or len(diagrams)
     rows = math.ceil(len(diagrams) / columns)
     figure = Figure(figsize=(3 * columns, 3.4 * rows), layout="constrained")
@@ -133,4 +133,9 @@ def reliability_picture(diagrams: dict[str, Reliability], path: str, columns: in
         draw_reliability(next(places), diagram, title)
     for axes in places:
         axes.set_axis_off()
-    figure.savefig(path, dpi=150)
+    return figure
+
+
+def reliability_picture(diagrams: dict[str, Reliability], path: str, columns: int | None = None) -> None:
+    """Writes `reliability_figure` to a PNG file."""
+    reliability_figure(diagrams, columns).savefig(path, dpi=150)

@@ -7,6 +7,7 @@ on its device. Nothing that is downloaded is executed: weights are safetensors, 
 from __future__ import annotations
 
 import hashlib
+import importlib.resources
 import logging
 import math
 from collections.abc import Sequence
@@ -255,6 +256,17 @@ def _refuse_twins(members: Sequence[Member]) -> None:
                 "weights (timm sends some old names to one checkpoint). Name another model or leave one out."
             )
         seen[member.weights_hash] = member.id
+
+
+def imagenet_synsets(classes: str) -> list[str]:
+    """Returns the WordNet ids of `imagenet`, `imagenet-a` or `imagenet-r`, in the order of their class numbers.
+
+    timm has the lists as package data; the numbers of the 200 classes of the latter two go by the sorted ids, as everywhere.
+    """
+    if classes == "imagenet":
+        return ImageNetInfo().label_names()
+    file = importlib.resources.files("timm.data") / "_info" / f"{classes.replace('-', '_')}_synsets.txt"
+    return file.read_text(encoding="utf-8").split()
 
 
 def _canonical(name: str) -> str:

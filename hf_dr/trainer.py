@@ -23,6 +23,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.modelcard import extract_hyperparameters_from_trainer
 from transformers.trainer_utils import EvalLoopOutput
 
+from hf_dr.card import markdown_table
 from hf_dr.errors import ConfigError
 from hf_dr.losses import TAIL_RULES, TailRule, reinforced_kl
 from hf_dr.replay import ReinforcedDataset
@@ -484,8 +485,8 @@ def normalize(pixels_BCHW: torch.Tensor, mean: Sequence[float], std: Sequence[fl
 
 
 def _table(title: str, rows: dict[str, Any]) -> str:
-    lines = [f"| {k} | {f'{v:.4g}' if isinstance(v, float) else v} |" for k, v in rows.items()]
-    return "\n".join([f"| {title} | value |", "|---|---|", *lines])
+    shown = ((name, f"{value:.4g}" if isinstance(value, float) else value) for name, value in rows.items())
+    return markdown_table((title, "value"), shown)
 
 
 def _own_normalization(model: nn.Module) -> tuple[Sequence[float], Sequence[float]]:

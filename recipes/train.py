@@ -1,4 +1,4 @@
-"""Trains a student: `accelerate launch recipes/train.py --config recipes/fashion_mnist/plus.yaml`."""
+"""Trains a student: `accelerate launch recipes/train.py --dataset PLUS --student timm:ARCHITECTURE --output_dir OUT`."""
 
 import sys
 

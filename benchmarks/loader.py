@@ -32,8 +32,8 @@ from torchvision.transforms import v2
 from transformers import default_data_collator
 
 from hf_dr.augmentation import Augmentation
+from hf_dr.loading import load_reinforced
 from hf_dr.ops import IMAGENET_MEAN_RGB
-from hf_dr.replay import load_reinforced
 from hf_dr.sampling import ReinforcedSampler
 from hf_dr.trainer import ReinforcedTrainingArguments
 

@@ -27,7 +27,7 @@ from transformers import default_data_collator
 
 from hf_dr.augmentation import Augmentation
 from hf_dr.distillation import OnlineDistillationTrainer
-from hf_dr.replay import load_reinforced
+from hf_dr.loading import load_reinforced
 from hf_dr.students import build_student
 from hf_dr.trainer import ReinforcedTrainer, ReinforcedTrainingArguments
 

@@ -16,8 +16,9 @@ from hf_dr.errors import (
     ReplayError,
     TeacherError,
 )
+from hf_dr.loading import load_reinforced
 from hf_dr.reinforce import ReinforceConfig, reinforce
-from hf_dr.replay import ReinforcedDataset, load_reinforced
+from hf_dr.replay import ReinforcedDataset
 from hf_dr.teacher import Teacher
 from hf_dr.trainer import ReinforcedTrainer, ReinforcedTrainingArguments
 from hf_dr.verify import verify

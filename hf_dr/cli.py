@@ -25,10 +25,10 @@ from hf_dr.distillation import OnlineDistillationTrainer
 from hf_dr.errors import ConfigError, HfDrError
 from hf_dr.evaluation import EvaluateConfig, run_evaluation
 from hf_dr.inspection import inspect_dataset
+from hf_dr.loading import load_reinforced
 from hf_dr.metrics import compute_metrics
 from hf_dr.reinforce import Job, ReinforceConfig, check_dataset, process_state
-from hf_dr.replay import find_config, load_reinforced
-from hf_dr.schema import Provenance
+from hf_dr.schema import Provenance, find_config
 from hf_dr.students import LabelledImages, build_student, evaluation_augmentation, load_processor
 from hf_dr.teacher import PRECISIONS, Teacher, imagenet_synsets
 from hf_dr.trainer import ReinforcedTrainer, ReinforcedTrainingArguments

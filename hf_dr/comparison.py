@@ -22,8 +22,7 @@ from hf_dr.card import markdown_table
 from hf_dr.errors import ConfigError, DataError
 from hf_dr.evaluation import EvaluateConfig, Report, run_evaluation
 from hf_dr.metrics import Reliability, reliability_figure
-from hf_dr.replay import find_config
-from hf_dr.schema import Provenance
+from hf_dr.schema import Provenance, find_config
 
 BASELINE = "erm"
 

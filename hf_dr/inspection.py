@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 
 from hf_dr.augmentation import PARTNER
 from hf_dr.errors import FormatError
-from hf_dr.replay import find_config
 from hf_dr.schema import (
     AUG_PREFIX,
     IMAGE_HASH,
@@ -24,6 +23,7 @@ from hf_dr.schema import (
     TEACHER_IDS,
     TEACHER_LOGPROBS,
     Provenance,
+    find_config,
     is_reserved,
 )
 from hf_dr.shards import read_marker

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -14,18 +12,15 @@ import numpy as np
 import PIL.Image
 import pyarrow as pa
 import torch
-from huggingface_hub import hf_hub_download, list_repo_files
-from huggingface_hub.errors import EntryNotFoundError
 
 from hf_dr.augmentation import PARTNER, Augmentation
-from hf_dr.errors import ConfigError, DataError, FormatError, ReplayError, did_you_mean
+from hf_dr.errors import ConfigError, DataError, FormatError, ReplayError
 from hf_dr.images import decode_image, pixel_hash
 from hf_dr.ops import Params
 from hf_dr.rng import DOMAIN_SCHEDULE, KeyedPermutation, keyed_words, view_rng
 from hf_dr.schema import (
     AUG_PREFIX,
     IMAGE_HASH,
-    PROVENANCE_FILE,
     SOURCE_INDEX,
     TEACHER_IDS,
     TEACHER_LOGPROBS,
@@ -33,7 +28,6 @@ from hf_dr.schema import (
     Provenance,
     reinforcement_features,
 )
-from hf_dr.shards import read_marker
 
 logger = logging.getLogger(__name__)
 
@@ -44,115 +38,6 @@ ViewIndex = int | tuple[int, int]
 def fresh_view(epoch: int) -> int:
     """Returns the view number that asks for a newly drawn view without teacher, another one in each epoch."""
     return -1 - epoch
-
-
-def load_reinforced(
-    path: str | os.PathLike[str],
-    name: str | None = None,
-    *,
-    split: str | None = None,
-    base: datasets.Dataset | None = None,
-    revision: str | None = None,
-    num_views: int | None = None,
-    seed: int = 0,
-    check_images: bool = True,
-) -> ReinforcedDataset:
-    """Opens a "+" dataset for training.
-
-    Args:
-        path: Folder of the "+" dataset, or its Hub id.
-        name: Its configuration; may be left out where there is only one.
-        split: Its split; default: the one that was reinforced.
-        base: For an overlay (no images of its own): the base dataset with its images, in its original order.
-        revision: Branch, tag or commit on the Hub.
-        num_views: Use only the first so many of the V stored views.
-        seed: Of the order in which views are replayed.
-        check_images: Refuse an image whose pixels are not those that were reinforced. Each image is checked the first
-            time a process decodes it.
-
-    Raises:
-        FormatError: The dataset is incomplete or does not follow the format.
-        ConfigError: `name`, `split` or `num_views` does not exist there.
-        DataError: The base is missing or is not the one that was reinforced.
-    """
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        provenance, plus = _load_folder(folder, name, split)
-    elif isinstance(path, str) and path.count("/") == 1 and not path.startswith((".", "~", "/")):
-        provenance, plus = _load_hub(path, name, split, revision)
-    else:
-        raise ConfigError(
-            f'expected the folder of a "+" dataset or a Hub id, found neither at {str(path)!r}. Check the path.'
-        )
-    return ReinforcedDataset(plus, provenance, base=base, num_views=num_views, seed=seed, check_images=check_images)
-
-
-def find_config(folder: Path, name: str | None = None) -> Path:
-    """Returns the folder of one configuration of a local "+" dataset.
-
-    Raises:
-        FormatError: The folder holds no "+" dataset.
-        ConfigError: The configuration does not exist, or none is named and there are several.
-    """
-    if name is None and (folder / PROVENANCE_FILE).is_file():
-        return folder  # the configuration's own folder was named
-    return folder / _choose(name, sorted(p.parent.name for p in folder.glob(f"*/{PROVENANCE_FILE}")), str(folder))
-
-
-def _choose(name: str | None, names: Sequence[str], where: str) -> str:
-    if not names:
-        raise FormatError(
-            f'{where} must hold a "+" dataset, but no folder in it has a {PROVENANCE_FILE}. Check the path.'
-        )
-    if name is None and len(names) > 1:
-        raise ConfigError(f"{where} has several configurations; name one of {', '.join(names)}.")
-    if name is not None and name not in names:
-        raise ConfigError(f"{where} has no configuration `{name}`.{did_you_mean(name, names)}")
-    return name or names[0]
-
-
-def _load_folder(folder: Path, name: str | None, split: str | None) -> tuple[Provenance, datasets.Dataset]:
-    config = find_config(folder, name)
-    provenance = Provenance.read(config)
-    _check_split(split, provenance)
-    shards = [config / shard for shard in provenance.shard_names]
-    missing = [path.name for path in shards if not path.is_file()]
-    if missing:
-        raise FormatError(
-            f"{config} must have {len(shards)} shards, but {len(missing)} are missing, e.g. {missing[0]}. "
-            "Run the same reinforce command again; it makes only what is missing."
-        )
-    for path in shards:
-        if read_marker(path).fingerprint != provenance.fingerprint:
-            raise FormatError(
-                f"{path} must carry the fingerprint of its {PROVENANCE_FILE}, found another. Make it again."
-            )
-    files = {provenance.split: [str(path) for path in shards]}
-    return provenance, datasets.load_dataset("parquet", data_files=files, split=provenance.split)
-
-
-def _load_hub(
-    repo_id: str, name: str | None, split: str | None, revision: str | None
-) -> tuple[Provenance, datasets.Dataset]:
-    if name is None:
-        files = list_repo_files(repo_id, repo_type="dataset", revision=revision)
-        name = _choose(None, sorted(f.split("/")[0] for f in files if f.endswith(f"/{PROVENANCE_FILE}")), repo_id)
-    try:
-        file = hf_hub_download(repo_id, f"{name}/{PROVENANCE_FILE}", repo_type="dataset", revision=revision)
-    except EntryNotFoundError as error:
-        raise FormatError(
-            f'{repo_id} must hold {name}/{PROVENANCE_FILE}, found none: no configuration `{name}`, or no "+" dataset.'
-        ) from error
-    provenance = Provenance.read(Path(file).parent)
-    _check_split(split, provenance)
-    # The commit that the provenance came from: data pushed in between cannot be mixed with it.
-    commit = Path(file).parents[1].name
-    return provenance, datasets.load_dataset(repo_id, name, split=provenance.split, revision=commit)
-
-
-def _check_split(split: str | None, provenance: Provenance) -> None:
-    if split not in (None, provenance.split):
-        raise ConfigError(f"the split `{provenance.split}` was reinforced, not `{split}`. Leave `split` out.")
 
 
 class ReinforcedDataset(torch.utils.data.Dataset):
@@ -172,10 +57,10 @@ class ReinforcedDataset(torch.utils.data.Dataset):
     Args:
         plus: The "+" dataset's rows.
         provenance: Its `reinforcement.json`.
-        base: See `load_reinforced`.
-        num_views: See `load_reinforced`.
-        seed: See `load_reinforced`.
-        check_images: See `load_reinforced`.
+        base: See `hf_dr.loading.load_reinforced`.
+        num_views: See `hf_dr.loading.load_reinforced`.
+        seed: See `hf_dr.loading.load_reinforced`.
+        check_images: See `hf_dr.loading.load_reinforced`.
     """
 
     def __init__(

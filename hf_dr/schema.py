@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import numpy as np
 from datasets import Features, List, Value
 
 from hf_dr.augmentation import Augmentation
-from hf_dr.errors import FormatError
+from hf_dr.errors import ConfigError, FormatError, did_you_mean
 from hf_dr.ops import Param
 from hf_dr.topk import id_dtype
 
@@ -282,6 +283,36 @@ def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     for key, v in items:
         flat.update(_flatten(v, f"{prefix}.{key}" if prefix else str(key)))
     return flat
+
+
+def find_config(folder: Path, name: str | None = None) -> Path:
+    """Returns the folder of one configuration of a local "+" dataset.
+
+    Raises:
+        FormatError: The folder holds no "+" dataset.
+        ConfigError: The configuration does not exist, or none is named and there are several.
+    """
+    if name is None and (folder / PROVENANCE_FILE).is_file():
+        return folder  # the configuration's own folder was named
+    return folder / choose_config(name, sorted(p.parent.name for p in folder.glob(f"*/{PROVENANCE_FILE}")), str(folder))
+
+
+def choose_config(name: str | None, names: Sequence[str], where: str) -> str:
+    """Returns `name`, or the only one of `names`; `where` they were found stands in messages.
+
+    Raises:
+        FormatError: There is none at all.
+        ConfigError: `name` is not among them, or none is named and there are several.
+    """
+    if not names:
+        raise FormatError(
+            f'{where} must hold a "+" dataset, but no folder in it has a {PROVENANCE_FILE}. Check the path.'
+        )
+    if name is None and len(names) > 1:
+        raise ConfigError(f"{where} has several configurations; name one of {', '.join(names)}.")
+    if name is not None and name not in names:
+        raise ConfigError(f"{where} has no configuration `{name}`.{did_you_mean(name, names)}")
+    return name or names[0]
 
 
 def combine_hashes(view_hashes: np.ndarray) -> int:

@@ -16,7 +16,8 @@ import torch
 from tqdm.auto import tqdm
 
 from hf_dr.errors import ConfigError, FormatError, ReplayError, TeacherError
-from hf_dr.replay import ReinforcedDataset, load_reinforced
+from hf_dr.loading import load_reinforced
+from hf_dr.replay import ReinforcedDataset
 from hf_dr.rng import DOMAIN_VERIFY, keyed_rng
 from hf_dr.schema import Provenance, combine_hashes
 from hf_dr.teacher import Teacher

@@ -38,9 +38,10 @@ import torch
 from torch import nn
 
 from hf_dr.augmentation import Augmentation
+from hf_dr.loading import load_reinforced
 from hf_dr.ops import CutMix, MixUp, RandAugment, RandomErasing, RandomHorizontalFlip, RandomResizedCrop
 from hf_dr.reinforce import ReinforceConfig, reinforce
-from hf_dr.replay import ReinforcedDataset, load_reinforced
+from hf_dr.replay import ReinforcedDataset
 from hf_dr.shards import list_array
 from hf_dr.teacher import Member, Preprocessing, Teacher, weights_hash
 

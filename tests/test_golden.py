@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hf_dr.loading import load_reinforced
 from hf_dr.ops import OPS
-from hf_dr.replay import load_reinforced
 from hf_dr.schema import SCHEMA_VERSION, combine_hashes
 from hf_dr.views import hash_view
 

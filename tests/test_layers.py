@@ -15,11 +15,12 @@ SOURCES = sorted([*MODULES.values(), *(ROOT / "recipes").rglob("*.py")])
 # A module imports only from levels below its own. Put a new module into this table as low as its imports let it.
 LEVELS = (
     {"errors", "version"},
-    {"rng", "images", "ops", "topk", "losses", "metrics", "base", "config"},
+    {"rng", "images", "ops", "topk", "losses", "metrics", "base", "config", "retry"},
     {"augmentation", "teacher", "corruptions", "evaluate_modules"},
     {"schema", "students"},
     {"shards", "views"},
     {"replay", "card"},
+    {"loading"},
     {"reinforce", "sampling", "contact_sheet", "inspection", "verify", "evaluation"},
     {"trainer", "hub", "comparison"},
     {"__init__", "distillation"},  # the public names; the baseline

@@ -18,10 +18,11 @@ from conftest import ALL_OPS, CLASSES, as_cell, colour_image
 import hf_dr.replay
 from hf_dr.augmentation import NAMED, Augmentation
 from hf_dr.errors import ConfigError, DataError, FormatError, ReplayError
+from hf_dr.loading import load_reinforced
 from hf_dr.ops import CutMix, MixUp, RandomHorizontalFlip, RandomResizedCrop, Resize
 from hf_dr.reinforce import ReinforceConfig, reinforce
-from hf_dr.replay import ReinforcedDataset, find_config, load_reinforced
-from hf_dr.schema import PROVENANCE_FILE, combine_hashes
+from hf_dr.replay import ReinforcedDataset
+from hf_dr.schema import PROVENANCE_FILE, combine_hashes, find_config
 from hf_dr.views import Span, ViewMaker, hash_view, undecoded_images
 
 VIEWS = 4

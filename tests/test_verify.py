@@ -8,8 +8,9 @@ import torch
 from conftest import ALL_OPS, CLASSES, as_cell, colour_image
 
 from hf_dr.errors import ConfigError, FormatError, TeacherError
+from hf_dr.loading import load_reinforced
 from hf_dr.reinforce import ReinforceConfig, reinforce
-from hf_dr.replay import ReinforcedDataset, load_reinforced
+from hf_dr.replay import ReinforcedDataset
 from hf_dr.teacher import Teacher
 from hf_dr.topk import top_k
 from hf_dr.verify import MAX_KL_MEAN, VerifyReport, answer_kl, teacher_from_provenance, verify

@@ -13,6 +13,7 @@ from hf_dr.errors import (
     FingerprintMismatchError,
     FormatError,
     HfDrError,
+    HubError,
     ReplayError,
     TeacherError,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "FingerprintMismatchError",
     "FormatError",
     "HfDrError",
+    "HubError",
     "ReinforceConfig",
     "ReinforcedDataset",
     "ReinforcedTrainer",

@@ -34,6 +34,10 @@ class ReplayError(HfDrError):
     """A stored view cannot be replayed: another image, or parameters that do not fit it."""
 
 
+class HubError(HfDrError):
+    """The Hub refuses, or cannot be reached."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Returns `` Did you mean `x`?`` for the closest known word, else the list of what is known."""
     known = sorted(known)

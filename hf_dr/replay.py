@@ -14,10 +14,11 @@ import pyarrow as pa
 import torch
 
 from hf_dr.augmentation import PARTNER, Augmentation
-from hf_dr.errors import ConfigError, DataError, FormatError, ReplayError
+from hf_dr.errors import DataError, FormatError, ReplayError
 from hf_dr.images import decode_image, pixel_hash
+from hf_dr.interface import MappedReinforcedData, ViewIndex, checked_views
 from hf_dr.ops import Params
-from hf_dr.rng import DOMAIN_SCHEDULE, KeyedPermutation, keyed_words, view_rng
+from hf_dr.rng import Matching, view_rng
 from hf_dr.schema import (
     AUG_PREFIX,
     IMAGE_HASH,
@@ -31,16 +32,8 @@ from hf_dr.schema import (
 
 logger = logging.getLogger(__name__)
 
-ViewIndex = int | tuple[int, int]
-"""A row, whose view of this epoch is meant, or (row, view), or (row, `fresh_view(epoch)`)."""
 
-
-def fresh_view(epoch: int) -> int:
-    """Returns the view number that asks for a newly drawn view without teacher, another one in each epoch."""
-    return -1 - epoch
-
-
-class ReinforcedDataset(torch.utils.data.Dataset):
+class ReinforcedDataset(MappedReinforcedData):
     """A map-style dataset that replays one stored view per access.
 
     `dataset[i]` replays the view of this epoch (see `set_epoch`), `dataset[i, v]` view v. An item is a dict:
@@ -75,11 +68,9 @@ class ReinforcedDataset(torch.utils.data.Dataset):
     ) -> None:
         self.provenance = provenance
         self.augmentation = Augmentation.from_list(provenance.augmentation)
+        self.provenances, self.augmentations = (provenance,), (self.augmentation,)
         _check_columns(plus, provenance, self.augmentation)
-        stored = provenance.num_views
-        if num_views is not None and not 1 <= num_views <= stored:
-            raise ConfigError(f"`num_views` must be between 1 and the {stored} stored views, got {num_views}.")
-        self.num_views = num_views or stored
+        self.num_views = checked_views(num_views, provenance.num_views)
         self.seed, self.epoch, self.check_images = seed, 0, check_images
         self.plus = plus
         self._columns = _Columns(plus, provenance.num_views)
@@ -87,6 +78,7 @@ class ReinforcedDataset(torch.utils.data.Dataset):
         source = plus.data.column(SOURCE_INDEX).to_numpy() if plus._indices is None else np.asarray(plus[SOURCE_INDEX])
         self._source = source
         self._usable = np.flatnonzero(~np.asarray(_column(plus, IMAGE_HASH).is_null()))
+        self._source_rows = source[self._usable]
         if len(self._usable) < len(plus):
             logger.warning("%d rows have no reinforcement and are left out.", len(plus) - len(self._usable))
         if not len(self._usable):
@@ -135,7 +127,7 @@ class ReinforcedDataset(torch.utils.data.Dataset):
     @property
     def source_rows(self) -> np.ndarray:
         """The row of the base for each row of this dataset, int64 (rows,)."""
-        return self._source[self._usable]
+        return self._source_rows
 
     @property
     def class_names(self) -> list[str] | None:
@@ -146,18 +138,22 @@ class ReinforcedDataset(torch.utils.data.Dataset):
         """Chooses which view `dataset[i]` replays: over V epochs, each of the V views once, in an order keyed by `seed`."""
         self.epoch = epoch
 
-    def scheduled_views(self, indices: np.ndarray | int, epoch: int) -> np.ndarray:
-        """Returns the view of each row in an epoch, int64: a function of (seed, epoch, row) and of nothing else.
-
-        Over V epochs each row shows each of its V views once: one keyed permutation of the views serves all rows, each
-        row entering it at a place of its own. With a mixing augmentation all rows enter at the same place, because
-        pairs are matched by view.
-        """
-        cycle, step = divmod(epoch, self.num_views)
-        order = KeyedPermutation(self.num_views, self.seed, domain=DOMAIN_SCHEDULE, minor=cycle)
-        rows = self._usable[np.asarray(indices)]
-        entry = np.zeros_like(rows) if self.augmentation.mixes else keyed_words(rows, self.seed) % self.num_views
-        return order((entry + step) % self.num_views)
+    def pairs(self, view: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the rows that a view mixes with each other, int64 (pairs, 2), and all other rows, int64 (rows,)."""
+        rows, provenance = np.arange(len(self)), self.provenance
+        if not self.mixes:
+            return np.empty((0, 2), np.int64), rows
+        size = provenance.num_rows if provenance.mixing_scope == "dataset" else provenance.shard_size
+        row_of = np.full(provenance.num_rows, -1)
+        row_of[self.source_rows] = rows
+        couples = [np.empty((0, 2), np.int64)]
+        for start in np.unique(self.source_rows // size).tolist():
+            stop = min((start + 1) * size, provenance.num_rows)
+            matched = row_of[Matching(start * size, stop, provenance.seed, view).pairs()]
+            couples.append(matched[: len(matched) // 2 * 2].reshape(-1, 2))
+        paired = np.concatenate(couples)
+        paired = paired[(paired >= 0).all(axis=1)]
+        return paired, np.setdiff1d(rows, paired)
 
     def __getitem__(self, index: ViewIndex) -> dict[str, Any]:
         return self.__getitems__([index])[0]
@@ -227,7 +223,8 @@ class ReinforcedDataset(torch.utils.data.Dataset):
     def _fresh(self, row: int, view: int) -> PIL.Image.Image:
         """A newly drawn view. Stored views are keyed by numbers from 0, so its key is one that no run has used."""
         image = self._decode(row)
-        params = self.augmentation.sample(view_rng(self.seed, row, (1 << 64) + view), (image.height, image.width))
+        rng = view_rng(self.seed, int(self._source[row]), (1 << 64) + view)
+        params = self.augmentation.sample(rng, (image.height, image.width))
         return self.augmentation.apply(image, params)
 
     def _answer(self, row: int, view: int) -> tuple[np.ndarray, np.ndarray]:

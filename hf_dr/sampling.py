@@ -11,10 +11,26 @@ import numpy as np
 import torch
 
 from hf_dr.errors import ConfigError
-from hf_dr.replay import ReinforcedDataset, fresh_view
-from hf_dr.rng import DOMAIN_ORDER, Matching, keyed_rng
+from hf_dr.interface import MappedReinforcedData, ReinforcedData, fresh_view
+from hf_dr.rng import DOMAIN_ORDER, keyed_rng
 
 VIEW_ORDERS = ("cycle", "random")
+
+
+def check_order(data: ReinforcedData, view_order: str, reinforced_probability: float) -> None:
+    """Checks the settings of an order.
+
+    Raises:
+        ConfigError: A setting is impossible, or unreinforced samples are asked for and there are no labels.
+    """
+    if view_order not in VIEW_ORDERS:
+        raise ConfigError(f"`view_order` must be one of {', '.join(VIEW_ORDERS)}, got {view_order!r}.")
+    if not 0 <= reinforced_probability <= 1:
+        raise ConfigError(f"`reinforced_probability` must be between 0 and 1, got {reinforced_probability}.")
+    if reinforced_probability < 1 and not data.has_labels:
+        raise ConfigError(
+            f"`reinforced_probability` must be 1 for a dataset without labels, got {reinforced_probability}. Set it to 1."
+        )
 
 
 class ReinforcedSampler(torch.utils.data.Sampler[tuple[int, int]]):
@@ -36,20 +52,13 @@ class ReinforcedSampler(torch.utils.data.Sampler[tuple[int, int]]):
 
     def __init__(
         self,
-        dataset: ReinforcedDataset,
+        dataset: MappedReinforcedData,
         *,
         seed: int = 0,
         view_order: str = "cycle",
         reinforced_probability: float = 1.0,
     ) -> None:
-        if view_order not in VIEW_ORDERS:
-            raise ConfigError(f"`view_order` must be one of {', '.join(VIEW_ORDERS)}, got {view_order!r}.")
-        if not 0 <= reinforced_probability <= 1:
-            raise ConfigError(f"`reinforced_probability` must be between 0 and 1, got {reinforced_probability}.")
-        if reinforced_probability < 1 and not dataset.has_labels:
-            raise ConfigError(
-                f"`reinforced_probability` must be 1 for a dataset without labels, got {reinforced_probability}. Set it to 1."
-            )
+        check_order(dataset, view_order, reinforced_probability)
         self._dataset = dataset
         self._seed = seed
         self._view_order = view_order
@@ -67,38 +76,20 @@ class ReinforcedSampler(torch.utils.data.Sampler[tuple[int, int]]):
         rows, views = self.epoch_indices(self.epoch)
         return zip(rows.tolist(), views.tolist(), strict=True)
 
-    def epoch_indices(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the rows and views of an epoch, both int64 (rows,), in order."""
-        rng = keyed_rng(self._seed, domain=DOMAIN_ORDER, major=epoch)
+    def epoch_indices(self, epoch: int, part: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the rows and views of an epoch, both int64 (rows,), in order; each part of a stream has its own order."""
+        rng = keyed_rng(self._seed, domain=DOMAIN_ORDER, major=epoch, minor=part)
         count = len(self._dataset)
-        mixes = self._dataset.augmentation.mixes
         if self._view_order == "cycle":
             views = self._dataset.scheduled_views(np.arange(count), epoch)
         else:
             # One view for all rows where pairs are matched by view; else each row its own.
-            drawn = rng.integers(self._dataset.num_views, size=1 if mixes else count)
+            drawn = rng.integers(self._dataset.num_views, size=1 if self._dataset.mixes else count)
             views = np.broadcast_to(drawn, count).copy()
         fresh = rng.random(count) >= self._reinforced_probability
-        order = self._paired_order(rng, int(views[0])) if mixes else rng.permutation(count)
+        # Pairs are shuffled, not rows; who has no partner in the dataset comes last.
+        couples, singles = self._dataset.pairs(int(views[0]))
+        couples, singles = couples[rng.permutation(len(couples))], singles[rng.permutation(len(singles))]
+        order = np.concatenate([couples.ravel(), singles])
         views[fresh] = fresh_view(epoch)
         return order, views[order]
-
-    def _paired_order(self, rng: np.random.Generator, view: int) -> np.ndarray:
-        """Shuffles pairs, not rows; rows whose partner is not in the dataset come last."""
-        dataset, provenance = self._dataset, self._dataset.provenance
-        size = provenance.num_rows if provenance.mixing_scope == "dataset" else provenance.shard_size
-        row_of = np.full(provenance.num_rows, -1)
-        row_of[dataset.source_rows] = np.arange(len(dataset))
-        pairs, odd = [], []
-        for start in range(0, provenance.num_rows, size):
-            stop = min(start + size, provenance.num_rows)
-            matched = row_of[Matching(start, stop, provenance.seed, view).pairs()]
-            even = len(matched) // 2 * 2
-            couples = matched[:even].reshape(-1, 2)
-            whole = (couples >= 0).all(axis=1)
-            pairs.append(couples[whole])
-            odd.append(np.concatenate([couples[~whole].ravel(), matched[even:]]))
-        couples, singles = np.concatenate(pairs), np.concatenate(odd)
-        couples = couples[rng.permutation(len(couples))]
-        singles = singles[singles >= 0]
-        return np.concatenate([couples.ravel(), singles[rng.permutation(len(singles))]])

@@ -18,10 +18,10 @@ LEVELS = (
     {"rng", "images", "ops", "topk", "losses", "metrics", "base", "config", "retry"},
     {"augmentation", "teacher", "corruptions", "evaluate_modules"},
     {"schema", "students"},
-    {"shards", "views"},
-    {"replay", "card"},
+    {"shards", "views", "interface"},
+    {"replay", "sampling", "card"},
     {"loading"},
-    {"reinforce", "sampling", "contact_sheet", "inspection", "verify", "evaluation"},
+    {"reinforce", "contact_sheet", "inspection", "verify", "evaluation"},
     {"trainer", "hub", "comparison"},
     {"__init__", "distillation"},  # the public names; the baseline
     {"cli"},

@@ -18,6 +18,7 @@ from conftest import ALL_OPS, CLASSES, as_cell, colour_image
 import hf_dr.replay
 from hf_dr.augmentation import NAMED, Augmentation
 from hf_dr.errors import ConfigError, DataError, FormatError, ReplayError
+from hf_dr.interface import fresh_view
 from hf_dr.loading import load_reinforced
 from hf_dr.ops import CutMix, MixUp, RandomHorizontalFlip, RandomResizedCrop, Resize
 from hf_dr.reinforce import ReinforceConfig, reinforce
@@ -363,7 +364,7 @@ def test_iterating_ends(tiny_plus):
 
 
 def test_a_fresh_view_has_no_teacher(tiny_plus):
-    fresh = [tiny_plus[3, hf_dr.replay.fresh_view(epoch)] for epoch in (0, 1, 0)]
+    fresh = [tiny_plus[3, fresh_view(epoch)] for epoch in (0, 1, 0)]
     assert [item["reinforced"] for item in fresh] == [False] * 3
     assert not fresh[0]["teacher_ids"].any()
     assert not fresh[0]["teacher_logprobs"].any()

@@ -9,10 +9,11 @@ import torch
 
 from hf_dr.augmentation import NO_PARTNER, Augmentation
 from hf_dr.errors import ConfigError
+from hf_dr.interface import fresh_view
 from hf_dr.loading import load_reinforced
 from hf_dr.ops import MixUp, RandomHorizontalFlip, RandomResizedCrop
 from hf_dr.reinforce import ReinforceConfig, reinforce
-from hf_dr.replay import ReinforcedDataset, fresh_view
+from hf_dr.replay import ReinforcedDataset
 from hf_dr.sampling import ReinforcedSampler
 
 ROWS, VIEWS = 12, 4

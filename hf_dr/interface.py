@@ -1,0 +1,114 @@
+"""What training asks of reinforced data, however it is read: mapped, streamed, or several "+" datasets at once."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+import torch
+
+from hf_dr.augmentation import Augmentation
+from hf_dr.errors import ConfigError
+from hf_dr.rng import DOMAIN_SCHEDULE, KeyedPermutation, keyed_words
+from hf_dr.schema import Provenance
+
+ViewIndex = int | tuple[int, int]
+"""A row, whose view of this epoch is meant, or (row, view), or (row, `fresh_view(epoch)`)."""
+
+
+def fresh_view(epoch: int) -> int:
+    """Returns the view number that asks for a newly drawn view without teacher, another one in each epoch."""
+    return -1 - epoch
+
+
+def checked_views(num_views: int | None, stored: int) -> int:
+    """Returns how many of the stored views are used, all where `num_views` is None.
+
+    Raises:
+        ConfigError: There are not that many.
+    """
+    if num_views is not None and not 1 <= num_views <= stored:
+        raise ConfigError(f"`num_views` must be between 1 and the {stored} stored views, got {num_views}.")
+    return num_views or stored
+
+
+class ReinforcedData(ABC):
+    """Reinforced data that a student learns from.
+
+    Attributes:
+        provenances: The `reinforcement.json` of each "+" dataset in it.
+        augmentations: Of each of them.
+        num_views: The views of each row.
+        seed: Of the order in which views are replayed.
+    """
+
+    provenances: tuple[Provenance, ...]
+    augmentations: tuple[Augmentation, ...]
+    num_views: int
+    seed: int
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Rows of an epoch."""
+
+    @abstractmethod
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the epoch, and so the view of each row."""
+
+    @property
+    @abstractmethod
+    def has_labels(self) -> bool:
+        """Whether items have `labels`."""
+
+    @property
+    @abstractmethod
+    def class_names(self) -> list[str] | None:
+        """The names of the classes, where the base's labels have names."""
+
+    @property
+    def mixes(self) -> bool:
+        """Whether a view can need the image of another row."""
+        return any(augmentation.mixes for augmentation in self.augmentations)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the views."""
+        size = self.augmentations[0].size
+        assert size is not None, "an augmentation fixes the size"
+        return size
+
+    @property
+    def num_classes(self) -> int:
+        """C, the classes over which the teachers answer."""
+        return self.provenances[0].num_classes
+
+    @property
+    def fingerprint(self) -> str:
+        """The fingerprints of all "+" datasets in it."""
+        return " ".join(provenance.fingerprint for provenance in self.provenances)
+
+
+class MappedReinforcedData(ReinforcedData, torch.utils.data.Dataset):
+    """Reinforced data with rows to choose from: what `ReinforcedSampler` draws from."""
+
+    @property
+    @abstractmethod
+    def source_rows(self) -> np.ndarray:
+        """The row of the base for each row of this dataset, int64 (rows,)."""
+
+    @abstractmethod
+    def pairs(self, view: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the rows that a view mixes with each other, int64 (pairs, 2), and all other rows, int64 (rows,)."""
+
+    def scheduled_views(self, indices: np.ndarray | int, epoch: int) -> np.ndarray:
+        """Returns the view of each row in an epoch, int64: a function of (seed, epoch, row of the base) alone.
+
+        Over V epochs each row shows each of its V views once: one keyed permutation of the views serves all rows, each
+        row entering it at a place of its own. With a mixing augmentation all rows enter at the same place, because
+        pairs are matched by view.
+        """
+        cycle, step = divmod(epoch, self.num_views)
+        order = KeyedPermutation(self.num_views, self.seed, domain=DOMAIN_SCHEDULE, minor=cycle)
+        rows = self.source_rows[np.asarray(indices)]
+        entry = np.zeros_like(rows) if self.mixes else keyed_words(rows, self.seed) % self.num_views
+        return order((entry + step) % self.num_views)

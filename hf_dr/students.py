@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import datasets
 import numpy as np
 import timm
 import torch
-from transformers import AutoImageProcessor, AutoModelForImageClassification, TimmWrapperConfig
+from timm.data import resolve_model_data_config
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    TimmWrapperConfig,
+    TimmWrapperForImageClassification,
+)
 
 from hf_dr.augmentation import Augmentation
 from hf_dr.errors import ConfigError, DataError, did_you_mean
 from hf_dr.images import decode_image
 from hf_dr.ops import CenterCrop, Resize
+
+EMA_FILE = "ema.safetensors"
+"""The averaged weights, beside the model's."""
 
 
 def build_student(
@@ -58,7 +67,7 @@ def build_student(
             cfg.update(mean=list(normalization[0]), std=list(normalization[1]))
         if size is not None:
             # What `evaluation_augmentation` does, so that other programs evaluate the saved model alike.
-            cfg.update(input_size=[3, size, size], crop_pct=crop, interpolation="bilinear")
+            cfg.update(input_size=[3, size, size], crop_pct=crop, crop_mode="center", interpolation="bilinear")
         names.update(pretrained_cfg=cfg, num_labels=num_classes)
         config = TimmWrapperConfig(architecture=architecture, model_args=model_args, **names)
         try:
@@ -75,6 +84,39 @@ def build_student(
         raise ConfigError(
             f"could not load the student {name!r} ({str(error)[:300]}). Name a Hub id, a folder, or `timm:ARCHITECTURE`."
         ) from error
+
+
+def is_timm(model: Any) -> bool:
+    """Whether a model is transformers' wrapper around one of timm's."""
+    return isinstance(model, TimmWrapperForImageClassification)
+
+
+def complete_config(model: Any, normalization: tuple[Sequence[float], Sequence[float]] | None = None) -> None:
+    """Completes the config of a model of timm, in place, so that timm reads what transformers saves.
+
+    timm wants `model_args` to be no null and `pretrained_cfg` to be whole; and the names of former classes, which
+    transformers keeps through fine-tuning, are not those of the model.
+
+    Args:
+        model: For which `is_timm` holds.
+        normalization: Mean and std of the input on the scale 0 to 1. Default: those that the config has.
+    """
+    config, native = model.config, model.timm_model
+    config.model_args = config.model_args or {}
+    structure = {key: native.pretrained_cfg.get(key) for key in ("fixed_input_size", "first_conv", "classifier")}
+    data = {key: list(v) if isinstance(v, tuple) else v for key, v in resolve_model_data_config(native).items()}
+    config.pretrained_cfg = {**data, **structure, **(getattr(config, "pretrained_cfg", None) or {})}
+    if normalization is not None:
+        config.pretrained_cfg.update(mean=list(normalization[0]), std=list(normalization[1]))
+    names = [config.id2label[c] for c in range(config.num_labels)]
+    if getattr(config, "label_names", names) != names:
+        config.label_descriptions = None
+    config.label_names = names
+
+
+def native_names(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Returns weights of transformers' timm wrapper by timm's names, which the wrapper understands as well."""
+    return {name.removeprefix("timm_model."): tensor for name, tensor in weights.items()}
 
 
 def load_processor(name: str) -> Any:

@@ -28,10 +28,10 @@ from hf_dr.errors import ConfigError
 from hf_dr.losses import TAIL_RULES, TailRule, reinforced_kl
 from hf_dr.replay import ReinforcedDataset
 from hf_dr.sampling import VIEW_ORDERS, ReinforcedSampler
+from hf_dr.students import EMA_FILE, complete_config, is_timm, native_names
 
 logger = logging.getLogger(__name__)
 
-_EMA_FILE = "ema.safetensors"
 _SETTINGS_FILE = "reinforced_training.json"
 # What decides the batches and their loss: a run that is resumed keeps it.
 _KEPT = (
@@ -335,12 +335,17 @@ class ReinforcedTrainer(Trainer):
     # ------------------------------------------------------------------------------------------------- checkpoints
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        timm = is_timm(self.model)
+        if timm:  # timm reads it as well as transformers, and both resume from it
+            complete_config(self.model, self._normalization)
+            state_dict = native_names(self.model.state_dict() if state_dict is None else state_dict)  # type: ignore[union-attr]
         super()._save(output_dir, state_dict)
         if not self.args.should_save:
             return
         folder = Path(output_dir or self.args.output_dir or ".")
         if self.ema is not None:
-            save_file({k: v.contiguous() for k, v in self.ema.module.state_dict().items()}, folder / _EMA_FILE)
+            average = {k: v.contiguous() for k, v in self.ema.module.state_dict().items()}
+            save_file(native_names(average) if timm else average, folder / EMA_FILE, {"format": "pt"})
         kept = self._kept_settings()
         if kept is not None:
             (folder / _SETTINGS_FILE).write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
@@ -445,10 +450,10 @@ class ReinforcedTrainer(Trainer):
     def _load_ema(self, checkpoint: Path, verb: str) -> None:
         if self.ema is None:
             return
-        path = checkpoint / _EMA_FILE
+        path = checkpoint / EMA_FILE
         if not path.is_file():
             raise ConfigError(
-                f"`ema_decay` is set, but the checkpoint {checkpoint} has no {_EMA_FILE}. {verb} without it, or from a "
+                f"`ema_decay` is set, but the checkpoint {checkpoint} has no {EMA_FILE}. {verb} without it, or from a "
                 "checkpoint that was trained with it."
             )
         self.ema.module.load_state_dict(load_file(path))

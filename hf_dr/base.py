@@ -1,14 +1,19 @@
-"""Loading the base dataset by name, from the Hub or from disk."""
+"""The base dataset: loading it by name, from the Hub or from disk, and recognising it."""
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 from datasets.exceptions import DatasetNotFoundError
 
 from hf_dr.errors import DataError
+
+# Rows by whose files a base dataset is recognised; every image is hashed besides, when it is decoded.
+_SAMPLED_ROWS = 64
 
 
 def load_base(
@@ -53,3 +58,21 @@ def load_base(
     if not isinstance(loaded, datasets.Dataset):
         raise DataError(f"{name!r} must give one split, found {type(loaded).__name__}. Save or name a single split.")
     return loaded, described
+
+
+def sampled_rows(count: int) -> np.ndarray:
+    """Returns up to 64 rows spread over `count`, int64, in order."""
+    return np.unique(np.linspace(0, count - 1, min(_SAMPLED_ROWS, count)).astype(int))
+
+
+def content_hash(images: datasets.Dataset) -> str:
+    """Returns a hash of the number of rows and of the image files of 64 rows spread over them, as SHA-256."""
+    digest = hashlib.sha256(str(len(images)).encode())
+    (column,) = images.column_names
+    for row in sampled_rows(len(images)):
+        value = images[int(row)][column] or {}
+        data = value.get("bytes")
+        if data is None and value.get("path") and Path(value["path"]).is_file():
+            data = Path(value["path"]).read_bytes()
+        digest.update(hashlib.sha256(data or b"").digest())
+    return digest.hexdigest()

@@ -19,6 +19,9 @@ import xxhash
 
 from hf_dr.errors import DataError
 
+DECODING_RULE = 1
+"""Raised with every change of the rule above: hashes of pixels that are kept are made anew."""
+
 _ORIENTATION = 0x0112  # the EXIF tag
 
 

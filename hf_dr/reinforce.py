@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import logging
 import math
@@ -31,6 +30,7 @@ from accelerate.utils import broadcast_object_list, parse_flag_from_env
 from tqdm.auto import tqdm
 
 from hf_dr.augmentation import NAMED, Augmentation
+from hf_dr.base import content_hash, sampled_rows
 from hf_dr.card import write_card
 from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, HfDrError, did_you_mean
 from hf_dr.schema import (
@@ -66,8 +66,6 @@ logger = logging.getLogger(__name__)
 # A CPU's matrix kernels round differently for different batch sizes. There, the teacher always sees batches of this many
 # views, cut at the same places, so that the columns do not depend on `batch_size`, workers or processes.
 CPU_BATCH = 16
-# Rows by whose files a base dataset is recognised; every image is hashed besides, when it is decoded.
-_SAMPLED_ROWS = 64
 _VALID = "valid"  # travels with the columns until rows are complete
 _VERSIONED = ("numpy", "pillow", "timm", "torch", "torchvision", "transformers")
 
@@ -538,7 +536,7 @@ class Job:
         return sink.tell() / count
 
     def _base_bytes(self) -> float:
-        rows = np.linspace(0, len(self._dataset) - 1, min(_SAMPLED_ROWS, len(self._dataset))).astype(int)
+        rows = sampled_rows(len(self._dataset))
         if not self._base_columns:
             return 0.0
         sizes = [as_table(self._dataset, int(r), int(r) + 1).combine_chunks().get_total_buffer_size() for r in rows]
@@ -757,19 +755,6 @@ def describe_base(dataset: datasets.Dataset) -> dict[str, Any]:
             described["id"], described["revision"] = match.groups()
             break
     return described
-
-
-def content_hash(images: datasets.Dataset) -> str:
-    """Returns a hash of the number of rows and of the image files of 64 rows spread over them, as SHA-256."""
-    digest = hashlib.sha256(str(len(images)).encode())
-    (column,) = images.column_names
-    for row in np.unique(np.linspace(0, len(images) - 1, min(_SAMPLED_ROWS, len(images))).astype(int)):
-        value = images[int(row)][column] or {}
-        data = value.get("bytes")
-        if data is None and value.get("path") and Path(value["path"]).is_file():
-            data = Path(value["path"]).read_bytes()
-        digest.update(hashlib.sha256(data or b"").digest())
-    return digest.hexdigest()
 
 
 def process_state() -> PartialState:

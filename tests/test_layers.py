@@ -18,7 +18,7 @@ LEVELS = (
     {"rng", "images", "ops", "topk", "losses", "metrics", "base", "config", "retry"},
     {"augmentation", "teacher", "corruptions", "evaluate_modules"},
     {"schema", "students"},
-    {"shards", "views", "interface"},
+    {"shards", "views", "interface", "join"},
     {"replay", "sampling", "card"},
     {"loading"},
     {"reinforce", "contact_sheet", "inspection", "verify", "evaluation"},

@@ -1,0 +1,157 @@
+"""Which image of the base belongs to which row of an overlay: by place where nothing was moved, else by the pixels."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import datasets
+import filelock
+import numpy as np
+import PIL
+import PIL.features
+import xxhash
+from tqdm.auto import tqdm
+
+from hf_dr.base import content_hash, sampled_rows
+from hf_dr.errors import DataError
+from hf_dr.images import DECODING_RULE, decode_image, pixel_hash
+from hf_dr.schema import Provenance
+
+logger = logging.getLogger(__name__)
+
+_CHUNK = 64  # images that a thread decodes at a time
+UNREADABLE = 0  # stands for the hash of an image that cannot be decoded
+
+
+def join_base(
+    images: datasets.Dataset, provenance: Provenance, source: np.ndarray, hashes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Finds the images of an overlay in its base.
+
+    They are where they were if the image files of 64 rows spread over the base, or else the pixels of 64 reinforced
+    rows, are those that were reinforced. Otherwise all images are decoded once, and those of equal pixels belong
+    together: in any order, in any file format.
+
+    Args:
+        images: The base's image column, undecoded.
+        provenance: Of the overlay.
+        source: Row of the reinforced base for each row of the overlay, int64 (rows,).
+        hashes: Pixel hash of each row's image, uint64 (rows,).
+
+    Returns:
+        The row of `images` for each row of the overlay, int64 (rows,), and those rows of `images` whose pixels are not
+        among the reinforced, int64, some of which may be unreadable.
+
+    Raises:
+        DataError: Images are missing.
+    """
+    if _unmoved(images, provenance, source, hashes):
+        return source, np.setdiff1d(np.arange(len(images)), source)
+    logger.info("The base is not in the order that was reinforced; its images are recognised by their pixels.")
+    index = index_images(images)
+    missing = np.flatnonzero(~np.isin(hashes, index))
+    if len(missing):
+        first = missing[0]
+        raise DataError(
+            f"`base` must hold the images of all {len(source)} reinforced rows, but those of {len(missing)} are not among its "
+            f"{len(images)}: first row {source[first]} (pixel hash {int(hashes[first]):016x}). Give split "
+            f"`{provenance.split}` of {provenance.base.get('id') or 'the base dataset'}, with unchanged pixels."
+        )
+    order = np.argsort(index, kind="stable")
+    return order[np.searchsorted(index, hashes, sorter=order)], np.flatnonzero(~np.isin(index, hashes))
+
+
+def readable(images: datasets.Dataset, rows: np.ndarray) -> np.ndarray:
+    """Returns those of the rows, int64, whose images can be decoded."""
+    return rows[index_images(images.select(rows)) != UNREADABLE] if len(rows) else rows
+
+
+def index_images(images: datasets.Dataset) -> np.ndarray:
+    """Returns the pixel hash of each image, uint64 (rows,), `UNREADABLE` where there is none.
+
+    Decodes every image once, on all cores, with a progress bar; the result is kept under HF_DATASETS_CACHE/hf_dr, where
+    later calls and other processes find it.
+    """
+    path = Path(datasets.config.HF_DATASETS_CACHE) / "hf_dr" / f"{_key(images)}.npy"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(f"{path}.lock"):  # one process decodes, the others wait for what it finds
+        index = _read(path, len(images))
+        if index is None:
+            index = _decode_all(images)
+            _write(path, index)
+    return index
+
+
+def _unmoved(images: datasets.Dataset, provenance: Provenance, source: np.ndarray, hashes: np.ndarray) -> bool:
+    if source.max() >= len(images):
+        return False
+    rows = provenance.num_rows
+    if len(images) >= rows and content_hash(images.select(range(rows))) == provenance.base.get("content_hash"):
+        return True
+    (column,) = images.column_names
+    return all(_hash_of(images[int(source[n])][column]) == hashes[n] for n in sampled_rows(len(source)))
+
+
+def _hash_of(cell: object) -> int:
+    try:
+        return pixel_hash(decode_image(cell))
+    except DataError:
+        return UNREADABLE
+
+
+def _decode_all(images: datasets.Dataset) -> np.ndarray:
+    (column,) = images.column_names
+    index = np.empty(len(images), np.uint64)
+
+    def fill(start: int) -> int:
+        cells = images[start : start + _CHUNK][column]
+        index[start : start + len(cells)] = [_hash_of(cell) for cell in cells]
+        return len(cells)
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    pool = ThreadPoolExecutor(cores, "join")
+    try:
+        with tqdm(total=len(images), desc="recognising images", unit="image", unit_scale=True) as bar:
+            for count in pool.map(fill, range(0, len(images), _CHUNK)):
+                bar.update(count)
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return index
+
+
+def _key(images: datasets.Dataset) -> str:
+    """What the hashes depend on: the images, their order, and who decodes them."""
+    libraries = [PIL.__version__, PIL.features.version("jpg"), PIL.features.version("webp")]
+    text = json.dumps([images._fingerprint, images.column_names, len(images), DECODING_RULE, libraries])
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _read(path: Path, count: int) -> np.ndarray | None:
+    """The index in a file, or None where there is none or it is not what was written."""
+    try:
+        content = np.load(path, allow_pickle=False)
+        if content.dtype == np.uint64 and content.shape == (count + 1,) and content[-1] == _checksum(content[:-1]):
+            return content[:-1]
+        reason = "its content does not fit its checksum"
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, EOFError) as error:  # what NumPy's reader raises on a damaged file
+        reason = str(error)
+    logger.warning("The index of the base's images in %s is damaged (%s); it is made again.", path, reason)
+    return None
+
+
+def _write(path: Path, index: np.ndarray) -> None:
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        np.save(file, np.append(index, _checksum(index)), allow_pickle=False)
+    temporary.replace(path)
+
+
+def _checksum(index: np.ndarray) -> np.uint64:
+    return np.uint64(xxhash.xxh3_64_intdigest(np.ascontiguousarray(index).data))

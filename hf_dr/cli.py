@@ -186,6 +186,7 @@ class StudentArguments:
         },
     )
     teacher: list[str] = field(default_factory=list, metadata={"help": "For --objective kd: as for reinforce."})
+    teacher_classes: str | None = field(default=None, metadata={"help": "For --objective kd: as for reinforce."})
     model_args: str = field(default="{}", metadata={"help": "For timm: JSON with arguments of timm.create_model."})
     eval_dataset: str | None = field(default=None, metadata={"help": "Dataset with images and labels to evaluate on."})
     eval_split: str = field(default="test", metadata={"help": "Its split."})
@@ -207,6 +208,11 @@ def train_command(argv: Sequence[str], prog: str) -> int:
         raise ConfigError(
             f"`teacher` must be given for `objective` kd and only then, got "
             f"{student.teacher or 'none'} with {student.objective}."
+        )
+    if student.teacher_classes and student.objective != "kd":
+        raise ConfigError(
+            f"`teacher_classes` must be left out without a teacher, got {student.teacher_classes!r} with the objective "
+            f"{student.objective}. Leave it out."
         )
     if student.objective != "reinforced":
         args.reinforced_probability = 0.0
@@ -257,7 +263,8 @@ def train_command(argv: Sequence[str], prog: str) -> int:
             settings["normalization"] = (processor.image_mean, processor.image_std)
     if student.objective == "kd":
         names = plus.class_names
-        teacher = Teacher.from_pretrained(student.teacher, device=args.device)
+        classes = read_classes(student.teacher_classes, names)
+        teacher = Teacher.from_pretrained(student.teacher, device=args.device, classes=classes)
         if names is not None:
             teacher.check_classes(names)
         settings["teacher"] = teacher

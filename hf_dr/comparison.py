@@ -242,6 +242,7 @@ class CompareConfig:
     )
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Each trains every objective."})
     teacher: list[str] = field(default_factory=list, metadata={"help": "For kd: as for train.py."})
+    teacher_classes: str | None = field(default=None, metadata={"help": "For kd: as for train.py."})
     pictures: list[str] = field(default_factory=list, metadata={"help": "PNG files to show in the report."})
 
 
@@ -260,8 +261,9 @@ def run_comparison(config: CompareConfig, train: Callable[[list[str]], int]) -> 
         for objective in config.objectives:
             path = folder / run_name(objective, seed)
             flags: dict[str, Any] = {**config.train, "objective": objective, "seed": seed, "output_dir": path}
-            if objective == "kd" and config.teacher:
-                flags["teacher"] = config.teacher
+            if objective == "kd":
+                named = {"teacher": config.teacher, "teacher_classes": config.teacher_classes}
+                flags |= {name: value for name, value in named.items() if value}
             if is_finished(path, flags):
                 continue
             print(f"\n{config.title}: {path.name}", flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import torch
@@ -44,7 +45,12 @@ class OnlineDistillationTrainer(ReinforcedTrainer):
 
     @property
     def _online_teacher(self) -> str:
-        return ", ".join(f"{member.id} ({member.weights_hash[:12]})" for member in self.teacher.members)
+        names = []
+        for member in self.teacher.provenance()["members"]:
+            classes = member["classes"]
+            subset = "" if classes is None else f", classes {hashlib.sha256(str(classes).encode()).hexdigest()[:12]}"
+            names.append(f"{member['id']} ({member['weights_hash'][:12]}{subset})")
+        return ", ".join(names)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         prepared = super()._prepare_inputs(inputs)

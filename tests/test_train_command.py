@@ -175,6 +175,7 @@ def test_fine_tuning_keeps_the_students_own_processor(call, tmp_path):
         (["--num_views", "5"], "`num_views` must be between 1 and the 4 stored views, got 5"),
         (["--objective", "kd"], "`teacher` must be given for `objective` kd and only then, got none with kd"),
         (["--teacher", "x"], "`teacher` must be given for `objective` kd and only then, got ['x'] with reinforced"),
+        (["--teacher_classes", "by_name"], "`teacher_classes` must be left out without a teacher, got 'by_name'"),
         (["--model_args", "{depth"], "`model_args` must be JSON"),
         (["--student", "timm:test_resnett"], "timm has no architecture `test_resnett`. Did you mean `test_resnet"),
         (["--student", "./nowhere"], "could not load the student './nowhere'"),
@@ -219,6 +220,49 @@ def test_without_labels_only_the_teacher_is_left(call, tmp_path, tiny_dataset, t
     assert call("--objective", "erm", dataset=tmp_path / "plus") == 2
     assert "`objective` must be reinforced for a dataset without labels, got erm" in capsys.readouterr().err
     assert call("--reinforced_probability", "1", "--max_steps", "1", dataset=tmp_path / "plus") == 0
+
+
+def test_a_teacher_of_more_classes(call, tmp_path, tiny_plus, capsys):
+    torch.manual_seed(1)
+    weights = timm.create_model("test_resnet", num_classes=10).state_dict()
+    save_file(weights, tmp_path / "t.safetensors")
+    ids = [9, 3, 5, 7, 0, 1, 2, 4]
+    (tmp_path / "ids.json").write_text(json.dumps(ids))
+    kd = ["--objective", "kd", "--max_steps", "1"]
+    teacher = ["--teacher", f"timm:test_resnet@{tmp_path / 't.safetensors'}"]
+    assert call(*kd, *teacher) == 2
+    assert "over the dataset's 8 classes, but it has 10. Name another teacher, or pass `classes` (--teacher_cl" in (
+        capsys.readouterr().err
+    )
+    assert call(*kd, *teacher, "--teacher_classes", str(tmp_path / "ids.json"), out="subset") == 0
+    # As a teacher with just these classes teaches.
+    weights |= {name: weights[name][ids] for name in ("fc.weight", "fc.bias")}
+    save_file(weights, tmp_path / "own.safetensors")
+    assert call(*kd, "--teacher", f"timm:test_resnet@{tmp_path / 'own.safetensors'}", out="own") == 0
+    subset, own = (load_file(tmp_path / out / "model.safetensors") for out in ("subset", "own"))
+    for name, tensor in own.items():
+        torch.testing.assert_close(subset[name], tensor)
+
+    turned = [*ids[1:], ids[0]]
+    (tmp_path / "ids.json").write_text(json.dumps(turned))
+    assert call(*kd, *teacher, "--teacher_classes", str(tmp_path / "ids.json"), out="turned") == 0
+    assert not torch.allclose(load_file(tmp_path / "turned" / "model.safetensors")["fc.bias"], own["fc.bias"])
+    assert call(*kd, *teacher, "--teacher_classes", str(tmp_path / "ids.json"), "--max_steps", "2", out="subset") == 2
+    assert "differs in online_teacher: timm:test_resnet@t.safetensors (" in capsys.readouterr().err
+
+
+def test_a_teacher_by_the_names_of_its_classes(call, tmp_path, tiny_plus, capsys):
+    names = [*tiny_plus.class_names[::-1], "grey"]
+    tiny = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    labels = {"id2label": dict(enumerate(names)), "label2id": {name: c for c, name in enumerate(names)}}
+    vit = ViTConfig(image_size=SIZE, patch_size=8, **labels, **tiny)
+    AutoModelForImageClassification.from_config(vit).save_pretrained(tmp_path / "vit")
+    ViTImageProcessor(size={"height": SIZE, "width": SIZE}).save_pretrained(tmp_path / "vit")
+    kd = ["--objective", "kd", "--max_steps", "1", "--teacher", str(tmp_path / "vit")]
+    assert call(*kd, "--teacher_classes", "by_name") == 0
+    (tmp_path / "ids.json").write_text("[0, 1, 2, 3, 4, 5, 6, 7]")
+    assert call(*kd, "--teacher_classes", str(tmp_path / "ids.json")) == 2
+    assert "the teacher's classes must be in the dataset's order, but class 0 is 'black'" in capsys.readouterr().err
 
 
 def test_a_teacher_of_other_classes(call, tmp_path, capsys):

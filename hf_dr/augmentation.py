@@ -93,6 +93,15 @@ class Augmentation:
             stored[PARTNER] = Param("int32")
         return stored
 
+    @cached_property
+    def partner_params(self) -> dict[str, Param]:
+        """Name -> storage of what `apply` needs of a partner, for datasets that store it with the view; empty without mixing.
+
+        The column of the partner's `flip` is `aug_partner_flip`.
+        """
+        single = self._single if self.mixes else []
+        return {keys[name]: param for op, keys in single for name, param in op.params.items()}
+
     def sample(self, rng: np.random.Generator, size: Size) -> Params:
         """Draws the parameters of one view, mixing included; who the partner is is not drawn here.
 

@@ -10,7 +10,7 @@ import torch
 from hf_dr.augmentation import Augmentation
 from hf_dr.errors import ConfigError
 from hf_dr.rng import DOMAIN_SCHEDULE, KeyedPermutation, keyed_words
-from hf_dr.schema import Provenance
+from hf_dr.schema import STORED_PARTNERS, Provenance
 
 ViewIndex = int | tuple[int, int]
 """A row, whose view of this epoch is meant, or (row, view), or (row, `fresh_view(epoch)`)."""
@@ -71,6 +71,11 @@ class ReinforcedData(ABC):
         return any(augmentation.mixes for augmentation in self.augmentations)
 
     @property
+    def paired(self) -> bool:
+        """Whether rows are matched in pairs by view, both mixing the same two images, so that a batch should hold both."""
+        return self.mixes and any(p.mixing_scope != STORED_PARTNERS for p in self.provenances)
+
+    @property
     def size(self) -> tuple[int, int]:
         """Height and width of the views."""
         size = self.augmentations[0].size
@@ -104,11 +109,11 @@ class MappedReinforcedData(ReinforcedData, torch.utils.data.Dataset):
         """Returns the view of each row in an epoch, int64: a function of (seed, epoch, row of the base) alone.
 
         Over V epochs each row shows each of its V views once: one keyed permutation of the views serves all rows, each
-        row entering it at a place of its own. With a mixing augmentation all rows enter at the same place, because
-        pairs are matched by view.
+        row entering it at a place of its own. Where rows are `paired` all enter at the same place, because pairs are matched
+        by view.
         """
         cycle, step = divmod(epoch, self.num_views)
         order = KeyedPermutation(self.num_views, self.seed, domain=DOMAIN_SCHEDULE, minor=cycle)
         rows = self.source_rows[np.asarray(indices)]
-        entry = np.zeros_like(rows) if self.mixes else keyed_words(rows, self.seed) % self.num_views
+        entry = np.zeros_like(rows) if self.paired else keyed_words(rows, self.seed) % self.num_views
         return order((entry + step) % self.num_views)

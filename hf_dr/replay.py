@@ -23,6 +23,7 @@ from hf_dr.schema import (
     AUG_PREFIX,
     IMAGE_HASH,
     SOURCE_INDEX,
+    STORED_PARTNERS,
     TEACHER_IDS,
     TEACHER_LOGPROBS,
     VIEWS_HASH,
@@ -81,7 +82,7 @@ class ReinforcedDataset(MappedReinforcedData):
         self._source_rows = source[self._usable]
         if len(self._usable) < len(plus):
             logger.warning("%d rows have no reinforcement and are left out.", len(plus) - len(self._usable))
-        if not len(self._usable):
+        if len(plus) and not len(self._usable):
             raise FormatError('expected at least one reinforced row in the "+" dataset, found none. Reinforce again.')
         # Where in `plus` a row of the base is; None where both count alike, as in every untouched "+" dataset.
         self._rank = None if np.array_equal(source, np.arange(len(source))) else np.argsort(source, kind="stable")
@@ -141,7 +142,7 @@ class ReinforcedDataset(MappedReinforcedData):
     def pairs(self, view: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the rows that a view mixes with each other, int64 (pairs, 2), and all other rows, int64 (rows,)."""
         rows, provenance = np.arange(len(self)), self.provenance
-        if not self.mixes:
+        if not self.paired:
             return np.empty((0, 2), np.int64), rows
         size = provenance.num_rows if provenance.mixing_scope == "dataset" else provenance.shard_size
         row_of = np.full(provenance.num_rows, -1)
@@ -179,9 +180,9 @@ class ReinforcedDataset(MappedReinforcedData):
         """Returns the stored parameters of one view."""
         return self._params(*self._locate((index, view)))
 
-    def views_hash(self, index: int) -> int:
-        """Returns the stored hash over all V views of a row (`hf_dr.schema.combine_hashes`)."""
-        return int(self._columns.scalar(VIEWS_HASH, self._locate((index, 0))[0]))
+    def views_hash(self, index: int) -> int | None:
+        """Returns the stored hash over all V views of a row (`hf_dr.schema.combine_hashes`); None where it is unknown."""
+        return int(self._columns.scalar(VIEWS_HASH, self._locate((index, 0))[0])) or None  # null is read as 0
 
     def teacher_answer(self, index: int, view: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the stored ids (K,) and log-probabilities (K,) float16 of one view.
@@ -243,25 +244,37 @@ class ReinforcedDataset(MappedReinforcedData):
         return ids, logprobs
 
     def _params(self, row: int, view: int) -> Params:
-        read = self._columns.view
-        return {name: _plain(read(AUG_PREFIX + name, row, view)) for name in self.augmentation.params}
+        return {name: self._param(name, row, view) for name in self.augmentation.params}
+
+    def _param(self, name: str, row: int, view: int) -> Any:
+        value = self._columns.view(AUG_PREFIX + name, row, view)
+        return tuple(value.tolist()) if isinstance(value, np.ndarray) else value.item()
 
     def _replay(self, row: int, view: int, shared: dict[tuple[int, int], Any]) -> PIL.Image.Image:
         own, params = self._augmented(row, view, shared)
         if not self.augmentation.mixes or params[PARTNER] < 0:
             return own
-        return self.augmentation.mix(own, params, self._augmented(self._row_of(params[PARTNER]), view, shared)[0])
+        partner = self._row_of(params[PARTNER])
+        if self.provenance.mixing_scope == STORED_PARTNERS:
+            stored = {name: self._param(f"{PARTNER}_{name}", row, view) for name in self.augmentation.partner_params}
+            other = self._applied(partner, stored, f"the partner of row {row}, view {view}")
+        else:
+            other = self._augmented(partner, view, shared)[0]
+        return self.augmentation.mix(own, params, other)
 
     def _augmented(
         self, row: int, view: int, shared: dict[tuple[int, int], tuple[PIL.Image.Image, Params]]
     ) -> tuple[PIL.Image.Image, Params]:
         if (row, view) not in shared:
             params = self._params(row, view)
-            try:
-                shared[row, view] = self.augmentation.apply(self._decode(row), params), params
-            except ReplayError as error:
-                raise ReplayError(f"row {row}, view {view}: {error}") from None
+            shared[row, view] = self._applied(row, params, f"row {row}, view {view}"), params
         return shared[row, view]
+
+    def _applied(self, row: int, params: Params, where: str) -> PIL.Image.Image:
+        try:
+            return self.augmentation.apply(self._decode(row), params)
+        except ReplayError as error:
+            raise ReplayError(f"{where}: {error}") from None
 
     def _row_of(self, source: int) -> int:
         """Row of `plus` that holds a row of the base."""
@@ -296,12 +309,14 @@ class ReinforcedDataset(MappedReinforcedData):
         return image
 
 
-def _plain(value: np.ndarray | np.generic) -> Any:
-    return tuple(value.tolist()) if isinstance(value, np.ndarray) else value.item()
-
-
 def _check_columns(plus: datasets.Dataset, provenance: Provenance, augmentation: Augmentation) -> None:
-    expected = reinforcement_features(augmentation, provenance.num_views, provenance.top_k, provenance.num_classes)
+    expected = reinforcement_features(
+        augmentation,
+        provenance.num_views,
+        provenance.top_k,
+        provenance.num_classes,
+        stored_partners=provenance.mixing_scope == STORED_PARTNERS,
+    )
     for name, feature in expected.items():
         if name not in plus.features:
             raise FormatError(f'a "+" dataset must have the column `{name}`, found {plus.column_names}. Is it one?')

@@ -84,7 +84,7 @@ class ReinforcedSampler(torch.utils.data.Sampler[tuple[int, int]]):
             views = self._dataset.scheduled_views(np.arange(count), epoch)
         else:
             # One view for all rows where pairs are matched by view; else each row its own.
-            drawn = rng.integers(self._dataset.num_views, size=1 if self._dataset.mixes else count)
+            drawn = rng.integers(self._dataset.num_views, size=1 if self._dataset.paired else count)
             views = np.broadcast_to(drawn, count).copy()
         fresh = rng.random(count) >= self._reinforced_probability
         # Pairs are shuffled, not rows; who has no partner in the dataset comes last.

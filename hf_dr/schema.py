@@ -5,6 +5,7 @@ Layout of a folder or Hub repository (the format's contract; see README.md):
     README.md                                card; its YAML names the configs
     <config>/reinforcement.json              provenance
     <config>/<split>-00000-of-00012.parquet  shards
+    <config>/statistics.json, ...            findings for the card, where there are any
 """
 
 from __future__ import annotations
@@ -20,13 +21,18 @@ from typing import Any
 import numpy as np
 from datasets import Features, List, Value
 
-from hf_dr.augmentation import Augmentation
+from hf_dr.augmentation import PARTNER, Augmentation
 from hf_dr.errors import ConfigError, FormatError, did_you_mean
 from hf_dr.ops import Param
 from hf_dr.topk import id_dtype
 
-SCHEMA_VERSION = 1
-"""Raised whenever a reader of the former version would misread a dataset; golden datasets keep all readable."""
+SCHEMA_VERSION = 2
+"""Raised whenever a reader of the former version would misread a dataset; golden datasets keep all readable.
+
+A dataset is written in the first version that can say it: 2 where the partners' parameters are stored, else 1."""
+STORED_PARTNERS = "stored"
+"""The `mixing_scope` of a dataset whose views bring their partner's parameters along (version 2, see `mixing_scope`)."""
+MIXING_SCOPES = ("dataset", "shard", STORED_PARTNERS)
 
 SOURCE_INDEX = "source_index"
 IMAGE_HASH = "image_hash"
@@ -36,6 +42,13 @@ TEACHER_LOGPROBS = "teacher_logprobs"
 AUG_PREFIX = "aug_"
 
 PROVENANCE_FILE = "reinforcement.json"
+# What was found out about a finished configuration, for its card; all but the picture are JSON with its fingerprint.
+STATISTICS_FILE = "statistics.json"
+VERIFICATION_FILE = "verification.json"
+STUDENTS_FILE = "students.json"
+CONTACT_SHEET_FILE = "contact_sheet.png"
+PUBLISHED_FILES = (PROVENANCE_FILE, STATISTICS_FILE, VERIFICATION_FILE, STUDENTS_FILE, CONTACT_SHEET_FILE)
+"""What a configuration's folder may hold beside its shards, for readers; only the provenance must be there."""
 METADATA_KEY = b"hf_dr"
 """Key of a shard's Parquet metadata under which its fingerprint and skipped rows stand, as JSON."""
 
@@ -47,7 +60,9 @@ def is_reserved(column: str) -> bool:
     )
 
 
-def reinforcement_features(augmentation: Augmentation, num_views: int, top_k: int, num_classes: int) -> Features:
+def reinforcement_features(
+    augmentation: Augmentation, num_views: int, top_k: int, num_classes: int, *, stored_partners: bool = False
+) -> Features:
     """Returns the columns that a reinforcement adds to the base's, in their order.
 
     Args:
@@ -55,7 +70,11 @@ def reinforcement_features(augmentation: Augmentation, num_views: int, top_k: in
         num_views: V, the length of every list column.
         top_k: K, the classes kept for each view.
         num_classes: C; decides whether ids are uint16 or uint32.
+        stored_partners: Whether the partners' own parameters are stored as well, in `aug_partner_*` columns.
     """
+    params = dict(augmentation.params)
+    if stored_partners:
+        params |= {f"{PARTNER}_{name}": param for name, param in augmentation.partner_params.items()}
 
     def views_of(value: Any) -> List:
         return List(value, length=num_views)
@@ -71,7 +90,7 @@ def reinforcement_features(augmentation: Augmentation, num_views: int, top_k: in
             VIEWS_HASH: Value("uint64"),
             TEACHER_IDS: views_of(List(Value(id_dtype(num_classes).name), length=top_k)),
             TEACHER_LOGPROBS: views_of(List(Value("float16"), length=top_k)),
-            **{AUG_PREFIX + name: stored(param) for name, param in augmentation.params.items()},
+            **{AUG_PREFIX + name: stored(param) for name, param in params.items()},
         }
     )
 
@@ -110,7 +129,9 @@ class Provenance:
         overlay: Whether the images are left out.
         image_column: Column of the base that holds the images.
         label_column: Column of the base that holds the labels, or None.
-        mixing_scope: `dataset` or `shard`: where partners come from.
+        mixing_scope: Where partners come from and what they show: matched over the whole `dataset` or within a `shard`, in
+            both cases the partner's own view of the same number; `stored`: any row, with parameters drawn for this view
+            alone and stored beside it (`aug_partner_*`).
         on_bad_image: `error` or `skip`.
         base: Identity of the base dataset: `id`, `config`, `revision`, `content_hash`.
         teacher: `Teacher.provenance()`.
@@ -138,7 +159,7 @@ class Provenance:
     library_versions: dict[str, str]
     created_with: str
     skipped_rows: list[int] = field(default_factory=list)
-    schema_version: int = SCHEMA_VERSION
+    schema_version: int = 1
 
     @property
     def num_shards(self) -> int:
@@ -214,9 +235,9 @@ class Provenance:
         if not isinstance(content, dict):
             raise FormatError(f"{where} must hold a JSON object, found {type(content).__name__}.")
         version = content.get("schema_version")
-        if version != SCHEMA_VERSION:
+        if version not in range(1, SCHEMA_VERSION + 1):
             raise FormatError(
-                f"{where} must be of schema version {SCHEMA_VERSION}, found {version!r}. "
+                f"{where} must be of schema version 1 to {SCHEMA_VERSION}, found {version!r}. "
                 "A later version needs a later hf_dr: pip install -U hf-dr."
             )
         for key, expected in _TYPES.items():
@@ -231,6 +252,12 @@ class Provenance:
         ):  # fmt: skip
             if not low <= content[key] <= high:
                 raise FormatError(f"`{key}` in {where} must be from {low} to {high}, found {content[key]}.")
+        scopes = MIXING_SCOPES[2:] if version == 2 else MIXING_SCOPES[:2]
+        if content["mixing_scope"] not in scopes:
+            raise FormatError(
+                f"`mixing_scope` in {where}, of schema version {version}, must be {' or '.join(scopes)}, found "
+                f"{content['mixing_scope']!r:.80}. Fetch or write it again."
+            )
         for key in ("config_name", "split"):
             if not is_safe_name(content[key]):
                 raise FormatError(f"`{key}` in {where} must be a plain name, found {content[key]!r:.80}.")

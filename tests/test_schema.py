@@ -350,13 +350,33 @@ def test_files_that_are_not_json_objects_are_refused(raw: bytes, message: str, t
 
 @pytest.mark.parametrize("version", [None, 0, SCHEMA_VERSION + 1, "1", True, 1.5])
 def test_other_versions_are_refused(version: Any) -> None:
-    with pytest.raises(FormatError, match=r"must be of (schema version 1, found|type int, found True)"):
+    with pytest.raises(FormatError, match=r"must be of (schema version 1 to 2, found|type int, found True)"):
         Provenance.from_dict(content(schema_version=version), "x")
 
 
 def test_a_later_version_asks_for_a_later_hf_dr() -> None:
     with pytest.raises(FormatError, match=r"found 99\. A later version needs a later hf_dr: pip install -U hf-dr\."):
         Provenance.from_dict(content(schema_version=99), "x")
+
+
+@pytest.mark.parametrize(("version", "scope"), [(1, "stored"), (2, "dataset"), (2, "shard"), (1, "elsewhere")])
+def test_a_version_has_its_mixing_scopes(version: int, scope: str) -> None:
+    with pytest.raises(FormatError, match=rf"of schema version {version}, must be .*, found '{scope}'"):
+        Provenance.from_dict(content(schema_version=version, mixing_scope=scope), "x")
+
+
+def test_stored_partners_have_a_column_for_each_of_their_parameters() -> None:
+    plain = reinforcement_features(AUGMENTATION, 4, 3, 100)
+    stored = reinforcement_features(AUGMENTATION, 4, 3, 100, stored_partners=True)
+    assert {name: stored[name] for name in plain} == plain
+    assert {name.replace("partner_", ""): stored[name] for name in stored if name not in plain} == {
+        name: plain[name] for name in ("aug_crop_box", "aug_flip")
+    }
+
+
+def test_without_mixing_there_is_no_partner_to_store() -> None:
+    alone = Augmentation([RandomResizedCrop(8)])
+    assert reinforcement_features(alone, 4, 3, 100, stored_partners=True) == reinforcement_features(alone, 4, 3, 100)
 
 
 @pytest.mark.parametrize("field", FIELDS)

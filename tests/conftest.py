@@ -1,4 +1,4 @@
-"""Shared fixtures: tiny images, a tiny teacher, a tiny "+" dataset. Everything is offline and leaves no trace."""
+"""Shared fixtures: tiny images, a tiny teacher, a tiny "+" dataset, a Hub on 127.0.0.1. No other network; nothing is left."""
 
 # ruff: noqa: E402 (the environment must be set before the libraries are imported)
 
@@ -7,15 +7,21 @@ import copy
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-# Before any library reads them.
+from loopback_hub import LoopbackHub
+
+# Before any library reads them. The Hub has its port from here on, and serves only those who ask for `loopback_hub`.
+_HUB = LoopbackHub()
+atexit.register(_HUB.stop)
 _HOME = tempfile.mkdtemp(prefix="hf_dr_tests_")
 atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
 os.environ.update(
+    HF_ENDPOINT=_HUB.endpoint,
+    HF_HUB_DISABLE_XET="1",
     HF_HOME=_HOME,
     HF_HUB_CACHE=f"{_HOME}/hub",
     HF_DATASETS_CACHE=f"{_HOME}/datasets",
@@ -30,6 +36,7 @@ os.environ.update(
 )
 
 import datasets
+import huggingface_hub
 import numpy as np
 import PIL.Image
 import pyarrow as pa
@@ -80,6 +87,24 @@ def as_cell(image: PIL.Image.Image, file_format: str = "PNG") -> dict[str, bytes
     file = BytesIO()
     image.save(file, file_format)
     return {"bytes": file.getvalue(), "path": None}
+
+
+@pytest.fixture
+def loopback_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
+    """An empty Hub that this process and its libraries are online with, logged in as `me`.
+
+    Children are so by `env=loopback_hub.environment()`. No commit ever has the sha of an earlier one, so the caches, which
+    the tests of a process share, cannot lie, except to a test of what is served without a right or a connection.
+    """
+    _HUB.start()
+    _HUB.reset()
+    monkeypatch.setenv("HF_TOKEN", _HUB.token)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_OFFLINE", False)
+    huggingface_hub.HfFileSystem.clear_instance_cache()
+    yield _HUB
+    assert not _HUB.errors, "\n".join(_HUB.errors)
 
 
 @pytest.fixture(scope="session")

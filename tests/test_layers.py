@@ -20,6 +20,7 @@ LEVELS = (
     {"schema", "students"},
     {"shards", "views", "interface", "join"},
     {"replay", "sampling", "card"},
+    {"streaming"},
     {"loading"},
     {"reinforce", "contact_sheet", "inspection", "verify", "evaluation"},
     {"trainer", "hub", "comparison"},

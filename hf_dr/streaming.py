@@ -1,0 +1,269 @@
+"""Streaming a "+" dataset: shards are read one after the other, from a folder or the Hub, and leave no copy on the disk."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Self, TypeVar
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from datasets.utils.file_utils import xopen
+
+from hf_dr.errors import ConfigError, DataError, FormatError, HfDrError
+from hf_dr.interface import ReinforcedData
+from hf_dr.replay import ReinforcedDataset
+from hf_dr.retry import with_retries
+from hf_dr.rng import DOMAIN_ORDER, keyed_rng
+from hf_dr.sampling import ReinforcedSampler, check_order
+from hf_dr.schema import IMAGE_HASH, METADATA_KEY, SOURCE_INDEX, Provenance, is_reserved
+
+logger = logging.getLogger(__name__)
+
+# Rows replayed at once: even, so that both of a pair are in it.
+_CHUNK = 16
+_Read = TypeVar("_Read")
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Shards that are read and shuffled together, and which of their rows are wanted."""
+
+    number: int
+    shards: list[int]
+    start: int
+    stop: int
+
+
+class StreamedReinforcedDataset(ReinforcedData, torch.utils.data.IterableDataset):
+    """The items of a `ReinforcedDataset`, shard by shard.
+
+    One iteration is an epoch: every row once, with the view that `ReinforcedDataset` of the same seed shows in that epoch.
+    The order of the shards and of the rows in them is keyed by the order's seed and the epoch. While one shard is replayed
+    a thread reads the next, so a process holds about two of them. A mixing augmentation needs its partners in the shard.
+
+    Rows are shared out over `split_by_node` and over the workers of a torch DataLoader in stretches of the epoch's order:
+    nothing is lost, nothing is seen twice, whatever the numbers of shards, processes and workers. `set_epoch` reaches
+    persistent workers.
+
+    Args:
+        files: Path or `hf://` address of every shard, in order.
+        provenance: Its `reinforcement.json`.
+        shuffled_shards: Shards that are read and shuffled together. More mix better and take as much more memory.
+        num_views: See `load_reinforced`.
+        seed: See `load_reinforced`.
+        **settings: Further settings of `ReinforcedDataset`.
+
+    Raises:
+        ConfigError: A partner may be in another shard, or a setting is impossible.
+        DataError: The base cannot be joined.
+        FormatError: The first shard does not follow the format.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[str],
+        provenance: Provenance,
+        *,
+        shuffled_shards: int = 1,
+        num_views: int | None = None,
+        seed: int = 0,
+        **settings: Any,
+    ) -> None:
+        if shuffled_shards < 1:
+            raise ConfigError(f"`shuffled_shards` must be at least 1, got {shuffled_shards}.")
+        base = settings.get("base")
+        if base is not None and not isinstance(base, datasets.Dataset):
+            raise DataError(
+                f"`base` must be a datasets.Dataset, whose rows can be found by number, got {type(base).__name__}. Load it "
+                "without `streaming=True`."
+            )
+        self.provenance, self._files, self._shuffled_shards = provenance, list(files), shuffled_shards
+        self._settings = {"num_views": num_views, "seed": seed, **settings}
+        schema = _with_shard(self._files[0], provenance, lambda parquet: parquet.schema_arrow)
+        # A dataset without rows checks settings, base and columns, and knows labels and names.
+        self._template = ReinforcedDataset(
+            datasets.Dataset(schema.empty_table(), fingerprint="empty"), provenance, **self._settings
+        )
+        self.provenances, self.augmentations = self._template.provenances, self._template.augmentations
+        self.num_views, self.seed = self._template.num_views, seed
+        if self.mixes and provenance.mixing_scope != "shard" and provenance.num_shards > 1:
+            raise ConfigError(
+                "a streamed view must find its partner in its own shard, but those of this dataset are anywhere in it. Load it "
+                "without `streaming=True`, or reinforce with `--mixing_scope shard`."
+            )
+        wanted = {provenance.image_column, provenance.label_column, *(settings.get("columns") or ())}
+        self._columns = [name for name in schema.names if is_reserved(name) or name in wanted]
+        skipped = np.asarray(provenance.skipped_rows, np.int64) // provenance.shard_size
+        sizes = [len(provenance.shard_range(shard)) for shard in range(provenance.num_shards)]
+        self._sizes = np.asarray(sizes) - np.bincount(skipped, minlength=provenance.num_shards)
+        if len(skipped):
+            logger.warning("%d rows have no reinforcement and are left out.", len(skipped))
+        self._order: dict[str, Any] = {"seed": 0, "view_order": "cycle", "reinforced_probability": 1.0}
+        self._node: dict[str, Any] = {"rank": 0, "world_size": 1, "batch_size": 1, "even": False}
+        self._split = False
+        # In shared memory: copies of the dataset in persistent workers see it change.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether items have `labels`."""
+        return self._template.has_labels
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """The names of the classes, where the base's labels have names."""
+        return self._template.class_names
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the next iteration."""
+        return int(self._epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the epoch of the next iteration, in the workers of a DataLoader, too."""
+        self._epoch.fill_(epoch)
+
+    def ordered(self, *, seed: int = 0, view_order: str = "cycle", reinforced_probability: float = 1.0) -> Self:
+        """Returns this dataset in another order; see `ReinforcedSampler` for the settings.
+
+        Raises:
+            ConfigError: See `ReinforcedSampler`.
+        """
+        check_order(self, view_order, reinforced_probability)
+        order = {"seed": seed, "view_order": view_order, "reinforced_probability": reinforced_probability}
+        return self._copy(_order=order)
+
+    def split_by_node(self, rank: int, world_size: int, *, batch_size: int = 1, even: bool = False) -> Self:
+        """Returns one process's share of each epoch; the counterpart of `datasets.distributed.split_dataset_by_node`.
+
+        Args:
+            rank: Number of the process, from 0.
+            world_size: Number of processes.
+            batch_size: That of the DataLoader: its workers are then given whole batches, so that only the last is short
+                and the loader's length is exact.
+            even: Give all processes equally many rows, as training in step needs. Where they do not go into
+                `world_size`, some processes see one row that is another's, too.
+
+        Raises:
+            ConfigError: A number is impossible, or the dataset is a share already.
+        """
+        if self._split:
+            raise ConfigError("a dataset must be split once, but this is one process's share. Split the whole one.")
+        if not 0 <= rank < world_size:
+            raise ConfigError(f"`rank` must be from 0 to {world_size - 1}, got {rank}.")
+        if batch_size < 1:
+            raise ConfigError(f"`batch_size` must be at least 1, got {batch_size}.")
+        node = {"rank": rank, "world_size": world_size, "batch_size": batch_size, "even": even}
+        return self._copy(_node=node, _split=True)
+
+    def _copy(self, **changes: Any) -> Self:
+        new = copy.copy(self)
+        new.__dict__.update(changes, _epoch=self._epoch.clone().share_memory_())
+        return new
+
+    def __len__(self) -> int:
+        return len(self._share())
+
+    def _share(self) -> range:
+        """Places of this process in the epoch's order."""
+        total, rank, world_size = int(self._sizes.sum()), self._node["rank"], self._node["world_size"]
+        start = rank * total // world_size
+        # A share that is one row shorter than others is never the last: there is a row after it.
+        return range(start, start - (-total // world_size) if self._node["even"] else (rank + 1) * total // world_size)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        info = torch.utils.data.get_worker_info()
+        share, batch_size = self._share(), self._node["batch_size"]
+        if info is not None:
+            count = -(-len(share) // batch_size)
+            first, last = (count * worker // info.num_workers for worker in (info.id, info.id + 1))
+            share = share[first * batch_size : last * batch_size]
+        epoch = self.epoch
+        groups = self._groups(epoch, share)
+        reader = ThreadPoolExecutor(1, thread_name_prefix="hf_dr_shards")
+        try:
+            pending = [reader.submit(self._read, group) for group in groups[:1]]
+            for place, group in enumerate(groups):
+                rows = pending.pop().result()
+                pending += [reader.submit(self._read, later) for later in groups[place + 1 : place + 2]]
+                yield from self._replay(rows, group, epoch)
+        finally:
+            reader.shutdown(wait=False, cancel_futures=True)
+
+    def _groups(self, epoch: int, share: range) -> list[_Group]:
+        """The groups of shards that hold the share, in the epoch's order."""
+        rng = keyed_rng(self._order["seed"], domain=DOMAIN_ORDER, major=epoch)
+        order = rng.permutation(len(self._sizes))
+        groups, first = [], 0
+        for number, at in enumerate(range(0, len(order), self._shuffled_shards)):
+            shards = order[at : at + self._shuffled_shards]
+            size = int(self._sizes[shards].sum())
+            start, stop = max(share.start - first, 0), min(share.stop - first, size)
+            if start < stop:
+                groups.append(_Group(number, shards.tolist(), start, stop))
+            first += size
+        return groups
+
+    def _read(self, group: _Group) -> ReinforcedDataset:
+        table = pa.concat_tables([self._read_shard(shard) for shard in group.shards])
+        name = (
+            f"{self.provenance.fingerprint[:32]}-{'-'.join(map(str, group.shards))}"  # else datasets hashes the table
+        )
+        return ReinforcedDataset(datasets.Dataset(table, fingerprint=name), self.provenance, **self._settings)
+
+    def _read_shard(self, shard: int) -> pa.Table:
+        file, rows = self._files[shard], self.provenance.shard_range(shard)
+        table = _with_shard(file, self.provenance, lambda parquet: parquet.read(self._columns, use_threads=False))
+        missing = [name for name in self._columns if name not in table.column_names]
+        if missing:
+            raise FormatError(f"{file} must have the columns of the first shard, but `{missing[0]}` is missing.")
+        if table.column(SOURCE_INDEX).to_pylist() != list(rows):
+            raise FormatError(f"{file} must hold rows {rows.start} to {rows.stop - 1}, found others. Fetch it again.")
+        table = table.filter(pc.is_valid(table.column(IMAGE_HASH))) if table.column(IMAGE_HASH).null_count else table
+        if len(table) != self._sizes[shard]:
+            raise FormatError(
+                f"{file} must have {self._sizes[shard]} reinforced rows by its provenance, found {len(table)}. Fetch it again."
+            )
+        return table
+
+    def _replay(self, rows: ReinforcedDataset, group: _Group, epoch: int) -> Iterator[dict[str, Any]]:
+        # The stream of part 0 ordered the shards.
+        order = ReinforcedSampler(rows, **self._order).epoch_indices(epoch, part=1 + group.number)
+        indices = list(zip(*(numbers.tolist() for numbers in order), strict=True))[: group.stop]
+        for at in range(group.start - group.start % 2, group.stop, _CHUNK):
+            yield from rows.__getitems__(indices[max(at, group.start) : at + _CHUNK])
+
+
+def _with_shard(file: str, provenance: Provenance, read: Callable[[pq.ParquetFile], _Read]) -> _Read:
+    """Opens a shard, checks that it is of this dataset, and returns what `read` takes from it."""
+
+    def attempt() -> _Read:
+        with xopen(file, "rb") as stream, pq.ParquetFile(stream, pre_buffer=True) as parquet:
+            marker = json.loads((parquet.metadata.metadata or {}).get(METADATA_KEY, b"null"))
+            if not isinstance(marker, dict) or marker.get("fingerprint") != provenance.fingerprint:
+                raise FormatError(
+                    f"{file} must carry the fingerprint of its reinforcement.json, found another. Fetch or make it again."
+                )
+            return read(parquet)
+
+    try:
+        return with_retries(attempt, f"read {file}")
+    except HfDrError:
+        raise
+    except FileNotFoundError as error:
+        raise FormatError(f"{file} must be there, but it is missing. Fetch or make it again.") from error
+    except (OSError, ValueError, pa.ArrowException, RecursionError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the system could not read it; Arrow's own have no number
+        raise FormatError(
+            f"{file} must be a readable shard, but: {type(error).__name__}: {error}. Fetch or make it again."
+        ) from error

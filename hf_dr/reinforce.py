@@ -30,8 +30,8 @@ from accelerate.utils import broadcast_object_list, parse_flag_from_env
 from tqdm.auto import tqdm
 
 from hf_dr.augmentation import NAMED, Augmentation
-from hf_dr.base import content_hash, sampled_rows
-from hf_dr.card import write_card
+from hf_dr.base import content_hash, sampled_rows, undecoded_images
+from hf_dr.card import format_bytes, write_card
 from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, HfDrError, did_you_mean
 from hf_dr.schema import (
     AUG_PREFIX,
@@ -59,7 +59,7 @@ from hf_dr.shards import (
 from hf_dr.teacher import Teacher
 from hf_dr.topk import top_k
 from hf_dr.version import __version__
-from hf_dr.views import Span, ViewBatch, ViewMaker, as_table, undecoded_images
+from hf_dr.views import Span, ViewBatch, ViewMaker, as_table
 
 logger = logging.getLogger(__name__)
 
@@ -786,12 +786,3 @@ def _name_of(augmentation: Augmentation) -> str:
 
 def _square(size: tuple[int, int]) -> int | tuple[int, int]:
     return size[0] if size[0] == size[1] else size
-
-
-def format_bytes(count: float) -> str:
-    """Returns `1.2 GB` for 1.2e9."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:,.3g} TB"

@@ -32,7 +32,7 @@ import tempfile
 import threading
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -56,7 +56,7 @@ class Fault:
         kind: What happens. `500`, `503`, `429` (any status): answered in place of the work. `cut`: the connection ends (FIN)
             after half of the request, or of the answer where the request has no body. `reset`: the same with RST. `lost`: the
             work is done, and the connection ends before the answer. `stall`: after half of the request nothing moves until
-            the client is gone. `stall_after`: the same after the work.
+            the client is gone. `stall_after`: the same after the work. A function is called, and the request then served.
         at: A regular expression for the kinds of requests (`ROUTES`) that it falls on.
         when: The first matching request that fails, from 1.
         count: How many matching requests fail from there on.
@@ -64,7 +64,7 @@ class Fault:
         reached: Set when a request has met this fault.
     """
 
-    kind: str
+    kind: str | Callable[[], object]
     at: str = ".*"
     when: int = 1
     count: float = 1
@@ -340,6 +340,7 @@ ROUTES = [
         ("PUT", f"{_REPO}/settings", "settings"),
         ("POST", f"{_REPO}/preupload/{_REV}", "preupload"),
         ("POST", f"{_REPO}/commit/{_REV}", "commit"),
+        ("GET", f"{_REPO}/discussions", "discussions"),
         ("POST", f"{_REPO}/discussions", "create_discussion"),
         ("GET", f"{_REPO}/discussions/(?P<num>\\d+)", "discussion"),
         ("POST", f"{_REPO}/discussions/(?P<num>\\d+)/merge", "merge"),
@@ -390,6 +391,11 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _serve  # noqa: N815 (http.server's names)
 
     def _fail(self, fault: Fault, kind: str, found: dict[str, Any]) -> None:
+        if not isinstance(fault.kind, str):
+            fault.kind()
+            self._send(self._work(kind, found))
+            fault.reached.set()
+            return
         if fault.kind.isdigit():
             self._discard(self.left)
             refusal = _Refusal(int(fault.kind), "A fault to order.")
@@ -768,22 +774,36 @@ class _Handler(BaseHTTPRequestHandler):
         if not asked.get("pullRequest"):
             raise _Refusal(400, "This Hub has pull requests only, no discussions.")
         with self.hub.lock:
-            ref = self._open_pull(repo, repo.refs["main"], asked["title"])
-        return {"num": int(ref.split("/")[-1])}
+            number = int(self._open_pull(repo, repo.refs["main"], asked["title"]).split("/")[-1])
+        repo.pulls[number]["status"] = "draft"
+        return {"num": number}
 
     def _pull(self, repo: Repo, number: str) -> dict[str, Any]:
         if int(number) not in repo.pulls:
             raise _Refusal(404, f"There is no pull request {number}")
         return repo.pulls[int(number)]
 
+    def _described(self, repo: Repo, number: int) -> dict[str, Any]:
+        pull = repo.pulls[number]
+        return {
+            "num": number, "title": pull["title"], "status": pull["status"], "author": {"name": pull["author"]},
+            "createdAt": pull["date"], "isPullRequest": True, "repo": {"name": repo.id, "type": repo.type.removesuffix("s")},
+        }  # fmt: skip
+
+    def discussions(self, type: str, id: str) -> Any:
+        repo, author = self._repo(type, id), self.query.get("author")
+        found = [
+            self._described(repo, number) for number, pull in repo.pulls.items() if author in (None, pull["author"])
+        ]
+        start = int(self.query.get("p", 0)) * self.hub.page_size
+        return {"count": len(found), "start": start, "discussions": found[start : start + self.hub.page_size]}
+
     def discussion(self, type: str, id: str, num: str) -> Any:
         repo = self._repo(type, id)
-        pull = self._pull(repo, num)
-        return {
-            "num": int(num), "title": pull["title"], "status": pull["status"], "author": {"name": pull["author"]},
-            "createdAt": pull["date"], "isPullRequest": True, "events": [], "diff": "", "filesWithConflicts": [],
-            "repo": {"name": id, "type": type.removesuffix("s")}, "changes": {"base": "refs/heads/main", "mergeCommitId": None},
-        }  # fmt: skip
+        self._pull(repo, num)
+        changes = {"base": "refs/heads/main", "mergeCommitId": None}
+        more = {"events": [], "diff": "", "filesWithConflicts": [], "changes": changes}
+        return {**self._described(repo, int(num)), **more}
 
     def merge(self, type: str, id: str, num: str) -> Any:
         repo = self._repo(type, id, write=True)

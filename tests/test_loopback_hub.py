@@ -176,6 +176,9 @@ def test_branches_tags_pull_requests(api: HfApi, loopback_hub: LoopbackHub) -> N
     api.merge_pull_request(**kind, discussion_num=1)
     assert set(loopback_hub.files(REPO)) == {"a.txt", "b.txt"}
     opened = api.create_pull_request(**kind, title="Another")
+    loopback_hub.page_size = 1
+    assert [(one.num, one.status) for one in api.get_repo_discussions(**kind)] == [(1, "merged"), (2, "draft")]
+    assert [one.num for one in api.get_repo_discussions(**kind, author="me")] == [2]
     api.upload_file(path_or_fileobj=b"c", path_in_repo="c.txt", revision=opened.git_reference, **kind)
     assert set(loopback_hub.files(REPO, "refs/pr/2")) == {"a.txt", "b.txt", "c.txt"}
 
@@ -220,6 +223,16 @@ def test_faults(api: HfApi, loopback_hub: LoopbackHub, kind: str) -> None:
     assert set(loopback_hub.files(REPO)) == ({"a.txt", "b.txt"} if kind == "lost" else {"a.txt"})
     commit(api, c__txt=b"c")
     assert "c.txt" in loopback_hub.files(REPO)
+
+
+def test_a_function_comes_first(api: HfApi, loopback_hub: LoopbackHub) -> None:
+    loopback_hub.faults.append(Fault(lambda: commit(api, a__txt=b"first"), at="commit"))
+    commit(api, b__txt=b"second")
+    assert [c.files.keys() - {".gitattributes"} for c in loopback_hub.repo(REPO).at("main").history()] == [
+        {"a.txt", "b.txt"},
+        {"a.txt"},
+        set(),
+    ]
 
 
 @pytest.mark.parametrize("kind", ["cut", "reset"])

@@ -65,6 +65,11 @@ def sampled_rows(count: int) -> np.ndarray:
     return np.unique(np.linspace(0, count - 1, min(_SAMPLED_ROWS, count)).astype(int))
 
 
+def undecoded_images(dataset: datasets.Dataset, column: str) -> datasets.Dataset:
+    """Returns the dataset's image column alone, as bytes and paths, in the Python format."""
+    return dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False)).with_format(None)
+
+
 def content_hash(images: datasets.Dataset) -> str:
     """Returns a hash of the number of rows and of the image files of 64 rows spread over them, as SHA-256."""
     digest = hashlib.sha256(str(len(images)).encode())

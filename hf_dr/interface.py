@@ -76,6 +76,11 @@ class ReinforcedData(ABC):
         return self.mixes and any(p.mixing_scope != STORED_PARTNERS for p in self.provenances)
 
     @property
+    def all_reinforced(self) -> bool:
+        """Whether every row has stored views; else items without come along, newly drawn, in every epoch."""
+        return True
+
+    @property
     def size(self) -> tuple[int, int]:
         """Height and width of the views."""
         size = self.augmentations[0].size
@@ -99,7 +104,7 @@ class MappedReinforcedData(ReinforcedData, torch.utils.data.Dataset):
     @property
     @abstractmethod
     def source_rows(self) -> np.ndarray:
-        """The row of the base for each row of this dataset, int64 (rows,)."""
+        """The row of the base for each row of this dataset, int64 (rows,); -1 where it has no stored views."""
 
     @abstractmethod
     def pairs(self, view: int) -> tuple[np.ndarray, np.ndarray]:
@@ -110,10 +115,10 @@ class MappedReinforcedData(ReinforcedData, torch.utils.data.Dataset):
 
         Over V epochs each row shows each of its V views once: one keyed permutation of the views serves all rows, each
         row entering it at a place of its own. Where rows are `paired` all enter at the same place, because pairs are matched
-        by view.
+        by view. Where there are no stored views it is `fresh_view(epoch)`.
         """
         cycle, step = divmod(epoch, self.num_views)
         order = KeyedPermutation(self.num_views, self.seed, domain=DOMAIN_SCHEDULE, minor=cycle)
         rows = self.source_rows[np.asarray(indices)]
         entry = np.zeros_like(rows) if self.paired else keyed_words(rows, self.seed) % self.num_views
-        return order((entry + step) % self.num_views)
+        return np.where(rows < 0, fresh_view(epoch), order((entry + step) % self.num_views))

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 
 import datasets
@@ -17,7 +18,7 @@ import PIL.features
 import xxhash
 from tqdm.auto import tqdm
 
-from hf_dr.base import content_hash, sampled_rows
+from hf_dr.base import content_hash, sampled_rows, undecoded_images
 from hf_dr.errors import DataError
 from hf_dr.images import DECODING_RULE, decode_image, pixel_hash
 from hf_dr.schema import Provenance
@@ -28,42 +29,85 @@ _CHUNK = 64  # images that a thread decodes at a time
 UNREADABLE = 0  # stands for the hash of an image that cannot be decoded
 
 
-def join_base(
-    images: datasets.Dataset, provenance: Provenance, source: np.ndarray, hashes: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Finds the images of an overlay in its base.
+class JoinedBase:
+    """A base dataset in which an overlay finds its images.
 
-    They are where they were if the image files of 64 rows spread over the base, or else the pixels of 64 reinforced
-    rows, are those that were reinforced. Otherwise all images are decoded once, and those of equal pixels belong
-    together: in any order, in any file format.
+    They are where they were if the image files of 64 rows spread over the base, or else the pixels of 64 rows of the
+    overlay, are those that were reinforced. Otherwise all images are decoded once (`index_images`), and those of equal
+    pixels belong together: in any order, in any file format.
 
     Args:
-        images: The base's image column, undecoded.
+        dataset: The base.
         provenance: Of the overlay.
-        source: Row of the reinforced base for each row of the overlay, int64 (rows,).
-        hashes: Pixel hash of each row's image, uint64 (rows,).
 
-    Returns:
-        The row of `images` for each row of the overlay, int64 (rows,), and those rows of `images` whose pixels are not
-        among the reinforced, int64, some of which may be unreadable.
+    Attributes:
+        dataset: The base.
+        images: Its image column, undecoded.
 
     Raises:
-        DataError: Images are missing.
+        DataError: It has no image column of the name that the overlay knows.
     """
-    if _unmoved(images, provenance, source, hashes):
-        return source, np.setdiff1d(np.arange(len(images)), source)
-    logger.info("The base is not in the order that was reinforced; its images are recognised by their pixels.")
-    index = index_images(images)
-    missing = np.flatnonzero(~np.isin(hashes, index))
-    if len(missing):
-        first = missing[0]
-        raise DataError(
-            f"`base` must hold the images of all {len(source)} reinforced rows, but those of {len(missing)} are not among its "
-            f"{len(images)}: first row {source[first]} (pixel hash {int(hashes[first]):016x}). Give split "
-            f"`{provenance.split}` of {provenance.base.get('id') or 'the base dataset'}, with unchanged pixels."
-        )
-    order = np.argsort(index, kind="stable")
-    return order[np.searchsorted(index, hashes, sorter=order)], np.flatnonzero(~np.isin(index, hashes))
+
+    def __init__(self, dataset: datasets.Dataset, provenance: Provenance) -> None:
+        column = provenance.image_column
+        if column not in dataset.column_names:
+            raise DataError(
+                f"`base` must have the image column `{column}`, found {dataset.column_names}. Rename its column."
+            )
+        self.dataset, self.images = dataset, undecoded_images(dataset, column)
+        self._provenance = provenance
+        self._in_place: bool | None = None  # not known before rows are looked for
+
+    def places(self, source: np.ndarray, hashes: np.ndarray) -> np.ndarray:
+        """Returns the row of the base that holds each image, int64 (rows,).
+
+        Args:
+            source: Row of the reinforced base for each row of the overlay, int64 (rows,).
+            hashes: Pixel hash of each row's image, uint64 (rows,).
+
+        Raises:
+            DataError: Images are missing.
+        """
+        if not len(source):
+            return source
+        if self._in_place is None:
+            self._in_place = self._is_in_place(source, hashes)
+        if self._in_place and source.min() >= 0 and source.max() < len(self.images):
+            return source
+        index, order = self._sorted_index
+        missing = np.flatnonzero(~np.isin(hashes, index))
+        if len(missing):
+            first, provenance = missing[0], self._provenance
+            raise DataError(
+                f"`base` must hold the images of all {len(source)} reinforced rows, but those of {len(missing)} are not among "
+                f"its {len(index)}: first row {source[first]} (pixel hash {int(hashes[first]):016x}). Give split "
+                f"`{provenance.split}` of {provenance.base.get('id') or 'the base dataset'}, with unchanged pixels."
+            )
+        return order[np.searchsorted(index, hashes)]
+
+    def others(self, source: np.ndarray, hashes: np.ndarray) -> np.ndarray:
+        """Returns the rows of the base, int64, whose images are not among those of `places`; some may be unreadable."""
+        if self._in_place:
+            return np.setdiff1d(np.arange(len(self.images)), source)
+        index, order = self._sorted_index
+        return np.sort(order[~np.isin(index, hashes)])
+
+    @cached_property
+    def _sorted_index(self) -> tuple[np.ndarray, np.ndarray]:
+        """The pixel hashes of all images, rising, and the rows of the base that have them."""
+        logger.info("The base is not in the order that was reinforced; its images are recognised by their pixels.")
+        index = index_images(self.images)
+        order = np.argsort(index, kind="stable")
+        return index[order], order
+
+    def _is_in_place(self, source: np.ndarray, hashes: np.ndarray) -> bool:
+        images, rows = self.images, self._provenance.num_rows
+        if len(images) < rows or source.max() >= len(images):
+            return False
+        if content_hash(images.select(range(rows))) == self._provenance.base.get("content_hash"):
+            return True
+        (column,) = images.column_names
+        return all(_hash_of(images[int(source[n])][column]) == hashes[n] for n in sampled_rows(len(source)))
 
 
 def readable(images: datasets.Dataset, rows: np.ndarray) -> np.ndarray:
@@ -85,16 +129,6 @@ def index_images(images: datasets.Dataset) -> np.ndarray:
             index = _decode_all(images)
             _write(path, index)
     return index
-
-
-def _unmoved(images: datasets.Dataset, provenance: Provenance, source: np.ndarray, hashes: np.ndarray) -> bool:
-    if source.max() >= len(images):
-        return False
-    rows = provenance.num_rows
-    if len(images) >= rows and content_hash(images.select(range(rows))) == provenance.base.get("content_hash"):
-        return True
-    (column,) = images.column_names
-    return all(_hash_of(images[int(source[n])][column]) == hashes[n] for n in sampled_rows(len(source)))
 
 
 def _hash_of(cell: object) -> int:

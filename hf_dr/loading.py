@@ -2,17 +2,38 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import datasets
-from huggingface_hub import hf_hub_download, list_repo_files
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub import constants, hf_hub_download, list_repo_files, resolve_revision
+from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError
+from huggingface_hub.file_download import repo_folder_name
+from huggingface_hub.utils import validate_repo_id
+from tqdm.auto import tqdm
 
+from hf_dr.base import load_base
 from hf_dr.errors import ConfigError, FormatError
 from hf_dr.replay import ReinforcedDataset
-from hf_dr.schema import PROVENANCE_FILE, Provenance, choose_config, find_config
+from hf_dr.retry import is_unreachable, with_retries
+from hf_dr.schema import PROVENANCE_FILE, Provenance, choose_config, find_config, is_safe_name
 from hf_dr.shards import read_marker
+
+logger = logging.getLogger(__name__)
+
+_DOWNLOADS = 8  # files fetched at a time
+
+
+class _NoBar(tqdm):
+    """For single files: there is a bar for all."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **{**settings, "disable": True})
 
 
 def load_reinforced(
@@ -20,7 +41,11 @@ def load_reinforced(
     name: str | None = None,
     *,
     split: str | None = None,
-    base: datasets.Dataset | None = None,
+    base: datasets.Dataset | str | os.PathLike[str] | None = None,
+    base_config: str | None = None,
+    base_revision: str | None = None,
+    unreinforced: bool = False,
+    columns: Sequence[str] = (),
     revision: str | None = None,
     num_views: int | None = None,
     seed: int = 0,
@@ -32,7 +57,13 @@ def load_reinforced(
         path: Folder of the "+" dataset, or its Hub id.
         name: Its configuration; may be left out where there is only one.
         split: Its split; default: the one that was reinforced.
-        base: For an overlay (no images of its own): the base dataset with its images, in its original order.
+        base: For an overlay (no images of its own): the base dataset, or its Hub id or path. Its images are found by their
+            pixels where they are in another order or other files: that decodes each once, and is kept for later runs.
+        base_config: With the name of a base: its configuration. Default: the one that was reinforced, if it is that base.
+        base_revision: With the name of a base: its branch, tag or commit. Default: likewise.
+        unreinforced: Also give the base's rows that have no stored views (those beyond `max_examples`, those that could
+            not be decoded then but can now), after the others, as newly drawn views with their label.
+        columns: Columns of the "+" dataset, the base's own ones, to give in each item as well.
         revision: Branch, tag or commit on the Hub.
         num_views: Use only the first so many of the V stored views.
         seed: Of the order in which views are replayed.
@@ -41,23 +72,28 @@ def load_reinforced(
 
     Raises:
         FormatError: The dataset is incomplete or does not follow the format.
-        ConfigError: `name`, `split` or `num_views` does not exist there.
+        ConfigError: `name`, `split`, `num_views` or one of `columns` does not exist there.
         DataError: The base is missing or is not the one that was reinforced.
+        HubError: The Hub refuses, or cannot be reached and the dataset is not in its cache.
     """
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        provenance, plus = _load_folder(folder, name, split)
-    elif isinstance(path, str) and path.count("/") == 1 and not path.startswith((".", "~", "/")):
-        provenance, plus = _load_hub(path, name, split, revision)
-    else:
-        raise ConfigError(
-            f'expected the folder of a "+" dataset or a Hub id, found neither at {str(path)!r}. Check the path.'
-        )
-    return ReinforcedDataset(plus, provenance, base=base, num_views=num_views, seed=seed, check_images=check_images)
+    provenance, plus = open_plus(path, name, split=split, revision=revision)
+    return ReinforcedDataset(
+        plus,
+        provenance,
+        base=load_base_of(provenance, base, base_config, base_revision),
+        unreinforced=unreinforced,
+        columns=columns,
+        num_views=num_views,
+        seed=seed,
+        check_images=check_images,
+    )
 
 
-def _load_folder(folder: Path, name: str | None, split: str | None) -> tuple[Provenance, datasets.Dataset]:
-    config = find_config(folder, name)
+def open_plus(
+    path: str | os.PathLike[str], name: str | None = None, *, split: str | None = None, revision: str | None = None
+) -> tuple[Provenance, datasets.Dataset]:
+    """Opens the rows of a "+" dataset; see `load_reinforced`."""
+    config = fetch_config(path, name, split=split, revision=revision)
     provenance = Provenance.read(config)
     _check_split(split, provenance)
     shards = [config / shard for shard in provenance.shard_names]
@@ -67,32 +103,128 @@ def _load_folder(folder: Path, name: str | None, split: str | None) -> tuple[Pro
             f"{config} must have {len(shards)} shards, but {len(missing)} are missing, e.g. {missing[0]}. "
             "Run the same reinforce command again; it makes only what is missing."
         )
-    for path in shards:
-        if read_marker(path).fingerprint != provenance.fingerprint:
+    for shard in shards:
+        if read_marker(shard).fingerprint != provenance.fingerprint:
             raise FormatError(
-                f"{path} must carry the fingerprint of its {PROVENANCE_FILE}, found another. Make it again."
+                f"{shard} must carry the fingerprint of its {PROVENANCE_FILE}, found another. Make it again."
             )
     files = {provenance.split: [str(path) for path in shards]}
     return provenance, datasets.load_dataset("parquet", data_files=files, split=provenance.split)
 
 
-def _load_hub(
-    repo_id: str, name: str | None, split: str | None, revision: str | None
-) -> tuple[Provenance, datasets.Dataset]:
+def fetch_config(
+    path: str | os.PathLike[str],
+    name: str | None = None,
+    *,
+    split: str | None = None,
+    revision: str | None = None,
+    shards: bool = True,
+) -> Path:
+    """Returns the folder of a "+" dataset's configuration; one at the Hub is brought into the Hub's cache first.
+
+    Nothing but the provenance and the shards that it names is fetched, all of one commit. What is in the cache already is
+    not fetched again, and is enough where the Hub cannot be reached.
+
+    Args:
+        path: See `load_reinforced`.
+        name: See `load_reinforced`.
+        split: See `load_reinforced`.
+        revision: See `load_reinforced`.
+        shards: Whether the shards are wanted, or the provenance only.
+
+    Raises:
+        FormatError: There is no "+" dataset, or it is incomplete.
+        ConfigError: `name`, `split` or `revision` does not fit it.
+        HubError: See `load_reinforced`.
+    """
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        if revision is not None:
+            raise ConfigError(f"`revision` must come with a Hub id, got it with the folder {folder}. Leave it out.")
+        return find_config(folder, name)
+    if not isinstance(path, str) or not _is_hub_id(path):
+        raise ConfigError(
+            f'expected the folder of a "+" dataset or a Hub id, found neither at {str(path)!r}. Check the path.'
+        )
+    what = f"fetch {path} from the Hub"
+    commit = with_retries(lambda: resolve_revision(path, repo_type="dataset", revision=revision), what).resolved
     if name is None:
-        files = list_repo_files(repo_id, repo_type="dataset", revision=revision)
-        name = choose_config(None, sorted(f.split("/")[0] for f in files if f.endswith(f"/{PROVENANCE_FILE}")), repo_id)
-    try:
-        file = hf_hub_download(repo_id, f"{name}/{PROVENANCE_FILE}", repo_type="dataset", revision=revision)
-    except EntryNotFoundError as error:
-        raise FormatError(
-            f'{repo_id} must hold {name}/{PROVENANCE_FILE}, found none: no configuration `{name}`, or no "+" dataset.'
-        ) from error
-    provenance = Provenance.read(Path(file).parent)
+        name = choose_config(None, with_retries(lambda: _config_names(path, commit), what), path)
+    if not is_safe_name(name):
+        raise ConfigError(f"`name` must be a configuration of {path}, got {name!r:.80}. Check it.")
+
+    def fetch(file: str) -> Path:
+        download = partial(hf_hub_download, path, f"{name}/{file}", repo_type="dataset", revision=commit)
+        try:
+            return Path(with_retries(partial(download, tqdm_class=_NoBar), what))
+        except RemoteEntryNotFoundError as error:
+            raise FormatError(
+                f'{path} must hold {name}/{file} at {commit[:12]}, found none: no configuration `{name}`, no "+" dataset, or '
+                "half of one. Check the name, or push it again."
+            ) from error
+
+    config = fetch(PROVENANCE_FILE).parent
+    provenance = Provenance.read(config)
     _check_split(split, provenance)
-    # The commit that the provenance came from: data pushed in between cannot be mixed with it.
-    commit = Path(file).parents[1].name
-    return provenance, datasets.load_dataset(repo_id, name, split=provenance.split, revision=commit)
+    if shards:
+        pool = ThreadPoolExecutor(_DOWNLOADS, "fetch")
+        try:
+            files = pool.map(fetch, provenance.shard_names)
+            for _ in tqdm(files, f"fetching {path}", total=provenance.num_shards, unit="shard"):
+                pass
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return config
+
+
+def load_base_of(
+    provenance: Provenance,
+    base: datasets.Dataset | str | os.PathLike[str] | None,
+    config: str | None = None,
+    revision: str | None = None,
+) -> datasets.Dataset | None:
+    """Loads the base of a "+" dataset where it is given by name; see `load_reinforced`.
+
+    Raises:
+        ConfigError: `config` or `revision` is given without a name, or a base for what is no overlay.
+        DataError: It cannot be loaded.
+    """
+    if isinstance(base, (str, os.PathLike)):
+        if os.fspath(base) == provenance.base.get("id"):
+            config, revision = config or provenance.base.get("config"), revision or provenance.base.get("revision")
+        return load_base(os.fspath(base), config, split=provenance.split, revision=revision)[0]
+    for setting, value in (("base_config", config), ("base_revision", revision)):
+        if value is not None:
+            raise ConfigError(f"`{setting}` must come with the name of a base, got {value!r} without. Leave it out.")
+    return base
+
+
+def _is_hub_id(path: str) -> bool:
+    try:
+        validate_repo_id(path)
+    except HFValidationError:
+        return False
+    return path.count("/") == 1
+
+
+def _config_names(repo_id: str, commit: str) -> list[str]:
+    """The configurations at a commit; where the Hub cannot be reached, those in the cache."""
+    try:
+        files = list_repo_files(repo_id, repo_type="dataset", revision=commit)
+    except Exception as error:
+        cache = Path(
+            constants.HF_HUB_CACHE, repo_folder_name(repo_id=repo_id, repo_type="dataset"), "snapshots", commit
+        )
+        names = sorted(p.parent.name for p in cache.glob(f"*/{PROVENANCE_FILE}"))
+        if not names or not is_unreachable(error):
+            raise
+        logger.warning("The Hub cannot be reached; of %s only what is in the cache is seen.", repo_id)
+        return names
+    names = sorted(f.split("/")[0] for f in files if f.endswith(f"/{PROVENANCE_FILE}") and f.count("/") == 1)
+    unsafe = [name for name in names if not is_safe_name(name)]
+    if unsafe:
+        raise FormatError(f"the configurations of {repo_id} must have plain names, found {unsafe[0]!r:.80}.")
+    return names
 
 
 def _check_split(split: str | None, provenance: Provenance) -> None:

@@ -14,9 +14,11 @@ import pyarrow as pa
 import torch
 
 from hf_dr.augmentation import PARTNER, Augmentation
-from hf_dr.errors import DataError, FormatError, ReplayError
+from hf_dr.base import undecoded_images
+from hf_dr.errors import ConfigError, DataError, FormatError, ReplayError, did_you_mean
 from hf_dr.images import decode_image, pixel_hash
 from hf_dr.interface import MappedReinforcedData, ViewIndex, checked_views
+from hf_dr.join import JoinedBase, readable
 from hf_dr.ops import Params
 from hf_dr.rng import Matching, view_rng
 from hf_dr.schema import (
@@ -28,10 +30,13 @@ from hf_dr.schema import (
     TEACHER_LOGPROBS,
     VIEWS_HASH,
     Provenance,
+    is_reserved,
     reinforcement_features,
 )
 
 logger = logging.getLogger(__name__)
+
+_OWN_KEYS = ("pixel_values", "labels", "reinforced")  # of an item, beside those that are columns of the reinforcement
 
 
 class ReinforcedDataset(MappedReinforcedData):
@@ -45,16 +50,25 @@ class ReinforcedDataset(MappedReinforcedData):
     * `teacher_logprobs`: float32 tensor (K,), natural log-probabilities; the rest of the mass is 1 - sum(exp).
     * `reinforced`: bool; False for `dataset[i, fresh_view(epoch)]`, a newly drawn view (without mixing) that no teacher
       saw: its `teacher_*` are zeros and its label is all there is to learn from.
+    * The base's columns that `columns` names, as the base has them.
 
-    Rows without reinforcement (their image was undecodable) are left out.
+    Rows without reinforcement (their image was undecodable) are left out, or, with `unreinforced`, come last, together with
+    the rows of an overlay's base beyond those that were reinforced: they have newly drawn views only.
 
     Args:
         plus: The "+" dataset's rows.
         provenance: Its `reinforcement.json`.
-        base: See `hf_dr.loading.load_reinforced`.
+        base: The base dataset of an overlay; see `hf_dr.loading.load_reinforced`.
+        unreinforced: See `hf_dr.loading.load_reinforced`.
+        columns: See `hf_dr.loading.load_reinforced`.
         num_views: See `hf_dr.loading.load_reinforced`.
         seed: See `hf_dr.loading.load_reinforced`.
         check_images: See `hf_dr.loading.load_reinforced`.
+
+    Raises:
+        ConfigError: A setting is impossible.
+        DataError: The base does not hold what was reinforced.
+        FormatError: The rows do not follow the format.
     """
 
     def __init__(
@@ -62,7 +76,9 @@ class ReinforcedDataset(MappedReinforcedData):
         plus: datasets.Dataset,
         provenance: Provenance,
         *,
-        base: datasets.Dataset | None = None,
+        base: datasets.Dataset | JoinedBase | None = None,
+        unreinforced: bool = False,
+        columns: Sequence[str] = (),
         num_views: int | None = None,
         seed: int = 0,
         check_images: bool = True,
@@ -75,40 +91,78 @@ class ReinforcedDataset(MappedReinforcedData):
         self.seed, self.epoch, self.check_images = seed, 0, check_images
         self.plus = plus
         self._columns = _Columns(plus, provenance.num_views)
-        self._images, self._image_column = self._image_source(base)
         source = plus.data.column(SOURCE_INDEX).to_numpy() if plus._indices is None else np.asarray(plus[SOURCE_INDEX])
         self._source = source
-        self._usable = np.flatnonzero(~np.asarray(_column(plus, IMAGE_HASH).is_null()))
-        self._source_rows = source[self._usable]
-        if len(self._usable) < len(plus):
-            logger.warning("%d rows have no reinforcement and are left out.", len(plus) - len(self._usable))
-        if len(plus) and not len(self._usable):
+        hashes = _column(plus, IMAGE_HASH)
+        usable = np.flatnonzero(~np.asarray(hashes.is_null()))
+        if len(plus) and not len(usable):
             raise FormatError('expected at least one reinforced row in the "+" dataset, found none. Reinforce again.')
         # Where in `plus` a row of the base is; None where both count alike, as in every untouched "+" dataset.
         self._rank = None if np.array_equal(source, np.arange(len(source))) else np.argsort(source, kind="stable")
         self._checked = np.zeros(len(plus), bool)
         self._labels = provenance.label_column if provenance.label_column in plus.column_names else None
+        base = self._check_base(base)
+        owner = base.dataset if base is not None else plus  # who has the rows without reinforcement
+        self._images = base.images if base is not None else undecoded_images(plus, provenance.image_column)
+        # Where in `_images` a row is: those of `plus`, then those without reinforcement.
+        places, others = np.arange(len(plus)), np.empty(0, np.int64)
+        if base is not None:
+            there = source[usable], hashes.fill_null(0).to_numpy()[usable]
+            places[usable] = base.places(*there)
+        if unreinforced:
+            others = base.others(*there) if base is not None else np.setdiff1d(places, usable)
+            others = self._check_others(owner, others)
+        elif len(usable) < len(plus):
+            logger.warning("%d rows have no reinforcement and are left out.", len(plus) - len(usable))
+        self._places = np.concatenate([places, others])
+        self._usable = np.concatenate([usable, len(plus) + np.arange(len(others))])
+        self._source_rows = np.concatenate([source[usable], np.full(len(others), -1)])
+        self._other_labels = self._labels_of(owner, others) if len(others) else others
+        extra = _chosen_columns(plus, columns), _chosen_columns(owner if unreinforced else plus, columns)
+        self._extra = extra if columns else None
 
-    def _image_source(self, base: datasets.Dataset | None) -> tuple[datasets.Dataset, str]:
-        column = self.provenance.image_column
+    def _check_base(self, base: datasets.Dataset | JoinedBase | None) -> JoinedBase | None:
         if not self.provenance.overlay:
-            return self.plus.select_columns([column]).cast_column(column, datasets.Image(decode=False)), column
-        described = self.provenance.base.get("id") or "the base dataset"
+            if base is not None:
+                raise ConfigError('`base` is for an overlay, but this "+" dataset has its images. Leave `base` out.')
+            return None
         if base is None:
             raise DataError(
-                f'this "+" dataset is an overlay without images. Pass `base`: split `{self.provenance.split}` of {described}, '
-                "loaded with datasets."
+                f'this "+" dataset is an overlay without images. Pass `base`: split `{self.provenance.split}` of '
+                f"{self.provenance.base.get('id') or 'the base dataset'}, by name or loaded with datasets."
             )
-        if column not in base.column_names:
+        return base if isinstance(base, JoinedBase) else JoinedBase(base, self.provenance)
+
+    def _check_others(self, owner: datasets.Dataset, others: np.ndarray) -> np.ndarray:
+        """Returns those rows without reinforcement that can be used."""
+        label = self.provenance.label_column
+        if self._labels is None or label not in owner.column_names:
+            raise ConfigError(
+                f"`unreinforced` needs the labels of the base, found {owner.column_names} and the label column {label!r}. "
+                "Leave it out."
+            )
+        names, own = getattr(owner.features[label], "names", None), self.class_names
+        if names and own and names != own:
+            c = next(c for c, name in enumerate([*names, None]) if [*own, None][c] != name)
             raise DataError(
-                f"`base` must have the image column `{column}`, found {base.column_names}. Rename its column."
+                f'`base` must have the classes of the "+" dataset in their order, but class {c} is {[*names, None][c]!r} there '
+                f'and {[*own, None][c]!r} in the "+" dataset. Give another.'
             )
-        if len(base) < self.provenance.num_rows:
+        usable = readable(self._images, others)
+        if len(usable) < len(others):
+            logger.warning("%d rows cannot be decoded and are left out.", len(others) - len(usable))
+        return usable
+
+    def _labels_of(self, owner: datasets.Dataset, rows: np.ndarray) -> np.ndarray:
+        assert self._labels is not None
+        labels = _column(owner, self._labels).fill_null(-1).to_numpy()[rows]
+        bad = np.flatnonzero((labels < 0) | (labels >= self.provenance.num_classes))
+        if len(bad):
             raise DataError(
-                f"`base` must have the {self.provenance.num_rows} rows that were reinforced, found {len(base)}. Load split "
-                f"`{self.provenance.split}` of {described}."
+                f"labels must be from 0 to {self.provenance.num_classes - 1}, but row {rows[bad[0]]} of the base has none or "
+                f"another ({len(bad)} such rows). Leave `unreinforced` out, or these rows."
             )
-        return base.select_columns([column]).cast_column(column, datasets.Image(decode=False)).with_format(None), column
+        return labels.astype(np.int64)
 
     def __len__(self) -> int:
         return len(self._usable)
@@ -118,7 +172,8 @@ class ReinforcedDataset(MappedReinforcedData):
         """The labels of all rows, int64 (rows,), or None where the base has none."""
         if self._labels is None:
             return None
-        return np.asarray(_column(self.plus, self._labels))[self._usable].astype(np.int64)
+        own = np.asarray(_column(self.plus, self._labels))[self._usable[: self.num_reinforced]]
+        return np.concatenate([own.astype(np.int64), self._other_labels])
 
     @property
     def has_labels(self) -> bool:
@@ -126,8 +181,18 @@ class ReinforcedDataset(MappedReinforcedData):
         return self._labels is not None
 
     @property
+    def num_reinforced(self) -> int:
+        """How many rows have stored views: the first ones."""
+        return len(self._usable) - len(self._other_labels)
+
+    @property
+    def all_reinforced(self) -> bool:
+        """Whether every row has stored views."""
+        return not len(self._other_labels)
+
+    @property
     def source_rows(self) -> np.ndarray:
-        """The row of the base for each row of this dataset, int64 (rows,)."""
+        """The row of the base for each row of this dataset, int64 (rows,); -1 where it has no stored views."""
         return self._source_rows
 
     @property
@@ -146,9 +211,10 @@ class ReinforcedDataset(MappedReinforcedData):
             return np.empty((0, 2), np.int64), rows
         size = provenance.num_rows if provenance.mixing_scope == "dataset" else provenance.shard_size
         row_of = np.full(provenance.num_rows, -1)
-        row_of[self.source_rows] = rows
+        source = self.source_rows[: self.num_reinforced]
+        row_of[source] = rows[: self.num_reinforced]
         couples = [np.empty((0, 2), np.int64)]
-        for start in np.unique(self.source_rows // size).tolist():
+        for start in np.unique(source // size).tolist():
             stop = min((start + 1) * size, provenance.num_rows)
             matched = row_of[Matching(start * size, stop, provenance.seed, view).pairs()]
             couples.append(matched[: len(matched) // 2 * 2].reshape(-1, 2))
@@ -174,7 +240,7 @@ class ReinforcedDataset(MappedReinforcedData):
 
     def example_image(self, index: int) -> PIL.Image.Image:
         """Returns the decoded RGB image of a row, before augmentation."""
-        return self._decode(self._locate((index, 0))[0])
+        return self._decode(self._row(index))
 
     def params(self, index: int, view: int) -> Params:
         """Returns the stored parameters of one view."""
@@ -195,14 +261,18 @@ class ReinforcedDataset(MappedReinforcedData):
     def _locate(self, index: ViewIndex) -> tuple[int, int]:
         """Row of `plus` and view of an index."""
         number, view = index if isinstance(index, tuple) else (index, None)
-        number = int(number)
-        if not -len(self) <= number < len(self):
-            raise IndexError(f"row {number} of a dataset of {len(self)} rows")
+        row = self._row(number)
         if view is None:
-            view = int(self.scheduled_views(number, self.epoch))
-        elif view >= self.num_views:
-            raise IndexError(f"view {view} of {self.num_views}")
-        return int(self._usable[number]), int(view)
+            view = int(self.scheduled_views(int(number), self.epoch))
+        elif view >= (stored := self.num_views if row < len(self.plus) else 0):
+            raise IndexError(f"view {view} of {stored}")
+        return row, int(view)
+
+    def _row(self, index: int) -> int:
+        """Row of `plus`, or, from its length on, of those without reinforcement."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"row {index} of a dataset of {len(self)} rows")
+        return int(self._usable[index])
 
     def _item(self, row: int, view: int, shared: dict[tuple[int, int], Any]) -> dict[str, Any]:
         if view >= 0:
@@ -218,13 +288,22 @@ class ReinforcedDataset(MappedReinforcedData):
             "reinforced": view >= 0,
         }
         if self._labels is not None:
-            item["labels"] = int(self._columns.scalar(self._labels, row))
+            item["labels"] = self._label(row)
+        if self._extra is not None:
+            own, others = self._extra
+            item.update(own[row] if row < len(self.plus) else others[int(self._places[row])])
         return item
+
+    def _label(self, row: int) -> int:
+        assert self._labels is not None
+        other = row - len(self.plus)
+        return int(self._columns.scalar(self._labels, row) if other < 0 else self._other_labels[other])
 
     def _fresh(self, row: int, view: int) -> PIL.Image.Image:
         """A newly drawn view. Stored views are keyed by numbers from 0, so its key is one that no run has used."""
         image = self._decode(row)
-        rng = view_rng(self.seed, int(self._source[row]), (1 << 64) + view)
+        key = self._source[row] if row < len(self.plus) else self._places[row]
+        rng = view_rng(self.seed, int(key), (1 << 64) + view)
         params = self.augmentation.sample(rng, (image.height, image.width))
         return self.augmentation.apply(image, params)
 
@@ -290,23 +369,44 @@ class ReinforcedDataset(MappedReinforcedData):
         return row
 
     def _decode(self, row: int) -> PIL.Image.Image:
-        place = int(self._source[row]) if self.provenance.overlay else row
-        value = self._images[place][self._image_column]
+        place = int(self._places[row])
+        (value,) = self._images[place].values()
         try:
             image = decode_image(value)
         except DataError as error:
             raise ReplayError(
-                f"the image of row {place} must be readable, but: {error}. Fetch the dataset again."
+                f"the image of {self._name(row)} must be readable, but: {error}. Fetch the dataset again."
             ) from error
-        if self.check_images and not self._checked[row]:
+        if self.check_images and row < len(self.plus) and not self._checked[row]:
             expected, found = int(self._columns.scalar(IMAGE_HASH, row)), pixel_hash(image)
             if expected != found:
                 raise ReplayError(
-                    f"row {place} must hold the image that was reinforced (pixel hash {expected:016x}), found another "
+                    f"{self._name(row)} must hold the image that was reinforced (pixel hash {expected:016x}), found another "
                     f"({found:016x}). Load the base dataset at revision {self.provenance.base.get('revision')}, unchanged."
                 )
             self._checked[row] = True
         return image
+
+    def _name(self, row: int) -> str:
+        """A row in messages: by its number in the base that was reinforced, and in the one that is here."""
+        place = int(self._places[row])
+        if row >= len(self.plus):
+            return f"row {place} of the base"
+        if not self.provenance.overlay or self._source[row] == place:
+            return f"row {place}"
+        return f"row {self._source[row]} (row {place} of `base`)"
+
+
+def _chosen_columns(rows: datasets.Dataset, columns: Sequence[str]) -> datasets.Dataset:
+    own = [name for name in rows.column_names if not is_reserved(name) and name not in _OWN_KEYS]
+    for name in columns:
+        if name in _OWN_KEYS or is_reserved(name):
+            raise ConfigError(f"`columns` must be the base's own, but an item has its own `{name}`. Leave it out.")
+        if name not in own:
+            raise ConfigError(
+                f"`columns` must name columns of the dataset, but it has no `{name}`.{did_you_mean(name, own)}"
+            )
+    return rows.select_columns(list(columns)).with_format(None)
 
 
 def _check_columns(plus: datasets.Dataset, provenance: Provenance, augmentation: Augmentation) -> None:

@@ -11,6 +11,7 @@ from typing import TypeVar
 import httpx2
 from huggingface_hub.errors import (
     DisabledRepoError,
+    FileMetadataError,
     GatedRepoError,
     HfHubHTTPError,
     OfflineModeIsEnabled,
@@ -70,9 +71,15 @@ def with_retries(call: Callable[[], _Result], what: str) -> _Result:
     raise AssertionError("the last attempt returns or raises")
 
 
+def is_unreachable(error: BaseException) -> bool:
+    """Whether a request failed because the Hub could not be reached or could not answer, so that a cache may stand in."""
+    cause = _cause(error)
+    return isinstance(cause, OfflineModeIsEnabled) or _is_passing(cause)
+
+
 def _cause(error: BaseException) -> BaseException:
     """The first error in the chain that tells about the connection: the client wraps it in errors of its own."""
-    telling = (HfHubHTTPError, *_TRANSPORT)
+    telling = (HfHubHTTPError, FileMetadataError, *_TRANSPORT)
     return next((e for e in _chain(error) if isinstance(e, telling)), error)
 
 
@@ -94,6 +101,8 @@ def _refusal(error: BaseException, what: str) -> HubError | None:
     if isinstance(error, OfflineModeIsEnabled):
         advice = "it is not in the cache and HF_HUB_OFFLINE is set. Unset it, or fetch it once with a connection"
         return HubError(f"expected to {what}, but {advice}.")
+    if isinstance(error, FileMetadataError):
+        return HubError(f"expected to {what}, but what answered is no Hub: {error} Check HF_ENDPOINT.")
     if isinstance(error, GatedRepoError):
         advice = "Accept its terms on its page on the Hub, and log in with `hf auth login`"
     elif isinstance(error, RevisionNotFoundError):

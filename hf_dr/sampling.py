@@ -86,7 +86,7 @@ class ReinforcedSampler(torch.utils.data.Sampler[tuple[int, int]]):
             # One view for all rows where pairs are matched by view; else each row its own.
             drawn = rng.integers(self._dataset.num_views, size=1 if self._dataset.paired else count)
             views = np.broadcast_to(drawn, count).copy()
-        fresh = rng.random(count) >= self._reinforced_probability
+        fresh = (rng.random(count) >= self._reinforced_probability) | (self._dataset.source_rows < 0)
         # Pairs are shuffled, not rows; who has no partner in the dataset comes last.
         couples, singles = self._dataset.pairs(int(views[0]))
         couples, singles = couples[rng.permutation(len(couples))], singles[rng.permutation(len(singles))]

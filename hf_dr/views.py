@@ -184,11 +184,6 @@ def _matching(start: int, stop: int, seed: int, view: int) -> Matching:
     return Matching(start, stop, seed, view)
 
 
-def undecoded_images(dataset: datasets.Dataset, column: str) -> datasets.Dataset:
-    """Returns the dataset's image column alone, as bytes and paths, in the Python format."""
-    return dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False)).with_format(None)
-
-
 def as_table(dataset: datasets.Dataset, start: int, stop: int) -> Any:
     """Returns rows `start` to `stop` as an Arrow table, selections and shuffles applied, image files embedded."""
     return datasets.table.embed_table_storage(dataset.with_format("arrow")[start:stop])

@@ -57,14 +57,14 @@ class Case:
 CASES = {
     "fashion_mnist": Case("fashion_mnist_10k", 28, "embedded", 8, 4, 8),
     "cifar10": Case(
-        "cifar10_12k", 32, "head", 4, 4, 12, [{"RandomCrop": {"size": 32, "padding": 4}}, *SMALL_VIEWS]
+        "cifar10_12k", 32, "head", 4, 4, 8, [{"RandomCrop": {"size": 32, "padding": 4}}, *SMALL_VIEWS]
     ),
     "tiny_imagenet": Case(
-        "tiny_imagenet_200_12k", 64, "names", 4, 8, 12,
+        "tiny_imagenet_200_12k", 64, "names", 4, 8, 8,
         [{"RandomResizedCrop": {"size": 64, "scale": [0.35, 1.0]}}, *SMALL_VIEWS],
     ),
     "grocery": Case(
-        "grocery_fruit_orig", 64, "head", 16, 8, 30, [{"RandomResizedCrop": {"size": 64, "scale": [0.25, 1.0]}}, *SMALL_VIEWS]
+        "grocery_fruit_orig", 64, "head", 16, 8, 24, [{"RandomResizedCrop": {"size": 64, "scale": [0.25, 1.0]}}, *SMALL_VIEWS]
     ),
 }  # fmt: skip
 

@@ -18,6 +18,7 @@ from hf_dr.errors import (
     TeacherError,
 )
 from hf_dr.loading import load_reinforced
+from hf_dr.hub import push_to_hub
 from hf_dr.reinforce import ReinforceConfig, reinforce
 from hf_dr.replay import ReinforcedDataset
 from hf_dr.teacher import Teacher
@@ -43,6 +44,7 @@ __all__ = [
     "__version__",
     "load_reinforced",
     "ops",
+    "push_to_hub",
     "reinforce",
     "verify",
 ]

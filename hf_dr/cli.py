@@ -24,6 +24,7 @@ from hf_dr.contact_sheet import contact_sheet
 from hf_dr.distillation import OnlineDistillationTrainer
 from hf_dr.errors import ConfigError, HfDrError
 from hf_dr.evaluation import EvaluateConfig, run_evaluation
+from hf_dr.hub import push_to_hub
 from hf_dr.inspection import inspect_dataset
 from hf_dr.loading import load_reinforced
 from hf_dr.metrics import compute_metrics
@@ -236,9 +237,10 @@ def train_command(argv: Sequence[str], prog: str) -> int:
         size=max(height, width),
         crop=student.eval_crop,
     )
-    evaluation = None
+    evaluation, evaluated_on = None, None
     if student.eval_dataset:
-        images, _ = load_base(student.eval_dataset, split=student.eval_split)
+        images, described = load_base(student.eval_dataset, split=student.eval_split)
+        evaluated_on = {**described, "split": student.eval_split}
         label_column = plus.provenance.label_column or "label"
         columns = {"image_column": plus.provenance.image_column, "label_column": label_column}
         names = getattr(images.features.get(label_column), "names", None)
@@ -276,6 +278,7 @@ def train_command(argv: Sequence[str], prog: str) -> int:
         dataset=local.resolve().name if local.exists() else student.dataset,
         dataset_tags=None if local.exists() else [student.dataset],
         finetuned_from=None if student.student.startswith("timm:") else student.student,
+        evaluated_on=evaluated_on,
     )
     return status
 
@@ -372,6 +375,33 @@ def inspect_command(argv: Sequence[str], prog: str) -> int:
     return 0
 
 
+def push_command(argv: Sequence[str], prog: str) -> int:
+    """Pushes a "+" dataset to the Hub."""
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        allow_abbrev=False,
+        description='Pushes finished configurations of a "+" dataset to the Hub in one commit. Run it again after whatever '
+        "stopped it: only what is missing is sent. Launched with accelerate, each process sends its share.",
+    )
+    parser.add_argument("folder", help='Folder of the "+" dataset.')
+    parser.add_argument("repo_id", metavar="OWNER/NAME", help="Repository at the Hub; made if it is not there.")
+    parser.add_argument("--configs", nargs="+", help="Which configurations. Default: all in the folder.")
+    parser.add_argument("--private", action="store_true", default=None, help="Make a new repository private.")
+    parser.add_argument("--revision", help="Branch to push to; made if it is not there. Default: main.")
+    parser.add_argument("--create_pr", action="store_true", help="Push to a pull request; run again, to the same one.")
+    parser.add_argument("--tags", nargs="+", default=[], help="To set on the commit.")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="Replace a configuration that is there and was made in another way."
+    )
+    parser.add_argument("--commit_message", help="Default: it names the configurations.")
+    parser.add_argument("--dry_run", action="store_true", help="Print files, bytes and the card; send nothing.")
+    arguments = parser.parse_args(argv)
+    push = push_to_hub(**vars(arguments))
+    if process_state().is_main_process:
+        print(push.report() if arguments.dry_run else f"{push.url} at {push.commit}")
+    return 0
+
+
 def evaluate_command(argv: Sequence[str], prog: str) -> int:
     """Evaluates checkpoints: accuracy, calibration, robustness."""
     (config,) = parse(
@@ -414,6 +444,7 @@ COMMANDS: dict[str, Callable[[Sequence[str], str], int]] = {
     "compare": compare_command,
     "verify": verify_command,
     "inspect": inspect_command,
+    "push": push_command,
     "evaluate": evaluate_command,
 }
 

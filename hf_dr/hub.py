@@ -1,0 +1,549 @@
+"""Pushing to the Hub: every file as it is, large ones sent first, then one commit that shows all of them at once.
+
+A reader sees the repository as it was before that commit or as it is after it, never a card before its data or half a
+dataset. What was sent stays at the Hub for some hours, so running a stopped push again sends only what is missing. A
+commit names its parent: whoever else commits meanwhile is never overwritten, but read again and merged with.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalTokenNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import (
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+    validate_repo_id,
+)
+from tqdm import tqdm
+
+from hf_dr.card import CARD_FILE, card_configs, update_card
+from hf_dr.errors import ConfigError, FormatError, HfDrError, HubError
+from hf_dr.reinforce import format_bytes, process_state
+from hf_dr.retry import with_retries
+from hf_dr.schema import PROVENANCE_FILE, PUBLISHED_FILES, Provenance
+
+logger = logging.getLogger(__name__)
+
+# Files sent side by side (the client's own default), and between two looks at the progress bar.
+FILES_AT_ONCE = 5
+# Somebody else's commit came first, again and again: each time all is read and merged anew.
+MOVED_HEADS = 20
+_MOVED = (409, 412)
+
+
+@dataclass(frozen=True)
+class Push:
+    """What a push did, or with `dry_run` would do.
+
+    Attributes:
+        repo_id: The repository.
+        revision: The branch, or the pull request's.
+        files: Path in the repository -> bytes, of all files that the pushed part of it consists of.
+        deleted: Paths that were there for an earlier version of the same configurations.
+        card: The text of README.md.
+        commit: The commit that has all of it; None for a dry run.
+        url: Where to look at it.
+    """
+
+    repo_id: str
+    revision: str
+    files: dict[str, int]
+    deleted: tuple[str, ...]
+    card: str
+    commit: str | None
+    url: str
+
+    def report(self) -> str:
+        """Returns the files, their bytes and the card as text for people."""
+        lines = [f"  {size:>16,}  {path}" for path, size in self.files.items()]
+        lines += [f"  {'deleted':>16}  {path}" for path in self.deleted]
+        total = (
+            f"{len(self.files)} files, {format_bytes(sum(self.files.values()))}, to {self.repo_id} at {self.revision}"
+        )
+        return "\n".join([total, *lines, "", f"{CARD_FILE}:", "", self.card])
+
+
+def push_to_hub(
+    folder: str | os.PathLike[str],
+    repo_id: str,
+    *,
+    configs: Sequence[str] | None = None,
+    private: bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    tags: Sequence[str] = (),
+    overwrite: bool = False,
+    commit_message: str | None = None,
+    token: str | None = None,
+    dry_run: bool = False,
+) -> Push:
+    """Pushes finished configurations of a "+" dataset to a dataset repository, in one commit.
+
+    Other configurations that are there, and text that people wrote into the card, stay. Called in every process that
+    accelerate launched, each sends its share of the shards and rank 0 commits. Run it again after whatever stopped it.
+
+    Args:
+        folder: Of the "+" dataset.
+        repo_id: `owner/name`; it is made if it is not there.
+        configs: Which configurations. Default: all in the folder, which must all be finished.
+        private: For a new repository: whether it is private. Default: as the owner's settings say.
+        revision: Branch to push to; it is made if it is not there. Default: `main`.
+        create_pr: Push to a pull request (a draft) instead. Run again, the same one is used.
+        tags: To set on the commit. They must be new, or stand there already.
+        overwrite: Replace a configuration that is there and was made in another way (its fingerprint differs).
+        commit_message: Default: it names the configurations and their fingerprints.
+        token: Default: the one that `hf auth login` stored.
+        dry_run: Send nothing; the answer says what a push would do.
+
+    Raises:
+        ConfigError: A setting is impossible, or a configuration is there in another version and `overwrite` is not set.
+        FormatError: A configuration is unfinished or damaged.
+        HubError: The Hub refuses, or does not answer after all retries. Nothing was published, or all of it.
+    """
+    folder = Path(folder).expanduser()
+    found = card_configs(folder, _names(folder, configs))
+    provenances = {name: config.provenance for name, config in found.items()}
+    files = {f"{name}/{path.name}": path for name in found for path in config_files(folder / name, provenances[name])}
+
+    def card(remote: str | None) -> str:
+        local = folder / CARD_FILE if (folder / CARD_FILE).is_file() else None
+        return update_card(remote if remote is not None else _text(local), found, name=repo_id)
+
+    def check(repository: Repository, remote: Remote) -> None:
+        for name, provenance in provenances.items():
+            file = None if overwrite else repository.fetch(f"{name}/{PROVENANCE_FILE}", remote)
+            there = provenance if file is None else Provenance.read(file.parent)
+            if there.fingerprint != provenance.fingerprint:
+                differences = "; ".join(there.differences(provenance)[:5])
+                raise ConfigError(
+                    f"configuration `{name}` of {repo_id} must be the one that is pushed, found another ({differences}). Pass "
+                    "`overwrite` to replace it, or reinforce under another `config_name`."
+                )
+
+    fingerprints = ", ".join(f"{name} {provenance.fingerprint[:8]}" for name, provenance in provenances.items())
+    return publish(
+        Repository(repo_id, "dataset", revision, token),
+        files,
+        card,
+        stale=lambda path: path.endswith(".parquet") and path.rpartition("/")[0] in found,
+        check=check,
+        private=private,
+        create_pr=create_pr,
+        tags=tags,
+        message=commit_message or f"Push {fingerprints}",
+        dry_run=dry_run,
+    )
+
+
+def _names(folder: Path, configs: Sequence[str] | None) -> list[str]:
+    there = sorted(path.parent.name for path in folder.glob(f"*/{PROVENANCE_FILE}"))
+    if not there:
+        raise FormatError(
+            f'{folder} must hold a "+" dataset, but no folder in it has a {PROVENANCE_FILE}. Check the path.'
+        )
+    missing = [name for name in configs or () if name not in there]
+    if missing:
+        raise ConfigError(
+            f"{folder} has no configuration `{missing[0]}`; it has {', '.join(there)}. Name one of these."
+        )
+    return list(dict.fromkeys(configs or there))
+
+
+def config_files(config: Path, provenance: Provenance) -> list[Path]:
+    """Returns the files of one configuration that are published: shards, then what describes them."""
+    described = [config / name for name in PUBLISHED_FILES]
+    return [*(config / name for name in provenance.shard_names), *(path for path in described if path.is_file())]
+
+
+# ------------------------------------------------------------------------------------------------------ the repository
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A repository as it is at one commit.
+
+    Attributes:
+        commit: The commit.
+        files: Every file at it, by path.
+    """
+
+    commit: str
+    files: dict[str, RepoFile]
+
+    def has(self, operation: CommitOperationAdd) -> bool:
+        """Whether a file stands there with exactly this content."""
+        there = self.files.get(operation.path_in_repo)
+        if there is None or there.size != operation.upload_info.size:
+            return False
+        if there.lfs is not None:
+            return there.lfs.sha256 == operation.upload_info.sha256.hex()
+        with operation.as_file() as file:
+            content = file.read()
+        return there.blob_id == hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+class Repository:
+    """One branch of one repository at the Hub; every request is retried where that can help.
+
+    Args:
+        repo_id: `owner/name`.
+        repo_type: `dataset` or `model`.
+        revision: The branch; None: `main`.
+        token: None: the stored one.
+
+    Raises:
+        ConfigError: `repo_id` is impossible.
+    """
+
+    def __init__(self, repo_id: str, repo_type: str, revision: str | None, token: str | None) -> None:
+        try:
+            validate_repo_id(repo_id)
+        except HFValidationError as error:
+            raise ConfigError(f"`repo_id` must be `owner/name`, got {repo_id!r:.80}: {error}") from error
+        if repo_id.count("/") != 1:
+            raise ConfigError(f"`repo_id` must be `owner/name`, got {repo_id!r}. Put the owner before it.")
+        self.id, self.type, self.revision = repo_id, repo_type, revision or "main"
+        self.api = HfApi(token=token)
+        self._where: dict[str, Any] = {"repo_id": repo_id, "repo_type": repo_type}
+
+    @property
+    def url(self) -> str:
+        """Its page, or the pull request's."""
+        page = f"{self.api.endpoint}/{'datasets/' if self.type == 'dataset' else ''}{self.id}"
+        request = self.revision.removeprefix("refs/pr/")
+        return page if request == self.revision else f"{page}/discussions/{request}"
+
+    def open(self, private: bool | None, create_pr: str | None) -> None:
+        """Makes the repository and the branch if they are not there; `create_pr` is the title of a pull request."""
+        try:
+            user = with_retries(self.api.whoami, "log in to the Hub")["name"]
+        except LocalTokenNotFoundError as error:
+            raise HubError("expected a token to push with, found none. Log in with `hf auth login`.") from error
+        settings: dict[str, Any] = {**self._where, "private": private, "exist_ok": True}
+        with_retries(lambda: self.api.create_repo(**settings), f"create {self.id}")
+        if create_pr is not None:
+            self.revision = with_retries(
+                lambda: self._pull_request(create_pr, user), f"open a pull request at {self.id}"
+            )
+        elif self.revision != "main" and not self.revision.startswith("refs/"):
+            settings = {**self._where, "branch": self.revision, "exist_ok": True}
+            with_retries(lambda: self.api.create_branch(**settings), f"create the branch {self.revision}")
+
+    def _pull_request(self, title: str, user: str) -> str:
+        """Opens one; an open one of the same title by the same user is taken instead, so that no push opens two."""
+        for request in self.api.get_repo_discussions(**self._where, author=user, discussion_type="pull_request"):
+            if request.title == title and request.status in ("draft", "open"):
+                return f"refs/pr/{request.num}"
+        request = self.api.create_pull_request(**self._where, title=title, description="Pushed with hf_dr.")
+        return f"refs/pr/{request.num}"
+
+    def remote(self) -> Remote:
+        """Reads the branch's head.
+
+        Raises:
+            RepositoryNotFoundError, RevisionNotFoundError: There is none.
+        """
+
+        def read() -> Remote | HfHubHTTPError:
+            try:
+                commit = self.api.repo_info(**self._where, revision=self.revision).sha
+                assert commit is not None
+                tree = self.api.list_repo_tree(**self._where, revision=commit, recursive=True)
+                return Remote(commit, {item.path: item for item in tree if isinstance(item, RepoFile)})
+            except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+                return error
+
+        found = with_retries(read, f"read {self.id}")
+        if isinstance(found, HfHubHTTPError):
+            raise found
+        return found
+
+    def fetch(self, path: str, remote: Remote) -> Path | None:
+        """Downloads one small file as it is at a commit, to the cache; None if it is not there."""
+        if path not in remote.files:
+            return None
+        settings: dict[str, Any] = {**self._where, "filename": path, "revision": remote.commit}
+        file = with_retries(
+            lambda: hf_hub_download(**settings, token=self.api.token, endpoint=self.api.endpoint),
+            f"fetch {path} of {self.id}",
+        )
+        return Path(file)
+
+    def send(self, operations: list[CommitOperationAdd]) -> None:
+        """Sends large files; the Hub keeps them for the commit to come. What it has already is not sent again."""
+        settings: dict[str, Any] = {**self._where, "revision": self.revision, "num_threads": FILES_AT_ONCE}
+        with_retries(
+            lambda: self.api.preupload_lfs_files(**settings, additions=operations, free_memory=False),
+            f"send {operations[0].path_in_repo} and {len(operations) - 1} more",
+        )
+
+    def tags(self) -> dict[str, str]:
+        """Returns the commit of each tag."""
+        refs = with_retries(lambda: self.api.list_repo_refs(**self._where), f"read the tags of {self.id}")
+        return {tag.name: tag.target_commit for tag in refs.tags}
+
+    def tag(self, name: str, commit: str) -> None:
+        """Tags a commit, if the tag is not there."""
+        settings: dict[str, Any] = {**self._where, "tag": name, "revision": commit, "exist_ok": True}
+        with_retries(lambda: self.api.create_tag(**settings), f"tag {self.id}")
+
+
+# ------------------------------------------------------------------------------------------------------------ the push
+
+
+def publish(
+    repository: Repository,
+    files: Mapping[str, Path],
+    card: Callable[[str | None], str],
+    *,
+    stale: Callable[[str], bool],
+    check: Callable[[Repository, Remote], None],
+    private: bool | None,
+    create_pr: bool,
+    tags: Sequence[str],
+    message: str,
+    dry_run: bool,
+) -> Push:
+    """Brings files and a card into a repository with one commit; every process of a launch calls it.
+
+    Args:
+        repository: Where to.
+        files: Path in the repository -> local file.
+        card: The text of the card that is there, or None -> the text that shall stand there.
+        stale: Whether a path that stands there and is not in `files` is deleted.
+        check: Raises an HfDrError where what stands there must not be touched.
+        private: See `push_to_hub`.
+        create_pr: See `push_to_hub`.
+        tags: See `push_to_hub`.
+        message: The commit's, and the pull request's title.
+        dry_run: See `push_to_hub`.
+
+    Raises:
+        HfDrError: See `push_to_hub`.
+    """
+    if create_pr and repository.revision != "main":
+        raise ConfigError(
+            f"`create_pr` must be left out with a `revision`, got {repository.revision!r}: a pull request has a branch of its "
+            "own. Leave one of them out."
+        )
+    state = process_state()
+    operations = {path: CommitOperationAdd(path, local) for path, local in files.items()}
+    if dry_run:
+        return _on_main(state, lambda: _plan(repository, operations, card, stale, check))
+
+    def begin() -> tuple[str, Remote]:
+        repository.open(private, message if create_pr else None)
+        remote = repository.remote()
+        check(repository, remote)
+        _check_tags(repository, tags, remote if all(map(remote.has, operations.values())) else None)
+        card(
+            _text(repository.fetch(CARD_FILE, remote))
+        )  # a card that cannot be merged with is found before hours of sending
+        return repository.revision, remote
+
+    repository.revision, remote = _on_main(state, begin)
+    mine = list(operations.values())[state.process_index :: state.num_processes]
+    _send(repository, [operation for operation in mine if not remote.has(operation)], state)
+    sent = (
+        {op.path_in_repo: op for ops in gather_object([mine]) for op in ops} if state.num_processes > 1 else operations
+    )
+
+    def finish() -> Push:
+        push = _commit(repository, sent, card, stale, check, message)
+        for tag in tags:
+            repository.tag(tag, push.commit or "")
+        logger.info("Pushed %d files to %s at %s.", len(push.files), push.url, push.commit)
+        return push
+
+    return _on_main(state, finish)
+
+
+def _plan(
+    repository: Repository,
+    operations: Mapping[str, CommitOperationAdd],
+    card: Callable[[str | None], str],
+    stale: Callable[[str], bool],
+    check: Callable[[Repository, Remote], None],
+) -> Push:
+    """What a push would do. Asks the Hub what is there, and changes nothing."""
+    try:
+        remote = repository.remote()
+        check(repository, remote)
+    except (RepositoryNotFoundError, RevisionNotFoundError):
+        remote = Remote("", {})
+    text = card(_text(repository.fetch(CARD_FILE, remote)))
+    return _push(repository, operations, _stale(remote, operations, stale), text, None)
+
+
+def _send(repository: Repository, operations: list[CommitOperationAdd], state: PartialState) -> None:
+    """Sends this rank's files; an error on one rank is an error on all, so that none waits for ever."""
+    error: HfDrError | None = None
+    total = sum(operation.upload_info.size for operation in operations)
+    with (
+        _without_client_bars(),
+        tqdm(
+            total=total,
+            unit="B",
+            unit_scale=True,
+            desc=f"sending to {repository.id}",
+            disable=not state.is_main_process or not total,
+        ) as bar,
+    ):
+        try:
+            for start in range(0, len(operations), FILES_AT_ONCE):
+                batch = operations[start : start + FILES_AT_ONCE]
+                repository.send(batch)
+                bar.update(sum(operation.upload_info.size for operation in batch))
+        except HfDrError as found:
+            error = found
+    errors = gather_object([error]) if state.num_processes > 1 else [error]
+    if first := next((found for found in errors if found is not None), None):
+        raise first
+
+
+def _commit(
+    repository: Repository,
+    operations: Mapping[str, CommitOperationAdd],
+    card: Callable[[str | None], str],
+    stale: Callable[[str], bool],
+    check: Callable[[Repository, Remote], None],
+    message: str,
+) -> Push:
+    """Commits on top of whatever is there by then.
+
+    Each attempt reads the head anew. So a commit that happened though its answer was lost is found, and one that comes
+    after somebody else's is made of both.
+    """
+
+    def attempt() -> Push:
+        remote = repository.remote()
+        check(repository, remote)
+        text = card(_text(repository.fetch(CARD_FILE, remote)))
+        wanted = {**operations, CARD_FILE: CommitOperationAdd(CARD_FILE, text.encode())}
+        missing = [operation for operation in wanted.values() if not remote.has(operation)]
+        deleted = _stale(remote, operations, stale)
+        if not missing and not deleted:
+            return _push(repository, operations, deleted, text, remote.commit)
+        try:
+            commit = repository.api.create_commit(
+                repo_id=repository.id,
+                repo_type=repository.type,
+                operations=[*map(_fresh, missing), *map(CommitOperationDelete, deleted)],
+                commit_message=message,
+                revision=repository.revision,
+                parent_commit=remote.commit,
+            )
+        except json.JSONDecodeError as error:  # the client reads an error page of the card's check as JSON
+            raise ConnectionError("no JSON came back") from error
+        return _push(repository, operations, deleted, text, commit.oid)
+
+    for _ in range(MOVED_HEADS):
+        try:
+            push = with_retries(attempt, f"commit to {repository.id}")
+        except HfHubHTTPError as error:
+            if error.response.status_code not in _MOVED:
+                raise HubError(f"expected to commit to {repository.id}, but the Hub answered: {error}") from error
+            logger.info("Somebody else committed to %s meanwhile; merging with that.", repository.id)
+            continue
+        return push
+    raise HubError(
+        f"expected to commit to {repository.id}, but others committed {MOVED_HEADS} times meanwhile. Run it again; what has "
+        "arrived is kept."
+    )
+
+
+def _fresh(operation: CommitOperationAdd) -> CommitOperationAdd:
+    """A copy that does not remember what stood at its path when it was sent: the client leaves out what did not change
+    since then, but somebody else may have changed it meanwhile."""
+    fresh = copy.copy(operation)
+    fresh._remote_oid, fresh._is_committed = None, False
+    return fresh
+
+
+def _stale(
+    remote: Remote, operations: Mapping[str, CommitOperationAdd], stale: Callable[[str], bool]
+) -> tuple[str, ...]:
+    return tuple(sorted(path for path in remote.files if path not in operations and stale(path)))
+
+
+def _push(
+    repository: Repository,
+    operations: Mapping[str, CommitOperationAdd],
+    deleted: tuple[str, ...],
+    card: str,
+    commit: str | None,
+) -> Push:
+    sizes = {path: operation.upload_info.size for path, operation in operations.items()}
+    return Push(repository.id, repository.revision, sizes, deleted, card, commit, repository.url)
+
+
+def _check_tags(repository: Repository, tags: Sequence[str], complete: Remote | None) -> None:
+    """Refuses a tag that stands at another commit; `complete` is the head if it has all files already."""
+    if not tags:
+        return
+    there = repository.tags()
+    for tag in tags:
+        if tag in there and (complete is None or there[tag] != complete.commit):
+            raise ConfigError(
+                f"the tag `{tag}` must be new, but {repository.id} has it at {there[tag][:12]}. Choose another, or delete it."
+            )
+
+
+def _text(file: Path | None) -> str | None:
+    if file is None:
+        return None
+    try:
+        return file.read_bytes().decode()  # bytes: line ends stay as they are
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{CARD_FILE} must be UTF-8, but that in {file.parent} is not: {error}. Mend it.") from error
+
+
+_Result = TypeVar("_Result")
+
+
+def _on_main(state: PartialState, work: Callable[[], _Result]) -> _Result:
+    """Returns what rank 0 finds, on every rank; its error is every rank's error."""
+    outcome: list[Any] = [None, None]
+    if state.is_main_process:
+        try:
+            outcome[0] = work()
+        except HfDrError as error:
+            outcome[1] = error
+    if state.num_processes > 1:
+        broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
+
+
+@contextmanager
+def _without_client_bars() -> Iterator[None]:
+    """One bar over all bytes instead of the client's one for each file."""
+    shown = not are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            enable_progress_bars()

@@ -1,0 +1,277 @@
+"""Pushing: what stands at the Hub afterwards is what is on disk; nothing that others put there is lost."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import datasets
+import pytest
+from conftest import ALL_OPS
+from huggingface_hub import HfApi
+from loopback_hub import LoopbackHub
+
+from hf_dr.augmentation import Augmentation
+from hf_dr.card import CARD_FILE
+from hf_dr.cli import main
+from hf_dr.errors import ConfigError, FormatError, HubError
+from hf_dr.hub import push_to_hub
+from hf_dr.reinforce import ReinforceConfig, reinforce
+from hf_dr.schema import PROVENANCE_FILE, Provenance
+from hf_dr.teacher import Teacher
+
+REPO = "me/tiny-plus"
+
+
+@pytest.fixture
+def plus(tiny_folder: Path, tmp_path: Path) -> Path:
+    """A copy of the "+" dataset that a test may change."""
+    return Path(shutil.copytree(tiny_folder, tmp_path / "tiny-plus"))
+
+
+@pytest.fixture(scope="session")
+def rrc_folder(tmp_path_factory: pytest.TempPathFactory, tiny_dataset: datasets.Dataset, tiny_teacher: Teacher) -> Path:
+    """Folder of a "+" dataset over the same base with the one config `rrc`."""
+    folder = tmp_path_factory.mktemp("more") / "more-plus"
+    reinforce(
+        tiny_dataset, tiny_teacher, Augmentation.named("rrc", 24), ReinforceConfig(str(folder), num_views=2, top_k=3)
+    )
+    return folder
+
+
+def of_config(folder: Path, name: str) -> dict[str, bytes]:
+    """The files of a configuration that shall be at the Hub, by their path there."""
+    return {
+        f"{name}/{path.name}": path.read_bytes() for path in (folder / name).iterdir() if not path.name.startswith(".")
+    }
+
+
+def test_files_arrive_as_they_are_in_one_commit(loopback_hub: LoopbackHub, plus: Path) -> None:
+    push = push_to_hub(plus, REPO)
+    there = loopback_hub.files(REPO)
+    assert {path: data for path, data in there.items() if path.startswith("all_ops/")} == of_config(plus, "all_ops")
+    assert there[CARD_FILE].decode() == push.card
+    assert set(there) - {".gitattributes", CARD_FILE} == set(push.files)
+    assert loopback_hub.counts["commit"] == 1
+    assert push.commit == HfApi().dataset_info(REPO).sha
+
+
+def test_load_dataset_gives_what_is_on_disk(loopback_hub: LoopbackHub, plus: Path) -> None:
+    push_to_hub(plus, REPO)
+    local, there = (datasets.load_dataset(str(where), "all_ops", split="train") for where in (plus, REPO))
+    assert local.features == there.features
+    assert local.data.table.equals(there.data.table)
+
+
+def test_a_second_push_of_the_same_sends_and_commits_nothing(loopback_hub: LoopbackHub, plus: Path) -> None:
+    first = push_to_hub(plus, REPO)
+    sent = loopback_hub.received("lfs_put")
+    second = push_to_hub(plus, REPO)
+    assert (second.commit, loopback_hub.received("lfs_put"), loopback_hub.counts["commit"]) == (first.commit, sent, 1)
+
+
+def test_configurations_and_text_of_others_stay(loopback_hub: LoopbackHub, plus: Path, rrc_folder: Path) -> None:
+    push_to_hub(plus, REPO)
+    files = loopback_hub.files(REPO)
+    written = files[CARD_FILE].decode() + "\nWritten by a person.\n"
+    loopback_hub.put(REPO, {**files, CARD_FILE: written.encode(), "notes.txt": b"mine", "all_ops/notes.txt": b"mine"})
+    push = push_to_hub(rrc_folder, REPO)
+    there = loopback_hub.files(REPO)
+    for path, data in {**of_config(plus, "all_ops"), **of_config(rrc_folder, "rrc")}.items():
+        assert there[path] == data
+    assert there["notes.txt"] == there["all_ops/notes.txt"] == b"mine"
+    assert "Written by a person." in push.card
+    assert datasets.get_dataset_config_names(REPO) == ["all_ops", "rrc"]
+    for name, rows in (("all_ops", 12), ("rrc", 12)):
+        assert len(datasets.load_dataset(REPO, name, split="train")) == rows
+
+
+def test_someone_elses_commit_in_between_is_merged_with(
+    loopback_hub: LoopbackHub, plus: Path, rrc_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push_to_hub(plus, REPO, configs=["all_ops"])
+    commit, moved = HfApi.create_commit, []
+
+    def overtaken(self: HfApi, **settings: object) -> object:
+        if not moved:  # after the head was read, before the commit on top of it
+            moved.append(True)
+            loopback_hub.put(REPO, {**loopback_hub.files(REPO), "theirs.txt": b"theirs"})
+        return commit(self, **settings)
+
+    monkeypatch.setattr(HfApi, "create_commit", overtaken)
+    push_to_hub(rrc_folder, REPO)
+    there = loopback_hub.files(REPO)
+    assert moved
+    assert there["theirs.txt"] == b"theirs"
+    assert {path for path in there if path.startswith("rrc/")} == set(of_config(rrc_folder, "rrc"))
+
+
+def test_a_shard_that_somebody_deleted_meanwhile_comes_back(
+    loopback_hub: LoopbackHub, plus: Path, rrc_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was there when the push began, so it was not sent; the commit still has to bring it."""
+    push_to_hub(plus, REPO)
+    shutil.copytree(rrc_folder / "rrc", plus / "rrc")
+    commit, moved = HfApi.create_commit, []
+
+    def overtaken(self: HfApi, **settings: object) -> object:
+        if not moved:
+            moved.append(True)
+            files = {path: data for path, data in loopback_hub.files(REPO).items() if "00001-of" not in path}
+            loopback_hub.put(REPO, files)
+        return commit(self, **settings)
+
+    monkeypatch.setattr(HfApi, "create_commit", overtaken)
+    push_to_hub(plus, REPO)
+    there = loopback_hub.files(REPO)
+    for name in ("all_ops", "rrc"):
+        assert {path: there[path] for path in there if path.startswith(f"{name}/")} == of_config(plus, name)
+
+
+def test_another_version_replaces_only_when_told_to(
+    loopback_hub: LoopbackHub, plus: Path, tiny_dataset: datasets.Dataset, tiny_teacher: Teacher, tmp_path: Path
+) -> None:
+    push_to_hub(plus, REPO)
+    other = tmp_path / "other"
+    config = ReinforceConfig(str(other), "all_ops", num_views=4, top_k=3, shard_size=12, seed=1)
+    reinforce(tiny_dataset, tiny_teacher, ALL_OPS, config)
+    before = loopback_hub.files(REPO)
+    with pytest.raises(
+        ConfigError, match=r"must be the one that is pushed, found another \(seed: 0 there, 1 here.*`overwrite`"
+    ):
+        push_to_hub(other, REPO)
+    assert loopback_hub.files(REPO) == before
+    push = push_to_hub(other, REPO, overwrite=True)
+    assert push.deleted == tuple(f"all_ops/train-0000{n}-of-00003.parquet" for n in range(3))
+    there = loopback_hub.files(REPO)
+    assert {path: there[path] for path in there if path.startswith("all_ops/")} == of_config(other, "all_ops")
+
+
+def test_a_dry_run_says_what_it_would_do_and_does_nothing(
+    loopback_hub: LoopbackHub, plus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["push", str(plus), REPO, "--dry_run"]) == 0
+    out = capsys.readouterr().out
+    for path, data in of_config(plus, "all_ops").items():
+        assert f"{len(data):,}  {path}" in out
+    assert "dataset-reinforcement" in out
+    assert set(loopback_hub.counts) <= {"repo_info"}
+    push_to_hub(plus, REPO)
+    assert push_to_hub(plus, REPO, dry_run=True).commit is None
+    assert loopback_hub.counts["commit"] == 1
+
+
+def test_the_command_pushes_and_prints_where(
+    loopback_hub: LoopbackHub, plus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["push", str(plus), REPO, "--private", "--tags", "v1", "v2", "--commit_message", "First"]) == 0
+    info = HfApi().dataset_info(REPO)
+    assert capsys.readouterr().out.strip() == f"{loopback_hub.endpoint}/datasets/{REPO} at {info.sha}"
+    assert info.private
+    refs = HfApi().list_repo_refs(REPO, repo_type="dataset")
+    assert {tag.name: tag.target_commit for tag in refs.tags} == {"v1": info.sha, "v2": info.sha}
+    assert HfApi().list_repo_commits(REPO, repo_type="dataset")[0].title == "First"
+
+
+def test_a_branch_is_made_and_main_left_alone(loopback_hub: LoopbackHub, plus: Path) -> None:
+    push = push_to_hub(plus, REPO, revision="v2")
+    assert push.revision == "v2"
+    assert "all_ops/reinforcement.json" in loopback_hub.files(REPO, "v2")
+    assert "all_ops/reinforcement.json" not in loopback_hub.files(REPO)
+    assert len(datasets.load_dataset(REPO, "all_ops", split="train", revision="v2")) == 12
+
+
+def test_a_pull_request_is_opened_once(loopback_hub: LoopbackHub, plus: Path) -> None:
+    first, second = (push_to_hub(plus, REPO, create_pr=True) for _ in range(2))
+    assert (first.revision, second.commit) == ("refs/pr/1", first.commit)
+    assert first.url.endswith(f"{REPO}/discussions/1")
+    assert "all_ops/reinforcement.json" in loopback_hub.files(REPO, "refs/pr/1")
+    assert "all_ops/reinforcement.json" not in loopback_hub.files(REPO)
+
+
+def test_tags_must_be_new_or_stand_there(loopback_hub: LoopbackHub, plus: Path, rrc_folder: Path) -> None:
+    push_to_hub(plus, REPO, tags=["v1"])
+    push_to_hub(plus, REPO, tags=["v1"])
+    with pytest.raises(
+        ConfigError, match=r"the tag `v1` must be new, but me/tiny-plus has it at [0-9a-f]{12}\. Choose another"
+    ):
+        push_to_hub(rrc_folder, REPO, tags=["v1"])
+    assert "rrc/reinforcement.json" not in loopback_hub.files(REPO)
+
+
+def test_an_unfinished_configuration_is_refused_before_anything_is_sent(
+    loopback_hub: LoopbackHub, plus: Path, rrc_folder: Path
+) -> None:
+    shutil.copytree(rrc_folder / "rrc", plus / "rrc")
+    (plus / "all_ops" / "train-00001-of-00003.parquet").unlink()
+    with pytest.raises(
+        FormatError, match=r"must have 3 shards, but 1 are missing.*Run the same reinforce command again"
+    ):
+        push_to_hub(plus, REPO)
+    assert not loopback_hub.counts
+    push_to_hub(plus, REPO, configs=["rrc"])
+    assert not [path for path in loopback_hub.files(REPO) if path.startswith("all_ops/")]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"configs": ["al_ops"]}, "has no configuration `al_ops`; it has all_ops. Name one of these."),
+        ({"repo_id": "no owner"}, "`repo_id` must be `owner/name`, got 'no owner'"),
+        ({"repo_id": "tiny-plus"}, "`repo_id` must be `owner/name`, got 'tiny-plus'. Put the owner before it."),
+        ({"create_pr": True, "revision": "v2"}, "`create_pr` must be left out with a `revision`, got 'v2'"),
+    ],
+)
+def test_impossible_settings_are_refused(
+    loopback_hub: LoopbackHub, plus: Path, settings: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        push_to_hub(plus, **{"repo_id": REPO, **settings})
+    assert message in str(error.value)
+    assert not loopback_hub.counts
+
+
+def test_a_folder_without_a_plus_dataset_is_refused(loopback_hub: LoopbackHub, tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match=r'must hold a "\+" dataset, but no folder in it has a reinforcement.json'):
+        push_to_hub(tmp_path, REPO)
+
+
+def test_without_a_token_it_says_how_to_log_in(
+    loopback_hub: LoopbackHub, plus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(HubError, match=r"expected a token to push with, found none. Log in with `hf auth login`"):
+        push_to_hub(plus, REPO)
+
+
+@pytest.mark.parametrize("token", ["hf_wrongtokenwrongtoken"])
+def test_a_token_is_never_told(
+    loopback_hub: LoopbackHub, plus: Path, token: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(HubError, match=r"expected to log in to the Hub, but the Hub refused.*hf auth login") as error:
+        push_to_hub(plus, REPO, token=token)
+    assert token not in str(error.value) + caplog.text
+
+
+def test_a_card_that_cannot_be_merged_is_found_before_anything_is_sent(loopback_hub: LoopbackHub, plus: Path) -> None:
+    push_to_hub(plus, REPO, configs=["all_ops"])
+    files = loopback_hub.files(REPO)
+    loopback_hub.put(REPO, {CARD_FILE: files[CARD_FILE].replace(b"<!-- hf_dr: end -->", b"", 1)})
+    sent = loopback_hub.received("lfs_put")
+    with pytest.raises(FormatError, match="marker"):
+        push_to_hub(plus, REPO)
+    assert loopback_hub.received("lfs_put") == sent
+
+
+def test_a_damaged_provenance_at_the_hub_is_told(loopback_hub: LoopbackHub, plus: Path) -> None:
+    push_to_hub(plus, REPO)
+    files = loopback_hub.files(REPO)
+    path = f"all_ops/{PROVENANCE_FILE}"
+    content = json.loads(files[path])
+    loopback_hub.put(REPO, {**files, path: json.dumps({**content, "seed": 5}).encode()})
+    with pytest.raises(FormatError, match="does not match its own fingerprint"):
+        push_to_hub(plus, REPO)
+    push_to_hub(plus, REPO, overwrite=True)
+    assert loopback_hub.files(REPO)[path] == files[path]
+    assert Provenance.read(plus / "all_ops").fingerprint == content["fingerprint"]

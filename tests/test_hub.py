@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import datasets
 import pytest
 from conftest import ALL_OPS
-from huggingface_hub import HfApi
-from loopback_hub import LoopbackHub
+from huggingface_hub import CommitOperationDelete, HfApi
+from loopback_hub import Fault, LoopbackHub
 
 from hf_dr.augmentation import Augmentation
 from hf_dr.card import CARD_FILE
@@ -118,8 +120,8 @@ def test_a_shard_that_somebody_deleted_meanwhile_comes_back(
     def overtaken(self: HfApi, **settings: object) -> object:
         if not moved:
             moved.append(True)
-            files = {path: data for path, data in loopback_hub.files(REPO).items() if "00001-of" not in path}
-            loopback_hub.put(REPO, files)
+            gone = [CommitOperationDelete(path) for path in loopback_hub.files(REPO) if "00001-of" in path]
+            commit(self, repo_id=REPO, repo_type="dataset", operations=gone, commit_message="Clear out")
         return commit(self, **settings)
 
     monkeypatch.setattr(HfApi, "create_commit", overtaken)
@@ -211,6 +213,32 @@ def test_an_unfinished_configuration_is_refused_before_anything_is_sent(
         push_to_hub(plus, REPO)
     assert not loopback_hub.counts
     push_to_hub(plus, REPO, configs=["rrc"])
+    assert not [path for path in loopback_hub.files(REPO) if path.startswith("all_ops/")]
+
+
+def test_two_processes_send_their_shares_and_one_commits(loopback_hub: LoopbackHub, plus: Path) -> None:
+    launcher = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
+                "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m")  # fmt: skip
+    command = [sys.executable, *launcher, "hf_dr", "push", str(plus), REPO]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=loopback_hub.environment())
+    assert done.returncode == 0, done.stderr
+    assert {path: data for path, data in loopback_hub.files(REPO).items() if path.startswith("all_ops/")} == of_config(
+        plus, "all_ops"
+    )
+    assert loopback_hub.counts["commit"] == 1
+    assert loopback_hub.counts["lfs_batch"] == 2  # each process its own
+    assert done.stdout.count(f"{REPO} at ") == 1
+
+
+def test_what_one_process_cannot_send_ends_both(loopback_hub: LoopbackHub, plus: Path) -> None:
+    """A refusal on one rank; without an answer to it the other would wait for a week."""
+    loopback_hub.faults.append(Fault("403", at="lfs_batch"))
+    launcher = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
+                "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m")  # fmt: skip
+    command = [sys.executable, *launcher, "hf_dr", "push", str(plus), REPO]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=loopback_hub.environment(), timeout=120)
+    assert done.returncode != 0
+    assert "error: expected to send all_ops/" in done.stderr
     assert not [path for path in loopback_hub.files(REPO) if path.startswith("all_ops/")]
 
 

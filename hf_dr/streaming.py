@@ -20,6 +20,7 @@ from datasets.utils.file_utils import xopen
 
 from hf_dr.errors import ConfigError, DataError, FormatError, HfDrError
 from hf_dr.interface import ReinforcedData
+from hf_dr.join import JoinedBase
 from hf_dr.replay import ReinforcedDataset
 from hf_dr.retry import with_retries
 from hf_dr.rng import DOMAIN_ORDER, keyed_rng
@@ -80,12 +81,17 @@ class StreamedReinforcedDataset(ReinforcedData, torch.utils.data.IterableDataset
     ) -> None:
         if shuffled_shards < 1:
             raise ConfigError(f"`shuffled_shards` must be at least 1, got {shuffled_shards}.")
+        if settings.get("unreinforced"):
+            raise ConfigError("`unreinforced` rows are of the base, not of a shard. Leave it out, or `streaming`.")
         base = settings.get("base")
-        if base is not None and not isinstance(base, datasets.Dataset):
-            raise DataError(
-                f"`base` must be a datasets.Dataset, whose rows can be found by number, got {type(base).__name__}. Load it "
-                "without `streaming=True`."
-            )
+        if base is not None:
+            if not isinstance(base, datasets.Dataset):
+                raise DataError(
+                    f"`base` must be a datasets.Dataset, whose rows can be found by number, got {type(base).__name__}. Load "
+                    "it without `streaming=True`."
+                )
+            if provenance.overlay:
+                settings["base"] = JoinedBase(base, provenance)  # looks for its images once, not for every shard
         self.provenance, self._files, self._shuffled_shards = provenance, list(files), shuffled_shards
         self._settings = {"num_views": num_views, "seed": seed, **settings}
         schema = _with_shard(self._files[0], provenance, lambda parquet: parquet.schema_arrow)

@@ -1,0 +1,461 @@
+"""A stream gives what the map-style dataset gives: each row once an epoch, over any processes and workers, bit for bit."""
+
+import itertools
+import multiprocessing
+import shutil
+import threading
+import weakref
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import CLASSES, as_cell, colour_image
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import hf_dr.replay
+from hf_dr.augmentation import Augmentation
+from hf_dr.errors import ConfigError, DataError, FormatError
+from hf_dr.interface import fresh_view
+from hf_dr.ops import MixUp, RandomHorizontalFlip, RandomResizedCrop
+from hf_dr.reinforce import ReinforceConfig, reinforce
+from hf_dr.replay import ReinforcedDataset
+from hf_dr.schema import METADATA_KEY, Provenance, find_config
+from hf_dr.streaming import StreamedReinforcedDataset
+
+ROWS, VIEWS, SHARD = 23, 3, 5
+BAD = (1, 7, 20, 21, 22)  # the last shard has nothing else
+PLAIN = Augmentation([RandomResizedCrop(8), RandomHorizontalFlip()])
+MIXING = Augmentation([RandomResizedCrop(8), MixUp(p=1.0)])
+
+Index = tuple[int, int]
+
+
+@pytest.fixture(scope="module")
+def base() -> datasets.Dataset:
+    """23 images, some of them broken."""
+    rng = np.random.default_rng(3)
+    labels = [n % len(CLASSES) for n in range(ROWS)]
+    cells = [as_cell(colour_image(rng, label, (12, 10))) for label in labels]
+    cells = [{"bytes": b"broken", "path": None} if n in BAD else cell for n, cell in enumerate(cells)]
+    columns = {"image": cells, "label": labels, "name": [f"image {n}" for n in range(ROWS)]}
+    features = {
+        "image": datasets.Image(),
+        "label": datasets.ClassLabel(names=list(CLASSES)),
+        "name": datasets.Value("string"),
+    }
+    return datasets.Dataset.from_dict(columns, features=datasets.Features(features), split="train")
+
+
+@pytest.fixture(scope="module")
+def make(tmp_path_factory, tiny_teacher, base) -> Callable[..., Path]:
+    """Returns `make(augmentation, **settings)`: the configuration's folder, made once."""
+    made: dict[str, Path] = {}
+
+    def make(augmentation: Augmentation, **settings) -> Path:
+        key = f"{augmentation.to_list()} {settings}"
+        if key not in made:
+            folder = tmp_path_factory.mktemp("plus")
+            config = {
+                "num_views": VIEWS,
+                "top_k": 3,
+                "shard_size": SHARD,
+                "on_bad_image": "skip",
+                "mixing_scope": "shard",
+            }
+            reinforce(base, tiny_teacher, augmentation, ReinforceConfig(str(folder), **{**config, **settings}))
+            made[key] = find_config(folder)
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="module", params=["plain", "mixing"])
+def config(request, make) -> Path:
+    return make(PLAIN if request.param == "plain" else MIXING)
+
+
+def stream_of(config: Path, **settings) -> StreamedReinforcedDataset:
+    provenance = Provenance.read(config)
+    return StreamedReinforcedDataset([str(config / name) for name in provenance.shard_names], provenance, **settings)
+
+
+def mapped(config: Path, **settings) -> ReinforcedDataset:
+    """The same dataset, map-style."""
+    provenance = Provenance.read(config)
+    tables = [pq.read_table(config / name) for name in provenance.shard_names]
+    return ReinforcedDataset(datasets.Dataset(pa.concat_tables(tables)), provenance, **settings)
+
+
+def known(dataset: ReinforcedDataset) -> dict[bytes, Index]:
+    """Pixels -> (row, view) of all that is stored."""
+    views = itertools.product(range(len(dataset)), range(dataset.num_views))
+    found = {dataset[index]["pixel_values"].numpy().tobytes(): index for index in views}
+    assert len(found) == len(dataset) * dataset.num_views, "views must differ for these tests"
+    return found
+
+
+def seen(items, views: dict[bytes, Index]) -> list[Index]:
+    """The row and view of each item."""
+    return [views[item["pixel_values"].numpy().tobytes()] for item in items]
+
+
+def expected(dataset: ReinforcedDataset, epoch: int) -> list[Index]:
+    """The row and view of each row in an epoch, by the map-style dataset."""
+    return list(enumerate(dataset.scheduled_views(np.arange(len(dataset)), epoch).tolist()))
+
+
+class _Workers:
+    """Workers of a loader, one after the other in this process."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._monkeypatch = monkeypatch
+
+    def __call__(self, stream: StreamedReinforcedDataset, count: int) -> list[list[dict]]:
+        items = []
+        for worker in range(count):
+            info = SimpleNamespace(id=worker, num_workers=count)
+            self._monkeypatch.setattr(torch.utils.data, "get_worker_info", lambda info=info: info)
+            items.append(list(stream))
+        return items
+
+
+# ---------------------------------------------------------------------------------------------------------- the items
+
+
+def test_an_epoch_is_that_of_the_map_style_dataset(config):
+    dataset, stream = mapped(config), stream_of(config)
+    views, orders = known(dataset), []
+    assert len(stream) == len(dataset) == ROWS - len(BAD)
+    for epoch in range(2 * VIEWS):
+        stream.set_epoch(epoch)
+        items = list(stream)
+        indices = seen(items, views)
+        assert sorted(indices) == expected(dataset, epoch)
+        for item, index in zip(items, indices, strict=True):
+            same = dataset[index]
+            assert item.keys() == same.keys()
+            assert item["labels"] == same["labels"]
+            assert all(torch.equal(item[name], same[name]) for name in ("teacher_ids", "teacher_logprobs"))
+        orders.append([row for row, _ in indices])
+    assert len(set(map(tuple, orders))) == len(orders), "each epoch has its own order"
+    assert seen(stream, views) == indices, "and the same one again"
+
+
+def test_a_shard_is_finished_before_the_next(make):
+    config = make(PLAIN)
+    dataset = mapped(config)
+    views = known(dataset)
+    shards = [dataset.source_rows[row] // SHARD for row, _ in seen(stream_of(config), views)]
+    assert len(list(itertools.groupby(shards))) == len(set(shards)) == 4, "the fifth has no row that is reinforced"
+    together = [dataset.source_rows[row] // SHARD for row, _ in seen(stream_of(config, shuffled_shards=9), views)]
+    assert sorted(together) == sorted(shards)
+    assert len(list(itertools.groupby(together))) > 8
+
+
+def test_settings_are_those_of_the_map_style_dataset(make):
+    config = make(PLAIN)
+    chosen = {"num_views": 2, "seed": 7, "columns": ("name",)}
+    dataset, stream = mapped(config, **chosen), stream_of(config, **chosen)
+    assert (stream.num_views, stream.class_names, stream.has_labels) == (2, list(CLASSES), True)
+    assert stream.fingerprint == dataset.fingerprint
+    views = known(dataset)
+    for epoch in range(3):
+        stream.set_epoch(epoch)
+        items = list(stream)
+        indices = seen(items, views)
+        assert sorted(indices) == expected(dataset, epoch)
+        assert [item["name"] for item in items] == [f"image {dataset.source_rows[row]}" for row, _ in indices]
+
+
+def test_an_overlay_finds_its_images_in_a_base_in_any_order(make, base):
+    whole, overlay = make(MIXING), make(MIXING, overlay=True)
+    shuffled = base.shuffle(seed=1)
+    items = list(stream_of(overlay, base=shuffled))
+    assert sorted(seen(items, known(mapped(whole)))) == expected(mapped(whole), 0)
+
+
+def test_fresh_views_are_those_of_the_map_style_dataset(config):
+    dataset, stream = mapped(config), stream_of(config)
+    stream = stream.ordered(seed=4, reinforced_probability=0.5)
+    stored, fresh = known(dataset), 0
+    for epoch in range(4):
+        drawn = {dataset[row, fresh_view(epoch)]["pixel_values"].numpy().tobytes(): row for row in range(len(dataset))}
+        stream.set_epoch(epoch)
+        rows = []
+        for item in stream:
+            pixels = item["pixel_values"].numpy().tobytes()
+            rows.append(stored[pixels][0] if item["reinforced"] else drawn[pixels])
+            fresh += not item["reinforced"]
+        assert sorted(rows) == list(range(len(dataset)))
+    assert 18 < fresh < 54  # of 72; four standard errors
+
+
+def test_random_views(config):
+    dataset = mapped(config)
+    views, stream = known(dataset), stream_of(config).ordered(view_order="random")
+    counts: Counter[Index] = Counter()
+    for epoch in range(VIEWS):
+        stream.set_epoch(epoch)
+        indices = seen(stream, views)
+        assert sorted(row for row, _ in indices) == list(range(len(dataset)))
+        counts.update(indices)
+    assert max(counts.values()) > 1, "views may repeat"
+
+
+def test_the_order_has_its_own_seed(config):
+    views = known(mapped(config))
+    orders = [seen(stream_of(config).ordered(seed=seed), views) for seed in (0, 1, 0)]
+    assert orders[0] == orders[2] != orders[1]
+    assert sorted(orders[0]) == sorted(orders[1])
+
+
+# ---------------------------------------------------------------------------------------------- processes and workers
+
+
+@pytest.mark.parametrize("even", [False, True])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=8)
+@given(
+    world_size=st.integers(1, 20), workers=st.integers(0, 6), batch_size=st.integers(1, 6), shuffled=st.integers(1, 3),
+    epoch=st.integers(0, 9),
+)  # fmt: skip
+def test_nothing_is_lost_or_seen_twice(make, monkeypatch, even, world_size, workers, batch_size, shuffled, epoch):
+    config = make(MIXING)
+    dataset = mapped(config)
+    views = known(dataset)
+    with monkeypatch.context() as patch:
+        run = _Workers(patch)
+        indices, sizes = [], []
+        for rank in range(world_size):
+            share = stream_of(config, shuffled_shards=shuffled)
+            share = share.split_by_node(rank, world_size, batch_size=batch_size, even=even)
+            share.set_epoch(epoch)
+            parts = run(share, workers) if workers else [list(share)]
+            sizes.append(sum(map(len, parts)))
+            assert len(share) == sizes[-1]
+            assert sum(-(-len(part) // batch_size) for part in parts) == -(-len(share) // batch_size), "whole batches"
+            indices += [index for part in parts for index in seen(part, views)]
+    assert sorted(set(indices)) == expected(dataset, epoch)
+    if even:
+        assert len(set(sizes)) == 1
+        assert len(indices) - len(dataset) == -len(dataset) % world_size
+    else:
+        assert len(indices) == len(dataset)
+        assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores
+@pytest.mark.parametrize(("workers", "method"), [(2, "fork"), (7, "fork"), (1, "spawn")])
+def test_workers_of_a_loader(make, workers, method):
+    """Two epochs of persistent workers: `set_epoch` reaches them."""
+    config = make(MIXING)
+    dataset = mapped(config)
+    views = known(dataset)
+    seen(stream_of(config), views)  # threads and files of the parent must not trouble a child
+    share = stream_of(config).split_by_node(0, 1, batch_size=4)
+    context = multiprocessing.get_context(method)
+    loader = torch.utils.data.DataLoader(
+        share, batch_size=4, num_workers=workers, persistent_workers=True, multiprocessing_context=context
+    )
+    alone = torch.utils.data.DataLoader(share, batch_size=4)
+    for epoch in (5, 0):
+        share.set_epoch(epoch)
+        batches = [tuple(seen([{"pixel_values": p} for p in batch["pixel_values"]], views)) for batch in loader]
+        assert len(loader) == len(batches) == 5
+        assert sorted(itertools.chain(*batches)) == expected(dataset, epoch)
+        same = [tuple(seen([{"pixel_values": p} for p in batch["pixel_values"]], views)) for batch in alone]
+        assert sorted(batches) == sorted(same), "batches do not depend on the workers"
+
+
+def test_a_copy_has_an_epoch_of_its_own(make):
+    stream = stream_of(make(PLAIN))
+    share = stream.split_by_node(0, 2)
+    share.set_epoch(3)
+    assert (stream.epoch, share.epoch) == (0, 3)
+
+
+# ------------------------------------------------------------------------------------------------------------ resources
+
+
+def test_pairs_are_decoded_once(make, monkeypatch):
+    stream, decoded = stream_of(make(MIXING), shuffled_shards=2), []
+    decode = hf_dr.replay.decode_image
+    monkeypatch.setattr(hf_dr.replay, "decode_image", lambda value: decoded.append(1) or decode(value))
+    assert len(list(stream)) == len(decoded)
+
+
+@pytest.mark.parametrize("together", [1, 2])
+def test_two_groups_of_shards_are_held_at_most(make, monkeypatch, together):
+    read, held = StreamedReinforcedDataset._read, weakref.WeakSet()
+    most = 0
+
+    def counting(self, group):
+        nonlocal most
+        rows = read(self, group)
+        held.add(rows)
+        most = max(most, len(held))
+        return rows
+
+    monkeypatch.setattr(StreamedReinforcedDataset, "_read", counting)
+    assert len(list(stream_of(make(PLAIN), shuffled_shards=together))) == ROWS - len(BAD)
+    assert most == 2
+
+
+def test_the_next_shard_is_read_meanwhile(make, monkeypatch):
+    read, started = StreamedReinforcedDataset._read, [threading.Event() for _ in range(4)]
+
+    def telling(self, group):
+        started[group.number].set()
+        return read(self, group)
+
+    monkeypatch.setattr(StreamedReinforcedDataset, "_read", telling)
+    items = iter(stream_of(make(PLAIN)))
+    next(items)
+    assert started[1].wait(10)
+    assert not started[2].is_set()
+
+
+def test_stopping_early_leaves_no_thread(make):
+    items = iter(stream_of(make(PLAIN)))
+    next(items)
+    items.close()
+    for thread in threading.enumerate():
+        if thread.name.startswith("hf_dr_shards"):
+            thread.join(10)
+            assert not thread.is_alive()
+
+
+def test_columns_that_are_not_asked_for_are_not_read(make):
+    stream = stream_of(make(PLAIN))
+    (group,) = stream._groups(0, range(1))
+    assert "name" not in stream._read(group).plus.column_names
+
+
+# ------------------------------------------------------------------------------------------------------------- refusals
+
+
+def test_partners_in_other_shards(make):
+    message = (
+        "must find its partner in its own shard, but .* anywhere in it. Load it without `streaming=True`, or reinforce "
+    )
+    with pytest.raises(ConfigError, match=message + "with `--mixing_scope shard`"):
+        stream_of(make(MIXING, mixing_scope="dataset"))
+    one_shard = make(MIXING, mixing_scope="dataset", shard_size=ROWS)
+    assert sorted(seen(stream_of(one_shard), known(mapped(one_shard)))) == expected(mapped(one_shard), 0)
+
+
+def test_impossible_settings(make, base):
+    stream = stream_of(make(PLAIN))
+    with pytest.raises(ConfigError, match="`num_views` must be between 1 and the 3 stored views, got 4"):
+        stream_of(make(PLAIN), num_views=4)
+    with pytest.raises(ConfigError, match="`shuffled_shards` must be at least 1, got 0"):
+        stream_of(make(PLAIN), shuffled_shards=0)
+    with pytest.raises(ConfigError, match="`unreinforced` rows are of the base, not of a shard"):
+        stream_of(make(PLAIN), unreinforced=True)
+    with pytest.raises(ConfigError, match="`rank` must be from 0 to 1, got 2"):
+        stream.split_by_node(2, 2)
+    with pytest.raises(ConfigError, match="`batch_size` must be at least 1, got 0"):
+        stream.split_by_node(0, 1, batch_size=0)
+    with pytest.raises(ConfigError, match="must be split once, but this is one process's share"):
+        stream.split_by_node(0, 2).split_by_node(0, 2)
+    with pytest.raises(ConfigError, match="`view_order` must be one of cycle, random, got 'shuffled'"):
+        stream.ordered(view_order="shuffled")
+    with pytest.raises(DataError, match=r"is an overlay without images\. Pass `base`"):
+        stream_of(make(PLAIN, overlay=True))
+    with pytest.raises(
+        DataError, match=r"`base` must be a datasets\.Dataset, .* got IterableDataset\. Load it without"
+    ):
+        stream_of(make(PLAIN, overlay=True), base=base.to_iterable_dataset())
+
+
+@pytest.fixture
+def spoilt(make, tmp_path) -> Path:
+    """A copy to spoil."""
+    return Path(shutil.copytree(make(PLAIN), tmp_path / "rrc"))
+
+
+def rewritten(path: Path, change: Callable[[pa.Table], pa.Table]) -> None:
+    """Changes the rows of a shard, not its marker."""
+    table, marker = pq.read_table(path), pq.read_metadata(path).metadata[METADATA_KEY]
+    pq.write_table(change(table).replace_schema_metadata({**table.schema.metadata, METADATA_KEY: marker}), path)
+
+
+def test_a_missing_shard_is_named(spoilt):
+    first, second, *_ = Provenance.read(spoilt).shard_names
+    (spoilt / second).unlink()
+    stream = stream_of(spoilt)
+    with pytest.raises(FormatError, match=f"{second} must be there, but it is missing. Fetch or make it again."):
+        list(stream)
+    (spoilt / first).unlink()
+    with pytest.raises(FormatError, match=f"{first} must be there"):
+        stream_of(spoilt)
+
+
+def test_a_shard_of_another_run(spoilt, make):
+    second = Provenance.read(spoilt).shard_names[1]
+    shutil.copy(make(PLAIN, seed=1) / second, spoilt / second)
+    with pytest.raises(
+        FormatError, match=f"{second} must carry the fingerprint of its reinforcement.json, found another"
+    ):
+        list(stream_of(spoilt))
+
+
+def test_a_damaged_shard(spoilt):
+    first, second, *_ = (spoilt / name for name in Provenance.read(spoilt).shard_names)
+    second.write_bytes(second.read_bytes()[:-100])
+    with pytest.raises(FormatError, match=f"{second.name} must be a readable shard, but: Arrow"):
+        list(stream_of(spoilt))
+    first.write_bytes(b"")
+    with pytest.raises(FormatError, match=f"{first.name} must be a readable shard, but: ArrowInvalid"):
+        stream_of(spoilt)
+
+
+def test_a_shard_without_a_marker(spoilt):
+    second = spoilt / Provenance.read(spoilt).shard_names[1]
+    for metadata in ({}, {b"hf_dr": b"[]"}):
+        pq.write_table(pq.read_table(second).replace_schema_metadata(metadata), second)
+        with pytest.raises(FormatError, match="must carry the fingerprint"):
+            list(stream_of(spoilt))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda table: table.slice(1), "must hold rows 5 to 9, found others"),
+        (lambda table: table.take([1, 0, 2, 3, 4]), "must hold rows 5 to 9, found others"),
+        (lambda table: table.drop_columns(["aug_flip"]), "must have the columns of the first shard, but `aug_flip`"),
+        (
+            lambda t: t.set_column(t.column_names.index("image_hash"), "image_hash", pa.nulls(5, pa.uint64())),
+            "must have 4 reinforced rows by its provenance, found 0",
+        ),
+        (
+            lambda t: t.set_column(t.column_names.index("views_hash"), "views_hash", pa.nulls(5, pa.int8())),
+            "column `views_hash` must be",
+        ),
+    ],
+    ids=["fewer", "swapped", "column", "nulls", "type"],
+)
+def test_other_rows_than_the_provenance_tells(spoilt, change, message):
+    rewritten(spoilt / Provenance.read(spoilt).shard_names[1], change)
+    with pytest.raises(FormatError, match=message):
+        list(stream_of(spoilt))
+
+
+def test_fresh_views_need_labels(make):
+    unlabelled = stream_of(make(PLAIN, label_column="none"))
+    assert not unlabelled.has_labels
+    assert "labels" not in next(iter(unlabelled))
+    with pytest.raises(ConfigError, match="`reinforced_probability` must be 1 for a dataset without labels"):
+        unlabelled.ordered(reinforced_probability=0.5)
+
+
+def test_left_out_rows_are_told_once(make, caplog):
+    list(stream_of(make(PLAIN)))
+    assert caplog.text.count("5 rows have no reinforcement and are left out") == 1

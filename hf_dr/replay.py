@@ -196,6 +196,12 @@ class ReinforcedDataset(MappedReinforcedData):
         return self._source_rows
 
     @property
+    def image_hashes(self) -> np.ndarray:
+        """The pixel hash of each reinforced row's image, uint64 (rows,)."""
+        hashes = _column(self.plus, IMAGE_HASH).fill_null(0).to_numpy()
+        return hashes[self._usable[: self.num_reinforced]]
+
+    @property
     def class_names(self) -> list[str] | None:
         """The names of the classes, where the base's labels have names."""
         return getattr(self.plus.features[self._labels], "names", None) if self._labels else None

@@ -44,9 +44,13 @@ class OnlineDistillationTrainer(ReinforcedTrainer):
         return "newly drawn views and the answers of a teacher in memory"
 
     @property
+    def _teacher_members(self) -> list[dict[str, Any]]:
+        return self.teacher.provenance()["members"]
+
+    @property
     def _online_teacher(self) -> str:
         names = []
-        for member in self.teacher.provenance()["members"]:
+        for member in self._teacher_members:
             classes = member["classes"]
             subset = "" if classes is None else f", classes {hashlib.sha256(str(classes).encode()).hexdigest()[:12]}"
             names.append(f"{member['id']} ({member['weights_hash'][:12]}{subset})")

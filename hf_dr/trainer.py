@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub import ModelCard, ModelCardData
 from safetensors.torch import load_file, save_file
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.utils import ModelEmaV3
@@ -23,15 +22,16 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.modelcard import extract_hyperparameters_from_trainer
 from transformers.trainer_utils import EvalLoopOutput
 
-from hf_dr.card import markdown_table
 from hf_dr.errors import ConfigError
 from hf_dr.losses import TAIL_RULES, TailRule, reinforced_kl
 from hf_dr.replay import ReinforcedDataset
 from hf_dr.sampling import VIEW_ORDERS, ReinforcedSampler
+from hf_dr.student_card import Student
 from hf_dr.students import EMA_FILE, complete_config, is_timm, native_names
 
 logger = logging.getLogger(__name__)
 
+_SPEED = "train_samples_per_second"
 _SETTINGS_FILE = "reinforced_training.json"
 # What decides the batches and their loss: a run that is resumed keeps it.
 _KEPT = (
@@ -130,6 +130,7 @@ class ReinforcedTrainer(Trainer):
             raise ConfigError(f"`args` must be ReinforcedTrainingArguments, got {type(args).__name__}.")
         self.ema: ModelEmaV3 | None = None
         self._sampler: ReinforcedSampler | None = None
+        self._measured: dict[str, float] = {}  # of the present weights
         super().__init__(model=model, args=args, **settings)
         self.args: ReinforcedTrainingArguments
         assert isinstance(self.model, nn.Module)
@@ -365,53 +366,68 @@ class ReinforcedTrainer(Trainer):
             **{name: getattr(self.args, name) for name in _KEPT},
         }
 
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """As Trainer's."""
+        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        if eval_dataset is None and metric_key_prefix == "eval":
+            own = {key.removeprefix("eval_"): value for key, value in metrics.items() if key.startswith("eval_")}
+            self._measured = {key: value for key, value in own.items() if not key.endswith(("time", "_per_second"))}
+        return metrics
+
     def create_model_card(self, **settings: Any) -> None:  # type: ignore[override]
         """Writes README.md: who learned what from which data, with which settings and results. Needs no network.
 
+        Only the last evaluation of `eval_dataset` with just the present weights counts as a result.
+
         Args:
             **settings: `model_name`, `dataset` (a name), `dataset_tags` (Hub ids), `finetuned_from` (Hub id or folder),
-                `language`, `license` and `tags`, as for Trainer's.
+                `language`, `license` and `tags`, as for Trainer's; `dataset_revision`; `evaluated_on`, what `eval_dataset`
+                is: a dictionary with its `id`, and `config`, `split` and `revision` where it has them.
         """
         train = self.train_dataset
         if not isinstance(train, ReinforcedDataset):
-            super().create_model_card(**settings)
+            known = inspect.signature(Trainer.create_model_card).parameters
+            super().create_model_card(**{key: value for key, value in settings.items() if key in known})
             return
         if not self.is_world_process_zero():
             return
-        tags, start = settings.get("tags") or [], settings.get("finetuned_from")
+        provenance, start, tags = train.provenance, settings.get("finetuned_from"), settings.get("tags") or []
         local = start is not None and Path(start).expanduser().is_dir()
-        data = ModelCardData(
-            library_name="transformers",
-            pipeline_tag="image-classification",
-            tags=[*([tags] if isinstance(tags, str) else tags), "dataset-reinforcement", "arxiv:2303.08983"],
-            base_model=None if local else start,
-            datasets=settings.get("dataset_tags"),
-            language=settings.get("language"),
-            license=settings.get("license"),
-        )
-        folder, provenance = Path(self.args.output_dir or "."), train.provenance
-        name = settings.get("model_name") or folder.resolve().name
-        source = settings.get("dataset") or f"{provenance.base.get('id')}, configuration {provenance.config_name}"
-        origin = f", fine-tuned from `{Path(start).name if local else start}`" if start else ""
-        teachers = ", ".join(member["id"] for member in provenance.teacher["members"])
-        kept = {k: v for k, v in (self._kept_settings() or {}).items() if v is not None}
-        logs = self.state.log_history
-        results = next((entry for entry in reversed(logs) if any(k.startswith("eval_") for k in entry)), {})
-        speed = [entry["train_samples_per_second"] for entry in logs if "train_samples_per_second" in entry]
-        body = [f"# {name}"]
-        body.append(
-            f"{self._model_summary}{origin}, over {provenance.num_classes} classes. It learned from {self._objective}, of the "
-            f'"+" dataset `{source}` ([Dataset Reinforcement](https://arxiv.org/abs/2303.08983)), whose '
-            f"{provenance.num_views} views of each of {provenance.num_rows:,} examples were labelled by {teachers}."
-        )
-        if results:
-            found = {k.removeprefix("eval_"): v for k, v in results.items() if k.startswith("eval_")}
-            body += ["## Results", _table("measure", found)]
+        base, members = provenance.base.get("id"), provenance.teacher["members"]
+        kept = {key: value for key, value in (self._kept_settings() or {}).items() if value is not None}
         hyperparameters = {k: " ".join(str(v).split()) for k, v in extract_hyperparameters_from_trainer(self).items()}
-        body += ["## Training", _table("setting", {**kept, **hyperparameters})]
-        if speed:
-            body.append(f"Training went at {speed[-1]} images a second in {self.args.world_size} process(es).")
-        ModelCard(f"---\n{data}\n---\n\n" + "\n\n".join(body) + "\n").save(folder / "README.md")
+        speeds = [entry[_SPEED] for entry in self.state.log_history if _SPEED in entry]
+        speed = {_SPEED: speeds[-1], "processes": self.args.world_size} if speeds else {}
+        student = Student(
+            model=f"{self._model_summary}, over {provenance.num_classes} classes",
+            start=Path(start).expanduser().resolve().name if start and local else start,
+            objective=self._objective,
+            dataset={
+                "id": settings.get("dataset"),
+                "revision": settings.get("dataset_revision"),
+                "config": provenance.config_name,
+                "fingerprint": provenance.fingerprint,
+            },
+            origin=(
+                f"That is {provenance.num_rows:,} examples{f' of {base}' if base else ''}, whose {provenance.num_views} "
+                f"views each were labelled by {', '.join(member['id'] for member in members)}."
+            ),
+            timm=is_timm(self.model),
+            teachers=[{key: m.get(key) for key in ("id", "revision", "license")} for m in self._teacher_members],
+            evaluated_on=settings.get("evaluated_on"),
+            metrics=self._measured,
+            settings={**kept, **hyperparameters, **speed},
+            metadata={
+                "base_model": None if local else start,
+                "datasets": settings.get("dataset_tags"),
+                "language": settings.get("language"),
+                "license": settings.get("license"),
+                "tags": [tags] if isinstance(tags, str) else tags,
+            },
+        )
+        student.write(Path(self.args.output_dir or "."), settings.get("model_name"))
 
     @property
     def _objective(self) -> str:
@@ -420,6 +436,13 @@ class ReinforcedTrainer(Trainer):
             return "newly drawn views and their labels"
         rest = "" if share == 1 else f" ({share:.4g} of the samples; the others are new views with their labels)"
         return f"stored views and a teacher's stored answers{rest}"
+
+    @property
+    def _teacher_members(self) -> list[dict[str, Any]]:
+        """What the student's teachers are, as in the provenance; none where it learns from labels only."""
+        train = self.train_dataset
+        stored = isinstance(train, ReinforcedDataset) and self.args.reinforced_probability > 0
+        return train.provenance.teacher["members"] if stored else []  # type: ignore[union-attr]
 
     @property
     def _online_teacher(self) -> str | None:
@@ -444,6 +467,7 @@ class ReinforcedTrainer(Trainer):
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
+        self._measured = {}
         assert self.state.best_model_checkpoint is not None
         self._load_ema(Path(self.state.best_model_checkpoint), "Go on")
 
@@ -461,7 +485,8 @@ class ReinforcedTrainer(Trainer):
 
 class _Epochs(TrainerCallback):
     """Tells the sampler its epoch by reference, before each epoch's first batch: accelerate's own `set_epoch` does not
-    reach it through the wrappers that skip batches after a restart. Updates the averaged weights after each step."""
+    reach it through the wrappers that skip batches after a restart. Forgets what was measured of former weights, and
+    updates the averaged ones after each step."""
 
     def __init__(self, trainer: ReinforcedTrainer) -> None:
         self._trainer = trainer
@@ -476,6 +501,9 @@ class _Epochs(TrainerCallback):
             self._trainer._sampler.set_epoch(self._next)
         self._next += 1
 
+    def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._trainer._measured = {}
+
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self._trainer.ema is not None:
             self._trainer.ema.update(self._trainer.accelerator.unwrap_model(self._trainer.model), state.global_step)
@@ -487,11 +515,6 @@ def normalize(pixels_BCHW: torch.Tensor, mean: Sequence[float], std: Sequence[fl
     offset = torch.tensor(mean, device=pixels_BCHW.device).view(shape) * 255
     scale = torch.tensor(std, device=pixels_BCHW.device).view(shape) * 255
     return (pixels_BCHW - offset) / scale
-
-
-def _table(title: str, rows: dict[str, Any]) -> str:
-    shown = ((name, f"{value:.4g}" if isinstance(value, float) else value) for name, value in rows.items())
-    return markdown_table((title, "value"), shown)
 
 
 def _own_normalization(model: nn.Module) -> tuple[Sequence[float], Sequence[float]]:

@@ -22,7 +22,7 @@ LEVELS = (
     {"replay", "sampling", "card"},
     {"streaming"},
     {"loading"},
-    {"reinforce", "contact_sheet", "inspection", "verify", "evaluation"},
+    {"reinforce", "contact_sheet", "inspection", "verify", "evaluation", "student_card"},
     {"trainer", "hub", "comparison"},
     {"__init__", "distillation"},  # the public names; the baseline
     {"cli"},

@@ -1,6 +1,9 @@
 """Trained students as files: what transformers, timm and this package read back from them."""
 
+import contextlib
+import io
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,6 +11,8 @@ from typing import Any
 import pytest
 import timm
 import torch
+from huggingface_hub import ModelCard
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from timm.data import resolve_model_data_config
 from torch import nn
@@ -19,7 +24,8 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from hf_dr.students import build_student
+from hf_dr.metrics import compute_metrics
+from hf_dr.students import LabelledImages, build_student, evaluation_augmentation
 from hf_dr.teacher import Teacher
 from hf_dr.trainer import ReinforcedTrainer, ReinforcedTrainingArguments
 
@@ -160,3 +166,49 @@ def test_other_classifiers_are_saved_as_transformers_does(tiny_plus, tmp_path):
     assert not any(report.values())
     assert torch.equal(answer(model), answer(trainer.model))
     assert AutoImageProcessor.from_pretrained(tmp_path, backend="pil").size["height"] == SIZE
+
+
+def run_card(folder: Path, cwd: Path) -> list[str]:
+    """Runs each piece of code in a student's card beside an `image.jpg`; returns what each prints."""
+    Image.new("RGB", (40, 30), (200, 50, 50)).save(cwd / "image.jpg")
+    printed = []
+    for code in re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(encoding="utf-8"), re.DOTALL):
+        out = io.StringIO()
+        with contextlib.chdir(cwd), contextlib.redirect_stdout(out):
+            exec(compile(code, "card", "exec"), {})
+        printed.append(out.getvalue().strip())
+    return printed
+
+
+def test_the_code_of_the_card_runs(folders, tiny_plus, tmp_path):
+    shutil.copytree(folders["test_resnet"], tmp_path / "student")
+    trainer = train(tmp_path / "student", timm_student(tiny_plus, "test_resnet"), tiny_plus)
+    trainer.create_model_card()
+    text = (tmp_path / "student" / "README.md").read_text(encoding="utf-8").replace("hf-hub:", "local-dir:")
+    (tmp_path / "student" / "README.md").write_text(text, encoding="utf-8")
+    by_transformers, by_timm = run_card(tmp_path / "student", tmp_path)
+    assert by_transformers == by_timm
+    assert by_timm in tiny_plus.class_names
+
+
+def test_results_are_those_of_the_saved_weights(tiny_plus, tiny_dataset, tmp_path):
+    """Neither those of an earlier step, nor of another set."""
+    shown = LabelledImages(tiny_dataset, evaluation_augmentation(SIZE))
+    model = timm_student(tiny_plus, "test_resnet")
+    trainer = train(tmp_path, model, tiny_plus, eval_dataset=shown, compute_metrics=compute_metrics)
+
+    def card() -> ModelCard:
+        trainer.create_model_card(evaluated_on={"id": "me/colours", "split": "test"})
+        return ModelCard.load(tmp_path / "README.md")
+
+    assert "## Results" not in card().text
+    trainer.evaluate(LabelledImages(tiny_dataset.select(range(4)), evaluation_augmentation(SIZE)))
+    assert "## Results" not in card().text
+    metrics = trainer.evaluate()
+    values = {r.metric_name: r.metric_value for r in card().data.eval_results}
+    assert values["Top-1 accuracy"] == metrics["eval_top1"]
+    assert f"| ema_nll | {metrics['eval_ema_nll']:.4g} |" in card().text
+    assert "runtime" not in card().text
+    trainer.train()
+    assert "## Results" not in card().text
+    assert card().data.eval_results is None

@@ -84,8 +84,18 @@ def test_an_objective_leaves_model_metrics_checkpoints_and_a_card(call, tmp_path
     }[objective] in card.text
     for part in ("# out", "test_resnet of ", "`tiny-plus`", "labelled by colours", "| learning_rate | 0.05 |",
                  f"| top1 | {evaluated['eval_top1']:.4g} |", f"| dataset_fingerprint | {tiny_plus.provenance.fingerprint}",
-                 f"at {trained['train_samples_per_second']} images a second"):  # fmt: skip
+                 f"| train_samples_per_second | {trained['train_samples_per_second']:.4g} |",
+                 "Measured on `base.parquet`, split `train`."):  # fmt: skip
         assert part in card.text
+    found = {r.metric_name: r.metric_value for r in card.data.eval_results}
+    assert found == {
+        "Top-1 accuracy": evaluated["eval_top1"], "Top-5 accuracy": evaluated["eval_top5"],
+        "Negative log-likelihood (nats)": evaluated["eval_nll"], "Expected calibration error": evaluated["eval_ece"],
+    }  # fmt: skip
+    assert {(r.dataset_name, r.dataset_split) for r in card.data.eval_results} == {("base.parquet", "train")}
+    learnt_from = {"reinforced": "| `colours` | ", "kd": "| `timm:test_resnet@t.safetensors` | "}
+    for name, row in learnt_from.items():
+        assert (row in card.text) == (name == objective)
     assert str(tmp_path) not in card.content, "no paths of this machine"
 
 

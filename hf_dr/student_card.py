@@ -1,0 +1,268 @@
+"""The model card of a trained student: README.md, generated from `student.json`, beside what people write into it.
+
+The generated part stands between two markers on lines of their own; text outside of them, and YAML keys that are not
+generated, stay as they are:
+
+    <!-- hf_dr: student -->
+    <!-- hf_dr: end -->
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
+
+from hf_dr.card import markdown_table
+from hf_dr.errors import FormatError
+
+STUDENT_FILE = "student.json"
+"""What is known about a student; of this its card is made, in the folder and again when it is published."""
+
+_TAGS = ("dataset-reinforcement", "arxiv:2303.08983")
+# Measure -> (type, name) in the card's model-index.
+_MEASURES = {
+    "top1": ("accuracy", "Top-1 accuracy"),
+    "top5": ("top_5_accuracy", "Top-5 accuracy"),
+    "nll": ("nll", "Negative log-likelihood (nats)"),
+    "ece": ("ece", "Expected calibration error"),
+}
+_BEGIN, _END = "<!-- hf_dr: student -->", "<!-- hf_dr: end -->"
+
+
+@dataclass(frozen=True)
+class Student:
+    """What is known about a trained student.
+
+    Attributes:
+        model: Architecture and size.
+        objective: What it learnt from, as the end of "It learned from".
+        dataset: The "+" dataset: its `id` where that is known, and `config`, `revision`, `fingerprint`.
+        origin: What that dataset is, as one sentence.
+        start: What it was fine-tuned from, or None.
+        timm: Whether timm loads it as well as transformers.
+        teachers: Those that it learnt from: `id`, `revision`, `license` of each.
+        evaluated_on: `id`, and `config`, `split`, `revision`, of the dataset of the metrics; None where it has no name.
+        metrics: Of the last evaluation of just these weights; those of the averaged weights as `ema_*`.
+        settings: Of the training.
+        metadata: More of the card's YAML.
+    """
+
+    model: str
+    objective: str
+    dataset: dict[str, Any]
+    origin: str
+    timm: bool
+    teachers: list[dict[str, Any]]
+    start: str | None = None
+    evaluated_on: dict[str, Any] | None = None
+    metrics: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def write(self, folder: Path, name: str | None = None) -> None:
+        """Writes `student.json` and the card, which is called by `name` or else after the folder."""
+        (folder / STUDENT_FILE).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        path = folder / "README.md"
+        existing = path.read_text(encoding="utf-8") if path.is_file() else None
+        path.write_text(update_student_card(existing, self, name or folder.resolve().name), encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> Student | None:
+        """Reads `student.json`; None where there is none.
+
+        Raises:
+            FormatError: It is malformed.
+        """
+        path = folder / STUDENT_FILE
+        if not path.is_file():
+            return None
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise FormatError(
+                f"{path} must be JSON, but reading it failed: {error}. Train again, or remove it."
+            ) from error
+        if not isinstance(content, dict) or content.keys() != _TYPES.keys():
+            found = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
+            raise FormatError(f"{path} must have {', '.join(_TYPES)}, found {found:.200}. Train again, or remove it.")
+        for key, expected in _TYPES.items():
+            if not isinstance(content[key], expected):
+                raise FormatError(
+                    f"`{key}` in {path} must be of another type, found {content[key]!r:.80}. Train again, or remove it."
+                )
+        return cls(**content)
+
+
+_NONE = type(None)
+_TYPES: dict[str, Any] = {
+    "model": str, "objective": str, "dataset": dict, "origin": str, "timm": bool, "teachers": list, "start": (str, _NONE),
+    "evaluated_on": (dict, _NONE), "metrics": dict, "settings": dict, "metadata": dict,
+}  # fmt: skip
+
+
+def update_student_card(existing: str | None, student: Student, name: str, *, ema: bool = False) -> str:
+    """Returns the whole text of a student's card; what people wrote into the existing one stays.
+
+    Args:
+        existing: The card as it is; None where there is none.
+        student: What is known.
+        name: Hub id, or the folder's name, as it stands in the code to copy.
+        ema: Whether the weights are the averaged ones; then the metrics in the metadata are theirs.
+
+    Raises:
+        FormatError: The existing card's YAML or markers are damaged.
+    """
+    existing = existing or ""
+    match = REGEX_YAML_BLOCK.search(existing)
+    try:
+        old = yaml.safe_load(match.group(2)) or {} if match else {}
+    except (yaml.YAMLError, RecursionError) as error:
+        raise FormatError(f"the card's YAML must be readable, but: {error}. Mend it.") from error
+    if not isinstance(old, dict):
+        raise FormatError(f"the card's YAML must be `key: value` lines, found {type(old).__name__}. Mend it.")
+    new = _metadata(student, name, ema)
+    tags = old.get("tags") or []
+    new["tags"] = list(dict.fromkeys([*([tags] if isinstance(tags, str) else tags), *new["tags"]]))
+    old.pop("model-index", None)  # of other weights
+    data = yaml.safe_dump({**old, **new}, sort_keys=False, allow_unicode=True)
+    body = existing[match.end() :] if match else existing
+    part = f"{_BEGIN}\n{_body(student, name, ema)}\n{_END}"
+    begin, end = body.find(_BEGIN), body.find(_END)
+    if begin < 0 and end < 0:
+        body = f"{body.rstrip()}\n\n{part}\n" if body.strip() else f"\n# {_cell(name.rpartition('/')[2])}\n\n{part}\n"
+    elif begin < 0 or end < begin:
+        raise FormatError(f"`{_BEGIN}` must be followed by `{_END}` in the card, found one of them. Mend or remove it.")
+    else:
+        body = body[:begin] + part + body[end + len(_END) :]
+    return f"---\n{data}---\n{body}"
+
+
+def _metadata(student: Student, name: str, ema: bool) -> dict[str, Any]:
+    on, prefix = student.evaluated_on, "ema_" if ema else ""
+    results = [
+        EvalResult(
+            task_type="image-classification",
+            task_name="Image classification",
+            dataset_type=on["id"],
+            dataset_name=on["id"],
+            dataset_config=on.get("config"),
+            dataset_split=on.get("split"),
+            dataset_revision=on.get("revision"),
+            metric_type=kind,
+            metric_name=title,
+            metric_value=student.metrics[prefix + measure],
+        )
+        for measure, (kind, title) in _MEASURES.items()
+        if on is not None and prefix + measure in student.metrics
+    ]
+    own = dict(student.metadata)
+    tags = [*own.pop("tags", ()), *_TAGS, *(["timm"] if student.timm else [])]
+    card = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="image-classification",
+        tags=list(dict.fromkeys(tags)),
+        model_name=name.rpartition("/")[2],
+        eval_results=results or None,
+        **own,
+    ).to_dict()
+    card.pop("model_name", None)  # stands in the index
+    return card
+
+
+def _body(student: Student, name: str, ema: bool) -> str:
+    start = f", fine-tuned from {_code(student.start)}" if student.start else ""
+    learned = f'It learned from {_cell(student.objective)}, of the "+" dataset {_dataset(student.dataset)}'
+    paper = "[Dataset Reinforcement](https://arxiv.org/abs/2303.08983)"
+    parts = [f"{_cell(student.model)}{start}. {learned} ({paper}). {_cell(student.origin)}"]
+    if ema:
+        parts.append(
+            "The weights are an exponential moving average of those during the training; `ema_*` measures them."
+        )
+    limited = [f"{_code(t['id'])} ({_cell(t['license'])})" for t in student.teachers if is_noncommercial(t["license"])]
+    if limited:
+        parts.append(
+            f"> **Not for commercial use without further thought.** The weights of its teacher {', '.join(limited)} are "
+            "licensed for non-commercial use only. Whether that licence reaches a student that learned from their answers "
+            "is for you to settle before any commercial use."
+        )
+    if student.metrics:
+        where = f"Measured on {_dataset(student.evaluated_on)}." if student.evaluated_on else ""
+        parts += ["## Results", *([where] if where else []), _table("measure", student.metrics)]
+    parts += ["## Use", _TRANSFORMERS.replace("NAME", json.dumps(name))]
+    if student.timm:
+        parts += ["or, without transformers,", _TIMM.replace("NAME", json.dumps(f"hf-hub:{name}"))]
+    parts += ["## Training", _table("setting", student.settings)]
+    if student.teachers:
+        rows = [(_code(t["id"]) + _at(t.get("revision")), _cell(t["license"] or "unknown")) for t in student.teachers]
+        parts.append(markdown_table(("teacher", "licence"), rows))
+    return "\n\n".join([*parts, "## Citation", _CITATION])
+
+
+def is_noncommercial(license: str | None) -> bool:
+    """Whether a licence's name says that it forbids commercial use: `cc-by-nc-4.0`."""
+    words = re.split(r"[^a-z0-9]+", (license or "").lower())
+    return "nc" in words or "noncommercial" in "".join(words)
+
+
+def _dataset(dataset: dict[str, Any]) -> str:
+    more = [f"configuration {_code(dataset['config'])}"] if dataset.get("config") else []
+    more += [f"split {_code(dataset['split'])}"] if dataset.get("split") else []
+    return ", ".join([*([_code(dataset["id"]) + _at(dataset.get("revision"))] if dataset["id"] else []), *more])
+
+
+def _at(revision: str | None) -> str:
+    return f" at {_code(revision)}" if revision else ""
+
+
+def _table(title: str, rows: dict[str, Any]) -> str:
+    shown = ((name, f"{value:.4g}" if isinstance(value, float) else _cell(value)) for name, value in rows.items())
+    return markdown_table((title, "value"), shown)
+
+
+def _cell(value: object) -> str:
+    """Text that stays in its line and cell, and is no HTML."""
+    return " ".join(str(value).split()).replace("|", "\\|").replace("<", "&lt;")
+
+
+def _code(value: object) -> str:
+    return f"`{_cell(value).replace('`', '')}`"
+
+
+_TRANSFORMERS = """```python
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+model = AutoModelForImageClassification.from_pretrained(NAME).eval()
+processor = AutoImageProcessor.from_pretrained(NAME)
+image = Image.open("image.jpg").convert("RGB")
+logits = model(**processor(image, return_tensors="pt")).logits
+print(model.config.id2label[logits.argmax().item()])
+```"""
+
+_TIMM = """```python
+import timm
+from PIL import Image
+
+model = timm.create_model(NAME, pretrained=True).eval()
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
+image = Image.open("image.jpg").convert("RGB")
+logits = model(transform(image)[None])
+print(model.pretrained_cfg["label_names"][logits.argmax().item()])
+```"""
+
+_CITATION = """```bibtex
+@inproceedings{faghri2023reinforce,
+  title={Reinforce Data, Multiply Impact: Improved Model Accuracy and Robustness with Dataset Reinforcement},
+  author={Faghri, Fartash and Pouransari, Hadi and Mehta, Sachin and Farajtabar, Mehrdad and Farhadi, Ali and
+          Rastegari, Mohammad and Tuzel, Oncel},
+  booktitle={IEEE/CVF International Conference on Computer Vision (ICCV)},
+  year={2023}
+}
+```"""

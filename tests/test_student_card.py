@@ -1,0 +1,126 @@
+"""The card of a student: what it says, what it leaves out, and the text of people in it."""
+
+import dataclasses
+import json
+import re
+
+import pytest
+from huggingface_hub import ModelCard
+
+from hf_dr.errors import FormatError
+from hf_dr.student_card import STUDENT_FILE, Student, is_noncommercial, update_student_card
+
+STUDENT = Student(
+    model="resnet18 of 11,689,512 parameters, over 100 classes",
+    objective="stored views and a teacher's stored answers",
+    dataset={"id": "me/cifar100-plus", "config": "randaug", "revision": "v1", "fingerprint": "ab" * 32},
+    origin="That is 50,000 examples of uoft-cs/cifar100, whose 8 views each were labelled by timm/a, facebook/b.",
+    timm=True,
+    teachers=[
+        {"id": "timm/a", "revision": "c0ffee", "license": "apache-2.0"},
+        {"id": "facebook/b", "revision": None, "license": "cc-by-nc-4.0"},
+        {"id": "x|y<b>\n`z`", "revision": None, "license": None},
+    ],
+    evaluated_on={"id": "uoft-cs/cifar100", "config": None, "split": "test", "revision": "main"},
+    metrics={"loss": 1.5, "top1": 0.75, "ece": 0.02, "ema_top1": 0.8},
+    settings={"learning_rate": 0.1},
+    metadata={"license": "mit", "tags": ["mine"], "datasets": ["me/cifar100-plus"]},
+)
+
+
+def test_metadata_and_text():
+    card = ModelCard(update_student_card(None, STUDENT, "me/student"))
+    data = card.data
+    assert (data.license, data.datasets, data.library_name) == ("mit", ["me/cifar100-plus"], "transformers")
+    assert data.tags == ["mine", "dataset-reinforcement", "arxiv:2303.08983", "timm"]
+    assert data.model_name == "student"
+    assert {(r.metric_type, r.metric_value) for r in data.eval_results} == {("accuracy", 0.75), ("ece", 0.02)}
+    for result in data.eval_results:
+        assert (result.dataset_type, result.dataset_split) == ("uoft-cs/cifar100", "test")
+        assert (result.task_type, result.dataset_revision) == ("image-classification", "main")
+    for part in (
+        "# student\n", "dataset `me/cifar100-plus` at `v1`, configuration `randaug` (", "| `timm/a` at `c0ffee` | apache-2.0 |",
+        "Measured on `uoft-cs/cifar100` at `main`, split `test`.", "The weights of its teacher `facebook/b` (cc-by-nc-4.0) are",
+        r"| `x\|y&lt;b> z` | unknown |", "| top1 | 0.75 |", "@inproceedings{faghri2023reinforce,", '"hf-hub:me/student"',
+    ):  # fmt: skip
+        assert part in card.text, part
+
+
+def test_the_averaged_weights_have_their_own_numbers():
+    card = ModelCard(update_student_card(None, STUDENT, "me/student", ema=True))
+    assert [(r.metric_type, r.metric_value) for r in card.data.eval_results] == [("accuracy", 0.8)]
+    assert "exponential moving average" in card.text
+
+
+def test_what_is_not_known_is_not_there():
+    plain = {"teachers": STUDENT.teachers[:1], "timm": False, "metadata": {}}
+    for missing in ({"metrics": {}}, {"evaluated_on": None}):
+        student = dataclasses.replace(STUDENT, **plain, **missing)
+        card = ModelCard(update_student_card(None, student, "me/student"))
+        assert card.data.to_dict().keys() == {"library_name", "pipeline_tag", "tags"}
+        assert ("## Results" in card.text) == bool(student.metrics)
+        for part in ("Measured on", "commercial", "timm.create_model", "exponential"):
+            assert part not in card.text
+    nameless = dataclasses.replace(STUDENT, dataset={"id": None, "config": "randaug"})
+    assert 'the "+" dataset configuration `randaug` (' in update_student_card(None, nameless, "s")
+
+
+def test_what_people_wrote_stays():
+    written = update_student_card(None, STUDENT, "student")
+    written = written.replace("license: mit", "license: mit\nmy_key: 1").replace("# student\n", "# Mine\n\nHello.\n")
+    written = written.replace("tags:\n", "tags:\n- theirs\n") + "\n## Thanks\n"
+    better = dataclasses.replace(STUDENT, metrics={"top1": 0.9}, metadata={})
+    again = update_student_card(written, better, "me/student")
+    card = ModelCard(again)
+    assert card.data.to_dict()["my_key"] == 1
+    assert card.data.license == "mit"
+    assert card.data.tags[0] == "theirs"
+    assert [r.metric_value for r in card.data.eval_results] == [0.9]
+    assert card.text.startswith("\n# Mine\n\nHello.\n")
+    assert card.text.endswith("\n## Thanks\n")
+    assert again.count("## Results") == 1
+    assert update_student_card(again, better, "me/student") == again
+    unmeasured = update_student_card(again, dataclasses.replace(better, metrics={}), "me/student")
+    assert "model-index" not in unmeasured, "the numbers were of other weights"
+    appended = update_student_card("Just words.", STUDENT, "student")
+    assert ModelCard(appended).text.startswith("Just words.\n\n<!-- hf_dr: student -->")
+
+
+@pytest.mark.parametrize(
+    ("existing", "message"),
+    [
+        ("---\na: [1\n---\n", "the card's YAML must be readable, but"),
+        ("---\n- a\n---\n", "must be `key: value` lines, found list"),
+        ("<!-- hf_dr: student -->", "must be followed by `<!-- hf_dr: end -->`"),
+        ("<!-- hf_dr: end --> <!-- hf_dr: student -->", "must be followed by `<!-- hf_dr: end -->`"),
+    ],
+)
+def test_a_damaged_card(existing, message):
+    with pytest.raises(FormatError, match=re.escape(message)):
+        update_student_card(existing, STUDENT, "student")
+
+
+def test_written_and_read_back(tmp_path):
+    assert Student.read(tmp_path) is None
+    STUDENT.write(tmp_path)
+    assert Student.read(tmp_path) == STUDENT
+    content = json.loads((tmp_path / STUDENT_FILE).read_text())
+    assert f'from_pretrained("{tmp_path.name}")' in (tmp_path / "README.md").read_text()
+    for bad, message in (
+        ("{", "must be JSON, but reading it failed"),
+        ("[]", "must have model, objective,.*found list"),
+        (json.dumps({**content, "more": 1}), "must have model, objective,.*found .*more"),
+        (json.dumps({**content, "metrics": None}), "`metrics` in .* must be of another type, found None"),
+    ):
+        (tmp_path / STUDENT_FILE).write_text(bad)
+        with pytest.raises(FormatError, match=message):
+            Student.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("license", "expected"),
+    [("cc-by-nc-4.0", True), ("CC BY-NC-SA", True), ("non-commercial", True), ("apache-2.0", False), (None, False),
+     ("license-nce", False)],
+)  # fmt: skip
+def test_licences_that_forbid_commercial_use(license, expected):
+    assert is_noncommercial(license) is expected

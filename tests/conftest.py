@@ -82,23 +82,24 @@ def colour_image(rng: np.random.Generator, label: int, size: tuple[int, int] = (
     return PIL.Image.fromarray(np.clip(_COLOURS[label] + ramp + noise, 0, 255).astype(np.uint8))
 
 
-def as_cell(image: PIL.Image.Image, file_format: str = "PNG") -> dict[str, bytes | None]:
+def as_cell(image: PIL.Image.Image, file_format: str = "PNG", **settings: Any) -> dict[str, bytes | None]:
     """The image as a cell of an undecoded image column."""
     file = BytesIO()
-    image.save(file, file_format)
+    image.save(file, file_format, **settings)
     return {"bytes": file.getvalue(), "path": None}
 
 
 @pytest.fixture
-def loopback_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
-    """An empty Hub that this process and its libraries are online with, logged in as `me`.
+def loopback_hub(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoopbackHub]:
+    """An empty Hub that this process and its libraries are online with, logged in as `me`, and an empty cache of its files.
 
-    Children are so by `env=loopback_hub.environment()`. No commit ever has the sha of an earlier one, so the caches, which
-    the tests of a process share, cannot lie, except to a test of what is served without a right or a connection.
+    Children are so by `env=loopback_hub.environment()`. The caches of datasets and transformers are shared by the tests of a
+    process; they cannot lie, because no commit ever has the sha of an earlier one.
     """
     _HUB.start()
     _HUB.reset()
     monkeypatch.setenv("HF_TOKEN", _HUB.token)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path_factory.mktemp("hub_cache")))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_OFFLINE", False)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import datasets
 from huggingface_hub import constants, hf_hub_download, list_repo_files, resolve_revision
@@ -18,11 +18,13 @@ from huggingface_hub.utils import validate_repo_id
 from tqdm.auto import tqdm
 
 from hf_dr.base import load_base
+from hf_dr.combined import CombinedReinforcedDataset
 from hf_dr.errors import ConfigError, FormatError
 from hf_dr.replay import ReinforcedDataset
 from hf_dr.retry import is_unreachable, with_retries
 from hf_dr.schema import PROVENANCE_FILE, Provenance, choose_config, find_config, is_safe_name
 from hf_dr.shards import read_marker
+from hf_dr.streaming import StreamedReinforcedDataset
 
 logger = logging.getLogger(__name__)
 
@@ -36,10 +38,28 @@ class _NoBar(tqdm):
         super().__init__(*args, **{**settings, "disable": True})
 
 
+_Path = str | os.PathLike[str]
+_Paths = list[_Path] | tuple[_Path, ...] | list[str] | list[Path]
+_Names = list[str] | list[str | None] | tuple[str | None, ...]
+
+
+@overload
 def load_reinforced(
-    path: str | os.PathLike[str],
-    name: str | None = None,
+    path: _Path, name: str | None = None, *, streaming: Literal[False] = False, **settings: Any
+) -> ReinforcedDataset: ...
+@overload
+def load_reinforced(
+    path: _Path, name: str | None = None, *, streaming: Literal[True], **settings: Any
+) -> StreamedReinforcedDataset: ...
+@overload
+def load_reinforced(path: _Paths, name: str | _Names | None = None, **settings: Any) -> CombinedReinforcedDataset: ...
+@overload
+def load_reinforced(path: _Path, name: _Names, **settings: Any) -> CombinedReinforcedDataset: ...
+def load_reinforced(  # type: ignore[misc]  # the overloads leave the other settings to it
+    path: _Path | _Paths,
+    name: str | _Names | None = None,
     *,
+    streaming: bool = False,
     split: str | None = None,
     base: datasets.Dataset | str | os.PathLike[str] | None = None,
     base_config: str | None = None,
@@ -50,12 +70,16 @@ def load_reinforced(
     num_views: int | None = None,
     seed: int = 0,
     check_images: bool = True,
-) -> ReinforcedDataset:
-    """Opens a "+" dataset for training.
+    shuffled_shards: int = 1,
+) -> ReinforcedDataset | CombinedReinforcedDataset | StreamedReinforcedDataset:
+    """Opens a "+" dataset for training, or several of one base at once.
 
     Args:
-        path: Folder of the "+" dataset, or its Hub id.
-        name: Its configuration; may be left out where there is only one.
+        path: Folder of the "+" dataset, or its Hub id. A list combines several: their views add up
+            (`CombinedReinforcedDataset`).
+        name: Its configuration; may be left out where there is only one. A list combines several of one path, or names one
+            for each path.
+        streaming: Read shard by shard instead of fetching all first (`StreamedReinforcedDataset`).
         split: Its split; default: the one that was reinforced.
         base: For an overlay (no images of its own): the base dataset, or its Hub id or path. Its images are found by their
             pixels where they are in another order or other files: that decodes each once, and is kept for later runs.
@@ -69,24 +93,68 @@ def load_reinforced(
         seed: Of the order in which views are replayed.
         check_images: Refuse an image whose pixels are not those that were reinforced. Each image is checked the first
             time a process decodes it.
+        shuffled_shards: With `streaming`: how many shards are read and shuffled together.
 
     Raises:
         FormatError: The dataset is incomplete or does not follow the format.
-        ConfigError: `name`, `split`, `num_views` or one of `columns` does not exist there.
+        ConfigError: `name`, `split`, `num_views` or one of `columns` does not exist there; or it cannot be streamed, or
+            combined.
         DataError: The base is missing or is not the one that was reinforced.
         HubError: The Hub refuses, or cannot be reached and the dataset is not in its cache.
     """
+    rows = {"unreinforced": unreinforced, "columns": columns, "num_views": num_views, "seed": seed}
+    settings: dict[str, Any] = {**rows, "check_images": check_images}
+    if shuffled_shards != 1 and not streaming:
+        raise ConfigError(
+            f"`shuffled_shards` must come with `streaming=True`, got {shuffled_shards} without. Leave it out."
+        )
+    if isinstance(path, (list, tuple)) or isinstance(name, (list, tuple)):
+        if streaming:
+            raise ConfigError('several "+" datasets at once cannot be streamed. Load them without `streaming=True`.')
+        opened = [open_plus(*each, split=split, revision=revision) for each in _path_and_name(path, name)]
+        overlay = next((provenance for provenance, _ in opened if provenance.overlay), None)
+        images = next((plus for provenance, plus in opened if not provenance.overlay), None)
+        if overlay is not None or base is not None:
+            base = load_base_of(overlay or opened[0][0], base, base_config, base_revision)
+            images = base if base is not None else images
+        # An overlay without a base takes its images from another part.
+        bases = [images if provenance.overlay else base if overlay is None else None for provenance, _ in opened]
+        return CombinedReinforcedDataset(
+            [
+                ReinforcedDataset(p, provenance, base=b, **settings)
+                for (provenance, p), b in zip(opened, bases, strict=True)
+            ]
+        )
+    if streaming:
+        provenance, files = _shards_of(path, name, split, revision)
+        settings["base"] = load_base_of(provenance, base, base_config, base_revision)
+        return StreamedReinforcedDataset(files, provenance, shuffled_shards=shuffled_shards, **settings)
     provenance, plus = open_plus(path, name, split=split, revision=revision)
     return ReinforcedDataset(
-        plus,
-        provenance,
-        base=load_base_of(provenance, base, base_config, base_revision),
-        unreinforced=unreinforced,
-        columns=columns,
-        num_views=num_views,
-        seed=seed,
-        check_images=check_images,
+        plus, provenance, base=load_base_of(provenance, base, base_config, base_revision), **settings
     )
+
+
+def _path_and_name(path: _Path | _Paths, name: str | _Names | None) -> list[tuple[_Path, str | None]]:
+    """What is to be combined, one by one."""
+    paths = list(path) if isinstance(path, (list, tuple)) else [path] * len(name or ())
+    names = list(name) if isinstance(name, (list, tuple)) else [name] * len(paths)
+    if len(paths) != len(names):
+        raise ConfigError(f"expected as many names as paths, got {len(paths)} paths and {len(names)} names.")
+    return list(zip(paths, names, strict=True))
+
+
+def _shards_of(path: _Path, name: str | None, split: str | None, revision: str | None) -> tuple[Provenance, list[str]]:
+    """The provenance, and where each shard can be read: on the disk if it is there, else at the Hub."""
+    config = fetch_config(path, name, split=split, revision=revision, shards=False)
+    provenance = Provenance.read(config)
+    _check_split(split, provenance)
+    shards = [config / shard for shard in provenance.shard_names]
+    if Path(path).expanduser().is_dir():
+        return provenance, [str(shard) for shard in shards]
+    # The folder is that of a commit in the Hub's cache.
+    address = f"hf://datasets/{path}@{config.parent.name}/{config.name}/"
+    return provenance, [str(shard) if shard.is_file() else address + shard.name for shard in shards]
 
 
 def open_plus(

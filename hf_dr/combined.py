@@ -1,0 +1,169 @@
+"""Several "+" datasets over one base at once: their views add up, each replayed by its own augmentation."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from hf_dr.errors import ConfigError, DataError
+from hf_dr.interface import MappedReinforcedData, ViewIndex, fresh_view
+from hf_dr.replay import ReinforcedDataset
+
+logger = logging.getLogger(__name__)
+
+# What one student and one batch can only have one of.
+_COMMON: dict[str, Callable[[ReinforcedDataset], Any]] = {
+    "size of the views": lambda part: part.size,
+    "number of classes": lambda part: part.num_classes,
+    "supervision": lambda part: "labels" if part.has_labels else "no labels",
+    "names of the classes": lambda part: part.class_names,
+    "number of rows of the base": lambda part: part.provenance.num_rows,
+}
+
+
+class CombinedReinforcedDataset(MappedReinforcedData):
+    """The views of several "+" datasets (parts) of one base, as of one dataset.
+
+    Views are counted through: those of the first part, then those of the second, and so on, so that over as many epochs
+    each row shows each view of each part once. Where a part mixes, all rows show views of one part in an epoch, because
+    its pairs are matched by view. The rows are those that all parts reinforced, in the order of the base. Of the answers
+    the smallest K is kept: they are sorted, so the others' best K are exact.
+
+    `dataset[i]`, `dataset[i, v]` and the items are as for `ReinforcedDataset`.
+
+    Args:
+        parts: Opened with the same seed.
+
+    Raises:
+        ConfigError: The parts differ in the size of their views or in their classes.
+        DataError: Their rows are not those of one base, or they have none in common.
+    """
+
+    def __init__(self, parts: Sequence[ReinforcedDataset]) -> None:
+        if not parts:
+            raise ConfigError('expected at least one "+" dataset, got none. Name one.')
+        self.parts, self.seed, self.epoch = tuple(parts), parts[0].seed, 0
+        self.provenances = tuple(part.provenance for part in parts)
+        self.augmentations = tuple(part.augmentation for part in parts)
+        self._names = [f"{n} ({part.provenance.config_name})" for n, part in enumerate(parts)]
+        if not all(part.all_reinforced for part in parts):
+            raise ConfigError(
+                "the parts must be opened without `unreinforced`: only rows that all reinforced are shown."
+            )
+        for what, value_of in _COMMON.items():
+            values = [value_of(part) for part in parts]
+            other = next((n for n, value in enumerate(values) if value != values[0]), 0)
+            if other:
+                raise ConfigError(
+                    f"all parts must have the same {what}, but it is {values[0]!s:.80} in part {self._names[0]} and "
+                    f"{values[other]!s:.80} in part {self._names[other]}. Reinforce them alike."
+                )
+        self._ends = np.cumsum([part.num_views for part in parts])
+        self.num_views = int(self._ends[-1])
+        self.top_k = min(provenance.top_k for provenance in self.provenances)
+        self._source_rows = functools.reduce(np.intersect1d, [part.source_rows for part in parts])
+        if not len(self._source_rows):
+            raise DataError("the parts must have reinforced rows in common, found none. Reinforce the same rows.")
+        left_out = len(functools.reduce(np.union1d, [part.source_rows for part in parts])) - len(self)
+        if left_out:
+            logger.warning("%d rows are not reinforced in every part and are left out.", left_out)
+        # Row of each part for each row of this dataset.
+        self._rows = []
+        for part in parts:
+            order = np.argsort(part.source_rows, kind="stable")
+            self._rows.append(order[np.searchsorted(part.source_rows, self._source_rows, sorter=order)])
+        self._check_same("image (pixel hash)", [part.image_hashes for part in parts])
+        if self.has_labels:
+            self._check_same("label", [part.labels for part in parts])
+
+    def _check_same(self, what: str, columns: Sequence[Any]) -> None:
+        first = columns[0][self._rows[0]]
+        for name, column, rows in zip(self._names, columns, self._rows, strict=True):
+            differing = np.flatnonzero(column[rows] != first)
+            if len(differing):
+                at = differing[0]
+                raise DataError(
+                    f"the parts must be of one base, but the {what} of {len(differing)} rows differs, first of row "
+                    f"{self._source_rows[at]}: {first[at]} in part {self._names[0]}, {column[rows][at]} in part {name}. "
+                    'Combine only "+" datasets that were made of the same base.'
+                )
+
+    def __len__(self) -> int:
+        return len(self._source_rows)
+
+    @property
+    def source_rows(self) -> np.ndarray:
+        """The row of the base for each row of this dataset, int64 (rows,)."""
+        return self._source_rows
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether items have `labels`."""
+        return self.parts[0].has_labels
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """The labels of all rows, int64 (rows,), or None where the base has none."""
+        labels = self.parts[0].labels
+        return None if labels is None else labels[self._rows[0]]
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """The names of the classes, where the base's labels have names."""
+        return self.parts[0].class_names
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses which view `dataset[i]` replays: over V epochs, each of the V views once, in an order keyed by `seed`."""
+        self.epoch = epoch
+
+    def part_of(self, view: int) -> tuple[int, int]:
+        """Returns the number of the part to which a view belongs, and its number there."""
+        part = int(np.searchsorted(self._ends, view, side="right"))
+        return part, view - int(self._ends[part]) + self.parts[part].num_views
+
+    def pairs(self, view: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the rows that a view mixes with each other, int64 (pairs, 2), and all other rows, int64 (rows,)."""
+        part, own = self.part_of(view)
+        rows = np.arange(len(self))
+        row_of = np.full(len(self.parts[part]), -1)
+        row_of[self._rows[part]] = rows
+        couples = row_of[self.parts[part].pairs(own)[0]]
+        couples = couples[(couples >= 0).all(axis=1)]
+        return couples, np.setdiff1d(rows, couples)
+
+    def __getitem__(self, index: ViewIndex) -> dict[str, Any]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[ViewIndex]) -> list[dict[str, Any]]:
+        """Replays several views; a pair that was mixed is decoded and augmented once if both are asked for."""
+        asked: list[dict[int, tuple[int, int]]] = [{} for _ in self.parts]
+        for place, index in enumerate(indices):
+            number, own = self._locate(index)
+            asked[number][place] = own
+        items: dict[int, dict[str, Any]] = {}
+        for part, wanted in zip(self.parts, asked, strict=True):
+            items.update(zip(wanted, part.__getitems__(list(wanted.values())), strict=True))
+        return [self._cut(items[place]) for place in range(len(indices))]
+
+    def _cut(self, item: dict[str, Any]) -> dict[str, Any]:
+        return {**item, **{name: item[name][: self.top_k] for name in ("teacher_ids", "teacher_logprobs")}}
+
+    def _locate(self, index: ViewIndex) -> tuple[int, tuple[int, int]]:
+        """Part, and row and view of that part."""
+        number, view = index if isinstance(index, tuple) else (index, None)
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"row {number} of a dataset of {len(self)} rows")
+        row = int(number) % len(self)
+        if view is None:
+            view = int(self.scheduled_views(row, self.epoch))
+        elif view >= self.num_views:
+            raise IndexError(f"view {view} of {self.num_views}")
+        if view >= 0:
+            part, own = self.part_of(int(view))
+        else:  # drawn by the augmentation whose turn it would be
+            part, own = self.part_of(int(self.scheduled_views(row, fresh_view(int(view)))))[0], int(view)
+        return part, (int(self._rows[part][row]), own)

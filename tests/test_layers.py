@@ -20,7 +20,7 @@ LEVELS = (
     {"schema", "students"},
     {"shards", "views", "interface", "join"},
     {"replay", "sampling", "card"},
-    {"streaming"},
+    {"streaming", "combined"},
     {"loading"},
     {"reinforce", "contact_sheet", "inspection", "verify", "evaluation", "student_card"},
     {"trainer", "hub", "comparison"},

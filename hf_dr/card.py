@@ -1,14 +1,7 @@
 """The card of a "+" dataset: README.md, generated from provenance, data and findings, beside what people write into it.
 
-A card has YAML, of which only generated keys are touched, and a body. In the body, generated parts stand between markers
-on lines of their own; what stands outside of them belongs to people:
-
-    <!-- hf_dr: head -->            what it is; the columns
-    <!-- hf_dr: config randaug -->  one for each configuration, by itself all that is known of it
-    <!-- hf_dr: foot -->            limits, citation
-    <!-- hf_dr: end -->             ends each of them
-
-A configuration's part follows from that configuration alone, so several people can push theirs into one card in any order.
+A configuration's part of the card follows from that configuration alone, so several people can push theirs in any order;
+what is said once for all of them (head, foot) depends on none. `hf_dr.readme` does the editing.
 """
 
 from __future__ import annotations
@@ -18,44 +11,40 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import PIL.Image
 import pyarrow.parquet as pq
 import yaml
 from datasets import DatasetInfo, Features
 from datasets.splits import SplitDict, SplitInfo
-from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.utils import yaml_dump
 
 from hf_dr.errors import ConfigError, FormatError
+from hf_dr.findings import Statistics, Students, Verification, has_contact_sheet, read_finding
 from hf_dr.ops import OPS
+from hf_dr.readme import Data, edit_yaml, merge_parts, newline_of, part_names, split_readme
 from hf_dr.schema import (
     AUG_PREFIX,
     CONTACT_SHEET_FILE,
     IMAGE_HASH,
     PROVENANCE_FILE,
     SOURCE_INDEX,
-    STATISTICS_FILE,
-    STUDENTS_FILE,
+    STORED_PARTNERS,
     TEACHER_IDS,
     TEACHER_LOGPROBS,
-    VERIFICATION_FILE,
     VIEWS_HASH,
     Provenance,
     is_reserved,
+    is_safe_name,
 )
 from hf_dr.shards import read_marker
 
 CARD_FILE = "README.md"
-MAX_CARD = 4 << 20
-"""Characters; the longest lists of class names take some hundred thousand."""
 TAGS = ("dataset-reinforcement", "arxiv:2303.08983")
-FINGERPRINT_KEY = "fingerprint"
-"""Under which a finding tells of which run it speaks; the contact sheet as PNG text."""
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -73,148 +62,9 @@ def format_bytes(count: float) -> str:
     return f"{count:,.3g} TB"
 
 
-# ------------------------------------------------------------------------------------------------------------ findings
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """What `hf-dr inspect --save` found: `statistics.json`; see `hf_dr.inspection` for the meaning of the numbers.
-
-    Attributes:
-        columns: Compressed bytes by column.
-        num_reinforced: Rows that have a reinforcement.
-        entropy: Mean entropy of the answers, nats.
-        kept_mass: Mean probability of the K kept classes together.
-        unmixed_views: Views compared with the labels; 0 where there are none to compare, and then these are None:
-        agreement: Share of them whose top-1 is the label.
-        ece: Calibration error of the top-1 probability against the label.
-        nll: Mean negative log-probability of the label, nats.
-    """
-
-    columns: dict[str, int]
-    num_reinforced: int
-    entropy: float
-    kept_mass: float
-    unmixed_views: int = 0
-    agreement: float | None = None
-    ece: float | None = None
-    nll: float | None = None
-
-
-@dataclass(frozen=True)
-class Verification:
-    """What `hf-dr verify --save` found: `verification.json`; see `hf_dr.verify.VerifyReport`."""
-
-    ok: bool
-    num_rows: int
-    num_views: int
-    bit_equal: float
-    kl_mean: float | None = None
-    kl_max: float | None = None
-    top1_agreement: float | None = None
-
-
-@dataclass(frozen=True)
-class Students:
-    """How students that learnt from the dataset did: `students.json`; a table as it shall be shown."""
-
-    title: str
-    head: list[str]
-    rows: list[list[str]]
-
-
-def save_finding(config: Path, file: str, fingerprint: str, finding: Statistics | Verification | Students) -> Path:
-    """Writes a finding into a configuration's folder, whole or not at all, and returns its path."""
-    path = config / file
-    temporary = config / f".{file}.tmp"
-    content = {FINGERPRINT_KEY: fingerprint, **asdict(finding)}
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
-    return path
-
-
-_Finding = TypeVar("_Finding", Statistics, Verification, Students)
-
-_HOW_TO_FIND = {
-    STATISTICS_FILE: "hf-dr inspect --save",
-    CONTACT_SHEET_FILE: "hf-dr inspect --save",
-    VERIFICATION_FILE: "hf-dr verify --save",
-    STUDENTS_FILE: "hf-dr compare with `save`",
-}
-
-
-def read_finding(config: Path, file: str, fingerprint: str, kind: type[_Finding]) -> _Finding | None:
-    """Reads a finding; None where there is none.
-
-    Raises:
-        FormatError: It is malformed, or speaks of another run.
-    """
-    path = config / file
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path} must be JSON, but reading it failed: {error}. {_again(file)}") from error
-    if not isinstance(content, dict):
-        raise FormatError(f"{path} must hold a JSON object, found {type(content).__name__}. {_again(file)}")
-    _check_fingerprint(path, content.pop(FINGERPRINT_KEY, None), fingerprint)
-    for field in fields(kind):
-        value, check, default = content.get(field.name), _CHECKS[str(field.type)], field.default
-        if not (check(value) or (value is None and default is None)):
-            raise FormatError(f"`{field.name}` in {path} must be {field.type}, found {value!r:.80}. {_again(file)}")
-    unknown = content.keys() - {field.name for field in fields(kind)}
-    if unknown:
-        raise FormatError(f"{path} must hold known fields only, found `{min(unknown)}`. {_again(file)}")
-    return kind(**content)
-
-
-def _check_fingerprint(path: Path, found: object, fingerprint: str) -> None:
-    if found != fingerprint:
-        raise FormatError(
-            f"{path} must be of this run (fingerprint {fingerprint[:12]}), found {str(found)[:12]!r}. {_again(path.name)}"
-        )
-
-
-def _again(file: str) -> str:
-    return f"Write it anew with `{_HOW_TO_FIND[file]}`, or delete it."
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
-
-
-def _is_float(value: object) -> bool:
-    return isinstance(value, float) and math.isfinite(value)
-
-
-def _is_texts(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
-
-
-_CHECKS: dict[str, Callable[[Any], bool]] = {
-    "bool": lambda value: isinstance(value, bool),
-    "int": _is_int,
-    "float": _is_float,
-    "float | None": _is_float,
-    "str": lambda value: isinstance(value, str),
-    "dict[str, int]": lambda value: isinstance(value, dict) and all(map(_is_int, value.values())),
-    "list[str]": _is_texts,
-    "list[list[str]]": lambda value: isinstance(value, list) and all(map(_is_texts, value)),
-}
-
-
-def _has_contact_sheet(config: Path, fingerprint: str) -> bool:
-    path = config / CONTACT_SHEET_FILE
-    try:
-        with PIL.Image.open(path, formats=["PNG"]) as image:
-            found = image.info.get(FINGERPRINT_KEY)
-    except FileNotFoundError:
-        return False
-    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
-        raise FormatError(f"{path} must be a PNG, but reading it failed: {error}. {_again(path.name)}") from error
-    _check_fingerprint(path, found, fingerprint)
-    return True
+def percent(share: float) -> str:
+    """Returns `99.99 %` for 0.99996: rounded down, so that only 1 reads as 100.00 %."""
+    return f"{math.floor(share * 1e4 + 1e-9) / 100:.2f} %"
 
 
 # ------------------------------------------------------------------------------------------------------ configurations
@@ -301,10 +151,10 @@ def card_configs(folder: Path, names: Sequence[str] | None = None) -> dict[str, 
             features=Features.from_arrow_schema(pq.read_schema(shards[0])),
             num_bytes=sum(marker.num_bytes for marker in markers),
             file_bytes=sum(marker.file_bytes for marker in markers),
-            statistics=read_finding(config, STATISTICS_FILE, provenance.fingerprint, Statistics),
-            verification=read_finding(config, VERIFICATION_FILE, provenance.fingerprint, Verification),
-            students=read_finding(config, STUDENTS_FILE, provenance.fingerprint, Students),
-            has_contact_sheet=_has_contact_sheet(config, provenance.fingerprint),
+            statistics=read_finding(config, provenance.fingerprint, Statistics),
+            verification=read_finding(config, provenance.fingerprint, Verification),
+            students=read_finding(config, provenance.fingerprint, Students),
+            has_contact_sheet=has_contact_sheet(config, provenance.fingerprint),
         )
     return configs
 
@@ -343,104 +193,23 @@ def update_card(existing: str | None, configs: Mapping[str, CardConfig | Planned
     """
     if not name.isprintable() or "`" in name or "<!--" in name:
         raise ConfigError(f"a dataset's name must be printable, without ` or <!--, got {name!r}. Rename it.")
-    existing = (existing or "").removeprefix("\ufeff")
-    if len(existing) > MAX_CARD:
-        raise FormatError(f"a card must have at most {MAX_CARD:,} characters, found {len(existing):,}. Shorten it.")
-    newline = "\r\n" if "\r\n" in existing else "\n"
-    match = REGEX_YAML_BLOCK.search(existing)
-    opening, yaml_text, closing = match.group(1, 2, 3) if match else (f"---{newline}", "", f"{newline}---{newline}")
-    body = existing[match.end() :] if match else existing and newline + existing
+    existing = existing or ""
+    newline = newline_of(existing)
+    opening, metadata, closing, body = split_readme(existing)
+    metadata = edit_yaml(metadata, partial(_metadata, configs), _KEYS, newline)
     if not body.strip():
         body = f"{body or newline}# {_inline(name.rpartition('/')[2])}{newline}"
-    parts = {CONFIG + key: _section(config, name) for key, config in configs.items()}
-    body = _merge_body(body, {key: text.replace("\n", newline) for key, text in parts.items()}, newline)
-    return opening + _merge_yaml(yaml_text, configs, newline) + closing + body
+    there = part_names(body)
+    parts = {key: text for key, text in ((_HEAD, _HEAD_TEXT), (_FOOT, _FOOT_TEXT)) if key in there or not there}
+    parts |= {f"{_CONFIG} {key}": _section(config, name) for key, config in configs.items()}
+    return opening + metadata + closing + merge_parts(body, parts, _rank, newline)
 
 
-# ---------------------------------------------------------------------------------------------------------------- body
-
-HEAD, FOOT, CONFIG, _END = "head", "foot", "config ", "end"
-# Whatever looks like a marker must be one: alone on its line, spelt as we spell it.
-_LOOSE_MARKER = re.compile(r"<!--[ \t]*hf_dr\b[^\n]*")
-_MARKER = re.compile(r"<!-- hf_dr: (head|foot|config [^\s]+|end) -->\r?")
+_HEAD, _FOOT, _CONFIG = "head", "foot", "config"
 
 
-def _merge_body(body: str, parts: Mapping[str, str], newline: str) -> str:
-    """Replaces or inserts generated parts, by name."""
-    pieces = _split_body(body)
-    if all(key is None for key, _ in pieces):
-        parts = {HEAD: _HEAD.replace("\n", newline), **parts, FOOT: _FOOT.replace("\n", newline)}
-    texts = {key: newline.join([_marker(key), text, _marker(_END)]) for key, text in parts.items()}
-    known = [key for key, _ in pieces if key is not None]
-    for place, (key, _) in enumerate(pieces):
-        if key in texts:
-            pieces[place] = (key, texts.pop(key))
-    # Sections stand in the order of their names; text between them stays where it is.
-    for key in sorted(texts, key=_rank):
-        after = [other for other in known if _rank(other) > _rank(key)]
-        before = [other for other in known if _rank(other) < _rank(key)]
-        places = {other: place for place, (other, _) in enumerate(pieces) if other is not None}
-        if before:
-            place = places[max(before, key=lambda other: places[other])] + 1
-            new = [(None, 2 * newline), (key, texts[key])]
-        elif after:
-            place = places[min(after, key=lambda other: places[other])]
-            new = [(key, texts[key]), (None, 2 * newline)]
-        else:
-            place, end = len(pieces), pieces[-1][1]
-            gap = "" if end.endswith(2 * newline) else newline if end.endswith("\n") else 2 * newline
-            new = [(None, gap), (key, texts[key]), (None, newline)]
-        pieces[place:place] = new
-        known.append(key)
-    return "".join(text for _, text in pieces)
-
-
-def _rank(key: str) -> tuple[int, str]:
-    return ((HEAD, CONFIG, FOOT).index(CONFIG if key.startswith(CONFIG) else key), key)
-
-
-def _marker(key: str) -> str:
-    return f"<!-- hf_dr: {key} -->"
-
-
-def _split_body(body: str) -> list[tuple[str | None, str]]:
-    """Cuts a body into generated parts, named, and what stands between them, not named.
-
-    Raises:
-        FormatError: A marker is damaged, or has no counterpart, or a part is there twice.
-    """
-    pieces: list[tuple[str | None, str]] = []
-    begun: dict[str, int] = {}
-    position, key = 0, None
-    for found in _LOOSE_MARKER.finditer(body):
-        match = _MARKER.fullmatch(found.group())
-        word = match.group(1) if match else None
-        expected = None
-        if word is None or (found.start() and body[found.start() - 1] != "\n"):
-            expected = f"a marker must stand alone on its line, as `{_marker(CONFIG + 'NAME')}`"
-        elif key is not None and word != _END:
-            expected = f"`{_marker(key)}` must be followed by `{_marker(_END)}`"
-        elif key is None and word == _END:
-            expected = f"`{_marker(_END)}` must end a part"
-        elif word in begun:
-            expected = f"the part `{word}` must be there once"
-        if expected is not None:
-            line, shown = body.count("\n", 0, found.start()) + 1, found.group().strip()
-            raise FormatError(f"{expected}, found {shown!r:.80} in line {line} of the card's text. {_MEND}")
-        assert word is not None
-        if key is None:
-            pieces.append((None, body[position : found.start()]))
-            key, begun[word] = word, found.start()
-        else:
-            position = found.start() + len(_marker(_END))  # a carriage return belongs to what follows
-            pieces.append((key, body[begun[key] : position]))
-            key = None
-    if key is not None:
-        raise FormatError(f"`{_marker(key)}` must be followed by `{_marker(_END)}`, found the end of the card. {_MEND}")
-    return [*pieces, (None, body[position:])]
-
-
-_MEND = "Mend the marker, or delete the part with its markers: it is generated anew."
+def _rank(part: str) -> tuple[int, str]:
+    return {_HEAD: 0, _FOOT: 2}.get(part, 1), part
 
 
 # ---------------------------------------------------------------------------------------------------------------- YAML
@@ -455,109 +224,18 @@ _SIZE_CATEGORIES = (
     "100B<n<1T", "n>1T",
 )  # fmt: skip
 
-_Data = dict[Any, Any]
-
 
 def size_category(num_rows: int) -> str:
     """Returns the Hub's size category of a dataset."""
     return _SIZE_CATEGORIES[min(max(len(str(num_rows)) - 3, 0), len(_SIZE_CATEGORIES) - 1)]
 
 
-def _merge_yaml(text: str, configs: Mapping[str, CardConfig | PlannedConfig], newline: str) -> str:
-    """Edits the generated keys where their value changes; every other line stays as it is, comments too.
-
-    Raises:
-        FormatError: The YAML cannot be read, or not be edited key by key.
-    """
-    chunks, data = _read_yaml(text)
-    wanted = _wanted(data, configs)
-    for key in _KEYS:
-        if key not in wanted or (key in data and repr(data[key]) == repr(wanted[key])):
-            continue
-        block = yaml_dump({key: wanted[key]}, sort_keys=False).replace("\n", newline)
-        places = {found: place for place, (found, _) in enumerate(chunks)}
-        if key in places:
-            chunks[places[key]] = (key, block + _comments_below(chunks[places[key]][1]))
-        else:
-            later = [places[other] for other in _KEYS[_KEYS.index(key) :] if other in places]
-            chunks.insert(min(later, default=len(chunks)), (key, block))
-    edited = "".join(chunk for _, chunk in chunks)
-    after, expected = _read_yaml(edited)[1], {**data, **wanted}
-    if {key: repr(value) for key, value in after.items()} != {key: repr(value) for key, value in expected.items()}:
-        raise FormatError(f"the card's YAML {_PLAIN}, found another form. Write it so.")
-    return edited.removesuffix(newline)
-
-
-_PLAIN = "must be plain `key: value` lines, each key once, without aliases"
-
-
-def _comments_below(chunk: str) -> str:
-    """Returns what stands between an entry and the next one, and so belongs to neither."""
-    lines = chunk.splitlines(keepends=True)
-    end = len(lines)
-    while end and (not lines[end - 1].strip() or lines[end - 1].startswith("#")):
-        end -= 1
-    return "".join(lines[end:])
-
-
-class _PlainLoader(yaml.SafeLoader):
-    """Refuses what a small text can blow up with, and what one reader reads so and another otherwise."""
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.composer.ComposerError(None, None, "an alias", self.peek_event().start_mark)
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> _Data:
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and (key.tag, key.value) in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the key `{key.value}` twice", key.start_mark)
-            seen.add((key.tag, key.value) if isinstance(key, yaml.ScalarNode) else None)
-        return super().construct_mapping(node, deep)
-
-
-def _read_yaml(text: str) -> tuple[list[tuple[Any, str]], _Data]:
-    """Cuts a card's YAML into its top-level entries, in order, and parses it; what stands above the first is named None."""
-    text += "" if not text or text.endswith("\n") else "\n"
-    try:
-        loader = _PlainLoader(text)
-        node = loader.get_single_node()
-        data = {} if node is None else loader.construct_document(node)
-        if data is None:
-            return [(None, text)], {}
-    # Explicit tags let PyYAML's constructors fail in many ways: `!!int ''` is an IndexError.
-    except (
-        yaml.YAMLError,
-        ValueError,
-        ArithmeticError,
-        LookupError,
-        AttributeError,
-        TypeError,
-        RecursionError,
-    ) as error:
-        found = " ".join(str(error).split())[:300]
-        raise FormatError(f"the card's YAML {_PLAIN}, but: {found or type(error).__name__}. Mend it.") from error
-    if not isinstance(data, dict):
-        raise FormatError(
-            f"the card's YAML must be a mapping (`key: value` lines), found {type(data).__name__}. Mend it."
-        )
-    if node is None:
-        return [(None, text)], {}
-    starts = [key.start_mark for key, _ in node.value]
-    if any(mark.column for mark in starts):
-        raise FormatError(f"the card's YAML {_PLAIN}, found another form. Write it so.")
-    cuts = [0, *(mark.index for mark in starts), len(text)]
-    keys = [None, *data]
-    return [(key, text[start:end]) for key, start, end in zip(keys, cuts, cuts[1:], strict=False)], data
-
-
-def _wanted(data: _Data, configs: Mapping[str, CardConfig | PlannedConfig]) -> _Data:
+def _metadata(configs: Mapping[str, CardConfig | PlannedConfig], data: Data) -> Data:
     """Returns the generated keys with what they shall hold, merged with what the card has."""
     about = [config.provenance if isinstance(config, CardConfig) else config for config in configs.values()]
     finished = {name: config for name, config in configs.items() if isinstance(config, CardConfig)}
     tags, sources = _texts(data, _TAGS), _texts(data, _SOURCES)
-    wanted: _Data = {_TAGS: [*tags, *(tag for tag in TAGS if tag not in tags)]}
+    wanted: Data = {_TAGS: [*tags, *(tag for tag in TAGS if tag not in tags)]}
     if data.get(_TASKS) is None:
         wanted[_TASKS] = ["image-classification"]
     licenses = {str(one.base["license"]) for one in about if one.base.get("license")}
@@ -574,26 +252,26 @@ def _wanted(data: _Data, configs: Mapping[str, CardConfig | PlannedConfig]) -> _
             files[name] = {**files.get(name, {}), "data_files": [{"split": split, "path": f"{name}/{split}-*"}]}
         listed = [{"config_name": name, **info} for name, info in sorted(infos.items())]
         if len(listed) == 1:  # as `datasets` writes it
-            listed[0].pop("config_name") if listed[0]["config_name"] == "default" else None
+            listed = [{key: value for key, value in listed[0].items() if (key, value) != ("config_name", "default")}]
         wanted[_INFO] = listed[0] if len(listed) == 1 else listed
         wanted[_CONFIGS] = [{"config_name": name, **entry} for name, entry in sorted(files.items())]
         wanted[_SIZES] = [size_category(max(map(_num_rows, infos.values())))]
     return wanted
 
 
-def _texts(data: _Data, key: str) -> list[str]:
+def _texts(data: Data, key: str) -> list[str]:
     value = data.get(key)
     value = [] if value is None else [value] if isinstance(value, str) else value
-    if not _is_texts(value):
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise FormatError(f"`{key}` in the card's YAML must be a list of texts, found {value!r:.80}. Mend it.")
     return list(value)
 
 
-def _entries(data: _Data, key: str) -> dict[str, _Data]:
+def _entries(data: Data, key: str) -> dict[str, Data]:
     """Returns the list of configurations under a key, by name and without it."""
     value = data.get(key)
     value = [] if value is None else [value] if isinstance(value, dict) and key == _INFO else value
-    found: dict[str, _Data] = {}
+    found: dict[str, Data] = {}
     unnamed = "default" if key == _INFO else None
     for entry in value if isinstance(value, list) else [value]:
         name = entry.get("config_name", unnamed) if isinstance(entry, dict) and isinstance(value, list) else None
@@ -606,7 +284,7 @@ def _entries(data: _Data, key: str) -> dict[str, _Data]:
     return found
 
 
-def _info(config: CardConfig) -> _Data:
+def _info(config: CardConfig) -> Data:
     provenance = config.provenance
     split = SplitInfo(provenance.split, config.num_bytes, provenance.num_rows)
     info = DatasetInfo(
@@ -618,7 +296,7 @@ def _info(config: CardConfig) -> _Data:
     return yaml.safe_load(yaml_dump(info._to_yaml_dict(), sort_keys=False))  # plain types, as a card gives them back
 
 
-def _num_rows(info: _Data) -> int:
+def _num_rows(info: Data) -> int:
     splits = info.get("splits")
     rows = (
         [split.get("num_examples") for split in splits if isinstance(split, dict)] if isinstance(splits, list) else []
@@ -642,7 +320,7 @@ def _inline(value: object) -> str:
 
 
 def _code(value: object) -> str:
-    return f"`{' '.join(str(value).replace('`', chr(39)).split())}`".replace("|", r"\|").replace("<!--", "<! --")
+    return f"`{' '.join(str(value).replace('`', chr(39)).split())}`".replace("|", r"\|")
 
 
 def _linked(value: object, kind: str = "") -> str:
@@ -662,11 +340,11 @@ def _section(config: CardConfig | PlannedConfig, name: str) -> str:
         if config.students is not None:
             rows = [[*map(_inline, row)] for row in config.students.rows]
             table = markdown_table([*map(_inline, config.students.head)], rows)
-            parts += ["### Students", _inline(config.students.title), table]
+            parts += ["### Students", table]
         if config.has_contact_sheet:
             parts += ["### Views", f"![Images, views and answers]({about.config_name}/{CONTACT_SHEET_FILE})"]
         parts += ["### How it was made", _how_made(config.provenance)]
-    return "\n\n".join(parts)
+    return "\n\n".join(parts).replace("<!--", "&lt;!--")  # no comment from data can end the part
 
 
 def _about(config: CardConfig | PlannedConfig) -> Provenance | PlannedConfig:
@@ -700,10 +378,9 @@ def _how_to_use(config: CardConfig | PlannedConfig, name: str) -> str:
     join, flags = "", ""
     if about.overlay:
         base = str(about.base["id"]) if _is_hub_id(about.base.get("id")) else "path/to/base"
-        names = [base, *([str(about.base["config"])] if about.base.get("config") else [])]
-        words = ", ".join(json.dumps(word, ensure_ascii=False) for word in names)
-        join = f', base=load_dataset({words}, split="{about.split}")'
-        flags = "".join(f" {f} {shlex.quote(w)}" for f, w in zip(("--base", "--base_config"), names, strict=False))
+        join, flags = f', base="{base}"', f" --base {base}"
+        if is_safe_name(str(about.base.get("config") or "")):
+            flags += f" --base_config {about.base['config']}"
     pinned = all(_is_hub_id(m.get("id")) and _COMMIT.fullmatch(str(m.get("revision"))) for m in _members(about))
     teacher = "" if pinned or isinstance(about, PlannedConfig) else " --no_teacher"
     return f"""```python
@@ -721,6 +398,13 @@ hf-dr verify {place} --name {about.config_name}{flags}{teacher}
 ```"""
 
 
+_PARTNERS = {
+    "dataset": "any row of the dataset",
+    "shard": "rows of the same shard",
+    STORED_PARTNERS: "any row of the dataset, with parameters of its own",
+}
+
+
 def _settings(config: CardConfig | PlannedConfig) -> str:
     about = _about(config)
     ops = [(op, settings) for item in about.augmentation for op, settings in item.items()]
@@ -733,7 +417,7 @@ def _settings(config: CardConfig | PlannedConfig) -> str:
         ("Seed", about.seed),
     ]
     if any(op in OPS and OPS[op].mixes for op, _ in ops):
-        rows.append(("Partners in mixing", f"of the same {about.mixing_scope}"))
+        rows.append(("Partners in mixing", _PARTNERS.get(about.mixing_scope, _inline(about.mixing_scope))))
     if about.base.get("license"):
         rows.append(("Licence of the base dataset", _inline(about.base["license"])))
     if isinstance(config, CardConfig):
@@ -826,16 +510,13 @@ def _statistics(config: CardConfig, found: Statistics) -> list[str]:
 
 
 def _verification(found: Verification) -> str:
-    # Rounded down: 99.996 % must not read as 100.00 %.
-    equal = f"{math.floor(found.bit_equal * 1e4 + 1e-9) / 100:.2f} %"
-    rows = [("Rows replayed", f"{found.num_rows:,} with {found.num_views:,} views each"), ("Equal bit for bit", equal)]
+    rows = [("Rows replayed", f"{found.num_rows:,} with {found.num_views:,} views each")]
+    rows.append(("Equal bit for bit", "unknown" if found.bit_equal is None else percent(found.bit_equal)))
     if found.kl_mean is None or found.kl_max is None or found.top1_agreement is None:
         rows.append(("Teacher's answers", "not compared"))
     else:
-        rows.append(
-            ("KL of the answers to the teacher's anew", f"mean {found.kl_mean:.2e}, max {found.kl_max:.2e} nats")
-        )
-        rows.append(("Same most probable class", f"{math.floor(found.top1_agreement * 1e4 + 1e-9) / 100:.2f} %"))
+        rows.append(("KL to the teacher asked again", f"mean {found.kl_mean:.2e}, max {found.kl_max:.2e} nats"))
+        rows.append(("Same most probable class", percent(found.top1_agreement)))
     return markdown_table(["`hf-dr verify`", "ok" if found.ok else "**not ok**"], rows)
 
 
@@ -849,7 +530,7 @@ def _how_made(provenance: Provenance) -> str:
     )
 
 
-_HEAD = """
+_HEAD_TEXT = """
 Each example carries, for V random views of its image, the augmentation's parameters and the K most probable classes of a
 teacher ensemble with their log-probabilities ([Dataset Reinforcement](https://arxiv.org/abs/2303.08983), Faghri et al., ICCV
 2023). A student replays stored views bit for bit and learns the stored answers: no teacher in memory, no extra time. The
@@ -865,7 +546,7 @@ columns are plain Parquet, which `load_dataset` opens; replaying them needs `pip
 | `teacher_logprobs` | \\[V\\]\\[K\\] natural log-probabilities of the averaged ensemble, not renormalised |
 | `aug_<op>_<parameter>` | \\[V\\] what was drawn |""".strip()
 
-_FOOT = """## Limits and bias
+_FOOT_TEXT = """## Limits and bias
 
 - It is made for training image classifiers over the base dataset's classes: not for evaluating them, and not for recognising
   people or deciding about them.

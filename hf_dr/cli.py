@@ -18,18 +18,20 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from hf_dr.augmentation import NAMED, Augmentation
 from hf_dr.base import load_base
+from hf_dr.card import write_card
 from hf_dr.comparison import CompareConfig, run_comparison
 from hf_dr.config import parse, read_yaml
 from hf_dr.contact_sheet import contact_sheet
 from hf_dr.distillation import OnlineDistillationTrainer
 from hf_dr.errors import ConfigError, HfDrError
 from hf_dr.evaluation import EvaluateConfig, run_evaluation
+from hf_dr.findings import save_finding
 from hf_dr.hub import push_to_hub
 from hf_dr.inspection import inspect_dataset
 from hf_dr.loading import load_reinforced
 from hf_dr.metrics import compute_metrics
 from hf_dr.reinforce import Job, ReinforceConfig, check_dataset, process_state
-from hf_dr.schema import Provenance, find_config
+from hf_dr.schema import CONTACT_SHEET_FILE, Provenance, find_config
 from hf_dr.students import LabelledImages, build_student, evaluation_augmentation, load_processor
 from hf_dr.teacher import PRECISIONS, Teacher, imagenet_synsets
 from hf_dr.trainer import ReinforcedTrainer, ReinforcedTrainingArguments
@@ -274,7 +276,8 @@ def train_command(argv: Sequence[str], prog: str) -> int:
         trainer = (OnlineDistillationTrainer if student.objective == "kd" else ReinforcedTrainer)(**settings)
     status = run_training(trainer, args)
     local = Path(student.dataset).expanduser()
-    trainer.create_model_card(
+    finish: Callable[..., Any] = trainer.push_to_hub if args.push_to_hub else trainer.create_model_card
+    finish(
         dataset=local.resolve().name if local.exists() else student.dataset,
         dataset_tags=None if local.exists() else [student.dataset],
         finetuned_from=None if student.student.startswith("timm:") else student.student,
@@ -308,7 +311,7 @@ def run_training(trainer: ReinforcedTrainer, args: ReinforcedTrainingArguments) 
         logger.info("Going on from %s.", checkpoint)
         steps_before = TrainerState.load_from_json(str(state)).global_step
     result = trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model()
+    trainer.save_model(_internal_call=True)  # pushed when there is a card
     if result.global_step > steps_before:  # else it was finished, and its metrics are written
         trainer.log_metrics("train", result.metrics)
         trainer.save_metrics("train", result.metrics)
@@ -343,7 +346,11 @@ def verify_command(argv: Sequence[str], prog: str) -> int:
     parser.add_argument("--teacher_classes", help="As for reinforce.")
     parser.add_argument("--no_teacher", action="store_true", help="Compare pixels only.")
     parser.add_argument("--num_rows", type=int, default=32, help="Rows to replay, all views of each. Default: 32.")
+    parser.add_argument(
+        "--save", action="store_true", help="Keep the report beside the shards and show it in the card."
+    )
     arguments = parser.parse_args(argv)
+    folder = _local_config(arguments) if arguments.save else None
     plus = _open(arguments)
     settings = {"device": process_state().device, "precision": plus.provenance.teacher.get("precision", "fp32")}
     teacher = None
@@ -354,6 +361,9 @@ def verify_command(argv: Sequence[str], prog: str) -> int:
         teacher = teacher_from_provenance(plus.provenance, **settings)
     report = verify(plus, teacher, num_rows=arguments.num_rows)
     print(report.report())
+    if folder is not None:
+        save_finding(folder, plus.provenance.fingerprint, report.verification)
+        write_card(folder.parent)
     return 0 if report.ok else 1
 
 
@@ -365,13 +375,25 @@ def inspect_command(argv: Sequence[str], prog: str) -> int:
         "--contact_sheet", metavar="PNG", help="Where to draw images, views and answers. Default: nowhere."
     )
     parser.add_argument("--json", metavar="FILE", help="Write everything as JSON, too.")
+    parser.add_argument(
+        "--save",
+        action="store_true",
+        help="Keep the statistics and a contact sheet beside the shards and show them in the card. An overlay gets no sheet: "
+        "its images are not to be copied.",
+    )
     arguments = parser.parse_args(argv)
+    folder = _local_config(arguments) if arguments.save else None
     inspection = inspect_dataset(Path(arguments.path).expanduser(), arguments.name)
     print(inspection.report())
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(inspection.to_dict(), indent=2) + "\n", encoding="utf-8")
     if arguments.contact_sheet:
         print(f"\ncontact sheet: {contact_sheet(_open(arguments), Path(arguments.contact_sheet))}")
+    if folder is not None:
+        save_finding(folder, inspection.provenance.fingerprint, inspection.statistics)
+        if not inspection.provenance.overlay:
+            contact_sheet(_open(arguments), folder / CONTACT_SHEET_FILE)
+        write_card(folder.parent)
     return 0
 
 
@@ -430,6 +452,16 @@ def _open(arguments: argparse.Namespace) -> Any:
         split = _provenance_split(arguments.path, arguments.name)
         base, _ = load_base(arguments.base, arguments.base_config, split=split)
     return load_reinforced(arguments.path, arguments.name, base=base)
+
+
+def _local_config(arguments: argparse.Namespace) -> Path:
+    """Returns the folder of the configuration that is meant, to save findings in."""
+    folder = Path(arguments.path).expanduser()
+    if not folder.is_dir():
+        raise ConfigError(
+            f"`save` needs the dataset's folder, got {arguments.path}. Give a folder, or leave `save` out."
+        )
+    return find_config(folder, arguments.name).resolve()
 
 
 def _provenance_split(path: str, name: str | None) -> str:

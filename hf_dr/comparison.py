@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from hf_dr.card import markdown_table
+from hf_dr.card import markdown_table, write_card
 from hf_dr.errors import ConfigError, DataError
 from hf_dr.evaluation import EvaluateConfig, Report, run_evaluation
+from hf_dr.findings import Students, save_finding
 from hf_dr.metrics import Reliability, reliability_figure
 from hf_dr.schema import Provenance, find_config
 
@@ -137,15 +138,20 @@ class Comparison:
         better = next(column.better for column in COLUMNS if column.key == key)
         return better * (self.values(objective, key) - self.values(BASELINE, key))
 
-    def to_markdown(self) -> str:
-        """Returns the table: mean and standard deviation over seeds."""
+    @property
+    def students(self) -> Students:
+        """The table: mean and standard deviation over seeds."""
         seeds = len(self.runs) // len(self.objectives)
         rows = [[name, *(_spread(self.values(name, c.key), c) for c in COLUMNS)] for name in self.objectives]
         for objective in self.objectives:
             if objective != BASELINE and BASELINE in self.objectives:
                 gains = (_spread(self.gains(objective, c.key), c, sign=True) for c in COLUMNS)
                 rows.append([f"{objective}: gain over {BASELINE}", *gains])
-        return markdown_table([f"{self.title}, {seeds} seeds", *(c.title for c in COLUMNS)], rows) + "\n"
+        return Students([f"{self.title}, {seeds} seeds", *(c.title for c in COLUMNS)], rows)
+
+    def to_markdown(self) -> str:
+        """Returns the table: mean and standard deviation over seeds."""
+        return markdown_table(self.students.head, self.students.rows) + "\n"
 
     def to_dict(self, prefix: str) -> dict[str, float | int]:
         """Returns flat numbers: `<prefix>_<objective>_<key>` and, over plain training, `<prefix>_<key>_gain` of `reinforced`.
@@ -244,6 +250,9 @@ class CompareConfig:
     teacher: list[str] = field(default_factory=list, metadata={"help": "For kd: as for train.py."})
     teacher_classes: str | None = field(default=None, metadata={"help": "For kd: as for train.py."})
     pictures: list[str] = field(default_factory=list, metadata={"help": "PNG files to show in the report."})
+    save: bool = field(
+        default=False, metadata={"help": 'Keep the table beside the "+" dataset\'s shards and show it in its card.'}
+    )
 
 
 def run_comparison(config: CompareConfig, train: Callable[[list[str]], int]) -> Comparison:
@@ -256,7 +265,9 @@ def run_comparison(config: CompareConfig, train: Callable[[list[str]], int]) -> 
     Raises:
         ConfigError: A training was refused.
     """
-    folder = Path(config.output_dir)
+    folder, plus = Path(config.output_dir), Path(config.train.get("dataset", "")).expanduser()
+    if config.save and not plus.is_dir():
+        raise ConfigError(f"`save` needs a dataset in a folder, got {plus}. Give a folder, or leave `save` out.")
     for seed in config.seeds:  # objectives in turns, so that a disturbance of the machine hits all of them
         for objective in config.objectives:
             path = folder / run_name(objective, seed)
@@ -272,6 +283,10 @@ def run_comparison(config: CompareConfig, train: Callable[[list[str]], int]) -> 
                 raise ConfigError(f"the training in {path} must succeed, but it ended with status {status}. See above.")
     comparison = compare(config.title, folder, config.objectives, config.seeds, config.evaluate)
     page = comparison.save(folder, [Path(p) for p in config.pictures])
+    if config.save:
+        place = find_config(plus, config.train.get("name")).resolve()
+        save_finding(place, Provenance.read(place).fingerprint, comparison.students)
+        write_card(place.parent)
     print(f"\n{comparison.to_markdown()}\nreport: {page}", flush=True)
     return comparison
 

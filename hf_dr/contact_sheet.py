@@ -18,6 +18,7 @@ from matplotlib.patches import Rectangle
 
 from hf_dr.augmentation import NO_PARTNER, PARTNER
 from hf_dr.errors import ConfigError
+from hf_dr.findings import FINGERPRINT_KEY
 from hf_dr.replay import ReinforcedDataset
 
 TOP = 3  # classes shown of each answer
@@ -65,7 +66,8 @@ def contact_sheet(
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        figure.savefig(temporary, format="png", dpi=DPI, facecolor="white")
+        metadata = {FINGERPRINT_KEY: plus.provenance.fingerprint}
+        figure.savefig(temporary, format="png", dpi=DPI, facecolor="white", metadata=metadata)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

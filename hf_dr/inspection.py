@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from hf_dr.augmentation import PARTNER
 from hf_dr.errors import FormatError
+from hf_dr.findings import Statistics
 from hf_dr.schema import (
     AUG_PREFIX,
     IMAGE_HASH,
@@ -113,6 +114,18 @@ class Inspection:
     def num_views(self) -> int:
         """Stored views of all rows together."""
         return self.provenance.num_rows * self.provenance.num_views
+
+    @property
+    def statistics(self) -> Statistics:
+        """What the card tells of it."""
+        labels = {} if self.labels is None else asdict(self.labels)
+        return Statistics(
+            columns={column.name: column.num_bytes for column in self.columns},
+            entropy=self.entropy,
+            kept_mass=self.kept_mass,
+            unmixed_views=labels.get("num_views", 0),
+            **{name: labels.get(name) for name in ("agreement", "ece", "nll")},
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the findings in JSON types."""

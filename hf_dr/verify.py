@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import importlib.metadata
-import math
 import os
 import re
 from dataclasses import dataclass
@@ -15,7 +14,9 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from hf_dr.card import percent
 from hf_dr.errors import ConfigError, FormatError, ReplayError, TeacherError
+from hf_dr.findings import Verification
 from hf_dr.loading import load_reinforced
 from hf_dr.replay import ReinforcedDataset
 from hf_dr.rng import DOMAIN_VERIFY, keyed_rng
@@ -64,19 +65,25 @@ class VerifyReport:
             return True
         return self.kl_mean <= MAX_KL_MEAN and self.top1_agreement >= MIN_TOP1_AGREEMENT
 
+    @property
+    def verification(self) -> Verification:
+        """What the card tells of it."""
+        told = ("num_rows", "num_views", "bit_equal", "kl_mean", "kl_max", "top1_agreement")
+        return Verification(ok=self.ok, **{name: getattr(self, name) for name in told})
+
     def report(self) -> str:
         """Returns the findings as a table for people."""
         lines = [("rows replayed", f"{self.num_rows:,} with {self.num_views:,} views each", "")]
         if self.bit_equal is None:
             lines.append(("rows equal bit for bit", "unknown", "the dataset holds no hash of what the teacher saw"))
         else:
-            lines.append(("rows equal bit for bit", _percent(self.bit_equal), "must be 100.00 %"))
+            lines.append(("rows equal bit for bit", percent(self.bit_equal), "must be 100.00 %"))
         if self.kl_mean is None or self.kl_max is None or self.top1_agreement is None:
             lines.append(("teacher's answers", "not compared", ""))
         else:
             lines.append(("KL to the teacher, mean", f"{self.kl_mean:.2e} nats", f"at most {MAX_KL_MEAN:.0e}"))
             lines.append(("KL to the teacher, max", f"{self.kl_max:.2e} nats", ""))
-            lines.append(("same top-1", _percent(self.top1_agreement), f"at least {_percent(MIN_TOP1_AGREEMENT)}"))
+            lines.append(("same top-1", percent(self.top1_agreement), f"at least {percent(MIN_TOP1_AGREEMENT)}"))
         lines.append(("verdict", "ok" if self.ok else "NOT OK", ""))
         width = max(len(value) for _, value, _ in lines)
         text = [f"  {name:<26}{value:<{width}}  {bound}".rstrip() for name, value, bound in lines]
@@ -86,11 +93,6 @@ class VerifyReport:
         if not self.ok:
             text += [f"  made with another version: {change}" for change in self.version_changes]
         return "\n".join(text)
-
-
-def _percent(share: float) -> str:
-    # Rounded down: 99.996 % must not read as 100.00 %.
-    return f"{math.floor(share * 1e4 + 1e-9) / 100:.2f} %"
 
 
 def verify(

@@ -7,12 +7,13 @@ from hf_dr.cli import launch
 
 RECIPES = Path(__file__).parent / "fashion_mnist"
 PLUS = "demo/fashion-mnist-plus"
-SHEET = "demo/contact_sheet.png"
+SHEET = f"{PLUS}/randaug/contact_sheet.png"
+TEACHERS = [f"hf_dr/assets/teachers/fashion_mnist_{member}" for member in "ab"]
 
 REINFORCE = [
     ("reinforce", ["--config", str(RECIPES / "reinforce.yaml"), "--output_dir", PLUS]),
-    ("verify", [PLUS, "--num_rows", "100", "--teacher", *(f"hf_dr/assets/teachers/fashion_mnist_{m}" for m in "ab")]),
-    ("inspect", [PLUS, "--contact_sheet", SHEET]),
+    ("verify", [PLUS, "--num_rows", "100", "--save", "--teacher", *TEACHERS]),
+    ("inspect", [PLUS, "--save"]),
 ]
 COMPARE = [("compare", ["--config", str(RECIPES / "compare.yaml")])]
 

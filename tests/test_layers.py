@@ -15,15 +15,17 @@ SOURCES = sorted([*MODULES.values(), *(ROOT / "recipes").rglob("*.py")])
 # A module imports only from levels below its own. Put a new module into this table as low as its imports let it.
 LEVELS = (
     {"errors", "version"},
-    {"rng", "images", "ops", "topk", "losses", "metrics", "base", "config", "retry"},
+    {"rng", "images", "ops", "topk", "losses", "metrics", "base", "config", "retry", "readme"},
     {"augmentation", "teacher", "corruptions", "evaluate_modules"},
     {"schema", "students"},
-    {"shards", "views", "interface", "join"},
+    {"shards", "views", "findings", "interface", "join"},
     {"replay", "sampling", "card"},
     {"streaming", "combined"},
     {"loading"},
     {"reinforce", "contact_sheet", "inspection", "verify", "evaluation", "student_card"},
-    {"trainer", "hub", "comparison"},
+    {"hub", "comparison"},
+    {"student_hub"},
+    {"trainer"},
     {"__init__", "distillation"},  # the public names; the baseline
     {"cli"},
     {"__main__"},

@@ -8,7 +8,9 @@ from typing import Any
 
 import datasets
 import numpy as np
+import yaml
 from datasets.exceptions import DatasetNotFoundError
+from huggingface_hub import metadata_load, try_to_load_from_cache
 
 from hf_dr.errors import DataError
 
@@ -29,7 +31,8 @@ def load_base(
         revision: Branch, tag or commit on the Hub.
 
     Returns:
-        The dataset, and what names it in the provenance (`id`, `config`; a local path is cut down to its last part).
+        The dataset, and what names it in the provenance (`id`, `config`; a local path is cut down to its last part), with its
+        `license` if its card tells one.
 
     Raises:
         DataError: It cannot be found or read, or has no such split.
@@ -45,19 +48,31 @@ def load_base(
             loaded = datasets.load_from_disk(str(path))
         else:
             loaded = datasets.load_dataset(str(path) if path.exists() else name, config, split=split, revision=revision)
+        license = _card_license(name, revision)
     except DatasetNotFoundError as error:
         raise DataError(
             f"the dataset {name!r} must be on the Hub and open to you, or a local folder; {error}. Check the name; for a gated "
             "one accept its terms on its page and log in with `hf auth login`."
         ) from error
-    except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
+    except (ValueError, OSError, yaml.YAMLError, datasets.exceptions.DatasetsError) as error:
         raise DataError(
             f"could not load split `{split}` of {name!r} ({type(error).__name__}: {str(error)[:300]}). Check the name, "
             "`dataset_config` and `split`."
         ) from error
     if not isinstance(loaded, datasets.Dataset):
         raise DataError(f"{name!r} must give one split, found {type(loaded).__name__}. Save or name a single split.")
-    return loaded, described
+    return loaded, described if license is None else {**described, "license": license}
+
+
+def _card_license(name: str, revision: str | None) -> str | None:
+    """Returns the licence that the card of a loaded dataset tells."""
+    path = Path(name).expanduser()
+    if path.exists():
+        card = path / "README.md"
+    else:  # on the Hub: loading it has fetched the card
+        card = Path(str(try_to_load_from_cache(name, "README.md", revision=revision, repo_type="dataset")))
+    license = (metadata_load(card) or {}).get("license") if card.is_file() else None
+    return license if isinstance(license, str) else None
 
 
 def sampled_rows(count: int) -> np.ndarray:

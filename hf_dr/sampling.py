@@ -87,9 +87,11 @@ class ReinforcedSampler(torch.utils.data.Sampler[tuple[int, int]]):
             drawn = rng.integers(self._dataset.num_views, size=1 if self._dataset.paired else count)
             views = np.broadcast_to(drawn, count).copy()
         fresh = (rng.random(count) >= self._reinforced_probability) | (self._dataset.source_rows < 0)
-        # Pairs are shuffled, not rows; who has no partner in the dataset comes last.
+        # Pairs are shuffled, not rows; who has no partner goes in twos, too, so that each pair begins at an even place.
         couples, singles = self._dataset.pairs(int(views[0]))
-        couples, singles = couples[rng.permutation(len(couples))], singles[rng.permutation(len(singles))]
-        order = np.concatenate([couples.ravel(), singles])
+        singles = singles[rng.permutation(len(singles))]
+        even = len(singles) // 2 * 2
+        couples = np.concatenate([couples, singles[:even].reshape(-1, 2)])
+        order = np.concatenate([couples[rng.permutation(len(couples))].ravel(), singles[even:]])
         views[fresh] = fresh_view(epoch)
         return order, views[order]

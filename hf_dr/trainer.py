@@ -263,13 +263,18 @@ class ReinforcedTrainer(Trainer):
             loss, outputs = self.compute_loss(model, self._prepare_inputs(inputs), return_outputs=True)
         return loss.detach(), None if prediction_loss_only else outputs["logits"].detach(), None
 
+    @property
+    def _draws_anew(self) -> bool:
+        """Whether some samples are newly drawn views, which learn from their label."""
+        return self.args.reinforced_probability < 1 or not getattr(self.train_dataset, "all_reinforced", True)
+
     def _reinforced_loss(self, logits_BC: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
         args, labels_B = self.args, inputs.get("labels")
         kl_B = reinforced_kl(
             logits_BC, inputs["teacher_ids"], inputs["teacher_logprobs"], tail=args.tail, temperature=args.temperature
         )
         if labels_B is None:
-            if logits_BC.requires_grad and (args.label_weight or args.reinforced_probability < 1):
+            if logits_BC.requires_grad and (args.label_weight or self._draws_anew):
                 raise ConfigError(
                     "the loss needs `labels`, but the batch has none. Set `label_names=['labels']`: Trainer drops what the "
                     "model's forward does not take."
@@ -279,7 +284,7 @@ class ReinforcedTrainer(Trainer):
         if args.label_weight:
             label_B = F.cross_entropy(logits_BC.float(), labels_B, reduction="none")
             loss_B = (1 - args.label_weight) * kl_B + args.label_weight * label_B
-        if args.reinforced_probability < 1:
+        if self._draws_anew or not logits_BC.requires_grad:  # what is evaluated may have such rows where training has none
             fresh_B = F.cross_entropy(
                 logits_BC.float(), labels_B, reduction="none", label_smoothing=args.unreinforced_label_smoothing
             )

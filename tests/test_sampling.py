@@ -116,9 +116,33 @@ def test_pairs_of_shards(tmp_path, tiny_dataset, tiny_teacher):
         order = epoch(ReinforcedSampler(dataset), number)
         assert sorted(row for row, _ in order) == list(range(ROWS))
         assert sum(partner_of(dataset, *index) == NO_PARTNER for index in order) == 2  # shards of 5, 5 and 2 rows
-        assert {partner_of(dataset, *index) for index in order[-2:]} == {NO_PARTNER}
-        for (first, view), (second, _) in zip(order[:-2:2], order[1:-2:2], strict=True):
-            assert partner_of(dataset, first, view) == second
+        for (first, view), (second, _) in zip(order[::2], order[1::2], strict=True):
+            assert partner_of(dataset, first, view) in (second, NO_PARTNER)
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.6, 1.0])
+@pytest.mark.parametrize("view_order", ["cycle", "random"])
+def test_rows_without_stored_views(tmp_path, tiny_dataset, tiny_teacher, view_order, probability):
+    """They are drawn anew in every epoch, among the others, and part no pair."""
+    augmentation = Augmentation([RandomResizedCrop(8), MixUp(p=1.0)])
+    config = ReinforceConfig(str(tmp_path), num_views=3, top_k=2, overlay=True, max_examples=6)
+    reinforce(tiny_dataset, tiny_teacher, augmentation, config)
+    dataset = load_reinforced(tmp_path, base=tiny_dataset, unreinforced=True)
+    sampler = ReinforcedSampler(dataset, view_order=view_order, reinforced_probability=probability)
+    first_places = set()
+    for number in range(8):
+        order = epoch(sampler, number)
+        assert sorted(row for row, _ in order) == list(range(ROWS))
+        views = dict(order)
+        assert all(views[row] == fresh_view(number) for row in range(6, ROWS))
+        drawn = [row for row in range(6) if views[row] == fresh_view(number)]
+        assert not drawn if probability == 1 else len(drawn) == 6 if probability == 0 else True
+        for view in {views[row] for row in range(6) if row not in drawn}:
+            for (first, _), (second, _) in zip(order[::2], order[1::2], strict=True):
+                assert first > 5 or partner_of(dataset, first, view) == second
+                assert second > 5 or partner_of(dataset, second, view) == first
+        first_places.add(next(place for place, (row, _) in enumerate(order) if row > 5))
+    assert len(first_places) > 1
 
 
 @pytest.mark.parametrize("view_order", ["cycle", "random"])

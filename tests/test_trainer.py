@@ -271,6 +271,35 @@ def test_each_setting_reaches_the_loss(plain, settings, changes):
         assert 0 < batch["reinforced"].sum() < ROWS
 
 
+def test_rows_without_stored_views_learn_from_their_label(tmp_path, tiny_dataset, tiny_teacher, settings):
+    """Whatever share of the others is replayed; also where such rows are only evaluated."""
+    config = ReinforceConfig(str(tmp_path), num_views=1, top_k=3, overlay=True, max_examples=8)
+    reinforce(tiny_dataset, tiny_teacher, Augmentation([RandomResizedCrop(16)]), config)
+    dataset = load_reinforced(tmp_path, base=tiny_dataset, unreinforced=True)
+    args = settings(reinforced_probability=1.0, per_device_train_batch_size=ROWS, unreinforced_label_smoothing=0.2)
+    student = pooled()
+    before = copy.deepcopy(student)
+    trainer = Watched(student, args, train_dataset=dataset)
+    found = trainer.train().training_loss
+    (batch,) = trainer.seen
+    assert batch["reinforced"].sum() == 8
+    with torch.no_grad():
+        logits = logits_of(before, batch["pixel_values"])
+        kl = reinforced_kl(logits, batch["teacher_ids"], batch["teacher_logprobs"])
+        label = F.cross_entropy(logits, batch["labels"], reduction="none", label_smoothing=0.2)
+        assert found == pytest.approx(torch.where(batch["reinforced"], kl, label).mean().item(), rel=1e-5)
+        only = ReinforcedDataset(dataset.plus, dataset.provenance, base=tiny_dataset)
+        evaluated = ReinforcedTrainer(before, args, train_dataset=only, eval_dataset=dataset).evaluate()["eval_loss"]
+        one = [{k: torch.as_tensor(v)[None] for k, v in dataset[row].items()} for row in range(ROWS)]
+        losses = [
+            reinforced_kl(logits_of(before, i["pixel_values"]), i["teacher_ids"], i["teacher_logprobs"]).item()
+            if i["reinforced"]
+            else F.cross_entropy(logits_of(before, i["pixel_values"]), i["labels"], label_smoothing=0.2).item()
+            for i in one
+        ]
+    assert evaluated == pytest.approx(np.mean(losses), rel=1e-5)
+
+
 def test_four_small_batches_are_one_large_one(plain, settings):
     found = []
     for size, steps in ((4, 1), (1, 4)):

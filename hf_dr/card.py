@@ -11,7 +11,7 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from huggingface_hub.utils import yaml_dump
 from hf_dr.errors import ConfigError, FormatError
 from hf_dr.findings import Statistics, Students, Verification, has_contact_sheet, read_finding
 from hf_dr.ops import OPS
-from hf_dr.readme import Data, edit_yaml, merge_parts, newline_of, part_names, split_readme
+from hf_dr.readme import Data, drop_parts, edit_yaml, merge_parts, newline_of, part_names, split_readme
 from hf_dr.schema import (
     AUG_PREFIX,
     CONTACT_SHEET_FILE,
@@ -203,6 +203,26 @@ def update_card(existing: str | None, configs: Mapping[str, CardConfig | Planned
     parts = {key: text for key, text in ((_HEAD, _HEAD_TEXT), (_FOOT, _FOOT_TEXT)) if key in there or not there}
     parts |= {f"{_CONFIG} {key}": _section(config, name) for key, config in configs.items()}
     return opening + metadata + closing + merge_parts(body, parts, _rank, newline)
+
+
+def keep_configs(existing: str, names: Collection[str]) -> str:
+    """Returns a card without the metadata and the generated parts of all configurations but these.
+
+    Raises:
+        FormatError: The existing card's YAML cannot be edited, or a marker of a generated part is damaged.
+    """
+
+    def kept(data: Data) -> Data:
+        entries = {key: _entries(data, key) for key in (_INFO, _CONFIGS) if key in data}
+        return {
+            key: [{"config_name": name, **entry} for name, entry in named.items() if name in names]
+            for key, named in entries.items()
+            if not named.keys() <= set(names)
+        }
+
+    opening, metadata, closing, body = split_readme(existing)
+    gone = [part for part in part_names(body) if part.startswith(f"{_CONFIG} ") and part.split()[1] not in names]
+    return opening + edit_yaml(metadata, kept, _KEYS, newline_of(existing)) + closing + drop_parts(body, gone)
 
 
 _HEAD, _FOOT, _CONFIG = "head", "foot", "config"

@@ -37,7 +37,7 @@ from huggingface_hub.utils import (
 )
 from tqdm import tqdm
 
-from hf_dr.card import CARD_FILE, card_configs, update_card
+from hf_dr.card import CARD_FILE, card_configs, keep_configs, update_card
 from hf_dr.errors import ConfigError, FormatError, HfDrError, HubError
 from hf_dr.reinforce import format_bytes, process_state
 from hf_dr.retry import with_retries
@@ -128,7 +128,9 @@ def push_to_hub(
 
     def card(remote: str | None) -> str:
         local = folder / CARD_FILE if (folder / CARD_FILE).is_file() else None
-        return update_card(remote if remote is not None else _text(local), found, name=repo_id)
+        if remote is None and (text := _text(local)) is not None:
+            remote = keep_configs(text, found)  # the card names no configuration before its data is there
+        return update_card(remote, found, name=repo_id)
 
     def check(repository: Repository, remote: Remote) -> None:
         for name, provenance in provenances.items():

@@ -10,7 +10,7 @@ Generated parts stand between markers on lines of their own. All that is not ask
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -184,6 +184,20 @@ def merge_parts(body: str, parts: Mapping[str, str], rank: Callable[[str], Any],
             at, new = len(pieces), [(None, gap), (key, texts[key]), (None, newline)]
         pieces[at:at] = new
     return "".join(text for _, text in pieces)
+
+
+def drop_parts(body: str, names: Collection[str]) -> str:
+    """Takes generated parts out, with the empty lines below them.
+
+    Raises:
+        FormatError: A marker is damaged.
+    """
+    kept, dropped = [], False
+    for key, text in _split_body(body):
+        if key is None or key not in names:
+            kept.append(text.lstrip("\r\n") if dropped else text)
+        dropped = key in names
+    return "".join(kept)
 
 
 def part_names(body: str) -> list[str]:

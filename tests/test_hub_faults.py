@@ -1,0 +1,273 @@
+"""A push ends whole or can be run again, whatever happens to any of its requests; no reader ever sees half a dataset."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import multiprocessing
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import datasets
+import huggingface_hub.file_download
+import huggingface_hub.utils._http
+import pytest
+from conftest import ALL_OPS
+from loopback_hub import Commit, Fault, LoopbackHub
+
+from hf_dr import retry
+from hf_dr.augmentation import Augmentation
+from hf_dr.errors import HubError
+from hf_dr.hub import Push, push_to_hub
+from hf_dr.ops import RandomResizedCrop
+from hf_dr.reinforce import ReinforceConfig, reinforce
+from hf_dr.teacher import Teacher
+
+REPO = "org/tiny-plus"
+FAULTS = ("500", "429", "cut", "reset", "lost")
+CARD = b"---\nlicense: mit\n---\n\nWritten by people.\n"
+
+# Between them these make every kind of request that a push makes.
+PUSHES = {
+    "new": {"tags": ("v1",)},
+    "branch": {"revision": "draft"},
+    "pull request": {"create_pr": True},
+}
+REQUESTS = {
+    "new": (
+        "whoami", "create_repo", "repo_info", "tree", "refs", "preupload", "lfs_batch", "lfs_put", "lfs_verify",
+        "validate_yaml", "commit", "create_tag",
+    ),
+    "branch": ("create_branch", "resolve_head", "resolve"),  # and those above
+    "pull request": ("discussions", "create_discussion", "discussion"),
+}  # fmt: skip
+KINDS = [(way, kind) for way, kinds in REQUESTS.items() for kind in kinds]
+FORK = multiprocessing.get_context("fork")  # a process that need not import everything again before it is killed
+
+
+@pytest.fixture(autouse=True)
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Nobody waits before another attempt; what they would have waited is listed."""
+    waited: list[float] = []
+    monkeypatch.setattr(retry, "_sleep", waited.append)
+    for module in (huggingface_hub.utils._http, huggingface_hub.file_download):
+        monkeypatch.setattr(module, "time", SimpleNamespace(sleep=waited.append))
+    return waited
+
+
+@pytest.fixture
+def push(loopback_hub: LoopbackHub, tiny_folder: Path) -> Callable[[str], Push]:
+    """Pushes `tiny_folder` in one of the ways of PUSHES."""
+    return lambda way: push_to_hub(tiny_folder, REPO, **PUSHES[way])
+
+
+def prepare(hub: LoopbackHub, way: str) -> None:
+    """All ways but the first go to a repository with a card."""
+    if way != "new":
+        hub.put(REPO, {"README.md": CARD})
+
+
+def when(request_kind: str) -> int:
+    """Which request of a kind fails: of the uploads not the first, so that something is there already."""
+    return 2 if request_kind in ("lfs_put", "lfs_verify") else 1
+
+
+def local_files(folder: Path, root: Path | None = None) -> dict[str, bytes]:
+    """What of a folder (all configurations, or one below `root`) belongs into the repository, but for the card."""
+    files = [path for kind in ("*.parquet", "reinforcement.json") for path in folder.rglob(kind)]
+    return {path.relative_to(root or folder).as_posix(): path.read_bytes() for path in files}
+
+
+def seen(commit: Commit) -> dict[str, bytes]:
+    """What a reader sees at a commit."""
+    return {path: blob.read() for path, blob in commit.files.items() if path != ".gitattributes"}
+
+
+def assert_whole(hub: LoopbackHub, pushed: Push, folder: Path, way: str) -> None:
+    """The repository holds what the folder holds, the card says so, and no commit ever held less than all or nothing."""
+    local = local_files(folder)
+    files = hub.files(REPO, pushed.revision)
+    text = files.pop("README.md").decode()
+    assert files == local
+    assert text == pushed.card
+    assert ("Written by people." in text) == (way != "new")
+    if way != "new":
+        assert hub.files(REPO) == {"README.md": CARD}
+    assert len(hub.repo(REPO).pulls) == (way == "pull request")
+    before = {} if way == "new" else {"README.md": CARD}
+    for commit in hub.repo(REPO).commits.values():
+        assert seen(commit) in (before, {**local, "README.md": text.encode()})
+
+
+def test_the_list_of_requests_is_complete(
+    loopback_hub: LoopbackHub, push: Callable[[str], Push], tiny_folder: Path, waits: list[float]
+) -> None:
+    made = set()
+    for way in PUSHES:
+        loopback_hub.reset()
+        prepare(loopback_hub, way)
+        assert_whole(loopback_hub, push(way), tiny_folder, way)
+        made |= set(loopback_hub.counts)
+    assert made == set(itertools.chain(*REQUESTS.values()))
+    assert not waits
+
+
+def test_the_pushed_dataset_loads_equal(push: Callable[[str], Push], tiny_folder: Path) -> None:
+    push("new")
+    pushed = datasets.load_dataset(REPO, "all_ops", split="train")
+    local = datasets.load_dataset(str(tiny_folder), "all_ops", split="train")
+    assert pushed.features == local.features
+    assert pushed.data.table.equals(local.data.table)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(("way", "request_kind"), KINDS)
+def test_one_fault_is_survived(
+    loopback_hub: LoopbackHub, push: Callable[[str], Push], tiny_folder: Path, way: str, request_kind: str, fault: str
+) -> None:
+    prepare(loopback_hub, way)
+    loopback_hub.faults.append(one := Fault(fault, at=request_kind, when=when(request_kind)))
+    pushed = push(way)
+    assert one.reached.is_set()
+    assert_whole(loopback_hub, pushed, tiny_folder, way)
+
+
+def assert_finishes(hub: LoopbackHub, push: Callable[[str], Push], folder: Path, way: str) -> None:
+    """After what stopped a push is over, it ends whole when run again, and sends nothing twice."""
+    hub.faults.clear()
+    there = sum(place.stat().st_size for repo in hub.repos.values() for place in repo.lfs.values())
+    total = sum(path.stat().st_size for path in folder.glob("*/*.parquet"))
+    hub.log.clear()
+    assert_whole(hub, push(way), folder, way)
+    assert hub.received("lfs_put") - (total - there) <= 0.02 * there
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(("way", "request_kind"), KINDS)
+def test_after_lasting_faults_the_push_can_be_run_again(
+    loopback_hub: LoopbackHub, push: Callable[[str], Push], tiny_folder: Path, way: str, request_kind: str, fault: str
+) -> None:
+    prepare(loopback_hub, way)
+    loopback_hub.faults.append(Fault(fault, at=request_kind, when=when(request_kind), count=math.inf))
+    with contextlib.suppress(HubError):  # a commit whose answer is lost may be found
+        push(way)
+    assert_finishes(loopback_hub, push, tiny_folder, way)
+
+
+@pytest.mark.parametrize("moment", ["stall", "stall_after"])
+@pytest.mark.parametrize(("way", "request_kind"), KINDS)
+def test_a_killed_push_can_be_run_again(
+    loopback_hub: LoopbackHub, push: Callable[[str], Push], tiny_folder: Path, way: str, request_kind: str, moment: str
+) -> None:
+    prepare(loopback_hub, way)
+    loopback_hub.faults.append(stall := Fault(moment, at=request_kind, when=when(request_kind)))
+    process = FORK.Process(target=push, args=(way,))
+    process.start()
+    assert stall.reached.wait(60)
+    process.kill()
+    process.join()
+    assert_finishes(loopback_hub, push, tiny_folder, way)
+
+
+def test_every_push_sends_only_what_is_missing(loopback_hub: LoopbackHub, push: Callable[[str], Push]) -> None:
+    first = push("new")
+    loopback_hub.log.clear()
+    assert push("new") == first
+    assert loopback_hub.counts["commit"] == loopback_hub.received("lfs_put") == 0
+
+
+@pytest.fixture(scope="module")
+def other_folder(
+    tmp_path_factory: pytest.TempPathFactory, tiny_dataset: datasets.Dataset, tiny_teacher: Teacher
+) -> Path:
+    """A folder with another configuration `rrc`, and another version of `all_ops`, in two shards."""
+    folder = tmp_path_factory.mktemp("other") / "tiny-plus"
+    for name, augmentation in (("rrc", Augmentation([RandomResizedCrop(24)])), ("all_ops", ALL_OPS)):
+        config = ReinforceConfig(str(folder), name, num_views=2, top_k=3, shard_size=6)
+        reinforce(tiny_dataset, tiny_teacher, augmentation, config)
+    return folder
+
+
+def assert_both(hub: LoopbackHub, tiny_folder: Path, other_folder: Path) -> None:
+    """`all_ops` of one folder and `rrc` of the other are there, each commit held both, one or none, and both load."""
+    one, other = local_files(tiny_folder), local_files(other_folder / "rrc", other_folder)
+    card = hub.files(REPO)["README.md"]
+    for commit in hub.repo(REPO).commits.values():
+        files = seen(commit)
+        text = files.pop("README.md", b"").decode()
+        listed = {name for name in ("all_ops", "rrc") if f"config_name: {name}\n" in text}
+        assert (files, listed) in [
+            ({}, set()),
+            (one, {"all_ops"}),
+            (other, {"rrc"}),
+            ({**one, **other}, {"all_ops", "rrc"}),
+        ]
+    assert hub.files(REPO) == {**one, **other, "README.md": card}
+    for name, rows in (("all_ops", 12), ("rrc", 12)):
+        assert len(datasets.load_dataset(REPO, name, split="train")) == rows
+
+
+def test_a_first_card_names_only_what_is_pushed(loopback_hub: LoopbackHub, other_folder: Path, tmp_path: Path) -> None:
+    """Of a folder's card, people's text goes along, but no configuration that stays behind."""
+    folder = shutil.copytree(other_folder, tmp_path / "tiny-plus")
+    card = folder / "README.md"
+    whole = card.read_text()
+    card.write_text(whole + "\nWritten by people.\n")
+    text = push_to_hub(folder, REPO, configs=["rrc"]).card
+    assert "Written by people." in text
+    assert "all_ops" in whole
+    assert "all_ops" not in text
+    push_to_hub(folder, REPO, configs=["all_ops"])
+    shutil.rmtree(folder / "rrc")
+    assert_both(loopback_hub, folder, other_folder)
+
+
+@pytest.mark.parametrize("request_kind", ["create_repo", "preupload", "lfs_put", "validate_yaml", "commit"])
+def test_somebody_else_pushes_meanwhile(
+    loopback_hub: LoopbackHub, push: Callable[[str], Push], tiny_folder: Path, other_folder: Path, request_kind: str
+) -> None:
+    """Another configuration comes in between two requests of a push."""
+    other = Fault(lambda: push_to_hub(other_folder, REPO, configs=["rrc"], token="hf_loopback_you"), at=request_kind)
+    loopback_hub.faults.append(other)
+    push("new")
+    assert other.reached.is_set()
+    assert_both(loopback_hub, tiny_folder, other_folder)
+
+
+def test_two_processes_push_at_once(loopback_hub: LoopbackHub, tiny_folder: Path, other_folder: Path) -> None:
+    pushes = [(tiny_folder, ["all_ops"]), (other_folder, ["rrc"])]
+    processes = [FORK.Process(target=push_to_hub, args=(f, REPO), kwargs={"configs": names}) for f, names in pushes]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert_both(loopback_hub, tiny_folder, other_folder)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_new_version_replaces_the_old_one_at_once(
+    loopback_hub: LoopbackHub, push: Callable[[str], Push], tiny_folder: Path, other_folder: Path, fault: str
+) -> None:
+    push("new")
+    loopback_hub.faults.append(Fault(fault, at="lfs_put|commit", when=2, count=2))
+    push_to_hub(other_folder, REPO, configs=["all_ops"], overwrite=True)
+    old, new = local_files(tiny_folder), local_files(other_folder / "all_ops", other_folder)
+    heads = [seen(commit) for commit in loopback_hub.repo(REPO).at("main").history()]
+    for files in heads:
+        files.pop("README.md", None)
+    assert heads == [new, old, {}]
+
+
+def test_after_too_many_attempts_the_error_says_what_to_do(
+    loopback_hub: LoopbackHub, push: Callable[[str], Push], waits: list[float]
+) -> None:
+    loopback_hub.faults.append(Fault("429", at="commit", count=math.inf, retry_after=7))
+    with pytest.raises(
+        HubError, match=r"expected to commit to org/tiny-plus, but 6 attempts failed, .* 429 .* run it again"
+    ):
+        push("new")
+    assert waits == [7.0, 7.0, 7.0, 8.0, 16.0]

@@ -301,66 +301,8 @@ class Job:
 
     def _prepare(self, lock: filelock.BaseFileLock) -> list[int]:
         """Opens or resumes the folder; returns the missing shards."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
-        except filelock.Timeout:
-            raise ConfigError(
-                f"{self.folder} must not be in use, but another run is writing to it. Wait for it, or choose another "
-                "`output_dir` or `config_name`."
-            ) from None
-        except OSError as error:
-            raise ConfigError(
-                f"`output_dir` must be a folder that can be written to, but {self.folder}: {error.strerror}. Choose another."
-            ) from error
-        if (self.folder / PROVENANCE_FILE).exists():
-            self._check_same_run(Provenance.read(self.folder))
-        else:
-            strangers = sorted(p.name for p in self.folder.glob("*.parquet"))
-            if strangers:
-                raise ConfigError(
-                    f"{self.folder} must be empty or hold a run with its {PROVENANCE_FILE}, found {strangers[0]} without. "
-                    "Choose another `output_dir`."
-                )
-        remove_temporaries(self.folder)
-        missing = self._missing_shards()
-        self._check_space(len(missing))
-        if not (self.folder / PROVENANCE_FILE).exists():
-            self.provenance.write(self.folder)
-        return missing
-
-    def _check_same_run(self, there: Provenance) -> None:
-        differences = there.differences(self.provenance)
-        if differences:
-            shown = "\n  ".join(differences[:20])
-            raise FingerprintMismatchError(
-                f"{self.folder} was begun with another configuration. To resume, these must be as they were:\n  {shown}\n"
-                "Give the same settings and versions, or choose another `output_dir` or `config_name`."
-            )
-
-    def _missing_shards(self) -> list[int]:
-        missing = []
-        for index, name in enumerate(self.provenance.shard_names):
-            path = self.folder / name
-            if not path.exists():
-                missing.append(index)
-                continue
-            marker = read_marker(path)
-            if marker.fingerprint != self.provenance.fingerprint:
-                raise FingerprintMismatchError(
-                    f"{path} must carry this run's fingerprint, found another's. Delete it, and run the same command again."
-                )
-        return missing
-
-    def _check_space(self, num_missing: int) -> None:
-        """Refuses a disk that cannot hold even the answers; images come on top, so this is a lower bound."""
-        views = num_missing * self.provenance.shard_size * self.config.num_views
-        needed, free = views * self.config.top_k * 2, shutil.disk_usage(self.folder).free
-        if needed > free:
-            raise ConfigError(
-                f"`output_dir` needs at least {format_bytes(needed)}, found {format_bytes(free)} free. Free space or lower "
-                "`num_views`."
-            )
+        # Images come on top, so this is a lower bound.
+        return open_run(self.folder, self.provenance, lock, self.config.num_views * self.config.top_k * 2)
 
     def _complete(self, progress: _Progress) -> None:
         """Checks that all shards are there, and writes the final provenance and the card."""
@@ -481,7 +423,7 @@ class Job:
 
     def estimate(self, num_batches: int = 4) -> Estimate:
         """Times a few batches and answers what the whole run would take; writes nothing."""
-        self._check_folder_for_estimate()
+        check_same_run(self.folder, self.provenance)
         views, spans = self.config.num_views, []
         for n in range(num_batches + 1):
             start = (n * len(self._images) // (num_batches + 1)) * views
@@ -505,10 +447,6 @@ class Job:
             bytes_reinforcement=len(self._images) * views * self._bytes_per_view(timed),
             bytes_base=self._base_bytes(),
         )
-
-    def _check_folder_for_estimate(self) -> None:
-        if (self.folder / PROVENANCE_FILE).exists():
-            self._check_same_run(Provenance.read(self.folder))
 
     def _bytes_per_view(self, timed: list[dict[str, np.ndarray]]) -> float:
         """Compresses the timed views as a shard would be; few views compress worse than many, so this errs upwards."""
@@ -669,6 +607,90 @@ class _Progress:
         if self._names and not self._bar.disable:
             self._look()
         self._bar.close()
+
+
+# ------------------------------------------------------------------------------------------------- a run's folder
+
+
+def open_run(folder: Path, provenance: Provenance, lock: filelock.BaseFileLock, row_bytes: int) -> list[int]:
+    """Opens the folder of a configuration, new or to be resumed, takes its lock, and returns the missing shards.
+
+    Args:
+        folder: Of the configuration; it gets the provenance.
+        provenance: Of this run.
+        lock: Of the folder; the caller releases it.
+        row_bytes: What a row needs on disk, at least.
+
+    Raises:
+        ConfigError: The folder cannot be used, or the disk cannot hold the missing rows.
+        FingerprintMismatchError: It was begun with another configuration.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except filelock.Timeout:
+        raise ConfigError(
+            f"{folder} must not be in use, but another run is writing to it. Wait for it, or choose another "
+            "`output_dir` or `config_name`."
+        ) from None
+    except OSError as error:
+        raise ConfigError(
+            f"`output_dir` must be a folder that can be written to, but {folder}: {error.strerror}. Choose another."
+        ) from error
+    check_same_run(folder, provenance)
+    began = (folder / PROVENANCE_FILE).exists()
+    strangers = sorted(p.name for p in folder.glob("*.parquet"))
+    if strangers and not began:
+        raise ConfigError(
+            f"{folder} must be empty or hold a run with its {PROVENANCE_FILE}, found {strangers[0]} without. "
+            "Choose another `output_dir`."
+        )
+    remove_temporaries(folder)
+    missing = missing_shards(folder, provenance)
+    needed, free = len(missing) * provenance.shard_size * row_bytes, shutil.disk_usage(folder).free
+    if needed > free:
+        raise ConfigError(
+            f"`output_dir` needs at least {format_bytes(needed)}, found {format_bytes(free)} free. Free space or lower "
+            "`num_views`."
+        )
+    if not began:
+        provenance.write(folder)
+    return missing
+
+
+def check_same_run(folder: Path, provenance: Provenance) -> None:
+    """Refuses a folder that another configuration began.
+
+    Raises:
+        FingerprintMismatchError: Names the fields that differ.
+    """
+    if not (folder / PROVENANCE_FILE).exists():
+        return
+    differences = Provenance.read(folder).differences(provenance)
+    if differences:
+        shown = "\n  ".join(differences[:20])
+        raise FingerprintMismatchError(
+            f"{folder} was begun with another configuration. To resume, these must be as they were:\n  {shown}\n"
+            "Give the same settings and versions, or choose another `output_dir` or `config_name`."
+        )
+
+
+def missing_shards(folder: Path, provenance: Provenance) -> list[int]:
+    """Returns the shards that are not there.
+
+    Raises:
+        FingerprintMismatchError: One that is there belongs to another run.
+    """
+    missing = []
+    for index, name in enumerate(provenance.shard_names):
+        path = folder / name
+        if not path.exists():
+            missing.append(index)
+        elif read_marker(path).fingerprint != provenance.fingerprint:
+            raise FingerprintMismatchError(
+                f"{path} must carry this run's fingerprint, found another's. Delete it, and run the same command again."
+            )
+    return missing
 
 
 # ------------------------------------------------------------------------------------------------------------- checks

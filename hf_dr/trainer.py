@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from accelerate.data_loader import prepare_data_loader
 from safetensors.torch import load_file, save_file
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.utils import ModelEmaV3
@@ -23,9 +24,10 @@ from transformers.modelcard import extract_hyperparameters_from_trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from hf_dr.errors import ConfigError
+from hf_dr.interface import MappedReinforcedData, ReinforcedData
 from hf_dr.losses import TAIL_RULES, TailRule, reinforced_kl
-from hf_dr.replay import ReinforcedDataset
 from hf_dr.sampling import VIEW_ORDERS, ReinforcedSampler
+from hf_dr.streaming import StreamedReinforcedDataset
 from hf_dr.student_card import Student
 from hf_dr.students import EMA_FILE, complete_config, is_timm, native_names
 
@@ -102,8 +104,8 @@ class ReinforcedTrainingArguments(TrainingArguments):
 class ReinforcedTrainer(Trainer):
     """Trains an image classifier on stored views and stored teacher answers: no teacher in memory, no extra time.
 
-    A drop-in for `transformers.Trainer`. With a `ReinforcedDataset` as `train_dataset` the loss is the KL divergence to
-    the stored answers; with any other dataset it is Trainer's own. `eval_dataset` is as for Trainer. Where
+    A drop-in for `transformers.Trainer`. With what `load_reinforced` returns as `train_dataset` the loss is the KL
+    divergence to the stored answers; with any other dataset it is Trainer's own. `eval_dataset` is as for Trainer. Where
     `pixel_values` are uint8, as those of this package are, they are normalised on the device.
 
     Args:
@@ -150,7 +152,7 @@ class ReinforcedTrainer(Trainer):
 
     def _check_train_dataset(self) -> None:
         train: Any = self.train_dataset
-        if isinstance(train, ReinforcedDataset):
+        if isinstance(train, ReinforcedData):
             assert isinstance(self.model, nn.Module)
             check_student(self.model, train)
             for name, given, instead in (
@@ -168,8 +170,11 @@ class ReinforcedTrainer(Trainer):
                 raise ConfigError(
                     f"`label_weight` must be 0 for a dataset without labels, got {self.args.label_weight}. Set it to 0."
                 )
-            self._get_train_sampler()  # checks the rest
-            if train.augmentation.mixes and self.args.train_batch_size % 2:
+            if isinstance(train, StreamedReinforcedDataset):  # checks the rest
+                self._share_of(train, self.args.train_batch_size)
+            else:
+                self._get_train_sampler()
+            if train.paired and self.args.train_batch_size % 2:
                 logger.warning("An odd batch size splits mixed pairs over batches: their images are decoded twice.")
             # Ours is a mean over the batch: Trainer divides it by the number of accumulated batches.
             self.loss_is_scaled_for_ga = False
@@ -195,18 +200,67 @@ class ReinforcedTrainer(Trainer):
 
     # ------------------------------------------------------------------------------------------------- data and loss
 
-    def _get_dataloader(self, *args: Any, **settings: Any) -> torch.utils.data.DataLoader:
-        loader = super()._get_dataloader(*args, **settings)
-        if isinstance(self.train_dataset, ReinforcedDataset):
+    def _get_dataloader(
+        self,
+        dataset: Any,
+        description: str,
+        batch_size: int,
+        sampler_fn: Any = None,
+        is_training: bool = False,
+        dataloader_key: str | None = None,
+    ) -> torch.utils.data.DataLoader:
+        if is_training and isinstance(dataset, StreamedReinforcedDataset):
+            loader = self._stream_loader(dataset, description, batch_size)
+        else:
+            loader = super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, dataloader_key)
+        if isinstance(self.train_dataset, ReinforcedData):
             # A loader draws the seed of its workers when it starts to iterate, one with persistent workers only once: from
             # the global generator, dropout after a restart would not be what it had been without.
             generator = torch.Generator().manual_seed(self._order_seed)
             getattr(loader, "base_dataloader", loader).generator = generator
         return loader
 
+    def _share_of(self, stream: StreamedReinforcedDataset, batch_size: int) -> StreamedReinforcedDataset:
+        """What this process sees of a stream."""
+        args = self.args
+        ordered = stream.ordered(
+            seed=self._order_seed,
+            view_order=args.view_order,
+            reinforced_probability=args.reinforced_probability,
+        )
+        return ordered.split_by_node(args.process_index, args.world_size, batch_size=batch_size, even=True)
+
+    def _stream_loader(
+        self, stream: StreamedReinforcedDataset, description: str, batch_size: int
+    ) -> torch.utils.data.DataLoader:
+        args = self.args
+        loader = torch.utils.data.DataLoader(
+            self._share_of(stream, batch_size),
+            batch_size=batch_size,
+            collate_fn=self._get_collator_with_removed_columns(self.data_collator, description),
+            drop_last=args.dataloader_drop_last,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers,
+            multiprocessing_context=args.dataloader_multiprocessing_context,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            in_order=args.dataloader_in_order,
+        )
+        # Left to itself, accelerate has process 0 read everything for all. Each has its share already.
+        return prepare_data_loader(
+            loader, args.device, num_processes=1, process_index=0, put_on_device=True, dispatch_batches=False
+        )
+
+    def num_examples(self, dataloader: torch.utils.data.DataLoader) -> int:
+        """As Trainer's; of a stream those of all processes."""
+        dataset: Any = dataloader.dataset
+        if isinstance(dataset, StreamedReinforcedDataset):
+            dataset = self.train_dataset
+        return len(dataset) if isinstance(dataset, ReinforcedData) else super().num_examples(dataloader)
+
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
         dataset = train_dataset if train_dataset is not None else self.train_dataset
-        if not isinstance(dataset, ReinforcedDataset):
+        if not isinstance(dataset, MappedReinforcedData):
             return super()._get_train_sampler(train_dataset)
         args = self.args
         self._sampler = ReinforcedSampler(
@@ -249,7 +303,7 @@ class ReinforcedTrainer(Trainer):
         outputs = model(pixel_values=inputs["pixel_values"])
         if not isinstance(outputs, dict):
             outputs = {"logits": outputs if isinstance(outputs, torch.Tensor) else outputs[0]}
-        if isinstance(self.train_dataset, ReinforcedDataset):  # where the model's config did not tell
+        if isinstance(self.train_dataset, ReinforcedData):  # where the model's config did not tell
             _check_num_classes(outputs["logits"].shape[-1], self.train_dataset)
         return outputs
 
@@ -358,10 +412,13 @@ class ReinforcedTrainer(Trainer):
 
     def _kept_settings(self) -> dict[str, Any] | None:
         train = self.train_dataset
-        if not isinstance(train, ReinforcedDataset):
+        if not isinstance(train, ReinforcedData):
             return None
+        streamed = isinstance(train, StreamedReinforcedDataset)
         return {
-            "dataset_fingerprint": train.provenance.fingerprint,
+            "dataset_fingerprint": train.fingerprint,
+            # Who reads which rows of an epoch, and in which order, follows from these.
+            "streamed_by": [self.args.world_size, self.args.dataloader_num_workers] if streamed else None,
             "num_rows": len(train),
             "num_views": train.num_views,
             "view_seed": train.seed,
@@ -392,32 +449,33 @@ class ReinforcedTrainer(Trainer):
                 is: a dictionary with its `id`, and `config`, `split` and `revision` where it has them.
         """
         train = self.train_dataset
-        if not isinstance(train, ReinforcedDataset):
+        if not isinstance(train, ReinforcedData):
             known = inspect.signature(Trainer.create_model_card).parameters
             super().create_model_card(**{key: value for key, value in settings.items() if key in known})
             return
         if not self.is_world_process_zero():
             return
-        provenance, start, tags = train.provenance, settings.get("finetuned_from"), settings.get("tags") or []
+        provenances, start, tags = train.provenances, settings.get("finetuned_from"), settings.get("tags") or []
         local = start is not None and Path(start).expanduser().is_dir()
-        base, members = provenance.base.get("id"), provenance.teacher["members"]
+        base, views = provenances[0].base.get("id"), " + ".join(str(p.num_views) for p in provenances)
+        labellers = ", ".join(dict.fromkeys(member["id"] for p in provenances for member in p.teacher["members"]))
         kept = {key: value for key, value in (self._kept_settings() or {}).items() if value is not None}
         hyperparameters = {k: " ".join(str(v).split()) for k, v in extract_hyperparameters_from_trainer(self).items()}
         speeds = [entry[_SPEED] for entry in self.state.log_history if _SPEED in entry]
         speed = {_SPEED: speeds[-1], "processes": self.args.world_size} if speeds else {}
         student = Student(
-            model=f"{self._model_summary}, over {provenance.num_classes} classes",
+            model=f"{self._model_summary}, over {train.num_classes} classes",
             start=Path(start).expanduser().resolve().name if start and local else start,
             objective=self._objective,
             dataset={
                 "id": settings.get("dataset"),
                 "revision": settings.get("dataset_revision"),
-                "config": provenance.config_name,
-                "fingerprint": provenance.fingerprint,
+                "config": " + ".join(p.config_name for p in provenances),
+                "fingerprint": train.fingerprint,
             },
             origin=(
-                f"That is {provenance.num_rows:,} examples{f' of {base}' if base else ''}, whose {provenance.num_views} "
-                f"views each were labelled by {', '.join(member['id'] for member in members)}."
+                f"That is {provenances[0].num_rows:,} examples{f' of {base}' if base else ''}, whose {views} views each were "
+                f"labelled by {labellers}."
             ),
             timm=is_timm(self.model),
             teachers=[{key: m.get(key) for key in ("id", "revision", "license")} for m in self._teacher_members],
@@ -446,8 +504,10 @@ class ReinforcedTrainer(Trainer):
     def _teacher_members(self) -> list[dict[str, Any]]:
         """What the student's teachers are, as in the provenance; none where it learns from labels only."""
         train = self.train_dataset
-        stored = isinstance(train, ReinforcedDataset) and self.args.reinforced_probability > 0
-        return train.provenance.teacher["members"] if stored else []  # type: ignore[union-attr]
+        if not isinstance(train, ReinforcedData) or self.args.reinforced_probability == 0:
+            return []
+        members = [member for provenance in train.provenances for member in provenance.teacher["members"]]
+        return list({json.dumps(member, sort_keys=True): member for member in members}.values())
 
     @property
     def _online_teacher(self) -> str | None:
@@ -530,10 +590,10 @@ def _own_normalization(model: nn.Module) -> tuple[Sequence[float], Sequence[floa
 def _wraps_reinforced(dataset: Any) -> bool:
     """Whether a reinforced dataset is inside a Subset, a ConcatDataset or the like."""
     inner = [getattr(dataset, "dataset", None), *getattr(dataset, "datasets", ())]
-    return any(isinstance(d, ReinforcedDataset) or _wraps_reinforced(d) for d in inner if d is not None)
+    return any(isinstance(d, ReinforcedData) or _wraps_reinforced(d) for d in inner if d is not None)
 
 
-def check_student(model: nn.Module, dataset: ReinforcedDataset) -> None:
+def check_student(model: nn.Module, dataset: ReinforcedData) -> None:
     """Checks that a model takes pixels and answers over the classes that the teacher did, in the same order.
 
     Raises:
@@ -545,7 +605,7 @@ def check_student(model: nn.Module, dataset: ReinforcedDataset) -> None:
             f"forward of the model must take `pixel_values`, but that of {type(model).__name__} takes {', '.join(taken)}. "
             "Give a classifier of transformers; for timm's, `build_student` or TimmWrapperForImageClassification."
         )
-    config, expected = getattr(model, "config", None), dataset.provenance.num_classes
+    config, expected = getattr(model, "config", None), dataset.num_classes
     if getattr(config, "num_labels", None) is not None:
         _check_num_classes(config.num_labels, dataset)  # type: ignore[union-attr]
     names, own = dataset.class_names, getattr(config, "id2label", None)
@@ -561,8 +621,8 @@ def check_student(model: nn.Module, dataset: ReinforcedDataset) -> None:
         )
 
 
-def _check_num_classes(count: int, dataset: ReinforcedDataset) -> None:
-    expected = dataset.provenance.num_classes
+def _check_num_classes(count: int, dataset: ReinforcedData) -> None:
+    expected = dataset.num_classes
     if count != expected:
         raise ConfigError(
             f'the model must answer over the {expected} classes of the "+" dataset, got {count}. Build it with '

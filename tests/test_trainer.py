@@ -26,7 +26,7 @@ from hf_dr.errors import ConfigError, DataError, FormatError, ReplayError
 from hf_dr.loading import load_reinforced
 from hf_dr.losses import reinforced_kl
 from hf_dr.metrics import classification_metrics, compute_metrics
-from hf_dr.ops import CenterCrop, RandomHorizontalFlip, RandomResizedCrop
+from hf_dr.ops import CenterCrop, MixUp, RandomHorizontalFlip, RandomResizedCrop
 from hf_dr.reinforce import ReinforceConfig, reinforce
 from hf_dr.replay import ReinforcedDataset
 from hf_dr.students import LabelledImages, build_student, evaluation_augmentation
@@ -453,6 +453,143 @@ def test_two_processes_see_together_what_one_does(tmp_path, tiny_folder):
         assert same(saved("two", kind, 0), saved("two", kind, 1))
         for name, value in saved("one", kind, 0).items():
             torch.testing.assert_close(saved("two", kind, 0)[name], value, rtol=1e-4, atol=1e-6)
+
+
+# ------------------------------------------------------------------------------- streams, and several datasets at once
+
+
+@pytest.fixture(scope="module")
+def in_shards(tmp_path_factory: pytest.TempPathFactory, tiny_dataset, tiny_teacher) -> dict[str, Path]:
+    """Folders of "+" datasets of 3 shards: one that mixes within them, one that does not."""
+    folders = {}
+    for seed, name, augmentation in (
+        (0, "plain", Augmentation([RandomResizedCrop(SIZE), RandomHorizontalFlip()])),
+        (1, "mixing", Augmentation([RandomResizedCrop(SIZE), MixUp(p=1.0)])),
+    ):
+        folders[name] = tmp_path_factory.mktemp(name)
+        config = {"num_views": VIEWS, "top_k": 3, "shard_size": 5, "mixing_scope": "shard", "seed": seed}
+        reinforce(tiny_dataset, tiny_teacher, augmentation, ReinforceConfig(str(folders[name]), name, **config))
+    return folders
+
+
+@pytest.mark.parametrize("workers", [{}, {"dataloader_num_workers": 2, "dataloader_persistent_workers": True}], ids=str)
+@pytest.mark.parametrize("kind", ["plain", "mixing"])
+def test_a_stream_shows_what_the_map_style_dataset_does(in_shards, settings, kind, workers):
+    args = settings(num_train_epochs=2, reinforced_probability=1.0, **workers)
+    trainer = Watched(pooled(), args, train_dataset=load_reinforced(in_shards[kind], streaming=True))
+    trainer.train()
+    dataset = load_reinforced(in_shards[kind])
+    known = every_view(dataset)
+    assert (trainer.state.global_step, trainer.state.epoch) == (2 * STEPS, 2.0)
+    assert trainer.num_examples(trainer.get_train_dataloader()) == ROWS
+    for epoch in range(2):
+        batches = trainer.seen[epoch * STEPS : (epoch + 1) * STEPS]
+        indices = [known[pixels.numpy().tobytes()] for batch in batches for pixels in batch["pixel_values"]]
+        assert sorted(indices) == list(enumerate(dataset.scheduled_views(np.arange(ROWS), epoch).tolist()))
+
+
+@pytest.mark.parametrize(("killed_at", "workers"), [(2, 0), (3, 2), (4, 2)])
+def test_a_stream_goes_on_where_it_was(in_shards, settings, tmp_path, killed_at, workers):
+    def start(name: str, *callbacks: TrainerCallback) -> Watched:
+        args = settings(
+            output_dir=str(tmp_path / name), num_train_epochs=3, save_strategy="steps", save_steps=1,
+            reinforced_probability=0.5, view_order="random", dataloader_num_workers=workers,
+        )  # fmt: skip
+        stream = load_reinforced(in_shards["mixing"], streaming=True)
+        return Watched(pooled(dropout=0.5), args, train_dataset=stream, callbacks=list(callbacks))
+
+    whole = start("whole")
+    whole.train()
+    with pytest.raises(KilledError):
+        start("killed", KillAt(killed_at)).train()
+    resumed = start("killed")
+    resumed.train(resume_from_checkpoint=True)
+    assert len(resumed.seen) == 3 * STEPS - killed_at
+    assert all(same(a, b) for a, b in zip(whole.seen[killed_at:], resumed.seen, strict=True))
+    assert same(weights(resumed.model), weights(whole.model))
+
+
+def test_a_stream_goes_on_with_as_many_workers_only(in_shards, settings):
+    def start(**changes: Any) -> ReinforcedTrainer:
+        stream = load_reinforced(in_shards["plain"], streaming=True)
+        return ReinforcedTrainer(pooled(), settings(save_strategy="epoch", **changes), train_dataset=stream)
+
+    start().train()
+    with pytest.raises(ConfigError, match=r"differs in streamed_by: \[1, 0\] there, \[1, 1\] here"):
+        start(num_train_epochs=2, dataloader_num_workers=1).train(resume_from_checkpoint=True)
+
+
+def test_a_share_of_a_stream_is_refused(in_shards, unlabelled, settings):
+    share = load_reinforced(in_shards["plain"], streaming=True).split_by_node(0, 2)
+    with pytest.raises(ConfigError, match=r"must be split once, but this is one process's share"):
+        ReinforcedTrainer(pooled(), settings(), train_dataset=share)
+
+
+def stream_and_save(plus: str, out: str, batch_size: str) -> None:
+    """Three epochs, and again from within the second; what was seen, in one file for each process."""
+    args = ReinforcedTrainingArguments(
+        out, per_device_train_batch_size=int(batch_size), num_train_epochs=3, optim="sgd", learning_rate=0.05,
+        save_steps=1, eval_strategy="epoch", disable_tqdm=True, reinforced_probability=1.0, dataloader_num_workers=1,
+        ddp_find_unused_parameters=False,
+    )  # fmt: skip
+    held_out = load_reinforced(plus)
+    trainer, resumed = (
+        Watched(pooled(), args, train_dataset=load_reinforced(plus, streaming=True), eval_dataset=held_out)
+        for _ in range(2)
+    )
+    trainer.train()
+    steps = trainer.state.global_step // 3
+    resumed.train(resume_from_checkpoint=f"{out}/checkpoint-{steps + 1}")
+    assert all(same(a, b) for a, b in zip(trainer.seen[steps + 1 :], resumed.seen, strict=True))
+    seen = {f"{n // steps}/{n}": batch["pixel_values"] for n, batch in enumerate(trainer.seen)}
+    save_file(seen, Path(out) / f"seen_{args.process_index}.safetensors")
+    save_file(trainer.model.state_dict(), Path(out) / f"model_{args.process_index}.safetensors")
+
+
+def test_two_processes_share_a_stream(tmp_path, in_shards):
+    """12 rows in 3 shards: each process sees 6 of them, in batches of 4 and 2."""
+    script, here = tmp_path / "script.py", Path(__file__).parent
+    script.write_text(
+        f"import sys\nsys.path[:0] = {[str(here), str(here.parent)]}\n"
+        "from test_trainer import stream_and_save\nstream_and_save(*sys.argv[1:])\n"
+    )
+    launcher = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
+                "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0")  # fmt: skip
+    command = [sys.executable, *launcher, str(script), str(in_shards["mixing"]), str(tmp_path), str(BATCH)]
+    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    dataset = load_reinforced(in_shards["mixing"])
+    known = every_view(dataset)
+    shares = [load_file(tmp_path / f"seen_{rank}.safetensors") for rank in (0, 1)]
+    for epoch in range(3):
+        batches = [b for share in shares for name, b in share.items() if name.startswith(f"{epoch}/")]
+        assert sorted(map(len, batches)) == [2, 2, BATCH, BATCH]
+        indices = [known[pixels.numpy().tobytes()] for batch in batches for pixels in batch]
+        assert sorted(indices) == list(enumerate(dataset.scheduled_views(np.arange(ROWS), epoch).tolist()))
+    assert same(*(load_file(tmp_path / f"model_{rank}.safetensors") for rank in (0, 1)))
+
+
+def test_several_datasets_at_once(in_shards, settings, tmp_path):
+    """Their views add up; the card names both, and a checkpoint is of both."""
+    both = load_reinforced([in_shards["plain"], in_shards["mixing"]])
+    args = settings(num_train_epochs=2 * VIEWS, reinforced_probability=1.0, save_strategy="epoch")
+    trainer = Watched(pooled(), args, train_dataset=both)
+    trainer.train()
+    known = every_view(both)
+    seen = sorted(known[pixels.numpy().tobytes()] for pixels in shown(trainer))
+    assert seen == [(row, view) for row in range(ROWS) for view in range(2 * VIEWS)]
+    for batch in trainer.seen:
+        assert len({known[pixels.numpy().tobytes()][1] for pixels in batch["pixel_values"]}) == 1
+
+    trainer.create_model_card()
+    card = (tmp_path / "out" / "README.md").read_text()
+    for part in both.parts:
+        assert part.provenance.fingerprint in card
+    assert "plain + mixing" in card
+    assert "12 examples, whose 4 + 4 views each were labelled by colours." in card
+
+    one = ReinforcedTrainer(pooled(), args, train_dataset=both.parts[0])
+    with pytest.raises(ConfigError, match=r"differs in dataset_fingerprint: .*; num_views: 8 there, 4 here"):
+        one.train(resume_from_checkpoint=True)
 
 
 # --------------------------------------------------------------------------------------------------------------- restarts

@@ -48,7 +48,7 @@ def load_base(
             loaded = datasets.load_from_disk(str(path))
         else:
             loaded = datasets.load_dataset(str(path) if path.exists() else name, config, split=split, revision=revision)
-        license = _card_license(name, revision)
+        license = card_license(name, revision)
     except DatasetNotFoundError as error:
         raise DataError(
             f"the dataset {name!r} must be on the Hub and open to you, or a local folder; {error}. Check the name; for a gated "
@@ -64,8 +64,8 @@ def load_base(
     return loaded, described if license is None else {**described, "license": license}
 
 
-def _card_license(name: str, revision: str | None) -> str | None:
-    """Returns the licence that the card of a loaded dataset tells."""
+def card_license(name: str, revision: str | None = None) -> str | None:
+    """Returns the licence that the card of a dataset tells: one in a folder, or one that was loaded from the Hub."""
     path = Path(name).expanduser()
     if path.exists():
         card = path / "README.md"

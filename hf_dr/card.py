@@ -401,8 +401,12 @@ def _how_to_use(config: CardConfig | PlannedConfig, name: str) -> str:
         join, flags = f', base="{base}"', f" --base {base}"
         if is_safe_name(str(about.base.get("config") or "")):
             flags += f" --base_config {about.base['config']}"
-    pinned = all(_is_hub_id(m.get("id")) and _COMMIT.fullmatch(str(m.get("revision"))) for m in _members(about))
-    teacher = "" if pinned or isinstance(about, PlannedConfig) else " --no_teacher"
+    # A teacher can be loaded again by its name if it is a commit on the Hub; a planned run will pin it.
+    known = all(
+        _is_hub_id(member.get("id")) and (about is config or _COMMIT.fullmatch(str(member.get("revision"))))
+        for member in _members(about)
+    )
+    teacher = "" if known else " --no_teacher"
     return f"""```python
 from datasets import load_dataset
 from hf_dr import load_reinforced
@@ -428,7 +432,7 @@ _PARTNERS = {
 def _settings(config: CardConfig | PlannedConfig) -> str:
     about = _about(config)
     ops = [(op, settings) for item in about.augmentation for op, settings in item.items()]
-    shown = [_code(f"{op}({', '.join(f'{k}={v}' for k, v in settings.items())})") for op, settings in ops]
+    shown = [_code(f"{op}({', '.join(f'{k}={_rounded(v)}' for k, v in settings.items())})") for op, settings in ops]
     classes = f" of {about.num_classes:,}" if about.num_classes else ""
     rows = [
         ("Augmentation", "<br>".join(shown)),
@@ -459,23 +463,22 @@ def _teachers(config: CardConfig | PlannedConfig) -> list[str]:
     members = _members(_about(config))
     rows, commercial, unknown = [], [], []
     for member in members:
-        name = _linked(member.get("id"))
         at = f" at {_code(str(member['revision'])[:12])}" if member.get("revision") else ""
-        license = member.get("license")
+        name, license = member.get("id"), member.get("license")
         words = re.split(r"[^a-z0-9]+", str(license).lower())
         if not license:
-            unknown.append(name)
+            unknown.append(_inline(name))
         elif "nc" in words or "noncommercial" in "".join(words):
-            commercial.append(f"{name} ({_inline(license)})")
-        rows.append([name + at, _inline(license or "unknown"), *_preprocessing(member.get("preprocessing"))])
+            commercial.append(f"{_inline(name)} ({_inline(license)})")
+        rows.append([_linked(name) + at, _inline(license or "unknown"), *_preprocessing(member.get("preprocessing"))])
     parts = [markdown_table(["teacher", "licence", "input", "mean", "std", "filter"], rows)]
     if len(members) > 1:
-        parts[0] += "\n\nTheir probabilities are averaged."
+        parts.append("Their probabilities are averaged.")
     if commercial:
         parts.append(
-            f"> **Not for commercial use without further thought.** The weights of {', '.join(commercial)} are licensed for "
-            "non-commercial use only. The answers stored here were made with them: whether that licence reaches them, and "
-            "students that learn from them, is for you to settle before any commercial use."
+            f"> **Non-commercial weights.** The weights of {', '.join(commercial)} are licensed for non-commercial use only. "
+            "The answers stored here are made with them: whether that licence reaches the answers, and students that learn "
+            "from them, is for you to settle before any commercial use."
         )
     if unknown and isinstance(config, CardConfig):
         parts.append(
@@ -489,13 +492,14 @@ def _preprocessing(value: Any) -> list[str]:
     if not isinstance(value, dict):
         return ["its own"] + 3 * [""]
     size = value.get("size")
-    shown = " x ".join(map(str, size)) if isinstance(size, (list, tuple)) else size
+    shown = " x ".join(map(str, size)) if isinstance(size, (list, tuple)) else str(size)
     return [_inline(shown), *(_inline(_rounded(value.get(key))) for key in ("mean", "std", "interpolation"))]
 
 
 def _rounded(value: Any) -> str:
-    values = value if isinstance(value, (list, tuple)) else [value]
-    return ", ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in values)
+    if isinstance(value, (list, tuple)):
+        return f"({', '.join(map(_rounded, value))})"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 _GROUPS = {
@@ -564,7 +568,7 @@ columns are plain Parquet, which `load_dataset` opens; replaying them needs `pip
 | `views_hash` | hash of the pixels of all V views, as the teacher saw them |
 | `teacher_ids` | \\[V\\]\\[K\\] classes, most probable first |
 | `teacher_logprobs` | \\[V\\]\\[K\\] natural log-probabilities of the averaged ensemble, not renormalised |
-| `aug_<op>_<parameter>` | \\[V\\] what was drawn |""".strip()
+| `aug_<op>_<parameter>` | \\[V\\] what was drawn; `aug_partner` is the row mixed in, -1 for none |""".strip()
 
 _FOOT_TEXT = """## Limits and bias
 

@@ -1,0 +1,79 @@
+"""Writes the cards of the "+" datasets to publish, as far as they are known before their runs: `python hub_cards/render.py`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import timm
+from timm.data import resolve_data_config
+
+from hf_dr.base import card_license
+from hf_dr.card import PlannedConfig, update_card
+from hf_dr.cli import BaseArguments, RunArguments, TeacherArguments, build_augmentation
+from hf_dr.config import parse, read_yaml
+from hf_dr.reinforce import ReinforceConfig
+from hf_dr.teacher import load_member
+
+ROOT = Path(__file__).parents[1]
+CARDS = ROOT / "hub_cards"
+OWNER = "org"  # whoever publishes: pushing puts the real name in
+
+
+def render_all() -> dict[Path, str]:
+    """Returns the text of each card, by its file."""
+    cards = {}
+    for name, plan in read_yaml(CARDS / "plans.yaml").items():
+        recipe = ROOT / "recipes" / plan["recipe"]
+        configs = {config: planned(recipe, config, changes) for config, changes in plan["configs"].items()}
+        cards[CARDS / name / "README.md"] = update_card(f"# {plan['title']}\n", configs, name=f"{OWNER}/{name}")
+    return cards
+
+
+def planned(recipe: Path, name: str, changes: dict[str, Any]) -> PlannedConfig:
+    """Returns a configuration that a recipe makes with some flags changed."""
+    flags = [f"--{key}={value}" for key, value in {**changes, "config_name": name}.items()]
+    base, teaching, _, config = parse(
+        [BaseArguments, TeacherArguments, RunArguments, ReinforceConfig],
+        ["--config", str(recipe / "reinforce.yaml"), *flags],
+        prog="reinforce",
+        description="",
+    )
+    folder = ROOT / base.dataset
+    known = {"id": folder.name, "license": card_license(str(folder))} if folder.is_dir() else {"id": base.dataset}
+    augmentation = build_augmentation(teaching.augmentation, teaching.size)
+    members = [describe(teacher, recipe) for teacher in teaching.teacher]
+    return PlannedConfig(
+        config_name=name,
+        split=base.split,
+        augmentation=augmentation.to_list(),
+        num_views=config.num_views,
+        top_k=config.top_k,
+        seed=config.seed,
+        overlay=config.overlay,
+        mixing_scope=config.mixing_scope,
+        base={"config": base.dataset_config, **known},
+        teacher={"members": members},
+        num_classes=members[0].get("num_classes"),
+    )
+
+
+def describe(teacher: str, recipe: Path) -> dict[str, Any]:
+    """Returns what is known of a teacher without the network: from its folder, or from timm for its checkpoints."""
+    if (ROOT / teacher / "config.json").is_file():
+        return load_member(str(ROOT / teacher)).provenance()
+    if not teacher.startswith("timm/"):
+        by = f" by {path.relative_to(ROOT)}" if (path := recipe / "teacher.yaml").is_file() else ""
+        return {"id": f"to be fine-tuned on the base dataset first{by}"}
+    cfg = timm.get_pretrained_cfg(teacher.removeprefix("timm/"))
+    assert cfg is not None
+    data = resolve_data_config(pretrained_cfg=cfg.to_dict(), verbose=False)
+    preprocessing = {key: data[key] for key in ("mean", "std", "interpolation")} | {"size": data["input_size"][1:]}
+    return {"id": teacher, "license": cfg.license, "num_classes": cfg.num_classes, "preprocessing": preprocessing}
+
+
+if __name__ == "__main__":
+    for path, text in render_all().items():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        print(path.relative_to(ROOT))

@@ -8,6 +8,7 @@ commit names its parent: whoever else commits meanwhile is never overwritten, bu
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import json
 import logging
@@ -126,6 +127,7 @@ def push_to_hub(
     provenances = {name: config.provenance for name, config in found.items()}
     files = {f"{name}/{path.name}": path for name in found for path in config_files(folder / name, provenances[name])}
 
+    @functools.cache  # parsing YAML takes its time, and each attempt asks again
     def card(remote: str | None) -> str:
         local = folder / CARD_FILE if (folder / CARD_FILE).is_file() else None
         if remote is None and (text := _text(local)) is not None:

@@ -28,10 +28,11 @@ from hf_dr.evaluation import EvaluateConfig, run_evaluation
 from hf_dr.findings import save_finding
 from hf_dr.hub import push_to_hub
 from hf_dr.inspection import inspect_dataset
-from hf_dr.loading import load_reinforced
+from hf_dr.loading import fetch_config, load_reinforced
 from hf_dr.metrics import compute_metrics
 from hf_dr.reinforce import Job, ReinforceConfig, check_dataset, process_state
-from hf_dr.schema import CONTACT_SHEET_FILE, Provenance, find_config
+from hf_dr.replay import ReinforcedDataset
+from hf_dr.schema import CONTACT_SHEET_FILE, find_config
 from hf_dr.students import LabelledImages, build_student, evaluation_augmentation, load_processor
 from hf_dr.teacher import PRECISIONS, Teacher, imagenet_synsets
 from hf_dr.trainer import ReinforcedTrainer, ReinforcedTrainingArguments
@@ -180,6 +181,15 @@ class StudentArguments:
     name: str | None = field(default=None, metadata={"help": 'Configuration of the "+" dataset, where it has several.'})
     base: str | None = field(default=None, metadata={"help": "For an overlay: the base dataset with the images."})
     base_config: str | None = field(default=None, metadata={"help": "Configuration of the base."})
+    base_revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit of the base. Default: the one that was reinforced."}
+    )
+    revision: str | None = field(
+        default=None, metadata={"help": 'Branch, tag or commit of the "+" dataset on the Hub.'}
+    )
+    unreinforced: bool = field(
+        default=False, metadata={"help": "Train on the base's rows without stored views, too, by their labels."}
+    )
     objective: str = field(
         default="reinforced",
         metadata={
@@ -224,10 +234,17 @@ def train_command(argv: Sequence[str], prog: str) -> int:
     except json.JSONDecodeError as error:
         raise ConfigError(f"`model_args` must be JSON, e.g. '{{\"img_size\": 32}}', but: {error}.") from error
     set_seed(args.seed)
-    base = None
-    if student.base:
-        base, _ = load_base(student.base, student.base_config, split=_provenance_split(student.dataset, student.name))
-    plus = load_reinforced(student.dataset, student.name, base=base, num_views=student.num_views, seed=args.seed)
+    plus = load_reinforced(
+        student.dataset,
+        student.name,
+        base=student.base,
+        base_config=student.base_config,
+        base_revision=student.base_revision,
+        unreinforced=student.unreinforced,
+        revision=student.revision,
+        num_views=student.num_views,
+        seed=args.seed,
+    )
     if student.objective != "reinforced" and not plus.has_labels:
         raise ConfigError(f"`objective` must be reinforced for a dataset without labels, got {student.objective}.")
     height, width = plus.augmentation.size or (0, 0)
@@ -383,7 +400,7 @@ def inspect_command(argv: Sequence[str], prog: str) -> int:
     )
     arguments = parser.parse_args(argv)
     folder = _local_config(arguments) if arguments.save else None
-    inspection = inspect_dataset(Path(arguments.path).expanduser(), arguments.name)
+    inspection = inspect_dataset(fetch_config(arguments.path, arguments.name, revision=arguments.revision))
     print(inspection.report())
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(inspection.to_dict(), indent=2) + "\n", encoding="utf-8")
@@ -440,18 +457,17 @@ def evaluate_command(argv: Sequence[str], prog: str) -> int:
 
 
 def _add_dataset(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", help='Folder of the "+" dataset.')
+    parser.add_argument("path", help='Folder or Hub id of the "+" dataset.')
     parser.add_argument("--name", help="Its configuration, where it has several.")
     parser.add_argument("--base", help="For an overlay: the base dataset with the images, as for reinforce.")
     parser.add_argument("--base_config", help="Configuration of the base.")
+    parser.add_argument("--base_revision", help="Its branch, tag or commit. Default: the one that was reinforced.")
+    parser.add_argument("--revision", help='Branch, tag or commit of the "+" dataset on the Hub.')
 
 
-def _open(arguments: argparse.Namespace) -> Any:
-    base = None
-    if arguments.base:
-        split = _provenance_split(arguments.path, arguments.name)
-        base, _ = load_base(arguments.base, arguments.base_config, split=split)
-    return load_reinforced(arguments.path, arguments.name, base=base)
+def _open(arguments: argparse.Namespace) -> ReinforcedDataset:
+    names = ("base", "base_config", "base_revision", "revision")
+    return load_reinforced(arguments.path, arguments.name, **{name: getattr(arguments, name) for name in names})
 
 
 def _local_config(arguments: argparse.Namespace) -> Path:
@@ -462,12 +478,6 @@ def _local_config(arguments: argparse.Namespace) -> Path:
             f"`save` needs the dataset's folder, got {arguments.path}. Give a folder, or leave `save` out."
         )
     return find_config(folder, arguments.name).resolve()
-
-
-def _provenance_split(path: str, name: str | None) -> str:
-    """The split of the base that a local "+" dataset reinforced."""
-    folder = Path(path).expanduser()
-    return Provenance.read(find_config(folder, name)).split if folder.is_dir() else "train"
 
 
 COMMANDS: dict[str, Callable[[Sequence[str], str], int]] = {

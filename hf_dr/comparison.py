@@ -22,6 +22,7 @@ from hf_dr.card import markdown_table, write_card
 from hf_dr.errors import ConfigError, DataError
 from hf_dr.evaluation import EvaluateConfig, Report, run_evaluation
 from hf_dr.findings import Students, save_finding
+from hf_dr.loading import fetch_config
 from hf_dr.metrics import Reliability, reliability_figure
 from hf_dr.schema import Provenance, find_config
 
@@ -297,7 +298,8 @@ def is_finished(run: Path, flags: dict[str, Any]) -> bool:
     Raises:
         ConfigError: The folder holds a run of other settings or of another "+" dataset.
     """
-    provenance = Provenance.read(find_config(Path(flags["dataset"]), flags.get("name")))
+    config = fetch_config(flags["dataset"], flags.get("name"), revision=flags.get("revision"), shards=False)
+    provenance = Provenance.read(config)
     made_of = {**{key: str(value) for key, value in flags.items()}, "fingerprint": provenance.fingerprint}
     note = run / "comparison_run.json"
     if not note.exists():

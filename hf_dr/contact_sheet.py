@@ -58,10 +58,11 @@ def contact_sheet(
     for setting, value in (("num_rows", num_rows), ("num_views", num_views)):
         if value < 1:
             raise ConfigError(f"`{setting}` must be at least 1, got {value}. Raise it.")
+    count = plus.num_reinforced
     if rows is None:
-        rows = np.unique(np.linspace(0, len(plus) - 1, min(num_rows, len(plus))).round().astype(int)).tolist()
-    if not len(rows) or not all(0 <= row < len(plus) for row in rows):
-        raise ConfigError(f"`rows` must name rows from 0 to {len(plus) - 1}, got {list(rows)}. Choose others.")
+        rows = np.unique(np.linspace(0, count - 1, min(num_rows, count)).round().astype(int)).tolist()
+    if not len(rows) or not all(0 <= row < count for row in rows):
+        raise ConfigError(f"`rows` must name rows from 0 to {count - 1}, got {list(rows)}. Choose others.")
     figure = _Sheet(plus, list(rows), min(num_views, plus.num_views)).figure
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

@@ -100,7 +100,7 @@ def verify(
     teacher: Teacher | None = None,
     *,
     num_rows: int = 32,
-    base: datasets.Dataset | None = None,
+    base: datasets.Dataset | str | os.PathLike[str] | None = None,
     name: str | None = None,
     seed: int = 0,
     batch_size: int = 64,
@@ -135,8 +135,8 @@ def verify(
         _check_teacher(teacher, provenance)
     whole = copy.copy(plus)  # with every stored view, whatever training uses
     whole.num_views, whole.check_images = provenance.num_views, True
-    count = min(num_rows, len(whole))
-    rows = np.sort(keyed_rng(seed, domain=DOMAIN_VERIFY).choice(len(whole), count, replace=False))
+    count = min(num_rows, whole.num_reinforced)
+    rows = np.sort(keyed_rng(seed, domain=DOMAIN_VERIFY).choice(whole.num_reinforced, count, replace=False))
     equal: list[bool] = []  # of the rows whose teacher's pixels are known
     problems = []
     answers = _Answers(teacher, batch_size)

@@ -143,3 +143,25 @@ def test_an_augmentation_file_without_its_key(tmp_path):
     path.write_text("ops: []")
     with pytest.raises(ConfigError, match="must have the key `augmentation`, found ops"):
         build_augmentation(str(path), 24)
+
+
+def test_datasets_of_the_hub_serve_like_folders(loopback_hub, plus, tmp_path, named, capsys):
+    files = {p.relative_to(plus).as_posix(): p.read_bytes() for p in plus.rglob("*.*") if p.name[0] != "."}
+    loopback_hub.put("org/plus", files)
+    tag = ["--revision", loopback_hub.repo("org/plus").refs["main"].sha]
+    assert main(["verify", "org/plus", *tag, "--no_teacher", "--num_rows", "2"]) == 0
+    assert main(["inspect", "org/plus", *tag, "--contact_sheet", str(tmp_path / "sheet.png")]) == 0
+    assert "randaug" in capsys.readouterr().out
+    assert main(["verify", "org/none", "--no_teacher"]) == 2
+    assert "log in with `hf auth login`" in capsys.readouterr().err
+
+
+def test_an_overlay_of_the_hub_over_a_moved_base(loopback_hub, named, tmp_path, tiny_dataset, capsys):
+    overlay, base = tmp_path / "overlay", tmp_path / "moved.parquet"
+    tiny_dataset.shuffle(seed=5).to_parquet(base)
+    assert main(["reinforce", *named, "--output_dir", str(overlay), "--size", "24", "--top_k", "4", "--overlay"]) == 0
+    for file in (overlay / "randaug").glob("[!.]*"):
+        loopback_hub.put("org/overlay", {f"randaug/{file.name}": file.read_bytes()})
+    assert main(["verify", "org/overlay", "--no_teacher", "--base", str(base)]) == 0
+    assert main(["verify", "org/overlay", "--no_teacher"]) == 2
+    assert "is an overlay without images. Pass `base`" in capsys.readouterr().err

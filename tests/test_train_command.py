@@ -154,6 +154,13 @@ def test_an_overlay_needs_its_base(call, tmp_path, tiny_dataset, tiny_teacher, b
     assert call("--base", str(base), "--max_steps", "1", dataset=tmp_path / "overlay") == 0
 
 
+def test_rows_without_stored_views_are_trained_on(call, tmp_path, tiny_dataset, tiny_teacher, base):
+    config = ReinforceConfig(str(tmp_path / "plus"), num_views=2, top_k=3, overlay=True, max_examples=8)
+    reinforce(tiny_dataset, tiny_teacher, Augmentation([RandomResizedCrop(SIZE)]), config)
+    assert call("--base", str(base), "--unreinforced", dataset=tmp_path / "plus") == 0
+    assert read(tmp_path / "out" / "checkpoint-3" / "reinforced_training.json")["num_rows"] == ROWS
+
+
 def test_fine_tuning_keeps_the_students_own_processor(call, tmp_path):
     tiny = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     model = AutoModelForImageClassification.from_config(ViTConfig(image_size=SIZE, patch_size=8, num_labels=3, **tiny))

@@ -288,3 +288,10 @@ def test_a_malformed_provenance_is_refused(tiny_plus, members):
     provenance = type(tiny_plus.provenance)(**{**tiny_plus.provenance.to_dict(), "teacher": {"members": members}})
     with pytest.raises(FormatError, match=r"`teacher.members` of the provenance must name id and weights_hash"):
         teacher_from_provenance(provenance)
+
+
+def test_rows_without_stored_views_are_no_part(tmp_path, tiny_dataset, tiny_teacher):
+    config = ReinforceConfig(str(tmp_path), num_views=1, top_k=1, overlay=True, max_examples=4)
+    reinforce(tiny_dataset, tiny_teacher, ALL_OPS, config)
+    report = verify(load_reinforced(tmp_path, base=tiny_dataset, unreinforced=True), num_rows=12)
+    assert (report.num_rows, report.ok) == (4, True)

@@ -174,11 +174,22 @@ def reinforce_command(argv: Sequence[str], prog: str) -> int:
 class StudentArguments:
     """Who learns what, from which data."""
 
-    dataset: str = field(metadata={"help": 'Folder or Hub id of the "+" dataset.'})
+    dataset: list[str] = field(
+        metadata={"help": 'Folder or Hub id of the "+" dataset. Of several, all of one base, the views add up.'}
+    )
     student: str = field(
         metadata={"help": "timm:ARCHITECTURE for fresh weights; else a Hub id or folder to fine-tune."}
     )
-    name: str | None = field(default=None, metadata={"help": 'Configuration of the "+" dataset, where it has several.'})
+    name: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": 'Configuration of the "+" dataset, where it has several. Several of one dataset add up, too; with several '
+            "datasets one for all, or one each."
+        },
+    )
+    streaming: bool = field(
+        default=False, metadata={"help": "Read shard by shard instead of fetching and converting all first."}
+    )
     base: str | None = field(default=None, metadata={"help": "For an overlay: the base dataset with the images."})
     base_config: str | None = field(default=None, metadata={"help": "Configuration of the base."})
     base_revision: str | None = field(
@@ -234,9 +245,13 @@ def train_command(argv: Sequence[str], prog: str) -> int:
     except json.JSONDecodeError as error:
         raise ConfigError(f"`model_args` must be JSON, e.g. '{{\"img_size\": 32}}', but: {error}.") from error
     set_seed(args.seed)
-    plus = load_reinforced(
-        student.dataset,
-        student.name,
+    paths, names = ([values] if isinstance(values, str) else values for values in (student.dataset, student.name))
+    path: Any = paths if len(paths) > 1 else paths[0]
+    name: Any = names if len(names) > 1 else (names or [None])[0]
+    plus: Any = load_reinforced(
+        path,
+        name,
+        streaming=student.streaming,
         base=student.base,
         base_config=student.base_config,
         base_revision=student.base_revision,
@@ -247,11 +262,11 @@ def train_command(argv: Sequence[str], prog: str) -> int:
     )
     if student.objective != "reinforced" and not plus.has_labels:
         raise ConfigError(f"`objective` must be reinforced for a dataset without labels, got {student.objective}.")
-    height, width = plus.augmentation.size or (0, 0)
+    height, width = plus.size
     model = build_student(
         student.student,
         plus.class_names,
-        plus.provenance.num_classes,
+        plus.num_classes,
         model_args=model_args,
         size=max(height, width),
         crop=student.eval_crop,
@@ -260,14 +275,14 @@ def train_command(argv: Sequence[str], prog: str) -> int:
     if student.eval_dataset:
         images, described = load_base(student.eval_dataset, split=student.eval_split)
         evaluated_on = {**described, "split": student.eval_split}
-        label_column = plus.provenance.label_column or "label"
-        columns = {"image_column": plus.provenance.image_column, "label_column": label_column}
-        names = getattr(images.features.get(label_column), "names", None)
-        if names and plus.class_names and names != plus.class_names:
-            c = next(c for c, name in enumerate([*names, None]) if [*plus.class_names, None][c] != name)
+        provenance = plus.provenances[0]
+        columns = {"image_column": provenance.image_column, "label_column": provenance.label_column or "label"}
+        classes = getattr(images.features.get(columns["label_column"]), "names", None)
+        if classes and plus.class_names and classes != plus.class_names:
+            c = next(c for c, name in enumerate([*classes, None]) if [*plus.class_names, None][c] != name)
             raise ConfigError(
                 f'`eval_dataset` must have the classes of the "+" dataset in their order, but class {c} is '
-                f'{[*names, None][c]!r} there and {[*plus.class_names, None][c]!r} in the "+" dataset. Give another.'
+                f'{[*classes, None][c]!r} there and {[*plus.class_names, None][c]!r} in the "+" dataset. Give another.'
             )
         evaluation = LabelledImages(images, evaluation_augmentation(max(height, width), student.eval_crop), **columns)
     settings: dict[str, Any] = {
@@ -283,20 +298,19 @@ def train_command(argv: Sequence[str], prog: str) -> int:
         if getattr(processor, "image_mean", None) and getattr(processor, "image_std", None):
             settings["normalization"] = (processor.image_mean, processor.image_std)
     if student.objective == "kd":
-        names = plus.class_names
-        classes = read_classes(student.teacher_classes, names)
-        teacher = Teacher.from_pretrained(student.teacher, device=args.device, classes=classes)
-        if names is not None:
-            teacher.check_classes(names)
+        chosen = read_classes(student.teacher_classes, plus.class_names)
+        teacher = Teacher.from_pretrained(student.teacher, device=args.device, classes=chosen)
+        if plus.class_names is not None:
+            teacher.check_classes(plus.class_names)
         settings["teacher"] = teacher
     with _as_config_error():
         trainer = (OnlineDistillationTrainer if student.objective == "kd" else ReinforcedTrainer)(**settings)
     status = run_training(trainer, args)
-    local = Path(student.dataset).expanduser()
+    folders = {path: Path(path).expanduser().resolve().name for path in paths if Path(path).expanduser().exists()}
     finish: Callable[..., Any] = trainer.push_to_hub if args.push_to_hub else trainer.create_model_card
     finish(
-        dataset=local.resolve().name if local.exists() else student.dataset,
-        dataset_tags=None if local.exists() else [student.dataset],
+        dataset=" + ".join(folders.get(path, path) for path in paths),
+        dataset_tags=[path for path in paths if path not in folders] or None,
         finetuned_from=None if student.student.startswith("timm:") else student.student,
         evaluated_on=evaluated_on,
     )

@@ -286,3 +286,30 @@ def test_a_teacher_of_other_classes(call, tmp_path, capsys):
     save_file(timm.create_model("test_resnet", num_classes=5).state_dict(), tmp_path / "t.safetensors")
     assert call("--objective", "kd", "--teacher", f"timm:test_resnet@{tmp_path / 't.safetensors'}") == 2
     assert "the teacher must answer over the dataset's 8 classes, but it has 5" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def crops(tmp_path_factory, tiny_dataset, tiny_teacher) -> Path:
+    """A "+" dataset of the same base as `tiny_folder`, without mixing."""
+    folder = tmp_path_factory.mktemp("crops") / "crops-plus"
+    config = ReinforceConfig(str(folder), "rrc", num_views=2, top_k=2, shard_size=5)
+    reinforce(tiny_dataset, tiny_teacher, Augmentation([RandomResizedCrop(SIZE)]), config)
+    return folder
+
+
+def test_a_stream(call, tmp_path, crops, tiny_folder, capsys):
+    assert call("--streaming", "--dataloader_num_workers", "1", dataset=crops) == 0
+    assert read(tmp_path / "out" / "checkpoint-6" / "reinforced_training.json")["streamed_by"] == [1, 1]
+    assert call("--streaming", dataset=tiny_folder, out="other") == 2
+    assert "error: a streamed view must find its partner in its own shard" in capsys.readouterr().err
+
+
+def test_several_datasets_at_once(call, tmp_path, crops, tiny_folder, tiny_plus):
+    assert call("--dataset", str(tiny_folder), str(crops), "--name", "all_ops", "rrc") == 0
+    kept = read(tmp_path / "out" / "checkpoint-6" / "reinforced_training.json")
+    assert kept["num_views"] == 6
+    assert kept["dataset_fingerprint"].startswith(f"{tiny_plus.provenance.fingerprint} ")
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert "tiny-plus + crops-plus" in card.text
+    assert "all_ops + rrc" in card.text
+    assert str(tmp_path) not in card.content

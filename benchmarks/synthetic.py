@@ -69,10 +69,12 @@ def answers(count: int, top_k: int, num_classes: int, seed: int) -> tuple[np.nda
     return ids.astype(np.uint16), np.log(p).astype(np.float16)
 
 
-def write(base: datasets.Dataset, augmentation: Augmentation, num_views: int, folder: Path) -> Path:
+def write(
+    base: datasets.Dataset, augmentation: Augmentation, num_views: int, folder: Path, *, overlay: bool = False
+) -> Path:
     """Reinforces `base` (columns `image` and `label`) with made-up answers over 1,000 classes; returns the folder."""
     teacher, _ = common.lite0(None)
-    config = ReinforceConfig(output_dir=str(folder), num_views=num_views, top_k=TOP_K, label_column="label")
+    config = ReinforceConfig(str(folder), num_views=num_views, top_k=TOP_K, label_column="label", overlay=overlay)
     job = SyntheticJob(base, teacher, augmentation, config)
     job.run()
     return job.folder

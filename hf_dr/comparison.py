@@ -22,7 +22,7 @@ from hf_dr.card import markdown_table, write_card
 from hf_dr.errors import ConfigError, DataError
 from hf_dr.evaluation import EvaluateConfig, Report, run_evaluation
 from hf_dr.findings import Students, save_finding
-from hf_dr.loading import fetch_config
+from hf_dr.loading import each_dataset, fetch_config
 from hf_dr.metrics import Reliability, reliability_figure
 from hf_dr.schema import Provenance, find_config
 
@@ -266,9 +266,10 @@ def run_comparison(config: CompareConfig, train: Callable[[list[str]], int]) -> 
     Raises:
         ConfigError: A training was refused.
     """
-    folder, plus = Path(config.output_dir), Path(config.train.get("dataset", "")).expanduser()
-    if config.save and not plus.is_dir():
-        raise ConfigError(f"`save` needs a dataset in a folder, got {plus}. Give a folder, or leave `save` out.")
+    folder, compared = Path(config.output_dir), each_dataset(config.train.get("dataset", ""), config.train.get("name"))
+    plus, name = Path(compared[0][0]).expanduser(), compared[0][1]
+    if config.save and (len(compared) > 1 or not plus.is_dir()):
+        raise ConfigError(f"`save` needs one dataset in a folder, got {plus}. Give a folder, or leave `save` out.")
     for seed in config.seeds:  # objectives in turns, so that a disturbance of the machine hits all of them
         for objective in config.objectives:
             path = folder / run_name(objective, seed)
@@ -285,7 +286,7 @@ def run_comparison(config: CompareConfig, train: Callable[[list[str]], int]) -> 
     comparison = compare(config.title, folder, config.objectives, config.seeds, config.evaluate)
     page = comparison.save(folder, [Path(p) for p in config.pictures])
     if config.save:
-        place = find_config(plus, config.train.get("name")).resolve()
+        place = find_config(plus, name).resolve()
         save_finding(place, Provenance.read(place).fingerprint, comparison.students)
         write_card(place.parent)
     print(f"\n{comparison.to_markdown()}\nreport: {page}", flush=True)
@@ -298,9 +299,12 @@ def is_finished(run: Path, flags: dict[str, Any]) -> bool:
     Raises:
         ConfigError: The folder holds a run of other settings or of another "+" dataset.
     """
-    config = fetch_config(flags["dataset"], flags.get("name"), revision=flags.get("revision"), shards=False)
-    provenance = Provenance.read(config)
-    made_of = {**{key: str(value) for key, value in flags.items()}, "fingerprint": provenance.fingerprint}
+    configs = [
+        fetch_config(*each, revision=flags.get("revision"), shards=False)
+        for each in each_dataset(flags["dataset"], flags.get("name"))
+    ]
+    fingerprint = " ".join(Provenance.read(config).fingerprint for config in configs)
+    made_of = {**{key: str(value) for key, value in flags.items()}, "fingerprint": fingerprint}
     note = run / "comparison_run.json"
     if not note.exists():
         run.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from hf_dr.errors import ConfigError
+from hf_dr.interface import ReinforcedData
 from hf_dr.teacher import Teacher
 from hf_dr.trainer import ReinforcedTrainer
 
@@ -32,10 +33,10 @@ class OnlineDistillationTrainer(ReinforcedTrainer):
     def __init__(self, *args: Any, teacher: Teacher, **settings: Any) -> None:
         super().__init__(*args, **settings)
         self.teacher = teacher
-        provenance = getattr(self.train_dataset, "provenance", None)
-        if provenance is not None and provenance.num_classes != teacher.num_classes:
+        train = self.train_dataset
+        if isinstance(train, ReinforcedData) and train.num_classes != teacher.num_classes:
             raise ConfigError(
-                f"the teacher must answer over the dataset's {provenance.num_classes} classes, got {teacher.num_classes}. "
+                f"the teacher must answer over the dataset's {train.num_classes} classes, got {teacher.num_classes}. "
                 "Name another teacher, or pass `classes`."
             )
 

@@ -111,7 +111,7 @@ def load_reinforced(  # type: ignore[misc]  # the overloads leave the other sett
     if isinstance(path, (list, tuple)) or isinstance(name, (list, tuple)):
         if streaming:
             raise ConfigError('several "+" datasets at once cannot be streamed. Load them without `streaming=True`.')
-        opened = [open_plus(*each, split=split, revision=revision) for each in _path_and_name(path, name)]
+        opened = [open_plus(*each, split=split, revision=revision) for each in each_dataset(path, name)]
         overlay = next((provenance for provenance, _ in opened if provenance.overlay), None)
         images = next((plus for provenance, plus in opened if not provenance.overlay), None)
         if overlay is not None or base is not None:
@@ -135,9 +135,14 @@ def load_reinforced(  # type: ignore[misc]  # the overloads leave the other sett
     )
 
 
-def _path_and_name(path: _Path | _Paths, name: str | _Names | None) -> list[tuple[_Path, str | None]]:
-    """What is to be combined, one by one."""
-    paths = list(path) if isinstance(path, (list, tuple)) else [path] * len(name or ())
+def each_dataset(path: _Path | _Paths, name: str | _Names | None = None) -> list[tuple[_Path, str | None]]:
+    """Returns path and name of each "+" dataset that `load_reinforced` opens for such arguments.
+
+    Raises:
+        ConfigError: There are not as many names as paths.
+    """
+    count = len(name) if isinstance(name, (list, tuple)) else 1
+    paths = list(path) if isinstance(path, (list, tuple)) else [path] * count
     names = list(name) if isinstance(name, (list, tuple)) else [name] * len(paths)
     if len(paths) != len(names):
         raise ConfigError(f"expected as many names as paths, got {len(paths)} paths and {len(names)} names.")

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from hf_dr.card import percent
 from hf_dr.errors import ConfigError, FormatError, ReplayError, TeacherError
 from hf_dr.findings import Verification
+from hf_dr.interface import ReinforcedData
 from hf_dr.loading import load_reinforced
 from hf_dr.replay import ReinforcedDataset
 from hf_dr.rng import DOMAIN_VERIFY, keyed_rng
@@ -126,6 +127,11 @@ def verify(
     for setting, value in (("num_rows", num_rows), ("batch_size", batch_size)):
         if value < 1:
             raise ConfigError(f"`{setting}` must be at least 1, got {value}. Raise it.")
+    if isinstance(plus, ReinforcedData) and not isinstance(plus, ReinforcedDataset):
+        raise ConfigError(
+            f'`plus` must be one "+" dataset whose rows can be chosen, got {type(plus).__name__}. Open it alone, without '
+            "`streaming`."
+        )
     if not isinstance(plus, ReinforcedDataset):
         plus = load_reinforced(plus, name, base=base)
     elif name is not None or base is not None:

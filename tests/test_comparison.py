@@ -9,7 +9,7 @@ import yaml
 
 from hf_dr.cli import main
 from hf_dr.comparison import Comparison, Run, compare, is_finished, read_run
-from hf_dr.errors import DataError
+from hf_dr.errors import ConfigError, DataError
 from hf_dr.evaluation import Report, Result
 from hf_dr.metrics import reliability
 
@@ -109,3 +109,12 @@ def test_runs_of_other_settings_are_not_mixed_in(config, tmp_path, capsys):
     config.write_text(yaml.safe_dump(settings), encoding="utf-8")
     assert main(["compare", "--config", str(config)]) == 2
     assert "erm-0 must be a run of the same settings, but it differs in num_train_epochs" in capsys.readouterr().err
+
+
+def test_a_run_on_several_datasets_is_of_all(tmp_path, tiny_folder, tiny_plus):
+    flags = {"dataset": [str(tiny_folder), str(tiny_folder)], "name": "all_ops", "seed": 0}
+    assert not is_finished(tmp_path / "run", flags)
+    note = json.loads((tmp_path / "run" / "comparison_run.json").read_text())
+    assert note["fingerprint"] == " ".join(2 * [tiny_plus.provenance.fingerprint])
+    with pytest.raises(ConfigError, match="must be a run of the same settings, but it differs in dataset, fingerprint"):
+        is_finished(tmp_path / "run", {**flags, "dataset": [str(tiny_folder)]})

@@ -295,3 +295,10 @@ def test_rows_without_stored_views_are_no_part(tmp_path, tiny_dataset, tiny_teac
     reinforce(tiny_dataset, tiny_teacher, ALL_OPS, config)
     report = verify(load_reinforced(tmp_path, base=tiny_dataset, unreinforced=True), num_rows=12)
     assert (report.num_rows, report.ok) == (4, True)
+
+
+def test_one_dataset_at_a_time(tiny_folder):
+    with pytest.raises(
+        ConfigError, match=r'`plus` must be one "\+" dataset .* got CombinedReinforcedDataset\. Open it alone'
+    ):
+        verify(load_reinforced([tiny_folder]))

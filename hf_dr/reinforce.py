@@ -36,6 +36,7 @@ from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, HfDrE
 from hf_dr.schema import (
     AUG_PREFIX,
     IMAGE_HASH,
+    MAX_SHARDS,
     PROVENANCE_FILE,
     SOURCE_INDEX,
     TEACHER_IDS,
@@ -222,6 +223,11 @@ class Job:
         )
         rows = len(dataset)
         shard_size = config.shard_size or min(1024, math.ceil(rows / 8))
+        if shard_size * MAX_SHARDS < rows:
+            raise ConfigError(
+                f"`shard_size` must be at least {-(-rows // MAX_SHARDS)} for {rows} rows in {MAX_SHARDS} files at most, got "
+                f"{shard_size}. Raise it."
+            )
         split = str(dataset.split or "train")
         if not is_safe_name(split):
             split = re.sub(r"[^A-Za-z0-9_.-]+.*", "", split) or "train"  # `train[:100]` is a part of `train`

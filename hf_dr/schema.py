@@ -95,6 +95,31 @@ def reinforcement_features(
     )
 
 
+MAX_SHARDS = 99_999
+"""Files of a configuration: what the five digits in their names count."""
+
+
+def check_columns(features: Features, provenance: Provenance, where: str) -> Augmentation:
+    """Checks that a dataset has the reinforcement's columns, each of its type; returns the augmentation they belong to.
+
+    Raises:
+        FormatError: They do not follow the format; `where` names them in the message.
+        ConfigError: The provenance has an op that does not exist.
+    """
+    augmentation = Augmentation.from_list(provenance.augmentation)
+    stored_partners = provenance.mixing_scope == STORED_PARTNERS
+    settings = provenance.num_views, provenance.top_k, provenance.num_classes
+    for name, feature in reinforcement_features(augmentation, *settings, stored_partners=stored_partners).items():
+        if name not in features:
+            raise FormatError(f"{where} must have the column `{name}`, found {list(features)}. Is it one?")
+        if features[name] != feature:
+            raise FormatError(
+                f"column `{name}` of {where} must be {feature}, found {features[name]}. The file or its card's features are "
+                "damaged."
+            )
+    return augmentation
+
+
 def shard_name(split: str, index: int, count: int) -> str:
     """Returns the file name of a shard: `train-00000-of-00012.parquet`."""
     return f"{split}-{index:05d}-of-{count:05d}.parquet"
@@ -248,7 +273,8 @@ class Provenance:
                 raise FormatError(f"`{key}` in {where} must be of type {_type_name(expected)}, found {value!r:.80}.")
         for key, low, high in (
             ("num_views", 1, 1 << 20), ("num_classes", 1, 1 << 32), ("top_k", 1, content["num_classes"]),
-            ("shard_size", 1, 1 << 40), ("num_rows", 1, 1 << 40),
+            ("num_rows", 1, 1 << 40), ("shard_size", max(1, -(-content["num_rows"] // MAX_SHARDS)), 1 << 40),
+            ("seed", 0, (1 << 63) - 1),
         ):  # fmt: skip
             if not low <= content[key] <= high:
                 raise FormatError(f"`{key}` in {where} must be from {low} to {high}, found {content[key]}.")
@@ -261,11 +287,21 @@ class Provenance:
         for key in ("config_name", "split"):
             if not is_safe_name(content[key]):
                 raise FormatError(f"`{key}` in {where} must be a plain name, found {content[key]!r:.80}.")
-        if not all(isinstance(row, int) and 0 <= row < content["num_rows"] for row in content["skipped_rows"]):
+        skipped = content["skipped_rows"]
+        if not all(type(row) is int and 0 <= row < content["num_rows"] for row in skipped) or skipped != sorted(
+            set(skipped)
+        ):
             raise FormatError(
-                f"`skipped_rows` in {where} must be rows below {content['num_rows']}, found "
-                f"{content['skipped_rows']!r:.80}. Fetch or write it again."
+                f"`skipped_rows` in {where} must be rising rows below {content['num_rows']}, found {skipped!r:.80}. Fetch or "
+                "write it again."
             )
+        for key, ok, expected in (
+            ("augmentation", all(_is_op(item) for item in content["augmentation"]), "ops, each with its settings"),
+            ("library_versions", all(isinstance(v, str) for v in content["library_versions"].values()), "texts"),
+            ("teacher.members", _is_members(content["teacher"].get("members", [])), "a list of members"),
+        ):
+            if not ok:
+                raise FormatError(f"`{key}` in {where} must be {expected}, found others. Fetch or write it again.")
         provenance = cls(**{key: content[key] for key in _TYPES})
         try:
             fingerprint = provenance.fingerprint
@@ -283,6 +319,14 @@ _TYPES: dict[str, Any] = {
     "label_column": (str, _NONE), "mixing_scope": str, "on_bad_image": str, "base": dict, "teacher": dict,
     "library_versions": dict, "created_with": str, "skipped_rows": list,
 }  # fmt: skip
+
+
+def _is_op(item: Any) -> bool:
+    return isinstance(item, dict) and len(item) == 1 and all(isinstance(settings, dict) for settings in item.values())
+
+
+def _is_members(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(member, dict) for member in value)
 
 
 def _type_name(expected: Any) -> str:

@@ -410,6 +410,7 @@ def test_every_field_has_a_type(field: str) -> None:
         ({"num_classes": 0}, "`num_classes` in x must be from 1 to 4294967296, found 0"),
         ({"shard_size": 0}, "`shard_size` in x must be from 1 to"),
         ({"num_rows": 2**41}, "`num_rows` in x must be from 1 to"),
+        ({"num_rows": 2**40, "shard_size": 1}, "`shard_size` in x must be from 10995227 to"),
         ({"config_name": "../elsewhere"}, "`config_name` in x must be a plain name, found '../elsewhere'"),
         ({"split": "a/b"}, "`split` in x must be a plain name, found 'a/b'"),
         ({"skipped_rows": [2500]}, r"`skipped_rows` in x must be rows below 2500, found \[2500\]"),

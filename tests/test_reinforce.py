@@ -304,9 +304,9 @@ def test_impossible_settings(tmp_path, tiny_dataset, tiny_teacher, settings, mes
 
 
 def test_too_many_files(tmp_path, tiny_dataset, tiny_teacher, monkeypatch):
-    monkeypatch.setattr(hf_dr.reinforce, "MAX_SHARDS", 3)
+    monkeypatch.setattr(sys.modules[Job.__module__], "MAX_SHARDS", 3)
     with pytest.raises(
-        ConfigError, match="`shard_size` must be at least 4 for 12 rows in 3 files at most, got 3. Raise"
+        ConfigError, match=r"`shard_size` must be at least 4 for 12 rows in 3 files at most, got 3. Raise"
     ):
         run(tmp_path, tiny_dataset, tiny_teacher, shard_size=3)
     run(tmp_path, tiny_dataset, tiny_teacher, shard_size=4)

@@ -498,7 +498,9 @@ class ReinforcedTrainer(Trainer):
         if share == 0:
             return "newly drawn views and their labels"
         rest = "" if share == 1 else f" ({share:.4g} of the samples; the others are new views with their labels)"
-        return f"stored views and a teacher's stored answers{rest}"
+        train: Any = self.train_dataset
+        others = "" if train.all_reinforced else ", and new views of the rows that have none stored, with their labels"
+        return f"stored views and a teacher's stored answers{rest}{others}"
 
     @property
     def _teacher_members(self) -> list[dict[str, Any]]:

@@ -1,7 +1,9 @@
 """An overlay finds its images in any copy of its base, by their pixels, and nothing else passes for them."""
 
 import dataclasses
+import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import datasets
 import numpy as np
@@ -205,6 +207,22 @@ def test_the_index_is_kept(cache, monkeypatch, tiny_dataset):
     np.testing.assert_array_equal(index_images(shuffled), index)
     np.testing.assert_array_equal(index_images(undecoded_images(tiny_dataset.shuffle(seed=3), "image")), index)
     assert [path.suffix for path in sorted(cache.iterdir())] == [".npy", ".lock"]
+
+
+def test_one_process_makes_the_index_and_the_others_wait(cache, monkeypatch, tiny_dataset):
+    """Threads stand for them: a file lock holds off either."""
+    images, made, decode_all = undecoded_images(tiny_dataset, "image"), [], hf_dr.join._decode_all
+
+    def slow(images):
+        made.append(images)
+        time.sleep(0.2)
+        return decode_all(images)
+
+    monkeypatch.setattr(hf_dr.join, "_decode_all", slow)
+    with ThreadPoolExecutor(4) as pool:
+        indices = list(pool.map(index_images, [images] * 4))
+    assert len(made) == 1
+    assert all((index == indices[0]).all() for index in indices)
 
 
 @pytest.mark.parametrize(

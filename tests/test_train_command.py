@@ -159,6 +159,7 @@ def test_rows_without_stored_views_are_trained_on(call, tmp_path, tiny_dataset, 
     reinforce(tiny_dataset, tiny_teacher, Augmentation([RandomResizedCrop(SIZE)]), config)
     assert call("--base", str(base), "--unreinforced", dataset=tmp_path / "plus") == 0
     assert read(tmp_path / "out" / "checkpoint-3" / "reinforced_training.json")["num_rows"] == ROWS
+    assert "new views of the rows that have none stored" in (tmp_path / "out" / "README.md").read_text("utf-8")
 
 
 def test_fine_tuning_keeps_the_students_own_processor(call, tmp_path):

@@ -107,7 +107,7 @@ class StreamedReinforcedDataset(ReinforcedData, torch.utils.data.IterableDataset
                 "without `streaming=True`, or reinforce with `--mixing_scope shard`."
             )
         wanted = {provenance.image_column, provenance.label_column, *(settings.get("columns") or ())}
-        self._columns = [name for name in schema.names if is_reserved(name) or name in wanted]
+        self._schema = pa.schema([field for field in schema if is_reserved(field.name) or field.name in wanted])
         skipped = np.asarray(provenance.skipped_rows, np.int64) // provenance.shard_size
         sizes = [len(provenance.shard_range(shard)) for shard in range(provenance.num_shards)]
         self._sizes = np.asarray(sizes) - np.bincount(skipped, minlength=provenance.num_shards)
@@ -228,10 +228,14 @@ class StreamedReinforcedDataset(ReinforcedData, torch.utils.data.IterableDataset
 
     def _read_shard(self, shard: int) -> pa.Table:
         file, rows = self._files[shard], self.provenance.shard_range(shard)
-        table = _with_shard(file, self.provenance, lambda parquet: parquet.read(self._columns, use_threads=False))
-        missing = [name for name in self._columns if name not in table.column_names]
-        if missing:
-            raise FormatError(f"{file} must have the columns of the first shard, but `{missing[0]}` is missing.")
+        table = _with_shard(file, self.provenance, lambda parquet: parquet.read(self._schema.names, use_threads=False))
+        for field in self._schema:
+            found = table.schema.field(field.name).type if field.name in table.column_names else "none"
+            if found != field.type:
+                raise FormatError(
+                    f"column `{field.name}` of {file} must be {field.type}, as in the first shard, found {found}. Fetch or make "
+                    "it again."
+                )
         if table.column(SOURCE_INDEX).to_pylist() != list(rows):
             raise FormatError(f"{file} must hold rows {rows.start} to {rows.stop - 1}, found others. Fetch it again.")
         table = table.filter(pc.is_valid(table.column(IMAGE_HASH))) if table.column(IMAGE_HASH).null_count else table

@@ -4,6 +4,7 @@ import itertools
 import multiprocessing
 import shutil
 import threading
+import time
 import weakref
 from collections import Counter
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import datasets
+import huggingface_hub
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,11 +21,14 @@ import torch
 from conftest import CLASSES, as_cell, colour_image
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from loopback_hub import Fault, LoopbackHub
 
 import hf_dr.replay
+import hf_dr.retry
 from hf_dr.augmentation import Augmentation
-from hf_dr.errors import ConfigError, DataError, FormatError
+from hf_dr.errors import ConfigError, DataError, FormatError, HubError
 from hf_dr.interface import fresh_view
+from hf_dr.loading import load_reinforced
 from hf_dr.ops import MixUp, RandomHorizontalFlip, RandomResizedCrop
 from hf_dr.reinforce import ReinforceConfig, reinforce
 from hf_dr.replay import ReinforcedDataset
@@ -430,14 +435,17 @@ def test_a_shard_without_a_marker(spoilt):
     [
         (lambda table: table.slice(1), "must hold rows 5 to 9, found others"),
         (lambda table: table.take([1, 0, 2, 3, 4]), "must hold rows 5 to 9, found others"),
-        (lambda table: table.drop_columns(["aug_flip"]), "must have the columns of the first shard, but `aug_flip`"),
+        (
+            lambda table: table.drop_columns(["aug_flip"]),
+            r"column `aug_flip` of .*00001-of-.* must be .*, found none\. Fetch",
+        ),
         (
             lambda t: t.set_column(t.column_names.index("image_hash"), "image_hash", pa.nulls(5, pa.uint64())),
             "must have 4 reinforced rows by its provenance, found 0",
         ),
         (
             lambda t: t.set_column(t.column_names.index("views_hash"), "views_hash", pa.nulls(5, pa.int8())),
-            "column `views_hash` must be",
+            r"column `views_hash` of .*00001-of-.* must be uint64, as in the first shard, found int8\. Fetch",
         ),
     ],
     ids=["fewer", "swapped", "column", "nulls", "type"],
@@ -459,3 +467,92 @@ def test_fresh_views_need_labels(make):
 def test_left_out_rows_are_told_once(make, caplog):
     list(stream_of(make(PLAIN)))
     assert caplog.text.count("5 rows have no reinforcement and are left out") == 1
+
+
+# --------------------------------------------------------------------------------------------------------- from the Hub
+
+REPO = "org/streamed-plus"
+
+
+@pytest.fixture
+def hub(loopback_hub: LoopbackHub, make, monkeypatch: pytest.MonkeyPatch) -> LoopbackHub:
+    """The Hub with the mixing dataset in it; whoever waits between two attempts does not."""
+    folder = make(MIXING)
+    loopback_hub.put(REPO, {f"{folder.name}/{path.name}": path.read_bytes() for path in folder.iterdir()})
+    monkeypatch.setattr(hf_dr.retry, "_sleep", lambda seconds: None)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    return loopback_hub
+
+
+def same_epoch(stream, make) -> bool:
+    dataset = mapped(make(MIXING))
+    return sorted(seen(stream, known(dataset))) == expected(dataset, 0)
+
+
+def cached_shards() -> list[Path]:
+    return list(
+        Path(huggingface_hub.constants.HF_HUB_CACHE).glob("datasets--org--streamed-plus/snapshots/*/*/*.parquet")
+    )
+
+
+def test_the_hub_is_read_without_a_copy(hub, make):
+    stream = load_reinforced(REPO, streaming=True, shuffled_shards=2)
+    assert same_epoch(stream, make)
+    assert not cached_shards()
+    assert same_epoch(load_reinforced(make(MIXING).parent, streaming=True), make), "a folder alike"
+
+
+def test_a_stream_stays_at_its_commit(hub, make):
+    stream = load_reinforced(REPO, streaming=True)
+    other = make(PLAIN)
+    name = make(MIXING).name
+    hub.put(REPO, {f"{name}/{path.name}": path.read_bytes() for path in other.iterdir()})
+    assert same_epoch(stream, make)
+    assert not load_reinforced(REPO, streaming=True).mixes
+
+
+@pytest.mark.parametrize("kind", ["503", "429", "cut", "reset"])
+@pytest.mark.parametrize(("at", "when"), [("tree", 1), ("resolve|cdn", 2), ("resolve|cdn", 4)])
+def test_a_fault_of_the_hub_is_passed_over(hub, make, kind, at, when):
+    fault = Fault(kind, at=at, when=when)
+    hub.faults.append(fault)
+    assert same_epoch(load_reinforced(REPO, streaming=True), make)
+    assert fault.reached.is_set()
+
+
+def test_a_fault_that_stays_is_an_error(hub):
+    stream = load_reinforced(REPO, streaming=True)
+    hub.faults.append(Fault("503", at="resolve|cdn", count=float("inf")))
+    with pytest.raises(HubError, match=r"expected to read hf://datasets/org/streamed-plus@.*, but 6 attempts failed"):
+        list(stream)
+
+
+def test_shards_in_the_cache_are_not_fetched_again(hub, make, monkeypatch):
+    load_reinforced(REPO)
+    try:
+        hub.log.clear()
+        assert same_epoch(load_reinforced(REPO, streaming=True), make)
+        assert not [request for request in hub.log if ".parquet" in request.path]
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+        assert same_epoch(load_reinforced(REPO, streaming=True), make)
+    finally:
+        for path in cached_shards():
+            path.unlink()
+
+
+def test_without_a_connection(hub, monkeypatch):
+    stream = load_reinforced(REPO, streaming=True)
+    huggingface_hub.HfFileSystem.clear_instance_cache()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        HubError, match=r"expected to read hf://.*, but it is not in the cache and HF_HUB_OFFLINE is set"
+    ):
+        list(stream)
+
+
+def test_half_a_dataset_at_the_hub(hub, make):
+    folder = make(MIXING)
+    parts = [path for path in folder.iterdir() if "00002-of" not in path.name]
+    hub.put("org/half-plus", {f"{folder.name}/{path.name}": path.read_bytes() for path in parts})
+    with pytest.raises(FormatError, match=r"train-00002-of-00005\.parquet must be there, but it is missing"):
+        list(load_reinforced("org/half-plus", streaming=True))

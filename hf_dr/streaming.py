@@ -233,8 +233,8 @@ class StreamedReinforcedDataset(ReinforcedData, torch.utils.data.IterableDataset
             found = table.schema.field(field.name).type if field.name in table.column_names else "none"
             if found != field.type:
                 raise FormatError(
-                    f"column `{field.name}` of {file} must be {field.type}, as in the first shard, found {found}. Fetch or make "
-                    "it again."
+                    f"column `{field.name}` of {file} must be {field.type}, as in the first shard, found {found}. Fetch or "
+                    "make it again."
                 )
         if table.column(SOURCE_INDEX).to_pylist() != list(rows):
             raise FormatError(f"{file} must hold rows {rows.start} to {rows.stop - 1}, found others. Fetch it again.")

@@ -183,8 +183,8 @@ def _run(data: bytes) -> Any:
                     raise IndexError
                 return stack[0]
             case _:
-                known = pickletools.code2op.get(chr(code))
-                raise _RefusedError(f"the instruction {known.name if known else hex(code)}")
+                name = next((op.name for op in pickletools.opcodes if op.code == chr(code)), hex(code))
+                raise _RefusedError(f"the instruction {name}")
     raise _RefusedError(f"more than {MAX_INSTRUCTIONS:,} instructions")
 
 

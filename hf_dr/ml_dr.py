@@ -1,0 +1,686 @@
+"""Importing reinforcements that apple/ml-dr published: one pickle for each image, in a folder or a tar archive.
+
+The pickles are read as data (`hf_dr.plain_pickle`), the archive as a stream; nothing is extracted or executed. As the members
+may come in any order, their rows go to a scratch file in the output folder first, at their places; then the shards are
+written in order.
+
+What the teacher saw is not known to the bit: it was augmented as tensors, a replay works on PIL images, so that 48 % of the
+views with RandAugment differ, by a mean of 0.05/255. Therefore `views_hash` is null.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import io
+import json
+import logging
+import math
+import os
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, cast
+
+import datasets
+import filelock
+import numpy as np
+import PIL.Image
+import pyarrow as pa
+import xxhash
+from tqdm.auto import tqdm
+
+from hf_dr.augmentation import NO_PARTNER, PARTNER
+from hf_dr.base import content_hash, undecoded_images
+from hf_dr.card import write_card
+from hf_dr.errors import ConfigError, DataError, FormatError
+from hf_dr.images import decode_image, pixel_hash
+from hf_dr.ml_dr_format import CONFIG_FILE, Columns, RunFormat, archive_files, expect, image_number, read_file, shown
+from hf_dr.ops import (
+    RandomCrop,
+    RandomErasing,
+    RandomResizedCrop,
+    Resize,
+)
+from hf_dr.reinforce import ReinforceConfig, check_dataset, check_same_run, describe_base, format_bytes, open_run
+from hf_dr.schema import (
+    AUG_PREFIX,
+    IMAGE_HASH,
+    SOURCE_INDEX,
+    STORED_PARTNERS,
+    TEACHER_IDS,
+    VIEWS_HASH,
+    Provenance,
+    reinforcement_features,
+)
+from hf_dr.shards import ROW_GROUP_VIEWS, ShardWriter, read_marker
+from hf_dr.version import __version__
+from hf_dr.views import as_table
+
+logger = logging.getLogger(__name__)
+
+# Agreement with the labels that is asked for: a quarter of the way from chance to perfect. Wrong orders stay at chance.
+_MIN_AGREEMENT = 0.25
+_LABELLED_ROWS = 2048  # after so many rows the labels are looked at for the first time
+_ORDERS = ("position", "imagefolder")
+_VERSIONED = ("numpy", "pillow", "torchvision")
+
+
+@dataclass
+class ImportConfig:
+    """What an import writes and how it finds the rows; see each field's help.
+
+    Raises:
+        ConfigError: A value is impossible.
+    """
+
+    output_dir: str = field(metadata={"help": 'Folder of the "+" dataset. Running again resumes; other configs stay.'})
+    config_name: str = field(default="default", metadata={"help": "Name under which load_dataset finds it."})
+    overlay: bool = field(
+        default=False, metadata={"help": "Leave the images out, where a licence forbids copying them."}
+    )
+    image_column: str | None = field(default=None, metadata={"help": "As for reinforce."})
+    label_column: str | None = field(default=None, metadata={"help": "As for reinforce."})
+    order: str = field(
+        default="position",
+        metadata={
+            "help": "Which row of the base is image i. `position`: row i. `imagefolder`: the i-th by class folder and file "
+            "name, as torchvision's ImageFolder sorts them. Or a file, a JSON list or lines: for each i the row or file name."
+        },
+    )
+    shard_size: int | None = field(default=None, metadata={"help": "Examples per file, as for reinforce."})
+    allow_disagreement: bool = field(
+        default=False, metadata={"help": "Go on where the teacher's answers do not fit the labels."}
+    )
+
+    def __post_init__(self) -> None:
+        self.run_config()  # checks the rest
+
+    def run_config(self) -> ReinforceConfig:
+        """Returns the settings that a run of `reinforce` shares."""
+        return ReinforceConfig(
+            self.output_dir,
+            config_name=self.config_name,
+            overlay=self.overlay,
+            image_column=self.image_column,
+            label_column=self.label_column,
+            shard_size=self.shard_size,
+        )
+
+
+def import_ml_dr(
+    sources: Sequence[str | os.PathLike[str]],
+    base: datasets.Dataset,
+    config: ImportConfig,
+    *,
+    described: dict[str, Any] | None = None,
+) -> Path:
+    """Turns reinforcements of apple/ml-dr into a "+" dataset; an import that was stopped goes on where it was.
+
+    Rows whose image cannot be decoded, or is turned by its EXIF orientation (which ml-dr did not look at), stay without
+    reinforcement; views that mix such an image in are replaced by others of their row.
+
+    Args:
+        sources: Folders `reinforced_data` or tar archives of one, compressed or not; several are runs over the same images,
+            whose views add up.
+        base: The dataset that was reinforced.
+        config: See `ImportConfig`.
+        described: How to name the base in the provenance: `id`, `config`, `revision`.
+
+    Returns:
+        The folder of the configuration.
+
+    Raises:
+        FormatError: A file is damaged, incomplete or not of that format.
+        DataError: The base is not the one that was reinforced, or is in another order.
+        ConfigError: A setting is impossible, or the folder cannot be used.
+        FingerprintMismatchError: The folder was begun with another import.
+    """
+    job = ImportJob(sources, base, config, described=described)
+    job.run()
+    return job.folder
+
+
+# --------------------------------------------------------------------------------------------------------------- order
+
+
+def find_rows(order: str, images: datasets.Dataset) -> np.ndarray:
+    """Returns the row of the base for each image number of ml-dr, int64 (rows,); see `ImportConfig.order`.
+
+    Args:
+        order: `position`, `imagefolder`, or a file.
+        images: The base's image column, undecoded.
+
+    Raises:
+        ConfigError: The file cannot be read or is no such list.
+        DataError: The base's images have no paths, or not those of the file.
+    """
+    count = len(images)
+    if order == "position":
+        return np.arange(count)
+    if order == "imagefolder":
+        names = [_imagefolder_name(path) for path in _paths(images)]
+        if not all(names) or len(set(names)) < count:
+            bad = next((row for row, name in enumerate(names) if not name), None)
+            raise DataError(
+                "`order=imagefolder` needs the class folder and the file name of each image, found "
+                + (f"none in row {bad}" if bad is not None else "two images of one name")
+                + ". Pass `order` as a file with the row or file name of each image."
+            )
+        return np.array(sorted(range(count), key=lambda row: cast(tuple[str, str], names[row])))
+    entries = _read_order(Path(order).expanduser())
+    if len(entries) != count:
+        raise DataError(f"{order} must name {count} images, as many as the base has, found {len(entries)}.")
+    if all(isinstance(entry, int) for entry in entries):
+        rows = np.array(entries)
+        if not np.array_equal(np.sort(rows), np.arange(count)):
+            raise DataError(f"{order} must name each row from 0 to {count - 1} once, found others or some twice.")
+        return rows
+    row_of: dict[str, int] = {}
+    depth = len(PurePosixPath(str(entries[0])).parts)
+    for row, path in enumerate(_paths(images)):
+        row_of["/".join(PurePosixPath(path or "").parts[-depth:])] = row
+    try:
+        rows = np.array([row_of["/".join(PurePosixPath(str(entry)).parts)] for entry in entries])
+    except KeyError as error:
+        raise DataError(
+            f"{order} names {error}, which no image of the base is called, e.g. {next(iter(row_of))!r:.80}. Write the names "
+            "as the base has them, or row numbers."
+        ) from None
+    if len(set(rows.tolist())) < count:
+        raise DataError(f"{order} must name each image of the base once, found some twice. Write row numbers.")
+    return rows
+
+
+def _paths(images: datasets.Dataset) -> Iterator[str | None]:
+    (column,) = images.column_names
+    for batch in images.with_format("arrow").iter(1024):
+        yield from batch[column].combine_chunks().field("path").to_pylist()
+
+
+def _imagefolder_name(path: str | None) -> tuple[str, str] | None:
+    """(class folder, file name). ILSVRC/imagenet-1k has no folders: there n01440764_10026_n01440764.JPEG was
+    n01440764/n01440764_10026.JPEG."""
+    place = PurePosixPath(path or "")
+    if place.parent.name:
+        return place.parent.name, place.name
+    moved = re.fullmatch(r"(.+)_(n\d{8})(\.\w+)", place.name)
+    return (moved[2], moved[1] + moved[3]) if moved else None
+
+
+def _read_order(path: Path) -> list[int | str]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"`order` must be {', '.join(_ORDERS)} or a text file, but {str(path)!r}: {error}. Check the path."
+        ) from error
+    entries: Any = text.split("\n")
+    if text.lstrip().startswith("["):
+        try:
+            entries = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"{path} must be a JSON list or plain lines, but: {error}. Mend it.") from error
+    else:
+        entries = [line.strip() for line in entries if line.strip()]
+        if all(line.isascii() and line.isdigit() for line in entries):
+            entries = [int(line) for line in entries]
+    if not entries or {type(entry) for entry in entries} not in ({int}, {str}):
+        raise ConfigError(
+            f"{path} must hold row numbers or file names, one for each image, found {shown.repr(entries)}."
+        )
+    return entries
+
+
+# ----------------------------------------------------------------------------------------------------------- scratch
+
+
+class _Scratch:
+    """The rows of all runs at their places, in a file as large as the columns; what is there is kept for a restart.
+
+    A row of a run is there if the hash of its bytes stands beside it, so no crash can leave a damaged one unnoticed.
+    """
+
+    def __init__(self, folder: Path, features: datasets.Features, num_rows: int, runs: Sequence[range]) -> None:
+        self.folder, self._runs = folder, runs
+        fields = []
+        for name, feature in features.items():
+            inner = feature.feature
+            tail = () if isinstance(inner, datasets.Value) else (inner.length,)
+            fields.append((name, getattr(inner, "feature", inner).dtype, (feature.length, *tail)))
+        folder.mkdir(exist_ok=True)
+        self._rows = self._map("rows", np.dtype(fields), (num_rows,))
+        self._hashes = self._map("hashes", np.dtype(np.uint64), (len(runs), num_rows))
+
+    def _map(self, name: str, dtype: np.dtype, shape: tuple[int, ...]) -> np.memmap:
+        path, size = self.folder / name, dtype.itemsize * math.prod(shape)
+        if not path.exists() or path.stat().st_size != size:
+            with path.open("wb") as file:
+                file.truncate(size)  # sparse: full of zeros
+        return np.memmap(path, dtype, "r+", shape=shape)
+
+    def has(self, run: int, row: int) -> bool:
+        return bool(self._hashes[run, row])
+
+    def put(self, run: int, row: int, columns: Columns) -> None:
+        views = self._runs[run]
+        for name in cast(tuple[str, ...], self._rows.dtype.names):
+            self._rows[name][row, views.start : views.stop] = columns[name]
+        self._hashes[run, row] = self._hash(run, row)
+
+    def take(self, first: int, last: int) -> tuple[Columns, np.ndarray]:
+        """Returns the columns of some rows, (rows, V) or (rows, V, n), and which rows are there in every run."""
+        for run in range(len(self._runs)):
+            for row in range(first, last):
+                if self.has(run, row) and self._hashes[run, row] != self._hash(run, row):
+                    raise FormatError(f"{self.folder} must hold what was written, but row {row} is damaged. Delete it.")
+        names = cast(tuple[str, ...], self._rows.dtype.names)
+        return {name: np.array(self._rows[name][first:last]) for name in names}, (self._hashes[:, first:last] != 0).all(
+            axis=0
+        )
+
+    def _hash(self, run: int, row: int) -> int:
+        views, hasher = self._runs[run], xxhash.xxh3_64()
+        for name in cast(tuple[str, ...], self._rows.dtype.names):
+            hasher.update(self._rows[name][row, views.start : views.stop].tobytes())
+        return hasher.intdigest() | 1
+
+    def remove(self) -> None:
+        del self._rows, self._hashes
+        shutil.rmtree(self.folder)
+
+
+# ----------------------------------------------------------------------------------------------------------------- job
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One source: its configuration, and the views that its files add."""
+
+    path: Path
+    format: RunFormat
+    views: range
+
+
+class ImportJob:
+    """One import: checked when built, then `run` or `plan`.
+
+    Attributes:
+        provenance: How the "+" dataset was made, as far as ml-dr says.
+        folder: Where the shards go.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[str | os.PathLike[str]],
+        base: datasets.Dataset,
+        config: ImportConfig,
+        *,
+        described: dict[str, Any] | None = None,
+    ) -> None:
+        self.config = config
+        image_column, label_column = check_dataset(base, config.run_config())
+        self._images = undecoded_images(base, image_column)
+        self._row_of = find_rows(config.order, self._images)
+        self._labels = None
+        if label_column is not None:
+            self._labels = np.asarray(
+                base.select_columns([label_column]).with_format("arrow")[:][label_column].fill_null(-1)
+            )
+        names = getattr(base.features[label_column], "names", None) if label_column else None
+        self._runs, top_k = self._open([Path(source).expanduser() for source in sources])
+        format = self._runs[0].format
+        self.num_classes = self._num_classes(format.num_classes, names)
+        self._augmentation = format.augmentation
+        columns = [name for name in base.column_names if not (config.overlay and name == image_column)]
+        self._dataset = base.select_columns(columns)
+        num_views = self._runs[-1].views.stop
+        added = reinforcement_features(
+            self._augmentation, num_views, top_k, self.num_classes, stored_partners=self._augmentation.mixes
+        )
+        self._features = datasets.Features({**{name: base.features[name] for name in columns}, **added})
+        self._stored = datasets.Features(
+            {name: feature for name, feature in added.items() if isinstance(feature, datasets.List)}
+        )
+        split = re.sub(r"[^A-Za-z0-9_.-]+.*", "", str(base.split or "train")) or "train"
+        order = hashlib.sha256(self._row_of.astype("<i8").tobytes()).hexdigest()
+        self.provenance = Provenance(
+            config_name=config.config_name,
+            split=split,
+            augmentation=self._augmentation.to_list(),
+            num_views=num_views,
+            top_k=top_k,
+            num_classes=self.num_classes,
+            seed=0,
+            shard_size=config.shard_size or min(1024, math.ceil(len(base) / 8)),
+            num_rows=len(base),
+            overlay=config.overlay,
+            image_column=image_column,
+            label_column=label_column,
+            mixing_scope=STORED_PARTNERS if self._augmentation.mixes else "dataset",
+            on_bad_image="skip",
+            base={
+                **describe_base(base), **(described or {}), "content_hash": content_hash(self._images), "order": order,
+            },
+            teacher={
+                "members": [_member(name, self.num_classes) for name in format.teachers],
+                "num_classes": self.num_classes,
+                "precision": "fp32",
+                "device_type": "cuda",
+                "runs": [len(run.views) for run in self._runs],
+            },
+            library_versions={name: importlib.metadata.version(name) for name in _VERSIONED},
+            created_with=f"hf_dr {__version__}, import-ml-dr",
+            schema_version=2 if self._augmentation.mixes else 1,
+        )  # fmt: skip
+        self.folder = Path(config.output_dir).expanduser() / config.config_name
+        self._hits, self._looked, self._seen = 0, 0, np.zeros((2, self.num_classes), np.int64)
+
+    def _open(self, sources: list[Path]) -> tuple[list[_Run], int]:
+        """Reads the configuration and one file of each source."""
+        if not sources:
+            raise ConfigError("an import must have at least one folder or archive, got none. Name one.")
+        runs: list[_Run] = []
+        top_ks = []
+        for source in sources:
+            if not source.exists():
+                raise ConfigError(
+                    f"{source} must be a folder or archive of ml-dr, found nothing there. Check the path."
+                )
+            format, number, content = _peek(source)
+            start = runs[-1].views.stop if runs else 0
+            where = f"{source}: {number}.pth.tar"
+            runs.append(_Run(source, format, range(start, start + format.num_samples(content, number, where))))
+            top_ks.append(format.top_k(content, where))
+            for what, a, b in (
+                ("augmentation", runs[0].format.augmentation.to_list(), format.augmentation.to_list()),
+                ("teacher", runs[0].format.teachers, format.teachers),
+                ("number of classes", runs[0].format.num_classes, format.num_classes),
+                ("top-K", top_ks[0], top_ks[-1]),
+            ):
+                if a != b:
+                    raise ConfigError(
+                        f"several sources must be runs of one {what}, found {a} in {sources[0]} and {b} in {source}. "
+                        "Import them as configurations of their own."
+                    )
+        return runs, top_ks[0]
+
+    def _num_classes(self, configured: int | None, names: list[str] | None) -> int:
+        if configured is None and names is None:
+            raise DataError(
+                "the base must have a ClassLabel column, as ml-dr's configuration does not count the classes."
+            )
+        if configured is not None and names is not None and configured != len(names):
+            raise DataError(
+                f"the base must have the {configured} classes of ml-dr's configuration, found {len(names)}. "
+                "Is it another dataset?"
+            )
+        return configured if configured is not None else len(cast(list[str], names))
+
+    def plan(self) -> str:
+        """Checks what can be checked without reading everything and tells what would be written; writes nothing."""
+        check_same_run(self.folder, self.provenance)
+        p, bytes_row = self.provenance, self._row_bytes
+        rows = [
+            ("images x views", f"{p.num_rows:,} x {p.num_views:,}, of {len(self._runs)} run(s)"),
+            ("answers", f"top {p.top_k} of {p.num_classes:,} classes"),
+            ("teachers", ", ".join(member["id"] for member in p.teacher["members"])),
+            ("ops", ", ".join(name for item in p.augmentation for name in item)),
+            ("scratch space", format_bytes(p.num_rows * bytes_row)),
+            ("shards", f"{p.num_shards:,}, at most {format_bytes(p.num_rows * bytes_row)} and the base's columns"),
+        ]
+        return "\n".join(f"  {name:<16}{value}" for name, value in rows)
+
+    @property
+    def _row_bytes(self) -> int:
+        schema = self._stored.arrow_schema
+        return sum(pa.nulls(1, schema.field(name).type).nbytes for name in schema.names)
+
+    def run(self) -> None:
+        """Reads the sources, then writes the shards that are missing, and the card."""
+        lock = filelock.FileLock(self.folder / ".lock", timeout=0)
+        missing = open_run(self.folder, self.provenance, lock, self._row_bytes)
+        try:
+            if missing:
+                scratch = _Scratch(
+                    self.folder / f".import-{self.provenance.fingerprint[:16]}",
+                    self._stored,
+                    self.provenance.num_rows,
+                    [run.views for run in self._runs],
+                )
+                sizes = self._sizes()
+                wanted = np.zeros(self.provenance.num_rows, bool)
+                for shard in missing:
+                    wanted[self.provenance.shard_range(shard)] = True
+                for run in range(len(self._runs)):
+                    self._read(run, scratch, sizes, wanted)
+                self._write(missing, scratch)
+                scratch.remove()
+            markers = [read_marker(self.folder / name) for name in self.provenance.shard_names]
+            self.provenance.skipped_rows[:] = [row for marker in markers for row in marker.skipped_rows]
+            self.provenance.write(self.folder)
+            write_card(self.folder.parent)
+            logger.info(
+                "%s: %d rows x %d views, %s in %d shards; %d rows without reinforcement.",
+                self.folder,
+                self.provenance.num_rows,
+                self.provenance.num_views,
+                format_bytes(sum(marker.file_bytes for marker in markers)),
+                len(markers),
+                len(self.provenance.skipped_rows),
+            )
+        finally:
+            lock.release()
+
+    def _sizes(self) -> np.ndarray:
+        """(height, width) of each image, int64 (rows, 2); zeros where the image cannot be used."""
+        (column,) = self._images.column_names
+        sizes = np.zeros((len(self._images), 2), np.int64)
+        for row in tqdm(range(len(self._images)), desc="reading the base's sizes", unit="image", unit_scale=True):
+            value = self._images[row][column] or {}
+            with contextlib.suppress(Exception), PIL.Image.open(_file(value)) as image:  # whatever Pillow raises
+                if image.getexif().get(0x0112, 1) == 1:
+                    sizes[row] = image.height, image.width
+        unusable = int((sizes[:, 0] == 0).sum())
+        if unusable:
+            logger.warning(
+                "%d images of the base are undecodable or turned by EXIF, and stay without reinforcement.", unusable
+            )
+        return sizes
+
+    # ------------------------------------------------------------------------------------------------------- reading
+
+    def _read(self, run: int, scratch: _Scratch, sizes: np.ndarray, wanted: np.ndarray) -> None:
+        """Reads one source into the scratch file."""
+        source, num_rows = self._runs[run], self.provenance.num_rows
+        seen = np.zeros(num_rows, bool)
+        with tqdm(total=num_rows, desc=f"reading {source.path.name}", unit="image", unit_scale=True) as bar:
+            for name, read in archive_files(source.path):
+                number = image_number(name, source.path)
+                if number is None:
+                    continue
+                where = f"{source.path}: {name}"
+                if number >= num_rows:
+                    raise DataError(
+                        f"{where} must be about one of the base's {num_rows} images, found number {number}. "
+                        "Is it another dataset or split?"
+                    )
+                expect(not seen[number], where, "be there once", f"image {number} twice")
+                seen[number] = True
+                row = int(self._row_of[number])
+                if wanted[row] and sizes[row, 0] and not scratch.has(run, row):
+                    content = read_file(read(), where)
+                    count = source.format.num_samples(content, number, where)
+                    expect(count == len(source.views), where, f"have {len(source.views)} views, as others", count)
+                    columns = source.format.columns(content, self.provenance.top_k, self.num_classes, where)
+                    scratch.put(run, row, self._fitted(columns, row, sizes, where))
+                bar.update()
+        absent = np.flatnonzero(~seen)
+        if len(absent):
+            raise FormatError(
+                f"{source.path} must have a file for each of the base's {num_rows} images, but {len(absent)} are missing, e.g. "
+                f"{absent[0]}.pth.tar. Fetch it again, or name the dataset and split that was reinforced."
+            )
+        self._check_labels()
+
+    def _fitted(self, columns: Columns, row: int, sizes: np.ndarray, where: str) -> Columns:
+        """Checks the columns of a file against the base, and turns the partners' numbers into rows."""
+        self._check_boxes(columns, "", np.broadcast_to(sizes[row], (len(columns[TEACHER_IDS]), 2)), where)
+        self._count_labels(columns, row)
+        if not self._augmentation.mixes:
+            return columns
+        numbers = columns[AUG_PREFIX + PARTNER]
+        mixed = np.flatnonzero(numbers >= 0)
+        if numbers.max() >= len(self._row_of):
+            raise DataError(
+                f"{where} mixes in image {numbers.max()}, but the base has {len(self._row_of)}. Is it another dataset or split?"
+            )
+        partners = np.full(len(numbers), NO_PARTNER)
+        partners[mixed] = self._row_of[numbers[mixed]]
+        columns[AUG_PREFIX + PARTNER] = partners
+        usable = np.ones(len(numbers), bool)
+        usable[mixed] = sizes[partners[mixed], 0] > 0
+        fitting = mixed[usable[mixed]]
+        part = {name: values[fitting] for name, values in columns.items()}
+        self._check_boxes(part, f"{PARTNER}_", sizes[partners[fitting]], f"{where}, a partner")
+        if not usable.all():
+            good = np.flatnonzero(usable)
+            expect(len(good) > 0, where, "have a view whose partner can be decoded", "none", "Mend the base's images.")
+            take = np.arange(len(numbers))
+            take[~usable] = np.resize(good, int((~usable).sum()))
+            columns = {name: values[take] for name, values in columns.items()}
+        return columns
+
+    def _check_boxes(self, columns: Columns, prefix: str, sizes_V2: np.ndarray, where: str) -> None:
+        """Follows the size through the ops; a box outside the image betrays a wrong order, or a base of another size."""
+        size: Any = sizes_V2
+        for op in self._augmentation.ops:
+            if op.mixes:
+                if "cutmix_box" in f"{op.name}_box" and not prefix:
+                    self._check_box(columns[f"{AUG_PREFIX}cutmix_box"], size, where)
+                continue
+            name = f"{AUG_PREFIX}{prefix}{op.name}_"
+            if isinstance(op, (RandomResizedCrop, RandomErasing)):
+                self._check_box(columns[f"{name}box"], size, where, empty=isinstance(op, RandomErasing))
+            elif isinstance(op, RandomCrop):
+                view = np.broadcast_to(np.array(op.output_size(None)), size.shape)
+                self._check_box(np.hstack([columns[f"{name}offset"], view]), size + 2 * op.padding, where)
+            fixed = op.output_size(None)
+            if fixed is not None:
+                size = np.broadcast_to(np.array(fixed), sizes_V2.shape)
+            elif isinstance(op, Resize):
+                size = np.array([op.output_size((int(h), int(w))) for h, w in size]).reshape(sizes_V2.shape)
+
+    def _check_box(self, boxes: np.ndarray, sizes: np.ndarray, where: str, empty: bool = True) -> None:
+        bad = (boxes[:, :2] + boxes[:, 2:] > sizes).any(axis=1) | (not empty and (boxes[:, 2:] == 0).any(axis=1))
+        if bad.any():
+            at = int(bad.argmax())
+            raise DataError(
+                f"{where} must have boxes inside its image of {sizes[at][0]}x{sizes[at][1]} pixels, found "
+                f"{tuple(boxes[at].tolist())} (top, left, height, width). The base has another order or its images other "
+                "sizes: set `order`, or name the dataset as it was reinforced."
+            )
+
+    def _count_labels(self, columns: Columns, row: int) -> None:
+        if self._labels is None or not 0 <= self._labels[row] < self.num_classes:
+            return
+        favourites = columns[TEACHER_IDS][:, 0]
+        if self._augmentation.mixes:
+            favourites = favourites[columns[AUG_PREFIX + PARTNER] < 0]
+        self._hits += int((favourites == self._labels[row]).sum())
+        np.add.at(self._seen[0], self._labels[row], len(favourites))
+        np.add.at(self._seen[1], favourites, 1)
+        self._looked += 1
+        if self._looked == _LABELLED_ROWS:
+            self._check_labels()
+
+    def _check_labels(self) -> None:
+        """Refuses answers that fit the labels no better than chance: the sign of a wrong order."""
+        count = int(self._seen[0].sum())
+        if not count:
+            return
+        agreement = self._hits / count
+        chance = float((self._seen[0] / count) @ (self._seen[1] / count))
+        if agreement >= chance + _MIN_AGREEMENT * (1 - chance):
+            return
+        text = (
+            f"the teacher's most probable class must be the label far more often than by chance ({100 * chance:.1f} %), found "
+            f"{100 * agreement:.1f} % of {count:,} views. The base is in another order than ml-dr's: set `order`. Where the "
+            "labels are known to differ, pass `allow_disagreement`."
+        )
+        if not self.config.allow_disagreement:
+            raise DataError(text)
+        logger.warning("%s", text)
+
+    # ------------------------------------------------------------------------------------------------------- writing
+
+    def _write(self, missing: list[int], scratch: _Scratch) -> None:
+        rows = sum(len(self.provenance.shard_range(shard)) for shard in missing)
+        group = max(1, ROW_GROUP_VIEWS // self.provenance.num_views)
+        with (
+            ThreadPoolExecutor(os.cpu_count() or 1) as pool,
+            tqdm(total=rows, desc=f"writing {self.provenance.config_name}", unit="image", unit_scale=True) as bar,
+        ):
+            for shard in missing:
+                span = self.provenance.shard_range(shard)
+                path = self.folder / self.provenance.shard_names[shard]
+                with ShardWriter(path, self._features, self.provenance.fingerprint) as writer:
+                    for first in range(span.start, span.stop, group):
+                        last = min(first + group, span.stop)
+                        columns, valid = scratch.take(first, last)
+                        hashes = pool.map(self._hash, range(first, last), valid.tolist())
+                        columns[SOURCE_INDEX] = np.arange(first, last, dtype=np.int64)
+                        columns[IMAGE_HASH] = np.fromiter(hashes, np.uint64, last - first)
+                        # What the teacher saw is unknown.
+                        base = as_table(self._dataset, first, last)
+                        base = base.append_column(VIEWS_HASH, pa.nulls(last - first, pa.uint64()))
+                        writer.write(base, columns, valid)
+                        bar.update(last - first)
+                    writer.finish()
+
+    def _hash(self, row: int, valid: bool) -> int:
+        if not valid:
+            return 0
+        (column,) = self._images.column_names
+        try:
+            return pixel_hash(decode_image(self._images[row][column]))
+        except DataError as error:
+            raise DataError(f"the image of row {row} must be readable, but: {error}. Mend it.") from error
+
+
+def _file(value: dict[str, Any]) -> Any:
+    return io.BytesIO(value["bytes"]) if value.get("bytes") is not None else value["path"]
+
+
+def _member(name: str, num_classes: int) -> dict[str, Any]:
+    """What is known of a teacher: its name. Old names of timm may mean other weights today, so no revision is invented."""
+    return {
+        "id": name,
+        "revision": None,
+        "license": "cc-by-nc-4.0" if name.startswith("ig_resnext") else None,
+        "num_classes": num_classes,
+        "weights_hash": None,
+        "preprocessing": None,
+        "classes": None,
+    }
+
+
+def _peek(source: Path) -> tuple[RunFormat, int, Any]:
+    """Reads a source as far as the configuration and one image's file."""
+    format, first = None, None
+    for name, read in archive_files(source):
+        number = image_number(name, source)
+        if number is None:
+            format = RunFormat(read_file(read(), f"{source}: {name}"), f"{source}: {name}")
+        elif first is None:
+            first = number, read_file(read(), f"{source}: {name}")
+        if format is not None and first is not None:
+            return format, *first
+    raise FormatError(
+        f"{source} must hold {CONFIG_FILE} and a file like 0.pth.tar for each image, found no "
+        f"{CONFIG_FILE if format is None else 'image'}. Fetch it again, or check the path."
+    )

@@ -1,0 +1,529 @@
+"""The files of apple/ml-dr's published reinforcements: one pickle for each image, in a folder or a tar archive.
+
+The pickles are read as data (`hf_dr.plain_pickle`), the archive as a stream; nothing is extracted or executed.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import re
+import reprlib
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any, cast
+
+import numpy as np
+
+from hf_dr.augmentation import NO_PARTNER, PARTNER, Augmentation
+from hf_dr.errors import ConfigError, FormatError, did_you_mean
+from hf_dr.ops import (
+    POLICY_OPS,
+    CenterCrop,
+    CutMix,
+    MixUp,
+    Op,
+    RandAugment,
+    RandomCrop,
+    RandomErasing,
+    RandomHorizontalFlip,
+    RandomResizedCrop,
+    Resize,
+    Size,
+)
+from hf_dr.plain_pickle import read_plain_pickle
+from hf_dr.schema import AUG_PREFIX, TEACHER_IDS, TEACHER_LOGPROBS
+
+# A file holds some 300 bytes a view; a larger one is none of ml-dr's.
+MAX_FILE_BYTES = 1 << 25
+CONFIG_FILE = "config.pth.tar"
+_ROW_FILE = re.compile(r"(0|[1-9]\d{0,9})\.(?:pth\.tar|jb)")
+
+Columns = dict[str, np.ndarray]
+Read = Callable[[], bytes]
+
+shown = reprlib.Repr()
+"""Shows what was found in messages: a few parts of it, whatever it is."""
+shown.maxlevel, shown.maxlist, shown.maxtuple, shown.maxdict, shown.maxstring = 2, 6, 6, 4, 60
+
+
+# ----------------------------------------------------------------------------------------------------------- archives
+
+
+class _Member(tarfile.TarInfo):
+    """A header that is checked before anything behind it is read."""
+
+    _KINDS = (
+        tarfile.REGTYPE,
+        tarfile.AREGTYPE,
+        tarfile.DIRTYPE,
+        tarfile.XHDTYPE,
+        tarfile.XGLTYPE,
+        *tarfile.GNU_TYPES[:2],
+    )
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Member:
+        member = super().frombuf(buf, encoding, errors)
+        if member.type not in cls._KINDS or member.size > MAX_FILE_BYTES:
+            raise FormatError(
+                f"the archive must hold files of at most {MAX_FILE_BYTES:,} bytes and folders only, found "
+                f"{member.name!r:.80} of type {member.type!r} with {member.size:,} bytes. Do not trust it."
+            )
+        return member
+
+
+def archive_files(path: Path) -> Iterator[tuple[str, Read]]:
+    """Yields name and content (by a call, before the next) of each file of a folder `reinforced_data` or an archive of one.
+
+    Raises:
+        FormatError: It is neither, is damaged, or holds what it should not: links, several folders, or paths that lead out.
+    """
+    files = _folder_files(path) if path.is_dir() else _tar_files(path)
+    folders = set()
+    for name, read in files:
+        place = PurePosixPath(name)
+        if place.is_absolute() or ".." in place.parts:
+            raise FormatError(f"{path} must hold plain relative names, found {name!r:.80}. Do not trust this archive.")
+        folders.add(place.parent)
+        if len(folders) > 1:
+            raise FormatError(
+                f"{path} must hold one folder of files, found {' and '.join(sorted(map(str, folders)))}. Pass each as a source "
+                "of its own."
+            )
+        yield place.name, read
+
+
+def _folder_files(path: Path) -> Iterator[tuple[str, Read]]:
+    if (path / "reinforced_data").is_dir():
+        path /= "reinforced_data"
+    with os.scandir(path) as entries:
+        for entry in entries:
+            if not entry.is_file(follow_symlinks=False):
+                raise FormatError(f"{path} must hold plain files only, found {entry.name!r:.80}. Remove it.")
+            if entry.stat().st_size > MAX_FILE_BYTES:
+                raise FormatError(
+                    f"{entry.path} must have at most {MAX_FILE_BYTES:,} bytes, found {entry.stat().st_size:,} bytes."
+                )
+            yield entry.name, Path(entry.path).read_bytes
+
+
+def _tar_files(path: Path) -> Iterator[tuple[str, Read]]:
+    with _reading(path), tarfile.open(path, "r|*", tarinfo=_Member) as archive:
+        while (member := archive.next()) is not None:
+            cast(Any, archive).members.clear()  # tarfile would remember more than a million headers
+            if member.isdir():
+                continue
+            file = archive.extractfile(member)
+            if file is None or member.size > MAX_FILE_BYTES or member.issparse():
+                raise FormatError(f"{path} must hold plain files only, found {member.name!r:.80}. Do not trust it.")
+            yield member.name, _reader(path, file.read)
+
+
+def _reader(path: Path, read: Read) -> Read:
+    def checked() -> bytes:
+        with _reading(path):
+            return read()
+
+    return checked
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
+        raise FormatError(
+            f"{path} must be a folder or a tar archive (.tar, .tar.gz) of one, but reading it failed "
+            f"({type(error).__name__}: {error}). Fetch it again."
+        ) from error
+
+
+def read_file(data: bytes, where: str) -> Any:
+    """Returns what a file of ml-dr holds: a container of torch.save, or a compressed pickle of joblib.
+
+    Raises:
+        FormatError: It is neither, is damaged or too large, or holds anything but plain values.
+    """
+    try:
+        if data[:4] == b"PK\x03\x04":
+            with zipfile.ZipFile(io.BytesIO(data)) as container:
+                (name,) = (name for name in container.namelist() if name.endswith("/data.pkl"))
+                with container.open(name) as file:
+                    pickled = file.read(MAX_FILE_BYTES + 1)
+        elif data[:1] == b"\x78":
+            inflate = zlib.decompressobj()
+            pickled = inflate.decompress(data, MAX_FILE_BYTES + 1)
+            if len(pickled) <= MAX_FILE_BYTES and not inflate.eof:
+                raise EOFError("it breaks off")
+        else:
+            raise ValueError(f"it begins with {data[:4]!r}")
+    except Exception as error:  # zipfile raises half a dozen types on hostile containers
+        if isinstance(error, MemoryError):
+            raise
+        raise FormatError(
+            f"{where} must be written by torch.save or joblib, but: {type(error).__name__}: {error!s:.200}. Fetch it again."
+        ) from error
+    if len(pickled) > MAX_FILE_BYTES:
+        raise FormatError(f"{where} must hold at most {MAX_FILE_BYTES:,} bytes, found more. Do not trust this file.")
+    return read_plain_pickle(pickled, where)
+
+
+def image_number(name: str, path: Path) -> int | None:
+    """The image number that a file's name says; None for the configuration.
+
+    Raises:
+        FormatError: It is neither's name.
+    """
+    if name == CONFIG_FILE:
+        return None
+    row = _ROW_FILE.fullmatch(name)
+    if row is None:
+        raise FormatError(
+            f"{path} must hold {CONFIG_FILE} and a file like 0.pth.tar for each image, found {name!r:.80}. "
+            "Remove it, or check the path."
+        )
+    return int(row[1])
+
+
+# ------------------------------------------------------------------------------------------------------ configuration
+
+# ml-dr applies its ops in this order, whatever the order in its configuration.
+_OPS: dict[str, type[Op] | None] = {
+    "uint8": None, "resize": Resize, "center_crop": CenterCrop, "random_crop": RandomCrop,
+    "random_resized_crop": RandomResizedCrop, "random_horizontal_flip": RandomHorizontalFlip, "rand_augment": RandAugment,
+    "to_tensor": None, "random_erase": RandomErasing, "normalize": None, "mixup": MixUp, "cutmix": CutMix,
+}  # fmt: skip
+_WITHOUT_PARAMS = ("uint8", "center_crop", "to_tensor", "normalize")
+_MIXING = ("mixup", "cutmix")
+# Settings that change no pixel of a replay: how a parameter was drawn, or a default that is spelt out.
+_IMMATERIAL = {
+    "mixup": {"div_by"}, "random_erase": {"value", "inplace"}, "normalize": {"mean", "std", "inplace"},
+    "resize": {"antialias"}, "random_resized_crop": {"antialias"},
+}  # fmt: skip
+_ONLY: dict[str, dict[str, Any]] = {
+    "random_crop": {"pad_if_needed": False, "padding_mode": "constant"}, "resize": {"max_size": None}
+}  # fmt: skip
+
+
+def expect(ok: bool, where: str, expected: str, found: Any, action: str = "Fetch the files again.") -> None:
+    if not ok:
+        raise FormatError(f"{where} must {expected}, found {shown.repr(found)}. {action}")
+
+
+def _numbers(values: Any, kinds: str, shape: tuple[int, ...], where: str) -> np.ndarray:
+    """Turns (nested) lists of plain numbers into an array of a shape; `kinds` are NumPy's: b, i, f."""
+    try:
+        array = np.array(values)
+    except (ValueError, OverflowError):  # ragged
+        array = np.array(None)
+    if array.size == 0 and 0 in shape:
+        return np.zeros(shape, kinds[0])
+    ok = array.dtype.kind in kinds and array.shape == shape
+    expect(ok, where, f"hold {' x '.join(map(str, shape)) or 'one'} numbers", values)
+    return array
+
+
+class RunFormat:
+    """What the files of one run hold, by its `config.pth.tar`.
+
+    Args:
+        content: The parsed file.
+        where: Names it in messages.
+
+    Attributes:
+        augmentation: ml-dr's ops as ours, in ml-dr's order.
+        num_classes: C, where the configuration says so.
+        teachers: Names of the ensemble's members, as the configuration has them.
+
+    Raises:
+        FormatError: It is no such configuration, or has an op or setting that cannot be replayed.
+    """
+
+    def __init__(self, content: Any, where: str) -> None:
+        self._where = where
+        settings = content.get("reinforce") if isinstance(content, dict) else None
+        ops = settings.get("image_augmentation") if isinstance(settings, dict) else None
+        if not isinstance(ops, dict) or not all(isinstance(value, dict) for value in ops.values()):
+            raise FormatError(
+                f"{where} must have reinforce.image_augmentation, found {shown.repr(content)}. Is it ml-dr's?"
+            )
+        for name in ops:
+            if name not in _OPS:
+                raise FormatError(f"{where} has the op `{name}`, which ml-dr does not know.{did_you_mean(name, _OPS)}")
+        on = {name: dict(ops[name]) for name in _OPS if name in ops and ops[name].get("enable", True)}
+        self.augmentation = Augmentation(
+            [op for name, given in on.items() if (op := self._op(name, given)) is not None]
+        )
+        self.names = [name for name in on if name not in _WITHOUT_PARAMS]
+        self._known = {*on, "id2"}
+        self.mixes = self.augmentation.mixes
+        self._rand_augment = next((op for op in self.augmentation.ops if isinstance(op, RandAugment)), None)
+        self._levels: dict[tuple[Any, Any], tuple[int, int]] = {}
+        self.num_classes = content.get("num_classes") if isinstance(content.get("num_classes"), int) else None
+        teacher = content.get("teacher")
+        named = teacher.get("name") if isinstance(teacher, dict) else None
+        self.teachers = named.split(",") if isinstance(named, str) and named else ["unknown"]
+
+    def _op(self, name: str, given: dict[str, Any]) -> Op | None:
+        given.pop("enable", None)
+        for setting, only in _ONLY.get(name, {}).items():
+            value = given.pop(setting, only)
+            expect(
+                value == only, f"`{setting}` of {name} in {self._where}", f"be {only}", value, "It cannot be replayed."
+            )
+        given = {key: value for key, value in given.items() if key not in _IMMATERIAL.get(name, ())}
+        cls = _OPS[name]
+        if cls is None:
+            expect(not given, f"{name} in {self._where}", "have no settings", given, "It cannot be replayed.")
+            return None
+        if name == "random_erase":
+            given["value"] = (0, 0, 0)  # whatever is configured, ml-dr writes zeros before normalising
+        elif name in _MIXING:
+            given.setdefault("p", 1.0)
+        if isinstance(given.get("fill"), int):
+            given["fill"] = (given["fill"],) * 3
+        if isinstance(given.get("padding"), list) and len(given["padding"]) == 1:
+            (given["padding"],) = given["padding"]
+        try:
+            return cls.from_settings(given)
+        except ConfigError as error:
+            raise FormatError(f"{name} in {self._where} cannot be replayed: {error}") from error
+
+    # ----------------------------------------------------------------------------------------------------- one file
+
+    def num_samples(self, content: Any, number: int, where: str) -> int:
+        """Checks the frame of a file and returns its number of views."""
+        ok = (
+            isinstance(content, tuple)
+            and len(content) == 2
+            and type(content[0]) is int
+            and isinstance(content[1], list)
+        )
+        expect(ok and len(content[1]) > 0, where, "hold a pair (number of the image, views)", content)
+        expect(content[0] == number, where, f"be about image {number}, as its name says", content[0])
+        return len(content[1])
+
+    def top_k(self, content: Any, where: str) -> int:
+        """Returns the number of classes that the first view's answer keeps."""
+        return len(self._answers(content[1][:1], where)[1][0])
+
+    def columns(self, content: Any, top_k: int, num_classes: int, where: str) -> Columns:
+        """Returns the columns of a file's V views, (V,) or (V, n): answers, parameters, the partner's number and parameters.
+
+        Args:
+            content: The parsed file; `num_samples` has checked its frame.
+            top_k: K.
+            num_classes: C.
+            where: Names the file in messages.
+
+        Raises:
+            FormatError: It does not hold what the configuration says.
+        """
+        samples = content[1]
+        probs, ids = self._answers(samples, where)
+        columns: Columns = _sorted_answers(probs, ids, top_k, num_classes, where)
+        partners, own, other = self._params([sample["params"] for sample in samples], where)
+        rows = np.flatnonzero(partners != NO_PARTNER)
+        for name in self.names:
+            if name in _MIXING or name == "resize":
+                continue
+            columns |= {AUG_PREFIX + key: value for key, value in self._decoded(name, own[name], where).items()}
+            for key, value in self._decoded(name, other[name], where).items() if self.mixes else ():
+                stored = np.zeros((len(samples), *value.shape[1:]), value.dtype)
+                stored[rows] = value
+                columns[f"{AUG_PREFIX}{PARTNER}_{key}"] = stored
+        if self.mixes:
+            mixed = np.zeros(len(samples), bool)
+            for name in _MIXING:
+                if name in own:
+                    drawn = self._decoded(name, own[name], where)
+                    columns |= {AUG_PREFIX + key: value for key, value in drawn.items()}
+                    mixed |= drawn["mixup_lam"] < 1 if name == "mixup" else drawn["cutmix_box"].any(axis=1)
+            expect(bool((~mixed | (partners >= 0)).all()), where, "name the partner of each mixed view", "none")
+            columns[AUG_PREFIX + PARTNER] = np.where(mixed, partners, NO_PARTNER)
+        return columns
+
+    def _answers(self, samples: list[Any], where: str) -> tuple[list[Any], list[Any]]:
+        for sample in samples:
+            ok = isinstance(sample, dict) and sample.keys() == {"params", "prob"}
+            expect(ok, f"each view of {where}", "have `params` and `prob`", sample)
+            prob = sample["prob"]
+            ok = isinstance(prob, (tuple, list)) and len(prob) == 2 and all(isinstance(p, list) and p for p in prob)
+            expect(ok, f"`prob` in {where}", "be a pair of lists", prob)
+        return [sample["prob"][0] for sample in samples], [sample["prob"][1] for sample in samples]
+
+    def _params(self, views: list[Any], where: str) -> tuple[np.ndarray, dict[str, list[Any]], dict[str, list[Any]]]:
+        """Takes apart the `params` of all views: partners (V,), -1 for none; the images' own; those of the partners."""
+        partners: list[Any] = []
+        own: dict[str, list[Any]] = {name: [] for name in self.names}
+        other: dict[str, list[Any]] = {name: [] for name in self.names}
+        length = len(self.names) + self.mixes
+        for params in views:
+            if isinstance(params, dict):
+                unknown = params.keys() - self._known
+                expect(not unknown, f"`params` in {where}", f"be of {', '.join(self.names)}", sorted(unknown))
+                expect(
+                    not self.names or params.keys() >= set(self.names),
+                    f"`params` in {where}",
+                    f"have {self.names}",
+                    params,
+                )
+                values = [params[name] for name in self.names]
+                paired = any(params.get(name) is not None for name in _MIXING)
+                partner = params.get("id2") if paired else None
+                expect(paired == (partner is not None), f"`params` in {where}", "name the partner, `id2`", params)
+                pairs = values
+            else:
+                ok = isinstance(params, list) and len(params) == length
+                expect(
+                    ok, f"`params` in {where}", f"be a dict or a list of {length}, for {', '.join(self.names)}", params
+                )
+                partner = params[0] if self.mixes else None
+                values = params[1:] if self.mixes else params
+                pairs = values if partner is not None else [(value,) for value in values]
+            partners.append(NO_PARTNER if partner is None else partner)
+            for name, value, pair in zip(self.names, values, pairs, strict=True):
+                if name in _MIXING:
+                    own[name].append(value)
+                    continue
+                ok = isinstance(pair, (tuple, list)) and len(pair) >= (1 if partner is None else 2)
+                expect(ok and len(pair) <= 2, f"{name} in {where}", "be a pair, the image's and its partner's", pair)
+                own[name].append(pair[0])
+                if partner is not None:
+                    other[name].append(pair[1])
+        found = _numbers(partners, "i", (len(views),), f"the partners in {where}")
+        expect(bool((found >= NO_PARTNER).all()), f"the partners in {where}", "be numbers of images", int(found.min()))
+        return found, own, other
+
+    def _decoded(self, name: str, values: list[Any], where: str) -> Columns:
+        """The parameters of one op as our columns, (N,) or (N, n), by the names of `Augmentation.params`."""
+        where = f"{name} in {where}"
+        count = len(values)
+        match name:
+            case "random_horizontal_flip":
+                return {"flip": _numbers(values, "b", (count,), where)}
+            case "random_crop":
+                return {"random_crop_offset": _unsigned(_numbers(values, "i", (count, 2), where), where)}
+            case "random_resized_crop":
+                return {"crop_box": _unsigned(_numbers(values, "i", (count, 4), where), where)}
+            case "random_erase":
+                boxes = _numbers([(0, 0, 0, 0) if value is None else value for value in values], "i", (count, 4), where)
+                boxes = np.where(boxes[:, :1] == -1, 0, boxes)  # where no box fitted
+                return {"erasing_box": _unsigned(boxes, where)}
+            case "rand_augment":
+                pairs = np.array([self._policy(value, where) for value in values], np.int64)
+                pairs = pairs.reshape(count, cast(RandAugment, self._rand_augment).num_ops, 2)
+                return {"rand_augment_op": pairs[..., 0], "rand_augment_level": pairs[..., 1]}
+            case "mixup":
+                lams = _numbers([1.0 if value is None else value for value in values], "if", (count,), where)
+                expect(bool(((lams >= 0) & (lams <= 1)).all()), where, "be weights from 0 to 1", lams.tolist())
+                return {"mixup_lam": np.round(lams * 256) / 256}  # what MixUp can store
+            case "cutmix":
+                corners = _numbers([_corners(value, where) for value in values], "i", (count, 4), where)
+                boxes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
+                boxes = _unsigned(boxes, where)
+                return {"cutmix_box": np.where((boxes[:, 2:] == 0).any(axis=1, keepdims=True), 0, boxes)}
+        raise AssertionError(name)
+
+    def _policy(self, value: Any, where: str) -> list[tuple[int, int]]:
+        """RandAugment's operations of one view as (place in POLICY_OPS, signed level); none at all is Identity."""
+        count = cast(RandAugment, self._rand_augment).num_ops
+        if value is None:
+            return [(0, 0)] * count
+        expect(isinstance(value, list) and len(value) == count, where, f"be a list of {count} operations", value)
+        levels = []
+        for pair in value:
+            ok = isinstance(pair, (tuple, list)) and len(pair) == 2 and type(pair[0]) in (int, str)
+            expect(ok and type(pair[1]) in (float, int), where, "be pairs of operation and magnitude", pair)
+            key = pair[0], pair[1]
+            if key not in self._levels:
+                self._levels[key] = self._level(*key, where)
+            levels.append(self._levels[key])
+        return levels
+
+    def _level(self, op: int | str, magnitude: float, where: str) -> tuple[int, int]:
+        """Inverts torchvision's table: the level at which it has this magnitude, the configured one first."""
+        known = 0 <= op < len(POLICY_OPS) if isinstance(op, int) else op in POLICY_OPS
+        expect(known, where, f"use operations of {', '.join(POLICY_OPS)}", op)
+        place = op if isinstance(op, int) else POLICY_OPS.index(op)
+        name, settings = POLICY_OPS[place], cast(RandAugment, self._rand_augment)
+        signed = name in (
+            "ShearX",
+            "ShearY",
+            "TranslateX",
+            "TranslateY",
+            "Rotate",
+            "Brightness",
+            "Color",
+            "Contrast",
+            "Sharpness",
+        )
+        for level in (settings.magnitude, *range(settings.num_magnitude_bins)):
+            value = _magnitude(name, level / (settings.num_magnitude_bins - 1), cast(Size, self.augmentation.size))
+            if math.isclose(abs(magnitude) if signed else magnitude, value, rel_tol=1e-5, abs_tol=1e-5):
+                sign = -1 if signed and magnitude < 0 else 1
+                return place, 0 if name in ("Identity", "AutoContrast", "Equalize") else sign * level
+        raise FormatError(
+            f"{where} must have a magnitude of torchvision's table for {name} ({settings.num_magnitude_bins} levels), found "
+            f"{magnitude}. It cannot be replayed."
+        )
+
+
+def _magnitude(name: str, share: float, size: Size) -> float:
+    """torchvision's table (its first API, where Solarize has a threshold in levels) at a share of the highest level."""
+    match name:
+        case "ShearX" | "ShearY":
+            return 0.3 * share
+        case "TranslateX" | "TranslateY":
+            return 150 / 331 * size[1 if name == "TranslateX" else 0] * share
+        case "Rotate":
+            return 30 * share
+        case "Posterize":
+            return 8 - round(4 * share)
+        case "Solarize":
+            return 255 * (1 - share)
+        case "Brightness" | "Color" | "Contrast" | "Sharpness":
+            return 0.9 * share
+    return 0.0
+
+
+def _corners(value: Any, where: str) -> Any:
+    """(lam, (r1, c1, r2, c2)) or [lam, r1, c1, r2, c2] without the lam, which is the box's share."""
+    if value is None:
+        return (0, 0, 0, 0)
+    ok = isinstance(value, (tuple, list)) and len(value) in (2, 5)
+    expect(ok, where, "be None, or a weight and a box", value)
+    return value[1] if len(value) == 2 else value[1:]
+
+
+def _unsigned(values: np.ndarray, where: str) -> np.ndarray:
+    expect(bool(((values >= 0) & (values <= 0xFFFF)).all()), where, "be pixels from 0 to 65,535", values.tolist())
+    return values
+
+
+def _sorted_answers(probs: list[Any], ids: list[Any], top_k: int, num_classes: int, where: str) -> Columns:
+    """The answers as columns: checked, most probable first, equal ones by rising id (as `hf_dr.topk` sorts them)."""
+    shape = len(probs), top_k
+    probs_VK = _numbers(probs, "if", shape, f"the probabilities in {where}").astype(np.float64)
+    ids_VK = _numbers(ids, "i", shape, f"the classes in {where}")
+    # The sum of float32 softmaxes may be a little above one.
+    fits = (probs_VK > 0) & (probs_VK <= 1 + 1e-5)
+    expect(bool(fits.all()), f"the probabilities in {where}", "be above 0 and at most 1", probs_VK[~fits][:1].tolist())
+    totals = probs_VK.sum(axis=1)
+    expect(bool((totals <= 1.001).all()), f"the probabilities in {where}", "add up to at most 1", totals.max())
+    classes = (ids_VK >= 0) & (ids_VK < num_classes)
+    expect(bool(classes.all()), f"the classes in {where}", f"be below {num_classes}", ids_VK[~classes][:1].tolist())
+    distinct = (np.diff(np.sort(ids_VK, axis=1), axis=1) > 0).all()
+    expect(bool(distinct), f"the classes in {where}", "be distinct in each view", "equal ones")
+    logprobs_VK = np.log(np.minimum(probs_VK, 1)).astype(np.float16)
+    order = np.lexsort((ids_VK, -logprobs_VK.astype(np.float32)), axis=-1)
+    return {
+        TEACHER_IDS: np.take_along_axis(ids_VK, order, axis=1),
+        TEACHER_LOGPROBS: np.take_along_axis(logprobs_VK, order, axis=1),
+    }

@@ -41,6 +41,7 @@ from hf_dr.errors import ConfigError, DataError, FormatError
 from hf_dr.images import decode_image, pixel_hash
 from hf_dr.ml_dr_format import CONFIG_FILE, Columns, RunFormat, archive_files, expect, image_number, read_file, shown
 from hf_dr.ops import (
+    CutMix,
     RandomCrop,
     RandomErasing,
     RandomResizedCrop,
@@ -199,7 +200,8 @@ def find_rows(order: str, images: datasets.Dataset) -> np.ndarray:
 def _paths(images: datasets.Dataset) -> Iterator[str | None]:
     (column,) = images.column_names
     for batch in images.with_format("arrow").iter(1024):
-        yield from batch[column].combine_chunks().field("path").to_pylist()
+        for chunk in batch[column].chunks:  # the bytes beside the paths stay on disk
+            yield from chunk.field("path").to_pylist()
 
 
 def _imagefolder_name(path: str | None) -> tuple[str, str] | None:
@@ -259,8 +261,19 @@ class _Scratch:
     def _map(self, name: str, dtype: np.dtype, shape: tuple[int, ...]) -> np.memmap:
         path, size = self.folder / name, dtype.itemsize * math.prod(shape)
         if not path.exists() or path.stat().st_size != size:
-            with path.open("wb") as file:
-                file.truncate(size)  # sparse: full of zeros
+            try:
+                with path.open("wb") as file:
+                    if hasattr(
+                        os, "posix_fallocate"
+                    ):  # a full disk shows now; a write to a mapped file would end the process
+                        os.posix_fallocate(file.fileno(), 0, size)
+                    file.truncate(size)
+            except OSError as error:
+                path.unlink(missing_ok=True)
+                raise ConfigError(
+                    f"`output_dir` needs {format_bytes(size)} for a scratch file beside the shards, but: {error.strerror}. "
+                    "Free space, or choose another."
+                ) from error
         return np.memmap(path, dtype, "r+", shape=shape)
 
     def has(self, run: int, row: int) -> bool:
@@ -329,7 +342,7 @@ class ImportJob:
         self._labels = None
         if label_column is not None:
             self._labels = np.asarray(
-                base.select_columns([label_column]).with_format("arrow")[:][label_column].fill_null(-1)
+                base.select_columns([label_column]).with_format("arrow")[:][label_column].cast(pa.int64()).fill_null(-1)
             )
         names = getattr(base.features[label_column], "names", None) if label_column else None
         self._runs, top_k = self._open([Path(source).expanduser() for source in sources])
@@ -378,7 +391,7 @@ class ImportJob:
             schema_version=2 if self._augmentation.mixes else 1,
         )  # fmt: skip
         self.folder = Path(config.output_dir).expanduser() / config.config_name
-        self._hits, self._looked, self._seen = 0, 0, np.zeros((2, self.num_classes), np.int64)
+        self._hits, self._looked, self._favourites = 0, 0, np.zeros(self.num_classes, np.int64)
 
     def _open(self, sources: list[Path]) -> tuple[list[_Run], int]:
         """Reads the configuration and one file of each source."""
@@ -443,7 +456,7 @@ class ImportJob:
     def run(self) -> None:
         """Reads the sources, then writes the shards that are missing, and the card."""
         lock = filelock.FileLock(self.folder / ".lock", timeout=0)
-        missing = open_run(self.folder, self.provenance, lock, self._row_bytes)
+        missing = open_run(self.folder, self.provenance, lock, self.provenance.num_views * self.provenance.top_k * 2)
         try:
             if missing:
                 scratch = _Scratch(
@@ -486,6 +499,8 @@ class ImportJob:
                 if image.getexif().get(0x0112, 1) == 1:
                     sizes[row] = image.height, image.width
         unusable = int((sizes[:, 0] == 0).sum())
+        if unusable == len(sizes):
+            raise DataError("the base must have images that can be decoded, found none. Check `image_column`.")
         if unusable:
             logger.warning(
                 "%d images of the base are undecodable or turned by EXIF, and stay without reinforcement.", unusable
@@ -559,13 +574,11 @@ class ImportJob:
         """Follows the size through the ops; a box outside the image betrays a wrong order, or a base of another size."""
         size: Any = sizes_V2
         for op in self._augmentation.ops:
-            if op.mixes:
-                if "cutmix_box" in f"{op.name}_box" and not prefix:
-                    self._check_box(columns[f"{AUG_PREFIX}cutmix_box"], size, where)
-                continue
             name = f"{AUG_PREFIX}{prefix}{op.name}_"
             if isinstance(op, (RandomResizedCrop, RandomErasing)):
                 self._check_box(columns[f"{name}box"], size, where, empty=isinstance(op, RandomErasing))
+            elif isinstance(op, CutMix) and not prefix:
+                self._check_box(columns[f"{name}box"], size, where)
             elif isinstance(op, RandomCrop):
                 view = np.broadcast_to(np.array(op.output_size(None)), size.shape)
                 self._check_box(np.hstack([columns[f"{name}offset"], view]), size + 2 * op.padding, where)
@@ -592,19 +605,21 @@ class ImportJob:
         if self._augmentation.mixes:
             favourites = favourites[columns[AUG_PREFIX + PARTNER] < 0]
         self._hits += int((favourites == self._labels[row]).sum())
-        np.add.at(self._seen[0], self._labels[row], len(favourites))
-        np.add.at(self._seen[1], favourites, 1)
+        self._favourites += np.bincount(favourites, minlength=self.num_classes)
         self._looked += 1
         if self._looked == _LABELLED_ROWS:
             self._check_labels()
 
     def _check_labels(self) -> None:
         """Refuses answers that fit the labels no better than chance: the sign of a wrong order."""
-        count = int(self._seen[0].sum())
-        if not count:
+        count = int(self._favourites.sum())
+        if self._labels is None or not count:
             return
         agreement = self._hits / count
-        chance = float((self._seen[0] / count) @ (self._seen[1] / count))
+        shares = np.bincount(np.maximum(self._labels, 0), minlength=self.num_classes)[: self.num_classes] / len(
+            self._labels
+        )
+        chance = float(shares @ self._favourites / count)
         if agreement >= chance + _MIN_AGREEMENT * (1 - chance):
             return
         text = (

@@ -363,7 +363,7 @@ class RunFormat:
         partners: list[Any] = []
         own: dict[str, list[Any]] = {name: [] for name in self.names}
         other: dict[str, list[Any]] = {name: [] for name in self.names}
-        length = len(self.names) + self.mixes
+        length, count = len(self.names) + self.mixes, 0
         for params in views:
             if isinstance(params, dict):
                 unknown = params.keys() - self._known
@@ -387,7 +387,8 @@ class RunFormat:
                 partner = params[0] if self.mixes else None
                 values = params[1:] if self.mixes else params
                 pairs = values if partner is not None else [(value,) for value in values]
-            partners.append(NO_PARTNER if partner is None else partner)
+            partners.append(partner)
+            count += partner is not None
             for name, value, pair in zip(self.names, values, pairs, strict=True):
                 if name in _MIXING:
                     own[name].append(value)
@@ -397,9 +398,13 @@ class RunFormat:
                 own[name].append(pair[0])
                 if partner is not None:
                     other[name].append(pair[1])
-        found = _numbers(partners, "i", (len(views),), f"the partners in {where}")
-        expect(bool((found >= NO_PARTNER).all()), f"the partners in {where}", "be numbers of images", int(found.min()))
-        return found, own, other
+        found = _numbers(
+            [number for number in partners if number is not None], "i", (count,), f"the partners in {where}"
+        )
+        expect(bool((found >= 0).all()), f"the partners in {where}", "be numbers of images", found.tolist())
+        numbers = np.full(len(views), NO_PARTNER)
+        numbers[[number is not None for number in partners]] = found
+        return numbers, own, other
 
     def _decoded(self, name: str, values: list[Any], where: str) -> Columns:
         """The parameters of one op as our columns, (N,) or (N, n), by the names of `Augmentation.params`."""

@@ -3,6 +3,7 @@
 # ruff: noqa: TID251 (the tests write pickles, which the library never does)
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -372,6 +373,15 @@ def test_a_damaged_scratch_file_is_noticed(base, mixing, tmp_path, monkeypatch):
         import_ml_dr([mixing[1]], base, config)
 
 
+def test_a_disk_without_room_for_the_scratch_file_is_refused(base, mixing, tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    with pytest.raises(ConfigError, match="for a scratch file beside the shards, but: No space left on device"):
+        import_ml_dr([mixing[1]], base, ImportConfig(str(tmp_path / "plus")))
+
+
 def test_another_import_into_the_folder_is_refused(base, mixing, tmp_path):
     config = ImportConfig(str(tmp_path / "plus"))
     import_ml_dr([mixing[1]], base, config)
@@ -481,6 +491,21 @@ def test_a_wrong_order_shows_in_the_labels(alike, tmp_path):
     import_ml_dr([source], wrong, ImportConfig(str(tmp_path / "plus"), allow_disagreement=True))
 
 
+def test_labels_are_judged_against_the_whole_base(alike, tmp_path, monkeypatch):
+    """One class first, as in an archive by class: its own share of those rows is no measure of chance."""
+    monkeypatch.setattr(ml_dr, "_LABELLED_ROWS", 1)
+    source = Files(alike, RANDAUG).write(tmp_path / "in", "tar")
+    import_ml_dr([source], alike, ImportConfig(str(tmp_path / "plus")))
+
+
+def test_a_base_without_a_readable_image_is_refused(base, tmp_path):
+    source = Files(base, RANDAUG).write(tmp_path / "in")
+    cells = {"image": [{"bytes": b"none", "path": None}] * ROWS, "label": base["label"][:]}
+    unreadable = datasets.Dataset.from_dict(cells, base.features)
+    with pytest.raises(DataError, match="must have images that can be decoded, found none"):
+        import_ml_dr([source], unreadable, ImportConfig(str(tmp_path / "plus")))
+
+
 def test_images_turned_by_exif_stay_out_also_as_partners(alike, tmp_path):
     files = Files(alike, MIXING)
     turned, exif = io.BytesIO(), PIL.Image.Exif()
@@ -577,7 +602,7 @@ def _mixed(params: dict[str, Any]) -> dict[str, Any]:
         ({"cutmix": (0.5, (0, 0, 17, 5))}, "must have boxes inside its image of 16x16"),
         ({"cutmix": 0.5}, "be None, or a weight and a box"),
         ({"id2": ROWS}, "mixes in image 12, but the base has 12"),
-        ({"id2": -2}, "be numbers of images"),
+        ({"id2": -1}, "be numbers of images"),
         ({"id2": None}, "name the partner, `id2`"),
         ({"random_resized_crop": ((0, 0, 3, 3), (0, 0, 99, 3))}, "a partner must have boxes inside"),
         ({"random_resized_crop": ((0, 0, 3, 3),)}, "be a pair, the image's and its partner's"),

@@ -30,6 +30,7 @@ from hf_dr.hub import push_to_hub
 from hf_dr.inspection import inspect_dataset
 from hf_dr.loading import fetch_config, load_reinforced
 from hf_dr.metrics import compute_metrics
+from hf_dr.ml_dr import ImportConfig, ImportJob
 from hf_dr.reinforce import Job, ReinforceConfig, check_dataset, process_state
 from hf_dr.replay import ReinforcedDataset
 from hf_dr.schema import CONTACT_SHEET_FILE, find_config
@@ -455,6 +456,40 @@ def push_command(argv: Sequence[str], prog: str) -> int:
     return 0
 
 
+@dataclass
+class ImportArguments:
+    """Which dataset was reinforced, and how the import behaves."""
+
+    base: str = field(metadata={"help": "The dataset that was reinforced, as for reinforce."})
+    base_config: str | None = field(default=None, metadata={"help": "Its configuration, where it has several."})
+    base_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of it on the Hub."})
+    split: str = field(default="train", metadata={"help": "Its split."})
+    dry_run: bool = field(default=False, metadata={"help": "Check settings and the first files; write nothing."})
+
+
+def import_command(argv: Sequence[str], prog: str) -> int:
+    """Turns reinforcements that apple/ml-dr published into a "+" dataset."""
+    count = next((n for n, word in enumerate(argv) if word.startswith("-")), len(argv))
+    sources = argv[:count]
+    arguments, config = parse(
+        [ImportArguments, ImportConfig],
+        argv[count:],
+        prog=f"{prog} FOLDER_OR_TAR [FOLDER_OR_TAR ...]",
+        description="Turns reinforcements that apple/ml-dr published, folders or archives of pickles, into a "
+        '"+" dataset. Several are runs whose views add up. The pickles are read as data, never executed; running the '
+        "same command again resumes.",
+    )
+    base, described = load_base(
+        arguments.base, arguments.base_config, split=arguments.split, revision=arguments.base_revision
+    )
+    job = ImportJob(sources, base, config, described=described)
+    if arguments.dry_run:
+        print(f"{job.folder}: nothing written, this is what the import would make\n\n{job.plan()}")
+        return 0
+    job.run()
+    return 0
+
+
 def evaluate_command(argv: Sequence[str], prog: str) -> int:
     """Evaluates checkpoints: accuracy, calibration, robustness."""
     (config,) = parse(
@@ -502,6 +537,7 @@ COMMANDS: dict[str, Callable[[Sequence[str], str], int]] = {
     "inspect": inspect_command,
     "push": push_command,
     "evaluate": evaluate_command,
+    "import-ml-dr": import_command,
 }
 
 

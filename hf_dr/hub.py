@@ -328,6 +328,7 @@ def publish(
     tags: Sequence[str],
     message: str,
     dry_run: bool,
+    alone: bool = False,
 ) -> Push:
     """Brings files and a card into a repository with one commit; every process of a launch calls it.
 
@@ -342,6 +343,7 @@ def publish(
         tags: See `push_to_hub`.
         message: The commit's, and the pull request's title.
         dry_run: See `push_to_hub`.
+        alone: One process of a launch calls it, and does all.
 
     Raises:
         HfDrError: See `push_to_hub`.
@@ -351,7 +353,7 @@ def publish(
             f"`create_pr` must be left out with a `revision`, got {repository.revision!r}: a pull request has a branch of its "
             "own. Leave one of them out."
         )
-    state = process_state()
+    state = _Alone() if alone else process_state()
     operations = {path: CommitOperationAdd(path, local) for path, local in files.items()}
     if dry_run:
         return _on_main(state, lambda: _plan(repository, operations, card, stale, check))
@@ -400,7 +402,7 @@ def _plan(
     return _push(repository, operations, _stale(remote, operations, stale), text, None)
 
 
-def _send(repository: Repository, operations: list[CommitOperationAdd], state: PartialState) -> None:
+def _send(repository: Repository, operations: list[CommitOperationAdd], state: PartialState | _Alone) -> None:
     """Sends this rank's files; an error on one rank is an error on all, so that none waits for ever."""
     error: HfDrError | None = None
     total = sum(operation.upload_info.size for operation in operations)
@@ -526,7 +528,16 @@ def _text(file: Path | None) -> str | None:
 _Result = TypeVar("_Result")
 
 
-def _on_main(state: PartialState, work: Callable[[], _Result]) -> _Result:
+@dataclass(frozen=True)
+class _Alone:
+    """The state of a process that waits for no other."""
+
+    process_index: int = 0
+    num_processes: int = 1
+    is_main_process: bool = True
+
+
+def _on_main(state: PartialState | _Alone, work: Callable[[], _Result]) -> _Result:
     """Returns what rank 0 finds, on every rank; its error is every rank's error."""
     outcome: list[Any] = [None, None]
     if state.is_main_process:

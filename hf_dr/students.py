@@ -9,7 +9,7 @@ import datasets
 import numpy as np
 import timm
 import torch
-from timm.data import resolve_model_data_config
+from timm.data import resolve_data_config, resolve_model_data_config
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
@@ -104,8 +104,10 @@ def complete_config(model: Any, normalization: tuple[Sequence[float], Sequence[f
     config, native = model.config, model.timm_model
     config.model_args = config.model_args or {}
     structure = {key: native.pretrained_cfg.get(key) for key in ("fixed_input_size", "first_conv", "classifier")}
-    data = {key: list(v) if isinstance(v, tuple) else v for key, v in resolve_model_data_config(native).items()}
-    config.pretrained_cfg = {**data, **structure, **(getattr(config, "pretrained_cfg", None) or {})}
+    own = getattr(config, "pretrained_cfg", None) or {}
+    data = resolve_data_config(pretrained_cfg=own) if own else resolve_model_data_config(native)
+    data = {key: list(value) if isinstance(value, tuple) else value for key, value in data.items()}
+    config.pretrained_cfg = {**data, **structure, **own}
     if normalization is not None:
         config.pretrained_cfg.update(mean=list(normalization[0]), std=list(normalization[1]))
     names = [config.id2label[c] for c in range(config.num_labels)]

@@ -7,7 +7,10 @@ import inspect
 import json
 import logging
 import math
+import shutil
+import tempfile
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from accelerate.data_loader import prepare_data_loader
+from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.utils import ModelEmaV3
@@ -22,17 +26,21 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.modelcard import extract_hyperparameters_from_trainer
 from transformers.trainer_utils import EvalLoopOutput
+from transformers.utils.hub import PushInProgress
 
 from hf_dr.errors import ConfigError
+from hf_dr.hub import Push
 from hf_dr.interface import MappedReinforcedData, ReinforcedData
 from hf_dr.losses import TAIL_RULES, TailRule, reinforced_kl
 from hf_dr.sampling import VIEW_ORDERS, ReinforcedSampler
 from hf_dr.streaming import StreamedReinforcedDataset
-from hf_dr.student_card import Student
+from hf_dr.student_card import STUDENT_FILE, Student
+from hf_dr.student_hub import export_student, push_student
 from hf_dr.students import EMA_FILE, complete_config, is_timm, native_names
 
 logger = logging.getLogger(__name__)
 
+_HUB_STRATEGIES = ("end", "every_save")
 _SPEED = "train_samples_per_second"
 _SETTINGS_FILE = "reinforced_training.json"
 # What decides the batches and their loss: a run that is resumed keeps it.
@@ -96,6 +104,11 @@ class ReinforcedTrainingArguments(TrainingArguments):
                 raise ConfigError(f"`{name}` must be one of {', '.join(known)}, got {getattr(self, name)!r}.")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ConfigError(f"`ema_decay` must be between 0 and 1, got {self.ema_decay!r}.")
+        if self.push_to_hub and self.hub_strategy not in _HUB_STRATEGIES:
+            raise ConfigError(
+                f"`hub_strategy` must be one of {', '.join(_HUB_STRATEGIES)}, got {str(self.hub_strategy)!r}: the states in "
+                "checkpoints are pickles, which are not published. Set another."
+            )
         # Without an accelerator several processes form a group only if the CPU is asked for, and no memory can be pinned.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
@@ -338,7 +351,8 @@ class ReinforcedTrainer(Trainer):
         if args.label_weight:
             label_B = F.cross_entropy(logits_BC.float(), labels_B, reduction="none")
             loss_B = (1 - args.label_weight) * kl_B + args.label_weight * label_B
-        if self._draws_anew or not logits_BC.requires_grad:  # what is evaluated may have such rows where training has none
+        # What is evaluated may have rows without stored views where training has none.
+        if self._draws_anew or not logits_BC.requires_grad:
             fresh_B = F.cross_entropy(
                 logits_BC.float(), labels_B, reduction="none", label_smoothing=args.unreinforced_label_smoothing
             )
@@ -491,6 +505,80 @@ class ReinforcedTrainer(Trainer):
             },
         )
         student.write(Path(self.args.output_dir or "."), settings.get("model_name"))
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **card: Any,
+    ) -> Any:
+        """As Trainer's, but only what belongs to the student is pushed (see `push_student`): no checkpoints, states, logs.
+
+        Returns:
+            On rank 0 a `Push`, or its future if not `blocking`.
+        """
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self.create_model_card(**card)
+        self._finish_current_push()
+        job = self._push(str(self.args.output_dir), commit_message, token, revision, private)
+        return job.result() if blocking else job
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        running = self.push_in_progress is not None and not self.push_in_progress.is_done()
+        if not self.is_world_process_zero() or self.args.hub_strategy == "end":
+            return
+        if running and not self.args.hub_always_push:
+            return
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        self._finish_current_push()
+        self.create_model_card()
+        job = self._push(checkpoint_folder, f"Training in progress, step {self.state.global_step}")
+        self.push_in_progress = PushInProgress([job])  # type: ignore[arg-type, assignment]
+
+    def _push(
+        self,
+        folder: str,
+        message: str | None,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+    ) -> Future[Push]:
+        # The checkpoint may be deleted before the push is through.
+        copy = tempfile.TemporaryDirectory(prefix="hf_dr_push_")
+        export_student(folder, copy.name)
+        for name in ("README.md", STUDENT_FILE):
+            if (path := Path(self.args.output_dir or ".", name)).is_file():
+                shutil.copyfile(path, Path(copy.name, name))
+
+        def push() -> Push:
+            assert self.hub_model_id is not None
+            with copy:
+                return push_student(
+                    copy.name,
+                    self.hub_model_id,
+                    private=private if private is not None else self.args.hub_private_repo,
+                    revision=revision or self.args.hub_revision,
+                    token=token or self.args.hub_token,
+                    commit_message=message,
+                )
+
+        return HfApi().run_as_future(push)
+
+    def _finish_current_push(self) -> None:
+        super()._finish_current_push()
+        progress = getattr(self, "push_in_progress", None)
+        for job in progress.jobs if progress is not None else ():
+            if job.exception() is not None:  # the next push brings it, and the last one raises
+                logger.warning("A push during the training failed: %s", job.exception())
+        self.push_in_progress = None
 
     @property
     def _objective(self) -> str:

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import timm
 import torch
-from huggingface_hub import ModelCard
+from huggingface_hub import HfApi, ModelCard
+from loopback_hub import Fault
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from timm.data import resolve_model_data_config
@@ -24,7 +25,10 @@ from transformers import (
     ViTImageProcessor,
 )
 
+from hf_dr.cli import main
+from hf_dr.errors import ConfigError, FormatError, HubError
 from hf_dr.metrics import compute_metrics
+from hf_dr.student_hub import export_student, push_student
 from hf_dr.students import LabelledImages, build_student, evaluation_augmentation
 from hf_dr.teacher import Teacher
 from hf_dr.trainer import ReinforcedTrainer, ReinforcedTrainingArguments
@@ -212,3 +216,233 @@ def test_results_are_those_of_the_saved_weights(tiny_plus, tiny_dataset, tmp_pat
     trainer.train()
     assert "## Results" not in card().text
     assert card().data.eval_results is None
+
+
+# ------------------------------------------------------------------------------------------------------------- pushing
+
+REPO = "me/student"
+PUBLISHED = {"config.json", "model.safetensors", "README.md", "student.json", "eval_results.json"}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, tiny_folder, tiny_dataset) -> Path:
+    """`output_dir` of a whole training with averaged weights, evaluation and checkpoints. Read only."""
+    folder = tmp_path_factory.mktemp("trained")
+    tiny_dataset.to_parquet(folder / "base.parquet")
+    flags = {
+        "--dataset": tiny_folder, "--student": "timm:test_vit", "--model_args": json.dumps(ARCHITECTURES["test_vit"]),
+        "--output_dir": folder / "out", "--eval_dataset": folder / "base.parquet", "--eval_split": "train",
+        "--per_device_train_batch_size": "4", "--max_steps": "2", "--save_strategy": "steps", "--save_steps": "1",
+        "--ema_decay": "0.5", "--optim": "sgd", "--learning_rate": "0.5", "--disable_tqdm": "True",
+    }  # fmt: skip
+    assert main(["train", *(str(part) for flag in flags.items() for part in flag)]) == 0
+    assert (folder / "out" / "training_args.bin").exists()
+    return folder / "out"
+
+
+def pushed(hub: Any, repo_id: str = REPO) -> dict[str, bytes]:
+    files = hub.files(repo_id, repo_type="models")
+    files.pop(".gitattributes", None)
+    return files
+
+
+def test_a_pushed_student_loads_from_the_hub(loopback_hub, trained, tiny_plus, tmp_path, caplog):
+    push = push_student(trained, REPO)
+    files = pushed(loopback_hub)
+    assert files.keys() == PUBLISHED
+    for name in ("model.safetensors", "student.json", "eval_results.json"):
+        assert files[name] == (trained / name).read_bytes()
+    assert (push.card, set(push.files)) == (files["README.md"].decode(), PUBLISHED - {"README.md"})
+    assert loopback_hub.counts["commit"] == 1
+
+    local = answer(AutoModelForImageClassification.from_pretrained(trained))
+    assert torch.equal(answer(AutoModelForImageClassification.from_pretrained(REPO)), local)
+    assert torch.equal(answer(timm.create_model(f"hf-hub:{REPO}", pretrained=True)), local)
+    assert AutoImageProcessor.from_pretrained(REPO, backend="pil").data_config["input_size"] == (3, SIZE, SIZE)
+    here, there = (Teacher.from_pretrained(name).members[0] for name in (str(trained), REPO))
+    assert (here.preprocessing, here.weights_hash) == (there.preprocessing, there.weights_hash)
+    (tmp_path / "README.md").write_bytes(files["README.md"])
+    by_transformers, by_timm = run_card(tmp_path, tmp_path)
+    assert by_transformers == by_timm
+    assert by_timm in tiny_plus.class_names
+
+    card = ModelCard(push.card)
+    assert card.data.model_name == "student"
+    metrics = json.loads(files["eval_results.json"])
+    assert {r.metric_name: r.metric_value for r in card.data.eval_results}["Top-1 accuracy"] == metrics["eval_top1"]
+    for content in files.values():
+        assert loopback_hub.token.encode() not in content
+        assert str(trained.parent).encode() not in content
+    assert loopback_hub.token not in caplog.text
+    assert not any(request.authorized for request in loopback_hub.log if request.kind in ("cdn", "lfs_put"))
+
+
+def test_pushing_again_sends_nothing_and_keeps_what_people_wrote(loopback_hub, trained):
+    push_student(trained, REPO)
+    sent = loopback_hub.received("lfs_put")
+    assert push_student(trained, REPO).commit == HfApi().model_info(REPO).sha
+    assert (loopback_hub.counts["commit"], loopback_hub.received("lfs_put")) == (1, sent)
+    files = loopback_hub.files(REPO, repo_type="models")
+    more = {"README.md": files["README.md"] + b"\nThanks.\n", "notes.txt": b"mine", "pytorch_model.bin": b"former"}
+    loopback_hub.put(REPO, {**files, **more}, repo_type="models")
+    push = push_student(trained, REPO)
+    there = pushed(loopback_hub)
+    assert there.keys() == PUBLISHED | {"notes.txt"}
+    assert push.deleted == ("pytorch_model.bin",)
+    assert there["README.md"].endswith(b"\nThanks.\n")
+
+
+def test_the_averaged_weights_are_pushed_on_request(loopback_hub, trained, capsys):
+    assert main(["push", str(trained), REPO, "--ema"]) == 0
+    assert capsys.readouterr().out.startswith(f"{loopback_hub.endpoint}/{REPO} at ")
+    average = load_file(trained / "ema.safetensors")
+    assert not torch.equal(average["cls_token"], load_file(trained / "model.safetensors")["cls_token"])
+    model = AutoModelForImageClassification.from_pretrained(REPO)
+    for name, tensor in model.timm_model.state_dict().items():
+        assert torch.equal(tensor, average[name])
+    assert torch.equal(answer(timm.create_model(f"hf-hub:{REPO}", pretrained=True)), answer(model))
+    card = ModelCard(pushed(loopback_hub)["README.md"].decode())
+    metrics = json.loads((trained / "eval_results.json").read_text())
+    assert {r.metric_name: r.metric_value for r in card.data.eval_results}["Expected calibration error"] == (
+        metrics["eval_ema_ece"]
+    )
+    assert "exponential moving average" in card.text
+
+
+def test_a_dry_run_sends_nothing(loopback_hub, trained, capsys):
+    assert main(["push", str(trained), REPO, "--dry_run"]) == 0
+    shown = capsys.readouterr().out
+    assert f"to {REPO} at main" in shown
+    assert '"hf-hub:me/student"' in shown
+    assert not any(request.method == "POST" for request in loopback_hub.log)
+
+
+@pytest.mark.parametrize("kind", ["500", "lost", "cut"])
+def test_a_push_survives_a_fault(loopback_hub, trained, monkeypatch, kind):
+    monkeypatch.setattr("hf_dr.retry._sleep", lambda seconds: None)
+    loopback_hub.faults.append(Fault(kind, at="commit"))
+    push_student(trained, REPO)
+    assert pushed(loopback_hub).keys() == PUBLISHED
+
+
+def test_to_a_pull_request_or_a_branch(loopback_hub, trained):
+    push = push_student(trained, REPO, create_pr=True, private=True)
+    assert push.revision == "refs/pr/1"
+    assert pushed(loopback_hub) == {}
+    push_student(trained, REPO, revision="v1", tags=["first"])
+    assert set(loopback_hub.files(REPO, "first", repo_type="models")) >= PUBLISHED
+    assert HfApi().model_info(REPO).private
+
+
+def test_folders_of_the_old_layout_and_checkpoints(loopback_hub, trained, tmp_path):
+    model = AutoModelForImageClassification.from_pretrained(trained)
+    config = json.loads((trained / "config.json").read_text())
+    config["pretrained_cfg"] = {
+        key: config["pretrained_cfg"][key] for key in ("input_size", "crop_pct", "interpolation")
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file(model.state_dict(), tmp_path / "model.safetensors", {"format": "pt"})
+    push_student(tmp_path, REPO)
+    files = pushed(loopback_hub)
+    assert files.keys() == {"config.json", "model.safetensors", "README.md"}
+    whole = json.loads((trained / "config.json").read_text())
+    del whole["use_cache"]  # Trainer's own
+    assert json.loads(files["config.json"]) == whole
+    assert files["model.safetensors"] == (trained / "model.safetensors").read_bytes()
+    push_student(trained / "checkpoint-2", "me/checkpoint")
+    there = pushed(loopback_hub, "me/checkpoint")
+    assert there.keys() == {"config.json", "model.safetensors", "README.md"}
+    assert there["model.safetensors"] == files["model.safetensors"]
+
+
+def test_other_classifiers_are_pushed_with_their_processor(loopback_hub, tmp_path, caplog):
+    tiny = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    model = AutoModelForImageClassification.from_config(ViTConfig(image_size=SIZE, patch_size=8, num_labels=8, **tiny))
+    model.save_pretrained(tmp_path)
+    push_student(tmp_path, REPO)
+    assert "has no image processor" in caplog.text
+    ViTImageProcessor(size={"height": SIZE, "width": SIZE}).save_pretrained(tmp_path)
+    push_student(tmp_path, REPO)
+    assert AutoImageProcessor.from_pretrained(REPO, backend="pil").size["height"] == SIZE
+    assert torch.equal(answer(AutoModelForImageClassification.from_pretrained(REPO)), answer(model))
+
+
+def test_what_is_no_student(folders, tiny_folder, tmp_path, capsys):
+    with pytest.raises(
+        FormatError, match=r"must hold a trained student, config.json and model.safetensors, found none"
+    ):
+        export_student(tmp_path, tmp_path / "out")
+    copy = Path(shutil.copytree(folders["test_resnet"], tmp_path / "copy"))
+    (copy / "ema.safetensors").unlink()
+    with pytest.raises(FormatError, match=r"must hold ema.safetensors for `ema`, found none. Train with `ema_decay`"):
+        export_student(copy, tmp_path / "out", ema=True)
+    save_file({"fc.bias": torch.zeros(8)}, copy / "ema.safetensors")
+    with pytest.raises(FormatError, match=r"ema.safetensors in .* must fit its model, but: "):
+        export_student(copy, tmp_path / "out", ema=True)
+    weights = load_file(copy / "model.safetensors")
+    save_file({**weights, "more": torch.zeros(1)}, copy / "model.safetensors", {"format": "pt"})
+    with pytest.raises(FormatError, match=r"must be those of its config.json, but timm_model.more is not"):
+        export_student(copy, tmp_path / "out")
+    (copy / "config.json").write_text("{}")
+    with pytest.raises(FormatError, match="must hold an image classifier that transformers loads, but ValueError"):
+        export_student(copy, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    for folder, flags, message in (
+        (folders["test_vit"], ["--overwrite"], '`overwrite` must come with a "+" dataset, got it with a student'),
+        (tiny_folder, ["--ema"], '`ema` must come with a student, got it with a "+" dataset'),
+    ):
+        assert main(["push", str(folder), REPO, *flags]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(folders, tmp_path):
+    copy = Path(shutil.copytree(folders["test_resnet"], tmp_path / "copy"))
+    config = json.loads((copy / "config.json").read_text())
+    config |= {"model_type": "mine", "auto_map": {"AutoConfig": "code.C", "AutoModelForImageClassification": "code.M"}}
+    (copy / "config.json").write_text(json.dumps(config))
+    (copy / "code.py").write_text("raise SystemExit('it ran')")
+    with pytest.raises(FormatError, match="must hold an image classifier that transformers loads, but"):
+        export_student(copy, tmp_path / "out")
+
+
+# What Trainer does about the client's progress bars.
+@pytest.mark.filterwarnings("ignore:Cannot enable progress bars")
+def test_trainers_own_push_brings_the_student_only(loopback_hub, tiny_plus, tmp_path):
+    def trainer(**settings: Any) -> ReinforcedTrainer:
+        args = ReinforcedTrainingArguments(
+            str(tmp_path / "out"), max_steps=2, per_device_train_batch_size=4, save_strategy="steps", save_steps=1,
+            report_to="none", disable_tqdm=True, push_to_hub=True, hub_model_id=REPO, **settings,
+        )  # fmt: skip
+        return ReinforcedTrainer(timm_student(tiny_plus, "test_resnet"), args, train_dataset=tiny_plus)
+
+    one = trainer(hub_always_push=True)
+    one.train()
+    assert loopback_hub.counts["commit"] == 2, "one for each checkpoint"
+    assert pushed(loopback_hub).keys() == PUBLISHED - {"eval_results.json"}
+    one.push_to_hub(dataset="tiny-plus", tags=["mine"])
+    logits = equal_logits(tmp_path / "out")
+    assert torch.equal(answer(timm.create_model(f"hf-hub:{REPO}", pretrained=True)), logits)
+    assert "`tiny-plus`" in pushed(loopback_hub)["README.md"].decode()
+    assert "mine" in ModelCard(pushed(loopback_hub)["README.md"].decode()).data.tags
+    later = one.push_to_hub("Later", blocking=False).result()
+    assert later.commit == HfApi().model_info(REPO).sha
+    with pytest.raises(ConfigError, match=r"`hub_strategy` must be one of end, every_save, got .*checkpoint.*pickles"):
+        trainer(hub_strategy="checkpoint")
+
+
+@pytest.mark.filterwarnings("ignore:Cannot enable progress bars")
+def test_a_push_that_fails_during_the_training_does_not_end_it(loopback_hub, tiny_plus, tmp_path, monkeypatch, caplog):
+    args = ReinforcedTrainingArguments(
+        str(tmp_path / "out"), max_steps=1, per_device_train_batch_size=4, save_strategy="steps", save_steps=1,
+        report_to="none", disable_tqdm=True, push_to_hub=True, hub_model_id=REPO,
+    )  # fmt: skip
+    trainer = ReinforcedTrainer(timm_student(tiny_plus, "test_resnet"), args, train_dataset=tiny_plus)
+    monkeypatch.setattr("hf_dr.retry._sleep", lambda seconds: None)
+    loopback_hub.faults.append(Fault("500", at="commit", count=1000))
+    trainer.train()
+    assert "A push during the training failed: " in caplog.text
+    with pytest.raises(HubError):
+        trainer.push_to_hub()
+    loopback_hub.faults.clear()
+    trainer.push_to_hub()
+    assert pushed(loopback_hub).keys() >= {"model.safetensors", "README.md"}

@@ -1,0 +1,154 @@
+"""Publishing a trained student: only the files that belong to it, in the layout that transformers and timm both read."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers import AutoModelForImageClassification
+
+from hf_dr.errors import FormatError
+from hf_dr.hub import Push, Repository, publish
+from hf_dr.student_card import STUDENT_FILE, Student, update_student_card
+from hf_dr.students import EMA_FILE, complete_config, is_timm, native_names
+
+logger = logging.getLogger(__name__)
+
+_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+_METRICS_FILE = "eval_results.json"
+# What a student may consist of: of this, what a push does not bring is a former student's.
+_OWN = re.compile(
+    r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|pytorch_model[^/]*|"
+    + "|".join(map(re.escape, ("config.json", *_PROCESSOR_FILES, _METRICS_FILE, STUDENT_FILE)))
+)
+_PLAIN_CARD = """---
+library_name: transformers
+pipeline_tag: image-classification
+---
+
+# {name}
+"""
+
+
+def is_student(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder holds a model rather than a "+" dataset."""
+    folder = Path(folder).expanduser()
+    return (folder / "config.json").is_file() and any(folder.glob("model*.safetensors"))
+
+
+def export_student(folder: str | os.PathLike[str], out: str | os.PathLike[str], *, ema: bool = False) -> None:
+    """Writes the files of a student that are published, without the card: config, weights, image processor, metrics.
+
+    The model is loaded as its users will load it. No state of the training is taken along, nothing that is a pickle.
+
+    Args:
+        folder: Of a trained student, or a checkpoint.
+        out: Folder to write to.
+        ema: Take the averaged weights.
+
+    Raises:
+        FormatError: The folder holds no classifier of transformers in safetensors, or no averaged weights.
+    """
+    folder, out = Path(folder).expanduser(), Path(out)
+    if not is_student(folder):
+        raise FormatError(
+            f"{folder} must hold a trained student, config.json and model.safetensors, found none. Name the `output_dir` of a "
+            "training."
+        )
+    try:
+        model, report = AutoModelForImageClassification.from_pretrained(
+            str(folder.resolve()), use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        raise FormatError(
+            f"{folder} must hold an image classifier that transformers loads, but {type(error).__name__}: {str(error)[:300]}"
+        ) from error
+    wrong = sorted(str(name) for names in report.values() for name in names)
+    if wrong:
+        raise FormatError(
+            f"the weights in {folder} must be those of its config.json, but {wrong[0]} is not. Save it again."
+        )
+    if ema:
+        if not (folder / EMA_FILE).is_file():
+            raise FormatError(f"{folder} must hold {EMA_FILE} for `ema`, found none. Train with `ema_decay`.")
+        try:
+            model.load_state_dict(load_file(folder / EMA_FILE))
+        except (RuntimeError, SafetensorError) as error:
+            raise FormatError(f"{EMA_FILE} in {folder} must fit its model, but: {str(error)[:300]}") from error
+    if is_timm(model):
+        complete_config(model)
+        model.save_pretrained(out, state_dict=native_names(model.state_dict()))
+    else:
+        model.save_pretrained(out)
+        if not any((folder / name).is_file() for name in _PROCESSOR_FILES):
+            logger.warning("%s has no image processor: nobody will know how to show it images. Save one there.", folder)
+    for name in (*_PROCESSOR_FILES, _METRICS_FILE, STUDENT_FILE):
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, out / name)
+
+
+def push_student(
+    folder: str | os.PathLike[str],
+    repo_id: str,
+    *,
+    ema: bool = False,
+    private: bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    tags: Sequence[str] = (),
+    commit_message: str | None = None,
+    token: str | None = None,
+    dry_run: bool = False,
+) -> Push:
+    """Pushes a trained student and its card to a model repository, in one commit; one process alone does it.
+
+    Text that people wrote into the card stays; files of a former student there that this one does not have go.
+
+    Args:
+        folder: `output_dir` of a training, or any folder with an image classifier of transformers.
+        repo_id: `owner/name`; it is made if it is not there.
+        ema: Publish the averaged weights (`ema_decay`) in place of the last ones, with their metrics.
+        private: See `push_to_hub`.
+        revision: See `push_to_hub`.
+        create_pr: See `push_to_hub`.
+        tags: See `push_to_hub`.
+        commit_message: Default: it names the student.
+        token: See `push_to_hub`.
+        dry_run: See `push_to_hub`.
+
+    Raises:
+        FormatError: See `export_student`; or `student.json` or the card is damaged.
+        ConfigError: A setting is impossible.
+        HubError: The Hub refuses, or does not answer after all retries. Nothing was published, or all of it.
+    """
+    folder = Path(folder).expanduser()
+    student, local = Student.read(folder), folder / "README.md"
+    written = local.read_text(encoding="utf-8") if local.is_file() else None
+
+    def card(remote: str | None) -> str:
+        if student is not None:
+            return update_student_card(remote or written, student, repo_id, ema=ema)
+        return written or remote or _PLAIN_CARD.format(name=repo_id.rpartition("/")[2])
+
+    with tempfile.TemporaryDirectory(prefix="hf_dr_student_") as out:
+        export_student(folder, out, ema=ema)
+        return publish(
+            Repository(repo_id, "model", revision, token),
+            {path.name: path for path in sorted(Path(out).iterdir())},
+            card,
+            stale=lambda path: _OWN.fullmatch(path) is not None,
+            check=lambda repository, remote: None,
+            private=private,
+            create_pr=create_pr,
+            tags=tags,
+            message=commit_message or f"Push the student {folder.resolve().name}{' (averaged weights)' if ema else ''}",
+            dry_run=dry_run,
+            alone=True,
+        )

@@ -45,10 +45,15 @@ class JoinedBase:
         images: Its image column, undecoded.
 
     Raises:
-        DataError: It has no image column of the name that the overlay knows.
+        DataError: It is no single split, or has no image column of the name that the overlay knows.
     """
 
     def __init__(self, dataset: datasets.Dataset, provenance: Provenance) -> None:
+        if not isinstance(dataset, datasets.Dataset):
+            raise DataError(
+                f"`base` must be one split, a datasets.Dataset, got {type(dataset).__name__}. Load split `{provenance.split}`, "
+                "without `streaming=True`."
+            )
         column = provenance.image_column
         if column not in dataset.column_names:
             raise DataError(

@@ -102,7 +102,7 @@ def _refusal(error: BaseException, what: str) -> HubError | None:
         advice = "it is not in the cache and HF_HUB_OFFLINE is set. Unset it, or fetch it once with a connection"
         return HubError(f"expected to {what}, but {advice}.")
     if isinstance(error, FileMetadataError):
-        return HubError(f"expected to {what}, but what answered is no Hub: {error} Check HF_ENDPOINT.")
+        return HubError(f"expected to {what}, but what answered is no Hub. Check HF_ENDPOINT and any proxy.")
     if isinstance(error, GatedRepoError):
         advice = "Accept its terms on its page on the Hub, and log in with `hf auth login`"
     elif isinstance(error, RevisionNotFoundError):

@@ -154,6 +154,14 @@ def test_an_undecodable_image_is_no_match(join, base_of, images):
     )
 
 
+def test_a_base_is_one_split(join, tiny_dataset):
+    for base in (datasets.DatasetDict({"train": tiny_dataset}), tiny_dataset.to_iterable_dataset()):
+        with pytest.raises(
+            DataError, match=f"must be one split, a datasets.Dataset, got {type(base).__name__}. Load split"
+        ):
+            join(base)
+
+
 def test_an_empty_base_has_no_image(join, tiny_dataset):
     with pytest.raises(DataError, match="those of 12 are not among its 0: first row 0"):
         join(tiny_dataset.select([]))

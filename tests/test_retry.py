@@ -2,7 +2,7 @@
 
 import httpx2
 import pytest
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import FileMetadataError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import hf_raise_for_status
 
 import hf_dr.retry
@@ -100,6 +100,7 @@ def test_the_hub_says_how_long_to_wait(headers, seconds, slept):
         (answered(404, x_error_code="RevisionNotFound"), "Check `revision`"),
         (answered(403, x_error_message="Access to this resource is disabled."), "Ask the owner"),
         (wrapped(OfflineModeIsEnabled("offline")), "HF_HUB_OFFLINE is set. Unset it"),
+        (wrapped(FileMetadataError("no ETag")), "what answered is no Hub. Check HF_ENDPOINT"),
     ],
 )
 def test_what_no_repetition_mends_is_refused_at_once(error, advice, slept):

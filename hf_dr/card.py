@@ -41,7 +41,7 @@ from hf_dr.schema import (
     is_reserved,
     is_safe_name,
 )
-from hf_dr.shards import read_marker
+from hf_dr.shards import read_marker, shard_features
 
 CARD_FILE = "README.md"
 TAGS = ("dataset-reinforcement", "arxiv:2303.08983")
@@ -148,7 +148,7 @@ def card_configs(folder: Path, names: Sequence[str] | None = None) -> dict[str, 
                 )
         configs[config.name] = CardConfig(
             provenance=provenance,
-            features=Features.from_arrow_schema(pq.read_schema(shards[0])),
+            features=shard_features(pq.read_schema(shards[0]), str(shards[0])),
             num_bytes=sum(marker.num_bytes for marker in markers),
             file_bytes=sum(marker.file_bytes for marker in markers),
             statistics=read_finding(config, provenance.fingerprint, Statistics),

@@ -19,7 +19,6 @@ from hf_dr.findings import Statistics
 from hf_dr.schema import (
     AUG_PREFIX,
     IMAGE_HASH,
-    PROVENANCE_FILE,
     SOURCE_INDEX,
     TEACHER_IDS,
     TEACHER_LOGPROBS,
@@ -27,7 +26,7 @@ from hf_dr.schema import (
     find_config,
     is_reserved,
 )
-from hf_dr.shards import read_marker
+from hf_dr.shards import MAX_MASS, check_full, check_shards, shard_features
 
 NUM_BINS = 15  # of the calibration error; Guo et al., ICML 2017
 NUM_SUSPECTS = 20
@@ -248,18 +247,8 @@ def inspect_dataset(folder: str | os.PathLike[str], name: str | None = None) -> 
     """
     config = find_config(Path(folder).expanduser(), name)
     provenance = Provenance.read(config)
-    shards = [config / shard for shard in provenance.shard_names]
-    for path in shards:
-        if not path.is_file():
-            raise FormatError(
-                f"{config} must have {len(shards)} shards, but {path.name} is missing. Run the same reinforce command "
-                "again; it makes only what is missing."
-            )
-        if read_marker(path).fingerprint != provenance.fingerprint:
-            raise FormatError(
-                f"{path} must carry the fingerprint of its {PROVENANCE_FILE}, found another. Make it again."
-            )
-    features = datasets.Features.from_arrow_schema(pq.read_schema(shards[0]))
+    shards = check_shards(config, provenance)
+    features = shard_features(pq.read_schema(shards[0]), str(shards[0]))
     has_labels = provenance.label_column in features
     totals = _Totals(provenance, features[provenance.label_column] if has_labels else None)
     for batch in _record_batches(shards, provenance, has_labels):
@@ -317,17 +306,26 @@ class _Answers:
 
     def __init__(self, batch: pa.RecordBatch, provenance: Provenance) -> None:
         shape = (len(batch), provenance.num_views, provenance.top_k)
-        self.rows_R = batch.column(SOURCE_INDEX).to_numpy()
+        rows = f"rows {batch.column(SOURCE_INDEX)[0]} to {batch.column(SOURCE_INDEX)[-1]}"
+        for name in batch.schema.names:
+            check_full(batch, name)
+        self.rows_R = batch.column(SOURCE_INDEX).to_numpy(zero_copy_only=False)
         self.ids_RVK = _flat(batch.column(TEACHER_IDS)).reshape(shape)
         self.logprobs_RVK = _flat(batch.column(TEACHER_LOGPROBS)).astype(np.float64).reshape(shape)
         if self.ids_RVK.max() >= provenance.num_classes or not np.isfinite(self.logprobs_RVK).all():
             raise FormatError(
                 f"the teacher's answers must be finite and of classes below {provenance.num_classes}, found others in "
-                f"rows {self.rows_R[0]} to {self.rows_R[-1]}. The file is damaged: fetch or make it again."
+                f"{rows}. The file is damaged: fetch or make it again."
             )
         left_out = provenance.num_classes - provenance.top_k
-        self.probs_RVK = np.exp(self.logprobs_RVK)
+        with np.errstate(over="ignore"):
+            self.probs_RVK = np.exp(self.logprobs_RVK)
         self.kept_RV = self.probs_RVK.sum(axis=2)
+        if not (self.kept_RV <= MAX_MASS).all() or (np.diff(self.logprobs_RVK) > 0).any():
+            raise FormatError(
+                f"the teacher's log-probabilities must fall, and their probabilities have a sum of at most 1, found others in "
+                f"{rows}. The file is damaged: fetch or make it again."
+            )
         self.rest_RV = np.maximum(1 - self.kept_RV, MIN_REST)
         self.share_RV = self.rest_RV / max(1, left_out)  # of each class left out
         self.unmixed_RV = np.ones(shape[:2], bool)
@@ -364,8 +362,12 @@ class _Totals:
             self._add_labels(batch, answers)
 
     def _add_labels(self, batch: pa.RecordBatch, answers: _Answers) -> None:
-        labels_R = batch.column(self.provenance.label_column).fill_null(-1).to_numpy(zero_copy_only=False)
-        labels_R = labels_R.astype(np.int64)
+        labels = batch.column(self.provenance.label_column)
+        if not pa.types.is_integer(labels.type):
+            raise FormatError(
+                f"the labels `{self.provenance.label_column}` must be whole numbers, found {labels.type}. Fetch it again."
+            )
+        labels_R = labels.cast(pa.int64(), safe=False).fill_null(-1).to_numpy(zero_copy_only=False)
         used_RV = answers.unmixed_RV & (labels_R >= 0)[:, None]  # -1: the base has no label there
         is_label_RVK = answers.ids_RVK == labels_R[:, None, None]
         kept_RV = (answers.probs_RVK * is_label_RVK).sum(axis=2)

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, Literal, overload
 
 import datasets
+import numpy as np
+import pyarrow as pa
 from huggingface_hub import constants, hf_hub_download, list_repo_files, resolve_revision
 from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError
 from huggingface_hub.file_download import repo_folder_name
@@ -22,8 +24,8 @@ from hf_dr.combined import CombinedReinforcedDataset
 from hf_dr.errors import ConfigError, FormatError
 from hf_dr.replay import ReinforcedDataset
 from hf_dr.retry import is_unreachable, with_retries
-from hf_dr.schema import PROVENANCE_FILE, Provenance, choose_config, find_config, is_safe_name
-from hf_dr.shards import read_marker
+from hf_dr.schema import IMAGE_HASH, PROVENANCE_FILE, SOURCE_INDEX, Provenance, choose_config, find_config, is_safe_name
+from hf_dr.shards import check_shards
 from hf_dr.streaming import StreamedReinforcedDataset
 
 logger = logging.getLogger(__name__)
@@ -169,20 +171,34 @@ def open_plus(
     config = fetch_config(path, name, split=split, revision=revision)
     provenance = Provenance.read(config)
     _check_split(split, provenance)
-    shards = [config / shard for shard in provenance.shard_names]
-    missing = [path.name for path in shards if not path.is_file()]
-    if missing:
+    files = {provenance.split: [str(path) for path in check_shards(config, provenance)]}
+    try:
+        plus = datasets.load_dataset("parquet", data_files=files, split=provenance.split)
+    # What Arrow makes of a damaged file, datasets wraps, or not; a full disk is another matter.
+    except (datasets.exceptions.DatasetsError, pa.ArrowException, ValueError, TypeError, OSError, LookupError) as error:
+        if any(isinstance(e, OSError) and e.errno is not None for e in (error, error.__cause__)):
+            raise
         raise FormatError(
-            f"{config} must have {len(shards)} shards, but {len(missing)} are missing, e.g. {missing[0]}. "
-            "Run the same reinforce command again; it makes only what is missing."
+            f"the shards in {config} must be readable, but: {type(error.__cause__ or error).__name__}: "
+            f"{error.__cause__ or error!s:.300}. Fetch or make them again."
+        ) from error
+    _check_rows(plus, provenance, config)
+    return provenance, plus
+
+
+def _check_rows(plus: datasets.Dataset, provenance: Provenance, config: Path) -> None:
+    rows = plus.select_columns([SOURCE_INDEX, IMAGE_HASH]).with_format("arrow")[:]
+    if not np.array_equal(rows[SOURCE_INDEX].to_numpy(), np.arange(provenance.num_rows)):
+        raise FormatError(
+            f"the shards in {config} must hold rows 0 to {provenance.num_rows - 1} in order (`{SOURCE_INDEX}`), found others. "
+            "Fetch or make them again."
         )
-    for shard in shards:
-        if read_marker(shard).fingerprint != provenance.fingerprint:
-            raise FormatError(
-                f"{shard} must carry the fingerprint of its {PROVENANCE_FILE}, found another. Make it again."
-            )
-    files = {provenance.split: [str(path) for path in shards]}
-    return provenance, datasets.load_dataset("parquet", data_files=files, split=provenance.split)
+    skipped = np.flatnonzero(rows[IMAGE_HASH].is_null())
+    if not np.array_equal(skipped, provenance.skipped_rows):
+        raise FormatError(
+            f"the shards in {config} must have no reinforcement in rows {provenance.skipped_rows!s:.80} by their "
+            f"{PROVENANCE_FILE}, but have none in {skipped.tolist()!s:.80}. Fetch or make them again."
+        )
 
 
 def fetch_config(

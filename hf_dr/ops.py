@@ -36,6 +36,8 @@ Params = dict[str, Any]
 IMAGENET_MEAN_RGB = (124, 116, 104)
 # Boxes are stored as uint16, more than Pillow's own limit on pixels allows for all but absurdly long images.
 MAX_SIDE = 0xFFFF
+# Of a view, and of all that is made on the way to it: 200 MB. Settings from elsewhere could ask for all memory.
+MAX_PIXELS = 1 << 26
 # Mixing weights are multiples of 1/256: exact in float16, and as fine as the levels of a pixel.
 _MIX_LEVELS = 256
 
@@ -164,7 +166,17 @@ def _size_of(op: Op) -> Size:
     size = op.size  # type: ignore[attr-defined]
     ok = _is_count(size, 1) or (isinstance(size, tuple) and len(size) == 2 and all(_is_count(s, 1) for s in size))
     _check(op, "size", ok, f"a side or (height, width) from 1 to {MAX_SIDE} pixels")
-    return (size, size) if isinstance(size, int) else size
+    height, width = (size, size) if isinstance(size, int) else size
+    _check(op, "size", height * width <= MAX_PIXELS, f"{MAX_PIXELS:,} pixels at most")
+    return height, width
+
+
+def _check_pixels(op: Op, size: Size) -> None:
+    if size[0] * size[1] > MAX_PIXELS:
+        raise ReplayError(
+            f"{type(op).__name__} must make images of at most {MAX_PIXELS:,} pixels, but would make one of {size[0]}x{size[1]}"
+            ". Lower its settings, or leave this image out."
+        )
 
 
 _INTERPOLATIONS = {mode.value: mode for mode in InterpolationMode if mode.value != "nearest-exact"}
@@ -294,6 +306,7 @@ class Resize(Op):
 
     def apply(self, image: PIL.Image.Image, params: Params, partner: PIL.Image.Image | None = None) -> PIL.Image.Image:
         size = [self.size] if isinstance(self.size, int) else list(self.size)
+        _check_pixels(self, self.output_size(_height_width(image)) or (0, 0))
         return F.resize(image, size, _INTERPOLATIONS[self.interpolation])
 
     def output_size(self, size: Size | None) -> Size | None:
@@ -372,6 +385,7 @@ class RandomCrop(Op):
     def apply(self, image: PIL.Image.Image, params: Params, partner: PIL.Image.Image | None = None) -> PIL.Image.Image:
         padded = image.height + 2 * self.padding, image.width + 2 * self.padding
         box = _check_box(self, (*params["offset"], *_size_of(self)), padded)
+        _check_pixels(self, padded)
         if self.padding:
             image = PIL.ImageOps.expand(image, self.padding, self.fill)
         return F.crop(image, *box)

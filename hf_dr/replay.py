@@ -11,9 +11,10 @@ import datasets
 import numpy as np
 import PIL.Image
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
-from hf_dr.augmentation import PARTNER, Augmentation
+from hf_dr.augmentation import NO_PARTNER, PARTNER
 from hf_dr.base import undecoded_images
 from hf_dr.errors import ConfigError, DataError, FormatError, ReplayError, did_you_mean
 from hf_dr.images import decode_image, pixel_hash
@@ -30,9 +31,10 @@ from hf_dr.schema import (
     TEACHER_LOGPROBS,
     VIEWS_HASH,
     Provenance,
+    check_columns,
     is_reserved,
-    reinforcement_features,
 )
+from hf_dr.shards import MAX_MASS, check_full
 
 logger = logging.getLogger(__name__)
 
@@ -84,9 +86,8 @@ class ReinforcedDataset(MappedReinforcedData):
         check_images: bool = True,
     ) -> None:
         self.provenance = provenance
-        self.augmentation = Augmentation.from_list(provenance.augmentation)
+        self.augmentation = check_columns(plus.features, provenance, 'a "+" dataset')
         self.provenances, self.augmentations = (provenance,), (self.augmentation,)
-        _check_columns(plus, provenance, self.augmentation)
         self.num_views = checked_views(num_views, provenance.num_views)
         self.seed, self.epoch, self.check_images = seed, 0, check_images
         self.plus = plus
@@ -101,7 +102,11 @@ class ReinforcedDataset(MappedReinforcedData):
         self._rank = None if np.array_equal(source, np.arange(len(source))) else np.argsort(source, kind="stable")
         self._checked = np.zeros(len(plus), bool)
         self._labels = provenance.label_column if provenance.label_column in plus.column_names else None
+        if self._labels is not None:
+            self._check_labels(_column(plus, self._labels), usable)
         base = self._check_base(base)
+        if base is None:
+            _check_embedded(plus, provenance.image_column)
         owner = base.dataset if base is not None else plus  # who has the rows without reinforcement
         self._images = base.images if base is not None else undecoded_images(plus, provenance.image_column)
         # Where in `_images` a row is: those of `plus`, then those without reinforcement.
@@ -132,6 +137,19 @@ class ReinforcedDataset(MappedReinforcedData):
                 f"{self.provenance.base.get('id') or 'the base dataset'}, by name or loaded with datasets."
             )
         return base if isinstance(base, JoinedBase) else JoinedBase(base, self.provenance)
+
+    def _check_labels(self, labels: pa.ChunkedArray, rows: np.ndarray) -> None:
+        if not pa.types.is_integer(labels.type):
+            raise FormatError(
+                f"the labels `{self._labels}` must be whole numbers, found {labels.type}. Fetch it again."
+            )
+        values = labels.cast(pa.int64(), safe=False).fill_null(-1).to_numpy()[rows]
+        bad = np.flatnonzero((values < 0) | (values >= self.provenance.num_classes))
+        if len(bad):
+            raise FormatError(
+                f"the labels `{self._labels}` must be from 0 to {self.provenance.num_classes - 1}, but row {rows[bad[0]]} has "
+                f"none or another ({len(bad)} such rows). Fetch or make it again."
+            )
 
     def _check_others(self, owner: datasets.Dataset, others: np.ndarray) -> np.ndarray:
         """Returns those rows without reinforcement that can be used."""
@@ -321,10 +339,15 @@ class ReinforcedDataset(MappedReinforcedData):
                 f"the log-probabilities of row {row}, view {view} must be finite and fall from at most 0, found {logprobs}. "
                 "The file is damaged: fetch it again, or run `hf-dr verify`."
             )
-        if ids.max() >= self.provenance.num_classes:
+        if np.exp(logprobs, dtype=np.float32).sum() > MAX_MASS:
             raise FormatError(
-                f"row {row}, view {view} must name classes below {self.provenance.num_classes}, found {ids.max()}. "
-                "The file is damaged: fetch it again, or run `hf-dr verify`."
+                f"the probabilities of row {row}, view {view} must have a sum of at most 1, found logarithms {logprobs}. The "
+                "file is damaged: fetch it again, or run `hf-dr verify`."
+            )
+        if ids.max() >= self.provenance.num_classes or len(set(ids.tolist())) < len(ids):
+            raise FormatError(
+                f"row {row}, view {view} must name classes below {self.provenance.num_classes}, found {ids.max()} in {ids}, "
+                "each once. The file is damaged: fetch it again, or run `hf-dr verify`."
             )
         return ids, logprobs
 
@@ -337,15 +360,25 @@ class ReinforcedDataset(MappedReinforcedData):
 
     def _replay(self, row: int, view: int, shared: dict[tuple[int, int], Any]) -> PIL.Image.Image:
         own, params = self._augmented(row, view, shared)
-        if not self.augmentation.mixes or params[PARTNER] < 0:
+        if not self.augmentation.mixes:
             return own
-        partner = self._row_of(params[PARTNER])
+        other = None if params[PARTNER] == NO_PARTNER else self._partner(row, view, params[PARTNER], shared)
+        try:
+            return self.augmentation.mix(own, params, other)
+        except ReplayError as error:
+            raise ReplayError(f"row {row}, view {view}: {error}") from None
+
+    def _partner(self, row: int, view: int, source: int, shared: dict[tuple[int, int], Any]) -> PIL.Image.Image:
+        partner = self._row_of(source)
         if self.provenance.mixing_scope == STORED_PARTNERS:
             stored = {name: self._param(f"{PARTNER}_{name}", row, view) for name in self.augmentation.partner_params}
-            other = self._applied(partner, stored, f"the partner of row {row}, view {view}")
-        else:
-            other = self._augmented(partner, view, shared)[0]
-        return self.augmentation.mix(own, params, other)
+            return self._applied(partner, stored, f"the partner of row {row}, view {view}")
+        if partner == row:
+            raise ReplayError(
+                f"row {row}, view {view} must be mixed with another row, found itself as its partner. The file is damaged: "
+                "fetch it again, or run `hf-dr verify`."
+            )
+        return self._augmented(partner, view, shared)[0]
 
     def _augmented(
         self, row: int, view: int, shared: dict[tuple[int, int], tuple[PIL.Image.Image, Params]]
@@ -415,20 +448,19 @@ def _chosen_columns(rows: datasets.Dataset, columns: Sequence[str]) -> datasets.
     return rows.select_columns(list(columns)).with_format(None)
 
 
-def _check_columns(plus: datasets.Dataset, provenance: Provenance, augmentation: Augmentation) -> None:
-    expected = reinforcement_features(
-        augmentation,
-        provenance.num_views,
-        provenance.top_k,
-        provenance.num_classes,
-        stored_partners=provenance.mixing_scope == STORED_PARTNERS,
-    )
-    for name, feature in expected.items():
-        if name not in plus.features:
-            raise FormatError(f'a "+" dataset must have the column `{name}`, found {plus.column_names}. Is it one?')
-        if plus.features[name] != feature:
+def _check_embedded(plus: datasets.Dataset, column: str) -> None:
+    """Refuses images that are only named: a dataset from elsewhere could name any file of this machine."""
+    if not isinstance(plus.features.get(column), datasets.Image):
+        raise FormatError(
+            f"the image column `{column}` must be there and hold images, found {plus.features.get(column)}. Fetch it again."
+        )
+    for chunk in plus.data.column(column).chunks:
+        if pc.any(
+            pc.and_(pc.struct_field(chunk, "bytes").is_null(), pc.struct_field(chunk, "path").is_valid())
+        ).as_py():
             raise FormatError(
-                f"column `{name}` must be {feature}, found {plus.features[name]}. The file or its card's features are damaged."
+                f"the image column `{column}` must hold the image files themselves, found one that is only named by its path. "
+                "Fetch or make it again."
             )
 
 
@@ -463,7 +495,9 @@ class _Columns:
         number = int(np.searchsorted(self._starts, row, side="right")) - 1
         arrays = self._arrays[number]
         if column not in arrays:
-            arrays[column] = _as_array(self._batches[number].column(column))
+            batch = self._batches[number]
+            check_full(batch, column)
+            arrays[column] = _as_array(batch.column(column))
         return arrays[column], row - int(self._starts[number])
 
     def view(self, column: str, row: int, view: int) -> Any:

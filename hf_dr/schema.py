@@ -114,7 +114,7 @@ def check_columns(features: Features, provenance: Provenance, where: str) -> Aug
             raise FormatError(f"{where} must have the column `{name}`, found {list(features)}. Is it one?")
         if features[name] != feature:
             raise FormatError(
-                f"column `{name}` of {where} must be {feature}, found {features[name]}. The file or its card's features are "
+                f"column `{name}` must be {feature}, found {features[name]} in {where}. The file or its card's features are "
                 "damaged."
             )
     return augmentation
@@ -292,8 +292,8 @@ class Provenance:
             set(skipped)
         ):
             raise FormatError(
-                f"`skipped_rows` in {where} must be rising rows below {content['num_rows']}, found {skipped!r:.80}. Fetch or "
-                "write it again."
+                f"`skipped_rows` in {where} must be rows below {content['num_rows']}, found {skipped!r:.80}. List each "
+                "once, in order; fetch or write it again."
             )
         for key, ok, expected in (
             ("augmentation", all(_is_op(item) for item in content["augmentation"]), "ops, each with its settings"),

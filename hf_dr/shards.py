@@ -18,12 +18,14 @@ import pyarrow.parquet as pq
 from datasets import Features, Image, List, Value
 
 from hf_dr.errors import FormatError, HfDrError
-from hf_dr.schema import METADATA_KEY, is_reserved
+from hf_dr.schema import IMAGE_HASH, METADATA_KEY, PROVENANCE_FILE, Provenance, check_columns, is_reserved
 
 # Views in a row group: bounds the writer's memory whatever V is, and is enough for zstd to find what there is to find.
 ROW_GROUP_VIEWS = 1 << 16
 ZSTD_LEVEL = 19  # written once, read for ever; encoding is still thousands of views a second
 _TEMPORARY = ".tmp"
+MAX_MASS = 1.01
+"""Bound on the sum of an answer's K probabilities; rounding to float16 moves it by less than 2**-11 of the entropy."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,10 @@ def read_marker(path: Path) -> ShardMarker:
     try:
         metadata = pq.read_metadata(path)
         marker = json.loads((metadata.metadata or {})[METADATA_KEY])
-        skipped = tuple(int(row) for row in marker["skipped_rows"])
-        return ShardMarker(
-            str(marker["fingerprint"]), metadata.num_rows, int(marker["num_bytes"]), path.stat().st_size, skipped
-        )
+        skipped, num_bytes = tuple(int(row) for row in marker["skipped_rows"]), int(marker["num_bytes"])
+        if not 0 <= num_bytes < 1 << 63:
+            raise ValueError(f"it tells of {num_bytes:.3g} bytes")
+        return ShardMarker(str(marker["fingerprint"]), metadata.num_rows, num_bytes, path.stat().st_size, skipped)
     # Arrow raises OSError without a number for a footer that it cannot parse; with one, the system could not read it.
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         if isinstance(error, OSError) and error.errno is not None:
@@ -59,6 +61,78 @@ def read_marker(path: Path) -> ShardMarker:
             f"{path} must be a shard written by hf_dr, but its marker cannot be read: "
             f"{type(error).__name__}: {error}. Delete the file and run the same command again."
         ) from error
+
+
+def shard_features(schema: pa.Schema, where: str) -> Features:
+    """Returns the columns of a shard; `where` names it in messages.
+
+    Raises:
+        FormatError: Two columns have one name, or what the file tells of its columns cannot be read.
+    """
+    if len(set(schema.names)) < len(schema.names):
+        raise FormatError(f"{where} must have each column once, found {schema.names}. Fetch or make it again.")
+    try:
+        return Features.from_arrow_schema(schema)
+    # `datasets` builds objects from JSON in the file, which fail in as many ways as there are feature types.
+    except Exception as error:
+        raise FormatError(
+            f"{where} must tell the features of its columns, but: {type(error).__name__}: {error!s:.300}. Fetch or make it "
+            "again."
+        ) from error
+
+
+def check_shards(config: Path, provenance: Provenance) -> list[Path]:
+    """Returns the shards of a local configuration, in order, if they are all there, of its run and of its columns.
+
+    Raises:
+        FormatError: They are not.
+    """
+    shards = [config / name for name in provenance.shard_names]
+    missing = [path.name for path in shards if not path.is_file()]
+    if missing:
+        raise FormatError(
+            f"{config} must have {len(shards)} shards, but {len(missing)} are missing, e.g. {missing[0]}. "
+            "Run the same reinforce command again; it makes only what is missing."
+        )
+    first: Features | None = None
+    for number, path in enumerate(shards):
+        marker, rows = read_marker(path), len(provenance.shard_range(number))
+        if marker.fingerprint != provenance.fingerprint:
+            raise FormatError(
+                f"{path} must carry the fingerprint of its {PROVENANCE_FILE}, found another. Make it again."
+            )
+        if marker.num_rows != rows:
+            raise FormatError(f"{path} must have {rows} rows, found {marker.num_rows}. Fetch or make it again.")
+        features = shard_features(pq.read_schema(path), str(path))
+        if first is None:
+            first = features
+            check_columns(features, provenance, str(path))
+        elif features != first:
+            raise FormatError(
+                f"{path} must have the columns of the first shard, found {features}. Fetch or make it again."
+            )
+    return shards
+
+
+def check_full(batch: pa.RecordBatch, name: str) -> None:
+    """Refuses empty places in the lists of reinforced rows: what memory holds below them would be read as their value.
+
+    Raises:
+        FormatError: There are some.
+    """
+    array = batch.column(name)
+    if not pa.types.is_fixed_size_list(array.type):
+        return
+    empty = array.null_count > batch.column(IMAGE_HASH).null_count
+    array = array.drop_null() if array.null_count else array
+    while pa.types.is_fixed_size_list(array.type):
+        array = array.flatten()
+        empty = empty or array.null_count > 0
+    if empty:
+        raise FormatError(
+            f"column `{name}` must have a value at each place of a reinforced row, found empty ones. The file is damaged: "
+            "fetch or make it again."
+        )
 
 
 def remove_temporaries(folder: Path) -> None:

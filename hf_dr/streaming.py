@@ -26,6 +26,7 @@ from hf_dr.retry import with_retries
 from hf_dr.rng import DOMAIN_ORDER, keyed_rng
 from hf_dr.sampling import ReinforcedSampler, check_order
 from hf_dr.schema import IMAGE_HASH, METADATA_KEY, SOURCE_INDEX, Provenance, is_reserved
+from hf_dr.shards import shard_features
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +96,7 @@ class StreamedReinforcedDataset(ReinforcedData, torch.utils.data.IterableDataset
         self.provenance, self._files, self._shuffled_shards = provenance, list(files), shuffled_shards
         self._settings = {"num_views": num_views, "seed": seed, **settings}
         schema = _with_shard(self._files[0], provenance, lambda parquet: parquet.schema_arrow)
+        shard_features(schema, self._files[0])
         # A dataset without rows checks settings, base and columns, and knows labels and names.
         self._template = ReinforcedDataset(
             datasets.Dataset(schema.empty_table(), fingerprint="empty"), provenance, **self._settings
@@ -107,7 +109,8 @@ class StreamedReinforcedDataset(ReinforcedData, torch.utils.data.IterableDataset
                 "without `streaming=True`, or reinforce with `--mixing_scope shard`."
             )
         wanted = {provenance.image_column, provenance.label_column, *(settings.get("columns") or ())}
-        self._schema = pa.schema([field for field in schema if is_reserved(field.name) or field.name in wanted])
+        fields = [field for field in schema if is_reserved(field.name) or field.name in wanted]
+        self._schema = pa.schema(fields, schema.metadata)
         skipped = np.asarray(provenance.skipped_rows, np.int64) // provenance.shard_size
         sizes = [len(provenance.shard_range(shard)) for shard in range(provenance.num_shards)]
         self._sizes = np.asarray(sizes) - np.bincount(skipped, minlength=provenance.num_shards)
@@ -229,6 +232,7 @@ class StreamedReinforcedDataset(ReinforcedData, torch.utils.data.IterableDataset
     def _read_shard(self, shard: int) -> pa.Table:
         file, rows = self._files[shard], self.provenance.shard_range(shard)
         table = _with_shard(file, self.provenance, lambda parquet: parquet.read(self._schema.names, use_threads=False))
+        shard_features(table.schema, file)
         for field in self._schema:
             found = table.schema.field(field.name).type if field.name in table.column_names else "none"
             if found != field.type:
@@ -236,6 +240,7 @@ class StreamedReinforcedDataset(ReinforcedData, torch.utils.data.IterableDataset
                     f"column `{field.name}` of {file} must be {field.type}, as in the first shard, found {found}. Fetch or "
                     "make it again."
                 )
+        table = table.replace_schema_metadata(self._schema.metadata)
         if table.column(SOURCE_INDEX).to_pylist() != list(rows):
             raise FormatError(f"{file} must hold rows {rows.start} to {rows.stop - 1}, found others. Fetch it again.")
         table = table.filter(pc.is_valid(table.column(IMAGE_HASH))) if table.column(IMAGE_HASH).null_count else table
@@ -262,6 +267,10 @@ def _with_shard(file: str, provenance: Provenance, read: Callable[[pq.ParquetFil
             if not isinstance(marker, dict) or marker.get("fingerprint") != provenance.fingerprint:
                 raise FormatError(
                     f"{file} must carry the fingerprint of its reinforcement.json, found another. Fetch or make it again."
+                )
+            if parquet.metadata.num_rows > provenance.shard_size:
+                raise FormatError(
+                    f"{file} must have at most {provenance.shard_size} rows, found {parquet.metadata.num_rows}. Fetch it again."
                 )
             return read(parquet)
 

@@ -17,21 +17,26 @@ from typing import Any
 
 import timm
 import torch
+import yaml
 from huggingface_hub import ModelCard, constants
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_data_config
 from torch import nn
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
-from transformers import AutoImageProcessor, AutoModelForImageClassification
+from transformers import AutoImageProcessor, AutoModelForImageClassification, PretrainedConfig
 
 from hf_dr.errors import TeacherError
+from hf_dr.ops import MAX_PIXELS, MAX_SIDE
 
 logger = logging.getLogger(__name__)
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+_TENSOR_FILTERS = ("nearest", "bilinear", "bicubic")
+# A configuration from elsewhere could ask for any number, and a dict of names is made before weights are looked at.
+MAX_CLASSES = 1 << 20
 
 _HOW_TO_NAME = "a Hub id (timm or transformers), a transformers folder, or `timm:ARCHITECTURE@FILE.safetensors`"
 
@@ -45,12 +50,32 @@ class Preprocessing:
     std: tuple[float, float, float]
     interpolation: str
 
+    def __post_init__(self) -> None:
+        height, width = self.size if isinstance(self.size, tuple) and len(self.size) == 2 else (0, 0)
+        sides = all(isinstance(side, int) and 0 < side <= MAX_SIDE for side in (height, width))
+        for name, ok, expected in (
+            ("size", sides and height * width <= MAX_PIXELS, f"(height, width) of at most {MAX_PIXELS:,} pixels"),
+            ("mean", _is_colour(self.mean), "three numbers"),
+            ("std", _is_colour(self.std) and min(self.std) > 0, "three numbers above 0"),
+            ("interpolation", self.interpolation in _TENSOR_FILTERS, f"one of {', '.join(_TENSOR_FILTERS)}"),
+        ):
+            if not ok:
+                raise TeacherError(
+                    f"`{name}` of a model's preprocessing must be {expected}, found {getattr(self, name)!r:.80}. Mend its "
+                    "configuration."
+                )
+
     def __call__(self, views_BCHW: torch.Tensor) -> torch.Tensor:
         """Returns the model's float32 input of shape (B, 3, *size) for uint8 views of any size."""
         pixels = views_BCHW.float()
         if pixels.shape[-2:] != self.size:
             pixels = F.resize(pixels, list(self.size), InterpolationMode(self.interpolation), antialias=True)
         return F.normalize(pixels, [255 * m for m in self.mean], [255 * s for s in self.std])
+
+
+def _is_colour(values: Any) -> bool:
+    numbers = isinstance(values, tuple) and len(values) == 3
+    return numbers and all(isinstance(v, (int, float)) and math.isfinite(v) for v in values)
 
 
 @dataclass(frozen=True)
@@ -384,11 +409,16 @@ def _load_transformers(
     name: str, source: str, revision: str | None, card: bool, fallback: Preprocessing | None
 ) -> Member:
     """Loads a transformers folder or a Hub id, timm's included (through transformers' timm wrapper)."""
+    settings: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": False}
     try:
+        _check_config(name, PretrainedConfig.get_config_dict(source, **settings)[0])
         model, report = AutoModelForImageClassification.from_pretrained(
-            source, revision=revision or "main", use_safetensors=True, output_loading_info=True, dtype=torch.float32
+            source, use_safetensors=True, output_loading_info=True, dtype=torch.float32, **settings
         )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+    except TeacherError:
+        raise
+    # The configuration decides which of hundreds of classes is built, and each fails in its own way on what it cannot use.
+    except Exception as error:
         raise TeacherError(
             f"could not load {name!r} as an image classifier ({type(error).__name__}: {str(error)[:400]}). "
             f"Name {_HOW_TO_NAME}; weights must be safetensors."
@@ -400,12 +430,25 @@ def _load_transformers(
         )
     config = model.config
     pretrained_cfg = getattr(config, "pretrained_cfg", None)
-    labels: tuple[tuple[str, ...], ...] | None = tuple((config.id2label[c],) for c in range(config.num_labels))
-    if all(config.id2label[c] == f"LABEL_{c}" for c in range(config.num_labels)):
+    names = [config.id2label.get(c) for c in range(config.num_labels)]
+    if not all(isinstance(own, str) for own in names):
+        raise TeacherError(
+            f"the config.json of {name!r} must name all its {config.num_labels} classes. Mend its `id2label`."
+        )
+    labels: tuple[tuple[str, ...], ...] | None = tuple((own,) for own in names)
+    if all(own == f"LABEL_{c}" for c, own in enumerate(names)):
         labels = None
     if pretrained_cfg is not None:
-        data = resolve_data_config(pretrained_cfg=pretrained_cfg, verbose=False)
-        preprocessing, crop = _timm_preprocessing(data, name), _timm_crop(data)
+        try:
+            data = resolve_data_config(pretrained_cfg=pretrained_cfg, verbose=False)
+            preprocessing, crop = _timm_preprocessing(data, name), _timm_crop(data)
+        except (TypeError, ValueError, LookupError, AttributeError) as error:
+            if isinstance(error, TeacherError):
+                raise
+            raise TeacherError(
+                f"the `pretrained_cfg` of {name!r} must tell input_size, mean, std and crop as timm does, but: {error!r:.200}. "
+                "Mend its config.json."
+            ) from error
         synsets = _imagenet_labels(config.num_labels)
         if labels and synsets:
             labels = tuple(own + more for own, more in zip(labels, synsets, strict=True))
@@ -426,13 +469,36 @@ def _load_transformers(
     )
 
 
+def _check_config(name: str, config: dict[str, Any]) -> None:
+    """Refuses what would take all memory, or read other files, before anything is built of it."""
+    for key in ("num_labels", "num_classes"):
+        count = config.get(key)
+        if count is not None and not (type(count) is int and 0 < count <= MAX_CLASSES):
+            raise TeacherError(
+                f"`{key}` in the config.json of {name!r} must be from 1 to {MAX_CLASSES}, found {count!r:.40}. Name another."
+            )
+    arguments = config.get("model_args") or {}
+    if not isinstance(arguments, dict) or not _TIMM_FILES.isdisjoint(arguments):
+        raise TeacherError(
+            f"`model_args` in the config.json of {name!r} must be settings of its architecture, found {arguments!r:.80}: they "
+            "may name no files or weights. Name another model."
+        )
+    if ":" in str(config.get("architecture", "")):
+        raise TeacherError(
+            f"`architecture` in the config.json of {name!r} must be one of timm's own, found {config['architecture']!r:.80}. "
+            "Name another model."
+        )
+
+
+# Arguments of timm.create_model that bring in other files.
+_TIMM_FILES = frozenset({"checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"})
 # Pillow's numbers of its filters, as transformers' image processors store them.
 _PILLOW_FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 
 
 def _tensor_filter(interpolation: str, name: str) -> str:
     """Returns the filter by its name, or bicubic, with a warning, for those that exist for PIL images only."""
-    if interpolation in ("nearest", "bilinear", "bicubic"):
+    if interpolation in _TENSOR_FILTERS:
         return interpolation
     logger.warning("%s was trained with %s resizing, which tensors do not have; using bicubic.", name, interpolation)
     return "bicubic"
@@ -456,14 +522,27 @@ def _transformers_preprocessing(
 ) -> tuple[Preprocessing, float | None]:
     """Returns the preprocessing and the evaluation's crop (see `Member`) that the image processor tells."""
     try:
-        processor: Any = AutoImageProcessor.from_pretrained(source, revision=revision or "main")
-    except (OSError, ValueError) as error:
+        processor: Any = AutoImageProcessor.from_pretrained(
+            source, revision=revision or "main", trust_remote_code=False
+        )
+    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
         if fallback is not None:
             return fallback, 1.0
         raise TeacherError(
             f"the model {name!r} must have a preprocessor_config.json, which tells its size, mean and std; reading it "
             f"failed: {str(error)[:300]}. Save the model's image processor beside it."
         ) from error
+    try:
+        return _told_by(processor, name)
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        if isinstance(error, TeacherError):
+            raise
+        raise TeacherError(
+            f"the preprocessor_config.json of {name!r} must tell size, mean, std and resampling, but: {error!r:.200}. Mend it."
+        ) from error
+
+
+def _told_by(processor: Any, name: str) -> tuple[Preprocessing, float | None]:
     size = getattr(processor, "crop_size", None) or processor.size
     side = size.get("shortest_edge")
     height, width = (side, side) if side else (size.get("height"), size.get("width"))
@@ -502,7 +581,8 @@ def _card_license(source: str, revision: str | None) -> str | None:
             card = None
         else:
             card = ModelCard.load(source)
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+    # A card is anybody's text: its YAML fails in many ways.
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, yaml.YAMLError) as error:
         logger.debug("no card for %s at %s: %s", source, revision, error)
         card = None
     license = card.data.get("license") if card is not None else None

@@ -556,3 +556,12 @@ def test_half_a_dataset_at_the_hub(hub, make):
     hub.put("org/half-plus", {f"{folder.name}/{path.name}": path.read_bytes() for path in parts})
     with pytest.raises(FormatError, match=r"train-00002-of-00005\.parquet must be there, but it is missing"):
         list(load_reinforced("org/half-plus", streaming=True))
+
+
+def test_workers_read_the_hub_each_for_itself(hub, make):
+    """Connections that the parent has opened are not shared by its children."""
+    dataset = mapped(make(MIXING))
+    stream = load_reinforced(REPO, streaming=True)
+    assert same_epoch(stream, make)
+    loader = torch.utils.data.DataLoader(stream, batch_size=None, num_workers=2)
+    assert sorted(seen(loader, known(dataset))) == expected(dataset, 0)

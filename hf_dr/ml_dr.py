@@ -20,9 +20,12 @@ import math
 import os
 import re
 import shutil
+import signal
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
@@ -31,6 +34,7 @@ import filelock
 import numpy as np
 import PIL.Image
 import pyarrow as pa
+import torch
 import xxhash
 from tqdm.auto import tqdm
 
@@ -47,7 +51,15 @@ from hf_dr.ops import (
     RandomResizedCrop,
     Resize,
 )
-from hf_dr.reinforce import ReinforceConfig, check_dataset, check_same_run, describe_base, format_bytes, open_run
+from hf_dr.reinforce import (
+    ReinforceConfig,
+    check_dataset,
+    check_same_run,
+    default_workers,
+    describe_base,
+    format_bytes,
+    open_run,
+)
 from hf_dr.schema import (
     AUG_PREFIX,
     IMAGE_HASH,
@@ -67,6 +79,7 @@ logger = logging.getLogger(__name__)
 # Agreement with the labels that is asked for: a quarter of the way from chance to perfect. Wrong orders stay at chance.
 _MIN_AGREEMENT = 0.25
 _LABELLED_ROWS = 2048  # after so many rows the labels are looked at for the first time
+_FILES_A_WORKER = 2048  # a process takes seconds to start
 _ORDERS = ("position", "imagefolder")
 _VERSIONED = ("numpy", "pillow", "torchvision")
 
@@ -94,6 +107,10 @@ class ImportConfig:
         },
     )
     shard_size: int | None = field(default=None, metadata={"help": "Examples per file, as for reinforce."})
+    num_workers: int | None = field(
+        default=None,
+        metadata={"help": "Processes that read files. Default: one for each core, if there are many files."},
+    )
     allow_disagreement: bool = field(
         default=False, metadata={"help": "Go on where the teacher's answers do not fit the labels."}
     )
@@ -110,6 +127,7 @@ class ImportConfig:
             image_column=self.image_column,
             label_column=self.label_column,
             shard_size=self.shard_size,
+            num_workers=self.num_workers,
         )
 
 
@@ -310,6 +328,10 @@ class _Scratch:
 # ----------------------------------------------------------------------------------------------------------------- job
 
 
+_File = tuple[int, tuple[bytes, int, str]]
+"""Row of the base; content, number and name of a file."""
+
+
 @dataclass(frozen=True)
 class _Run:
     """One source: its configuration, and the views that its files add."""
@@ -391,6 +413,8 @@ class ImportJob:
             schema_version=2 if self._augmentation.mixes else 1,
         )  # fmt: skip
         self.folder = Path(config.output_dir).expanduser() / config.config_name
+        workers = min(default_workers(torch.device("cpu")), len(base) // _FILES_A_WORKER)
+        self._workers = workers if config.num_workers is None else config.num_workers
         self._hits, self._looked, self._favourites = 0, 0, np.zeros(self.num_classes, np.int64)
 
     def _open(self, sources: list[Path]) -> tuple[list[_Run], int]:
@@ -511,28 +535,37 @@ class ImportJob:
 
     def _read(self, run: int, scratch: _Scratch, sizes: np.ndarray, wanted: np.ndarray) -> None:
         """Reads one source into the scratch file."""
+        source = self._runs[run]
+        with tqdm(
+            total=self.provenance.num_rows, desc=f"reading {source.path.name}", unit="image", unit_scale=True
+        ) as bar:
+            for row, where, columns in self._mapped(source, self._files(run, scratch, sizes, wanted, bar)):
+                scratch.put(run, row, self._fitted(columns, row, sizes, where))
+                bar.update()
+        self._check_labels()
+
+    def _files(
+        self, run: int, scratch: _Scratch, sizes: np.ndarray, wanted: np.ndarray, bar: tqdm[Any]
+    ) -> Iterator[_File]:
+        """The files of a source that are not in the scratch file; checks that there is one for each image."""
         source, num_rows = self._runs[run], self.provenance.num_rows
         seen = np.zeros(num_rows, bool)
-        with tqdm(total=num_rows, desc=f"reading {source.path.name}", unit="image", unit_scale=True) as bar:
-            for name, read in archive_files(source.path):
-                number = image_number(name, source.path)
-                if number is None:
-                    continue
-                where = f"{source.path}: {name}"
-                if number >= num_rows:
-                    raise DataError(
-                        f"{where} must be about one of the base's {num_rows} images, found number {number}. "
-                        "Is it another dataset or split?"
-                    )
-                expect(not seen[number], where, "be there once", f"image {number} twice")
-                seen[number] = True
-                row = int(self._row_of[number])
-                if wanted[row] and sizes[row, 0] and not scratch.has(run, row):
-                    content = read_file(read(), where)
-                    count = source.format.num_samples(content, number, where)
-                    expect(count == len(source.views), where, f"have {len(source.views)} views, as others", count)
-                    columns = source.format.columns(content, self.provenance.top_k, self.num_classes, where)
-                    scratch.put(run, row, self._fitted(columns, row, sizes, where))
+        for name, read in archive_files(source.path):
+            number = image_number(name, source.path)
+            if number is None:
+                continue
+            where = f"{source.path}: {name}"
+            if number >= num_rows:
+                raise DataError(
+                    f"{where} must be about one of the base's {num_rows} images, found number {number}. "
+                    "Is it another dataset or split?"
+                )
+            expect(not seen[number], where, "be there once", f"image {number} twice")
+            seen[number] = True
+            row = int(self._row_of[number])
+            if wanted[row] and sizes[row, 0] and not scratch.has(run, row):
+                yield row, (read(), number, where)
+            else:
                 bar.update()
         absent = np.flatnonzero(~seen)
         if len(absent):
@@ -540,7 +573,27 @@ class ImportJob:
                 f"{source.path} must have a file for each of the base's {num_rows} images, but {len(absent)} are missing, e.g. "
                 f"{absent[0]}.pth.tar. Fetch it again, or name the dataset and split that was reinforced."
             )
-        self._check_labels()
+
+    def _mapped(self, run: _Run, files: Iterator[_File]) -> Iterator[tuple[int, str, Columns]]:
+        """Row, name and columns of each file, in order; a view takes a core some 50 us, so several processes share them."""
+        shape = len(run.views), self.provenance.top_k, self.num_classes
+        if self._workers < 2:
+            for row, file in files:
+                yield row, file[-1], run.format.read(*file, *shape)
+            return
+        waiting: deque[tuple[int, str, Future[Columns]]] = deque()
+        # Ctrl-C reaches every process of the terminal; the parent alone answers it.
+        pool = ProcessPoolExecutor(self._workers, get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN))
+        try:
+            for row, file in files:
+                waiting.append((row, file[-1], pool.submit(run.format.read, *file, *shape)))
+                if len(waiting) > 4 * self._workers:
+                    first, where, future = waiting.popleft()
+                    yield first, where, future.result()
+            for first, where, future in waiting:
+                yield first, where, future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def _fitted(self, columns: Columns, row: int, sizes: np.ndarray, where: str) -> Columns:
         """Checks the columns of a file against the base, and turns the partners' numbers into rows."""

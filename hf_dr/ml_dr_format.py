@@ -309,6 +309,17 @@ class RunFormat:
         expect(content[0] == number, where, f"be about image {number}, as its name says", content[0])
         return len(content[1])
 
+    def read(self, data: bytes, number: int, where: str, num_views: int, top_k: int, num_classes: int) -> Columns:
+        """Reads a file and returns its `columns`; pure, and so is the object: any process may do it.
+
+        Raises:
+            FormatError: The file is damaged, or does not hold what it should.
+        """
+        content = read_file(data, where)
+        found = self.num_samples(content, number, where)
+        expect(found == num_views, where, f"have {num_views} views, as others", found)
+        return self.columns(content, top_k, num_classes, where)
+
     def top_k(self, content: Any, where: str) -> int:
         """Returns the number of classes that the first view's answer keeps."""
         return len(self._answers(content[1][:1], where)[1][0])

@@ -10,6 +10,7 @@ import os
 import pickle
 import tarfile
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -352,11 +353,44 @@ def test_a_stopped_import_goes_on_and_writes_the_same(base, mixing, tmp_path, mo
         import_ml_dr([mixing[1]], base, config)
     monkeypatch.undo()
     reads = []
-    monkeypatch.setattr(ml_dr, "read_file", lambda data, where: reads.append(where) or read_file(data, where))
+    whole = RunFormat.read
+    monkeypatch.setattr(RunFormat, "read", lambda *arguments: reads.append(arguments) or whole(*arguments))
     folder = import_ml_dr([mixing[1]], base, config)
-    assert len(reads) == 2, "only the configuration and the first file are read again"
+    assert reads == [], "what had been read is read again"
     for name in load_reinforced(folder).provenance.shard_names:
         assert (folder / name).read_bytes() == (mixing[2] / "default" / name).read_bytes()
+
+
+@pytest.fixture
+def several(monkeypatch):
+    """Workers that start at once; what processes need besides is that their task can be sent to them."""
+
+    class Workers(ThreadPoolExecutor):
+        def __init__(self, count: int, *_: object) -> None:
+            super().__init__(count)
+
+        def submit(self, task, *arguments):
+            return super().submit(*pickle.loads(pickle.dumps((task, *arguments))))
+
+    monkeypatch.setattr(ml_dr, "ProcessPoolExecutor", Workers)
+
+
+@pytest.mark.usefixtures("several")
+@pytest.mark.parametrize("num_workers", [2, 5])
+def test_several_workers_write_the_same(num_workers, base, mixing, tmp_path):
+    config = ImportConfig(str(tmp_path / "plus"), shard_size=5, num_workers=num_workers)
+    folder = import_ml_dr([mixing[1]], base, config)
+    for name in load_reinforced(folder).provenance.shard_names:
+        assert (folder / name).read_bytes() == (mixing[2] / "default" / name).read_bytes()
+
+
+@pytest.mark.usefixtures("several")
+def test_what_a_worker_refuses_is_told(base, tmp_path):
+    contents = Files(base, RANDAUG).contents()
+    contents["7.pth.tar"] = b"garbage"
+    source = write(contents, tmp_path / "in")
+    with pytest.raises(FormatError, match=r"7\.pth\.tar must be written by torch\.save or joblib"):
+        import_ml_dr([source], base, ImportConfig(str(tmp_path / "plus"), num_workers=2))
 
 
 def test_a_damaged_scratch_file_is_noticed(base, mixing, tmp_path, monkeypatch):

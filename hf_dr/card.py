@@ -198,7 +198,7 @@ def update_card(existing: str | None, configs: Mapping[str, CardConfig | Planned
     opening, metadata, closing, body = split_readme(existing)
     metadata = edit_yaml(metadata, partial(_metadata, configs), _KEYS, newline)
     if not body.strip():
-        body = f"{body or newline}# {_inline(name.rpartition('/')[2])}{newline}"
+        body = f"{body or newline}# {inline(name.rpartition('/')[2])}{newline}"
     there = part_names(body)
     parts = {key: text for key, text in ((_HEAD, _HEAD_TEXT), (_FOOT, _FOOT_TEXT)) if key in there or not there}
     parts |= {f"{_CONFIG} {key}": _section(config, name) for key, config in configs.items()}
@@ -334,17 +334,24 @@ def _is_hub_id(value: object) -> bool:
     return isinstance(value, str) and _HUB_ID.fullmatch(value) is not None
 
 
-def _inline(value: object) -> str:
+def inline(value: object) -> str:
     """Text from data, made harmless: it stays in its line and its cell, and is neither HTML nor Markdown."""
     return re.sub(r"([\\`*\[\]|])", r"\\\1", html.escape(" ".join(str(value).split()), quote=False))
 
 
-def _code(value: object) -> str:
+def code(value: object) -> str:
+    """Text from data as code, in its line and its cell."""
     return f"`{' '.join(str(value).replace('`', chr(39)).split())}`".replace("|", r"\|")
+
+def is_noncommercial(license: object) -> bool:
+    """Whether the name of a licence says that it forbids commercial use: `cc-by-nc-4.0`."""
+    words = re.split(r"[^a-z0-9]+", str(license).lower())
+    return "nc" in words or "noncommercial" in "".join(words)
+
 
 
 def _linked(value: object, kind: str = "") -> str:
-    return f"[{value}](https://huggingface.co/{kind}{value})" if _is_hub_id(value) else _inline(value)
+    return f"[{value}](https://huggingface.co/{kind}{value})" if _is_hub_id(value) else inline(value)
 
 
 def _section(config: CardConfig | PlannedConfig, name: str) -> str:
@@ -358,8 +365,8 @@ def _section(config: CardConfig | PlannedConfig, name: str) -> str:
         if config.verification is not None:
             parts += ["### Verification", _verification(config.verification)]
         if config.students is not None:
-            rows = [[*map(_inline, row)] for row in config.students.rows]
-            table = markdown_table([*map(_inline, config.students.head)], rows)
+            rows = [[*map(inline, row)] for row in config.students.rows]
+            table = markdown_table([*map(inline, config.students.head)], rows)
             parts += ["### Students", table]
         if config.has_contact_sheet:
             parts += ["### Views", f"![Images, views and answers]({about.config_name}/{CONTACT_SHEET_FILE})"]
@@ -374,7 +381,7 @@ def _about(config: CardConfig | PlannedConfig) -> Provenance | PlannedConfig:
 def _what_it_is(config: CardConfig | PlannedConfig) -> str:
     about = _about(config)
     base = _linked(about.base.get("id") or "a dataset without a name", "datasets/")
-    details = [f"{key} {_inline(about.base[key])}" for key in ("config", "revision") if about.base.get(key)]
+    details = [f"{key} {inline(about.base[key])}" for key in ("config", "revision") if about.base.get(key)]
     base += f" ({', '.join(details)})" if details else ""
     rows = f"each of the {about.num_rows:,} examples" if isinstance(about, Provenance) else "each example"
     classes = f" of {about.num_classes:,}" if about.num_classes else ""
@@ -432,7 +439,7 @@ _PARTNERS = {
 def _settings(config: CardConfig | PlannedConfig) -> str:
     about = _about(config)
     ops = [(op, settings) for item in about.augmentation for op, settings in item.items()]
-    shown = [_code(f"{op}({', '.join(f'{k}={_rounded(v)}' for k, v in settings.items())})") for op, settings in ops]
+    shown = [code(f"{op}({', '.join(f'{k}={_rounded(v)}' for k, v in settings.items())})") for op, settings in ops]
     classes = f" of {about.num_classes:,}" if about.num_classes else ""
     rows = [
         ("Augmentation", "<br>".join(shown)),
@@ -441,9 +448,9 @@ def _settings(config: CardConfig | PlannedConfig) -> str:
         ("Seed", about.seed),
     ]
     if any(op in OPS and OPS[op].mixes for op, _ in ops):
-        rows.append(("Partners in mixing", _PARTNERS.get(about.mixing_scope, _inline(about.mixing_scope))))
+        rows.append(("Partners in mixing", _PARTNERS.get(about.mixing_scope, inline(about.mixing_scope))))
     if about.base.get("license"):
-        rows.append(("Licence of the base dataset", _inline(about.base["license"])))
+        rows.append(("Licence of the base dataset", inline(about.base["license"])))
     if isinstance(config, CardConfig):
         skipped = len(config.provenance.skipped_rows)
         without = f" ({skipped:,} of them could not be decoded and have no views)" if skipped else ""
@@ -463,14 +470,14 @@ def _teachers(config: CardConfig | PlannedConfig) -> list[str]:
     members = _members(_about(config))
     rows, commercial, unknown = [], [], []
     for member in members:
-        at = f" at {_code(str(member['revision'])[:12])}" if member.get("revision") else ""
+        at = f" at {code(str(member['revision'])[:12])}" if member.get("revision") else ""
         name, license = member.get("id"), member.get("license")
         words = re.split(r"[^a-z0-9]+", str(license).lower())
         if not license:
-            unknown.append(_inline(name))
-        elif "nc" in words or "noncommercial" in "".join(words):
-            commercial.append(f"{_inline(name)} ({_inline(license)})")
-        rows.append([_linked(name) + at, _inline(license or "unknown"), *_preprocessing(member.get("preprocessing"))])
+            unknown.append(inline(name))
+        elif is_noncommercial(license):
+            commercial.append(f"{inline(name)} ({inline(license)})")
+        rows.append([_linked(name) + at, inline(license or "unknown"), *_preprocessing(member.get("preprocessing"))])
     parts = [markdown_table(["teacher", "licence", "input", "mean", "std", "filter"], rows)]
     if len(members) > 1:
         parts.append("Their probabilities are averaged.")
@@ -493,7 +500,7 @@ def _preprocessing(value: Any) -> list[str]:
         return ["its own"] + 3 * [""]
     size = value.get("size")
     shown = " x ".join(map(str, size)) if isinstance(size, (list, tuple)) else str(size)
-    return [_inline(shown), *(_inline(_rounded(value.get(key))) for key in ("mean", "std", "interpolation"))]
+    return [inline(shown), *(inline(_rounded(value.get(key))) for key in ("mean", "std", "interpolation"))]
 
 
 def _rounded(value: Any) -> str:
@@ -545,11 +552,11 @@ def _verification(found: Verification) -> str:
 
 
 def _how_made(provenance: Provenance) -> str:
-    versions = ", ".join(f"{_inline(key)} {_inline(value)}" for key, value in provenance.library_versions.items())
+    versions = ", ".join(f"{inline(key)} {inline(value)}" for key, value in provenance.library_versions.items())
     teacher = provenance.teacher
     return (
-        f"By {_inline(provenance.created_with)} with {versions}; the teacher ran in {_inline(teacher.get('precision'))} on "
-        f"{_inline(teacher.get('device_type'))}. {_code(f'{provenance.config_name}/{PROVENANCE_FILE}')} has every setting.\n\n"
+        f"By {inline(provenance.created_with)} with {versions}; the teacher ran in {inline(teacher.get('precision'))} on "
+        f"{inline(teacher.get('device_type'))}. {code(f'{provenance.config_name}/{PROVENANCE_FILE}')} has every setting.\n\n"
         f"Fingerprint: `{provenance.fingerprint}`"
     )
 
@@ -570,17 +577,7 @@ columns are plain Parquet, which `load_dataset` opens; replaying them needs `pip
 | `teacher_logprobs` | \\[V\\]\\[K\\] natural log-probabilities of the averaged ensemble, not renormalised |
 | `aug_<op>_<parameter>` | \\[V\\] what was drawn; `aug_partner` is the row mixed in, -1 for none |""".strip()
 
-_FOOT_TEXT = """## Limits and bias
-
-- It is made for training image classifiers over the base dataset's classes: not for evaluating them, and not for recognising
-  people or deciding about them.
-- The answers are a teacher's, not the truth. A student inherits the teacher's errors, blind spots and biases, and those of the
-  data that the teacher learnt from; measure a student where it will be used.
-- Of each answer only K classes are kept. How the rest of the probability is spread over the others is not known.
-- Images and labels are the base dataset's, with its errors; its licence and terms hold for them. The teachers' licences are
-  named with each configuration.
-
-## Citation
+CITATION = """## Citation
 
 ```bibtex
 @inproceedings{faghri2023reinforce,
@@ -590,6 +587,18 @@ _FOOT_TEXT = """## Limits and bias
   booktitle={IEEE/CVF International Conference on Computer Vision (ICCV)},
   year={2023}
 }
-```
+```"""
+
+_FOOT_TEXT = f"""## Limits and bias
+
+- It is made for training image classifiers over the base dataset's classes: not for evaluating them, and not for recognising
+  people or deciding about them.
+- The answers are a teacher's, not the truth. A student inherits the teacher's errors, blind spots and biases, and those of the
+  data that the teacher learnt from; measure a student where it will be used.
+- Of each answer only K classes are kept. How the rest of the probability is spread over the others is not known.
+- Images and labels are the base dataset's, with its errors; its licence and terms hold for them. The teachers' licences are
+  named with each configuration.
+
+{CITATION}
 
 Cite the base dataset and the teachers as well."""

@@ -15,12 +15,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub import EvalResult, ModelCardData
-from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
-from hf_dr.card import markdown_table
+from hf_dr.card import CITATION, code, inline, is_noncommercial, markdown_table
 from hf_dr.errors import FormatError
+from hf_dr.readme import Data, edit_yaml, merge_parts, newline_of, split_readme
 
 STUDENT_FILE = "student.json"
 """What is known about a student; of this its card is made, in the folder and again when it is published."""
@@ -33,7 +32,10 @@ _MEASURES = {
     "nll": ("nll", "Negative log-likelihood (nats)"),
     "ece": ("ece", "Expected calibration error"),
 }
-_BEGIN, _END = "<!-- hf_dr: student -->", "<!-- hf_dr: end -->"
+_KEYS = (
+    "language", "license", "library_name", "pipeline_tag", "base_model", "datasets", "tags", "model-index",
+)  # fmt: skip
+_RESULTS = re.compile(r"^model-index:.*\n?(?:(?:[ \-]|\r?\n).*\n?)*", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -119,29 +121,16 @@ def update_student_card(existing: str | None, student: Student, name: str, *, em
     Raises:
         FormatError: The existing card's YAML or markers are damaged.
     """
-    existing = existing or ""
-    match = REGEX_YAML_BLOCK.search(existing)
-    try:
-        old = yaml.safe_load(match.group(2)) or {} if match else {}
-    except (yaml.YAMLError, RecursionError) as error:
-        raise FormatError(f"the card's YAML must be readable, but: {error}. Mend it.") from error
-    if not isinstance(old, dict):
-        raise FormatError(f"the card's YAML must be `key: value` lines, found {type(old).__name__}. Mend it.")
-    new = _metadata(student, name, ema)
-    tags = old.get("tags") or []
-    new["tags"] = list(dict.fromkeys([*([tags] if isinstance(tags, str) else tags), *new["tags"]]))
-    old.pop("model-index", None)  # of other weights
-    data = yaml.safe_dump({**old, **new}, sort_keys=False, allow_unicode=True)
-    body = existing[match.end() :] if match else existing
-    part = f"{_BEGIN}\n{_body(student, name, ema)}\n{_END}"
-    begin, end = body.find(_BEGIN), body.find(_END)
-    if begin < 0 and end < 0:
-        body = f"{body.rstrip()}\n\n{part}\n" if body.strip() else f"\n# {_cell(name.rpartition('/')[2])}\n\n{part}\n"
-    elif begin < 0 or end < begin:
-        raise FormatError(f"`{_BEGIN}` must be followed by `{_END}` in the card, found one of them. Mend or remove it.")
-    else:
-        body = body[:begin] + part + body[end + len(_END) :]
-    return f"---\n{data}---\n{body}"
+    opening, text, closing, body = split_readme(existing or "")
+    newline, new = newline_of(existing or ""), _metadata(student, name, ema)
+
+    def change(data: Data) -> Data:
+        there = data.get("tags") or []
+        return {**new, "tags": list(dict.fromkeys([*([there] if isinstance(there, str) else there), *new["tags"]]))}
+
+    text = edit_yaml(_RESULTS.sub("", text), change, _KEYS, newline)  # results are of these weights or of none
+    body = body if body.strip() else f"{newline}# {inline(name.rpartition('/')[2])}{newline}{newline}"
+    return opening + text + closing + merge_parts(body, {"student": _body(student, name, ema)}, str, newline)
 
 
 def _metadata(student: Student, name: str, ema: bool) -> dict[str, Any]:
@@ -177,15 +166,17 @@ def _metadata(student: Student, name: str, ema: bool) -> dict[str, Any]:
 
 
 def _body(student: Student, name: str, ema: bool) -> str:
-    start = f", fine-tuned from {_code(student.start)}" if student.start else ""
-    learned = f'It learned from {_cell(student.objective)}, of the "+" dataset {_dataset(student.dataset)}'
+    start = f", fine-tuned from {code(student.start)}" if student.start else ""
+    learned = f'It learned from {inline(student.objective)}, of the "+" dataset {_dataset(student.dataset)}'
     paper = "[Dataset Reinforcement](https://arxiv.org/abs/2303.08983)"
-    parts = [f"{_cell(student.model)}{start}. {learned} ({paper}). {_cell(student.origin)}"]
+    parts = [f"{inline(student.model)}{start}. {learned} ({paper}). {inline(student.origin)}"]
     if ema:
         parts.append(
             "The weights are an exponential moving average of those during the training; `ema_*` measures them."
         )
-    limited = [f"{_code(t['id'])} ({_cell(t['license'])})" for t in student.teachers if is_noncommercial(t["license"])]
+    limited = [
+        f"{inline(t['id'])} ({inline(t['license'])})" for t in student.teachers if is_noncommercial(t["license"])
+    ]
     if limited:
         parts.append(
             f"> **Not for commercial use without further thought.** The weights of its teacher {', '.join(limited)} are "
@@ -200,39 +191,24 @@ def _body(student: Student, name: str, ema: bool) -> str:
         parts += ["or, without transformers,", _TIMM.replace("NAME", json.dumps(f"hf-hub:{name}"))]
     parts += ["## Training", _table("setting", student.settings)]
     if student.teachers:
-        rows = [(_code(t["id"]) + _at(t.get("revision")), _cell(t["license"] or "unknown")) for t in student.teachers]
+        rows = [(inline(t["id"]) + _at(t.get("revision")), inline(t["license"] or "unknown")) for t in student.teachers]
         parts.append(markdown_table(("teacher", "licence"), rows))
-    return "\n\n".join([*parts, "## Citation", _CITATION])
-
-
-def is_noncommercial(license: str | None) -> bool:
-    """Whether a licence's name says that it forbids commercial use: `cc-by-nc-4.0`."""
-    words = re.split(r"[^a-z0-9]+", (license or "").lower())
-    return "nc" in words or "noncommercial" in "".join(words)
+    return "\n\n".join([*parts, CITATION])
 
 
 def _dataset(dataset: dict[str, Any]) -> str:
-    more = [f"configuration {_code(dataset['config'])}"] if dataset.get("config") else []
-    more += [f"split {_code(dataset['split'])}"] if dataset.get("split") else []
-    return ", ".join([*([_code(dataset["id"]) + _at(dataset.get("revision"))] if dataset["id"] else []), *more])
+    more = [f"configuration {code(dataset['config'])}"] if dataset.get("config") else []
+    more += [f"split {code(dataset['split'])}"] if dataset.get("split") else []
+    return ", ".join([*([code(dataset["id"]) + _at(dataset.get("revision"))] if dataset["id"] else []), *more])
 
 
 def _at(revision: str | None) -> str:
-    return f" at {_code(revision)}" if revision else ""
+    return f" at {code(revision)}" if revision else ""
 
 
 def _table(title: str, rows: dict[str, Any]) -> str:
-    shown = ((name, f"{value:.4g}" if isinstance(value, float) else _cell(value)) for name, value in rows.items())
+    shown = ((name, f"{value:.4g}" if isinstance(value, float) else inline(value)) for name, value in rows.items())
     return markdown_table((title, "value"), shown)
-
-
-def _cell(value: object) -> str:
-    """Text that stays in its line and cell, and is no HTML."""
-    return " ".join(str(value).split()).replace("|", "\\|").replace("<", "&lt;")
-
-
-def _code(value: object) -> str:
-    return f"`{_cell(value).replace('`', '')}`"
 
 
 _TRANSFORMERS = """```python
@@ -255,14 +231,4 @@ transform = timm.data.create_transform(**timm.data.resolve_model_data_config(mod
 image = Image.open("image.jpg").convert("RGB")
 logits = model(transform(image)[None])
 print(model.pretrained_cfg["label_names"][logits.argmax().item()])
-```"""
-
-_CITATION = """```bibtex
-@inproceedings{faghri2023reinforce,
-  title={Reinforce Data, Multiply Impact: Improved Model Accuracy and Robustness with Dataset Reinforcement},
-  author={Faghri, Fartash and Pouransari, Hadi and Mehta, Sachin and Farajtabar, Mehrdad and Farhadi, Ali and
-          Rastegari, Mohammad and Tuzel, Oncel},
-  booktitle={IEEE/CVF International Conference on Computer Vision (ICCV)},
-  year={2023}
-}
 ```"""

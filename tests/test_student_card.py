@@ -7,8 +7,9 @@ import re
 import pytest
 from huggingface_hub import ModelCard
 
+from hf_dr.card import is_noncommercial
 from hf_dr.errors import FormatError
-from hf_dr.student_card import STUDENT_FILE, Student, is_noncommercial, update_student_card
+from hf_dr.student_card import STUDENT_FILE, Student, update_student_card
 
 STUDENT = Student(
     model="resnet18 of 11,689,512 parameters, over 100 classes",
@@ -39,9 +40,9 @@ def test_metadata_and_text():
         assert (result.dataset_type, result.dataset_split) == ("uoft-cs/cifar100", "test")
         assert (result.task_type, result.dataset_revision) == ("image-classification", "main")
     for part in (
-        "# student\n", "dataset `me/cifar100-plus` at `v1`, configuration `randaug` (", "| `timm/a` at `c0ffee` | apache-2.0 |",
-        "Measured on `uoft-cs/cifar100` at `main`, split `test`.", "The weights of its teacher `facebook/b` (cc-by-nc-4.0) are",
-        r"| `x\|y&lt;b> z` | unknown |", "| top1 | 0.75 |", "@inproceedings{faghri2023reinforce,", '"hf-hub:me/student"',
+        "# student\n", "dataset `me/cifar100-plus` at `v1`, configuration `randaug` (", "| timm/a at `c0ffee` | apache-2.0 |",
+        "Measured on `uoft-cs/cifar100` at `main`, split `test`.", "The weights of its teacher facebook/b (cc-by-nc-4.0) are",
+        r"| x\|y&lt;b&gt; \`z\` | unknown |", "| top1 | 0.75 |", "@inproceedings{faghri2023reinforce,", '"hf-hub:me/student"',
     ):  # fmt: skip
         assert part in card.text, part
 
@@ -80,19 +81,22 @@ def test_what_people_wrote_stays():
     assert card.text.endswith("\n## Thanks\n")
     assert again.count("## Results") == 1
     assert update_student_card(again, better, "me/student") == again
+    again = again.replace("my_key: 1", "my_key: 1  # one")
     unmeasured = update_student_card(again, dataclasses.replace(better, metrics={}), "me/student")
     assert "model-index" not in unmeasured, "the numbers were of other weights"
+    assert "\nmy_key: 1  # one\n" in unmeasured
+    assert update_student_card(unmeasured, better, "me/student") == again
     appended = update_student_card("Just words.", STUDENT, "student")
-    assert ModelCard(appended).text.startswith("Just words.\n\n<!-- hf_dr: student -->")
+    assert ModelCard(appended).text.startswith("\nJust words.\n\n<!-- hf_dr: student -->")
 
 
 @pytest.mark.parametrize(
     ("existing", "message"),
     [
-        ("---\na: [1\n---\n", "the card's YAML must be readable, but"),
-        ("---\n- a\n---\n", "must be `key: value` lines, found list"),
+        ("---\na: [1\n---\n", "the card's YAML must be plain `key: value` lines"),
+        ("---\n- a\n---\n", "the card's YAML must be a mapping (`key: value` lines), found list"),
         ("<!-- hf_dr: student -->", "must be followed by `<!-- hf_dr: end -->`"),
-        ("<!-- hf_dr: end --> <!-- hf_dr: student -->", "must be followed by `<!-- hf_dr: end -->`"),
+        ("<!-- hf_dr: end -->\n<!-- hf_dr: student -->", "`<!-- hf_dr: end -->` must end a part"),
     ],
 )
 def test_a_damaged_card(existing, message):

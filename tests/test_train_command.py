@@ -93,7 +93,7 @@ def test_an_objective_leaves_model_metrics_checkpoints_and_a_card(call, tmp_path
         "Negative log-likelihood (nats)": evaluated["eval_nll"], "Expected calibration error": evaluated["eval_ece"],
     }  # fmt: skip
     assert {(r.dataset_name, r.dataset_split) for r in card.data.eval_results} == {("base.parquet", "train")}
-    learnt_from = {"reinforced": "| `colours` | ", "kd": "| `timm:test_resnet@t.safetensors` | "}
+    learnt_from = {"reinforced": "| colours | ", "kd": "| timm:test_resnet@t.safetensors | "}
     for name, row in learnt_from.items():
         assert (row in card.text) == (name == objective)
     assert str(tmp_path) not in card.content, "no paths of this machine"

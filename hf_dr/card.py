@@ -343,11 +343,11 @@ def code(value: object) -> str:
     """Text from data as code, in its line and its cell."""
     return f"`{' '.join(str(value).replace('`', chr(39)).split())}`".replace("|", r"\|")
 
+
 def is_noncommercial(license: object) -> bool:
     """Whether the name of a licence says that it forbids commercial use: `cc-by-nc-4.0`."""
     words = re.split(r"[^a-z0-9]+", str(license).lower())
     return "nc" in words or "noncommercial" in "".join(words)
-
 
 
 def _linked(value: object, kind: str = "") -> str:
@@ -472,7 +472,6 @@ def _teachers(config: CardConfig | PlannedConfig) -> list[str]:
     for member in members:
         at = f" at {code(str(member['revision'])[:12])}" if member.get("revision") else ""
         name, license = member.get("id"), member.get("license")
-        words = re.split(r"[^a-z0-9]+", str(license).lower())
         if not license:
             unknown.append(inline(name))
         elif is_noncommercial(license):

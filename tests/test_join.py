@@ -333,6 +333,13 @@ def test_views_without_reinforcement_are_drawn_anew_in_each_epoch(partial):
             ask()
 
 
+def test_each_row_draws_for_itself(partial, tiny_dataset):
+    twice = datasets.concatenate_datasets([tiny_dataset.select(range(9)), tiny_dataset.select([11, 11])])
+    plus = partial(twice, unreinforced=True)
+    np.testing.assert_array_equal(np.asarray(plus.example_image(-1)), np.asarray(plus.example_image(-2)))
+    assert not torch.equal(plus[-1]["pixel_values"], plus[-2]["pixel_values"])
+
+
 def test_rows_that_can_be_decoded_by_now_are_among_them(partial, tiny_dataset):
     assert partial(tiny_dataset, unreinforced=True).labels[7:].tolist() == [
         tiny_dataset[row]["label"] for row in (2, 5, 9, 10, 11)

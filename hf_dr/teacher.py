@@ -18,7 +18,7 @@ from typing import Any
 import timm
 import torch
 import yaml
-from huggingface_hub import ModelCard, constants
+from huggingface_hub import ModelCard, constants, resolve_revision
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_data_config
@@ -409,8 +409,10 @@ def _load_transformers(
     name: str, source: str, revision: str | None, card: bool, fallback: Preprocessing | None
 ) -> Member:
     """Loads a transformers folder or a Hub id, timm's included (through transformers' timm wrapper)."""
-    settings: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": False}
     try:
+        if not Path(source).is_dir():
+            revision = resolve_revision(source, revision=revision).resolved  # all files of one commit, which is noted
+        settings: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": False}
         _check_config(name, PretrainedConfig.get_config_dict(source, **settings)[0])
         model, report = AutoModelForImageClassification.from_pretrained(
             source, use_safetensors=True, output_loading_info=True, dtype=torch.float32, **settings
@@ -459,7 +461,7 @@ def _load_transformers(
     return Member(
         model=model,
         id=Path(name).name if Path(name).expanduser().is_dir() else name,
-        revision=getattr(config, "_commit_hash", None),
+        revision=revision,
         license=_card_license(source, revision) if card and not license else license,
         num_classes=config.num_labels,
         labels=labels,

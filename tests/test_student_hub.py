@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,12 +27,13 @@ from transformers import (
 )
 
 from hf_dr.cli import main
-from hf_dr.errors import ConfigError, FormatError, HubError
+from hf_dr.errors import ConfigError, FormatError, HubError, TeacherError
 from hf_dr.metrics import compute_metrics
 from hf_dr.student_hub import export_student, push_student
 from hf_dr.students import LabelledImages, build_student, evaluation_augmentation
 from hf_dr.teacher import Teacher
 from hf_dr.trainer import ReinforcedTrainer, ReinforcedTrainingArguments
+from hf_dr.verify import teacher_from_provenance
 
 SIZE = 24
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
@@ -261,6 +263,7 @@ def test_a_pushed_student_loads_from_the_hub(loopback_hub, trained, tiny_plus, t
     assert AutoImageProcessor.from_pretrained(REPO, backend="pil").data_config["input_size"] == (3, SIZE, SIZE)
     here, there = (Teacher.from_pretrained(name).members[0] for name in (str(trained), REPO))
     assert (here.preprocessing, here.weights_hash) == (there.preprocessing, there.weights_hash)
+    assert (here.revision, there.revision) == (None, push.commit)
     (tmp_path / "README.md").write_bytes(files["README.md"])
     by_transformers, by_timm = run_card(tmp_path, tmp_path)
     assert by_transformers == by_timm
@@ -275,6 +278,20 @@ def test_a_pushed_student_loads_from_the_hub(loopback_hub, trained, tiny_plus, t
         assert str(trained.parent).encode() not in content
     assert loopback_hub.token not in caplog.text
     assert not any(request.authorized for request in loopback_hub.log if request.kind in ("cdn", "lfs_put"))
+
+
+def test_a_teacher_from_the_hub_is_pinned_to_its_commit(loopback_hub, folders, trained):
+    first = push_student(trained, REPO)
+    second = push_student(trained, REPO, ema=True)
+    latest, pinned = (Teacher.from_pretrained(name).members[0] for name in (REPO, f"{REPO}@{first.commit}"))
+    assert (latest.revision, pinned.revision) == (second.commit, first.commit)
+    assert latest.weights_hash != pinned.weights_hash
+    member = {**pinned.provenance(), "classes": None}
+    provenance = SimpleNamespace(teacher={"members": [member], "num_classes": 8})
+    again = teacher_from_provenance(provenance, device="cpu")
+    assert again.members[0].weights_hash == pinned.weights_hash
+    with pytest.raises(TeacherError, match="could not load"):
+        Teacher.from_pretrained(f"{REPO}@nowhere")
 
 
 def test_pushing_again_sends_nothing_and_keeps_what_people_wrote(loopback_hub, trained):

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hf_dr.errors import ReplayError
 from hf_dr.loading import load_reinforced
 from hf_dr.ops import OPS
 from hf_dr.schema import SCHEMA_VERSION, combine_hashes
@@ -39,3 +40,22 @@ def test_every_op_was_at_work(folder):
     drawn = [plus.params(row, view) for row in range(len(plus)) for view in range(plus.num_views)]
     for name in plus.augmentation.params:
         assert len({str(params[name]) for params in drawn}) > 1, name
+
+
+def test_stored_partners_are_replayed_with_their_own_parameters(edit):
+    plus = load_reinforced(GOLDEN / "v2", "stored_partners")
+    mixed = [
+        (row, view)
+        for row in range(len(plus))
+        for view in range(plus.num_views)
+        if plus.params(row, view)["partner"] >= 0
+    ]
+    turned = edit(plus, "aug_partner_flip", lambda flips: ~flips)
+    for row in range(len(plus)):
+        for view in range(plus.num_views):
+            same = np.array_equal(np.asarray(plus.image(row, view)), np.asarray(turned.image(row, view)))
+            assert same == ((row, view) not in mixed)
+    row, view = mixed[0]
+    outside = edit(plus, "aug_partner_crop_box", lambda boxes: boxes + 99)
+    with pytest.raises(ReplayError, match=rf"the partner of row {row}, view {view}: .* needs a box"):
+        outside.image(row, view)

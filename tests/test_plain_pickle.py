@@ -45,8 +45,8 @@ def same(a: object, b: object) -> bool:
 @given(VALUES, PROTOCOLS)
 def test_plain_values_read_as_pickle_reads_them(value, protocol):
     data = pickle.dumps(value, protocol)
-    if protocol == 2 and b"_codecs" in data:  # how protocol 2 writes bytes: by a call
-        with pytest.raises(FormatError, match=r"found the name _codecs\.encode"):
+    if protocol == 2 and (b"_codecs" in data or b"__builtin__" in data):  # how protocol 2 writes bytes: by a call
+        with pytest.raises(FormatError, match=r"found the name (_codecs\.encode|__builtin__\.bytes)"):
             read_plain_pickle(data, "x")
     else:
         assert same(read_plain_pickle(data, "x"), value)

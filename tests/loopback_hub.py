@@ -10,7 +10,8 @@ token that arrives there is refused. With `hub.cdn` they are also read from ther
     hub.counts["commit"], hub.received("lfs_put")      # requests and bytes since the start or the last reset
 
 Only the standard library, and PyYAML for the cards. As a process of its own: `python tests/loopback_hub.py [PORT]` prints
-the endpoint and serves until it is terminated; `GET /_hub/counts` and `POST /_hub/reset` take the place of the object.
+the endpoint and serves until it is terminated; `GET /_hub/counts`, `POST /_hub/faults` (a list of JSON objects) and `POST
+/_hub/reset` take the place of the object.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import struct
 import subprocess
@@ -243,6 +245,11 @@ class LoopbackHub:
         """Returns the bytes of the bodies of requests whose kind matches a regular expression."""
         return sum(request.received for request in list(self.log) if re.fullmatch(kinds, request.kind))
 
+    def stored(self) -> int:
+        """Returns the bytes of all LFS files that are here, committed or not."""
+        with self.lock:
+            return sum(place.stat().st_size for repo in self.repos.values() for place in list(repo.lfs.values()))
+
     def repo(self, repo_id: str, repo_type: str = "datasets") -> Repo:
         return self.repos[repo_type, repo_id]
 
@@ -352,6 +359,7 @@ ROUTES = [
         ("GET", f"{_PAGES}/resolve/{_REV}/(?P<path>.+)", "resolve"),
         ("GET", f"/cdn/{_STORE}", "cdn"),
         ("GET", "/_hub/counts", "_counts"),
+        ("POST", "/_hub/faults", "_faults"),
         ("POST", "/_hub/reset", "_reset"),
     )
 ]
@@ -854,7 +862,12 @@ class _Handler(BaseHTTPRequestHandler):
     # --- the Hub as a process of its own ---
 
     def _counts(self) -> Any:
-        return {kind: {"requests": n, "received": self.hub.received(kind)} for kind, n in self.hub.counts.items()}
+        kinds = {kind: {"requests": n, "received": self.hub.received(kind)} for kind, n in self.hub.counts.items()}
+        return {"kinds": kinds, "stored": self.hub.stored()}
+
+    def _faults(self) -> Any:
+        self.hub.faults[:] = [Fault(**fault) for fault in self._json()]
+        return {}
 
     def _reset(self) -> Any:
         self.hub.reset()
@@ -916,6 +929,7 @@ def _front_matter(readme: Blob | None) -> dict[str, Any]:
 
 if __name__ == "__main__":
     hub = LoopbackHub(int(sys.argv[1]) if len(sys.argv) > 1 else 0)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     try:
         hub.start()
         print(hub.endpoint, flush=True)

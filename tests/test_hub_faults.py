@@ -138,7 +138,7 @@ def test_one_fault_is_survived(
 def assert_finishes(hub: LoopbackHub, push: Callable[[str], Push], folder: Path, way: str) -> None:
     """After what stopped a push is over, it ends whole when run again, and sends nothing twice."""
     hub.faults.clear()
-    there = sum(place.stat().st_size for repo in hub.repos.values() for place in repo.lfs.values())
+    there = hub.stored()
     total = sum(path.stat().st_size for path in folder.glob("*/*.parquet"))
     hub.log.clear()
     assert_whole(hub, push(way), folder, way)

@@ -21,12 +21,11 @@ import pyarrow.parquet as pq
 import yaml
 from datasets import DatasetInfo, Features
 from datasets.splits import SplitDict, SplitInfo
-from huggingface_hub.utils import yaml_dump
 
 from hf_dr.errors import ConfigError, FormatError
 from hf_dr.findings import Statistics, Students, Verification, has_contact_sheet, read_finding
 from hf_dr.ops import OPS
-from hf_dr.readme import Data, drop_parts, edit_yaml, merge_parts, newline_of, part_names, split_readme
+from hf_dr.readme import Data, drop_parts, dump_yaml, edit_yaml, merge_parts, newline_of, part_names, split_readme
 from hf_dr.schema import (
     AUG_PREFIX,
     CONTACT_SHEET_FILE,
@@ -313,7 +312,7 @@ def _info(config: CardConfig) -> Data:
         download_size=config.file_bytes,
         dataset_size=config.num_bytes,
     )
-    return yaml.safe_load(yaml_dump(info._to_yaml_dict(), sort_keys=False))  # plain types, as a card gives them back
+    return yaml.safe_load(dump_yaml(info._to_yaml_dict()))  # plain types, as a card gives them back
 
 
 def _num_rows(info: Data) -> int:

@@ -15,7 +15,6 @@ from typing import Any
 
 import yaml
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
-from huggingface_hub.utils import yaml_dump
 
 from hf_dr.errors import FormatError
 
@@ -27,8 +26,9 @@ Data = dict[Any, Any]
 
 
 def newline_of(text: str) -> str:
-    """Returns the line end that a text uses."""
-    return "\r\n" if "\r\n" in text else "\n"
+    """Returns the line end that a text uses first."""
+    found = re.search(r"\r?\n", text)
+    return found.group() if found else "\n"
 
 
 def split_readme(text: str) -> tuple[str, str, str, str]:
@@ -67,7 +67,7 @@ def edit_yaml(text: str, change: Callable[[Data], Data], order: Sequence[str], n
     for key in order:
         if key not in wanted or (key in data and repr(data[key]) == repr(wanted[key])):
             continue
-        block = yaml_dump({key: wanted[key]}, sort_keys=False).replace("\n", newline)
+        block = dump_yaml({key: wanted[key]}).replace("\n", newline)
         places = {found: place for place, (found, _) in enumerate(chunks)}
         if key in places:
             chunks[places[key]] = (key, block + _comments_below(chunks[places[key]][1]))
@@ -78,7 +78,14 @@ def edit_yaml(text: str, change: Callable[[Data], Data], order: Sequence[str], n
     after, expected = _read_yaml(edited)[1], {**data, **wanted}
     if {key: repr(value) for key, value in after.items()} != {key: repr(value) for key, value in expected.items()}:
         raise FormatError(f"the card's YAML {_PLAIN}, found another form. Write it so.")
-    return edited.removesuffix(newline)
+    return edited.removesuffix("\n").removesuffix("\r")
+
+
+def dump_yaml(data: Data) -> str:
+    """Returns YAML that reads back as the same data."""
+    text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+    # PyYAML loses these unless it escapes them, and then it escapes all that is not ASCII.
+    return yaml.safe_dump(data, sort_keys=False) if re.search("[\x85\u2028\u2029\ufeff]", text) else text
 
 
 _PLAIN = "must be plain `key: value` lines, each key once, without aliases"
@@ -130,14 +137,14 @@ def _read_yaml(text: str) -> tuple[list[tuple[Any, str]], Data]:
     ) as error:
         found = " ".join(str(error).split())[:300]
         raise FormatError(f"the card's YAML {_PLAIN}, but: {found or type(error).__name__}. Mend it.") from error
-    if node is None or data is None:  # nothing but comments, or the word null
+    if node is None:  # nothing but comments
         return [(None, text)], {}
     if not isinstance(data, dict):
         raise FormatError(
             f"the card's YAML must be a mapping (`key: value` lines), found {type(data).__name__}. Mend it."
         )
     starts = [key.start_mark for key, _ in node.value]
-    if len(starts) != len(data) or any(mark.column for mark in starts):
+    if node.flow_style or len(starts) != len(data) or any(mark.column for mark in starts):
         raise FormatError(f"the card's YAML {_PLAIN}, found another form. Write it so.")
     cuts = [0, *(mark.index for mark in starts), len(text)]
     return [(key, text[start:end]) for key, start, end in zip([None, *data], cuts[:-1], cuts[1:], strict=True)], data

@@ -1,6 +1,7 @@
 """Comparing objectives: the table, the gains, going on where it stopped."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -62,8 +63,10 @@ def test_a_run_that_is_missing(tmp_path):
 @pytest.fixture
 def config(tmp_path, tiny_folder, tiny_dataset) -> Path:
     tiny_dataset.to_parquet(tmp_path / "base.parquet")
+    tiny_folder = shutil.copytree(tiny_folder, tmp_path / "tiny-plus")
     settings = {
         "title": "tiny",
+        "save": True,
         "output_dir": str(tmp_path / "out"),
         "seeds": [0, 1],
         "train": {
@@ -86,6 +89,9 @@ def test_a_comparison_end_to_end_goes_on_where_it_stopped(config, tmp_path, caps
     table = capsys.readouterr().out
     assert "| tiny, 2 seeds |" in table
     assert "| reinforced: gain over erm |" in table
+    card = (tmp_path / "tiny-plus" / "README.md").read_text()
+    assert "### Students\n\n| tiny, 2 seeds |" in card
+    assert next(line for line in table.splitlines() if line.startswith("| reinforced: gain over erm |")) in card
     out = tmp_path / "out"
     first = read_run(out, "erm", 0)
     assert first.steps == 6
@@ -97,6 +103,14 @@ def test_a_comparison_end_to_end_goes_on_where_it_stopped(config, tmp_path, caps
     assert main(["compare", "--config", str(config)]) == 0
     assert (out / "erm-0" / "all_results.json").stat().st_mtime_ns == written
     assert (out / "erm-1" / "all_results.json").exists()
+
+
+def test_save_needs_a_folder(config, capsys):
+    settings = yaml.safe_load(config.read_text())
+    settings["train"]["dataset"] = "me/nowhere"
+    config.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    assert main(["compare", "--config", str(config)]) == 2
+    assert "`save` needs one dataset in a folder, got me/nowhere" in capsys.readouterr().err
 
 
 def test_runs_of_other_settings_are_not_mixed_in(config, tmp_path, capsys):

@@ -424,7 +424,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(folders, tmp_path):
 
 # What Trainer does about the client's progress bars.
 @pytest.mark.filterwarnings("ignore:Cannot enable progress bars")
-def test_trainers_own_push_brings_the_student_only(loopback_hub, tiny_plus, tmp_path):
+def test_trainers_own_push_brings_the_student_only(loopback_hub, tiny_plus, tmp_path, monkeypatch):
     def trainer(**settings: Any) -> ReinforcedTrainer:
         args = ReinforcedTrainingArguments(
             str(tmp_path / "out"), max_steps=2, per_device_train_batch_size=4, save_strategy="steps", save_steps=1,
@@ -443,6 +443,12 @@ def test_trainers_own_push_brings_the_student_only(loopback_hub, tiny_plus, tmp_
     assert "mine" in ModelCard(pushed(loopback_hub)["README.md"].decode()).data.tags
     later = one.push_to_hub("Later", blocking=False).result()
     assert later.commit == HfApi().model_info(REPO).sha
+    monkeypatch.setattr(one, "is_world_process_zero", lambda: False)
+    del one.push_in_progress  # as on other ranks
+    commits = loopback_hub.counts["commit"]
+    one._push_from_checkpoint("nowhere")
+    assert one.push_to_hub() is None
+    assert loopback_hub.counts["commit"] == commits
     with pytest.raises(ConfigError, match=r"`hub_strategy` must be one of end, every_save, got .*checkpoint.*pickles"):
         trainer(hub_strategy="checkpoint")
 

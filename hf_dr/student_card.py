@@ -129,7 +129,6 @@ def update_student_card(existing: str | None, student: Student, name: str, *, em
         return {**new, "tags": list(dict.fromkeys([*([there] if isinstance(there, str) else there), *new["tags"]]))}
 
     text = edit_yaml(_RESULTS.sub("", text), change, _KEYS, newline)  # results are of these weights or of none
-    body = body if body.strip() else f"{newline}# {inline(name.rpartition('/')[2])}{newline}{newline}"
     return opening + text + closing + merge_parts(body, {"student": _body(student, name, ema)}, str, newline)
 
 
@@ -169,7 +168,10 @@ def _body(student: Student, name: str, ema: bool) -> str:
     start = f", fine-tuned from {code(student.start)}" if student.start else ""
     learned = f'It learned from {inline(student.objective)}, of the "+" dataset {_dataset(student.dataset)}'
     paper = "[Dataset Reinforcement](https://arxiv.org/abs/2303.08983)"
-    parts = [f"{inline(student.model)}{start}. {learned} ({paper}). {inline(student.origin)}"]
+    parts = [
+        f"# {inline(name.rpartition('/')[2])}",
+        f"{inline(student.model)}{start}. {learned} ({paper}). {inline(student.origin)}",
+    ]
     if ema:
         parts.append(
             "The weights are an exponential moving average of those during the training; `ema_*` measures them."

@@ -68,7 +68,9 @@ def test_what_is_not_known_is_not_there():
 
 def test_what_people_wrote_stays():
     written = update_student_card(None, STUDENT, "student")
-    written = written.replace("license: mit", "license: mit\nmy_key: 1").replace("# student\n", "# Mine\n\nHello.\n")
+    written = written.replace("license: mit", "license: mit\nmy_key: 1").replace(
+        "<!-- hf_dr: student -->", "Hello.\n\n<!-- hf_dr: student -->"
+    )
     written = written.replace("tags:\n", "tags:\n- theirs\n") + "\n## Thanks\n"
     better = dataclasses.replace(STUDENT, metrics={"top1": 0.9}, metadata={})
     again = update_student_card(written, better, "me/student")
@@ -77,7 +79,7 @@ def test_what_people_wrote_stays():
     assert card.data.license == "mit"
     assert card.data.tags[0] == "theirs"
     assert [r.metric_value for r in card.data.eval_results] == [0.9]
-    assert card.text.startswith("\n# Mine\n\nHello.\n")
+    assert card.text.startswith("Hello.\n\n<!-- hf_dr: student -->\n# student\n")
     assert card.text.endswith("\n## Thanks\n")
     assert again.count("## Results") == 1
     assert update_student_card(again, better, "me/student") == again

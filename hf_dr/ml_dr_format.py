@@ -15,6 +15,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
@@ -41,6 +42,7 @@ from hf_dr.schema import AUG_PREFIX, TEACHER_IDS, TEACHER_LOGPROBS
 
 # A file holds some 300 bytes a view; a larger one is none of ml-dr's.
 MAX_FILE_BYTES = 1 << 25
+MAX_CLASSES = 1 << 20
 CONFIG_FILE = "config.pth.tar"
 _ROW_FILE = re.compile(r"(0|[1-9]\d{0,9})\.(?:pth\.tar|jb)")
 
@@ -70,7 +72,7 @@ class _Member(tarfile.TarInfo):
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Member:
         member = super().frombuf(buf, encoding, errors)
-        if member.type not in cls._KINDS or member.size > MAX_FILE_BYTES:
+        if member.type not in cls._KINDS or not 0 <= member.size <= MAX_FILE_BYTES:
             raise FormatError(
                 f"the archive must hold files of at most {MAX_FILE_BYTES:,} bytes and folders only, found "
                 f"{member.name!r:.80} of type {member.type!r} with {member.size:,} bytes. Do not trust it."
@@ -137,7 +139,10 @@ def _reader(path: Path, read: Read) -> Read:
 def _reading(path: Path) -> Iterator[None]:
     try:
         yield
-    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
+    except FormatError:
+        raise
+    # Besides its own errors tarfile lets several pass: of the decompressors, and of headers that contradict themselves.
+    except (tarfile.TarError, zlib.error, LZMAError, EOFError, OSError, ValueError, RecursionError) as error:
         raise FormatError(
             f"{path} must be a folder or a tar archive (.tar, .tar.gz) of one, but reading it failed "
             f"({type(error).__name__}: {error}). Fetch it again."
@@ -201,6 +206,7 @@ _OPS: dict[str, type[Op] | None] = {
 }  # fmt: skip
 _WITHOUT_PARAMS = ("uint8", "center_crop", "to_tensor", "normalize")
 _MIXING = ("mixup", "cutmix")
+_LEVELLESS = ("Identity", "AutoContrast", "Equalize")
 # Settings that change no pixel of a replay: how a parameter was drawn, or a default that is spelt out.
 _IMMATERIAL = {
     "mixup": {"div_by"}, "random_erase": {"value", "inplace"}, "normalize": {"mean", "std", "inplace"},
@@ -212,6 +218,7 @@ _ONLY: dict[str, dict[str, Any]] = {
 
 
 def expect(ok: bool, where: str, expected: str, found: Any, action: str = "Fetch the files again.") -> None:
+    """Raises a FormatError, `where` must `expected`, if it is not `ok`; shows a few parts of what was found."""
     if not ok:
         raise FormatError(f"{where} must {expected}, found {shown.repr(found)}. {action}")
 
@@ -265,7 +272,9 @@ class RunFormat:
         self.mixes = self.augmentation.mixes
         self._rand_augment = next((op for op in self.augmentation.ops if isinstance(op, RandAugment)), None)
         self._levels: dict[tuple[Any, Any], tuple[int, int]] = {}
-        self.num_classes = content.get("num_classes") if isinstance(content.get("num_classes"), int) else None
+        self.num_classes: int | None = content.get("num_classes")
+        ok = self.num_classes is None or (type(self.num_classes) is int and 0 < self.num_classes <= MAX_CLASSES)
+        expect(ok, f"`num_classes` in {where}", f"be from 1 to {MAX_CLASSES:,}", self.num_classes)
         teacher = content.get("teacher")
         named = teacher.get("name") if isinstance(teacher, dict) else None
         self.teachers = named.split(",") if isinstance(named, str) and named else ["unknown"]
@@ -379,12 +388,8 @@ class RunFormat:
             if isinstance(params, dict):
                 unknown = params.keys() - self._known
                 expect(not unknown, f"`params` in {where}", f"be of {', '.join(self.names)}", sorted(unknown))
-                expect(
-                    not self.names or params.keys() >= set(self.names),
-                    f"`params` in {where}",
-                    f"have {self.names}",
-                    params,
-                )
+                ok = params.keys() >= set(self.names)
+                expect(ok, f"`params` in {where}", f"have {', '.join(self.names)}", params)
                 values = [params[name] for name in self.names]
                 paired = any(params.get(name) is not None for name in _MIXING)
                 partner = params.get("id2") if paired else None
@@ -469,22 +474,12 @@ class RunFormat:
         expect(known, where, f"use operations of {', '.join(POLICY_OPS)}", op)
         place = op if isinstance(op, int) else POLICY_OPS.index(op)
         name, settings = POLICY_OPS[place], cast(RandAugment, self._rand_augment)
-        signed = name in (
-            "ShearX",
-            "ShearY",
-            "TranslateX",
-            "TranslateY",
-            "Rotate",
-            "Brightness",
-            "Color",
-            "Contrast",
-            "Sharpness",
-        )
+        signed = name not in (*_LEVELLESS, "Posterize", "Solarize")
         for level in (settings.magnitude, *range(settings.num_magnitude_bins)):
             value = _magnitude(name, level / (settings.num_magnitude_bins - 1), cast(Size, self.augmentation.size))
             if math.isclose(abs(magnitude) if signed else magnitude, value, rel_tol=1e-5, abs_tol=1e-5):
                 sign = -1 if signed and magnitude < 0 else 1
-                return place, 0 if name in ("Identity", "AutoContrast", "Equalize") else sign * level
+                return place, 0 if name in _LEVELLESS else sign * level
         raise FormatError(
             f"{where} must have a magnitude of torchvision's table for {name} ({settings.num_magnitude_bins} levels), found "
             f"{magnitude}. It cannot be replayed."

@@ -9,6 +9,7 @@ import json
 import os
 import pickle
 import tarfile
+import tempfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -661,11 +662,19 @@ def test_mixed_views_that_cannot_be_are_refused(change, message, base, tmp_path)
         ({"normalize": {"mode": 1}}, "normalize .* have no settings"),
         ({"rand_augment": {"magnitude": 99}}, "`magnitude` of RandAugment must be"),
         ({"rand_augment": 3}, "must have reinforce.image_augmentation"),
+        ({}, "no op of RandomHorizontalFlip fixes"),
     ],
 )
 def test_configurations_that_cannot_be_replayed_are_refused(ops, message):
-    with pytest.raises(FormatError, match=message):
+    with pytest.raises(HfDrError, match=message):
         RunFormat({"reinforce": {"image_augmentation": {"random_horizontal_flip": {}, **ops}}}, "config.pth.tar")
+
+
+@pytest.mark.parametrize("count", [0, 1 << 40, True, "8"])
+def test_impossible_numbers_of_classes_are_refused(count):
+    content = {"num_classes": count, "reinforce": {"image_augmentation": RANDAUG}}
+    with pytest.raises(FormatError, match="`num_classes` in config must be from 1 to 1,048,576"):
+        RunFormat(content, "config")
 
 
 @pytest.mark.parametrize("content", [None, {}, {"reinforce": 3}, {"reinforce": {"image_augmentation": []}}])
@@ -748,6 +757,34 @@ def test_hostile_archives_are_refused(info, message, tmp_path):
     path.write_bytes(member("reinforced_data/1.pth.tar").tobuf() + info.tobuf() + bytes(1024))
     with pytest.raises(FormatError, match=message):
         list(archive_files(path))
+
+
+def test_endless_chains_of_headers_are_refused(tmp_path):
+    (tmp_path / "x.tar").write_bytes(member("x", tarfile.XGLTYPE).tobuf() * 20_000)
+    with pytest.raises(FormatError, match="reading it failed"):
+        list(archive_files(tmp_path / "x.tar"))
+
+
+@quick
+@given(
+    st.lists(st.tuples(st.integers(0, 600), st.integers(0, 255)), min_size=1, max_size=5),
+    st.sampled_from([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]),
+    st.booleans(),
+)
+def test_no_damage_to_an_archive_does_harm(changes, layout, packed):
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", format=layout) as archive:
+        archive.addfile(member("reinforced_data/" + "é" * 60 + "/0.pth.tar", size=3), io.BytesIO(b"abc"))
+        archive.addfile(member("reinforced_data/1.pth.tar"))
+    data = bytearray(zlib.compress(file.getvalue(), wbits=31) if packed else file.getvalue())
+    for at, value in changes:
+        data[at % len(data)] = value
+    with tempfile.NamedTemporaryFile() as path:
+        path.write(data)
+        path.flush()
+        with contextlib.suppress(FormatError):
+            for _, read in archive_files(Path(path.name)):
+                read()
 
 
 def test_a_link_in_a_folder_is_refused(tmp_path):

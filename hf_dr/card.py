@@ -257,7 +257,7 @@ def _metadata(configs: Mapping[str, CardConfig | PlannedConfig], data: Data) -> 
     wanted: Data = {_TAGS: [*tags, *(tag for tag in TAGS if tag not in tags)]}
     if data.get(_TASKS) is None:
         wanted[_TASKS] = ["image-classification"]
-    licenses = {str(one.base["license"]) for one in about if one.base.get("license")}
+    licenses = {license for one in about if isinstance(license := one.base.get("license"), str)}
     if data.get(_LICENSE) is None and len(licenses) == 1:
         wanted[_LICENSE] = licenses.pop()
     bases = {str(one.base.get("id")) for one in about if _is_hub_id(one.base.get("id"))}
@@ -417,8 +417,10 @@ def _how_to_use(config: CardConfig | PlannedConfig, name: str) -> str:
 from datasets import load_dataset
 from hf_dr import load_reinforced
 
-plus = load_dataset({quoted}, "{about.config_name}", split="{about.split}")  # plain columns, without hf_dr
-train = load_reinforced({quoted}, "{about.config_name}"{join})  # train[i, v]: a view as the teacher saw it
+# The columns, without hf_dr:
+plus = load_dataset({quoted}, "{about.config_name}", split="{about.split}")
+# The views as the teacher saw them, train[i, v]:
+train = load_reinforced({quoted}, "{about.config_name}"{join})
 ```
 
 ```

@@ -286,7 +286,7 @@ def test_text_from_data_stays_in_its_place(config):
     bad = "<!-- hf_dr: end -->\n# Title | `x` [l](http://x) <script>"
     member = {"id": bad, "license": bad, "revision": bad, "preprocessing": {"size": [bad], "mean": bad}}
     hostile = named(
-        config, "a", base={"id": bad, "config": bad, "revision": bad}, created_with=bad, library_versions={bad: bad},
+        config, "a", base={"id": bad, "config": bad, "revision": bad, "license": [bad]}, created_with=bad, library_versions={bad: bad},
         teacher={"members": [member], "precision": bad, "device_type": bad}, augmentation=[{bad: {bad: [bad]}}],
         overlay=True,
     )  # fmt: skip

@@ -54,7 +54,11 @@ def load_base(
             f"the dataset {name!r} must be on the Hub and open to you, or a local folder; {error}. Check the name; for a gated "
             "one accept its terms on its page and log in with `hf auth login`."
         ) from error
-    except (ValueError, OSError, yaml.YAMLError, datasets.exceptions.DatasetsError) as error:
+    # A card is anybody's text, and its YAML fails in many ways.
+    except (
+        ValueError, OSError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, yaml.YAMLError,
+        datasets.exceptions.DatasetsError,
+    ) as error:  # fmt: skip
         raise DataError(
             f"could not load split `{split}` of {name!r} ({type(error).__name__}: {str(error)[:300]}). Check the name, "
             "`dataset_config` and `split`."

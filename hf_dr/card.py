@@ -40,7 +40,7 @@ from hf_dr.schema import (
     is_reserved,
     is_safe_name,
 )
-from hf_dr.shards import read_marker, shard_features
+from hf_dr.shards import read_marker, reading, shard_features
 
 CARD_FILE = "README.md"
 TAGS = ("dataset-reinforcement", "arxiv:2303.08983")
@@ -145,9 +145,11 @@ def card_configs(folder: Path, names: Sequence[str] | None = None) -> dict[str, 
                 raise FormatError(
                     f"{path} must carry the fingerprint of its {PROVENANCE_FILE}, found another. Make it again."
                 )
+        with reading(shards[0]):
+            features = shard_features(pq.read_schema(shards[0]), str(shards[0]))
         configs[config.name] = CardConfig(
             provenance=provenance,
-            features=shard_features(pq.read_schema(shards[0]), str(shards[0])),
+            features=features,
             num_bytes=sum(marker.num_bytes for marker in markers),
             file_bytes=sum(marker.file_bytes for marker in markers),
             statistics=read_finding(config, provenance.fingerprint, Statistics),

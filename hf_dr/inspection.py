@@ -26,7 +26,7 @@ from hf_dr.schema import (
     find_config,
     is_reserved,
 )
-from hf_dr.shards import MAX_MASS, check_full, check_shards, shard_features
+from hf_dr.shards import MAX_MASS, check_full, check_shards, reading, shard_features
 
 NUM_BINS = 15  # of the calibration error; Guo et al., ICML 2017
 NUM_SUSPECTS = 20
@@ -248,7 +248,8 @@ def inspect_dataset(folder: str | os.PathLike[str], name: str | None = None) -> 
     config = find_config(Path(folder).expanduser(), name)
     provenance = Provenance.read(config)
     shards = check_shards(config, provenance)
-    features = shard_features(pq.read_schema(shards[0]), str(shards[0]))
+    with reading(shards[0]):
+        features = shard_features(pq.read_schema(shards[0]), str(shards[0]))
     has_labels = provenance.label_column in features
     totals = _Totals(provenance, features[provenance.label_column] if has_labels else None)
     for batch in _record_batches(shards, provenance, has_labels):
@@ -267,7 +268,8 @@ def inspect_dataset(folder: str | os.PathLike[str], name: str | None = None) -> 
 def _column_bytes(shards: Sequence[Path], names: Sequence[str]) -> tuple[ColumnBytes, ...]:
     counts = dict.fromkeys(names, 0)
     for path in shards:
-        metadata = pq.read_metadata(path)
+        with reading(path):
+            metadata = pq.read_metadata(path)
         # A column's leaves are `name` or `name.…`; names may hold dots themselves, so the longest that fits is meant.
         owners = []
         for n in range(metadata.num_columns):
@@ -284,10 +286,16 @@ def _record_batches(shards: Sequence[Path], provenance: Provenance, has_labels: 
     wanted = [SOURCE_INDEX, IMAGE_HASH, TEACHER_IDS, TEACHER_LOGPROBS]
     if has_labels:
         wanted.append(str(provenance.label_column))
+    start = 0
     for path in shards:
-        with pq.ParquetFile(path) as file:
+        with reading(path), pq.ParquetFile(path) as file:
             mixing = [name for name in file.schema_arrow.names if name == AUG_PREFIX + PARTNER]
             for batch in file.iter_batches(batch_size=rows, columns=wanted + mixing):
+                if batch.column(SOURCE_INDEX).to_pylist() != list(range(start, start + len(batch))):
+                    raise FormatError(
+                        f"{path} must go on with row {start}, row by row (`{SOURCE_INDEX}`), found others. Fetch it again."
+                    )
+                start += len(batch)
                 yield batch.filter(batch.column(IMAGE_HASH).is_valid())  # rows without reinforcement are null
 
 
@@ -309,7 +317,7 @@ class _Answers:
         rows = f"rows {batch.column(SOURCE_INDEX)[0]} to {batch.column(SOURCE_INDEX)[-1]}"
         for name in batch.schema.names:
             check_full(batch, name)
-        self.rows_R = batch.column(SOURCE_INDEX).to_numpy(zero_copy_only=False)
+        self.rows_R = batch.column(SOURCE_INDEX).to_numpy()
         self.ids_RVK = _flat(batch.column(TEACHER_IDS)).reshape(shape)
         self.logprobs_RVK = _flat(batch.column(TEACHER_LOGPROBS)).astype(np.float64).reshape(shape)
         if self.ids_RVK.max() >= provenance.num_classes or not np.isfinite(self.logprobs_RVK).all():

@@ -36,8 +36,8 @@ Params = dict[str, Any]
 IMAGENET_MEAN_RGB = (124, 116, 104)
 # Boxes are stored as uint16, more than Pillow's own limit on pixels allows for all but absurdly long images.
 MAX_SIDE = 0xFFFF
-# Of a view, and of all that is made on the way to it: 200 MB. Settings from elsewhere could ask for all memory.
-MAX_PIXELS = 1 << 26
+# Of a view (4096 x 4096), and of what is made on the way to one. Settings from elsewhere could ask for all memory.
+MAX_VIEW_PIXELS, MAX_PIXELS = 1 << 24, 1 << 26
 # Mixing weights are multiples of 1/256: exact in float16, and as fine as the levels of a pixel.
 _MIX_LEVELS = 256
 
@@ -167,7 +167,7 @@ def _size_of(op: Op) -> Size:
     ok = _is_count(size, 1) or (isinstance(size, tuple) and len(size) == 2 and all(_is_count(s, 1) for s in size))
     _check(op, "size", ok, f"a side or (height, width) from 1 to {MAX_SIDE} pixels")
     height, width = (size, size) if isinstance(size, int) else size
-    _check(op, "size", height * width <= MAX_PIXELS, f"{MAX_PIXELS:,} pixels at most")
+    _check(op, "size", height * width <= MAX_VIEW_PIXELS, f"{MAX_VIEW_PIXELS:,} pixels at most")
     return height, width
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import socket
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -63,6 +64,26 @@ def read_marker(path: Path) -> ShardMarker:
         ) from error
 
 
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turns what Arrow raises where a shard is damaged into an error for people.
+
+    Raises:
+        FormatError: It did.
+    """
+    try:
+        yield
+    except HfDrError:
+        raise
+    # Arrow's own OSError has no number; with one, the system could not read the file.
+    except (OSError, pa.ArrowException, ValueError, TypeError, KeyError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise FormatError(
+            f"{path} must be a readable shard, but: {type(error).__name__}: {error!s:.300}. Fetch or make it again."
+        ) from error
+
+
 def shard_features(schema: pa.Schema, where: str) -> Features:
     """Returns the columns of a shard; `where` names it in messages.
 
@@ -103,7 +124,8 @@ def check_shards(config: Path, provenance: Provenance) -> list[Path]:
             )
         if marker.num_rows != rows:
             raise FormatError(f"{path} must have {rows} rows, found {marker.num_rows}. Fetch or make it again.")
-        features = shard_features(pq.read_schema(path), str(path))
+        with reading(path):
+            features = shard_features(pq.read_schema(path), str(path))
         if first is None:
             first = features
             check_columns(features, provenance, str(path))

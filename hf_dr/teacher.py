@@ -28,7 +28,7 @@ from torchvision.transforms.v2 import functional as F
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PretrainedConfig
 
 from hf_dr.errors import TeacherError
-from hf_dr.ops import MAX_PIXELS, MAX_SIDE
+from hf_dr.ops import MAX_SIDE, MAX_VIEW_PIXELS
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,11 @@ class Preprocessing:
         height, width = self.size if isinstance(self.size, tuple) and len(self.size) == 2 else (0, 0)
         sides = all(isinstance(side, int) and 0 < side <= MAX_SIDE for side in (height, width))
         for name, ok, expected in (
-            ("size", sides and height * width <= MAX_PIXELS, f"(height, width) of at most {MAX_PIXELS:,} pixels"),
+            (
+                "size",
+                sides and height * width <= MAX_VIEW_PIXELS,
+                f"(height, width) of at most {MAX_VIEW_PIXELS:,} pixels",
+            ),
             ("mean", _is_colour(self.mean), "three numbers"),
             ("std", _is_colour(self.std) and min(self.std) > 0, "three numbers above 0"),
             ("interpolation", self.interpolation in _TENSOR_FILTERS, f"one of {', '.join(_TENSOR_FILTERS)}"),

@@ -23,7 +23,7 @@ from hf_dr.findings import Students, save_finding
 from hf_dr.schema import CONTACT_SHEET_FILE, STATISTICS_FILE, VERIFICATION_FILE, Provenance
 
 NAME = "me/tiny-plus"
-FEW = settings(max_examples=50)  # a card takes some 10 ms
+FEW = settings(max_examples=30)  # a card takes some 10 ms
 PART = re.compile(r"<!-- hf_dr: (?!end).*? -->.*?<!-- hf_dr: end -->", re.DOTALL)
 
 
@@ -58,6 +58,11 @@ def overlay(tmp_path_factory, tiny_dataset, tiny_teacher):
 def named(config, name, **changes):
     """The configuration under another name."""
     return replace(config, provenance=replace(config.provenance, config_name=name, **changes))
+
+
+def titles(card):
+    """The lines that are titles, which comments in code are not."""
+    return re.findall("^# .*", re.sub("```.*?```", "", card, flags=re.DOTALL), re.MULTILINE)
 
 
 PLANNED = PlannedConfig(
@@ -257,7 +262,7 @@ def test_any_card_is_merged_with_or_refused(small, existing):
 
 def test_who_deletes_the_head_has_no_need_of_it(config):
     card = update_card(None, {"a": named(config, "a")}, name=NAME)
-    assert [line for line in card.splitlines() if line.startswith("# ")] == ["# tiny-plus"]
+    assert titles(card) == ["# tiny-plus"]
     without = PART.sub("", card, count=1)
     assert update_card(without, {"a": named(config, "a")}, name=NAME) == without
 
@@ -286,7 +291,8 @@ def test_text_from_data_stays_in_its_place(config):
     bad = "<!-- hf_dr: end -->\n# Title | `x` [l](http://x) <script>"
     member = {"id": bad, "license": bad, "revision": bad, "preprocessing": {"size": [bad], "mean": bad}}
     hostile = named(
-        config, "a", base={"id": bad, "config": bad, "revision": bad, "license": [bad]}, created_with=bad, library_versions={bad: bad},
+        config, "a", base={"id": bad, "config": bad, "revision": bad, "license": [bad]},
+        created_with=bad, library_versions={bad: bad},
         teacher={"members": [member], "precision": bad, "device_type": bad}, augmentation=[{bad: {bad: [bad]}}],
         overlay=True,
     )  # fmt: skip
@@ -294,7 +300,7 @@ def test_text_from_data_stays_in_its_place(config):
     card = update_card(None, {"a": hostile}, name=NAME)
     assert update_card(card, {"a": hostile}, name=NAME) == card
     assert "<script>" not in re.sub("`.*?`", "", card)
-    assert [line for line in card.splitlines() if line.startswith("# ")] == ["# tiny-plus"]
+    assert titles(card) == ["# tiny-plus"]
     assert all(line.count(" | ") <= 5 for line in card.splitlines() if line.startswith("| "))
 
 

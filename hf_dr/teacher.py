@@ -448,7 +448,7 @@ def _load_transformers(
         try:
             data = resolve_data_config(pretrained_cfg=pretrained_cfg, verbose=False)
             preprocessing, crop = _timm_preprocessing(data, name), _timm_crop(data)
-        except (TypeError, ValueError, LookupError, AttributeError) as error:
+        except (TypeError, ValueError, LookupError, AttributeError, AssertionError) as error:
             if isinstance(error, TeacherError):
                 raise
             raise TeacherError(
@@ -461,6 +461,10 @@ def _load_transformers(
         labels = labels or synsets
     else:
         preprocessing, crop = _transformers_preprocessing(name, source, revision, fallback)
+    if crop is not None and not 0.05 <= crop <= 2:
+        raise TeacherError(
+            f"the crop of {name!r} must keep a share from 0.05 to 2 of the resized side, found {crop}. Mend its configuration."
+        )
     license = (pretrained_cfg or {}).get("license")
     return Member(
         model=model,
@@ -588,7 +592,16 @@ def _card_license(source: str, revision: str | None) -> str | None:
         else:
             card = ModelCard.load(source)
     # A card is anybody's text: its YAML fails in many ways.
-    except (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, yaml.YAMLError) as error:
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+        yaml.YAMLError,
+    ) as error:
         logger.debug("no card for %s at %s: %s", source, revision, error)
         card = None
     license = card.data.get("license") if card is not None else None

@@ -14,7 +14,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,7 +36,6 @@ from huggingface_hub.utils import (
     enable_progress_bars,
     validate_repo_id,
 )
-from tqdm import tqdm
 
 from hf_dr.card import CARD_FILE, card_configs, keep_configs, update_card
 from hf_dr.errors import ConfigError, FormatError, HfDrError, HubError
@@ -46,8 +45,7 @@ from hf_dr.schema import PROVENANCE_FILE, PUBLISHED_FILES, Provenance
 
 logger = logging.getLogger(__name__)
 
-# Files sent side by side (the client's own default), and between two looks at the progress bar.
-FILES_AT_ONCE = 5
+FILES_AT_ONCE = 5  # sent side by side; the client's own default
 # Somebody else's commit came first, again and again: each time all is read and merged anew.
 MOVED_HEADS = 20
 _MOVED = (409, 412)
@@ -405,22 +403,12 @@ def _plan(
 def _send(repository: Repository, operations: list[CommitOperationAdd], state: PartialState | _Alone) -> None:
     """Sends this rank's files; an error on one rank is an error on all, so that none waits for ever."""
     error: HfDrError | None = None
-    total = sum(operation.upload_info.size for operation in operations)
-    with (
-        _without_client_bars(),
-        tqdm(
-            total=total,
-            unit="B",
-            unit_scale=True,
-            desc=f"sending to {repository.id}",
-            disable=not state.is_main_process or not total,
-        ) as bar,
-    ):
+    if operations:
+        logger.info("Sending %d files.", len(operations))
         try:
-            for start in range(0, len(operations), FILES_AT_ONCE):
-                batch = operations[start : start + FILES_AT_ONCE]
-                repository.send(batch)
-                bar.update(sum(operation.upload_info.size for operation in batch))
+            # All at once: between two calls the client would wait for the slowest file. It shows the progress itself.
+            with nullcontext() if state.is_main_process else _without_bars():
+                repository.send(operations)
         except HfDrError as found:
             error = found
     errors = gather_object([error]) if state.num_processes > 1 else [error]
@@ -553,8 +541,8 @@ def _on_main(state: PartialState | _Alone, work: Callable[[], _Result]) -> _Resu
 
 
 @contextmanager
-def _without_client_bars() -> Iterator[None]:
-    """One bar over all bytes instead of the client's one for each file."""
+def _without_bars() -> Iterator[None]:
+    """One rank's progress is enough to look at."""
     shown = not are_progress_bars_disabled()
     disable_progress_bars()
     try:

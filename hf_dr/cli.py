@@ -28,7 +28,7 @@ from hf_dr.evaluation import EvaluateConfig, run_evaluation
 from hf_dr.findings import save_finding
 from hf_dr.hub import push_to_hub
 from hf_dr.inspection import inspect_dataset
-from hf_dr.loading import fetch_config, load_reinforced
+from hf_dr.loading import each_dataset, fetch_config, load_reinforced
 from hf_dr.metrics import compute_metrics
 from hf_dr.ml_dr import ImportConfig, ImportJob
 from hf_dr.reinforce import Job, ReinforceConfig, check_dataset, process_state
@@ -313,10 +313,17 @@ def train_command(argv: Sequence[str], prog: str) -> int:
     finish(
         dataset=" + ".join(folders.get(path, path) for path in paths),
         dataset_tags=[path for path in paths if path not in folders] or None,
+        dataset_revision=None if folders else _commit_of(path, name, student.revision),
         finetuned_from=None if student.student.startswith("timm:") else student.student,
         evaluated_on=evaluated_on,
     )
     return status
+
+
+def _commit_of(path: Any, name: Any, revision: str | None) -> str:
+    """The commits at which "+" datasets were fetched from the Hub."""
+    configs = [fetch_config(*each, revision=revision, shards=False) for each in each_dataset(path, name)]
+    return " + ".join(dict.fromkeys(config.parent.name for config in configs))
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from transformers import AutoModelForImageClassification, ViTConfig, ViTImagePro
 
 from hf_dr.augmentation import Augmentation
 from hf_dr.cli import main
+from hf_dr.hub import push_to_hub
 from hf_dr.ops import RandomResizedCrop
 from hf_dr.reinforce import ReinforceConfig, reinforce
 from hf_dr.students import load_processor
@@ -315,3 +316,11 @@ def test_several_datasets_at_once(call, tmp_path, crops, tiny_folder, tiny_plus)
     assert "tiny-plus + crops-plus" in card.text
     assert "all_ops + rrc" in card.text
     assert str(tmp_path) not in card.content
+
+
+def test_the_card_names_the_commit_of_a_dataset_from_the_hub(loopback_hub, call, tmp_path, tiny_folder):
+    push = push_to_hub(tiny_folder, "me/tiny-plus")
+    assert call("--num_train_epochs", "1", dataset="me/tiny-plus") == 0
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert f"`me/tiny-plus` at `{push.commit}`" in card.text
+    assert card.data.datasets == ["me/tiny-plus"]

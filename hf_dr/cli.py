@@ -466,7 +466,9 @@ def push_command(argv: Sequence[str], prog: str) -> int:
     for name in ("configs", "overwrite") if student else ("ema",):
         if settings.pop(name):
             here, other = ("a student", 'a "+" dataset') if student else ('a "+" dataset', "a student")
-            raise ConfigError(f"`{name}` must come with {other}, got it with {here}, {settings['folder']}. Leave it out.")
+            raise ConfigError(
+                f"`{name}` must come with {other}, got it with {here}, {settings['folder']}. Leave it out."
+            )
     if student and not first:
         return 0
     push = push_student(**settings) if student else push_to_hub(**settings)

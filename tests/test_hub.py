@@ -236,7 +236,9 @@ def test_what_one_process_cannot_send_ends_both(loopback_hub: LoopbackHub, plus:
     launcher = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
                 "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m")  # fmt: skip
     command = [sys.executable, *launcher, "hf_dr", "push", str(plus), REPO]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, env=loopback_hub.environment(), timeout=120)
+    done = subprocess.run(
+        command, check=False, capture_output=True, text=True, env=loopback_hub.environment(), timeout=120
+    )
     assert done.returncode != 0
     assert "error: expected to send all_ops/" in done.stderr
     assert not [path for path in loopback_hub.files(REPO) if path.startswith("all_ops/")]

@@ -67,15 +67,15 @@ class Case:
 CASES = {
     "fashion_mnist": Case("fashion_mnist_10k", 28, 0, 8, 4, {"resnet": 8, "vit": 8}),
     "cifar10": Case(
-        "cifar10_12k", 32, 2, 8, 4, {"resnet": 24, "vit": 8},
+        "cifar10_12k", 32, 2, 4, 4, {"resnet": 12, "vit": 6},
         [{"RandomCrop": {"size": 32, "padding": 4}}, *SMALL_VIEWS],
     ),
     "tiny_imagenet": Case(
-        "tiny_imagenet_200_12k", 64, 2, 4, 8, {"resnet": 8, "vit": 8},
+        "tiny_imagenet_200_12k", 64, 2, 4, 8, {"resnet": 8, "vit": 6},
         [{"RandomResizedCrop": {"size": 64, "scale": [0.35, 1.0]}}, *SMALL_VIEWS],
     ),
     "grocery": Case(
-        "grocery_fruit_orig", 64, 8, 32, 8, {"resnet": 80, "vit": 40},
+        "grocery_fruit_orig", 64, 8, 32, 8, {"resnet": 80, "vit": 20},
         [{"RandomResizedCrop": {"size": 64, "scale": [0.25, 1.0]}}, *SMALL_VIEWS],
     ),
 }  # fmt: skip

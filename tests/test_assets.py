@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from hf_dr.augmentation import Augmentation
 from hf_dr.base import load_base
+from hf_dr.cli import build_augmentation
 from hf_dr.config import read_yaml
 from hf_dr.students import LabelledImages, evaluation_augmentation
 from hf_dr.teacher import Teacher
@@ -58,5 +58,5 @@ def test_the_cards_say_what_was_measured():
     "path", sorted(Path(__file__).parents[1].glob("recipes/*/reinforce.yaml")), ids=lambda path: path.parent.name
 )
 def test_the_recipes_are_augmentations(path):
-    augmentation = Augmentation.from_list(read_yaml(path)["augmentation"])
-    assert augmentation.size is not None
+    settings = read_yaml(path)
+    assert build_augmentation(settings["augmentation"], settings.get("size", 224)).size is not None

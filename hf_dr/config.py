@@ -1,9 +1,14 @@
-"""From the command line and YAML files to dataclasses: `--config` sets defaults, flags win, unknown keys are errors."""
+"""From the command line and YAML files to dataclasses: `--config` sets defaults, flags win, unknown keys are errors.
+
+Of several files later ones win. A file may extend one other, `extends: FILE` (a path relative to its own), one level deep.
+"""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import enum
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +17,8 @@ import yaml
 from transformers import HfArgumentParser
 
 from hf_dr.errors import ConfigError, did_you_mean
+
+EXTENDS = "extends"
 
 
 def parse(types: Sequence[Any], argv: Sequence[str], *, prog: str, description: str) -> list[Any]:
@@ -29,15 +36,27 @@ def parse(types: Sequence[Any], argv: Sequence[str], *, prog: str, description: 
     parser = HfArgumentParser(
         list(types), prog=prog, description=description, formatter_class=_HelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--config", metavar="FILE", help="YAML file with defaults for these settings; flags win.")
-    known = {action.dest: action for action in parser._actions if action.dest not in ("help", "config")}
-    file = _config_file(argv)
-    values = read_yaml(file) if file is not None else {}
+    known = {action.dest: action for action in parser._actions if action.dest != "help"}
+    own = {name: parser.get_default(name) for name in known}
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        nargs="+",
+        action="extend",
+        help="YAML files with defaults for these settings; later files win over earlier ones, flags over all. "
+        "`extends: OTHER` in a file takes over the settings of another.",
+    )
+    parser.add_argument(
+        "--print_config",
+        action="store_true",
+        help="Print all settings as YAML that --config reads, those that are no defaults first, and stop.",
+    )
     unparsed = {}
-    for key, value in values.items():
+    for key, (value, file) in read_configs(argv).items():
         if key not in known:
             raise ConfigError(f"{file} has the unknown key `{key}`.{did_you_mean(str(key), known)}")
-        _check_choice(known[key], value, file)
+        if value is not None or own[key] is not None:
+            _check_choice(known[key], value, file)
         known[key].required = False
         if isinstance(value, (dict, list)) and known[key].nargs is None:
             unparsed[key] = value  # an augmentation written out as a list of ops
@@ -49,14 +68,44 @@ def parse(types: Sequence[Any], argv: Sequence[str], *, prog: str, description: 
         flags = [f for action in parser._actions for f in action.option_strings]
         raise ConfigError(f"unknown argument `{flag}`.{did_you_mean(flag, flags)}")
     given = vars(namespace)
-    instances = []
-    for kind in types:
-        fields = {f.name for f in dataclasses.fields(kind)}
-        settings = {name: given[name] for name in fields}
-        # A list written in YAML stands unless the flag was given.
-        settings.update({k: v for k, v in unparsed.items() if k in fields and given[k] == parser.get_default(k)})
-        instances.append(kind(**settings))
-    return instances
+    # A list written in YAML stands unless the flag was given.
+    given.update({key: value for key, value in unparsed.items() if given[key] == parser.get_default(key)})
+    if given["print_config"]:
+        sys.stdout.write(_as_yaml({name: given[name] for name in known}, own))
+        raise SystemExit(0)
+    return [kind(**{f.name: given[f.name] for f in dataclasses.fields(kind) if f.init}) for kind in types]
+
+
+def config_files(argv: Sequence[str]) -> list[str]:
+    """Returns the files that `--config` names, in order."""
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--config", nargs="+", action="extend", default=[])
+    return list(finder.parse_known_args(list(argv))[0].config)
+
+
+def read_configs(argv: Sequence[str]) -> dict[str, tuple[Any, str]]:
+    """Reads the files that `--config` names, and those that they extend: key -> (value, the file that sets it).
+
+    Raises:
+        ConfigError: A file cannot be read, or extends one that extends another.
+    """
+    values: dict[str, tuple[Any, str]] = {}
+    for file in config_files(argv):
+        own = read_yaml(file)
+        if EXTENDS in own:
+            name = own.pop(EXTENDS)
+            if not isinstance(name, str):
+                raise ConfigError(f"`{EXTENDS}` in {file} must be the path of one file, found {name!r}.")
+            base = str(Path(file).parent / name)
+            inherited = read_yaml(base)
+            if EXTENDS in inherited:
+                raise ConfigError(
+                    f"{base}, which {file} extends, must not extend another, found `{EXTENDS}: {inherited[EXTENDS]}`. Extend "
+                    "that one, and state what differs from it."
+                )
+            values.update({key: (value, base) for key, value in inherited.items()})
+        values.update({key: (value, file) for key, value in own.items()})
+    return values
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -76,10 +125,16 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def _config_file(argv: Sequence[str]) -> str | None:
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    finder.add_argument("--config")
-    return finder.parse_known_args(list(argv))[0].config
+def _as_yaml(settings: dict[str, Any], defaults: dict[str, Any]) -> str:
+    plain = {k: v.value if isinstance(v, enum.Enum) else v for k, v in settings.items()}
+    chosen = {key: value for key, value in plain.items() if settings[key] != defaults[key]}
+    rest = {key: value for key, value in plain.items() if key not in chosen}
+    parts = (chosen, "# Defaults:\n", rest)
+    return "".join(
+        part if isinstance(part, str) else yaml.safe_dump(part, sort_keys=False, allow_unicode=True, width=1000)
+        for part in parts
+        if part
+    )
 
 
 def _check_choice(action: argparse.Action, value: Any, file: str | None) -> None:

@@ -82,3 +82,58 @@ def test_help_tells_each_default_once(capsys):
     out = capsys.readouterr().out
     assert "How many. Default: 8." in out
     assert "Only look.\n" in out
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Writes YAML files, by name, into one folder."""
+
+    def write(**texts):
+        for name, text in texts.items():
+            (tmp_path / f"{name}.yaml").write_text(text)
+        return [str(tmp_path / f"{name}.yaml") for name in texts]
+
+    return write
+
+
+def test_of_several_files_later_ones_win_and_flags_over_all(files):
+    first, second = files(a="name: a\nviews: 5\nmode: slow", b="views: 6")
+    for argv in (["--config", first, second], ["--config", first, "--config", second]):
+        assert read(argv)[0] == Run("a", 6, False, "slow")
+    assert read(["--config", second, first])[0].views == 5
+    assert read(["--config", first, second, "--views", "9"])[0].views == 9
+
+
+def test_a_file_extends_one_other(files, tmp_path, monkeypatch):
+    (tmp_path / "deep").mkdir()
+    files(base="name: a\nviews: 5\nteachers: [x, y]", **{"deep/own": "extends: ../base.yaml\nviews: 6"})
+    monkeypatch.chdir(tmp_path.parent)  # the path is relative to the file, not to where one stands
+    run, ops = read(["--config", str(tmp_path / "deep" / "own.yaml")])
+    assert (run, ops.teachers) == (Run("a", 6), ["x", "y"])
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ({"own": "extends: no.yaml"}, r"readable file, but .*no\.yaml: No such file"),
+        ({"own": "extends: [a, b]"}, r"`extends` in .*own\.yaml must be the path of one file, found \['a', 'b'\]"),
+        ({"own": "extends: b.yaml", "b": "extends: c.yaml"},
+         r"b\.yaml, which .*own\.yaml extends, must not extend another, found `extends: c\.yaml`"),
+        ({"own": "extends: b.yaml", "b": "veiws: 3"}, r"b\.yaml has the unknown key `veiws`\. Did you mean `views`"),
+        ({"own": "extends: b.yaml\nveiws: 3", "b": "name: a"}, r"own\.yaml has the unknown key `veiws`"),
+    ],
+)  # fmt: skip
+def test_bad_extensions(files, texts, message):
+    with pytest.raises(ConfigError, match=message):
+        read(["--name", "a", "--config", files(**texts)[0]])
+
+
+def test_print_config_can_be_read_back(files, tmp_path, capsys):
+    (file,) = files(a="name: 'no'\nteachers: [x]\nmode: slow\naugmentation:\n  - Flip: {p: 1.0e-5}\n")
+    argv = ["--config", file, "--dry_run", "--views", "3"]
+    with pytest.raises(SystemExit) as stop:
+        read([*argv, "--print_config"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert set(text.split("# Defaults:")[0].split()) >= {"name:", "'no'", "slow", "views:", "dry_run:"}
+    assert read([], text, tmp_path) == read(argv)

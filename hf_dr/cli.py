@@ -31,6 +31,7 @@ from hf_dr.inspection import inspect_dataset
 from hf_dr.loading import each_dataset, fetch_config, load_reinforced
 from hf_dr.metrics import compute_metrics
 from hf_dr.ml_dr import ImportConfig, ImportJob
+from hf_dr.plain import PlainDataset
 from hf_dr.reinforce import Job, ReinforceConfig, check_dataset, process_state
 from hf_dr.replay import ReinforcedDataset
 from hf_dr.schema import CONTACT_SHEET_FILE, find_config
@@ -177,7 +178,10 @@ class StudentArguments:
     """Who learns what, from which data."""
 
     dataset: list[str] = field(
-        metadata={"help": 'Folder or Hub id of the "+" dataset. Of several, all of one base, the views add up.'}
+        metadata={
+            "help": 'Folder or Hub id of the "+" dataset. Of several, all of one base, the views add up. With --augmentation, '
+            "a base dataset, as for reinforce."
+        }
     )
     student: str = field(
         metadata={"help": "timm:ARCHITECTURE for fresh weights; else a Hub id or folder to fine-tune."}
@@ -219,6 +223,63 @@ class StudentArguments:
     eval_crop: float = field(default=0.875, metadata={"help": "Share of the resized side that the centre crop keeps."})
     num_views: int | None = field(default=None, metadata={"help": "Use only the first so many stored views."})
 
+    augmentation: str | None = field(
+        default=None,
+        metadata={
+            "help": "For erm and kd on a base dataset that need not be reinforced: what draws its views, as for reinforce. "
+            'Without it they are drawn as those of the "+" dataset were.'
+        },
+    )
+    size: int | None = field(
+        default=None, metadata={"help": 'Side in pixels of the views: 224, or that of the "+" dataset, which must agree.'}
+    )
+    split: str | None = field(default=None, metadata={"help": "With --augmentation: the split. Default: train."})
+    image_column: str | None = field(default=None, metadata={"help": "With --augmentation: as for reinforce."})
+    label_column: str | None = field(default=None, metadata={"help": "With --augmentation: as for reinforce."})
+
+    def __post_init__(self) -> None:
+        self.dataset = [self.dataset] if isinstance(self.dataset, str) else self.dataset
+        self.name = [self.name] if isinstance(self.name, str) else self.name
+        plain = self.augmentation is not None
+        if plain and self.objective == "reinforced":
+            raise ConfigError(
+                "`augmentation` must come with `objective` erm or kd, got reinforced: stored views have their own. Leave "
+                "it out."
+            )
+        if plain and len(self.dataset) + len(self.name) > 2:
+            raise ConfigError(
+                f"`dataset` must be one base dataset with `augmentation`, got {', '.join(self.dataset + self.name)}."
+            )
+        kinds = (
+            (('a "+" dataset', "without"), ("streaming", "base", "base_config", "base_revision", "unreinforced", "num_views")),
+            (("a base dataset", "with"), ("split", "image_column", "label_column")),
+        )
+        (what, how), names = kinds[0] if plain else kinds[1]
+        for name in names:
+            if getattr(self, name):
+                raise ConfigError(
+                    f"`{name}` is for {what}, which is read {how} `augmentation`, got {getattr(self, name)!r}. Leave it out."
+                )
+
+
+def _load_plain(student: StudentArguments, seed: int) -> PlainDataset:
+    (name,), config = student.dataset, (student.name or [None])[0]
+    augmentation, split = build_augmentation(student.augmentation, student.size or 224), student.split or "train"
+    with process_state().local_main_process_first():
+        base, described = load_base(name, config, split=split, revision=student.revision)
+    columns = ReinforceConfig("", image_column=student.image_column, label_column=student.label_column)
+    image_column, label_column = check_dataset(base, columns)
+    if label_column is None:
+        raise ConfigError(f"`objective` {student.objective} needs labels, found none in {name}. Name `label_column`.")
+    return PlainDataset(
+        base,
+        augmentation,
+        image_column=image_column,
+        label_column=label_column,
+        described=described,
+        split=split,
+        seed=seed,
+    )
 
 def train_command(argv: Sequence[str], prog: str) -> int:
     """Trains a student on a "+" dataset."""
@@ -247,25 +308,35 @@ def train_command(argv: Sequence[str], prog: str) -> int:
     except json.JSONDecodeError as error:
         raise ConfigError(f"`model_args` must be JSON, e.g. '{{\"img_size\": 32}}', but: {error}.") from error
     set_seed(args.seed)
-    paths, names = ([values] if isinstance(values, str) else values for values in (student.dataset, student.name))
+    paths, names = student.dataset, student.name
     path: Any = paths if len(paths) > 1 else paths[0]
     name: Any = names if len(names) > 1 else (names or [None])[0]
-    plus: Any = load_reinforced(
-        path,
-        name,
-        streaming=student.streaming,
-        base=student.base,
-        base_config=student.base_config,
-        base_revision=student.base_revision,
-        unreinforced=student.unreinforced,
-        revision=student.revision,
-        num_views=student.num_views,
-        seed=args.seed,
+    plain = student.augmentation is not None
+    plus: Any = (
+        _load_plain(student, args.seed)
+        if plain
+        else load_reinforced(
+            path,
+            name,
+            streaming=student.streaming,
+            base=student.base,
+            base_config=student.base_config,
+            base_revision=student.base_revision,
+            unreinforced=student.unreinforced,
+            revision=student.revision,
+            num_views=student.num_views,
+            seed=args.seed,
+        )
     )
     if student.objective != "reinforced" and not plus.has_labels:
         raise ConfigError(f"`objective` must be reinforced for a dataset without labels, got {student.objective}.")
     height, width = plus.size
     model = build_student(
+    if not plain and student.size is not None and (height, width) != (student.size, student.size):
+        raise ConfigError(
+            f"`size` must be that of the stored views, {height}x{width}, got {student.size}. Reinforce the dataset with "
+            f"`size` {student.size}, or choose another student."
+        )
         student.student,
         plus.class_names,
         plus.num_classes,
@@ -313,7 +384,7 @@ def train_command(argv: Sequence[str], prog: str) -> int:
     finish(
         dataset=" + ".join(folders.get(path, path) for path in paths),
         dataset_tags=[path for path in paths if path not in folders] or None,
-        dataset_revision=None if folders else _commit_of(path, name, student.revision),
+        dataset_revision=None if folders else student.revision if plain else _commit_of(path, name, student.revision),
         finetuned_from=None if student.student.startswith("timm:") else student.student,
         evaluated_on=evaluated_on,
     )

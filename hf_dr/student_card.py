@@ -45,7 +45,8 @@ class Student:
     Attributes:
         model: Architecture and size.
         objective: What it learnt from, as the end of "It learned from".
-        dataset: The "+" dataset: its `id` where that is known, and `config`, `revision`, `fingerprint`.
+        dataset: The "+" dataset: its `id` where that is known, and `config`, `revision`, `fingerprint`; `reinforced`
+            is False for a base dataset without stored views.
         origin: What that dataset is, as one sentence.
         start: What it was fine-tuned from, or None.
         timm: Whether timm loads it as well as transformers.
@@ -151,7 +152,11 @@ def _metadata(student: Student, name: str, ema: bool) -> dict[str, Any]:
         if on is not None and prefix + measure in student.metrics
     ]
     own = dict(student.metadata)
-    tags = [*own.pop("tags", ()), *_TAGS, *(["timm"] if student.timm else [])]
+    tags = [
+        *own.pop("tags", ()),
+        *(_TAGS if student.dataset.get("reinforced", True) else ()),
+        *(["timm"] if student.timm else []),
+    ]
     card = ModelCardData(
         library_name="transformers",
         pipeline_tag="image-classification",
@@ -166,11 +171,13 @@ def _metadata(student: Student, name: str, ema: bool) -> dict[str, Any]:
 
 def _body(student: Student, name: str, ema: bool) -> str:
     start = f", fine-tuned from {code(student.start)}" if student.start else ""
-    learned = f'It learned from {inline(student.objective)}, of the "+" dataset {_dataset(student.dataset)}'
-    paper = "[Dataset Reinforcement](https://arxiv.org/abs/2303.08983)"
+    plus = student.dataset.get("reinforced", True)
+    of = 'the "+" dataset' if plus else "the dataset"
+    learned = f"It learned from {inline(student.objective)}, of {of} {_dataset(student.dataset)}"
+    paper = " ([Dataset Reinforcement](https://arxiv.org/abs/2303.08983))" if plus else ""
     parts = [
         f"# {inline(name.rpartition('/')[2])}",
-        f"{inline(student.model)}{start}. {learned} ({paper}). {inline(student.origin)}",
+        f"{inline(student.model)}{start}. {learned}{paper}. {inline(student.origin)}",
     ]
     if ema:
         parts.append(
@@ -195,7 +202,7 @@ def _body(student: Student, name: str, ema: bool) -> str:
     if student.teachers:
         rows = [(inline(t["id"]) + _at(t.get("revision")), inline(t["license"] or "unknown")) for t in student.teachers]
         parts.append(markdown_table(("teacher", "licence"), rows))
-    return "\n\n".join([*parts, CITATION])
+    return "\n\n".join([*parts, *([CITATION] if plus else [])])
 
 
 def _dataset(dataset: dict[str, Any]) -> str:

@@ -17,6 +17,7 @@ from transformers import (
     TimmWrapperForImageClassification,
 )
 
+import hf_dr.architectures  # noqa: F401 (what it registers, timm builds)
 from hf_dr.augmentation import Augmentation
 from hf_dr.errors import ConfigError, DataError, did_you_mean
 from hf_dr.images import decode_image

@@ -27,6 +27,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PretrainedConfig
 
+import hf_dr.architectures  # noqa: F401 (what it registers, timm builds)
 from hf_dr.errors import TeacherError
 from hf_dr.ops import MAX_SIDE, MAX_VIEW_PIXELS
 

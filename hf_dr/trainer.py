@@ -484,13 +484,12 @@ class ReinforcedTrainer(Trainer):
             dataset={
                 "id": settings.get("dataset"),
                 "revision": settings.get("dataset_revision"),
-                "config": " + ".join(p.config_name for p in provenances),
+                "config": (" + ".join(p.config_name for p in provenances) or provenances[0].base.get("config")),
                 "fingerprint": train.fingerprint,
+                **({} if labellers else {"reinforced": False}),
             },
-            origin=(
-                f"That is {provenances[0].num_rows:,} examples{f' of {base}' if base else ''}, whose {views} views each were "
-                f"labelled by {labellers}."
-            ),
+            origin=f"That is {provenances[0].num_rows:,} examples{f' of {base}' if base else ''}"
+            + (f", whose {views} views each were labelled by {labellers}." if labellers else "."),
             timm=is_timm(self.model),
             teachers=[{key: m.get(key) for key in ("id", "revision", "license")} for m in self._teacher_members],
             evaluated_on=settings.get("evaluated_on"),

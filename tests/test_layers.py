@@ -14,12 +14,12 @@ SOURCES = sorted([*MODULES.values(), *(ROOT / "recipes").rglob("*.py")])
 
 # A module imports only from levels below its own. Put a new module into this table as low as its imports let it.
 LEVELS = (
-    {"errors", "version"},
+    {"errors", "version", "architectures"},
     {"rng", "images", "ops", "topk", "losses", "metrics", "base", "config", "retry", "readme", "plain_pickle"},
     {"augmentation", "teacher", "corruptions", "evaluate_modules"},
     {"schema", "students"},
     {"shards", "views", "findings", "interface", "join", "ml_dr_format"},
-    {"replay", "sampling", "card"},
+    {"replay", "plain", "sampling", "card"},
     {"streaming", "combined"},
     {"loading"},
     {"reinforce", "contact_sheet", "inspection", "verify", "evaluation", "student_card"},

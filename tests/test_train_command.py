@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -324,3 +325,42 @@ def test_the_card_names_the_commit_of_a_dataset_from_the_hub(loopback_hub, call,
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert f"`me/tiny-plus` at `{push.commit}`" in card.text
     assert card.data.datasets == ["me/tiny-plus"]
+
+
+@pytest.mark.parametrize("objective", ["erm", "kd"])
+def test_a_base_dataset_needs_no_reinforcement(call, tmp_path, base, teacher, objective):
+    more = ["--teacher", teacher] if objective == "kd" else []
+    flags = ["--objective", objective, "--augmentation", "rrc", "--size", str(SIZE), "--split", "train", *more]
+    assert call(*flags, dataset=base) == 0
+    out = tmp_path / "out"
+    assert read(out / "train_results.json")["epoch"] == 2
+    assert read(out / "eval_results.json")["eval_top1"] >= 0
+    card = ModelCard.load(out / "README.md")
+    assert ("of the dataset `base.parquet`" in card.text, "views each" in card.text) == (True, False)
+    assert "dataset-reinforcement" not in card.data.tags
+    shutil.rmtree(out / f"checkpoint-{2 * STEPS}")  # it goes on from the checkpoint before, but not on other views
+    (out / "train_results.json").unlink()
+    assert call(*flags, "--label_column", "label", dataset=base) == 0
+    assert (out / "train_results.json").is_file()
+
+
+def test_views_of_other_data_or_size_do_not_resume_plain_training(call, base, tiny_folder, capsys):
+    flags = ["--objective", "erm", "--augmentation", "rrc", "--size", str(SIZE)]
+    assert call(*flags, dataset=base) == 0
+    for more, message in (
+        (["--augmentation", "randaug"], "differs in dataset_fingerprint"),
+        (["--augmentation", "mixing"], "must not mix images"),
+        (["--label_column", "none"], "`objective` erm needs labels, found none in"),
+        (["--objective", "reinforced"], "`augmentation` must come with `objective` erm or kd, got reinforced"),
+        (["--streaming"], '`streaming` is for a .+ dataset, which is read without `augmentation`, got True'),
+        (["--name", "a", "b"], "`dataset` must be one base dataset with `augmentation`, got .*base.parquet, a, b"),
+    ):
+        capsys.readouterr()
+        assert call(*flags, *more, dataset=base) == 2
+        assert re.search(message, capsys.readouterr().err), message
+    for more, message in (
+        (["--split", "train"], "`split` is for a base dataset, which is read with `augmentation`, got 'train'"),
+        (["--size", "32"], "`size` must be that of the stored views, 24x24, got 32"),
+    ):
+        assert call(*more, dataset=tiny_folder) == 2
+        assert message in capsys.readouterr().err

@@ -222,7 +222,6 @@ class StudentArguments:
     eval_split: str = field(default="test", metadata={"help": "Its split."})
     eval_crop: float = field(default=0.875, metadata={"help": "Share of the resized side that the centre crop keeps."})
     num_views: int | None = field(default=None, metadata={"help": "Use only the first so many stored views."})
-
     augmentation: str | None = field(
         default=None,
         metadata={
@@ -281,6 +280,7 @@ def _load_plain(student: StudentArguments, seed: int) -> PlainDataset:
         seed=seed,
     )
 
+
 def train_command(argv: Sequence[str], prog: str) -> int:
     """Trains a student on a "+" dataset."""
     with _as_config_error():
@@ -331,12 +331,12 @@ def train_command(argv: Sequence[str], prog: str) -> int:
     if student.objective != "reinforced" and not plus.has_labels:
         raise ConfigError(f"`objective` must be reinforced for a dataset without labels, got {student.objective}.")
     height, width = plus.size
-    model = build_student(
     if not plain and student.size is not None and (height, width) != (student.size, student.size):
         raise ConfigError(
             f"`size` must be that of the stored views, {height}x{width}, got {student.size}. Reinforce the dataset with "
             f"`size` {student.size}, or choose another student."
         )
+    model = build_student(
         student.student,
         plus.class_names,
         plus.num_classes,

@@ -34,6 +34,7 @@ from hf_dr.ml_dr import ImportConfig, ImportJob
 from hf_dr.plain import PlainDataset
 from hf_dr.reinforce import Job, ReinforceConfig, check_dataset, process_state
 from hf_dr.replay import ReinforcedDataset
+from hf_dr.results import gather
 from hf_dr.schema import CONTACT_SHEET_FILE, find_config
 from hf_dr.student_hub import is_student, push_student
 from hf_dr.students import LabelledImages, build_student, evaluation_augmentation, load_processor
@@ -230,7 +231,8 @@ class StudentArguments:
         },
     )
     size: int | None = field(
-        default=None, metadata={"help": 'Side in pixels of the views: 224, or that of the "+" dataset, which must agree.'}
+        default=None,
+        metadata={"help": 'Side in pixels of the views: 224, or that of the "+" dataset, which must agree.'},
     )
     split: str | None = field(default=None, metadata={"help": "With --augmentation: the split. Default: train."})
     image_column: str | None = field(default=None, metadata={"help": "With --augmentation: as for reinforce."})
@@ -250,7 +252,10 @@ class StudentArguments:
                 f"`dataset` must be one base dataset with `augmentation`, got {', '.join(self.dataset + self.name)}."
             )
         kinds = (
-            (('a "+" dataset', "without"), ("streaming", "base", "base_config", "base_revision", "unreinforced", "num_views")),
+            (
+                ('a "+" dataset', "without"),
+                ("streaming", "base", "base_config", "base_revision", "unreinforced", "num_views"),
+            ),
             (("a base dataset", "with"), ("split", "image_column", "label_column")),
         )
         (what, how), names = kinds[0] if plain else kinds[1]
@@ -597,6 +602,25 @@ def evaluate_command(argv: Sequence[str], prog: str) -> int:
     return 0
 
 
+def report_command(argv: Sequence[str], prog: str) -> int:
+    """Gathers many runs and evaluations into tables and plots."""
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        allow_abbrev=False,
+        description="Gathers what train, compare and evaluate left in folders and below them: accuracy by model and epochs, "
+        "robustness, calibration and training time of erm, kd and reinforced (Markdown, JSON), with plots (one HTML file). "
+        "What cannot be compared is listed with the reason.",
+    )
+    parser.add_argument("runs", nargs="+", type=Path, help="Folders of runs, comparisons, evaluations, or of such.")
+    parser.add_argument("--output_dir", type=Path, default=Path("report"), help="Default: report.")
+    parser.add_argument("--title", default="Results", help="Of the page. Default: Results.")
+    arguments = parser.parse_args(argv)
+    results = gather(arguments.runs)
+    page = results.save(arguments.output_dir.expanduser(), arguments.title)
+    print(f"{results.to_markdown(arguments.title)}\nreport: {page}")
+    return 0
+
+
 def _add_dataset(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", help='Folder or Hub id of the "+" dataset.')
     parser.add_argument("--name", help="Its configuration, where it has several.")
@@ -629,6 +653,7 @@ COMMANDS: dict[str, Callable[[Sequence[str], str], int]] = {
     "inspect": inspect_command,
     "push": push_command,
     "evaluate": evaluate_command,
+    "report": report_command,
     "import-ml-dr": import_command,
 }
 

@@ -27,6 +27,8 @@ from hf_dr.metrics import Reliability, reliability_figure
 from hf_dr.schema import Provenance, find_config
 
 BASELINE = "erm"
+RUN_NOTE = "comparison_run.json"
+"""What a comparison notes in a run's folder: what it is made of."""
 
 
 class Column(NamedTuple):
@@ -80,12 +82,16 @@ def run_name(objective: str, seed: int) -> str:
 
 
 def read_run(folder: Path, objective: str, seed: int) -> Run:
-    """Reads what `hf-dr train` left.
+    """Reads a run of a comparison; see `read_training`."""
+    return read_training(folder / run_name(objective, seed), objective, seed)
+
+
+def read_training(path: Path, objective: str, seed: int) -> Run:
+    """Reads what `hf-dr train` left in a folder.
 
     Raises:
         DataError: The run is not there or not finished.
     """
-    path = folder / run_name(objective, seed)
     try:
         results = json.loads((path / "all_results.json").read_text(encoding="utf-8"))
         state = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
@@ -93,11 +99,21 @@ def read_run(folder: Path, objective: str, seed: int) -> Run:
         raise DataError(
             f"{path} must hold a finished training, but {error.strerror}: {error.filename}. Train it."
         ) from error
-    steps = state["global_step"]
-    # By step: after training the last model is evaluated once more.
-    accuracy = {entry["step"]: entry["eval_top1"] for entry in state["log_history"] if "eval_top1" in entry}
-    curve = [(step / steps, top1) for step, top1 in accuracy.items()]
-    return Run(objective, seed, path, results["train_runtime"], steps, curve)
+    except ValueError as error:
+        raise DataError(
+            f"{path} must hold a training's JSON, but reading it failed: {error}. Train it anew."
+        ) from error
+    try:
+        steps = state["global_step"]
+        # By step: after training the last model is evaluated once more.
+        accuracy = {entry["step"]: entry["eval_top1"] for entry in state["log_history"] if "eval_top1" in entry}
+        curve = [(step / steps, float(top1)) for step, top1 in accuracy.items()]
+        return Run(objective, seed, path, float(results["train_runtime"]), steps, curve)
+    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+        raise DataError(
+            f"{path} must hold what `hf-dr train` writes, but reading it failed: {type(error).__name__}: {error}. "
+            "Train it anew."
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -175,29 +191,18 @@ class Comparison:
         (folder / "comparison.md").write_text(self.to_markdown(), encoding="utf-8")
         content = {**self.to_dict("comparison"), "evaluation": self.report.to_dict()}
         (folder / "comparison.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        shown = [_png(self._draw_accuracy()), _png(self._draw_reliability()), *(p.read_bytes() for p in pictures)]
+        shown = [*map(as_png, (self._draw_accuracy(), self._draw_reliability())), *(p.read_bytes() for p in pictures)]
+        table = html_table(self.students.head, self.students.rows)
         page = folder / "report.html"
-        page.write_text(self._page(shown), encoding="utf-8")
+        page.write_text(html_page(self.title, [_ABOUT, table, *map(html_picture, shown)]), encoding="utf-8")
         return page
 
     def _draw_accuracy(self) -> Figure:
-        """Accuracy against seconds of training: a line for each run, thick for the mean over seeds."""
         figure = Figure(figsize=(6.5, 3.8), layout="constrained")
         axes = figure.subplots()
-        for objective in self.objectives:
-            runs = [run for run in self.runs if run.objective == objective and run.accuracy]
-            if not runs:
-                continue
-            colour = _COLOURS.get(objective, "#4c8c4a")
-            for run in runs:
-                share, accuracy = np.array(run.accuracy).T
-                axes.plot(run.seconds * share, 100 * accuracy, color=colour, alpha=0.25, linewidth=0.8)
-            mean = np.array([np.array(run.accuracy)[:, 1] for run in runs]).mean(axis=0)
-            seconds = float(np.mean([run.seconds for run in runs]))
-            axes.plot(seconds * share, 100 * mean, color=colour, linewidth=2, label=objective)
-        axes.set(xlabel="seconds of training", ylabel="top-1 accuracy, %", title=self.title)
+        draw_accuracy(axes, self.runs, [run.seconds for run in self.runs])
+        axes.set(xlabel="seconds of training", title=self.title)
         axes.legend(loc="lower right", frameon=False)
-        axes.spines[["top", "right"]].set_visible(False)
         return figure
 
     def _draw_reliability(self) -> Figure:
@@ -207,12 +212,6 @@ class Comparison:
 
     def _diagram(self, name: str) -> Reliability:
         return next(r.diagram for r in self.report.results if r.model == name and r.diagram is not None)
-
-    def _page(self, pngs: list[bytes]) -> str:
-        rows = [line.strip("|").split("|") for line in self.to_markdown().splitlines() if not line.startswith("|---")]
-        cells = ["<tr>" + "".join(f"<td>{html.escape(cell.strip())}</td>" for cell in row) + "</tr>" for row in rows]
-        pictures = [f'<img src="data:image/png;base64,{base64.b64encode(png).decode()}">' for png in pngs]
-        return _PAGE.format(title=html.escape(self.title), table="\n".join(cells), pictures="\n".join(pictures))
 
 
 def compare(
@@ -305,7 +304,7 @@ def is_finished(run: Path, flags: dict[str, Any]) -> bool:
     ]
     fingerprint = " ".join(Provenance.read(config).fingerprint for config in configs)
     made_of = {**{key: str(value) for key, value in flags.items()}, "fingerprint": fingerprint}
-    note = run / "comparison_run.json"
+    note = run / RUN_NOTE
     if not note.exists():
         run.mkdir(parents=True, exist_ok=True)
         note.write_text(json.dumps(made_of, indent=2) + "\n", encoding="utf-8")
@@ -337,12 +336,62 @@ def _spread(values: np.ndarray, column: Column, sign: bool = False) -> str:
     return f"{mean:{'+' if sign else ''}.{column.digits}f} ± {deviation:.{column.digits}f}"
 
 
-def _png(figure: Figure) -> bytes:
+def draw_accuracy(axes: Any, runs: Sequence[Run], lengths: Sequence[float]) -> None:
+    """Draws top-1 on the way: a thin line for each run and, for those of an objective evaluated at the same steps, their mean.
+
+    Args:
+        axes: Of matplotlib.
+        runs: Those never evaluated are left out.
+        lengths: Of each run, in the unit of the x axis: seconds, say, or epochs.
+    """
+    for objective in dict.fromkeys(run.objective for run in runs):
+        colour = _COLOURS.get(objective, "#4c8c4a")
+        curves = [
+            (length, np.array(run.accuracy), run.steps)
+            for run, length in zip(runs, lengths, strict=True)
+            if run.objective == objective and run.accuracy
+        ]
+        for length, curve, _ in curves:
+            axes.plot(length * curve[:, 0], 100 * curve[:, 1], color=colour, alpha=0.25, linewidth=0.8)
+        places = [(steps, tuple(curve[:, 0])) for _, curve, steps in curves]
+        for number, place in enumerate(dict.fromkeys(places)):
+            alike = [
+                (length, curve[:, 1]) for (length, curve, _), at in zip(curves, places, strict=True) if at == place
+            ]
+            length, accuracy = (np.mean(values, axis=0) for values in zip(*alike, strict=True))
+            label = None if number else objective
+            axes.plot(length * np.array(place[1]), 100 * accuracy, color=colour, linewidth=2, label=label)
+    axes.set(ylabel="top-1 accuracy, %")
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def as_png(figure: Figure) -> bytes:
+    """Returns a figure as a PNG file."""
     file = BytesIO()
     figure.savefig(file, format="png", dpi=130)
     return file.getvalue()
 
 
+def html_picture(png: bytes) -> str:
+    """Returns a picture that needs no file beside the page."""
+    return f'<img src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+
+
+def html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Returns a table; its cells are text."""
+    lines = ("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in (head, *rows))
+    return "\n".join(["<table>", *lines, "</table>"])
+
+
+def html_page(title: str, parts: Sequence[str]) -> str:
+    """Returns a page of its own; `title` is text, `parts` are HTML."""
+    return _PAGE.format(title=html.escape(title), body="\n".join(parts))
+
+
+_ABOUT = (
+    "<p>The same student, data path, optimizer and steps; mean ± standard deviation over seeds.\n"
+    "A gain is a change for the better.</p>"
+)
 _PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>{title}</title>
 <style>
@@ -352,11 +401,6 @@ td {{ border-bottom: 1px solid #ddd; padding: .3rem .8rem; text-align: right; wh
 td:first-child {{ text-align: left }} tr:first-child {{ font-weight: 600 }} img {{ max-width: 100%; margin: 1rem 0 }}
 </style>
 <h1>{title}</h1>
-<p>The same student, data path, optimizer and steps; mean ± standard deviation over seeds.
-A gain is a change for the better.</p>
-<table>
-{table}
-</table>
-{pictures}
+{body}
 </html>
 """

@@ -1,0 +1,251 @@
+"""Results pages: numbers against those in the runs' own files, what may stand together, what is listed with a reason."""
+
+import json
+import runpy
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from hf_dr.cli import main
+from hf_dr.errors import DataError
+from hf_dr.results import WHILE_TRAINING, find_results, gather, read_evaluation, read_trained
+
+ROOT = Path(__file__).parents[1]
+RUNS = ("erm-0", "erm-1", "reinforced-0", "reinforced-1", "kd-0")
+
+
+@pytest.fixture(scope="session")
+def _trained(tmp_path_factory, tiny_folder, tiny_dataset) -> Path:
+    folder = tmp_path_factory.mktemp("results")
+    tiny_dataset.to_parquet(folder / "base.parquet")
+    torch.manual_seed(1)
+    save_file(timm.create_model("test_resnet", num_classes=8).state_dict(), folder / "t.safetensors")
+    for name in RUNS:
+        objective, seed = name.split("-")
+        flags = {
+            "--dataset": tiny_folder, "--student": "timm:test_resnet", "--output_dir": folder / "runs" / name,
+            "--objective": objective, "--seed": seed, "--eval_dataset": folder / "base.parquet", "--eval_split": "train",
+            "--num_train_epochs": 2, "--eval_strategy": "epoch", "--save_strategy": "no", "--report_to": "none",
+            "--per_device_train_batch_size": 4, "--optim": "sgd", "--learning_rate": 0.05, "--disable_tqdm": True,
+        }  # fmt: skip
+        more = ["--teacher", f"timm:test_resnet@{folder / 't.safetensors'}"] if objective == "kd" else []
+        assert main(["train", *(str(part) for flag in flags.items() for part in flag), *more]) == 0
+    models = [f"{name}={folder / 'runs' / name}" for name in RUNS[:3]]
+    evaluate = ["evaluate", "--models", *models, f"other=timm:test_resnet@{folder / 't.safetensors'}"]
+    sets = ["--sets", f"test={folder / 'base.parquet'}:train", "--corrupt", "test"]
+    grid = [
+        "--corruptions",
+        "fog",
+        "snow",
+        "--severities",
+        "1",
+        "5",
+        "--size",
+        "24",
+        "--output_dir",
+        str(folder / "evaluated"),
+    ]
+    assert main([*evaluate, *sets, *grid]) == 0
+    return folder
+
+
+@pytest.fixture
+def trained(_trained, tmp_path) -> Path:
+    """Runs and their evaluation, to be changed at will; they have moved since they were evaluated."""
+    shutil.copytree(_trained / "runs", tmp_path / "all" / "evaluated")
+    shutil.copy(_trained / "evaluated" / "evaluation.json", tmp_path / "all" / "evaluated")
+    return tmp_path / "all"
+
+
+def of(folder: Path, name: str, key: str, file: str = "all_results.json") -> float:
+    return json.loads((folder / "evaluated" / name / file).read_text())[key]
+
+
+def edit(path: Path, change) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def test_each_number_is_that_of_the_runs_files(trained):
+    results = gather([trained])
+    assert not results.left_out
+    assert results.objectives == ["erm", "kd", "reinforced"]
+    (row,) = results.to_dict("all")["accuracy"]
+    assert (row["epochs"], row["data"], row["evaluated_on"]) == (2, "tiny-plus/all_ops", "base.parquet:train")
+    top1 = {name: of(trained, name, "eval_top1") for name in RUNS}
+    for objective in ("erm", "reinforced"):
+        pair = [top1[f"{objective}-{seed}"] for seed in (0, 1)]
+        assert row[objective] == {"mean": np.mean(pair), "std": pytest.approx(np.std(pair, ddof=1)), "seeds": 2}
+    gains = [top1[f"reinforced-{seed}"] - top1[f"erm-{seed}"] for seed in (0, 1)]
+    assert row["gains"]["reinforced"]["mean"] == pytest.approx(np.mean(gains))
+    assert row["gains"]["kd"] == {"mean": top1["kd-0"] - top1["erm-0"], "std": 0.0, "seeds": 1}
+
+    page, cell = results.to_markdown("all"), 100 * top1["kd-0"]
+    assert f"| {cell:.2f} |" in page
+    assert f"{100 * np.mean(gains):+.2f} ± {100 * np.std(gains, ddof=1):.2f} (2)" in page
+    seconds = [[of(trained, f"{name}-{seed}", "train_runtime") for seed in (0, 1)] for name in ("erm", "reinforced")]
+    assert f"| {np.mean(seconds[1]) / np.mean(seconds[0]):.2f} |\n" in page
+    assert f"| {of(trained, 'kd-0', 'train_runtime'):.1f} |" in page
+    ece = [100 * of(trained, f"erm-{seed}", "eval_ece") for seed in (0, 1)]
+    assert f"| erm | {np.mean(ece):.2f} ± {np.std(ece, ddof=1):.2f} (2) |" in page
+
+
+def test_evaluations_find_their_runs_and_other_checkpoints_stand_by_themselves(trained):
+    results = gather([trained])
+    evaluation = json.loads((trained / "evaluated" / "evaluation.json").read_text())
+    found = {(r["model"], r["corrupted"]): r for r in evaluation["results"]}
+    page = results.to_markdown("all")
+    mce = [found[f"erm-{seed}", True]["mce"] for seed in (0, 1)]
+    assert f"{np.mean(mce):.2f} ± {np.std(mce, ddof=1):.2f} (2) |" in page
+    other, (name,) = found["other", True], results.others
+    assert name.startswith("other = timm:test_resnet@")
+    assert f"| {name} |  |  |  | {100 * found['other', False]['top1']:.2f} | {other['mce']:.2f} |" in page
+    assert f"| {name} |  |  |  | {other['errors']['fog']:.2f} | {other['errors']['snow']:.2f} |" in page
+    (plus,) = results.of(results.settings[0], "reinforced")[:1]
+    assert plus.evaluations["test"]["nll"] == found["reinforced-0", False]["nll"]
+    assert plus.evaluations[WHILE_TRAINING]["nll"] == pytest.approx(of(trained, "reinforced-0", "eval_nll"))
+    (kd,) = results.of(results.settings[0], "kd")
+    assert kd.evaluations.keys() == {WHILE_TRAINING}
+
+
+def test_the_command_writes_three_files_and_the_page_needs_no_other(trained, tmp_path, capsys):
+    arguments = ["report", str(trained), "--output_dir", str(tmp_path / "report"), "--title", "a <title>"]
+    assert main(arguments) == 0
+    assert "| erm | kd | reinforced | gain of kd | gain of reinforced |" in capsys.readouterr().out
+    page = (tmp_path / "report" / "results.html").read_text()
+    assert page.count("data:image/png;base64,") == 1
+    assert "a &lt;title&gt;" in page
+    assert "src=" not in page.replace('src="data:', "")
+    assert {p.name for p in (tmp_path / "report").iterdir()} == {"results.md", "results.json", "results.html"}
+    content = json.loads((tmp_path / "report" / "results.json").read_text())
+    curve = next(run["accuracy"] for run in content["runs"] if run["objective"] == "kd")
+    assert [time for time, _ in curve] == pytest.approx([t * of(trained, "kd-0", "train_runtime") for t in (0.5, 1)])
+
+
+def test_the_script_is_the_command(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["report.py", "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_path(str(ROOT / "recipes" / "report.py"), run_name="__main__")
+    assert "usage: python recipes/report.py" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda run: (run / "all_results.json").unlink(), "must hold a finished training, but No such file"),
+        (lambda run: (run / "student.json").unlink(), "must hold the student.json of `hf-dr train`, found none"),
+        (
+            lambda run: (run / "trainer_state.json").write_text("{"),
+            "must hold a training's JSON, but reading it failed",
+        ),
+        (
+            lambda run: (run / "trainer_state.json").write_text("{}"),
+            "must hold what `hf-dr train` writes, .*global_step",
+        ),
+        (
+            lambda run: edit(run / "student.json", lambda s: s["settings"].pop("seed")),
+            "must tell objective, seed and epochs",
+        ),
+        (lambda run: edit(run / "student.json", lambda s: s.pop("model")), "student.json must have model"),
+        (
+            lambda run: edit(run / "student.json", lambda s: s["settings"].update(learning_rate="9")),
+            "differs in learning_rate",
+        ),
+        (
+            lambda run: edit(run / "student.json", lambda s: s["settings"].update(seed="0")),
+            "it repeats seed 0 of .*erm-0",
+        ),
+    ],
+)
+def test_a_run_that_cannot_stand_in_a_table_is_listed_with_the_reason(trained, damage, reason):
+    damage(trained / "evaluated" / "erm-1")
+    results = gather([trained])
+    (place,) = results.left_out
+    assert place.endswith("erm-1")
+    with pytest.raises(AssertionError, match=reason):
+        raise AssertionError(results.left_out[place])
+    page = results.to_markdown("all")
+    assert f"- {place}: " in page
+    assert f"<td>{place}</td>" in results.to_html("all")
+    (row,) = results.to_dict("all")["accuracy"]
+    assert row["erm"]["seeds"] == 1
+
+
+def test_an_unfinished_training_is_told_by_its_checkpoints(trained):
+    (trained / "stopped" / "checkpoint-3").mkdir(parents=True)
+    (trained / "stopped" / "checkpoint-3" / "trainer_state.json").write_text("{}")
+    (trained / "nothing").mkdir()
+    left_out = gather([trained]).left_out
+    assert {Path(place).name: reason[:35] for place, reason in left_out.items()} == {
+        "stopped": "must hold a finished training, but ", "nothing": "it holds no training and no evaluat",
+    }  # fmt: skip
+
+
+def test_runs_of_another_length_or_dataset_stand_in_rows_of_their_own(trained):
+    edit(trained / "evaluated" / "erm-1" / "all_results.json", lambda r: r.update(epoch=4.0))
+    edit(trained / "evaluated" / "reinforced-1" / "student.json", lambda s: s["dataset"].update(fingerprint="f"))
+    results = gather([trained])
+    assert sorted(setting.epochs for setting in results.settings) == [2, 2, 4]
+    assert len(results.figures()) == 2
+    longer = next(setting for setting in results.settings if setting.epochs == 4)
+    assert results.gains(longer, "reinforced") == []
+    assert len(results.of(longer, "erm")) == 1
+
+
+def test_gains_without_a_common_seed_are_those_of_the_means(trained):
+    for name, seed in (("erm-0", "7"), ("erm-1", "8")):
+        edit(trained / "evaluated" / name / "student.json", lambda s, seed=seed: s["settings"].update(seed=seed))
+    results = gather([trained])
+    top1 = {name: of(trained, name, "eval_top1") for name in RUNS}
+    expected = (top1["reinforced-0"] + top1["reinforced-1"] - top1["erm-0"] - top1["erm-1"]) / 2
+    assert results.gains(results.settings[0], "reinforced") == [pytest.approx(expected)]
+
+
+def test_sets_of_one_name_are_told_apart_and_contradictions_listed(trained):
+    there = trained / "evaluated" / "evaluation.json"
+    edit(there, lambda e: e["settings"].update(models=[f"{name}={trained / 'evaluated' / name}" for name in RUNS[:3]]))
+    for name, change in (
+        ("f_elsewhere", lambda e: e["sets"]["test"].update(dataset="far/away")),
+        ("g_fewer", lambda e: (e["sets"]["test"].update(dataset="far/away"), e["settings"].update(max_examples=3))),
+        ("h_contradicting", lambda e: e["results"][0].update(top1=0.123)),
+        ("i_damaged", lambda e: e["results"][0].update(top1="high")),
+    ):
+        (trained / name).mkdir()
+        shutil.copy(there, trained / name / "evaluation.json")
+        edit(trained / name / "evaluation.json", change)
+    results = gather([trained])
+    (erm, _) = results.of(results.settings[0], "erm")
+    assert erm.evaluations["test (away)"] == erm.evaluations["test"]
+    assert "test (away), corrupted" in erm.evaluations
+    reasons = {place.removeprefix(f"{trained}/"): reason for place, reason in results.left_out.items()}
+    again = "`test (away)` was evaluated in another way before. Report one of them at a time."
+    assert reasons.pop("g_fewer/evaluation.json: erm-0 on test") == again
+    assert "it was evaluated before, with other results" in reasons.pop(
+        "h_contradicting/evaluation.json: erm-0 on test"
+    )
+    assert "TypeError: the metrics of erm-0 are no numbers. Evaluate anew" in reasons.pop("i_damaged/evaluation.json")
+    assert all(place.startswith("g_fewer") for place in reasons)
+
+
+def test_what_is_no_report(tmp_path):
+    with pytest.raises(
+        DataError, match=r"a report must be of folders with runs, found none at .*nowhere. Check the path"
+    ):
+        list(find_results(tmp_path / "nowhere"))
+    with pytest.raises(
+        DataError, match=r"at least one finished run or evaluation, found none. Train first:\n.*holds no"
+    ):
+        gather([tmp_path])
+    with pytest.raises(DataError, match="must hold a finished training"):
+        read_trained(tmp_path)
+    (tmp_path / "evaluation.json").write_text("[]")
+    with pytest.raises(DataError, match=r"must be what `hf-dr evaluate` writes, but: AttributeError.*Evaluate anew"):
+        read_evaluation(tmp_path / "evaluation.json")
+    assert main(["report", str(tmp_path)]) == 2

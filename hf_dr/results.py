@@ -45,13 +45,28 @@ _CORRUPTED = ("corruptions", "severities", "seed")
 
 
 class Setting(NamedTuple):
-    """What runs must share to stand in one row."""
+    """What runs must share to stand in one row.
+
+    Attributes:
+        reinforced: Whether the data is a "+" dataset, not the base of one.
+    """
 
     model: str
     data: str
     fingerprint: str
     epochs: float
     evaluated_on: str
+    num_rows: int
+    reinforced: bool
+
+    def serves(self, other: Setting) -> bool:
+        """Whether its runs, on a base dataset, are what those on a "+" dataset of as many examples compare with."""
+        return (
+            other.reinforced
+            and not self.reinforced
+            and bool(self.evaluated_on)
+            and (self.model, *self[3:6]) == (other.model, *other[3:6])
+        )
 
 
 Evaluations = dict[str, dict[str, Any]]
@@ -101,6 +116,8 @@ def read_trained(folder: Path) -> Trained:
             str(data.get("fingerprint")),
             round(float(json.loads((folder / _RESULTS).read_text(encoding="utf-8"))["epoch"]), 2),
             ":".join(str(on[key]) for key in ("id", "config", "split") if on.get(key)),
+            int(settings["num_rows"]),
+            bool(data.get("reinforced", True)),
         )
         run = read_training(folder, objective, int(settings["seed"]))
         metrics = {key: float(student.metrics[key]) for key in _METRICS if key in student.metrics}
@@ -244,13 +261,22 @@ class Results:
 
     @property
     def settings(self) -> list[Setting]:
-        """The rows, sorted."""
-        return sorted({trained.setting for trained in self.runs})
+        """The rows, sorted; runs on a base dataset stand in those of its "+" datasets, where these have none of their own."""
+        every = {trained.setting for trained in self.runs}
+        own = {(trained.setting, trained.run.objective) for trained in self.runs}
+        lent = {
+            (plain, objective)
+            for plain, objective in own
+            if any(plain.serves(other) and (other, objective) not in own for other in every)
+        }
+        return sorted(setting for setting in every if any(cell[0] == setting for cell in own - lent))
 
     def of(self, setting: Setting, objective: str) -> list[Trained]:
         """Returns the runs of a cell, which differ in the seed."""
-        runs = [trained for trained in self.runs if (trained.setting, trained.run.objective) == (setting, objective)]
-        return sorted(runs, key=lambda trained: trained.run.seed)
+        runs = [trained for trained in self.runs if trained.run.objective == objective]
+        own = [trained for trained in runs if trained.setting == setting]
+        found = own or [trained for trained in runs if trained.setting.serves(setting)]
+        return sorted(found, key=lambda trained: trained.run.seed)
 
     @property
     def objectives(self) -> list[str]:
@@ -403,7 +429,8 @@ class Results:
         """Returns for each student on its data: accuracy against training time and against epochs, by objective."""
         figures = []
         for key in dict.fromkeys((s.model, s.data, s.fingerprint, s.evaluated_on) for s in self.settings):
-            here = [t for t in self.runs if t.run.accuracy and key == t.setting[:3] + t.setting[4:]]
+            rows = [s for s in self.settings if (s.model, s.data, s.fingerprint, s.evaluated_on) == key]
+            here = [t for s in rows for name in self.objectives for t in self.of(s, name) if t.run.accuracy]
             if not here:
                 continue
             figure = Figure(figsize=(9.5, 3.8), layout="constrained")

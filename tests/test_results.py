@@ -199,6 +199,23 @@ def test_runs_of_another_length_or_dataset_stand_in_rows_of_their_own(trained):
     assert len(results.of(longer, "erm")) == 1
 
 
+def test_runs_on_the_base_stand_beside_those_on_its_plus_dataset(trained):
+    expected = gather([trained]).to_dict("all")["accuracy"]
+    base = {"id": "base", "config": None, "revision": None, "fingerprint": "b", "reinforced": False}
+    for name in ("erm-0", "erm-1"):
+        edit(trained / "evaluated" / name / "student.json", lambda s: s.update(dataset=base))
+    results = gather([trained])
+    assert results.to_dict("all")["accuracy"] == expected
+    assert len(results.figures()) == 1
+    edit(trained / "evaluated" / "erm-1" / "student.json", lambda s: s["settings"].update(num_rows=11))
+    results = gather([trained])  # of another base
+    assert [(s.data, s.num_rows) for s in results.settings] == [("base", 11), ("tiny-plus/all_ops", 12)]
+    shutil.copytree(trained / "evaluated" / "reinforced-0", trained / "more")
+    edit(trained / "more" / "student.json", lambda s: s["settings"].update(reinforced_probability=0.0, num_rows=11))
+    results = gather([trained])
+    assert [[len(results.of(setting, "erm")) for setting in results.settings]] == [[1, 1, 1]]
+
+
 def test_gains_without_a_common_seed_are_those_of_the_means(trained):
     for name, seed in (("erm-0", "7"), ("erm-1", "8")):
         edit(trained / "evaluated" / name / "student.json", lambda s, seed=seed: s["settings"].update(seed=seed))

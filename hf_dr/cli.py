@@ -32,7 +32,7 @@ from hf_dr.loading import each_dataset, fetch_config, load_reinforced
 from hf_dr.metrics import compute_metrics
 from hf_dr.ml_dr import ImportConfig, ImportJob
 from hf_dr.plain import PlainDataset
-from hf_dr.reinforce import Job, ReinforceConfig, check_dataset, process_state
+from hf_dr.reinforce import Job, Part, ReinforceConfig, check_dataset, process_state
 from hf_dr.replay import ReinforcedDataset
 from hf_dr.results import gather
 from hf_dr.schema import CONTACT_SHEET_FILE, find_config
@@ -91,6 +91,13 @@ class RunArguments:
     dry_run: bool = field(
         default=False, metadata={"help": "Check everything, time a few batches, print hours and bytes; write nothing."}
     )
+    part: str = field(
+        default="0/1",
+        metadata={
+            "help": "I/N: make only every N-th shard from number I on, for N launches that share the folder and know nothing "
+            "of each other, like the nodes of a cluster. What a killed one left, it makes when run again, or a run of all."
+        },
+    )
 
 
 def build_augmentation(value: Any, size: int) -> Augmentation:
@@ -146,7 +153,7 @@ def reinforce_command(argv: Sequence[str], prog: str) -> int:
         "dataset. Launch it with accelerate over any number of processes; running the same command again resumes.",
     )
     # What can be checked without the teacher comes first: it may take minutes to load.
-    augmentation = build_augmentation(teaching.augmentation, teaching.size)
+    augmentation, part = build_augmentation(teaching.augmentation, teaching.size), Part.parse(run.part)
     state = process_state()
     with state.local_main_process_first():
         dataset, described = load_base(base.dataset, base.dataset_config, split=base.split, revision=base.revision)
@@ -164,10 +171,10 @@ def reinforce_command(argv: Sequence[str], prog: str) -> int:
         if state.is_main_process:
             estimate = job.estimate()
             print(f"{job.folder}: nothing written, this is what the run would take\n")
-            print(estimate.report(state.num_processes, job.workers, state.device))
+            print(estimate.report(part.count * state.num_processes, job.workers, state.device))
         return 0
     try:
-        job.run()
+        job.run(part)
     except KeyboardInterrupt:
         logger.warning("Stopped. Finished shards are kept; run the same command again to go on.")
         return 130

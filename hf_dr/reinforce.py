@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -153,6 +153,43 @@ def _at_least(name: str, value: Any, low: int) -> None:
         raise ConfigError(f"`{name}` must be a whole number of at least {low}, got {value!r}. Raise `{name}`.")
 
 
+@dataclass(frozen=True)
+class Part:
+    """Every `count`-th shard from `index` on: what one of several independent launches makes.
+
+    Attributes:
+        index: From 0.
+        count: Of the parts.
+    """
+
+    index: int = 0
+    count: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Part:
+        """Reads `0/4`: the first of four.
+
+        Raises:
+            ConfigError: It is something else.
+        """
+        match = re.fullmatch(r"(\d+)/(\d+)", text, re.ASCII)
+        if match is None or int(match[1]) >= int(match[2]):
+            raise ConfigError(f"`part` must be from 0/N to N-1/N for N parts, got {text!r}. The first of four is 0/4.")
+        return cls(int(match[1]), int(match[2]))
+
+    def of(self, shards: int) -> range:
+        """Returns the numbers of its shards. They do not depend on which are there: no other part ever has them."""
+        return range(self.index, shards, self.count)
+
+    def lock(self, folder: Path) -> filelock.BaseFileLock:
+        """Returns the lock that its run holds."""
+        name = ".lock" if self.count == 1 else f".lock-{self.index}-of-{self.count}"
+        return filelock.FileLock(folder / name, timeout=0)
+
+
+WHOLE = Part()
+
+
 def reinforce(
     dataset: datasets.Dataset,
     teacher: Teacher,
@@ -263,15 +300,19 @@ class Job:
 
     # ------------------------------------------------------------------------------------------------------- running
 
-    def run(self) -> None:
-        """Makes the missing shards; every process of the launch calls it."""
+    def run(self, part: Part = WHOLE) -> None:
+        """Makes the missing shards; every process of the launch calls it.
+
+        Args:
+            part: Which of them, where several launches that know nothing of each other share the folder.
+        """
         state = process_state()
-        lock = filelock.FileLock(self.folder / ".lock", timeout=0)
+        lock = part.lock(self.folder)
         # Rank 0 prepares; what it finds wrong must stop every rank, so it is sent along with the list of what is missing.
         message: list[Any] = [None, None]
         if state.is_main_process:
             try:
-                message[0] = self._prepare(lock)
+                message[0] = self._prepare(lock, part)
             except HfDrError as error:
                 message[1] = error
         if state.num_processes > 1:
@@ -281,20 +322,21 @@ class Job:
             raise refusal
         try:
             mine = missing[state.process_index :: state.num_processes]
-            progress = _Progress(self, missing, mine, state)
+            progress = _Progress(self, part, missing, mine, state)
             if state.is_main_process:
                 self._log_plan(missing, state)
             self._make_shards(mine, progress)
             state.wait_for_everyone()
             if state.is_main_process:
-                self._complete(progress)
+                with _gate(self.folder):  # the last of several parts finds all shards
+                    self._complete(progress)
             state.wait_for_everyone()
         finally:
             lock.release()
 
     def _log_plan(self, missing: list[int], state: PartialState) -> None:
         if not missing:
-            logger.info("All %d shards are there already; nothing to do.", self.provenance.num_shards)
+            logger.info("All shards to be made are there already; nothing to do.")
             return
         logger.info(
             "Making %d of %d shards in %d process(es) with %d worker(s) each, on %s.",
@@ -305,13 +347,23 @@ class Job:
             self.teacher.device.type,
         )
 
-    def _prepare(self, lock: filelock.BaseFileLock) -> list[int]:
+    def _prepare(self, lock: filelock.BaseFileLock, part: Part) -> list[int]:
         """Opens or resumes the folder; returns the missing shards."""
         # Images come on top, so this is a lower bound.
-        return open_run(self.folder, self.provenance, lock, self.config.num_views * self.config.top_k * 2)
+        return open_run(self.folder, self.provenance, lock, self.config.num_views * self.config.top_k * 2, part)
 
     def _complete(self, progress: _Progress) -> None:
-        """Checks that all shards are there, and writes the final provenance and the card."""
+        """Writes the final provenance and the card, if all shards are there."""
+        missing = missing_shards(self.folder, self.provenance)
+        if missing:
+            logger.info(
+                "This part is done%s. %d of %d shards are still to come from other parts; a run of any part, or of all, makes "
+                "those that a killed one has left.",
+                progress.summary(),
+                len(missing),
+                self.provenance.num_shards,
+            )
+            return
         markers = [read_marker(self.folder / name) for name in self.provenance.shard_names]
         self.provenance.skipped_rows[:] = [row for marker in markers for row in marker.skipped_rows]
         self.provenance.write(self.folder)
@@ -448,6 +500,7 @@ class Job:
         num_timed = sum(len(views[TEACHER_IDS]) for views in timed)
         return Estimate(
             num_views=len(self._images) * views,
+            num_shards=self.provenance.num_shards,
             seconds_augment=augmenting / sum(len(b.pixels) for b in made),
             seconds_teacher=teaching / max(1, num_timed),
             bytes_reinforcement=len(self._images) * views * self._bytes_per_view(timed),
@@ -492,22 +545,23 @@ class Estimate:
     """What a run would take. Seconds are per view, of one core for augmenting, of one core or GPU for the teacher."""
 
     num_views: int
+    num_shards: int
     seconds_augment: float
     seconds_teacher: float
     bytes_reinforcement: float
     bytes_base: float
 
     def report(self, num_processes: int, num_workers: int, device: torch.device) -> str:
-        """Returns the estimate as a table for people."""
+        """Returns the estimate as a table for people; `num_processes` counts those of all parts."""
         teacher = self.num_views * self.seconds_teacher / 3600
         augment = self.num_views * self.seconds_augment / 3600
         workers = max(1, num_workers)
-        if device.type == "cpu":
-            wall = (teacher + augment) / workers / num_processes
-        else:
-            wall = max(teacher, augment / workers) / num_processes
+        most = math.ceil(self.num_shards / num_processes)  # of one process; the others wait for it
+        wall = (teacher + augment) / workers if device.type == "cpu" else max(teacher, augment / workers)
+        wall *= most / self.num_shards
         rows = [
             ("views", f"{self.num_views:,}"),
+            ("shards", f"{self.num_shards:,}, at most {most:,} a process"),
             (
                 "teacher",
                 f"{1e3 * self.seconds_teacher:.2f} ms a view on one {'core' if device.type == 'cpu' else 'GPU'}",
@@ -559,18 +613,18 @@ class _Progress:
 
     LOOK_EVERY = 5.0  # seconds between looks at the folder
 
-    def __init__(self, job: Job, missing: list[int], mine: list[int], state: PartialState) -> None:
+    def __init__(self, job: Job, part: Part, missing: list[int], mine: list[int], state: PartialState) -> None:
         provenance = job.provenance
         self._folder = job.folder
         self._names = {i: provenance.shard_names[i] for i in set(missing) - set(mine)}
-        self._views = {i: len(provenance.shard_range(i)) * provenance.num_views for i in missing}
+        views = {i: len(provenance.shard_range(i)) * provenance.num_views for i in part.of(provenance.num_shards)}
+        self._views = {i: views[i] for i in missing}
         self._others_done = 0
         self._shards, self._bytes, self._made = 0, 0, 0
         self._looked = self._began = time.monotonic()
-        done = provenance.num_rows * provenance.num_views - sum(self._views.values())
         self._bar = tqdm(
-            total=provenance.num_rows * provenance.num_views,
-            initial=done,
+            total=sum(views.values()),
+            initial=sum(views.values()) - sum(self._views.values()),
             unit="view",
             unit_scale=True,
             desc=f"reinforcing {provenance.config_name}",
@@ -618,50 +672,77 @@ class _Progress:
 # ------------------------------------------------------------------------------------------------- a run's folder
 
 
-def open_run(folder: Path, provenance: Provenance, lock: filelock.BaseFileLock, row_bytes: int) -> list[int]:
+def _gate(folder: Path) -> filelock.BaseFileLock:
+    """Returns the lock under which runs of parts prepare and complete, one after the other."""
+    return filelock.FileLock(folder / ".gate")
+
+
+def _take(folder: Path, lock: filelock.BaseFileLock, part: Part) -> None:
+    """Takes the lock of a part, unless its shards may be in the hands of a run of other parts.
+
+    Raises:
+        ConfigError: They may.
+    """
+    try:
+        lock.acquire()
+        mates = {Part(index, part.count).lock(folder).lock_file for index in range(part.count)}
+        for path in folder.glob(".lock*"):
+            if str(path) not in mates:
+                with filelock.FileLock(path, timeout=0):
+                    pass
+    except filelock.Timeout as busy:
+        lock.release()
+        raise ConfigError(
+            f"{folder} must not be in use, but another run is writing to it ({Path(busy.lock_file).name}). Wait for it, or "
+            "choose another `output_dir` or `config_name`. Several runs at once are parts of one number: `part` 0/2 and 1/2."
+        ) from None
+
+
+def open_run(
+    folder: Path, provenance: Provenance, lock: filelock.BaseFileLock, row_bytes: int, part: Part = WHOLE
+) -> list[int]:
     """Opens the folder of a configuration, new or to be resumed, takes its lock, and returns the missing shards.
 
     Args:
         folder: Of the configuration; it gets the provenance.
         provenance: Of this run.
-        lock: Of the folder; the caller releases it.
+        lock: Of the folder, or of the part; the caller releases it.
         row_bytes: What a row needs on disk, at least.
+        part: Which shards this run makes.
 
     Raises:
         ConfigError: The folder cannot be used, or the disk cannot hold the missing rows.
         FingerprintMismatchError: It was begun with another configuration.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except filelock.Timeout:
-        raise ConfigError(
-            f"{folder} must not be in use, but another run is writing to it. Wait for it, or choose another "
-            "`output_dir` or `config_name`."
-        ) from None
-    except OSError as error:
-        raise ConfigError(
-            f"`output_dir` must be a folder that can be written to, but {folder}: {error.strerror}. Choose another."
-        ) from error
-    check_same_run(folder, provenance)
-    began = (folder / PROVENANCE_FILE).exists()
-    strangers = sorted(p.name for p in folder.glob("*.parquet"))
-    if strangers and not began:
-        raise ConfigError(
-            f"{folder} must be empty or hold a run with its {PROVENANCE_FILE}, found {strangers[0]} without. "
-            "Choose another `output_dir`."
-        )
-    remove_temporaries(folder)
-    missing = missing_shards(folder, provenance)
-    needed, free = len(missing) * provenance.shard_size * row_bytes, shutil.disk_usage(folder).free
-    if needed > free:
-        raise ConfigError(
-            f"`output_dir` needs at least {format_bytes(needed)}, found {format_bytes(free)} free. Free space or lower "
-            "`num_views`."
-        )
-    if not began:
-        provenance.write(folder)
-    return missing
+    with ExitStack() as held:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(_gate(folder))
+            _take(folder, lock, part)
+        except OSError as error:
+            raise ConfigError(
+                f"`output_dir` must be a folder that can be written to, but {folder}: {error.strerror}. Choose another."
+            ) from error
+        check_same_run(folder, provenance)
+        began = (folder / PROVENANCE_FILE).exists()
+        strangers = sorted(p.name for p in folder.glob("*.parquet"))
+        if strangers and not began:
+            raise ConfigError(
+                f"{folder} must be empty or hold a run with its {PROVENANCE_FILE}, found {strangers[0]} without. "
+                "Choose another `output_dir`."
+            )
+        mine = part.of(provenance.num_shards)
+        remove_temporaries(folder, ("",) if part == WHOLE else [provenance.shard_names[index] for index in mine])
+        missing = [index for index in missing_shards(folder, provenance) if index in mine]
+        needed, free = len(missing) * provenance.shard_size * row_bytes, shutil.disk_usage(folder).free
+        if needed > free:
+            raise ConfigError(
+                f"`output_dir` needs at least {format_bytes(needed)}, found {format_bytes(free)} free. Free space or lower "
+                "`num_views`."
+            )
+        if not began:
+            provenance.write(folder)
+        return missing
 
 
 def check_same_run(folder: Path, provenance: Provenance) -> None:

@@ -7,7 +7,7 @@ import json
 import os
 import secrets
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -157,10 +157,11 @@ def check_full(batch: pa.RecordBatch, name: str) -> None:
         )
 
 
-def remove_temporaries(folder: Path) -> None:
-    """Deletes what killed runs left behind; call it only while no other run writes to the folder."""
-    for path in folder.glob(f".*{_TEMPORARY}"):
-        path.unlink(missing_ok=True)
+def remove_temporaries(folder: Path, shards: Iterable[str] = ("",)) -> None:
+    """Deletes what killed runs left behind of these shards, or of all; call it only while no other run writes them."""
+    for shard in shards:
+        for path in folder.glob(f".{shard}*{_TEMPORARY}"):
+            path.unlink(missing_ok=True)
 
 
 def column_compression(features: Features) -> dict[str, str]:

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from hf_dr.augmentation import Augmentation
 from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, HfDrError, TeacherError
 from hf_dr.ops import CutMix, MixUp, RandomCrop, RandomHorizontalFlip, RandomResizedCrop, Resize
-from hf_dr.reinforce import Job, ReinforceConfig, reinforce
+from hf_dr.reinforce import Job, Part, ReinforceConfig, reinforce
 from hf_dr.schema import PROVENANCE_FILE, Provenance
 from hf_dr.teacher import Teacher
 
@@ -132,6 +132,79 @@ def test_killed_and_restarted_equals_uninterrupted_and_repeats_no_shard(tmp_path
     assert files_of(folder) == expected
     assert all(path.stat().st_mtime_ns == written for path, written in seen.items())
     assert not list(folder.rglob("*.tmp"))
+
+
+def test_parts_are_disjoint_and_together_all_whatever_is_there():
+    for count in (1, 2, 3, 5):
+        shards = [shard for index in range(count) for shard in Part(index, count).of(7)]
+        assert sorted(shards) == list(range(7))
+
+
+@pytest.mark.parametrize("text", ["2/2", "0/0", "-1/2", "1", "1/2/3", "a/b", ""])
+def test_a_part_that_is_none(text):
+    with pytest.raises(ConfigError, match=rf"`part` must be from 0/N to N-1/N for N parts, got {text!r}. The first of"):
+        Part.parse(text)
+    assert Part.parse("3/4") == Part(3, 4)
+
+
+def test_independent_launches_share_a_folder_and_the_last_completes_it(tmp_path, tiny_dataset, tiny_teacher, caplog):
+    expected = run(tmp_path / "whole", tiny_dataset, tiny_teacher)
+    config = ReinforceConfig(str(tmp_path / "parts"), num_views=3, top_k=2, shard_size=5, num_workers=0)
+    with caplog.at_level(logging.INFO, "hf_dr"):
+        Job(tiny_dataset, tiny_teacher, MIXING, config).run(Part(1, 2))
+    assert "This part is done" in caplog.text
+    assert "2 of 3 shards are still to come from other parts" in caplog.text
+    assert not (tmp_path / "parts" / "README.md").exists()
+    Job(tiny_dataset, tiny_teacher, MIXING, config).run(Part(0, 2))
+    assert files_of(tmp_path / "parts") == expected
+    first, second = (next((tmp_path / name).rglob(PROVENANCE_FILE)).read_text() for name in ("whole", "parts"))
+    assert first == second
+    assert (tmp_path / "parts" / "README.md").read_text().replace("parts", "whole") == (
+        tmp_path / "whole" / "README.md"
+    ).read_text()
+
+
+def test_parts_of_one_number_run_at_once_and_no_others(tmp_path, tiny_dataset, tiny_teacher):
+    config = ReinforceConfig(str(tmp_path), "a", num_views=3, top_k=2, shard_size=5, num_workers=0)
+    job = Job(tiny_dataset, tiny_teacher, MIXING, config)
+    job.folder.mkdir()
+    with Part(0, 2).lock(job.folder):
+        (job.folder / f".{job.provenance.shard_names[0]}.host-1-a.tmp").touch()  # being written: it stays
+        (job.folder / f".{job.provenance.shard_names[1]}.host-1-a.tmp").touch()
+        job.run(Part(1, 2))
+        assert [path.name[: -len(".host-1-a.tmp")] for path in job.folder.glob(".*.tmp")] == [
+            f".{job.provenance.shard_names[0]}"
+        ]
+        for part in (Part(), Part(0, 2), Part(0, 3), Part(2, 3)):
+            with pytest.raises(
+                ConfigError, match=r"another run is writing to it \(\.lock-0-of-2\)\. .*parts of one number"
+            ):
+                job.run(part)
+    job.run()
+    assert not list(job.folder.glob(".*.tmp"))
+    with Part().lock(job.folder), pytest.raises(ConfigError, match=r"another run is writing to it \(\.lock\)"):
+        job.run(Part(1, 2))
+
+
+def test_a_node_that_is_killed_loses_its_own_shards_only(tmp_path, checkpoint):
+    subprocess.run(command(checkpoint, tmp_path / "whole"), check=True)
+    folder, slow = tmp_path / "nodes", ("--num_workers", "0")
+    nodes = [
+        subprocess.Popen(command(checkpoint, folder, *slow, "--part", f"{n}/2"), start_new_session=True) for n in (0, 1)
+    ]
+    deadline = time.monotonic() + 120
+    while not list(folder.rglob(".*.tmp")) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    os.killpg(nodes[0].pid, signal.SIGKILL)
+    assert nodes[0].wait() == -signal.SIGKILL
+    assert nodes[1].wait(timeout=120) == 0
+    expected, left = files_of(tmp_path / "whole"), files_of(folder)
+    assert {name for name in expected if int(name.split("-")[1]) % 2} <= left.keys() < expected.keys()
+    written = {path: path.stat().st_mtime_ns for path in folder.rglob("*.parquet")}
+    subprocess.run(command(checkpoint, folder), check=True)
+    assert files_of(folder) == expected
+    assert all(path.stat().st_mtime_ns == at for path, at in written.items())
+    assert not list(folder.rglob(".*.tmp"))
 
 
 def test_ctrl_c_keeps_finished_shards_and_says_how_to_go_on(tmp_path, checkpoint):

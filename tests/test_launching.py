@@ -1,0 +1,94 @@
+"""What launches at scale: accelerate's own class reads the YAML files, the shells read the scripts, two processes do run."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import pytest
+import timm
+import torch
+from accelerate.commands.config.config_args import load_config_from_file
+from safetensors.torch import save_file
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+FILES = {"one_gpu": (1, 1), "one_node": (1, 8), "nodes": (2, 16), "cpu": (1, 2)}
+SCRIPTS = sorted((RECIPES / "slurm").glob("*.sbatch"))
+# Stands in for a program: prints its arguments, one a line.
+ECHO = '#!/bin/bash\nprintf "%s\\n" "$(basename "$0")" "$@"\n'
+
+
+def test_all_files_are_known():
+    assert {path.stem for path in (RECIPES / "accelerate").glob("*.yaml")} == FILES.keys()
+    assert [path.stem for path in SCRIPTS] == ["reinforce", "train"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_accelerate_reads_its_configuration(name):
+    config = load_config_from_file(str(RECIPES / "accelerate" / f"{name}.yaml"))  # refuses unknown keys
+    assert (config.num_machines, config.num_processes) == FILES[name]
+    assert config.distributed_type == ("NO" if name == "one_gpu" else "MULTI_GPU")
+    assert config.mixed_precision == "no"
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_the_shell_reads_a_script(script):
+    subprocess.run(["bash", "-n", script], check=True)
+
+
+@pytest.fixture
+def submit(tmp_path):
+    """Runs a script as SLURM would, with stand-ins for the programs; returns the words of the command that it ends in."""
+    for program in ("accelerate", "scontrol"):
+        (tmp_path / program).write_text(ECHO if program == "accelerate" else "#!/bin/bash\nprintf 'a1\\na2\\n'\n")
+    (tmp_path / "srun").write_text('#!/bin/bash\nshift\nexport SLURM_NODEID=1\nexec "$@"\n')
+    for path in tmp_path.iterdir():
+        path.chmod(0o755)
+
+    def run(name: str, *arguments: str, **variables: str) -> list[str]:
+        environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(RECIPES.parent), **variables}
+        script = RECIPES / "slurm" / f"{name}.sbatch"
+        done = subprocess.run(["bash", script, *arguments], check=True, env=environment, capture_output=True, text=True)
+        return done.stdout.splitlines()
+
+    return run
+
+
+def test_a_task_of_an_array_takes_its_part(submit):
+    array = {"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_MIN": "3", "SLURM_ARRAY_TASK_COUNT": "4"}
+    words = submit("reinforce", "--config", "a file.yaml", **array, SLURM_GPUS_ON_NODE="4")
+    assert words == [
+        *("accelerate", "launch", "--config_file", "recipes/accelerate/one_node.yaml", "--num_processes", "4"),
+        *("recipes/reinforce.py", "--config", "a file.yaml", "--part", "2/4"),
+    ]
+    assert submit("reinforce")[-2:] == ["--part", "0/1"]
+
+
+def test_training_launches_each_node_with_its_rank(submit):
+    assert submit("train", "--config", "x")[3:] == [
+        *("recipes/accelerate/one_node.yaml", "--num_processes", "8", "recipes/train.py", "--config", "x"),
+    ]
+    job = {"SLURM_JOB_NUM_NODES": "2", "SLURM_GPUS_ON_NODE": "8", "SLURM_JOB_NODELIST": "a[1-2]", "SLURM_JOB_ID": "41"}
+    assert submit("train", "--config", "a file.yaml", **job) == [
+        *("accelerate", "launch", "--config_file", "recipes/accelerate/nodes.yaml", "--num_machines", "2"),
+        *("--num_processes", "16", "--main_process_ip", "a1", "--main_process_port", "20041", "--machine_rank", "1"),
+        *("recipes/train.py", "--config", "a file.yaml"),
+    ]
+
+
+def test_the_cpu_configuration_reinforces_in_two_processes(tmp_path, tiny_dataset):
+    torch.manual_seed(0)
+    save_file(timm.create_model("test_resnet", num_classes=8).state_dict(), tmp_path / "t.safetensors")
+    tiny_dataset.to_parquet(tmp_path / "base.parquet")
+    launcher = ["-m", "accelerate.commands.launch", "--config_file", str(RECIPES / "accelerate" / "cpu.yaml")]
+    settings = {
+        "--dataset": tmp_path / "base.parquet", "--teacher": f"timm:test_resnet@{tmp_path / 't.safetensors'}",
+        "--size": 24, "--num_views": 2, "--top_k": 3, "--shard_size": 3, "--output_dir": tmp_path / "plus",
+    }  # fmt: skip
+    flags = [str(part) for flag in settings.items() for part in flag]
+    command = [sys.executable, *launcher, str(RECIPES / "reinforce.py"), *flags]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, check=True, env=environment, capture_output=True, text=True)
+    assert "in 2 process(es)" in done.stderr
+    assert len(datasets.load_dataset(str(tmp_path / "plus"), "randaug", split="train")) == len(tiny_dataset)

@@ -1,5 +1,6 @@
 """What launches at scale: accelerate's own class reads the YAML files, the shells read the scripts, two processes do run."""
 
+import json
 import os
 import subprocess
 import sys
@@ -17,6 +18,23 @@ FILES = {"one_gpu": (1, 1), "one_node": (1, 8), "nodes": (2, 16), "cpu": (1, 2)}
 SCRIPTS = sorted((RECIPES / "slurm").glob("*.sbatch"))
 # Stands in for a program: prints its arguments, one a line.
 ECHO = '#!/bin/bash\nprintf "%s\\n" "$(basename "$0")" "$@"\n'
+
+
+def test_the_page_on_costs_has_the_numbers_of_the_benchmarks():
+    page = (RECIPES.parent / "docs" / "at_scale.md").read_text(encoding="utf-8")
+    results = RECIPES.parent / "benchmarks" / "results"
+    storage, generation = (json.loads((results / f"{name}.json").read_text()) for name in ("storage", "generation"))
+    rows = 1_281_167
+    for views in (50, 100, 400):
+        sizes = [f"{storage[name] * rows * views / 1e9:.3g} GB" for name in ("randaug", "randaug_mixing")]
+        assert f"| {views} | {rows * views:,} | {sizes[0]} | {sizes[1]} |" in page
+    assert f"`randaug` {storage['randaug']} and `randaug_mixing` {storage['randaug_mixing']} a view" in page
+    rest = sum(value for name, value in generation.items() if name.startswith("cpu_ms_") and name != "cpu_ms_teacher")
+    assert f"{generation['cpu_ms_teacher']:.1f} ms of a core for a view" in page
+    assert f"{rest:.2f} ms. That is" in page
+    hours = [rows * 400 * ms / 3.6e6 for ms in (generation["cpu_ms_teacher"], rest)]
+    assert f"{hours[0]:,.0f} and {hours[1]:.0f} core-hours" in page
+    assert f"{generation['two_processes']:.2f} times what one does" in page
 
 
 def test_all_files_are_known():

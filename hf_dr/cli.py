@@ -19,7 +19,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from hf_dr.augmentation import NAMED, Augmentation
 from hf_dr.base import load_base
 from hf_dr.card import write_card
-from hf_dr.comparison import CompareConfig, run_comparison
+from hf_dr.comparison import CompareConfig, as_arguments, run_comparison
 from hf_dr.config import parse, read_yaml
 from hf_dr.contact_sheet import contact_sheet
 from hf_dr.distillation import OnlineDistillationTrainer
@@ -36,6 +36,7 @@ from hf_dr.reinforce import Job, Part, ReinforceConfig, check_dataset, process_s
 from hf_dr.replay import ReinforcedDataset
 from hf_dr.results import gather
 from hf_dr.schema import CONTACT_SHEET_FILE, find_config
+from hf_dr.smoke import Rehearsal, SmokeArguments, rehearsal
 from hf_dr.student_hub import is_student, push_student
 from hf_dr.students import LabelledImages, build_student, evaluation_augmentation, load_processor
 from hf_dr.teacher import PRECISIONS, Teacher, imagenet_synsets
@@ -143,15 +144,26 @@ def read_classes(value: str | None, names: Sequence[str] | None) -> list[Any] | 
     return content
 
 
+def _rehearsal(argv: Sequence[str]) -> contextlib.AbstractContextManager[Rehearsal]:
+    if process_state().num_processes > 1:
+        raise ConfigError(f"`smoke` takes one process, got {process_state().num_processes}. Leave accelerate out.")
+    return rehearsal(argv, lambda arguments: launch("reinforce", arguments, "hf-dr reinforce"))
+
+
 def reinforce_command(argv: Sequence[str], prog: str) -> int:
     """Reinforces a dataset."""
-    base, teaching, run, config = parse(
-        [BaseArguments, TeacherArguments, RunArguments, ReinforceConfig],
+    base, teaching, run, smoke, config = parse(
+        [BaseArguments, TeacherArguments, RunArguments, SmokeArguments, ReinforceConfig],
         argv,
         prog=prog,
         description='Adds the augmentation parameters and a teacher\'s answers for V views of each image to a dataset: the "+" '
         "dataset. Launch it with accelerate over any number of processes; running the same command again resumes.",
     )
+    if smoke.smoke:
+        with _rehearsal(argv) as stand_in:
+            return reinforce_command(
+                [*argv, *as_arguments(stand_in.reinforce(len(teaching.teacher), config.num_views))], prog
+            )
     # What can be checked without the teacher comes first: it may take minutes to load.
     augmentation, part = build_augmentation(teaching.augmentation, teaching.size), Part.parse(run.part)
     state = process_state()
@@ -274,7 +286,7 @@ class StudentArguments:
 
 
 def _load_plain(student: StudentArguments, seed: int) -> PlainDataset:
-    (name,), config = student.dataset, (student.name or [None])[0]
+    (name,), config = student.dataset, student.name[0] if student.name else None
     augmentation, split = build_augmentation(student.augmentation, student.size or 224), student.split or "train"
     with process_state().local_main_process_first():
         base, described = load_base(name, config, split=split, revision=student.revision)
@@ -296,13 +308,16 @@ def _load_plain(student: StudentArguments, seed: int) -> PlainDataset:
 def train_command(argv: Sequence[str], prog: str) -> int:
     """Trains a student on a "+" dataset."""
     with _as_config_error():
-        student, args = parse(
-            [StudentArguments, ReinforcedTrainingArguments],
+        student, smoke, args = parse(
+            [StudentArguments, SmokeArguments, ReinforcedTrainingArguments],
             argv,
             prog=prog,
             description='Trains an image classifier on a "+" dataset, or, for comparison, by plain training (erm) or online '
             "distillation (kd) on the same images. All settings of transformers' TrainingArguments are flags, too.",
         )
+    if smoke.smoke:
+        with _rehearsal(argv) as stand_in:
+            return train_command([*argv, *as_arguments(stand_in.train(vars(student)))], prog)
     if (student.objective == "kd") != bool(student.teacher):
         raise ConfigError(
             f"`teacher` must be given for `objective` kd and only then, got "
@@ -448,13 +463,16 @@ def run_training(trainer: ReinforcedTrainer, args: ReinforcedTrainingArguments) 
 
 def compare_command(argv: Sequence[str], prog: str) -> int:
     """Trains one student by several objectives and seeds, and compares them."""
-    (config,) = parse(
-        [CompareConfig],
+    config, smoke = parse(
+        [CompareConfig, SmokeArguments],
         argv,
         prog=prog,
         description="Trains one student by several objectives and seeds, evaluates them side by side, and writes the table and "
         "the report. Finished runs are kept: the same command goes on where it was stopped.",
     )
+    if smoke.smoke:
+        with _rehearsal(argv) as stand_in:
+            return compare_command([*argv, *stand_in.compare(vars(config))], prog)
     run_comparison(config, lambda arguments: launch("train", arguments, "hf-dr train"))
     return 0
 
@@ -596,13 +614,16 @@ def import_command(argv: Sequence[str], prog: str) -> int:
 
 def evaluate_command(argv: Sequence[str], prog: str) -> int:
     """Evaluates checkpoints: accuracy, calibration, robustness."""
-    (config,) = parse(
-        [EvaluateConfig],
+    config, smoke = parse(
+        [EvaluateConfig, SmokeArguments],
         argv,
         prog=prog,
         description="Evaluates several checkpoints on several sets of labelled images and writes one table (Markdown, JSON) "
         "and the reliability diagrams (PNG). Each model's own preprocessing is used: resize, centre crop, mean and std.",
     )
+    if smoke.smoke:
+        with _rehearsal(argv) as stand_in:
+            return evaluate_command([*argv, *as_arguments(stand_in.evaluate(vars(config)))], prog)
     report = run_evaluation(config)
     report.save(config.output_dir)
     print(report.to_markdown())

@@ -24,25 +24,24 @@ def render_all() -> dict[Path, str]:
     """Returns the text of each card, by its file."""
     cards = {}
     for name, plan in read_yaml(CARDS / "plans.yaml").items():
-        recipe = ROOT / "recipes" / plan["recipe"]
-        configs = {config: planned(recipe, config, changes) for config, changes in plan["configs"].items()}
+        folder = ROOT / "recipes" / plan["recipe"]
+        configs = {config: planned(folder / f"{recipe}.yaml", config) for config, recipe in plan["configs"].items()}
         cards[CARDS / name / "README.md"] = update_card(f"# {plan['title']}\n", configs, name=f"{OWNER}/{name}")
     return cards
 
 
-def planned(recipe: Path, name: str, changes: dict[str, Any]) -> PlannedConfig:
-    """Returns a configuration that a recipe makes with some flags changed."""
-    flags = [f"--{key}={value}" for key, value in {**changes, "config_name": name}.items()]
+def planned(recipe: Path, name: str) -> PlannedConfig:
+    """Returns the configuration that a recipe makes."""
     base, teaching, _, config = parse(
         [BaseArguments, TeacherArguments, RunArguments, ReinforceConfig],
-        ["--config", str(recipe / "reinforce.yaml"), *flags],
+        ["--config", str(recipe), "--config_name", name],
         prog="reinforce",
         description="",
     )
     folder = ROOT / base.dataset
     known = {"id": folder.name, "license": card_license(str(folder))} if folder.is_dir() else {"id": base.dataset}
     augmentation = build_augmentation(teaching.augmentation, teaching.size)
-    members = [describe(teacher, recipe) for teacher in teaching.teacher]
+    members = [describe(teacher, recipe.parent) for teacher in teaching.teacher]
     return PlannedConfig(
         config_name=name,
         split=base.split,
@@ -58,12 +57,12 @@ def planned(recipe: Path, name: str, changes: dict[str, Any]) -> PlannedConfig:
     )
 
 
-def describe(teacher: str, recipe: Path) -> dict[str, Any]:
+def describe(teacher: str, folder: Path) -> dict[str, Any]:
     """Returns what is known of a teacher without the network: from its folder, or from timm for its checkpoints."""
     if (ROOT / teacher / "config.json").is_file():
         return load_member(str(ROOT / teacher)).provenance()
     if not teacher.startswith("timm/"):
-        by = f" by {path.relative_to(ROOT)}" if (path := recipe / "teacher.yaml").is_file() else ""
+        by = f" by {path.relative_to(ROOT)}" if (path := folder / "teacher.yaml").is_file() else ""
         return {"id": f"to be fine-tuned on the base dataset first{by}"}
     cfg = timm.get_pretrained_cfg(teacher.removeprefix("timm/"))
     assert cfg is not None

@@ -34,23 +34,28 @@ def test_cards_are_the_generators(render):
 def test_every_recipe_is_planned_and_its_flags_are_known(render):
     plans = yaml.safe_load((ROOT / "hub_cards" / "plans.yaml").read_text(encoding="utf-8"))
     assert sorted(plan["recipe"] for plan in plans.values()) == [path.parent.name for path in RECIPES]
+    every = {f"{path.parent.name}/{path.stem}" for path in ROOT.glob("recipes/*/reinforce*.yaml")}
+    assert every == {f"{plan['recipe']}/{recipe}" for plan in plans.values() for recipe in plan["configs"].values()}
     for path in RECIPES:  # an unknown flag or op would be an error
-        config = render.planned(path.parent, "x", {})
+        config = render.planned(path, "x")
         assert Augmentation.from_list(config.augmentation).size is not None
 
 
 def test_imagenet_plus(render):
-    assert set(NAMED) == set(_sections("imagenet-plus")) - {"mini"}
+    assert set(NAMED) == set(_sections("imagenet-plus")) - {"mini", "small", "free", "randaug_384"}
     for name in NAMED:
-        config = render.planned(ROOT / "recipes/imagenet", name, {"augmentation": name})
+        recipe = "reinforce" if name == "randaug" else f"reinforce_{name}"
+        config = render.planned(ROOT / f"recipes/imagenet/{recipe}.yaml", name)
         assert config.augmentation == Augmentation.named(name, 224).to_list()
         assert (config.num_views, config.top_k, config.overlay) == (400, 10, True)
+        assert len(config.teacher["members"]) == 4
         for member in config.teacher["members"]:
             model = member["id"].removeprefix("timm/")
             assert timm.is_model(model)  # a teacher that timm can build
             assert member["license"] == timm.get_pretrained_cfg(model).license == "cc-by-nc-4.0"
     card = (ROOT / "hub_cards/imagenet-plus/README.md").read_text(encoding="utf-8")
-    assert card.count("licensed for non-commercial use only") == card.count("**Overlay") == 5
+    assert card.count("licensed for non-commercial use only") == card.count("**Overlay") - 1 == 7
+    assert "non-commercial" not in _sections("imagenet-plus")["free"]
 
 
 @pytest.mark.parametrize("path", CARDS, ids=lambda path: path.parent.name)

@@ -1,0 +1,288 @@
+"""`--smoke`: a command on tiny generated data in place of the real, in seconds, through the same code.
+
+Beside a recipe, `features.yaml` tells the columns, image mode and size, class names and splits of its dataset. From it a few
+rows are generated. Pretrained networks are replaced by untrained tiny ones over as many classes; a fresh student
+(`timm:ARCHITECTURE`) stays what it is. Only names and numbers are replaced, by flags that follow the user's own: what runs is
+the command itself, with the recipe's augmentation, columns, configuration, loss and optimizer.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import PIL.Image
+import timm
+import torch
+import yaml
+from safetensors.torch import save_file
+from timm.data import ImageNetInfo
+
+from hf_dr.comparison import as_arguments
+from hf_dr.config import config_files, read_yaml
+from hf_dr.corruptions import CORRUPTIONS
+from hf_dr.errors import ConfigError
+from hf_dr.evaluation import EvaluationSet, parse_set
+from hf_dr.students import build_student, complete_config
+
+FEATURES_FILE = "features.yaml"
+ROWS = 4
+"""Rows of each generated split."""
+_ARCHITECTURE, _SUFFIX = "test_resnet", "-smoke"
+_KEYS = {"dataset", "splits", "images", "columns"}
+
+
+@dataclass
+class SmokeArguments:
+    """Whether it is only a rehearsal."""
+
+    smoke: bool = field(
+        default=False,
+        metadata={
+            "help": "Rehearse: a few steps on tiny generated data and networks in place of the real ones, in seconds. "
+            f"Takes a --config whose folder has a {FEATURES_FILE}. What it makes is removed."
+        },
+    )
+
+
+@dataclass(frozen=True)
+class Described:
+    """What `features.yaml` tells of a dataset.
+
+    Attributes:
+        dataset: Its name.
+        splits: Their names.
+        images: `mode` and `format` as Pillow calls them, `width` and `height` in pixels.
+        columns: `image`, or the names of the classes, or `imagenet`, for each column.
+        folder: Where the description is.
+    """
+
+    dataset: str
+    splits: list[str]
+    images: dict[str, Any]
+    columns: dict[str, Any]
+    folder: Path
+
+    @classmethod
+    def beside(cls, files: Sequence[str]) -> Described:
+        """Reads the description beside the last of some configuration files that has one.
+
+        Raises:
+            ConfigError: None has one, or it is malformed.
+        """
+        found = [folder for folder in (Path(file).parent for file in files) if (folder / FEATURES_FILE).is_file()]
+        if not found:
+            raise ConfigError(
+                f"`smoke` needs a --config in a folder with a {FEATURES_FILE}, which describes the dataset, found none beside "
+                f"{', '.join(files) or 'no file'}. Give a recipe."
+            )
+        content = read_yaml(found[-1] / FEATURES_FILE)
+        if content.keys() != _KEYS:
+            raise ConfigError(
+                f"{found[-1] / FEATURES_FILE} must have the keys {', '.join(sorted(_KEYS))}, found {', '.join(content)}."
+            )
+        return cls(**content, folder=found[-1])
+
+    @property
+    def features(self) -> datasets.Features:
+        """The columns with their types."""
+        features: dict[str, Any] = {}
+        for name, kind in self.columns.items():
+            names = _imagenet_names() if kind == "imagenet" else kind
+            features[name] = datasets.Image() if kind == "image" else datasets.ClassLabel(names=names)
+        return datasets.Features(features)
+
+    def generate(self, folder: Path) -> None:
+        """Writes all splits as Parquet files, for `load_dataset`."""
+        folder.mkdir(parents=True)
+        for number, split in enumerate(self.splits):
+            rng = np.random.default_rng(number)
+            columns = {
+                name: [
+                    self._image(rng) if isinstance(feature, datasets.Image) else int(rng.integers(feature.num_classes))
+                    for _ in range(ROWS)
+                ]
+                for name, feature in self.features.items()
+            }
+            rows = datasets.Dataset.from_dict(columns, features=self.features)
+            rows.to_parquet(folder / f"{split}-00000-of-00001.parquet")
+
+    def _image(self, rng: np.random.Generator) -> dict[str, Any]:
+        images = self.images
+        pixels = rng.integers(256, size=(8, 8, 3), dtype=np.uint8)  # blocks of colour: photos have few edges, too
+        image = PIL.Image.fromarray(pixels).resize((images["width"], images["height"])).convert(images["mode"])
+        file = BytesIO()
+        image.save(file, images["format"])
+        return {"bytes": file.getvalue(), "path": None}
+
+
+def _imagenet_names() -> list[str]:
+    names: list[str] = []
+    for name in ImageNetInfo().label_descriptions():
+        names.append(name if name not in names else f"{name}2")  # there are two cranes
+    return names
+
+
+class Rehearsal:
+    """The stand-ins of one command: generated data and untrained networks, made when they are first asked for.
+
+    Args:
+        argv: The user's arguments.
+        folder: Where they are made.
+        reinforce: The command of `hf-dr reinforce`: takes its arguments, returns its exit status.
+
+    Raises:
+        ConfigError: See `Described.beside`.
+    """
+
+    def __init__(self, argv: Sequence[str], folder: Path, reinforce: Callable[[list[str]], int]) -> None:
+        self.folder, self._reinforce = folder, reinforce
+        self.described = Described.beside(config_files(argv))
+
+    @property
+    def base(self) -> str:
+        folder = self.folder / "base"
+        if not folder.exists():
+            self.described.generate(folder)
+        return str(folder)
+
+    @property
+    def classes(self) -> int:
+        """Of the labels: the largest set, where there are finer and coarser ones."""
+        kinds = self.described.features.values()
+        return max(kind.num_classes for kind in kinds if isinstance(kind, datasets.ClassLabel))
+
+    def teachers(self, count: int) -> list[str]:
+        paths = [self.folder / f"teacher{number}.safetensors" for number in range(count)]
+        for number, path in enumerate(paths):
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(number)
+                save_file(timm.create_model(_ARCHITECTURE, num_classes=self.classes).state_dict(), path)
+        return [f"timm:{_ARCHITECTURE}@{path}" for path in paths]
+
+    def checkpoint(self, classes: int) -> str:
+        """A folder with an untrained classifier, as `train` saves them."""
+        folder = self.folder / f"checkpoint{classes}"
+        if not folder.exists():
+            with torch.random.fork_rng(devices=[]):
+                model: Any = build_student(f"timm:{_ARCHITECTURE}", None, classes, size=64)
+            complete_config(model)
+            model.save_pretrained(folder)
+        return str(folder)
+
+    def reinforce(self, teachers: int, num_views: int) -> dict[str, Any]:
+        """Returns what a rehearsal changes in the settings of `reinforce`."""
+        return {
+            "smoke": False,
+            "dataset": self.base,
+            "teacher": self.teachers(teachers),
+            "precision": "fp32",
+            "compile": False,
+            "num_views": min(num_views, 2),
+            "output_dir": self.plus,
+        }
+
+    @property
+    def plus(self) -> Path:
+        """Folder of the "+" dataset."""
+        return self.folder / "plus"
+
+    def train(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns what a rehearsal changes in the settings of `train`; makes the "+" dataset by the recipe beside."""
+        plain = settings.get("augmentation") is not None
+        named = settings["dataset"]
+        plus = str(self.plus) if isinstance(named, str) else [str(self.plus)] * len(named)
+        changed = {
+            "smoke": False,
+            "dataset": self.base if plain else plus,
+            "output_dir": self.folder / "out",
+            "max_steps": 2,
+            "per_device_train_batch_size": 2,
+            "per_device_eval_batch_size": 2,
+            "gradient_accumulation_steps": 1,
+            "dataloader_num_workers": 0,
+            "save_strategy": "no",
+            "push_to_hub": False,
+        }
+        if not settings["student"].startswith("timm:"):
+            changed["student"] = self.checkpoint(1000)  # classes that the dataset may not have
+        for name, stand_in in (("base", self.base), ("eval_dataset", self.base), ("num_views", 1)):
+            if settings.get(name):
+                changed[name] = stand_in
+        if settings.get("teacher"):
+            changed["teacher"] = self.teachers(len(settings["teacher"]))
+        if not plain and not self.plus.exists():
+            names = settings.get("name") or [None]
+            self._make_plus([names] if isinstance(names, str) else names, settings.get("size"))
+        return changed
+
+    def _make_plus(self, names: Sequence[str | None], size: int | None) -> None:
+        recipe = self.described.folder / "reinforce.yaml"
+        for name in names:
+            changed = {
+                **self.reinforce(1, 2),
+                **({"config_name": name} if name else {}),
+                **({"size": size} if size else {}),
+            }
+            status = self._reinforce(["--config", str(recipe), *as_arguments(changed)])
+            if status:
+                raise ConfigError(f'{recipe} must make the "+" dataset, but it ended with status {status}. See above.')
+
+    def evaluate(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns what a rehearsal changes in the settings of `evaluate`; every set becomes the described dataset."""
+        changed: dict[str, Any] = {
+            "sets": [self._set(parse_set(text)) for text in settings["sets"]],
+            "max_examples": ROWS,
+        }
+        if "models" in settings:
+            names = [
+                text.partition("=")[0] if "=" in text else f"model{n}" for n, text in enumerate(settings["models"])
+            ]
+            changed.update(smoke=False, models=[f"{name}={self.checkpoint(self.classes)}" for name in names])
+            changed["output_dir"] = self.folder / "out"
+        if settings.get("corrupt"):
+            changed["corrupt"] = [f"{name}{_SUFFIX}" for name in settings["corrupt"]]
+            changed.update(severities=[1], corruptions=(settings.get("corruptions") or list(CORRUPTIONS))[:1])
+        return changed
+
+    def _set(self, spec: EvaluationSet) -> str:
+        described, features = self.described, self.described.features
+        image = next(name for name, kind in features.items() if isinstance(kind, datasets.Image))
+        labels = [name for name in features if name != image]
+        split = spec.split if spec.split in described.splits else described.splits[1]
+        label = spec.label if spec.label in labels else labels[0]
+        # Under a name that is no preset's, so that nothing of a preset is taken over.
+        return f"{spec.name}{_SUFFIX}={self.base}:{split},image={image},label={label}"
+
+    def compare(self, settings: Mapping[str, Any]) -> list[str]:
+        """Returns the flags by which a rehearsal changes the settings of `compare`."""
+        own = {
+            name: value for name, value in self.train(settings["train"]).items() if name not in ("smoke", "output_dir")
+        }
+        changed: dict[str, Any] = {
+            "smoke": False,
+            "train": {**settings["train"], **own},
+            "evaluate": {**settings["evaluate"], **self.evaluate(settings["evaluate"])},
+            "pictures": [],
+            "seeds": [0],
+            "output_dir": str(self.folder / "out"),
+        }
+        if settings["teacher"]:
+            changed["teacher"] = self.teachers(len(settings["teacher"]))
+        file = self.folder / "compare.yaml"
+        file.write_text(yaml.safe_dump(changed), encoding="utf-8")
+        return ["--config", str(file), "--smoke", "false"]
+
+
+@contextmanager
+def rehearsal(argv: Sequence[str], reinforce: Callable[[list[str]], int]) -> Iterator[Rehearsal]:
+    """Makes a folder for a rehearsal, and removes it; see `Rehearsal`."""
+    with tempfile.TemporaryDirectory(prefix="hf_dr_smoke_") as folder:
+        yield Rehearsal(argv, Path(folder), reinforce)

@@ -1,0 +1,197 @@
+"""Every recipe parses and runs: in a rehearsal, on tiny data of its dataset's columns, and on what it is stacked with."""
+
+from pathlib import Path
+
+import datasets
+import pytest
+import timm
+import torch
+import yaml
+
+from hf_dr import cli
+from hf_dr.cli import BaseArguments, RunArguments, StudentArguments, TeacherArguments, main
+from hf_dr.comparison import CompareConfig
+from hf_dr.config import parse, read_configs, read_yaml
+from hf_dr.errors import ConfigError
+from hf_dr.reinforce import ReinforceConfig
+from hf_dr.smoke import Described, SmokeArguments
+from hf_dr.trainer import ReinforcedTrainingArguments
+
+ROOT = Path(__file__).parents[1]
+SETS = sorted(path.parent for path in ROOT.glob("recipes/*/reinforce.yaml"))
+REINFORCE = sorted(ROOT.glob("recipes/*/reinforce*.yaml"))
+TRAIN = sorted(
+    path for path in ROOT.glob("recipes/*/*.yaml")
+    if path.stem in ("teacher", "erm", "kd", "plus", "finetune", "finetune_plus")
+)  # fmt: skip
+STUDENTS = sorted(ROOT.glob("recipes/students/*.yaml"))
+COMPARE = sorted(ROOT.glob("recipes/*/compare.yaml"))
+TINY = ["--student", "timm:test_resnet", "--model_args", "{}"]
+
+
+def name(path):
+    return path.relative_to(ROOT / "recipes").as_posix()
+
+
+@pytest.fixture(autouse=True)
+def _from_the_root(monkeypatch):
+    monkeypatch.chdir(ROOT)  # paths in recipes start there
+
+
+REINFORCING = [BaseArguments, TeacherArguments, RunArguments, SmokeArguments, ReinforceConfig]
+TRAINING = [StudentArguments, SmokeArguments, ReinforcedTrainingArguments]
+
+
+def settings(kinds, argv):
+    return parse(kinds, argv, prog="x", description="d")
+
+
+def reinforcing(path, *more):
+    return settings(REINFORCING, ["--config", str(path), *more])
+
+
+def training(*argv):
+    return settings(TRAINING, list(argv))
+
+
+def test_there_are_all():
+    assert [path.name for path in SETS] == ["cifar100", "fashion_mnist", "flowers102", "food101", "imagenet"]
+    for path in SETS:
+        names = {"reinforce", "erm", "kd", "plus", "finetune", "finetune_plus", "features"}
+        own = {file.stem for file in path.glob("*.yaml")}
+        assert names <= own
+        assert ("teacher" in own) == (path.name != "imagenet")  # whose teachers are on the Hub
+    assert len(STUDENTS) == 22
+
+
+def kinds_of(path):
+    if path in COMPARE:
+        return [CompareConfig, SmokeArguments]
+    return TRAINING if path in TRAIN else REINFORCING
+
+
+def plain(parsed):
+    return [each.to_dict() if isinstance(each, ReinforcedTrainingArguments) else each for each in parsed]
+
+
+@pytest.mark.parametrize("path", [*REINFORCE, *TRAIN, *COMPARE], ids=name)
+def test_a_printed_recipe_is_the_recipe(path, tmp_path, capsys):
+    argv = ["--config", str(path)]
+    if path in TRAIN:
+        argv += ["recipes/students/vit_b.yaml", "--num_train_epochs", "300"]
+    with pytest.raises(SystemExit):
+        settings(kinds_of(path), [*argv, "--print_config"])
+    (tmp_path / "printed.yaml").write_text(capsys.readouterr().out)
+    printed = settings(kinds_of(path), ["--config", str(tmp_path / "printed.yaml")])
+    assert plain(printed) == plain(settings(kinds_of(path), argv))
+
+
+def test_what_is_printed_first_is_what_was_chosen(capsys):
+    argv = ["--config", "recipes/students/vit_b.yaml", "recipes/imagenet/erm.yaml", "--num_train_epochs", "300"]
+    with pytest.raises(SystemExit):
+        training(*argv, "--print_config")
+    chosen, rest = capsys.readouterr().out.split("# Defaults:")
+    assert yaml.safe_load(chosen).items() >= {"num_train_epochs": 300, "weight_decay": 0.05}.items()
+    assert yaml.safe_load(rest).items() >= {"size": None, "seed": 42}.items()
+
+
+@pytest.mark.parametrize("path", STUDENTS, ids=lambda path: path.stem)
+def test_a_student_is_one_of_timms_at_the_size_of_its_views(path):
+    student, _, args = training("--config", str(path), "recipes/imagenet/plus.yaml")
+    assert args.weight_decay > 0
+    size = student.size or 224
+    architecture = student.student.removeprefix("timm:")
+    with torch.device("meta"):
+        model = timm.create_model(architecture, num_classes=1000, **yaml.safe_load(student.model_args))
+        assert model(torch.empty(1, 3, size, size)).shape == (1, 1000)
+
+
+def test_online_teachers_are_those_of_the_reinforcement():
+    for folder in SETS:
+        assert read_yaml(folder / "kd.yaml")["teacher"] == read_yaml(folder / "reinforce.yaml")["teacher"]
+
+
+def test_sizes_and_augmentations_of_imagenet_plus():
+    found = {}
+    for path in REINFORCE:
+        if path.parent.name == "imagenet":
+            _, teaching, _, _, config = reinforcing(path)
+            found[config.config_name or teaching.augmentation] = (config.num_views, config.top_k, len(teaching.teacher))
+    assert found == {
+        "randaug": (400, 10, 4), "rrc": (400, 10, 4), "mixing": (400, 10, 4), "randaug_mixing": (400, 10, 4),
+        "mini": (50, 10, 4), "small": (100, 5, 4), "randaug_384": (400, 10, 4), "free": (400, 10, 4),
+    }  # fmt: skip
+    for path, free in (("reinforce", False), ("reinforce_free", True)):
+        for member in reinforcing(ROOT / f"recipes/imagenet/{path}.yaml")[1].teacher:
+            license = timm.get_pretrained_cfg(member.removeprefix("timm/")).license
+            assert (license in ("apache-2.0", "mit")) == free
+            assert timm.is_model(member.removeprefix("timm/"))
+
+
+@pytest.mark.parametrize("folder", SETS, ids=lambda path: path.name)
+def test_a_description_is_of_the_recipes_dataset(folder, tmp_path):
+    described = Described.beside([str(folder / "erm.yaml")])
+    base, _, _, _, config = reinforcing(folder / "reinforce.yaml")
+    assert described.dataset == base.dataset
+    described.generate(tmp_path / "base")
+    for split in described.splits:
+        rows = datasets.load_dataset(str(tmp_path / "base"), split=split)
+        assert rows.features == described.features
+        image = rows[0][config.image_column or "image"]
+        assert (image.mode, image.size) == (
+            described.images["mode"],
+            (described.images["width"], described.images["height"]),
+        )
+    if (ROOT / base.dataset).is_dir():  # the one that can be looked at
+        real = datasets.load_dataset(str(ROOT / base.dataset), split="train")
+        assert real.features == described.features
+        assert (real[0]["image"].mode, real[0]["image"].size, real[0]["image"].format) == (
+            image.mode,
+            image.size,
+            image.format,
+        )
+
+
+@pytest.mark.parametrize("path", REINFORCE, ids=name)
+def test_reinforcing_runs(path):
+    assert main(["reinforce", "--config", str(path), "--smoke", "--size", "64"]) == 0
+
+
+@pytest.mark.parametrize("path", TRAIN, ids=name)
+def test_training_runs(path):
+    argv = ["--config", str(path)]
+    assert main(["train", *argv, *([] if "student" in read_configs(argv) else TINY), "--smoke"]) == 0
+
+
+def test_a_student_is_stacked_on_a_dataset():
+    argv = ["--config", "recipes/students/mobilenetv3.yaml", "recipes/cifar100/erm.yaml"]
+    student, _, args = training(*argv)
+    assert (student.student, args.learning_rate) == ("timm:mobilenetv3_large_100", 0.2)  # the dataset's own rate
+
+
+def test_comparing_and_evaluating_run(tmp_path):
+    assert main(["compare", "--config", str(COMPARE[0]), "--smoke"]) == 0
+    recipe = tmp_path / "evaluate.yaml"
+    recipe.write_text(yaml.safe_dump({"models": ["a", "b=c"], "sets": ["imagenet", "imagenet-c"], "output_dir": "x"}))
+    (tmp_path / "features.yaml").write_text((ROOT / "recipes/imagenet/features.yaml").read_text())
+    assert main(["evaluate", "--config", str(recipe), "--corrupt", "imagenet", "--size", "64", "--smoke"]) == 0
+    assert not Path("x").exists()
+
+
+def test_a_rehearsal_needs_a_description(tmp_path, capsys):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("dataset: x\nteacher: [y]\noutput_dir: z")
+    assert main(["reinforce", "--config", str(recipe), "--smoke"]) == 2
+    assert "`smoke` needs a --config in a folder with a features.yaml" in capsys.readouterr().err
+    (tmp_path / "features.yaml").write_text("dataset: x\nsplit: [train]")
+    with pytest.raises(ConfigError, match="must have the keys columns, dataset, images, splits, found dataset, split"):
+        Described.beside([str(recipe)])
+
+
+def test_a_rehearsal_is_of_one_process(monkeypatch, capsys):
+    class Two:
+        num_processes, process_index, is_main_process = 2, 0, True
+
+    monkeypatch.setattr(cli, "process_state", Two)
+    assert main(["reinforce", "--config", "recipes/cifar100/reinforce.yaml", "--smoke"]) == 2
+    assert "`smoke` takes one process, got 2" in capsys.readouterr().err

@@ -352,7 +352,7 @@ def test_views_of_other_data_or_size_do_not_resume_plain_training(call, base, ti
         (["--augmentation", "mixing"], "must not mix images"),
         (["--label_column", "none"], "`objective` erm needs labels, found none in"),
         (["--objective", "reinforced"], "`augmentation` must come with `objective` erm or kd, got reinforced"),
-        (["--streaming"], '`streaming` is for a .+ dataset, which is read without `augmentation`, got True'),
+        (["--streaming"], "`streaming` is for a .+ dataset, which is read without `augmentation`, got True"),
         (["--name", "a", "b"], "`dataset` must be one base dataset with `augmentation`, got .*base.parquet, a, b"),
     ):
         capsys.readouterr()

@@ -209,7 +209,7 @@ def test_a_node_that_is_killed_loses_its_own_shards_only(tmp_path, checkpoint):
 
 def test_ctrl_c_keeps_finished_shards_and_says_how_to_go_on(tmp_path, checkpoint):
     process = subprocess.Popen(
-        command(checkpoint, tmp_path, "--num_views", "64"), stderr=subprocess.PIPE, text=True, start_new_session=True
+        command(checkpoint, tmp_path, "--num_views", "512"), stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     while not list(tmp_path.rglob("*.parquet")) and process.poll() is None:
         time.sleep(0.01)

@@ -13,9 +13,9 @@ as fractions, NLL in nats, corrupted error in percent points), `..._gain_std`, `
 - grocery: 1,253 photos, shrunk to 96 pixels on the shorter side once, so that decoding takes less than learning; seen at 64x64.
 
 The teacher of the last three is ImageNet's EfficientNet-Lite0 with a new linear classifier, fitted to views as the student
-sees them of the same images; for cifar10 all of it is fine-tuned then. A teacher that knows less than the labels does not
-help: fitted to undistorted images it was right about 71 % of the grocery's views, with a linear classifier about 72 % of
-cifar10's, and students learned less from either than from the labels.
+sees them of the same images; for cifar10 all of it is fine-tuned then. A teacher that knows little more than the labels is no
+help: when it was fitted to the undistorted photos of grocery, or only its classifier to cifar10's views, students learned less
+from it than from the labels.
 
 Finished runs in --work are kept: the same command goes on where it was stopped, and adds to the --json file.
 """

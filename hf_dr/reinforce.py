@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib.metadata
 import logging
 import math
@@ -872,7 +873,15 @@ def process_state() -> PartialState:
     Without an accelerator in the machine several processes form a group only if they ask for the CPU, so this does.
     """
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    atexit.unregister(_leave_group)
+    atexit.register(_leave_group)
     return PartialState(cpu=cpu, timeout=timedelta(days=7))
+
+
+def _leave_group() -> None:
+    """A process that ends as a member of a group can be aborted by a thread of gloo's, though its work is done."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def default_workers(device: torch.device) -> int:

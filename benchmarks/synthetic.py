@@ -16,7 +16,7 @@ import pyarrow as pa
 from hf_dr.augmentation import NO_PARTNER, PARTNER, Augmentation
 from hf_dr.images import pixel_hash
 from hf_dr.ops import Params
-from hf_dr.reinforce import Job, ReinforceConfig, _Progress, process_state
+from hf_dr.reinforce import Job, Part, ReinforceConfig, _Progress, process_state
 from hf_dr.rng import view_rng
 from hf_dr.schema import AUG_PREFIX, IMAGE_HASH, TEACHER_IDS, TEACHER_LOGPROBS, VIEWS_HASH
 from hf_dr.views import Span
@@ -104,7 +104,7 @@ def write_repeated(
     # The fingerprint in the shard is that of the larger dataset.
     job.provenance = dataclasses.replace(job.provenance, num_rows=shards * len(base))
     job.folder.mkdir(parents=True)
-    job._make_shards([0], _Progress(job, [0], [0], process_state()))
+    job._make_shards([0], _Progress(job, Part(), [0], [0], process_state()))
     first, *others = job.provenance.shard_names
     for name in others:
         (job.folder / name).hardlink_to(job.folder / first)

@@ -361,9 +361,8 @@ def publish(
         remote = repository.remote()
         check(repository, remote)
         _check_tags(repository, tags, remote if all(map(remote.has, operations.values())) else None)
-        card(
-            _text(repository.fetch(CARD_FILE, remote))
-        )  # a card that cannot be merged with is found before hours of sending
+        # A card that cannot be merged with is found before hours of sending.
+        card(_text(repository.fetch(CARD_FILE, remote)))
         return repository.revision, remote
 
     repository.revision, remote = _on_main(state, begin)

@@ -20,6 +20,12 @@ from hf_dr.shards import list_array
 SIDE = 8
 """Output side of the ops below; `RandomCrop` pads 4 on each side, so it fits images of any size."""
 
+TWO_PROCESSES = (
+    *("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"),
+    *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
+)
+"""What stands between `python` and a script that two processes run together, on a CPU."""
+
 # The same examples in every run: a red test stays red until the code is mended. `max_examples` bounds the time.
 quick = settings(
     deadline=None, derandomize=True, database=None, max_examples=20, suppress_health_check=list(HealthCheck)

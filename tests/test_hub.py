@@ -13,6 +13,7 @@ import pytest
 from conftest import ALL_OPS
 from huggingface_hub import CommitOperationDelete, HfApi
 from loopback_hub import Fault, LoopbackHub
+from samples import TWO_PROCESSES
 
 from hf_dr.augmentation import Augmentation
 from hf_dr.card import CARD_FILE
@@ -217,9 +218,7 @@ def test_an_unfinished_configuration_is_refused_before_anything_is_sent(
 
 
 def test_two_processes_send_their_shares_and_one_commits(loopback_hub: LoopbackHub, plus: Path) -> None:
-    launcher = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
-                "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m")  # fmt: skip
-    command = [sys.executable, *launcher, "hf_dr", "push", str(plus), REPO]
+    command = [sys.executable, *TWO_PROCESSES, "-m", "hf_dr", "push", str(plus), REPO]
     done = subprocess.run(command, check=False, capture_output=True, text=True, env=loopback_hub.environment())
     assert done.returncode == 0, done.stderr
     assert {path: data for path, data in loopback_hub.files(REPO).items() if path.startswith("all_ops/")} == of_config(
@@ -233,9 +232,7 @@ def test_two_processes_send_their_shares_and_one_commits(loopback_hub: LoopbackH
 def test_what_one_process_cannot_send_ends_both(loopback_hub: LoopbackHub, plus: Path) -> None:
     """A refusal on one rank; without an answer to it the other would wait for a week."""
     loopback_hub.faults.append(Fault("403", at="lfs_batch"))
-    launcher = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
-                "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m")  # fmt: skip
-    command = [sys.executable, *launcher, "hf_dr", "push", str(plus), REPO]
+    command = [sys.executable, *TWO_PROCESSES, "-m", "hf_dr", "push", str(plus), REPO]
     done = subprocess.run(
         command, check=False, capture_output=True, text=True, env=loopback_hub.environment(), timeout=120
     )

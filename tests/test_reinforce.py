@@ -20,6 +20,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from samples import TWO_PROCESSES
 
 from hf_dr.augmentation import Augmentation
 from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, HfDrError, TeacherError
@@ -101,11 +102,9 @@ def test_seed_changes_the_columns(tmp_path, tiny_dataset, tiny_teacher):
 
 
 def test_two_processes_write_what_one_does(tmp_path, checkpoint):
-    launcher = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
-                "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0")  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run(command(checkpoint, tmp_path / "one"), check=True, env=environment)
-    two = command(checkpoint, tmp_path / "two", launcher=launcher)
+    two = command(checkpoint, tmp_path / "two", launcher=TWO_PROCESSES)
     done = subprocess.run(two, check=True, env=environment, capture_output=True, text=True)
     assert "in 2 process(es)" in done.stderr
     assert files_of(tmp_path / "one") == files_of(tmp_path / "two")

@@ -16,6 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
+from samples import TWO_PROCESSES
 from torch import nn
 from transformers import AutoModelForImageClassification as AutoClassifier
 from transformers import EarlyStoppingCallback, ResNetConfig, TrainerCallback, ViTConfig
@@ -412,6 +413,19 @@ def test_workers_change_neither_batches_nor_weights(plain, tiny_plus, settings, 
     assert same(found[0][1], found[1][1])
 
 
+def in_two_processes(function: Callable[..., None], folder: Path, *arguments: Any) -> None:
+    """Calls a function of this module, with its arguments as text, in two processes together."""
+    here = Path(__file__).parent
+    script = folder / "script.py"
+    script.write_text(
+        f"import sys\nsys.path[:0] = {[str(here), str(here.parent)]}\n"
+        f"from test_trainer import {function.__name__}\n{function.__name__}(*sys.argv[1:])\n"
+        "import torch\ntorch.distributed.destroy_process_group()\n"
+    )
+    command = [sys.executable, *TWO_PROCESSES, str(script), *map(str, arguments)]
+    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
 def train_and_save(plus: str, out: str, batch_size: str) -> None:
     """Two epochs, and again from within the second; what was seen and learned, in one file for each process."""
     args = ReinforcedTrainingArguments(
@@ -433,16 +447,7 @@ def test_two_processes_see_together_what_one_does(tmp_path, tiny_folder):
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()
     train_and_save(str(tiny_folder), str(tmp_path / "one"), str(BATCH))
-    script, here = tmp_path / "script.py", Path(__file__).parent
-    script.write_text(
-        f"import sys\nsys.path[:0] = {[str(here), str(here.parent)]}\n"
-        "from test_trainer import train_and_save\ntrain_and_save(*sys.argv[1:])\n"
-        "import torch\ntorch.distributed.destroy_process_group()\n"
-    )
-    launcher = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
-                "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0")  # fmt: skip
-    command = [sys.executable, *launcher, str(script), str(tiny_folder), str(tmp_path / "two"), str(BATCH // 2)]
-    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    in_two_processes(train_and_save, tmp_path, tiny_folder, tmp_path / "two", BATCH // 2)
 
     def saved(folder: str, kind: str, rank: int) -> dict[str, torch.Tensor]:
         return load_file(tmp_path / folder / f"{kind}_{rank}.safetensors")
@@ -549,16 +554,7 @@ def stream_and_save(plus: str, out: str, batch_size: str) -> None:
 
 def test_two_processes_share_a_stream(tmp_path, in_shards):
     """12 rows in 3 shards: each process sees 6 of them, in batches of 4 and 2."""
-    script, here = tmp_path / "script.py", Path(__file__).parent
-    script.write_text(
-        f"import sys\nsys.path[:0] = {[str(here), str(here.parent)]}\n"
-        "from test_trainer import stream_and_save\nstream_and_save(*sys.argv[1:])\n"
-        "import torch\ntorch.distributed.destroy_process_group()\n"
-    )
-    launcher = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
-                "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0")  # fmt: skip
-    command = [sys.executable, *launcher, str(script), str(in_shards["mixing"]), str(tmp_path), str(BATCH)]
-    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    in_two_processes(stream_and_save, tmp_path, in_shards["mixing"], tmp_path, BATCH)
     dataset = load_reinforced(in_shards["mixing"])
     known = every_view(dataset)
     shares = [load_file(tmp_path / f"seen_{rank}.safetensors") for rank in (0, 1)]

@@ -100,7 +100,8 @@ class ReinforcedDataset(MappedReinforcedData):
             raise FormatError('expected at least one reinforced row in the "+" dataset, found none. Reinforce again.')
         # Where in `plus` a row of the base is; None where both count alike, as in every untouched "+" dataset.
         self._rank = None if np.array_equal(source, np.arange(len(source))) else np.argsort(source, kind="stable")
-        self._checked = np.zeros(len(plus), bool)
+        # In memory that a loader's workers share: they start anew in each epoch, and would check each image again.
+        self._checked = torch.zeros(len(plus), dtype=torch.bool).share_memory_()
         self._labels = provenance.label_column if provenance.label_column in plus.column_names else None
         if self._labels is not None:
             self._check_labels(_column(plus, self._labels), usable)

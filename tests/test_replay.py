@@ -300,6 +300,19 @@ def test_another_image_is_refused_unless_allowed(tiny_plus, edit):
     assert not np.array_equal(np.asarray(damaged.image(3, 0)), np.asarray(tiny_plus.image(3, 0)))
 
 
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_workers_share_what_they_have_checked(method, tiny_plus, monkeypatch):
+    """Each epoch has new workers, which need not check an image that others did."""
+    plus = ReinforcedDataset(tiny_plus.plus, tiny_plus.provenance)
+    loader = torch.utils.data.DataLoader(
+        plus, batch_size=4, num_workers=1, multiprocessing_context=multiprocessing.get_context(method)
+    )
+    first = [batch["pixel_values"] for batch in loader]
+    monkeypatch.setattr("hf_dr.replay.pixel_hash", lambda image: pytest.fail("hashed again"))
+    again = [plus[row]["pixel_values"] for row in range(len(plus))]
+    assert torch.equal(torch.cat(first), torch.stack(again))
+
+
 def test_the_same_pixels_in_another_file_are_the_same_image(tiny_plus, tiny_dataset, edit):
     def as_bmp(cells):
         return [as_cell(tiny_dataset[row]["image"], "BMP") for row in range(len(cells))]

@@ -107,8 +107,6 @@ def read_trained(folder: Path) -> Trained:
         )
     settings = student.settings
     try:
-        objective = "reinforced" if settings["reinforced_probability"] > 0 else BASELINE
-        objective = "kd" if settings.get("online_teacher") else objective
         on, data = student.evaluated_on or {}, student.dataset
         setting = Setting(
             student.model.rsplit(", over ", 1)[0],
@@ -119,7 +117,7 @@ def read_trained(folder: Path) -> Trained:
             int(settings["num_rows"]),
             bool(data.get("reinforced", True)),
         )
-        run = read_training(folder, objective, int(settings["seed"]))
+        run = read_training(folder, student.objective_name, int(settings["seed"]))
         metrics = {key: float(student.metrics[key]) for key in _METRICS if key in student.metrics}
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(

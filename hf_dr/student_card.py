@@ -76,6 +76,17 @@ class Student:
         existing = path.read_text(encoding="utf-8") if path.is_file() else None
         path.write_text(update_student_card(existing, self, name or folder.resolve().name), encoding="utf-8")
 
+    @property
+    def objective_name(self) -> str:
+        """The training's `--objective`: `reinforced`, `erm` or `kd`.
+
+        Raises:
+            KeyError: The settings do not tell.
+        """
+        if self.settings.get("online_teacher"):
+            return "kd"
+        return "reinforced" if self.settings["reinforced_probability"] > 0 else "erm"
+
     @classmethod
     def read(cls, folder: Path) -> Student | None:
         """Reads `student.json`; None where there is none.

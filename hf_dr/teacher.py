@@ -347,13 +347,14 @@ def weights_hash(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def load_member(name: str, *, card: bool = True, fallback: Preprocessing | None = None) -> Member:
+def load_member(name: str, *, card: bool = True, fallback: Preprocessing | None = None, strict: bool = False) -> Member:
     """Loads one classifier by name, as `Teacher.from_pretrained` does.
 
     Args:
         name: What `Teacher.from_pretrained` takes.
         card: Whether to look up its licence in its card, and to warn where it is unknown.
         fallback: Preprocessing of a model that does not tell its own.
+        strict: Whether weights in the checkpoint that the model does not have are refused.
 
     Raises:
         TeacherError: It cannot be loaded.
@@ -364,11 +365,11 @@ def load_member(name: str, *, card: bool = True, fallback: Preprocessing | None 
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise TeacherError(f"the model's folder {name} must hold a config.json, found none. Name {_HOW_TO_NAME}.")
-        return _load_transformers(name, str(folder), None, card, fallback)
+        return _load_transformers(name, str(folder), None, card, fallback, strict)
     if folder.is_file() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise TeacherError(f"a model must be {_HOW_TO_NAME}; {name!r} is none of these (no such folder).")
     repo_id, _, revision = name.partition("@")
-    return _load_transformers(repo_id, repo_id, revision or None, card, fallback)
+    return _load_transformers(repo_id, repo_id, revision or None, card, fallback, strict)
 
 
 def _load_timm(name: str) -> Member:
@@ -411,7 +412,7 @@ def _load_timm(name: str) -> Member:
 
 
 def _load_transformers(
-    name: str, source: str, revision: str | None, card: bool, fallback: Preprocessing | None
+    name: str, source: str, revision: str | None, card: bool, fallback: Preprocessing | None, strict: bool
 ) -> Member:
     """Loads a transformers folder or a Hub id, timm's included (through transformers' timm wrapper)."""
     try:
@@ -434,6 +435,11 @@ def _load_transformers(
         raise TeacherError(
             f"the checkpoint of {name!r} has no {sorted(report['missing_keys'])[0]}: part of the model would be random. "
             "Name a checkpoint of an image classifier."
+        )
+    if strict and report["unexpected_keys"]:
+        besides = sorted(report["unexpected_keys"])[0]
+        raise TeacherError(
+            f"the checkpoint of {name!r} must hold its model's weights alone, found {besides} besides. Save it again."
         )
     config = model.config
     pretrained_cfg = getattr(config, "pretrained_cfg", None)

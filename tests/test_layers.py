@@ -24,7 +24,8 @@ LEVELS = (
     {"loading"},
     {"reinforce", "contact_sheet", "inspection", "verify", "evaluation", "student_card"},
     {"hub", "comparison", "ml_dr"},
-    {"student_hub", "results", "smoke"},
+    {"student_hub", "transfer"},
+    {"results", "smoke"},
     {"trainer"},
     {"__init__", "distillation"},  # the public names; the baseline
     {"cli"},

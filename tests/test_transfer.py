@@ -1,0 +1,341 @@
+"""Students as backbones, and what the trainer of detection and segmentation does by itself, on a task of one number."""
+
+import itertools
+import json
+
+import pytest
+import timm
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from samples import quick
+from torch import nn
+from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
+
+from hf_dr.errors import ConfigError, FormatError, TeacherError
+from hf_dr.student_hub import export_student
+from hf_dr.students import build_student, complete_config, native_names
+from hf_dr.trainer import ReinforcedTrainer, ReinforcedTrainingArguments
+from hf_dr.transfer import (
+    TRANSFER_FILE,
+    Backbone,
+    BackboneSpec,
+    EpochSampler,
+    TransferArguments,
+    TransferTrainer,
+    backbone,
+    describe_backbone,
+    load_weights,
+    read_description,
+)
+
+
+@pytest.fixture
+def save(tmp_path):
+    """Saves a fresh student of an architecture as a training does; returns its folder and the student."""
+
+    def save(architecture, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), **settings):
+        torch.manual_seed(0)
+        student = build_student(f"timm:{architecture}", None, 7, normalization=(mean, std), **settings)
+        complete_config(student)
+        folder = tmp_path / architecture
+        student.save_pretrained(folder, state_dict=native_names(student.state_dict()))
+        return folder, student.eval()
+
+    return save
+
+
+@pytest.mark.parametrize(
+    ("architecture", "reductions"),
+    [("test_resnet", [4, 8, 16, 32]), ("mobilenetv2_035", [4, 8, 16, 32]), ("mobilevit_xxs", [4, 8, 16, 32]),
+     ("test_vit", [16]), ("test_convnext", [4, 8, 16, 32])],
+)  # fmt: skip
+def test_features_are_what_the_classifier_sees(save, architecture, reductions):
+    folder, student = save(architecture)
+    side = student.timm_model.pretrained_cfg["input_size"][-1]
+    built, identity = backbone(str(folder))
+    built.eval()
+    pixels = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        found = built(pixels)
+        expected = student.timm_model.forward_intermediates(
+            pixels, indices=list(built.spec.out_indices), intermediates_only=True
+        )
+        other = built(torch.zeros(1, 3, 64, 96))
+    assert built.reductions == reductions
+    assert [f.shape for f in other] == [
+        (1, c, 64 // r, 96 // r) for c, r in zip(built.channels, reductions, strict=True)
+    ]
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert (built.spec.mean, built.spec.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert (identity["id"], identity["architecture"], identity["objective"]) == (architecture, architecture, None)
+    assert BackboneSpec.from_dict(json.loads(json.dumps(describe_backbone(built)["backbone"]))) == built.spec
+
+
+@pytest.mark.parametrize("architecture", ["test_resnet", "mobilenetv3_small_050", "efficientnet_b0", "mobilevit_xxs"])
+def test_dilation_keeps_the_weights_and_refines_the_last_features(save, architecture):
+    folder, student = save(architecture)
+    built, _ = backbone(str(folder), output_stride=16)
+    assert built.reductions == [4, 8, 16]
+    assert [f.shape[-2:] for f in built.eval()(torch.zeros(1, 3, 64, 96))] == [(16, 24), (8, 12), (4, 6)]
+    weights = {name.removeprefix("model."): tensor for name, tensor in built.net.state_dict().items()}
+    original = student.timm_model.state_dict()
+    assert all(torch.equal(tensor, original[name]) for name, tensor in weights.items())
+    last = [name for name in original if name.startswith(("layer4", "blocks.5", "blocks.6", "final_conv"))]
+    assert last
+    assert all(name in weights for name in last)
+
+
+def test_a_student_tells_who_it_is(tiny_plus, tmp_path):
+    student = build_student("timm:test_resnet", tiny_plus.class_names, tiny_plus.num_classes)
+    arguments = ReinforcedTrainingArguments(
+        str(tmp_path / "plus-student"), max_steps=1, disable_tqdm=True, report_to="none", save_strategy="no"
+    )
+    trainer = ReinforcedTrainer(student, arguments, train_dataset=tiny_plus)
+    trainer.train()
+    trainer.save_model()
+    trainer.create_model_card(dataset="org/tiny-plus")
+    built, identity = backbone(arguments.output_dir)
+    assert identity["id"] == "plus-student"
+    assert identity["objective"] == "reinforced"
+    assert identity["dataset"]["id"] == "org/tiny-plus"
+    assert identity["dataset"]["fingerprint"] == tiny_plus.provenance.fingerprint
+    assert identity["settings"]["seed"] == "42"
+    export_student(arguments.output_dir, tmp_path / "published")
+    published, again = backbone(str(tmp_path / "published"))
+    assert again["weights_hash"] == identity["weights_hash"]
+    assert all(torch.equal(a, b) for a, b in zip(built.parameters(), published.parameters(), strict=True))
+
+
+def test_names_of_timm(tmp_path):
+    torch.manual_seed(0)
+    built, identity = backbone("timm:test_resnet", out_indices=(2, 4))
+    assert built.reductions == [8, 32]
+    assert (identity["weights_hash"], identity["settings"]) == (None, {})
+    save_file(timm.create_model("test_resnet", num_classes=3).state_dict(), tmp_path / "w.safetensors")
+    built, identity = backbone(f"timm:test_resnet@{tmp_path / 'w.safetensors'}")
+    assert identity["id"] == "timm:test_resnet@w.safetensors"
+    assert torch.equal(
+        built.net.state_dict()["model.conv1.0.weight"], load_file(tmp_path / "w.safetensors")["conv1.0.weight"]
+    )
+
+
+def test_what_is_no_backbone(save, tmp_path):
+    with pytest.raises(ConfigError, match=r"timm has no architecture `test_resnett`. Did you mean `test_resnet`"):
+        backbone("timm:test_resnett")
+    with pytest.raises(
+        ConfigError, match=r"must take .*output_stride, but: .*Leave `output_stride` out, or choose another"
+    ):
+        backbone("timm:test_vit", output_stride=8)
+    with pytest.raises(ConfigError, match=r"must give features of test_resnet .*out_indices=.*Choose another"):
+        backbone("timm:test_resnet", out_indices=(9,))
+    with pytest.raises(ConfigError, match=r"mixer_s32_224 must take .* Choose another architecture"):
+        backbone("timm:mixer_s32_224")
+    vit = ViTForImageClassification(
+        ViTConfig(
+            image_size=8, patch_size=4, hidden_size=4, num_hidden_layers=1, num_attention_heads=1, intermediate_size=4
+        )
+    )
+    vit.save_pretrained(tmp_path / "vit")
+    (tmp_path / "vit" / "preprocessor_config.json").write_text(
+        json.dumps({"image_processor_type": "ViTImageProcessor"})
+    )
+    with pytest.raises(ConfigError, match="must be of one of timm's architectures, found ViTForImageClassification"):
+        backbone(str(tmp_path / "vit"))
+    folder, _ = save("test_resnet")
+    with pytest.raises(ConfigError, match="`model_args` must come with `timm:ARCHITECTURE`"):
+        backbone(str(folder), model_args={"drop_path_rate": 0.1})
+
+
+@pytest.mark.parametrize("change", ["missing", "besides"])
+def test_weights_must_be_those_of_the_student(save, change):
+    folder, _ = save("test_resnet")
+    weights = load_file(folder / "model.safetensors")
+    if change == "missing":
+        del weights["layer2.0.conv1.weight"]
+    else:
+        weights["layer9.weight"] = torch.zeros(1)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    AutoModelForImageClassification.from_pretrained(folder)  # by itself it takes what is there
+    message = {
+        "missing": "has no .*layer2.0.conv1.weight",
+        "besides": "must hold .* alone, found .*layer9.weight besides",
+    }
+    with pytest.raises(TeacherError, match=message[change]):
+        backbone(str(folder))
+    built, _ = backbone("timm:test_resnet")
+    with pytest.raises(ConfigError, match=r"need all weights of their classifier, but `model.conv1.0.weight`"):
+        built.load_classifier({})
+
+
+def test_frozen_normalisations_stay(save):
+    folder, _ = save("test_resnet")
+    for freeze in (True, False):
+        built, _ = backbone(str(folder), freeze_norm=freeze)
+        before = {name: tensor.clone() for name, tensor in built.state_dict().items()}
+        built.train()
+        optimizer = torch.optim.SGD([p for p in built.parameters() if p.requires_grad], lr=0.1)
+        sum(f.square().mean() for f in built(torch.randn(2, 3, 64, 64))).backward()
+        optimizer.step()
+        norms = {n for n, m in built.named_modules() if isinstance(m, nn.BatchNorm2d)}
+        changed = {name for name, tensor in built.state_dict().items() if not torch.equal(tensor, before[name])}
+        assert any(name.rpartition(".")[0] in norms for name in changed) != freeze
+        assert any("conv" in name for name in changed)
+
+
+class Rows:
+    """Row r of epoch e is the number r + 100 e."""
+
+    def __init__(self, count):
+        self.count = count
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        row, epoch = index if isinstance(index, tuple) else (index, 0)
+        return float(row + 100 * epoch)
+
+
+class Line(nn.Module):
+    """A backbone, and a weight that is drawn from the global generator's noise: what must come back after a restart."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone, _ = backbone("timm:test_resnet", out_indices=(0,), freeze_norm=True)
+        self.weight = nn.Parameter(torch.zeros(3, 3))
+        self.seen = []
+
+    def forward(self, numbers):
+        self.seen.append(numbers.tolist())
+        features = self.backbone(torch.ones(1, 3, 32, 32))[0]
+        return {"loss": ((self.weight + torch.rand(3, 3) - numbers.mean()) ** 2).mean() + features.square().mean()}
+
+
+class Sum:
+    def __init__(self):
+        self.rows = []
+
+    def update(self, model, batch):
+        self.rows += batch["numbers"].tolist()
+
+    def compute(self):
+        return {"sum": sum(self.rows), "count": len(self.rows)}
+
+
+@pytest.fixture
+def train(tmp_path):
+    def train(out, steps=8, resume=None, **more):
+        torch.manual_seed(0)
+        model = Line()
+        given = {"learning_rate": 0.05, "optim": "sgd", "save_steps": 3, "max_steps": 8, "save_total_limit": 3, **more}
+        args = TransferArguments(
+            str(tmp_path / out),
+            per_device_train_batch_size=2,
+            report_to="none",
+            disable_tqdm=True,
+            logging_steps=1,
+            **given,
+        )
+        trainer = TransferTrainer(
+            model, args,
+            description={"task": "line", "student": {"id": "s"}, "dataset": {"id": "d"}, **describe_backbone(model.backbone)},
+            meter=Sum, train_dataset=Rows(5), eval_dataset=Rows(7),
+            data_collator=lambda numbers: {"numbers": torch.tensor(numbers)},
+        )  # fmt: skip
+        if steps:
+            trainer.train(resume_from_checkpoint=resume)
+        return trainer
+
+    return train
+
+
+def test_a_resumed_run_is_the_same_run(train, tmp_path):
+    whole = train("whole")
+    again = train("again", resume=str(tmp_path / "whole" / "checkpoint-3"))
+    assert whole.model.seen[3:] == again.model.seen
+    for (name, a), (_, b) in zip(whole.model.state_dict().items(), again.model.state_dict().items(), strict=True):
+        assert torch.equal(a, b), name
+    assert sorted(itertools.chain(*whole.model.seen[:3])) == [0, 1, 2, 3, 4]
+    assert sorted(itertools.chain(*whole.model.seen[3:6])) == [100, 101, 102, 103, 104]
+
+
+def test_a_run_is_resumed_only_under_its_own_description(train, tmp_path):
+    train("out", max_steps=3)
+    path = tmp_path / "out" / "checkpoint-3" / TRANSFER_FILE
+    path.write_text(json.dumps({**json.loads(path.read_text()), "task": "curve"}))
+    with pytest.raises(ConfigError, match=r"differs in task: 'curve' there, 'line' here. Restore them"):
+        train("more", resume=str(path.parent))
+
+
+def test_evaluation_sees_each_image_once_and_results_tell_of_what(train, tmp_path):
+    trainer = train("out", max_steps=3, per_device_eval_batch_size=3)
+    assert trainer.evaluate().items() >= {"eval_sum": 21, "eval_count": 7}.items()
+    trainer.save_model()
+    trainer.write_results()
+    found = json.loads((tmp_path / "out" / "transfer_results.json").read_text())
+    assert found["metrics"] == {"sum": 21, "count": 7}
+    assert (found["task"], found["student"], found["dataset"]) == ("line", {"id": "s"}, {"id": "d"})
+    assert found["training"] == {"seed": 42, "epochs": 1.0, "steps": 3, "batch_size": 2, "learning_rate": 0.05}
+    model = Line()
+    load_weights(model, tmp_path / "out")
+    assert torch.equal(model.weight, trainer.model.weight)
+    assert read_description(tmp_path / "out")["task"] == "line"
+
+
+def test_what_is_read_must_be_a_trained_model(train, tmp_path):
+    with pytest.raises(FormatError, match=r"must hold a model that .* trained, with its transfer.json"):
+        read_description(tmp_path)
+    (tmp_path / TRANSFER_FILE).write_text("{}")
+    with pytest.raises(FormatError, match=r"must tell task, student, dataset and backbone, found \{}"):
+        read_description(tmp_path)
+    save_file({"weight": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(FormatError, match=r"model.safetensors must hold the weights of its model"):
+        load_weights(Line(), tmp_path)
+
+
+def test_the_rate_falls_at_its_milestones(train):
+    trainer = train("out", steps=0, max_steps=10, lr_milestones=[0.5, 0.8], lr_decay=0.5, warmup_steps=1)
+    trainer.create_optimizer()
+    scheduler = trainer.create_scheduler(10)
+    rates = []
+    for _ in range(10):
+        rates.append(scheduler.get_last_lr()[0] / 0.05)
+        trainer.optimizer.step()
+        scheduler.step()
+    assert rates == pytest.approx([0.5, 1, 1, 1, 1, 0.5, 0.5, 0.5, 0.25, 0.25])
+
+
+def test_what_decays(train):
+    trainer = train("out", steps=0)
+    names = set(trainer.get_decay_parameter_names(trainer.model))
+    assert "weight" in names
+    assert not any("bn" in name or "bias" in name for name in names)
+    vit, _ = backbone("timm:test_vit")
+    assert {"net.model.pos_embed", "net.model.cls_token"} >= vit.no_weight_decay() > set()
+    assert isinstance(vit, Backbone)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"momentum": 1.0}, "`momentum` must be at least 0 and below 1, got 1.0"),
+     ({"lr_decay": 0.0}, "`lr_decay` must be above 0 and at most 1, got 0.0"),
+     ({"lr_milestones": [0.8, 0.5]}, "`lr_milestones` must be ascending shares between 0 and 1, got 0.8, 0.5"),
+     ({"lr_milestones": [16.0]}, "`lr_milestones` must be ascending shares"),
+     ({"push_to_hub": True}, "`hub_strategy` must be end")],
+)  # fmt: skip
+def test_impossible_settings(tmp_path, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        TransferArguments(str(tmp_path), **settings)
+
+
+@quick
+@given(st.integers(1, 50), st.integers(0, 2**32), st.integers(0, 9))
+def test_an_epoch_has_each_row_once(count, seed, epoch):
+    sampler = EpochSampler(count, seed)
+    sampler.set_epoch(epoch)
+    first = list(sampler)
+    assert sorted(first) == [(row, epoch) for row in range(count)]
+    assert first == list(sampler)
+    assert len(sampler) == count

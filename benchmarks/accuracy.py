@@ -10,12 +10,14 @@ as fractions, NLL in nats, corrupted error in percent points), `..._gain_std`, `
 - fashion_mnist: 10,000 images of 28x28, the embedded teachers (trained on all 60,000).
 - cifar10: 10,000 images of 32x32.
 - tiny_imagenet: 10,000 images of 64x64, 200 classes.
-- grocery: 1,253 photos, shrunk to 96 pixels on the shorter side once, so that decoding takes less than learning; seen at 64x64.
+- grocery: 1,253 photos of 28 kinds, shrunk once so that decoding takes less than learning; seen at 64x64.
+- grocery_finetune: the same, seen at 128x128, to fine-tune a student that knows ImageNet already (lite0).
 
-The teacher of the last three is ImageNet's EfficientNet-Lite0 with a new linear classifier, fitted to views as the student
-sees them of the same images; for cifar10 all of it is fine-tuned then. A teacher that knows little more than the labels is no
-help: when it was fitted to the undistorted photos of grocery, or only its classifier to cifar10's views, students learned less
-from it than from the labels.
+The teachers of all but the first are ImageNet's EfficientNet-Lite0, for grocery_finetune Lite0 and Lite1, each with a new
+linear classifier, fitted to views as the student sees them of the same images; for cifar10 all of it is fine-tuned then.
+A teacher that knows little more than the labels is no help: when it was fitted to the undistorted photos of grocery, or
+only its classifier to cifar10's views, students learned less from it than from the labels. On grocery it has seen the very photos that
+it labels and is sure of them; a strong weight decay leaves it in doubt.
 
 Finished runs in --work are kept: the same command goes on where it was stopped, and adds to the --json file.
 """
@@ -43,7 +45,8 @@ from hf_dr.teacher import Preprocessing
 from hf_dr.views import Span, ViewMaker
 
 EMBEDDED_TEACHERS = [str(common.EMBEDDED / "teachers" / f"fashion_mnist_{member}") for member in "ab"]
-SHRUNK = 96  # pixels
+LITE1 = "tf_efficientnet_lite1"
+FAMILIES = ("resnet", "vit", "lite0")
 SMALL_VIEWS: list[dict[str, Any]] = [
     {"RandomHorizontalFlip": {"p": 0.5}},
     {"RandAugment": {"num_ops": 1, "magnitude": 5}},
@@ -57,34 +60,41 @@ class Case:
 
     folder: str
     size: int
-    teacher_views: int  # of each image, to which the classifier on Lite0 is fitted; 0: the embedded teachers
-    teacher_size: int  # of its input in pixels; Lite0 was trained at 224
-    teacher_epochs: int  # of fine-tuning all of it
+    teachers: tuple[str, ...]  # architectures, with ImageNet's weights; none: the embedded teachers
+    teacher_views: int  # of each image, to which their classifiers are fitted
+    teacher_size: int  # of their input in pixels; they were trained at 224 and 240
+    teacher_decay: float  # of the classifiers' weights: its product with their squares is added to the loss
+    teacher_epochs: int  # of fine-tuning all of them
     num_views: int
     patch: int
     epochs: dict[str, int]  # by student; so many that plain training no longer gains much, or what two cores allow
     views: list[dict[str, Any]] = field(default_factory=list)
+    shrunk: int = 0  # pixels on the shorter side of photos that are shrunk once
 
 
 CASES = {
-    "fashion_mnist": Case("fashion_mnist_10k", 28, 0, 0, 0, 8, 4, {"resnet": 8, "vit": 8}),
+    "fashion_mnist": Case("fashion_mnist_10k", 28, (), 0, 0, 0, 0, 8, 7, {"resnet": 8, "vit": 8}),
     "cifar10": Case(
-        "cifar10_12k", 32, 1, 96, 4, 4, 4, {"resnet": 12, "vit": 6},
+        "cifar10_12k", 32, (common.LITE0,), 1, 96, 3e-4, 4, 4, 8, {"resnet": 12, "vit": 12},
         [{"RandomCrop": {"size": 32, "padding": 4}}, *SMALL_VIEWS],
     ),
     "tiny_imagenet": Case(
-        "tiny_imagenet_200_12k", 64, 2, 128, 0, 4, 8, {"resnet": 8, "vit": 6},
+        "tiny_imagenet_200_12k", 64, (common.LITE0,), 2, 128, 3e-4, 0, 4, 16, {"resnet": 8, "vit": 10},
         [{"RandomResizedCrop": {"size": 64, "scale": [0.35, 1.0]}}, *SMALL_VIEWS],
     ),
     "grocery": Case(
-        "grocery_fruit_orig", 64, 8, 128, 0, 32, 8, {"resnet": 80, "vit": 20},
-        [{"RandomResizedCrop": {"size": 64, "scale": [0.25, 1.0]}}, *SMALL_VIEWS],
+        "grocery_fruit_orig", 64, (common.LITE0,), 8, 128, 1e-2, 0, 32, 16, {"resnet": 80, "vit": 80},
+        [{"RandomResizedCrop": {"size": 64, "scale": [0.25, 1.0]}}, *SMALL_VIEWS], 96,
+    ),
+    "grocery_finetune": Case(
+        "grocery_fruit_orig", 128, (common.LITE0, LITE1), 8, 160, 1e-2, 0, 16, 16, {"lite0": 8},
+        [{"RandomResizedCrop": {"size": 128, "scale": [0.25, 1.0]}}, *SMALL_VIEWS], 192,
     ),
 }  # fmt: skip
 
 
-def students(case: Case) -> dict[str, dict[str, Any]]:
-    """The settings of train.py that differ between the two families."""
+def students(case: Case, work: Path) -> dict[str, dict[str, Any]]:
+    """The settings of train.py that differ between the families."""
     vit = {"img_size": case.size, "patch_size": case.patch, "embed_dim": 96, "depth": 6, "num_heads": 3}
     resnet = {"stem_width": 16, "channels": [32, 48, 64, 96], "layers": [1, 1, 1, 1]}
     return {
@@ -96,22 +106,28 @@ def students(case: Case) -> dict[str, dict[str, Any]]:
             "student": "timm:vit_tiny_patch16_224", "model_args": json.dumps(vit), "optim": "adamw_torch",
             "learning_rate": 1e-3, "weight_decay": 0.05,
         },
+        "lite0": {"student": work / "lite0", "optim": "adamw_torch", "learning_rate": 5e-4, "weight_decay": 0.05},
     }  # fmt: skip
 
 
-def train_teacher(checkpoint: Path, images: datasets.Dataset, case: Case, folder: Path) -> None:
-    """Fits a linear classifier to Lite0's features of random views, with cross-entropy and weight decay; saves a classifier."""
-    labels = images.features["label"]
-    model: Any = build_student(
-        f"timm:{common.LITE0}",
-        labels.names,
-        labels.num_classes,
-        normalization=((0.5,) * 3, (0.5,) * 3),
-        size=case.teacher_size,
+def pretrained(architecture: str, weights: Path, size: int, names: list[str] | None, classes: int) -> Any:
+    """A classifier of ImageNet's weights; its last layer is new where the classes are others."""
+    normalization = ((0.5,) * 3, (0.5,) * 3)
+    model: Any = build_student(f"timm:{architecture}", names, classes, normalization=normalization, size=size)
+    state = load_file(weights / f"{architecture}.in1k.safetensors")
+    new = [name for name in state if state[name].shape != model.timm_model.state_dict()[name].shape]
+    missing, unexpected = model.timm_model.load_state_dict(
+        {k: v for k, v in state.items() if k not in new}, strict=False
     )
+    assert (sorted(missing), unexpected) == (sorted(new), [])
+    return model
+
+
+def train_teacher(architecture: str, images: datasets.Dataset, case: Case, weights: Path, folder: Path) -> None:
+    """Fits a linear classifier to features of random views, with cross-entropy and weight decay; saves a classifier."""
+    labels = images.features["label"]
+    model = pretrained(architecture, weights, case.teacher_size, labels.names, labels.num_classes)
     backbone = model.timm_model.eval()
-    weights = load_file(checkpoint)
-    backbone.load_state_dict({k: v for k, v in weights.items() if not k.startswith("classifier.")}, strict=False)
     preprocessing = Preprocessing((case.teacher_size,) * 2, (0.5,) * 3, (0.5,) * 3, "bilinear")
     augmentation, count = Augmentation.from_list(case.views), case.teacher_views
     maker = ViewMaker(
@@ -131,7 +147,7 @@ def train_teacher(checkpoint: Path, images: datasets.Dataset, case: Case, folder
 
     def loss() -> torch.Tensor:
         optimizer.zero_grad()
-        value = torch.nn.functional.cross_entropy(head(x), y) + 3e-4 * head.weight.square().sum()
+        value = torch.nn.functional.cross_entropy(head(x), y) + case.teacher_decay * head.weight.square().sum()
         value.backward()
         return value
 
@@ -168,17 +184,18 @@ def base_of(name: str, flags: Any) -> Path:
     """The folder of a set's images."""
     if name == "fashion_mnist":
         return common.EMBEDDED / "fashion_mnist"
-    folder = flags.data / CASES[name].folder
-    return shrunk(folder, flags.work / name / "base") if name == "grocery" else folder
+    case = CASES[name]
+    folder = flags.data / case.folder
+    return shrunk(folder, flags.work / name / "base", case.shrunk) if case.shrunk else folder
 
 
-def shrunk(folder: Path, to: Path) -> Path:
-    """Makes a copy of both splits with photos of 96 pixels on the shorter side, if it is not there."""
+def shrunk(folder: Path, to: Path, side: int) -> Path:
+    """Makes a copy of both splits with photos of so many pixels on the shorter side, if it is not there."""
 
     def shrink(row: dict[str, Any]) -> dict[str, Any]:
         image = row["image"].convert("RGB")
-        share = SHRUNK / min(image.size)
-        return {"image": image.resize([round(share * side) for side in image.size], PIL.Image.Resampling.BICUBIC)}
+        share = side / min(image.size)
+        return {"image": image.resize([round(share * old) for old in image.size], PIL.Image.Resampling.BICUBIC)}
 
     for split in ("train", "test"):
         path = to / f"{split}-00000-of-00001.parquet"
@@ -196,11 +213,12 @@ def reinforced(name: str, case: Case, flags: Any) -> tuple[Path, list[str]]:
     base = base_of(name, flags)
     settings: dict[str, Any] = {"dataset": base, "split": "train", "num_views": case.num_views, "output_dir": plus}
     teacher = EMBEDDED_TEACHERS
-    if case.teacher_views:
-        folder = flags.work / name / "teacher"
-        if not (folder / "config.json").exists():
-            train_teacher(flags.weights / f"{common.LITE0}.in1k.safetensors", common._parquet(base), case, folder)
-        teacher = [str(folder)]
+    if case.teachers:
+        folders = [flags.work / name / f"teacher_{architecture}" for architecture in case.teachers]
+        for architecture, folder in zip(case.teachers, folders, strict=True):
+            if not (folder / "config.json").exists():
+                train_teacher(architecture, common._parquet(base), case, flags.weights, folder)
+        teacher = [str(folder) for folder in folders]
         recipe = flags.work / name / "views.yaml"
         recipe.write_text(json.dumps({"augmentation": case.views}), encoding="utf-8")
         settings |= {"augmentation": recipe, "config_name": "randaug"}
@@ -217,8 +235,11 @@ def run(name: str, student: str, flags: Any) -> Comparison:
     case = CASES[name]
     plus, teacher = reinforced(name, case, flags)
     base = base_of(name, flags)
+    if student == "lite0" and not (flags.work / "lite0" / "config.json").exists():
+        start = pretrained(common.LITE0, flags.weights, 224, None, 1000)
+        start.save_pretrained(flags.work / "lite0")
     train = {
-        **students(case)[student],
+        **students(case, flags.work)[student],
         "dataset": plus, "eval_dataset": base, "eval_crop": 1.0, "eval_strategy": "epoch",
         "num_train_epochs": 1 if flags.quick else case.epochs[student], "per_device_train_batch_size": 64,
         "per_device_eval_batch_size": 250, "lr_scheduler_type": "cosine", "warmup_steps": 0.05, "save_strategy": "no",
@@ -243,7 +264,9 @@ def main() -> None:
     parser = common.parser(__doc__)
     parser.add_argument("--work", type=Path, help="Folder of the runs; kept. Default: a temporary one.")
     parser.add_argument("--sets", nargs="+", choices=list(CASES), help="Default: all with --data, else fashion_mnist.")
-    parser.add_argument("--students", nargs="+", choices=["resnet", "vit"], default=["resnet", "vit"], help="Families.")
+    parser.add_argument(
+        "--students", nargs="+", choices=FAMILIES, default=FAMILIES, help="Families. Default: all that a set has."
+    )
     parser.add_argument(
         "--objectives", nargs="+", choices=["erm", "reinforced", "kd"], default=["erm", "reinforced"], help="Compared."
     )
@@ -254,7 +277,7 @@ def main() -> None:
         if flags.sets != ["fashion_mnist"]:
             sys.exit("--data and --weights must be given for sets other than fashion_mnist, found none. Give both.")
     if flags.quick:
-        flags.sets, flags.students = flags.sets or ["fashion_mnist"], flags.students[:1]
+        flags.sets = flags.sets or ["fashion_mnist"]
     result: dict[str, Any] = {}
     if flags.json is not None and flags.json.exists():
         result = json.loads(flags.json.read_text(encoding="utf-8"))  # of the sets measured before
@@ -262,7 +285,8 @@ def main() -> None:
     with common.working_folder() as folder:
         flags.work = flags.work or folder
         for name in flags.sets or list(CASES):
-            for student in flags.students:
+            families = [family for family in flags.students if family in CASES[name].epochs]
+            for student in families[:1] if flags.quick else families:
                 comparison = run(name, student, flags)
                 result |= comparison.to_dict(f"{name}_{student}")
                 result[f"{name}_{student}_objectives"] = " ".join(flags.objectives)

@@ -16,8 +16,8 @@ as fractions, NLL in nats, corrupted error in percent points), `..._gain_std`, `
 The teachers of all but the first are ImageNet's EfficientNet-Lite0, for grocery_finetune Lite0 and Lite1, each with a new
 linear classifier, fitted to views as the student sees them of the same images; for cifar10 all of it is fine-tuned then.
 A teacher that knows little more than the labels is no help: when it was fitted to the undistorted photos of grocery, or
-only its classifier to cifar10's views, students learned less from it than from the labels. On grocery it has seen the very photos that
-it labels and is sure of them; a strong weight decay leaves it in doubt.
+only its classifier to cifar10's views, students learned less from it than from the labels. On grocery it has seen the
+very photos that it labels and is sure of them; a strong weight decay leaves it in doubt.
 
 Finished runs in --work are kept: the same command goes on where it was stopped, and adds to the --json file.
 """

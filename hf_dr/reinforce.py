@@ -250,16 +250,8 @@ class Job:
             )
         if label_column is not None:
             check_labels(dataset, label_column, teacher)
-        self._images = undecoded_images(dataset, image_column)
-        self._base_columns = [c for c in dataset.column_names if not (config.overlay and c == image_column)]
-        self._dataset = dataset.select_columns(self._base_columns)
-        self._features = datasets.Features(
-            {
-                **{c: dataset.features[c] for c in self._base_columns},
-                **reinforcement_features(augmentation, config.num_views, config.top_k, teacher.num_classes),
-            }
-        )
-        rows = len(dataset)
+        images, rows = undecoded_images(dataset, image_column), len(dataset)
+        stored = [c for c in dataset.column_names if not (config.overlay and c == image_column)]
         shard_size = config.shard_size or min(1024, math.ceil(rows / 8))
         if shard_size * MAX_SHARDS < rows:
             raise ConfigError(
@@ -270,7 +262,7 @@ class Job:
         if not is_safe_name(split):
             split = re.sub(r"[^A-Za-z0-9_.-]+.*", "", split) or "train"  # `train[:100]` is a part of `train`
         config_name = config.config_name or _name_of(augmentation)
-        self.provenance = Provenance(
+        provenance = Provenance(
             config_name=config_name,
             split=split,
             augmentation=augmentation.to_list(),
@@ -285,18 +277,31 @@ class Job:
             label_column=label_column,
             mixing_scope=config.mixing_scope if augmentation.mixes else "dataset",
             on_bad_image=config.on_bad_image,
-            base={**describe_base(dataset), **(base or {}), "content_hash": content_hash(self._images)},
+            base={**describe_base(dataset), **(base or {}), "content_hash": content_hash(images)},
             teacher=teacher.provenance(),
             library_versions={name: importlib.metadata.version(name) for name in _VERSIONED},
             created_with=f"hf_dr {__version__}",
         )
-        self.folder = Path(config.output_dir).expanduser() / config_name
+        self._set_up(provenance, images, dataset.select_columns(stored))
+
+    def _set_up(self, provenance: Provenance, images: datasets.Dataset, base: datasets.Dataset) -> None:
+        """Makes what a run of this provenance needs of the undecoded images and of the base's columns that are stored."""
+        self.provenance, self._images, self._base = provenance, images, base
+        self._features = datasets.Features(
+            {
+                **base.features,
+                **reinforcement_features(
+                    self.augmentation, provenance.num_views, provenance.top_k, provenance.num_classes
+                ),
+            }
+        )
+        self.folder = Path(self.config.output_dir).expanduser() / provenance.config_name
         self._maker = ViewMaker(
-            self._images,
-            augmentation,
-            config.num_views,
-            config.seed,
-            matching_size=shard_size if self.provenance.mixing_scope == "shard" else None,
+            images,
+            self.augmentation,
+            provenance.num_views,
+            provenance.seed,
+            matching_size=provenance.shard_size if provenance.mixing_scope == "shard" else None,
         )
 
     # ------------------------------------------------------------------------------------------------------- running
@@ -400,9 +405,14 @@ class Job:
                     progress.update(len(views[TEACHER_IDS]))
                     pending.append(views)
                 columns, valid = pending.take(first, last)
-                writer.write(as_table(self._dataset, first, last), columns, valid)
+                self._complete_rows(columns, valid)
+                writer.write(as_table(self._base, first, last), columns, valid)
             marker = writer.finish()
         progress.wrote(marker.file_bytes)
+
+    def _complete_rows(self, columns: dict[str, np.ndarray], valid: np.ndarray) -> None:
+        """Puts the hash of all views of a row in the place of those of each."""
+        columns[VIEWS_HASH] = np.array([combine_hashes(row) for row in columns[VIEWS_HASH]], np.uint64)
 
     # --------------------------------------------------------------------------------------------- batches and answers
 
@@ -466,19 +476,25 @@ class Job:
             if self.config.on_bad_image == "error":
                 raise DataError(batch.error)
             logger.warning("Skipped: %s", batch.error)
-        count = len(batch.pixels)
-        views_BCHW = batch.pixels.permute(0, 3, 1, 2)
-        if self.teacher.device.type == "cpu" and count < CPU_BATCH:
-            views_BCHW = torch.cat([views_BCHW, views_BCHW.new_zeros(CPU_BATCH - count, *views_BCHW.shape[1:])])
-        ids, logprobs = top_k(self.teacher(views_BCHW)[:count], self.config.top_k)
         return {
             _VALID: batch.valid,
             IMAGE_HASH: batch.image_hashes,
             VIEWS_HASH: batch.view_hashes,
-            TEACHER_IDS: ids,
-            TEACHER_LOGPROBS: logprobs,
+            **self._answer(batch),
             **{AUG_PREFIX + name: values for name, values in batch.params.items()},
         }
+
+    def _answer(self, batch: ViewBatch) -> dict[str, np.ndarray]:
+        """The columns that hold the answers to a batch."""
+        ids, logprobs = top_k(self._ask(batch.pixels), self.provenance.top_k)
+        return {TEACHER_IDS: ids, TEACHER_LOGPROBS: logprobs}
+
+    def _ask(self, views_BHWC: torch.Tensor) -> torch.Tensor:
+        """The teacher's log-probabilities (B, C), on its device."""
+        count, views_BCHW = len(views_BHWC), views_BHWC.permute(0, 3, 1, 2)
+        if self.teacher.device.type == "cpu" and count < CPU_BATCH:
+            views_BCHW = torch.cat([views_BCHW, views_BCHW.new_zeros(CPU_BATCH - count, *views_BCHW.shape[1:])])
+        return self.teacher(views_BCHW)[:count]
 
     def estimate(self, num_batches: int = 4) -> Estimate:
         """Times a few batches and answers what the whole run would take; writes nothing."""
@@ -534,11 +550,11 @@ class Job:
         return sink.tell() / count
 
     def _base_bytes(self) -> float:
-        rows = sampled_rows(len(self._dataset))
-        if not self._base_columns:
+        rows = sampled_rows(len(self._base))
+        if not self._base.column_names:
             return 0.0
-        sizes = [as_table(self._dataset, int(r), int(r) + 1).combine_chunks().get_total_buffer_size() for r in rows]
-        return float(np.mean(sizes)) * len(self._dataset)
+        sizes = [as_table(self._base, int(r), int(r) + 1).combine_chunks().get_total_buffer_size() for r in rows]
+        return float(np.mean(sizes)) * len(self._base)
 
 
 @dataclass(frozen=True)
@@ -602,7 +618,6 @@ class _Pending:
         valid = columns.pop(_VALID)[:, 0]
         columns[SOURCE_INDEX] = np.arange(first, last, dtype=np.int64)
         columns[IMAGE_HASH] = columns[IMAGE_HASH][:, 0]
-        columns[VIEWS_HASH] = np.array([combine_hashes(row) for row in columns[VIEWS_HASH]], np.uint64)
         return columns, valid
 
 

@@ -19,7 +19,8 @@ class OnlineDistillationTrainer(ReinforcedTrainer):
     """Minimises KL to a teacher that labels newly drawn views as they come (Hinton et al., arXiv:1503.02531).
 
     Give it `reinforced_probability=0`, so that every view is new. Settings are those of `ReinforcedTrainer`;
-    `temperature` applies, `tail` does not: the answer is whole.
+    `temperature` applies, `tail` does not: the answer is whole. Where batches are mixed (`mixup_alpha`, `cutmix_alpha`) the
+    teacher sees the mix, and its answer alone is the target (Beyer et al., arXiv:2106.05237).
 
     Args:
         *args: As for `ReinforcedTrainer`.

@@ -26,7 +26,7 @@ class PlainDataset(MappedReinforcedData):
 
     Args:
         base: With an image column and a label column.
-        augmentation: Draws the views. It does not mix: a mixed image has no single label.
+        augmentation: Draws the views. It does not mix: a view has one label. The trainer can (`mixup_alpha`, `cutmix_alpha`).
         image_column: Column of the images.
         label_column: Column of the labels: a ClassLabel, or numbers from 0.
         described: What names the dataset: `id`, `config`, `revision`, as `load_base` tells.
@@ -52,7 +52,7 @@ class PlainDataset(MappedReinforcedData):
         if augmentation.mixes:
             raise ConfigError(
                 "`augmentation` must not mix images where no teacher answered for stored views, got MixUp or CutMix. Leave "
-                'them out, or train on a "+" dataset that was reinforced with them.'
+                "them out, and have the trainer mix images and labels: `mixup_alpha`, `cutmix_alpha`."
             )
         labels = base.select_columns([label_column]).with_format("arrow")[:][label_column]
         self._labels = labels.fill_null(-1).to_numpy().astype(np.int64)

@@ -16,6 +16,7 @@ DOMAIN_SCHEDULE = 2
 DOMAIN_VERIFY = 3
 DOMAIN_ORDER = 4
 DOMAIN_CORRUPTION = 5
+DOMAIN_MIXING = 6
 
 
 def keyed_rng(seed: int, *, domain: int, major: int = 0, minor: int = 0) -> np.random.Generator:

@@ -32,6 +32,8 @@ from hf_dr.errors import ConfigError
 from hf_dr.hub import Push
 from hf_dr.interface import MappedReinforcedData, ReinforcedData
 from hf_dr.losses import TAIL_RULES, TailRule, reinforced_kl
+from hf_dr.mixing import mix_batch
+from hf_dr.rng import DOMAIN_MIXING, keyed_rng
 from hf_dr.sampling import VIEW_ORDERS, ReinforcedSampler
 from hf_dr.streaming import StreamedReinforcedDataset
 from hf_dr.student_card import STUDENT_FILE, Student
@@ -47,6 +49,7 @@ _SETTINGS_FILE = "reinforced_training.json"
 _KEPT = (
     "reinforced_probability", "view_order", "temperature", "tail", "label_weight", "unreinforced_label_smoothing",
 )  # fmt: skip
+_KEPT_OF_MIXING = ("mixup_alpha", "cutmix_alpha", "mixup_prob", "mixup_switch_prob")
 
 
 @dataclass
@@ -80,6 +83,18 @@ class ReinforcedTrainingArguments(TrainingArguments):
     unreinforced_label_smoothing: float = field(
         default=0.0, metadata={"help": "Label smoothing of the samples that are not replayed."}
     )
+    mixup_alpha: float = field(
+        default=0.0,
+        metadata={
+            "help": "For erm and kd: MixUp of each batch and its labels, with a weight from Beta(alpha, alpha); kd's teacher "
+            "sees the mix. 0: none. Stored views are mixed as they were stored."
+        },
+    )
+    cutmix_alpha: float = field(default=0.0, metadata={"help": "The same for CutMix."})
+    mixup_prob: float = field(default=1.0, metadata={"help": "Share of the batches that are mixed, where any are."})
+    mixup_switch_prob: float = field(
+        default=0.5, metadata={"help": "Share of CutMix among the mixed batches, with both MixUp and CutMix."}
+    )
     ema_decay: float | None = field(
         default=None,
         metadata={"help": "Keep an average of the weights with this decay and evaluate it beside the model."},
@@ -92,6 +107,10 @@ class ReinforcedTrainingArguments(TrainingArguments):
             ("reinforced_probability", 1),
             ("label_weight", 1),
             ("unreinforced_label_smoothing", 1),
+            ("mixup_alpha", 1000),
+            ("cutmix_alpha", 1000),
+            ("mixup_prob", 1),
+            ("mixup_switch_prob", 1),
             ("momentum", 1),
         ):
             value = getattr(self, name)
@@ -112,6 +131,11 @@ class ReinforcedTrainingArguments(TrainingArguments):
         # Without an accelerator several processes form a group only if the CPU is asked for, and no memory can be pinned.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
+
+    @property
+    def mixes(self) -> bool:
+        """Whether batches are mixed."""
+        return bool(self.mixup_alpha or self.cutmix_alpha)
 
 
 class ReinforcedTrainer(Trainer):
@@ -145,6 +169,7 @@ class ReinforcedTrainer(Trainer):
             raise ConfigError(f"`args` must be ReinforcedTrainingArguments, got {type(args).__name__}.")
         self.ema: ModelEmaV3 | None = None
         self._sampler: ReinforcedSampler | None = None
+        self._accumulated = 0  # batches of the present step, so far
         self._measured: dict[str, float] = {}  # of the present weights
         super().__init__(model=model, args=args, **settings)
         self.args: ReinforcedTrainingArguments
@@ -179,6 +204,12 @@ class ReinforcedTrainer(Trainer):
                     f"`train_sampling_strategy` must be `random`, got {self.args.train_sampling_strategy!r}: a reinforced "
                     "dataset has its own order. Leave it out."
                 )
+            if self.args.mixes and self.args.reinforced_probability:
+                raise ConfigError(
+                    "`mixup_alpha` and `cutmix_alpha` must be 0 where stored views are replayed, which are mixed as they were "
+                    f"stored, got {self.args.mixup_alpha} and {self.args.cutmix_alpha}. Set them to 0, or train with "
+                    "`objective` erm or kd (`reinforced_probability` 0)."
+                )
             if self.args.label_weight and not train.has_labels:
                 raise ConfigError(
                     f"`label_weight` must be 0 for a dataset without labels, got {self.args.label_weight}. Set it to 0."
@@ -201,6 +232,11 @@ class ReinforcedTrainer(Trainer):
             raise ConfigError(
                 '`train_dataset` must be what `load_reinforced` returns, got the plain datasets.Dataset of a "+" dataset. '
                 "Its views would not be replayed: open it with `load_reinforced`."
+            )
+        elif self.args.mixes and train is not None:
+            raise ConfigError(
+                "`mixup_alpha` and `cutmix_alpha` need a dataset of this package (`load_reinforced`, `PlainDataset`), got "
+                f"{type(train).__name__}. Set them to 0."
             )
 
     def call_model_init(self, trial: Any = None) -> Any:
@@ -291,6 +327,30 @@ class ReinforcedTrainer(Trainer):
             if name not in self._signature_columns:
                 self._signature_columns.append(name)
 
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """As Trainer's, on the mixed batch where `mixup_alpha` or `cutmix_alpha` say so."""
+        if self.args.mixes:
+            inputs = self._mixed(inputs)
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def _mixed(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        args = self.args
+        # By its place in the run, so that a restart draws what would have been drawn, and each process its own.
+        place = self._accumulated * args.world_size + args.process_index
+        rng = keyed_rng(self._order_seed, domain=DOMAIN_MIXING, major=self.state.global_step, minor=place)
+        self._accumulated += 1
+        pixels_BCHW, lam = mix_batch(
+            inputs["pixel_values"],
+            rng,
+            mixup_alpha=args.mixup_alpha,
+            cutmix_alpha=args.cutmix_alpha,
+            prob=args.mixup_prob,
+            switch_prob=args.mixup_switch_prob,
+        )
+        return {**inputs, "pixel_values": pixels_BCHW, "lam": lam}
+
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs = super()._prepare_inputs(inputs)
         pixels = inputs.get("pixel_values")
@@ -353,11 +413,16 @@ class ReinforcedTrainer(Trainer):
             loss_B = (1 - args.label_weight) * kl_B + args.label_weight * label_B
         # What is evaluated may have rows without stored views where training has none.
         if self._draws_anew or not logits_BC.requires_grad:
-            fresh_B = F.cross_entropy(
-                logits_BC.float(), labels_B, reduction="none", label_smoothing=args.unreinforced_label_smoothing
-            )
+            fresh_B = self._label_loss(logits_BC, labels_B)
+            lam = inputs.get("lam", 1.0)
+            if lam < 1:  # cross-entropy is linear in its target: that of the mixed labels
+                fresh_B = lam * fresh_B + (1 - lam) * self._label_loss(logits_BC, labels_B.flip(0))
             loss_B = torch.where(inputs["reinforced"], loss_B, fresh_B)
         return loss_B.mean()
+
+    def _label_loss(self, logits_BC: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
+        smoothing = self.args.unreinforced_label_smoothing
+        return F.cross_entropy(logits_BC.float(), labels_B, reduction="none", label_smoothing=smoothing)
 
     # ------------------------------------------------------------------------------------------ optimizer and average
 
@@ -440,6 +505,7 @@ class ReinforcedTrainer(Trainer):
             "model": self._model_summary,
             "online_teacher": self._online_teacher,
             **{name: getattr(self.args, name) for name in _KEPT},
+            **{name: getattr(self.args, name) if self.args.mixes else None for name in _KEPT_OF_MIXING},
         }
 
     def evaluate(
@@ -657,6 +723,7 @@ class _Epochs(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._trainer._measured = {}
+        self._trainer._accumulated = 0
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self._trainer.ema is not None:

@@ -191,6 +191,9 @@ def test_fine_tuning_keeps_the_students_own_processor(call, tmp_path):
         (["--temprature", "2"], "unknown argument `--temprature`. Did you mean `--temperature`?"),
         (["--temperature", "0"], "`temperature` must be a number above 0, got 0"),
         (["--reinforced_probability", "1.5"], "`reinforced_probability` must be between 0 and 1, got 1.5"),
+        (["--mixup_alpha", "0.2"], "`mixup_alpha` and `cutmix_alpha` must be 0 where stored views are replayed"),
+        (["--cutmix_alpha", "-1"], "`cutmix_alpha` must be between 0 and 1000, got -1"),
+        (["--mixup_switch_prob", "2"], "`mixup_switch_prob` must be between 0 and 1, got 2"),
         (["--num_views", "0"], "`num_views` must be between 1 and the 4 stored views, got 0"),
         (["--num_views", "5"], "`num_views` must be between 1 and the 4 stored views, got 5"),
         (["--objective", "kd"], "`teacher` must be given for `objective` kd and only then, got none with kd"),
@@ -331,6 +334,7 @@ def test_the_card_names_the_commit_of_a_dataset_from_the_hub(loopback_hub, call,
 def test_a_base_dataset_needs_no_reinforcement(call, tmp_path, base, teacher, objective):
     more = ["--teacher", teacher] if objective == "kd" else []
     flags = ["--objective", objective, "--augmentation", "rrc", "--size", str(SIZE), "--split", "train", *more]
+    flags += ["--mixup_alpha", "0.2", "--cutmix_alpha", "1"]
     assert call(*flags, dataset=base) == 0
     out = tmp_path / "out"
     assert read(out / "train_results.json")["epoch"] == 2

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from samples import TWO_PROCESSES
+from timm.data.mixup import mixup_target
+from timm.loss import SoftTargetCrossEntropy
 from torch import nn
 from transformers import AutoModelForImageClassification as AutoClassifier
 from transformers import EarlyStoppingCallback, ResNetConfig, TrainerCallback, ViTConfig
@@ -321,6 +323,115 @@ def test_four_small_batches_are_one_large_one(plain, settings):
         torch.testing.assert_close(small[name], large[name], rtol=1e-4, atol=1e-6)
 
 
+class Mixed(ReinforcedTrainer):
+    """Keeps what the loss is computed from."""
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *rest: Any, **settings: Any) -> Any:
+        if model.training:
+            self.__dict__.setdefault("batches", []).append(inputs)
+        return super().compute_loss(model, inputs, *rest, **settings)
+
+
+class MixedDistillation(Mixed, OnlineDistillationTrainer):
+    pass
+
+
+ON_LABELS = {"reinforced_probability": 0.0, "mixup_alpha": 0.8, "cutmix_alpha": 1.0}
+
+
+def loss_of_soft_labels(model: nn.Module, inputs: dict[str, Any], smoothing: float) -> torch.Tensor:
+    """As timm has it."""
+    target = mixup_target(inputs["labels"], 8, inputs["lam"], smoothing)
+    return SoftTargetCrossEntropy()(model(pixel_values=inputs["pixel_values"])["logits"], target)
+
+
+@pytest.mark.parametrize("changes", [{"mixup_alpha": 0.0}, {"cutmix_alpha": 0.0}, {"mixup_switch_prob": 0.3}], ids=str)
+def test_mixed_images_learn_from_labels_in_the_same_proportion(plain, settings, changes):
+    # At a rate of 0 the model stays what it is, so that each loss can be computed afterwards.
+    args = settings(**{**ON_LABELS, **changes}, num_train_epochs=2, learning_rate=0.0, unreinforced_label_smoothing=0.1)
+    student = timm_student()
+    trainer = Mixed(student, args, train_dataset=plain, eval_dataset=plain)
+    trainer.train()
+    with torch.no_grad():
+        expected = [loss_of_soft_labels(student, inputs, 0.1).item() for inputs in trainer.batches]
+    assert losses_of(trainer) == pytest.approx(expected, rel=1e-5)
+    assert len({inputs["lam"] for inputs in trainer.batches}) > STEPS, "each batch has its own mix"
+    assert (
+        trainer.evaluate()["eval_loss"] == ReinforcedTrainer(student, args, eval_dataset=plain).evaluate()["eval_loss"]
+    )
+
+
+def test_an_online_teacher_answers_for_the_mix(plain, tiny_teacher, settings):
+    student = pooled()
+    before = copy.deepcopy(student)
+    args = settings(**ON_LABELS, per_device_train_batch_size=ROWS, temperature=2.0)
+    trainer = MixedDistillation(student, args, train_dataset=plain, teacher=tiny_teacher)
+    found = trainer.train().training_loss
+    (inputs,) = trainer.batches
+    assert inputs["lam"] < 1
+    assert torch.equal(normalize(inputs["views"], MEAN, STD), inputs["pixel_values"])
+    with torch.no_grad():
+        target = (tiny_teacher(inputs["views"]) / 2).log_softmax(-1)
+        student_logprobs = (logits_of(before, inputs["views"]) / 2).log_softmax(-1)
+    assert found == pytest.approx(4 * F.kl_div(student_logprobs, target, reduction="batchmean", log_target=True).item())
+
+
+def test_accumulated_batches_are_mixed_each_for_itself(plain, settings):
+    args = settings(**ON_LABELS, per_device_train_batch_size=2, gradient_accumulation_steps=2, learning_rate=0.0)
+    student = pooled()
+    trainer = Mixed(student, args, train_dataset=plain)
+    trainer.train()
+    assert len({inputs["lam"] for inputs in trainer.batches}) == 2 * STEPS
+    with torch.no_grad():
+        each = [loss_of_soft_labels(student, inputs, 0.0).item() for inputs in trainer.batches]
+    assert losses_of(trainer) == pytest.approx([np.mean(each[n : n + 2]) for n in range(0, 2 * STEPS, 2)], rel=1e-5)
+
+
+def test_what_mixes_nothing_is_plain_training(plain, settings):
+    """Alphas of 0; a probability of 0; batches of one image, which has no other to be mixed with."""
+    found = {}
+    for name, changes in {
+        "plain": {"mixup_alpha": 0.0, "cutmix_alpha": 0.0},
+        "never": {"mixup_prob": 0.0},
+        "alone": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": BATCH},
+        "mixed": {},
+    }.items():
+        student = pooled()
+        ReinforcedTrainer(student, settings(**{**ON_LABELS, **changes}), train_dataset=plain).train()
+        found[name] = weights(student)
+    assert same(found["plain"], found["never"])
+    for name, value in found["plain"].items():
+        torch.testing.assert_close(found["alone"][name], value, rtol=1e-4, atol=1e-6)
+    assert not same(found["plain"], found["mixed"])
+
+
+def test_each_process_draws_its_own_mixes(plain, settings, monkeypatch):
+    lams = []
+    monkeypatch.setattr(ReinforcedTrainingArguments, "world_size", 2)
+    for rank in (0, 1):
+        monkeypatch.setattr(ReinforcedTrainingArguments, "process_index", rank)
+        args = settings(**ON_LABELS, per_device_train_batch_size=2, gradient_accumulation_steps=2)
+        trainer = Mixed(pooled(), args, train_dataset=plain)
+        trainer.train()
+        lams += [inputs["lam"] for inputs in trainer.batches]
+    assert len(set(lams)) == len(lams) == 4 * STEPS
+
+
+def test_mixing_is_of_labels_and_new_views(plain, settings, pictures):
+    for probability in (1.0, 0.99):
+        args = settings(**{**ON_LABELS, "reinforced_probability": probability})
+        with pytest.raises(
+            ConfigError, match=r"must be 0 where stored views are replayed, .*got 0.8 and 1.0\. Set them"
+        ):
+            ReinforcedTrainer(pooled(), args, train_dataset=plain)
+    with pytest.raises(ConfigError, match=r"need a dataset of this package .*got LabelledImages"):
+        ReinforcedTrainer(pooled(), settings(**ON_LABELS), train_dataset=pictures)
+    ReinforcedTrainer(pooled(), settings(**ON_LABELS, save_strategy="epoch"), train_dataset=plain).train()
+    other = settings(**{**ON_LABELS, "cutmix_alpha": 0.0})
+    with pytest.raises(ConfigError, match=r"differs in cutmix_alpha: 1.0 there, 0.0 here"):
+        ReinforcedTrainer(pooled(), other, train_dataset=plain).train(resume_from_checkpoint=True)
+
+
 def test_autocast_to_bfloat16(plain, settings):
     found = {}
     for bf16 in (False, True):
@@ -604,16 +715,25 @@ def test_several_datasets_at_once(in_shards, settings, tmp_path):
         (3, True, {"dataloader_num_workers": 1}),
         (5, True, {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}),
         (3, False, {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}),
+        (5, False, {"reinforced_probability": 0.0, "mixup_alpha": 0.2, "cutmix_alpha": 1.0}),
+        (
+            4,
+            False,
+            {
+                "reinforced_probability": 0.0, "mixup_alpha": 0.8, "mixup_prob": 0.7,
+                "gradient_accumulation_steps": 2, "per_device_train_batch_size": 3,
+            },
+        ),
     ],
-)
+)  # fmt: skip
 def test_killed_and_resumed_equals_uninterrupted(
     plain, tiny_plus, pictures, settings, tmp_path, killed_at, mixing, changes
 ):
     def start(name: str, *callbacks: TrainerCallback) -> Watched:
         args = settings(
             output_dir=str(tmp_path / name), num_train_epochs=4, save_strategy="steps", save_steps=1, ema_decay=0.7,
-            optim="adamw_torch", learning_rate=0.01, lr_scheduler_type="cosine", reinforced_probability=0.5,
-            eval_strategy="epoch", **changes,
+            optim="adamw_torch", learning_rate=0.01, lr_scheduler_type="cosine", eval_strategy="epoch",
+            **{"reinforced_probability": 0.5, **changes},
         )  # fmt: skip
         dataset = copy.copy(tiny_plus if mixing else plain)
         student = pooled(dropout=0.5)

@@ -22,7 +22,7 @@ SETS = sorted(path.parent for path in ROOT.glob("recipes/*/reinforce.yaml"))
 REINFORCE = sorted(ROOT.glob("recipes/*/reinforce*.yaml"))
 TRAIN = sorted(
     path for path in ROOT.glob("recipes/*/*.yaml")
-    if path.stem in ("teacher", "erm", "kd", "plus", "finetune", "finetune_plus")
+    if path.stem in ("teacher", "erm", "erm_small", "erm_transformers", "kd", "plus", "finetune", "finetune_plus")
 )  # fmt: skip
 STUDENTS = sorted(ROOT.glob("recipes/students/*.yaml"))
 COMPARE = sorted(ROOT.glob("recipes/*/compare.yaml"))
@@ -99,6 +99,7 @@ def test_what_is_printed_first_is_what_was_chosen(capsys):
 def test_a_student_is_one_of_timms_at_the_size_of_its_views(path):
     student, _, args = training("--config", str(path), "recipes/imagenet/plus.yaml")
     assert args.weight_decay > 0
+    assert 8 * args.per_device_train_batch_size * args.gradient_accumulation_steps == 1024
     size = student.size or 224
     architecture = student.student.removeprefix("timm:")
     with torch.device("meta"):

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache, cached_property
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,7 @@ class Described:
             )
         return cls(**content, folder=found[-1])
 
-    @property
+    @cached_property
     def features(self) -> datasets.Features:
         """The columns with their types."""
         features: dict[str, Any] = {}
@@ -123,6 +124,7 @@ class Described:
         return {"bytes": file.getvalue(), "path": None}
 
 
+@cache
 def _imagenet_names() -> list[str]:
     names: list[str] = []
     for name in ImageNetInfo().label_descriptions():

@@ -1,5 +1,6 @@
 """Every recipe parses and runs: in a rehearsal, on tiny data of its dataset's columns, and on what it is stacked with."""
 
+import gc
 from pathlib import Path
 
 import datasets
@@ -31,6 +32,14 @@ TINY = ["--student", "timm:test_resnet", "--model_args", "{}"]
 
 def name(path):
     return path.relative_to(ROOT / "recipes").as_posix()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _short_collections():
+    """Each training collects garbage, which takes as long as the rest where it looks at all that the imports have made."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

@@ -30,6 +30,7 @@ from hf_dr.schema import (
     AUG_PREFIX,
     CONTACT_SHEET_FILE,
     IMAGE_HASH,
+    KEEP,
     PROVENANCE_FILE,
     SOURCE_INDEX,
     STORED_PARTNERS,
@@ -450,6 +451,8 @@ def _settings(config: CardConfig | PlannedConfig) -> str:
         ("Classes kept of each answer, K", f"{about.top_k:,}{classes}"),
         ("Seed", about.seed),
     ]
+    if isinstance(about, Provenance) and about.candidates is not None:
+        rows.insert(2, ("Chosen among", f"{about.candidates['num']:,} candidates: {KEEP[about.candidates['keep']]}"))
     if any(op in OPS and OPS[op].mixes for op, _ in ops):
         rows.append(("Partners in mixing", _PARTNERS.get(about.mixing_scope, inline(about.mixing_scope))))
     if about.base.get("license"):

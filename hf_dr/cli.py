@@ -161,9 +161,8 @@ def reinforce_command(argv: Sequence[str], prog: str) -> int:
     )
     if smoke.smoke:
         with _rehearsal(argv) as stand_in:
-            return reinforce_command(
-                [*argv, *as_arguments(stand_in.reinforce(len(teaching.teacher), config.num_views))], prog
-            )
+            sizes = len(teaching.teacher), config.num_views, config.num_candidates
+            return reinforce_command([*argv, *as_arguments(stand_in.reinforce(*sizes))], prog)
     # What can be checked without the teacher comes first: it may take minutes to load.
     augmentation, part = build_augmentation(teaching.augmentation, teaching.size), Part.parse(run.part)
     state = process_state()

@@ -19,6 +19,7 @@ from hf_dr.findings import Statistics
 from hf_dr.schema import (
     AUG_PREFIX,
     IMAGE_HASH,
+    KEEP,
     SOURCE_INDEX,
     TEACHER_IDS,
     TEACHER_LOGPROBS,
@@ -156,6 +157,8 @@ class Inspection:
             ("rows", f"{p.num_rows:,}" + (f", {_skipped(p.num_rows - self.num_reinforced)}")),
             ("views of each", f"{p.num_views:,}, top {p.top_k:,} of {p.num_classes:,} classes, seed {p.seed}"),
         ]
+        if p.candidates is not None:
+            lines.append(("", f"of {p.candidates['num']:,} drawn, those with {KEEP[p.candidates['keep']]}"))
         for n, item in enumerate(p.augmentation):
             lines += [("augmentation" if n == 0 else "", _op_text(name, settings)) for name, settings in item.items()]
         for n, member in enumerate(p.teacher.get("members", [])):

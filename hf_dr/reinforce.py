@@ -37,6 +37,7 @@ from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, HfDrE
 from hf_dr.schema import (
     AUG_PREFIX,
     IMAGE_HASH,
+    KEEP,
     MAX_SHARDS,
     PROVENANCE_FILE,
     SOURCE_INDEX,
@@ -69,6 +70,7 @@ logger = logging.getLogger(__name__)
 # views, cut at the same places, so that the columns do not depend on `batch_size`, workers or processes.
 CPU_BATCH = 16
 _VALID = "valid"  # travels with the columns until rows are complete
+_SCORE = "score"  # likewise, of candidates: those with the lowest are kept
 _VERSIONED = ("numpy", "pillow", "timm", "torch", "torchvision", "transformers")
 
 
@@ -90,6 +92,21 @@ class ReinforceConfig:
         metadata=_help("Name under which load_dataset finds it. Default: the augmentation's name, or default."),
     )
     num_views: int = field(default=8, metadata=_help("Views per example, V."))
+    num_candidates: int | None = field(
+        default=None,
+        metadata=_help(
+            "Draw so many views of each example, ask the teacher for all, and store the num_views of them that --keep names. "
+            "Default: as many as are stored."
+        ),
+    )
+    keep: str | None = field(
+        default=None,
+        metadata=_help(
+            "Of more candidates than views, store those with the lowest or highest entropy of the teacher's answer, over all "
+            "its classes, or cross-entropy of it to the label.",
+            choices=list(KEEP),
+        ),
+    )
     top_k: int = field(default=10, metadata=_help("Classes kept of each answer, K; at most the teacher's."))
     seed: int = field(default=0, metadata=_help("Seed of the augmentation parameters and mixing partners."))
     overlay: bool = field(
@@ -141,12 +158,28 @@ class ReinforceConfig:
         for name, known in (("on_bad_image", ("error", "skip")), ("mixing_scope", ("dataset", "shard"))):
             if getattr(self, name) not in known:
                 raise ConfigError(f"`{name}` must be {' or '.join(known)}, got {getattr(self, name)!r}.")
+        if self.num_candidates is not None:
+            _at_least("num_candidates", self.num_candidates, self.num_views)
+        if self.keep not in (None, *KEEP):
+            raise ConfigError(f"`keep` must be one of {', '.join(KEEP)}, got {self.keep!r}.")
+        if self.keep is None and self.selects:
+            raise ConfigError(
+                f"`keep` must say which {self.num_views} of {self.num_candidates} candidates are stored, got none. Give one "
+                f"of {', '.join(KEEP)}."
+            )
+        if self.keep is not None and self.num_candidates is None:
+            raise ConfigError(f"`keep` must come with `num_candidates`, got {self.keep} without. Give both or neither.")
         if self.seed >= 1 << 63:
             raise ConfigError(f"`seed` must be below 2**63, got {self.seed}.")
         if self.config_name is not None and (not is_safe_name(self.config_name) or self.config_name == "data"):
             raise ConfigError(
                 f"`config_name` must be a plain name (letters, digits, '_', '-', '.'; not 'data'), got {self.config_name!r}."
             )
+
+    @property
+    def selects(self) -> bool:
+        """Whether the stored views are chosen among more candidates."""
+        return self.num_candidates not in (None, self.num_views)
 
 
 def _at_least(name: str, value: Any, low: int) -> None:
@@ -248,8 +281,9 @@ class Job:
             raise ConfigError(
                 f"`top_k` must be between 1 and the teacher's {teacher.num_classes} classes, got {config.top_k}. Lower `top_k`."
             )
-        if label_column is not None:
-            check_labels(dataset, label_column, teacher)
+        if config.selects:
+            _check_selection(config, augmentation, label_column)
+        self._labels = check_labels(dataset, label_column, teacher) if label_column is not None else None
         images, rows = undecoded_images(dataset, image_column), len(dataset)
         stored = [c for c in dataset.column_names if not (config.overlay and c == image_column)]
         shard_size = config.shard_size or min(1024, math.ceil(rows / 8))
@@ -281,6 +315,8 @@ class Job:
             teacher=teacher.provenance(),
             library_versions={name: importlib.metadata.version(name) for name in _VERSIONED},
             created_with=f"hf_dr {__version__}",
+            schema_version=3 if config.selects else 1,
+            candidates={"num": config.num_candidates, "keep": config.keep} if config.selects else None,
         )
         self._set_up(provenance, images, dataset.select_columns(stored))
 
@@ -299,7 +335,7 @@ class Job:
         self._maker = ViewMaker(
             images,
             self.augmentation,
-            provenance.num_views,
+            provenance.num_candidates,
             provenance.seed,
             matching_size=provenance.shard_size if provenance.mixing_scope == "shard" else None,
         )
@@ -388,8 +424,9 @@ class Job:
 
     def _make_shards(self, shards: list[int], progress: _Progress) -> None:
         with progress, closing(self._answers(self._spans(shards))) as answers:
+            stored = answers if self.provenance.candidates is None else self._best(answers)
             for index in shards:
-                self._make_shard(index, answers, progress)
+                self._make_shard(index, stored, progress)
 
     def _make_shard(self, index: int, answers: Iterator[dict[str, np.ndarray]], progress: _Progress) -> None:
         """Takes a shard's answers from the stream, which holds the shards in order, and writes them."""
@@ -414,6 +451,18 @@ class Job:
         """Puts the hash of all views of a row in the place of those of each."""
         columns[VIEWS_HASH] = np.array([combine_hashes(row) for row in columns[VIEWS_HASH]], np.uint64)
 
+    def _best(self, answers: Iterator[dict[str, np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:
+        """Those candidates of each example that are kept, in the order of their numbers; equally good ones by the lowest."""
+        pending = _Pending(self.provenance.num_candidates)
+        for views in answers:
+            pending.append(views)
+            rows = pending.num_views // self.provenance.num_candidates
+            if rows:
+                columns = pending.pop(rows)
+                best = np.argsort(columns.pop(_SCORE), axis=1, kind="stable")[:, : self.config.num_views]
+                kept = np.arange(rows)[:, None], np.sort(best, axis=1)
+                yield {name: values[kept].reshape(-1, *values.shape[2:]) for name, values in columns.items()}
+
     # --------------------------------------------------------------------------------------------- batches and answers
 
     @property
@@ -424,7 +473,7 @@ class Job:
         """The views of these shards in order, cut into teacher batches that never span two shards."""
         spans = []
         for shard in shards:
-            rows, views = self.provenance.shard_range(shard), self.config.num_views
+            rows, views = self.provenance.shard_range(shard), self.provenance.num_candidates
             for start in range(rows.start * views, rows.stop * views, self._batch_size):
                 spans.append(Span(shard, start, min(start + self._batch_size, rows.stop * views)))
         return spans
@@ -486,8 +535,10 @@ class Job:
 
     def _answer(self, batch: ViewBatch) -> dict[str, np.ndarray]:
         """The columns that hold the answers to a batch."""
-        ids, logprobs = top_k(self._ask(batch.pixels), self.provenance.top_k)
-        return {TEACHER_IDS: ids, TEACHER_LOGPROBS: logprobs}
+        answers_BC = self._ask(batch.pixels)
+        ids, logprobs = top_k(answers_BC, self.provenance.top_k)
+        scores = {} if self.provenance.candidates is None else {_SCORE: self._scores(answers_BC, batch.span)}
+        return {TEACHER_IDS: ids, TEACHER_LOGPROBS: logprobs, **scores}
 
     def _ask(self, views_BHWC: torch.Tensor) -> torch.Tensor:
         """The teacher's log-probabilities (B, C), on its device."""
@@ -496,10 +547,24 @@ class Job:
             views_BCHW = torch.cat([views_BCHW, views_BCHW.new_zeros(CPU_BATCH - count, *views_BCHW.shape[1:])])
         return self.teacher(views_BCHW)[:count]
 
+    def _scores(self, answers_BC: torch.Tensor, span: Span) -> np.ndarray:
+        """What the criterion says of each candidate, (B,); the lowest are kept."""
+        assert self.provenance.candidates is not None
+        order, _, criterion = self.provenance.candidates["keep"].partition("_")
+        if criterion == "entropy":
+            values_B = torch.special.entr(answers_BC.exp()).sum(-1)
+        else:
+            assert self._labels is not None
+            labels_B = torch.from_numpy(
+                self._labels[np.arange(span.start, span.stop) // self.provenance.num_candidates]
+            )
+            values_B = -answers_BC.gather(-1, labels_B.to(answers_BC.device)[:, None])[:, 0]
+        return (values_B if order == "low" else -values_B).cpu().numpy()
+
     def estimate(self, num_batches: int = 4) -> Estimate:
         """Times a few batches and answers what the whole run would take; writes nothing."""
         check_same_run(self.folder, self.provenance)
-        views, spans = self.config.num_views, []
+        views, spans = self.provenance.num_candidates, []
         for n in range(num_batches + 1):
             start = (n * len(self._images) // (num_batches + 1)) * views
             spans.append(Span(0, start, min(start + self._batch_size, len(self._images) * views)))
@@ -516,17 +581,19 @@ class Job:
         torch.set_num_threads(threads)
         num_timed = sum(len(views[TEACHER_IDS]) for views in timed)
         return Estimate(
-            num_views=len(self._images) * views,
+            num_views=len(self._images) * self.config.num_views,
+            num_asked=len(self._images) * views,
             num_shards=self.provenance.num_shards,
             seconds_augment=augmenting / sum(len(b.pixels) for b in made),
             seconds_teacher=teaching / max(1, num_timed),
-            bytes_reinforcement=len(self._images) * views * self._bytes_per_view(timed),
+            bytes_reinforcement=len(self._images) * self.config.num_views * self._bytes_per_view(timed),
             bytes_base=self._base_bytes(),
         )
 
     def _bytes_per_view(self, timed: list[dict[str, np.ndarray]]) -> float:
         """Compresses the timed views as a shard would be; few views compress worse than many, so this errs upwards."""
-        columns = {k: np.concatenate([views[k] for views in timed]) for k in timed[0] if k not in (_VALID, IMAGE_HASH)}
+        columns = {k: np.concatenate([views[k] for views in timed]) for k in timed[0] if k in self._features}
+        columns.pop(IMAGE_HASH)
         columns.pop(VIEWS_HASH)
         count = len(columns[TEACHER_IDS])
         sink = pa.BufferOutputStream()
@@ -559,9 +626,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run would take. Seconds are per view, of one core for augmenting, of one core or GPU for the teacher."""
+    """What a run would take. Seconds are per view that is made and asked for, of one core for augmenting, of one core or GPU
+    for the teacher; `num_views` of these are stored."""
 
     num_views: int
+    num_asked: int
     num_shards: int
     seconds_augment: float
     seconds_teacher: float
@@ -570,14 +639,15 @@ class Estimate:
 
     def report(self, num_processes: int, num_workers: int, device: torch.device) -> str:
         """Returns the estimate as a table for people; `num_processes` counts those of all parts."""
-        teacher = self.num_views * self.seconds_teacher / 3600
-        augment = self.num_views * self.seconds_augment / 3600
+        teacher = self.num_asked * self.seconds_teacher / 3600
+        augment = self.num_asked * self.seconds_augment / 3600
         workers = max(1, num_workers)
         most = math.ceil(self.num_shards / num_processes)  # of one process; the others wait for it
         wall = (teacher + augment) / workers if device.type == "cpu" else max(teacher, augment / workers)
         wall *= most / self.num_shards
+        among = "" if self.num_asked == self.num_views else f", kept of {self.num_asked:,}"
         rows = [
-            ("views", f"{self.num_views:,}"),
+            ("views", f"{self.num_views:,}{among}"),
             ("shards", f"{self.num_shards:,}, at most {most:,} a process"),
             (
                 "teacher",
@@ -608,17 +678,21 @@ class _Pending:
 
     def take(self, first: int, last: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """Returns the columns and the validity of rows `first` to `last`, and keeps the views beyond them."""
-        count = (last - first) * self._per_row
-        columns = {}
-        for name, parts in self._columns.items():
-            joined = np.concatenate(parts)
-            columns[name] = joined[:count].reshape(last - first, self._per_row, *joined.shape[1:])
-            self._columns[name] = [joined[count:]]
-        self.num_views -= count
+        columns = self.pop(last - first)
         valid = columns.pop(_VALID)[:, 0]
         columns[SOURCE_INDEX] = np.arange(first, last, dtype=np.int64)
         columns[IMAGE_HASH] = columns[IMAGE_HASH][:, 0]
         return columns, valid
+
+    def pop(self, rows: int) -> dict[str, np.ndarray]:
+        """Returns the columns of so many rows, (rows, V) or (rows, V, n), and keeps the views beyond them."""
+        count, columns = rows * self._per_row, {}
+        for name, parts in self._columns.items():
+            joined = np.concatenate(parts)
+            columns[name] = joined[:count].reshape(rows, self._per_row, *joined.shape[1:])
+            self._columns[name] = [joined[count:]]
+        self.num_views -= count
+        return columns
 
 
 class _Progress:
@@ -849,8 +923,8 @@ def check_dataset(dataset: datasets.Dataset, config: ReinforceConfig) -> tuple[s
 _INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 
 
-def check_labels(dataset: datasets.Dataset, label_column: str, teacher: Teacher) -> None:
-    """Checks that the dataset's classes are the teacher's and every label is one of them.
+def check_labels(dataset: datasets.Dataset, label_column: str, teacher: Teacher) -> np.ndarray:
+    """Checks that the dataset's classes are the teacher's and every label is one of them; returns the labels, int64 (rows,).
 
     Raises:
         DataError: A label is missing or out of range.
@@ -868,6 +942,20 @@ def check_labels(dataset: datasets.Dataset, label_column: str, teacher: Teacher)
         raise DataError(
             f"labels must be from 0 to {teacher.num_classes - 1}, the teacher's classes; row {bad[0]} has {values[bad[0]]} "
             f"({len(bad)} such rows). Name another teacher or `label_column`, or pass `label_column=none`."
+        )
+    return values.astype(np.int64)
+
+
+def _check_selection(config: ReinforceConfig, augmentation: Augmentation, label_column: str | None) -> None:
+    if augmentation.mixes:
+        raise ConfigError(
+            f"`num_candidates` must be left out with MixUp or CutMix, got {config.num_candidates}: views are mixed in pairs by "
+            "their numbers, and both of a pair would have to keep the same ones. Leave it out, or those ops."
+        )
+    if label_column is None and str(config.keep).endswith("_cross_entropy"):
+        raise ConfigError(
+            f"`keep` must be low_entropy or high_entropy for a dataset without labels, got {config.keep}. Set one of these, or "
+            "name a `label_column`."
         )
 
 

@@ -26,13 +26,21 @@ from hf_dr.errors import ConfigError, FormatError, did_you_mean
 from hf_dr.ops import Param
 from hf_dr.topk import id_dtype
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Raised whenever a reader of the former version would misread a dataset; golden datasets keep all readable.
 
-A dataset is written in the first version that can say it: 2 where the partners' parameters are stored, else 1."""
+A dataset is written in the first version that can say it: 3 where its views were chosen among candidates, 2 where the
+partners' parameters are stored, else 1."""
 STORED_PARTNERS = "stored"
 """The `mixing_scope` of a dataset whose views bring their partner's parameters along (version 2, see `mixing_scope`)."""
 MIXING_SCOPES = ("dataset", "shard", STORED_PARTNERS)
+KEEP = {
+    "low_entropy": "the lowest entropy of the teacher's answer",
+    "high_entropy": "the highest entropy of the teacher's answer",
+    "low_cross_entropy": "the lowest cross-entropy of the teacher's answer to the label",
+    "high_cross_entropy": "the highest cross-entropy of the teacher's answer to the label",
+}
+"""Which of an example's candidate views are stored: those with ..."""
 
 SOURCE_INDEX = "source_index"
 IMAGE_HASH = "image_hash"
@@ -107,6 +115,11 @@ def check_columns(features: Features, provenance: Provenance, where: str) -> Aug
         ConfigError: The provenance has an op that does not exist.
     """
     augmentation = Augmentation.from_list(provenance.augmentation)
+    if provenance.candidates is not None and augmentation.mixes:
+        raise FormatError(
+            f"{where} must have no `candidates` where views mix, found {provenance.candidates}: partners are matched by view "
+            "number. Fetch or make it again."
+        )
     stored_partners = provenance.mixing_scope == STORED_PARTNERS
     settings = provenance.num_views, provenance.top_k, provenance.num_classes
     for name, feature in reinforcement_features(augmentation, *settings, stored_partners=stored_partners).items():
@@ -163,6 +176,8 @@ class Provenance:
         library_versions: Of the libraries that decide pixels and answers.
         skipped_rows: Rows whose image could not be decoded.
         created_with: Version of hf_dr.
+        candidates: `num` views were drawn of each example, and the best `num_views` by the criterion `keep` (one of `KEEP`)
+            are stored in the order in which they were drawn; None where all were stored.
     """
 
     config_name: str
@@ -185,6 +200,12 @@ class Provenance:
     created_with: str
     skipped_rows: list[int] = field(default_factory=list)
     schema_version: int = 1
+    candidates: dict[str, Any] | None = None
+
+    @property
+    def num_candidates(self) -> int:
+        """Views drawn of each example, of which `num_views` are stored."""
+        return self.num_views if self.candidates is None else int(self.candidates["num"])
 
     @property
     def num_shards(self) -> int:
@@ -219,8 +240,8 @@ class Provenance:
         return lines
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the fields in JSON types."""
-        return dict(self.__dict__)
+        """Returns the fields in JSON types; an optional one only where it says something."""
+        return {key: value for key, value in self.__dict__.items() if key not in _OPTIONAL or value is not None}
 
     def write(self, folder: Path) -> None:
         """Writes `reinforcement.json` into the config's folder, whole or not at all."""
@@ -284,6 +305,17 @@ class Provenance:
                 f"`mixing_scope` in {where}, of schema version {version}, must be {' or '.join(scopes)}, found "
                 f"{content['mixing_scope']!r:.80}. Fetch or write it again."
             )
+        optional = {key: content[key] for key in _OPTIONAL if key in content}
+        if bool(optional) != (version == 3):
+            raise FormatError(
+                f"{where} must be of schema version 3 if it has the field {' or '.join(map(repr, _OPTIONAL))}, and only then, "
+                f"found version {version} with {', '.join(optional) or 'none'}. Fetch or write it again."
+            )
+        if "candidates" in optional and not _is_selection(optional["candidates"], content["num_views"]):
+            raise FormatError(
+                f"`candidates` in {where} must have a `num` above {content['num_views']} and a `keep` of {', '.join(KEEP)}, "
+                f"found {optional['candidates']!r:.80}. Fetch or write it again."
+            )
         for key in ("config_name", "split"):
             if not is_safe_name(content[key]):
                 raise FormatError(f"`{key}` in {where} must be a plain name, found {content[key]!r:.80}.")
@@ -302,7 +334,7 @@ class Provenance:
         ):
             if not ok:
                 raise FormatError(f"`{key}` in {where} must be {expected}, found others. Fetch or write it again.")
-        provenance = cls(**{key: content[key] for key in _TYPES})
+        provenance = cls(**{key: content[key] for key in _TYPES}, **optional)
         try:
             fingerprint = provenance.fingerprint
         except RecursionError as error:
@@ -319,6 +351,18 @@ _TYPES: dict[str, Any] = {
     "label_column": (str, _NONE), "mixing_scope": str, "on_bad_image": str, "base": dict, "teacher": dict,
     "library_versions": dict, "created_with": str, "skipped_rows": list,
 }  # fmt: skip
+_OPTIONAL = ("candidates",)  # of version 3
+
+
+def _is_selection(value: Any, num_views: int) -> bool:
+    return (
+        isinstance(value, dict)
+        and value.keys() == {"num", "keep"}
+        and type(value["num"]) is int
+        and value["num"] > num_views
+        and isinstance(value["keep"], str)
+        and value["keep"] in KEEP
+    )
 
 
 def _is_op(item: Any) -> bool:

@@ -179,15 +179,18 @@ class Rehearsal:
             model.save_pretrained(folder)
         return str(folder)
 
-    def reinforce(self, teachers: int, num_views: int) -> dict[str, Any]:
+    def reinforce(self, teachers: int, num_views: int, num_candidates: int | None = None) -> dict[str, Any]:
         """Returns what a rehearsal changes in the settings of `reinforce`."""
+        views = min(num_views, 2)
+        fewer = {} if num_candidates is None else {"num_candidates": views + min(num_candidates - num_views, 2)}
         return {
             "smoke": False,
             "dataset": self.base,
             "teacher": self.teachers(teachers),
             "precision": "fp32",
             "compile": False,
-            "num_views": min(num_views, 2),
+            "num_views": views,
+            **fewer,
             "output_dir": self.plus,
         }
 

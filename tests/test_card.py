@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import datasets
 import pyarrow.parquet as pq
@@ -100,6 +101,12 @@ def run(card, tmp_path, base=None):
 def test_the_code_of_a_card_runs(tiny_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tiny_folder.parent)
     run((tiny_folder / "README.md").read_text(), tmp_path)
+
+
+def test_candidates_are_told():
+    golden = Path(__file__).parent / "golden" / "v3"
+    card = update_card(None, card_configs(golden, ["candidates"]), name="me/chosen")
+    assert "V | 8 |\n| Chosen among | 24 candidates: the highest entropy of the teacher's answer |\n" in card
 
 
 def test_the_code_of_an_overlays_card_runs(overlay, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -267,3 +268,8 @@ def test_wrong_names(tmp_path, tiny_folder):
         inspect_dataset(tiny_folder, "all_op")
     with pytest.raises(FormatError, match=r'must hold a "\+" dataset'):
         inspect_dataset(tmp_path)
+
+
+def test_candidates_are_told():
+    report = inspect_dataset(Path(__file__).parent / "golden" / "v3", "candidates").report()
+    assert "of 24 drawn, those with the highest entropy of the teacher's answer" in report

@@ -1,10 +1,12 @@
 """The run: the same bytes however it is done, nothing lost when it is stopped, and clear refusals."""
 
+import dataclasses
 import hashlib
 import importlib
 import io
 import json
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -15,6 +17,7 @@ from types import SimpleNamespace
 
 import datasets
 import filelock
+import numpy as np
 import PIL.Image
 import pytest
 import timm
@@ -24,10 +27,12 @@ from samples import TWO_PROCESSES
 
 from hf_dr.augmentation import Augmentation
 from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, HfDrError, TeacherError
+from hf_dr.loading import load_reinforced
 from hf_dr.ops import CutMix, MixUp, RandomCrop, RandomHorizontalFlip, RandomResizedCrop, Resize
 from hf_dr.reinforce import Job, Part, ReinforceConfig, reinforce
-from hf_dr.schema import PROVENANCE_FILE, Provenance
+from hf_dr.schema import KEEP, PROVENANCE_FILE, Provenance, combine_hashes
 from hf_dr.teacher import Teacher
+from hf_dr.views import hash_view
 
 # `hf_dr.reinforce` is the function; this is the module behind it.
 module = importlib.import_module("hf_dr.reinforce")
@@ -493,3 +498,156 @@ def test_views_larger_than_a_row_group_give_the_same_columns(tmp_path, tiny_data
 def test_size_must_be_fixed_by_an_op():
     with pytest.raises(ConfigError, match="no op of Resize fixes it"):
         Augmentation([Resize(20)])
+
+
+# ------------------------------------------------------------------------------------------------------------- candidates
+
+PLAIN = Augmentation([RandomResizedCrop(16), RandomHorizontalFlip()])
+LABELS_OF_ROWS = list(range(8)) + list(range(4))  # of `tiny_dataset`
+
+
+def columns_of(folder: Path) -> dict[str, np.ndarray]:
+    """The reinforcement's columns, each (rows, ...)."""
+    files = sorted(map(str, folder.rglob("*.parquet")))
+    table = datasets.load_dataset("parquet", data_files=files, split="train").with_format("numpy")
+    return {name: table[:][name] for name in table.column_names if name not in ("image", "label")}
+
+
+def full_answers(folder: Path, teacher: Teacher) -> np.ndarray:
+    """What the teacher answers to all stored views, over all classes: (rows, V, C)."""
+    plus = load_reinforced(folder)
+    views = np.stack(
+        [[np.asarray(plus.image(row, view)) for view in range(plus.num_views)] for row in range(len(plus))]
+    )
+    flat = torch.from_numpy(views.reshape(-1, *views.shape[2:])).permute(0, 3, 1, 2)
+    return teacher(flat).double().numpy().reshape(*views.shape[:2], -1)
+
+
+@pytest.mark.parametrize("keep", KEEP)
+def test_the_best_candidates_are_kept_bit_for_bit(tmp_path, tiny_dataset, tiny_teacher, keep):
+    run(tmp_path / "all", tiny_dataset, tiny_teacher, PLAIN, num_views=7)
+    settings = {"num_views": 3, "num_candidates": 7, "keep": keep}
+    run(tmp_path / "some", tiny_dataset, tiny_teacher, PLAIN, **settings)
+    answers = full_answers(tmp_path / "all", tiny_teacher)
+    if keep.endswith("cross_entropy"):
+        values = -answers[np.arange(12), :, LABELS_OF_ROWS]
+    else:
+        values = -(np.exp(answers) * answers).sum(axis=2)
+    best = np.sort(np.argsort(-values if keep.startswith("high") else values, axis=1)[:, :3], axis=1)
+    everything, kept = columns_of(tmp_path / "all"), columns_of(tmp_path / "some")
+    assert everything.keys() == kept.keys()
+    assert len({tuple(row) for row in best.tolist()}) > 3, "rows keep different ones"
+    for name, values in kept.items():
+        expected = everything[name]
+        if expected.ndim > 1:
+            expected = expected[np.arange(12)[:, None], best]
+        assert name == "views_hash" or np.array_equal(values, expected), name
+    plus = load_reinforced(tmp_path / "some")
+    for row in range(12):
+        hashes = [hash_view(np.asarray(plus.image(row, view))) for view in range(3)]
+        assert combine_hashes(np.array(hashes, np.uint64)) == plus.views_hash(row)
+    assert (plus.provenance.schema_version, plus.provenance.candidates) == (3, {"num": 7, "keep": keep})
+
+
+def test_as_many_candidates_as_views_change_nothing(tmp_path, tiny_dataset, tiny_teacher):
+    expected = run(tmp_path / "a", tiny_dataset, tiny_teacher, PLAIN)
+    for name, more in (("b", {}), ("c", {"keep": "low_entropy"})):
+        assert run(tmp_path / name, tiny_dataset, tiny_teacher, PLAIN, num_candidates=3, **more) == expected
+    texts = {next((tmp_path / name).rglob(PROVENANCE_FILE)).read_text() for name in "abc"}
+    assert len(texts) == 1
+    assert "candidates" not in texts.pop()
+
+
+def test_kept_candidates_do_not_depend_on_how_they_are_made(tmp_path, tiny_dataset, checkpoint, monkeypatch):
+    teacher = Teacher.from_pretrained(f"timm:test_resnet@{checkpoint[0]}")
+    settings = {"num_candidates": 7, "keep": "low_cross_entropy", "num_views": 3}
+    expected = run(tmp_path / "a", tiny_dataset, teacher, PLAIN, **settings)
+    assert run(tmp_path / "b", tiny_dataset, teacher, PLAIN, batch_size=5, num_workers=2, **settings) == expected
+    other = OnAnotherDevice(teacher)
+    assert run(tmp_path / "c", tiny_dataset, other, PLAIN, batch_size=16, num_workers=1, **settings) == expected
+    config = ReinforceConfig(str(tmp_path / "d"), top_k=2, shard_size=5, num_workers=0, **settings)
+    for part in (Part(1, 2), Part(0, 2)):
+        Job(tiny_dataset, teacher, PLAIN, config).run(part)
+    assert files_of(tmp_path / "d") == expected
+    next((tmp_path / "d").rglob("*-00001-*.parquet")).unlink()
+    assert run(tmp_path / "d", tiny_dataset, teacher, PLAIN, **settings) == expected
+
+
+def test_equally_good_candidates_are_kept_by_their_number(tmp_path, tiny_dataset, tiny_teacher, monkeypatch):
+    indifferent = torch.full((16, 8), -math.log(8))
+    monkeypatch.setattr(Teacher, "__call__", lambda self, views: indifferent)
+    run(tmp_path / "first", tiny_dataset, tiny_teacher, PLAIN)
+    run(tmp_path / "kept", tiny_dataset, tiny_teacher, PLAIN, num_candidates=9, keep="high_entropy")
+    first, kept = columns_of(tmp_path / "first"), columns_of(tmp_path / "kept")
+    assert all(np.array_equal(first[name], kept[name]) for name in first)
+
+
+def test_an_undecodable_image_has_no_candidates(tmp_path, tiny_dataset, tiny_teacher):
+    bad = with_bad_row(tiny_dataset, 7, b"no image")
+    settings = {"num_candidates": 5, "keep": "low_cross_entropy", "on_bad_image": "skip"}
+    run(tmp_path / "bad", bad, tiny_teacher, PLAIN, **settings)
+    run(tmp_path / "good", tiny_dataset, tiny_teacher, PLAIN, **settings)
+    bad, good = (load_reinforced(tmp_path / name) for name in ("bad", "good"))
+    assert bad.provenance.skipped_rows == [7]
+    assert [bad.views_hash(row) for row in range(11)] == [good.views_hash(row) for row in range(12) if row != 7]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_candidates": 2, "keep": "low_entropy"}, "`num_candidates` must be a whole number of at least 3, got 2"),
+        ({"num_candidates": 0}, "`num_candidates` must be a whole number of at least 3, got 0"),
+        (
+            {"num_candidates": 5},
+            "`keep` must say which 3 of 5 candidates are stored, got none. Give one of low_entropy,",
+        ),
+        (
+            {"keep": "low_entropy"},
+            "`keep` must come with `num_candidates`, got low_entropy without. Give both or neither.",
+        ),
+        ({"num_candidates": 5, "keep": "best"}, "`keep` must be one of low_entropy, high_entropy, low_cross_entropy, "),
+    ],
+    ids=str,
+)
+def test_impossible_candidates(tmp_path, settings, message):
+    with pytest.raises(ConfigError) as error:
+        ReinforceConfig(str(tmp_path), num_views=3, **settings)
+    assert message in str(error.value)
+
+
+def test_candidates_that_do_not_fit_the_data(tmp_path, tiny_dataset, tiny_teacher):
+    settings = {"num_candidates": 5, "keep": "high_cross_entropy"}
+    with pytest.raises(
+        ConfigError, match=r"`num_candidates` must be left out with MixUp or CutMix, got 5: views are mixed"
+    ):
+        run(tmp_path, tiny_dataset, tiny_teacher, **settings)
+    with pytest.raises(
+        ConfigError, match=r"`keep` must be low_entropy or high_entropy for a dataset without labels, got high_cross_e"
+    ):
+        run(tmp_path, tiny_dataset, tiny_teacher, PLAIN, label_column="none", **settings)
+    run(tmp_path, tiny_dataset, tiny_teacher, PLAIN, label_column="none", **{**settings, "keep": "low_entropy"})
+
+
+@pytest.mark.parametrize(
+    ("settings", "difference"),
+    [
+        ({"num_candidates": 6, "keep": "low_entropy"}, "candidates.num: 5 there, 6 here"),
+        ({"num_candidates": 5, "keep": "high_entropy"}, "candidates.keep: low_entropy there, high_entropy here"),
+        ({}, "candidates.num: 5 there, absent here"),
+    ],
+)
+def test_other_candidates_are_another_run(tmp_path, tiny_dataset, tiny_teacher, settings, difference):
+    run(tmp_path, tiny_dataset, tiny_teacher, PLAIN, num_candidates=5, keep="low_entropy")
+    with pytest.raises(FingerprintMismatchError, match=difference):
+        run(tmp_path, tiny_dataset, tiny_teacher, PLAIN, **settings)
+
+
+def test_the_estimate_tells_what_candidates_cost(tmp_path, tiny_dataset, tiny_teacher):
+    config = ReinforceConfig(str(tmp_path), num_views=2, num_candidates=10, keep="low_entropy", top_k=2)
+    estimate = Job(tiny_dataset, tiny_teacher, PLAIN, config).estimate()
+    assert (estimate.num_views, estimate.num_asked) == (2 * 12, 10 * 12)
+    report = estimate.report(1, 0, torch.device("cpu"))
+    assert "24, kept of 120\n" in report
+    alone = dataclasses.replace(estimate, num_asked=24, seconds_teacher=5 * estimate.seconds_teacher)
+    alone = dataclasses.replace(alone, seconds_augment=5 * estimate.seconds_augment)
+    assert report.split("\n")[4:] == alone.report(1, 0, torch.device("cpu")).split("\n")[4:], "hours and bytes"

@@ -21,6 +21,7 @@ from hf_dr.schema import (
     PROVENANCE_FILE,
     SCHEMA_VERSION,
     Provenance,
+    check_columns,
     combine_hashes,
     is_reserved,
     is_safe_name,
@@ -59,7 +60,8 @@ PROVENANCE = Provenance(
     skipped_rows=[5, 17],
 )
 
-FIELDS = [field.name for field in dataclasses.fields(Provenance)]
+OPTIONAL = {"candidates"}
+FIELDS = [field.name for field in dataclasses.fields(Provenance) if field.name not in OPTIONAL]
 DESCRIPTIVE = {"created_with", "skipped_rows"}
 
 
@@ -350,7 +352,7 @@ def test_files_that_are_not_json_objects_are_refused(raw: bytes, message: str, t
 
 @pytest.mark.parametrize("version", [None, 0, SCHEMA_VERSION + 1, "1", True, 1.5])
 def test_other_versions_are_refused(version: Any) -> None:
-    with pytest.raises(FormatError, match=r"must be of (schema version 1 to 2, found|type int, found True)"):
+    with pytest.raises(FormatError, match=r"must be of (schema version 1 to 3, found|type int, found True)"):
         Provenance.from_dict(content(schema_version=version), "x")
 
 
@@ -363,6 +365,54 @@ def test_a_later_version_asks_for_a_later_hf_dr() -> None:
 def test_a_version_has_its_mixing_scopes(version: int, scope: str) -> None:
     with pytest.raises(FormatError, match=rf"of schema version {version}, must be .*, found '{scope}'"):
         Provenance.from_dict(content(schema_version=version, mixing_scope=scope), "x")
+
+
+@pytest.mark.parametrize(
+    ("version", "candidates", "message"),
+    [
+        (1, {"num": 9, "keep": "low_entropy"}, "schema version 3 if it has .*, found version 1 with candidates"),
+        (2, {"num": 9, "keep": "low_entropy"}, "schema version 3 if it has .*, found version 2 with candidates"),
+        (3, None, "schema version 3 if it has the field 'candidates', and only then, found version 3 with none"),
+        (
+            3,
+            {"num": 4, "keep": "low_entropy"},
+            "`candidates` in x must have a `num` above 4 and a `keep` of low_entropy, ",
+        ),
+        (3, {"num": True, "keep": "low_entropy"}, "`candidates` in x must have a `num` above 4"),
+        (3, {"num": 9, "keep": "best"}, "and a `keep` of low_entropy, .* found .'num': 9, 'keep': 'best'"),
+        (3, {"num": 9, "keep": ["low_entropy"]}, "and a `keep` of low_entropy, "),
+        (3, {"num": 9}, "and a `keep` of low_entropy, "),
+        (3, {"num": 9, "keep": "low_entropy", "why": 1}, "and a `keep` of low_entropy, "),
+        (3, [9], "`candidates` in x must have a `num` above 4"),
+    ],
+)
+def test_candidates_are_of_version_3(version: int, candidates: Any, message: str) -> None:
+    changes = {"num_views": 4, "schema_version": version, "mixing_scope": "stored" if version == 2 else "dataset"}
+    with pytest.raises(FormatError, match=message):
+        Provenance.from_dict(content(**changes, **({} if candidates is None else {"candidates": candidates})), "x")
+
+
+def test_candidates_determine_the_bytes_and_come_back(tmp_path: Path) -> None:
+    chosen = dataclasses.replace(
+        PROVENANCE, num_views=4, schema_version=3, candidates={"num": 9, "keep": "high_entropy"}
+    )
+    chosen.write(tmp_path)
+    assert Provenance.read(tmp_path) == chosen
+    other = dataclasses.replace(chosen, candidates={"num": 9, "keep": "low_entropy"})
+    assert chosen.fingerprint != other.fingerprint
+    assert chosen.differences(other) == ["candidates.keep: high_entropy there, low_entropy here"]
+
+
+def test_mixed_views_have_no_candidates() -> None:
+    features = reinforcement_features(AUGMENTATION, 4, 3, 100)
+    chosen = dataclasses.replace(
+        PROVENANCE, augmentation=AUGMENTATION.to_list(), num_views=4, top_k=3, num_classes=100, schema_version=3,
+        candidates={"num": 9, "keep": "high_entropy"},
+    )  # fmt: skip
+    with pytest.raises(
+        FormatError, match=r"x must have no `candidates` where views mix, found .*matched by view number"
+    ):
+        check_columns(features, chosen, "x")
 
 
 def test_stored_partners_have_a_column_for_each_of_their_parameters() -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerState, set_seed
+from transformers import TrainerState, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -22,6 +22,7 @@ from hf_dr.card import write_card
 from hf_dr.comparison import CompareConfig, as_arguments, run_comparison
 from hf_dr.config import parse, read_yaml
 from hf_dr.contact_sheet import contact_sheet
+from hf_dr.detection import DetectionArguments, detection_trainer
 from hf_dr.distillation import OnlineDistillationTrainer
 from hf_dr.errors import ConfigError, HfDrError
 from hf_dr.evaluation import EvaluateConfig, run_evaluation
@@ -38,9 +39,10 @@ from hf_dr.results import gather
 from hf_dr.schema import CONTACT_SHEET_FILE, find_config
 from hf_dr.smoke import Rehearsal, SmokeArguments, rehearsal
 from hf_dr.student_hub import is_student, push_student
-from hf_dr.students import LabelledImages, build_student, evaluation_augmentation, load_processor
+from hf_dr.students import LabelledImages, build_student, evaluation_augmentation, load_processor, read_model_args
 from hf_dr.teacher import PRECISIONS, Teacher, imagenet_synsets
 from hf_dr.trainer import ReinforcedTrainer, ReinforcedTrainingArguments
+from hf_dr.transfer import BackboneArguments, TransferArguments, TransferTrainer
 from hf_dr.verify import teacher_from_provenance, verify
 from hf_dr.version import __version__
 
@@ -329,10 +331,7 @@ def train_command(argv: Sequence[str], prog: str) -> int:
         )
     if student.objective != "reinforced":
         args.reinforced_probability = 0.0
-    try:
-        model_args = json.loads(student.model_args) if isinstance(student.model_args, str) else student.model_args
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"`model_args` must be JSON, e.g. '{{\"img_size\": 32}}', but: {error}.") from error
+    model_args = read_model_args(student.model_args)
     set_seed(args.seed)
     paths, names = student.dataset, student.name
     path: Any = paths if len(paths) > 1 else paths[0]
@@ -434,7 +433,7 @@ def _as_config_error() -> Iterator[None]:
         raise ConfigError(str(error)) from error
 
 
-def run_training(trainer: ReinforcedTrainer, args: ReinforcedTrainingArguments) -> int:
+def run_training(trainer: ReinforcedTrainer | TransferTrainer, args: TrainingArguments) -> int:
     """Trains, resuming from the last checkpoint of the folder; saves the model and its metrics."""
     folder, steps_before = str(args.output_dir), 0
     checkpoint = args.resume_from_checkpoint or (get_last_checkpoint(folder) if Path(folder).is_dir() else None)
@@ -458,6 +457,34 @@ def run_training(trainer: ReinforcedTrainer, args: ReinforcedTrainingArguments) 
         trainer.save_metrics("eval", metrics)
     trainer.save_state()
     return 0
+
+
+def detect_command(argv: Sequence[str], prog: str) -> int:
+    """Trains and evaluates an object detector on a student's backbone."""
+    with _as_config_error():
+        chosen, student, smoke, args = parse(
+            [DetectionArguments, BackboneArguments, SmokeArguments, TransferArguments],
+            argv,
+            prog=prog,
+            description="Trains Mask R-CNN with a feature pyramid on a student's backbone and measures COCO's mean average "
+            "precision. All settings of transformers' TrainingArguments are flags, too; the same command again resumes.",
+        )
+    if smoke.smoke:
+        with _rehearsal(argv) as stand_in:
+            return detect_command([*argv, *as_arguments(stand_in.detect())], prog)
+    return _transfer(lambda: detection_trainer(chosen, student, args), args)
+
+
+def _transfer(make: Callable[[], TransferTrainer], args: TransferArguments) -> int:
+    """Trains and evaluates on a backbone; leaves model, metrics and results."""
+    set_seed(args.seed)
+    with _as_config_error():
+        trainer = make()
+    status = run_training(trainer, args)
+    trainer.write_results()
+    if args.push_to_hub:
+        trainer.push_to_hub()
+    return status
 
 
 def compare_command(argv: Sequence[str], prog: str) -> int:
@@ -675,6 +702,7 @@ def _local_config(arguments: argparse.Namespace) -> Path:
 COMMANDS: dict[str, Callable[[Sequence[str], str], int]] = {
     "reinforce": reinforce_command,
     "train": train_command,
+    "detect": detect_command,
     "compare": compare_command,
     "verify": verify_command,
     "inspect": inspect_command,

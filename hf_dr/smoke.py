@@ -8,6 +8,7 @@ the command itself, with the recipe's augmentation, columns, configuration, loss
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -115,6 +116,45 @@ class Described:
             rows = datasets.Dataset.from_dict(columns, features=self.features)
             rows.to_parquet(folder / f"{split}-00000-of-00001.parquet")
 
+    def generate_coco(self, folder: Path, annotations: Path) -> None:
+        """Writes images, and their objects in COCO's format: polygons, one crowd as run lengths, one image without any."""
+        folder.mkdir(parents=True)
+        rng = np.random.default_rng(0)
+        found: list[dict[str, Any]] = []
+        categories: dict[int, str] = self.columns["objects"]
+        width, height = self.images["width"], self.images["height"]
+        described = [
+            {"id": 1000 + n, "file_name": f"{n:012}.jpg", "width": width, "height": height} for n in range(ROWS)
+        ]
+        for n, image in enumerate(described):
+            (folder / image["file_name"]).write_bytes(self._image(rng)["bytes"])
+            for crowd in () if n == 0 else (False, False, n == 1):
+                left, top = int(rng.integers(width // 2)), int(rng.integers(height // 2))
+                right, bottom = left + width // 2, top + height // 2
+                mask = np.zeros((width, height), bool)  # COCO's run lengths go down the columns
+                mask[left:right, top:bottom] = True
+                ends = np.flatnonzero(np.diff(mask.ravel().astype(int), prepend=0, append=0))
+                runs = np.diff(ends, prepend=0, append=mask.size)
+                found.append(
+                    {
+                        "id": len(found) + 1,
+                        "image_id": image["id"],
+                        "category_id": int(rng.choice(list(categories))),
+                        "bbox": [left, top, right - left, bottom - top],
+                        "area": (right - left) * (bottom - top),
+                        "iscrowd": int(crowd),
+                        "segmentation": {"size": [height, width], "counts": runs.tolist()}
+                        if crowd
+                        else [[left, top, right, top, right, bottom, left, bottom]],
+                    }
+                )
+        content = {
+            "images": described,
+            "annotations": found,
+            "categories": [{"id": category, "name": name} for category, name in categories.items()],
+        }
+        annotations.write_text(json.dumps(content), encoding="utf-8")
+
     def _image(self, rng: np.random.Generator) -> dict[str, Any]:
         images = self.images
         pixels = rng.integers(256, size=(8, 8, 3), dtype=np.uint8)  # blocks of colour: photos have few edges, too
@@ -195,6 +235,20 @@ class Rehearsal:
         }
 
     @property
+    def _short(self) -> dict[str, Any]:
+        """What makes a training short."""
+        return {
+            "output_dir": self.folder / "out",
+            "max_steps": 2,
+            "per_device_train_batch_size": 2,
+            "per_device_eval_batch_size": 2,
+            "gradient_accumulation_steps": 1,
+            "dataloader_num_workers": 0,
+            "save_strategy": "no",
+            "push_to_hub": False,
+        }
+
+    @property
     def plus(self) -> Path:
         """Folder of the "+" dataset."""
         return self.folder / "plus"
@@ -207,14 +261,7 @@ class Rehearsal:
         changed = {
             "smoke": False,
             "dataset": self.base if plain else plus,
-            "output_dir": self.folder / "out",
-            "max_steps": 2,
-            "per_device_train_batch_size": 2,
-            "per_device_eval_batch_size": 2,
-            "gradient_accumulation_steps": 1,
-            "dataloader_num_workers": 0,
-            "save_strategy": "no",
-            "push_to_hub": False,
+            **self._short,
         }
         if not settings["student"].startswith("timm:"):
             changed["student"] = self.checkpoint(1000)  # classes that the dataset may not have
@@ -239,6 +286,25 @@ class Rehearsal:
             status = self._reinforce(["--config", str(recipe), *as_arguments(changed)])
             if status:
                 raise ConfigError(f'{recipe} must make the "+" dataset, but it ended with status {status}. See above.')
+
+    def detect(self) -> dict[str, Any]:
+        """Returns what a rehearsal changes in the settings of `detect`; generates images and annotations in COCO's format."""
+        changed: dict[str, Any] = {}
+        for flags, split in zip(("", "eval_"), self.described.splits, strict=True):
+            images, annotations = self.folder / split, self.folder / f"instances_{split}.json"
+            if not images.exists():
+                self.described.generate_coco(images, annotations)
+            changed.update({f"{flags}annotations": annotations, f"{flags}images": images})
+        return {
+            **changed,
+            "smoke": False,
+            "student": self.checkpoint(1000),
+            "short_side": 64,
+            "long_side": 96,
+            "fpn_channels": 16,
+            "rois_per_image": 16,
+            **self._short,
+        }
 
     def evaluate(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Returns what a rehearsal changes in the settings of `evaluate`; every set becomes the described dataset."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -85,6 +86,18 @@ def build_student(
         raise ConfigError(
             f"could not load the student {name!r} ({str(error)[:300]}). Name a Hub id, a folder, or `timm:ARCHITECTURE`."
         ) from error
+
+
+def read_model_args(value: Any) -> dict[str, Any]:
+    """Reads `model_args`, JSON or, from YAML, a mapping.
+
+    Raises:
+        ConfigError: It is no JSON.
+    """
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"`model_args` must be JSON, e.g. '{{\"img_size\": 32}}', but: {error}.") from error
 
 
 def is_timm(model: Any) -> bool:

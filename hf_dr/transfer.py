@@ -30,7 +30,7 @@ from hf_dr.errors import ConfigError, FormatError, did_you_mean
 from hf_dr.hub import Push, Repository, publish
 from hf_dr.rng import DOMAIN_ORDER, keyed_rng
 from hf_dr.student_card import STUDENT_FILE, Student
-from hf_dr.students import is_timm
+from hf_dr.students import is_timm, read_model_args
 from hf_dr.teacher import load_member
 
 logger = logging.getLogger(__name__)
@@ -293,6 +293,11 @@ class BackboneArguments:
         default=True,
         metadata={"help": "Keep statistics, scale and offset of the student's batch normalisations as they are."},
     )
+
+    def build(self, **settings: Any) -> tuple[Backbone, dict[str, Any]]:
+        """As `backbone`, which takes the settings."""
+        model_args = read_model_args(self.model_args)
+        return backbone(self.student, model_args=model_args, freeze_norm=self.freeze_norm, **settings)
 
 
 @dataclass

@@ -173,6 +173,13 @@ def test_training_runs(path):
     assert main(["train", *argv, *([] if "student" in read_configs(argv) else TINY), "--smoke"]) == 0
 
 
+def test_detection_runs():
+    recipe = "recipes/coco/detect.yaml"
+    assert main(["detect", "--config", recipe, "--smoke"]) == 0
+    categories = Described.beside([recipe]).columns["objects"]
+    assert (len(categories), max(categories)) == (80, 90)
+
+
 def test_a_student_is_stacked_on_a_dataset():
     argv = ["--config", "recipes/students/mobilenetv3.yaml", "recipes/cifar100/erm.yaml"]
     student, _, args = training(*argv)

@@ -6,6 +6,7 @@ import json
 import pytest
 import timm
 import torch
+from huggingface_hub import HfApi
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -14,7 +15,7 @@ from torch import nn
 from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
 
 from hf_dr.errors import ConfigError, FormatError, TeacherError
-from hf_dr.student_hub import export_student
+from hf_dr.student_hub import push_student
 from hf_dr.students import build_student, complete_config, native_names
 from hf_dr.trainer import ReinforcedTrainer, ReinforcedTrainingArguments
 from hf_dr.transfer import (
@@ -87,7 +88,7 @@ def test_dilation_keeps_the_weights_and_refines_the_last_features(save, architec
     assert all(name in weights for name in last)
 
 
-def test_a_student_tells_who_it_is(tiny_plus, tmp_path):
+def test_a_student_tells_who_it_is(tiny_plus, tmp_path, loopback_hub):
     student = build_student("timm:test_resnet", tiny_plus.class_names, tiny_plus.num_classes)
     arguments = ReinforcedTrainingArguments(
         str(tmp_path / "plus-student"), max_steps=1, disable_tqdm=True, report_to="none", save_strategy="no"
@@ -102,9 +103,12 @@ def test_a_student_tells_who_it_is(tiny_plus, tmp_path):
     assert identity["dataset"]["id"] == "org/tiny-plus"
     assert identity["dataset"]["fingerprint"] == tiny_plus.provenance.fingerprint
     assert identity["settings"]["seed"] == "42"
-    export_student(arguments.output_dir, tmp_path / "published")
-    published, again = backbone(str(tmp_path / "published"))
-    assert again["weights_hash"] == identity["weights_hash"]
+    commit = push_student(arguments.output_dir, "me/student").commit
+    published, again = backbone("me/student")
+    assert again == {**identity, "id": "me/student", "revision": commit}
+    HfApi().delete_file("student.json", "me/student")
+    _, unknown = backbone("me/student")
+    assert (unknown["objective"], unknown["weights_hash"]) == (None, identity["weights_hash"])
     assert all(torch.equal(a, b) for a, b in zip(built.parameters(), published.parameters(), strict=True))
 
 
@@ -282,6 +286,21 @@ def test_evaluation_sees_each_image_once_and_results_tell_of_what(train, tmp_pat
     load_weights(model, tmp_path / "out")
     assert torch.equal(model.weight, trainer.model.weight)
     assert read_description(tmp_path / "out")["task"] == "line"
+
+
+# What Trainer does about the client's progress bars.
+@pytest.mark.filterwarnings("ignore:Cannot enable progress bars")
+def test_what_is_pushed_has_no_state_of_the_training(train, tmp_path, loopback_hub):
+    trainer = train("out", max_steps=3, push_to_hub=True, hub_model_id="me/line", hub_strategy="end")
+    trainer.evaluate()
+    push = trainer.push_to_hub()
+    names = {"model.safetensors", TRANSFER_FILE, "transfer_results.json"}
+    assert set(push.files) == names
+    files = loopback_hub.files("me/line", repo_type="models")
+    assert files.keys() - {".gitattributes"} == names | {"README.md"}
+    assert "pipeline_tag: line" in files["README.md"].decode()
+    assert "Trained on `d`, on the backbone `s`." in files["README.md"].decode()
+    assert json.loads(files["transfer_results.json"])["metrics"] == {"sum": 21, "count": 7}
 
 
 def test_what_is_read_must_be_a_trained_model(train, tmp_path):

@@ -37,6 +37,7 @@ from hf_dr.reinforce import Job, Part, ReinforceConfig, check_dataset, process_s
 from hf_dr.replay import ReinforcedDataset
 from hf_dr.results import gather
 from hf_dr.schema import CONTACT_SHEET_FILE, find_config
+from hf_dr.segmentation import SegmentationArguments, segmentation_trainer
 from hf_dr.smoke import Rehearsal, SmokeArguments, rehearsal
 from hf_dr.student_hub import is_student, push_student
 from hf_dr.students import LabelledImages, build_student, evaluation_augmentation, load_processor, read_model_args
@@ -475,6 +476,22 @@ def detect_command(argv: Sequence[str], prog: str) -> int:
     return _transfer(lambda: detection_trainer(chosen, student, args), args)
 
 
+def segment_command(argv: Sequence[str], prog: str) -> int:
+    """Trains and evaluates a semantic segmenter on a student's backbone."""
+    with _as_config_error():
+        chosen, student, smoke, args = parse(
+            [SegmentationArguments, BackboneArguments, SmokeArguments, TransferArguments],
+            argv,
+            prog=prog,
+            description="Trains DeepLabV3 on a student's backbone and measures the mean intersection over union, of whole "
+            "images. All settings of transformers' TrainingArguments are flags, too; the same command again resumes.",
+        )
+    if smoke.smoke:
+        with _rehearsal(argv) as stand_in:
+            return segment_command([*argv, *as_arguments(stand_in.segment())], prog)
+    return _transfer(lambda: segmentation_trainer(chosen, student, args), args)
+
+
 def _transfer(make: Callable[[], TransferTrainer], args: TransferArguments) -> int:
     """Trains and evaluates on a backbone; leaves model, metrics and results."""
     set_seed(args.seed)
@@ -703,6 +720,7 @@ COMMANDS: dict[str, Callable[[Sequence[str], str], int]] = {
     "reinforce": reinforce_command,
     "train": train_command,
     "detect": detect_command,
+    "segment": segment_command,
     "compare": compare_command,
     "verify": verify_command,
     "inspect": inspect_command,

@@ -155,6 +155,19 @@ class Described:
         }
         annotations.write_text(json.dumps(content), encoding="utf-8")
 
+    def generate_masks(self, images: Path, masks: Path) -> None:
+        """Writes images, and masks of the same names: grey PNG with the numbers that the description tells."""
+        images.mkdir(parents=True)
+        masks.mkdir(parents=True)
+        rng = np.random.default_rng(0)
+        numbers: dict[str, int] = self.columns["mask"]
+        for n in range(ROWS):
+            (images / f"{n:08}.jpg").write_bytes(self._image(rng)["bytes"])
+            blocks = rng.integers(numbers["least"], numbers["greatest"], size=(8, 8), endpoint=True).astype(np.uint8)
+            size = self.images["width"], self.images["height"]
+            mask = PIL.Image.fromarray(blocks).resize(size, PIL.Image.Resampling.NEAREST)
+            mask.save(masks / f"{n:08}.png")
+
     def _image(self, rng: np.random.Generator) -> dict[str, Any]:
         images = self.images
         pixels = rng.integers(256, size=(8, 8, 3), dtype=np.uint8)  # blocks of colour: photos have few edges, too
@@ -303,6 +316,25 @@ class Rehearsal:
             "long_side": 96,
             "fpn_channels": 16,
             "rois_per_image": 16,
+            **self._short,
+        }
+
+    def segment(self) -> dict[str, Any]:
+        """Returns what a rehearsal changes in the settings of `segment`; generates folders of images and masks."""
+        changed: dict[str, Any] = {}
+        for flags, split in zip(("", "eval_"), self.described.splits, strict=True):
+            images, masks = self.folder / "images" / split, self.folder / "masks" / split
+            if not images.exists():
+                self.described.generate_masks(images, masks)
+            changed.update({f"{flags}images": images, f"{flags}masks": masks})
+        return {
+            **changed,
+            "smoke": False,
+            "student": self.checkpoint(1000),
+            "crop_size": 64,
+            "short_side": [48, 96],
+            "long_side": 128,
+            "head_channels": 16,
             **self._short,
         }
 

@@ -26,7 +26,7 @@ LEVELS = (
     {"hub", "comparison", "ml_dr"},
     {"student_hub", "transfer"},
     {"results", "smoke"},
-    {"trainer", "detection"},
+    {"trainer", "detection", "segmentation"},
     {"__init__", "distillation"},  # the public names; the baseline
     {"cli"},
     {"__main__"},

@@ -180,6 +180,12 @@ def test_detection_runs():
     assert (len(categories), max(categories)) == (80, 90)
 
 
+def test_segmentation_runs():
+    recipe = "recipes/ade20k/segment.yaml"
+    assert main(["segment", "--config", recipe, "--smoke"]) == 0
+    assert len(read_yaml(recipe)["class_names"]) == Described.beside([recipe]).columns["mask"]["greatest"] == 150
+
+
 def test_a_student_is_stacked_on_a_dataset():
     argv = ["--config", "recipes/students/mobilenetv3.yaml", "recipes/cifar100/erm.yaml"]
     student, _, args = training(*argv)

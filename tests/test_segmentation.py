@@ -1,0 +1,523 @@
+"""Segmentation: what is read, cropped, measured and learnt; on coloured rectangles, for which a tiny network takes seconds."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import datasets
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from conftest import as_cell
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from samples import TWO_PROCESSES, photo, quick
+from timm.layers import convert_sync_batchnorm
+from torchvision.models.segmentation.deeplabv3 import DeepLabHead
+
+from hf_dr.cli import main
+from hf_dr.errors import ConfigError, DataError
+from hf_dr.segmentation import (
+    IGNORED,
+    Classes,
+    ConfusionMeter,
+    CropParams,
+    ScaleCropFlip,
+    SegmentationArguments,
+    SegmentationData,
+    SegmentationImages,
+    Segmenter,
+    SegmenterConfig,
+    atrous_rates,
+    collate,
+    confusion,
+    decode_mask,
+    load_segmenter,
+    segmentation_metrics,
+)
+from hf_dr.transfer import TRANSFER_FILE, backbone
+
+STEPS = 100
+COLOURS = {1: (120, 120, 120), 2: (230, 30, 30), 3: (30, 60, 230)}  # of the masks' numbers; 0 is none
+NAMES = ["grey", "red", "blue"]
+
+
+def rectangles(rng, size=(48, 64)):
+    """A grey image with a red and a blue rectangle in a frame that is no class, and its mask."""
+    mask = np.ones(size, np.uint8)
+    for number in (2, 3):
+        height, width = rng.integers(12, 30, 2)
+        top, left = rng.integers(size[0] - height), rng.integers(size[1] - width)
+        mask[top : top + height, left : left + width] = number
+    colours = np.zeros((4, 3), np.uint8)
+    colours[1:] = list(COLOURS.values())
+    pixels = colours[mask] + rng.integers(0, 20, (*size, 3), dtype=np.uint8)
+    mask[0] = mask[:, 0] = 0
+    return PIL.Image.fromarray(pixels), PIL.Image.fromarray(mask)
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    """Folders of images of two sizes and of masks."""
+    folder, rng = tmp_path_factory.mktemp("toy"), np.random.default_rng(0)
+    for name in ("images", "masks"):
+        (folder / name).mkdir()
+    for n in range(6):
+        image, mask = rectangles(rng, (48, 64) if n % 2 else (53, 41))
+        image.save(folder / "images" / f"{n}.png")
+        mask.save(folder / "masks" / f"{n}.png")
+    return folder
+
+
+CLASSES = Classes(NAMES, reduce_labels=True)
+
+
+def read(folder):
+    return SegmentationData.from_folders(folder / "images", folder / "masks", CLASSES)
+
+
+def flags(toy, out, **more):
+    settings = {
+        "images": toy / "images", "masks": toy / "masks", "eval_images": toy / "images", "eval_masks": toy / "masks",
+        "reduce_labels": True, "student": "timm:test_resnet", "freeze_norm": False, "output_dir": out, "crop_size": 32,
+        "short_side": [32, 64], "long_side": 80, "head_channels": 16, "dropout": 0.1, "optim": "adamw_torch",
+        "learning_rate": 3e-3, "warmup_steps": 5, "max_steps": STEPS, "save_steps": STEPS // 2, "report_to": "none",
+        "per_device_train_batch_size": 3, "per_device_eval_batch_size": 4, "disable_tqdm": True, "class_names": NAMES,
+        **more,
+    }  # fmt: skip
+    words = []
+    for name, value in settings.items():
+        words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return words
+
+
+@pytest.fixture(scope="module")
+def trained(toy, tmp_path_factory):
+    """Folder of a finished training."""
+    out = tmp_path_factory.mktemp("trained") / "out"
+    assert main(["segment", *flags(toy, out)]) == 0
+    return out
+
+
+# -------------------------------------------------------------------------------------------------------- what is read
+
+
+@quick
+@given(st.lists(st.integers(0, 255), min_size=1, max_size=40), st.integers(0, 255), st.booleans())
+def test_numbers_become_labels(numbers, ignore_index, reduce_labels):
+    classes = Classes([str(n) for n in range(256)], ignore_index, reduce_labels)
+    labels = classes.labels(np.array([numbers], np.uint8))
+    expected = [IGNORED if n == ignore_index or n < reduce_labels else n - reduce_labels for n in numbers]
+    assert labels.dtype == np.int32
+    assert labels[0].tolist() == expected
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "I;16", "1"])
+def test_masks_are_read_as_they_are_stored(mode, tmp_path):
+    numbers = np.random.default_rng(0).integers(2 if mode == "1" else 200, size=(5, 7))
+    if mode == "P":
+        image = PIL.Image.fromarray(numbers.astype(np.uint8), "L").convert("P")
+        image.putpalette(bytes(range(255, -1, -1)) * 3)  # colours that tell nothing
+    elif mode == "1":
+        image = PIL.Image.fromarray(numbers.astype(bool))
+    else:
+        image = PIL.Image.fromarray(numbers.astype(np.uint16 if mode == "I;16" else np.uint8))
+    assert image.mode == mode
+    image.save(tmp_path / "m.png")
+    for cell in (as_cell(image), {"bytes": None, "path": str(tmp_path / "m.png")}):
+        assert np.array_equal(decode_mask(cell), numbers)
+
+
+def rows(**columns):
+    """A dataset with two rows of images in each column."""
+    features = datasets.Features({name: datasets.Image() for name in columns})
+    cells = {name: [as_cell(PIL.Image.fromarray(each)) for each in images] for name, images in columns.items()}
+    return datasets.Dataset.from_dict(cells, features)
+
+
+IMAGES = np.random.default_rng(0).integers(256, size=(2, 6, 8, 3), dtype=np.uint8)
+MASKS = np.random.default_rng(1).integers(4, size=(2, 6, 8), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("name", ["annotation", "label", "mask"])
+def test_a_dataset_of_the_hub(name):
+    data = SegmentationData.from_dataset(rows(image=IMAGES, **{name: MASKS}), {"id": "x"}, CLASSES)
+    for row in range(2):
+        image, labels = data[row]
+        assert np.array_equal(np.asarray(image), IMAGES[row])
+        assert np.array_equal(labels, MASKS[row].astype(int) - 1)  # 0 becomes IGNORED
+    example = SegmentationImages(data)[1]
+    assert np.array_equal(example["pixel_values"].permute(1, 2, 0), IMAGES[1])
+    assert example["labels"].dtype == torch.int32
+
+
+def test_folders_pair_images_and_masks_by_name(toy, tmp_path):
+    data = read(toy)
+    assert data.described == {"id": f"{toy.name}/images"}
+    image, labels = data[1]
+    assert image.size == (64, 48)
+    assert {name: tuple(np.asarray(image)[labels == n].mean(0).round(-1)) for n, name in enumerate(NAMES)} == {
+        "grey": (130, 130, 130), "red": (240, 40, 40), "blue": (40, 70, 240),
+    }  # fmt: skip
+    (tmp_path / "masks").mkdir()
+    with pytest.raises(DataError, match=r"`masks` must be a folder with files .png, .tif, .tiff, .bmp, found none in"):
+        SegmentationData.from_folders(toy / "images", tmp_path / "masks", CLASSES)
+    shutil.copy(toy / "masks" / "3.png", tmp_path / "masks")
+    with pytest.raises(DataError, match=r"a mask of its name, but 0.png and 4 others of .*images have none in .*masks"):
+        SegmentationData.from_folders(toy / "images", tmp_path / "masks", CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("columns", "settings", "message"),
+    [({"image": IMAGES}, {}, "one other column than `image` must hold images, the masks, found none. Name `mask_col"),
+     ({"image": IMAGES, "a": MASKS, "b": MASKS}, {}, "found a, b. Name `mask_column`"),
+     ({"image": IMAGES, "mask": MASKS}, {"mask_column": "masks"}, "column of images `masks`. Did you mean `mask`"),
+     ({"photo": IMAGES, "mask": MASKS}, {"mask_column": "mask"}, "column of images `image`. Known: mask, photo")],
+)  # fmt: skip
+def test_datasets_without_the_columns(columns, settings, message):
+    with pytest.raises(DataError, match=message):
+        SegmentationData.from_dataset(rows(**columns), {"id": "x"}, CLASSES, **settings)
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [(MASKS + 4, r"the mask of row 0 cannot be used: expected numbers from 1 to 3 or 255, found 7. Name all classes, or"),
+     (IMAGES, "the mask of row 0 cannot be used: expected one channel of whole numbers, found mode RGB. Convert it"),
+     (MASKS.astype(np.float32), None),
+     (MASKS[:, :5], r"the mask of row 0 must be 8x6, as its image, found 8x5. .*EXIF")],
+)  # fmt: skip
+def test_masks_that_cannot_be_used(mask, message):
+    if message is None:
+        cell = as_cell(PIL.Image.fromarray(mask[0]), "TIFF")
+        with pytest.raises(DataError, match="expected one channel of whole numbers, found mode F"):
+            decode_mask(cell)
+        return
+    data = SegmentationData.from_dataset(rows(image=IMAGES, mask=mask), {"id": "x"}, CLASSES)
+    with pytest.raises(DataError, match=message):
+        data[0]
+
+
+def test_files_that_cannot_be_read(toy):
+    data = read(toy)
+    for broken, kind in ((data.masks, "mask"), (data.images, "image")):
+        broken[2] = {"path": str(toy / "none.png")}
+        with pytest.raises(DataError, match=f"the {kind} of row 2 cannot be used: FileNotFoundError"):
+            data[2]
+
+
+# ------------------------------------------------------------------------------------------------------ what is cropped
+
+
+@quick
+@given(
+    st.integers(1, 70), st.integers(1, 70), st.integers(0, 2**32), st.integers(1, 40), st.integers(1, 60), st.integers(1, 90)
+)  # fmt: skip
+def test_an_image_that_is_its_own_mask_stays_so(height, width, seed, size, short, long):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(200, size=(height, width)).astype(np.int32)
+    labels[rng.random((height, width)) < 0.1] = IGNORED
+    shown = np.where(labels == IGNORED, 255, labels).astype(np.uint8)
+    crop = ScaleCropFlip(size, (short, short + 20), long, interpolation="nearest", fill=(255, 255, 255))
+    params = crop.sample(rng, labels)
+    image, cropped = crop.apply(PIL.Image.fromarray(shown).convert("RGB"), labels, params)
+    assert image.size == (size, size) == cropped.shape
+    assert np.array_equal(np.asarray(image)[..., 0], np.where(cropped == IGNORED, 255, cropped))
+    (tall, wide), (top, left) = params.scaled, params.corner
+    assert max(tall, wide) <= max(long, 1)
+    assert 0 <= top <= max(tall - size, 0)
+    assert 0 <= left <= max(wide - size, 0)
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic"])
+def test_at_its_own_scale_a_crop_is_a_part(interpolation):
+    image, labels = photo(40, 50), np.arange(2000, dtype=np.int32).reshape(40, 50)
+    crop = ScaleCropFlip(24, interpolation=interpolation)
+    for flip in (False, True):
+        part, numbers = crop.apply(image, labels, CropParams((40, 50), (10, 20), flip))
+        step = -1 if flip else 1
+        assert np.array_equal(np.asarray(part), np.asarray(image)[10:34, 20:44][:, ::step])
+        assert np.array_equal(numbers, labels[10:34, 20:44][:, ::step])
+    part, numbers = ScaleCropFlip(64, fill=(1, 2, 3)).apply(image, labels, CropParams((40, 50), (0, 0), True))
+    assert np.array_equal(np.asarray(part)[:40, 14:], np.asarray(image)[:, ::-1])
+    assert (np.asarray(part)[40:] == (1, 2, 3)).all()
+    assert (numbers[:, :14] == IGNORED).all()
+
+
+def test_scales_crops_and_flips_are_as_asked():
+    labels = np.zeros((100, 150), np.int32)
+    crop = ScaleCropFlip(32, (50, 80), 110, flip=0.3)
+    drawn = [crop.sample(np.random.default_rng(seed), labels) for seed in range(400)]
+    assert {min(each.scaled) for each in drawn} == set(range(50, 74))  # 73 x 110 at most
+    assert max(max(each.scaled) for each in drawn) == 110
+    assert 0.2 < np.mean([each.flip for each in drawn]) < 0.4
+    assert {each.corner[1] for each in drawn} >= {0, 20, 40}
+
+
+def test_crops_of_one_class_are_drawn_anew():
+    labels = np.zeros((100, 100), np.int32)
+    labels[40:60, 40:60] = 1
+
+    def seen(share):
+        crop = ScaleCropFlip(20, (100, 100), 100, share)
+        corners = [crop.sample(np.random.default_rng(seed), labels).corner for seed in range(200)]
+        return np.mean([len(np.unique(labels[top : top + 20, left : left + 20])) > 1 for top, left in corners])
+
+    assert seen(1.0) < 0.4
+    assert seen(0.99) > 0.7
+    labels[:, :50] = IGNORED
+    labels[:, 50:] = 0
+    corners = [
+        ScaleCropFlip(20, (100, 100), 100, 1.0).sample(np.random.default_rng(s), labels).corner for s in range(200)
+    ]
+    assert min(left for _, left in corners) > 30  # never of nothing that counts
+
+
+def test_what_is_drawn_follows_from_seed_row_and_epoch(toy):
+    def drawn(seed, *index):
+        images = SegmentationImages(read(toy), ScaleCropFlip(24, (32, 64), 80), seed)
+        return images[index]["pixel_values"].double().sum().item()
+
+    keys = [(0, 1, 0), (0, 1, 1), (1, 1, 0), (0, 2, 0)]
+    assert [drawn(*key) for key in keys] == [drawn(*key) for key in keys]
+    assert len({drawn(*key) for key in keys}) == 4
+
+
+# ---------------------------------------------------------------------------------------------------- what is measured
+
+
+@quick
+@given(st.integers(1, 5), st.integers(1, 12), st.integers(0, 2**32))
+def test_intersection_over_union_pixel_by_pixel(num_classes, side, seed):
+    rng = np.random.default_rng(seed)
+    pairs = [
+        (rng.integers(-1, num_classes, (side, n + 1)), rng.integers(num_classes, size=(side, n + 1))) for n in range(3)
+    ]
+    pairs[0][0][0, 0] = 0  # one counts
+    intersection, union, hits, counted = [0] * num_classes, [0] * num_classes, 0, 0
+    for labels, predicted in pairs:
+        for label, found in zip(labels.ravel().tolist(), predicted.ravel().tolist(), strict=True):
+            if label == IGNORED:
+                continue
+            counted += 1
+            hits += label == found
+            for c in range(num_classes):
+                intersection[c] += label == c and found == c
+                union[c] += c in (label, found)
+    names = [f"class {c}" for c in range(num_classes)]
+    matrix = sum(confusion(torch.from_numpy(a), torch.from_numpy(b), num_classes) for a, b in pairs).numpy()
+    ious = {f"iou_{names[c]}": intersection[c] / union[c] for c in range(num_classes) if union[c]}
+    assert segmentation_metrics(matrix, names) == pytest.approx(
+        {"mean_iou": sum(ious.values()) / len(ious), "pixel_accuracy": hits / counted, **ious}
+    )
+
+
+def test_images_of_several_batches_count_together(toy):
+    class Oracle(torch.nn.Module):
+        def forward(self, pixel_values, labels):
+            return [torch.where(each == IGNORED, 2, each) for each in labels]
+
+    images, meter = SegmentationImages(read(toy)), ConfusionMeter(NAMES)
+    for start in (0, 2, 4):
+        meter.update(Oracle(), collate([images[start], images[start + 1]]))
+    assert meter.compute() == {"mean_iou": 1, "pixel_accuracy": 1, "iou_grey": 1, "iou_red": 1, "iou_blue": 1}
+    assert meter._matrix.sum() == sum((images[n]["labels"] != IGNORED).sum() for n in range(6))
+    with pytest.raises(DataError, match=r"must have pixels that count, found none. Check `ignore_index` and `reduce_l"):
+        ConfusionMeter(NAMES).compute()
+
+
+# ------------------------------------------------------------------------------------------------------------ the model
+
+
+def segmenter(architecture, stride=None, **settings):
+    torch.manual_seed(0)
+    config = SegmenterConfig(NAMES, **{"head_channels": 8, **settings})
+    body, _ = backbone(f"timm:{architecture}", out_indices=config.out_indices, output_stride=stride)
+    return Segmenter(body, config)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "stride"),
+    [("test_resnet", 8), ("test_resnet", 16), ("mobilenetv2_035", 8), ("mobilevit_xxs", 8), ("test_convnext", 8),
+     ("test_vit", None), ("test_resnet", None)],
+)  # fmt: skip
+def test_whole_images_are_seen_at_their_own_size_and_alone(architecture, stride):
+    model = segmenter(architecture, stride).eval()
+    rng = np.random.default_rng(0)
+    sizes = [(37, 61), (64, 64), (61, 37)]
+    pixels = [torch.from_numpy(rng.integers(256, size=(3, *size), dtype=np.uint8)) for size in sizes]
+    with torch.no_grad():
+        together = model(pixels)
+        assert [tuple(each.shape) for each in together] == sizes
+        assert all(torch.equal(model([one])[0], each) for one, each in zip(pixels, together, strict=True))
+    model.train()
+    crops = [each[:, :32, :32] for each in (pixels[0], pixels[2])]
+    loss = model(crops, [torch.zeros(32, 32, dtype=torch.int32)] * 2)["loss"]
+    loss.backward()
+    assert loss > 0
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_the_head_is_torchvisions_and_sees_as_far_at_any_stride():
+    assert [atrous_rates(stride) for stride in (8, 16, 32)] == [(12, 24, 36), (6, 12, 18), (3, 6, 9)]
+    model = segmenter("test_resnet", 8, head_channels=256, dropout=0.5)
+    theirs = DeepLabHead(model.body.channels[-1], len(NAMES))
+    assert str(model.head) == str(theirs).replace("DeepLabHead", "Sequential")
+    theirs.load_state_dict(model.head.state_dict())
+    features = torch.randn(1, model.body.channels[-1], 5, 6)
+    assert torch.equal(model.eval().head(features), theirs.eval()(features))
+
+
+def test_pixels_that_do_not_count_teach_nothing():
+    model = segmenter("test_resnet", 8, aux_weight=0.0, dropout=0.0)
+    assert model.aux_head is None
+    pixels = [torch.from_numpy(np.array(photo(32, 32, seed)).transpose(2, 0, 1)) for seed in (0, 1)]
+    labels = torch.randint(3, (2, 32, 32), generator=torch.Generator().manual_seed(0))
+    labels[:, 16:] = IGNORED
+    with torch.no_grad():
+        logits = model._logits(torch.stack(pixels))[0][:, :, :16]
+    expected = torch.nn.functional.cross_entropy(logits, labels[:, :16])
+    assert model(pixels, list(labels))["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
+    nothing = model(pixels, [torch.full((32, 32), IGNORED)] * 2)["loss"]
+    nothing.backward()
+    assert nothing == 0
+    assert all((p.grad == 0).all() for p in model.parameters())
+
+
+def test_shared_normalisations_keep_names_and_activations():
+    model = segmenter("mobilenetv2_035", 8)
+    before, answers = model.state_dict(), model.eval()(pixels := [torch.full((3, 32, 32), 99, dtype=torch.uint8)])
+    shared = convert_sync_batchnorm(model)
+    assert sum(isinstance(m, torch.nn.SyncBatchNorm) for m in shared.modules()) > 20
+    assert shared.state_dict().keys() == before.keys()
+    assert not shared.training
+    assert torch.equal(shared(pixels)[0], answers[0])
+
+
+# ------------------------------------------------------------------------------------------------------ what is learnt
+
+
+def test_a_toy_set_is_learnt(trained, toy):
+    results = json.loads((trained / "transfer_results.json").read_text())
+    assert results["metrics"]["mean_iou"] > 0.7
+    assert results["metrics"].keys() == {"mean_iou", "pixel_accuracy", *(f"iou_{name}" for name in NAMES)}
+    assert results["task"] == "image-segmentation"
+    assert results["student"]["architecture"] == "test_resnet"
+    assert results["dataset"] == {"id": f"{toy.name}/images", "evaluated_on": {"id": f"{toy.name}/images"}}
+    assert json.loads((trained / TRANSFER_FILE).read_text())["backbone"]["output_stride"] == 8
+
+
+def test_a_trained_segmenter_is_loaded_again(trained, toy):
+    model, meter, images = load_segmenter(trained), ConfusionMeter(NAMES), SegmentationImages(read(toy))
+    with torch.no_grad():
+        meter.update(model, collate([images[row] for row in range(6)]))
+    assert meter.compute() == json.loads((trained / "transfer_results.json").read_text())["metrics"]
+    description = json.loads((trained / TRANSFER_FILE).read_text())
+    other = trained.parent / "other"
+    other.mkdir(exist_ok=True)
+    (other / TRANSFER_FILE).write_text(json.dumps({**description, "task": "object-detection"}))
+    with pytest.raises(ConfigError, match="must hold a model of image-segmentation, found one of object-detection"):
+        load_segmenter(other)
+
+
+def test_a_killed_run_goes_on_as_if_nothing_were(trained, toy, tmp_path, caplog, capsys):
+    out = tmp_path / "out"
+    shutil.copytree(trained / f"checkpoint-{STEPS // 2}", out / f"checkpoint-{STEPS // 2}")
+    with caplog.at_level("INFO", "hf_dr"):
+        assert main(["segment", *flags(toy, out)]) == 0
+    assert f"Going on from {out / f'checkpoint-{STEPS // 2}'}" in caplog.text
+    whole, again = (load_file(folder / "model.safetensors") for folder in (trained, out))
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    assert main(["segment", *flags(toy, out, aux_weight=0.5)]) == 2
+    assert "differs in segmenter: " in capsys.readouterr().err
+
+
+def test_two_processes_measure_what_one_does(trained, toy):
+    one = json.loads((trained / "eval_results.json").read_text())
+    command = [sys.executable, *TWO_PROCESSES, "-m", "hf_dr", "segment", *flags(toy, trained)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    two = json.loads((trained / "eval_results.json").read_text())
+    names = {name for name in one if "iou" in name or "accuracy" in name}
+    assert len(names) == 5
+    assert {name: two[name] for name in names} == {name: one[name] for name in names}
+
+
+def test_a_hub_dataset_trains_on_a_student_that_cannot_be_dilated(tmp_path, caplog):
+    rng = np.random.default_rng(0)
+    pairs = [rectangles(rng, (64, 64)) for _ in range(4)]
+    columns = {"image": [as_cell(image) for image, _ in pairs], "annotation": [as_cell(mask) for _, mask in pairs]}
+    features = datasets.Features({name: datasets.Image() for name in columns})
+    datasets.Dataset.from_dict(columns, features).to_parquet(tmp_path / "d.parquet")
+    more = {
+        "dataset": tmp_path / "d.parquet", "eval_split": "train", "max_steps": 1, "save_strategy": "no",
+        "student": "timm:test_vit", "per_device_train_batch_size": 2,
+    }  # fmt: skip
+    words = flags(tmp_path, tmp_path / "out", **more)
+    with caplog.at_level("INFO", "hf_dr"):
+        assert main(["segment", *words[words.index("--reduce_labels") :]]) == 0
+    assert "test_vit cannot be dilated to `output_stride` 8: its features keep the stride 16" in caplog.text
+    found = json.loads((tmp_path / "out" / "transfer_results.json").read_text())
+    assert found["dataset"]["evaluated_on"]["split"] == "train"
+    assert "mean_iou" in found["metrics"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"per_device_train_batch_size": 1}, "`per_device_train_batch_size` must be at least 2, got 1"),
+     ({"per_device_train_batch_size": 5}, "but 6 images make one of 1 in batches of 5. Set `dataloader_drop_last`"),
+     ({"class_names": ["a", "b", "a"]}, "the names of classes must differ, found 'a' twice"),
+     ({"class_names": ["a"]}, "expected numbers from 1 to 1 or 255, found 3"),
+     ({"short_side": 32}, r"`short_side` must be two numbers from 1 on, ascending, got \(32,\)"),
+     ({"student": "timm:test_resnettt"}, "timm has no architecture `test_resnettt`")],
+)  # fmt: skip
+def test_what_cannot_be_trained(toy, tmp_path, capsys, settings, message):
+    settings = {"max_steps": 1, "save_strategy": "no", **settings}
+    assert main(["segment", *flags(toy, tmp_path / "out", **settings)]) == 2
+    with pytest.raises(AssertionError, match=message):
+        raise AssertionError(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({}, "one of `images` and `dataset` must be given, got None and None"),
+     ({"images": "a", "masks": "b", "dataset": "c"}, "one of `images` and `dataset`"),
+     ({"dataset": "a", "eval_images": "b"}, "`eval_images` must not come with `dataset`, got both. Use `eval_split`"),
+     ({"images": "a", "masks": "b", "eval_split": "c"}, "`eval_split` must not come with `images`.* `eval_images`"),
+     ({"images": "a"}, "`images` and `masks` must come together"),
+     ({"dataset": "a", "output_stride": 4}, "`output_stride` must be one of 8, 16, 32, got 4")],
+)  # fmt: skip
+def test_impossible_arguments(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        SegmentationArguments(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"size": 0}, "`size` must be at least 1, got 0"),
+     ({"long_side": 0}, "`long_side` must be at least 1"),
+     ({"short_side": (9, 8)}, r"`short_side` must be two numbers from 1 on, ascending, got \(9, 8\)"),
+     ({"max_class_share": 0.0}, "`max_class_share` must be above 0 and at most 1, got 0.0"),
+     ({"flip": 1.5}, "`flip` must be between 0 and 1, got 1.5"),
+     ({"interpolation": "cubic"}, "`interpolation` must be one of nearest, bilinear, bicubic, got 'cubic'")],
+)  # fmt: skip
+def test_impossible_crops(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        ScaleCropFlip(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"head_channels": 0}, "`head_channels` must be at least 1, got 0"),
+     ({"dropout": 1.0}, "`dropout` must be at least 0 and below 1, got 1.0"),
+     ({"aux_weight": -0.1}, "`aux_weight` must be at least 0, got -0.1")],
+)  # fmt: skip
+def test_impossible_heads(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        SegmenterConfig(NAMES, **settings)
+    with pytest.raises(ConfigError, match="the names of classes must differ, found none"):
+        Classes([])

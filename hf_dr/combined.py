@@ -12,6 +12,7 @@ import numpy as np
 from hf_dr.errors import ConfigError, DataError
 from hf_dr.interface import MappedReinforcedData, ViewIndex, fresh_view
 from hf_dr.replay import ReinforcedDataset
+from hf_dr.signals import SAMPLED
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +23,9 @@ _COMMON: dict[str, Callable[[ReinforcedDataset], Any]] = {
     "supervision": lambda part: "labels" if part.has_labels else "no labels",
     "names of the classes": lambda part: part.class_names,
     "number of rows of the base": lambda part: part.provenance.num_rows,
+    "signal": lambda part: part.signal,
+    # Sampled classes stand for the whole answer together: none can be left out.
+    "number of sampled classes": lambda part: part.provenance.top_k if part.signal == SAMPLED else None,
 }
 
 
@@ -39,7 +43,7 @@ class CombinedReinforcedDataset(MappedReinforcedData):
         parts: Opened with the same seed.
 
     Raises:
-        ConfigError: The parts differ in the size of their views or in their classes.
+        ConfigError: The parts differ in the size of their views, in their classes or in what is stored of the answers.
         DataError: Their rows are not those of one base, or they have none in common.
     """
 

@@ -93,6 +93,11 @@ class ReinforcedData(ABC):
         return self.provenances[0].num_classes
 
     @property
+    def signal(self) -> str:
+        """What is stored of each answer (`hf_dr.signals`)."""
+        return self.provenances[0].signal
+
+    @property
     def fingerprint(self) -> str:
         """The fingerprints of all "+" datasets in it."""
         return " ".join(provenance.fingerprint for provenance in self.provenances)

@@ -1,6 +1,6 @@
 """The distillation loss on the stored top-K: never a dense target, any tail rule, any temperature.
 
-Shape suffixes: B batch, K kept classes, C classes.
+Shape suffixes: B batch, K kept classes, T classes of an image's tail, L = K or K + T listed classes, C classes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 
 from hf_dr.errors import ConfigError
 
-TailRule = Literal["uniform", "bucket", "renormalize", "zero"]
+TailRule = Literal["uniform", "bucket", "renormalize", "zero", "image"]
 TAIL_RULES: tuple[str, ...] = get_args(TailRule)
 
 
@@ -23,6 +23,8 @@ def reinforced_kl(
     *,
     tail: TailRule = "uniform",
     temperature: float = 1.0,
+    tail_ids_BT: torch.Tensor | None = None,
+    tail_logprobs_BT: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """KL divergence from the stored teacher to the student, one value for each view (eq. 1 of arXiv:2303.08983).
 
@@ -31,7 +33,9 @@ def reinforced_kl(
     * `uniform`: spread evenly over those classes, as in the paper;
     * `bucket`: one event "none of the kept"; the student is free to share it out as it likes;
     * `renormalize`: given to the kept classes in proportion;
-    * `zero`: dropped, so the target sums to 1 - m.
+    * `zero`: dropped, so the target sums to 1 - m;
+    * `image`: spread over those classes in proportion to the image's mean answer r, of which the T most probable classes are
+      given: r_c = exp(tail_logprob) for them, and (1 - sum of these) / (C - T) for each other class.
 
     Equal to torch's `kl_div` on the dense target (to the bucketed target for `bucket`), in time and memory that hardly
     depend on C beyond the logits themselves. Computed in float32 at least.
@@ -42,13 +46,16 @@ def reinforced_kl(
         teacher_logprobs_BK: Their natural log-probabilities at temperature 1.
         tail: See above.
         temperature: Both distributions are softened by it (Hinton et al., arXiv:1503.02531), and the result is
-            multiplied by its square, so that gradients keep their size. The tail is softened as if it were uniform.
+            multiplied by its square, so that gradients keep their size. A tail as one event is softened as if it were uniform.
+        tail_ids_BT: For `image` only: the classes of each image's tail, int64, distinct within a row, below C; they may be
+            kept ones.
+        tail_logprobs_BT: Their natural log-probabilities in the image's mean answer.
 
     Returns:
         Nats, (B,); 0 where the student answers as the teacher.
 
     Raises:
-        ConfigError: The rule is unknown or the temperature is not above 0.
+        ConfigError: The rule is unknown or needs another kind of dataset, or the temperature is not above 0.
         ValueError: The shapes do not fit together.
     """
     if tail not in TAIL_RULES:
@@ -66,8 +73,28 @@ def reinforced_kl(
             f"{tuple(teacher_ids_BK.shape)} and {tuple(teacher_logprobs_BK.shape)}. A student needs the teacher's classes."
         )
     dtype = torch.promote_types(logits_BC.dtype, torch.float32)
-    kept_BK, each_B = soften(teacher_logprobs_BK.to(dtype), classes, tail, temperature)
-    return _SparseKL.apply(logits_BC.to(dtype), teacher_ids_BK, kept_BK, each_B, tail == "bucket", temperature)
+    logits_BC, logprobs_BK = logits_BC.to(dtype), teacher_logprobs_BK.to(dtype)
+    if tail != "image":
+        kept_BK, each_B = soften(logprobs_BK, classes, tail, temperature)
+        return _SparseKL.apply(logits_BC, teacher_ids_BK, kept_BK, each_B, None, tail == "bucket", temperature)
+    if tail_ids_BT is None or tail_logprobs_BT is None:
+        raise ConfigError(
+            "`tail` can be `image` for answers with a tail of their image only, found none. Take another rule, or a dataset "
+            "that was reinforced with `--signal topk_image_tail`."
+        )
+    if (
+        tail_ids_BT.shape != tail_logprobs_BT.shape
+        or tail_ids_BT.shape[:-1] != teacher_ids_BK.shape[:-1]
+        or tail_ids_BT.shape[-1] > classes
+    ):
+        raise ValueError(
+            f"expected the tail's ids (B, T) and log-probabilities (B, T) with T <= C, got {tuple(tail_ids_BT.shape)} and "
+            f"{tuple(tail_logprobs_BT.shape)} beside logits {tuple(logits_BC.shape)}."
+        )
+    listed = _with_image_tail(
+        teacher_ids_BK, logprobs_BK, tail_ids_BT, tail_logprobs_BT.to(dtype), classes, temperature
+    )
+    return _SparseKL.apply(logits_BC, *listed, False, temperature)
 
 
 def soften(
@@ -96,57 +123,97 @@ def soften(
     return (logprobs_BK / temperature - total_B[:, None]).exp(), (each_logprob_B - total_B).exp()
 
 
+def _with_image_tail(
+    ids_BK: torch.Tensor,
+    logprobs_BK: torch.Tensor,
+    tail_ids_BT: torch.Tensor,
+    tail_logprobs_BT: torch.Tensor,
+    classes: int,
+    temperature: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Applies the rule `image` and the temperature.
+
+    Returns:
+        Listed ids (B, K + T), the target's probabilities of them, that of every single class that is not listed, (B,), and
+        whether a listed class counts, (B, K + T): one of the tail that is among the kept ones does not.
+    """
+    counts_BT = (tail_ids_BT[:, :, None] != ids_BK[:, None, :]).all(-1)
+    unlisted_B = (classes - ids_BK.shape[-1] - counts_BT.sum(-1)).to(logprobs_BK.dtype)
+    tiny = torch.finfo(logprobs_BK.dtype).tiny
+    # As logarithms: a class may have less than float32 can hold. A place that does not count has -inf.
+    others_BT = tail_logprobs_BT.masked_fill(~counts_BT, -torch.inf)
+    beyond_B = (1 - tail_logprobs_BT.exp().sum(-1)).clamp(min=tiny)
+    other_B = (beyond_B / max(classes - tail_ids_BT.shape[-1], 1)).log()
+    rest_B = other_B + unlisted_B.log()
+    shape_B = torch.logaddexp(others_BT.logsumexp(-1), rest_B)
+    # All classes may be kept; then there is no tail, nor a shape of it.
+    scale_B = torch.where(
+        shape_B > -torch.inf, (1 - logprobs_BK.exp().sum(-1)).clamp(min=0).log() - shape_B, -torch.inf
+    )
+    listed_BL = torch.cat([logprobs_BK, others_BT + scale_B[:, None]], -1) / temperature
+    each_B = torch.where(unlisted_B > 0, other_B + scale_B, -torch.inf) / temperature
+    if temperature != 1:
+        total_B = torch.logaddexp(listed_BL.logsumexp(-1), each_B + unlisted_B.clamp(min=1).log())
+        listed_BL, each_B = listed_BL - total_B[:, None], each_B - total_B
+    counts_BL = torch.cat([torch.ones_like(ids_BK, dtype=torch.bool), counts_BT], -1)
+    return torch.cat([ids_BK, tail_ids_BT], -1), listed_BL.exp(), each_B.exp(), counts_BL
+
+
 class _SparseKL(torch.autograd.Function):
-    """sum p log(p / q) over a target that is given for K classes and constant on the others.
+    """sum p log(p / q) over a target that is given for L listed classes and constant on the others.
 
     Written by hand because autograd would keep two further (B, C) tensors for the gradient, which is closed:
-    with q the student's softmax and M the target's mass, dKL/dz = (M q - p) / T, or for a bucket, M q - p on the kept
-    classes and M q - m q / q_tail on the others.
+    with q the student's softmax and M the target's mass, dKL/dz = (M q - p) / T, or for a bucket, M q - p on the listed
+    classes and M q - m q / q_tail on the others. A listed class that does not count, because it is listed before, has p = 0.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
         logits_BC: torch.Tensor,
-        ids_BK: torch.Tensor,
-        kept_BK: torch.Tensor,
+        ids_BL: torch.Tensor,
+        listed_BL: torch.Tensor,
         each_B: torch.Tensor,
+        counts_BL: torch.Tensor | None,
         bucket: bool,
         temperature: float,
     ) -> torch.Tensor:
         scaled_BC = logits_BC / temperature if temperature != 1 else logits_BC
         lse_B = scaled_BC.logsumexp(-1)
-        student_BK = scaled_BC.gather(-1, ids_BK) - lse_B[:, None]
-        rest = logits_BC.shape[-1] - ids_BK.shape[-1]
-        kl_B = (torch.special.xlogy(kept_BK, kept_BK) - kept_BK * student_BK).sum(-1)
+        student_BL = scaled_BC.gather(-1, ids_BL) - lse_B[:, None]
+        rest: int | torch.Tensor = logits_BC.shape[-1] - ids_BL.shape[-1]
+        kl_B = (torch.special.xlogy(listed_BL, listed_BL) - listed_BL * student_BL).sum(-1)
         tail_lse_B = lse_B
+        if counts_BL is not None:
+            rest = logits_BC.shape[-1] - counts_BL.sum(-1)
+            student_BL = student_BL * counts_BL
         if bucket and rest:
-            # The student's log-mass outside the kept classes; 1 - sum(q) would lose it to rounding when q is sure.
-            tail_lse_B = scaled_BC.scatter(-1, ids_BK, -torch.inf).logsumexp(-1)
+            # The student's log-mass outside the listed classes; 1 - sum(q) would lose it to rounding when q is sure.
+            tail_lse_B = scaled_BC.scatter(-1, ids_BL, -torch.inf).logsumexp(-1)
             tail_B = each_B * rest
             kl_B = kl_B + torch.special.xlogy(tail_B, tail_B) - tail_B * (tail_lse_B - lse_B)
-        elif rest:
-            others_B = scaled_BC.sum(-1) - logits_BC.shape[-1] * lse_B - student_BK.sum(-1)
+        elif counts_BL is not None or rest:
+            others_B = scaled_BC.sum(-1) - logits_BC.shape[-1] * lse_B - student_BL.sum(-1)
             kl_B = kl_B + torch.special.xlogy(each_B * rest, each_B) - each_B * others_B
-        ctx.save_for_backward(logits_BC, ids_BK, kept_BK, each_B, lse_B, tail_lse_B)
-        ctx.bucket, ctx.temperature = bucket and rest > 0, temperature
+        ctx.save_for_backward(logits_BC, ids_BL, listed_BL, each_B, lse_B, tail_lse_B, counts_BL)
+        ctx.rest, ctx.bucket, ctx.temperature = rest, bucket and bool(rest), temperature
         return kl_B * temperature**2
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        logits_BC, ids_BK, kept_BK, each_B, lse_B, tail_lse_B = ctx.saved_tensors
-        temperature = ctx.temperature
-        rest = logits_BC.shape[-1] - ids_BK.shape[-1]
-        mass_B = kept_BK.sum(-1) + each_B * rest
+        logits_BC, ids_BL, listed_BL, each_B, lse_B, tail_lse_B, counts_BL = ctx.saved_tensors
+        temperature, rest = ctx.temperature, ctx.rest
+        mass_B = listed_BL.sum(-1) + each_B * rest
         scaled_BC = logits_BC / temperature if temperature != 1 else logits_BC
         student_BC = (scaled_BC - lse_B[:, None]).exp_()
         if ctx.bucket:
-            student_BK = student_BC.gather(-1, ids_BK)
+            student_BL = student_BC.gather(-1, ids_BL)
             share_BC = (scaled_BC - tail_lse_B[:, None]).exp_()  # q / q_tail: of the tail's mass, this class's part
             grad_BC = student_BC.mul_(mass_B[:, None]).sub_(share_BC.mul_((each_B * rest)[:, None]))
-            grad_BC.scatter_(-1, ids_BK, student_BK * mass_B[:, None] - kept_BK)
+            grad_BC.scatter_(-1, ids_BL, student_BL * mass_B[:, None] - listed_BL)
         else:
+            each_BL = each_B[:, None] if counts_BL is None else each_B[:, None] * counts_BL
             grad_BC = student_BC.mul_(mass_B[:, None]).sub_(each_B[:, None])
-            grad_BC.scatter_add_(-1, ids_BK, each_B[:, None] - kept_BK)
+            grad_BC.scatter_add_(-1, ids_BL, each_BL - listed_BL)
         grad_BC.mul_((grads[0] * temperature)[:, None])  # T**2 of the loss, 1 / T of the softened logits
-        return grad_BC, None, None, None, None, None
+        return grad_BC, None, None, None, None, None, None

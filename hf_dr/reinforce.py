@@ -41,6 +41,8 @@ from hf_dr.schema import (
     MAX_SHARDS,
     PROVENANCE_FILE,
     SOURCE_INDEX,
+    TAIL_IDS,
+    TAIL_LOGPROBS,
     TEACHER_IDS,
     TEACHER_LOGPROBS,
     VIEWS_HASH,
@@ -59,6 +61,7 @@ from hf_dr.shards import (
     read_marker,
     remove_temporaries,
 )
+from hf_dr.signals import IMAGE_TAIL, SAMPLED, SIGNALS, TOPK, ImageTails, sample, sampling_uniform
 from hf_dr.teacher import Teacher
 from hf_dr.topk import top_k
 from hf_dr.version import __version__
@@ -69,8 +72,10 @@ logger = logging.getLogger(__name__)
 # A CPU's matrix kernels round differently for different batch sizes. There, the teacher always sees batches of this many
 # views, cut at the same places, so that the columns do not depend on `batch_size`, workers or processes.
 CPU_BATCH = 16
-_VALID = "valid"  # travels with the columns until rows are complete
-_SCORE = "score"  # likewise, of candidates: those with the lowest are kept
+# These travel with the columns until rows are complete.
+_VALID = "valid"
+_SCORE = "score"  # of candidates: those with the lowest are kept
+_ANSWERS = "answers"  # whole ones, (N, C)
 _VERSIONED = ("numpy", "pillow", "timm", "torch", "torchvision", "transformers")
 
 
@@ -108,7 +113,15 @@ class ReinforceConfig:
         ),
     )
     top_k: int = field(default=10, metadata=_help("Classes kept of each answer, K; at most the teacher's."))
-    seed: int = field(default=0, metadata=_help("Seed of the augmentation parameters and mixing partners."))
+    signal: str = field(
+        default=TOPK,
+        metadata=_help(
+            "What is stored of each answer: the `topk` classes; these and a tail for each image (`topk_image_tail`); or K "
+            "classes `sampled` so that the answer is right on average.",
+            choices=list(SIGNALS),
+        ),
+    )
+    seed: int = field(default=0, metadata=_help("Seed of the augmentation parameters, mixing partners and samples."))
     overlay: bool = field(
         default=False, metadata=_help("Leave the images out, where a licence forbids copying them. Default: copy them.")
     )
@@ -155,7 +168,11 @@ class ReinforceConfig:
         for name, low in (("max_examples", 1), ("shard_size", 1), ("num_workers", 0)):
             if getattr(self, name) is not None:
                 _at_least(name, getattr(self, name), low)
-        for name, known in (("on_bad_image", ("error", "skip")), ("mixing_scope", ("dataset", "shard"))):
+        for name, known in (
+            ("on_bad_image", ("error", "skip")),
+            ("mixing_scope", ("dataset", "shard")),
+            ("signal", SIGNALS),
+        ):
             if getattr(self, name) not in known:
                 raise ConfigError(f"`{name}` must be {' or '.join(known)}, got {getattr(self, name)!r}.")
         if self.num_candidates is not None:
@@ -315,8 +332,9 @@ class Job:
             teacher=teacher.provenance(),
             library_versions={name: importlib.metadata.version(name) for name in _VERSIONED},
             created_with=f"hf_dr {__version__}",
-            schema_version=3 if config.selects else 1,
+            schema_version=3 if config.selects or config.signal != TOPK else 1,
             candidates={"num": config.num_candidates, "keep": config.keep} if config.selects else None,
+            signal=config.signal,
         )
         self._set_up(provenance, images, dataset.select_columns(stored))
 
@@ -327,7 +345,11 @@ class Job:
             {
                 **base.features,
                 **reinforcement_features(
-                    self.augmentation, provenance.num_views, provenance.top_k, provenance.num_classes
+                    self.augmentation,
+                    provenance.num_views,
+                    provenance.top_k,
+                    provenance.num_classes,
+                    signal=provenance.signal,
                 ),
             }
         )
@@ -434,14 +456,18 @@ class Job:
         group = max(1, ROW_GROUP_VIEWS // self.config.num_views)
         path = self.folder / self.provenance.shard_names[index]
         with ShardWriter(path, self._features, self.provenance.fingerprint) as writer:
-            pending = _Pending(self.config.num_views)
+            pending, tails = _Pending(self.config.num_views), ImageTails(self.config.num_views)
             for first in range(rows.start, rows.stop, group):
                 last = min(first + group, rows.stop)
                 while pending.num_views < (last - first) * self.config.num_views:
                     views = next(answers)
                     progress.update(len(views[TEACHER_IDS]))
+                    if _ANSWERS in views:
+                        tails.add(views.pop(_ANSWERS))
                     pending.append(views)
                 columns, valid = pending.take(first, last)
+                if self.provenance.signal == IMAGE_TAIL:
+                    columns[TAIL_IDS], columns[TAIL_LOGPROBS] = tails.take(last - first)
                 self._complete_rows(columns, valid)
                 writer.write(as_table(self._base, first, last), columns, valid)
             marker = writer.finish()
@@ -534,11 +560,17 @@ class Job:
         }
 
     def _answer(self, batch: ViewBatch) -> dict[str, np.ndarray]:
-        """The columns that hold the answers to a batch."""
-        answers_BC = self._ask(batch.pixels)
-        ids, logprobs = top_k(answers_BC, self.provenance.top_k)
-        scores = {} if self.provenance.candidates is None else {_SCORE: self._scores(answers_BC, batch.span)}
-        return {TEACHER_IDS: ids, TEACHER_LOGPROBS: logprobs, **scores}
+        """The columns that hold the answers to a batch, and what else is needed until rows are complete."""
+        answers_BC, provenance, span = self._ask(batch.pixels), self.provenance, batch.span
+        if provenance.signal == SAMPLED:
+            views = (divmod(flat, provenance.num_candidates) for flat in range(span.start, span.stop))
+            uniforms = np.array([sampling_uniform(provenance.seed, example, view) for example, view in views])
+            ids, logprobs = sample(answers_BC, provenance.top_k, uniforms)
+        else:
+            ids, logprobs = top_k(answers_BC, provenance.top_k)
+        whole = {_ANSWERS: answers_BC.cpu().numpy()} if provenance.signal == IMAGE_TAIL else {}
+        scores = {} if provenance.candidates is None else {_SCORE: self._scores(answers_BC, span)}
+        return {TEACHER_IDS: ids, TEACHER_LOGPROBS: logprobs, **whole, **scores}
 
     def _ask(self, views_BHWC: torch.Tensor) -> torch.Tensor:
         """The teacher's log-probabilities (B, C), on its device."""
@@ -595,26 +627,18 @@ class Job:
         columns = {k: np.concatenate([views[k] for views in timed]) for k in timed[0] if k in self._features}
         columns.pop(IMAGE_HASH)
         columns.pop(VIEWS_HASH)
-        count = len(columns[TEACHER_IDS])
-        sink = pa.BufferOutputStream()
-        features = {name: self._features[name] for name in columns}
-        one_view = datasets.Features({name: datasets.List(f.feature, length=1) for name, f in features.items()})
-        table = pa.table(
-            {
-                name: list_array(v[:, None], np.ones(count, bool), one_view.arrow_schema.field(name).type)
-                for name, v in columns.items()
-            }
-        )
-        encoding = column_encoding(one_view)
-        pq.write_table(
-            table,
-            sink,
-            compression="zstd",
-            compression_level=ZSTD_LEVEL,
-            use_dictionary=False,
-            column_encoding=encoding,
-        )
-        return sink.tell() / count
+        one_view = {name: datasets.List(self._features[name].feature, length=1) for name in columns}
+        written = _written_size({name: values[:, None] for name, values in columns.items()}, one_view)
+        size = written / len(columns[TEACHER_IDS])
+        if _ANSWERS not in timed[0]:
+            return size
+        count = min(len(batch[_ANSWERS]) for batch in timed)
+        tails = ImageTails(count)  # as if each batch were a row
+        for batch in timed:
+            tails.add(batch[_ANSWERS][:count])
+        rows = dict(zip((TAIL_IDS, TAIL_LOGPROBS), tails.take(len(timed)), strict=True))
+        written = _written_size(rows, {name: self._features[name] for name in rows})
+        return size + written / (len(timed) * self.config.num_views)
 
     def _base_bytes(self) -> float:
         rows = sampled_rows(len(self._base))
@@ -661,6 +685,24 @@ class Estimate:
             ("bytes, base columns", format_bytes(self.bytes_base)),
         ]
         return "\n".join(f"  {name:<28}{value}" for name, value in rows)
+
+
+def _written_size(columns: dict[str, np.ndarray], features: dict[str, Any]) -> int:
+    """Bytes of a file of these columns, compressed as in a shard."""
+    sink, written = pa.BufferOutputStream(), datasets.Features(features)
+    arrays = {
+        name: list_array(values, np.ones(len(values), bool), written.arrow_schema.field(name).type)
+        for name, values in columns.items()
+    }
+    pq.write_table(
+        pa.table(arrays),
+        sink,
+        compression="zstd",
+        compression_level=ZSTD_LEVEL,
+        use_dictionary=False,
+        column_encoding=column_encoding(written),
+    )
+    return sink.tell()
 
 
 class _Pending:

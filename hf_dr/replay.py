@@ -27,6 +27,8 @@ from hf_dr.schema import (
     IMAGE_HASH,
     SOURCE_INDEX,
     STORED_PARTNERS,
+    TAIL_IDS,
+    TAIL_LOGPROBS,
     TEACHER_IDS,
     TEACHER_LOGPROBS,
     VIEWS_HASH,
@@ -35,6 +37,7 @@ from hf_dr.schema import (
     is_reserved,
 )
 from hf_dr.shards import MAX_MASS, check_full
+from hf_dr.signals import IMAGE_TAIL, tail_size
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +53,8 @@ class ReinforcedDataset(MappedReinforcedData):
     * `labels`: int, where the base has labels.
     * `teacher_ids`: int64 tensor (K,), classes, most probable first.
     * `teacher_logprobs`: float32 tensor (K,), natural log-probabilities; the rest of the mass is 1 - sum(exp).
+    * `tail_ids`, `tail_logprobs`: int64 and float32 tensors (T,), the same of the mean over the row's views, where the dataset
+      has the signal `topk_image_tail`.
     * `reinforced`: bool; False for `dataset[i, fresh_view(epoch)]`, a newly drawn view (without mixing) that no teacher
       saw: its `teacher_*` are zeros and its label is all there is to learn from.
     * The base's columns that `columns` names, as the base has them.
@@ -273,7 +278,7 @@ class ReinforcedDataset(MappedReinforcedData):
 
     def views_hash(self, index: int) -> int | None:
         """Returns the stored hash over all V views of a row (`hf_dr.schema.combine_hashes`); None where it is unknown."""
-        return int(self._columns.scalar(VIEWS_HASH, self._locate((index, 0))[0])) or None  # null is read as 0
+        return int(self._columns.cell(VIEWS_HASH, self._locate((index, 0))[0])) or None  # null is read as 0
 
     def teacher_answer(self, index: int, view: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the stored ids (K,) and log-probabilities (K,) float16 of one view.
@@ -282,6 +287,15 @@ class ReinforcedDataset(MappedReinforcedData):
             FormatError: They are damaged: not finite, rising, above 0, or of a class that does not exist.
         """
         return self._answer(*self._locate((index, view)))
+
+    def image_tail(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the stored ids (T,) and log-probabilities (T,) float16 of the mean answer to a row's views.
+
+        Raises:
+            FormatError: They are damaged, as in `teacher_answer`.
+        """
+        assert self.signal == IMAGE_TAIL
+        return self._tail(self._locate((index, 0))[0])
 
     def _locate(self, index: ViewIndex) -> tuple[int, int]:
         """Row of `plus` and view of an index."""
@@ -301,17 +315,18 @@ class ReinforcedDataset(MappedReinforcedData):
 
     def _item(self, row: int, view: int, shared: dict[tuple[int, int], Any]) -> dict[str, Any]:
         if view >= 0:
-            ids, logprobs = self._answer(row, view)
+            answers: dict[str, Any] = {"teacher": self._answer(row, view)}
             image = self._replay(row, view, shared)
         else:
-            ids, logprobs = np.zeros((2, self.provenance.top_k), np.float32)
+            answers = {"teacher": np.zeros((2, self.provenance.top_k))}
             image = self._fresh(row, view)
-        item = {
-            "pixel_values": torch.from_numpy(np.array(image).transpose(2, 0, 1)),
-            "teacher_ids": torch.from_numpy(ids.astype(np.int64)),
-            "teacher_logprobs": torch.from_numpy(logprobs.astype(np.float32)),
-            "reinforced": view >= 0,
-        }
+        if self.signal == IMAGE_TAIL:
+            answers["tail"] = self._tail(row) if view >= 0 else np.zeros((2, tail_size(self.num_classes)))
+        item: dict[str, Any] = {"pixel_values": torch.from_numpy(np.array(image).transpose(2, 0, 1))}
+        for name, (ids, logprobs) in answers.items():
+            item[f"{name}_ids"] = torch.from_numpy(ids.astype(np.int64))
+            item[f"{name}_logprobs"] = torch.from_numpy(logprobs.astype(np.float32))
+        item["reinforced"] = view >= 0
         if self._labels is not None:
             item["labels"] = self._label(row)
         if self._extra is not None:
@@ -322,7 +337,7 @@ class ReinforcedDataset(MappedReinforcedData):
     def _label(self, row: int) -> int:
         assert self._labels is not None
         other = row - len(self.plus)
-        return int(self._columns.scalar(self._labels, row) if other < 0 else self._other_labels[other])
+        return int(self._columns.cell(self._labels, row) if other < 0 else self._other_labels[other])
 
     def _fresh(self, row: int, view: int) -> PIL.Image.Image:
         """A newly drawn view. Stored views are keyed by numbers from 0, so its key is one that no run has used."""
@@ -334,23 +349,31 @@ class ReinforcedDataset(MappedReinforcedData):
 
     def _answer(self, row: int, view: int) -> tuple[np.ndarray, np.ndarray]:
         ids, logprobs = self._columns.view(TEACHER_IDS, row, view), self._columns.view(TEACHER_LOGPROBS, row, view)
+        self._check_answer(ids, logprobs, f"row {row}, view {view}")
+        return ids, logprobs
+
+    def _tail(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        ids, logprobs = self._columns.cell(TAIL_IDS, row), self._columns.cell(TAIL_LOGPROBS, row)
+        self._check_answer(ids, logprobs, f"row {row}, its tail")
+        return ids, logprobs
+
+    def _check_answer(self, ids: np.ndarray, logprobs: np.ndarray, where: str) -> None:
         # One comparison catches NaN as well: every comparison with it is false.
         if not (logprobs[0] <= 1e-2 and logprobs[-1] > -np.inf and (logprobs[1:] <= logprobs[:-1]).all()):
             raise FormatError(
-                f"the log-probabilities of row {row}, view {view} must be finite and fall from at most 0, found {logprobs}. "
+                f"the log-probabilities of {where} must be finite and fall from at most 0, found {logprobs}. "
                 "The file is damaged: fetch it again, or run `hf-dr verify`."
             )
         if np.exp(logprobs, dtype=np.float32).sum() > MAX_MASS:
             raise FormatError(
-                f"the probabilities of row {row}, view {view} must have a sum of at most 1, found logarithms {logprobs}. The "
+                f"the probabilities of {where} must have a sum of at most 1, found logarithms {logprobs}. The "
                 "file is damaged: fetch it again, or run `hf-dr verify`."
             )
         if ids.max() >= self.provenance.num_classes or len(set(ids.tolist())) < len(ids):
             raise FormatError(
-                f"row {row}, view {view} must name classes below {self.provenance.num_classes}, found {ids.max()} in {ids}, "
+                f"{where} must name classes below {self.provenance.num_classes}, found {ids.max()} in {ids}, "
                 "each once. The file is damaged: fetch it again, or run `hf-dr verify`."
             )
-        return ids, logprobs
 
     def _params(self, row: int, view: int) -> Params:
         return {name: self._param(name, row, view) for name in self.augmentation.params}
@@ -418,7 +441,7 @@ class ReinforcedDataset(MappedReinforcedData):
                 f"the image of {self._name(row)} must be readable, but: {error}. Fetch the dataset again."
             ) from error
         if self.check_images and row < len(self.plus) and not self._checked[row]:
-            expected, found = int(self._columns.scalar(IMAGE_HASH, row)), pixel_hash(image)
+            expected, found = int(self._columns.cell(IMAGE_HASH, row)), pixel_hash(image)
             if expected != found:
                 raise ReplayError(
                     f"{self._name(row)} must hold the image that was reinforced (pixel hash {expected:016x}), found another "
@@ -508,8 +531,8 @@ class _Columns:
             return array[at * self._num_views + view]
         return array[at, view]
 
-    def scalar(self, column: str, row: int) -> Any:
-        """Returns the cell of a column that is no list."""
+    def cell(self, column: str, row: int) -> Any:
+        """Returns the cell of a column that is no list of views: a NumPy scalar, or a read-only array (n,)."""
         array, at = self._find(column, row)
         return array[at]
 

@@ -17,6 +17,7 @@ DOMAIN_VERIFY = 3
 DOMAIN_ORDER = 4
 DOMAIN_CORRUPTION = 5
 DOMAIN_MIXING = 6
+DOMAIN_SIGNAL = 7
 
 
 def keyed_rng(seed: int, *, domain: int, major: int = 0, minor: int = 0) -> np.random.Generator:

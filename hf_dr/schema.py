@@ -24,13 +24,14 @@ from datasets import Features, List, Value
 from hf_dr.augmentation import PARTNER, Augmentation
 from hf_dr.errors import ConfigError, FormatError, did_you_mean
 from hf_dr.ops import Param
+from hf_dr.signals import IMAGE_TAIL, SIGNALS, TOPK, tail_size
 from hf_dr.topk import id_dtype
 
 SCHEMA_VERSION = 3
 """Raised whenever a reader of the former version would misread a dataset; golden datasets keep all readable.
 
-A dataset is written in the first version that can say it: 3 where its views were chosen among candidates, 2 where the
-partners' parameters are stored, else 1."""
+A dataset is written in the first version that can say it: 3 where its views were chosen among candidates or have another
+`signal` than `topk`, 2 where the partners' parameters are stored, else 1. No version has what both 2 and 3 are for."""
 STORED_PARTNERS = "stored"
 """The `mixing_scope` of a dataset whose views bring their partner's parameters along (version 2, see `mixing_scope`)."""
 MIXING_SCOPES = ("dataset", "shard", STORED_PARTNERS)
@@ -47,6 +48,8 @@ IMAGE_HASH = "image_hash"
 VIEWS_HASH = "views_hash"
 TEACHER_IDS = "teacher_ids"
 TEACHER_LOGPROBS = "teacher_logprobs"
+TAIL_IDS = "tail_ids"
+TAIL_LOGPROBS = "tail_logprobs"
 AUG_PREFIX = "aug_"
 
 PROVENANCE_FILE = "reinforcement.json"
@@ -63,13 +66,18 @@ METADATA_KEY = b"hf_dr"
 
 def is_reserved(column: str) -> bool:
     """Whether a column name belongs to the reinforcement."""
-    return column in (SOURCE_INDEX, IMAGE_HASH, VIEWS_HASH, TEACHER_IDS, TEACHER_LOGPROBS) or column.startswith(
-        AUG_PREFIX
-    )
+    own = (SOURCE_INDEX, IMAGE_HASH, VIEWS_HASH, TEACHER_IDS, TEACHER_LOGPROBS, TAIL_IDS, TAIL_LOGPROBS)
+    return column in own or column.startswith(AUG_PREFIX)
 
 
 def reinforcement_features(
-    augmentation: Augmentation, num_views: int, top_k: int, num_classes: int, *, stored_partners: bool = False
+    augmentation: Augmentation,
+    num_views: int,
+    top_k: int,
+    num_classes: int,
+    *,
+    stored_partners: bool = False,
+    signal: str = TOPK,
 ) -> Features:
     """Returns the columns that a reinforcement adds to the base's, in their order.
 
@@ -79,6 +87,7 @@ def reinforcement_features(
         top_k: K, the classes kept for each view.
         num_classes: C; decides whether ids are uint16 or uint32.
         stored_partners: Whether the partners' own parameters are stored as well, in `aug_partner_*` columns.
+        signal: What is stored of each answer (`hf_dr.signals`); `topk_image_tail` adds `tail_*` columns, one cell a row.
     """
     params = dict(augmentation.params)
     if stored_partners:
@@ -91,13 +100,18 @@ def reinforcement_features(
         value = Value(param.dtype)
         return views_of(value if param.length is None else List(value, length=param.length))
 
+    id_value, tails = Value(id_dtype(num_classes).name), {}
+    if signal == IMAGE_TAIL:
+        size = tail_size(num_classes)
+        tails = {TAIL_IDS: List(id_value, length=size), TAIL_LOGPROBS: List(Value("float16"), length=size)}
     return Features(
         {
             SOURCE_INDEX: Value("int64"),
             IMAGE_HASH: Value("uint64"),
             VIEWS_HASH: Value("uint64"),
-            TEACHER_IDS: views_of(List(Value(id_dtype(num_classes).name), length=top_k)),
+            TEACHER_IDS: views_of(List(id_value, length=top_k)),
             TEACHER_LOGPROBS: views_of(List(Value("float16"), length=top_k)),
+            **tails,
             **{AUG_PREFIX + name: stored(param) for name, param in params.items()},
         }
     )
@@ -120,9 +134,15 @@ def check_columns(features: Features, provenance: Provenance, where: str) -> Aug
             f"{where} must have no `candidates` where views mix, found {provenance.candidates}: partners are matched by view "
             "number. Fetch or make it again."
         )
-    stored_partners = provenance.mixing_scope == STORED_PARTNERS
-    settings = provenance.num_views, provenance.top_k, provenance.num_classes
-    for name, feature in reinforcement_features(augmentation, *settings, stored_partners=stored_partners).items():
+    expected = reinforcement_features(
+        augmentation,
+        provenance.num_views,
+        provenance.top_k,
+        provenance.num_classes,
+        stored_partners=provenance.mixing_scope == STORED_PARTNERS,
+        signal=provenance.signal,
+    )
+    for name, feature in expected.items():
         if name not in features:
             raise FormatError(f"{where} must have the column `{name}`, found {list(features)}. Is it one?")
         if features[name] != feature:
@@ -178,6 +198,7 @@ class Provenance:
         created_with: Version of hf_dr.
         candidates: `num` views were drawn of each example, and the best `num_views` by the criterion `keep` (one of `KEEP`)
             are stored in the order in which they were drawn; None where all were stored.
+        signal: What is stored of each answer (`hf_dr.signals`).
     """
 
     config_name: str
@@ -201,6 +222,7 @@ class Provenance:
     skipped_rows: list[int] = field(default_factory=list)
     schema_version: int = 1
     candidates: dict[str, Any] | None = None
+    signal: str = TOPK
 
     @property
     def num_candidates(self) -> int:
@@ -241,7 +263,7 @@ class Provenance:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields in JSON types; an optional one only where it says something."""
-        return {key: value for key, value in self.__dict__.items() if key not in _OPTIONAL or value is not None}
+        return {key: value for key, value in self.__dict__.items() if key not in _OPTIONAL or value != _OPTIONAL[key]}
 
     def write(self, folder: Path) -> None:
         """Writes `reinforcement.json` into the config's folder, whole or not at all."""
@@ -316,6 +338,11 @@ class Provenance:
                 f"`candidates` in {where} must have a `num` above {content['num_views']} and a `keep` of {', '.join(KEEP)}, "
                 f"found {optional['candidates']!r:.80}. Fetch or write it again."
             )
+        if optional.get("signal", SIGNALS[1]) not in SIGNALS[1:]:
+            raise FormatError(
+                f"`signal` in {where} must be {' or '.join(SIGNALS[1:])}, or left out, found {optional['signal']!r:.80}. Fetch "
+                "or write it again."
+            )
         for key in ("config_name", "split"):
             if not is_safe_name(content[key]):
                 raise FormatError(f"`{key}` in {where} must be a plain name, found {content[key]!r:.80}.")
@@ -351,7 +378,8 @@ _TYPES: dict[str, Any] = {
     "label_column": (str, _NONE), "mixing_scope": str, "on_bad_image": str, "base": dict, "teacher": dict,
     "library_versions": dict, "created_with": str, "skipped_rows": list,
 }  # fmt: skip
-_OPTIONAL = ("candidates",)  # of version 3
+# Of version 3, and what they are where the file does not have them.
+_OPTIONAL: dict[str, Any] = {"candidates": None, "signal": TOPK}
 
 
 def _is_selection(value: Any, num_views: int) -> bool:

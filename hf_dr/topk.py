@@ -33,13 +33,26 @@ def top_k(logprobs_BC: torch.Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
     if tied_B.any():
         ids_BK[tied_B] = logprobs_BC[tied_B].argsort(dim=-1, descending=True, stable=True)[:, :k]
         values_BK = logprobs_BC.gather(-1, ids_BK)
-    # Order equal float16 values by id, so that the stored order never depends on the device either.
-    values, ids = values_BK.to(torch.float16).cpu().numpy(), ids_BK.cpu().numpy()
-    if not np.isfinite(values).all():
-        raise TeacherError(
-            f"the teacher's log-probabilities must be finite, got {values[~np.isfinite(values)][0]} for a view. "
-            "Try --precision fp32, and check the checkpoint."
-        )
-    order = np.lexsort((ids, -values.astype(np.float32)), axis=-1)
-    ids = np.take_along_axis(ids, order, axis=-1).astype(id_dtype(logprobs_BC.shape[-1]))
-    return ids, np.take_along_axis(values, order, axis=-1)
+    return as_stored(ids_BK.cpu().numpy(), values_BK.to(torch.float16).cpu().numpy(), logprobs_BC.shape[-1])
+
+
+def as_stored(ids_BK: np.ndarray, logprobs_BK: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns ids and float16 log-probabilities in the stored types and order: falling, equal ones by rising id.
+
+    Raises:
+        TeacherError: A log-probability is not finite in float16.
+    """
+    if not np.isfinite(logprobs_BK).all():
+        raise not_finite(logprobs_BK)
+    # Ordered as float16, by id where equal, so that the stored order never depends on the device either.
+    order = np.lexsort((ids_BK, -logprobs_BK.astype(np.float32)), axis=-1)
+    ids_BK = np.take_along_axis(ids_BK, order, axis=-1).astype(id_dtype(num_classes))
+    return ids_BK, np.take_along_axis(logprobs_BK, order, axis=-1)
+
+
+def not_finite(logprobs: np.ndarray) -> TeacherError:
+    """Returns the error for log-probabilities some of which are not finite."""
+    return TeacherError(
+        f"the teacher's log-probabilities must be finite, got {logprobs[~np.isfinite(logprobs)][0]} for a view. "
+        "Try --precision fp32, and check the checkpoint."
+    )

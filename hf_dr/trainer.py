@@ -35,6 +35,7 @@ from hf_dr.losses import TAIL_RULES, TailRule, reinforced_kl
 from hf_dr.mixing import mix_batch
 from hf_dr.rng import DOMAIN_MIXING, keyed_rng
 from hf_dr.sampling import VIEW_ORDERS, ReinforcedSampler
+from hf_dr.signals import tail_rule
 from hf_dr.streaming import StreamedReinforcedDataset
 from hf_dr.student_card import STUDENT_FILE, Student
 from hf_dr.student_hub import export_student, push_student
@@ -47,7 +48,7 @@ _SPEED = "train_samples_per_second"
 _SETTINGS_FILE = "reinforced_training.json"
 # What decides the batches and their loss: a run that is resumed keeps it.
 _KEPT = (
-    "reinforced_probability", "view_order", "temperature", "tail", "label_weight", "unreinforced_label_smoothing",
+    "reinforced_probability", "view_order", "temperature", "label_weight", "unreinforced_label_smoothing",
 )  # fmt: skip
 _KEPT_OF_MIXING = ("mixup_alpha", "cutmix_alpha", "mixup_prob", "mixup_switch_prob")
 
@@ -74,8 +75,12 @@ class ReinforcedTrainingArguments(TrainingArguments):
     temperature: float = field(
         default=1.0, metadata={"help": "Softens teacher and student; the loss is multiplied by T^2."}
     )
-    tail: TailRule = field(
-        default="uniform", metadata={"help": "Where the teacher's mass outside the stored top-K goes."}
+    tail: TailRule | None = field(
+        default=None,
+        metadata={
+            "help": "Where the teacher's mass outside the stored classes goes: uniform, bucket, renormalize, zero, or image. "
+            "Default: what the dataset's signal asks for: uniform (topk), image (topk_image_tail), renormalize (sampled)."
+        },
     )
     label_weight: float = field(
         default=0.0, metadata={"help": "Weight of the label's cross-entropy for replayed views; KL has one minus it."}
@@ -119,7 +124,7 @@ class ReinforcedTrainingArguments(TrainingArguments):
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise ConfigError(f"`temperature` must be a number above 0, got {self.temperature!r}.")
         for name, known in (("tail", TAIL_RULES), ("view_order", VIEW_ORDERS)):
-            if getattr(self, name) not in known:
+            if getattr(self, name) not in known and (name != "tail" or self.tail is not None):
                 raise ConfigError(f"`{name}` must be one of {', '.join(known)}, got {getattr(self, name)!r}.")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ConfigError(f"`ema_decay` must be between 0 and 1, got {self.ema_decay!r}.")
@@ -171,6 +176,7 @@ class ReinforcedTrainer(Trainer):
         self._sampler: ReinforcedSampler | None = None
         self._accumulated = 0  # batches of the present step, so far
         self._measured: dict[str, float] = {}  # of the present weights
+        self._tail: TailRule = args.tail or "uniform"
         super().__init__(model=model, args=args, **settings)
         self.args: ReinforcedTrainingArguments
         assert isinstance(self.model, nn.Module)
@@ -193,6 +199,7 @@ class ReinforcedTrainer(Trainer):
         if isinstance(train, ReinforcedData):
             assert isinstance(self.model, nn.Module)
             check_student(self.model, train)
+            self._tail = tail_rule(self.args.tail, train.signal)
             for name, given, instead in (
                 ("compute_loss_func", self.compute_loss_func, "Subclass and override `compute_loss`"),
                 ("label_smoothing_factor", self.args.label_smoothing_factor, "Set `unreinforced_label_smoothing`"),
@@ -262,6 +269,10 @@ class ReinforcedTrainer(Trainer):
             loader = self._stream_loader(dataset, description, batch_size)
         else:
             loader = super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, dataloader_key)
+        if isinstance(dataset, ReinforcedData):
+            # What is evaluated may have another signal than what is learnt from, but the loss has one rule.
+            rule = self._tail if isinstance(self.train_dataset, ReinforcedData) else self.args.tail
+            self._tail = tail_rule(rule, dataset.signal)
         if isinstance(self.train_dataset, ReinforcedData):
             # A loader draws the seed of its workers when it starts to iterate, one with persistent workers only once: from
             # the global generator, dropout after a restart would not be what it had been without.
@@ -323,7 +334,7 @@ class ReinforcedTrainer(Trainer):
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         assert self._signature_columns is not None
-        for name in ("teacher_ids", "teacher_logprobs", "reinforced"):
+        for name in ("teacher_ids", "teacher_logprobs", "tail_ids", "tail_logprobs", "reinforced"):
             if name not in self._signature_columns:
                 self._signature_columns.append(name)
 
@@ -398,7 +409,13 @@ class ReinforcedTrainer(Trainer):
     def _reinforced_loss(self, logits_BC: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
         args, labels_B = self.args, inputs.get("labels")
         kl_B = reinforced_kl(
-            logits_BC, inputs["teacher_ids"], inputs["teacher_logprobs"], tail=args.tail, temperature=args.temperature
+            logits_BC,
+            inputs["teacher_ids"],
+            inputs["teacher_logprobs"],
+            tail=self._tail,
+            temperature=args.temperature,
+            tail_ids_BT=inputs.get("tail_ids"),
+            tail_logprobs_BT=inputs.get("tail_logprobs"),
         )
         if labels_B is None:
             if logits_BC.requires_grad and (args.label_weight or self._draws_anew):
@@ -502,6 +519,7 @@ class ReinforcedTrainer(Trainer):
             "num_views": train.num_views,
             "view_seed": train.seed,
             "order_seed": self._order_seed,
+            "tail": self._tail,
             "model": self._model_summary,
             "online_teacher": self._online_teacher,
             **{name: getattr(self.args, name) for name in _KEPT},

@@ -1,9 +1,11 @@
 """Datasets of every past version stay replayable, pixel for pixel."""
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from hf_dr.errors import ReplayError
 from hf_dr.loading import load_reinforced
@@ -12,6 +14,10 @@ from hf_dr.schema import SCHEMA_VERSION, combine_hashes
 from hf_dr.views import hash_view
 
 GOLDEN = Path(__file__).parent / "golden"
+DIGESTS = {
+    "topk_image_tail": "36d50082767b27ec046fefd93430fdf73118ea6f69334a2eeb9875d95d0dda99",
+    "sampled": "70e281d15d079436f22c62d6e6a5234d96b9f89d667be6d1cf345602dfb1ecc3",
+}
 CONFIGS = sorted(path.parent for path in GOLDEN.glob("v*/*/reinforcement.json"))
 
 
@@ -59,3 +65,18 @@ def test_stored_partners_are_replayed_with_their_own_parameters(edit):
     outside = edit(plus, "aug_partner_crop_box", lambda boxes: boxes + 99)
     with pytest.raises(ReplayError, match=rf"the partner of row {row}, view {view}: .* needs a box"):
         outside.image(row, view)
+
+
+@pytest.mark.parametrize("signal", ["topk_image_tail", "sampled"])
+def test_answers_of_every_signal_are_read_as_they_were_written(signal):
+    plus = load_reinforced(GOLDEN / "v3", signal)
+    assert plus.signal == signal
+    items = [plus[row, view] for row in range(len(plus)) for view in range(plus.num_views)]
+    masses = torch.stack([item["teacher_logprobs"] for item in items]).exp().sum(-1)
+    if signal == "sampled":
+        torch.testing.assert_close(masses, torch.ones(len(items)), atol=1e-3, rtol=0)
+    digest = hashlib.sha256()
+    for item in items:
+        for name in ("teacher_ids", "teacher_logprobs", "tail_ids", "tail_logprobs"):
+            digest.update(item[name].numpy().tobytes() if name in item else b"")
+    assert digest.hexdigest() == DIGESTS[signal]

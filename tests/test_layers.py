@@ -16,7 +16,7 @@ SOURCES = sorted([*MODULES.values(), *(ROOT / "recipes").rglob("*.py")])
 LEVELS = (
     {"errors", "version", "architectures"},
     {"rng", "images", "ops", "topk", "losses", "metrics", "base", "config", "retry", "readme", "plain_pickle"},
-    {"augmentation", "teacher", "corruptions", "evaluate_modules", "mixing"},
+    {"augmentation", "teacher", "signals", "corruptions", "evaluate_modules", "mixing"},
     {"schema", "students"},
     {"shards", "views", "findings", "interface", "join", "ml_dr_format"},
     {"replay", "plain", "sampling", "card"},

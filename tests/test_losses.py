@@ -1,5 +1,7 @@
 """The loss: equal to torch's KL on the dense target, whatever the tail rule and the temperature."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,13 +22,29 @@ def stored(
     return logits, ids, logprobs
 
 
-def dense_kl(logits, ids, logprobs, tail, temperature):
+def with_tail(tail, t=5, seed=1):
+    """The settings of a rule: for `image` a tail of `t` classes, some of them kept ones, is given as well."""
+    if tail != "image":
+        return {"tail": tail}
+    generator = torch.Generator().manual_seed(seed)
+    mean = (torch.randn(B, C, generator=generator, dtype=torch.float64) * 2).log_softmax(-1)
+    logprobs, ids = mean.topk(t)
+    return {"tail": tail, "tail_ids_BT": ids, "tail_logprobs_BT": logprobs}
+
+
+def dense_kl(logits, ids, logprobs, temperature, tail, tail_ids_BT=None, tail_logprobs_BT=None):
     """The definition, the slow way: build the whole target at T = 1, soften it, and hand it to torch."""
     kept = logprobs.exp()
     mass = (1 - kept.sum(-1, keepdim=True)).clamp(min=0)
     rest = C - ids.shape[-1]
     fill = mass / rest if rest and tail in ("uniform", "bucket") else torch.zeros_like(mass)
-    target = fill.expand(B, C).scatter(-1, ids, kept / kept.sum(-1, keepdim=True) if tail == "renormalize" else kept)
+    fill = fill.expand(B, C)
+    if tail == "image" and rest:
+        given = tail_logprobs_BT.exp()
+        beyond = (1 - given.sum(-1, keepdim=True)) / max(C - given.shape[-1], 1)
+        shape = beyond.expand(B, C).scatter(-1, tail_ids_BT, given).scatter(-1, ids, 0)
+        fill = mass * shape / shape.sum(-1, keepdim=True)
+    target = fill.scatter(-1, ids, kept / kept.sum(-1, keepdim=True) if tail == "renormalize" else kept)
     total = target.sum(-1, keepdim=True)
     target = target ** (1 / temperature)
     target = target / target.sum(-1, keepdim=True) * total
@@ -45,11 +63,59 @@ def dense_kl(logits, ids, logprobs, tail, temperature):
 def test_equals_torchs_kl_on_the_dense_target(tail, k, temperature):
     case = stored(k)
     torch.testing.assert_close(
-        reinforced_kl(*case, tail=tail, temperature=temperature),
-        dense_kl(*case, tail, temperature),
+        reinforced_kl(*case, **with_tail(tail), temperature=temperature),
+        dense_kl(*case, temperature, **with_tail(tail)),
         rtol=1e-10,
         atol=1e-12,
     )
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+@pytest.mark.parametrize(("k", "t"), [(1, 1), (4, 1), (1, C), (6, C), (7, 7), (C - 1, 4), (C - 1, C - 1)])
+def test_the_images_tail_may_overlap_the_kept_classes(k, t, temperature):
+    """Also where K + T is more than C, and where the tail knows of no class beyond the kept ones."""
+    logits, ids, logprobs = stored(k)
+    for seed in range(3):
+        settings = with_tail("image", t, seed)
+        expected = dense_kl(logits, ids, logprobs, temperature, **settings)
+        found = reinforced_kl(logits, ids, logprobs, **settings, temperature=temperature)
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+        logits.requires_grad_()
+        assert torch.autograd.gradcheck(
+            lambda z, more=settings: reinforced_kl(z, ids, logprobs, **more, temperature=temperature), logits
+        )
+        slow = torch.autograd.grad(dense_kl(logits, ids, logprobs, temperature, **settings).sum(), logits)
+        fast = torch.autograd.grad(
+            reinforced_kl(logits, ids, logprobs, **settings, temperature=temperature).sum(), logits
+        )
+        torch.testing.assert_close(fast, slow, rtol=1e-9, atol=1e-11)
+
+
+def test_a_flat_image_tail_is_the_uniform_rule():
+    case = stored(3)
+    flat = torch.full((B, 4), 1 / C, dtype=torch.float64).log()
+    settings = {**with_tail("image", 4), "tail_logprobs_BT": flat}
+    torch.testing.assert_close(reinforced_kl(*case, **settings), reinforced_kl(*case))
+
+
+def test_a_tail_that_is_no_longer_than_the_answer_still_gives_its_mass_away():
+    """All of the image's mean lies on the kept classes, by rounding more than 1: the others are alike."""
+    logits, ids, logprobs = stored(5)
+    tail = {"tail_ids_BT": ids, "tail_logprobs_BT": (logprobs.softmax(-1) * 1.001).log()}
+    for temperature in (1.0, 2.0):
+        found = reinforced_kl(logits, ids, logprobs, tail="image", temperature=temperature, **tail)
+        torch.testing.assert_close(found, reinforced_kl(logits, ids, logprobs, temperature=temperature))
+
+
+def test_a_tail_of_less_than_float32_can_hold_keeps_its_shape():
+    ids, logprobs = torch.tensor([[0]]), torch.tensor([[-0.1]])
+    tail = {"tail_ids_BT": torch.tensor([[0, 1, 2]]), "tail_logprobs_BT": torch.tensor([[0.0, -300.0, -301.0]])}
+    mass = 1 - math.exp(-0.1)
+    first = mass / (1 + math.exp(-1))
+    target = torch.tensor([[1 - mass, first, mass - first]])
+    logits = torch.tensor([[0.3, -1.0, 2.0]])
+    found = reinforced_kl(logits, ids, logprobs, tail="image", **tail)
+    torch.testing.assert_close(found, F.kl_div(logits.log_softmax(-1), target, reduction="none").sum(-1))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
@@ -59,7 +125,7 @@ def test_gradients(tail, k, temperature):
     logits, ids, logprobs = stored(k)
     logits.requires_grad_()
     assert torch.autograd.gradcheck(
-        lambda z: reinforced_kl(z, ids, logprobs, tail=tail, temperature=temperature), logits
+        lambda z: reinforced_kl(z, ids, logprobs, **with_tail(tail), temperature=temperature), logits
     )
 
 
@@ -69,7 +135,7 @@ def test_the_whole_answer_kept_equals_plain_kl_with_its_gradient(tail):
     logits.requires_grad_()
     target = torch.empty_like(logprobs).scatter(-1, ids, logprobs)
     plain = F.kl_div(logits.log_softmax(-1), target, reduction="batchmean", log_target=True)
-    sparse = reinforced_kl(logits, ids, logprobs, tail=tail).mean()
+    sparse = reinforced_kl(logits, ids, logprobs, **with_tail(tail)).mean()
     torch.testing.assert_close(sparse, plain)
     torch.testing.assert_close(*(torch.autograd.grad(loss, logits)[0] for loss in (sparse, plain)))
 
@@ -78,7 +144,7 @@ def test_the_whole_answer_kept_equals_plain_kl_with_its_gradient(tail):
 def test_zero_when_the_student_is_the_teacher(tail):
     logits, _, _ = stored(C)
     logprobs, ids = logits.log_softmax(-1).topk(C)
-    assert reinforced_kl(logits, ids, logprobs, tail=tail).abs().max() < 1e-14
+    assert reinforced_kl(logits, ids, logprobs, **with_tail(tail)).abs().max() < 1e-14
 
 
 def test_uniform_tail_is_zero_for_a_student_with_that_very_tail():
@@ -104,7 +170,7 @@ def test_mass_above_one_by_rounding_is_harmless(tail):
     logits, ids, logprobs = stored(C)
     rounded = logprobs.half().double() + 1e-4
     assert rounded.exp().sum(-1).min() > 1
-    loss = reinforced_kl(logits, ids, rounded, tail=tail)
+    loss = reinforced_kl(logits, ids, rounded, **with_tail(tail))
     assert loss.isfinite().all()
 
 
@@ -113,8 +179,9 @@ def test_a_certain_teacher_and_a_certain_student_stay_finite(tail):
     ids = torch.tensor([[0, 1]])
     logprobs = torch.tensor([[0.0, -100.0]])
     logits = torch.tensor([[-200.0, 200.0, 0.0]], requires_grad=True)
+    image = {"tail_ids_BT": ids, "tail_logprobs_BT": logprobs} if tail == "image" else {}
     for temperature in (1.0, 2.0):
-        loss = reinforced_kl(logits, ids, logprobs, tail=tail, temperature=temperature).sum()
+        loss = reinforced_kl(logits, ids, logprobs, tail=tail, temperature=temperature, **image).sum()
         (gradient,) = torch.autograd.grad(loss, logits)
         assert loss.isfinite()
         assert gradient.isfinite().all()
@@ -132,9 +199,20 @@ def test_half_precision_logits_are_handled_in_float32(dtype):
 
 def test_refusals():
     logits, ids, logprobs = stored(3)
-    with pytest.raises(ConfigError, match="`tail` must be one of uniform, bucket, renormalize, zero, got 'smooth'"):
+    with pytest.raises(
+        ConfigError, match="`tail` must be one of uniform, bucket, renormalize, zero, image, got 'smooth'"
+    ):
         reinforced_kl(logits, ids, logprobs, tail="smooth")
     with pytest.raises(ConfigError, match="`temperature` must be a number above 0, got 0"):
         reinforced_kl(logits, ids, logprobs, temperature=0)
     with pytest.raises(ValueError, match=r"got \(5, 2\), \(5, 3\) and \(5, 3\)"):
         reinforced_kl(logits[:, :2], ids, logprobs)
+    with pytest.raises(
+        ConfigError,
+        match=r"`image` for answers with a tail of their image only, found none\. Take another rule, or a dataset",
+    ):
+        reinforced_kl(logits, ids, logprobs, tail="image")
+    settings = with_tail("image")
+    settings["tail_ids_BT"] = settings["tail_ids_BT"][:4]
+    with pytest.raises(ValueError, match=r"\(B, T\) with T <= C, got \(4, 5\) and \(5, 5\) beside logits \(5, 12\)"):
+        reinforced_kl(logits, ids, logprobs, **settings)

@@ -60,7 +60,7 @@ PROVENANCE = Provenance(
     skipped_rows=[5, 17],
 )
 
-OPTIONAL = {"candidates"}
+OPTIONAL = {"candidates", "signal"}
 FIELDS = [field.name for field in dataclasses.fields(Provenance) if field.name not in OPTIONAL]
 DESCRIPTIVE = {"created_with", "skipped_rows"}
 
@@ -361,10 +361,67 @@ def test_a_later_version_asks_for_a_later_hf_dr() -> None:
         Provenance.from_dict(content(schema_version=99), "x")
 
 
-@pytest.mark.parametrize(("version", "scope"), [(1, "stored"), (2, "dataset"), (2, "shard"), (1, "elsewhere")])
+@pytest.mark.parametrize(
+    ("version", "scope"), [(1, "stored"), (2, "dataset"), (2, "shard"), (1, "elsewhere"), (3, "stored")]
+)
 def test_a_version_has_its_mixing_scopes(version: int, scope: str) -> None:
+    later = {"signal": "sampled"} if version == 3 else {}
     with pytest.raises(FormatError, match=rf"of schema version {version}, must be .*, found '{scope}'"):
-        Provenance.from_dict(content(schema_version=version, mixing_scope=scope), "x")
+        Provenance.from_dict(content(schema_version=version, mixing_scope=scope, **later), "x")
+
+
+def test_another_signal_is_kept_by_its_file(tmp_path: Path) -> None:
+    provenance = dataclasses.replace(PROVENANCE, schema_version=3, signal="sampled")
+    provenance.write(tmp_path)
+    assert Provenance.read(tmp_path) == provenance
+    assert provenance.differences(PROVENANCE) == [
+        "schema_version: 3 there, 1 here",
+        "signal: sampled there, absent here",
+    ]
+
+
+def test_datasets_of_the_former_signal_keep_their_fingerprint() -> None:
+    """Frozen: what it was before there was another."""
+    assert "signal" not in PROVENANCE.to_dict()
+    assert PROVENANCE.fingerprint == "c8dfdb40ab4f2a7843d9668a07c4dc6cd6edbf08d930ba1f1ebc1bdc2826f4d2"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"schema_version": 1, "signal": "sampled"},
+            "schema version 3 if it has the field .* found version 1 with signal",
+        ),
+        (
+            {"schema_version": 2, "signal": "topk", "mixing_scope": "stored"},
+            "schema version 3 if it has the field .* found version 2 with signal",
+        ),
+        (
+            {"schema_version": 3, "signal": "topk"},
+            "`signal` in x must be topk_image_tail or sampled, or left out, found 'topk'",
+        ),
+        ({"schema_version": 3, "signal": ["sampled"]}, r"`signal` in x must be .*, found \['sampled'\]"),
+    ],
+)
+def test_a_signal_belongs_to_version_3(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(FormatError, match=message):
+        Provenance.from_dict(content(**changes), "x")
+
+
+def test_an_image_tail_has_a_cell_for_each_row() -> None:
+    plain = reinforcement_features(AUGMENTATION, 4, 3, 1000)
+    tailed = reinforcement_features(AUGMENTATION, 4, 3, 1000, signal="topk_image_tail")
+    assert {name: tailed[name] for name in plain} == plain
+    assert {name: tailed[name] for name in tailed if name not in plain} == {
+        "tail_ids": List(Value("uint16"), length=100),
+        "tail_logprobs": List(Value("float16"), length=100),
+    }
+    assert all(is_reserved(name) for name in tailed)
+    assert reinforcement_features(AUGMENTATION, 4, 3, 70_000, signal="topk_image_tail")["tail_ids"].feature == Value(
+        "uint32"
+    )
+    assert reinforcement_features(AUGMENTATION, 4, 3, 1000, signal="sampled") == plain
 
 
 @pytest.mark.parametrize(
@@ -372,7 +429,11 @@ def test_a_version_has_its_mixing_scopes(version: int, scope: str) -> None:
     [
         (1, {"num": 9, "keep": "low_entropy"}, "schema version 3 if it has .*, found version 1 with candidates"),
         (2, {"num": 9, "keep": "low_entropy"}, "schema version 3 if it has .*, found version 2 with candidates"),
-        (3, None, "schema version 3 if it has the field 'candidates', and only then, found version 3 with none"),
+        (
+            3,
+            None,
+            "schema version 3 if it has the field 'candidates' or 'signal', and only then, found version 3 with none",
+        ),
         (
             3,
             {"num": 4, "keep": "low_entropy"},

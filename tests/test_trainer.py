@@ -32,6 +32,7 @@ from hf_dr.metrics import classification_metrics, compute_metrics
 from hf_dr.ops import CenterCrop, MixUp, RandomHorizontalFlip, RandomResizedCrop
 from hf_dr.reinforce import ReinforceConfig, reinforce
 from hf_dr.replay import ReinforcedDataset
+from hf_dr.signals import SIGNALS
 from hf_dr.students import LabelledImages, build_student, evaluation_augmentation
 from hf_dr.trainer import ReinforcedTrainer, ReinforcedTrainingArguments, normalize
 
@@ -263,7 +264,9 @@ def test_each_setting_reaches_the_loss(plain, settings, changes):
             logits, label = logits_of(before, batch["pixel_values"][[place]]), batch["labels"][[place]]
             if batch["reinforced"][place]:
                 ids, logprobs = batch["teacher_ids"][[place]], batch["teacher_logprobs"][[place]]
-                kl = reinforced_kl(logits, ids, logprobs, tail=args.tail, temperature=args.temperature).item()
+                kl = reinforced_kl(
+                    logits, ids, logprobs, tail=args.tail or "uniform", temperature=args.temperature
+                ).item()
                 weight = args.label_weight
                 losses.append((1 - weight) * kl + weight * F.cross_entropy(logits, label).item())
             else:
@@ -272,6 +275,79 @@ def test_each_setting_reaches_the_loss(plain, settings, changes):
     assert found == pytest.approx(np.mean(losses), rel=1e-5)
     if args.reinforced_probability == 0.5:
         assert 0 < batch["reinforced"].sum() < ROWS
+
+
+@pytest.fixture(scope="module")
+def of_signal(tmp_path_factory: pytest.TempPathFactory, tiny_dataset, make_teacher) -> dict[str, ReinforcedDataset]:
+    """A dataset of each signal: 3 views, top 2."""
+    opened = {}
+    for signal in SIGNALS:
+        folder = tmp_path_factory.mktemp(signal)
+        config = ReinforceConfig(str(folder), num_views=3, top_k=2, signal=signal)
+        reinforce(tiny_dataset, make_teacher(2.0), Augmentation([RandomResizedCrop(16)]), config)
+        opened[signal] = load_reinforced(folder)
+    return opened
+
+
+@pytest.mark.parametrize(
+    ("signal", "tail", "rule"),
+    [
+        ("topk", None, "uniform"),
+        ("topk_image_tail", None, "image"),
+        ("topk_image_tail", "uniform", "uniform"),
+        ("sampled", None, "renormalize"),
+        ("sampled", "zero", "zero"),
+    ],
+)
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_each_signal_is_learnt_by_its_rule(of_signal, settings, signal, tail, rule, share):
+    args = settings(tail=tail, reinforced_probability=share, per_device_train_batch_size=ROWS, temperature=2.0)
+    student = pooled()
+    before = copy.deepcopy(student)
+    trainer = Watched(student, args, train_dataset=of_signal[signal])
+    found = trainer.train().training_loss
+    (batch,) = trainer.seen
+    assert ("tail_ids" in batch) == (signal == "topk_image_tail")
+    more = {"tail_ids_BT": batch["tail_ids"], "tail_logprobs_BT": batch["tail_logprobs"]} if rule == "image" else {}
+    with torch.no_grad():
+        logits = logits_of(before, batch["pixel_values"])
+        answers = batch["teacher_ids"], batch["teacher_logprobs"]
+        kl = reinforced_kl(logits, *answers, tail=rule, temperature=2.0, **more)
+        label = F.cross_entropy(logits, batch["labels"], reduction="none")
+        assert found == pytest.approx(torch.where(batch["reinforced"], kl, label).mean().item(), rel=1e-5)
+    assert trainer._kept_settings()["tail"] == rule
+
+
+@pytest.mark.parametrize(
+    ("signal", "tail", "message"),
+    [
+        (
+            "topk",
+            "image",
+            "`tail` must be one of uniform, bucket, renormalize, zero for the signal `topk`, got 'image': no",
+        ),
+        (
+            "sampled",
+            "uniform",
+            "`tail` must be one of renormalize, zero for the signal `sampled`, got 'uniform': what was",
+        ),
+        ("sampled", "bucket", "`tail` must be one of renormalize, zero for the signal `sampled`, got 'bucket'"),
+    ],
+)
+def test_a_tail_rule_that_does_not_fit_the_signal(of_signal, settings, signal, tail, message):
+    with pytest.raises(ConfigError, match=message):
+        ReinforcedTrainer(pooled(), settings(tail=tail), train_dataset=of_signal[signal])
+
+
+def test_another_signal_is_evaluated_if_the_rule_fits_it_too(of_signal, settings):
+    """There is one rule: that of what is learnt from."""
+    topk = of_signal["topk"]
+    trainer = ReinforcedTrainer(pooled(), settings(), train_dataset=of_signal["sampled"], eval_dataset=topk)
+    assert trainer.evaluate()["eval_loss"] > 0
+    with pytest.raises(ConfigError, match="must be one of uniform, .* for the signal `topk`, got 'image'"):
+        ReinforcedTrainer(
+            pooled(), settings(), train_dataset=of_signal["topk_image_tail"], eval_dataset=topk
+        ).evaluate()
 
 
 def test_rows_without_stored_views_learn_from_their_label(tmp_path, tiny_dataset, tiny_teacher, settings):
@@ -1062,7 +1138,7 @@ def test_another_online_teacher_is_another_run(plain, settings, make_teacher):
         ({"momentum": -1}, "`momentum` must be between 0 and 1, got -1"),
         ({"temperature": 0}, "`temperature` must be a number above 0, got 0"),
         ({"temperature": float("inf")}, "`temperature` must be a number above 0, got inf"),
-        ({"tail": "short"}, "`tail` must be one of uniform, bucket, renormalize, zero, got 'short'"),
+        ({"tail": "short"}, "`tail` must be one of uniform, bucket, renormalize, zero, image, got 'short'"),
         ({"view_order": "shuffled"}, "`view_order` must be one of cycle, random, got 'shuffled'"),
         ({"ema_decay": 1.0}, "`ema_decay` must be between 0 and 1, got 1.0"),
     ],

@@ -344,7 +344,7 @@ def test_another_signal_is_evaluated_if_the_rule_fits_it_too(of_signal, settings
     topk = of_signal["topk"]
     trainer = ReinforcedTrainer(pooled(), settings(), train_dataset=of_signal["sampled"], eval_dataset=topk)
     assert trainer.evaluate()["eval_loss"] > 0
-    with pytest.raises(ConfigError, match="must be one of uniform, .* for the signal `topk`, got 'image'"):
+    with pytest.raises(ConfigError, match=r"must be one of uniform, .* for the signal `topk`, got 'image'"):
         ReinforcedTrainer(
             pooled(), settings(), train_dataset=of_signal["topk_image_tail"], eval_dataset=topk
         ).evaluate()

@@ -29,6 +29,7 @@ from hf_dr.readme import Data, drop_parts, dump_yaml, edit_yaml, merge_parts, ne
 from hf_dr.schema import (
     AUG_PREFIX,
     CONTACT_SHEET_FILE,
+    EXTENDED_FROM,
     IMAGE_HASH,
     KEEP,
     PROVENANCE_FILE,
@@ -486,6 +487,12 @@ def _teachers(config: CardConfig | PlannedConfig) -> list[str]:
     parts = [markdown_table(["teacher", "licence", "input", "mean", "std", "filter"], rows)]
     if len(members) > 1:
         parts.append("Their probabilities are averaged.")
+    made = _about(config).teacher.get(EXTENDED_FROM)
+    if isinstance(config, CardConfig) and made is not None:
+        parts.append(
+            f"The first {made['num_members']} stand in the average with their stored top-{config.provenance.top_k} answers, "
+            "the rest of the mass spread evenly: the others were added later."
+        )
     if commercial:
         parts.append(
             f"> **Non-commercial weights.** The weights of {', '.join(commercial)} are licensed for non-commercial use only. "

@@ -26,6 +26,7 @@ from hf_dr.detection import DetectionArguments, detection_trainer
 from hf_dr.distillation import OnlineDistillationTrainer
 from hf_dr.errors import ConfigError, HfDrError
 from hf_dr.evaluation import EvaluateConfig, run_evaluation
+from hf_dr.extension import ExtendConfig, ExtendJob, check_extension
 from hf_dr.findings import save_finding
 from hf_dr.hub import push_to_hub
 from hf_dr.inspection import inspect_dataset
@@ -180,7 +181,11 @@ def reinforce_command(argv: Sequence[str], prog: str) -> int:
         compile=teaching.compile,
         classes=read_classes(teaching.teacher_classes, names),
     )
-    job = Job(dataset, teacher, augmentation, config, base=described)
+    return _run(Job(dataset, teacher, augmentation, config, base=described), run, part)
+
+
+def _run(job: Job, run: RunArguments, part: Part) -> int:
+    state = process_state()
     if run.dry_run:
         if state.is_main_process:
             estimate = job.estimate()
@@ -193,6 +198,67 @@ def reinforce_command(argv: Sequence[str], prog: str) -> int:
         logger.warning("Stopped. Finished shards are kept; run the same command again to go on.")
         return 130
     return 0
+
+
+@dataclass
+class ExtendArguments:
+    """Which dataset is extended, and who is asked."""
+
+    name: str | None = field(default=None, metadata={"help": "Its configuration, where it has several."})
+    base: str | None = field(default=None, metadata={"help": "For an overlay: the base dataset with the images."})
+    base_config: str | None = field(default=None, metadata={"help": "Configuration of the base."})
+    base_revision: str | None = field(
+        default=None, metadata={"help": "Its branch, tag or commit. Default: the one that was reinforced."}
+    )
+    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the dataset on the Hub."})
+    teacher: list[str] = field(
+        default_factory=list,
+        metadata={"help": "For more views: the teacher of the stored ones. Default: those that the provenance names."},
+    )
+    add_teacher: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "New members of the teacher, named as for reinforce, to be averaged into the stored answers."
+        },
+    )
+    teacher_classes: str | None = field(default=None, metadata={"help": "As for reinforce."})
+    precision: str | None = field(
+        default=None, metadata={"help": "Of the teacher. Default: as stored.", "choices": list(PRECISIONS)}
+    )
+    compile: bool = field(default=False, metadata={"help": "Compile the teacher with torch.compile."})
+
+
+def extend_command(argv: Sequence[str], prog: str) -> int:
+    """Adds views or members of the teacher to a "+" dataset, without asking again what is stored."""
+    count = next((n for n, word in enumerate(argv) if word.startswith("-")), len(argv))
+    arguments, run, config = parse(
+        [ExtendArguments, RunArguments, ExtendConfig],
+        argv[count:],
+        prog=f"{prog} PLUS",
+        description='Makes a "+" dataset with more views (--num_views) or more members of the teacher (--add_teacher) out of '
+        "one that is there, a folder or Hub id. Stored views are drawn again and compared, not asked again. Launch it like "
+        "reinforce; running the same command again resumes.",
+    )
+    if count != 1:
+        raise ConfigError(
+            f'expected one "+" dataset before the flags, got {" ".join(argv[:count]) or "none"}. Name one.'
+        )
+    part, state = Part.parse(run.part), process_state()
+    with state.local_main_process_first():
+        plus = _open(argparse.Namespace(path=argv[0], **vars(arguments)))
+    check_extension(plus, config, teacher=bool(arguments.teacher), add_teacher=bool(arguments.add_teacher))
+    settings = {
+        "device": state.device,
+        "precision": arguments.precision or plus.provenance.teacher.get("precision", "fp32"),
+        "compile": arguments.compile,
+    }
+    names = arguments.add_teacher or arguments.teacher
+    if names:
+        classes = read_classes(arguments.teacher_classes, plus.class_names)
+        teacher = Teacher.from_pretrained(names, classes=classes, **settings)
+    else:
+        teacher = teacher_from_provenance(plus.provenance, **settings)
+    return _run(ExtendJob(plus, teacher, config), run, part)
 
 
 @dataclass
@@ -718,6 +784,7 @@ def _local_config(arguments: argparse.Namespace) -> Path:
 
 COMMANDS: dict[str, Callable[[Sequence[str], str], int]] = {
     "reinforce": reinforce_command,
+    "extend": extend_command,
     "train": train_command,
     "detect": detect_command,
     "segment": segment_command,

@@ -18,6 +18,7 @@ from hf_dr.errors import FormatError
 from hf_dr.findings import Statistics
 from hf_dr.schema import (
     AUG_PREFIX,
+    EXTENDED_FROM,
     IMAGE_HASH,
     KEEP,
     SOURCE_INDEX,
@@ -165,6 +166,10 @@ class Inspection:
             at = f" at {str(member['revision'])[:12]}" if member.get("revision") else ""
             text = f"{member.get('id')}{at}, licence {member.get('license') or 'unknown'}"
             lines.append(("teacher" if n == 0 else "", text))
+        if EXTENDED_FROM in p.teacher:
+            lines.append(
+                ("", f"the first {p.teacher[EXTENDED_FROM]['num_members']} by their stored top {p.top_k} answers")
+            )
         lines.append(("", f"in {p.teacher.get('precision')} on {p.teacher.get('device_type')}, by {p.created_with}"))
         return lines
 

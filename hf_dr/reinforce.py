@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import importlib.metadata
+import itertools
 import logging
 import math
 import os
@@ -269,6 +270,11 @@ def reinforce(
     """
     job = Job(dataset, teacher, augmentation, config, base=base)
     job.run()
+    return open_result(job)
+
+
+def open_result(job: Job) -> datasets.Dataset:
+    """Returns the rows that a run has made."""
     files = [str(job.folder / name) for name in job.provenance.shard_names]
     return datasets.load_dataset("parquet", data_files={job.provenance.split: files}, split=job.provenance.split)
 
@@ -330,7 +336,7 @@ class Job:
             on_bad_image=config.on_bad_image,
             base={**describe_base(dataset), **(base or {}), "content_hash": content_hash(images)},
             teacher=teacher.provenance(),
-            library_versions={name: importlib.metadata.version(name) for name in _VERSIONED},
+            library_versions=library_versions(),
             created_with=f"hf_dr {__version__}",
             schema_version=3 if config.selects or config.signal != TOPK else 1,
             candidates={"num": config.num_candidates, "keep": config.keep} if config.selects else None,
@@ -496,12 +502,19 @@ class Job:
         return CPU_BATCH if self.teacher.device.type == "cpu" else self.config.batch_size
 
     def _spans(self, shards: Iterable[int]) -> list[Span]:
-        """The views of these shards in order, cut into teacher batches that never span two shards."""
-        spans = []
+        """The views of these shards in order, cut where a teacher batch is full; none spans two shards."""
+        views, first, spans = self._maker.num_views, self._maker.first_kept, []
+        asked = views - first
+
+        def place(number: int) -> int:
+            row, view = divmod(number, asked)
+            return row * views + (first + view if view else 0)  # the views before the first come with it
+
         for shard in shards:
-            rows, views = self.provenance.shard_range(shard), self.provenance.num_candidates
-            for start in range(rows.start * views, rows.stop * views, self._batch_size):
-                spans.append(Span(shard, start, min(start + self._batch_size, rows.stop * views)))
+            rows = self.provenance.shard_range(shard)
+            cuts = range(rows.start * asked, rows.stop * asked, self._batch_size)
+            places = [*map(place, cuts), rows.stop * views]
+            spans += [Span(shard, *ends) for ends in itertools.pairwise(places)]
         return spans
 
     @property
@@ -596,10 +609,10 @@ class Job:
     def estimate(self, num_batches: int = 4) -> Estimate:
         """Times a few batches and answers what the whole run would take; writes nothing."""
         check_same_run(self.folder, self.provenance)
-        views, spans = self.provenance.num_candidates, []
-        for n in range(num_batches + 1):
-            start = (n * len(self._images) // (num_batches + 1)) * views
-            spans.append(Span(0, start, min(start + self._batch_size, len(self._images) * views)))
+        spans, count = [], num_batches + 1
+        for n in range(count):
+            of_shard = self._spans([n * self.provenance.num_shards // count])
+            spans.append(of_shard[n * len(of_shard) // count])
         threads = torch.get_num_threads()
         if self.teacher.device.type == "cpu":
             torch.set_num_threads(1)  # as the run's threads do
@@ -611,14 +624,15 @@ class Job:
         timed = [self._label(batch) for batch in made[1:]]
         teaching = time.perf_counter() - began
         torch.set_num_threads(threads)
-        num_timed = sum(len(views[TEACHER_IDS]) for views in timed)
+        num_views = len(self._images) * self.provenance.num_views
         return Estimate(
-            num_views=len(self._images) * self.config.num_views,
-            num_asked=len(self._images) * views,
+            num_views=num_views,
+            num_made=len(self._images) * self._maker.num_views,
+            num_asked=len(self._images) * (self._maker.num_views - self._maker.first_kept),
             num_shards=self.provenance.num_shards,
-            seconds_augment=augmenting / sum(len(b.pixels) for b in made),
-            seconds_teacher=teaching / max(1, num_timed),
-            bytes_reinforcement=len(self._images) * self.config.num_views * self._bytes_per_view(timed),
+            seconds_augment=augmenting / sum(b.span.stop - b.span.start for b in made),
+            seconds_teacher=teaching / max(1, sum(len(b.pixels) for b in made[1:])),
+            bytes_reinforcement=num_views * self._bytes_per_view(timed),
             bytes_base=self._base_bytes(),
         )
 
@@ -650,10 +664,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run would take. Seconds are per view that is made and asked for, of one core for augmenting, of one core or GPU
-    for the teacher; `num_views` of these are stored."""
+    """What a run would take: `num_made` views, of which the teacher is asked for `num_asked` and `num_views` are stored.
+
+    Seconds are per view, of one core for augmenting, of one core or GPU for the teacher.
+    """
 
     num_views: int
+    num_made: int
     num_asked: int
     num_shards: int
     seconds_augment: float
@@ -664,14 +681,15 @@ class Estimate:
     def report(self, num_processes: int, num_workers: int, device: torch.device) -> str:
         """Returns the estimate as a table for people; `num_processes` counts those of all parts."""
         teacher = self.num_asked * self.seconds_teacher / 3600
-        augment = self.num_asked * self.seconds_augment / 3600
+        augment = self.num_made * self.seconds_augment / 3600
         workers = max(1, num_workers)
         most = math.ceil(self.num_shards / num_processes)  # of one process; the others wait for it
         wall = (teacher + augment) / workers if device.type == "cpu" else max(teacher, augment / workers)
         wall *= most / self.num_shards
-        among = "" if self.num_asked == self.num_views else f", kept of {self.num_asked:,}"
+        among = "" if self.num_made == self.num_views else f", kept of {self.num_made:,}"
         rows = [
             ("views", f"{self.num_views:,}{among}"),
+            ("asked of the teacher", f"{self.num_asked:,}"),
             ("shards", f"{self.num_shards:,}, at most {most:,} a process"),
             (
                 "teacher",
@@ -999,6 +1017,11 @@ def _check_selection(config: ReinforceConfig, augmentation: Augmentation, label_
             f"`keep` must be low_entropy or high_entropy for a dataset without labels, got {config.keep}. Set one of these, or "
             "name a `label_column`."
         )
+
+
+def library_versions() -> dict[str, str]:
+    """Returns the versions of the libraries that decide pixels and answers."""
+    return {name: importlib.metadata.version(name) for name in _VERSIONED}
 
 
 def describe_base(dataset: datasets.Dataset) -> dict[str, Any]:

@@ -230,6 +230,12 @@ class ReinforcedDataset(MappedReinforcedData):
         """The names of the classes, where the base's labels have names."""
         return getattr(self.plus.features[self._labels], "names", None) if self._labels else None
 
+    @property
+    def undecoded_images(self) -> datasets.Dataset:
+        """The image of each row of `plus`, as bytes and paths; of a row without reinforcement it may be another."""
+        places = np.minimum(self._places[: len(self.plus)], len(self._images) - 1)
+        return self._images.select(places)
+
     def set_epoch(self, epoch: int) -> None:
         """Chooses which view `dataset[i]` replays: over V epochs, each of the V views once, in an order keyed by `seed`."""
         self.epoch = epoch

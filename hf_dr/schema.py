@@ -32,6 +32,9 @@ SCHEMA_VERSION = 3
 
 A dataset is written in the first version that can say it: 3 where its views were chosen among candidates or have another
 `signal` than `topk`, 2 where the partners' parameters are stored, else 1. No version has what both 2 and 3 are for."""
+EXTENDED_FROM = "extended_from"
+"""Key of the provenance's `teacher` where members were added to a dataset: what it was before, with `num_members`, the first
+so many of `members`. Their stored top-K answers stand for them; the others were asked and averaged in."""
 STORED_PARTNERS = "stored"
 """The `mixing_scope` of a dataset whose views bring their partner's parameters along (version 2, see `mixing_scope`)."""
 MIXING_SCOPES = ("dataset", "shard", STORED_PARTNERS)
@@ -358,6 +361,7 @@ class Provenance:
             ("augmentation", all(_is_op(item) for item in content["augmentation"]), "ops, each with its settings"),
             ("library_versions", all(isinstance(v, str) for v in content["library_versions"].values()), "texts"),
             ("teacher.members", _is_members(content["teacher"].get("members", [])), "a list of members"),
+            ("teacher.extended_from", _is_extended(content["teacher"]), "an ensemble with fewer members each time"),
         ):
             if not ok:
                 raise FormatError(f"`{key}` in {where} must be {expected}, found others. Fetch or write it again.")
@@ -399,6 +403,18 @@ def _is_op(item: Any) -> bool:
 
 def _is_members(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(member, dict) for member in value)
+
+
+def _is_extended(teacher: dict[str, Any]) -> bool:
+    """Whether what an ensemble was extended from, if anything, had fewer of its members, and so on."""
+    members = teacher.get("members")
+    count = len(members) if isinstance(members, list) else 0
+    while (teacher := teacher.get(EXTENDED_FROM)) is not None:  # type: ignore[assignment]
+        earlier = teacher.get("num_members") if isinstance(teacher, dict) else None
+        if type(earlier) is not int or not 0 < earlier < count:
+            return False
+        count = earlier
+    return True
 
 
 def _type_name(expected: Any) -> str:

@@ -6,6 +6,7 @@ on its device. Nothing that is downloaded is executed: weights are safetensors, 
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib.resources
 import logging
@@ -216,6 +217,14 @@ class Teacher:
             return answers[0]
         # log(mean of probabilities), without leaving log space: the tail keeps its precision.
         return torch.stack(answers).logsumexp(dim=0) - math.log(len(answers))
+
+    def select(self, places: Sequence[int]) -> Teacher:
+        """Returns the ensemble of the members at these places, in this order; it shares their models."""
+        chosen = copy.copy(self)
+        chosen.members = tuple(self.members[n] for n in places)
+        chosen._models = [self._models[n] for n in places]
+        chosen._class_ids = [self._class_ids[n] for n in places]
+        return chosen
 
     def _common_classes(self) -> tuple[int, tuple[tuple[str, ...], ...] | None]:
         """Checks that all members answer over the same classes and returns their number and names."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 
@@ -56,3 +58,35 @@ def not_finite(logprobs: np.ndarray) -> TeacherError:
         f"the teacher's log-probabilities must be finite, got {logprobs[~np.isfinite(logprobs)][0]} for a view. "
         "Try --precision fp32, and check the checkpoint."
     )
+
+
+def add_members(
+    ids_BK: np.ndarray, logprobs_BK: np.ndarray, new_BC: torch.Tensor, num_stored: int, num_new: int
+) -> torch.Tensor:
+    """Averages the answers of new members of an ensemble into stored ones.
+
+    A stored answer stands for its members as a student reads it: the K classes as they are, the rest of the mass, t, spread
+    evenly over the others. With n members stored and m new ones the average is
+
+        (n stored + m new) / (n + m).
+
+    It differs from that of all n + m in full by at most 2 t n / (n + m) in the sum of absolute differences, because nothing
+    but t is spread in another way, and by what rounding to float16 lost. Where K = C it is exact up to that rounding.
+
+    Args:
+        ids_BK: Stored classes.
+        logprobs_BK: Their natural log-probabilities, float16, averaged over n members.
+        new_BC: Natural log-probabilities averaged over m members, float32.
+        num_stored: n, at least 1.
+        num_new: m, at least 1.
+
+    Returns:
+        Natural log-probabilities (B, C), float32, on the device of `new_BC`.
+    """
+    device, others = new_BC.device, new_BC.shape[1] - ids_BK.shape[1]
+    kept_BK = torch.from_numpy(logprobs_BK.astype(np.float32)).to(device)
+    rest_B = (1 - kept_BK.exp().sum(dim=1)).clamp(min=0) / max(1, others)
+    stored_BC = rest_B.log()[:, None].repeat(1, new_BC.shape[1])
+    stored_BC.scatter_(1, torch.from_numpy(ids_BK.astype(np.int64)).to(device), kept_BK)
+    total = num_stored + num_new
+    return torch.logaddexp(stored_BC + math.log(num_stored / total), new_BC + math.log(num_new / total))

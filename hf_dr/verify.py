@@ -6,6 +6,7 @@ import copy
 import importlib.metadata
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +22,9 @@ from hf_dr.interface import ReinforcedData
 from hf_dr.loading import load_reinforced
 from hf_dr.replay import ReinforcedDataset
 from hf_dr.rng import DOMAIN_VERIFY, keyed_rng
-from hf_dr.schema import Provenance, combine_hashes
+from hf_dr.schema import EXTENDED_FROM, Provenance, combine_hashes
 from hf_dr.teacher import Teacher
+from hf_dr.topk import add_members, top_k
 from hf_dr.views import hash_view
 
 # Pixels replay exactly or not at all. Answers are computed again, perhaps on another device, in another precision or
@@ -145,7 +147,7 @@ def verify(
     rows = np.sort(keyed_rng(seed, domain=DOMAIN_VERIFY).choice(whole.num_reinforced, count, replace=False))
     equal: list[bool] = []  # of the rows whose teacher's pixels are known
     problems = []
-    answers = _Answers(teacher, batch_size)
+    answers = _Answers(None if teacher is None else _as_made(teacher, provenance), batch_size)
     with tqdm(total=count * whole.num_views, desc="verifying", unit="view", unit_scale=True) as bar:
         for row in rows.tolist():
             stored = whole.views_hash(row)
@@ -183,10 +185,32 @@ def _replay_row(plus: ReinforcedDataset, row: int, answers: _Answers) -> int:
     return combine_hashes(hashes)
 
 
+_Ask = Callable[[torch.Tensor], torch.Tensor]  # uint8 views (B, C, H, W) -> log-probabilities (B, C), as a `Teacher`
+
+
+def _as_made(teacher: Teacher, provenance: Provenance) -> _Ask:
+    """Returns what answers as the dataset's were made: members that were added later to the top K of the earlier ones'."""
+    if EXTENDED_FROM not in provenance.teacher:
+        return teacher
+    places = {member.weights_hash: n for n, member in enumerate(teacher.members)}
+    ordered = teacher.select([places[member["weights_hash"]] for member in _members(provenance)])
+    return _extended(ordered, provenance.teacher, provenance.top_k)
+
+
+def _extended(teacher: Teacher, made: dict[str, Any], k: int) -> _Ask:
+    if EXTENDED_FROM not in made:
+        return teacher
+    earlier, count = made[EXTENDED_FROM], len(teacher.members)
+    first = earlier["num_members"]
+    old = _extended(teacher.select(range(first)), earlier, k)
+    new = teacher.select(range(first, count))
+    return lambda views: add_members(*top_k(old(views), k), new(views), first, count - first)
+
+
 class _Answers:
     """Views that wait for the teacher, and how its answers compare with the stored ones."""
 
-    def __init__(self, teacher: Teacher | None, batch_size: int) -> None:
+    def __init__(self, teacher: _Ask | None, batch_size: int) -> None:
         self._teacher, self._batch_size = teacher, batch_size
         self._waiting: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self.kl: list[np.ndarray] = []
@@ -265,7 +289,8 @@ def _members(provenance: Provenance) -> list[dict[str, Any]]:
 def _check_teacher(teacher: Teacher, provenance: Provenance) -> None:
     stored = {member["weights_hash"]: member["id"] for member in _members(provenance)}
     given = {member.weights_hash: member.id for member in teacher.members}
-    if None not in stored and stored.keys() != given.keys():  # None: made by another program, which did not say
+    unknown = None in stored and EXTENDED_FROM not in provenance.teacher  # made by another program, which did not say
+    if not unknown and stored.keys() != given.keys():
         raise TeacherError(
             f"the teacher must have the weights that reinforced the dataset, {_named(stored)}, found {_named(given)}. "
             "Pass that teacher, or none to check pixels only."

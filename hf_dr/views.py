@@ -37,7 +37,7 @@ class ViewBatch:
 
     Attributes:
         span: Which views.
-        pixels: uint8 (N, H, W, 3).
+        pixels: uint8 (N, H, W, 3), or those of the maker's `first_kept` view and later ones only.
         params: Parameter name -> (N,) or (N, n), in the stored dtype.
         image_hashes: uint64 (N,), of the decoded image of each view's example.
         view_hashes: uint64 (N,), of each view's pixels.
@@ -63,6 +63,7 @@ class ViewMaker(torch.utils.data.Dataset):
         num_views: V.
         seed: Of the run.
         matching_size: Partners come from the same block of so many examples; None: from the whole dataset.
+        first_kept: Views before it are drawn, performed and hashed, but their pixels are not in the batch.
     """
 
     def __init__(
@@ -72,6 +73,8 @@ class ViewMaker(torch.utils.data.Dataset):
         num_views: int,
         seed: int,
         matching_size: int | None,
+        *,
+        first_kept: int = 0,
     ) -> None:
         self.images = images
         self.column = images.column_names[0]
@@ -79,6 +82,7 @@ class ViewMaker(torch.utils.data.Dataset):
         self.num_views = num_views
         self.seed = seed
         self.matching_size = matching_size
+        self.first_kept = first_kept
 
     def image(self, example: int) -> PIL.Image.Image:
         """Decodes the image of one example.
@@ -139,7 +143,8 @@ class ViewMaker(torch.utils.data.Dataset):
     def __getitem__(self, span: Span) -> ViewBatch:
         count = span.stop - span.start
         height, width = self.augmentation.size or (0, 0)
-        pixels = np.zeros((count, height, width, 3), np.uint8)
+        kept = np.arange(span.start, span.stop) % self.num_views >= self.first_kept
+        pixels, place = np.zeros((int(kept.sum()), height, width, 3), np.uint8), np.cumsum(kept) - 1
         params = {
             name: np.zeros((count,) if p.length is None else (count, p.length), p.dtype)
             for name, p in self.augmentation.params.items()
@@ -166,9 +171,11 @@ class ViewMaker(torch.utils.data.Dataset):
                 batch.valid[n] = False
                 continue
             shown, drawn = self.view(example, view, image)
-            pixels[n] = np.asarray(shown)
+            array = np.asarray(shown)
+            if kept[n]:
+                pixels[place[n]] = array
             batch.image_hashes[n] = digest
-            batch.view_hashes[n] = hash_view(pixels[n])
+            batch.view_hashes[n] = hash_view(array)
             for name, value in drawn.items():
                 params[name][n] = value
         return batch

@@ -23,7 +23,7 @@ LEVELS = (
     {"streaming", "combined"},
     {"loading"},
     {"reinforce", "contact_sheet", "inspection", "verify", "evaluation", "student_card"},
-    {"hub", "comparison", "ml_dr"},
+    {"hub", "comparison", "ml_dr", "extension"},
     {"student_hub", "transfer"},
     {"results", "smoke"},
     {"trainer", "detection", "segmentation"},

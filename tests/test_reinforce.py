@@ -645,9 +645,9 @@ def test_other_candidates_are_another_run(tmp_path, tiny_dataset, tiny_teacher, 
 def test_the_estimate_tells_what_candidates_cost(tmp_path, tiny_dataset, tiny_teacher):
     config = ReinforceConfig(str(tmp_path), num_views=2, num_candidates=10, keep="low_entropy", top_k=2)
     estimate = Job(tiny_dataset, tiny_teacher, PLAIN, config).estimate()
-    assert (estimate.num_views, estimate.num_asked) == (2 * 12, 10 * 12)
+    assert (estimate.num_views, estimate.num_made, estimate.num_asked) == (2 * 12, 10 * 12, 10 * 12)
     report = estimate.report(1, 0, torch.device("cpu"))
     assert "24, kept of 120\n" in report
-    alone = dataclasses.replace(estimate, num_asked=24, seconds_teacher=5 * estimate.seconds_teacher)
+    alone = dataclasses.replace(estimate, num_made=24, num_asked=24, seconds_teacher=5 * estimate.seconds_teacher)
     alone = dataclasses.replace(alone, seconds_augment=5 * estimate.seconds_augment)
     assert report.split("\n")[4:] == alone.report(1, 0, torch.device("cpu")).split("\n")[4:], "hours and bytes"

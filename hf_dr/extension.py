@@ -112,6 +112,7 @@ def check_extension(plus: ReinforcedDataset, config: ExtendConfig, *, teacher: b
 
     Raises:
         ConfigError: See `extend`.
+        FingerprintMismatchError: See `extend`.
         FormatError: The provenance names no teacher.
     """
     stored = plus.provenance
@@ -153,6 +154,14 @@ def check_extension(plus: ReinforcedDataset, config: ExtendConfig, *, teacher: b
         )
     if not stored.teacher.get("members"):
         raise FormatError("`teacher.members` of the provenance must name the teacher, found none. Fetch it again.")
+    here = library_versions()
+    changed = stored.differences(replace(stored, library_versions=here))
+    if changed and config.num_views is not None:
+        wanted = " ".join(f"{name}=={v}" for name, v in stored.library_versions.items() if here.get(name) != v)
+        raise FingerprintMismatchError(
+            "more views must be made with the library versions of the stored ones, or the dataset would be a mixture, found "
+            f"{', '.join(changed)}. Run `pip install {wanted}`, or reinforce the base anew."
+        )
 
 
 class ExtendJob(Job):
@@ -198,14 +207,7 @@ class ExtendJob(Job):
             )
 
     def _check_same_teacher(self) -> None:
-        stored, here = self._plus.provenance, library_versions()
-        changed = stored.differences(replace(stored, library_versions=here))
-        if changed:
-            wanted = " ".join(f"{name}=={v}" for name, v in stored.library_versions.items() if here.get(name) != v)
-            raise FingerprintMismatchError(
-                "more views must be made with the library versions of the stored ones, or the dataset would be a mixture, "
-                f"found {', '.join(changed)}. Run `pip install {wanted}`, or reinforce the base anew."
-            )
+        stored = self._plus.provenance
         changed = stored.differences(replace(stored, teacher=self.teacher.provenance()))
         if changed:
             raise TeacherError(

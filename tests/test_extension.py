@@ -372,6 +372,9 @@ def test_datasets_that_cannot_be_extended(tmp_path, tiny_plus, make_teacher, edi
     plus = ReinforcedDataset(tiny_plus.plus, tiny_plus.provenance)
     plus.provenance = dataclasses.replace(plus.provenance, schema_version=2)
     refused(plus, ConfigError, r"\(schema version 1\), can be extended, found .* of schema version 2", tmp_path / "out")
+    nameless = ReinforcedDataset(tiny_plus.plus, tiny_plus.provenance)
+    nameless.provenance = dataclasses.replace(nameless.provenance, teacher={})
+    refused(nameless, FormatError, r"`teacher.members` of the provenance must name the teacher", tmp_path / "out")
     longer = load_reinforced(added(tiny_plus, tmp_path / "longer", make_teacher(2.0)))
     message = r"members were all asked at once, but here 1 of them stand .* Add views to the dataset as it was before"
     refused(longer, ConfigError, message, tmp_path / "out")

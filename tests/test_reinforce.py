@@ -650,4 +650,4 @@ def test_the_estimate_tells_what_candidates_cost(tmp_path, tiny_dataset, tiny_te
     assert "24, kept of 120\n" in report
     alone = dataclasses.replace(estimate, num_made=24, num_asked=24, seconds_teacher=5 * estimate.seconds_teacher)
     alone = dataclasses.replace(alone, seconds_augment=5 * estimate.seconds_augment)
-    assert report.split("\n")[4:] == alone.report(1, 0, torch.device("cpu")).split("\n")[4:], "hours and bytes"
+    assert report.split("\n")[5:] == alone.report(1, 0, torch.device("cpu")).split("\n")[5:], "hours and bytes"

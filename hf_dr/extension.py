@@ -19,6 +19,7 @@ from hf_dr.schema import (
     IMAGE_HASH,
     PROVENANCE_FILE,
     SOURCE_INDEX,
+    STORED_PARTNERS,
     TEACHER_IDS,
     TEACHER_LOGPROBS,
     VIEWS_HASH,
@@ -26,8 +27,9 @@ from hf_dr.schema import (
     combine_hashes,
     is_reserved,
 )
+from hf_dr.signals import SAMPLED, TOPK
 from hf_dr.teacher import Teacher
-from hf_dr.topk import add_members, id_dtype, top_k
+from hf_dr.topk import add_members, id_dtype
 from hf_dr.verify import teacher_from_provenance
 from hf_dr.version import __version__
 from hf_dr.views import ViewBatch, ViewMaker
@@ -125,12 +127,14 @@ def check_extension(plus: ReinforcedDataset, config: ExtendConfig, *, teacher: b
         raise ConfigError(
             "`teacher` is for more views, got it with `add_teacher`. Leave it out: it is not asked again."
         )
-    if stored.schema_version != 1:
+    signals = (TOPK,) if add_teacher else (TOPK, SAMPLED)
+    if stored.candidates is not None or stored.signal not in signals:
+        found = f"`signal` {stored.signal}" if stored.candidates is None else "views that were chosen among candidates"
         raise ConfigError(
-            "only views that seed and number give, with their top-K answers (schema version 1), can be extended, found a "
-            f"dataset of schema version {stored.schema_version}. Reinforce its base anew."
+            f"{'new members' if add_teacher else 'more views'} need views not chosen among candidates and the `signal` "
+            f"{' or '.join(signals)}, found {found}. Reinforce the base anew."
         )
-    if not plus.num_reinforced or plus.views_hash(0) is None:
+    if stored.mixing_scope == STORED_PARTNERS or plus.views_hash(0) is None:
         raise ConfigError(
             "a dataset to be extended must hold hashes of what its teacher saw (`views_hash`), found none: it was imported. "
             "Reinforce its base anew."
@@ -247,7 +251,8 @@ class ExtendJob(Job):
     def _answer(self, batch: ViewBatch) -> dict[str, np.ndarray]:
         """Stored answers and new ones: side by side, or averaged."""
         stored = self._plus.provenance
-        rows, views = np.divmod(np.arange(batch.span.start, batch.span.stop), self.provenance.num_views)
+        flat = np.arange(batch.span.start, batch.span.stop)
+        rows, views = np.divmod(flat, self.provenance.num_views)
         ids = np.zeros((len(rows), stored.top_k), id_dtype(stored.num_classes))
         logprobs = np.zeros((len(rows), stored.top_k), np.float16)
         there = (views < stored.num_views) & (self._row_in_plus[rows] >= 0)
@@ -256,11 +261,11 @@ class ExtendJob(Job):
         new_BC = self._ask(batch.pixels)
         if self._maker.first_kept:
             new = views >= stored.num_views
-            ids[new], logprobs[new] = top_k(new_BC, stored.top_k)
+            ids[new], logprobs[new] = self._keep(new_BC, flat[new])
         else:
             before = self.provenance.teacher[EXTENDED_FROM]["num_members"]
             averaged = add_members(ids, logprobs, new_BC, before, len(self.teacher.members))
-            ids, logprobs = top_k(averaged, stored.top_k)
+            ids, logprobs = self._keep(averaged, flat)
         return {TEACHER_IDS: ids, TEACHER_LOGPROBS: logprobs}
 
     def _complete_rows(self, columns: dict[str, np.ndarray], valid: np.ndarray) -> None:

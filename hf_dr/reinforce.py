@@ -575,15 +575,19 @@ class Job:
     def _answer(self, batch: ViewBatch) -> dict[str, np.ndarray]:
         """The columns that hold the answers to a batch, and what else is needed until rows are complete."""
         answers_BC, provenance, span = self._ask(batch.pixels), self.provenance, batch.span
-        if provenance.signal == SAMPLED:
-            views = (divmod(flat, provenance.num_candidates) for flat in range(span.start, span.stop))
-            uniforms = np.array([sampling_uniform(provenance.seed, example, view) for example, view in views])
-            ids, logprobs = sample(answers_BC, provenance.top_k, uniforms)
-        else:
-            ids, logprobs = top_k(answers_BC, provenance.top_k)
+        ids, logprobs = self._keep(answers_BC, np.arange(span.start, span.stop))
         whole = {_ANSWERS: answers_BC.cpu().numpy()} if provenance.signal == IMAGE_TAIL else {}
         scores = {} if provenance.candidates is None else {_SCORE: self._scores(answers_BC, span)}
         return {TEACHER_IDS: ids, TEACHER_LOGPROBS: logprobs, **whole, **scores}
+
+    def _keep(self, answers_BC: torch.Tensor, flat_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What the signal stores of answers to views, which are named by their places in the flat order (example, view)."""
+        provenance = self.provenance
+        if provenance.signal != SAMPLED:
+            return top_k(answers_BC, provenance.top_k)
+        views = (divmod(flat, provenance.num_candidates) for flat in flat_B.tolist())
+        uniforms = np.array([sampling_uniform(provenance.seed, example, view) for example, view in views])
+        return sample(answers_BC, provenance.top_k, uniforms)
 
     def _ask(self, views_BHWC: torch.Tensor) -> torch.Tensor:
         """The teacher's log-probabilities (B, C), on its device."""

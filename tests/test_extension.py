@@ -20,11 +20,13 @@ from samples import TWO_PROCESSES, quick
 from test_reinforce import MIXING, OnAnotherDevice, files_of, with_bad_row
 
 from hf_dr import extension
+from hf_dr.augmentation import Augmentation
 from hf_dr.base import undecoded_images
 from hf_dr.cli import main
 from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, FormatError, ReplayError, TeacherError
 from hf_dr.extension import ExtendConfig, ExtendJob, extend
 from hf_dr.loading import load_reinforced
+from hf_dr.ops import RandomResizedCrop
 from hf_dr.reinforce import Part, ReinforceConfig, reinforce
 from hf_dr.replay import ReinforcedDataset
 from hf_dr.schema import EXTENDED_FROM, PROVENANCE_FILE, Provenance
@@ -75,10 +77,10 @@ class Counting:
     "settings",
     [
         {"augmentation": ALL_OPS},
-        {"mixing_scope": "shard"},
+        {"mixing_scope": "shard", "signal": "sampled"},
         {"shard_size": 12, "seed": 7, "top_k": 8, "label_column": "none", "max_examples": 11},
     ],
-    ids=["all_ops", "shard", "one_shard"],
+    ids=["all_ops", "shard_sampled", "one_shard"],
 )
 @pytest.mark.parametrize(("before", "after"), [(1, 8), (6, 8)])
 def test_the_result_is_what_a_run_with_all_views_writes(tmp_path, tiny_dataset, tiny_teacher, settings, before, after):
@@ -366,12 +368,23 @@ def test_what_cannot_be_asked_for(tmp_path, tiny_folder, tiny_plus, tiny_teacher
             ExtendConfig("out", **{setting: -1})
 
 
-def test_datasets_that_cannot_be_extended(tmp_path, tiny_plus, make_teacher, edit):
+def test_datasets_that_cannot_be_extended(tmp_path, tiny_plus, tiny_dataset, tiny_teacher, make_teacher, edit):
     imported = edit(tiny_plus, "views_hash", np.zeros_like)
     refused(imported, ConfigError, r"must hold hashes of what its teacher saw .* it was imported", tmp_path / "out")
-    plus = ReinforcedDataset(tiny_plus.plus, tiny_plus.provenance)
-    plus.provenance = dataclasses.replace(plus.provenance, schema_version=2)
-    refused(plus, ConfigError, r"\(schema version 1\), can be extended, found .* of schema version 2", tmp_path / "out")
+    chosen = {"num_candidates": 4, "keep": "low_entropy", "augmentation": Augmentation([RandomResizedCrop(16)])}
+    for number, (settings, asked, message) in enumerate(
+        (
+            (chosen, {}, r"more views need .* found views that were chosen among candidates. Reinforce the base anew"),
+            ({"signal": "topk_image_tail"}, {}, r"the `signal` topk or sampled, found `signal` topk_image_tail"),
+            (
+                {"signal": "sampled"},
+                {"num_views": None, "add_teacher": make_teacher(2.0)},
+                r"new members need .* topk, found",
+            ),
+        )
+    ):
+        plus = load_reinforced(make(tmp_path / str(number), tiny_dataset, tiny_teacher, 2, **settings))
+        refused(plus, ConfigError, message, tmp_path / "out", **asked)
     nameless = ReinforcedDataset(tiny_plus.plus, tiny_plus.provenance)
     nameless.provenance = dataclasses.replace(nameless.provenance, teacher={})
     refused(nameless, FormatError, r"`teacher.members` of the provenance must name the teacher", tmp_path / "out")

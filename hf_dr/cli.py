@@ -744,11 +744,13 @@ def report_command(argv: Sequence[str], prog: str) -> int:
     parser = argparse.ArgumentParser(
         prog=prog,
         allow_abbrev=False,
-        description="Gathers what train, compare and evaluate left in folders and below them: accuracy by model and epochs, "
-        "robustness, calibration and training time of erm, kd and reinforced (Markdown, JSON), with plots (one HTML file). "
-        "What cannot be compared is listed with the reason.",
+        description="Gathers what train, compare, evaluate, detect and segment left in folders and below them: accuracy by "
+        "model and epochs, robustness, calibration, training time and transfer of erm, kd and reinforced (Markdown, JSON), "
+        "with plots (one HTML file). What cannot be compared is listed with the reason.",
     )
-    parser.add_argument("runs", nargs="+", type=Path, help="Folders of runs, comparisons, evaluations, or of such.")
+    parser.add_argument(
+        "runs", nargs="+", type=Path, help="Folders of runs, transfers, comparisons, evaluations, or of such."
+    )
     parser.add_argument("--output_dir", type=Path, default=Path("report"), help="Default: report.")
     parser.add_argument("--title", default="Results", help="Of the page. Default: Results.")
     arguments = parser.parse_args(argv)

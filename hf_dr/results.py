@@ -1,16 +1,18 @@
 """Results pages: what many trainings and evaluations left, gathered into the paper's tables and plots.
 
-A folder is searched downwards for what `hf-dr train`, `compare` and `evaluate` write. Runs that differ in nothing but the
-seed are one cell: mean ± standard deviation. What cannot be compared is listed with the reason, never left out in silence.
+A folder is searched downwards for what `hf-dr train`, `compare`, `evaluate`, `detect` and `segment` write. Runs that differ in
+nothing but the seed are one cell: mean ± standard deviation. What cannot be compared is listed with the reason, never left out
+in silence.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -29,6 +31,7 @@ from hf_dr.comparison import (
 )
 from hf_dr.errors import DataError, HfDrError
 from hf_dr.student_card import STUDENT_FILE, Student
+from hf_dr.transfer import HEADLINES, RESULTS_FILE, TRANSFER_FILE, read_description
 from hf_dr.version import __version__
 
 OBJECTIVES = ("erm", "kd", "reinforced")
@@ -37,6 +40,7 @@ WHILE_TRAINING = "while training"
 
 _RESULTS, _STATE = "all_results.json", "trainer_state.json"
 _TRAINING_FILES = (_RESULTS, _STATE, STUDENT_FILE, RUN_NOTE)
+_TRANSFER_FILES = (RESULTS_FILE, TRANSFER_FILE)
 _METRICS = ("top1", "top5", "nll", "brier", "ece")
 # What may differ between the runs of one cell: the seed, and how fast the machine was.
 _NOT_SETTINGS = ("seed", "view_seed", "order_seed", "train_samples_per_second")
@@ -48,6 +52,7 @@ class Setting(NamedTuple):
     """What runs must share to stand in one row.
 
     Attributes:
+        evaluated_on: The data of the evaluation; for a detector or segmenter the task and its epochs as well.
         reinforced: Whether the data is a "+" dataset, not the base of one.
     """
 
@@ -90,6 +95,53 @@ class Trained:
     settings: dict[str, Any]
     evaluations: Evaluations
 
+    @property
+    def objective(self) -> str:
+        return self.run.objective
+
+    @property
+    def seed(self) -> int:
+        return self.run.seed
+
+
+@dataclass(frozen=True)
+class Transferred:
+    """A finished training of a detector or segmenter on a student.
+
+    Attributes:
+        folder: Where it is.
+        setting: Its row: of the student, and of what it was transferred to.
+        objective: Of the student.
+        seed: The student's, and that of the transfer.
+        student: All settings of the student's training.
+        settings: All of the transfer.
+        metrics: Fractions.
+    """
+
+    folder: Path
+    setting: Setting
+    objective: str
+    seed: tuple[int, int]
+    student: dict[str, Any]
+    settings: dict[str, Any]
+    metrics: dict[str, float]
+
+
+class _Run(Protocol):
+    """What stands in a cell: `Trained` and `Transferred`."""
+
+    @property
+    def setting(self) -> Setting: ...
+
+    @property
+    def objective(self) -> str: ...
+
+    @property
+    def seed(self) -> Any: ...
+
+
+_R = TypeVar("_R", bound=_Run)
+
 
 def read_trained(folder: Path) -> Trained:
     """Reads a finished training with all that is known about its student.
@@ -110,7 +162,7 @@ def read_trained(folder: Path) -> Trained:
         on, data = student.evaluated_on or {}, student.dataset
         setting = Setting(
             student.model.rsplit(", over ", 1)[0],
-            "/".join(str(data[key]) for key in ("id", "config") if data.get(key)),
+            _data(data),
             str(data.get("fingerprint")),
             round(float(json.loads((folder / _RESULTS).read_text(encoding="utf-8"))["epoch"]), 2),
             ":".join(str(on[key]) for key in ("id", "config", "split") if on.get(key)),
@@ -125,6 +177,71 @@ def read_trained(folder: Path) -> Trained:
             f"{error}. Train it anew."
         ) from error
     return Trained(run, setting, settings, {WHILE_TRAINING: metrics} if metrics else {})
+
+
+def read_transferred(folder: Path) -> Transferred:
+    """Reads a finished training of a detector or segmenter.
+
+    Raises:
+        DataError: It is not finished, was not evaluated, or its student's training is not known.
+        FormatError: `transfer.json` is missing or malformed.
+    """
+    path = folder / RESULTS_FILE
+    if not path.is_file():
+        raise DataError(f"{folder} must hold a finished training with its {RESULTS_FILE}, found none. Run it again.")
+    described = read_description(folder)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        student, training, dataset = content["student"], content["training"], content["dataset"]
+        metrics = {key: float(value) for key, value in content["metrics"].items()}
+        if student["objective"] is None:
+            raise DataError(
+                f"{folder} must be of a student that `hf-dr train` trained, but {student['id']} tells no objective. Name the "
+                "folder or repository of a training as `student`."
+            )
+        if not metrics.keys() & HEADLINES.keys():
+            raise DataError(
+                f"{folder} must have been evaluated, found none of {', '.join(HEADLINES)}. Name data to evaluate on, and run "
+                "it again."
+            )
+        trained, of = student["settings"], student["dataset"]
+        on = dataset.get("evaluated_on") or dataset
+        place = ":".join(str(on[key]) for key in ("id", "config", "split") if on.get(key))
+        setting = Setting(
+            student["architecture"],
+            _data(of),
+            str(of.get("fingerprint")),
+            _epochs(trained),
+            f"{content['task']} on {place}, {float(training['epochs']):g} epochs",
+            int(trained["num_rows"]),
+            bool(of.get("reinforced", True)),
+        )
+        seed = int(trained["seed"]), int(training["seed"])
+        settings = {**{key: value for key, value in described.items() if key != "student"}, **training}
+        return Transferred(folder, setting, student["objective"], seed, trained, settings, metrics)
+    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError, RecursionError) as error:
+        if isinstance(error, HfDrError):
+            raise
+        raise DataError(
+            f"{path} must be what `hf-dr detect` or `segment` writes, of a student with its settings, but: "
+            f"{type(error).__name__}: {error}. Train it anew."
+        ) from error
+
+
+def _data(dataset: dict[str, Any]) -> str:
+    return "/".join(str(dataset[key]) for key in ("id", "config") if dataset.get(key))
+
+
+def _epochs(settings: dict[str, Any]) -> float:
+    """How long a student's training was to be."""
+    if "num_epochs" in settings:
+        return round(float(settings["num_epochs"]), 2)
+    batch = int(settings.get("total_train_batch_size", settings["train_batch_size"]))
+    return round(int(settings["training_steps"]) * batch / int(settings["num_rows"]), 2)
+
+
+def _differing(old: dict[str, Any], new: dict[str, Any], but: Sequence[str] = ()) -> list[str]:
+    return sorted(key for key in (old.keys() | new.keys()) - set(but) if old.get(key) != new.get(key))
 
 
 def find_results(folder: Path) -> Iterator[Path]:
@@ -146,7 +263,13 @@ def find_results(folder: Path) -> Iterator[Path]:
 
 def _is_training(folder: Path) -> bool:
     # A training that was stopped early has checkpoints only.
-    return any((folder / name).is_file() for name in _TRAINING_FILES) or any(folder.glob("checkpoint-*/"))
+    files = (*_TRAINING_FILES, *_TRANSFER_FILES)
+    return any((folder / name).is_file() for name in files) or any(folder.glob("checkpoint-*/"))
+
+
+def _is_transfer(folder: Path) -> bool:
+    files = (folder / name for name in _TRANSFER_FILES)
+    return any(file.is_file() for file in files) or any(folder.glob(f"checkpoint-*/{TRANSFER_FILE}"))
 
 
 def read_evaluation(path: Path) -> dict[str, Any]:
@@ -189,11 +312,13 @@ class Results:
 
     Attributes:
         runs: In the order in which they were found.
+        transfers: Detectors and segmenters, in the same order.
         others: Evaluated checkpoints that are none of the runs: `NAME = CHECKPOINT`, or the name alone.
         left_out: Folder or file -> why it is in no table.
     """
 
     runs: list[Trained] = field(default_factory=list)
+    transfers: list[Transferred] = field(default_factory=list)
     others: dict[str, Evaluations] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
 
@@ -209,18 +334,38 @@ class Results:
         for old in self.runs:
             if (old.setting, old.run.objective) != (new.setting, new.run.objective):
                 continue
-            differing = sorted(
-                key
-                for key in (old.settings.keys() | new.settings.keys()) - set(_NOT_SETTINGS)
-                if old.settings.get(key) != new.settings.get(key)
-            )
+            differing = _differing(old.settings, new.settings, _NOT_SETTINGS)
             if differing or old.run.seed == new.run.seed:
-                what = f"differs in {', '.join(differing)} from" if differing else f"repeats seed {new.run.seed} of"
-                self.left_out[str(folder)] = (
-                    f"it {what} {old.run.folder}, found before it. Report one of them at a time."
-                )
+                self._leave_out(folder, differing, f"seed {new.run.seed}", old.run.folder)
                 return
         self.runs.append(new)
+
+    def _leave_out(self, folder: Path, differing: Sequence[str], repeated: str, before: Path) -> None:
+        what = f"differs in {', '.join(differing)} from" if differing else f"repeats {repeated} of"
+        self.left_out[str(folder)] = f"it {what} {before}, found before it. Report one of them at a time."
+
+    def add_transfer(self, folder: Path) -> None:
+        """Adds a detector or segmenter, if it may stand beside those that are there."""
+        try:
+            new = read_transferred(folder)
+        except HfDrError as error:
+            self.left_out[str(folder)] = str(error).removeprefix(f"{folder} ")
+            return
+        for old in self.transfers:
+            same = old.setting == new.setting
+            if not (same or old.setting.serves(new.setting) or new.setting.serves(old.setting)):
+                continue
+            differing = _differing(old.settings, new.settings, ("seed",))
+            if same and old.objective == new.objective:
+                differing += [f"the student's {key}" for key in _differing(old.student, new.student, _NOT_SETTINGS)]
+                if not differing and old.seed != new.seed:
+                    continue
+            elif not differing:
+                continue
+            seeds = f"seed {new.seed[1]} on the student of seed {new.seed[0]}"
+            self._leave_out(folder, differing, seeds, old.folder)
+            return
+        self.transfers.append(new)
 
     def add_evaluation(self, path: Path, known: dict[str, dict[str, Any]]) -> None:
         """Adds an evaluation; `known` holds how each set was evaluated so far."""
@@ -260,39 +405,28 @@ class Results:
     @property
     def settings(self) -> list[Setting]:
         """The rows, sorted; runs on a base dataset stand in those of its "+" datasets, where these have none of their own."""
-        every = {trained.setting for trained in self.runs}
-        own = {(trained.setting, trained.run.objective) for trained in self.runs}
-        lent = {
-            (plain, objective)
-            for plain, objective in own
-            if any(plain.serves(other) and (other, objective) not in own for other in every)
-        }
-        return sorted(setting for setting in every if any(cell[0] == setting for cell in own - lent))
+        return _settings(self.runs)
 
     def of(self, setting: Setting, objective: str) -> list[Trained]:
         """Returns the runs of a cell, which differ in the seed."""
-        runs = [trained for trained in self.runs if trained.run.objective == objective]
-        own = [trained for trained in runs if trained.setting == setting]
-        found = own or [trained for trained in runs if trained.setting.serves(setting)]
-        return sorted(found, key=lambda trained: trained.run.seed)
+        return _of(self.runs, setting, objective)
 
     @property
     def objectives(self) -> list[str]:
         """Those of the runs, in the tables' order."""
-        return [objective for objective in OBJECTIVES if any(t.run.objective == objective for t in self.runs)]
+        return _objectives(self.runs)
 
     def gains(self, setting: Setting, objective: str) -> list[float]:
         """Returns what an objective gains in top-1 over plain training, as a fraction: by seed, or of the means.
 
         Where no seed has both, one number: the difference of their means. Empty where one of them is not there.
         """
-        own, plain = (_top1_by_seed(self.of(setting, name)) for name in (objective, BASELINE))
-        both = [own[seed] - plain[seed] for seed in own if seed in plain]
-        return both or ([float(np.mean([*own.values()]) - np.mean([*plain.values()]))] if own and plain else [])
+        return _gains(*(_top1_by_seed(self.of(setting, name)) for name in (objective, BASELINE)))
 
     def tables(self) -> list[Table]:
         """Returns all tables that have rows."""
         tables = [self._accuracy(), self._robustness(), *self._corruptions(), self._calibration(), self._time()]
+        tables.append(self._transfer())
         return [table for table in tables if table.rows]
 
     def _accuracy(self) -> Table:
@@ -375,6 +509,41 @@ class Results:
         about = "Seconds of training; a run that was resumed counts from where it went on."
         return Table("Training time", about, ["student", "data", "epochs", *self.objectives, *over], rows)
 
+    def transferred(self) -> list[tuple[Setting, str, dict[str, list[float]], dict[str, list[float]]]]:
+        """Returns for each row and metric the values of the objectives, by seed, and the gains over plain training."""
+        found = []
+        for setting, key in itertools.product(_settings(self.transfers), HEADLINES):
+            values = {
+                name: {t.seed: t.metrics[key] for t in _of(self.transfers, setting, name) if key in t.metrics}
+                for name in _objectives(self.transfers)
+            }
+            if any(values.values()):
+                plain = values.get(BASELINE, {})
+                gains = {name: _gains(own, plain) for name, own in values.items() if name != BASELINE}
+                found.append((setting, key, {name: [*own.values()] for name, own in values.items()}, gains))
+        return found
+
+    def _transfer(self) -> Table:
+        objectives = _objectives(self.transfers)
+        others = [name for name in objectives if name != BASELINE and BASELINE in objectives]
+        rows = [
+            [
+                *_names(setting),
+                setting.evaluated_on,
+                HEADLINES[key],
+                *(_cell(values[name], 100, 2) for name in objectives),
+                *(_cell(gains[name], 100, 2, "+") for name in others),
+            ]
+            for setting, key, values, gains in self.transferred()
+        ]
+        gained = [f"gain of {name}" for name in others]
+        head = ["student", "data", "epochs", "transferred to", "metric", *objectives, *gained]
+        about = (
+            "A detector or segmenter on the student as backbone, in percent; gains over erm in points, seed by seed where both "
+            "have the seeds of student and transfer."
+        )
+        return Table("Transfer", about, head, rows)
+
     # ------------------------------------------------------------------------------------------------------ writing
 
     def to_markdown(self, title: str) -> str:
@@ -388,7 +557,7 @@ class Results:
         return "\n\n".join([*parts, _ABOUT]) + "\n"
 
     def to_dict(self, title: str) -> dict[str, Any]:
-        """Returns all in JSON types: each run, each cell of the table of accuracies, metrics and gains as fractions."""
+        """Returns all in JSON types: each run, each cell of the tables of accuracies and transfer; fractions."""
         runs = [
             {
                 "folder": str(t.run.folder),
@@ -410,9 +579,28 @@ class Results:
             }
             for setting in self.settings
         ]
+        transfers = [
+            {
+                "folder": str(t.folder),
+                **t.setting._asdict(),
+                "objective": t.objective,
+                "seeds": {"student": t.seed[0], "transfer": t.seed[1]},
+                "metrics": t.metrics,
+            }
+            for t in self.transfers
+        ]
+        transfer = [
+            {
+                **setting._asdict(),
+                "metric": key,
+                **{name: _numbers(each) for name, each in values.items()},
+                "gains": {name: _numbers(each) for name, each in gains.items()},
+            }
+            for setting, key, values, gains in self.transferred()
+        ]
         left_out = [{"place": place, "reason": reason} for place, reason in self.left_out.items()]
         content = {"title": title, "hf_dr": __version__, "accuracy": accuracy, "runs": runs}
-        return {**content, "others": self.others, "left_out": left_out}
+        return {**content, "transfer": transfer, "transfers": transfers, "others": self.others, "left_out": left_out}
 
     def to_html(self, title: str) -> str:
         """Returns a page with the tables and plots that needs no other file."""
@@ -456,7 +644,7 @@ def gather(folders: Sequence[Path]) -> Results:
     """Gathers the results in and below folders.
 
     Args:
-        folders: Of trainings, comparisons and evaluations, or folders of such.
+        folders: Of trainings, transfers, comparisons and evaluations, or folders of such.
 
     Raises:
         DataError: A folder is not there, or none has results.
@@ -464,14 +652,14 @@ def gather(folders: Sequence[Path]) -> Results:
     found = list(dict.fromkeys(path for folder in folders for path in find_results(folder.expanduser())))
     results, known = Results(), dict[str, dict[str, Any]]()
     for path in filter(_is_training, found):
-        results.add_training(path)
+        (results.add_transfer if _is_transfer(path) else results.add_training)(path)
     for path in found:  # after all trainings, which they may speak of
         evaluations = [path / name for name in ("evaluation.json", "comparison.json") if (path / name).is_file()]
         for evaluation in evaluations:
             results.add_evaluation(evaluation, known)
         if not evaluations and not _is_training(path):
             results.left_out[str(path)] = "it holds no training and no evaluation."
-    if not results.runs and not results.others:
+    if not (results.runs or results.transfers or results.others):
         reasons = "\n".join(f"  {place}: {reason}" for place, reason in results.left_out.items())
         raise DataError(
             f"a report must be of at least one finished run or evaluation, found none. Train first:\n{reasons}"
@@ -480,6 +668,34 @@ def gather(folders: Sequence[Path]) -> Results:
 
 
 _ABOUT = "A cell is the mean ± standard deviation over seeds (how many), or the value of the only one."
+
+
+def _settings(runs: Sequence[_Run]) -> list[Setting]:
+    every = {run.setting for run in runs}
+    own = {(run.setting, run.objective) for run in runs}
+    lent = {
+        (plain, objective)
+        for plain, objective in own
+        if any(plain.serves(other) and (other, objective) not in own for other in every)
+    }
+    return sorted(setting for setting in every if any(cell[0] == setting for cell in own - lent))
+
+
+def _of(runs: Sequence[_R], setting: Setting, objective: str) -> list[_R]:
+    """The runs of a cell, by seed; those on the base where the "+" dataset of the row has none of its own."""
+    runs = [run for run in runs if run.objective == objective]
+    own = [run for run in runs if run.setting == setting]
+    return sorted(own or [run for run in runs if run.setting.serves(setting)], key=lambda run: run.seed)
+
+
+def _objectives(runs: Sequence[_Run]) -> list[str]:
+    return [objective for objective in OBJECTIVES if any(run.objective == objective for run in runs)]
+
+
+def _gains(own: dict[Any, float], plain: dict[Any, float]) -> list[float]:
+    """By seed, or, where none has both, of the means; empty where one of them is."""
+    both = [own[seed] - plain[seed] for seed in own if seed in plain]
+    return both or ([float(np.mean([*own.values()]) - np.mean([*plain.values()]))] if own and plain else [])
 
 
 def _names(setting: Setting) -> list[str]:

@@ -39,6 +39,8 @@ TRANSFER_FILE = "transfer.json"
 """What a model is made of and was trained on, beside its weights: it is built and resumed from this."""
 RESULTS_FILE = "transfer_results.json"
 """What came of a finished training: `task`, `student`, `dataset`, `metrics` and `training`."""
+HEADLINES = {"box_map": "box mAP", "mask_map": "mask mAP", "mean_iou": "mIoU"}
+"""Of the metrics, those that cards and results pages show, by what they call them; fractions from 0 to 1."""
 
 _CARD = """---
 library_name: hf_dr
@@ -538,6 +540,10 @@ class TransferTrainer(Trainer):
                 "steps": self.state.global_step,
                 "batch_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
                 "learning_rate": args.learning_rate,
+                "lr_schedule": args.lr_milestones
+                or str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
+                "optim": str(getattr(args.optim, "value", args.optim)),
+                "weight_decay": args.weight_decay,
             },
         }
         path = Path(args.output_dir or ".", RESULTS_FILE)
@@ -562,7 +568,9 @@ class TransferTrainer(Trainer):
             return None
         assert self.hub_model_id is not None
         name, student = self.hub_model_id.rpartition("/")[2], self._description["student"]
-        measured = ", ".join(f"{key} {value:.4g}" for key, value in self._measured.items() if isinstance(value, float))
+        measured = ", ".join(
+            f"{title} {self._measured[key]:.4g}" for key, title in HEADLINES.items() if key in self._measured
+        )
         about = f"Trained on `{self._description['dataset'].get('id')}`, on the backbone `{student['id']}`. {measured}"
         card = _CARD.format(tag=self._description["task"], name=name, about=about)
         folder = Path(args.output_dir or ".")

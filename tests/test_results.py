@@ -1,12 +1,14 @@
 """Results pages: numbers against those in the runs' own files, what may stand together, what is listed with a reason."""
 
 import json
+import re
 import runpy
 import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 import timm
 import torch
@@ -14,7 +16,7 @@ from safetensors.torch import save_file
 
 from hf_dr.cli import main
 from hf_dr.errors import DataError
-from hf_dr.results import WHILE_TRAINING, find_results, gather, read_evaluation, read_trained
+from hf_dr.results import WHILE_TRAINING, find_results, gather, read_evaluation, read_trained, read_transferred
 
 ROOT = Path(__file__).parents[1]
 RUNS = ("erm-0", "erm-1", "reinforced-0", "reinforced-1", "kd-0")
@@ -249,6 +251,137 @@ def test_sets_of_one_name_are_told_apart_and_contradictions_listed(trained):
     )
     assert "TypeError: the metrics of erm-0 are no numbers. Evaluate anew" in reasons.pop("i_damaged/evaluation.json")
     assert all(place.startswith("g_fewer") for place in reasons)
+
+
+@pytest.fixture(scope="session")
+def segmenter(_trained, tmp_path_factory) -> Path:
+    """A segmenter on the student of `erm` and seed 0."""
+    folder, rng = tmp_path_factory.mktemp("transferred"), np.random.default_rng(0)
+    for name, channels in (("images", (3,)), ("masks", ())):
+        (folder / name).mkdir()
+        for n in range(2):
+            pixels = rng.integers(2, size=(32, 32, *channels), dtype=np.uint8)
+            PIL.Image.fromarray(pixels).save(folder / name / f"{n}.png")
+    flags = {
+        "--images": folder / "images", "--masks": folder / "masks", "--eval_images": folder / "images",
+        "--eval_masks": folder / "masks", "--student": _trained / "runs" / "erm-0", "--output_dir": folder / "out",
+        "--crop_size": 32, "--head_channels": 8, "--max_steps": 1, "--per_device_train_batch_size": 2, "--save_steps": 1,
+        "--report_to": "none", "--disable_tqdm": True, "--seed": 0,
+    }  # fmt: skip
+    assert main(["segment", *(str(part) for flag in flags.items() for part in flag), "--class_names", "a", "b"]) == 0
+    return folder / "out"
+
+
+IOUS = {"erm-0": 0.25, "erm-1": 0.5, "reinforced-0": 0.5, "reinforced-1": 0.625, "kd-0": 0.75}
+
+
+@pytest.fixture
+def transferred(segmenter, trained, tmp_path) -> Path:
+    """Detectors and segmenters on each student: that one, with the others' identities and made-up metrics."""
+    for name, value in IOUS.items():
+        for task, metrics in (
+            ("image-segmentation", {"mean_iou": value, "iou_a": 0.1}),
+            ("object-detection", {"box_map": value / 2, "mask_map": value / 4}),
+        ):
+            folder = tmp_path / "transfers" / f"{task}-{name}"
+            shutil.copytree(segmenter, folder, ignore=shutil.ignore_patterns("checkpoint-*"))
+            student = json.loads((trained / "evaluated" / name / "student.json").read_text())
+
+            def change(content, name=name, task=task, metrics=metrics, student=student):
+                content["student"].update(objective=name.split("-")[0], settings=student["settings"], id=name)
+                content.update(task=task, **({"metrics": metrics} if "metrics" in content else {}))
+
+            edit(folder / "transfer_results.json", change)
+            edit(folder / "transfer.json", change)
+    return tmp_path / "transfers"
+
+
+def test_transfers_stand_by_their_students_and_objectives(transferred, trained):
+    results = gather([transferred, trained])
+    assert not results.left_out
+    assert len(results.runs) == len(RUNS)
+    rows = {row["metric"]: row for row in results.to_dict("all")["transfer"]}
+    assert rows.keys() == {"box_map", "mask_map", "mean_iou"}
+    for metric, share in (("mean_iou", 1), ("box_map", 0.5), ("mask_map", 0.25)):
+        row = rows[metric]
+        assert (row["model"], row["epochs"], row["data"]) == ("test_resnet", 2, "tiny-plus/all_ops")
+        assert row["erm"] == {
+            "mean": 0.375 * share,
+            "std": pytest.approx(np.std([0.25, 0.5], ddof=1) * share),
+            "seeds": 2,
+        }
+        assert row["gains"]["reinforced"]["mean"] == 0.1875 * share
+        assert row["gains"]["reinforced"]["seeds"] == 2
+        assert row["gains"]["kd"] == {"mean": 0.5 * share, "std": 0.0, "seeds": 1}
+    page = results.to_markdown("all")
+    assert (
+        "| student | data | epochs | transferred to | metric | erm | kd | reinforced | gain of kd | gain of reinf"
+        in page
+    )
+    row = "| test_resnet | tiny-plus/all_ops | 2 | image-segmentation on .*/images, 1 epochs | mIoU "
+    cells = [r"37.50 ± 17.68 \(2\)", "75.00", r"56.25 ± 8.84 \(2\)", r"\+50.00", r"\+18.75 ± 8.84 \(2\)"]
+    assert re.search(re.escape(row).replace(r"\.\*", ".*") + "".join(rf"\| {cell} " for cell in cells), page)
+    assert "<td>mask mAP</td>" in results.to_html("all")
+
+
+def test_a_segmenter_tells_all_that_its_row_needs(segmenter, trained):
+    found, student = read_transferred(segmenter), read_trained(trained / "evaluated" / "erm-0")
+    assert found.setting._replace(evaluated_on="") == student.setting._replace(evaluated_on="", model="test_resnet")
+    assert (found.objective, found.seed) == ("erm", (0, 0))
+    assert gather([segmenter]).transfers == [found]
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [(lambda out: (out / "transfer_results.json").unlink(), "must hold a finished training with its transfer_results.json"),
+     (lambda out: (out / "transfer.json").unlink(), "must hold a model that `hf-dr detect` or `segment` trained"),
+     (lambda out: edit(out / "transfer_results.json", lambda r: r.update(metrics={})), "must have been evaluated, found none"),
+     (lambda out: edit(out / "transfer_results.json", lambda r: r["student"].update(objective=None)), "tells no objective"),
+     (lambda out: edit(out / "transfer_results.json", lambda r: r["student"]["settings"].pop("num_rows")),
+      "of a student with its settings, but: KeyError: 'num_rows'. Train it anew"),
+     (lambda out: (out / "transfer_results.json").write_text("[]"), "writes, .*TypeError"),
+     (lambda out: edit(out / "transfer.json", lambda d: d["segmenter"].update(dropout=0.5)), "differs in segmenter from"),
+     (lambda out: edit(out / "transfer_results.json", lambda r: r["training"].update(weight_decay=0.5)),
+      "differs in weight_decay from .*image-segmentation-erm-0"),
+     (lambda out: edit(out / "transfer_results.json", lambda r: r["student"]["settings"].update(learning_rate="9")),
+      "differs in the student's learning_rate from"),
+     (lambda out: edit(out / "transfer_results.json", lambda r: r["student"]["settings"].update(seed="0")),
+      "it repeats seed 0 on the student of seed 0 of .*image-segmentation-erm-0")],
+)  # fmt: skip
+def test_a_transfer_that_cannot_stand_in_the_table_is_listed_with_the_reason(transferred, damage, reason):
+    damage(transferred / "image-segmentation-erm-1")
+    results = gather([transferred])
+    assert list(results.left_out) == [str(transferred / "image-segmentation-erm-1")]
+    with pytest.raises(AssertionError, match=reason):
+        raise AssertionError(results.left_out[str(transferred / "image-segmentation-erm-1")])
+    seeds = {row["metric"]: row["erm"]["seeds"] for row in results.to_dict("all")["transfer"]}
+    assert seeds == {"box_map": 2, "mask_map": 2, "mean_iou": 1}
+
+
+def test_a_transfer_that_was_stopped_is_told_by_its_checkpoint(segmenter, transferred):
+    shutil.copytree(segmenter / "checkpoint-1", transferred / "stopped" / "checkpoint-1")
+    assert "must hold a finished training with its tra" in gather([transferred]).left_out[str(transferred / "stopped")]
+
+
+def test_other_settings_for_another_objective_are_no_gain(transferred):
+    for name in ("reinforced-0", "reinforced-1"):
+        edit(transferred / f"image-segmentation-{name}" / "transfer.json", lambda d: d.update(augmentation={}))
+    results = gather([transferred])
+    assert {Path(place).name for place in results.left_out} == {f"image-segmentation-reinforced-{n}" for n in (0, 1)}
+    assert all("differs in augmentation from" in reason for reason in results.left_out.values())
+
+
+def test_transfers_of_students_on_the_base_stand_beside_those_on_its_plus_dataset(transferred):
+    expected = gather([transferred]).to_dict("all")["transfer"]
+    base = {"id": "base", "config": None, "revision": None, "fingerprint": "b", "reinforced": False}
+    for path in transferred.glob("*-erm-*/transfer_results.json"):
+        edit(path, lambda r: r["student"].update(dataset=base))
+    assert gather([transferred]).to_dict("all")["transfer"] == expected
+    for path in transferred.glob("*-erm-*/transfer_results.json"):
+        edit(path, lambda r: r["training"].update(epochs=2.0))
+    rows = gather([transferred]).to_dict("all")["transfer"]  # transferred for longer: in rows of their own
+    assert [row["data"] for row in rows] == ["base"] * 3 + ["tiny-plus/all_ops"] * 3
+    assert all(row["gains"]["reinforced"] is None for row in rows)
 
 
 def test_what_is_no_report(tmp_path):

@@ -281,7 +281,10 @@ def test_evaluation_sees_each_image_once_and_results_tell_of_what(train, tmp_pat
     found = json.loads((tmp_path / "out" / "transfer_results.json").read_text())
     assert found["metrics"] == {"sum": 21, "count": 7}
     assert (found["task"], found["student"], found["dataset"]) == ("line", {"id": "s"}, {"id": "d"})
-    assert found["training"] == {"seed": 42, "epochs": 1.0, "steps": 3, "batch_size": 2, "learning_rate": 0.05}
+    assert found["training"] == {
+        "seed": 42, "epochs": 1.0, "steps": 3, "batch_size": 2, "learning_rate": 0.05, "lr_schedule": "linear",
+        "optim": "sgd", "weight_decay": 0.0,
+    }  # fmt: skip
     model = Line()
     load_weights(model, tmp_path / "out")
     assert torch.equal(model.weight, trainer.model.weight)

@@ -19,6 +19,9 @@ A teacher that knows little more than the labels is no help: when it was fitted 
 only its classifier to cifar10's views, students learned less from it than from the labels. On grocery it has seen the
 very photos that it labels and is sure of them; a strong weight decay leaves it in doubt.
 
+`--signal` and `--top_k` store the answers in another way and add both to the keys; no need to repeat plain training then:
+`--objectives reinforced`.
+
 Finished runs in --work are kept: the same command goes on where it was stopped, and adds to the --json file.
 """
 
@@ -40,6 +43,7 @@ from hf_dr.augmentation import Augmentation
 from hf_dr.base import undecoded_images
 from hf_dr.cli import launch
 from hf_dr.comparison import CompareConfig, Comparison, as_arguments, run_comparison
+from hf_dr.signals import SIGNALS
 from hf_dr.students import build_student
 from hf_dr.teacher import Preprocessing
 from hf_dr.views import Span, ViewMaker
@@ -209,9 +213,10 @@ def shrunk(folder: Path, to: Path, side: int) -> Path:
 
 def reinforced(name: str, case: Case, flags: Any) -> tuple[Path, list[str]]:
     """Makes the "+" dataset if it is not there; returns it and the teacher."""
-    plus = flags.work / name / "plus"
+    plus = flags.work / name / f"plus{suffix(flags)}"
     base = base_of(name, flags)
     settings: dict[str, Any] = {"dataset": base, "split": "train", "num_views": case.num_views, "output_dir": plus}
+    settings |= {"signal": flags.signal, **({"top_k": flags.top_k} if flags.top_k else {})}
     teacher = EMBEDDED_TEACHERS
     if case.teachers:
         folders = [flags.work / name / f"teacher_{architecture}" for architecture in case.teachers]
@@ -230,6 +235,12 @@ def reinforced(name: str, case: Case, flags: Any) -> tuple[Path, list[str]]:
     return plus, teacher
 
 
+def suffix(flags: Any) -> str:
+    """Tells signals and K apart in names; nothing for the usual ones."""
+    signal = "" if flags.signal == "topk" and not flags.top_k else f"_{flags.signal}"
+    return signal + (f"_k{flags.top_k}" if flags.top_k else "")
+
+
 def run(name: str, student: str, flags: Any) -> Comparison:
     """Compares one student on one set."""
     case = CASES[name]
@@ -245,9 +256,10 @@ def run(name: str, student: str, flags: Any) -> Comparison:
         "per_device_eval_batch_size": 250, "lr_scheduler_type": "cosine", "warmup_steps": 0.05, "save_strategy": "no",
         "logging_steps": 50, "report_to": "none", "disable_tqdm": True,
     }  # fmt: skip
+    folder = flags.work / name / f"{student}{suffix(flags)}"
     config = CompareConfig(
-        title=f"{name}, {student}",
-        output_dir=str(flags.work / name / student),
+        title=f"{name}, {student}{suffix(flags).replace('_', ' ')}",
+        output_dir=str(folder),
         train=train,
         evaluate={
             "sets": [f"test={base}:test"], "corrupt": ["test"], "severities": [3], "batch_size": 250,
@@ -270,6 +282,8 @@ def main() -> None:
     parser.add_argument(
         "--objectives", nargs="+", choices=["erm", "reinforced", "kd"], default=["erm", "reinforced"], help="Compared."
     )
+    parser.add_argument("--signal", choices=SIGNALS, default="topk", help="What is stored of an answer. Default: topk.")
+    parser.add_argument("--top_k", type=int, help="K. Default: the recipe's, or reinforce's.")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="Default: 0 1 2.")
     flags = parser.parse_args()
     if flags.data is None or flags.weights is None:
@@ -288,8 +302,9 @@ def main() -> None:
             families = [family for family in flags.students if family in CASES[name].epochs]
             for student in families[:1] if flags.quick else families:
                 comparison = run(name, student, flags)
-                result |= comparison.to_dict(f"{name}_{student}")
-                result[f"{name}_{student}_objectives"] = " ".join(flags.objectives)
+                prefix = f"{name}_{student}{suffix(flags)}"
+                result |= comparison.to_dict(prefix)
+                result[f"{prefix}_objectives"] = " ".join(flags.objectives)
                 tables.append(comparison.to_markdown())
                 common.finish(result, flags)  # after each: a stopped run keeps what it has
     print("\n".join(tables))

@@ -173,12 +173,14 @@ class Comparison:
     def to_dict(self, prefix: str) -> dict[str, float | int]:
         """Returns flat numbers: `<prefix>_<objective>_<key>` and, over plain training, `<prefix>_<key>_gain` of `reinforced`.
 
-        In the units of `gains`; `_std` beside each gain is the standard deviation over seeds.
+        In the units of `gains`; `_std` beside each is the standard deviation over seeds.
         """
         flat: dict[str, float | int] = {f"{prefix}_seeds": len(self.runs) // len(self.objectives)}
         for objective in self.objectives:
             for column in COLUMNS:
-                flat[f"{prefix}_{objective}_{column.key}"] = float(self.values(objective, column.key).mean())
+                values = self.values(objective, column.key)
+                flat[f"{prefix}_{objective}_{column.key}"] = float(values.mean())
+                flat[f"{prefix}_{objective}_{column.key}_std"] = _deviation(values)
         if {"reinforced", BASELINE} <= set(self.objectives):
             for column in COLUMNS:
                 gains = self.gains("reinforced", column.key)

@@ -39,6 +39,7 @@ def test_gains_are_changes_for_the_better_seed_by_seed():
     flat = comparison.to_dict("a_b")
     assert flat["a_b_top1_gain"] == pytest.approx(0.15)
     assert flat["a_b_top1_gain_std"] == pytest.approx(np.std([0.1, 0.2], ddof=1))
+    assert flat["a_b_reinforced_top1_std"] == pytest.approx(np.std([0.6, 0.7], ddof=1))
     assert flat["a_b_seeds"] == 2
     assert flat["a_b_erm_seconds"] == pytest.approx(10.5)
 

@@ -25,6 +25,7 @@ from hf_dr.base import undecoded_images
 from hf_dr.cli import main
 from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, FormatError, ReplayError, TeacherError
 from hf_dr.extension import ExtendConfig, ExtendJob, extend
+from hf_dr.hub import push_to_hub
 from hf_dr.loading import load_reinforced
 from hf_dr.ops import RandomResizedCrop
 from hf_dr.reinforce import Part, ReinforceConfig, reinforce
@@ -162,6 +163,16 @@ def test_stopped_and_resumed_in_parts_is_the_same(tmp_path, tiny_dataset, tiny_t
         ExtendJob(plus, tiny_teacher, config).run(Part(index, 2))
     assert finished[0].stat().st_mtime_ns == written, "a finished shard is not made again"
     assert_same(tmp_path / "extended", whole)
+
+
+def test_from_the_hub_and_back(tmp_path, tiny_dataset, tiny_teacher, loopback_hub):
+    push_to_hub(make(tmp_path / "source", tiny_dataset, tiny_teacher, 2), "me/plus")
+    extended = more("me/plus", tmp_path / "extended", 3, tiny_teacher)
+    assert_same(extended, make(tmp_path / "whole", tiny_dataset, tiny_teacher, 3))
+    with pytest.raises(ConfigError, match=r"num_views: 2 there, 3 here\). Pass `overwrite` to replace it"):
+        push_to_hub(extended, "me/plus")
+    push_to_hub(extended, "me/plus", overwrite=True)
+    assert load_reinforced("me/plus").num_views == 3
 
 
 @pytest.fixture(scope="module")

@@ -217,6 +217,8 @@ def reinforced(name: str, case: Case, flags: Any) -> tuple[Path, list[str]]:
     base = base_of(name, flags)
     settings: dict[str, Any] = {"dataset": base, "split": "train", "num_views": case.num_views, "output_dir": plus}
     settings |= {"signal": flags.signal, **({"top_k": flags.top_k} if flags.top_k else {})}
+    if flags.quick:
+        settings["max_examples"] = 1000
     teacher = EMBEDDED_TEACHERS
     if case.teachers:
         folders = [flags.work / name / f"teacher_{architecture}" for architecture in case.teachers]
@@ -241,8 +243,8 @@ def suffix(flags: Any) -> str:
     return signal + (f"_k{flags.top_k}" if flags.top_k else "")
 
 
-def run(name: str, student: str, flags: Any) -> Comparison:
-    """Compares one student on one set."""
+def run(name: str, student: str, flags: Any, variant: str = "", **more: Any) -> Comparison:
+    """Compares one student on one set; a `variant`, named in the runs' folder, has `more` settings of train.py."""
     case = CASES[name]
     plus, teacher = reinforced(name, case, flags)
     base = base_of(name, flags)
@@ -254,11 +256,11 @@ def run(name: str, student: str, flags: Any) -> Comparison:
         "dataset": plus, "eval_dataset": base, "eval_crop": 1.0, "eval_strategy": "epoch",
         "num_train_epochs": 1 if flags.quick else case.epochs[student], "per_device_train_batch_size": 64,
         "per_device_eval_batch_size": 250, "lr_scheduler_type": "cosine", "warmup_steps": 0.05, "save_strategy": "no",
-        "logging_steps": 50, "report_to": "none", "disable_tqdm": True,
+        "logging_steps": 50, "report_to": "none", "disable_tqdm": True, **more,
     }  # fmt: skip
-    folder = flags.work / name / f"{student}{suffix(flags)}"
+    folder = flags.work / name / f"{student}{suffix(flags)}{variant}"
     config = CompareConfig(
-        title=f"{name}, {student}{suffix(flags).replace('_', ' ')}",
+        title=f"{name}, {student}{(suffix(flags) + variant).replace('_', ' ')}",
         output_dir=str(folder),
         train=train,
         evaluate={

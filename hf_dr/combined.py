@@ -139,6 +139,11 @@ class CombinedReinforcedDataset(MappedReinforcedData):
         couples = couples[(couples >= 0).all(axis=1)]
         return couples, np.setdiff1d(rows, couples)
 
+    def difficulties(self, index: int, by: str) -> np.ndarray:
+        """Returns how difficult each view of a row is, in nats, float32 (V,); of all parts by equally many classes."""
+        rows = (rows[index] for rows in self._rows)
+        return np.concatenate([p.difficulties(int(r), by, self.top_k) for p, r in zip(self.parts, rows, strict=True)])
+
     def __getitem__(self, index: ViewIndex) -> dict[str, Any]:
         return self.__getitems__([index])[0]
 
@@ -162,9 +167,8 @@ class CombinedReinforcedDataset(MappedReinforcedData):
         if not -len(self) <= number < len(self):
             raise IndexError(f"row {number} of a dataset of {len(self)} rows")
         row = int(number) % len(self)
-        if view is None:
-            view = int(self.scheduled_views(row, self.epoch))
-        elif view >= self.num_views:
+        view = int(self.scheduled_views(row, self.epoch)) if view is None else self.resolved(row, view)
+        if view >= self.num_views:
             raise IndexError(f"view {view} of {self.num_views}")
         if view >= 0:
             part, own = self.part_of(int(view))

@@ -29,11 +29,10 @@ from hf_dr.schema import (
     is_reserved,
 )
 from hf_dr.shards import MAX_MASS, check_full, check_shards, reading, shard_features
+from hf_dr.topk import MIN_REST
 
 NUM_BINS = 15  # of the calibration error; Guo et al., ICML 2017
 NUM_SUSPECTS = 20
-# Rounding to float16 leaves 1 - sum(exp) uncertain; the share of the classes left out is taken to be no less than this.
-MIN_REST = 1e-6
 # Numbers of the answers held at once; float64, so a batch takes some tens of MB whatever V, K and C are.
 _BATCH_VALUES = 1 << 20
 

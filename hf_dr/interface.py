@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,12 +14,29 @@ from hf_dr.rng import DOMAIN_SCHEDULE, KeyedPermutation, keyed_words
 from hf_dr.schema import STORED_PARTNERS, Provenance
 
 ViewIndex = int | tuple[int, int]
-"""A row, whose view of this epoch is meant, or (row, view), or (row, `fresh_view(epoch)`)."""
+"""A row, whose view of this epoch is meant, or (row, view). A view may be `fresh_view(epoch)` or `ranked_view(rank, by)`."""
+
+DIFFICULTIES = ("entropy", "cross_entropy")
+"""By what views are ranked: the entropy of the stored answer, or its cross-entropy to the label."""
+# Numbers of views from here on are ranks. No dataset has as many views.
+_RANKS = 1 << 32
 
 
 def fresh_view(epoch: int) -> int:
     """Returns the view number that asks for a newly drawn view without teacher, another one in each epoch."""
     return -1 - epoch
+
+
+def ranked_view(rank: Any, by: str) -> Any:
+    """Returns the view number that asks for the view of this rank among all of its row, the easiest being 0.
+
+    So who orders the rows need not know the difficulty of any view: it is looked up where the row is read.
+
+    Args:
+        rank: int, or an array of them.
+        by: One of `DIFFICULTIES`.
+    """
+    return rank + _RANKS * (1 + DIFFICULTIES.index(by))
 
 
 def checked_views(num_views: int | None, stored: int) -> int:
@@ -114,6 +132,36 @@ class MappedReinforcedData(ReinforcedData, torch.utils.data.Dataset):
     @abstractmethod
     def pairs(self, view: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the rows that a view mixes with each other, int64 (pairs, 2), and all other rows, int64 (rows,)."""
+
+    @abstractmethod
+    def difficulties(self, index: int, by: str) -> np.ndarray:
+        """Returns how difficult each view of a row is, in nats, float32 (V,): `hf_dr.topk.entropy` or `cross_entropy`."""
+
+    def resolved(self, index: int, view: int) -> int:
+        """Returns the number of the view that `ranked_view` asks for; of equally difficult ones the lower number comes first.
+
+        Raises:
+            IndexError: The row has no view of this rank.
+        """
+        if view < _RANKS:
+            return view
+        kind, rank = divmod(view, _RANKS)
+        order = np.argsort(self.difficulties(index, DIFFICULTIES[kind - 1]), kind="stable")
+        if rank >= len(order):
+            raise IndexError(f"rank {rank} of {len(order)} views")
+        return int(order[rank])
+
+    def scheduled_ranks(self, indices: np.ndarray | int, epoch: int, num_epochs: int) -> np.ndarray:
+        """Returns the rank of the view that each row shows in an epoch when views come by their difficulty, int64.
+
+        In epoch e of E in all it is one of the ranks from floor(e V / E) up to, but not including, floor((e + 1) V / E): with
+        E = V each rank once, with E = c V each c times in a row. With E < V the window holds several, of which each row draws
+        one, a function of (seed, epoch, row of the base) alone; with E > V it may hold none, and its lower end is shown.
+        """
+        first = epoch * self.num_views // num_epochs
+        width = max(1, (epoch + 1) * self.num_views // num_epochs - first)
+        rows = self.source_rows[np.asarray(indices)]
+        return first + keyed_words(rows, int(keyed_words(np.asarray(epoch), self.seed))) % width
 
     def scheduled_views(self, indices: np.ndarray | int, epoch: int) -> np.ndarray:
         """Returns the view of each row in an epoch, int64: a function of (seed, epoch, row of the base) alone.

@@ -120,6 +120,10 @@ class PlainDataset(MappedReinforcedData):
         """Returns no pairs, int64 (0, 2), and all rows, int64 (rows,)."""
         return np.empty((0, 2), np.int64), np.arange(len(self))
 
+    def difficulties(self, index: int, by: str) -> np.ndarray:
+        """Returns float32 (0,): there are no stored views."""
+        return np.empty(0, np.float32)
+
     def __getitem__(self, index: ViewIndex) -> dict[str, Any]:
         row, view = index if isinstance(index, tuple) else (index, fresh_view(self.epoch))
         if not -len(self) <= row < len(self):

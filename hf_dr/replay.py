@@ -38,16 +38,19 @@ from hf_dr.schema import (
 )
 from hf_dr.shards import MAX_MASS, check_full
 from hf_dr.signals import IMAGE_TAIL, tail_size
+from hf_dr.topk import cross_entropy, entropy
 
 logger = logging.getLogger(__name__)
 
+MAX_LOGPROB = 1e-2  # of a stored answer: 0, and rounding
 _OWN_KEYS = ("pixel_values", "labels", "reinforced")  # of an item, beside those that are columns of the reinforcement
 
 
 class ReinforcedDataset(MappedReinforcedData):
     """A map-style dataset that replays one stored view per access.
 
-    `dataset[i]` replays the view of this epoch (see `set_epoch`), `dataset[i, v]` view v. An item is a dict:
+    `dataset[i]` replays the view of this epoch (see `set_epoch`), `dataset[i, v]` view v, `dataset[i, ranked_view(r, by)]` the
+    view that is the r-th easiest of the row. An item is a dict:
 
     * `pixel_values`: uint8 tensor (3, H, W), what the teacher saw; normalisation is the student's affair.
     * `labels`: int, where the base has labels.
@@ -286,6 +289,28 @@ class ReinforcedDataset(MappedReinforcedData):
         """Returns the stored hash over all V views of a row (`hf_dr.schema.combine_hashes`); None where it is unknown."""
         return int(self._columns.cell(VIEWS_HASH, self._locate((index, 0))[0])) or None  # null is read as 0
 
+    def difficulties(self, index: int, by: str, top_k: int | None = None) -> np.ndarray:
+        """Returns how difficult each view of a row is, in nats, float32 (V,): `hf_dr.topk.entropy` or `cross_entropy`.
+
+        Args:
+            index: The row; where it has no stored views the result is empty.
+            by: `entropy` or `cross_entropy`; the latter needs labels.
+            top_k: Look at so many of the K classes only.
+
+        Raises:
+            FormatError: A stored answer is damaged.
+        """
+        row, kept = self._row(index), (slice(self.num_views), slice(top_k))
+        if row >= len(self.plus):
+            return np.empty(0, np.float32)
+        logprobs = self._columns.cell(TEACHER_LOGPROBS, row)[kept]
+        bad = np.flatnonzero(~((logprobs <= MAX_LOGPROB) & (logprobs > -np.inf)).all(axis=1))
+        if len(bad):
+            self._answer(row, int(bad[0]))  # tells what is wrong with it
+        if by == "entropy":
+            return entropy(logprobs, self.num_classes)
+        return cross_entropy(self._columns.cell(TEACHER_IDS, row)[kept], logprobs, self.num_classes, self._label(row))
+
     def teacher_answer(self, index: int, view: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the stored ids (K,) and log-probabilities (K,) float16 of one view.
 
@@ -307,9 +332,8 @@ class ReinforcedDataset(MappedReinforcedData):
         """Row of `plus` and view of an index."""
         number, view = index if isinstance(index, tuple) else (index, None)
         row = self._row(number)
-        if view is None:
-            view = int(self.scheduled_views(int(number), self.epoch))
-        elif view >= (stored := self.num_views if row < len(self.plus) else 0):
+        view = int(self.scheduled_views(int(number), self.epoch)) if view is None else self.resolved(int(number), view)
+        if view >= (stored := self.num_views if row < len(self.plus) else 0):
             raise IndexError(f"view {view} of {stored}")
         return row, int(view)
 
@@ -365,7 +389,7 @@ class ReinforcedDataset(MappedReinforcedData):
 
     def _check_answer(self, ids: np.ndarray, logprobs: np.ndarray, where: str) -> None:
         # One comparison catches NaN as well: every comparison with it is false.
-        if not (logprobs[0] <= 1e-2 and logprobs[-1] > -np.inf and (logprobs[1:] <= logprobs[:-1]).all()):
+        if not (logprobs[0] <= MAX_LOGPROB and logprobs[-1] > -np.inf and (logprobs[1:] <= logprobs[:-1]).all()):
             raise FormatError(
                 f"the log-probabilities of {where} must be finite and fall from at most 0, found {logprobs}. "
                 "The file is damaged: fetch it again, or run `hf-dr verify`."
@@ -538,7 +562,7 @@ class _Columns:
         return array[at, view]
 
     def cell(self, column: str, row: int) -> Any:
-        """Returns the cell of a column that is no list of views: a NumPy scalar, or a read-only array (n,)."""
+        """Returns a row's whole cell: a NumPy scalar, or a read-only array (n,) or, of a list of views, (V, n)."""
         array, at = self._find(column, row)
         return array[at]
 

@@ -11,20 +11,53 @@ import numpy as np
 import torch
 
 from hf_dr.errors import ConfigError
-from hf_dr.interface import MappedReinforcedData, ReinforcedData, fresh_view
+from hf_dr.interface import DIFFICULTIES, MappedReinforcedData, ReinforcedData, fresh_view, ranked_view
 from hf_dr.rng import DOMAIN_ORDER, keyed_rng
+from hf_dr.signals import SAMPLED
 
-VIEW_ORDERS = ("cycle", "random")
+VIEW_ORDERS = ("all", "random", "easy_first", "hard_first")
+BY_DIFFICULTY = VIEW_ORDERS[2:]
 
 
-def check_order(data: ReinforcedData, view_order: str, reinforced_probability: float) -> None:
+def check_order(
+    data: ReinforcedData,
+    *,
+    view_order: str = "all",
+    view_difficulty: str = "entropy",
+    num_epochs: int | None = None,
+    reinforced_probability: float = 1.0,
+) -> None:
     """Checks the settings of an order.
 
     Raises:
-        ConfigError: A setting is impossible, or unreinforced samples are asked for and there are no labels.
+        ConfigError: A setting is impossible, or does not fit the data.
     """
-    if view_order not in VIEW_ORDERS:
-        raise ConfigError(f"`view_order` must be one of {', '.join(VIEW_ORDERS)}, got {view_order!r}.")
+    for name, value, known in (
+        ("view_order", view_order, VIEW_ORDERS),
+        ("view_difficulty", view_difficulty, DIFFICULTIES),
+    ):
+        if value not in known:
+            raise ConfigError(f"`{name}` must be one of {', '.join(known)}, got {value!r}.")
+    if view_order in BY_DIFFICULTY:
+        if num_epochs is None or num_epochs < 1:
+            raise ConfigError(
+                f"`num_epochs` must be the epochs of the whole training for `view_order` {view_order}, at least 1, got "
+                f"{num_epochs}. Give it."
+            )
+        if data.paired:
+            raise ConfigError(
+                f"`view_order` must be all or random for a dataset that mixes, got {view_order}: two rows that are mixed show "
+                "their views of one number together, and each would have its own order. Set another."
+            )
+        if data.signal == SAMPLED:
+            raise ConfigError(
+                f"`view_order` must be all or random for the signal `{SAMPLED}`, got {view_order}: drawn classes do not tell "
+                "how difficult their view is. Set another."
+            )
+        if view_difficulty == "cross_entropy" and not data.has_labels:
+            raise ConfigError(
+                "`view_difficulty` must be entropy for a dataset without labels, got cross_entropy. Set it to entropy."
+            )
     if not 0 <= reinforced_probability <= 1:
         raise ConfigError(f"`reinforced_probability` must be between 0 and 1, got {reinforced_probability}.")
     if reinforced_probability < 1 and not data.has_labels:
@@ -42,12 +75,16 @@ class ReinforcedSampler(torch.utils.data.Sampler[tuple[int, int]]):
     Args:
         dataset: What is sampled.
         seed: Of the order.
-        view_order: `cycle`: over V epochs each row shows each of its views once; `random`: any view at any time.
+        view_order: `all`: over V epochs each row shows each of its views once, in an order of its own; `random`: any view at
+            any time; `easy_first`, `hard_first`: over the whole training the views of a row come by their difficulty (see
+            `MappedReinforcedData.scheduled_ranks`), the easiest first or the hardest. The last two cannot mix.
+        view_difficulty: What is difficult: `entropy` of the stored answer, or `cross_entropy` of it to the label.
+        num_epochs: Of the whole training; needed where views come by their difficulty.
         reinforced_probability: Share of samples that replay a stored view; the others are drawn anew and have a label
             only.
 
     Raises:
-        ConfigError: A setting is impossible, or unreinforced samples are asked for and there are no labels.
+        ConfigError: A setting is impossible, or does not fit the data.
     """
 
     def __init__(
@@ -55,13 +92,21 @@ class ReinforcedSampler(torch.utils.data.Sampler[tuple[int, int]]):
         dataset: MappedReinforcedData,
         *,
         seed: int = 0,
-        view_order: str = "cycle",
+        view_order: str = "all",
+        view_difficulty: str = "entropy",
+        num_epochs: int | None = None,
         reinforced_probability: float = 1.0,
     ) -> None:
-        check_order(dataset, view_order, reinforced_probability)
+        check_order(
+            dataset,
+            view_order=view_order,
+            view_difficulty=view_difficulty,
+            num_epochs=num_epochs,
+            reinforced_probability=reinforced_probability,
+        )
         self._dataset = dataset
         self._seed = seed
-        self._view_order = view_order
+        self._view_order, self._view_difficulty, self._num_epochs = view_order, view_difficulty, num_epochs
         self._reinforced_probability = reinforced_probability
         self.epoch = 0
 
@@ -77,11 +122,25 @@ class ReinforcedSampler(torch.utils.data.Sampler[tuple[int, int]]):
         return zip(rows.tolist(), views.tolist(), strict=True)
 
     def epoch_indices(self, epoch: int, part: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the rows and views of an epoch, both int64 (rows,), in order; each part of a stream has its own order."""
+        """Returns the rows and views of an epoch, both int64 (rows,), in order; each part of a stream has its own order.
+
+        Raises:
+            ConfigError: The training should have been over, where views come by their difficulty.
+        """
         rng = keyed_rng(self._seed, domain=DOMAIN_ORDER, major=epoch, minor=part)
         count = len(self._dataset)
-        if self._view_order == "cycle":
+        if self._view_order == "all":
             views = self._dataset.scheduled_views(np.arange(count), epoch)
+        elif self._view_order in BY_DIFFICULTY:
+            assert self._num_epochs is not None
+            if epoch >= self._num_epochs:
+                raise ConfigError(
+                    f"`epoch` must be below `num_epochs`, {self._num_epochs}, over which views are spread, got {epoch}. Give "
+                    "those of the whole training."
+                )
+            views = self._dataset.scheduled_ranks(np.arange(count), epoch, self._num_epochs)
+            if self._view_order == "hard_first":
+                views = self._dataset.num_views - 1 - views
         else:
             # One view for all rows where pairs are matched by view; else each row its own.
             drawn = rng.integers(self._dataset.num_views, size=1 if self._dataset.paired else count)
@@ -93,5 +152,7 @@ class ReinforcedSampler(torch.utils.data.Sampler[tuple[int, int]]):
         even = len(singles) // 2 * 2
         couples = np.concatenate([couples, singles[:even].reshape(-1, 2)])
         order = np.concatenate([couples[rng.permutation(len(couples))].ravel(), singles[even:]])
+        if self._view_order in BY_DIFFICULTY:
+            views = ranked_view(views, self._view_difficulty)
         views[fresh] = fresh_view(epoch)
         return order, views[order]

@@ -116,7 +116,7 @@ class StreamedReinforcedDataset(ReinforcedData, torch.utils.data.IterableDataset
         self._sizes = np.asarray(sizes) - np.bincount(skipped, minlength=provenance.num_shards)
         if len(skipped):
             logger.warning("%d rows have no reinforcement and are left out.", len(skipped))
-        self._order: dict[str, Any] = {"seed": 0, "view_order": "cycle", "reinforced_probability": 1.0}
+        self._order: dict[str, Any] = {"seed": 0}
         self._node: dict[str, Any] = {"rank": 0, "world_size": 1, "batch_size": 1, "even": False}
         self._split = False
         # In shared memory: copies of the dataset in persistent workers see it change.
@@ -141,15 +141,14 @@ class StreamedReinforcedDataset(ReinforcedData, torch.utils.data.IterableDataset
         """Chooses the epoch of the next iteration, in the workers of a DataLoader, too."""
         self._epoch.fill_(epoch)
 
-    def ordered(self, *, seed: int = 0, view_order: str = "cycle", reinforced_probability: float = 1.0) -> Self:
+    def ordered(self, *, seed: int = 0, **settings: Any) -> Self:
         """Returns this dataset in another order; see `ReinforcedSampler` for the settings.
 
         Raises:
             ConfigError: See `ReinforcedSampler`.
         """
-        check_order(self, view_order, reinforced_probability)
-        order = {"seed": seed, "view_order": view_order, "reinforced_probability": reinforced_probability}
-        return self._copy(_order=order)
+        check_order(self, **settings)
+        return self._copy(_order={"seed": seed, **settings})
 
     def split_by_node(self, rank: int, world_size: int, *, batch_size: int = 1, even: bool = False) -> Self:
         """Returns one process's share of each epoch; the counterpart of `datasets.distributed.split_dataset_by_node`.

@@ -9,6 +9,9 @@ import torch
 
 from hf_dr.errors import TeacherError
 
+# Rounding to float16 leaves 1 - sum(exp) uncertain; the share of the classes left out is taken to be no less than this.
+MIN_REST = 1e-6
+
 
 def id_dtype(num_classes: int) -> np.dtype:
     """Returns the stored type of a class id: uint16 up to 65,535 classes, else uint32."""
@@ -90,3 +93,34 @@ def add_members(
     stored_BC.scatter_(1, torch.from_numpy(ids_BK.astype(np.int64)).to(device), kept_BK)
     total = num_stored + num_new
     return torch.logaddexp(stored_BC + math.log(num_stored / total), new_BC + math.log(num_new / total))
+
+
+def entropy(logprobs_BK: np.ndarray, num_classes: int) -> np.ndarray:
+    """Returns the entropy of short answers in nats, float32 (B,): the rest of the mass is spread over the other classes.
+
+    Args:
+        logprobs_BK: Natural log-probabilities of the kept classes.
+        num_classes: C >= K.
+    """
+    logprobs_BK = logprobs_BK.astype(np.float64)
+    probs_BK = np.exp(logprobs_BK)
+    kept_B = (probs_BK * logprobs_BK).sum(axis=-1)
+    others = num_classes - logprobs_BK.shape[-1]
+    rest_B = np.maximum(1 - probs_BK.sum(axis=-1), MIN_REST) if others else np.zeros(len(kept_B))
+    return -(kept_B + rest_B * np.log(np.maximum(rest_B, MIN_REST) / max(1, others))).astype(np.float32)
+
+
+def cross_entropy(ids_BK: np.ndarray, logprobs_BK: np.ndarray, num_classes: int, label: int) -> np.ndarray:
+    """Returns -log p(label) of short answers in nats, float32 (B,); a class that was not kept has its share of the rest.
+
+    Args:
+        ids_BK: The kept classes.
+        logprobs_BK: Their natural log-probabilities.
+        num_classes: C >= K.
+        label: A class.
+    """
+    logprobs_BK, is_label_BK = logprobs_BK.astype(np.float64), ids_BK == label
+    rest_B = np.maximum(1 - np.exp(logprobs_BK).sum(axis=-1), MIN_REST)
+    share_B = rest_B / max(1, num_classes - logprobs_BK.shape[-1])
+    kept_B = (logprobs_BK * is_label_BK).sum(axis=-1)
+    return -np.where(is_label_BK.any(axis=-1), kept_B, np.log(share_B)).astype(np.float32)

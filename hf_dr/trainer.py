@@ -30,11 +30,11 @@ from transformers.utils.hub import PushInProgress
 
 from hf_dr.errors import ConfigError
 from hf_dr.hub import Push
-from hf_dr.interface import MappedReinforcedData, ReinforcedData
+from hf_dr.interface import DIFFICULTIES, MappedReinforcedData, ReinforcedData
 from hf_dr.losses import TAIL_RULES, TailRule, reinforced_kl
 from hf_dr.mixing import mix_batch
 from hf_dr.rng import DOMAIN_MIXING, keyed_rng
-from hf_dr.sampling import VIEW_ORDERS, ReinforcedSampler
+from hf_dr.sampling import BY_DIFFICULTY, VIEW_ORDERS, ReinforcedSampler
 from hf_dr.signals import tail_rule
 from hf_dr.streaming import StreamedReinforcedDataset
 from hf_dr.student_card import STUDENT_FILE, Student
@@ -66,10 +66,19 @@ class ReinforcedTrainingArguments(TrainingArguments):
         metadata={"help": "Share of samples that replay a stored view; the rest learn from their label. 0 and 1 work."},
     )
     view_order: str = field(
-        default="cycle",
+        default="all",
         metadata={
-            "help": "`cycle`: every view once before any repeats; `random`: any at any time.",
+            "help": "`all`: every view once before any repeats; `random`: any at any time; `easy_first`, `hard_first`: by "
+            "difficulty, over the whole training.",
             "choices": VIEW_ORDERS,
+        },
+    )
+    view_difficulty: str = field(
+        default="entropy",
+        metadata={
+            "help": "For --view_order easy_first and hard_first: the entropy of the stored answer, or its cross-entropy to the "
+            "label.",
+            "choices": DIFFICULTIES,
         },
     )
     temperature: float = field(
@@ -123,7 +132,11 @@ class ReinforcedTrainingArguments(TrainingArguments):
                 raise ConfigError(f"`{name}` must be between 0 and {high}, got {value!r}.")
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise ConfigError(f"`temperature` must be a number above 0, got {self.temperature!r}.")
-        for name, known in (("tail", TAIL_RULES), ("view_order", VIEW_ORDERS)):
+        for name, known in (
+            ("tail", TAIL_RULES),
+            ("view_order", VIEW_ORDERS),
+            ("view_difficulty", DIFFICULTIES),
+        ):
             if getattr(self, name) not in known and (name != "tail" or self.tail is not None):
                 raise ConfigError(f"`{name}` must be one of {', '.join(known)}, got {getattr(self, name)!r}.")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
@@ -283,11 +296,7 @@ class ReinforcedTrainer(Trainer):
     def _share_of(self, stream: StreamedReinforcedDataset, batch_size: int) -> StreamedReinforcedDataset:
         """What this process sees of a stream."""
         args = self.args
-        ordered = stream.ordered(
-            seed=self._order_seed,
-            view_order=args.view_order,
-            reinforced_probability=args.reinforced_probability,
-        )
+        ordered = stream.ordered(**self._order)
         return ordered.split_by_node(args.process_index, args.world_size, batch_size=batch_size, even=True)
 
     def _stream_loader(
@@ -322,14 +331,35 @@ class ReinforcedTrainer(Trainer):
         dataset = train_dataset if train_dataset is not None else self.train_dataset
         if not isinstance(dataset, MappedReinforcedData):
             return super()._get_train_sampler(train_dataset)
-        args = self.args
-        self._sampler = ReinforcedSampler(
-            dataset,
-            seed=self._order_seed,
-            view_order=args.view_order,
-            reinforced_probability=args.reinforced_probability,
-        )
+        self._sampler = ReinforcedSampler(dataset, **self._order)
         return self._sampler
+
+    @property
+    def _order(self) -> dict[str, Any]:
+        """The settings of the order of rows and views."""
+        names = ("view_order", "view_difficulty", "reinforced_probability")
+        return {
+            "seed": self._order_seed,
+            "num_epochs": self._num_epochs,
+            **{name: getattr(self.args, name) for name in names},
+        }
+
+    @property
+    def _num_epochs(self) -> int | None:
+        """Epochs of the whole training, the last of them perhaps not whole, where views come by their difficulty."""
+        args, train = self.args, self.train_dataset
+        if args.view_order not in BY_DIFFICULTY:
+            return None
+        if args.max_steps <= 0:
+            return math.ceil(args.num_train_epochs)
+        assert isinstance(train, ReinforcedData)
+        rows, batch_size = len(train), self._train_batch_size
+        if isinstance(train, StreamedReinforcedDataset):
+            rows = -(-rows // args.world_size)  # all processes have equally many
+        elif not self.accelerator.split_batches:
+            batch_size *= args.world_size
+        batches = rows // batch_size if args.dataloader_drop_last else -(-rows // batch_size)
+        return -(-args.max_steps // max(1, -(-batches // args.gradient_accumulation_steps)))
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -520,6 +550,8 @@ class ReinforcedTrainer(Trainer):
             "view_seed": train.seed,
             "order_seed": self._order_seed,
             "tail": self._tail,
+            "num_epochs": self._num_epochs,
+            "view_difficulty": self.args.view_difficulty if self._num_epochs is not None else None,
             "model": self._model_summary,
             "online_teacher": self._online_teacher,
             **{name: getattr(self.args, name) for name in _KEPT},

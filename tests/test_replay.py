@@ -19,12 +19,13 @@ import hf_dr.replay
 from hf_dr.augmentation import NAMED, Augmentation
 from hf_dr.base import undecoded_images
 from hf_dr.errors import ConfigError, DataError, FormatError, ReplayError
-from hf_dr.interface import fresh_view
+from hf_dr.interface import DIFFICULTIES, fresh_view, ranked_view
 from hf_dr.loading import load_reinforced
 from hf_dr.ops import CutMix, MixUp, RandomHorizontalFlip, RandomResizedCrop, Resize
 from hf_dr.reinforce import ReinforceConfig, reinforce
 from hf_dr.replay import ReinforcedDataset
 from hf_dr.schema import PROVENANCE_FILE, combine_hashes, find_config
+from hf_dr.topk import cross_entropy, entropy
 from hf_dr.views import Span, ViewMaker, hash_view
 
 VIEWS = 4
@@ -617,3 +618,48 @@ def test_the_format_of_the_dataset_does_not_matter(tiny_plus):
 def test_the_provenance_decides_the_augmentation(tiny_plus):
     reversed_ops = dataclasses.replace(tiny_plus.provenance, augmentation=[{"RandomResizedCrop": {"size": 8}}])
     assert ReinforcedDataset(tiny_plus.plus, reversed_ops)[0, 0]["pixel_values"].shape == (3, 8, 8)
+
+
+# ------------------------------------------------------------------------------------------------------------ difficulty
+
+
+@pytest.mark.parametrize("by", DIFFICULTIES)
+def test_a_rank_asks_for_the_view_of_that_difficulty(tiny_plus, by):
+    for row in range(len(tiny_plus)):
+        found = tiny_plus.difficulties(row, by)
+        for view in range(VIEWS):
+            ids, logprobs = (part[None] for part in tiny_plus.teacher_answer(row, view))
+            label = int(tiny_plus.labels[row])
+            expected = entropy(logprobs, 8) if by == "entropy" else cross_entropy(ids, logprobs, 8, label)
+            assert found[view] == expected[0]
+        by_hand = sorted(range(VIEWS), key=lambda view, found=found: (found[view], view))
+        assert [tiny_plus.resolved(row, ranked_view(rank, by)) for rank in range(VIEWS)] == by_hand
+        one, other = tiny_plus[row, ranked_view(1, by)], tiny_plus[row, by_hand[1]]
+        assert all(torch.equal(torch.as_tensor(one[name]), torch.as_tensor(other[name])) for name in one)
+
+
+def test_equally_difficult_views_come_by_their_number(tiny_plus, edit):
+    alike = edit(tiny_plus, "teacher_logprobs", lambda values: np.broadcast_to(values[:1, :1], values.shape))
+    assert [alike.resolved(2, ranked_view(rank, "entropy")) for rank in range(VIEWS)] == list(range(VIEWS))
+
+
+def test_ranks_are_among_the_views_in_use(tiny_folder, tiny_plus):
+    fewer = load_reinforced(tiny_folder, num_views=2)
+    np.testing.assert_array_equal(fewer.difficulties(3, "entropy"), tiny_plus.difficulties(3, "entropy")[:2])
+    assert {fewer.resolved(3, ranked_view(rank, "entropy")) for rank in (0, 1)} == {0, 1}
+    with pytest.raises(IndexError, match="rank 2 of 2 views"):
+        fewer[3, ranked_view(2, "entropy")]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 0.5, 6e4])
+def test_a_damaged_answer_is_not_ranked(tiny_plus, edit, value):
+    def spoil(values: np.ndarray) -> np.ndarray:
+        values[5, 2, 1] = value
+        return values
+
+    spoilt = edit(tiny_plus, "teacher_logprobs", spoil)
+    with pytest.raises(
+        FormatError, match=r"the log-probabilities of row 5, view 2 must be finite and fall from at most 0"
+    ):
+        spoilt[5, ranked_view(0, "entropy")]
+    spoilt[4, ranked_view(0, "cross_entropy")]

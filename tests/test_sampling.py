@@ -1,15 +1,19 @@
 """Which row and view comes when: every row in every epoch, every view once in V epochs, pairs side by side."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from samples import quick
 
 from hf_dr.augmentation import NO_PARTNER, Augmentation
 from hf_dr.errors import ConfigError
-from hf_dr.interface import fresh_view
+from hf_dr.interface import DIFFICULTIES, MappedReinforcedData, fresh_view, ranked_view
 from hf_dr.loading import load_reinforced
 from hf_dr.ops import MixUp, RandomHorizontalFlip, RandomResizedCrop
 from hf_dr.reinforce import ReinforceConfig, reinforce
@@ -43,7 +47,7 @@ def partner_of(dataset: ReinforcedDataset, row: int, view: int) -> int:
     return dataset.params(row, view)["partner"]
 
 
-@pytest.mark.parametrize("view_order", ["cycle", "random"])
+@pytest.mark.parametrize("view_order", ["all", "random"])
 def test_each_row_once_an_epoch(either, view_order):
     sampler = ReinforcedSampler(either, view_order=view_order)
     assert len(sampler) == ROWS
@@ -72,13 +76,13 @@ def test_fewer_views_than_stored(tiny_folder):
 
 def test_rows_show_different_views_in_one_epoch_unless_they_are_mixed(plain, tiny_plus):
     assert len({view for _, view in epoch(ReinforcedSampler(plain), 0)}) > 1
-    for view_order in ("cycle", "random"):
+    for view_order in ("all", "random"):
         sampler = ReinforcedSampler(tiny_plus, view_order=view_order)
         for number in range(6):
             assert len({view for _, view in epoch(sampler, number)}) == 1
 
 
-@pytest.mark.parametrize("view_order", ["cycle", "random"])
+@pytest.mark.parametrize("view_order", ["all", "random"])
 def test_pairs_follow_each_other_from_even_places(tiny_plus, view_order):
     sampler = ReinforcedSampler(tiny_plus, view_order=view_order)
     mixed = 0
@@ -121,7 +125,7 @@ def test_pairs_of_shards(tmp_path, tiny_dataset, tiny_teacher):
 
 
 @pytest.mark.parametrize("probability", [0.0, 0.6, 1.0])
-@pytest.mark.parametrize("view_order", ["cycle", "random"])
+@pytest.mark.parametrize("view_order", ["all", "random"])
 def test_rows_without_stored_views(tmp_path, tiny_dataset, tiny_teacher, view_order, probability):
     """They are drawn anew in every epoch, among the others, and part no pair."""
     augmentation = Augmentation([RandomResizedCrop(8), MixUp(p=1.0)])
@@ -145,7 +149,7 @@ def test_rows_without_stored_views(tmp_path, tiny_dataset, tiny_teacher, view_or
     assert len(first_places) > 1
 
 
-@pytest.mark.parametrize("view_order", ["cycle", "random"])
+@pytest.mark.parametrize("view_order", ["all", "random"])
 def test_the_order_is_keyed(either, view_order):
     def orders(seed: int) -> list[list[tuple[int, int]]]:
         sampler = ReinforcedSampler(either, seed=seed, view_order=view_order, reinforced_probability=0.5)
@@ -232,7 +236,9 @@ def test_rows_without_reinforcement_are_never_drawn(tmp_path, tiny_dataset, tiny
 
 
 def test_refusals(tiny_plus, tmp_path: Path, tiny_dataset, tiny_teacher):
-    with pytest.raises(ConfigError, match="`view_order` must be one of cycle, random, got 'shuffled'"):
+    with pytest.raises(
+        ConfigError, match="`view_order` must be one of all, random, easy_first, hard_first, got 'shuffled'"
+    ):
         ReinforcedSampler(tiny_plus, view_order="shuffled")
     for impossible in (-0.1, 1.5, float("nan")):
         with pytest.raises(ConfigError, match=f"`reinforced_probability` must be between 0 and 1, got {impossible}"):
@@ -244,3 +250,103 @@ def test_refusals(tiny_plus, tmp_path: Path, tiny_dataset, tiny_teacher):
     assert len(list(ReinforcedSampler(unlabeled))) == ROWS
     with pytest.raises(ConfigError, match=r"must be 1 for a dataset without labels, got 0\.99\. Set it to 1\."):
         ReinforcedSampler(unlabeled, reinforced_probability=0.99)
+
+
+# ------------------------------------------------------------------------------------------------------------ difficulty
+
+
+def ranks(views: int, epoch: int, epochs: int, seed: int = 0, rows: int = 60) -> np.ndarray:
+    """The ranks that rows show in an epoch of a training, by `scheduled_ranks`."""
+    data = SimpleNamespace(num_views=views, seed=seed, source_rows=np.arange(rows))
+    return MappedReinforcedData.scheduled_ranks(data, np.arange(rows), epoch, epochs)
+
+
+@quick
+@given(views=st.integers(1, 30), epochs=st.integers(1, 40), seed=st.integers(0, 2**62))
+def test_ranks_rise_over_the_training(views, epochs, seed):
+    shown = np.stack([ranks(views, epoch, epochs, seed, rows=7) for epoch in range(epochs)])
+    for epoch, row in enumerate(shown):
+        assert (row >= epoch * views // epochs).all()
+        assert (row <= max(epoch * views // epochs, -(-(epoch + 1) * views // epochs) - 1)).all()
+    steps = np.diff(shown, axis=0)
+    assert (steps >= (1 if epochs <= views else 0)).all()
+    assert len(np.unique(shown)) == views if epochs >= views else True
+
+
+@pytest.mark.parametrize("times", [1, 2, 5])
+def test_each_rank_equally_often_where_views_go_into_epochs(times):
+    for epoch in range(7 * times):
+        assert set(ranks(7, epoch, 7 * times)) == {epoch // times}
+
+
+def test_rows_and_seeds_draw_their_own_rank_of_a_window():
+    first = ranks(50, 0, 5, rows=4000)
+    assert abs(np.bincount(first, minlength=10) - 400).max() < 90  # of ten ranks; more than four standard errors
+    assert (first != ranks(50, 0, 5, seed=1, rows=4000)).mean() == pytest.approx(0.9, abs=0.03)
+    assert (first + 10 != ranks(50, 1, 5, rows=4000)).mean() == pytest.approx(0.9, abs=0.03)
+    np.testing.assert_array_equal(first[:10], ranks(50, 0, 5, rows=10))
+
+
+@pytest.mark.parametrize("by", DIFFICULTIES)
+@pytest.mark.parametrize("view_order", ["easy_first", "hard_first"])
+def test_views_come_by_their_difficulty(plain, view_order, by):
+    sampler = ReinforcedSampler(plain, view_order=view_order, view_difficulty=by, num_epochs=VIEWS)
+    orders, shown = set(), np.zeros((ROWS, VIEWS))
+    for number in range(VIEWS):
+        order = epoch(sampler, number)
+        orders.add(tuple(row for row, _ in order))
+        assert sorted(row for row, _ in order) == list(range(ROWS))
+        for row, view in order:
+            shown[row, number] = plain.difficulties(row, by)[plain.resolved(row, view)]
+    everything = np.sort(np.stack([plain.difficulties(row, by) for row in range(ROWS)]), axis=1)
+    np.testing.assert_array_equal(shown if view_order == "easy_first" else shown[:, ::-1], everything)
+    assert len(orders) == VIEWS, "each epoch has its own order"
+
+
+def test_new_views_among_those_by_difficulty(tmp_path, tiny_dataset, tiny_teacher):
+    config = ReinforceConfig(str(tmp_path), num_views=3, top_k=2, overlay=True, max_examples=6)
+    reinforce(tiny_dataset, tiny_teacher, Augmentation([RandomResizedCrop(8)]), config)
+    dataset = load_reinforced(tmp_path, base=tiny_dataset, unreinforced=True)
+    sampler = ReinforcedSampler(dataset, view_order="easy_first", num_epochs=3, reinforced_probability=0.5)
+    drawn = 0
+    for number in range(3):
+        views = dict(epoch(sampler, number))
+        for row, view in views.items():
+            assert view in ({fresh_view(number), ranked_view(number, "entropy")} if row < 6 else {fresh_view(number)})
+            drawn += row < 6 and view < 0
+        assert [dataset[row, views[row]]["reinforced"] for row in range(ROWS)] == [views[r] >= 0 for r in range(ROWS)]
+    assert 0 < drawn < 18
+    with pytest.raises(IndexError, match="rank 0 of 0 views"):
+        dataset[7, ranked_view(0, "entropy")]
+
+
+def test_an_order_by_difficulty_that_cannot_be(plain, tiny_plus, tmp_path, tiny_dataset, tiny_teacher):
+    for given_epochs in (None, 0):
+        with pytest.raises(
+            ConfigError,
+            match=rf"`num_epochs` must be .* for `view_order` easy_first, at least 1, got {given_epochs}\. Give it",
+        ):
+            ReinforcedSampler(plain, view_order="easy_first", num_epochs=given_epochs)
+    with pytest.raises(ConfigError, match=r"must be all or random for a dataset that mixes, got hard_first: two rows"):
+        ReinforcedSampler(tiny_plus, view_order="hard_first", num_epochs=4)
+    with pytest.raises(ConfigError, match="`view_difficulty` must be one of entropy, cross_entropy, got 'loss'"):
+        ReinforcedSampler(plain, view_order="easy_first", num_epochs=4, view_difficulty="loss")
+    sampler = ReinforcedSampler(plain, view_order="easy_first", num_epochs=4)
+    with pytest.raises(
+        ConfigError, match=r"`epoch` must be below `num_epochs`, 4, over which views are spread, got 4\."
+    ):
+        epoch(sampler, 4)
+    made = {}
+    for name, settings in (("drawn", {"signal": "sampled"}), ("unlabelled", {"label_column": "none"})):
+        config = ReinforceConfig(str(tmp_path / name), num_views=2, top_k=2, **settings)
+        reinforce(tiny_dataset, tiny_teacher, Augmentation([RandomResizedCrop(8)]), config)
+        made[name] = load_reinforced(tmp_path / name)
+    with pytest.raises(
+        ConfigError, match="must be all or random for the signal `sampled`, got easy_first: drawn classes"
+    ):
+        ReinforcedSampler(made["drawn"], view_order="easy_first", num_epochs=4)
+    with pytest.raises(
+        ConfigError, match=r"`view_difficulty` must be entropy for a dataset without labels, got cross_ent"
+    ):
+        ReinforcedSampler(made["unlabelled"], view_order="easy_first", num_epochs=4, view_difficulty="cross_entropy")
+    assert len(epoch(ReinforcedSampler(made["unlabelled"], view_order="easy_first", num_epochs=4), 0)) == ROWS

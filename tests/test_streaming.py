@@ -27,11 +27,12 @@ import hf_dr.replay
 import hf_dr.retry
 from hf_dr.augmentation import Augmentation
 from hf_dr.errors import ConfigError, DataError, FormatError, HubError
-from hf_dr.interface import fresh_view
+from hf_dr.interface import DIFFICULTIES, fresh_view
 from hf_dr.loading import load_reinforced
 from hf_dr.ops import MixUp, RandomHorizontalFlip, RandomResizedCrop
 from hf_dr.reinforce import ReinforceConfig, reinforce
 from hf_dr.replay import ReinforcedDataset
+from hf_dr.sampling import ReinforcedSampler
 from hf_dr.schema import METADATA_KEY, Provenance, find_config
 from hf_dr.streaming import StreamedReinforcedDataset
 
@@ -215,6 +216,26 @@ def test_random_views(config):
     assert max(counts.values()) > 1, "views may repeat"
 
 
+@pytest.mark.parametrize("by", DIFFICULTIES)
+def test_views_by_difficulty_are_those_of_the_map_style_dataset(make, by):
+    config = make(PLAIN)
+    dataset = mapped(config, seed=2)
+    views = known(dataset)
+    settings = {"view_order": "easy_first", "view_difficulty": by, "num_epochs": 2}
+    stream, sampler = stream_of(config, seed=2).ordered(**settings), ReinforcedSampler(dataset, **settings)
+    for epoch in range(2):
+        stream.set_epoch(epoch)
+        sampler.set_epoch(epoch)
+        assert sorted(seen(stream, views)) == sorted((row, dataset.resolved(row, view)) for row, view in sampler)
+
+
+def test_mixed_views_are_not_streamed_by_difficulty(make):
+    with pytest.raises(
+        ConfigError, match="`view_order` must be all or random for a dataset that mixes, got easy_first"
+    ):
+        stream_of(make(MIXING)).ordered(view_order="easy_first", num_epochs=3)
+
+
 def test_the_order_has_its_own_seed(config):
     views = known(mapped(config))
     orders = [seen(stream_of(config).ordered(seed=seed), views) for seed in (0, 1, 0)]
@@ -370,7 +391,9 @@ def test_impossible_settings(make, base):
         stream.split_by_node(0, 1, batch_size=0)
     with pytest.raises(ConfigError, match="must be split once, but this is one process's share"):
         stream.split_by_node(0, 2).split_by_node(0, 2)
-    with pytest.raises(ConfigError, match="`view_order` must be one of cycle, random, got 'shuffled'"):
+    with pytest.raises(
+        ConfigError, match="`view_order` must be one of all, random, easy_first, hard_first, got 'shuffled'"
+    ):
         stream.ordered(view_order="shuffled")
     with pytest.raises(DataError, match=r"is an overlay without images\. Pass `base`"):
         stream_of(make(PLAIN, overlay=True))

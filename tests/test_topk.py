@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_dr.errors import TeacherError
-from hf_dr.topk import id_dtype, top_k
+from hf_dr.topk import MIN_REST, cross_entropy, entropy, id_dtype, top_k
 from tests.samples import quick
 
 
@@ -132,3 +132,28 @@ def test_answers_beyond_the_range_of_float16_are_refused() -> None:
     with pytest.raises(TeacherError, match=r"must be finite, got -inf for a view"):
         top_k(torch.tensor([[-0.1, -70_000.0]]), 2)
     top_k(torch.tensor([[-0.1, -70_000.0]]), 1)
+
+
+@quick
+@given(classes=st.integers(1, 40), k=st.integers(1, 40), scale=st.floats(0, 8), seed=st.integers(0, 99))
+def test_the_difficulty_is_that_of_the_dense_answer(classes: int, k: int, scale: float, seed: int) -> None:
+    """With the tail spread evenly, as the loss has it."""
+    k = min(k, classes)
+    answers = (scale * torch.randn(5, classes, generator=torch.Generator().manual_seed(seed))).log_softmax(-1)
+    ids, logprobs = top_k(answers, k)
+    found, label = entropy(logprobs, classes), seed % classes
+    to_label = cross_entropy(ids, logprobs, classes, label)
+    assert (found.dtype, found.shape, to_label.dtype, to_label.shape) == (np.float32, (5,), np.float32, (5,))
+    for row in range(5):
+        kept = np.exp(logprobs[row].astype(np.float64))
+        dense = np.full(classes, max(MIN_REST, 1 - kept.sum()) / max(1, classes - k))
+        dense[ids[row]] = kept
+        assert found[row] == pytest.approx(-(dense * np.log(np.maximum(dense, 1e-300))).sum(), rel=1e-6, abs=1e-6)
+        assert to_label[row] == pytest.approx(-np.log(np.maximum(dense[label], 1e-300)), rel=1e-6, abs=1e-6)
+
+
+def test_difficulties_of_a_sure_answer_and_of_none() -> None:
+    ids, logprobs = np.array([[3, 0], [3, 0]]), np.array([[0, -16], [-np.log(4), -np.log(4)]], np.float16)
+    np.testing.assert_allclose(entropy(logprobs, 4), [0, np.log(4)], atol=3e-5)
+    np.testing.assert_allclose(cross_entropy(ids, logprobs, 4, 3), [0, np.log(4)], atol=1e-3)
+    np.testing.assert_allclose(cross_entropy(ids, logprobs, 4, 1), [-np.log(MIN_REST / 2), np.log(4)], rtol=1e-3)

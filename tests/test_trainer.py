@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate.data_loader import BatchSamplerShard
 from safetensors.torch import load_file, save_file
 from samples import TWO_PROCESSES
 from timm.data.mixup import mixup_target
@@ -560,6 +561,68 @@ def test_random_views_repeat(plain, settings):
     assert sorted(row for row, _ in order) == sorted(list(range(ROWS)) * VIEWS)
 
 
+@pytest.mark.parametrize("workers", [{}, {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}], ids=str)
+@pytest.mark.parametrize("order", ["easy_first", "hard_first"])
+def test_views_come_by_their_difficulty_over_the_whole_training(plain, settings, order, workers):
+    args = settings(num_train_epochs=VIEWS, reinforced_probability=1.0, view_order=order, **workers)
+    trainer = Watched(pooled(), args, train_dataset=plain)
+    trainer.train()
+    known = every_view(plain)
+    shown_by: dict[int, list[float]] = {row: [] for row in range(ROWS)}
+    for row, view in (known[pixels.numpy().tobytes()] for pixels in shown(trainer)):
+        shown_by[row].append(plain.difficulties(row, "entropy")[view])
+    for row, values in shown_by.items():
+        assert (values if order == "easy_first" else values[::-1]) == sorted(plain.difficulties(row, "entropy"))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_train_epochs": 3}, {"num_train_epochs": 1.5}, {"max_steps": 1}, {"max_steps": STEPS}, {"max_steps": 7},
+        {"max_steps": 5, "gradient_accumulation_steps": 2},
+        {"max_steps": 5, "per_device_train_batch_size": 5}, {"max_steps": 2, "gradient_accumulation_steps": 64},
+        {"max_steps": 5, "per_device_train_batch_size": 5, "dataloader_drop_last": True},
+    ],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("streaming", [False, True])
+def test_the_epochs_of_the_training_are_known_before(in_shards, settings, changes, streaming):
+    args = settings(view_order="easy_first", **changes)
+    train = load_reinforced(in_shards["plain"], streaming=streaming)
+    trainer = ReinforcedTrainer(pooled(), args, train_dataset=train)
+    epochs = trainer._num_epochs
+    trainer.train()
+    assert epochs == trainer.state.num_train_epochs == -(-trainer.state.epoch // 1)
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("processes", [2, 3, 5])
+def test_several_processes_know_the_epochs_of_the_training(in_shards, settings, monkeypatch, processes, drop_last):
+    """By the lengths of accelerate's batch sampler and of the shares of a stream."""
+    for batch_size in (1, 2, 5):
+        args = settings(
+            view_order="easy_first", max_steps=7, per_device_train_batch_size=batch_size, dataloader_drop_last=drop_last
+        )
+        mapped, stream = (load_reinforced(in_shards["plain"], streaming=streaming) for streaming in (False, True))
+        trainers = [ReinforcedTrainer(pooled(), args, train_dataset=train) for train in (mapped, stream)]
+        batches = torch.utils.data.BatchSampler(range(ROWS), batch_size, drop_last)
+        share = stream.split_by_node(0, processes, batch_size=batch_size, even=True)
+        steps = (
+            len(BatchSamplerShard(batches, processes)),
+            len(torch.utils.data.DataLoader(share, batch_size, drop_last=drop_last)),
+        )
+        with monkeypatch.context() as patch:
+            patch.setattr(type(args), "world_size", property(lambda _: processes))
+            assert [trainer._num_epochs for trainer in trainers] == [-(-7 // max(1, n)) for n in steps]
+
+
+def test_a_dataset_that_mixes_has_no_difficult_views(tiny_plus, settings):
+    with pytest.raises(
+        ConfigError, match="`view_order` must be all or random for a dataset that mixes, got hard_first"
+    ):
+        ReinforcedTrainer(pooled(), settings(view_order="hard_first"), train_dataset=tiny_plus)
+
+
 @pytest.mark.parametrize("probability", [0.0, 0.5, 1.0])
 def test_the_share_of_replayed_views(plain, settings, probability):
     trainer = Watched(pooled(), settings(num_train_epochs=8, reinforced_probability=probability), train_dataset=plain)
@@ -791,6 +854,7 @@ def test_several_datasets_at_once(in_shards, settings, tmp_path):
         (3, True, {"dataloader_num_workers": 1}),
         (5, True, {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}),
         (3, False, {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}),
+        (5, False, {"view_order": "hard_first", "view_difficulty": "cross_entropy"}),
         (5, False, {"reinforced_probability": 0.0, "mixup_alpha": 0.2, "cutmix_alpha": 1.0}),
         (
             4,
@@ -850,7 +914,7 @@ def test_resuming_from_another_average_or_none(plain, settings):
     [
         ({"temperature": 2.0}, "temperature: 1.0 there, 2.0 here"),
         ({"reinforced_probability": 0.5}, "reinforced_probability: 0.99 there, 0.5 here"),
-        ({"view_order": "random"}, "view_order: cycle there, random here"),
+        ({"view_order": "random"}, "view_order: all there, random here"),
         ({"tail": "zero"}, "tail: uniform there, zero here"),
         ({"label_weight": 0.5}, "label_weight: 0.0 there, 0.5 here"),
         ({"unreinforced_label_smoothing": 0.1}, "unreinforced_label_smoothing: 0.0 there, 0.1 here"),
@@ -878,6 +942,28 @@ def test_a_checkpoint_of_other_settings_is_refused(plain, tiny_plus, settings, c
     assert message in str(error.value)
     assert "Restore them, or start a new run" in str(error.value)
     assert same(weights(student), before)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_train_epochs": 3}, "num_epochs: 2 there, 3 here"),
+        ({"max_steps": 2 * STEPS + 1}, "num_epochs: 2 there, 3 here"),
+        ({"view_difficulty": "cross_entropy"}, "view_difficulty: entropy there, cross_entropy here"),
+        ({"view_order": "hard_first"}, "view_order: easy_first there, hard_first here"),
+        ({"view_order": "all"}, "num_epochs: 2 there, None here"),
+    ],
+    ids=str,
+)
+def test_the_difficulty_of_views_is_kept_and_so_are_the_epochs(plain, settings, changes, message):
+    given = {"save_strategy": "epoch", "view_order": "easy_first", "num_train_epochs": 2}
+    ReinforcedTrainer(pooled(), settings(**given), train_dataset=plain).train()
+    other = ReinforcedTrainer(pooled(), settings(**{**given, **changes}), train_dataset=plain)
+    with pytest.raises(ConfigError, match=r"must be resumed with its own settings, but .*-6 differs in ") as error:
+        other.train(resume_from_checkpoint=True)
+    assert message in str(error.value)
+    same_epochs = ReinforcedTrainer(pooled(), settings(**{**given, "max_steps": 2 * STEPS}), train_dataset=plain)
+    same_epochs.train(resume_from_checkpoint=True)
 
 
 def test_more_epochs_are_no_other_run(plain, settings):
@@ -1139,7 +1225,8 @@ def test_another_online_teacher_is_another_run(plain, settings, make_teacher):
         ({"temperature": 0}, "`temperature` must be a number above 0, got 0"),
         ({"temperature": float("inf")}, "`temperature` must be a number above 0, got inf"),
         ({"tail": "short"}, "`tail` must be one of uniform, bucket, renormalize, zero, image, got 'short'"),
-        ({"view_order": "shuffled"}, "`view_order` must be one of cycle, random, got 'shuffled'"),
+        ({"view_difficulty": "loss"}, "`view_difficulty` must be one of entropy, cross_entropy, got 'loss'"),
+        ({"view_order": "shuffled"}, "`view_order` must be one of all, random, easy_first, hard_first, got 'shuffled'"),
         ({"ema_decay": 1.0}, "`ema_decay` must be between 0 and 1, got 1.0"),
     ],
 )

@@ -860,7 +860,7 @@ def open_run(
     Args:
         folder: Of the configuration; it gets the provenance.
         provenance: Of this run.
-        lock: Of the folder, or of the part; the caller releases it.
+        lock: Of the folder, or of the part; the caller releases it, unless the run is refused.
         row_bytes: What a row needs on disk, at least.
         part: Which shards this run makes.
 
@@ -868,7 +868,8 @@ def open_run(
         ConfigError: The folder cannot be used, or the disk cannot hold the missing rows.
         FingerprintMismatchError: It was begun with another configuration.
     """
-    with ExitStack() as held:
+    with ExitStack() as refused, ExitStack() as held:
+        refused.callback(lock.release)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             held.enter_context(_gate(folder))
@@ -896,6 +897,7 @@ def open_run(
             )
         if not began:
             provenance.write(folder)
+        refused.pop_all()
         return missing
 
 

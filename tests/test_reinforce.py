@@ -304,6 +304,15 @@ def test_another_configuration_is_refused_by_name(tmp_path, tiny_dataset, tiny_t
     assert files_of(tmp_path) == before
 
 
+def test_a_refused_run_leaves_no_lock(tmp_path, tiny_dataset, tiny_teacher):
+    run(tmp_path, tiny_dataset, tiny_teacher, config_name="a")
+    config = ReinforceConfig(str(tmp_path), "a", num_views=5, top_k=2, shard_size=5, num_workers=0)
+    job = Job(tiny_dataset, tiny_teacher, MIXING, config)
+    for _ in range(2):  # not told that it is in use by the first
+        with pytest.raises(FingerprintMismatchError, match="begun with another configuration"):
+            job.run()
+
+
 def test_another_augmentation_is_refused_by_setting(tmp_path, tiny_dataset, tiny_teacher):
     run(tmp_path, tiny_dataset, tiny_teacher, config_name="a")
     other = Augmentation([RandomResizedCrop(16), RandomHorizontalFlip(p=0.25), MixUp(), CutMix()])

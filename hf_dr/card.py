@@ -35,6 +35,8 @@ from hf_dr.schema import (
     PROVENANCE_FILE,
     SOURCE_INDEX,
     STORED_PARTNERS,
+    TAIL_IDS,
+    TAIL_LOGPROBS,
     TEACHER_IDS,
     TEACHER_LOGPROBS,
     VIEWS_HASH,
@@ -43,6 +45,7 @@ from hf_dr.schema import (
     is_safe_name,
 )
 from hf_dr.shards import read_marker, reading, shard_features
+from hf_dr.signals import IMAGE_TAIL, SAMPLED, TOPK
 
 CARD_FILE = "README.md"
 TAGS = ("dataset-reinforcement", "arxiv:2303.08983")
@@ -111,6 +114,7 @@ class PlannedConfig:
     base: dict[str, Any]
     teacher: dict[str, Any]
     num_classes: int | None = None
+    signal: str = TOPK
 
 
 def card_configs(folder: Path, names: Sequence[str] | None = None) -> dict[str, CardConfig]:
@@ -388,10 +392,12 @@ def _what_it_is(config: CardConfig | PlannedConfig) -> str:
     base += f" ({', '.join(details)})" if details else ""
     rows = f"each of the {about.num_rows:,} examples" if isinstance(about, Provenance) else "each example"
     classes = f" of {about.num_classes:,}" if about.num_classes else ""
-    text = (
-        f"{about.num_views:,} views of {rows} of {base}, split `{about.split}`, each with the teacher's {about.top_k} most "
-        f"probable{classes} classes."
-    )
+    kept = f"the teacher's {about.top_k} most probable{classes} classes"
+    if about.signal == SAMPLED:
+        kept = f"{about.top_k}{classes} classes, drawn so that the stored answer is the teacher's on average"
+    text = f"{about.num_views:,} views of {rows} of {base}, split `{about.split}`, each with {kept}."
+    if about.signal == IMAGE_TAIL:
+        text += " Each example also has the most probable classes of the mean over its views, which shapes the rest."
     if not isinstance(about, Provenance):
         text = f"**Planned; not made yet.** {text}"
     if about.overlay:
@@ -450,6 +456,7 @@ def _settings(config: CardConfig | PlannedConfig) -> str:
         ("Augmentation", "<br>".join(shown)),
         ("Views of each example, V", f"{about.num_views:,}"),
         ("Classes kept of each answer, K", f"{about.top_k:,}{classes}"),
+        *([("Signal", code(about.signal))] if about.signal != TOPK else []),
         ("Seed", about.seed),
     ]
     if isinstance(about, Provenance) and about.candidates is not None:
@@ -524,13 +531,18 @@ def _rounded(value: Any) -> str:
 _GROUPS = {
     "classes": (TEACHER_IDS,),
     "log-probabilities": (TEACHER_LOGPROBS,),
+    "images' tails": (TAIL_IDS, TAIL_LOGPROBS),
     "row and hashes": (SOURCE_INDEX, IMAGE_HASH, VIEWS_HASH),
 }
 
 
 def _statistics(config: CardConfig, found: Statistics) -> list[str]:
     views = config.provenance.num_rows * config.provenance.num_views
-    counts = {group: sum(found.columns.get(name, 0) for name in names) for group, names in _GROUPS.items()}
+    counts = {
+        group: sum(found.columns.get(name, 0) for name in names)
+        for group, names in _GROUPS.items()
+        if group != "images' tails" or config.provenance.signal == IMAGE_TAIL
+    }
     counts["augmentation's parameters"] = sum(n for name, n in found.columns.items() if name.startswith(AUG_PREFIX))
     counts["the base's own columns"] = sum(n for name, n in found.columns.items() if not is_reserved(name))
     counts["structure of the files"] = config.file_bytes - sum(counts.values())
@@ -540,15 +552,16 @@ def _statistics(config: CardConfig, found: Statistics) -> list[str]:
         ("Mean entropy", f"{found.entropy:.3f} nats of at most {most:.3f}"),
         ("Mean probability of the kept classes together", f"{found.kept_mass:.4f}"),
     ]
-    if found.agreement is not None and found.ece is not None and found.nll is not None:
+    if found.agreement is not None and found.ece is not None:
         lines += [
             (
                 "Most probable class is the label",
                 f"{100 * found.agreement:.2f} % of {found.unmixed_views:,} unmixed views",
             ),
             ("Calibration error against the labels (ECE)", f"{found.ece:.4f}"),
-            ("Negative log-probability of the label", f"{found.nll:.4f} nats"),
         ]
+    if found.nll is not None:
+        lines.append(("Negative log-probability of the label", f"{found.nll:.4f} nats"))
     return [markdown_table(["teacher's answers", ""], lines), markdown_table(["part", "bytes", "bytes a view"], sizes)]
 
 
@@ -560,6 +573,8 @@ def _verification(found: Verification) -> str:
     else:
         rows.append(("KL to the teacher asked again", f"mean {found.kl_mean:.2e}, max {found.kl_max:.2e} nats"))
         rows.append(("Same most probable class", percent(found.top1_agreement)))
+    if found.tail_kl_mean is not None:
+        rows.append(("KL of the images' tails, mean", f"{found.tail_kl_mean:.2e} nats"))
     return markdown_table(["`hf-dr verify`", "ok" if found.ok else "**not ok**"], rows)
 
 
@@ -587,6 +602,7 @@ columns are plain Parquet, which `load_dataset` opens; replaying them needs `pip
 | `views_hash` | hash of the pixels of all V views, as the teacher saw them |
 | `teacher_ids` | \\[V\\]\\[K\\] classes, most probable first |
 | `teacher_logprobs` | \\[V\\]\\[K\\] natural log-probabilities of the averaged ensemble, not renormalised |
+| `tail_ids`, `tail_logprobs` | \\[T\\] with signal `topk_image_tail`: the same of the mean answer to the V views |
 | `aug_<op>_<parameter>` | \\[V\\] what was drawn; `aug_partner` is the row mixed in, -1 for none |""".strip()
 
 CITATION = """## Citation
@@ -607,7 +623,8 @@ _FOOT_TEXT = f"""## Limits and bias
   people or deciding about them.
 - The answers are a teacher's, not the truth. A student inherits the teacher's errors, blind spots and biases, and those of the
   data that the teacher learnt from; measure a student where it will be used.
-- Of each answer only K classes are kept. How the rest of the probability is spread over the others is not known.
+- Of each answer only K classes are kept. How the rest of the probability is spread over the others is not known, or only on
+  average: over the views of an example (signal `topk_image_tail`) or over the draws (`sampled`).
 - Images and labels are the base dataset's, with its errors; its licence and terms hold for them. The teachers' licences are
   named with each configuration.
 

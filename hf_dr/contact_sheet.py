@@ -20,6 +20,7 @@ from hf_dr.augmentation import NO_PARTNER, PARTNER
 from hf_dr.errors import ConfigError
 from hf_dr.findings import FINGERPRINT_KEY
 from hf_dr.replay import ReinforcedDataset
+from hf_dr.signals import described
 
 TOP = 3  # classes shown of each answer
 DPI = 150
@@ -108,7 +109,8 @@ class _Sheet:
         base = p.base.get("id") or "base dataset"
         space = self._axes(_MARGIN, 0.08, width, 0.18)
         self._text(space, f"{base} · {p.config_name}", 0, 0.5, "left", room=width, inset=0, size=9.5, weight="bold")
-        detail = f"{p.num_views} views of each of {p.num_rows:,} images · top {p.top_k} of {p.num_classes:,} classes"
+        kept = described(p.signal, p.top_k, p.num_classes)
+        detail = f"{p.num_views} views of each of {p.num_rows:,} images · {kept}"
         space = self._axes(_MARGIN, 0.26, self._width - 2 * _MARGIN, 0.14)
         room = self._width - 2 * _MARGIN
         self._text(space, f"{detail} · {ops}", 0, 0.5, "left", room=room, inset=0, colour=_FAINT)

@@ -52,6 +52,7 @@ class Verification:
     kl_mean: float | None = None
     kl_max: float | None = None
     top1_agreement: float | None = None
+    tail_kl_mean: float | None = None
 
 
 @dataclass(frozen=True)

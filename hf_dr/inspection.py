@@ -22,6 +22,8 @@ from hf_dr.schema import (
     IMAGE_HASH,
     KEEP,
     SOURCE_INDEX,
+    TAIL_IDS,
+    TAIL_LOGPROBS,
     TEACHER_IDS,
     TEACHER_LOGPROBS,
     Provenance,
@@ -29,10 +31,12 @@ from hf_dr.schema import (
     is_reserved,
 )
 from hf_dr.shards import MAX_MASS, check_full, check_shards, reading, shard_features
+from hf_dr.signals import IMAGE_TAIL, SAMPLED, TOPK, described, tail_size
 from hf_dr.topk import MIN_REST
 
 NUM_BINS = 15  # of the calibration error; Guo et al., ICML 2017
 NUM_SUSPECTS = 20
+_TINY = 1e-300  # a class of the tail may have less than float64 can hold
 # Numbers of the answers held at once; float64, so a batch takes some tens of MB whatever V, K and C are.
 _BATCH_VALUES = 1 << 20
 
@@ -77,14 +81,15 @@ class LabelStatistics:
         agreement: Share whose top-1 is the label.
         ece: Expected calibration error of the top-1 probability against the label, 15 bins of equal width.
         nll: Mean negative log-probability of the label, nats. A label that is not among the kept classes has an equal
-            share of the rest.
+            share of the rest, or that of the row's tail where there is one; None where classes were drawn, for then its
+            probability is not known.
         suspects: The labels of lowest mean probability, lowest first; only where the teacher prefers another class.
     """
 
     num_views: int
     agreement: float
     ece: float
-    nll: float
+    nll: float | None
     suspects: tuple[Suspect, ...]
 
 
@@ -97,7 +102,8 @@ class Inspection:
         columns: Compressed bytes by column, in file order.
         file_bytes: Size of all shards.
         num_reinforced: Rows that have a reinforcement.
-        entropy: Mean entropy of the answers in nats, the rest of the mass spread evenly over the classes left out.
+        entropy: Mean entropy of the answers in nats, the rest of the mass spread evenly over the classes left out, or as in the
+            row's tail where there is one; of drawn classes, that of the draws.
         kept_mass: Mean probability of the K kept classes together.
         labels: None where the dataset has no labels, or every view is mixed.
     """
@@ -155,7 +161,7 @@ class Inspection:
             ("configuration", f"{p.config_name}, split {p.split}" + (", overlay (no images)" if p.overlay else "")),
             ("base dataset", base + (f" at {str(revision)[:12]}" if revision else "")),
             ("rows", f"{p.num_rows:,}" + (f", {_skipped(p.num_rows - self.num_reinforced)}")),
-            ("views of each", f"{p.num_views:,}, top {p.top_k:,} of {p.num_classes:,} classes, seed {p.seed}"),
+            ("views of each", f"{p.num_views:,}, {described(p.signal, p.top_k, p.num_classes)}, seed {p.seed}"),
         ]
         if p.candidates is not None:
             lines.append(("", f"of {p.candidates['num']:,} drawn, those with {KEEP[p.candidates['keep']]}"))
@@ -191,7 +197,7 @@ class Inspection:
     def _teacher_lines(self) -> list[tuple[str, str]]:
         most = np.log(self.provenance.num_classes)
         lines = [
-            ("entropy", f"{self.entropy:.3f} nats of at most {most:.3f} (the rest of the mass spread evenly)"),
+            ("entropy", f"{self.entropy:.3f} nats of at most {most:.3f} ({_REST[self.provenance.signal]})"),
             ("kept mass", f"{self.kept_mass:.4f}"),
         ]
         if self.labels is None:
@@ -202,7 +208,7 @@ class Inspection:
             *lines,
             ("top-1 is the label", f"{100 * found.agreement:.2f} % of {found.num_views:,} unmixed views"),
             ("calibration error", f"{found.ece:.4f} (ECE, {NUM_BINS} bins)"),
-            ("NLL of the label", f"{found.nll:.4f} nats"),
+            ("NLL of the label", "not known" if found.nll is None else f"{found.nll:.4f} nats"),
         ]
 
     def _suspects_table(self) -> str:
@@ -214,6 +220,13 @@ class Inspection:
             label, favourite = f"{s.label_probability:.4f}", f"{s.favourite_probability:.4f}"
             rows.append([f"{s.row:,}", s.label_name, label, s.favourite_name, favourite])
         return _table(["row", "label", "probability", "teacher's favourite", "probability"], rows, text_columns=(1, 3))
+
+
+_REST = {
+    TOPK: "the rest of the mass spread evenly",
+    IMAGE_TAIL: "the rest of the mass as in the image's tail",
+    SAMPLED: "of the drawn classes",
+}
 
 
 def _skipped(count: int) -> str:
@@ -289,8 +302,12 @@ def _column_bytes(shards: Sequence[Path], names: Sequence[str]) -> tuple[ColumnB
 
 
 def _record_batches(shards: Sequence[Path], provenance: Provenance, has_labels: bool) -> Iterator[pa.RecordBatch]:
-    rows = max(1, _BATCH_VALUES // (provenance.num_views * provenance.top_k))
+    values = provenance.num_views * provenance.top_k
     wanted = [SOURCE_INDEX, IMAGE_HASH, TEACHER_IDS, TEACHER_LOGPROBS]
+    if provenance.signal == IMAGE_TAIL:
+        values = max(values, provenance.num_classes)
+        wanted += [TAIL_IDS, TAIL_LOGPROBS]
+    rows = max(1, _BATCH_VALUES // values)
     if has_labels:
         wanted.append(str(provenance.label_column))
     start = 0
@@ -325,27 +342,63 @@ class _Answers:
         for name in batch.schema.names:
             check_full(batch, name)
         self.rows_R = batch.column(SOURCE_INDEX).to_numpy()
-        self.ids_RVK = _flat(batch.column(TEACHER_IDS)).reshape(shape)
-        self.logprobs_RVK = _flat(batch.column(TEACHER_LOGPROBS)).astype(np.float64).reshape(shape)
-        if self.ids_RVK.max() >= provenance.num_classes or not np.isfinite(self.logprobs_RVK).all():
-            raise FormatError(
-                f"the teacher's answers must be finite and of classes below {provenance.num_classes}, found others in "
-                f"{rows}. The file is damaged: fetch or make it again."
-            )
-        left_out = provenance.num_classes - provenance.top_k
-        with np.errstate(over="ignore"):
-            self.probs_RVK = np.exp(self.logprobs_RVK)
+        classes, left_out = provenance.num_classes, provenance.num_classes - provenance.top_k
+
+        def answers(ids_name: str, logprobs_name: str, shape: tuple[int, ...]) -> tuple[np.ndarray, ...]:
+            ids = _flat(batch.column(ids_name)).reshape(shape)
+            logprobs = _flat(batch.column(logprobs_name)).astype(np.float64).reshape(shape)
+            if ids.max() >= classes or not np.isfinite(logprobs).all():
+                raise FormatError(
+                    f"the teacher's answers must be finite and of classes below {classes}, found others in "
+                    f"{rows}. The file is damaged: fetch or make it again."
+                )
+            with np.errstate(over="ignore"):
+                probs = np.exp(logprobs)
+            if not (probs.sum(axis=-1) <= MAX_MASS).all() or (np.diff(logprobs) > 0).any():
+                raise FormatError(
+                    f"the teacher's log-probabilities must fall, and their probabilities have a sum of at most 1, found others "
+                    f"in {rows}. The file is damaged: fetch or make it again."
+                )
+            return ids, logprobs, probs
+
+        self.ids_RVK, self.logprobs_RVK, self.probs_RVK = answers(TEACHER_IDS, TEACHER_LOGPROBS, shape)
         self.kept_RV = self.probs_RVK.sum(axis=2)
-        if not (self.kept_RV <= MAX_MASS).all() or (np.diff(self.logprobs_RVK) > 0).any():
-            raise FormatError(
-                f"the teacher's log-probabilities must fall, and their probabilities have a sum of at most 1, found others in "
-                f"{rows}. The file is damaged: fetch or make it again."
-            )
         self.rest_RV = np.maximum(1 - self.kept_RV, MIN_REST)
-        self.share_RV = self.rest_RV / max(1, left_out)  # of each class left out
+        # A class left out has a share of the rest: by its weight in the row's mean answer, where that is known, over that of
+        # all left out. `spread` is the sum of w ln w over them.
+        self.weights_RC: np.ndarray | None = None
+        weight_RV: np.ndarray | int = max(1, left_out)
+        spread_RV: np.ndarray | int = 0
+        if provenance.signal == IMAGE_TAIL:
+            tail_ids_RT, _, tail_RT = answers(TAIL_IDS, TAIL_LOGPROBS, (len(batch), tail_size(classes)))
+            beyond_R1 = np.maximum(1 - tail_RT.sum(axis=1, keepdims=True), MIN_REST) / max(
+                1, classes - tail_RT.shape[1]
+            )
+            self.weights_RC = np.repeat(beyond_R1, classes, axis=1)
+            np.put_along_axis(self.weights_RC, tail_ids_RT.astype(np.int64), np.maximum(tail_RT, _TINY), axis=1)
+            taken_RVK = self.weights_RC[np.arange(len(batch))[:, None, None], self.ids_RVK]
+            weight_RV = np.maximum(self.weights_RC.sum(axis=1)[:, None] - taken_RVK.sum(axis=2), _TINY)
+            spread_RC = self.weights_RC * np.log(self.weights_RC)
+            spread_RV = spread_RC.sum(axis=1)[:, None] - (taken_RVK * np.log(taken_RVK)).sum(axis=2)
+        self.scale_RV = self.rest_RV / weight_RV
+        self.entropy_RV = -(self.probs_RVK * self.logprobs_RVK).sum(axis=2)
+        if provenance.signal == SAMPLED:
+            self.scale_RV = np.zeros_like(self.rest_RV)  # there is no rest
+        elif left_out:
+            self.entropy_RV -= self.rest_RV * np.log(self.scale_RV) + self.scale_RV * spread_RV
         self.unmixed_RV = np.ones(shape[:2], bool)
         if AUG_PREFIX + PARTNER in batch.schema.names:
             self.unmixed_RV = _flat(batch.column(AUG_PREFIX + PARTNER)).reshape(shape[:2]) < 0
+
+    def of_labels(self, labels_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns (R, V, K) which kept class is the row's label, and its probability, (R, V)."""
+        is_label_RVK = self.ids_RVK == labels_R[:, None, None]
+        kept_RV = (self.probs_RVK * is_label_RVK).sum(axis=2)
+        left_out_RV = self.scale_RV
+        if self.weights_RC is not None:
+            known_R1 = np.clip(labels_R, 0, self.weights_RC.shape[1] - 1)[:, None]
+            left_out_RV = left_out_RV * np.take_along_axis(self.weights_RC, known_R1, axis=1)
+        return is_label_RVK, np.where(is_label_RVK.any(axis=2), kept_RV, left_out_RV)
 
 
 @dataclass
@@ -370,9 +423,7 @@ class _Totals:
         self.num_rows += len(batch)
         self.num_views += answers.kept_RV.size
         self.kept_mass += float(answers.kept_RV.sum())
-        self.entropy -= float((answers.probs_RVK * answers.logprobs_RVK).sum())
-        if self.provenance.num_classes > self.provenance.top_k:
-            self.entropy -= float((answers.rest_RV * np.log(answers.share_RV)).sum())
+        self.entropy += float(answers.entropy_RV.sum())
         if self.label_feature is not None:
             self._add_labels(batch, answers)
 
@@ -384,11 +435,10 @@ class _Totals:
             )
         labels_R = labels.cast(pa.int64(), safe=False).fill_null(-1).to_numpy(zero_copy_only=False)
         used_RV = answers.unmixed_RV & (labels_R >= 0)[:, None]  # -1: the base has no label there
-        is_label_RVK = answers.ids_RVK == labels_R[:, None, None]
-        kept_RV = (answers.probs_RVK * is_label_RVK).sum(axis=2)
-        label_probs_RV = np.where(is_label_RVK.any(axis=2), kept_RV, answers.share_RV)
+        is_label_RVK, label_probs_RV = answers.of_labels(labels_R)
         hits, confidence = is_label_RVK[:, :, 0][used_RV], np.minimum(answers.probs_RVK[:, :, 0][used_RV], 1)
-        self.nll -= float(np.log(label_probs_RV[used_RV]).sum())
+        if self.provenance.signal != SAMPLED:
+            self.nll -= float(np.log(label_probs_RV[used_RV]).sum())
         bins = np.minimum((confidence * NUM_BINS).astype(int), NUM_BINS - 1)
         for column, weights in enumerate((None, confidence, hits)):
             self.bins[:, column] += np.bincount(bins, weights, NUM_BINS)
@@ -440,6 +490,6 @@ class _Totals:
             num_views=count,
             agreement=float(hits_B.sum() / count),
             ece=float(np.abs(hits_B - confidence_B).sum() / count),
-            nll=self.nll / count,
+            nll=None if self.provenance.signal == SAMPLED else self.nll / count,
             suspects=tuple(self.suspects),
         )

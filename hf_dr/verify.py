@@ -23,6 +23,7 @@ from hf_dr.loading import load_reinforced
 from hf_dr.replay import ReinforcedDataset
 from hf_dr.rng import DOMAIN_VERIFY, keyed_rng
 from hf_dr.schema import EXTENDED_FROM, Provenance, combine_hashes
+from hf_dr.signals import IMAGE_TAIL, SAMPLED, stored_if_kept
 from hf_dr.teacher import Teacher
 from hf_dr.topk import add_members, top_k
 from hf_dr.views import hash_view
@@ -46,6 +47,8 @@ class VerifyReport:
         kl_mean: Mean KL(stored || recomputed) over the compared views, in nats; None without a teacher.
         kl_max: The largest of them.
         top1_agreement: Share of the compared views whose most probable class is the stored one; None without a teacher.
+        tail_kl_mean: Mean KL of the stored tails from those of the recomputed answers, in nats; None without a teacher, or
+            without tails.
         problems: What went wrong, at most one line a row.
         version_changes: Libraries whose version is not the one that made the dataset.
     """
@@ -56,6 +59,7 @@ class VerifyReport:
     kl_mean: float | None = None
     kl_max: float | None = None
     top1_agreement: float | None = None
+    tail_kl_mean: float | None = None
     problems: tuple[str, ...] = ()
     version_changes: tuple[str, ...] = ()
 
@@ -66,12 +70,12 @@ class VerifyReport:
             return False
         if self.kl_mean is None or self.top1_agreement is None:
             return True
-        return self.kl_mean <= MAX_KL_MEAN and self.top1_agreement >= MIN_TOP1_AGREEMENT
+        return max(self.kl_mean, self.tail_kl_mean or 0) <= MAX_KL_MEAN and self.top1_agreement >= MIN_TOP1_AGREEMENT
 
     @property
     def verification(self) -> Verification:
         """What the card tells of it."""
-        told = ("num_rows", "num_views", "bit_equal", "kl_mean", "kl_max", "top1_agreement")
+        told = ("num_rows", "num_views", "bit_equal", "kl_mean", "kl_max", "top1_agreement", "tail_kl_mean")
         return Verification(ok=self.ok, **{name: getattr(self, name) for name in told})
 
     def report(self) -> str:
@@ -87,6 +91,8 @@ class VerifyReport:
             lines.append(("KL to the teacher, mean", f"{self.kl_mean:.2e} nats", f"at most {MAX_KL_MEAN:.0e}"))
             lines.append(("KL to the teacher, max", f"{self.kl_max:.2e} nats", ""))
             lines.append(("same top-1", percent(self.top1_agreement), f"at least {percent(MIN_TOP1_AGREEMENT)}"))
+        if self.tail_kl_mean is not None:
+            lines.append(("KL of the tails, mean", f"{self.tail_kl_mean:.2e} nats", f"at most {MAX_KL_MEAN:.0e}"))
         lines.append(("verdict", "ok" if self.ok else "NOT OK", ""))
         width = max(len(value) for _, value, _ in lines)
         text = [f"  {name:<26}{value:<{width}}  {bound}".rstrip() for name, value, bound in lines]
@@ -147,7 +153,7 @@ def verify(
     rows = np.sort(keyed_rng(seed, domain=DOMAIN_VERIFY).choice(whole.num_reinforced, count, replace=False))
     equal: list[bool] = []  # of the rows whose teacher's pixels are known
     problems = []
-    answers = _Answers(None if teacher is None else _as_made(teacher, provenance), batch_size)
+    answers = _Answers(None if teacher is None else _as_made(teacher, provenance), batch_size, provenance)
     with tqdm(total=count * whole.num_views, desc="verifying", unit="view", unit_scale=True) as bar:
         for row in rows.tolist():
             stored = whole.views_hash(row)
@@ -170,6 +176,7 @@ def verify(
         kl_mean=None if kl is None else float(kl.mean()),
         kl_max=None if kl is None else float(kl.max()),
         top1_agreement=float(np.concatenate(answers.same_top1).mean()) if answers.same_top1 else None,
+        tail_kl_mean=float(np.mean(answers.tail_kl)) if answers.tail_kl else None,
         problems=tuple(problems),
         version_changes=tuple(_version_changes(provenance)),
     )
@@ -178,10 +185,11 @@ def verify(
 def _replay_row(plus: ReinforcedDataset, row: int, answers: _Answers) -> int:
     """Replays all views of a row and returns the hash of their pixels."""
     hashes = np.zeros(plus.num_views, np.uint64)
+    tail = _Tail(*plus.image_tail(row), plus.num_views) if plus.signal == IMAGE_TAIL else None
     for view in range(plus.num_views):
         pixels = np.asarray(plus.image(row, view))
         hashes[view] = hash_view(pixels)
-        answers.add(pixels, *plus.teacher_answer(row, view))
+        answers.add(pixels, *plus.teacher_answer(row, view), tail)
     return combine_hashes(hashes)
 
 
@@ -207,19 +215,41 @@ def _extended(teacher: Teacher, made: dict[str, Any], k: int) -> _Ask:
     return lambda views: add_members(*top_k(old(views), k), new(views), first, count - first)
 
 
+@dataclass
+class _Tail:
+    """A row's stored tail, and the sum of the recomputed answers to its views."""
+
+    ids: np.ndarray
+    logprobs: np.ndarray
+    num_views: int
+    total: Any = 0.0
+    added: int = 0
+
+    def add(self, fresh_C: np.ndarray) -> float | None:
+        """Adds the answer to the next view; returns KL(stored || recomputed) with the last."""
+        self.total, self.added = self.total + np.exp(fresh_C, dtype=np.float64), self.added + 1
+        if self.added < self.num_views:
+            return None
+        mean_C = np.maximum(self.total / self.num_views, np.finfo(np.float64).tiny)
+        return float(answer_kl(self.ids[None], self.logprobs[None], np.log(mean_C)[None])[0])
+
+
 class _Answers:
     """Views that wait for the teacher, and how its answers compare with the stored ones."""
 
-    def __init__(self, teacher: _Ask | None, batch_size: int) -> None:
-        self._teacher, self._batch_size = teacher, batch_size
+    def __init__(self, teacher: _Ask | None, batch_size: int, provenance: Provenance) -> None:
+        self._teacher, self._batch_size, self._provenance = teacher, batch_size, provenance
         self._waiting: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        self._tails: list[_Tail | None] = []  # of the waiting views' rows
         self.kl: list[np.ndarray] = []
+        self.tail_kl: list[float] = []
         self.same_top1: list[np.ndarray] = []
 
-    def add(self, pixels_HWC: np.ndarray, ids_K: np.ndarray, logprobs_K: np.ndarray) -> None:
+    def add(self, pixels_HWC: np.ndarray, ids_K: np.ndarray, logprobs_K: np.ndarray, tail: _Tail | None) -> None:
         if self._teacher is None:
             return
         self._waiting.append((pixels_HWC, ids_K, logprobs_K))
+        self._tails.append(tail)
         if len(self._waiting) == self._batch_size:
             self.ask()
 
@@ -228,9 +258,16 @@ class _Answers:
         if self._teacher is None or not self._waiting:
             return
         views_BHWC, ids_BK, logprobs_BK = (np.stack(part) for part in zip(*self._waiting, strict=True))
-        self._waiting.clear()
         fresh_BC = self._teacher(torch.from_numpy(views_BHWC).permute(0, 3, 1, 2)).cpu().numpy()
-        self.kl.append(answer_kl(ids_BK, logprobs_BK, fresh_BC))
+        found = [tail.add(fresh_C) for tail, fresh_C in zip(self._tails, fresh_BC, strict=True) if tail is not None]
+        self.tail_kl += [kl for kl in found if kl is not None]
+        self._waiting.clear()
+        self._tails.clear()
+        if self._provenance.signal == SAMPLED:
+            fresh_BC = stored_if_kept(torch.from_numpy(fresh_BC), self._provenance.top_k)
+            self.kl.append(drawn_kl(ids_BK, logprobs_BK, fresh_BC))
+        else:
+            self.kl.append(answer_kl(ids_BK, logprobs_BK, fresh_BC))
         # As it would be stored: classes whose float16 values are equal are equally first.
         halves_BC = fresh_BC.astype(np.float16)
         first_B = np.take_along_axis(halves_BC, ids_BK[:, :1].astype(np.int64), axis=1)[:, 0]
@@ -272,6 +309,24 @@ def answer_kl(ids_BK: np.ndarray, logprobs_BK: np.ndarray, fresh_BC: np.ndarray)
         logq -= np.logaddexp.reduce(logq, axis=1, keepdims=True)
         terms = np.where(logp > -np.inf, np.exp(logp) * (logp - logq), 0.0)
     return terms.sum(axis=1)
+
+
+def drawn_kl(ids_BK: np.ndarray, logprobs_BK: np.ndarray, would_be_BC: np.ndarray) -> np.ndarray:
+    """Returns sum_k s_k ln(s_k / q_k) of each answer of drawn classes, in nats, float64 (B,).
+
+    s are the stored probabilities, scaled to the sum 1, and q_k = max(p_k, tau) is what would be stored of the same classes if
+    they were drawn from the answer p. With s from the same answer that is 0. It is never negative: q has a sum of at most 1,
+    and a class that must be kept (p_k > tau) and is not lowers it. Which of the others were drawn is chance, and not compared.
+
+    Args:
+        ids_BK: Stored class ids.
+        logprobs_BK: Stored natural log-probabilities, float16.
+        would_be_BC: `hf_dr.signals.stored_if_kept` of the recomputed answers.
+    """
+    logs_BK = np.asarray(logprobs_BK, np.float64)
+    logs_BK = logs_BK - np.logaddexp.reduce(logs_BK, axis=1, keepdims=True)
+    fresh_BK = np.take_along_axis(would_be_BC, ids_BK.astype(np.int64), axis=1)
+    return np.maximum((np.exp(logs_BK) * (logs_BK - fresh_BK)).sum(axis=1), 0)
 
 
 def _members(provenance: Provenance) -> list[dict[str, Any]]:

@@ -48,6 +48,7 @@ def planned(recipe: Path, name: str) -> PlannedConfig:
         augmentation=augmentation.to_list(),
         num_views=config.num_views,
         top_k=config.top_k,
+        signal=config.signal,
         seed=config.seed,
         overlay=config.overlay,
         mixing_scope=config.mixing_scope,

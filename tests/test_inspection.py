@@ -16,6 +16,7 @@ import hf_dr.inspection
 from hf_dr.augmentation import Augmentation
 from hf_dr.errors import ConfigError, FormatError
 from hf_dr.inspection import NUM_BINS, NUM_SUSPECTS, inspect_dataset
+from hf_dr.loading import load_reinforced
 from hf_dr.ops import MixUp, RandomResizedCrop, Resize
 from hf_dr.reinforce import ReinforceConfig, reinforce
 from hf_dr.schema import PROVENANCE_FILE
@@ -24,7 +25,19 @@ from hf_dr.topk import MIN_REST
 CROP = Augmentation([RandomResizedCrop(16, scale=(0.5, 1.0))])
 
 
-def slow_statistics(folder, num_classes: int) -> dict:
+def shares_of(example: dict, left_out: set[int], rest: float, signal: str) -> dict[int, float]:
+    """What each class that was left out has of the rest."""
+    if signal == "sampled":
+        return dict.fromkeys(left_out, 0.0)
+    weights = dict.fromkeys(left_out, 1.0)
+    if signal == "topk_image_tail":
+        tail = dict(zip(example["tail_ids"], map(math.exp, example["tail_logprobs"]), strict=True))
+        beyond = max(MIN_REST, 1 - sum(tail.values())) / max(1, len(CLASSES) - len(tail))
+        weights = {c: tail.get(c, beyond) for c in left_out}
+    return {c: rest * weight / sum(weights.values()) for c, weight in weights.items()}
+
+
+def slow_statistics(folder, num_classes: int, signal: str) -> dict:
     """The definitions of the docstrings, one number after the other, through `load_dataset`."""
     plus = datasets.load_dataset("parquet", data_files=str(folder / "*.parquet"), split="train")
     plus = plus.remove_columns("image")
@@ -35,17 +48,18 @@ def slow_statistics(folder, num_classes: int) -> dict:
         label_probabilities, sums = [], dict.fromkeys(range(num_classes), 0.0)
         for view, (ids, logprobs) in enumerate(zip(example["teacher_ids"], example["teacher_logprobs"], strict=True)):
             kept = [math.exp(value) for value in logprobs]
-            rest, left_out = max(MIN_REST, 1 - sum(kept)), num_classes - len(ids)
+            rest = max(MIN_REST, 1 - sum(kept))
             mass.append(sum(kept))
             entropy.append(-sum(p * math.log(p) for p in kept))
-            if left_out:
-                entropy[-1] -= rest * math.log(rest / left_out)
+            shares = shares_of(example, set(range(num_classes)) - set(ids), rest, signal)
+            if signal != "sampled":
+                entropy[-1] -= sum(p * math.log(p) for p in shares.values())
             if example.get("aug_partner", [-1] * 99)[view] >= 0:
                 continue
             label = example["label"]
-            probability = kept[ids.index(label)] if label in ids else rest / left_out
+            probability = kept[ids.index(label)] if label in ids else shares[label]
             label_probabilities.append(probability)
-            nll.append(-math.log(probability))
+            nll.append(-math.log(probability) if signal != "sampled" else 0)
             confidences.append(min(kept[0], 1.0))
             hits.append(ids[0] == label)
             for class_id, p in zip(ids, kept, strict=True):
@@ -62,7 +76,7 @@ def slow_statistics(folder, num_classes: int) -> dict:
     return {
         "entropy": np.mean(entropy),
         "kept_mass": np.mean(mass),
-        "nll": np.mean(nll),
+        "nll": np.mean(nll) if signal != "sampled" else None,
         "agreement": np.mean(hits),
         "ece": ece,
         "num_views": len(hits),
@@ -72,11 +86,11 @@ def slow_statistics(folder, num_classes: int) -> dict:
 
 def check(folder) -> None:
     found = inspect_dataset(folder)
-    expected = slow_statistics(folder / found.provenance.config_name, len(CLASSES))
+    expected = slow_statistics(folder / found.provenance.config_name, len(CLASSES), found.provenance.signal)
     assert found.entropy == pytest.approx(expected["entropy"], rel=1e-9)
     assert found.kept_mass == pytest.approx(expected["kept_mass"], rel=1e-9)
     for name in ("nll", "agreement", "ece", "num_views"):
-        assert getattr(found.labels, name) == pytest.approx(expected[name], rel=1e-9), name
+        assert getattr(found.labels, name) == (expected[name] and pytest.approx(expected[name], rel=1e-9)), name
     suspects = [(s.label_probability, s.row, s.favourite, s.favourite_probability) for s in found.labels.suspects]
     assert len(suspects) == len(expected["suspects"]) > 0
     for one, other in zip(suspects, expected["suspects"], strict=True):
@@ -104,6 +118,44 @@ def test_statistics_with_mixing_equal_a_slow_computation(tiny_folder):
 def test_statistics_equal_a_slow_computation(tmp_path, mislabelled, make_teacher, top_k):
     reinforce(mislabelled, make_teacher(20.0), CROP, ReinforceConfig(str(tmp_path), num_views=3, top_k=top_k))
     check(tmp_path)
+
+
+@pytest.mark.parametrize("signal", ["topk_image_tail", "sampled"])
+def test_statistics_of_other_signals_equal_a_slow_computation(tmp_path, mislabelled, make_teacher, monkeypatch, signal):
+    monkeypatch.setattr(hf_dr.inspection, "_BATCH_VALUES", 20)
+    config = ReinforceConfig(str(tmp_path), num_views=3, top_k=3, signal=signal)
+    reinforce(mislabelled, make_teacher(2.0), CROP, config)
+    check(tmp_path)
+    report = inspect_dataset(tmp_path).report()
+    told = {
+        "topk_image_tail": (
+            "top 3 of 8 classes and a tail for each image",
+            "the rest of the mass as in the image's tail",
+        ),
+        "sampled": ("3 of 8 classes, drawn", "of the drawn classes", "not known"),
+    }
+    assert all(text in report for text in told[signal])
+    assert (inspect_dataset(tmp_path).statistics.nll is None) == (signal == "sampled")
+
+
+def test_a_tail_of_fewer_classes_than_there_are():
+    """Golden: 120 classes, of which a tail has 100. Each answer's shares are those of the dense target."""
+    found = inspect_dataset(Path(__file__).parent / "golden" / "v3", "topk_image_tail")
+    plus = load_reinforced(Path(__file__).parent / "golden" / "v3", "topk_image_tail")
+    entropies = []
+    for row in range(len(plus)):
+        tail_ids, tail = plus.image_tail(row)
+        tail = np.exp(tail.astype(float))
+        weights = np.full(120, (1 - tail.sum()) / 20)
+        weights[tail_ids] = tail
+        for view in range(plus.num_views):
+            ids, logprobs = plus.teacher_answer(row, view)
+            kept, rest = np.exp(logprobs.astype(float)), weights.copy()
+            rest[ids] = 0
+            target = rest * (1 - kept.sum()) / rest.sum()
+            target[ids] = kept
+            entropies.append(-(target * np.log(target)).sum())
+    assert found.entropy == pytest.approx(np.mean(entropies), rel=1e-9)
 
 
 def test_batches_of_one_row_give_the_same(tmp_path, mislabelled, tiny_teacher, monkeypatch):

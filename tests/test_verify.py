@@ -7,13 +7,16 @@ import pytest
 import torch
 from conftest import ALL_OPS, CLASSES, as_cell, colour_image
 
+from hf_dr.augmentation import Augmentation
 from hf_dr.errors import ConfigError, FormatError, TeacherError
 from hf_dr.loading import load_reinforced
+from hf_dr.ops import RandomResizedCrop
 from hf_dr.reinforce import ReinforceConfig, reinforce
 from hf_dr.replay import ReinforcedDataset
+from hf_dr.signals import stored_if_kept
 from hf_dr.teacher import Teacher
 from hf_dr.topk import top_k
-from hf_dr.verify import MAX_KL_MEAN, VerifyReport, answer_kl, teacher_from_provenance, verify
+from hf_dr.verify import MAX_KL_MEAN, VerifyReport, answer_kl, drawn_kl, teacher_from_provenance, verify
 
 
 def test_an_intact_dataset_is_ok(tiny_plus, tiny_teacher):
@@ -302,3 +305,83 @@ def test_one_dataset_at_a_time(tiny_folder):
         ConfigError, match=r'`plus` must be one "\+" dataset .* got CombinedReinforcedDataset\. Open it alone'
     ):
         verify(load_reinforced([tiny_folder]))
+
+
+# ------------------------------------------------------------------------------------------------------- other signals
+
+
+@pytest.fixture(scope="module")
+def of_signal(tmp_path_factory, tiny_dataset, make_teacher):
+    """Each other signal's dataset: 5 views, top 2, and the teacher."""
+    teacher, opened = make_teacher(2.0), {}
+    for signal in ("topk_image_tail", "sampled"):
+        folder = tmp_path_factory.mktemp(signal)
+        config = ReinforceConfig(str(folder), num_views=5, top_k=2, signal=signal)
+        reinforce(tiny_dataset, teacher, Augmentation([RandomResizedCrop(16)]), config)
+        opened[signal] = load_reinforced(folder)
+    return opened, teacher
+
+
+@pytest.mark.parametrize("batch_size", [7, 64])
+@pytest.mark.parametrize("signal", ["topk_image_tail", "sampled"])
+def test_every_signal_is_verified(of_signal, signal, batch_size):
+    opened, teacher = of_signal
+    report = verify(opened[signal], teacher, batch_size=batch_size)
+    assert report.ok
+    assert 0 <= report.kl_max < 1e-6
+    assert report.top1_agreement == 1
+    assert (report.tail_kl_mean is None) == (signal == "sampled")
+    if signal == "topk_image_tail":
+        assert 0 <= report.tail_kl_mean < 1e-6
+        assert "KL of the tails, mean" in report.report()
+        assert report.verification.tail_kl_mean == report.tail_kl_mean
+    assert verify(opened[signal]).tail_kl_mean is None
+
+
+def test_a_changed_tail_is_found(of_signal, edit):
+    opened, teacher = of_signal
+    plus = opened["topk_image_tail"]
+    report = verify(edit(plus, "tail_ids", lambda ids: ids[:, ::-1]), teacher)
+    assert report.kl_mean < 1e-6
+    assert report.tail_kl_mean > MAX_KL_MEAN
+    assert not report.ok
+    damaged = verify(edit(plus, "tail_logprobs", lambda logs: np.full_like(logs, np.nan)))
+    assert len(damaged.problems) == 12
+    assert "its tail must be finite" in damaged.report()
+
+
+def test_a_row_that_breaks_has_no_tail_to_compare(of_signal, edit):
+    opened, teacher = of_signal
+
+    def spoil(boxes):
+        boxes[3, 2] = 60_000
+        return boxes
+
+    report = verify(edit(opened["topk_image_tail"], "aug_crop_box", spoil), teacher)
+    assert len(report.problems) == 1
+    assert report.tail_kl_mean < 1e-6
+
+
+def test_drawn_classes_of_another_answer_are_found(tmp_path, tiny_dataset, tiny_teacher, edit):
+    config = ReinforceConfig(str(tmp_path), num_views=3, top_k=3, signal="sampled")
+    reinforce(tiny_dataset, tiny_teacher, Augmentation([RandomResizedCrop(16)]), config)
+    plus = load_reinforced(tmp_path)
+    assert verify(plus, tiny_teacher).ok
+    report = verify(edit(plus, "teacher_ids", lambda ids: (ids + 1) % 8), tiny_teacher)
+    assert report.kl_mean > MAX_KL_MEAN
+    assert report.top1_agreement < 1
+    assert not report.ok
+
+
+def test_the_kl_of_drawn_classes_is_the_stated_formula():
+    answer = torch.tensor([[0.5, 0.3, 0.1, 0.06, 0.04]], dtype=torch.float64).log()
+    would_be = stored_if_kept(answer, 3)  # the two largest are kept, the others stand for the 0.2 below them
+    np.testing.assert_allclose(np.exp(would_be), [[0.5, 0.3, 0.2, 0.2, 0.2]])
+    for others in ([0, 1, 2], [0, 1, 3], [0, 1, 4]):
+        stored = would_be[:, others].astype(np.float16)
+        assert 0 <= drawn_kl(np.array([others]), stored, would_be)[0] < 1e-6
+    stored = np.log([[0.4, 0.4, 0.2]]).astype(np.float16)
+    expected = 0.4 * math.log(0.4 / 0.5) + 0.4 * math.log(0.4 / 0.3)
+    assert drawn_kl(np.array([[0, 1, 2]]), stored, would_be)[0] == pytest.approx(expected, abs=1e-3)
+    lacking = drawn_kl(np.array([[0, 2, 3]]), np.log([[0.5, 0.3, 0.2]]).astype(np.float16), would_be)
+    assert lacking[0] == pytest.approx(0.3 * math.log(0.3 / 0.2), abs=1e-3)  # the class of 0.3 must be there

@@ -311,6 +311,29 @@ def test_a_stream(call, tmp_path, crops, tiny_folder, capsys):
     assert "error: a streamed view must find its partner in its own shard" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("signal", "rule"), [("topk", "uniform"), ("topk_image_tail", "image"), ("sampled", "renormalize")]
+)
+def test_every_signal_from_its_making_to_a_student(call, base, teacher, tmp_path, capsys, signal, rule):
+    flags = {
+        "--dataset": base, "--teacher": teacher, "--augmentation": "rrc", "--size": SIZE, "--num_views": 2, "--top_k": 2,
+        "--output_dir": tmp_path / "plus", "--signal": signal,
+    }  # fmt: skip
+    command = ["reinforce", *(str(part) for flag in flags.items() for part in flag)]
+    assert main([*command, "--dry_run"]) == 0
+    assert main(command) == 0
+    assert main(["verify", str(tmp_path / "plus"), "--teacher", teacher]) == 0
+    assert main(["inspect", str(tmp_path / "plus"), "--save"]) == 0
+    told = (tmp_path / "plus" / "README.md").read_text()
+    assert (f"| Signal | `{signal}` |" in told) == (signal != "topk")
+    assert ("| images' tails |" in told) == (signal == "topk_image_tail")
+    assert call(dataset=tmp_path / "plus") == 0
+    assert read(tmp_path / "out" / "checkpoint-6" / "reinforced_training.json")["tail"] == rule
+    assert call("--tail", "bucket", dataset=tmp_path / "plus", out="other") == (2 if signal == "sampled" else 0)
+    if signal == "sampled":
+        assert "error: `tail` must be one of renormalize, zero for the signal `sampled`" in capsys.readouterr().err
+
+
 def test_several_datasets_at_once(call, tmp_path, crops, tiny_folder, tiny_plus):
     assert call("--dataset", str(tiny_folder), str(crops), "--name", "all_ops", "rrc") == 0
     kept = read(tmp_path / "out" / "checkpoint-6" / "reinforced_training.json")

@@ -103,6 +103,23 @@ def test_the_code_of_a_card_runs(tiny_folder, tmp_path, monkeypatch):
     run((tiny_folder / "README.md").read_text(), tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("signal", "text"),
+    [
+        ("topk", "each with the teacher's 3 most probable classes."),
+        (
+            "topk_image_tail",
+            "each with the teacher's 3 most probable classes. Each example also has the most probable classes",
+        ),
+        ("sampled", "each with 3 classes, drawn so that the stored answer is the teacher's on average."),
+    ],
+)
+def test_the_signal_is_told(signal, text):
+    card = update_card("", {"plan": replace(PLANNED, signal=signal)}, name="me/plus")
+    assert text in card
+    assert (f"| Signal | `{signal}` |" in card) == (signal != "topk")
+
+
 def test_candidates_are_told():
     golden = Path(__file__).parent / "golden" / "v3"
     card = update_card(None, card_configs(golden, ["candidates"]), name="me/chosen")

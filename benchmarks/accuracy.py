@@ -87,7 +87,7 @@ CASES = {
         [{"RandomResizedCrop": {"size": 64, "scale": [0.35, 1.0]}}, *SMALL_VIEWS],
     ),
     "grocery": Case(
-        "grocery_fruit_orig", 64, (common.LITE0,), 8, 128, 1e-2, 0, 32, 16, {"resnet": 80, "vit": 80},
+        "grocery_fruit_orig", 64, (common.LITE0,), 8, 128, 1e-2, 0, 32, 16, {"resnet": 40},
         [{"RandomResizedCrop": {"size": 64, "scale": [0.25, 1.0]}}, *SMALL_VIEWS], 96,
     ),
     "grocery_finetune": Case(

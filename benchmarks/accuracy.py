@@ -223,7 +223,7 @@ def reinforced(name: str, case: Case, flags: Any) -> tuple[Path, list[str]]:
     if case.teachers:
         folders = [flags.work / name / f"teacher_{architecture}" for architecture in case.teachers]
         for architecture, folder in zip(case.teachers, folders, strict=True):
-            if not (folder / "config.json").exists():
+            if not (folder / "model.safetensors").exists():
                 train_teacher(architecture, common._parquet(base), case, flags.weights, folder)
         teacher = [str(folder) for folder in folders]
         recipe = flags.work / name / "views.yaml"
@@ -248,7 +248,7 @@ def run(name: str, student: str, flags: Any, variant: str = "", **more: Any) -> 
     case = CASES[name]
     plus, teacher = reinforced(name, case, flags)
     base = base_of(name, flags)
-    if student == "lite0" and not (flags.work / "lite0" / "config.json").exists():
+    if student == "lite0" and not (flags.work / "lite0" / "model.safetensors").exists():
         start = pretrained(common.LITE0, flags.weights, 224, None, 1000)
         start.save_pretrained(flags.work / "lite0")
     train = {

@@ -91,7 +91,7 @@ CASES = {
         [{"RandomResizedCrop": {"size": 64, "scale": [0.25, 1.0]}}, *SMALL_VIEWS], 96,
     ),
     "grocery_finetune": Case(
-        "grocery_fruit_orig", 128, (common.LITE0, LITE1), 8, 160, 1e-2, 0, 16, 16, {"lite0": 5},
+        "grocery_fruit_orig", 128, (common.LITE0, LITE1), 8, 160, 1e-2, 0, 16, 16, {"lite0": 3},
         [{"RandomResizedCrop": {"size": 128, "scale": [0.25, 1.0]}}, *SMALL_VIEWS], 192,
     ),
 }  # fmt: skip

@@ -18,7 +18,7 @@ linear classifier, fitted to views as the student sees them of the same images; 
 A teacher that knows little more than the labels is no help: when it was fitted to the undistorted photos of grocery, or
 only its classifier to cifar10's views, students learned less from it than from the labels. Where it has seen the
 very photos that it labels, as on grocery, it is sure of them; to leave it in doubt by a strong weight decay (1e-2) made a
-ResNet's answers less sure, but not more often right.
+ResNet's answers less sure in one run, but not more often right.
 
 `--signal` and `--top_k` store the answers in another way and add both to the keys; no need to repeat plain training then:
 `--objectives reinforced`.

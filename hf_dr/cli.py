@@ -14,7 +14,7 @@ from typing import Any
 
 from transformers import TrainerState, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import sort_checkpoints
 
 from hf_dr.augmentation import NAMED, Augmentation
 from hf_dr.base import load_base
@@ -500,10 +500,22 @@ def _as_config_error() -> Iterator[None]:
         raise ConfigError(str(error)) from error
 
 
+def _last_checkpoint(folder: str) -> str | None:
+    """Returns the last whole checkpoint: the state is written last, so one that was being written at a kill has none."""
+    for checkpoint in reversed(sort_checkpoints(folder)):
+        try:
+            TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
+        except (OSError, ValueError):
+            logger.warning("Leaving out %s, which was not written to its end.", checkpoint)
+        else:
+            return checkpoint
+    return None
+
+
 def run_training(trainer: ReinforcedTrainer | TransferTrainer, args: TrainingArguments) -> int:
     """Trains, resuming from the last checkpoint of the folder; saves the model and its metrics."""
-    folder, steps_before = str(args.output_dir), 0
-    checkpoint = args.resume_from_checkpoint or (get_last_checkpoint(folder) if Path(folder).is_dir() else None)
+    steps_before = 0
+    checkpoint = args.resume_from_checkpoint or _last_checkpoint(str(args.output_dir))
     if checkpoint is not None:
         state = Path(checkpoint) / TRAINER_STATE_NAME
         if not state.is_file():

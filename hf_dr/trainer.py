@@ -368,6 +368,11 @@ class ReinforcedTrainer(Trainer):
             if name not in self._signature_columns:
                 self._signature_columns.append(name)
 
+    def _run_epoch(self, *args: Any, **settings: Any) -> None:
+        # Trainer looks for the end after a step only: a run that had ended within an epoch would take one more.
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **settings)
+
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:

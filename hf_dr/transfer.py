@@ -476,6 +476,11 @@ class TransferTrainer(Trainer):
 
     # ------------------------------------------------------------------------------------------------------ evaluation
 
+    def _run_epoch(self, *args: Any, **settings: Any) -> None:
+        # Trainer looks for the end after a step only: a run that had ended within an epoch would take one more.
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **settings)
+
     def evaluation_loop(
         self,
         dataloader: Any,

@@ -127,6 +127,30 @@ def test_running_again_resumes(call, tmp_path, caplog):
     assert (out / "train_results.json").read_text() == results, "a finished run keeps its metrics"
 
 
+def test_a_kill_while_a_checkpoint_is_written_costs_that_checkpoint_only(call, tmp_path, caplog):
+    assert call(out="whole") == 0
+    assert call() == 0
+    out = tmp_path / "out"
+    for name, text in (("checkpoint-4", None), (f"checkpoint-{2 * STEPS}", '{"global_st')):
+        (out / name).mkdir(exist_ok=True)
+        state = out / name / "trainer_state.json"
+        state.unlink(missing_ok=True) if text is None else state.write_text(text)
+    assert call() == 0
+    assert f"Leaving out {out / f'checkpoint-{2 * STEPS}'}" in caplog.text
+    assert f"Leaving out {out / 'checkpoint-4'}" in caplog.text
+    assert (out / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
+
+
+def test_a_run_that_ended_within_an_epoch_is_finished_too(call, tmp_path):
+    more = ["--max_steps", "2", "--save_strategy", "steps", "--save_steps", "1"]
+    assert call(*more) == 0
+    names = "model.safetensors", "train_results.json"
+    weights, results = ((tmp_path / "out" / name).read_bytes() for name in names)
+    assert call(*more) == 0
+    assert not (tmp_path / "out" / "checkpoint-3").exists()
+    assert [(tmp_path / "out" / name).read_bytes() for name in names] == [weights, results]
+
+
 def test_another_objective_or_student_does_not_resume_this_one(call, teacher, capsys):
     assert call("--objective", "erm") == 0
     for more, message in (

@@ -265,6 +265,12 @@ def test_a_resumed_run_is_the_same_run(train, tmp_path):
     assert sorted(itertools.chain(*whole.model.seen[3:6])) == [100, 101, 102, 103, 104]
 
 
+def test_a_run_that_ended_within_an_epoch_takes_no_further_step(train, tmp_path):
+    train("whole")  # 8 steps, 3 in an epoch
+    again = train("again", resume=str(tmp_path / "whole" / "checkpoint-8"))
+    assert (again.state.global_step, again.model.seen) == (8, [])
+
+
 def test_a_run_is_resumed_only_under_its_own_description(train, tmp_path):
     train("out", max_steps=3)
     path = tmp_path / "out" / "checkpoint-3" / TRANSFER_FILE

@@ -11,7 +11,7 @@ import enum
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 from transformers import HfArgumentParser
@@ -33,9 +33,12 @@ def parse(types: Sequence[Any], argv: Sequence[str], *, prog: str, description: 
     Raises:
         ConfigError: A flag or key is unknown, or the YAML file cannot be read.
     """
-    parser = HfArgumentParser(
+    parser = _Parser(
         list(types), prog=prog, description=description, formatter_class=_HelpFormatter, allow_abbrev=False
     )
+    for action in parser._actions:
+        if isinstance(action, argparse._StoreFalseAction):  # HfArgumentParser gives it the help of its opposite
+            action.help = f"The opposite of --{action.dest}."
     known = {action.dest: action for action in parser._actions if action.dest != "help"}
     own = {name: parser.get_default(name) for name in known}
     parser.add_argument(
@@ -142,6 +145,13 @@ def _check_choice(action: argparse.Action, value: Any, file: str | None) -> None
         raise ConfigError(
             f"`{action.dest}` in {file} must be one of {', '.join(map(str, action.choices))}, got {value!r}."
         )
+
+
+class _Parser(HfArgumentParser):
+    """Ends with what is wrong, not with the usage: a training has more than a hundred settings."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}. See `{self.prog} --help`.\n")
 
 
 class _HelpFormatter(argparse.HelpFormatter):

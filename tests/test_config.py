@@ -70,10 +70,20 @@ def test_unknown_flags_and_files(tmp_path):
         read(["--config", str(tmp_path / "no.yaml")])
 
 
-def test_a_missing_required_setting_ends_with_usage(capsys):
-    with pytest.raises(SystemExit):
-        read([])
-    assert "--name" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "the following arguments are required: --name"),
+        (["--name", "a", "--mode", "quick"], "argument --mode: invalid choice: 'quick' (choose from"),
+        (["--name", "a", "--views", "many"], "argument --views: invalid int value: 'many'"),
+    ],
+)
+def test_wrong_values_end_with_one_line(capsys, argv, message):
+    with pytest.raises(SystemExit, match="2"):
+        read(argv)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {message}")
+    assert line.endswith(". See `x --help`.")
 
 
 def test_help_tells_each_default_once(capsys):
@@ -82,6 +92,20 @@ def test_help_tells_each_default_once(capsys):
     out = capsys.readouterr().out
     assert "How many. Default: 8." in out
     assert "Only look.\n" in out
+
+
+def test_the_help_of_a_negation_does_not_say_the_opposite(capsys):
+    @dataclass
+    class Keep:
+        keep: bool = field(default=True, metadata={"help": "Keep it."})
+
+    with pytest.raises(SystemExit):
+        parse([Keep], ["--help"], prog="x", description="d")
+    out = capsys.readouterr().out
+    assert out.count("Keep it.") == 1
+    assert "--no_keep, --no-keep" in out
+    assert "The opposite of --keep." in out
+    assert not parse([Keep], ["--no_keep"], prog="x", description="d")[0].keep
 
 
 @pytest.fixture

@@ -362,7 +362,10 @@ def draw_accuracy(axes: Any, runs: Sequence[Run], lengths: Sequence[float]) -> N
             ]
             length, accuracy = (np.mean(values, axis=0) for values in zip(*alike, strict=True))
             label = None if number else objective
-            axes.plot(length * np.array(place[1]), 100 * accuracy, color=colour, linewidth=2, label=label)
+            marker = "o" if len(accuracy) == 1 else None  # a line of one point would not be seen
+            axes.plot(
+                length * np.array(place[1]), 100 * accuracy, color=colour, linewidth=2, marker=marker, label=label
+            )
     axes.set(ylabel="top-1 accuracy, %")
     axes.spines[["top", "right"]].set_visible(False)
 

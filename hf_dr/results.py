@@ -234,8 +234,9 @@ def _data(dataset: dict[str, Any]) -> str:
 
 def _epochs(settings: dict[str, Any]) -> float:
     """How long a student's training was to be."""
-    if "num_epochs" in settings:
+    if "training_steps" not in settings:
         return round(float(settings["num_epochs"]), 2)
+    # `num_epochs` may be there, too: those over which `view_order` spreads the views, rounded up.
     batch = int(settings.get("total_train_batch_size", settings["train_batch_size"]))
     return round(int(settings["training_steps"]) * batch / int(settings["num_rows"]), 2)
 

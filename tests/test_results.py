@@ -201,6 +201,19 @@ def test_runs_of_another_length_or_dataset_stand_in_rows_of_their_own(trained):
     assert len(results.of(longer, "erm")) == 1
 
 
+def test_a_run_evaluated_once_is_seen_in_the_plot(trained):
+    folder = trained / "evaluated" / "erm-1"
+    state = json.loads((folder / "trainer_state.json").read_text())
+    last = [entry for entry in state["log_history"] if "eval_top1" in entry][-1]
+    edit(folder / "trainer_state.json", lambda s: s.update(log_history=[last]))
+    edit(folder / "all_results.json", lambda r: r.update(epoch=4.0))  # a row of its own, not a mean with the others
+    lines = [
+        line for figure in gather([trained]).figures() for line in figure.axes[0].lines if line.get_linewidth() == 2
+    ]
+    assert {line.get_marker() for line in lines if len(line.get_xdata()) == 1} == {"o"}
+    assert {line.get_marker() for line in lines if len(line.get_xdata()) > 1} == {"None"}
+
+
 def test_runs_on_the_base_stand_beside_those_on_its_plus_dataset(trained):
     expected = gather([trained]).to_dict("all")["accuracy"]
     base = {"id": "base", "config": None, "revision": None, "fingerprint": "b", "reinforced": False}
@@ -294,6 +307,14 @@ def transferred(segmenter, trained, tmp_path) -> Path:
             edit(folder / "transfer_results.json", change)
             edit(folder / "transfer.json", change)
     return tmp_path / "transfers"
+
+
+def test_a_student_trained_for_so_many_steps_has_their_epochs(transferred):
+    for path in transferred.glob("*/transfer_results.json"):
+        # With `view_order` its settings tell the epochs over which views are spread, too, which is a whole number.
+        edit(path, lambda c: c["student"]["settings"].update(training_steps="3", train_batch_size="6", num_epochs=2))
+        edit(path, lambda c: c["student"]["settings"].pop("total_train_batch_size", None))
+    assert {row["epochs"] for row in gather([transferred]).to_dict("all")["transfer"]} == {1.5}
 
 
 def test_transfers_stand_by_their_students_and_objectives(transferred, trained):

@@ -123,7 +123,7 @@ class DetectionData:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
-            raise DataError(f"{path} must be annotations in COCO's JSON, but: {error}. Check `annotations`.") from error
+            raise DataError(f"{path} must be annotations in COCO's JSON, but: {error}. Check the file.") from error
         try:
             categories = {int(each["id"]): str(each["name"]) for each in content["categories"]}
             categories = dict(sorted(categories.items()))
@@ -273,7 +273,9 @@ class DetectionImages(torch.utils.data.Dataset):
         try:
             image = decode_image(self.data.cells[row])
         except DataError as error:
-            raise DataError(f"the image of row {row} must be readable, but: {error}.") from error
+            raise DataError(
+                f"the image of row {row} must be readable, but: {error}. Mend it, or check where the images are."
+            ) from error
         size, told = (image.height, image.width), _size(self.data, row)
         if told is not None and size != told:
             raise DataError(

@@ -433,7 +433,9 @@ class _Pass(torch.utils.data.Dataset):
         try:
             image = decode_image(self._cells[row][self._column])
         except DataError as error:
-            raise DataError(f"the image of row {row} of `{self._label}` must be readable, but: {error}.") from error
+            raise DataError(
+                f"the image of row {row} of `{self._label}` must be readable, but: {error}. Mend it."
+            ) from error
         whole = self._whole
         if self._corruption is not None:
             if min(image.size) >= _CORRUPTED_FROM:

@@ -211,12 +211,15 @@ class ExtendJob(Job):
             )
 
     def _check_same_teacher(self) -> None:
-        stored = self._plus.provenance
-        changed = stored.differences(replace(stored, teacher=self.teacher.provenance()))
+        stored, here = self._plus.provenance, self.teacher.provenance()
+        changed = stored.differences(replace(stored, teacher=here))
         if changed:
+            there, given = (
+                " + ".join(str(member.get("id")) for member in each["members"]) for each in (stored.teacher, here)
+            )
             raise TeacherError(
-                "more views must be answered by the teacher of the stored ones, in the same precision, on the same kind of "
-                f"device, found {', '.join(changed)}. Pass that teacher, made as it was then."
+                f"more views must be answered by the teacher of the stored ones, {there}, in the same precision, on the same "
+                f"kind of device, found {given} with {', '.join(changed)}. Pass that teacher, made as it was then."
             )
 
     def _check_new_members(self, base: datasets.Dataset) -> None:

@@ -135,7 +135,7 @@ class PlainDataset(MappedReinforcedData):
         try:
             image = decode_image(value)
         except DataError as error:
-            raise DataError(f"the image of row {row} must be readable, but: {error}.") from error
+            raise DataError(f"the image of row {row} must be readable, but: {error}. Mend it.") from error
         (augmentation,) = self.augmentations
         # The key of a `ReinforcedDataset`'s newly drawn views: the same rows show the same ones.
         params = augmentation.sample(view_rng(self.seed, row, (1 << 64) + view), (image.height, image.width))

@@ -153,7 +153,7 @@ class SegmentationData:
         if without:
             raise DataError(
                 f"each image must have a mask of its name, but {without[0]} and {len(without) - 1} others of {images} have "
-                f"none in {masks}."
+                f"none in {masks}. Add them, or check both folders."
             )
         place = Path(images).expanduser().resolve()
         return cls(

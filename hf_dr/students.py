@@ -188,5 +188,5 @@ class LabelledImages(torch.utils.data.Dataset):
         try:
             view = self._augmentation.apply(decode_image(row[self._image]), {})
         except DataError as error:
-            raise DataError(f"the image of row {index} must be readable, but: {error}.") from error
+            raise DataError(f"the image of row {index} must be readable, but: {error}. Mend it.") from error
         return {"pixel_values": torch.from_numpy(np.array(view).transpose(2, 0, 1)), "labels": int(row[self._label])}

@@ -236,7 +236,7 @@ def test_annotations_that_cannot_be_read(changed, change, message):
 def test_files_that_are_missing_or_others(changed, tmp_path):
     with pytest.raises(DataError, match="`images` must be a folder, found none at"):
         DetectionData.from_coco(tmp_path / "a.json", tmp_path / "none")
-    with pytest.raises(DataError, match=r"a.json must be annotations in COCO's JSON, but: .* Check `annotations`"):
+    with pytest.raises(DataError, match=r"a.json must be annotations in COCO's JSON, but: .* Check the file"):
         DetectionData.from_coco(tmp_path / "a.json", tmp_path)
 
     def change(content):
@@ -248,7 +248,9 @@ def test_files_that_are_missing_or_others(changed, tmp_path):
     images = DetectionImages(read(changed(change)), train=True)
     with pytest.raises(DataError, match=r"row 0 must be 32x64, as its annotations say, found 64x64. .*EXIF"):
         images[0]
-    with pytest.raises(DataError, match=r"the image of row 1 must be readable, but: FileNotFoundError"):
+    with pytest.raises(
+        DataError, match=r"the image of row 1 must be readable, but: FileNotFoundError.* Mend it, or check where"
+    ):
         images[1]
     for each in images.data.objects:
         each.crowd[:] = True

@@ -409,7 +409,8 @@ def test_more_views_need_the_teacher_and_the_libraries_of_the_stored_ones(
 ):
     out = tmp_path / "out"
     message = (
-        r"answered by the teacher of the stored ones.*weights_hash: [0-9a-f]{64} there, [0-9a-f]{64} here. Pass that"
+        r"answered by the teacher of the stored ones, \S+, in .*found \S+ with .*weights_hash: [0-9a-f]{64} there, "
+        r"[0-9a-f]{64} here. Pass that"
     )
     refused(tiny_plus, TeacherError, message, out, teacher=make_teacher(2.0))
     halved = Teacher(tiny_teacher.members, precision="bf16")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -78,6 +79,8 @@ def build_student(
             raise ConfigError(
                 f"timm cannot build {architecture} with {model_args}: {error}. Check `model_args`."
             ) from error
+    if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
+        raise ConfigError(f"the student {name!r} must be a folder, but there is none. Train it first, or name another.")
     try:
         return AutoModelForImageClassification.from_pretrained(
             name, num_labels=num_classes, ignore_mismatched_sizes=True, use_safetensors=True, **names

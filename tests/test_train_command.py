@@ -225,7 +225,7 @@ def test_fine_tuning_keeps_the_students_own_processor(call, tmp_path):
         (["--teacher_classes", "by_name"], "`teacher_classes` must be left out without a teacher, got 'by_name'"),
         (["--model_args", "{depth"], "`model_args` must be JSON"),
         (["--student", "timm:test_resnett"], "timm has no architecture `test_resnett`. Did you mean `test_resnet"),
-        (["--student", "./nowhere"], "could not load the student './nowhere'"),
+        (["--student", "./nowhere"], "the student './nowhere' must be a folder, but there is none. Train it first"),
         (["--dataset", "./nowhere"], 'expected the folder of a "+" dataset or a Hub id, found neither'),
         (["--name", "all_opps"], "has no configuration `all_opps`. Did you mean `all_ops`?"),
         (["--eval_split", "tset"], "could not load split `tset`"),

@@ -1393,13 +1393,19 @@ def test_images_for_evaluation(tiny_dataset):
     assert image["labels"] == tiny_dataset[5]["label"]
 
 
-def test_students():
+def test_students(tmp_path):
     with pytest.raises(ConfigError, match=r"timm has no architecture `test_vitt`\. Did you mean `test_vit"):
         build_student("timm:test_vitt", None, 8)
     with pytest.raises(ConfigError, match=r"timm cannot build test_resnet with {'depht': 3}.*Check `model_args`"):
         build_student("timm:test_resnet", None, 8, model_args={"depht": 3})
-    with pytest.raises(ConfigError, match=r"could not load the student '\./nowhere'"):
+    with pytest.raises(
+        ConfigError, match=r"the student '\./nowhere' must be a folder, but there is none\. Train it first"
+    ):
         build_student("./nowhere", None, 8)
+    with pytest.raises(
+        ConfigError, match=r"could not load the student .*Name a Hub id, a folder, or `timm:ARCHITECTURE`"
+    ):
+        build_student(str(tmp_path), None, 8)
     student = build_student("timm:test_resnet", ["a", "b"], 2, size=SIZE)
     assert student.config.id2label == {0: "a", 1: "b"}
     assert json.loads(json.dumps(student.config.to_dict()))["pretrained_cfg"]["input_size"] == [3, SIZE, SIZE]

@@ -130,6 +130,7 @@ def test_sizes_and_augmentations_of_imagenet_plus():
     assert found == {
         "randaug": (400, 10, 4), "rrc": (400, 10, 4), "mixing": (400, 10, 4), "randaug_mixing": (400, 10, 4),
         "mini": (50, 10, 4), "small": (100, 5, 4), "randaug_384": (400, 10, 4), "free": (400, 10, 4),
+        "image_tail": (400, 5, 4),
     }  # fmt: skip
     for path, free in (("reinforce", False), ("reinforce_free", True)):
         for member in reinforcing(ROOT / f"recipes/imagenet/{path}.yaml")[1].teacher:

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -213,7 +214,12 @@ def test_a_node_that_is_killed_loses_its_own_shards_only(tmp_path, checkpoint):
 
 def test_ctrl_c_keeps_finished_shards_and_says_how_to_go_on(tmp_path, checkpoint):
     process = subprocess.Popen(
-        command(checkpoint, tmp_path, "--num_views", "512"), stderr=subprocess.PIPE, text=True, start_new_session=True
+        command(checkpoint, tmp_path, "--num_views", "512"),
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # What runs in a shell's background ignores the signal, and so would its children, these tests' included.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
     )
     while not list(tmp_path.rglob("*.parquet")) and process.poll() is None:
         time.sleep(0.01)

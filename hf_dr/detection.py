@@ -36,12 +36,10 @@ from hf_dr.rng import view_rng
 from hf_dr.transfer import (
     Backbone,
     BackboneArguments,
-    BackboneSpec,
     TransferArguments,
     TransferTrainer,
     describe_backbone,
-    load_weights,
-    read_description,
+    load_trained,
 )
 
 logger = logging.getLogger(__name__)
@@ -455,13 +453,7 @@ def load_detector(folder: str | Path) -> Detector:
     Raises:
         HfDrError: The folder holds none.
     """
-    described = read_description(folder)
-    if described["task"] != TASK:
-        raise ConfigError(f"{folder} must hold a model of {TASK}, found one of {described['task']}.")
-    body = Backbone(BackboneSpec.from_dict(described["backbone"]), freeze_norm=described["freeze_norm"])
-    model = Detector(body, DetectorConfig(**described["detector"]))
-    load_weights(model, folder)
-    return model.eval()
+    return load_trained(folder, TASK, lambda body, told: Detector(body, DetectorConfig(**told["detector"])))
 
 
 # ------------------------------------------------------------------------------------------------------------- metrics

@@ -33,6 +33,7 @@ from hf_dr.hub import Push
 from hf_dr.interface import DIFFICULTIES, MappedReinforcedData, ReinforcedData
 from hf_dr.losses import TAIL_RULES, TailRule, reinforced_kl
 from hf_dr.mixing import mix_batch
+from hf_dr.resumable import ResumableTrainer
 from hf_dr.rng import DOMAIN_MIXING, keyed_rng
 from hf_dr.sampling import BY_DIFFICULTY, VIEW_ORDERS, ReinforcedSampler
 from hf_dr.signals import tail_rule
@@ -156,7 +157,7 @@ class ReinforcedTrainingArguments(TrainingArguments):
         return bool(self.mixup_alpha or self.cutmix_alpha)
 
 
-class ReinforcedTrainer(Trainer):
+class ReinforcedTrainer(ResumableTrainer):
     """Trains an image classifier on stored views and stored teacher answers: no teacher in memory, no extra time.
 
     A drop-in for `transformers.Trainer`. With what `load_reinforced` returns as `train_dataset` the loss is the KL
@@ -186,9 +187,7 @@ class ReinforcedTrainer(Trainer):
         if not isinstance(args, ReinforcedTrainingArguments):
             raise ConfigError(f"`args` must be ReinforcedTrainingArguments, got {type(args).__name__}.")
         self.ema: ModelEmaV3 | None = None
-        self._sampler: ReinforcedSampler | None = None
         self._accumulated = 0  # batches of the present step, so far
-        self._measured: dict[str, float] = {}  # of the present weights
         self._tail: TailRule = args.tail or "uniform"
         super().__init__(model=model, args=args, **settings)
         self.args: ReinforcedTrainingArguments
@@ -205,7 +204,7 @@ class ReinforcedTrainer(Trainer):
                 )
             if self.ema is None:
                 self.ema = ModelEmaV3(self.model, decay=args.ema_decay, device=args.device)
-        self.add_callback(_Epochs(self))
+        self.add_callback(_Steps(self))
 
     def _check_train_dataset(self) -> None:
         train: Any = self.train_dataset
@@ -368,11 +367,6 @@ class ReinforcedTrainer(Trainer):
             if name not in self._signature_columns:
                 self._signature_columns.append(name)
 
-    def _run_epoch(self, *args: Any, **settings: Any) -> None:
-        # Trainer looks for the end after a step only: a run that had ended within an epoch would take one more.
-        if self.state.global_step < self.state.max_steps:
-            super()._run_epoch(*args, **settings)
-
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
@@ -489,13 +483,6 @@ class ReinforcedTrainer(Trainer):
             if parameter.ndim > 1 and name.removeprefix("timm_model.") not in own
         ]
 
-    def get_optimizer_cls_and_kwargs(self, args: Any, model: Any = None) -> tuple[Any, Any]:  # type: ignore[override]
-        """As Trainer's; `--optim sgd` gets momentum as well."""
-        kind, settings = Trainer.get_optimizer_cls_and_kwargs(args, model)
-        if kind is torch.optim.SGD:
-            settings = {**settings, "momentum": args.momentum, "nesterov": args.nesterov and args.momentum > 0}
-        return kind, settings
-
     def evaluation_loop(
         self,
         dataloader: Any,
@@ -562,16 +549,6 @@ class ReinforcedTrainer(Trainer):
             **{name: getattr(self.args, name) for name in _KEPT},
             **{name: getattr(self.args, name) if self.args.mixes else None for name in _KEPT_OF_MIXING},
         }
-
-    def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
-    ) -> dict[str, float]:
-        """As Trainer's."""
-        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        if eval_dataset is None and metric_key_prefix == "eval":
-            own = {key.removeprefix("eval_"): value for key, value in metrics.items() if key.startswith("eval_")}
-            self._measured = {key: value for key, value in own.items() if not key.endswith(("time", "_per_second"))}
-        return metrics
 
     def create_model_card(self, **settings: Any) -> None:  # type: ignore[override]
         """Writes README.md: who learned what from which data, with which settings and results. Needs no network.
@@ -758,26 +735,13 @@ class ReinforcedTrainer(Trainer):
         self.ema.module.load_state_dict(load_file(path))
 
 
-class _Epochs(TrainerCallback):
-    """Tells the sampler its epoch by reference, before each epoch's first batch: accelerate's own `set_epoch` does not
-    reach it through the wrappers that skip batches after a restart. Forgets what was measured of former weights, and
-    updates the averaged ones after each step."""
+class _Steps(TrainerCallback):
+    """Counts the batches of a step from its begin on; updates the averaged weights after it."""
 
     def __init__(self, trainer: ReinforcedTrainer) -> None:
         self._trainer = trainer
-        self._next = 0
-
-    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        # A fraction after a restart within an epoch; a step is more than the 1e-6 that rounding takes.
-        self._next = int((state.epoch or 0) + 1e-6)
-
-    def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self._trainer._sampler is not None:
-            self._trainer._sampler.set_epoch(self._next)
-        self._next += 1
 
     def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._trainer._measured = {}
         self._trainer._accumulated = 0
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import timm
 import torch
@@ -21,19 +21,22 @@ from safetensors.torch import load_file
 from timm.data import resolve_model_data_config
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 import hf_dr.architectures  # noqa: F401 (what it registers, timm builds)
 from hf_dr.errors import ConfigError, FormatError, did_you_mean
 from hf_dr.hub import Push, Repository, publish
+from hf_dr.resumable import ResumableTrainer
 from hf_dr.rng import DOMAIN_ORDER, keyed_rng
 from hf_dr.student_card import STUDENT_FILE, Student
 from hf_dr.students import is_timm, read_model_args
 from hf_dr.teacher import load_member
 
 logger = logging.getLogger(__name__)
+
+Model = TypeVar("Model", bound=nn.Module)
 
 TRANSFER_FILE = "transfer.json"
 """What a model is made of and was trained on, beside its weights: it is built and resumed from this."""
@@ -375,7 +378,7 @@ class EpochSampler(torch.utils.data.Sampler[tuple[int, int]]):
         return ((row, self.epoch) for row in order.tolist())
 
 
-class TransferTrainer(Trainer):
+class TransferTrainer(ResumableTrainer):
     """transformers' Trainer for a task on a backbone; a run that is killed and resumed is the same run.
 
     Args:
@@ -405,9 +408,6 @@ class TransferTrainer(Trainer):
         )
         self.args: TransferArguments
         self._description, self._meter = json.loads(json.dumps(description)), meter
-        self._measured: dict[str, float] = {}  # of the present weights
-        self._sampler: EpochSampler | None = None
-        self.add_callback(_Epochs(self))
 
     @property
     def _module(self) -> nn.Module:
@@ -453,13 +453,6 @@ class TransferTrainer(Trainer):
         }
         return [name for name, p in model.named_parameters() if p.ndim > 1 and name not in excluded]
 
-    def get_optimizer_cls_and_kwargs(self, args: Any, model: Any = None) -> tuple[Any, Any]:  # type: ignore[override]
-        """As Trainer's; `--optim sgd` gets momentum as well."""
-        kind, settings = Trainer.get_optimizer_cls_and_kwargs(args, model)
-        if kind is torch.optim.SGD:
-            settings = {**settings, "momentum": args.momentum, "nesterov": args.nesterov and args.momentum > 0}
-        return kind, settings
-
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """As Trainer's, or, with `lr_milestones`, in steps."""
         args = self.args
@@ -475,11 +468,6 @@ class TransferTrainer(Trainer):
         return super().create_scheduler(num_training_steps, optimizer)
 
     # ------------------------------------------------------------------------------------------------------ evaluation
-
-    def _run_epoch(self, *args: Any, **settings: Any) -> None:
-        # Trainer looks for the end after a step only: a run that had ended within an epoch would take one more.
-        if self.state.global_step < self.state.max_steps:
-            super()._run_epoch(*args, **settings)
 
     def evaluation_loop(
         self,
@@ -498,16 +486,6 @@ class TransferTrainer(Trainer):
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in meter.compute().items()}
         return EvalLoopOutput(None, None, metrics, len(dataloader.dataset.dataset))  # type: ignore[arg-type]
-
-    def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
-    ) -> dict[str, float]:
-        """As Trainer's."""
-        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        if eval_dataset is None and metric_key_prefix == "eval":
-            own = {key.removeprefix("eval_"): value for key, value in metrics.items() if key.startswith("eval_")}
-            self._measured = {key: value for key, value in own.items() if not key.endswith(("time", "_per_second"))}
-        return metrics
 
     # ----------------------------------------------------------------------------------------------------- what is kept
 
@@ -594,26 +572,6 @@ class TransferTrainer(Trainer):
         )
 
 
-class _Epochs(TrainerCallback):
-    """Tells the sampler its epoch by reference: accelerate's own `set_epoch` does not reach it through the wrappers that skip
-    batches after a restart. Forgets what was measured of former weights."""
-
-    def __init__(self, trainer: TransferTrainer) -> None:
-        self._trainer, self._next = trainer, 0
-
-    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        # A fraction after a restart within an epoch; a step is more than the 1e-6 that rounding takes.
-        self._next = int((state.epoch or 0) + 1e-6)
-
-    def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        assert self._trainer._sampler is not None
-        self._trainer._sampler.set_epoch(self._next)
-        self._next += 1
-
-    def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._trainer._measured = {}
-
-
 def read_description(folder: str | Path) -> dict[str, Any]:
     """Reads the `transfer.json` of a folder.
 
@@ -646,6 +604,28 @@ def load_weights(model: nn.Module, folder: str | Path) -> None:
         model.load_state_dict(load_file(path))
     except (OSError, RuntimeError) as error:
         raise FormatError(f"{path} must hold the weights of its model, but: {str(error)[:300]}. Train anew.") from error
+
+
+def load_trained(folder: str | Path, task: str, build: Callable[[Backbone, dict[str, Any]], Model]) -> Model:
+    """Loads a model that `TransferTrainer` wrote, for evaluation.
+
+    Args:
+        folder: Where.
+        task: It must be of this one.
+        build: Makes the model around its backbone, of what the folder's description says.
+
+    Raises:
+        ConfigError: It is of another task.
+        FormatError: The folder holds none.
+    """
+    described = read_description(folder)
+    if described["task"] != task:
+        raise ConfigError(f"{folder} must hold a model of {task}, found one of {described['task']}.")
+    model = build(
+        Backbone(BackboneSpec.from_dict(described["backbone"]), freeze_norm=described["freeze_norm"]), described
+    )
+    load_weights(model, folder)
+    return model.eval()
 
 
 def describe_backbone(built: Backbone) -> dict[str, Any]:

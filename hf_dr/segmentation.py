@@ -73,7 +73,9 @@ class Classes:
     def __post_init__(self) -> None:
         twice = [name for n, name in enumerate(self.names) if name in self.names[:n]]
         if not self.names or twice:
-            raise ConfigError(f"the names of classes must differ, found {f'{twice[0]!r} twice' if twice else 'none'}.")
+            raise ConfigError(
+                f"the names of classes must differ, found {f'{twice[0]!r} twice' if twice else 'none'}. Set `class_names`."
+            )
 
     def labels(self, stored: np.ndarray) -> np.ndarray:
         """Returns the labels (H, W), int32, from 0 on or `IGNORED`, of a mask's numbers.

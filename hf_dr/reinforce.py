@@ -1053,9 +1053,14 @@ def process_state() -> PartialState:
 
 
 def _leave_group() -> None:
-    """A process that ends as a member of a group can be aborted by a thread of gloo's, though its work is done."""
+    """Leaves the group before the interpreter goes down: a thread of gloo's may abort a process whose work is done.
+
+    The thread that ends a collective gives up what belongs to Python, for which it must hold the interpreter's lock. Where
+    it finds the interpreter going down instead, Python before 3.14 ends the thread there, which C++ takes for a crash.
+    """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+        time.sleep(0.2)  # Without the lock. The threads cannot be joined: DDP keeps their group for good.
 
 
 def default_workers(device: torch.device) -> int:

@@ -669,8 +669,8 @@ def in_two_processes(function: Callable[..., None], folder: Path, *arguments: An
     script = folder / "script.py"
     script.write_text(
         f"import sys\nsys.path[:0] = {[str(here), str(here.parent)]}\n"
-        f"from test_trainer import {function.__name__}\n{function.__name__}(*sys.argv[1:])\n"
-        "import torch\ntorch.distributed.destroy_process_group()\n"
+        f"from hf_dr.reinforce import process_state\nfrom test_trainer import {function.__name__}\n"
+        f"process_state()\n{function.__name__}(*sys.argv[1:])\n"
     )
     command = [sys.executable, *TWO_PROCESSES, str(script), *map(str, arguments)]
     subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})

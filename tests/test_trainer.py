@@ -16,11 +16,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate.data_loader import BatchSamplerShard
+from accelerate.utils import DistributedType
 from safetensors.torch import load_file, save_file
 from samples import TWO_PROCESSES
 from timm.data.mixup import mixup_target
 from timm.loss import SoftTargetCrossEntropy
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import AutoModelForImageClassification as AutoClassifier
 from transformers import EarlyStoppingCallback, ResNetConfig, TrainerCallback, ViTConfig
 
@@ -676,28 +678,45 @@ def in_two_processes(function: Callable[..., None], folder: Path, *arguments: An
     subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
-def train_and_save(plus: str, out: str, batch_size: str) -> None:
+def train_and_save(plus: str, out: str, batch_size: str, **changes: Any) -> None:
     """Two epochs, and again from within the second; what was seen and learned, in one file for each process."""
     args = ReinforcedTrainingArguments(
         out, per_device_train_batch_size=int(batch_size), num_train_epochs=2, optim="sgd", learning_rate=0.05,
-        save_steps=1, disable_tqdm=True, reinforced_probability=0.5, ema_decay=0.5, ddp_find_unused_parameters=False,
+        save_steps=1, disable_tqdm=True, reinforced_probability=0.5, ddp_find_unused_parameters=False,
+        **{"ema_decay": 0.5, **changes},
     )  # fmt: skip
+    if args.fsdp:  # Accelerate shards on accelerators alone, though torch does anywhere.
+        args.distributed_state._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     trainer, resumed = (Watched(pooled(), args, train_dataset=load_reinforced(plus)) for _ in range(2))
     trainer.train()
     resumed.train(resume_from_checkpoint=f"{out}/checkpoint-{STEPS + 1}")
     assert all(same(a, b) for a, b in zip(trainer.seen[STEPS + 1 :], resumed.seen, strict=True))
-    assert same(weights(trainer.model), weights(resumed.model))
-    batches = {f"{n}/{name}": value for n, batch in enumerate(trainer.seen) for name, value in batch.items()}
-    kept = {"batches": batches, "model": trainer.model.state_dict(), "ema": trainer.ema.module.state_dict()}
+
+    def learned(trainer: Watched) -> dict[str, torch.Tensor]:
+        state = trainer.model.state_dict()
+        assert all(isinstance(value, DTensor) == bool(args.fsdp) for value in state.values())
+        return {name: value.full_tensor() if args.fsdp else value for name, value in state.items()}
+
+    kept = {"model": learned(trainer)}
+    assert same(kept["model"], learned(resumed))
+    kept["batches"] = {f"{n}/{name}": value for n, batch in enumerate(trainer.seen) for name, value in batch.items()}
+    if trainer.ema is not None:
+        kept["ema"] = trainer.ema.module.state_dict()
+    trainer.save_model(f"{out}/final")
     for name, tensors in kept.items():
         save_file(tensors, Path(out) / f"{name}_{args.process_index}.safetensors")
 
 
-def test_two_processes_see_together_what_one_does(tmp_path, tiny_folder):
+def train_sharded(plus: str, out: str, batch_size: str) -> None:
+    train_and_save(plus, out, batch_size, ema_decay=None, fsdp=True, fsdp_config={"auto_wrap_policy": "NO_WRAP"})
+
+
+@pytest.mark.parametrize(("train", "kinds"), [(train_and_save, ("model", "ema")), (train_sharded, ("model",))])
+def test_two_processes_see_together_what_one_does(tmp_path, tiny_folder, train, kinds):
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()
     train_and_save(str(tiny_folder), str(tmp_path / "one"), str(BATCH))
-    in_two_processes(train_and_save, tmp_path, tiny_folder, tmp_path / "two", BATCH // 2)
+    in_two_processes(train, tmp_path, tiny_folder, tmp_path / "two", BATCH // 2)
 
     def saved(folder: str, kind: str, rank: int) -> dict[str, torch.Tensor]:
         return load_file(tmp_path / folder / f"{kind}_{rank}.safetensors")
@@ -705,10 +724,11 @@ def test_two_processes_see_together_what_one_does(tmp_path, tiny_folder):
     one, *two = saved("one", "batches", 0), saved("two", "batches", 0), saved("two", "batches", 1)
     assert len({name.split("/")[0] for name in one}) == 2 * STEPS
     assert same(one, {name: torch.cat([part[name] for part in two]) for name in one})
-    for kind in ("model", "ema"):
+    for kind in kinds:
         assert same(saved("two", kind, 0), saved("two", kind, 1))
         for name, value in saved("one", kind, 0).items():
             torch.testing.assert_close(saved("two", kind, 0)[name], value, rtol=1e-4, atol=1e-6)
+    assert same(load_file(tmp_path / "two" / "final" / "model.safetensors"), saved("two", "model", 0))
 
 
 # ------------------------------------------------------------------------------- streams, and several datasets at once

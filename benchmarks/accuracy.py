@@ -267,7 +267,7 @@ def run(name: str, student: str, flags: Any, variant: str = "", **more: Any) -> 
         output_dir=str(folder),
         train=train,
         evaluate={
-            "sets": [f"test={base}:test"], "corrupt": ["test"], "severities": [3], "batch_size": 250,
+            "sets": [f"test={base}:test"], "corrupt": ["test"], "severities": [3], "batch_size": 250 if case.size <= 64 else 32,
             "corruptions": list(case.corruptions),
             "max_examples": 200 if flags.quick else None,
         },

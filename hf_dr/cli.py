@@ -457,7 +457,7 @@ def train_command(argv: Sequence[str], prog: str) -> int:
         "eval_dataset": evaluation,
         "compute_metrics": compute_metrics,
     }
-    processor = load_processor(student.student)
+    processor = load_processor(student.student, max(height, width))
     if processor is not None:
         settings["processing_class"] = processor
         if getattr(processor, "image_mean", None) and getattr(processor, "image_std", None):

@@ -48,8 +48,8 @@ def build_student(
         num_classes: C.
         model_args: For `timm:`: keyword arguments of `timm.create_model`, e.g. `{"img_size": 32}`.
         normalization: For `timm:`: mean and std of the input on the scale 0 to 1, kept in the model's config.
-        size: For `timm:`: side of the images in pixels, kept in the model's config.
-        crop: For `timm:`: share of the resized side that evaluation keeps, kept in the model's config.
+        size: For models of timm: side of the images in pixels, kept in the model's config.
+        crop: For models of timm: share of the resized side that evaluation keeps, kept in the model's config.
 
     Raises:
         ConfigError: There is no such model.
@@ -59,6 +59,10 @@ def build_student(
         "id2label": dict(enumerate(labels)),
         "label2id": {label: c for c, label in enumerate(labels)},
     }
+    seen: dict[str, Any] = {}
+    if size is not None:
+        # What `evaluation_augmentation` does, so that other programs evaluate the saved model alike.
+        seen.update(input_size=[3, size, size], crop_pct=crop, crop_mode="center", interpolation="bilinear")
     if name.startswith("timm:"):
         architecture = name.removeprefix("timm:")
         if not timm.is_model(architecture):
@@ -68,10 +72,7 @@ def build_student(
         cfg: dict[str, Any] = {}
         if normalization is not None:
             cfg.update(mean=list(normalization[0]), std=list(normalization[1]))
-        if size is not None:
-            # What `evaluation_augmentation` does, so that other programs evaluate the saved model alike.
-            cfg.update(input_size=[3, size, size], crop_pct=crop, crop_mode="center", interpolation="bilinear")
-        names.update(pretrained_cfg=cfg, num_labels=num_classes)
+        names.update(pretrained_cfg={**cfg, **seen}, num_labels=num_classes)
         config = TimmWrapperConfig(architecture=architecture, model_args=model_args, **names)
         try:
             return AutoModelForImageClassification.from_config(config)
@@ -82,13 +83,17 @@ def build_student(
     if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
         raise ConfigError(f"the student {name!r} must be a folder, but there is none. Train it first, or name another.")
     try:
-        return AutoModelForImageClassification.from_pretrained(
+        model = AutoModelForImageClassification.from_pretrained(
             name, num_labels=num_classes, ignore_mismatched_sizes=True, use_safetensors=True, **names
         )
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"could not load the student {name!r} ({str(error)[:300]}). Name a Hub id, a folder, or `timm:ARCHITECTURE`."
         ) from error
+    if is_timm(model) and seen:
+        complete_config(model)
+        model.config.pretrained_cfg.update(seen)
+    return model
 
 
 def read_model_args(value: Any) -> dict[str, Any]:
@@ -138,14 +143,28 @@ def native_names(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]
     return {name.removeprefix("timm_model."): tensor for name, tensor in weights.items()}
 
 
-def load_processor(name: str) -> Any:
-    """Returns the image processor of a model that is fine-tuned, or None: its mean and std are the student's."""
+def load_processor(name: str, size: int | None = None) -> Any:
+    """Returns the image processor of a model that is fine-tuned, or None: its mean and std are the student's.
+
+    Args:
+        name: Of the student.
+        size: Side of the images in pixels that it is fine-tuned on: the processor, which is saved with it, makes such. What
+            it resizes to before it crops changes in the same proportion.
+    """
     if name.startswith("timm:"):
         return None
     try:
-        return AutoImageProcessor.from_pretrained(name)
+        processor = AutoImageProcessor.from_pretrained(name)
     except (OSError, ValueError):
         return None
+    given = {key: getattr(processor, key, None) for key in ("size", "crop_size")}
+    made = given["crop_size"] or given["size"]
+    if size is not None and made:
+        share = size / max(dict(made).values())
+        for key, sides in given.items():
+            if sides:
+                setattr(processor, key, type(sides)(**{side: round(share * old) for side, old in dict(sides).items()}))
+    return processor
 
 
 def evaluation_augmentation(size: int, crop: float = 0.875) -> Augmentation:

@@ -24,7 +24,15 @@ from timm.loss import SoftTargetCrossEntropy
 from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForImageClassification as AutoClassifier
-from transformers import EarlyStoppingCallback, ResNetConfig, TrainerCallback, ViTConfig
+from transformers import (
+    CLIPImageProcessor,
+    ConvNextImageProcessor,
+    EarlyStoppingCallback,
+    ResNetConfig,
+    TrainerCallback,
+    ViTConfig,
+    ViTImageProcessor,
+)
 
 from hf_dr.augmentation import Augmentation
 from hf_dr.distillation import OnlineDistillationTrainer
@@ -36,7 +44,7 @@ from hf_dr.ops import CenterCrop, MixUp, RandomHorizontalFlip, RandomResizedCrop
 from hf_dr.reinforce import ReinforceConfig, reinforce
 from hf_dr.replay import ReinforcedDataset
 from hf_dr.signals import SIGNALS
-from hf_dr.students import LabelledImages, build_student, evaluation_augmentation
+from hf_dr.students import LabelledImages, build_student, evaluation_augmentation, load_processor
 from hf_dr.trainer import ReinforcedTrainer, ReinforcedTrainingArguments, normalize
 
 SIZE, ROWS, VIEWS, BATCH = 24, 12, 4, 4
@@ -1438,3 +1446,35 @@ def test_a_saved_student_may_be_trained_further(tmp_path, plain, settings):
     body = load_file(tmp_path / "saved" / "model.safetensors")
     assert any(torch.equal(value, body[name]) for name, value in student.state_dict().items() if "conv" in name)
     ReinforcedTrainer(student, settings(max_steps=1), train_dataset=plain).train()
+
+
+def test_a_student_is_saved_with_the_size_that_it_was_fine_tuned_at(tmp_path):
+    normalization = ((0.5, 0.4, 0.3), (0.2, 0.2, 0.1))
+    pretrained = build_student("timm:test_resnet", ["a", "b"], 2, size=64, normalization=normalization)
+    pretrained.save_pretrained(tmp_path / "timm")
+    build_student(str(tmp_path / "timm"), ["a", "b"], 2, size=SIZE, crop=0.9).save_pretrained(tmp_path / "tuned")
+    for name, size, crop in (("timm", 64, 1.0), ("tuned", SIZE, 0.9)):
+        cfg = json.loads((tmp_path / name / "config.json").read_text())["pretrained_cfg"]
+        assert (cfg["input_size"], cfg["crop_pct"]) == ([3, size, size], crop)
+        assert (tuple(cfg["mean"]), tuple(cfg["std"])) == normalization
+
+
+@pytest.mark.parametrize(
+    ("processor", "sizes"),
+    [
+        (ViTImageProcessor(), {"size": {"height": 56, "width": 56}}),
+        (ConvNextImageProcessor(), {"size": {"shortest_edge": 56}, "crop_pct": 0.875}),
+        (
+            CLIPImageProcessor(size={"shortest_edge": 256}),
+            {"size": {"shortest_edge": 64}, "crop_size": {"height": 56, "width": 56}},
+        ),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_processor_of_transformers_makes_images_of_the_size_that_was_fine_tuned_at(tmp_path, processor, sizes):
+    processor.save_pretrained(tmp_path)
+    load_processor(str(tmp_path), 56).save_pretrained(tmp_path / "tuned")
+    saved = json.loads((tmp_path / "tuned" / "preprocessor_config.json").read_text())
+    assert sizes.items() <= saved.items()
+    image = np.zeros((100, 80, 3), np.uint8)
+    assert load_processor(str(tmp_path / "tuned"))(image)["pixel_values"][0].shape == (3, 56, 56)

@@ -26,10 +26,8 @@ TWO_PROCESSES = (
 )
 """What stands between `python` and a script that two processes run together, on a CPU."""
 
-# The same examples in every run: a red test stays red until the code is mended. `max_examples` bounds the time.
-quick = settings(
-    deadline=None, derandomize=True, database=None, max_examples=20, suppress_health_check=list(HealthCheck)
-)
+# For tests whose examples are dear, or use fixtures.
+quick = settings(max_examples=20, suppress_health_check=list(HealthCheck))
 
 # Settings that make an op do something; an op without an entry here is built with its defaults.
 _LIVELY: dict[str, dict[str, Any]] = {

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hf_dr.metrics import classification_metrics, compute_metrics, log_softmax, reliability, reliability_picture
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 10**6), st.integers(1, 40), st.integers(1, 12))
 def test_equal_to_the_definitions(seed, count, classes):
     rng = np.random.default_rng(seed)

@@ -247,7 +247,7 @@ def test_the_order_has_its_own_seed(config):
 
 
 @pytest.mark.parametrize("even", [False, True])
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=8)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=8)
 @given(
     world_size=st.integers(1, 20), workers=st.integers(0, 6), batch_size=st.integers(1, 6), shuffled=st.integers(1, 3),
     epoch=st.integers(0, 9),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,19 @@ from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub import metadata_load, try_to_load_from_cache
 
 from hf_dr.errors import DataError
+from hf_dr.named_files import check_own_files
 
 # Rows by whose files a base dataset is recognised; every image is hashed besides, when it is decoded.
 _SAMPLED_ROWS = 64
 
 
 def load_base(
-    name: str, config: str | None = None, *, split: str = "train", revision: str | None = None
+    name: str,
+    config: str | None = None,
+    *,
+    split: str = "train",
+    revision: str | None = None,
+    files_from: Sequence[str] = (),
 ) -> tuple[datasets.Dataset, dict[str, Any]]:
     """Loads one split of a base dataset.
 
@@ -29,13 +36,14 @@ def load_base(
         config: Its configuration, where it has several.
         split: The split; slices such as `train[:1000]` work.
         revision: Branch, tag or commit on the Hub.
+        files_from: Folders whose files its cells may name, besides its own: see `hf_dr.named_files`.
 
     Returns:
         The dataset, and what names it in the provenance (`id`, `config`; a local path is cut down to its last part), with its
         `license` if its card tells one.
 
     Raises:
-        DataError: It cannot be found or read, or has no such split.
+        DataError: It cannot be found or read, has no such split, or names a file that is not its own.
     """
     path = Path(name).expanduser()
     described: dict[str, Any] = {"id": path.name if path.exists() else name, "config": config}
@@ -65,6 +73,9 @@ def load_base(
         ) from error
     if not isinstance(loaded, datasets.Dataset):
         raise DataError(f"{name!r} must give one split, found {type(loaded).__name__}. Save or name a single split.")
+    # A single Parquet file has no files of its own: what lies beside it may be anything.
+    folder = path if path.is_dir() else None
+    check_own_files(loaded, name, folder=folder, repo_id=None if path.exists() else name, files_from=files_from)
     return loaded, described if license is None else {**described, "license": license}
 
 

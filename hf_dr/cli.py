@@ -33,6 +33,7 @@ from hf_dr.inspection import inspect_dataset
 from hf_dr.loading import each_dataset, fetch_config, load_reinforced
 from hf_dr.metrics import compute_metrics
 from hf_dr.ml_dr import ImportConfig, ImportJob
+from hf_dr.named_files import FILES_FROM_HELP
 from hf_dr.plain import PlainDataset
 from hf_dr.reinforce import Job, Part, ReinforceConfig, check_dataset, process_state
 from hf_dr.replay import ReinforcedDataset
@@ -171,7 +172,13 @@ def reinforce_command(argv: Sequence[str], prog: str) -> int:
     augmentation, part = build_augmentation(teaching.augmentation, teaching.size), Part.parse(run.part)
     state = process_state()
     with state.local_main_process_first():
-        dataset, described = load_base(base.dataset, base.dataset_config, split=base.split, revision=base.revision)
+        dataset, described = load_base(
+            base.dataset,
+            base.dataset_config,
+            split=base.split,
+            revision=base.revision,
+            files_from=config.files_from,
+        )
     _, label_column = check_dataset(dataset, config)
     names = getattr(dataset.features[label_column], "names", None) if label_column else None
     teacher = Teacher.from_pretrained(
@@ -210,6 +217,7 @@ class ExtendArguments:
     base_revision: str | None = field(
         default=None, metadata={"help": "Its branch, tag or commit. Default: the one that was reinforced."}
     )
+    files_from: list[str] = field(default_factory=list, metadata={"help": FILES_FROM_HELP})
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the dataset on the Hub."})
     teacher: list[str] = field(
         default_factory=list,
@@ -289,6 +297,7 @@ class StudentArguments:
     base_revision: str | None = field(
         default=None, metadata={"help": "Branch, tag or commit of the base. Default: the one that was reinforced."}
     )
+    files_from: list[str] = field(default_factory=list, metadata={"help": FILES_FROM_HELP})
     revision: str | None = field(
         default=None, metadata={"help": 'Branch, tag or commit of the "+" dataset on the Hub.'}
     )
@@ -357,7 +366,7 @@ def _load_plain(student: StudentArguments, seed: int) -> PlainDataset:
     (name,), config = student.dataset, student.name[0] if student.name else None
     augmentation, split = build_augmentation(student.augmentation, student.size or 224), student.split or "train"
     with process_state().local_main_process_first():
-        base, described = load_base(name, config, split=split, revision=student.revision)
+        base, described = load_base(name, config, split=split, revision=student.revision, files_from=student.files_from)
     columns = ReinforceConfig("", image_column=student.image_column, label_column=student.label_column)
     image_column, label_column = check_dataset(base, columns)
     if label_column is None:
@@ -414,6 +423,7 @@ def train_command(argv: Sequence[str], prog: str) -> int:
             base=student.base,
             base_config=student.base_config,
             base_revision=student.base_revision,
+            files_from=student.files_from,
             unreinforced=student.unreinforced,
             revision=student.revision,
             num_views=student.num_views,
@@ -438,7 +448,7 @@ def train_command(argv: Sequence[str], prog: str) -> int:
     )
     evaluation, evaluated_on = None, None
     if student.eval_dataset:
-        images, described = load_base(student.eval_dataset, split=student.eval_split)
+        images, described = load_base(student.eval_dataset, split=student.eval_split, files_from=student.files_from)
         evaluated_on = {**described, "split": student.eval_split}
         provenance = plus.provenances[0]
         columns = {"image_column": provenance.image_column, "label_column": provenance.label_column or "label"}
@@ -723,7 +733,11 @@ def import_command(argv: Sequence[str], prog: str) -> int:
         "same command again resumes.",
     )
     base, described = load_base(
-        arguments.base, arguments.base_config, split=arguments.split, revision=arguments.base_revision
+        arguments.base,
+        arguments.base_config,
+        split=arguments.split,
+        revision=arguments.base_revision,
+        files_from=config.files_from,
     )
     job = ImportJob(sources, base, config, described=described)
     if arguments.dry_run:
@@ -778,11 +792,12 @@ def _add_dataset(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--base", help="For an overlay: the base dataset with the images, as for reinforce.")
     parser.add_argument("--base_config", help="Configuration of the base.")
     parser.add_argument("--base_revision", help="Its branch, tag or commit. Default: the one that was reinforced.")
+    parser.add_argument("--files_from", nargs="+", default=[], metavar="DIR", help=FILES_FROM_HELP)
     parser.add_argument("--revision", help='Branch, tag or commit of the "+" dataset on the Hub.')
 
 
 def _open(arguments: argparse.Namespace) -> ReinforcedDataset:
-    names = ("base", "base_config", "base_revision", "revision")
+    names = ("base", "base_config", "base_revision", "files_from", "revision")
     return load_reinforced(arguments.path, arguments.name, **{name: getattr(arguments, name) for name in names})
 
 

@@ -32,6 +32,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from hf_dr.base import load_base, undecoded_images
 from hf_dr.errors import ConfigError, DataError, did_you_mean
 from hf_dr.images import decode_image
+from hf_dr.named_files import FILES_FROM_HELP
 from hf_dr.rng import view_rng
 from hf_dr.transfer import (
     Backbone,
@@ -598,6 +599,7 @@ class DetectionArguments:
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Its configuration, where it has several."})
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the dataset on the Hub."})
+    files_from: list[str] = field(default_factory=list, metadata={"help": FILES_FROM_HELP})
     split: str = field(default="train", metadata={"help": "Its split to train on."})
     eval_split: str | None = field(default=None, metadata={"help": "Its split to evaluate on. Default: none."})
     image_column: str = field(default="image", metadata={"help": "Its column of images."})
@@ -729,7 +731,13 @@ def _open_data(chosen: DetectionArguments) -> tuple[DetectionData, DetectionData
     for split in (chosen.split, chosen.eval_split):
         if split is None:
             return opened[0], None
-        rows, described = load_base(chosen.dataset, chosen.dataset_config, split=split, revision=chosen.revision)
+        rows, described = load_base(
+            chosen.dataset,
+            chosen.dataset_config,
+            split=split,
+            revision=chosen.revision,
+            files_from=chosen.files_from,
+        )
         opened.append(
             DetectionData.from_dataset(
                 rows,

@@ -30,6 +30,7 @@ from hf_dr.corruptions import CORRUPTIONS, SEVERITIES, check_corruption, corrupt
 from hf_dr.errors import ConfigError, DataError, TeacherError, did_you_mean
 from hf_dr.images import decode_image
 from hf_dr.metrics import Reliability, classification_metrics, reliability, reliability_picture
+from hf_dr.named_files import FILES_FROM_HELP
 from hf_dr.ops import CenterCrop, Resize
 from hf_dr.teacher import PRECISIONS, Member, Preprocessing, Teacher, imagenet_synsets, load_member
 from hf_dr.version import __version__
@@ -154,6 +155,7 @@ class EvaluateConfig:
         }
     )
     output_dir: str = field(metadata={"help": "Where evaluation.md, evaluation.json and reliability.png are written."})
+    files_from: list[str] = field(default_factory=list, metadata={"help": FILES_FROM_HELP})
     corrupt: list[str] = field(
         default_factory=list,
         metadata={
@@ -357,7 +359,7 @@ def run_evaluation(config: EvaluateConfig) -> Report:
     if (config.corruptions or config.severities) and not (config.corrupt or published):
         raise ConfigError("`corruptions` and `severities` need a set to corrupt, got none. Name it with `corrupt`.")
     keys = config.corruption_keys()
-    opened = [_open(spec.part(*keys[0]) if spec.published_corrupted else spec, config.max_examples) for spec in specs]
+    opened = [_open(spec.part(*keys[0]) if spec.published_corrupted else spec, config) for spec in specs]
     models = _load_models(config)
     device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     teachers = [
@@ -388,7 +390,7 @@ def _corrupted(
     found: list[dict[str, dict[int, dict[str, float]]]] = [{} for _ in models]
     for name, severity in config.corruption_keys():
         if spec.published_corrupted:
-            part = _open(spec.part(name, severity), config.max_examples)
+            part = _open(spec.part(name, severity), config)
             work = _Pass(part, models, config, label=f"{spec.name} {name} {severity}", whole=True)
         else:
             part = images
@@ -454,9 +456,9 @@ class _Pass(torch.utils.data.Dataset):
         return [np.concatenate(parts) for parts in answers]
 
 
-def _open(spec: EvaluationSet, max_examples: int | None) -> Images:
+def _open(spec: EvaluationSet, config: EvaluateConfig) -> Images:
     """Loads a set and checks its columns and labels."""
-    dataset, _ = load_base(spec.dataset, spec.config, split=spec.split)
+    dataset, _ = load_base(spec.dataset, spec.config, split=spec.split, files_from=config.files_from)
     pictures = [name for name, kind in dataset.features.items() if isinstance(kind, datasets.Image)]
     if spec.image is None and len(pictures) != 1:
         raise DataError(
@@ -473,7 +475,7 @@ def _open(spec: EvaluationSet, max_examples: int | None) -> Images:
     if not len(dataset):
         raise DataError(f"set `{spec.name}` must have examples, found none.")
     labels, class_names = _read_labels(dataset, spec)
-    count = min(len(dataset), max_examples or len(dataset))
+    count = min(len(dataset), config.max_examples or len(dataset))
     rows = np.arange(count) * len(dataset) // count  # a sorted set keeps its mix of classes
     return Images(spec, dataset.with_format(None), rows, labels[rows], class_names)
 

@@ -66,6 +66,7 @@ def load_reinforced(  # type: ignore[misc]  # the overloads leave the other sett
     base: datasets.Dataset | str | os.PathLike[str] | None = None,
     base_config: str | None = None,
     base_revision: str | None = None,
+    files_from: Sequence[str] = (),
     unreinforced: bool = False,
     columns: Sequence[str] = (),
     revision: str | None = None,
@@ -87,6 +88,7 @@ def load_reinforced(  # type: ignore[misc]  # the overloads leave the other sett
             pixels where they are in another order or other files: that decodes each once, and is kept for later runs.
         base_config: With the name of a base: its configuration. Default: the one that was reinforced, if it is that base.
         base_revision: With the name of a base: its branch, tag or commit. Default: likewise.
+        files_from: With the name of a base: folders whose files its cells may name, besides its own.
         unreinforced: Also give the base's rows that have no stored views (those beyond `max_examples`, those that could
             not be decoded then but can now), after the others, as newly drawn views with their label.
         columns: Columns of the "+" dataset, the base's own ones, to give in each item as well.
@@ -117,7 +119,7 @@ def load_reinforced(  # type: ignore[misc]  # the overloads leave the other sett
         overlay = next((provenance for provenance, _ in opened if provenance.overlay), None)
         images = next((plus for provenance, plus in opened if not provenance.overlay), None)
         if overlay is not None or base is not None:
-            base = load_base_of(overlay or opened[0][0], base, base_config, base_revision)
+            base = load_base_of(overlay or opened[0][0], base, base_config, base_revision, files_from)
             images = base if base is not None else images
         # An overlay without a base takes its images from another part.
         bases = [images if provenance.overlay else base if overlay is None else None for provenance, _ in opened]
@@ -129,11 +131,11 @@ def load_reinforced(  # type: ignore[misc]  # the overloads leave the other sett
         )
     if streaming:
         provenance, files = _shards_of(path, name, split, revision)
-        settings["base"] = load_base_of(provenance, base, base_config, base_revision)
+        settings["base"] = load_base_of(provenance, base, base_config, base_revision, files_from)
         return StreamedReinforcedDataset(files, provenance, shuffled_shards=shuffled_shards, **settings)
     provenance, plus = open_plus(path, name, split=split, revision=revision)
     return ReinforcedDataset(
-        plus, provenance, base=load_base_of(provenance, base, base_config, base_revision), **settings
+        plus, provenance, base=load_base_of(provenance, base, base_config, base_revision, files_from), **settings
     )
 
 
@@ -271,6 +273,7 @@ def load_base_of(
     base: datasets.Dataset | str | os.PathLike[str] | None,
     config: str | None = None,
     revision: str | None = None,
+    files_from: Sequence[str] = (),
 ) -> datasets.Dataset | None:
     """Loads the base of a "+" dataset where it is given by name; see `load_reinforced`.
 
@@ -281,7 +284,8 @@ def load_base_of(
     if isinstance(base, (str, os.PathLike)):
         if os.fspath(base) == provenance.base.get("id"):
             config, revision = config or provenance.base.get("config"), revision or provenance.base.get("revision")
-        return load_base(os.fspath(base), config, split=provenance.split, revision=revision)[0]
+        split = provenance.split
+        return load_base(os.fspath(base), config, split=split, revision=revision, files_from=files_from)[0]
     for setting, value in (("base_config", config), ("base_revision", revision)):
         if value is not None:
             raise ConfigError(f"`{setting}` must come with the name of a base, got {value!r} without. Leave it out.")

@@ -44,6 +44,7 @@ from hf_dr.card import write_card
 from hf_dr.errors import ConfigError, DataError, FormatError
 from hf_dr.images import decode_image, pixel_hash
 from hf_dr.ml_dr_format import CONFIG_FILE, Columns, RunFormat, archive_files, expect, image_number, read_file, shown
+from hf_dr.named_files import FILES_FROM_HELP
 from hf_dr.ops import (
     CutMix,
     RandomCrop,
@@ -55,8 +56,8 @@ from hf_dr.reinforce import (
     ReinforceConfig,
     check_dataset,
     check_same_run,
+    checked_origin,
     default_workers,
-    describe_base,
     format_bytes,
     open_run,
 )
@@ -106,6 +107,7 @@ class ImportConfig:
             "name, as torchvision's ImageFolder sorts them. Or a file, a JSON list or lines: for each i the row or file name."
         },
     )
+    files_from: list[str] = field(default_factory=list, metadata={"help": FILES_FROM_HELP})
     shard_size: int | None = field(default=None, metadata={"help": "Examples per file, as for reinforce."})
     num_workers: int | None = field(
         default=None,
@@ -359,6 +361,7 @@ class ImportJob:
     ) -> None:
         self.config = config
         image_column, label_column = check_dataset(base, config.run_config())
+        known = checked_origin(base, config.files_from)
         self._images = undecoded_images(base, image_column)
         self._row_of = find_rows(config.order, self._images)
         self._labels = None
@@ -399,7 +402,7 @@ class ImportJob:
             mixing_scope=STORED_PARTNERS if self._augmentation.mixes else "dataset",
             on_bad_image="skip",
             base={
-                **describe_base(base), **(described or {}), "content_hash": content_hash(self._images), "order": order,
+                **known, **(described or {}), "content_hash": content_hash(self._images), "order": order,
             },
             teacher={
                 "members": [_member(name, self.num_classes) for name in format.teachers],
@@ -704,11 +707,27 @@ class ImportJob:
                         columns[SOURCE_INDEX] = np.arange(first, last, dtype=np.int64)
                         columns[IMAGE_HASH] = np.fromiter(hashes, np.uint64, last - first)
                         # What the teacher saw is unknown.
-                        base = as_table(self._dataset, first, last)
+                        base = as_table(
+                            self._dataset,
+                            first,
+                            last,
+                            image_column=self.provenance.image_column,
+                            readable=self._readable(first, valid),
+                        )
                         base = base.append_column(VIEWS_HASH, pa.nulls(last - first, pa.uint64()))
                         writer.write(base, columns, valid)
                         bar.update(last - first)
                     writer.finish()
+
+    def _readable(self, first: int, valid: np.ndarray) -> np.ndarray:
+        """Which images of the rows from `first` on can be decoded, (rows,); those of valid rows have been."""
+        (column,) = self._images.column_names
+        checked = valid.copy()
+        for place in np.flatnonzero(~valid):
+            with contextlib.suppress(DataError):
+                decode_image(self._images[int(first + place)][column])
+                checked[place] = True
+        return checked
 
     def _hash(self, row: int, valid: bool) -> int:
         if not valid:

@@ -13,7 +13,7 @@ import shutil
 import signal
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
@@ -35,6 +35,7 @@ from hf_dr.augmentation import NAMED, Augmentation
 from hf_dr.base import content_hash, sampled_rows, undecoded_images
 from hf_dr.card import format_bytes, write_card
 from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, HfDrError, did_you_mean
+from hf_dr.named_files import FILES_FROM_HELP, check_own_files, describe_named_files
 from hf_dr.schema import (
     AUG_PREFIX,
     IMAGE_HASH,
@@ -147,6 +148,7 @@ class ReinforceConfig:
             choices=["dataset", "shard"],
         ),
     )
+    files_from: list[str] = field(default_factory=list, metadata=_help(FILES_FROM_HELP))
     shard_size: int | None = field(
         default=None,
         metadata=_help("Examples per file: what a kill can lose. Default: 1024, or an eighth of a smaller dataset."),
@@ -298,6 +300,7 @@ class Job:
     ) -> None:
         self.config, self.teacher, self.augmentation = config, teacher, augmentation
         image_column, label_column = check_dataset(dataset, config)
+        known = checked_origin(dataset, config.files_from)
         if config.max_examples is not None and config.max_examples < len(dataset):
             dataset = dataset.select(range(config.max_examples))
         if config.top_k > teacher.num_classes:
@@ -334,7 +337,7 @@ class Job:
             label_column=label_column,
             mixing_scope=config.mixing_scope if augmentation.mixes else "dataset",
             on_bad_image=config.on_bad_image,
-            base={**describe_base(dataset), **(base or {}), "content_hash": content_hash(images)},
+            base={**known, **(base or {}), "content_hash": content_hash(images)},
             teacher=teacher.provenance(),
             library_versions=library_versions(),
             created_with=f"hf_dr {__version__}",
@@ -408,6 +411,9 @@ class Job:
         if not missing:
             logger.info("All shards to be made are there already; nothing to do.")
             return
+        named = describe_named_files(self._base)
+        if named is not None:
+            logger.warning("Copying %s into the dataset. Leave the column out if they are not to be published.", named)
         logger.info(
             "Making %d of %d shards in %d process(es) with %d worker(s) each, on %s.",
             len(missing),
@@ -475,7 +481,8 @@ class Job:
                 if self.provenance.signal == IMAGE_TAIL:
                     columns[TAIL_IDS], columns[TAIL_LOGPROBS] = tails.take(last - first)
                 self._complete_rows(columns, valid)
-                writer.write(as_table(self._base, first, last), columns, valid)
+                base = as_table(self._base, first, last, image_column=self.provenance.image_column, readable=valid)
+                writer.write(base, columns, valid)
             marker = writer.finish()
         progress.wrote(marker.file_bytes)
 
@@ -1033,11 +1040,26 @@ def library_versions() -> dict[str, str]:
 def describe_base(dataset: datasets.Dataset) -> dict[str, Any]:
     """Returns what a dataset knows of its origin: Hub id, config and revision."""
     described: dict[str, Any] = {"id": None, "config": dataset.info.config_name, "revision": None}
-    for source in dataset.info.download_checksums or {}:
-        match = re.match(r"hf://datasets/([^@]+)@([0-9a-f]{40})/", source)
+    for file in dataset.cache_files:
+        # CACHE/owner___name/config/version/commit/name-train.arrow, if it was loaded from the Hub.
+        match = re.search(r"([^/\\]+)___([^/\\]+)[/\\][^/\\]+[/\\][^/\\]+[/\\]([0-9a-f]{40})[/\\]", file["filename"])
         if match:
-            described["id"], described["revision"] = match.groups()
+            described["id"] = f"{match[1]}/{match[2]}"
+            described["revision"] = match[3]
             break
+    return described
+
+
+def checked_origin(dataset: datasets.Dataset, files_from: Sequence[str]) -> dict[str, Any]:
+    """Returns what a dataset knows of its origin, once one from the Hub is known to name no files of this machine.
+
+    Raises:
+        ConfigError: One of `files_from` is no folder.
+        DataError: The dataset is from the Hub, and names a file that is not of its repository.
+    """
+    described = describe_base(dataset)
+    if described["id"] is not None:
+        check_own_files(dataset, described["id"], repo_id=described["id"], files_from=files_from)
     return described
 
 

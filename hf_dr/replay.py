@@ -11,7 +11,6 @@ import datasets
 import numpy as np
 import PIL.Image
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 
 from hf_dr.augmentation import NO_PARTNER, PARTNER
@@ -20,6 +19,7 @@ from hf_dr.errors import ConfigError, DataError, FormatError, ReplayError, did_y
 from hf_dr.images import decode_image, pixel_hash
 from hf_dr.interface import MappedReinforcedData, ViewIndex, checked_views
 from hf_dr.join import JoinedBase, readable
+from hf_dr.named_files import named_files
 from hf_dr.ops import Params
 from hf_dr.rng import Matching, view_rng
 from hf_dr.schema import (
@@ -114,8 +114,7 @@ class ReinforcedDataset(MappedReinforcedData):
         if self._labels is not None:
             self._check_labels(_column(plus, self._labels), usable)
         base = self._check_base(base)
-        if base is None:
-            _check_embedded(plus, provenance.image_column)
+        _check_embedded(plus, None if provenance.overlay else provenance.image_column)
         owner = base.dataset if base is not None else plus  # who has the rows without reinforcement
         self._images = base.images if base is not None else undecoded_images(plus, provenance.image_column)
         # Where in `_images` a row is: those of `plus`, then those without reinforcement.
@@ -502,20 +501,17 @@ def _chosen_columns(rows: datasets.Dataset, columns: Sequence[str]) -> datasets.
     return rows.select_columns(list(columns)).with_format(None)
 
 
-def _check_embedded(plus: datasets.Dataset, column: str) -> None:
-    """Refuses images that are only named: a dataset from elsewhere could name any file of this machine."""
-    if not isinstance(plus.features.get(column), datasets.Image):
+def _check_embedded(plus: datasets.Dataset, column: str | None) -> None:
+    """Refuses files that are only named, in any column: a dataset from elsewhere could name any file of this machine."""
+    if column is not None and not isinstance(plus.features.get(column), datasets.Image):
         raise FormatError(
             f"the image column `{column}` must be there and hold images, found {plus.features.get(column)}. Fetch it again."
         )
-    for chunk in plus.data.column(column).chunks:
-        if pc.any(
-            pc.and_(pc.struct_field(chunk, "bytes").is_null(), pc.struct_field(chunk, "path").is_valid())
-        ).as_py():
-            raise FormatError(
-                f"the image column `{column}` must hold the image files themselves, found one that is only named by its path. "
-                "Fetch or make it again."
-            )
+    for files in named_files(plus):
+        raise FormatError(
+            f"column `{files.column}` must hold the files themselves, found one in row {files.rows[0]} that is only named by "
+            "its path. Fetch or make it again."
+        )
 
 
 class _Columns:

@@ -27,6 +27,7 @@ from torchvision.models.segmentation.fcn import FCNHead
 from hf_dr.base import load_base, undecoded_images
 from hf_dr.errors import ConfigError, DataError, did_you_mean
 from hf_dr.images import decode_image
+from hf_dr.named_files import FILES_FROM_HELP
 from hf_dr.rng import view_rng
 from hf_dr.transfer import (
     Backbone,
@@ -536,6 +537,7 @@ class SegmentationArguments:
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Its configuration, where it has several."})
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the dataset on the Hub."})
+    files_from: list[str] = field(default_factory=list, metadata={"help": FILES_FROM_HELP})
     split: str = field(default="train", metadata={"help": "Its split to train on."})
     eval_split: str | None = field(default=None, metadata={"help": "Its split to evaluate on. Default: none."})
     image_column: str = field(default="image", metadata={"help": "Its column of images."})
@@ -683,7 +685,13 @@ def _open_data(chosen: SegmentationArguments, classes: Classes) -> tuple[Segment
     for split in (chosen.split, chosen.eval_split):
         if split is None:
             return opened[0], None
-        rows, described = load_base(chosen.dataset, chosen.dataset_config, split=split, revision=chosen.revision)
+        rows, described = load_base(
+            chosen.dataset,
+            chosen.dataset_config,
+            split=split,
+            revision=chosen.revision,
+            files_from=chosen.files_from,
+        )
         columns: dict[str, Any] = {"image_column": chosen.image_column, "mask_column": chosen.mask_column}
         opened.append(SegmentationData.from_dataset(rows, {**described, "split": split}, classes, **columns))
     return opened[0], opened[1]

@@ -108,7 +108,7 @@ def test_large_images_are_cropped_as_imagenet_c_was(place, tmp_path, monkeypatch
     cells = [as_cell(colour_image(np.random.default_rng(0), 0, size)) for size in ((400, 300), (255, 400))]
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
     datasets.Dataset.from_dict({"image": cells, "label": [0, 1]}, features=features).to_parquet(tmp_path / "d.parquet")
-    images = evaluation._open(parse_set(f"d={tmp_path / 'd.parquet'}:train"), None)
+    images = evaluation._open(parse_set(f"d={tmp_path / 'd.parquet'}:train"), EvaluateConfig([], [], ""))
     model = evaluation._load_models(EvaluateConfig([str(place / "student")], ["imagenet"], ""))
     views = evaluation._Pass(images, model, EvaluateConfig(["m"], ["s"], ""), corruption=("fog", 1))
     assert views[0][0].tolist() == [224, 1]
@@ -191,7 +191,7 @@ def test_presets(mimic, oracle, monkeypatch):
     image, label, kind, classes, labels = MIMICS[mimic]
     loaded = []
 
-    def load_base(name, config, *, split):
+    def load_base(name, config, *, split, files_from):
         loaded.append((name, config, split))
         return dataset_of(image, classes, label, labels if labels is not None else list(classes), kind), {}
 
@@ -218,7 +218,7 @@ def test_imagenet_c_reads_published_corruptions(oracle, monkeypatch, tmp_path):
     """A configuration for each corruption, a split for each severity; here every second image is damaged at severity 5."""
     loaded = []
 
-    def load_base(name, config, *, split):
+    def load_base(name, config, *, split, files_from):
         loaded.append((name, config, split))
         right = list(range(0, 1000, 97))
         shown = [c + (n % 2 if split == "severity_5" else 0) for n, c in enumerate(right)]

@@ -356,7 +356,7 @@ def test_any_image(image: str, victim: Callable[[], Path], expected: Views, tiny
     rewrite(config / SHARDS[1], lambda table: edited(table, "image", spoil))
     assert not changed_items(config, expected, tiny_teacher)
     look_at(config)
-    with pytest.raises(HfDrError, match=r"row 3 must|`image` must hold the image files themselves"):
+    with pytest.raises(HfDrError, match=r"row 3 must|`image` must hold the files themselves"):
         load_reinforced(config)[3, 0]
 
 
@@ -367,9 +367,9 @@ def test_an_image_that_is_only_named_is_not_opened(victim: Callable[[], Path], t
     file.write_bytes(cell["bytes"])
     named = {"bytes": None, "path": str(file)}
     rewrite(config / SHARDS[0], lambda table: edited(table, "image", lambda cells: [named, *cells[1:]]))
-    with pytest.raises(HfDrError, match="`image` must hold the image files themselves, found one that is only named"):
+    with pytest.raises(HfDrError, match="`image` must hold the files themselves, found one in row 0"):
         load_reinforced(config)
-    with pytest.raises(HfDrError, match="`image` must hold the image files themselves, found one that is only named"):
+    with pytest.raises(HfDrError, match="`image` must hold the files themselves, found one in row 0"):
         list(load_reinforced(config, streaming=True))
 
 

@@ -322,9 +322,9 @@ def test_the_base_that_was_reinforced_is_loaded_as_it_was(overlay, monkeypatch, 
     load_reinforced(overlay, base="org/base", base_config="other", base_revision="main")
     load_reinforced(overlay, base="me/copy")
     assert asked == [
-        ("org/base", "plain", {"split": "train", "revision": "c0ffee"}),
-        ("org/base", "other", {"split": "train", "revision": "main"}),
-        ("me/copy", None, {"split": "train", "revision": None}),
+        ("org/base", "plain", {"split": "train", "revision": "c0ffee", "files_from": ()}),
+        ("org/base", "other", {"split": "train", "revision": "main", "files_from": ()}),
+        ("me/copy", None, {"split": "train", "revision": None, "files_from": ()}),
     ]
 
 

@@ -32,6 +32,7 @@ from hf_dr.images import decode_image
 from hf_dr.metrics import Reliability, classification_metrics, reliability, reliability_picture
 from hf_dr.named_files import FILES_FROM_HELP
 from hf_dr.ops import CenterCrop, Resize
+from hf_dr.processes import warm_up_kernels
 from hf_dr.teacher import PRECISIONS, Member, Preprocessing, Teacher, imagenet_synsets, load_member
 from hf_dr.version import __version__
 
@@ -349,6 +350,7 @@ def run_evaluation(config: EvaluateConfig) -> Report:
         DataError: A set cannot be loaded, or lacks a column or labels.
         TeacherError: A model cannot be loaded.
     """
+    warm_up_kernels()
     specs = [parse_set(text) for text in config.sets]
     _refuse_twice("set", [spec.name for spec in specs])
     for name in config.corrupt:

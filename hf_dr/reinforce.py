@@ -36,6 +36,7 @@ from hf_dr.base import content_hash, sampled_rows, undecoded_images
 from hf_dr.card import format_bytes, write_card
 from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, HfDrError, did_you_mean
 from hf_dr.named_files import FILES_FROM_HELP, check_own_files, describe_named_files
+from hf_dr.processes import warm_up_kernels
 from hf_dr.schema import (
     AUG_PREFIX,
     IMAGE_HASH,
@@ -379,6 +380,7 @@ class Job:
         Args:
             part: Which of them, where several launches that know nothing of each other share the folder.
         """
+        warm_up_kernels()
         state = process_state()
         lock = part.lock(self.folder)
         # Rank 0 prepares; what it finds wrong must stop every rank, so it is sent along with the list of what is missing.
@@ -619,6 +621,7 @@ class Job:
 
     def estimate(self, num_batches: int = 4) -> Estimate:
         """Times a few batches and answers what the whole run would take; writes nothing."""
+        warm_up_kernels()
         check_same_run(self.folder, self.provenance)
         spans, count = [], num_batches + 1
         for n in range(count):

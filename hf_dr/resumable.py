@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
 
+from hf_dr.processes import warm_up_kernels
+
 
 class ResumableTrainer(Trainer):
     """transformers' Trainer; its arguments have `momentum` and `nesterov`, for `--optim sgd`.
@@ -17,6 +19,7 @@ class ResumableTrainer(Trainer):
     """
 
     def __init__(self, *args: Any, **settings: Any) -> None:
+        warm_up_kernels()
         self._sampler: Any = None  # of the training set, where it has a `set_epoch` to be told by
         self._measured: dict[str, float] = {}  # of the present weights
         super().__init__(*args, **settings)

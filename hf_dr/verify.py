@@ -20,6 +20,7 @@ from hf_dr.errors import ConfigError, FormatError, ReplayError, TeacherError
 from hf_dr.findings import Verification
 from hf_dr.interface import ReinforcedData
 from hf_dr.loading import load_reinforced
+from hf_dr.processes import warm_up_kernels
 from hf_dr.replay import ReinforcedDataset
 from hf_dr.rng import DOMAIN_VERIFY, keyed_rng
 from hf_dr.schema import EXTENDED_FROM, Provenance, combine_hashes
@@ -132,6 +133,7 @@ def verify(
         TeacherError: The teacher is not the one that reinforced the dataset.
         FormatError: See `load_reinforced`.
     """
+    warm_up_kernels()
     for setting, value in (("num_rows", num_rows), ("batch_size", batch_size)):
         if value < 1:
             raise ConfigError(f"`{setting}` must be at least 1, got {value}. Raise it.")

@@ -14,10 +14,10 @@ SOURCES = sorted([*MODULES.values(), *(ROOT / "recipes").rglob("*.py")])
 
 # A module imports only from levels below its own. Put a new module into this table as low as its imports let it.
 LEVELS = (
-    {"errors", "version", "architectures", "resumable"},
+    {"errors", "version", "architectures", "processes"},
     {"named_files"},
     {"rng", "images", "ops", "topk", "losses", "metrics", "base", "config", "retry", "readme", "plain_pickle"},
-    {"augmentation", "teacher", "signals", "corruptions", "evaluate_modules", "mixing"},
+    {"augmentation", "teacher", "signals", "corruptions", "evaluate_modules", "mixing", "resumable"},
     {"schema", "students"},
     {"shards", "views", "findings", "interface", "join", "ml_dr_format"},
     {"replay", "plain", "sampling", "card"},

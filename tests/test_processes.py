@@ -1,0 +1,95 @@
+"""What a process does once, before it computes: every kernel is called, and before another thread can call it."""
+
+import importlib
+import threading
+
+import pytest
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from hf_dr.errors import ConfigError
+from hf_dr.evaluation import EvaluateConfig, run_evaluation
+from hf_dr.processes import KERNELS, OVER_ROWS, warm_up_kernels
+from hf_dr.reinforce import Job, ReinforceConfig
+from hf_dr.resumable import ResumableTrainer
+from hf_dr.verify import verify
+from tests.conftest import ALL_OPS
+
+CALLERS = ("hf_dr.reinforce", "hf_dr.resumable", "hf_dr.evaluation", "hf_dr.verify")
+# What teachers, losses and optimizers surely call; the others of the list are there because models may.
+NEEDED = {"cos", "erf", "exp", "expm1", "log", "log1p", "log2", "rsqrt", "sigmoid", "sin", "sqrt", "tan", "tanh"}
+
+
+class Calls(TorchFunctionMode):
+    """Notes the name of each of torch's functions that is called on a tensor, and the tensor's dtype and device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: set[tuple[str, torch.dtype, str]] = set()
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if args and isinstance(args[0], torch.Tensor):
+            self.made.add((func.__name__, args[0].dtype, args[0].device.type))
+        return func(*args, **(kwargs or {}))
+
+
+def test_each_kernel_is_called_in_both_precisions_on_the_cpu():
+    with Calls() as calls:
+        warm_up_kernels()
+    wanted = {(name, dtype, "cpu") for name in (*KERNELS, *OVER_ROWS) for dtype in (torch.float32, torch.float64)}
+    assert calls.made >= wanted
+    assert set(KERNELS) >= NEEDED
+    assert set(OVER_ROWS) == {"log_softmax", "logsumexp", "softmax"}
+
+
+def test_another_default_device_is_left_alone():
+    with torch.device("meta"), Calls() as calls:
+        warm_up_kernels()
+    assert {device for _, _, device in calls.made} == {"cpu"}
+
+
+@pytest.fixture
+def events(monkeypatch):
+    """What happens in order: `warm` for the function's call, else the name of a thread that starts."""
+    noted: list[str] = []
+    start = threading.Thread.start
+
+    def noting(thread: threading.Thread) -> None:
+        noted.append(thread.name)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", noting)
+    for name in CALLERS:
+        monkeypatch.setattr(importlib.import_module(name), "warm_up_kernels", lambda: noted.append("warm"))
+    return noted
+
+
+def test_a_run_calls_them_before_its_first_thread(events, tmp_path, tiny_dataset, tiny_teacher):
+    config = ReinforceConfig(str(tmp_path), num_views=2, top_k=3, num_workers=2)
+    Job(tiny_dataset, tiny_teacher, ALL_OPS, config).run()
+    assert events[0] == "warm"
+    assert any(name.startswith("reinforce") for name in events)
+
+
+def test_an_estimate_calls_them(events, tmp_path, tiny_dataset, tiny_teacher):
+    config = ReinforceConfig(str(tmp_path), num_views=2, top_k=3)
+    Job(tiny_dataset, tiny_teacher, ALL_OPS, config).estimate()
+    assert events[0] == "warm"
+
+
+def test_a_trainer_calls_them_when_it_is_made(events):
+    ResumableTrainer(nn.Linear(2, 2))
+    assert events[0] == "warm"
+
+
+def test_an_evaluation_calls_them_first(events):
+    config = EvaluateConfig(["a"], ["imagenet"], "unused", corrupt=["unknown"])
+    with pytest.raises(ConfigError, match="`corrupt` must name sets with clean images"):
+        run_evaluation(config)
+    assert events == ["warm"]
+
+
+def test_a_verification_calls_them_first(events, tiny_plus, tiny_teacher):
+    assert verify(tiny_plus, tiny_teacher, num_rows=1).ok
+    assert events[0] == "warm"

@@ -52,7 +52,7 @@ def planned(recipe: Path, name: str) -> PlannedConfig:
         seed=config.seed,
         overlay=config.overlay,
         mixing_scope=config.mixing_scope,
-        base={"config": base.dataset_config, **known},
+        base={"config": base.dataset_config, "revision": base.revision, **known},
         teacher={"members": members},
         num_classes=members[0].get("num_classes"),
     )

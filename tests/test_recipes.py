@@ -1,12 +1,16 @@
 """Every recipe parses and runs: in a rehearsal, on tiny data of its dataset's columns, and on what it is stacked with."""
 
 import gc
+import importlib.util
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pytest
+import scipy.io
 import timm
 import torch
+import torchvision
 import yaml
 
 from hf_dr import cli
@@ -23,7 +27,7 @@ SETS = sorted(path.parent for path in ROOT.glob("recipes/*/reinforce.yaml"))
 REINFORCE = sorted(ROOT.glob("recipes/*/reinforce*.yaml"))
 TRAIN = sorted(
     path for path in ROOT.glob("recipes/*/*.yaml")
-    if path.stem in ("teacher", "erm", "erm_small", "erm_transformers", "kd", "plus", "finetune", "finetune_plus")
+    if path.stem in ("teacher", "kd", "plus", "finetune", "finetune_plus") or path.stem.startswith("erm")
 )  # fmt: skip
 STUDENTS = sorted(ROOT.glob("recipes/students/*.yaml"))
 COMPARE = sorted(ROOT.glob("recipes/*/compare.yaml"))
@@ -70,7 +74,7 @@ def test_there_are_all():
         own = {file.stem for file in path.glob("*.yaml")}
         assert names <= own
         assert ("teacher" in own) == (path.name != "imagenet")  # whose teachers are on the Hub
-    assert len(STUDENTS) == 22
+    assert len(STUDENTS) == 27
 
 
 def kinds_of(path):
@@ -174,6 +178,67 @@ def test_training_runs(path):
     assert main(["train", *argv, *([] if "student" in read_configs(argv) else TINY), "--smoke"]) == 0
 
 
+def test_flowers102_is_pinned_to_a_copy_with_the_original_splits():
+    base = reinforcing(ROOT / "recipes/flowers102/reinforce.yaml")[0]
+    described = read_yaml("recipes/flowers102/features.yaml")
+    assert described["dataset"] == base.dataset
+    assert described["splits"] == ["train", "validation", "test"]
+    assert described["columns"]["label"] == torchvision.datasets.Flowers102.classes
+    for name in ("erm", "kd", "teacher", "finetune"):
+        recipe = read_configs(["--config", f"recipes/flowers102/{name}.yaml"])
+        found = {key: recipe[key][0] for key in ("dataset", "revision", "eval_dataset")}
+        assert found == {"dataset": [base.dataset], "revision": base.revision, "eval_dataset": base.dataset}
+
+
+def test_the_order_of_the_authors_flowers102_is_torchvisions(tmp_path, monkeypatch, capsys):
+    spec = importlib.util.spec_from_file_location("order", ROOT / "recipes/flowers102/order.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    folder = tmp_path / "flowers-102"
+    (folder / "jpg").mkdir(parents=True)
+    ids = np.array([[6765, 6755, 3, 8188, 41]], dtype=np.uint16)  # (1, images), as the original's
+    scipy.io.savemat(folder / "setid.mat", {"trnid": ids, "valid": ids[:, :1], "tstid": ids[:, 1:3]})
+    scipy.io.savemat(folder / "imagelabels.mat", {"labels": np.ones((1, 8189), np.uint8)})
+    monkeypatch.setattr(torchvision.datasets.Flowers102, "_check_integrity", lambda self: True)
+    theirs = [path.name for path in torchvision.datasets.Flowers102(tmp_path, split="train")._image_files]
+
+    script.main([str(folder / "setid.mat"), str(tmp_path / "names.txt")])
+    assert (tmp_path / "names.txt").read_text().split() == theirs
+    script.main([str(folder / "setid.mat"), str(tmp_path / "rows.txt"), "--rows"])
+    in_file_order = sorted(theirs)
+    assert [in_file_order[int(row)] for row in (tmp_path / "rows.txt").read_text().split()] == theirs
+    assert "5 images" in capsys.readouterr().out
+    scipy.io.savemat(tmp_path / "other.mat", {"x": ids})
+    with pytest.raises(SystemExit, match="must hold `trnid`, found"):
+        script.main([str(tmp_path / "other.mat"), str(tmp_path / "names.txt")])
+
+
+@pytest.mark.parametrize("path", STUDENTS, ids=lambda path: path.stem)
+def test_students_have_a_baseline_at_their_size(path):
+    family = Path(read_yaml(path)["extends"]).stem
+    size = training("--config", str(path), "recipes/imagenet/plus.yaml")[0].size or 224
+    name = {"mobile": "erm_small", "mobilevit": "erm_small", "vit": "erm_transformers", "swin": "erm_transformers"}
+    baseline = name.get(family, "erm") + ("" if size == 224 else f"_{size}")
+    student = training("--config", str(path), f"recipes/imagenet/{baseline}.yaml")[0]
+    assert cli.build_augmentation(student.augmentation, student.size or 224).size == (size, size)
+
+
+def test_baselines_have_the_filters_and_magnitudes_of_their_sources():
+    for path in TRAIN:
+        augmentation = read_configs(["--config", str(path)]).get("augmentation", (None,))[0]
+        if path.parent.name == "fashion_mnist" or not isinstance(augmentation, list):
+            continue  # ours, or stored views
+        found = [op["RandAugment"] for op in augmentation if "RandAugment" in op]
+        if path.stem.startswith("erm_transformers"):  # each of timm's two operations, with probability 0.5, at 9 of 10
+            assert [(op["num_ops"], op["p"], op["magnitude"], op["interpolation"]) for op in found] == [
+                (1, 0.5, 27, "bicubic")
+            ] * 2
+        else:
+            assert [(op["num_ops"], op["p"], op["magnitude"], op["interpolation"]) for op in found] == [
+                (2, 1.0, 9, "bilinear")
+            ]
+
+
 def test_detection_runs():
     recipe = "recipes/coco/detect.yaml"
     assert main(["detect", "--config", recipe, "--smoke"]) == 0
@@ -191,6 +256,16 @@ def test_a_student_is_stacked_on_a_dataset():
     argv = ["--config", "recipes/students/mobilenetv3.yaml", "recipes/cifar100/erm.yaml"]
     student, _, args = training(*argv)
     assert (student.student, args.learning_rate) == ("timm:mobilenetv3_large_100", 0.2)  # the dataset's own rate
+    assert (args.lr_scheduler_type, args.lr_scheduler_kwargs) == ("cosine", None)  # and end of it
+    _, _, args = training("--config", "recipes/students/mobilenetv3.yaml", "recipes/imagenet/erm_small.yaml")
+    assert (args.lr_scheduler_type, args.lr_scheduler_kwargs) == ("cosine_with_min_lr", {"min_lr": 0.0002})
+
+
+def test_a_stacked_student_trains():
+    argv = ["--config", "recipes/students/vit_ti.yaml", "recipes/imagenet/erm_transformers.yaml"]
+    assert main(["train", *argv, *TINY, "--smoke"]) == 0
+    argv = ["--config", "recipes/students/swin_t.yaml", "recipes/fashion_mnist/erm.yaml"]
+    assert main(["train", *argv, *TINY, "--smoke"]) == 0
 
 
 def test_comparing_and_evaluating_run(tmp_path):

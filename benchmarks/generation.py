@@ -35,7 +35,8 @@ import torch
 
 from hf_dr.augmentation import Augmentation
 from hf_dr.images import pixel_hash
-from hf_dr.reinforce import Job, ReinforceConfig, process_state
+from hf_dr.processes import process_state
+from hf_dr.reinforce import Job, ReinforceConfig
 from hf_dr.rng import view_rng
 from hf_dr.teacher import Teacher
 from hf_dr.topk import top_k

@@ -42,7 +42,8 @@ import synthetic
 
 from hf_dr.augmentation import Augmentation
 from hf_dr.hub import push_to_hub
-from hf_dr.reinforce import ReinforceConfig, process_state
+from hf_dr.processes import process_state
+from hf_dr.reinforce import ReinforceConfig
 
 HUB = Path(__file__).parents[1] / "tests" / "loopback_hub.py"
 REPO, TOKEN = "org/push-plus", "hf_loopback_me"

@@ -6,12 +6,11 @@ what is said once for all of them (head, foot) depends on none. `hf_dr.readme` d
 
 from __future__ import annotations
 
-import html
 import json
 import math
 import re
 import shlex
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -46,29 +45,10 @@ from hf_dr.schema import (
 )
 from hf_dr.shards import read_marker, reading, shard_features
 from hf_dr.signals import IMAGE_TAIL, SAMPLED, TOPK
+from hf_dr.text import code, format_bytes, inline, markdown_table, percent
 
 CARD_FILE = "README.md"
 TAGS = ("dataset-reinforcement", "arxiv:2303.08983")
-
-
-def markdown_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Returns a Markdown table, without a line break at its end."""
-    lines = [f"| {' | '.join(map(str, row))} |" for row in (head, *rows)]
-    return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]])
-
-
-def format_bytes(count: float) -> str:
-    """Returns `1.2 GB` for 1.2e9."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:,.3g} TB"
-
-
-def percent(share: float) -> str:
-    """Returns `99.99 %` for 0.99996: rounded down, so that only 1 reads as 100.00 %."""
-    return f"{math.floor(share * 1e4 + 1e-9) / 100:.2f} %"
 
 
 # ------------------------------------------------------------------------------------------------------ configurations
@@ -339,16 +319,6 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 def _is_hub_id(value: object) -> bool:
     return isinstance(value, str) and _HUB_ID.fullmatch(value) is not None
-
-
-def inline(value: object) -> str:
-    """Text from data, made harmless: it stays in its line and its cell, and is neither HTML nor Markdown."""
-    return re.sub(r"([\\`*\[\]|])", r"\\\1", html.escape(" ".join(str(value).split()), quote=False))
-
-
-def code(value: object) -> str:
-    """Text from data as code, in its line and its cell."""
-    return f"`{' '.join(str(value).replace('`', chr(39)).split())}`".replace("|", r"\|")
 
 
 def is_noncommercial(license: object) -> bool:

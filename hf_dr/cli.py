@@ -35,7 +35,8 @@ from hf_dr.metrics import compute_metrics
 from hf_dr.ml_dr import ImportConfig, ImportJob
 from hf_dr.named_files import FILES_FROM_HELP
 from hf_dr.plain import PlainDataset
-from hf_dr.reinforce import Job, Part, ReinforceConfig, check_dataset, process_state
+from hf_dr.processes import process_state
+from hf_dr.reinforce import Job, Part, ReinforceConfig, check_dataset
 from hf_dr.replay import ReinforcedDataset
 from hf_dr.results import gather
 from hf_dr.schema import CONTACT_SHEET_FILE, find_config

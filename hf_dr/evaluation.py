@@ -25,7 +25,6 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from hf_dr.base import load_base
-from hf_dr.card import markdown_table
 from hf_dr.corruptions import CORRUPTIONS, SEVERITIES, check_corruption, corrupt, corruption_rng
 from hf_dr.errors import ConfigError, DataError, TeacherError, did_you_mean
 from hf_dr.images import decode_image
@@ -34,6 +33,7 @@ from hf_dr.named_files import FILES_FROM_HELP
 from hf_dr.ops import CenterCrop, Resize
 from hf_dr.processes import warm_up_kernels
 from hf_dr.teacher import PRECISIONS, Member, Preprocessing, Teacher, imagenet_synsets, load_member
+from hf_dr.text import markdown_table
 from hf_dr.version import __version__
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,8 @@ import PIL.Image
 
 from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, FormatError, ReplayError, TeacherError
 from hf_dr.loading import load_reinforced
-from hf_dr.reinforce import Job, ReinforceConfig, check_labels, library_versions, open_result, process_state
+from hf_dr.processes import process_state
+from hf_dr.reinforce import Job, ReinforceConfig, check_labels, library_versions, open_result
 from hf_dr.replay import ReinforcedDataset
 from hf_dr.schema import (
     EXTENDED_FROM,

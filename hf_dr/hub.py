@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
 from huggingface_hub.errors import (
     HfHubHTTPError,
@@ -39,7 +39,8 @@ from huggingface_hub.utils import (
 
 from hf_dr.card import CARD_FILE, card_configs, keep_configs, update_card
 from hf_dr.errors import ConfigError, FormatError, HfDrError, HubError
-from hf_dr.reinforce import format_bytes, process_state
+from hf_dr.processes import Alone, on_main, process_state
+from hf_dr.reinforce import format_bytes
 from hf_dr.retry import with_retries
 from hf_dr.schema import PROVENANCE_FILE, PUBLISHED_FILES, Provenance
 
@@ -351,10 +352,10 @@ def publish(
             f"`create_pr` must be left out with a `revision`, got {repository.revision!r}: a pull request has a branch of its "
             "own. Leave one of them out."
         )
-    state = _Alone() if alone else process_state()
+    state = Alone() if alone else process_state()
     operations = {path: CommitOperationAdd(path, local) for path, local in files.items()}
     if dry_run:
-        return _on_main(state, lambda: _plan(repository, operations, card, stale, check))
+        return on_main(state, lambda: _plan(repository, operations, card, stale, check))
 
     def begin() -> tuple[str, Remote]:
         repository.open(private, message if create_pr else None)
@@ -365,7 +366,7 @@ def publish(
         card(_text(repository.fetch(CARD_FILE, remote)))
         return repository.revision, remote
 
-    repository.revision, remote = _on_main(state, begin)
+    repository.revision, remote = on_main(state, begin)
     mine = list(operations.values())[state.process_index :: state.num_processes]
     _send(repository, [operation for operation in mine if not remote.has(operation)], state)
     sent = (
@@ -379,7 +380,7 @@ def publish(
         logger.info("Pushed %d files to %s at %s.", len(push.files), push.url, push.commit)
         return push
 
-    return _on_main(state, finish)
+    return on_main(state, finish)
 
 
 def _plan(
@@ -399,7 +400,7 @@ def _plan(
     return _push(repository, operations, _stale(remote, operations, stale), text, None)
 
 
-def _send(repository: Repository, operations: list[CommitOperationAdd], state: PartialState | _Alone) -> None:
+def _send(repository: Repository, operations: list[CommitOperationAdd], state: PartialState | Alone) -> None:
     """Sends this rank's files; an error on one rank is an error on all, so that none waits for ever."""
     error: HfDrError | None = None
     if operations:
@@ -510,33 +511,6 @@ def _text(file: Path | None) -> str | None:
         return file.read_bytes().decode()  # bytes: line ends stay as they are
     except UnicodeDecodeError as error:
         raise FormatError(f"{CARD_FILE} must be UTF-8, but that in {file.parent} is not: {error}. Mend it.") from error
-
-
-_Result = TypeVar("_Result")
-
-
-@dataclass(frozen=True)
-class _Alone:
-    """The state of a process that waits for no other."""
-
-    process_index: int = 0
-    num_processes: int = 1
-    is_main_process: bool = True
-
-
-def _on_main(state: PartialState | _Alone, work: Callable[[], _Result]) -> _Result:
-    """Returns what rank 0 finds, on every rank; its error is every rank's error."""
-    outcome: list[Any] = [None, None]
-    if state.is_main_process:
-        try:
-            outcome[0] = work()
-        except HfDrError as error:
-            outcome[1] = error
-    if state.num_processes > 1:
-        broadcast_object_list(outcome)
-    if outcome[1] is not None:
-        raise outcome[1]
-    return outcome[0]
 
 
 @contextmanager

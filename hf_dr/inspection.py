@@ -32,6 +32,7 @@ from hf_dr.schema import (
 )
 from hf_dr.shards import MAX_MASS, check_full, check_shards, reading, shard_features
 from hf_dr.signals import IMAGE_TAIL, SAMPLED, TOPK, described, tail_size
+from hf_dr.text import text_table, two_columns
 from hf_dr.topk import MIN_REST
 
 NUM_BINS = 15  # of the calibration error; Guo et al., ICML 2017
@@ -145,9 +146,9 @@ class Inspection:
     def report(self) -> str:
         """Returns the findings as text for people."""
         parts = [
-            ("Provenance", _two_columns(self._provenance_lines())),
+            ("Provenance", two_columns(self._provenance_lines())),
             ("Bytes", self._bytes_table()),
-            ("Teacher", _two_columns(self._teacher_lines())),
+            ("Teacher", two_columns(self._teacher_lines())),
         ]
         if self.labels is not None:
             parts.append(("Most suspicious labels", self._suspects_table()))
@@ -189,7 +190,7 @@ class Inspection:
             rows.append(["= base columns", *self._amounts(sum(c.num_bytes for c in base))])
         rows.append(["file structure", *self._amounts(rest)])
         rows.append(["= files", *self._amounts(self.file_bytes)])
-        return _table(["column", "bytes", "a view", "share"], rows)
+        return text_table(["column", "bytes", "a view", "share"], rows)
 
     def _amounts(self, count: int) -> list[str]:
         return [f"{count:,}", f"{count / self.num_views:.2f}", f"{count / self.file_bytes:.1%}".replace("%", " %")]
@@ -219,7 +220,9 @@ class Inspection:
         for s in self.labels.suspects:
             label, favourite = f"{s.label_probability:.4f}", f"{s.favourite_probability:.4f}"
             rows.append([f"{s.row:,}", s.label_name, label, s.favourite_name, favourite])
-        return _table(["row", "label", "probability", "teacher's favourite", "probability"], rows, text_columns=(1, 3))
+        return text_table(
+            ["row", "label", "probability", "teacher's favourite", "probability"], rows, text_columns=(1, 3)
+        )
 
 
 _REST = {
@@ -235,23 +238,6 @@ def _skipped(count: int) -> str:
 
 def _op_text(name: str, settings: dict[str, Any]) -> str:
     return f"{name}({', '.join(f'{key}={value}' for key, value in settings.items())})"
-
-
-def _two_columns(lines: Sequence[tuple[str, str]]) -> str:
-    width = max(len(name) for name, _ in lines)
-    return "\n".join(f"  {name:<{width}}  {value}" for name, value in lines)
-
-
-def _table(header: list[str], rows: list[list[str]], text_columns: Sequence[int] = (0,)) -> str:
-    """Aligns text to the left, numbers to the right."""
-    widths = [max(map(len, cells)) for cells in zip(header, *rows, strict=True)]
-    lines = []
-    for row in [header, ["-" * width for width in widths], *rows]:
-        padded = []
-        for n, (cell, width) in enumerate(zip(row, widths, strict=True)):
-            padded.append(cell.ljust(width) if n in text_columns else cell.rjust(width))
-        lines.append(("  " + "  ".join(padded)).rstrip())
-    return "\n".join(lines)
 
 
 def inspect_dataset(folder: str | os.PathLike[str], name: str | None = None) -> Inspection:

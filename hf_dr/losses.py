@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from hf_dr.errors import ConfigError
+from hf_dr.signals import IMAGE_TAIL, SAMPLED, TOPK
 
 TailRule = Literal["uniform", "bucket", "renormalize", "zero", "image"]
 TAIL_RULES: tuple[str, ...] = get_args(TailRule)
@@ -217,3 +218,27 @@ class _SparseKL(torch.autograd.Function):
             grad_BC.scatter_add_(-1, ids_BL, each_BL - listed_BL)
         grad_BC.mul_((grads[0] * temperature)[:, None])  # T**2 of the loss, 1 / T of the softened logits
         return grad_BC, None, None, None, None, None, None
+
+
+# The rules for the mass that is not stored, the signal's own first. What was drawn stands for all of the answer already.
+_RULES: dict[str, tuple[TailRule, ...]] = {
+    TOPK: ("uniform", "bucket", "renormalize", "zero"),
+    IMAGE_TAIL: ("image", "uniform", "bucket", "renormalize", "zero"),
+    SAMPLED: ("renormalize", "zero"),
+}
+
+
+def tail_rule(tail: TailRule | None, signal: str) -> TailRule:
+    """Returns the tail rule of `hf_dr.losses` for a signal: `tail`, or what the signal asks for where it is None.
+
+    Raises:
+        ConfigError: The rule does not fit the signal.
+    """
+    rules = _RULES[signal]
+    if tail is None or tail in rules:
+        return tail or rules[0]
+    why = "no tails of its images are stored" if tail == "image" else "what was drawn stands for the whole answer"
+    raise ConfigError(
+        f"`tail` must be one of {', '.join(rules)} for the signal `{signal}`, got {tail!r}: {why}. Leave `tail` out, or take a "
+        "dataset with another `signal`."
+    )

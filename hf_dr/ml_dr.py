@@ -52,15 +52,8 @@ from hf_dr.ops import (
     RandomResizedCrop,
     Resize,
 )
-from hf_dr.reinforce import (
-    ReinforceConfig,
-    check_dataset,
-    check_same_run,
-    checked_origin,
-    default_workers,
-    format_bytes,
-    open_run,
-)
+from hf_dr.processes import default_workers
+from hf_dr.reinforce import ReinforceConfig, check_dataset, check_same_run, checked_origin, format_bytes, open_run
 from hf_dr.schema import (
     AUG_PREFIX,
     IMAGE_HASH,

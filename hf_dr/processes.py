@@ -2,6 +2,21 @@
 
 from __future__ import annotations
 
+import atexit
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, parse_flag_from_env
+
+from hf_dr.errors import HfDrError
+
 # Those that torch's CPU library hands over to MKL's vector mathematics, by their names in torch, and what is built on them.
 KERNELS = (
     "acos", "acosh", "asin", "asinh", "atan", "atanh", "cos", "cosh", "erf", "erfc", "erfinv", "exp", "exp2", "expm1",
@@ -29,3 +44,65 @@ def warm_up_kernels() -> None:
             getattr(torch, name)(values)
         for name in OVER_ROWS:
             getattr(torch, name)(values, dim=0)
+
+
+def process_state() -> PartialState:
+    """Returns accelerate's state; a rank that has finished waits for the others for up to a week, not ten minutes.
+
+    Without an accelerator in the machine several processes form a group only if they ask for the CPU, so this does.
+    """
+    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    atexit.unregister(_leave_group)
+    atexit.register(_leave_group)
+    return PartialState(cpu=cpu, timeout=timedelta(days=7))
+
+
+def _leave_group() -> None:
+    """Leaves the group before the interpreter goes down: a thread of gloo's may abort a process whose work is done.
+
+    The thread that ends a collective gives up what belongs to Python, for which it must hold the interpreter's lock. Where
+    it finds the interpreter going down instead, Python before 3.14 ends the thread there, which C++ takes for a crash.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+        time.sleep(0.2)  # Without the lock. The threads cannot be joined: DDP keeps their group for good.
+
+
+def default_workers(device: torch.device) -> int:
+    """Returns how many workers serve one teacher: the machine's cores, shared among its ranks; on a GPU, one core less."""
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    cores = max(1, len(os.sched_getaffinity(0)) // ranks) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores if device.type == "cpu" else min(16, max(1, cores - 1))
+
+
+def quiet_worker(_: int) -> None:
+    # Ctrl-C reaches every process of the terminal; the parent alone answers it, and ends its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True)
+class Alone:
+    """The state of a process that waits for no other."""
+
+    process_index: int = 0
+    num_processes: int = 1
+    is_main_process: bool = True
+
+
+def on_main(state: PartialState | Alone, work: Callable[[], _Result]) -> _Result:
+    """Returns what rank 0 finds, on every rank; its error is every rank's error."""
+    outcome: list[Any] = [None, None]
+    if state.is_main_process:
+        try:
+            outcome[0] = work()
+        except HfDrError as error:
+            outcome[1] = error
+    if state.num_processes > 1:
+        broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]

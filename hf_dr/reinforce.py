@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import atexit
 import importlib.metadata
 import itertools
 import logging
 import math
-import os
 import re
 import shutil
-import signal
 import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +24,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, parse_flag_from_env
+from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
 
 from hf_dr.augmentation import NAMED, Augmentation
 from hf_dr.base import content_hash, sampled_rows, undecoded_images
-from hf_dr.card import format_bytes, write_card
+from hf_dr.card import write_card
 from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, HfDrError, did_you_mean
 from hf_dr.named_files import FILES_FROM_HELP, check_own_files, describe_named_files
-from hf_dr.processes import warm_up_kernels
+from hf_dr.processes import default_workers, process_state, quiet_worker, warm_up_kernels
 from hf_dr.schema import (
     AUG_PREFIX,
     IMAGE_HASH,
@@ -66,6 +62,7 @@ from hf_dr.shards import (
 )
 from hf_dr.signals import IMAGE_TAIL, SAMPLED, SIGNALS, TOPK, ImageTails, sample, sampling_uniform
 from hf_dr.teacher import Teacher
+from hf_dr.text import format_bytes
 from hf_dr.topk import top_k
 from hf_dr.version import __version__
 from hf_dr.views import Span, ViewBatch, ViewMaker, as_table
@@ -543,7 +540,7 @@ class Job:
             sampler=spans,
             num_workers=min(self.workers, len(spans)),
             pin_memory=self.teacher.device.type == "cuda",
-            worker_init_fn=_quiet_worker,
+            worker_init_fn=quiet_worker,
         )
         for batch in loader:
             yield self._label(batch)
@@ -1064,41 +1061,6 @@ def checked_origin(dataset: datasets.Dataset, files_from: Sequence[str]) -> dict
     if described["id"] is not None:
         check_own_files(dataset, described["id"], repo_id=described["id"], files_from=files_from)
     return described
-
-
-def process_state() -> PartialState:
-    """Returns accelerate's state; a rank that has finished waits for the others for up to a week, not ten minutes.
-
-    Without an accelerator in the machine several processes form a group only if they ask for the CPU, so this does.
-    """
-    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
-    atexit.unregister(_leave_group)
-    atexit.register(_leave_group)
-    return PartialState(cpu=cpu, timeout=timedelta(days=7))
-
-
-def _leave_group() -> None:
-    """Leaves the group before the interpreter goes down: a thread of gloo's may abort a process whose work is done.
-
-    The thread that ends a collective gives up what belongs to Python, for which it must hold the interpreter's lock. Where
-    it finds the interpreter going down instead, Python before 3.14 ends the thread there, which C++ takes for a crash.
-    """
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-        time.sleep(0.2)  # Without the lock. The threads cannot be joined: DDP keeps their group for good.
-
-
-def default_workers(device: torch.device) -> int:
-    """Returns how many workers serve one teacher: the machine's cores, shared among its ranks; on a GPU, one core less."""
-    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    cores = max(1, len(os.sched_getaffinity(0)) // ranks) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return cores if device.type == "cpu" else min(16, max(1, cores - 1))
-
-
-def _quiet_worker(_: int) -> None:
-    # Ctrl-C reaches every process of the terminal; the parent alone answers it, and ends its workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
 
 
 def _name_of(augmentation: Augmentation) -> str:

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 from matplotlib.figure import Figure
 
-from hf_dr.card import markdown_table
 from hf_dr.comparison import (
     BASELINE,
     RUN_NOTE,
@@ -31,6 +30,7 @@ from hf_dr.comparison import (
 )
 from hf_dr.errors import DataError, HfDrError
 from hf_dr.student_card import STUDENT_FILE, Student
+from hf_dr.text import markdown_table
 from hf_dr.transfer import HEADLINES, RESULTS_FILE, TRANSFER_FILE, read_description
 from hf_dr.version import __version__
 

@@ -13,37 +13,12 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from hf_dr.errors import ConfigError
-from hf_dr.losses import TailRule
 from hf_dr.rng import DOMAIN_SIGNAL, keyed_rng
 from hf_dr.topk import as_stored, not_finite, top_k
 
 TOPK, IMAGE_TAIL, SAMPLED = SIGNALS = ("topk", "topk_image_tail", "sampled")
 MAX_TAIL = 100
 """Classes of a row's tail; fewer where there are not that many."""
-
-# The rules for the mass that is not stored, the signal's own first. What was drawn stands for all of the answer already.
-_RULES: dict[str, tuple[TailRule, ...]] = {
-    TOPK: ("uniform", "bucket", "renormalize", "zero"),
-    IMAGE_TAIL: ("image", "uniform", "bucket", "renormalize", "zero"),
-    SAMPLED: ("renormalize", "zero"),
-}
-
-
-def tail_rule(tail: TailRule | None, signal: str) -> TailRule:
-    """Returns the tail rule of `hf_dr.losses` for a signal: `tail`, or what the signal asks for where it is None.
-
-    Raises:
-        ConfigError: The rule does not fit the signal.
-    """
-    rules = _RULES[signal]
-    if tail is None or tail in rules:
-        return tail or rules[0]
-    why = "no tails of its images are stored" if tail == "image" else "what was drawn stands for the whole answer"
-    raise ConfigError(
-        f"`tail` must be one of {', '.join(rules)} for the signal `{signal}`, got {tail!r}: {why}. Leave `tail` out, or take a "
-        "dataset with another `signal`."
-    )
 
 
 def described(signal: str, k: int, classes: int) -> str:

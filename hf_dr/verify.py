@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from hf_dr.card import percent
 from hf_dr.errors import ConfigError, FormatError, ReplayError, TeacherError
 from hf_dr.findings import Verification
 from hf_dr.interface import ReinforcedData
@@ -26,6 +25,7 @@ from hf_dr.rng import DOMAIN_VERIFY, keyed_rng
 from hf_dr.schema import EXTENDED_FROM, Provenance, combine_hashes
 from hf_dr.signals import IMAGE_TAIL, SAMPLED, stored_if_kept
 from hf_dr.teacher import Teacher
+from hf_dr.text import percent
 from hf_dr.topk import add_members, top_k
 from hf_dr.views import hash_view
 

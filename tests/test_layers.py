@@ -14,7 +14,7 @@ SOURCES = sorted([*MODULES.values(), *(ROOT / "recipes").rglob("*.py")])
 
 # A module imports only from levels below its own. Put a new module into this table as low as its imports let it.
 LEVELS = (
-    {"errors", "version", "architectures", "processes"},
+    {"errors", "version", "architectures", "processes", "text"},
     {"named_files"},
     {"rng", "images", "ops", "topk", "losses", "metrics", "base", "config", "retry", "readme", "plain_pickle"},
     {"augmentation", "teacher", "signals", "corruptions", "evaluate_modules", "mixing", "resumable"},

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hf_dr.augmentation import Augmentation
 from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, FormatError, TeacherError
 from hf_dr.loading import load_reinforced
-from hf_dr.losses import TAIL_RULES
+from hf_dr.losses import TAIL_RULES, tail_rule
 from hf_dr.ops import RandomHorizontalFlip, RandomResizedCrop
 from hf_dr.reinforce import Job, ReinforceConfig, reinforce
 from hf_dr.replay import ReinforcedDataset
@@ -31,7 +31,6 @@ from hf_dr.signals import (
     sample,
     sampling_uniform,
     stored_if_kept,
-    tail_rule,
     tail_size,
 )
 from hf_dr.teacher import Teacher

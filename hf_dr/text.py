@@ -1,0 +1,55 @@
+"""Numbers and words as people read them: tables, bytes, shares, and text from data inside Markdown."""
+
+from __future__ import annotations
+
+import html
+import math
+import re
+from collections.abc import Iterable, Sequence
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Returns a Markdown table, without a line break at its end."""
+    lines = [f"| {' | '.join(map(str, row))} |" for row in (head, *rows)]
+    return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]])
+
+
+def format_bytes(count: float) -> str:
+    """Returns `1.2 GB` for 1.2e9."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.3g} TB"
+
+
+def percent(share: float) -> str:
+    """Returns `99.99 %` for 0.99996: rounded down, so that only 1 reads as 100.00 %."""
+    return f"{math.floor(share * 1e4 + 1e-9) / 100:.2f} %"
+
+
+def inline(value: object) -> str:
+    """Text from data, made harmless: it stays in its line and its cell, and is neither HTML nor Markdown."""
+    return re.sub(r"([\\`*\[\]|])", r"\\\1", html.escape(" ".join(str(value).split()), quote=False))
+
+
+def code(value: object) -> str:
+    """Text from data as code, in its line and its cell."""
+    return f"`{' '.join(str(value).replace('`', chr(39)).split())}`".replace("|", r"\|")
+
+
+def two_columns(lines: Sequence[tuple[str, str]]) -> str:
+    width = max(len(name) for name, _ in lines)
+    return "\n".join(f"  {name:<{width}}  {value}" for name, value in lines)
+
+
+def text_table(header: list[str], rows: list[list[str]], text_columns: Sequence[int] = (0,)) -> str:
+    """Aligns text to the left, numbers to the right."""
+    widths = [max(map(len, cells)) for cells in zip(header, *rows, strict=True)]
+    lines = []
+    for row in [header, ["-" * width for width in widths], *rows]:
+        padded = []
+        for n, (cell, width) in enumerate(zip(row, widths, strict=True)):
+            padded.append(cell.ljust(width) if n in text_columns else cell.rjust(width))
+        lines.append(("  " + "  ".join(padded)).rstrip())
+    return "\n".join(lines)

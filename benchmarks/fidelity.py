@@ -23,12 +23,12 @@ import torch
 from torch import nn
 
 from hf_dr import ops
-from hf_dr.augmentation import NAMED, Augmentation
-from hf_dr.ops import POLICY_OPS
 from hf_dr.reinforce import Job, ReinforceConfig
 from hf_dr.replay import ReinforcedDataset
 from hf_dr.schema import Provenance
 from hf_dr.teacher import Member, Preprocessing, Teacher
+from hf_dr.views.augmentation import NAMED, Augmentation
+from hf_dr.views.ops import POLICY_OPS
 
 # What the four named augmentations leave out: every other op, ops twice, other settings, mixing after each.
 CUSTOM: dict[str, list[Any]] = {

@@ -33,14 +33,14 @@ import datasets
 import numpy as np
 import torch
 
-from hf_dr.augmentation import Augmentation
-from hf_dr.images import pixel_hash
 from hf_dr.processes import process_state
 from hf_dr.reinforce import Job, ReinforceConfig
-from hf_dr.rng import view_rng
 from hf_dr.teacher import Teacher
 from hf_dr.topk import top_k
-from hf_dr.views import ViewBatch, hash_view
+from hf_dr.views.augmentation import Augmentation
+from hf_dr.views.images import pixel_hash
+from hf_dr.views.maker import ViewBatch, hash_view
+from hf_dr.views.rng import view_rng
 
 TOP_K, NUM_VIEWS = 10, 8
 BARE_BATCHES = (16, 64)  # the teacher alone is timed at its better one

@@ -33,13 +33,13 @@ import synthetic
 import torch
 from transformers import default_data_collator
 
-from hf_dr.augmentation import Augmentation
 from hf_dr.base import undecoded_images
-from hf_dr.images import decode_image, pixel_hash
 from hf_dr.join import index_images
 from hf_dr.loading import load_reinforced
 from hf_dr.sampling import ReinforcedSampler
 from hf_dr.trainer import ReinforcedTrainingArguments
+from hf_dr.views.augmentation import Augmentation
+from hf_dr.views.images import decode_image, pixel_hash
 
 SIDE, BATCH, VIEWS, CHUNK = 224, 64, 50, 64
 PHOTO = (500, 375)

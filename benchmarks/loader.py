@@ -31,11 +31,11 @@ import torch
 from torchvision.transforms import v2
 from transformers import default_data_collator
 
-from hf_dr.augmentation import Augmentation
 from hf_dr.loading import load_reinforced
-from hf_dr.ops import IMAGENET_MEAN_RGB
 from hf_dr.sampling import ReinforcedSampler
 from hf_dr.trainer import ReinforcedTrainingArguments
+from hf_dr.views.augmentation import Augmentation
+from hf_dr.views.ops import IMAGENET_MEAN_RGB
 
 SIDE, BATCH, WORKERS = 224, 64, 2
 PHOTO = (500, 375)

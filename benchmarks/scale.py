@@ -32,9 +32,9 @@ import numpy as np
 import synthetic
 
 from hf_dr import loading
-from hf_dr.augmentation import Augmentation
 from hf_dr.loading import load_reinforced
 from hf_dr.replay import ReinforcedDataset
+from hf_dr.views.augmentation import Augmentation
 
 ROWS, QUICK_ROWS, SHARD = 1_280_000, 12_800, 1280
 READS = 10_000

@@ -26,7 +26,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from hf_dr.augmentation import Augmentation
 from hf_dr.reinforce import Job, ReinforceConfig
 from hf_dr.schema import SOURCE_INDEX, TAIL_IDS, TAIL_LOGPROBS, TEACHER_IDS, TEACHER_LOGPROBS, reinforcement_features
 from hf_dr.shards import ShardWriter
@@ -43,6 +42,7 @@ from hf_dr.signals import (
 )
 from hf_dr.teacher import Teacher
 from hf_dr.topk import top_k
+from hf_dr.views.augmentation import Augmentation
 
 KEPT = (1, 3, 5, 10, 20, 50)
 MEASURES = ("kl", "bias", "noise", "reverse")

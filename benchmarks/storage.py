@@ -20,11 +20,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from hf_dr.augmentation import Augmentation
 from hf_dr.reinforce import Job, ReinforceConfig
 from hf_dr.schema import TEACHER_LOGPROBS, is_reserved
 from hf_dr.shards import ZSTD_LEVEL, column_encoding
 from hf_dr.teacher import Teacher
+from hf_dr.views.augmentation import Augmentation
 
 NUM_VIEWS, TOP_K = 50, 10
 TARGETS = {"randaug": 34.0, "randaug_mixing": 44.0}

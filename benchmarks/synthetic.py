@@ -13,14 +13,14 @@ import numpy as np
 import PIL.Image
 import pyarrow as pa
 
-from hf_dr.augmentation import NO_PARTNER, PARTNER, Augmentation
-from hf_dr.images import pixel_hash
-from hf_dr.ops import Params
 from hf_dr.processes import process_state
 from hf_dr.reinforce import Job, Part, ReinforceConfig, _Progress
-from hf_dr.rng import view_rng
 from hf_dr.schema import AUG_PREFIX, IMAGE_HASH, TEACHER_IDS, TEACHER_LOGPROBS, VIEWS_HASH
-from hf_dr.views import Span
+from hf_dr.views.augmentation import NO_PARTNER, PARTNER, Augmentation
+from hf_dr.views.images import pixel_hash
+from hf_dr.views.maker import Span
+from hf_dr.views.ops import Params
+from hf_dr.views.rng import view_rng
 
 TOP_K = 10
 

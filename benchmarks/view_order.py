@@ -23,9 +23,9 @@ import common
 import numpy as np
 import synthetic
 
-from hf_dr.augmentation import Augmentation
 from hf_dr.interface import DIFFICULTIES, ranked_view
 from hf_dr.loading import load_reinforced
+from hf_dr.views.augmentation import Augmentation
 
 ORDERS = ("all", "easy_first", "hard_first")
 KEYS = ("top1", "nll", "ece")

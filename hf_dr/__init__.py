@@ -6,7 +6,6 @@ augmented views of each image, the augmentation's parameters and a teacher's ans
 """
 
 from hf_dr import ops
-from hf_dr.augmentation import Augmentation
 from hf_dr.errors import (
     ConfigError,
     DataError,
@@ -25,6 +24,7 @@ from hf_dr.teacher import Teacher
 from hf_dr.trainer import ReinforcedTrainer, ReinforcedTrainingArguments
 from hf_dr.verify import verify
 from hf_dr.version import __version__
+from hf_dr.views.augmentation import Augmentation
 
 __all__ = [
     "Augmentation",

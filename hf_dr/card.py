@@ -23,7 +23,6 @@ from datasets.splits import SplitDict, SplitInfo
 
 from hf_dr.errors import ConfigError, FormatError
 from hf_dr.findings import Statistics, Students, Verification, has_contact_sheet, read_finding
-from hf_dr.ops import OPS
 from hf_dr.readme import Data, drop_parts, dump_yaml, edit_yaml, merge_parts, newline_of, part_names, split_readme
 from hf_dr.schema import (
     AUG_PREFIX,
@@ -46,6 +45,7 @@ from hf_dr.schema import (
 from hf_dr.shards import read_marker, reading, shard_features
 from hf_dr.signals import IMAGE_TAIL, SAMPLED, TOPK
 from hf_dr.text import code, format_bytes, inline, markdown_table, percent
+from hf_dr.views.ops import OPS
 
 CARD_FILE = "README.md"
 TAGS = ("dataset-reinforcement", "arxiv:2303.08983")

@@ -16,7 +16,6 @@ from transformers import TrainerState, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import sort_checkpoints
 
-from hf_dr.augmentation import NAMED, Augmentation
 from hf_dr.base import load_base
 from hf_dr.card import write_card
 from hf_dr.comparison import CompareConfig, as_arguments, run_comparison
@@ -49,6 +48,7 @@ from hf_dr.trainer import ReinforcedTrainer, ReinforcedTrainingArguments
 from hf_dr.transfer import BackboneArguments, TransferArguments, TransferTrainer
 from hf_dr.verify import teacher_from_provenance, verify
 from hf_dr.version import __version__
+from hf_dr.views.augmentation import NAMED, Augmentation
 
 logger = logging.getLogger("hf_dr")
 

@@ -16,11 +16,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from hf_dr.augmentation import NO_PARTNER, PARTNER
 from hf_dr.errors import ConfigError
 from hf_dr.findings import FINGERPRINT_KEY
 from hf_dr.replay import ReinforcedDataset
 from hf_dr.signals import described
+from hf_dr.views.augmentation import NO_PARTNER, PARTNER
 
 TOP = 3  # classes shown of each answer
 DPI = 150

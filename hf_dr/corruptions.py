@@ -25,7 +25,7 @@ import torch
 from torch.nn import functional as F
 
 from hf_dr.errors import ConfigError, did_you_mean
-from hf_dr.rng import DOMAIN_CORRUPTION, keyed_rng
+from hf_dr.views.rng import DOMAIN_CORRUPTION, keyed_rng
 
 SEVERITIES = (1, 2, 3, 4, 5)
 LARGE_SIDE = 64

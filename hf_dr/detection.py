@@ -31,9 +31,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from hf_dr.base import load_base, undecoded_images
 from hf_dr.errors import ConfigError, DataError, did_you_mean
-from hf_dr.images import decode_image
 from hf_dr.named_files import FILES_FROM_HELP
-from hf_dr.rng import view_rng
 from hf_dr.transfer import (
     Backbone,
     BackboneArguments,
@@ -42,6 +40,8 @@ from hf_dr.transfer import (
     describe_backbone,
     load_trained,
 )
+from hf_dr.views.images import decode_image
+from hf_dr.views.rng import view_rng
 
 logger = logging.getLogger(__name__)
 

@@ -33,7 +33,7 @@ from hf_dr.teacher import Teacher
 from hf_dr.topk import add_members, id_dtype
 from hf_dr.verify import teacher_from_provenance
 from hf_dr.version import __version__
-from hf_dr.views import ViewBatch, ViewMaker
+from hf_dr.views.maker import ViewBatch, ViewMaker
 
 _HELP = {setting.name: setting.metadata for setting in fields(ReinforceConfig)}
 

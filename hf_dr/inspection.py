@@ -13,7 +13,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hf_dr.augmentation import PARTNER
 from hf_dr.errors import FormatError
 from hf_dr.findings import Statistics
 from hf_dr.schema import (
@@ -34,6 +33,7 @@ from hf_dr.shards import MAX_MASS, check_full, check_shards, reading, shard_feat
 from hf_dr.signals import IMAGE_TAIL, SAMPLED, TOPK, described, tail_size
 from hf_dr.text import text_table, two_columns
 from hf_dr.topk import MIN_REST
+from hf_dr.views.augmentation import PARTNER
 
 NUM_BINS = 15  # of the calibration error; Guo et al., ICML 2017
 NUM_SUSPECTS = 20

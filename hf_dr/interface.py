@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from hf_dr.augmentation import Augmentation
 from hf_dr.errors import ConfigError
-from hf_dr.rng import DOMAIN_SCHEDULE, KeyedPermutation, keyed_words
 from hf_dr.schema import STORED_PARTNERS, Provenance
+from hf_dr.views.augmentation import Augmentation
+from hf_dr.views.rng import DOMAIN_SCHEDULE, KeyedPermutation, keyed_words
 
 ViewIndex = int | tuple[int, int]
 """A row, whose view of this epoch is meant, or (row, view). A view may be `fresh_view(epoch)` or `ranked_view(rank, by)`."""

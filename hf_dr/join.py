@@ -20,8 +20,8 @@ from tqdm.auto import tqdm
 
 from hf_dr.base import content_hash, sampled_rows, undecoded_images
 from hf_dr.errors import DataError
-from hf_dr.images import DECODING_RULE, decode_image, pixel_hash
 from hf_dr.schema import Provenance
+from hf_dr.views.images import DECODING_RULE, decode_image, pixel_hash
 
 logger = logging.getLogger(__name__)
 

@@ -38,20 +38,11 @@ import torch
 import xxhash
 from tqdm.auto import tqdm
 
-from hf_dr.augmentation import NO_PARTNER, PARTNER
 from hf_dr.base import content_hash, undecoded_images
 from hf_dr.card import write_card
 from hf_dr.errors import ConfigError, DataError, FormatError
-from hf_dr.images import decode_image, pixel_hash
 from hf_dr.ml_dr_format import CONFIG_FILE, Columns, RunFormat, archive_files, expect, image_number, read_file, shown
 from hf_dr.named_files import FILES_FROM_HELP
-from hf_dr.ops import (
-    CutMix,
-    RandomCrop,
-    RandomErasing,
-    RandomResizedCrop,
-    Resize,
-)
 from hf_dr.processes import default_workers
 from hf_dr.reinforce import ReinforceConfig, check_dataset, check_same_run, checked_origin, format_bytes, open_run
 from hf_dr.schema import (
@@ -66,7 +57,16 @@ from hf_dr.schema import (
 )
 from hf_dr.shards import ROW_GROUP_VIEWS, ShardWriter, read_marker
 from hf_dr.version import __version__
-from hf_dr.views import as_table
+from hf_dr.views.augmentation import NO_PARTNER, PARTNER
+from hf_dr.views.images import decode_image, pixel_hash
+from hf_dr.views.maker import as_table
+from hf_dr.views.ops import (
+    CutMix,
+    RandomCrop,
+    RandomErasing,
+    RandomResizedCrop,
+    Resize,
+)
 
 logger = logging.getLogger(__name__)
 

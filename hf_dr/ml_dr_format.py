@@ -21,9 +21,11 @@ from typing import Any, cast
 
 import numpy as np
 
-from hf_dr.augmentation import NO_PARTNER, PARTNER, Augmentation
 from hf_dr.errors import ConfigError, FormatError, did_you_mean
-from hf_dr.ops import (
+from hf_dr.plain_pickle import read_plain_pickle
+from hf_dr.schema import AUG_PREFIX, TEACHER_IDS, TEACHER_LOGPROBS
+from hf_dr.views.augmentation import NO_PARTNER, PARTNER, Augmentation
+from hf_dr.views.ops import (
     POLICY_OPS,
     CenterCrop,
     CutMix,
@@ -37,8 +39,6 @@ from hf_dr.ops import (
     Resize,
     Size,
 )
-from hf_dr.plain_pickle import read_plain_pickle
-from hf_dr.schema import AUG_PREFIX, TEACHER_IDS, TEACHER_LOGPROBS
 
 # A file holds some 300 bytes a view; a larger one is none of ml-dr's.
 MAX_FILE_BYTES = 1 << 25

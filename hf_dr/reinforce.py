@@ -27,7 +27,6 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
 
-from hf_dr.augmentation import NAMED, Augmentation
 from hf_dr.base import content_hash, sampled_rows, undecoded_images
 from hf_dr.card import write_card
 from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, HfDrError, did_you_mean
@@ -65,7 +64,8 @@ from hf_dr.teacher import Teacher
 from hf_dr.text import format_bytes
 from hf_dr.topk import top_k
 from hf_dr.version import __version__
-from hf_dr.views import Span, ViewBatch, ViewMaker, as_table
+from hf_dr.views.augmentation import NAMED, Augmentation
+from hf_dr.views.maker import Span, ViewBatch, ViewMaker, as_table
 
 logger = logging.getLogger(__name__)
 

@@ -13,15 +13,11 @@ import PIL.Image
 import pyarrow as pa
 import torch
 
-from hf_dr.augmentation import NO_PARTNER, PARTNER
 from hf_dr.base import undecoded_images
 from hf_dr.errors import ConfigError, DataError, FormatError, ReplayError, did_you_mean
-from hf_dr.images import decode_image, pixel_hash
 from hf_dr.interface import MappedReinforcedData, ViewIndex, checked_views
 from hf_dr.join import JoinedBase, readable
 from hf_dr.named_files import named_files
-from hf_dr.ops import Params
-from hf_dr.rng import Matching, view_rng
 from hf_dr.schema import (
     AUG_PREFIX,
     IMAGE_HASH,
@@ -39,6 +35,10 @@ from hf_dr.schema import (
 from hf_dr.shards import MAX_MASS, check_full
 from hf_dr.signals import IMAGE_TAIL, tail_size
 from hf_dr.topk import cross_entropy, entropy
+from hf_dr.views.augmentation import NO_PARTNER, PARTNER
+from hf_dr.views.images import decode_image, pixel_hash
+from hf_dr.views.ops import Params
+from hf_dr.views.rng import Matching, view_rng
 
 logger = logging.getLogger(__name__)
 

@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 from datasets import Features, List, Value
 
-from hf_dr.augmentation import PARTNER, Augmentation
 from hf_dr.errors import ConfigError, FormatError, did_you_mean
-from hf_dr.ops import Param
 from hf_dr.signals import IMAGE_TAIL, SIGNALS, TOPK, tail_size
 from hf_dr.topk import id_dtype
+from hf_dr.views.augmentation import PARTNER, Augmentation
+from hf_dr.views.ops import Param
 
 SCHEMA_VERSION = 3
 """Raised whenever a reader of the former version would misread a dataset; golden datasets keep all readable.

@@ -34,12 +34,12 @@ from hf_dr.interface import DIFFICULTIES, MappedReinforcedData, ReinforcedData
 from hf_dr.losses import TAIL_RULES, TailRule, reinforced_kl, tail_rule
 from hf_dr.mixing import mix_batch
 from hf_dr.resumable import ResumableTrainer
-from hf_dr.rng import DOMAIN_MIXING, keyed_rng
 from hf_dr.sampling import BY_DIFFICULTY, VIEW_ORDERS, ReinforcedSampler
 from hf_dr.streaming import StreamedReinforcedDataset
 from hf_dr.student_card import STUDENT_FILE, Student
 from hf_dr.student_hub import export_student, push_student
 from hf_dr.students import EMA_FILE, complete_config, is_timm, native_names
+from hf_dr.views.rng import DOMAIN_MIXING, keyed_rng
 
 logger = logging.getLogger(__name__)
 

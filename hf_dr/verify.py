@@ -21,13 +21,13 @@ from hf_dr.interface import ReinforcedData
 from hf_dr.loading import load_reinforced
 from hf_dr.processes import warm_up_kernels
 from hf_dr.replay import ReinforcedDataset
-from hf_dr.rng import DOMAIN_VERIFY, keyed_rng
 from hf_dr.schema import EXTENDED_FROM, Provenance, combine_hashes
 from hf_dr.signals import IMAGE_TAIL, SAMPLED, stored_if_kept
 from hf_dr.teacher import Teacher
 from hf_dr.text import percent
 from hf_dr.topk import add_members, top_k
-from hf_dr.views import hash_view
+from hf_dr.views.maker import hash_view
+from hf_dr.views.rng import DOMAIN_VERIFY, keyed_rng
 
 # Pixels replay exactly or not at all. Answers are computed again, perhaps on another device, in another precision or
 # by another kernel, which changes their last bits: bf16 moves them by some 1e-4 nats, and swaps the first two classes

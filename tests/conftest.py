@@ -45,13 +45,13 @@ import pytest
 import torch
 from torch import nn
 
-from hf_dr.augmentation import Augmentation
 from hf_dr.loading import load_reinforced
-from hf_dr.ops import CutMix, MixUp, RandAugment, RandomErasing, RandomHorizontalFlip, RandomResizedCrop
 from hf_dr.reinforce import ReinforceConfig, reinforce
 from hf_dr.replay import ReinforcedDataset
 from hf_dr.shards import list_array
 from hf_dr.teacher import Member, Preprocessing, Teacher, weights_hash
+from hf_dr.views.augmentation import Augmentation
+from hf_dr.views.ops import CutMix, MixUp, RandAugment, RandomErasing, RandomHorizontalFlip, RandomResizedCrop
 
 torch.set_num_threads(1)
 # The same examples in every run: a red test stays red until the code is mended. And none is timed: a machine may be busy.

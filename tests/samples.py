@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from hypothesis import HealthCheck, settings
 
-from hf_dr.augmentation import Augmentation
-from hf_dr.ops import OPS, CenterCrop, Op, Params
 from hf_dr.schema import AUG_PREFIX, reinforcement_features
 from hf_dr.shards import list_array
+from hf_dr.views.augmentation import Augmentation
+from hf_dr.views.ops import OPS, CenterCrop, Op, Params
 
 SIDE = 8
 """Output side of the ops below; `RandomCrop` pads 4 on each side, so it fits images of any size."""

@@ -10,9 +10,9 @@ import PIL.Image
 import pytest
 import yaml
 
-from hf_dr.augmentation import NAMED, NO_PARTNER, PARTNER, Augmentation
 from hf_dr.errors import ConfigError, ReplayError
-from hf_dr.ops import (
+from hf_dr.views.augmentation import NAMED, NO_PARTNER, PARTNER, Augmentation
+from hf_dr.views.ops import (
     CenterCrop,
     ColorJitter,
     CutMix,
@@ -25,7 +25,7 @@ from hf_dr.ops import (
     RandomResizedCrop,
     Resize,
 )
-from hf_dr.rng import view_rng
+from hf_dr.views.rng import view_rng
 from tests.samples import every_op, op_id, photo, same_pixels
 
 SIZE = (20, 30)

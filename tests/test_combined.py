@@ -11,15 +11,15 @@ import torch
 from conftest import CLASSES, as_cell, colour_image
 
 import hf_dr.replay
-from hf_dr.augmentation import NO_PARTNER, Augmentation
 from hf_dr.combined import CombinedReinforcedDataset
 from hf_dr.errors import ConfigError, DataError
 from hf_dr.interface import DIFFICULTIES, fresh_view, ranked_view
 from hf_dr.loading import load_reinforced
-from hf_dr.ops import MixUp, RandomHorizontalFlip, RandomResizedCrop, Resize
 from hf_dr.reinforce import ReinforceConfig, reinforce
 from hf_dr.replay import ReinforcedDataset
 from hf_dr.sampling import ReinforcedSampler
+from hf_dr.views.augmentation import NO_PARTNER, Augmentation
+from hf_dr.views.ops import MixUp, RandomHorizontalFlip, RandomResizedCrop, Resize
 
 ROWS = 12
 CROP = Augmentation([RandomResizedCrop(8)])

@@ -6,12 +6,12 @@ import PIL.Image
 import pytest
 from conftest import ALL_OPS, as_cell, colour_image
 
-from hf_dr.augmentation import Augmentation
 from hf_dr.contact_sheet import contact_sheet
 from hf_dr.errors import ConfigError, ReplayError
 from hf_dr.loading import load_reinforced
-from hf_dr.ops import RandomHorizontalFlip, Resize
 from hf_dr.reinforce import ReinforceConfig, reinforce
+from hf_dr.views.augmentation import Augmentation
+from hf_dr.views.ops import RandomHorizontalFlip, Resize
 
 
 def test_rows_and_views_make_the_size(tmp_path, tiny_plus):

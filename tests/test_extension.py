@@ -20,14 +20,12 @@ from samples import TWO_PROCESSES, quick
 from test_reinforce import MIXING, OnAnotherDevice, files_of, with_bad_row
 
 from hf_dr import extension
-from hf_dr.augmentation import Augmentation
 from hf_dr.base import undecoded_images
 from hf_dr.cli import main
 from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, FormatError, ReplayError, TeacherError
 from hf_dr.extension import ExtendConfig, ExtendJob, extend
 from hf_dr.hub import push_to_hub
 from hf_dr.loading import load_reinforced
-from hf_dr.ops import RandomResizedCrop
 from hf_dr.reinforce import Part, ReinforceConfig, reinforce
 from hf_dr.replay import ReinforcedDataset
 from hf_dr.schema import EXTENDED_FROM, PROVENANCE_FILE, Provenance
@@ -35,6 +33,8 @@ from hf_dr.shards import ShardWriter
 from hf_dr.teacher import Teacher
 from hf_dr.topk import add_members, top_k
 from hf_dr.verify import verify
+from hf_dr.views.augmentation import Augmentation
+from hf_dr.views.ops import RandomResizedCrop
 
 REPOSITORY = Path(__file__).parents[1]
 

@@ -15,7 +15,6 @@ from huggingface_hub import CommitOperationDelete, HfApi
 from loopback_hub import Fault, LoopbackHub
 from samples import TWO_PROCESSES
 
-from hf_dr.augmentation import Augmentation
 from hf_dr.card import CARD_FILE
 from hf_dr.cli import main
 from hf_dr.errors import ConfigError, FormatError, HubError
@@ -23,6 +22,7 @@ from hf_dr.hub import push_to_hub
 from hf_dr.reinforce import ReinforceConfig, reinforce
 from hf_dr.schema import PROVENANCE_FILE, Provenance
 from hf_dr.teacher import Teacher
+from hf_dr.views.augmentation import Augmentation
 
 REPO = "me/tiny-plus"
 

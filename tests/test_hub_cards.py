@@ -9,7 +9,7 @@ import timm
 import yaml
 from huggingface_hub import DatasetCard
 
-from hf_dr.augmentation import NAMED, Augmentation
+from hf_dr.views.augmentation import NAMED, Augmentation
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted(ROOT.glob("recipes/*/reinforce.yaml"))

@@ -19,12 +19,12 @@ from conftest import ALL_OPS
 from loopback_hub import Commit, Fault, LoopbackHub
 
 from hf_dr import retry
-from hf_dr.augmentation import Augmentation
 from hf_dr.errors import HubError
 from hf_dr.hub import Push, push_to_hub
-from hf_dr.ops import RandomResizedCrop
 from hf_dr.reinforce import ReinforceConfig, reinforce
 from hf_dr.teacher import Teacher
+from hf_dr.views.augmentation import Augmentation
+from hf_dr.views.ops import RandomResizedCrop
 
 REPO = "org/tiny-plus"
 FAULTS = ("500", "429", "cut", "reset", "lost")

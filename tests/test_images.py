@@ -12,7 +12,7 @@ import PIL.Image
 import pytest
 
 from hf_dr.errors import DataError
-from hf_dr.images import decode_image, pixel_hash, to_rgb
+from hf_dr.views.images import decode_image, pixel_hash, to_rgb
 from tests.samples import photo, same_pixels
 
 ORIENTATION = 0x0112

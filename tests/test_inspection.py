@@ -13,14 +13,14 @@ import pytest
 from conftest import ALL_OPS, CLASSES, as_cell, colour_image
 
 import hf_dr.inspection
-from hf_dr.augmentation import Augmentation
 from hf_dr.errors import ConfigError, FormatError
 from hf_dr.inspection import NUM_BINS, NUM_SUSPECTS, inspect_dataset
 from hf_dr.loading import load_reinforced
-from hf_dr.ops import MixUp, RandomResizedCrop, Resize
 from hf_dr.reinforce import ReinforceConfig, reinforce
 from hf_dr.schema import PROVENANCE_FILE
 from hf_dr.topk import MIN_REST
+from hf_dr.views.augmentation import Augmentation
+from hf_dr.views.ops import MixUp, RandomResizedCrop, Resize
 
 CROP = Augmentation([RandomResizedCrop(16, scale=(0.5, 1.0))])
 

@@ -16,16 +16,16 @@ from samples import quick
 
 import hf_dr.base
 import hf_dr.join
-from hf_dr.augmentation import PARTNER, Augmentation
 from hf_dr.base import undecoded_images
 from hf_dr.errors import ConfigError, DataError, ReplayError
-from hf_dr.images import pixel_hash
 from hf_dr.interface import fresh_view
 from hf_dr.join import UNREADABLE, JoinedBase, index_images
 from hf_dr.loading import load_reinforced
-from hf_dr.ops import RandomResizedCrop
 from hf_dr.reinforce import ReinforceConfig, reinforce
 from hf_dr.replay import ReinforcedDataset
+from hf_dr.views.augmentation import PARTNER, Augmentation
+from hf_dr.views.images import pixel_hash
+from hf_dr.views.ops import RandomResizedCrop
 
 ROWS, VIEWS = 12, 4
 FORMATS = ("PNG", "BMP", "WEBP")

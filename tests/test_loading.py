@@ -15,13 +15,13 @@ from loopback_hub import Fault, LoopbackHub
 
 import hf_dr.loading
 import hf_dr.retry
-from hf_dr.augmentation import Augmentation
 from hf_dr.errors import ConfigError, DataError, FormatError, HubError
 from hf_dr.loading import fetch_config, load_reinforced
-from hf_dr.ops import Resize
 from hf_dr.reinforce import ReinforceConfig, reinforce
 from hf_dr.replay import ReinforcedDataset
 from hf_dr.schema import PROVENANCE_FILE, Provenance
+from hf_dr.views.augmentation import Augmentation
+from hf_dr.views.ops import Resize
 
 REPO, NAME = "org/tiny-plus", "all_ops"
 SHARDS = [f"{NAME}/train-0000{n}-of-00003.parquet" for n in range(3)]

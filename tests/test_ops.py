@@ -1,4 +1,4 @@
-"""Every registered op keeps the rules of replay; an op that is added to `hf_dr.ops` is tested here without a change."""
+"""Every registered op keeps the rules of replay; an op that is added to `hf_dr.views.ops` is tested here without a change."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hf_dr.errors import ConfigError, ReplayError
-from hf_dr.ops import (
+from hf_dr.views.ops import (
     MAX_SIDE,
     OPS,
     POLICY_OPS,
@@ -36,7 +36,7 @@ from hf_dr.ops import (
     TrivialAugmentWide,
     register,
 )
-from hf_dr.rng import view_rng
+from hf_dr.views.rng import view_rng
 from tests.samples import every_op, make_op, op_id, photo, plain, quick, same_pixels, through_numpy, through_parquet
 
 each_op = pytest.mark.parametrize("op", every_op(), ids=op_id)

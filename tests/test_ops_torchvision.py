@@ -15,7 +15,7 @@ from scipy import stats
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from hf_dr.ops import (
+from hf_dr.views.ops import (
     POLICY_OPS,
     CenterCrop,
     ColorJitter,
@@ -31,7 +31,7 @@ from hf_dr.ops import (
     Resize,
     TrivialAugmentWide,
 )
-from hf_dr.rng import view_rng
+from hf_dr.views.rng import view_rng
 from tests.samples import photo, same_pixels
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")

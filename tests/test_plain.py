@@ -5,14 +5,14 @@ import numpy as np
 import pytest
 import torch
 
-from hf_dr.augmentation import Augmentation
 from hf_dr.errors import ConfigError, DataError
 from hf_dr.interface import fresh_view
 from hf_dr.loading import load_reinforced
-from hf_dr.ops import MixUp, RandomHorizontalFlip, RandomResizedCrop
 from hf_dr.plain import PlainDataset
 from hf_dr.reinforce import ReinforceConfig, reinforce
 from hf_dr.sampling import ReinforcedSampler
+from hf_dr.views.augmentation import Augmentation
+from hf_dr.views.ops import MixUp, RandomHorizontalFlip, RandomResizedCrop
 
 AUGMENTATION = Augmentation([RandomResizedCrop(24), RandomHorizontalFlip()])
 COLUMNS = {"image_column": "image", "label_column": "label"}

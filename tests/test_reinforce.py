@@ -26,14 +26,14 @@ import torch
 from safetensors.torch import save_file
 from samples import TWO_PROCESSES
 
-from hf_dr.augmentation import Augmentation
 from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, HfDrError, TeacherError
 from hf_dr.loading import load_reinforced
-from hf_dr.ops import CutMix, MixUp, RandomCrop, RandomHorizontalFlip, RandomResizedCrop, Resize
 from hf_dr.reinforce import Job, Part, ReinforceConfig, reinforce
 from hf_dr.schema import KEEP, PROVENANCE_FILE, Provenance, combine_hashes
 from hf_dr.teacher import Teacher
-from hf_dr.views import hash_view
+from hf_dr.views.augmentation import Augmentation
+from hf_dr.views.maker import hash_view
+from hf_dr.views.ops import CutMix, MixUp, RandomCrop, RandomHorizontalFlip, RandomResizedCrop, Resize
 
 # `hf_dr.reinforce` is the function; this is the module behind it.
 module = importlib.import_module("hf_dr.reinforce")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_dr.rng import (
+from hf_dr.views.rng import (
     DOMAIN_MATCHING,
     DOMAIN_SCHEDULE,
     DOMAIN_VIEW,

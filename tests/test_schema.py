@@ -14,9 +14,7 @@ from datasets import Features, List, Value
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_dr.augmentation import Augmentation
 from hf_dr.errors import FormatError
-from hf_dr.ops import CenterCrop, MixUp, RandomErasing, RandomHorizontalFlip, RandomResizedCrop
 from hf_dr.schema import (
     PROVENANCE_FILE,
     SCHEMA_VERSION,
@@ -28,6 +26,8 @@ from hf_dr.schema import (
     reinforcement_features,
     shard_name,
 )
+from hf_dr.views.augmentation import Augmentation
+from hf_dr.views.ops import CenterCrop, MixUp, RandomErasing, RandomHorizontalFlip, RandomResizedCrop
 from tests.samples import every_op, op_id, quick
 
 AUGMENTATION = Augmentation([RandomResizedCrop(8), RandomHorizontalFlip(), MixUp()])

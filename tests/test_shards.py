@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Features, Image, List, Value
 
-from hf_dr.augmentation import Augmentation
 from hf_dr.errors import FormatError, HfDrError
 from hf_dr.schema import METADATA_KEY, reinforcement_features
 from hf_dr.shards import (
@@ -27,6 +26,7 @@ from hf_dr.shards import (
     read_marker,
     remove_temporaries,
 )
+from hf_dr.views.augmentation import Augmentation
 
 V, K, ROWS = 3, 2, 5
 AUGMENTATION = Augmentation.named("randaug_mixing", 8)

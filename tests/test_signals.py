@@ -13,11 +13,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_dr.augmentation import Augmentation
 from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, FormatError, TeacherError
 from hf_dr.loading import load_reinforced
 from hf_dr.losses import TAIL_RULES, tail_rule
-from hf_dr.ops import RandomHorizontalFlip, RandomResizedCrop
 from hf_dr.reinforce import Job, ReinforceConfig, reinforce
 from hf_dr.replay import ReinforcedDataset
 from hf_dr.schema import IMAGE_HASH, Provenance
@@ -35,6 +33,8 @@ from hf_dr.signals import (
 )
 from hf_dr.teacher import Teacher
 from hf_dr.topk import top_k
+from hf_dr.views.augmentation import Augmentation
+from hf_dr.views.ops import RandomHorizontalFlip, RandomResizedCrop
 from tests.samples import quick
 
 module = importlib.import_module("hf_dr.reinforce")

@@ -25,16 +25,16 @@ from loopback_hub import Fault, LoopbackHub
 
 import hf_dr.replay
 import hf_dr.retry
-from hf_dr.augmentation import Augmentation
 from hf_dr.errors import ConfigError, DataError, FormatError, HubError
 from hf_dr.interface import DIFFICULTIES, fresh_view
 from hf_dr.loading import load_reinforced
-from hf_dr.ops import MixUp, RandomHorizontalFlip, RandomResizedCrop
 from hf_dr.reinforce import ReinforceConfig, reinforce
 from hf_dr.replay import ReinforcedDataset
 from hf_dr.sampling import ReinforcedSampler
 from hf_dr.schema import METADATA_KEY, Provenance, find_config
 from hf_dr.streaming import StreamedReinforcedDataset
+from hf_dr.views.augmentation import Augmentation
+from hf_dr.views.ops import MixUp, RandomHorizontalFlip, RandomResizedCrop
 
 ROWS, VIEWS, SHARD = 23, 3, 5
 BAD = (1, 7, 20, 21, 22)  # the last shard has nothing else

@@ -14,12 +14,12 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageClassification, ViTConfig, ViTImageProcessor
 
-from hf_dr.augmentation import Augmentation
 from hf_dr.cli import main
 from hf_dr.hub import push_to_hub
-from hf_dr.ops import RandomResizedCrop
 from hf_dr.reinforce import ReinforceConfig, reinforce
 from hf_dr.students import load_processor
+from hf_dr.views.augmentation import Augmentation
+from hf_dr.views.ops import RandomResizedCrop
 
 SIZE, ROWS, BATCH = 24, 12, 4
 STEPS = ROWS // BATCH  # of an epoch

@@ -34,18 +34,18 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from hf_dr.augmentation import Augmentation
 from hf_dr.distillation import OnlineDistillationTrainer
 from hf_dr.errors import ConfigError, DataError, FormatError, ReplayError
 from hf_dr.loading import load_reinforced
 from hf_dr.losses import reinforced_kl
 from hf_dr.metrics import classification_metrics, compute_metrics
-from hf_dr.ops import CenterCrop, MixUp, RandomHorizontalFlip, RandomResizedCrop
 from hf_dr.reinforce import ReinforceConfig, reinforce
 from hf_dr.replay import ReinforcedDataset
 from hf_dr.signals import SIGNALS
 from hf_dr.students import LabelledImages, build_student, evaluation_augmentation, load_processor
 from hf_dr.trainer import ReinforcedTrainer, ReinforcedTrainingArguments, normalize
+from hf_dr.views.augmentation import Augmentation
+from hf_dr.views.ops import CenterCrop, MixUp, RandomHorizontalFlip, RandomResizedCrop
 
 SIZE, ROWS, VIEWS, BATCH = 24, 12, 4, 4
 STEPS = ROWS // BATCH  # of an epoch

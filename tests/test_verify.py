@@ -7,16 +7,16 @@ import pytest
 import torch
 from conftest import ALL_OPS, CLASSES, as_cell, colour_image
 
-from hf_dr.augmentation import Augmentation
 from hf_dr.errors import ConfigError, FormatError, TeacherError
 from hf_dr.loading import load_reinforced
-from hf_dr.ops import RandomResizedCrop
 from hf_dr.reinforce import ReinforceConfig, reinforce
 from hf_dr.replay import ReinforcedDataset
 from hf_dr.signals import stored_if_kept
 from hf_dr.teacher import Teacher
 from hf_dr.topk import top_k
 from hf_dr.verify import MAX_KL_MEAN, VerifyReport, answer_kl, drawn_kl, teacher_from_provenance, verify
+from hf_dr.views.augmentation import Augmentation
+from hf_dr.views.ops import RandomResizedCrop
 
 
 def test_an_intact_dataset_is_ok(tiny_plus, tiny_teacher):

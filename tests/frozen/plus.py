@@ -35,11 +35,15 @@ import pyarrow.parquet as pq
 import torch
 from torch import nn
 
-from hf_dr.augmentation import Augmentation
 from hf_dr.extension import ExtendConfig, extend
 from hf_dr.loading import load_reinforced
 from hf_dr.ml_dr import ImportConfig, import_ml_dr
-from hf_dr.ops import (
+from hf_dr.reinforce import ReinforceConfig, reinforce
+from hf_dr.schema import KEEP
+from hf_dr.teacher import Member, Preprocessing, Teacher, weights_hash
+from hf_dr.version import __version__
+from hf_dr.views.augmentation import Augmentation
+from hf_dr.views.ops import (
     CenterCrop,
     ColorJitter,
     CutMix,
@@ -52,10 +56,6 @@ from hf_dr.ops import (
     Resize,
     TrivialAugmentWide,
 )
-from hf_dr.reinforce import ReinforceConfig, reinforce
-from hf_dr.schema import KEEP
-from hf_dr.teacher import Member, Preprocessing, Teacher, weights_hash
-from hf_dr.version import __version__
 
 CLASSES = ("ant", "bee", "cat", "dog", "elk", "fox", "gnu", "hen")
 ROWS = 6

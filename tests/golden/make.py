@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from conftest import as_cell, colour_image
 
-from hf_dr.augmentation import Augmentation
-from hf_dr.ops import (
+from hf_dr.reinforce import ReinforceConfig, reinforce
+from hf_dr.teacher import Member, Preprocessing, Teacher, weights_hash
+from hf_dr.views.augmentation import Augmentation
+from hf_dr.views.ops import (
     CenterCrop,
     ColorJitter,
     CutMix,
@@ -24,8 +26,6 @@ from hf_dr.ops import (
     Resize,
     TrivialAugmentWide,
 )
-from hf_dr.reinforce import ReinforceConfig, reinforce
-from hf_dr.teacher import Member, Preprocessing, Teacher, weights_hash
 
 AUGMENTATIONS = {
     "randaug_mixing": [

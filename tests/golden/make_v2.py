@@ -11,13 +11,13 @@ import numpy as np
 import pyarrow as pa
 from conftest import as_cell, colour_image
 
-from hf_dr.augmentation import NO_PARTNER, PARTNER, Augmentation
-from hf_dr.images import pixel_hash
-from hf_dr.ops import CutMix, MixUp, RandAugment, RandomErasing, RandomHorizontalFlip, RandomResizedCrop
-from hf_dr.rng import view_rng
 from hf_dr.schema import AUG_PREFIX, STORED_PARTNERS, Provenance, combine_hashes, reinforcement_features
 from hf_dr.shards import ShardWriter
-from hf_dr.views import hash_view
+from hf_dr.views.augmentation import NO_PARTNER, PARTNER, Augmentation
+from hf_dr.views.images import pixel_hash
+from hf_dr.views.maker import hash_view
+from hf_dr.views.ops import CutMix, MixUp, RandAugment, RandomErasing, RandomHorizontalFlip, RandomResizedCrop
+from hf_dr.views.rng import view_rng
 
 ROWS, VIEWS, SIZE = 7, 16, (20, 24)
 AUGMENTATION = Augmentation(

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from conftest import as_cell, colour_image
 
-from hf_dr.augmentation import Augmentation
-from hf_dr.ops import CutMix, RandAugment, RandomErasing, RandomHorizontalFlip, RandomResizedCrop
 from hf_dr.reinforce import ReinforceConfig, reinforce
 from hf_dr.teacher import Member, Preprocessing, Teacher, weights_hash
+from hf_dr.views.augmentation import Augmentation
+from hf_dr.views.ops import CutMix, RandAugment, RandomErasing, RandomHorizontalFlip, RandomResizedCrop
 
 ROWS = 7
 MANY = 120  # more classes than a tail has

@@ -10,7 +10,7 @@ import numpy as np
 import PIL.Image
 
 from hf_dr.errors import ConfigError, ReplayError, did_you_mean
-from hf_dr.ops import (
+from hf_dr.views.ops import (
     OPS,
     CutMix,
     MixUp,
@@ -106,7 +106,7 @@ class Augmentation:
         """Draws the parameters of one view, mixing included; who the partner is is not drawn here.
 
         Args:
-            rng: The view's own generator (`hf_dr.rng.view_rng`).
+            rng: The view's own generator (`hf_dr.views.rng.view_rng`).
             size: (height, width) of the decoded image.
         """
         params: Params = {}

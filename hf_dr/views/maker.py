@@ -16,11 +16,11 @@ import pyarrow as pa
 import torch
 import xxhash
 
-from hf_dr.augmentation import NO_PARTNER, PARTNER, Augmentation
 from hf_dr.errors import DataError
-from hf_dr.images import decode_image, pixel_hash
-from hf_dr.ops import MAX_SIDE, Params
-from hf_dr.rng import Matching, view_rng
+from hf_dr.views.augmentation import NO_PARTNER, PARTNER, Augmentation
+from hf_dr.views.images import decode_image, pixel_hash
+from hf_dr.views.ops import MAX_SIDE, Params
+from hf_dr.views.rng import Matching, view_rng
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from hf_dr import ops
 from hf_dr.reinforce import Job, ReinforceConfig
 from hf_dr.replay import ReinforcedDataset
 from hf_dr.schema import Provenance
-from hf_dr.teacher import Member, Preprocessing, Teacher
+from hf_dr.teacher.ensemble import Member, Preprocessing, Teacher
 from hf_dr.views.augmentation import NAMED, Augmentation
 from hf_dr.views.ops import POLICY_OPS
 

@@ -35,8 +35,8 @@ import torch
 
 from hf_dr.processes import process_state
 from hf_dr.reinforce import Job, ReinforceConfig
-from hf_dr.teacher import Teacher
-from hf_dr.topk import top_k
+from hf_dr.teacher.ensemble import Teacher
+from hf_dr.teacher.topk import top_k
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.images import pixel_hash
 from hf_dr.views.maker import ViewBatch, hash_view

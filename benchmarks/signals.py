@@ -29,7 +29,8 @@ import torch
 from hf_dr.reinforce import Job, ReinforceConfig
 from hf_dr.schema import SOURCE_INDEX, TAIL_IDS, TAIL_LOGPROBS, TEACHER_IDS, TEACHER_LOGPROBS, reinforcement_features
 from hf_dr.shards import ShardWriter
-from hf_dr.signals import (
+from hf_dr.teacher.ensemble import Teacher
+from hf_dr.teacher.signals import (
     IMAGE_TAIL,
     SAMPLED,
     SIGNALS,
@@ -40,8 +41,7 @@ from hf_dr.signals import (
     stored_if_kept,
     tail_size,
 )
-from hf_dr.teacher import Teacher
-from hf_dr.topk import top_k
+from hf_dr.teacher.topk import top_k
 from hf_dr.views.augmentation import Augmentation
 
 KEPT = (1, 3, 5, 10, 20, 50)

@@ -20,7 +20,7 @@ from hf_dr.hub import push_to_hub
 from hf_dr.loading import load_reinforced
 from hf_dr.reinforce import ReinforceConfig, reinforce
 from hf_dr.replay import ReinforcedDataset
-from hf_dr.teacher import Teacher
+from hf_dr.teacher.ensemble import Teacher
 from hf_dr.trainer import ReinforcedTrainer, ReinforcedTrainingArguments
 from hf_dr.verify import verify
 from hf_dr.version import __version__

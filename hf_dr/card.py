@@ -43,7 +43,7 @@ from hf_dr.schema import (
     is_safe_name,
 )
 from hf_dr.shards import read_marker, reading, shard_features
-from hf_dr.signals import IMAGE_TAIL, SAMPLED, TOPK
+from hf_dr.teacher.signals import IMAGE_TAIL, SAMPLED, TOPK
 from hf_dr.text import code, format_bytes, inline, markdown_table, percent
 from hf_dr.views.ops import OPS
 

@@ -43,7 +43,7 @@ from hf_dr.segmentation import SegmentationArguments, segmentation_trainer
 from hf_dr.smoke import Rehearsal, SmokeArguments, rehearsal
 from hf_dr.student_hub import is_student, push_student
 from hf_dr.students import LabelledImages, build_student, evaluation_augmentation, load_processor, read_model_args
-from hf_dr.teacher import PRECISIONS, Teacher, imagenet_synsets
+from hf_dr.teacher.ensemble import PRECISIONS, Teacher, imagenet_synsets
 from hf_dr.trainer import ReinforcedTrainer, ReinforcedTrainingArguments
 from hf_dr.transfer import BackboneArguments, TransferArguments, TransferTrainer
 from hf_dr.verify import teacher_from_provenance, verify

@@ -19,7 +19,7 @@ from matplotlib.patches import Rectangle
 from hf_dr.errors import ConfigError
 from hf_dr.findings import FINGERPRINT_KEY
 from hf_dr.replay import ReinforcedDataset
-from hf_dr.signals import described
+from hf_dr.teacher.signals import described
 from hf_dr.views.augmentation import NO_PARTNER, PARTNER
 
 TOP = 3  # classes shown of each answer

@@ -11,7 +11,7 @@ from torch import nn
 
 from hf_dr.errors import ConfigError
 from hf_dr.interface import ReinforcedData
-from hf_dr.teacher import Teacher
+from hf_dr.teacher.ensemble import Teacher
 from hf_dr.trainer import ReinforcedTrainer
 
 

@@ -30,7 +30,7 @@ from hf_dr.errors import ConfigError, DataError, TeacherError, did_you_mean
 from hf_dr.metrics import Reliability, classification_metrics, reliability, reliability_picture
 from hf_dr.named_files import FILES_FROM_HELP
 from hf_dr.processes import warm_up_kernels
-from hf_dr.teacher import PRECISIONS, Member, Preprocessing, Teacher, imagenet_synsets, load_member
+from hf_dr.teacher.ensemble import PRECISIONS, Member, Preprocessing, Teacher, imagenet_synsets, load_member
 from hf_dr.text import markdown_table
 from hf_dr.version import __version__
 from hf_dr.views.images import decode_image

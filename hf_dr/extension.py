@@ -28,9 +28,9 @@ from hf_dr.schema import (
     combine_hashes,
     is_reserved,
 )
-from hf_dr.signals import SAMPLED, TOPK
-from hf_dr.teacher import Teacher
-from hf_dr.topk import add_members, id_dtype
+from hf_dr.teacher.ensemble import Teacher
+from hf_dr.teacher.signals import SAMPLED, TOPK
+from hf_dr.teacher.topk import add_members, id_dtype
 from hf_dr.verify import teacher_from_provenance
 from hf_dr.version import __version__
 from hf_dr.views.maker import ViewBatch, ViewMaker
@@ -74,7 +74,7 @@ def extend(
 
     With `config.num_views` the stored views keep their answers, and the teacher is asked for the new ones only: the result is
     what `reinforce` gives for so many views at once. With `add_teacher` only the new members are asked, and averaged into the
-    stored answers (`hf_dr.topk.add_members`). In both cases all stored views are drawn again, and a row whose pixels are not
+    stored answers (`hf_dr.teacher.topk.add_members`). In both cases all stored views are drawn again, and a row whose pixels are not
     those that the teacher saw ends the run.
 
     Call it in every process that accelerate launched, as `reinforce`; a run that was stopped goes on where it was.

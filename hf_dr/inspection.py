@@ -30,9 +30,9 @@ from hf_dr.schema import (
     is_reserved,
 )
 from hf_dr.shards import MAX_MASS, check_full, check_shards, reading, shard_features
-from hf_dr.signals import IMAGE_TAIL, SAMPLED, TOPK, described, tail_size
+from hf_dr.teacher.signals import IMAGE_TAIL, SAMPLED, TOPK, described, tail_size
+from hf_dr.teacher.topk import MIN_REST
 from hf_dr.text import text_table, two_columns
-from hf_dr.topk import MIN_REST
 from hf_dr.views.augmentation import PARTNER
 
 NUM_BINS = 15  # of the calibration error; Guo et al., ICML 2017

@@ -112,7 +112,7 @@ class ReinforcedData(ABC):
 
     @property
     def signal(self) -> str:
-        """What is stored of each answer (`hf_dr.signals`)."""
+        """What is stored of each answer (`hf_dr.teacher.signals`)."""
         return self.provenances[0].signal
 
     @property
@@ -135,7 +135,7 @@ class MappedReinforcedData(ReinforcedData, torch.utils.data.Dataset):
 
     @abstractmethod
     def difficulties(self, index: int, by: str) -> np.ndarray:
-        """Returns how difficult each view of a row is, in nats, float32 (V,): `hf_dr.topk.entropy` or `cross_entropy`."""
+        """Returns how difficult each view of a row is, in nats, float32 (V,): `hf_dr.teacher.topk.entropy` or `cross_entropy`."""
 
     def resolved(self, index: int, view: int) -> int:
         """Returns the number of the view that `ranked_view` asks for; of equally difficult ones the lower number comes first.

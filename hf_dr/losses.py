@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from hf_dr.errors import ConfigError
-from hf_dr.signals import IMAGE_TAIL, SAMPLED, TOPK
+from hf_dr.teacher.signals import IMAGE_TAIL, SAMPLED, TOPK
 
 TailRule = Literal["uniform", "bucket", "renormalize", "zero", "image"]
 TAIL_RULES: tuple[str, ...] = get_args(TailRule)

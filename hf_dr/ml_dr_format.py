@@ -519,7 +519,7 @@ def _unsigned(values: np.ndarray, where: str) -> np.ndarray:
 
 
 def _sorted_answers(probs: list[Any], ids: list[Any], top_k: int, num_classes: int, where: str) -> Columns:
-    """The answers as columns: checked, most probable first, equal ones by rising id (as `hf_dr.topk` sorts them)."""
+    """The answers as columns: checked, most probable first, equal ones by rising id (as `hf_dr.teacher.topk` sorts them)."""
     shape = len(probs), top_k
     probs_VK = _numbers(probs, "if", shape, f"the probabilities in {where}").astype(np.float64)
     ids_VK = _numbers(ids, "i", shape, f"the classes in {where}")

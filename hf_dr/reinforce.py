@@ -59,10 +59,10 @@ from hf_dr.shards import (
     read_marker,
     remove_temporaries,
 )
-from hf_dr.signals import IMAGE_TAIL, SAMPLED, SIGNALS, TOPK, ImageTails, sample, sampling_uniform
-from hf_dr.teacher import Teacher
+from hf_dr.teacher.ensemble import Teacher
+from hf_dr.teacher.signals import IMAGE_TAIL, SAMPLED, SIGNALS, TOPK, ImageTails, sample, sampling_uniform
+from hf_dr.teacher.topk import top_k
 from hf_dr.text import format_bytes
-from hf_dr.topk import top_k
 from hf_dr.version import __version__
 from hf_dr.views.augmentation import NAMED, Augmentation
 from hf_dr.views.maker import Span, ViewBatch, ViewMaker, as_table

@@ -33,8 +33,8 @@ from hf_dr.schema import (
     is_reserved,
 )
 from hf_dr.shards import MAX_MASS, check_full
-from hf_dr.signals import IMAGE_TAIL, tail_size
-from hf_dr.topk import cross_entropy, entropy
+from hf_dr.teacher.signals import IMAGE_TAIL, tail_size
+from hf_dr.teacher.topk import cross_entropy, entropy
 from hf_dr.views.augmentation import NO_PARTNER, PARTNER
 from hf_dr.views.images import decode_image, pixel_hash
 from hf_dr.views.ops import Params
@@ -289,7 +289,7 @@ class ReinforcedDataset(MappedReinforcedData):
         return int(self._columns.cell(VIEWS_HASH, self._locate((index, 0))[0])) or None  # null is read as 0
 
     def difficulties(self, index: int, by: str, top_k: int | None = None) -> np.ndarray:
-        """Returns how difficult each view of a row is, in nats, float32 (V,): `hf_dr.topk.entropy` or `cross_entropy`.
+        """Returns how difficult each view of a row is, in nats, float32 (V,): `hf_dr.teacher.topk.entropy` or `cross_entropy`.
 
         Args:
             index: The row; where it has no stored views the result is empty.

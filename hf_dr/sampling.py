@@ -12,7 +12,7 @@ import torch
 
 from hf_dr.errors import ConfigError
 from hf_dr.interface import DIFFICULTIES, MappedReinforcedData, ReinforcedData, fresh_view, ranked_view
-from hf_dr.signals import SAMPLED
+from hf_dr.teacher.signals import SAMPLED
 from hf_dr.views.rng import DOMAIN_ORDER, keyed_rng
 
 VIEW_ORDERS = ("all", "random", "easy_first", "hard_first")

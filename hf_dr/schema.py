@@ -22,8 +22,8 @@ import numpy as np
 from datasets import Features, List, Value
 
 from hf_dr.errors import ConfigError, FormatError, did_you_mean
-from hf_dr.signals import IMAGE_TAIL, SIGNALS, TOPK, tail_size
-from hf_dr.topk import id_dtype
+from hf_dr.teacher.signals import IMAGE_TAIL, SIGNALS, TOPK, tail_size
+from hf_dr.teacher.topk import id_dtype
 from hf_dr.views.augmentation import PARTNER, Augmentation
 from hf_dr.views.ops import Param
 
@@ -90,7 +90,7 @@ def reinforcement_features(
         top_k: K, the classes kept for each view.
         num_classes: C; decides whether ids are uint16 or uint32.
         stored_partners: Whether the partners' own parameters are stored as well, in `aug_partner_*` columns.
-        signal: What is stored of each answer (`hf_dr.signals`); `topk_image_tail` adds `tail_*` columns, one cell a row.
+        signal: What is stored of each answer (`hf_dr.teacher.signals`); `topk_image_tail` adds `tail_*` columns, one cell a row.
     """
     params = dict(augmentation.params)
     if stored_partners:
@@ -201,7 +201,7 @@ class Provenance:
         created_with: Version of hf_dr.
         candidates: `num` views were drawn of each example, and the best `num_views` by the criterion `keep` (one of `KEEP`)
             are stored in the order in which they were drawn; None where all were stored.
-        signal: What is stored of each answer (`hf_dr.signals`).
+        signal: What is stored of each answer (`hf_dr.teacher.signals`).
     """
 
     config_name: str

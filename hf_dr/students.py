@@ -19,7 +19,7 @@ from transformers import (
     TimmWrapperForImageClassification,
 )
 
-import hf_dr.architectures  # noqa: F401 (what it registers, timm builds)
+import hf_dr.teacher.architectures  # noqa: F401 (what it registers, timm builds)
 from hf_dr.errors import ConfigError, DataError, did_you_mean
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.images import decode_image

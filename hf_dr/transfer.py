@@ -25,13 +25,13 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-import hf_dr.architectures  # noqa: F401 (what it registers, timm builds)
+import hf_dr.teacher.architectures  # noqa: F401 (what it registers, timm builds)
 from hf_dr.errors import ConfigError, FormatError, did_you_mean
 from hf_dr.hub import Push, Repository, publish
 from hf_dr.resumable import ResumableTrainer
 from hf_dr.student_card import STUDENT_FILE, Student
 from hf_dr.students import is_timm, read_model_args
-from hf_dr.teacher import load_member
+from hf_dr.teacher.ensemble import load_member
 from hf_dr.views.rng import DOMAIN_ORDER, keyed_rng
 
 logger = logging.getLogger(__name__)

@@ -22,10 +22,10 @@ from hf_dr.loading import load_reinforced
 from hf_dr.processes import warm_up_kernels
 from hf_dr.replay import ReinforcedDataset
 from hf_dr.schema import EXTENDED_FROM, Provenance, combine_hashes
-from hf_dr.signals import IMAGE_TAIL, SAMPLED, stored_if_kept
-from hf_dr.teacher import Teacher
+from hf_dr.teacher.ensemble import Teacher
+from hf_dr.teacher.signals import IMAGE_TAIL, SAMPLED, stored_if_kept
+from hf_dr.teacher.topk import add_members, top_k
 from hf_dr.text import percent
-from hf_dr.topk import add_members, top_k
 from hf_dr.views.maker import hash_view
 from hf_dr.views.rng import DOMAIN_VERIFY, keyed_rng
 
@@ -323,7 +323,7 @@ def drawn_kl(ids_BK: np.ndarray, logprobs_BK: np.ndarray, would_be_BC: np.ndarra
     Args:
         ids_BK: Stored class ids.
         logprobs_BK: Stored natural log-probabilities, float16.
-        would_be_BC: `hf_dr.signals.stored_if_kept` of the recomputed answers.
+        would_be_BC: `hf_dr.teacher.signals.stored_if_kept` of the recomputed answers.
     """
     logs_BK = np.asarray(logprobs_BK, np.float64)
     logs_BK = logs_BK - np.logaddexp.reduce(logs_BK, axis=1, keepdims=True)

@@ -13,7 +13,7 @@ from hf_dr.card import PlannedConfig, update_card
 from hf_dr.cli import BaseArguments, RunArguments, TeacherArguments, build_augmentation
 from hf_dr.config import parse, read_yaml
 from hf_dr.reinforce import ReinforceConfig
-from hf_dr.teacher import load_member
+from hf_dr.teacher.ensemble import load_member
 
 ROOT = Path(__file__).parents[1]
 CARDS = ROOT / "hub_cards"

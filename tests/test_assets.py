@@ -12,7 +12,7 @@ from hf_dr.base import load_base
 from hf_dr.cli import build_augmentation
 from hf_dr.config import read_yaml
 from hf_dr.students import LabelledImages, evaluation_augmentation
-from hf_dr.teacher import Teacher
+from hf_dr.teacher.ensemble import Teacher
 
 ASSETS = Path(str(importlib.resources.files("hf_dr"))) / "assets"
 TEACHERS = [ASSETS / "teachers" / f"fashion_mnist_{member}" for member in "ab"]

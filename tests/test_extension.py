@@ -30,8 +30,8 @@ from hf_dr.reinforce import Part, ReinforceConfig, reinforce
 from hf_dr.replay import ReinforcedDataset
 from hf_dr.schema import EXTENDED_FROM, PROVENANCE_FILE, Provenance
 from hf_dr.shards import ShardWriter
-from hf_dr.teacher import Teacher
-from hf_dr.topk import add_members, top_k
+from hf_dr.teacher.ensemble import Teacher
+from hf_dr.teacher.topk import add_members, top_k
 from hf_dr.verify import verify
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops import RandomResizedCrop

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 from hf_dr.schema import KEEP, MIXING_SCOPES, Provenance
-from hf_dr.signals import SIGNALS
+from hf_dr.teacher.signals import SIGNALS
 from hf_dr.views.ops import OPS
 from tests.frozen.plus import build, freeze, versions, without_sizes
 from tests.frozen.surface import SURFACE

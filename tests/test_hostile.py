@@ -45,7 +45,7 @@ from hf_dr.loading import load_reinforced
 from hf_dr.reinforce import ReinforceConfig, reinforce
 from hf_dr.schema import PROVENANCE_FILE, STATISTICS_FILE, STUDENTS_FILE, VERIFICATION_FILE, Provenance
 from hf_dr.shards import METADATA_KEY
-from hf_dr.teacher import Teacher, load_member
+from hf_dr.teacher.ensemble import Teacher, load_member
 from hf_dr.verify import verify
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops import RandomCrop, Resize

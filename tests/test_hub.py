@@ -21,7 +21,7 @@ from hf_dr.errors import ConfigError, FormatError, HubError
 from hf_dr.hub import push_to_hub
 from hf_dr.reinforce import ReinforceConfig, reinforce
 from hf_dr.schema import PROVENANCE_FILE, Provenance
-from hf_dr.teacher import Teacher
+from hf_dr.teacher.ensemble import Teacher
 from hf_dr.views.augmentation import Augmentation
 
 REPO = "me/tiny-plus"

@@ -22,7 +22,7 @@ from hf_dr import retry
 from hf_dr.errors import HubError
 from hf_dr.hub import Push, push_to_hub
 from hf_dr.reinforce import ReinforceConfig, reinforce
-from hf_dr.teacher import Teacher
+from hf_dr.teacher.ensemble import Teacher
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops import RandomResizedCrop
 

@@ -25,7 +25,7 @@ from hf_dr.evaluation import EvaluateConfig, run_evaluation
 from hf_dr.loading import load_reinforced
 from hf_dr.named_files import NamedFiles, check_own_files, describe_named_files, named_files
 from hf_dr.reinforce import ReinforceConfig, describe_base, reinforce
-from hf_dr.teacher import Teacher
+from hf_dr.teacher.ensemble import Teacher
 from hf_dr.views.augmentation import Augmentation
 
 SECRET = b"hf_secretsecretsecret"

@@ -30,7 +30,7 @@ from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, HfDrE
 from hf_dr.loading import load_reinforced
 from hf_dr.reinforce import Job, Part, ReinforceConfig, reinforce
 from hf_dr.schema import KEEP, PROVENANCE_FILE, Provenance, combine_hashes
-from hf_dr.teacher import Teacher
+from hf_dr.teacher.ensemble import Teacher
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.maker import hash_view
 from hf_dr.views.ops import CutMix, MixUp, RandomCrop, RandomHorizontalFlip, RandomResizedCrop, Resize

@@ -23,7 +23,7 @@ from hf_dr.loading import load_reinforced
 from hf_dr.reinforce import ReinforceConfig, reinforce
 from hf_dr.replay import ReinforcedDataset
 from hf_dr.schema import PROVENANCE_FILE, combine_hashes, find_config
-from hf_dr.topk import cross_entropy, entropy
+from hf_dr.teacher.topk import cross_entropy, entropy
 from hf_dr.views.augmentation import NAMED, Augmentation
 from hf_dr.views.maker import Span, ViewMaker, hash_view
 from hf_dr.views.ops import CutMix, MixUp, RandomHorizontalFlip, RandomResizedCrop, Resize

@@ -19,7 +19,8 @@ from hf_dr.losses import TAIL_RULES, tail_rule
 from hf_dr.reinforce import Job, ReinforceConfig, reinforce
 from hf_dr.replay import ReinforcedDataset
 from hf_dr.schema import IMAGE_HASH, Provenance
-from hf_dr.signals import (
+from hf_dr.teacher.ensemble import Teacher
+from hf_dr.teacher.signals import (
     IMAGE_TAIL,
     SAMPLED,
     SIGNALS,
@@ -31,8 +32,7 @@ from hf_dr.signals import (
     stored_if_kept,
     tail_size,
 )
-from hf_dr.teacher import Teacher
-from hf_dr.topk import top_k
+from hf_dr.teacher.topk import top_k
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops import RandomHorizontalFlip, RandomResizedCrop
 from tests.samples import quick

@@ -31,7 +31,7 @@ from hf_dr.errors import ConfigError, FormatError, HubError, TeacherError
 from hf_dr.metrics import compute_metrics
 from hf_dr.student_hub import export_student, push_student
 from hf_dr.students import LabelledImages, build_student, evaluation_augmentation
-from hf_dr.teacher import Teacher
+from hf_dr.teacher.ensemble import Teacher
 from hf_dr.trainer import ReinforcedTrainer, ReinforcedTrainingArguments
 from hf_dr.verify import teacher_from_provenance
 

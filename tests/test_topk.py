@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_dr.errors import TeacherError
-from hf_dr.topk import MIN_REST, cross_entropy, entropy, id_dtype, top_k
+from hf_dr.teacher.topk import MIN_REST, cross_entropy, entropy, id_dtype, top_k
 from tests.samples import quick
 
 

@@ -41,8 +41,8 @@ from hf_dr.losses import reinforced_kl
 from hf_dr.metrics import classification_metrics, compute_metrics
 from hf_dr.reinforce import ReinforceConfig, reinforce
 from hf_dr.replay import ReinforcedDataset
-from hf_dr.signals import SIGNALS
 from hf_dr.students import LabelledImages, build_student, evaluation_augmentation, load_processor
+from hf_dr.teacher.signals import SIGNALS
 from hf_dr.trainer import ReinforcedTrainer, ReinforcedTrainingArguments, normalize
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops import CenterCrop, MixUp, RandomHorizontalFlip, RandomResizedCrop

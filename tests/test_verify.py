@@ -11,9 +11,9 @@ from hf_dr.errors import ConfigError, FormatError, TeacherError
 from hf_dr.loading import load_reinforced
 from hf_dr.reinforce import ReinforceConfig, reinforce
 from hf_dr.replay import ReinforcedDataset
-from hf_dr.signals import stored_if_kept
-from hf_dr.teacher import Teacher
-from hf_dr.topk import top_k
+from hf_dr.teacher.ensemble import Teacher
+from hf_dr.teacher.signals import stored_if_kept
+from hf_dr.teacher.topk import top_k
 from hf_dr.verify import MAX_KL_MEAN, VerifyReport, answer_kl, drawn_kl, teacher_from_provenance, verify
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops import RandomResizedCrop

@@ -40,7 +40,7 @@ from hf_dr.loading import load_reinforced
 from hf_dr.ml_dr import ImportConfig, import_ml_dr
 from hf_dr.reinforce import ReinforceConfig, reinforce
 from hf_dr.schema import KEEP
-from hf_dr.teacher import Member, Preprocessing, Teacher, weights_hash
+from hf_dr.teacher.ensemble import Member, Preprocessing, Teacher, weights_hash
 from hf_dr.version import __version__
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops import (

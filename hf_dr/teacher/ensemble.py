@@ -28,7 +28,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PretrainedConfig
 
-import hf_dr.architectures  # noqa: F401 (what it registers, timm builds)
+import hf_dr.teacher.architectures  # noqa: F401 (what it registers, timm builds)
 from hf_dr.errors import TeacherError
 from hf_dr.views.ops import MAX_SIDE, MAX_VIEW_PIXELS
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from hf_dr.topk import as_stored, not_finite, top_k
+from hf_dr.teacher.topk import as_stored, not_finite, top_k
 from hf_dr.views.rng import DOMAIN_SIGNAL, keyed_rng
 
 TOPK, IMAGE_TAIL, SAMPLED = SIGNALS = ("topk", "topk_image_tail", "sampled")

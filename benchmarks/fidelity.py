@@ -25,7 +25,7 @@ from torch import nn
 from hf_dr import ops
 from hf_dr.reinforce import Job, ReinforceConfig
 from hf_dr.replay import ReinforcedDataset
-from hf_dr.schema import Provenance
+from hf_dr.store.schema import Provenance
 from hf_dr.teacher.ensemble import Member, Preprocessing, Teacher
 from hf_dr.views.augmentation import NAMED, Augmentation
 from hf_dr.views.ops import POLICY_OPS

@@ -33,10 +33,10 @@ import synthetic
 import torch
 from transformers import default_data_collator
 
-from hf_dr.base import undecoded_images
 from hf_dr.join import index_images
 from hf_dr.loading import load_reinforced
 from hf_dr.sampling import ReinforcedSampler
+from hf_dr.store.base_dataset import undecoded_images
 from hf_dr.trainer import ReinforcedTrainingArguments
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.images import decode_image, pixel_hash

@@ -27,8 +27,15 @@ import pyarrow.parquet as pq
 import torch
 
 from hf_dr.reinforce import Job, ReinforceConfig
-from hf_dr.schema import SOURCE_INDEX, TAIL_IDS, TAIL_LOGPROBS, TEACHER_IDS, TEACHER_LOGPROBS, reinforcement_features
-from hf_dr.shards import ShardWriter
+from hf_dr.store.schema import (
+    SOURCE_INDEX,
+    TAIL_IDS,
+    TAIL_LOGPROBS,
+    TEACHER_IDS,
+    TEACHER_LOGPROBS,
+    reinforcement_features,
+)
+from hf_dr.store.shards import ShardWriter
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.signals import (
     IMAGE_TAIL,

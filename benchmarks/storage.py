@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 import torch
 
 from hf_dr.reinforce import Job, ReinforceConfig
-from hf_dr.schema import TEACHER_LOGPROBS, is_reserved
-from hf_dr.shards import ZSTD_LEVEL, column_encoding
+from hf_dr.store.schema import TEACHER_LOGPROBS, is_reserved
+from hf_dr.store.shards import ZSTD_LEVEL, column_encoding
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.views.augmentation import Augmentation
 

@@ -16,8 +16,6 @@ from transformers import TrainerState, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import sort_checkpoints
 
-from hf_dr.base import load_base
-from hf_dr.card import write_card
 from hf_dr.comparison import CompareConfig, as_arguments, run_comparison
 from hf_dr.config import parse, read_yaml
 from hf_dr.contact_sheet import contact_sheet
@@ -26,21 +24,23 @@ from hf_dr.distillation import OnlineDistillationTrainer
 from hf_dr.errors import ConfigError, HfDrError
 from hf_dr.evaluation import EvaluateConfig, run_evaluation
 from hf_dr.extension import ExtendConfig, ExtendJob, check_extension
-from hf_dr.findings import save_finding
 from hf_dr.hub import push_to_hub
 from hf_dr.inspection import inspect_dataset
 from hf_dr.loading import each_dataset, fetch_config, load_reinforced
 from hf_dr.metrics import compute_metrics
 from hf_dr.ml_dr import ImportConfig, ImportJob
-from hf_dr.named_files import FILES_FROM_HELP
 from hf_dr.plain import PlainDataset
 from hf_dr.processes import process_state
 from hf_dr.reinforce import Job, Part, ReinforceConfig, check_dataset
 from hf_dr.replay import ReinforcedDataset
 from hf_dr.results import gather
-from hf_dr.schema import CONTACT_SHEET_FILE, find_config
 from hf_dr.segmentation import SegmentationArguments, segmentation_trainer
 from hf_dr.smoke import Rehearsal, SmokeArguments, rehearsal
+from hf_dr.store.base_dataset import load_base
+from hf_dr.store.card import write_card
+from hf_dr.store.findings import save_finding
+from hf_dr.store.named_files import FILES_FROM_HELP
+from hf_dr.store.schema import CONTACT_SHEET_FILE, find_config
 from hf_dr.student_hub import is_student, push_student
 from hf_dr.students import LabelledImages, build_student, evaluation_augmentation, load_processor, read_model_args
 from hf_dr.teacher.ensemble import PRECISIONS, Teacher, imagenet_synsets

@@ -15,7 +15,7 @@ from hf_dr.loading import load_reinforced
 from hf_dr.processes import process_state
 from hf_dr.reinforce import Job, ReinforceConfig, check_labels, library_versions, open_result
 from hf_dr.replay import ReinforcedDataset
-from hf_dr.schema import (
+from hf_dr.store.schema import (
     EXTENDED_FROM,
     IMAGE_HASH,
     PROVENANCE_FILE,

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hf_dr.errors import FormatError
-from hf_dr.findings import Statistics
-from hf_dr.schema import (
+from hf_dr.store.findings import Statistics
+from hf_dr.store.schema import (
     AUG_PREFIX,
     EXTENDED_FROM,
     IMAGE_HASH,
@@ -29,7 +29,7 @@ from hf_dr.schema import (
     find_config,
     is_reserved,
 )
-from hf_dr.shards import MAX_MASS, check_full, check_shards, reading, shard_features
+from hf_dr.store.shards import MAX_MASS, check_full, check_shards, reading, shard_features
 from hf_dr.teacher.signals import IMAGE_TAIL, SAMPLED, TOPK, described, tail_size
 from hf_dr.teacher.topk import MIN_REST
 from hf_dr.text import text_table, two_columns

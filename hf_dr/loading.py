@@ -19,13 +19,21 @@ from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import validate_repo_id
 from tqdm.auto import tqdm
 
-from hf_dr.base import load_base
 from hf_dr.combined import CombinedReinforcedDataset
 from hf_dr.errors import ConfigError, FormatError
 from hf_dr.replay import ReinforcedDataset
 from hf_dr.retry import is_unreachable, with_retries
-from hf_dr.schema import IMAGE_HASH, PROVENANCE_FILE, SOURCE_INDEX, Provenance, choose_config, find_config, is_safe_name
-from hf_dr.shards import check_shards
+from hf_dr.store.base_dataset import load_base
+from hf_dr.store.schema import (
+    IMAGE_HASH,
+    PROVENANCE_FILE,
+    SOURCE_INDEX,
+    Provenance,
+    choose_config,
+    find_config,
+    is_safe_name,
+)
+from hf_dr.store.shards import check_shards
 from hf_dr.streaming import StreamedReinforcedDataset
 
 logger = logging.getLogger(__name__)

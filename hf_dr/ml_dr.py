@@ -38,14 +38,14 @@ import torch
 import xxhash
 from tqdm.auto import tqdm
 
-from hf_dr.base import content_hash, undecoded_images
-from hf_dr.card import write_card
 from hf_dr.errors import ConfigError, DataError, FormatError
 from hf_dr.ml_dr_format import CONFIG_FILE, Columns, RunFormat, archive_files, expect, image_number, read_file, shown
-from hf_dr.named_files import FILES_FROM_HELP
 from hf_dr.processes import default_workers
 from hf_dr.reinforce import ReinforceConfig, check_dataset, check_same_run, checked_origin, format_bytes, open_run
-from hf_dr.schema import (
+from hf_dr.store.base_dataset import content_hash, undecoded_images
+from hf_dr.store.card import write_card
+from hf_dr.store.named_files import FILES_FROM_HELP
+from hf_dr.store.schema import (
     AUG_PREFIX,
     IMAGE_HASH,
     SOURCE_INDEX,
@@ -55,7 +55,7 @@ from hf_dr.schema import (
     Provenance,
     reinforcement_features,
 )
-from hf_dr.shards import ROW_GROUP_VIEWS, ShardWriter, read_marker
+from hf_dr.store.shards import ROW_GROUP_VIEWS, ShardWriter, read_marker
 from hf_dr.version import __version__
 from hf_dr.views.augmentation import NO_PARTNER, PARTNER
 from hf_dr.views.images import decode_image, pixel_hash

@@ -23,7 +23,7 @@ import numpy as np
 
 from hf_dr.errors import ConfigError, FormatError, did_you_mean
 from hf_dr.plain_pickle import read_plain_pickle
-from hf_dr.schema import AUG_PREFIX, TEACHER_IDS, TEACHER_LOGPROBS
+from hf_dr.store.schema import AUG_PREFIX, TEACHER_IDS, TEACHER_LOGPROBS
 from hf_dr.views.augmentation import NO_PARTNER, PARTNER, Augmentation
 from hf_dr.views.ops import (
     POLICY_OPS,

@@ -8,10 +8,10 @@ import datasets
 import numpy as np
 import torch
 
-from hf_dr.base import content_hash, undecoded_images
 from hf_dr.errors import ConfigError, DataError
 from hf_dr.interface import MappedReinforcedData, ViewIndex, fresh_view
-from hf_dr.schema import Provenance
+from hf_dr.store.base_dataset import content_hash, undecoded_images
+from hf_dr.store.schema import Provenance
 from hf_dr.version import __version__
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.images import decode_image

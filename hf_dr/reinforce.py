@@ -27,12 +27,12 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
 
-from hf_dr.base import content_hash, sampled_rows, undecoded_images
-from hf_dr.card import write_card
 from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, HfDrError, did_you_mean
-from hf_dr.named_files import FILES_FROM_HELP, check_own_files, describe_named_files
 from hf_dr.processes import default_workers, process_state, quiet_worker, warm_up_kernels
-from hf_dr.schema import (
+from hf_dr.store.base_dataset import content_hash, sampled_rows, undecoded_images
+from hf_dr.store.card import write_card
+from hf_dr.store.named_files import FILES_FROM_HELP, check_own_files, describe_named_files
+from hf_dr.store.schema import (
     AUG_PREFIX,
     IMAGE_HASH,
     KEEP,
@@ -50,7 +50,7 @@ from hf_dr.schema import (
     is_safe_name,
     reinforcement_features,
 )
-from hf_dr.shards import (
+from hf_dr.store.shards import (
     ROW_GROUP_VIEWS,
     ZSTD_LEVEL,
     ShardWriter,

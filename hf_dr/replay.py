@@ -13,12 +13,12 @@ import PIL.Image
 import pyarrow as pa
 import torch
 
-from hf_dr.base import undecoded_images
 from hf_dr.errors import ConfigError, DataError, FormatError, ReplayError, did_you_mean
 from hf_dr.interface import MappedReinforcedData, ViewIndex, checked_views
 from hf_dr.join import JoinedBase, readable
-from hf_dr.named_files import named_files
-from hf_dr.schema import (
+from hf_dr.store.base_dataset import undecoded_images
+from hf_dr.store.named_files import named_files
+from hf_dr.store.schema import (
     AUG_PREFIX,
     IMAGE_HASH,
     SOURCE_INDEX,
@@ -32,7 +32,7 @@ from hf_dr.schema import (
     check_columns,
     is_reserved,
 )
-from hf_dr.shards import MAX_MASS, check_full
+from hf_dr.store.shards import MAX_MASS, check_full
 from hf_dr.teacher.signals import IMAGE_TAIL, tail_size
 from hf_dr.teacher.topk import cross_entropy, entropy
 from hf_dr.views.augmentation import NO_PARTNER, PARTNER
@@ -285,7 +285,7 @@ class ReinforcedDataset(MappedReinforcedData):
         return self._params(*self._locate((index, view)))
 
     def views_hash(self, index: int) -> int | None:
-        """Returns the stored hash over all V views of a row (`hf_dr.schema.combine_hashes`); None where it is unknown."""
+        """Returns the stored hash over all V views of a row (`hf_dr.store.schema.combine_hashes`); None where it is unknown."""
         return int(self._columns.cell(VIEWS_HASH, self._locate((index, 0))[0])) or None  # null is read as 0
 
     def difficulties(self, index: int, by: str, top_k: int | None = None) -> np.ndarray:

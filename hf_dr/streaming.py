@@ -24,8 +24,8 @@ from hf_dr.join import JoinedBase
 from hf_dr.replay import ReinforcedDataset
 from hf_dr.retry import with_retries
 from hf_dr.sampling import ReinforcedSampler, check_order
-from hf_dr.schema import IMAGE_HASH, METADATA_KEY, SOURCE_INDEX, Provenance, is_reserved
-from hf_dr.shards import shard_features
+from hf_dr.store.schema import IMAGE_HASH, METADATA_KEY, SOURCE_INDEX, Provenance, is_reserved
+from hf_dr.store.shards import shard_features
 from hf_dr.views.rng import DOMAIN_ORDER, keyed_rng
 
 logger = logging.getLogger(__name__)

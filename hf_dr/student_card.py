@@ -17,9 +17,9 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from hf_dr.card import CITATION, is_noncommercial
 from hf_dr.errors import FormatError
-from hf_dr.readme import Data, edit_yaml, merge_parts, newline_of, split_readme
+from hf_dr.store.card import CITATION, is_noncommercial
+from hf_dr.store.readme import Data, edit_yaml, merge_parts, newline_of, split_readme
 from hf_dr.text import code, inline, markdown_table
 
 STUDENT_FILE = "student.json"

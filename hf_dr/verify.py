@@ -16,12 +16,12 @@ import torch
 from tqdm.auto import tqdm
 
 from hf_dr.errors import ConfigError, FormatError, ReplayError, TeacherError
-from hf_dr.findings import Verification
 from hf_dr.interface import ReinforcedData
 from hf_dr.loading import load_reinforced
 from hf_dr.processes import warm_up_kernels
 from hf_dr.replay import ReinforcedDataset
-from hf_dr.schema import EXTENDED_FROM, Provenance, combine_hashes
+from hf_dr.store.findings import Verification
+from hf_dr.store.schema import EXTENDED_FROM, Provenance, combine_hashes
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.signals import IMAGE_TAIL, SAMPLED, stored_if_kept
 from hf_dr.teacher.topk import add_members, top_k

@@ -48,7 +48,7 @@ from torch import nn
 from hf_dr.loading import load_reinforced
 from hf_dr.reinforce import ReinforceConfig, reinforce
 from hf_dr.replay import ReinforcedDataset
-from hf_dr.shards import list_array
+from hf_dr.store.shards import list_array
 from hf_dr.teacher.ensemble import Member, Preprocessing, Teacher, weights_hash
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops import CutMix, MixUp, RandAugment, RandomErasing, RandomHorizontalFlip, RandomResizedCrop

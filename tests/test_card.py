@@ -16,12 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_dr import Augmentation, ReinforceConfig, load_reinforced, ops, reinforce
-from hf_dr.base import load_base
-from hf_dr.card import CardConfig, PlannedConfig, card_configs, size_category, update_card, write_card
 from hf_dr.cli import main
 from hf_dr.errors import ConfigError, DataError, FormatError
-from hf_dr.findings import Students, save_finding
-from hf_dr.schema import CONTACT_SHEET_FILE, STATISTICS_FILE, VERIFICATION_FILE, Provenance
+from hf_dr.store.base_dataset import load_base
+from hf_dr.store.card import CardConfig, PlannedConfig, card_configs, size_category, update_card, write_card
+from hf_dr.store.findings import Students, save_finding
+from hf_dr.store.schema import CONTACT_SHEET_FILE, STATISTICS_FILE, VERIFICATION_FILE, Provenance
 from hf_dr.text import format_bytes
 
 NAME = "me/tiny-plus"

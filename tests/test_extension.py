@@ -20,7 +20,6 @@ from samples import TWO_PROCESSES, quick
 from test_reinforce import MIXING, OnAnotherDevice, files_of, with_bad_row
 
 from hf_dr import extension
-from hf_dr.base import undecoded_images
 from hf_dr.cli import main
 from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, FormatError, ReplayError, TeacherError
 from hf_dr.extension import ExtendConfig, ExtendJob, extend
@@ -28,8 +27,9 @@ from hf_dr.hub import push_to_hub
 from hf_dr.loading import load_reinforced
 from hf_dr.reinforce import Part, ReinforceConfig, reinforce
 from hf_dr.replay import ReinforcedDataset
-from hf_dr.schema import EXTENDED_FROM, PROVENANCE_FILE, Provenance
-from hf_dr.shards import ShardWriter
+from hf_dr.store.base_dataset import undecoded_images
+from hf_dr.store.schema import EXTENDED_FROM, PROVENANCE_FILE, Provenance
+from hf_dr.store.shards import ShardWriter
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.topk import add_members, top_k
 from hf_dr.verify import verify

@@ -7,8 +7,8 @@ import PIL.PngImagePlugin
 import pytest
 
 from hf_dr.errors import FormatError
-from hf_dr.findings import Statistics, Students, Verification, has_contact_sheet, read_finding, save_finding
-from hf_dr.schema import CONTACT_SHEET_FILE, PUBLISHED_FILES, STATISTICS_FILE, STUDENTS_FILE, VERIFICATION_FILE
+from hf_dr.store.findings import Statistics, Students, Verification, has_contact_sheet, read_finding, save_finding
+from hf_dr.store.schema import CONTACT_SHEET_FILE, PUBLISHED_FILES, STATISTICS_FILE, STUDENTS_FILE, VERIFICATION_FILE
 
 FINDINGS = {
     STATISTICS_FILE: Statistics({"image": 5, "a": 0}, 0.5, 0.75, unmixed_views=3, agreement=0.5, ece=0.25, nll=2.0),

@@ -35,16 +35,16 @@ from loopback_hub import Fault, LoopbackHub
 from samples import quick
 
 import hf_dr.retry
-from hf_dr.base import load_base
-from hf_dr.card import card_configs, update_card
 from hf_dr.errors import HfDrError, TeacherError
-from hf_dr.findings import Statistics, Students, Verification, save_finding
 from hf_dr.hub import push_to_hub
 from hf_dr.inspection import inspect_dataset
 from hf_dr.loading import load_reinforced
 from hf_dr.reinforce import ReinforceConfig, reinforce
-from hf_dr.schema import PROVENANCE_FILE, STATISTICS_FILE, STUDENTS_FILE, VERIFICATION_FILE, Provenance
-from hf_dr.shards import METADATA_KEY
+from hf_dr.store.base_dataset import load_base
+from hf_dr.store.card import card_configs, update_card
+from hf_dr.store.findings import Statistics, Students, Verification, save_finding
+from hf_dr.store.schema import PROVENANCE_FILE, STATISTICS_FILE, STUDENTS_FILE, VERIFICATION_FILE, Provenance
+from hf_dr.store.shards import METADATA_KEY
 from hf_dr.teacher.ensemble import Teacher, load_member
 from hf_dr.verify import verify
 from hf_dr.views.augmentation import Augmentation

@@ -15,12 +15,12 @@ from huggingface_hub import CommitOperationDelete, HfApi
 from loopback_hub import Fault, LoopbackHub
 from samples import TWO_PROCESSES
 
-from hf_dr.card import CARD_FILE
 from hf_dr.cli import main
 from hf_dr.errors import ConfigError, FormatError, HubError
 from hf_dr.hub import push_to_hub
 from hf_dr.reinforce import ReinforceConfig, reinforce
-from hf_dr.schema import PROVENANCE_FILE, Provenance
+from hf_dr.store.card import CARD_FILE
+from hf_dr.store.schema import PROVENANCE_FILE, Provenance
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.views.augmentation import Augmentation
 

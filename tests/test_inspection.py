@@ -17,7 +17,7 @@ from hf_dr.errors import ConfigError, FormatError
 from hf_dr.inspection import NUM_BINS, NUM_SUSPECTS, inspect_dataset
 from hf_dr.loading import load_reinforced
 from hf_dr.reinforce import ReinforceConfig, reinforce
-from hf_dr.schema import PROVENANCE_FILE
+from hf_dr.store.schema import PROVENANCE_FILE
 from hf_dr.teacher.topk import MIN_REST
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops import MixUp, RandomResizedCrop, Resize

@@ -14,15 +14,15 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from samples import quick
 
-import hf_dr.base
 import hf_dr.join
-from hf_dr.base import undecoded_images
+import hf_dr.store.base_dataset
 from hf_dr.errors import ConfigError, DataError, ReplayError
 from hf_dr.interface import fresh_view
 from hf_dr.join import UNREADABLE, JoinedBase, index_images
 from hf_dr.loading import load_reinforced
 from hf_dr.reinforce import ReinforceConfig, reinforce
 from hf_dr.replay import ReinforcedDataset
+from hf_dr.store.base_dataset import undecoded_images
 from hf_dr.views.augmentation import PARTNER, Augmentation
 from hf_dr.views.images import pixel_hash
 from hf_dr.views.ops import RandomResizedCrop
@@ -127,7 +127,7 @@ def test_a_changed_pixel_is_refused_with_its_row(join, base_of, images, order):
 
 
 def test_a_changed_pixel_that_no_sample_shows_is_refused_when_met(monkeypatch, join, base_of, images):
-    monkeypatch.setattr(hf_dr.base, "_SAMPLED_ROWS", 2)
+    monkeypatch.setattr(hf_dr.store.base_dataset, "_SAMPLED_ROWS", 2)
     changed = images[3].copy()
     changed.putpixel((5, 5), (0, 0, 0))
     plus = join(base_of([as_cell(changed if row == 3 else image) for row, image in enumerate(images)]))

@@ -19,7 +19,7 @@ from hf_dr.errors import ConfigError, DataError, FormatError, HubError
 from hf_dr.loading import fetch_config, load_reinforced
 from hf_dr.reinforce import ReinforceConfig, reinforce
 from hf_dr.replay import ReinforcedDataset
-from hf_dr.schema import PROVENANCE_FILE, Provenance
+from hf_dr.store.schema import PROVENANCE_FILE, Provenance
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops import Resize
 

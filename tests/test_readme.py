@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_dr.errors import FormatError
-from hf_dr.readme import MAX_LENGTH, dump_yaml, edit_yaml, merge_parts, part_names, split_readme
+from hf_dr.store.readme import MAX_LENGTH, dump_yaml, edit_yaml, merge_parts, part_names, split_readme
 
 ORDER = ("license", "tags", "configs")
 MARKER = re.compile(r"<!--[ \t]*hf_dr\b")

@@ -16,13 +16,13 @@ import torch
 from conftest import ALL_OPS, CLASSES, as_cell, colour_image
 
 import hf_dr.replay
-from hf_dr.base import undecoded_images
 from hf_dr.errors import ConfigError, DataError, FormatError, ReplayError
 from hf_dr.interface import DIFFICULTIES, fresh_view, ranked_view
 from hf_dr.loading import load_reinforced
 from hf_dr.reinforce import ReinforceConfig, reinforce
 from hf_dr.replay import ReinforcedDataset
-from hf_dr.schema import PROVENANCE_FILE, combine_hashes, find_config
+from hf_dr.store.base_dataset import undecoded_images
+from hf_dr.store.schema import PROVENANCE_FILE, combine_hashes, find_config
 from hf_dr.teacher.topk import cross_entropy, entropy
 from hf_dr.views.augmentation import NAMED, Augmentation
 from hf_dr.views.maker import Span, ViewMaker, hash_view

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_dr.errors import FormatError
-from hf_dr.schema import (
+from hf_dr.store.schema import (
     PROVENANCE_FILE,
     SCHEMA_VERSION,
     Provenance,

@@ -16,8 +16,8 @@ import pytest
 from datasets import ClassLabel, Features, Image, List, Value
 
 from hf_dr.errors import FormatError, HfDrError
-from hf_dr.schema import METADATA_KEY, reinforcement_features
-from hf_dr.shards import (
+from hf_dr.store.schema import METADATA_KEY, reinforcement_features
+from hf_dr.store.shards import (
     ShardMarker,
     ShardWriter,
     column_compression,

@@ -18,7 +18,7 @@ from hf_dr.loading import load_reinforced
 from hf_dr.losses import TAIL_RULES, tail_rule
 from hf_dr.reinforce import Job, ReinforceConfig, reinforce
 from hf_dr.replay import ReinforcedDataset
-from hf_dr.schema import IMAGE_HASH, Provenance
+from hf_dr.store.schema import IMAGE_HASH, Provenance
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.signals import (
     IMAGE_TAIL,

@@ -31,7 +31,7 @@ from hf_dr.loading import load_reinforced
 from hf_dr.reinforce import ReinforceConfig, reinforce
 from hf_dr.replay import ReinforcedDataset
 from hf_dr.sampling import ReinforcedSampler
-from hf_dr.schema import METADATA_KEY, Provenance, find_config
+from hf_dr.store.schema import METADATA_KEY, Provenance, find_config
 from hf_dr.streaming import StreamedReinforcedDataset
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops import MixUp, RandomHorizontalFlip, RandomResizedCrop

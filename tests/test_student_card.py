@@ -7,8 +7,8 @@ import re
 import pytest
 from huggingface_hub import ModelCard
 
-from hf_dr.card import is_noncommercial
 from hf_dr.errors import FormatError
+from hf_dr.store.card import is_noncommercial
 from hf_dr.student_card import STUDENT_FILE, Student, update_student_card
 
 STUDENT = Student(

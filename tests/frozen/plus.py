@@ -39,7 +39,7 @@ from hf_dr.extension import ExtendConfig, extend
 from hf_dr.loading import load_reinforced
 from hf_dr.ml_dr import ImportConfig, import_ml_dr
 from hf_dr.reinforce import ReinforceConfig, reinforce
-from hf_dr.schema import KEEP
+from hf_dr.store.schema import KEEP
 from hf_dr.teacher.ensemble import Member, Preprocessing, Teacher, weights_hash
 from hf_dr.version import __version__
 from hf_dr.views.augmentation import Augmentation

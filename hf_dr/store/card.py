@@ -1,7 +1,7 @@
 """The card of a "+" dataset: README.md, generated from provenance, data and findings, beside what people write into it.
 
 A configuration's part of the card follows from that configuration alone, so several people can push theirs in any order;
-what is said once for all of them (head, foot) depends on none. `hf_dr.readme` does the editing.
+what is said once for all of them (head, foot) depends on none. `hf_dr.store.readme` does the editing.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from datasets import DatasetInfo, Features
 from datasets.splits import SplitDict, SplitInfo
 
 from hf_dr.errors import ConfigError, FormatError
-from hf_dr.findings import Statistics, Students, Verification, has_contact_sheet, read_finding
-from hf_dr.readme import Data, drop_parts, dump_yaml, edit_yaml, merge_parts, newline_of, part_names, split_readme
-from hf_dr.schema import (
+from hf_dr.store.findings import Statistics, Students, Verification, has_contact_sheet, read_finding
+from hf_dr.store.readme import Data, drop_parts, dump_yaml, edit_yaml, merge_parts, newline_of, part_names, split_readme
+from hf_dr.store.schema import (
     AUG_PREFIX,
     CONTACT_SHEET_FILE,
     EXTENDED_FROM,
@@ -42,7 +42,7 @@ from hf_dr.schema import (
     is_reserved,
     is_safe_name,
 )
-from hf_dr.shards import read_marker, reading, shard_features
+from hf_dr.store.shards import read_marker, reading, shard_features
 from hf_dr.teacher.signals import IMAGE_TAIL, SAMPLED, TOPK
 from hf_dr.text import code, format_bytes, inline, markdown_table, percent
 from hf_dr.views.ops import OPS

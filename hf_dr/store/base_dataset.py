@@ -14,7 +14,7 @@ from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub import metadata_load, try_to_load_from_cache
 
 from hf_dr.errors import DataError
-from hf_dr.named_files import check_own_files
+from hf_dr.store.named_files import check_own_files
 
 # Rows by whose files a base dataset is recognised; every image is hashed besides, when it is decoded.
 _SAMPLED_ROWS = 64
@@ -36,7 +36,7 @@ def load_base(
         config: Its configuration, where it has several.
         split: The split; slices such as `train[:1000]` work.
         revision: Branch, tag or commit on the Hub.
-        files_from: Folders whose files its cells may name, besides its own: see `hf_dr.named_files`.
+        files_from: Folders whose files its cells may name, besides its own: see `hf_dr.store.named_files`.
 
     Returns:
         The dataset, and what names it in the provenance (`id`, `config`; a local path is cut down to its last part), with its

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import PIL.Image
 
 from hf_dr.errors import FormatError
-from hf_dr.schema import CONTACT_SHEET_FILE, STATISTICS_FILE, STUDENTS_FILE, VERIFICATION_FILE
+from hf_dr.store.schema import CONTACT_SHEET_FILE, STATISTICS_FILE, STUDENTS_FILE, VERIFICATION_FILE
 
 FINGERPRINT_KEY = "fingerprint"
 """Where a finding has its run's fingerprint: a JSON field, or the PNG text of that name."""

@@ -16,7 +16,7 @@ from hf_dr.errors import (
     ReplayError,
     TeacherError,
 )
-from hf_dr.hub import push_to_hub
+from hf_dr.hub.repository import push_to_hub
 from hf_dr.loading import load_reinforced
 from hf_dr.reinforce import ReinforceConfig, reinforce
 from hf_dr.replay import ReinforcedDataset

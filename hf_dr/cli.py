@@ -24,7 +24,7 @@ from hf_dr.distillation import OnlineDistillationTrainer
 from hf_dr.errors import ConfigError, HfDrError
 from hf_dr.evaluation import EvaluateConfig, run_evaluation
 from hf_dr.extension import ExtendConfig, ExtendJob, check_extension
-from hf_dr.hub import push_to_hub
+from hf_dr.hub.repository import push_to_hub
 from hf_dr.inspection import inspect_dataset
 from hf_dr.loading import each_dataset, fetch_config, load_reinforced
 from hf_dr.metrics import compute_metrics

@@ -21,8 +21,8 @@ from tqdm.auto import tqdm
 
 from hf_dr.combined import CombinedReinforcedDataset
 from hf_dr.errors import ConfigError, FormatError
+from hf_dr.hub.retry import is_unreachable, with_retries
 from hf_dr.replay import ReinforcedDataset
-from hf_dr.retry import is_unreachable, with_retries
 from hf_dr.store.base_dataset import load_base
 from hf_dr.store.schema import (
     IMAGE_HASH,

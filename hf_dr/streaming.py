@@ -19,10 +19,10 @@ import torch
 from datasets.utils.file_utils import xopen
 
 from hf_dr.errors import ConfigError, DataError, FormatError, HfDrError
+from hf_dr.hub.retry import with_retries
 from hf_dr.interface import ReinforcedData
 from hf_dr.join import JoinedBase
 from hf_dr.replay import ReinforcedDataset
-from hf_dr.retry import with_retries
 from hf_dr.sampling import ReinforcedSampler, check_order
 from hf_dr.store.schema import IMAGE_HASH, METADATA_KEY, SOURCE_INDEX, Provenance, is_reserved
 from hf_dr.store.shards import shard_features

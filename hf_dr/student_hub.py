@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification
 
 from hf_dr.errors import FormatError
-from hf_dr.hub import Push, Repository, publish
+from hf_dr.hub.repository import Push, Repository, publish
 from hf_dr.student_card import STUDENT_FILE, Student, update_student_card
 from hf_dr.students import EMA_FILE, complete_config, is_timm, native_names
 

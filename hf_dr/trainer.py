@@ -29,7 +29,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils.hub import PushInProgress
 
 from hf_dr.errors import ConfigError
-from hf_dr.hub import Push
+from hf_dr.hub.repository import Push
 from hf_dr.interface import DIFFICULTIES, MappedReinforcedData, ReinforcedData
 from hf_dr.losses import TAIL_RULES, TailRule, reinforced_kl, tail_rule
 from hf_dr.mixing import mix_batch

@@ -27,7 +27,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 import hf_dr.teacher.architectures  # noqa: F401 (what it registers, timm builds)
 from hf_dr.errors import ConfigError, FormatError, did_you_mean
-from hf_dr.hub import Push, Repository, publish
+from hf_dr.hub.repository import Push, Repository, publish
 from hf_dr.resumable import ResumableTrainer
 from hf_dr.student_card import STUDENT_FILE, Student
 from hf_dr.students import is_timm, read_model_args

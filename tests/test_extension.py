@@ -23,7 +23,7 @@ from hf_dr import extension
 from hf_dr.cli import main
 from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, FormatError, ReplayError, TeacherError
 from hf_dr.extension import ExtendConfig, ExtendJob, extend
-from hf_dr.hub import push_to_hub
+from hf_dr.hub.repository import push_to_hub
 from hf_dr.loading import load_reinforced
 from hf_dr.reinforce import Part, ReinforceConfig, reinforce
 from hf_dr.replay import ReinforcedDataset

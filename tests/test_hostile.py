@@ -34,9 +34,9 @@ from hypothesis import strategies as st
 from loopback_hub import Fault, LoopbackHub
 from samples import quick
 
-import hf_dr.retry
+import hf_dr.hub.retry
 from hf_dr.errors import HfDrError, TeacherError
-from hf_dr.hub import push_to_hub
+from hf_dr.hub.repository import push_to_hub
 from hf_dr.inspection import inspect_dataset
 from hf_dr.loading import load_reinforced
 from hf_dr.reinforce import ReinforceConfig, reinforce
@@ -681,7 +681,7 @@ def test_a_token_goes_to_the_hub_and_nowhere_else(
 ) -> None:  # fmt: skip
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setitem(loopback_hub.tokens, TOKEN, ("me", "org"))
-    monkeypatch.setattr(hf_dr.retry, "_sleep", lambda seconds: None)
+    monkeypatch.setattr(hf_dr.hub.retry, "_sleep", lambda seconds: None)
     loopback_hub.cdn = True
     config = victim()
     with caplog.at_level(logging.DEBUG):

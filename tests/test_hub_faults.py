@@ -18,9 +18,9 @@ import pytest
 from conftest import ALL_OPS
 from loopback_hub import Commit, Fault, LoopbackHub
 
-from hf_dr import retry
 from hf_dr.errors import HubError
-from hf_dr.hub import Push, push_to_hub
+from hf_dr.hub import retry
+from hf_dr.hub.repository import Push, push_to_hub
 from hf_dr.reinforce import ReinforceConfig, reinforce
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.views.augmentation import Augmentation

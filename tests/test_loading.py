@@ -13,8 +13,8 @@ from conftest import ALL_OPS
 from huggingface_hub import HfApi
 from loopback_hub import Fault, LoopbackHub
 
+import hf_dr.hub.retry
 import hf_dr.loading
-import hf_dr.retry
 from hf_dr.errors import ConfigError, DataError, FormatError, HubError
 from hf_dr.loading import fetch_config, load_reinforced
 from hf_dr.reinforce import ReinforceConfig, reinforce
@@ -40,7 +40,7 @@ def same(plus: ReinforcedDataset, other: ReinforcedDataset) -> bool:
 def hub(loopback_hub: LoopbackHub, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> LoopbackHub:
     """The Hub with `tiny_folder` in it; whoever waits between two attempts does not."""
     loopback_hub.put(REPO, content(tiny_folder))
-    monkeypatch.setattr(hf_dr.retry, "_sleep", lambda seconds: None)
+    monkeypatch.setattr(hf_dr.hub.retry, "_sleep", lambda seconds: None)
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     return loopback_hub
 

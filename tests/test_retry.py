@@ -5,9 +5,9 @@ import pytest
 from huggingface_hub.errors import FileMetadataError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import hf_raise_for_status
 
-import hf_dr.retry
+import hf_dr.hub.retry
 from hf_dr.errors import HubError
-from hf_dr.retry import ATTEMPTS, with_retries
+from hf_dr.hub.retry import ATTEMPTS, with_retries
 
 URL = "https://huggingface.co/api/datasets/org/plus"
 
@@ -43,7 +43,7 @@ def wrapped(cause: Exception) -> Exception:
 @pytest.fixture(autouse=True)
 def slept(monkeypatch):
     slept: list[float] = []
-    monkeypatch.setattr(hf_dr.retry, "_sleep", slept.append)
+    monkeypatch.setattr(hf_dr.hub.retry, "_sleep", slept.append)
     return slept
 
 

@@ -23,8 +23,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from loopback_hub import Fault, LoopbackHub
 
+import hf_dr.hub.retry
 import hf_dr.replay
-import hf_dr.retry
 from hf_dr.errors import ConfigError, DataError, FormatError, HubError
 from hf_dr.interface import DIFFICULTIES, fresh_view
 from hf_dr.loading import load_reinforced
@@ -502,7 +502,7 @@ def hub(loopback_hub: LoopbackHub, make, monkeypatch: pytest.MonkeyPatch) -> Loo
     """The Hub with the mixing dataset in it; whoever waits between two attempts does not."""
     folder = make(MIXING)
     loopback_hub.put(REPO, {f"{folder.name}/{path.name}": path.read_bytes() for path in folder.iterdir()})
-    monkeypatch.setattr(hf_dr.retry, "_sleep", lambda seconds: None)
+    monkeypatch.setattr(hf_dr.hub.retry, "_sleep", lambda seconds: None)
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     return loopback_hub
 

@@ -336,7 +336,7 @@ def test_a_dry_run_sends_nothing(loopback_hub, trained, capsys):
 
 @pytest.mark.parametrize("kind", ["500", "lost", "cut"])
 def test_a_push_survives_a_fault(loopback_hub, trained, monkeypatch, kind):
-    monkeypatch.setattr("hf_dr.retry._sleep", lambda seconds: None)
+    monkeypatch.setattr("hf_dr.hub.retry._sleep", lambda seconds: None)
     loopback_hub.faults.append(Fault(kind, at="commit"))
     push_student(trained, REPO)
     assert pushed(loopback_hub).keys() == PUBLISHED
@@ -460,7 +460,7 @@ def test_a_push_that_fails_during_the_training_does_not_end_it(loopback_hub, tin
         report_to="none", disable_tqdm=True, push_to_hub=True, hub_model_id=REPO,
     )  # fmt: skip
     trainer = ReinforcedTrainer(timm_student(tiny_plus, "test_resnet"), args, train_dataset=tiny_plus)
-    monkeypatch.setattr("hf_dr.retry._sleep", lambda seconds: None)
+    monkeypatch.setattr("hf_dr.hub.retry._sleep", lambda seconds: None)
     loopback_hub.faults.append(Fault("500", at="commit", count=1000))
     trainer.train()
     assert "A push during the training failed: " in caplog.text

@@ -24,7 +24,7 @@ from torch import nn
 
 from hf_dr import ops
 from hf_dr.reinforce import Job, ReinforceConfig
-from hf_dr.replay import ReinforcedDataset
+from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.store.schema import Provenance
 from hf_dr.teacher.ensemble import Member, Preprocessing, Teacher
 from hf_dr.views.augmentation import NAMED, Augmentation

@@ -33,9 +33,9 @@ import synthetic
 import torch
 from transformers import default_data_collator
 
-from hf_dr.join import index_images
-from hf_dr.loading import load_reinforced
-from hf_dr.sampling import ReinforcedSampler
+from hf_dr.replay.join import index_images
+from hf_dr.replay.loading import load_reinforced
+from hf_dr.replay.sampling import ReinforcedSampler
 from hf_dr.store.base_dataset import undecoded_images
 from hf_dr.trainer import ReinforcedTrainingArguments
 from hf_dr.views.augmentation import Augmentation

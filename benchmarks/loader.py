@@ -31,8 +31,8 @@ import torch
 from torchvision.transforms import v2
 from transformers import default_data_collator
 
-from hf_dr.loading import load_reinforced
-from hf_dr.sampling import ReinforcedSampler
+from hf_dr.replay.loading import load_reinforced
+from hf_dr.replay.sampling import ReinforcedSampler
 from hf_dr.trainer import ReinforcedTrainingArguments
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops import IMAGENET_MEAN_RGB

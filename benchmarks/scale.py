@@ -31,9 +31,9 @@ import datasets
 import numpy as np
 import synthetic
 
-from hf_dr import loading
-from hf_dr.loading import load_reinforced
-from hf_dr.replay import ReinforcedDataset
+from hf_dr.replay import loading
+from hf_dr.replay.dataset import ReinforcedDataset
+from hf_dr.replay.loading import load_reinforced
 from hf_dr.views.augmentation import Augmentation
 
 ROWS, QUICK_ROWS, SHARD = 1_280_000, 12_800, 1280

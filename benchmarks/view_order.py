@@ -23,8 +23,8 @@ import common
 import numpy as np
 import synthetic
 
-from hf_dr.interface import DIFFICULTIES, ranked_view
-from hf_dr.loading import load_reinforced
+from hf_dr.replay.loading import load_reinforced
+from hf_dr.replay.reinforced_data import DIFFICULTIES, ranked_view
 from hf_dr.views.augmentation import Augmentation
 
 ORDERS = ("all", "easy_first", "hard_first")

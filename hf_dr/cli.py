@@ -26,13 +26,13 @@ from hf_dr.evaluation import EvaluateConfig, run_evaluation
 from hf_dr.extension import ExtendConfig, ExtendJob, check_extension
 from hf_dr.hub.repository import push_to_hub
 from hf_dr.inspection import inspect_dataset
-from hf_dr.loading import each_dataset, fetch_config, load_reinforced
 from hf_dr.metrics import compute_metrics
 from hf_dr.ml_dr import ImportConfig, ImportJob
-from hf_dr.plain import PlainDataset
 from hf_dr.processes import process_state
 from hf_dr.reinforce import Job, Part, ReinforceConfig, check_dataset
-from hf_dr.replay import ReinforcedDataset
+from hf_dr.replay.dataset import ReinforcedDataset
+from hf_dr.replay.loading import each_dataset, fetch_config, load_reinforced
+from hf_dr.replay.plain import PlainDataset
 from hf_dr.results import gather
 from hf_dr.segmentation import SegmentationArguments, segmentation_trainer
 from hf_dr.smoke import Rehearsal, SmokeArguments, rehearsal

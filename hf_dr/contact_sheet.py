@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from hf_dr.errors import ConfigError
-from hf_dr.replay import ReinforcedDataset
+from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.store.findings import FINGERPRINT_KEY
 from hf_dr.teacher.signals import described
 from hf_dr.views.augmentation import NO_PARTNER, PARTNER

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from hf_dr.errors import ConfigError
-from hf_dr.interface import ReinforcedData
+from hf_dr.replay.reinforced_data import ReinforcedData
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.trainer import ReinforcedTrainer
 

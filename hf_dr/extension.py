@@ -11,10 +11,10 @@ import numpy as np
 import PIL.Image
 
 from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, FormatError, ReplayError, TeacherError
-from hf_dr.loading import load_reinforced
 from hf_dr.processes import process_state
 from hf_dr.reinforce import Job, ReinforceConfig, check_labels, library_versions, open_result
-from hf_dr.replay import ReinforcedDataset
+from hf_dr.replay.dataset import ReinforcedDataset
+from hf_dr.replay.loading import load_reinforced
 from hf_dr.store.schema import (
     EXTENDED_FROM,
     IMAGE_HASH,

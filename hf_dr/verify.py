@@ -16,10 +16,10 @@ import torch
 from tqdm.auto import tqdm
 
 from hf_dr.errors import ConfigError, FormatError, ReplayError, TeacherError
-from hf_dr.interface import ReinforcedData
-from hf_dr.loading import load_reinforced
 from hf_dr.processes import warm_up_kernels
-from hf_dr.replay import ReinforcedDataset
+from hf_dr.replay.dataset import ReinforcedDataset
+from hf_dr.replay.loading import load_reinforced
+from hf_dr.replay.reinforced_data import ReinforcedData
 from hf_dr.store.findings import Verification
 from hf_dr.store.schema import EXTENDED_FROM, Provenance, combine_hashes
 from hf_dr.teacher.ensemble import Teacher

@@ -10,14 +10,14 @@ import pytest
 import torch
 from conftest import CLASSES, as_cell, colour_image
 
-import hf_dr.replay
-from hf_dr.combined import CombinedReinforcedDataset
+import hf_dr.replay.dataset
 from hf_dr.errors import ConfigError, DataError
-from hf_dr.interface import DIFFICULTIES, fresh_view, ranked_view
-from hf_dr.loading import load_reinforced
 from hf_dr.reinforce import ReinforceConfig, reinforce
-from hf_dr.replay import ReinforcedDataset
-from hf_dr.sampling import ReinforcedSampler
+from hf_dr.replay.combined import CombinedReinforcedDataset
+from hf_dr.replay.dataset import ReinforcedDataset
+from hf_dr.replay.loading import load_reinforced
+from hf_dr.replay.reinforced_data import DIFFICULTIES, fresh_view, ranked_view
+from hf_dr.replay.sampling import ReinforcedSampler
 from hf_dr.views.augmentation import NO_PARTNER, Augmentation
 from hf_dr.views.ops import MixUp, RandomHorizontalFlip, RandomResizedCrop, Resize
 
@@ -154,8 +154,8 @@ def test_pairs_stay_together_in_views_that_mix(combined):
 
 def test_a_pair_is_decoded_once(make, monkeypatch):
     combined = load_reinforced([make("mix"), make("crop")])
-    decoded, decode = [], hf_dr.replay.decode_image
-    monkeypatch.setattr(hf_dr.replay, "decode_image", lambda value: decoded.append(1) or decode(value))
+    decoded, decode = [], hf_dr.replay.dataset.decode_image
+    monkeypatch.setattr(hf_dr.replay.dataset, "decode_image", lambda value: decoded.append(1) or decode(value))
     combined.__getitems__([(row, 1) for row in range(ROWS)])
     assert len(decoded) == ROWS
 

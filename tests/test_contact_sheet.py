@@ -8,8 +8,8 @@ from conftest import ALL_OPS, as_cell, colour_image
 
 from hf_dr.contact_sheet import contact_sheet
 from hf_dr.errors import ConfigError, ReplayError
-from hf_dr.loading import load_reinforced
 from hf_dr.reinforce import ReinforceConfig, reinforce
+from hf_dr.replay.loading import load_reinforced
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops import RandomHorizontalFlip, Resize
 

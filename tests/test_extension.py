@@ -24,9 +24,9 @@ from hf_dr.cli import main
 from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, FormatError, ReplayError, TeacherError
 from hf_dr.extension import ExtendConfig, ExtendJob, extend
 from hf_dr.hub.repository import push_to_hub
-from hf_dr.loading import load_reinforced
 from hf_dr.reinforce import Part, ReinforceConfig, reinforce
-from hf_dr.replay import ReinforcedDataset
+from hf_dr.replay.dataset import ReinforcedDataset
+from hf_dr.replay.loading import load_reinforced
 from hf_dr.store.base_dataset import undecoded_images
 from hf_dr.store.schema import EXTENDED_FROM, PROVENANCE_FILE, Provenance
 from hf_dr.store.shards import ShardWriter

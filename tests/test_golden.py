@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hf_dr.errors import ReplayError
-from hf_dr.loading import load_reinforced
+from hf_dr.replay.loading import load_reinforced
 from hf_dr.store.schema import SCHEMA_VERSION, combine_hashes
 from hf_dr.views.maker import hash_view
 from hf_dr.views.ops import OPS

@@ -38,8 +38,8 @@ import hf_dr.hub.retry
 from hf_dr.errors import HfDrError, TeacherError
 from hf_dr.hub.repository import push_to_hub
 from hf_dr.inspection import inspect_dataset
-from hf_dr.loading import load_reinforced
 from hf_dr.reinforce import ReinforceConfig, reinforce
+from hf_dr.replay.loading import load_reinforced
 from hf_dr.store.base_dataset import load_base
 from hf_dr.store.card import card_configs, update_card
 from hf_dr.store.findings import Statistics, Students, Verification, save_finding

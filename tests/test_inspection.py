@@ -15,8 +15,8 @@ from conftest import ALL_OPS, CLASSES, as_cell, colour_image
 import hf_dr.inspection
 from hf_dr.errors import ConfigError, FormatError
 from hf_dr.inspection import NUM_BINS, NUM_SUSPECTS, inspect_dataset
-from hf_dr.loading import load_reinforced
 from hf_dr.reinforce import ReinforceConfig, reinforce
+from hf_dr.replay.loading import load_reinforced
 from hf_dr.store.schema import PROVENANCE_FILE
 from hf_dr.teacher.topk import MIN_REST
 from hf_dr.views.augmentation import Augmentation

@@ -14,14 +14,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from samples import quick
 
-import hf_dr.join
+import hf_dr.replay.join
 import hf_dr.store.base_dataset
 from hf_dr.errors import ConfigError, DataError, ReplayError
-from hf_dr.interface import fresh_view
-from hf_dr.join import UNREADABLE, JoinedBase, index_images
-from hf_dr.loading import load_reinforced
 from hf_dr.reinforce import ReinforceConfig, reinforce
-from hf_dr.replay import ReinforcedDataset
+from hf_dr.replay.dataset import ReinforcedDataset
+from hf_dr.replay.join import UNREADABLE, JoinedBase, index_images
+from hf_dr.replay.loading import load_reinforced
+from hf_dr.replay.reinforced_data import fresh_view
 from hf_dr.store.base_dataset import undecoded_images
 from hf_dr.views.augmentation import PARTNER, Augmentation
 from hf_dr.views.images import pixel_hash
@@ -71,7 +71,7 @@ def no_index(monkeypatch) -> None:
     def refuse(images):
         raise AssertionError("the index is made")
 
-    monkeypatch.setattr(hf_dr.join, "_decode_all", refuse)
+    monkeypatch.setattr(hf_dr.replay.join, "_decode_all", refuse)
 
 
 def pixels(plus: ReinforcedDataset, view: int) -> np.ndarray:
@@ -183,7 +183,7 @@ def test_images_in_place_are_not_looked_for(join, base_of, images, tiny_dataset,
 def test_the_same_files_are_in_place_whatever_decodes_them(monkeypatch, overlay, tiny_dataset):
     """Another library's pixels are refused at the first image, not after an hour."""
     wrong = dataclasses.replace(overlay.provenance, base={**overlay.provenance.base, "content_hash": None})
-    monkeypatch.setattr(hf_dr.join, "pixel_hash", lambda image: 1)
+    monkeypatch.setattr(hf_dr.replay.join, "pixel_hash", lambda image: 1)
     source, hashes = np.arange(ROWS), np.arange(2, ROWS + 2).astype(np.uint64)
     assert JoinedBase(tiny_dataset, overlay.provenance).places(source, hashes) is source
     with pytest.raises(AssertionError, match="the index is made"):
@@ -211,7 +211,7 @@ def cache(tmp_path, monkeypatch):
 def test_the_index_is_kept(cache, monkeypatch, tiny_dataset):
     shuffled = undecoded_images(tiny_dataset.shuffle(seed=3), "image")
     index = index_images(shuffled)
-    monkeypatch.setattr(hf_dr.join, "_decode_all", None)
+    monkeypatch.setattr(hf_dr.replay.join, "_decode_all", None)
     np.testing.assert_array_equal(index_images(shuffled), index)
     np.testing.assert_array_equal(index_images(undecoded_images(tiny_dataset.shuffle(seed=3), "image")), index)
     assert [path.suffix for path in sorted(cache.iterdir())] == [".npy", ".lock"]
@@ -219,14 +219,14 @@ def test_the_index_is_kept(cache, monkeypatch, tiny_dataset):
 
 def test_one_process_makes_the_index_and_the_others_wait(cache, monkeypatch, tiny_dataset):
     """Threads stand for them: a file lock holds off either."""
-    images, made, decode_all = undecoded_images(tiny_dataset, "image"), [], hf_dr.join._decode_all
+    images, made, decode_all = undecoded_images(tiny_dataset, "image"), [], hf_dr.replay.join._decode_all
 
     def slow(images):
         made.append(images)
         time.sleep(0.2)
         return decode_all(images)
 
-    monkeypatch.setattr(hf_dr.join, "_decode_all", slow)
+    monkeypatch.setattr(hf_dr.replay.join, "_decode_all", slow)
     with ThreadPoolExecutor(4) as pool:
         indices = list(pool.map(index_images, [images] * 4))
     assert len(made) == 1
@@ -241,7 +241,7 @@ def test_one_process_makes_the_index_and_the_others_wait(cache, monkeypatch, tin
 def test_another_decoder_makes_an_index_of_its_own(cache, monkeypatch, tiny_dataset, changed):
     images = undecoded_images(tiny_dataset, "image")
     index_images(images)
-    monkeypatch.setattr(f"hf_dr.join.{changed[0]}", changed[1])
+    monkeypatch.setattr(f"hf_dr.replay.join.{changed[0]}", changed[1])
     index_images(images)
     index_images(images.select([1, 0]))
     assert len(list(cache.glob("*.npy"))) == 3
@@ -272,7 +272,7 @@ def test_a_damaged_index_is_made_again_with_a_warning(cache, tiny_dataset, caplo
 def test_an_index_that_is_stopped_leaves_nothing_half(cache, monkeypatch, tiny_dataset):
     images = undecoded_images(tiny_dataset, "image")
     with monkeypatch.context() as patch:
-        patch.setattr(hf_dr.join, "decode_image", lambda cell: 1 / 0)
+        patch.setattr(hf_dr.replay.join, "decode_image", lambda cell: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             index_images(images)
     assert not list(cache.glob("*.npy"))

@@ -14,11 +14,11 @@ from huggingface_hub import HfApi
 from loopback_hub import Fault, LoopbackHub
 
 import hf_dr.hub.retry
-import hf_dr.loading
+import hf_dr.replay.loading
 from hf_dr.errors import ConfigError, DataError, FormatError, HubError
-from hf_dr.loading import fetch_config, load_reinforced
 from hf_dr.reinforce import ReinforceConfig, reinforce
-from hf_dr.replay import ReinforcedDataset
+from hf_dr.replay.dataset import ReinforcedDataset
+from hf_dr.replay.loading import fetch_config, load_reinforced
 from hf_dr.store.schema import PROVENANCE_FILE, Provenance
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops import Resize
@@ -314,7 +314,7 @@ def test_a_base_may_be_a_name(overlay, tiny_dataset, tmp_path, tiny_plus):
 
 def test_the_base_that_was_reinforced_is_loaded_as_it_was(overlay, monkeypatch, tiny_dataset):
     asked = []
-    monkeypatch.setattr(hf_dr.loading, "load_base", lambda *a, **k: asked.append((*a, k)) or (tiny_dataset, {}))
+    monkeypatch.setattr(hf_dr.replay.loading, "load_base", lambda *a, **k: asked.append((*a, k)) or (tiny_dataset, {}))
     provenance = Provenance.read(overlay / "overlay")
     provenance.base.update(id="org/base", config="plain", revision="c0ffee")
     monkeypatch.setattr(Provenance, "read", lambda config: provenance)

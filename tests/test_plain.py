@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from hf_dr.errors import ConfigError, DataError
-from hf_dr.interface import fresh_view
-from hf_dr.loading import load_reinforced
-from hf_dr.plain import PlainDataset
 from hf_dr.reinforce import ReinforceConfig, reinforce
-from hf_dr.sampling import ReinforcedSampler
+from hf_dr.replay.loading import load_reinforced
+from hf_dr.replay.plain import PlainDataset
+from hf_dr.replay.reinforced_data import fresh_view
+from hf_dr.replay.sampling import ReinforcedSampler
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops import MixUp, RandomHorizontalFlip, RandomResizedCrop
 

@@ -27,8 +27,8 @@ from safetensors.torch import save_file
 from samples import TWO_PROCESSES
 
 from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, HfDrError, TeacherError
-from hf_dr.loading import load_reinforced
 from hf_dr.reinforce import Job, Part, ReinforceConfig, reinforce
+from hf_dr.replay.loading import load_reinforced
 from hf_dr.store.schema import KEEP, PROVENANCE_FILE, Provenance, combine_hashes
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.views.augmentation import Augmentation

@@ -15,12 +15,12 @@ import pytest
 import torch
 from conftest import ALL_OPS, CLASSES, as_cell, colour_image
 
-import hf_dr.replay
+import hf_dr.replay.dataset
 from hf_dr.errors import ConfigError, DataError, FormatError, ReplayError
-from hf_dr.interface import DIFFICULTIES, fresh_view, ranked_view
-from hf_dr.loading import load_reinforced
 from hf_dr.reinforce import ReinforceConfig, reinforce
-from hf_dr.replay import ReinforcedDataset
+from hf_dr.replay.dataset import ReinforcedDataset
+from hf_dr.replay.loading import load_reinforced
+from hf_dr.replay.reinforced_data import DIFFICULTIES, fresh_view, ranked_view
 from hf_dr.store.base_dataset import undecoded_images
 from hf_dr.store.schema import PROVENANCE_FILE, combine_hashes, find_config
 from hf_dr.teacher.topk import cross_entropy, entropy
@@ -309,7 +309,7 @@ def test_workers_share_what_they_have_checked(method, tiny_plus, monkeypatch):
         plus, batch_size=4, num_workers=1, multiprocessing_context=multiprocessing.get_context(method)
     )
     first = [batch["pixel_values"] for batch in loader]
-    monkeypatch.setattr("hf_dr.replay.pixel_hash", lambda image: pytest.fail("hashed again"))
+    monkeypatch.setattr("hf_dr.replay.dataset.pixel_hash", lambda image: pytest.fail("hashed again"))
     again = [plus[row]["pixel_values"] for row in range(len(plus))]
     assert torch.equal(torch.cat(first), torch.stack(again))
 
@@ -426,8 +426,8 @@ def test_a_pair_is_decoded_once(tmp_path, tiny_dataset, tiny_teacher, monkeypatc
     reinforce(tiny_dataset, tiny_teacher, always, ReinforceConfig(str(tmp_path), num_views=2, top_k=3))
     plus = load_reinforced(tmp_path)
     decoded = []
-    decode = hf_dr.replay.decode_image
-    monkeypatch.setattr(hf_dr.replay, "decode_image", lambda value: decoded.append(1) or decode(value))
+    decode = hf_dr.replay.dataset.decode_image
+    monkeypatch.setattr(hf_dr.replay.dataset, "decode_image", lambda value: decoded.append(1) or decode(value))
     partners = [plus.params(row, 1)["partner"] for row in range(12)]
     assert all(partners[partners[row]] == row for row in range(12))
     together = plus.__getitems__([(row, 1) for row in range(12)])
@@ -441,8 +441,8 @@ def test_a_pair_is_decoded_once(tmp_path, tiny_dataset, tiny_teacher, monkeypatc
 
 def test_an_unmixed_view_decodes_no_partner(tiny_plus, monkeypatch):
     decoded = []
-    decode = hf_dr.replay.decode_image
-    monkeypatch.setattr(hf_dr.replay, "decode_image", lambda value: decoded.append(1) or decode(value))
+    decode = hf_dr.replay.dataset.decode_image
+    monkeypatch.setattr(hf_dr.replay.dataset, "decode_image", lambda value: decoded.append(1) or decode(value))
     views = [(row, view) for row in range(12) for view in range(VIEWS) if tiny_plus.params(row, view)["partner"] < 0]
     assert len(views) > 5
     for view in views:

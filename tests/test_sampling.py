@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from samples import quick
 
 from hf_dr.errors import ConfigError
-from hf_dr.interface import DIFFICULTIES, MappedReinforcedData, fresh_view, ranked_view
-from hf_dr.loading import load_reinforced
 from hf_dr.reinforce import ReinforceConfig, reinforce
-from hf_dr.replay import ReinforcedDataset
-from hf_dr.sampling import ReinforcedSampler
+from hf_dr.replay.dataset import ReinforcedDataset
+from hf_dr.replay.loading import load_reinforced
+from hf_dr.replay.reinforced_data import DIFFICULTIES, MappedReinforcedData, fresh_view, ranked_view
+from hf_dr.replay.sampling import ReinforcedSampler
 from hf_dr.views.augmentation import NO_PARTNER, Augmentation
 from hf_dr.views.ops import MixUp, RandomHorizontalFlip, RandomResizedCrop
 

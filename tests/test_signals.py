@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, FormatError, TeacherError
-from hf_dr.loading import load_reinforced
 from hf_dr.losses import TAIL_RULES, tail_rule
 from hf_dr.reinforce import Job, ReinforceConfig, reinforce
-from hf_dr.replay import ReinforcedDataset
+from hf_dr.replay.dataset import ReinforcedDataset
+from hf_dr.replay.loading import load_reinforced
 from hf_dr.store.schema import IMAGE_HASH, Provenance
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.signals import (

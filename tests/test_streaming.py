@@ -24,15 +24,15 @@ from hypothesis import strategies as st
 from loopback_hub import Fault, LoopbackHub
 
 import hf_dr.hub.retry
-import hf_dr.replay
+import hf_dr.replay.dataset
 from hf_dr.errors import ConfigError, DataError, FormatError, HubError
-from hf_dr.interface import DIFFICULTIES, fresh_view
-from hf_dr.loading import load_reinforced
 from hf_dr.reinforce import ReinforceConfig, reinforce
-from hf_dr.replay import ReinforcedDataset
-from hf_dr.sampling import ReinforcedSampler
+from hf_dr.replay.dataset import ReinforcedDataset
+from hf_dr.replay.loading import load_reinforced
+from hf_dr.replay.reinforced_data import DIFFICULTIES, fresh_view
+from hf_dr.replay.sampling import ReinforcedSampler
+from hf_dr.replay.streaming import StreamedReinforcedDataset
 from hf_dr.store.schema import METADATA_KEY, Provenance, find_config
-from hf_dr.streaming import StreamedReinforcedDataset
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops import MixUp, RandomHorizontalFlip, RandomResizedCrop
 
@@ -312,8 +312,8 @@ def test_a_copy_has_an_epoch_of_its_own(make):
 
 def test_pairs_are_decoded_once(make, monkeypatch):
     stream, decoded = stream_of(make(MIXING), shuffled_shards=2), []
-    decode = hf_dr.replay.decode_image
-    monkeypatch.setattr(hf_dr.replay, "decode_image", lambda value: decoded.append(1) or decode(value))
+    decode = hf_dr.replay.dataset.decode_image
+    monkeypatch.setattr(hf_dr.replay.dataset, "decode_image", lambda value: decoded.append(1) or decode(value))
     assert len(list(stream)) == len(decoded)
 
 

@@ -36,11 +36,11 @@ from transformers import (
 
 from hf_dr.distillation import OnlineDistillationTrainer
 from hf_dr.errors import ConfigError, DataError, FormatError, ReplayError
-from hf_dr.loading import load_reinforced
 from hf_dr.losses import reinforced_kl
 from hf_dr.metrics import classification_metrics, compute_metrics
 from hf_dr.reinforce import ReinforceConfig, reinforce
-from hf_dr.replay import ReinforcedDataset
+from hf_dr.replay.dataset import ReinforcedDataset
+from hf_dr.replay.loading import load_reinforced
 from hf_dr.students import LabelledImages, build_student, evaluation_augmentation, load_processor
 from hf_dr.teacher.signals import SIGNALS
 from hf_dr.trainer import ReinforcedTrainer, ReinforcedTrainingArguments, normalize

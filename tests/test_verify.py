@@ -8,9 +8,9 @@ import torch
 from conftest import ALL_OPS, CLASSES, as_cell, colour_image
 
 from hf_dr.errors import ConfigError, FormatError, TeacherError
-from hf_dr.loading import load_reinforced
 from hf_dr.reinforce import ReinforceConfig, reinforce
-from hf_dr.replay import ReinforcedDataset
+from hf_dr.replay.dataset import ReinforcedDataset
+from hf_dr.replay.loading import load_reinforced
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.signals import stored_if_kept
 from hf_dr.teacher.topk import top_k

@@ -36,9 +36,9 @@ import torch
 from torch import nn
 
 from hf_dr.extension import ExtendConfig, extend
-from hf_dr.loading import load_reinforced
 from hf_dr.ml_dr import ImportConfig, import_ml_dr
 from hf_dr.reinforce import ReinforceConfig, reinforce
+from hf_dr.replay.loading import load_reinforced
 from hf_dr.store.schema import KEEP
 from hf_dr.teacher.ensemble import Member, Preprocessing, Teacher, weights_hash
 from hf_dr.version import __version__

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from hf_dr.errors import ConfigError, DataError
-from hf_dr.interface import MappedReinforcedData, ViewIndex, fresh_view
-from hf_dr.replay import ReinforcedDataset
+from hf_dr.replay.dataset import ReinforcedDataset
+from hf_dr.replay.reinforced_data import MappedReinforcedData, ViewIndex, fresh_view
 from hf_dr.teacher.signals import SAMPLED
 
 logger = logging.getLogger(__name__)

@@ -14,8 +14,8 @@ import pyarrow as pa
 import torch
 
 from hf_dr.errors import ConfigError, DataError, FormatError, ReplayError, did_you_mean
-from hf_dr.interface import MappedReinforcedData, ViewIndex, checked_views
-from hf_dr.join import JoinedBase, readable
+from hf_dr.replay.join import JoinedBase, readable
+from hf_dr.replay.reinforced_data import MappedReinforcedData, ViewIndex, checked_views
 from hf_dr.store.base_dataset import undecoded_images
 from hf_dr.store.named_files import named_files
 from hf_dr.store.schema import (
@@ -68,12 +68,12 @@ class ReinforcedDataset(MappedReinforcedData):
     Args:
         plus: The "+" dataset's rows.
         provenance: Its `reinforcement.json`.
-        base: The base dataset of an overlay; see `hf_dr.loading.load_reinforced`.
-        unreinforced: See `hf_dr.loading.load_reinforced`.
-        columns: See `hf_dr.loading.load_reinforced`.
-        num_views: See `hf_dr.loading.load_reinforced`.
-        seed: See `hf_dr.loading.load_reinforced`.
-        check_images: See `hf_dr.loading.load_reinforced`.
+        base: The base dataset of an overlay; see `hf_dr.replay.loading.load_reinforced`.
+        unreinforced: See `hf_dr.replay.loading.load_reinforced`.
+        columns: See `hf_dr.replay.loading.load_reinforced`.
+        num_views: See `hf_dr.replay.loading.load_reinforced`.
+        seed: See `hf_dr.replay.loading.load_reinforced`.
+        check_images: See `hf_dr.replay.loading.load_reinforced`.
 
     Raises:
         ConfigError: A setting is impossible.

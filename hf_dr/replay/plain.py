@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from hf_dr.errors import ConfigError, DataError
-from hf_dr.interface import MappedReinforcedData, ViewIndex, fresh_view
+from hf_dr.replay.reinforced_data import MappedReinforcedData, ViewIndex, fresh_view
 from hf_dr.store.base_dataset import content_hash, undecoded_images
 from hf_dr.store.schema import Provenance
 from hf_dr.version import __version__

@@ -20,10 +20,10 @@ from datasets.utils.file_utils import xopen
 
 from hf_dr.errors import ConfigError, DataError, FormatError, HfDrError
 from hf_dr.hub.retry import with_retries
-from hf_dr.interface import ReinforcedData
-from hf_dr.join import JoinedBase
-from hf_dr.replay import ReinforcedDataset
-from hf_dr.sampling import ReinforcedSampler, check_order
+from hf_dr.replay.dataset import ReinforcedDataset
+from hf_dr.replay.join import JoinedBase
+from hf_dr.replay.reinforced_data import ReinforcedData
+from hf_dr.replay.sampling import ReinforcedSampler, check_order
 from hf_dr.store.schema import IMAGE_HASH, METADATA_KEY, SOURCE_INDEX, Provenance, is_reserved
 from hf_dr.store.shards import shard_features
 from hf_dr.views.rng import DOMAIN_ORDER, keyed_rng

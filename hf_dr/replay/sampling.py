@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from hf_dr.errors import ConfigError
-from hf_dr.interface import DIFFICULTIES, MappedReinforcedData, ReinforcedData, fresh_view, ranked_view
+from hf_dr.replay.reinforced_data import DIFFICULTIES, MappedReinforcedData, ReinforcedData, fresh_view, ranked_view
 from hf_dr.teacher.signals import SAMPLED
 from hf_dr.views.rng import DOMAIN_ORDER, keyed_rng
 

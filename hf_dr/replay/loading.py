@@ -19,10 +19,11 @@ from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import validate_repo_id
 from tqdm.auto import tqdm
 
-from hf_dr.combined import CombinedReinforcedDataset
 from hf_dr.errors import ConfigError, FormatError
 from hf_dr.hub.retry import is_unreachable, with_retries
-from hf_dr.replay import ReinforcedDataset
+from hf_dr.replay.combined import CombinedReinforcedDataset
+from hf_dr.replay.dataset import ReinforcedDataset
+from hf_dr.replay.streaming import StreamedReinforcedDataset
 from hf_dr.store.base_dataset import load_base
 from hf_dr.store.schema import (
     IMAGE_HASH,
@@ -34,7 +35,6 @@ from hf_dr.store.schema import (
     is_safe_name,
 )
 from hf_dr.store.shards import check_shards
-from hf_dr.streaming import StreamedReinforcedDataset
 
 logger = logging.getLogger(__name__)
 

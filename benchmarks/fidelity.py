@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from hf_dr import ops
-from hf_dr.reinforce import Job, ReinforceConfig
+from hf_dr.generation.job import Job, ReinforceConfig
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.store.schema import Provenance
 from hf_dr.teacher.ensemble import Member, Preprocessing, Teacher

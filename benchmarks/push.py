@@ -40,9 +40,9 @@ import numpy as np
 import PIL.Image
 import synthetic
 
+from hf_dr.generation.job import ReinforceConfig
 from hf_dr.hub.repository import push_to_hub
 from hf_dr.processes import process_state
-from hf_dr.reinforce import ReinforceConfig
 from hf_dr.views.augmentation import Augmentation
 
 HUB = Path(__file__).parents[1] / "tests" / "loopback_hub.py"

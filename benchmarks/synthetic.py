@@ -13,8 +13,8 @@ import numpy as np
 import PIL.Image
 import pyarrow as pa
 
+from hf_dr.generation.job import Job, Part, ReinforceConfig, _Progress
 from hf_dr.processes import process_state
-from hf_dr.reinforce import Job, Part, ReinforceConfig, _Progress
 from hf_dr.store.schema import AUG_PREFIX, IMAGE_HASH, TEACHER_IDS, TEACHER_LOGPROBS, VIEWS_HASH
 from hf_dr.views.augmentation import NO_PARTNER, PARTNER, Augmentation
 from hf_dr.views.images import pixel_hash

@@ -16,13 +16,13 @@ from hf_dr.errors import (
     ReplayError,
     TeacherError,
 )
+from hf_dr.generation.job import ReinforceConfig, reinforce
+from hf_dr.generation.verify import verify
 from hf_dr.hub.repository import push_to_hub
-from hf_dr.reinforce import ReinforceConfig, reinforce
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.trainer import ReinforcedTrainer, ReinforcedTrainingArguments
-from hf_dr.verify import verify
 from hf_dr.version import __version__
 from hf_dr.views.augmentation import Augmentation
 

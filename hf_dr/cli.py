@@ -18,18 +18,19 @@ from transformers.trainer_utils import sort_checkpoints
 
 from hf_dr.comparison import CompareConfig, as_arguments, run_comparison
 from hf_dr.config import parse, read_yaml
-from hf_dr.contact_sheet import contact_sheet
 from hf_dr.detection import DetectionArguments, detection_trainer
 from hf_dr.distillation import OnlineDistillationTrainer
 from hf_dr.errors import ConfigError, HfDrError
 from hf_dr.evaluation import EvaluateConfig, run_evaluation
-from hf_dr.extension import ExtendConfig, ExtendJob, check_extension
+from hf_dr.generation.contact_sheet import contact_sheet
+from hf_dr.generation.extend import ExtendConfig, ExtendJob, check_extension
+from hf_dr.generation.inspection import inspect_dataset
+from hf_dr.generation.job import Job, Part, ReinforceConfig, check_dataset
+from hf_dr.generation.ml_dr.importer import ImportConfig, ImportJob
+from hf_dr.generation.verify import teacher_from_provenance, verify
 from hf_dr.hub.repository import push_to_hub
-from hf_dr.inspection import inspect_dataset
 from hf_dr.metrics import compute_metrics
-from hf_dr.ml_dr import ImportConfig, ImportJob
 from hf_dr.processes import process_state
-from hf_dr.reinforce import Job, Part, ReinforceConfig, check_dataset
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import each_dataset, fetch_config, load_reinforced
 from hf_dr.replay.plain import PlainDataset
@@ -46,7 +47,6 @@ from hf_dr.students import LabelledImages, build_student, evaluation_augmentatio
 from hf_dr.teacher.ensemble import PRECISIONS, Teacher, imagenet_synsets
 from hf_dr.trainer import ReinforcedTrainer, ReinforcedTrainingArguments
 from hf_dr.transfer import BackboneArguments, TransferArguments, TransferTrainer
-from hf_dr.verify import teacher_from_provenance, verify
 from hf_dr.version import __version__
 from hf_dr.views.augmentation import NAMED, Augmentation
 

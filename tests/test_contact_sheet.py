@@ -6,9 +6,9 @@ import PIL.Image
 import pytest
 from conftest import ALL_OPS, as_cell, colour_image
 
-from hf_dr.contact_sheet import contact_sheet
 from hf_dr.errors import ConfigError, ReplayError
-from hf_dr.reinforce import ReinforceConfig, reinforce
+from hf_dr.generation.contact_sheet import contact_sheet
+from hf_dr.generation.job import ReinforceConfig, reinforce
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops import RandomHorizontalFlip, Resize
@@ -80,7 +80,9 @@ def test_without_labels_or_their_names(tmp_path, tiny_dataset, tiny_teacher):
 
 def test_a_part_of_a_dataset_names_rows_of_the_base(tmp_path, tiny_plus, monkeypatch):
     captions = []
-    monkeypatch.setattr("hf_dr.contact_sheet._Sheet._caption", lambda self, left, top, *texts: captions.append(texts))
+    monkeypatch.setattr(
+        "hf_dr.generation.contact_sheet._Sheet._caption", lambda self, left, top, *texts: captions.append(texts)
+    )
     part = type(tiny_plus)(tiny_plus.plus.select([7, 3, *range(8, 12), *range(3), *range(4, 7)]), tiny_plus.provenance)
     contact_sheet(part, tmp_path / "sheet.png", rows=[0, 1], num_views=4)
     assert [texts for texts in captions if "row" in texts[0]] == [("row 7", "original"), ("row 3", "original")]

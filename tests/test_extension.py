@@ -19,12 +19,13 @@ from safetensors.torch import save_file
 from samples import TWO_PROCESSES, quick
 from test_reinforce import MIXING, OnAnotherDevice, files_of, with_bad_row
 
-from hf_dr import extension
 from hf_dr.cli import main
 from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, FormatError, ReplayError, TeacherError
-from hf_dr.extension import ExtendConfig, ExtendJob, extend
+from hf_dr.generation import extend as extension
+from hf_dr.generation.extend import ExtendConfig, ExtendJob, extend
+from hf_dr.generation.job import Part, ReinforceConfig, reinforce
+from hf_dr.generation.verify import verify
 from hf_dr.hub.repository import push_to_hub
-from hf_dr.reinforce import Part, ReinforceConfig, reinforce
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.store.base_dataset import undecoded_images
@@ -32,7 +33,6 @@ from hf_dr.store.schema import EXTENDED_FROM, PROVENANCE_FILE, Provenance
 from hf_dr.store.shards import ShardWriter
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.topk import add_members, top_k
-from hf_dr.verify import verify
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops import RandomResizedCrop
 

@@ -36,9 +36,10 @@ from samples import quick
 
 import hf_dr.hub.retry
 from hf_dr.errors import HfDrError, TeacherError
+from hf_dr.generation.inspection import inspect_dataset
+from hf_dr.generation.job import ReinforceConfig, reinforce
+from hf_dr.generation.verify import verify
 from hf_dr.hub.repository import push_to_hub
-from hf_dr.inspection import inspect_dataset
-from hf_dr.reinforce import ReinforceConfig, reinforce
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.store.base_dataset import load_base
 from hf_dr.store.card import card_configs, update_card
@@ -46,7 +47,6 @@ from hf_dr.store.findings import Statistics, Students, Verification, save_findin
 from hf_dr.store.schema import PROVENANCE_FILE, STATISTICS_FILE, STUDENTS_FILE, VERIFICATION_FILE, Provenance
 from hf_dr.store.shards import METADATA_KEY
 from hf_dr.teacher.ensemble import Teacher, load_member
-from hf_dr.verify import verify
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops import RandomCrop, Resize
 

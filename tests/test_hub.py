@@ -17,8 +17,8 @@ from samples import TWO_PROCESSES
 
 from hf_dr.cli import main
 from hf_dr.errors import ConfigError, FormatError, HubError
+from hf_dr.generation.job import ReinforceConfig, reinforce
 from hf_dr.hub.repository import push_to_hub
-from hf_dr.reinforce import ReinforceConfig, reinforce
 from hf_dr.store.card import CARD_FILE
 from hf_dr.store.schema import PROVENANCE_FILE, Provenance
 from hf_dr.teacher.ensemble import Teacher

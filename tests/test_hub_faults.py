@@ -19,9 +19,9 @@ from conftest import ALL_OPS
 from loopback_hub import Commit, Fault, LoopbackHub
 
 from hf_dr.errors import HubError
+from hf_dr.generation.job import ReinforceConfig, reinforce
 from hf_dr.hub import retry
 from hf_dr.hub.repository import Push, push_to_hub
-from hf_dr.reinforce import ReinforceConfig, reinforce
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops import RandomResizedCrop

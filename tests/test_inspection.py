@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import ALL_OPS, CLASSES, as_cell, colour_image
 
-import hf_dr.inspection
+import hf_dr.generation.inspection
 from hf_dr.errors import ConfigError, FormatError
-from hf_dr.inspection import NUM_BINS, NUM_SUSPECTS, inspect_dataset
-from hf_dr.reinforce import ReinforceConfig, reinforce
+from hf_dr.generation.inspection import NUM_BINS, NUM_SUSPECTS, inspect_dataset
+from hf_dr.generation.job import ReinforceConfig, reinforce
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.store.schema import PROVENANCE_FILE
 from hf_dr.teacher.topk import MIN_REST
@@ -122,7 +122,7 @@ def test_statistics_equal_a_slow_computation(tmp_path, mislabelled, make_teacher
 
 @pytest.mark.parametrize("signal", ["topk_image_tail", "sampled"])
 def test_statistics_of_other_signals_equal_a_slow_computation(tmp_path, mislabelled, make_teacher, monkeypatch, signal):
-    monkeypatch.setattr(hf_dr.inspection, "_BATCH_VALUES", 20)
+    monkeypatch.setattr(hf_dr.generation.inspection, "_BATCH_VALUES", 20)
     config = ReinforceConfig(str(tmp_path), num_views=3, top_k=3, signal=signal)
     reinforce(mislabelled, make_teacher(2.0), CROP, config)
     check(tmp_path)
@@ -162,8 +162,8 @@ def test_batches_of_one_row_give_the_same(tmp_path, mislabelled, tiny_teacher, m
     """The list of suspects is longer than a batch, and more rows want to be on it than it takes."""
     reinforce(mislabelled, tiny_teacher, CROP, ReinforceConfig(str(tmp_path), num_views=3, top_k=2, shard_size=23))
     whole = inspect_dataset(tmp_path)
-    monkeypatch.setattr(hf_dr.inspection, "_BATCH_VALUES", 1)
-    monkeypatch.setattr(hf_dr.inspection, "NUM_SUSPECTS", 5)
+    monkeypatch.setattr(hf_dr.generation.inspection, "_BATCH_VALUES", 1)
+    monkeypatch.setattr(hf_dr.generation.inspection, "NUM_SUSPECTS", 5)
     piecewise = inspect_dataset(tmp_path)
     assert len(whole.labels.suspects) > 5
     assert piecewise.labels.suspects == whole.labels.suspects[:5]

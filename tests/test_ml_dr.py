@@ -26,13 +26,13 @@ from torchvision import transforms
 from torchvision.transforms import functional as F
 from torchvision.transforms.autoaugment import _apply_op
 
-from hf_dr import ml_dr
 from hf_dr.cli import main
 from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, FormatError, HfDrError
-from hf_dr.ml_dr import ImportConfig, ImportJob, find_rows, import_ml_dr
-from hf_dr.ml_dr_format import RunFormat, archive_files, read_file
+from hf_dr.generation.ml_dr import importer as ml_dr
+from hf_dr.generation.ml_dr.files import RunFormat, archive_files, read_file
+from hf_dr.generation.ml_dr.importer import ImportConfig, ImportJob, find_rows, import_ml_dr
+from hf_dr.generation.verify import verify
 from hf_dr.replay.loading import load_reinforced
-from hf_dr.verify import verify
 from tests.conftest import CLASSES, as_cell, colour_image
 from tests.samples import quick
 

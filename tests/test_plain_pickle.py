@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_dr import plain_pickle
 from hf_dr.errors import FormatError
-from hf_dr.plain_pickle import MAX_DEPTH, read_plain_pickle
+from hf_dr.generation.ml_dr import plain_pickle
+from hf_dr.generation.ml_dr.plain_pickle import MAX_DEPTH, read_plain_pickle
 from tests.samples import quick
 
 _LEAVES = (

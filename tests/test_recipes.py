@@ -18,7 +18,7 @@ from hf_dr.cli import BaseArguments, RunArguments, StudentArguments, TeacherArgu
 from hf_dr.comparison import CompareConfig
 from hf_dr.config import parse, read_configs, read_yaml
 from hf_dr.errors import ConfigError
-from hf_dr.reinforce import ReinforceConfig
+from hf_dr.generation.job import ReinforceConfig
 from hf_dr.smoke import Described, SmokeArguments
 from hf_dr.trainer import ReinforcedTrainingArguments
 

@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from samples import TWO_PROCESSES
 
 from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, HfDrError, TeacherError
-from hf_dr.reinforce import Job, Part, ReinforceConfig, reinforce
+from hf_dr.generation.job import Job, Part, ReinforceConfig, reinforce
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.store.schema import KEEP, PROVENANCE_FILE, Provenance, combine_hashes
 from hf_dr.teacher.ensemble import Teacher
@@ -36,7 +36,7 @@ from hf_dr.views.maker import hash_view
 from hf_dr.views.ops import CutMix, MixUp, RandomCrop, RandomHorizontalFlip, RandomResizedCrop, Resize
 
 # `hf_dr.reinforce` is the function; this is the module behind it.
-module = importlib.import_module("hf_dr.reinforce")
+module = importlib.import_module("hf_dr.generation.job")
 REPOSITORY = Path(__file__).parents[1]
 MIXING = Augmentation([RandomResizedCrop(16), RandomHorizontalFlip(), MixUp(), CutMix()])
 

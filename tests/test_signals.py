@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, FormatError, TeacherError
+from hf_dr.generation.job import Job, ReinforceConfig, reinforce
 from hf_dr.losses import TAIL_RULES, tail_rule
-from hf_dr.reinforce import Job, ReinforceConfig, reinforce
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.store.schema import IMAGE_HASH, Provenance
@@ -37,7 +37,7 @@ from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops import RandomHorizontalFlip, RandomResizedCrop
 from tests.samples import quick
 
-module = importlib.import_module("hf_dr.reinforce")
+module = importlib.import_module("hf_dr.generation.job")
 PLAIN = Augmentation([RandomResizedCrop(16), RandomHorizontalFlip()])
 GRID = 4096
 

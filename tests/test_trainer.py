@@ -36,9 +36,9 @@ from transformers import (
 
 from hf_dr.distillation import OnlineDistillationTrainer
 from hf_dr.errors import ConfigError, DataError, FormatError, ReplayError
+from hf_dr.generation.job import ReinforceConfig, reinforce
 from hf_dr.losses import reinforced_kl
 from hf_dr.metrics import classification_metrics, compute_metrics
-from hf_dr.reinforce import ReinforceConfig, reinforce
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.students import LabelledImages, build_student, evaluation_augmentation, load_processor
@@ -679,7 +679,7 @@ def in_two_processes(function: Callable[..., None], folder: Path, *arguments: An
     script = folder / "script.py"
     script.write_text(
         f"import sys\nsys.path[:0] = {[str(here), str(here.parent)]}\n"
-        f"from hf_dr.reinforce import process_state\nfrom test_trainer import {function.__name__}\n"
+        f"from hf_dr.generation.job import process_state\nfrom test_trainer import {function.__name__}\n"
         f"process_state()\n{function.__name__}(*sys.argv[1:])\n"
     )
     command = [sys.executable, *TWO_PROCESSES, str(script), *map(str, arguments)]

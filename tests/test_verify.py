@@ -8,13 +8,13 @@ import torch
 from conftest import ALL_OPS, CLASSES, as_cell, colour_image
 
 from hf_dr.errors import ConfigError, FormatError, TeacherError
-from hf_dr.reinforce import ReinforceConfig, reinforce
+from hf_dr.generation.job import ReinforceConfig, reinforce
+from hf_dr.generation.verify import MAX_KL_MEAN, VerifyReport, answer_kl, drawn_kl, teacher_from_provenance, verify
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.signals import stored_if_kept
 from hf_dr.teacher.topk import top_k
-from hf_dr.verify import MAX_KL_MEAN, VerifyReport, answer_kl, drawn_kl, teacher_from_provenance, verify
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops import RandomResizedCrop
 

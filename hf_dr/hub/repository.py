@@ -38,9 +38,9 @@ from huggingface_hub.utils import (
 )
 
 from hf_dr.errors import ConfigError, FormatError, HfDrError, HubError
+from hf_dr.generation.job import format_bytes
 from hf_dr.hub.retry import with_retries
 from hf_dr.processes import Alone, on_main, process_state
-from hf_dr.reinforce import format_bytes
 from hf_dr.store.card import CARD_FILE, card_configs, keep_configs, update_card
 from hf_dr.store.schema import PROVENANCE_FILE, PUBLISHED_FILES, Provenance
 

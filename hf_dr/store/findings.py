@@ -20,7 +20,7 @@ FINGERPRINT_KEY = "fingerprint"
 
 @dataclass(frozen=True)
 class Statistics:
-    """What `hf-dr inspect` found; see `hf_dr.inspection` for the meaning of the numbers.
+    """What `hf-dr inspect` found; see `hf_dr.generation.inspection` for the meaning of the numbers.
 
     Attributes:
         columns: Compressed bytes by column.
@@ -43,7 +43,7 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Verification:
-    """What `hf-dr verify` found; see `hf_dr.verify.VerifyReport`."""
+    """What `hf-dr verify` found; see `hf_dr.generation.verify.VerifyReport`."""
 
     ok: bool
     num_rows: int

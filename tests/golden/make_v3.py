@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from conftest import as_cell, colour_image
 
-from hf_dr.reinforce import ReinforceConfig, reinforce
+from hf_dr.generation.job import ReinforceConfig, reinforce
 from hf_dr.teacher.ensemble import Member, Preprocessing, Teacher, weights_hash
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops import CutMix, RandAugment, RandomErasing, RandomHorizontalFlip, RandomResizedCrop

@@ -11,8 +11,9 @@ import numpy as np
 import PIL.Image
 
 from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, FormatError, ReplayError, TeacherError
+from hf_dr.generation.job import Job, ReinforceConfig, check_labels, library_versions, open_result
+from hf_dr.generation.verify import teacher_from_provenance
 from hf_dr.processes import process_state
-from hf_dr.reinforce import Job, ReinforceConfig, check_labels, library_versions, open_result
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.store.schema import (
@@ -31,7 +32,6 @@ from hf_dr.store.schema import (
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.signals import SAMPLED, TOPK
 from hf_dr.teacher.topk import add_members, id_dtype
-from hf_dr.verify import teacher_from_provenance
 from hf_dr.version import __version__
 from hf_dr.views.maker import ViewBatch, ViewMaker
 

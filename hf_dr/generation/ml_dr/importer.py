@@ -1,6 +1,6 @@
 """Importing reinforcements that apple/ml-dr published: one pickle for each image, in a folder or a tar archive.
 
-The pickles are read as data (`hf_dr.plain_pickle`), the archive as a stream; nothing is extracted or executed. As the members
+The pickles are read as data (`hf_dr.generation.ml_dr.plain_pickle`), the archive as a stream; nothing is extracted or executed. As the members
 may come in any order, their rows go to a scratch file in the output folder first, at their places; then the shards are
 written in order.
 
@@ -39,9 +39,18 @@ import xxhash
 from tqdm.auto import tqdm
 
 from hf_dr.errors import ConfigError, DataError, FormatError
-from hf_dr.ml_dr_format import CONFIG_FILE, Columns, RunFormat, archive_files, expect, image_number, read_file, shown
+from hf_dr.generation.job import ReinforceConfig, check_dataset, check_same_run, checked_origin, format_bytes, open_run
+from hf_dr.generation.ml_dr.files import (
+    CONFIG_FILE,
+    Columns,
+    RunFormat,
+    archive_files,
+    expect,
+    image_number,
+    read_file,
+    shown,
+)
 from hf_dr.processes import default_workers
-from hf_dr.reinforce import ReinforceConfig, check_dataset, check_same_run, checked_origin, format_bytes, open_run
 from hf_dr.store.base_dataset import content_hash, undecoded_images
 from hf_dr.store.card import write_card
 from hf_dr.store.named_files import FILES_FROM_HELP

@@ -1,6 +1,6 @@
 """The files of apple/ml-dr's published reinforcements: one pickle for each image, in a folder or a tar archive.
 
-The pickles are read as data (`hf_dr.plain_pickle`), the archive as a stream; nothing is extracted or executed.
+The pickles are read as data (`hf_dr.generation.ml_dr.plain_pickle`), the archive as a stream; nothing is extracted or executed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any, cast
 import numpy as np
 
 from hf_dr.errors import ConfigError, FormatError, did_you_mean
-from hf_dr.plain_pickle import read_plain_pickle
+from hf_dr.generation.ml_dr.plain_pickle import read_plain_pickle
 from hf_dr.store.schema import AUG_PREFIX, TEACHER_IDS, TEACHER_LOGPROBS
 from hf_dr.views.augmentation import NO_PARTNER, PARTNER, Augmentation
 from hf_dr.views.ops import (

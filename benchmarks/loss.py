@@ -2,7 +2,7 @@
 
     python benchmarks/loss.py
 
-Forward and backward of a batch of 128, K = 10, float32: `hf_dr.losses.reinforced_kl` on the stored ids and
+Forward and backward of a batch of 128, K = 10, float32: `hf_dr.training.losses.reinforced_kl` on the stored ids and
 log-probabilities, over building the dense targets from them (the same tail rule, `uniform`) and torch's
 `log_softmax` and `kl_div`. For C = 1,000 and 21,841 classes:
 
@@ -25,7 +25,7 @@ import common
 import torch
 import torch.nn.functional as F
 
-from hf_dr.losses import reinforced_kl
+from hf_dr.training.losses import reinforced_kl
 
 BATCH, TOP_K = 128, 10
 CLASSES = (1000, 21841)

@@ -25,10 +25,10 @@ import torch
 import torch.nn.functional as F
 from transformers import default_data_collator
 
-from hf_dr.distillation import OnlineDistillationTrainer
 from hf_dr.replay.loading import load_reinforced
-from hf_dr.students import build_student
-from hf_dr.trainer import ReinforcedTrainer, ReinforcedTrainingArguments
+from hf_dr.training.distillation import OnlineDistillationTrainer
+from hf_dr.training.students import build_student
+from hf_dr.training.trainer import ReinforcedTrainer, ReinforcedTrainingArguments
 from hf_dr.views.augmentation import Augmentation
 
 SIDE = 224

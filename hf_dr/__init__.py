@@ -22,7 +22,7 @@ from hf_dr.hub.repository import push_to_hub
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.teacher.ensemble import Teacher
-from hf_dr.trainer import ReinforcedTrainer, ReinforcedTrainingArguments
+from hf_dr.training.trainer import ReinforcedTrainer, ReinforcedTrainingArguments
 from hf_dr.version import __version__
 from hf_dr.views.augmentation import Augmentation
 

@@ -19,7 +19,6 @@ from transformers.trainer_utils import sort_checkpoints
 from hf_dr.comparison import CompareConfig, as_arguments, run_comparison
 from hf_dr.config import parse, read_yaml
 from hf_dr.detection import DetectionArguments, detection_trainer
-from hf_dr.distillation import OnlineDistillationTrainer
 from hf_dr.errors import ConfigError, HfDrError
 from hf_dr.evaluation import EvaluateConfig, run_evaluation
 from hf_dr.generation.contact_sheet import contact_sheet
@@ -42,10 +41,17 @@ from hf_dr.store.card import write_card
 from hf_dr.store.findings import save_finding
 from hf_dr.store.named_files import FILES_FROM_HELP
 from hf_dr.store.schema import CONTACT_SHEET_FILE, find_config
-from hf_dr.student_hub import is_student, push_student
-from hf_dr.students import LabelledImages, build_student, evaluation_augmentation, load_processor, read_model_args
 from hf_dr.teacher.ensemble import PRECISIONS, Teacher, imagenet_synsets
-from hf_dr.trainer import ReinforcedTrainer, ReinforcedTrainingArguments
+from hf_dr.training.distillation import OnlineDistillationTrainer
+from hf_dr.training.student_hub import is_student, push_student
+from hf_dr.training.students import (
+    LabelledImages,
+    build_student,
+    evaluation_augmentation,
+    load_processor,
+    read_model_args,
+)
+from hf_dr.training.trainer import ReinforcedTrainer, ReinforcedTrainingArguments
 from hf_dr.transfer import BackboneArguments, TransferArguments, TransferTrainer
 from hf_dr.version import __version__
 from hf_dr.views.augmentation import NAMED, Augmentation

@@ -32,7 +32,7 @@ from hf_dr.config import config_files, read_yaml
 from hf_dr.corruptions import CORRUPTIONS
 from hf_dr.errors import ConfigError
 from hf_dr.evaluation import EvaluationSet, parse_set
-from hf_dr.students import build_student, complete_config
+from hf_dr.training.students import build_student, complete_config
 
 FEATURES_FILE = "features.yaml"
 ROWS = 4

@@ -11,8 +11,8 @@ import torch
 from hf_dr.cli import build_augmentation
 from hf_dr.config import read_yaml
 from hf_dr.store.base_dataset import load_base
-from hf_dr.students import LabelledImages, evaluation_augmentation
 from hf_dr.teacher.ensemble import Teacher
+from hf_dr.training.students import LabelledImages, evaluation_augmentation
 
 ASSETS = Path(str(importlib.resources.files("hf_dr"))) / "assets"
 TEACHERS = [ASSETS / "teachers" / f"fashion_mnist_{member}" for member in "ab"]

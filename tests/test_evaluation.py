@@ -21,8 +21,8 @@ from hf_dr.corruptions import CORRUPTIONS, corrupt, corruption_rng
 from hf_dr.errors import ConfigError, DataError
 from hf_dr.evaluation import PRESETS, EvaluateConfig, EvaluationSet, View, parse_set, run_evaluation
 from hf_dr.metrics import classification_metrics, reliability
-from hf_dr.students import build_student
 from hf_dr.teacher.ensemble import Member, Preprocessing, load_member
+from hf_dr.training.students import build_student
 from hf_dr.views.images import decode_image
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)

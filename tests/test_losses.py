@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from hf_dr.errors import ConfigError
-from hf_dr.losses import TAIL_RULES, reinforced_kl
+from hf_dr.training.losses import TAIL_RULES, reinforced_kl
 
 B, C = 5, 12
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from samples import quick
 
 from hf_dr.errors import ConfigError
-from hf_dr.mixing import mix_batch
+from hf_dr.training.mixing import mix_batch
 from hf_dr.views.ops import CutMix, MixUp
 from hf_dr.views.rng import keyed_rng
 

@@ -20,7 +20,7 @@ from hf_dr.config import parse, read_configs, read_yaml
 from hf_dr.errors import ConfigError
 from hf_dr.generation.job import ReinforceConfig
 from hf_dr.smoke import Described, SmokeArguments
-from hf_dr.trainer import ReinforcedTrainingArguments
+from hf_dr.training.trainer import ReinforcedTrainingArguments
 
 ROOT = Path(__file__).parents[1]
 SETS = sorted(path.parent for path in ROOT.glob("recipes/*/reinforce.yaml"))

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, FormatError, TeacherError
 from hf_dr.generation.job import Job, ReinforceConfig, reinforce
-from hf_dr.losses import TAIL_RULES, tail_rule
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.store.schema import IMAGE_HASH, Provenance
@@ -33,6 +32,7 @@ from hf_dr.teacher.signals import (
     tail_size,
 )
 from hf_dr.teacher.topk import top_k
+from hf_dr.training.losses import TAIL_RULES, tail_rule
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops import RandomHorizontalFlip, RandomResizedCrop
 from tests.samples import quick

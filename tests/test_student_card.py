@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard
 
 from hf_dr.errors import FormatError
 from hf_dr.store.card import is_noncommercial
-from hf_dr.student_card import STUDENT_FILE, Student, update_student_card
+from hf_dr.training.student_card import STUDENT_FILE, Student, update_student_card
 
 STUDENT = Student(
     model="resnet18 of 11,689,512 parameters, over 100 classes",

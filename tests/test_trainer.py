@@ -34,16 +34,16 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from hf_dr.distillation import OnlineDistillationTrainer
 from hf_dr.errors import ConfigError, DataError, FormatError, ReplayError
 from hf_dr.generation.job import ReinforceConfig, reinforce
-from hf_dr.losses import reinforced_kl
 from hf_dr.metrics import classification_metrics, compute_metrics
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
-from hf_dr.students import LabelledImages, build_student, evaluation_augmentation, load_processor
 from hf_dr.teacher.signals import SIGNALS
-from hf_dr.trainer import ReinforcedTrainer, ReinforcedTrainingArguments, normalize
+from hf_dr.training.distillation import OnlineDistillationTrainer
+from hf_dr.training.losses import reinforced_kl
+from hf_dr.training.students import LabelledImages, build_student, evaluation_augmentation, load_processor
+from hf_dr.training.trainer import ReinforcedTrainer, ReinforcedTrainingArguments, normalize
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops import CenterCrop, MixUp, RandomHorizontalFlip, RandomResizedCrop
 

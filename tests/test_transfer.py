@@ -15,9 +15,9 @@ from torch import nn
 from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
 
 from hf_dr.errors import ConfigError, FormatError, TeacherError
-from hf_dr.student_hub import push_student
-from hf_dr.students import build_student, complete_config, native_names
-from hf_dr.trainer import ReinforcedTrainer, ReinforcedTrainingArguments
+from hf_dr.training.student_hub import push_student
+from hf_dr.training.students import build_student, complete_config, native_names
+from hf_dr.training.trainer import ReinforcedTrainer, ReinforcedTrainingArguments
 from hf_dr.transfer import (
     TRANSFER_FILE,
     Backbone,

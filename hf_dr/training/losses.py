@@ -229,7 +229,7 @@ _RULES: dict[str, tuple[TailRule, ...]] = {
 
 
 def tail_rule(tail: TailRule | None, signal: str) -> TailRule:
-    """Returns the tail rule of `hf_dr.losses` for a signal: `tail`, or what the signal asks for where it is None.
+    """Returns the tail rule of `hf_dr.training.losses` for a signal: `tail`, or what the signal asks for where it is None.
 
     Raises:
         ConfigError: The rule does not fit the signal.

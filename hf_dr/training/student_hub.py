@@ -16,8 +16,8 @@ from transformers import AutoModelForImageClassification
 
 from hf_dr.errors import FormatError
 from hf_dr.hub.repository import Push, Repository, publish
-from hf_dr.student_card import STUDENT_FILE, Student, update_student_card
-from hf_dr.students import EMA_FILE, complete_config, is_timm, native_names
+from hf_dr.training.student_card import STUDENT_FILE, Student, update_student_card
+from hf_dr.training.students import EMA_FILE, complete_config, is_timm, native_names
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from torch import nn
 from hf_dr.errors import ConfigError
 from hf_dr.replay.reinforced_data import ReinforcedData
 from hf_dr.teacher.ensemble import Teacher
-from hf_dr.trainer import ReinforcedTrainer
+from hf_dr.training.trainer import ReinforcedTrainer
 
 
 class OnlineDistillationTrainer(ReinforcedTrainer):

@@ -30,15 +30,15 @@ from transformers.utils.hub import PushInProgress
 
 from hf_dr.errors import ConfigError
 from hf_dr.hub.repository import Push
-from hf_dr.losses import TAIL_RULES, TailRule, reinforced_kl, tail_rule
-from hf_dr.mixing import mix_batch
 from hf_dr.replay.reinforced_data import DIFFICULTIES, MappedReinforcedData, ReinforcedData
 from hf_dr.replay.sampling import BY_DIFFICULTY, VIEW_ORDERS, ReinforcedSampler
 from hf_dr.replay.streaming import StreamedReinforcedDataset
-from hf_dr.resumable import ResumableTrainer
-from hf_dr.student_card import STUDENT_FILE, Student
-from hf_dr.student_hub import export_student, push_student
-from hf_dr.students import EMA_FILE, complete_config, is_timm, native_names
+from hf_dr.training.losses import TAIL_RULES, TailRule, reinforced_kl, tail_rule
+from hf_dr.training.mixing import mix_batch
+from hf_dr.training.resumable import ResumableTrainer
+from hf_dr.training.student_card import STUDENT_FILE, Student
+from hf_dr.training.student_hub import export_student, push_student
+from hf_dr.training.students import EMA_FILE, complete_config, is_timm, native_names
 from hf_dr.views.rng import DOMAIN_MIXING, keyed_rng
 
 logger = logging.getLogger(__name__)

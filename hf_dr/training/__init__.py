@@ -1,0 +1,3 @@
+"""Learning: the loss, the trainers and the students.
+
+A student folder is a checkpoint of transformers with a card; `student_hub` publishes it."""

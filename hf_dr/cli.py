@@ -18,7 +18,6 @@ from transformers.trainer_utils import sort_checkpoints
 
 from hf_dr.comparison import CompareConfig, as_arguments, run_comparison
 from hf_dr.config import parse, read_yaml
-from hf_dr.detection import DetectionArguments, detection_trainer
 from hf_dr.errors import ConfigError, HfDrError
 from hf_dr.evaluation import EvaluateConfig, run_evaluation
 from hf_dr.generation.contact_sheet import contact_sheet
@@ -34,7 +33,6 @@ from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import each_dataset, fetch_config, load_reinforced
 from hf_dr.replay.plain import PlainDataset
 from hf_dr.results import gather
-from hf_dr.segmentation import SegmentationArguments, segmentation_trainer
 from hf_dr.smoke import Rehearsal, SmokeArguments, rehearsal
 from hf_dr.store.base_dataset import load_base
 from hf_dr.store.card import write_card
@@ -52,7 +50,9 @@ from hf_dr.training.students import (
     read_model_args,
 )
 from hf_dr.training.trainer import ReinforcedTrainer, ReinforcedTrainingArguments
-from hf_dr.transfer import BackboneArguments, TransferArguments, TransferTrainer
+from hf_dr.transfer.detection import DetectionArguments, detection_trainer
+from hf_dr.transfer.segmentation import SegmentationArguments, segmentation_trainer
+from hf_dr.transfer.trainer import BackboneArguments, TransferArguments, TransferTrainer
 from hf_dr.version import __version__
 from hf_dr.views.augmentation import NAMED, Augmentation
 

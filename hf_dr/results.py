@@ -31,7 +31,7 @@ from hf_dr.comparison import (
 from hf_dr.errors import DataError, HfDrError
 from hf_dr.text import markdown_table
 from hf_dr.training.student_card import STUDENT_FILE, Student
-from hf_dr.transfer import HEADLINES, RESULTS_FILE, TRANSFER_FILE, read_description
+from hf_dr.transfer.trainer import HEADLINES, RESULTS_FILE, TRANSFER_FILE, read_description
 from hf_dr.version import __version__
 
 OBJECTIVES = ("erm", "kd", "reinforced")

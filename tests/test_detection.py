@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from samples import TWO_PROCESSES, quick
 
 from hf_dr.cli import main
-from hf_dr.detection import (
+from hf_dr.errors import ConfigError, DataError
+from hf_dr.transfer.detection import (
     CocoMeter,
     DetectionArguments,
     DetectionData,
@@ -30,8 +31,7 @@ from hf_dr.detection import (
     decode_mask,
     load_detector,
 )
-from hf_dr.errors import ConfigError, DataError
-from hf_dr.transfer import TRANSFER_FILE, backbone
+from hf_dr.transfer.trainer import TRANSFER_FILE, backbone
 
 SIDE, STEPS = 64, 40
 COLOURS = {3: (230, 30, 30), 7: (30, 60, 240)}  # of the categories' ids

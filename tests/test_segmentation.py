@@ -21,7 +21,7 @@ from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 
 from hf_dr.cli import main
 from hf_dr.errors import ConfigError, DataError
-from hf_dr.segmentation import (
+from hf_dr.transfer.segmentation import (
     IGNORED,
     Classes,
     ConfusionMeter,
@@ -39,7 +39,7 @@ from hf_dr.segmentation import (
     load_segmenter,
     segmentation_metrics,
 )
-from hf_dr.transfer import TRANSFER_FILE, backbone
+from hf_dr.transfer.trainer import TRANSFER_FILE, backbone
 
 STEPS = 100
 COLOURS = {1: (120, 120, 120), 2: (230, 30, 30), 3: (30, 60, 230)}  # of the masks' numbers; 0 is none

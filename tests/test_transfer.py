@@ -18,7 +18,7 @@ from hf_dr.errors import ConfigError, FormatError, TeacherError
 from hf_dr.training.student_hub import push_student
 from hf_dr.training.students import build_student, complete_config, native_names
 from hf_dr.training.trainer import ReinforcedTrainer, ReinforcedTrainingArguments
-from hf_dr.transfer import (
+from hf_dr.transfer.trainer import (
     TRANSFER_FILE,
     Backbone,
     BackboneSpec,

@@ -32,7 +32,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from hf_dr.errors import ConfigError, DataError, did_you_mean
 from hf_dr.store.base_dataset import load_base, undecoded_images
 from hf_dr.store.named_files import FILES_FROM_HELP
-from hf_dr.transfer import (
+from hf_dr.transfer.trainer import (
     Backbone,
     BackboneArguments,
     TransferArguments,

@@ -1,0 +1,3 @@
+"""Other tasks: detection and segmentation on a student's backbone.
+
+`trainer` is what both share."""

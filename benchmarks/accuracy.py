@@ -41,7 +41,7 @@ import torch
 from safetensors.torch import load_file
 
 from hf_dr.cli import launch
-from hf_dr.comparison import CompareConfig, Comparison, as_arguments, run_comparison
+from hf_dr.evaluation.comparison import CompareConfig, Comparison, as_arguments, run_comparison
 from hf_dr.store.base_dataset import undecoded_images
 from hf_dr.teacher.ensemble import Preprocessing
 from hf_dr.teacher.signals import SIGNALS

@@ -16,10 +16,12 @@ from transformers import TrainerState, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import sort_checkpoints
 
-from hf_dr.comparison import CompareConfig, as_arguments, run_comparison
 from hf_dr.config import parse, read_yaml
 from hf_dr.errors import ConfigError, HfDrError
-from hf_dr.evaluation import EvaluateConfig, run_evaluation
+from hf_dr.evaluation.comparison import CompareConfig, as_arguments, run_comparison
+from hf_dr.evaluation.metrics import compute_metrics
+from hf_dr.evaluation.results import gather
+from hf_dr.evaluation.run import EvaluateConfig, run_evaluation
 from hf_dr.generation.contact_sheet import contact_sheet
 from hf_dr.generation.extend import ExtendConfig, ExtendJob, check_extension
 from hf_dr.generation.inspection import inspect_dataset
@@ -27,12 +29,10 @@ from hf_dr.generation.job import Job, Part, ReinforceConfig, check_dataset
 from hf_dr.generation.ml_dr.importer import ImportConfig, ImportJob
 from hf_dr.generation.verify import teacher_from_provenance, verify
 from hf_dr.hub.repository import push_to_hub
-from hf_dr.metrics import compute_metrics
 from hf_dr.processes import process_state
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import each_dataset, fetch_config, load_reinforced
 from hf_dr.replay.plain import PlainDataset
-from hf_dr.results import gather
 from hf_dr.smoke import Rehearsal, SmokeArguments, rehearsal
 from hf_dr.store.base_dataset import load_base
 from hf_dr.store.card import write_card

@@ -27,11 +27,11 @@ import yaml
 from safetensors.torch import save_file
 from timm.data import ImageNetInfo
 
-from hf_dr.comparison import as_arguments
 from hf_dr.config import config_files, read_yaml
-from hf_dr.corruptions import CORRUPTIONS
 from hf_dr.errors import ConfigError
-from hf_dr.evaluation import EvaluationSet, parse_set
+from hf_dr.evaluation.comparison import as_arguments
+from hf_dr.evaluation.corruptions import CORRUPTIONS
+from hf_dr.evaluation.run import EvaluationSet, parse_set
 from hf_dr.training.students import build_student, complete_config
 
 FEATURES_FILE = "features.yaml"

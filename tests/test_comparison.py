@@ -9,10 +9,10 @@ import pytest
 import yaml
 
 from hf_dr.cli import main
-from hf_dr.comparison import Comparison, Run, compare, is_finished, read_run
 from hf_dr.errors import ConfigError, DataError
-from hf_dr.evaluation import Report, Result
-from hf_dr.metrics import reliability
+from hf_dr.evaluation.comparison import Comparison, Run, compare, is_finished, read_run
+from hf_dr.evaluation.metrics import reliability
+from hf_dr.evaluation.run import Report, Result
 
 
 def made_up() -> Comparison:

@@ -6,8 +6,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from hf_dr.corruptions import CORRUPTIONS, LARGE_SIDE, SEVERITIES, corrupt, corruption_rng
 from hf_dr.errors import ConfigError
+from hf_dr.evaluation.corruptions import CORRUPTIONS, LARGE_SIDE, SEVERITIES, corrupt, corruption_rng
 
 PAPER = (
     "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "snow",

@@ -15,12 +15,12 @@ from conftest import CLASSES, as_cell, colour_image
 from safetensors.torch import save_file
 from torch import nn
 
-from hf_dr import evaluation
 from hf_dr.cli import main
-from hf_dr.corruptions import CORRUPTIONS, corrupt, corruption_rng
 from hf_dr.errors import ConfigError, DataError
-from hf_dr.evaluation import PRESETS, EvaluateConfig, EvaluationSet, View, parse_set, run_evaluation
-from hf_dr.metrics import classification_metrics, reliability
+from hf_dr.evaluation import run as evaluation
+from hf_dr.evaluation.corruptions import CORRUPTIONS, corrupt, corruption_rng
+from hf_dr.evaluation.metrics import classification_metrics, reliability
+from hf_dr.evaluation.run import PRESETS, EvaluateConfig, EvaluationSet, View, parse_set, run_evaluation
 from hf_dr.teacher.ensemble import Member, Preprocessing, load_member
 from hf_dr.training.students import build_student
 from hf_dr.views.images import decode_image

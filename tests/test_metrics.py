@@ -6,7 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_dr.metrics import classification_metrics, compute_metrics, log_softmax, reliability, reliability_picture
+from hf_dr.evaluation.metrics import (
+    classification_metrics,
+    compute_metrics,
+    log_softmax,
+    reliability,
+    reliability_picture,
+)
 
 
 @settings(max_examples=30)

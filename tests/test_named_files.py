@@ -20,7 +20,7 @@ from huggingface_hub import HfApi
 
 import hf_dr.cli
 from hf_dr.errors import ConfigError, DataError, FormatError
-from hf_dr.evaluation import EvaluateConfig, run_evaluation
+from hf_dr.evaluation.run import EvaluateConfig, run_evaluation
 from hf_dr.generation.job import ReinforceConfig, describe_base, reinforce
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.store.base_dataset import load_base

@@ -9,14 +9,14 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from hf_dr.errors import ConfigError
-from hf_dr.evaluation import EvaluateConfig, run_evaluation
+from hf_dr.evaluation.run import EvaluateConfig, run_evaluation
 from hf_dr.generation.job import Job, ReinforceConfig
 from hf_dr.generation.verify import verify
 from hf_dr.processes import KERNELS, OVER_ROWS, warm_up_kernels
 from hf_dr.training.resumable import ResumableTrainer
 from tests.conftest import ALL_OPS
 
-CALLERS = ("hf_dr.generation.job", "hf_dr.training.resumable", "hf_dr.evaluation", "hf_dr.generation.verify")
+CALLERS = ("hf_dr.generation.job", "hf_dr.training.resumable", "hf_dr.evaluation.run", "hf_dr.generation.verify")
 # What teachers, losses and optimizers surely call; the others of the list are there because models may.
 NEEDED = {"cos", "erf", "exp", "expm1", "log", "log1p", "log2", "rsqrt", "sigmoid", "sin", "sqrt", "tan", "tanh"}
 

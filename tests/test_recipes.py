@@ -15,9 +15,9 @@ import yaml
 
 from hf_dr import cli
 from hf_dr.cli import BaseArguments, RunArguments, StudentArguments, TeacherArguments, main
-from hf_dr.comparison import CompareConfig
 from hf_dr.config import parse, read_configs, read_yaml
 from hf_dr.errors import ConfigError
+from hf_dr.evaluation.comparison import CompareConfig
 from hf_dr.generation.job import ReinforceConfig
 from hf_dr.smoke import Described, SmokeArguments
 from hf_dr.training.trainer import ReinforcedTrainingArguments

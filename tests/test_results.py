@@ -16,7 +16,14 @@ from safetensors.torch import save_file
 
 from hf_dr.cli import main
 from hf_dr.errors import DataError
-from hf_dr.results import WHILE_TRAINING, find_results, gather, read_evaluation, read_trained, read_transferred
+from hf_dr.evaluation.results import (
+    WHILE_TRAINING,
+    find_results,
+    gather,
+    read_evaluation,
+    read_trained,
+    read_transferred,
+)
 
 ROOT = Path(__file__).parents[1]
 RUNS = ("erm-0", "erm-1", "reinforced-0", "reinforced-1", "kd-0")

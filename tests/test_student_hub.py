@@ -28,8 +28,8 @@ from transformers import (
 
 from hf_dr.cli import main
 from hf_dr.errors import ConfigError, FormatError, HubError, TeacherError
+from hf_dr.evaluation.metrics import compute_metrics
 from hf_dr.generation.verify import teacher_from_provenance
-from hf_dr.metrics import compute_metrics
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.training.student_hub import export_student, push_student
 from hf_dr.training.students import LabelledImages, build_student, evaluation_augmentation

@@ -24,9 +24,9 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from hf_dr.corruptions import CORRUPTIONS, SEVERITIES, check_corruption, corrupt, corruption_rng
 from hf_dr.errors import ConfigError, DataError, TeacherError, did_you_mean
-from hf_dr.metrics import Reliability, classification_metrics, reliability, reliability_picture
+from hf_dr.evaluation.corruptions import CORRUPTIONS, SEVERITIES, check_corruption, corrupt, corruption_rng
+from hf_dr.evaluation.metrics import Reliability, classification_metrics, reliability, reliability_picture
 from hf_dr.processes import warm_up_kernels
 from hf_dr.store.base_dataset import load_base
 from hf_dr.store.named_files import FILES_FROM_HELP

@@ -15,7 +15,7 @@ import numpy as np
 from evaluate.info import MetricInfo
 from evaluate.module import Metric
 
-from hf_dr.metrics import classification_metrics
+from hf_dr.evaluation.metrics import classification_metrics
 
 
 class _LogitsMetric(Metric):

@@ -19,8 +19,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from hf_dr.errors import ConfigError, DataError
-from hf_dr.evaluation import EvaluateConfig, Report, run_evaluation
-from hf_dr.metrics import Reliability, reliability_figure
+from hf_dr.evaluation.metrics import Reliability, reliability_figure
+from hf_dr.evaluation.run import EvaluateConfig, Report, run_evaluation
 from hf_dr.replay.loading import each_dataset, fetch_config
 from hf_dr.store.card import write_card
 from hf_dr.store.findings import Students, save_finding

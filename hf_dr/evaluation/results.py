@@ -17,7 +17,8 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 from matplotlib.figure import Figure
 
-from hf_dr.comparison import (
+from hf_dr.errors import DataError, HfDrError
+from hf_dr.evaluation.comparison import (
     BASELINE,
     RUN_NOTE,
     Run,
@@ -28,7 +29,6 @@ from hf_dr.comparison import (
     html_table,
     read_training,
 )
-from hf_dr.errors import DataError, HfDrError
 from hf_dr.text import markdown_table
 from hf_dr.training.student_card import STUDENT_FILE, Student
 from hf_dr.transfer.trainer import HEADLINES, RESULTS_FILE, TRANSFER_FILE, read_description

@@ -2,6 +2,6 @@
 
 import sys
 
-from hf_dr.cli import main
+from hf_dr.cli.main import main
 
 sys.exit(main())

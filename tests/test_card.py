@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_dr import Augmentation, ReinforceConfig, load_reinforced, ops, reinforce
-from hf_dr.cli import main
+from hf_dr.cli.main import main
 from hf_dr.errors import ConfigError, DataError, FormatError
 from hf_dr.store.base_dataset import load_base
 from hf_dr.store.card import CardConfig, PlannedConfig, card_configs, size_category, update_card, write_card

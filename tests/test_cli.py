@@ -12,7 +12,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from hf_dr.cli import build_augmentation, main, read_classes
+from hf_dr.cli.main import build_augmentation, main, read_classes
 from hf_dr.errors import ConfigError
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
-from hf_dr.cli import main
+from hf_dr.cli.main import main
 from hf_dr.errors import ConfigError, DataError
 from hf_dr.evaluation.comparison import Comparison, Run, compare, is_finished, read_run
 from hf_dr.evaluation.metrics import reliability

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from hf_dr.config import parse
+from hf_dr.cli.config import parse
 from hf_dr.errors import ConfigError
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from samples import TWO_PROCESSES, quick
 
-from hf_dr.cli import main
+from hf_dr.cli.main import main
 from hf_dr.errors import ConfigError, DataError
 from hf_dr.transfer.detection import (
     CocoMeter,

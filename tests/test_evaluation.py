@@ -15,7 +15,7 @@ from conftest import CLASSES, as_cell, colour_image
 from safetensors.torch import save_file
 from torch import nn
 
-from hf_dr.cli import main
+from hf_dr.cli.main import main
 from hf_dr.errors import ConfigError, DataError
 from hf_dr.evaluation import run as evaluation
 from hf_dr.evaluation.corruptions import CORRUPTIONS, corrupt, corruption_rng

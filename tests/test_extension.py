@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from samples import TWO_PROCESSES, quick
 from test_reinforce import MIXING, OnAnotherDevice, files_of, with_bad_row
 
-from hf_dr.cli import main
+from hf_dr.cli.main import main
 from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, FormatError, ReplayError, TeacherError
 from hf_dr.generation import extend as extension
 from hf_dr.generation.extend import ExtendConfig, ExtendJob, extend

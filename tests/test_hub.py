@@ -15,7 +15,7 @@ from huggingface_hub import CommitOperationDelete, HfApi
 from loopback_hub import Fault, LoopbackHub
 from samples import TWO_PROCESSES
 
-from hf_dr.cli import main
+from hf_dr.cli.main import main
 from hf_dr.errors import ConfigError, FormatError, HubError
 from hf_dr.generation.job import ReinforceConfig, reinforce
 from hf_dr.hub.repository import push_to_hub

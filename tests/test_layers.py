@@ -116,7 +116,7 @@ def test_nothing_unpickles_or_draws_from_global_state(path: Path) -> None:
         ("from hf_dr import ops, reinforce", {"ops", "reinforce"}),
         ("from hf_dr import Augmentation", {"__init__"}),
         ("from hf_dr.store.schema import Provenance", {"schema"}),
-        ("def f():\n    from hf_dr.cli import main", {"cli"}),
+        ("def f():\n    from hf_dr.cli.main import main", {"cli"}),
         ("import datasets\nfrom pathlib import Path", set()),
     ],
 )

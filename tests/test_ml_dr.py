@@ -26,7 +26,7 @@ from torchvision import transforms
 from torchvision.transforms import functional as F
 from torchvision.transforms.autoaugment import _apply_op
 
-from hf_dr.cli import main
+from hf_dr.cli.main import main
 from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, FormatError, HfDrError
 from hf_dr.generation.ml_dr import importer as ml_dr
 from hf_dr.generation.ml_dr.files import RunFormat, archive_files, read_file

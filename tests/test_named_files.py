@@ -18,7 +18,7 @@ from conftest import CLASSES, as_cell, colour_image
 from datasets.download.download_manager import DownloadManager
 from huggingface_hub import HfApi
 
-import hf_dr.cli
+import hf_dr.cli.main
 from hf_dr.errors import ConfigError, DataError, FormatError
 from hf_dr.evaluation.run import EvaluateConfig, run_evaluation
 from hf_dr.generation.job import ReinforceConfig, describe_base, reinforce
@@ -89,7 +89,7 @@ def parquet_of(dataset: datasets.Dataset, path: Path) -> Path:
 
 
 def command(*words: Any) -> int:
-    return hf_dr.cli.main([str(word) for word in words])
+    return hf_dr.cli.main.main([str(word) for word in words])
 
 
 # ------------------------------------------------------------------------------------------------- what is named where

@@ -13,13 +13,13 @@ import torch
 import torchvision
 import yaml
 
-from hf_dr import cli
-from hf_dr.cli import BaseArguments, RunArguments, StudentArguments, TeacherArguments, main
-from hf_dr.config import parse, read_configs, read_yaml
+from hf_dr.cli import main as cli
+from hf_dr.cli.config import parse, read_configs, read_yaml
+from hf_dr.cli.main import BaseArguments, RunArguments, StudentArguments, TeacherArguments, main
+from hf_dr.cli.smoke import Described, SmokeArguments
 from hf_dr.errors import ConfigError
 from hf_dr.evaluation.comparison import CompareConfig
 from hf_dr.generation.job import ReinforceConfig
-from hf_dr.smoke import Described, SmokeArguments
 from hf_dr.training.trainer import ReinforcedTrainingArguments
 
 ROOT = Path(__file__).parents[1]

@@ -14,7 +14,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from hf_dr.cli import main
+from hf_dr.cli.main import main
 from hf_dr.errors import DataError
 from hf_dr.evaluation.results import (
     WHILE_TRAINING,

@@ -19,7 +19,7 @@ from samples import TWO_PROCESSES, photo, quick
 from timm.layers import convert_sync_batchnorm
 from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 
-from hf_dr.cli import main
+from hf_dr.cli.main import main
 from hf_dr.errors import ConfigError, DataError
 from hf_dr.transfer.segmentation import (
     IGNORED,

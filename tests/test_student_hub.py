@@ -26,7 +26,7 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from hf_dr.cli import main
+from hf_dr.cli.main import main
 from hf_dr.errors import ConfigError, FormatError, HubError, TeacherError
 from hf_dr.evaluation.metrics import compute_metrics
 from hf_dr.generation.verify import teacher_from_provenance

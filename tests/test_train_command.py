@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageClassification, ViTConfig, ViTImageProcessor
 
-from hf_dr.cli import main
+from hf_dr.cli.main import main
 from hf_dr.generation.job import ReinforceConfig, reinforce
 from hf_dr.hub.repository import push_to_hub
 from hf_dr.training.students import load_processor

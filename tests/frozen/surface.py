@@ -22,7 +22,7 @@ import yaml
 from transformers import TrainingArguments
 
 import hf_dr
-from hf_dr.cli import COMMANDS, main
+from hf_dr.cli.main import COMMANDS, main
 from hf_dr.version import __version__
 
 ROOT = Path(__file__).parents[2]

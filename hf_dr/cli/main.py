@@ -16,7 +16,8 @@ from transformers import TrainerState, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import sort_checkpoints
 
-from hf_dr.config import parse, read_yaml
+from hf_dr.cli.config import parse, read_yaml
+from hf_dr.cli.smoke import Rehearsal, SmokeArguments, rehearsal
 from hf_dr.errors import ConfigError, HfDrError
 from hf_dr.evaluation.comparison import CompareConfig, as_arguments, run_comparison
 from hf_dr.evaluation.metrics import compute_metrics
@@ -33,7 +34,6 @@ from hf_dr.processes import process_state
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import each_dataset, fetch_config, load_reinforced
 from hf_dr.replay.plain import PlainDataset
-from hf_dr.smoke import Rehearsal, SmokeArguments, rehearsal
 from hf_dr.store.base_dataset import load_base
 from hf_dr.store.card import write_card
 from hf_dr.store.findings import save_finding

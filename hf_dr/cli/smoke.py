@@ -27,7 +27,7 @@ import yaml
 from safetensors.torch import save_file
 from timm.data import ImageNetInfo
 
-from hf_dr.config import config_files, read_yaml
+from hf_dr.cli.config import config_files, read_yaml
 from hf_dr.errors import ConfigError
 from hf_dr.evaluation.comparison import as_arguments
 from hf_dr.evaluation.corruptions import CORRUPTIONS

@@ -28,7 +28,7 @@ from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.store.schema import Provenance
 from hf_dr.teacher.ensemble import Member, Preprocessing, Teacher
 from hf_dr.views.augmentation import NAMED, Augmentation
-from hf_dr.views.ops import POLICY_OPS
+from hf_dr.views.ops.colour import POLICY_OPS
 
 # What the four named augmentations leave out: every other op, ops twice, other settings, mixing after each.
 CUSTOM: dict[str, list[Any]] = {

@@ -35,7 +35,7 @@ from hf_dr.replay.loading import load_reinforced
 from hf_dr.replay.sampling import ReinforcedSampler
 from hf_dr.training.trainer import ReinforcedTrainingArguments
 from hf_dr.views.augmentation import Augmentation
-from hf_dr.views.ops import IMAGENET_MEAN_RGB
+from hf_dr.views.ops.geometry import IMAGENET_MEAN_RGB
 
 SIDE, BATCH, WORKERS = 224, 64, 2
 PHOTO = (500, 375)

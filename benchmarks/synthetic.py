@@ -19,7 +19,7 @@ from hf_dr.store.schema import AUG_PREFIX, IMAGE_HASH, TEACHER_IDS, TEACHER_LOGP
 from hf_dr.views.augmentation import NO_PARTNER, PARTNER, Augmentation
 from hf_dr.views.images import pixel_hash
 from hf_dr.views.maker import Span
-from hf_dr.views.ops import Params
+from hf_dr.views.ops.base import Params
 from hf_dr.views.rng import view_rng
 
 TOP_K = 10

@@ -5,7 +5,6 @@ augmented views of each image, the augmentation's parameters and a teacher's ans
 `ReinforcedTrainer` learns from them.
 """
 
-from hf_dr import ops
 from hf_dr.errors import (
     ConfigError,
     DataError,
@@ -24,6 +23,7 @@ from hf_dr.replay.loading import load_reinforced
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.training.trainer import ReinforcedTrainer, ReinforcedTrainingArguments
 from hf_dr.version import __version__
+from hf_dr.views import ops
 from hf_dr.views.augmentation import Augmentation
 
 __all__ = [

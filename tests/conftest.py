@@ -51,7 +51,9 @@ from hf_dr.replay.loading import load_reinforced
 from hf_dr.store.shards import list_array
 from hf_dr.teacher.ensemble import Member, Preprocessing, Teacher, weights_hash
 from hf_dr.views.augmentation import Augmentation
-from hf_dr.views.ops import CutMix, MixUp, RandAugment, RandomErasing, RandomHorizontalFlip, RandomResizedCrop
+from hf_dr.views.ops.colour import RandAugment
+from hf_dr.views.ops.geometry import RandomErasing, RandomHorizontalFlip, RandomResizedCrop
+from hf_dr.views.ops.mixing import CutMix, MixUp
 
 torch.set_num_threads(1)
 # The same examples in every run: a red test stays red until the code is mended. And none is timed: a machine may be busy.

@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, settings
 from hf_dr.store.schema import AUG_PREFIX, reinforcement_features
 from hf_dr.store.shards import list_array
 from hf_dr.views.augmentation import Augmentation
-from hf_dr.views.ops import OPS, CenterCrop, Op, Params
+from hf_dr.views.ops.base import OPS, Op, Params
+from hf_dr.views.ops.geometry import CenterCrop
 
 SIDE = 8
 """Output side of the ops below; `RandomCrop` pads 4 on each side, so it fits images of any size."""

@@ -12,19 +12,17 @@ import yaml
 
 from hf_dr.errors import ConfigError, ReplayError
 from hf_dr.views.augmentation import NAMED, NO_PARTNER, PARTNER, Augmentation
-from hf_dr.views.ops import (
+from hf_dr.views.ops.base import Param
+from hf_dr.views.ops.colour import ColorJitter, RandAugment
+from hf_dr.views.ops.geometry import (
     CenterCrop,
-    ColorJitter,
-    CutMix,
-    MixUp,
-    Param,
-    RandAugment,
     RandomCrop,
     RandomErasing,
     RandomHorizontalFlip,
     RandomResizedCrop,
     Resize,
 )
+from hf_dr.views.ops.mixing import CutMix, MixUp
 from hf_dr.views.rng import view_rng
 from tests.samples import every_op, op_id, photo, same_pixels
 

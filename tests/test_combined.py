@@ -19,7 +19,8 @@ from hf_dr.replay.loading import load_reinforced
 from hf_dr.replay.reinforced_data import DIFFICULTIES, fresh_view, ranked_view
 from hf_dr.replay.sampling import ReinforcedSampler
 from hf_dr.views.augmentation import NO_PARTNER, Augmentation
-from hf_dr.views.ops import MixUp, RandomHorizontalFlip, RandomResizedCrop, Resize
+from hf_dr.views.ops.geometry import RandomHorizontalFlip, RandomResizedCrop, Resize
+from hf_dr.views.ops.mixing import MixUp
 
 ROWS = 12
 CROP = Augmentation([RandomResizedCrop(8)])

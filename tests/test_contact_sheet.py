@@ -11,7 +11,7 @@ from hf_dr.generation.contact_sheet import contact_sheet
 from hf_dr.generation.job import ReinforceConfig, reinforce
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.views.augmentation import Augmentation
-from hf_dr.views.ops import RandomHorizontalFlip, Resize
+from hf_dr.views.ops.geometry import RandomHorizontalFlip, Resize
 
 
 def test_rows_and_views_make_the_size(tmp_path, tiny_plus):

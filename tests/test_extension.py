@@ -34,7 +34,7 @@ from hf_dr.store.shards import ShardWriter
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.topk import add_members, top_k
 from hf_dr.views.augmentation import Augmentation
-from hf_dr.views.ops import RandomResizedCrop
+from hf_dr.views.ops.geometry import RandomResizedCrop
 
 REPOSITORY = Path(__file__).parents[1]
 

@@ -15,7 +15,7 @@ import pytest
 
 from hf_dr.store.schema import KEEP, MIXING_SCOPES, Provenance
 from hf_dr.teacher.signals import SIGNALS
-from hf_dr.views.ops import OPS
+from hf_dr.views.ops.base import OPS
 from tests.frozen.plus import build, freeze, versions, without_sizes
 from tests.frozen.surface import SURFACE
 

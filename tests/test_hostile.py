@@ -48,7 +48,7 @@ from hf_dr.store.schema import PROVENANCE_FILE, STATISTICS_FILE, STUDENTS_FILE, 
 from hf_dr.store.shards import METADATA_KEY
 from hf_dr.teacher.ensemble import Teacher, load_member
 from hf_dr.views.augmentation import Augmentation
-from hf_dr.views.ops import RandomCrop, Resize
+from hf_dr.views.ops.geometry import RandomCrop, Resize
 
 NAME, ROWS, VIEWS, TOP_K = "victim", 6, 2, 3
 SHARDS = ("train-00000-of-00002.parquet", "train-00001-of-00002.parquet")

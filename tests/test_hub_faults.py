@@ -24,7 +24,7 @@ from hf_dr.hub import retry
 from hf_dr.hub.repository import Push, push_to_hub
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.views.augmentation import Augmentation
-from hf_dr.views.ops import RandomResizedCrop
+from hf_dr.views.ops.geometry import RandomResizedCrop
 
 REPO = "org/tiny-plus"
 FAULTS = ("500", "429", "cut", "reset", "lost")

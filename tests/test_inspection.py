@@ -20,7 +20,8 @@ from hf_dr.replay.loading import load_reinforced
 from hf_dr.store.schema import PROVENANCE_FILE
 from hf_dr.teacher.topk import MIN_REST
 from hf_dr.views.augmentation import Augmentation
-from hf_dr.views.ops import MixUp, RandomResizedCrop, Resize
+from hf_dr.views.ops.geometry import RandomResizedCrop, Resize
+from hf_dr.views.ops.mixing import MixUp
 
 CROP = Augmentation([RandomResizedCrop(16, scale=(0.5, 1.0))])
 

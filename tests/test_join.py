@@ -25,7 +25,7 @@ from hf_dr.replay.reinforced_data import fresh_view
 from hf_dr.store.base_dataset import undecoded_images
 from hf_dr.views.augmentation import PARTNER, Augmentation
 from hf_dr.views.images import pixel_hash
-from hf_dr.views.ops import RandomResizedCrop
+from hf_dr.views.ops.geometry import RandomResizedCrop
 
 ROWS, VIEWS = 12, 4
 FORMATS = ("PNG", "BMP", "WEBP")

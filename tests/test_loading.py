@@ -21,7 +21,7 @@ from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import fetch_config, load_reinforced
 from hf_dr.store.schema import PROVENANCE_FILE, Provenance
 from hf_dr.views.augmentation import Augmentation
-from hf_dr.views.ops import Resize
+from hf_dr.views.ops.geometry import Resize
 
 REPO, NAME = "org/tiny-plus", "all_ops"
 SHARDS = [f"{NAME}/train-0000{n}-of-00003.parquet" for n in range(3)]

@@ -10,7 +10,7 @@ from samples import quick
 
 from hf_dr.errors import ConfigError
 from hf_dr.training.mixing import mix_batch
-from hf_dr.views.ops import CutMix, MixUp
+from hf_dr.views.ops.mixing import CutMix, MixUp
 from hf_dr.views.rng import keyed_rng
 
 SIZES = st.tuples(st.integers(1, 6), st.just(3), st.integers(1, 20), st.integers(1, 20))

@@ -1,4 +1,4 @@
-"""Every registered op keeps the rules of replay; an op that is added to `hf_dr.views.ops` is tested here without a change."""
+"""Every registered op keeps the rules of replay; an op that is added to `hf_dr.views.ops.base` is tested here without a change."""
 
 from __future__ import annotations
 
@@ -17,25 +17,17 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hf_dr.errors import ConfigError, ReplayError
-from hf_dr.views.ops import (
-    MAX_SIDE,
-    OPS,
-    POLICY_OPS,
+from hf_dr.views.ops.base import MAX_SIDE, OPS, Op, Params, register
+from hf_dr.views.ops.colour import POLICY_OPS, ColorJitter, RandAugment, TrivialAugmentWide
+from hf_dr.views.ops.geometry import (
     CenterCrop,
-    ColorJitter,
-    CutMix,
-    MixUp,
-    Op,
-    Params,
-    RandAugment,
     RandomCrop,
     RandomErasing,
     RandomHorizontalFlip,
     RandomResizedCrop,
     Resize,
-    TrivialAugmentWide,
-    register,
 )
+from hf_dr.views.ops.mixing import CutMix, MixUp
 from hf_dr.views.rng import view_rng
 from tests.samples import every_op, make_op, op_id, photo, plain, quick, same_pixels, through_numpy, through_parquet
 

@@ -15,22 +15,17 @@ from scipy import stats
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from hf_dr.views.ops import (
-    POLICY_OPS,
+from hf_dr.views.ops.base import Op, Params
+from hf_dr.views.ops.colour import POLICY_OPS, ColorJitter, RandAugment, TrivialAugmentWide
+from hf_dr.views.ops.geometry import (
     CenterCrop,
-    ColorJitter,
-    CutMix,
-    MixUp,
-    Op,
-    Params,
-    RandAugment,
     RandomCrop,
     RandomErasing,
     RandomHorizontalFlip,
     RandomResizedCrop,
     Resize,
-    TrivialAugmentWide,
 )
+from hf_dr.views.ops.mixing import CutMix, MixUp
 from hf_dr.views.rng import view_rng
 from tests.samples import photo, same_pixels
 

@@ -12,7 +12,8 @@ from hf_dr.replay.plain import PlainDataset
 from hf_dr.replay.reinforced_data import fresh_view
 from hf_dr.replay.sampling import ReinforcedSampler
 from hf_dr.views.augmentation import Augmentation
-from hf_dr.views.ops import MixUp, RandomHorizontalFlip, RandomResizedCrop
+from hf_dr.views.ops.geometry import RandomHorizontalFlip, RandomResizedCrop
+from hf_dr.views.ops.mixing import MixUp
 
 AUGMENTATION = Augmentation([RandomResizedCrop(24), RandomHorizontalFlip()])
 COLUMNS = {"image_column": "image", "label_column": "label"}

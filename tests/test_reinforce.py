@@ -33,7 +33,8 @@ from hf_dr.store.schema import KEEP, PROVENANCE_FILE, Provenance, combine_hashes
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.maker import hash_view
-from hf_dr.views.ops import CutMix, MixUp, RandomCrop, RandomHorizontalFlip, RandomResizedCrop, Resize
+from hf_dr.views.ops.geometry import RandomCrop, RandomHorizontalFlip, RandomResizedCrop, Resize
+from hf_dr.views.ops.mixing import CutMix, MixUp
 
 # `hf_dr.reinforce` is the function; this is the module behind it.
 module = importlib.import_module("hf_dr.generation.job")

@@ -26,7 +26,8 @@ from hf_dr.store.schema import PROVENANCE_FILE, combine_hashes, find_config
 from hf_dr.teacher.topk import cross_entropy, entropy
 from hf_dr.views.augmentation import NAMED, Augmentation
 from hf_dr.views.maker import Span, ViewMaker, hash_view
-from hf_dr.views.ops import CutMix, MixUp, RandomHorizontalFlip, RandomResizedCrop, Resize
+from hf_dr.views.ops.geometry import RandomHorizontalFlip, RandomResizedCrop, Resize
+from hf_dr.views.ops.mixing import CutMix, MixUp
 
 VIEWS = 4
 

@@ -18,7 +18,8 @@ from hf_dr.replay.loading import load_reinforced
 from hf_dr.replay.reinforced_data import DIFFICULTIES, MappedReinforcedData, fresh_view, ranked_view
 from hf_dr.replay.sampling import ReinforcedSampler
 from hf_dr.views.augmentation import NO_PARTNER, Augmentation
-from hf_dr.views.ops import MixUp, RandomHorizontalFlip, RandomResizedCrop
+from hf_dr.views.ops.geometry import RandomHorizontalFlip, RandomResizedCrop
+from hf_dr.views.ops.mixing import MixUp
 
 ROWS, VIEWS = 12, 4
 

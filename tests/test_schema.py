@@ -27,7 +27,8 @@ from hf_dr.store.schema import (
     shard_name,
 )
 from hf_dr.views.augmentation import Augmentation
-from hf_dr.views.ops import CenterCrop, MixUp, RandomErasing, RandomHorizontalFlip, RandomResizedCrop
+from hf_dr.views.ops.geometry import CenterCrop, RandomErasing, RandomHorizontalFlip, RandomResizedCrop
+from hf_dr.views.ops.mixing import MixUp
 from tests.samples import every_op, op_id, quick
 
 AUGMENTATION = Augmentation([RandomResizedCrop(8), RandomHorizontalFlip(), MixUp()])

@@ -34,7 +34,7 @@ from hf_dr.teacher.signals import (
 from hf_dr.teacher.topk import top_k
 from hf_dr.training.losses import TAIL_RULES, tail_rule
 from hf_dr.views.augmentation import Augmentation
-from hf_dr.views.ops import RandomHorizontalFlip, RandomResizedCrop
+from hf_dr.views.ops.geometry import RandomHorizontalFlip, RandomResizedCrop
 from tests.samples import quick
 
 module = importlib.import_module("hf_dr.generation.job")

@@ -34,7 +34,8 @@ from hf_dr.replay.sampling import ReinforcedSampler
 from hf_dr.replay.streaming import StreamedReinforcedDataset
 from hf_dr.store.schema import METADATA_KEY, Provenance, find_config
 from hf_dr.views.augmentation import Augmentation
-from hf_dr.views.ops import MixUp, RandomHorizontalFlip, RandomResizedCrop
+from hf_dr.views.ops.geometry import RandomHorizontalFlip, RandomResizedCrop
+from hf_dr.views.ops.mixing import MixUp
 
 ROWS, VIEWS, SHARD = 23, 3, 5
 BAD = (1, 7, 20, 21, 22)  # the last shard has nothing else

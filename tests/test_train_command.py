@@ -19,7 +19,7 @@ from hf_dr.generation.job import ReinforceConfig, reinforce
 from hf_dr.hub.repository import push_to_hub
 from hf_dr.training.students import load_processor
 from hf_dr.views.augmentation import Augmentation
-from hf_dr.views.ops import RandomResizedCrop
+from hf_dr.views.ops.geometry import RandomResizedCrop
 
 SIZE, ROWS, BATCH = 24, 12, 4
 STEPS = ROWS // BATCH  # of an epoch

@@ -45,7 +45,8 @@ from hf_dr.training.losses import reinforced_kl
 from hf_dr.training.students import LabelledImages, build_student, evaluation_augmentation, load_processor
 from hf_dr.training.trainer import ReinforcedTrainer, ReinforcedTrainingArguments, normalize
 from hf_dr.views.augmentation import Augmentation
-from hf_dr.views.ops import CenterCrop, MixUp, RandomHorizontalFlip, RandomResizedCrop
+from hf_dr.views.ops.geometry import CenterCrop, RandomHorizontalFlip, RandomResizedCrop
+from hf_dr.views.ops.mixing import MixUp
 
 SIZE, ROWS, VIEWS, BATCH = 24, 12, 4, 4
 STEPS = ROWS // BATCH  # of an epoch

@@ -16,7 +16,7 @@ from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.signals import stored_if_kept
 from hf_dr.teacher.topk import top_k
 from hf_dr.views.augmentation import Augmentation
-from hf_dr.views.ops import RandomResizedCrop
+from hf_dr.views.ops.geometry import RandomResizedCrop
 
 
 def test_an_intact_dataset_is_ok(tiny_plus, tiny_teacher):

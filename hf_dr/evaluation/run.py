@@ -34,7 +34,7 @@ from hf_dr.teacher.ensemble import PRECISIONS, Member, Preprocessing, Teacher, i
 from hf_dr.text import markdown_table
 from hf_dr.version import __version__
 from hf_dr.views.images import decode_image
-from hf_dr.views.ops import CenterCrop, Resize
+from hf_dr.views.ops.geometry import CenterCrop, Resize
 
 logger = logging.getLogger(__name__)
 

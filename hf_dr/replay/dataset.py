@@ -37,7 +37,7 @@ from hf_dr.teacher.signals import IMAGE_TAIL, tail_size
 from hf_dr.teacher.topk import cross_entropy, entropy
 from hf_dr.views.augmentation import NO_PARTNER, PARTNER
 from hf_dr.views.images import decode_image, pixel_hash
-from hf_dr.views.ops import Params
+from hf_dr.views.ops.base import Params
 from hf_dr.views.rng import Matching, view_rng
 
 logger = logging.getLogger(__name__)

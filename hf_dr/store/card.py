@@ -45,7 +45,7 @@ from hf_dr.store.schema import (
 from hf_dr.store.shards import read_marker, reading, shard_features
 from hf_dr.teacher.signals import IMAGE_TAIL, SAMPLED, TOPK
 from hf_dr.text import code, format_bytes, inline, markdown_table, percent
-from hf_dr.views.ops import OPS
+from hf_dr.views.ops.base import OPS
 
 CARD_FILE = "README.md"
 TAGS = ("dataset-reinforcement", "arxiv:2303.08983")

@@ -25,7 +25,7 @@ from hf_dr.errors import ConfigError, FormatError, did_you_mean
 from hf_dr.teacher.signals import IMAGE_TAIL, SIGNALS, TOPK, tail_size
 from hf_dr.teacher.topk import id_dtype
 from hf_dr.views.augmentation import PARTNER, Augmentation
-from hf_dr.views.ops import Param
+from hf_dr.views.ops.base import Param
 
 SCHEMA_VERSION = 3
 """Raised whenever a reader of the former version would misread a dataset; golden datasets keep all readable.

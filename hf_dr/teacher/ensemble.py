@@ -30,7 +30,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Pr
 
 import hf_dr.teacher.architectures  # noqa: F401 (what it registers, timm builds)
 from hf_dr.errors import TeacherError
-from hf_dr.views.ops import MAX_SIDE, MAX_VIEW_PIXELS
+from hf_dr.views.ops.base import MAX_SIDE, MAX_VIEW_PIXELS
 
 logger = logging.getLogger(__name__)
 

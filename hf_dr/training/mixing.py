@@ -1,6 +1,6 @@
 """MixUp and CutMix of a whole batch on its device, for training on labels or with a teacher in memory.
 
-What stored views are mixed with is stored with them (`hf_dr.views.ops`); this draws anew for each batch, by the same ops.
+What stored views are mixed with is stored with them (`hf_dr.views.ops.base`); this draws anew for each batch, by the same ops.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from hf_dr.errors import ConfigError
-from hf_dr.views.ops import CutMix, MixUp
+from hf_dr.views.ops.mixing import CutMix, MixUp
 
 
 def mix_batch(

@@ -23,7 +23,7 @@ import hf_dr.teacher.architectures  # noqa: F401 (what it registers, timm builds
 from hf_dr.errors import ConfigError, DataError, did_you_mean
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.images import decode_image
-from hf_dr.views.ops import CenterCrop, Resize
+from hf_dr.views.ops.geometry import CenterCrop, Resize
 
 EMA_FILE = "ema.safetensors"
 """The averaged weights, beside the model's."""

@@ -10,19 +10,10 @@ import numpy as np
 import PIL.Image
 
 from hf_dr.errors import ConfigError, ReplayError, did_you_mean
-from hf_dr.views.ops import (
-    OPS,
-    CutMix,
-    MixUp,
-    Op,
-    Param,
-    Params,
-    RandAugment,
-    RandomErasing,
-    RandomHorizontalFlip,
-    RandomResizedCrop,
-    Size,
-)
+from hf_dr.views.ops.base import OPS, Op, Param, Params, Size
+from hf_dr.views.ops.colour import RandAugment
+from hf_dr.views.ops.geometry import RandomErasing, RandomHorizontalFlip, RandomResizedCrop
+from hf_dr.views.ops.mixing import CutMix, MixUp
 
 PARTNER = "partner"
 """The parameter (column `aug_partner`) that mixing adds: the partner's row of the base, -1 where nothing is mixed."""

@@ -19,7 +19,7 @@ import xxhash
 from hf_dr.errors import DataError
 from hf_dr.views.augmentation import NO_PARTNER, PARTNER, Augmentation
 from hf_dr.views.images import decode_image, pixel_hash
-from hf_dr.views.ops import MAX_SIDE, Params
+from hf_dr.views.ops.base import MAX_SIDE, Params
 from hf_dr.views.rng import Matching, view_rng
 
 

@@ -43,19 +43,16 @@ from hf_dr.store.schema import KEEP
 from hf_dr.teacher.ensemble import Member, Preprocessing, Teacher, weights_hash
 from hf_dr.version import __version__
 from hf_dr.views.augmentation import Augmentation
-from hf_dr.views.ops import (
+from hf_dr.views.ops.colour import ColorJitter, RandAugment, TrivialAugmentWide
+from hf_dr.views.ops.geometry import (
     CenterCrop,
-    ColorJitter,
-    CutMix,
-    MixUp,
-    RandAugment,
     RandomCrop,
     RandomErasing,
     RandomHorizontalFlip,
     RandomResizedCrop,
     Resize,
-    TrivialAugmentWide,
 )
+from hf_dr.views.ops.mixing import CutMix, MixUp
 
 CLASSES = ("ant", "bee", "cat", "dog", "elk", "fox", "gnu", "hen")
 ROWS = 6

@@ -13,19 +13,16 @@ from conftest import as_cell, colour_image
 from hf_dr.generation.job import ReinforceConfig, reinforce
 from hf_dr.teacher.ensemble import Member, Preprocessing, Teacher, weights_hash
 from hf_dr.views.augmentation import Augmentation
-from hf_dr.views.ops import (
+from hf_dr.views.ops.colour import ColorJitter, RandAugment, TrivialAugmentWide
+from hf_dr.views.ops.geometry import (
     CenterCrop,
-    ColorJitter,
-    CutMix,
-    MixUp,
-    RandAugment,
     RandomCrop,
     RandomErasing,
     RandomHorizontalFlip,
     RandomResizedCrop,
     Resize,
-    TrivialAugmentWide,
 )
+from hf_dr.views.ops.mixing import CutMix, MixUp
 
 AUGMENTATIONS = {
     "randaug_mixing": [

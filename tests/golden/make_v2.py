@@ -16,7 +16,9 @@ from hf_dr.store.shards import ShardWriter
 from hf_dr.views.augmentation import NO_PARTNER, PARTNER, Augmentation
 from hf_dr.views.images import pixel_hash
 from hf_dr.views.maker import hash_view
-from hf_dr.views.ops import CutMix, MixUp, RandAugment, RandomErasing, RandomHorizontalFlip, RandomResizedCrop
+from hf_dr.views.ops.colour import RandAugment
+from hf_dr.views.ops.geometry import RandomErasing, RandomHorizontalFlip, RandomResizedCrop
+from hf_dr.views.ops.mixing import CutMix, MixUp
 from hf_dr.views.rng import view_rng
 
 ROWS, VIEWS, SIZE = 7, 16, (20, 24)

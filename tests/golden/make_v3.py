@@ -13,7 +13,9 @@ from conftest import as_cell, colour_image
 from hf_dr.generation.job import ReinforceConfig, reinforce
 from hf_dr.teacher.ensemble import Member, Preprocessing, Teacher, weights_hash
 from hf_dr.views.augmentation import Augmentation
-from hf_dr.views.ops import CutMix, RandAugment, RandomErasing, RandomHorizontalFlip, RandomResizedCrop
+from hf_dr.views.ops.colour import RandAugment
+from hf_dr.views.ops.geometry import RandomErasing, RandomHorizontalFlip, RandomResizedCrop
+from hf_dr.views.ops.mixing import CutMix
 
 ROWS = 7
 MANY = 120  # more classes than a tail has

@@ -25,20 +25,17 @@ from hf_dr.errors import ConfigError, FormatError, did_you_mean
 from hf_dr.generation.ml_dr.plain_pickle import read_plain_pickle
 from hf_dr.store.schema import AUG_PREFIX, TEACHER_IDS, TEACHER_LOGPROBS
 from hf_dr.views.augmentation import NO_PARTNER, PARTNER, Augmentation
-from hf_dr.views.ops import (
-    POLICY_OPS,
+from hf_dr.views.ops.base import Op, Size
+from hf_dr.views.ops.colour import POLICY_OPS, RandAugment
+from hf_dr.views.ops.geometry import (
     CenterCrop,
-    CutMix,
-    MixUp,
-    Op,
-    RandAugment,
     RandomCrop,
     RandomErasing,
     RandomHorizontalFlip,
     RandomResizedCrop,
     Resize,
-    Size,
 )
+from hf_dr.views.ops.mixing import CutMix, MixUp
 
 # A file holds some 300 bytes a view; a larger one is none of ml-dr's.
 MAX_FILE_BYTES = 1 << 25

@@ -69,13 +69,8 @@ from hf_dr.version import __version__
 from hf_dr.views.augmentation import NO_PARTNER, PARTNER
 from hf_dr.views.images import decode_image, pixel_hash
 from hf_dr.views.maker import as_table
-from hf_dr.views.ops import (
-    CutMix,
-    RandomCrop,
-    RandomErasing,
-    RandomResizedCrop,
-    Resize,
-)
+from hf_dr.views.ops.geometry import RandomCrop, RandomErasing, RandomResizedCrop, Resize
+from hf_dr.views.ops.mixing import CutMix
 
 logger = logging.getLogger(__name__)
 

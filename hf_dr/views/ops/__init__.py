@@ -1,0 +1,36 @@
+"""The replayable transforms, by the names that YAML files and `hf_dr.ops` have for them.
+
+To add an op, write its class with `@register` in the module of its kind and name it here: the property tests find it.
+"""
+
+from hf_dr.views.ops.base import OPS, Op, Param, Params, Size, register
+from hf_dr.views.ops.colour import ColorJitter, RandAugment, TrivialAugmentWide
+from hf_dr.views.ops.geometry import (
+    CenterCrop,
+    RandomCrop,
+    RandomErasing,
+    RandomHorizontalFlip,
+    RandomResizedCrop,
+    Resize,
+)
+from hf_dr.views.ops.mixing import CutMix, MixUp
+
+__all__ = [
+    "OPS",
+    "CenterCrop",
+    "ColorJitter",
+    "CutMix",
+    "MixUp",
+    "Op",
+    "Param",
+    "Params",
+    "RandAugment",
+    "RandomCrop",
+    "RandomErasing",
+    "RandomHorizontalFlip",
+    "RandomResizedCrop",
+    "Resize",
+    "Size",
+    "TrivialAugmentWide",
+    "register",
+]

@@ -1,0 +1,289 @@
+"""Ops that change colours, and the policies that choose among operations on colour and geometry."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import permutations
+from typing import ClassVar
+
+import numpy as np
+import PIL.ImageOps
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from hf_dr.errors import ReplayError
+from hf_dr.views.ops.base import (
+    AFFINE_INTERPOLATIONS,
+    INTERPOLATIONS,
+    Op,
+    Param,
+    Params,
+    Size,
+    check_interpolation,
+    check_probability,
+    check_rgb,
+    check_setting,
+    height_width,
+    is_count,
+    is_number,
+    register,
+)
+
+
+@register
+@dataclass(frozen=True)
+class ColorJitter(Op):
+    """Changes brightness, contrast, saturation and hue by random factors in random order (torchvision's rule).
+
+    Args:
+        brightness: Half-width b of the factor's range [max(0, 1 - b), 1 + b].
+        contrast: The same for contrast.
+        saturation: The same for saturation.
+        hue: Half-width of the shift, in turns of the colour circle, 0 to 0.5.
+    """
+
+    name: ClassVar[str] = "color_jitter"
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+
+    # Every order of (brightness, contrast, saturation, hue); the column holds the place in this list.
+    ORDERS: ClassVar[list[tuple[int, ...]]] = list(permutations(range(4)))
+
+    def __post_init__(self) -> None:
+        for field in ("brightness", "contrast", "saturation"):
+            value = getattr(self, field)
+            check_setting(self, field, is_number(value) and 0 <= value <= 1000, "a number from 0 to 1000")
+        check_setting(self, "hue", is_number(self.hue) and 0 <= self.hue <= 0.5, "a number from 0 to 0.5")
+
+    @property
+    def params(self) -> dict[str, Param]:
+        return {"order": Param("uint8"), "factors": Param("float16", 4)}
+
+    def sample(self, rng: np.random.Generator, size: Size) -> Params:
+        factors = [rng.uniform(max(0.0, 1 - w), 1 + w) for w in (self.brightness, self.contrast, self.saturation)]
+        factors.append(rng.uniform(-self.hue, self.hue))
+        return {"order": int(rng.integers(len(self.ORDERS))), "factors": tuple(float(np.float16(f)) for f in factors)}
+
+    def apply(self, image: PIL.Image.Image, params: Params, partner: PIL.Image.Image | None = None) -> PIL.Image.Image:
+        factors = [float(f) for f in params["factors"]]
+        fits = 0 <= params["order"] < len(self.ORDERS) and all(math.isfinite(f) for f in factors)
+        if not fits or min(factors[:3]) < 0 or abs(factors[3]) > 0.5:
+            raise ReplayError(
+                f"ColorJitter needs an order below {len(self.ORDERS)}, factors >= 0 and a hue in ±0.5, found order "
+                f"{params['order']} and factors {factors}. The row is damaged; run `hf-dr verify`."
+            )
+        for which in self.ORDERS[params["order"]]:
+            # A setting of 0 is off, as in torchvision; a factor of 1 is not always exact (hue goes through HSV).
+            if which == 0 and self.brightness:
+                image = F.adjust_brightness(image, factors[0])
+            elif which == 1 and self.contrast:
+                image = F.adjust_contrast(image, factors[1])
+            elif which == 2 and self.saturation:
+                image = F.adjust_saturation(image, factors[2])
+            elif which == 3 and self.hue:
+                image = F.adjust_hue(image, factors[3])
+        return image
+
+
+@dataclass(frozen=True)
+class _Policy:
+    """The 14 operations of a policy space: for each, its largest magnitude and whether its sign is random."""
+
+    shear: float
+    translate: int | None  # pixels; None: 150/331 of the side, AutoAugment's rule
+    rotate: float
+    colour: float
+    posterize: int  # bits taken away at most
+
+    def magnitude(self, op: str, level: int, num_levels: int, size: Size) -> float:
+        """The value handed to an operation at a signed level, -num_levels < level < num_levels."""
+        share = level / (num_levels - 1)
+        if op in ("ShearX", "ShearY"):
+            return self.shear * share
+        if op in ("TranslateX", "TranslateY"):
+            # In whole numbers: rounding errors would make it a pixel less where the exact result is whole, as they do
+            # in torchvision's float32 tables on some machines.
+            side = size[1] if op == "TranslateX" else size[0]
+            most, parts = (150 * side, 331) if self.translate is None else (self.translate, 1)
+            pixels = most * abs(level) // (parts * (num_levels - 1))
+            return pixels if level > 0 else -pixels
+        if op == "Rotate":
+            return self.rotate * share
+        if op == "Posterize":
+            return round(8 - self.posterize * share)
+        if op == "Solarize":
+            return 1 - share
+        return self.colour * share
+
+
+# Order and tables of torchvision's RandAugment and TrivialAugmentWide; a stored op is a place in this tuple.
+POLICY_OPS = (
+    "Identity", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Color", "Contrast",
+    "Sharpness", "Posterize", "Solarize", "AutoContrast", "Equalize",
+)  # fmt: skip
+
+
+_UNSIGNED = frozenset({"Identity", "Posterize", "Solarize", "AutoContrast", "Equalize"})
+
+
+_LEVELLESS = frozenset({"Identity", "AutoContrast", "Equalize"})
+
+
+_RAND_AUGMENT = _Policy(shear=0.3, translate=None, rotate=30, colour=0.9, posterize=4)
+
+
+_TRIVIAL_AUGMENT = _Policy(shear=0.99, translate=32, rotate=135, colour=0.99, posterize=6)
+
+
+def _apply_policy_op(
+    image: PIL.Image.Image, op: str, magnitude: float, interpolation: InterpolationMode, fill: list[int] | None
+) -> PIL.Image.Image:
+    """One operation of AutoAugment's space, with torchvision's kernels and conventions."""
+
+    def affine(translate: list[int], shear: list[float], center: list[int] | None) -> PIL.Image.Image:
+        return F.affine(image, 0.0, translate, 1.0, shear, interpolation, fill, center)
+
+    match op:
+        case "Identity":
+            return image
+        case "ShearX":
+            return affine([0, 0], [math.degrees(math.atan(magnitude)), 0.0], [0, 0])
+        case "ShearY":
+            return affine([0, 0], [0.0, math.degrees(math.atan(magnitude))], [0, 0])
+        case "TranslateX":
+            return affine([int(magnitude), 0], [0.0, 0.0], None)
+        case "TranslateY":
+            return affine([0, int(magnitude)], [0.0, 0.0], None)
+        case "Rotate":
+            return F.rotate(image, magnitude, interpolation, fill=fill)
+        case "Brightness":
+            return F.adjust_brightness(image, 1 + magnitude)
+        case "Color":
+            return F.adjust_saturation(image, 1 + magnitude)
+        case "Contrast":
+            return F.adjust_contrast(image, 1 + magnitude)
+        case "Sharpness":
+            return F.adjust_sharpness(image, 1 + magnitude)
+        case "Posterize":
+            return F.posterize(image, int(magnitude))
+        case "Solarize":
+            return F.solarize(image, 255.0 * magnitude)
+        case "AutoContrast":
+            return F.autocontrast(image)
+        case "Equalize":
+            return F.equalize(image)
+    raise AssertionError(op)
+
+
+class _PolicyOp(Op):
+    """What RandAugment and TrivialAugmentWide share: a list of (operation, signed level) pairs for each view."""
+
+    _policy: ClassVar[_Policy]
+    num_magnitude_bins: int
+    interpolation: str
+    fill: tuple[int, int, int] | None
+
+    def _check_policy(self) -> None:
+        bins = self.num_magnitude_bins
+        check_setting(self, "num_magnitude_bins", is_count(bins, 2, 128), "a count from 2 to 128")
+        check_interpolation(self, AFFINE_INTERPOLATIONS)
+        if self.fill is not None:
+            check_rgb(self, "fill")
+
+    def _num_ops(self) -> int:
+        return 1
+
+    @property
+    def params(self) -> dict[str, Param]:
+        return {"op": Param("uint8", self._num_ops()), "level": Param("int8", self._num_ops())}
+
+    def _draw(self, rng: np.random.Generator, level: int) -> tuple[int, int]:
+        op = int(rng.integers(len(POLICY_OPS)))
+        negative = rng.random() < 0.5
+        name = POLICY_OPS[op]
+        if name in _LEVELLESS:
+            return op, 0
+        return op, -level if negative and name not in _UNSIGNED else level
+
+    def apply(self, image: PIL.Image.Image, params: Params, partner: PIL.Image.Image | None = None) -> PIL.Image.Image:
+        for op, level in zip(map(int, params["op"]), map(int, params["level"]), strict=True):
+            known = 0 <= op < len(POLICY_OPS) and abs(level) < self.num_magnitude_bins
+            if not known or (level < 0 and POLICY_OPS[op] in _UNSIGNED):
+                raise ReplayError(
+                    f"{type(self).__name__} needs operations below {len(POLICY_OPS)} at levels within "
+                    f"±{self.num_magnitude_bins - 1} (not negative where unsigned), found operation {op} at level "
+                    f"{level}. The row is damaged; run `hf-dr verify`."
+                )
+            name = POLICY_OPS[op]
+            magnitude = self._policy.magnitude(name, level, self.num_magnitude_bins, height_width(image))
+            fill = None if self.fill is None else list(self.fill)
+            image = _apply_policy_op(image, name, magnitude, INTERPOLATIONS[self.interpolation], fill)
+        return image
+
+
+@register
+@dataclass(frozen=True)
+class RandAugment(_PolicyOp):
+    """Applies `num_ops` random operations at one fixed magnitude (Cubuk et al., arXiv:1909.13719; torchvision's space).
+
+    Args:
+        num_ops: Operations in a row.
+        magnitude: Level of every operation, below `num_magnitude_bins`.
+        p: Probability that the view is augmented at all; a skipped view stores `num_ops` times Identity.
+        num_magnitude_bins: Number of levels.
+        interpolation: Filter of the geometric operations.
+        fill: Colour of what they uncover; black when None.
+    """
+
+    name: ClassVar[str] = "rand_augment"
+    _policy: ClassVar[_Policy] = _RAND_AUGMENT
+    num_ops: int = 2
+    magnitude: int = 9
+    p: float = 1.0
+    num_magnitude_bins: int = 31
+    interpolation: str = "nearest"
+    fill: tuple[int, int, int] | None = None
+
+    def __post_init__(self) -> None:
+        self._check_policy()
+        check_setting(self, "num_ops", is_count(self.num_ops, 1, 16), "a count from 1 to 16")
+        bins = self.num_magnitude_bins
+        check_setting(self, "magnitude", is_count(self.magnitude, 0, bins - 1), f"a level from 0 to {bins - 1}")
+        check_probability(self, self.p)
+
+    def _num_ops(self) -> int:
+        return self.num_ops
+
+    def sample(self, rng: np.random.Generator, size: Size) -> Params:
+        if rng.random() >= self.p:
+            return {"op": (0,) * self.num_ops, "level": (0,) * self.num_ops}
+        ops, levels = zip(*(self._draw(rng, self.magnitude) for _ in range(self.num_ops)), strict=True)
+        return {"op": ops, "level": levels}
+
+
+@register
+@dataclass(frozen=True)
+class TrivialAugmentWide(_PolicyOp):
+    """Applies one random operation at a random magnitude (Müller and Hutter, arXiv:2103.10158; torchvision's space).
+
+    Args:
+        num_magnitude_bins: Number of levels.
+        interpolation: Filter of the geometric operations.
+        fill: Colour of what they uncover; black when None.
+    """
+
+    name: ClassVar[str] = "trivial_augment"
+    _policy: ClassVar[_Policy] = _TRIVIAL_AUGMENT
+    num_magnitude_bins: int = 31
+    interpolation: str = "nearest"
+    fill: tuple[int, int, int] | None = None
+
+    def __post_init__(self) -> None:
+        self._check_policy()
+
+    def sample(self, rng: np.random.Generator, size: Size) -> Params:
+        op, level = self._draw(rng, int(rng.integers(self.num_magnitude_bins)))
+        return {"op": (op,), "level": (level,)}

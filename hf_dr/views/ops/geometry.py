@@ -1,0 +1,284 @@
+"""Ops that choose what of the image is seen, and where: crops, resizing, mirroring, erasing."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import PIL.ImageOps
+from torchvision.transforms.v2 import functional as F
+
+from hf_dr.errors import ConfigError, ReplayError
+from hf_dr.views.ops.base import (
+    INTERPOLATIONS,
+    MAX_SIDE,
+    Op,
+    Param,
+    Params,
+    Size,
+    check_box,
+    check_interpolation,
+    check_pixels,
+    check_probability,
+    check_range,
+    check_rgb,
+    check_setting,
+    height_width,
+    is_count,
+    register,
+    size_of,
+)
+
+# The mean of ImageNet in 8-bit levels: what 0 is after the usual normalisation, hence torchvision's default erasing.
+IMAGENET_MEAN_RGB = (124, 116, 104)
+
+
+def _sample_box(
+    rng: np.random.Generator, size: Size, scale: tuple[float, float], ratio: tuple[float, float], *, erasing: bool
+) -> tuple[int, int, int, int] | None:
+    """Draws a box of random area and aspect by torchvision's rejection rule, 10 tries; None when none fits.
+
+    For crops the ratio is width / height and the whole image is allowed; for erasing it is height / width and the box
+    must be smaller than the image (`RandomResizedCrop` and `RandomErasing` of torchvision).
+    """
+    rows, columns = size
+    log_ratio = math.log(ratio[0]), math.log(ratio[1])
+    for _ in range(10):
+        area = rows * columns * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(*log_ratio))
+        if erasing:
+            aspect = 1 / aspect
+        width, height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        fits = height < rows and width < columns if erasing else 0 < height <= rows and 0 < width <= columns
+        if fits:
+            top = int(rng.integers(0, rows - height + 1))
+            left = int(rng.integers(0, columns - width + 1))
+            return top, left, height, width
+    return None
+
+
+@register
+@dataclass(frozen=True)
+class RandomResizedCrop(Op):
+    """Crops a box of random area and aspect ratio and resizes it (Szegedy et al., CVPR 2015; torchvision's rule).
+
+    Args:
+        size: Output side, or (height, width), in pixels.
+        scale: Range of the crop's area, as a share of the image's.
+        ratio: Range of the crop's width / height.
+        interpolation: One of Pillow's filters by torchvision's name.
+    """
+
+    name: ClassVar[str] = "crop"
+    size: int | Size
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    interpolation: str = "bilinear"
+
+    def __post_init__(self) -> None:
+        size_of(self)
+        check_range(self, "scale", 0, 1)
+        check_range(self, "ratio", 1e-3, 1e3)
+        check_interpolation(self)
+
+    @property
+    def params(self) -> dict[str, Param]:
+        return {"box": Param("uint16", 4)}
+
+    def sample(self, rng: np.random.Generator, size: Size) -> Params:
+        box = _sample_box(rng, size, self.scale, self.ratio, erasing=False)
+        return {"box": box or self._central(size)}
+
+    def _central(self, size: Size) -> tuple[int, int, int, int]:
+        """The largest central crop within the aspect range: torchvision's answer when no box was found."""
+        height, width = size
+        if width / height < self.ratio[0]:
+            height = max(1, round(width / self.ratio[0]))
+        elif width / height > self.ratio[1]:
+            width = max(1, round(height * self.ratio[1]))
+        return (size[0] - height) // 2, (size[1] - width) // 2, height, width
+
+    def apply(self, image: PIL.Image.Image, params: Params, partner: PIL.Image.Image | None = None) -> PIL.Image.Image:
+        box = check_box(self, params["box"], height_width(image))
+        if 0 in box[2:]:
+            raise ReplayError(
+                f"RandomResizedCrop needs a box of at least one pixel, found {box}. The row is damaged; run "
+                "`hf-dr verify`."
+            )
+        return F.resized_crop(image, *box, list(size_of(self)), INTERPOLATIONS[self.interpolation])
+
+    def output_size(self, size: Size | None) -> Size | None:
+        return size_of(self)
+
+
+@register
+@dataclass(frozen=True)
+class Resize(Op):
+    """Resizes the image; no randomness.
+
+    Args:
+        size: An int scales the shorter side to that many pixels and keeps the aspect; (height, width) sets both.
+        interpolation: One of Pillow's filters by torchvision's name.
+    """
+
+    name: ClassVar[str] = "resize"
+    size: int | Size
+    interpolation: str = "bilinear"
+
+    def __post_init__(self) -> None:
+        size_of(self)
+        check_interpolation(self)
+
+    def apply(self, image: PIL.Image.Image, params: Params, partner: PIL.Image.Image | None = None) -> PIL.Image.Image:
+        size = [self.size] if isinstance(self.size, int) else list(self.size)
+        check_pixels(self, self.output_size(height_width(image)) or (0, 0))
+        return F.resize(image, size, INTERPOLATIONS[self.interpolation])
+
+    def output_size(self, size: Size | None) -> Size | None:
+        if not isinstance(self.size, int):
+            return self.size
+        if size is None:
+            return None
+        height, width = size
+        if height <= width:
+            return self.size, int(self.size * width / height)
+        return int(self.size * height / width), self.size
+
+
+@register
+@dataclass(frozen=True)
+class CenterCrop(Op):
+    """Crops the centre; smaller images are padded with black, as torchvision does; no randomness.
+
+    Args:
+        size: Output side, or (height, width), in pixels.
+    """
+
+    name: ClassVar[str] = "center_crop"
+    size: int | Size
+
+    def __post_init__(self) -> None:
+        size_of(self)
+
+    def apply(self, image: PIL.Image.Image, params: Params, partner: PIL.Image.Image | None = None) -> PIL.Image.Image:
+        return F.center_crop(image, list(size_of(self)))
+
+    def output_size(self, size: Size | None) -> Size | None:
+        return size_of(self)
+
+
+@register
+@dataclass(frozen=True)
+class RandomCrop(Op):
+    """Pads every side, then crops a random box of fixed size, as the CIFAR recipes do.
+
+    Args:
+        size: Output side, or (height, width), in pixels.
+        padding: Pixels added on each side.
+        fill: Colour of the padding.
+    """
+
+    name: ClassVar[str] = "random_crop"
+    size: int | Size
+    padding: int = 0
+    fill: tuple[int, int, int] = (0, 0, 0)
+
+    def __post_init__(self) -> None:
+        size_of(self)
+        check_setting(self, "padding", is_count(self.padding, 0), f"a number of pixels from 0 to {MAX_SIDE}")
+        check_rgb(self, "fill")
+
+    @property
+    def params(self) -> dict[str, Param]:
+        return {"offset": Param("uint16", 2)}
+
+    def sample(self, rng: np.random.Generator, size: Size) -> Params:
+        height, width = size_of(self)
+        room = size[0] + 2 * self.padding - height, size[1] + 2 * self.padding - width
+        if min(room) < 0:
+            raise ConfigError(
+                f"RandomCrop needs images of at least {height}x{width} pixels with their padding of {self.padding}, "
+                f"got {size[0]}x{size[1]}. Put `Resize` before it, or raise `padding`."
+            )
+        if max(room) > MAX_SIDE:
+            raise ConfigError(
+                f"RandomCrop stores offsets up to {MAX_SIDE} pixels, but images of {size[0]}x{size[1]} pixels with "
+                f"their padding of {self.padding} leave {max(room)}. Put `Resize` before it, or lower `padding`."
+            )
+        return {"offset": (int(rng.integers(0, room[0] + 1)), int(rng.integers(0, room[1] + 1)))}
+
+    def apply(self, image: PIL.Image.Image, params: Params, partner: PIL.Image.Image | None = None) -> PIL.Image.Image:
+        padded = image.height + 2 * self.padding, image.width + 2 * self.padding
+        box = check_box(self, (*params["offset"], *size_of(self)), padded)
+        check_pixels(self, padded)
+        if self.padding:
+            image = PIL.ImageOps.expand(image, self.padding, self.fill)
+        return F.crop(image, *box)
+
+    def output_size(self, size: Size | None) -> Size | None:
+        return size_of(self)
+
+
+@register
+@dataclass(frozen=True)
+class RandomHorizontalFlip(Op):
+    """Mirrors the image left to right with probability `p`."""
+
+    name: ClassVar[str] = "flip"
+    p: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_probability(self, self.p)
+
+    @property
+    def params(self) -> dict[str, Param]:
+        return {"": Param("bool")}
+
+    def sample(self, rng: np.random.Generator, size: Size) -> Params:
+        return {"": bool(rng.random() < self.p)}
+
+    def apply(self, image: PIL.Image.Image, params: Params, partner: PIL.Image.Image | None = None) -> PIL.Image.Image:
+        return F.horizontal_flip(image) if params[""] else image
+
+
+@register
+@dataclass(frozen=True)
+class RandomErasing(Op):
+    """Fills a random box with one colour (Zhong et al., AAAI 2020; torchvision's rule). A box of height 0 is no box.
+
+    Args:
+        p: Probability of erasing.
+        scale: Range of the box's area, as a share of the image's.
+        ratio: Range of the box's height / width.
+        value: Colour, 8-bit RGB; the default is ImageNet's mean, which normalisation turns into 0.
+    """
+
+    name: ClassVar[str] = "erasing"
+    p: float = 0.5
+    scale: tuple[float, float] = (0.02, 0.33)
+    ratio: tuple[float, float] = (0.3, 3.3)
+    value: tuple[int, int, int] = IMAGENET_MEAN_RGB
+
+    def __post_init__(self) -> None:
+        check_probability(self, self.p)
+        check_range(self, "scale", 0, 1)
+        check_range(self, "ratio", 1e-3, 1e3)
+        check_rgb(self, "value")
+
+    @property
+    def params(self) -> dict[str, Param]:
+        return {"box": Param("uint16", 4)}
+
+    def sample(self, rng: np.random.Generator, size: Size) -> Params:
+        box = _sample_box(rng, size, self.scale, self.ratio, erasing=True) if rng.random() < self.p else None
+        return {"box": box or (0, 0, 0, 0)}
+
+    def apply(self, image: PIL.Image.Image, params: Params, partner: PIL.Image.Image | None = None) -> PIL.Image.Image:
+        top, left, height, width = check_box(self, params["box"], height_width(image))
+        if height == 0 or width == 0:
+            return image
+        image = image.copy()
+        image.paste(self.value, (left, top, left + width, top + height))
+        return image

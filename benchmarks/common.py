@@ -24,7 +24,8 @@ import timm
 import torch
 
 import hf_dr
-from hf_dr.teacher.ensemble import Member, Preprocessing, Teacher, weights_hash
+from hf_dr.teacher.ensemble import Teacher
+from hf_dr.teacher.members import Member, Preprocessing, weights_hash
 
 EMBEDDED = Path(hf_dr.__file__).parent / "assets"
 PHOTOS, SMALL = "grocery_fruit_orig", "fashion_mnist_10k"

@@ -26,7 +26,8 @@ from hf_dr import ops
 from hf_dr.generation.job import Job, ReinforceConfig
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.store.schema import Provenance
-from hf_dr.teacher.ensemble import Member, Preprocessing, Teacher
+from hf_dr.teacher.ensemble import Teacher
+from hf_dr.teacher.members import Member, Preprocessing
 from hf_dr.views.augmentation import NAMED, Augmentation
 from hf_dr.views.ops.colour import POLICY_OPS
 

@@ -13,7 +13,7 @@ from hf_dr.cli.main import BaseArguments, RunArguments, TeacherArguments, build_
 from hf_dr.generation.job import ReinforceConfig
 from hf_dr.store.base_dataset import card_license
 from hf_dr.store.card import PlannedConfig, update_card
-from hf_dr.teacher.ensemble import load_member
+from hf_dr.teacher.members import load_member
 
 ROOT = Path(__file__).parents[1]
 CARDS = ROOT / "hub_cards"

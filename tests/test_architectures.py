@@ -3,7 +3,7 @@
 import timm
 import torch
 
-from hf_dr.teacher.ensemble import load_member
+from hf_dr.teacher.members import load_member
 
 
 def test_the_largest_resnext_is_between_timms_own_ones():

@@ -21,7 +21,7 @@ from hf_dr.evaluation import run as evaluation
 from hf_dr.evaluation.corruptions import CORRUPTIONS, corrupt, corruption_rng
 from hf_dr.evaluation.metrics import classification_metrics, reliability
 from hf_dr.evaluation.run import PRESETS, EvaluateConfig, EvaluationSet, View, parse_set, run_evaluation
-from hf_dr.teacher.ensemble import Member, Preprocessing, load_member
+from hf_dr.teacher.members import Member, Preprocessing, load_member
 from hf_dr.training.students import build_student
 from hf_dr.views.images import decode_image
 

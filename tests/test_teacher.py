@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from hf_dr.errors import ConfigError, TeacherError
-from hf_dr.teacher.ensemble import Member, Preprocessing, Teacher, weights_hash
+from hf_dr.teacher.ensemble import Teacher
+from hf_dr.teacher.members import Member, Preprocessing, weights_hash
 
 VIEWS = torch.randint(0, 256, (5, 3, 24, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 

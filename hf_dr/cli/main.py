@@ -39,7 +39,8 @@ from hf_dr.store.card import write_card
 from hf_dr.store.findings import save_finding
 from hf_dr.store.named_files import FILES_FROM_HELP
 from hf_dr.store.schema import CONTACT_SHEET_FILE, find_config
-from hf_dr.teacher.ensemble import PRECISIONS, Teacher, imagenet_synsets
+from hf_dr.teacher.ensemble import PRECISIONS, Teacher
+from hf_dr.teacher.members import imagenet_synsets
 from hf_dr.training.distillation import OnlineDistillationTrainer
 from hf_dr.training.student_hub import is_student, push_student
 from hf_dr.training.students import (

@@ -30,7 +30,8 @@ from hf_dr.evaluation.metrics import Reliability, classification_metrics, reliab
 from hf_dr.processes import warm_up_kernels
 from hf_dr.store.base_dataset import load_base
 from hf_dr.store.named_files import FILES_FROM_HELP
-from hf_dr.teacher.ensemble import PRECISIONS, Member, Preprocessing, Teacher, imagenet_synsets, load_member
+from hf_dr.teacher.ensemble import PRECISIONS, Teacher
+from hf_dr.teacher.members import Member, Preprocessing, imagenet_synsets, load_member
 from hf_dr.text import markdown_table
 from hf_dr.version import __version__
 from hf_dr.views.images import decode_image

@@ -28,7 +28,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 import hf_dr.teacher.architectures  # noqa: F401 (what it registers, timm builds)
 from hf_dr.errors import ConfigError, FormatError, did_you_mean
 from hf_dr.hub.repository import Push, Repository, publish
-from hf_dr.teacher.ensemble import load_member
+from hf_dr.teacher.members import load_member
 from hf_dr.training.resumable import ResumableTrainer
 from hf_dr.training.student_card import STUDENT_FILE, Student
 from hf_dr.training.students import is_timm, read_model_args

@@ -11,7 +11,8 @@ import torch
 from conftest import as_cell, colour_image
 
 from hf_dr.generation.job import ReinforceConfig, reinforce
-from hf_dr.teacher.ensemble import Member, Preprocessing, Teacher, weights_hash
+from hf_dr.teacher.ensemble import Teacher
+from hf_dr.teacher.members import Member, Preprocessing, weights_hash
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops.colour import RandAugment
 from hf_dr.views.ops.geometry import RandomErasing, RandomHorizontalFlip, RandomResizedCrop

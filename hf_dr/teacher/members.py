@@ -1,0 +1,403 @@
+"""One classifier of an ensemble: loading it by name, its preprocessing, and what is known of it."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.resources
+import logging
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import yaml
+from huggingface_hub import ModelCard, constants, resolve_revision
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_data_config
+from torch import nn
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+from transformers import AutoImageProcessor, AutoModelForImageClassification, PretrainedConfig
+
+from hf_dr.errors import TeacherError
+from hf_dr.views.ops.base import MAX_SIDE, MAX_VIEW_PIXELS
+
+logger = logging.getLogger(__name__)
+
+
+_TENSOR_FILTERS = ("nearest", "bilinear", "bicubic")
+
+
+# A configuration from elsewhere could ask for any number, and a dict of names is made before weights are looked at.
+MAX_CLASSES = 1 << 20
+
+
+_HOW_TO_NAME = "a Hub id (timm or transformers), a transformers folder, or `timm:ARCHITECTURE@FILE.safetensors`"
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What one member does to the uint8 views: resize to (height, width), scale to [0, 1], normalise."""
+
+    size: tuple[int, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: str
+
+    def __post_init__(self) -> None:
+        height, width = self.size if isinstance(self.size, tuple) and len(self.size) == 2 else (0, 0)
+        sides = all(isinstance(side, int) and 0 < side <= MAX_SIDE for side in (height, width))
+        for name, ok, expected in (
+            (
+                "size",
+                sides and height * width <= MAX_VIEW_PIXELS,
+                f"(height, width) of at most {MAX_VIEW_PIXELS:,} pixels",
+            ),
+            ("mean", _is_colour(self.mean), "three numbers"),
+            ("std", _is_colour(self.std) and min(self.std) > 0, "three numbers above 0"),
+            ("interpolation", self.interpolation in _TENSOR_FILTERS, f"one of {', '.join(_TENSOR_FILTERS)}"),
+        ):
+            if not ok:
+                raise TeacherError(
+                    f"`{name}` of a model's preprocessing must be {expected}, found {getattr(self, name)!r:.80}. Mend its "
+                    "configuration."
+                )
+
+    def __call__(self, views_BCHW: torch.Tensor) -> torch.Tensor:
+        """Returns the model's float32 input of shape (B, 3, *size) for uint8 views of any size."""
+        pixels = views_BCHW.float()
+        if pixels.shape[-2:] != self.size:
+            pixels = F.resize(pixels, list(self.size), InterpolationMode(self.interpolation), antialias=True)
+        return F.normalize(pixels, [255 * m for m in self.mean], [255 * s for s in self.std])
+
+
+def _is_colour(values: Any) -> bool:
+    numbers = isinstance(values, tuple) and len(values) == 3
+    return numbers and all(isinstance(v, (int, float)) and math.isfinite(v) for v in values)
+
+
+@dataclass(frozen=True)
+class Member:
+    """One classifier of the ensemble and what is known about it.
+
+    `labels[c]` holds the names by which class c is known, the first being the one shown; None where the model has none.
+    `crop` tells how it is evaluated: the share of the resized shorter side that the centre crop keeps; None squashes the
+    whole image. (As a teacher it sees whole views.)
+    """
+
+    model: nn.Module
+    id: str
+    revision: str | None
+    license: str | None
+    num_classes: int
+    labels: tuple[tuple[str, ...], ...] | None
+    preprocessing: Preprocessing
+    weights_hash: str
+    crop: float | None = None
+
+    def provenance(self) -> dict[str, Any]:
+        """Returns all but the model, in JSON types."""
+        return {
+            "id": self.id,
+            "revision": self.revision,
+            "license": self.license,
+            "num_classes": self.num_classes,
+            "weights_hash": self.weights_hash,
+            "preprocessing": asdict(self.preprocessing),
+        }
+
+
+def imagenet_synsets(classes: str) -> list[str]:
+    """Returns the WordNet ids of `imagenet`, `imagenet-a` or `imagenet-r`, in the order of their class numbers.
+
+    timm has the lists as package data; the numbers of the 200 classes of the latter two go by the sorted ids, as everywhere.
+    """
+    if classes == "imagenet":
+        return ImageNetInfo().label_names()
+    file = importlib.resources.files("timm.data") / "_info" / f"{classes.replace('-', '_')}_synsets.txt"
+    return file.read_text(encoding="utf-8").split()
+
+
+def weights_hash(model: nn.Module) -> str:
+    """Returns the SHA-256 of shapes, types and values of all weights, in order; names are left out, so that one
+    checkpoint hashes alike whether timm or transformers has loaded it."""
+    digest = hashlib.sha256()
+    for tensor in model.state_dict().values():
+        digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def load_member(name: str, *, card: bool = True, fallback: Preprocessing | None = None, strict: bool = False) -> Member:
+    """Loads one classifier by name, as `Teacher.from_pretrained` does.
+
+    Args:
+        name: What `Teacher.from_pretrained` takes.
+        card: Whether to look up its licence in its card, and to warn where it is unknown.
+        fallback: Preprocessing of a model that does not tell its own.
+        strict: Whether weights in the checkpoint that the model does not have are refused.
+
+    Raises:
+        TeacherError: It cannot be loaded.
+    """
+    if name.startswith("timm:"):
+        return _load_timm(name)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise TeacherError(f"the model's folder {name} must hold a config.json, found none. Name {_HOW_TO_NAME}.")
+        return _load_transformers(name, str(folder), None, card, fallback, strict)
+    if folder.is_file() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise TeacherError(f"a model must be {_HOW_TO_NAME}; {name!r} is none of these (no such folder).")
+    repo_id, _, revision = name.partition("@")
+    return _load_transformers(repo_id, repo_id, revision or None, card, fallback, strict)
+
+
+def _load_timm(name: str) -> Member:
+    """Loads `timm:ARCHITECTURE@FILE.safetensors`; the architecture's own pretrained_cfg tells the preprocessing."""
+    architecture, _, file = name.removeprefix("timm:").partition("@")
+    path = Path(file).expanduser()
+    if not timm.is_model(architecture):
+        raise TeacherError(f"timm has no architecture {architecture!r} (in {name!r}). See timm.list_models().")
+    if path.suffix != ".safetensors" or not path.is_file():
+        raise TeacherError(
+            f"`timm:ARCHITECTURE@FILE` needs an existing .safetensors file, got {file!r}. Without a file, name the Hub id "
+            f"(timm/{architecture})."
+        )
+    try:
+        weights = load_file(path)
+        model = timm.create_model(architecture, pretrained=False)
+        cfg: dict[str, Any] = dict(model.pretrained_cfg)  # type: ignore[arg-type]
+        classifier = cfg["classifier"] if isinstance(cfg["classifier"], str) else cfg["classifier"][0]
+        num_classes = next(len(w) for key, w in weights.items() if key.startswith(f"{classifier}."))
+        if num_classes != model.num_classes:
+            model = timm.create_model(architecture, pretrained=False, num_classes=num_classes)
+        model.load_state_dict(weights)
+    except (SafetensorError, StopIteration, RuntimeError) as error:
+        raise TeacherError(
+            f"the weights of {path.name} do not fit timm's {architecture}: {str(error)[:300] or 'no classifier'}. "
+            "Check the architecture."
+        ) from error
+    data = resolve_data_config(pretrained_cfg=cfg, verbose=False)
+    return Member(
+        model=model,
+        id=f"timm:{architecture}@{path.name}",
+        revision=None,
+        license=cfg.get("license"),
+        num_classes=num_classes,
+        labels=_imagenet_labels(num_classes),
+        preprocessing=_timm_preprocessing(data, name),
+        weights_hash=weights_hash(model),
+        crop=_timm_crop(data),
+    )
+
+
+def _load_transformers(
+    name: str, source: str, revision: str | None, card: bool, fallback: Preprocessing | None, strict: bool
+) -> Member:
+    """Loads a transformers folder or a Hub id, timm's included (through transformers' timm wrapper)."""
+    try:
+        if not Path(source).is_dir():
+            revision = resolve_revision(source, revision=revision).resolved  # all files of one commit, which is noted
+        settings: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": False}
+        _check_config(name, PretrainedConfig.get_config_dict(source, **settings)[0])
+        model, report = AutoModelForImageClassification.from_pretrained(
+            source, use_safetensors=True, output_loading_info=True, dtype=torch.float32, **settings
+        )
+    except TeacherError:
+        raise
+    # The configuration decides which of hundreds of classes is built, and each fails in its own way on what it cannot use.
+    except Exception as error:
+        raise TeacherError(
+            f"could not load {name!r} as an image classifier ({type(error).__name__}: {str(error)[:400]}). "
+            f"Name {_HOW_TO_NAME}; weights must be safetensors."
+        ) from error
+    if report["missing_keys"]:
+        raise TeacherError(
+            f"the checkpoint of {name!r} has no {sorted(report['missing_keys'])[0]}: part of the model would be random. "
+            "Name a checkpoint of an image classifier."
+        )
+    if strict and report["unexpected_keys"]:
+        besides = sorted(report["unexpected_keys"])[0]
+        raise TeacherError(
+            f"the checkpoint of {name!r} must hold its model's weights alone, found {besides} besides. Save it again."
+        )
+    config = model.config
+    pretrained_cfg = getattr(config, "pretrained_cfg", None)
+    names = [config.id2label.get(c) for c in range(config.num_labels)]
+    if not all(isinstance(own, str) for own in names):
+        raise TeacherError(
+            f"the config.json of {name!r} must name all its {config.num_labels} classes. Mend its `id2label`."
+        )
+    labels: tuple[tuple[str, ...], ...] | None = tuple((own,) for own in names)
+    if all(own == f"LABEL_{c}" for c, own in enumerate(names)):
+        labels = None
+    if pretrained_cfg is not None:
+        try:
+            data = resolve_data_config(pretrained_cfg=pretrained_cfg, verbose=False)
+            preprocessing, crop = _timm_preprocessing(data, name), _timm_crop(data)
+        except (TypeError, ValueError, LookupError, AttributeError, AssertionError) as error:
+            if isinstance(error, TeacherError):
+                raise
+            raise TeacherError(
+                f"the `pretrained_cfg` of {name!r} must tell input_size, mean, std and crop as timm does, but: {error!r:.200}. "
+                "Mend its config.json."
+            ) from error
+        synsets = _imagenet_labels(config.num_labels)
+        if labels and synsets:
+            labels = tuple(own + more for own, more in zip(labels, synsets, strict=True))
+        labels = labels or synsets
+    else:
+        preprocessing, crop = _transformers_preprocessing(name, source, revision, fallback)
+    if crop is not None and not 0.05 <= crop <= 2:
+        raise TeacherError(
+            f"the crop of {name!r} must keep a share from 0.05 to 2 of the resized side, found {crop}. Mend its configuration."
+        )
+    license = (pretrained_cfg or {}).get("license")
+    return Member(
+        model=model,
+        id=Path(name).name if Path(name).expanduser().is_dir() else name,
+        revision=revision,
+        license=_card_license(source, revision) if card and not license else license,
+        num_classes=config.num_labels,
+        labels=labels,
+        preprocessing=preprocessing,
+        weights_hash=weights_hash(model),
+        crop=crop,
+    )
+
+
+def _check_config(name: str, config: dict[str, Any]) -> None:
+    """Refuses what would take all memory, or read other files, before anything is built of it."""
+    for key in ("num_labels", "num_classes"):
+        count = config.get(key)
+        if count is not None and not (type(count) is int and 0 < count <= MAX_CLASSES):
+            raise TeacherError(
+                f"`{key}` in the config.json of {name!r} must be from 1 to {MAX_CLASSES}, found {count!r:.40}. Name another."
+            )
+    arguments = config.get("model_args") or {}
+    if not isinstance(arguments, dict) or not _TIMM_FILES.isdisjoint(arguments):
+        raise TeacherError(
+            f"`model_args` in the config.json of {name!r} must be settings of its architecture, found {arguments!r:.80}: they "
+            "may name no files or weights. Name another model."
+        )
+    if ":" in str(config.get("architecture", "")):
+        raise TeacherError(
+            f"`architecture` in the config.json of {name!r} must be one of timm's own, found {config['architecture']!r:.80}. "
+            "Name another model."
+        )
+
+
+# Arguments of timm.create_model that bring in other files.
+_TIMM_FILES = frozenset({"checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"})
+
+
+# Pillow's numbers of its filters, as transformers' image processors store them.
+_PILLOW_FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
+
+
+def _tensor_filter(interpolation: str, name: str) -> str:
+    """Returns the filter by its name, or bicubic, with a warning, for those that exist for PIL images only."""
+    if interpolation in _TENSOR_FILTERS:
+        return interpolation
+    logger.warning("%s was trained with %s resizing, which tensors do not have; using bicubic.", name, interpolation)
+    return "bicubic"
+
+
+def _timm_preprocessing(data: dict[str, Any], name: str) -> Preprocessing:
+    return Preprocessing(
+        size=tuple(data["input_size"][1:]),
+        mean=tuple(data["mean"]),
+        std=tuple(data["std"]),
+        interpolation=_tensor_filter(data["interpolation"], name),
+    )
+
+
+def _timm_crop(data: dict[str, Any]) -> float | None:
+    return None if data["crop_mode"] == "squash" else float(data["crop_pct"])
+
+
+def _transformers_preprocessing(
+    name: str, source: str, revision: str | None, fallback: Preprocessing | None
+) -> tuple[Preprocessing, float | None]:
+    """Returns the preprocessing and the evaluation's crop (see `Member`) that the image processor tells."""
+    try:
+        processor: Any = AutoImageProcessor.from_pretrained(
+            source, revision=revision or "main", trust_remote_code=False
+        )
+    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+        if fallback is not None:
+            return fallback, 1.0
+        raise TeacherError(
+            f"the model {name!r} must have a preprocessor_config.json, which tells its size, mean and std; reading it "
+            f"failed: {str(error)[:300]}. Save the model's image processor beside it."
+        ) from error
+    try:
+        return _told_by(processor, name)
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        if isinstance(error, TeacherError):
+            raise
+        raise TeacherError(
+            f"the preprocessor_config.json of {name!r} must tell size, mean, std and resampling, but: {error!r:.200}. Mend it."
+        ) from error
+
+
+def _told_by(processor: Any, name: str) -> tuple[Preprocessing, float | None]:
+    size = getattr(processor, "crop_size", None) or processor.size
+    side = size.get("shortest_edge")
+    height, width = (side, side) if side else (size.get("height"), size.get("width"))
+    if not height or not width:
+        raise TeacherError(f"the image processor of {name!r} must give a height and width, found {size}.")
+    resized = processor.size.get("shortest_edge")
+    crop = getattr(processor, "crop_pct", None) or (height / resized if resized else None)
+    normalise = processor.do_normalize
+    preprocessing = Preprocessing(
+        size=(height, width),
+        mean=tuple(processor.image_mean) if normalise else (0.0, 0.0, 0.0),
+        std=tuple(processor.image_std) if normalise else (1.0, 1.0, 1.0),
+        interpolation=_tensor_filter(_PILLOW_FILTERS[int(processor.resample)], name),
+    )
+    return preprocessing, crop
+
+
+def _imagenet_labels(num_classes: int) -> tuple[tuple[str, ...], ...] | None:
+    """Returns lemma and WordNet id of each class where timm takes that many classes for one of ImageNet's sets."""
+    subset = infer_imagenet_subset({"num_classes": num_classes})
+    if subset is None:
+        return None
+    info = ImageNetInfo(subset)
+    synsets = info.label_names()
+    descriptions = info.label_descriptions(as_dict=True)
+    return tuple((descriptions[synset], synset) for synset in synsets) if len(synsets) == num_classes else None
+
+
+def _card_license(source: str, revision: str | None) -> str | None:
+    """Reads the licence from the model's card; None, with a warning, where there is no card to read."""
+    try:
+        readme = Path(source).expanduser() / "README.md"
+        if readme.parent.is_dir():
+            card = ModelCard.load(readme) if readme.is_file() else None
+        elif constants.is_offline_mode():
+            card = None
+        else:
+            card = ModelCard.load(source)
+    # A card is anybody's text: its YAML fails in many ways.
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+        yaml.YAMLError,
+    ) as error:
+        logger.debug("no card for %s at %s: %s", source, revision, error)
+        card = None
+    license = card.data.get("license") if card is not None else None
+    if license is None:
+        logger.warning("The licence of the teacher %s is unknown; add it to the card before you publish.", source)
+    return license

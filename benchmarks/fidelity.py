@@ -25,7 +25,7 @@ from torch import nn
 from hf_dr import ops
 from hf_dr.generation.job import Job, ReinforceConfig
 from hf_dr.replay.dataset import ReinforcedDataset
-from hf_dr.store.schema import Provenance
+from hf_dr.store.provenance import Provenance
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.members import Member, Preprocessing
 from hf_dr.views.augmentation import NAMED, Augmentation

@@ -21,7 +21,8 @@ from hf_dr.errors import ConfigError, DataError, FormatError
 from hf_dr.store.base_dataset import load_base
 from hf_dr.store.card import CardConfig, PlannedConfig, card_configs, size_category, update_card, write_card
 from hf_dr.store.findings import Students, save_finding
-from hf_dr.store.schema import CONTACT_SHEET_FILE, STATISTICS_FILE, VERIFICATION_FILE, Provenance
+from hf_dr.store.provenance import Provenance
+from hf_dr.store.schema import CONTACT_SHEET_FILE, STATISTICS_FILE, VERIFICATION_FILE
 from hf_dr.text import format_bytes
 
 NAME = "me/tiny-plus"

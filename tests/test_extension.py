@@ -29,7 +29,8 @@ from hf_dr.hub.repository import push_to_hub
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.store.base_dataset import undecoded_images
-from hf_dr.store.schema import EXTENDED_FROM, PROVENANCE_FILE, Provenance
+from hf_dr.store.provenance import Provenance
+from hf_dr.store.schema import EXTENDED_FROM, PROVENANCE_FILE
 from hf_dr.store.shards import ShardWriter
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.topk import add_members, top_k

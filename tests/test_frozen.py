@@ -13,7 +13,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from hf_dr.store.schema import KEEP, MIXING_SCOPES, Provenance
+from hf_dr.store.provenance import Provenance
+from hf_dr.store.schema import KEEP, MIXING_SCOPES
 from hf_dr.teacher.signals import SIGNALS
 from hf_dr.views.ops.base import OPS
 from tests.frozen.plus import build, freeze, versions, without_sizes

@@ -20,7 +20,8 @@ from hf_dr.errors import ConfigError, FormatError, HubError
 from hf_dr.generation.job import ReinforceConfig, reinforce
 from hf_dr.hub.repository import push_to_hub
 from hf_dr.store.card import CARD_FILE
-from hf_dr.store.schema import PROVENANCE_FILE, Provenance
+from hf_dr.store.provenance import Provenance
+from hf_dr.store.schema import PROVENANCE_FILE
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.views.augmentation import Augmentation
 

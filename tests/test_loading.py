@@ -19,7 +19,8 @@ from hf_dr.errors import ConfigError, DataError, FormatError, HubError
 from hf_dr.generation.job import ReinforceConfig, reinforce
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import fetch_config, load_reinforced
-from hf_dr.store.schema import PROVENANCE_FILE, Provenance
+from hf_dr.store.provenance import Provenance
+from hf_dr.store.schema import PROVENANCE_FILE
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops.geometry import Resize
 

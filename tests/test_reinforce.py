@@ -29,7 +29,8 @@ from samples import TWO_PROCESSES
 from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, HfDrError, TeacherError
 from hf_dr.generation.job import Job, Part, ReinforceConfig, reinforce
 from hf_dr.replay.loading import load_reinforced
-from hf_dr.store.schema import KEEP, PROVENANCE_FILE, Provenance, combine_hashes
+from hf_dr.store.provenance import Provenance
+from hf_dr.store.schema import KEEP, PROVENANCE_FILE, combine_hashes
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.maker import hash_view

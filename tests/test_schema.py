@@ -15,11 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_dr.errors import FormatError
+from hf_dr.store.provenance import Provenance, check_columns
 from hf_dr.store.schema import (
     PROVENANCE_FILE,
     SCHEMA_VERSION,
-    Provenance,
-    check_columns,
     combine_hashes,
     is_reserved,
     is_safe_name,

@@ -17,7 +17,8 @@ from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, Forma
 from hf_dr.generation.job import Job, ReinforceConfig, reinforce
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
-from hf_dr.store.schema import IMAGE_HASH, Provenance
+from hf_dr.store.provenance import Provenance
+from hf_dr.store.schema import IMAGE_HASH
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.signals import (
     IMAGE_TAIL,

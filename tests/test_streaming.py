@@ -32,7 +32,8 @@ from hf_dr.replay.loading import load_reinforced
 from hf_dr.replay.reinforced_data import DIFFICULTIES, fresh_view
 from hf_dr.replay.sampling import ReinforcedSampler
 from hf_dr.replay.streaming import StreamedReinforcedDataset
-from hf_dr.store.schema import METADATA_KEY, Provenance, find_config
+from hf_dr.store.provenance import Provenance, find_config
+from hf_dr.store.schema import METADATA_KEY
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops.geometry import RandomHorizontalFlip, RandomResizedCrop
 from hf_dr.views.ops.mixing import MixUp

@@ -26,7 +26,7 @@ from hf_dr.evaluation.run import EvaluateConfig, run_evaluation
 from hf_dr.generation.contact_sheet import contact_sheet
 from hf_dr.generation.extend import ExtendConfig, ExtendJob, check_extension
 from hf_dr.generation.inspection import inspect_dataset
-from hf_dr.generation.job import Job, Part, ReinforceConfig, check_dataset
+from hf_dr.generation.job import Job, Part, ReinforceConfig
 from hf_dr.generation.ml_dr.importer import ImportConfig, ImportJob
 from hf_dr.generation.verify import teacher_from_provenance, verify
 from hf_dr.hub.repository import push_to_hub
@@ -34,11 +34,12 @@ from hf_dr.processes import process_state
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import each_dataset, fetch_config, load_reinforced
 from hf_dr.replay.plain import PlainDataset
-from hf_dr.store.base_dataset import load_base
+from hf_dr.store.base_dataset import check_dataset, load_base
 from hf_dr.store.card import write_card
 from hf_dr.store.findings import save_finding
 from hf_dr.store.named_files import FILES_FROM_HELP
-from hf_dr.store.schema import CONTACT_SHEET_FILE, find_config
+from hf_dr.store.provenance import find_config
+from hf_dr.store.schema import CONTACT_SHEET_FILE
 from hf_dr.teacher.ensemble import PRECISIONS, Teacher
 from hf_dr.teacher.members import imagenet_synsets
 from hf_dr.training.distillation import OnlineDistillationTrainer

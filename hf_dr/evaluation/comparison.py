@@ -24,7 +24,7 @@ from hf_dr.evaluation.run import EvaluateConfig, Report, run_evaluation
 from hf_dr.replay.loading import each_dataset, fetch_config
 from hf_dr.store.card import write_card
 from hf_dr.store.findings import Students, save_finding
-from hf_dr.store.schema import Provenance, find_config
+from hf_dr.store.provenance import Provenance, find_config
 from hf_dr.text import markdown_table
 
 BASELINE = "erm"

@@ -11,11 +11,13 @@ import numpy as np
 import PIL.Image
 
 from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, FormatError, ReplayError, TeacherError
-from hf_dr.generation.job import Job, ReinforceConfig, check_labels, library_versions, open_result
+from hf_dr.generation.job import Job, ReinforceConfig, library_versions, open_result
 from hf_dr.generation.verify import teacher_from_provenance
 from hf_dr.processes import process_state
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
+from hf_dr.store.base_dataset import check_labels
+from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import (
     EXTENDED_FROM,
     IMAGE_HASH,
@@ -25,7 +27,6 @@ from hf_dr.store.schema import (
     TEACHER_IDS,
     TEACHER_LOGPROBS,
     VIEWS_HASH,
-    Provenance,
     combine_hashes,
     is_reserved,
 )

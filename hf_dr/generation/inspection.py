@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from hf_dr.errors import FormatError
 from hf_dr.store.findings import Statistics
+from hf_dr.store.provenance import Provenance, find_config
 from hf_dr.store.schema import (
     AUG_PREFIX,
     EXTENDED_FROM,
@@ -25,8 +26,6 @@ from hf_dr.store.schema import (
     TAIL_LOGPROBS,
     TEACHER_IDS,
     TEACHER_LOGPROBS,
-    Provenance,
-    find_config,
     is_reserved,
 )
 from hf_dr.store.shards import MAX_MASS, check_full, check_shards, reading, shard_features

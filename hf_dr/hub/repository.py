@@ -42,7 +42,8 @@ from hf_dr.generation.job import format_bytes
 from hf_dr.hub.retry import with_retries
 from hf_dr.processes import Alone, on_main, process_state
 from hf_dr.store.card import CARD_FILE, card_configs, keep_configs, update_card
-from hf_dr.store.schema import PROVENANCE_FILE, PUBLISHED_FILES, Provenance
+from hf_dr.store.provenance import Provenance
+from hf_dr.store.schema import PROVENANCE_FILE, PUBLISHED_FILES
 
 logger = logging.getLogger(__name__)
 

@@ -18,6 +18,7 @@ from hf_dr.replay.join import JoinedBase, readable
 from hf_dr.replay.reinforced_data import MappedReinforcedData, ViewIndex, checked_views
 from hf_dr.store.base_dataset import undecoded_images
 from hf_dr.store.named_files import named_files
+from hf_dr.store.provenance import Provenance, check_columns
 from hf_dr.store.schema import (
     AUG_PREFIX,
     IMAGE_HASH,
@@ -28,8 +29,6 @@ from hf_dr.store.schema import (
     TEACHER_IDS,
     TEACHER_LOGPROBS,
     VIEWS_HASH,
-    Provenance,
-    check_columns,
     is_reserved,
 )
 from hf_dr.store.shards import MAX_MASS, check_full

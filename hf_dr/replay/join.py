@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from hf_dr.errors import DataError
 from hf_dr.store.base_dataset import content_hash, sampled_rows, undecoded_images
-from hf_dr.store.schema import Provenance
+from hf_dr.store.provenance import Provenance
 from hf_dr.views.images import DECODING_RULE, decode_image, pixel_hash
 
 logger = logging.getLogger(__name__)

@@ -25,15 +25,8 @@ from hf_dr.replay.combined import CombinedReinforcedDataset
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.streaming import StreamedReinforcedDataset
 from hf_dr.store.base_dataset import load_base
-from hf_dr.store.schema import (
-    IMAGE_HASH,
-    PROVENANCE_FILE,
-    SOURCE_INDEX,
-    Provenance,
-    choose_config,
-    find_config,
-    is_safe_name,
-)
+from hf_dr.store.provenance import Provenance, choose_config, find_config
+from hf_dr.store.schema import IMAGE_HASH, PROVENANCE_FILE, SOURCE_INDEX, is_safe_name
 from hf_dr.store.shards import check_shards
 
 logger = logging.getLogger(__name__)

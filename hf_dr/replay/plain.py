@@ -11,7 +11,7 @@ import torch
 from hf_dr.errors import ConfigError, DataError
 from hf_dr.replay.reinforced_data import MappedReinforcedData, ViewIndex, fresh_view
 from hf_dr.store.base_dataset import content_hash, undecoded_images
-from hf_dr.store.schema import Provenance
+from hf_dr.store.provenance import Provenance
 from hf_dr.version import __version__
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.images import decode_image

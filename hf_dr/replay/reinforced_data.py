@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from hf_dr.errors import ConfigError
-from hf_dr.store.schema import STORED_PARTNERS, Provenance
+from hf_dr.store.provenance import Provenance
+from hf_dr.store.schema import STORED_PARTNERS
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.rng import DOMAIN_SCHEDULE, KeyedPermutation, keyed_words
 

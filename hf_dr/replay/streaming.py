@@ -24,7 +24,8 @@ from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.join import JoinedBase
 from hf_dr.replay.reinforced_data import ReinforcedData
 from hf_dr.replay.sampling import ReinforcedSampler, check_order
-from hf_dr.store.schema import IMAGE_HASH, METADATA_KEY, SOURCE_INDEX, Provenance, is_reserved
+from hf_dr.store.provenance import Provenance
+from hf_dr.store.schema import IMAGE_HASH, METADATA_KEY, SOURCE_INDEX, is_reserved
 from hf_dr.store.shards import shard_features
 from hf_dr.views.rng import DOMAIN_ORDER, keyed_rng
 

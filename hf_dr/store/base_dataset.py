@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import yaml
 from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub import metadata_load, try_to_load_from_cache
 
-from hf_dr.errors import DataError
+from hf_dr.errors import DataError, did_you_mean
+from hf_dr.generation.job import ReinforceConfig
 from hf_dr.store.named_files import check_own_files
+from hf_dr.store.schema import is_reserved
+from hf_dr.teacher.ensemble import Teacher
 
 # Rows by whose files a base dataset is recognised; every image is hashed besides, when it is decoded.
 _SAMPLED_ROWS = 64
@@ -111,3 +116,128 @@ def content_hash(images: datasets.Dataset) -> str:
             data = Path(value["path"]).read_bytes()
         digest.update(hashlib.sha256(data or b"").digest())
     return digest.hexdigest()
+
+
+def check_dataset(dataset: datasets.Dataset, config: ReinforceConfig) -> tuple[str, str | None]:
+    """Checks the columns of the base and returns the names of the image and label columns; no image is decoded.
+
+    Raises:
+        DataError: The dataset is empty, or a column is missing, ambiguous, of the wrong type or has a reserved name.
+    """
+    if not isinstance(dataset, datasets.Dataset):
+        raise DataError(
+            f"the base must be a datasets.Dataset of one split, got {type(dataset).__name__}. Choose a split."
+        )
+    if len(dataset) == 0:
+        raise DataError("the base must have at least one row, got none. Check `split`.")
+    for name in dataset.column_names:
+        if is_reserved(name):
+            raise DataError(
+                f"the base must not have a column `{name}`: the name belongs to the reinforcement. Rename it."
+            )
+    features = dataset.features
+    images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    image_column = config.image_column or (images[0] if len(images) == 1 else None)
+    if image_column is None or image_column not in images:
+        raise DataError(
+            f"`image_column` must name an Image column, got {config.image_column!r}; Image columns: "
+            f"{', '.join(images) or 'none'}. Name one, or cast it with `dataset.cast_column(name, datasets.Image())`."
+        )
+    if config.label_column == "none":
+        return image_column, None
+    classes = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    label_column = config.label_column or (
+        "label" if "label" in features else classes[0] if len(classes) == 1 else None
+    )
+    if label_column is None:
+        if classes:
+            raise DataError(f"`label_column` must name one of {', '.join(classes)}. Or pass `none`.")
+        return image_column, None
+    if label_column not in features:
+        raise DataError(
+            f"`label_column` must name a column, got {label_column!r}.{did_you_mean(label_column, features)}"
+        )
+    feature = features[label_column]
+    if not isinstance(feature, datasets.ClassLabel) and getattr(feature, "dtype", None) not in _INTEGERS:
+        raise DataError(
+            f"`{label_column}` must hold class numbers, got {feature}. Name another `label_column`, or `none`."
+        )
+    return image_column, label_column
+
+
+_INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+
+
+def check_labels(dataset: datasets.Dataset, label_column: str, teacher: Teacher) -> np.ndarray:
+    """Checks that the dataset's classes are the teacher's and every label is one of them; returns the labels, int64 (rows,).
+
+    Raises:
+        DataError: A label is missing or out of range.
+        TeacherError: Number, names or order of the classes differ.
+    """
+    feature = dataset.features[label_column]
+    if isinstance(feature, datasets.ClassLabel):
+        teacher.check_classes(feature.names)
+    labels = dataset.select_columns([label_column]).with_format("arrow")[:][label_column]
+    if labels.null_count:
+        raise DataError(f"`{label_column}` must have a label in every row, found {labels.null_count} empty ones.")
+    values = labels.to_numpy()
+    bad = np.flatnonzero((values < 0) | (values >= teacher.num_classes))
+    if len(bad):
+        raise DataError(
+            f"labels must be from 0 to {teacher.num_classes - 1}, the teacher's classes; row {bad[0]} has {values[bad[0]]} "
+            f"({len(bad)} such rows). Name another teacher or `label_column`, or pass `label_column=none`."
+        )
+    return values.astype(np.int64)
+
+
+def describe_base(dataset: datasets.Dataset) -> dict[str, Any]:
+    """Returns what a dataset knows of its origin: Hub id, config and revision."""
+    described: dict[str, Any] = {"id": None, "config": dataset.info.config_name, "revision": None}
+    for file in dataset.cache_files:
+        # CACHE/owner___name/config/version/commit/name-train.arrow, if it was loaded from the Hub.
+        match = re.search(r"([^/\\]+)___([^/\\]+)[/\\][^/\\]+[/\\][^/\\]+[/\\]([0-9a-f]{40})[/\\]", file["filename"])
+        if match:
+            described["id"] = f"{match[1]}/{match[2]}"
+            described["revision"] = match[3]
+            break
+    return described
+
+
+def checked_origin(dataset: datasets.Dataset, files_from: Sequence[str]) -> dict[str, Any]:
+    """Returns what a dataset knows of its origin, once one from the Hub is known to name no files of this machine.
+
+    Raises:
+        ConfigError: One of `files_from` is no folder.
+        DataError: The dataset is from the Hub, and names a file that is not of its repository.
+    """
+    described = describe_base(dataset)
+    if described["id"] is not None:
+        check_own_files(dataset, described["id"], repo_id=described["id"], files_from=files_from)
+    return described
+
+
+def as_table(
+    dataset: datasets.Dataset,
+    start: int,
+    stop: int,
+    *,
+    image_column: str | None = None,
+    readable: np.ndarray | None = None,
+) -> Any:
+    """Returns rows `start` to `stop` as an Arrow table, selections and shuffles applied, named files embedded.
+
+    Args:
+        dataset: The base.
+        start: The first row.
+        stop: The row after the last.
+        image_column: Column of the images, if the dataset has it here.
+        readable: bool (stop - start,); False for rows whose image could not be decoded. Their image becomes null: what is no
+            image may be any file, and is not to be copied.
+    """
+    table = dataset.with_format("arrow")[start:stop]
+    if readable is not None and not readable.all() and image_column in table.column_names:
+        place = table.column_names.index(image_column)
+        kept = pa.array(np.arange(stop - start), mask=~readable)
+        table = table.set_column(place, table.schema.field(place), table.column(place).combine_chunks().take(kept))
+    return datasets.table.embed_table_storage(table)

@@ -23,6 +23,7 @@ from datasets.splits import SplitDict, SplitInfo
 
 from hf_dr.errors import ConfigError, FormatError
 from hf_dr.store.findings import Statistics, Students, Verification, has_contact_sheet, read_finding
+from hf_dr.store.provenance import Provenance
 from hf_dr.store.readme import Data, drop_parts, dump_yaml, edit_yaml, merge_parts, newline_of, part_names, split_readme
 from hf_dr.store.schema import (
     AUG_PREFIX,
@@ -38,7 +39,6 @@ from hf_dr.store.schema import (
     TEACHER_IDS,
     TEACHER_LOGPROBS,
     VIEWS_HASH,
-    Provenance,
     is_reserved,
     is_safe_name,
 )

@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 from datasets import Features, Image, List, Value
 
 from hf_dr.errors import FormatError, HfDrError
-from hf_dr.store.schema import IMAGE_HASH, METADATA_KEY, PROVENANCE_FILE, Provenance, check_columns, is_reserved
+from hf_dr.store.provenance import Provenance, check_columns
+from hf_dr.store.schema import IMAGE_HASH, METADATA_KEY, PROVENANCE_FILE, is_reserved
 
 # Views in a row group: bounds the writer's memory whatever V is, and is enough for zstd to find what there is to find.
 ROW_GROUP_VIEWS = 1 << 16

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import datasets
 import numpy as np
 import PIL.Image
-import pyarrow as pa
 import torch
 import xxhash
 
@@ -190,29 +188,3 @@ def hash_view(pixels_HWC: np.ndarray) -> int:
 @lru_cache(maxsize=1024)
 def _matching(start: int, stop: int, seed: int, view: int) -> Matching:
     return Matching(start, stop, seed, view)
-
-
-def as_table(
-    dataset: datasets.Dataset,
-    start: int,
-    stop: int,
-    *,
-    image_column: str | None = None,
-    readable: np.ndarray | None = None,
-) -> Any:
-    """Returns rows `start` to `stop` as an Arrow table, selections and shuffles applied, named files embedded.
-
-    Args:
-        dataset: The base.
-        start: The first row.
-        stop: The row after the last.
-        image_column: Column of the images, if the dataset has it here.
-        readable: bool (stop - start,); False for rows whose image could not be decoded. Their image becomes null: what is no
-            image may be any file, and is not to be copied.
-    """
-    table = dataset.with_format("arrow")[start:stop]
-    if readable is not None and not readable.all() and image_column in table.column_names:
-        place = table.column_names.index(image_column)
-        kept = pa.array(np.arange(stop - start), mask=~readable)
-        table = table.set_column(place, table.schema.field(place), table.column(place).combine_chunks().take(kept))
-    return datasets.table.embed_table_storage(table)

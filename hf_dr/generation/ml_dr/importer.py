@@ -39,7 +39,7 @@ import xxhash
 from tqdm.auto import tqdm
 
 from hf_dr.errors import ConfigError, DataError, FormatError
-from hf_dr.generation.job import ReinforceConfig, check_dataset, check_same_run, checked_origin, format_bytes, open_run
+from hf_dr.generation.job import ReinforceConfig, check_same_run, format_bytes, open_run
 from hf_dr.generation.ml_dr.files import (
     CONFIG_FILE,
     Columns,
@@ -51,9 +51,10 @@ from hf_dr.generation.ml_dr.files import (
     shown,
 )
 from hf_dr.processes import default_workers
-from hf_dr.store.base_dataset import content_hash, undecoded_images
+from hf_dr.store.base_dataset import as_table, check_dataset, checked_origin, content_hash, undecoded_images
 from hf_dr.store.card import write_card
 from hf_dr.store.named_files import FILES_FROM_HELP
+from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import (
     AUG_PREFIX,
     IMAGE_HASH,
@@ -61,14 +62,12 @@ from hf_dr.store.schema import (
     STORED_PARTNERS,
     TEACHER_IDS,
     VIEWS_HASH,
-    Provenance,
     reinforcement_features,
 )
 from hf_dr.store.shards import ROW_GROUP_VIEWS, ShardWriter, read_marker
 from hf_dr.version import __version__
 from hf_dr.views.augmentation import NO_PARTNER, PARTNER
 from hf_dr.views.images import decode_image, pixel_hash
-from hf_dr.views.maker import as_table
 from hf_dr.views.ops.geometry import RandomCrop, RandomErasing, RandomResizedCrop, Resize
 from hf_dr.views.ops.mixing import CutMix
 

@@ -41,7 +41,7 @@ import PIL.Image
 import synthetic
 
 from hf_dr.generation.job import ReinforceConfig
-from hf_dr.hub.repository import push_to_hub
+from hf_dr.hub.push import push_to_hub
 from hf_dr.processes import process_state
 from hf_dr.views.augmentation import Augmentation
 

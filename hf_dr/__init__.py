@@ -17,7 +17,7 @@ from hf_dr.errors import (
 )
 from hf_dr.generation.job import ReinforceConfig, reinforce
 from hf_dr.generation.verify import verify
-from hf_dr.hub.repository import push_to_hub
+from hf_dr.hub.push import push_to_hub
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.teacher.ensemble import Teacher

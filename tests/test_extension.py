@@ -25,7 +25,7 @@ from hf_dr.generation import extend as extension
 from hf_dr.generation.extend import ExtendConfig, ExtendJob, extend
 from hf_dr.generation.job import Part, ReinforceConfig, reinforce
 from hf_dr.generation.verify import verify
-from hf_dr.hub.repository import push_to_hub
+from hf_dr.hub.push import push_to_hub
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.store.base_dataset import undecoded_images

@@ -39,7 +39,7 @@ from hf_dr.errors import HfDrError, TeacherError
 from hf_dr.generation.inspection import inspect_dataset
 from hf_dr.generation.job import ReinforceConfig, reinforce
 from hf_dr.generation.verify import verify
-from hf_dr.hub.repository import push_to_hub
+from hf_dr.hub.push import push_to_hub
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.store.base_dataset import load_base
 from hf_dr.store.card import card_configs, update_card

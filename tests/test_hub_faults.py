@@ -21,7 +21,8 @@ from loopback_hub import Commit, Fault, LoopbackHub
 from hf_dr.errors import HubError
 from hf_dr.generation.job import ReinforceConfig, reinforce
 from hf_dr.hub import retry
-from hf_dr.hub.repository import Push, push_to_hub
+from hf_dr.hub.push import push_to_hub
+from hf_dr.hub.repository import Push
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops.geometry import RandomResizedCrop

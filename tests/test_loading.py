@@ -17,8 +17,9 @@ import hf_dr.hub.retry
 import hf_dr.replay.loading
 from hf_dr.errors import ConfigError, DataError, FormatError, HubError
 from hf_dr.generation.job import ReinforceConfig, reinforce
+from hf_dr.hub.fetch import fetch_config
 from hf_dr.replay.dataset import ReinforcedDataset
-from hf_dr.replay.loading import fetch_config, load_reinforced
+from hf_dr.replay.loading import load_reinforced
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import PROVENANCE_FILE
 from hf_dr.views.augmentation import Augmentation

@@ -16,7 +16,7 @@ from transformers import AutoModelForImageClassification, ViTConfig, ViTImagePro
 
 from hf_dr.cli.main import main
 from hf_dr.generation.job import ReinforceConfig, reinforce
-from hf_dr.hub.repository import push_to_hub
+from hf_dr.hub.push import push_to_hub
 from hf_dr.training.students import load_processor
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops.geometry import RandomResizedCrop

@@ -29,10 +29,11 @@ from hf_dr.generation.inspection import inspect_dataset
 from hf_dr.generation.job import Job, Part, ReinforceConfig
 from hf_dr.generation.ml_dr.importer import ImportConfig, ImportJob
 from hf_dr.generation.verify import teacher_from_provenance, verify
-from hf_dr.hub.repository import push_to_hub
+from hf_dr.hub.fetch import fetch_config
+from hf_dr.hub.push import push_to_hub
 from hf_dr.processes import process_state
 from hf_dr.replay.dataset import ReinforcedDataset
-from hf_dr.replay.loading import each_dataset, fetch_config, load_reinforced
+from hf_dr.replay.loading import each_dataset, load_reinforced
 from hf_dr.replay.plain import PlainDataset
 from hf_dr.store.base_dataset import check_dataset, load_base
 from hf_dr.store.card import write_card

@@ -21,7 +21,8 @@ from matplotlib.figure import Figure
 from hf_dr.errors import ConfigError, DataError
 from hf_dr.evaluation.metrics import Reliability, reliability_figure
 from hf_dr.evaluation.run import EvaluateConfig, Report, run_evaluation
-from hf_dr.replay.loading import each_dataset, fetch_config
+from hf_dr.hub.fetch import fetch_config
+from hf_dr.replay.loading import each_dataset
 from hf_dr.store.card import write_card
 from hf_dr.store.findings import Students, save_finding
 from hf_dr.store.provenance import Provenance, find_config

@@ -8,11 +8,9 @@ commit names its parent: whoever else commits meanwhile is never overwritten, bu
 from __future__ import annotations
 
 import copy
-import functools
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -41,9 +39,7 @@ from hf_dr.errors import ConfigError, FormatError, HfDrError, HubError
 from hf_dr.generation.job import format_bytes
 from hf_dr.hub.retry import with_retries
 from hf_dr.processes import Alone, on_main, process_state
-from hf_dr.store.card import CARD_FILE, card_configs, keep_configs, update_card
-from hf_dr.store.provenance import Provenance
-from hf_dr.store.schema import PROVENANCE_FILE, PUBLISHED_FILES
+from hf_dr.store.card import CARD_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -83,101 +79,6 @@ class Push:
             f"{len(self.files)} files, {format_bytes(sum(self.files.values()))}, to {self.repo_id} at {self.revision}"
         )
         return "\n".join([total, *lines, "", f"{CARD_FILE}:", "", self.card])
-
-
-def push_to_hub(
-    folder: str | os.PathLike[str],
-    repo_id: str,
-    *,
-    configs: Sequence[str] | None = None,
-    private: bool | None = None,
-    revision: str | None = None,
-    create_pr: bool = False,
-    tags: Sequence[str] = (),
-    overwrite: bool = False,
-    commit_message: str | None = None,
-    token: str | None = None,
-    dry_run: bool = False,
-) -> Push:
-    """Pushes finished configurations of a "+" dataset to a dataset repository, in one commit.
-
-    Other configurations that are there, and text that people wrote into the card, stay. Called in every process that
-    accelerate launched, each sends its share of the shards and rank 0 commits. Run it again after whatever stopped it.
-
-    Args:
-        folder: Of the "+" dataset.
-        repo_id: `owner/name`; it is made if it is not there.
-        configs: Which configurations. Default: all in the folder, which must all be finished.
-        private: For a new repository: whether it is private. Default: as the owner's settings say.
-        revision: Branch to push to; it is made if it is not there. Default: `main`.
-        create_pr: Push to a pull request (a draft) instead. Run again, the same one is used.
-        tags: To set on the commit. They must be new, or stand there already.
-        overwrite: Replace a configuration that is there and was made in another way (its fingerprint differs).
-        commit_message: Default: it names the configurations and their fingerprints.
-        token: Default: the one that `hf auth login` stored.
-        dry_run: Send nothing; the answer says what a push would do.
-
-    Raises:
-        ConfigError: A setting is impossible, or a configuration is there in another version and `overwrite` is not set.
-        FormatError: A configuration is unfinished or damaged.
-        HubError: The Hub refuses, or does not answer after all retries. Nothing was published, or all of it.
-    """
-    folder = Path(folder).expanduser()
-    found = card_configs(folder, _names(folder, configs))
-    provenances = {name: config.provenance for name, config in found.items()}
-    files = {f"{name}/{path.name}": path for name in found for path in config_files(folder / name, provenances[name])}
-
-    @functools.cache  # parsing YAML takes its time, and each attempt asks again
-    def card(remote: str | None) -> str:
-        local = folder / CARD_FILE if (folder / CARD_FILE).is_file() else None
-        if remote is None and (text := _text(local)) is not None:
-            remote = keep_configs(text, found)  # the card names no configuration before its data is there
-        return update_card(remote, found, name=repo_id)
-
-    def check(repository: Repository, remote: Remote) -> None:
-        for name, provenance in provenances.items():
-            file = None if overwrite else repository.fetch(f"{name}/{PROVENANCE_FILE}", remote)
-            there = provenance if file is None else Provenance.read(file.parent)
-            if there.fingerprint != provenance.fingerprint:
-                differences = "; ".join(there.differences(provenance)[:5])
-                raise ConfigError(
-                    f"configuration `{name}` of {repo_id} must be the one that is pushed, found another ({differences}). Pass "
-                    "`overwrite` to replace it, or reinforce under another `config_name`."
-                )
-
-    fingerprints = ", ".join(f"{name} {provenance.fingerprint[:8]}" for name, provenance in provenances.items())
-    return publish(
-        Repository(repo_id, "dataset", revision, token),
-        files,
-        card,
-        stale=lambda path: path.endswith(".parquet") and path.rpartition("/")[0] in found,
-        check=check,
-        private=private,
-        create_pr=create_pr,
-        tags=tags,
-        message=commit_message or f"Push {fingerprints}",
-        dry_run=dry_run,
-    )
-
-
-def _names(folder: Path, configs: Sequence[str] | None) -> list[str]:
-    there = sorted(path.parent.name for path in folder.glob(f"*/{PROVENANCE_FILE}"))
-    if not there:
-        raise FormatError(
-            f'{folder} must hold a "+" dataset, but no folder in it has a {PROVENANCE_FILE}. Check the path.'
-        )
-    missing = [name for name in configs or () if name not in there]
-    if missing:
-        raise ConfigError(
-            f"{folder} has no configuration `{missing[0]}`; it has {', '.join(there)}. Name one of these."
-        )
-    return list(dict.fromkeys(configs or there))
-
-
-def config_files(config: Path, provenance: Provenance) -> list[Path]:
-    """Returns the files of one configuration that are published: shards, then what describes them."""
-    described = [config / name for name in PUBLISHED_FILES]
-    return [*(config / name for name in provenance.shard_names), *(path for path in described if path.is_file())]
 
 
 # ------------------------------------------------------------------------------------------------------ the repository

@@ -1,0 +1,131 @@
+"""Fetching a "+" dataset from the Hub, file by file at one commit."""
+
+from __future__ import annotations
+
+import logging
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import constants, hf_hub_download, list_repo_files, resolve_revision
+from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError
+from huggingface_hub.file_download import repo_folder_name
+from huggingface_hub.utils import validate_repo_id
+from tqdm.auto import tqdm
+
+from hf_dr.errors import ConfigError, FormatError
+from hf_dr.hub.retry import is_unreachable, with_retries
+from hf_dr.store.provenance import Provenance, choose_config, find_config
+from hf_dr.store.schema import PROVENANCE_FILE, is_safe_name
+
+logger = logging.getLogger(__name__)
+
+
+_DOWNLOADS = 8  # files fetched at a time
+
+
+class _NoBar(tqdm):
+    """For single files: there is a bar for all."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **{**settings, "disable": True})
+
+
+def fetch_config(
+    path: str | os.PathLike[str],
+    name: str | None = None,
+    *,
+    split: str | None = None,
+    revision: str | None = None,
+    shards: bool = True,
+) -> Path:
+    """Returns the folder of a "+" dataset's configuration; one at the Hub is brought into the Hub's cache first.
+
+    Nothing but the provenance and the shards that it names is fetched, all of one commit. What is in the cache already is
+    not fetched again, and is enough where the Hub cannot be reached.
+
+    Args:
+        path: See `load_reinforced`.
+        name: See `load_reinforced`.
+        split: See `load_reinforced`.
+        revision: See `load_reinforced`.
+        shards: Whether the shards are wanted, or the provenance only.
+
+    Raises:
+        FormatError: There is no "+" dataset, or it is incomplete.
+        ConfigError: `name`, `split` or `revision` does not fit it.
+        HubError: See `load_reinforced`.
+    """
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        if revision is not None:
+            raise ConfigError(f"`revision` must come with a Hub id, got it with the folder {folder}. Leave it out.")
+        return find_config(folder, name)
+    if not isinstance(path, str) or not _is_hub_id(path):
+        raise ConfigError(
+            f'expected the folder of a "+" dataset or a Hub id, found neither at {str(path)!r}. Check the path.'
+        )
+    what = f"fetch {path} from the Hub"
+    commit = with_retries(lambda: resolve_revision(path, repo_type="dataset", revision=revision), what).resolved
+    if name is None:
+        name = choose_config(None, with_retries(lambda: _config_names(path, commit), what), path)
+    if not is_safe_name(name):
+        raise ConfigError(f"`name` must be a configuration of {path}, got {name!r:.80}. Check it.")
+
+    def fetch(file: str) -> Path:
+        download = partial(hf_hub_download, path, f"{name}/{file}", repo_type="dataset", revision=commit)
+        try:
+            return Path(with_retries(partial(download, tqdm_class=_NoBar), what))
+        except RemoteEntryNotFoundError as error:
+            raise FormatError(
+                f'{path} must hold {name}/{file} at {commit[:12]}, found none: no configuration `{name}`, no "+" dataset, or '
+                "half of one. Check the name, or push it again."
+            ) from error
+
+    config = fetch(PROVENANCE_FILE).parent
+    provenance = Provenance.read(config)
+    _check_split(split, provenance)
+    if shards:
+        pool = ThreadPoolExecutor(_DOWNLOADS, "fetch")
+        try:
+            files = pool.map(fetch, provenance.shard_names)
+            for _ in tqdm(files, f"fetching {path}", total=provenance.num_shards, unit="shard"):
+                pass
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return config
+
+
+def _is_hub_id(path: str) -> bool:
+    try:
+        validate_repo_id(path)
+    except HFValidationError:
+        return False
+    return path.count("/") == 1
+
+
+def _config_names(repo_id: str, commit: str) -> list[str]:
+    """The configurations at a commit; where the Hub cannot be reached, those in the cache."""
+    try:
+        files = list_repo_files(repo_id, repo_type="dataset", revision=commit)
+    except Exception as error:
+        cache = Path(
+            constants.HF_HUB_CACHE, repo_folder_name(repo_id=repo_id, repo_type="dataset"), "snapshots", commit
+        )
+        names = sorted(p.parent.name for p in cache.glob(f"*/{PROVENANCE_FILE}"))
+        if not names or not is_unreachable(error):
+            raise
+        logger.warning("The Hub cannot be reached; of %s only what is in the cache is seen.", repo_id)
+        return names
+    names = sorted(f.split("/")[0] for f in files if f.endswith(f"/{PROVENANCE_FILE}") and f.count("/") == 1)
+    unsafe = [name for name in names if not is_safe_name(name)]
+    if unsafe:
+        raise FormatError(f"the configurations of {repo_id} must have plain names, found {unsafe[0]!r:.80}.")
+    return names
+
+
+def _check_split(split: str | None, provenance: Provenance) -> None:
+    if split not in (None, provenance.split):
+        raise ConfigError(f"the split `{provenance.split}` was reinforced, not `{split}`. Leave `split` out.")

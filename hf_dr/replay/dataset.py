@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ import pyarrow as pa
 import torch
 
 from hf_dr.errors import ConfigError, DataError, FormatError, ReplayError, did_you_mean
+from hf_dr.replay.columns import Columns, whole_column
 from hf_dr.replay.join import JoinedBase, readable
 from hf_dr.replay.reinforced_data import MappedReinforcedData, ViewIndex, checked_views
 from hf_dr.store.base_dataset import undecoded_images
@@ -31,7 +31,7 @@ from hf_dr.store.schema import (
     VIEWS_HASH,
     is_reserved,
 )
-from hf_dr.store.shards import MAX_MASS, check_full
+from hf_dr.store.shards import MAX_MASS
 from hf_dr.teacher.signals import IMAGE_TAIL, tail_size
 from hf_dr.teacher.topk import cross_entropy, entropy
 from hf_dr.views.augmentation import NO_PARTNER, PARTNER
@@ -98,10 +98,10 @@ class ReinforcedDataset(MappedReinforcedData):
         self.num_views = checked_views(num_views, provenance.num_views)
         self.seed, self.epoch, self.check_images = seed, 0, check_images
         self.plus = plus
-        self._columns = _Columns(plus, provenance.num_views)
+        self._columns = Columns(plus, provenance.num_views)
         source = plus.data.column(SOURCE_INDEX).to_numpy() if plus._indices is None else np.asarray(plus[SOURCE_INDEX])
         self._source = source
-        hashes = _column(plus, IMAGE_HASH)
+        hashes = whole_column(plus, IMAGE_HASH)
         usable = np.flatnonzero(~np.asarray(hashes.is_null()))
         if len(plus) and not len(usable):
             raise FormatError('expected at least one reinforced row in the "+" dataset, found none. Reinforce again.')
@@ -111,7 +111,7 @@ class ReinforcedDataset(MappedReinforcedData):
         self._checked = torch.zeros(len(plus), dtype=torch.bool).share_memory_()
         self._labels = provenance.label_column if provenance.label_column in plus.column_names else None
         if self._labels is not None:
-            self._check_labels(_column(plus, self._labels), usable)
+            self._check_labels(whole_column(plus, self._labels), usable)
         base = self._check_base(base)
         _check_embedded(plus, None if provenance.overlay else provenance.image_column)
         owner = base.dataset if base is not None else plus  # who has the rows without reinforcement
@@ -180,7 +180,7 @@ class ReinforcedDataset(MappedReinforcedData):
 
     def _labels_of(self, owner: datasets.Dataset, rows: np.ndarray) -> np.ndarray:
         assert self._labels is not None
-        labels = _column(owner, self._labels).fill_null(-1).to_numpy()[rows]
+        labels = whole_column(owner, self._labels).fill_null(-1).to_numpy()[rows]
         bad = np.flatnonzero((labels < 0) | (labels >= self.provenance.num_classes))
         if len(bad):
             raise DataError(
@@ -197,7 +197,7 @@ class ReinforcedDataset(MappedReinforcedData):
         """The labels of all rows, int64 (rows,), or None where the base has none."""
         if self._labels is None:
             return None
-        own = np.asarray(_column(self.plus, self._labels))[self._usable[: self.num_reinforced]]
+        own = np.asarray(whole_column(self.plus, self._labels))[self._usable[: self.num_reinforced]]
         return np.concatenate([own.astype(np.int64), self._other_labels])
 
     @property
@@ -223,7 +223,7 @@ class ReinforcedDataset(MappedReinforcedData):
     @property
     def image_hashes(self) -> np.ndarray:
         """The pixel hash of each reinforced row's image, uint64 (rows,)."""
-        hashes = _column(self.plus, IMAGE_HASH).fill_null(0).to_numpy()
+        hashes = whole_column(self.plus, IMAGE_HASH).fill_null(0).to_numpy()
         return hashes[self._usable[: self.num_reinforced]]
 
     @property
@@ -511,87 +511,3 @@ def _check_embedded(plus: datasets.Dataset, column: str | None) -> None:
             f"column `{files.column}` must hold the files themselves, found one in row {files.rows[0]} that is only named by "
             "its path. Fetch or make it again."
         )
-
-
-class _Columns:
-    """Single cells of the fixed-size list columns, straight from the memory-mapped Arrow table.
-
-    Touches only what is read: a view costs the same whatever V is. NumPy views of a record batch are made when the
-    batch is first read.
-    """
-
-    def __init__(self, dataset: datasets.Dataset, num_views: int) -> None:
-        self._dataset, self._num_views = dataset, num_views
-        self._prepare()
-
-    def _prepare(self) -> None:
-        table = self._dataset.data.table
-        self._indices = self._dataset._indices
-        self._batches = table.to_batches()
-        self._starts = np.cumsum([0, *(len(batch) for batch in self._batches)])
-        self._arrays: list[dict[str, Any]] = [{} for _ in self._batches]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_dataset": self._dataset, "_num_views": self._num_views}  # memory maps are opened anew by the worker
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._prepare()
-
-    def _find(self, column: str, row: int) -> tuple[Any, int]:
-        if self._indices is not None:
-            row = self._indices.column(0)[row].as_py()
-        number = int(np.searchsorted(self._starts, row, side="right")) - 1
-        arrays = self._arrays[number]
-        if column not in arrays:
-            batch = self._batches[number]
-            check_full(batch, column)
-            arrays[column] = _as_array(batch.column(column))
-        return arrays[column], row - int(self._starts[number])
-
-    def view(self, column: str, row: int, view: int) -> Any:
-        """Returns one view's cell: a NumPy scalar, or a read-only array (n,)."""
-        array, at = self._find(column, row)
-        if isinstance(array, _Bits):
-            return array[at * self._num_views + view]
-        return array[at, view]
-
-    def cell(self, column: str, row: int) -> Any:
-        """Returns a row's whole cell: a NumPy scalar, or a read-only array (n,) or, of a list of views, (V, n)."""
-        array, at = self._find(column, row)
-        return array[at]
-
-
-class _Bits:
-    """Arrow's packed booleans; a NumPy copy of a column would take eight times the memory."""
-
-    def __init__(self, array: pa.BooleanArray, offset: int) -> None:
-        self._bits = np.frombuffer(array.buffers()[1], np.uint8)
-        self._offset = array.offset + offset
-
-    def __getitem__(self, index: int) -> np.bool_:
-        at = self._offset + index
-        return np.bool_((self._bits[at >> 3] >> (at & 7)) & 1)
-
-
-def _as_array(column: pa.Array) -> Any:
-    """Zero-copy NumPy view of a record batch's column: (rows,), (rows, V) or (rows, V, n)."""
-    shape: list[int] = [len(column)]
-    start, array = 0, column
-    while pa.types.is_fixed_size_list(array.type):
-        size = array.type.list_size
-        shape.append(size)
-        start = (start + array.offset) * size  # `values` ignores the slice; `flatten` would drop null rows
-        array = array.values
-    if len(shape) == 1:
-        return array.fill_null(0).to_numpy(zero_copy_only=False)
-    if pa.types.is_boolean(array.type):
-        return _Bits(array, start)
-    # From the buffer: the values below a row without reinforcement are null, which `to_numpy` would have to copy.
-    values = np.frombuffer(array.buffers()[1], array.type.to_pandas_dtype())
-    return values[array.offset + start :][: math.prod(shape)].reshape(shape)
-
-
-def _column(dataset: datasets.Dataset, name: str) -> Any:
-    """One column as Arrow. Without the selection, a shuffled dataset would copy all its columns, images too."""
-    return dataset.select_columns([name]).with_format("arrow")[:][name]

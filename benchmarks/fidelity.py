@@ -23,7 +23,8 @@ import torch
 from torch import nn
 
 from hf_dr import ops
-from hf_dr.generation.job import Job, ReinforceConfig
+from hf_dr.generation.config import ReinforceConfig
+from hf_dr.generation.job import Job
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.store.provenance import Provenance
 from hf_dr.teacher.ensemble import Teacher

@@ -33,7 +33,8 @@ import datasets
 import numpy as np
 import torch
 
-from hf_dr.generation.job import Job, ReinforceConfig
+from hf_dr.generation.config import ReinforceConfig
+from hf_dr.generation.job import Job
 from hf_dr.processes import process_state
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.topk import top_k

@@ -40,7 +40,7 @@ import numpy as np
 import PIL.Image
 import synthetic
 
-from hf_dr.generation.job import ReinforceConfig
+from hf_dr.generation.config import ReinforceConfig
 from hf_dr.hub.push import push_to_hub
 from hf_dr.processes import process_state
 from hf_dr.views.augmentation import Augmentation

@@ -26,7 +26,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from hf_dr.generation.job import Job, ReinforceConfig
+from hf_dr.generation.config import ReinforceConfig
+from hf_dr.generation.job import Job
 from hf_dr.store.schema import (
     SOURCE_INDEX,
     TAIL_IDS,

@@ -20,7 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from hf_dr.generation.job import Job, ReinforceConfig
+from hf_dr.generation.config import ReinforceConfig
+from hf_dr.generation.job import Job
 from hf_dr.store.schema import TEACHER_LOGPROBS, is_reserved
 from hf_dr.store.shards import ZSTD_LEVEL, column_encoding
 from hf_dr.teacher.ensemble import Teacher

@@ -13,7 +13,10 @@ import numpy as np
 import PIL.Image
 import pyarrow as pa
 
-from hf_dr.generation.job import Job, Part, ReinforceConfig, _Progress
+from hf_dr.generation.config import ReinforceConfig
+from hf_dr.generation.folder import Part
+from hf_dr.generation.job import Job
+from hf_dr.generation.progress import Progress
 from hf_dr.processes import process_state
 from hf_dr.store.schema import AUG_PREFIX, IMAGE_HASH, TEACHER_IDS, TEACHER_LOGPROBS, VIEWS_HASH
 from hf_dr.views.augmentation import NO_PARTNER, PARTNER, Augmentation
@@ -105,7 +108,7 @@ def write_repeated(
     # The fingerprint in the shard is that of the larger dataset.
     job.provenance = dataclasses.replace(job.provenance, num_rows=shards * len(base))
     job.folder.mkdir(parents=True)
-    job._make_shards([0], _Progress(job, Part(), [0], [0], process_state()))
+    job._make_shards([0], Progress(job, Part(), [0], [0], process_state()))
     first, *others = job.provenance.shard_names
     for name in others:
         (job.folder / name).hardlink_to(job.folder / first)

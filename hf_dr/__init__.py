@@ -15,7 +15,8 @@ from hf_dr.errors import (
     ReplayError,
     TeacherError,
 )
-from hf_dr.generation.job import ReinforceConfig, reinforce
+from hf_dr.generation.config import ReinforceConfig
+from hf_dr.generation.job import reinforce
 from hf_dr.generation.verify import verify
 from hf_dr.hub.push import push_to_hub
 from hf_dr.replay.dataset import ReinforcedDataset

@@ -10,7 +10,7 @@ from timm.data import resolve_data_config
 
 from hf_dr.cli.config import parse, read_yaml
 from hf_dr.cli.main import BaseArguments, RunArguments, TeacherArguments, build_augmentation
-from hf_dr.generation.job import ReinforceConfig
+from hf_dr.generation.config import ReinforceConfig
 from hf_dr.store.base_dataset import card_license
 from hf_dr.store.card import PlannedConfig, update_card
 from hf_dr.teacher.members import load_member

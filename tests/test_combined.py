@@ -12,7 +12,8 @@ from conftest import CLASSES, as_cell, colour_image
 
 import hf_dr.replay.dataset
 from hf_dr.errors import ConfigError, DataError
-from hf_dr.generation.job import ReinforceConfig, reinforce
+from hf_dr.generation.config import ReinforceConfig
+from hf_dr.generation.job import reinforce
 from hf_dr.replay.combined import CombinedReinforcedDataset
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced

@@ -7,8 +7,9 @@ import pytest
 from conftest import ALL_OPS, as_cell, colour_image
 
 from hf_dr.errors import ConfigError, ReplayError
+from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.contact_sheet import contact_sheet
-from hf_dr.generation.job import ReinforceConfig, reinforce
+from hf_dr.generation.job import reinforce
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops.geometry import RandomHorizontalFlip, Resize

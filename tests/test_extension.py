@@ -22,8 +22,10 @@ from test_reinforce import MIXING, OnAnotherDevice, files_of, with_bad_row
 from hf_dr.cli.main import main
 from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, FormatError, ReplayError, TeacherError
 from hf_dr.generation import extend as extension
+from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.extend import ExtendConfig, ExtendJob, extend
-from hf_dr.generation.job import Part, ReinforceConfig, reinforce
+from hf_dr.generation.folder import Part
+from hf_dr.generation.job import reinforce
 from hf_dr.generation.verify import verify
 from hf_dr.hub.push import push_to_hub
 from hf_dr.replay.dataset import ReinforcedDataset

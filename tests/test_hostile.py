@@ -36,8 +36,9 @@ from samples import quick
 
 import hf_dr.hub.retry
 from hf_dr.errors import HfDrError, TeacherError
+from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.inspection import inspect_dataset
-from hf_dr.generation.job import ReinforceConfig, reinforce
+from hf_dr.generation.job import reinforce
 from hf_dr.generation.verify import verify
 from hf_dr.hub.push import push_to_hub
 from hf_dr.replay.loading import load_reinforced

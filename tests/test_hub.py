@@ -17,7 +17,8 @@ from samples import TWO_PROCESSES
 
 from hf_dr.cli.main import main
 from hf_dr.errors import ConfigError, FormatError, HubError
-from hf_dr.generation.job import ReinforceConfig, reinforce
+from hf_dr.generation.config import ReinforceConfig
+from hf_dr.generation.job import reinforce
 from hf_dr.hub.push import push_to_hub
 from hf_dr.store.card import CARD_FILE
 from hf_dr.store.provenance import Provenance

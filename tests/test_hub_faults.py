@@ -19,7 +19,8 @@ from conftest import ALL_OPS
 from loopback_hub import Commit, Fault, LoopbackHub
 
 from hf_dr.errors import HubError
-from hf_dr.generation.job import ReinforceConfig, reinforce
+from hf_dr.generation.config import ReinforceConfig
+from hf_dr.generation.job import reinforce
 from hf_dr.hub import retry
 from hf_dr.hub.push import push_to_hub
 from hf_dr.hub.repository import Push

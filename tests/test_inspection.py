@@ -14,8 +14,9 @@ from conftest import ALL_OPS, CLASSES, as_cell, colour_image
 
 import hf_dr.generation.inspection
 from hf_dr.errors import ConfigError, FormatError
+from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.inspection import NUM_BINS, NUM_SUSPECTS, inspect_dataset
-from hf_dr.generation.job import ReinforceConfig, reinforce
+from hf_dr.generation.job import reinforce
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.store.schema import PROVENANCE_FILE
 from hf_dr.teacher.topk import MIN_REST

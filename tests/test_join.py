@@ -17,7 +17,8 @@ from samples import quick
 import hf_dr.replay.join
 import hf_dr.store.base_dataset
 from hf_dr.errors import ConfigError, DataError, ReplayError
-from hf_dr.generation.job import ReinforceConfig, reinforce
+from hf_dr.generation.config import ReinforceConfig
+from hf_dr.generation.job import reinforce
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.join import UNREADABLE, JoinedBase, index_images
 from hf_dr.replay.loading import load_reinforced

@@ -16,7 +16,8 @@ from loopback_hub import Fault, LoopbackHub
 import hf_dr.hub.retry
 import hf_dr.replay.loading
 from hf_dr.errors import ConfigError, DataError, FormatError, HubError
-from hf_dr.generation.job import ReinforceConfig, reinforce
+from hf_dr.generation.config import ReinforceConfig
+from hf_dr.generation.job import reinforce
 from hf_dr.hub.fetch import fetch_config
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced

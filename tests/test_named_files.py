@@ -21,7 +21,8 @@ from huggingface_hub import HfApi
 import hf_dr.cli.main
 from hf_dr.errors import ConfigError, DataError, FormatError
 from hf_dr.evaluation.run import EvaluateConfig, run_evaluation
-from hf_dr.generation.job import ReinforceConfig, reinforce
+from hf_dr.generation.config import ReinforceConfig
+from hf_dr.generation.job import reinforce
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.store.base_dataset import describe_base, load_base
 from hf_dr.store.named_files import NamedFiles, check_own_files, describe_named_files, named_files

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from hf_dr.errors import ConfigError, DataError
-from hf_dr.generation.job import ReinforceConfig, reinforce
+from hf_dr.generation.config import ReinforceConfig
+from hf_dr.generation.job import reinforce
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.replay.plain import PlainDataset
 from hf_dr.replay.reinforced_data import fresh_view

@@ -10,7 +10,8 @@ from torch.overrides import TorchFunctionMode
 
 from hf_dr.errors import ConfigError
 from hf_dr.evaluation.run import EvaluateConfig, run_evaluation
-from hf_dr.generation.job import Job, ReinforceConfig
+from hf_dr.generation.config import ReinforceConfig
+from hf_dr.generation.job import Job
 from hf_dr.generation.verify import verify
 from hf_dr.processes import KERNELS, OVER_ROWS, warm_up_kernels
 from hf_dr.training.resumable import ResumableTrainer

@@ -19,7 +19,7 @@ from hf_dr.cli.main import BaseArguments, RunArguments, StudentArguments, Teache
 from hf_dr.cli.smoke import Described, SmokeArguments
 from hf_dr.errors import ConfigError
 from hf_dr.evaluation.comparison import CompareConfig
-from hf_dr.generation.job import ReinforceConfig
+from hf_dr.generation.config import ReinforceConfig
 from hf_dr.training.trainer import ReinforcedTrainingArguments
 
 ROOT = Path(__file__).parents[1]

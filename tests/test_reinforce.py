@@ -27,7 +27,9 @@ from safetensors.torch import save_file
 from samples import TWO_PROCESSES
 
 from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, HfDrError, TeacherError
-from hf_dr.generation.job import Job, Part, ReinforceConfig, reinforce
+from hf_dr.generation.config import ReinforceConfig
+from hf_dr.generation.folder import Part
+from hf_dr.generation.job import Job, reinforce
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import KEEP, PROVENANCE_FILE, combine_hashes

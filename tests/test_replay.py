@@ -17,7 +17,8 @@ from conftest import ALL_OPS, CLASSES, as_cell, colour_image
 
 import hf_dr.replay.dataset
 from hf_dr.errors import ConfigError, DataError, FormatError, ReplayError
-from hf_dr.generation.job import ReinforceConfig, reinforce
+from hf_dr.generation.config import ReinforceConfig
+from hf_dr.generation.job import reinforce
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.replay.reinforced_data import DIFFICULTIES, fresh_view, ranked_view

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from samples import quick
 
 from hf_dr.errors import ConfigError
-from hf_dr.generation.job import ReinforceConfig, reinforce
+from hf_dr.generation.config import ReinforceConfig
+from hf_dr.generation.job import reinforce
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.replay.reinforced_data import DIFFICULTIES, MappedReinforcedData, fresh_view, ranked_view

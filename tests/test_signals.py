@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, FormatError, TeacherError
-from hf_dr.generation.job import Job, ReinforceConfig, reinforce
+from hf_dr.generation.config import ReinforceConfig
+from hf_dr.generation.job import Job, reinforce
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.store.provenance import Provenance

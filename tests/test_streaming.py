@@ -26,7 +26,8 @@ from loopback_hub import Fault, LoopbackHub
 import hf_dr.hub.retry
 import hf_dr.replay.dataset
 from hf_dr.errors import ConfigError, DataError, FormatError, HubError
-from hf_dr.generation.job import ReinforceConfig, reinforce
+from hf_dr.generation.config import ReinforceConfig
+from hf_dr.generation.job import reinforce
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.replay.reinforced_data import DIFFICULTIES, fresh_view

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageClassification, ViTConfig, ViTImageProcessor
 
 from hf_dr.cli.main import main
-from hf_dr.generation.job import ReinforceConfig, reinforce
+from hf_dr.generation.config import ReinforceConfig
+from hf_dr.generation.job import reinforce
 from hf_dr.hub.push import push_to_hub
 from hf_dr.training.students import load_processor
 from hf_dr.views.augmentation import Augmentation

@@ -36,7 +36,8 @@ from transformers import (
 
 from hf_dr.errors import ConfigError, DataError, FormatError, ReplayError
 from hf_dr.evaluation.metrics import classification_metrics, compute_metrics
-from hf_dr.generation.job import ReinforceConfig, reinforce
+from hf_dr.generation.config import ReinforceConfig
+from hf_dr.generation.job import reinforce
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.teacher.signals import SIGNALS

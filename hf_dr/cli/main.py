@@ -23,10 +23,12 @@ from hf_dr.evaluation.comparison import CompareConfig, as_arguments, run_compari
 from hf_dr.evaluation.metrics import compute_metrics
 from hf_dr.evaluation.results import gather
 from hf_dr.evaluation.run import EvaluateConfig, run_evaluation
+from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.contact_sheet import contact_sheet
 from hf_dr.generation.extend import ExtendConfig, ExtendJob, check_extension
+from hf_dr.generation.folder import Part
 from hf_dr.generation.inspection import inspect_dataset
-from hf_dr.generation.job import Job, Part, ReinforceConfig
+from hf_dr.generation.job import Job
 from hf_dr.generation.ml_dr.importer import ImportConfig, ImportJob
 from hf_dr.generation.verify import teacher_from_provenance, verify
 from hf_dr.hub.fetch import fetch_config

@@ -11,7 +11,8 @@ import numpy as np
 import PIL.Image
 
 from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, FormatError, ReplayError, TeacherError
-from hf_dr.generation.job import Job, ReinforceConfig, library_versions, open_result
+from hf_dr.generation.config import ReinforceConfig
+from hf_dr.generation.job import Job, library_versions, open_result
 from hf_dr.generation.verify import teacher_from_provenance
 from hf_dr.processes import process_state
 from hf_dr.replay.dataset import ReinforcedDataset

@@ -7,27 +7,25 @@ import itertools
 import logging
 import math
 import re
-import shutil
 import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import datasets
 import filelock
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from tqdm.auto import tqdm
 
-from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, HfDrError
+from hf_dr.errors import ConfigError, DataError, HfDrError
+from hf_dr.generation.config import ReinforceConfig
+from hf_dr.generation.folder import WHOLE, Part, check_same_run, gate, missing_shards, open_run
+from hf_dr.generation.progress import Estimate, Progress, written_size
 from hf_dr.processes import default_workers, process_state, quiet_worker, warm_up_kernels
 from hf_dr.store.base_dataset import (
     as_table,
@@ -39,14 +37,12 @@ from hf_dr.store.base_dataset import (
     undecoded_images,
 )
 from hf_dr.store.card import write_card
-from hf_dr.store.named_files import FILES_FROM_HELP, describe_named_files
+from hf_dr.store.named_files import describe_named_files
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import (
     AUG_PREFIX,
     IMAGE_HASH,
-    KEEP,
     MAX_SHARDS,
-    PROVENANCE_FILE,
     SOURCE_INDEX,
     TAIL_IDS,
     TAIL_LOGPROBS,
@@ -59,15 +55,11 @@ from hf_dr.store.schema import (
 )
 from hf_dr.store.shards import (
     ROW_GROUP_VIEWS,
-    ZSTD_LEVEL,
     ShardWriter,
-    column_encoding,
-    list_array,
     read_marker,
-    remove_temporaries,
 )
 from hf_dr.teacher.ensemble import Teacher
-from hf_dr.teacher.signals import IMAGE_TAIL, SAMPLED, SIGNALS, TOPK, ImageTails, sample, sampling_uniform
+from hf_dr.teacher.signals import IMAGE_TAIL, SAMPLED, TOPK, ImageTails, sample, sampling_uniform
 from hf_dr.teacher.topk import top_k
 from hf_dr.text import format_bytes
 from hf_dr.version import __version__
@@ -84,169 +76,6 @@ _VALID = "valid"
 _SCORE = "score"  # of candidates: those with the lowest are kept
 _ANSWERS = "answers"  # whole ones, (N, C)
 _VERSIONED = ("numpy", "pillow", "timm", "torch", "torchvision", "transformers")
-
-
-def _help(text: str, **more: Any) -> dict[str, Any]:
-    return {"help": text, **more}
-
-
-@dataclass
-class ReinforceConfig:
-    """What a run makes and where. See each field's help; the command line and YAML files have the same names.
-
-    Raises:
-        ConfigError: A value is impossible.
-    """
-
-    output_dir: str = field(metadata=_help('Folder of the "+" dataset. Running again resumes; other configs stay.'))
-    config_name: str | None = field(
-        default=None,
-        metadata=_help("Name under which load_dataset finds it. Default: the augmentation's name, or default."),
-    )
-    num_views: int = field(default=8, metadata=_help("Views per example, V."))
-    num_candidates: int | None = field(
-        default=None,
-        metadata=_help(
-            "Draw so many views of each example, ask the teacher for all, and store the num_views of them that --keep names. "
-            "Default: as many as are stored."
-        ),
-    )
-    keep: str | None = field(
-        default=None,
-        metadata=_help(
-            "Of more candidates than views, store those with the lowest or highest entropy of the teacher's answer, over all "
-            "its classes, or cross-entropy of it to the label.",
-            choices=list(KEEP),
-        ),
-    )
-    top_k: int = field(default=10, metadata=_help("Classes kept of each answer, K; at most the teacher's."))
-    signal: str = field(
-        default=TOPK,
-        metadata=_help(
-            "What is stored of each answer: the `topk` classes; these and a tail for each image (`topk_image_tail`); or K "
-            "classes `sampled` so that the answer is right on average.",
-            choices=list(SIGNALS),
-        ),
-    )
-    seed: int = field(default=0, metadata=_help("Seed of the augmentation parameters, mixing partners and samples."))
-    overlay: bool = field(
-        default=False, metadata=_help("Leave the images out, where a licence forbids copying them. Default: copy them.")
-    )
-    image_column: str | None = field(
-        default=None, metadata=_help("Column of the images. Default: the only Image column.")
-    )
-    label_column: str | None = field(
-        default=None,
-        metadata=_help("Column of the labels, or `none`. Default: `label`, else the only ClassLabel column."),
-    )
-    max_examples: int | None = field(default=None, metadata=_help("Reinforce only the first so many examples."))
-    on_bad_image: str = field(
-        default="error",
-        metadata=_help(
-            "`error` stops at an undecodable image; `skip` leaves its row unreinforced.", choices=["error", "skip"]
-        ),
-    )
-    mixing_scope: str = field(
-        default="dataset",
-        metadata=_help(
-            "Where mixing partners come from: the whole `dataset`, or the same `shard` (needed for streaming).",
-            choices=["dataset", "shard"],
-        ),
-    )
-    files_from: list[str] = field(default_factory=list, metadata=_help(FILES_FROM_HELP))
-    shard_size: int | None = field(
-        default=None,
-        metadata=_help("Examples per file: what a kill can lose. Default: 1024, or an eighth of a smaller dataset."),
-    )
-    batch_size: int = field(
-        default=64,
-        metadata=_help("Views per teacher batch on a GPU; a CPU always takes 16, so results never depend on it."),
-    )
-    num_workers: int | None = field(
-        default=None,
-        metadata=_help(
-            "Per launched process: on a GPU, processes that decode and augment; on a CPU, threads that do that and run the "
-            "teacher. Default: by the cores."
-        ),
-    )
-
-    def __post_init__(self) -> None:
-        for name, low in (("num_views", 1), ("top_k", 1), ("seed", 0), ("batch_size", 1)):
-            _at_least(name, getattr(self, name), low)
-        for name, low in (("max_examples", 1), ("shard_size", 1), ("num_workers", 0)):
-            if getattr(self, name) is not None:
-                _at_least(name, getattr(self, name), low)
-        for name, known in (
-            ("on_bad_image", ("error", "skip")),
-            ("mixing_scope", ("dataset", "shard")),
-            ("signal", SIGNALS),
-        ):
-            if getattr(self, name) not in known:
-                raise ConfigError(f"`{name}` must be {' or '.join(known)}, got {getattr(self, name)!r}.")
-        if self.num_candidates is not None:
-            _at_least("num_candidates", self.num_candidates, self.num_views)
-        if self.keep not in (None, *KEEP):
-            raise ConfigError(f"`keep` must be one of {', '.join(KEEP)}, got {self.keep!r}.")
-        if self.keep is None and self.selects:
-            raise ConfigError(
-                f"`keep` must say which {self.num_views} of {self.num_candidates} candidates are stored, got none. Give one "
-                f"of {', '.join(KEEP)}."
-            )
-        if self.keep is not None and self.num_candidates is None:
-            raise ConfigError(f"`keep` must come with `num_candidates`, got {self.keep} without. Give both or neither.")
-        if self.seed >= 1 << 63:
-            raise ConfigError(f"`seed` must be below 2**63, got {self.seed}.")
-        if self.config_name is not None and (not is_safe_name(self.config_name) or self.config_name == "data"):
-            raise ConfigError(
-                f"`config_name` must be a plain name (letters, digits, '_', '-', '.'; not 'data'), got {self.config_name!r}."
-            )
-
-    @property
-    def selects(self) -> bool:
-        """Whether the stored views are chosen among more candidates."""
-        return self.num_candidates not in (None, self.num_views)
-
-
-def _at_least(name: str, value: Any, low: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < low:
-        raise ConfigError(f"`{name}` must be a whole number of at least {low}, got {value!r}. Raise `{name}`.")
-
-
-@dataclass(frozen=True)
-class Part:
-    """Every `count`-th shard from `index` on: what one of several independent launches makes.
-
-    Attributes:
-        index: From 0.
-        count: Of the parts.
-    """
-
-    index: int = 0
-    count: int = 1
-
-    @classmethod
-    def parse(cls, text: str) -> Part:
-        """Reads `0/4`: the first of four.
-
-        Raises:
-            ConfigError: It is something else.
-        """
-        match = re.fullmatch(r"(\d+)/(\d+)", text, re.ASCII)
-        if match is None or int(match[1]) >= int(match[2]):
-            raise ConfigError(f"`part` must be from 0/N to N-1/N for N parts, got {text!r}. The first of four is 0/4.")
-        return cls(int(match[1]), int(match[2]))
-
-    def of(self, shards: int) -> range:
-        """Returns the numbers of its shards. They do not depend on which are there: no other part ever has them."""
-        return range(self.index, shards, self.count)
-
-    def lock(self, folder: Path) -> filelock.BaseFileLock:
-        """Returns the lock that its run holds."""
-        name = ".lock" if self.count == 1 else f".lock-{self.index}-of-{self.count}"
-        return filelock.FileLock(folder / name, timeout=0)
-
-
-WHOLE = Part()
 
 
 def reinforce(
@@ -401,13 +230,13 @@ class Job:
             raise refusal
         try:
             mine = missing[state.process_index :: state.num_processes]
-            progress = _Progress(self, part, missing, mine, state)
+            progress = Progress(self, part, missing, mine, state)
             if state.is_main_process:
                 self._log_plan(missing, state)
             self._make_shards(mine, progress)
             state.wait_for_everyone()
             if state.is_main_process:
-                with _gate(self.folder):  # the last of several parts finds all shards
+                with gate(self.folder):  # the last of several parts finds all shards
                     self._complete(progress)
             state.wait_for_everyone()
         finally:
@@ -434,7 +263,7 @@ class Job:
         # Images come on top, so this is a lower bound.
         return open_run(self.folder, self.provenance, lock, self.config.num_views * self.config.top_k * 2, part)
 
-    def _complete(self, progress: _Progress) -> None:
+    def _complete(self, progress: Progress) -> None:
         """Writes the final provenance and the card, if all shards are there."""
         missing = missing_shards(self.folder, self.provenance)
         if missing:
@@ -462,13 +291,13 @@ class Job:
             f"; {len(self.provenance.skipped_rows)} undecodable rows skipped" if self.provenance.skipped_rows else "",
         )
 
-    def _make_shards(self, shards: list[int], progress: _Progress) -> None:
+    def _make_shards(self, shards: list[int], progress: Progress) -> None:
         with progress, closing(self._answers(self._spans(shards))) as answers:
             stored = answers if self.provenance.candidates is None else self._best(answers)
             for index in shards:
                 self._make_shard(index, stored, progress)
 
-    def _make_shard(self, index: int, answers: Iterator[dict[str, np.ndarray]], progress: _Progress) -> None:
+    def _make_shard(self, index: int, answers: Iterator[dict[str, np.ndarray]], progress: Progress) -> None:
         """Takes a shard's answers from the stream, which holds the shards in order, and writes them."""
         rows = self.provenance.shard_range(index)
         group = max(1, ROW_GROUP_VIEWS // self.config.num_views)
@@ -660,7 +489,7 @@ class Job:
         columns.pop(IMAGE_HASH)
         columns.pop(VIEWS_HASH)
         one_view = {name: datasets.List(self._features[name].feature, length=1) for name in columns}
-        written = _written_size({name: values[:, None] for name, values in columns.items()}, one_view)
+        written = written_size({name: values[:, None] for name, values in columns.items()}, one_view)
         size = written / len(columns[TEACHER_IDS])
         if _ANSWERS not in timed[0]:
             return size
@@ -669,7 +498,7 @@ class Job:
         for batch in timed:
             tails.add(batch[_ANSWERS][:count])
         rows = dict(zip((TAIL_IDS, TAIL_LOGPROBS), tails.take(len(timed)), strict=True))
-        written = _written_size(rows, {name: self._features[name] for name in rows})
+        written = written_size(rows, {name: self._features[name] for name in rows})
         return size + written / (len(timed) * self.config.num_views)
 
     def _base_bytes(self) -> float:
@@ -678,67 +507,6 @@ class Job:
             return 0.0
         sizes = [as_table(self._base, int(r), int(r) + 1).combine_chunks().get_total_buffer_size() for r in rows]
         return float(np.mean(sizes)) * len(self._base)
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What a run would take: `num_made` views, of which the teacher is asked for `num_asked` and `num_views` are stored.
-
-    Seconds are per view, of one core for augmenting, of one core or GPU for the teacher.
-    """
-
-    num_views: int
-    num_made: int
-    num_asked: int
-    num_shards: int
-    seconds_augment: float
-    seconds_teacher: float
-    bytes_reinforcement: float
-    bytes_base: float
-
-    def report(self, num_processes: int, num_workers: int, device: torch.device) -> str:
-        """Returns the estimate as a table for people; `num_processes` counts those of all parts."""
-        teacher = self.num_asked * self.seconds_teacher / 3600
-        augment = self.num_made * self.seconds_augment / 3600
-        workers = max(1, num_workers)
-        most = math.ceil(self.num_shards / num_processes)  # of one process; the others wait for it
-        wall = (teacher + augment) / workers if device.type == "cpu" else max(teacher, augment / workers)
-        wall *= most / self.num_shards
-        among = "" if self.num_made == self.num_views else f", kept of {self.num_made:,}"
-        rows = [
-            ("views", f"{self.num_views:,}{among}"),
-            ("asked of the teacher", f"{self.num_asked:,}"),
-            ("shards", f"{self.num_shards:,}, at most {most:,} a process"),
-            (
-                "teacher",
-                f"{1e3 * self.seconds_teacher:.2f} ms a view on one {'core' if device.type == 'cpu' else 'GPU'}",
-            ),
-            ("decoding and augmenting", f"{1e3 * self.seconds_augment:.2f} ms a view on one core"),
-            (f"hours with {num_processes} process(es)", f"{wall:.2f}"),
-            (f"{'GPU' if device.type != 'cpu' else 'device'}-hours", f"{wall * num_processes:.2f}"),
-            ("core-hours of augmenting", f"{augment:.2f}"),
-            ("bytes, reinforcement", format_bytes(self.bytes_reinforcement)),
-            ("bytes, base columns", format_bytes(self.bytes_base)),
-        ]
-        return "\n".join(f"  {name:<28}{value}" for name, value in rows)
-
-
-def _written_size(columns: dict[str, np.ndarray], features: dict[str, Any]) -> int:
-    """Bytes of a file of these columns, compressed as in a shard."""
-    sink, written = pa.BufferOutputStream(), datasets.Features(features)
-    arrays = {
-        name: list_array(values, np.ones(len(values), bool), written.arrow_schema.field(name).type)
-        for name, values in columns.items()
-    }
-    pq.write_table(
-        pa.table(arrays),
-        sink,
-        compression="zstd",
-        compression_level=ZSTD_LEVEL,
-        use_dictionary=False,
-        column_encoding=column_encoding(written),
-    )
-    return sink.tell()
 
 
 class _Pending:
@@ -773,181 +541,7 @@ class _Pending:
         return columns
 
 
-class _Progress:
-    """Rank 0's progress bar over the views of all ranks, with throughput, time left, shards and bytes.
-
-    Other ranks are followed by the shards that they finish, so the bar runs late by at most one shard each.
-    """
-
-    LOOK_EVERY = 5.0  # seconds between looks at the folder
-
-    def __init__(self, job: Job, part: Part, missing: list[int], mine: list[int], state: PartialState) -> None:
-        provenance = job.provenance
-        self._folder = job.folder
-        self._names = {i: provenance.shard_names[i] for i in set(missing) - set(mine)}
-        views = {i: len(provenance.shard_range(i)) * provenance.num_views for i in part.of(provenance.num_shards)}
-        self._views = {i: views[i] for i in missing}
-        self._others_done = 0
-        self._shards, self._bytes, self._made = 0, 0, 0
-        self._looked = self._began = time.monotonic()
-        self._bar = tqdm(
-            total=sum(views.values()),
-            initial=sum(views.values()) - sum(self._views.values()),
-            unit="view",
-            unit_scale=True,
-            desc=f"reinforcing {provenance.config_name}",
-            disable=not state.is_main_process or not missing,
-        )
-
-    def update(self, views: int) -> None:
-        """Counts views that this rank has made."""
-        self._made += views
-        self._bar.update(views)
-        if not self._bar.disable and self._names and time.monotonic() - self._looked > self.LOOK_EVERY:
-            self._look()
-
-    def wrote(self, file_bytes: int) -> None:
-        """Counts a shard that this rank has finished."""
-        self._shards += 1
-        self._bytes += file_bytes
-        self._show()
-
-    def _look(self) -> None:
-        for index, name in list(self._names.items()):
-            if (self._folder / name).exists():
-                del self._names[index]
-                self._bar.update(self._views[index])
-                self.wrote((self._folder / name).stat().st_size)
-        self._looked = time.monotonic()
-
-    def _show(self) -> None:
-        self._bar.set_postfix_str(f"{self._shards} shards, {format_bytes(self._bytes)}")
-
-    def summary(self) -> str:
-        """Returns this rank's throughput, for the closing log line."""
-        seconds = time.monotonic() - self._began
-        return f" ({self._made / seconds:,.0f} views/s on rank 0)" if self._made else ""
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._names and not self._bar.disable:
-            self._look()
-        self._bar.close()
-
-
 # ------------------------------------------------------------------------------------------------- a run's folder
-
-
-def _gate(folder: Path) -> filelock.BaseFileLock:
-    """Returns the lock under which runs of parts prepare and complete, one after the other."""
-    return filelock.FileLock(folder / ".gate")
-
-
-def _take(folder: Path, lock: filelock.BaseFileLock, part: Part) -> None:
-    """Takes the lock of a part, unless its shards may be in the hands of a run of other parts.
-
-    Raises:
-        ConfigError: They may.
-    """
-    try:
-        lock.acquire()
-        mates = {Part(index, part.count).lock(folder).lock_file for index in range(part.count)}
-        for path in folder.glob(".lock*"):
-            if str(path) not in mates:
-                with filelock.FileLock(path, timeout=0):
-                    pass
-    except filelock.Timeout as busy:
-        lock.release()
-        raise ConfigError(
-            f"{folder} must not be in use, but another run is writing to it ({Path(busy.lock_file).name}). Wait for it, or "
-            "choose another `output_dir` or `config_name`. Several runs at once are parts of one number: `part` 0/2 and 1/2."
-        ) from None
-
-
-def open_run(
-    folder: Path, provenance: Provenance, lock: filelock.BaseFileLock, row_bytes: int, part: Part = WHOLE
-) -> list[int]:
-    """Opens the folder of a configuration, new or to be resumed, takes its lock, and returns the missing shards.
-
-    Args:
-        folder: Of the configuration; it gets the provenance.
-        provenance: Of this run.
-        lock: Of the folder, or of the part; the caller releases it, unless the run is refused.
-        row_bytes: What a row needs on disk, at least.
-        part: Which shards this run makes.
-
-    Raises:
-        ConfigError: The folder cannot be used, or the disk cannot hold the missing rows.
-        FingerprintMismatchError: It was begun with another configuration.
-    """
-    with ExitStack() as refused, ExitStack() as held:
-        refused.callback(lock.release)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            held.enter_context(_gate(folder))
-            _take(folder, lock, part)
-        except OSError as error:
-            raise ConfigError(
-                f"`output_dir` must be a folder that can be written to, but {folder}: {error.strerror}. Choose another."
-            ) from error
-        check_same_run(folder, provenance)
-        began = (folder / PROVENANCE_FILE).exists()
-        strangers = sorted(p.name for p in folder.glob("*.parquet"))
-        if strangers and not began:
-            raise ConfigError(
-                f"{folder} must be empty or hold a run with its {PROVENANCE_FILE}, found {strangers[0]} without. "
-                "Choose another `output_dir`."
-            )
-        mine = part.of(provenance.num_shards)
-        remove_temporaries(folder, ("",) if part == WHOLE else [provenance.shard_names[index] for index in mine])
-        missing = [index for index in missing_shards(folder, provenance) if index in mine]
-        needed, free = len(missing) * provenance.shard_size * row_bytes, shutil.disk_usage(folder).free
-        if needed > free:
-            raise ConfigError(
-                f"`output_dir` needs at least {format_bytes(needed)}, found {format_bytes(free)} free. Free space or lower "
-                "`num_views`."
-            )
-        if not began:
-            provenance.write(folder)
-        refused.pop_all()
-        return missing
-
-
-def check_same_run(folder: Path, provenance: Provenance) -> None:
-    """Refuses a folder that another configuration began.
-
-    Raises:
-        FingerprintMismatchError: Names the fields that differ.
-    """
-    if not (folder / PROVENANCE_FILE).exists():
-        return
-    differences = Provenance.read(folder).differences(provenance)
-    if differences:
-        shown = "\n  ".join(differences[:20])
-        raise FingerprintMismatchError(
-            f"{folder} was begun with another configuration. To resume, these must be as they were:\n  {shown}\n"
-            "Give the same settings and versions, or choose another `output_dir` or `config_name`."
-        )
-
-
-def missing_shards(folder: Path, provenance: Provenance) -> list[int]:
-    """Returns the shards that are not there.
-
-    Raises:
-        FingerprintMismatchError: One that is there belongs to another run.
-    """
-    missing = []
-    for index, name in enumerate(provenance.shard_names):
-        path = folder / name
-        if not path.exists():
-            missing.append(index)
-        elif read_marker(path).fingerprint != provenance.fingerprint:
-            raise FingerprintMismatchError(
-                f"{path} must carry this run's fingerprint, found another's. Delete it, and run the same command again."
-            )
-    return missing
 
 
 # ------------------------------------------------------------------------------------------------------------- checks

@@ -16,7 +16,7 @@ from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub import metadata_load, try_to_load_from_cache
 
 from hf_dr.errors import DataError, did_you_mean
-from hf_dr.generation.job import ReinforceConfig
+from hf_dr.generation.config import ReinforceConfig
 from hf_dr.store.named_files import check_own_files
 from hf_dr.store.schema import is_reserved
 from hf_dr.teacher.ensemble import Teacher

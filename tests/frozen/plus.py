@@ -35,8 +35,9 @@ import pyarrow.parquet as pq
 import torch
 from torch import nn
 
+from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.extend import ExtendConfig, extend
-from hf_dr.generation.job import ReinforceConfig, reinforce
+from hf_dr.generation.job import reinforce
 from hf_dr.generation.ml_dr.importer import ImportConfig, import_ml_dr
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.store.schema import KEEP

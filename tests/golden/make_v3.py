@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from conftest import as_cell, colour_image
 
-from hf_dr.generation.job import ReinforceConfig, reinforce
+from hf_dr.generation.config import ReinforceConfig
+from hf_dr.generation.job import reinforce
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.members import Member, Preprocessing, weights_hash
 from hf_dr.views.augmentation import Augmentation

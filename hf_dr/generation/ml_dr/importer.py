@@ -14,19 +14,17 @@ import contextlib
 import hashlib
 import importlib.metadata
 import io
-import json
 import logging
 import math
 import os
 import re
-import shutil
 import signal
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, cast
 
 import datasets
@@ -35,21 +33,16 @@ import numpy as np
 import PIL.Image
 import pyarrow as pa
 import torch
-import xxhash
 from tqdm.auto import tqdm
 
 from hf_dr.errors import ConfigError, DataError, FormatError
-from hf_dr.generation.job import ReinforceConfig, check_same_run, format_bytes, open_run
-from hf_dr.generation.ml_dr.files import (
-    CONFIG_FILE,
-    Columns,
-    RunFormat,
-    archive_files,
-    expect,
-    image_number,
-    read_file,
-    shown,
-)
+from hf_dr.generation.config import ReinforceConfig
+from hf_dr.generation.folder import check_same_run, open_run
+from hf_dr.generation.job import format_bytes
+from hf_dr.generation.ml_dr.archives import archive_files, image_number, read_file
+from hf_dr.generation.ml_dr.files import CONFIG_FILE, Columns, RunFormat, expect
+from hf_dr.generation.ml_dr.order import find_rows
+from hf_dr.generation.ml_dr.scratch import Scratch
 from hf_dr.processes import default_workers
 from hf_dr.store.base_dataset import as_table, check_dataset, checked_origin, content_hash, undecoded_images
 from hf_dr.store.card import write_card
@@ -77,7 +70,6 @@ logger = logging.getLogger(__name__)
 _MIN_AGREEMENT = 0.25
 _LABELLED_ROWS = 2048  # after so many rows the labels are looked at for the first time
 _FILES_A_WORKER = 2048  # a process takes seconds to start
-_ORDERS = ("position", "imagefolder")
 _VERSIONED = ("numpy", "pillow", "torchvision")
 
 
@@ -165,162 +157,7 @@ def import_ml_dr(
 # --------------------------------------------------------------------------------------------------------------- order
 
 
-def find_rows(order: str, images: datasets.Dataset) -> np.ndarray:
-    """Returns the row of the base for each image number of ml-dr, int64 (rows,); see `ImportConfig.order`.
-
-    Args:
-        order: `position`, `imagefolder`, or a file.
-        images: The base's image column, undecoded.
-
-    Raises:
-        ConfigError: The file cannot be read or is no such list.
-        DataError: The base's images have no paths, or not those of the file.
-    """
-    count = len(images)
-    if order == "position":
-        return np.arange(count)
-    if order == "imagefolder":
-        names = [_imagefolder_name(path) for path in _paths(images)]
-        if not all(names) or len(set(names)) < count:
-            bad = next((row for row, name in enumerate(names) if not name), None)
-            raise DataError(
-                "`order=imagefolder` needs the class folder and the file name of each image, found "
-                + (f"none in row {bad}" if bad is not None else "two images of one name")
-                + ". Pass `order` as a file with the row or file name of each image."
-            )
-        return np.array(sorted(range(count), key=lambda row: cast(tuple[str, str], names[row])))
-    entries = _read_order(Path(order).expanduser())
-    if len(entries) != count:
-        raise DataError(f"{order} must name {count} images, as many as the base has, found {len(entries)}.")
-    if all(isinstance(entry, int) for entry in entries):
-        rows = np.array(entries)
-        if not np.array_equal(np.sort(rows), np.arange(count)):
-            raise DataError(f"{order} must name each row from 0 to {count - 1} once, found others or some twice.")
-        return rows
-    row_of: dict[str, int] = {}
-    depth = len(PurePosixPath(str(entries[0])).parts)
-    for row, path in enumerate(_paths(images)):
-        row_of["/".join(PurePosixPath(path or "").parts[-depth:])] = row
-    try:
-        rows = np.array([row_of["/".join(PurePosixPath(str(entry)).parts)] for entry in entries])
-    except KeyError as error:
-        raise DataError(
-            f"{order} names {error}, which no image of the base is called, e.g. {next(iter(row_of))!r:.80}. Write the names "
-            "as the base has them, or row numbers."
-        ) from None
-    if len(set(rows.tolist())) < count:
-        raise DataError(f"{order} must name each image of the base once, found some twice. Write row numbers.")
-    return rows
-
-
-def _paths(images: datasets.Dataset) -> Iterator[str | None]:
-    (column,) = images.column_names
-    for batch in images.with_format("arrow").iter(1024):
-        for chunk in batch[column].chunks:  # the bytes beside the paths stay on disk
-            yield from chunk.field("path").to_pylist()
-
-
-def _imagefolder_name(path: str | None) -> tuple[str, str] | None:
-    """(class folder, file name). ILSVRC/imagenet-1k has no folders: there n01440764_10026_n01440764.JPEG was
-    n01440764/n01440764_10026.JPEG."""
-    place = PurePosixPath(path or "")
-    if place.parent.name:
-        return place.parent.name, place.name
-    moved = re.fullmatch(r"(.+)_(n\d{8})(\.\w+)", place.name)
-    return (moved[2], moved[1] + moved[3]) if moved else None
-
-
-def _read_order(path: Path) -> list[int | str]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"`order` must be {', '.join(_ORDERS)} or a text file, but {str(path)!r}: {error}. Check the path."
-        ) from error
-    entries: Any = text.split("\n")
-    if text.lstrip().startswith("["):
-        try:
-            entries = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise ConfigError(f"{path} must be a JSON list or plain lines, but: {error}. Mend it.") from error
-    else:
-        entries = [line.strip() for line in entries if line.strip()]
-        if all(line.isascii() and line.isdigit() for line in entries):
-            entries = [int(line) for line in entries]
-    if not entries or {type(entry) for entry in entries} not in ({int}, {str}):
-        raise ConfigError(
-            f"{path} must hold row numbers or file names, one for each image, found {shown.repr(entries)}."
-        )
-    return entries
-
-
 # ----------------------------------------------------------------------------------------------------------- scratch
-
-
-class _Scratch:
-    """The rows of all runs at their places, in a file as large as the columns; what is there is kept for a restart.
-
-    A row of a run is there if the hash of its bytes stands beside it, so no crash can leave a damaged one unnoticed.
-    """
-
-    def __init__(self, folder: Path, features: datasets.Features, num_rows: int, runs: Sequence[range]) -> None:
-        self.folder, self._runs = folder, runs
-        fields = []
-        for name, feature in features.items():
-            inner = feature.feature
-            tail = () if isinstance(inner, datasets.Value) else (inner.length,)
-            fields.append((name, getattr(inner, "feature", inner).dtype, (feature.length, *tail)))
-        folder.mkdir(exist_ok=True)
-        self._rows = self._map("rows", np.dtype(fields), (num_rows,))
-        self._hashes = self._map("hashes", np.dtype(np.uint64), (len(runs), num_rows))
-
-    def _map(self, name: str, dtype: np.dtype, shape: tuple[int, ...]) -> np.memmap:
-        path, size = self.folder / name, dtype.itemsize * math.prod(shape)
-        if not path.exists() or path.stat().st_size != size:
-            try:
-                with path.open("wb") as file:
-                    if hasattr(
-                        os, "posix_fallocate"
-                    ):  # a full disk shows now; a write to a mapped file would end the process
-                        os.posix_fallocate(file.fileno(), 0, size)
-                    file.truncate(size)
-            except OSError as error:
-                path.unlink(missing_ok=True)
-                raise ConfigError(
-                    f"`output_dir` needs {format_bytes(size)} for a scratch file beside the shards, but: {error.strerror}. "
-                    "Free space, or choose another."
-                ) from error
-        return np.memmap(path, dtype, "r+", shape=shape)
-
-    def has(self, run: int, row: int) -> bool:
-        return bool(self._hashes[run, row])
-
-    def put(self, run: int, row: int, columns: Columns) -> None:
-        views = self._runs[run]
-        for name in cast(tuple[str, ...], self._rows.dtype.names):
-            self._rows[name][row, views.start : views.stop] = columns[name]
-        self._hashes[run, row] = self._hash(run, row)
-
-    def take(self, first: int, last: int) -> tuple[Columns, np.ndarray]:
-        """Returns the columns of some rows, (rows, V) or (rows, V, n), and which rows are there in every run."""
-        for run in range(len(self._runs)):
-            for row in range(first, last):
-                if self.has(run, row) and self._hashes[run, row] != self._hash(run, row):
-                    raise FormatError(f"{self.folder} must hold what was written, but row {row} is damaged. Delete it.")
-        names = cast(tuple[str, ...], self._rows.dtype.names)
-        return {name: np.array(self._rows[name][first:last]) for name in names}, (self._hashes[:, first:last] != 0).all(
-            axis=0
-        )
-
-    def _hash(self, run: int, row: int) -> int:
-        views, hasher = self._runs[run], xxhash.xxh3_64()
-        for name in cast(tuple[str, ...], self._rows.dtype.names):
-            hasher.update(self._rows[name][row, views.start : views.stop].tobytes())
-        return hasher.intdigest() | 1
-
-    def remove(self) -> None:
-        del self._rows, self._hashes
-        shutil.rmtree(self.folder)
 
 
 # ----------------------------------------------------------------------------------------------------------------- job
@@ -482,7 +319,7 @@ class ImportJob:
         missing = open_run(self.folder, self.provenance, lock, self.provenance.num_views * self.provenance.top_k * 2)
         try:
             if missing:
-                scratch = _Scratch(
+                scratch = Scratch(
                     self.folder / f".import-{self.provenance.fingerprint[:16]}",
                     self._stored,
                     self.provenance.num_rows,
@@ -532,7 +369,7 @@ class ImportJob:
 
     # ------------------------------------------------------------------------------------------------------- reading
 
-    def _read(self, run: int, scratch: _Scratch, sizes: np.ndarray, wanted: np.ndarray) -> None:
+    def _read(self, run: int, scratch: Scratch, sizes: np.ndarray, wanted: np.ndarray) -> None:
         """Reads one source into the scratch file."""
         source = self._runs[run]
         with tqdm(
@@ -544,7 +381,7 @@ class ImportJob:
         self._check_labels()
 
     def _files(
-        self, run: int, scratch: _Scratch, sizes: np.ndarray, wanted: np.ndarray, bar: tqdm[Any]
+        self, run: int, scratch: Scratch, sizes: np.ndarray, wanted: np.ndarray, bar: tqdm[Any]
     ) -> Iterator[_File]:
         """The files of a source that are not in the scratch file; checks that there is one for each image."""
         source, num_rows = self._runs[run], self.provenance.num_rows
@@ -685,7 +522,7 @@ class ImportJob:
 
     # ------------------------------------------------------------------------------------------------------- writing
 
-    def _write(self, missing: list[int], scratch: _Scratch) -> None:
+    def _write(self, missing: list[int], scratch: Scratch) -> None:
         rows = sum(len(self.provenance.shard_range(shard)) for shard in missing)
         group = max(1, ROW_GROUP_VIEWS // self.provenance.num_views)
         with (

@@ -1,0 +1,164 @@
+"""The folder of a run: which shards are missing, who may write them, and whose run it is."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import filelock
+
+from hf_dr.errors import ConfigError, FingerprintMismatchError
+from hf_dr.store.provenance import Provenance
+from hf_dr.store.schema import PROVENANCE_FILE
+from hf_dr.store.shards import read_marker, remove_temporaries
+from hf_dr.text import format_bytes
+
+
+@dataclass(frozen=True)
+class Part:
+    """Every `count`-th shard from `index` on: what one of several independent launches makes.
+
+    Attributes:
+        index: From 0.
+        count: Of the parts.
+    """
+
+    index: int = 0
+    count: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Part:
+        """Reads `0/4`: the first of four.
+
+        Raises:
+            ConfigError: It is something else.
+        """
+        match = re.fullmatch(r"(\d+)/(\d+)", text, re.ASCII)
+        if match is None or int(match[1]) >= int(match[2]):
+            raise ConfigError(f"`part` must be from 0/N to N-1/N for N parts, got {text!r}. The first of four is 0/4.")
+        return cls(int(match[1]), int(match[2]))
+
+    def of(self, shards: int) -> range:
+        """Returns the numbers of its shards. They do not depend on which are there: no other part ever has them."""
+        return range(self.index, shards, self.count)
+
+    def lock(self, folder: Path) -> filelock.BaseFileLock:
+        """Returns the lock that its run holds."""
+        name = ".lock" if self.count == 1 else f".lock-{self.index}-of-{self.count}"
+        return filelock.FileLock(folder / name, timeout=0)
+
+
+WHOLE = Part()
+
+
+def gate(folder: Path) -> filelock.BaseFileLock:
+    """Returns the lock under which runs of parts prepare and complete, one after the other."""
+    return filelock.FileLock(folder / ".gate")
+
+
+def _take(folder: Path, lock: filelock.BaseFileLock, part: Part) -> None:
+    """Takes the lock of a part, unless its shards may be in the hands of a run of other parts.
+
+    Raises:
+        ConfigError: They may.
+    """
+    try:
+        lock.acquire()
+        mates = {Part(index, part.count).lock(folder).lock_file for index in range(part.count)}
+        for path in folder.glob(".lock*"):
+            if str(path) not in mates:
+                with filelock.FileLock(path, timeout=0):
+                    pass
+    except filelock.Timeout as busy:
+        lock.release()
+        raise ConfigError(
+            f"{folder} must not be in use, but another run is writing to it ({Path(busy.lock_file).name}). Wait for it, or "
+            "choose another `output_dir` or `config_name`. Several runs at once are parts of one number: `part` 0/2 and 1/2."
+        ) from None
+
+
+def open_run(
+    folder: Path, provenance: Provenance, lock: filelock.BaseFileLock, row_bytes: int, part: Part = WHOLE
+) -> list[int]:
+    """Opens the folder of a configuration, new or to be resumed, takes its lock, and returns the missing shards.
+
+    Args:
+        folder: Of the configuration; it gets the provenance.
+        provenance: Of this run.
+        lock: Of the folder, or of the part; the caller releases it, unless the run is refused.
+        row_bytes: What a row needs on disk, at least.
+        part: Which shards this run makes.
+
+    Raises:
+        ConfigError: The folder cannot be used, or the disk cannot hold the missing rows.
+        FingerprintMismatchError: It was begun with another configuration.
+    """
+    with ExitStack() as refused, ExitStack() as held:
+        refused.callback(lock.release)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(gate(folder))
+            _take(folder, lock, part)
+        except OSError as error:
+            raise ConfigError(
+                f"`output_dir` must be a folder that can be written to, but {folder}: {error.strerror}. Choose another."
+            ) from error
+        check_same_run(folder, provenance)
+        began = (folder / PROVENANCE_FILE).exists()
+        strangers = sorted(p.name for p in folder.glob("*.parquet"))
+        if strangers and not began:
+            raise ConfigError(
+                f"{folder} must be empty or hold a run with its {PROVENANCE_FILE}, found {strangers[0]} without. "
+                "Choose another `output_dir`."
+            )
+        mine = part.of(provenance.num_shards)
+        remove_temporaries(folder, ("",) if part == WHOLE else [provenance.shard_names[index] for index in mine])
+        missing = [index for index in missing_shards(folder, provenance) if index in mine]
+        needed, free = len(missing) * provenance.shard_size * row_bytes, shutil.disk_usage(folder).free
+        if needed > free:
+            raise ConfigError(
+                f"`output_dir` needs at least {format_bytes(needed)}, found {format_bytes(free)} free. Free space or lower "
+                "`num_views`."
+            )
+        if not began:
+            provenance.write(folder)
+        refused.pop_all()
+        return missing
+
+
+def check_same_run(folder: Path, provenance: Provenance) -> None:
+    """Refuses a folder that another configuration began.
+
+    Raises:
+        FingerprintMismatchError: Names the fields that differ.
+    """
+    if not (folder / PROVENANCE_FILE).exists():
+        return
+    differences = Provenance.read(folder).differences(provenance)
+    if differences:
+        shown = "\n  ".join(differences[:20])
+        raise FingerprintMismatchError(
+            f"{folder} was begun with another configuration. To resume, these must be as they were:\n  {shown}\n"
+            "Give the same settings and versions, or choose another `output_dir` or `config_name`."
+        )
+
+
+def missing_shards(folder: Path, provenance: Provenance) -> list[int]:
+    """Returns the shards that are not there.
+
+    Raises:
+        FingerprintMismatchError: One that is there belongs to another run.
+    """
+    missing = []
+    for index, name in enumerate(provenance.shard_names):
+        path = folder / name
+        if not path.exists():
+            missing.append(index)
+        elif read_marker(path).fingerprint != provenance.fingerprint:
+            raise FingerprintMismatchError(
+                f"{path} must carry this run's fingerprint, found another's. Delete it, and run the same command again."
+            )
+    return missing

@@ -37,7 +37,7 @@ from hf_dr.replay.join import index_images
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.replay.sampling import ReinforcedSampler
 from hf_dr.store.base_dataset import undecoded_images
-from hf_dr.training.trainer import ReinforcedTrainingArguments
+from hf_dr.training.arguments import ReinforcedTrainingArguments
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.images import decode_image, pixel_hash
 

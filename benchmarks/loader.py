@@ -33,7 +33,7 @@ from transformers import default_data_collator
 
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.replay.sampling import ReinforcedSampler
-from hf_dr.training.trainer import ReinforcedTrainingArguments
+from hf_dr.training.arguments import ReinforcedTrainingArguments
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops.geometry import IMAGENET_MEAN_RGB
 

@@ -26,9 +26,10 @@ import torch.nn.functional as F
 from transformers import default_data_collator
 
 from hf_dr.replay.loading import load_reinforced
+from hf_dr.training.arguments import ReinforcedTrainingArguments
 from hf_dr.training.distillation import OnlineDistillationTrainer
 from hf_dr.training.students import build_student
-from hf_dr.training.trainer import ReinforcedTrainer, ReinforcedTrainingArguments
+from hf_dr.training.trainer import ReinforcedTrainer
 from hf_dr.views.augmentation import Augmentation
 
 SIDE = 224

@@ -22,7 +22,8 @@ from hf_dr.hub.push import push_to_hub
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.teacher.ensemble import Teacher
-from hf_dr.training.trainer import ReinforcedTrainer, ReinforcedTrainingArguments
+from hf_dr.training.arguments import ReinforcedTrainingArguments
+from hf_dr.training.trainer import ReinforcedTrainer
 from hf_dr.version import __version__
 from hf_dr.views import ops
 from hf_dr.views.augmentation import Augmentation

@@ -20,7 +20,7 @@ from hf_dr.cli.smoke import Described, SmokeArguments
 from hf_dr.errors import ConfigError
 from hf_dr.evaluation.comparison import CompareConfig
 from hf_dr.generation.config import ReinforceConfig
-from hf_dr.training.trainer import ReinforcedTrainingArguments
+from hf_dr.training.arguments import ReinforcedTrainingArguments
 
 ROOT = Path(__file__).parents[1]
 SETS = sorted(path.parent for path in ROOT.glob("recipes/*/reinforce.yaml"))

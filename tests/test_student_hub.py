@@ -31,9 +31,10 @@ from hf_dr.errors import ConfigError, FormatError, HubError, TeacherError
 from hf_dr.evaluation.metrics import compute_metrics
 from hf_dr.generation.verify import teacher_from_provenance
 from hf_dr.teacher.ensemble import Teacher
+from hf_dr.training.arguments import ReinforcedTrainingArguments
 from hf_dr.training.student_hub import export_student, push_student
 from hf_dr.training.students import LabelledImages, build_student, evaluation_augmentation
-from hf_dr.training.trainer import ReinforcedTrainer, ReinforcedTrainingArguments
+from hf_dr.training.trainer import ReinforcedTrainer
 
 SIZE = 24
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)

@@ -41,10 +41,11 @@ from hf_dr.generation.job import reinforce
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.teacher.signals import SIGNALS
+from hf_dr.training.arguments import ReinforcedTrainingArguments
 from hf_dr.training.distillation import OnlineDistillationTrainer
 from hf_dr.training.losses import reinforced_kl
 from hf_dr.training.students import LabelledImages, build_student, evaluation_augmentation, load_processor
-from hf_dr.training.trainer import ReinforcedTrainer, ReinforcedTrainingArguments, normalize
+from hf_dr.training.trainer import ReinforcedTrainer, normalize
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops.geometry import CenterCrop, RandomHorizontalFlip, RandomResizedCrop
 from hf_dr.views.ops.mixing import MixUp

@@ -15,9 +15,10 @@ from torch import nn
 from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
 
 from hf_dr.errors import ConfigError, FormatError, TeacherError
+from hf_dr.training.arguments import ReinforcedTrainingArguments
 from hf_dr.training.student_hub import push_student
 from hf_dr.training.students import build_student, complete_config, native_names
-from hf_dr.training.trainer import ReinforcedTrainer, ReinforcedTrainingArguments
+from hf_dr.training.trainer import ReinforcedTrainer
 from hf_dr.transfer.trainer import (
     TRANSFER_FILE,
     Backbone,

@@ -45,6 +45,7 @@ from hf_dr.store.provenance import find_config
 from hf_dr.store.schema import CONTACT_SHEET_FILE
 from hf_dr.teacher.ensemble import PRECISIONS, Teacher
 from hf_dr.teacher.members import imagenet_synsets
+from hf_dr.training.arguments import ReinforcedTrainingArguments
 from hf_dr.training.distillation import OnlineDistillationTrainer
 from hf_dr.training.student_hub import is_student, push_student
 from hf_dr.training.students import (
@@ -54,7 +55,7 @@ from hf_dr.training.students import (
     load_processor,
     read_model_args,
 )
-from hf_dr.training.trainer import ReinforcedTrainer, ReinforcedTrainingArguments
+from hf_dr.training.trainer import ReinforcedTrainer
 from hf_dr.transfer.detection import DetectionArguments, detection_trainer
 from hf_dr.transfer.segmentation import SegmentationArguments, segmentation_trainer
 from hf_dr.transfer.trainer import BackboneArguments, TransferArguments, TransferTrainer

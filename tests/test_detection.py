@@ -19,19 +19,10 @@ from samples import TWO_PROCESSES, quick
 
 from hf_dr.cli.main import main
 from hf_dr.errors import ConfigError, DataError
-from hf_dr.transfer.detection import (
-    CocoMeter,
-    DetectionArguments,
-    DetectionData,
-    DetectionImages,
-    Detector,
-    DetectorConfig,
-    check_same_categories,
-    collate,
-    decode_mask,
-    load_detector,
-)
-from hf_dr.transfer.trainer import TRANSFER_FILE, backbone
+from hf_dr.transfer.backbone import backbone
+from hf_dr.transfer.detection import DetectionArguments, Detector, DetectorConfig, check_same_categories, load_detector
+from hf_dr.transfer.detection_data import CocoMeter, DetectionData, DetectionImages, collate, decode_mask
+from hf_dr.transfer.trainer import TRANSFER_FILE
 
 SIDE, STEPS = 64, 40
 COLOURS = {3: (230, 30, 30), 7: (30, 60, 240)}  # of the categories' ids

@@ -21,25 +21,28 @@ from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 
 from hf_dr.cli.main import main
 from hf_dr.errors import ConfigError, DataError
+from hf_dr.transfer.backbone import backbone
 from hf_dr.transfer.segmentation import (
+    SegmentationArguments,
+    Segmenter,
+    SegmenterConfig,
+    atrous_rates,
+    collate,
+    decode_mask,
+    load_segmenter,
+)
+from hf_dr.transfer.segmentation_data import (
     IGNORED,
     Classes,
     ConfusionMeter,
     CropParams,
     ScaleCropFlip,
-    SegmentationArguments,
     SegmentationData,
     SegmentationImages,
-    Segmenter,
-    SegmenterConfig,
-    atrous_rates,
-    collate,
     confusion,
-    decode_mask,
-    load_segmenter,
     segmentation_metrics,
 )
-from hf_dr.transfer.trainer import TRANSFER_FILE, backbone
+from hf_dr.transfer.trainer import TRANSFER_FILE
 
 STEPS = 100
 COLOURS = {1: (120, 120, 120), 2: (230, 30, 30), 3: (30, 60, 230)}  # of the masks' numbers; 0 is none

@@ -19,15 +19,12 @@ from hf_dr.training.arguments import ReinforcedTrainingArguments
 from hf_dr.training.student_hub import push_student
 from hf_dr.training.students import build_student, complete_config, native_names
 from hf_dr.training.trainer import ReinforcedTrainer
+from hf_dr.transfer.backbone import Backbone, BackboneSpec, backbone, describe_backbone
 from hf_dr.transfer.trainer import (
     TRANSFER_FILE,
-    Backbone,
-    BackboneSpec,
     EpochSampler,
     TransferArguments,
     TransferTrainer,
-    backbone,
-    describe_backbone,
     load_weights,
     read_description,
 )

@@ -56,9 +56,10 @@ from hf_dr.training.students import (
     read_model_args,
 )
 from hf_dr.training.trainer import ReinforcedTrainer
+from hf_dr.transfer.backbone import BackboneArguments
 from hf_dr.transfer.detection import DetectionArguments, detection_trainer
 from hf_dr.transfer.segmentation import SegmentationArguments, segmentation_trainer
-from hf_dr.transfer.trainer import BackboneArguments, TransferArguments, TransferTrainer
+from hf_dr.transfer.trainer import TransferArguments, TransferTrainer
 from hf_dr.version import __version__
 from hf_dr.views.augmentation import NAMED, Augmentation
 

@@ -1,0 +1,338 @@
+"""Images with a class for each pixel: reading them, augmenting them, and measuring the intersection over union."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import PIL.Image
+import torch
+from accelerate.utils import gather_object
+from torch import nn
+
+from hf_dr.errors import ConfigError, DataError, did_you_mean
+from hf_dr.store.base_dataset import undecoded_images
+from hf_dr.transfer.segmentation import decode_mask
+from hf_dr.views.images import decode_image
+from hf_dr.views.rng import view_rng
+
+IGNORED = -1
+"""The label of a pixel that does not count, whatever number a mask has there."""
+
+
+_FILTERS = {name.lower(): PIL.Image.Resampling[name] for name in ("NEAREST", "BILINEAR", "BICUBIC")}
+
+
+_IMAGE_FILES, _MASK_FILES = (".jpg", ".jpeg", ".png", ".webp"), (".png", ".tif", ".tiff", ".bmp")
+
+
+# How often a crop of too much of one class is drawn anew.
+_TRIES = 10
+
+
+@dataclass(frozen=True)
+class Classes:
+    """What the numbers in masks mean.
+
+    Attributes:
+        names: Of the labels 0, 1, ...
+        ignore_index: The number of pixels that do not count.
+        reduce_labels: Whether 0 does not count either, and label l is stored as l + 1, as in ADE20K's scene parsing.
+
+    Raises:
+        ConfigError: There are no names, or two are the same.
+    """
+
+    names: list[str]
+    ignore_index: int = 255
+    reduce_labels: bool = False
+
+    def __post_init__(self) -> None:
+        twice = [name for n, name in enumerate(self.names) if name in self.names[:n]]
+        if not self.names or twice:
+            raise ConfigError(
+                f"the names of classes must differ, found {f'{twice[0]!r} twice' if twice else 'none'}. Set `class_names`."
+            )
+
+    def labels(self, stored: np.ndarray) -> np.ndarray:
+        """Returns the labels (H, W), int32, from 0 on or `IGNORED`, of a mask's numbers.
+
+        Raises:
+            DataError: A number is none of a class.
+        """
+        labels = stored.astype(np.int32) - self.reduce_labels
+        labels[(stored == self.ignore_index) | (labels < 0)] = IGNORED
+        if labels.max(initial=IGNORED) >= len(self.names):
+            first = int(self.reduce_labels)
+            raise DataError(
+                f"expected numbers from {first} to {first + len(self.names) - 1} or {self.ignore_index}, found "
+                f"{labels.max() + first}. Name all classes, or set `ignore_index` or `reduce_labels`"
+            )
+        return labels
+
+
+@dataclass(frozen=True)
+class SegmentationData:
+    """Images with masks.
+
+    Attributes:
+        described: What names it, for results.
+        classes: What the masks' numbers mean.
+        images: Of each row, for `decode_image`.
+        masks: Of each row, for `decode_mask`.
+    """
+
+    described: dict[str, Any]
+    classes: Classes
+    images: Sequence[Any]
+    masks: Sequence[Any]
+
+    @classmethod
+    def from_folders(cls, images: str | Path, masks: str | Path, classes: Classes) -> SegmentationData:
+        """Reads two folders, as ADE20K's scene parsing comes: a mask has its image's name but for the ending.
+
+        Raises:
+            DataError: A folder is not there or empty, or an image has no mask.
+        """
+        found = []
+        for name, folder, endings in (("images", images, _IMAGE_FILES), ("masks", masks, _MASK_FILES)):
+            place = Path(folder).expanduser()
+            files = {path.stem: path for path in sorted(place.glob("*")) if path.suffix.lower() in endings}
+            if not files:
+                raise DataError(
+                    f"`{name}` must be a folder with files {', '.join(endings)}, found none in {place}. Check it."
+                )
+            found.append(files)
+        without = [path.name for stem, path in found[0].items() if stem not in found[1]]
+        if without:
+            raise DataError(
+                f"each image must have a mask of its name, but {without[0]} and {len(without) - 1} others of {images} have "
+                f"none in {masks}. Add them, or check both folders."
+            )
+        place = Path(images).expanduser().resolve()
+        return cls(
+            {"id": "/".join(place.parts[-2:])},
+            classes,
+            [{"path": str(path)} for path in found[0].values()],
+            [{"path": str(found[1][stem])} for stem in found[0]],
+        )
+
+    @classmethod
+    def from_dataset(
+        cls,
+        dataset: datasets.Dataset,
+        described: dict[str, Any],
+        classes: Classes,
+        *,
+        image_column: str = "image",
+        mask_column: str | None = None,
+    ) -> SegmentationData:
+        """Reads a dataset with a column of images and one of masks.
+
+        Args:
+            dataset: What is read.
+            described: What names it.
+            classes: What the masks' numbers mean.
+            image_column: Column of the images.
+            mask_column: Column of the masks. Default: the only other one that holds images.
+
+        Raises:
+            DataError: There is no such column.
+        """
+        columns = [name for name, kind in dataset.features.items() if isinstance(kind, datasets.Image)]
+        others = [name for name in columns if name != image_column]
+        if mask_column is None and len(others) != 1:
+            raise DataError(
+                f"one other column than `{image_column}` must hold images, the masks, found {', '.join(others) or 'none'}. "
+                "Name `mask_column`."
+            )
+        mask_column = mask_column or others[0]
+        for name in (image_column, mask_column):
+            if name not in columns:
+                raise DataError(f"the dataset must have the column of images `{name}`.{did_you_mean(name, columns)}")
+        cells: Any = [
+            undecoded_images(dataset, name)[name] for name in (image_column, mask_column)
+        ]  # read when asked for
+        return cls(described, classes, *cells)
+
+    def __getitem__(self, row: int) -> tuple[PIL.Image.Image, np.ndarray]:
+        """Returns the image, RGB, and its labels (H, W), int32.
+
+        Raises:
+            DataError: One cannot be read, or they are not of one size.
+        """
+        kind = "image"
+        try:
+            image = decode_image(self.images[row])
+            kind = "mask"
+            labels = self.classes.labels(decode_mask(self.masks[row]))
+        except DataError as error:
+            raise DataError(f"the {kind} of row {row} cannot be used: {error}.") from error
+        if (image.height, image.width) != labels.shape:
+            raise DataError(
+                f"the mask of row {row} must be {image.width}x{image.height}, as its image, found "
+                f"{labels.shape[1]}x{labels.shape[0]}. If the image's EXIF orientation turns it, save it without."
+            )
+        return image, labels
+
+
+@dataclass(frozen=True)
+class CropParams:
+    """What was drawn for one image.
+
+    Attributes:
+        scaled: Height and width that the image is resized to.
+        corner: Top and left of the crop in it.
+        flip: Whether the crop is mirrored.
+    """
+
+    scaled: tuple[int, int]
+    corner: tuple[int, int]
+    flip: bool
+
+
+@dataclass(frozen=True)
+class ScaleCropFlip:
+    """A random scale, a square crop that not one class fills, and mirroring, for an image and its labels together.
+
+    Attributes:
+        size: Side of the crop, in pixels; what the image does not fill is padded, to the right and below.
+        short_side: Least and greatest length of the scaled image's shorter side.
+        long_side: Length of its longer side, at most.
+        max_class_share: Of a crop's pixels that count; a crop of more of one class is drawn anew, up to ten times.
+        flip: Probability.
+        interpolation: Filter of the image: nearest, bilinear or bicubic. Labels take the nearest.
+        fill: Colour of the padding, 0 to 255; its labels are `IGNORED`.
+
+    Raises:
+        ConfigError: A value is impossible.
+    """
+
+    size: int = 512
+    short_side: tuple[int, int] = (256, 768)
+    long_side: int = 1024
+    max_class_share: float = 0.75
+    flip: float = 0.5
+    interpolation: str = "bicubic"
+    fill: tuple[int, int, int] = (124, 116, 104)
+
+    def __post_init__(self) -> None:
+        for name in ("size", "long_side"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if len(self.short_side) != 2 or not 1 <= self.short_side[0] <= self.short_side[1]:
+            raise ConfigError(f"`short_side` must be two numbers from 1 on, ascending, got {self.short_side}.")
+        if not 0 < self.max_class_share <= 1:
+            raise ConfigError(f"`max_class_share` must be above 0 and at most 1, got {self.max_class_share}.")
+        if not 0 <= self.flip <= 1:
+            raise ConfigError(f"`flip` must be between 0 and 1, got {self.flip}.")
+        if self.interpolation not in _FILTERS:
+            raise ConfigError(f"`interpolation` must be one of {', '.join(_FILTERS)}, got {self.interpolation!r}.")
+
+    def sample(self, rng: np.random.Generator, labels: np.ndarray) -> CropParams:
+        """Draws the parameters for an image with these labels."""
+        size = np.array(labels.shape)
+        scale = min(rng.integers(*self.short_side, endpoint=True) / size.min(), self.long_side / size.max())
+        scaled = np.maximum(1, np.rint(size * scale)).astype(int)
+        room = np.maximum(scaled - self.size, 0)
+        for _ in range(_TRIES):
+            corner = rng.integers(0, room, endpoint=True)
+            # In the labels as they are: scaling them for each try would take longer than all the rest.
+            start, stop = np.floor(corner / scale).astype(int), np.ceil((corner + self.size) / scale).astype(int)
+            inside = labels[start[0] : stop[0], start[1] : stop[1]]
+            counts = np.bincount(inside[inside != IGNORED])
+            if 0 < counts.max(initial=0) <= self.max_class_share * counts.sum():
+                break
+        (height, width), (top, left) = scaled.tolist(), corner.tolist()
+        return CropParams((height, width), (top, left), bool(rng.random() < self.flip))
+
+    def apply(
+        self, image: PIL.Image.Image, labels: np.ndarray, params: CropParams
+    ) -> tuple[PIL.Image.Image, np.ndarray]:
+        """Returns the crop of an image, `size` x `size`, and of its labels."""
+        (height, width), (top, left) = params.scaled, params.corner
+        resized = image.resize((width, height), _FILTERS[self.interpolation])
+        nearest = np.asarray(PIL.Image.fromarray(labels).resize((width, height), PIL.Image.Resampling.NEAREST))
+        bottom, right = min(top + self.size, height), min(left + self.size, width)
+        crop = PIL.Image.new("RGB", (self.size, self.size), self.fill)
+        crop.paste(resized.crop((left, top, right, bottom)))
+        cropped = np.full((self.size, self.size), IGNORED, np.int32)
+        cropped[: bottom - top, : right - left] = nearest[top:bottom, left:right]
+        if params.flip:
+            return crop.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT), cropped[:, ::-1]
+        return crop, cropped
+
+
+class SegmentationImages(torch.utils.data.Dataset):
+    """Examples for `Segmenter`: uint8 `pixel_values` (3, H, W) and int32 `labels` (H, W), whole or cropped.
+
+    Args:
+        data: Images with masks.
+        augmentation: Draws a crop, as (seed, row, epoch) tells; None for whole images.
+        seed: Of the crops.
+    """
+
+    def __init__(self, data: SegmentationData, augmentation: ScaleCropFlip | None = None, seed: int = 0) -> None:
+        self._data, self._augmentation, self._seed = data, augmentation, seed
+
+    def __len__(self) -> int:
+        return len(self._data.images)
+
+    def __getitem__(self, index: int | tuple[int, int]) -> dict[str, torch.Tensor]:
+        row, epoch = index if isinstance(index, tuple) else (index, 0)
+        image, labels = self._data[row]
+        if self._augmentation is not None:
+            params = self._augmentation.sample(view_rng(self._seed, row, epoch), labels)
+            image, labels = self._augmentation.apply(image, labels, params)
+        pixels = torch.from_numpy(np.array(image).transpose(2, 0, 1))
+        return {"pixel_values": pixels, "labels": torch.from_numpy(np.ascontiguousarray(labels))}
+
+
+def confusion(labels: torch.Tensor, predicted: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """Counts pixels: (C, C) int64, row: the label, column: what was predicted; `IGNORED` pixels are left out."""
+    counted = labels != IGNORED
+    pairs = labels[counted].long() * num_classes + predicted[counted].long()
+    return torch.bincount(pairs, minlength=num_classes**2).view(num_classes, num_classes)
+
+
+def segmentation_metrics(matrix: np.ndarray, class_names: Sequence[str]) -> dict[str, float]:
+    """Returns metrics of 0 to 1 from a confusion matrix: `mean_iou`, `pixel_accuracy`, and `iou_<class>` of each class.
+
+    The intersection over union of a class is of all pixels of all images together; classes that are neither there nor
+    predicted have none and are left out.
+
+    Raises:
+        DataError: No pixel was counted.
+    """
+    if not matrix.sum():
+        raise DataError("masks must have pixels that count, found none. Check `ignore_index` and `reduce_labels`.")
+    hits = matrix.diagonal()
+    union = matrix.sum(axis=0) + matrix.sum(axis=1) - hits
+    ious = {f"iou_{class_names[c]}": float(hits[c] / union[c]) for c in np.flatnonzero(union).tolist()}
+    accuracy = float(hits.sum() / matrix.sum())
+    return {"mean_iou": float(np.mean(list(ious.values()))), "pixel_accuracy": accuracy, **ious}
+
+
+class ConfusionMeter:
+    """Mean intersection over union, over the images of all processes.
+
+    Args:
+        class_names: Of the labels.
+    """
+
+    def __init__(self, class_names: Sequence[str]) -> None:
+        self._class_names = class_names
+        self._matrix = np.zeros((len(class_names), len(class_names)), np.int64)
+
+    def update(self, model: nn.Module, batch: dict[str, Any]) -> None:
+        """Counts the pixels of a batch."""
+        for labels, predicted in zip(batch["labels"], model(**batch), strict=True):
+            self._matrix += confusion(labels, predicted, len(self._class_names)).cpu().numpy()
+
+    def compute(self) -> dict[str, float]:
+        """Returns `segmentation_metrics` over all processes."""
+        return segmentation_metrics(np.sum(gather_object([self._matrix]), axis=0), self._class_names)

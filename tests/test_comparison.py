@@ -10,9 +10,10 @@ import yaml
 
 from hf_dr.cli.main import main
 from hf_dr.errors import ConfigError, DataError
-from hf_dr.evaluation.comparison import Comparison, Run, compare, is_finished, read_run
+from hf_dr.evaluation.comparison import Comparison, compare, is_finished
 from hf_dr.evaluation.metrics import reliability
 from hf_dr.evaluation.run import Report, Result
+from hf_dr.evaluation.runs import Run, read_run
 
 
 def made_up() -> Comparison:

@@ -20,7 +20,8 @@ from hf_dr.errors import ConfigError, DataError
 from hf_dr.evaluation import run as evaluation
 from hf_dr.evaluation.corruptions import CORRUPTIONS, corrupt, corruption_rng
 from hf_dr.evaluation.metrics import classification_metrics, reliability
-from hf_dr.evaluation.run import PRESETS, EvaluateConfig, EvaluationSet, View, parse_set, run_evaluation
+from hf_dr.evaluation.run import EvaluateConfig, View, run_evaluation
+from hf_dr.evaluation.sets import PRESETS, EvaluationSet, parse_set
 from hf_dr.teacher.members import Member, Preprocessing, load_member
 from hf_dr.training.students import build_student
 from hf_dr.views.images import decode_image

@@ -6,13 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_dr.evaluation.metrics import (
-    classification_metrics,
-    compute_metrics,
-    log_softmax,
-    reliability,
-    reliability_picture,
-)
+from hf_dr.evaluation.metrics import classification_metrics, compute_metrics, log_softmax, reliability
+from hf_dr.evaluation.plots import reliability_picture
 
 
 @settings(max_examples=30)

@@ -31,7 +31,7 @@ from hf_dr.cli.config import config_files, read_yaml
 from hf_dr.errors import ConfigError
 from hf_dr.evaluation.comparison import as_arguments
 from hf_dr.evaluation.corruptions import CORRUPTIONS
-from hf_dr.evaluation.run import EvaluationSet, parse_set
+from hf_dr.evaluation.sets import EvaluationSet, parse_set
 from hf_dr.training.students import build_student, complete_config
 
 FEATURES_FILE = "features.yaml"

@@ -6,31 +6,26 @@ them back, evaluates their models side by side and says what was gained over `er
 
 from __future__ import annotations
 
-import base64
-import html
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from hf_dr.errors import ConfigError, DataError
-from hf_dr.evaluation.metrics import Reliability, reliability_figure
+from hf_dr.errors import ConfigError
+from hf_dr.evaluation.metrics import Reliability
+from hf_dr.evaluation.plots import as_png, draw_accuracy, html_page, html_picture, html_table, reliability_figure
 from hf_dr.evaluation.run import EvaluateConfig, Report, run_evaluation
+from hf_dr.evaluation.runs import BASELINE, RUN_NOTE, Run, read_run, run_name
 from hf_dr.hub.fetch import fetch_config
 from hf_dr.replay.loading import each_dataset
 from hf_dr.store.card import write_card
 from hf_dr.store.findings import Students, save_finding
 from hf_dr.store.provenance import Provenance, find_config
 from hf_dr.text import markdown_table
-
-BASELINE = "erm"
-RUN_NOTE = "comparison_run.json"
-"""What a comparison notes in a run's folder: what it is made of."""
 
 
 class Column(NamedTuple):
@@ -58,64 +53,6 @@ COLUMNS = (
     Column("mce", "corrupted error %", 1, 2, -1),
     Column("seconds", "training s", 1, 1, -1),
 )
-_COLOURS = {"erm": "#7a7a7a", "reinforced": "#3b6ea5", "kd": "#d98b2b"}
-
-
-@dataclass(frozen=True)
-class Run:
-    """One training: what it took, and its accuracy on the way."""
-
-    objective: str
-    seed: int
-    folder: Path
-    seconds: float
-    steps: int
-    accuracy: list[tuple[float, float]]  # (share of the steps, top-1)
-
-    @property
-    def name(self) -> str:
-        """Names the run in tables and folders."""
-        return run_name(self.objective, self.seed)
-
-
-def run_name(objective: str, seed: int) -> str:
-    """Returns the folder of a run within the comparison's."""
-    return f"{objective}-{seed}"
-
-
-def read_run(folder: Path, objective: str, seed: int) -> Run:
-    """Reads a run of a comparison; see `read_training`."""
-    return read_training(folder / run_name(objective, seed), objective, seed)
-
-
-def read_training(path: Path, objective: str, seed: int) -> Run:
-    """Reads what `hf-dr train` left in a folder.
-
-    Raises:
-        DataError: The run is not there or not finished.
-    """
-    try:
-        results = json.loads((path / "all_results.json").read_text(encoding="utf-8"))
-        state = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(
-            f"{path} must hold a finished training, but {error.strerror}: {error.filename}. Train it."
-        ) from error
-    except ValueError as error:
-        raise DataError(
-            f"{path} must hold a training's JSON, but reading it failed: {error}. Train it anew."
-        ) from error
-    try:
-        steps = state["global_step"]
-        # By step: after training the last model is evaluated once more.
-        accuracy = {entry["step"]: entry["eval_top1"] for entry in state["log_history"] if "eval_top1" in entry}
-        curve = [(step / steps, float(top1)) for step, top1 in accuracy.items()]
-        return Run(objective, seed, path, float(results["train_runtime"]), steps, curve)
-    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
-        raise DataError(
-            f"{path} must hold what `hf-dr train` writes, but reading it failed: {type(error).__name__}: {error}. "
-            "Train it anew."
-        ) from error
 
 
 @dataclass(frozen=True)
@@ -340,74 +277,7 @@ def _spread(values: np.ndarray, column: Column, sign: bool = False) -> str:
     return f"{mean:{'+' if sign else ''}.{column.digits}f} ± {deviation:.{column.digits}f}"
 
 
-def draw_accuracy(axes: Any, runs: Sequence[Run], lengths: Sequence[float]) -> None:
-    """Draws top-1 on the way: a thin line for each run and, for those of an objective evaluated at the same steps, their mean.
-
-    Args:
-        axes: Of matplotlib.
-        runs: Those never evaluated are left out.
-        lengths: Of each run, in the unit of the x axis: seconds, say, or epochs.
-    """
-    for objective in dict.fromkeys(run.objective for run in runs):
-        colour = _COLOURS.get(objective, "#4c8c4a")
-        curves = [
-            (length, np.array(run.accuracy), run.steps)
-            for run, length in zip(runs, lengths, strict=True)
-            if run.objective == objective and run.accuracy
-        ]
-        for length, curve, _ in curves:
-            axes.plot(length * curve[:, 0], 100 * curve[:, 1], color=colour, alpha=0.25, linewidth=0.8)
-        places = [(steps, tuple(curve[:, 0])) for _, curve, steps in curves]
-        for number, place in enumerate(dict.fromkeys(places)):
-            alike = [
-                (length, curve[:, 1]) for (length, curve, _), at in zip(curves, places, strict=True) if at == place
-            ]
-            length, accuracy = (np.mean(values, axis=0) for values in zip(*alike, strict=True))
-            label = None if number else objective
-            marker = "o" if len(accuracy) == 1 else None  # a line of one point would not be seen
-            axes.plot(
-                length * np.array(place[1]), 100 * accuracy, color=colour, linewidth=2, marker=marker, label=label
-            )
-    axes.set(ylabel="top-1 accuracy, %")
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def as_png(figure: Figure) -> bytes:
-    """Returns a figure as a PNG file."""
-    file = BytesIO()
-    figure.savefig(file, format="png", dpi=130)
-    return file.getvalue()
-
-
-def html_picture(png: bytes) -> str:
-    """Returns a picture that needs no file beside the page."""
-    return f'<img src="data:image/png;base64,{base64.b64encode(png).decode()}">'
-
-
-def html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Returns a table; its cells are text."""
-    lines = ("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in (head, *rows))
-    return "\n".join(["<table>", *lines, "</table>"])
-
-
-def html_page(title: str, parts: Sequence[str]) -> str:
-    """Returns a page of its own; `title` is text, `parts` are HTML."""
-    return _PAGE.format(title=html.escape(title), body="\n".join(parts))
-
-
 _ABOUT = (
     "<p>The same student, data path, optimizer and steps; mean ± standard deviation over seeds.\n"
     "A gain is a change for the better.</p>"
 )
-_PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>{title}</title>
-<style>
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }}
-table {{ border-collapse: collapse; margin: 1rem 0 }}
-td {{ border-bottom: 1px solid #ddd; padding: .3rem .8rem; text-align: right; white-space: nowrap }}
-td:first-child {{ text-align: left }} tr:first-child {{ font-weight: 600 }} img {{ max-width: 100%; margin: 1rem 0 }}
-</style>
-<h1>{title}</h1>
-{body}
-</html>
-"""

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 NUM_BINS = 15
 """Bins of the expected calibration error, as in Guo et al. (ICML 2017) and the paper."""
@@ -91,51 +89,3 @@ def compute_metrics(prediction: Any) -> dict[str, float]:
     """`classification_metrics` in the form that `Trainer(compute_metrics=...)` takes."""
     logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
     return classification_metrics(np.asarray(logits), np.asarray(prediction.label_ids))
-
-
-def draw_reliability(axes: Any, diagram: Reliability, title: str) -> None:
-    """Draws a reliability diagram: accuracy by confidence, the diagonal being perfect calibration."""
-    edges = np.linspace(0, 1, len(diagram.count) + 1)
-    width = edges[1] - edges[0]
-    filled = diagram.count > 0
-    axes.bar(
-        edges[:-1][filled],
-        diagram.accuracy[filled],
-        width,
-        align="edge",
-        color="#3b6ea5",
-        edgecolor="white",
-        linewidth=0.5,
-    )
-    axes.bar(
-        edges[:-1][filled],
-        (diagram.confidence - diagram.accuracy)[filled],
-        width,
-        diagram.accuracy[filled],
-        align="edge",
-        color="#d95f4b",
-        alpha=0.35,
-        edgecolor="white",
-        linewidth=0.5,
-    )
-    axes.plot([0, 1], [0, 1], color="0.4", linewidth=0.8, linestyle="--")
-    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy", aspect="equal")
-    axes.set_title(f"{title}\nECE {100 * diagram.ece:.2f} %", fontsize=9)
-
-
-def reliability_figure(diagrams: dict[str, Reliability], columns: int | None = None) -> Figure:
-    """Draws several reliability diagrams: side by side, or in rows of `columns`."""
-    columns = columns or len(diagrams)
-    rows = math.ceil(len(diagrams) / columns)
-    figure = Figure(figsize=(3 * columns, 3.4 * rows), layout="constrained")
-    places = figure.subplots(rows, columns, squeeze=False).flat
-    for title, diagram in diagrams.items():
-        draw_reliability(next(places), diagram, title)
-    for axes in places:
-        axes.set_axis_off()
-    return figure
-
-
-def reliability_picture(diagrams: dict[str, Reliability], path: str, columns: int | None = None) -> None:
-    """Writes `reliability_figure` to a PNG file."""
-    reliability_figure(diagrams, columns).savefig(path, dpi=150)

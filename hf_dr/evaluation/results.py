@@ -18,17 +18,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from hf_dr.errors import DataError, HfDrError
-from hf_dr.evaluation.comparison import (
-    BASELINE,
-    RUN_NOTE,
-    Run,
-    as_png,
-    draw_accuracy,
-    html_page,
-    html_picture,
-    html_table,
-    read_training,
-)
+from hf_dr.evaluation.plots import as_png, draw_accuracy, html_page, html_picture, html_table
+from hf_dr.evaluation.runs import BASELINE, RUN_NOTE, Run, read_training
 from hf_dr.text import markdown_table
 from hf_dr.training.student_card import STUDENT_FILE, Student
 from hf_dr.transfer.trainer import HEADLINES, RESULTS_FILE, TRANSFER_FILE, read_description

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from hf_dr.cli.arguments import build_augmentation
 from hf_dr.cli.config import read_yaml
-from hf_dr.cli.main import build_augmentation
 from hf_dr.store.base_dataset import load_base
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.training.students import LabelledImages, evaluation_augmentation

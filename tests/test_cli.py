@@ -12,7 +12,8 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from hf_dr.cli.main import build_augmentation, main, read_classes
+from hf_dr.cli.arguments import build_augmentation, read_classes
+from hf_dr.cli.main import main
 from hf_dr.errors import ConfigError
 
 

@@ -14,9 +14,12 @@ import torchvision
 import yaml
 
 from hf_dr.cli import main as cli
+from hf_dr.cli.arguments import BaseArguments, TeacherArguments
 from hf_dr.cli.config import parse, read_configs, read_yaml
-from hf_dr.cli.main import BaseArguments, RunArguments, StudentArguments, TeacherArguments, main
+from hf_dr.cli.main import main
+from hf_dr.cli.make import RunArguments
 from hf_dr.cli.smoke import Described, SmokeArguments
+from hf_dr.cli.train import StudentArguments
 from hf_dr.errors import ConfigError
 from hf_dr.evaluation.comparison import CompareConfig
 from hf_dr.generation.config import ReinforceConfig

@@ -1,0 +1,70 @@
+"""Commands that compare, evaluate and report."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from hf_dr.cli.arguments import _rehearsal
+from hf_dr.cli.config import parse
+from hf_dr.cli.main import launch
+from hf_dr.cli.smoke import SmokeArguments
+from hf_dr.evaluation.comparison import CompareConfig, as_arguments, run_comparison
+from hf_dr.evaluation.results import gather
+from hf_dr.evaluation.run import EvaluateConfig, run_evaluation
+
+
+def compare_command(argv: Sequence[str], prog: str) -> int:
+    """Trains one student by several objectives and seeds, and compares them."""
+    config, smoke = parse(
+        [CompareConfig, SmokeArguments],
+        argv,
+        prog=prog,
+        description="Trains one student by several objectives and seeds, evaluates them side by side, and writes the table and "
+        "the report. Finished runs are kept: the same command goes on where it was stopped.",
+    )
+    if smoke.smoke:
+        with _rehearsal(argv) as stand_in:
+            return compare_command([*argv, *stand_in.compare(vars(config))], prog)
+    run_comparison(config, lambda arguments: launch("train", arguments, "hf-dr train"))
+    return 0
+
+
+def evaluate_command(argv: Sequence[str], prog: str) -> int:
+    """Evaluates checkpoints: accuracy, calibration, robustness."""
+    config, smoke = parse(
+        [EvaluateConfig, SmokeArguments],
+        argv,
+        prog=prog,
+        description="Evaluates several checkpoints on several sets of labelled images and writes one table (Markdown, JSON) "
+        "and the reliability diagrams (PNG). Each model's own preprocessing is used: resize, centre crop, mean and std.",
+    )
+    if smoke.smoke:
+        with _rehearsal(argv) as stand_in:
+            return evaluate_command([*argv, *as_arguments(stand_in.evaluate(vars(config)))], prog)
+    report = run_evaluation(config)
+    report.save(config.output_dir)
+    print(report.to_markdown())
+    return 0
+
+
+def report_command(argv: Sequence[str], prog: str) -> int:
+    """Gathers many runs and evaluations into tables and plots."""
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        allow_abbrev=False,
+        description="Gathers what train, compare, evaluate, detect and segment left in folders and below them: accuracy by "
+        "model and epochs, robustness, calibration, training time and transfer of erm, kd and reinforced (Markdown, JSON), "
+        "with plots (one HTML file). What cannot be compared is listed with the reason.",
+    )
+    parser.add_argument(
+        "runs", nargs="+", type=Path, help="Folders of runs, transfers, comparisons, evaluations, or of such."
+    )
+    parser.add_argument("--output_dir", type=Path, default=Path("report"), help="Default: report.")
+    parser.add_argument("--title", default="Results", help="Of the page. Default: Results.")
+    arguments = parser.parse_args(argv)
+    results = gather(arguments.runs)
+    page = results.save(arguments.output_dir.expanduser(), arguments.title)
+    print(f"{results.to_markdown(arguments.title)}\nreport: {page}")
+    return 0

@@ -1,0 +1,356 @@
+"""Commands that train a student, a detector or a segmenter."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerState, TrainingArguments, set_seed
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import sort_checkpoints
+
+from hf_dr.cli.arguments import _as_config_error, _rehearsal, build_augmentation, read_classes
+from hf_dr.cli.config import parse
+from hf_dr.cli.smoke import SmokeArguments
+from hf_dr.errors import ConfigError
+from hf_dr.evaluation.comparison import as_arguments
+from hf_dr.evaluation.metrics import compute_metrics
+from hf_dr.generation.config import ReinforceConfig
+from hf_dr.hub.fetch import fetch_config
+from hf_dr.processes import process_state
+from hf_dr.replay.loading import each_dataset, load_reinforced
+from hf_dr.replay.plain import PlainDataset
+from hf_dr.store.base_dataset import check_dataset, load_base
+from hf_dr.store.named_files import FILES_FROM_HELP
+from hf_dr.teacher.ensemble import Teacher
+from hf_dr.training.arguments import ReinforcedTrainingArguments
+from hf_dr.training.distillation import OnlineDistillationTrainer
+from hf_dr.training.students import (
+    LabelledImages,
+    build_student,
+    evaluation_augmentation,
+    load_processor,
+    read_model_args,
+)
+from hf_dr.training.trainer import ReinforcedTrainer
+from hf_dr.transfer.backbone import BackboneArguments
+from hf_dr.transfer.detection import DetectionArguments, detection_trainer
+from hf_dr.transfer.segmentation import SegmentationArguments, segmentation_trainer
+from hf_dr.transfer.trainer import TransferArguments, TransferTrainer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class StudentArguments:
+    """Who learns what, from which data."""
+
+    dataset: list[str] = field(
+        metadata={
+            "help": 'Folder or Hub id of the "+" dataset. Of several, all of one base, the views add up. With --augmentation, '
+            "a base dataset, as for reinforce."
+        }
+    )
+    student: str = field(
+        metadata={"help": "timm:ARCHITECTURE for fresh weights; else a Hub id or folder to fine-tune."}
+    )
+    name: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": 'Configuration of the "+" dataset, where it has several. Several of one dataset add up, too; with several '
+            "datasets one for all, or one each."
+        },
+    )
+    streaming: bool = field(
+        default=False, metadata={"help": "Read shard by shard instead of fetching and converting all first."}
+    )
+    base: str | None = field(default=None, metadata={"help": "For an overlay: the base dataset with the images."})
+    base_config: str | None = field(default=None, metadata={"help": "Configuration of the base."})
+    base_revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit of the base. Default: the one that was reinforced."}
+    )
+    files_from: list[str] = field(default_factory=list, metadata={"help": FILES_FROM_HELP})
+    revision: str | None = field(
+        default=None, metadata={"help": 'Branch, tag or commit of the "+" dataset on the Hub.'}
+    )
+    unreinforced: bool = field(
+        default=False, metadata={"help": "Train on the base's rows without stored views, too, by their labels."}
+    )
+    objective: str = field(
+        default="reinforced",
+        metadata={
+            "help": "`reinforced`: stored views and answers; `erm`: newly drawn views and labels; `kd`: newly drawn views "
+            "and a teacher in memory. Data path, model, optimizer and steps are the same.",
+            "choices": ["reinforced", "erm", "kd"],
+        },
+    )
+    teacher: list[str] = field(default_factory=list, metadata={"help": "For --objective kd: as for reinforce."})
+    teacher_classes: str | None = field(default=None, metadata={"help": "For --objective kd: as for reinforce."})
+    model_args: str = field(default="{}", metadata={"help": "For timm: JSON with arguments of timm.create_model."})
+    eval_dataset: str | None = field(default=None, metadata={"help": "Dataset with images and labels to evaluate on."})
+    eval_split: str = field(default="test", metadata={"help": "Its split."})
+    eval_crop: float = field(default=0.875, metadata={"help": "Share of the resized side that the centre crop keeps."})
+    num_views: int | None = field(default=None, metadata={"help": "Use only the first so many stored views."})
+    augmentation: str | None = field(
+        default=None,
+        metadata={
+            "help": "For erm and kd on a base dataset that need not be reinforced: what draws its views, as for reinforce. "
+            'Without it they are drawn as those of the "+" dataset were.'
+        },
+    )
+    size: int | None = field(
+        default=None,
+        metadata={"help": 'Side in pixels of the views: 224, or that of the "+" dataset, which must agree.'},
+    )
+    split: str | None = field(default=None, metadata={"help": "With --augmentation: the split. Default: train."})
+    image_column: str | None = field(default=None, metadata={"help": "With --augmentation: as for reinforce."})
+    label_column: str | None = field(default=None, metadata={"help": "With --augmentation: as for reinforce."})
+
+    def __post_init__(self) -> None:
+        self.dataset = [self.dataset] if isinstance(self.dataset, str) else self.dataset
+        self.name = [self.name] if isinstance(self.name, str) else self.name
+        plain = self.augmentation is not None
+        if plain and self.objective == "reinforced":
+            raise ConfigError(
+                "`augmentation` must come with `objective` erm or kd, got reinforced: stored views have their own. Leave "
+                "it out."
+            )
+        if plain and len(self.dataset) + len(self.name) > 2:
+            raise ConfigError(
+                f"`dataset` must be one base dataset with `augmentation`, got {', '.join(self.dataset + self.name)}."
+            )
+        kinds = (
+            (
+                ('a "+" dataset', "without"),
+                ("streaming", "base", "base_config", "base_revision", "unreinforced", "num_views"),
+            ),
+            (("a base dataset", "with"), ("split", "image_column", "label_column")),
+        )
+        (what, how), names = kinds[0] if plain else kinds[1]
+        for name in names:
+            if getattr(self, name):
+                raise ConfigError(
+                    f"`{name}` is for {what}, which is read {how} `augmentation`, got {getattr(self, name)!r}. Leave it out."
+                )
+
+
+def _load_plain(student: StudentArguments, seed: int) -> PlainDataset:
+    (name,), config = student.dataset, student.name[0] if student.name else None
+    augmentation, split = build_augmentation(student.augmentation, student.size or 224), student.split or "train"
+    with process_state().local_main_process_first():
+        base, described = load_base(name, config, split=split, revision=student.revision, files_from=student.files_from)
+    columns = ReinforceConfig("", image_column=student.image_column, label_column=student.label_column)
+    image_column, label_column = check_dataset(base, columns)
+    if label_column is None:
+        raise ConfigError(f"`objective` {student.objective} needs labels, found none in {name}. Name `label_column`.")
+    return PlainDataset(
+        base,
+        augmentation,
+        image_column=image_column,
+        label_column=label_column,
+        described=described,
+        split=split,
+        seed=seed,
+    )
+
+
+def train_command(argv: Sequence[str], prog: str) -> int:
+    """Trains a student on a "+" dataset."""
+    with _as_config_error():
+        student, smoke, args = parse(
+            [StudentArguments, SmokeArguments, ReinforcedTrainingArguments],
+            argv,
+            prog=prog,
+            description='Trains an image classifier on a "+" dataset, or, for comparison, by plain training (erm) or online '
+            "distillation (kd) on the same images. All settings of transformers' TrainingArguments are flags, too.",
+        )
+    if smoke.smoke:
+        with _rehearsal(argv) as stand_in:
+            return train_command([*argv, *as_arguments(stand_in.train(vars(student)))], prog)
+    if (student.objective == "kd") != bool(student.teacher):
+        raise ConfigError(
+            f"`teacher` must be given for `objective` kd and only then, got "
+            f"{student.teacher or 'none'} with {student.objective}."
+        )
+    if student.teacher_classes and student.objective != "kd":
+        raise ConfigError(
+            f"`teacher_classes` must be left out without a teacher, got {student.teacher_classes!r} with the objective "
+            f"{student.objective}. Leave it out."
+        )
+    if student.objective != "reinforced":
+        args.reinforced_probability = 0.0
+    model_args = read_model_args(student.model_args)
+    set_seed(args.seed)
+    paths, names = student.dataset, student.name
+    path: Any = paths if len(paths) > 1 else paths[0]
+    name: Any = names if len(names) > 1 else (names or [None])[0]
+    plain = student.augmentation is not None
+    plus: Any = (
+        _load_plain(student, args.seed)
+        if plain
+        else load_reinforced(
+            path,
+            name,
+            streaming=student.streaming,
+            base=student.base,
+            base_config=student.base_config,
+            base_revision=student.base_revision,
+            files_from=student.files_from,
+            unreinforced=student.unreinforced,
+            revision=student.revision,
+            num_views=student.num_views,
+            seed=args.seed,
+        )
+    )
+    if student.objective != "reinforced" and not plus.has_labels:
+        raise ConfigError(f"`objective` must be reinforced for a dataset without labels, got {student.objective}.")
+    height, width = plus.size
+    if not plain and student.size is not None and (height, width) != (student.size, student.size):
+        raise ConfigError(
+            f"`size` must be that of the stored views, {height}x{width}, got {student.size}. Reinforce the dataset with "
+            f"`size` {student.size}, or choose another student."
+        )
+    model = build_student(
+        student.student,
+        plus.class_names,
+        plus.num_classes,
+        model_args=model_args,
+        size=max(height, width),
+        crop=student.eval_crop,
+    )
+    evaluation, evaluated_on = None, None
+    if student.eval_dataset:
+        images, described = load_base(student.eval_dataset, split=student.eval_split, files_from=student.files_from)
+        evaluated_on = {**described, "split": student.eval_split}
+        provenance = plus.provenances[0]
+        columns = {"image_column": provenance.image_column, "label_column": provenance.label_column or "label"}
+        classes = getattr(images.features.get(columns["label_column"]), "names", None)
+        if classes and plus.class_names and classes != plus.class_names:
+            c = next(c for c, name in enumerate([*classes, None]) if [*plus.class_names, None][c] != name)
+            raise ConfigError(
+                f'`eval_dataset` must have the classes of the "+" dataset in their order, but class {c} is '
+                f'{[*classes, None][c]!r} there and {[*plus.class_names, None][c]!r} in the "+" dataset. Give another.'
+            )
+        evaluation = LabelledImages(images, evaluation_augmentation(max(height, width), student.eval_crop), **columns)
+    settings: dict[str, Any] = {
+        "model": model,
+        "args": args,
+        "train_dataset": plus,
+        "eval_dataset": evaluation,
+        "compute_metrics": compute_metrics,
+    }
+    processor = load_processor(student.student, max(height, width))
+    if processor is not None:
+        settings["processing_class"] = processor
+        if getattr(processor, "image_mean", None) and getattr(processor, "image_std", None):
+            settings["normalization"] = (processor.image_mean, processor.image_std)
+    if student.objective == "kd":
+        chosen = read_classes(student.teacher_classes, plus.class_names)
+        teacher = Teacher.from_pretrained(student.teacher, device=args.device, classes=chosen)
+        if plus.class_names is not None:
+            teacher.check_classes(plus.class_names)
+        settings["teacher"] = teacher
+    with _as_config_error():
+        trainer = (OnlineDistillationTrainer if student.objective == "kd" else ReinforcedTrainer)(**settings)
+    status = run_training(trainer, args)
+    folders = {path: Path(path).expanduser().resolve().name for path in paths if Path(path).expanduser().exists()}
+    finish: Callable[..., Any] = trainer.push_to_hub if args.push_to_hub else trainer.create_model_card
+    finish(
+        dataset=" + ".join(folders.get(path, path) for path in paths),
+        dataset_tags=[path for path in paths if path not in folders] or None,
+        dataset_revision=None if folders else student.revision if plain else _commit_of(path, name, student.revision),
+        finetuned_from=None if student.student.startswith("timm:") else student.student,
+        evaluated_on=evaluated_on,
+    )
+    return status
+
+
+def _commit_of(path: Any, name: Any, revision: str | None) -> str:
+    """The commits at which "+" datasets were fetched from the Hub."""
+    configs = [fetch_config(*each, revision=revision, shards=False) for each in each_dataset(path, name)]
+    return " + ".join(dict.fromkeys(config.parent.name for config in configs))
+
+
+def _last_checkpoint(folder: str) -> str | None:
+    """Returns the last whole checkpoint: the state is written last, so one that was being written at a kill has none."""
+    for checkpoint in reversed(sort_checkpoints(folder)):
+        try:
+            TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
+        except (OSError, ValueError):
+            logger.warning("Leaving out %s, which was not written to its end.", checkpoint)
+        else:
+            return checkpoint
+    return None
+
+
+def run_training(trainer: ReinforcedTrainer | TransferTrainer, args: TrainingArguments) -> int:
+    """Trains, resuming from the last checkpoint of the folder; saves the model and its metrics."""
+    steps_before = 0
+    checkpoint = args.resume_from_checkpoint or _last_checkpoint(str(args.output_dir))
+    if checkpoint is not None:
+        state = Path(checkpoint) / TRAINER_STATE_NAME
+        if not state.is_file():
+            raise ConfigError(
+                f"`resume_from_checkpoint` must name a checkpoint with a {TRAINER_STATE_NAME}, found none in {checkpoint}. "
+                "Leave it out: the last checkpoint of `output_dir` is found without it."
+            )
+        logger.info("Going on from %s.", checkpoint)
+        steps_before = TrainerState.load_from_json(str(state)).global_step
+    result = trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model(_internal_call=True)  # pushed when there is a card
+    if result.global_step > steps_before:  # else it was finished, and its metrics are written
+        trainer.log_metrics("train", result.metrics)
+        trainer.save_metrics("train", result.metrics)
+    if trainer.eval_dataset is not None:
+        metrics = trainer.evaluate()
+        trainer.log_metrics("eval", metrics)
+        trainer.save_metrics("eval", metrics)
+    trainer.save_state()
+    return 0
+
+
+def detect_command(argv: Sequence[str], prog: str) -> int:
+    """Trains and evaluates an object detector on a student's backbone."""
+    with _as_config_error():
+        chosen, student, smoke, args = parse(
+            [DetectionArguments, BackboneArguments, SmokeArguments, TransferArguments],
+            argv,
+            prog=prog,
+            description="Trains Mask R-CNN with a feature pyramid on a student's backbone and measures COCO's mean average "
+            "precision. All settings of transformers' TrainingArguments are flags, too; the same command again resumes.",
+        )
+    if smoke.smoke:
+        with _rehearsal(argv) as stand_in:
+            return detect_command([*argv, *as_arguments(stand_in.detect())], prog)
+    return _transfer(lambda: detection_trainer(chosen, student, args), args)
+
+
+def segment_command(argv: Sequence[str], prog: str) -> int:
+    """Trains and evaluates a semantic segmenter on a student's backbone."""
+    with _as_config_error():
+        chosen, student, smoke, args = parse(
+            [SegmentationArguments, BackboneArguments, SmokeArguments, TransferArguments],
+            argv,
+            prog=prog,
+            description="Trains DeepLabV3 on a student's backbone and measures the mean intersection over union, of whole "
+            "images. All settings of transformers' TrainingArguments are flags, too; the same command again resumes.",
+        )
+    if smoke.smoke:
+        with _rehearsal(argv) as stand_in:
+            return segment_command([*argv, *as_arguments(stand_in.segment())], prog)
+    return _transfer(lambda: segmentation_trainer(chosen, student, args), args)
+
+
+def _transfer(make: Callable[[], TransferTrainer], args: TransferArguments) -> int:
+    """Trains and evaluates on a backbone; leaves model, metrics and results."""
+    set_seed(args.seed)
+    with _as_config_error():
+        trainer = make()
+    status = run_training(trainer, args)
+    trainer.write_results()
+    if args.push_to_hub:
+        trainer.push_to_hub()
+    return status

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from hf_dr.cli.main import launch
+from hf_dr.cli.launch import launch
 
 RECIPES = Path(__file__).parent / "fashion_mnist"
 PLUS = "demo/fashion-mnist-plus"

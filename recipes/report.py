@@ -2,7 +2,7 @@
 
 import sys
 
-from hf_dr.cli.main import launch
+from hf_dr.cli.launch import launch
 
 if __name__ == "__main__":
     sys.exit(launch("report", sys.argv[1:], "python recipes/report.py"))

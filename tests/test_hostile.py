@@ -46,8 +46,7 @@ from hf_dr.store.base_dataset import load_base
 from hf_dr.store.card import card_configs, update_card
 from hf_dr.store.findings import Statistics, Students, Verification, save_finding
 from hf_dr.store.provenance import Provenance
-from hf_dr.store.schema import PROVENANCE_FILE, STATISTICS_FILE, STUDENTS_FILE, VERIFICATION_FILE
-from hf_dr.store.shards import METADATA_KEY
+from hf_dr.store.schema import METADATA_KEY, PROVENANCE_FILE, STATISTICS_FILE, STUDENTS_FILE, VERIFICATION_FILE
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.members import load_member
 from hf_dr.views.augmentation import Augmentation

@@ -9,7 +9,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from hf_dr.errors import ConfigError
-from hf_dr.evaluation.run import EvaluateConfig, run_evaluation
+from hf_dr.evaluation.config import EvaluateConfig
+from hf_dr.evaluation.run import run_evaluation
 from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.job import Job
 from hf_dr.generation.verify import verify

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_dr.cli.config import read_yaml
-from hf_dr.cli.main import launch
+from hf_dr.cli.launch import launch
 from hf_dr.cli.smoke import Rehearsal, rehearsal
 from hf_dr.errors import ConfigError, HfDrError
 from hf_dr.processes import process_state
@@ -105,14 +105,14 @@ def read_classes(value: str | None, names: Sequence[str] | None) -> list[Any] | 
     return content
 
 
-def _rehearsal(argv: Sequence[str]) -> contextlib.AbstractContextManager[Rehearsal]:
+def rehearse(argv: Sequence[str]) -> contextlib.AbstractContextManager[Rehearsal]:
     if process_state().num_processes > 1:
         raise ConfigError(f"`smoke` takes one process, got {process_state().num_processes}. Leave accelerate out.")
     return rehearsal(argv, lambda arguments: launch("reinforce", arguments, "hf-dr reinforce"))
 
 
 @contextlib.contextmanager
-def _as_config_error() -> Iterator[None]:
+def as_config_error() -> Iterator[None]:
     """Lets the user see what transformers has to say against the settings, without its traceback."""
     try:
         yield
@@ -122,7 +122,7 @@ def _as_config_error() -> Iterator[None]:
         raise ConfigError(str(error)) from error
 
 
-def _add_dataset(parser: argparse.ArgumentParser) -> None:
+def add_dataset(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", help='Folder or Hub id of the "+" dataset.')
     parser.add_argument("--name", help="Its configuration, where it has several.")
     parser.add_argument("--base", help="For an overlay: the base dataset with the images, as for reinforce.")
@@ -132,12 +132,12 @@ def _add_dataset(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--revision", help='Branch, tag or commit of the "+" dataset on the Hub.')
 
 
-def _open(arguments: argparse.Namespace) -> ReinforcedDataset:
+def open_reinforced(arguments: argparse.Namespace) -> ReinforcedDataset:
     names = ("base", "base_config", "base_revision", "files_from", "revision")
     return load_reinforced(arguments.path, arguments.name, **{name: getattr(arguments, name) for name in names})
 
 
-def _local_config(arguments: argparse.Namespace) -> Path:
+def local_config(arguments: argparse.Namespace) -> Path:
     """Returns the folder of the configuration that is meant, to save findings in."""
     folder = Path(arguments.path).expanduser()
     if not folder.is_dir():

@@ -6,13 +6,14 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from hf_dr.cli.arguments import _rehearsal
+from hf_dr.cli.arguments import rehearse
 from hf_dr.cli.config import parse
-from hf_dr.cli.main import launch
+from hf_dr.cli.launch import launch
 from hf_dr.cli.smoke import SmokeArguments
 from hf_dr.evaluation.comparison import CompareConfig, as_arguments, run_comparison
+from hf_dr.evaluation.config import EvaluateConfig
 from hf_dr.evaluation.results import gather
-from hf_dr.evaluation.run import EvaluateConfig, run_evaluation
+from hf_dr.evaluation.run import run_evaluation
 
 
 def compare_command(argv: Sequence[str], prog: str) -> int:
@@ -25,7 +26,7 @@ def compare_command(argv: Sequence[str], prog: str) -> int:
         "the report. Finished runs are kept: the same command goes on where it was stopped.",
     )
     if smoke.smoke:
-        with _rehearsal(argv) as stand_in:
+        with rehearse(argv) as stand_in:
             return compare_command([*argv, *stand_in.compare(vars(config))], prog)
     run_comparison(config, lambda arguments: launch("train", arguments, "hf-dr train"))
     return 0
@@ -41,7 +42,7 @@ def evaluate_command(argv: Sequence[str], prog: str) -> int:
         "and the reliability diagrams (PNG). Each model's own preprocessing is used: resize, centre crop, mean and std.",
     )
     if smoke.smoke:
-        with _rehearsal(argv) as stand_in:
+        with rehearse(argv) as stand_in:
             return evaluate_command([*argv, *as_arguments(stand_in.evaluate(vars(config)))], prog)
     report = run_evaluation(config)
     report.save(config.output_dir)

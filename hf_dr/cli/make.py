@@ -12,12 +12,12 @@ from pathlib import Path
 from hf_dr.cli.arguments import (
     BaseArguments,
     TeacherArguments,
-    _add_dataset,
-    _local_config,
-    _open,
-    _rehearsal,
+    add_dataset,
     build_augmentation,
+    local_config,
+    open_reinforced,
     read_classes,
+    rehearse,
 )
 from hf_dr.cli.config import parse
 from hf_dr.cli.smoke import SmokeArguments
@@ -69,7 +69,7 @@ def reinforce_command(argv: Sequence[str], prog: str) -> int:
         "dataset. Launch it with accelerate over any number of processes; running the same command again resumes.",
     )
     if smoke.smoke:
-        with _rehearsal(argv) as stand_in:
+        with rehearse(argv) as stand_in:
             sizes = len(teaching.teacher), config.num_views, config.num_candidates
             return reinforce_command([*argv, *as_arguments(stand_in.reinforce(*sizes))], prog)
     # What can be checked without the teacher comes first: it may take minutes to load.
@@ -83,7 +83,7 @@ def reinforce_command(argv: Sequence[str], prog: str) -> int:
             revision=base.revision,
             files_from=config.files_from,
         )
-    _, label_column = check_dataset(dataset, config)
+    _, label_column = check_dataset(dataset, config.image_column, config.label_column)
     names = getattr(dataset.features[label_column], "names", None) if label_column else None
     teacher = Teacher.from_pretrained(
         teaching.teacher,
@@ -157,7 +157,7 @@ def extend_command(argv: Sequence[str], prog: str) -> int:
         )
     part, state = Part.parse(run.part), process_state()
     with state.local_main_process_first():
-        plus = _open(argparse.Namespace(path=argv[0], **vars(arguments)))
+        plus = open_reinforced(argparse.Namespace(path=argv[0], **vars(arguments)))
     check_extension(plus, config, teacher=bool(arguments.teacher), add_teacher=bool(arguments.add_teacher))
     settings = {
         "device": state.device,
@@ -176,7 +176,7 @@ def extend_command(argv: Sequence[str], prog: str) -> int:
 def verify_command(argv: Sequence[str], prog: str) -> int:
     """Replays sampled rows of a "+" dataset and compares them with what is stored."""
     parser = argparse.ArgumentParser(prog=prog, description=verify_command.__doc__, allow_abbrev=False)
-    _add_dataset(parser)
+    add_dataset(parser)
     parser.add_argument(
         "--teacher", nargs="+", help="The teacher, as for reinforce. Default: those named in the provenance."
     )
@@ -187,8 +187,8 @@ def verify_command(argv: Sequence[str], prog: str) -> int:
         "--save", action="store_true", help="Keep the report beside the shards and show it in the card."
     )
     arguments = parser.parse_args(argv)
-    folder = _local_config(arguments) if arguments.save else None
-    plus = _open(arguments)
+    folder = local_config(arguments) if arguments.save else None
+    plus = open_reinforced(arguments)
     settings = {"device": process_state().device, "precision": plus.provenance.teacher.get("precision", "fp32")}
     teacher = None
     if arguments.teacher:
@@ -207,7 +207,7 @@ def verify_command(argv: Sequence[str], prog: str) -> int:
 def inspect_command(argv: Sequence[str], prog: str) -> int:
     """Prints provenance, sizes and teacher statistics of a "+" dataset, and draws its contact sheet."""
     parser = argparse.ArgumentParser(prog=prog, description=inspect_command.__doc__, allow_abbrev=False)
-    _add_dataset(parser)
+    add_dataset(parser)
     parser.add_argument(
         "--contact_sheet", metavar="PNG", help="Where to draw images, views and answers. Default: nowhere."
     )
@@ -219,17 +219,17 @@ def inspect_command(argv: Sequence[str], prog: str) -> int:
         "its images are not to be copied.",
     )
     arguments = parser.parse_args(argv)
-    folder = _local_config(arguments) if arguments.save else None
+    folder = local_config(arguments) if arguments.save else None
     inspection = inspect_dataset(fetch_config(arguments.path, arguments.name, revision=arguments.revision))
     print(inspection.report())
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(inspection.to_dict(), indent=2) + "\n", encoding="utf-8")
     if arguments.contact_sheet:
-        print(f"\ncontact sheet: {contact_sheet(_open(arguments), Path(arguments.contact_sheet))}")
+        print(f"\ncontact sheet: {contact_sheet(open_reinforced(arguments), Path(arguments.contact_sheet))}")
     if folder is not None:
         save_finding(folder, inspection.provenance.fingerprint, inspection.statistics)
         if not inspection.provenance.overlay:
-            contact_sheet(_open(arguments), folder / CONTACT_SHEET_FILE)
+            contact_sheet(open_reinforced(arguments), folder / CONTACT_SHEET_FILE)
         write_card(folder.parent)
     return 0
 

@@ -12,13 +12,12 @@ from transformers import TrainerState, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import sort_checkpoints
 
-from hf_dr.cli.arguments import _as_config_error, _rehearsal, build_augmentation, read_classes
+from hf_dr.cli.arguments import as_config_error, build_augmentation, read_classes, rehearse
 from hf_dr.cli.config import parse
 from hf_dr.cli.smoke import SmokeArguments
 from hf_dr.errors import ConfigError
 from hf_dr.evaluation.comparison import as_arguments
 from hf_dr.evaluation.metrics import compute_metrics
-from hf_dr.generation.config import ReinforceConfig
 from hf_dr.hub.fetch import fetch_config
 from hf_dr.processes import process_state
 from hf_dr.replay.loading import each_dataset, load_reinforced
@@ -142,8 +141,7 @@ def _load_plain(student: StudentArguments, seed: int) -> PlainDataset:
     augmentation, split = build_augmentation(student.augmentation, student.size or 224), student.split or "train"
     with process_state().local_main_process_first():
         base, described = load_base(name, config, split=split, revision=student.revision, files_from=student.files_from)
-    columns = ReinforceConfig("", image_column=student.image_column, label_column=student.label_column)
-    image_column, label_column = check_dataset(base, columns)
+    image_column, label_column = check_dataset(base, student.image_column, student.label_column)
     if label_column is None:
         raise ConfigError(f"`objective` {student.objective} needs labels, found none in {name}. Name `label_column`.")
     return PlainDataset(
@@ -159,7 +157,7 @@ def _load_plain(student: StudentArguments, seed: int) -> PlainDataset:
 
 def train_command(argv: Sequence[str], prog: str) -> int:
     """Trains a student on a "+" dataset."""
-    with _as_config_error():
+    with as_config_error():
         student, smoke, args = parse(
             [StudentArguments, SmokeArguments, ReinforcedTrainingArguments],
             argv,
@@ -168,7 +166,7 @@ def train_command(argv: Sequence[str], prog: str) -> int:
             "distillation (kd) on the same images. All settings of transformers' TrainingArguments are flags, too.",
         )
     if smoke.smoke:
-        with _rehearsal(argv) as stand_in:
+        with rehearse(argv) as stand_in:
             return train_command([*argv, *as_arguments(stand_in.train(vars(student)))], prog)
     if (student.objective == "kd") != bool(student.teacher):
         raise ConfigError(
@@ -253,7 +251,7 @@ def train_command(argv: Sequence[str], prog: str) -> int:
         if plus.class_names is not None:
             teacher.check_classes(plus.class_names)
         settings["teacher"] = teacher
-    with _as_config_error():
+    with as_config_error():
         trainer = (OnlineDistillationTrainer if student.objective == "kd" else ReinforcedTrainer)(**settings)
     status = run_training(trainer, args)
     folders = {path: Path(path).expanduser().resolve().name for path in paths if Path(path).expanduser().exists()}
@@ -314,7 +312,7 @@ def run_training(trainer: ReinforcedTrainer | TransferTrainer, args: TrainingArg
 
 def detect_command(argv: Sequence[str], prog: str) -> int:
     """Trains and evaluates an object detector on a student's backbone."""
-    with _as_config_error():
+    with as_config_error():
         chosen, student, smoke, args = parse(
             [DetectionArguments, BackboneArguments, SmokeArguments, TransferArguments],
             argv,
@@ -323,14 +321,14 @@ def detect_command(argv: Sequence[str], prog: str) -> int:
             "precision. All settings of transformers' TrainingArguments are flags, too; the same command again resumes.",
         )
     if smoke.smoke:
-        with _rehearsal(argv) as stand_in:
+        with rehearse(argv) as stand_in:
             return detect_command([*argv, *as_arguments(stand_in.detect())], prog)
     return _transfer(lambda: detection_trainer(chosen, student, args), args)
 
 
 def segment_command(argv: Sequence[str], prog: str) -> int:
     """Trains and evaluates a semantic segmenter on a student's backbone."""
-    with _as_config_error():
+    with as_config_error():
         chosen, student, smoke, args = parse(
             [SegmentationArguments, BackboneArguments, SmokeArguments, TransferArguments],
             argv,
@@ -339,7 +337,7 @@ def segment_command(argv: Sequence[str], prog: str) -> int:
             "images. All settings of transformers' TrainingArguments are flags, too; the same command again resumes.",
         )
     if smoke.smoke:
-        with _rehearsal(argv) as stand_in:
+        with rehearse(argv) as stand_in:
             return segment_command([*argv, *as_arguments(stand_in.segment())], prog)
     return _transfer(lambda: segmentation_trainer(chosen, student, args), args)
 
@@ -347,7 +345,7 @@ def segment_command(argv: Sequence[str], prog: str) -> int:
 def _transfer(make: Callable[[], TransferTrainer], args: TransferArguments) -> int:
     """Trains and evaluates on a backbone; leaves model, metrics and results."""
     set_seed(args.seed)
-    with _as_config_error():
+    with as_config_error():
         trainer = make()
     status = run_training(trainer, args)
     trainer.write_results()

@@ -16,9 +16,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from hf_dr.errors import ConfigError
+from hf_dr.evaluation.config import EvaluateConfig
 from hf_dr.evaluation.metrics import Reliability
 from hf_dr.evaluation.plots import as_png, draw_accuracy, html_page, html_picture, html_table, reliability_figure
-from hf_dr.evaluation.run import EvaluateConfig, Report, run_evaluation
+from hf_dr.evaluation.run import Report, run_evaluation
 from hf_dr.evaluation.runs import BASELINE, RUN_NOTE, Run, read_run, run_name
 from hf_dr.hub.fetch import fetch_config
 from hf_dr.replay.loading import each_dataset

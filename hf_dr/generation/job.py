@@ -133,7 +133,7 @@ class Job:
         base: dict[str, Any] | None = None,
     ) -> None:
         self.config, self.teacher, self.augmentation = config, teacher, augmentation
-        image_column, label_column = check_dataset(dataset, config)
+        image_column, label_column = check_dataset(dataset, config.image_column, config.label_column)
         known = checked_origin(dataset, config.files_from)
         if config.max_examples is not None and config.max_examples < len(dataset):
             dataset = dataset.select(range(config.max_examples))
@@ -230,7 +230,7 @@ class Job:
             raise refusal
         try:
             mine = missing[state.process_index :: state.num_processes]
-            progress = Progress(self, part, missing, mine, state)
+            progress = Progress(self.folder, self.provenance, part, missing, mine, state)
             if state.is_main_process:
                 self._log_plan(missing, state)
             self._make_shards(mine, progress)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -16,7 +17,7 @@ from accelerate import PartialState
 from tqdm.auto import tqdm
 
 from hf_dr.generation.folder import Part
-from hf_dr.generation.job import Job
+from hf_dr.store.provenance import Provenance
 from hf_dr.store.shards import ZSTD_LEVEL, column_encoding, list_array
 from hf_dr.text import format_bytes
 
@@ -90,9 +91,16 @@ class Progress:
 
     LOOK_EVERY = 5.0  # seconds between looks at the folder
 
-    def __init__(self, job: Job, part: Part, missing: list[int], mine: list[int], state: PartialState) -> None:
-        provenance = job.provenance
-        self._folder = job.folder
+    def __init__(
+        self,
+        folder: Path,
+        provenance: Provenance,
+        part: Part,
+        missing: list[int],
+        mine: list[int],
+        state: PartialState,
+    ) -> None:
+        self._folder = folder
         self._names = {i: provenance.shard_names[i] for i in set(missing) - set(mine)}
         views = {i: len(provenance.shard_range(i)) * provenance.num_views for i in part.of(provenance.num_shards)}
         self._views = {i: views[i] for i in missing}

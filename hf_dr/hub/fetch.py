@@ -86,7 +86,7 @@ def fetch_config(
 
     config = fetch(PROVENANCE_FILE).parent
     provenance = Provenance.read(config)
-    _check_split(split, provenance)
+    check_split(split, provenance)
     if shards:
         pool = ThreadPoolExecutor(_DOWNLOADS, "fetch")
         try:
@@ -126,6 +126,6 @@ def _config_names(repo_id: str, commit: str) -> list[str]:
     return names
 
 
-def _check_split(split: str | None, provenance: Provenance) -> None:
+def check_split(split: str | None, provenance: Provenance) -> None:
     if split not in (None, provenance.split):
         raise ConfigError(f"the split `{provenance.split}` was reinforced, not `{split}`. Leave `split` out.")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hf_dr.errors import ConfigError, FormatError
-from hf_dr.hub.repository import Push, Remote, Repository, _text, publish
+from hf_dr.hub.repository import Push, Remote, Repository, publish, refusal_text
 from hf_dr.store.card import CARD_FILE, card_configs, keep_configs, update_card
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import PROVENANCE_FILE, PUBLISHED_FILES
@@ -59,7 +59,7 @@ def push_to_hub(
     @functools.cache  # parsing YAML takes its time, and each attempt asks again
     def card(remote: str | None) -> str:
         local = folder / CARD_FILE if (folder / CARD_FILE).is_file() else None
-        if remote is None and (text := _text(local)) is not None:
+        if remote is None and (text := refusal_text(local)) is not None:
             remote = keep_configs(text, found)  # the card names no configuration before its data is there
         return update_card(remote, found, name=repo_id)
 

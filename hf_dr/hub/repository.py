@@ -36,10 +36,10 @@ from huggingface_hub.utils import (
 )
 
 from hf_dr.errors import ConfigError, FormatError, HfDrError, HubError
-from hf_dr.generation.job import format_bytes
 from hf_dr.hub.retry import with_retries
 from hf_dr.processes import Alone, on_main, process_state
 from hf_dr.store.card import CARD_FILE
+from hf_dr.text import format_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -265,7 +265,7 @@ def publish(
         check(repository, remote)
         _check_tags(repository, tags, remote if all(map(remote.has, operations.values())) else None)
         # A card that cannot be merged with is found before hours of sending.
-        card(_text(repository.fetch(CARD_FILE, remote)))
+        card(refusal_text(repository.fetch(CARD_FILE, remote)))
         return repository.revision, remote
 
     repository.revision, remote = on_main(state, begin)
@@ -298,7 +298,7 @@ def _plan(
         check(repository, remote)
     except (RepositoryNotFoundError, RevisionNotFoundError):
         remote = Remote("", {})
-    text = card(_text(repository.fetch(CARD_FILE, remote)))
+    text = card(refusal_text(repository.fetch(CARD_FILE, remote)))
     return _push(repository, operations, _stale(remote, operations, stale), text, None)
 
 
@@ -335,7 +335,7 @@ def _commit(
     def attempt() -> Push:
         remote = repository.remote()
         check(repository, remote)
-        text = card(_text(repository.fetch(CARD_FILE, remote)))
+        text = card(refusal_text(repository.fetch(CARD_FILE, remote)))
         wanted = {**operations, CARD_FILE: CommitOperationAdd(CARD_FILE, text.encode())}
         missing = [operation for operation in wanted.values() if not remote.has(operation)]
         deleted = _stale(remote, operations, stale)
@@ -406,7 +406,7 @@ def _check_tags(repository: Repository, tags: Sequence[str], complete: Remote | 
             )
 
 
-def _text(file: Path | None) -> str | None:
+def refusal_text(file: Path | None) -> str | None:
     if file is None:
         return None
     try:

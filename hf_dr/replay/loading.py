@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from hf_dr.errors import ConfigError, FormatError
-from hf_dr.hub.fetch import _check_split, fetch_config
+from hf_dr.hub.fetch import check_split, fetch_config
 from hf_dr.replay.combined import CombinedReinforcedDataset
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.streaming import StreamedReinforcedDataset
@@ -142,7 +142,7 @@ def _shards_of(path: _Path, name: str | None, split: str | None, revision: str |
     """The provenance, and where each shard can be read: on the disk if it is there, else at the Hub."""
     config = fetch_config(path, name, split=split, revision=revision, shards=False)
     provenance = Provenance.read(config)
-    _check_split(split, provenance)
+    check_split(split, provenance)
     shards = [config / shard for shard in provenance.shard_names]
     if Path(path).expanduser().is_dir():
         return provenance, [str(shard) for shard in shards]
@@ -157,7 +157,7 @@ def open_plus(
     """Opens the rows of a "+" dataset; see `load_reinforced`."""
     config = fetch_config(path, name, split=split, revision=revision)
     provenance = Provenance.read(config)
-    _check_split(split, provenance)
+    check_split(split, provenance)
     files = {provenance.split: [str(path) for path in check_shards(config, provenance)]}
     try:
         plus = datasets.load_dataset("parquet", data_files=files, split=provenance.split)

@@ -136,7 +136,7 @@ class MappedReinforcedData(ReinforcedData, torch.utils.data.Dataset):
 
     @abstractmethod
     def difficulties(self, index: int, by: str) -> np.ndarray:
-        """Returns how difficult each view of a row is, in nats, float32 (V,): `hf_dr.teacher.topk.entropy` or `cross_entropy`."""
+        """Returns how difficult each view of a row is, in nats, float32 (V,); see `hf_dr.teacher.topk.entropy`."""
 
     def resolved(self, index: int, view: int) -> int:
         """Returns the number of the view that `ranked_view` asks for; of equally difficult ones the lower number comes first.

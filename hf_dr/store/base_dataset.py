@@ -16,7 +16,6 @@ from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub import metadata_load, try_to_load_from_cache
 
 from hf_dr.errors import DataError, did_you_mean
-from hf_dr.generation.config import ReinforceConfig
 from hf_dr.store.named_files import check_own_files
 from hf_dr.store.schema import is_reserved
 from hf_dr.teacher.ensemble import Teacher
@@ -118,8 +117,15 @@ def content_hash(images: datasets.Dataset) -> str:
     return digest.hexdigest()
 
 
-def check_dataset(dataset: datasets.Dataset, config: ReinforceConfig) -> tuple[str, str | None]:
+def check_dataset(
+    dataset: datasets.Dataset, image_column: str | None = None, label_column: str | None = None
+) -> tuple[str, str | None]:
     """Checks the columns of the base and returns the names of the image and label columns; no image is decoded.
+
+    Args:
+        dataset: The base.
+        image_column: The column of the images. Default: the only Image column.
+        label_column: The column of the labels, or `none`. Default: `label`, else the only ClassLabel column.
 
     Raises:
         DataError: The dataset is empty, or a column is missing, ambiguous, of the wrong type or has a reserved name.
@@ -137,22 +143,23 @@ def check_dataset(dataset: datasets.Dataset, config: ReinforceConfig) -> tuple[s
             )
     features = dataset.features
     images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
-    image_column = config.image_column or (images[0] if len(images) == 1 else None)
-    if image_column is None or image_column not in images:
+    chosen = image_column or (images[0] if len(images) == 1 else None)
+    if chosen is None or chosen not in images:
         raise DataError(
-            f"`image_column` must name an Image column, got {config.image_column!r}; Image columns: "
+            f"`image_column` must name an Image column, got {image_column!r}; Image columns: "
             f"{', '.join(images) or 'none'}. Name one, or cast it with `dataset.cast_column(name, datasets.Image())`."
         )
-    if config.label_column == "none":
-        return image_column, None
+    if label_column == "none":
+        return chosen, None
     classes = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-    label_column = config.label_column or (
-        "label" if "label" in features else classes[0] if len(classes) == 1 else None
-    )
+    if label_column is None and "label" in features:
+        label_column = "label"
+    elif label_column is None and len(classes) == 1:
+        label_column = classes[0]
     if label_column is None:
         if classes:
             raise DataError(f"`label_column` must name one of {', '.join(classes)}. Or pass `none`.")
-        return image_column, None
+        return chosen, None
     if label_column not in features:
         raise DataError(
             f"`label_column` must name a column, got {label_column!r}.{did_you_mean(label_column, features)}"
@@ -162,7 +169,7 @@ def check_dataset(dataset: datasets.Dataset, config: ReinforceConfig) -> tuple[s
         raise DataError(
             f"`{label_column}` must hold class numbers, got {feature}. Name another `label_column`, or `none`."
         )
-    return image_column, label_column
+    return chosen, label_column
 
 
 _INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")

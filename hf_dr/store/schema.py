@@ -85,7 +85,7 @@ def reinforcement_features(
         top_k: K, the classes kept for each view.
         num_classes: C; decides whether ids are uint16 or uint32.
         stored_partners: Whether the partners' own parameters are stored as well, in `aug_partner_*` columns.
-        signal: What is stored of each answer (`hf_dr.teacher.signals`); `topk_image_tail` adds `tail_*` columns, one cell a row.
+        signal: What is stored of each answer (`hf_dr.teacher.signals`); `topk_image_tail` adds a `tail_*` cell to each row.
     """
     params = dict(augmentation.params)
     if stored_partners:

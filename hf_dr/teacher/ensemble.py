@@ -16,7 +16,7 @@ import torch
 
 import hf_dr.teacher.architectures  # noqa: F401 (what it registers, timm builds)
 from hf_dr.errors import TeacherError
-from hf_dr.teacher.members import _HOW_TO_NAME, Member, load_member
+from hf_dr.teacher.members import HOW_TO_NAME, Member, load_member
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class Teacher:
         classes: Sequence[int] | Sequence[str] | None = None,
     ) -> None:
         if not members:
-            raise TeacherError(f"a teacher must have at least one member, got none. Name {_HOW_TO_NAME}.")
+            raise TeacherError(f"a teacher must have at least one member, got none. Name {HOW_TO_NAME}.")
         if precision not in PRECISIONS:
             raise TeacherError(f"`precision` must be one of {', '.join(PRECISIONS)}, got {precision!r}.")
         _refuse_twins(members)

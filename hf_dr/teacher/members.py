@@ -35,7 +35,7 @@ _TENSOR_FILTERS = ("nearest", "bilinear", "bicubic")
 MAX_CLASSES = 1 << 20
 
 
-_HOW_TO_NAME = "a Hub id (timm or transformers), a transformers folder, or `timm:ARCHITECTURE@FILE.safetensors`"
+HOW_TO_NAME = "a Hub id (timm or transformers), a transformers folder, or `timm:ARCHITECTURE@FILE.safetensors`"
 
 
 @dataclass(frozen=True)
@@ -148,10 +148,10 @@ def load_member(name: str, *, card: bool = True, fallback: Preprocessing | None 
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise TeacherError(f"the model's folder {name} must hold a config.json, found none. Name {_HOW_TO_NAME}.")
+            raise TeacherError(f"the model's folder {name} must hold a config.json, found none. Name {HOW_TO_NAME}.")
         return _load_transformers(name, str(folder), None, card, fallback, strict)
     if folder.is_file() or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise TeacherError(f"a model must be {_HOW_TO_NAME}; {name!r} is none of these (no such folder).")
+        raise TeacherError(f"a model must be {HOW_TO_NAME}; {name!r} is none of these (no such folder).")
     repo_id, _, revision = name.partition("@")
     return _load_transformers(repo_id, repo_id, revision or None, card, fallback, strict)
 
@@ -213,7 +213,7 @@ def _load_transformers(
     except Exception as error:
         raise TeacherError(
             f"could not load {name!r} as an image classifier ({type(error).__name__}: {str(error)[:400]}). "
-            f"Name {_HOW_TO_NAME}; weights must be safetensors."
+            f"Name {HOW_TO_NAME}; weights must be safetensors."
         ) from error
     if report["missing_keys"]:
         raise TeacherError(

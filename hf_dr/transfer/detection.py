@@ -25,13 +25,12 @@ from hf_dr.errors import ConfigError, DataError
 from hf_dr.store.base_dataset import load_base
 from hf_dr.store.named_files import FILES_FROM_HELP
 from hf_dr.transfer.backbone import Backbone, BackboneArguments, describe_backbone
-from hf_dr.transfer.detection_data import CocoMeter, DetectionData, DetectionImages, coco_library, collate
+from hf_dr.transfer.detection_data import BBOX_FORMATS, CocoMeter, DetectionData, DetectionImages, coco_library, collate
 from hf_dr.transfer.trainer import TransferArguments, TransferTrainer, load_trained
 
 logger = logging.getLogger(__name__)
 
 TASK = "object-detection"
-BBOX_FORMATS = ("coco", "voc")
 
 
 # -------------------------------------------------------------------------------------------------------------- data

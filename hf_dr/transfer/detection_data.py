@@ -19,7 +19,6 @@ from torch import nn
 
 from hf_dr.errors import ConfigError, DataError, did_you_mean
 from hf_dr.store.base_dataset import undecoded_images
-from hf_dr.transfer.detection import BBOX_FORMATS
 from hf_dr.views.images import decode_image
 from hf_dr.views.rng import view_rng
 
@@ -433,3 +432,6 @@ def _summary(truth: dict[str, Any], results: Sequence[dict[str, Any]], kind: str
         evaluation.accumulate()
         evaluation.summarize()
     return {name: float(value) for name, value in zip(_STATS, evaluation.stats, strict=True) if value >= 0}
+
+
+BBOX_FORMATS = ("coco", "voc")

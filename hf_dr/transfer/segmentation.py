@@ -9,12 +9,9 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import PIL.Image
 import torch
 import torch.nn.functional as F
 from timm.layers import convert_sync_batchnorm
@@ -22,12 +19,12 @@ from torch import nn
 from torchvision.models.segmentation.deeplabv3 import ASPP
 from torchvision.models.segmentation.fcn import FCNHead
 
-from hf_dr.errors import ConfigError, DataError
+from hf_dr.errors import ConfigError
 from hf_dr.store.base_dataset import load_base
 from hf_dr.store.named_files import FILES_FROM_HELP
 from hf_dr.transfer.backbone import Backbone, BackboneArguments, describe_backbone
 from hf_dr.transfer.segmentation_data import (
-    _FILTERS,
+    FILTERS,
     IGNORED,
     Classes,
     ConfusionMeter,
@@ -45,29 +42,6 @@ _STRIDES = (8, 16, 32)
 
 
 # -------------------------------------------------------------------------------------------------------------- data
-
-
-def decode_mask(value: Any) -> np.ndarray:
-    """Decodes one cell of a column of masks to integers (H, W): grey levels, or indices of the palette.
-
-    Args:
-        value: What `datasets` stores for an image, `{"bytes": ..., "path": ...}`.
-
-    Raises:
-        DataError: It is no image of one channel of integers.
-    """
-    try:
-        data = value.get("bytes")
-        with PIL.Image.open(value["path"] if data is None else BytesIO(data)) as image:
-            mode, stored = image.mode, np.asarray(image)
-    # As for images: Pillow's readers raise a dozen types on broken files.
-    except Exception as error:
-        if isinstance(error, MemoryError):
-            raise
-        raise DataError(f"{type(error).__name__}: {error}") from error
-    if stored.ndim != 2 or stored.dtype.kind not in "biu":
-        raise DataError(f"expected one channel of whole numbers, found mode {mode}. Convert it to a grey PNG")
-    return stored
 
 
 def collate(examples: Sequence[dict[str, torch.Tensor]]) -> dict[str, list[torch.Tensor]]:
@@ -255,7 +229,7 @@ class SegmentationArguments:
     )
     flip: float = field(default=0.5, metadata={"help": "Probability that a crop is mirrored."})
     interpolation: str = field(
-        default="bicubic", metadata={"help": "Filter of the scaled images.", "choices": list(_FILTERS)}
+        default="bicubic", metadata={"help": "Filter of the scaled images.", "choices": list(FILTERS)}
     )
     output_stride: int = field(
         default=8,

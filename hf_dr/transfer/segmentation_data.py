@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from torch import nn
 
 from hf_dr.errors import ConfigError, DataError, did_you_mean
 from hf_dr.store.base_dataset import undecoded_images
-from hf_dr.transfer.segmentation import decode_mask
 from hf_dr.views.images import decode_image
 from hf_dr.views.rng import view_rng
 
@@ -24,7 +24,7 @@ IGNORED = -1
 """The label of a pixel that does not count, whatever number a mask has there."""
 
 
-_FILTERS = {name.lower(): PIL.Image.Resampling[name] for name in ("NEAREST", "BILINEAR", "BICUBIC")}
+FILTERS = {name.lower(): PIL.Image.Resampling[name] for name in ("NEAREST", "BILINEAR", "BICUBIC")}
 
 
 _IMAGE_FILES, _MASK_FILES = (".jpg", ".jpeg", ".png", ".webp"), (".png", ".tif", ".tiff", ".bmp")
@@ -230,8 +230,8 @@ class ScaleCropFlip:
             raise ConfigError(f"`max_class_share` must be above 0 and at most 1, got {self.max_class_share}.")
         if not 0 <= self.flip <= 1:
             raise ConfigError(f"`flip` must be between 0 and 1, got {self.flip}.")
-        if self.interpolation not in _FILTERS:
-            raise ConfigError(f"`interpolation` must be one of {', '.join(_FILTERS)}, got {self.interpolation!r}.")
+        if self.interpolation not in FILTERS:
+            raise ConfigError(f"`interpolation` must be one of {', '.join(FILTERS)}, got {self.interpolation!r}.")
 
     def sample(self, rng: np.random.Generator, labels: np.ndarray) -> CropParams:
         """Draws the parameters for an image with these labels."""
@@ -255,7 +255,7 @@ class ScaleCropFlip:
     ) -> tuple[PIL.Image.Image, np.ndarray]:
         """Returns the crop of an image, `size` x `size`, and of its labels."""
         (height, width), (top, left) = params.scaled, params.corner
-        resized = image.resize((width, height), _FILTERS[self.interpolation])
+        resized = image.resize((width, height), FILTERS[self.interpolation])
         nearest = np.asarray(PIL.Image.fromarray(labels).resize((width, height), PIL.Image.Resampling.NEAREST))
         bottom, right = min(top + self.size, height), min(left + self.size, width)
         crop = PIL.Image.new("RGB", (self.size, self.size), self.fill)
@@ -336,3 +336,26 @@ class ConfusionMeter:
     def compute(self) -> dict[str, float]:
         """Returns `segmentation_metrics` over all processes."""
         return segmentation_metrics(np.sum(gather_object([self._matrix]), axis=0), self._class_names)
+
+
+def decode_mask(value: Any) -> np.ndarray:
+    """Decodes one cell of a column of masks to integers (H, W): grey levels, or indices of the palette.
+
+    Args:
+        value: What `datasets` stores for an image, `{"bytes": ..., "path": ...}`.
+
+    Raises:
+        DataError: It is no image of one channel of integers.
+    """
+    try:
+        data = value.get("bytes")
+        with PIL.Image.open(value["path"] if data is None else BytesIO(data)) as image:
+            mode, stored = image.mode, np.asarray(image)
+    # As for images: Pillow's readers raise a dozen types on broken files.
+    except Exception as error:
+        if isinstance(error, MemoryError):
+            raise
+        raise DataError(f"{type(error).__name__}: {error}") from error
+    if stored.ndim != 2 or stored.dtype.kind not in "biu":
+        raise DataError(f"expected one channel of whole numbers, found mode {mode}. Convert it to a grey PNG")
+    return stored

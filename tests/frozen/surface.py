@@ -22,7 +22,8 @@ import yaml
 from transformers import TrainingArguments
 
 import hf_dr
-from hf_dr.cli.main import COMMANDS, main
+from hf_dr.cli.launch import COMMANDS
+from hf_dr.cli.main import main
 from hf_dr.version import __version__
 
 ROOT = Path(__file__).parents[2]

@@ -8,14 +8,13 @@ import re
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
 from hf_dr.errors import FormatError
-from hf_dr.generation.ml_dr.files import CONFIG_FILE, Read
 from hf_dr.generation.ml_dr.plain_pickle import read_plain_pickle
 
 # A file holds some 300 bytes a view; a larger one is none of ml-dr's.
@@ -162,3 +161,9 @@ def image_number(name: str, path: Path) -> int | None:
             "Remove it, or check the path."
         )
     return int(row[1])
+
+
+CONFIG_FILE = "config.pth.tar"
+
+
+Read = Callable[[], bytes]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import reprlib
-from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
@@ -29,10 +28,8 @@ from hf_dr.views.ops.geometry import (
 from hf_dr.views.ops.mixing import CutMix, MixUp
 
 MAX_CLASSES = 1 << 20
-CONFIG_FILE = "config.pth.tar"
 
 Columns = dict[str, np.ndarray]
-Read = Callable[[], bytes]
 
 shown = reprlib.Repr()
 """Shows what was found in messages: a few parts of it, whatever it is."""

@@ -1,6 +1,6 @@
 """Importing reinforcements that apple/ml-dr published: one pickle for each image, in a folder or a tar archive.
 
-The pickles are read as data (`hf_dr.generation.ml_dr.plain_pickle`), the archive as a stream; nothing is extracted or executed. As the members
+The pickles are read as data (`plain_pickle`), the archive as a stream; nothing is extracted or executed. As the members
 may come in any order, their rows go to a scratch file in the output folder first, at their places; then the shards are
 written in order.
 
@@ -38,9 +38,8 @@ from tqdm.auto import tqdm
 from hf_dr.errors import ConfigError, DataError, FormatError
 from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.folder import check_same_run, open_run
-from hf_dr.generation.job import format_bytes
-from hf_dr.generation.ml_dr.archives import archive_files, image_number, read_file
-from hf_dr.generation.ml_dr.files import CONFIG_FILE, Columns, RunFormat, expect
+from hf_dr.generation.ml_dr.archives import CONFIG_FILE, archive_files, image_number, read_file
+from hf_dr.generation.ml_dr.files import Columns, RunFormat, expect
 from hf_dr.generation.ml_dr.order import find_rows
 from hf_dr.generation.ml_dr.scratch import Scratch
 from hf_dr.processes import default_workers
@@ -58,6 +57,7 @@ from hf_dr.store.schema import (
     reinforcement_features,
 )
 from hf_dr.store.shards import ROW_GROUP_VIEWS, ShardWriter, read_marker
+from hf_dr.text import format_bytes
 from hf_dr.version import __version__
 from hf_dr.views.augmentation import NO_PARTNER, PARTNER
 from hf_dr.views.images import decode_image, pixel_hash
@@ -193,7 +193,7 @@ class ImportJob:
         described: dict[str, Any] | None = None,
     ) -> None:
         self.config = config
-        image_column, label_column = check_dataset(base, config.run_config())
+        image_column, label_column = check_dataset(base, config.image_column, config.label_column)
         known = checked_origin(base, config.files_from)
         self._images = undecoded_images(base, image_column)
         self._row_of = find_rows(config.order, self._images)

@@ -14,8 +14,8 @@ import numpy as np
 import xxhash
 
 from hf_dr.errors import ConfigError, FormatError
-from hf_dr.generation.job import format_bytes
 from hf_dr.generation.ml_dr.files import Columns
+from hf_dr.text import format_bytes
 
 
 class Scratch:

@@ -142,8 +142,8 @@ def test_statistics_of_other_signals_equal_a_slow_computation(tmp_path, mislabel
 
 def test_a_tail_of_fewer_classes_than_there_are():
     """Golden: 120 classes, of which a tail has 100. Each answer's shares are those of the dense target."""
-    found = inspect_dataset(Path(__file__).parent / "golden" / "v3", "topk_image_tail")
-    plus = load_reinforced(Path(__file__).parent / "golden" / "v3", "topk_image_tail")
+    found = inspect_dataset(Path(__file__).parents[1] / "golden" / "v3", "topk_image_tail")
+    plus = load_reinforced(Path(__file__).parents[1] / "golden" / "v3", "topk_image_tail")
     entropies = []
     for row in range(len(plus)):
         tail_ids, tail = plus.image_tail(row)
@@ -326,5 +326,5 @@ def test_wrong_names(tmp_path, tiny_folder):
 
 
 def test_candidates_are_told():
-    report = inspect_dataset(Path(__file__).parent / "golden" / "v3", "candidates").report()
+    report = inspect_dataset(Path(__file__).parents[1] / "golden" / "v3", "candidates").report()
     assert "of 24 drawn, those with the highest entropy of the teacher's answer" in report

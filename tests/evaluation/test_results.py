@@ -25,7 +25,7 @@ from hf_dr.evaluation.results import (
     read_transferred,
 )
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RUNS = ("erm-0", "erm-1", "reinforced-0", "reinforced-1", "kd-0")
 
 

@@ -39,7 +39,7 @@ from hf_dr.teacher.topk import add_members, top_k
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops.geometry import RandomResizedCrop
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 
 
 def make(folder: Path, dataset: datasets.Dataset, teacher: Teacher, num_views: int, **settings) -> Path:

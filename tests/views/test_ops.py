@@ -1,4 +1,4 @@
-"""Every registered op keeps the rules of replay; an op that is added to `hf_dr.views.ops.base` is tested here without a change."""
+"""Every registered op keeps the rules of replay; an op that is added to `hf_dr.views.ops` is tested here by itself."""
 
 from __future__ import annotations
 

@@ -123,7 +123,7 @@ def test_the_signal_is_told(signal, text):
 
 
 def test_candidates_are_told():
-    golden = Path(__file__).parent / "golden" / "v3"
+    golden = Path(__file__).parents[1] / "golden" / "v3"
     card = update_card(None, card_configs(golden, ["candidates"]), name="me/chosen")
     assert "V | 8 |\n| Chosen among | 24 candidates: the highest entropy of the teacher's answer |\n" in card
 

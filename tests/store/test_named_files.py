@@ -20,7 +20,8 @@ from huggingface_hub import HfApi
 
 import hf_dr.cli.main
 from hf_dr.errors import ConfigError, DataError, FormatError
-from hf_dr.evaluation.run import EvaluateConfig, run_evaluation
+from hf_dr.evaluation.config import EvaluateConfig
+from hf_dr.evaluation.run import run_evaluation
 from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.job import reinforce
 from hf_dr.replay.loading import load_reinforced

@@ -41,7 +41,7 @@ from hf_dr.views.ops.mixing import CutMix, MixUp
 
 # `hf_dr.reinforce` is the function; this is the module behind it.
 module = importlib.import_module("hf_dr.generation.job")
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 MIXING = Augmentation([RandomResizedCrop(16), RandomHorizontalFlip(), MixUp(), CutMix()])
 
 

@@ -28,7 +28,6 @@ from hf_dr.transfer.segmentation import (
     SegmenterConfig,
     atrous_rates,
     collate,
-    decode_mask,
     load_segmenter,
 )
 from hf_dr.transfer.segmentation_data import (
@@ -40,6 +39,7 @@ from hf_dr.transfer.segmentation_data import (
     SegmentationData,
     SegmentationImages,
     confusion,
+    decode_mask,
     segmentation_metrics,
 )
 from hf_dr.transfer.trainer import TRANSFER_FILE

@@ -678,7 +678,7 @@ def test_workers_change_neither_batches_nor_weights(plain, tiny_plus, settings, 
 
 def in_two_processes(function: Callable[..., None], folder: Path, *arguments: Any) -> None:
     """Calls a function of this module, with its arguments as text, in two processes together."""
-    here = Path(__file__).parent
+    here = Path(__file__).parents[1]
     script = folder / "script.py"
     script.write_text(
         f"import sys\nsys.path[:0] = {[str(here), str(here.parent)]}\n"

@@ -18,9 +18,10 @@ from torch import nn
 from hf_dr.cli.main import main
 from hf_dr.errors import ConfigError, DataError
 from hf_dr.evaluation import run as evaluation
+from hf_dr.evaluation.config import EvaluateConfig
 from hf_dr.evaluation.corruptions import CORRUPTIONS, corrupt, corruption_rng
 from hf_dr.evaluation.metrics import classification_metrics, reliability
-from hf_dr.evaluation.run import EvaluateConfig, View, run_evaluation
+from hf_dr.evaluation.run import View, run_evaluation
 from hf_dr.evaluation.sets import PRESETS, EvaluationSet, parse_set
 from hf_dr.teacher.members import Member, Preprocessing, load_member
 from hf_dr.training.students import build_student

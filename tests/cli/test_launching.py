@@ -13,7 +13,7 @@ import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import save_file
 
-RECIPES = Path(__file__).parents[1] / "recipes"
+RECIPES = Path(__file__).parents[2] / "recipes"
 FILES = {"one_gpu": (1, 1), "one_node": (1, 8), "nodes": (2, 16), "cpu": (1, 2)}
 SCRIPTS = sorted((RECIPES / "slurm").glob("*.sbatch"))
 # Stands in for a program: prints its arguments, one a line.

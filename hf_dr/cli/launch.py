@@ -1,0 +1,86 @@
+"""Finding and running one command by its name; a command's module, and with it torch, is imported when it is run."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hf_dr.errors import HfDrError
+
+
+@dataclass(frozen=True)
+class Command:
+    """Where a command stands and what the list of commands says of it.
+
+    Attributes:
+        module: The module of `hf_dr.cli` that holds it.
+        function: Its name there; it takes the arguments and the program's name, and returns the exit status.
+        summary: One line of help.
+    """
+
+    module: str
+    function: str
+    summary: str
+
+    def __call__(self, argv: Sequence[str], prog: str) -> int:
+        run = getattr(importlib.import_module(f"hf_dr.cli.{self.module}"), self.function)
+        status: int = run(argv, prog)
+        return status
+
+
+COMMANDS = {
+    "reinforce": Command("make", "reinforce_command", "Reinforces a dataset."),
+    "extend": Command(
+        "make",
+        "extend_command",
+        'Adds views or members of the teacher to a "+" dataset, without asking again what is stored.',
+    ),
+    "train": Command("train", "train_command", 'Trains a student on a "+" dataset.'),
+    "detect": Command("train", "detect_command", "Trains and evaluates an object detector on a student's backbone."),
+    "segment": Command(
+        "train", "segment_command", "Trains and evaluates a semantic segmenter on a student's backbone."
+    ),
+    "compare": Command(
+        "evaluate", "compare_command", "Trains one student by several objectives and seeds, and compares them."
+    ),
+    "verify": Command(
+        "make", "verify_command", 'Replays sampled rows of a "+" dataset and compares them with what is stored.'
+    ),
+    "inspect": Command(
+        "make",
+        "inspect_command",
+        'Prints provenance, sizes and teacher statistics of a "+" dataset, and draws its contact sheet.',
+    ),
+    "push": Command("push", "push_command", 'Pushes a "+" dataset or a trained student to the Hub.'),
+    "evaluate": Command("evaluate", "evaluate_command", "Evaluates checkpoints: accuracy, calibration, robustness."),
+    "report": Command("evaluate", "report_command", "Gathers many runs and evaluations into tables and plots."),
+    "import-ml-dr": Command(
+        "make", "import_command", 'Turns reinforcements that apple/ml-dr published into a "+" dataset.'
+    ),
+}
+
+
+def launch(command: str, argv: Sequence[str], prog: str) -> int:
+    """Runs one command under the name by which the user called it; returns the exit status, as `main` does."""
+    try:
+        _log_to_stderr()
+        return COMMANDS[command](argv, prog)
+    except HfDrError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+
+
+def _log_to_stderr() -> None:
+    from hf_dr.processes import process_state  # imports torch
+
+    state = process_state()
+    rank = "" if state.num_processes == 1 else f"[rank {state.process_index}] "
+    logging.basicConfig(format=f"{rank}%(message)s", level=logging.WARNING)
+    # Rank 0 tells what happens, the others only what is wrong.
+    logging.getLogger("hf_dr").setLevel(logging.INFO if state.is_main_process else logging.WARNING)

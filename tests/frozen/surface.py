@@ -39,7 +39,7 @@ def api() -> str:
     lines = []
     for name in sorted(hf_dr.__all__):
         lines += _described(name, getattr(hf_dr, name))
-    for name, op in sorted(hf_dr.views.ops.base.OPS.items()):
+    for name, op in sorted(hf_dr.ops.OPS.items()):
         lines += _described(f"ops.{name}", op)
     return "\n".join(lines) + "\n"
 

@@ -13,8 +13,8 @@ import torch
 import torchvision
 import yaml
 
-from hf_dr.cli import main as cli
-from hf_dr.cli.arguments import BaseArguments, TeacherArguments
+from hf_dr.cli import arguments as cli_arguments
+from hf_dr.cli.arguments import BaseArguments, TeacherArguments, build_augmentation
 from hf_dr.cli.config import parse, read_configs, read_yaml
 from hf_dr.cli.main import main
 from hf_dr.cli.make import RunArguments
@@ -223,7 +223,7 @@ def test_students_have_a_baseline_at_their_size(path):
     name = {"mobile": "erm_small", "mobilevit": "erm_small", "vit": "erm_transformers", "swin": "erm_transformers"}
     baseline = name.get(family, "erm") + ("" if size == 224 else f"_{size}")
     student = training("--config", str(path), f"recipes/imagenet/{baseline}.yaml")[0]
-    assert cli.build_augmentation(student.augmentation, student.size or 224).size == (size, size)
+    assert build_augmentation(student.augmentation, student.size or 224).size == (size, size)
 
 
 def test_baselines_have_the_filters_and_magnitudes_of_their_sources():
@@ -294,6 +294,6 @@ def test_a_rehearsal_is_of_one_process(monkeypatch, capsys):
     class Two:
         num_processes, process_index, is_main_process = 2, 0, True
 
-    monkeypatch.setattr(cli, "process_state", Two)
+    monkeypatch.setattr(cli_arguments, "process_state", Two)
     assert main(["reinforce", "--config", "recipes/cifar100/reinforce.yaml", "--smoke"]) == 2
     assert "`smoke` takes one process, got 2" in capsys.readouterr().err

@@ -17,9 +17,11 @@ from torch import nn
 
 from hf_dr.cli.main import main
 from hf_dr.errors import ConfigError, DataError
+from hf_dr.evaluation import images as evaluation_images
 from hf_dr.evaluation import run as evaluation
 from hf_dr.evaluation.config import EvaluateConfig
 from hf_dr.evaluation.corruptions import CORRUPTIONS, corrupt, corruption_rng
+from hf_dr.evaluation.images import open_set
 from hf_dr.evaluation.metrics import classification_metrics, reliability
 from hf_dr.evaluation.run import View, run_evaluation
 from hf_dr.evaluation.sets import PRESETS, EvaluationSet, parse_set
@@ -110,7 +112,7 @@ def test_large_images_are_cropped_as_imagenet_c_was(place, tmp_path, monkeypatch
     cells = [as_cell(colour_image(np.random.default_rng(0), 0, size)) for size in ((400, 300), (255, 400))]
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
     datasets.Dataset.from_dict({"image": cells, "label": [0, 1]}, features=features).to_parquet(tmp_path / "d.parquet")
-    images = evaluation._open(parse_set(f"d={tmp_path / 'd.parquet'}:train"), EvaluateConfig([], [], ""))
+    images = open_set(parse_set(f"d={tmp_path / 'd.parquet'}:train"), EvaluateConfig([], [], ""))
     model = evaluation._load_models(EvaluateConfig([str(place / "student")], ["imagenet"], ""))
     views = evaluation._Pass(images, model, EvaluateConfig(["m"], ["s"], ""), corruption=("fog", 1))
     assert views[0][0].tolist() == [224, 1]
@@ -197,7 +199,7 @@ def test_presets(mimic, oracle, monkeypatch):
         loaded.append((name, config, split))
         return dataset_of(image, classes, label, labels if labels is not None else list(classes), kind), {}
 
-    monkeypatch.setattr(evaluation, "load_base", load_base)
+    monkeypatch.setattr(evaluation_images, "load_base", load_base)
     name = mimic.split(" ")[0]
     report = run_evaluation(EvaluateConfig(["oracle-1000"], [name], ""))
     assert [r.metrics["top1"] for r in report.results] == [1.0]
@@ -209,7 +211,7 @@ def test_presets(mimic, oracle, monkeypatch):
 
 def test_a_model_of_the_subset_itself(oracle, monkeypatch):
     dataset = dataset_of("image", range(0, 200, 19), "wnid", R_SYNSETS[::19], STRING)
-    monkeypatch.setattr(evaluation, "load_base", lambda *_, **__: (dataset, {}))
+    monkeypatch.setattr(evaluation_images, "load_base", lambda *_, **__: (dataset, {}))
     assert run_evaluation(EvaluateConfig(["oracle-200"], ["imagenet-r"], "")).results[0].metrics["top1"] == 1.0
     message = "`oracle-300` must have the 1000 classes of ImageNet or the 200 of imagenet-r for `imagenet-r`, found 300"
     with pytest.raises(ConfigError, match=message):
@@ -226,7 +228,7 @@ def test_imagenet_c_reads_published_corruptions(oracle, monkeypatch, tmp_path):
         shown = [c + (n % 2 if split == "severity_5" else 0) for n, c in enumerate(right)]
         return dataset_of("image", shown, "label", right, INT), {}
 
-    monkeypatch.setattr(evaluation, "load_base", load_base)
+    monkeypatch.setattr(evaluation_images, "load_base", load_base)
     config = EvaluateConfig(["oracle-1000"], ["imagenet-c"], "", corruptions=["fog", "snow"], severities=[1, 5])
     report = run_evaluation(config)
     (result,) = report.results
@@ -410,6 +412,6 @@ def test_the_help_names_sets_and_corruptions(capsys):
 
 def test_an_empty_set(monkeypatch):
     empty = dataset_of("image", [], "label", [], INT)
-    monkeypatch.setattr(evaluation, "load_base", lambda *_, **__: (empty, {}))
+    monkeypatch.setattr(evaluation_images, "load_base", lambda *_, **__: (empty, {}))
     with pytest.raises(DataError, match="set `x` must have examples, found none"):
         run_evaluation(EvaluateConfig(["m"], ["x=y"], ""))

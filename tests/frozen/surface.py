@@ -58,7 +58,13 @@ def _class(name: str, cls: type) -> list[str]:
     fields = {field.name: field for field in dataclasses.fields(cls)} if dataclasses.is_dataclass(cls) else {}
     for field_name, field in fields.items():
         if field_name not in FOREIGN or not issubclass(cls, TrainingArguments):
-            lines.append(f"    {name}.{field_name}: {field.type}{_default(field)}")
+            # As written: HfArgumentParser writes other types into the fields when it is asked for flags.
+            kind = next(
+                vars(c)["__annotations__"][field_name]
+                for c in cls.__mro__
+                if field_name in vars(c).get("__annotations__", ())
+            )
+            lines.append(f"    {name}.{field_name}: {kind}{_default(field)}")
     for member, raw in sorted(_own_members(cls).items()):
         function = raw.__func__ if isinstance(raw, (classmethod, staticmethod)) else raw
         if isinstance(raw, property) or hasattr(raw, "func"):

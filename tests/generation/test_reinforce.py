@@ -450,7 +450,7 @@ def test_an_unwritable_folder_is_refused(tmp_path, tiny_dataset, tiny_teacher):
 
 def test_a_disk_without_room_is_refused_before_the_teacher_runs(tmp_path, tiny_dataset, tiny_teacher, monkeypatch):
     usage = type("Usage", (), {"free": 10})
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
     with pytest.raises(ConfigError, match=r"`output_dir` needs at least .* found 10 B free"):
         run(tmp_path, tiny_dataset, tiny_teacher)
     assert not files_of(tmp_path)

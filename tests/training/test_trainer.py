@@ -678,11 +678,11 @@ def test_workers_change_neither_batches_nor_weights(plain, tiny_plus, settings, 
 
 def in_two_processes(function: Callable[..., None], folder: Path, *arguments: Any) -> None:
     """Calls a function of this module, with its arguments as text, in two processes together."""
-    here = Path(__file__).parents[1]
+    here = Path(__file__).parent
     script = folder / "script.py"
     script.write_text(
         f"import sys\nsys.path[:0] = {[str(here), str(here.parent)]}\n"
-        f"from hf_dr.generation.job import process_state\nfrom test_trainer import {function.__name__}\n"
+        f"from hf_dr.processes import process_state\nfrom test_trainer import {function.__name__}\n"
         f"process_state()\n{function.__name__}(*sys.argv[1:])\n"
     )
     command = [sys.executable, *TWO_PROCESSES, str(script), *map(str, arguments)]

@@ -7,6 +7,10 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 
+# Words of letters, digits, "_", "-" and ".", which neither begin nor end with the last two; 96 characters for each.
+_HUB_WORD = r"(?![.-])[A-Za-z0-9_.-]{1,96}(?<![.-])"
+_HUB_ID = re.compile(f"{_HUB_WORD}/{_HUB_WORD}")
+
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """Returns a Markdown table, without a line break at its end."""
@@ -26,6 +30,13 @@ def format_bytes(count: float) -> str:
 def percent(share: float) -> str:
     """Returns `99.99 %` for 0.99996: rounded down, so that only 1 reads as 100.00 %."""
     return f"{math.floor(share * 1e4 + 1e-9) / 100:.2f} %"
+
+
+def is_hub_id(value: object) -> bool:
+    """Whether a value is an id of the Hub with its owner, `owner/name`, by the Hub's own rules."""
+    if not isinstance(value, str) or _HUB_ID.fullmatch(value) is None:
+        return False
+    return "--" not in value and ".." not in value and not value.endswith(".git")
 
 
 def inline(value: object) -> str:

@@ -47,7 +47,6 @@ LONGER = {
     "training.trainer.ReinforcedTrainer": "to be divided",
     "cli.train.train_command": "to be divided",
     "replay.dataset.ReinforcedDataset": "to be divided",
-    "store.card": "to be divided",
 }
 
 # What would run code from a file, or hide randomness in global state.

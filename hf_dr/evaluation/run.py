@@ -23,7 +23,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from hf_dr.errors import ConfigError, DataError, TeacherError, did_you_mean
+from hf_dr.errors import ConfigError, TeacherError, did_you_mean
 from hf_dr.evaluation.config import EvaluateConfig
 from hf_dr.evaluation.corruptions import corrupt, corruption_rng
 from hf_dr.evaluation.images import Images, open_set
@@ -35,7 +35,7 @@ from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.members import Member, Preprocessing, imagenet_synsets, load_member
 from hf_dr.text import markdown_table
 from hf_dr.version import __version__
-from hf_dr.views.images import decode_image
+from hf_dr.views.images import decode_row
 from hf_dr.views.ops.geometry import CenterCrop, Resize
 
 logger = logging.getLogger(__name__)
@@ -263,12 +263,7 @@ class _Pass(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> list[torch.Tensor]:
         row = int(self._rows[index])
-        try:
-            image = decode_image(self._cells[row][self._column])
-        except DataError as error:
-            raise DataError(
-                f"the image of row {row} of `{self._label}` must be readable, but: {error}. Mend it."
-            ) from error
+        image = decode_row(self._cells[row][self._column], f"row {row} of `{self._label}`")
         whole = self._whole
         if self._corruption is not None:
             if min(image.size) >= _CORRUPTED_FROM:

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from hf_dr.errors import ConfigError
+from hf_dr.files import written_whole
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.store.findings import FINGERPRINT_KEY
 from hf_dr.teacher.signals import described
@@ -66,13 +67,9 @@ def contact_sheet(
         raise ConfigError(f"`rows` must name rows from 0 to {count - 1}, got {list(rows)}. Choose others.")
     figure = _Sheet(plus, list(rows), min(num_views, plus.num_views)).figure
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with written_whole(path) as temporary:
         metadata = {FINGERPRINT_KEY: plus.provenance.fingerprint}
         figure.savefig(temporary, format="png", dpi=DPI, facecolor="white", metadata=metadata)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

@@ -26,7 +26,7 @@ from hf_dr.store.schema import EXTENDED_FROM, combine_hashes
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.signals import IMAGE_TAIL, SAMPLED, stored_if_kept
 from hf_dr.teacher.topk import add_members, top_k
-from hf_dr.text import percent
+from hf_dr.text import is_hub_id, percent
 from hf_dr.views.maker import hash_view
 from hf_dr.views.rng import DOMAIN_VERIFY, keyed_rng
 
@@ -376,7 +376,6 @@ def _version_changes(provenance: Provenance) -> list[str]:
     return lines
 
 
-_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -393,7 +392,7 @@ def teacher_from_provenance(provenance: Provenance, **settings: Any) -> Teacher:
     members = _members(provenance)
     for member in members:
         revision = member.get("revision")
-        if not (isinstance(revision, str) and _COMMIT.fullmatch(revision) and _HUB_ID.fullmatch(member["id"])):
+        if not (isinstance(revision, str) and _COMMIT.fullmatch(revision) and is_hub_id(member["id"])):
             raise TeacherError(
                 f"a teacher must be a commit on the Hub to be loaded by its provenance, found {member['id']} at "
                 f"revision {revision}. Pass the teacher: its file or folder is known to you alone."

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import constants, hf_hub_download, list_repo_files, resolve_revision
-from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError
+from huggingface_hub.errors import RemoteEntryNotFoundError
 from huggingface_hub.file_download import repo_folder_name
-from huggingface_hub.utils import validate_repo_id
 from tqdm.auto import tqdm
 
 from hf_dr.errors import ConfigError, FormatError
 from hf_dr.hub.retry import is_unreachable, with_retries
 from hf_dr.store.provenance import Provenance, choose_config, find_config
 from hf_dr.store.schema import PROVENANCE_FILE, is_safe_name
+from hf_dr.text import is_hub_id
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def fetch_config(
         if revision is not None:
             raise ConfigError(f"`revision` must come with a Hub id, got it with the folder {folder}. Leave it out.")
         return find_config(folder, name)
-    if not isinstance(path, str) or not _is_hub_id(path):
+    if not isinstance(path, str) or not is_hub_id(path):
         raise ConfigError(
             f'expected the folder of a "+" dataset or a Hub id, found neither at {str(path)!r}. Check the path.'
         )
@@ -96,14 +96,6 @@ def fetch_config(
         finally:
             pool.shutdown(cancel_futures=True)
     return config
-
-
-def _is_hub_id(path: str) -> bool:
-    try:
-        validate_repo_id(path)
-    except HFValidationError:
-        return False
-    return path.count("/") == 1
 
 
 def _config_names(repo_id: str, commit: str) -> list[str]:

@@ -22,7 +22,6 @@ from accelerate.utils import gather_object
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
 from huggingface_hub.errors import (
     HfHubHTTPError,
-    HFValidationError,
     LocalTokenNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -32,14 +31,13 @@ from huggingface_hub.utils import (
     are_progress_bars_disabled,
     disable_progress_bars,
     enable_progress_bars,
-    validate_repo_id,
 )
 
 from hf_dr.errors import ConfigError, FormatError, HfDrError, HubError
 from hf_dr.hub.retry import with_retries
 from hf_dr.processes import Alone, on_main, process_state
 from hf_dr.store.card import CARD_FILE
-from hf_dr.text import format_bytes
+from hf_dr.text import format_bytes, is_hub_id
 
 logger = logging.getLogger(__name__)
 
@@ -122,12 +120,10 @@ class Repository:
     """
 
     def __init__(self, repo_id: str, repo_type: str, revision: str | None, token: str | None) -> None:
-        try:
-            validate_repo_id(repo_id)
-        except HFValidationError as error:
-            raise ConfigError(f"`repo_id` must be `owner/name`, got {repo_id!r:.80}: {error}") from error
-        if repo_id.count("/") != 1:
-            raise ConfigError(f"`repo_id` must be `owner/name`, got {repo_id!r}. Put the owner before it.")
+        if not is_hub_id(repo_id):
+            raise ConfigError(
+                f"`repo_id` must be `owner/name` of letters, digits, '_', '-' and '.', got {repo_id!r:.80}. Correct it."
+            )
         self.id, self.type, self.revision = repo_id, repo_type, revision or "main"
         self.api = HfApi(token=token)
         self._where: dict[str, Any] = {"repo_id": repo_id, "repo_type": repo_type}

@@ -35,7 +35,7 @@ from hf_dr.store.shards import MAX_MASS
 from hf_dr.teacher.signals import IMAGE_TAIL, tail_size
 from hf_dr.teacher.topk import cross_entropy, entropy
 from hf_dr.views.augmentation import NO_PARTNER, PARTNER
-from hf_dr.views.images import decode_image, pixel_hash
+from hf_dr.views.images import as_tensor, decode_row, pixel_hash
 from hf_dr.views.ops.base import Params
 from hf_dr.views.rng import Matching, view_rng
 
@@ -350,7 +350,7 @@ class ReinforcedDataset(MappedReinforcedData):
             image = self._fresh(row, view)
         if self.signal == IMAGE_TAIL:
             answers["tail"] = self._tail(row) if view >= 0 else np.zeros((2, tail_size(self.num_classes)))
-        item: dict[str, Any] = {"pixel_values": torch.from_numpy(np.array(image).transpose(2, 0, 1))}
+        item: dict[str, Any] = {"pixel_values": as_tensor(image)}
         for name, (ids, logprobs) in answers.items():
             item[f"{name}_ids"] = torch.from_numpy(ids.astype(np.int64))
             item[f"{name}_logprobs"] = torch.from_numpy(logprobs.astype(np.float32))
@@ -462,12 +462,7 @@ class ReinforcedDataset(MappedReinforcedData):
     def _decode(self, row: int) -> PIL.Image.Image:
         place = int(self._places[row])
         (value,) = self._images[place].values()
-        try:
-            image = decode_image(value)
-        except DataError as error:
-            raise ReplayError(
-                f"the image of {self._name(row)} must be readable, but: {error}. Fetch the dataset again."
-            ) from error
+        image = decode_row(value, self._name(row), "Fetch the dataset again.", ReplayError)
         if self.check_images and row < len(self.plus) and not self._checked[row]:
             expected, found = int(self._columns.cell(IMAGE_HASH, row)), pixel_hash(image)
             if expected != found:

@@ -19,6 +19,7 @@ import xxhash
 from tqdm.auto import tqdm
 
 from hf_dr.errors import DataError
+from hf_dr.files import written_whole
 from hf_dr.store.base_dataset import content_hash, sampled_rows, undecoded_images
 from hf_dr.store.provenance import Provenance
 from hf_dr.views.images import DECODING_RULE, decode_image, pixel_hash
@@ -186,10 +187,8 @@ def _read(path: Path, count: int) -> np.ndarray | None:
 
 
 def _write(path: Path, index: np.ndarray) -> None:
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
+    with written_whole(path) as temporary, temporary.open("wb") as file:
         np.save(file, np.append(index, _checksum(index)), allow_pickle=False)
-    temporary.replace(path)
 
 
 def _checksum(index: np.ndarray) -> np.uint64:

@@ -14,7 +14,7 @@ from hf_dr.store.base_dataset import content_hash, undecoded_images
 from hf_dr.store.provenance import Provenance
 from hf_dr.version import __version__
 from hf_dr.views.augmentation import Augmentation
-from hf_dr.views.images import decode_image
+from hf_dr.views.images import as_tensor, decode_row
 from hf_dr.views.rng import view_rng
 
 
@@ -132,15 +132,12 @@ class PlainDataset(MappedReinforcedData):
             raise IndexError(f"view {view} of 0")
         row = row % len(self)
         (value,) = self._images[row].values()
-        try:
-            image = decode_image(value)
-        except DataError as error:
-            raise DataError(f"the image of row {row} must be readable, but: {error}. Mend it.") from error
+        image = decode_row(value, f"row {row}")
         (augmentation,) = self.augmentations
         # The key of a `ReinforcedDataset`'s newly drawn views: the same rows show the same ones.
         params = augmentation.sample(view_rng(self.seed, row, (1 << 64) + view), (image.height, image.width))
         return {
-            "pixel_values": torch.from_numpy(np.array(augmentation.apply(image, params)).transpose(2, 0, 1)),
+            "pixel_values": as_tensor(augmentation.apply(image, params)),
             "teacher_ids": torch.zeros(1, dtype=torch.int64),
             "teacher_logprobs": torch.zeros(1),
             "reinforced": False,

@@ -175,6 +175,19 @@ def check_dataset(
 _INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 
 
+def label_numbers(labels: pa.ChunkedArray | pa.Array, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns a column of labels as class numbers, int64 (rows,), and the rows that have none of the classes, int64 (bad,).
+
+    A row without a label has the number -1.
+
+    Args:
+        labels: Whole numbers of any width.
+        num_classes: C; labels are from 0 to C - 1.
+    """
+    values = labels.cast(pa.int64(), safe=False).fill_null(-1).to_numpy(zero_copy_only=False)
+    return values, np.flatnonzero((values < 0) | (values >= num_classes))
+
+
 def check_labels(dataset: datasets.Dataset, label_column: str, teacher: Teacher) -> np.ndarray:
     """Checks that the dataset's classes are the teacher's and every label is one of them; returns the labels, int64 (rows,).
 

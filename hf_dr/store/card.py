@@ -22,6 +22,7 @@ from datasets import DatasetInfo, Features
 from datasets.splits import SplitDict, SplitInfo
 
 from hf_dr.errors import ConfigError, FormatError
+from hf_dr.files import write_whole
 from hf_dr.store.findings import Statistics, Students, Verification, has_contact_sheet, read_finding
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.readme import Data, drop_parts, dump_yaml, edit_yaml, merge_parts, newline_of, part_names, split_readme
@@ -44,7 +45,7 @@ from hf_dr.store.schema import (
 )
 from hf_dr.store.shards import read_marker, reading, shard_features
 from hf_dr.teacher.signals import IMAGE_TAIL, SAMPLED, TOPK
-from hf_dr.text import code, format_bytes, inline, markdown_table, percent
+from hf_dr.text import code, format_bytes, inline, is_hub_id, markdown_table, percent
 from hf_dr.views.ops.base import OPS
 
 CARD_FILE = "README.md"
@@ -158,9 +159,7 @@ def write_card(folder: Path) -> None:
     except UnicodeDecodeError as error:
         raise FormatError(f"{path} must be UTF-8, but: {error}. Mend it, or move it away.") from error
     text = update_card(existing, card_configs(folder), name=folder.resolve().name)
-    temporary = path.with_name(f".{CARD_FILE}.tmp")
-    temporary.write_bytes(text.encode())
-    temporary.replace(path)
+    write_whole(path, text)
 
 
 def update_card(existing: str | None, configs: Mapping[str, CardConfig | PlannedConfig], *, name: str) -> str:
@@ -248,7 +247,7 @@ def _metadata(configs: Mapping[str, CardConfig | PlannedConfig], data: Data) -> 
     licenses = {license for one in about if isinstance(license := one.base.get("license"), str)}
     if data.get(_LICENSE) is None and len(licenses) == 1:
         wanted[_LICENSE] = licenses.pop()
-    bases = {str(one.base.get("id")) for one in about if _is_hub_id(one.base.get("id"))}
+    bases = {str(one.base.get("id")) for one in about if is_hub_id(one.base.get("id"))}
     if bases - set(sources):
         wanted[_SOURCES] = sorted({*sources, *bases})
     if finished:
@@ -313,12 +312,7 @@ def _num_rows(info: Data) -> int:
 
 # ---------------------------------------------------------------------------------------------------------------- text
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-
-
-def _is_hub_id(value: object) -> bool:
-    return isinstance(value, str) and _HUB_ID.fullmatch(value) is not None
 
 
 def is_noncommercial(license: object) -> bool:
@@ -328,7 +322,7 @@ def is_noncommercial(license: object) -> bool:
 
 
 def _linked(value: object, kind: str = "") -> str:
-    return f"[{value}](https://huggingface.co/{kind}{value})" if _is_hub_id(value) else inline(value)
+    return f"[{value}](https://huggingface.co/{kind}{value})" if is_hub_id(value) else inline(value)
 
 
 def _section(config: CardConfig | PlannedConfig, name: str) -> str:
@@ -383,13 +377,13 @@ def _how_to_use(config: CardConfig | PlannedConfig, name: str) -> str:
     quoted, place = json.dumps(name, ensure_ascii=False), shlex.quote(name)
     join, flags = "", ""
     if about.overlay:
-        base = str(about.base["id"]) if _is_hub_id(about.base.get("id")) else "path/to/base"
+        base = str(about.base["id"]) if is_hub_id(about.base.get("id")) else "path/to/base"
         join, flags = f', base="{base}"', f" --base {base}"
         if is_safe_name(str(about.base.get("config") or "")):
             flags += f" --base_config {about.base['config']}"
     # A teacher can be loaded again by its name if it is a commit on the Hub; a planned run will pin it.
     known = all(
-        _is_hub_id(member.get("id")) and (about is config or _COMMIT.fullmatch(str(member.get("revision"))))
+        is_hub_id(member.get("id")) and (about is config or _COMMIT.fullmatch(str(member.get("revision"))))
         for member in _members(about)
     )
     teacher = "" if known else " --no_teacher"

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import PIL.Image
 
 from hf_dr.errors import FormatError
+from hf_dr.files import write_whole
 from hf_dr.store.schema import CONTACT_SHEET_FILE, STATISTICS_FILE, STUDENTS_FILE, VERIFICATION_FILE
 
 FINGERPRINT_KEY = "fingerprint"
@@ -76,10 +77,8 @@ _COMMANDS = {
 def save_finding(config: Path, fingerprint: str, finding: Statistics | Verification | Students) -> Path:
     """Writes a finding into a configuration's folder, whole or not at all, and returns its path."""
     path = config / _FILES[type(finding)]
-    temporary = path.with_name(f".{path.name}.tmp")
     content = {FINGERPRINT_KEY: fingerprint, **asdict(finding)}
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, json.dumps(content, indent=2) + "\n")
     return path
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from datasets import Features
 
 from hf_dr.errors import ConfigError, FormatError, did_you_mean
+from hf_dr.files import write_whole
 from hf_dr.store.schema import (
     EXTENDED_FROM,
     KEEP,
@@ -162,9 +163,7 @@ class Provenance:
     def write(self, folder: Path) -> None:
         """Writes `reinforcement.json` into the config's folder, whole or not at all."""
         text = json.dumps({**self.to_dict(), "fingerprint": self.fingerprint}, indent=2) + "\n"
-        temporary = folder / f".{PROVENANCE_FILE}.tmp"
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(folder / PROVENANCE_FILE)
+        write_whole(folder / PROVENANCE_FILE, text)
 
     @classmethod
     def read(cls, folder: Path) -> Provenance:

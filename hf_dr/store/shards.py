@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
-import socket
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +17,13 @@ import pyarrow.parquet as pq
 from datasets import Features, Image, List, Value
 
 from hf_dr.errors import FormatError, HfDrError
+from hf_dr.files import TEMPORARY, temporary_name
 from hf_dr.store.provenance import Provenance, check_columns
 from hf_dr.store.schema import IMAGE_HASH, METADATA_KEY, PROVENANCE_FILE, is_reserved
 
 # Views in a row group: bounds the writer's memory whatever V is, and is enough for zstd to find what there is to find.
 ROW_GROUP_VIEWS = 1 << 16
 ZSTD_LEVEL = 19  # written once, read for ever; encoding is still thousands of views a second
-_TEMPORARY = ".tmp"
 MAX_MASS = 1.01
 """Bound on the sum of an answer's K probabilities; rounding to float16 moves it by less than 2**-11 of the entropy."""
 
@@ -161,7 +159,7 @@ def check_full(batch: pa.RecordBatch, name: str) -> None:
 def remove_temporaries(folder: Path, shards: Iterable[str] = ("",)) -> None:
     """Deletes what killed runs left behind of these shards, or of all; call it only while no other run writes them."""
     for shard in shards:
-        for path in folder.glob(f".{shard}*{_TEMPORARY}"):
+        for path in folder.glob(f".{shard}*{TEMPORARY}"):
             path.unlink(missing_ok=True)
 
 
@@ -237,9 +235,7 @@ class ShardWriter:
         self.path = path
         self.features = features
         self._fingerprint = fingerprint
-        # Host, process and a random word: processes that share a folder never share a temporary file.
-        name = f".{path.name}.{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}{_TEMPORARY}"
-        self._temporary = path.with_name(name)
+        self._temporary = temporary_name(path)
         self._schema = features.arrow_schema
         self._num_bytes = 0
         self._skipped: list[int] = []

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 import timm
 import torch
 from timm.data import resolve_data_config, resolve_model_data_config
@@ -22,7 +21,7 @@ from transformers import (
 import hf_dr.teacher.architectures  # noqa: F401 (what it registers, timm builds)
 from hf_dr.errors import ConfigError, DataError, did_you_mean
 from hf_dr.views.augmentation import Augmentation
-from hf_dr.views.images import decode_image
+from hf_dr.views.images import as_tensor, decode_row
 from hf_dr.views.ops.geometry import CenterCrop, Resize
 
 EMA_FILE = "ema.safetensors"
@@ -207,8 +206,5 @@ class LabelledImages(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = self._dataset[index]
-        try:
-            view = self._augmentation.apply(decode_image(row[self._image]), {})
-        except DataError as error:
-            raise DataError(f"the image of row {index} must be readable, but: {error}. Mend it.") from error
-        return {"pixel_values": torch.from_numpy(np.array(view).transpose(2, 0, 1)), "labels": int(row[self._label])}
+        view = self._augmentation.apply(decode_row(row[self._image], f"row {index}"), {})
+        return {"pixel_values": as_tensor(view), "labels": int(row[self._label])}

@@ -19,7 +19,7 @@ from torch import nn
 
 from hf_dr.errors import ConfigError, DataError, did_you_mean
 from hf_dr.store.base_dataset import undecoded_images
-from hf_dr.views.images import decode_image
+from hf_dr.views.images import as_tensor, decode_row
 from hf_dr.views.rng import view_rng
 
 # Pixels: a box that is thinner inside its image is nothing to learn from.
@@ -243,12 +243,7 @@ class DetectionImages(torch.utils.data.Dataset):
     def __getitem__(self, index: int | tuple[int, int]) -> dict[str, Any]:
         place, epoch = index if isinstance(index, tuple) else (index, 0)
         row = self.rows[place]
-        try:
-            image = decode_image(self.data.cells[row])
-        except DataError as error:
-            raise DataError(
-                f"the image of row {row} must be readable, but: {error}. Mend it, or check where the images are."
-            ) from error
+        image = decode_row(self.data.cells[row], f"row {row}", "Mend it, or check where the images are.")
         size, told = (image.height, image.width), _size(self.data, row)
         if told is not None and size != told:
             raise DataError(
@@ -261,7 +256,7 @@ class DetectionImages(torch.utils.data.Dataset):
             target.update(self._target(self.data.objects[row], size, flipped))
             if flipped:
                 image = image.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT)
-        return {"image": torch.from_numpy(np.array(image).transpose(2, 0, 1)), "target": target}
+        return {"image": as_tensor(image), "target": target}
 
     def _target(self, objects: Objects, size: tuple[int, int], flipped: bool) -> dict[str, torch.Tensor]:
         kept = _learnable(objects, size)

@@ -17,7 +17,7 @@ from torch import nn
 
 from hf_dr.errors import ConfigError, DataError, did_you_mean
 from hf_dr.store.base_dataset import undecoded_images
-from hf_dr.views.images import decode_image
+from hf_dr.views.images import as_tensor, decode_image
 from hf_dr.views.rng import view_rng
 
 IGNORED = -1
@@ -288,7 +288,7 @@ class SegmentationImages(torch.utils.data.Dataset):
         if self._augmentation is not None:
             params = self._augmentation.sample(view_rng(self._seed, row, epoch), labels)
             image, labels = self._augmentation.apply(image, labels, params)
-        pixels = torch.from_numpy(np.array(image).transpose(2, 0, 1))
+        pixels = as_tensor(image)
         return {"pixel_values": pixels, "labels": torch.from_numpy(np.ascontiguousarray(labels))}
 
 

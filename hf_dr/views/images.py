@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
+import torch
 import xxhash
 
-from hf_dr.errors import DataError
+from hf_dr.errors import DataError, ReplayError
 
 DECODING_RULE = 1
 """Raised with every change of the rule above: hashes of pixels that are kept are made anew."""
@@ -51,6 +52,31 @@ def decode_image(value: Any) -> PIL.Image.Image:
         if isinstance(error, (DataError, MemoryError)):
             raise
         raise DataError(f"{type(error).__name__}: {error}") from error
+
+
+def decode_row(
+    value: Any, where: str, advice: str = "Mend it.", error: type[DataError | ReplayError] = DataError
+) -> PIL.Image.Image:
+    """Decodes the image of one row to RGB.
+
+    Args:
+        value: As for `decode_image`.
+        where: Names the row in the message: `row 7`.
+        advice: What the user can do about an image that cannot be read.
+        error: Which error it then is.
+
+    Raises:
+        DataError: The image cannot be read; or `error`.
+    """
+    try:
+        return decode_image(value)
+    except DataError as problem:
+        raise error(f"the image of {where} must be readable, but: {problem}. {advice}") from problem
+
+
+def as_tensor(image: PIL.Image.Image) -> torch.Tensor:
+    """Returns the pixels of an RGB image, uint8 (3, H, W)."""
+    return torch.from_numpy(np.array(image).transpose(2, 0, 1))
 
 
 def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:

@@ -16,7 +16,7 @@ import xxhash
 
 from hf_dr.errors import DataError
 from hf_dr.views.augmentation import NO_PARTNER, PARTNER, Augmentation
-from hf_dr.views.images import decode_image, pixel_hash
+from hf_dr.views.images import decode_row, pixel_hash
 from hf_dr.views.ops.base import MAX_SIDE, Params
 from hf_dr.views.rng import Matching, view_rng
 
@@ -90,16 +90,14 @@ class ViewMaker(torch.utils.data.Dataset):
             DataError: It cannot be decoded; the message names row and file.
         """
         value = self.images[example][self.column]
-        try:
-            image = decode_image(value)
-            if max(image.size) > MAX_SIDE:
-                raise DataError(f"expected sides of at most {MAX_SIDE} pixels, got {image.height}x{image.width}")
-        except DataError as error:
-            path = value.get("path") if isinstance(value, dict) else None
-            where = f"row {example}" + (f" ({path})" if path else "")
+        path = value.get("path") if isinstance(value, dict) else None
+        where = f"row {example}" + (f" ({path})" if path else "")
+        image = decode_row(value, where, "Mend it, or pass `on_bad_image=skip`.")
+        if max(image.size) > MAX_SIDE:
             raise DataError(
-                f"the image of {where} must be readable, but: {error}. Mend it, or pass `on_bad_image=skip`."
-            ) from error
+                f"the image of {where} must have sides of at most {MAX_SIDE} pixels, got {image.height}x{image.width}. Shrink "
+                "it, or pass `on_bad_image=skip`."
+            )
         return image
 
     def partner(self, example: int, view: int) -> int:

@@ -60,7 +60,7 @@ from hf_dr.store.shards import ROW_GROUP_VIEWS, ShardWriter, read_marker
 from hf_dr.text import format_bytes
 from hf_dr.version import __version__
 from hf_dr.views.augmentation import NO_PARTNER, PARTNER
-from hf_dr.views.images import decode_image, pixel_hash
+from hf_dr.views.images import decode_image, decode_row, pixel_hash
 from hf_dr.views.ops.geometry import RandomCrop, RandomErasing, RandomResizedCrop, Resize
 from hf_dr.views.ops.mixing import CutMix
 
@@ -566,10 +566,7 @@ class ImportJob:
         if not valid:
             return 0
         (column,) = self._images.column_names
-        try:
-            return pixel_hash(decode_image(self._images[row][column]))
-        except DataError as error:
-            raise DataError(f"the image of row {row} must be readable, but: {error}. Mend it.") from error
+        return pixel_hash(decode_row(self._images[row][column], f"row {row}"))
 
 
 def _file(value: dict[str, Any]) -> Any:

@@ -1,0 +1,35 @@
+"""Writing a file whole or not at all: under a temporary name of its own, which is renamed when all is written."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+TEMPORARY = ".tmp"
+"""What temporary names end with."""
+
+
+def temporary_name(path: Path) -> Path:
+    """Returns a hidden name beside a file, with host, process and a random word: no two writers ever share one."""
+    return path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY}")
+
+
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Gives the temporary name to write to, and renames it to `path` at the end of the block; after an error it is deleted."""
+    temporary = temporary_name(path)
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Writes a text, in UTF-8, or bytes; whoever reads the file sees the old content or the new one."""
+    with written_whole(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)

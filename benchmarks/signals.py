@@ -28,14 +28,8 @@ import torch
 
 from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.job import Job
-from hf_dr.store.schema import (
-    SOURCE_INDEX,
-    TAIL_IDS,
-    TAIL_LOGPROBS,
-    TEACHER_IDS,
-    TEACHER_LOGPROBS,
-    reinforcement_features,
-)
+from hf_dr.store.features import reinforcement_features
+from hf_dr.store.schema import SOURCE_INDEX, TAIL_IDS, TAIL_LOGPROBS, TEACHER_IDS, TEACHER_LOGPROBS
 from hf_dr.store.shards import ShardWriter
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.signals import (

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from hf_dr.cli.arguments import rehearse
 from hf_dr.cli.config import parse
+from hf_dr.cli.flags import SmokeArguments
 from hf_dr.cli.launch import launch
-from hf_dr.cli.smoke import SmokeArguments
 from hf_dr.evaluation.comparison import CompareConfig, as_arguments, run_comparison
 from hf_dr.evaluation.config import EvaluateConfig
 from hf_dr.evaluation.results import gather

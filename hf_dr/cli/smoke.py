@@ -12,7 +12,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache, cached_property
 from io import BytesIO
 from pathlib import Path
@@ -28,30 +28,17 @@ from safetensors.torch import save_file
 from timm.data import ImageNetInfo
 
 from hf_dr.cli.config import config_files, read_yaml
+from hf_dr.cli.flags import FEATURES_FILE
 from hf_dr.errors import ConfigError
 from hf_dr.evaluation.comparison import as_arguments
 from hf_dr.evaluation.corruptions import CORRUPTIONS
 from hf_dr.evaluation.sets import EvaluationSet, parse_set
 from hf_dr.training.students import build_student, complete_config
 
-FEATURES_FILE = "features.yaml"
 ROWS = 4
 """Rows of each generated split."""
 _ARCHITECTURE, _SUFFIX = "test_resnet", "-smoke"
 _KEYS = {"dataset", "splits", "images", "columns"}
-
-
-@dataclass
-class SmokeArguments:
-    """Whether it is only a rehearsal."""
-
-    smoke: bool = field(
-        default=False,
-        metadata={
-            "help": "Rehearse: a few steps on tiny generated data and networks in place of the real ones, in seconds. "
-            f"Takes a --config whose folder has a {FEATURES_FILE}. What it makes is removed."
-        },
-    )
 
 
 @dataclass(frozen=True)

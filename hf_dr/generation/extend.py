@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import copy
 import os
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import replace
 
 import datasets
 import numpy as np
 import PIL.Image
 
 from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, FormatError, ReplayError, TeacherError
-from hf_dr.generation.config import ReinforceConfig
+from hf_dr.generation.config import ExtendConfig, ReinforceConfig
 from hf_dr.generation.job import Job, library_versions, open_result
 from hf_dr.generation.verify import teacher_from_provenance
 from hf_dr.processes import process_state
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.store.base_dataset import check_labels
+from hf_dr.store.features import combine_hashes
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import (
     EXTENDED_FROM,
@@ -28,7 +29,6 @@ from hf_dr.store.schema import (
     TEACHER_IDS,
     TEACHER_LOGPROBS,
     VIEWS_HASH,
-    combine_hashes,
     is_reserved,
 )
 from hf_dr.teacher.ensemble import Teacher
@@ -36,31 +36,6 @@ from hf_dr.teacher.signals import SAMPLED, TOPK
 from hf_dr.teacher.topk import add_members, id_dtype
 from hf_dr.version import __version__
 from hf_dr.views.maker import ViewBatch, ViewMaker
-
-_HELP = {setting.name: setting.metadata for setting in fields(ReinforceConfig)}
-
-
-@dataclass
-class ExtendConfig:
-    """What is added and where the result goes; all else is as the provenance tells.
-
-    Raises:
-        ConfigError: A value is impossible.
-    """
-
-    output_dir: str = field(
-        metadata={"help": 'Folder of the new "+" dataset, another than that of the old one. Running again resumes.'}
-    )
-    num_views: int | None = field(
-        default=None, metadata={"help": "Views per example of the new dataset, V: the stored ones and more."}
-    )
-    batch_size: int = field(default=64, metadata=_HELP["batch_size"])
-    num_workers: int | None = field(default=None, metadata=_HELP["num_workers"])
-
-    def __post_init__(self) -> None:
-        ReinforceConfig(
-            self.output_dir, num_views=self.num_views or 1, batch_size=self.batch_size, num_workers=self.num_workers
-        )
 
 
 def extend(

@@ -37,6 +37,7 @@ from hf_dr.store.base_dataset import (
     undecoded_images,
 )
 from hf_dr.store.card import write_card
+from hf_dr.store.features import combine_hashes, reinforcement_features
 from hf_dr.store.named_files import describe_named_files
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import (
@@ -49,9 +50,7 @@ from hf_dr.store.schema import (
     TEACHER_IDS,
     TEACHER_LOGPROBS,
     VIEWS_HASH,
-    combine_hashes,
     is_safe_name,
-    reinforcement_features,
 )
 from hf_dr.store.shards import (
     ROW_GROUP_VIEWS,

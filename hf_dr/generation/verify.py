@@ -20,9 +20,10 @@ from hf_dr.processes import warm_up_kernels
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.replay.reinforced_data import ReinforcedData
+from hf_dr.store.features import combine_hashes
 from hf_dr.store.findings import Verification
 from hf_dr.store.provenance import Provenance
-from hf_dr.store.schema import EXTENDED_FROM, combine_hashes
+from hf_dr.store.schema import EXTENDED_FROM
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.signals import IMAGE_TAIL, SAMPLED, stored_if_kept
 from hf_dr.teacher.topk import add_members, top_k

@@ -13,10 +13,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from hf_dr.teacher.names import IMAGE_TAIL, SAMPLED, SIGNALS, TOPK  # noqa: F401 (part of what this module is about)
 from hf_dr.teacher.topk import as_stored, not_finite, top_k
 from hf_dr.views.rng import DOMAIN_SIGNAL, keyed_rng
 
-TOPK, IMAGE_TAIL, SAMPLED = SIGNALS = ("topk", "topk_image_tail", "sampled")
 MAX_TAIL = 100
 """Classes of a row's tail; fewer where there are not that many."""
 

@@ -31,8 +31,9 @@ from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.folder import Part
 from hf_dr.generation.job import Job, reinforce
 from hf_dr.replay.loading import load_reinforced
+from hf_dr.store.features import combine_hashes
 from hf_dr.store.provenance import Provenance
-from hf_dr.store.schema import KEEP, PROVENANCE_FILE, combine_hashes
+from hf_dr.store.schema import KEEP, PROVENANCE_FILE
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.maker import hash_view

@@ -16,7 +16,8 @@ import pytest
 from datasets import ClassLabel, Features, Image, List, Value
 
 from hf_dr.errors import FormatError, HfDrError
-from hf_dr.store.schema import METADATA_KEY, reinforcement_features
+from hf_dr.store.features import reinforcement_features
+from hf_dr.store.schema import METADATA_KEY
 from hf_dr.store.shards import (
     ShardMarker,
     ShardWriter,

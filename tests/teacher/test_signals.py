@@ -381,7 +381,7 @@ def test_load_dataset_opens_it_without_this_package(made) -> None:
 
 
 def test_an_unknown_signal() -> None:
-    with pytest.raises(ConfigError, match="`signal` must be topk or topk_image_tail or sampled, got 'top'"):
+    with pytest.raises(ConfigError, match="`signal` must be one of topk, topk_image_tail, sampled, got 'top'"):
         ReinforceConfig("out", signal="top")
 
 

@@ -22,7 +22,7 @@ import signal
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, cast
@@ -36,7 +36,7 @@ import torch
 from tqdm.auto import tqdm
 
 from hf_dr.errors import ConfigError, DataError, FormatError
-from hf_dr.generation.config import ReinforceConfig
+from hf_dr.generation.config import ImportConfig
 from hf_dr.generation.folder import check_same_run, open_run
 from hf_dr.generation.ml_dr.archives import CONFIG_FILE, archive_files, image_number, read_file
 from hf_dr.generation.ml_dr.files import Columns, RunFormat, expect
@@ -45,17 +45,9 @@ from hf_dr.generation.ml_dr.scratch import Scratch
 from hf_dr.processes import default_workers
 from hf_dr.store.base_dataset import as_table, check_dataset, checked_origin, content_hash, undecoded_images
 from hf_dr.store.card import write_card
-from hf_dr.store.named_files import FILES_FROM_HELP
+from hf_dr.store.features import reinforcement_features
 from hf_dr.store.provenance import Provenance
-from hf_dr.store.schema import (
-    AUG_PREFIX,
-    IMAGE_HASH,
-    SOURCE_INDEX,
-    STORED_PARTNERS,
-    TEACHER_IDS,
-    VIEWS_HASH,
-    reinforcement_features,
-)
+from hf_dr.store.schema import AUG_PREFIX, IMAGE_HASH, SOURCE_INDEX, STORED_PARTNERS, TEACHER_IDS, VIEWS_HASH
 from hf_dr.store.shards import ROW_GROUP_VIEWS, ShardWriter, read_marker
 from hf_dr.text import format_bytes
 from hf_dr.version import __version__
@@ -71,54 +63,6 @@ _MIN_AGREEMENT = 0.25
 _LABELLED_ROWS = 2048  # after so many rows the labels are looked at for the first time
 _FILES_A_WORKER = 2048  # a process takes seconds to start
 _VERSIONED = ("numpy", "pillow", "torchvision")
-
-
-@dataclass
-class ImportConfig:
-    """What an import writes and how it finds the rows; see each field's help.
-
-    Raises:
-        ConfigError: A value is impossible.
-    """
-
-    output_dir: str = field(metadata={"help": 'Folder of the "+" dataset. Running again resumes; other configs stay.'})
-    config_name: str = field(default="default", metadata={"help": "Name under which load_dataset finds it."})
-    overlay: bool = field(
-        default=False, metadata={"help": "Leave the images out, where a licence forbids copying them."}
-    )
-    image_column: str | None = field(default=None, metadata={"help": "As for reinforce."})
-    label_column: str | None = field(default=None, metadata={"help": "As for reinforce."})
-    order: str = field(
-        default="position",
-        metadata={
-            "help": "Which row of the base is image i. `position`: row i. `imagefolder`: the i-th by class folder and file "
-            "name, as torchvision's ImageFolder sorts them. Or a file, a JSON list or lines: for each i the row or file name."
-        },
-    )
-    files_from: list[str] = field(default_factory=list, metadata={"help": FILES_FROM_HELP})
-    shard_size: int | None = field(default=None, metadata={"help": "Examples per file, as for reinforce."})
-    num_workers: int | None = field(
-        default=None,
-        metadata={"help": "Processes that read files. Default: one for each core, if there are many files."},
-    )
-    allow_disagreement: bool = field(
-        default=False, metadata={"help": "Go on where the teacher's answers do not fit the labels."}
-    )
-
-    def __post_init__(self) -> None:
-        self.run_config()  # checks the rest
-
-    def run_config(self) -> ReinforceConfig:
-        """Returns the settings that a run of `reinforce` shares."""
-        return ReinforceConfig(
-            self.output_dir,
-            config_name=self.config_name,
-            overlay=self.overlay,
-            image_column=self.image_column,
-            label_column=self.label_column,
-            shard_size=self.shard_size,
-            num_workers=self.num_workers,
-        )
 
 
 def import_ml_dr(

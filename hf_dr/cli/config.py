@@ -114,7 +114,7 @@ def add_fields(parser: argparse.ArgumentParser, kind: type) -> None:
             options["type"] = value_type
         parser.add_argument(*_spellings(field.name), **options)
         if value_type is bool and field.default is True:
-            parser.add_argument(*_spellings(f"no_{field.name}"), action="store_false", dest=field.name)
+            parser.add_argument(*_spellings(f"no_{field.name}"), action="store_false", dest=field.name, default=False)
 
 
 def string_to_bool(text: str) -> bool:

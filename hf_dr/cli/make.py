@@ -120,15 +120,15 @@ class ExtendArguments(PlusArguments):
 
 
 def extend_command(argv: Sequence[str], prog: str) -> int:
-    """Adds views or members of the teacher to a "+" dataset, without asking again what is stored."""
+    """Adds views, or members of the teacher, to a "+" dataset without asking again for what is stored."""
     paths, flags = _split(argv)
     arguments, run, config = parse(
         [ExtendArguments, RunArguments, ExtendConfig],
         flags,
         prog=f"{prog} PLUS",
         description='Makes a "+" dataset with more views (--num_views) or more members of the teacher (--add_teacher) out of '
-        "one that is there, a folder or Hub id. Stored views are drawn again and compared, not asked again. Launch it like "
-        "reinforce; running the same command again resumes.",
+        "an existing one, a folder or Hub id. Stored views are drawn again and compared; the teacher is not asked about them "
+        "again. Launch it like reinforce; running the same command again resumes.",
     )
     if len(paths) != 1:
         raise ConfigError(f'expected one "+" dataset before the flags, got {" ".join(paths) or "none"}. Name one.')

@@ -32,20 +32,21 @@ class ReinforceConfig:
     num_candidates: int | None = field(
         default=None,
         metadata=_help(
-            "Draw so many views of each example, ask the teacher for all, and store the num_views of them that --keep names. "
-            "Default: as many as are stored."
+            "Draw this number of views of each example, ask the teacher about all of them, and store the num_views views that "
+            "--keep selects. Default: num_views, so all are stored."
         ),
     )
     keep: str | None = field(
         default=None,
         metadata=_help(
-            "Of more candidates than views, store those with the lowest or highest entropy of the teacher's answer, over all "
-            "its classes, or cross-entropy of it to the label.",
+            "Which candidates are stored, where there are more than num_views: those with the lowest or highest entropy of the "
+            "teacher's answer over all its classes, or those with the lowest or highest cross-entropy to the label.",
             choices=list(KEEP),
         ),
     )
     top_k: int = field(
-        default=10, metadata=_help("Classes kept of each answer, K; at most the teacher's.", type=Whole(1))
+        default=10,
+        metadata=_help("Classes kept of each answer, K; at most the number of the teacher's classes.", type=Whole(1)),
     )
     signal: str = field(
         default=TOPK,
@@ -72,12 +73,13 @@ class ReinforceConfig:
         metadata=_help("Column of the labels, or `none`. Default: `label`, else the only ClassLabel column."),
     )
     max_examples: int | None = field(
-        default=None, metadata=_help("Reinforce only the first so many examples.", type=Whole(1))
+        default=None, metadata=_help("Reinforce only this number of examples, from the first one on.", type=Whole(1))
     )
     on_bad_image: str = field(
         default="error",
         metadata=_help(
-            "`error` stops at an undecodable image; `skip` leaves its row unreinforced.", choices=["error", "skip"]
+            "`error` stops at an image that cannot be decoded; `skip` leaves its row without a reinforcement.",
+            choices=["error", "skip"],
         ),
     )
     mixing_scope: str = field(
@@ -91,20 +93,23 @@ class ReinforceConfig:
     shard_size: int | None = field(
         default=None,
         metadata=_help(
-            "Examples per file: what a kill can lose. Default: 1024, or an eighth of a smaller dataset.", type=Whole(1)
+            "Examples in each file. A run that is stopped loses the files that it was writing. Default: 1024, or an "
+            "eighth of a smaller dataset.",
+            type=Whole(1),
         ),
     )
     batch_size: int = field(
         default=64,
         metadata=_help(
-            "Views per teacher batch on a GPU; a CPU always takes 16, so results never depend on it.", type=Whole(1)
+            "Views in a batch of the teacher on a GPU. On a CPU it is always 16, so that results never depend on it.",
+            type=Whole(1),
         ),
     )
     num_workers: int | None = field(
         default=None,
         metadata=_help(
-            "Per launched process: on a GPU, processes that decode and augment; on a CPU, threads that do that and run the "
-            "teacher. Default: by the cores.",
+            "Workers of each launched process: on a GPU, processes that decode and augment; on a CPU, threads that also run "
+            "the teacher. Default: by the number of cores.",
             type=Whole(0),
         ),
     )
@@ -136,7 +141,7 @@ _METADATA = {setting.name: setting.metadata for setting in fields(ReinforceConfi
 
 @dataclass
 class ExtendConfig:
-    """What is added and where the result goes; all else is as the provenance tells.
+    """What is added and where the result goes; all else is as the provenance says.
 
     Raises:
         ConfigError: A value is impossible.

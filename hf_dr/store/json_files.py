@@ -46,7 +46,7 @@ def read_object(path: Path, advice: str) -> dict[str, Any]:
     return as_object(content, str(path), advice)
 
 
-def as_object(content: Any, where: str, advice: str) -> dict[str, Any]:
+def as_object(content: Any, where: str, advice: str = "") -> dict[str, Any]:
     """Returns the parsed content of a JSON file if it is an object.
 
     Raises:
@@ -57,7 +57,9 @@ def as_object(content: Any, where: str, advice: str) -> dict[str, Any]:
     return content
 
 
-def validated(kind: type[_Kind], content: Mapping[str, Any], where: str, advice: str, *, more: bool = False) -> _Kind:
+def validated(
+    kind: type[_Kind], content: Mapping[str, Any], where: str, advice: str = "", *, more: bool = False
+) -> _Kind:
     """Builds a dataclass from the parsed content of a JSON file.
 
     Args:
@@ -71,7 +73,7 @@ def validated(kind: type[_Kind], content: Mapping[str, Any], where: str, advice:
         FormatError: A field is missing, of another type, or out of its bounds; the first one is named.
     """
     try:
-        model = _model(kind, more).model_validate(content)
+        model = _model(kind, more).model_validate(content)  # type: ignore[arg-type]
     except ValidationError as error:
         raise FormatError(_message(error, where, advice)) from error
     return kind(**{name: getattr(model, name) for name in model.model_fields_set})

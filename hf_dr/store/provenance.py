@@ -82,7 +82,7 @@ def _ensemble(teacher: dict[str, Any]) -> dict[str, Any]:
     count = len(members)
     earlier = teacher.get(EXTENDED_FROM)
     while earlier is not None:
-        fewer = earlier.get("num_members") if isinstance(earlier, dict) else None
+        fewer: Any = earlier.get("num_members") if isinstance(earlier, dict) else None
         expect(
             type(fewer) is int and 0 < fewer < count, f"a teacher whose `{EXTENDED_FROM}` has fewer members each time"
         )
@@ -110,7 +110,7 @@ class Provenance:
         label_column: Column of the base that holds the labels, or None.
         mixing_scope: Where partners come from and what they show: matched over the whole `dataset` or within a `shard`, in
             both cases the partner's own view of the same number; `stored`: any row, with parameters drawn for this view
-            alone and stored beside it (`aug_partner_*`).
+            alone and stored next to it (`aug_partner_*`).
         on_bad_image: `error` or `skip`.
         base: Identity of the base dataset: `id`, `config`, `revision`, `content_hash`.
         teacher: `Teacher.provenance()`.

@@ -18,8 +18,8 @@ SCHEMA_VERSION = 3
 A dataset is written in the first version that can say it: 3 where its views were chosen among candidates or have another
 `signal` than `topk`, 2 where the partners' parameters are stored, else 1. No version has what both 2 and 3 are for."""
 EXTENDED_FROM = "extended_from"
-"""Key of the provenance's `teacher` where members were added to a dataset: what it was before, with `num_members`, the first
-so many of `members`. Their stored top-K answers stand for them; the others were asked and averaged in."""
+"""Key of the provenance's `teacher` where members were added to a dataset: what it was before, with `num_members`, N: the
+stored top-K answers stand for the first N of `members`, and the others were asked and averaged in."""
 STORED_PARTNERS = "stored"
 """The `mixing_scope` of a dataset whose views bring their partner's parameters along (version 2, see `mixing_scope`)."""
 MIXING_SCOPES = ("dataset", "shard", STORED_PARTNERS)
@@ -47,7 +47,7 @@ VERIFICATION_FILE = "verification.json"
 STUDENTS_FILE = "students.json"
 CONTACT_SHEET_FILE = "contact_sheet.png"
 PUBLISHED_FILES = (PROVENANCE_FILE, STATISTICS_FILE, VERIFICATION_FILE, STUDENTS_FILE, CONTACT_SHEET_FILE)
-"""What a configuration's folder may hold beside its shards, for readers; only the provenance must be there."""
+"""What a configuration's folder may hold next to its shards, for readers; only the provenance must be there."""
 METADATA_KEY = b"hf_dr"
 """Key of a shard's Parquet metadata under which its fingerprint and skipped rows stand, as JSON."""
 

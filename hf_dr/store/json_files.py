@@ -75,18 +75,19 @@ def validated(
     try:
         model = _model(kind, more).model_validate(content)  # type: ignore[arg-type]
     except ValidationError as error:
-        raise FormatError(_message(error, where, advice)) from error
+        raise FormatError(_message(error, where, advice)) from None  # pydantic's text would show the input as it is
     return kind(**{name: getattr(model, name) for name in model.model_fields_set})
 
 
 @cache
 def _model(kind: type, more: bool) -> type[BaseModel]:
+    """Returns pydantic's model of a dataclass, strict in every field. (In a strict dataclass it takes no dict.)"""
     hints = get_type_hints(kind, include_extras=True)
     settings: dict[str, Any] = {}
     for field in fields(kind):
-        has_default = field.default is not MISSING or field.default_factory is not MISSING
-        # A default is only told, never taken: the dataclass has it.
-        settings[field.name] = (hints[field.name], None if has_default else ...)
+        is_required = field.default is MISSING and field.default_factory is MISSING
+        # None only says that the field may be missing: the value is then the dataclass's own default.
+        settings[field.name] = (hints[field.name], ... if is_required else None)
     config = ConfigDict(strict=True, extra="ignore" if more else "forbid")
     return create_model(kind.__name__, __config__=config, **settings)
 
@@ -99,7 +100,7 @@ def shown(value: object) -> str:
 def _message(error: ValidationError, where: str, advice: str) -> str:
     """Says in our words what pydantic found first: what was expected, what was found, what to do."""
     first = error.errors(include_url=False, include_context=False)[0]
-    name = ".".join(map(str, first["loc"]))
+    name = f"{'.'.join(map(str, first['loc'])):.80}"
     if first["type"] == "missing":
         return f"{where} must have the field `{name}`, found none. {advice}"
     if first["type"] == "extra_forbidden":

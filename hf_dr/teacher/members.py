@@ -262,7 +262,7 @@ def _load_model(name: str, source: str, revision: str | None, strict: bool) -> t
     return model, revision
 
 
-def _own_labels(name: str, config: PretrainedConfig) -> _Names | None:
+def _own_labels(name: str, config: Any) -> _Names | None:
     """Returns the names of the classes in a configuration; None where they are transformers' placeholders."""
     names = [config.id2label.get(c) for c in range(config.num_labels)]
     if not all(isinstance(own, str) for own in names):

@@ -25,12 +25,13 @@ from hf_dr.errors import ConfigError
 from hf_dr.evaluation.comparison import as_arguments
 from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.contact_sheet import contact_sheet
-from hf_dr.generation.extend import ExtendConfig, ExtendJob, check_extension
+from hf_dr.generation.extend import ExtendConfig, check_extension, extend_job
 from hf_dr.generation.folder import Part
 from hf_dr.generation.inspection import inspect_dataset
-from hf_dr.generation.job import Job
+from hf_dr.generation.job import Job, reinforce_job
 from hf_dr.generation.ml_dr.importer import ImportConfig, ImportJob
-from hf_dr.generation.verify import teacher_from_provenance, verify
+from hf_dr.generation.teachers import teacher_from_provenance
+from hf_dr.generation.verify import verify
 from hf_dr.hub.fetch import fetch_config
 from hf_dr.processes import process_state
 from hf_dr.store.base_dataset import check_dataset, load_base
@@ -92,7 +93,7 @@ def reinforce_command(argv: Sequence[str], prog: str) -> int:
         compile=teaching.compile,
         classes=read_classes(teaching.teacher_classes, names),
     )
-    return _run(Job(dataset, teacher, augmentation, config, base=described), run, part)
+    return _run(reinforce_job(dataset, teacher, augmentation, config, base=described), run, part)
 
 
 def _run(job: Job, run: RunArguments, part: Part) -> int:
@@ -101,7 +102,7 @@ def _run(job: Job, run: RunArguments, part: Part) -> int:
         if state.is_main_process:
             estimate = job.estimate()
             print(f"{job.folder}: nothing written, this is what the run would take\n")
-            print(estimate.report(part.count * state.num_processes, job.workers, state.device))
+            print(estimate.report(part.count * state.num_processes, job.source.workers, state.device))
         return 0
     try:
         job.run(part)
@@ -170,7 +171,7 @@ def extend_command(argv: Sequence[str], prog: str) -> int:
         teacher = Teacher.from_pretrained(names, classes=classes, **settings)
     else:
         teacher = teacher_from_provenance(plus.provenance, **settings)
-    return _run(ExtendJob(plus, teacher, config), run, part)
+    return _run(extend_job(plus, teacher, config), run, part)
 
 
 def verify_command(argv: Sequence[str], prog: str) -> int:

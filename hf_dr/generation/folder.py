@@ -11,6 +11,7 @@ from pathlib import Path
 import filelock
 
 from hf_dr.errors import ConfigError, FingerprintMismatchError
+from hf_dr.store.card import write_card
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import PROVENANCE_FILE
 from hf_dr.store.shards import read_marker, remove_temporaries
@@ -162,3 +163,17 @@ def missing_shards(folder: Path, provenance: Provenance) -> list[int]:
                 f"{path} must carry this run's fingerprint, found another's. Delete it, and run the same command again."
             )
     return missing
+
+
+def complete_run(folder: Path, provenance: Provenance) -> int:
+    """Writes the final provenance and the card once all shards are there; returns the bytes of the shards.
+
+    Args:
+        folder: Of the configuration.
+        provenance: Of the run; the rows that were skipped are written into it.
+    """
+    markers = [read_marker(folder / name) for name in provenance.shard_names]
+    provenance.skipped_rows[:] = [row for marker in markers for row in marker.skipped_rows]
+    provenance.write(folder)
+    write_card(folder.parent)
+    return sum(marker.file_bytes for marker in markers)

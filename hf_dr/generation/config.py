@@ -32,7 +32,7 @@ class ReinforceConfig:
     num_candidates: int | None = field(
         default=None,
         metadata=_help(
-            "Draw so many views of each example, ask the teacher for all, and store the num_views of them that --keep names. "
+            "Draw this many views of each example, ask the teacher for all, and store the num_views of them that --keep names. "
             "Default: as many as are stored."
         ),
     )
@@ -64,7 +64,7 @@ class ReinforceConfig:
         default=None,
         metadata=_help("Column of the labels, or `none`. Default: `label`, else the only ClassLabel column."),
     )
-    max_examples: int | None = field(default=None, metadata=_help("Reinforce only the first so many examples."))
+    max_examples: int | None = field(default=None, metadata=_help("Reinforce only the first N examples."))
     on_bad_image: str = field(
         default="error",
         metadata=_help(

@@ -46,7 +46,7 @@ _HELP = {setting.name: setting.metadata for setting in fields(ReinforceConfig)}
 
 @dataclass
 class ExtendConfig:
-    """What is added and where the result goes; all else is as the provenance tells.
+    """What is added and where the result goes; all else is as the provenance says.
 
     Raises:
         ConfigError: A value is impossible.
@@ -79,7 +79,7 @@ def extend(
     """Makes a "+" dataset with more views, or with more members of the teacher, from one that is there; returns it.
 
     With `config.num_views` the stored views keep their answers, and the teacher is asked for the new ones only: the result is
-    what `reinforce` gives for so many views at once. With `add_teacher` only the new members are asked, and averaged into the
+    what `reinforce` gives for all views at once. With `add_teacher` only the new members are asked, and averaged into the
     stored answers (`hf_dr.teacher.topk.add_members`). In both cases all stored views are drawn again, and a row whose pixels
     are not those that the teacher saw ends the run.
 
@@ -243,7 +243,7 @@ def _check_new_members(stored: Provenance, teacher: Teacher, base: datasets.Data
 
 
 def _with_members(stored: Provenance, teacher: Teacher) -> dict[str, Any]:
-    """What a provenance tells of the teacher and the libraries, once new members were averaged into the stored answers."""
+    """What a provenance says of the teacher and the libraries, once new members were averaged into the stored answers."""
     here = teacher.provenance()
     members = stored.teacher["members"]
     before = {

@@ -68,7 +68,7 @@ class AnswerSource(Protocol):
         ...
 
     def measure(self, spans: Sequence[Span]) -> Timing:
-        """Makes and labels a few spans, the first of them to warm up, and tells what the others took."""
+        """Makes and labels a few spans, the first of them to warm up, and returns what the others took."""
         ...
 
 

@@ -76,9 +76,9 @@ class VerifyReport:
 
     @property
     def verification(self) -> Verification:
-        """What the card tells of it."""
-        told = ("num_rows", "num_views", "bit_equal", "kl_mean", "kl_max", "top1_agreement", "tail_kl_mean")
-        return Verification(ok=self.ok, **{name: getattr(self, name) for name in told})
+        """What the card shows."""
+        shown = ("num_rows", "num_views", "bit_equal", "kl_mean", "kl_max", "top1_agreement", "tail_kl_mean")
+        return Verification(ok=self.ok, **{name: getattr(self, name) for name in shown})
 
     def report(self) -> str:
         """Returns the findings as a table for people."""

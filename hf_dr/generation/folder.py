@@ -68,6 +68,7 @@ def _take(folder: Path, lock: filelock.BaseFileLock, part: Part) -> None:
     """
     try:
         lock.acquire()
+        # Parts of the same number never have the same shards; a lock of any other run must be free.
         mates = {Part(index, part.count).lock(folder).lock_file for index in range(part.count)}
         for path in folder.glob(".lock*"):
             if str(path) not in mates:
@@ -118,7 +119,8 @@ def open_run(
         mine = part.of(provenance.num_shards)
         remove_temporaries(folder, ("",) if part == WHOLE else [provenance.shard_names[index] for index in mine])
         missing = [index for index in missing_shards(folder, provenance) if index in mine]
-        needed, free = len(missing) * provenance.shard_size * row_bytes, shutil.disk_usage(folder).free
+        needed = len(missing) * provenance.shard_size * row_bytes
+        free = shutil.disk_usage(folder).free
         if needed > free:
             raise ConfigError(
                 f"`output_dir` needs at least {format_bytes(needed)}, found {format_bytes(free)} free. Free space or lower "

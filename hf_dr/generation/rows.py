@@ -75,9 +75,14 @@ def best_candidates(views: Iterable[ViewColumns], num_candidates: int, num_views
             continue
         complete = buffer.take(rows)
         assert complete.scores is not None
-        best_RV = np.sort(np.argsort(complete.scores, axis=1, kind="stable")[:, :num_views], axis=1)
-        kept = np.arange(rows)[:, None], best_RV
-        yield complete.map(lambda values, kept=kept: values[kept].reshape(-1, *values.shape[2:]))  # type: ignore[misc]
+        best_RV = np.argsort(complete.scores, axis=1, kind="stable")[:, :num_views]
+        yield _pick(complete, np.sort(best_RV, axis=1))
+
+
+def _pick(rows: ViewColumns, views_RV: np.ndarray) -> ViewColumns:
+    """Returns some views of each row, in flat order again."""
+    rows_R1 = np.arange(len(rows))[:, None]
+    return rows.map(lambda values: values[rows_R1, views_RV].reshape(-1, *values.shape[2:]))
 
 
 class RowStream:

@@ -40,7 +40,7 @@ def image_sizes(images: datasets.Dataset) -> np.ndarray:
     sizes = np.zeros((len(images), 2), np.int64)
     for row in tqdm(range(len(images)), desc="reading the base's sizes", unit="image", unit_scale=True):
         value = images[row][column] or {}
-        file = io.BytesIO(value["bytes"]) if value.get("bytes") is not None else value.get("path")
+        file: Any = io.BytesIO(value["bytes"]) if value.get("bytes") is not None else value.get("path")
         # Pillow raises whatever it likes for what is no image.
         with contextlib.suppress(Exception), PIL.Image.open(file) as image:
             if image.getexif().get(_ORIENTATION, 1) == 1:

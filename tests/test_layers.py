@@ -37,9 +37,6 @@ WITHOUT_GENERATION = ("training", "transfer", "evaluation")
 MAX_LINES = {"module": 600, "class": 300, "function": 80}
 # What is longer, and why. The list may only shrink.
 LONGER = {
-    "generation.job.Job": "to be divided",
-    "generation.ml_dr.importer.ImportJob": "to be divided",
-    "generation.ml_dr.plain_pickle._run": "to be divided",
     "evaluation.results": "to be divided",
     "evaluation.results.Results": "to be divided",
     "training.trainer": "to be divided",

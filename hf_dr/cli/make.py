@@ -40,7 +40,7 @@ def reinforce_command(argv: Sequence[str], prog: str) -> int:
     from hf_dr.cli.arguments import build_augmentation, read_classes, rehearse
     from hf_dr.evaluation.comparison import as_arguments
     from hf_dr.generation.folder import Part
-    from hf_dr.generation.job import Job
+    from hf_dr.generation.job import reinforce_job
     from hf_dr.processes import process_state
     from hf_dr.store.base_dataset import check_dataset, load_base
     from hf_dr.teacher.ensemble import Teacher
@@ -70,7 +70,7 @@ def reinforce_command(argv: Sequence[str], prog: str) -> int:
         compile=teaching.compile,
         classes=read_classes(teaching.teacher_classes, names),
     )
-    return _run(Job(dataset, teacher, augmentation, config, base=described), run, part)
+    return _run(reinforce_job(dataset, teacher, augmentation, config, base=described), run, part)
 
 
 def _run(job: Job, run: RunArguments, part: Part) -> int:
@@ -82,7 +82,7 @@ def _run(job: Job, run: RunArguments, part: Part) -> int:
         if state.is_main_process:
             estimate = job.estimate()
             print(f"{job.folder}: nothing written, this is what the run would take\n")
-            print(estimate.report(part.count * state.num_processes, job.workers, state.device))
+            print(estimate.report(part.count * state.num_processes, job.source.workers, state.device))
         return 0
     try:
         job.run(part)
@@ -134,9 +134,9 @@ def extend_command(argv: Sequence[str], prog: str) -> int:
         raise ConfigError(f'expected one "+" dataset before the flags, got {" ".join(paths) or "none"}. Name one.')
     start_logging()
     from hf_dr.cli.arguments import open_reinforced, read_classes
-    from hf_dr.generation.extend import ExtendJob, check_extension
+    from hf_dr.generation.extend import check_extension, extend_job
     from hf_dr.generation.folder import Part
-    from hf_dr.generation.verify import teacher_from_provenance
+    from hf_dr.generation.teachers import teacher_from_provenance
     from hf_dr.processes import process_state
     from hf_dr.teacher.ensemble import Teacher
 
@@ -156,7 +156,7 @@ def extend_command(argv: Sequence[str], prog: str) -> int:
         teacher = Teacher.from_pretrained(names, classes=classes, **settings)
     else:
         teacher = teacher_from_provenance(plus.provenance, **settings)
-    return _run(ExtendJob(plus, teacher, config), run, part)
+    return _run(extend_job(plus, teacher, config), run, part)
 
 
 def _split(argv: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
@@ -188,7 +188,8 @@ def verify_command(argv: Sequence[str], prog: str) -> int:
     arguments = parser.parse_args(argv)
     start_logging()
     from hf_dr.cli.arguments import local_config, open_reinforced, read_classes
-    from hf_dr.generation.verify import teacher_from_provenance, verify
+    from hf_dr.generation.teachers import teacher_from_provenance
+    from hf_dr.generation.verify import verify
     from hf_dr.processes import process_state
     from hf_dr.store.card import write_card
     from hf_dr.store.findings import save_finding

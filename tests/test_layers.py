@@ -41,8 +41,6 @@ LONGER = {
     "generation.ml_dr.importer": "to be divided",
     "generation.ml_dr.importer.ImportJob": "to be divided",
     "generation.ml_dr.plain_pickle._run": "to be divided",
-    "evaluation.results": "to be divided",
-    "evaluation.results.Results": "to be divided",
     "training.trainer": "to be divided",
     "training.trainer.ReinforcedTrainer": "to be divided",
     "cli.train.train_command": "to be divided",

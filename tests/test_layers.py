@@ -37,8 +37,6 @@ WITHOUT_GENERATION = ("training", "transfer", "evaluation")
 MAX_LINES = {"module": 600, "class": 300, "function": 80}
 # What is longer, and why. The list may only shrink.
 LONGER = {
-    "evaluation.results": "to be divided",
-    "evaluation.results.Results": "to be divided",
     "training.trainer": "to be divided",
     "training.trainer.ReinforcedTrainer": "to be divided",
     "cli.train.train_command": "to be divided",

@@ -12,6 +12,7 @@ from hf_dr.cli.flags import SmokeArguments
 from hf_dr.cli.launch import launch
 from hf_dr.evaluation.comparison import CompareConfig, as_arguments, run_comparison
 from hf_dr.evaluation.config import EvaluateConfig
+from hf_dr.evaluation.pages import save, to_markdown
 from hf_dr.evaluation.results import gather
 from hf_dr.evaluation.run import run_evaluation
 
@@ -66,6 +67,6 @@ def report_command(argv: Sequence[str], prog: str) -> int:
     parser.add_argument("--title", default="Results", help="Of the page. Default: Results.")
     arguments = parser.parse_args(argv)
     results = gather(arguments.runs)
-    page = results.save(arguments.output_dir.expanduser(), arguments.title)
-    print(f"{results.to_markdown(arguments.title)}\nreport: {page}")
+    page = save(results, arguments.output_dir.expanduser(), arguments.title)
+    print(f"{to_markdown(results, arguments.title)}\nreport: {page}")
     return 0

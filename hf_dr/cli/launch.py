@@ -47,7 +47,10 @@ COMMANDS = {
         "train", "segment_command", "Trains and evaluates a semantic segmenter on a student's backbone."
     ),
     "compare": Command(
-        "evaluate", "compare_command", "Trains one student by several objectives and seeds, and compares the results."
+        "evaluate",
+        "compare_command",
+        "Trains one student by several objectives and seeds, and compares the results.",
+        light=True,
     ),
     "verify": Command(
         "make",
@@ -62,8 +65,12 @@ COMMANDS = {
         light=True,
     ),
     "push": Command("push", "push_command", 'Pushes a "+" dataset or a trained student to the Hub.', light=True),
-    "evaluate": Command("evaluate", "evaluate_command", "Evaluates checkpoints: accuracy, calibration, robustness."),
-    "report": Command("evaluate", "report_command", "Gathers many runs and evaluations into tables and plots."),
+    "evaluate": Command(
+        "evaluate", "evaluate_command", "Evaluates checkpoints: accuracy, calibration, robustness.", light=True
+    ),
+    "report": Command(
+        "evaluate", "report_command", "Gathers many runs and evaluations into tables and plots.", light=True
+    ),
     "import-ml-dr": Command(
         "make",
         "import_command",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from hf_dr.errors import ConfigError
-from hf_dr.evaluation.config import EvaluateConfig
+from hf_dr.evaluation.config import CompareConfig, EvaluateConfig
 from hf_dr.evaluation.plots import accuracy_figure, as_png, reliability_figure
 from hf_dr.evaluation.report import SHARES, Report
 from hf_dr.evaluation.run import run_evaluation
@@ -164,26 +164,6 @@ def compare(
     models = [f"{run.name}={run.folder}" for run in runs]
     report = run_evaluation(EvaluateConfig(models=models, output_dir=str(folder), **evaluation))
     return Comparison(title, runs, report)
-
-
-@dataclass
-class CompareConfig:
-    """What is compared."""
-
-    title: str = field(metadata={"help": "What the table and the report call it."})
-    output_dir: str = field(metadata={"help": "Folder of the runs, the table and the report."})
-    train: Any = field(metadata={"help": "Settings of train.py, all but objective, seed and output_dir. In YAML only."})
-    evaluate: Any = field(metadata={"help": "Settings of evaluate.py, all but models and output_dir. In YAML only."})
-    objectives: list[str] = field(
-        default_factory=lambda: ["erm", "reinforced"], metadata={"help": "Of erm, reinforced, kd."}
-    )
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Each trains every objective."})
-    teacher: list[str] = field(default_factory=list, metadata={"help": "For kd: as for train.py."})
-    teacher_classes: str | None = field(default=None, metadata={"help": "For kd: as for train.py."})
-    pictures: list[str] = field(default_factory=list, metadata={"help": "PNG files to show in the report."})
-    save: bool = field(
-        default=False, metadata={"help": 'Keep the table beside the "+" dataset\'s shards and show it in its card.'}
-    )
 
 
 def run_comparison(config: CompareConfig, train: Callable[[list[str]], int]) -> Comparison:

@@ -304,9 +304,8 @@ def _info(config: CardConfig) -> Data:
 
 def _num_rows(info: Data) -> int:
     splits = info.get("splits")
-    rows = (
-        [split.get("num_examples") for split in splits if isinstance(split, dict)] if isinstance(splits, list) else []
-    )
+    listed = splits if isinstance(splits, list) else []
+    rows = [split.get("num_examples") for split in listed if isinstance(split, dict)]
     return sum(count for count in rows if isinstance(count, int))
 
 
@@ -521,13 +520,9 @@ def _statistics(config: CardConfig, found: Statistics) -> list[str]:
         ("Mean probability of the kept classes together", f"{found.kept_mass:.4f}"),
     ]
     if found.agreement is not None and found.ece is not None:
-        lines += [
-            (
-                "Most probable class is the label",
-                f"{100 * found.agreement:.2f} % of {found.unmixed_views:,} unmixed views",
-            ),
-            ("Calibration error against the labels (ECE)", f"{found.ece:.4f}"),
-        ]
+        share = f"{100 * found.agreement:.2f} % of {found.unmixed_views:,} unmixed views"
+        lines.append(("Most probable class is the label", share))
+        lines.append(("Calibration error against the labels (ECE)", f"{found.ece:.4f}"))
     if found.nll is not None:
         lines.append(("Negative log-probability of the label", f"{found.nll:.4f} nats"))
     return [markdown_table(["teacher's answers", ""], lines), markdown_table(["part", "bytes", "bytes a view"], sizes)]

@@ -48,10 +48,12 @@ class EvaluateConfig:
     )
     severities: list[int] = field(default_factory=list, metadata={"help": "Which severities, 1 to 5. Default: all."})
     max_examples: int | None = field(
-        default=None, metadata={"help": "Take so many examples, evenly spread over each set. Default: all."}
+        default=None, metadata={"help": "Take this many examples, evenly spread over each set. Default: all."}
     )
     batch_size: int = field(default=64, metadata={"help": "Images at a time."})
-    num_workers: int = field(default=0, metadata={"help": "Processes that decode and corrupt; 0 for none beside this."})
+    num_workers: int = field(
+        default=0, metadata={"help": "Processes that decode and corrupt; 0: the main process does it."}
+    )
     device: str | None = field(default=None, metadata={"help": "Default: cuda if there is one, else cpu."})
     precision: str = field(default="fp32", metadata={"help": "Of the models.", "choices": list(PRECISIONS)})
     seed: int = field(default=0, metadata={"help": "Seed of the corruptions."})

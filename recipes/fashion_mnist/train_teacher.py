@@ -90,7 +90,7 @@ MEMBERS = {
 
 @dataclass(frozen=True)
 class Schedule:
-    """What, besides the member, decides the weights of a run."""
+    """What decides the weights of a run, together with the member."""
 
     epochs: int
     seed: int

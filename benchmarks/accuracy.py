@@ -4,8 +4,8 @@
     python benchmarks/accuracy.py --sets fashion_mnist --students resnet --objectives erm reinforced      # a part of it
 
 For every set and student the same model, data path, optimizer and steps, on several seeds. Keys: `<set>_<student>_` with
-`top1_gain`, `nll_gain`, `ece_gain`, `mce_gain` (of reinforced over erm, mean over seeds; above 0 is better; top-1 and ECE
-as fractions, NLL in nats, corrupted error in percent points), `..._gain_std`, `seeds`, and the means themselves. Sets:
+`top1_gain`, `nll_gain`, `ece_gain`, `mce_gain` (of reinforced over erm, mean over seeds; above 0 is better; NLL in nats,
+the others as shares), `..._gain_std`, `seeds`, and the means themselves. Sets:
 
 - fashion_mnist: 10,000 images of 28x28, the embedded teachers (trained on all 60,000).
 - cifar10: 10,000 images of 32x32.

@@ -20,7 +20,7 @@ from hf_dr.evaluation.config import CompareConfig, EvaluateConfig
 from hf_dr.evaluation.plots import accuracy_figure, as_png, reliability_figure
 from hf_dr.evaluation.report import SHARES, Report
 from hf_dr.evaluation.run import run_evaluation
-from hf_dr.evaluation.runs import BASELINE, RUN_NOTE, Run, read_run, run_name
+from hf_dr.evaluation.runs import BASELINE, RESULTS_FILE, RUN_NOTE, Run, read_run, run_name
 from hf_dr.evaluation.tables import html_page, html_picture, html_table, numbers, spread
 from hf_dr.hub.fetch import fetch_config
 from hf_dr.replay.loading import each_dataset
@@ -155,7 +155,7 @@ def compare(
         folder: Of the comparison.
         objectives: As they were trained.
         seeds: As they were trained.
-        evaluation: Settings of `EvaluateConfig` beside the models: one set, and how it is corrupted.
+        evaluation: Settings of `EvaluateConfig` other than the models: one set, and how it is corrupted.
 
     Raises:
         DataError: A run is missing.
@@ -176,11 +176,13 @@ def run_comparison(config: CompareConfig, train: Callable[[list[str]], int]) -> 
     Raises:
         ConfigError: A training was refused.
     """
-    folder, compared = Path(config.output_dir), each_dataset(config.train.get("dataset", ""), config.train.get("name"))
-    plus, name = Path(compared[0][0]).expanduser(), compared[0][1]
-    if config.save and (len(compared) > 1 or not plus.is_dir()):
+    folder = Path(config.output_dir)
+    learned_from = each_dataset(config.train.get("dataset", ""), config.train.get("name"))
+    plus = Path(learned_from[0][0]).expanduser()
+    if config.save and (len(learned_from) > 1 or not plus.is_dir()):
         raise ConfigError(f"`save` needs one dataset in a folder, got {plus}. Give a folder, or leave `save` out.")
-    for seed in config.seeds:  # objectives in turns, so that a disturbance of the machine hits all of them
+    for seed in config.seeds:
+        # Objectives take turns, so that a disturbance of the machine hits all of them.
         for objective in config.objectives:
             path = folder / run_name(objective, seed)
             flags: dict[str, Any] = {**config.train, "objective": objective, "seed": seed, "output_dir": path}
@@ -196,7 +198,7 @@ def run_comparison(config: CompareConfig, train: Callable[[list[str]], int]) -> 
     comparison = compare(config.title, folder, config.objectives, config.seeds, config.evaluate)
     page = comparison.save(folder, [Path(p) for p in config.pictures])
     if config.save:
-        place = find_config(plus, name).resolve()
+        place = find_config(plus, learned_from[0][1]).resolve()
         save_finding(place, Provenance.read(place).fingerprint, comparison.students)
         write_card(place.parent)
     print(f"\n{comparison.to_markdown()}\nreport: {page}", flush=True)
@@ -226,16 +228,15 @@ def is_finished(run: Path, flags: dict[str, Any]) -> bool:
             f"{run} must be a run of the same settings, but it differs in {', '.join(sorted(differing))}. Remove it, or choose "
             "another `output_dir`."
         )
-    return (run / "all_results.json").is_file()
+    return (run / RESULTS_FILE).is_file()
 
 
 def as_arguments(flags: dict[str, Any]) -> list[str]:
     """Writes settings as a command line."""
-    return [
-        word
-        for key, value in flags.items()
-        for word in (f"--{key}", *map(str, value if isinstance(value, list) else [value]))
-    ]
+    words = []
+    for key, value in flags.items():
+        words += [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
+    return words
 
 
 _ABOUT = (

@@ -122,15 +122,9 @@ def read_trained(folder: Path) -> Finished:
     try:
         results = json.loads((folder / RESULTS_FILE).read_text(encoding="utf-8"))
         seed = int(student.settings["seed"])
-        setting = Setting(
-            model=student.model.rsplit(", over ", 1)[0],
-            data=_joined(student.dataset, "/", "id", "config"),
-            fingerprint=str(student.dataset.get("fingerprint")),
-            epochs=round(float(results["epoch"]), 2),
-            evaluated_on=_joined(student.evaluated_on or {}, ":", "id", "config", "split"),
-            num_rows=int(student.settings["num_rows"]),
-            reinforced=bool(student.dataset.get("reinforced", True)),
-        )
+        place = _joined(student.evaluated_on or {}, ":", "id", "config", "split")
+        model = student.model.rsplit(", over ", 1)[0]
+        setting = _setting(model, student.dataset, student.settings, round(float(results["epoch"]), 2), place)
         metrics = {key: float(student.metrics[key]) for key in METRICS if key in student.metrics}
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
@@ -156,7 +150,8 @@ def read_transferred(folder: Path) -> Finished:
     described = read_description(folder)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        student, training = content["student"], content["training"]
+        student = content["student"]
+        training = content["training"]
         metrics = {key: float(value) for key, value in content["metrics"].items()}
         if student["objective"] is None:
             raise DataError(
@@ -170,15 +165,8 @@ def read_transferred(folder: Path) -> Finished:
             )
         trained = student["settings"]
         place = _joined(content["dataset"].get("evaluated_on") or content["dataset"], ":", "id", "config", "split")
-        setting = Setting(
-            model=student["architecture"],
-            data=_joined(student["dataset"], "/", "id", "config"),
-            fingerprint=str(student["dataset"].get("fingerprint")),
-            epochs=_planned_epochs(trained),
-            evaluated_on=f"{content['task']} on {place}, {float(training['epochs']):g} epochs",
-            num_rows=int(trained["num_rows"]),
-            reinforced=bool(student["dataset"].get("reinforced", True)),
-        )
+        task = f"{content['task']} on {place}, {float(training['epochs']):g} epochs"
+        setting = _setting(student["architecture"], student["dataset"], trained, _planned_epochs(trained), task)
         return Finished(
             folder,
             setting,
@@ -195,6 +183,20 @@ def read_transferred(folder: Path) -> Finished:
             f"{path} must be what `hf-dr detect` or `segment` writes, of a student with its settings, but: "
             f"{type(error).__name__}: {error}. Train it again."
         ) from error
+
+
+def _setting(
+    model: str, dataset: dict[str, Any], settings: dict[str, Any], epochs: float, evaluated_on: str
+) -> Setting:
+    return Setting(
+        model,
+        data=_joined(dataset, "/", "id", "config"),
+        fingerprint=str(dataset.get("fingerprint")),
+        epochs=epochs,
+        evaluated_on=evaluated_on,
+        num_rows=int(settings["num_rows"]),
+        reinforced=bool(dataset.get("reinforced", True)),
+    )
 
 
 def _joined(described: dict[str, Any], separator: str, *keys: str) -> str:

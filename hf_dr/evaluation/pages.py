@@ -3,129 +3,117 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from hf_dr.evaluation.gathering import TRANSFERRED, WHILE_TRAINING, Finished, Setting
+from hf_dr.evaluation.gathering import TRANSFERRED, WHILE_TRAINING, Finished
 from hf_dr.evaluation.metrics import METRICS
 from hf_dr.evaluation.plots import accuracy_figure, as_png
 from hf_dr.evaluation.report import SHARES
-from hf_dr.evaluation.results import OBJECTIVES, Results
+from hf_dr.evaluation.results import EVALUATED_ON, OBJECTIVES, STUDENT, Results
 from hf_dr.evaluation.runs import BASELINE
-from hf_dr.evaluation.tables import Numbers, Table, cell, gains, html_page, html_picture, html_table, numbers
+from hf_dr.evaluation.tables import Table, cell, gains, html_page, html_picture, html_table, numbers
 from hf_dr.transfer.trainer import HEADLINES
 from hf_dr.version import __version__
 
-_STUDENT = ["student", "data", "epochs"]
 _ABOUT = "A cell is the mean ± standard deviation over seeds (how many), or the value of the only one."
-
-_Column = tuple[str, str, str, int, float]
-"""Title, set, metric, digits behind the point, and what the values are multiplied by."""
-_Columns = dict[str, dict[Any, str]]
-"""Title -> row -> cell."""
+# Digits behind the point, and what values are multiplied by; other metrics are shares, shown in percent.
+_SHOWN = {"nll": (4, 1), "seconds": (1, 1), "ratio": (2, 1)}
 
 
 def all_tables(results: Results) -> list[Table]:
     """Returns all tables that have rows."""
-    settings = dict(enumerate(results.settings))
-    names = {row: _names(setting) for row, setting in settings.items()}
-    evaluated = {row: [*_names(setting), setting.evaluated_on] for row, setting in settings.items()}
-    transferred = {(row, key): [*evaluated[row], title] for row in settings for key, title in HEADLINES.items()}
-    transfers = results.frame[(results.frame.on == TRANSFERRED) & results.frame.metric.isin(HEADLINES)]
-    transfers = transfers.assign(row=list(zip(transfers.row, transfers.metric, strict=True)))
+    frame = results.frame
+    transfers = frame[(frame.on == TRANSFERRED) & frame.metric.isin(HEADLINES)]
+    transfers = transfers.assign(metric=transfers.metric.map(HEADLINES)).rename(
+        columns={EVALUATED_ON: "transferred to"}
+    )
     tables = [
-        Table.of(
+        _table(
             "Accuracy by model and epochs",
             "Top-1 in percent when training ended; gains over erm in points, seed by seed where both have the seed.",
-            [*_STUDENT, "evaluated on"],
-            evaluated,
-            _by_objective(results.values(WHILE_TRAINING, "top1"), 2, 100, _gain_of),
+            [*STUDENT, EVALUATED_ON],
+            _by_objective(results.values(WHILE_TRAINING, "top1"), "gain of {}", _gained),
         ),
-        *_evaluated_tables(results),
-        Table.of(
+        *_evaluated(results),
+        _table(
             "Training time",
             "Seconds of training, without the evaluations on the way; a run that was resumed counts from where it went on.",
-            _STUDENT,
-            names,
-            _by_objective(results.values(WHILE_TRAINING, "seconds"), 1, 1, _times_over),
+            STUDENT,
+            _by_objective(results.values(WHILE_TRAINING, "seconds"), "{} over erm", _times),
         ),
-        Table.of(
+        _table(
             "Transfer",
             "A detector or segmenter on the student as backbone, in percent; gains over erm in points, seed by seed where both "
             "have the seeds of student and transfer.",
-            [*_STUDENT, "transferred to", "metric"],
-            transferred,
-            _by_objective(transfers, 2, 100, _gain_of),
+            [*STUDENT, "transferred to", "metric"],
+            _by_objective(transfers, "gain of {}", _gained),
         ),
     ]
     return [table for table in tables if table.rows]
 
 
-def _evaluated_tables(results: Results) -> list[Table]:
-    """Returns the tables of what was evaluated: a row for each objective, and for each other checkpoint."""
+def _evaluated(results: Results) -> Iterator[Table]:
+    """Yields the tables of what was evaluated: a row for each objective, and for each other checkpoint."""
+    index = [*STUDENT, "objective"]
     sets = [name for name in results.frame.on.unique() if name not in (WHILE_TRAINING, TRANSFERRED)]
     clean = [name for name in sets if not name.endswith(", corrupted")]
     corrupted = [name for name in sets if name not in clean]
-    robustness: list[_Column] = [(f"{name}: top-1 %", name, "top1", 2, 100) for name in clean]
-    robustness += [(f"{name}: error %", name, "mce", 2, 100) for name in corrupted]
+    robustness = {f"{name}: top-1 %": results.values(name, "top1") for name in clean}
+    robustness |= {f"{name}: error %": results.values(name, "mce") for name in corrupted}
     about = "Top-1 on each set; under corruptions the mean error, not normalised by AlexNet's errors (less is better)."
-    tables = [_evaluated(results, "Robustness", about, robustness)]
+    yield _table("Robustness", about, index, robustness)
     for name in corrupted:
         kinds = results.frame.metric[results.frame.on == name].unique()
-        errors: list[_Column] = [(kind, name, kind, 2, 100) for kind in kinds if kind not in (*METRICS, "mce")]
-        tables.append(_evaluated(results, f"Errors on {name}", "Top-1 error in percent, mean over severities.", errors))
-    calibration: list[_Column] = []
+        errors = {kind: results.values(name, kind) for kind in kinds if kind not in (*METRICS, "mce")}
+        yield _table(f"Errors on {name}", "Top-1 error in percent, mean over severities.", index, errors)
+    calibration = {}
     for name in (WHILE_TRAINING, *clean):
-        calibration += [(f"{name}: ECE %", name, "ece", 2, 100), (f"{name}: NLL", name, "nll", 4, 1)]
+        calibration[f"{name}: ECE %"] = results.values(name, "ece")
+        calibration[f"{name}: NLL"] = results.values(name, "nll")
     about = "Expected calibration error, 15 bins, and negative log-likelihood in nats (less is better)."
-    return [*tables, _evaluated(results, "Calibration", about, calibration)]
+    yield _table("Calibration", about, index, calibration)
 
 
-def _evaluated(results: Results, title: str, about: str, columns: Sequence[_Column]) -> Table:
-    names: dict[Any, list[str]] = {}
-    first = [_names(setting) for setting in results.settings] + [[other, "", ""] for other in results.others]
-    for row, objective in results.frame[["row", "objective"]].drop_duplicates().itertuples(index=False):
-        names[row, objective] = [*first[row], objective]
-    cells = {
-        column: _cells(results.values(on, metric), ["row", "objective"], digits, scale)
-        for column, on, metric, digits, scale in columns
-    }
-    return Table.of(title, about, [*_STUDENT, "objective"], names, cells)
-
-
-def _names(setting: Setting) -> list[str]:
-    return [setting.model, setting.data, f"{setting.epochs:g}"]
-
-
-def _cells(values: pd.DataFrame, by: str | list[str], digits: int, scale: float) -> dict[Any, str]:
-    return {row: cell(own.value, digits, scale) for row, own in values.groupby(by)}
+def _table(title: str, about: str, index: list[str], columns: dict[str, pd.DataFrame]) -> Table:
+    """Makes a table of a column for each part of the frame, whose lines `index` sorts into rows; empty ones are left out."""
+    columns = {column: lines for column, lines in columns.items() if len(lines)}
+    if not columns:
+        return Table(title, about, index, [])
+    in_order = pd.concat(columns.values()).sort_index()  # of the frame
+    cells: dict[Any, dict[str, str]] = {key: {} for key, _ in in_order.groupby(["row", *index], sort=False)}
+    for column, lines in columns.items():
+        for key, own in lines.groupby(["row", *index]):
+            digits, scale = _SHOWN.get(own.metric.iloc[0], (2, 100))
+            cells[key][column] = cell(own.value, digits, scale, sign=column.startswith("gain of "))
+    rows = [[*key[1:], *(own.get(column, "") for column in columns)] for key, own in cells.items()]
+    return Table(title, about, [*index, *columns], rows)
 
 
 def _by_objective(
-    values: pd.DataFrame, digits: int, scale: float, compare: Callable[[pd.DataFrame, str], tuple[str, str]]
-) -> _Columns:
-    """Makes a column of each objective, and one of each but plain training compared with it."""
-    there = [name for name in OBJECTIVES if name in set(values.objective)]
-    columns = {name: _cells(values[values.objective == name], "row", digits, scale) for name in there}
-    for name in there if BASELINE in there else []:
-        for row, own in values.groupby("row") if name != BASELINE else ():
-            title, text = compare(own, name)
-            columns.setdefault(title, {})[row] = text
+    lines: pd.DataFrame, title: str, compare: Callable[[pd.DataFrame, str], pd.DataFrame]
+) -> dict[str, pd.DataFrame]:
+    """Returns the lines of each objective, and as `title` those of what comes out where it is compared with plain training."""
+    columns = {name: lines[lines.objective == name] for name in OBJECTIVES}
+    for name in OBJECTIVES:
+        rows = [own for _, own in lines.groupby(["row", "metric"]) if {name, BASELINE} <= set(own.objective)]
+        if rows and name != BASELINE:
+            columns[title.format(name)] = pd.concat([compare(own, name) for own in rows])
     return columns
 
 
-def _gain_of(values: pd.DataFrame, objective: str) -> tuple[str, str]:
-    return f"gain of {objective}", cell(gains(values, objective), 2, 100, sign=True)
+def _gained(lines: pd.DataFrame, objective: str) -> pd.DataFrame:
+    values = gains(lines, objective).to_numpy()
+    return lines.iloc[[0] * len(values)].assign(value=values)
 
 
-def _times_over(values: pd.DataFrame, objective: str) -> tuple[str, str]:
-    means = values.groupby("objective").value.mean()
-    both = objective in means and BASELINE in means
-    return f"{objective} over {BASELINE}", f"{means[objective] / means[BASELINE]:.2f}" if both else ""
+def _times(lines: pd.DataFrame, objective: str) -> pd.DataFrame:
+    means = lines.groupby("objective").value.mean()
+    return lines.iloc[[0]].assign(value=means[objective] / means[BASELINE], metric="ratio")
 
 
 def to_markdown(results: Results, title: str) -> str:
@@ -164,18 +152,18 @@ def figures(results: Results) -> list[Figure]:
 
 def to_dict(results: Results, title: str) -> dict[str, Any]:
     """Returns all in JSON types: each run, each cell of the tables of accuracies and transfer; all metrics are shares."""
+    frame = results.frame
     accuracy = []
     transfer = []
     for row, setting in enumerate(results.settings):
-        own = results.frame[results.frame.row == row]
-        if (own.on == TRANSFERRED).any():
-            for metric in HEADLINES:
-                values = own[own.metric == metric]
-                if len(values):
-                    transfer.append({**setting._asdict(), "metric": metric, **_summary(values, results.transfers)})
-        else:
-            values = own[(own.on == WHILE_TRAINING) & (own.metric == "top1")]
-            accuracy.append({**setting._asdict(), **_summary(values, results.runs)})
+        own = frame[frame.row == row]
+        if not (own.on == TRANSFERRED).any():
+            top1 = own[(own.on == WHILE_TRAINING) & (own.metric == "top1")]
+            accuracy.append({**setting._asdict(), **_summary(top1, results.runs)})
+        for metric in HEADLINES:
+            values = own[own.metric == metric]
+            if len(values):
+                transfer.append({**setting._asdict(), "metric": metric, **_summary(values, results.transfers)})
     return {
         "title": title,
         "hf_dr": __version__,
@@ -190,16 +178,15 @@ def to_dict(results: Results, title: str) -> dict[str, Any]:
 
 
 def _summary(values: pd.DataFrame, runs: Sequence[Finished]) -> dict[str, Any]:
-    """The numbers of a row for each objective of all runs, and its gains over plain training."""
-    objectives = [name for name in OBJECTIVES if any(run.objective == name for run in runs)]
+    """The numbers of a row for each objective of all runs, and its gains over plain training; None where there are none."""
+    found = {run.objective for run in runs}
+    names = [name for name in OBJECTIVES if name in found]
+    cells = {name: values.value[values.objective == name] for name in names}
+    gained = {name: gains(values, name) for name in names if name != BASELINE}
     return {
-        **{name: _numbers(values.value[values.objective == name]) for name in objectives},
-        "gains": {name: _numbers(gains(values, name)) for name in objectives if name != BASELINE},
+        **{name: numbers(cell) if len(cell) else None for name, cell in cells.items()},
+        "gains": {name: numbers(cell) if len(cell) else None for name, cell in gained.items()},
     }
-
-
-def _numbers(values: pd.Series) -> Numbers | None:
-    return None if values.empty else numbers(values)
 
 
 def _described(run: Finished) -> dict[str, Any]:

@@ -31,6 +31,8 @@ from hf_dr.evaluation.gathering import (
 from hf_dr.evaluation.metrics import METRICS
 
 OBJECTIVES = ("erm", "kd", "reinforced")
+STUDENT = ["student", "data", "epochs"]
+EVALUATED_ON = "evaluated on"
 # How a set was evaluated: evaluations of a set that differ in one of these are not of the same numbers.
 _CLEAN = ("max_examples", "size", "crop", "mean", "std")
 _CORRUPTED = ("corruptions", "severities", "seed")
@@ -80,7 +82,7 @@ class Results:
             keys = (*_CLEAN, *(_CORRUPTED if result["corrupted"] else ()))
             spec = content["sets"][result["set"]]
             how = {"set": spec, **{key: content["settings"].get(key) for key in keys}}
-            # A second set of the same name is told by its dataset.
+            # A second set of the same name is distinguished by its dataset.
             names = (result["set"] + end, f"{result['set']} ({Path(str(spec.get('dataset'))).name}){end}")
             name = next((name for name in names if self._evaluated.setdefault(name, how) == how), None)
             where = f"{path}: {result['model']} on {names[0]}"
@@ -133,17 +135,24 @@ class Results:
 
     @cached_property
     def frame(self) -> pd.DataFrame:
-        """One line for each number: row (of `settings`, then `others`), objective, seed, on which set, metric, value."""
-        lines: list[tuple[int, str, str, str, str, float]] = []
-        for row, setting in enumerate(self.settings):
+        """One line for each number: which row of the tables it is of, by what name, on which set, which metric.
+
+        Rows are those of `settings`, then of `others`; only runs have an objective and a seed.
+        """
+        lines: list[tuple[Any, ...]] = []
+        for row, s in enumerate(self.settings):
+            names = (row, s.model, s.data, f"{s.epochs:g}", s.evaluated_on)
             for objective in OBJECTIVES:
-                for run in self.of(setting, objective):
-                    lines += [(row, objective, str(run.seeds), *number) for number in _flat(run.evaluations)]
+                for run in self.of(s, objective):
+                    lines += [(*names, objective, str(run.seeds), *number) for number in _flat(run.evaluations)]
                     if run.training is not None:
-                        lines.append((row, objective, str(run.seeds), WHILE_TRAINING, "seconds", run.training.seconds))
-        for row, evaluations in enumerate(self.others.values(), len(self.settings)):
-            lines += [(row, "", "", *number) for number in _flat(evaluations)]
-        return pd.DataFrame(lines, columns=["row", "objective", "seed", "on", "metric", "value"])
+                        seconds = (WHILE_TRAINING, "seconds", run.training.seconds)
+                        lines.append((*names, objective, str(run.seeds), *seconds))
+        for row, (name, evaluations) in enumerate(self.others.items(), len(self.settings)):
+            lines += [(row, name, "", "", "", "", "", *number) for number in _flat(evaluations)]
+        return pd.DataFrame(
+            lines, columns=["row", *STUDENT, EVALUATED_ON, "objective", "seed", "on", "metric", "value"]
+        )
 
     def values(self, on: str, metric: str) -> pd.DataFrame:
         """Returns the lines of one metric on one set."""

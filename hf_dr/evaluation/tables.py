@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import pandas as pd
 
@@ -74,27 +74,6 @@ class Table:
     about: str
     head: list[str]
     rows: list[list[str]]
-
-    @classmethod
-    def of(
-        cls,
-        title: str,
-        about: str,
-        head: Sequence[str],
-        names: Mapping[Any, Sequence[str]],
-        columns: Mapping[str, Mapping[Any, str]],
-    ) -> Table:
-        """Makes a table of columns; rows without a cell are left out.
-
-        Args:
-            title: Of the table.
-            about: What it shows.
-            head: Titles of the cells that name a row.
-            names: Row -> those cells, in the order of the rows.
-            columns: Title -> row -> cell.
-        """
-        rows = [[*own, *(column.get(row, "") for column in columns.values())] for row, own in names.items()]
-        return cls(title, about, [*head, *columns], [row for row in rows if any(row[len(head) :])])
 
     def to_markdown(self) -> str:
         """Returns the table under its title."""

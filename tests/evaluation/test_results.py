@@ -277,7 +277,7 @@ def test_a_run_evaluated_once_is_seen_in_the_plot(trained):
     assert {line.get_marker() for line in lines if len(line.get_xdata()) > 1} == {"None"}
 
 
-def test_runs_on_the_base_stand_beside_those_on_its_plus_dataset(trained):
+def test_runs_on_the_base_stand_next_to_those_on_its_plus_dataset(trained):
     expected = to_dict(gather([trained]), "all")["accuracy"]
     base = {"id": "base", "config": None, "revision": None, "fingerprint": "b", "reinforced": False}
     for name in ("erm-0", "erm-1"):
@@ -456,7 +456,7 @@ def test_other_settings_for_another_objective_are_no_gain(transferred):
     assert all("differs in augmentation from" in reason for reason in results.left_out.values())
 
 
-def test_transfers_of_students_on_the_base_stand_beside_those_on_its_plus_dataset(transferred):
+def test_transfers_of_students_on_the_base_stand_next_to_those_on_its_plus_dataset(transferred):
     expected = to_dict(gather([transferred]), "all")["transfer"]
     base = {"id": "base", "config": None, "revision": None, "fingerprint": "b", "reinforced": False}
     for path in transferred.glob("*-erm-*/transfer_results.json"):

@@ -43,7 +43,8 @@ class AnswerSource(Protocol):
     A run cuts its views into spans (`cut_spans`) and takes their columns one span after the other. How the work is done is up
     to the source: in threads, in worker processes, on an accelerator that decodes each image once. Whatever it does, the
     columns must be those that any other source gives, bit for bit but for the last bits of a teacher's answer on another kind
-    of device (`hf_dr.views` defines the pixels, `Labeller` the answers).
+    of device. A source is built from a `ViewMaker`, which says what a view is (and whether an example has an image at all), and
+    a `Labeller`, which says what is stored of an answer; `choose_source` is the place to choose another.
 
     Attributes:
         device: Where the teacher is.

@@ -116,12 +116,12 @@ def test_an_answer_does_not_depend_on_its_place_or_neighbours_in_a_batch(archite
     model = timm.create_model(architecture, num_classes=8).eval().to(memory_format=torch.channels_last)
     views, order = torch.rand(16, 3, size, size), torch.randperm(16)
     with torch.inference_mode():
-        straight, shuffled, beside_zeros = (
+        straight, shuffled, next_to_zeros = (
             model(x.contiguous(memory_format=torch.channels_last)).log_softmax(-1)
             for x in (views, views[order], torch.cat([views[8:], torch.zeros(8, 3, size, size)]))
         )
     assert torch.equal(shuffled, straight[order])
-    assert torch.equal(beside_zeros[:8], straight[8:])
+    assert torch.equal(next_to_zeros[:8], straight[8:])
 
 
 def test_an_overlay_is_extended_with_its_base_in_any_order(tmp_path, tiny_dataset, tiny_teacher):
@@ -139,8 +139,8 @@ def test_rows_without_views_stay_without(tmp_path, tiny_dataset, tiny_teacher):
     source = make(tmp_path / "source", bad, tiny_teacher, 3, **settings)
     whole = make(tmp_path / "whole", bad, tiny_teacher, 6, **settings)
     assert_same(more(source, tmp_path / "extended", 6, tiny_teacher, base=bad), whole)
-    assert_same(more(source, tmp_path / "mended", 6, tiny_teacher, base=tiny_dataset), whole)
-    assert Provenance.read(tmp_path / "mended" / "a").skipped_rows == [7]
+    assert_same(more(source, tmp_path / "fixed", 6, tiny_teacher, base=tiny_dataset), whole)
+    assert Provenance.read(tmp_path / "fixed" / "a").skipped_rows == [7]
 
 
 def test_stopped_and_resumed_in_parts_is_the_same(tmp_path, tiny_dataset, tiny_teacher, monkeypatch):

@@ -1,4 +1,4 @@
-"""What is stored instead of, or beside, the most probable classes: unbiased draws, and the mean of an image's answers."""
+"""What is stored instead of, or next to, the most probable classes: unbiased draws, and the mean of an image's answers."""
 
 from __future__ import annotations
 

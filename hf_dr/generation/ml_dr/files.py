@@ -16,7 +16,7 @@ from hf_dr.generation.ml_dr.archives import read_file
 from hf_dr.store.schema import AUG_PREFIX, TEACHER_IDS, TEACHER_LOGPROBS
 from hf_dr.views.augmentation import NO_PARTNER, PARTNER, Augmentation
 from hf_dr.views.ops.base import Op, Size
-from hf_dr.views.ops.colour import LEVELLESS, POLICY_OPS, UNSIGNED, RandAugment
+from hf_dr.views.ops.colour import LEVELLESS, POLICY_OPS, UNSIGNED, RandAugment, rand_augment_magnitude
 from hf_dr.views.ops.geometry import (
     CenterCrop,
     RandomCrop,
@@ -315,11 +315,12 @@ class RunFormat:
         place = op if isinstance(op, int) else POLICY_OPS.index(op)
         name = POLICY_OPS[place]
         policy = cast(RandAugment, self._rand_augment)
+        size = cast(Size, self.augmentation.size)
         signed = name not in UNSIGNED
         # ml-dr used torchvision's first API, in which Solarize's threshold is one of 256 levels of brightness.
         unit = 255 if name == "Solarize" else 1
         for level in (policy.magnitude, *range(policy.num_magnitude_bins)):
-            value = unit * policy.table(name, level, cast(Size, self.augmentation.size))
+            value = unit * rand_augment_magnitude(name, level, policy.num_magnitude_bins, size)
             if math.isclose(abs(magnitude) if signed else magnitude, value, rel_tol=1e-5, abs_tol=1e-5):
                 sign = -1 if signed and magnitude < 0 else 1
                 return place, 0 if name in LEVELLESS else sign * level

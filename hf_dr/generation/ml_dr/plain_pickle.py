@@ -11,7 +11,7 @@ import pickletools
 import struct
 from collections.abc import Callable
 from enum import Enum
-from typing import Any, TypeVar
+from typing import Any
 
 from hf_dr.errors import FormatError
 
@@ -39,6 +39,7 @@ _CONTAINERS = frozenset({tuple, list, dict})
 _FLOAT = struct.Struct(">d")
 _INT32 = struct.Struct("<i")
 _UINT16 = struct.Struct("<H")
+_UINT32 = struct.Struct("<I")
 
 
 def read_plain_pickle(data: bytes, where: str) -> Any:
@@ -98,216 +99,136 @@ class _Machine:
         """Returns the value that is on the stack in the end.
 
         Raises:
-            _RefusedError: The program has an instruction that is not in the table, or more than are allowed.
+            _RefusedError: The program has an instruction that is in no table, or more than are allowed.
             IndexError, KeyError, TypeError, ValueError, struct.error: It is damaged.
         """
         for _ in range(MAX_INSTRUCTIONS):
             code = self.data[self.at]
             self.at += 1
-            if code == _STOP:
+            if code in _VALUES:
+                value = _VALUES[code](self)
+                self.stack.append(value)  # after the call, which may go back to the stack below a mark
+            elif code in _CHANGES:
+                _CHANGES[code](self)
+            elif code == _STOP:
                 if len(self.stack) != 1 or self.outer:
                     raise IndexError
                 return self.stack[0]
-            perform = _INSTRUCTIONS.get(code)
-            if perform is None:
+            else:
                 name = next((op.name for op in pickletools.opcodes if op.code == chr(code)), hex(code))
                 raise _RefusedError(f"the instruction {name}")
-            perform(self)
         raise _RefusedError(f"more than {MAX_INSTRUCTIONS:,} instructions")
 
-    def number(self, size: int) -> int:
-        """Reads an unsigned number of some bytes, lowest first."""
-        number = int.from_bytes(self.data[self.at : self.at + size], "little")
-        self.at += size
-        return number
+    # What instructions read after themselves.
 
     def byte(self) -> int:
-        """Reads one byte."""
         byte = self.data[self.at]
         self.at += 1
         return byte
 
-    def text(self, size: int) -> bytes:
-        """Reads a string of some bytes."""
+    def unpack(self, form: struct.Struct) -> Any:
+        (value,) = form.unpack_from(self.data, self.at)
+        self.at += form.size
+        return value
+
+    def read(self, size: int) -> bytes:
         if size > MAX_TEXT:
             raise _RefusedError(f"a string of {size:,} bytes")
         text = self.data[self.at : self.at + size]
         self.at += size
         return text
 
-    def unpack(self, form: struct.Struct) -> Any:
-        """Reads one number of a form."""
-        (value,) = form.unpack_from(self.data, self.at)
-        self.at += form.size
-        return value
+    def line(self) -> str:
+        end = self.data.index(b"\n", self.at, self.at + MAX_TEXT)
+        line = self.data[self.at : end].decode()
+        self.at = end + 1
+        return line
+
+    # What they take off the stack.
+
+    def top(self, count: int) -> list[Any]:
+        if len(self.stack) < count:
+            raise IndexError
+        items = self.stack[-count:]
+        del self.stack[-count:]
+        return items
 
     def since_mark(self) -> list[Any]:
-        """Takes the values since the last mark off the stack."""
         items = self.stack
         self.stack = self.outer.pop()
         return items
 
 
-_STOP = 0x2E
-_INSTRUCTIONS: dict[int, Callable[[_Machine], None]] = {}
-"""What each instruction does, by its code. What is not here does not exist; nothing here calls or imports what it is given."""
-_CODES = {op.name: ord(op.code) for op in pickletools.opcodes}
-_Perform = TypeVar("_Perform", bound=Callable[[_Machine], None])
+def _text(machine: _Machine, size: int) -> str:
+    return machine.read(size).decode("utf-8", "surrogatepass")
 
 
-def _instruction(name: str) -> Callable[[_Perform], _Perform]:
-    """Puts a function into the table under an instruction's name."""
-
-    def put(perform: _Perform) -> _Perform:
-        _INSTRUCTIONS[_CODES[name]] = perform
-        return perform
-
-    return put
-
-
-# ------------------------------------------------------------------------------------------------- constants and numbers
-
-
-@_instruction("NONE")
-def _none(machine: _Machine) -> None:
-    machine.stack.append(None)
-
-
-@_instruction("NEWTRUE")
-def _true(machine: _Machine) -> None:
-    machine.stack.append(True)
-
-
-@_instruction("NEWFALSE")
-def _false(machine: _Machine) -> None:
-    machine.stack.append(False)
-
-
-@_instruction("BININT1")
-def _int8(machine: _Machine) -> None:
-    machine.stack.append(machine.data[machine.at])
-    machine.at += 1
-
-
-@_instruction("BININT2")
-def _int16(machine: _Machine) -> None:
-    machine.stack.append(machine.unpack(_UINT16))
-
-
-@_instruction("BININT")
-def _int32(machine: _Machine) -> None:
-    machine.stack.append(machine.unpack(_INT32))
-
-
-@_instruction("LONG1")
-def _long(machine: _Machine) -> None:
+def _long(machine: _Machine) -> int:
     size = machine.byte()
     if size > 8:
         raise _RefusedError(f"an integer of {size} bytes")
-    machine.stack.append(int.from_bytes(machine.data[machine.at : machine.at + size], "little", signed=True))
-    machine.at += size
+    return int.from_bytes(machine.read(size), "little", signed=True)
 
 
-@_instruction("BINFLOAT")
-def _float(machine: _Machine) -> None:
-    machine.stack.append(_FLOAT.unpack_from(machine.data, machine.at)[0])
-    machine.at += 8
+def _name(module: str, name: str) -> _Name:
+    if (module, name) not in _NAMES:
+        raise _RefusedError(f"the name {module:.80}.{name:.80}")
+    return _NAMES[module, name]
 
 
-# --------------------------------------------------------------------------------------------------------------- strings
+def _name_on_stack(machine: _Machine) -> _Name:
+    module, name = machine.top(2)
+    return _name(_of_type(module, str), _of_type(name, str))
 
 
-@_instruction("SHORT_BINUNICODE")
-def _short_string(machine: _Machine) -> None:
-    machine.stack.append(machine.text(machine.byte()).decode("utf-8", "surrogatepass"))
+def _reduce(machine: _Machine) -> Any:
+    """NumPy's `dtype("i8", False, True)` and `scalar(dtype, eight bytes)`; nothing else is called by its name."""
+    function, arguments = machine.top(2)
+    match function, arguments:
+        case _Name.DTYPE, ("i8", False | 0, True | 1):
+            return _Name.INT64
+        case _Name.SCALAR, (_Name.INT64, bytes(raw)) if len(raw) == 8:
+            return int.from_bytes(raw, "little", signed=True)
+    what = function.value if isinstance(function, _Name) else f"an object of type {type(function).__name__}"
+    raise _RefusedError(f"a call of {what} with other arguments than a 64-bit integer's")
 
 
-@_instruction("BINUNICODE")
-def _string(machine: _Machine) -> None:
-    machine.stack.append(machine.text(machine.number(4)).decode("utf-8", "surrogatepass"))
-
-
-@_instruction("SHORT_BINBYTES")
-def _bytes(machine: _Machine) -> None:
-    machine.stack.append(machine.text(machine.byte()))
-
-
-# ------------------------------------------------------------------------------------------------------------ containers
-
-
-@_instruction("MARK")
 def _mark(machine: _Machine) -> None:
     machine.outer.append(machine.stack)
     machine.stack = []
 
 
-@_instruction("EMPTY_LIST")
-def _empty_list(machine: _Machine) -> None:
-    machine.stack.append([])
-
-
-@_instruction("APPEND")
-def _append(machine: _Machine) -> None:
-    item = machine.stack.pop()
-    _of_type(machine.stack[-1], list).append(item)
-
-
-@_instruction("APPENDS")
-def _appends(machine: _Machine) -> None:
-    items = machine.since_mark()
+def _append(machine: _Machine, items: list[Any]) -> None:
     _of_type(machine.stack[-1], list).extend(items)
 
 
-@_instruction("EMPTY_DICT")
-def _empty_dict(machine: _Machine) -> None:
-    machine.stack.append({})
-
-
-@_instruction("SETITEM")
-def _set_item(machine: _Machine) -> None:
-    items = machine.stack[-2:]
-    del machine.stack[-2:]
-    _set_items(machine.stack[-1], items)
-
-
-@_instruction("SETITEMS")
-def _set_several(machine: _Machine) -> None:
-    items = machine.since_mark()
-    _set_items(machine.stack[-1], items)
-
-
-@_instruction("EMPTY_TUPLE")
-def _empty_tuple(machine: _Machine) -> None:
-    machine.stack.append(())
-
-
-@_instruction("TUPLE")
-def _tuple(machine: _Machine) -> None:
-    items = machine.since_mark()
-    machine.stack.append(tuple(items))
-
-
-@_instruction("TUPLE1")
-def _tuple_of_1(machine: _Machine) -> None:
-    _tuple_of(machine, 1)
-
-
-@_instruction("TUPLE2")
-def _tuple_of_2(machine: _Machine) -> None:
-    _tuple_of(machine, 2)
-
-
-@_instruction("TUPLE3")
-def _tuple_of_3(machine: _Machine) -> None:
-    _tuple_of(machine, 3)
-
-
-def _tuple_of(machine: _Machine, size: int) -> None:
-    if len(machine.stack) < size:
+def _set_items(machine: _Machine, items: list[Any]) -> None:
+    target = _of_type(machine.stack[-1], dict)
+    if len(items) % 2:
         raise IndexError
-    items = machine.stack[-size:]
-    del machine.stack[-size:]
-    machine.stack.append(tuple(items))
+    for key, value in zip(items[::2], items[1::2], strict=True):
+        target[_of_type(key, str)] = value
+
+
+def _memoize(machine: _Machine, number: int) -> None:
+    machine.memo[number] = machine.stack[-1]
+
+
+def _check_protocol(machine: _Machine) -> None:
+    protocol = machine.byte()
+    if not 2 <= protocol <= 5:
+        raise _RefusedError(f"pickle protocol {protocol}")
+
+
+def _skip_frame(machine: _Machine) -> None:
+    machine.at += 8  # a hint for reading ahead
+
+
+def _build(machine: _Machine) -> None:
+    """The dtype's byte order, which is the only state that an object is given."""
+    (state,) = machine.top(1)
+    if machine.stack[-1] is not _Name.INT64 or type(state) is not tuple or state[:3] != (3, "<", None):
+        raise _RefusedError("an object with a state of its own")
 
 
 def _of_type(value: Any, kind: type) -> Any:
@@ -316,105 +237,57 @@ def _of_type(value: Any, kind: type) -> Any:
     return value
 
 
-def _set_items(target: Any, items: list[Any]) -> None:
-    _of_type(target, dict)
-    if len(items) % 2:
-        raise IndexError
-    for key, value in zip(items[::2], items[1::2], strict=True):
-        target[_of_type(key, str)] = value
+# The instructions, by the names of the module pickletools. What is not here does not exist, and nothing here calls or imports
+# what a stream holds.
 
-
-# ----------------------------------------------------------------------------------------------------------------- memo
-
-
-@_instruction("MEMOIZE")
-def _memoize(machine: _Machine) -> None:
-    machine.memo[len(machine.memo)] = machine.stack[-1]
-
-
-@_instruction("BINPUT")
-def _put(machine: _Machine) -> None:
-    machine.memo[machine.byte()] = machine.stack[-1]
-
-
-@_instruction("LONG_BINPUT")
-def _long_put(machine: _Machine) -> None:
-    machine.memo[machine.number(4)] = machine.stack[-1]
-
-
-@_instruction("BINGET")
-def _get(machine: _Machine) -> None:
-    machine.stack.append(machine.memo[machine.byte()])
-
-
-@_instruction("LONG_BINGET")
-def _long_get(machine: _Machine) -> None:
-    machine.stack.append(machine.memo[machine.number(4)])
-
-
-# --------------------------------------------------------------------------------------------------------------- framing
-
-
-@_instruction("PROTO")
-def _protocol(machine: _Machine) -> None:
-    protocol = machine.byte()
-    if not 2 <= protocol <= 5:
-        raise _RefusedError(f"pickle protocol {protocol}")
-
-
-@_instruction("FRAME")
-def _frame(machine: _Machine) -> None:
-    machine.at += 8  # a hint for reading ahead
-
-
-# ------------------------------------------------------------------------------------------- NumPy's integers, by name
-
-
-@_instruction("GLOBAL")
-def _name(machine: _Machine) -> None:
-    lines = machine.data[machine.at : machine.at + MAX_TEXT].split(b"\n", 2)
-    module, name = lines[0].decode(), lines[1].decode()
-    machine.at += len(lines[0]) + len(lines[1]) + 2
-    _push_name(machine, module, name)
-
-
-@_instruction("STACK_GLOBAL")
-def _name_on_stack(machine: _Machine) -> None:
-    name = _of_type(machine.stack.pop(), str)
-    module = _of_type(machine.stack.pop(), str)
-    _push_name(machine, module, name)
-
-
-def _push_name(machine: _Machine, module: str, name: str) -> None:
-    if (module, name) not in _NAMES:
-        raise _RefusedError(f"the name {module:.80}.{name:.80}")
-    machine.stack.append(_NAMES[module, name])
-
-
-@_instruction("REDUCE")
-def _reduce(machine: _Machine) -> None:
-    """NumPy's `dtype("i8", False, True)` and `scalar(dtype, eight bytes)`; nothing else is called by its name."""
-    arguments = machine.stack.pop()
-    function = machine.stack.pop()
-    match function, arguments:
-        case _Name.DTYPE, ("i8", False | 0, True | 1):
-            machine.stack.append(_Name.INT64)
-        case _Name.SCALAR, (_Name.INT64, bytes(raw)) if len(raw) == 8:
-            machine.stack.append(int.from_bytes(raw, "little", signed=True))
-        case _:
-            what = function.value if isinstance(function, _Name) else f"an object of type {type(function).__name__}"
-            raise _RefusedError(f"a call of {what} with other arguments than a 64-bit integer's")
-
-
-@_instruction("BUILD")
-def _build(machine: _Machine) -> None:
-    """The dtype's byte order."""
-    state = machine.stack.pop()
-    if machine.stack[-1] is not _Name.INT64 or type(state) is not tuple or state[:3] != (3, "<", None):
-        raise _RefusedError("an object with a state of its own")
-
-
-# ------------------------------------------------------------------------------------------------------- what was built
+_CODES = {op.name: ord(op.code) for op in pickletools.opcodes}
+_STOP = _CODES["STOP"]
+_VALUES: dict[int, Callable[[_Machine], Any]] = {
+    _CODES[name]: value
+    for name, value in {
+        "NONE": lambda _: None,
+        "NEWTRUE": lambda _: True,
+        "NEWFALSE": lambda _: False,
+        "BININT1": _Machine.byte,
+        "BININT2": lambda machine: machine.unpack(_UINT16),
+        "BININT": lambda machine: machine.unpack(_INT32),
+        "LONG1": _long,
+        "BINFLOAT": lambda machine: machine.unpack(_FLOAT),
+        "SHORT_BINUNICODE": lambda machine: _text(machine, machine.byte()),
+        "BINUNICODE": lambda machine: _text(machine, machine.unpack(_UINT32)),
+        "SHORT_BINBYTES": lambda machine: machine.read(machine.byte()),
+        "EMPTY_TUPLE": lambda _: (),
+        "EMPTY_LIST": lambda _: [],
+        "EMPTY_DICT": lambda _: {},
+        "TUPLE1": lambda machine: tuple(machine.top(1)),
+        "TUPLE2": lambda machine: tuple(machine.top(2)),
+        "TUPLE3": lambda machine: tuple(machine.top(3)),
+        "TUPLE": lambda machine: tuple(machine.since_mark()),
+        "BINGET": lambda machine: machine.memo[machine.byte()],
+        "LONG_BINGET": lambda machine: machine.memo[machine.unpack(_UINT32)],
+        "GLOBAL": lambda machine: _name(machine.line(), machine.line()),
+        "STACK_GLOBAL": _name_on_stack,
+        "REDUCE": _reduce,
+    }.items()
+}
+"""Instructions that put a value on the stack, and which."""
+_CHANGES: dict[int, Callable[[_Machine], None]] = {
+    _CODES[name]: change
+    for name, change in {
+        "MARK": _mark,
+        "APPEND": lambda machine: _append(machine, machine.top(1)),
+        "APPENDS": lambda machine: _append(machine, machine.since_mark()),
+        "SETITEM": lambda machine: _set_items(machine, machine.top(2)),
+        "SETITEMS": lambda machine: _set_items(machine, machine.since_mark()),
+        "MEMOIZE": lambda machine: _memoize(machine, len(machine.memo)),
+        "BINPUT": lambda machine: _memoize(machine, machine.byte()),
+        "LONG_BINPUT": lambda machine: _memoize(machine, machine.unpack(_UINT32)),
+        "PROTO": _check_protocol,
+        "FRAME": _skip_frame,
+        "BUILD": _build,
+    }.items()
+}
+"""All others, and what they do."""
 
 
 def _count_parts(value: Any, depth: int = 1, count: int = 0) -> int:

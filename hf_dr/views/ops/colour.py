@@ -147,6 +147,18 @@ UNSIGNED = LEVELLESS | {"Posterize", "Solarize"}
 _RAND_AUGMENT = _Policy(shear=0.3, translate=None, rotate=30, colour=0.9, posterize=4)
 
 
+def rand_augment_magnitude(op: str, level: int, num_levels: int, size: Size) -> float:
+    """Returns what torchvision's table for RandAugment has at a signed level; see `_Policy.table` for the units.
+
+    Args:
+        op: One of `POLICY_OPS`.
+        level: The level.
+        num_levels: How many there are; |level| < num_levels.
+        size: Height and width of the image, of which translations are a share.
+    """
+    return _RAND_AUGMENT.table(op, level, num_levels, size)
+
+
 _TRIVIAL_AUGMENT = _Policy(shear=0.99, translate=32, rotate=135, colour=0.99, posterize=6)
 
 
@@ -265,16 +277,6 @@ class RandAugment(_PolicyOp):
         bins = self.num_magnitude_bins
         check_setting(self, "magnitude", is_count(self.magnitude, 0, bins - 1), f"a level from 0 to {bins - 1}")
         check_probability(self, self.p)
-
-    def table(self, op: str, level: int, size: Size) -> float:
-        """Returns the magnitude that torchvision's table has for an operation at a level, from 0 to `num_magnitude_bins` - 1.
-
-        Args:
-            op: One of `POLICY_OPS`.
-            level: The level.
-            size: Height and width of the image, of which translations are a share.
-        """
-        return self._policy.table(op, level, self.num_magnitude_bins, size)
 
     def _num_ops(self) -> int:
         return self.num_ops

@@ -321,9 +321,9 @@ def test_rows_without_reinforcement_come_last_if_asked_for(partial, tiny_dataset
 def test_views_without_reinforcement_are_drawn_anew_in_each_epoch(partial):
     plus = partial(unreinforced=True)
     epochs = range(VIEWS + 2)
-    assert plus.scheduled_views(np.arange(10), 3)[7:].tolist() == [fresh_view(3)] * 3
+    assert plus.scheduled_views(np.arange(10), 3)[7:].tolist() == [-1 - 3] * 3
     assert (plus.scheduled_views(np.arange(10), 3)[:7] == partial().scheduled_views(np.arange(7), 3)).all()
-    assert int(plus.scheduled_views(-1, 2)) == fresh_view(2)
+    assert plus.resolved(9, int(plus.scheduled_views(-1, 2))) == fresh_view(2)
     drawn = [plus[9, fresh_view(epoch)]["pixel_values"] for epoch in epochs]
     assert len({view.numpy().tobytes() for view in drawn}) == len(epochs)
     for epoch in epochs:

@@ -70,39 +70,30 @@ class StoredViews:
         return ids, logprobs
 
     def tail(self, row: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the ids (T,) and log-probabilities (T,) float16 of the mean answer to a row's views.
-
-        Raises:
-            FormatError: They are damaged, as in `answer`.
-        """
+        """Returns the same of the mean answer to a row's views, (T,)."""
         ids = self._columns.cell(TAIL_IDS, row)
         logprobs = self._columns.cell(TAIL_LOGPROBS, row)
         self._check_answer(ids, logprobs, f"row {row}, its tail")
         return ids, logprobs
 
-    def entropies(self, row: int, num_views: int, top_k: int | None) -> np.ndarray:
-        """Returns the entropy of the answers to the first views of a row, float32 (V,); of the best `top_k` classes only.
+    def difficulties(self, row: int, kept: tuple[slice, slice], label: int | None) -> np.ndarray:
+        """Returns the entropy of the answers to a row's views in nats, float32 (V,); with a label, the cross-entropy to it.
+
+        Args:
+            row: A row of `plus`.
+            kept: The views and the classes that are looked at.
+            label: A class.
 
         Raises:
             FormatError: An answer is damaged.
         """
-        return entropy(self._logprobs(row, num_views, top_k), self._num_classes)
-
-    def cross_entropies(self, row: int, num_views: int, top_k: int | None, label: int) -> np.ndarray:
-        """Returns the cross-entropy of the same answers to the label, float32 (V,).
-
-        Raises:
-            FormatError: An answer is damaged.
-        """
-        ids = self._columns.cell(TEACHER_IDS, row)[:num_views, :top_k]
-        return cross_entropy(ids, self._logprobs(row, num_views, top_k), self._num_classes, label)
-
-    def _logprobs(self, row: int, num_views: int, top_k: int | None) -> np.ndarray:
-        logprobs = self._columns.cell(TEACHER_LOGPROBS, row)[:num_views, :top_k]
+        logprobs = self._columns.cell(TEACHER_LOGPROBS, row)[kept]
         intact = ((logprobs <= MAX_LOGPROB) & (logprobs > -np.inf)).all(axis=1)
         if not intact.all():
             self.answer(row, int(np.argmin(intact)))  # raises, and says what is wrong with the first damaged one
-        return logprobs
+        if label is None:
+            return entropy(logprobs, self._num_classes)
+        return cross_entropy(self._columns.cell(TEACHER_IDS, row)[kept], logprobs, self._num_classes, label)
 
     def label(self, row: int) -> int:
         """Returns the label of a row."""

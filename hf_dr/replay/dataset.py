@@ -31,7 +31,6 @@ from hf_dr.teacher.signals import IMAGE_TAIL, tail_size
 from hf_dr.views.augmentation import NO_PARTNER, PARTNER
 from hf_dr.views.images import as_tensor, decode_row, pixel_hash
 from hf_dr.views.ops.base import Params
-from hf_dr.views.rng import Matching
 
 # Keys of an item, next to those that are columns of the reinforcement.
 _OWN_KEYS = ("pixel_values", "labels", "reinforced")
@@ -159,23 +158,8 @@ class ReinforcedDataset(MappedReinforcedData):
 
     def pairs(self, view: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the rows that a view mixes with each other, int64 (pairs, 2), and all other rows, int64 (rows,)."""
-        rows = np.arange(len(self))
-        provenance = self.provenance
-        if not self.paired:
-            return np.empty((0, 2), np.int64), rows
-        size = provenance.num_rows if provenance.mixing_scope == "dataset" else provenance.shard_size
-        source = self.source_rows[: self.num_reinforced]
-        row_of = np.full(provenance.num_rows, -1)
-        row_of[source] = rows[: self.num_reinforced]
-        couples = [np.empty((0, 2), np.int64)]
-        # A matching for each block of examples that has rows here; couples of which one row is not here are dropped.
-        for start in np.unique(source // size).tolist():
-            stop = min((start + 1) * size, provenance.num_rows)
-            matched = row_of[Matching(start * size, stop, provenance.seed, view).pairs()]
-            couples.append(matched[: len(matched) // 2 * 2].reshape(-1, 2))
-        paired = np.concatenate(couples)
-        paired = paired[(paired >= 0).all(axis=1)]
-        return paired, np.setdiff1d(rows, paired)
+        couples = self._rows.matched(self.provenance, view) if self.paired else np.empty((0, 2), np.int64)
+        return couples, np.setdiff1d(np.arange(len(self)), couples)
 
     def __getitem__(self, index: ViewIndex) -> dict[str, Any]:
         return self.__getitems__([index])[0]
@@ -224,9 +208,8 @@ class ReinforcedDataset(MappedReinforcedData):
         slot = self._slot(index)
         if not self._rows.has_stored_views(slot):
             return np.empty(0, np.float32)
-        if by == "entropy":
-            return self._stored.entropies(slot, self.num_views, top_k)
-        return self._stored.cross_entropies(slot, self.num_views, top_k, self._label(slot))
+        kept = (slice(self.num_views), slice(top_k))
+        return self._stored.difficulties(slot, kept, None if by == "entropy" else self._label(slot))
 
     def teacher_answer(self, index: int, view: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the stored ids (K,) and log-probabilities (K,) float16 of one view.
@@ -260,11 +243,17 @@ class ReinforcedDataset(MappedReinforcedData):
         return int(self._rows.usable[row]), found
 
     def _item(self, slot: int, view: View, augmented: _Augmented) -> dict[str, Any]:
-        if isinstance(view, ViewRequest):  # `_locate` has answered the others
-            answers: dict[str, Any] = self._no_answers()
+        answers: dict[str, Any] = {}
+        if isinstance(view, ViewRequest):  # for a new view: `_locate` has answered the others
+            # Zeros in the shape of stored answers, so that all items of a batch are alike.
+            answers["teacher"] = np.zeros((2, self.provenance.top_k))
+            if self.signal == IMAGE_TAIL:
+                answers["tail"] = np.zeros((2, tail_size(self.num_classes)))
             image = self._draw(slot, view.number)
         else:
-            answers = self._stored_answers(slot, view)
+            answers["teacher"] = self._stored.answer(slot, view)
+            if self.signal == IMAGE_TAIL:
+                answers["tail"] = self._stored.tail(slot)
             image = self._replay(slot, view, augmented)
         item: dict[str, Any] = {"pixel_values": as_tensor(image)}
         for name, (ids, logprobs) in answers.items():
@@ -277,20 +266,6 @@ class ReinforcedDataset(MappedReinforcedData):
             own = self._rows.has_stored_views(slot)
             item.update(self._chosen[slot] if own else self._chosen_of_others[int(self._rows.places[slot])])
         return item
-
-    def _stored_answers(self, slot: int, view: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Returns ids and log-probabilities, (K,) or (T,), by the beginning of their keys in an item."""
-        answers = {"teacher": self._stored.answer(slot, view)}
-        if self.signal == IMAGE_TAIL:
-            answers["tail"] = self._stored.tail(slot)
-        return answers
-
-    def _no_answers(self) -> dict[str, np.ndarray]:
-        """Returns zeros in the shape of stored answers, so that all items of a batch are alike."""
-        answers = {"teacher": np.zeros((2, self.provenance.top_k))}
-        if self.signal == IMAGE_TAIL:
-            answers["tail"] = np.zeros((2, tail_size(self.num_classes)))
-        return answers
 
     def _label(self, slot: int) -> int:
         return self._stored.label(slot) if self._rows.has_stored_views(slot) else self._rows.other_label(slot)
@@ -342,30 +317,18 @@ class ReinforcedDataset(MappedReinforcedData):
 
     def _decode(self, slot: int) -> PIL.Image.Image:
         (value,) = self._images[int(self._rows.places[slot])].values()
-        image = decode_row(value, self._name(slot), "Fetch the dataset again.", ReplayError)
+        image = decode_row(value, self._rows.name(slot), "Fetch the dataset again.", ReplayError)
         if self.check_images and self._rows.has_stored_views(slot) and not self._checked[slot]:
-            self._check_image(slot, image)
+            expected = self._stored.image_hash(slot)
+            found = pixel_hash(image)
+            if expected != found:
+                raise ReplayError(
+                    f"{self._rows.name(slot)} must hold the image that was reinforced (pixel hash {expected:016x}), found "
+                    f"another ({found:016x}). Load the base dataset at revision {self.provenance.base.get('revision')}, "
+                    "unchanged."
+                )
+            self._checked[slot] = True
         return image
-
-    def _check_image(self, slot: int, image: PIL.Image.Image) -> None:
-        expected = self._stored.image_hash(slot)
-        found = pixel_hash(image)
-        if expected != found:
-            raise ReplayError(
-                f"{self._name(slot)} must hold the image that was reinforced (pixel hash {expected:016x}), found another "
-                f"({found:016x}). Load the base dataset at revision {self.provenance.base.get('revision')}, unchanged."
-            )
-        self._checked[slot] = True
-
-    def _name(self, slot: int) -> str:
-        """Names a row in messages: by its number in the base that was reinforced, and in the one that is here."""
-        place = int(self._rows.places[slot])
-        if not self._rows.has_stored_views(slot):
-            return f"row {place} of the base"
-        source = self._rows.base_row(slot)
-        if not self.provenance.overlay or source == place:
-            return f"row {place}"
-        return f"row {source} (row {place} of `base`)"
 
 
 def _chosen_columns(rows: datasets.Dataset, columns: Sequence[str]) -> datasets.Dataset:

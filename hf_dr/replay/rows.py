@@ -15,6 +15,7 @@ from hf_dr.replay.join import JoinedBase, readable
 from hf_dr.store.base_dataset import label_numbers
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import IMAGE_HASH, SOURCE_INDEX
+from hf_dr.views.rng import Matching
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ class Rows:
             untouched "+" dataset.
         places: Where among the images that of each slot is, int64 (plus + others,).
         labels: The labels of the others, int64 (others,).
+        overlay: Whether the images are those of a base.
     """
 
     usable: np.ndarray
@@ -42,6 +44,7 @@ class Rows:
     by_source: np.ndarray | None
     places: np.ndarray
     labels: np.ndarray
+    overlay: bool
 
     def __len__(self) -> int:
         return len(self.usable)
@@ -84,6 +87,30 @@ class Rows:
                 "reinforce without mixing."
             )
         return slot
+
+    def name(self, slot: int) -> str:
+        """Names a row in messages: by its number in the base that was reinforced, and in the one that is here."""
+        place = int(self.places[slot])
+        if not self.has_stored_views(slot):
+            return f"row {place} of the base"
+        if not self.overlay or self.source[slot] == place:
+            return f"row {place}"
+        return f"row {self.source[slot]} (row {place} of `base`)"
+
+    def matched(self, provenance: Provenance, view: int) -> np.ndarray:
+        """Returns the rows that are each other's partner in a view, int64 (pairs, 2)."""
+        size = provenance.num_rows if provenance.mixing_scope == "dataset" else provenance.shard_size
+        source = self.source[self.reinforced]
+        row_of = np.full(provenance.num_rows, -1)
+        row_of[source] = np.arange(len(source))
+        couples = [np.empty((0, 2), np.int64)]
+        # Each block of examples has its own matching, in which an odd one out comes last.
+        for start in np.unique(source // size).tolist():
+            stop = min((start + 1) * size, provenance.num_rows)
+            matched = row_of[Matching(start * size, stop, provenance.seed, view).pairs()]
+            couples.append(matched[: len(matched) // 2 * 2].reshape(-1, 2))
+        paired = np.concatenate(couples)
+        return paired[(paired >= 0).all(axis=1)]  # both are rows of this dataset
 
 
 def find_rows(
@@ -131,6 +158,7 @@ def find_rows(
         by_source=None if np.array_equal(source, np.arange(len(source))) else np.argsort(source, kind="stable"),
         places=np.concatenate([places, others]),
         labels=labels,
+        overlay=base is not None,
     )
 
 

@@ -39,14 +39,7 @@ _Read = TypeVar("_Read")
 
 @dataclass(frozen=True)
 class _Group:
-    """Shards that are read and shuffled together, and which of their rows are wanted.
-
-    Attributes:
-        number: The group's place in the epoch.
-        shards: Numbers of the shards.
-        start: The first place wanted in the order of the group's rows.
-        stop: The place after the last.
-    """
+    """Shards that are read and shuffled together, and from where to where in the order of their rows they are wanted."""
 
     number: int
     shards: list[int]

@@ -87,7 +87,7 @@ class ReinforcedSampler(torch.utils.data.Sampler[tuple[int, View]]):
             `MappedReinforcedData.scheduled_ranks`), the easiest first or the hardest. The last two cannot mix.
         view_difficulty: What is difficult: `entropy` of the stored answer, or `cross_entropy` of it to the label.
         num_epochs: Of the whole training; needed where views come by their difficulty.
-        reinforced_probability: Share of samples that replay a stored view; the others are drawn anew and have a label
+        reinforced_probability: Share of samples that replay a stored view; the others are newly drawn and have a label
             only.
 
     Raises:

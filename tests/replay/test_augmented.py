@@ -26,7 +26,7 @@ def augmented(tiny_dataset):
     return AugmentedDataset(tiny_dataset, AUGMENTATION, seed=3, **COLUMNS)
 
 
-def test_its_views_are_those_that_a_reinforced_dataset_draws_anew(augmented, tiny_dataset, tiny_teacher, tmp_path):
+def test_its_views_are_the_new_views_of_a_reinforced_dataset(augmented, tiny_dataset, tiny_teacher, tmp_path):
     config = ReinforceConfig(str(tmp_path), "x", num_views=1, top_k=1, seed=3)
     reinforce(tiny_dataset, tiny_teacher, AUGMENTATION, config)
     plus = load_reinforced(tmp_path, seed=3)

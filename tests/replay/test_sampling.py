@@ -129,7 +129,7 @@ def test_pairs_of_shards(tmp_path, tiny_dataset, tiny_teacher):
 @pytest.mark.parametrize("probability", [0.0, 0.6, 1.0])
 @pytest.mark.parametrize("view_order", ["all", "random"])
 def test_rows_without_stored_views(tmp_path, tiny_dataset, tiny_teacher, view_order, probability):
-    """They are drawn anew in every epoch, among the others, and part no pair."""
+    """They are newly drawn in every epoch, among the others, and part no pair."""
     augmentation = Augmentation([RandomResizedCrop(8), MixUp(p=1.0)])
     config = ReinforceConfig(str(tmp_path), num_views=3, top_k=2, overlay=True, max_examples=6)
     reinforce(tiny_dataset, tiny_teacher, augmentation, config)

@@ -107,8 +107,10 @@ class _Policy:
             # In whole numbers: rounding errors would make it a pixel less where the exact result is whole, as they do
             # in torchvision's float32 tables on some machines.
             side = size[1] if op == "TranslateX" else size[0]
-            most, parts = (150 * side, 331) if self.translate is None else (self.translate, 1)
-            pixels = most * abs(level) // (parts * (num_levels - 1))
+            if self.translate is None:
+                pixels = 150 * side * abs(level) // (331 * (num_levels - 1))
+            else:
+                pixels = self.translate * abs(level) // (num_levels - 1)
             return pixels if level > 0 else -pixels
         if op == "Rotate":
             return self.rotate * share
@@ -124,17 +126,10 @@ POLICY_OPS = (
     "Identity", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Color", "Contrast",
     "Sharpness", "Posterize", "Solarize", "AutoContrast", "Equalize",
 )  # fmt: skip
-
-
 _UNSIGNED = frozenset({"Identity", "Posterize", "Solarize", "AutoContrast", "Equalize"})
-
-
 _LEVELLESS = frozenset({"Identity", "AutoContrast", "Equalize"})
 
-
 _RAND_AUGMENT = _Policy(shear=0.3, translate=None, rotate=30, colour=0.9, posterize=4)
-
-
 _TRIVIAL_AUGMENT = _Policy(shear=0.99, translate=32, rotate=135, colour=0.99, posterize=6)
 
 

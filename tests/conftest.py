@@ -45,6 +45,7 @@ import pytest
 import torch
 from torch import nn
 
+import hf_dr.replay.dataset
 from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.job import reinforce
 from hf_dr.replay.dataset import ReinforcedDataset
@@ -206,3 +207,17 @@ def edit() -> Callable[..., ReinforcedDataset]:
         return ReinforcedDataset(datasets.Dataset(changed, info=plus.plus.info), plus.provenance)
 
     return edit
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The name of each row whose image a "+" dataset decodes, in order."""
+    names: list[str] = []
+    decode = hf_dr.replay.dataset.decode_row
+
+    def watched(value, name, *settings):
+        names.append(name)
+        return decode(value, name, *settings)
+
+    monkeypatch.setattr(hf_dr.replay.dataset, "decode_row", watched)
+    return names

@@ -40,7 +40,6 @@ LONGER = {
     "training.trainer": "to be divided",
     "training.trainer.ReinforcedTrainer": "to be divided",
     "cli.train.train_command": "to be divided",
-    "replay.dataset.ReinforcedDataset": "to be divided",
 }
 
 # What would run code from a file, or hide randomness in global state.

@@ -20,8 +20,8 @@ from hf_dr.evaluation.comparison import as_arguments
 from hf_dr.evaluation.metrics import compute_metrics
 from hf_dr.hub.fetch import fetch_config
 from hf_dr.processes import process_state
+from hf_dr.replay.augmented import AugmentedDataset
 from hf_dr.replay.loading import each_dataset, load_reinforced
-from hf_dr.replay.plain import PlainDataset
 from hf_dr.store.base_dataset import check_dataset, load_base
 from hf_dr.store.named_files import FILES_FROM_HELP
 from hf_dr.teacher.ensemble import Teacher
@@ -136,7 +136,7 @@ class StudentArguments:
                 )
 
 
-def _load_plain(student: StudentArguments, seed: int) -> PlainDataset:
+def _load_plain(student: StudentArguments, seed: int) -> AugmentedDataset:
     (name,), config = student.dataset, student.name[0] if student.name else None
     augmentation, split = build_augmentation(student.augmentation, student.size or 224), student.split or "train"
     with process_state().local_main_process_first():
@@ -144,7 +144,7 @@ def _load_plain(student: StudentArguments, seed: int) -> PlainDataset:
     image_column, label_column = check_dataset(base, student.image_column, student.label_column)
     if label_column is None:
         raise ConfigError(f"`objective` {student.objective} needs labels, found none in {name}. Name `label_column`.")
-    return PlainDataset(
+    return AugmentedDataset(
         base,
         augmentation,
         image_column=image_column,
@@ -223,8 +223,7 @@ def train_command(argv: Sequence[str], prog: str) -> int:
     if student.eval_dataset:
         images, described = load_base(student.eval_dataset, split=student.eval_split, files_from=student.files_from)
         evaluated_on = {**described, "split": student.eval_split}
-        provenance = plus.provenances[0]
-        columns = {"image_column": provenance.image_column, "label_column": provenance.label_column or "label"}
+        columns = {"image_column": plus.origin.image_column, "label_column": plus.origin.label_column or "label"}
         classes = getattr(images.features.get(columns["label_column"]), "names", None)
         if classes and plus.class_names and classes != plus.class_names:
             c = next(c for c, name in enumerate([*classes, None]) if [*plus.class_names, None][c] != name)

@@ -149,7 +149,7 @@ class ReinforcedTrainer(ResumableTrainer):
             )
         elif self.args.mixes and train is not None:
             raise ConfigError(
-                "`mixup_alpha` and `cutmix_alpha` need a dataset of this package (`load_reinforced`, `PlainDataset`), got "
+                "`mixup_alpha` and `cutmix_alpha` need a dataset of this package (`load_reinforced`, `AugmentedDataset`), got "
                 f"{type(train).__name__}. Set them to 0."
             )
 
@@ -462,10 +462,10 @@ class ReinforcedTrainer(ResumableTrainer):
             return
         if not self.is_world_process_zero():
             return
-        provenances, start, tags = train.provenances, settings.get("finetuned_from"), settings.get("tags") or []
+        origin, start, tags = train.origin, settings.get("finetuned_from"), settings.get("tags") or []
         local = start is not None and Path(start).expanduser().is_dir()
-        base, views = provenances[0].base.get("id"), " + ".join(str(p.num_views) for p in provenances)
-        labellers = ", ".join(dict.fromkeys(member["id"] for p in provenances for member in p.teacher["members"]))
+        base, views = origin.base.get("id"), " + ".join(map(str, origin.num_views))
+        labellers = ", ".join(dict.fromkeys(member["id"] for member in origin.teacher_members))
         kept = {key: value for key, value in (self._kept_settings() or {}).items() if value is not None}
         hyperparameters = {k: " ".join(str(v).split()) for k, v in extract_hyperparameters_from_trainer(self).items()}
         speeds = [entry[_SPEED] for entry in self.state.log_history if _SPEED in entry]
@@ -477,11 +477,11 @@ class ReinforcedTrainer(ResumableTrainer):
             dataset={
                 "id": settings.get("dataset"),
                 "revision": settings.get("dataset_revision"),
-                "config": (" + ".join(p.config_name for p in provenances) or provenances[0].base.get("config")),
+                "config": " + ".join(origin.configs) or origin.base.get("config"),
                 "fingerprint": train.fingerprint,
                 **({} if labellers else {"reinforced": False}),
             },
-            origin=f"That is {provenances[0].num_rows:,} examples{f' of {base}' if base else ''}"
+            origin=f"That is {origin.num_examples:,} examples{f' of {base}' if base else ''}"
             + (f", whose {views} views each were labelled by {labellers}." if labellers else "."),
             timm=is_timm(self.model),
             teachers=[{key: m.get(key) for key in ("id", "revision", "license")} for m in self._teacher_members],
@@ -588,8 +588,7 @@ class ReinforcedTrainer(ResumableTrainer):
         train = self.train_dataset
         if not isinstance(train, ReinforcedData) or self.args.reinforced_probability == 0:
             return []
-        members = [member for provenance in train.provenances for member in provenance.teacher["members"]]
-        return list({json.dumps(member, sort_keys=True): member for member in members}.values())
+        return list({json.dumps(member, sort_keys=True): member for member in train.origin.teacher_members}.values())
 
     @property
     def _online_teacher(self) -> str | None:

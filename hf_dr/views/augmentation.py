@@ -38,8 +38,9 @@ class Augmentation:
             raise ConfigError(
                 "an augmentation must hold at least one op, got an empty list. Add e.g. RandomResizedCrop."
             )
-        self._single = [(op, keys) for op, keys in zip(self.ops, self._keys(), strict=True) if not op.mixes]
-        self._mixing = [(op, keys) for op, keys in zip(self.ops, self._keys(), strict=True) if op.mixes]
+        keyed = list(zip(self.ops, self._keys(), strict=True))
+        self._single = [(op, keys) for op, keys in keyed if not op.mixes]
+        self._mixing = [(op, keys) for op, keys in keyed if op.mixes]
         if [op.mixes for op in self.ops] != sorted(op.mixes for op in self.ops):
             raise ConfigError(f"mixing ops must come last, got {self._names()}. Move MixUp and CutMix to the end.")
         if self.size is None:

@@ -21,7 +21,7 @@ import xxhash
 from hf_dr.errors import DataError, ReplayError
 
 DECODING_RULE = 1
-"""Raised with every change of the rule above: hashes of pixels that are kept are made anew."""
+"""Raised with every change of the rule above: kept hashes of pixels are then made again."""
 
 _ORIENTATION = 0x0112  # the EXIF tag
 
@@ -38,11 +38,11 @@ def decode_image(value: Any) -> PIL.Image.Image:
     try:
         if isinstance(value, PIL.Image.Image):
             return to_rgb(value)
-        data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (None, None)
-        if data is not None:
-            source: BytesIO | Path = BytesIO(data)
-        elif path is not None:
-            source = Path(path)
+        cell = value if isinstance(value, dict) else {}
+        if cell.get("bytes") is not None:
+            source: BytesIO | Path = BytesIO(cell["bytes"])
+        elif cell.get("path") is not None:
+            source = Path(cell["path"])
         else:
             raise DataError(f"expected an image as bytes or a path, got {value!r:.80}")
         with PIL.Image.open(source) as image:
@@ -55,7 +55,7 @@ def decode_image(value: Any) -> PIL.Image.Image:
 
 
 def decode_row(
-    value: Any, where: str, advice: str = "Mend it.", error: type[DataError | ReplayError] = DataError
+    value: Any, where: str, advice: str = "Fix it.", error: type[DataError | ReplayError] = DataError
 ) -> PIL.Image.Image:
     """Decodes the image of one row to RGB.
 

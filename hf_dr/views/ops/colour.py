@@ -127,8 +127,10 @@ class _Policy:
         # In whole numbers: rounding errors would make it a pixel less where the exact result is whole, as they do
         # in torchvision's float32 tables on some machines.
         side = size[1] if op == "TranslateX" else size[0]
-        most, parts = (150 * side, 331) if self.translate is None else (self.translate, 1)
-        pixels = most * abs(level) // (parts * (num_levels - 1))
+        if self.translate is None:
+            pixels = 150 * side * abs(level) // (331 * (num_levels - 1))
+        else:
+            pixels = self.translate * abs(level) // (num_levels - 1)
         return pixels if level > 0 else -pixels
 
 

@@ -36,11 +36,7 @@ LEVELS = {
 WITHOUT_GENERATION = ("training", "transfer", "evaluation")
 MAX_LINES = {"module": 600, "class": 300, "function": 80}
 # What is longer, and why. The list may only shrink.
-LONGER = {
-    "training.trainer": "to be divided",
-    "training.trainer.ReinforcedTrainer": "to be divided",
-    "cli.train.train_command": "to be divided",
-}
+LONGER = {}
 
 # What would run code from a file, or hide randomness in global state.
 FORBIDDEN = {

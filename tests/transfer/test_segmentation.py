@@ -431,7 +431,7 @@ def test_a_killed_run_goes_on_as_if_nothing_were(trained, toy, tmp_path, caplog,
     shutil.copytree(trained / f"checkpoint-{STEPS // 2}", out / f"checkpoint-{STEPS // 2}")
     with caplog.at_level("INFO", "hf_dr"):
         assert main(["segment", *flags(toy, out)]) == 0
-    assert f"Going on from {out / f'checkpoint-{STEPS // 2}'}" in caplog.text
+    assert f"Resuming from {out / f'checkpoint-{STEPS // 2}'}" in caplog.text
     whole, again = (load_file(folder / "model.safetensors") for folder in (trained, out))
     assert all(torch.equal(whole[name], again[name]) for name in whole)
     assert main(["segment", *flags(toy, out, aux_weight=0.5)]) == 2

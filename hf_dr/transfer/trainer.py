@@ -33,11 +33,11 @@ logger = logging.getLogger(__name__)
 Model = TypeVar("Model", bound=nn.Module)
 
 TRANSFER_FILE = "transfer.json"
-"""What a model is made of and was trained on, beside its weights: it is built and resumed from this."""
+"""What a model is made of and was trained on, next to its weights: it is built and resumed from this."""
 RESULTS_FILE = "transfer_results.json"
-"""What came of a finished training: `task`, `student`, `dataset`, `metrics` and `training`."""
+"""The results of a finished training: `task`, `student`, `dataset`, `metrics` and `training`."""
 HEADLINES = {"box_map": "box mAP", "mask_map": "mask mAP", "mean_iou": "mIoU"}
-"""Of the metrics, those that cards and results pages show, by what they call them; fractions from 0 to 1."""
+"""The metrics that cards and results pages show, with their titles; fractions from 0 to 1."""
 
 _CARD = """---
 library_name: hf_dr
@@ -58,16 +58,18 @@ class TransferArguments(TrainingArguments):
         ConfigError: A value is impossible.
     """
 
-    momentum: float = field(default=0.9, metadata={"help": "Of --optim sgd."})
+    momentum: float = field(default=0.9, metadata={"help": "Momentum of --optim sgd."})
     nesterov: bool = field(default=False, metadata={"help": "Nesterov momentum for --optim sgd."})
     lr_milestones: list[float] = field(
         default_factory=list,
         metadata={
-            "help": "Shares of all steps, ascending, after each of which the rate falls by --lr_decay, after a linear warm-up: "
-            "in place of --lr_scheduler_type."
+            "help": "Shares of all steps, ascending. After a linear warm-up the rate is constant, and it is multiplied by "
+            "--lr_decay at each of them, instead of following --lr_scheduler_type."
         },
     )
-    lr_decay: float = field(default=0.1, metadata={"help": "Factor of the rate at each of --lr_milestones."})
+    lr_decay: float = field(
+        default=0.1, metadata={"help": "Factor by which the rate changes at each of --lr_milestones."}
+    )
 
     def __post_init__(self) -> None:
         if not 0 <= self.momentum < 1:
@@ -109,7 +111,9 @@ class EpochSampler(torch.utils.data.Sampler[tuple[int, int]]):
     """
 
     def __init__(self, count: int, seed: int) -> None:
-        self._count, self._seed, self.epoch = count, seed, 0
+        self._count = count
+        self._seed = seed
+        self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch of the next `iter`."""
@@ -130,7 +134,7 @@ class TransferTrainer(ResumableTrainer):
         model: Its forward takes a batch by name and returns `{"loss": ...}` in training.
         args: Settings.
         description: What decides the model and its training, for JSON: `task`, `student`, `dataset`, and all that builds the
-            model anew. It is saved with the weights; a run is resumed only under the same.
+            model again. It is saved with the weights; a run is resumed only under the same.
         meter: Starts a measurement.
         train_dataset: `train_dataset[row, epoch]` is an example; its randomness follows from row, epoch and a seed alone.
         eval_dataset: `eval_dataset[row]` is an example.
@@ -152,7 +156,8 @@ class TransferTrainer(ResumableTrainer):
             model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, data_collator=data_collator
         )
         self.args: TransferArguments
-        self._description, self._meter = json.loads(json.dumps(description)), meter
+        self._description = json.loads(json.dumps(description))  # as it is read back
+        self._meter = meter
 
     @property
     def _module(self) -> nn.Module:
@@ -174,7 +179,7 @@ class TransferTrainer(ResumableTrainer):
         return self._sampler
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader:
-        """Returns the batches of this process: every so-many-th image, and none of another's to fill up the last batch."""
+        """Returns the batches of this process: of N processes every N-th image, with no others to fill up the last batch."""
         args = self.args
         dataset: Any = eval_dataset if eval_dataset is not None else self.eval_dataset
         return torch.utils.data.DataLoader(
@@ -223,8 +228,8 @@ class TransferTrainer(ResumableTrainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Returns the metrics of the task's meter, over all images of all processes."""
-        model, meter = self._module, self._meter()  # unwrapped: processes have batches of different numbers
-        model.eval()
+        model = self._module.eval()  # unwrapped, because processes have different numbers of batches
+        meter = self._meter()
         for batch in dataloader:
             with torch.no_grad(), self.compute_loss_context_manager():
                 meter.update(model, self._prepare_inputs(batch))
@@ -241,7 +246,8 @@ class TransferTrainer(ResumableTrainer):
             Path(output_dir or self.args.output_dir or ".", TRANSFER_FILE).write_text(text, encoding="utf-8")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        there, here = read_description(resume_from_checkpoint), self._description
+        there = read_description(resume_from_checkpoint)
+        here = self._description
         differing = [
             f"{key}: {there.get(key)!r:.80} there, {here.get(key)!r:.80} here"
             for key in dict.fromkeys([*there, *here])
@@ -255,10 +261,11 @@ class TransferTrainer(ResumableTrainer):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def write_results(self) -> None:
-        """Writes `transfer_results.json`: the last evaluation of just the present weights, of which student, on which data."""
+        """Writes `transfer_results.json`: the last evaluation of the present weights, of which student, on which data."""
         if not self.is_world_process_zero():
             return
-        described, args = self._description, self.args
+        described = self._description
+        args = self.args
         content = {
             **{key: described[key] for key in ("task", "student", "dataset")},
             "metrics": self._measured,
@@ -295,12 +302,15 @@ class TransferTrainer(ResumableTrainer):
         if not self.is_world_process_zero():
             return None
         assert self.hub_model_id is not None
-        name, student = self.hub_model_id.rpartition("/")[2], self._description["student"]
+        name = self.hub_model_id.rpartition("/")[2]
+        described = self._description
         measured = ", ".join(
             f"{title} {self._measured[key]:.4g}" for key, title in HEADLINES.items() if key in self._measured
         )
-        about = f"Trained on `{self._description['dataset'].get('id')}`, on the backbone `{student['id']}`. {measured}"
-        card = _CARD.format(tag=self._description["task"], name=name, about=about)
+        about = (
+            f"Trained on `{described['dataset'].get('id')}`, on the backbone `{described['student']['id']}`. {measured}"
+        )
+        card = _CARD.format(tag=described["task"], name=name, about=about)
         folder = Path(args.output_dir or ".")
         return publish(
             Repository(self.hub_model_id, "model", revision or args.hub_revision, token or args.hub_token),
@@ -333,7 +343,7 @@ def read_description(folder: str | Path) -> dict[str, Any]:
         ) from error
     if not isinstance(content, dict) or not {"task", "student", "dataset", "backbone"} <= content.keys():
         raise FormatError(
-            f"{path} must tell task, student, dataset and backbone, found {str(content)[:80]}. Train anew."
+            f"{path} must hold task, student, dataset and backbone, found {str(content)[:80]}. Train again."
         )
     return content
 
@@ -348,16 +358,18 @@ def load_weights(model: nn.Module, folder: str | Path) -> None:
     try:
         model.load_state_dict(load_file(path))
     except (OSError, RuntimeError) as error:
-        raise FormatError(f"{path} must hold the weights of its model, but: {str(error)[:300]}. Train anew.") from error
+        raise FormatError(
+            f"{path} must hold the weights of its model, but: {str(error)[:300]}. Train again."
+        ) from error
 
 
 def load_trained(folder: str | Path, task: str, build: Callable[[Backbone, dict[str, Any]], Model]) -> Model:
     """Loads a model that `TransferTrainer` wrote, for evaluation.
 
     Args:
-        folder: Where.
-        task: It must be of this one.
-        build: Makes the model around its backbone, of what the folder's description says.
+        folder: Where it is.
+        task: What it must have been trained for.
+        build: Makes the model around a backbone, from the folder's description.
 
     Raises:
         ConfigError: It is of another task.
@@ -366,8 +378,7 @@ def load_trained(folder: str | Path, task: str, build: Callable[[Backbone, dict[
     described = read_description(folder)
     if described["task"] != task:
         raise ConfigError(f"{folder} must hold a model of {task}, found one of {described['task']}.")
-    model = build(
-        Backbone(BackboneSpec.from_dict(described["backbone"]), freeze_norm=described["freeze_norm"]), described
-    )
+    body = Backbone(BackboneSpec.from_dict(described["backbone"]), freeze_norm=described["freeze_norm"])
+    model = build(body, described)
     load_weights(model, folder)
     return model.eval()

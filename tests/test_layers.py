@@ -43,9 +43,6 @@ LONGER = {
     "generation.ml_dr.plain_pickle._run": "to be divided",
     "evaluation.results": "to be divided",
     "evaluation.results.Results": "to be divided",
-    "training.trainer": "to be divided",
-    "training.trainer.ReinforcedTrainer": "to be divided",
-    "cli.train.train_command": "to be divided",
     "replay.dataset.ReinforcedDataset": "to be divided",
 }
 

@@ -17,14 +17,13 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 import hf_dr.teacher.architectures  # noqa: F401 (what it registers, timm builds)
 from hf_dr.errors import ConfigError, FormatError
 from hf_dr.hub.repository import Push, Repository, publish
-from hf_dr.training.resumable import ResumableTrainer
+from hf_dr.training.resumable import ResumableArguments, ResumableTrainer
 from hf_dr.transfer.backbone import Backbone, BackboneSpec
 from hf_dr.views.rng import DOMAIN_ORDER, keyed_rng
 
@@ -51,15 +50,13 @@ pipeline_tag: {tag}
 
 
 @dataclass
-class TransferArguments(TrainingArguments):
+class TransferArguments(ResumableArguments):
     """`TrainingArguments` for detection and segmentation.
 
     Raises:
         ConfigError: A value is impossible.
     """
 
-    momentum: float = field(default=0.9, metadata={"help": "Momentum of --optim sgd."})
-    nesterov: bool = field(default=False, metadata={"help": "Nesterov momentum for --optim sgd."})
     lr_milestones: list[float] = field(
         default_factory=list,
         metadata={
@@ -72,8 +69,6 @@ class TransferArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        if not 0 <= self.momentum < 1:
-            raise ConfigError(f"`momentum` must be at least 0 and below 1, got {self.momentum!r}.")
         if not 0 < self.lr_decay <= 1:
             raise ConfigError(f"`lr_decay` must be above 0 and at most 1, got {self.lr_decay!r}.")
         steps = [0.0, *self.lr_milestones, 1.0]
@@ -81,14 +76,7 @@ class TransferArguments(TrainingArguments):
             raise ConfigError(
                 f"`lr_milestones` must be ascending shares between 0 and 1, got {', '.join(map(str, self.lr_milestones))}."
             )
-        if self.push_to_hub and str(getattr(self.hub_strategy, "value", self.hub_strategy)) != "end":
-            raise ConfigError(
-                f"`hub_strategy` must be end, got {self.hub_strategy!s}: the states in checkpoints are pickles, which are not "
-                "published. Set it."
-            )
         self.remove_unused_columns = False  # batches are made by the task's own dataset
-        # Without an accelerator several processes form a group only if the CPU is asked for, and no memory can be pinned.
-        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
 
 
@@ -141,6 +129,8 @@ class TransferTrainer(ResumableTrainer):
         data_collator: Makes a batch, a dictionary, of a list of examples.
     """
 
+    settings_file = TRANSFER_FILE
+
     def __init__(
         self,
         model: nn.Module,
@@ -165,13 +155,6 @@ class TransferTrainer(ResumableTrainer):
 
     # ------------------------------------------------------------------------------------------------------------ data
 
-    def _get_dataloader(self, dataset: Any, *settings: Any, **more: Any) -> torch.utils.data.DataLoader:
-        loader = super()._get_dataloader(dataset, *settings, **more)
-        # A loader draws the seed of its workers when it starts to iterate: from the global generator, what the model draws
-        # after a restart would not be what it had been without.
-        getattr(loader, "base_dataloader", loader).generator = torch.Generator().manual_seed(self.args.seed)
-        return loader
-
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
         dataset: Any = train_dataset if train_dataset is not None else self.train_dataset
         seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
@@ -182,14 +165,14 @@ class TransferTrainer(ResumableTrainer):
         """Returns the batches of this process: of N processes every N-th image, with no others to fill up the last batch."""
         args = self.args
         dataset: Any = eval_dataset if eval_dataset is not None else self.eval_dataset
-        return torch.utils.data.DataLoader(
+        loader = torch.utils.data.DataLoader(
             torch.utils.data.Subset(dataset, range(args.process_index, len(dataset), args.world_size)),
             batch_size=args.eval_batch_size,
             collate_fn=self.data_collator,
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory,
-            generator=torch.Generator().manual_seed(args.seed),
         )
+        return self._with_own_generator(loader)
 
     # ------------------------------------------------------------------------------------------------------- optimizer
 
@@ -239,26 +222,20 @@ class TransferTrainer(ResumableTrainer):
 
     # ----------------------------------------------------------------------------------------------------- what is kept
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        super()._save(output_dir, state_dict)
-        if self.args.should_save:
-            text = json.dumps(self._description, indent=2) + "\n"
-            Path(output_dir or self.args.output_dir or ".", TRANSFER_FILE).write_text(text, encoding="utf-8")
+    def run_settings(self) -> dict[str, Any]:
+        """Returns the description."""
+        return self._description
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        there = read_description(resume_from_checkpoint)
-        here = self._description
-        differing = [
-            f"{key}: {there.get(key)!r:.80} there, {here.get(key)!r:.80} here"
-            for key in dict.fromkeys([*there, *here])
-            if there.get(key) != here.get(key)
-        ]
-        if differing:
-            raise ConfigError(
-                f"a run must be resumed with its own settings, but {resume_from_checkpoint} differs in {'; '.join(differing)}. "
-                "Restore them, or choose another `output_dir`."
-            )
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+    def prepare_resume(self, checkpoint: str | None) -> None:
+        """As `ResumableTrainer`'s.
+
+        Raises:
+            ConfigError: The checkpoint was made with another description.
+            FormatError: It is none of a detector or a segmenter.
+        """
+        if checkpoint is not None:
+            read_description(checkpoint)
+        super().prepare_resume(checkpoint)
 
     def write_results(self) -> None:
         """Writes `transfer_results.json`: the last evaluation of the present weights, of which student, on which data."""

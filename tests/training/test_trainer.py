@@ -44,8 +44,8 @@ from hf_dr.teacher.signals import SIGNALS
 from hf_dr.training.arguments import ReinforcedTrainingArguments
 from hf_dr.training.distillation import OnlineDistillationTrainer
 from hf_dr.training.losses import reinforced_kl
-from hf_dr.training.students import LabelledImages, build_student, evaluation_augmentation, load_processor
-from hf_dr.training.trainer import ReinforcedTrainer, normalize
+from hf_dr.training.students import LabelledImages, build_student, evaluation_augmentation, load_processor, normalize
+from hf_dr.training.trainer import ReinforcedTrainer
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops.geometry import CenterCrop, RandomHorizontalFlip, RandomResizedCrop
 from hf_dr.views.ops.mixing import MixUp
@@ -329,7 +329,7 @@ def test_each_signal_is_learnt_by_its_rule(of_signal, settings, signal, tail, ru
         kl = reinforced_kl(logits, *answers, tail=rule, temperature=2.0, **more)
         label = F.cross_entropy(logits, batch["labels"], reduction="none")
         assert found == pytest.approx(torch.where(batch["reinforced"], kl, label).mean().item(), rel=1e-5)
-    assert trainer._kept_settings()["tail"] == rule
+    assert trainer.run_settings()["tail"] == rule
 
 
 @pytest.mark.parametrize(
@@ -935,7 +935,7 @@ def test_resuming_from_another_average_or_none(plain, settings):
     trainer.train()
     later = ReinforcedTrainer(pooled(), settings(num_train_epochs=2, ema_decay=0.5), train_dataset=plain)
     with pytest.raises(
-        ConfigError, match=r"`ema_decay` is set, but the checkpoint .*-3 has no ema\.safetensors\. Resume"
+        ConfigError, match=r"averaged weights, but .*-3 has no ema\.safetensors\. Leave `ema_decay` out"
     ):
         later.train(resume_from_checkpoint=True)
 
@@ -971,7 +971,7 @@ def test_a_checkpoint_of_other_settings_is_refused(plain, tiny_plus, settings, c
     with pytest.raises(ConfigError, match=r"must be resumed with its own settings, but .*-3 differs in ") as error:
         later.train(resume_from_checkpoint=True)
     assert message in str(error.value)
-    assert "Restore them, or start a new run" in str(error.value)
+    assert "Restore them, or start a new run in another `output_dir`" in str(error.value)
     assert same(weights(student), before)
 
 
@@ -1191,12 +1191,12 @@ def test_the_students_own_normalization_is_used(plain, settings):
     pixels = plain[0]["pixel_values"][None]
     trainer = ReinforcedTrainer(student, settings(), train_dataset=plain)
     torch.testing.assert_close(
-        trainer._prepare_inputs({"pixel_values": pixels})["pixel_values"], normalize(pixels, *own)
+        trainer._student_inputs({"pixel_values": pixels})["pixel_values"], normalize(pixels, *own)
     )
     trainer = ReinforcedTrainer(student, settings(), train_dataset=plain, normalization=given)
-    torch.testing.assert_close(trainer._prepare_inputs({"pixel_values": pixels})["pixel_values"], pixels / 255)
+    torch.testing.assert_close(trainer._student_inputs({"pixel_values": pixels})["pixel_values"], pixels / 255)
     ready = torch.randn(2, 3, 4, 4)
-    assert trainer._prepare_inputs({"pixel_values": ready})["pixel_values"] is ready, "floats are normalised already"
+    assert trainer._student_inputs({"pixel_values": ready})["pixel_values"] is ready, "floats are normalised already"
 
 
 # --------------------------------------------------------------------------------------------------- online distillation
@@ -1252,7 +1252,8 @@ def test_another_online_teacher_is_another_run(plain, settings, make_teacher):
         ({"reinforced_probability": float("nan")}, "`reinforced_probability` must be between 0 and 1, got nan"),
         ({"label_weight": -0.1}, "`label_weight` must be between 0 and 1, got -0.1"),
         ({"unreinforced_label_smoothing": 2}, "`unreinforced_label_smoothing` must be between 0 and 1, got 2"),
-        ({"momentum": -1}, "`momentum` must be between 0 and 1, got -1"),
+        ({"momentum": -1}, "`momentum` must be at least 0 and below 1, got -1"),
+        ({"momentum": 1}, "`momentum` must be at least 0 and below 1, got 1"),
         ({"temperature": 0}, "`temperature` must be a number above 0, got 0"),
         ({"temperature": float("inf")}, "`temperature` must be a number above 0, got inf"),
         ({"tail": "short"}, "`tail` must be one of uniform, bucket, renormalize, zero, image, got 'short'"),

@@ -58,7 +58,7 @@ def test_categories_become_labels_in_the_order_of_their_ids(toy):
         assert np.array_equal(np.argwhere(inside)[[0, -1]], [[top, left], [bottom - 1, right - 1]])
 
 
-def test_what_is_not_learnt(changed):
+def test_what_is_not_learned(changed):
     def change(content):
         first, second, third, fourth = content["annotations"]
         first.update(iscrowd=1, segmentation={"size": [SIDE, SIDE], "counts": [0, SIDE * SIDE]})

@@ -151,7 +151,7 @@ def test_a_killed_run_goes_on_as_if_nothing_were(request, tmp_path, caplog, caps
     shutil.copytree(run.out / checkpoint, out / checkpoint)
     with caplog.at_level("INFO", "hf_dr"):
         assert main(run.words(out)) == 0
-    assert f"Going on from {out / checkpoint}" in caplog.text
+    assert f"Resuming from {out / checkpoint}" in caplog.text
     whole, again = (load_file(folder / "model.safetensors") for folder in (run.out, out))
     assert all(torch.equal(whole[name], again[name]) for name in whole)
     assert main(run.words(out, **change)) == 2

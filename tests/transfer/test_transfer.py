@@ -154,7 +154,7 @@ def test_what_is_no_backbone(save, tmp_path):
         backbone(str(folder), model_args={"drop_path_rate": 0.1})
 
 
-@pytest.mark.parametrize("change", ["missing", "besides"])
+@pytest.mark.parametrize("change", ["missing", "extra"])
 def test_weights_must_be_those_of_the_student(save, tmp_path, change):
     folder = shutil.copytree(save("test_resnet")[0], tmp_path / "student")
     weights = load_file(folder / "model.safetensors")
@@ -166,7 +166,7 @@ def test_weights_must_be_those_of_the_student(save, tmp_path, change):
     AutoModelForImageClassification.from_pretrained(folder)  # by itself it takes what is there
     message = {
         "missing": "has no .*layer2.0.conv1.weight",
-        "besides": "must hold .* alone, found .*layer9.weight besides",
+        "extra": "must hold .* alone, found .*layer9.weight",
     }
     with pytest.raises(TeacherError, match=message[change]):
         backbone(str(folder))
@@ -284,7 +284,10 @@ def test_a_run_is_resumed_only_under_its_own_description(whole, tmp_path):
     checkpoint = shutil.copytree(f"{whole.args.output_dir}/checkpoint-3", tmp_path / "checkpoint-3")
     path = checkpoint / TRANSFER_FILE
     path.write_text(json.dumps({**json.loads(path.read_text()), "task": "curve"}))
-    with pytest.raises(ConfigError, match=r"differs in task: 'curve' there, 'line' here. Restore them"):
+    with pytest.raises(ConfigError, match="differs in task: curve there, line here. Restore them"):
+        line_trainer(tmp_path / "out").train(resume_from_checkpoint=str(checkpoint))
+    path.unlink()
+    with pytest.raises(FormatError, match=r"checkpoint-3 must hold a model that .* trained, with its transfer.json"):
         line_trainer(tmp_path / "out").train(resume_from_checkpoint=str(checkpoint))
 
 

@@ -32,7 +32,8 @@ from hf_dr.evaluation.plots import reliability_picture
 from hf_dr.evaluation.sets import EvaluationSet, parse_set
 from hf_dr.processes import warm_up_kernels
 from hf_dr.teacher.ensemble import Teacher
-from hf_dr.teacher.members import Member, Preprocessing, imagenet_synsets, load_member
+from hf_dr.teacher.members import Member, imagenet_synsets, load_member
+from hf_dr.teacher.preprocessing import Preprocessing
 from hf_dr.text import markdown_table
 from hf_dr.version import __version__
 from hf_dr.views.images import decode_row

@@ -33,6 +33,7 @@ from hf_dr.store.base_dataset import (
     check_labels,
     checked_origin,
     content_hash,
+    load_parquet,
     sampled_rows,
     undecoded_images,
 )
@@ -56,6 +57,7 @@ from hf_dr.store.schema import (
 from hf_dr.store.shards import (
     ROW_GROUP_VIEWS,
     ShardWriter,
+    content_version,
     read_marker,
 )
 from hf_dr.teacher.ensemble import Teacher
@@ -111,8 +113,8 @@ def reinforce(
 
 def open_result(job: Job) -> datasets.Dataset:
     """Returns the rows that a run has made."""
-    files = [str(job.folder / name) for name in job.provenance.shard_names]
-    return datasets.load_dataset("parquet", data_files={job.provenance.split: files}, split=job.provenance.split)
+    shards = [job.folder / name for name in job.provenance.shard_names]
+    return load_parquet(shards, job.provenance.split, version=content_version(shards))
 
 
 class Job:

@@ -7,6 +7,7 @@ converted by Pillow's formula.
 
 from __future__ import annotations
 
+import logging
 import os
 import struct
 from functools import cache
@@ -22,6 +23,8 @@ import xxhash
 from datasets.utils.file_utils import xopen
 
 from hf_dr.errors import DataError, ReplayError
+
+logger = logging.getLogger(__name__)
 
 DECODING_RULE = 1
 """Raised with every change of the rule above: hashes of pixels that are kept are made anew."""
@@ -71,6 +74,16 @@ def decode_image(value: Any) -> PIL.Image.Image:
         if isinstance(error, (DataError, MemoryError)):
             raise
         raise DataError(f"{type(error).__name__}: {error}") from error
+
+
+@cache
+def _warn_of_few_bits(bits: int) -> None:
+    """Once for each number of bits in a process: a dataset has many such images."""
+    logger.warning(
+        "An image of 16-bit grey uses %d bits only, and becomes black or nearly so. Scale the levels of such images to 8 or 16 "
+        "bits.",
+        bits,
+    )
 
 
 @cache
@@ -159,10 +172,7 @@ def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
                 f"expected grey levels of 16 bits, got {levels.min()} to {levels.max()}. Convert the image."
             )
         if 0 < levels.max() < _FEW_LEVELS:
-            raise DataError(
-                f"expected grey levels of 16 bits, got none above {levels.max()}: of {int(levels.max()).bit_length()} bits, "
-                "the image would become black. Scale its levels to 8 or 16 bits"
-            )
+            _warn_of_few_bits(int(levels.max()).bit_length())
         return PIL.Image.fromarray((levels >> 8).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise DataError("expected an image of 8 or 16 bits, got floating-point pixels (mode F). Convert the image.")

@@ -14,6 +14,7 @@ import PIL.Image
 import pytest
 
 from hf_dr.errors import DataError
+from hf_dr.views import images
 from hf_dr.views.images import FORMATS, decode_image, pixel_hash, to_rgb
 from tests.samples import photo, same_pixels
 
@@ -267,18 +268,22 @@ def test_formats_that_start_programs_are_not_opened() -> None:
 
 
 @pytest.mark.parametrize("bits", [1, 8, 12])
-def test_grey_of_few_bits_is_not_taken_for_black(bits: int) -> None:
+def test_grey_of_few_bits_that_becomes_black_is_told_once(bits: int, caplog: pytest.LogCaptureFixture) -> None:
+    images._warn_of_few_bits.cache_clear()
     levels = np.linspace(0, (1 << bits) - 1, 16).astype(np.uint16).reshape(4, 4)
-    with pytest.raises(
-        DataError, match=rf"expected grey levels of 16 bits, got none above {(1 << bits) - 1}: of {bits} bits"
-    ):
-        decode_image(cell(PIL.Image.fromarray(levels)))
+    for _ in range(2):
+        assert pixels(decode_image(cell(PIL.Image.fromarray(levels)))).max() == ((1 << bits) - 1) >> 8
+    (record,) = caplog.records
+    assert record.getMessage().startswith(
+        f"An image of 16-bit grey uses {bits} bits only, and becomes black or nearly so."
+    )
 
 
-def test_grey_that_is_black_or_uses_its_bits_is_read() -> None:
+def test_grey_that_is_black_or_uses_its_bits_is_read(caplog: pytest.LogCaptureFixture) -> None:
     for top, expected in ((0, 0), (0xFFFF, 255), (1 << 12, 16)):
         levels = np.full((2, 2), top, np.uint16)
         assert np.asarray(decode_image(cell(PIL.Image.fromarray(levels)))).max() == expected
+    assert not caplog.records
 
 
 def test_large_images_are_refused_before_they_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,7 +43,7 @@ from safetensors.torch import load_file
 from hf_dr.cli.launch import launch
 from hf_dr.evaluation.comparison import CompareConfig, Comparison, as_arguments, run_comparison
 from hf_dr.store.base_dataset import undecoded_images
-from hf_dr.teacher.members import Preprocessing
+from hf_dr.teacher.preprocessing import Preprocessing
 from hf_dr.teacher.signals import SIGNALS
 from hf_dr.training.students import build_student
 from hf_dr.views.augmentation import Augmentation

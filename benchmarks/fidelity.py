@@ -28,7 +28,8 @@ from hf_dr.generation.job import reinforce_job
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.store.provenance import Provenance
 from hf_dr.teacher.ensemble import Teacher
-from hf_dr.teacher.members import Member, Preprocessing
+from hf_dr.teacher.members import Member
+from hf_dr.teacher.preprocessing import Preprocessing
 from hf_dr.views.augmentation import NAMED, Augmentation
 from hf_dr.views.ops.colour import POLICY_OPS
 

@@ -52,7 +52,8 @@ from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.store.shards import list_array
 from hf_dr.teacher.ensemble import Teacher
-from hf_dr.teacher.members import Member, Preprocessing, weights_hash
+from hf_dr.teacher.members import Member, weights_hash
+from hf_dr.teacher.preprocessing import Preprocessing
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops.colour import RandAugment
 from hf_dr.views.ops.geometry import RandomErasing, RandomHorizontalFlip, RandomResizedCrop

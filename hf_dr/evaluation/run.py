@@ -33,7 +33,8 @@ from hf_dr.evaluation.sets import EvaluationSet, parse_set
 from hf_dr.processes import warm_up_kernels
 from hf_dr.store.base_dataset import undecoded_images
 from hf_dr.teacher.ensemble import Teacher
-from hf_dr.teacher.members import Member, Preprocessing, imagenet_synsets, load_member
+from hf_dr.teacher.members import Member, imagenet_synsets, load_member
+from hf_dr.teacher.preprocessing import Preprocessing
 from hf_dr.views.images import as_tensor, decode_row
 from hf_dr.views.ops.geometry import CenterCrop, Resize
 

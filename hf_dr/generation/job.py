@@ -23,9 +23,9 @@ from hf_dr.generation.progress import Progress
 from hf_dr.generation.rows import RowCheck, RowStream, best_candidates
 from hf_dr.generation.sources import AnswerSource, choose_source, cut_spans
 from hf_dr.processes import on_main, process_state, warm_up_kernels
-from hf_dr.store.base_dataset import as_table
+from hf_dr.store.base_dataset import as_table, load_parquet
 from hf_dr.store.named_files import describe_named_files
-from hf_dr.store.shards import ROW_GROUP_VIEWS, ShardWriter
+from hf_dr.store.shards import ROW_GROUP_VIEWS, ShardWriter, content_version
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.signals import IMAGE_TAIL
 from hf_dr.text import format_bytes
@@ -133,9 +133,8 @@ class Job:
 
     def result(self) -> datasets.Dataset:
         """Returns the rows that the run has made."""
-        split = self.provenance.split
-        files = [str(self.folder / name) for name in self.provenance.shard_names]
-        return datasets.load_dataset("parquet", data_files={split: files}, split=split)
+        shards = [self.folder / name for name in self.provenance.shard_names]
+        return load_parquet(shards, self.provenance.split, version=content_version(shards))
 
     def _open(self, lock: filelock.BaseFileLock, part: Part) -> list[int]:
         """Opens or resumes the folder; returns the missing shards."""

@@ -18,10 +18,10 @@ from hf_dr.hub.fetch import check_split, fetch_config
 from hf_dr.replay.combined import CombinedReinforcedDataset
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.streaming import StreamedReinforcedDataset
-from hf_dr.store.base_dataset import load_base
+from hf_dr.store.base_dataset import check_cache, load_base, load_parquet
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import IMAGE_HASH, PROVENANCE_FILE, SOURCE_INDEX
-from hf_dr.store.shards import check_shards
+from hf_dr.store.shards import check_shards, content_version
 
 logger = logging.getLogger(__name__)
 
@@ -170,11 +170,12 @@ def open_plus(
     config = fetch_config(path, name, split=split, revision=revision)
     provenance = Provenance.read(config)
     check_split(split, provenance)
-    files = {provenance.split: [str(path) for path in check_shards(config, provenance)]}
+    shards = check_shards(config, provenance)
     try:
-        plus = datasets.load_dataset("parquet", data_files=files, split=provenance.split)
+        plus = load_parquet(shards, provenance.split, version=content_version(shards))
     # What Arrow raises on a damaged file, datasets may wrap or not. An error of the system, such as a full disk, stays one.
     except (datasets.exceptions.DatasetsError, pa.ArrowException, ValueError, TypeError, OSError, LookupError) as error:
+        check_cache()
         if any(isinstance(e, OSError) and e.errno is not None for e in (error, error.__cause__)):
             raise
         raise FormatError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +14,7 @@ from typing import Annotated, Any, Self
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 from datasets import Features, Image, List, Value
 from pydantic import Field
 
@@ -25,6 +26,7 @@ from hf_dr.store.schema import IMAGE_HASH, METADATA_KEY, PROVENANCE_FILE, is_res
 
 # Views in a row group: bounds the writer's memory whatever V is, and is enough for zstd to find what there is to find.
 ROW_GROUP_VIEWS = 1 << 16
+_FOOTER_BYTES = 1 << 16  # of statistics, sizes and places of columns: other content has another
 ZSTD_LEVEL = 19  # written once, read for ever; encoding is still thousands of views a second
 MAX_MASS = 1.01
 """Bound on the sum of an answer's K probabilities; rounding to float16 moves it by less than 2**-11 of the entropy."""
@@ -148,6 +150,16 @@ def check_shards(config: Path, provenance: Provenance) -> list[Path]:
                 f"{path} must have the columns of the first shard, found {features}. Fetch or make it again."
             )
     return shards
+
+
+def content_version(shards: Sequence[Path]) -> str:
+    """Returns a name for what shards hold now, from their footers: it changes when a shard is written again."""
+    hasher = xxhash.xxh3_64()
+    for path in shards:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - _FOOTER_BYTES))
+            hasher.update(file.read())
+    return f"content-{hasher.hexdigest()}"
 
 
 def check_full(batch: pa.RecordBatch, name: str) -> None:

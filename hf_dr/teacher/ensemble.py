@@ -173,13 +173,14 @@ class Teacher:
         own = [{_canonical(name) for name in labels} for labels in self.labels or ()]
         known = set().union(*own)
         theirs = [_canonical(name) for name in names]
-        if set(theirs) <= known:  # the same vocabulary: then the order must agree, too
-            for c, (mine, name) in enumerate(zip(own, theirs, strict=True)):
-                if name not in mine:
-                    raise TeacherError(
-                        f"the teacher's classes must be in the dataset's order, but class {c} is {names[c]!r} in the dataset "
-                        f"and {(self.labels or ())[c][0]!r} for the teacher. Pass `classes` (--teacher_classes by_name)."
-                    )
+        # A name that the teacher does not know may be another spelling; one that it knows must stand at its place.
+        for c, (mine, name) in enumerate(zip(own, theirs, strict=bool(own))):
+            if name in known and name not in mine:
+                raise TeacherError(
+                    f"the teacher's classes must be in the dataset's order, but class {c} is {names[c]!r} in the dataset and "
+                    f"{(self.labels or ())[c][0]!r} for the teacher. Pass `classes` (--teacher_classes by_name), or the "
+                    "teacher's number of each class."
+                )
 
     def provenance(self) -> dict[str, Any]:
         """Returns what determines the answers, and the members' ids and licences, in JSON types."""
@@ -217,10 +218,12 @@ def _resolve_classes(member: Member, classes: Sequence[int] | Sequence[str] | No
     if len(classes) == 0:
         raise TeacherError("`classes` must name at least one class, got an empty list.")
     ids: list[int] = []
-    known: dict[str, int] = {}
+    known: dict[str, set[int]] = {}
+    whole: dict[str, set[int]] = {}  # by all of a name: "cardigan" is a jacket, "Cardigan, Cardigan Welsh corgi" a dog
     for c, names in enumerate(member.labels or ()):
         for name in names:
-            known.setdefault(_canonical(name), c)
+            known.setdefault(_canonical(name), set()).add(c)
+            whole.setdefault(name.strip().casefold(), set()).add(c)
     for entry in classes:
         if isinstance(entry, str):
             if not known:
@@ -230,7 +233,14 @@ def _resolve_classes(member: Member, classes: Sequence[int] | Sequence[str] | No
                     f"`classes` must name classes of {member.id}, which has no {entry!r} (it has e.g. "
                     f"{', '.join(repr(n[0]) for n in (member.labels or ())[:3])}). Give the indices of its classes."
                 )
-            ids.append(known[_canonical(entry)])
+            meant = whole.get(entry.strip().casefold()) or known[_canonical(entry)]
+            if len(meant) > 1:
+                several = ", ".join(f"{c} ({', '.join((member.labels or ())[c])})" for c in sorted(meant))
+                raise TeacherError(
+                    f"`classes` must name one class each, but {entry!r} is several of {member.id}: {several}. Give its WordNet "
+                    "id or its number."
+                )
+            ids.append(next(iter(meant)))
         elif 0 <= entry < member.num_classes:
             ids.append(int(entry))
         else:

@@ -25,7 +25,8 @@ from hf_dr.evaluation.images import open_set
 from hf_dr.evaluation.metrics import classification_metrics, reliability
 from hf_dr.evaluation.run import ModelInput, run_evaluation
 from hf_dr.evaluation.sets import PRESETS, EvaluationSet, parse_set
-from hf_dr.teacher.members import Member, Preprocessing, load_member
+from hf_dr.teacher.members import Member, load_member
+from hf_dr.teacher.preprocessing import Preprocessing
 from hf_dr.training.students import build_student
 from hf_dr.views.images import decode_image
 

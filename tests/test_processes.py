@@ -12,7 +12,7 @@ from hf_dr.errors import ConfigError
 from hf_dr.evaluation.config import EvaluateConfig
 from hf_dr.evaluation.run import run_evaluation
 from hf_dr.generation.config import ReinforceConfig
-from hf_dr.generation.job import Job
+from hf_dr.generation.job import reinforce_job
 from hf_dr.generation.verify import verify
 from hf_dr.processes import KERNELS, OVER_ROWS, warm_up_kernels
 from hf_dr.training.resumable import ResumableTrainer
@@ -69,14 +69,14 @@ def events(monkeypatch):
 
 def test_a_run_calls_them_before_its_first_thread(events, tmp_path, tiny_dataset, tiny_teacher):
     config = ReinforceConfig(str(tmp_path), num_views=2, top_k=3, num_workers=2)
-    Job(tiny_dataset, tiny_teacher, ALL_OPS, config).run()
+    reinforce_job(tiny_dataset, tiny_teacher, ALL_OPS, config).run()
     assert events[0] == "warm"
     assert any(name.startswith("reinforce") for name in events)
 
 
 def test_an_estimate_calls_them(events, tmp_path, tiny_dataset, tiny_teacher):
     config = ReinforceConfig(str(tmp_path), num_views=2, top_k=3)
-    Job(tiny_dataset, tiny_teacher, ALL_OPS, config).estimate()
+    reinforce_job(tiny_dataset, tiny_teacher, ALL_OPS, config).estimate()
     assert events[0] == "warm"
 
 

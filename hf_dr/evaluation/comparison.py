@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from hf_dr.errors import ConfigError
-from hf_dr.evaluation.config import EvaluateConfig
+from hf_dr.evaluation.config import CompareConfig, EvaluateConfig, as_arguments
 from hf_dr.evaluation.plots import accuracy_figure, as_png, reliability_figure
 from hf_dr.evaluation.report import SHARES, Report
 from hf_dr.evaluation.run import run_evaluation
@@ -166,26 +166,6 @@ def compare(
     return Comparison(title, runs, report)
 
 
-@dataclass
-class CompareConfig:
-    """What is compared."""
-
-    title: str = field(metadata={"help": "What the table and the report call it."})
-    output_dir: str = field(metadata={"help": "Folder of the runs, the table and the report."})
-    train: Any = field(metadata={"help": "Settings of train.py, all but objective, seed and output_dir. In YAML only."})
-    evaluate: Any = field(metadata={"help": "Settings of evaluate.py, all but models and output_dir. In YAML only."})
-    objectives: list[str] = field(
-        default_factory=lambda: ["erm", "reinforced"], metadata={"help": "Of erm, reinforced, kd."}
-    )
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Each trains every objective."})
-    teacher: list[str] = field(default_factory=list, metadata={"help": "For kd: as for train.py."})
-    teacher_classes: str | None = field(default=None, metadata={"help": "For kd: as for train.py."})
-    pictures: list[str] = field(default_factory=list, metadata={"help": "PNG files to show in the report."})
-    save: bool = field(
-        default=False, metadata={"help": 'Keep the table next to the "+" dataset\'s shards and show it in its card.'}
-    )
-
-
 def run_comparison(config: CompareConfig, train: Callable[[list[str]], int]) -> Comparison:
     """Trains what is missing, then compares.
 
@@ -249,14 +229,6 @@ def is_finished(run: Path, flags: dict[str, Any]) -> bool:
             "another `output_dir`."
         )
     return (run / RESULTS_FILE).is_file()
-
-
-def as_arguments(flags: dict[str, Any]) -> list[str]:
-    """Writes settings as a command line."""
-    words = []
-    for key, value in flags.items():
-        words += [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
-    return words
 
 
 _ABOUT = (

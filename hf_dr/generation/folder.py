@@ -11,6 +11,7 @@ from pathlib import Path
 import filelock
 
 from hf_dr.errors import ConfigError, FingerprintMismatchError
+from hf_dr.store.card import write_card
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import PROVENANCE_FILE
 from hf_dr.store.shards import read_marker, remove_temporaries
@@ -67,6 +68,7 @@ def _take(folder: Path, lock: filelock.BaseFileLock, part: Part) -> None:
     """
     try:
         lock.acquire()
+        # Parts of the same number never have the same shards; a lock of any other run must be free.
         mates = {Part(index, part.count).lock(folder).lock_file for index in range(part.count)}
         for path in folder.glob(".lock*"):
             if str(path) not in mates:
@@ -117,7 +119,8 @@ def open_run(
         mine = part.of(provenance.num_shards)
         remove_temporaries(folder, ("",) if part == WHOLE else [provenance.shard_names[index] for index in mine])
         missing = [index for index in missing_shards(folder, provenance) if index in mine]
-        needed, free = len(missing) * provenance.shard_size * row_bytes, shutil.disk_usage(folder).free
+        needed = len(missing) * provenance.shard_size * row_bytes
+        free = shutil.disk_usage(folder).free
         if needed > free:
             raise ConfigError(
                 f"`output_dir` needs at least {format_bytes(needed)}, found {format_bytes(free)} free. Free space or lower "
@@ -162,3 +165,17 @@ def missing_shards(folder: Path, provenance: Provenance) -> list[int]:
                 f"{path} must carry this run's fingerprint, found another's. Delete it, and run the same command again."
             )
     return missing
+
+
+def complete_run(folder: Path, provenance: Provenance) -> int:
+    """Writes the final provenance and the card once all shards are there; returns the bytes of the shards.
+
+    Args:
+        folder: Of the configuration.
+        provenance: Of the run; the rows that were skipped are written into it.
+    """
+    markers = [read_marker(folder / name) for name in provenance.shard_names]
+    provenance.skipped_rows[:] = [row for marker in markers for row in marker.skipped_rows]
+    provenance.write(folder)
+    write_card(folder.parent)
+    return sum(marker.file_bytes for marker in markers)

@@ -20,7 +20,7 @@ from hf_dr.store.named_files import check_own_files
 from hf_dr.store.schema import is_reserved
 from hf_dr.teacher.ensemble import Teacher
 
-# Rows by whose files a base dataset is recognised; every image is hashed besides, when it is decoded.
+# Rows by whose files a base dataset is recognised; in addition, every image is hashed when it is decoded.
 _SAMPLED_ROWS = 64
 
 
@@ -40,11 +40,11 @@ def load_base(
         config: Its configuration, where it has several.
         split: The split; slices such as `train[:1000]` work.
         revision: Branch, tag or commit on the Hub.
-        files_from: Folders whose files its cells may name, besides its own: see `hf_dr.store.named_files`.
+        files_from: Folders whose files its cells may name, in addition to its own: see `hf_dr.store.named_files`.
 
     Returns:
         The dataset, and what names it in the provenance (`id`, `config`; a local path is cut down to its last part), with its
-        `license` if its card tells one.
+        `license` if its card names one.
 
     Raises:
         DataError: It cannot be found or read, has no such split, or names a file that is not its own.
@@ -77,14 +77,14 @@ def load_base(
         ) from error
     if not isinstance(loaded, datasets.Dataset):
         raise DataError(f"{name!r} must give one split, found {type(loaded).__name__}. Save or name a single split.")
-    # A single Parquet file has no files of its own: what lies beside it may be anything.
+    # A single Parquet file has no files of its own: what lies next to it may be anything.
     folder = path if path.is_dir() else None
     check_own_files(loaded, name, folder=folder, repo_id=None if path.exists() else name, files_from=files_from)
     return loaded, described if license is None else {**described, "license": license}
 
 
 def card_license(name: str, revision: str | None = None) -> str | None:
-    """Returns the licence that the card of a dataset tells: one in a folder, or one that was loaded from the Hub."""
+    """Returns the licence that the card of a dataset names: one in a folder, or one that was loaded from the Hub."""
     path = Path(name).expanduser()
     if path.exists():
         card = path / "README.md"

@@ -17,10 +17,9 @@ import torch
 import hf_dr.teacher.architectures  # noqa: F401 (what it registers, timm builds)
 from hf_dr.errors import TeacherError
 from hf_dr.teacher.members import HOW_TO_NAME, Member, load_member
+from hf_dr.teacher.names import PRECISIONS
 
 logger = logging.getLogger(__name__)
-
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Teacher:
@@ -114,7 +113,7 @@ class Teacher:
             pixels = member.preprocessing(views_BCHW)
             if self.channels_last:
                 pixels = pixels.contiguous(memory_format=torch.channels_last)
-            dtype = PRECISIONS[self.precision]
+            dtype = getattr(torch, PRECISIONS[self.precision])
             with torch.autocast(self.device.type, dtype, enabled=dtype is not torch.float32):
                 out = model(pixels)
             logits_BC = (out if isinstance(out, torch.Tensor) else out.logits).float()
@@ -136,7 +135,8 @@ class Teacher:
 
     def _common_classes(self) -> tuple[int, tuple[tuple[str, ...], ...] | None]:
         """Checks that all members answer over the same classes and returns their number and names."""
-        counts, names = [], []
+        counts = []
+        names = []
         for member, class_ids in zip(self.members, self._class_ids, strict=True):
             counts.append(member.num_classes if class_ids is None else len(class_ids))
             labels = member.labels

@@ -27,15 +27,19 @@ from hf_dr.views.ops.base import MAX_SIDE, MAX_VIEW_PIXELS
 
 logger = logging.getLogger(__name__)
 
-
-_TENSOR_FILTERS = ("nearest", "bilinear", "bicubic")
-
-
+HOW_TO_NAME = "a Hub id (timm or transformers), a transformers folder, or `timm:ARCHITECTURE@FILE.safetensors`"
 # A configuration from elsewhere could ask for any number, and a dict of names is made before weights are looked at.
 MAX_CLASSES = 1 << 20
+# The share of the resized side that a centre crop may keep.
+_CROPS = (0.05, 2)
+# Arguments of timm.create_model that bring in other files.
+_TIMM_FILES = frozenset({"checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"})
+_TENSOR_FILTERS = ("nearest", "bilinear", "bicubic")
+# Pillow's numbers of its filters, as transformers' image processors store them.
+_PILLOW_FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 
-
-HOW_TO_NAME = "a Hub id (timm or transformers), a transformers folder, or `timm:ARCHITECTURE@FILE.safetensors`"
+_Names = tuple[tuple[str, ...], ...]
+"""For each class the names by which it is known."""
 
 
 @dataclass(frozen=True)
@@ -49,20 +53,17 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         height, width = self.size if isinstance(self.size, tuple) and len(self.size) == 2 else (0, 0)
-        sides = all(isinstance(side, int) and 0 < side <= MAX_SIDE for side in (height, width))
+        are_sides = all(isinstance(side, int) and 0 < side <= MAX_SIDE for side in (height, width))
+        fits = are_sides and height * width <= MAX_VIEW_PIXELS
         for name, ok, expected in (
-            (
-                "size",
-                sides and height * width <= MAX_VIEW_PIXELS,
-                f"(height, width) of at most {MAX_VIEW_PIXELS:,} pixels",
-            ),
+            ("size", fits, f"(height, width) of at most {MAX_VIEW_PIXELS:,} pixels"),
             ("mean", _is_colour(self.mean), "three numbers"),
             ("std", _is_colour(self.std) and min(self.std) > 0, "three numbers above 0"),
             ("interpolation", self.interpolation in _TENSOR_FILTERS, f"one of {', '.join(_TENSOR_FILTERS)}"),
         ):
             if not ok:
                 raise TeacherError(
-                    f"`{name}` of a model's preprocessing must be {expected}, found {getattr(self, name)!r:.80}. Mend its "
+                    f"`{name}` of a model's preprocessing must be {expected}, found {getattr(self, name)!r:.80}. Fix its "
                     "configuration."
                 )
 
@@ -84,7 +85,7 @@ class Member:
     """One classifier of the ensemble and what is known about it.
 
     `labels[c]` holds the names by which class c is known, the first being the one shown; None where the model has none.
-    `crop` tells how it is evaluated: the share of the resized shorter side that the centre crop keeps; None squashes the
+    `crop` says how it is evaluated: the share of the resized shorter side that the centre crop keeps; None squashes the
     whole image. (As a teacher it sees whole views.)
     """
 
@@ -93,7 +94,7 @@ class Member:
     revision: str | None
     license: str | None
     num_classes: int
-    labels: tuple[tuple[str, ...], ...] | None
+    labels: _Names | None
     preprocessing: Preprocessing
     weights_hash: str
     crop: float | None = None
@@ -157,7 +158,7 @@ def load_member(name: str, *, card: bool = True, fallback: Preprocessing | None 
 
 
 def _load_timm(name: str) -> Member:
-    """Loads `timm:ARCHITECTURE@FILE.safetensors`; the architecture's own pretrained_cfg tells the preprocessing."""
+    """Loads `timm:ARCHITECTURE@FILE.safetensors`; the architecture's own pretrained_cfg has the preprocessing."""
     architecture, _, file = name.removeprefix("timm:").partition("@")
     path = Path(file).expanduser()
     if not timm.is_model(architecture):
@@ -199,6 +200,39 @@ def _load_transformers(
     name: str, source: str, revision: str | None, card: bool, fallback: Preprocessing | None, strict: bool
 ) -> Member:
     """Loads a transformers folder or a Hub id, timm's included (through transformers' timm wrapper)."""
+    model, revision = _load_model(name, source, revision, strict)
+    config = model.config
+    labels = _own_labels(name, config)
+    pretrained_cfg = getattr(config, "pretrained_cfg", None)  # timm's
+    if pretrained_cfg is None:
+        preprocessing, crop = _transformers_preprocessing(name, source, revision, fallback)
+    else:
+        preprocessing, crop = _wrapped_timm_preprocessing(name, pretrained_cfg)
+        synsets = _imagenet_labels(config.num_labels)
+        if labels and synsets:
+            labels = tuple(own + more for own, more in zip(labels, synsets, strict=True))
+        labels = labels or synsets
+    if crop is not None and not _CROPS[0] <= crop <= _CROPS[1]:
+        raise TeacherError(
+            f"the crop of {name!r} must keep a share from {_CROPS[0]} to {_CROPS[1]} of the resized side, found {crop}. Fix "
+            "its configuration."
+        )
+    license = (pretrained_cfg or {}).get("license")
+    return Member(
+        model=model,
+        id=Path(name).name if Path(name).expanduser().is_dir() else name,
+        revision=revision,
+        license=_card_license(source, revision) if card and not license else license,
+        num_classes=config.num_labels,
+        labels=labels,
+        preprocessing=preprocessing,
+        weights_hash=weights_hash(model),
+        crop=crop,
+    )
+
+
+def _load_model(name: str, source: str, revision: str | None, strict: bool) -> tuple[Any, str | None]:
+    """Returns a classifier with all its weights, and the commit of the Hub that it is from."""
     try:
         if not Path(source).is_dir():
             revision = resolve_revision(source, revision=revision).resolved  # all files of one commit, which is noted
@@ -217,57 +251,27 @@ def _load_transformers(
         ) from error
     if report["missing_keys"]:
         raise TeacherError(
-            f"the checkpoint of {name!r} has no {sorted(report['missing_keys'])[0]}: part of the model would be random. "
+            f"the checkpoint of {name!r} has no {min(report['missing_keys'])}: part of the model would be random. "
             "Name a checkpoint of an image classifier."
         )
     if strict and report["unexpected_keys"]:
-        besides = sorted(report["unexpected_keys"])[0]
         raise TeacherError(
-            f"the checkpoint of {name!r} must hold its model's weights alone, found {besides} besides. Save it again."
+            f"the checkpoint of {name!r} must hold only its model's weights, but it also holds "
+            f"{min(report['unexpected_keys'])}. Save it again."
         )
-    config = model.config
-    pretrained_cfg = getattr(config, "pretrained_cfg", None)
+    return model, revision
+
+
+def _own_labels(name: str, config: Any) -> _Names | None:
+    """Returns the names of the classes in a configuration; None where they are transformers' placeholders."""
     names = [config.id2label.get(c) for c in range(config.num_labels)]
     if not all(isinstance(own, str) for own in names):
         raise TeacherError(
-            f"the config.json of {name!r} must name all its {config.num_labels} classes. Mend its `id2label`."
+            f"the config.json of {name!r} must name all its {config.num_labels} classes. Fix its `id2label`."
         )
-    labels: tuple[tuple[str, ...], ...] | None = tuple((own,) for own in names)
     if all(own == f"LABEL_{c}" for c, own in enumerate(names)):
-        labels = None
-    if pretrained_cfg is not None:
-        try:
-            data = resolve_data_config(pretrained_cfg=pretrained_cfg, verbose=False)
-            preprocessing, crop = _timm_preprocessing(data, name), _timm_crop(data)
-        except (TypeError, ValueError, LookupError, AttributeError, AssertionError) as error:
-            if isinstance(error, TeacherError):
-                raise
-            raise TeacherError(
-                f"the `pretrained_cfg` of {name!r} must tell input_size, mean, std and crop as timm does, but: {error!r:.200}. "
-                "Mend its config.json."
-            ) from error
-        synsets = _imagenet_labels(config.num_labels)
-        if labels and synsets:
-            labels = tuple(own + more for own, more in zip(labels, synsets, strict=True))
-        labels = labels or synsets
-    else:
-        preprocessing, crop = _transformers_preprocessing(name, source, revision, fallback)
-    if crop is not None and not 0.05 <= crop <= 2:
-        raise TeacherError(
-            f"the crop of {name!r} must keep a share from 0.05 to 2 of the resized side, found {crop}. Mend its configuration."
-        )
-    license = (pretrained_cfg or {}).get("license")
-    return Member(
-        model=model,
-        id=Path(name).name if Path(name).expanduser().is_dir() else name,
-        revision=revision,
-        license=_card_license(source, revision) if card and not license else license,
-        num_classes=config.num_labels,
-        labels=labels,
-        preprocessing=preprocessing,
-        weights_hash=weights_hash(model),
-        crop=crop,
-    )
+        return None
+    return tuple((own,) for own in names)
 
 
 def _check_config(name: str, config: dict[str, Any]) -> None:
@@ -291,14 +295,6 @@ def _check_config(name: str, config: dict[str, Any]) -> None:
         )
 
 
-# Arguments of timm.create_model that bring in other files.
-_TIMM_FILES = frozenset({"checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"})
-
-
-# Pillow's numbers of its filters, as transformers' image processors store them.
-_PILLOW_FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
-
-
 def _tensor_filter(interpolation: str, name: str) -> str:
     """Returns the filter by its name, or bicubic, with a warning, for those that exist for PIL images only."""
     if interpolation in _TENSOR_FILTERS:
@@ -316,6 +312,20 @@ def _timm_preprocessing(data: dict[str, Any], name: str) -> Preprocessing:
     )
 
 
+def _wrapped_timm_preprocessing(name: str, pretrained_cfg: Any) -> tuple[Preprocessing, float | None]:
+    """Returns the preprocessing and the evaluation's crop (see `Member`) of a model in transformers' timm wrapper."""
+    try:
+        data = resolve_data_config(pretrained_cfg=pretrained_cfg, verbose=False)
+        return _timm_preprocessing(data, name), _timm_crop(data)
+    except TeacherError:
+        raise
+    except (TypeError, ValueError, LookupError, AttributeError, AssertionError) as error:
+        raise TeacherError(
+            f"the `pretrained_cfg` of {name!r} must tell input_size, mean, std and crop as timm does, but: {error!r:.200}. "
+            "Fix its config.json."
+        ) from error
+
+
 def _timm_crop(data: dict[str, Any]) -> float | None:
     return None if data["crop_mode"] == "squash" else float(data["crop_pct"])
 
@@ -323,7 +333,7 @@ def _timm_crop(data: dict[str, Any]) -> float | None:
 def _transformers_preprocessing(
     name: str, source: str, revision: str | None, fallback: Preprocessing | None
 ) -> tuple[Preprocessing, float | None]:
-    """Returns the preprocessing and the evaluation's crop (see `Member`) that the image processor tells."""
+    """Returns the preprocessing and the evaluation's crop (see `Member`) that the image processor has."""
     try:
         processor: Any = AutoImageProcessor.from_pretrained(
             source, revision=revision or "main", trust_remote_code=False
@@ -332,20 +342,20 @@ def _transformers_preprocessing(
         if fallback is not None:
             return fallback, 1.0
         raise TeacherError(
-            f"the model {name!r} must have a preprocessor_config.json, which tells its size, mean and std; reading it "
-            f"failed: {str(error)[:300]}. Save the model's image processor beside it."
+            f"the model {name!r} must have a preprocessor_config.json, which gives its size, mean and std; reading it "
+            f"failed: {str(error)[:300]}. Save the model's image processor next to it."
         ) from error
     try:
-        return _told_by(processor, name)
+        return _processor_preprocessing(processor, name)
+    except TeacherError:
+        raise
     except (TypeError, ValueError, LookupError, AttributeError) as error:
-        if isinstance(error, TeacherError):
-            raise
         raise TeacherError(
-            f"the preprocessor_config.json of {name!r} must tell size, mean, std and resampling, but: {error!r:.200}. Mend it."
+            f"the preprocessor_config.json of {name!r} must tell size, mean, std and resampling, but: {error!r:.200}. Fix it."
         ) from error
 
 
-def _told_by(processor: Any, name: str) -> tuple[Preprocessing, float | None]:
+def _processor_preprocessing(processor: Any, name: str) -> tuple[Preprocessing, float | None]:
     size = getattr(processor, "crop_size", None) or processor.size
     side = size.get("shortest_edge")
     height, width = (side, side) if side else (size.get("height"), size.get("width"))
@@ -363,7 +373,7 @@ def _told_by(processor: Any, name: str) -> tuple[Preprocessing, float | None]:
     return preprocessing, crop
 
 
-def _imagenet_labels(num_classes: int) -> tuple[tuple[str, ...], ...] | None:
+def _imagenet_labels(num_classes: int) -> _Names | None:
     """Returns lemma and WordNet id of each class where timm takes that many classes for one of ImageNet's sets."""
     subset = infer_imagenet_subset({"num_classes": num_classes})
     if subset is None:

@@ -10,6 +10,7 @@ import numpy as np
 import PIL.Image
 
 from hf_dr.errors import ConfigError, ReplayError, did_you_mean
+from hf_dr.views.names import NAMED
 from hf_dr.views.ops.base import OPS, Op, Param, Params, Size
 from hf_dr.views.ops.colour import RandAugment
 from hf_dr.views.ops.geometry import RandomErasing, RandomHorizontalFlip, RandomResizedCrop
@@ -18,9 +19,6 @@ from hf_dr.views.ops.mixing import CutMix, MixUp
 PARTNER = "partner"
 """The parameter (column `aug_partner`) that mixing adds: the partner's row of the base, -1 where nothing is mixed."""
 NO_PARTNER = -1
-
-NAMED = ("rrc", "mixing", "randaug", "randaug_mixing")
-"""The paper's four augmentations: crop and flip, + MixUp and CutMix, + RandAugment and erasing, + both."""
 
 
 class Augmentation:

@@ -23,7 +23,7 @@ from hf_dr.cli.main import main
 from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, FormatError, ReplayError, TeacherError
 from hf_dr.generation import extend as extension
 from hf_dr.generation.config import ReinforceConfig
-from hf_dr.generation.extend import ExtendConfig, ExtendJob, extend
+from hf_dr.generation.extend import ExtendConfig, extend, extend_job
 from hf_dr.generation.folder import Part
 from hf_dr.generation.job import reinforce
 from hf_dr.generation.verify import verify
@@ -158,12 +158,12 @@ def test_stopped_and_resumed_in_parts_is_the_same(tmp_path, tiny_dataset, tiny_t
     with monkeypatch.context() as patch:
         patch.setattr(ShardWriter, "finish", stop_at_the_second)
         with pytest.raises(KeyboardInterrupt):
-            ExtendJob(plus, tiny_teacher, config).run()
+            extend_job(plus, tiny_teacher, config).run()
     assert list((tmp_path / "extended").rglob("*.parquet")) == finished
     assert not list((tmp_path / "extended").rglob("*.tmp"))
     written = finished[0].stat().st_mtime_ns
     for index in (1, 0):
-        ExtendJob(plus, tiny_teacher, config).run(Part(index, 2))
+        extend_job(plus, tiny_teacher, config).run(Part(index, 2))
     assert finished[0].stat().st_mtime_ns == written, "a finished shard is not made again"
     assert_same(tmp_path / "extended", whole)
 
@@ -388,7 +388,7 @@ def test_datasets_that_cannot_be_extended(tmp_path, tiny_plus, tiny_dataset, tin
     chosen = {"num_candidates": 4, "keep": "low_entropy", "augmentation": Augmentation([RandomResizedCrop(16)])}
     for number, (settings, asked, message) in enumerate(
         (
-            (chosen, {}, r"more views need .* found views that were chosen among candidates. Reinforce the base anew"),
+            (chosen, {}, r"more views need .* found views that were chosen among candidates. Reinforce the base again"),
             ({"signal": "topk_image_tail"}, {}, r"the `signal` topk or sampled, found `signal` topk_image_tail"),
             (
                 {"signal": "sampled"},
@@ -421,7 +421,7 @@ def test_more_views_need_the_teacher_and_the_libraries_of_the_stored_ones(
     here = {**tiny_plus.provenance.library_versions, "pillow": "1.2.3"}
     monkeypatch.setattr(extension, "library_versions", lambda: here)
     stored = tiny_plus.provenance.library_versions["pillow"]
-    message = rf"pillow: {stored} there, 1.2.3 here. Run `pip install pillow=={stored}`, or reinforce the base anew"
+    message = rf"pillow: {stored} there, 1.2.3 here. Run `pip install pillow=={stored}`, or reinforce the base again"
     refused(tiny_plus, FingerprintMismatchError, message, out, teacher=tiny_teacher)
 
 

@@ -23,8 +23,9 @@ from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.replay.reinforced_data import DIFFICULTIES, fresh_view, ranked_view
 from hf_dr.store.base_dataset import undecoded_images
+from hf_dr.store.features import combine_hashes
 from hf_dr.store.provenance import find_config
-from hf_dr.store.schema import PROVENANCE_FILE, combine_hashes
+from hf_dr.store.schema import PROVENANCE_FILE
 from hf_dr.teacher.topk import cross_entropy, entropy
 from hf_dr.views.augmentation import NAMED, Augmentation
 from hf_dr.views.maker import Span, ViewMaker, hash_view

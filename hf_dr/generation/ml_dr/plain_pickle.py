@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import pickletools
 import struct
+from collections.abc import Callable
 from enum import Enum
-from typing import Any
+from typing import Any, TypeVar
 
 from hf_dr.errors import FormatError
 
@@ -35,7 +36,9 @@ _NAMES = {
 }
 _PLAIN = frozenset({str, bytes, int, float, bool, type(None)})
 _CONTAINERS = frozenset({tuple, list, dict})
-_FLOAT, _INT32 = struct.Struct(">d"), struct.Struct("<i")
+_FLOAT = struct.Struct(">d")
+_INT32 = struct.Struct("<i")
+_UINT16 = struct.Struct("<H")
 
 
 def read_plain_pickle(data: bytes, where: str) -> Any:
@@ -53,7 +56,7 @@ def read_plain_pickle(data: bytes, where: str) -> Any:
             strings, bytes, bools, None, floats and 64-bit integers.
     """
     try:
-        value = _run(data)
+        value = _Machine(data).run()
         _count_parts(value)
     except _RefusedError as refusal:
         raise FormatError(
@@ -71,121 +74,240 @@ class _RefusedError(Exception):
     """What was found, for the message."""
 
 
-def _run(data: bytes) -> Any:
-    """Runs the machine; the value may still hold names, and be endless or vast by sharing parts."""
-    stack: list[Any] = []
-    outer: list[list[Any]] = []  # the stacks below the marks
-    memo: dict[int, Any] = {}
-    at = 0
-    for _ in range(MAX_INSTRUCTIONS):
-        code = data[at]
-        at += 1
-        match code:  # the most frequent first
-            case 0x94:  # MEMOIZE
-                memo[len(memo)] = stack[-1]
-            case 0x47:  # BINFLOAT
-                stack.append(_FLOAT.unpack_from(data, at)[0])
-                at += 8
-            case 0x4B:  # BININT1
-                stack.append(data[at])
-                at += 1
-            case 0x4D:  # BININT2
-                stack.append(data[at] | data[at + 1] << 8)
-                at += 2
-            case 0x68 | 0x6A:  # BINGET, LONG_BINGET
-                size = 1 if code == 0x68 else 4
-                stack.append(memo[int.from_bytes(data[at : at + size], "little")])
-                at += size
-            case 0x28:  # MARK
-                outer.append(stack)
-                stack = []
-            case 0x5D:  # EMPTY_LIST
-                stack.append([])
-            case 0x65:  # APPENDS
-                items, stack = stack, outer.pop()
-                _of_type(stack[-1], list).extend(items)
-            case 0x61:  # APPEND
-                item = stack.pop()
-                _of_type(stack[-1], list).append(item)
-            case 0x7D:  # EMPTY_DICT
-                stack.append({})
-            case 0x75:  # SETITEMS
-                items, stack = stack, outer.pop()
-                _set_items(stack[-1], items)
-            case 0x73:  # SETITEM
-                items = stack[-2:]
-                del stack[-2:]
-                _set_items(stack[-1], items)
-            case 0x29:  # EMPTY_TUPLE
-                stack.append(())
-            case 0x74:  # TUPLE
-                items, stack = stack, outer.pop()
-                stack.append(tuple(items))
-            case 0x85 | 0x86 | 0x87:  # TUPLE1, TUPLE2, TUPLE3
-                size = code - 0x84
-                if len(stack) < size:
+class _Machine:
+    """The stack machine that a pickle is a program for; what it builds may still hold names, and be endless or vast.
+
+    Attributes:
+        data: The program.
+        at: The place of the next instruction, or of the argument of this one.
+        stack: The values since the last mark.
+        outer: The stacks below the marks.
+        memo: Values that the program comes back to, by their numbers.
+    """
+
+    __slots__ = ("at", "data", "memo", "outer", "stack")
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.at = 0
+        self.stack: list[Any] = []
+        self.outer: list[list[Any]] = []
+        self.memo: dict[int, Any] = {}
+
+    def run(self) -> Any:
+        """Returns the value that is on the stack in the end.
+
+        Raises:
+            _RefusedError: The program has an instruction that is not in the table, or more than are allowed.
+            IndexError, KeyError, TypeError, ValueError, struct.error: It is damaged.
+        """
+        for _ in range(MAX_INSTRUCTIONS):
+            code = self.data[self.at]
+            self.at += 1
+            if code == _STOP:
+                if len(self.stack) != 1 or self.outer:
                     raise IndexError
-                items = stack[-size:]
-                del stack[-size:]
-                stack.append(tuple(items))
-            case 0x88 | 0x89:  # NEWTRUE, NEWFALSE
-                stack.append(code == 0x88)
-            case 0x4E:  # NONE
-                stack.append(None)
-            case 0x4A:  # BININT
-                stack.append(_INT32.unpack_from(data, at)[0])
-                at += 4
-            case 0x8A:  # LONG1
-                size = data[at]
-                if size > 8:
-                    raise _RefusedError(f"an integer of {size} bytes")
-                stack.append(int.from_bytes(data[at + 1 : at + 1 + size], "little", signed=True))
-                at += 1 + size
-            case 0x8C | 0x43 | 0x58:  # SHORT_BINUNICODE, SHORT_BINBYTES, BINUNICODE
-                size = data[at] if code != 0x58 else int.from_bytes(data[at : at + 4], "little")
-                at += 1 if code != 0x58 else 4
-                if size > MAX_TEXT:
-                    raise _RefusedError(f"a string of {size:,} bytes")
-                text = data[at : at + size]
-                stack.append(text if code == 0x43 else text.decode("utf-8", "surrogatepass"))
-                at += size
-            case 0x71:  # BINPUT
-                memo[data[at]] = stack[-1]
-                at += 1
-            case 0x72:  # LONG_BINPUT
-                memo[int.from_bytes(data[at : at + 4], "little")] = stack[-1]
-                at += 4
-            case 0x80:  # PROTO
-                if not 2 <= data[at] <= 5:
-                    raise _RefusedError(f"pickle protocol {data[at]}")
-                at += 1
-            case 0x95:  # FRAME: a hint for reading ahead
-                at += 8
-            case 0x63 | 0x93:  # GLOBAL, STACK_GLOBAL
-                if code == 0x93:
-                    name, module = _of_type(stack.pop(), str), _of_type(stack.pop(), str)
-                else:
-                    lines = data[at : at + MAX_TEXT].split(b"\n", 2)
-                    module, name = lines[0].decode(), lines[1].decode()
-                    at += len(lines[0]) + len(lines[1]) + 2
-                if (module, name) not in _NAMES:
-                    raise _RefusedError(f"the name {module:.80}.{name:.80}")
-                stack.append(_NAMES[module, name])
-            case 0x52:  # REDUCE, of the two names that are known
-                arguments, function = stack.pop(), stack.pop()
-                stack.append(_reduce(function, arguments))
-            case 0x62:  # BUILD: the dtype's byte order
-                state = stack.pop()
-                if stack[-1] is not _Name.INT64 or type(state) is not tuple or state[:3] != (3, "<", None):
-                    raise _RefusedError("an object with a state of its own")
-            case 0x2E:  # STOP
-                if len(stack) != 1 or outer:
-                    raise IndexError
-                return stack[0]
-            case _:
+                return self.stack[0]
+            perform = _INSTRUCTIONS.get(code)
+            if perform is None:
                 name = next((op.name for op in pickletools.opcodes if op.code == chr(code)), hex(code))
                 raise _RefusedError(f"the instruction {name}")
-    raise _RefusedError(f"more than {MAX_INSTRUCTIONS:,} instructions")
+            perform(self)
+        raise _RefusedError(f"more than {MAX_INSTRUCTIONS:,} instructions")
+
+    def number(self, size: int) -> int:
+        """Reads an unsigned number of some bytes, lowest first."""
+        number = int.from_bytes(self.data[self.at : self.at + size], "little")
+        self.at += size
+        return number
+
+    def byte(self) -> int:
+        """Reads one byte."""
+        byte = self.data[self.at]
+        self.at += 1
+        return byte
+
+    def text(self, size: int) -> bytes:
+        """Reads a string of some bytes."""
+        if size > MAX_TEXT:
+            raise _RefusedError(f"a string of {size:,} bytes")
+        text = self.data[self.at : self.at + size]
+        self.at += size
+        return text
+
+    def unpack(self, form: struct.Struct) -> Any:
+        """Reads one number of a form."""
+        (value,) = form.unpack_from(self.data, self.at)
+        self.at += form.size
+        return value
+
+    def since_mark(self) -> list[Any]:
+        """Takes the values since the last mark off the stack."""
+        items = self.stack
+        self.stack = self.outer.pop()
+        return items
+
+
+_STOP = 0x2E
+_INSTRUCTIONS: dict[int, Callable[[_Machine], None]] = {}
+"""What each instruction does, by its code. What is not here does not exist; nothing here calls or imports what it is given."""
+_CODES = {op.name: ord(op.code) for op in pickletools.opcodes}
+_Perform = TypeVar("_Perform", bound=Callable[[_Machine], None])
+
+
+def _instruction(name: str) -> Callable[[_Perform], _Perform]:
+    """Puts a function into the table under an instruction's name."""
+
+    def put(perform: _Perform) -> _Perform:
+        _INSTRUCTIONS[_CODES[name]] = perform
+        return perform
+
+    return put
+
+
+# ------------------------------------------------------------------------------------------------- constants and numbers
+
+
+@_instruction("NONE")
+def _none(machine: _Machine) -> None:
+    machine.stack.append(None)
+
+
+@_instruction("NEWTRUE")
+def _true(machine: _Machine) -> None:
+    machine.stack.append(True)
+
+
+@_instruction("NEWFALSE")
+def _false(machine: _Machine) -> None:
+    machine.stack.append(False)
+
+
+@_instruction("BININT1")
+def _int8(machine: _Machine) -> None:
+    machine.stack.append(machine.data[machine.at])
+    machine.at += 1
+
+
+@_instruction("BININT2")
+def _int16(machine: _Machine) -> None:
+    machine.stack.append(machine.unpack(_UINT16))
+
+
+@_instruction("BININT")
+def _int32(machine: _Machine) -> None:
+    machine.stack.append(machine.unpack(_INT32))
+
+
+@_instruction("LONG1")
+def _long(machine: _Machine) -> None:
+    size = machine.byte()
+    if size > 8:
+        raise _RefusedError(f"an integer of {size} bytes")
+    machine.stack.append(int.from_bytes(machine.data[machine.at : machine.at + size], "little", signed=True))
+    machine.at += size
+
+
+@_instruction("BINFLOAT")
+def _float(machine: _Machine) -> None:
+    machine.stack.append(_FLOAT.unpack_from(machine.data, machine.at)[0])
+    machine.at += 8
+
+
+# --------------------------------------------------------------------------------------------------------------- strings
+
+
+@_instruction("SHORT_BINUNICODE")
+def _short_string(machine: _Machine) -> None:
+    machine.stack.append(machine.text(machine.byte()).decode("utf-8", "surrogatepass"))
+
+
+@_instruction("BINUNICODE")
+def _string(machine: _Machine) -> None:
+    machine.stack.append(machine.text(machine.number(4)).decode("utf-8", "surrogatepass"))
+
+
+@_instruction("SHORT_BINBYTES")
+def _bytes(machine: _Machine) -> None:
+    machine.stack.append(machine.text(machine.byte()))
+
+
+# ------------------------------------------------------------------------------------------------------------ containers
+
+
+@_instruction("MARK")
+def _mark(machine: _Machine) -> None:
+    machine.outer.append(machine.stack)
+    machine.stack = []
+
+
+@_instruction("EMPTY_LIST")
+def _empty_list(machine: _Machine) -> None:
+    machine.stack.append([])
+
+
+@_instruction("APPEND")
+def _append(machine: _Machine) -> None:
+    item = machine.stack.pop()
+    _of_type(machine.stack[-1], list).append(item)
+
+
+@_instruction("APPENDS")
+def _appends(machine: _Machine) -> None:
+    items = machine.since_mark()
+    _of_type(machine.stack[-1], list).extend(items)
+
+
+@_instruction("EMPTY_DICT")
+def _empty_dict(machine: _Machine) -> None:
+    machine.stack.append({})
+
+
+@_instruction("SETITEM")
+def _set_item(machine: _Machine) -> None:
+    items = machine.stack[-2:]
+    del machine.stack[-2:]
+    _set_items(machine.stack[-1], items)
+
+
+@_instruction("SETITEMS")
+def _set_several(machine: _Machine) -> None:
+    items = machine.since_mark()
+    _set_items(machine.stack[-1], items)
+
+
+@_instruction("EMPTY_TUPLE")
+def _empty_tuple(machine: _Machine) -> None:
+    machine.stack.append(())
+
+
+@_instruction("TUPLE")
+def _tuple(machine: _Machine) -> None:
+    items = machine.since_mark()
+    machine.stack.append(tuple(items))
+
+
+@_instruction("TUPLE1")
+def _tuple_of_1(machine: _Machine) -> None:
+    _tuple_of(machine, 1)
+
+
+@_instruction("TUPLE2")
+def _tuple_of_2(machine: _Machine) -> None:
+    _tuple_of(machine, 2)
+
+
+@_instruction("TUPLE3")
+def _tuple_of_3(machine: _Machine) -> None:
+    _tuple_of(machine, 3)
+
+
+def _tuple_of(machine: _Machine, size: int) -> None:
+    if len(machine.stack) < size:
+        raise IndexError
+    items = machine.stack[-size:]
+    del machine.stack[-size:]
+    machine.stack.append(tuple(items))
 
 
 def _of_type(value: Any, kind: type) -> Any:
@@ -202,15 +324,97 @@ def _set_items(target: Any, items: list[Any]) -> None:
         target[_of_type(key, str)] = value
 
 
-def _reduce(function: Any, arguments: Any) -> Any:
+# ----------------------------------------------------------------------------------------------------------------- memo
+
+
+@_instruction("MEMOIZE")
+def _memoize(machine: _Machine) -> None:
+    machine.memo[len(machine.memo)] = machine.stack[-1]
+
+
+@_instruction("BINPUT")
+def _put(machine: _Machine) -> None:
+    machine.memo[machine.byte()] = machine.stack[-1]
+
+
+@_instruction("LONG_BINPUT")
+def _long_put(machine: _Machine) -> None:
+    machine.memo[machine.number(4)] = machine.stack[-1]
+
+
+@_instruction("BINGET")
+def _get(machine: _Machine) -> None:
+    machine.stack.append(machine.memo[machine.byte()])
+
+
+@_instruction("LONG_BINGET")
+def _long_get(machine: _Machine) -> None:
+    machine.stack.append(machine.memo[machine.number(4)])
+
+
+# --------------------------------------------------------------------------------------------------------------- framing
+
+
+@_instruction("PROTO")
+def _protocol(machine: _Machine) -> None:
+    protocol = machine.byte()
+    if not 2 <= protocol <= 5:
+        raise _RefusedError(f"pickle protocol {protocol}")
+
+
+@_instruction("FRAME")
+def _frame(machine: _Machine) -> None:
+    machine.at += 8  # a hint for reading ahead
+
+
+# ------------------------------------------------------------------------------------------- NumPy's integers, by name
+
+
+@_instruction("GLOBAL")
+def _name(machine: _Machine) -> None:
+    lines = machine.data[machine.at : machine.at + MAX_TEXT].split(b"\n", 2)
+    module, name = lines[0].decode(), lines[1].decode()
+    machine.at += len(lines[0]) + len(lines[1]) + 2
+    _push_name(machine, module, name)
+
+
+@_instruction("STACK_GLOBAL")
+def _name_on_stack(machine: _Machine) -> None:
+    name = _of_type(machine.stack.pop(), str)
+    module = _of_type(machine.stack.pop(), str)
+    _push_name(machine, module, name)
+
+
+def _push_name(machine: _Machine, module: str, name: str) -> None:
+    if (module, name) not in _NAMES:
+        raise _RefusedError(f"the name {module:.80}.{name:.80}")
+    machine.stack.append(_NAMES[module, name])
+
+
+@_instruction("REDUCE")
+def _reduce(machine: _Machine) -> None:
     """NumPy's `dtype("i8", False, True)` and `scalar(dtype, eight bytes)`; nothing else is called by its name."""
+    arguments = machine.stack.pop()
+    function = machine.stack.pop()
     match function, arguments:
         case _Name.DTYPE, ("i8", False | 0, True | 1):
-            return _Name.INT64
+            machine.stack.append(_Name.INT64)
         case _Name.SCALAR, (_Name.INT64, bytes(raw)) if len(raw) == 8:
-            return int.from_bytes(raw, "little", signed=True)
-    what = function.value if isinstance(function, _Name) else f"an object of type {type(function).__name__}"
-    raise _RefusedError(f"a call of {what} with other arguments than a 64-bit integer's")
+            machine.stack.append(int.from_bytes(raw, "little", signed=True))
+        case _:
+            what = function.value if isinstance(function, _Name) else f"an object of type {type(function).__name__}"
+            raise _RefusedError(f"a call of {what} with other arguments than a 64-bit integer's")
+
+
+@_instruction("BUILD")
+def _build(machine: _Machine) -> None:
+    """The dtype's byte order."""
+    state = machine.stack.pop()
+    if machine.stack[-1] is not _Name.INT64 or type(state) is not tuple or state[:3] != (3, "<", None):
+        raise _RefusedError("an object with a state of its own")
+
+
+# ------------------------------------------------------------------------------------------------------- what was built
 
 
 def _count_parts(value: Any, depth: int = 1, count: int = 0) -> int:

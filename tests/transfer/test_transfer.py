@@ -284,7 +284,7 @@ def test_a_run_is_resumed_only_under_its_own_description(whole, tmp_path):
     checkpoint = shutil.copytree(f"{whole.args.output_dir}/checkpoint-3", tmp_path / "checkpoint-3")
     path = checkpoint / TRANSFER_FILE
     path.write_text(json.dumps({**json.loads(path.read_text()), "task": "curve"}))
-    with pytest.raises(ConfigError, match="differs in task: curve there, line here. Restore them"):
+    with pytest.raises(ConfigError, match=r"differs in task: curve there, line here. Restore them"):
         line_trainer(tmp_path / "out").train(resume_from_checkpoint=str(checkpoint))
     path.unlink()
     with pytest.raises(FormatError, match=r"checkpoint-3 must hold a model that .* trained, with its transfer.json"):

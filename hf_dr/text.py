@@ -10,6 +10,15 @@ from collections.abc import Iterable, Sequence
 # Words of letters, digits, "_", "-" and ".", which neither begin nor end with the last two; 96 characters for each.
 _HUB_WORD = r"(?![.-])[A-Za-z0-9_.-]{1,96}(?<![.-])"
 _HUB_ID = re.compile(f"{_HUB_WORD}/{_HUB_WORD}")
+# What must not be seen, and what stands there instead: who logs in within an address; what follows the name of a way to log
+# in; signatures in addresses; what has the form of the Hub's tokens (digits or capitals keep `hf_dr` and its like as they are).
+_SECRETS = (
+    (re.compile(r"(?<=://)[^/?#@\s]+@"), ""),
+    (re.compile(r"(?i)\b(bearer|basic)[ +]+[^\s\"',;]+"), r"\1 ***"),
+    (re.compile(r"(?i)([?&][^=&\s]*(?:signature|token|credential|policy|key)[^=&\s]*=)[^&\s\"']+"), r"\1***"),
+    (re.compile(r"\b(hf|api_org)_(?=[a-z]*[A-Z0-9])[A-Za-z0-9]{8,}"), r"\1_***"),
+)
+_told_secrets: set[str] = set()
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -37,6 +46,21 @@ def is_hub_id(value: object) -> bool:
     if not isinstance(value, str) or _HUB_ID.fullmatch(value) is None:
         return False
     return "--" not in value and ".." not in value and not value.endswith(".git")
+
+
+def keep_secret(token: str) -> None:
+    """Makes `without_secrets` hide this token, whatever its form."""
+    if len(token) >= 8:  # a shorter one is no token, and would be found in many words
+        _told_secrets.add(token)
+
+
+def without_secrets(text: str) -> str:
+    """Returns a text, an address for example, without tokens, signatures and the name and password of who logs in."""
+    for token in _told_secrets:
+        text = text.replace(token, "***")
+    for pattern, instead in _SECRETS:
+        text = pattern.sub(instead, text)
+    return text
 
 
 def inline(value: object) -> str:

@@ -15,7 +15,7 @@ from huggingface_hub.file_download import repo_folder_name
 from tqdm.auto import tqdm
 
 from hf_dr.errors import ConfigError, FormatError
-from hf_dr.hub.retry import is_unreachable, with_retries
+from hf_dr.hub.retry import ask, is_unreachable, with_retries
 from hf_dr.store.provenance import Provenance, choose_config, find_config
 from hf_dr.store.schema import PROVENANCE_FILE, is_safe_name
 from hf_dr.text import is_hub_id
@@ -67,9 +67,9 @@ def fetch_config(
             f'expected the folder of a "+" dataset or a Hub id, found neither at {str(path)!r}. Check the path.'
         )
     what = f"fetch {path} from the Hub"
-    commit = with_retries(lambda: resolve_revision(path, repo_type="dataset", revision=revision), what).resolved
+    commit = ask(lambda: resolve_revision(path, repo_type="dataset", revision=revision), what).resolved
     if name is None:
-        name = choose_config(None, with_retries(lambda: _config_names(path, commit), what), path)
+        name = choose_config(None, ask(lambda: _config_names(path, commit), what), path)
     if not is_safe_name(name):
         raise ConfigError(f"`name` must be a configuration of {path}, got {name!r:.80}. Check it.")
 

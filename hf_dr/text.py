@@ -63,23 +63,42 @@ def without_secrets(text: str) -> str:
     return text
 
 
+MAX_TEXT = 2000
+"""Characters of a text of others that are shown; a longer one is cut."""
+_JOINERS = "\u200c\u200d"  # not printable by Python's rules, but parts of words and of pictograms
+
+
+def shown_text(value: object, limit: int = MAX_TEXT) -> str:
+    """Returns a text of others as it may be shown anywhere: on one line, of bounded length, printable.
+
+    What is not printable (half of a surrogate pair, a control character, the start of a terminal's escape sequence, a change
+    of the direction of writing) is written as its number: `\\x1b`.
+    """
+    text = " ".join(str(value)[: 4 * limit].split())
+    text = "".join(c if c.isprintable() or c in _JOINERS else ascii(c)[1:-1] for c in text)
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
 def inline(value: object) -> str:
-    """Text from data, made harmless: it stays in its line and its cell, and is neither HTML nor Markdown."""
-    return re.sub(r"([\\`*\[\]|])", r"\\\1", html.escape(" ".join(str(value).split()), quote=False))
+    """Text from data, made harmless in Markdown: it stays in its line and its cell; no HTML, link, picture or formula."""
+    return re.sub(r"([\\`*\[\]|$])", r"\\\1", html.escape(shown_text(value), quote=False))
 
 
 def code(value: object) -> str:
     """Text from data as code, in its line and its cell."""
-    return f"`{' '.join(str(value).replace('`', chr(39)).split())}`".replace("|", r"\|")
+    return f"`{shown_text(value).replace('`', chr(39))}`".replace("|", r"\|")
 
 
 def two_columns(lines: Sequence[tuple[str, str]]) -> str:
+    """Aligns names and values, which may be texts of others."""
+    lines = [(shown_text(name), shown_text(value)) for name, value in lines]
     width = max(len(name) for name, _ in lines)
     return "\n".join(f"  {name:<{width}}  {value}" for name, value in lines)
 
 
 def text_table(header: list[str], rows: list[list[str]], text_columns: Sequence[int] = (0,)) -> str:
-    """Aligns text to the left, numbers to the right."""
+    """Aligns text to the left, numbers to the right; cells may be texts of others."""
+    rows = [[shown_text(cell, 200) for cell in row] for row in rows]
     widths = [max(map(len, cells)) for cells in zip(header, *rows, strict=True)]
     lines = []
     for row in [header, ["-" * width for width in widths], *rows]:

@@ -9,13 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import constants, hf_hub_download, list_repo_files, resolve_revision
+from huggingface_hub import HfApi, constants, hf_hub_download, list_repo_files, resolve_revision, try_to_load_from_cache
 from huggingface_hub.errors import RemoteEntryNotFoundError
 from huggingface_hub.file_download import repo_folder_name
 from tqdm.auto import tqdm
 
 from hf_dr.errors import ConfigError, FormatError
 from hf_dr.hub.retry import ask, is_unreachable, with_retries
+from hf_dr.store.json_files import check_size
 from hf_dr.store.provenance import Provenance, choose_config, find_config
 from hf_dr.store.schema import PROVENANCE_FILE, is_safe_name
 from hf_dr.text import is_hub_id
@@ -83,6 +84,12 @@ def fetch_config(
                 "half of one. Check the name, or push it again."
             ) from error
 
+    if not isinstance(
+        try_to_load_from_cache(path, described := f"{name}/{PROVENANCE_FILE}", None, commit, "dataset"), str
+    ):
+        listed = ask(lambda: HfApi().get_paths_info(path, [described], repo_type="dataset", revision=commit), what)
+        for file in listed:
+            check_size(getattr(file, "size", 0), f"{described} of {path}", 'Is it a "+" dataset?')
     config = fetch(PROVENANCE_FILE).parent
     provenance = Provenance.read(config)
     check_split(split, provenance)

@@ -27,6 +27,7 @@ from hf_dr.store.schema import (
 )
 from hf_dr.teacher.signals import SIGNALS, TOPK
 from hf_dr.views.augmentation import Augmentation
+from hf_dr.views.resizing import HORIZONTAL, PILLOW_13
 
 
 def check_columns(features: Features, provenance: Provenance, where: str) -> Augmentation:
@@ -36,7 +37,7 @@ def check_columns(features: Features, provenance: Provenance, where: str) -> Aug
         FormatError: They do not follow the format; `where` names them in the message.
         ConfigError: The provenance has an op that does not exist.
     """
-    augmentation = Augmentation.from_list(provenance.augmentation)
+    augmentation = provenance.build_augmentation()
     if provenance.candidates is not None and augmentation.mixes:
         raise FormatError(
             f"{where} must have no `candidates` where views mix, found {provenance.candidates}: partners are matched by view "
@@ -118,6 +119,15 @@ class Provenance:
     schema_version: int = 1
     candidates: dict[str, Any] | None = None
     signal: str = TOPK
+
+    def build_augmentation(self) -> Augmentation:
+        """Returns the ops that made the views, with the arithmetic of their time.
+
+        Raises:
+            ConfigError: There is no such op, or a setting is impossible.
+        """
+        # Up to format 3 Pillow chose which pass of a resize comes first, and those datasets were made with Pillow 13.
+        return Augmentation.from_list(self.augmentation, passes=PILLOW_13 if self.schema_version <= 3 else HORIZONTAL)
 
     @property
     def num_candidates(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -14,6 +15,7 @@ from hf_dr.views.ops.base import OPS, Op, Param, Params, Size
 from hf_dr.views.ops.colour import RandAugment
 from hf_dr.views.ops.geometry import RandomErasing, RandomHorizontalFlip, RandomResizedCrop
 from hf_dr.views.ops.mixing import CutMix, MixUp
+from hf_dr.views.resizing import HORIZONTAL
 
 PARTNER = "partner"
 """The parameter (column `aug_partner`) that mixing adds: the partner's row of the base, -1 where nothing is mixed."""
@@ -152,8 +154,12 @@ class Augmentation:
         return [op.to_dict() for op in self.ops]
 
     @classmethod
-    def from_list(cls, items: Any) -> Augmentation:
+    def from_list(cls, items: Any, *, passes: str = HORIZONTAL) -> Augmentation:
         """Builds an augmentation from YAML or JSON: `[{"RandomResizedCrop": {"size": 224}}, "RandomHorizontalFlip"]`.
+
+        Args:
+            items: The ops in their order.
+            passes: Which pass comes first in a resize that does not say it: one of `hf_dr.views.resizing.PASSES`.
 
         Raises:
             ConfigError: An op or a setting is unknown or impossible.
@@ -172,7 +178,10 @@ class Augmentation:
                 raise ConfigError(f"no op is called `{name}`.{did_you_mean(str(name), OPS)}")
             if settings is not None and not isinstance(settings, Mapping):
                 raise ConfigError(f"the settings of {name} must be a mapping, got {settings!r}.")
-            ops.append(OPS[name].from_settings(dict(settings or {})))
+            settings = dict(settings or {})
+            if any(field.name == "passes" for field in dataclasses.fields(OPS[name])):  # type: ignore[arg-type]
+                settings.setdefault("passes", passes)
+            ops.append(OPS[name].from_settings(settings))
         return cls(ops)
 
     @classmethod

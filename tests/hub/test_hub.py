@@ -247,8 +247,14 @@ def test_what_one_process_cannot_send_ends_both(loopback_hub: LoopbackHub, plus:
     ("settings", "message"),
     [
         ({"configs": ["al_ops"]}, "has no configuration `al_ops`; it has all_ops. Name one of these."),
-        ({"repo_id": "no owner"}, "`repo_id` must be `owner/name` of letters, digits, '_', '-' and '.', got 'no owner'"),
-        ({"repo_id": "tiny-plus"}, "`repo_id` must be `owner/name` of letters, digits, '_', '-' and '.', got 'tiny-plus'. Correct it."),
+        (
+            {"repo_id": "no owner"},
+            "`repo_id` must be `owner/name` of letters, digits, '_', '-' and '.', got 'no owner'",
+        ),
+        (
+            {"repo_id": "tiny-plus"},
+            "`repo_id` must be `owner/name` of letters, digits, '_', '-' and '.', got 'tiny-plus'. Correct it.",
+        ),
         ({"create_pr": True, "revision": "v2"}, "`create_pr` must be left out with a `revision`, got 'v2'"),
     ],
 )

@@ -4,8 +4,8 @@
     python benchmarks/accuracy.py --sets fashion_mnist --students resnet --objectives erm reinforced      # a part of it
 
 For every set and student the same model, data path, optimizer and steps, on several seeds. Keys: `<set>_<student>_` with
-`top1_gain`, `nll_gain`, `ece_gain`, `mce_gain` (of reinforced over erm, mean over seeds; above 0 is better; top-1 and ECE
-as fractions, NLL in nats, corrupted error in percent points), `..._gain_std`, `seeds`, and the means themselves. Sets:
+`top1_gain`, `nll_gain`, `ece_gain`, `mce_gain` (of reinforced over erm, mean over seeds; above 0 is better; NLL in nats,
+the others as shares), `..._gain_std`, `seeds`, and the means themselves. Sets:
 
 - fashion_mnist: 10,000 images of 28x28, the embedded teachers (trained on all 60,000).
 - cifar10: 10,000 images of 32x32.
@@ -41,9 +41,10 @@ import torch
 from safetensors.torch import load_file
 
 from hf_dr.cli.launch import launch
-from hf_dr.evaluation.comparison import CompareConfig, Comparison, as_arguments, run_comparison
+from hf_dr.evaluation.comparison import Comparison, run_comparison
+from hf_dr.evaluation.config import CompareConfig, as_arguments
 from hf_dr.store.base_dataset import undecoded_images
-from hf_dr.teacher.members import Preprocessing
+from hf_dr.teacher.preprocessing import Preprocessing
 from hf_dr.teacher.signals import SIGNALS
 from hf_dr.training.students import build_student
 from hf_dr.views.augmentation import Augmentation

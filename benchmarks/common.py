@@ -25,7 +25,8 @@ import torch
 
 import hf_dr
 from hf_dr.teacher.ensemble import Teacher
-from hf_dr.teacher.members import Member, Preprocessing, weights_hash
+from hf_dr.teacher.members import Member, weights_hash
+from hf_dr.teacher.preprocessing import Preprocessing
 
 EMBEDDED = Path(hf_dr.__file__).parent / "assets"
 PHOTOS, SMALL = "grocery_fruit_orig", "fashion_mnist_10k"

@@ -24,11 +24,12 @@ from torch import nn
 
 from hf_dr import ops
 from hf_dr.generation.config import ReinforceConfig
-from hf_dr.generation.job import Job
+from hf_dr.generation.job import reinforce_job
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.store.provenance import Provenance
 from hf_dr.teacher.ensemble import Teacher
-from hf_dr.teacher.members import Member, Preprocessing
+from hf_dr.teacher.members import Member
+from hf_dr.teacher.preprocessing import Preprocessing
 from hf_dr.views.augmentation import NAMED, Augmentation
 from hf_dr.views.ops.colour import POLICY_OPS
 
@@ -103,11 +104,12 @@ def generate(images: datasets.Dataset, name: str, size: int, num_views: int, fol
         label_column="none",
         num_workers=0,
     )
-    job = Job(images, Teacher([member]), augmentation(name, size), config)
+    job = reinforce_job(images, Teacher([member]), augmentation(name, size), config)
     job.run()
     recorder.file.close()
     # A CPU's last batch of a shard is filled up with black views, which nothing stores.
-    batch, view_bytes = job._batch_size, size * size * 3
+    batch = job.source.batch_size
+    view_bytes = size * size * 3
     with (folder / "shown.raw").open("rb") as raw, (folder / "shown.bin").open("wb") as shown:
         for shard in range(job.provenance.num_shards):
             count = len(job.provenance.shard_range(shard)) * num_views

@@ -34,7 +34,9 @@ import numpy as np
 import torch
 
 from hf_dr.generation.config import ReinforceConfig
-from hf_dr.generation.job import Job
+from hf_dr.generation.job import Job, reinforce_job
+from hf_dr.generation.labelling import Labeller
+from hf_dr.generation.sources import cut_spans
 from hf_dr.processes import process_state
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.topk import top_k
@@ -57,12 +59,14 @@ def job(images: datasets.Dataset, teacher: Teacher, folder: Path, num_views: int
         label_column="none",
         num_workers=workers,
     )
-    return Job(images, teacher, Augmentation.named("randaug"), config)
+    return reinforce_job(images, teacher, Augmentation.named("randaug"), config)
 
 
 def batches(made: Job) -> list[ViewBatch]:
     """All views of a job, in its own batches."""
-    return [made._maker[span] for span in made._spans(range(made.provenance.num_shards))]
+    maker = made.plan.view_maker()
+    spans = cut_spans(made.provenance, range(made.provenance.num_shards), made.source.batch_size)
+    return [maker[span] for span in spans]
 
 
 def forward(teacher: Teacher, views_BHWC: Sequence[torch.Tensor]) -> None:
@@ -105,7 +109,8 @@ def measure_ratio(
 def measure_parts(images: datasets.Dataset, teacher: Teacher, folder: Path) -> list[list[Any]]:
     """CPU milliseconds per view of each step, on one thread."""
     made = job(images, teacher, folder, NUM_VIEWS)
-    maker, augmentation = made._maker, made.augmentation
+    maker = made.plan.view_maker()
+    augmentation = made.plan.augmentation
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     spent: dict[str, float] = {}
@@ -133,9 +138,9 @@ def measure_parts(images: datasets.Dataset, teacher: Teacher, folder: Path) -> l
         answers.append(timed("teacher", lambda batch=batch: teacher(batch.pixels.permute(0, 3, 1, 2))))
         timed("top-K", lambda answer=answers[-1]: top_k(answer, TOP_K))
     # The run with all this handed to it: what remains is collecting, encoding and writing.
-    known = iter(answers)
-    made.teacher = _Replies(made.teacher, known)  # type: ignore[assignment]
-    made._answers = lambda spans: (made._label(batch) for batch in ready)  # type: ignore[method-assign, assignment]
+    replies = _Replies(teacher, iter(answers))
+    labeller = Labeller(replies, made.provenance)  # type: ignore[arg-type]
+    made.source.answers = lambda spans: (labeller.label(batch) for batch in ready)  # type: ignore[method-assign, assignment]
     timed("collect, encode, write", made.run)
     torch.set_num_threads(threads)
     views = len(images) * NUM_VIEWS
@@ -185,7 +190,7 @@ def child(flags: argparse.Namespace) -> None:
     config = ReinforceConfig(
         output_dir=str(folder / "plus"), num_views=num_views, top_k=TOP_K, label_column="none", num_workers=1
     )
-    made = Job(images, teacher, Augmentation.named("randaug"), config)
+    made = reinforce_job(images, teacher, Augmentation.named("randaug"), config)
     teacher(torch.zeros(16, 3, 224, 224, dtype=torch.uint8))
     state.wait_for_everyone()
     taken = common.seconds(made.run)

@@ -27,15 +27,9 @@ import pyarrow.parquet as pq
 import torch
 
 from hf_dr.generation.config import ReinforceConfig
-from hf_dr.generation.job import Job
-from hf_dr.store.schema import (
-    SOURCE_INDEX,
-    TAIL_IDS,
-    TAIL_LOGPROBS,
-    TEACHER_IDS,
-    TEACHER_LOGPROBS,
-    reinforcement_features,
-)
+from hf_dr.generation.job import reinforce_job
+from hf_dr.store.features import reinforcement_features
+from hf_dr.store.schema import SOURCE_INDEX, TAIL_IDS, TAIL_LOGPROBS, TEACHER_IDS, TEACHER_LOGPROBS
 from hf_dr.store.shards import ShardWriter
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.signals import (
@@ -76,7 +70,7 @@ def whole_answers(teacher: Teacher, photos: datasets.Dataset, num_views: int, fo
         output_dir=str(folder), num_views=num_views, top_k=1, label_column="none",
         shard_size=len(photos), num_workers=1,  # the answers are recorded in order
     )  # fmt: skip
-    Job(photos, recording, Augmentation.named("randaug"), config).run()
+    reinforce_job(photos, recording, Augmentation.named("randaug"), config).run()
     answers = np.concatenate(recording.answers)[: len(photos) * num_views]  # a last batch is filled up
     return answers.reshape(len(photos), num_views, -1)
 

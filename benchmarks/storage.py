@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import torch
 
 from hf_dr.generation.config import ReinforceConfig
-from hf_dr.generation.job import Job
+from hf_dr.generation.job import reinforce_job
 from hf_dr.store.schema import TEACHER_LOGPROBS, is_reserved
 from hf_dr.store.shards import ZSTD_LEVEL, column_encoding
 from hf_dr.teacher.ensemble import Teacher
@@ -57,7 +57,7 @@ def reinforce(teacher: Teacher, photos: datasets.Dataset, name: str, folder: Pat
         output_dir=str(folder), num_views=NUM_VIEWS, top_k=min(TOP_K, teacher.num_classes), label_column="none",
         shard_size=len(photos), num_workers=1,  # the answers are recorded in order
     )  # fmt: skip
-    job = Job(photos, recording, Augmentation.named(name), config)
+    job = reinforce_job(photos, recording, Augmentation.named(name), config)
     job.run()
     exact = np.concatenate(recording.answers)[: len(photos) * NUM_VIEWS]  # a last batch is filled up
     return job.folder / job.provenance.shard_names[0], exact

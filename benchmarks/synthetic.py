@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from io import BytesIO
 from pathlib import Path
 
@@ -12,11 +12,15 @@ import datasets
 import numpy as np
 import PIL.Image
 import pyarrow as pa
+import torch
 
 from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.folder import Part
 from hf_dr.generation.job import Job
+from hf_dr.generation.labelling import ViewColumns
+from hf_dr.generation.plan import Plan, plan_run
 from hf_dr.generation.progress import Progress
+from hf_dr.generation.sources import Timing
 from hf_dr.processes import process_state
 from hf_dr.store.schema import AUG_PREFIX, IMAGE_HASH, TEACHER_IDS, TEACHER_LOGPROBS, VIEWS_HASH
 from hf_dr.views.augmentation import NO_PARTNER, PARTNER, Augmentation
@@ -28,38 +32,51 @@ from hf_dr.views.rng import view_rng
 TOP_K = 10
 
 
-class SyntheticJob(Job):
-    """The real job, except that views are not rendered and no teacher is asked; images and their hashes are real."""
+class SyntheticSource:
+    """A source of answers that renders no view and asks no teacher; images and their hashes are real."""
 
-    def _answers(self, spans: list[Span]) -> Generator[dict[str, np.ndarray]]:
+    workers = 1
+    batch_size = 64
+    first_new = 0
+
+    def __init__(self, plan: Plan, device: torch.device) -> None:
+        self.device = device
+        self._plan = plan
+        self._maker = plan.view_maker()
+
+    def answers(self, spans: Sequence[Span]) -> Generator[ViewColumns]:
         hashes: dict[int, int] = {}
         sizes: dict[int, tuple[int, int]] = {}
+        provenance = self._plan.provenance
         for span in spans:
-            flat = [divmod(n, self.provenance.num_views) for n in range(span.start, span.stop)]
+            flat = [divmod(n, provenance.num_views) for n in range(span.start, span.stop)]
             for example in {example for example, _ in flat} - hashes.keys():
                 image = self._maker.image(example)
-                hashes[example], sizes[example] = pixel_hash(image), (image.height, image.width)
+                hashes[example] = pixel_hash(image)
+                sizes[example] = (image.height, image.width)
             drawn = [self._draw(example, view, sizes[example]) for example, view in flat]
-            ids, logprobs = answers(len(flat), self.config.top_k, self.provenance.num_classes, span.start)
-            yield {
-                "valid": np.ones(len(flat), bool),
+            ids, logprobs = answers(len(flat), provenance.top_k, provenance.num_classes, span.start)
+            columns = {
                 IMAGE_HASH: np.array([hashes[example] for example, _ in flat], np.uint64),
                 VIEWS_HASH: np.zeros(len(flat), np.uint64),  # only `hf-dr verify` reads it
                 TEACHER_IDS: ids,
                 TEACHER_LOGPROBS: logprobs,
-                **{
-                    AUG_PREFIX + name: np.array([params[name] for params in drawn], param.dtype)
-                    for name, param in self.augmentation.params.items()
-                },
             }
+            for name, param in self._plan.augmentation.params.items():
+                columns[AUG_PREFIX + name] = np.array([params[name] for params in drawn], param.dtype)
+            yield ViewColumns(columns, np.ones(len(flat), bool))
+
+    def measure(self, spans: Sequence[Span]) -> Timing:
+        raise NotImplementedError("there is nothing to measure")
 
     def _draw(self, example: int, view: int, size: tuple[int, int]) -> Params:
-        params = self.augmentation.sample(view_rng(self.provenance.seed, example, view), size)
-        if not self.augmentation.mixes:
+        augmentation = self._plan.augmentation
+        params = augmentation.sample(view_rng(self._plan.provenance.seed, example, view), size)
+        if not augmentation.mixes:
             return params
         partner = self._maker.partner(example, view)
-        if not self.augmentation.needs_partner(params) or partner == example:
-            return {**self.augmentation.without_mixing(params), PARTNER: NO_PARTNER}
+        if not augmentation.needs_partner(params) or partner == example:
+            return {**augmentation.without_mixing(params), PARTNER: NO_PARTNER}
         return {**params, PARTNER: partner}
 
 
@@ -79,9 +96,9 @@ def write(
     """Reinforces `base` (columns `image` and `label`) with made-up answers over 1,000 classes; returns the folder."""
     teacher, _ = common.lite0(None)
     config = ReinforceConfig(str(folder), num_views=num_views, top_k=TOP_K, label_column="label", overlay=overlay)
-    job = SyntheticJob(base, teacher, augmentation, config)
-    job.run()
-    return job.folder
+    plan = plan_run(base, teacher, augmentation, config)
+    Job(plan, SyntheticSource(plan, teacher.device)).run()
+    return plan.folder
 
 
 def write_repeated(
@@ -102,13 +119,15 @@ def write_repeated(
         output_dir=str(folder), num_views=num_views, top_k=TOP_K, label_column="label", overlay=True,
         shard_size=len(base),
     )  # fmt: skip
-    job = SyntheticJob(base, teacher, augmentation, config)
-    row = sum(_width(field.type) for field in job._features.arrow_schema)
+    plan = plan_run(base, teacher, augmentation, config)
+    row = sum(_width(field.type) for field in plan.features.arrow_schema)
     shards = max(1, int(min(rows, limit / row)) // len(base))
     # The fingerprint in the shard is that of the larger dataset.
-    job.provenance = dataclasses.replace(job.provenance, num_rows=shards * len(base))
+    larger = dataclasses.replace(plan.provenance, num_rows=shards * len(base))
+    plan = dataclasses.replace(plan, provenance=larger)
+    job = Job(plan, SyntheticSource(plan, teacher.device))
     job.folder.mkdir(parents=True)
-    job._make_shards([0], Progress(job, Part(), [0], [0], process_state()))
+    job._make_shards([0], Progress(job.folder, larger, Part(), [0], [0], process_state()))
     first, *others = job.provenance.shard_names
     for name in others:
         (job.folder / name).hardlink_to(job.folder / first)

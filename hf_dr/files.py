@@ -14,7 +14,7 @@ TEMPORARY = ".tmp"
 
 
 def temporary_name(path: Path) -> Path:
-    """Returns a hidden name beside a file, with host, process and a random word: no two writers ever share one."""
+    """Returns a hidden name next to a file, with host, process and a random word: no two writers ever share one."""
     return path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY}")
 
 

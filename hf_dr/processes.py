@@ -35,8 +35,6 @@ def warm_up_kernels() -> None:
     instead, which is off by up to 1.5e-4 (pytorch/pytorch issue 188792; pull request 188791 proposes the same cure; oneMKL
     2025 has no such race). So a stored answer could differ from run to run, about once in a hundred processes.
     """
-    import torch
-
     for dtype in (torch.float32, torch.float64):
         # 0.5 is in the domain of all but acosh, whose NaN does no harm. The device is named: another may be the default.
         values = torch.full((1,), 0.5, dtype=dtype, device="cpu")
@@ -76,7 +74,7 @@ def default_workers(device: torch.device) -> int:
 
 
 def quiet_worker(_: int) -> None:
-    # Ctrl-C reaches every process of the terminal; the parent alone answers it, and ends its workers.
+    """Prepares a DataLoader's worker: one thread of torch, and Ctrl-C left to the parent, which ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
 

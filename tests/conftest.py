@@ -45,13 +45,15 @@ import pytest
 import torch
 from torch import nn
 
+import hf_dr.replay.dataset
 from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.job import reinforce
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.store.shards import list_array
 from hf_dr.teacher.ensemble import Teacher
-from hf_dr.teacher.members import Member, Preprocessing, weights_hash
+from hf_dr.teacher.members import Member, weights_hash
+from hf_dr.teacher.preprocessing import Preprocessing
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops.colour import RandAugment
 from hf_dr.views.ops.geometry import RandomErasing, RandomHorizontalFlip, RandomResizedCrop
@@ -206,3 +208,17 @@ def edit() -> Callable[..., ReinforcedDataset]:
         return ReinforcedDataset(datasets.Dataset(changed, info=plus.plus.info), plus.provenance)
 
     return edit
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The name of each row whose image a "+" dataset decodes, in order."""
+    names: list[str] = []
+    decode = hf_dr.replay.dataset.decode_row
+
+    def watched(value, name, *settings):
+        names.append(name)
+        return decode(value, name, *settings)
+
+    monkeypatch.setattr(hf_dr.replay.dataset, "decode_row", watched)
+    return names

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from hypothesis import HealthCheck, settings
 
-from hf_dr.store.schema import AUG_PREFIX, reinforcement_features
+from hf_dr.store.features import reinforcement_features
+from hf_dr.store.schema import AUG_PREFIX
 from hf_dr.store.shards import list_array
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops.base import OPS, Op, Params

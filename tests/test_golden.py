@@ -9,7 +9,8 @@ import torch
 
 from hf_dr.errors import ReplayError
 from hf_dr.replay.loading import load_reinforced
-from hf_dr.store.schema import SCHEMA_VERSION, combine_hashes
+from hf_dr.store.features import combine_hashes
+from hf_dr.store.schema import SCHEMA_VERSION
 from hf_dr.views.maker import hash_view
 from hf_dr.views.ops.base import OPS
 

@@ -12,9 +12,9 @@ from hf_dr.errors import ConfigError
 from hf_dr.evaluation.config import EvaluateConfig
 from hf_dr.evaluation.run import run_evaluation
 from hf_dr.generation.config import ReinforceConfig
-from hf_dr.generation.job import Job
+from hf_dr.generation.job import reinforce_job
 from hf_dr.generation.verify import verify
-from hf_dr.processes import KERNELS, OVER_ROWS, warm_up_kernels
+from hf_dr.processes import KERNELS, OVER_ROWS, Alone, on_main, warm_up_kernels
 from hf_dr.training.resumable import ResumableTrainer
 from tests.conftest import ALL_OPS
 
@@ -67,16 +67,26 @@ def events(monkeypatch):
     return noted
 
 
+def test_the_main_process_works_and_its_error_is_raised():
+    def fail() -> None:
+        raise ConfigError("the folder must be new. Choose another.")
+
+    assert on_main(Alone(), lambda: 7) == 7
+    with pytest.raises(ConfigError, match="the folder must be new"):
+        on_main(Alone(), fail)
+    assert on_main(Alone(1, 1, is_main_process=False), fail) is None, "another process does not do the work"
+
+
 def test_a_run_calls_them_before_its_first_thread(events, tmp_path, tiny_dataset, tiny_teacher):
     config = ReinforceConfig(str(tmp_path), num_views=2, top_k=3, num_workers=2)
-    Job(tiny_dataset, tiny_teacher, ALL_OPS, config).run()
+    reinforce_job(tiny_dataset, tiny_teacher, ALL_OPS, config).run()
     assert events[0] == "warm"
     assert any(name.startswith("reinforce") for name in events)
 
 
 def test_an_estimate_calls_them(events, tmp_path, tiny_dataset, tiny_teacher):
     config = ReinforceConfig(str(tmp_path), num_views=2, top_k=3)
-    Job(tiny_dataset, tiny_teacher, ALL_OPS, config).estimate()
+    reinforce_job(tiny_dataset, tiny_teacher, ALL_OPS, config).estimate()
     assert events[0] == "warm"
 
 

@@ -14,11 +14,11 @@ import torchvision
 import yaml
 
 from hf_dr.cli import arguments as cli_arguments
-from hf_dr.cli.arguments import BaseArguments, TeacherArguments, build_augmentation
+from hf_dr.cli.arguments import build_augmentation
 from hf_dr.cli.config import parse, read_configs, read_yaml
+from hf_dr.cli.flags import BaseArguments, RunArguments, SmokeArguments, TeacherArguments
 from hf_dr.cli.main import main
-from hf_dr.cli.make import RunArguments
-from hf_dr.cli.smoke import Described, SmokeArguments
+from hf_dr.cli.smoke import Described
 from hf_dr.cli.train import StudentArguments
 from hf_dr.errors import ConfigError
 from hf_dr.evaluation.comparison import CompareConfig

@@ -1,65 +1,24 @@
-"""What several commands take, and how they read it."""
+"""How commands read what their flags name: augmentations, classes, datasets, and rehearsals of the command itself."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hf_dr.cli.config import read_yaml
+from hf_dr.cli.flags import PlusArguments
 from hf_dr.cli.launch import launch
 from hf_dr.cli.smoke import Rehearsal, rehearsal
 from hf_dr.errors import ConfigError, HfDrError
 from hf_dr.processes import process_state
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
-from hf_dr.store.named_files import FILES_FROM_HELP
 from hf_dr.store.provenance import find_config
-from hf_dr.teacher.ensemble import PRECISIONS
 from hf_dr.teacher.members import imagenet_synsets
-from hf_dr.views.augmentation import NAMED, Augmentation
-
-
-@dataclass
-class BaseArguments:
-    """Which dataset is reinforced."""
-
-    dataset: str = field(
-        metadata={"help": "Hub id, Parquet file, folder of Parquet files or images, or saved Dataset."}
-    )
-    dataset_config: str | None = field(default=None, metadata={"help": "Its configuration, where it has several."})
-    split: str = field(default="train", metadata={"help": "Its split."})
-    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the dataset on the Hub."})
-
-
-@dataclass
-class TeacherArguments:
-    """Which teacher labels which views."""
-
-    teacher: list[str] = field(
-        metadata={
-            "help": "One or several of: Hub id of a timm or transformers classifier (pin it with @revision), transformers "
-            "folder, timm:ARCHITECTURE@FILE.safetensors. Probabilities of several are averaged."
-        }
-    )
-    teacher_classes: str | None = field(
-        default=None,
-        metadata={
-            "help": "Where the dataset has a subset of the teacher's classes: `by_name`, a timm list such as imagenet-a or "
-            "imagenet-r, or a JSON file with the teacher's index (or name) for each class of the dataset."
-        },
-    )
-    precision: str = field(default="fp32", metadata={"help": "Of the teacher.", "choices": list(PRECISIONS)})
-    compile: bool = field(default=False, metadata={"help": "Compile the teacher with torch.compile."})
-    augmentation: str = field(
-        default="randaug",
-        metadata={"help": f"One of {', '.join(NAMED)}; or a YAML file with an `augmentation` list of ops."},
-    )
-    size: int = field(default=224, metadata={"help": "Side in pixels of the views of a named augmentation."})
+from hf_dr.views.augmentation import Augmentation
 
 
 def build_augmentation(value: Any, size: int) -> Augmentation:
@@ -106,6 +65,11 @@ def read_classes(value: str | None, names: Sequence[str] | None) -> list[Any] | 
 
 
 def rehearse(argv: Sequence[str]) -> contextlib.AbstractContextManager[Rehearsal]:
+    """Prepares the rehearsal of a command (`--smoke`) with these arguments.
+
+    Raises:
+        ConfigError: Several processes were launched.
+    """
     if process_state().num_processes > 1:
         raise ConfigError(f"`smoke` takes one process, got {process_state().num_processes}. Leave accelerate out.")
     return rehearsal(argv, lambda arguments: launch("reinforce", arguments, "hf-dr reinforce"))
@@ -113,7 +77,7 @@ def rehearse(argv: Sequence[str]) -> contextlib.AbstractContextManager[Rehearsal
 
 @contextlib.contextmanager
 def as_config_error() -> Iterator[None]:
-    """Lets the user see what transformers has to say against the settings, without its traceback."""
+    """Shows the user what transformers says is wrong with the settings, without its traceback."""
     try:
         yield
     except HfDrError:
@@ -122,26 +86,18 @@ def as_config_error() -> Iterator[None]:
         raise ConfigError(str(error)) from error
 
 
-def add_dataset(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", help='Folder or Hub id of the "+" dataset.')
-    parser.add_argument("--name", help="Its configuration, where it has several.")
-    parser.add_argument("--base", help="For an overlay: the base dataset with the images, as for reinforce.")
-    parser.add_argument("--base_config", help="Configuration of the base.")
-    parser.add_argument("--base_revision", help="Its branch, tag or commit. Default: the one that was reinforced.")
-    parser.add_argument("--files_from", nargs="+", default=[], metavar="DIR", help=FILES_FROM_HELP)
-    parser.add_argument("--revision", help='Branch, tag or commit of the "+" dataset on the Hub.')
+def open_reinforced(path: str, plus: PlusArguments) -> ReinforcedDataset:
+    """Opens the "+" dataset that the arguments of a command name."""
+    return load_reinforced(path, **vars(plus))
 
 
-def open_reinforced(arguments: argparse.Namespace) -> ReinforcedDataset:
-    names = ("base", "base_config", "base_revision", "files_from", "revision")
-    return load_reinforced(arguments.path, arguments.name, **{name: getattr(arguments, name) for name in names})
+def local_config(path: str, name: str | None) -> Path:
+    """Returns the folder of the configuration that is meant, to save findings in.
 
-
-def local_config(arguments: argparse.Namespace) -> Path:
-    """Returns the folder of the configuration that is meant, to save findings in."""
-    folder = Path(arguments.path).expanduser()
+    Raises:
+        ConfigError: The dataset is not in a folder.
+    """
+    folder = Path(path).expanduser()
     if not folder.is_dir():
-        raise ConfigError(
-            f"`save` needs the dataset's folder, got {arguments.path}. Give a folder, or leave `save` out."
-        )
-    return find_config(folder, arguments.name).resolve()
+        raise ConfigError(f"`save` needs the dataset's folder, got {path}. Give a folder, or leave `save` out.")
+    return find_config(folder, name).resolve()

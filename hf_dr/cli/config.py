@@ -9,16 +9,18 @@ import argparse
 import dataclasses
 import enum
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from types import UnionType
+from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
-from transformers import HfArgumentParser
 
 from hf_dr.errors import ConfigError, did_you_mean
 
 EXTENDS = "extends"
+_WORDS = ("help", "choices", "metavar")  # what argparse is told of a field's metadata
+_Settings = TypeVar("_Settings")
 
 
 def parse(types: Sequence[Any], argv: Sequence[str], *, prog: str, description: str) -> list[Any]:
@@ -33,12 +35,7 @@ def parse(types: Sequence[Any], argv: Sequence[str], *, prog: str, description: 
     Raises:
         ConfigError: A flag or key is unknown, or the YAML file cannot be read.
     """
-    parser = _Parser(
-        list(types), prog=prog, description=description, formatter_class=_HelpFormatter, allow_abbrev=False
-    )
-    for action in parser._actions:
-        if isinstance(action, argparse._StoreFalseAction):  # HfArgumentParser gives it the help of its opposite
-            action.help = f"The opposite of --{action.dest}."
+    parser = _parser_of(types, prog=prog, description=description, formatter_class=_HelpFormatter, allow_abbrev=False)
     known = {action.dest: action for action in parser._actions if action.dest != "help"}
     own = {name: parser.get_default(name) for name in known}
     parser.add_argument(
@@ -52,7 +49,7 @@ def parse(types: Sequence[Any], argv: Sequence[str], *, prog: str, description: 
     parser.add_argument(
         "--print_config",
         action="store_true",
-        help="Print all settings as YAML that --config reads, those that are no defaults first, and stop.",
+        help="Print all settings as YAML that --config reads, those that differ from their defaults first, and stop.",
     )
     unparsed = {}
     for key, (value, file) in read_configs(argv).items():
@@ -76,7 +73,60 @@ def parse(types: Sequence[Any], argv: Sequence[str], *, prog: str, description: 
     if given["print_config"]:
         sys.stdout.write(_as_yaml({name: given[name] for name in known}, own))
         raise SystemExit(0)
-    return [kind(**{f.name: given[f.name] for f in dataclasses.fields(kind) if f.init}) for kind in types]
+    return [built(kind, given) for kind in types]
+
+
+def built(kind: type[_Settings], given: Mapping[str, Any]) -> _Settings:
+    """Returns a dataclass with the values of its fields that were parsed."""
+    return kind(**{field.name: given[field.name] for field in dataclasses.fields(kind) if field.init})  # type: ignore[arg-type]
+
+
+def add_fields(parser: argparse.ArgumentParser, kind: type) -> None:
+    """Adds a flag for each field of a dataclass, as transformers' HfArgumentParser does, but without importing it.
+
+    A flag with an underscore is spelt with a hyphen, too. A list takes one or several values. A bool takes none, or `true`
+    or `false`; one that is True by default has an opposite, `--no_...`.
+
+    Args:
+        parser: Gets the flags.
+        kind: A dataclass whose fields are of a simple type, or of a list of one, or None. Their metadata may have `help`,
+            `choices` and `metavar`.
+    """
+    hints = get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        if not field.init:
+            continue
+        options: dict[str, Any] = {key: field.metadata[key] for key in _WORDS if key in field.metadata}
+        if field.default is not dataclasses.MISSING:
+            options["default"] = field.default
+        elif field.default_factory is not dataclasses.MISSING:
+            options["default"] = field.default_factory()
+        else:
+            options["required"] = True
+        value_type = hints[field.name]
+        if get_origin(value_type) in (Union, UnionType):  # X | None
+            value_type = get_args(value_type)[0]
+        if value_type is bool:
+            options |= {"type": string_to_bool, "nargs": "?", "const": True}
+        elif get_origin(value_type) is list:
+            options |= {"type": get_args(value_type)[0], "nargs": "+"}
+        else:
+            options["type"] = value_type
+        parser.add_argument(*_spellings(field.name), **options)
+        if value_type is bool and field.default is True:
+            parser.add_argument(*_spellings(f"no_{field.name}"), action="store_false", dest=field.name, default=False)
+
+
+def string_to_bool(text: str) -> bool:
+    """Returns what `--flag true` or `--flag no` means.
+
+    Raises:
+        argparse.ArgumentTypeError: It is neither.
+    """
+    for words, value in ((("yes", "true", "t", "y", "1"), True), (("no", "false", "f", "n", "0"), False)):
+        if text.lower() in words:
+            return value
+    raise argparse.ArgumentTypeError(f"expected true or false, got {text!r}")
 
 
 def config_files(argv: Sequence[str]) -> list[str]:
@@ -147,7 +197,30 @@ def _check_choice(action: argparse.Action, value: Any, file: str | None) -> None
         )
 
 
-class _Parser(HfArgumentParser):
+def _parser_of(types: Sequence[Any], **settings: Any) -> _Parser:
+    """Returns a parser with the flags of dataclasses; transformers' own settings are read by transformers' own parser."""
+    if any(base.__module__.startswith("transformers.") for kind in types for base in kind.__mro__):
+        from transformers import HfArgumentParser
+
+        class ForeignParser(_Parser, HfArgumentParser):
+            pass
+
+        parser: _Parser = ForeignParser(list(types), **settings)
+    else:
+        parser = _Parser(**settings)
+        for kind in types:
+            add_fields(parser, kind)
+    for action in parser._actions:
+        if isinstance(action, argparse._StoreFalseAction):  # HfArgumentParser gives it the help of its opposite
+            action.help = f"The opposite of --{action.dest}."
+    return parser
+
+
+def _spellings(name: str) -> list[str]:
+    return list(dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}")))
+
+
+class _Parser(argparse.ArgumentParser):
     """Ends with what is wrong, not with the usage: a training has more than a hundred settings."""
 
     def error(self, message: str) -> NoReturn:

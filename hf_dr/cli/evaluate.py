@@ -1,4 +1,4 @@
-"""Commands that compare, evaluate and report."""
+"""Commands that compare, evaluate and report; each reads its arguments before it imports torch."""
 
 from __future__ import annotations
 
@@ -6,14 +6,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from hf_dr.cli.arguments import rehearse
 from hf_dr.cli.config import parse
-from hf_dr.cli.launch import launch
-from hf_dr.cli.smoke import SmokeArguments
-from hf_dr.evaluation.comparison import CompareConfig, as_arguments, run_comparison
-from hf_dr.evaluation.config import EvaluateConfig
-from hf_dr.evaluation.results import gather
-from hf_dr.evaluation.run import run_evaluation
+from hf_dr.cli.flags import SmokeArguments
+from hf_dr.cli.launch import launch, start_logging
+from hf_dr.evaluation.config import CompareConfig, EvaluateConfig
 
 
 def compare_command(argv: Sequence[str], prog: str) -> int:
@@ -25,6 +21,10 @@ def compare_command(argv: Sequence[str], prog: str) -> int:
         description="Trains one student by several objectives and seeds, evaluates them side by side, and writes the table and "
         "the report. Finished runs are kept: the same command goes on where it was stopped.",
     )
+    start_logging()
+    from hf_dr.cli.arguments import rehearse
+    from hf_dr.evaluation.comparison import run_comparison
+
     if smoke.smoke:
         with rehearse(argv) as stand_in:
             return compare_command([*argv, *stand_in.compare(vars(config))], prog)
@@ -41,6 +41,11 @@ def evaluate_command(argv: Sequence[str], prog: str) -> int:
         description="Evaluates several checkpoints on several sets of labelled images and writes one table (Markdown, JSON) "
         "and the reliability diagrams (PNG). Each model's own preprocessing is used: resize, centre crop, mean and std.",
     )
+    start_logging()
+    from hf_dr.cli.arguments import rehearse
+    from hf_dr.evaluation.config import as_arguments
+    from hf_dr.evaluation.run import run_evaluation
+
     if smoke.smoke:
         with rehearse(argv) as stand_in:
             return evaluate_command([*argv, *as_arguments(stand_in.evaluate(vars(config)))], prog)
@@ -62,10 +67,14 @@ def report_command(argv: Sequence[str], prog: str) -> int:
     parser.add_argument(
         "runs", nargs="+", type=Path, help="Folders of runs, transfers, comparisons, evaluations, or of such."
     )
-    parser.add_argument("--output_dir", type=Path, default=Path("report"), help="Default: report.")
-    parser.add_argument("--title", default="Results", help="Of the page. Default: Results.")
+    parser.add_argument("--output_dir", type=Path, default=Path("report"), help="Folder to write to. Default: report.")
+    parser.add_argument("--title", default="Results", help="Title of the page. Default: Results.")
     arguments = parser.parse_args(argv)
+    start_logging()
+    from hf_dr.evaluation.pages import save, to_markdown
+    from hf_dr.evaluation.results import gather
+
     results = gather(arguments.runs)
-    page = results.save(arguments.output_dir.expanduser(), arguments.title)
-    print(f"{results.to_markdown(arguments.title)}\nreport: {page}")
+    page = save(results, arguments.output_dir.expanduser(), arguments.title)
+    print(f"{to_markdown(results, arguments.title)}\nreport: {page}")
     return 0

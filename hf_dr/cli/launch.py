@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from hf_dr.errors import HfDrError
 
@@ -19,11 +20,13 @@ class Command:
         module: The module of `hf_dr.cli` that holds it.
         function: Its name there; it takes the arguments and the program's name, and returns the exit status.
         summary: One line of help.
+        light: Whether the command reads its arguments without torch, and calls `start_logging` itself once they are right.
     """
 
     module: str
     function: str
     summary: str
+    light: bool = False
 
     def __call__(self, argv: Sequence[str], prog: str) -> int:
         run = getattr(importlib.import_module(f"hf_dr.cli.{self.module}"), self.function)
@@ -32,11 +35,12 @@ class Command:
 
 
 COMMANDS = {
-    "reinforce": Command("make", "reinforce_command", "Reinforces a dataset."),
+    "reinforce": Command("make", "reinforce_command", "Reinforces a dataset.", light=True),
     "extend": Command(
         "make",
         "extend_command",
-        'Adds views or members of the teacher to a "+" dataset, without asking again what is stored.',
+        'Adds views, or members of the teacher, to a "+" dataset without asking again for what is stored.',
+        light=True,
     ),
     "train": Command("train", "train_command", 'Trains a student on a "+" dataset.'),
     "detect": Command("train", "detect_command", "Trains and evaluates an object detector on a student's backbone."),
@@ -44,29 +48,45 @@ COMMANDS = {
         "train", "segment_command", "Trains and evaluates a semantic segmenter on a student's backbone."
     ),
     "compare": Command(
-        "evaluate", "compare_command", "Trains one student by several objectives and seeds, and compares them."
+        "evaluate",
+        "compare_command",
+        "Trains one student by several objectives and seeds, and compares the results.",
+        light=True,
     ),
     "verify": Command(
-        "make", "verify_command", 'Replays sampled rows of a "+" dataset and compares them with what is stored.'
+        "make",
+        "verify_command",
+        'Replays sampled rows of a "+" dataset and compares them with what is stored.',
+        light=True,
     ),
     "inspect": Command(
         "make",
         "inspect_command",
         'Prints provenance, sizes and teacher statistics of a "+" dataset, and draws its contact sheet.',
+        light=True,
     ),
-    "push": Command("push", "push_command", 'Pushes a "+" dataset or a trained student to the Hub.'),
-    "evaluate": Command("evaluate", "evaluate_command", "Evaluates checkpoints: accuracy, calibration, robustness."),
-    "report": Command("evaluate", "report_command", "Gathers many runs and evaluations into tables and plots."),
+    "push": Command("push", "push_command", 'Pushes a "+" dataset or a trained student to the Hub.', light=True),
+    "evaluate": Command(
+        "evaluate", "evaluate_command", "Evaluates checkpoints: accuracy, calibration, robustness.", light=True
+    ),
+    "report": Command(
+        "evaluate", "report_command", "Gathers many runs and evaluations into tables and plots.", light=True
+    ),
     "import-ml-dr": Command(
-        "make", "import_command", 'Turns reinforcements that apple/ml-dr published into a "+" dataset.'
+        "make",
+        "import_command",
+        'Turns reinforcements that apple/ml-dr published into a "+" dataset.',
+        light=True,
     ),
 }
 
 
 def launch(command: str, argv: Sequence[str], prog: str) -> int:
     """Runs one command under the name by which the user called it; returns the exit status, as `main` does."""
+    _uncover_evaluate()
     try:
-        _log_to_stderr()
+        if not COMMANDS[command].light:
+            start_logging()
         return COMMANDS[command](argv, prog)
     except HfDrError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -76,11 +96,18 @@ def launch(command: str, argv: Sequence[str], prog: str) -> int:
         return 130
 
 
-def _log_to_stderr() -> None:
-    from hf_dr.processes import process_state  # imports torch
+def _uncover_evaluate() -> None:
+    """Lets `import evaluate` find the library: the folder of a started script comes first, and recipes/ has an evaluate.py."""
+    folder = Path(sys.argv[0]).resolve().parent
+    if sys.path and Path(sys.path[0]).resolve() == folder and (folder / "evaluate.py").is_file():
+        del sys.path[0]
+
+
+def start_logging() -> None:
+    """Sends log messages to stderr: the progress of rank 0, and warnings of every rank. Imports torch, to know the rank."""
+    from hf_dr.processes import process_state
 
     state = process_state()
     rank = "" if state.num_processes == 1 else f"[rank {state.process_index}] "
     logging.basicConfig(format=f"{rank}%(message)s", level=logging.WARNING)
-    # Rank 0 tells what happens, the others only what is wrong.
     logging.getLogger("hf_dr").setLevel(logging.INFO if state.is_main_process else logging.WARNING)

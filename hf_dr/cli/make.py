@@ -1,4 +1,7 @@
-"""Commands that make, extend, import, verify and inspect a "+" dataset."""
+"""Commands that make, extend, import, verify and inspect a "+" dataset.
+
+Each reads its arguments first, and imports torch and what does the work when they are right.
+"""
 
 from __future__ import annotations
 
@@ -8,55 +11,20 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from hf_dr.cli.arguments import (
-    BaseArguments,
-    TeacherArguments,
-    add_dataset,
-    build_augmentation,
-    local_config,
-    open_reinforced,
-    read_classes,
-    rehearse,
-)
-from hf_dr.cli.config import parse
-from hf_dr.cli.smoke import SmokeArguments
+from hf_dr.cli.config import add_fields, built, parse
+from hf_dr.cli.flags import BaseArguments, PlusArguments, RunArguments, SmokeArguments, TeacherArguments
+from hf_dr.cli.launch import start_logging
 from hf_dr.errors import ConfigError
-from hf_dr.evaluation.comparison import as_arguments
-from hf_dr.generation.config import ReinforceConfig
-from hf_dr.generation.contact_sheet import contact_sheet
-from hf_dr.generation.extend import ExtendConfig, ExtendJob, check_extension
-from hf_dr.generation.folder import Part
-from hf_dr.generation.inspection import inspect_dataset
-from hf_dr.generation.job import Job
-from hf_dr.generation.ml_dr.importer import ImportConfig, ImportJob
-from hf_dr.generation.verify import teacher_from_provenance, verify
-from hf_dr.hub.fetch import fetch_config
-from hf_dr.processes import process_state
-from hf_dr.store.base_dataset import check_dataset, load_base
-from hf_dr.store.card import write_card
-from hf_dr.store.findings import save_finding
-from hf_dr.store.named_files import FILES_FROM_HELP
-from hf_dr.store.schema import CONTACT_SHEET_FILE
-from hf_dr.teacher.ensemble import PRECISIONS, Teacher
+from hf_dr.generation.config import ExtendConfig, ImportConfig, ReinforceConfig
+from hf_dr.teacher.names import PRECISIONS
+
+if TYPE_CHECKING:
+    from hf_dr.generation.folder import Part
+    from hf_dr.generation.job import Job
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class RunArguments:
-    """How the run behaves."""
-
-    dry_run: bool = field(
-        default=False, metadata={"help": "Check everything, time a few batches, print hours and bytes; write nothing."}
-    )
-    part: str = field(
-        default="0/1",
-        metadata={
-            "help": "I/N: make only every N-th shard from number I on, for N launches that share the folder and know nothing "
-            "of each other, like the nodes of a cluster. What a killed one left, it makes when run again, or a run of all."
-        },
-    )
 
 
 def reinforce_command(argv: Sequence[str], prog: str) -> int:
@@ -68,12 +36,22 @@ def reinforce_command(argv: Sequence[str], prog: str) -> int:
         description='Adds the augmentation parameters and a teacher\'s answers for V views of each image to a dataset: the "+" '
         "dataset. Launch it with accelerate over any number of processes; running the same command again resumes.",
     )
+    start_logging()
+    from hf_dr.cli.arguments import build_augmentation, read_classes, rehearse
+    from hf_dr.evaluation.config import as_arguments
+    from hf_dr.generation.folder import Part
+    from hf_dr.generation.job import reinforce_job
+    from hf_dr.processes import process_state
+    from hf_dr.store.base_dataset import check_dataset, load_base
+    from hf_dr.teacher.ensemble import Teacher
+
     if smoke.smoke:
         with rehearse(argv) as stand_in:
-            sizes = len(teaching.teacher), config.num_views, config.num_candidates
-            return reinforce_command([*argv, *as_arguments(stand_in.reinforce(*sizes))], prog)
+            changed = stand_in.reinforce(len(teaching.teacher), config.num_views, config.num_candidates)
+            return reinforce_command([*argv, *as_arguments(changed)], prog)
     # What can be checked without the teacher comes first: it may take minutes to load.
-    augmentation, part = build_augmentation(teaching.augmentation, teaching.size), Part.parse(run.part)
+    augmentation = build_augmentation(teaching.augmentation, teaching.size)
+    part = Part.parse(run.part)
     state = process_state()
     with state.local_main_process_first():
         dataset, described = load_base(
@@ -92,16 +70,19 @@ def reinforce_command(argv: Sequence[str], prog: str) -> int:
         compile=teaching.compile,
         classes=read_classes(teaching.teacher_classes, names),
     )
-    return _run(Job(dataset, teacher, augmentation, config, base=described), run, part)
+    return _run(reinforce_job(dataset, teacher, augmentation, config, base=described), run, part)
 
 
 def _run(job: Job, run: RunArguments, part: Part) -> int:
+    """Runs a job, or says what it would take; returns the exit status."""
+    from hf_dr.processes import process_state
+
     state = process_state()
     if run.dry_run:
         if state.is_main_process:
             estimate = job.estimate()
             print(f"{job.folder}: nothing written, this is what the run would take\n")
-            print(estimate.report(part.count * state.num_processes, job.workers, state.device))
+            print(estimate.report(part.count * state.num_processes, job.source.workers, state.device))
         return 0
     try:
         job.run(part)
@@ -112,52 +93,57 @@ def _run(job: Job, run: RunArguments, part: Part) -> int:
 
 
 @dataclass
-class ExtendArguments:
+class ExtendArguments(PlusArguments):
     """Which dataset is extended, and who is asked."""
 
-    name: str | None = field(default=None, metadata={"help": "Its configuration, where it has several."})
-    base: str | None = field(default=None, metadata={"help": "For an overlay: the base dataset with the images."})
-    base_config: str | None = field(default=None, metadata={"help": "Configuration of the base."})
-    base_revision: str | None = field(
-        default=None, metadata={"help": "Its branch, tag or commit. Default: the one that was reinforced."}
-    )
-    files_from: list[str] = field(default_factory=list, metadata={"help": FILES_FROM_HELP})
-    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the dataset on the Hub."})
     teacher: list[str] = field(
         default_factory=list,
-        metadata={"help": "For more views: the teacher of the stored ones. Default: those that the provenance names."},
+        metadata={
+            "help": "For more views: the teacher of the stored views. Default: the one that the provenance names."
+        },
     )
     add_teacher: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "New members of the teacher, named as for reinforce, to be averaged into the stored answers."
+            "help": "New members of the teacher, named as for reinforce. They are averaged into the stored answers."
         },
     )
     teacher_classes: str | None = field(default=None, metadata={"help": "As for reinforce."})
     precision: str | None = field(
-        default=None, metadata={"help": "Of the teacher. Default: as stored.", "choices": list(PRECISIONS)}
+        default=None,
+        metadata={
+            "help": "Floating-point type in which the teacher computes. Default: that of the stored answers.",
+            "choices": list(PRECISIONS),
+        },
     )
     compile: bool = field(default=False, metadata={"help": "Compile the teacher with torch.compile."})
 
 
 def extend_command(argv: Sequence[str], prog: str) -> int:
-    """Adds views or members of the teacher to a "+" dataset, without asking again what is stored."""
-    count = next((n for n, word in enumerate(argv) if word.startswith("-")), len(argv))
+    """Adds views, or members of the teacher, to a "+" dataset without asking again for what is stored."""
+    paths, flags = _split(argv)
     arguments, run, config = parse(
         [ExtendArguments, RunArguments, ExtendConfig],
-        argv[count:],
+        flags,
         prog=f"{prog} PLUS",
         description='Makes a "+" dataset with more views (--num_views) or more members of the teacher (--add_teacher) out of '
-        "one that is there, a folder or Hub id. Stored views are drawn again and compared, not asked again. Launch it like "
-        "reinforce; running the same command again resumes.",
+        "an existing one, a folder or Hub id. Stored views are drawn again and compared; the teacher is not asked about them "
+        "again. Launch it like reinforce; running the same command again resumes.",
     )
-    if count != 1:
-        raise ConfigError(
-            f'expected one "+" dataset before the flags, got {" ".join(argv[:count]) or "none"}. Name one.'
-        )
-    part, state = Part.parse(run.part), process_state()
+    if len(paths) != 1:
+        raise ConfigError(f'expected one "+" dataset before the flags, got {" ".join(paths) or "none"}. Name one.')
+    start_logging()
+    from hf_dr.cli.arguments import open_reinforced, read_classes
+    from hf_dr.generation.extend import check_extension, extend_job
+    from hf_dr.generation.folder import Part
+    from hf_dr.generation.teachers import teacher_from_provenance
+    from hf_dr.processes import process_state
+    from hf_dr.teacher.ensemble import Teacher
+
+    part = Part.parse(run.part)
+    state = process_state()
     with state.local_main_process_first():
-        plus = open_reinforced(argparse.Namespace(path=argv[0], **vars(arguments)))
+        plus = open_reinforced(paths[0], built(PlusArguments, vars(arguments)))
     check_extension(plus, config, teacher=bool(arguments.teacher), add_teacher=bool(arguments.add_teacher))
     settings = {
         "device": state.device,
@@ -170,25 +156,47 @@ def extend_command(argv: Sequence[str], prog: str) -> int:
         teacher = Teacher.from_pretrained(names, classes=classes, **settings)
     else:
         teacher = teacher_from_provenance(plus.provenance, **settings)
-    return _run(ExtendJob(plus, teacher, config), run, part)
+    return _run(extend_job(plus, teacher, config), run, part)
+
+
+def _split(argv: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+    """Returns the words before the first flag, and the rest."""
+    count = next((n for n, word in enumerate(argv) if word.startswith("-")), len(argv))
+    return argv[:count], argv[count:]
+
+
+def _plus_parser(prog: str, description: str | None) -> argparse.ArgumentParser:
+    """Returns a parser of the flags by which a "+" dataset is opened, and of its path."""
+    parser = argparse.ArgumentParser(prog=prog, description=description, allow_abbrev=False)
+    parser.add_argument("path", help='Folder or Hub id of the "+" dataset.')
+    add_fields(parser, PlusArguments)
+    return parser
 
 
 def verify_command(argv: Sequence[str], prog: str) -> int:
     """Replays sampled rows of a "+" dataset and compares them with what is stored."""
-    parser = argparse.ArgumentParser(prog=prog, description=verify_command.__doc__, allow_abbrev=False)
-    add_dataset(parser)
+    parser = _plus_parser(prog, verify_command.__doc__)
     parser.add_argument(
-        "--teacher", nargs="+", help="The teacher, as for reinforce. Default: those named in the provenance."
+        "--teacher", nargs="+", help="The teacher, named as for reinforce. Default: the one that the provenance names."
     )
     parser.add_argument("--teacher_classes", help="As for reinforce.")
     parser.add_argument("--no_teacher", action="store_true", help="Compare pixels only.")
     parser.add_argument("--num_rows", type=int, default=32, help="Rows to replay, all views of each. Default: 32.")
     parser.add_argument(
-        "--save", action="store_true", help="Keep the report beside the shards and show it in the card."
+        "--save", action="store_true", help="Keep the report next to the shards and show it in the card."
     )
     arguments = parser.parse_args(argv)
-    folder = local_config(arguments) if arguments.save else None
-    plus = open_reinforced(arguments)
+    start_logging()
+    from hf_dr.cli.arguments import local_config, open_reinforced, read_classes
+    from hf_dr.generation.teachers import teacher_from_provenance
+    from hf_dr.generation.verify import verify
+    from hf_dr.processes import process_state
+    from hf_dr.store.card import write_card
+    from hf_dr.store.findings import save_finding
+    from hf_dr.teacher.ensemble import Teacher
+
+    folder = local_config(arguments.path, arguments.name) if arguments.save else None
+    plus = open_reinforced(arguments.path, built(PlusArguments, vars(arguments)))
     settings = {"device": process_state().device, "precision": plus.provenance.teacher.get("precision", "fp32")}
     teacher = None
     if arguments.teacher:
@@ -206,30 +214,42 @@ def verify_command(argv: Sequence[str], prog: str) -> int:
 
 def inspect_command(argv: Sequence[str], prog: str) -> int:
     """Prints provenance, sizes and teacher statistics of a "+" dataset, and draws its contact sheet."""
-    parser = argparse.ArgumentParser(prog=prog, description=inspect_command.__doc__, allow_abbrev=False)
-    add_dataset(parser)
+    parser = _plus_parser(prog, inspect_command.__doc__)
     parser.add_argument(
-        "--contact_sheet", metavar="PNG", help="Where to draw images, views and answers. Default: nowhere."
+        "--contact_sheet",
+        metavar="PNG",
+        help="File for a picture of images, views and answers. Default: none is drawn.",
     )
-    parser.add_argument("--json", metavar="FILE", help="Write everything as JSON, too.")
+    parser.add_argument("--json", metavar="FILE", help="Also write everything as JSON to this file.")
     parser.add_argument(
         "--save",
         action="store_true",
-        help="Keep the statistics and a contact sheet beside the shards and show them in the card. An overlay gets no sheet: "
-        "its images are not to be copied.",
+        help="Keep the statistics and a contact sheet next to the shards and show them in the card. An overlay gets no sheet, "
+        "because its images must not be copied.",
     )
     arguments = parser.parse_args(argv)
-    folder = local_config(arguments) if arguments.save else None
+    start_logging()
+    from hf_dr.cli.arguments import local_config, open_reinforced
+    from hf_dr.generation.contact_sheet import contact_sheet
+    from hf_dr.generation.inspection import inspect_dataset
+    from hf_dr.hub.fetch import fetch_config
+    from hf_dr.store.card import write_card
+    from hf_dr.store.findings import save_finding
+    from hf_dr.store.schema import CONTACT_SHEET_FILE
+
+    folder = local_config(arguments.path, arguments.name) if arguments.save else None
+    plus = built(PlusArguments, vars(arguments))
     inspection = inspect_dataset(fetch_config(arguments.path, arguments.name, revision=arguments.revision))
     print(inspection.report())
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(inspection.to_dict(), indent=2) + "\n", encoding="utf-8")
     if arguments.contact_sheet:
-        print(f"\ncontact sheet: {contact_sheet(open_reinforced(arguments), Path(arguments.contact_sheet))}")
+        sheet = contact_sheet(open_reinforced(arguments.path, plus), Path(arguments.contact_sheet))
+        print(f"\ncontact sheet: {sheet}")
     if folder is not None:
         save_finding(folder, inspection.provenance.fingerprint, inspection.statistics)
         if not inspection.provenance.overlay:
-            contact_sheet(open_reinforced(arguments), folder / CONTACT_SHEET_FILE)
+            contact_sheet(open_reinforced(arguments.path, plus), folder / CONTACT_SHEET_FILE)
         write_card(folder.parent)
     return 0
 
@@ -239,24 +259,33 @@ class ImportArguments:
     """Which dataset was reinforced, and how the import behaves."""
 
     base: str = field(metadata={"help": "The dataset that was reinforced, as for reinforce."})
-    base_config: str | None = field(default=None, metadata={"help": "Its configuration, where it has several."})
-    base_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of it on the Hub."})
-    split: str = field(default="train", metadata={"help": "Its split."})
-    dry_run: bool = field(default=False, metadata={"help": "Check settings and the first files; write nothing."})
+    base_config: str | None = field(
+        default=None, metadata={"help": "Configuration of the base dataset, where it has several."}
+    )
+    base_revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit of the base dataset on the Hub."}
+    )
+    split: str = field(default="train", metadata={"help": "Split of the base dataset."})
+    dry_run: bool = field(
+        default=False, metadata={"help": "Check the settings and the first files, and write nothing."}
+    )
 
 
 def import_command(argv: Sequence[str], prog: str) -> int:
     """Turns reinforcements that apple/ml-dr published into a "+" dataset."""
-    count = next((n for n, word in enumerate(argv) if word.startswith("-")), len(argv))
-    sources = argv[:count]
+    sources, flags = _split(argv)
     arguments, config = parse(
         [ImportArguments, ImportConfig],
-        argv[count:],
+        flags,
         prog=f"{prog} FOLDER_OR_TAR [FOLDER_OR_TAR ...]",
         description="Turns reinforcements that apple/ml-dr published, folders or archives of pickles, into a "
         '"+" dataset. Several are runs whose views add up. The pickles are read as data, never executed; running the '
         "same command again resumes.",
     )
+    start_logging()
+    from hf_dr.generation.ml_dr.importer import ImportJob
+    from hf_dr.store.base_dataset import load_base
+
     base, described = load_base(
         arguments.base,
         arguments.base_config,

@@ -1,7 +1,7 @@
 """`--smoke`: a command on tiny generated data in place of the real, in seconds, through the same code.
 
-Beside a recipe, `features.yaml` tells the columns, image mode and size, class names and splits of its dataset. From it a few
-rows are generated. Pretrained networks are replaced by untrained tiny ones over as many classes; a fresh student
+Next to a recipe, `features.yaml` describes the columns, image mode and size, class names and splits of its dataset. A few
+rows are generated from it. Pretrained networks are replaced by untrained tiny ones over as many classes; a fresh student
 (`timm:ARCHITECTURE`) stays what it is. Only names and numbers are replaced, by flags that follow the user's own: what runs is
 the command itself, with the recipe's augmentation, columns, configuration, loss and optimizer.
 """
@@ -12,7 +12,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache, cached_property
 from io import BytesIO
 from pathlib import Path
@@ -28,35 +28,23 @@ from safetensors.torch import save_file
 from timm.data import ImageNetInfo
 
 from hf_dr.cli.config import config_files, read_yaml
+from hf_dr.cli.flags import FEATURES_FILE
 from hf_dr.errors import ConfigError
-from hf_dr.evaluation.comparison import as_arguments
+from hf_dr.evaluation.config import as_arguments
 from hf_dr.evaluation.corruptions import CORRUPTIONS
 from hf_dr.evaluation.sets import EvaluationSet, parse_set
 from hf_dr.training.students import build_student, complete_config
 
-FEATURES_FILE = "features.yaml"
 ROWS = 4
 """Rows of each generated split."""
-_ARCHITECTURE, _SUFFIX = "test_resnet", "-smoke"
+_ARCHITECTURE = "test_resnet"
+_SUFFIX = "-smoke"
 _KEYS = {"dataset", "splits", "images", "columns"}
-
-
-@dataclass
-class SmokeArguments:
-    """Whether it is only a rehearsal."""
-
-    smoke: bool = field(
-        default=False,
-        metadata={
-            "help": "Rehearse: a few steps on tiny generated data and networks in place of the real ones, in seconds. "
-            f"Takes a --config whose folder has a {FEATURES_FILE}. What it makes is removed."
-        },
-    )
 
 
 @dataclass(frozen=True)
 class Described:
-    """What `features.yaml` tells of a dataset.
+    """What `features.yaml` says about a dataset.
 
     Attributes:
         dataset: Its name.
@@ -74,7 +62,7 @@ class Described:
 
     @classmethod
     def beside(cls, files: Sequence[str]) -> Described:
-        """Reads the description beside the last of some configuration files that has one.
+        """Reads the description next to the last of some configuration files that has one.
 
         Raises:
             ConfigError: None has one, or it is malformed.
@@ -82,7 +70,7 @@ class Described:
         found = [folder for folder in (Path(file).parent for file in files) if (folder / FEATURES_FILE).is_file()]
         if not found:
             raise ConfigError(
-                f"`smoke` needs a --config in a folder with a {FEATURES_FILE}, which describes the dataset, found none beside "
+                f"`smoke` needs a --config in a folder with a {FEATURES_FILE}, which describes the dataset, found none next to "
                 f"{', '.join(files) or 'no file'}. Give a recipe."
             )
         content = read_yaml(found[-1] / FEATURES_FILE)
@@ -156,7 +144,7 @@ class Described:
         annotations.write_text(json.dumps(content), encoding="utf-8")
 
     def generate_masks(self, images: Path, masks: Path) -> None:
-        """Writes images, and masks of the same names: grey PNG with the numbers that the description tells."""
+        """Writes images, and masks of the same names: grey PNG with the numbers that the description gives."""
         images.mkdir(parents=True)
         masks.mkdir(parents=True)
         rng = np.random.default_rng(0)
@@ -198,7 +186,8 @@ class Rehearsal:
     """
 
     def __init__(self, argv: Sequence[str], folder: Path, reinforce: Callable[[list[str]], int]) -> None:
-        self.folder, self._reinforce = folder, reinforce
+        self.folder = folder
+        self._reinforce = reinforce
         self.described = Described.beside(config_files(argv))
 
     @property
@@ -267,7 +256,7 @@ class Rehearsal:
         return self.folder / "plus"
 
     def train(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns what a rehearsal changes in the settings of `train`; makes the "+" dataset by the recipe beside."""
+        """Returns what a rehearsal changes in the settings of `train`; makes the "+" dataset by `reinforce.yaml`."""
         plain = settings.get("augmentation") is not None
         named = settings["dataset"]
         plus = str(self.plus) if isinstance(named, str) else [str(self.plus)] * len(named)
@@ -304,7 +293,8 @@ class Rehearsal:
         """Returns what a rehearsal changes in the settings of `detect`; generates images and annotations in COCO's format."""
         changed: dict[str, Any] = {}
         for flags, split in zip(("", "eval_"), self.described.splits, strict=True):
-            images, annotations = self.folder / split, self.folder / f"instances_{split}.json"
+            images = self.folder / split
+            annotations = self.folder / f"instances_{split}.json"
             if not images.exists():
                 self.described.generate_coco(images, annotations)
             changed.update({f"{flags}annotations": annotations, f"{flags}images": images})
@@ -323,7 +313,8 @@ class Rehearsal:
         """Returns what a rehearsal changes in the settings of `segment`; generates folders of images and masks."""
         changed: dict[str, Any] = {}
         for flags, split in zip(("", "eval_"), self.described.splits, strict=True):
-            images, masks = self.folder / "images" / split, self.folder / "masks" / split
+            images = self.folder / "images" / split
+            masks = self.folder / "masks" / split
             if not images.exists():
                 self.described.generate_masks(images, masks)
             changed.update({f"{flags}images": images, f"{flags}masks": masks})
@@ -356,7 +347,8 @@ class Rehearsal:
         return changed
 
     def _set(self, spec: EvaluationSet) -> str:
-        described, features = self.described, self.described.features
+        described = self.described
+        features = described.features
         image = next(name for name, kind in features.items() if isinstance(kind, datasets.Image))
         labels = [name for name in features if name != image]
         split = spec.split if spec.split in described.splits else described.splits[1]

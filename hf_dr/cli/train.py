@@ -5,23 +5,26 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers import TrainerState, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import sort_checkpoints
 
 from hf_dr.cli.arguments import as_config_error, build_augmentation, read_classes, rehearse
 from hf_dr.cli.config import parse
-from hf_dr.cli.smoke import SmokeArguments
+from hf_dr.cli.flags import SmokeArguments
 from hf_dr.errors import ConfigError
-from hf_dr.evaluation.comparison import as_arguments
+from hf_dr.evaluation.config import as_arguments
 from hf_dr.evaluation.metrics import compute_metrics
 from hf_dr.hub.fetch import fetch_config
 from hf_dr.processes import process_state
+from hf_dr.replay.augmented import AugmentedDataset
 from hf_dr.replay.loading import each_dataset, load_reinforced
-from hf_dr.replay.plain import PlainDataset
+from hf_dr.replay.reinforced_data import ReinforcedData
 from hf_dr.store.base_dataset import check_dataset, load_base
 from hf_dr.store.named_files import FILES_FROM_HELP
 from hf_dr.teacher.ensemble import Teacher
@@ -49,8 +52,8 @@ class StudentArguments:
 
     dataset: list[str] = field(
         metadata={
-            "help": 'Folder or Hub id of the "+" dataset. Of several, all of one base, the views add up. With --augmentation, '
-            "a base dataset, as for reinforce."
+            "help": 'Folder or Hub id of the "+" dataset. The views of several datasets, all of one base, are added up. With '
+            "--augmentation, a base dataset, as for reinforce."
         }
     )
     student: str = field(
@@ -59,8 +62,8 @@ class StudentArguments:
     name: list[str] = field(
         default_factory=list,
         metadata={
-            "help": 'Configuration of the "+" dataset, where it has several. Several of one dataset add up, too; with several '
-            "datasets one for all, or one each."
+            "help": 'Configuration of the "+" dataset, where it has several. The views of several configurations are added '
+            "up as well; of several datasets, name one configuration for all, or one for each."
         },
     )
     streaming: bool = field(
@@ -76,7 +79,8 @@ class StudentArguments:
         default=None, metadata={"help": 'Branch, tag or commit of the "+" dataset on the Hub.'}
     )
     unreinforced: bool = field(
-        default=False, metadata={"help": "Train on the base's rows without stored views, too, by their labels."}
+        default=False,
+        metadata={"help": "Also train on those rows of the base that have no stored views, by their labels."},
     )
     objective: str = field(
         default="reinforced",
@@ -92,7 +96,7 @@ class StudentArguments:
     eval_dataset: str | None = field(default=None, metadata={"help": "Dataset with images and labels to evaluate on."})
     eval_split: str = field(default="test", metadata={"help": "Its split."})
     eval_crop: float = field(default=0.875, metadata={"help": "Share of the resized side that the centre crop keeps."})
-    num_views: int | None = field(default=None, metadata={"help": "Use only the first so many stored views."})
+    num_views: int | None = field(default=None, metadata={"help": "Use only the first N stored views of each row."})
     augmentation: str | None = field(
         default=None,
         metadata={
@@ -111,48 +115,46 @@ class StudentArguments:
     def __post_init__(self) -> None:
         self.dataset = [self.dataset] if isinstance(self.dataset, str) else self.dataset
         self.name = [self.name] if isinstance(self.name, str) else self.name
-        plain = self.augmentation is not None
-        if plain and self.objective == "reinforced":
+        self._check_objective()
+        self._check_data()
+
+    @property
+    def plain(self) -> bool:
+        """Whether the data is a base dataset, whose views are drawn as they come."""
+        return self.augmentation is not None
+
+    def _check_objective(self) -> None:
+        if self.plain and self.objective == "reinforced":
             raise ConfigError(
                 "`augmentation` must come with `objective` erm or kd, got reinforced: stored views have their own. Leave "
                 "it out."
             )
-        if plain and len(self.dataset) + len(self.name) > 2:
+        if (self.objective == "kd") != bool(self.teacher):
+            raise ConfigError(
+                f"`teacher` must be given for `objective` kd and only then, got {self.teacher or 'none'} with "
+                f"{self.objective}."
+            )
+        if self.teacher_classes and self.objective != "kd":
+            raise ConfigError(
+                f"`teacher_classes` must be left out without a teacher, got {self.teacher_classes!r} with the objective "
+                f"{self.objective}. Leave it out."
+            )
+
+    def _check_data(self) -> None:
+        if self.plain and len(self.dataset) + len(self.name) > 2:
             raise ConfigError(
                 f"`dataset` must be one base dataset with `augmentation`, got {', '.join(self.dataset + self.name)}."
             )
-        kinds = (
-            (
-                ('a "+" dataset', "without"),
-                ("streaming", "base", "base_config", "base_revision", "unreinforced", "num_views"),
-            ),
-            (("a base dataset", "with"), ("split", "image_column", "label_column")),
-        )
-        (what, how), names = kinds[0] if plain else kinds[1]
-        for name in names:
+        misplaced: tuple[str, ...] = ("split", "image_column", "label_column")
+        what, how = "a base dataset", "with"
+        if self.plain:
+            misplaced = ("streaming", "base", "base_config", "base_revision", "unreinforced", "num_views")
+            what, how = 'a "+" dataset', "without"
+        for name in misplaced:
             if getattr(self, name):
                 raise ConfigError(
                     f"`{name}` is for {what}, which is read {how} `augmentation`, got {getattr(self, name)!r}. Leave it out."
                 )
-
-
-def _load_plain(student: StudentArguments, seed: int) -> PlainDataset:
-    (name,), config = student.dataset, student.name[0] if student.name else None
-    augmentation, split = build_augmentation(student.augmentation, student.size or 224), student.split or "train"
-    with process_state().local_main_process_first():
-        base, described = load_base(name, config, split=split, revision=student.revision, files_from=student.files_from)
-    image_column, label_column = check_dataset(base, student.image_column, student.label_column)
-    if label_column is None:
-        raise ConfigError(f"`objective` {student.objective} needs labels, found none in {name}. Name `label_column`.")
-    return PlainDataset(
-        base,
-        augmentation,
-        image_column=image_column,
-        label_column=label_column,
-        described=described,
-        split=split,
-        seed=seed,
-    )
 
 
 def train_command(argv: Sequence[str], prog: str) -> int:
@@ -168,108 +170,154 @@ def train_command(argv: Sequence[str], prog: str) -> int:
     if smoke.smoke:
         with rehearse(argv) as stand_in:
             return train_command([*argv, *as_arguments(stand_in.train(vars(student)))], prog)
-    if (student.objective == "kd") != bool(student.teacher):
-        raise ConfigError(
-            f"`teacher` must be given for `objective` kd and only then, got "
-            f"{student.teacher or 'none'} with {student.objective}."
-        )
-    if student.teacher_classes and student.objective != "kd":
-        raise ConfigError(
-            f"`teacher_classes` must be left out without a teacher, got {student.teacher_classes!r} with the objective "
-            f"{student.objective}. Leave it out."
-        )
     if student.objective != "reinforced":
         args.reinforced_probability = 0.0
-    model_args = read_model_args(student.model_args)
+    model_args = read_model_args(student.model_args)  # before anything is loaded
     set_seed(args.seed)
-    paths, names = student.dataset, student.name
-    path: Any = paths if len(paths) > 1 else paths[0]
-    name: Any = names if len(names) > 1 else (names or [None])[0]
-    plain = student.augmentation is not None
-    plus: Any = (
-        _load_plain(student, args.seed)
-        if plain
-        else load_reinforced(
-            path,
-            name,
-            streaming=student.streaming,
-            base=student.base,
-            base_config=student.base_config,
-            base_revision=student.base_revision,
-            files_from=student.files_from,
-            unreinforced=student.unreinforced,
-            revision=student.revision,
-            num_views=student.num_views,
-            seed=args.seed,
-        )
+    data = _load_base(student, args.seed) if student.plain else _load_plus(student, args.seed)
+    _check_loaded(student, data)
+    model = build_student(
+        student.student,
+        data.class_names,
+        data.num_classes,
+        model_args=model_args,
+        size=max(data.size),
+        crop=student.eval_crop,
     )
-    if student.objective != "reinforced" and not plus.has_labels:
+    evaluation, evaluated_on = _load_evaluation(student, data)
+    trainer = _build_trainer(student, args, model, data, evaluation)
+    status = run_training(trainer, args)
+    finish: Callable[..., Any] = trainer.push_to_hub if args.push_to_hub else trainer.create_model_card
+    finish(**_card_settings(student), evaluated_on=evaluated_on)
+    return status
+
+
+def _load_base(student: StudentArguments, seed: int) -> AugmentedDataset:
+    """Loads a base dataset, whose views are drawn as they come."""
+    (name,) = student.dataset
+    config = student.name[0] if student.name else None
+    split = student.split or "train"
+    augmentation = build_augmentation(student.augmentation, student.size or 224)
+    with process_state().local_main_process_first():
+        base, described = load_base(name, config, split=split, revision=student.revision, files_from=student.files_from)
+    image_column, label_column = check_dataset(base, student.image_column, student.label_column)
+    if label_column is None:
+        raise ConfigError(f"`objective` {student.objective} needs labels, found none in {name}. Name `label_column`.")
+    return AugmentedDataset(
+        base,
+        augmentation,
+        image_column=image_column,
+        label_column=label_column,
+        described=described,
+        split=split,
+        seed=seed,
+    )
+
+
+def _one_or_all(words: list[str]) -> Any:
+    """What `load_reinforced` takes: None, one word, or several."""
+    return words if len(words) > 1 else next(iter(words), None)
+
+
+def _load_plus(student: StudentArguments, seed: int) -> Any:
+    """Opens the "+" datasets."""
+    return load_reinforced(
+        _one_or_all(student.dataset),
+        _one_or_all(student.name),
+        streaming=student.streaming,
+        base=student.base,
+        base_config=student.base_config,
+        base_revision=student.base_revision,
+        files_from=student.files_from,
+        unreinforced=student.unreinforced,
+        revision=student.revision,
+        num_views=student.num_views,
+        seed=seed,
+    )
+
+
+def _check_loaded(student: StudentArguments, data: ReinforcedData) -> None:
+    """Checks what only the data can tell: whether it has labels, and the size of its views."""
+    if student.objective != "reinforced" and not data.has_labels:
         raise ConfigError(f"`objective` must be reinforced for a dataset without labels, got {student.objective}.")
-    height, width = plus.size
-    if not plain and student.size is not None and (height, width) != (student.size, student.size):
+    height, width = data.size
+    if not student.plain and student.size is not None and (height, width) != (student.size, student.size):
         raise ConfigError(
             f"`size` must be that of the stored views, {height}x{width}, got {student.size}. Reinforce the dataset with "
             f"`size` {student.size}, or choose another student."
         )
-    model = build_student(
-        student.student,
-        plus.class_names,
-        plus.num_classes,
-        model_args=model_args,
-        size=max(height, width),
-        crop=student.eval_crop,
-    )
-    evaluation, evaluated_on = None, None
-    if student.eval_dataset:
-        images, described = load_base(student.eval_dataset, split=student.eval_split, files_from=student.files_from)
-        evaluated_on = {**described, "split": student.eval_split}
-        provenance = plus.provenances[0]
-        columns = {"image_column": provenance.image_column, "label_column": provenance.label_column or "label"}
-        classes = getattr(images.features.get(columns["label_column"]), "names", None)
-        if classes and plus.class_names and classes != plus.class_names:
-            c = next(c for c, name in enumerate([*classes, None]) if [*plus.class_names, None][c] != name)
+
+
+def _load_evaluation(
+    student: StudentArguments, data: ReinforcedData
+) -> tuple[LabelledImages | None, dict[str, Any] | None]:
+    """Loads the images to evaluate on; returns them and what they are, for the card."""
+    if not student.eval_dataset:
+        return None, None
+    images, described = load_base(student.eval_dataset, split=student.eval_split, files_from=student.files_from)
+    label_column = data.origin.label_column or "label"
+    classes = getattr(images.features.get(label_column), "names", None)
+    for c, (theirs, ours) in enumerate(zip_longest(classes or (), data.class_names or ())):
+        # A dataset without names is not compared; where one has more classes, the other has None.
+        if classes and data.class_names and theirs != ours:
             raise ConfigError(
-                f'`eval_dataset` must have the classes of the "+" dataset in their order, but class {c} is '
-                f'{[*classes, None][c]!r} there and {[*plus.class_names, None][c]!r} in the "+" dataset. Give another.'
+                f'`eval_dataset` must have the classes of the "+" dataset in their order, but class {c} is {theirs!r} there '
+                f'and {ours!r} in the "+" dataset. Give another.'
             )
-        evaluation = LabelledImages(images, evaluation_augmentation(max(height, width), student.eval_crop), **columns)
+    shown = evaluation_augmentation(max(data.size), student.eval_crop)
+    evaluation = LabelledImages(images, shown, image_column=data.origin.image_column, label_column=label_column)
+    return evaluation, {**described, "split": student.eval_split}
+
+
+def _build_trainer(
+    student: StudentArguments,
+    args: ReinforcedTrainingArguments,
+    model: nn.Module,
+    data: ReinforcedData,
+    evaluation: LabelledImages | None,
+) -> ReinforcedTrainer:
+    """Builds the trainer of the objective; a student that is fine-tuned keeps its image processor and normalisation."""
     settings: dict[str, Any] = {
         "model": model,
         "args": args,
-        "train_dataset": plus,
+        "train_dataset": data,
         "eval_dataset": evaluation,
         "compute_metrics": compute_metrics,
     }
-    processor = load_processor(student.student, max(height, width))
+    processor = load_processor(student.student, max(data.size))
     if processor is not None:
         settings["processing_class"] = processor
         if getattr(processor, "image_mean", None) and getattr(processor, "image_std", None):
             settings["normalization"] = (processor.image_mean, processor.image_std)
-    if student.objective == "kd":
-        chosen = read_classes(student.teacher_classes, plus.class_names)
-        teacher = Teacher.from_pretrained(student.teacher, device=args.device, classes=chosen)
-        if plus.class_names is not None:
-            teacher.check_classes(plus.class_names)
-        settings["teacher"] = teacher
+    if student.objective != "kd":
+        with as_config_error():
+            return ReinforcedTrainer(**settings)
+    chosen = read_classes(student.teacher_classes, data.class_names)
+    teacher = Teacher.from_pretrained(student.teacher, device=args.device, classes=chosen)
+    if data.class_names is not None:
+        teacher.check_classes(data.class_names)
     with as_config_error():
-        trainer = (OnlineDistillationTrainer if student.objective == "kd" else ReinforcedTrainer)(**settings)
-    status = run_training(trainer, args)
+        return OnlineDistillationTrainer(**settings, teacher=teacher)
+
+
+def _card_settings(student: StudentArguments) -> dict[str, Any]:
+    """Returns what the command line knows about a student's card: folders are called by their names, without their paths."""
+    paths = student.dataset
     folders = {path: Path(path).expanduser().resolve().name for path in paths if Path(path).expanduser().exists()}
-    finish: Callable[..., Any] = trainer.push_to_hub if args.push_to_hub else trainer.create_model_card
-    finish(
-        dataset=" + ".join(folders.get(path, path) for path in paths),
-        dataset_tags=[path for path in paths if path not in folders] or None,
-        dataset_revision=None if folders else student.revision if plain else _commit_of(path, name, student.revision),
-        finetuned_from=None if student.student.startswith("timm:") else student.student,
-        evaluated_on=evaluated_on,
-    )
-    return status
-
-
-def _commit_of(path: Any, name: Any, revision: str | None) -> str:
-    """The commits at which "+" datasets were fetched from the Hub."""
-    configs = [fetch_config(*each, revision=revision, shards=False) for each in each_dataset(path, name)]
-    return " + ".join(dict.fromkeys(config.parent.name for config in configs))
+    if folders:
+        revision = None
+    elif student.plain:
+        revision = student.revision
+    else:  # the commits at which the "+" datasets were fetched from the Hub
+        named = each_dataset(_one_or_all(paths), _one_or_all(student.name))
+        configs = [fetch_config(*each, revision=student.revision, shards=False) for each in named]
+        revision = " + ".join(dict.fromkeys(config.parent.name for config in configs))
+    return {
+        "dataset": " + ".join(folders.get(path, path) for path in paths),
+        "dataset_tags": [path for path in paths if path not in folders] or None,
+        "dataset_revision": revision,
+        "finetuned_from": None if student.student.startswith("timm:") else student.student,
+    }
 
 
 def _last_checkpoint(folder: str) -> str | None:
@@ -278,7 +326,7 @@ def _last_checkpoint(folder: str) -> str | None:
         try:
             TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
         except (OSError, ValueError):
-            logger.warning("Leaving out %s, which was not written to its end.", checkpoint)
+            logger.warning("Skipping %s, which was not written completely.", checkpoint)
         else:
             return checkpoint
     return None
@@ -295,7 +343,7 @@ def run_training(trainer: ReinforcedTrainer | TransferTrainer, args: TrainingArg
                 f"`resume_from_checkpoint` must name a checkpoint with a {TRAINER_STATE_NAME}, found none in {checkpoint}. "
                 "Leave it out: the last checkpoint of `output_dir` is found without it."
             )
-        logger.info("Going on from %s.", checkpoint)
+        logger.info("Resuming from %s.", checkpoint)
         steps_before = TrainerState.load_from_json(str(state)).global_step
     result = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(_internal_call=True)  # pushed when there is a card

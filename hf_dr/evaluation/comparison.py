@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-from matplotlib.figure import Figure
+import pandas as pd
 
 from hf_dr.errors import ConfigError
-from hf_dr.evaluation.config import EvaluateConfig
-from hf_dr.evaluation.metrics import Reliability
-from hf_dr.evaluation.plots import as_png, draw_accuracy, html_page, html_picture, html_table, reliability_figure
-from hf_dr.evaluation.run import Report, run_evaluation
-from hf_dr.evaluation.runs import BASELINE, RUN_NOTE, Run, read_run, run_name
+from hf_dr.evaluation.config import CompareConfig, EvaluateConfig, as_arguments
+from hf_dr.evaluation.plots import accuracy_figure, as_png, reliability_figure
+from hf_dr.evaluation.report import SHARES, Report
+from hf_dr.evaluation.run import run_evaluation
+from hf_dr.evaluation.runs import BASELINE, RESULTS_FILE, RUN_NOTE, Run, read_run, run_name
+from hf_dr.evaluation.tables import html_page, html_picture, html_table, numbers, spread
 from hf_dr.hub.fetch import fetch_config
 from hf_dr.replay.loading import each_dataset
 from hf_dr.store.card import write_card
@@ -51,7 +52,7 @@ COLUMNS = (
     Column("top1", "top-1 %", 100, 2, 1),
     Column("nll", "NLL", 1, 4, -1),
     Column("ece", "ECE %", 100, 2, -1),
-    Column("mce", "corrupted error %", 1, 2, -1),
+    Column("mce", "corrupted error %", 100, 2, -1),
     Column("seconds", "training s", 1, 1, -1),
 )
 
@@ -75,36 +76,39 @@ class Comparison:
         """The objectives in order."""
         return list(dict.fromkeys(run.objective for run in self.runs))
 
-    def values(self, objective: str, key: str) -> np.ndarray:
-        """Returns a column's values of an objective, one for each seed, float64."""
-        return np.array([self._value(run, key) for run in self.runs if run.objective == objective])
+    @cached_property
+    def frame(self) -> pd.DataFrame:
+        """One line for each run, by objective and seed, and the columns of `COLUMNS`: shares, nats and seconds."""
+        clean = {result.model: result.metrics for result in self.report.results if not result.by_corruption}
+        corrupted = {result.model: result.mce for result in self.report.results if result.by_corruption}
+        lines = [{**clean[run.name], "mce": corrupted[run.name], "seconds": run.seconds} for run in self.runs]
+        names = [(run.objective, run.seed) for run in self.runs]
+        return pd.DataFrame(lines, index=pd.MultiIndex.from_tuples(names, names=["objective", "seed"]))
 
-    def _value(self, run: Run, key: str) -> float:
-        if key == "seconds":
-            return run.seconds
-        for result in self.report.results:
-            if result.model == run.name and bool(result.by_corruption) == (key == "mce"):
-                return float(result.mce if key == "mce" and result.mce is not None else result.metrics[key])
-        raise KeyError(f"{run.name} has no {key}")
+    def values(self, objective: str, key: str) -> pd.Series:
+        """Returns a column's values of an objective, by seed."""
+        return self.frame.loc[objective, key]
 
-    def gains(self, objective: str, key: str) -> np.ndarray:
-        """Returns what each seed gains over plain training with the same seed; above 0 is better.
-
-        Top-1 and ECE as fractions, NLL in nats, `mce` in percent points.
-        """
+    def gains(self, objective: str, key: str) -> pd.Series:
+        """Returns what each seed gains over plain training with the same seed; above 0 is better."""
         better = next(column.better for column in COLUMNS if column.key == key)
         return better * (self.values(objective, key) - self.values(BASELINE, key))
 
     @property
+    def _num_seeds(self) -> int:
+        return len(self.runs) // len(self.objectives)
+
+    @property
     def students(self) -> Students:
         """The table: mean and standard deviation over seeds."""
-        seeds = len(self.runs) // len(self.objectives)
-        rows = [[name, *(_spread(self.values(name, c.key), c) for c in COLUMNS)] for name in self.objectives]
-        for objective in self.objectives:
-            if objective != BASELINE and BASELINE in self.objectives:
-                gains = (_spread(self.gains(objective, c.key), c, sign=True) for c in COLUMNS)
-                rows.append([f"{objective}: gain over {BASELINE}", *gains])
-        return Students([f"{self.title}, {seeds} seeds", *(c.title for c in COLUMNS)], rows)
+        rows = [
+            [name, *(spread(self.values(name, c.key), c.digits, c.scale) for c in COLUMNS)] for name in self.objectives
+        ]
+        for name in self.objectives:
+            if name != BASELINE and BASELINE in self.objectives:
+                gains = (spread(self.gains(name, c.key), c.digits, c.scale, sign=True) for c in COLUMNS)
+                rows.append([f"{name}: gain over {BASELINE}", *gains])
+        return Students([f"{self.title}, {self._num_seeds} seeds", *(c.title for c in COLUMNS)], rows)
 
     def to_markdown(self) -> str:
         """Returns the table: mean and standard deviation over seeds."""
@@ -113,47 +117,32 @@ class Comparison:
     def to_dict(self, prefix: str) -> dict[str, float | int]:
         """Returns flat numbers: `<prefix>_<objective>_<key>` and, over plain training, `<prefix>_<key>_gain` of `reinforced`.
 
-        In the units of `gains`; `_std` beside each is the standard deviation over seeds.
+        Metrics are shares, but nll (nats); `_std` next to each is the standard deviation over seeds.
         """
-        flat: dict[str, float | int] = {f"{prefix}_seeds": len(self.runs) // len(self.objectives)}
-        for objective in self.objectives:
-            for column in COLUMNS:
-                values = self.values(objective, column.key)
-                flat[f"{prefix}_{objective}_{column.key}"] = float(values.mean())
-                flat[f"{prefix}_{objective}_{column.key}_std"] = _deviation(values)
+        found = {f"{name}_{c.key}": self.values(name, c.key) for name in self.objectives for c in COLUMNS}
         if {"reinforced", BASELINE} <= set(self.objectives):
-            for column in COLUMNS:
-                gains = self.gains("reinforced", column.key)
-                flat[f"{prefix}_{column.key}_gain"] = float(gains.mean())
-                flat[f"{prefix}_{column.key}_gain_std"] = _deviation(gains)
+            found |= {f"{c.key}_gain": self.gains("reinforced", c.key) for c in COLUMNS}
+        flat: dict[str, float | int] = {f"{prefix}_seeds": self._num_seeds}
+        for key, values in found.items():
+            over_seeds = numbers(values)
+            flat[f"{prefix}_{key}"] = over_seeds["mean"]
+            flat[f"{prefix}_{key}_std"] = over_seeds["std"]
         return flat
 
     def save(self, folder: Path, pictures: Sequence[Path] = ()) -> Path:
         """Writes comparison.md, comparison.json and report.html, and returns the last; `pictures` are PNGs to show in it."""
         (folder / "comparison.md").write_text(self.to_markdown(), encoding="utf-8")
-        content = {**self.to_dict("comparison"), "evaluation": self.report.to_dict()}
+        content = {"units": SHARES, **self.to_dict("comparison"), "evaluation": self.report.to_dict()}
         (folder / "comparison.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        shown = [*map(as_png, (self._draw_accuracy(), self._draw_reliability())), *(p.read_bytes() for p in pictures)]
+        # One reliability diagram for each objective, of its first seed.
+        first = {self.runs[[run.objective for run in self.runs].index(name)].name for name in self.objectives}
+        diagrams = {r.model: r.diagram for r in self.report.results if r.diagram is not None and r.model in first}
+        figures = (accuracy_figure(self.title, self.runs), reliability_figure(diagrams))
+        shown = [*map(as_png, figures), *(path.read_bytes() for path in pictures)]
         table = html_table(self.students.head, self.students.rows)
         page = folder / "report.html"
         page.write_text(html_page(self.title, [_ABOUT, table, *map(html_picture, shown)]), encoding="utf-8")
         return page
-
-    def _draw_accuracy(self) -> Figure:
-        figure = Figure(figsize=(6.5, 3.8), layout="constrained")
-        axes = figure.subplots()
-        draw_accuracy(axes, self.runs, [run.seconds for run in self.runs])
-        axes.set(xlabel="seconds of training", title=self.title)
-        axes.legend(loc="lower right", frameon=False)
-        return figure
-
-    def _draw_reliability(self) -> Figure:
-        """One reliability diagram for each objective, of its first seed."""
-        first = [next(run.name for run in self.runs if run.objective == objective) for objective in self.objectives]
-        return reliability_figure({name: self._diagram(name) for name in first})
-
-    def _diagram(self, name: str) -> Reliability:
-        return next(r.diagram for r in self.report.results if r.model == name and r.diagram is not None)
 
 
 def compare(
@@ -166,7 +155,7 @@ def compare(
         folder: Of the comparison.
         objectives: As they were trained.
         seeds: As they were trained.
-        evaluation: Settings of `EvaluateConfig` beside the models: one set, and how it is corrupted.
+        evaluation: Settings of `EvaluateConfig` other than the models: one set, and how it is corrupted.
 
     Raises:
         DataError: A run is missing.
@@ -175,26 +164,6 @@ def compare(
     models = [f"{run.name}={run.folder}" for run in runs]
     report = run_evaluation(EvaluateConfig(models=models, output_dir=str(folder), **evaluation))
     return Comparison(title, runs, report)
-
-
-@dataclass
-class CompareConfig:
-    """What is compared."""
-
-    title: str = field(metadata={"help": "What the table and the report call it."})
-    output_dir: str = field(metadata={"help": "Folder of the runs, the table and the report."})
-    train: Any = field(metadata={"help": "Settings of train.py, all but objective, seed and output_dir. In YAML only."})
-    evaluate: Any = field(metadata={"help": "Settings of evaluate.py, all but models and output_dir. In YAML only."})
-    objectives: list[str] = field(
-        default_factory=lambda: ["erm", "reinforced"], metadata={"help": "Of erm, reinforced, kd."}
-    )
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Each trains every objective."})
-    teacher: list[str] = field(default_factory=list, metadata={"help": "For kd: as for train.py."})
-    teacher_classes: str | None = field(default=None, metadata={"help": "For kd: as for train.py."})
-    pictures: list[str] = field(default_factory=list, metadata={"help": "PNG files to show in the report."})
-    save: bool = field(
-        default=False, metadata={"help": 'Keep the table beside the "+" dataset\'s shards and show it in its card.'}
-    )
 
 
 def run_comparison(config: CompareConfig, train: Callable[[list[str]], int]) -> Comparison:
@@ -207,11 +176,13 @@ def run_comparison(config: CompareConfig, train: Callable[[list[str]], int]) -> 
     Raises:
         ConfigError: A training was refused.
     """
-    folder, compared = Path(config.output_dir), each_dataset(config.train.get("dataset", ""), config.train.get("name"))
-    plus, name = Path(compared[0][0]).expanduser(), compared[0][1]
-    if config.save and (len(compared) > 1 or not plus.is_dir()):
+    folder = Path(config.output_dir)
+    learned_from = each_dataset(config.train.get("dataset", ""), config.train.get("name"))
+    plus = Path(learned_from[0][0]).expanduser()
+    if config.save and (len(learned_from) > 1 or not plus.is_dir()):
         raise ConfigError(f"`save` needs one dataset in a folder, got {plus}. Give a folder, or leave `save` out.")
-    for seed in config.seeds:  # objectives in turns, so that a disturbance of the machine hits all of them
+    for seed in config.seeds:
+        # Objectives take turns, so that a disturbance of the machine hits all of them.
         for objective in config.objectives:
             path = folder / run_name(objective, seed)
             flags: dict[str, Any] = {**config.train, "objective": objective, "seed": seed, "output_dir": path}
@@ -227,7 +198,7 @@ def run_comparison(config: CompareConfig, train: Callable[[list[str]], int]) -> 
     comparison = compare(config.title, folder, config.objectives, config.seeds, config.evaluate)
     page = comparison.save(folder, [Path(p) for p in config.pictures])
     if config.save:
-        place = find_config(plus, name).resolve()
+        place = find_config(plus, learned_from[0][1]).resolve()
         save_finding(place, Provenance.read(place).fingerprint, comparison.students)
         write_card(place.parent)
     print(f"\n{comparison.to_markdown()}\nreport: {page}", flush=True)
@@ -257,25 +228,7 @@ def is_finished(run: Path, flags: dict[str, Any]) -> bool:
             f"{run} must be a run of the same settings, but it differs in {', '.join(sorted(differing))}. Remove it, or choose "
             "another `output_dir`."
         )
-    return (run / "all_results.json").is_file()
-
-
-def as_arguments(flags: dict[str, Any]) -> list[str]:
-    """Writes settings as a command line."""
-    return [
-        word
-        for key, value in flags.items()
-        for word in (f"--{key}", *map(str, value if isinstance(value, list) else [value]))
-    ]
-
-
-def _deviation(values: np.ndarray) -> float:
-    return float(values.std(ddof=1)) if len(values) > 1 else 0.0
-
-
-def _spread(values: np.ndarray, column: Column, sign: bool = False) -> str:
-    mean, deviation = column.scale * values.mean(), column.scale * _deviation(values)
-    return f"{mean:{'+' if sign else ''}.{column.digits}f} ± {deviation:.{column.digits}f}"
+    return (run / RESULTS_FILE).is_file()
 
 
 _ABOUT = (

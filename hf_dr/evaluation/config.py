@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import product
+from typing import Any
 
 from hf_dr.errors import ConfigError
-from hf_dr.evaluation.corruptions import CORRUPTIONS, SEVERITIES, check_corruption
+from hf_dr.evaluation.names import CORRUPTION_NAMES, SEVERITIES, check_corruption
 from hf_dr.evaluation.sets import OPTIONS, PRESETS
-from hf_dr.store.named_files import FILES_FROM_HELP
-from hf_dr.teacher.ensemble import PRECISIONS
+from hf_dr.settings import FILES_FROM_HELP, Real, Whole, check_settings
+from hf_dr.teacher.names import PRECISIONS
 
 
 @dataclass
@@ -44,32 +45,46 @@ class EvaluateConfig:
         },
     )
     corruptions: list[str] = field(
-        default_factory=list, metadata={"help": f"Which corruptions: {', '.join(CORRUPTIONS)}. Default: all."}
+        default_factory=list, metadata={"help": f"Which corruptions: {', '.join(CORRUPTION_NAMES)}. Default: all."}
     )
     severities: list[int] = field(default_factory=list, metadata={"help": "Which severities, 1 to 5. Default: all."})
     max_examples: int | None = field(
-        default=None, metadata={"help": "Take so many examples, evenly spread over each set. Default: all."}
+        default=None,
+        metadata={
+            "help": "Use only this number of examples, evenly spread over each set. Default: all.",
+            "type": Whole(1),
+        },
     )
-    batch_size: int = field(default=64, metadata={"help": "Images at a time."})
-    num_workers: int = field(default=0, metadata={"help": "Processes that decode and corrupt; 0 for none beside this."})
-    device: str | None = field(default=None, metadata={"help": "Default: cuda if there is one, else cpu."})
-    precision: str = field(default="fp32", metadata={"help": "Of the models.", "choices": list(PRECISIONS)})
+    batch_size: int = field(default=64, metadata={"help": "Images in a batch.", "type": Whole(1)})
+    num_workers: int = field(
+        default=0, metadata={"help": "Processes that decode and corrupt images; 0 does it in the main process."}
+    )
+    device: str | None = field(
+        default=None, metadata={"help": "Device of the models. Default: cuda if there is one, else cpu."}
+    )
+    precision: str = field(
+        default="fp32",
+        metadata={"help": "Floating-point type in which the models compute.", "choices": list(PRECISIONS)},
+    )
     seed: int = field(default=0, metadata={"help": "Seed of the corruptions."})
     size: int | None = field(
         default=None,
-        metadata={"help": "Side in pixels of the models' input. Default: each model's own, as the next three."},
+        metadata={
+            "help": "Side in pixels of the models' input. Default: each model's own, as the next three.",
+            "type": Whole(1),
+        },
     )
-    crop: float | None = field(default=None, metadata={"help": "Share of the resized side that the centre crop keeps."})
-    mean: list[float] = field(default_factory=list, metadata={"help": "Of the input, three numbers from 0 to 1."})
-    std: list[float] = field(default_factory=list, metadata={"help": "Of the input, three numbers from 0 to 1."})
+    crop: float | None = field(
+        default=None,
+        metadata={"help": "Share of the resized side that the centre crop keeps.", "type": Real(0, 1, above=True)},
+    )
+    mean: list[float] = field(default_factory=list, metadata={"help": "Mean of the input, three numbers from 0 to 1."})
+    std: list[float] = field(
+        default_factory=list, metadata={"help": "Standard deviation of the input, three numbers from 0 to 1."}
+    )
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "max_examples", "size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"`{name}` must be a whole number of at least 1, got {value}.")
-        if self.crop is not None and not 0 < self.crop <= 1:
-            raise ConfigError(f"`crop` must be above 0 and at most 1, got {self.crop}.")
+        check_settings(self)
         for name in ("mean", "std"):
             if len(getattr(self, name)) not in (0, 3):
                 raise ConfigError(f"`{name}` must be three numbers, got {len(getattr(self, name))}.")
@@ -78,4 +93,39 @@ class EvaluateConfig:
 
     def corruption_keys(self) -> list[tuple[str, int]]:
         """Returns the corruptions with each of their severities."""
-        return list(product(self.corruptions or CORRUPTIONS, self.severities or SEVERITIES))
+        return list(product(self.corruptions or CORRUPTION_NAMES, self.severities or SEVERITIES))
+
+
+@dataclass
+class CompareConfig:
+    """What is compared."""
+
+    title: str = field(metadata={"help": "Title of the table and the report."})
+    output_dir: str = field(metadata={"help": "Folder of the runs, the table and the report."})
+    train: Any = field(
+        metadata={"help": "Settings of `hf-dr train`, all but objective, seed and output_dir. In YAML only."}
+    )
+    evaluate: Any = field(
+        metadata={"help": "Settings of `hf-dr evaluate`, all but models and output_dir. In YAML only."}
+    )
+    objectives: list[str] = field(
+        default_factory=lambda: ["erm", "reinforced"],
+        metadata={"help": "Which of erm, reinforced and kd are compared."},
+    )
+    seeds: list[int] = field(
+        default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds; each objective is trained with every one."}
+    )
+    teacher: list[str] = field(default_factory=list, metadata={"help": "For kd: as for train."})
+    teacher_classes: str | None = field(default=None, metadata={"help": "For kd: as for train."})
+    pictures: list[str] = field(default_factory=list, metadata={"help": "PNG files to show in the report."})
+    save: bool = field(
+        default=False, metadata={"help": 'Keep the table next to the "+" dataset\'s shards and show it in its card.'}
+    )
+
+
+def as_arguments(flags: dict[str, Any]) -> list[str]:
+    """Writes settings as a command line."""
+    words = []
+    for key, value in flags.items():
+        words += [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
+    return words

@@ -24,10 +24,9 @@ import PIL.Image
 import torch
 from torch.nn import functional as F
 
-from hf_dr.errors import ConfigError, did_you_mean
+from hf_dr.evaluation.names import SEVERITIES, check_corruption
 from hf_dr.views.rng import DOMAIN_CORRUPTION, keyed_rng
 
-SEVERITIES = (1, 2, 3, 4, 5)
 LARGE_SIDE = 64
 """Shorter side in pixels from which on ImageNet-C's constants are used."""
 
@@ -72,18 +71,6 @@ def corruption_rng(seed: int, example: int, name: str, severity: int) -> np.rand
     check_corruption(name, severity)
     minor = 8 * list(CORRUPTIONS).index(name) + severity
     return keyed_rng(seed, domain=DOMAIN_CORRUPTION, major=example, minor=minor)
-
-
-def check_corruption(name: str, severity: int) -> None:
-    """Refuses unknown names and severities.
-
-    Raises:
-        ConfigError: There is no such corruption or severity.
-    """
-    if name not in CORRUPTIONS:
-        raise ConfigError(f"no corruption is called `{name}`.{did_you_mean(name, CORRUPTIONS)}")
-    if severity not in SEVERITIES:
-        raise ConfigError(f"the severity of a corruption must be a whole number from 1 to 5, got {severity!r}.")
 
 
 _Apply = Callable[..., np.ndarray]

@@ -1,4 +1,4 @@
-"""The images of an evaluation set, as each model sees them."""
+"""The images and labels of an evaluation set, opened and checked."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import NamedTuple
 
 import datasets
 import numpy as np
+import pyarrow as pa
 
 from hf_dr.errors import DataError, did_you_mean
 from hf_dr.evaluation.config import EvaluateConfig
 from hf_dr.evaluation.sets import EvaluationSet
-from hf_dr.store.base_dataset import load_base
+from hf_dr.store.base_dataset import label_numbers, load_base
 from hf_dr.teacher.members import imagenet_synsets
 
 
@@ -52,27 +53,48 @@ def open_set(spec: EvaluationSet, config: EvaluateConfig) -> Images:
 
 def _read_labels(dataset: datasets.Dataset, spec: EvaluationSet) -> tuple[np.ndarray, list[str] | None]:
     """Returns all labels as class numbers of the set, int64, and its class names where they have to be compared."""
-    values = dataset.select_columns([spec.label]).with_format("arrow")[:].column(spec.label).to_numpy()
+    column = dataset.select_columns([spec.label]).with_format("arrow")[:].column(spec.label)
     names: list[str] | None = getattr(dataset.features[spec.label], "names", None)
-    is_number = np.issubdtype(values.dtype, np.integer)
-    if is_number and values.min() < 0:
-        raise DataError(
-            f"set `{spec.name}` must have labels, found {values.min()} in `{spec.label}`: this split has none."
-        )
-    if spec.classes is None:
-        if not is_number:
-            raise DataError(
-                f"column `{spec.label}` of set `{spec.name}` must hold class numbers, found {values.dtype} such as "
-                f"{values[0]!r:.60}. Name another column: ,label=COLUMN."
-            )
-        return values.astype(np.int64), names
-    synsets = imagenet_synsets(spec.classes)
-    if is_number and names is not None and all(re.fullmatch(r"n\d{8}", name) for name in names):
-        values, is_number = np.array(names, object)[values], False
+    is_number = pa.types.is_integer(column.type)
     if is_number:
+        values, missing = label_numbers(column, num_classes=_ANY_CLASS)
+        if len(missing):
+            raise DataError(
+                f"set `{spec.name}` must have labels, found {values[missing[0]]} in row {missing[0]} of `{spec.label}` "
+                f"({len(missing)} such rows). Name a split that has them: NAME=DATASET:SPLIT."
+            )
+    else:
+        values = column.to_numpy()
+    if spec.classes is not None:
+        return _imagenet_numbers(values, names, spec), None
+    if not is_number:
+        raise DataError(
+            f"column `{spec.label}` of set `{spec.name}` must hold class numbers, found {values.dtype} such as "
+            f"{values[0]!r:.60}. Name another column: ,label=COLUMN."
+        )
+    return values, names
+
+
+# Which classes there are is compared with each model: see `run_evaluation`.
+_ANY_CLASS = np.iinfo(np.int64).max
+
+
+def _imagenet_numbers(values: np.ndarray, names: list[str] | None, spec: EvaluationSet) -> np.ndarray:
+    """Returns labels as numbers of the classes of `spec`, int64 (rows,).
+
+    Args:
+        values: Class numbers, of the set's own classes or of ImageNet's 1,000, or WordNet ids.
+        names: Of the classes, if the dataset has them.
+        spec: The set, with its `classes`.
+    """
+    synsets = imagenet_synsets(str(spec.classes))
+    is_number = np.issubdtype(values.dtype, np.integer)
+    if is_number and names is not None and all(re.fullmatch(r"n\d{8}", name) for name in names):
+        values = np.array(names, object)[values]
+    elif is_number:
         count = len(names) if names is not None else int(values.max()) + 1
         if count == len(synsets) or (names is None and count < len(synsets)):
-            return values.astype(np.int64), None
+            return values  # the set's own classes
         if count > 1000 or (names is not None and count < 1000):
             raise DataError(
                 f"set `{spec.name}` must have the {len(synsets)} classes of {spec.classes}, found {count}. Check `classes`."
@@ -85,4 +107,4 @@ def _read_labels(dataset: datasets.Dataset, spec: EvaluationSet) -> tuple[np.nda
             f"labels of set `{spec.name}` must be the {len(synsets)} classes of {spec.classes}, by number or WordNet id, found "
             f"{strange[0]!r}. Check `label` and `classes`."
         )
-    return np.array([number[value] for value in values], np.int64), None
+    return np.array([number[value] for value in values], np.int64)

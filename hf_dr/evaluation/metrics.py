@@ -7,28 +7,40 @@ from typing import Any
 
 import numpy as np
 
-NUM_BINS = 15
-"""Bins of the expected calibration error, as in Guo et al. (ICML 2017) and the paper."""
+from hf_dr.teacher.calibration import NUM_BINS, bins_of, calibration_error
+
+METRICS = ("top1", "top5", "nll", "brier", "ece")
+"""What `classification_metrics` measures."""
 
 
 @dataclass(frozen=True)
 class Reliability:
-    """A reliability diagram's numbers, one for each of equally wide bins of confidence.
+    """A reliability diagram's numbers, one for each of equally wide bins of confidence, the probability of the predicted class.
 
     Attributes:
-        count: Examples in the bin.
-        confidence: Their mean confidence, the probability of the predicted class; 0 for an empty bin.
-        accuracy: Their accuracy; 0 for an empty bin.
+        counts: Examples in the bin, int64.
+        confidence_sums: Sum of their confidences.
+        hits: How many of their predicted classes are right.
     """
 
-    count: np.ndarray
-    confidence: np.ndarray
-    accuracy: np.ndarray
+    counts: np.ndarray
+    confidence_sums: np.ndarray
+    hits: np.ndarray
+
+    @property
+    def confidence(self) -> np.ndarray:
+        """Mean confidence of each bin, 0 for an empty one."""
+        return self.confidence_sums / np.maximum(self.counts, 1)
+
+    @property
+    def accuracy(self) -> np.ndarray:
+        """Accuracy of each bin, 0 for an empty one."""
+        return self.hits / np.maximum(self.counts, 1)
 
     @property
     def ece(self) -> float:
-        """Expected calibration error: mean over examples of |accuracy - confidence| of their bin, 0 to 1."""
-        return float((self.count * np.abs(self.accuracy - self.confidence)).sum() / max(1, self.count.sum()))
+        """Expected calibration error, 0 to 1: see `hf_dr.teacher.calibration`."""
+        return calibration_error(self.counts, self.confidence_sums, self.hits)
 
 
 def log_softmax(logits_BC: np.ndarray) -> np.ndarray:
@@ -38,18 +50,22 @@ def log_softmax(logits_BC: np.ndarray) -> np.ndarray:
 
 
 def reliability(logits_BC: np.ndarray, labels_B: np.ndarray, num_bins: int = NUM_BINS) -> Reliability:
-    """Bins examples by confidence; a confidence on an edge belongs to the bin below it, as in Guo et al."""
-    probabilities_BC = np.exp(log_softmax(logits_BC))
-    confidence_B, hit_B = probabilities_BC.max(axis=-1), probabilities_BC.argmax(axis=-1) == labels_B
-    bin_B = np.clip(np.ceil(confidence_B * num_bins).astype(int) - 1, 0, num_bins - 1)
-    count = np.bincount(bin_B, minlength=num_bins)
-    some = np.maximum(count, 1)
-    confidence = np.bincount(bin_B, confidence_B, num_bins) / some
-    return Reliability(count, confidence, np.bincount(bin_B, hit_B, num_bins) / some)
+    """Sorts examples into bins by confidence."""
+    shifted_BC = logits_BC.astype(np.float64) - logits_BC.max(axis=-1, keepdims=True)
+    # The predicted class has exp(0) = 1 in the numerator. Written so, five equal logits give 0.2 and not its neighbour above,
+    # which would lie in the next bin.
+    confidence_B = 1 / np.exp(shifted_BC).sum(axis=-1)
+    hit_B = logits_BC.argmax(axis=-1) == labels_B
+    bin_B = bins_of(confidence_B, num_bins)
+    return Reliability(
+        counts=np.bincount(bin_B, minlength=num_bins),
+        confidence_sums=np.bincount(bin_B, confidence_B, num_bins),
+        hits=np.bincount(bin_B, hit_B, num_bins),
+    )
 
 
 def classification_metrics(logits_BC: np.ndarray, labels_B: np.ndarray) -> dict[str, float]:
-    """Returns top1 and top5 accuracy, nll (nats), brier (0 to 2) and ece (0 to 1), means over the examples.
+    """Returns top1 and top5 accuracy, nll (nats), brier (0 to 2) and ece (0 to 1) over the examples.
 
     Args:
         logits_BC: Floating point.
@@ -87,5 +103,7 @@ def classification_metrics(logits_BC: np.ndarray, labels_B: np.ndarray) -> dict[
 
 def compute_metrics(prediction: Any) -> dict[str, float]:
     """`classification_metrics` in the form that `Trainer(compute_metrics=...)` takes."""
-    logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
+    logits = prediction.predictions
+    if isinstance(logits, tuple):  # a model that returns more than its logits
+        logits = logits[0]
     return classification_metrics(np.asarray(logits), np.asarray(prediction.label_ids))

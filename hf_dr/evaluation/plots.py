@@ -1,9 +1,7 @@
-"""Plots and the one HTML page that holds them."""
+"""Plots: reliability diagrams, and accuracy over the course of trainings."""
 
 from __future__ import annotations
 
-import base64
-import html
 import math
 from collections.abc import Sequence
 from io import BytesIO
@@ -15,47 +13,38 @@ from matplotlib.figure import Figure
 from hf_dr.evaluation.metrics import Reliability
 from hf_dr.evaluation.runs import Run
 
+_BLUE = "#3b6ea5"
+_RED = "#d95f4b"
+_COLOURS = {"erm": "#7a7a7a", "reinforced": _BLUE, "kd": "#d98b2b"}
+_OTHER_COLOUR = "#4c8c4a"
+
 
 def draw_reliability(axes: Any, diagram: Reliability, title: str) -> None:
     """Draws a reliability diagram: accuracy by confidence, the diagonal being perfect calibration."""
-    edges = np.linspace(0, 1, len(diagram.count) + 1)
-    width = edges[1] - edges[0]
-    filled = diagram.count > 0
-    axes.bar(
-        edges[:-1][filled],
-        diagram.accuracy[filled],
-        width,
-        align="edge",
-        color="#3b6ea5",
-        edgecolor="white",
-        linewidth=0.5,
-    )
-    axes.bar(
-        edges[:-1][filled],
-        (diagram.confidence - diagram.accuracy)[filled],
-        width,
-        diagram.accuracy[filled],
-        align="edge",
-        color="#d95f4b",
-        alpha=0.35,
-        edgecolor="white",
-        linewidth=0.5,
-    )
-    axes.plot([0, 1], [0, 1], color="0.4", linewidth=0.8, linestyle="--")
+    edges = np.linspace(0, 1, len(diagram.counts) + 1)
+    filled = diagram.counts > 0
+    left = edges[:-1][filled]
+    accuracy = diagram.accuracy[filled]
+    gap = diagram.confidence[filled] - accuracy
+    bars = {"width": edges[1], "align": "edge", "edgecolor": "white", "linewidth": 0.5}
+    axes.bar(left, accuracy, color=_BLUE, label="accuracy", **bars)
+    axes.bar(left, gap, bottom=accuracy, color=_RED, alpha=0.35, label="gap to confidence", **bars)
+    axes.plot([0, 1], [0, 1], color="0.4", linewidth=0.8, linestyle="--", label="perfect calibration")
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy", aspect="equal")
     axes.set_title(f"{title}\nECE {100 * diagram.ece:.2f} %", fontsize=9)
 
 
 def reliability_figure(diagrams: dict[str, Reliability], columns: int | None = None) -> Figure:
-    """Draws several reliability diagrams: side by side, or in rows of `columns`."""
+    """Draws several reliability diagrams: in one row, or in rows of `columns`."""
     columns = columns or len(diagrams)
     rows = math.ceil(len(diagrams) / columns)
     figure = Figure(figsize=(3 * columns, 3.4 * rows), layout="constrained")
-    places = figure.subplots(rows, columns, squeeze=False).flat
-    for title, diagram in diagrams.items():
-        draw_reliability(next(places), diagram, title)
-    for axes in places:
+    places = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes, (title, diagram) in zip(places, diagrams.items(), strict=False):
+        draw_reliability(axes, diagram, title)
+    for axes in places[len(diagrams) :]:
         axes.set_axis_off()
+    places[0].legend(loc="upper left", frameon=False, fontsize=7)
     return figure
 
 
@@ -64,39 +53,54 @@ def reliability_picture(diagrams: dict[str, Reliability], path: str, columns: in
     reliability_figure(diagrams, columns).savefig(path, dpi=150)
 
 
-_COLOURS = {"erm": "#7a7a7a", "reinforced": "#3b6ea5", "kd": "#d98b2b"}
+def accuracy_figure(title: str, runs: Sequence[Run], epochs: Sequence[float] | None = None) -> Figure:
+    """Draws top-1 on the way against seconds of training and, where they are given, against epochs.
+
+    Args:
+        title: Of the figure.
+        runs: Those never evaluated are left out.
+        epochs: Of each run.
+    """
+    figure = Figure(figsize=(9.5 if epochs else 6.5, 3.8), layout="constrained")
+    places = figure.subplots(1, 2 if epochs else 1, sharey=True, squeeze=False)[0]
+    _draw_accuracy(places[0], runs, [run.seconds for run in runs])
+    places[0].set(xlabel="seconds of training", ylabel="top-1 accuracy, %")
+    if epochs:
+        _draw_accuracy(places[1], runs, epochs)
+        places[1].set(xlabel="epochs")
+    places[-1].legend(loc="lower right", frameon=False)
+    figure.suptitle(title, fontsize=10)
+    return figure
 
 
-def draw_accuracy(axes: Any, runs: Sequence[Run], lengths: Sequence[float]) -> None:
-    """Draws top-1 on the way: a thin line for each run and, for those of an objective evaluated at the same steps, their mean.
+def _draw_accuracy(axes: Any, runs: Sequence[Run], lengths: Sequence[float]) -> None:
+    """Draws a thin line for each run and, for those of an objective evaluated at the same steps, a thick one, their mean.
 
     Args:
         axes: Of matplotlib.
-        runs: Those never evaluated are left out.
+        runs: Trainings.
         lengths: Of each run, in the unit of the x axis: seconds, say, or epochs.
     """
-    for objective in dict.fromkeys(run.objective for run in runs):
-        colour = _COLOURS.get(objective, "#4c8c4a")
-        curves = [
-            (length, np.array(run.accuracy), run.steps)
-            for run, length in zip(runs, lengths, strict=True)
-            if run.objective == objective and run.accuracy
-        ]
-        for length, curve, _ in curves:
-            axes.plot(length * curve[:, 0], 100 * curve[:, 1], color=colour, alpha=0.25, linewidth=0.8)
-        places = [(steps, tuple(curve[:, 0])) for _, curve, steps in curves]
-        for number, place in enumerate(dict.fromkeys(places)):
-            alike = [
-                (length, curve[:, 1]) for (length, curve, _), at in zip(curves, places, strict=True) if at == place
-            ]
-            length, accuracy = (np.mean(values, axis=0) for values in zip(*alike, strict=True))
-            label = None if number else objective
-            marker = "o" if len(accuracy) == 1 else None  # a line of one point would not be seen
-            axes.plot(
-                length * np.array(place[1]), 100 * accuracy, color=colour, linewidth=2, marker=marker, label=label
-            )
-    axes.set(ylabel="top-1 accuracy, %")
+    alike: dict[tuple[Any, ...], list[tuple[float, np.ndarray]]] = {}
+    for run, length in zip(runs, lengths, strict=True):
+        if run.accuracy:
+            shares, top1 = np.array(run.accuracy).T
+            axes.plot(length * shares, 100 * top1, color=_colour(run.objective), alpha=0.25, linewidth=0.8)
+            alike.setdefault((run.objective, run.steps, *shares), []).append((length, top1))
+    labelled = set()
+    for (objective, _, *shares), curves in alike.items():
+        mean_length = np.mean([length for length, _ in curves])
+        mean_top1 = np.mean([top1 for _, top1 in curves], axis=0)
+        label = objective if objective not in labelled else None
+        labelled.add(objective)
+        marker = "o" if len(shares) == 1 else None  # a line of one point would not be seen
+        style = {"color": _colour(objective), "linewidth": 2, "marker": marker, "label": label}
+        axes.plot(mean_length * np.array(shares), 100 * mean_top1, **style)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _colour(objective: str) -> str:
+    return _COLOURS.get(objective, _OTHER_COLOUR)
 
 
 def as_png(figure: Figure) -> bytes:
@@ -104,33 +108,3 @@ def as_png(figure: Figure) -> bytes:
     file = BytesIO()
     figure.savefig(file, format="png", dpi=130)
     return file.getvalue()
-
-
-def html_picture(png: bytes) -> str:
-    """Returns a picture that needs no file beside the page."""
-    return f'<img src="data:image/png;base64,{base64.b64encode(png).decode()}">'
-
-
-def html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Returns a table; its cells are text."""
-    lines = ("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in (head, *rows))
-    return "\n".join(["<table>", *lines, "</table>"])
-
-
-def html_page(title: str, parts: Sequence[str]) -> str:
-    """Returns a page of its own; `title` is text, `parts` are HTML."""
-    return _PAGE.format(title=html.escape(title), body="\n".join(parts))
-
-
-_PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>{title}</title>
-<style>
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }}
-table {{ border-collapse: collapse; margin: 1rem 0 }}
-td {{ border-bottom: 1px solid #ddd; padding: .3rem .8rem; text-align: right; white-space: nowrap }}
-td:first-child {{ text-align: left }} tr:first-child {{ font-weight: 600 }} img {{ max-width: 100%; margin: 1rem 0 }}
-</style>
-<h1>{title}</h1>
-{body}
-</html>
-"""

@@ -1,21 +1,20 @@
 """Evaluation: several checkpoints on several sets of labelled images, in one table.
 
-First everything is checked: names, columns, labels, classes. Then each set is read once for all checkpoints: an image is
-decoded (and corrupted) once, seen by each through its own resize and crop, and the whole set's logits give the metrics.
+First everything is checked: names, columns, labels, classes. Then each set is read once for all models: an image is decoded
+(and corrupted) once, resized and cropped for each model as it takes it, and the whole set's logits give the metrics.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import datasets
 import numpy as np
 import PIL.Image
 import torch
@@ -27,23 +26,24 @@ from hf_dr.errors import ConfigError, TeacherError, did_you_mean
 from hf_dr.evaluation.config import EvaluateConfig
 from hf_dr.evaluation.corruptions import corrupt, corruption_rng
 from hf_dr.evaluation.images import Images, open_set
-from hf_dr.evaluation.metrics import Reliability, classification_metrics, reliability
-from hf_dr.evaluation.plots import reliability_picture
+from hf_dr.evaluation.metrics import reliability
+from hf_dr.evaluation.modules import Classification
+from hf_dr.evaluation.report import Report, Result
 from hf_dr.evaluation.sets import EvaluationSet, parse_set
 from hf_dr.processes import warm_up_kernels
+from hf_dr.store.base_dataset import undecoded_images
 from hf_dr.teacher.ensemble import Teacher
-from hf_dr.teacher.members import Member, Preprocessing, imagenet_synsets, load_member
-from hf_dr.text import markdown_table
-from hf_dr.version import __version__
-from hf_dr.views.images import decode_row
+from hf_dr.teacher.members import Member, imagenet_synsets, load_member
+from hf_dr.teacher.preprocessing import Preprocessing
+from hf_dr.views.images import as_tensor, decode_row
 from hf_dr.views.ops.geometry import CenterCrop, Resize
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class View:
-    """How a model sees an image: resized so that the centre crop of `size` keeps the share `crop`; None squashes it."""
+class ModelInput:
+    """How a model takes an image: resized so that the centre crop of `size` keeps the share `crop`; None squashes it."""
 
     size: tuple[int, int]
     crop: float | None
@@ -58,8 +58,7 @@ class View:
             crop = 1.0 if whole else self.crop
             scaled = (int(height / crop), int(width / crop))
             resize = Resize(scaled[0] if height == width else scaled, self.interpolation)
-        view = CenterCrop(self.size).apply(resize.apply(image, {}), {})
-        return torch.from_numpy(np.array(view).transpose(2, 0, 1))
+        return as_tensor(CenterCrop(self.size).apply(resize.apply(image, {}), {}))
 
 
 class Model(NamedTuple):
@@ -67,108 +66,7 @@ class Model(NamedTuple):
 
     name: str
     member: Member
-    view: View
-
-
-@dataclass(frozen=True)
-class Result:
-    """The metrics of one model on one set; on corrupted images their means over corruptions and severities.
-
-    Attributes:
-        diagram: Of the clean images.
-        by_corruption: Corruption -> severity -> metrics.
-    """
-
-    model: str
-    set: str
-    examples: int
-    metrics: dict[str, float]
-    diagram: Reliability | None = None
-    by_corruption: dict[str, dict[int, dict[str, float]]] = field(default_factory=dict)
-
-    def errors(self) -> dict[str, float]:
-        """Returns each corruption's mean top-1 error over its severities, in percent."""
-        return {
-            name: 100 * (1 - float(np.mean([metrics["top1"] for metrics in severities.values()])))
-            for name, severities in self.by_corruption.items()
-        }
-
-    @property
-    def mce(self) -> float | None:
-        """Mean corruption error in percent, not normalised by AlexNet's errors; None for clean images."""
-        return float(np.mean(list(self.errors().values()))) if self.by_corruption else None
-
-
-_ABOUT_CORRUPTED = (
-    "Metrics on corrupted images are means over corruptions and severities; mCE is the mean top-1 error over severities, then "
-    "over corruptions, not normalised by AlexNet's errors. Corruptions made here compare the models of this table; comparable "
-    "with published ImageNet-C numbers are those of imagenet-c only."
-)
-
-
-@dataclass(frozen=True)
-class Report:
-    """The results, and how they came about, in JSON types."""
-
-    results: list[Result]
-    settings: dict[str, Any]
-    models: dict[str, dict[str, Any]]
-    sets: dict[str, dict[str, Any]]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns everything in JSON types; metrics as fractions, `mce` and `errors` in percent."""
-        rows = [
-            {
-                "model": r.model,
-                "set": r.set,
-                "corrupted": bool(r.by_corruption),
-                "examples": r.examples,
-                **r.metrics,
-                **({"mce": r.mce, "errors": r.errors(), "by_corruption": r.by_corruption} if r.by_corruption else {}),
-            }
-            for r in self.results
-        ]
-        return {
-            "hf_dr": __version__,
-            "settings": self.settings,
-            "models": self.models,
-            "sets": self.sets,
-            "results": rows,
-        }
-
-    def to_markdown(self) -> str:
-        """Returns the table of all results, and for each corrupted set one of the errors by corruption."""
-        head = ("model", "set", "examples", "top-1 %", "top-5 %", "NLL", "Brier", "ECE %", "mCE %")
-        rows = []
-        for r in self.results:
-            m, name = r.metrics, f"{r.set}{', corrupted' if r.by_corruption else ''}"
-            shares = (f"{100 * m['top1']:.2f}", f"{100 * m['top5']:.2f}", f"{m['nll']:.4f}", f"{m['brier']:.4f}")
-            mce = "" if r.mce is None else f"{r.mce:.2f}"
-            rows.append((r.model, name, f"{r.examples:,}", *shares, f"{100 * m['ece']:.2f}", mce))
-        lines = [markdown_table(head, rows)]
-        for name in dict.fromkeys(r.set for r in self.results if r.by_corruption):
-            corrupted = [r for r in self.results if r.set == name and r.by_corruption]
-            errors = [r.errors() for r in corrupted]
-            cells = [(c, *(f"{e[c]:.2f}" for e in errors)) for c in errors[0]]
-            table = markdown_table(("corruption", *(r.model for r in corrupted)), cells)
-            lines += ["", f"Top-1 error on {name} in percent, mean over severities:", "", table]
-        if any(r.by_corruption for r in self.results):
-            lines += ["", _ABOUT_CORRUPTED]
-        return "\n".join(lines) + "\n"
-
-    def save(self, folder: str | Path) -> None:
-        """Writes evaluation.md, evaluation.json and, if a set was clean, reliability.png."""
-        folder = Path(folder).expanduser()
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "evaluation.md").write_text(self.to_markdown(), encoding="utf-8")
-        (folder / "evaluation.json").write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
-        clean = sorted(
-            (r for r in self.results if r.diagram is not None), key=lambda r: list(self.models).index(r.model)
-        )
-        diagrams = {f"{r.model} on {r.set}": r.diagram for r in clean if r.diagram is not None}
-        if diagrams:  # a row for each model, but all in one for one set
-            columns = len(clean) // len({r.model for r in clean})
-            reliability_picture(diagrams, str(folder / "reliability.png"), columns if columns > 1 else None)
+    input: ModelInput
 
 
 def run_evaluation(config: EvaluateConfig) -> Report:
@@ -180,28 +78,19 @@ def run_evaluation(config: EvaluateConfig) -> Report:
         TeacherError: A model cannot be loaded.
     """
     warm_up_kernels()
-    specs = [parse_set(text) for text in config.sets]
-    _refuse_twice("set", [spec.name for spec in specs])
-    for name in config.corrupt:
-        known = [spec.name for spec in specs if not spec.published_corrupted]
-        if name not in known:
-            raise ConfigError(f"`corrupt` must name sets with clean images, got `{name}`.{did_you_mean(name, known)}")
-    published = [spec.name for spec in specs if spec.published_corrupted]
-    if (config.corruptions or config.severities) and not (config.corrupt or published):
-        raise ConfigError("`corruptions` and `severities` need a set to corrupt, got none. Name it with `corrupt`.")
-    keys = config.corruption_keys()
-    opened = [open_set(spec.part(*keys[0]) if spec.published_corrupted else spec, config) for spec in specs]
+    specs = _checked_sets(config)
+    first_corruption = config.corruption_keys()[0]
+    opened = [open_set(spec.part(*first_corruption) if spec.published_corrupted else spec, config) for spec in specs]
     models = _load_models(config)
-    device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    teachers = [
-        [_answering(model, images, device=device, precision=config.precision) for model in models] for images in opened
-    ]
+    # All classes are compared before the first image is read.
+    classifiers = [[_classifier(model, images, config) for model in models] for images in opened]
+    metric = Classification()
     results = []
-    for spec, images, answering in zip(specs, opened, teachers, strict=True):
+    for spec, images, answering in zip(specs, opened, classifiers, strict=True):
         if not spec.published_corrupted:
-            clean = _Pass(images, models, config)
+            clean = _Pass(images, models, config, spec.name)
             for model, logits_BC in zip(models, clean.logits(answering), strict=True):
-                metrics = classification_metrics(logits_BC, images.labels)
+                metrics = metric.compute(predictions=logits_BC, references=images.labels)
                 diagram = reliability(logits_BC, images.labels)
                 results.append(Result(model.name, spec.name, len(images.rows), metrics, diagram))
         if spec.published_corrupted or spec.name in config.corrupt:
@@ -209,54 +98,85 @@ def run_evaluation(config: EvaluateConfig) -> Report:
     return Report(
         results,
         settings=dataclasses.asdict(config),
-        models={m.name: {**m.member.provenance(), "evaluation": dataclasses.asdict(m.view)} for m in models},
+        models={m.name: {**m.member.provenance(), "evaluation": dataclasses.asdict(m.input)} for m in models},
         sets={spec.name: dataclasses.asdict(spec) for spec in specs},
     )
 
 
+def _checked_sets(config: EvaluateConfig) -> list[EvaluationSet]:
+    specs = [parse_set(text) for text in config.sets]
+    _refuse_twice("set", [spec.name for spec in specs])
+    clean = [spec.name for spec in specs if not spec.published_corrupted]
+    for name in config.corrupt:
+        if name not in clean:
+            raise ConfigError(f"`corrupt` must name sets with clean images, got `{name}`.{did_you_mean(name, clean)}")
+    nothing_corrupted = not config.corrupt and len(clean) == len(specs)
+    if (config.corruptions or config.severities) and nothing_corrupted:
+        raise ConfigError("`corruptions` and `severities` need a set to corrupt, got none. Name it with `corrupt`.")
+    return specs
+
+
 def _corrupted(
-    spec: EvaluationSet, images: Images, teachers: list[Teacher], models: list[Model], config: EvaluateConfig
+    spec: EvaluationSet, images: Images, classifiers: list[Teacher], models: list[Model], config: EvaluateConfig
 ) -> Iterator[Result]:
     """Yields each model's result on corrupted images, published or made here."""
-    found: list[dict[str, dict[int, dict[str, float]]]] = [{} for _ in models]
+    metric = Classification()
+    grids: list[dict[str, dict[int, dict[str, float]]]] = [{} for _ in models]
     for name, severity in config.corruption_keys():
+        label = f"{spec.name} {name} {severity}"
         if spec.published_corrupted:
             part = open_set(spec.part(name, severity), config)
-            work = _Pass(part, models, config, label=f"{spec.name} {name} {severity}", whole=True)
+            images_pass = _Pass(part, models, config, label, whole=True)
         else:
             part = images
-            work = _Pass(part, models, config, label=f"{spec.name} {name} {severity}", corruption=(name, severity))
-        for grid, logits_BC in zip(found, work.logits(teachers), strict=True):
-            grid.setdefault(name, {})[severity] = classification_metrics(logits_BC, part.labels)
-    for model, grid in zip(models, found, strict=True):
+            images_pass = _Pass(part, models, config, label, corruption=(name, severity))
+        for grid, logits_BC in zip(grids, images_pass.logits(classifiers), strict=True):
+            metrics = metric.compute(predictions=logits_BC, references=part.labels)
+            grid.setdefault(name, {})[severity] = metrics
+    for model, grid in zip(models, grids, strict=True):
         cells = [metrics for severities in grid.values() for metrics in severities.values()]
         means = {key: float(np.mean([metrics[key] for metrics in cells])) for key in cells[0]}
         yield Result(model.name, spec.name, len(images.rows), means, by_corruption=grid)
 
 
-# What ImageNet-C was made from; smaller images are corrupted as they are.
-_CORRUPTED_FROM, _CORRUPTED_SIDE = 256, 224
+# ImageNet-C was made from images whose shorter side was resized to 256 pixels, of which the centre of 224 was kept; smaller
+# images are corrupted as they are.
+_CORRUPTED_FROM = 256
+_CORRUPTED_SIDE = 224
 
 
 class _Pass(torch.utils.data.Dataset):
-    """One pass over a set for all models: item i holds, for each distinct view, the uint8 pixels of row `rows[i]`."""
+    """One pass over a set for all models: item i holds, for each distinct model input, the uint8 pixels of row `rows[i]`.
+
+    Args:
+        images: The set.
+        models: All that are evaluated.
+        config: Batches, workers and the seed of the corruptions.
+        label: What the progress bar and errors call the pass.
+        corruption: Name and severity, for images that are corrupted here.
+        whole: Whether the images were cropped already, so that the models' own crops leave nothing out.
+    """
 
     def __init__(
         self,
         images: Images,
         models: Sequence[Model],
         config: EvaluateConfig,
+        label: str,
         *,
-        label: str | None = None,
         corruption: tuple[str, int] | None = None,
         whole: bool = False,
     ) -> None:
-        column = images.spec.image or ""
-        self._cells = images.dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False))
-        self._rows, self._column, self._config = images.rows, column, config
-        self._corruption, self._whole, self._label = corruption, whole, label or images.spec.name
-        self._views = list(dict.fromkeys(model.view for model in models))
-        self._view_of = [self._views.index(model.view) for model in models]
+        self._column = images.spec.image or ""
+        self._cells = undecoded_images(images.dataset, self._column)
+        self._rows = images.rows
+        self._config = config
+        self._label = label
+        self._corruption = corruption
+        self._whole = whole
+        # Models that take images alike share the pixels.
+        self._inputs = list(dict.fromkeys(model.input for model in models))
+        self._input_of = [self._inputs.index(model.input) for model in models]
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -270,16 +190,16 @@ class _Pass(torch.utils.data.Dataset):
                 image = CenterCrop(_CORRUPTED_SIDE).apply(Resize(_CORRUPTED_FROM).apply(image, {}), {})
                 whole = True
             image = corrupt(image, *self._corruption, corruption_rng(self._config.seed, row, *self._corruption))
-        return [view(image, whole) for view in self._views]
+        return [model_input(image, whole) for model_input in self._inputs]
 
-    def logits(self, teachers: Sequence[Teacher]) -> list[np.ndarray]:
+    def logits(self, classifiers: Sequence[Teacher]) -> list[np.ndarray]:
         """Returns the answers (B, C) of each model to all rows, float32, in their order."""
-        answers: list[list[np.ndarray]] = [[] for _ in teachers]
+        batches: list[list[np.ndarray]] = [[] for _ in classifiers]
         loader = DataLoader(self, self._config.batch_size, num_workers=self._config.num_workers)
-        for views in tqdm(loader, desc=self._label, unit="batch", leave=False):
-            for teacher, place, parts in zip(teachers, self._view_of, answers, strict=True):
-                parts.append(teacher(views[place]).cpu().numpy())
-        return [np.concatenate(parts) for parts in answers]
+        for inputs in tqdm(loader, desc=self._label, unit="batch", leave=False):
+            for classifier, number, own in zip(classifiers, self._input_of, batches, strict=True):
+                own.append(classifier(inputs[number]).cpu().numpy())
+        return [np.concatenate(own) for own in batches]
 
 
 def _load_models(config: EvaluateConfig) -> list[Model]:
@@ -289,7 +209,8 @@ def _load_models(config: EvaluateConfig) -> list[Model]:
         place = match[2] if match else text
         named.append((match[1] if match else Path(place).name, place))
     _refuse_twice("model", [name for name, _ in named])
-    mean, std = tuple(config.mean) or IMAGENET_DEFAULT_MEAN, tuple(config.std) or IMAGENET_DEFAULT_STD
+    mean = tuple(config.mean) or IMAGENET_DEFAULT_MEAN
+    std = tuple(config.std) or IMAGENET_DEFAULT_STD
     fallback = None
     if config.size is not None:
         fallback = Preprocessing((config.size, config.size), mean, std, "bilinear")  # type: ignore[arg-type]
@@ -297,20 +218,29 @@ def _load_models(config: EvaluateConfig) -> list[Model]:
     for name, place in named:
         member = load_member(place, card=False, fallback=fallback)
         own = member.preprocessing
-        size = own.size if config.size is None else (config.size, config.size)
-        own = Preprocessing(size, mean if config.mean else own.mean, std if config.std else own.std, own.interpolation)  # type: ignore[arg-type]
+        preprocessing = Preprocessing(  # each flag wins over the model's own
+            size=own.size if config.size is None else (config.size, config.size),
+            mean=mean if config.mean else own.mean,  # type: ignore[arg-type]
+            std=std if config.std else own.std,  # type: ignore[arg-type]
+            interpolation=own.interpolation,
+        )
         crop = member.crop if config.crop is None else config.crop
-        models.append(Model(name, dataclasses.replace(member, preprocessing=own), View(size, crop, own.interpolation)))
+        model_input = ModelInput(preprocessing.size, crop, preprocessing.interpolation)
+        models.append(Model(name, dataclasses.replace(member, preprocessing=preprocessing), model_input))
     return models
 
 
-def _answering(model: Model, images: Images, **settings: Any) -> Teacher:
-    """Returns the model as a teacher that answers over the set's classes.
+def _classifier(model: Model, images: Images, config: EvaluateConfig) -> Teacher:
+    """Returns the model, answering over the set's classes: what does that for a teacher does it for any model.
 
     Raises:
         ConfigError: It does not have them.
     """
-    spec, member, names = images.spec, model.member, images.class_names
+    spec = images.spec
+    member = model.member
+    names = images.class_names
+    device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    over = partial(Teacher, [member], device=device, precision=config.precision)
     if spec.classes is not None:
         synsets = imagenet_synsets(spec.classes)
         if member.num_classes not in (1000, len(synsets)):
@@ -320,14 +250,15 @@ def _answering(model: Model, images: Images, **settings: Any) -> Teacher:
                 "Leave one of the two out."
             )
         thousand = {synset: c for c, synset in enumerate(imagenet_synsets("imagenet"))}
-        return Teacher([member], classes=[thousand[synset] for synset in synsets], **settings)
+        return over(classes=[thousand[synset] for synset in synsets])
     if names is None and images.labels.max() < member.num_classes:
-        return Teacher([member], **settings)
-    for classes in (None, names) if names is not None else ():  # as they are; else by name: another order, or a subset
+        return over()
+    # As they are, or else by name: in another order, or a subset.
+    for classes in (None, names) if names is not None else ():
         try:
-            teacher = Teacher([member], classes=classes, **settings)
-            teacher.check_classes(names or ())
-            return teacher
+            classifier = over(classes=classes)
+            classifier.check_classes(names or ())
+            return classifier
         except TeacherError as error:
             logger.debug("%s on %s: %s", model.name, spec.name, error)
     found = f"{len(names)} names" if names is not None else f"labels up to {images.labels.max()}"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from hf_dr.errors import ConfigError
-from hf_dr.store.named_files import FILES_FROM_HELP
+from hf_dr.settings import FILES_FROM_HELP, Whole, check_settings
 from hf_dr.store.schema import KEEP, is_safe_name
-from hf_dr.teacher.signals import SIGNALS, TOPK
+from hf_dr.teacher.names import SIGNALS, TOPK
 
 
 def _help(text: str, **more: Any) -> dict[str, Any]:
@@ -28,23 +28,26 @@ class ReinforceConfig:
         default=None,
         metadata=_help("Name under which load_dataset finds it. Default: the augmentation's name, or default."),
     )
-    num_views: int = field(default=8, metadata=_help("Views per example, V."))
+    num_views: int = field(default=8, metadata=_help("Views per example, V.", type=Whole(1)))
     num_candidates: int | None = field(
         default=None,
         metadata=_help(
-            "Draw so many views of each example, ask the teacher for all, and store the num_views of them that --keep names. "
-            "Default: as many as are stored."
+            "Draw this number of views of each example, ask the teacher about all of them, and store the num_views views that "
+            "--keep selects. Default: num_views, so all are stored."
         ),
     )
     keep: str | None = field(
         default=None,
         metadata=_help(
-            "Of more candidates than views, store those with the lowest or highest entropy of the teacher's answer, over all "
-            "its classes, or cross-entropy of it to the label.",
+            "Which candidates are stored, where there are more than num_views: those with the lowest or highest entropy of the "
+            "teacher's answer over all its classes, or those with the lowest or highest cross-entropy to the label.",
             choices=list(KEEP),
         ),
     )
-    top_k: int = field(default=10, metadata=_help("Classes kept of each answer, K; at most the teacher's."))
+    top_k: int = field(
+        default=10,
+        metadata=_help("Classes kept of each answer, K; at most the number of the teacher's classes.", type=Whole(1)),
+    )
     signal: str = field(
         default=TOPK,
         metadata=_help(
@@ -53,7 +56,12 @@ class ReinforceConfig:
             choices=list(SIGNALS),
         ),
     )
-    seed: int = field(default=0, metadata=_help("Seed of the augmentation parameters, mixing partners and samples."))
+    seed: int = field(
+        default=0,
+        metadata=_help(
+            "Seed of the augmentation parameters, mixing partners and samples.", type=Whole(0, (1 << 63) - 1)
+        ),
+    )
     overlay: bool = field(
         default=False, metadata=_help("Leave the images out, where a licence forbids copying them. Default: copy them.")
     )
@@ -64,11 +72,14 @@ class ReinforceConfig:
         default=None,
         metadata=_help("Column of the labels, or `none`. Default: `label`, else the only ClassLabel column."),
     )
-    max_examples: int | None = field(default=None, metadata=_help("Reinforce only the first so many examples."))
+    max_examples: int | None = field(
+        default=None, metadata=_help("Reinforce only this number of examples, from the first one on.", type=Whole(1))
+    )
     on_bad_image: str = field(
         default="error",
         metadata=_help(
-            "`error` stops at an undecodable image; `skip` leaves its row unreinforced.", choices=["error", "skip"]
+            "`error` stops at an image that cannot be decoded; `skip` leaves its row without a reinforcement.",
+            choices=["error", "skip"],
         ),
     )
     mixing_scope: str = field(
@@ -81,37 +92,32 @@ class ReinforceConfig:
     files_from: list[str] = field(default_factory=list, metadata=_help(FILES_FROM_HELP))
     shard_size: int | None = field(
         default=None,
-        metadata=_help("Examples per file: what a kill can lose. Default: 1024, or an eighth of a smaller dataset."),
+        metadata=_help(
+            "Examples in each file. A run that is stopped loses the files that it was writing. Default: 1024, or an "
+            "eighth of a smaller dataset.",
+            type=Whole(1),
+        ),
     )
     batch_size: int = field(
         default=64,
-        metadata=_help("Views per teacher batch on a GPU; a CPU always takes 16, so results never depend on it."),
+        metadata=_help(
+            "Views in a batch of the teacher on a GPU. On a CPU it is always 16, so that results never depend on it.",
+            type=Whole(1),
+        ),
     )
     num_workers: int | None = field(
         default=None,
         metadata=_help(
-            "Per launched process: on a GPU, processes that decode and augment; on a CPU, threads that do that and run the "
-            "teacher. Default: by the cores."
+            "Workers of each launched process: on a GPU, processes that decode and augment; on a CPU, threads that also run "
+            "the teacher. Default: by the number of cores.",
+            type=Whole(0),
         ),
     )
 
     def __post_init__(self) -> None:
-        for name, low in (("num_views", 1), ("top_k", 1), ("seed", 0), ("batch_size", 1)):
-            check_at_least(name, getattr(self, name), low)
-        for name, low in (("max_examples", 1), ("shard_size", 1), ("num_workers", 0)):
-            if getattr(self, name) is not None:
-                check_at_least(name, getattr(self, name), low)
-        for name, known in (
-            ("on_bad_image", ("error", "skip")),
-            ("mixing_scope", ("dataset", "shard")),
-            ("signal", SIGNALS),
-        ):
-            if getattr(self, name) not in known:
-                raise ConfigError(f"`{name}` must be {' or '.join(known)}, got {getattr(self, name)!r}.")
+        check_settings(self)
         if self.num_candidates is not None:
-            check_at_least("num_candidates", self.num_candidates, self.num_views)
-        if self.keep not in (None, *KEEP):
-            raise ConfigError(f"`keep` must be one of {', '.join(KEEP)}, got {self.keep!r}.")
+            Whole(self.num_views).check("num_candidates", self.num_candidates)
         if self.keep is None and self.selects:
             raise ConfigError(
                 f"`keep` must say which {self.num_views} of {self.num_candidates} candidates are stored, got none. Give one "
@@ -119,8 +125,6 @@ class ReinforceConfig:
             )
         if self.keep is not None and self.num_candidates is None:
             raise ConfigError(f"`keep` must come with `num_candidates`, got {self.keep} without. Give both or neither.")
-        if self.seed >= 1 << 63:
-            raise ConfigError(f"`seed` must be below 2**63, got {self.seed}.")
         if self.config_name is not None and (not is_safe_name(self.config_name) or self.config_name == "data"):
             raise ConfigError(
                 f"`config_name` must be a plain name (letters, digits, '_', '-', '.'; not 'data'), got {self.config_name!r}."
@@ -132,6 +136,74 @@ class ReinforceConfig:
         return self.num_candidates not in (None, self.num_views)
 
 
-def check_at_least(name: str, value: Any, low: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < low:
-        raise ConfigError(f"`{name}` must be a whole number of at least {low}, got {value!r}. Raise `{name}`.")
+_METADATA = {setting.name: setting.metadata for setting in fields(ReinforceConfig)}
+
+
+@dataclass
+class ExtendConfig:
+    """What is added and where the result goes; all else is as the provenance says.
+
+    Raises:
+        ConfigError: A value is impossible.
+    """
+
+    output_dir: str = field(
+        metadata={"help": 'Folder of the new "+" dataset, another than that of the old one. Running again resumes.'}
+    )
+    num_views: int | None = field(
+        default=None,
+        metadata={"help": "Views per example of the new dataset, V: the stored ones and more.", "type": Whole(1)},
+    )
+    batch_size: int = field(default=64, metadata=_METADATA["batch_size"])
+    num_workers: int | None = field(default=None, metadata=_METADATA["num_workers"])
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+@dataclass
+class ImportConfig:
+    """What an import writes and how it finds the rows; see each field's help.
+
+    Raises:
+        ConfigError: A value is impossible.
+    """
+
+    output_dir: str = field(metadata={"help": 'Folder of the "+" dataset. Running again resumes; other configs stay.'})
+    config_name: str = field(default="default", metadata={"help": "Name under which load_dataset finds it."})
+    overlay: bool = field(
+        default=False, metadata={"help": "Leave the images out, where a licence forbids copying them."}
+    )
+    image_column: str | None = field(default=None, metadata={"help": "As for reinforce."})
+    label_column: str | None = field(default=None, metadata={"help": "As for reinforce."})
+    order: str = field(
+        default="position",
+        metadata={
+            "help": "Which row of the base is image i. `position`: row i. `imagefolder`: the i-th by class folder and file "
+            "name, as torchvision's ImageFolder sorts them. Or a file, a JSON list or lines: for each i the row or file name."
+        },
+    )
+    files_from: list[str] = field(default_factory=list, metadata={"help": FILES_FROM_HELP})
+    shard_size: int | None = field(default=None, metadata={"help": "Examples per file, as for reinforce."})
+    num_workers: int | None = field(
+        default=None,
+        metadata={"help": "Processes that read files. Default: one for each core, if there are many files."},
+    )
+    allow_disagreement: bool = field(
+        default=False, metadata={"help": "Continue where the teacher's answers do not fit the labels."}
+    )
+
+    def __post_init__(self) -> None:
+        self.run_config()  # checks what both have
+
+    def run_config(self) -> ReinforceConfig:
+        """Returns the settings that a run of `reinforce` shares."""
+        return ReinforceConfig(
+            self.output_dir,
+            config_name=self.config_name,
+            overlay=self.overlay,
+            image_column=self.image_column,
+            label_column=self.label_column,
+            shard_size=self.shard_size,
+            num_workers=self.num_workers,
+        )

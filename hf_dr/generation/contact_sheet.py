@@ -25,12 +25,23 @@ from hf_dr.views.augmentation import NO_PARTNER, PARTNER
 
 TOP = 3  # classes shown of each answer
 DPI = 150
-# Inches. A cell is a caption, a square picture, and one bar a class.
-_SIDE, _CAPTION, _BAR, _GAP, _MARGIN, _TITLE = 1.55, 0.2, 0.17, 0.14, 0.2, 0.5
-_CELL = _CAPTION + _SIDE + 0.06 + TOP * _BAR
+# Inches. A cell is a caption, a square picture, and one bar for each class.
+_CAPTION = 0.2
+_SIDE = 1.55
+_BELOW = 0.06  # between a picture and what is under it
+_BAR = 0.17
+_CELL = _CAPTION + _SIDE + _BELOW + TOP * _BAR
+_GAP = 0.14  # between cells
+_MARGIN = 0.2  # around the sheet
+_TITLE = 0.5  # down to the first cells
+_KEY = 0.1  # side of a colour in the legend
 _TEXT = 7.0  # points
-_INK, _FAINT, _TRACK = "#1a1a1a", "#6b6b6b", "#f3f3f3"
-_LABEL, _PARTNER, _OTHER = "#9ecae8", "#f6c28b", "#d4d4d4"  # bars: the label, the partner's label, any other class
+_INK = "#1a1a1a"
+_FAINT = "#6b6b6b"
+_TRACK = "#f3f3f3"  # behind a bar
+_LABEL = "#9ecae8"  # bar of the label
+_PARTNER = "#f6c28b"  # bar of the partner's label
+_OTHER = "#d4d4d4"  # bar of any other class
 
 
 def contact_sheet(
@@ -41,14 +52,14 @@ def contact_sheet(
     num_rows: int = 6,
     num_views: int = 6,
 ) -> Path:
-    """Draws images beside their replayed views, each with the teacher's most probable classes; returns the file.
+    """Draws images next to their replayed views, each with the teacher's most probable classes; returns the file.
 
     Args:
         plus: The "+" dataset.
         path: The PNG to write, whole or not at all; its folder is made if need be.
         rows: Which rows of `plus` to show. Default: `num_rows` spread evenly over it.
         num_rows: How many, if `rows` is not given; no more than there are.
-        num_views: Views of each, the first so many; no more than there are.
+        num_views: How many views of each, from the first on; no more than there are.
 
     Raises:
         ConfigError: The path does not end in .png, a number is not positive, or a row does not exist.
@@ -94,23 +105,30 @@ class _Sheet:
 
     def _draw_title(self) -> None:
         p = self.plus.provenance
-        ops = ", ".join(name for item in p.augmentation for name in item)
         width = self._width - 2 * _MARGIN
-        # The legend, from the right; the title has the room that is left.
-        keys = [("label", _LABEL), ("partner's label", _PARTNER), ("other class", _OTHER)]
-        for text, colour in reversed(keys if self.plus.augmentation.mixes else keys[::2]) if self._labels.known else ():
-            space = self._axes(_MARGIN, 0.1, width, 0.14)
-            width -= self._inches(self._text(space, text, 1, 0.5, "right", colour=_FAINT, inset=0)) + 0.04
-            self._fill(self._axes(_MARGIN + width - 0.1, 0.125, 0.1, 0.09), 1, colour)
-            width -= 0.22
-        base = p.base.get("id") or "base dataset"
-        space = self._axes(_MARGIN, 0.08, width, 0.18)
-        self._text(space, f"{base} · {p.config_name}", 0, 0.5, "left", room=width, inset=0, size=9.5, weight="bold")
+        room = self._draw_legend(width)
+        title = f"{p.base.get('id') or 'base dataset'} · {p.config_name}"
+        space = self._axes(_MARGIN, 0.08, room, 0.18)
+        self._text(space, title, 0, 0.5, "left", room=room, inset=0, size=9.5, weight="bold")
         kept = described(p.signal, p.top_k, p.num_classes)
-        detail = f"{p.num_views} views of each of {p.num_rows:,} images · {kept}"
-        space = self._axes(_MARGIN, 0.26, self._width - 2 * _MARGIN, 0.14)
-        room = self._width - 2 * _MARGIN
-        self._text(space, f"{detail} · {ops}", 0, 0.5, "left", room=room, inset=0, colour=_FAINT)
+        ops = ", ".join(name for item in p.augmentation for name in item)
+        detail = f"{p.num_views} views of each of {p.num_rows:,} images · {kept} · {ops}"
+        space = self._axes(_MARGIN, 0.26, width, 0.14)
+        self._text(space, detail, 0, 0.5, "left", room=width, inset=0, colour=_FAINT)
+
+    def _draw_legend(self, width: float) -> float:
+        """Draws what the bars' colours mean at the right end of the title's line; returns the inches that are left of it."""
+        if not self._labels.known:
+            return width
+        keys = [("other class", _OTHER), ("label", _LABEL)]
+        if self.plus.augmentation.mixes:
+            keys.insert(1, ("partner's label", _PARTNER))
+        for text, colour in keys:  # from the right
+            line = self._text(self._axes(_MARGIN, 0.1, width, 0.14), text, 1, 0.5, "right", colour=_FAINT, inset=0)
+            width -= self._inches(line) + 0.04
+            self._fill(self._axes(_MARGIN + width - _KEY, 0.125, _KEY, 0.09), 1, colour)
+            width -= _KEY + 0.12
+        return width
 
     def _draw_original(self, row: int, left: float, top: float) -> None:
         label = self._labels.of_row(row)
@@ -118,14 +136,16 @@ class _Sheet:
         image = self.plus.example_image(row)
         self._picture(left, top + _CAPTION, image)
         if label is not None:
-            below = top + _CAPTION + _SIDE * min(1, image.height / image.width) + 0.06
+            # Right under the picture, which may be lower than its square.
+            below = top + _CAPTION + _SIDE * min(1, image.height / image.width) + _BELOW
             space = self._axes(left, below, _SIDE, _BAR)
             name = self._labels.name(label)
             self._text(space, name, 0, 0.5, "left", room=_SIDE, inset=0, size=_TEXT + 1, weight="bold")
 
     def _draw_view(self, row: int, view: int, left: float, top: float) -> None:
         partner = self.plus.params(row, view).get(PARTNER, NO_PARTNER)
-        colours, note = {}, None
+        colours = {}  # of classes' bars
+        note = None
         if partner != NO_PARTNER:
             note = f"+ row {partner:,}"
             label = self._labels.of_source(partner)
@@ -139,7 +159,7 @@ class _Sheet:
         self._picture(left, top + _CAPTION, self.plus.image(row, view))
         ids, logprobs = self.plus.teacher_answer(row, view)
         for n, (class_id, logprob) in enumerate(zip(ids[:TOP].tolist(), logprobs[:TOP].tolist(), strict=True)):
-            below = top + _CAPTION + _SIDE + 0.06 + n * _BAR
+            below = top + _CAPTION + _SIDE + _BELOW + n * _BAR
             self._bar(left, below, self._labels.name(class_id), math.exp(logprob), colours.get(class_id, _OTHER))
 
     def _bar(self, left: float, top: float, name: str, probability: float, colour: str) -> None:
@@ -199,6 +219,7 @@ class _Sheet:
             x, y, text, ha=align, va="center", size=size, weight=weight, color=colour, transform=space.transAxes,
             parse_math=False,
         )  # fmt: skip
+        # Letter by letter, because only the drawn line knows its width.
         kept = text
         while room is not None and len(kept) > 1 and self._inches(line) > room:
             kept = kept[:-1].rstrip()
@@ -214,7 +235,8 @@ class _Labels:
 
     def __init__(self, plus: ReinforcedDataset) -> None:
         self.source = plus.source_rows
-        self._labels, self._names = plus.labels, plus.class_names
+        self._labels = plus.labels
+        self._names = plus.class_names
         self._place = {source: place for place, source in enumerate(self.source.tolist())}
 
     @property

@@ -4,63 +4,43 @@ from __future__ import annotations
 
 import copy
 import os
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
 import PIL.Image
+import torch
 
 from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, FormatError, ReplayError, TeacherError
-from hf_dr.generation.config import ReinforceConfig
-from hf_dr.generation.job import Job, library_versions, open_result
-from hf_dr.generation.verify import teacher_from_provenance
+from hf_dr.generation.config import ExtendConfig
+from hf_dr.generation.job import Job
+from hf_dr.generation.labelling import Labeller
+from hf_dr.generation.plan import Plan, library_versions
+from hf_dr.generation.rows import Rows
+from hf_dr.generation.sources import choose_source
+from hf_dr.generation.teachers import teacher_from_provenance
 from hf_dr.processes import process_state
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.store.base_dataset import check_labels
+from hf_dr.store.features import combine_hashes
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import (
     EXTENDED_FROM,
     IMAGE_HASH,
     PROVENANCE_FILE,
+    SCHEMA_VERSION,
     SOURCE_INDEX,
     STORED_PARTNERS,
-    TEACHER_IDS,
-    TEACHER_LOGPROBS,
-    VIEWS_HASH,
-    combine_hashes,
     is_reserved,
 )
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.signals import SAMPLED, TOPK
 from hf_dr.teacher.topk import add_members, id_dtype
 from hf_dr.version import __version__
-from hf_dr.views.maker import ViewBatch, ViewMaker
-
-_HELP = {setting.name: setting.metadata for setting in fields(ReinforceConfig)}
-
-
-@dataclass
-class ExtendConfig:
-    """What is added and where the result goes; all else is as the provenance tells.
-
-    Raises:
-        ConfigError: A value is impossible.
-    """
-
-    output_dir: str = field(
-        metadata={"help": 'Folder of the new "+" dataset, another than that of the old one. Running again resumes.'}
-    )
-    num_views: int | None = field(
-        default=None, metadata={"help": "Views per example of the new dataset, V: the stored ones and more."}
-    )
-    batch_size: int = field(default=64, metadata=_HELP["batch_size"])
-    num_workers: int | None = field(default=None, metadata=_HELP["num_workers"])
-
-    def __post_init__(self) -> None:
-        ReinforceConfig(
-            self.output_dir, num_views=self.num_views or 1, batch_size=self.batch_size, num_workers=self.num_workers
-        )
+from hf_dr.views.maker import Span, ViewMaker
 
 
 def extend(
@@ -75,10 +55,9 @@ def extend(
     """Makes a "+" dataset with more views, or with more members of the teacher, from one that is there; returns it.
 
     With `config.num_views` the stored views keep their answers, and the teacher is asked for the new ones only: the result is
-    what `reinforce` gives for so many views at once. With `add_teacher` only the new members are asked, and averaged into the
+    what `reinforce` gives for all views at once. With `add_teacher` only the new members are asked, and averaged into the
     stored answers (`hf_dr.teacher.topk.add_members`). In both cases all stored views are drawn again, and a row whose pixels
-    are not
-    those that the teacher saw ends the run.
+    are not those that the teacher saw ends the run.
 
     Call it in every process that accelerate launched, as `reinforce`; a run that was stopped goes on where it was.
 
@@ -102,9 +81,9 @@ def extend(
         raise ConfigError("`name` and `base` must come with a path, got an opened dataset. Leave them out.")
     check_extension(plus, config, teacher=teacher is not None, add_teacher=add_teacher is not None)
     asked = add_teacher or teacher or teacher_from_provenance(plus.provenance, device=process_state().device)
-    job = ExtendJob(plus, asked, config)
+    job = extend_job(plus, asked, config)
     job.run()
-    return open_result(job)
+    return job.result()
 
 
 def check_extension(plus: ReinforcedDataset, config: ExtendConfig, *, teacher: bool, add_teacher: bool) -> None:
@@ -122,6 +101,12 @@ def check_extension(plus: ReinforcedDataset, config: ExtendConfig, *, teacher: b
         FormatError: The provenance names no teacher.
     """
     stored = plus.provenance
+    if stored.schema_version < SCHEMA_VERSION:
+        raise ConfigError(
+            f"a dataset to be extended must be of format {SCHEMA_VERSION}, which this version of hf_dr writes, found format "
+            f"{stored.schema_version}: the result would be a mixture. Reinforce the base again, or extend it with the version "
+            f"that made it ({stored.created_with})."
+        )
     if add_teacher == (config.num_views is not None):
         raise ConfigError(
             f"either `num_views` or `add_teacher` must be given, got {'both' if add_teacher else 'neither'}. For both extend "
@@ -136,18 +121,18 @@ def check_extension(plus: ReinforcedDataset, config: ExtendConfig, *, teacher: b
         found = f"`signal` {stored.signal}" if stored.candidates is None else "views that were chosen among candidates"
         raise ConfigError(
             f"{'new members' if add_teacher else 'more views'} need views not chosen among candidates and the `signal` "
-            f"{' or '.join(signals)}, found {found}. Reinforce the base anew."
+            f"{' or '.join(signals)}, found {found}. Reinforce the base again."
         )
     if stored.mixing_scope == STORED_PARTNERS or plus.views_hash(0) is None:
         raise ConfigError(
             "a dataset to be extended must hold hashes of what its teacher saw (`views_hash`), found none: it was imported. "
-            "Reinforce its base anew."
+            "Reinforce its base again."
         )
     rows = np.setdiff1d(np.arange(stored.num_rows), stored.skipped_rows)
     if not np.array_equal(plus.source_rows[: plus.num_reinforced], rows):
         raise ConfigError(
             f"all {len(rows)} reinforced rows must be there in their order, found {plus.num_reinforced}. Open the dataset "
-            "anew, without selecting or shuffling rows."
+            "again, without selecting or shuffling rows."
         )
     if config.num_views is not None and config.num_views <= stored.num_views:
         raise ConfigError(
@@ -168,144 +153,192 @@ def check_extension(plus: ReinforcedDataset, config: ExtendConfig, *, teacher: b
         wanted = " ".join(f"{name}=={v}" for name, v in stored.library_versions.items() if here.get(name) != v)
         raise FingerprintMismatchError(
             "more views must be made with the library versions of the stored ones, or the dataset would be a mixture, found "
-            f"{', '.join(changed)}. Run `pip install {wanted}`, or reinforce the base anew."
+            f"{', '.join(changed)}. Run `pip install {wanted}`, or reinforce the base again."
         )
 
 
-class ExtendJob(Job):
-    """A run that adds to a "+" dataset: to its views where `config.num_views` is given, else to its teacher.
+def extend_job(plus: ReinforcedDataset, teacher: Teacher, config: ExtendConfig) -> Job:
+    """Returns the run that `extend` makes: to the views where `config.num_views` is given, else to the teacher.
 
     Args:
         plus: Checked by `check_extension`.
         teacher: Who is asked: the teacher of the stored views, or the new members.
         config: See `ExtendConfig`.
-    """
 
-    def __init__(self, plus: ReinforcedDataset, teacher: Teacher, config: ExtendConfig) -> None:
+    Raises:
+        ConfigError: `output_dir` is the folder of the dataset that is extended.
+        DataError: A label is not one of the new members' classes.
+        TeacherError: The teacher is not the one that made the stored views; or the new members do not belong to it.
+    """
+    stored = plus.provenance
+    views = StoredViews(plus)
+    base = plus.plus.select_columns([name for name in plus.plus.column_names if not is_reserved(name)])
+    if config.num_views is None:
+        _check_new_members(stored, teacher, base)
+        changes = _with_members(stored, teacher)
+        first_new = 0
+    else:
+        _check_same_teacher(stored, teacher)
+        changes = {"num_views": config.num_views}
+        first_new = stored.num_views
+    provenance = replace(stored, **changes, skipped_rows=[], created_with=f"hf_dr {__version__}")
+    folder = Path(config.output_dir).expanduser() / provenance.config_name
+    if (folder / PROVENANCE_FILE).exists() and Provenance.read(folder).fingerprint == stored.fingerprint:
+        raise ConfigError(
+            f"`output_dir` must be another folder than that of the dataset which is extended, got {config.output_dir}. "
+            "Choose another."
+        )
+    plan = Plan(provenance, plus.augmentation, plus.undecoded_images, base, folder)
+    maker = _StoredViewMaker(plan.view_maker(), stored.skipped_rows, first_new)
+    labeller = (_MoreMembers if config.num_views is None else _MoreViews)(teacher, provenance, views)
+    return Job(plan, choose_source(maker, labeller, config.batch_size, config.num_workers), views.check)
+
+
+def _check_same_teacher(stored: Provenance, teacher: Teacher) -> None:
+    here = teacher.provenance()
+    changed = stored.differences(replace(stored, teacher=here))
+    if changed:
+        there, given = (
+            " + ".join(str(member.get("id")) for member in each["members"]) for each in (stored.teacher, here)
+        )
+        raise TeacherError(
+            f"more views must be answered by the teacher of the stored ones, {there}, in the same precision, on the same "
+            f"kind of device, found {given} with {', '.join(changed)}. Pass that teacher, made as it was then."
+        )
+
+
+def _check_new_members(stored: Provenance, teacher: Teacher, base: datasets.Dataset) -> None:
+    if teacher.num_classes != stored.num_classes:
+        raise TeacherError(
+            f"new members must answer over the stored {stored.num_classes} classes, found {teacher.num_classes}. Name "
+            "others, or pass `classes` (--teacher_classes)."
+        )
+    if stored.label_column is not None:
+        check_labels(base, stored.label_column, teacher)
+    known = {member.get("weights_hash"): member.get("id") for member in stored.teacher["members"]}
+    for member in teacher.members:
+        if member.weights_hash in known:
+            raise TeacherError(
+                f"new members must not be in the ensemble yet, but {member.id} has the weights of its "
+                f"{known[member.weights_hash]}. Name another."
+            )
+
+
+def _with_members(stored: Provenance, teacher: Teacher) -> dict[str, Any]:
+    """What a provenance says of the teacher and the libraries, once new members were averaged into the stored answers."""
+    here = teacher.provenance()
+    members = stored.teacher["members"]
+    before = {
+        "dataset": stored.fingerprint,
+        "num_members": len(members),
+        **{key: value for key, value in stored.teacher.items() if key not in ("members", "num_classes")},
+        "library_versions": stored.library_versions,
+    }
+    ensemble = {**here, "members": [*members, *here["members"]], EXTENDED_FROM: before}
+    return {"teacher": ensemble, "library_versions": library_versions()}
+
+
+class StoredViews:
+    """Stored answers and hashes of the dataset that is extended, by the rows of its base."""
+
+    def __init__(self, plus: ReinforcedDataset) -> None:
         stored = plus.provenance
+        self.num_views = stored.num_views
+        self._top_k = stored.top_k
+        self._id_dtype = id_dtype(stored.num_classes)
         self._plus = copy.copy(plus)
         self._plus.num_views = stored.num_views  # all, whatever training uses
         self._image_hashes = plus.image_hashes
-        self._row_in_plus = np.full(stored.num_rows, -1)
-        self._row_in_plus[plus.source_rows[: plus.num_reinforced]] = np.arange(plus.num_reinforced)
-        base = plus.plus.select_columns([column for column in plus.plus.column_names if not is_reserved(column)])
-        self.teacher, self.augmentation = teacher, plus.augmentation
-        if config.num_views is None:
-            self._check_new_members(base)
-            provenance = self._with_members()
-        else:
-            self._check_same_teacher()
-            provenance = replace(stored, num_views=config.num_views)
-        provenance = replace(provenance, skipped_rows=[], created_with=f"hf_dr {__version__}")
-        self.config = ReinforceConfig(
-            config.output_dir,
-            num_views=provenance.num_views,
-            top_k=stored.top_k,
-            on_bad_image=stored.on_bad_image,
-            batch_size=config.batch_size,
-            num_workers=config.num_workers,
-        )
-        self._set_up(provenance, plus.undecoded_images, base)
-        self._maker = _Maker(self._maker, stored.skipped_rows, 0 if config.num_views is None else stored.num_views)
-        place = self.folder / PROVENANCE_FILE
-        if place.exists() and Provenance.read(self.folder).fingerprint == stored.fingerprint:
-            raise ConfigError(
-                f"`output_dir` must be another folder than that of the dataset which is extended, got {config.output_dir}. "
-                "Choose another."
-            )
+        # Where each row of the base stands in the dataset; -1 for those without views.
+        self._places = np.full(stored.num_rows, -1)
+        self._places[plus.source_rows[: plus.num_reinforced]] = np.arange(plus.num_reinforced)
 
-    def _check_same_teacher(self) -> None:
-        stored, here = self._plus.provenance, self.teacher.provenance()
-        changed = stored.differences(replace(stored, teacher=here))
-        if changed:
-            there, given = (
-                " + ".join(str(member.get("id")) for member in each["members"]) for each in (stored.teacher, here)
-            )
-            raise TeacherError(
-                f"more views must be answered by the teacher of the stored ones, {there}, in the same precision, on the same "
-                f"kind of device, found {given} with {', '.join(changed)}. Pass that teacher, made as it was then."
-            )
+    def answers(self, span: Span, num_views: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns ids and log-probabilities (N, K) of the views of a span; zeros where none are stored.
 
-    def _check_new_members(self, base: datasets.Dataset) -> None:
-        stored = self._plus.provenance
-        if self.teacher.num_classes != stored.num_classes:
-            raise TeacherError(
-                f"new members must answer over the stored {stored.num_classes} classes, found {self.teacher.num_classes}. Name "
-                "others, or pass `classes` (--teacher_classes)."
-            )
-        if stored.label_column is not None:
-            check_labels(base, stored.label_column, self.teacher)
-        known = {member.get("weights_hash"): member.get("id") for member in stored.teacher["members"]}
-        for member in self.teacher.members:
-            if member.weights_hash in known:
-                raise TeacherError(
-                    f"new members must not be in the ensemble yet, but {member.id} has the weights of its "
-                    f"{known[member.weights_hash]}. Name another."
-                )
+        Args:
+            span: Of the new dataset's views.
+            num_views: Its V.
 
-    def _with_members(self) -> Provenance:
-        stored, here = self._plus.provenance, self.teacher.provenance()
-        members = stored.teacher["members"]
-        before = {
-            "dataset": stored.fingerprint,
-            "num_members": len(members),
-            **{key: value for key, value in stored.teacher.items() if key not in ("members", "num_classes")},
-            "library_versions": stored.library_versions,
-        }
-        teacher = {**here, "members": [*members, *here["members"]], EXTENDED_FROM: before}
-        return replace(stored, teacher=teacher, library_versions=library_versions())
+        Raises:
+            FormatError: A stored answer is damaged.
+        """
+        count = span.stop - span.start
+        ids_NK = np.zeros((count, self._top_k), self._id_dtype)
+        logprobs_NK = np.zeros((count, self._top_k), np.float16)
+        for n in range(count):
+            row, view = divmod(span.start + n, num_views)
+            place = int(self._places[row])
+            if view < self.num_views and place >= 0:
+                ids_NK[n], logprobs_NK[n] = self._plus.teacher_answer(place, view)
+        return ids_NK, logprobs_NK
 
-    def _answer(self, batch: ViewBatch) -> dict[str, np.ndarray]:
-        """Stored answers and new ones: side by side, or averaged."""
-        stored = self._plus.provenance
-        flat = np.arange(batch.span.start, batch.span.stop)
-        rows, views = np.divmod(flat, self.provenance.num_views)
-        ids = np.zeros((len(rows), stored.top_k), id_dtype(stored.num_classes))
-        logprobs = np.zeros((len(rows), stored.top_k), np.float16)
-        there = (views < stored.num_views) & (self._row_in_plus[rows] >= 0)
-        for n in np.flatnonzero(there):
-            ids[n], logprobs[n] = self._plus.teacher_answer(int(self._row_in_plus[rows[n]]), int(views[n]))
-        new_BC = self._ask(batch.pixels)
-        if self._maker.first_kept:
-            new = views >= stored.num_views
-            ids[new], logprobs[new] = self._keep(new_BC, flat[new])
-        else:
-            before = self.provenance.teacher[EXTENDED_FROM]["num_members"]
-            averaged = add_members(ids, logprobs, new_BC, before, len(self.teacher.members))
-            ids, logprobs = self._keep(averaged, flat)
-        return {TEACHER_IDS: ids, TEACHER_LOGPROBS: logprobs}
+    def check(self, rows: Rows) -> None:
+        """Refuses rows whose stored views are not what was drawn again.
 
-    def _complete_rows(self, columns: dict[str, np.ndarray], valid: np.ndarray) -> None:
-        """Refuses rows whose stored views are not what was drawn again."""
-        count = self._plus.provenance.num_views
-        for n, row in enumerate(columns[SOURCE_INDEX].tolist()):
-            place = int(self._row_in_plus[row])
+        Raises:
+            DataError: The image of a row with stored views cannot be decoded.
+            ReplayError: Its pixels, or those of its views, are others than were reinforced.
+        """
+        for n, row in enumerate(rows.columns[SOURCE_INDEX].tolist()):
+            place = int(self._places[row])
             if place < 0:
                 continue
-            if not valid[n]:
+            if not rows.valid[n]:
                 raise DataError(
                     f"the image of row {row} must be readable, as it was when its views were stored. Fetch it again."
                 )
+            views_hash = combine_hashes(rows.view_hashes[n, : self.num_views])
             for what, expected, found in (
-                ("image", self._image_hashes[place], columns[IMAGE_HASH][n]),
-                (f"{count} views", self._plus.views_hash(place), combine_hashes(columns[VIEWS_HASH][n, :count])),
+                ("image", self._image_hashes[place], rows.columns[IMAGE_HASH][n]),
+                (f"{self.num_views} views", self._plus.views_hash(place), views_hash),
             ):
                 if expected != found:
-                    versions = ", ".join(f"{name} {v}" for name, v in library_versions().items())
+                    versions = ", ".join(f"{name} {version}" for name, version in library_versions().items())
                     raise ReplayError(
                         f"the {what} of row {row} must be what was reinforced (hash {int(expected or 0):016x}), found another "
                         f"({int(found):016x}), with {versions}. Run `hf-dr verify`: the dataset is damaged, its base is "
                         "another, or it was made with other versions."
                     )
-        super()._complete_rows(columns, valid)
 
 
-class _Maker(ViewMaker):
+class _ExtendingLabeller(Labeller):
+    """Labels batches some of whose views have stored answers."""
+
+    def __init__(self, teacher: Teacher, provenance: Provenance, stored: StoredViews) -> None:
+        super().__init__(teacher, provenance)
+        self._stored = stored
+
+
+class _MoreViews(_ExtendingLabeller):
+    """The teacher is asked for the new views; the stored ones keep their answers."""
+
+    def short_answers(self, span: Span, answers_BC: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+        num_views = self.provenance.num_views
+        ids_NK, logprobs_NK = self._stored.answers(span, num_views)
+        places_N = np.arange(span.start, span.stop)
+        new_N = places_N % num_views >= self._stored.num_views
+        ids_NK[new_N], logprobs_NK[new_N] = self.shorten(answers_BC, places_N[new_N])
+        return ids_NK, logprobs_NK
+
+
+class _MoreMembers(_ExtendingLabeller):
+    """New members are asked for all views; their answers are averaged into the stored ones."""
+
+    def short_answers(self, span: Span, answers_BC: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+        ids_NK, logprobs_NK = self._stored.answers(span, self.provenance.num_views)
+        before = self.provenance.teacher[EXTENDED_FROM]["num_members"]
+        averaged_NC = add_members(ids_NK, logprobs_NK, answers_BC, before, len(self.teacher.members))
+        return self.shorten(averaged_NC, np.arange(span.start, span.stop))
+
+
+class _StoredViewMaker(ViewMaker):
     """Draws the views again; a row that had no readable image has none, whatever stands in its place now."""
 
     def __init__(self, maker: ViewMaker, skipped: list[int], first_kept: int) -> None:
-        settings = maker.images, maker.augmentation, maker.num_views, maker.seed, maker.matching_size
-        super().__init__(*settings, first_kept=first_kept)
+        super().__init__(
+            maker.images, maker.augmentation, maker.num_views, maker.seed, maker.matching_size, first_kept=first_kept
+        )
         self._skipped = frozenset(skipped)
 
     def image(self, example: int) -> PIL.Image.Image:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hf_dr.errors import FormatError
+from hf_dr.store.base_dataset import label_numbers
 from hf_dr.store.findings import Statistics
 from hf_dr.store.provenance import Provenance, find_config
 from hf_dr.store.schema import (
@@ -29,12 +30,12 @@ from hf_dr.store.schema import (
     is_reserved,
 )
 from hf_dr.store.shards import MAX_MASS, check_full, check_shards, reading, shard_features
+from hf_dr.teacher.calibration import NUM_BINS, bins_of, calibration_error
 from hf_dr.teacher.signals import IMAGE_TAIL, SAMPLED, TOPK, described, tail_size
 from hf_dr.teacher.topk import MIN_REST
 from hf_dr.text import text_table, two_columns
 from hf_dr.views.augmentation import PARTNER
 
-NUM_BINS = 15  # of the calibration error; Guo et al., ICML 2017
 NUM_SUSPECTS = 20
 _TINY = 1e-300  # a class of the tail may have less than float64 can hold
 # Numbers of the answers held at once; float64, so a batch takes some tens of MB whatever V, K and C are.
@@ -123,14 +124,16 @@ class Inspection:
 
     @property
     def statistics(self) -> Statistics:
-        """What the card tells of it."""
-        labels = {} if self.labels is None else asdict(self.labels)
+        """What the card shows."""
+        found = self.labels
         return Statistics(
             columns={column.name: column.num_bytes for column in self.columns},
             entropy=self.entropy,
             kept_mass=self.kept_mass,
-            unmixed_views=labels.get("num_views", 0),
-            **{name: labels.get(name) for name in ("agreement", "ece", "nll")},
+            unmixed_views=0 if found is None else found.num_views,
+            agreement=None if found is None else found.agreement,
+            ece=None if found is None else found.ece,
+            nll=None if found is None else found.nll,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -217,8 +220,8 @@ class Inspection:
             return "  none: the teacher agrees with every label"
         rows = []
         for s in self.labels.suspects:
-            label, favourite = f"{s.label_probability:.4f}", f"{s.favourite_probability:.4f}"
-            rows.append([f"{s.row:,}", s.label_name, label, s.favourite_name, favourite])
+            probability = f"{s.label_probability:.4f}"
+            rows.append([f"{s.row:,}", s.label_name, probability, s.favourite_name, f"{s.favourite_probability:.4f}"])
         return text_table(
             ["row", "label", "probability", "teacher's favourite", "probability"], rows, text_columns=(1, 3)
         )
@@ -314,76 +317,106 @@ def _flat(array: pa.Array) -> np.ndarray:
     return array.to_numpy(zero_copy_only=False)
 
 
-class _Answers:
-    """The stored answers of some rows. R rows, V views, K kept classes.
+class _StoredAnswers:
+    """The stored answers of some rows. R rows, V views, K kept classes, C classes.
+
+    Attributes:
+        rows_R: Rows of the base.
+        ids_RVK: Kept classes.
+        probs_RVK: Their probabilities.
+        kept_RV: The sum of these.
+        entropy_RV: Entropy of each answer, nats.
+        unmixed_RV: Whether no other example is mixed into the view.
 
     Raises:
         FormatError: They are damaged.
     """
 
     def __init__(self, batch: pa.RecordBatch, provenance: Provenance) -> None:
-        shape = (len(batch), provenance.num_views, provenance.top_k)
-        rows = f"rows {batch.column(SOURCE_INDEX)[0]} to {batch.column(SOURCE_INDEX)[-1]}"
         for name in batch.schema.names:
             check_full(batch, name)
         self.rows_R = batch.column(SOURCE_INDEX).to_numpy()
-        classes, left_out = provenance.num_classes, provenance.num_classes - provenance.top_k
-
-        def answers(ids_name: str, logprobs_name: str, shape: tuple[int, ...]) -> tuple[np.ndarray, ...]:
-            ids = _flat(batch.column(ids_name)).reshape(shape)
-            logprobs = _flat(batch.column(logprobs_name)).astype(np.float64).reshape(shape)
-            if ids.max() >= classes or not np.isfinite(logprobs).all():
-                raise FormatError(
-                    f"the teacher's answers must be finite and of classes below {classes}, found others in "
-                    f"{rows}. The file is damaged: fetch or make it again."
-                )
-            with np.errstate(over="ignore"):
-                probs = np.exp(logprobs)
-            if not (probs.sum(axis=-1) <= MAX_MASS).all() or (np.diff(logprobs) > 0).any():
-                raise FormatError(
-                    f"the teacher's log-probabilities must fall, and their probabilities have a sum of at most 1, found others "
-                    f"in {rows}. The file is damaged: fetch or make it again."
-                )
-            return ids, logprobs, probs
-
-        self.ids_RVK, self.logprobs_RVK, self.probs_RVK = answers(TEACHER_IDS, TEACHER_LOGPROBS, shape)
+        classes = provenance.num_classes
+        shape_RVK = (len(batch), provenance.num_views, provenance.top_k)
+        self.ids_RVK, logprobs_RVK = _checked_answers(batch, (TEACHER_IDS, TEACHER_LOGPROBS), shape_RVK, classes)
+        self.probs_RVK = np.exp(logprobs_RVK)
         self.kept_RV = self.probs_RVK.sum(axis=2)
-        self.rest_RV = np.maximum(1 - self.kept_RV, MIN_REST)
-        # A class left out has a share of the rest: by its weight in the row's mean answer, where that is known, over that of
-        # all left out. `spread` is the sum of w ln w over them.
-        self.weights_RC: np.ndarray | None = None
-        weight_RV: np.ndarray | int = max(1, left_out)
-        spread_RV: np.ndarray | int = 0
-        if provenance.signal == IMAGE_TAIL:
-            tail_ids_RT, _, tail_RT = answers(TAIL_IDS, TAIL_LOGPROBS, (len(batch), tail_size(classes)))
-            beyond_R1 = np.maximum(1 - tail_RT.sum(axis=1, keepdims=True), MIN_REST) / max(
-                1, classes - tail_RT.shape[1]
-            )
-            self.weights_RC = np.repeat(beyond_R1, classes, axis=1)
-            np.put_along_axis(self.weights_RC, tail_ids_RT.astype(np.int64), np.maximum(tail_RT, _TINY), axis=1)
-            taken_RVK = self.weights_RC[np.arange(len(batch))[:, None, None], self.ids_RVK]
-            weight_RV = np.maximum(self.weights_RC.sum(axis=1)[:, None] - taken_RVK.sum(axis=2), _TINY)
-            spread_RC = self.weights_RC * np.log(self.weights_RC)
-            spread_RV = spread_RC.sum(axis=1)[:, None] - (taken_RVK * np.log(taken_RVK)).sum(axis=2)
-        self.scale_RV = self.rest_RV / weight_RV
-        self.entropy_RV = -(self.probs_RVK * self.logprobs_RVK).sum(axis=2)
-        if provenance.signal == SAMPLED:
-            self.scale_RV = np.zeros_like(self.rest_RV)  # there is no rest
-        elif left_out:
-            self.entropy_RV -= self.rest_RV * np.log(self.scale_RV) + self.scale_RV * spread_RV
-        self.unmixed_RV = np.ones(shape[:2], bool)
+        self.unmixed_RV = np.ones(shape_RVK[:2], bool)
         if AUG_PREFIX + PARTNER in batch.schema.names:
-            self.unmixed_RV = _flat(batch.column(AUG_PREFIX + PARTNER)).reshape(shape[:2]) < 0
+            self.unmixed_RV = _flat(batch.column(AUG_PREFIX + PARTNER)).reshape(shape_RVK[:2]) < 0
+        # What a class that was left out has is `weights`, or 1 where there are none, times `scale`.
+        self._weights_RC = self._tail_weights(batch, classes) if provenance.signal == IMAGE_TAIL else None
+        self._scale_RV = np.zeros_like(self.kept_RV)
+        self.entropy_RV = -(self.probs_RVK * logprobs_RVK).sum(axis=2)
+        if provenance.signal != SAMPLED:  # drawn classes stand for all: there is no rest
+            self._spread_rest(classes - provenance.top_k)
+
+    @staticmethod
+    def _tail_weights(batch: pa.RecordBatch, classes: int) -> np.ndarray:
+        """Returns each class's share in the row's mean answer: that of the tail, or an equal part of what lies beyond it."""
+        shape_RT = (len(batch), tail_size(classes))
+        ids_RT, logprobs_RT = _checked_answers(batch, (TAIL_IDS, TAIL_LOGPROBS), shape_RT, classes)
+        tail_RT = np.exp(logprobs_RT)
+        beyond_R1 = np.maximum(1 - tail_RT.sum(axis=1, keepdims=True), MIN_REST) / max(1, classes - shape_RT[1])
+        weights_RC = np.repeat(beyond_R1, classes, axis=1)
+        np.put_along_axis(weights_RC, ids_RT.astype(np.int64), np.maximum(tail_RT, _TINY), axis=1)
+        return weights_RC
+
+    def _spread_rest(self, left_out: int) -> None:
+        """Shares the rest of each answer out among the classes left out, by their weights, and adds their entropy.
+
+        With the rest r, the weights w_c and their sum W over the classes left out, each has p_c = w_c r / W, and
+
+            -sum p_c ln p_c = -r ln(r / W) - r / W sum w_c ln w_c.
+        """
+        rest_RV = np.maximum(1 - self.kept_RV, MIN_REST)
+        weight_RV: np.ndarray | int = max(1, left_out)
+        spread_RV: np.ndarray | int = 0  # the sum of w ln w
+        if self._weights_RC is not None:
+            # Sums over all classes less those over the kept ones.
+            kept_RVK = self._weights_RC[np.arange(len(self.rows_R))[:, None, None], self.ids_RVK]
+            weight_RV = np.maximum(self._weights_RC.sum(axis=1)[:, None] - kept_RVK.sum(axis=2), _TINY)
+            spread_RC = self._weights_RC * np.log(self._weights_RC)
+            spread_RV = spread_RC.sum(axis=1)[:, None] - (kept_RVK * np.log(kept_RVK)).sum(axis=2)
+        self._scale_RV = rest_RV / weight_RV
+        if left_out:
+            self.entropy_RV -= rest_RV * np.log(self._scale_RV) + self._scale_RV * spread_RV
 
     def of_labels(self, labels_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns (R, V, K) which kept class is the row's label, and its probability, (R, V)."""
         is_label_RVK = self.ids_RVK == labels_R[:, None, None]
         kept_RV = (self.probs_RVK * is_label_RVK).sum(axis=2)
-        left_out_RV = self.scale_RV
-        if self.weights_RC is not None:
-            known_R1 = np.clip(labels_R, 0, self.weights_RC.shape[1] - 1)[:, None]
-            left_out_RV = left_out_RV * np.take_along_axis(self.weights_RC, known_R1, axis=1)
+        left_out_RV = self._scale_RV
+        if self._weights_RC is not None:
+            known_R1 = np.clip(labels_R, 0, self._weights_RC.shape[1] - 1)[:, None]
+            left_out_RV = left_out_RV * np.take_along_axis(self._weights_RC, known_R1, axis=1)
         return is_label_RVK, np.where(is_label_RVK.any(axis=2), kept_RV, left_out_RV)
+
+
+def _checked_answers(
+    batch: pa.RecordBatch, names: tuple[str, str], shape: tuple[int, ...], classes: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the ids and the log-probabilities (float64) of two columns, each in a shape.
+
+    Raises:
+        FormatError: They cannot be answers over so many classes.
+    """
+    ids = _flat(batch.column(names[0])).reshape(shape)
+    logprobs = _flat(batch.column(names[1])).astype(np.float64).reshape(shape)
+    rows = f"rows {batch.column(SOURCE_INDEX)[0]} to {batch.column(SOURCE_INDEX)[-1]}"
+    if ids.max() >= classes or not np.isfinite(logprobs).all():
+        raise FormatError(
+            f"the teacher's answers must be finite and of classes below {classes}, found others in {rows}. The file is "
+            "damaged: fetch or make it again."
+        )
+    with np.errstate(over="ignore"):
+        mass = np.exp(logprobs).sum(axis=-1)
+    if not (mass <= MAX_MASS).all() or (np.diff(logprobs) > 0).any():
+        raise FormatError(
+            "the teacher's log-probabilities must fall, and their probabilities have a sum of at most 1, found others in "
+            f"{rows}. The file is damaged: fetch or make it again."
+        )
+    return ids, logprobs
 
 
 @dataclass
@@ -404,7 +437,7 @@ class _Totals:
         """Adds some rows, all with reinforcement."""
         if not len(batch):
             return
-        answers = _Answers(batch, self.provenance)
+        answers = _StoredAnswers(batch, self.provenance)
         self.num_rows += len(batch)
         self.num_views += answers.kept_RV.size
         self.kept_mass += float(answers.kept_RV.sum())
@@ -412,25 +445,26 @@ class _Totals:
         if self.label_feature is not None:
             self._add_labels(batch, answers)
 
-    def _add_labels(self, batch: pa.RecordBatch, answers: _Answers) -> None:
+    def _add_labels(self, batch: pa.RecordBatch, answers: _StoredAnswers) -> None:
         labels = batch.column(self.provenance.label_column)
         if not pa.types.is_integer(labels.type):
             raise FormatError(
                 f"the labels `{self.provenance.label_column}` must be whole numbers, found {labels.type}. Fetch it again."
             )
-        labels_R = labels.cast(pa.int64(), safe=False).fill_null(-1).to_numpy(zero_copy_only=False)
+        labels_R, _ = label_numbers(labels, self.provenance.num_classes)
         used_RV = answers.unmixed_RV & (labels_R >= 0)[:, None]  # -1: the base has no label there
         is_label_RVK, label_probs_RV = answers.of_labels(labels_R)
-        hits, confidence = is_label_RVK[:, :, 0][used_RV], np.minimum(answers.probs_RVK[:, :, 0][used_RV], 1)
+        hits = is_label_RVK[:, :, 0][used_RV]
+        confidence = np.minimum(answers.probs_RVK[:, :, 0][used_RV], 1)  # float16 may round beyond 1
         if self.provenance.signal != SAMPLED:
             self.nll -= float(np.log(label_probs_RV[used_RV]).sum())
-        bins = np.minimum((confidence * NUM_BINS).astype(int), NUM_BINS - 1)
+        bins = bins_of(confidence)
         for column, weights in enumerate((None, confidence, hits)):
             self.bins[:, column] += np.bincount(bins, weights, NUM_BINS)
         self._add_suspects(answers, labels_R, label_probs_RV, used_RV)
 
     def _add_suspects(
-        self, answers: _Answers, labels_R: np.ndarray, label_probs_RV: np.ndarray, used_RV: np.ndarray
+        self, answers: _StoredAnswers, labels_R: np.ndarray, label_probs_RV: np.ndarray, used_RV: np.ndarray
     ) -> None:
         views_R = used_RV.sum(axis=1)
         means_R = (label_probs_RV * used_RV).sum(axis=1) / np.maximum(views_R, 1)
@@ -440,9 +474,10 @@ class _Totals:
         candidates = np.flatnonzero(means_R <= limit)
         found: list[Suspect] = []
         for row in candidates[np.argsort(means_R[candidates], kind="stable")].tolist():
-            ids, probs = answers.ids_RVK[row, used_RV[row]].ravel(), answers.probs_RVK[row, used_RV[row]].ravel()
-            sums = np.bincount(ids, probs)
-            favourite, label = int(sums.argmax()), int(labels_R[row])
+            used_V = used_RV[row]
+            sums = np.bincount(answers.ids_RVK[row, used_V].ravel(), answers.probs_RVK[row, used_V].ravel())
+            favourite = int(sums.argmax())
+            label = int(labels_R[row])
             if favourite == label:
                 continue
             found.append(
@@ -467,14 +502,14 @@ class _Totals:
         return str(label)
 
     def label_statistics(self) -> LabelStatistics | None:
-        views_B, confidence_B, hits_B = self.bins.T
-        count = int(views_B.sum())
+        counts, confidence_sums, hits = self.bins.T
+        count = int(counts.sum())
         if not count:
             return None
         return LabelStatistics(
             num_views=count,
-            agreement=float(hits_B.sum() / count),
-            ece=float(np.abs(hits_B - confidence_B).sum() / count),
+            agreement=float(hits.sum() / count),
+            ece=calibration_error(counts, confidence_sums, hits),
             nll=None if self.provenance.signal == SAMPLED else self.nll / count,
             suspects=tuple(self.suspects),
         )

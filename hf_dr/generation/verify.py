@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import importlib.metadata
 import os
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,18 +14,21 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from hf_dr.errors import ConfigError, FormatError, ReplayError, TeacherError
+from hf_dr.errors import ConfigError, FormatError, ReplayError
+from hf_dr.generation.teachers import check_weights, named_members
 from hf_dr.processes import warm_up_kernels
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.replay.reinforced_data import ReinforcedData
+from hf_dr.store.features import combine_hashes
 from hf_dr.store.findings import Verification
 from hf_dr.store.provenance import Provenance
-from hf_dr.store.schema import EXTENDED_FROM, combine_hashes
+from hf_dr.store.schema import EXTENDED_FROM
+from hf_dr.store.shards import check_digests
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.signals import IMAGE_TAIL, SAMPLED, stored_if_kept
 from hf_dr.teacher.topk import add_members, top_k
-from hf_dr.text import is_hub_id, percent
+from hf_dr.text import percent
 from hf_dr.views.maker import hash_view
 from hf_dr.views.rng import DOMAIN_VERIFY, keyed_rng
 
@@ -34,6 +36,8 @@ from hf_dr.views.rng import DOMAIN_VERIFY, keyed_rng
 # by another kernel, which changes their last bits: bf16 moves them by some 1e-4 nats, and swaps the first two classes
 # where they are equally probable. Other weights, or another way of resizing, move them by far more.
 MAX_KL_MEAN = 1e-3
+MAX_KL = {"fp32": 0.1, "bf16": 1.0}
+"""Bound on the largest KL, by the precision of the teacher: an answer to another image is off by more."""
 MIN_TOP1_AGREEMENT = 0.98
 
 
@@ -53,6 +57,10 @@ class VerifyReport:
             without tails.
         problems: What went wrong, at most one line a row.
         version_changes: Libraries whose version is not the one that made the dataset.
+        num_shards_read: Shards whose columns were compared with the digests that they carry: all, or none where the files are
+            not known, or older than format 4.
+        num_unproved: Sampled rows without a `views_hash`: nothing says what the teacher saw.
+        precision: Of the teacher; it decides the bound on the largest KL.
     """
 
     num_rows: int
@@ -64,34 +72,45 @@ class VerifyReport:
     tail_kl_mean: float | None = None
     problems: tuple[str, ...] = ()
     version_changes: tuple[str, ...] = ()
+    num_shards_read: int = 0
+    num_unproved: int = 0
+    precision: str = "fp32"
 
     @property
     def ok(self) -> bool:
         """Whether every row replayed, exactly as far as is known, and the answers, if compared, agree within the tolerances."""
         if self.bit_equal not in (None, 1) or self.problems:
             return False
-        if self.kl_mean is None or self.top1_agreement is None:
+        if self.kl_mean is None or self.kl_max is None or self.top1_agreement is None:
             return True
+        if self.kl_max > MAX_KL[self.precision]:
+            return False
         return max(self.kl_mean, self.tail_kl_mean or 0) <= MAX_KL_MEAN and self.top1_agreement >= MIN_TOP1_AGREEMENT
 
     @property
     def verification(self) -> Verification:
-        """What the card tells of it."""
-        told = ("num_rows", "num_views", "bit_equal", "kl_mean", "kl_max", "top1_agreement", "tail_kl_mean")
-        return Verification(ok=self.ok, **{name: getattr(self, name) for name in told})
+        """What the card shows."""
+        shown = ("num_rows", "num_views", "bit_equal", "kl_mean", "kl_max", "top1_agreement", "tail_kl_mean")
+        return Verification(ok=self.ok, **{name: getattr(self, name) for name in shown})
 
     def report(self) -> str:
         """Returns the findings as a table for people."""
         lines = [("rows replayed", f"{self.num_rows:,} with {self.num_views:,} views each", "")]
+        if self.num_shards_read:
+            lines.insert(0, ("shards as written", f"{self.num_shards_read:,}, all of them read", ""))
         if self.bit_equal is None:
             lines.append(("rows equal bit for bit", "unknown", "the dataset holds no hash of what the teacher saw"))
         else:
             lines.append(("rows equal bit for bit", percent(self.bit_equal), "must be 100.00 %"))
+            if self.num_unproved:
+                lines.append(
+                    ("rows without proof", f"{self.num_unproved:,}", "they hold no hash of what the teacher saw")
+                )
         if self.kl_mean is None or self.kl_max is None or self.top1_agreement is None:
             lines.append(("teacher's answers", "not compared", ""))
         else:
             lines.append(("KL to the teacher, mean", f"{self.kl_mean:.2e} nats", f"at most {MAX_KL_MEAN:.0e}"))
-            lines.append(("KL to the teacher, max", f"{self.kl_max:.2e} nats", ""))
+            lines.append(("KL to the teacher, max", f"{self.kl_max:.2e} nats", f"at most {MAX_KL[self.precision]:g}"))
             lines.append(("same top-1", percent(self.top1_agreement), f"at least {percent(MIN_TOP1_AGREEMENT)}"))
         if self.tail_kl_mean is not None:
             lines.append(("KL of the tails, mean", f"{self.tail_kl_mean:.2e} nats", f"at most {MAX_KL_MEAN:.0e}"))
@@ -149,19 +168,25 @@ def verify(
         raise ConfigError("`name` and `base` must come with a path, got an opened dataset. Leave them out.")
     provenance = plus.provenance
     if teacher is not None:
-        _check_teacher(teacher, provenance)
-    whole = copy.copy(plus)  # with every stored view, whatever training uses
-    whole.num_views, whole.check_images = provenance.num_views, True
+        check_weights(teacher, provenance)
+    whole = copy.copy(plus)
+    whole.num_views = provenance.num_views  # all, whatever training uses
+    whole.check_images = True
     count = min(num_rows, whole.num_reinforced)
     rows = np.sort(keyed_rng(seed, domain=DOMAIN_VERIFY).choice(whole.num_reinforced, count, replace=False))
     equal: list[bool] = []  # of the rows whose teacher's pixels are known
     problems = []
-    answers = _Answers(None if teacher is None else _as_made(teacher, provenance), batch_size, provenance)
+    for shard in plus.shards:
+        try:
+            check_digests(shard)
+        except FormatError as error:
+            problems.append(str(error))
+    compared = _Comparison(None if teacher is None else _as_made(teacher, provenance), batch_size, provenance)
     with tqdm(total=count * whole.num_views, desc="verifying", unit="view", unit_scale=True) as bar:
         for row in rows.tolist():
             stored = whole.views_hash(row)
             try:
-                found = _replay_row(whole, row, answers)
+                found = _replay_row(whole, row, compared)
                 if stored not in (None, found):
                     problems.append(f"row {row}: the replayed pixels are not those that the teacher saw")
             except (ReplayError, FormatError) as error:
@@ -170,29 +195,32 @@ def verify(
             if stored is not None:
                 equal.append(found == stored)
             bar.update(whole.num_views)
-    answers.ask()
-    kl = np.concatenate(answers.kl) if answers.kl else None
+    compared.finish()
+    kl = np.concatenate(compared.kl) if compared.kl else None
     return VerifyReport(
         num_rows=count,
         num_views=whole.num_views,
         bit_equal=sum(equal) / len(equal) if equal else None,
         kl_mean=None if kl is None else float(kl.mean()),
         kl_max=None if kl is None else float(kl.max()),
-        top1_agreement=float(np.concatenate(answers.same_top1).mean()) if answers.same_top1 else None,
-        tail_kl_mean=float(np.mean(answers.tail_kl)) if answers.tail_kl else None,
+        top1_agreement=float(np.concatenate(compared.same_top1).mean()) if compared.same_top1 else None,
+        tail_kl_mean=float(np.mean(compared.tail_kl)) if compared.tail_kl else None,
         problems=tuple(problems),
         version_changes=tuple(_version_changes(provenance)),
+        num_shards_read=len(plus.shards) if provenance.schema_version >= 4 else 0,
+        num_unproved=count - len(equal),
+        precision=provenance.teacher.get("precision", "fp32"),
     )
 
 
-def _replay_row(plus: ReinforcedDataset, row: int, answers: _Answers) -> int:
-    """Replays all views of a row and returns the hash of their pixels."""
+def _replay_row(plus: ReinforcedDataset, row: int, compared: _Comparison) -> int:
+    """Replays all views of a row, hands them to the comparison, and returns the hash of their pixels."""
     hashes = np.zeros(plus.num_views, np.uint64)
     tail = _Tail(*plus.image_tail(row), plus.num_views) if plus.signal == IMAGE_TAIL else None
     for view in range(plus.num_views):
         pixels = np.asarray(plus.image(row, view))
         hashes[view] = hash_view(pixels)
-        answers.add(pixels, *plus.teacher_answer(row, view), tail)
+        compared.add(pixels, *plus.teacher_answer(row, view), tail)
     return combine_hashes(hashes)
 
 
@@ -204,14 +232,16 @@ def _as_made(teacher: Teacher, provenance: Provenance) -> _Ask:
     if EXTENDED_FROM not in provenance.teacher:
         return teacher
     places = {member.weights_hash: n for n, member in enumerate(teacher.members)}
-    ordered = teacher.select([places[member["weights_hash"]] for member in _members(provenance)])
+    ordered = teacher.select([places[member["weights_hash"]] for member in named_members(provenance)])
     return _extended(ordered, provenance.teacher, provenance.top_k)
 
 
 def _extended(teacher: Teacher, made: dict[str, Any], k: int) -> _Ask:
+    """Returns what answers as `made`, a provenance's teacher, tells; an extension of an extension is one step each."""
     if EXTENDED_FROM not in made:
         return teacher
-    earlier, count = made[EXTENDED_FROM], len(teacher.members)
+    earlier = made[EXTENDED_FROM]
+    count = len(teacher.members)
     first = earlier["num_members"]
     old = _extended(teacher.select(range(first)), earlier, k)
     new = teacher.select(range(first, count))
@@ -230,18 +260,27 @@ class _Tail:
 
     def add(self, fresh_C: np.ndarray) -> float | None:
         """Adds the answer to the next view; returns KL(stored || recomputed) with the last."""
-        self.total, self.added = self.total + np.exp(fresh_C, dtype=np.float64), self.added + 1
+        self.total = self.total + np.exp(fresh_C, dtype=np.float64)
+        self.added += 1
         if self.added < self.num_views:
             return None
         mean_C = np.maximum(self.total / self.num_views, np.finfo(np.float64).tiny)
         return float(answer_kl(self.ids[None], self.logprobs[None], np.log(mean_C)[None])[0])
 
 
-class _Answers:
-    """Views that wait for the teacher, and how its answers compare with the stored ones."""
+class _Comparison:
+    """Asks the teacher about replayed views, in batches, and compares its answers with the stored ones.
+
+    Attributes:
+        kl: KL(stored || recomputed) of the views of each batch, nats.
+        tail_kl: The same of each row's tail.
+        same_top1: Whether the most probable class is the stored one, of the views of each batch.
+    """
 
     def __init__(self, teacher: _Ask | None, batch_size: int, provenance: Provenance) -> None:
-        self._teacher, self._batch_size, self._provenance = teacher, batch_size, provenance
+        self._teacher = teacher
+        self._batch_size = batch_size
+        self._provenance = provenance
         self._waiting: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self._tails: list[_Tail | None] = []  # of the waiting views' rows
         self.kl: list[np.ndarray] = []
@@ -249,21 +288,24 @@ class _Answers:
         self.same_top1: list[np.ndarray] = []
 
     def add(self, pixels_HWC: np.ndarray, ids_K: np.ndarray, logprobs_K: np.ndarray, tail: _Tail | None) -> None:
+        """Adds a view with its stored answer, and its row's tail if there is one."""
         if self._teacher is None:
             return
         self._waiting.append((pixels_HWC, ids_K, logprobs_K))
         self._tails.append(tail)
         if len(self._waiting) == self._batch_size:
-            self.ask()
+            self.finish()
 
-    def ask(self) -> None:
-        """Asks the teacher about the views that wait."""
+    def finish(self) -> None:
+        """Compares the views that wait."""
         if self._teacher is None or not self._waiting:
             return
         views_BHWC, ids_BK, logprobs_BK = (np.stack(part) for part in zip(*self._waiting, strict=True))
         fresh_BC = self._teacher(torch.from_numpy(views_BHWC).permute(0, 3, 1, 2)).cpu().numpy()
-        found = [tail.add(fresh_C) for tail, fresh_C in zip(self._tails, fresh_BC, strict=True) if tail is not None]
-        self.tail_kl += [kl for kl in found if kl is not None]
+        for tail, fresh_C in zip(self._tails, fresh_BC, strict=True):
+            kl = None if tail is None else tail.add(fresh_C)
+            if kl is not None:  # it was the row's last view
+                self.tail_kl.append(kl)
         self._waiting.clear()
         self._tails.clear()
         if self._provenance.signal == SAMPLED:
@@ -294,7 +336,9 @@ def answer_kl(ids_BK: np.ndarray, logprobs_BK: np.ndarray, fresh_BC: np.ndarray)
         logprobs_BK: Stored natural log-probabilities, float16.
         fresh_BC: Natural log-probabilities over all classes.
     """
-    ids_BK, logprobs_BK, fresh_BC = ids_BK.astype(np.int64), np.asarray(logprobs_BK), fresh_BC.astype(np.float64)
+    ids_BK = ids_BK.astype(np.int64)
+    logprobs_BK = np.asarray(logprobs_BK)
+    fresh_BC = fresh_BC.astype(np.float64)
     fresh_kept_BK = np.take_along_axis(fresh_BC, ids_BK, axis=1)
     others_BC = fresh_BC.copy()
     np.put_along_axis(others_BC, ids_BK, -np.inf, axis=1)
@@ -332,38 +376,6 @@ def drawn_kl(ids_BK: np.ndarray, logprobs_BK: np.ndarray, would_be_BC: np.ndarra
     return np.maximum((np.exp(logs_BK) * (logs_BK - fresh_BK)).sum(axis=1), 0)
 
 
-def _members(provenance: Provenance) -> list[dict[str, Any]]:
-    members = provenance.teacher.get("members")
-    if not isinstance(members, list) or not all(
-        isinstance(member, dict)
-        and isinstance(member.get("id"), str)
-        and isinstance(member.get("weights_hash", 0), (str, type(None)))
-        for member in members
-    ):
-        raise FormatError(f"`teacher.members` of the provenance must name id and weights_hash, found {members!r:.80}.")
-    return members
-
-
-def _check_teacher(teacher: Teacher, provenance: Provenance) -> None:
-    stored = {member["weights_hash"]: member["id"] for member in _members(provenance)}
-    given = {member.weights_hash: member.id for member in teacher.members}
-    unknown = None in stored and EXTENDED_FROM not in provenance.teacher  # made by another program, which did not say
-    if not unknown and stored.keys() != given.keys():
-        raise TeacherError(
-            f"the teacher must have the weights that reinforced the dataset, {_named(stored)}, found {_named(given)}. "
-            "Pass that teacher, or none to check pixels only."
-        )
-    if teacher.num_classes != provenance.num_classes:
-        raise TeacherError(
-            f"the teacher must answer over the stored {provenance.num_classes} classes, found {teacher.num_classes}. "
-            "Pass the same `classes` as in the run."
-        )
-
-
-def _named(members: dict[str, str]) -> str:
-    return " + ".join(f"{name} (SHA-256 {digest[:12]})" for digest, name in members.items())
-
-
 def _version_changes(provenance: Provenance) -> list[str]:
     lines = []
     for name, there in provenance.library_versions.items():
@@ -374,36 +386,3 @@ def _version_changes(provenance: Provenance) -> list[str]:
         if here != there:
             lines.append(f"{name} {there} there, {here} here")
     return lines
-
-
-_COMMIT = re.compile(r"[0-9a-f]{40}")
-
-
-def teacher_from_provenance(provenance: Provenance, **settings: Any) -> Teacher:
-    """Loads the teacher that the provenance names: Hub checkpoints at the revision that was used.
-
-    Args:
-        provenance: Of the "+" dataset.
-        settings: See `Teacher`; default: the run's precision and classes.
-
-    Raises:
-        TeacherError: A member is no Hub checkpoint, or cannot be loaded, or its classes cannot be chosen as in the run.
-    """
-    members = _members(provenance)
-    for member in members:
-        revision = member.get("revision")
-        if not (isinstance(revision, str) and _COMMIT.fullmatch(revision) and is_hub_id(member["id"])):
-            raise TeacherError(
-                f"a teacher must be a commit on the Hub to be loaded by its provenance, found {member['id']} at "
-                f"revision {revision}. Pass the teacher: its file or folder is known to you alone."
-            )
-    chosen = [member.get("classes") for member in members]
-    settings.setdefault("precision", provenance.teacher.get("precision", "fp32"))
-    settings.setdefault("classes", next((classes for classes in chosen if classes is not None), None))
-    teacher = Teacher.from_pretrained([f"{member['id']}@{member['revision']}" for member in members], **settings)
-    if [member["classes"] for member in teacher.provenance()["members"]] != chosen:
-        raise TeacherError(
-            "the members must answer over the same classes as in the run, but their classes were chosen one by one. "
-            "Pass the teacher, made as in the run."
-        )
-    return teacher

@@ -22,12 +22,11 @@ from hf_dr.text import is_hub_id
 
 logger = logging.getLogger(__name__)
 
-
 _DOWNLOADS = 8  # files fetched at a time
 
 
 class _NoBar(tqdm):
-    """For single files: there is a bar for all."""
+    """Hides the bars of single files: one bar counts them all."""
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **{**settings, "disable": True})
@@ -119,5 +118,6 @@ def _config_names(repo_id: str, commit: str) -> list[str]:
 
 
 def check_split(split: str | None, provenance: Provenance) -> None:
+    """Refuses another split than the one that was reinforced."""
     if split not in (None, provenance.split):
         raise ConfigError(f"the split `{provenance.split}` was reinforced, not `{split}`. Leave `split` out.")

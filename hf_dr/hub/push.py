@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hf_dr.errors import ConfigError, FormatError
-from hf_dr.hub.repository import Push, Remote, Repository, publish, refusal_text
+from hf_dr.hub.repository import Push, Remote, Repository, publish, read_card
+from hf_dr.processes import process_state
 from hf_dr.store.card import CARD_FILE, card_configs, keep_configs, update_card
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import PROVENANCE_FILE, PUBLISHED_FILES
+from hf_dr.store.shards import check_digests
 
 
 def push_to_hub(
@@ -34,15 +36,15 @@ def push_to_hub(
     accelerate launched, each sends its share of the shards and rank 0 commits. Run it again after whatever stopped it.
 
     Args:
-        folder: Of the "+" dataset.
-        repo_id: `owner/name`; it is made if it is not there.
+        folder: The folder of the "+" dataset.
+        repo_id: `owner/name`; it is created if it does not exist.
         configs: Which configurations. Default: all in the folder, which must all be finished.
         private: For a new repository: whether it is private. Default: as the owner's settings say.
-        revision: Branch to push to; it is made if it is not there. Default: `main`.
+        revision: Branch to push to; it is created if it does not exist. Default: `main`.
         create_pr: Push to a pull request (a draft) instead. Run again, the same one is used.
-        tags: To set on the commit. They must be new, or stand there already.
-        overwrite: Replace a configuration that is there and was made in another way (its fingerprint differs).
-        commit_message: Default: it names the configurations and their fingerprints.
+        tags: Tags to set on the commit. They must be new, or be on that commit already.
+        overwrite: Replace a configuration that is there and was made with other settings (its fingerprint differs).
+        commit_message: The default names the configurations and their fingerprints.
         token: Default: the one that `hf auth login` stored.
         dry_run: Send nothing; the answer says what a push would do.
 
@@ -54,13 +56,15 @@ def push_to_hub(
     folder = Path(folder).expanduser()
     found = card_configs(folder, _names(folder, configs))
     provenances = {name: config.provenance for name, config in found.items()}
+    _check_shards(folder, provenances)
     files = {f"{name}/{path.name}": path for name in found for path in config_files(folder / name, provenances[name])}
 
     @functools.cache  # parsing YAML takes its time, and each attempt asks again
     def card(remote: str | None) -> str:
-        local = folder / CARD_FILE if (folder / CARD_FILE).is_file() else None
-        if remote is None and (text := refusal_text(local)) is not None:
-            remote = keep_configs(text, found)  # the card names no configuration before its data is there
+        if remote is None and (folder / CARD_FILE).is_file():
+            local = read_card(folder / CARD_FILE)
+            assert local is not None
+            remote = keep_configs(local, found)  # the card names no configuration before its data is there
         return update_card(remote, found, name=repo_id)
 
     def check(repository: Repository, remote: Remote) -> None:
@@ -90,6 +94,7 @@ def push_to_hub(
 
 
 def _names(folder: Path, configs: Sequence[str] | None) -> list[str]:
+    """Returns the configurations to push, each once: those that are named, or all."""
     there = sorted(path.parent.name for path in folder.glob(f"*/{PROVENANCE_FILE}"))
     if not there:
         raise FormatError(
@@ -101,6 +106,18 @@ def _names(folder: Path, configs: Sequence[str] | None) -> list[str]:
             f"{folder} has no configuration `{missing[0]}`; it has {', '.join(there)}. Name one of these."
         )
     return list(dict.fromkeys(configs or there))
+
+
+def _check_shards(folder: Path, provenances: Mapping[str, Provenance]) -> None:
+    """Reads this process's share of the shards: what is damaged is not published.
+
+    Raises:
+        FormatError: One is.
+    """
+    state = process_state()
+    shards = [folder / name / shard for name, provenance in provenances.items() for shard in provenance.shard_names]
+    for shard in shards[state.process_index :: state.num_processes]:
+        check_digests(shard)
 
 
 def config_files(config: Path, provenance: Provenance) -> list[Path]:

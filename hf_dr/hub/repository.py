@@ -13,7 +13,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +41,11 @@ from hf_dr.text import format_bytes, is_hub_id
 
 logger = logging.getLogger(__name__)
 
-FILES_AT_ONCE = 5  # sent side by side; the client's own default
-# Somebody else's commit came first, again and again: each time all is read and merged anew.
+FILES_AT_ONCE = 5  # uploads in parallel; the client's own default
+# How often a commit is tried where each time somebody else's came first and had to be merged with.
 MOVED_HEADS = 20
-_MOVED = (409, 412)
+_PULL_REQUEST = "refs/pr/"
+_MOVED = (409, 412)  # what the Hub answers then
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,8 @@ class Push:
         """Returns the files, their bytes and the card as text for people."""
         lines = [f"  {size:>16,}  {path}" for path, size in self.files.items()]
         lines += [f"  {'deleted':>16}  {path}" for path in self.deleted]
-        total = (
-            f"{len(self.files)} files, {format_bytes(sum(self.files.values()))}, to {self.repo_id} at {self.revision}"
-        )
+        size = format_bytes(sum(self.files.values()))
+        total = f"{len(self.files)} files, {size}, to {self.repo_id} at {self.revision}"
         return "\n".join([total, *lines, "", f"{CARD_FILE}:", "", self.card])
 
 
@@ -107,7 +107,7 @@ class Remote:
 
 
 class Repository:
-    """One branch of one repository at the Hub; every request is retried where that can help.
+    """One branch of one repository on the Hub; every request is retried where that can help.
 
     Args:
         repo_id: `owner/name`.
@@ -124,19 +124,23 @@ class Repository:
             raise ConfigError(
                 f"`repo_id` must be `owner/name` of letters, digits, '_', '-' and '.', got {repo_id!r:.80}. Correct it."
             )
-        self.id, self.type, self.revision = repo_id, repo_type, revision or "main"
+        self.id = repo_id
+        self.type = repo_type
+        self.revision = revision or "main"
         self.api = HfApi(token=token)
         self._where: dict[str, Any] = {"repo_id": repo_id, "repo_type": repo_type}
 
     @property
     def url(self) -> str:
         """Its page, or the pull request's."""
-        page = f"{self.api.endpoint}/{'datasets/' if self.type == 'dataset' else ''}{self.id}"
-        request = self.revision.removeprefix("refs/pr/")
-        return page if request == self.revision else f"{page}/discussions/{request}"
+        kind = "datasets/" if self.type == "dataset" else ""
+        page = f"{self.api.endpoint}/{kind}{self.id}"
+        if not self.revision.startswith(_PULL_REQUEST):
+            return page
+        return f"{page}/discussions/{self.revision.removeprefix(_PULL_REQUEST)}"
 
     def open(self, private: bool | None, create_pr: str | None) -> None:
-        """Makes the repository and the branch if they are not there; `create_pr` is the title of a pull request."""
+        """Creates the repository and the branch if they do not exist; `create_pr` is the title of a pull request."""
         try:
             user = with_retries(self.api.whoami, "log in to the Hub")["name"]
         except LocalTokenNotFoundError as error:
@@ -152,12 +156,12 @@ class Repository:
             with_retries(lambda: self.api.create_branch(**settings), f"create the branch {self.revision}")
 
     def _pull_request(self, title: str, user: str) -> str:
-        """Opens one; an open one of the same title by the same user is taken instead, so that no push opens two."""
+        """Returns the branch of an open pull request of this title and user, so that no push opens two; else of a new one."""
         for request in self.api.get_repo_discussions(**self._where, author=user, discussion_type="pull_request"):
             if request.title == title and request.status in ("draft", "open"):
-                return f"refs/pr/{request.num}"
+                return f"{_PULL_REQUEST}{request.num}"
         request = self.api.create_pull_request(**self._where, title=title, description="Pushed with hf_dr.")
-        return f"refs/pr/{request.num}"
+        return f"{_PULL_REQUEST}{request.num}"
 
     def remote(self) -> Remote:
         """Reads the branch's head.
@@ -213,6 +217,36 @@ class Repository:
 # ------------------------------------------------------------------------------------------------------------ the push
 
 
+@dataclass(frozen=True)
+class _Content:
+    """What a push brings into a repository; see `publish` for the last three."""
+
+    operations: Mapping[str, CommitOperationAdd]
+    card: Callable[[str | None], str]
+    stale: Callable[[str], bool]
+    check: Callable[[Repository, Remote], None]
+
+    def card_for(self, repository: Repository, remote: Remote) -> str:
+        """Returns the text that README.md shall have, merged with the text that it has."""
+        return self.card(read_card(repository.fetch(CARD_FILE, remote)))
+
+    def stale_files(self, remote: Remote) -> tuple[str, ...]:
+        """Returns what stands there for an earlier version of this content."""
+        return tuple(sorted(path for path in remote.files if path not in self.operations and self.stale(path)))
+
+    def push(self, repository: Repository, remote: Remote, card: str, commit: str | None) -> Push:
+        """Returns what was pushed onto `remote`, or would be."""
+        return Push(
+            repo_id=repository.id,
+            revision=repository.revision,
+            files={path: operation.upload_info.size for path, operation in self.operations.items()},
+            deleted=self.stale_files(remote),
+            card=card,
+            commit=commit,
+            url=repository.url,
+        )
+
+
 def publish(
     repository: Repository,
     files: Mapping[str, Path],
@@ -252,54 +286,50 @@ def publish(
         )
     state = Alone() if alone else process_state()
     operations = {path: CommitOperationAdd(path, local) for path, local in files.items()}
+    content = _Content(operations, card, stale, check)
     if dry_run:
-        return on_main(state, lambda: _plan(repository, operations, card, stale, check))
+        return on_main(state, lambda: _plan(repository, content))
 
     def begin() -> tuple[str, Remote]:
         repository.open(private, message if create_pr else None)
         remote = repository.remote()
         check(repository, remote)
-        _check_tags(repository, tags, remote if all(map(remote.has, operations.values())) else None)
-        # A card that cannot be merged with is found before hours of sending.
-        card(refusal_text(repository.fetch(CARD_FILE, remote)))
+        is_complete = all(remote.has(operation) for operation in operations.values())
+        _check_tags(repository, tags, remote if is_complete else None)
+        content.card_for(repository, remote)  # a card that cannot be merged with is found before hours of sending
         return repository.revision, remote
 
     repository.revision, remote = on_main(state, begin)
+    # Each rank sends its share. Rank 0 commits all, so it needs to know what became of the others' operations.
     mine = list(operations.values())[state.process_index :: state.num_processes]
     _send(repository, [operation for operation in mine if not remote.has(operation)], state)
-    sent = (
-        {op.path_in_repo: op for ops in gather_object([mine]) for op in ops} if state.num_processes > 1 else operations
-    )
+    if state.num_processes > 1:
+        sent = {operation.path_in_repo: operation for shares in gather_object([mine]) for operation in shares}
+        content = replace(content, operations=sent)
 
     def finish() -> Push:
-        push = _commit(repository, sent, card, stale, check, message)
+        push = _commit(repository, content, message)
+        assert push.commit is not None
         for tag in tags:
-            repository.tag(tag, push.commit or "")
+            repository.tag(tag, push.commit)
         logger.info("Pushed %d files to %s at %s.", len(push.files), push.url, push.commit)
         return push
 
     return on_main(state, finish)
 
 
-def _plan(
-    repository: Repository,
-    operations: Mapping[str, CommitOperationAdd],
-    card: Callable[[str | None], str],
-    stale: Callable[[str], bool],
-    check: Callable[[Repository, Remote], None],
-) -> Push:
-    """What a push would do. Asks the Hub what is there, and changes nothing."""
+def _plan(repository: Repository, content: _Content) -> Push:
+    """Returns what a push would do. Asks the Hub what is there, and changes nothing."""
     try:
         remote = repository.remote()
-        check(repository, remote)
+        content.check(repository, remote)
     except (RepositoryNotFoundError, RevisionNotFoundError):
         remote = Remote("", {})
-    text = card(refusal_text(repository.fetch(CARD_FILE, remote)))
-    return _push(repository, operations, _stale(remote, operations, stale), text, None)
+    return content.push(repository, remote, content.card_for(repository, remote), None)
 
 
 def _send(repository: Repository, operations: list[CommitOperationAdd], state: PartialState | Alone) -> None:
-    """Sends this rank's files; an error on one rank is an error on all, so that none waits for ever."""
+    """Sends this rank's files; an error on one rank becomes an error on all, so that none waits for ever."""
     error: HfDrError | None = None
     if operations:
         logger.info("Sending %d files.", len(operations))
@@ -314,29 +344,22 @@ def _send(repository: Repository, operations: list[CommitOperationAdd], state: P
         raise first
 
 
-def _commit(
-    repository: Repository,
-    operations: Mapping[str, CommitOperationAdd],
-    card: Callable[[str | None], str],
-    stale: Callable[[str], bool],
-    check: Callable[[Repository, Remote], None],
-    message: str,
-) -> Push:
+def _commit(repository: Repository, content: _Content, message: str) -> Push:
     """Commits on top of whatever is there by then.
 
-    Each attempt reads the head anew. So a commit that happened though its answer was lost is found, and one that comes
+    Each attempt reads the head again. So a commit that happened though its answer was lost is found, and one that comes
     after somebody else's is made of both.
     """
 
     def attempt() -> Push:
         remote = repository.remote()
-        check(repository, remote)
-        text = card(refusal_text(repository.fetch(CARD_FILE, remote)))
-        wanted = {**operations, CARD_FILE: CommitOperationAdd(CARD_FILE, text.encode())}
+        content.check(repository, remote)
+        text = content.card_for(repository, remote)
+        wanted = {**content.operations, CARD_FILE: CommitOperationAdd(CARD_FILE, text.encode())}
         missing = [operation for operation in wanted.values() if not remote.has(operation)]
-        deleted = _stale(remote, operations, stale)
+        deleted = content.stale_files(remote)
         if not missing and not deleted:
-            return _push(repository, operations, deleted, text, remote.commit)
+            return content.push(repository, remote, text, remote.commit)
         try:
             commit = repository.api.create_commit(
                 repo_id=repository.id,
@@ -348,7 +371,7 @@ def _commit(
             )
         except json.JSONDecodeError as error:  # the client reads an error page of the card's check as JSON
             raise ConnectionError("no JSON came back") from error
-        return _push(repository, operations, deleted, text, commit.oid)
+        return content.push(repository, remote, text, commit.oid)
 
     for _ in range(MOVED_HEADS):
         try:
@@ -356,7 +379,7 @@ def _commit(
         except HfHubHTTPError as error:
             if error.response.status_code not in _MOVED:
                 raise HubError(f"expected to commit to {repository.id}, but the Hub answered: {error}") from error
-            logger.info("Somebody else committed to %s meanwhile; merging with that.", repository.id)
+            logger.info("Somebody else committed to %s meanwhile; merging with that commit.", repository.id)
             continue
         return push
     raise HubError(
@@ -369,25 +392,9 @@ def _fresh(operation: CommitOperationAdd) -> CommitOperationAdd:
     """A copy that does not remember what stood at its path when it was sent: the client leaves out what did not change
     since then, but somebody else may have changed it meanwhile."""
     fresh = copy.copy(operation)
-    fresh._remote_oid, fresh._is_committed = None, False
+    fresh._remote_oid = None
+    fresh._is_committed = False
     return fresh
-
-
-def _stale(
-    remote: Remote, operations: Mapping[str, CommitOperationAdd], stale: Callable[[str], bool]
-) -> tuple[str, ...]:
-    return tuple(sorted(path for path in remote.files if path not in operations and stale(path)))
-
-
-def _push(
-    repository: Repository,
-    operations: Mapping[str, CommitOperationAdd],
-    deleted: tuple[str, ...],
-    card: str,
-    commit: str | None,
-) -> Push:
-    sizes = {path: operation.upload_info.size for path, operation in operations.items()}
-    return Push(repository.id, repository.revision, sizes, deleted, card, commit, repository.url)
 
 
 def _check_tags(repository: Repository, tags: Sequence[str], complete: Remote | None) -> None:
@@ -402,13 +409,18 @@ def _check_tags(repository: Repository, tags: Sequence[str], complete: Remote | 
             )
 
 
-def refusal_text(file: Path | None) -> str | None:
+def read_card(file: Path | None) -> str | None:
+    """Returns the text of a card; None where there is none.
+
+    Raises:
+        FormatError: It is not UTF-8.
+    """
     if file is None:
         return None
     try:
         return file.read_bytes().decode()  # bytes: line ends stay as they are
     except UnicodeDecodeError as error:
-        raise FormatError(f"{CARD_FILE} must be UTF-8, but that in {file.parent} is not: {error}. Mend it.") from error
+        raise FormatError(f"{CARD_FILE} must be UTF-8, but that in {file.parent} is not: {error}. Fix it.") from error
 
 
 @contextmanager

@@ -38,7 +38,7 @@ _Result = TypeVar("_Result")
 
 
 def with_retries(call: Callable[[], _Result], what: str) -> _Result:
-    """Returns `call()`, which is called again, at growing distances, where the Hub did not answer or could not.
+    """Returns `call()`, which is called again, after growing waits, where the Hub did not answer or could not.
 
     An answer may be lost after its work was done, so `call` must be one that can be repeated.
 
@@ -78,7 +78,7 @@ def is_unreachable(error: BaseException) -> bool:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """The first error in the chain that tells about the connection: the client wraps it in errors of its own."""
+    """Returns the first error in the chain that says something about the connection: the client wraps it in its own errors."""
     telling = (HfHubHTTPError, FileMetadataError, *_TRANSPORT)
     return next((e for e in _chain(error) if isinstance(e, telling)), error)
 
@@ -97,7 +97,7 @@ def _is_passing(error: BaseException) -> bool:
 
 
 def _refusal(error: BaseException, what: str) -> HubError | None:
-    """What no repetition can mend, with what to do."""
+    """Returns the error, with what to do, for what no repetition can fix; None for all else."""
     if isinstance(error, OfflineModeIsEnabled):
         advice = "it is not in the cache and HF_HUB_OFFLINE is set. Unset it, or fetch it once with a connection"
         return HubError(f"expected to {what}, but {advice}.")
@@ -120,10 +120,11 @@ def _refusal(error: BaseException, what: str) -> HubError | None:
 
 def _describe(error: BaseException) -> str:
     """The error in one line: without addresses, which may hold a signature, and without anything that looks like a token."""
-    if isinstance(error, HfHubHTTPError):
-        said = _TOKEN.sub("hf_***", error.server_message or "").strip()
-        return f"{error.response.status_code} {error.response.reason_phrase}{f' ({said[:200]})' if said else ''}"
-    return type(error).__name__
+    if not isinstance(error, HfHubHTTPError):
+        return type(error).__name__
+    status = f"{error.response.status_code} {error.response.reason_phrase}"
+    said = _TOKEN.sub("hf_***", error.server_message or "").strip()
+    return f"{status} ({said[:200]})" if said else status
 
 
 def _asked_delay(error: BaseException) -> float:

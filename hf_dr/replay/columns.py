@@ -1,4 +1,4 @@
-"""Single cells of the fixed-size list columns, straight from the memory-mapped Arrow table."""
+"""What is stored of each view, read cell by cell from the memory-mapped Arrow table, and checked where it is read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,122 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
-from hf_dr.store.shards import check_full
+from hf_dr.errors import FormatError
+from hf_dr.store.provenance import Provenance
+from hf_dr.store.schema import (
+    AUG_PREFIX,
+    IMAGE_HASH,
+    TAIL_IDS,
+    TAIL_LOGPROBS,
+    TEACHER_IDS,
+    TEACHER_LOGPROBS,
+    VIEWS_HASH,
+)
+from hf_dr.store.shards import MAX_MASS, check_full
+from hf_dr.teacher.topk import cross_entropy, entropy
+from hf_dr.views.augmentation import PARTNER, Augmentation
+from hf_dr.views.ops.base import Params
+
+MAX_LOGPROB = 1e-2  # of a stored answer: 0, and rounding
+
+
+class StoredViews:
+    """The views of each row as they are stored: parameters and the teacher's answers.
+
+    An answer is checked when it is read. Parameters are not: the ops refuse those that do not fit the image.
+
+    Args:
+        plus: The "+" dataset's rows.
+        provenance: Its `reinforcement.json`.
+        augmentation: Names the parameters.
+    """
+
+    def __init__(self, plus: datasets.Dataset, provenance: Provenance, augmentation: Augmentation) -> None:
+        self._columns = Columns(plus, provenance.num_views)
+        self._label_column = provenance.label_column
+        self._num_classes = provenance.num_classes
+        self._params = tuple(augmentation.params)
+        self._partner_params = tuple(augmentation.partner_params)
+
+    def params(self, row: int, view: int) -> Params:
+        """Returns the parameters of one view."""
+        return {name: self._param(name, row, view) for name in self._params}
+
+    def partner_params(self, row: int, view: int) -> Params:
+        """Returns the parameters of the partner, where they are stored with the view."""
+        return {name: self._param(f"{PARTNER}_{name}", row, view) for name in self._partner_params}
+
+    def _param(self, name: str, row: int, view: int) -> Any:
+        value = self._columns.view(AUG_PREFIX + name, row, view)
+        return tuple(value.tolist()) if isinstance(value, np.ndarray) else value.item()
+
+    def answer(self, row: int, view: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the ids (K,) and log-probabilities (K,) float16 of one view.
+
+        Raises:
+            FormatError: They are damaged: not finite, rising, above 0, or of a class that does not exist.
+        """
+        ids = self._columns.view(TEACHER_IDS, row, view)
+        logprobs = self._columns.view(TEACHER_LOGPROBS, row, view)
+        self._check_answer(ids, logprobs, f"row {row}, view {view}")
+        return ids, logprobs
+
+    def tail(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the same of the mean answer to a row's views, (T,)."""
+        ids = self._columns.cell(TAIL_IDS, row)
+        logprobs = self._columns.cell(TAIL_LOGPROBS, row)
+        self._check_answer(ids, logprobs, f"row {row}, its tail")
+        return ids, logprobs
+
+    def difficulties(self, row: int, kept: tuple[slice, slice], label: int | None) -> np.ndarray:
+        """Returns the entropy of the answers to a row's views in nats, float32 (V,); with a label, the cross-entropy to it.
+
+        Args:
+            row: A row of `plus`.
+            kept: The views and the classes that are looked at.
+            label: A class.
+
+        Raises:
+            FormatError: An answer is damaged.
+        """
+        logprobs = self._columns.cell(TEACHER_LOGPROBS, row)[kept]
+        intact = ((logprobs <= MAX_LOGPROB) & (logprobs > -np.inf)).all(axis=1)
+        if not intact.all():
+            self.answer(row, int(np.argmin(intact)))  # raises, and says what is wrong with the first damaged one
+        if label is None:
+            return entropy(logprobs, self._num_classes)
+        return cross_entropy(self._columns.cell(TEACHER_IDS, row)[kept], logprobs, self._num_classes, label)
+
+    def label(self, row: int) -> int:
+        """Returns the label of a row."""
+        assert self._label_column is not None
+        return int(self._columns.cell(self._label_column, row))
+
+    def image_hash(self, row: int) -> int:
+        """Returns the pixel hash of a row's image."""
+        return int(self._columns.cell(IMAGE_HASH, row))
+
+    def views_hash(self, row: int) -> int | None:
+        """Returns the hash over the pixels of all views of a row; None where it is unknown."""
+        return int(self._columns.cell(VIEWS_HASH, row)) or None  # null is read as 0
+
+    def _check_answer(self, ids: np.ndarray, logprobs: np.ndarray, where: str) -> None:
+        # One comparison catches NaN as well: every comparison with it is false.
+        if not (logprobs[0] <= MAX_LOGPROB and logprobs[-1] > -np.inf and (logprobs[1:] <= logprobs[:-1]).all()):
+            raise FormatError(
+                f"the log-probabilities of {where} must be finite and fall from at most 0, found {logprobs}. "
+                "The file is damaged: fetch it again, or run `hf-dr verify`."
+            )
+        if np.exp(logprobs, dtype=np.float32).sum() > MAX_MASS:
+            raise FormatError(
+                f"the probabilities of {where} must have a sum of at most 1, found logarithms {logprobs}. The "
+                "file is damaged: fetch it again, or run `hf-dr verify`."
+            )
+        if ids.max() >= self._num_classes or len(set(ids.tolist())) < len(ids):
+            raise FormatError(
+                f"{where} must name classes below {self._num_classes}, found {ids.max()} in {ids}, "
+                "each once. The file is damaged: fetch it again, or run `hf-dr verify`."
+            )
 
 
 class Columns:
@@ -20,7 +135,8 @@ class Columns:
     """
 
     def __init__(self, dataset: datasets.Dataset, num_views: int) -> None:
-        self._dataset, self._num_views = dataset, num_views
+        self._dataset = dataset
+        self._num_views = num_views
         self._prepare()
 
     def _prepare(self) -> None:
@@ -31,7 +147,7 @@ class Columns:
         self._arrays: list[dict[str, Any]] = [{} for _ in self._batches]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_dataset": self._dataset, "_num_views": self._num_views}  # memory maps are opened anew by the worker
+        return {"_dataset": self._dataset, "_num_views": self._num_views}  # the worker opens its own memory maps
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -70,13 +186,14 @@ class _Bits:
 
     def __getitem__(self, index: int) -> np.bool_:
         at = self._offset + index
-        return np.bool_((self._bits[at >> 3] >> (at & 7)) & 1)
+        return np.bool_((self._bits[at >> 3] >> (at & 7)) & 1)  # the lowest bit of a byte comes first
 
 
 def _as_array(column: pa.Array) -> Any:
     """Zero-copy NumPy view of a record batch's column: (rows,), (rows, V) or (rows, V, n)."""
     shape: list[int] = [len(column)]
-    start, array = 0, column
+    array = column
+    start = 0
     while pa.types.is_fixed_size_list(array.type):
         size = array.type.list_size
         shape.append(size)

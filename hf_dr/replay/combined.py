@@ -11,7 +11,7 @@ import numpy as np
 
 from hf_dr.errors import ConfigError, DataError
 from hf_dr.replay.dataset import ReinforcedDataset
-from hf_dr.replay.reinforced_data import MappedReinforcedData, ViewIndex, fresh_view
+from hf_dr.replay.reinforced_data import MappedReinforcedData, Origin, View, ViewIndex, ViewRequest
 from hf_dr.teacher.signals import SAMPLED
 
 logger = logging.getLogger(__name__)
@@ -50,8 +50,10 @@ class CombinedReinforcedDataset(MappedReinforcedData):
     def __init__(self, parts: Sequence[ReinforcedDataset]) -> None:
         if not parts:
             raise ConfigError('expected at least one "+" dataset, got none. Name one.')
-        self.parts, self.seed, self.epoch = tuple(parts), parts[0].seed, 0
+        self.parts = tuple(parts)
+        self.seed = parts[0].seed
         self.provenances = tuple(part.provenance for part in parts)
+        self.origin = Origin.of(self.provenances)
         self.augmentations = tuple(part.augmentation for part in parts)
         self._names = [f"{n} ({part.provenance.config_name})" for n, part in enumerate(parts)]
         if not all(part.all_reinforced for part in parts):
@@ -120,10 +122,6 @@ class CombinedReinforcedDataset(MappedReinforcedData):
         """The names of the classes, where the base's labels have names."""
         return self.parts[0].class_names
 
-    def set_epoch(self, epoch: int) -> None:
-        """Chooses which view `dataset[i]` replays: over V epochs, each of the V views once, in an order keyed by `seed`."""
-        self.epoch = epoch
-
     def part_of(self, view: int) -> tuple[int, int]:
         """Returns the number of the part to which a view belongs, and its number there."""
         part = int(np.searchsorted(self._ends, view, side="right"))
@@ -133,6 +131,7 @@ class CombinedReinforcedDataset(MappedReinforcedData):
         """Returns the rows that a view mixes with each other, int64 (pairs, 2), and all other rows, int64 (rows,)."""
         part, own = self.part_of(view)
         rows = np.arange(len(self))
+        # The part's own rows -> rows of this dataset; -1 for those that are left out here.
         row_of = np.full(len(self.parts[part]), -1)
         row_of[self._rows[part]] = rows
         couples = row_of[self.parts[part].pairs(own)[0]]
@@ -141,17 +140,21 @@ class CombinedReinforcedDataset(MappedReinforcedData):
 
     def difficulties(self, index: int, by: str) -> np.ndarray:
         """Returns how difficult each view of a row is, in nats, float32 (V,); of all parts by equally many classes."""
-        rows = (rows[index] for rows in self._rows)
-        return np.concatenate([p.difficulties(int(r), by, self.top_k) for p, r in zip(self.parts, rows, strict=True)])
+        found = [
+            part.difficulties(int(rows[index]), by, self.top_k)
+            for part, rows in zip(self.parts, self._rows, strict=True)
+        ]
+        return np.concatenate(found)
 
     def __getitem__(self, index: ViewIndex) -> dict[str, Any]:
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[ViewIndex]) -> list[dict[str, Any]]:
         """Replays several views; a pair that was mixed is decoded and augmented once if both are asked for."""
-        asked: list[dict[int, tuple[int, int]]] = [{} for _ in self.parts]
+        # What each part is asked for, by the place of the item in the batch.
+        asked: list[dict[int, ViewIndex]] = [{} for _ in self.parts]
         for place, index in enumerate(indices):
-            number, own = self._locate(index)
+            number, own = self._part_and_index(index)
             asked[number][place] = own
         items: dict[int, dict[str, Any]] = {}
         for part, wanted in zip(self.parts, asked, strict=True):
@@ -161,17 +164,13 @@ class CombinedReinforcedDataset(MappedReinforcedData):
     def _cut(self, item: dict[str, Any]) -> dict[str, Any]:
         return {**item, **{name: item[name][: self.top_k] for name in ("teacher_ids", "teacher_logprobs")}}
 
-    def _locate(self, index: ViewIndex) -> tuple[int, tuple[int, int]]:
-        """Part, and row and view of that part."""
-        number, view = index if isinstance(index, tuple) else (index, None)
-        if not -len(self) <= number < len(self):
-            raise IndexError(f"row {number} of a dataset of {len(self)} rows")
-        row = int(number) % len(self)
-        view = int(self.scheduled_views(row, self.epoch)) if view is None else self.resolved(row, view)
-        if view >= self.num_views:
-            raise IndexError(f"view {view} of {self.num_views}")
-        if view >= 0:
-            part, own = self.part_of(int(view))
-        else:  # drawn by the augmentation whose turn it would be
-            part, own = self.part_of(int(self.scheduled_views(row, fresh_view(int(view)))))[0], int(view)
+    def _part_and_index(self, index: ViewIndex) -> tuple[int, tuple[int, View]]:
+        """Returns the number of the part that has a view, and the index of the view there."""
+        row, view = self._locate(index)
+        if isinstance(view, ViewRequest):
+            # A new view is drawn by the augmentation whose turn it would be in that epoch.
+            part, _ = self.part_of(int(self.scheduled_views(row, view.number)))
+            own: View = view
+        else:
+            part, own = self.part_of(view)
         return part, (int(self._rows[part][row]), own)

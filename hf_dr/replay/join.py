@@ -18,7 +18,7 @@ import PIL.features
 import xxhash
 from tqdm.auto import tqdm
 
-from hf_dr.errors import DataError
+from hf_dr.errors import ConfigError, DataError
 from hf_dr.files import written_whole
 from hf_dr.store.base_dataset import content_hash, sampled_rows, undecoded_images
 from hf_dr.store.provenance import Provenance
@@ -60,7 +60,8 @@ class JoinedBase:
             raise DataError(
                 f"`base` must have the image column `{column}`, found {dataset.column_names}. Rename its column."
             )
-        self.dataset, self.images = dataset, undecoded_images(dataset, column)
+        self.dataset = dataset
+        self.images = undecoded_images(dataset, column)
         self._provenance = provenance
         self._in_place: bool | None = None  # not known before rows are looked for
 
@@ -83,7 +84,8 @@ class JoinedBase:
         index, order = self._sorted_index
         missing = np.flatnonzero(~np.isin(hashes, index))
         if len(missing):
-            first, provenance = missing[0], self._provenance
+            first = missing[0]
+            provenance = self._provenance
             raise DataError(
                 f"`base` must hold the images of all {len(source)} reinforced rows, but those of {len(missing)} are not among "
                 f"its {len(index)}: first row {source[first]} (pixel hash {int(hashes[first]):016x}). Give split "
@@ -107,13 +109,33 @@ class JoinedBase:
         return index[order], order
 
     def _is_in_place(self, source: np.ndarray, hashes: np.ndarray) -> bool:
-        images, rows = self.images, self._provenance.num_rows
+        images = self.images
+        rows = self._provenance.num_rows
         if len(images) < rows or source.max() >= len(images):
             return False
         if content_hash(images.select(range(rows))) == self._provenance.base.get("content_hash"):
             return True
         (column,) = images.column_names
         return all(_hash_of(images[int(source[n])][column]) == hashes[n] for n in sampled_rows(len(source)))
+
+
+def join_base(base: datasets.Dataset | JoinedBase | None, provenance: Provenance) -> JoinedBase | None:
+    """Returns the base in which an overlay finds its images; None for a "+" dataset that has its own.
+
+    Raises:
+        ConfigError: There is a base, but no overlay.
+        DataError: There is an overlay, but no base, or one that does not fit.
+    """
+    if not provenance.overlay:
+        if base is not None:
+            raise ConfigError('`base` is for an overlay, but this "+" dataset has its images. Leave `base` out.')
+        return None
+    if base is None:
+        raise DataError(
+            f'this "+" dataset is an overlay without images. Pass `base`: split `{provenance.split}` of '
+            f"{provenance.base.get('id') or 'the base dataset'}, by name or loaded with datasets."
+        )
+    return base if isinstance(base, JoinedBase) else JoinedBase(base, provenance)
 
 
 def readable(images: datasets.Dataset, rows: np.ndarray) -> np.ndarray:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -17,10 +18,10 @@ from hf_dr.hub.fetch import check_split, fetch_config
 from hf_dr.replay.combined import CombinedReinforcedDataset
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.streaming import StreamedReinforcedDataset
-from hf_dr.store.base_dataset import load_base
+from hf_dr.store.base_dataset import check_cache, load_base, load_parquet
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import IMAGE_HASH, PROVENANCE_FILE, SOURCE_INDEX
-from hf_dr.store.shards import check_shards
+from hf_dr.store.shards import check_shards, content_version
 
 logger = logging.getLogger(__name__)
 
@@ -73,12 +74,12 @@ def load_reinforced(  # type: ignore[misc]  # the overloads leave the other sett
             pixels where they are in another order or other files: that decodes each once, and is kept for later runs.
         base_config: With the name of a base: its configuration. Default: the one that was reinforced, if it is that base.
         base_revision: With the name of a base: its branch, tag or commit. Default: likewise.
-        files_from: With the name of a base: folders whose files its cells may name, besides its own.
+        files_from: With the name of a base: folders whose files its cells may name, next to its own.
         unreinforced: Also give the base's rows that have no stored views (those beyond `max_examples`, those that could
             not be decoded then but can now), after the others, as newly drawn views with their label.
         columns: Columns of the "+" dataset, the base's own ones, to give in each item as well.
         revision: Branch, tag or commit on the Hub.
-        num_views: Use only the first so many of the V stored views.
+        num_views: Use only the first `num_views` of the V stored views.
         seed: Of the order in which views are replayed.
         check_images: Refuse an image whose pixels are not those that were reinforced. Each image is checked the first
             time a process decodes it.
@@ -91,37 +92,31 @@ def load_reinforced(  # type: ignore[misc]  # the overloads leave the other sett
         DataError: The base is missing or is not the one that was reinforced.
         HubError: The Hub refuses, or cannot be reached and the dataset is not in its cache.
     """
-    rows = {"unreinforced": unreinforced, "columns": columns, "num_views": num_views, "seed": seed}
-    settings: dict[str, Any] = {**rows, "check_images": check_images}
     if shuffled_shards != 1 and not streaming:
         raise ConfigError(
             f"`shuffled_shards` must come with `streaming=True`, got {shuffled_shards} without. Leave it out."
         )
+    base_of = partial(load_base_of, base=base, config=base_config, revision=base_revision, files_from=files_from)
+    settings: dict[str, Any] = {
+        "unreinforced": unreinforced,
+        "columns": columns,
+        "num_views": num_views,
+        "seed": seed,
+        "check_images": check_images,
+    }
     if isinstance(path, (list, tuple)) or isinstance(name, (list, tuple)):
         if streaming:
             raise ConfigError('several "+" datasets at once cannot be streamed. Load them without `streaming=True`.')
         opened = [open_plus(*each, split=split, revision=revision) for each in each_dataset(path, name)]
-        overlay = next((provenance for provenance, _ in opened if provenance.overlay), None)
-        images = next((plus for provenance, plus in opened if not provenance.overlay), None)
-        if overlay is not None or base is not None:
-            base = load_base_of(overlay or opened[0][0], base, base_config, base_revision, files_from)
-            images = base if base is not None else images
-        # An overlay without a base takes its images from another part.
-        bases = [images if provenance.overlay else base if overlay is None else None for provenance, _ in opened]
-        return CombinedReinforcedDataset(
-            [
-                ReinforcedDataset(p, provenance, base=b, **settings)
-                for (provenance, p), b in zip(opened, bases, strict=True)
-            ]
-        )
+        return _combined(opened, base_of, settings)
     if streaming:
         provenance, files = _shards_of(path, name, split, revision)
-        settings["base"] = load_base_of(provenance, base, base_config, base_revision, files_from)
+        settings["base"] = base_of(provenance)
         return StreamedReinforcedDataset(files, provenance, shuffled_shards=shuffled_shards, **settings)
     provenance, plus = open_plus(path, name, split=split, revision=revision)
-    return ReinforcedDataset(
-        plus, provenance, base=load_base_of(provenance, base, base_config, base_revision, files_from), **settings
-    )
+    config = fetch_config(path, name, split=split, revision=revision)
+    shards = [config / shard for shard in provenance.shard_names]
+    return ReinforcedDataset(plus, provenance, base=base_of(provenance), shards=shards, **settings)
 
 
 def each_dataset(path: _Path | _Paths, name: str | _Names | None = None) -> list[tuple[_Path, str | None]]:
@@ -136,6 +131,25 @@ def each_dataset(path: _Path | _Paths, name: str | _Names | None = None) -> list
     if len(paths) != len(names):
         raise ConfigError(f"expected as many names as paths, got {len(paths)} paths and {len(names)} names.")
     return list(zip(paths, names, strict=True))
+
+
+def _combined(
+    opened: Sequence[tuple[Provenance, datasets.Dataset]],
+    base_of: Callable[[Provenance], datasets.Dataset | None],
+    settings: dict[str, Any],
+) -> CombinedReinforcedDataset:
+    """Combines "+" datasets, some of which may be overlays of one base."""
+    provenances = [provenance for provenance, _ in opened]
+    overlays = [provenance for provenance in provenances if provenance.overlay]
+    base = base_of((overlays or provenances)[0]) if opened else None
+    # An overlay without a base takes its images from a part that has its own.
+    images = base if base is not None else next((plus for provenance, plus in opened if not provenance.overlay), None)
+    parts = []
+    for provenance, plus in opened:
+        # Where there is no overlay that a base could be for, it is given to a part, which refuses it.
+        own = base if not overlays else images if provenance.overlay else None
+        parts.append(ReinforcedDataset(plus, provenance, base=own, **settings))
+    return CombinedReinforcedDataset(parts)
 
 
 def _shards_of(path: _Path, name: str | None, split: str | None, revision: str | None) -> tuple[Provenance, list[str]]:
@@ -158,11 +172,12 @@ def open_plus(
     config = fetch_config(path, name, split=split, revision=revision)
     provenance = Provenance.read(config)
     check_split(split, provenance)
-    files = {provenance.split: [str(path) for path in check_shards(config, provenance)]}
+    shards = check_shards(config, provenance)
     try:
-        plus = datasets.load_dataset("parquet", data_files=files, split=provenance.split)
-    # What Arrow makes of a damaged file, datasets wraps, or not; a full disk is another matter.
+        plus = load_parquet(shards, provenance.split, version=content_version(shards))
+    # What Arrow raises on a damaged file, datasets may wrap or not. An error of the system, such as a full disk, stays one.
     except (datasets.exceptions.DatasetsError, pa.ArrowException, ValueError, TypeError, OSError, LookupError) as error:
+        check_cache()
         if any(isinstance(e, OSError) and e.errno is not None for e in (error, error.__cause__)):
             raise
         raise FormatError(
@@ -203,9 +218,10 @@ def load_base_of(
     """
     if isinstance(base, (str, os.PathLike)):
         if os.fspath(base) == provenance.base.get("id"):
-            config, revision = config or provenance.base.get("config"), revision or provenance.base.get("revision")
-        split = provenance.split
-        return load_base(os.fspath(base), config, split=split, revision=revision, files_from=files_from)[0]
+            config = config or provenance.base.get("config")
+            revision = revision or provenance.base.get("revision")
+        loaded, _ = load_base(os.fspath(base), config, split=provenance.split, revision=revision, files_from=files_from)
+        return loaded
     for setting, value in (("base_config", config), ("base_revision", revision)):
         if value is not None:
             raise ConfigError(f"`{setting}` must come with the name of a base, got {value!r} without. Leave it out.")

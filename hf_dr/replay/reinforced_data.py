@@ -3,41 +3,84 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
+import PIL.Image
 import torch
 
 from hf_dr.errors import ConfigError
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import STORED_PARTNERS
 from hf_dr.views.augmentation import Augmentation
-from hf_dr.views.rng import DOMAIN_SCHEDULE, KeyedPermutation, keyed_words
-
-ViewIndex = int | tuple[int, int]
-"""A row, whose view of this epoch is meant, or (row, view). A view may be `fresh_view(epoch)` or `ranked_view(rank, by)`."""
+from hf_dr.views.rng import DOMAIN_SCHEDULE, KeyedPermutation, keyed_words, view_rng
 
 DIFFICULTIES = ("entropy", "cross_entropy")
 """By what views are ranked: the entropy of the stored answer, or its cross-entropy to the label."""
-# Numbers of views from here on are ranks. No dataset has as many views.
-_RANKS = 1 << 32
+_NEW = "new"
 
 
-def fresh_view(epoch: int) -> int:
-    """Returns the view number that asks for a newly drawn view without teacher, another one in each epoch."""
-    return -1 - epoch
+class ViewRequest(NamedTuple):
+    """A request for a view that is not named by its stored number; see `fresh_view` and `ranked_view`.
+
+    Samplers send one with each row to the workers of a loader, so it is a tuple: as quick to make and to pickle as can be.
+
+    Attributes:
+        kind: `new` for a view that is drawn now, or one of `DIFFICULTIES` for the stored view of a rank.
+        number: The epoch of a new view; the rank of a stored one, 0 for the easiest.
+    """
+
+    kind: str
+    number: int
 
 
-def ranked_view(rank: Any, by: str) -> Any:
-    """Returns the view number that asks for the view of this rank among all of its row, the easiest being 0.
+View = int | ViewRequest
+"""The number of a stored view, or a request for another. In arrays, which hold numbers only, -1 - epoch stands for
+`fresh_view(epoch)`; such a number is understood wherever a view is asked for."""
 
-    So who orders the rows need not know the difficulty of any view: it is looked up where the row is read.
+ViewIndex = int | tuple[int, View]
+"""A row, whose view of this epoch is meant, or (row, view)."""
+
+
+def fresh_view(epoch: int) -> ViewRequest:
+    """Returns the request for a newly drawn view without a teacher's answer, another one in each epoch."""
+    return ViewRequest(_NEW, epoch)
+
+
+def ranked_view(rank: int, by: str) -> ViewRequest:
+    """Returns the request for the view of this rank among all views of its row, the easiest being 0.
+
+    Whoever orders the rows need not know the difficulty of any view: it is looked up where the row is read.
 
     Args:
-        rank: int, or an array of them.
+        rank: From 0 to V - 1.
         by: One of `DIFFICULTIES`.
+
+    Raises:
+        ConfigError: Views are not ranked by that.
     """
-    return rank + _RANKS * (1 + DIFFICULTIES.index(by))
+    if by not in DIFFICULTIES:
+        raise ConfigError(f"views are ranked by one of {', '.join(DIFFICULTIES)}, got {by!r}. Name one of them.")
+    return ViewRequest(by, rank)
+
+
+def draw_fresh_view(
+    image: PIL.Image.Image, augmentation: Augmentation, *, seed: int, row: int, epoch: int
+) -> PIL.Image.Image:
+    """Draws the view that `fresh_view(epoch)` asks for: without mixing, a function of (seed, row, epoch) alone.
+
+    Args:
+        image: The decoded image.
+        augmentation: Draws and performs the ops.
+        seed: Of the dataset that is read.
+        row: Row of the base.
+        epoch: Number of the epoch.
+    """
+    # Stored views have keys from 0 upwards. These count down from the largest key: no run has used any of them.
+    rng = view_rng(seed, row, (1 << 64) - 1 - epoch)
+    return augmentation.apply(image, augmentation.sample(rng, (image.height, image.width)))
 
 
 def checked_views(num_views: int | None, stored: int) -> int:
@@ -51,17 +94,66 @@ def checked_views(num_views: int | None, stored: int) -> int:
     return num_views or stored
 
 
-class ReinforcedData(ABC):
-    """Reinforced data that a student learns from.
+@dataclass(frozen=True)
+class Origin:
+    """Where training data comes from, as far as training and its model card need to know.
 
     Attributes:
-        provenances: The `reinforcement.json` of each "+" dataset in it.
-        augmentations: Of each of them.
+        fingerprint: Of all that determines the data; those of several "+" datasets one after the other.
+        base: What names the base dataset: `id`, `config`, `revision`, where they are known.
+        num_examples: Rows of the base.
+        image_column: Column of the base that holds the images.
+        label_column: Column of the base that holds the labels, or None.
+        num_classes: C, the classes of labels and answers.
+        signal: What is stored of each answer (`hf_dr.teacher.signals`).
+        configs: The configuration of each "+" dataset; none for a base dataset.
+        num_views: V of each "+" dataset.
+        teacher_members: The members of all teachers, as their provenance describes them.
+        matches_partners: Whether partners of mixed views are matched in pairs.
+    """
+
+    fingerprint: str
+    base: dict[str, Any]
+    num_examples: int
+    image_column: str
+    label_column: str | None
+    num_classes: int
+    signal: str
+    configs: tuple[str, ...] = ()
+    num_views: tuple[int, ...] = ()
+    teacher_members: tuple[dict[str, Any], ...] = ()
+    matches_partners: bool = False
+
+    @classmethod
+    def of(cls, provenances: Sequence[Provenance]) -> Origin:
+        """Returns the origin of one or several "+" datasets over one base."""
+        first = provenances[0]
+        return cls(
+            fingerprint=" ".join(provenance.fingerprint for provenance in provenances),
+            base=first.base,
+            num_examples=first.num_rows,
+            image_column=first.image_column,
+            label_column=first.label_column,
+            num_classes=first.num_classes,
+            signal=first.signal,
+            configs=tuple(provenance.config_name for provenance in provenances),
+            num_views=tuple(provenance.num_views for provenance in provenances),
+            teacher_members=tuple(member for provenance in provenances for member in provenance.teacher["members"]),
+            matches_partners=any(provenance.mixing_scope != STORED_PARTNERS for provenance in provenances),
+        )
+
+
+class ReinforcedData(ABC):
+    """Data that a student learns from.
+
+    Attributes:
+        origin: Where it comes from.
+        augmentations: Of each "+" dataset in it.
         num_views: The views of each row.
         seed: Of the order in which views are replayed.
     """
 
-    provenances: tuple[Provenance, ...]
+    origin: Origin
     augmentations: tuple[Augmentation, ...]
     num_views: int
     seed: int
@@ -92,7 +184,7 @@ class ReinforcedData(ABC):
     @property
     def paired(self) -> bool:
         """Whether rows are matched in pairs by view, both mixing the same two images, so that a batch should hold both."""
-        return self.mixes and any(p.mixing_scope != STORED_PARTNERS for p in self.provenances)
+        return self.mixes and self.origin.matches_partners
 
     @property
     def all_reinforced(self) -> bool:
@@ -109,21 +201,31 @@ class ReinforcedData(ABC):
     @property
     def num_classes(self) -> int:
         """C, the classes over which the teachers answer."""
-        return self.provenances[0].num_classes
+        return self.origin.num_classes
 
     @property
     def signal(self) -> str:
         """What is stored of each answer (`hf_dr.teacher.signals`)."""
-        return self.provenances[0].signal
+        return self.origin.signal
 
     @property
     def fingerprint(self) -> str:
         """The fingerprints of all "+" datasets in it."""
-        return " ".join(provenance.fingerprint for provenance in self.provenances)
+        return self.origin.fingerprint
 
 
 class MappedReinforcedData(ReinforcedData, torch.utils.data.Dataset):
-    """Reinforced data with rows to choose from: what `ReinforcedSampler` draws from."""
+    """Reinforced data with rows to choose from: what `ReinforcedSampler` draws from.
+
+    Attributes:
+        epoch: Decides the view of an index that names none.
+    """
+
+    epoch: int = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses which view `dataset[i]` replays: over V epochs, each of the V views once, in an order keyed by `seed`."""
+        self.epoch = epoch
 
     @property
     @abstractmethod
@@ -138,19 +240,39 @@ class MappedReinforcedData(ReinforcedData, torch.utils.data.Dataset):
     def difficulties(self, index: int, by: str) -> np.ndarray:
         """Returns how difficult each view of a row is, in nats, float32 (V,); see `hf_dr.teacher.topk.entropy`."""
 
-    def resolved(self, index: int, view: int) -> int:
-        """Returns the number of the view that `ranked_view` asks for; of equally difficult ones the lower number comes first.
+    def resolved(self, index: int, view: View) -> View:
+        """Returns the number of the stored view that is asked for, or the request itself if it is for a new view.
+
+        Of equally difficult views the one with the lower number comes first.
 
         Raises:
             IndexError: The row has no view of this rank.
         """
-        if view < _RANKS:
+        if not isinstance(view, ViewRequest):
+            number = int(view)
+            return number if number >= 0 else fresh_view(-1 - number)
+        if view.kind == _NEW:
             return view
-        kind, rank = divmod(view, _RANKS)
-        order = np.argsort(self.difficulties(index, DIFFICULTIES[kind - 1]), kind="stable")
-        if rank >= len(order):
-            raise IndexError(f"rank {rank} of {len(order)} views")
-        return int(order[rank])
+        order = np.argsort(self.difficulties(index, view.kind), kind="stable")
+        if not 0 <= view.number < len(order):
+            raise IndexError(f"rank {view.number} of {len(order)} views")
+        return int(order[view.number])
+
+    def _locate(self, index: ViewIndex) -> tuple[int, View]:
+        """Returns the row, counted from 0, and the view, as `resolved` gives it, that an index means.
+
+        Raises:
+            IndexError: There is no such row, or it has no such view.
+        """
+        number, view = index if isinstance(index, tuple) else (index, None)
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"row {number} of a dataset of {len(self)} rows")
+        row = int(number) % len(self)
+        found = self.resolved(row, int(self.scheduled_views(row, self.epoch)) if view is None else view)
+        stored = self.num_views if self.source_rows[row] >= 0 else 0
+        if isinstance(found, int) and found >= stored:
+            raise IndexError(f"view {found} of {stored}")
+        return row, found
 
     def scheduled_ranks(self, indices: np.ndarray | int, epoch: int, num_epochs: int) -> np.ndarray:
         """Returns the rank of the view that each row shows in an epoch when views come by their difficulty, int64.
@@ -169,10 +291,10 @@ class MappedReinforcedData(ReinforcedData, torch.utils.data.Dataset):
 
         Over V epochs each row shows each of its V views once: one keyed permutation of the views serves all rows, each
         row entering it at a place of its own. Where rows are `paired` all enter at the same place, because pairs are matched
-        by view. Where there are no stored views it is `fresh_view(epoch)`.
+        by view. Where there are no stored views it is -1 - epoch, which stands for `fresh_view(epoch)`.
         """
         cycle, step = divmod(epoch, self.num_views)
         order = KeyedPermutation(self.num_views, self.seed, domain=DOMAIN_SCHEDULE, minor=cycle)
         rows = self.source_rows[np.asarray(indices)]
         entry = np.zeros_like(rows) if self.paired else keyed_words(rows, self.seed) % self.num_views
-        return np.where(rows < 0, fresh_view(epoch), order((entry + step) % self.num_views))
+        return np.where(rows < 0, -1 - epoch, order((entry + step) % self.num_views))

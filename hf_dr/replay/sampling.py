@@ -11,7 +11,14 @@ import numpy as np
 import torch
 
 from hf_dr.errors import ConfigError
-from hf_dr.replay.reinforced_data import DIFFICULTIES, MappedReinforcedData, ReinforcedData, fresh_view, ranked_view
+from hf_dr.replay.reinforced_data import (
+    DIFFICULTIES,
+    MappedReinforcedData,
+    ReinforcedData,
+    View,
+    fresh_view,
+    ranked_view,
+)
 from hf_dr.teacher.signals import SAMPLED
 from hf_dr.views.rng import DOMAIN_ORDER, keyed_rng
 
@@ -66,8 +73,8 @@ def check_order(
         )
 
 
-class ReinforcedSampler(torch.utils.data.Sampler[tuple[int, int]]):
-    """Yields (row, view) for each row once in an epoch, in random order.
+class ReinforcedSampler(torch.utils.data.Sampler[tuple[int, View]]):
+    """Yields (row, view) for each row once in an epoch, in random order: what a `MappedReinforcedData` is indexed with.
 
     With a mixing augmentation the two rows of a pair follow each other, from an even place on, so a batch of even size
     holds both and each image is decoded and augmented once.
@@ -80,7 +87,7 @@ class ReinforcedSampler(torch.utils.data.Sampler[tuple[int, int]]):
             `MappedReinforcedData.scheduled_ranks`), the easiest first or the hardest. The last two cannot mix.
         view_difficulty: What is difficult: `entropy` of the stored answer, or `cross_entropy` of it to the label.
         num_epochs: Of the whole training; needed where views come by their difficulty.
-        reinforced_probability: Share of samples that replay a stored view; the others are drawn anew and have a label
+        reinforced_probability: Share of samples that replay a stored view; the others are newly drawn and have a label
             only.
 
     Raises:
@@ -106,7 +113,9 @@ class ReinforcedSampler(torch.utils.data.Sampler[tuple[int, int]]):
         )
         self._dataset = dataset
         self._seed = seed
-        self._view_order, self._view_difficulty, self._num_epochs = view_order, view_difficulty, num_epochs
+        self._view_order = view_order
+        self._view_difficulty = view_difficulty
+        self._num_epochs = num_epochs
         self._reinforced_probability = reinforced_probability
         self.epoch = 0
 
@@ -117,42 +126,54 @@ class ReinforcedSampler(torch.utils.data.Sampler[tuple[int, int]]):
     def __len__(self) -> int:
         return len(self._dataset)
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        rows, views = self.epoch_indices(self.epoch)
-        return zip(rows.tolist(), views.tolist(), strict=True)
+    def __iter__(self) -> Iterator[tuple[int, View]]:
+        return self.epoch_indices(self.epoch)
 
-    def epoch_indices(self, epoch: int, part: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the rows and views of an epoch, both int64 (rows,), in order; each part of a stream has its own order.
+    def epoch_indices(self, epoch: int, part: int = 0) -> Iterator[tuple[int, View]]:
+        """Returns an iterator over row and view of an epoch, in order; each part of a stream has its own order.
 
         Raises:
             ConfigError: The training should have been over, where views come by their difficulty.
         """
         rng = keyed_rng(self._seed, domain=DOMAIN_ORDER, major=epoch, minor=part)
-        count = len(self._dataset)
+        # The generator is drawn from in this order: views, new views, rows. Another would be another training.
+        numbers = self._numbers(epoch, rng)
+        is_new = (rng.random(len(self)) >= self._reinforced_probability) | (self._dataset.source_rows < 0)
+        order = self._row_order(int(numbers[0]), rng)
+        views: list[View] = numbers[order].tolist()
+        if self._view_order in BY_DIFFICULTY:
+            # One request for each rank, which all its rows share: so they are quick to make and to send to the workers.
+            by_rank = [ranked_view(rank, self._view_difficulty) for rank in range(self._dataset.num_views)]
+            views = [by_rank[rank] for rank in numbers[order].tolist()]
+        new = fresh_view(epoch)
+        for place in np.flatnonzero(is_new[order]).tolist():
+            views[place] = new
+        return zip(order.tolist(), views, strict=True)
+
+    def _numbers(self, epoch: int, rng: np.random.Generator) -> np.ndarray:
+        """Returns the stored view of each row, int64 (rows,), or its rank where views come by their difficulty."""
+        dataset = self._dataset
+        rows = np.arange(len(dataset))
         if self._view_order == "all":
-            views = self._dataset.scheduled_views(np.arange(count), epoch)
-        elif self._view_order in BY_DIFFICULTY:
-            assert self._num_epochs is not None
-            if epoch >= self._num_epochs:
-                raise ConfigError(
-                    f"`epoch` must be below `num_epochs`, {self._num_epochs}, over which views are spread, got {epoch}. Give "
-                    "those of the whole training."
-                )
-            views = self._dataset.scheduled_ranks(np.arange(count), epoch, self._num_epochs)
-            if self._view_order == "hard_first":
-                views = self._dataset.num_views - 1 - views
-        else:
+            return dataset.scheduled_views(rows, epoch)
+        if self._view_order == "random":
             # One view for all rows where pairs are matched by view; else each row its own.
-            drawn = rng.integers(self._dataset.num_views, size=1 if self._dataset.paired else count)
-            views = np.broadcast_to(drawn, count).copy()
-        fresh = (rng.random(count) >= self._reinforced_probability) | (self._dataset.source_rows < 0)
-        # Pairs are shuffled, not rows; who has no partner goes in twos, too, so that each pair begins at an even place.
-        couples, singles = self._dataset.pairs(int(views[0]))
+            drawn = rng.integers(dataset.num_views, size=1 if dataset.paired else len(dataset))
+            return np.broadcast_to(drawn, len(dataset))
+        assert self._num_epochs is not None
+        if epoch >= self._num_epochs:
+            raise ConfigError(
+                f"`epoch` must be below `num_epochs`, {self._num_epochs}, over which views are spread, got {epoch}. Give "
+                "those of the whole training."
+            )
+        ranks = dataset.scheduled_ranks(rows, epoch, self._num_epochs)
+        return dataset.num_views - 1 - ranks if self._view_order == "hard_first" else ranks
+
+    def _row_order(self, view: int, rng: np.random.Generator) -> np.ndarray:
+        """Returns all rows in random order, int64 (rows,): those that `view` mixes with each other stay together."""
+        couples, singles = self._dataset.pairs(view)
         singles = singles[rng.permutation(len(singles))]
+        # Rows without a partner go in twos as well, so that each pair begins at an even place. An odd one comes last.
         even = len(singles) // 2 * 2
         couples = np.concatenate([couples, singles[:even].reshape(-1, 2)])
-        order = np.concatenate([couples[rng.permutation(len(couples))].ravel(), singles[even:]])
-        if self._view_order in BY_DIFFICULTY:
-            views = ranked_view(views, self._view_difficulty)
-        views[fresh] = fresh_view(epoch)
-        return order, views[order]
+        return np.concatenate([couples[rng.permutation(len(couples))].ravel(), singles[even:]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -38,12 +39,37 @@ _Read = TypeVar("_Read")
 
 @dataclass(frozen=True)
 class _Group:
-    """Shards that are read and shuffled together, and which of their rows are wanted."""
+    """Shards that are read and shuffled together, and from where to where in the order of their rows they are wanted."""
 
     number: int
     shards: list[int]
     start: int
     stop: int
+
+
+@dataclass(frozen=True)
+class _Node:
+    """Which share of each epoch a process sees, and in what batches; see `split_by_node`."""
+
+    rank: int = 0
+    world_size: int = 1
+    batch_size: int = 1
+    even: bool = False
+
+    def share(self, total: int) -> range:
+        """Returns this process's places among all rows of an epoch."""
+        start = self.rank * total // self.world_size
+        if not self.even:
+            return range(start, (self.rank + 1) * total // self.world_size)
+        # Rounded up. A share that would be one row shorter is never the last one: there is a row after it.
+        return range(start, start + -(-total // self.world_size))
+
+    def worker_share(self, share: range, worker: int, num_workers: int) -> range:
+        """Returns the part of the process's share that is one worker's, in whole batches."""
+        batches = -(-len(share) // self.batch_size)
+        first = batches * worker // num_workers
+        last = batches * (worker + 1) // num_workers
+        return share[first * self.batch_size : last * self.batch_size]
 
 
 class StreamedReinforcedDataset(ReinforcedData, torch.utils.data.IterableDataset):
@@ -85,40 +111,36 @@ class StreamedReinforcedDataset(ReinforcedData, torch.utils.data.IterableDataset
             raise ConfigError(f"`shuffled_shards` must be at least 1, got {shuffled_shards}.")
         if settings.get("unreinforced"):
             raise ConfigError("`unreinforced` rows are of the base, not of a shard. Leave it out, or `streaming`.")
-        base = settings.get("base")
-        if base is not None:
-            if not isinstance(base, datasets.Dataset):
-                raise DataError(
-                    f"`base` must be a datasets.Dataset, whose rows can be found by number, got {type(base).__name__}. Load "
-                    "it without `streaming=True`."
-                )
-            if provenance.overlay:
-                settings["base"] = JoinedBase(base, provenance)  # looks for its images once, not for every shard
-        self.provenance, self._files, self._shuffled_shards = provenance, list(files), shuffled_shards
-        self._settings = {"num_views": num_views, "seed": seed, **settings}
+        self.provenance = provenance
+        self.seed = seed
+        self._files = list(files)
+        self._shuffled_shards = shuffled_shards
+        self._settings = {**settings, "num_views": num_views, "seed": seed}
+        if settings.get("base") is not None:
+            self._settings["base"] = _joined_once(settings["base"], provenance)
         schema = _with_shard(self._files[0], provenance, lambda parquet: parquet.schema_arrow)
         shard_features(schema, self._files[0])
         # A dataset without rows checks settings, base and columns, and knows labels and names.
         self._template = ReinforcedDataset(
             datasets.Dataset(schema.empty_table(), fingerprint="empty"), provenance, **self._settings
         )
-        self.provenances, self.augmentations = self._template.provenances, self._template.augmentations
-        self.num_views, self.seed = self._template.num_views, seed
+        self.origin = self._template.origin
+        self.augmentations = self._template.augmentations
+        self.num_views = self._template.num_views
         if self.mixes and provenance.mixing_scope != "shard" and provenance.num_shards > 1:
             raise ConfigError(
                 "a streamed view must find its partner in its own shard, but those of this dataset are anywhere in it. Load it "
                 "without `streaming=True`, or reinforce with `--mixing_scope shard`."
             )
+        # Only what items need is read from the files.
         wanted = {provenance.image_column, provenance.label_column, *(settings.get("columns") or ())}
         fields = [field for field in schema if is_reserved(field.name) or field.name in wanted]
         self._schema = pa.schema(fields, schema.metadata)
-        skipped = np.asarray(provenance.skipped_rows, np.int64) // provenance.shard_size
-        sizes = [len(provenance.shard_range(shard)) for shard in range(provenance.num_shards)]
-        self._sizes = np.asarray(sizes) - np.bincount(skipped, minlength=provenance.num_shards)
-        if len(skipped):
-            logger.warning("%d rows have no reinforcement and are left out.", len(skipped))
+        self._sizes = _reinforced_rows(provenance)
+        if provenance.skipped_rows:
+            logger.warning("%d rows have no reinforcement and are left out.", len(provenance.skipped_rows))
         self._order: dict[str, Any] = {"seed": 0}
-        self._node: dict[str, Any] = {"rank": 0, "world_size": 1, "batch_size": 1, "even": False}
+        self._node = _Node()
         self._split = False
         # In shared memory: copies of the dataset in persistent workers see it change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
@@ -171,8 +193,7 @@ class StreamedReinforcedDataset(ReinforcedData, torch.utils.data.IterableDataset
             raise ConfigError(f"`rank` must be from 0 to {world_size - 1}, got {rank}.")
         if batch_size < 1:
             raise ConfigError(f"`batch_size` must be at least 1, got {batch_size}.")
-        node = {"rank": rank, "world_size": world_size, "batch_size": batch_size, "even": even}
-        return self._copy(_node=node, _split=True)
+        return self._copy(_node=_Node(rank, world_size, batch_size, even), _split=True)
 
     def _copy(self, **changes: Any) -> Self:
         new = copy.copy(self)
@@ -184,25 +205,21 @@ class StreamedReinforcedDataset(ReinforcedData, torch.utils.data.IterableDataset
 
     def _share(self) -> range:
         """Places of this process in the epoch's order."""
-        total, rank, world_size = int(self._sizes.sum()), self._node["rank"], self._node["world_size"]
-        start = rank * total // world_size
-        # A share that is one row shorter than others is never the last: there is a row after it.
-        return range(start, start - (-total // world_size) if self._node["even"] else (rank + 1) * total // world_size)
+        return self._node.share(int(self._sizes.sum()))
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        info = torch.utils.data.get_worker_info()
-        share, batch_size = self._share(), self._node["batch_size"]
-        if info is not None:
-            count = -(-len(share) // batch_size)
-            first, last = (count * worker // info.num_workers for worker in (info.id, info.id + 1))
-            share = share[first * batch_size : last * batch_size]
-        epoch = self.epoch
+        share = self._share()
+        worker = torch.utils.data.get_worker_info()
+        if worker is not None:
+            share = self._node.worker_share(share, worker.id, worker.num_workers)
+        epoch = self.epoch  # of this iteration, whatever is set meanwhile
         groups = self._groups(epoch, share)
         reader = ThreadPoolExecutor(1, thread_name_prefix="hf_dr_shards")
         try:
             pending = [reader.submit(self._read, group) for group in groups[:1]]
             for place, group in enumerate(groups):
                 rows = pending.pop().result()
+                # The next group is read while this one is replayed.
                 pending += [reader.submit(self._read, later) for later in groups[place + 1 : place + 2]]
                 yield from self._replay(rows, group, epoch)
         finally:
@@ -212,11 +229,13 @@ class StreamedReinforcedDataset(ReinforcedData, torch.utils.data.IterableDataset
         """The groups of shards that hold the share, in the epoch's order."""
         rng = keyed_rng(self._order["seed"], domain=DOMAIN_ORDER, major=epoch)
         order = rng.permutation(len(self._sizes))
-        groups, first = [], 0
+        groups = []
+        first = 0  # place in the epoch of the group's first row
         for number, at in enumerate(range(0, len(order), self._shuffled_shards)):
             shards = order[at : at + self._shuffled_shards]
             size = int(self._sizes[shards].sum())
-            start, stop = max(share.start - first, 0), min(share.stop - first, size)
+            start = max(share.start - first, 0)
+            stop = min(share.stop - first, size)
             if start < stop:
                 groups.append(_Group(number, shards.tolist(), start, stop))
             first += size
@@ -224,13 +243,13 @@ class StreamedReinforcedDataset(ReinforcedData, torch.utils.data.IterableDataset
 
     def _read(self, group: _Group) -> ReinforcedDataset:
         table = pa.concat_tables([self._read_shard(shard) for shard in group.shards])
-        name = (
-            f"{self.provenance.fingerprint[:32]}-{'-'.join(map(str, group.shards))}"  # else datasets hashes the table
-        )
+        # Without a name, datasets would hash the table.
+        name = f"{self.provenance.fingerprint[:32]}-{'-'.join(map(str, group.shards))}"
         return ReinforcedDataset(datasets.Dataset(table, fingerprint=name), self.provenance, **self._settings)
 
     def _read_shard(self, shard: int) -> pa.Table:
-        file, rows = self._files[shard], self.provenance.shard_range(shard)
+        file = self._files[shard]
+        rows = self.provenance.shard_range(shard)
         table = _with_shard(file, self.provenance, lambda parquet: parquet.read(self._schema.names, use_threads=False))
         shard_features(table.schema, file)
         for field in self._schema:
@@ -243,7 +262,8 @@ class StreamedReinforcedDataset(ReinforcedData, torch.utils.data.IterableDataset
         table = table.replace_schema_metadata(self._schema.metadata)
         if table.column(SOURCE_INDEX).to_pylist() != list(rows):
             raise FormatError(f"{file} must hold rows {rows.start} to {rows.stop - 1}, found others. Fetch it again.")
-        table = table.filter(pc.is_valid(table.column(IMAGE_HASH))) if table.column(IMAGE_HASH).null_count else table
+        if table.column(IMAGE_HASH).null_count:
+            table = table.filter(pc.is_valid(table.column(IMAGE_HASH)))
         if len(table) != self._sizes[shard]:
             raise FormatError(
                 f"{file} must have {self._sizes[shard]} reinforced rows by its provenance, found {len(table)}. Fetch it again."
@@ -251,11 +271,29 @@ class StreamedReinforcedDataset(ReinforcedData, torch.utils.data.IterableDataset
         return table
 
     def _replay(self, rows: ReinforcedDataset, group: _Group, epoch: int) -> Iterator[dict[str, Any]]:
-        # The stream of part 0 ordered the shards.
+        # Part 0 of the epoch's order is that of the shards.
         order = ReinforcedSampler(rows, **self._order).epoch_indices(epoch, part=1 + group.number)
-        indices = list(zip(*(numbers.tolist() for numbers in order), strict=True))[: group.stop]
+        indices = list(itertools.islice(order, group.stop))
+        # Chunks begin at even places, as pairs do, but for the first row, which may be the second of its pair.
         for at in range(group.start - group.start % 2, group.stop, _CHUNK):
             yield from rows.__getitems__(indices[max(at, group.start) : at + _CHUNK])
+
+
+def _joined_once(base: Any, provenance: Provenance) -> Any:
+    """Returns the base of an overlay so that its images are looked for once, not for every shard."""
+    if not isinstance(base, datasets.Dataset):
+        raise DataError(
+            f"`base` must be a datasets.Dataset, whose rows can be found by number, got {type(base).__name__}. Load "
+            "it without `streaming=True`."
+        )
+    return JoinedBase(base, provenance) if provenance.overlay else base
+
+
+def _reinforced_rows(provenance: Provenance) -> np.ndarray:
+    """Returns how many rows of each shard are reinforced, int64 (shards,)."""
+    sizes = [len(provenance.shard_range(shard)) for shard in range(provenance.num_shards)]
+    skipped = np.asarray(provenance.skipped_rows, np.int64) // provenance.shard_size
+    return np.asarray(sizes) - np.bincount(skipped, minlength=provenance.num_shards)
 
 
 def _with_shard(file: str, provenance: Provenance, read: Callable[[pq.ParquetFile], _Read]) -> _Read:

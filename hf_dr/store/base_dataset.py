@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import re
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from hf_dr.store.named_files import check_own_files
 from hf_dr.store.schema import is_reserved
 from hf_dr.teacher.ensemble import Teacher
 
-# Rows by whose files a base dataset is recognised; every image is hashed besides, when it is decoded.
+# Rows by whose files a base dataset is recognised; in addition, every image is hashed when it is decoded.
 _SAMPLED_ROWS = 64
 
 
@@ -40,11 +42,11 @@ def load_base(
         config: Its configuration, where it has several.
         split: The split; slices such as `train[:1000]` work.
         revision: Branch, tag or commit on the Hub.
-        files_from: Folders whose files its cells may name, besides its own: see `hf_dr.store.named_files`.
+        files_from: Folders whose files its cells may name, in addition to its own: see `hf_dr.store.named_files`.
 
     Returns:
         The dataset, and what names it in the provenance (`id`, `config`; a local path is cut down to its last part), with its
-        `license` if its card tells one.
+        `license` if its card names one.
 
     Raises:
         DataError: It cannot be found or read, has no such split, or names a file that is not its own.
@@ -55,9 +57,13 @@ def load_base(
         described["revision"] = revision
     try:
         if path.is_file():
-            loaded = datasets.load_dataset("parquet", data_files={"train": str(path)}, split=split)
+            loaded = load_parquet([path], split)
         elif (path / "state.json").is_file():
-            loaded = datasets.load_from_disk(str(path))
+            loaded = _part_of(datasets.load_from_disk(str(path)), split)
+        elif path.exists() and glob.escape(str(path)) != str(path):
+            raise DataError(
+                f"the path of a folder must be without *, ? and [, which `datasets` takes for patterns, got {path}. Rename it."
+            )
         else:
             loaded = datasets.load_dataset(str(path) if path.exists() else name, config, split=split, revision=revision)
         license = card_license(name, revision)
@@ -66,25 +72,80 @@ def load_base(
             f"the dataset {name!r} must be on the Hub and open to you, or a local folder; {error}. Check the name; for a gated "
             "one accept its terms on its page and log in with `hf auth login`."
         ) from error
+    except DataError:
+        raise
     # A card is anybody's text, and its YAML fails in many ways.
     except (
         ValueError, OSError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, yaml.YAMLError,
         datasets.exceptions.DatasetsError,
     ) as error:  # fmt: skip
+        check_cache()
         raise DataError(
-            f"could not load split `{split}` of {name!r} ({type(error).__name__}: {str(error)[:300]}). Check the name, "
-            "`dataset_config` and `split`."
+            f"could not load split `{split}` of {name!r} ({_reason(error)}). Check the name, `dataset_config` and `split`."
         ) from error
     if not isinstance(loaded, datasets.Dataset):
         raise DataError(f"{name!r} must give one split, found {type(loaded).__name__}. Save or name a single split.")
-    # A single Parquet file has no files of its own: what lies beside it may be anything.
+    # A single Parquet file has no files of its own: what lies next to it may be anything.
     folder = path if path.is_dir() else None
     check_own_files(loaded, name, folder=folder, repo_id=None if path.exists() else name, files_from=files_from)
     return loaded, described if license is None else {**described, "license": license}
 
 
+def load_parquet(files: Sequence[Path], split: str, *, version: str = "default") -> datasets.Dataset:
+    """Opens Parquet files as one split; their names are taken as they are, not as patterns.
+
+    Args:
+        files: In the order of their rows.
+        split: Name of the split, or a slice of it.
+        version: Distinguishes contents that the files had at different times: `datasets` keeps what it has converted by the
+            files' names and times, and a file that is written again within a second has the same.
+    """
+    name = split.split("[", maxsplit=1)[0]
+    escaped = {name: [glob.escape(str(file)) for file in files]}
+    return datasets.load_dataset("parquet", version, data_files=escaped, split=split)
+
+
+def _part_of(saved: Any, split: str) -> Any:
+    """Returns the rows of a saved dataset that `split` means: all, or a slice such as `train[:1000]`.
+
+    Raises:
+        ValueError: The saved dataset is another split.
+    """
+    if not isinstance(saved, datasets.Dataset):  # several splits in one folder: the caller refuses that
+        return saved
+    parts = datasets.ReadInstruction.from_spec(split).to_absolute({str(saved.split or "train"): len(saved)})
+    rows = [row for part in parts for row in range(*slice(part.from_, part.to).indices(len(saved)))]
+    return saved if len(rows) == len(saved) else saved.select(rows)
+
+
+def check_cache() -> None:
+    """Tells that the cache is the problem where it cannot be written to.
+
+    Raises:
+        DataError: It cannot.
+    """
+    cache = Path(datasets.config.HF_DATASETS_CACHE)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cache):
+            pass
+    except OSError as error:
+        raise DataError(
+            f"the cache of `datasets` must be a folder that can be written to, but {cache}: {error.strerror}. Set "
+            "HF_HOME to one that can."
+        ) from error
+
+
+def _reason(error: BaseException) -> str:
+    """Says why a dataset cannot be read: `datasets` wraps the reason, sometimes more than once."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:500]}"
+
+
 def card_license(name: str, revision: str | None = None) -> str | None:
-    """Returns the licence that the card of a dataset tells: one in a folder, or one that was loaded from the Hub."""
+    """Returns the licence that the card of a dataset names: one in a folder, or one that was loaded from the Hub."""
     path = Path(name).expanduser()
     if path.exists():
         card = path / "README.md"

@@ -1,4 +1,4 @@
-"""The card of a "+" dataset: README.md, generated from provenance, data and findings, beside what people write into it.
+"""The card of a "+" dataset: README.md, generated from provenance, data and findings, next to what people write into it.
 
 A configuration's part of the card follows from that configuration alone, so several people can push theirs in any order;
 what is said once for all of them (head, foot) depends on none. `hf_dr.store.readme` does the editing.
@@ -57,7 +57,7 @@ TAGS = ("dataset-reinforcement", "arxiv:2303.08983")
 
 @dataclass(frozen=True)
 class CardConfig:
-    """What the card tells of a finished configuration.
+    """What the card says about a finished configuration.
 
     Attributes:
         provenance: How it was made.
@@ -157,7 +157,7 @@ def write_card(folder: Path) -> None:
     try:
         existing = path.read_bytes().decode() if path.exists() else None  # bytes: line ends stay as they are
     except UnicodeDecodeError as error:
-        raise FormatError(f"{path} must be UTF-8, but: {error}. Mend it, or move it away.") from error
+        raise FormatError(f"{path} must be UTF-8, but: {error}. Fix it, or move it away.") from error
     text = update_card(existing, card_configs(folder), name=folder.resolve().name)
     write_whole(path, text)
 
@@ -269,7 +269,7 @@ def _texts(data: Data, key: str) -> list[str]:
     value = data.get(key)
     value = [] if value is None else [value] if isinstance(value, str) else value
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise FormatError(f"`{key}` in the card's YAML must be a list of texts, found {value!r:.80}. Mend it.")
+        raise FormatError(f"`{key}` in the card's YAML must be a list of texts, found {value!r:.80}. Fix it.")
     return list(value)
 
 
@@ -284,7 +284,7 @@ def _entries(data: Data, key: str) -> dict[str, Data]:
         if not isinstance(name, str) or name in found:
             raise FormatError(
                 f"`{key}` in the card's YAML must be a list of configurations, each with another `config_name`, found "
-                f"{entry!r:.80}. Mend it."
+                f"{entry!r:.80}. Fix it."
             )
         found[name] = {field: content for field, content in entry.items() if field != "config_name"}
     return found
@@ -304,9 +304,8 @@ def _info(config: CardConfig) -> Data:
 
 def _num_rows(info: Data) -> int:
     splits = info.get("splits")
-    rows = (
-        [split.get("num_examples") for split in splits if isinstance(split, dict)] if isinstance(splits, list) else []
-    )
+    listed = splits if isinstance(splits, list) else []
+    rows = [split.get("num_examples") for split in listed if isinstance(split, dict)]
     return sum(count for count in rows if isinstance(count, int))
 
 
@@ -326,7 +325,7 @@ def _linked(value: object, kind: str = "") -> str:
 
 
 def _section(config: CardConfig | PlannedConfig, name: str) -> str:
-    """Returns all that the card tells of one configuration."""
+    """Returns all that the card says about one configuration."""
     about = _about(config)
     parts = [f"## {about.config_name}", _what_it_is(config), _how_to_use(config, name), _settings(config)]
     parts += ["### Teachers", *_teachers(config)]
@@ -375,10 +374,12 @@ def _what_it_is(config: CardConfig | PlannedConfig) -> str:
 def _how_to_use(config: CardConfig | PlannedConfig, name: str) -> str:
     about = _about(config)
     quoted, place = json.dumps(name, ensure_ascii=False), shlex.quote(name)
-    join, flags = "", ""
+    join = ""
+    flags = ""
     if about.overlay:
         base = str(about.base["id"]) if is_hub_id(about.base.get("id")) else "path/to/base"
-        join, flags = f', base="{base}"', f" --base {base}"
+        join = f', base="{base}"'
+        flags = f" --base {base}"
         if is_safe_name(str(about.base.get("config") or "")):
             flags += f" --base_config {about.base['config']}"
     # A teacher can be loaded again by its name if it is a commit on the Hub; a planned run will pin it.
@@ -446,7 +447,9 @@ def _members(about: Provenance | PlannedConfig) -> list[dict[str, Any]]:
 
 def _teachers(config: CardConfig | PlannedConfig) -> list[str]:
     members = _members(_about(config))
-    rows, commercial, unknown = [], [], []
+    rows = []
+    commercial = []
+    unknown = []
     for member in members:
         at = f" at {code(str(member['revision'])[:12])}" if member.get("revision") else ""
         name, license = member.get("id"), member.get("license")
@@ -517,13 +520,9 @@ def _statistics(config: CardConfig, found: Statistics) -> list[str]:
         ("Mean probability of the kept classes together", f"{found.kept_mass:.4f}"),
     ]
     if found.agreement is not None and found.ece is not None:
-        lines += [
-            (
-                "Most probable class is the label",
-                f"{100 * found.agreement:.2f} % of {found.unmixed_views:,} unmixed views",
-            ),
-            ("Calibration error against the labels (ECE)", f"{found.ece:.4f}"),
-        ]
+        share = f"{100 * found.agreement:.2f} % of {found.unmixed_views:,} unmixed views"
+        lines.append(("Most probable class is the label", share))
+        lines.append(("Calibration error against the labels (ECE)", f"{found.ece:.4f}"))
     if found.nll is not None:
         lines.append(("Negative log-probability of the label", f"{found.nll:.4f} nats"))
     return [markdown_table(["teacher's answers", ""], lines), markdown_table(["part", "bytes", "bytes a view"], sizes)]

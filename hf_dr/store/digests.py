@@ -1,7 +1,8 @@
 """Digests of what the columns of a shard hold, whatever encoding, compression and version of Arrow wrote them.
 
-A digest covers values, their order, and which are null. Damage to the file, and rows or columns that something has swapped, shift
-or replaced, change it. It is no signature: who rewrites a file on purpose can write a new digest.
+A digest covers values, their order, and which are null. Damage to the file changes it, and so do rows or
+columns that something has swapped, shifted or replaced. It is no signature: who rewrites a file on purpose
+can write a new digest.
 """
 
 from __future__ import annotations

@@ -1,20 +1,21 @@
-"""What is found out about a finished configuration, kept beside its shards for the card: each tells of which run it speaks."""
+"""What is found out about a finished configuration, kept next to its shards for the card; each names the run it is about."""
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, TypeVar
 
 import PIL.Image
+from pydantic import Field
 
 from hf_dr.errors import FormatError
 from hf_dr.files import write_whole
+from hf_dr.store.json_files import FiniteFloat, read_object, validated
 from hf_dr.store.schema import CONTACT_SHEET_FILE, STATISTICS_FILE, STUDENTS_FILE, VERIFICATION_FILE
 
+Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 FINGERPRINT_KEY = "fingerprint"
 """Where a finding has its run's fingerprint: a JSON field, or the PNG text of that name."""
 
@@ -33,13 +34,13 @@ class Statistics:
         nll: Mean negative log-probability of the label, nats.
     """
 
-    columns: dict[str, int]
-    entropy: float
-    kept_mass: float
-    unmixed_views: int = 0
-    agreement: float | None = None
-    ece: float | None = None
-    nll: float | None = None
+    columns: dict[str, Count]
+    entropy: FiniteFloat
+    kept_mass: FiniteFloat
+    unmixed_views: Count = 0
+    agreement: FiniteFloat | None = None
+    ece: FiniteFloat | None = None
+    nll: FiniteFloat | None = None
 
 
 @dataclass(frozen=True)
@@ -47,18 +48,18 @@ class Verification:
     """What `hf-dr verify` found; see `hf_dr.generation.verify.VerifyReport`."""
 
     ok: bool
-    num_rows: int
-    num_views: int
-    bit_equal: float | None
-    kl_mean: float | None = None
-    kl_max: float | None = None
-    top1_agreement: float | None = None
-    tail_kl_mean: float | None = None
+    num_rows: Count
+    num_views: Count
+    bit_equal: FiniteFloat | None
+    kl_mean: FiniteFloat | None = None
+    kl_max: FiniteFloat | None = None
+    top1_agreement: FiniteFloat | None = None
+    tail_kl_mean: FiniteFloat | None = None
 
 
 @dataclass(frozen=True)
 class Students:
-    """How students did that learnt from the dataset: a table as it shall be shown."""
+    """How students that learnt from the dataset did: a table, as it is shown."""
 
     head: list[str]
     rows: list[list[str]]
@@ -90,22 +91,11 @@ def read_finding(config: Path, fingerprint: str, kind: type[_Finding]) -> _Findi
     """
     path = config / _FILES[kind]
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_object(path, _again(path))
     except FileNotFoundError:
         return None
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path} must be JSON, but reading it failed: {error}. {_again(path)}") from error
-    if not isinstance(content, dict):
-        raise FormatError(f"{path} must hold a JSON object, found {type(content).__name__}. {_again(path)}")
     _check_fingerprint(path, content.pop(FINGERPRINT_KEY, None), fingerprint)
-    known = {field.name: field for field in fields(kind)}
-    for name in content.keys() - known.keys():
-        raise FormatError(f"{path} must hold {', '.join(known)}, found `{name}`. {_again(path)}")
-    for name, field in known.items():
-        value = content.get(name, None if field.default is MISSING else field.default)
-        if not _TYPES[str(field.type)](value):
-            raise FormatError(f"`{name}` in {path} must be {field.type}, found {value!r:.80}. {_again(path)}")
-    return kind(**content)
+    return validated(kind, content, str(path), _again(path))
 
 
 def has_contact_sheet(config: Path, fingerprint: str) -> bool:
@@ -129,33 +119,9 @@ def has_contact_sheet(config: Path, fingerprint: str) -> bool:
 def _check_fingerprint(path: Path, found: object, fingerprint: str) -> None:
     if found != fingerprint:
         raise FormatError(
-            f"{path} must be of the run {fingerprint[:12]} beside it, found one of {str(found)[:12]!r}. {_again(path)}"
+            f"{path} must be of the run {fingerprint[:12]} next to it, found one of {str(found)[:12]!r}. {_again(path)}"
         )
 
 
 def _again(path: Path) -> str:
-    return f"Write it anew (`{_COMMANDS[path.name]}`), or delete it."
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
-
-
-def _is_float(value: object) -> bool:
-    return isinstance(value, float) and math.isfinite(value)
-
-
-def _is_texts(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
-
-
-_TYPES: dict[str, Callable[[Any], bool]] = {
-    "bool": lambda value: isinstance(value, bool),
-    "int": _is_int,
-    "float": _is_float,
-    "float | None": lambda value: value is None or _is_float(value),
-    "str": lambda value: isinstance(value, str),
-    "dict[str, int]": lambda value: isinstance(value, dict) and all(map(_is_int, value.values())),
-    "list[str]": _is_texts,
-    "list[list[str]]": lambda value: isinstance(value, list) and all(map(_is_texts, value)),
-}
+    return f"Write it again (`{_COMMANDS[path.name]}`), or delete it."

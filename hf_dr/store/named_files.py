@@ -23,11 +23,7 @@ from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
 
 from hf_dr.errors import ConfigError, DataError
-
-FILES_FROM_HELP = (
-    "Folders outside the dataset whose files its cells may name. Only for a dataset of your own: what it names is read, and "
-    'copied into a "+" dataset. Default: only files that belong to the dataset itself are read.'
-)
+from hf_dr.settings import FILES_FROM_HELP  # noqa: F401 (its name before there were settings)
 
 
 @dataclass(frozen=True)

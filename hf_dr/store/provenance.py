@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from datasets import Features
+from pydantic import AfterValidator, Field
 
 from hf_dr.errors import ConfigError, FormatError, did_you_mean
 from hf_dr.files import write_whole
+from hf_dr.store.features import reinforcement_features
+from hf_dr.store.json_files import as_object, expect, read_object, shown, validated
 from hf_dr.store.schema import (
     EXTENDED_FROM,
     KEEP,
@@ -22,10 +25,9 @@ from hf_dr.store.schema import (
     SCHEMA_VERSION,
     STORED_PARTNERS,
     is_safe_name,
-    reinforcement_features,
     shard_name,
 )
-from hf_dr.teacher.signals import SIGNALS, TOPK
+from hf_dr.teacher.names import SIGNALS, TOPK
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.resizing import HORIZONTAL, PILLOW_13
 
@@ -66,6 +68,30 @@ def check_columns(features: Features, provenance: Provenance, where: str) -> Aug
 _DESCRIPTIVE = frozenset({"id", "revision", "license", "config", "skipped_rows", "fingerprint", "created_with"})
 
 
+def _plain_name(name: str) -> str:
+    expect(is_safe_name(name), "a plain name")
+    return name
+
+
+def _ensemble(teacher: dict[str, Any]) -> dict[str, Any]:
+    """Checks the members of a teacher, and that what it was extended from, if anything, had fewer of them, and so on."""
+    members = teacher.get("members", [])
+    expect(
+        isinstance(members, list) and all(isinstance(member, dict) for member in members),
+        "a teacher with a list of members",
+    )
+    count = len(members)
+    earlier = teacher.get(EXTENDED_FROM)
+    while earlier is not None:
+        fewer: Any = earlier.get("num_members") if isinstance(earlier, dict) else None
+        expect(
+            type(fewer) is int and 0 < fewer < count, f"a teacher whose `{EXTENDED_FROM}` has fewer members each time"
+        )
+        count = fewer
+        earlier = earlier.get(EXTENDED_FROM)
+    return teacher
+
+
 @dataclass(frozen=True)
 class Provenance:
     """How a "+" dataset was made: `reinforcement.json`.
@@ -85,7 +111,7 @@ class Provenance:
         label_column: Column of the base that holds the labels, or None.
         mixing_scope: Where partners come from and what they show: matched over the whole `dataset` or within a `shard`, in
             both cases the partner's own view of the same number; `stored`: any row, with parameters drawn for this view
-            alone and stored beside it (`aug_partner_*`).
+            alone and stored next to it (`aug_partner_*`).
         on_bad_image: `error` or `skip`.
         base: Identity of the base dataset: `id`, `config`, `revision`, `content_hash`.
         teacher: `Teacher.provenance()`.
@@ -97,26 +123,26 @@ class Provenance:
         signal: What is stored of each answer (`hf_dr.teacher.signals`).
     """
 
-    config_name: str
-    split: str
-    augmentation: list[dict[str, dict[str, Any]]]
-    num_views: int
-    top_k: int
-    num_classes: int
-    seed: int
-    shard_size: int
-    num_rows: int
+    config_name: Annotated[str, AfterValidator(_plain_name)]
+    split: Annotated[str, AfterValidator(_plain_name)]
+    augmentation: list[Annotated[dict[str, dict[str, Any]], Field(min_length=1, max_length=1)]]
+    num_views: Annotated[int, Field(ge=1, le=1 << 20)]
+    top_k: Annotated[int, Field(ge=1)]
+    num_classes: Annotated[int, Field(ge=1, le=1 << 32)]
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)]
+    shard_size: Annotated[int, Field(ge=1, le=1 << 40)]
+    num_rows: Annotated[int, Field(ge=1, le=1 << 40)]
     overlay: bool
     image_column: str
     label_column: str | None
     mixing_scope: str
     on_bad_image: str
     base: dict[str, Any]
-    teacher: dict[str, Any]
+    teacher: Annotated[dict[str, Any], AfterValidator(_ensemble)]
     library_versions: dict[str, str]
     created_with: str
-    skipped_rows: list[int] = field(default_factory=list)
-    schema_version: int = 1
+    skipped_rows: list[Annotated[int, Field(ge=0)]] = field(default_factory=list)
+    schema_version: Annotated[int, Field(ge=1, le=SCHEMA_VERSION)] = 1
     candidates: dict[str, Any] | None = None
     signal: str = TOPK
 
@@ -151,24 +177,34 @@ class Provenance:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of all that determines the bytes of the columns."""
-        text = json.dumps(_determining(self.to_dict()), sort_keys=True, separators=(",", ":"))
+        text = json.dumps(self.determining(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
     def differences(self, other: Provenance) -> list[str]:
         """Returns a line for each determining field in which two runs differ: `num_views: 4 there, 8 here`."""
-        there, here = _flatten(_determining(self.to_dict())), _flatten(_determining(other.to_dict()))
+        there = _flatten(self.determining())
+        here = _flatten(other.determining())
         lines = []
         for key in sorted(there.keys() | here.keys()):
             a, b = there.get(key, "absent"), here.get(key, "absent")
-            if json.dumps(a, sort_keys=True) != json.dumps(
-                b, sort_keys=True
-            ):  # as the fingerprint compares: 1 is not 1.0
+            # Compared as the fingerprint does, as text: 1 is not 1.0.
+            if json.dumps(a, sort_keys=True) != json.dumps(b, sort_keys=True):
                 lines.append(f"{key}: {a} there, {b} here")
         return lines
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the fields in JSON types; an optional one only where it says something."""
+        """Returns the fields in JSON types; before version 4 an optional one only where it says something."""
+        if self.schema_version >= 4:
+            return dict(self.__dict__)
         return {key: value for key, value in self.__dict__.items() if key not in _OPTIONAL or value != _OPTIONAL[key]}
+
+    def determining(self) -> dict[str, Any]:
+        """Returns the fields, in JSON types, that decide the bytes of the columns."""
+        content: dict[str, Any] = _determining(self.to_dict())
+        if self.schema_version >= 4:
+            # Finished shards of a run that stops at bad images hold none, so it can go on as one that skips them.
+            del content["on_bad_image"]
+        return content
 
     def write(self, folder: Path) -> None:
         """Writes `reinforcement.json` into the config's folder, whole or not at all."""
@@ -184,16 +220,12 @@ class Provenance:
         """
         path = folder / PROVENANCE_FILE
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_object(path, _AGAIN)
         except FileNotFoundError:
             raise FormatError(
                 f'a "+" dataset must hold {PROVENANCE_FILE}, found none in {folder}. Name the folder of one '
                 "configuration."
             ) from None
-        except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, too long a number, too deep
-            raise FormatError(
-                f"{path} must be JSON, but reading it failed: {error}. Fetch or write it again."
-            ) from error
         return cls.from_dict(content, str(path))
 
     @classmethod
@@ -203,69 +235,18 @@ class Provenance:
         Raises:
             FormatError: See `read`.
         """
-        if not isinstance(content, dict):
-            raise FormatError(f"{where} must hold a JSON object, found {type(content).__name__}.")
+        content = as_object(content, where, _AGAIN)
         version = content.get("schema_version")
         if version not in range(1, SCHEMA_VERSION + 1):
             raise FormatError(
-                f"{where} must be of schema version 1 to {SCHEMA_VERSION}, found {version!r}. "
+                f"{where} must be of schema version 1 to {SCHEMA_VERSION}, found {shown(version)}. "
                 "A later version needs a later hf_dr: pip install -U hf-dr."
             )
-        for key, expected in _TYPES.items():
-            if key not in content:
-                raise FormatError(f"{where} must have the field `{key}`, found none. Fetch or write it again.")
-            value = content[key]
-            if not isinstance(value, expected) or (isinstance(value, bool) and expected is int):
-                raise FormatError(f"`{key}` in {where} must be of type {_type_name(expected)}, found {value!r:.80}.")
-        for key, low, high in (
-            ("num_views", 1, 1 << 20), ("num_classes", 1, 1 << 32), ("top_k", 1, content["num_classes"]),
-            ("num_rows", 1, 1 << 40), ("shard_size", max(1, -(-content["num_rows"] // MAX_SHARDS)), 1 << 40),
-            ("seed", 0, (1 << 63) - 1),
-        ):  # fmt: skip
-            if not low <= content[key] <= high:
-                raise FormatError(f"`{key}` in {where} must be from {low} to {high}, found {content[key]}.")
-        scopes = MIXING_SCOPES[2:] if version == 2 else MIXING_SCOPES[:2]
-        if content["mixing_scope"] not in scopes:
-            raise FormatError(
-                f"`mixing_scope` in {where}, of schema version {version}, must be {' or '.join(scopes)}, found "
-                f"{content['mixing_scope']!r:.80}. Fetch or write it again."
-            )
-        optional = {key: content[key] for key in _OPTIONAL if key in content}
-        if bool(optional) != (version == 3):
-            raise FormatError(
-                f"{where} must be of schema version 3 if it has the field {' or '.join(map(repr, _OPTIONAL))}, and only then, "
-                f"found version {version} with {', '.join(optional) or 'none'}. Fetch or write it again."
-            )
-        if "candidates" in optional and not _is_selection(optional["candidates"], content["num_views"]):
-            raise FormatError(
-                f"`candidates` in {where} must have a `num` above {content['num_views']} and a `keep` of {', '.join(KEEP)}, "
-                f"found {optional['candidates']!r:.80}. Fetch or write it again."
-            )
-        if optional.get("signal", SIGNALS[1]) not in SIGNALS[1:]:
-            raise FormatError(
-                f"`signal` in {where} must be {' or '.join(SIGNALS[1:])}, or left out, found {optional['signal']!r:.80}. Fetch "
-                "or write it again."
-            )
-        for key in ("config_name", "split"):
-            if not is_safe_name(content[key]):
-                raise FormatError(f"`{key}` in {where} must be a plain name, found {content[key]!r:.80}.")
-        skipped = content["skipped_rows"]
-        if not all(type(row) is int and 0 <= row < content["num_rows"] for row in skipped) or skipped != sorted(
-            set(skipped)
-        ):
-            raise FormatError(
-                f"`skipped_rows` in {where} must be rows below {content['num_rows']}, found {skipped!r:.80}. List each "
-                "once, in order; fetch or write it again."
-            )
-        for key, ok, expected in (
-            ("augmentation", all(_is_op(item) for item in content["augmentation"]), "ops, each with its settings"),
-            ("library_versions", all(isinstance(v, str) for v in content["library_versions"].values()), "texts"),
-            ("teacher.members", _is_members(content["teacher"].get("members", [])), "a list of members"),
-            ("teacher.extended_from", _is_extended(content["teacher"]), "an ensemble with fewer members each time"),
-        ):
-            if not ok:
-                raise FormatError(f"`{key}` in {where} must be {expected}, found others. Fetch or write it again.")
-        provenance = cls(**{key: content[key] for key in _TYPES}, **optional)
+        for name in REQUIRED:  # also those that have a default in the class
+            if name not in content:
+                raise FormatError(f"{where} must have the field `{name}`, found none. {_AGAIN}")
+        provenance = validated(cls, content, where, _AGAIN, more=True)
+        provenance._check_together(where, {name: content[name] for name in _OPTIONAL if name in content})
         try:
             fingerprint = provenance.fingerprint
         except RecursionError as error:
@@ -274,55 +255,54 @@ class Provenance:
             raise FormatError(f"{where} does not match its own fingerprint: it was edited or damaged. Restore it.")
         return provenance
 
+    def _check_together(self, where: str, optional: dict[str, Any]) -> None:
+        """Checks what the fields say of one another; `optional` are those of version 3 that the file has."""
+        version = self.schema_version
+        if version >= 4:
+            missing = [name for name in _OPTIONAL if name not in optional]
+            if missing:
+                raise FormatError(f"{where} must have the field `{missing[0]}`, found none. {_AGAIN}")
+        elif bool(optional) != (version == 3):
+            raise FormatError(
+                f"{where} must be of schema version 3 if it has the field {' or '.join(map(repr, _OPTIONAL))}, and only then, "
+                f"found version {version} with {', '.join(optional) or 'none'}. {_AGAIN}"
+            )
+        scopes = {2: MIXING_SCOPES[2:], 4: MIXING_SCOPES}.get(version, MIXING_SCOPES[:2])
+        signals = SIGNALS if version >= 4 else SIGNALS[1:]
+        chosen = optional.get("candidates") is not None or (version == 3 and "candidates" in optional)
+        least_size = -(-self.num_rows // MAX_SHARDS)
+        for name, holds, expected in (
+            ("top_k", self.top_k <= self.num_classes, f"at most the {self.num_classes} classes"),
+            ("shard_size", self.shard_size >= least_size, f"at least {least_size} for {self.num_rows} rows"),
+            ("mixing_scope", self.mixing_scope in scopes, f"{' or '.join(scopes)} in schema version {version}"),
+            ("candidates", not chosen or _is_selection(self.candidates, self.num_views),
+             f"a `num` above {self.num_views} and a `keep` of {', '.join(KEEP)}"),
+            ("signal", "signal" not in optional or self.signal in signals, f"{' or '.join(signals)}"),
+            ("skipped_rows", self.skipped_rows == sorted(set(self.skipped_rows)), "rows, each once and in order"),
+            ("skipped_rows", max(self.skipped_rows, default=0) < self.num_rows, f"rows below {self.num_rows}"),
+        ):  # fmt: skip
+            if not holds:
+                raise FormatError(
+                    f"`{name}` in {where} must be {expected}, found {shown(getattr(self, name))}. {_AGAIN}"
+                )
 
-_NONE = type(None)
 
+_AGAIN = "Fetch or write it again."
 
-_TYPES: dict[str, Any] = {
-    "schema_version": int, "config_name": str, "split": str, "augmentation": list, "num_views": int, "top_k": int,
-    "num_classes": int, "seed": int, "shard_size": int, "num_rows": int, "overlay": bool, "image_column": str,
-    "label_column": (str, _NONE), "mixing_scope": str, "on_bad_image": str, "base": dict, "teacher": dict,
-    "library_versions": dict, "created_with": str, "skipped_rows": list,
-}  # fmt: skip
-
-
-# Of version 3, and what they are where the file does not have them.
+# In version 3, and what they are where the file does not have them; version 4 has them always.
 _OPTIONAL: dict[str, Any] = {"candidates": None, "signal": TOPK}
+REQUIRED = tuple(field.name for field in fields(Provenance) if field.name not in _OPTIONAL)
 
 
 def _is_selection(value: Any, num_views: int) -> bool:
+    """Whether the views were chosen among more candidates, by a known criterion."""
     return (
         isinstance(value, dict)
         and value.keys() == {"num", "keep"}
         and type(value["num"]) is int
         and value["num"] > num_views
-        and isinstance(value["keep"], str)
-        and value["keep"] in KEEP
+        and value["keep"] in list(KEEP)
     )
-
-
-def _is_op(item: Any) -> bool:
-    return isinstance(item, dict) and len(item) == 1 and all(isinstance(settings, dict) for settings in item.values())
-
-
-def _is_members(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(member, dict) for member in value)
-
-
-def _is_extended(teacher: dict[str, Any]) -> bool:
-    """Whether what an ensemble was extended from, if anything, had fewer of its members, and so on."""
-    members = teacher.get("members")
-    count = len(members) if isinstance(members, list) else 0
-    while (teacher := teacher.get(EXTENDED_FROM)) is not None:  # type: ignore[assignment]
-        earlier = teacher.get("num_members") if isinstance(teacher, dict) else None
-        if type(earlier) is not int or not 0 < earlier < count:
-            return False
-        count = earlier
-    return True
-
-
-def _type_name(expected: Any) -> str:
-    return " or ".join(t.__name__ for t in (expected if isinstance(expected, tuple) else (expected,)))
 
 
 def _determining(value: Any) -> Any:

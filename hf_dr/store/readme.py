@@ -136,12 +136,12 @@ def _read_yaml(text: str) -> tuple[list[tuple[Any, str]], Data]:
         RecursionError,
     ) as error:
         found = " ".join(str(error).split())[:300]
-        raise FormatError(f"the card's YAML {_PLAIN}, but: {found or type(error).__name__}. Mend it.") from error
+        raise FormatError(f"the card's YAML {_PLAIN}, but: {found or type(error).__name__}. Fix it.") from error
     if node is None:  # nothing but comments
         return [(None, text)], {}
     if not isinstance(data, dict):
         raise FormatError(
-            f"the card's YAML must be a mapping (`key: value` lines), found {type(data).__name__}. Mend it."
+            f"the card's YAML must be a mapping (`key: value` lines), found {type(data).__name__}. Fix it."
         )
     starts = [key.start_mark for key, _ in node.value]
     if node.flow_style or len(starts) != len(data) or any(mark.column for mark in starts):
@@ -156,7 +156,7 @@ _END = "end"
 # Whatever looks like a marker must be one: alone on its line, spelt as we spell it.
 _LOOSE_MARKER = re.compile(r"<!--[ \t]*hf_dr\b[^\n]*")
 _MARKER = re.compile(r"<!-- hf_dr: (\S+(?: \S+)?) -->\r?")
-_MEND = "Mend the marker, or delete the part with its markers: it is generated anew."
+_FIX = "Fix the marker, or delete the part with its markers: it is generated again."
 
 
 def merge_parts(body: str, parts: Mapping[str, str], rank: Callable[[str], Any], newline: str = "\n") -> str:
@@ -199,7 +199,8 @@ def drop_parts(body: str, names: Collection[str]) -> str:
     Raises:
         FormatError: A marker is damaged.
     """
-    kept, dropped = [], False
+    kept = []
+    dropped = False
     for key, text in _split_body(body):
         if key is None or key not in names:
             kept.append(text.lstrip("\r\n") if dropped else text)
@@ -224,7 +225,8 @@ def _split_body(body: str) -> list[tuple[str | None, str]]:
     """Cuts a body into generated parts, by name, and what stands between them, under None."""
     pieces: list[tuple[str | None, str]] = []
     begun: dict[str, int] = {}
-    position, key = 0, None
+    position = 0
+    key = None
     for found in _LOOSE_MARKER.finditer(body):
         match = _MARKER.fullmatch(found.group())
         word = match.group(1) if match else None
@@ -239,7 +241,7 @@ def _split_body(body: str) -> list[tuple[str | None, str]]:
             expected = f"the part `{word}` must be there once"
         if expected is not None:
             line, shown = body.count("\n", 0, found.start()) + 1, found.group().strip()
-            raise FormatError(f"{expected}, found {shown!r:.80} in line {line} of the card's text. {_MEND}")
+            raise FormatError(f"{expected}, found {shown!r:.80} in line {line} of the card's text. {_FIX}")
         assert word is not None
         if key is None:
             pieces.append((None, body[position : found.start()]))
@@ -249,5 +251,5 @@ def _split_body(body: str) -> list[tuple[str | None, str]]:
             pieces.append((key, body[begun[key] : position]))
             key = None
     if key is not None:
-        raise FormatError(f"`{_marker(key)}` must be followed by `{_marker(_END)}`, found the end of the card. {_MEND}")
+        raise FormatError(f"`{_marker(key)}` must be followed by `{_marker(_END)}`, found the end of the card. {_FIX}")
     return [*pieces, (None, body[position:])]

@@ -5,28 +5,42 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 from datasets import Features, Image, List, Value
+from pydantic import Field
 
 from hf_dr.errors import FormatError, HfDrError
 from hf_dr.files import TEMPORARY, temporary_name
 from hf_dr.store.digests import ColumnDigests
+from hf_dr.store.json_files import as_object, validated
 from hf_dr.store.provenance import Provenance, check_columns
 from hf_dr.store.schema import IMAGE_HASH, METADATA_KEY, PROVENANCE_FILE, is_reserved
 
 # Views in a row group: bounds the writer's memory whatever V is, and is enough for zstd to find what there is to find.
 ROW_GROUP_VIEWS = 1 << 16
+_FOOTER_BYTES = 1 << 16  # of statistics, sizes and places of columns: other content has another
 ZSTD_LEVEL = 19  # written once, read for ever; encoding is still thousands of views a second
 MAX_MASS = 1.01
 """Bound on the sum of an answer's K probabilities; rounding to float16 moves it by less than 2**-11 of the entropy."""
+
+
+@dataclass(frozen=True)
+class _Marker:
+    """The JSON in a shard's Parquet metadata."""
+
+    fingerprint: str
+    num_bytes: Annotated[int, Field(ge=0, lt=1 << 63)]
+    skipped_rows: list[int]
+    digests: dict[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -51,24 +65,23 @@ def read_marker(path: Path) -> ShardMarker:
     """
     try:
         metadata = pq.read_metadata(path)
-        marker = json.loads((metadata.metadata or {})[METADATA_KEY])
-        skipped, num_bytes = tuple(int(row) for row in marker["skipped_rows"]), int(marker["num_bytes"])
-        if not 0 <= num_bytes < 1 << 63:
-            raise ValueError(f"it tells of {num_bytes:.3g} bytes")
-        digests = marker.get("digests")
-        if digests is not None and not (
-            isinstance(digests, dict) and all(isinstance(d, str) for d in digests.values())
-        ):
-            raise ValueError("its digests are no texts by column")
-        fingerprint = str(marker["fingerprint"])
-        return ShardMarker(fingerprint, metadata.num_rows, num_bytes, path.stat().st_size, skipped, digests)
+        content = as_object(json.loads((metadata.metadata or {})[METADATA_KEY]), "it")
+        marker = validated(_Marker, content, "it", more=True)
+        return ShardMarker(
+            marker.fingerprint,
+            metadata.num_rows,
+            marker.num_bytes,
+            path.stat().st_size,
+            tuple(marker.skipped_rows),
+            marker.digests,
+        )
     # Arrow raises OSError without a number for a footer that it cannot parse; with one, the system could not read it.
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise FormatError(
             f"{path} must be a shard written by hf_dr, but its marker cannot be read: "
-            f"{type(error).__name__}: {error}. Delete the file and run the same command again."
+            f"{type(error).__name__}: {str(error).rstrip('. ')}. Delete the file and run the same command again."
         ) from error
 
 
@@ -96,7 +109,7 @@ def shard_features(schema: pa.Schema, where: str) -> Features:
     """Returns the columns of a shard; `where` names it in messages.
 
     Raises:
-        FormatError: Two columns have one name, or what the file tells of its columns cannot be read.
+        FormatError: Two columns have one name, or what the file says about its columns cannot be read.
     """
     if len(set(schema.names)) < len(schema.names):
         raise FormatError(f"{where} must have each column once, found {schema.names}. Fetch or make it again.")
@@ -142,6 +155,16 @@ def check_shards(config: Path, provenance: Provenance) -> list[Path]:
                 f"{path} must have the columns of the first shard, found {features}. Fetch or make it again."
             )
     return shards
+
+
+def content_version(shards: Sequence[Path]) -> str:
+    """Returns a name for what shards hold now, from their footers: it changes when a shard is written again."""
+    hasher = xxhash.xxh3_64()
+    for path in shards:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - _FOOTER_BYTES))
+            hasher.update(file.read())
+    return f"content-{hasher.hexdigest()}"
 
 
 def check_full(batch: pa.RecordBatch, name: str) -> None:

@@ -17,10 +17,9 @@ import torch
 import hf_dr.teacher.architectures  # noqa: F401 (what it registers, timm builds)
 from hf_dr.errors import TeacherError
 from hf_dr.teacher.members import HOW_TO_NAME, Member, load_member
+from hf_dr.teacher.names import PRECISIONS
 
 logger = logging.getLogger(__name__)
-
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Teacher:
@@ -114,7 +113,7 @@ class Teacher:
             pixels = member.preprocessing(views_BCHW)
             if self.channels_last:
                 pixels = pixels.contiguous(memory_format=torch.channels_last)
-            dtype = PRECISIONS[self.precision]
+            dtype = getattr(torch, PRECISIONS[self.precision])
             with torch.autocast(self.device.type, dtype, enabled=dtype is not torch.float32):
                 out = model(pixels)
             logits_BC = (out if isinstance(out, torch.Tensor) else out.logits).float()
@@ -136,7 +135,8 @@ class Teacher:
 
     def _common_classes(self) -> tuple[int, tuple[tuple[str, ...], ...] | None]:
         """Checks that all members answer over the same classes and returns their number and names."""
-        counts, names = [], []
+        counts = []
+        names = []
         for member, class_ids in zip(self.members, self._class_ids, strict=True):
             counts.append(member.num_classes if class_ids is None else len(class_ids))
             labels = member.labels
@@ -173,13 +173,14 @@ class Teacher:
         own = [{_canonical(name) for name in labels} for labels in self.labels or ()]
         known = set().union(*own)
         theirs = [_canonical(name) for name in names]
-        if set(theirs) <= known:  # the same vocabulary: then the order must agree, too
-            for c, (mine, name) in enumerate(zip(own, theirs, strict=True)):
-                if name not in mine:
-                    raise TeacherError(
-                        f"the teacher's classes must be in the dataset's order, but class {c} is {names[c]!r} in the dataset "
-                        f"and {(self.labels or ())[c][0]!r} for the teacher. Pass `classes` (--teacher_classes by_name)."
-                    )
+        # A name that the teacher does not know may be another spelling; one that it knows must stand at its place.
+        for c, (mine, name) in enumerate(zip(own, theirs, strict=bool(own))):
+            if name in known and name not in mine:
+                raise TeacherError(
+                    f"the teacher's classes must be in the dataset's order, but class {c} is {names[c]!r} in the dataset and "
+                    f"{(self.labels or ())[c][0]!r} for the teacher. Pass `classes` (--teacher_classes by_name), or the "
+                    "teacher's number of each class."
+                )
 
     def provenance(self) -> dict[str, Any]:
         """Returns what determines the answers, and the members' ids and licences, in JSON types."""
@@ -217,10 +218,12 @@ def _resolve_classes(member: Member, classes: Sequence[int] | Sequence[str] | No
     if len(classes) == 0:
         raise TeacherError("`classes` must name at least one class, got an empty list.")
     ids: list[int] = []
-    known: dict[str, int] = {}
+    known: dict[str, set[int]] = {}
+    whole: dict[str, set[int]] = {}  # by all of a name: "cardigan" is a jacket, "Cardigan, Cardigan Welsh corgi" a dog
     for c, names in enumerate(member.labels or ()):
         for name in names:
-            known.setdefault(_canonical(name), c)
+            known.setdefault(_canonical(name), set()).add(c)
+            whole.setdefault(name.strip().casefold(), set()).add(c)
     for entry in classes:
         if isinstance(entry, str):
             if not known:
@@ -230,7 +233,14 @@ def _resolve_classes(member: Member, classes: Sequence[int] | Sequence[str] | No
                     f"`classes` must name classes of {member.id}, which has no {entry!r} (it has e.g. "
                     f"{', '.join(repr(n[0]) for n in (member.labels or ())[:3])}). Give the indices of its classes."
                 )
-            ids.append(known[_canonical(entry)])
+            meant = whole.get(entry.strip().casefold()) or known[_canonical(entry)]
+            if len(meant) > 1:
+                several = ", ".join(f"{c} ({', '.join((member.labels or ())[c])})" for c in sorted(meant))
+                raise TeacherError(
+                    f"`classes` must name one class each, but {entry!r} is several of {member.id}: {several}. Give its WordNet "
+                    "id or its number."
+                )
+            ids.append(next(iter(meant)))
         elif 0 <= entry < member.num_classes:
             ids.append(int(entry))
         else:

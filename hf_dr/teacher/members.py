@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import importlib.resources
+import json
 import logging
-import math
-from dataclasses import asdict, dataclass
+import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,65 +19,27 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_data_config
 from torch import nn
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as F
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PretrainedConfig
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file
 
 from hf_dr.errors import TeacherError
-from hf_dr.views.ops.base import MAX_SIDE, MAX_VIEW_PIXELS
+from hf_dr.teacher.preprocessing import Preprocessing, read_image_processor, timm_crop, timm_preprocessing
 
 logger = logging.getLogger(__name__)
 
-
-_TENSOR_FILTERS = ("nearest", "bilinear", "bicubic")
-
-
+HOW_TO_NAME = "a Hub id (timm or transformers), a transformers folder, or `timm:ARCHITECTURE@FILE.safetensors`"
 # A configuration from elsewhere could ask for any number, and a dict of names is made before weights are looked at.
 MAX_CLASSES = 1 << 20
+# The share of the resized side that a centre crop may keep.
+_CROPS = (0.05, 2)
+# Arguments of timm.create_model that bring in other files.
+_TIMM_FILES = frozenset({"checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"})
+# No classifier has more; a number from elsewhere would be built before anybody looks at the weights.
+_MAX_LAYERS = 1000
+_LAYER_KEYS = ("layers", "depth", "blocks", "stages")
 
-
-HOW_TO_NAME = "a Hub id (timm or transformers), a transformers folder, or `timm:ARCHITECTURE@FILE.safetensors`"
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """What one member does to the uint8 views: resize to (height, width), scale to [0, 1], normalise."""
-
-    size: tuple[int, int]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    interpolation: str
-
-    def __post_init__(self) -> None:
-        height, width = self.size if isinstance(self.size, tuple) and len(self.size) == 2 else (0, 0)
-        sides = all(isinstance(side, int) and 0 < side <= MAX_SIDE for side in (height, width))
-        for name, ok, expected in (
-            (
-                "size",
-                sides and height * width <= MAX_VIEW_PIXELS,
-                f"(height, width) of at most {MAX_VIEW_PIXELS:,} pixels",
-            ),
-            ("mean", _is_colour(self.mean), "three numbers"),
-            ("std", _is_colour(self.std) and min(self.std) > 0, "three numbers above 0"),
-            ("interpolation", self.interpolation in _TENSOR_FILTERS, f"one of {', '.join(_TENSOR_FILTERS)}"),
-        ):
-            if not ok:
-                raise TeacherError(
-                    f"`{name}` of a model's preprocessing must be {expected}, found {getattr(self, name)!r:.80}. Mend its "
-                    "configuration."
-                )
-
-    def __call__(self, views_BCHW: torch.Tensor) -> torch.Tensor:
-        """Returns the model's float32 input of shape (B, 3, *size) for uint8 views of any size."""
-        pixels = views_BCHW.float()
-        if pixels.shape[-2:] != self.size:
-            pixels = F.resize(pixels, list(self.size), InterpolationMode(self.interpolation), antialias=True)
-        return F.normalize(pixels, [255 * m for m in self.mean], [255 * s for s in self.std])
-
-
-def _is_colour(values: Any) -> bool:
-    numbers = isinstance(values, tuple) and len(values) == 3
-    return numbers and all(isinstance(v, (int, float)) and math.isfinite(v) for v in values)
+_Names = tuple[tuple[str, ...], ...]
+"""For each class the names by which it is known."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +47,7 @@ class Member:
     """One classifier of the ensemble and what is known about it.
 
     `labels[c]` holds the names by which class c is known, the first being the one shown; None where the model has none.
-    `crop` tells how it is evaluated: the share of the resized shorter side that the centre crop keeps; None squashes the
+    `crop` says how it is evaluated: the share of the resized shorter side that the centre crop keeps; None squashes the
     whole image. (As a teacher it sees whole views.)
     """
 
@@ -93,7 +56,7 @@ class Member:
     revision: str | None
     license: str | None
     num_classes: int
-    labels: tuple[tuple[str, ...], ...] | None
+    labels: _Names | None
     preprocessing: Preprocessing
     weights_hash: str
     crop: float | None = None
@@ -106,7 +69,7 @@ class Member:
             "license": self.license,
             "num_classes": self.num_classes,
             "weights_hash": self.weights_hash,
-            "preprocessing": asdict(self.preprocessing),
+            "preprocessing": self.preprocessing.to_dict(),
         }
 
 
@@ -157,7 +120,7 @@ def load_member(name: str, *, card: bool = True, fallback: Preprocessing | None 
 
 
 def _load_timm(name: str) -> Member:
-    """Loads `timm:ARCHITECTURE@FILE.safetensors`; the architecture's own pretrained_cfg tells the preprocessing."""
+    """Loads `timm:ARCHITECTURE@FILE.safetensors`; the architecture's own pretrained_cfg has the preprocessing."""
     architecture, _, file = name.removeprefix("timm:").partition("@")
     path = Path(file).expanduser()
     if not timm.is_model(architecture):
@@ -189,9 +152,9 @@ def _load_timm(name: str) -> Member:
         license=cfg.get("license"),
         num_classes=num_classes,
         labels=_imagenet_labels(num_classes),
-        preprocessing=_timm_preprocessing(data, name),
+        preprocessing=timm_preprocessing(data, name),
         weights_hash=weights_hash(model),
-        crop=_timm_crop(data),
+        crop=timm_crop(data),
     )
 
 
@@ -199,62 +162,27 @@ def _load_transformers(
     name: str, source: str, revision: str | None, card: bool, fallback: Preprocessing | None, strict: bool
 ) -> Member:
     """Loads a transformers folder or a Hub id, timm's included (through transformers' timm wrapper)."""
-    try:
-        if not Path(source).is_dir():
-            revision = resolve_revision(source, revision=revision).resolved  # all files of one commit, which is noted
-        settings: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": False}
-        _check_config(name, PretrainedConfig.get_config_dict(source, **settings)[0])
-        model, report = AutoModelForImageClassification.from_pretrained(
-            source, use_safetensors=True, output_loading_info=True, dtype=torch.float32, **settings
-        )
-    except TeacherError:
-        raise
-    # The configuration decides which of hundreds of classes is built, and each fails in its own way on what it cannot use.
-    except Exception as error:
-        raise TeacherError(
-            f"could not load {name!r} as an image classifier ({type(error).__name__}: {str(error)[:400]}). "
-            f"Name {HOW_TO_NAME}; weights must be safetensors."
-        ) from error
-    if report["missing_keys"]:
-        raise TeacherError(
-            f"the checkpoint of {name!r} has no {sorted(report['missing_keys'])[0]}: part of the model would be random. "
-            "Name a checkpoint of an image classifier."
-        )
-    if strict and report["unexpected_keys"]:
-        besides = sorted(report["unexpected_keys"])[0]
-        raise TeacherError(
-            f"the checkpoint of {name!r} must hold its model's weights alone, found {besides} besides. Save it again."
-        )
+    model, revision = _load_model(name, source, revision, strict)
     config = model.config
-    pretrained_cfg = getattr(config, "pretrained_cfg", None)
-    names = [config.id2label.get(c) for c in range(config.num_labels)]
-    if not all(isinstance(own, str) for own in names):
+    if getattr(config, "problem_type", None) == "multi_label_classification":
         raise TeacherError(
-            f"the config.json of {name!r} must name all its {config.num_labels} classes. Mend its `id2label`."
+            f"the model {name!r} must answer with one class for each image, but its config.json says that its classes are "
+            "independent (problem_type multi_label_classification). Name a classifier that was trained with cross-entropy."
         )
-    labels: tuple[tuple[str, ...], ...] | None = tuple((own,) for own in names)
-    if all(own == f"LABEL_{c}" for c, own in enumerate(names)):
-        labels = None
-    if pretrained_cfg is not None:
-        try:
-            data = resolve_data_config(pretrained_cfg=pretrained_cfg, verbose=False)
-            preprocessing, crop = _timm_preprocessing(data, name), _timm_crop(data)
-        except (TypeError, ValueError, LookupError, AttributeError, AssertionError) as error:
-            if isinstance(error, TeacherError):
-                raise
-            raise TeacherError(
-                f"the `pretrained_cfg` of {name!r} must tell input_size, mean, std and crop as timm does, but: {error!r:.200}. "
-                "Mend its config.json."
-            ) from error
+    labels = _own_labels(name, config)
+    pretrained_cfg = getattr(config, "pretrained_cfg", None)  # timm's
+    if pretrained_cfg is None:
+        preprocessing, crop = _transformers_preprocessing(name, source, revision, fallback)
+    else:
+        preprocessing, crop = _wrapped_timm_preprocessing(name, pretrained_cfg)
         synsets = _imagenet_labels(config.num_labels)
         if labels and synsets:
             labels = tuple(own + more for own, more in zip(labels, synsets, strict=True))
         labels = labels or synsets
-    else:
-        preprocessing, crop = _transformers_preprocessing(name, source, revision, fallback)
-    if crop is not None and not 0.05 <= crop <= 2:
+    if crop is not None and not _CROPS[0] <= crop <= _CROPS[1]:
         raise TeacherError(
-            f"the crop of {name!r} must keep a share from 0.05 to 2 of the resized side, found {crop}. Mend its configuration."
+            f"the crop of {name!r} must keep a share from {_CROPS[0]} to {_CROPS[1]} of the resized side, found {crop}. Fix "
+            "its configuration."
         )
     license = (pretrained_cfg or {}).get("license")
     return Member(
@@ -268,6 +196,50 @@ def _load_transformers(
         weights_hash=weights_hash(model),
         crop=crop,
     )
+
+
+def _load_model(name: str, source: str, revision: str | None, strict: bool) -> tuple[Any, str | None]:
+    """Returns a classifier with all its weights, and the commit of the Hub that it is from."""
+    try:
+        if not Path(source).is_dir():
+            revision = resolve_revision(source, revision=revision).resolved  # all files of one commit, which is noted
+        settings: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": False}
+        _check_config(name, PretrainedConfig.get_config_dict(source, **settings)[0])
+        _check_index(name, source, settings["revision"])
+        model, report = AutoModelForImageClassification.from_pretrained(
+            source, use_safetensors=True, output_loading_info=True, dtype=torch.float32, **settings
+        )
+    except TeacherError:
+        raise
+    # The configuration decides which of hundreds of classes is built, and each fails in its own way on what it cannot use.
+    except Exception as error:
+        raise TeacherError(
+            f"could not load {name!r} as an image classifier ({type(error).__name__}: {str(error)[:400]}). "
+            f"Name {HOW_TO_NAME}; weights must be safetensors."
+        ) from error
+    if report["missing_keys"]:
+        raise TeacherError(
+            f"the checkpoint of {name!r} has no {min(report['missing_keys'])}: part of the model would be random. "
+            "Name a checkpoint of an image classifier."
+        )
+    if strict and report["unexpected_keys"]:
+        raise TeacherError(
+            f"the checkpoint of {name!r} must hold only its model's weights, but it also holds "
+            f"{min(report['unexpected_keys'])}. Save it again."
+        )
+    return model, revision
+
+
+def _own_labels(name: str, config: Any) -> _Names | None:
+    """Returns the names of the classes in a configuration; None where they are transformers' placeholders."""
+    names = [config.id2label.get(c) for c in range(config.num_labels)]
+    if not all(isinstance(own, str) for own in names):
+        raise TeacherError(
+            f"the config.json of {name!r} must name all its {config.num_labels} classes. Fix its `id2label`."
+        )
+    if all(own == f"LABEL_{c}" for c, own in enumerate(names)):
+        return None
+    return tuple((own,) for own in names)
 
 
 def _check_config(name: str, config: dict[str, Any]) -> None:
@@ -284,6 +256,13 @@ def _check_config(name: str, config: dict[str, Any]) -> None:
             f"`model_args` in the config.json of {name!r} must be settings of its architecture, found {arguments!r:.80}: they "
             "may name no files or weights. Name another model."
         )
+    _check_sizes(name, config)
+    implementation = config.get("attn_implementation", config.get("_attn_implementation"))
+    if "/" in str(implementation):
+        raise TeacherError(
+            f"`attn_implementation` in the config.json of {name!r} must be one of transformers' own, found "
+            f"{implementation!r:.80}: code of others is not loaded. Take it out."
+        )
     if ":" in str(config.get("architecture", "")):
         raise TeacherError(
             f"`architecture` in the config.json of {name!r} must be one of timm's own, found {config['architecture']!r:.80}. "
@@ -291,39 +270,76 @@ def _check_config(name: str, config: dict[str, Any]) -> None:
         )
 
 
-# Arguments of timm.create_model that bring in other files.
-_TIMM_FILES = frozenset({"checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"})
+def _check_sizes(name: str, config: dict[str, Any]) -> None:
+    """Refuses a number of layers, or a width, that would take hours or all memory to build."""
+
+    def walk(key: str, value: Any, most: int) -> None:
+        if isinstance(value, dict):
+            for inner, deeper in value.items():
+                most_here = _MAX_LAYERS if any(word in str(inner).lower() for word in _LAYER_KEYS) else MAX_CLASSES
+                # `id2label` and its like have a place for each class.
+                if inner not in ("id2label", "label2id", "label_names"):
+                    walk(str(inner), deeper, most_here)
+        elif isinstance(value, (list, tuple)):
+            if len(value) > MAX_CLASSES:
+                raise TeacherError(_too_large(name, key, f"{len(value):,} values"))
+            for deeper in value:
+                walk(key, deeper, most)
+        elif isinstance(value, int) and not isinstance(value, bool) and abs(value) > most:
+            raise TeacherError(_too_large(name, key, f"{value:,}"))
+
+    walk("", config, MAX_CLASSES)
 
 
-# Pillow's numbers of its filters, as transformers' image processors store them.
-_PILLOW_FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
+def _too_large(name: str, key: str, found: str) -> str:
+    return f"`{key}` in the config.json of {name!r} must have a size that can be built, found {found:.40}. Name another model."
 
 
-def _tensor_filter(interpolation: str, name: str) -> str:
-    """Returns the filter by its name, or bicubic, with a warning, for those that exist for PIL images only."""
-    if interpolation in _TENSOR_FILTERS:
-        return interpolation
-    logger.warning("%s was trained with %s resizing, which tensors do not have; using bicubic.", name, interpolation)
-    return "bicubic"
-
-
-def _timm_preprocessing(data: dict[str, Any], name: str) -> Preprocessing:
-    return Preprocessing(
-        size=tuple(data["input_size"][1:]),
-        mean=tuple(data["mean"]),
-        std=tuple(data["std"]),
-        interpolation=_tensor_filter(data["interpolation"], name),
+def _check_index(name: str, source: str, revision: str) -> None:
+    """Refuses weights in parts some of which are pickles, or lie elsewhere."""
+    path = cached_file(
+        source,
+        SAFE_WEIGHTS_INDEX_NAME,
+        revision=revision,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
     )
+    if path is None:
+        return
+    try:
+        files = set(json.loads(Path(path).read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise TeacherError(
+            f"the {SAFE_WEIGHTS_INDEX_NAME} of {name!r} must tell the file of each weight, but: {error!r:.200}. Save it again."
+        ) from error
+    strange = [
+        file for file in files if not (isinstance(file, str) and re.fullmatch(r"[\w.-]+\.safetensors", file, re.ASCII))
+    ]
+    if strange:
+        raise TeacherError(
+            f"the weights of {name!r} must all be safetensors files of its own, but its index names {strange[0]!r:.80}. Name "
+            "another model."
+        )
 
 
-def _timm_crop(data: dict[str, Any]) -> float | None:
-    return None if data["crop_mode"] == "squash" else float(data["crop_pct"])
+def _wrapped_timm_preprocessing(name: str, pretrained_cfg: Any) -> tuple[Preprocessing, float | None]:
+    """Returns the preprocessing and the evaluation's crop (see `Member`) of a model in transformers' timm wrapper."""
+    try:
+        data = resolve_data_config(pretrained_cfg=pretrained_cfg, verbose=False)
+        return timm_preprocessing(data, name), timm_crop(data)
+    except TeacherError:
+        raise
+    except (TypeError, ValueError, LookupError, AttributeError, AssertionError) as error:
+        raise TeacherError(
+            f"the `pretrained_cfg` of {name!r} must tell input_size, mean, std and crop as timm does, but: {error!r:.200}. "
+            "Fix its config.json."
+        ) from error
 
 
 def _transformers_preprocessing(
     name: str, source: str, revision: str | None, fallback: Preprocessing | None
 ) -> tuple[Preprocessing, float | None]:
-    """Returns the preprocessing and the evaluation's crop (see `Member`) that the image processor tells."""
+    """Returns the preprocessing and the evaluation's crop (see `Member`) that the image processor has."""
     try:
         processor: Any = AutoImageProcessor.from_pretrained(
             source, revision=revision or "main", trust_remote_code=False
@@ -332,38 +348,13 @@ def _transformers_preprocessing(
         if fallback is not None:
             return fallback, 1.0
         raise TeacherError(
-            f"the model {name!r} must have a preprocessor_config.json, which tells its size, mean and std; reading it "
-            f"failed: {str(error)[:300]}. Save the model's image processor beside it."
+            f"the model {name!r} must have a preprocessor_config.json, which gives its size, mean and std; reading it "
+            f"failed: {str(error)[:300]}. Save the model's image processor next to it."
         ) from error
-    try:
-        return _told_by(processor, name)
-    except (TypeError, ValueError, LookupError, AttributeError) as error:
-        if isinstance(error, TeacherError):
-            raise
-        raise TeacherError(
-            f"the preprocessor_config.json of {name!r} must tell size, mean, std and resampling, but: {error!r:.200}. Mend it."
-        ) from error
+    return read_image_processor(processor, name)
 
 
-def _told_by(processor: Any, name: str) -> tuple[Preprocessing, float | None]:
-    size = getattr(processor, "crop_size", None) or processor.size
-    side = size.get("shortest_edge")
-    height, width = (side, side) if side else (size.get("height"), size.get("width"))
-    if not height or not width:
-        raise TeacherError(f"the image processor of {name!r} must give a height and width, found {size}.")
-    resized = processor.size.get("shortest_edge")
-    crop = getattr(processor, "crop_pct", None) or (height / resized if resized else None)
-    normalise = processor.do_normalize
-    preprocessing = Preprocessing(
-        size=(height, width),
-        mean=tuple(processor.image_mean) if normalise else (0.0, 0.0, 0.0),
-        std=tuple(processor.image_std) if normalise else (1.0, 1.0, 1.0),
-        interpolation=_tensor_filter(_PILLOW_FILTERS[int(processor.resample)], name),
-    )
-    return preprocessing, crop
-
-
-def _imagenet_labels(num_classes: int) -> tuple[tuple[str, ...], ...] | None:
+def _imagenet_labels(num_classes: int) -> _Names | None:
     """Returns lemma and WordNet id of each class where timm takes that many classes for one of ImageNet's sets."""
     subset = infer_imagenet_subset({"num_classes": num_classes})
     if subset is None:

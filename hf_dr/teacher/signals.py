@@ -1,4 +1,4 @@
-"""What is stored of the teacher's answers beside or instead of each view's most probable classes.
+"""What is stored of the teacher's answers next to or instead of each view's most probable classes.
 
 * `topk`: the K most probable classes of each view; what lies outside is known as a sum only.
 * `topk_image_tail`: the same, and once for each row the most probable classes of the mean over its views, which gives the
@@ -13,10 +13,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from hf_dr.teacher.names import IMAGE_TAIL, SAMPLED, SIGNALS, TOPK  # noqa: F401 (part of what this module is about)
 from hf_dr.teacher.topk import as_stored, not_finite, top_k
 from hf_dr.views.rng import DOMAIN_SIGNAL, keyed_rng
 
-TOPK, IMAGE_TAIL, SAMPLED = SIGNALS = ("topk", "topk_image_tail", "sampled")
 MAX_TAIL = 100
 """Classes of a row's tail; fewer where there are not that many."""
 
@@ -63,7 +63,8 @@ class ImageTails:
             self._added += 1
             if self._added == self._num_views:
                 self._complete.append(self._tail(self._sum_C / self._num_views))
-                self._sum_C, self._added = np.zeros(1), 0
+                self._sum_C = np.zeros(1)
+                self._added = 0
 
     def take(self, rows: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns ids (rows, T) and log-probabilities (rows, T) float16 of the next rows, as `top_k` returns them."""
@@ -127,7 +128,8 @@ def _normalized(logprobs_BC: torch.Tensor, k: int) -> tuple[np.ndarray, np.ndarr
         raise not_finite(best_B)
     probs = np.exp(logprobs)
     totals_B1 = probs.sum(axis=1, keepdims=True)
-    probs, logprobs = probs / totals_B1, logprobs - np.log(totals_B1)
+    probs = probs / totals_B1
+    logprobs = logprobs - np.log(totals_B1)
     # From the small ones up, so that what remains below the largest is exact.
     rising_BC = np.sort(probs, axis=1)
     below_BC = rising_BC.cumsum(axis=1)
@@ -146,8 +148,10 @@ def _draw(
     if threshold == 0:  # no more than K classes have a probability
         ids_K = np.argsort(-logprobs_C, kind="stable")[:k]
         return ids_K, logprobs_C[ids_K]
-    sure, others = np.flatnonzero(probs_C > threshold), np.flatnonzero(probs_C <= threshold)
-    ends, count = probs_C[others].cumsum(), k - len(sure)
+    sure = np.flatnonzero(probs_C > threshold)
+    others = np.flatnonzero(probs_C <= threshold)
+    ends = probs_C[others].cumsum()
+    count = k - len(sure)
     # The others lie end to end; the points are as far apart as the longest can be, so each meets another class...
     steps = np.arange(count)
     places = np.searchsorted(ends, (steps + uniform) * (ends[-1] / count), side="right")

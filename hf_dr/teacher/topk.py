@@ -86,7 +86,8 @@ def add_members(
     Returns:
         Natural log-probabilities (B, C), float32, on the device of `new_BC`.
     """
-    device, others = new_BC.device, new_BC.shape[1] - ids_BK.shape[1]
+    device = new_BC.device
+    others = new_BC.shape[1] - ids_BK.shape[1]
     kept_BK = torch.from_numpy(logprobs_BK.astype(np.float32)).to(device)
     rest_B = (1 - kept_BK.exp().sum(dim=1)).clamp(min=0) / max(1, others)
     stored_BC = rest_B.log()[:, None].repeat(1, new_BC.shape[1])
@@ -119,7 +120,8 @@ def cross_entropy(ids_BK: np.ndarray, logprobs_BK: np.ndarray, num_classes: int,
         num_classes: C >= K.
         label: A class.
     """
-    logprobs_BK, is_label_BK = logprobs_BK.astype(np.float64), ids_BK == label
+    logprobs_BK = logprobs_BK.astype(np.float64)
+    is_label_BK = ids_BK == label
     rest_B = np.maximum(1 - np.exp(logprobs_BK).sum(axis=-1), MIN_REST)
     share_B = rest_B / max(1, num_classes - logprobs_BK.shape[-1])
     kept_B = (logprobs_BK * is_label_BK).sum(axis=-1)

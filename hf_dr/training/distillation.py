@@ -58,10 +58,10 @@ class OnlineDistillationTrainer(ReinforcedTrainer):
             names.append(f"{member['id']} ({member['weights_hash'][:12]}{subset})")
         return ", ".join(names)
 
-    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        prepared = super()._prepare_inputs(inputs)
-        if "teacher_ids" in prepared:  # a training batch
-            prepared["views"] = inputs["pixel_values"]
+    def _student_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        prepared = super()._student_inputs(inputs)
+        if "teacher_ids" in prepared:  # a batch of reinforced data, whose views the teacher is shown as they are
+            prepared = {**prepared, "views": inputs["pixel_values"]}
         return prepared
 
     def compute_loss(
@@ -74,7 +74,7 @@ class OnlineDistillationTrainer(ReinforcedTrainer):
         """Returns KL(teacher || student) of the batch, times the temperature's square."""
         if "views" not in inputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        outputs = self._answer(model, inputs)
+        outputs = self._logits_of(model, inputs)
         temperature = self.args.temperature
         target_BC = (self.teacher(inputs["views"]) / temperature).log_softmax(-1)
         student_BC = (outputs["logits"].float() / temperature).log_softmax(-1)

@@ -6,9 +6,12 @@ Shape suffixes: B batch, K kept classes, T classes of an image's tail, L = K or 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
+import torch.nn.functional as F
 
 from hf_dr.errors import ConfigError
 from hf_dr.teacher.signals import IMAGE_TAIL, SAMPLED, TOPK
@@ -63,18 +66,19 @@ def reinforced_kl(
         raise ConfigError(f"`tail` must be one of {', '.join(TAIL_RULES)}, got {tail!r}.")
     if not (math.isfinite(temperature) and temperature > 0):
         raise ConfigError(f"`temperature` must be a number above 0, got {temperature!r}.")
-    classes, kept = logits_BC.shape[-1], teacher_ids_BK.shape[-1]
+    classes = logits_BC.shape[-1]
     if (
         teacher_ids_BK.shape != teacher_logprobs_BK.shape
         or logits_BC.shape[:-1] != teacher_ids_BK.shape[:-1]
-        or kept > classes
+        or teacher_ids_BK.shape[-1] > classes
     ):
         raise ValueError(
             f"expected logits (B, C), ids (B, K) and log-probabilities (B, K) with K <= C, got {tuple(logits_BC.shape)}, "
             f"{tuple(teacher_ids_BK.shape)} and {tuple(teacher_logprobs_BK.shape)}. A student needs the teacher's classes."
         )
     dtype = torch.promote_types(logits_BC.dtype, torch.float32)
-    logits_BC, logprobs_BK = logits_BC.to(dtype), teacher_logprobs_BK.to(dtype)
+    logits_BC = logits_BC.to(dtype)
+    logprobs_BK = teacher_logprobs_BK.to(dtype)
     if tail != "image":
         kept_BK, each_B = soften(logprobs_BK, classes, tail, temperature)
         return _SparseKL.apply(logits_BC, teacher_ids_BK, kept_BK, each_B, None, tail == "bucket", temperature)
@@ -90,12 +94,73 @@ def reinforced_kl(
     ):
         raise ValueError(
             f"expected the tail's ids (B, T) and log-probabilities (B, T) with T <= C, got {tuple(tail_ids_BT.shape)} and "
-            f"{tuple(tail_logprobs_BT.shape)} beside logits {tuple(logits_BC.shape)}."
+            f"{tuple(tail_logprobs_BT.shape)} next to logits {tuple(logits_BC.shape)}."
         )
     listed = _with_image_tail(
         teacher_ids_BK, logprobs_BK, tail_ids_BT, tail_logprobs_BT.to(dtype), classes, temperature
     )
     return _SparseKL.apply(logits_BC, *listed, False, temperature)
+
+
+def reinforced_loss(
+    logits_BC: torch.Tensor,
+    batch: Mapping[str, Any],
+    *,
+    tail: TailRule = "uniform",
+    temperature: float = 1.0,
+    label_weight: float = 0.0,
+    label_smoothing: float = 0.0,
+    draws_anew: bool = True,
+) -> torch.Tensor:
+    """The loss of a batch of reinforced data: `reinforced_kl` for replayed views, cross-entropy to the label for the others.
+
+    Args:
+        logits_BC: The student's logits, floating point.
+        batch: What a loader of reinforced data yields, without its pixels: `teacher_ids`, `teacher_logprobs` and `reinforced`;
+            `labels`, `tail_ids` and `tail_logprobs` where the dataset has them; `lam` where the batch was mixed: the weight of
+            its own labels, `labels.flip(0)` having the rest.
+        tail: See `reinforced_kl`.
+        temperature: See `reinforced_kl`.
+        label_weight: From 0 to 1: weight of the label's cross-entropy for replayed views, KL having the rest.
+        label_smoothing: From 0 to 1, for the views that are not replayed.
+        draws_anew: Whether the batch can have views that are not replayed. False spares their loss.
+
+    Returns:
+        The mean over the batch, a scalar.
+
+    Raises:
+        ConfigError: The loss needs labels, but the batch has none; or see `reinforced_kl`.
+    """
+    labels_B = batch.get("labels")
+    kl_B = reinforced_kl(
+        logits_BC,
+        batch["teacher_ids"],
+        batch["teacher_logprobs"],
+        tail=tail,
+        temperature=temperature,
+        tail_ids_BT=batch.get("tail_ids"),
+        tail_logprobs_BT=batch.get("tail_logprobs"),
+    )
+    if labels_B is None:
+        # Without gradients the loss is only measured, on what there is.
+        if logits_BC.requires_grad and (label_weight or draws_anew):
+            raise ConfigError(
+                "the loss needs `labels`, but the batch has none. Set `label_names=['labels']`: Trainer drops what the "
+                "model's forward does not take."
+            )
+        return kl_B.mean()
+    loss_B = kl_B
+    if label_weight:
+        label_B = F.cross_entropy(logits_BC.float(), labels_B, reduction="none")
+        loss_B = (1 - label_weight) * kl_B + label_weight * label_B
+    if draws_anew:
+        fresh = partial(F.cross_entropy, logits_BC.float(), reduction="none", label_smoothing=label_smoothing)
+        fresh_B = fresh(labels_B)
+        lam = batch.get("lam", 1.0)
+        if lam < 1:  # cross-entropy is linear in its target: that of the mixed labels
+            fresh_B = lam * fresh_B + (1 - lam) * fresh(labels_B.flip(0))
+        loss_B = torch.where(batch["reinforced"], loss_B, fresh_B)
+    return loss_B.mean()
 
 
 def soften(
@@ -155,7 +220,8 @@ def _with_image_tail(
     each_B = torch.where(unlisted_B > 0, other_B + scale_B, -torch.inf) / temperature
     if temperature != 1:
         total_B = torch.logaddexp(listed_BL.logsumexp(-1), each_B + unlisted_B.clamp(min=1).log())
-        listed_BL, each_B = listed_BL - total_B[:, None], each_B - total_B
+        listed_BL = listed_BL - total_B[:, None]
+        each_B = each_B - total_B
     counts_BL = torch.cat([torch.ones_like(ids_BK, dtype=torch.bool), counts_BT], -1)
     return torch.cat([ids_BK, tail_ids_BT], -1), listed_BL.exp(), each_B.exp(), counts_BL
 
@@ -197,13 +263,16 @@ class _SparseKL(torch.autograd.Function):
             others_B = scaled_BC.sum(-1) - logits_BC.shape[-1] * lse_B - student_BL.sum(-1)
             kl_B = kl_B + torch.special.xlogy(each_B * rest, each_B) - each_B * others_B
         ctx.save_for_backward(logits_BC, ids_BL, listed_BL, each_B, lse_B, tail_lse_B, counts_BL)
-        ctx.rest, ctx.bucket, ctx.temperature = rest, bucket and bool(rest), temperature
+        ctx.rest = rest
+        ctx.bucket = bucket and bool(rest)
+        ctx.temperature = temperature
         return kl_B * temperature**2
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         logits_BC, ids_BL, listed_BL, each_B, lse_B, tail_lse_B, counts_BL = ctx.saved_tensors
-        temperature, rest = ctx.temperature, ctx.rest
+        temperature = ctx.temperature
+        rest = ctx.rest
         mass_B = listed_BL.sum(-1) + each_B * rest
         scaled_BC = logits_BC / temperature if temperature != 1 else logits_BC
         student_BC = (scaled_BC - lse_B[:, None]).exp_()

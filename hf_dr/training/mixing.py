@@ -1,15 +1,21 @@
 """MixUp and CutMix of a whole batch on its device, for training on labels or with a teacher in memory.
 
-What stored views are mixed with is stored with them (`hf_dr.views.ops.base`); this draws anew for each batch, by the same ops.
+Stored views are mixed as it is stored with them (`hf_dr.views.ops.mixing`). Here each batch draws a mix of its own, by the same
+ops.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from hf_dr.errors import ConfigError
+from hf_dr.training.arguments import ReinforcedTrainingArguments
 from hf_dr.views.ops.mixing import CutMix, MixUp
+from hf_dr.views.rng import DOMAIN_MIXING, keyed_rng
 
 
 def mix_batch(
@@ -21,32 +27,33 @@ def mix_batch(
     prob: float = 1.0,
     switch_prob: float = 0.5,
 ) -> tuple[torch.Tensor, float]:
-    """Mixes each image with the one at its place counted from the batch's end, all alike: timm's `batch` mode.
+    """Mixes each image with the one at the same place counted from the batch's end, all in one proportion: timm's `batch` mode.
 
     MixUp and CutMix make the pixels that `ops.MixUp` and `ops.CutMix` make. Of an odd batch the middle image is its own
     partner and stays as it is.
 
     Args:
         pixels_BCHW: uint8, on any device; not changed.
-        rng: Decides all.
+        rng: The only source of randomness.
         mixup_alpha: MixUp's weight is drawn from Beta(mixup_alpha, mixup_alpha); 0: no MixUp.
         cutmix_alpha: The same for the area that CutMix keeps; 0: no CutMix.
         prob: Probability that the batch is mixed.
         switch_prob: Probability of CutMix where both are on.
 
     Returns:
-        The pixels, and lam from 0 to 1: what the images count for in their labels, `pixels_BCHW.flip(0)` counting for the
-        rest. MixUp's weight, or exactly the share of the pixels that CutMix left alone.
+        The pixels, and lam from 0 to 1, the weight of the images' own labels; those of `pixels_BCHW.flip(0)` have the rest. It
+        is MixUp's weight, or exactly the share of the pixels that CutMix left alone.
 
     Raises:
-        ConfigError: The pixels are no uint8.
+        ConfigError: The pixels are not uint8.
     """
     if pixels_BCHW.dtype != torch.uint8:
         raise ConfigError(
-            f"images are mixed as uint8 pixels, before they are normalised, got {pixels_BCHW.dtype}. Leave normalisation to "
+            f"images must be uint8 to be mixed, before they are normalised, got {pixels_BCHW.dtype}. Leave normalisation to "
             "the trainer, or set `mixup_alpha` and `cutmix_alpha` to 0."
         )
-    mixed, switched = rng.random() < prob, rng.random() < switch_prob
+    mixed = rng.random() < prob
+    switched = rng.random() < switch_prob
     if not mixed or not (mixup_alpha or cutmix_alpha):
         return pixels_BCHW, 1.0
     height, width = pixels_BCHW.shape[-2:]
@@ -61,3 +68,38 @@ def mix_batch(
     # A multiple of 1/256, so that float32 holds the sum exactly.
     mixed_BCHW = lam * pixels_BCHW.float() + (1 - lam) * partners_BCHW.float() + 0.5
     return mixed_BCHW.to(torch.uint8), lam
+
+
+class BatchMixer(TrainerCallback):
+    """Mixes the batches of a training, each by a draw that follows from its place in the run.
+
+    So a run that is resumed draws what it would have drawn, and each process has draws of its own. As a callback of the trainer
+    it counts the batches of a step from the step's begin.
+
+    Args:
+        args: Settings.
+        seed: Of the draws.
+    """
+
+    def __init__(self, args: ReinforcedTrainingArguments, seed: int) -> None:
+        self._args = args
+        self._seed = seed
+        self._in_step = 0
+
+    def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._in_step = 0
+
+    def mix(self, inputs: dict[str, Any], step: int) -> dict[str, Any]:
+        """Returns the next batch of a step with its `pixel_values` mixed, and their weight as `lam`."""
+        args = self._args
+        place = self._in_step * args.world_size + args.process_index
+        self._in_step += 1
+        pixels_BCHW, lam = mix_batch(
+            inputs["pixel_values"],
+            keyed_rng(self._seed, domain=DOMAIN_MIXING, major=step, minor=place),
+            mixup_alpha=args.mixup_alpha,
+            cutmix_alpha=args.cutmix_alpha,
+            prob=args.mixup_prob,
+            switch_prob=args.mixup_switch_prob,
+        )
+        return {**inputs, "pixel_values": pixels_BCHW, "lam": lam}

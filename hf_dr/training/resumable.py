@@ -1,41 +1,170 @@
-"""What this package's trainers add to transformers' Trainer: a run that is stopped and resumed is the same run."""
+"""What all trainers of this package add to transformers' Trainer: a run that is stopped and resumed is the same run."""
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
+from hf_dr.errors import ConfigError
 from hf_dr.processes import warm_up_kernels
 
 
+@dataclass
+class ResumableArguments(TrainingArguments):
+    """`TrainingArguments` with the settings that all trainers of this package share.
+
+    Raises:
+        ConfigError: A value is impossible.
+    """
+
+    hub_strategies: ClassVar[tuple[str, ...]] = ("end",)
+    """The values of `hub_strategy` that are allowed: those that publish no checkpoints."""
+
+    momentum: float = field(default=0.9, metadata={"help": "Momentum of the optimizer `--optim sgd`."})
+    nesterov: bool = field(default=False, metadata={"help": "Use Nesterov momentum with `--optim sgd`."})
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.momentum < 1:
+            raise ConfigError(f"`momentum` must be at least 0 and below 1, got {self.momentum!r}.")
+        strategy = str(getattr(self.hub_strategy, "value", self.hub_strategy))
+        if self.push_to_hub and strategy not in self.hub_strategies:
+            raise ConfigError(
+                f"`hub_strategy` must be {' or '.join(self.hub_strategies)}, got {strategy}: checkpoints hold the state of the "
+                "training as pickles, which are not published. Choose another."
+            )
+        # Without an accelerator several processes form a group only if the CPU is asked for, and no memory can be pinned.
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        super().__post_init__()
+
+
 class ResumableTrainer(Trainer):
-    """transformers' Trainer; its arguments have `momentum` and `nesterov`, for `--optim sgd`.
+    """transformers' Trainer for `ResumableArguments`: a run that is stopped and resumed equals one that was not stopped.
+
+    A subclass says in `run_settings` what decides its batches and their loss. They are saved with the weights, and a
+    checkpoint is resumed only under the same settings.
 
     Args:
         *args: All that Trainer takes.
         **settings: All that Trainer takes.
     """
 
+    settings_file: ClassVar[str] = "run_settings.json"
+    """The file, next to the weights, that holds `run_settings`."""
+
     def __init__(self, *args: Any, **settings: Any) -> None:
         warm_up_kernels()
-        self._sampler: Any = None  # of the training set, where it has a `set_epoch` to be told by
-        self._measured: dict[str, float] = {}  # of the present weights
+        self._sampler: Any = None  # of the training set, if it has a `set_epoch`
+        self._measured: dict[str, float] = {}  # the metrics of the present weights
         super().__init__(*args, **settings)
         self.add_callback(_Epochs(self))
 
-    def get_optimizer_cls_and_kwargs(self, args: Any, model: Any = None) -> tuple[Any, Any]:  # type: ignore[override]
+    def run_settings(self) -> dict[str, Any] | None:
+        """Returns what must not change when a run is resumed, for JSON; None if there is nothing to compare."""
+        return None
+
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, ignore_keys_for_eval: Any = None
+    ) -> TrainOutput:
+        """As Trainer's.
+
+        Raises:
+            ConfigError: The checkpoint was made with other `run_settings`.
+        """
+        checkpoint: Any = resume_from_checkpoint
+        if checkpoint is True:
+            checkpoint = get_last_checkpoint(str(self.args.output_dir)) or True  # Trainer reports that there is none
+        self.prepare_resume(None if checkpoint is None or isinstance(checkpoint, bool) else str(checkpoint))
+        return super().train(checkpoint, trial, ignore_keys_for_eval)
+
+    def prepare_resume(self, checkpoint: str | None) -> None:
+        """Checks that a checkpoint is one of this run, before anything is loaded from it; None starts a new training.
+
+        Raises:
+            ConfigError: It was made with other `run_settings`.
+        """
+        if checkpoint is None:
+            return
+        here = self.run_settings()
+        path = Path(checkpoint, self.settings_file)
+        if here is None or not path.is_file():
+            return
+        there = json.loads(path.read_text(encoding="utf-8"))
+        # A setting that the checkpoint does not know is one of a later version of this package.
+        differing = [
+            f"{name}: {there[name]!s:.80} there, {value!s:.80} here"
+            for name, value in here.items()
+            if name in there and there[name] != value
+        ]
+        if differing:
+            raise ConfigError(
+                f"a run must be resumed with its own settings, but {checkpoint} differs in {'; '.join(differing)}. Restore "
+                "them, or start a new run in another `output_dir`."
+            )
+
+    def save_with_model(self, folder: Path) -> None:
+        """Writes what belongs to the weights that were just written to a folder; one process does."""
+        settings = self.run_settings()
+        if settings is not None:
+            (folder / self.settings_file).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+    # Private, because `save_model` has several ways to write the weights, which meet here, and `on_save` of a callback comes
+    # only after the file that tells that a checkpoint is whole.
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            self.save_with_model(Path(output_dir or self.args.output_dir or "."))
+
+    # Private, because no callback can keep an epoch from being started: Trainer looks for the end only after a step, and a run
+    # that had ended within an epoch would take one step more when it is resumed.
+    def _run_epoch(self, *args: Any, **settings: Any) -> None:
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **settings)
+
+    # ------------------------------------------------------------------------------------------- loaders and optimizer
+
+    @property
+    def _loader_seed(self) -> int | None:
+        """The seed of the loaders' own generator; None leaves them the global one, as Trainer does."""
+        return self.args.seed
+
+    def _with_own_generator(self, loader: torch.utils.data.DataLoader) -> torch.utils.data.DataLoader:
+        """Gives a loader a generator of its own, from which it draws the seed of its workers when it starts to iterate.
+
+        A loader with persistent workers draws it only once. From the global generator, what the model draws after a restart
+        (dropout) would not be what it would have been without.
+        """
+        if self._loader_seed is not None:
+            inner = getattr(loader, "base_dataloader", loader)  # inside of accelerate's wrapper
+            inner.generator = torch.Generator().manual_seed(self._loader_seed)
+        return loader
+
+    def get_train_dataloader(self) -> torch.utils.data.DataLoader:
+        """As Trainer's."""
+        return self._with_own_generator(super().get_train_dataloader())
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader:
+        """As Trainer's."""
+        return self._with_own_generator(super().get_eval_dataloader(eval_dataset))
+
+    def get_test_dataloader(self, test_dataset: Any) -> torch.utils.data.DataLoader:
+        """As Trainer's."""
+        return self._with_own_generator(super().get_test_dataloader(test_dataset))
+
+    @staticmethod
+    def get_optimizer_cls_and_kwargs(args: Any, model: Any = None) -> tuple[Any, Any]:
         """As Trainer's; `--optim sgd` gets momentum as well."""
         kind, settings = Trainer.get_optimizer_cls_and_kwargs(args, model)
         if kind is torch.optim.SGD:
             settings = {**settings, "momentum": args.momentum, "nesterov": args.nesterov and args.momentum > 0}
         return kind, settings
 
-    def _run_epoch(self, *args: Any, **settings: Any) -> None:
-        # Trainer looks for the end after a step only: a run that had ended within an epoch would take one more.
-        if self.state.global_step < self.state.max_steps:
-            super()._run_epoch(*args, **settings)
+    # ------------------------------------------------------------------------------------------------------ evaluation
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
@@ -49,11 +178,15 @@ class ResumableTrainer(Trainer):
 
 
 class _Epochs(TrainerCallback):
-    """Tells the sampler its epoch by reference, before each epoch's first batch: accelerate's own `set_epoch` does not
-    reach it through the wrappers that skip batches after a restart. Forgets what was measured of former weights."""
+    """Tells the sampler its epoch, and forgets the metrics of weights that are no longer those of the model.
+
+    The sampler is told by reference, before each epoch's first batch: accelerate's own `set_epoch` does not reach it through
+    the wrappers that skip batches after a restart.
+    """
 
     def __init__(self, trainer: ResumableTrainer) -> None:
-        self._trainer, self._next = trainer, 0
+        self._trainer = trainer
+        self._next = 0
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         # A fraction after a restart within an epoch; a step is more than the 1e-6 that rounding takes.
@@ -66,3 +199,7 @@ class _Epochs(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._trainer._measured = {}
+
+    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if args.load_best_model_at_end and state.best_model_checkpoint is not None:
+            self._trainer._measured = {}

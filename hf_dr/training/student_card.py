@@ -1,4 +1,4 @@
-"""The model card of a trained student: README.md, generated from `student.json`, beside what people write into it.
+"""The model card of a trained student: README.md, generated from `student.json`, next to what people write into it.
 
 The generated part stands between two markers on lines of their own; text outside of them, and YAML keys that are not
 generated, stay as they are:
@@ -11,20 +11,26 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
+from transformers import Trainer
+from transformers.modelcard import extract_hyperparameters_from_trainer
 
 from hf_dr.errors import FormatError
+from hf_dr.replay.reinforced_data import ReinforcedData
 from hf_dr.store.card import CITATION, is_noncommercial
 from hf_dr.store.readme import Data, edit_yaml, merge_parts, newline_of, split_readme
 from hf_dr.text import code, inline, markdown_table
+from hf_dr.training.students import is_timm
 
 STUDENT_FILE = "student.json"
 """What is known about a student; of this its card is made, in the folder and again when it is published."""
 
+_SPEED = "train_samples_per_second"
 _TAGS = ("dataset-reinforcement", "arxiv:2303.08983")
 # Measure -> (type, name) in the card's model-index.
 _MEASURES = {
@@ -122,6 +128,71 @@ _TYPES: dict[str, Any] = {
 }  # fmt: skip
 
 
+def student_of_training(
+    trainer: Trainer,
+    train: ReinforcedData,
+    *,
+    model: str,
+    objective: str,
+    teachers: Sequence[Mapping[str, Any]],
+    settings: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    card: Mapping[str, Any],
+) -> Student:
+    """Returns what is known about the student of a trainer.
+
+    Args:
+        trainer: Its model, log and hyperparameters are told.
+        train: What it learns from.
+        model: See `Student`.
+        objective: See `Student`.
+        teachers: The members of the teachers that it learns from, as in a provenance.
+        settings: Those of its own that the trainer keeps; None is left out.
+        metrics: See `Student`.
+        card: The arguments of `create_model_card`.
+    """
+    source = train.origin
+    base = source.base
+    views = " + ".join(map(str, source.num_views))
+    labellers = ", ".join(dict.fromkeys(member["id"] for member in source.teacher_members))
+    examples = f"That is {source.num_examples:,} examples" + (f" of {base['id']}" if base.get("id") else "")
+    # A local folder is called by its name: the card is published, and paths of this machine are nobody's business.
+    start = card.get("finetuned_from")
+    local = start is not None and Path(start).expanduser().is_dir()
+    tags = card.get("tags") or []
+    speeds = [entry[_SPEED] for entry in trainer.state.log_history if _SPEED in entry]
+    hyperparameters = {k: " ".join(str(v).split()) for k, v in extract_hyperparameters_from_trainer(trainer).items()}
+    return Student(
+        model=f"{model}, over {train.num_classes} classes",
+        start=Path(start).expanduser().resolve().name if start and local else start,
+        objective=objective,
+        dataset={
+            "id": card.get("dataset"),
+            "revision": card.get("dataset_revision"),
+            "config": " + ".join(source.configs) or base.get("config"),
+            "fingerprint": train.fingerprint,
+            **({} if labellers else {"reinforced": False}),
+        },
+        origin=f"{examples}, whose {views} views each were labelled by {labellers}." if labellers else f"{examples}.",
+        timm=is_timm(trainer.model),
+        teachers=[{key: member.get(key) for key in ("id", "revision", "license")} for member in teachers],
+        evaluated_on=card.get("evaluated_on"),
+        metrics=dict(metrics),
+        settings={
+            **{key: value for key, value in settings.items() if value is not None},
+            **hyperparameters,
+            **({_SPEED: speeds[-1], "processes": trainer.args.world_size} if speeds else {}),
+        },
+        metadata={
+            "base_model": None if local else start,
+            "datasets": card.get("dataset_tags"),
+            "language": card.get("language"),
+            "license": card.get("license"),
+            "tags": [tags] if isinstance(tags, str) else tags,
+        },
+    )
+
+
 def update_student_card(existing: str | None, student: Student, name: str, *, ema: bool = False) -> str:
     """Returns the whole text of a student's card; what people wrote into the existing one stays.
 
@@ -135,7 +206,8 @@ def update_student_card(existing: str | None, student: Student, name: str, *, em
         FormatError: The existing card's YAML or markers are damaged.
     """
     opening, text, closing, body = split_readme(existing or "")
-    newline, new = newline_of(existing or ""), _metadata(student, name, ema)
+    newline = newline_of(existing or "")
+    new = _metadata(student, name, ema)
 
     def change(data: Data) -> Data:
         there = data.get("tags") or []
@@ -146,7 +218,8 @@ def update_student_card(existing: str | None, student: Student, name: str, *, em
 
 
 def _metadata(student: Student, name: str, ema: bool) -> dict[str, Any]:
-    on, prefix = student.evaluated_on, "ema_" if ema else ""
+    on = student.evaluated_on
+    prefix = "ema_" if ema else ""
     results = [
         EvalResult(
             task_type="image-classification",

@@ -8,8 +8,11 @@ import re
 import shutil
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
+from huggingface_hub import HfApi
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification
@@ -56,7 +59,8 @@ def export_student(folder: str | os.PathLike[str], out: str | os.PathLike[str], 
     Raises:
         FormatError: The folder holds no classifier of transformers in safetensors, or no averaged weights.
     """
-    folder, out = Path(folder).expanduser(), Path(out)
+    folder = Path(folder).expanduser()
+    out = Path(out)
     if not is_student(folder):
         raise FormatError(
             f"{folder} must hold a trained student, config.json and model.safetensors, found none. Name the `output_dir` of a "
@@ -129,7 +133,8 @@ def push_student(
         HubError: The Hub refuses, or does not answer after all retries. Nothing was published, or all of it.
     """
     folder = Path(folder).expanduser()
-    student, local = Student.read(folder), folder / "README.md"
+    student = Student.read(folder)
+    local = folder / "README.md"
     written = local.read_text(encoding="utf-8") if local.is_file() else None
 
     def card(remote: str | None) -> str:
@@ -152,3 +157,42 @@ def push_student(
             dry_run=dry_run,
             alone=True,
         )
+
+
+def push_in_background(
+    folder: str | os.PathLike[str],
+    repo_id: str,
+    *,
+    card_from: str | os.PathLike[str],
+    warn: bool = False,
+    **settings: Any,
+) -> Future[Push]:
+    """Pushes a student as it is now, in a thread of its own: its folder may change or be deleted in the meantime.
+
+    Args:
+        folder: See `push_student`; a checkpoint, for example.
+        repo_id: See `push_student`.
+        card_from: Folder with the student's card and `student.json`.
+        warn: Log a failure, for callers that do not look at the result.
+        **settings: See `push_student`.
+
+    Raises:
+        FormatError: See `export_student`.
+    """
+    copy = tempfile.TemporaryDirectory(prefix="hf_dr_push_")
+    export_student(folder, copy.name)
+    for name in ("README.md", STUDENT_FILE):
+        path = Path(card_from, name)
+        if path.is_file():
+            shutil.copyfile(path, Path(copy.name, name))
+
+    def push() -> Push:
+        with copy:
+            try:
+                return push_student(copy.name, repo_id, **settings)
+            except Exception as error:
+                if warn:
+                    logger.warning("A push during the training failed: %s", error)
+                raise
+
+    return HfApi().run_as_future(push)

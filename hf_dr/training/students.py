@@ -10,7 +10,12 @@ from typing import Any
 import datasets
 import timm
 import torch
-from timm.data import resolve_data_config, resolve_model_data_config
+from timm.data import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    resolve_data_config,
+    resolve_model_data_config,
+)
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
@@ -25,7 +30,10 @@ from hf_dr.views.images import as_tensor, decode_row
 from hf_dr.views.ops.geometry import CenterCrop, Resize
 
 EMA_FILE = "ema.safetensors"
-"""The averaged weights, beside the model's."""
+"""The averaged weights, next to the model's."""
+
+Normalization = tuple[Sequence[float], Sequence[float]]
+"""Mean and standard deviation of a model's input, each three numbers on the scale 0 to 1."""
 
 
 def build_student(
@@ -34,7 +42,7 @@ def build_student(
     num_classes: int,
     *,
     model_args: dict[str, Any] | None = None,
-    normalization: tuple[Sequence[float], Sequence[float]] | None = None,
+    normalization: Normalization | None = None,
     size: int | None = None,
     crop: float = 1.0,
 ) -> torch.nn.Module:
@@ -112,7 +120,7 @@ def is_timm(model: Any) -> bool:
     return isinstance(model, TimmWrapperForImageClassification)
 
 
-def complete_config(model: Any, normalization: tuple[Sequence[float], Sequence[float]] | None = None) -> None:
+def complete_config(model: Any, normalization: Normalization | None = None) -> None:
     """Completes the config of a model of timm, in place, so that timm reads what transformers saves.
 
     timm wants `model_args` to be no null and `pretrained_cfg` to be whole; and the names of former classes, which
@@ -140,6 +148,20 @@ def complete_config(model: Any, normalization: tuple[Sequence[float], Sequence[f
 def native_names(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Returns weights of transformers' timm wrapper by timm's names, which the wrapper understands as well."""
     return {name.removeprefix("timm_model."): tensor for name, tensor in weights.items()}
+
+
+def normalize(pixels_BCHW: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+    """Turns uint8 pixels into the model's float32 input: (pixels / 255 - mean) / std for each channel."""
+    shape = (1, -1, 1, 1)
+    offset = torch.tensor(mean, device=pixels_BCHW.device).view(shape) * 255
+    scale = torch.tensor(std, device=pixels_BCHW.device).view(shape) * 255
+    return (pixels_BCHW - offset) / scale
+
+
+def own_normalization(model: torch.nn.Module) -> Normalization:
+    """Returns mean and std that a model's `pretrained_cfg` names, else ImageNet's."""
+    cfg = getattr(getattr(model, "config", None), "pretrained_cfg", None) or {}
+    return cfg.get("mean", IMAGENET_DEFAULT_MEAN), cfg.get("std", IMAGENET_DEFAULT_STD)
 
 
 def load_processor(name: str, size: int | None = None) -> Any:

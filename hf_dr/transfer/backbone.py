@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import timm
 import torch
@@ -22,15 +22,15 @@ from hf_dr.training.students import is_timm, read_model_args
 
 @dataclass(frozen=True)
 class BackboneSpec:
-    """All that builds a backbone but its weights.
+    """All that builds a backbone, except its weights.
 
     Attributes:
         architecture: One of timm's.
         model_args: Keyword arguments of `timm.create_model`.
         out_indices: Which of timm's features, from the finest on.
         output_stride: The coarsest reduction, kept by dilation; None for the architecture's own.
-        mean: Of the normalised input, for each channel, on the scale 0 to 1.
-        std: The same.
+        mean: What is subtracted from each channel of an input from 0 to 1.
+        std: What it is divided by then.
     """
 
     architecture: str
@@ -47,6 +47,22 @@ class BackboneSpec:
         return cls(**values)
 
 
+class StudentIdentity(TypedDict):
+    """Who a student is, for results; `objective` is `reinforced`, `erm`, `kd`, or None where that is unknown.
+
+    Fresh weights have no `weights_hash`. What is in `dataset`, `metrics` and `settings` is from the student's `student.json`.
+    """
+
+    id: str
+    revision: str | None
+    weights_hash: str | None
+    architecture: str
+    objective: str | None
+    dataset: dict[str, Any] | None
+    metrics: dict[str, float]
+    settings: dict[str, Any]
+
+
 class Backbone(nn.Module):
     """A classifier without its classifier: normalised pixels (B, 3, H, W) -> features, (B, channels[i], h, w) each.
 
@@ -58,7 +74,7 @@ class Backbone(nn.Module):
     Attributes:
         spec: As given.
         channels: Of each feature.
-        reductions: Pixels of the input to one of each feature, sideways; ascending.
+        reductions: Side in pixels of what one place of each feature stands for; ascending.
 
     Raises:
         ConfigError: timm gives no such features of the architecture.
@@ -66,7 +82,8 @@ class Backbone(nn.Module):
 
     def __init__(self, spec: BackboneSpec, *, freeze_norm: bool = False) -> None:
         super().__init__()
-        self.spec, self.freeze_norm = spec, freeze_norm
+        self.spec = spec
+        self.freeze_norm = freeze_norm
         self.net = _features(spec.architecture, spec.model_args, spec.output_stride, spec.out_indices)
         self.channels: list[int] = self.net.feature_info.channels()  # type: ignore[union-attr, operator]
         self.reductions: list[int] = self.net.feature_info.reduction()  # type: ignore[union-attr, operator]
@@ -128,7 +145,7 @@ def backbone(
     output_stride: int | None = None,
     model_args: dict[str, Any] | None = None,
     freeze_norm: bool = False,
-) -> tuple[Backbone, dict[str, Any]]:
+) -> tuple[Backbone, StudentIdentity]:
     """Makes a backbone of a student.
 
     Args:
@@ -140,61 +157,91 @@ def backbone(
         freeze_norm: See `Backbone`.
 
     Returns:
-        The backbone, and who the student is: `id`, `revision`, `architecture`, `weights_hash` (None for fresh weights),
-        `objective` (`reinforced`, `erm`, `kd`, or None where that is unknown), and of its `student.json` `dataset`, `metrics`
-        and `settings`.
+        The backbone, and who the student is.
 
     Raises:
         HfDrError: It cannot be loaded, is no classifier of timm's, or timm gives no such features of it.
     """
-    name, at, _ = student.removeprefix("timm:").partition("@")
-    weights, identity = None, dict[str, Any](id=student, revision=None, weights_hash=None)
-    if student.startswith("timm:") and not at:
-        architecture, args, trained = name, dict(model_args or {}), None
+    classifier = _load_classifier(student, model_args or {})
+    architecture = classifier.identity["architecture"]
+    args = _any_size(architecture, classifier.model_args)
+    all_features: Any = _features(architecture, args, output_stride)
+    if out_indices is None:
+        last = {info["reduction"]: index for index, info in enumerate(all_features.feature_info.info)}
+        out_indices = tuple(index for reduction, index in sorted(last.items()) if reduction >= 4)
+    mean, std = classifier.normalization or (None, None)
+    if mean is None or std is None:
+        data = resolve_model_data_config(all_features)
+        mean, std = tuple(data["mean"]), tuple(data["std"])
+    spec = BackboneSpec(architecture, args, tuple(out_indices), output_stride, mean, std)
+    built = Backbone(spec, freeze_norm=freeze_norm)
+    if classifier.weights is not None:
+        built.load_classifier(classifier.weights)
+    return built, classifier.identity
+
+
+@dataclass(frozen=True)
+class _Classifier:
+    """A student as it was trained.
+
+    Attributes:
+        identity: Who it is.
+        model_args: Keyword arguments of `timm.create_model`.
+        weights: By timm's names; None for fresh ones.
+        normalization: Mean and standard deviation of its input; None for the architecture's own.
+    """
+
+    identity: StudentIdentity
+    model_args: dict[str, Any]
+    weights: dict[str, torch.Tensor] | None = None
+    normalization: tuple[tuple[float, float, float], tuple[float, float, float]] | None = None
+
+
+def _load_classifier(student: str, model_args: dict[str, Any]) -> _Classifier:
+    is_architecture = student.startswith("timm:")
+    architecture, at, _ = student.removeprefix("timm:").partition("@")
+    identity: StudentIdentity = {
+        "id": student,
+        "revision": None,
+        "weights_hash": None,
+        "architecture": architecture,
+        "objective": None,
+        "dataset": None,
+        "metrics": {},
+        "settings": {},
+    }
+    if is_architecture and not at:
         if not timm.is_model(architecture):
             raise ConfigError(
                 f"timm has no architecture `{architecture}`.{did_you_mean(architecture, timm.list_models())}"
             )
-        mean, std = None, None
-    else:
-        if model_args and not student.startswith("timm:"):
-            raise ConfigError(f"`model_args` must come with `timm:ARCHITECTURE`, got {student!r}. Leave it out.")
-        member = load_member(student, card=False, strict=True)
-        model: Any = member.model
-        if student.startswith("timm:"):
-            architecture, args = name, dict(model_args or {})
-        elif is_timm(model):
-            architecture, args, model = model.config.architecture, dict(model.config.model_args or {}), model.timm_model
-        else:
+        return _Classifier(identity, model_args)
+    if model_args and not is_architecture:
+        raise ConfigError(f"`model_args` must come with `timm:ARCHITECTURE`, got {student!r}. Leave it out.")
+    member = load_member(student, card=False, strict=True)
+    identity.update({"id": member.id, "revision": member.revision, "weights_hash": member.weights_hash})
+    model: Any = member.model
+    if not is_architecture:
+        if not is_timm(model):
             raise ConfigError(
                 f"a backbone must be of one of timm's architectures, found {type(model).__name__} in {student!r}. Train "
                 "`timm:ARCHITECTURE`."
             )
-        weights, trained = model.state_dict(), _student(student, member.revision)
-        identity = {"id": member.id, "revision": member.revision, "weights_hash": member.weights_hash}
-        mean, std = member.preprocessing.mean, member.preprocessing.std
-    args = _any_size(architecture, args)
-    every: Any = _features(architecture, args, output_stride)
-    if out_indices is None:
-        last = {info["reduction"]: index for index, info in enumerate(every.feature_info.info)}
-        out_indices = tuple(index for reduction, index in sorted(last.items()) if reduction >= 4)
-    if mean is None or std is None:
-        data = resolve_model_data_config(every)
-        mean, std = tuple(data["mean"]), tuple(data["std"])
-    built = Backbone(
-        BackboneSpec(architecture, args, tuple(out_indices), output_stride, mean, std), freeze_norm=freeze_norm
-    )
-    if weights is not None:
-        built.load_classifier(weights)
-    identity.update(architecture=architecture, objective=None, dataset=None, metrics={}, settings={})
+        identity["architecture"] = model.config.architecture
+        model_args = dict(model.config.model_args or {})
+        model = model.timm_model
+    trained = _read_student(student, member.revision)
     if trained is not None:
         identity.update(
-            objective=trained.objective_name,
-            dataset=trained.dataset,
-            metrics=trained.metrics,
-            settings=trained.settings,
+            {
+                "objective": trained.objective_name,
+                "dataset": trained.dataset,
+                "metrics": trained.metrics,
+                "settings": trained.settings,
+            }
         )
-    return built, identity
+    normalization = (member.preprocessing.mean, member.preprocessing.std)
+    return _Classifier(identity, model_args, model.state_dict(), normalization)
 
 
 def _any_size(architecture: str, args: dict[str, Any]) -> dict[str, Any]:
@@ -218,7 +265,8 @@ def _features(
         except TypeError:
             if output_stride is None:
                 raise
-            return timm.create_model(architecture, **settings)  # dilated by another class of timm's than the classifier
+            # Some architectures are dilated only by another class of timm's.
+            return timm.create_model(architecture, **settings)
     except TypeError as error:
         raise ConfigError(
             f"timm's {architecture} must take {', '.join(settings)}, but: {error}. "
@@ -231,8 +279,8 @@ def _features(
         ) from error
 
 
-def _student(name: str, revision: str | None) -> Student | None:
-    """Reads the `student.json` of a folder, or beside a model on the Hub."""
+def _read_student(name: str, revision: str | None) -> Student | None:
+    """Reads the `student.json` of a folder, or next to a model on the Hub."""
     folder = Path(name).expanduser()
     if folder.is_dir():
         return Student.read(folder)
@@ -253,18 +301,18 @@ class BackboneArguments:
 
     student: str = field(
         metadata={
-            "help": "Folder of a training or Hub id of a classifier, of timm's architectures; timm:ARCHITECTURE for fresh "
-            "weights."
+            "help": "Folder of a training, or Hub id of a classifier, of one of timm's architectures; timm:ARCHITECTURE for "
+            "fresh weights."
         }
     )
     model_args: str = field(default="{}", metadata={"help": "For timm: JSON with arguments of timm.create_model."})
     freeze_norm: bool = field(
         default=True,
-        metadata={"help": "Keep statistics, scale and offset of the student's batch normalisations as they are."},
+        metadata={"help": "Keep the statistics, scale and offset of the student's batch normalisations as they are."},
     )
 
-    def build(self, **settings: Any) -> tuple[Backbone, dict[str, Any]]:
-        """As `backbone`, which takes the settings."""
+    def build(self, **settings: Any) -> tuple[Backbone, StudentIdentity]:
+        """Makes the backbone; the settings are those of `backbone`."""
         model_args = read_model_args(self.model_args)
         return backbone(self.student, model_args=model_args, freeze_norm=self.freeze_norm, **settings)
 

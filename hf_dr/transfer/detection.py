@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,9 +23,8 @@ from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from hf_dr.errors import ConfigError, DataError
-from hf_dr.store.base_dataset import load_base
-from hf_dr.store.named_files import FILES_FROM_HELP
 from hf_dr.transfer.backbone import Backbone, BackboneArguments, describe_backbone
+from hf_dr.transfer.data import DataArguments
 from hf_dr.transfer.detection_data import BBOX_FORMATS, CocoMeter, DetectionData, DetectionImages, coco_library, collate
 from hf_dr.transfer.trainer import TransferArguments, TransferTrainer, load_trained
 
@@ -33,10 +33,7 @@ logger = logging.getLogger(__name__)
 TASK = "object-detection"
 
 
-# -------------------------------------------------------------------------------------------------------------- data
-
-
-# -------------------------------------------------------------------------------------------------------------- model
+# --------------------------------------------------------------------------------------------------------------- model
 
 
 @dataclass(frozen=True)
@@ -74,7 +71,8 @@ class _Pyramid(nn.Module):
 
     def __init__(self, body: Backbone, channels: int) -> None:
         super().__init__()
-        self.body, self.out_channels = body, channels
+        self.body = body
+        self.out_channels = channels  # torchvision reads it
         self.fpn = FeaturePyramidNetwork(body.channels, channels, extra_blocks=LastLevelMaxPool())
 
     def forward(self, pixels_BCHW: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -100,8 +98,9 @@ class Detector(nn.Module):
                 f"a detector needs features of several scales, but {body.spec.architecture} has the strides "
                 f"{', '.join(map(str, strides))}. Choose a convolutional network or a hierarchical transformer such as Swin."
             )
-        self.settings = config  # Trainer has its own thoughts on `config`
-        channels, levels = config.fpn_channels, [str(n) for n in range(len(strides))]
+        self.settings = config  # Trainer reads `config` as one of transformers'
+        channels = config.fpn_channels
+        levels = [str(n) for n in range(len(strides))]
         # Anchors of 32 pixels at stride 4, 64 at 8, ..., as in the feature pyramid's paper; one level more than features.
         sizes = tuple((8 * stride,) for stride in [*strides, 2 * strides[-1]])
         settings: dict[str, Any] = {
@@ -116,7 +115,8 @@ class Detector(nn.Module):
         }
         pyramid = _Pyramid(body, channels)
         if config.masks:
-            head, pool = MaskRCNNHeads(channels, (channels,) * 4, 1), MultiScaleRoIAlign(levels, 14, 2)
+            head = MaskRCNNHeads(channels, (channels,) * 4, 1)
+            pool = MultiScaleRoIAlign(levels, 14, 2)
             self.rcnn: FasterRCNN = MaskRCNN(pyramid, **settings, mask_roi_pool=pool, mask_head=head)
             # torchvision's own is made for heads of 256 channels.
             self.rcnn.roi_heads.mask_predictor = MaskRCNNPredictor(channels, channels, settings["num_classes"])
@@ -143,22 +143,21 @@ def load_detector(folder: str | Path) -> Detector:
     Raises:
         HfDrError: The folder holds none.
     """
-    return load_trained(folder, TASK, lambda body, told: Detector(body, DetectorConfig(**told["detector"])))
-
-
-# ------------------------------------------------------------------------------------------------------------- metrics
+    return load_trained(folder, TASK, lambda body, described: Detector(body, DetectorConfig(**described["detector"])))
 
 
 # ------------------------------------------------------------------------------------------------------------ settings
 
 
 @dataclass
-class DetectionArguments:
+class DetectionArguments(DataArguments):
     """On which data, and how large.
 
     Raises:
-        ConfigError: The data are named in two ways or none, or a value is impossible.
+        ConfigError: The data are named in two ways or not at all, or a value is impossible.
     """
+
+    PLACES = ("annotations", "images")
 
     annotations: str | None = field(
         default=None, metadata={"help": "COCO's JSON of the training images, e.g. instances_train2017.json."}
@@ -169,56 +168,43 @@ class DetectionArguments:
     dataset: str | None = field(
         default=None,
         metadata={
-            "help": "In place of --annotations: Hub id, Parquet file or folder of a dataset with images and objects, each with "
+            "help": "Instead of --annotations: Hub id, Parquet file or folder of a dataset with images and objects, each with "
             "bbox and category."
         },
     )
-    dataset_config: str | None = field(default=None, metadata={"help": "Its configuration, where it has several."})
-    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the dataset on the Hub."})
-    files_from: list[str] = field(default_factory=list, metadata={"help": FILES_FROM_HELP})
-    split: str = field(default="train", metadata={"help": "Its split to train on."})
-    eval_split: str | None = field(default=None, metadata={"help": "Its split to evaluate on. Default: none."})
-    image_column: str = field(default="image", metadata={"help": "Its column of images."})
-    objects_column: str = field(default="objects", metadata={"help": "Its column of objects."})
+    objects_column: str = field(default="objects", metadata={"help": "Column of --dataset that holds the objects."})
     bbox_format: str = field(
         default="coco",
         metadata={
-            "help": "Its boxes: `coco`: left, top, width, height; `voc`: left, top, right, bottom; in pixels.",
+            "help": "How --dataset writes boxes, in pixels: `coco`: left, top, width, height; `voc`: left, top, right, bottom.",
             "choices": list(BBOX_FORMATS),
         },
     )
     masks: bool | None = field(
         default=None,
-        metadata={"help": "Learn masks, too: Mask R-CNN, else Faster R-CNN. Default: where the data have them."},
+        metadata={
+            "help": "Whether to learn masks as well (Mask R-CNN) or boxes only (Faster R-CNN). Default: masks if the data "
+            "have them."
+        },
     )
     short_side: list[int] = field(
         default_factory=lambda: [800],
         metadata={
-            "help": "Pixels of the resized images' shorter side; of several each training image gets one at random, and an "
-            "evaluated one the last. Default: 800."
+            "help": "Pixels of the shorter side of the resized images. Of several numbers each training image gets one at "
+            "random, and evaluation takes the last. Default: 800."
         },
     )
-    long_side: int = field(default=1333, metadata={"help": "Pixels of their longer side, at most."})
+    long_side: int = field(
+        default=1333, metadata={"help": "Largest number of pixels of the longer side of the resized images."}
+    )
     flip: float = field(default=0.5, metadata={"help": "Probability that a training image is mirrored."})
     fpn_channels: int = field(default=256, metadata={"help": "Channels of the feature pyramid."})
-    rois_per_image: int = field(default=512, metadata={"help": "Proposals of an image from which the heads learn."})
+    rois_per_image: int = field(
+        default=512, metadata={"help": "Number of proposals of each image from which the heads learn."}
+    )
 
     def __post_init__(self) -> None:
-        if (self.dataset is None) == (self.annotations is None):
-            raise ConfigError(
-                f"one of `annotations` and `dataset` must be given, got {self.annotations} and {self.dataset}."
-            )
-        if self.dataset is not None and self.eval_annotations is not None:
-            raise ConfigError(
-                "`eval_annotations` must come with `annotations`, got it with `dataset`. Use `eval_split`."
-            )
-        if self.annotations is not None and self.eval_split is not None:
-            raise ConfigError(
-                "`eval_split` must come with `dataset`, got it with `annotations`. Use `eval_annotations`."
-            )
-        for name in ("", "eval_"):
-            if (getattr(self, f"{name}annotations") is None) != (getattr(self, f"{name}images") is None):
-                raise ConfigError(f"`{name}annotations` and `{name}images` must come together, got one of them.")
+        super().__post_init__()
         if not 0 <= self.flip <= 1:
             raise ConfigError(f"`flip` must be between 0 and 1, got {self.flip}.")
 
@@ -231,7 +217,8 @@ def check_same_categories(train: DetectionData, evaluated: DetectionData) -> Non
     """
     if train.categories != evaluated.categories:
         here, there = (list(data.categories.items()) for data in (train, evaluated))
-        n = next(n for n in range(max(len(here), len(there)) + 1) if here[n : n + 1] != there[n : n + 1])
+        # Slices, because one of them may end first.
+        n = next(n for n in range(max(len(here), len(there))) if here[n : n + 1] != there[n : n + 1])
         raise DataError(
             f"{evaluated.described['id']} must have the categories of {train.described['id']}, but number {n} is "
             f"{there[n : n + 1]} there and {here[n : n + 1]} here. Evaluate on another."
@@ -246,27 +233,29 @@ def detection_trainer(
     Raises:
         HfDrError: The data or the student cannot be used.
     """
-    coco_library("cocoeval")  # found missing now, not after hours
+    coco_library()  # missing ones are noticed now, not after hours
     with args.main_process_first(local=True):
-        train, evaluated = _open_data(chosen)
+        train, evaluated = chosen.open(
+            DetectionData.from_coco,
+            partial(
+                DetectionData.from_dataset,
+                bbox_format=chosen.bbox_format,
+                image_column=chosen.image_column,
+                objects_column=chosen.objects_column,
+            ),
+        )
     dataset = dict(train.described)
     if evaluated is not None:
         check_same_categories(train, evaluated)
         dataset["evaluated_on"] = evaluated.described
-    sets = [data for data in (train, evaluated) if data is not None]
-    without = [data.described["id"] for data in sets if not data.has_masks]
-    if chosen.masks and without:
-        raise DataError(
-            f"`masks` needs segmentations of all objects, but {without[0]} lacks some. Leave it out for Faster R-CNN."
-        )
-    masks = not without if chosen.masks is None else chosen.masks
-    shown = DetectionImages(train, train=True, masks=masks, flip=chosen.flip, seed=args.seed)
+    masks = _choose_masks(chosen.masks, [data for data in (train, evaluated) if data is not None])
+    examples = DetectionImages(train, train=True, masks=masks, flip=chosen.flip, seed=args.seed)
     logger.info(
         "%s on %d images with %d categories; images with nothing to learn from, which are left out: %d.",
         "Mask R-CNN" if masks else "Faster R-CNN, without masks,",
-        len(shown),
+        len(examples),
         len(train.categories),
-        len(train.objects) - len(shown),
+        len(train.objects) - len(examples),
     )
     body, identity = student.build()
     config = DetectorConfig(
@@ -290,37 +279,17 @@ def detection_trainer(
             "flip": chosen.flip,
         },
         meter=partial(CocoMeter, evaluated or train, masks),
-        train_dataset=shown,
+        train_dataset=examples,
         eval_dataset=None if evaluated is None else DetectionImages(evaluated, train=False),
         data_collator=collate,
     )
 
 
-def _open_data(chosen: DetectionArguments) -> tuple[DetectionData, DetectionData | None]:
-    if chosen.annotations is not None and chosen.images is not None:
-        train = DetectionData.from_coco(chosen.annotations, chosen.images)
-        if chosen.eval_annotations is None or chosen.eval_images is None:
-            return train, None
-        return train, DetectionData.from_coco(chosen.eval_annotations, chosen.eval_images)
-    assert chosen.dataset is not None
-    opened: list[DetectionData] = []
-    for split in (chosen.split, chosen.eval_split):
-        if split is None:
-            return opened[0], None
-        rows, described = load_base(
-            chosen.dataset,
-            chosen.dataset_config,
-            split=split,
-            revision=chosen.revision,
-            files_from=chosen.files_from,
+def _choose_masks(wanted: bool | None, sets: Sequence[DetectionData]) -> bool:
+    """Whether masks are learned: as wanted, else where all sets have them."""
+    without = [data.described["id"] for data in sets if not data.has_masks]
+    if wanted and without:
+        raise DataError(
+            f"`masks` needs segmentations of all objects, but {without[0]} lacks some. Leave it out for Faster R-CNN."
         )
-        opened.append(
-            DetectionData.from_dataset(
-                rows,
-                {**described, "split": split},
-                bbox_format=chosen.bbox_format,
-                image_column=chosen.image_column,
-                objects_column=chosen.objects_column,
-            )
-        )
-    return opened[0], opened[1]
+    return not without if wanted is None else wanted

@@ -1,4 +1,4 @@
-"""Images with objects: reading COCO's files and datasets of the Hub, augmenting them, and measuring COCO's metrics."""
+"""Images with objects: reading COCO's files and datasets of the Hub, mirroring them, and measuring COCO's metrics."""
 
 from __future__ import annotations
 
@@ -12,25 +12,30 @@ from typing import Any
 
 import datasets
 import numpy as np
-import PIL.Image
 import torch
 from accelerate.utils import gather_object
 from torch import nn
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional as F
 
 from hf_dr.errors import ConfigError, DataError, did_you_mean
 from hf_dr.store.base_dataset import undecoded_images
 from hf_dr.views.images import as_tensor, decode_row
 from hf_dr.views.rng import view_rng
 
-# Pixels: a box that is thinner inside its image is nothing to learn from.
-_THINNEST = 0.5
+BBOX_FORMATS = ("coco", "voc")
 
+# Pixels: a box with a shorter side inside its image shows too little to learn from.
+_MIN_BOX_SIDE = 0.5
 
 # The metrics of COCO's evaluation, in its order.
-_STATS = (
+_METRICS = (
     "map", "map_50", "map_75", "map_small", "map_medium", "map_large",
     "mar_1", "mar_10", "mar_100", "mar_small", "mar_medium", "mar_large",
 )  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------------------- data
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class Objects:
     Attributes:
         boxes: (N, 4) float64: left, top, right, bottom in pixels, as annotated; they may reach out of the image.
         labels: (N,) int64, numbers of categories counted from 0, in the order of their ids.
-        crowd: (N,) bool, whether it is many that were not told apart: not learnt, and no false alarm to find.
+        crowd: (N,) bool, whether it stands for a whole crowd: it is not learned, and what is found in it is not wrong.
         areas: (N,) float64, square pixels.
         segmentations: COCO's, polygons or run lengths of each; None where there are none.
     """
@@ -61,7 +66,7 @@ class DetectionData:
         categories: Id -> name, by ascending id; labels are their places.
         objects: Of each image.
         cells: Of each image, for `decode_image`.
-        sizes: (rows, 2), height and width of the images; None where that is not told.
+        sizes: (rows, 2), height and width of the images; None where the data do not have them.
     """
 
     described: dict[str, Any]
@@ -79,6 +84,10 @@ class DetectionData:
         """Whether every object has a segmentation."""
         return all(each.segmentations is not None and all(each.segmentations) for each in self.objects)
 
+    def size(self, row: int) -> tuple[int, int] | None:
+        """Returns height and width of an image, None where the data do not have them."""
+        return None if self.sizes is None else (int(self.sizes[row, 0]), int(self.sizes[row, 1]))
+
     @classmethod
     def from_coco(cls, annotations: str | Path, images: str | Path) -> DetectionData:
         """Reads annotations in COCO's format.
@@ -90,7 +99,8 @@ class DetectionData:
         Raises:
             DataError: A file is missing or malformed.
         """
-        path, folder = Path(annotations).expanduser(), Path(images).expanduser()
+        path = Path(annotations).expanduser()
+        folder = Path(images).expanduser()
         if not folder.is_dir():
             raise DataError(f"`images` must be a folder, found none at {folder}. Check the path.")
         try:
@@ -98,20 +108,19 @@ class DetectionData:
         except (OSError, ValueError, RecursionError) as error:
             raise DataError(f"{path} must be annotations in COCO's JSON, but: {error}. Check the file.") from error
         try:
-            categories = {int(each["id"]): str(each["name"]) for each in content["categories"]}
-            categories = dict(sorted(categories.items()))
-            number = {category: label for label, category in enumerate(categories)}
+            categories = dict(sorted((int(each["id"]), str(each["name"])) for each in content["categories"]))
+            label_of = {category: label for label, category in enumerate(categories)}
             images_by_id = {each["id"]: each for each in content["images"]}
+            annotations_of: dict[Any, list[dict[str, Any]]] = {image: [] for image in images_by_id}
+            for each in content["annotations"]:
+                annotations_of[each["image_id"]].append(each)
+            objects = [_coco_objects(each, label_of) for each in annotations_of.values()]
             cells = [{"path": str(folder / each["file_name"])} for each in images_by_id.values()]
             sizes = np.array([(each["height"], each["width"]) for each in images_by_id.values()], np.int64)
-            of_image: dict[Any, list[dict[str, Any]]] = {image: [] for image in images_by_id}
-            for each in content["annotations"]:
-                of_image[each["image_id"]].append(each)
-            objects = [_coco_objects(each, number) for each in of_image.values()]
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(
                 f"{path} must have `images`, `annotations` and `categories` that fit each other, but: "
-                f"{type(error).__name__}: {error}. Mend it."
+                f"{type(error).__name__}: {error}. Fix the file."
             ) from error
         return cls({"id": path.name}, categories, objects, cells, sizes)
 
@@ -125,7 +134,7 @@ class DetectionData:
         image_column: str = "image",
         objects_column: str = "objects",
     ) -> DetectionData:
-        """Reads a dataset with a column of images and one of objects: `bbox` and `category` of each, and `area` if it is told.
+        """Reads a dataset with a column of images and one of objects: `bbox` and `category` of each, and `area` if it is there.
 
         Args:
             dataset: What is read.
@@ -150,26 +159,26 @@ class DetectionData:
                 f"`category` in `{objects_column}` must be a ClassLabel with names, found {category!s:.80}. Cast it."
             )
         lists = dataset.select_columns([objects_column]).with_format(None)[:][objects_column]
-        if not isinstance(kind, dict):
+        if not isinstance(kind, dict):  # lists of objects become lists of each field
             lists = [{key: [each[key] for each in cell] for key in fields} for cell in lists]
         objects = [_hub_objects(cell, row, bbox_format, category.num_classes) for row, cell in enumerate(lists)]
         sizes = None
         if {"width", "height"} <= set(dataset.column_names):
-            told = dataset.select_columns(["height", "width"]).with_format(None)[:]
-            sizes = np.stack([told["height"], told["width"]], axis=1)
+            columns = dataset.select_columns(["height", "width"]).with_format(None)[:]
+            sizes = np.stack([columns["height"], columns["width"]], axis=1)
             _check_inside(objects, sizes, bbox_format)
         cells: Any = undecoded_images(dataset, image_column)[image_column]  # read when asked for
         return cls(described, dict(enumerate(category.names)), objects, cells, sizes)
 
 
-def _coco_objects(annotations: Sequence[dict[str, Any]], number: dict[int, int]) -> Objects:
+def _coco_objects(annotations: Sequence[dict[str, Any]], label_of: dict[int, int]) -> Objects:
     boxes = np.array([each["bbox"] for each in annotations], np.float64).reshape(-1, 4)
     if not np.isfinite(boxes).all():
         raise ValueError(f"a box of image {annotations[0]['image_id']} is not finite")
     boxes[:, 2:] += boxes[:, :2]
     return Objects(
         boxes,
-        np.array([number[each["category_id"]] for each in annotations], np.int64),
+        np.array([label_of[each["category_id"]] for each in annotations], np.int64),
         np.array([bool(each.get("iscrowd", 0)) for each in annotations], bool),
         np.array([each.get("area", each["bbox"][2] * each["bbox"][3]) for each in annotations], np.float64),
         [each.get("segmentation") for each in annotations],
@@ -204,10 +213,14 @@ def _check_inside(objects: Sequence[Objects], sizes: np.ndarray, bbox_format: st
     limits = np.repeat(sizes[:, ::-1], [len(each.labels) for each in objects], axis=0)
     outside = (ends > limits + 1).any(axis=1)
     if outside.size and outside.mean() > 0.5:
+        other = next(name for name in BBOX_FORMATS if name != bbox_format)
         raise DataError(
             f"boxes must lie in their images, but with `bbox_format` {bbox_format} {outside.mean():.0%} reach out of them. Set "
-            f"it to {next(other for other in BBOX_FORMATS if other != bbox_format)}."
+            f"it to {other}."
         )
+
+
+# ------------------------------------------------------------------------------------------------------------ examples
 
 
 class DetectionImages(torch.utils.data.Dataset):
@@ -218,8 +231,8 @@ class DetectionImages(torch.utils.data.Dataset):
 
     Args:
         data: Images with objects.
-        train: Whether to learn from it: images without objects that can be learnt are left out, and each is mirrored with
-            probability `flip`, as (seed, row, epoch) tells.
+        train: Whether to learn from it: images without objects that can be learned are left out, and each is mirrored with
+            probability `flip`, a draw that follows from (seed, row, epoch).
         masks: Whether targets have masks.
         flip: Probability.
         seed: Of the flips.
@@ -228,10 +241,14 @@ class DetectionImages(torch.utils.data.Dataset):
     def __init__(
         self, data: DetectionData, *, train: bool, masks: bool = False, flip: float = 0.0, seed: int = 0
     ) -> None:
-        self.data, self.train, self._masks, self._flip, self._seed = data, train, masks, flip, seed
+        self.data = data
+        self.train = train
+        self._masks = masks
+        self._flip = flip
+        self._seed = seed
         self.rows = list(range(len(data.objects)))
         if train:
-            self.rows = [row for row in self.rows if _learnable(data.objects[row], _size(data, row)).any()]
+            self.rows = [row for row in self.rows if _learnable(data.objects[row], data.size(row)).any()]
             if not self.rows:
                 raise DataError(
                     f"{data.described['id']} must have objects that are no crowd, with a width and a height."
@@ -243,72 +260,47 @@ class DetectionImages(torch.utils.data.Dataset):
     def __getitem__(self, index: int | tuple[int, int]) -> dict[str, Any]:
         place, epoch = index if isinstance(index, tuple) else (index, 0)
         row = self.rows[place]
-        image = decode_row(self.data.cells[row], f"row {row}", "Mend it, or check where the images are.")
-        size, told = (image.height, image.width), _size(self.data, row)
-        if told is not None and size != told:
+        image = decode_row(self.data.cells[row], f"row {row}", "Fix it, or check where the images are.")
+        size = (image.height, image.width)
+        annotated = self.data.size(row)
+        if annotated not in (None, size):
             raise DataError(
-                f"the image of row {row} must be {told[1]}x{told[0]}, as its annotations say, found {size[1]}x{size[0]}. If "
-                "its EXIF orientation turns it, save it without."
+                f"the image of row {row} must be {annotated[1]}x{annotated[0]}, as its annotations say, found "
+                f"{size[1]}x{size[0]}. If its EXIF orientation turns it, save it without."
             )
         target: dict[str, torch.Tensor] = {"image_id": torch.tensor(row)}
         if self.train:
             flipped = view_rng(self._seed, row, epoch).random() < self._flip
-            target.update(self._target(self.data.objects[row], size, flipped))
+            target |= self._learned(self.data.objects[row], size, flipped)
             if flipped:
-                image = image.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT)
+                image = F.horizontal_flip(image)
         return {"image": as_tensor(image), "target": target}
 
-    def _target(self, objects: Objects, size: tuple[int, int], flipped: bool) -> dict[str, torch.Tensor]:
-        kept = _learnable(objects, size)
-        boxes = _clip(objects.boxes[kept], size)
-        if flipped:
-            boxes[:, [0, 2]] = size[1] - boxes[:, [2, 0]]
-        target = {
-            "boxes": torch.from_numpy(boxes.astype(np.float32)),
-            "labels": torch.from_numpy(objects.labels[kept] + 1),
+    def _learned(self, objects: Objects, size: tuple[int, int], flipped: bool) -> dict[str, torch.Tensor]:
+        """What is learned from an image."""
+        kept = np.flatnonzero(_learnable(objects, size))
+        # In float64 to the end, so that a flip rounds once.
+        regions: dict[str, Any] = {
+            "boxes": tv_tensors.BoundingBoxes(_clip(objects.boxes[kept], size), format="XYXY", canvas_size=size)
         }
         if self._masks:
             assert objects.segmentations is not None
-            masks = np.zeros((len(boxes), *size), np.uint8)
-            for mask, index in zip(masks, np.flatnonzero(kept), strict=True):
-                mask[:] = decode_mask(objects.segmentations[index], size)
-            target["masks"] = torch.from_numpy(masks[..., ::-1].copy() if flipped else masks)
-        return target
-
-
-def _size(data: DetectionData, row: int) -> tuple[int, int] | None:
-    return None if data.sizes is None else (int(data.sizes[row, 0]), int(data.sizes[row, 1]))
+            masks = [decode_mask(objects.segmentations[n], size) for n in kept]
+            regions["masks"] = torch.from_numpy(np.stack(masks))
+        if flipped:
+            regions = {name: F.horizontal_flip(region) for name, region in regions.items()}
+        return {**regions, "boxes": regions["boxes"].float(), "labels": torch.from_numpy(objects.labels[kept] + 1)}
 
 
 def _clip(boxes: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
-    limits = (np.inf, np.inf) if size is None else size
-    return np.clip(boxes, 0, [limits[1], limits[0]] * 2)
+    height, width = size or (np.inf, np.inf)
+    return np.clip(boxes, 0, [width, height, width, height])
 
 
 def _learnable(objects: Objects, size: tuple[int, int] | None) -> np.ndarray:
+    """Which objects are no crowd and large enough inside their image: (N,) bool."""
     boxes = _clip(objects.boxes, size)
-    return ~objects.crowd & ((boxes[:, 2:] - boxes[:, :2]) >= _THINNEST).all(axis=1)
-
-
-def decode_mask(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
-    """Turns a segmentation of COCO, polygons or run lengths, into a mask (H, W) of 0 and 1, uint8.
-
-    Raises:
-        DataError: It is neither.
-    """
-    mask = coco_library("mask")
-    try:
-        runs = mask.frPyObjects(segmentation, *size) if _is_raw(segmentation) else segmentation
-        return mask.decode(mask.merge(runs) if isinstance(runs, list) else runs)
-    except Exception as error:  # pycocotools raises just that
-        raise DataError(
-            f"a segmentation must be polygons or run lengths, as COCO has them, found {segmentation!r:.80}."
-        ) from error
-
-
-def _is_raw(segmentation: Any) -> bool:
-    """Whether it is polygons, or run lengths that are not compressed."""
-    return isinstance(segmentation, list) or isinstance(segmentation.get("counts"), list)
+    return ~objects.crowd & ((boxes[:, 2:] - boxes[:, :2]) >= _MIN_BOX_SIDE).all(axis=1)
 
 
 def collate(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -316,8 +308,11 @@ def collate(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {"images": [each["image"] for each in examples], "targets": [each["target"] for each in examples]}
 
 
-def coco_library(module: str) -> Any:
-    """Imports a module of pycocotools.
+# ------------------------------------------------------------------------------------------------- masks and metrics
+
+
+def coco_library() -> Any:
+    """Imports pycocotools, with its modules `coco`, `cocoeval` and `mask`.
 
     Raises:
         ConfigError: It is not installed.
@@ -330,7 +325,25 @@ def coco_library(module: str) -> Any:
         raise ConfigError(
             "detection needs the package pycocotools, which is not installed: pip install 'hf-dr[transfer]'."
         ) from error
-    return {"coco": pycocotools.coco, "cocoeval": pycocotools.cocoeval, "mask": pycocotools.mask}[module]
+    return pycocotools
+
+
+def decode_mask(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
+    """Turns a segmentation of COCO, polygons or run lengths, into a mask (H, W) of 0 and 1, uint8.
+
+    Raises:
+        DataError: It is neither.
+    """
+    library = coco_library().mask
+    try:
+        # Polygons, or run lengths that are not compressed; several polygons are one object.
+        raw = isinstance(segmentation, list) or isinstance(segmentation.get("counts"), list)
+        runs = library.frPyObjects(segmentation, *size) if raw else segmentation
+        return library.decode(library.merge(runs) if isinstance(runs, list) else runs)
+    except Exception as error:  # pycocotools raises just that
+        raise DataError(
+            f"a segmentation must be polygons or run lengths, as COCO has them, found {segmentation!r:.80}."
+        ) from error
 
 
 class CocoMeter:
@@ -342,91 +355,97 @@ class CocoMeter:
     """
 
     def __init__(self, data: DetectionData, masks: bool) -> None:
-        self._data, self._masks, self._found = data, masks, dict[int, list[dict[str, Any]]]()
+        self._data = data
+        self._masks = masks
+        self._found: dict[int, dict[str, list[dict[str, Any]]]] = {}
 
     def update(self, model: nn.Module, batch: dict[str, Any]) -> None:
         """Keeps what a model finds in a batch."""
         for answer, target in zip(model(**batch), batch["targets"], strict=True):
             row = int(target["image_id"])
-            self._found[row] = as_coco(answer, row, list(self._data.categories), self._masks)
+            self._found[row] = coco_results(answer, row, list(self._data.categories), self._masks)
 
     def compute(self) -> dict[str, float]:
         """Returns `box_map`, `box_map_50`, ..., and `mask_map`, ..., of 0 to 1; sizes that no object has are left out."""
-        found: dict[int, list[dict[str, Any]]] = {}
+        found: dict[int, dict[str, list[dict[str, Any]]]] = {}
         for part in gather_object([self._found]):
             found.update(part)
-        return evaluate_coco(self._data, found, self._masks)
+        rows = sorted(found)  # equal scores have one order, whichever process found them
+        metrics: dict[str, float] = {}
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
+            truth = coco_truth(self._data, rows, self._masks)
+            for name, kind in (("box", "bbox"), ("mask", "segm"))[: 1 + self._masks]:
+                results = [dict(result) for row in rows for result in found[row][kind]]  # pycocotools adds to them
+                values: Sequence[float] = (0.0, 0.0, 0.0)
+                if results:  # pycocotools cannot load none
+                    evaluation = coco_library().cocoeval.COCOeval(truth, truth.loadRes(results), kind)
+                    evaluation.evaluate()
+                    evaluation.accumulate()
+                    evaluation.summarize()
+                    values = evaluation.stats.tolist()
+                named = zip(_METRICS, values, strict=False)
+                metrics |= {f"{name}_{metric}": value for metric, value in named if value >= 0}  # -1: no such objects
+        return metrics
 
 
-def as_coco(
+def coco_results(
     answer: dict[str, torch.Tensor], row: int, category_ids: Sequence[int], masks: bool
-) -> list[dict[str, Any]]:
-    """Writes a detector's answer to one image as COCO's results; `category_ids[label - 1]` is an object's category."""
-    boxes = answer["boxes"].double().cpu().numpy()
-    results = [
-        {
-            "image_id": row,
-            "category_id": category_ids[int(label) - 1],
-            "bbox": [*box[:2].tolist(), *(box[2:] - box[:2]).tolist()],
-            "score": float(score),
-        }
-        for box, label, score in zip(boxes, answer["labels"], answer["scores"], strict=True)
+) -> dict[str, list[dict[str, Any]]]:
+    """Writes a detector's answer to one image as COCO's results.
+
+    Args:
+        answer: `boxes` (N, 4), `labels` (N,) from 1 on, `scores` (N,), and `masks` (N, 1, H, W) from 0 to 1.
+        row: Of the image.
+        category_ids: Of the labels 1, 2, ...
+        masks: Whether masks are measured.
+
+    Returns:
+        Results by kind of evaluation, `bbox` and with masks `segm`. They are apart, because one with both counts as a box.
+    """
+    labels = answer["labels"].tolist()
+    common = [
+        {"image_id": row, "category_id": category_ids[label - 1], "score": score}
+        for label, score in zip(labels, answer["scores"].tolist(), strict=True)
     ]
+    boxes = answer["boxes"].double().cpu().numpy()
+    results = {"bbox": [{**each, "bbox": _coco_box(box)} for each, box in zip(common, boxes, strict=True)]}
     if masks:
-        encode = coco_library("mask").encode
-        for result, mask_1HW in zip(results, answer["masks"], strict=True):
-            result["segmentation"] = encode(np.asfortranarray((mask_1HW[0] > 0.5).cpu().numpy().astype(np.uint8)))
+        encode = coco_library().mask.encode
+        filled = (answer["masks"][:, 0] > 0.5).byte().cpu().numpy()
+        runs = [encode(np.asfortranarray(mask_HW)) for mask_HW in filled]
+        results["segm"] = [{**each, "segmentation": run} for each, run in zip(common, runs, strict=True)]
     return results
 
 
-def evaluate_coco(data: DetectionData, found: dict[int, list[dict[str, Any]]], masks: bool) -> dict[str, float]:
-    """Compares what was found in each evaluated image (row -> COCO's results) with what is there."""
-    rows, number, annotations = sorted(found), 0, []
+def coco_truth(data: DetectionData, rows: Sequence[int], masks: bool) -> Any:
+    """Returns a `pycocotools.coco.COCO` of what is in these rows."""
     ids = list(data.categories)
+    annotations: list[dict[str, Any]] = []
     for row in rows:
         objects = data.objects[row]
         for n, label in enumerate(objects.labels):
-            number += 1  # COCO's evaluation takes 0 for none
-            left, top, right, bottom = objects.boxes[n].tolist()
-            annotations.append(
-                {
-                    "id": number,
-                    "image_id": row,
-                    "category_id": ids[label],
-                    "bbox": [left, top, right - left, bottom - top],
-                    "area": float(objects.areas[n]),
-                    "iscrowd": int(objects.crowd[n]),
-                    **({"segmentation": objects.segmentations[n]} if masks and objects.segmentations else {}),
-                }
-            )
-    sizes = {row: _size(data, row) or (0, 0) for row in rows}
-    truth = {
+            annotation = {
+                "id": len(annotations) + 1,  # COCO's evaluation takes 0 for none
+                "image_id": row,
+                "category_id": ids[label],
+                "bbox": _coco_box(objects.boxes[n]),
+                "area": float(objects.areas[n]),
+                "iscrowd": int(objects.crowd[n]),
+            }
+            if masks and objects.segmentations is not None:
+                annotation["segmentation"] = objects.segmentations[n]
+            annotations.append(annotation)
+    sizes = {row: data.size(row) or (0, 0) for row in rows}  # only masks need them, and their data have them
+    truth = coco_library().coco.COCO()
+    truth.dataset = {
         "images": [{"id": row, "height": height, "width": width} for row, (height, width) in sizes.items()],
         "annotations": annotations,
         "categories": [{"id": category, "name": name} for category, name in data.categories.items()],
     }
-    results = [result for row in rows for result in found[row]]
-    return {
-        f"{prefix}_{name}": value
-        for prefix, kind in (("box", "bbox"), ("mask", "segm"))[: 2 if masks else 1]
-        for name, value in _summary(truth, results, kind).items()
-    }
+    truth.createIndex()
+    return truth
 
 
-def _summary(truth: dict[str, Any], results: Sequence[dict[str, Any]], kind: str) -> dict[str, float]:
-    coco = coco_library("coco").COCO()
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
-        coco.dataset = truth
-        coco.createIndex()
-        if not results:
-            return {"map": 0.0, "map_50": 0.0, "map_75": 0.0}
-        other = {"bbox": "segmentation", "segm": "bbox"}[kind]  # a result that has both counts as a box
-        kept = [{key: value for key, value in each.items() if key != other} for each in results]
-        evaluation = coco_library("cocoeval").COCOeval(coco, coco.loadRes(kept), kind)
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    return {name: float(value) for name, value in zip(_STATS, evaluation.stats, strict=True) if value >= 0}
-
-
-BBOX_FORMATS = ("coco", "voc")
+def _coco_box(box: np.ndarray) -> list[float]:
+    left, top, right, bottom = box.tolist()
+    return [left, top, right - left, bottom - top]

@@ -20,9 +20,8 @@ from torchvision.models.segmentation.deeplabv3 import ASPP
 from torchvision.models.segmentation.fcn import FCNHead
 
 from hf_dr.errors import ConfigError
-from hf_dr.store.base_dataset import load_base
-from hf_dr.store.named_files import FILES_FROM_HELP
-from hf_dr.transfer.backbone import Backbone, BackboneArguments, describe_backbone
+from hf_dr.transfer.backbone import Backbone, BackboneArguments, StudentIdentity, describe_backbone
+from hf_dr.transfer.data import DataArguments
 from hf_dr.transfer.segmentation_data import (
     FILTERS,
     IGNORED,
@@ -41,15 +40,7 @@ TASK = "image-segmentation"
 _STRIDES = (8, 16, 32)
 
 
-# -------------------------------------------------------------------------------------------------------------- data
-
-
-def collate(examples: Sequence[dict[str, torch.Tensor]]) -> dict[str, list[torch.Tensor]]:
-    """Makes a batch of lists, for whole images differ in size."""
-    return {name: [each[name] for each in examples] for name in ("pixel_values", "labels")}
-
-
-# -------------------------------------------------------------------------------------------------------------- model
+# --------------------------------------------------------------------------------------------------------------- model
 
 
 @dataclass(frozen=True)
@@ -107,8 +98,10 @@ class Segmenter(nn.Module):
 
     def __init__(self, body: Backbone, config: SegmenterConfig) -> None:
         super().__init__()
-        self.body, self.settings = body, config  # Trainer has its own thoughts on `config`
-        channels, classes = config.head_channels, len(config.class_names)
+        self.body = body
+        self.settings = config  # Trainer reads `config` as one of transformers'
+        channels = config.head_channels
+        classes = len(config.class_names)
         pooling = ASPP(body.channels[-1], atrous_rates(body.reductions[-1]), channels)
         pooling.project[-1].p = config.dropout
         # As torchvision's DeepLabHead, whose channels are always 256.
@@ -131,13 +124,15 @@ class Segmenter(nn.Module):
             pixel_values: uint8, (3, H, W) each; of one size in training.
             labels: Integers, (H, W) each; `IGNORED` counts for nothing.
         """
-        if not self.training:  # one by one: each at its own size, whatever is in the batch beside it
+        if not self.training:  # one by one: each at its own size, whatever else is in the batch
             return [self._logits(pixels[None])[0].argmax(dim=1)[0] for pixels in pixel_values]
         assert labels is not None
         labels_BHW = torch.stack(labels).long()
         logits = self._logits(torch.stack(pixel_values))
         losses = [_cross_entropy(each, labels_BHW) for each in logits]
-        return {"loss": losses[0] + self.settings.aux_weight * losses[1] if len(losses) > 1 else losses[0]}
+        if self.aux_head is not None:
+            return {"loss": losses[0] + self.settings.aux_weight * losses[1]}
+        return {"loss": losses[0]}
 
     def _logits(self, pixels_B3HW: torch.Tensor) -> list[torch.Tensor]:
         """Logits (B, C, H, W) of the head, and in training of the auxiliary one."""
@@ -168,22 +163,23 @@ def load_segmenter(folder: str | Path) -> Segmenter:
     Raises:
         HfDrError: The folder holds none.
     """
-    return load_trained(folder, TASK, lambda body, told: Segmenter(body, SegmenterConfig(**told["segmenter"])))
-
-
-# ------------------------------------------------------------------------------------------------------------- metrics
+    return load_trained(
+        folder, TASK, lambda body, described: Segmenter(body, SegmenterConfig(**described["segmenter"]))
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------ settings
 
 
 @dataclass
-class SegmentationArguments:
+class SegmentationArguments(DataArguments):
     """On which data, and how large.
 
     Raises:
-        ConfigError: The data are named in two ways or none, or a value is impossible.
+        ConfigError: The data are named in two ways or not at all, or a value is impossible.
     """
+
+    PLACES = ("images", "masks")
 
     images: str | None = field(default=None, metadata={"help": "Folder of the training images."})
     masks: str | None = field(
@@ -196,36 +192,34 @@ class SegmentationArguments:
     eval_masks: str | None = field(default=None, metadata={"help": "Folder of their masks."})
     dataset: str | None = field(
         default=None,
-        metadata={"help": "In place of --images: Hub id, Parquet file or folder of a dataset with images and masks."},
+        metadata={"help": "Instead of --images: Hub id, Parquet file or folder of a dataset with images and masks."},
     )
-    dataset_config: str | None = field(default=None, metadata={"help": "Its configuration, where it has several."})
-    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the dataset on the Hub."})
-    files_from: list[str] = field(default_factory=list, metadata={"help": FILES_FROM_HELP})
-    split: str = field(default="train", metadata={"help": "Its split to train on."})
-    eval_split: str | None = field(default=None, metadata={"help": "Its split to evaluate on. Default: none."})
-    image_column: str = field(default="image", metadata={"help": "Its column of images."})
     mask_column: str | None = field(
-        default=None, metadata={"help": "Its column of masks. Default: the only other one that holds images."}
+        default=None,
+        metadata={"help": "Column of --dataset that holds the masks. Default: the only other one that holds images."},
     )
     class_names: list[str] = field(
-        default_factory=list, metadata={"help": "Names of the labels in their order, which give their number."}
+        default_factory=list,
+        metadata={"help": "Names of the labels in their order. Their number is the number of classes."},
     )
-    ignore_index: int = field(default=255, metadata={"help": "The number in masks of pixels that do not count."})
+    ignore_index: int = field(default=255, metadata={"help": "Number that masks have where a pixel does not count."})
     reduce_labels: bool = field(
         default=False,
-        metadata={"help": "In masks 0 does not count either, and label l is stored as l + 1, as in ADE20K's."},
+        metadata={"help": "Whether 0 in masks does not count either and label l is stored as l + 1, as in ADE20K."},
     )
     crop_size: int = field(default=512, metadata={"help": "Side in pixels of the training crops."})
     short_side: list[int] = field(
         default_factory=lambda: [256, 768],
         metadata={
-            "help": "Least and greatest length in pixels to which the shorter side of a training image is scaled. Evaluated "
-            "are whole images at their own size. Default: 256 768."
+            "help": "Smallest and largest length in pixels to which the shorter side of a training image is scaled. Evaluation "
+            "sees whole images at their own size. Default: 256 768."
         },
     )
-    long_side: int = field(default=1024, metadata={"help": "Pixels of its longer side, at most."})
+    long_side: int = field(
+        default=1024, metadata={"help": "Largest length in pixels of the longer side of a scaled training image."}
+    )
     max_class_share: float = field(
-        default=0.75, metadata={"help": "A crop of which one class fills more is drawn anew, up to ten times."}
+        default=0.75, metadata={"help": "A crop of which one class fills more is drawn again, up to ten times."}
     )
     flip: float = field(default=0.5, metadata={"help": "Probability that a crop is mirrored."})
     interpolation: str = field(
@@ -234,27 +228,19 @@ class SegmentationArguments:
     output_stride: int = field(
         default=8,
         metadata={
-            "help": "Pixels to one of the last features, sideways, by dilation; architectures that cannot be dilated keep "
-            "their own, and the log says so.",
+            "help": "Side in pixels of what one of the last features stands for, by dilation. Architectures that cannot be "
+            "dilated keep their own, and the log says so.",
             "choices": list(_STRIDES),
         },
     )
     head_channels: int = field(default=512, metadata={"help": "Channels of the head."})
-    dropout: float = field(default=0.1, metadata={"help": "In the head."})
+    dropout: float = field(default=0.1, metadata={"help": "Probability of dropout in the head."})
     aux_weight: float = field(
-        default=0.4, metadata={"help": "Of the loss of a plain head on the stage before the last; 0 for none."}
+        default=0.4, metadata={"help": "Weight of the loss of a plain head on the stage before the last; 0 for none."}
     )
 
     def __post_init__(self) -> None:
-        if (self.dataset is None) == (self.images is None):
-            raise ConfigError(f"one of `images` and `dataset` must be given, got {self.images} and {self.dataset}.")
-        for name, other in (("eval_images", "dataset"), ("eval_split", "images")):
-            if getattr(self, name) is not None and getattr(self, other) is not None:
-                right = {"eval_images": "eval_split", "eval_split": "eval_images"}[name]
-                raise ConfigError(f"`{name}` must not come with `{other}`, got both. Use `{right}`.")
-        for name in ("", "eval_"):
-            if (getattr(self, f"{name}images") is None) != (getattr(self, f"{name}masks") is None):
-                raise ConfigError(f"`{name}images` and `{name}masks` must come together, got one of them.")
+        super().__post_init__()
         if self.output_stride not in _STRIDES:
             raise ConfigError(
                 f"`output_stride` must be one of {', '.join(map(str, _STRIDES))}, got {self.output_stride}."
@@ -272,7 +258,18 @@ def segmentation_trainer(
     classes = Classes(chosen.class_names, chosen.ignore_index, chosen.reduce_labels)
     config = SegmenterConfig(classes.names, chosen.head_channels, chosen.dropout, chosen.aux_weight)
     with args.main_process_first(local=True):
-        train, evaluated = _open_data(chosen, classes)
+        train, evaluated = chosen.open(
+            partial(SegmentationData.from_folders, classes=classes),
+            partial(
+                SegmentationData.from_dataset,
+                classes=classes,
+                image_column=chosen.image_column,
+                mask_column=chosen.mask_column,
+            ),
+        )
+    dataset = dict(train.described)
+    if evaluated is not None:
+        dataset["evaluated_on"] = evaluated.described
     _check_batches(len(train.images), args)
     body, identity = _build(student, config.out_indices, chosen.output_stride)
     red, green, blue = (round(255 * value) for value in body.spec.mean)
@@ -294,9 +291,7 @@ def segmentation_trainer(
         description={
             "task": TASK,
             "student": identity,
-            "dataset": train.described
-            if evaluated is None
-            else {**train.described, "evaluated_on": evaluated.described},
+            "dataset": dataset,
             **describe_backbone(body),
             "segmenter": asdict(config),
             "masks": {"ignore_index": classes.ignore_index, "reduce_labels": classes.reduce_labels},
@@ -309,12 +304,12 @@ def segmentation_trainer(
     )
 
 
-def _build(student: BackboneArguments, out_indices: tuple[int, ...], stride: int) -> tuple[Backbone, dict[str, Any]]:
+def _build(student: BackboneArguments, out_indices: tuple[int, ...], stride: int) -> tuple[Backbone, StudentIdentity]:
     """The student's features, dilated to a stride where timm can."""
     try:
         body, identity = student.build(out_indices=out_indices, output_stride=stride)
     except ConfigError:
-        body, identity = student.build(out_indices=out_indices)  # raises what is wrong besides
+        body, identity = student.build(out_indices=out_indices)  # raises if something else is wrong
     if body.reductions[-1] != stride:
         logger.warning(
             "%s cannot be dilated to `output_stride` %d: its features keep the stride %d.",
@@ -337,24 +332,6 @@ def _check_batches(rows: int, args: TransferArguments) -> None:
         )
 
 
-def _open_data(chosen: SegmentationArguments, classes: Classes) -> tuple[SegmentationData, SegmentationData | None]:
-    if chosen.images is not None and chosen.masks is not None:
-        train = SegmentationData.from_folders(chosen.images, chosen.masks, classes)
-        if chosen.eval_images is None or chosen.eval_masks is None:
-            return train, None
-        return train, SegmentationData.from_folders(chosen.eval_images, chosen.eval_masks, classes)
-    assert chosen.dataset is not None
-    opened: list[SegmentationData] = []
-    for split in (chosen.split, chosen.eval_split):
-        if split is None:
-            return opened[0], None
-        rows, described = load_base(
-            chosen.dataset,
-            chosen.dataset_config,
-            split=split,
-            revision=chosen.revision,
-            files_from=chosen.files_from,
-        )
-        columns: dict[str, Any] = {"image_column": chosen.image_column, "mask_column": chosen.mask_column}
-        opened.append(SegmentationData.from_dataset(rows, {**described, "split": split}, classes, **columns))
-    return opened[0], opened[1]
+def collate(examples: Sequence[dict[str, torch.Tensor]]) -> dict[str, list[torch.Tensor]]:
+    """Makes a batch of lists, for whole images differ in size."""
+    return {name: [each[name] for each in examples] for name in ("pixel_values", "labels")}

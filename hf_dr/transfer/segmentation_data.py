@@ -14,6 +14,7 @@ import PIL.Image
 import torch
 from accelerate.utils import gather_object
 from torch import nn
+from torchvision.transforms.v2 import functional as F
 
 from hf_dr.errors import ConfigError, DataError, did_you_mean
 from hf_dr.store.base_dataset import undecoded_images
@@ -23,15 +24,16 @@ from hf_dr.views.rng import view_rng
 IGNORED = -1
 """The label of a pixel that does not count, whatever number a mask has there."""
 
-
 FILTERS = {name.lower(): PIL.Image.Resampling[name] for name in ("NEAREST", "BILINEAR", "BICUBIC")}
 
+_IMAGE_FILES = (".jpg", ".jpeg", ".png", ".webp")
+_MASK_FILES = (".png", ".tif", ".tiff", ".bmp")
 
-_IMAGE_FILES, _MASK_FILES = (".jpg", ".jpeg", ".png", ".webp"), (".png", ".tif", ".tiff", ".bmp")
-
-
-# How often a crop of too much of one class is drawn anew.
+# How often a crop of too much of one class is drawn, at most.
 _TRIES = 10
+
+
+# ---------------------------------------------------------------------------------------------------------------- data
 
 
 @dataclass(frozen=True)
@@ -98,16 +100,9 @@ class SegmentationData:
         Raises:
             DataError: A folder is not there or empty, or an image has no mask.
         """
-        found = []
-        for name, folder, endings in (("images", images, _IMAGE_FILES), ("masks", masks, _MASK_FILES)):
-            place = Path(folder).expanduser()
-            files = {path.stem: path for path in sorted(place.glob("*")) if path.suffix.lower() in endings}
-            if not files:
-                raise DataError(
-                    f"`{name}` must be a folder with files {', '.join(endings)}, found none in {place}. Check it."
-                )
-            found.append(files)
-        without = [path.name for stem, path in found[0].items() if stem not in found[1]]
+        image_files = _files_by_name("images", images, _IMAGE_FILES)
+        mask_files = _files_by_name("masks", masks, _MASK_FILES)
+        without = [path.name for name, path in image_files.items() if name not in mask_files]
         if without:
             raise DataError(
                 f"each image must have a mask of its name, but {without[0]} and {len(without) - 1} others of {images} have "
@@ -117,8 +112,8 @@ class SegmentationData:
         return cls(
             {"id": "/".join(place.parts[-2:])},
             classes,
-            [{"path": str(path)} for path in found[0].values()],
-            [{"path": str(found[1][stem])} for stem in found[0]],
+            [{"path": str(path)} for path in image_files.values()],
+            [{"path": str(mask_files[name])} for name in image_files],
         )
 
     @classmethod
@@ -154,10 +149,9 @@ class SegmentationData:
         for name in (image_column, mask_column):
             if name not in columns:
                 raise DataError(f"the dataset must have the column of images `{name}`.{did_you_mean(name, columns)}")
-        cells: Any = [
-            undecoded_images(dataset, name)[name] for name in (image_column, mask_column)
-        ]  # read when asked for
-        return cls(described, classes, *cells)
+        # Read when asked for.
+        images, masks = (undecoded_images(dataset, name)[name] for name in (image_column, mask_column))
+        return cls(described, classes, images, masks)
 
     def __getitem__(self, row: int) -> tuple[PIL.Image.Image, np.ndarray]:
         """Returns the image, RGB, and its labels (H, W), int32.
@@ -180,6 +174,19 @@ class SegmentationData:
         return image, labels
 
 
+def _files_by_name(setting: str, folder: str | Path, endings: tuple[str, ...]) -> dict[str, Path]:
+    place = Path(folder).expanduser()
+    files = {path.stem: path for path in sorted(place.glob("*")) if path.suffix.lower() in endings}
+    if not files:
+        raise DataError(
+            f"`{setting}` must be a folder with files {', '.join(endings)}, found none in {place}. Check it."
+        )
+    return files
+
+
+# ------------------------------------------------------------------------------------------------------------ examples
+
+
 @dataclass(frozen=True)
 class CropParams:
     """What was drawn for one image.
@@ -197,13 +204,13 @@ class CropParams:
 
 @dataclass(frozen=True)
 class ScaleCropFlip:
-    """A random scale, a square crop that not one class fills, and mirroring, for an image and its labels together.
+    """A random scale, a square crop that no single class fills, and mirroring, for an image and its labels together.
 
     Attributes:
         size: Side of the crop, in pixels; what the image does not fill is padded, to the right and below.
-        short_side: Least and greatest length of the scaled image's shorter side.
-        long_side: Length of its longer side, at most.
-        max_class_share: Of a crop's pixels that count; a crop of more of one class is drawn anew, up to ten times.
+        short_side: Smallest and largest length of the scaled image's shorter side.
+        long_side: Largest length of its longer side.
+        max_class_share: Of a crop's pixels that count; a crop of more of one class is drawn again, up to ten times.
         flip: Probability.
         interpolation: Filter of the image: nearest, bilinear or bicubic. Labels take the nearest.
         fill: Colour of the padding, 0 to 255; its labels are `IGNORED`.
@@ -242,8 +249,9 @@ class ScaleCropFlip:
         for _ in range(_TRIES):
             corner = rng.integers(0, room, endpoint=True)
             # In the labels as they are: scaling them for each try would take longer than all the rest.
-            start, stop = np.floor(corner / scale).astype(int), np.ceil((corner + self.size) / scale).astype(int)
-            inside = labels[start[0] : stop[0], start[1] : stop[1]]
+            first = np.floor(corner / scale).astype(int)
+            last = np.ceil((corner + self.size) / scale).astype(int)
+            inside = labels[first[0] : last[0], first[1] : last[1]]
             counts = np.bincount(inside[inside != IGNORED])
             if 0 < counts.max(initial=0) <= self.max_class_share * counts.sum():
                 break
@@ -254,17 +262,17 @@ class ScaleCropFlip:
         self, image: PIL.Image.Image, labels: np.ndarray, params: CropParams
     ) -> tuple[PIL.Image.Image, np.ndarray]:
         """Returns the crop of an image, `size` x `size`, and of its labels."""
-        (height, width), (top, left) = params.scaled, params.corner
-        resized = image.resize((width, height), FILTERS[self.interpolation])
-        nearest = np.asarray(PIL.Image.fromarray(labels).resize((width, height), PIL.Image.Resampling.NEAREST))
-        bottom, right = min(top + self.size, height), min(left + self.size, width)
-        crop = PIL.Image.new("RGB", (self.size, self.size), self.fill)
-        crop.paste(resized.crop((left, top, right, bottom)))
-        cropped = np.full((self.size, self.size), IGNORED, np.int32)
-        cropped[: bottom - top, : right - left] = nearest[top:bottom, left:right]
-        if params.flip:
-            return crop.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT), cropped[:, ::-1]
-        return crop, cropped
+        height, width = params.scaled
+        missing = [0, 0, max(self.size - width, 0), max(self.size - height, 0)]  # left, top, right, bottom
+        results = []
+        for shown, interpolation, fill in (
+            (image, FILTERS[self.interpolation], self.fill),
+            (PIL.Image.fromarray(labels), PIL.Image.Resampling.NEAREST, IGNORED),
+        ):
+            scaled = shown.resize((width, height), interpolation)
+            crop = F.crop(F.pad(scaled, missing, fill), *params.corner, self.size, self.size)
+            results.append(F.horizontal_flip(crop) if params.flip else crop)
+        return results[0], np.array(results[1])
 
 
 class SegmentationImages(torch.utils.data.Dataset):
@@ -272,12 +280,14 @@ class SegmentationImages(torch.utils.data.Dataset):
 
     Args:
         data: Images with masks.
-        augmentation: Draws a crop, as (seed, row, epoch) tells; None for whole images.
+        augmentation: Draws a crop that follows from (seed, row, epoch); None for whole images.
         seed: Of the crops.
     """
 
     def __init__(self, data: SegmentationData, augmentation: ScaleCropFlip | None = None, seed: int = 0) -> None:
-        self._data, self._augmentation, self._seed = data, augmentation, seed
+        self._data = data
+        self._augmentation = augmentation
+        self._seed = seed
 
     def __len__(self) -> int:
         return len(self._data.images)
@@ -288,8 +298,10 @@ class SegmentationImages(torch.utils.data.Dataset):
         if self._augmentation is not None:
             params = self._augmentation.sample(view_rng(self._seed, row, epoch), labels)
             image, labels = self._augmentation.apply(image, labels, params)
-        pixels = as_tensor(image)
-        return {"pixel_values": pixels, "labels": torch.from_numpy(np.ascontiguousarray(labels))}
+        return {"pixel_values": as_tensor(image), "labels": torch.from_numpy(labels)}
+
+
+# ------------------------------------------------------------------------------------------------- masks and metrics
 
 
 def confusion(labels: torch.Tensor, predicted: torch.Tensor, num_classes: int) -> torch.Tensor:
@@ -350,7 +362,8 @@ def decode_mask(value: Any) -> np.ndarray:
     try:
         data = value.get("bytes")
         with PIL.Image.open(value["path"] if data is None else BytesIO(data)) as image:
-            mode, stored = image.mode, np.asarray(image)
+            mode = image.mode
+            stored = np.asarray(image)
     # As for images: Pillow's readers raise a dozen types on broken files.
     except Exception as error:
         if isinstance(error, MemoryError):

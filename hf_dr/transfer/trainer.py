@@ -17,14 +17,13 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 import hf_dr.teacher.architectures  # noqa: F401 (what it registers, timm builds)
 from hf_dr.errors import ConfigError, FormatError
 from hf_dr.hub.repository import Push, Repository, publish
-from hf_dr.training.resumable import ResumableTrainer
+from hf_dr.training.resumable import ResumableArguments, ResumableTrainer
 from hf_dr.transfer.backbone import Backbone, BackboneSpec
 from hf_dr.views.rng import DOMAIN_ORDER, keyed_rng
 
@@ -33,11 +32,11 @@ logger = logging.getLogger(__name__)
 Model = TypeVar("Model", bound=nn.Module)
 
 TRANSFER_FILE = "transfer.json"
-"""What a model is made of and was trained on, beside its weights: it is built and resumed from this."""
+"""What a model is made of and was trained on, next to its weights: it is built and resumed from this."""
 RESULTS_FILE = "transfer_results.json"
-"""What came of a finished training: `task`, `student`, `dataset`, `metrics` and `training`."""
+"""The results of a finished training: `task`, `student`, `dataset`, `metrics` and `training`."""
 HEADLINES = {"box_map": "box mAP", "mask_map": "mask mAP", "mean_iou": "mIoU"}
-"""Of the metrics, those that cards and results pages show, by what they call them; fractions from 0 to 1."""
+"""The metrics that cards and results pages show, with their titles; fractions from 0 to 1."""
 
 _CARD = """---
 library_name: hf_dr
@@ -51,27 +50,25 @@ pipeline_tag: {tag}
 
 
 @dataclass
-class TransferArguments(TrainingArguments):
+class TransferArguments(ResumableArguments):
     """`TrainingArguments` for detection and segmentation.
 
     Raises:
         ConfigError: A value is impossible.
     """
 
-    momentum: float = field(default=0.9, metadata={"help": "Of --optim sgd."})
-    nesterov: bool = field(default=False, metadata={"help": "Nesterov momentum for --optim sgd."})
     lr_milestones: list[float] = field(
         default_factory=list,
         metadata={
-            "help": "Shares of all steps, ascending, after each of which the rate falls by --lr_decay, after a linear warm-up: "
-            "in place of --lr_scheduler_type."
+            "help": "Shares of all steps, ascending. After a linear warm-up the rate is constant, and it is multiplied by "
+            "--lr_decay at each of them, instead of following --lr_scheduler_type."
         },
     )
-    lr_decay: float = field(default=0.1, metadata={"help": "Factor of the rate at each of --lr_milestones."})
+    lr_decay: float = field(
+        default=0.1, metadata={"help": "Factor by which the rate changes at each of --lr_milestones."}
+    )
 
     def __post_init__(self) -> None:
-        if not 0 <= self.momentum < 1:
-            raise ConfigError(f"`momentum` must be at least 0 and below 1, got {self.momentum!r}.")
         if not 0 < self.lr_decay <= 1:
             raise ConfigError(f"`lr_decay` must be above 0 and at most 1, got {self.lr_decay!r}.")
         steps = [0.0, *self.lr_milestones, 1.0]
@@ -79,14 +76,7 @@ class TransferArguments(TrainingArguments):
             raise ConfigError(
                 f"`lr_milestones` must be ascending shares between 0 and 1, got {', '.join(map(str, self.lr_milestones))}."
             )
-        if self.push_to_hub and str(getattr(self.hub_strategy, "value", self.hub_strategy)) != "end":
-            raise ConfigError(
-                f"`hub_strategy` must be end, got {self.hub_strategy!s}: the states in checkpoints are pickles, which are not "
-                "published. Set it."
-            )
         self.remove_unused_columns = False  # batches are made by the task's own dataset
-        # Without an accelerator several processes form a group only if the CPU is asked for, and no memory can be pinned.
-        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
 
 
@@ -109,7 +99,9 @@ class EpochSampler(torch.utils.data.Sampler[tuple[int, int]]):
     """
 
     def __init__(self, count: int, seed: int) -> None:
-        self._count, self._seed, self.epoch = count, seed, 0
+        self._count = count
+        self._seed = seed
+        self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch of the next `iter`."""
@@ -130,12 +122,14 @@ class TransferTrainer(ResumableTrainer):
         model: Its forward takes a batch by name and returns `{"loss": ...}` in training.
         args: Settings.
         description: What decides the model and its training, for JSON: `task`, `student`, `dataset`, and all that builds the
-            model anew. It is saved with the weights; a run is resumed only under the same.
+            model again. It is saved with the weights; a run is resumed only under the same.
         meter: Starts a measurement.
         train_dataset: `train_dataset[row, epoch]` is an example; its randomness follows from row, epoch and a seed alone.
         eval_dataset: `eval_dataset[row]` is an example.
         data_collator: Makes a batch, a dictionary, of a list of examples.
     """
+
+    settings_file = TRANSFER_FILE
 
     def __init__(
         self,
@@ -152,20 +146,14 @@ class TransferTrainer(ResumableTrainer):
             model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, data_collator=data_collator
         )
         self.args: TransferArguments
-        self._description, self._meter = json.loads(json.dumps(description)), meter
+        self._description = json.loads(json.dumps(description))  # as it is read back
+        self._meter = meter
 
     @property
     def _module(self) -> nn.Module:
         return self.accelerator.unwrap_model(self.model)
 
     # ------------------------------------------------------------------------------------------------------------ data
-
-    def _get_dataloader(self, dataset: Any, *settings: Any, **more: Any) -> torch.utils.data.DataLoader:
-        loader = super()._get_dataloader(dataset, *settings, **more)
-        # A loader draws the seed of its workers when it starts to iterate: from the global generator, what the model draws
-        # after a restart would not be what it had been without.
-        getattr(loader, "base_dataloader", loader).generator = torch.Generator().manual_seed(self.args.seed)
-        return loader
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
         dataset: Any = train_dataset if train_dataset is not None else self.train_dataset
@@ -174,17 +162,17 @@ class TransferTrainer(ResumableTrainer):
         return self._sampler
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader:
-        """Returns the batches of this process: every so-many-th image, and none of another's to fill up the last batch."""
+        """Returns the batches of this process: of N processes every N-th image, with no others to fill up the last batch."""
         args = self.args
         dataset: Any = eval_dataset if eval_dataset is not None else self.eval_dataset
-        return torch.utils.data.DataLoader(
+        loader = torch.utils.data.DataLoader(
             torch.utils.data.Subset(dataset, range(args.process_index, len(dataset), args.world_size)),
             batch_size=args.eval_batch_size,
             collate_fn=self.data_collator,
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory,
-            generator=torch.Generator().manual_seed(args.seed),
         )
+        return self._with_own_generator(loader)
 
     # ------------------------------------------------------------------------------------------------------- optimizer
 
@@ -223,8 +211,8 @@ class TransferTrainer(ResumableTrainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Returns the metrics of the task's meter, over all images of all processes."""
-        model, meter = self._module, self._meter()  # unwrapped: processes have batches of different numbers
-        model.eval()
+        model = self._module.eval()  # unwrapped, because processes have different numbers of batches
+        meter = self._meter()
         for batch in dataloader:
             with torch.no_grad(), self.compute_loss_context_manager():
                 meter.update(model, self._prepare_inputs(batch))
@@ -234,31 +222,27 @@ class TransferTrainer(ResumableTrainer):
 
     # ----------------------------------------------------------------------------------------------------- what is kept
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        super()._save(output_dir, state_dict)
-        if self.args.should_save:
-            text = json.dumps(self._description, indent=2) + "\n"
-            Path(output_dir or self.args.output_dir or ".", TRANSFER_FILE).write_text(text, encoding="utf-8")
+    def run_settings(self) -> dict[str, Any]:
+        """Returns the description."""
+        return self._description
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        there, here = read_description(resume_from_checkpoint), self._description
-        differing = [
-            f"{key}: {there.get(key)!r:.80} there, {here.get(key)!r:.80} here"
-            for key in dict.fromkeys([*there, *here])
-            if there.get(key) != here.get(key)
-        ]
-        if differing:
-            raise ConfigError(
-                f"a run must be resumed with its own settings, but {resume_from_checkpoint} differs in {'; '.join(differing)}. "
-                "Restore them, or choose another `output_dir`."
-            )
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+    def prepare_resume(self, checkpoint: str | None) -> None:
+        """As `ResumableTrainer`'s.
+
+        Raises:
+            ConfigError: The checkpoint was made with another description.
+            FormatError: It is none of a detector or a segmenter.
+        """
+        if checkpoint is not None:
+            read_description(checkpoint)
+        super().prepare_resume(checkpoint)
 
     def write_results(self) -> None:
-        """Writes `transfer_results.json`: the last evaluation of just the present weights, of which student, on which data."""
+        """Writes `transfer_results.json`: the last evaluation of the present weights, of which student, on which data."""
         if not self.is_world_process_zero():
             return
-        described, args = self._description, self.args
+        described = self._description
+        args = self.args
         content = {
             **{key: described[key] for key in ("task", "student", "dataset")},
             "metrics": self._measured,
@@ -295,12 +279,15 @@ class TransferTrainer(ResumableTrainer):
         if not self.is_world_process_zero():
             return None
         assert self.hub_model_id is not None
-        name, student = self.hub_model_id.rpartition("/")[2], self._description["student"]
+        name = self.hub_model_id.rpartition("/")[2]
+        described = self._description
         measured = ", ".join(
             f"{title} {self._measured[key]:.4g}" for key, title in HEADLINES.items() if key in self._measured
         )
-        about = f"Trained on `{self._description['dataset'].get('id')}`, on the backbone `{student['id']}`. {measured}"
-        card = _CARD.format(tag=self._description["task"], name=name, about=about)
+        about = (
+            f"Trained on `{described['dataset'].get('id')}`, on the backbone `{described['student']['id']}`. {measured}"
+        )
+        card = _CARD.format(tag=described["task"], name=name, about=about)
         folder = Path(args.output_dir or ".")
         return publish(
             Repository(self.hub_model_id, "model", revision or args.hub_revision, token or args.hub_token),
@@ -333,7 +320,7 @@ def read_description(folder: str | Path) -> dict[str, Any]:
         ) from error
     if not isinstance(content, dict) or not {"task", "student", "dataset", "backbone"} <= content.keys():
         raise FormatError(
-            f"{path} must tell task, student, dataset and backbone, found {str(content)[:80]}. Train anew."
+            f"{path} must hold task, student, dataset and backbone, found {str(content)[:80]}. Train again."
         )
     return content
 
@@ -348,16 +335,18 @@ def load_weights(model: nn.Module, folder: str | Path) -> None:
     try:
         model.load_state_dict(load_file(path))
     except (OSError, RuntimeError) as error:
-        raise FormatError(f"{path} must hold the weights of its model, but: {str(error)[:300]}. Train anew.") from error
+        raise FormatError(
+            f"{path} must hold the weights of its model, but: {str(error)[:300]}. Train again."
+        ) from error
 
 
 def load_trained(folder: str | Path, task: str, build: Callable[[Backbone, dict[str, Any]], Model]) -> Model:
     """Loads a model that `TransferTrainer` wrote, for evaluation.
 
     Args:
-        folder: Where.
-        task: It must be of this one.
-        build: Makes the model around its backbone, of what the folder's description says.
+        folder: Where it is.
+        task: What it must have been trained for.
+        build: Makes the model around a backbone, from the folder's description.
 
     Raises:
         ConfigError: It is of another task.
@@ -366,8 +355,7 @@ def load_trained(folder: str | Path, task: str, build: Callable[[Backbone, dict[
     described = read_description(folder)
     if described["task"] != task:
         raise ConfigError(f"{folder} must hold a model of {task}, found one of {described['task']}.")
-    model = build(
-        Backbone(BackboneSpec.from_dict(described["backbone"]), freeze_norm=described["freeze_norm"]), described
-    )
+    body = Backbone(BackboneSpec.from_dict(described["backbone"]), freeze_norm=described["freeze_norm"])
+    model = build(body, described)
     load_weights(model, folder)
     return model.eval()

@@ -11,6 +11,7 @@ import numpy as np
 import PIL.Image
 
 from hf_dr.errors import ConfigError, ReplayError, did_you_mean
+from hf_dr.views.names import NAMED
 from hf_dr.views.ops.base import OPS, Op, Param, Params, Size
 from hf_dr.views.ops.colour import RandAugment
 from hf_dr.views.ops.geometry import RandomErasing, RandomHorizontalFlip, RandomResizedCrop
@@ -20,9 +21,6 @@ from hf_dr.views.resizing import HORIZONTAL
 PARTNER = "partner"
 """The parameter (column `aug_partner`) that mixing adds: the partner's row of the base, -1 where nothing is mixed."""
 NO_PARTNER = -1
-
-NAMED = ("rrc", "mixing", "randaug", "randaug_mixing")
-"""The paper's four augmentations: crop and flip, + MixUp and CutMix, + RandAugment and erasing, + both."""
 
 
 class Augmentation:
@@ -42,8 +40,9 @@ class Augmentation:
             raise ConfigError(
                 "an augmentation must hold at least one op, got an empty list. Add e.g. RandomResizedCrop."
             )
-        self._single = [(op, keys) for op, keys in zip(self.ops, self._keys(), strict=True) if not op.mixes]
-        self._mixing = [(op, keys) for op, keys in zip(self.ops, self._keys(), strict=True) if op.mixes]
+        keyed = list(zip(self.ops, self._keys(), strict=True))
+        self._single = [(op, keys) for op, keys in keyed if not op.mixes]
+        self._mixing = [(op, keys) for op, keys in keyed if op.mixes]
         if [op.mixes for op in self.ops] != sorted(op.mixes for op in self.ops):
             raise ConfigError(f"mixing ops must come last, got {self._names()}. Move MixUp and CutMix to the end.")
         if self.size is None:

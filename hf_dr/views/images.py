@@ -7,7 +7,10 @@ converted by Pillow's formula.
 
 from __future__ import annotations
 
+import logging
+import os
 import struct
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -17,13 +20,23 @@ import PIL.Image
 import PIL.ImageOps
 import torch
 import xxhash
+from datasets.utils.file_utils import xopen
 
 from hf_dr.errors import DataError, ReplayError
 
+logger = logging.getLogger(__name__)
+
 DECODING_RULE = 1
-"""Raised with every change of the rule above: hashes of pixels that are kept are made anew."""
+"""Raised with every change of the rule above: kept hashes of pixels are then made again."""
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "TGA", "QOI", "AVIF", "HEIF")
+"""Pillow's formats that are read. Others start programs (EPS calls Ghostscript), or are not made for photos."""
+MAX_IMAGE_PIXELS = int(os.environ.get("HF_DR_MAX_IMAGE_PIXELS", "67108864"))
+"""Larger images are refused before they are decoded: in the environment, because loaders' workers are processes."""
 
 _ORIENTATION = 0x0112  # the EXIF tag
+# Of 16 bits an image should use more than the lowest 12: else the 8 highest, which are kept, leave 16 levels or one.
+_FEW_LEVELS = 1 << 12
 
 
 def decode_image(value: Any) -> PIL.Image.Image:
@@ -35,18 +48,26 @@ def decode_image(value: Any) -> PIL.Image.Image:
     Raises:
         DataError: The cell is empty or holds no readable image. The caller knows the row and adds it.
     """
+    data = None
     try:
         if isinstance(value, PIL.Image.Image):
             return to_rgb(value)
-        data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (None, None)
-        if data is not None:
-            source: BytesIO | Path = BytesIO(data)
-        elif path is not None:
-            source = Path(path)
-        else:
+        cell = value if isinstance(value, dict) else {}
+        data = cell.get("bytes")
+        if data is None and cell.get("path") is not None:
+            data = _read(cell["path"])
+        if not isinstance(data, bytes):
             raise DataError(f"expected an image as bytes or a path, got {value!r:.80}")
-        with PIL.Image.open(source) as image:
+        with PIL.Image.open(BytesIO(data), formats=_known_formats()) as image:
+            if image.width * image.height > MAX_IMAGE_PIXELS:
+                raise DataError(
+                    f"expected at most {MAX_IMAGE_PIXELS:,} pixels, got {image.height}x{image.width}. Shrink the image, or set "
+                    "HF_DR_MAX_IMAGE_PIXELS"
+                )
             return to_rgb(image)
+    except PIL.UnidentifiedImageError as error:
+        found = _what_it_is(data or b"")
+        raise DataError(f"expected an image as {', '.join(_known_formats())}, got {found}") from error
     # Pillow's readers raise a dozen types on broken files (OSError, SyntaxError, struct.error, DecompressionBombError).
     except Exception as error:
         if isinstance(error, (DataError, MemoryError)):
@@ -54,8 +75,65 @@ def decode_image(value: Any) -> PIL.Image.Image:
         raise DataError(f"{type(error).__name__}: {error}") from error
 
 
+@cache
+def _warn_of_few_bits(bits: int) -> None:
+    """Once for each number of bits in a process: a dataset has many such images."""
+    logger.warning(
+        "An image of 16-bit grey uses %d bits only, and becomes black or nearly so. Scale the levels of such images to 8 or 16 "
+        "bits.",
+        bits,
+    )
+
+
+@cache
+def _known_formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that the installed Pillow reads."""
+    PIL.Image.init()
+    return tuple(name for name in FORMATS if name in PIL.Image.OPEN)
+
+
+def _read(path: str) -> bytes:
+    """Reads a file: of this machine, inside a zip archive (`zip://a.png::b.zip`), or at an address that `datasets` reads."""
+    if "://" in path:
+        with xopen(path, "rb") as file:
+            data: bytes = file.read()
+            return data
+    if not Path(path).is_file():  # a folder, a device, a pipe that would be waited for
+        raise DataError(f"expected a file, found none at {path}")
+    return Path(path).read_bytes()
+
+
+def _what_it_is(data: bytes) -> str:
+    """Says what bytes are that are no image."""
+    if not data:
+        return "an empty file"
+    start = data[:64].lstrip().lower()
+    for beginning, kind in _NO_IMAGES.items():
+        if start.startswith(beginning):
+            return kind
+    return f"{len(data):,} bytes that begin with {data[:12]!r}"
+
+
+_NO_IMAGES = {
+    b"\x89png": "a PNG file that is cut short",
+    b"\xff\xd8\xff": "a JPEG file that is cut short",
+    b"gif8": "a GIF file that is cut short",
+    b"version https://git-lfs": "a pointer of Git LFS: the file itself was not fetched (`git lfs pull`)",
+    b"<!doctype html": "an HTML page",
+    b"<html": "an HTML page",
+    b"<?xml": "an XML file",
+    b"<svg": "an SVG drawing, which has no pixels",
+    b"%!ps": "a PostScript file, which is a program",
+    b"%pdf": "a PDF file",
+    b"\xff\x0a": "a JPEG XL image",
+    b"\x00\x00\x00\x0cjxl": "a JPEG XL image",
+    b"pk\x03\x04": "a zip archive",
+}
+"""How files begin that are often taken for images, in lower case."""
+
+
 def decode_row(
-    value: Any, where: str, advice: str = "Mend it.", error: type[DataError | ReplayError] = DataError
+    value: Any, where: str, advice: str = "Fix it.", error: type[DataError | ReplayError] = DataError
 ) -> PIL.Image.Image:
     """Decodes the image of one row to RGB.
 
@@ -92,6 +170,8 @@ def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
             raise DataError(
                 f"expected grey levels of 16 bits, got {levels.min()} to {levels.max()}. Convert the image."
             )
+        if 0 < levels.max() < _FEW_LEVELS:
+            _warn_of_few_bits(int(levels.max()).bit_length())
         return PIL.Image.fromarray((levels >> 8).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise DataError("expected an image of 8 or 16 bits, got floating-point pixels (mode F). Convert the image.")

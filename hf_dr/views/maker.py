@@ -61,7 +61,7 @@ class ViewMaker(torch.utils.data.Dataset):
         augmentation: The ops.
         num_views: V.
         seed: Of the run.
-        matching_size: Partners come from the same block of so many examples; None: from the whole dataset.
+        matching_size: Partners come from the same block of `matching_size` examples; None: from the whole dataset.
         first_kept: Views before it are drawn, performed and hashed, but their pixels are not in the batch.
     """
 
@@ -92,7 +92,7 @@ class ViewMaker(torch.utils.data.Dataset):
         value = self.images[example][self.column]
         path = value.get("path") if isinstance(value, dict) else None
         where = f"row {example}" + (f" ({path})" if path else "")
-        image = decode_row(value, where, "Mend it, or pass `on_bad_image=skip`.")
+        image = decode_row(value, where, "Fix it, or pass `on_bad_image=skip`.")
         if max(image.size) > MAX_SIDE:
             raise DataError(
                 f"the image of {where} must have sides of at most {MAX_SIDE} pixels, got {image.height}x{image.width}. Shrink "
@@ -141,7 +141,8 @@ class ViewMaker(torch.utils.data.Dataset):
         count = span.stop - span.start
         height, width = self.augmentation.size or (0, 0)
         kept = np.arange(span.start, span.stop) % self.num_views >= self.first_kept
-        pixels, place = np.zeros((int(kept.sum()), height, width, 3), np.uint8), np.cumsum(kept) - 1
+        place = np.cumsum(kept) - 1  # of each view among those whose pixels are kept
+        pixels = np.zeros((int(kept.sum()), height, width, 3), np.uint8)
         params = {
             name: np.zeros((count,) if p.length is None else (count, p.length), p.dtype)
             for name, p in self.augmentation.params.items()
@@ -154,16 +155,20 @@ class ViewMaker(torch.utils.data.Dataset):
             np.zeros(count, np.uint64),
             np.ones(count, bool),
         )
-        current, image, digest = -1, None, 0
+        current = -1
+        image: PIL.Image.Image | None = None
+        image_hash = 0
         for n, flat in enumerate(range(span.start, span.stop)):
             example, view = divmod(flat, self.num_views)
+            # The views of an example follow each other, so each image is decoded once.
             if example != current:
                 current = example
                 try:
                     image = self.image(example)
-                    digest = pixel_hash(image)
+                    image_hash = pixel_hash(image)
                 except DataError as error:
-                    image, batch.error = None, batch.error or str(error)
+                    image = None
+                    batch.error = batch.error or str(error)
             if image is None:
                 batch.valid[n] = False
                 continue
@@ -171,7 +176,7 @@ class ViewMaker(torch.utils.data.Dataset):
             array = np.asarray(shown)
             if kept[n]:
                 pixels[place[n]] = array
-            batch.image_hashes[n] = digest
+            batch.image_hashes[n] = image_hash
             batch.view_hashes[n] = hash_view(array)
             for name, value in drawn.items():
                 params[name][n] = value

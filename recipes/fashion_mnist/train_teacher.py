@@ -25,31 +25,23 @@ from typing import Any, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
-from datasets import load_dataset
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torchvision.transforms import v2
 from tqdm import trange
-from transformers import (
-    AutoModelForImageClassification,
-    PreTrainedModel,
-    TimmWrapperConfig,
-    TimmWrapperForImageClassification,
-)
-from transformers.utils import logging as transformers_logging
+from transformers import PreTrainedModel
+
+from hf_dr.evaluation.metrics import classification_metrics, reliability
+from hf_dr.store.base_dataset import load_base
+from hf_dr.teacher.calibration import NUM_BINS
+from hf_dr.teacher.ensemble import Teacher
+from hf_dr.teacher.members import Preprocessing, load_member
+from hf_dr.text import markdown_table
+from hf_dr.training.students import build_student
 
 CLASS_NAMES = (
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
-)
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
 SIDE = 28
 SCRIPT = "recipes/fashion_mnist/train_teacher.py"
 TEACHERS = Path(__file__).resolve().parents[2] / "hf_dr" / "assets" / "teachers"
@@ -69,6 +61,11 @@ class Member:
     input_size: int
     mean: float
     std: float
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What it does to the images: as when it labels views."""
+        return Preprocessing((self.input_size,) * 2, (self.mean,) * 3, (self.std,) * 3, "bilinear")
 
 
 MEMBERS = {
@@ -93,7 +90,7 @@ MEMBERS = {
 
 @dataclass(frozen=True)
 class Schedule:
-    """What, besides the member, decides the weights of a run."""
+    """What decides the weights of a run, together with the member."""
 
     epochs: int
     seed: int
@@ -118,7 +115,7 @@ def read_idx(path: Path) -> Tensor:
 
 
 def load_split(data: str, split: str) -> tuple[Tensor, Tensor]:
-    """Load grey images (N, 28, 28) uint8 and labels (N,) int64, from a folder of idx files or with `load_dataset`."""
+    """Load grey images (N, 28, 28) uint8 and labels (N,) int64, from a folder of idx files or as a dataset."""
     images_file, labels_file = (Path(data) / name for name in IDX_FILES[split])
     if images_file.is_file():
         return read_idx(images_file), read_idx(labels_file).long()
@@ -127,7 +124,7 @@ def load_split(data: str, split: str) -> tuple[Tensor, Tensor]:
             f"`--data` must be a folder of idx files or a dataset, but there is no `{data}`. Install Debian's "
             "`dataset-fashion-mnist`, or pass `--data zalando-datasets/fashion_mnist` to download from the Hub."
         )
-    dataset = load_dataset(data, split=split)
+    dataset, _ = load_base(data, split=split)
     names = [name.replace(" ", "") for name in dataset.features["label"].names]
     if names != [name.replace(" ", "") for name in CLASS_NAMES]:
         raise ValueError(f"`--data` must have the classes of Fashion-MNIST in their order, got {names}. Pass another.")
@@ -137,15 +134,9 @@ def load_split(data: str, split: str) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(images), torch.tensor(dataset["label"])
 
 
-def normalise(images_B1HW: Tensor, mean: float, std: float) -> Tensor:
-    """Grey values in [0, 255] to a normalised RGB batch of three equal channels, (B, 3, H, W), channels last."""
-    normalised = (images_B1HW / 255 - mean) / std
-    return normalised.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
-
-
-def resize(images_BHW: Tensor, size: int) -> Tensor:
-    """The teacher's own preprocessing: bilinear to (B, 1, size, size), float."""
-    return F.interpolate(images_BHW[:, None].float(), size=(size, size), mode="bilinear", antialias=True)
+def as_rgb(images_BHW: Tensor) -> Tensor:
+    """Grey images as the three equal channels that a teacher sees, (B, 3, H, W)."""
+    return images_BHW[:, None].expand(-1, 3, -1, -1)
 
 
 def augment(images_BHW: Tensor, pad: int, rng: torch.Generator) -> Tensor:
@@ -167,28 +158,18 @@ def augment(images_BHW: Tensor, pad: int, rng: torch.Generator) -> Tensor:
 # --- model ----------------------------------------------------------------------------------------------------------
 
 
-def build_model(member: Member) -> TimmWrapperForImageClassification:
+def build_model(member: Member) -> PreTrainedModel:
     """A freshly initialised teacher whose config carries its own preprocessing and the class names."""
-    settings: dict[str, Any] = {
-        "architecture": member.architecture,
-        "model_args": member.model_args,
-        "num_labels": len(CLASS_NAMES),
-        "id2label": dict(enumerate(CLASS_NAMES)),
-        "label2id": {name: index for index, name in enumerate(CLASS_NAMES)},
-        "pretrained_cfg": {
-            "architecture": member.architecture,
-            "input_size": [3, member.input_size, member.input_size],
-            "interpolation": "bilinear",
-            "crop_pct": 1.0,
-            "crop_mode": "center",
-            "mean": [member.mean] * 3,
-            "std": [member.std] * 3,
-            "license": "apache-2.0",
-        },
-    }
-    model = TimmWrapperForImageClassification(TimmWrapperConfig(**settings))
-    nn.Module.to(model, memory_format=torch.channels_last)
-    return model
+    model: Any = build_student(
+        f"timm:{member.architecture}",
+        CLASS_NAMES,
+        len(CLASS_NAMES),
+        model_args=member.model_args,
+        normalization=(member.preprocessing.mean, member.preprocessing.std),
+        size=member.input_size,
+    )
+    model.config.pretrained_cfg.update(architecture=member.architecture, license="apache-2.0")
+    return model.to(memory_format=torch.channels_last)
 
 
 def build_optimizer(model: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
@@ -244,9 +225,9 @@ def train(name: str, schedule: Schedule, data: str, out: Path) -> None:
         chosen, order = order[: schedule.batch_size], order[schedule.batch_size :]
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, schedule.lr)
-        pixels = resize(augment(images[chosen], schedule.pad, rng), member.input_size)
+        pixels = member.preprocessing(as_rgb(augment(images[chosen], schedule.pad, rng)))
         with torch.autocast("cpu", torch.bfloat16):
-            logits_BC = model(normalise(pixels, member.mean, member.std)).logits
+            logits_BC = model(pixels.contiguous(memory_format=torch.channels_last)).logits
         loss = F.cross_entropy(logits_BC.float(), labels[chosen])
         optimizer.zero_grad()
         loss.backward()
@@ -269,59 +250,45 @@ def train(name: str, schedule: Schedule, data: str, out: Path) -> None:
 # --- evaluation -------------------------------------------------------------------------------------------------------
 
 
-def predict(model: PreTrainedModel, images: Tensor, batch_size: int = 250) -> Tensor:
-    """Log-probabilities (N, 10) in float64 of grey images (N, 28, 28), seen through the config's preprocessing."""
-    preprocessing = model.config.pretrained_cfg
-    size, mean, std = preprocessing["input_size"][-1], preprocessing["mean"][0], preprocessing["std"][0]
-    model.eval()
-    with torch.inference_mode():
-        batches = [model(normalise(resize(batch, size), mean, std)).logits for batch in images.split(batch_size)]
-    return torch.cat(batches).double().log_softmax(dim=1)
-
-
-def measure(probabilities_NC: Tensor, labels: Tensor, bins: int = 15) -> dict[str, float]:
-    """Accuracy, negative log-likelihood (nats), expected calibration error (equal-width bins), mean confidence."""
-    confidence, predicted = probabilities_NC.max(dim=1)
-    correct = (predicted == labels).double()
-    which = (confidence * bins).ceil().long().clamp(1, bins) - 1
-    gap = torch.zeros(bins, dtype=torch.double).index_add_(0, which, correct - confidence)
-    nll = -probabilities_NC.gather(1, labels[:, None]).log().mean()
-    return {
-        "accuracy": round(correct.mean().item(), 4),
-        "nll": round(nll.item(), 4),
-        "ece": round(gap.abs().sum().item() / len(labels), 4),
-        "mean_confidence": round(confidence.mean().item(), 4),
-    }
+def measure(logprobs_NC: Tensor, labels: Tensor) -> dict[str, float]:
+    """Accuracy, negative log-likelihood (nats), expected calibration error, mean confidence."""
+    found = classification_metrics(logprobs_NC.numpy(), labels.numpy())
+    confidence = reliability(logprobs_NC.numpy(), labels.numpy()).confidence_sums.sum() / len(labels)
+    shown = {"accuracy": found["top1"], "nll": found["nll"], "ece": found["ece"], "mean_confidence": float(confidence)}
+    return {key: round(value, 4) for key, value in shown.items()}
 
 
 def evaluate(folders: Sequence[Path], data: str, results_file: Path) -> None:
     """Measure saved members and their ensemble on the test split; print a table, write the JSON and the cards."""
-    transformers_logging.disable_progress_bar()
     images, labels = load_split(data, "test")
+
+    def answers(teacher: Teacher) -> Tensor:
+        return torch.cat([teacher(as_rgb(batch)) for batch in images.split(250)])
+
+    loaded = [load_member(str(folder)) for folder in folders]
     members: dict[str, dict[str, Any]] = {}
-    probabilities: list[Tensor] = []
-    for folder in folders:
-        model = AutoModelForImageClassification.from_pretrained(folder).to(memory_format=torch.channels_last)
-        predict(model, images[:500])
+    for folder, member in zip(folders, loaded, strict=True):
+        teacher = Teacher([member])
+        teacher(as_rgb(images[:500]))  # a first call takes longer
         started = time.perf_counter()
-        probabilities.append(predict(model, images).exp())
+        measured = measure(answers(teacher), labels)
         seconds = time.perf_counter() - started
         training = json.loads((folder / "training.json").read_text(encoding="utf-8"))
-        members[folder.name] = measure(probabilities[-1], labels) | {
-            "architecture": model.config.architecture,
-            "input_size": model.config.pretrained_cfg["input_size"],
-            "parameters": model.num_parameters(),
+        members[folder.name] = measured | {
+            "architecture": training["member"]["architecture"],
+            "input_size": [3, *member.preprocessing.size],
+            "parameters": sum(weight.numel() for weight in member.model.parameters()),
             "bytes": (folder / "model.safetensors").stat().st_size,
             "ms_per_image_one_thread": round(1000 * seconds / len(images), 3),
             "command": training["command"],
             "training_seconds": training["seconds"],
         }
-    ensemble = measure(torch.stack(probabilities).mean(dim=0), labels)
+    ensemble = measure(answers(Teacher(loaded)), labels)
     ensemble["bytes"] = sum(member["bytes"] for member in members.values())
     ensemble["ms_per_image_one_thread"] = round(sum(m["ms_per_image_one_thread"] for m in members.values()), 3)
     results = {
         "test_images": len(images),
-        "ece_bins": 15,
+        "ece_bins": NUM_BINS,
         "command": command_line(),
         "versions": library_versions(),
         "members": members,
@@ -330,16 +297,17 @@ def evaluate(folders: Sequence[Path], data: str, results_file: Path) -> None:
     results_file.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     for folder in folders:
         (folder / "README.md").write_text(card(folder, results), encoding="utf-8")
-    print(table(members | {"ensemble": ensemble}))
+    print(table(results))
 
 
-def table(rows: dict[str, dict[str, Any]]) -> str:
+def table(results: dict[str, Any]) -> str:
     """A Markdown table of `measure`'s numbers."""
-    lines = ["| teacher | accuracy | NLL | ECE | KB | ms per image |", "|---|---|---|---|---|---|"]
-    for name, row in rows.items():
-        cost = f"{row['bytes'] / 1000:.0f} | {row['ms_per_image_one_thread']:.2f}"
-        lines.append(f"| {name} | {row['accuracy']:.2%} | {row['nll']:.4f} | {row['ece']:.2%} | {cost} |")
-    return "\n".join(lines)
+    rows = [
+        (name, f"{row['accuracy']:.2%}", f"{row['nll']:.4f}", f"{row['ece']:.2%}", f"{row['bytes'] / 1000:.0f}",
+         f"{row['ms_per_image_one_thread']:.2f}")
+        for name, row in [*results["members"].items(), ("ensemble", results["ensemble"])]
+    ]  # fmt: skip
+    return markdown_table(("teacher", "accuracy", "NLL", "ECE", "KB", "ms per image"), rows)
 
 
 def card(folder: Path, results: dict[str, Any]) -> str:
@@ -366,7 +334,7 @@ training images with plain cross-entropy on shifted, flipped and distorted image
 
 Measured on the {results["test_images"]:,} official test images (time: one CPU thread; ensemble: mean of probabilities):
 
-{table(results["members"] | {"ensemble": results["ensemble"]})}
+{table(results)}
 
 ```python
 from transformers import AutoModelForImageClassification

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import datasets
@@ -166,3 +168,33 @@ def test_an_overlay_of_the_hub_over_a_moved_base(loopback_hub, named, tmp_path, 
     assert main(["verify", "org/overlay", "--no_teacher", "--base", str(base)]) == 0
     assert main(["verify", "org/overlay", "--no_teacher"]) == 2
     assert "is an overlay without images. Pass `base`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        (["reinforce", "--help"], 0),
+        (["extend", "--help"], 0),
+        (["verify", "--help"], 0),
+        (["inspect", "--help"], 0),
+        (["push", "--help"], 0),
+        (["import-ml-dr", "--help"], 0),
+        (["compare", "--help"], 0),
+        (["evaluate", "--help"], 0),
+        (["report", "--help"], 0),
+        (["reinforce", "--num_veiws", "3"], 2),
+        (["reinforce", "--dataset", "d", "--teacher", "t", "--output_dir", "o", "--num_views", "0"], 2),
+        (["extend", "--output_dir", "o"], 2),
+        (["verify"], 2),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
+)
+def test_arguments_are_read_without_torch(words, status):
+    """Help and a mistake take a fifth of a second; what `-X importtime` lists is what was imported."""
+    command = [sys.executable, "-X", "importtime", "-m", "hf_dr", *words]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    lines = done.stderr.splitlines()
+    imported = {line.rpartition("|")[2].strip() for line in lines if line.startswith("import time:")}
+    assert done.returncode == status, done.stderr[-2000:]
+    assert imported.isdisjoint({"torch", "transformers", "datasets", "numpy", "accelerate", "pydantic"})
+    assert done.stdout or any("error" in line for line in lines)

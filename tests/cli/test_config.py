@@ -1,11 +1,14 @@
 """Flags and YAML: files set defaults, flags win, nothing unknown is ignored."""
 
+import argparse
 from dataclasses import dataclass, field
 
 import pytest
+from transformers import HfArgumentParser
 
-from hf_dr.cli.config import parse
+from hf_dr.cli.config import add_fields, parse
 from hf_dr.errors import ConfigError
+from hf_dr.settings import Whole
 
 
 @dataclass
@@ -161,3 +164,45 @@ def test_print_config_can_be_read_back(files, tmp_path, capsys):
     text = capsys.readouterr().out
     assert set(text.split("# Defaults:")[0].split()) >= {"name:", "'no'", "slow", "views:", "dry_run:"}
     assert read([], text, tmp_path) == read(argv)
+
+
+@dataclass
+class Everything:
+    """A field of each kind that commands have."""
+
+    name: str = field(metadata={"help": "A text."})
+    count: int = field(default=8, metadata={"help": "A number.", "type": Whole(1)})
+    share: float | None = field(default=None, metadata={"help": "None, or a number."})
+    mode: str = field(default="a", metadata={"help": "One of two.", "choices": ["a", "b"]})
+    all_names: list[str] = field(default_factory=list, metadata={"help": "Texts.", "metavar": "NAME"})
+    seeds: list[int] = field(default_factory=lambda: [0, 1], metadata={"help": "Numbers."})
+    dry_run: bool = field(default=False, metadata={"help": "No."})
+    keep_all: bool = field(default=True, metadata={"help": "Yes."})
+    own: int = field(default=3, init=False)
+
+
+def described(parser):
+    """All that an argument is, but how a text becomes a bool."""
+    return [
+        {key: value for key, value in vars(action).items() if key not in ("container", "type", "help")}
+        | {"type": getattr(action.type, "__name__", None)}
+        for action in parser._actions
+    ]
+
+
+def test_flags_are_those_of_transformers_parser():
+    """It is not used for our own settings, because importing it takes seconds."""
+    parser = argparse.ArgumentParser()
+    add_fields(parser, Everything)
+    assert described(parser) == described(HfArgumentParser([Everything]))
+
+
+@pytest.mark.parametrize(("word", "value"), [("true", True), ("Y", True), ("1", True), ("no", False), ("FALSE", False)])
+def test_a_flag_may_be_given_its_value(word, value):
+    assert read(["--name", "a", "--dry_run", word])[0].dry_run is value
+
+
+def test_a_flag_that_is_neither_true_nor_false_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        read(["--name", "a", "--dry_run", "maybe"])
+    assert "argument --dry_run/--dry-run: expected true or false, got 'maybe'" in capsys.readouterr().err

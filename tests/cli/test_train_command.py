@@ -119,7 +119,7 @@ def test_running_again_resumes(call, tmp_path, caplog):
         (out / name).unlink()
     with caplog.at_level("INFO", "hf_dr"):
         assert call() == 0
-    assert f"Going on from {out / f'checkpoint-{STEPS}'}" in caplog.text
+    assert f"Resuming from {out / f'checkpoint-{STEPS}'}" in caplog.text
     assert (out / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
     results = (out / "train_results.json").read_text()
@@ -137,8 +137,8 @@ def test_a_kill_while_a_checkpoint_is_written_costs_that_checkpoint_only(call, t
         state = out / name / "trainer_state.json"
         state.unlink(missing_ok=True) if text is None else state.write_text(text)
     assert call() == 0
-    assert f"Leaving out {out / f'checkpoint-{2 * STEPS}'}" in caplog.text
-    assert f"Leaving out {out / 'checkpoint-4'}" in caplog.text
+    assert f"Skipping {out / f'checkpoint-{2 * STEPS}'}" in caplog.text
+    assert f"Skipping {out / 'checkpoint-4'}" in caplog.text
     assert (out / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
 
 

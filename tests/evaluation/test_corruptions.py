@@ -7,7 +7,8 @@ import PIL.Image
 import pytest
 
 from hf_dr.errors import ConfigError
-from hf_dr.evaluation.corruptions import CORRUPTIONS, LARGE_SIDE, SEVERITIES, corrupt, corruption_rng
+from hf_dr.evaluation.corruptions import CORRUPTIONS, LARGE_SIDE, corrupt, corruption_rng
+from hf_dr.evaluation.names import CORRUPTION_NAMES, SEVERITIES
 
 PAPER = (
     "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "snow",
@@ -156,3 +157,8 @@ def test_refusals(name, severity, message):
         corrupt(picture(8, 8), name, severity, np.random.default_rng(0))
     with pytest.raises(ConfigError):
         corruption_rng(0, 0, name, severity)
+
+
+def test_the_names_are_those_of_the_corruptions() -> None:
+    """Settings have the names only, so that `--help` does not import torch."""
+    assert tuple(CORRUPTIONS) == CORRUPTION_NAMES

@@ -23,9 +23,10 @@ from hf_dr.evaluation.config import EvaluateConfig
 from hf_dr.evaluation.corruptions import CORRUPTIONS, corrupt, corruption_rng
 from hf_dr.evaluation.images import open_set
 from hf_dr.evaluation.metrics import classification_metrics, reliability
-from hf_dr.evaluation.run import View, run_evaluation
+from hf_dr.evaluation.run import ModelInput, run_evaluation
 from hf_dr.evaluation.sets import PRESETS, EvaluationSet, parse_set
-from hf_dr.teacher.members import Member, Preprocessing, load_member
+from hf_dr.teacher.members import Member, load_member
+from hf_dr.teacher.preprocessing import Preprocessing
 from hf_dr.training.students import build_student
 from hf_dr.views.images import decode_image
 
@@ -75,7 +76,7 @@ def test_the_numbers_by_hand(place, tiny_dataset):
     expected = student_logits(place, images)
     assert (clean.model, clean.set, clean.examples, clean.mce) == ("student", "test", 12, None)
     assert clean.metrics == pytest.approx(classification_metrics(expected, labels), rel=1e-4)
-    np.testing.assert_array_equal(clean.diagram.count, reliability(expected, labels).count)
+    np.testing.assert_array_equal(clean.diagram.counts, reliability(expected, labels).counts)
 
     errors, cells = {}, []
     for name in names:
@@ -83,7 +84,7 @@ def test_the_numbers_by_hand(place, tiny_dataset):
         for severity in severities:
             bad = [corrupt(x, name, severity, corruption_rng(3, n, name, severity)) for n, x in enumerate(images)]
             cells.append(classification_metrics(student_logits(place, bad), labels))
-            errors[name].append(100 * (1 - cells[-1]["top1"]))
+            errors[name].append(1 - cells[-1]["top1"])
             assert corrupted.by_corruption[name][severity] == pytest.approx(cells[-1], rel=1e-4)
     assert corrupted.mce == pytest.approx(np.mean([np.mean(e) for e in errors.values()]))
     assert corrupted.errors() == pytest.approx({name: np.mean(e) for name, e in errors.items()})
@@ -108,28 +109,30 @@ def test_fewer_examples_are_spread_and_keep_their_corruption(place, tiny_dataset
 def test_large_images_are_cropped_as_imagenet_c_was(place, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(evaluation, "corrupt", lambda image, *_: seen.append(image) or image)
-    monkeypatch.setattr(evaluation.View, "__call__", lambda self, image, whole: torch.tensor([image.width, whole]))
+    monkeypatch.setattr(
+        evaluation.ModelInput, "__call__", lambda self, image, whole: torch.tensor([image.width, whole])
+    )
     cells = [as_cell(colour_image(np.random.default_rng(0), 0, size)) for size in ((400, 300), (255, 400))]
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
     datasets.Dataset.from_dict({"image": cells, "label": [0, 1]}, features=features).to_parquet(tmp_path / "d.parquet")
     images = open_set(parse_set(f"d={tmp_path / 'd.parquet'}:train"), EvaluateConfig([], [], ""))
     model = evaluation._load_models(EvaluateConfig([str(place / "student")], ["imagenet"], ""))
-    views = evaluation._Pass(images, model, EvaluateConfig(["m"], ["s"], ""), corruption=("fog", 1))
+    views = evaluation._Pass(images, model, EvaluateConfig(["m"], ["s"], ""), "d", corruption=("fog", 1))
     assert views[0][0].tolist() == [224, 1]
     assert views[1][0].tolist() == [255, 0]
     assert [image.size for image in seen] == [(224, 224), (255, 400)]
 
 
-def test_views():
+def test_model_inputs():
     image = PIL.Image.new("RGB", (60, 40))
     image.paste((255, 255, 255), (10, 0, 50, 40))  # the middle square is white
-    assert View((20, 20), 1.0, "nearest")(image).min() == 255
-    assert View((20, 20), None, "nearest")(image).min() == 0  # squashed: the whole image
+    assert ModelInput((20, 20), 1.0, "nearest")(image).min() == 255
+    assert ModelInput((20, 20), None, "nearest")(image).min() == 0  # squashed: the whole image
     wide = PIL.Image.new("RGB", (40, 40))
     wide.paste((255, 255, 255), (5, 5, 35, 35))
-    assert View((30, 30), 0.75, "nearest")(wide).min() == 255
-    assert View((30, 30), 0.75, "nearest")(wide, whole=True).min() == 0
-    assert View((20, 30), 1.0, "nearest")(image).shape == (3, 20, 30)
+    assert ModelInput((30, 30), 0.75, "nearest")(wide).min() == 255
+    assert ModelInput((30, 30), 0.75, "nearest")(wide, whole=True).min() == 0
+    assert ModelInput((20, 30), 1.0, "nearest")(image).shape == (3, 20, 30)
 
 
 class Oracle(nn.Module):
@@ -233,8 +236,8 @@ def test_imagenet_c_reads_published_corruptions(oracle, monkeypatch, tmp_path):
     report = run_evaluation(config)
     (result,) = report.results
     assert set(loaded) == {("WNJXYK/TTA-ImageNet-C", c, f"severity_{s}") for c in ("fog", "snow") for s in (1, 5)}
-    assert result.errors() == pytest.approx({"fog": 100 * 5 / 22, "snow": 100 * 5 / 22})
-    assert result.mce == pytest.approx(100 * 5 / 22)
+    assert result.errors() == pytest.approx({"fog": 5 / 22, "snow": 5 / 22})
+    assert result.mce == pytest.approx(5 / 22)
     report.save(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["evaluation.json", "evaluation.md"]
 
@@ -284,7 +287,7 @@ def test_overridden_and_missing_preprocessing(place, tmp_path):
         [str(place / "student")], ["imagenet"], "", size=48, crop=0.5, mean=[0.1] * 3, std=[0.9] * 3
     )
     (model,) = evaluation._load_models(config)
-    assert model.view == View((48, 48), 0.5, "bilinear")
+    assert model.input == ModelInput((48, 48), 0.5, "bilinear")
     assert model.member.preprocessing == Preprocessing((48, 48), (0.1,) * 3, (0.9,) * 3, "bilinear")
     vit = transformers.ViTConfig(
         image_size=16, patch_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
@@ -293,11 +296,11 @@ def test_overridden_and_missing_preprocessing(place, tmp_path):
     with pytest.raises(ValueError, match=r"must have a preprocessor_config\.json"):
         evaluation._load_models(EvaluateConfig([str(tmp_path)], ["imagenet"], ""))
     (model,) = evaluation._load_models(EvaluateConfig([f"vit={tmp_path}"], ["imagenet"], "", size=16))
-    assert (model.name, model.view) == ("vit", View((16, 16), 1.0, "bilinear"))
+    assert (model.name, model.input) == ("vit", ModelInput((16, 16), 1.0, "bilinear"))
     processor = {"size": {"shortest_edge": 20}, "crop_size": {"height": 16, "width": 16}, "resample": 3}
     transformers.CLIPImageProcessor(**processor).save_pretrained(tmp_path)
     (model,) = evaluation._load_models(EvaluateConfig([str(tmp_path)], ["imagenet"], ""))
-    assert model.view == View((16, 16), 0.8, "bicubic")
+    assert model.input == ModelInput((16, 16), 0.8, "bicubic")
     assert load_member(str(place / "student"), card=False).crop == 1.0
 
 
@@ -327,9 +330,9 @@ def test_the_command(place, tmp_path, capsys):
     found = content["results"][2]
     assert row == (
         f"| plus | test, corrupted | 5 | {100 * found['top1']:.2f} | {100 * found['top5']:.2f} | {found['nll']:.4f} "
-        f"| {found['brier']:.4f} | {100 * found['ece']:.2f} | {found['mce']:.2f} |"
+        f"| {found['brier']:.4f} | {100 * found['ece']:.2f} | {100 * found['mce']:.2f} |"
     )
-    assert f"| pixelate | {found['errors']['pixelate']:.2f} |" in text
+    assert f"| pixelate | {100 * found['errors']['pixelate']:.2f} |" in text
     assert "not normalised" in text
     with PIL.Image.open(tmp_path / "out" / "reliability.png") as picture:
         assert picture.width > 1.5 * picture.height  # two models on one set lie side by side
@@ -362,7 +365,10 @@ def test_the_command(place, tmp_path, capsys):
         (["--sets", "{tiny},classes=imagenet-a"], "must have the 200 classes of imagenet-a, found 8"),
         (["--sets", "{few}"], "`student` must answer over the classes of `few` (9 names), found 8 classes"),
         (["--sets", "{high}"], "`student` must answer over the classes of `high` (labels up to 8), found 8 classes"),
-        (["--sets", "{unlabelled}"], "set `unlabelled` must have labels, found -1 in `label`"),
+        (
+            ["--sets", "{unlabelled}"],
+            "set `unlabelled` must have labels, found -1 in row 0 of `label` (1 such rows). Name a split",
+        ),
         (["--sets", "{unlabelled},label=a"], "must have the label column `a`"),
         (
             ["--sets", "{strange}"],

@@ -37,7 +37,7 @@ def test_equal_to_the_definitions(seed, count, classes):
 def test_a_perfectly_calibrated_coin_has_no_calibration_error():
     logits, labels = np.zeros((10, 2)), np.arange(10) % 2
     assert classification_metrics(logits, labels)["ece"] == pytest.approx(0)
-    assert reliability(logits, labels).count.sum() == 10
+    assert reliability(logits, labels).counts.sum() == 10
 
 
 def test_large_logits_do_not_overflow():

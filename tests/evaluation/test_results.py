@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import PIL.Image
 import pytest
 import timm
@@ -16,14 +17,11 @@ from safetensors.torch import save_file
 
 from hf_dr.cli.main import main
 from hf_dr.errors import DataError
-from hf_dr.evaluation.results import (
-    WHILE_TRAINING,
-    find_results,
-    gather,
-    read_evaluation,
-    read_trained,
-    read_transferred,
-)
+from hf_dr.evaluation.gathering import WHILE_TRAINING, find_results, read_evaluation, read_trained, read_transferred
+from hf_dr.evaluation.pages import figures, to_dict, to_html, to_markdown
+from hf_dr.evaluation.results import gather
+from hf_dr.evaluation.runs import read_training
+from hf_dr.evaluation.tables import cell, gains
 
 ROOT = Path(__file__).parents[2]
 RUNS = ("erm-0", "erm-1", "reinforced-0", "reinforced-1", "kd-0")
@@ -82,11 +80,67 @@ def edit(path: Path, change) -> None:
     path.write_text(json.dumps(content))
 
 
+def seconds_of(folder: Path, name: str) -> float:
+    """Of training: what the Trainer measured, less its evaluations after each of the two epochs."""
+    history = json.loads((folder / "evaluated" / name / "trainer_state.json").read_text())["log_history"]
+    assert [entry["step"] for entry in history if "eval_runtime" in entry] == [3, 6, 6]  # the last one after training
+    evaluations = [entry["eval_runtime"] for entry in history if "eval_runtime" in entry]
+    return of(folder, name, "train_runtime") - sum(evaluations[:2])
+
+
+@pytest.mark.parametrize(
+    ("steps_a_second", "history", "seconds"),
+    [
+        (10.0, [{"eval_runtime": 2.5, "step": 100}, {"eval_runtime": 3.0, "step": 200}], 14.5),
+        # Resumed at step 100, after its evaluation.
+        (5.0, [{"eval_runtime": 2.5, "step": 100}, {"eval_runtime": 3.0, "step": 200}], 17.0),
+        (10.0, [{"eval_a_runtime": 1.0, "step": 200}, {"eval_b_runtime": 2.0, "step": 200}], 17.0),
+        (10.0, [{"loss": 1.0, "step": 100}], 20.0),
+    ],
+)
+def test_training_seconds_are_without_the_evaluations_on_the_way(tmp_path, steps_a_second, history, seconds):
+    (tmp_path / "all_results.json").write_text(
+        json.dumps({"train_runtime": 20.0, "train_steps_per_second": steps_a_second})
+    )
+    after = [{"train_runtime": 20.0, "step": 200}, {"eval_runtime": 7.0, "step": 200}]
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"global_step": 200, "log_history": history + after}))
+    assert read_training(tmp_path, "erm", 0).seconds == seconds
+
+
+def test_files_of_before_have_errors_in_percent(trained, tmp_path):
+    """evaluation.json without units, alone and within comparison.json."""
+    page = to_markdown(gather([trained]), "all")
+    path = trained / "evaluated" / "evaluation.json"
+    content = json.loads(path.read_text())
+    assert content.pop("units") == "shares"
+    for result in content["results"]:
+        if result["corrupted"]:
+            result["mce"] *= 100
+            result["errors"] = {kind: 100 * error for kind, error in result["errors"].items()}
+    path.write_text(json.dumps(content))
+    assert to_markdown(gather([trained]), "all") == page
+    path.unlink()
+    (trained / "evaluated" / "comparison.json").write_text(json.dumps({"evaluation": content}))
+    assert to_markdown(gather([trained]), "all") == page
+
+
+def test_cells_and_gains():
+    values = pd.DataFrame(
+        [("erm", "0", 0.25), ("erm", "1", 0.5), ("kd", "1", 0.625), ("reinforced", "2", 1.0)],
+        columns=["objective", "seed", "value"],
+    )
+    assert gains(values, "kd").tolist() == [0.125]  # of the seed that both have
+    assert gains(values, "reinforced").tolist() == [0.625]  # of the means: 1 - 0.375
+    assert gains(values[values.objective != "erm"], "kd").tolist() == []
+    assert cell(values.value[:2], 2, 100) == "37.50 ± 17.68 (2)"
+    assert cell(values.value[:1], 1, 100, sign=True) == "+25.0"
+    assert cell(values.value[:0], 2) == ""
+
+
 def test_each_number_is_that_of_the_runs_files(trained):
     results = gather([trained])
     assert not results.left_out
-    assert results.objectives == ["erm", "kd", "reinforced"]
-    (row,) = results.to_dict("all")["accuracy"]
+    (row,) = to_dict(results, "all")["accuracy"]
     assert (row["epochs"], row["data"], row["evaluated_on"]) == (2, "tiny-plus/all_ops", "base.parquet:train")
     top1 = {name: of(trained, name, "eval_top1") for name in RUNS}
     for objective in ("erm", "reinforced"):
@@ -96,12 +150,12 @@ def test_each_number_is_that_of_the_runs_files(trained):
     assert row["gains"]["reinforced"]["mean"] == pytest.approx(np.mean(gains))
     assert row["gains"]["kd"] == {"mean": top1["kd-0"] - top1["erm-0"], "std": 0.0, "seeds": 1}
 
-    page, cell = results.to_markdown("all"), 100 * top1["kd-0"]
+    page, cell = to_markdown(results, "all"), 100 * top1["kd-0"]
     assert f"| {cell:.2f} |" in page
     assert f"{100 * np.mean(gains):+.2f} ± {100 * np.std(gains, ddof=1):.2f} (2)" in page
-    seconds = [[of(trained, f"{name}-{seed}", "train_runtime") for seed in (0, 1)] for name in ("erm", "reinforced")]
+    seconds = [[seconds_of(trained, f"{name}-{seed}") for seed in (0, 1)] for name in ("erm", "reinforced")]
     assert f"| {np.mean(seconds[1]) / np.mean(seconds[0]):.2f} |\n" in page
-    assert f"| {of(trained, 'kd-0', 'train_runtime'):.1f} |" in page
+    assert f"| {seconds_of(trained, 'kd-0'):.1f} |" in page
     ece = [100 * of(trained, f"erm-{seed}", "eval_ece") for seed in (0, 1)]
     assert f"| erm | {np.mean(ece):.2f} ± {np.std(ece, ddof=1):.2f} (2) |" in page
 
@@ -110,13 +164,14 @@ def test_evaluations_find_their_runs_and_other_checkpoints_stand_by_themselves(t
     results = gather([trained])
     evaluation = json.loads((trained / "evaluated" / "evaluation.json").read_text())
     found = {(r["model"], r["corrupted"]): r for r in evaluation["results"]}
-    page = results.to_markdown("all")
-    mce = [found[f"erm-{seed}", True]["mce"] for seed in (0, 1)]
+    page = to_markdown(results, "all")
+    mce = [100 * found[f"erm-{seed}", True]["mce"] for seed in (0, 1)]
     assert f"{np.mean(mce):.2f} ± {np.std(mce, ddof=1):.2f} (2) |" in page
     other, (name,) = found["other", True], results.others
     assert name.startswith("other = timm:test_resnet@")
-    assert f"| {name} |  |  |  | {100 * found['other', False]['top1']:.2f} | {other['mce']:.2f} |" in page
-    assert f"| {name} |  |  |  | {other['errors']['fog']:.2f} | {other['errors']['snow']:.2f} |" in page
+    assert f"| {name} |  |  |  | {100 * found['other', False]['top1']:.2f} | {100 * other['mce']:.2f} |" in page
+    errors = [f"{100 * other['errors'][kind]:.2f}" for kind in ("fog", "snow")]
+    assert f"| {name} |  |  |  | {errors[0]} | {errors[1]} |" in page
     (plus,) = results.of(results.settings[0], "reinforced")[:1]
     assert plus.evaluations["test"]["nll"] == found["reinforced-0", False]["nll"]
     assert plus.evaluations[WHILE_TRAINING]["nll"] == pytest.approx(of(trained, "reinforced-0", "eval_nll"))
@@ -135,7 +190,7 @@ def test_the_command_writes_three_files_and_the_page_needs_no_other(trained, tmp
     assert {p.name for p in (tmp_path / "report").iterdir()} == {"results.md", "results.json", "results.html"}
     content = json.loads((tmp_path / "report" / "results.json").read_text())
     curve = next(run["accuracy"] for run in content["runs"] if run["objective"] == "kd")
-    assert [time for time, _ in curve] == pytest.approx([t * of(trained, "kd-0", "train_runtime") for t in (0.5, 1)])
+    assert [time for time, _ in curve] == pytest.approx([t * seconds_of(trained, "kd-0") for t in (0.5, 1)])
 
 
 def test_the_script_is_the_command(monkeypatch, capsys):
@@ -180,10 +235,10 @@ def test_a_run_that_cannot_stand_in_a_table_is_listed_with_the_reason(trained, d
     assert place.endswith("erm-1")
     with pytest.raises(AssertionError, match=reason):
         raise AssertionError(results.left_out[place])
-    page = results.to_markdown("all")
+    page = to_markdown(results, "all")
     assert f"- {place}: " in page
-    assert f"<td>{place}</td>" in results.to_html("all")
-    (row,) = results.to_dict("all")["accuracy"]
+    assert f"<td>{place}</td>" in to_html(results, "all")
+    (row,) = to_dict(results, "all")["accuracy"]
     assert row["erm"]["seeds"] == 1
 
 
@@ -202,9 +257,10 @@ def test_runs_of_another_length_or_dataset_stand_in_rows_of_their_own(trained):
     edit(trained / "evaluated" / "reinforced-1" / "student.json", lambda s: s["dataset"].update(fingerprint="f"))
     results = gather([trained])
     assert sorted(setting.epochs for setting in results.settings) == [2, 2, 4]
-    assert len(results.figures()) == 2
+    assert len(figures(results)) == 2
     longer = next(setting for setting in results.settings if setting.epochs == 4)
-    assert results.gains(longer, "reinforced") == []
+    (row,) = (row for row in to_dict(results, "all")["accuracy"] if row["epochs"] == 4)
+    assert row["gains"]["reinforced"] is None
     assert len(results.of(longer, "erm")) == 1
 
 
@@ -215,20 +271,20 @@ def test_a_run_evaluated_once_is_seen_in_the_plot(trained):
     edit(folder / "trainer_state.json", lambda s: s.update(log_history=[last]))
     edit(folder / "all_results.json", lambda r: r.update(epoch=4.0))  # a row of its own, not a mean with the others
     lines = [
-        line for figure in gather([trained]).figures() for line in figure.axes[0].lines if line.get_linewidth() == 2
+        line for figure in figures(gather([trained])) for line in figure.axes[0].lines if line.get_linewidth() == 2
     ]
     assert {line.get_marker() for line in lines if len(line.get_xdata()) == 1} == {"o"}
     assert {line.get_marker() for line in lines if len(line.get_xdata()) > 1} == {"None"}
 
 
-def test_runs_on_the_base_stand_beside_those_on_its_plus_dataset(trained):
-    expected = gather([trained]).to_dict("all")["accuracy"]
+def test_runs_on_the_base_stand_next_to_those_on_its_plus_dataset(trained):
+    expected = to_dict(gather([trained]), "all")["accuracy"]
     base = {"id": "base", "config": None, "revision": None, "fingerprint": "b", "reinforced": False}
     for name in ("erm-0", "erm-1"):
         edit(trained / "evaluated" / name / "student.json", lambda s: s.update(dataset=base))
     results = gather([trained])
-    assert results.to_dict("all")["accuracy"] == expected
-    assert len(results.figures()) == 1
+    assert to_dict(results, "all")["accuracy"] == expected
+    assert len(figures(results)) == 1
     edit(trained / "evaluated" / "erm-1" / "student.json", lambda s: s["settings"].update(num_rows=11))
     results = gather([trained])  # of another base
     assert [(s.data, s.num_rows) for s in results.settings] == [("base", 11), ("tiny-plus/all_ops", 12)]
@@ -244,7 +300,8 @@ def test_gains_without_a_common_seed_are_those_of_the_means(trained):
     results = gather([trained])
     top1 = {name: of(trained, name, "eval_top1") for name in RUNS}
     expected = (top1["reinforced-0"] + top1["reinforced-1"] - top1["erm-0"] - top1["erm-1"]) / 2
-    assert results.gains(results.settings[0], "reinforced") == [pytest.approx(expected)]
+    (row,) = to_dict(results, "all")["accuracy"]
+    assert row["gains"]["reinforced"] == {"mean": pytest.approx(expected), "std": 0.0, "seeds": 1}
 
 
 def test_sets_of_one_name_are_told_apart_and_contradictions_listed(trained):
@@ -269,7 +326,7 @@ def test_sets_of_one_name_are_told_apart_and_contradictions_listed(trained):
     assert "it was evaluated before, with other results" in reasons.pop(
         "h_contradicting/evaluation.json: erm-0 on test"
     )
-    assert "TypeError: the metrics of erm-0 are no numbers. Evaluate anew" in reasons.pop("i_damaged/evaluation.json")
+    assert "TypeError: the metrics of erm-0 are no numbers. Evaluate again" in reasons.pop("i_damaged/evaluation.json")
     assert all(place.startswith("g_fewer") for place in reasons)
 
 
@@ -321,14 +378,14 @@ def test_a_student_trained_for_so_many_steps_has_their_epochs(transferred):
         # With `view_order` its settings tell the epochs over which views are spread, too, which is a whole number.
         edit(path, lambda c: c["student"]["settings"].update(training_steps="3", train_batch_size="6", num_epochs=2))
         edit(path, lambda c: c["student"]["settings"].pop("total_train_batch_size", None))
-    assert {row["epochs"] for row in gather([transferred]).to_dict("all")["transfer"]} == {1.5}
+    assert {row["epochs"] for row in to_dict(gather([transferred]), "all")["transfer"]} == {1.5}
 
 
 def test_transfers_stand_by_their_students_and_objectives(transferred, trained):
     results = gather([transferred, trained])
     assert not results.left_out
     assert len(results.runs) == len(RUNS)
-    rows = {row["metric"]: row for row in results.to_dict("all")["transfer"]}
+    rows = {row["metric"]: row for row in to_dict(results, "all")["transfer"]}
     assert rows.keys() == {"box_map", "mask_map", "mean_iou"}
     for metric, share in (("mean_iou", 1), ("box_map", 0.5), ("mask_map", 0.25)):
         row = rows[metric]
@@ -341,7 +398,7 @@ def test_transfers_stand_by_their_students_and_objectives(transferred, trained):
         assert row["gains"]["reinforced"]["mean"] == 0.1875 * share
         assert row["gains"]["reinforced"]["seeds"] == 2
         assert row["gains"]["kd"] == {"mean": 0.5 * share, "std": 0.0, "seeds": 1}
-    page = results.to_markdown("all")
+    page = to_markdown(results, "all")
     assert (
         "| student | data | epochs | transferred to | metric | erm | kd | reinforced | gain of kd | gain of reinf"
         in page
@@ -349,13 +406,13 @@ def test_transfers_stand_by_their_students_and_objectives(transferred, trained):
     row = "| test_resnet | tiny-plus/all_ops | 2 | image-segmentation on .*/images, 1 epochs | mIoU "
     cells = [r"37.50 ± 17.68 \(2\)", "75.00", r"56.25 ± 8.84 \(2\)", r"\+50.00", r"\+18.75 ± 8.84 \(2\)"]
     assert re.search(re.escape(row).replace(r"\.\*", ".*") + "".join(rf"\| {cell} " for cell in cells), page)
-    assert "<td>mask mAP</td>" in results.to_html("all")
+    assert "<td>mask mAP</td>" in to_html(results, "all")
 
 
 def test_a_segmenter_tells_all_that_its_row_needs(segmenter, trained):
     found, student = read_transferred(segmenter), read_trained(trained / "evaluated" / "erm-0")
     assert found.setting._replace(evaluated_on="") == student.setting._replace(evaluated_on="", model="test_resnet")
-    assert (found.objective, found.seed) == ("erm", (0, 0))
+    assert (found.objective, found.seeds) == ("erm", (0, 0))
     assert gather([segmenter]).transfers == [found]
 
 
@@ -366,7 +423,7 @@ def test_a_segmenter_tells_all_that_its_row_needs(segmenter, trained):
      (lambda out: edit(out / "transfer_results.json", lambda r: r.update(metrics={})), "must have been evaluated, found none"),
      (lambda out: edit(out / "transfer_results.json", lambda r: r["student"].update(objective=None)), "tells no objective"),
      (lambda out: edit(out / "transfer_results.json", lambda r: r["student"]["settings"].pop("num_rows")),
-      "of a student with its settings, but: KeyError: 'num_rows'. Train it anew"),
+      "of a student with its settings, but: KeyError: 'num_rows'. Train it again"),
      (lambda out: (out / "transfer_results.json").write_text("[]"), "writes, .*TypeError"),
      (lambda out: edit(out / "transfer.json", lambda d: d["segmenter"].update(dropout=0.5)), "differs in segmenter from"),
      (lambda out: edit(out / "transfer_results.json", lambda r: r["training"].update(weight_decay=0.5)),
@@ -382,7 +439,7 @@ def test_a_transfer_that_cannot_stand_in_the_table_is_listed_with_the_reason(tra
     assert list(results.left_out) == [str(transferred / "image-segmentation-erm-1")]
     with pytest.raises(AssertionError, match=reason):
         raise AssertionError(results.left_out[str(transferred / "image-segmentation-erm-1")])
-    seeds = {row["metric"]: row["erm"]["seeds"] for row in results.to_dict("all")["transfer"]}
+    seeds = {row["metric"]: row["erm"]["seeds"] for row in to_dict(results, "all")["transfer"]}
     assert seeds == {"box_map": 2, "mask_map": 2, "mean_iou": 1}
 
 
@@ -399,15 +456,15 @@ def test_other_settings_for_another_objective_are_no_gain(transferred):
     assert all("differs in augmentation from" in reason for reason in results.left_out.values())
 
 
-def test_transfers_of_students_on_the_base_stand_beside_those_on_its_plus_dataset(transferred):
-    expected = gather([transferred]).to_dict("all")["transfer"]
+def test_transfers_of_students_on_the_base_stand_next_to_those_on_its_plus_dataset(transferred):
+    expected = to_dict(gather([transferred]), "all")["transfer"]
     base = {"id": "base", "config": None, "revision": None, "fingerprint": "b", "reinforced": False}
     for path in transferred.glob("*-erm-*/transfer_results.json"):
         edit(path, lambda r: r["student"].update(dataset=base))
-    assert gather([transferred]).to_dict("all")["transfer"] == expected
+    assert to_dict(gather([transferred]), "all")["transfer"] == expected
     for path in transferred.glob("*-erm-*/transfer_results.json"):
         edit(path, lambda r: r["training"].update(epochs=2.0))
-    rows = gather([transferred]).to_dict("all")["transfer"]  # transferred for longer: in rows of their own
+    rows = to_dict(gather([transferred]), "all")["transfer"]  # transferred for longer: in rows of their own
     assert [row["data"] for row in rows] == ["base"] * 3 + ["tiny-plus/all_ops"] * 3
     assert all(row["gains"]["reinforced"] is None for row in rows)
 
@@ -424,6 +481,6 @@ def test_what_is_no_report(tmp_path):
     with pytest.raises(DataError, match="must hold a finished training"):
         read_trained(tmp_path)
     (tmp_path / "evaluation.json").write_text("[]")
-    with pytest.raises(DataError, match=r"must be what `hf-dr evaluate` writes, but: AttributeError.*Evaluate anew"):
+    with pytest.raises(DataError, match=r"must be what `hf-dr evaluate` writes, but: AttributeError.*Evaluate again"):
         read_evaluation(tmp_path / "evaluation.json")
     assert main(["report", str(tmp_path)]) == 2

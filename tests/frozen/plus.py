@@ -42,7 +42,8 @@ from hf_dr.generation.ml_dr.importer import ImportConfig, import_ml_dr
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.store.schema import KEEP
 from hf_dr.teacher.ensemble import Teacher
-from hf_dr.teacher.members import Member, Preprocessing, weights_hash
+from hf_dr.teacher.members import Member, weights_hash
+from hf_dr.teacher.preprocessing import Preprocessing
 from hf_dr.version import __version__
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops.colour import ColorJitter, RandAugment, TrivialAugmentWide

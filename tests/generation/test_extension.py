@@ -23,7 +23,7 @@ from hf_dr.cli.main import main
 from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, FormatError, ReplayError, TeacherError
 from hf_dr.generation import extend as extension
 from hf_dr.generation.config import ReinforceConfig
-from hf_dr.generation.extend import ExtendConfig, ExtendJob, extend
+from hf_dr.generation.extend import ExtendConfig, extend, extend_job
 from hf_dr.generation.folder import Part
 from hf_dr.generation.job import reinforce
 from hf_dr.generation.verify import verify
@@ -116,12 +116,12 @@ def test_an_answer_does_not_depend_on_its_place_or_neighbours_in_a_batch(archite
     model = timm.create_model(architecture, num_classes=8).eval().to(memory_format=torch.channels_last)
     views, order = torch.rand(16, 3, size, size), torch.randperm(16)
     with torch.inference_mode():
-        straight, shuffled, beside_zeros = (
+        straight, shuffled, next_to_zeros = (
             model(x.contiguous(memory_format=torch.channels_last)).log_softmax(-1)
             for x in (views, views[order], torch.cat([views[8:], torch.zeros(8, 3, size, size)]))
         )
     assert torch.equal(shuffled, straight[order])
-    assert torch.equal(beside_zeros[:8], straight[8:])
+    assert torch.equal(next_to_zeros[:8], straight[8:])
 
 
 def test_an_overlay_is_extended_with_its_base_in_any_order(tmp_path, tiny_dataset, tiny_teacher):
@@ -139,8 +139,8 @@ def test_rows_without_views_stay_without(tmp_path, tiny_dataset, tiny_teacher):
     source = make(tmp_path / "source", bad, tiny_teacher, 3, **settings)
     whole = make(tmp_path / "whole", bad, tiny_teacher, 6, **settings)
     assert_same(more(source, tmp_path / "extended", 6, tiny_teacher, base=bad), whole)
-    assert_same(more(source, tmp_path / "mended", 6, tiny_teacher, base=tiny_dataset), whole)
-    assert Provenance.read(tmp_path / "mended" / "a").skipped_rows == [7]
+    assert_same(more(source, tmp_path / "fixed", 6, tiny_teacher, base=tiny_dataset), whole)
+    assert Provenance.read(tmp_path / "fixed" / "a").skipped_rows == [7]
 
 
 def test_stopped_and_resumed_in_parts_is_the_same(tmp_path, tiny_dataset, tiny_teacher, monkeypatch):
@@ -158,12 +158,12 @@ def test_stopped_and_resumed_in_parts_is_the_same(tmp_path, tiny_dataset, tiny_t
     with monkeypatch.context() as patch:
         patch.setattr(ShardWriter, "finish", stop_at_the_second)
         with pytest.raises(KeyboardInterrupt):
-            ExtendJob(plus, tiny_teacher, config).run()
+            extend_job(plus, tiny_teacher, config).run()
     assert list((tmp_path / "extended").rglob("*.parquet")) == finished
     assert not list((tmp_path / "extended").rglob("*.tmp"))
     written = finished[0].stat().st_mtime_ns
     for index in (1, 0):
-        ExtendJob(plus, tiny_teacher, config).run(Part(index, 2))
+        extend_job(plus, tiny_teacher, config).run(Part(index, 2))
     assert finished[0].stat().st_mtime_ns == written, "a finished shard is not made again"
     assert_same(tmp_path / "extended", whole)
 
@@ -388,7 +388,7 @@ def test_datasets_that_cannot_be_extended(tmp_path, tiny_plus, tiny_dataset, tin
     chosen = {"num_candidates": 4, "keep": "low_entropy", "augmentation": Augmentation([RandomResizedCrop(16)])}
     for number, (settings, asked, message) in enumerate(
         (
-            (chosen, {}, r"more views need .* found views that were chosen among candidates. Reinforce the base anew"),
+            (chosen, {}, r"more views need .* found views that were chosen among candidates. Reinforce the base again"),
             ({"signal": "topk_image_tail"}, {}, r"the `signal` topk or sampled, found `signal` topk_image_tail"),
             (
                 {"signal": "sampled"},
@@ -421,7 +421,7 @@ def test_more_views_need_the_teacher_and_the_libraries_of_the_stored_ones(
     here = {**tiny_plus.provenance.library_versions, "pillow": "1.2.3"}
     monkeypatch.setattr(extension, "library_versions", lambda: here)
     stored = tiny_plus.provenance.library_versions["pillow"]
-    message = rf"pillow: {stored} there, 1.2.3 here. Run `pip install pillow=={stored}`, or reinforce the base anew"
+    message = rf"pillow: {stored} there, 1.2.3 here. Run `pip install pillow=={stored}`, or reinforce the base again"
     refused(tiny_plus, FingerprintMismatchError, message, out, teacher=tiny_teacher)
 
 

@@ -15,7 +15,7 @@ from conftest import ALL_OPS, CLASSES, as_cell, colour_image
 import hf_dr.generation.inspection
 from hf_dr.errors import ConfigError, FormatError
 from hf_dr.generation.config import ReinforceConfig
-from hf_dr.generation.inspection import NUM_BINS, NUM_SUSPECTS, inspect_dataset
+from hf_dr.generation.inspection import NUM_SUSPECTS, inspect_dataset
 from hf_dr.generation.job import reinforce
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.store.schema import PROVENANCE_FILE
@@ -72,8 +72,8 @@ def slow_statistics(folder, num_classes: int, signal: str) -> dict:
             if favourite != label:
                 rows[example["source_index"]] = (sum(label_probabilities) / count, favourite, sums[favourite] / count)
     ece = 0.0
-    for n in range(NUM_BINS):
-        inside = [i for i, c in enumerate(confidences) if n <= min(int(c * NUM_BINS), NUM_BINS - 1) < n + 1]
+    for n in range(15):
+        inside = [i for i, c in enumerate(confidences) if n / 15 < c <= (n + 1) / 15]
         ece += abs(sum(hits[i] for i in inside) - sum(confidences[i] for i in inside)) / len(confidences)
     return {
         "entropy": np.mean(entropy),

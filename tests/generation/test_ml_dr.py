@@ -366,7 +366,7 @@ def test_a_stopped_import_goes_on_and_writes_the_same(base, mixing, tmp_path, mo
 
 @pytest.fixture
 def several(monkeypatch):
-    """Workers that start at once; what processes need besides is that their task can be sent to them."""
+    """Workers that start at once; all that processes need as well is that their task can be sent to them."""
 
     class Workers(ThreadPoolExecutor):
         def __init__(self, count: int, *_: object) -> None:
@@ -375,7 +375,7 @@ def several(monkeypatch):
         def submit(self, task, *arguments):
             return super().submit(*pickle.loads(pickle.dumps((task, *arguments))))
 
-    monkeypatch.setattr(ml_dr, "ProcessPoolExecutor", Workers)
+    monkeypatch.setattr("hf_dr.generation.ml_dr.runs.ProcessPoolExecutor", Workers)
 
 
 @pytest.mark.usefixtures("several")
@@ -415,7 +415,7 @@ def test_a_disk_without_room_for_the_scratch_file_is_refused(base, mixing, tmp_p
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
-    with pytest.raises(ConfigError, match="for a scratch file beside the shards, but: No space left on device"):
+    with pytest.raises(ConfigError, match="for a scratch file next to the shards, but: No space left on device"):
         import_ml_dr([mixing[1]], base, ImportConfig(str(tmp_path / "plus")))
 
 
@@ -530,7 +530,7 @@ def test_a_wrong_order_shows_in_the_labels(alike, tmp_path):
 
 def test_labels_are_judged_against_the_whole_base(alike, tmp_path, monkeypatch):
     """One class first, as in an archive by class: its own share of those rows is no measure of chance."""
-    monkeypatch.setattr(ml_dr, "_LABELLED_ROWS", 1)
+    monkeypatch.setattr("hf_dr.generation.ml_dr.fitting._LABELLED_ROWS", 1)
     source = Files(alike, RANDAUG).write(tmp_path / "in", "tar")
     import_ml_dr([source], alike, ImportConfig(str(tmp_path / "plus")))
 

@@ -29,10 +29,11 @@ from samples import TWO_PROCESSES
 from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, HfDrError, TeacherError
 from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.folder import Part
-from hf_dr.generation.job import Job, reinforce
+from hf_dr.generation.job import reinforce, reinforce_job
 from hf_dr.replay.loading import load_reinforced
+from hf_dr.store.features import combine_hashes
 from hf_dr.store.provenance import Provenance
-from hf_dr.store.schema import KEEP, PROVENANCE_FILE, combine_hashes
+from hf_dr.store.schema import KEEP, PROVENANCE_FILE
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.maker import hash_view
@@ -160,11 +161,11 @@ def test_independent_launches_share_a_folder_and_the_last_completes_it(tmp_path,
     expected = run(tmp_path / "whole", tiny_dataset, tiny_teacher)
     config = ReinforceConfig(str(tmp_path / "parts"), num_views=3, top_k=2, shard_size=5, num_workers=0)
     with caplog.at_level(logging.INFO, "hf_dr"):
-        Job(tiny_dataset, tiny_teacher, MIXING, config).run(Part(1, 2))
+        reinforce_job(tiny_dataset, tiny_teacher, MIXING, config).run(Part(1, 2))
     assert "This part is done" in caplog.text
     assert "2 of 3 shards are still to come from other parts" in caplog.text
     assert not (tmp_path / "parts" / "README.md").exists()
-    Job(tiny_dataset, tiny_teacher, MIXING, config).run(Part(0, 2))
+    reinforce_job(tiny_dataset, tiny_teacher, MIXING, config).run(Part(0, 2))
     assert files_of(tmp_path / "parts") == expected
     first, second = (next((tmp_path / name).rglob(PROVENANCE_FILE)).read_text() for name in ("whole", "parts"))
     assert first == second
@@ -175,7 +176,7 @@ def test_independent_launches_share_a_folder_and_the_last_completes_it(tmp_path,
 
 def test_parts_of_one_number_run_at_once_and_no_others(tmp_path, tiny_dataset, tiny_teacher):
     config = ReinforceConfig(str(tmp_path), "a", num_views=3, top_k=2, shard_size=5, num_workers=0)
-    job = Job(tiny_dataset, tiny_teacher, MIXING, config)
+    job = reinforce_job(tiny_dataset, tiny_teacher, MIXING, config)
     job.folder.mkdir()
     with Part(0, 2).lock(job.folder):
         (job.folder / f".{job.provenance.shard_names[0]}.host-1-a.tmp").touch()  # being written: it stays
@@ -317,7 +318,7 @@ def test_another_configuration_is_refused_by_name(tmp_path, tiny_dataset, tiny_t
 def test_a_refused_run_leaves_no_lock(tmp_path, tiny_dataset, tiny_teacher):
     run(tmp_path, tiny_dataset, tiny_teacher, config_name="a")
     config = ReinforceConfig(str(tmp_path), "a", num_views=5, top_k=2, shard_size=5, num_workers=0)
-    job = Job(tiny_dataset, tiny_teacher, MIXING, config)
+    job = reinforce_job(tiny_dataset, tiny_teacher, MIXING, config)
     for _ in range(2):  # not told that it is in use by the first
         with pytest.raises(FingerprintMismatchError, match="begun with another configuration"):
             job.run()
@@ -400,7 +401,7 @@ def test_impossible_settings(tmp_path, tiny_dataset, tiny_teacher, settings, mes
 
 
 def test_too_many_files(tmp_path, tiny_dataset, tiny_teacher, monkeypatch):
-    monkeypatch.setattr(sys.modules[Job.__module__], "MAX_SHARDS", 3)
+    monkeypatch.setattr("hf_dr.generation.plan.MAX_SHARDS", 3)
     with pytest.raises(
         ConfigError, match=r"`shard_size` must be at least 4 for 12 rows in 3 files at most, got 3. Raise"
     ):
@@ -492,7 +493,7 @@ def test_an_answer_that_is_not_finite_stops_the_run(tmp_path, tiny_dataset, tiny
 
 def test_the_estimate_writes_nothing_and_counts_right(tmp_path, tiny_dataset, tiny_teacher):
     config = ReinforceConfig(output_dir=str(tmp_path / "out"), num_views=50, top_k=2)
-    estimate = Job(tiny_dataset, tiny_teacher, MIXING, config).estimate()
+    estimate = reinforce_job(tiny_dataset, tiny_teacher, MIXING, config).estimate()
     assert estimate.num_views == 50 * len(tiny_dataset)
     assert estimate.seconds_teacher > 0
     assert estimate.seconds_augment > 0
@@ -586,7 +587,7 @@ def test_kept_candidates_do_not_depend_on_how_they_are_made(tmp_path, tiny_datas
     assert run(tmp_path / "c", tiny_dataset, other, PLAIN, batch_size=16, num_workers=1, **settings) == expected
     config = ReinforceConfig(str(tmp_path / "d"), top_k=2, shard_size=5, num_workers=0, **settings)
     for part in (Part(1, 2), Part(0, 2)):
-        Job(tiny_dataset, teacher, PLAIN, config).run(part)
+        reinforce_job(tiny_dataset, teacher, PLAIN, config).run(part)
     assert files_of(tmp_path / "d") == expected
     next((tmp_path / "d").rglob("*-00001-*.parquet")).unlink()
     assert run(tmp_path / "d", tiny_dataset, teacher, PLAIN, **settings) == expected
@@ -663,7 +664,7 @@ def test_other_candidates_are_another_run(tmp_path, tiny_dataset, tiny_teacher, 
 
 def test_the_estimate_tells_what_candidates_cost(tmp_path, tiny_dataset, tiny_teacher):
     config = ReinforceConfig(str(tmp_path), num_views=2, num_candidates=10, keep="low_entropy", top_k=2)
-    estimate = Job(tiny_dataset, tiny_teacher, PLAIN, config).estimate()
+    estimate = reinforce_job(tiny_dataset, tiny_teacher, PLAIN, config).estimate()
     assert (estimate.num_views, estimate.num_made, estimate.num_asked) == (2 * 12, 10 * 12, 10 * 12)
     report = estimate.report(1, 0, torch.device("cpu"))
     assert "24, kept of 120\n" in report

@@ -10,7 +10,8 @@ from conftest import ALL_OPS, CLASSES, as_cell, colour_image
 from hf_dr.errors import ConfigError, FormatError, TeacherError
 from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.job import reinforce
-from hf_dr.generation.verify import MAX_KL_MEAN, VerifyReport, answer_kl, drawn_kl, teacher_from_provenance, verify
+from hf_dr.generation.teachers import teacher_from_provenance
+from hf_dr.generation.verify import MAX_KL_MEAN, VerifyReport, answer_kl, drawn_kl, verify
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.teacher.ensemble import Teacher

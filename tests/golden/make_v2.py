@@ -11,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 from conftest import as_cell, colour_image
 
+from hf_dr.store.features import combine_hashes, reinforcement_features
 from hf_dr.store.provenance import Provenance
-from hf_dr.store.schema import AUG_PREFIX, STORED_PARTNERS, combine_hashes, reinforcement_features
+from hf_dr.store.schema import AUG_PREFIX, STORED_PARTNERS
 from hf_dr.store.shards import ShardWriter
 from hf_dr.views.augmentation import NO_PARTNER, PARTNER, Augmentation
 from hf_dr.views.images import pixel_hash

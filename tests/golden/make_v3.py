@@ -13,7 +13,8 @@ from conftest import as_cell, colour_image
 from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.job import reinforce
 from hf_dr.teacher.ensemble import Teacher
-from hf_dr.teacher.members import Member, Preprocessing, weights_hash
+from hf_dr.teacher.members import Member, weights_hash
+from hf_dr.teacher.preprocessing import Preprocessing
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops.colour import RandAugment
 from hf_dr.views.ops.geometry import RandomErasing, RandomHorizontalFlip, RandomResizedCrop

@@ -10,7 +10,6 @@ import pytest
 import torch
 from conftest import CLASSES, as_cell, colour_image
 
-import hf_dr.replay.dataset
 from hf_dr.errors import ConfigError, DataError
 from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.job import reinforce
@@ -154,10 +153,8 @@ def test_pairs_stay_together_in_views_that_mix(combined):
     assert mixed == sum(part.num_views for part in combined.parts if part.mixes) * ROWS // 2
 
 
-def test_a_pair_is_decoded_once(make, monkeypatch):
+def test_a_pair_is_decoded_once(make, decoded):
     combined = load_reinforced([make("mix"), make("crop")])
-    decoded, decode = [], hf_dr.replay.dataset.decode_image
-    monkeypatch.setattr(hf_dr.replay.dataset, "decode_image", lambda value: decoded.append(1) or decode(value))
     combined.__getitems__([(row, 1) for row in range(ROWS)])
     assert len(decoded) == ROWS
 

@@ -318,12 +318,12 @@ def test_rows_without_reinforcement_come_last_if_asked_for(partial, tiny_dataset
         assert torch.equal(plus[number, 1]["pixel_values"], default[number, 1]["pixel_values"])
 
 
-def test_views_without_reinforcement_are_drawn_anew_in_each_epoch(partial):
+def test_views_without_reinforcement_are_newly_drawn_in_each_epoch(partial):
     plus = partial(unreinforced=True)
     epochs = range(VIEWS + 2)
-    assert plus.scheduled_views(np.arange(10), 3)[7:].tolist() == [fresh_view(3)] * 3
+    assert plus.scheduled_views(np.arange(10), 3)[7:].tolist() == [-1 - 3] * 3
     assert (plus.scheduled_views(np.arange(10), 3)[:7] == partial().scheduled_views(np.arange(7), 3)).all()
-    assert int(plus.scheduled_views(-1, 2)) == fresh_view(2)
+    assert plus.resolved(9, int(plus.scheduled_views(-1, 2))) == fresh_view(2)
     drawn = [plus[9, fresh_view(epoch)]["pixel_values"] for epoch in epochs]
     assert len({view.numpy().tobytes() for view in drawn}) == len(epochs)
     for epoch in epochs:
@@ -357,7 +357,7 @@ def test_they_are_found_in_another_order_as_well(partial, tiny_dataset):
 
 
 def test_skipped_rows_of_a_dataset_with_images(tmp_path, tiny_dataset, tiny_teacher, caplog):
-    """They are its own: mended in place they can be used, else not."""
+    """They are its own: fixed in place they can be used, else not."""
     cells = undecoded_images(tiny_dataset, "image")["image"]
     broken = tiny_dataset.remove_columns("image").add_column(
         "image", [BROKEN if row == 4 else cell for row, cell in enumerate(cells)], feature=datasets.Image()
@@ -367,8 +367,8 @@ def test_skipped_rows_of_a_dataset_with_images(tmp_path, tiny_dataset, tiny_teac
     plus = load_reinforced(tmp_path, unreinforced=True)
     assert (len(plus), plus.all_reinforced) == (11, True)
     assert "1 rows cannot be decoded and are left out" in caplog.text
-    mended = plus.plus.remove_columns("image").add_column("image", cells, feature=datasets.Image())
-    whole = ReinforcedDataset(mended, plus.provenance, unreinforced=True)
+    fixed = plus.plus.remove_columns("image").add_column("image", cells, feature=datasets.Image())
+    whole = ReinforcedDataset(fixed, plus.provenance, unreinforced=True)
     assert (len(whole), whole.num_reinforced, whole[-1]["labels"]) == (12, 11, tiny_dataset[4]["label"])
 
 

@@ -15,7 +15,6 @@ import pytest
 import torch
 from conftest import ALL_OPS, CLASSES, as_cell, colour_image
 
-import hf_dr.replay.dataset
 from hf_dr.errors import ConfigError, DataError, FormatError, ReplayError
 from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.job import reinforce
@@ -23,8 +22,9 @@ from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.replay.reinforced_data import DIFFICULTIES, fresh_view, ranked_view
 from hf_dr.store.base_dataset import undecoded_images
+from hf_dr.store.features import combine_hashes
 from hf_dr.store.provenance import find_config
-from hf_dr.store.schema import PROVENANCE_FILE, combine_hashes
+from hf_dr.store.schema import PROVENANCE_FILE
 from hf_dr.teacher.topk import cross_entropy, entropy
 from hf_dr.views.augmentation import NAMED, Augmentation
 from hf_dr.views.maker import Span, ViewMaker, hash_view
@@ -423,14 +423,11 @@ def test_the_schedule_is_keyed(plus_of):
 # ------------------------------------------------------------------------------------------------------------- mixing
 
 
-def test_a_pair_is_decoded_once(tmp_path, tiny_dataset, tiny_teacher, monkeypatch):
+def test_a_pair_is_decoded_once(tmp_path, tiny_dataset, tiny_teacher, decoded):
     """A batch that holds both of each pair decodes each image once, and one alone decodes two."""
     always = Augmentation([RandomResizedCrop(16), MixUp(p=1), CutMix(p=1)])
     reinforce(tiny_dataset, tiny_teacher, always, ReinforceConfig(str(tmp_path), num_views=2, top_k=3))
     plus = load_reinforced(tmp_path)
-    decoded = []
-    decode = hf_dr.replay.dataset.decode_image
-    monkeypatch.setattr(hf_dr.replay.dataset, "decode_image", lambda value: decoded.append(1) or decode(value))
     partners = [plus.params(row, 1)["partner"] for row in range(12)]
     assert all(partners[partners[row]] == row for row in range(12))
     together = plus.__getitems__([(row, 1) for row in range(12)])
@@ -442,10 +439,7 @@ def test_a_pair_is_decoded_once(tmp_path, tiny_dataset, tiny_teacher, monkeypatc
         assert torch.equal(one["pixel_values"], other["pixel_values"])
 
 
-def test_an_unmixed_view_decodes_no_partner(tiny_plus, monkeypatch):
-    decoded = []
-    decode = hf_dr.replay.dataset.decode_image
-    monkeypatch.setattr(hf_dr.replay.dataset, "decode_image", lambda value: decoded.append(1) or decode(value))
+def test_an_unmixed_view_decodes_no_partner(tiny_plus, decoded):
     views = [(row, view) for row in range(12) for view in range(VIEWS) if tiny_plus.params(row, view)["partner"] < 0]
     assert len(views) > 5
     for view in views:

@@ -129,7 +129,7 @@ def test_pairs_of_shards(tmp_path, tiny_dataset, tiny_teacher):
 @pytest.mark.parametrize("probability", [0.0, 0.6, 1.0])
 @pytest.mark.parametrize("view_order", ["all", "random"])
 def test_rows_without_stored_views(tmp_path, tiny_dataset, tiny_teacher, view_order, probability):
-    """They are drawn anew in every epoch, among the others, and part no pair."""
+    """They are newly drawn in every epoch, among the others, and part no pair."""
     augmentation = Augmentation([RandomResizedCrop(8), MixUp(p=1.0)])
     config = ReinforceConfig(str(tmp_path), num_views=3, top_k=2, overlay=True, max_examples=6)
     reinforce(tiny_dataset, tiny_teacher, augmentation, config)
@@ -181,8 +181,8 @@ def test_share_of_unreinforced_samples(either, probability):
     fresh = []
     for number in range(100):
         for row, view in epoch(sampler, number):
-            assert view == fresh_view(number) if view < 0 else view < VIEWS
-            fresh.append((row, view < 0))
+            assert view in (fresh_view(number), *range(VIEWS))
+            fresh.append((row, view == fresh_view(number)))
     share = np.mean([is_fresh for _, is_fresh in fresh])
     if probability == 0.5:
         assert abs(share - 0.5) < 0.05  # 1,200 draws: more than three standard errors
@@ -315,8 +315,8 @@ def test_new_views_among_those_by_difficulty(tmp_path, tiny_dataset, tiny_teache
         views = dict(epoch(sampler, number))
         for row, view in views.items():
             assert view in ({fresh_view(number), ranked_view(number, "entropy")} if row < 6 else {fresh_view(number)})
-            drawn += row < 6 and view < 0
-        assert [dataset[row, views[row]]["reinforced"] for row in range(ROWS)] == [views[r] >= 0 for r in range(ROWS)]
+            drawn += row < 6 and view == fresh_view(number)
+            assert dataset[row, view]["reinforced"] == (view != fresh_view(number))
     assert 0 < drawn < 18
     with pytest.raises(IndexError, match="rank 0 of 0 views"):
         dataset[7, ranked_view(0, "entropy")]

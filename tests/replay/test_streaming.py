@@ -24,7 +24,6 @@ from hypothesis import strategies as st
 from loopback_hub import Fault, LoopbackHub
 
 import hf_dr.hub.retry
-import hf_dr.replay.dataset
 from hf_dr.errors import ConfigError, DataError, FormatError, HubError
 from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.job import reinforce
@@ -313,10 +312,8 @@ def test_a_copy_has_an_epoch_of_its_own(make):
 # ------------------------------------------------------------------------------------------------------------ resources
 
 
-def test_pairs_are_decoded_once(make, monkeypatch):
-    stream, decoded = stream_of(make(MIXING), shuffled_shards=2), []
-    decode = hf_dr.replay.dataset.decode_image
-    monkeypatch.setattr(hf_dr.replay.dataset, "decode_image", lambda value: decoded.append(1) or decode(value))
+def test_pairs_are_decoded_once(make, decoded):
+    stream = stream_of(make(MIXING), shuffled_shards=2)
     assert len(list(stream)) == len(decoded)
 
 

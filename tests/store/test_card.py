@@ -303,7 +303,7 @@ def test_a_new_run_replaces_its_part(config):
 
 def test_damaged_markers_are_refused(config):
     card = update_card(None, {"a": named(config, "a")}, name=NAME)
-    with pytest.raises(FormatError, match=r"must be followed by `<!-- hf_dr: end -->`.*Mend the marker"):
+    with pytest.raises(FormatError, match=r"must be followed by `<!-- hf_dr: end -->`.*Fix the marker"):
         update_card(card.replace("<!-- hf_dr: end -->", "", 1), {"a": named(config, "a")}, name=NAME)
 
 

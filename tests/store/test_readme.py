@@ -148,7 +148,7 @@ A, END = "<!-- hf_dr: a -->\n", "<!-- hf_dr: end -->\n"
     ],
 )
 def test_damaged_markers_are_refused(body, message):
-    with pytest.raises(FormatError, match=f"{message}.*Mend the marker"):
+    with pytest.raises(FormatError, match=f"{message}.*Fix the marker"):
         merge_parts(body, {"a": "text"}, by_name)
 
 

@@ -16,7 +16,8 @@ import pytest
 from datasets import ClassLabel, Features, Image, List, Value
 
 from hf_dr.errors import FormatError, HfDrError
-from hf_dr.store.schema import METADATA_KEY, reinforcement_features
+from hf_dr.store.features import reinforcement_features
+from hf_dr.store.schema import METADATA_KEY
 from hf_dr.store.shards import (
     ShardMarker,
     ShardWriter,
@@ -364,6 +365,9 @@ def test_damaged_files_are_refused(damage: Any, reason: str, finished: bytes, tm
         b'{"fingerprint": "f", "num_bytes": "x", "skipped_rows": []}',
         b'{"fingerprint": "f", "num_bytes": Infinity, "skipped_rows": []}',
         b'{"fingerprint": "f", "num_bytes": 1, "skipped_rows": [null]}',
+        b'{"fingerprint": "f", "num_bytes": true, "skipped_rows": []}',
+        b'{"fingerprint": 1, "num_bytes": 1, "skipped_rows": []}',
+        b'{"fingerprint": "f", "num_bytes": -1, "skipped_rows": []}',
         b"\xff",
     ],
     ids=lambda marker: repr(marker[:60] if marker else marker),

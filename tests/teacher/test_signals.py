@@ -1,4 +1,4 @@
-"""What is stored instead of, or beside, the most probable classes: unbiased draws, and the mean of an image's answers."""
+"""What is stored instead of, or next to, the most probable classes: unbiased draws, and the mean of an image's answers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, FormatError, TeacherError
 from hf_dr.generation.config import ReinforceConfig
-from hf_dr.generation.job import Job, reinforce
+from hf_dr.generation.job import reinforce, reinforce_job
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.store.provenance import Provenance
@@ -314,8 +314,9 @@ def test_row_groups_of_few_rows_give_the_same_columns(made, tmp_path, tiny_datas
 def test_stopped_and_resumed_equals_uninterrupted(made, tmp_path, tiny_dataset, make_teacher) -> None:
     signal, _, expected = made
     config = ReinforceConfig(str(tmp_path), "a", num_views=5, top_k=2, shard_size=5, num_workers=0, signal=signal)
-    job = Job(tiny_dataset, make_teacher(2.0), PLAIN, config)
-    answers, job._answers = job._answers, lambda spans: stop_after(answers(spans), 3)
+    job = reinforce_job(tiny_dataset, make_teacher(2.0), PLAIN, config)
+    answers = job.source.answers
+    job.source.answers = lambda spans: stop_after(answers(spans), 3)
     with pytest.raises(KeyboardInterrupt):
         job.run()
     assert len(list(tmp_path.rglob("*.parquet"))) == 1
@@ -340,7 +341,7 @@ def test_only_other_signals_are_a_later_version(made, tmp_path, tiny_dataset, ma
     provenance = Provenance.read(folder / "a")
     assert (provenance.schema_version, provenance.signal) == (3, signal)
     config = ReinforceConfig(str(tmp_path), "a", num_views=5, top_k=2)
-    plain = Job(tiny_dataset, make_teacher(2.0), PLAIN, config).provenance
+    plain = reinforce_job(tiny_dataset, make_teacher(2.0), PLAIN, config).provenance
     assert (plain.schema_version, plain.signal) == (1, TOPK)
     assert "signal" not in plain.to_dict()
 
@@ -364,7 +365,7 @@ def test_the_estimate_counts_the_tail(tmp_path, tiny_dataset, make_teacher) -> N
     sizes = []
     for signal in (TOPK, IMAGE_TAIL):
         config = ReinforceConfig(str(tmp_path), "a", num_views=5, top_k=2, signal=signal)
-        job = Job(tiny_dataset, make_teacher(2.0), PLAIN, config)
+        job = reinforce_job(tiny_dataset, make_teacher(2.0), PLAIN, config)
         job.estimate(2)  # warms up
         sizes.append(job.estimate(2).bytes_reinforcement)
         assert not job.folder.exists()
@@ -381,7 +382,7 @@ def test_load_dataset_opens_it_without_this_package(made) -> None:
 
 
 def test_an_unknown_signal() -> None:
-    with pytest.raises(ConfigError, match="`signal` must be topk or topk_image_tail or sampled, got 'top'"):
+    with pytest.raises(ConfigError, match="`signal` must be one of topk, topk_image_tail, sampled, got 'top'"):
         ReinforceConfig("out", signal="top")
 
 

@@ -14,7 +14,8 @@ from torch import nn
 
 from hf_dr.errors import ConfigError, TeacherError
 from hf_dr.teacher.ensemble import Teacher
-from hf_dr.teacher.members import Member, Preprocessing, weights_hash
+from hf_dr.teacher.members import Member, load_member, weights_hash
+from hf_dr.teacher.preprocessing import Preprocessing
 
 VIEWS = torch.randint(0, 256, (5, 3, 24, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
@@ -255,3 +256,91 @@ def test_weights_that_are_pickles_are_refused(tmp_path, timm_weights):
 def test_errors_are_value_errors():
     assert issubclass(TeacherError, ValueError)
     assert issubclass(ConfigError, ValueError)
+
+
+# ------------------------------------------------------------------------------------------- classes that are not meant
+
+
+@pytest.fixture
+def member_of():
+    """Builds a member whose classes have these names."""
+
+    def make(labels):
+        model = torch.nn.Linear(1, len(labels))
+        pre = Preprocessing((16, 16), (0.5,) * 3, (0.5,) * 3, "bilinear")
+        return Member(model, "named", None, "mit", len(labels), tuple(labels), pre, "hash")
+
+    return make
+
+
+def test_a_name_means_the_class_that_has_all_of_it(member_of):
+    member = member_of([("Cardigan, Cardigan Welsh corgi", "n1"), ("koala",), ("cardigan", "n2")])
+    assert Teacher([member], classes=["cardigan", "koala"])._class_ids == [[2, 1]]
+    assert Teacher([member], classes=["n1", "koala"])._class_ids == [[0, 1]]
+
+
+def test_a_name_of_several_classes_is_refused(member_of):
+    member = member_of([("crane", "n02012849"), ("koala",), ("crane", "n03126707")])
+    with pytest.raises(
+        TeacherError, match=r"'crane' is several of named: 0 \(crane, n02012849\), 2 \(crane, n03126707\)\. Give"
+    ):
+        Teacher([member], classes=["crane"])
+    assert Teacher([member], classes=["n03126707"])._class_ids == [[2]]
+
+
+@pytest.mark.parametrize("names", [["airplane", "bird", "car", "cat"], ["plane", "bird", "car", "cat"]])
+def test_a_known_name_at_another_place_is_refused(member_of, names):
+    teacher = Teacher([member_of([("plane",), ("car",), ("bird",), ("cat",)])])
+    with pytest.raises(TeacherError, match="class 1 is 'bird' in the dataset and 'car' for the teacher"):
+        teacher.check_classes(names)
+    teacher.check_classes(["airplane", "automobile", "bird", "cat"])  # other words for the same
+
+
+def test_independent_classes_are_refused(tmp_path):
+    config = transformers.ResNetConfig(
+        embedding_size=8,
+        hidden_sizes=[8, 8],
+        depths=[1, 1],
+        layer_type="basic",
+        problem_type="multi_label_classification",
+    )
+    transformers.ResNetForImageClassification(config).save_pretrained(tmp_path)
+    transformers.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    with pytest.raises(TeacherError, match="must answer with one class for each image, but its config"):
+        load_member(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"depths": [10**6, 1]},
+            r"`depths` in the config.json of .* must have a size that can be built, found 1,000,000",
+        ),
+        ({"hidden_sizes": [8, 10**9]}, r"`hidden_sizes` in the config.json of .* found 1,000,000,000"),
+        (
+            {"attn_implementation": "org/kernel"},
+            r"`attn_implementation` .* must be one of transformers' own, found 'org/kernel'",
+        ),
+    ],
+)
+def test_a_configuration_of_somebody_else_cannot_ask_for_everything(tmp_path, changes, message):
+    config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], layer_type="basic")
+    transformers.ResNetForImageClassification(config).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    with pytest.raises(TeacherError, match=message):
+        load_member(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "file", ["pytorch_model-00001.bin", "../other.safetensors", "/etc/passwd", "a/b.safetensors", 7]
+)
+def test_weights_in_parts_are_safetensors_of_the_folder(tmp_path, file):
+    config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], layer_type="basic")
+    transformers.ResNetForImageClassification(config).save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    index = {"metadata": {}, "weight_map": {"classifier.1.weight": file}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(TeacherError, match=r"must all be safetensors files of its own, but its index names"):
+        load_member(str(tmp_path))

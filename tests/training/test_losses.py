@@ -214,5 +214,5 @@ def test_refusals():
         reinforced_kl(logits, ids, logprobs, tail="image")
     settings = with_tail("image")
     settings["tail_ids_BT"] = settings["tail_ids_BT"][:4]
-    with pytest.raises(ValueError, match=r"\(B, T\) with T <= C, got \(4, 5\) and \(5, 5\) beside logits \(5, 12\)"):
+    with pytest.raises(ValueError, match=r"\(B, T\) with T <= C, got \(4, 5\) and \(5, 5\) next to logits \(5, 12\)"):
         reinforced_kl(logits, ids, logprobs, **settings)

@@ -87,5 +87,5 @@ def test_how_often_and_which():
 
 
 def test_normalised_pixels_are_refused():
-    with pytest.raises(ConfigError, match=r"as uint8 pixels, before they are normalised, got torch.float32"):
+    with pytest.raises(ConfigError, match=r"must be uint8 to be mixed, before they are normalised, got torch.float32"):
         mix_batch(torch.zeros(2, 3, 8, 8), rng_of(0), mixup_alpha=1.0, cutmix_alpha=0.0)

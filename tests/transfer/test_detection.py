@@ -1,60 +1,22 @@
-"""Detection: what is read, what is learnt, what is measured; on coloured rectangles, which a tiny network learns in seconds."""
+"""Detection: what is read, what is learned from and what is measured, on coloured rectangles."""
 
 import json
-import os
-import shutil
-import subprocess
 import sys
 
 import datasets
 import numpy as np
-import PIL.Image
 import pytest
 import torch
-from conftest import as_cell
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load_file
-from samples import TWO_PROCESSES, quick
+from samples import quick
+from toys import CATEGORY_COLOURS, SIDE, detection_flags, objects_dataset, read_coco, write_coco
 
 from hf_dr.cli.main import main
 from hf_dr.errors import ConfigError, DataError
 from hf_dr.transfer.backbone import backbone
-from hf_dr.transfer.detection import DetectionArguments, Detector, DetectorConfig, check_same_categories, load_detector
+from hf_dr.transfer.detection import DetectionArguments, Detector, DetectorConfig, check_same_categories
 from hf_dr.transfer.detection_data import CocoMeter, DetectionData, DetectionImages, collate, decode_mask
-from hf_dr.transfer.trainer import TRANSFER_FILE
-
-SIDE, STEPS = 64, 40
-COLOURS = {3: (230, 30, 30), 7: (30, 60, 240)}  # of the categories' ids
-NAMES = {3: "red", 7: "blue"}
-
-
-def polygon(left, top, right, bottom):
-    return [[left, top, right, top, right, bottom, left, bottom]]
-
-
-def write_coco(folder, count=6, seed=0):
-    """Writes images with a red rectangle on the left and a blue one on the right, and their annotations."""
-    (folder / "images").mkdir(parents=True)
-    rng, images, annotations = np.random.default_rng(seed), [], []
-    for n in range(count):
-        pixels = 110 + rng.integers(0, 30, (SIDE, SIDE, 3), dtype=np.uint8)
-        for half, (category, colour) in enumerate(COLOURS.items()):
-            width, height = (int(side) for side in rng.integers(14, 28, 2))
-            left = half * SIDE // 2 + int(rng.integers(SIDE // 2 - width))
-            top = int(rng.integers(SIDE - height))
-            pixels[top : top + height, left : left + width] = colour
-            box = [left, top, width, height]
-            annotations.append(
-                {"id": len(annotations) + 1, "image_id": 10 + n, "category_id": category, "bbox": box, "iscrowd": 0,
-                 "area": width * height, "segmentation": polygon(left, top, left + width, top + height)}
-            )  # fmt: skip
-        PIL.Image.fromarray(pixels).save(folder / "images" / f"{n}.png")
-        images.append({"id": 10 + n, "file_name": f"{n}.png", "width": SIDE, "height": SIDE})
-    categories = [{"id": category, "name": NAMES[category]} for category in (7, 3)]
-    content = {"images": images, "annotations": annotations, "categories": categories}
-    (folder / "a.json").write_text(json.dumps(content))
-    return content
 
 
 @pytest.fixture(scope="module")
@@ -62,10 +24,6 @@ def toy(tmp_path_factory):
     folder = tmp_path_factory.mktemp("toy")
     write_coco(folder)
     return folder
-
-
-def read(folder):
-    return DetectionData.from_coco(folder / "a.json", folder / "images")
 
 
 @pytest.fixture
@@ -81,30 +39,11 @@ def changed(tmp_path):
     return changed
 
 
-def flags(toy, out, **more):
-    settings = {
-        "annotations": toy / "a.json", "images": toy / "images", "eval_annotations": toy / "a.json",
-        "eval_images": toy / "images", "student": "timm:test_resnet", "freeze_norm": False, "output_dir": out,
-        "short_side": SIDE, "long_side": SIDE, "fpn_channels": 32, "rois_per_image": 32, "optim": "adamw_torch",
-        "learning_rate": 3e-3, "warmup_steps": 5, "max_steps": STEPS, "save_steps": STEPS // 2, "report_to": "none",
-        "per_device_train_batch_size": 4, "per_device_eval_batch_size": 4, "disable_tqdm": True, **more,
-    }  # fmt: skip
-    return [str(part) for name, value in settings.items() for part in (f"--{name}", value)]
-
-
-@pytest.fixture(scope="module")
-def trained(toy, tmp_path_factory):
-    """Folder of a finished training."""
-    out = tmp_path_factory.mktemp("trained") / "out"
-    assert main(["detect", *flags(toy, out)]) == 0
-    return out
-
-
 # -------------------------------------------------------------------------------------------------------- what is read
 
 
 def test_categories_become_labels_in_the_order_of_their_ids(toy):
-    data = read(toy)
+    data = read_coco(toy)
     assert data.categories == {3: "red", 7: "blue"}
     assert data.has_masks
     example = DetectionImages(data, train=True, masks=True)[0]
@@ -113,13 +52,13 @@ def test_categories_become_labels_in_the_order_of_their_ids(toy):
     for label, (left, top, right, bottom), mask in zip(
         target["labels"].tolist(), target["boxes"].int().tolist(), target["masks"].numpy(), strict=True
     ):
-        colour = list(COLOURS.values())[label - 1]
+        colour = list(CATEGORY_COLOURS.values())[label - 1]
         inside = (image == np.array(colour)[:, None, None]).all(axis=0)
         assert np.array_equal(mask.astype(bool), inside)
         assert np.array_equal(np.argwhere(inside)[[0, -1]], [[top, left], [bottom - 1, right - 1]])
 
 
-def test_what_is_not_learnt(changed):
+def test_what_is_not_learned(changed):
     def change(content):
         first, second, third, fourth = content["annotations"]
         first.update(iscrowd=1, segmentation={"size": [SIDE, SIDE], "counts": [0, SIDE * SIDE]})
@@ -127,7 +66,7 @@ def test_what_is_not_learnt(changed):
         third["bbox"] = [5, 5, 10, 0]
         fourth["bbox"] = [-10, 5, 20, 10]  # clipped
 
-    data = read(changed(change))
+    data = read_coco(changed(change))
     shown = DetectionImages(data, train=True, masks=True)
     assert shown.rows == [1]
     assert shown[0]["target"]["boxes"].tolist() == [[0, 5, 10, 15]]
@@ -138,7 +77,7 @@ def test_what_is_not_learnt(changed):
 @quick
 @given(st.integers(0, 99), st.integers(0, 5))
 def test_a_mirrored_image_is_mirrored_with_its_objects(toy, epoch, row):
-    data = read(toy)
+    data = read_coco(toy)
     plain = DetectionImages(data, train=True, masks=True)[row, epoch]
     flipped = DetectionImages(data, train=True, masks=True, flip=1.0)[row, epoch]
     assert torch.equal(flipped["image"], plain["image"].flip(-1))
@@ -148,7 +87,7 @@ def test_a_mirrored_image_is_mirrored_with_its_objects(toy, epoch, row):
 
 
 def test_flips_follow_from_seed_row_and_epoch(toy):
-    data = read(toy)
+    data = read_coco(toy)
 
     def drawn(seed):
         images = DetectionImages(data, train=True, flip=0.5, seed=seed)
@@ -157,28 +96,10 @@ def test_flips_follow_from_seed_row_and_epoch(toy):
     assert drawn(0) == drawn(0) != drawn(1)
 
 
-def hub(boxes, categories, nested=False, **columns):
-    """A dataset of the Hub's form: lists of each field, or a list of objects."""
-    rng = np.random.default_rng(0)
-    images = [as_cell(PIL.Image.fromarray(rng.integers(256, size=(30, 40, 3), dtype=np.uint8))) for _ in boxes]
-    box, category = datasets.List(datasets.Value("float32"), length=4), datasets.ClassLabel(names=["a", "b"])
-    if nested:
-        kind = datasets.List({"bbox": box, "category": category})
-        cells = [
-            [{"bbox": b, "category": c} for b, c in zip(*row, strict=True)]
-            for row in zip(boxes, categories, strict=True)
-        ]
-    else:
-        kind = {"bbox": datasets.List(box), "category": datasets.List(category)}
-        cells = [{"bbox": b, "category": c} for b, c in zip(boxes, categories, strict=True)]
-    features = {"image": datasets.Image(), "objects": kind, **{name: datasets.Value("int32") for name in columns}}
-    return datasets.Dataset.from_dict({"image": images, "objects": cells, **columns}, datasets.Features(features))
-
-
 @pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize(("bbox_format", "box"), [("coco", [10, 5, 20, 10]), ("voc", [10, 5, 30, 15])])
 def test_a_dataset_of_the_hub(nested, bbox_format, box):
-    rows = hub([[box, box], []], [[1, 0], []], nested, width=[40, 40], height=[30, 30])
+    rows = objects_dataset([[box, box], []], [[1, 0], []], nested, width=[40, 40], height=[30, 30])
     data = DetectionData.from_dataset(rows, {"id": "x"}, bbox_format=bbox_format)
     assert data.categories == {0: "a", 1: "b"}
     assert not data.has_masks
@@ -192,13 +113,13 @@ def test_a_dataset_of_the_hub(nested, bbox_format, box):
 
 @pytest.mark.parametrize(
     ("rows", "settings", "message"),
-    [(hub([[[20, 5, 10, 10]]], [[0]]), {"bbox_format": "voc"}, "row 0 has one that ends before it begins. Set it to coco"),
-     (hub([[[20, 15, 39, 29]]], [[0]], width=[40], height=[30]), {}, "coco 100% reach out of them. Set it to voc"),
-     (hub([[[0, 0, 9, float("nan")]]], [[0]]), {}, "row 0 must have finite boxes"),
-     (hub([[]], [[]]), {}, "x must have objects, found none in 1 images"),
-     (hub([[]], [[]]), {"objects_column": "object"}, "must have the column `object`. Did you mean `objects`"),
-     (hub([[]], [[]], n=[1]), {"objects_column": "n"}, "`n` must hold `bbox` and `category`"),
-     (hub([[]], [[]]).cast_column("objects", {"bbox": datasets.List(datasets.List(datasets.Value("float32"))),
+    [(objects_dataset([[[20, 5, 10, 10]]], [[0]]), {"bbox_format": "voc"}, "row 0 has one that ends before .* Set it to coco"),
+     (objects_dataset([[[20, 15, 39, 29]]], [[0]], width=[40], height=[30]), {}, "coco 100% reach out of them. Set it to voc"),
+     (objects_dataset([[[0, 0, 9, float("nan")]]], [[0]]), {}, "row 0 must have finite boxes"),
+     (objects_dataset([[]], [[]]), {}, "x must have objects, found none in 1 images"),
+     (objects_dataset([[]], [[]]), {"objects_column": "object"}, "must have the column `object`. Did you mean `objects`"),
+     (objects_dataset([[]], [[]], n=[1]), {"objects_column": "n"}, "`n` must hold `bbox` and `category`"),
+     (objects_dataset([[]], [[]]).cast_column("objects", {"bbox": datasets.List(datasets.List(datasets.Value("float32"))),
                                               "category": datasets.List(datasets.Value("int64"))}), {},
       "`category` in `objects` must be a ClassLabel"),
      (datasets.Dataset.from_dict({"image": [None], "objects": [{"bbox": [[1.0, 2.0]], "category": [0]}]}, datasets.Features(
@@ -213,7 +134,7 @@ def test_datasets_that_cannot_be_read(rows, settings, message):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [(lambda content: content.pop("categories"), "fit each other, but: KeyError: 'categories'. Mend it"),
+    [(lambda content: content.pop("categories"), "fit each other, but: KeyError: 'categories'. Fix the file"),
      (lambda content: content["annotations"][0].update(category_id=5), "fit each other, but: KeyError: 5"),
      (lambda content: content["annotations"][0].update(image_id=5), "fit each other, but: KeyError: 5"),
      (lambda content: content["annotations"][0].update(bbox=[0, 0, float("inf"), 1]), "a box of image 10 is not finite"),
@@ -221,7 +142,7 @@ def test_datasets_that_cannot_be_read(rows, settings, message):
 )  # fmt: skip
 def test_annotations_that_cannot_be_read(changed, change, message):
     with pytest.raises(DataError, match=message):
-        read(changed(change))
+        read_coco(changed(change))
 
 
 def test_files_that_are_missing_or_others(changed, tmp_path):
@@ -236,11 +157,11 @@ def test_files_that_are_missing_or_others(changed, tmp_path):
         for each in content["annotations"]:
             each["bbox"] = [1, 1, 9, 9]
 
-    images = DetectionImages(read(changed(change)), train=True)
+    images = DetectionImages(read_coco(changed(change)), train=True)
     with pytest.raises(DataError, match=r"row 0 must be 32x64, as its annotations say, found 64x64. .*EXIF"):
         images[0]
     with pytest.raises(
-        DataError, match=r"the image of row 1 must be readable, but: FileNotFoundError.* Mend it, or check where"
+        DataError, match=r"the image of row 1 must be readable, but: FileNotFoundError.* Fix it, or check where"
     ):
         images[1]
     for each in images.data.objects:
@@ -252,11 +173,11 @@ def test_files_that_are_missing_or_others(changed, tmp_path):
 
 
 def test_sets_of_other_categories(toy, changed):
-    other = read(changed(lambda content: content["categories"][0].update(name="azure")))
+    other = read_coco(changed(lambda content: content["categories"][0].update(name="azure")))
     with pytest.raises(
         DataError, match=r"but number 1 is \[\(7, 'azure'\)\] there and \[\(7, 'blue'\)\] here. Evaluate on"
     ):
-        check_same_categories(read(toy), other)
+        check_same_categories(read_coco(toy), other)
 
 
 # ---------------------------------------------------------------------------------------------------- what is measured
@@ -292,7 +213,7 @@ def test_perfect_answers_are_perfect(changed):
                  "segmentation": {"size": [SIDE, SIDE], "counts": [0, SIDE * SIDE]}}  # fmt: skip
         content["annotations"].append(crowd)
 
-    found = measure(read(changed(change)))
+    found = measure(read_coco(changed(change)))
     assert found["box_map"] == found["mask_map"] == found["box_map_50"] == pytest.approx(1)
     assert "box_map_large" not in found
 
@@ -305,90 +226,18 @@ def test_perfect_answers_are_perfect(changed):
      (lambda answer: {key: value[:1] for key, value in answer.items()}, 0.5, 0.5)],
 )  # fmt: skip
 def test_wrong_answers_are_wrong(toy, change, box, mask):
-    found = measure(read(toy), change)
+    found = measure(read_coco(toy), change)
     assert (found["box_map"], found["mask_map"]) == (pytest.approx(box), pytest.approx(mask))
 
 
 def test_what_is_not_installed(monkeypatch, toy, tmp_path, capsys):
     monkeypatch.setitem(sys.modules, "pycocotools.coco", None)
-    assert main(["detect", *flags(toy, tmp_path / "out")]) == 2
+    assert main(["detect", *detection_flags(toy, tmp_path / "out")]) == 2
     message = "detection needs the package pycocotools, which is not installed: pip install 'hf-dr[transfer]'"
     assert message in capsys.readouterr().err
 
 
-# ------------------------------------------------------------------------------------------------------ what is learnt
-
-
-def test_a_toy_set_is_learnt(trained):
-    results = json.loads((trained / "transfer_results.json").read_text())
-    assert results["metrics"]["box_map_50"] > 0.8
-    assert results["metrics"]["mask_map_50"] > 0.8
-    assert results["task"] == "object-detection"
-    assert results["student"]["architecture"] == "test_resnet"
-    assert results["dataset"] == {"id": "a.json", "evaluated_on": {"id": "a.json"}}
-    assert json.loads((trained / "eval_results.json").read_text())["eval_box_map"] == results["metrics"]["box_map"]
-
-
-def test_a_trained_detector_is_loaded_again(trained, toy):
-    data = read(toy)
-    model, meter, shown = load_detector(trained), CocoMeter(data, masks=True), DetectionImages(data, train=False)
-    with torch.no_grad():
-        meter.update(model, collate([shown[row] for row in range(len(shown))]))
-    results = json.loads((trained / "transfer_results.json").read_text())["metrics"]
-    assert meter.compute() == pytest.approx({key: results[key] for key in meter.compute()}, abs=1e-6)
-    description = json.loads((trained / TRANSFER_FILE).read_text())
-    other = trained.parent / "other"
-    other.mkdir(exist_ok=True)
-    (other / TRANSFER_FILE).write_text(json.dumps({**description, "task": "image-segmentation"}))
-    with pytest.raises(ConfigError, match="must hold a model of object-detection, found one of image-segmentation"):
-        load_detector(other)
-
-
-def test_a_killed_run_goes_on_as_if_nothing_were(trained, toy, tmp_path, caplog, capsys):
-    out = tmp_path / "out"
-    shutil.copytree(trained / f"checkpoint-{STEPS // 2}", out / f"checkpoint-{STEPS // 2}")
-    with caplog.at_level("INFO", "hf_dr"):
-        assert main(["detect", *flags(toy, out)]) == 0
-    assert f"Going on from {out / f'checkpoint-{STEPS // 2}'}" in caplog.text
-    whole, again = (load_file(folder / "model.safetensors") for folder in (trained, out))
-    assert all(torch.equal(whole[name], again[name]) for name in whole)
-    assert main(["detect", *flags(toy, out, flip=0.1)]) == 2
-    assert "differs in flip: 0.5 there, 0.1 here. Restore them" in capsys.readouterr().err
-
-
-def test_two_processes_measure_what_one_does(trained, toy):
-    one = json.loads((trained / "eval_results.json").read_text())
-    command = [sys.executable, *TWO_PROCESSES, "-m", "hf_dr", "detect", *flags(toy, trained)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    two = json.loads((trained / "eval_results.json").read_text())
-    names = {name for name in one if "_map" in name or "_mar" in name}
-    assert len(names) > 6
-    assert {name: two[name] for name in names} == pytest.approx({name: one[name] for name in names}, abs=1e-9)
-
-
-def test_without_masks_it_is_a_faster_rcnn(toy, tmp_path, caplog):
-    with caplog.at_level("INFO", "hf_dr"):
-        assert main(["detect", *flags(toy, tmp_path / "out", masks=False, max_steps=1)]) == 0
-    assert "Faster R-CNN, without masks, on 6 images with 2 categories" in caplog.text
-    found = json.loads((tmp_path / "out" / "transfer_results.json").read_text())["metrics"]
-    assert "box_map" in found
-    assert "mask_map" not in found
-
-
-def test_a_hub_dataset_trains(tmp_path, capsys):
-    rows = hub([[[2, 3, 20, 20]]] * 4, [[0], [1], [0], [1]])
-    rows.to_parquet(tmp_path / "d.parquet")
-    more = {"dataset": tmp_path / "d.parquet", "eval_split": "train", "max_steps": 1, "save_strategy": "no"}
-    words = flags(tmp_path, tmp_path / "out", **more)
-    start = words.index("--student")
-    assert main(["detect", *words[start:]]) == 0
-    found = json.loads((tmp_path / "out" / "transfer_results.json").read_text())
-    assert found["dataset"]["id"] == "d.parquet"
-    assert found["dataset"]["evaluated_on"]["split"] == "train"
-    assert main(["detect", *words[start:], "--masks", "true"]) == 2
-    assert "`masks` needs segmentations of all objects, but d.parquet lacks some" in capsys.readouterr().err
+# ----------------------------------------------------------------------------------------- what cannot be asked for
 
 
 def test_a_detector_needs_several_scales():
@@ -399,10 +248,10 @@ def test_a_detector_needs_several_scales():
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({}, "one of `annotations` and `dataset` must be given, got None and None"),
+    [({}, "exactly one of `annotations` and `dataset` must be given, got None and None"),
      ({"annotations": "a", "images": "b", "dataset": "c"}, "one of `annotations` and `dataset`"),
-     ({"dataset": "a", "eval_annotations": "b"}, "`eval_annotations` must come with `annotations`"),
-     ({"annotations": "a", "images": "b", "eval_split": "test"}, "`eval_split` must come with `dataset`"),
+     ({"dataset": "a", "eval_annotations": "b"}, "`eval_annotations` must not come with `dataset`, got both. Use `eval_split`"),
+     ({"annotations": "a", "images": "b", "eval_split": "c"}, "`eval_split` must not come with `annotations`.* `eval_ann"),
      ({"annotations": "a"}, "`annotations` and `images` must come together"),
      ({"dataset": "a", "flip": 1.5}, "`flip` must be between 0 and 1, got 1.5")],
 )  # fmt: skip

@@ -1,10 +1,6 @@
-"""Segmentation: what is read, cropped, measured and learnt; on coloured rectangles, for which a tiny network takes seconds."""
+"""Segmentation: what is read, cropped and measured, and the model, on coloured rectangles."""
 
-import json
-import os
 import shutil
-import subprocess
-import sys
 
 import datasets
 import numpy as np
@@ -14,10 +10,10 @@ import torch
 from conftest import as_cell
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load_file
-from samples import TWO_PROCESSES, photo, quick
+from samples import photo, quick
 from timm.layers import convert_sync_batchnorm
 from torchvision.models.segmentation.deeplabv3 import DeepLabHead
+from toys import CLASSES, read_masks, segmentation_flags, write_masks
 
 from hf_dr.cli.main import main
 from hf_dr.errors import ConfigError, DataError
@@ -28,7 +24,6 @@ from hf_dr.transfer.segmentation import (
     SegmenterConfig,
     atrous_rates,
     collate,
-    load_segmenter,
 )
 from hf_dr.transfer.segmentation_data import (
     IGNORED,
@@ -42,68 +37,16 @@ from hf_dr.transfer.segmentation_data import (
     decode_mask,
     segmentation_metrics,
 )
-from hf_dr.transfer.trainer import TRANSFER_FILE
 
-STEPS = 100
-COLOURS = {1: (120, 120, 120), 2: (230, 30, 30), 3: (30, 60, 230)}  # of the masks' numbers; 0 is none
-NAMES = ["grey", "red", "blue"]
-
-
-def rectangles(rng, size=(48, 64)):
-    """A grey image with a red and a blue rectangle in a frame that is no class, and its mask."""
-    mask = np.ones(size, np.uint8)
-    for number in (2, 3):
-        height, width = rng.integers(12, 30, 2)
-        top, left = rng.integers(size[0] - height), rng.integers(size[1] - width)
-        mask[top : top + height, left : left + width] = number
-    colours = np.zeros((4, 3), np.uint8)
-    colours[1:] = list(COLOURS.values())
-    pixels = colours[mask] + rng.integers(0, 20, (*size, 3), dtype=np.uint8)
-    mask[0] = mask[:, 0] = 0
-    return PIL.Image.fromarray(pixels), PIL.Image.fromarray(mask)
+NAMES = CLASSES.names
 
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory):
     """Folders of images of two sizes and of masks."""
-    folder, rng = tmp_path_factory.mktemp("toy"), np.random.default_rng(0)
-    for name in ("images", "masks"):
-        (folder / name).mkdir()
-    for n in range(6):
-        image, mask = rectangles(rng, (48, 64) if n % 2 else (53, 41))
-        image.save(folder / "images" / f"{n}.png")
-        mask.save(folder / "masks" / f"{n}.png")
+    folder = tmp_path_factory.mktemp("toy")
+    write_masks(folder)
     return folder
-
-
-CLASSES = Classes(NAMES, reduce_labels=True)
-
-
-def read(folder):
-    return SegmentationData.from_folders(folder / "images", folder / "masks", CLASSES)
-
-
-def flags(toy, out, **more):
-    settings = {
-        "images": toy / "images", "masks": toy / "masks", "eval_images": toy / "images", "eval_masks": toy / "masks",
-        "reduce_labels": True, "student": "timm:test_resnet", "freeze_norm": False, "output_dir": out, "crop_size": 32,
-        "short_side": [32, 64], "long_side": 80, "head_channels": 16, "dropout": 0.1, "optim": "adamw_torch",
-        "learning_rate": 3e-3, "warmup_steps": 5, "max_steps": STEPS, "save_steps": STEPS // 2, "report_to": "none",
-        "per_device_train_batch_size": 3, "per_device_eval_batch_size": 4, "disable_tqdm": True, "class_names": NAMES,
-        **more,
-    }  # fmt: skip
-    words = []
-    for name, value in settings.items():
-        words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
-    return words
-
-
-@pytest.fixture(scope="module")
-def trained(toy, tmp_path_factory):
-    """Folder of a finished training."""
-    out = tmp_path_factory.mktemp("trained") / "out"
-    assert main(["segment", *flags(toy, out)]) == 0
-    return out
 
 
 # -------------------------------------------------------------------------------------------------------- what is read
@@ -159,7 +102,7 @@ def test_a_dataset_of_the_hub(name):
 
 
 def test_folders_pair_images_and_masks_by_name(toy, tmp_path):
-    data = read(toy)
+    data = read_masks(toy)
     assert data.described == {"id": f"{toy.name}/images"}
     image, labels = data[1]
     assert image.size == (64, 48)
@@ -205,7 +148,7 @@ def test_masks_that_cannot_be_used(mask, message):
 
 
 def test_files_that_cannot_be_read(toy):
-    data = read(toy)
+    data = read_masks(toy)
     for broken, kind in ((data.masks, "mask"), (data.images, "image")):
         broken[2] = {"path": str(toy / "none.png")}
         with pytest.raises(DataError, match=f"the {kind} of row 2 cannot be used: FileNotFoundError"):
@@ -260,7 +203,7 @@ def test_scales_crops_and_flips_are_as_asked():
     assert {each.corner[1] for each in drawn} >= {0, 20, 40}
 
 
-def test_crops_of_one_class_are_drawn_anew():
+def test_crops_of_one_class_are_drawn_again():
     labels = np.zeros((100, 100), np.int32)
     labels[40:60, 40:60] = 1
 
@@ -281,7 +224,7 @@ def test_crops_of_one_class_are_drawn_anew():
 
 def test_what_is_drawn_follows_from_seed_row_and_epoch(toy):
     def drawn(seed, *index):
-        images = SegmentationImages(read(toy), ScaleCropFlip(24, (32, 64), 80), seed)
+        images = SegmentationImages(read_masks(toy), ScaleCropFlip(24, (32, 64), 80), seed)
         return images[index]["pixel_values"].double().sum().item()
 
     keys = [(0, 1, 0), (0, 1, 1), (1, 1, 0), (0, 2, 0)]
@@ -323,7 +266,7 @@ def test_images_of_several_batches_count_together(toy):
         def forward(self, pixel_values, labels):
             return [torch.where(each == IGNORED, 2, each) for each in labels]
 
-    images, meter = SegmentationImages(read(toy)), ConfusionMeter(NAMES)
+    images, meter = SegmentationImages(read_masks(toy)), ConfusionMeter(NAMES)
     for start in (0, 2, 4):
         meter.update(Oracle(), collate([images[start], images[start + 1]]))
     assert meter.compute() == {"mean_iou": 1, "pixel_accuracy": 1, "iou_grey": 1, "iou_red": 1, "iou_blue": 1}
@@ -400,73 +343,7 @@ def test_shared_normalisations_keep_names_and_activations():
     assert torch.equal(shared(pixels)[0], answers[0])
 
 
-# ------------------------------------------------------------------------------------------------------ what is learnt
-
-
-def test_a_toy_set_is_learnt(trained, toy):
-    results = json.loads((trained / "transfer_results.json").read_text())
-    assert results["metrics"]["mean_iou"] > 0.7
-    assert results["metrics"].keys() == {"mean_iou", "pixel_accuracy", *(f"iou_{name}" for name in NAMES)}
-    assert results["task"] == "image-segmentation"
-    assert results["student"]["architecture"] == "test_resnet"
-    assert results["dataset"] == {"id": f"{toy.name}/images", "evaluated_on": {"id": f"{toy.name}/images"}}
-    assert json.loads((trained / TRANSFER_FILE).read_text())["backbone"]["output_stride"] == 8
-
-
-def test_a_trained_segmenter_is_loaded_again(trained, toy):
-    model, meter, images = load_segmenter(trained), ConfusionMeter(NAMES), SegmentationImages(read(toy))
-    with torch.no_grad():
-        meter.update(model, collate([images[row] for row in range(6)]))
-    assert meter.compute() == json.loads((trained / "transfer_results.json").read_text())["metrics"]
-    description = json.loads((trained / TRANSFER_FILE).read_text())
-    other = trained.parent / "other"
-    other.mkdir(exist_ok=True)
-    (other / TRANSFER_FILE).write_text(json.dumps({**description, "task": "object-detection"}))
-    with pytest.raises(ConfigError, match="must hold a model of image-segmentation, found one of object-detection"):
-        load_segmenter(other)
-
-
-def test_a_killed_run_goes_on_as_if_nothing_were(trained, toy, tmp_path, caplog, capsys):
-    out = tmp_path / "out"
-    shutil.copytree(trained / f"checkpoint-{STEPS // 2}", out / f"checkpoint-{STEPS // 2}")
-    with caplog.at_level("INFO", "hf_dr"):
-        assert main(["segment", *flags(toy, out)]) == 0
-    assert f"Going on from {out / f'checkpoint-{STEPS // 2}'}" in caplog.text
-    whole, again = (load_file(folder / "model.safetensors") for folder in (trained, out))
-    assert all(torch.equal(whole[name], again[name]) for name in whole)
-    assert main(["segment", *flags(toy, out, aux_weight=0.5)]) == 2
-    assert "differs in segmenter: " in capsys.readouterr().err
-
-
-def test_two_processes_measure_what_one_does(trained, toy):
-    one = json.loads((trained / "eval_results.json").read_text())
-    command = [sys.executable, *TWO_PROCESSES, "-m", "hf_dr", "segment", *flags(toy, trained)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    two = json.loads((trained / "eval_results.json").read_text())
-    names = {name for name in one if "iou" in name or "accuracy" in name}
-    assert len(names) == 5
-    assert {name: two[name] for name in names} == {name: one[name] for name in names}
-
-
-def test_a_hub_dataset_trains_on_a_student_that_cannot_be_dilated(tmp_path, caplog):
-    rng = np.random.default_rng(0)
-    pairs = [rectangles(rng, (64, 64)) for _ in range(4)]
-    columns = {"image": [as_cell(image) for image, _ in pairs], "annotation": [as_cell(mask) for _, mask in pairs]}
-    features = datasets.Features({name: datasets.Image() for name in columns})
-    datasets.Dataset.from_dict(columns, features).to_parquet(tmp_path / "d.parquet")
-    more = {
-        "dataset": tmp_path / "d.parquet", "eval_split": "train", "max_steps": 1, "save_strategy": "no",
-        "student": "timm:test_vit", "per_device_train_batch_size": 2,
-    }  # fmt: skip
-    words = flags(tmp_path, tmp_path / "out", **more)
-    with caplog.at_level("INFO", "hf_dr"):
-        assert main(["segment", *words[words.index("--reduce_labels") :]]) == 0
-    assert "test_vit cannot be dilated to `output_stride` 8: its features keep the stride 16" in caplog.text
-    found = json.loads((tmp_path / "out" / "transfer_results.json").read_text())
-    assert found["dataset"]["evaluated_on"]["split"] == "train"
-    assert "mean_iou" in found["metrics"]
+# ----------------------------------------------------------------------------------------- what cannot be asked for
 
 
 @pytest.mark.parametrize(
@@ -480,14 +357,14 @@ def test_a_hub_dataset_trains_on_a_student_that_cannot_be_dilated(tmp_path, capl
 )  # fmt: skip
 def test_what_cannot_be_trained(toy, tmp_path, capsys, settings, message):
     settings = {"max_steps": 1, "save_strategy": "no", **settings}
-    assert main(["segment", *flags(toy, tmp_path / "out", **settings)]) == 2
+    assert main(["segment", *segmentation_flags(toy, tmp_path / "out", **settings)]) == 2
     with pytest.raises(AssertionError, match=message):
         raise AssertionError(capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({}, "one of `images` and `dataset` must be given, got None and None"),
+    [({}, "exactly one of `images` and `dataset` must be given, got None and None"),
      ({"images": "a", "masks": "b", "dataset": "c"}, "one of `images` and `dataset`"),
      ({"dataset": "a", "eval_images": "b"}, "`eval_images` must not come with `dataset`, got both. Use `eval_split`"),
      ({"images": "a", "masks": "b", "eval_split": "c"}, "`eval_split` must not come with `images`.* `eval_images`"),

@@ -1,7 +1,9 @@
 """Students as backbones, and what the trainer of detection and segmentation does by itself, on a task of one number."""
 
+import functools
 import itertools
 import json
+import shutil
 
 import pytest
 import timm
@@ -30,15 +32,17 @@ from hf_dr.transfer.trainer import (
 )
 
 
-@pytest.fixture
-def save(tmp_path):
-    """Saves a fresh student of an architecture as a training does; returns its folder and the student."""
+@pytest.fixture(scope="module")
+def save(tmp_path_factory):
+    """Saves a fresh student of an architecture as a training does; returns its folder, to be read only, and the student."""
 
-    def save(architecture, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), **settings):
+    @functools.cache
+    def save(architecture):
         torch.manual_seed(0)
-        student = build_student(f"timm:{architecture}", None, 7, normalization=(mean, std), **settings)
+        normalization = ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+        student = build_student(f"timm:{architecture}", None, 7, normalization=normalization)
         complete_config(student)
-        folder = tmp_path / architecture
+        folder = tmp_path_factory.mktemp("student") / architecture
         student.save_pretrained(folder, state_dict=native_names(student.state_dict()))
         return folder, student.eval()
 
@@ -150,9 +154,9 @@ def test_what_is_no_backbone(save, tmp_path):
         backbone(str(folder), model_args={"drop_path_rate": 0.1})
 
 
-@pytest.mark.parametrize("change", ["missing", "besides"])
-def test_weights_must_be_those_of_the_student(save, change):
-    folder, _ = save("test_resnet")
+@pytest.mark.parametrize("change", ["missing", "extra"])
+def test_weights_must_be_those_of_the_student(save, tmp_path, change):
+    folder = shutil.copytree(save("test_resnet")[0], tmp_path / "student")
     weights = load_file(folder / "model.safetensors")
     if change == "missing":
         del weights["layer2.0.conv1.weight"]
@@ -162,7 +166,7 @@ def test_weights_must_be_those_of_the_student(save, change):
     AutoModelForImageClassification.from_pretrained(folder)  # by itself it takes what is there
     message = {
         "missing": "has no .*layer2.0.conv1.weight",
-        "besides": "must hold .* alone, found .*layer9.weight besides",
+        "extra": "must hold only its model.s weights, but it also holds .*layer9.weight",
     }
     with pytest.raises(TeacherError, match=message[change]):
         backbone(str(folder))
@@ -226,36 +230,43 @@ class Sum:
         return {"sum": sum(self.rows), "count": len(self.rows)}
 
 
+def line_trainer(out, **more):
+    """A trainer of a Line for 8 steps, 3 to an epoch."""
+    torch.manual_seed(0)
+    model = Line()
+    settings = {
+        "learning_rate": 0.05, "optim": "sgd", "save_steps": 3, "max_steps": 8, "save_total_limit": 3, "report_to": "none",
+        "per_device_train_batch_size": 2, "disable_tqdm": True, "logging_steps": 1, **more,
+    }  # fmt: skip
+    return TransferTrainer(
+        model, TransferArguments(str(out), **settings),
+        description={"task": "line", "student": {"id": "s"}, "dataset": {"id": "d"}, **describe_backbone(model.backbone)},
+        meter=Sum, train_dataset=Rows(5), eval_dataset=Rows(7),
+        data_collator=lambda numbers: {"numbers": torch.tensor(numbers)},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A finished training with checkpoints after 3, 6 and 8 steps."""
+    trainer = line_trainer(tmp_path_factory.mktemp("whole"))
+    trainer.train()
+    return trainer
+
+
 @pytest.fixture
-def train(tmp_path):
-    def train(out, steps=8, resume=None, **more):
-        torch.manual_seed(0)
-        model = Line()
-        given = {"learning_rate": 0.05, "optim": "sgd", "save_steps": 3, "max_steps": 8, "save_total_limit": 3, **more}
-        args = TransferArguments(
-            str(tmp_path / out),
-            per_device_train_batch_size=2,
-            report_to="none",
-            disable_tqdm=True,
-            logging_steps=1,
-            **given,
-        )
-        trainer = TransferTrainer(
-            model, args,
-            description={"task": "line", "student": {"id": "s"}, "dataset": {"id": "d"}, **describe_backbone(model.backbone)},
-            meter=Sum, train_dataset=Rows(5), eval_dataset=Rows(7),
-            data_collator=lambda numbers: {"numbers": torch.tensor(numbers)},
-        )  # fmt: skip
-        if steps:
-            trainer.train(resume_from_checkpoint=resume)
-        return trainer
-
-    return train
+def short(tmp_path):
+    """A finished training of one epoch."""
+    trainer = line_trainer(
+        tmp_path, max_steps=3, per_device_eval_batch_size=3, hub_model_id="me/line", hub_strategy="end"
+    )
+    trainer.train()
+    return trainer
 
 
-def test_a_resumed_run_is_the_same_run(train, tmp_path):
-    whole = train("whole")
-    again = train("again", resume=str(tmp_path / "whole" / "checkpoint-3"))
+def test_a_resumed_run_is_the_same_run(whole, tmp_path):
+    again = line_trainer(tmp_path)
+    again.train(resume_from_checkpoint=f"{whole.args.output_dir}/checkpoint-3")
     assert whole.model.seen[3:] == again.model.seen
     for (name, a), (_, b) in zip(whole.model.state_dict().items(), again.model.state_dict().items(), strict=True):
         assert torch.equal(a, b), name
@@ -263,26 +274,28 @@ def test_a_resumed_run_is_the_same_run(train, tmp_path):
     assert sorted(itertools.chain(*whole.model.seen[3:6])) == [100, 101, 102, 103, 104]
 
 
-def test_a_run_that_ended_within_an_epoch_takes_no_further_step(train, tmp_path):
-    train("whole")  # 8 steps, 3 in an epoch
-    again = train("again", resume=str(tmp_path / "whole" / "checkpoint-8"))
+def test_a_run_that_ended_within_an_epoch_takes_no_further_step(whole, tmp_path):
+    again = line_trainer(tmp_path)
+    again.train(resume_from_checkpoint=f"{whole.args.output_dir}/checkpoint-8")
     assert (again.state.global_step, again.model.seen) == (8, [])
 
 
-def test_a_run_is_resumed_only_under_its_own_description(train, tmp_path):
-    train("out", max_steps=3)
-    path = tmp_path / "out" / "checkpoint-3" / TRANSFER_FILE
+def test_a_run_is_resumed_only_under_its_own_description(whole, tmp_path):
+    checkpoint = shutil.copytree(f"{whole.args.output_dir}/checkpoint-3", tmp_path / "checkpoint-3")
+    path = checkpoint / TRANSFER_FILE
     path.write_text(json.dumps({**json.loads(path.read_text()), "task": "curve"}))
-    with pytest.raises(ConfigError, match=r"differs in task: 'curve' there, 'line' here. Restore them"):
-        train("more", resume=str(path.parent))
+    with pytest.raises(ConfigError, match=r"differs in task: curve there, line here\. Restore them"):
+        line_trainer(tmp_path / "out").train(resume_from_checkpoint=str(checkpoint))
+    path.unlink()
+    with pytest.raises(FormatError, match=r"checkpoint-3 must hold a model that .* trained, with its transfer.json"):
+        line_trainer(tmp_path / "out").train(resume_from_checkpoint=str(checkpoint))
 
 
-def test_evaluation_sees_each_image_once_and_results_tell_of_what(train, tmp_path):
-    trainer = train("out", max_steps=3, per_device_eval_batch_size=3)
-    assert trainer.evaluate().items() >= {"eval_sum": 21, "eval_count": 7}.items()
-    trainer.save_model()
-    trainer.write_results()
-    found = json.loads((tmp_path / "out" / "transfer_results.json").read_text())
+def test_evaluation_sees_each_image_once_and_results_tell_of_what(short, tmp_path):
+    assert short.evaluate().items() >= {"eval_sum": 21, "eval_count": 7}.items()
+    short.save_model()
+    short.write_results()
+    found = json.loads((tmp_path / "transfer_results.json").read_text())
     assert found["metrics"] == {"sum": 21, "count": 7}
     assert (found["task"], found["student"], found["dataset"]) == ("line", {"id": "s"}, {"id": "d"})
     assert found["training"] == {
@@ -290,17 +303,16 @@ def test_evaluation_sees_each_image_once_and_results_tell_of_what(train, tmp_pat
         "optim": "sgd", "weight_decay": 0.0,
     }  # fmt: skip
     model = Line()
-    load_weights(model, tmp_path / "out")
-    assert torch.equal(model.weight, trainer.model.weight)
-    assert read_description(tmp_path / "out")["task"] == "line"
+    load_weights(model, tmp_path)
+    assert torch.equal(model.weight, short.model.weight)
+    assert read_description(tmp_path)["task"] == "line"
 
 
 # What Trainer does about the client's progress bars.
 @pytest.mark.filterwarnings("ignore:Cannot enable progress bars")
-def test_what_is_pushed_has_no_state_of_the_training(train, tmp_path, loopback_hub):
-    trainer = train("out", max_steps=3, push_to_hub=True, hub_model_id="me/line", hub_strategy="end")
-    trainer.evaluate()
-    push = trainer.push_to_hub()
+def test_what_is_pushed_has_no_state_of_the_training(short, loopback_hub):
+    short.evaluate()
+    push = short.push_to_hub()
     names = {"model.safetensors", TRANSFER_FILE, "transfer_results.json"}
     assert set(push.files) == names
     files = loopback_hub.files("me/line", repo_type="models")
@@ -310,19 +322,19 @@ def test_what_is_pushed_has_no_state_of_the_training(train, tmp_path, loopback_h
     assert json.loads(files["transfer_results.json"])["metrics"] == {"sum": 21, "count": 7}
 
 
-def test_what_is_read_must_be_a_trained_model(train, tmp_path):
+def test_what_is_read_must_be_a_trained_model(tmp_path):
     with pytest.raises(FormatError, match=r"must hold a model that .* trained, with its transfer.json"):
         read_description(tmp_path)
     (tmp_path / TRANSFER_FILE).write_text("{}")
-    with pytest.raises(FormatError, match=r"must tell task, student, dataset and backbone, found \{}"):
+    with pytest.raises(FormatError, match=r"must hold task, student, dataset and backbone, found \{}"):
         read_description(tmp_path)
     save_file({"weight": torch.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(FormatError, match=r"model.safetensors must hold the weights of its model"):
         load_weights(Line(), tmp_path)
 
 
-def test_the_rate_falls_at_its_milestones(train):
-    trainer = train("out", steps=0, max_steps=10, lr_milestones=[0.5, 0.8], lr_decay=0.5, warmup_steps=1)
+def test_the_rate_falls_at_its_milestones(tmp_path):
+    trainer = line_trainer(tmp_path, max_steps=10, lr_milestones=[0.5, 0.8], lr_decay=0.5, warmup_steps=1)
     trainer.create_optimizer()
     scheduler = trainer.create_scheduler(10)
     rates = []
@@ -333,8 +345,8 @@ def test_the_rate_falls_at_its_milestones(train):
     assert rates == pytest.approx([0.5, 1, 1, 1, 1, 0.5, 0.5, 0.5, 0.25, 0.25])
 
 
-def test_what_decays(train):
-    trainer = train("out", steps=0)
+def test_what_decays(tmp_path):
+    trainer = line_trainer(tmp_path)
     names = set(trainer.get_decay_parameter_names(trainer.model))
     assert "weight" in names
     assert not any("bn" in name or "bias" in name for name in names)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import warnings
+import zipfile
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,8 @@ import PIL.Image
 import pytest
 
 from hf_dr.errors import DataError
-from hf_dr.views.images import decode_image, pixel_hash, to_rgb
+from hf_dr.views import images
+from hf_dr.views.images import FORMATS, decode_image, pixel_hash, to_rgb
 from tests.samples import photo, same_pixels
 
 ORIENTATION = 0x0112
@@ -174,15 +177,15 @@ JPEG = cell(photo(64, 64), "JPEG")["bytes"]
         (None, "expected an image as bytes or a path, got None"),
         ({"bytes": None, "path": None}, "expected an image as bytes or a path, got {'bytes': None"),
         ("cat.png", "expected an image as bytes or a path, got 'cat.png'"),
-        ({"bytes": b"", "path": None}, "UnidentifiedImageError: cannot identify image file"),
+        ({"bytes": b"", "path": None}, "expected an image as JPEG, .*, got an empty file"),
         (
             {"bytes": b"<html>404 not found</html>", "path": "0.png"},
-            "UnidentifiedImageError: cannot identify image file",
+            "expected an image as JPEG, .*, got an HTML page",
         ),
         ({"bytes": JPEG[:-400], "path": None}, "OSError: image file is truncated"),
         ({"bytes": PNG[:-100], "path": None}, "OSError: "),
-        ({"bytes": PNG[:40], "path": None}, "Error: "),
-        ({"bytes": None, "path": "/nowhere/0.png"}, "FileNotFoundError: .*/nowhere/0.png"),
+        ({"bytes": PNG[:40], "path": None}, "got a PNG file that is cut short"),
+        ({"bytes": None, "path": "/nowhere/0.png"}, "expected a file, found none at /nowhere/0.png"),
     ],
 )
 def test_unreadable_cells_are_data_errors(value: Any, message: str) -> None:
@@ -197,7 +200,7 @@ def test_an_image_too_large_to_be_true_is_a_data_error(monkeypatch: pytest.Monke
 
 
 def test_running_out_of_memory_is_not_blamed_on_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    def exhausted(*_: Any) -> None:
+    def exhausted(*_: Any, **__: Any) -> None:
         raise MemoryError
 
     monkeypatch.setattr(PIL.Image, "open", exhausted)
@@ -233,3 +236,75 @@ def test_the_hash_never_changes() -> None:
     """It is stored in every published dataset."""
     assert pixel_hash(PIL.Image.new("RGB", (3, 2), (1, 2, 3))) == 0x17193A1E3F6EF3A3
     assert 0 <= pixel_hash(photo(1, 1)) < 2**64
+
+
+# ---------------------------------------------------------------------------------------------- what is read and what not
+
+
+@pytest.mark.parametrize(
+    ("data", "found"),
+    [
+        (b"", "got an empty file"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\n",
+            r"got a pointer of Git LFS: .*\(`git lfs pull`\)",
+        ),
+        (b"<!DOCTYPE html><html>404</html>", "got an HTML page"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 1 1\n", "got a PostScript file, which is a program"),
+        (b"\xff\x0a\x00", "got a JPEG XL image"),
+        (b"0123456789abcdef", "got 16 bytes that begin with b'0123456789ab'"),
+    ],
+)
+def test_what_is_no_image_is_named(data: bytes, found: str) -> None:
+    with pytest.raises(DataError, match=f"expected an image as JPEG, PNG, .*{found}") as first:
+        decode_image({"bytes": data, "path": None})
+    with pytest.raises(DataError) as second:
+        decode_image({"bytes": data, "path": None})
+    assert str(first.value) == str(second.value)  # no object's address
+
+
+def test_formats_that_start_programs_are_not_opened() -> None:
+    assert {"EPS", "PS", "PDF", "WMF", "GBR"}.isdisjoint(FORMATS)
+
+
+@pytest.mark.parametrize("bits", [1, 8, 12])
+def test_grey_of_few_bits_that_becomes_black_is_told_once(bits: int, caplog: pytest.LogCaptureFixture) -> None:
+    images._warn_of_few_bits.cache_clear()
+    levels = np.linspace(0, (1 << bits) - 1, 16).astype(np.uint16).reshape(4, 4)
+    for _ in range(2):
+        assert pixels(decode_image(cell(PIL.Image.fromarray(levels)))).max() == ((1 << bits) - 1) >> 8
+    (record,) = caplog.records
+    assert record.getMessage().startswith(
+        f"An image of 16-bit grey uses {bits} bits only, and becomes black or nearly so."
+    )
+
+
+def test_grey_that_is_black_or_uses_its_bits_is_read(caplog: pytest.LogCaptureFixture) -> None:
+    for top, expected in ((0, 0), (0xFFFF, 255), (1 << 12, 16)):
+        levels = np.full((2, 2), top, np.uint16)
+        assert np.asarray(decode_image(cell(PIL.Image.fromarray(levels)))).max() == expected
+    assert not caplog.records
+
+
+def test_large_images_are_refused_before_they_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hf_dr.views.images.MAX_IMAGE_PIXELS", 99)
+    decode_image(cell(PIL.Image.new("RGB", (9, 11))))
+    with pytest.raises(
+        DataError, match=r"expected at most 99 pixels, got 10x10\. Shrink the image, or set HF_DR_MAX_IMAGE_PIXELS"
+    ):
+        decode_image(cell(PIL.Image.new("RGB", (10, 10))))
+
+
+def test_files_inside_archives_are_read(tmp_path: Path) -> None:
+    data = cell(PIL.Image.new("RGB", (4, 3), (1, 2, 3)))["bytes"]
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
+        archive.writestr("0.png", data)
+    image = decode_image({"bytes": None, "path": f"zip://0.png::{tmp_path / 'b.zip'}"})
+    assert (image.size, image.getpixel((0, 0))) == ((4, 3), (1, 2, 3))
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe", tmp_path / "absent", Path("/dev/zero")):
+        with pytest.raises(DataError, match=f"expected a file, found none at {path}"):
+            decode_image({"bytes": None, "path": str(path)})

@@ -198,6 +198,7 @@ def test_magnitudes_are_torchvisions(ours: Any, theirs: Any, num_levels: int, si
         table = theirs._AUGMENTATION_SPACE[name][0](num_levels, *size)
         for level in range(num_levels) if table is not None else []:
             mine, their = ours._policy.magnitude(name, level, num_levels, size), float(table[level])
+            assert ours._policy.table(name, level, num_levels, size) == pytest.approx(their, rel=1e-6, abs=1e-7)
             if name.startswith("Translate"):
                 assert mine == _exact_pixels(their)
             elif name == "Posterize":

@@ -17,10 +17,11 @@ from typing import Any, cast
 from hf_dr.errors import FormatError
 from hf_dr.generation.ml_dr.plain_pickle import read_plain_pickle
 
+Read = Callable[[], bytes]
+
+CONFIG_FILE = "config.pth.tar"
 # A file holds some 300 bytes a view; a larger one is none of ml-dr's.
 MAX_FILE_BYTES = 1 << 25
-
-
 _ROW_FILE = re.compile(r"(0|[1-9]\d{0,9})\.(?:pth\.tar|jb)")
 
 
@@ -95,6 +96,8 @@ def _tar_files(path: Path) -> Iterator[tuple[str, Read]]:
 
 
 def _reader(path: Path, read: Read) -> Read:
+    """Returns the same with errors that name the archive."""
+
     def checked() -> bytes:
         with _reading(path):
             return read()
@@ -108,7 +111,7 @@ def _reading(path: Path) -> Iterator[None]:
         yield
     except FormatError:
         raise
-    # Besides its own errors tarfile lets several pass: of the decompressors, and of headers that contradict themselves.
+    # tarfile raises its own errors, those of the decompressors, and several for headers that contradict themselves.
     except (tarfile.TarError, zlib.error, LZMAError, EOFError, OSError, ValueError, RecursionError) as error:
         raise FormatError(
             f"{path} must be a folder or a tar archive (.tar, .tar.gz) of one, but reading it failed "
@@ -147,7 +150,7 @@ def read_file(data: bytes, where: str) -> Any:
 
 
 def image_number(name: str, path: Path) -> int | None:
-    """The image number that a file's name says; None for the configuration.
+    """Returns the image number that a file's name says; None for the configuration.
 
     Raises:
         FormatError: It is neither's name.
@@ -161,9 +164,3 @@ def image_number(name: str, path: Path) -> int | None:
             "Remove it, or check the path."
         )
     return int(row[1])
-
-
-CONFIG_FILE = "config.pth.tar"
-
-
-Read = Callable[[], bytes]

@@ -1,6 +1,6 @@
-"""The files of apple/ml-dr's published reinforcements: one pickle for each image, in a folder or a tar archive.
+"""What the files of apple/ml-dr hold: a run's configuration, and the views of one image in each other file.
 
-The pickles are read as data (`hf_dr.generation.ml_dr.plain_pickle`), the archive as a stream; nothing is extracted or executed.
+The files are read as data (`hf_dr.generation.ml_dr.plain_pickle`): nothing is executed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from hf_dr.generation.ml_dr.archives import read_file
 from hf_dr.store.schema import AUG_PREFIX, TEACHER_IDS, TEACHER_LOGPROBS
 from hf_dr.views.augmentation import NO_PARTNER, PARTNER, Augmentation
 from hf_dr.views.ops.base import Op, Size
-from hf_dr.views.ops.colour import POLICY_OPS, RandAugment
+from hf_dr.views.ops.colour import LEVELLESS, POLICY_OPS, UNSIGNED, RandAugment, rand_augment_magnitude
 from hf_dr.views.ops.geometry import (
     CenterCrop,
     RandomCrop,
@@ -33,13 +33,12 @@ Columns = dict[str, np.ndarray]
 
 shown = reprlib.Repr()
 """Shows what was found in messages: a few parts of it, whatever it is."""
-shown.maxlevel, shown.maxlist, shown.maxtuple, shown.maxdict, shown.maxstring = 2, 6, 6, 4, 60
+shown.maxlevel = 2
+shown.maxlist = 6
+shown.maxtuple = 6
+shown.maxdict = 4
+shown.maxstring = 60
 
-
-# ----------------------------------------------------------------------------------------------------------- archives
-
-
-# ------------------------------------------------------------------------------------------------------ configuration
 
 # ml-dr applies its ops in this order, whatever the order in its configuration.
 _OPS: dict[str, type[Op] | None] = {
@@ -49,7 +48,6 @@ _OPS: dict[str, type[Op] | None] = {
 }  # fmt: skip
 _WITHOUT_PARAMS = ("uint8", "center_crop", "to_tensor", "normalize")
 _MIXING = ("mixup", "cutmix")
-_LEVELLESS = ("Identity", "AutoContrast", "Equalize")
 # Settings that change no pixel of a replay: how a parameter was drawn, or a default that is spelt out.
 _IMMATERIAL = {
     "mixup": {"div_by"}, "random_erase": {"value", "inplace"}, "normalize": {"mean", "std", "inplace"},
@@ -226,7 +224,7 @@ class RunFormat:
         partners: list[Any] = []
         own: dict[str, list[Any]] = {name: [] for name in self.names}
         other: dict[str, list[Any]] = {name: [] for name in self.names}
-        length, count = len(self.names) + self.mixes, 0
+        length = len(self.names) + self.mixes
         for params in views:
             if isinstance(params, dict):
                 unknown = params.keys() - self._known
@@ -237,17 +235,17 @@ class RunFormat:
                 paired = any(params.get(name) is not None for name in _MIXING)
                 partner = params.get("id2") if paired else None
                 expect(paired == (partner is not None), f"`params` in {where}", "name the partner, `id2`", params)
-                pairs = values
+                pairs = values  # pairs, whether anything is mixed or not
             else:
                 ok = isinstance(params, list) and len(params) == length
                 expect(
                     ok, f"`params` in {where}", f"be a dict or a list of {length}, for {', '.join(self.names)}", params
                 )
+                # The compressed form: the partner first, and pairs only where there is one.
                 partner = params[0] if self.mixes else None
                 values = params[1:] if self.mixes else params
                 pairs = values if partner is not None else [(value,) for value in values]
             partners.append(partner)
-            count += partner is not None
             for name, value, pair in zip(self.names, values, pairs, strict=True):
                 if name in _MIXING:
                     own[name].append(value)
@@ -257,9 +255,8 @@ class RunFormat:
                 own[name].append(pair[0])
                 if partner is not None:
                     other[name].append(pair[1])
-        found = _numbers(
-            [number for number in partners if number is not None], "i", (count,), f"the partners in {where}"
-        )
+        given = [number for number in partners if number is not None]
+        found = _numbers(given, "i", (len(given),), f"the partners in {where}")
         expect(bool((found >= 0).all()), f"the partners in {where}", "be numbers of images", found.tolist())
         numbers = np.full(len(views), NO_PARTNER)
         numbers[[number is not None for number in partners]] = found
@@ -316,35 +313,21 @@ class RunFormat:
         known = 0 <= op < len(POLICY_OPS) if isinstance(op, int) else op in POLICY_OPS
         expect(known, where, f"use operations of {', '.join(POLICY_OPS)}", op)
         place = op if isinstance(op, int) else POLICY_OPS.index(op)
-        name, settings = POLICY_OPS[place], cast(RandAugment, self._rand_augment)
-        signed = name not in (*_LEVELLESS, "Posterize", "Solarize")
-        for level in (settings.magnitude, *range(settings.num_magnitude_bins)):
-            value = _magnitude(name, level / (settings.num_magnitude_bins - 1), cast(Size, self.augmentation.size))
+        name = POLICY_OPS[place]
+        policy = cast(RandAugment, self._rand_augment)
+        size = cast(Size, self.augmentation.size)
+        signed = name not in UNSIGNED
+        # ml-dr used torchvision's first API, in which Solarize's threshold is one of 256 levels of brightness.
+        unit = 255 if name == "Solarize" else 1
+        for level in (policy.magnitude, *range(policy.num_magnitude_bins)):
+            value = unit * rand_augment_magnitude(name, level, policy.num_magnitude_bins, size)
             if math.isclose(abs(magnitude) if signed else magnitude, value, rel_tol=1e-5, abs_tol=1e-5):
                 sign = -1 if signed and magnitude < 0 else 1
-                return place, 0 if name in _LEVELLESS else sign * level
+                return place, 0 if name in LEVELLESS else sign * level
         raise FormatError(
-            f"{where} must have a magnitude of torchvision's table for {name} ({settings.num_magnitude_bins} levels), found "
+            f"{where} must have a magnitude of torchvision's table for {name} ({policy.num_magnitude_bins} levels), found "
             f"{magnitude}. It cannot be replayed."
         )
-
-
-def _magnitude(name: str, share: float, size: Size) -> float:
-    """torchvision's table (its first API, where Solarize has a threshold in levels) at a share of the highest level."""
-    match name:
-        case "ShearX" | "ShearY":
-            return 0.3 * share
-        case "TranslateX" | "TranslateY":
-            return 150 / 331 * size[1 if name == "TranslateX" else 0] * share
-        case "Rotate":
-            return 30 * share
-        case "Posterize":
-            return 8 - round(4 * share)
-        case "Solarize":
-            return 255 * (1 - share)
-        case "Brightness" | "Color" | "Contrast" | "Sharpness":
-            return 0.9 * share
-    return 0.0
 
 
 def _corners(value: Any, where: str) -> Any:

@@ -49,6 +49,7 @@ def find_rows(order: str, images: datasets.Dataset) -> np.ndarray:
         if not np.array_equal(np.sort(rows), np.arange(count)):
             raise DataError(f"{order} must name each row from 0 to {count - 1} once, found others or some twice.")
         return rows
+    # Names may have fewer folders than the base's paths: as many parts are compared as the first name has.
     row_of: dict[str, int] = {}
     depth = len(PurePosixPath(str(entries[0])).parts)
     for row, path in enumerate(_paths(images)):
@@ -68,7 +69,7 @@ def find_rows(order: str, images: datasets.Dataset) -> np.ndarray:
 def _paths(images: datasets.Dataset) -> Iterator[str | None]:
     (column,) = images.column_names
     for batch in images.with_format("arrow").iter(1024):
-        for chunk in batch[column].chunks:  # the bytes beside the paths stay on disk
+        for chunk in batch[column].chunks:  # the bytes next to the paths stay on disk
             yield from chunk.field("path").to_pylist()
 
 
@@ -94,7 +95,7 @@ def _read_order(path: Path) -> list[int | str]:
         try:
             entries = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise ConfigError(f"{path} must be a JSON list or plain lines, but: {error}. Mend it.") from error
+            raise ConfigError(f"{path} must be a JSON list or plain lines, but: {error}. Fix it.") from error
     else:
         entries = [line.strip() for line in entries if line.strip()]
         if all(line.isascii() and line.isdigit() for line in entries):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import pickletools
 import struct
+from collections.abc import Callable
 from enum import Enum
 from typing import Any
 
@@ -35,7 +36,10 @@ _NAMES = {
 }
 _PLAIN = frozenset({str, bytes, int, float, bool, type(None)})
 _CONTAINERS = frozenset({tuple, list, dict})
-_FLOAT, _INT32 = struct.Struct(">d"), struct.Struct("<i")
+_FLOAT = struct.Struct(">d")
+_INT32 = struct.Struct("<i")
+_UINT16 = struct.Struct("<H")
+_UINT32 = struct.Struct("<I")
 
 
 def read_plain_pickle(data: bytes, where: str) -> Any:
@@ -53,7 +57,7 @@ def read_plain_pickle(data: bytes, where: str) -> Any:
             strings, bytes, bools, None, floats and 64-bit integers.
     """
     try:
-        value = _run(data)
+        value = _Machine(data).run()
         _count_parts(value)
     except _RefusedError as refusal:
         raise FormatError(
@@ -71,121 +75,160 @@ class _RefusedError(Exception):
     """What was found, for the message."""
 
 
-def _run(data: bytes) -> Any:
-    """Runs the machine; the value may still hold names, and be endless or vast by sharing parts."""
-    stack: list[Any] = []
-    outer: list[list[Any]] = []  # the stacks below the marks
-    memo: dict[int, Any] = {}
-    at = 0
-    for _ in range(MAX_INSTRUCTIONS):
-        code = data[at]
-        at += 1
-        match code:  # the most frequent first
-            case 0x94:  # MEMOIZE
-                memo[len(memo)] = stack[-1]
-            case 0x47:  # BINFLOAT
-                stack.append(_FLOAT.unpack_from(data, at)[0])
-                at += 8
-            case 0x4B:  # BININT1
-                stack.append(data[at])
-                at += 1
-            case 0x4D:  # BININT2
-                stack.append(data[at] | data[at + 1] << 8)
-                at += 2
-            case 0x68 | 0x6A:  # BINGET, LONG_BINGET
-                size = 1 if code == 0x68 else 4
-                stack.append(memo[int.from_bytes(data[at : at + size], "little")])
-                at += size
-            case 0x28:  # MARK
-                outer.append(stack)
-                stack = []
-            case 0x5D:  # EMPTY_LIST
-                stack.append([])
-            case 0x65:  # APPENDS
-                items, stack = stack, outer.pop()
-                _of_type(stack[-1], list).extend(items)
-            case 0x61:  # APPEND
-                item = stack.pop()
-                _of_type(stack[-1], list).append(item)
-            case 0x7D:  # EMPTY_DICT
-                stack.append({})
-            case 0x75:  # SETITEMS
-                items, stack = stack, outer.pop()
-                _set_items(stack[-1], items)
-            case 0x73:  # SETITEM
-                items = stack[-2:]
-                del stack[-2:]
-                _set_items(stack[-1], items)
-            case 0x29:  # EMPTY_TUPLE
-                stack.append(())
-            case 0x74:  # TUPLE
-                items, stack = stack, outer.pop()
-                stack.append(tuple(items))
-            case 0x85 | 0x86 | 0x87:  # TUPLE1, TUPLE2, TUPLE3
-                size = code - 0x84
-                if len(stack) < size:
+class _Machine:
+    """The stack machine that a pickle is a program for; what it builds may still hold names, and be endless or vast.
+
+    Attributes:
+        data: The program.
+        at: The place of the next instruction, or of the argument of this one.
+        stack: The values since the last mark.
+        outer: The stacks below the marks.
+        memo: Values that the program comes back to, by their numbers.
+    """
+
+    __slots__ = ("at", "data", "memo", "outer", "stack")
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.at = 0
+        self.stack: list[Any] = []
+        self.outer: list[list[Any]] = []
+        self.memo: dict[int, Any] = {}
+
+    def run(self) -> Any:
+        """Returns the value that is on the stack in the end.
+
+        Raises:
+            _RefusedError: The program has an instruction that is in no table, or more than are allowed.
+            IndexError, KeyError, TypeError, ValueError, struct.error: It is damaged.
+        """
+        for _ in range(MAX_INSTRUCTIONS):
+            code = self.data[self.at]
+            self.at += 1
+            if code in _VALUES:
+                value = _VALUES[code](self)
+                self.stack.append(value)  # after the call, which may go back to the stack below a mark
+            elif code in _CHANGES:
+                _CHANGES[code](self)
+            elif code == _STOP:
+                if len(self.stack) != 1 or self.outer:
                     raise IndexError
-                items = stack[-size:]
-                del stack[-size:]
-                stack.append(tuple(items))
-            case 0x88 | 0x89:  # NEWTRUE, NEWFALSE
-                stack.append(code == 0x88)
-            case 0x4E:  # NONE
-                stack.append(None)
-            case 0x4A:  # BININT
-                stack.append(_INT32.unpack_from(data, at)[0])
-                at += 4
-            case 0x8A:  # LONG1
-                size = data[at]
-                if size > 8:
-                    raise _RefusedError(f"an integer of {size} bytes")
-                stack.append(int.from_bytes(data[at + 1 : at + 1 + size], "little", signed=True))
-                at += 1 + size
-            case 0x8C | 0x43 | 0x58:  # SHORT_BINUNICODE, SHORT_BINBYTES, BINUNICODE
-                size = data[at] if code != 0x58 else int.from_bytes(data[at : at + 4], "little")
-                at += 1 if code != 0x58 else 4
-                if size > MAX_TEXT:
-                    raise _RefusedError(f"a string of {size:,} bytes")
-                text = data[at : at + size]
-                stack.append(text if code == 0x43 else text.decode("utf-8", "surrogatepass"))
-                at += size
-            case 0x71:  # BINPUT
-                memo[data[at]] = stack[-1]
-                at += 1
-            case 0x72:  # LONG_BINPUT
-                memo[int.from_bytes(data[at : at + 4], "little")] = stack[-1]
-                at += 4
-            case 0x80:  # PROTO
-                if not 2 <= data[at] <= 5:
-                    raise _RefusedError(f"pickle protocol {data[at]}")
-                at += 1
-            case 0x95:  # FRAME: a hint for reading ahead
-                at += 8
-            case 0x63 | 0x93:  # GLOBAL, STACK_GLOBAL
-                if code == 0x93:
-                    name, module = _of_type(stack.pop(), str), _of_type(stack.pop(), str)
-                else:
-                    lines = data[at : at + MAX_TEXT].split(b"\n", 2)
-                    module, name = lines[0].decode(), lines[1].decode()
-                    at += len(lines[0]) + len(lines[1]) + 2
-                if (module, name) not in _NAMES:
-                    raise _RefusedError(f"the name {module:.80}.{name:.80}")
-                stack.append(_NAMES[module, name])
-            case 0x52:  # REDUCE, of the two names that are known
-                arguments, function = stack.pop(), stack.pop()
-                stack.append(_reduce(function, arguments))
-            case 0x62:  # BUILD: the dtype's byte order
-                state = stack.pop()
-                if stack[-1] is not _Name.INT64 or type(state) is not tuple or state[:3] != (3, "<", None):
-                    raise _RefusedError("an object with a state of its own")
-            case 0x2E:  # STOP
-                if len(stack) != 1 or outer:
-                    raise IndexError
-                return stack[0]
-            case _:
+                return self.stack[0]
+            else:
                 name = next((op.name for op in pickletools.opcodes if op.code == chr(code)), hex(code))
                 raise _RefusedError(f"the instruction {name}")
-    raise _RefusedError(f"more than {MAX_INSTRUCTIONS:,} instructions")
+        raise _RefusedError(f"more than {MAX_INSTRUCTIONS:,} instructions")
+
+    # What instructions read after themselves.
+
+    def byte(self) -> int:
+        byte = self.data[self.at]
+        self.at += 1
+        return byte
+
+    def unpack(self, form: struct.Struct) -> Any:
+        (value,) = form.unpack_from(self.data, self.at)
+        self.at += form.size
+        return value
+
+    def read(self, size: int) -> bytes:
+        if size > MAX_TEXT:
+            raise _RefusedError(f"a string of {size:,} bytes")
+        text = self.data[self.at : self.at + size]
+        self.at += size
+        return text
+
+    def line(self) -> str:
+        end = self.data.index(b"\n", self.at, self.at + MAX_TEXT)
+        line = self.data[self.at : end].decode()
+        self.at = end + 1
+        return line
+
+    # What they take off the stack.
+
+    def top(self, count: int) -> list[Any]:
+        if len(self.stack) < count:
+            raise IndexError
+        items = self.stack[-count:]
+        del self.stack[-count:]
+        return items
+
+    def since_mark(self) -> list[Any]:
+        items = self.stack
+        self.stack = self.outer.pop()
+        return items
+
+
+def _text(machine: _Machine, size: int) -> str:
+    return machine.read(size).decode("utf-8", "surrogatepass")
+
+
+def _long(machine: _Machine) -> int:
+    size = machine.byte()
+    if size > 8:
+        raise _RefusedError(f"an integer of {size} bytes")
+    return int.from_bytes(machine.read(size), "little", signed=True)
+
+
+def _name(module: str, name: str) -> _Name:
+    if (module, name) not in _NAMES:
+        raise _RefusedError(f"the name {module:.80}.{name:.80}")
+    return _NAMES[module, name]
+
+
+def _name_on_stack(machine: _Machine) -> _Name:
+    module, name = machine.top(2)
+    return _name(_of_type(module, str), _of_type(name, str))
+
+
+def _reduce(machine: _Machine) -> Any:
+    """NumPy's `dtype("i8", False, True)` and `scalar(dtype, eight bytes)`; nothing else is called by its name."""
+    function, arguments = machine.top(2)
+    match function, arguments:
+        case _Name.DTYPE, ("i8", False | 0, True | 1):
+            return _Name.INT64
+        case _Name.SCALAR, (_Name.INT64, bytes(raw)) if len(raw) == 8:
+            return int.from_bytes(raw, "little", signed=True)
+    what = function.value if isinstance(function, _Name) else f"an object of type {type(function).__name__}"
+    raise _RefusedError(f"a call of {what} with other arguments than a 64-bit integer's")
+
+
+def _mark(machine: _Machine) -> None:
+    machine.outer.append(machine.stack)
+    machine.stack = []
+
+
+def _append(machine: _Machine, items: list[Any]) -> None:
+    _of_type(machine.stack[-1], list).extend(items)
+
+
+def _set_items(machine: _Machine, items: list[Any]) -> None:
+    target = _of_type(machine.stack[-1], dict)
+    if len(items) % 2:
+        raise IndexError
+    for key, value in zip(items[::2], items[1::2], strict=True):
+        target[_of_type(key, str)] = value
+
+
+def _memoize(machine: _Machine, number: int) -> None:
+    machine.memo[number] = machine.stack[-1]
+
+
+def _check_protocol(machine: _Machine) -> None:
+    protocol = machine.byte()
+    if not 2 <= protocol <= 5:
+        raise _RefusedError(f"pickle protocol {protocol}")
+
+
+def _skip_frame(machine: _Machine) -> None:
+    machine.at += 8  # a hint for reading ahead
+
+
+def _build(machine: _Machine) -> None:
+    """The dtype's byte order, which is the only state that an object is given."""
+    (state,) = machine.top(1)
+    if machine.stack[-1] is not _Name.INT64 or type(state) is not tuple or state[:3] != (3, "<", None):
+        raise _RefusedError("an object with a state of its own")
 
 
 def _of_type(value: Any, kind: type) -> Any:
@@ -194,23 +237,57 @@ def _of_type(value: Any, kind: type) -> Any:
     return value
 
 
-def _set_items(target: Any, items: list[Any]) -> None:
-    _of_type(target, dict)
-    if len(items) % 2:
-        raise IndexError
-    for key, value in zip(items[::2], items[1::2], strict=True):
-        target[_of_type(key, str)] = value
+# The instructions, by the names of the module pickletools. What is not here does not exist, and nothing here calls or imports
+# what a stream holds.
 
-
-def _reduce(function: Any, arguments: Any) -> Any:
-    """NumPy's `dtype("i8", False, True)` and `scalar(dtype, eight bytes)`; nothing else is called by its name."""
-    match function, arguments:
-        case _Name.DTYPE, ("i8", False | 0, True | 1):
-            return _Name.INT64
-        case _Name.SCALAR, (_Name.INT64, bytes(raw)) if len(raw) == 8:
-            return int.from_bytes(raw, "little", signed=True)
-    what = function.value if isinstance(function, _Name) else f"an object of type {type(function).__name__}"
-    raise _RefusedError(f"a call of {what} with other arguments than a 64-bit integer's")
+_CODES = {op.name: ord(op.code) for op in pickletools.opcodes}
+_STOP = _CODES["STOP"]
+_VALUES: dict[int, Callable[[_Machine], Any]] = {
+    _CODES[name]: value
+    for name, value in {
+        "NONE": lambda _: None,
+        "NEWTRUE": lambda _: True,
+        "NEWFALSE": lambda _: False,
+        "BININT1": _Machine.byte,
+        "BININT2": lambda machine: machine.unpack(_UINT16),
+        "BININT": lambda machine: machine.unpack(_INT32),
+        "LONG1": _long,
+        "BINFLOAT": lambda machine: machine.unpack(_FLOAT),
+        "SHORT_BINUNICODE": lambda machine: _text(machine, machine.byte()),
+        "BINUNICODE": lambda machine: _text(machine, machine.unpack(_UINT32)),
+        "SHORT_BINBYTES": lambda machine: machine.read(machine.byte()),
+        "EMPTY_TUPLE": lambda _: (),
+        "EMPTY_LIST": lambda _: [],
+        "EMPTY_DICT": lambda _: {},
+        "TUPLE1": lambda machine: tuple(machine.top(1)),
+        "TUPLE2": lambda machine: tuple(machine.top(2)),
+        "TUPLE3": lambda machine: tuple(machine.top(3)),
+        "TUPLE": lambda machine: tuple(machine.since_mark()),
+        "BINGET": lambda machine: machine.memo[machine.byte()],
+        "LONG_BINGET": lambda machine: machine.memo[machine.unpack(_UINT32)],
+        "GLOBAL": lambda machine: _name(machine.line(), machine.line()),
+        "STACK_GLOBAL": _name_on_stack,
+        "REDUCE": _reduce,
+    }.items()
+}
+"""Instructions that put a value on the stack, and which."""
+_CHANGES: dict[int, Callable[[_Machine], None]] = {
+    _CODES[name]: change
+    for name, change in {
+        "MARK": _mark,
+        "APPEND": lambda machine: _append(machine, machine.top(1)),
+        "APPENDS": lambda machine: _append(machine, machine.since_mark()),
+        "SETITEM": lambda machine: _set_items(machine, machine.top(2)),
+        "SETITEMS": lambda machine: _set_items(machine, machine.since_mark()),
+        "MEMOIZE": lambda machine: _memoize(machine, len(machine.memo)),
+        "BINPUT": lambda machine: _memoize(machine, machine.byte()),
+        "LONG_BINPUT": lambda machine: _memoize(machine, machine.unpack(_UINT32)),
+        "PROTO": _check_protocol,
+        "FRAME": _skip_frame,
+        "BUILD": _build,
+    }.items()
+}
+"""All others, and what they do."""
 
 
 def _count_parts(value: Any, depth: int = 1, count: int = 0) -> int:

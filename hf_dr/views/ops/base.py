@@ -1,12 +1,12 @@
-"""The replayable transforms.
+"""What an op is, the registry of all ops, and the checks that they share.
 
 An op is a frozen dataclass with two pure methods: `sample` draws the parameters of one view, `apply` performs them.
 Nothing else is random and nothing is kept on the op, so `apply` with stored parameters gives the same pixels again.
 Skipping is a parameter too. `sample` returns values that the stored dtype holds exactly.
 
-To add an op, write its class with `@register` and name its columns in `params`: the property tests find it by
-themselves. Pixels come from torchvision's v2 functional kernels on PIL images, so equal parameters give torchvision's
-pixels. Sizes are (height, width), boxes (top, left, height, width), both in pixels.
+To add an op, write its class with `@register` and name its columns in `params`; `hf_dr.views.ops` says where. Pixels
+come from torchvision's v2 functional kernels on PIL images, so equal parameters give torchvision's pixels. Sizes are
+(height, width), boxes (top, left, height, width), both in pixels.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ Params = dict[str, Any]
 
 # Boxes are stored as uint16, more than Pillow's own limit on pixels allows for all but absurdly long images.
 MAX_SIDE = 0xFFFF
-# Of a view (4096 x 4096), and of what is made on the way to one. Settings from elsewhere could ask for all memory.
-MAX_VIEW_PIXELS, MAX_PIXELS = 1 << 24, 1 << 26
+# Bounds for settings from elsewhere, which could ask for all memory.
+MAX_VIEW_PIXELS = 1 << 24  # of a view: 4096 x 4096
+MAX_PIXELS = 1 << 26  # of what is made on the way to one
 
 
 @dataclass(frozen=True)
@@ -200,12 +201,3 @@ def check_box(op: Op, box: Iterable[int], size: Size) -> tuple[int, int, int, in
             "run `hf-dr verify`."
         )
     return top, left, height, width
-
-
-# ---------------------------------------------------------------------------------------------------------- geometry
-
-
-# ------------------------------------------------------------------------------------------------------------ colour
-
-
-# ------------------------------------------------------------------------------------------------------------ mixing

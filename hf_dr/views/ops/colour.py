@@ -98,25 +98,40 @@ class _Policy:
     colour: float
     posterize: int  # bits taken away at most
 
-    def magnitude(self, op: str, level: int, num_levels: int, size: Size) -> float:
-        """The value handed to an operation at a signed level, -num_levels < level < num_levels."""
+    def table(self, op: str, level: int, num_levels: int, size: Size) -> float:
+        """torchvision's table: the magnitude of an operation at a signed level, -num_levels < level < num_levels.
+
+        Translations are in pixels and not whole; Solarize's threshold is a share of the brightest.
+        """
         share = level / (num_levels - 1)
-        if op in ("ShearX", "ShearY"):
-            return self.shear * share
-        if op in ("TranslateX", "TranslateY"):
-            # In whole numbers: rounding errors would make it a pixel less where the exact result is whole, as they do
-            # in torchvision's float32 tables on some machines.
-            side = size[1] if op == "TranslateX" else size[0]
-            most, parts = (150 * side, 331) if self.translate is None else (self.translate, 1)
-            pixels = most * abs(level) // (parts * (num_levels - 1))
-            return pixels if level > 0 else -pixels
-        if op == "Rotate":
-            return self.rotate * share
-        if op == "Posterize":
-            return round(8 - self.posterize * share)
-        if op == "Solarize":
-            return 1 - share
-        return self.colour * share
+        match op:
+            case "ShearX" | "ShearY":
+                return self.shear * share
+            case "TranslateX" | "TranslateY":
+                side = size[1] if op == "TranslateX" else size[0]
+                return (150 / 331 * side if self.translate is None else self.translate) * share
+            case "Rotate":
+                return self.rotate * share
+            case "Posterize":
+                return round(8 - self.posterize * share)
+            case "Solarize":
+                return 1 - share
+            case "Brightness" | "Color" | "Contrast" | "Sharpness":
+                return self.colour * share
+        return 0.0
+
+    def magnitude(self, op: str, level: int, num_levels: int, size: Size) -> float:
+        """The value handed to an operation at a signed level: that of the table, translations in whole pixels."""
+        if op not in ("TranslateX", "TranslateY"):
+            return self.table(op, level, num_levels, size)
+        # In whole numbers: rounding errors would make it a pixel less where the exact result is whole, as they do
+        # in torchvision's float32 tables on some machines.
+        side = size[1] if op == "TranslateX" else size[0]
+        if self.translate is None:
+            pixels = 150 * side * abs(level) // (331 * (num_levels - 1))
+        else:
+            pixels = self.translate * abs(level) // (num_levels - 1)
+        return pixels if level > 0 else -pixels
 
 
 # Order and tables of torchvision's RandAugment and TrivialAugmentWide; a stored op is a place in this tuple.
@@ -126,13 +141,24 @@ POLICY_OPS = (
 )  # fmt: skip
 
 
-_UNSIGNED = frozenset({"Identity", "Posterize", "Solarize", "AutoContrast", "Equalize"})
-
-
-_LEVELLESS = frozenset({"Identity", "AutoContrast", "Equalize"})
-
+LEVELLESS = frozenset({"Identity", "AutoContrast", "Equalize"})
+"""Operations without a magnitude; their level is 0."""
+UNSIGNED = LEVELLESS | {"Posterize", "Solarize"}
+"""Operations whose level is never negative."""
 
 _RAND_AUGMENT = _Policy(shear=0.3, translate=None, rotate=30, colour=0.9, posterize=4)
+
+
+def rand_augment_magnitude(op: str, level: int, num_levels: int, size: Size) -> float:
+    """Returns what torchvision's table for RandAugment has at a signed level; see `_Policy.table` for the units.
+
+    Args:
+        op: One of `POLICY_OPS`.
+        level: The level.
+        num_levels: How many there are; |level| < num_levels.
+        size: Height and width of the image, of which translations are a share.
+    """
+    return _RAND_AUGMENT.table(op, level, num_levels, size)
 
 
 _TRIVIAL_AUGMENT = _Policy(shear=0.99, translate=32, rotate=135, colour=0.99, posterize=6)
@@ -204,14 +230,14 @@ class _PolicyOp(Op):
         op = int(rng.integers(len(POLICY_OPS)))
         negative = rng.random() < 0.5
         name = POLICY_OPS[op]
-        if name in _LEVELLESS:
+        if name in LEVELLESS:
             return op, 0
-        return op, -level if negative and name not in _UNSIGNED else level
+        return op, -level if negative and name not in UNSIGNED else level
 
     def apply(self, image: PIL.Image.Image, params: Params, partner: PIL.Image.Image | None = None) -> PIL.Image.Image:
         for op, level in zip(map(int, params["op"]), map(int, params["level"]), strict=True):
             known = 0 <= op < len(POLICY_OPS) and abs(level) < self.num_magnitude_bins
-            if not known or (level < 0 and POLICY_OPS[op] in _UNSIGNED):
+            if not known or (level < 0 and POLICY_OPS[op] in UNSIGNED):
                 raise ReplayError(
                     f"{type(self).__name__} needs operations below {len(POLICY_OPS)} at levels within "
                     f"±{self.num_magnitude_bins - 1} (not negative where unsigned), found operation {op} at level "

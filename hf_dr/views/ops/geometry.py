@@ -54,13 +54,14 @@ def _sample_box(
     must be smaller than the image (`RandomResizedCrop` and `RandomErasing` of torchvision).
     """
     rows, columns = size
-    log_ratio = math.log(ratio[0]), math.log(ratio[1])
+    log_ratio = (math.log(ratio[0]), math.log(ratio[1]))
     for _ in range(10):
         area = rows * columns * rng.uniform(*scale)
         aspect = math.exp(rng.uniform(*log_ratio))
         if erasing:
             aspect = 1 / aspect
-        width, height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        width = round(math.sqrt(area * aspect))
+        height = round(math.sqrt(area / aspect))
         fits = height < rows and width < columns if erasing else 0 < height <= rows and 0 < width <= columns
         if fits:
             top = int(rng.integers(0, rows - height + 1))
@@ -215,7 +216,7 @@ class RandomCrop(Op):
 
     def sample(self, rng: np.random.Generator, size: Size) -> Params:
         height, width = size_of(self)
-        room = size[0] + 2 * self.padding - height, size[1] + 2 * self.padding - width
+        room = (size[0] + 2 * self.padding - height, size[1] + 2 * self.padding - width)
         if min(room) < 0:
             raise ConfigError(
                 f"RandomCrop needs images of at least {height}x{width} pixels with their padding of {self.padding}, "
@@ -229,7 +230,7 @@ class RandomCrop(Op):
         return {"offset": (int(rng.integers(0, room[0] + 1)), int(rng.integers(0, room[1] + 1)))}
 
     def apply(self, image: PIL.Image.Image, params: Params, partner: PIL.Image.Image | None = None) -> PIL.Image.Image:
-        padded = image.height + 2 * self.padding, image.width + 2 * self.padding
+        padded = (image.height + 2 * self.padding, image.width + 2 * self.padding)
         box = check_box(self, (*params["offset"], *size_of(self)), padded)
         check_pixels(self, padded)
         if self.padding:

@@ -122,7 +122,7 @@ class CutMix(Op):
             return self.neutral()
         # torchvision's rule: a uniform centre, half-sides of sqrt(1 - lam) / 2, clipped at the border.
         half = 0.5 * math.sqrt(1 - rng.beta(self.alpha, self.alpha))
-        centre = int(rng.integers(size[0])), int(rng.integers(size[1]))
+        centre = (int(rng.integers(size[0])), int(rng.integers(size[1])))
         edges = []
         for middle, side in zip(centre, size, strict=True):
             reach = int(half * side)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from typing import Any
 
 import datasets
@@ -9,17 +11,23 @@ import numpy as np
 import torch
 
 from hf_dr.errors import ConfigError, DataError
-from hf_dr.replay.reinforced_data import MappedReinforcedData, ViewIndex, fresh_view
-from hf_dr.store.base_dataset import content_hash, undecoded_images
-from hf_dr.store.provenance import Provenance
-from hf_dr.version import __version__
+from hf_dr.replay.columns import whole_column
+from hf_dr.replay.reinforced_data import MappedReinforcedData, Origin, ViewIndex, ViewRequest, draw_fresh_view
+from hf_dr.store.base_dataset import content_hash, label_numbers, undecoded_images
+from hf_dr.teacher.signals import TOPK
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.images import as_tensor, decode_row
-from hf_dr.views.rng import view_rng
+
+# Hashed with what determines the data: so its fingerprint is that of versions which described it like a "+" dataset, and their
+# runs can be resumed and compared.
+_AS_A_PLUS_DATASET = {
+    "config_name": "", "num_views": 0, "top_k": 0, "overlay": False, "mixing_scope": "dataset", "on_bad_image": "error",
+    "teacher": {"members": []}, "library_versions": {}, "schema_version": 1,
+}  # fmt: skip
 
 
-class PlainDataset(MappedReinforcedData):
-    """A base dataset on the data path of reinforced ones, for plain training and for a teacher in memory.
+class AugmentedDataset(MappedReinforcedData):
+    """A base dataset on the data path of reinforced ones, for training on labels and for a teacher in memory.
 
     Items are those of `ReinforcedDataset` for rows without reinforcement: `pixel_values`, `labels`, `reinforced` False, and
     `teacher_*` that are zeros. `dataset[i]` is the view of this epoch (see `set_epoch`), a function of (seed, epoch, row).
@@ -29,7 +37,7 @@ class PlainDataset(MappedReinforcedData):
         augmentation: Draws the views. It does not mix: a view has one label. The trainer can (`mixup_alpha`, `cutmix_alpha`).
         image_column: Column of the images.
         label_column: Column of the labels: a ClassLabel, or numbers from 0.
-        described: What names the dataset: `id`, `config`, `revision`, as `load_base` tells.
+        described: What names the dataset: `id`, `config`, `revision`, as `load_base` returns it.
         split: The split that it is.
         seed: Of the views.
 
@@ -37,6 +45,8 @@ class PlainDataset(MappedReinforcedData):
         ConfigError: The augmentation mixes.
         DataError: A row has no label.
     """
+
+    num_views = 1  # of each row in an epoch
 
     def __init__(
         self,
@@ -54,40 +64,40 @@ class PlainDataset(MappedReinforcedData):
                 "`augmentation` must not mix images where no teacher answered for stored views, got MixUp or CutMix. Leave "
                 "them out, and have the trainer mix images and labels: `mixup_alpha`, `cutmix_alpha`."
             )
-        labels = base.select_columns([label_column]).with_format("arrow")[:][label_column]
-        self._labels = labels.fill_null(-1).to_numpy().astype(np.int64)
+        column = whole_column(base, label_column)
         self._names = getattr(base.features[label_column], "names", None)
-        classes = len(self._names) if self._names else int(self._labels.max()) + 1
-        bad = np.flatnonzero((self._labels < 0) | (self._labels >= classes))
+        num_classes = len(self._names) if self._names else int(np.max(column.fill_null(-1).to_numpy())) + 1
+        self._labels, bad = label_numbers(column, num_classes)
         if len(bad):
             raise DataError(
-                f"`{label_column}` must be a class from 0 to {classes - 1} in every row, but row {bad[0]} has none "
+                f"`{label_column}` must be a class from 0 to {num_classes - 1} in every row, but row {bad[0]} has none "
                 f"({len(bad)} such rows). Take a split with labels."
             )
         self._images = undecoded_images(base, image_column)
+        self._source_rows = np.full(len(base), -1)
         self.augmentations = (augmentation,)
-        self.seed, self.epoch, self.num_views = seed, 0, 1
-        provenance = Provenance(
-            config_name="",
-            split=split,
-            augmentation=augmentation.to_list(),
-            num_views=0,
-            top_k=0,
-            num_classes=classes,
-            seed=seed,
-            shard_size=len(base),
-            num_rows=len(base),
-            overlay=False,
+        self.seed = seed
+        determining = {
+            "split": split,
+            "augmentation": augmentation.to_list(),
+            "num_classes": num_classes,
+            "seed": seed,
+            "shard_size": len(base),
+            "num_rows": len(base),
+            "image_column": image_column,
+            "label_column": label_column,
+            "base": {"content_hash": content_hash(self._images)},
+        }
+        text = json.dumps({**determining, **_AS_A_PLUS_DATASET}, sort_keys=True, separators=(",", ":"))
+        self.origin = Origin(
+            fingerprint=hashlib.sha256(text.encode()).hexdigest(),
+            base=described or {},
+            num_examples=len(base),
             image_column=image_column,
             label_column=label_column,
-            mixing_scope="dataset",
-            on_bad_image="error",
-            base={**(described or {}), "content_hash": content_hash(self._images)},
-            teacher={"members": []},
-            library_versions={},
-            created_with=__version__,
+            num_classes=num_classes,
+            signal=TOPK,
         )
-        self.provenances = (provenance,)
 
     def __len__(self) -> int:
         return len(self._images)
@@ -110,11 +120,7 @@ class PlainDataset(MappedReinforcedData):
     @property
     def source_rows(self) -> np.ndarray:
         """The row whose stored views a row has, int64 (rows,): -1, there are none."""
-        return np.full(len(self), -1)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Chooses which view `dataset[i]` draws."""
-        self.epoch = epoch
+        return self._source_rows
 
     def pairs(self, view: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns no pairs, int64 (0, 2), and all rows, int64 (rows,)."""
@@ -125,19 +131,15 @@ class PlainDataset(MappedReinforcedData):
         return np.empty(0, np.float32)
 
     def __getitem__(self, index: ViewIndex) -> dict[str, Any]:
-        row, view = index if isinstance(index, tuple) else (index, fresh_view(self.epoch))
-        if not -len(self) <= row < len(self):
-            raise IndexError(f"row {row} of a dataset of {len(self)} rows")
-        if view >= 0:
-            raise IndexError(f"view {view} of 0")
-        row = row % len(self)
+        row, view = self._locate(index)
+        assert isinstance(view, ViewRequest), "no view is stored"
         (value,) = self._images[row].values()
-        image = decode_row(value, f"row {row}")
         (augmentation,) = self.augmentations
-        # The key of a `ReinforcedDataset`'s newly drawn views: the same rows show the same ones.
-        params = augmentation.sample(view_rng(self.seed, row, (1 << 64) + view), (image.height, image.width))
+        image = decode_row(value, f"row {row}")
+        # The rows of a `ReinforcedDataset` over the same base show the same new views.
+        shown = draw_fresh_view(image, augmentation, seed=self.seed, row=row, epoch=view.number)
         return {
-            "pixel_values": as_tensor(augmentation.apply(image, params)),
+            "pixel_values": as_tensor(shown),
             "teacher_ids": torch.zeros(1, dtype=torch.int64),
             "teacher_logprobs": torch.zeros(1),
             "reinforced": False,

@@ -1,0 +1,271 @@
+"""Finding and reading what `hf-dr train`, `compare`, `evaluate`, `detect` and `segment` left in folders."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hf_dr.errors import DataError, HfDrError
+from hf_dr.evaluation.metrics import METRICS
+from hf_dr.evaluation.report import SHARES
+from hf_dr.evaluation.runs import RESULTS_FILE, RUN_NOTE, STATE_FILE, Run, read_training
+from hf_dr.training.student_card import STUDENT_FILE, Student
+from hf_dr.transfer.trainer import HEADLINES, TRANSFER_FILE, read_description
+from hf_dr.transfer.trainer import RESULTS_FILE as TRANSFER_RESULTS_FILE
+
+WHILE_TRAINING = "while training"
+"""What the tables call the evaluation that a training itself ended with."""
+TRANSFERRED = "after transfer"
+"""Where the metrics of a detector or segmenter stand among its evaluations."""
+
+EVALUATION_FILES = ("evaluation.json", "comparison.json")
+_TRANSFER_FILES = (TRANSFER_RESULTS_FILE, TRANSFER_FILE)
+_TRAINING_FILES = (RESULTS_FILE, STATE_FILE, STUDENT_FILE, RUN_NOTE, *_TRANSFER_FILES)
+# What may differ between the runs of one cell: the seed, and how fast the machine was.
+_NOT_SETTINGS = ("seed", "view_seed", "order_seed", "train_samples_per_second")
+
+Evaluations = dict[str, dict[str, Any]]
+"""Set, or `<set>, corrupted` -> metrics: shares, but nll and brier; `errors` by corruption. Of two sets of one name the second
+is `<set> (<dataset>)`."""
+
+
+class Setting(NamedTuple):
+    """What runs must share to stand in one row.
+
+    Attributes:
+        evaluated_on: The data of the evaluation; for a detector or segmenter the task and its epochs as well.
+        reinforced: Whether the data is a "+" dataset, not the base of one.
+    """
+
+    model: str
+    data: str
+    fingerprint: str
+    epochs: float
+    evaluated_on: str
+    num_rows: int
+    reinforced: bool
+
+    def serves(self, other: Setting) -> bool:
+        """Whether its runs, on a base dataset, are what those on a "+" dataset of as many examples compare with."""
+        return (
+            other.reinforced
+            and not self.reinforced
+            and bool(self.evaluated_on)
+            and (self.model, *self[3:6]) == (other.model, *other[3:6])
+        )
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished training of a student, or of a detector or segmenter on one.
+
+    Attributes:
+        folder: Where it is.
+        setting: Its row: of the student, and of what it was transferred to.
+        objective: Of the student.
+        seeds: The student's, and that of the detector or segmenter.
+        student: All settings of the student's training.
+        evaluations: A student's own last one as `WHILE_TRAINING`, and those by `hf-dr evaluate`; else one, `TRANSFERRED`.
+        training: What a student's took, and its accuracy on the way; None for a detector or segmenter.
+        transfer: All settings of a detector or segmenter.
+    """
+
+    folder: Path
+    setting: Setting
+    objective: str
+    seeds: tuple[int, ...]
+    student: dict[str, Any]
+    evaluations: Evaluations
+    training: Run | None = None
+    transfer: dict[str, Any] = field(default_factory=dict)
+
+    def conflict(self, other: Finished) -> str:
+        """Tells why it cannot stand in the tables with another, as "it ... the other", or nothing if it can.
+
+        Runs of one cell differ in the seed only. Detectors and segmenters of a row have the same settings of their own, for
+        otherwise a difference between objectives would not be a gain.
+        """
+        same_row = self.setting == other.setting
+        if not (same_row or self.setting.serves(other.setting) or other.setting.serves(self.setting)):
+            return ""
+        same_cell = same_row and self.objective == other.objective
+        differing = _differing(self.transfer, other.transfer, but=("seed",))
+        if same_cell:
+            whose = "the student's " if self.transfer else ""
+            differing += [whose + key for key in _differing(self.student, other.student, but=_NOT_SETTINGS)]
+        if differing:
+            return f"differs in {', '.join(differing)} from"
+        if same_cell and self.seeds == other.seeds:
+            student, *own = self.seeds
+            return f"repeats seed {own[0]} on the student of seed {student} of" if own else f"repeats seed {student} of"
+        return ""
+
+
+def read_trained(folder: Path) -> Finished:
+    """Reads a finished training with all that is known about its student.
+
+    Raises:
+        DataError: It is not finished, or another program wrote it.
+        FormatError: `student.json` is malformed.
+    """
+    run = read_training(folder, "", 0)
+    student = Student.read(folder)
+    if student is None:
+        raise DataError(
+            f"{folder} must hold the {STUDENT_FILE} of `hf-dr train`, found none: it was not finished, or another program "
+            "trained it. Train it."
+        )
+    try:
+        results = json.loads((folder / RESULTS_FILE).read_text(encoding="utf-8"))
+        seed = int(student.settings["seed"])
+        place = _joined(student.evaluated_on or {}, ":", "id", "config", "split")
+        model = student.model.rsplit(", over ", 1)[0]
+        setting = _setting(model, student.dataset, student.settings, round(float(results["epoch"]), 2), place)
+        metrics = {key: float(student.metrics[key]) for key in METRICS if key in student.metrics}
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{folder} must tell objective, seed and epochs in {STUDENT_FILE} and {RESULTS_FILE}, but: {type(error).__name__}: "
+            f"{error}. Train it again."
+        ) from error
+    objective = student.objective_name
+    evaluations = {WHILE_TRAINING: metrics} if metrics else {}
+    training = dataclasses.replace(run, objective=objective, seed=seed)
+    return Finished(folder, setting, objective, (seed,), student.settings, evaluations, training)
+
+
+def read_transferred(folder: Path) -> Finished:
+    """Reads a finished training of a detector or segmenter.
+
+    Raises:
+        DataError: It is not finished, was not evaluated, or its student's training is not known.
+        FormatError: `transfer.json` is missing or malformed.
+    """
+    path = folder / TRANSFER_RESULTS_FILE
+    if not path.is_file():
+        raise DataError(f"{folder} must hold a finished training with its {path.name}, found none. Run it again.")
+    described = read_description(folder)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        student = content["student"]
+        training = content["training"]
+        metrics = {key: float(value) for key, value in content["metrics"].items()}
+        if student["objective"] is None:
+            raise DataError(
+                f"{folder} must be of a student that `hf-dr train` trained, but {student['id']} tells no objective. Name the "
+                "folder or repository of a training as `student`."
+            )
+        if not metrics.keys() & HEADLINES.keys():
+            raise DataError(
+                f"{folder} must have been evaluated, found none of {', '.join(HEADLINES)}. Name data to evaluate on, and run "
+                "it again."
+            )
+        trained = student["settings"]
+        place = _joined(content["dataset"].get("evaluated_on") or content["dataset"], ":", "id", "config", "split")
+        task = f"{content['task']} on {place}, {float(training['epochs']):g} epochs"
+        setting = _setting(student["architecture"], student["dataset"], trained, _planned_epochs(trained), task)
+        return Finished(
+            folder,
+            setting,
+            student["objective"],
+            seeds=(int(trained["seed"]), int(training["seed"])),
+            student=trained,
+            evaluations={TRANSFERRED: metrics},
+            transfer={**{key: value for key, value in described.items() if key != "student"}, **training},
+        )
+    except HfDrError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError, RecursionError) as error:
+        raise DataError(
+            f"{path} must be what `hf-dr detect` or `segment` writes, of a student with its settings, but: "
+            f"{type(error).__name__}: {error}. Train it again."
+        ) from error
+
+
+def _setting(
+    model: str, dataset: dict[str, Any], settings: dict[str, Any], epochs: float, evaluated_on: str
+) -> Setting:
+    return Setting(
+        model,
+        data=_joined(dataset, "/", "id", "config"),
+        fingerprint=str(dataset.get("fingerprint")),
+        epochs=epochs,
+        evaluated_on=evaluated_on,
+        num_rows=int(settings["num_rows"]),
+        reinforced=bool(dataset.get("reinforced", True)),
+    )
+
+
+def _joined(described: dict[str, Any], separator: str, *keys: str) -> str:
+    return separator.join(str(described[key]) for key in keys if described.get(key))
+
+
+def _planned_epochs(settings: dict[str, Any]) -> float:
+    """How long a student's training was to be."""
+    if "training_steps" not in settings:
+        return round(float(settings["num_epochs"]), 2)
+    # `num_epochs` may be there, too: those over which `view_order` spreads the views, rounded up.
+    batch = int(settings.get("total_train_batch_size", settings["train_batch_size"]))
+    return round(int(settings["training_steps"]) * batch / int(settings["num_rows"]), 2)
+
+
+def _differing(one: dict[str, Any], two: dict[str, Any], but: Sequence[str]) -> list[str]:
+    return sorted(key for key in (one.keys() | two.keys()) - set(but) if one.get(key) != two.get(key))
+
+
+def read_evaluation(path: Path) -> dict[str, Any]:
+    """Reads what `hf-dr evaluate` or `hf-dr compare` wrote, and adds `places`: model -> checkpoint.
+
+    Raises:
+        DataError: It is something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        content = content.get("evaluation", content)
+        for result in content["results"]:
+            names = (*METRICS, *(("mce",) if result["corrupted"] else ()))
+            numbers = [result[name] for name in names] + list(result.get("errors", {}).values())
+            if not all(isinstance(number, (int, float)) for number in numbers):
+                raise TypeError(f"the metrics of {result['model']} are no numbers")
+            content["sets"][result["set"]].items()
+            if result["corrupted"] and content.get("units") != SHARES:  # an older file: in percent
+                result["mce"] /= 100
+                result["errors"] = {kind: error / 100 for kind, error in result.get("errors", {}).items()}
+        places = [str(text).partition("=") for text in content["settings"]["models"]]
+        content["places"] = {name if equals else Path(name).name: place or name for name, equals, place in places}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DataError(
+            f"{path} must be what `hf-dr evaluate` writes, but: {type(error).__name__}: {error}. Evaluate again."
+        ) from error
+    return content
+
+
+def find_results(folder: Path) -> Iterator[Path]:
+    """Yields the folders with results from here downwards, and those at the end of the search that have none.
+
+    Raises:
+        DataError: There is no such folder.
+    """
+    if not folder.is_dir():
+        raise DataError(f"a report must be of folders with runs, found none at {folder}. Check the path.")
+    inner = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    trained = is_training(folder)
+    if trained or not inner or any((folder / name).is_file() for name in EVALUATION_FILES):
+        yield folder
+    if not trained:
+        for path in inner:
+            yield from find_results(path)
+
+
+def is_training(folder: Path) -> bool:
+    """Whether a training was at work in a folder: one that was stopped early has checkpoints only."""
+    return any((folder / name).is_file() for name in _TRAINING_FILES) or any(folder.glob("checkpoint-*/"))
+
+
+def is_transfer(folder: Path) -> bool:
+    """Whether it was that of a detector or segmenter."""
+    files = (folder / name for name in _TRANSFER_FILES)
+    return any(file.is_file() for file in files) or any(folder.glob(f"checkpoint-*/{TRANSFER_FILE}"))

@@ -1,0 +1,132 @@
+"""What an evaluation found: the metrics of each model on each set, as a table and as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hf_dr.evaluation.metrics import Reliability
+from hf_dr.evaluation.plots import reliability_picture
+from hf_dr.text import markdown_table
+from hf_dr.version import __version__
+
+SHARES = "shares"
+"""Unit of the metrics in JSON files, but nll (nats) and brier. Older files name none: their mce and errors are in percent."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """The metrics of one model on one set; on corrupted images their means over corruptions and severities.
+
+    Attributes:
+        diagram: Of the clean images.
+        by_corruption: Corruption -> severity -> metrics.
+    """
+
+    model: str
+    set: str
+    examples: int
+    metrics: dict[str, float]
+    diagram: Reliability | None = None
+    by_corruption: dict[str, dict[int, dict[str, float]]] = field(default_factory=dict)
+
+    def errors(self) -> dict[str, float]:
+        """Returns each corruption's mean top-1 error over its severities, 0 to 1."""
+        return {
+            name: 1 - float(np.mean([metrics["top1"] for metrics in severities.values()]))
+            for name, severities in self.by_corruption.items()
+        }
+
+    @property
+    def mce(self) -> float | None:
+        """Mean corruption error, 0 to 1, not normalised by AlexNet's errors; None for clean images."""
+        return float(np.mean(list(self.errors().values()))) if self.by_corruption else None
+
+
+_ABOUT_CORRUPTED = (
+    "Metrics on corrupted images are means over corruptions and severities; mCE is the mean top-1 error over severities, then "
+    "over corruptions, not normalised by AlexNet's errors. Corruptions made here compare the models of this table; comparable "
+    "with published ImageNet-C numbers are those of imagenet-c only."
+)
+
+
+@dataclass(frozen=True)
+class Report:
+    """The results, and how they came about, in JSON types."""
+
+    results: list[Result]
+    settings: dict[str, Any]
+    models: dict[str, dict[str, Any]]
+    sets: dict[str, dict[str, Any]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns everything in JSON types; all metrics are shares, from 0 to 1, but nll (nats) and brier (0 to 2)."""
+        rows = []
+        for r in self.results:
+            row = {
+                "model": r.model,
+                "set": r.set,
+                "corrupted": bool(r.by_corruption),
+                "examples": r.examples,
+                **r.metrics,
+            }
+            if r.by_corruption:
+                row |= {"mce": r.mce, "errors": r.errors(), "by_corruption": r.by_corruption}
+            rows.append(row)
+        return {
+            "hf_dr": __version__,
+            "units": SHARES,
+            "settings": self.settings,
+            "models": self.models,
+            "sets": self.sets,
+            "results": rows,
+        }
+
+    def to_markdown(self) -> str:
+        """Returns the table of all results, and for each corrupted set one of the errors by corruption."""
+        head = ("model", "set", "examples", "top-1 %", "top-5 %", "NLL", "Brier", "ECE %", "mCE %")
+        parts = [markdown_table(head, map(_row, self.results)), *self._corruption_tables()]
+        if any(r.by_corruption for r in self.results):
+            parts.append(_ABOUT_CORRUPTED)
+        return "\n\n".join(parts) + "\n"
+
+    def _corruption_tables(self) -> Iterator[str]:
+        for name in dict.fromkeys(r.set for r in self.results if r.by_corruption):
+            corrupted = [r for r in self.results if r.set == name and r.by_corruption]
+            errors = [r.errors() for r in corrupted]
+            cells = [(kind, *(f"{100 * by_kind[kind]:.2f}" for by_kind in errors)) for kind in errors[0]]
+            yield f"Top-1 error on {name} in percent, mean over severities:"
+            yield markdown_table(("corruption", *(r.model for r in corrupted)), cells)
+
+    def save(self, folder: str | Path) -> None:
+        """Writes evaluation.md, evaluation.json and, if a set was clean, reliability.png."""
+        folder = Path(folder).expanduser()
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "evaluation.md").write_text(self.to_markdown(), encoding="utf-8")
+        (folder / "evaluation.json").write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        order = list(self.models)
+        clean = sorted((r for r in self.results if r.diagram is not None), key=lambda r: order.index(r.model))
+        diagrams = {f"{r.model} on {r.set}": r.diagram for r in clean if r.diagram is not None}
+        if diagrams:  # a row for each model, but all in one for one set
+            columns = len(clean) // len({r.model for r in clean})
+            reliability_picture(diagrams, str(folder / "reliability.png"), columns if columns > 1 else None)
+
+
+def _row(result: Result) -> tuple[str, ...]:
+    metrics = result.metrics
+    return (
+        result.model,
+        f"{result.set}, corrupted" if result.by_corruption else result.set,
+        f"{result.examples:,}",
+        f"{100 * metrics['top1']:.2f}",
+        f"{100 * metrics['top5']:.2f}",
+        f"{metrics['nll']:.4f}",
+        f"{metrics['brier']:.4f}",
+        f"{100 * metrics['ece']:.2f}",
+        "" if result.mce is None else f"{100 * result.mce:.2f}",
+    )

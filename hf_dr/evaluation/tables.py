@@ -1,0 +1,116 @@
+"""Means, spreads and gains over seeds, and tables of them as Markdown and HTML."""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypedDict
+
+import pandas as pd
+
+from hf_dr.evaluation.runs import BASELINE
+from hf_dr.text import inline, markdown_table
+
+
+class Numbers(TypedDict):
+    """A cell in JSON: mean, standard deviation (of a sample; 0 for a single value) and how many seeds."""
+
+    mean: float
+    std: float
+    seeds: int
+
+
+def numbers(values: pd.Series) -> Numbers:
+    """Returns the numbers of a cell that has at least one value."""
+    deviation = float(values.std(ddof=1)) if len(values) > 1 else 0.0
+    return {"mean": float(values.mean()), "std": deviation, "seeds": len(values)}
+
+
+def spread(values: pd.Series, digits: int, scale: float = 1, sign: bool = False) -> str:
+    """Returns `mean ± standard deviation` over seeds.
+
+    Args:
+        values: Of one cell; at least one.
+        digits: Behind the point.
+        scale: What the values are multiplied by: 100 for percent.
+        sign: Whether a positive mean has one.
+    """
+    found = numbers(values)
+    return f"{scale * found['mean']:{'+' if sign else ''}.{digits}f} ± {scale * found['std']:.{digits}f}"
+
+
+def cell(values: pd.Series, digits: int, scale: float = 1, sign: bool = False) -> str:
+    """Returns `mean ± standard deviation (how many)`, the only value alone, or nothing; see `spread`."""
+    if values.empty:
+        return ""
+    text = spread(values, digits, scale, sign)
+    return f"{text} ({len(values)})" if len(values) > 1 else text.split(" ", 1)[0]
+
+
+def gains(values: pd.DataFrame, objective: str) -> pd.Series:
+    """Returns what an objective gains over plain training: by seed, or of the means.
+
+    Where no seed has both, one number: the difference of their means. Empty where one of them is not there.
+
+    Args:
+        values: One metric of one row of a table: columns `objective`, `seed`, `value`.
+        objective: Another than plain training.
+    """
+    by_seed = values.pivot(index="seed", columns="objective", values="value")
+    if not {objective, BASELINE} <= set(by_seed):
+        return pd.Series(dtype=float)
+    paired = (by_seed[objective] - by_seed[BASELINE]).dropna()
+    means = by_seed.mean()
+    return paired if len(paired) else pd.Series([means[objective] - means[BASELINE]])
+
+
+@dataclass
+class Table:
+    """A table of text, with what it shows."""
+
+    title: str
+    about: str
+    head: list[str]
+    rows: list[list[str]]
+
+    def to_markdown(self) -> str:
+        """Returns the table under its title."""
+        rows = [list(map(inline, row)) for row in self.rows]
+        return f"## {inline(self.title)}\n\n{self.about}\n\n{markdown_table(list(map(inline, self.head)), rows)}"
+
+    def to_html(self) -> str:
+        """Returns the same as HTML."""
+        title, about = (html.escape(text, quote=False) for text in (self.title, self.about))
+        return f"<h2>{title}</h2>\n<p>{about}</p>\n{html_table(self.head, self.rows)}"
+
+
+def html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Returns a table; its cells are text."""
+    lines = ("<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in row) + "</tr>" for row in (head, *rows))
+    return "\n".join(["<table>", *lines, "</table>"])
+
+
+def html_picture(png: bytes) -> str:
+    """Returns a picture that needs no file next to the page."""
+    return f'<img src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+
+
+def html_page(title: str, parts: Sequence[str]) -> str:
+    """Returns a page of its own; `title` is text, `parts` are HTML."""
+    return _PAGE.format(title=html.escape(title), body="\n".join(parts))
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>{title}</title>
+<style>
+body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }}
+table {{ border-collapse: collapse; margin: 1rem 0 }}
+td {{ border-bottom: 1px solid #ddd; padding: .3rem .8rem; text-align: right; white-space: nowrap }}
+td:first-child {{ text-align: left }} tr:first-child {{ font-weight: 600 }} img {{ max-width: 100%; margin: 1rem 0 }}
+</style>
+<h1>{title}</h1>
+{body}
+</html>
+"""

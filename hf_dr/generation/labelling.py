@@ -1,0 +1,157 @@
+"""From made views to their columns: the teacher is asked, and what the signal stores of its answers is kept.
+
+Shape suffixes: N views of a batch (B where they go to the teacher), K kept classes, C classes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from hf_dr.errors import DataError
+from hf_dr.store.provenance import Provenance
+from hf_dr.store.schema import AUG_PREFIX, IMAGE_HASH, TEACHER_IDS, TEACHER_LOGPROBS, VIEWS_HASH
+from hf_dr.teacher.ensemble import Teacher
+from hf_dr.teacher.signals import IMAGE_TAIL, SAMPLED, sample, sampling_uniform
+from hf_dr.teacher.topk import top_k
+from hf_dr.views.maker import Span, ViewBatch
+
+logger = logging.getLogger(__name__)
+
+# A CPU's matrix kernels round differently for different batch sizes. There, the teacher always sees batches of this many
+# views, cut at the same places, so that the columns do not depend on `batch_size`, workers or processes.
+CPU_BATCH = 16
+
+
+@dataclass
+class ViewColumns:
+    """The columns of N views that follow each other in the flat order (example, view).
+
+    Attributes:
+        columns: Name -> (N,) or (N, n), in the stored types. `views_hash` is the hash of each view alone, and `image_hash` is
+            there once for each view: both become one number when a row is complete.
+        valid: bool (N,), False where the image could not be decoded.
+        scores: Of candidates, float32 (N,): those with the lowest are kept. None where all views are.
+        answers: The teacher's whole answers, natural log-probabilities (N, C), where they are needed for the rows' tails.
+    """
+
+    columns: dict[str, np.ndarray]
+    valid: np.ndarray
+    scores: np.ndarray | None = None
+    answers: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.valid)
+
+    def map(self, change: Callable[[np.ndarray], np.ndarray]) -> ViewColumns:
+        """Returns the result of the same change of all arrays, whose first axis is the views."""
+        return ViewColumns(
+            {name: change(values) for name, values in self.columns.items()},
+            change(self.valid),
+            None if self.scores is None else change(self.scores),
+            None if self.answers is None else change(self.answers),
+        )
+
+    @staticmethod
+    def join(parts: Sequence[ViewColumns]) -> ViewColumns:
+        """Returns the views of several parts, one after the other."""
+        scores = [part.scores for part in parts if part.scores is not None]
+        answers = [part.answers for part in parts if part.answers is not None]
+        return ViewColumns(
+            {name: np.concatenate([part.columns[name] for part in parts]) for name in parts[0].columns},
+            np.concatenate([part.valid for part in parts]),
+            np.concatenate(scores) if scores else None,
+            np.concatenate(answers) if answers else None,
+        )
+
+
+class Labeller:
+    """Labels batches of views: `label` is `ask`, then `shorten`, and the batch's own parameters and hashes.
+
+    It has no state that changes, so several threads may share it.
+
+    Args:
+        teacher: Who is asked.
+        provenance: Of the run: what is stored of an answer, and what becomes of undecodable images.
+        labels: Class of each row, int64 (rows,), where candidates are chosen by it.
+    """
+
+    def __init__(self, teacher: Teacher, provenance: Provenance, labels: np.ndarray | None = None) -> None:
+        self.teacher = teacher
+        self.provenance = provenance
+        self._labels = labels
+
+    def label(self, batch: ViewBatch) -> ViewColumns:
+        """Returns the columns of a batch; its pixels may lie on any device.
+
+        Raises:
+            DataError: An image could not be decoded, and the run does not skip such images.
+            TeacherError: An answer is not finite.
+        """
+        if batch.error is not None:
+            if self.provenance.on_bad_image == "error":
+                raise DataError(batch.error)
+            logger.warning("Skipped: %s", batch.error)
+        answers_BC = self.ask(batch.pixels)
+        ids_NK, logprobs_NK = self.short_answers(batch.span, answers_BC)
+        return ViewColumns(
+            {
+                IMAGE_HASH: batch.image_hashes,
+                VIEWS_HASH: batch.view_hashes,
+                TEACHER_IDS: ids_NK,
+                TEACHER_LOGPROBS: logprobs_NK,
+                **{AUG_PREFIX + name: values for name, values in batch.params.items()},
+            },
+            batch.valid,
+            None if self.provenance.candidates is None else self._scores(answers_BC, batch.span),
+            answers_BC.cpu().numpy() if self.provenance.signal == IMAGE_TAIL else None,
+        )
+
+    def ask(self, views_BHWC: torch.Tensor) -> torch.Tensor:
+        """Returns the teacher's log-probabilities (B, C), on its device."""
+        count = len(views_BHWC)
+        views_BCHW = views_BHWC.permute(0, 3, 1, 2)
+        if self.teacher.device.type == "cpu" and count < CPU_BATCH:
+            views_BCHW = torch.cat([views_BCHW, views_BCHW.new_zeros(CPU_BATCH - count, *views_BCHW.shape[1:])])
+        return self.teacher(views_BCHW)[:count]
+
+    def short_answers(self, span: Span, answers_BC: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Returns what is stored of the answers to all views of a span, ids and log-probabilities (N, K).
+
+        Args:
+            span: The views.
+            answers_BC: The answers to those that the teacher was asked for. Here these are all of them; an extension puts the
+                stored answers to the others next to them.
+        """
+        return self.shorten(answers_BC, np.arange(span.start, span.stop))
+
+    def shorten(self, answers_BC: torch.Tensor, places_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns what the signal stores of answers, ids and log-probabilities (B, K).
+
+        Args:
+            answers_BC: Natural log-probabilities.
+            places_B: Which views were answered, by their places in the flat order: classes are drawn with a number of the view.
+        """
+        provenance = self.provenance
+        if provenance.signal != SAMPLED:
+            return top_k(answers_BC, provenance.top_k)
+        views = [divmod(place, provenance.num_candidates) for place in places_B.tolist()]
+        uniforms_B = np.array([sampling_uniform(provenance.seed, example, view) for example, view in views])
+        return sample(answers_BC, provenance.top_k, uniforms_B)
+
+    def _scores(self, answers_BC: torch.Tensor, span: Span) -> np.ndarray:
+        """What the criterion says of each candidate, (N,); the lowest are kept."""
+        assert self.provenance.candidates is not None
+        order, _, criterion = self.provenance.candidates["keep"].partition("_")
+        if criterion == "entropy":
+            values_B = torch.special.entr(answers_BC.exp()).sum(-1)
+        else:
+            assert self._labels is not None
+            examples_B = np.arange(span.start, span.stop) // self.provenance.num_candidates
+            labels_B = torch.from_numpy(self._labels[examples_B]).to(answers_BC.device)
+            values_B = -answers_BC.gather(-1, labels_B[:, None])[:, 0]
+        return (values_B if order == "low" else -values_B).cpu().numpy()

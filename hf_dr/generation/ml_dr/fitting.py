@@ -1,0 +1,194 @@
+"""Whether what ml-dr stored fits the base: boxes inside its images, partners among them, answers that agree with its labels."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+from typing import Any
+
+import datasets
+import numpy as np
+import PIL.Image
+from tqdm.auto import tqdm
+
+from hf_dr.errors import DataError
+from hf_dr.generation.ml_dr.files import Columns, expect
+from hf_dr.store.schema import AUG_PREFIX, TEACHER_IDS
+from hf_dr.views.augmentation import NO_PARTNER, PARTNER, Augmentation
+from hf_dr.views.ops.geometry import RandomCrop, RandomErasing, RandomResizedCrop, Resize
+from hf_dr.views.ops.mixing import CutMix
+
+logger = logging.getLogger(__name__)
+
+# Agreement with the labels that is asked for: a quarter of the way from chance to perfect. Wrong orders stay at chance.
+_MIN_AGREEMENT = 0.25
+_LABELLED_ROWS = 2048  # after this many rows the labels are looked at for the first time
+_ORIENTATION = 0x0112  # EXIF tag; 1 is upright
+
+
+def image_sizes(images: datasets.Dataset) -> np.ndarray:
+    """Returns (height, width) of each image, int64 (rows, 2); zeros where the image cannot be used.
+
+    Args:
+        images: The base's image column, undecoded.
+
+    Raises:
+        DataError: No image can be used.
+    """
+    (column,) = images.column_names
+    sizes = np.zeros((len(images), 2), np.int64)
+    for row in tqdm(range(len(images)), desc="reading the base's sizes", unit="image", unit_scale=True):
+        value = images[row][column] or {}
+        file: Any = io.BytesIO(value["bytes"]) if value.get("bytes") is not None else value.get("path")
+        # Pillow raises whatever it likes for what is no image.
+        with contextlib.suppress(Exception), PIL.Image.open(file) as image:
+            if image.getexif().get(_ORIENTATION, 1) == 1:
+                sizes[row] = image.height, image.width
+    unusable = int((sizes[:, 0] == 0).sum())
+    if unusable == len(sizes):
+        raise DataError("the base must have images that can be decoded, found none. Check `image_column`.")
+    if unusable:
+        logger.warning(
+            "%d images of the base are undecodable or turned by EXIF, and stay without reinforcement.", unusable
+        )
+    return sizes
+
+
+class BaseFit:
+    """Fits the columns of files to the base.
+
+    Args:
+        augmentation: ml-dr's ops.
+        row_of: Row of the base for each image number, int64 (rows,).
+        sizes: See `image_sizes`.
+    """
+
+    def __init__(self, augmentation: Augmentation, row_of: np.ndarray, sizes: np.ndarray) -> None:
+        self._augmentation = augmentation
+        self._row_of = row_of
+        self._sizes = sizes
+
+    def fit(self, columns: Columns, row: int, where: str) -> Columns:
+        """Checks the columns of a row's file against the base, and turns the partners' numbers into rows.
+
+        Views that mix in an image that cannot be used are replaced by others of the row.
+
+        Raises:
+            DataError: A box lies outside its image, or a partner is none of the base's images.
+            FormatError: Every view mixes in an image that cannot be used.
+        """
+        self._check_boxes(columns, "", np.broadcast_to(self._sizes[row], (len(columns[TEACHER_IDS]), 2)), where)
+        if not self._augmentation.mixes:
+            return columns
+        numbers = columns[AUG_PREFIX + PARTNER]
+        if numbers.max() >= len(self._row_of):
+            raise DataError(
+                f"{where} mixes in image {numbers.max()}, but the base has {len(self._row_of)}. Is it another dataset or split?"
+            )
+        mixed = np.flatnonzero(numbers >= 0)
+        partners = np.full(len(numbers), NO_PARTNER)
+        partners[mixed] = self._row_of[numbers[mixed]]
+        columns[AUG_PREFIX + PARTNER] = partners
+        usable = np.ones(len(numbers), bool)
+        usable[mixed] = self._sizes[partners[mixed], 0] > 0
+        fitting = mixed[usable[mixed]]
+        part = {name: values[fitting] for name, values in columns.items()}
+        self._check_boxes(part, f"{PARTNER}_", self._sizes[partners[fitting]], f"{where}, a partner")
+        if usable.all():
+            return columns
+        good = np.flatnonzero(usable)
+        expect(len(good) > 0, where, "have a view whose partner can be decoded", "none", "Fix the base's images.")
+        take = np.arange(len(numbers))
+        take[~usable] = np.resize(good, int((~usable).sum()))
+        return {name: values[take] for name, values in columns.items()}
+
+    def _check_boxes(self, columns: Columns, prefix: str, sizes_V2: np.ndarray, where: str) -> None:
+        """Follows the size through the ops; a box outside the image betrays a wrong order, or a base of another size."""
+        size: Any = sizes_V2
+        for op in self._augmentation.ops:
+            name = f"{AUG_PREFIX}{prefix}{op.name}_"
+            if isinstance(op, (RandomResizedCrop, RandomErasing)):
+                _check_box(columns[f"{name}box"], size, where, empty=isinstance(op, RandomErasing))
+            elif isinstance(op, CutMix) and not prefix:
+                _check_box(columns[f"{name}box"], size, where)
+            elif isinstance(op, RandomCrop):
+                view = np.broadcast_to(np.array(op.output_size(None)), size.shape)
+                _check_box(np.hstack([columns[f"{name}offset"], view]), size + 2 * op.padding, where)
+            fixed = op.output_size(None)
+            if fixed is not None:
+                size = np.broadcast_to(np.array(fixed), sizes_V2.shape)
+            elif isinstance(op, Resize):
+                size = np.array([op.output_size((int(h), int(w))) for h, w in size]).reshape(sizes_V2.shape)
+
+
+def _check_box(boxes: np.ndarray, sizes: np.ndarray, where: str, *, empty: bool = True) -> None:
+    """Refuses boxes (top, left, height, width) that are not inside their image, or empty where that is not allowed."""
+    bad = (boxes[:, :2] + boxes[:, 2:] > sizes).any(axis=1)
+    if not empty:
+        bad |= (boxes[:, 2:] == 0).any(axis=1)
+    if bad.any():
+        at = int(bad.argmax())
+        raise DataError(
+            f"{where} must have boxes inside its image of {sizes[at][0]}x{sizes[at][1]} pixels, found "
+            f"{tuple(boxes[at].tolist())} (top, left, height, width). The base has another order or its images other "
+            "sizes: set `order`, or name the dataset as it was reinforced."
+        )
+
+
+class Agreement:
+    """Counts how often the teacher's most probable class is the label, over the views in which nothing is mixed.
+
+    Args:
+        labels: Class of each row, int64 (rows,); None where the base has none: then nothing is checked.
+        num_classes: C.
+        tolerated: Whether answers that do not fit the labels are a warning only.
+    """
+
+    def __init__(self, labels: np.ndarray | None, num_classes: int, *, tolerated: bool) -> None:
+        self._labels = labels
+        self._tolerated = tolerated
+        self._hits = 0
+        self._rows = 0
+        self._favourites = np.zeros(num_classes, np.int64)
+
+    def add(self, columns: Columns, row: int) -> None:
+        """Adds a row's views.
+
+        Raises:
+            DataError: See `check`, which looks at the first rows as soon as there are enough.
+        """
+        if self._labels is None or not 0 <= self._labels[row] < len(self._favourites):
+            return
+        favourites = columns[TEACHER_IDS][:, 0]
+        if AUG_PREFIX + PARTNER in columns:
+            favourites = favourites[columns[AUG_PREFIX + PARTNER] < 0]
+        self._hits += int((favourites == self._labels[row]).sum())
+        self._favourites += np.bincount(favourites, minlength=len(self._favourites))
+        self._rows += 1
+        if self._rows == _LABELLED_ROWS:
+            self.check()
+
+    def check(self) -> None:
+        """Refuses answers that fit the labels no better than chance: the sign of a wrong order.
+
+        Raises:
+            DataError: They do not fit, and that is not tolerated.
+        """
+        count = int(self._favourites.sum())
+        if self._labels is None or not count:
+            return
+        agreement = self._hits / count
+        # Chance: how often the favourites of all rows would meet the labels of the whole base in any order.
+        labels = np.bincount(np.maximum(self._labels, 0), minlength=len(self._favourites))[: len(self._favourites)]
+        chance = float(labels / len(self._labels) @ self._favourites / count)
+        if agreement >= chance + _MIN_AGREEMENT * (1 - chance):
+            return
+        text = (
+            f"the teacher's most probable class must be the label far more often than by chance ({100 * chance:.1f} %), found "
+            f"{100 * agreement:.1f} % of {count:,} views. The base is in another order than ml-dr's: set `order`. Where the "
+            "labels are known to differ, pass `allow_disagreement`."
+        )
+        if not self._tolerated:
+            raise DataError(text)
+        logger.warning("%s", text)

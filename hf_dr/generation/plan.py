@@ -1,0 +1,187 @@
+"""From settings, teacher and base dataset to the provenance: what a run makes is known before anything is written."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import PIL.features
+
+from hf_dr.errors import ConfigError
+from hf_dr.generation.config import ReinforceConfig
+from hf_dr.store.base_dataset import check_dataset, check_labels, checked_origin, content_hash, undecoded_images
+from hf_dr.store.features import reinforcement_features
+from hf_dr.store.provenance import Provenance
+from hf_dr.store.schema import MAX_SHARDS, SCHEMA_VERSION
+from hf_dr.teacher.ensemble import Teacher
+from hf_dr.version import __version__
+from hf_dr.views.augmentation import NAMED, Augmentation
+from hf_dr.views.maker import ViewMaker
+
+_VERSIONED = ("numpy", "pillow", "timm", "torch", "torchvision", "transformers")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run makes, of which base, and where.
+
+    Attributes:
+        provenance: How the "+" dataset is made; complete but for the rows that will be skipped.
+        augmentation: The ops, as the provenance describes them.
+        images: The base's image column alone, undecoded.
+        base: The base's columns that are stored, all its rows.
+        folder: Of the configuration; the shards go there.
+        labels: Class of each row, int64 (rows,); None where there are none, or the answers do not depend on them.
+    """
+
+    provenance: Provenance
+    augmentation: Augmentation
+    images: datasets.Dataset
+    base: datasets.Dataset
+    folder: Path
+    labels: np.ndarray | None = None
+
+    @property
+    def features(self) -> datasets.Features:
+        """The columns of a shard: the base's own, then the reinforcement's."""
+        provenance = self.provenance
+        added = reinforcement_features(
+            self.augmentation,
+            provenance.num_views,
+            provenance.top_k,
+            provenance.num_classes,
+            signal=provenance.signal,
+        )
+        return datasets.Features({**self.base.features, **added})
+
+    def view_maker(self) -> ViewMaker:
+        """Returns what draws and makes the views, candidates included."""
+        provenance = self.provenance
+        return ViewMaker(
+            self.images,
+            self.augmentation,
+            provenance.num_candidates,
+            provenance.seed,
+            matching_size=provenance.shard_size if provenance.mixing_scope == "shard" else None,
+        )
+
+
+def plan_run(
+    dataset: datasets.Dataset,
+    teacher: Teacher,
+    augmentation: Augmentation,
+    config: ReinforceConfig,
+    *,
+    base: dict[str, Any] | None = None,
+) -> Plan:
+    """Checks that settings, teacher and dataset fit each other, and returns what the run makes; see `reinforce`.
+
+    Raises:
+        ConfigError: A setting does not fit the teacher or the dataset.
+        DataError: A column is missing, or a label is out of range.
+        TeacherError: The teacher's classes are not the dataset's.
+    """
+    image_column, label_column = check_dataset(dataset, config.image_column, config.label_column)
+    known = checked_origin(dataset, config.files_from)
+    if config.max_examples is not None and config.max_examples < len(dataset):
+        dataset = dataset.select(range(config.max_examples))
+    if config.top_k > teacher.num_classes:
+        raise ConfigError(
+            f"`top_k` must be between 1 and the teacher's {teacher.num_classes} classes, got {config.top_k}. Lower `top_k`."
+        )
+    if config.selects:
+        _check_selection(config, augmentation, label_column)
+    labels = None if label_column is None else check_labels(dataset, label_column, teacher)
+    images = undecoded_images(dataset, image_column)
+    stored = [name for name in dataset.column_names if not (config.overlay and name == image_column)]
+    provenance = Provenance(
+        config_name=config.config_name or _name_of(augmentation),
+        split=split_name(dataset),
+        augmentation=augmentation.to_list(),
+        num_views=config.num_views,
+        top_k=config.top_k,
+        num_classes=teacher.num_classes,
+        seed=config.seed,
+        shard_size=choose_shard_size(config.shard_size, len(dataset)),
+        num_rows=len(dataset),
+        overlay=config.overlay,
+        image_column=image_column,
+        label_column=label_column,
+        mixing_scope=config.mixing_scope if augmentation.mixes else "dataset",
+        on_bad_image=config.on_bad_image,
+        base={**known, **(base or {}), "content_hash": content_hash(images)},
+        teacher=teacher.provenance(),
+        library_versions=library_versions(),
+        created_with=f"hf_dr {__version__}",
+        schema_version=SCHEMA_VERSION,
+        candidates={"num": config.num_candidates, "keep": config.keep} if config.selects else None,
+        signal=config.signal,
+    )
+    return Plan(
+        provenance,
+        augmentation,
+        images,
+        dataset.select_columns(stored),
+        Path(config.output_dir).expanduser() / provenance.config_name,
+        labels,
+    )
+
+
+def _check_selection(config: ReinforceConfig, augmentation: Augmentation, label_column: str | None) -> None:
+    if augmentation.mixes:
+        raise ConfigError(
+            f"`num_candidates` must be left out with MixUp or CutMix, got {config.num_candidates}: views are mixed in pairs by "
+            "their numbers, and both of a pair would have to keep the same ones. Leave it out, or those ops."
+        )
+    if label_column is None and str(config.keep).endswith("_cross_entropy"):
+        raise ConfigError(
+            f"`keep` must be low_entropy or high_entropy for a dataset without labels, got {config.keep}. Set one of these, or "
+            "name a `label_column`."
+        )
+
+
+def split_name(dataset: datasets.Dataset) -> str:
+    """Returns the name of the split that a dataset is, or is a part of: `train` for `train[:100]`."""
+    return re.sub(r"[^A-Za-z0-9_.-]+.*", "", str(dataset.split or "train")) or "train"
+
+
+def choose_shard_size(wanted: int | None, num_rows: int) -> int:
+    """Returns the examples in each shard. Default: 1024, or an eighth of a smaller dataset.
+
+    Raises:
+        ConfigError: That would be more files than their names can count.
+    """
+    size = wanted or min(1024, math.ceil(num_rows / 8))
+    if size * MAX_SHARDS < num_rows:
+        raise ConfigError(
+            f"`shard_size` must be at least {-(-num_rows // MAX_SHARDS)} for {num_rows} rows in {MAX_SHARDS} files at most, "
+            f"got {size}. Raise it."
+        )
+    return size
+
+
+def library_versions(names: tuple[str, ...] = _VERSIONED) -> dict[str, str]:
+    """Returns the versions of the libraries that decide pixels and answers, and MKL's choice of kernels."""
+    versions = {name: importlib.metadata.version(name) for name in names}
+    versions["libjpeg"] = str(PIL.features.version("jpg"))  # inside Pillow, or the system's
+    if "torch" in versions:
+        versions["mkl_cbwr"] = os.environ.get("MKL_CBWR", "default")
+    return versions
+
+
+def _name_of(augmentation: Augmentation) -> str:
+    """The name under which an augmentation is known, or `default`."""
+    size = augmentation.size
+    if size:
+        square = size[0] if size[0] == size[1] else size
+        for name in NAMED:
+            if augmentation == Augmentation.named(name, square):
+                return name
+    return "default"

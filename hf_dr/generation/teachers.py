@@ -1,0 +1,87 @@
+"""The teacher that a provenance names: loading it, and recognising it by its weights."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from hf_dr.errors import FormatError, TeacherError
+from hf_dr.store.provenance import Provenance
+from hf_dr.store.schema import EXTENDED_FROM
+from hf_dr.teacher.ensemble import Teacher
+from hf_dr.text import is_hub_id
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def teacher_from_provenance(provenance: Provenance, **settings: Any) -> Teacher:
+    """Loads the teacher that the provenance names: Hub checkpoints at the revision that was used.
+
+    Args:
+        provenance: Of the "+" dataset.
+        settings: See `Teacher`; default: the run's precision and classes.
+
+    Raises:
+        TeacherError: A member is no Hub checkpoint, or cannot be loaded, or its classes cannot be chosen as in the run.
+    """
+    members = named_members(provenance)
+    for member in members:
+        revision = member.get("revision")
+        if not (isinstance(revision, str) and _COMMIT.fullmatch(revision) and is_hub_id(member["id"])):
+            raise TeacherError(
+                f"a teacher must be a commit on the Hub to be loaded by its provenance, found {member['id']} at "
+                f"revision {revision}. Pass the teacher: its file or folder is known to you alone."
+            )
+    chosen = [member.get("classes") for member in members]
+    settings.setdefault("precision", provenance.teacher.get("precision", "fp32"))
+    settings.setdefault("classes", next((classes for classes in chosen if classes is not None), None))
+    teacher = Teacher.from_pretrained([f"{member['id']}@{member['revision']}" for member in members], **settings)
+    if [member["classes"] for member in teacher.provenance()["members"]] != chosen:
+        raise TeacherError(
+            "the members must answer over the same classes as in the run, but their classes were chosen one by one. "
+            "Pass the teacher, made as in the run."
+        )
+    return teacher
+
+
+def named_members(provenance: Provenance) -> list[dict[str, Any]]:
+    """Returns the members of the teacher that a provenance names, each with `id` and `weights_hash`.
+
+    Raises:
+        FormatError: It does not name them.
+    """
+    members = provenance.teacher.get("members")
+    if not isinstance(members, list) or not all(
+        isinstance(member, dict)
+        and isinstance(member.get("id"), str)
+        and isinstance(member.get("weights_hash", 0), (str, type(None)))
+        for member in members
+    ):
+        raise FormatError(f"`teacher.members` of the provenance must name id and weights_hash, found {members!r:.80}.")
+    return members
+
+
+def check_weights(teacher: Teacher, provenance: Provenance) -> None:
+    """Checks that a teacher has the weights and classes of the one that a provenance names.
+
+    Raises:
+        FormatError: The provenance names no teacher.
+        TeacherError: It is another teacher.
+    """
+    stored = {member["weights_hash"]: member["id"] for member in named_members(provenance)}
+    given = {member.weights_hash: member.id for member in teacher.members}
+    unknown = None in stored and EXTENDED_FROM not in provenance.teacher  # made by another program, which did not say
+    if not unknown and stored.keys() != given.keys():
+        raise TeacherError(
+            f"the teacher must have the weights that reinforced the dataset, {_named(stored)}, found {_named(given)}. "
+            "Pass that teacher, or none to check pixels only."
+        )
+    if teacher.num_classes != provenance.num_classes:
+        raise TeacherError(
+            f"the teacher must answer over the stored {provenance.num_classes} classes, found {teacher.num_classes}. "
+            "Pass the same `classes` as in the run."
+        )
+
+
+def _named(members: dict[str, str]) -> str:
+    return " + ".join(f"{name} (SHA-256 {digest[:12]})" for digest, name in members.items())

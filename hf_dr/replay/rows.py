@@ -1,0 +1,223 @@
+"""Which row of the "+" dataset, of its base and of the images each row of a `ReinforcedDataset` is."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import datasets
+import numpy as np
+import pyarrow as pa
+
+from hf_dr.errors import ConfigError, DataError, FormatError, ReplayError
+from hf_dr.replay.columns import whole_column
+from hf_dr.replay.join import JoinedBase, readable
+from hf_dr.store.base_dataset import label_numbers
+from hf_dr.store.provenance import Provenance
+from hf_dr.store.schema import IMAGE_HASH, SOURCE_INDEX
+from hf_dr.views.rng import Matching
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The bookkeeping of rows.
+
+    A dataset has rows that are reinforced and then, where they are asked for, others. Each has a *slot*: its row of `plus`, or
+    len(plus) + n for the n-th of the others. Rows of `plus` without reinforcement have a slot that no row uses.
+
+    Attributes:
+        usable: The slot of each row of the dataset, int64 (rows,).
+        source_rows: The row of the base for each row of the dataset, int64 (rows,); -1 for the others.
+        source: The row of the base for each row of `plus`, int64 (plus,).
+        by_source: The rows of `plus` by rising row of the base, int64 (plus,); None where both count alike, as in every
+            untouched "+" dataset.
+        places: Where among the images that of each slot is, int64 (plus + others,).
+        labels: The labels of the others, int64 (others,).
+        overlay: Whether the images are those of a base.
+    """
+
+    usable: np.ndarray
+    source_rows: np.ndarray
+    source: np.ndarray
+    by_source: np.ndarray | None
+    places: np.ndarray
+    labels: np.ndarray
+    overlay: bool
+
+    def __len__(self) -> int:
+        return len(self.usable)
+
+    @property
+    def num_reinforced(self) -> int:
+        """How many rows have stored views: the first ones."""
+        return len(self.usable) - len(self.labels)
+
+    @property
+    def reinforced(self) -> np.ndarray:
+        """The rows of `plus` that are reinforced, int64 (rows,)."""
+        return self.usable[: self.num_reinforced]
+
+    def has_stored_views(self, slot: int) -> bool:
+        """Whether a slot is a row of `plus`."""
+        return slot < len(self.source)
+
+    def base_row(self, slot: int) -> int:
+        """Returns the row of the base: of the one that was reinforced, or, of an other, of the one that is here."""
+        return int(self.source[slot] if self.has_stored_views(slot) else self.places[slot])
+
+    def other_label(self, slot: int) -> int:
+        """Returns the label of one of the others."""
+        return int(self.labels[slot - len(self.source)])
+
+    def slot_of(self, source: int) -> int:
+        """Returns the slot that holds a row of the base that was reinforced.
+
+        Raises:
+            ReplayError: It is not among the rows.
+        """
+        slot = source
+        if self.by_source is not None:
+            at = int(np.searchsorted(self.source, source, sorter=self.by_source))
+            slot = int(self.by_source[at]) if at < len(self.by_source) else -1
+        if not 0 <= slot < len(self.source) or self.source[slot] != source:
+            raise ReplayError(
+                f"expected the partner, row {source} of the base, in the dataset; it was filtered out. Keep all rows, or "
+                "reinforce without mixing."
+            )
+        return slot
+
+    def name(self, slot: int) -> str:
+        """Names a row in messages: by its number in the base that was reinforced, and in the one that is here."""
+        place = int(self.places[slot])
+        if not self.has_stored_views(slot):
+            return f"row {place} of the base"
+        if not self.overlay or self.source[slot] == place:
+            return f"row {place}"
+        return f"row {self.source[slot]} (row {place} of `base`)"
+
+    def matched(self, provenance: Provenance, view: int) -> np.ndarray:
+        """Returns the rows that are each other's partner in a view, int64 (pairs, 2)."""
+        size = provenance.num_rows if provenance.mixing_scope == "dataset" else provenance.shard_size
+        source = self.source[self.reinforced]
+        row_of = np.full(provenance.num_rows, -1)
+        row_of[source] = np.arange(len(source))
+        couples = [np.empty((0, 2), np.int64)]
+        # Each block of examples has its own matching, in which an odd one out comes last.
+        for start in np.unique(source // size).tolist():
+            stop = min((start + 1) * size, provenance.num_rows)
+            matched = row_of[Matching(start * size, stop, provenance.seed, view).pairs()]
+            couples.append(matched[: len(matched) // 2 * 2].reshape(-1, 2))
+        paired = np.concatenate(couples)
+        return paired[(paired >= 0).all(axis=1)]  # both are rows of this dataset
+
+
+def find_rows(
+    plus: datasets.Dataset,
+    provenance: Provenance,
+    images: datasets.Dataset,
+    base: JoinedBase | None,
+    *,
+    unreinforced: bool,
+) -> Rows:
+    """Finds the rows of a "+" dataset, their images, and, if asked for, the rows without reinforcement.
+
+    Args:
+        plus: The "+" dataset's rows.
+        provenance: Its `reinforcement.json`.
+        images: The images, undecoded: those of the base, or of `plus`.
+        base: The base of an overlay.
+        unreinforced: Whether rows without reinforcement are wanted; images are decoded to know which can be used.
+
+    Raises:
+        ConfigError: Rows without reinforcement are wanted, but have no labels.
+        DataError: The base does not hold the images, or has other classes or labels.
+        FormatError: No row is reinforced.
+    """
+    # A dataset that was not selected from is read from its memory map.
+    source = plus.data.column(SOURCE_INDEX).to_numpy() if plus._indices is None else np.asarray(plus[SOURCE_INDEX])
+    hashes = whole_column(plus, IMAGE_HASH)
+    reinforced = np.flatnonzero(~np.asarray(hashes.is_null()))
+    if len(plus) and not len(reinforced):
+        raise FormatError('expected at least one reinforced row in the "+" dataset, found none. Reinforce again.')
+    wanted = (source[reinforced], hashes.fill_null(0).to_numpy()[reinforced])
+    places = np.arange(len(plus))
+    if base is not None:
+        places[reinforced] = base.places(*wanted)
+    others = labels = np.empty(0, np.int64)
+    if unreinforced:
+        others = base.others(*wanted) if base is not None else np.setdiff1d(places, reinforced)
+        others, labels = _usable_others(plus, provenance, images, base.dataset if base is not None else plus, others)
+    elif len(reinforced) < len(plus):
+        logger.warning("%d rows have no reinforcement and are left out.", len(plus) - len(reinforced))
+    return Rows(
+        usable=np.concatenate([reinforced, len(plus) + np.arange(len(others))]),
+        source_rows=np.concatenate([source[reinforced], np.full(len(others), -1)]),
+        source=source,
+        by_source=None if np.array_equal(source, np.arange(len(source))) else np.argsort(source, kind="stable"),
+        places=np.concatenate([places, others]),
+        labels=labels,
+        overlay=base is not None,
+    )
+
+
+def check_labels(plus: datasets.Dataset, provenance: Provenance) -> None:
+    """Checks the labels of the reinforced rows of a "+" dataset that has its base's labels.
+
+    Raises:
+        FormatError: They are not whole numbers, or a row has none of the classes.
+    """
+    name = provenance.label_column
+    assert name is not None
+    column = whole_column(plus, name)
+    if not pa.types.is_integer(column.type):
+        raise FormatError(f"the labels `{name}` must be whole numbers, found {column.type}. Fetch it again.")
+    _, bad = label_numbers(column, provenance.num_classes)
+    bad = bad[~np.asarray(whole_column(plus, IMAGE_HASH).is_null())[bad]]  # the others are not used
+    if len(bad):
+        raise FormatError(
+            f"the labels `{name}` must be from 0 to {provenance.num_classes - 1}, but row {bad[0]} has "
+            f"none or another ({len(bad)} such rows). Fetch or make it again."
+        )
+
+
+def _usable_others(
+    plus: datasets.Dataset,
+    provenance: Provenance,
+    images: datasets.Dataset,
+    owner: datasets.Dataset,
+    others: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns those rows of their owner, the base or `plus`, that can be decoded, and their labels, both int64 (others,)."""
+    label_column = provenance.label_column
+    if label_column is None or any(label_column not in rows.column_names for rows in (plus, owner)):
+        raise ConfigError(
+            f"`unreinforced` needs the labels of the base, found {owner.column_names} and the label column {label_column!r}. "
+            "Leave it out."
+        )
+    _check_class_names(owner.features[label_column], plus.features[label_column])
+    usable = readable(images, others)
+    if len(usable) < len(others):
+        logger.warning("%d rows cannot be decoded and are left out.", len(others) - len(usable))
+    labels, bad = label_numbers(whole_column(owner, label_column).take(usable), provenance.num_classes)
+    if len(bad):
+        raise DataError(
+            f"labels must be from 0 to {provenance.num_classes - 1}, but row {usable[bad[0]]} of the base has none or "
+            f"another ({len(bad)} such rows). Leave `unreinforced` out, or these rows."
+        )
+    return usable, labels
+
+
+def _check_class_names(base: object, plus: object) -> None:
+    """Refuses a base whose classes are named and are not those of the "+" dataset in their order."""
+    there = getattr(base, "names", None)
+    own = getattr(plus, "names", None)
+    if not there or not own or there == own:
+        return
+    # One of the lists may be the beginning of the other.
+    c = next(c for c, name in enumerate([*there, None]) if [*own, None][c] != name)
+    raise DataError(
+        f'`base` must have the classes of the "+" dataset in their order, but class {c} is {[*there, None][c]!r} there '
+        f'and {[*own, None][c]!r} in the "+" dataset. Give another.'
+    )

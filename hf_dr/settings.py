@@ -1,0 +1,101 @@
+"""What values the fields of a dataclass of settings take: written in the field's metadata, checked by one function.
+
+    num_views: int = field(default=8, metadata={"help": "Views of each example, V.", "type": Whole(1)})
+    temperature: float = field(default=1.0, metadata={"help": "...", "type": Real(0, above=True)})
+    precision: str = field(default="fp32", metadata={"help": "...", "choices": ["fp32", "bf16"]})
+
+The key is `type` because transformers' HfArgumentParser, by which people may read these classes too, hands all metadata to
+argparse but puts the field's own type in the place of this one.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+from hf_dr.errors import ConfigError
+
+FILES_FROM_HELP = (
+    "Folders outside the dataset whose files its cells may name. Only for a dataset of your own: what it names is read, and "
+    'copied into a "+" dataset. Default: only files that belong to the dataset itself are read.'
+)
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A whole number from `low` to `high`; True and 1.0 are none.
+
+    Attributes:
+        low: The least.
+        high: The greatest; None for no bound.
+    """
+
+    low: int
+    high: int | None = None
+
+    def check(self, name: str, value: object) -> None:
+        """Raises a ConfigError that names the setting if `value` is not such a number."""
+        if not isinstance(value, int) or isinstance(value, bool) or value < self.low:
+            raise ConfigError(f"`{name}` must be a whole number of at least {self.low}, got {value!r}. Raise `{name}`.")
+        if self.high is not None and value > self.high:
+            raise ConfigError(f"`{name}` must be at most {self.high}, got {value}. Lower `{name}`.")
+
+
+@dataclass(frozen=True)
+class Real:
+    """A finite number from `low` to `high`.
+
+    Attributes:
+        low: The least.
+        high: The greatest; infinity for no bound.
+        above: Whether `low` itself is left out.
+        below: Whether `high` itself is left out.
+    """
+
+    low: float
+    high: float = math.inf
+    above: bool = False
+    below: bool = False
+
+    def check(self, name: str, value: object) -> None:
+        """Raises a ConfigError that names the setting if `value` is not such a number."""
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        if (
+            not number
+            or not self.low <= value <= self.high  # type: ignore[operator]
+            or (self.above and value == self.low)
+            or (self.below and value == self.high)
+        ):
+            raise ConfigError(f"`{name}` must be {self}, got {value!r}. Change `{name}`.")
+
+    def __str__(self) -> str:
+        if not (self.above or self.below) and self.high < math.inf:
+            return f"between {self.low} and {self.high}"
+        low = f"above {self.low}" if self.above else f"at least {self.low}"
+        if self.high == math.inf:
+            return f"a number {low}" if self.above else f"a number of {low}"
+        return f"{low} and {'below' if self.below else 'at most'} {self.high}"
+
+
+def check_settings(settings: Any) -> None:
+    """Checks each field of a dataclass against the `type` and `choices` in its metadata.
+
+    None passes where it is the field's default. Of a list, each item is checked.
+
+    Raises:
+        ConfigError: A value is out of range, or none of the choices; the first one is named.
+    """
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        if value is None and field.default is None:
+            continue
+        limits = field.metadata.get("type")
+        choices = field.metadata.get("choices")
+        for item in value if isinstance(value, list) else [value]:
+            if limits is not None:
+                limits.check(field.name, item)
+            if choices is not None and item not in choices:
+                known = list(map(str, choices))
+                expected = " or ".join(known) if len(known) < 3 else f"one of {', '.join(known)}"
+                raise ConfigError(f"`{field.name}` must be {expected}, got {item!r}.")

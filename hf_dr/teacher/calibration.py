@@ -1,0 +1,42 @@
+"""The expected calibration error (Guo et al., ICML 2017, arXiv:1706.04599, equation 3): one rule for all who report it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+NUM_BINS = 15
+"""Bins of equal width, as in the papers of Guo et al. and of Dataset Reinforcement."""
+
+
+def bins_of(confidence: np.ndarray, num_bins: int = NUM_BINS) -> np.ndarray:
+    """Returns the bin of each confidence: bin k holds those in (k / num_bins, (k + 1) / num_bins], and bin 0 holds 0 as well.
+
+    The edges are the float64 numbers nearest to k / num_bins, and a confidence is compared with them as it is: multiplying it
+    by `num_bins` instead would move some that lie on an edge, or next to one, into the neighbouring bin.
+
+    Args:
+        confidence: Probabilities of the predicted classes, any shape. One that rounding took beyond 1 belongs to the last bin.
+        num_bins: Number of bins of equal width.
+
+    Returns:
+        Bins from 0 to num_bins - 1, int64, of the same shape.
+    """
+    inner_edges = np.arange(1, num_bins) / num_bins
+    # The number of edges below a confidence; an edge that equals it is not below.
+    return np.searchsorted(inner_edges, np.asarray(confidence, np.float64), side="left").astype(np.int64)
+
+
+def calibration_error(counts: np.ndarray, confidence_sums: np.ndarray, hits: np.ndarray) -> float:
+    """Returns the expected calibration error: the mean over all examples of |accuracy - mean confidence| of their bin.
+
+    A bin of n examples weighs n, so it adds |hits - sum of confidences|, and nothing has to be divided by an empty bin's zero.
+
+    Args:
+        counts: Examples in each bin.
+        confidence_sums: Sum of their confidences.
+        hits: How many of their predicted classes are right.
+
+    Returns:
+        From 0 to 1; 0 if there is no example.
+    """
+    return float(np.abs(hits - confidence_sums).sum() / max(1, counts.sum()))

@@ -1,0 +1,230 @@
+"""What a classifier does to the uint8 pixels that it is shown, read from timm's and transformers' own configurations.
+
+Teacher, trainer, evaluation and student all read an image processor by `read_image_processor`, so that a checkpoint gives
+the same answers everywhere.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from hf_dr.errors import TeacherError
+from hf_dr.views.ops.base import MAX_SIDE, MAX_VIEW_PIXELS
+
+logger = logging.getLogger(__name__)
+
+
+_TENSOR_FILTERS = ("nearest", "bilinear", "bicubic")
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What a model does to uint8 pixels: resize to (height, width), scale to [0, 1], normalise.
+
+    Attributes:
+        size: Height and width of the model's input, in pixels.
+        mean: Subtracted from each channel, in the model's order, after scaling to [0, 1].
+        std: What each channel is divided by then.
+        interpolation: Filter of the resize, by torchvision's name.
+        bgr: Whether the model takes blue, green, red, as MobileViT does.
+    """
+
+    size: tuple[int, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: str
+    bgr: bool = False
+
+    def __post_init__(self) -> None:
+        height, width = self.size if isinstance(self.size, tuple) and len(self.size) == 2 else (0, 0)
+        sides = all(isinstance(side, int) and 0 < side <= MAX_SIDE for side in (height, width))
+        for name, ok, expected in (
+            (
+                "size",
+                sides and height * width <= MAX_VIEW_PIXELS,
+                f"(height, width) of at most {MAX_VIEW_PIXELS:,} pixels",
+            ),
+            ("mean", _is_colour(self.mean), "three numbers"),
+            ("std", _is_colour(self.std) and min(self.std) > 0, "three numbers above 0"),
+            ("interpolation", self.interpolation in _TENSOR_FILTERS, f"one of {', '.join(_TENSOR_FILTERS)}"),
+            ("bgr", isinstance(self.bgr, bool), "true or false"),
+        ):
+            if not ok:
+                raise TeacherError(
+                    f"`{name}` of a model's preprocessing must be {expected}, found {getattr(self, name)!r:.80}. Correct its "
+                    "configuration."
+                )
+
+    def __call__(self, views_BCHW: torch.Tensor) -> torch.Tensor:
+        """Returns the model's float32 input of shape (B, 3, *size) for uint8 views of any size."""
+        pixels = views_BCHW.float()
+        if pixels.shape[-2:] != self.size:
+            pixels = F.resize(pixels, list(self.size), InterpolationMode(self.interpolation), antialias=True)
+        return self.normalize(pixels)
+
+    def normalize(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
+        """Returns RGB pixels from 0 to 255, in floating point, as the model takes them; the size stays."""
+        if self.bgr:
+            pixels_BCHW = pixels_BCHW.flip(-3)
+        return F.normalize(pixels_BCHW, [255 * m for m in self.mean], [255 * s for s in self.std])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the fields in JSON types; `bgr` only where it holds, so that other models keep what they had."""
+        fields = asdict(self)
+        if not self.bgr:
+            del fields["bgr"]
+        return fields
+
+
+def _is_colour(values: Any) -> bool:
+    numbers = isinstance(values, tuple) and len(values) == 3
+    return numbers and all(isinstance(v, (int, float)) and math.isfinite(v) for v in values)
+
+
+# Pillow's numbers of its filters, as transformers' image processors store them.
+_PILLOW_FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
+
+
+def _tensor_filter(interpolation: str, name: str) -> str:
+    """Returns the filter by its name, or bicubic, with a warning, for those that exist for PIL images only."""
+    if interpolation in _TENSOR_FILTERS:
+        return interpolation
+    logger.warning("%s was trained with %s resizing, which tensors do not have; using bicubic.", name, interpolation)
+    return "bicubic"
+
+
+def timm_preprocessing(data: dict[str, Any], name: str) -> Preprocessing:
+    return Preprocessing(
+        size=tuple(data["input_size"][1:]),
+        mean=tuple(data["mean"]),
+        std=tuple(data["std"]),
+        interpolation=_tensor_filter(data["interpolation"], name),
+    )
+
+
+def timm_crop(data: dict[str, Any]) -> float | None:
+    return None if data["crop_mode"] == "squash" else float(data["crop_pct"])
+
+
+def read_image_processor(processor: Any, name: str) -> tuple[Preprocessing, float | None]:
+    """Reads what an image processor of transformers does: the one place where its configuration is understood.
+
+    The steps are those of its class: rescale by a factor, shift (EfficientNet's `rescale_offset`), normalise, divide once
+    more (its `include_top`), reverse the channels. What comes out is compared with what the processor itself does to pixels.
+
+    Args:
+        processor: Any image processor of an image classifier.
+        name: Names the model in messages.
+
+    Returns:
+        The preprocessing, and how the model is evaluated: the share of the resized shorter side that the centre crop keeps;
+        None squashes the whole image.
+
+    Raises:
+        TeacherError: It does something that is not understood.
+    """
+    try:
+        size = processor.size
+        if getattr(processor, "do_center_crop", False) and getattr(processor, "crop_size", None):
+            size = processor.crop_size
+        side = size.get("shortest_edge")
+        height = side or size.get("height")
+        width = side or size.get("width")
+        if not height or not width:
+            raise TeacherError(f"the image processor of {name!r} must give a height and width, found {size}.")
+        resized = processor.size.get("shortest_edge")
+        crop = height / resized if resized else None
+        if getattr(
+            processor, "crop_pct", None
+        ):  # ConvNeXt's and PoolFormer's: from 384 pixels on the whole image is squashed
+            crop = processor.crop_pct if height < 384 else None
+        mean, std, bgr = _colours(processor)
+        preprocessing = Preprocessing(
+            size=(height, width),
+            mean=mean,
+            std=std,
+            interpolation=_tensor_filter(_PILLOW_FILTERS[int(processor.resample)], name),
+            bgr=bgr,
+        )
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        if isinstance(error, TeacherError):
+            raise
+        raise TeacherError(
+            f"the preprocessor_config.json of {name!r} must tell size, mean, std and resampling, but: {error!r:.200}. "
+            "Correct it."
+        ) from error
+    _check_colours(processor, preprocessing, name)
+    return preprocessing, crop
+
+
+_Colour = tuple[float, float, float]
+
+
+def _colours(processor: Any) -> tuple[_Colour, _Colour, bool]:
+    """Returns mean and std after scaling to [0, 1] that do what the processor does to colours, and whether it reverses them."""
+    factor = 1.0
+    if processor.do_rescale:
+        factor = processor.rescale_factor
+    offset = 1.0 if processor.do_rescale and getattr(processor, "rescale_offset", False) else 0.0
+    bgr = bool(getattr(processor, "do_flip_channel_order", False))
+    if not processor.do_normalize and not offset and factor == 1 / 255:
+        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), bgr
+    means = []
+    stds = []
+    for channel in range(3):
+        mean = _channel(processor.image_mean, channel) if processor.do_normalize else 0.0
+        std = _channel(processor.image_std, channel) if processor.do_normalize else 1.0
+        total = std
+        if getattr(processor, "include_top", False):
+            total = std * _channel(processor.image_std, channel)
+        # (pixel factor - offset - mean) / total, as (pixel / 255 - mean') / std'.
+        means.append((offset + mean) / (255 * factor) if offset or factor != 1 / 255 else mean)
+        stds.append(total / (255 * factor) if factor != 1 / 255 else total)
+    if bgr:  # the channels are reversed at the end, and with them what was done to each
+        means.reverse()
+        stds.reverse()
+    return (means[0], means[1], means[2]), (stds[0], stds[1], stds[2]), bgr
+
+
+def _channel(values: Any, channel: int) -> float:
+    return float(values if isinstance(values, (int, float)) else values[channel])
+
+
+def _check_colours(processor: Any, preprocessing: Preprocessing, name: str) -> None:
+    """Compares colours with those of the processor: another class may do something that the configuration does not tell."""
+    height, width = preprocessing.size
+    levels = torch.tensor([[0, 255, 31, 200], [0, 255, 87, 3], [0, 255, 190, 120]], dtype=torch.uint8)
+    image = levels[:, :, None, None].expand(3, 4, height, width)  # four images of one colour each
+    ours = preprocessing.normalize(image.transpose(0, 1).float())
+    try:
+        theirs = processor(
+            [colour.permute(1, 2, 0).contiguous().numpy() for colour in image.transpose(0, 1)],
+            do_resize=False,
+            do_center_crop=False,
+            return_tensors="pt",
+            input_data_format="channels_last",
+        )["pixel_values"]
+    except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
+        raise TeacherError(
+            f"the image processor of {name!r} ({type(processor).__name__}) must prepare RGB images, but: {error!s:.200}. Save "
+            "another one with the model."
+        ) from error
+    scale = max(1.0, float(theirs.abs().max()))
+    if theirs.shape != ours.shape or float((theirs - ours).abs().max()) > 1e-3 * scale:
+        raise TeacherError(
+            f"the image processor of {name!r} ({type(processor).__name__}) must rescale, normalise and order the channels as "
+            f"its configuration says, but the colour 31, 87, 190 becomes {_first(theirs)}, by its "
+            f"configuration {_first(ours)}. "
+            "Save the model with an image processor that transformers knows."
+        )
+
+
+def _first(pixels_BCHW: torch.Tensor) -> list[float]:
+    return [round(value, 4) for value in pixels_BCHW[2, :, 0, 0].tolist()]

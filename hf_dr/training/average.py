@@ -1,0 +1,91 @@
+"""An exponential moving average of the weights, kept by a callback of transformers' Trainer."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from timm.utils import ModelEmaV3
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState
+
+from hf_dr.errors import ConfigError
+from hf_dr.training.students import EMA_FILE, is_timm, native_names
+
+
+class WeightAverage(TrainerCallback):
+    """Averages the weights of a model after each step of its training, and follows it to checkpoints and back.
+
+    As in timm's own training script, the average begins at the weights of the first step.
+
+    Args:
+        model: Whose weights.
+        decay: What the average keeps of itself in a step, between 0 and 1.
+        device: Where the average is kept.
+
+    Attributes:
+        ema: The average; its `module` is the averaged model.
+    """
+
+    def __init__(self, model: nn.Module, decay: float, device: torch.device) -> None:
+        self._decay = decay
+        self._device = device
+        self._checkpoint: Path | None = None  # the file that the next training continues
+        self._start(model)
+
+    def _start(self, model: nn.Module) -> None:
+        self._model = model
+        self.ema = ModelEmaV3(model, decay=self._decay, device=self._device)
+
+    def resume_from(self, checkpoint: str | None) -> None:
+        """Lets the next training continue with the average of a checkpoint; None lets it start with a new one.
+
+        Raises:
+            ConfigError: The checkpoint has none.
+        """
+        self._checkpoint = None if checkpoint is None else _average_in(Path(checkpoint))
+
+    def save(self, folder: Path) -> None:
+        """Writes the average next to the model's weights, by the same names."""
+        average = {name: value.contiguous() for name, value in self.ema.module.state_dict().items()}
+        save_file(native_names(average) if is_timm(self._model) else average, folder / EMA_FILE, {"format": "pt"})
+
+    @contextmanager
+    def in_place_of(self, model: nn.Module) -> Iterator[None]:
+        """Lets a model have the averaged weights for a while."""
+        current = copy.deepcopy(model.state_dict())
+        model.load_state_dict(self.ema.module.state_dict())
+        try:
+            yield
+        finally:
+            model.load_state_dict(current)
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **given: Any) -> None:
+        if given["model"] is not self._model:  # `model_init` has made another
+            self._start(given["model"])
+        if self._checkpoint is not None:
+            self.ema.module.load_state_dict(load_file(self._checkpoint))
+            self._checkpoint = None
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **given: Any) -> None:
+        self.ema.update(given["model"], state.global_step)
+
+    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        # Trainer has just loaded the best model.
+        if args.load_best_model_at_end and state.best_model_checkpoint is not None:
+            self.ema.module.load_state_dict(load_file(_average_in(Path(state.best_model_checkpoint))))
+
+
+def _average_in(checkpoint: Path) -> Path:
+    path = checkpoint / EMA_FILE
+    if not path.is_file():
+        raise ConfigError(
+            f"`ema_decay` needs a checkpoint with averaged weights, but {checkpoint} has no {EMA_FILE}. Leave `ema_decay` out, "
+            "or choose a checkpoint that was trained with it."
+        )
+    return path

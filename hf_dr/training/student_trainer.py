@@ -1,0 +1,197 @@
+"""What the trainers of students have in common, whatever they learn from: normalised pixels, their files, card and pushes."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.utils.hub import PushInProgress
+
+from hf_dr.hub.repository import Push
+from hf_dr.replay.reinforced_data import ReinforcedData
+from hf_dr.training.arguments import ReinforcedTrainingArguments
+from hf_dr.training.resumable import ResumableTrainer
+from hf_dr.training.student_card import student_of_training
+from hf_dr.training.student_hub import push_in_background
+from hf_dr.training.students import (
+    Normalization,
+    complete_config,
+    is_timm,
+    native_names,
+    normalize,
+    own_normalization,
+)
+
+
+class StudentTrainer(ResumableTrainer):
+    """Shows an image classifier normalised pixels, and saves and publishes it in the layout of `student_hub`.
+
+    Args:
+        *args: All that Trainer takes.
+        normalization: See `ReinforcedTrainer`.
+        **settings: All that Trainer takes.
+    """
+
+    args: ReinforcedTrainingArguments
+
+    def __init__(self, *args: Any, normalization: Normalization | None = None, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        model: Any = self.model
+        # Before any wrapper changes its class.
+        name = getattr(getattr(model, "config", None), "architecture", None) or type(model).__name__
+        self._model_summary = f"{name} of {sum(p.numel() for p in model.parameters()):,} parameters"
+        self._normalization = normalization or own_normalization(model)
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """As Trainer's."""
+        return super().training_step(model, self._student_inputs(inputs), num_items_in_batch)
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[torch.Tensor | None, Any, Any]:
+        """As Trainer's."""
+        return super().prediction_step(model, self._student_inputs(inputs), prediction_loss_only, ignore_keys)
+
+    def _student_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Returns a batch with its pixels normalised, if they are uint8."""
+        pixels = inputs.get("pixel_values")
+        if isinstance(pixels, torch.Tensor) and pixels.dtype == torch.uint8:
+            # On the device, where the loader has put them: a quarter of the bytes to send there.
+            return {**inputs, "pixel_values": normalize(pixels, *self._normalization)}
+        return inputs
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Returns the names of the parameters that decay: not biases, normalisations, or what the model itself excludes."""
+        unwrapped = getattr(model, "timm_model", model)
+        excluded: Any = getattr(unwrapped, "no_weight_decay", set)
+        own = excluded()
+        return [
+            name
+            for name, parameter in model.named_parameters()
+            if parameter.ndim > 1 and name.removeprefix("timm_model.") not in own
+        ]
+
+    # ----------------------------------------------------------------------------------------- checkpoints and the Hub
+
+    # Private for the reason that `ResumableTrainer` has. No public method is told the names of the weights.
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if is_timm(self.model):  # timm reads it as well as transformers, and both resume from it
+            complete_config(self.model, self._normalization)
+            state_dict = native_names(self.model.state_dict() if state_dict is None else state_dict)  # type: ignore[union-attr]
+        super()._save(output_dir, state_dict)
+
+    def create_model_card(self, **settings: Any) -> None:  # type: ignore[override]
+        """Writes README.md: who learned what from which data, with which settings and results. Needs no network.
+
+        Only the last evaluation of `eval_dataset` with just the present weights counts as a result.
+
+        Args:
+            **settings: `model_name`, `dataset` (a name), `dataset_tags` (Hub ids), `finetuned_from` (Hub id or folder),
+                `language`, `license` and `tags`, as for Trainer's; `dataset_revision`; `evaluated_on`, what `eval_dataset`
+                is: a dictionary with its `id`, and `config`, `split` and `revision` where it has them.
+        """
+        train = self.train_dataset
+        if not isinstance(train, ReinforcedData):
+            own = ("dataset_revision", "evaluated_on")
+            super().create_model_card(**{key: value for key, value in settings.items() if key not in own})
+        elif self.is_world_process_zero():
+            student = student_of_training(
+                self,
+                train,
+                model=self._model_summary,
+                objective=self._objective,
+                teachers=self._teacher_members,
+                settings=self.run_settings() or {},
+                metrics=self._measured,
+                card=settings,
+            )
+            student.write(Path(self.args.output_dir or "."), settings.get("model_name"))
+
+    @property
+    def _objective(self) -> str:
+        """What the student learns from, as its card says it."""
+        share = self.args.reinforced_probability
+        if share == 0:
+            return "newly drawn views and their labels"
+        rest = "" if share == 1 else f" ({share:.4g} of the samples; the others are new views with their labels)"
+        train: Any = self.train_dataset
+        others = "" if train.all_reinforced else ", and new views of the rows that have none stored, with their labels"
+        return f"stored views and a teacher's stored answers{rest}{others}"
+
+    @property
+    def _teacher_members(self) -> list[dict[str, Any]]:
+        """What the student's teachers are, as in the provenance; none where it learns from labels only."""
+        train = self.train_dataset
+        if not isinstance(train, ReinforcedData) or self.args.reinforced_probability == 0:
+            return []
+        members = train.origin.teacher_members
+        return list({json.dumps(member, sort_keys=True): member for member in members}.values())
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **card: Any,
+    ) -> Any:
+        """As Trainer's, but only what belongs to the student is pushed (see `push_student`): no checkpoints, states, logs.
+
+        Returns:
+            On rank 0 a `Push`, or its future if not `blocking`.
+        """
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self.create_model_card(**card)
+        self._finish_current_push()
+        job = self._push(self.args.output_dir, commit_message, token=token, revision=revision, private=private)
+        return job.result() if blocking else job
+
+    # Private, because Trainer's own would publish all of `output_dir`, pickles included, and no callback can keep it from that.
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if not self.is_world_process_zero() or self.args.hub_strategy == "end":
+            return
+        running = self.push_in_progress is not None and not self.push_in_progress.is_done()
+        if running and not self.args.hub_always_push:
+            return
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        self._finish_current_push()
+        self.create_model_card()
+        job = self._push(
+            checkpoint_folder, f"Training in progress, step {self.state.global_step}", during_training=True
+        )
+        self.push_in_progress = PushInProgress([job])  # type: ignore[arg-type, assignment]
+
+    def _push(
+        self,
+        folder: str | None,
+        message: str | None,
+        *,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        during_training: bool = False,
+    ) -> Future[Push]:
+        args = self.args
+        assert self.hub_model_id is not None
+        return push_in_background(
+            folder or ".",
+            self.hub_model_id,
+            card_from=args.output_dir or ".",
+            warn=during_training,
+            private=private if private is not None else args.hub_private_repo,
+            revision=revision or args.hub_revision,
+            token=token or args.hub_token,
+            commit_message=message,
+        )

@@ -1,0 +1,102 @@
+"""A base dataset on the data path of reinforced ones: the same newly drawn views, labels, no teacher."""
+
+import datasets
+import numpy as np
+import pytest
+import torch
+
+from hf_dr.errors import ConfigError, DataError
+from hf_dr.generation.config import ReinforceConfig
+from hf_dr.generation.job import reinforce
+from hf_dr.replay.augmented import AugmentedDataset
+from hf_dr.replay.loading import load_reinforced
+from hf_dr.replay.reinforced_data import fresh_view
+from hf_dr.replay.sampling import ReinforcedSampler
+from hf_dr.store.provenance import Provenance
+from hf_dr.views.augmentation import Augmentation
+from hf_dr.views.ops.geometry import RandomHorizontalFlip, RandomResizedCrop
+from hf_dr.views.ops.mixing import MixUp
+
+AUGMENTATION = Augmentation([RandomResizedCrop(24), RandomHorizontalFlip()])
+COLUMNS = {"image_column": "image", "label_column": "label"}
+
+
+@pytest.fixture
+def augmented(tiny_dataset):
+    return AugmentedDataset(tiny_dataset, AUGMENTATION, seed=3, **COLUMNS)
+
+
+def test_its_views_are_the_new_views_of_a_reinforced_dataset(augmented, tiny_dataset, tiny_teacher, tmp_path):
+    config = ReinforceConfig(str(tmp_path), "x", num_views=1, top_k=1, seed=3)
+    reinforce(tiny_dataset, tiny_teacher, AUGMENTATION, config)
+    plus = load_reinforced(tmp_path, seed=3)
+    assert plus.class_names == augmented.class_names
+    for epoch in range(3):
+        for row in range(len(augmented)):
+            mine, theirs = augmented[row, fresh_view(epoch)], plus[row, fresh_view(epoch)]
+            assert mine.keys() == theirs.keys()
+            for key, value in mine.items():
+                assert torch.equal(torch.as_tensor(value), torch.as_tensor(theirs[key])), key
+
+
+def test_each_epoch_has_its_views_and_the_sampler_asks_for_them(augmented):
+    seen = []
+    for epoch in range(2):
+        augmented.set_epoch(epoch)
+        sampler = ReinforcedSampler(augmented, seed=3, reinforced_probability=1.0)
+        sampler.set_epoch(epoch)
+        items = dict(sampler)
+        assert items == dict.fromkeys(range(len(augmented)), fresh_view(epoch))
+        seen.append([augmented[row]["pixel_values"] for row in range(len(augmented))])
+        for row, view in items.items():
+            assert torch.equal(augmented[row, view]["pixel_values"], seen[epoch][row])
+    assert sum(torch.equal(a, b) for a, b in zip(*seen, strict=True)) < len(augmented) / 2
+    assert torch.equal(augmented[-1]["pixel_values"], seen[1][-1])
+    for index in (len(augmented), (0, 0)):
+        with pytest.raises(IndexError):
+            augmented[index]
+
+
+def test_another_dataset_or_augmentation_has_another_fingerprint(augmented, tiny_dataset):
+    again = AugmentedDataset(tiny_dataset, AUGMENTATION, seed=3, **COLUMNS)
+    others = [
+        AugmentedDataset(tiny_dataset, Augmentation([RandomResizedCrop(24)]), seed=3, **COLUMNS),
+        AugmentedDataset(tiny_dataset.select(range(6, 12)), AUGMENTATION, seed=3, **COLUMNS),
+    ]
+    assert augmented.fingerprint == again.fingerprint
+    assert len({each.fingerprint for each in (augmented, *others)}) == 3
+
+
+def test_the_fingerprint_is_that_of_earlier_versions(tiny_dataset, monkeypatch):
+    """Their runs can be resumed and compared. The hash of the images is given: it depends on who wrote the files."""
+    monkeypatch.setattr("hf_dr.replay.augmented.content_hash", lambda images: "0" * 64)
+    described = {"id": "org/base", "config": "default", "revision": "main", "license": "mit"}
+    dataset = AugmentedDataset(tiny_dataset, AUGMENTATION, described=described, split="train[:12]", seed=3, **COLUMNS)
+    assert dataset.fingerprint == "9b5938cfadc27c52d09b698fa482b2ab65a19163afcf50c1797fc04784bb38f0"
+
+
+def test_its_origin_is_a_base_and_no_reinforcement(augmented, tiny_dataset):
+    """A provenance is of a "+" dataset, and its reader refuses one of zero views."""
+    origin = AugmentedDataset(tiny_dataset, AUGMENTATION, described={"id": "org/base"}, **COLUMNS).origin
+    assert (origin.base, origin.num_examples, origin.num_classes) == ({"id": "org/base"}, 12, 8)
+    assert (origin.configs, origin.num_views, origin.teacher_members) == ((), (), ())
+    assert not any(isinstance(value, Provenance) for value in vars(augmented).values())
+    assert not hasattr(augmented, "provenance")
+    assert not hasattr(augmented, "provenances")
+
+
+def test_refusals(tiny_dataset):
+    with pytest.raises(ConfigError, match=r"must not mix images .*got MixUp or CutMix"):
+        AugmentedDataset(tiny_dataset, Augmentation([RandomResizedCrop(24), MixUp()]), **COLUMNS)
+    labels = np.array(tiny_dataset["label"])
+    labels[5] = -1
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    images = tiny_dataset.cast_column("image", datasets.Image(decode=False))["image"]
+    unlabelled = datasets.Dataset.from_dict({"image": list(images), "label": labels}, features=features)
+    with pytest.raises(DataError, match=r"from 0 to 7 in every row, but row 5 has none \(1 such rows\)"):
+        AugmentedDataset(unlabelled, AUGMENTATION, **COLUMNS)
+    broken = [{"bytes": b"no image", "path": None}] * 2
+    with pytest.raises(DataError, match="the image of row 1 must be readable"):
+        AugmentedDataset(
+            datasets.Dataset.from_dict({"image": broken, "label": [0, 1]}, features), AUGMENTATION, **COLUMNS
+        )[1]

@@ -1,0 +1,84 @@
+"""Loading a base dataset by name: the split that is meant, paths as they are, and reasons that help."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import datasets
+import pytest
+
+from hf_dr.errors import DataError
+from hf_dr.store.base_dataset import check_cache, load_base, load_parquet
+
+
+def numbers(*values: int, **names: list[int]) -> datasets.Dataset:
+    return datasets.Dataset.from_dict({"number": list(values), **names})
+
+
+@pytest.mark.parametrize(
+    ("split", "expected"),
+    [("train", [0, 1, 2, 3]), ("train[:3]", [0, 1, 2]), ("train[50%:]", [2, 3]), ("train[:1]+train[3:]", [0, 3])],
+)
+@pytest.mark.parametrize("saved_as", ["train", None])
+def test_the_split_of_a_saved_dataset_is_looked_at(split, expected, saved_as, tmp_path):
+    dataset = datasets.Dataset.from_dict({"number": list(range(4))}, split=saved_as)
+    dataset.save_to_disk(tmp_path)
+    assert load_base(str(tmp_path), split=split)[0]["number"][:] == expected
+
+
+def test_another_split_than_was_saved_is_refused(tmp_path):
+    datasets.Dataset.from_dict({"number": [1]}, split="validation").save_to_disk(tmp_path)
+    assert len(load_base(str(tmp_path), split="validation")[0]) == 1
+    with pytest.raises(DataError, match=r"could not load split `train` of .*validation"):
+        load_base(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["run[1].parquet", "run*.parquet", "run?.parquet", "run{1,2}.parquet"])
+def test_a_files_name_is_no_pattern(name, tmp_path):
+    numbers(1).to_parquet(tmp_path / "run1.parquet")
+    numbers(2).to_parquet(tmp_path / name)
+    assert load_base(str(tmp_path / name))[0]["number"][:] == [2]
+
+
+@pytest.mark.parametrize("name", ["run[1]", "run*", "run?"])
+def test_a_folders_name_that_would_be_a_pattern_is_refused(name, tmp_path):
+    for folder in ("run1", name):
+        (tmp_path / folder).mkdir()
+        numbers(1).to_parquet(tmp_path / folder / "train.parquet")
+    with pytest.raises(
+        DataError, match=r"must be without \*, \? and \[, which `datasets` takes for patterns, got .* Rename it"
+    ):
+        load_base(str(tmp_path / name))
+
+
+def test_files_that_were_written_again_are_read_again(tmp_path):
+    path = tmp_path / "a.parquet"
+    read = []
+    for version, number in (("first", 1), ("second", 2)):
+        numbers(number).to_parquet(path)
+        os.utime(path, (1e9, 1e9))
+        read.append(load_parquet([path], "train", version=version)["number"][:])
+    assert read == [[1], [2]]
+
+
+def test_the_reason_is_told(tmp_path):
+    numbers(1).to_parquet(tmp_path / "train-0.parquet")
+    numbers(1).rename_column("number", "nombre").to_parquet(tmp_path / "train-1.parquet")
+    with pytest.raises(
+        DataError, match=r"could not load split `train` of .* \(CastError: .*nombre.*\)\. Check the name"
+    ):
+        load_base(str(tmp_path))
+
+
+def test_a_cache_that_cannot_be_written_to_is_named(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    numbers(1).to_parquet(tmp_path / "a.parquet")
+    cache = tmp_path / "file" / "cache"
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+    with pytest.raises(
+        DataError, match=rf"the cache of `datasets` must be .* but {cache}: Not a directory. Set HF_HOME"
+    ):
+        load_base(str(tmp_path / "a.parquet"))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", Path(tmp_path / "new" / "cache"))
+    check_cache()

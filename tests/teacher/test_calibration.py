@@ -1,0 +1,72 @@
+"""The rule of the calibration error: which bin a confidence belongs to, and what the bins add up to."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from hf_dr.teacher.calibration import NUM_BINS, bins_of, calibration_error
+
+
+@pytest.mark.parametrize("num_bins", [1, 2, 10, 15, 49, 100])
+def test_an_edge_belongs_to_the_bin_below_it_and_its_neighbours_to_their_own(num_bins: int) -> None:
+    edges = np.arange(1, num_bins + 1) / num_bins
+    assert bins_of(edges, num_bins).tolist() == list(range(num_bins))
+    assert bins_of(np.nextafter(edges, 0), num_bins).tolist() == list(range(num_bins))
+    above = np.nextafter(edges[:-1], 1)
+    assert bins_of(above, num_bins).tolist() == list(range(1, num_bins))
+
+
+def test_fifteen_bins_as_in_the_paper() -> None:
+    assert NUM_BINS == 15
+    # 0.2 = 3 / 15, 0.4 = 6 / 15 and 0.6 = 9 / 15 are upper edges; so is 0.8 = 12 / 15.
+    confidence = [0.0, 1e-300, 0.2, 0.4, 0.6, 0.8, 1.0]
+    assert bins_of(np.array(confidence)).tolist() == [0, 0, 2, 5, 8, 11, 14]
+
+
+def test_the_ends_belong_to_the_first_and_the_last_bin() -> None:
+    assert bins_of(np.array([0.0, np.nextafter(0, 1)])).tolist() == [0, 0]
+    assert bins_of(np.array([1.0, 1.0004])).tolist() == [14, 14], "float16 rounds a sum beyond 1"
+
+
+@pytest.mark.parametrize("num_bins", [7, 15, 29])
+def test_bins_follow_the_definition_in_exact_arithmetic(num_bins: int) -> None:
+    values = np.random.Generator(np.random.Philox(0)).random(2000)
+    edges = [k / num_bins for k in range(num_bins + 1)]
+    for value, found in zip(values.tolist(), bins_of(values, num_bins).tolist(), strict=True):
+        assert Fraction(edges[found]) < Fraction(value) <= Fraction(edges[found + 1])
+
+
+def test_float32_is_compared_as_the_number_that_it_is() -> None:
+    """0.2, 0.6, 0.8 and 1 / 3 are rounded up in float32, so they lie above the edges 3/15, 9/15, 12/15 and 5/15."""
+    confidence = np.array([0.2, 0.6, 0.8, 1 / 3, 0.7], np.float32)
+    assert bins_of(confidence).tolist() == bins_of(confidence.astype(np.float64)).tolist() == [3, 9, 12, 5, 10]
+
+
+def test_any_shape_and_none() -> None:
+    assert bins_of(np.array([[0.1, 0.9], [0.5, 1.0]])).tolist() == [[1, 13], [7, 14]]
+    assert bins_of(np.array(0.5)).shape == ()
+    assert bins_of(np.empty(0)).shape == (0,)
+    assert bins_of(np.empty(0)).dtype == np.int64
+
+
+def test_calibration_error_by_hand() -> None:
+    # 4 examples of confidence 0.9 with 3 hits: |0.75 - 0.9|; 1 of confidence 0.3 with none: 0.3. Over 5: (4 x 0.15 + 0.3) / 5.
+    confidence = np.array([0.9, 0.9, 0.9, 0.9, 0.3])
+    hit = np.array([True, True, True, False, False])
+    bins = bins_of(confidence)
+    counts = np.bincount(bins, minlength=NUM_BINS)
+    sums = np.bincount(bins, confidence, NUM_BINS)
+    hits = np.bincount(bins, hit, NUM_BINS)
+    assert calibration_error(counts, sums, hits) == pytest.approx(0.18)
+
+
+def test_calibration_error_of_nothing_is_zero() -> None:
+    nothing = np.zeros(NUM_BINS)
+    assert calibration_error(nothing, nothing, nothing) == 0
+
+
+def test_one_bin_is_the_difference_of_the_means() -> None:
+    assert calibration_error(np.array([4]), np.array([2.0]), np.array([3])) == 0.25

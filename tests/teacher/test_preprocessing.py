@@ -1,0 +1,123 @@
+"""What a model is shown is what its own image processor would show it, for each class of processor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+import transformers
+
+from hf_dr.errors import TeacherError
+from hf_dr.teacher.preprocessing import Preprocessing, read_image_processor
+
+SQUARE = {"height": 32, "width": 32}
+SHORTEST = {"size": {"shortest_edge": 36}, "crop_size": SQUARE}
+IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+PROCESSORS: dict[str, tuple[str, dict[str, Any], float | None]] = {
+    "ViT": ("ViTImageProcessor", {"size": SQUARE}, None),
+    "ViT, ImageNet's colours": (
+        "ViTImageProcessor",
+        {"size": SQUARE, "image_mean": IMAGENET[0], "image_std": IMAGENET[1]},
+        None,
+    ),
+    "ViT, as it is": ("ViTImageProcessor", {"size": SQUARE, "do_rescale": False, "do_normalize": False}, None),
+    "ViT, only scaled": ("ViTImageProcessor", {"size": SQUARE, "do_normalize": False}, None),
+    "ViT, not scaled": ("ViTImageProcessor", {"size": SQUARE, "do_rescale": False, "image_mean": [99.0] * 3}, None),
+    "ViT, from -1 to 1": (
+        "ViTImageProcessor",
+        {"size": SQUARE, "rescale_factor": 1 / 127.5, "image_mean": [1.0] * 3, "image_std": [1.0] * 3},
+        None,
+    ),
+    "DeiT": ("DeiTImageProcessor", {"size": SQUARE, "crop_size": SQUARE}, None),
+    "Swin": ("ViTImageProcessor", {"size": SQUARE, "resample": 3}, None),  # its checkpoints come with ViT's
+    "ConvNeXt": ("ConvNextImageProcessor", {"size": {"shortest_edge": 32}}, 224 / 256),
+    "ConvNeXt, large": ("ConvNextImageProcessor", {"size": {"shortest_edge": 384}}, None),
+    "MobileViT": ("MobileViTImageProcessor", SHORTEST, 32 / 36),
+    "MobileNetV2": ("MobileNetV2ImageProcessor", SHORTEST, 32 / 36),
+    "BiT": ("BitImageProcessor", SHORTEST, 32 / 36),
+    "BiT, without a crop": ("BitImageProcessor", {**SHORTEST, "size": SQUARE, "do_center_crop": False}, None),
+    "EfficientNet": ("EfficientNetImageProcessor", {"size": SQUARE, "crop_size": SQUARE}, None),
+    "EfficientNet, offset": (
+        "EfficientNetImageProcessor",
+        {
+            "size": SQUARE,
+            "crop_size": SQUARE,
+            "rescale_offset": True,
+            "rescale_factor": 1 / 127.5,
+            "include_top": False,
+        },
+        None,
+    ),
+}
+
+
+def made(name: str) -> tuple[Any, float | None]:
+    kind, settings, crop = PROCESSORS[name]
+    return getattr(transformers, kind)(**settings), crop
+
+
+def noise(height: int, width: int) -> PIL.Image.Image:
+    return PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8))
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_pixels_are_those_of_the_processor(name: str) -> None:
+    processor, crop = made(name)
+    preprocessing, found = read_image_processor(processor, name)
+    assert found == crop
+    image = noise(*preprocessing.size)
+    ours = preprocessing(torch.from_numpy(np.array(image)).permute(2, 0, 1)[None])
+    # In the model's size already: what resizing does to pixels differs between libraries by rounding.
+    theirs = processor(image, do_resize=False, do_center_crop=False, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(ours, theirs.float(), rtol=1e-5, atol=1e-5)
+
+
+def test_what_was_read_before_is_read_as_before() -> None:
+    """The provenance of a teacher without reversed channels has the same fields and numbers."""
+    preprocessing, _ = read_image_processor(made("ViT, ImageNet's colours")[0], "vit")
+    assert preprocessing.to_dict() == {
+        "size": (32, 32), "mean": tuple(IMAGENET[0]), "std": tuple(IMAGENET[1]), "interpolation": "bilinear"
+    }  # fmt: skip
+    assert Preprocessing((8, 8), (0.5,) * 3, (0.5,) * 3, "bilinear", bgr=True).to_dict()["bgr"] is True
+
+
+def test_a_processor_that_does_more_than_its_configuration_says_is_refused() -> None:
+    class Brightened(transformers.ViTImageProcessor):
+        def rescale_and_normalize(self, *arguments: Any, **settings: Any) -> Any:
+            return super().rescale_and_normalize(*arguments, **settings) + 1
+
+    with pytest.raises(
+        TeacherError, match=r"\(Brightened\) must rescale, normalise and order the channels as its configuration"
+    ):
+        read_image_processor(Brightened(size=SQUARE), "model")
+
+
+def test_a_setting_that_the_processor_does_not_follow_is_refused() -> None:
+    """MobileViT's class has the settings of a normalisation and does none."""
+    processor = transformers.MobileViTImageProcessor(
+        **SHORTEST, do_normalize=True, image_mean=IMAGENET[0], image_std=IMAGENET[1]
+    )
+    with pytest.raises(
+        TeacherError, match=r"but the colour 31, 87, 190 becomes \[0.7451, 0.3412, 0.1216\], by its configuration"
+    ):
+        read_image_processor(processor, "mobilevit")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"size": {"longest_edge": 9}}, "must give a height and width, found"),
+        ({"image_std": [0.0, 1.0, 1.0]}, "`std` of a model's preprocessing must be three numbers above 0, found"),
+        ({"image_mean": [0.5]}, "must tell size, mean, std and resampling, but: IndexError"),
+        ({"resample": 99}, "must tell size, mean, std and resampling, but: "),
+    ],
+)
+def test_what_cannot_be_read_is_refused(changes: dict[str, Any], message: str) -> None:
+    processor = transformers.ViTImageProcessor(size=SQUARE)
+    for name, value in changes.items():
+        setattr(processor, name, value)
+    with pytest.raises(TeacherError, match=message):
+        read_image_processor(processor, "model")

@@ -1,0 +1,86 @@
+"""The bounds in a field's metadata are checked, and transformers' own parser still reads such a class."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from transformers import HfArgumentParser
+
+from hf_dr.errors import ConfigError
+from hf_dr.generation.config import ReinforceConfig
+from hf_dr.settings import Real, Whole, check_settings
+
+
+@dataclass
+class Settings:
+    """One field of each kind."""
+
+    rows: int = field(default=1, metadata={"help": "Rows.", "type": Whole(1, 9)})
+    most: int | None = field(default=None, metadata={"help": "At most.", "type": Whole(0)})
+    share: float = field(default=0.5, metadata={"help": "A share.", "type": Real(0, 1)})
+    crop: float = field(default=0.5, metadata={"help": "A crop.", "type": Real(0, 1, above=True)})
+    decay: float = field(default=0.5, metadata={"help": "A decay.", "type": Real(0, 1, above=True, below=True)})
+    temperature: float = field(default=1.0, metadata={"help": "A temperature.", "type": Real(0, above=True)})
+    mode: str = field(default="a", metadata={"help": "A mode.", "choices": ["a", "b"]})
+    levels: list[int] = field(
+        default_factory=list, metadata={"help": "Levels.", "type": Whole(1), "choices": [1, 2, 3]}
+    )
+    free: Any = field(default=None, metadata={"help": "Anything."})
+
+
+def check(**values: Any) -> None:
+    check_settings(Settings(**values))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {}, {"rows": 9}, {"most": 0}, {"share": 0}, {"share": 1.0}, {"crop": 1}, {"decay": 0.999}, {"temperature": 1e9},
+        {"mode": "b"}, {"levels": [1, 3]}, {"free": 1j},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_is_within_its_bounds_passes(values: dict[str, Any]) -> None:
+    check(**values)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"rows": 0}, "`rows` must be a whole number of at least 1, got 0. Raise `rows`."),
+        ({"rows": 10}, "`rows` must be at most 9, got 10. Lower `rows`."),
+        ({"rows": True}, "`rows` must be a whole number of at least 1, got True."),
+        ({"rows": 1.0}, "`rows` must be a whole number of at least 1, got 1.0."),
+        ({"rows": None}, "`rows` must be a whole number of at least 1, got None."),
+        ({"most": -1}, "`most` must be a whole number of at least 0, got -1."),
+        ({"share": 1.5}, "`share` must be between 0 and 1, got 1.5. Change `share`."),
+        ({"share": math.nan}, "`share` must be between 0 and 1, got nan."),
+        ({"share": "1"}, "`share` must be between 0 and 1, got '1'."),
+        ({"crop": 0}, "`crop` must be above 0 and at most 1, got 0."),
+        ({"decay": 1}, "`decay` must be above 0 and below 1, got 1."),
+        ({"temperature": 0.0}, "`temperature` must be a number above 0, got 0.0."),
+        ({"temperature": math.inf}, "`temperature` must be a number above 0, got inf."),
+        ({"mode": "c"}, "`mode` must be a or b, got 'c'."),
+        ({"levels": [1, 0]}, "`levels` must be a whole number of at least 1, got 0."),
+        ({"levels": [4]}, "`levels` must be one of 1, 2, 3, got 4."),
+    ],
+    ids=str,
+)
+def test_what_is_out_of_its_bounds_is_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check(**values)
+    assert str(caught.value).startswith(message)
+
+
+def test_a_bound_without_an_end_is_told_as_such() -> None:
+    assert str(Real(0)) == "a number of at least 0"
+
+
+def test_transformers_reads_such_a_class() -> None:
+    (config,) = HfArgumentParser([ReinforceConfig]).parse_args_into_dataclasses(
+        ["--output_dir", "x", "--num_views", "3"]
+    )
+    assert config == ReinforceConfig("x", num_views=3)

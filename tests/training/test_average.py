@@ -1,0 +1,138 @@
+"""Evaluation within a training, the best model, and averaged weights."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoModelForImageClassification as AutoClassifier
+from transformers import (
+    EarlyStoppingCallback,
+    TrainerCallback,
+)
+
+from hf_dr.evaluation.metrics import classification_metrics, compute_metrics
+from hf_dr.training.losses import reinforced_kl
+from hf_dr.training.trainer import ReinforcedTrainer
+from training.helpers import ROWS, STEPS, Pooled, Watched, logits_of, pooled, same, timm_student, weights
+
+
+def test_evaluation_on_images(plain, pictures, settings):
+    student = pooled()
+    trainer = ReinforcedTrainer(
+        student, settings(), train_dataset=plain, eval_dataset=pictures, compute_metrics=compute_metrics
+    )
+    metrics = trainer.evaluate()
+    images, labels = (torch.stack([torch.as_tensor(pictures[n][k]) for n in range(ROWS)]) for k in pictures[0])
+    with torch.no_grad():
+        logits = logits_of(student, images)
+    expected = classification_metrics(logits.numpy(), labels.numpy())
+    assert metrics["eval_loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
+    for name, value in expected.items():
+        assert metrics[f"eval_{name}"] == pytest.approx(value, rel=1e-5)
+    np.testing.assert_allclose(trainer.predict(pictures).predictions, logits.numpy(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_evaluation_on_stored_views(plain, unlabelled, settings, labels):
+    dataset = plain if labels else unlabelled
+    args = settings(reinforced_probability=1.0)
+    trainer = ReinforcedTrainer(pooled(), args, train_dataset=dataset, eval_dataset=dataset)
+    metrics = trainer.evaluate()
+    items = [dataset[row] for row in range(ROWS)]
+    with torch.no_grad():
+        pixels, ids, logprobs = (torch.stack([item[k] for item in items]) for k in list(items[0])[:3])
+        expected = reinforced_kl(logits_of(trainer.model, pixels), ids, logprobs)
+    assert metrics["eval_loss"] == pytest.approx(expected.mean().item(), rel=1e-5)
+
+
+def test_early_stopping_and_the_best_model(plain, pictures, settings, tmp_path):
+    class Worsen(TrainerCallback):
+        """From the third epoch on, training makes the student worse."""
+
+        def on_epoch_begin(self, args: Any, state: Any, control: Any, model: nn.Module, **_: Any) -> None:
+            if state.epoch >= 2:
+                with torch.no_grad():
+                    model.linear.weight.add_(10.0 * torch.randn_like(model.linear.weight))
+
+    args = settings(
+        num_train_epochs=9, eval_strategy="epoch", save_strategy="epoch", load_best_model_at_end=True, ema_decay=0.9,
+        metric_for_best_model="eval_nll", greater_is_better=False,
+    )  # fmt: skip
+    trainer = Watched(
+        pooled(), args, train_dataset=plain, eval_dataset=pictures, compute_metrics=compute_metrics,
+        callbacks=[EarlyStoppingCallback(early_stopping_patience=2), Worsen()],
+    )  # fmt: skip
+    trainer.train()
+    assert len(trainer.seen) == 4 * STEPS
+    best = tmp_path / "out" / f"checkpoint-{2 * STEPS}"
+    assert Path(trainer.state.best_model_checkpoint) == best
+    assert same(weights(trainer.model), load_file(best / "model.safetensors"))
+    assert same(weights(trainer.ema.module), load_file(best / "ema.safetensors"))
+
+
+def test_the_average_is_timms(plain, pictures, settings):
+    steps: list[dict[str, torch.Tensor]] = []
+
+    class Keep(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, model: nn.Module, **_: Any) -> None:
+            steps.append(weights(model))
+
+    decay = 0.8
+    args = settings(num_train_epochs=2, ema_decay=decay, learning_rate=0.5)
+    trainer = ReinforcedTrainer(
+        pooled(), args, train_dataset=plain, eval_dataset=pictures, compute_metrics=compute_metrics, callbacks=[Keep()]
+    )
+    trainer.train()
+    average = steps[0]  # as in timm's own training script, the average begins at the first step's weights
+    for step in steps[1:]:
+        average = {name: decay * average[name] + (1 - decay) * step[name] for name in step}
+    for name, value in trainer.ema.module.state_dict().items():
+        torch.testing.assert_close(value, average[name])
+
+    metrics = trainer.evaluate()
+    assert same(weights(trainer.model), steps[-1]), "evaluating the average leaves the model as it was"
+    other = pooled()
+    other.load_state_dict(average)
+    alone = ReinforcedTrainer(
+        other, settings(), train_dataset=plain, eval_dataset=pictures, compute_metrics=compute_metrics
+    )
+    for name, value in alone.evaluate().items():
+        if not name.endswith(("epoch", "runtime", "per_second", "preparation_time")):
+            assert metrics[name.replace("eval_", "eval_ema_")] == pytest.approx(value, rel=1e-4)
+    assert metrics["eval_ema_loss"] != metrics["eval_loss"]
+
+
+def test_batch_normalisation_is_averaged_too(plain, settings):
+    trainer = ReinforcedTrainer(timm_student("test_resnet"), settings(ema_decay=0.5), train_dataset=plain)
+    trainer.train()
+    mine, averaged = trainer.model.state_dict(), trainer.ema.module.state_dict()
+    moved = [name for name in mine if name.endswith("running_mean") and not torch.equal(mine[name], averaged[name])]
+    assert moved
+    assert not any(module.training for module in trainer.ema.module.modules())
+
+
+def test_a_model_init_gets_an_average_of_its_own(plain, settings):
+    def fresh() -> Pooled:
+        return pooled()
+
+    trainer = ReinforcedTrainer(model_init=fresh, args=settings(ema_decay=0.5), train_dataset=plain)
+    trainer.train()
+    first = weights(trainer.ema.module)
+    trainer.train()
+    assert same(first, weights(trainer.ema.module))
+
+
+def test_a_saved_student_answers_alike(plain, settings, tmp_path):
+    student = timm_student()
+    trainer = ReinforcedTrainer(student, settings(), train_dataset=plain)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "saved"))
+    loaded = AutoClassifier.from_pretrained(tmp_path / "saved")
+    pixels = torch.stack([plain[row]["pixel_values"] for row in range(3)])
+    with torch.no_grad():
+        assert torch.equal(logits_of(student.eval(), pixels), logits_of(loaded.eval(), pixels))

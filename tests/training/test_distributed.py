@@ -1,0 +1,135 @@
+"""Two processes train as one does."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate.utils import DistributedType
+from safetensors.torch import load_file, save_file
+from samples import TWO_PROCESSES
+from torch.distributed.tensor import DTensor
+
+from hf_dr.replay.loading import load_reinforced
+from hf_dr.training.arguments import ReinforcedTrainingArguments
+from training.helpers import BATCH, ROWS, STEPS, Watched, every_view, pooled, same
+
+
+def train_and_save(plus: str, out: str, batch_size: str, **changes: Any) -> None:
+    """Two epochs, and again from within the second; what was seen and learned, in one file for each process."""
+    args = ReinforcedTrainingArguments(
+        out, per_device_train_batch_size=int(batch_size), num_train_epochs=2, optim="sgd", learning_rate=0.05,
+        save_steps=1, disable_tqdm=True, reinforced_probability=0.5, ddp_find_unused_parameters=False,
+        **{"ema_decay": 0.5, **changes},
+    )  # fmt: skip
+    if args.fsdp:  # Accelerate shards on accelerators alone, though torch does anywhere.
+        args.distributed_state._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    trainer, resumed = (Watched(pooled(), args, train_dataset=load_reinforced(plus)) for _ in range(2))
+    trainer.train()
+    resumed.train(resume_from_checkpoint=f"{out}/checkpoint-{STEPS + 1}")
+    assert all(same(a, b) for a, b in zip(trainer.seen[STEPS + 1 :], resumed.seen, strict=True))
+
+    def learned(trainer: Watched) -> dict[str, torch.Tensor]:
+        state = trainer.model.state_dict()
+        assert all(isinstance(value, DTensor) == bool(args.fsdp) for value in state.values())
+        return {name: value.full_tensor() if args.fsdp else value for name, value in state.items()}
+
+    kept = {"model": learned(trainer)}
+    assert same(kept["model"], learned(resumed))
+    kept["batches"] = {f"{n}/{name}": value for n, batch in enumerate(trainer.seen) for name, value in batch.items()}
+    if trainer.ema is not None:
+        kept["ema"] = trainer.ema.module.state_dict()
+    trainer.save_model(f"{out}/final")
+    for name, tensors in kept.items():
+        save_file(tensors, Path(out) / f"{name}_{args.process_index}.safetensors")
+
+
+def train_sharded(plus: str, out: str, batch_size: str) -> None:
+    train_and_save(plus, out, batch_size, ema_decay=None, fsdp=True, fsdp_config={"auto_wrap_policy": "NO_WRAP"})
+
+
+def stream_and_save(plus: str, out: str, batch_size: str) -> None:
+    """Three epochs, and again from within the second; what was seen, in one file for each process."""
+    args = ReinforcedTrainingArguments(
+        out, per_device_train_batch_size=int(batch_size), num_train_epochs=3, optim="sgd", learning_rate=0.05,
+        save_steps=1, eval_strategy="epoch", disable_tqdm=True, reinforced_probability=1.0, dataloader_num_workers=1,
+        ddp_find_unused_parameters=False,
+    )  # fmt: skip
+    held_out = load_reinforced(plus)
+    trainer, resumed = (
+        Watched(pooled(), args, train_dataset=load_reinforced(plus, streaming=True), eval_dataset=held_out)
+        for _ in range(2)
+    )
+    trainer.train()
+    steps = trainer.state.global_step // 3
+    resumed.train(resume_from_checkpoint=f"{out}/checkpoint-{steps + 1}")
+    assert all(same(a, b) for a, b in zip(trainer.seen[steps + 1 :], resumed.seen, strict=True))
+    seen = {f"{n // steps}/{n}": batch["pixel_values"] for n, batch in enumerate(trainer.seen)}
+    save_file(seen, Path(out) / f"seen_{args.process_index}.safetensors")
+    save_file(trainer.model.state_dict(), Path(out) / f"model_{args.process_index}.safetensors")
+
+
+def train_all(plus: str, stream: str, out: str) -> None:
+    """What two processes do together. The last one changes the kind of their group."""
+    stream_and_save(stream, f"{out}/stream", str(BATCH))
+    train_and_save(plus, f"{out}/plain", str(BATCH // 2))
+    train_sharded(plus, f"{out}/sharded", str(BATCH // 2))
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory, tiny_folder, in_shards) -> Path:
+    """What two processes saved: they are started once, which takes longer than what they do."""
+    out = tmp_path_factory.mktemp("together")
+    for name in ("stream", "plain", "sharded"):
+        (out / name).mkdir()
+    script = out / "script.py"
+    script.write_text(
+        f"import sys\nsys.path[:0] = [{str(Path(__file__).parents[1])!r}]\n"
+        "from hf_dr.processes import process_state\nfrom training.test_distributed import train_all\n"
+        "process_state()\ntrain_all(*sys.argv[1:])\n"
+    )
+    command = [sys.executable, *TWO_PROCESSES, str(script), *map(str, (tiny_folder, in_shards["mixing"], out))]
+    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return out
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, tiny_folder) -> Path:
+    """What one process saved."""
+    out = tmp_path_factory.mktemp("alone")
+    train_and_save(str(tiny_folder), str(out), str(BATCH))
+    return out
+
+
+@pytest.mark.parametrize(("kind", "files"), [("plain", ("model", "ema")), ("sharded", ("model",))])
+def test_two_processes_see_together_what_one_does(alone, together, kind, files):
+    def saved(folder: Path, name: str, rank: int) -> dict[str, torch.Tensor]:
+        return load_file(folder / f"{name}_{rank}.safetensors")
+
+    two = together / kind
+    one = saved(alone, "batches", 0)
+    parts = [saved(two, "batches", rank) for rank in (0, 1)]
+    assert len({name.split("/")[0] for name in one}) == 2 * STEPS
+    assert same(one, {name: torch.cat([part[name] for part in parts]) for name in one})
+    for name in files:
+        assert same(saved(two, name, 0), saved(two, name, 1))
+        for key, value in saved(alone, name, 0).items():
+            torch.testing.assert_close(saved(two, name, 0)[key], value, rtol=1e-4, atol=1e-6)
+    assert same(load_file(two / "final" / "model.safetensors"), saved(two, "model", 0))
+
+
+def test_two_processes_share_a_stream(together, in_shards):
+    """12 rows in 3 shards: each process sees 6 of them, in batches of 4 and 2."""
+    dataset = load_reinforced(in_shards["mixing"])
+    known = every_view(dataset)
+    shares = [load_file(together / "stream" / f"seen_{rank}.safetensors") for rank in (0, 1)]
+    for epoch in range(3):
+        batches = [b for share in shares for name, b in share.items() if name.startswith(f"{epoch}/")]
+        assert sorted(map(len, batches)) == [2, 2, BATCH, BATCH]
+        indices = [known[pixels.numpy().tobytes()] for batch in batches for pixels in batch]
+        assert sorted(indices) == list(enumerate(dataset.scheduled_views(np.arange(ROWS), epoch).tolist()))
+    assert same(*(load_file(together / "stream" / f"model_{rank}.safetensors") for rank in (0, 1)))

@@ -1,0 +1,207 @@
+"""A training that is stopped and resumed is the same training."""
+
+import copy
+from typing import Any
+
+import pytest
+from transformers import TrainerCallback
+
+from hf_dr.errors import ConfigError
+from hf_dr.replay.dataset import ReinforcedDataset
+from hf_dr.replay.loading import load_reinforced
+from hf_dr.training.distillation import OnlineDistillationTrainer
+from hf_dr.training.trainer import ReinforcedTrainer
+from training.helpers import ROWS, STEPS, KillAt, KilledError, Watched, pooled, same, settings_in, timm_student, weights
+
+
+@pytest.mark.parametrize(("killed_at", "workers"), [(2, 0), (3, 2), (4, 2)])
+def test_a_stream_goes_on_where_it_was(in_shards, settings, tmp_path, killed_at, workers):
+    def start(name: str, *callbacks: TrainerCallback) -> Watched:
+        args = settings(
+            output_dir=str(tmp_path / name), num_train_epochs=3, save_strategy="steps", save_steps=1,
+            reinforced_probability=0.5, view_order="random", dataloader_num_workers=workers,
+        )  # fmt: skip
+        stream = load_reinforced(in_shards["mixing"], streaming=True)
+        return Watched(pooled(dropout=0.5), args, train_dataset=stream, callbacks=list(callbacks))
+
+    whole = start("whole")
+    whole.train()
+    if killed_at == 2:
+        with pytest.raises(KilledError):
+            start("killed", KillAt(killed_at)).train()
+    resumed = start("killed")
+    left_by = "killed" if killed_at == 2 else "whole"
+    resumed.train(resume_from_checkpoint=str(tmp_path / left_by / f"checkpoint-{killed_at}"))
+    assert len(resumed.seen) == 3 * STEPS - killed_at
+    assert all(same(a, b) for a, b in zip(whole.seen[killed_at:], resumed.seen, strict=True))
+    assert same(weights(resumed.model), weights(whole.model))
+
+
+def test_a_stream_goes_on_with_as_many_workers_only(in_shards, settings):
+    def start(**changes: Any) -> ReinforcedTrainer:
+        stream = load_reinforced(in_shards["plain"], streaming=True)
+        return ReinforcedTrainer(pooled(), settings(save_strategy="epoch", **changes), train_dataset=stream)
+
+    start().train()
+    with pytest.raises(ConfigError, match=r"differs in streamed_by: \[1, 0\] there, \[1, 1\] here"):
+        start(num_train_epochs=2, dataloader_num_workers=1).train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize(
+    ("killed_at", "mixing", "changes"),
+    [
+        (2, False, {}),  # within an epoch
+        (3, True, {}),  # at an epoch's end
+        (5, True, {}),
+        (8, False, {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2}),
+        (4, False, {"dataloader_num_workers": 1}),
+        (3, True, {"dataloader_num_workers": 1}),
+        (5, True, {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}),
+        (3, False, {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}),
+        (5, False, {"view_order": "hard_first", "view_difficulty": "cross_entropy"}),
+        (5, False, {"reinforced_probability": 0.0, "mixup_alpha": 0.2, "cutmix_alpha": 1.0}),
+        (
+            4,
+            False,
+            {
+                "reinforced_probability": 0.0, "mixup_alpha": 0.8, "mixup_prob": 0.7,
+                "gradient_accumulation_steps": 2, "per_device_train_batch_size": 3,
+            },
+        ),
+    ],
+)  # fmt: skip
+def test_killed_and_resumed_equals_uninterrupted(
+    plain, tiny_plus, pictures, settings, tmp_path, killed_at, mixing, changes
+):
+    def start(name: str, *callbacks: TrainerCallback) -> Watched:
+        args = settings(
+            output_dir=str(tmp_path / name), num_train_epochs=3, save_strategy="steps", save_steps=killed_at, ema_decay=0.7,
+            optim="adamw_torch", learning_rate=0.01, lr_scheduler_type="cosine", eval_strategy="epoch",
+            **{"reinforced_probability": 0.5, **changes},
+        )  # fmt: skip
+        dataset = copy.copy(tiny_plus if mixing else plain)
+        student = pooled(dropout=0.5)
+        return Watched(student, args, train_dataset=dataset, eval_dataset=pictures, callbacks=list(callbacks))
+
+    whole = start("whole")
+    whole.train()
+    checkpoint = tmp_path / "whole" / f"checkpoint-{killed_at}"
+    if not changes:  # a kill leaves what a run that goes on has saved by then
+        with pytest.raises(KilledError):
+            start("killed", KillAt(killed_at)).train()
+        left = tmp_path / "killed" / checkpoint.name
+        for file in ("model.safetensors", "ema.safetensors", "reinforced_training.json"):
+            assert (left / file).read_bytes() == (checkpoint / file).read_bytes()
+        checkpoint = left
+    resumed = start("killed")
+    resumed.train(resume_from_checkpoint=str(checkpoint))
+
+    done = killed_at * resumed.args.gradient_accumulation_steps
+    assert len(resumed.seen) == len(whole.seen) - done > 0
+    assert all(same(a, b) for a, b in zip(whole.seen[done:], resumed.seen, strict=True))
+    assert same(weights(resumed.model), weights(whole.model))
+    assert same(weights(resumed.ema), weights(whole.ema))
+    for trainer, name in ((whole, "whole"), (resumed, "killed")):
+        trainer.save_model(str(tmp_path / name / "final"))
+    for file in ("model.safetensors", "ema.safetensors"):
+        one, other = (tmp_path / name / "final" / file for name in ("whole", "killed"))
+        assert one.read_bytes() == other.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def one_epoch(tmp_path_factory, _plain) -> str:
+    """The checkpoint of a training of one epoch. Read only."""
+    out = tmp_path_factory.mktemp("one_epoch")
+    ReinforcedTrainer(pooled(), settings_in(out, save_strategy="epoch"), train_dataset=copy.copy(_plain)).train()
+    return str(out / f"checkpoint-{STEPS}")
+
+
+def test_resuming_from_another_average_or_none(plain, settings, one_epoch):
+    later = ReinforcedTrainer(pooled(), settings(num_train_epochs=2, ema_decay=0.5), train_dataset=plain)
+    with pytest.raises(
+        ConfigError, match=r"averaged weights, but .*-3 has no ema\.safetensors\. Leave `ema_decay` out"
+    ):
+        later.train(resume_from_checkpoint=one_epoch)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"temperature": 2.0}, "temperature: 1.0 there, 2.0 here"),
+        ({"reinforced_probability": 0.5}, "reinforced_probability: 0.99 there, 0.5 here"),
+        ({"view_order": "random"}, "view_order: all there, random here"),
+        ({"tail": "zero"}, "tail: uniform there, zero here"),
+        ({"label_weight": 0.5}, "label_weight: 0.0 there, 0.5 here"),
+        ({"unreinforced_label_smoothing": 0.1}, "unreinforced_label_smoothing: 0.0 there, 0.1 here"),
+        ({"data_seed": 7}, "order_seed: 42 there, 7 here"),
+        ({"dataset": "tiny_plus"}, "dataset_fingerprint: "),
+        ({"num_views": 2}, "num_views: 4 there, 2 here"),
+        ({"view_seed": 3}, "view_seed: 0 there, 3 here"),
+        ({"rows": range(8)}, "num_rows: 12 there, 8 here"),
+        ({"student": "other"}, "model: Pooled of 392 parameters there, test_vit of "),
+    ],
+    ids=str,
+)
+def test_a_checkpoint_of_other_settings_is_refused(plain, tiny_plus, settings, one_epoch, changes, message):
+    changes = dict(changes)
+    dataset = tiny_plus if changes.pop("dataset", None) else plain
+    rows = dataset.plus.select(changes.pop("rows", range(ROWS)))
+    views = changes.pop("num_views", None)
+    seed = changes.pop("view_seed", 0)
+    dataset = ReinforcedDataset(rows, dataset.provenance, num_views=views, seed=seed)
+    student = timm_student() if changes.pop("student", None) else pooled()
+    before = weights(student)
+    later = ReinforcedTrainer(student, settings(num_train_epochs=2, **changes), train_dataset=dataset)
+    with pytest.raises(ConfigError, match=r"must be resumed with its own settings, but .*-3 differs in ") as error:
+        later.train(resume_from_checkpoint=one_epoch)
+    assert message in str(error.value)
+    assert "Restore them, or start a new run in another `output_dir`" in str(error.value)
+    assert same(weights(student), before)
+
+
+BY_DIFFICULTY = {"view_order": "easy_first", "num_train_epochs": 2}
+
+
+@pytest.fixture(scope="module")
+def easy_first(tmp_path_factory, _plain) -> str:
+    """The checkpoint of a training whose views came by their difficulty. Read only."""
+    out = tmp_path_factory.mktemp("easy_first")
+    args = settings_in(out, save_strategy="epoch", **BY_DIFFICULTY)
+    ReinforcedTrainer(pooled(), args, train_dataset=copy.copy(_plain)).train()
+    return str(out / f"checkpoint-{2 * STEPS}")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_train_epochs": 3}, "num_epochs: 2 there, 3 here"),
+        ({"max_steps": 2 * STEPS + 1}, "num_epochs: 2 there, 3 here"),
+        ({"view_difficulty": "cross_entropy"}, "view_difficulty: entropy there, cross_entropy here"),
+        ({"view_order": "hard_first"}, "view_order: easy_first there, hard_first here"),
+        ({"view_order": "all"}, "num_epochs: 2 there, None here"),
+    ],
+    ids=str,
+)
+def test_the_difficulty_of_views_is_kept_and_so_are_the_epochs(plain, settings, easy_first, changes, message):
+    other = ReinforcedTrainer(pooled(), settings(**{**BY_DIFFICULTY, **changes}), train_dataset=plain)
+    with pytest.raises(ConfigError, match=r"must be resumed with its own settings, but .*-6 differs in ") as error:
+        other.train(resume_from_checkpoint=easy_first)
+    assert message in str(error.value)
+    as_many_epochs = settings(**BY_DIFFICULTY, max_steps=2 * STEPS)
+    ReinforcedTrainer(pooled(), as_many_epochs, train_dataset=plain).train(resume_from_checkpoint=easy_first)
+
+
+def test_more_epochs_are_no_other_run(plain, settings, one_epoch):
+    longer = Watched(pooled(), settings(num_train_epochs=2), train_dataset=plain)
+    longer.train(resume_from_checkpoint=one_epoch)
+    assert len(longer.seen) == STEPS
+
+
+def test_another_online_teacher_is_another_run(plain, settings, make_teacher):
+    args = settings(save_strategy="epoch", reinforced_probability=0.0)
+    OnlineDistillationTrainer(pooled(), args, train_dataset=plain, teacher=make_teacher(8.0)).train()
+    other = OnlineDistillationTrainer(pooled(), args, train_dataset=plain, teacher=make_teacher(2.0))
+    labels = ReinforcedTrainer(pooled(), args, train_dataset=plain)
+    for trainer in (other, labels):
+        with pytest.raises(ConfigError, match=r"differs in online_teacher: "):
+            trainer.train(resume_from_checkpoint=True)

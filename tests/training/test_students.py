@@ -1,0 +1,89 @@
+"""Students by their names, and the images that they are evaluated on."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import (
+    CLIPImageProcessor,
+    ConvNextImageProcessor,
+    ViTImageProcessor,
+)
+
+from hf_dr.errors import ConfigError, DataError
+from hf_dr.training.students import LabelledImages, build_student, evaluation_augmentation, load_processor
+from hf_dr.training.trainer import ReinforcedTrainer
+from hf_dr.views.augmentation import Augmentation
+from hf_dr.views.ops.geometry import CenterCrop, RandomHorizontalFlip
+from training.helpers import SIZE
+
+
+def test_images_for_evaluation(tiny_dataset):
+    with pytest.raises(DataError, match=r"must have the column `lable`\. Did you mean `label`\?"):
+        LabelledImages(tiny_dataset, evaluation_augmentation(SIZE), label_column="lable")
+    with pytest.raises(ConfigError, match="an evaluation must not be random, got the parameters flip"):
+        LabelledImages(tiny_dataset, Augmentation([CenterCrop(SIZE), RandomHorizontalFlip()]))
+    image = LabelledImages(tiny_dataset, evaluation_augmentation(SIZE))[5]
+    assert image["pixel_values"].shape == (3, SIZE, SIZE)
+    assert image["labels"] == tiny_dataset[5]["label"]
+
+
+def test_students(tmp_path):
+    with pytest.raises(ConfigError, match=r"timm has no architecture `test_vitt`\. Did you mean `test_vit"):
+        build_student("timm:test_vitt", None, 8)
+    with pytest.raises(ConfigError, match=r"timm cannot build test_resnet with {'depht': 3}.*Check `model_args`"):
+        build_student("timm:test_resnet", None, 8, model_args={"depht": 3})
+    with pytest.raises(
+        ConfigError, match=r"the student '\./nowhere' must be a folder, but there is none\. Train it first"
+    ):
+        build_student("./nowhere", None, 8)
+    with pytest.raises(
+        ConfigError, match=r"could not load the student .*Name a Hub id, a folder, or `timm:ARCHITECTURE`"
+    ):
+        build_student(str(tmp_path), None, 8)
+    student = build_student("timm:test_resnet", ["a", "b"], 2, size=SIZE)
+    assert student.config.id2label == {0: "a", 1: "b"}
+    assert json.loads(json.dumps(student.config.to_dict()))["pretrained_cfg"]["input_size"] == [3, SIZE, SIZE]
+
+
+def test_a_saved_student_may_be_trained_further(tmp_path, plain, settings):
+    build_student("timm:test_resnet", ["a", "b"], 2).save_pretrained(tmp_path / "saved")
+    student = build_student(str(tmp_path / "saved"), plain.class_names, 8)
+    assert student.config.num_labels == 8
+    body = load_file(tmp_path / "saved" / "model.safetensors")
+    assert any(torch.equal(value, body[name]) for name, value in student.state_dict().items() if "conv" in name)
+    ReinforcedTrainer(student, settings(max_steps=1), train_dataset=plain).train()
+
+
+def test_a_student_is_saved_with_the_size_that_it_was_fine_tuned_at(tmp_path):
+    normalization = ((0.5, 0.4, 0.3), (0.2, 0.2, 0.1))
+    pretrained = build_student("timm:test_resnet", ["a", "b"], 2, size=64, normalization=normalization)
+    pretrained.save_pretrained(tmp_path / "timm")
+    build_student(str(tmp_path / "timm"), ["a", "b"], 2, size=SIZE, crop=0.9).save_pretrained(tmp_path / "tuned")
+    for name, size, crop in (("timm", 64, 1.0), ("tuned", SIZE, 0.9)):
+        cfg = json.loads((tmp_path / name / "config.json").read_text())["pretrained_cfg"]
+        assert (cfg["input_size"], cfg["crop_pct"]) == ([3, size, size], crop)
+        assert (tuple(cfg["mean"]), tuple(cfg["std"])) == normalization
+
+
+@pytest.mark.parametrize(
+    ("processor", "sizes"),
+    [
+        (ViTImageProcessor(), {"size": {"height": 56, "width": 56}}),
+        (ConvNextImageProcessor(), {"size": {"shortest_edge": 56}, "crop_pct": 0.875}),
+        (
+            CLIPImageProcessor(size={"shortest_edge": 256}),
+            {"size": {"shortest_edge": 64}, "crop_size": {"height": 56, "width": 56}},
+        ),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_processor_of_transformers_makes_images_of_the_size_that_was_fine_tuned_at(tmp_path, processor, sizes):
+    processor.save_pretrained(tmp_path)
+    load_processor(str(tmp_path), 56).save_pretrained(tmp_path / "tuned")
+    saved = json.loads((tmp_path / "tuned" / "preprocessor_config.json").read_text())
+    assert sizes.items() <= saved.items()
+    image = np.zeros((100, 80, 3), np.uint8)
+    assert load_processor(str(tmp_path / "tuned"))(image)["pixel_values"][0].shape == (3, 56, 56)

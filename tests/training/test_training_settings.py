@@ -1,0 +1,216 @@
+"""Settings of a training: the optimizer, pixels, and what does not fit together."""
+
+import datasets
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from hf_dr.errors import ConfigError, FormatError, ReplayError
+from hf_dr.replay.dataset import ReinforcedDataset
+from hf_dr.replay.loading import load_reinforced
+from hf_dr.training.students import build_student, normalize
+from hf_dr.training.trainer import ReinforcedTrainer
+from training.helpers import MEAN, ROWS, STD, Pooled, by_hand, pooled, same, timm_student, weights
+
+
+def test_what_decays(plain, settings):
+    trainer = ReinforcedTrainer(timm_student(), settings(weight_decay=0.1), train_dataset=plain)
+    decaying = set(trainer.get_decay_parameter_names(trainer.model))
+    parameters = dict(trainer.model.named_parameters())
+    assert "timm_model.pos_embed" in parameters
+    assert "timm_model.pos_embed" not in decaying, "timm's models name what must not decay"
+    assert "timm_model.patch_embed.proj.weight" in decaying
+    assert {name for name in parameters if name.endswith(".bias") or "norm" in name}.isdisjoint(decaying)
+    groups = trainer.create_optimizer().param_groups
+    assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
+    assert [len(group["params"]) for group in groups] == [len(decaying), len(parameters) - len(decaying)]
+
+    resnet = ReinforcedTrainer(timm_student("test_resnet"), settings(), train_dataset=plain)
+    decaying = resnet.get_decay_parameter_names(resnet.model)
+    assert all(dict(resnet.model.named_parameters())[name].ndim > 1 for name in decaying)
+
+
+@pytest.mark.parametrize(
+    ("changes", "momentum", "nesterov"),
+    [({}, 0.9, True), ({"momentum": 0.5, "nesterov": False}, 0.5, False), ({"momentum": 0.0}, 0.0, False)],
+)
+def test_sgd_has_momentum(plain, settings, changes, momentum, nesterov):
+    optimizer = ReinforcedTrainer(pooled(), settings(**changes), train_dataset=plain).create_optimizer()
+    assert isinstance(optimizer, torch.optim.SGD)
+    for group in optimizer.param_groups:
+        assert (group["momentum"], group["nesterov"]) == (momentum, nesterov)
+
+
+def test_other_optimizers_are_trainers(plain, settings):
+    optimizer = ReinforcedTrainer(pooled(), settings(optim="adamw_torch"), train_dataset=plain).create_optimizer()
+    assert isinstance(optimizer, torch.optim.AdamW)
+
+
+def test_normalization():
+    pixels = torch.randint(0, 256, (2, 3, 5, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(normalize(pixels, MEAN, STD), by_hand(pixels))
+
+
+def test_the_students_own_normalization_is_used(plain, settings):
+    own, given = ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4)), ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    student = build_student("timm:test_resnet", None, 8, normalization=own)
+    pixels = plain[0]["pixel_values"][None]
+    trainer = ReinforcedTrainer(student, settings(), train_dataset=plain)
+    torch.testing.assert_close(
+        trainer._student_inputs({"pixel_values": pixels})["pixel_values"], normalize(pixels, *own)
+    )
+    trainer = ReinforcedTrainer(student, settings(), train_dataset=plain, normalization=given)
+    torch.testing.assert_close(trainer._student_inputs({"pixel_values": pixels})["pixel_values"], pixels / 255)
+    ready = torch.randn(2, 3, 4, 4)
+    assert trainer._student_inputs({"pixel_values": ready})["pixel_values"] is ready, "floats are normalised already"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"reinforced_probability": 1.5}, "`reinforced_probability` must be between 0 and 1, got 1.5"),
+        ({"reinforced_probability": float("nan")}, "`reinforced_probability` must be between 0 and 1, got nan"),
+        ({"label_weight": -0.1}, "`label_weight` must be between 0 and 1, got -0.1"),
+        ({"unreinforced_label_smoothing": 2}, "`unreinforced_label_smoothing` must be between 0 and 1, got 2"),
+        ({"momentum": -1}, "`momentum` must be at least 0 and below 1, got -1"),
+        ({"momentum": 1}, "`momentum` must be at least 0 and below 1, got 1"),
+        ({"temperature": 0}, "`temperature` must be a number above 0, got 0"),
+        ({"temperature": float("inf")}, "`temperature` must be a number above 0, got inf"),
+        ({"tail": "short"}, "`tail` must be one of uniform, bucket, renormalize, zero, image, got 'short'"),
+        ({"view_difficulty": "loss"}, "`view_difficulty` must be one of entropy, cross_entropy, got 'loss'"),
+        ({"view_order": "shuffled"}, "`view_order` must be one of all, random, easy_first, hard_first, got 'shuffled'"),
+        ({"ema_decay": 1.0}, "`ema_decay` must be between 0 and 1, got 1.0"),
+    ],
+)
+def test_impossible_settings(settings, changes, message):
+    with pytest.raises(ConfigError) as error:
+        settings(**changes)
+    assert message in str(error.value)
+
+
+def test_arguments_of_trainer_are_not_enough(plain):
+    from transformers import TrainingArguments
+
+    with pytest.raises(ConfigError, match="`args` must be ReinforcedTrainingArguments, got TrainingArguments"):
+        ReinforcedTrainer(pooled(), TrainingArguments("out", use_cpu=True), train_dataset=plain)
+
+
+def test_a_plain_plus_dataset_is_refused(tiny_folder, settings):
+    plus = datasets.load_dataset(str(tiny_folder), "all_ops", split="train")
+    with pytest.raises(
+        ConfigError, match=r"must be what `load_reinforced` returns, got the plain datasets\.Dataset of a"
+    ):
+        ReinforcedTrainer(pooled(), settings(), train_dataset=plus)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda d: torch.utils.data.Subset(d, range(4)),
+        lambda d: torch.utils.data.Subset(torch.utils.data.Subset(d, range(8)), range(4)),
+        lambda d: torch.utils.data.ConcatDataset([d, d]),
+    ],
+    ids=["Subset", "Subset of a Subset", "ConcatDataset"],
+)
+def test_a_wrapped_dataset_is_refused(plain, settings, wrap):
+    wrapped = wrap(plain)
+    with pytest.raises(
+        ConfigError, match=f"got it wrapped in {type(wrapped).__name__}, where each row would show one view"
+    ):
+        ReinforcedTrainer(pooled(), settings(), train_dataset=wrapped)
+    selected = ReinforcedDataset(plain.plus.select(range(4)), plain.provenance)  # what the message advises
+    ReinforcedTrainer(pooled(), settings(), train_dataset=selected).train()
+
+
+def test_a_folder_without_reinforcements_is_refused(tmp_path, tiny_dataset):
+    tiny_dataset.to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(FormatError, match=r'must hold a "\+" dataset, but no folder in it has a reinforcement\.json'):
+        load_reinforced(tmp_path)
+
+
+def test_a_model_of_other_classes_is_refused(plain, settings):
+    student = build_student("timm:test_resnet", None, 10)
+    with pytest.raises(
+        ConfigError, match=r'must answer over the 8 classes of the "\+" dataset, got 10\. Build it with num'
+    ):
+        ReinforcedTrainer(student, settings(), train_dataset=plain)
+    for classes in (6, 10):  # a module without a config tells by its first answer
+        trainer = ReinforcedTrainer(Pooled(classes), settings(), train_dataset=plain)
+        with pytest.raises(ConfigError, match=rf"must answer over the 8 classes .* got {classes}"):
+            trainer.train()
+
+
+def test_a_model_with_the_classes_in_another_order_is_refused(plain, settings):
+    names = plain.class_names
+    turned = [*names[1:], names[0]]
+    with pytest.raises(ConfigError, match=r"class 0 is 'blue' for the model and 'black' in the dataset\. Build"):
+        ReinforcedTrainer(build_student("timm:test_resnet", turned, 8), settings(), train_dataset=plain)
+    for fine in (names, None, [f"{name}s" for name in names]):
+        ReinforcedTrainer(build_student("timm:test_resnet", fine, 8), settings(), train_dataset=plain)
+
+
+def test_a_model_that_takes_no_pixel_values_is_refused(plain, settings):
+    import timm
+
+    with pytest.raises(ConfigError, match=r"forward of the model must take `pixel_values`, but that of ResNet takes x"):
+        ReinforcedTrainer(timm.create_model("test_resnet", num_classes=8), settings(), train_dataset=plain)
+
+
+def test_settings_that_need_labels_are_refused_without(unlabelled, settings):
+    with pytest.raises(
+        ConfigError, match=r"`reinforced_probability` must be 1 for a dataset without labels, got 0\.99"
+    ):
+        ReinforcedTrainer(pooled(), settings(), train_dataset=unlabelled)
+    with pytest.raises(
+        ConfigError, match=r"`label_weight` must be 0 for a dataset without labels, got 0\.5\. Set it to 0"
+    ):
+        ReinforcedTrainer(pooled(), settings(reinforced_probability=1, label_weight=0.5), train_dataset=unlabelled)
+
+
+@pytest.mark.parametrize(
+    ("changes", "more", "message"),
+    [
+        (
+            {"label_smoothing_factor": 0.1},
+            {},
+            "`label_smoothing_factor` has no part in the loss of a reinforced dataset",
+        ),
+        ({}, {"compute_loss_func": F.mse_loss}, "`compute_loss_func` has no part in the loss of a reinforced dataset"),
+        ({"train_sampling_strategy": "sequential"}, {}, "`train_sampling_strategy` must be `random`, got 'sequential'"),
+    ],
+)
+def test_settings_of_trainer_without_a_part_are_refused(plain, settings, changes, more, message):
+    with pytest.raises(ConfigError) as error:
+        ReinforcedTrainer(timm_student("test_resnet"), settings(**changes), train_dataset=plain, **more)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_damaged_answers_are_never_trained_on(plain, settings, edit, workers):
+    def damage(logprobs: np.ndarray) -> np.ndarray:
+        logprobs[7, :, 1] = np.nan
+        return logprobs
+
+    student = pooled()
+    args = settings(reinforced_probability=1.0, dataloader_num_workers=workers, per_device_train_batch_size=ROWS)
+    trainer = ReinforcedTrainer(student, args, train_dataset=edit(plain, "teacher_logprobs", damage))
+    before = weights(student)
+    with pytest.raises(FormatError, match=r"the log-probabilities of row 7, view \d must be finite"):
+        trainer.train()
+    assert same(before, weights(student))
+
+
+def test_another_image_is_never_trained_on(plain, settings, edit):
+    changed = edit(plain, "image", lambda cells: [*cells[:3], cells[4], *cells[4:]])
+    trainer = ReinforcedTrainer(pooled(), settings(per_device_train_batch_size=ROWS), train_dataset=changed)
+    with pytest.raises(ReplayError, match="row 3 must hold the image that was reinforced"):
+        trainer.train()
+
+
+def test_odd_batches_of_a_mixing_dataset_are_warned_of(tiny_plus, settings, caplog):
+    ReinforcedTrainer(pooled(), settings(per_device_train_batch_size=3), train_dataset=tiny_plus)
+    assert "An odd batch size splits mixed pairs" in caplog.text
+    caplog.clear()
+    ReinforcedTrainer(pooled(), settings(), train_dataset=tiny_plus)
+    assert not caplog.text

@@ -1,0 +1,224 @@
+"""Detectors and segmenters that are trained by their commands: what they learn, leave, resume and measure."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from conftest import as_cell
+from safetensors.torch import load_file
+from toys import (
+    CLASSES,
+    detection_flags,
+    objects_dataset,
+    read_coco,
+    read_masks,
+    rectangles,
+    segmentation_flags,
+    write_coco,
+    write_masks,
+)
+
+from hf_dr.cli.main import main
+from hf_dr.errors import ConfigError
+from hf_dr.transfer.detection import load_detector
+from hf_dr.transfer.detection_data import CocoMeter, DetectionImages
+from hf_dr.transfer.detection_data import collate as collate_objects
+from hf_dr.transfer.segmentation import collate as collate_masks
+from hf_dr.transfer.segmentation import load_segmenter
+from hf_dr.transfer.segmentation_data import ConfusionMeter, SegmentationImages
+from hf_dr.transfer.trainer import RESULTS_FILE, TRANSFER_FILE
+
+
+@dataclass
+class Run:
+    """A finished training.
+
+    Attributes:
+        command: Of the command line.
+        task: What its results call it.
+        data: Folder of the data.
+        out: Folder of the training.
+        make_flags: Takes `data`, a folder to write to and other settings.
+        load: Loads the model.
+        examples: What it is evaluated on.
+        meter: Starts a measurement.
+        collate: Makes a batch.
+        middle: The step of its first checkpoint.
+    """
+
+    command: str
+    task: str
+    data: Path
+    out: Path
+    make_flags: Callable[..., list[str]]
+    load: Callable[[Path], torch.nn.Module]
+    examples: Any
+    meter: Callable[[], Any]
+    collate: Callable[[list[Any]], dict[str, Any]]
+    middle: int
+
+    def words(self, out: Path, **more: Any) -> list[str]:
+        return [self.command, *self.make_flags(self.data, out, **more)]
+
+    def read(self, name: str) -> Any:
+        return json.loads((self.out / name).read_text())
+
+
+@pytest.fixture(scope="module")
+def detection(tmp_path_factory) -> Run:
+    data = tmp_path_factory.mktemp("objects")
+    out = tmp_path_factory.mktemp("detector") / "out"
+    write_coco(data)
+    run = Run(
+        "detect", "object-detection", data, out, detection_flags, load_detector,
+        DetectionImages(read_coco(data), train=False), lambda: CocoMeter(read_coco(data), masks=True), collate_objects, 20,
+    )  # fmt: skip
+    assert main(run.words(out)) == 0
+    return run
+
+
+@pytest.fixture(scope="module")
+def segmentation(tmp_path_factory) -> Run:
+    data = tmp_path_factory.mktemp("masks")
+    out = tmp_path_factory.mktemp("segmenter") / "out"
+    write_masks(data)
+    run = Run(
+        "segment", "image-segmentation", data, out, segmentation_flags, load_segmenter,
+        SegmentationImages(read_masks(data)), lambda: ConfusionMeter(CLASSES.names), collate_masks, 50,
+    )  # fmt: skip
+    assert main(run.words(out)) == 0
+    return run
+
+
+@pytest.fixture(params=["detection", "segmentation"])
+def run(request) -> Run:
+    return request.getfixturevalue(request.param)
+
+
+def test_a_toy_set_is_detected(detection):
+    results = detection.read(RESULTS_FILE)
+    assert results["metrics"]["box_map_50"] > 0.8
+    assert results["metrics"]["mask_map_50"] > 0.8
+    assert results["dataset"] == {"id": "a.json", "evaluated_on": {"id": "a.json"}}
+
+
+def test_a_toy_set_is_segmented(segmentation):
+    results = segmentation.read(RESULTS_FILE)
+    assert results["metrics"]["mean_iou"] > 0.7
+    assert results["metrics"].keys() == {"mean_iou", "pixel_accuracy", *(f"iou_{name}" for name in CLASSES.names)}
+    folder = f"{segmentation.data.name}/images"
+    assert results["dataset"] == {"id": folder, "evaluated_on": {"id": folder}}
+    assert segmentation.read(TRANSFER_FILE)["backbone"]["output_stride"] == 8
+
+
+def test_results_are_of_the_last_evaluation(run):
+    results = run.read(RESULTS_FILE)
+    assert results["task"] == run.task
+    assert results["student"]["architecture"] == "test_resnet"
+    evaluated = run.read("eval_results.json")
+    assert results["metrics"] == {name: evaluated[f"eval_{name}"] for name in results["metrics"]}
+
+
+def test_a_trained_model_is_loaded_again(run, tmp_path):
+    meter = run.meter()
+    with torch.no_grad():
+        meter.update(run.load(run.out), run.collate([run.examples[row] for row in range(len(run.examples))]))
+    assert meter.compute() == pytest.approx(run.read(RESULTS_FILE)["metrics"], abs=1e-6)
+    (tmp_path / TRANSFER_FILE).write_text(json.dumps({**run.read(TRANSFER_FILE), "task": "other"}))
+    with pytest.raises(ConfigError, match=f"must hold a model of {run.task}, found one of other"):
+        run.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [("detection", {"flip": 0.1}, "differs in flip: 0.5 there, 0.1 here. Restore them"),
+     ("segmentation", {"aux_weight": 0.5}, "differs in segmenter: ")],
+)  # fmt: skip
+def test_a_killed_run_goes_on_as_if_nothing_were(request, tmp_path, caplog, capsys, name, change, message):
+    run = request.getfixturevalue(name)
+    out = tmp_path / "out"
+    checkpoint = f"checkpoint-{run.middle}"
+    shutil.copytree(run.out / checkpoint, out / checkpoint)
+    with caplog.at_level("INFO", "hf_dr"):
+        assert main(run.words(out)) == 0
+    assert f"Resuming from {out / checkpoint}" in caplog.text
+    whole, again = (load_file(folder / "model.safetensors") for folder in (run.out, out))
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    assert main(run.words(out, **change)) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def measured_by_two(detection, segmentation, tmp_path_factory) -> dict[str, dict[str, float]]:
+    """The metrics by task that two processes measure of the finished models."""
+    folder = tmp_path_factory.mktemp("two")
+    commands = []
+    for run in (detection, segmentation):
+        out = shutil.copytree(run.out, folder / run.task)
+        (out / "eval_results.json").unlink()
+        commands.append(run.words(out))
+    (folder / "commands.json").write_text(json.dumps(commands))
+    script = Path(__file__).with_name("two_processes.py")
+    command = [sys.executable, str(script), str(folder / "commands.json")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return {
+        run.task: json.loads((folder / run.task / "eval_results.json").read_text()) for run in (detection, segmentation)
+    }
+
+
+def test_two_processes_measure_what_one_does(run, measured_by_two):
+    one = {f"eval_{name}": value for name, value in run.read(RESULTS_FILE)["metrics"].items()}
+    assert len(one) >= 5
+    two = measured_by_two[run.task]
+    assert {name: two[name] for name in one} == pytest.approx(one, abs=1e-9)
+
+
+def test_without_masks_it_is_a_faster_rcnn(detection, tmp_path, caplog):
+    with caplog.at_level("INFO", "hf_dr"):
+        assert main(detection.words(tmp_path / "out", masks=False, max_steps=1)) == 0
+    assert "Faster R-CNN, without masks, on 6 images with 2 categories" in caplog.text
+    found = json.loads((tmp_path / "out" / RESULTS_FILE).read_text())["metrics"]
+    assert "box_map" in found
+    assert "mask_map" not in found
+
+
+def test_a_detector_trains_on_a_dataset(tmp_path, capsys):
+    objects_dataset([[[2, 3, 20, 20]]] * 4, [[0], [1], [0], [1]]).to_parquet(tmp_path / "d.parquet")
+    more = {"dataset": tmp_path / "d.parquet", "eval_split": "train", "max_steps": 1, "save_strategy": "no"}
+    words = ["detect", *detection_flags(tmp_path, tmp_path / "out", **more)]
+    assert main(words) == 0
+    found = json.loads((tmp_path / "out" / RESULTS_FILE).read_text())
+    assert found["dataset"]["id"] == "d.parquet"
+    assert found["dataset"]["evaluated_on"]["split"] == "train"
+    assert main([*words, "--masks", "true"]) == 2
+    assert "`masks` needs segmentations of all objects, but d.parquet lacks some" in capsys.readouterr().err
+
+
+def test_a_segmenter_trains_on_a_dataset_and_a_student_that_cannot_be_dilated(tmp_path, caplog):
+    rng = np.random.default_rng(0)
+    pairs = [rectangles(rng, (64, 64)) for _ in range(4)]
+    columns = {"image": [as_cell(image) for image, _ in pairs], "annotation": [as_cell(mask) for _, mask in pairs]}
+    features = datasets.Features({name: datasets.Image() for name in columns})
+    datasets.Dataset.from_dict(columns, features).to_parquet(tmp_path / "d.parquet")
+    more = {
+        "dataset": tmp_path / "d.parquet", "eval_split": "train", "max_steps": 1, "save_strategy": "no",
+        "student": "timm:test_vit", "per_device_train_batch_size": 2,
+    }  # fmt: skip
+    with caplog.at_level("INFO", "hf_dr"):
+        assert main(["segment", *segmentation_flags(tmp_path, tmp_path / "out", **more)]) == 0
+    assert "test_vit cannot be dilated to `output_stride` 8: its features keep the stride 16" in caplog.text
+    found = json.loads((tmp_path / "out" / RESULTS_FILE).read_text())
+    assert found["dataset"]["evaluated_on"]["split"] == "train"
+    assert "mean_iou" in found["metrics"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.metadata
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import torch
 from tqdm.auto import tqdm
 
 from hf_dr.errors import ConfigError, FormatError, ReplayError
+from hf_dr.generation.plan import library_versions
 from hf_dr.generation.teachers import check_weights, named_members
 from hf_dr.processes import warm_up_kernels
 from hf_dr.replay.dataset import ReinforcedDataset
@@ -378,11 +378,9 @@ def drawn_kl(ids_BK: np.ndarray, logprobs_BK: np.ndarray, would_be_BC: np.ndarra
 
 def _version_changes(provenance: Provenance) -> list[str]:
     lines = []
+    known = library_versions()
     for name, there in provenance.library_versions.items():
-        try:
-            here = importlib.metadata.version(name)
-        except (importlib.metadata.PackageNotFoundError, ValueError):
-            here = "none"
+        here = known.get(name, "none")
         if here != there:
             lines.append(f"{name} {there} there, {here} here")
     return lines

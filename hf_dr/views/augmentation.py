@@ -94,6 +94,19 @@ class Augmentation:
         single = self._single if self.mixes else []
         return {keys[name]: param for op, keys in single for name, param in op.params.items()}
 
+    def check_size(self, size: Size) -> None:
+        """Checks that every op can take images of `size`, (height, width), whatever is drawn.
+
+        Raises:
+            ConfigError: They are too small for an op's settings.
+            ReplayError: They would become too large on the way.
+        """
+        current: Size | None = size
+        for op in self.ops:
+            assert current is not None
+            op.check_size(current)
+            current = op.output_size(current)
+
     def sample(self, rng: np.random.Generator, size: Size) -> Params:
         """Draws the parameters of one view, mixing included; who the partner is is not drawn here.
 

@@ -14,7 +14,7 @@ import PIL.Image
 import torch
 import xxhash
 
-from hf_dr.errors import DataError
+from hf_dr.errors import ConfigError, DataError, ReplayError
 from hf_dr.views.augmentation import NO_PARTNER, PARTNER, Augmentation
 from hf_dr.views.images import decode_row, pixel_hash
 from hf_dr.views.ops.base import MAX_SIDE, Params
@@ -98,6 +98,12 @@ class ViewMaker(torch.utils.data.Dataset):
                 f"the image of {where} must have sides of at most {MAX_SIDE} pixels, got {image.height}x{image.width}. Shrink "
                 "it, or pass `on_bad_image=skip`."
             )
+        try:
+            self.augmentation.check_size((image.height, image.width))
+        except (ConfigError, ReplayError) as error:
+            raise DataError(
+                f"the image of {where} must be of a size that can be augmented, but: {error} Or pass `on_bad_image=skip`."
+            ) from error
         return image
 
     def partner(self, example: int, view: int) -> int:

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
+from conftest import as_cell
 from safetensors.torch import save_file
 from samples import TWO_PROCESSES
 
@@ -38,7 +39,7 @@ from hf_dr.store.schema import KEEP, PROVENANCE_FILE
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.maker import hash_view
-from hf_dr.views.ops.geometry import RandomCrop, RandomHorizontalFlip, RandomResizedCrop, Resize
+from hf_dr.views.ops.geometry import CenterCrop, RandomCrop, RandomHorizontalFlip, RandomResizedCrop, Resize
 from hf_dr.views.ops.mixing import CutMix, MixUp
 
 # `hf_dr.reinforce` is the function; this is the module behind it.
@@ -704,3 +705,22 @@ def test_the_estimate_tells_what_candidates_cost(tmp_path, tiny_dataset, tiny_te
     alone = dataclasses.replace(estimate, num_made=24, num_asked=24, seconds_teacher=5 * estimate.seconds_teacher)
     alone = dataclasses.replace(alone, seconds_augment=5 * estimate.seconds_augment)
     assert report.split("\n")[5:] == alone.report(1, 0, torch.device("cpu")).split("\n")[5:], "hours and bytes"
+
+
+@pytest.mark.parametrize(
+    ("size", "ops", "message"),
+    [
+        ((1, 40000), [Resize(256), CenterCrop(24)], "Resize must make images of at most"),
+        ((9, 40), [RandomCrop(24)], "RandomCrop needs images of at least 24x24 pixels"),
+    ],
+)
+def test_an_image_that_cannot_be_augmented_is_named_and_can_be_skipped(
+    tmp_path, tiny_dataset, tiny_teacher, size, ops, message
+):
+    cells = tiny_dataset.cast_column("image", datasets.Image(decode=False)).to_list()
+    cells[3]["image"] = as_cell(PIL.Image.new("RGB", size))
+    odd = datasets.Dataset.from_list(cells, features=tiny_dataset.features, split="train")
+    with pytest.raises(DataError, match=rf"the image of row 3 must be of a size that can be augmented, but: {message}"):
+        run(tmp_path / "a", odd, tiny_teacher, Augmentation(ops), config_name="a")
+    run(tmp_path / "b", odd, tiny_teacher, Augmentation(ops), config_name="a", on_bad_image="skip")
+    assert Provenance.read(tmp_path / "b" / "a").skipped_rows == [3]

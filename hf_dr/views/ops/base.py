@@ -85,6 +85,14 @@ class Op(ABC):
             ReplayError: The parameters do not fit the image.
         """
 
+    def check_size(self, size: Size) -> None:  # noqa: B027 (most ops take any size)
+        """Checks that images of `size` can be augmented, whatever is drawn.
+
+        Raises:
+            ConfigError: They are too small for the op's settings.
+            ReplayError: They would become too large.
+        """
+
     def output_size(self, size: Size | None) -> Size | None:
         """Returns the size after the op for an input of `size`; None where it differs from image to image."""
         return size

@@ -150,10 +150,13 @@ class Resize(Op):
         check_interpolation(self)
         check_passes(self)
 
+    def check_size(self, size: Size) -> None:
+        check_pixels(self, self.output_size(size) or (0, 0))
+
     def apply(self, image: PIL.Image.Image, params: Params, partner: PIL.Image.Image | None = None) -> PIL.Image.Image:
+        self.check_size(height_width(image))
         size = self.output_size(height_width(image))
         assert size is not None
-        check_pixels(self, size)
         return resize(image, size, resampling_of(self), self.passes)
 
     def output_size(self, size: Size | None) -> Size | None:
@@ -214,9 +217,9 @@ class RandomCrop(Op):
     def params(self) -> dict[str, Param]:
         return {"offset": Param("uint16", 2)}
 
-    def sample(self, rng: np.random.Generator, size: Size) -> Params:
+    def check_size(self, size: Size) -> None:
         height, width = size_of(self)
-        room = (size[0] + 2 * self.padding - height, size[1] + 2 * self.padding - width)
+        room = self._room(size)
         if min(room) < 0:
             raise ConfigError(
                 f"RandomCrop needs images of at least {height}x{width} pixels with their padding of {self.padding}, "
@@ -227,6 +230,15 @@ class RandomCrop(Op):
                 f"RandomCrop stores offsets up to {MAX_SIDE} pixels, but images of {size[0]}x{size[1]} pixels with "
                 f"their padding of {self.padding} leave {max(room)}. Put `Resize` before it, or lower `padding`."
             )
+
+    def _room(self, size: Size) -> tuple[int, int]:
+        """How far the box can be moved down and to the right, in pixels; negative where it does not fit."""
+        height, width = size_of(self)
+        return size[0] + 2 * self.padding - height, size[1] + 2 * self.padding - width
+
+    def sample(self, rng: np.random.Generator, size: Size) -> Params:
+        self.check_size(size)
+        room = self._room(size)
         return {"offset": (int(rng.integers(0, room[0] + 1)), int(rng.integers(0, room[1] + 1)))}
 
     def apply(self, image: PIL.Image.Image, params: Params, partner: PIL.Image.Image | None = None) -> PIL.Image.Image:

@@ -172,17 +172,11 @@ def verify(
     whole = copy.copy(plus)
     whole.num_views = provenance.num_views  # all, whatever training uses
     whole.check_images = True
-    count = min(num_rows, whole.num_reinforced)
-    rows = np.sort(keyed_rng(seed, domain=DOMAIN_VERIFY).choice(whole.num_reinforced, count, replace=False))
+    rows = _sample(whole.num_reinforced, num_rows, seed)
     equal: list[bool] = []  # of the rows whose teacher's pixels are known
-    problems = []
-    for shard in plus.shards:
-        try:
-            check_digests(shard)
-        except FormatError as error:
-            problems.append(str(error))
+    problems = _damaged_shards(plus)
     compared = _Comparison(None if teacher is None else _as_made(teacher, provenance), batch_size, provenance)
-    with tqdm(total=count * whole.num_views, desc="verifying", unit="view", unit_scale=True) as bar:
+    with tqdm(total=len(rows) * whole.num_views, desc="verifying", unit="view", unit_scale=True) as bar:
         for row in rows.tolist():
             stored = whole.views_hash(row)
             try:
@@ -198,7 +192,7 @@ def verify(
     compared.finish()
     kl = np.concatenate(compared.kl) if compared.kl else None
     return VerifyReport(
-        num_rows=count,
+        num_rows=len(rows),
         num_views=whole.num_views,
         bit_equal=sum(equal) / len(equal) if equal else None,
         kl_mean=None if kl is None else float(kl.mean()),
@@ -208,9 +202,26 @@ def verify(
         problems=tuple(problems),
         version_changes=tuple(_version_changes(provenance)),
         num_shards_read=len(plus.shards) if provenance.schema_version >= 4 else 0,
-        num_unproved=count - len(equal),
+        num_unproved=len(rows) - len(equal),
         precision=provenance.teacher.get("precision", "fp32"),
     )
+
+
+def _sample(rows: int, count: int, seed: int) -> np.ndarray:
+    """Returns up to `count` rows, drawn by the seed, in order."""
+    drawn = keyed_rng(seed, domain=DOMAIN_VERIFY).choice(rows, min(count, rows), replace=False)
+    return np.sort(drawn)
+
+
+def _damaged_shards(plus: ReinforcedDataset) -> list[str]:
+    """Reads the files of the dataset and says what is wrong with each that is not what was written."""
+    damaged = []
+    for shard in plus.shards:
+        try:
+            check_digests(shard)
+        except FormatError as error:
+            damaged.append(str(error))
+    return damaged
 
 
 def _replay_row(plus: ReinforcedDataset, row: int, compared: _Comparison) -> int:

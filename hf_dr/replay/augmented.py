@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import datasets
@@ -130,7 +131,16 @@ class AugmentedDataset(MappedReinforcedData):
         """Returns float32 (0,): there are no stored views."""
         return np.empty(0, np.float32)
 
-    def __getitem__(self, index: ViewIndex) -> dict[str, Any]:
+    @property
+    def labels(self) -> np.ndarray:
+        """The labels of all rows, int64 (rows,)."""
+        return self._labels
+
+    def __getitems__(self, indices: Sequence[ViewIndex]) -> list[dict[str, Any]]:
+        """Draws several views."""
+        return [self._item(index) for index in indices]
+
+    def _item(self, index: ViewIndex) -> dict[str, Any]:
         row, view = self._locate(index)
         assert isinstance(view, ViewRequest), "no view is stored"
         (value,) = self._images[row].values()

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import datasets
 import numpy as np
 
 from hf_dr.errors import ConfigError, DataError
@@ -146,8 +147,10 @@ class CombinedReinforcedDataset(MappedReinforcedData):
         ]
         return np.concatenate(found)
 
-    def __getitem__(self, index: ViewIndex) -> dict[str, Any]:
-        return self.__getitems__([index])[0]
+    @property
+    def own_features(self) -> datasets.Features:
+        """The columns of the base that items have as well."""
+        return self.parts[0].own_features
 
     def __getitems__(self, indices: Sequence[ViewIndex]) -> list[dict[str, Any]]:
         """Replays several views; a pair that was mixed is decoded and augmented once if both are asked for."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,6 +32,7 @@ from hf_dr.teacher.signals import IMAGE_TAIL, tail_size
 from hf_dr.views.augmentation import NO_PARTNER, PARTNER
 from hf_dr.views.images import as_tensor, decode_row, pixel_hash
 from hf_dr.views.ops.base import Params
+from hf_dr.views.rng import DOMAIN_SPLIT, keyed_rng
 
 # Keys of an item, next to those that are columns of the reinforcement.
 _OWN_KEYS = ("pixel_values", "labels", "reinforced")
@@ -92,6 +94,7 @@ class ReinforcedDataset(MappedReinforcedData):
         self.augmentation = check_columns(plus.features, provenance, 'a "+" dataset')
         self.augmentations = (self.augmentation,)
         self.num_views = checked_views(num_views, provenance.num_views)
+        self.top_k = provenance.top_k
         self.seed = seed
         self.check_images = check_images
         self._stored = StoredViews(plus, provenance, self.augmentation)
@@ -118,7 +121,7 @@ class ReinforcedDataset(MappedReinforcedData):
         if self._labels is None:
             return None
         own = np.asarray(whole_column(self.plus, self._labels))[self._rows.reinforced]
-        return np.concatenate([own.astype(np.int64), self._rows.labels])
+        return np.concatenate([own.astype(np.int64), self._rows.labels_of_others])
 
     @property
     def has_labels(self) -> bool:
@@ -161,9 +164,6 @@ class ReinforcedDataset(MappedReinforcedData):
         couples = self._rows.matched(self.provenance, view) if self.paired else np.empty((0, 2), np.int64)
         return couples, np.setdiff1d(np.arange(len(self)), couples)
 
-    def __getitem__(self, index: ViewIndex) -> dict[str, Any]:
-        return self.__getitems__([index])[0]
-
     def __getitems__(self, indices: Sequence[ViewIndex]) -> list[dict[str, Any]]:
         """Replays several views; a pair that was mixed is decoded and augmented once if both are asked for."""
         augmented: _Augmented = {}
@@ -172,6 +172,54 @@ class ReinforcedDataset(MappedReinforcedData):
             row, view = self._locate(index)
             items.append(self._item(int(self._rows.usable[row]), view, augmented))
         return items
+
+    @property
+    def own_features(self) -> datasets.Features:
+        """The columns of the base that items have as well."""
+        return self._chosen.features
+
+    def _column(self, name: str) -> Any:
+        if name not in self._chosen.column_names:
+            return super()._column(name)
+        slots = self._rows.usable.tolist()
+        return [self._chosen_values(slot)[name] for slot in slots]
+
+    def select(self, rows: Sequence[int] | np.ndarray) -> ReinforcedDataset:
+        """Returns these rows, in this order; those without stored views come last, as always.
+
+        Views that mix still find their partners, selected or not: `plus` keeps all rows.
+
+        Args:
+            rows: Each at most once.
+
+        Raises:
+            ConfigError: There are none, or one is there twice.
+            IndexError: There is no such row.
+        """
+        chosen = copy.copy(self)
+        chosen._rows = self._rows.select(rows)
+        return chosen
+
+    def train_test_split(self, test_size: float | int = 0.25, *, seed: int = 0) -> dict[str, ReinforcedDataset]:
+        """Splits the rows at random into `train` and `test`, both in the order of the base.
+
+        Args:
+            test_size: The share of the rows in `test`, or their number.
+            seed: The same seed, the same rows.
+
+        Raises:
+            ConfigError: `test_size` leaves a part empty; or views are mixed, and training would show images of the test.
+        """
+        if self.mixes:
+            raise ConfigError(
+                "a dataset whose views are mixed cannot be split: a view for training may hold half of an image of the test. "
+                "Split the base, and reinforce its training part."
+            )
+        count = test_size if isinstance(test_size, int) else round(test_size * len(self))
+        if not 0 < count < len(self):
+            raise ConfigError(f"`test_size` must leave rows on both sides of {len(self)}, got {test_size}. Change it.")
+        order = keyed_rng(seed, domain=DOMAIN_SPLIT).permutation(len(self))
+        return {"train": self.select(np.sort(order[count:])), "test": self.select(np.sort(order[:count]))}
 
     def image(self, index: int, view: int) -> PIL.Image.Image:
         """Returns one replayed view as an RGB image.
@@ -263,9 +311,13 @@ class ReinforcedDataset(MappedReinforcedData):
         if self._labels is not None:
             item["labels"] = self._label(slot)
         if self._chosen.column_names:
-            own = self._rows.has_stored_views(slot)
-            item.update(self._chosen[slot] if own else self._chosen_of_others[int(self._rows.places[slot])])
+            item.update(self._chosen_values(slot))
         return item
+
+    def _chosen_values(self, slot: int) -> dict[str, Any]:
+        """Returns the base's own columns of a slot that were asked for."""
+        own = self._rows.has_stored_views(slot)
+        return self._chosen[slot] if own else self._chosen_of_others[int(self._rows.places[slot])]
 
     def _label(self, slot: int) -> int:
         return self._stored.label(slot) if self._rows.has_stored_views(slot) else self._rows.other_label(slot)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import datasets
 import numpy as np
@@ -52,12 +53,33 @@ class Rows:
     @property
     def num_reinforced(self) -> int:
         """How many rows have stored views: the first ones."""
-        return len(self.usable) - len(self.labels)
+        return int(np.count_nonzero(self.source_rows >= 0))
 
     @property
     def reinforced(self) -> np.ndarray:
         """The rows of `plus` that are reinforced, int64 (rows,)."""
         return self.usable[: self.num_reinforced]
+
+    @property
+    def labels_of_others(self) -> np.ndarray:
+        """The labels of the rows of the dataset that are not reinforced, int64."""
+        return self.labels[self.usable[self.num_reinforced :] - len(self.source)]
+
+    def select(self, rows: Sequence[int] | np.ndarray) -> Rows:
+        """Returns some of the rows; see `ReinforcedDataset.select`."""
+        wanted = np.asarray(rows)
+        if wanted.ndim != 1 or not len(wanted) or not np.issubdtype(wanted.dtype, np.integer):
+            raise ConfigError(f"`rows` must be at least one number, got {rows!r:.80}. Name the rows to keep.")
+        outside = wanted[(wanted < -len(self)) | (wanted >= len(self))]
+        if len(outside):
+            raise IndexError(f"row {outside[0]} of a dataset of {len(self)} rows")
+        wanted = wanted % len(self)
+        numbers, counts = np.unique(wanted, return_counts=True)
+        if len(numbers) < len(wanted):
+            raise ConfigError(f"each row must be selected once, got row {numbers[counts > 1][0]} twice. Leave one out.")
+        last = self.source_rows[wanted] < 0
+        wanted = np.concatenate([wanted[~last], wanted[last]])
+        return replace(self, usable=self.usable[wanted], source_rows=self.source_rows[wanted])
 
     def has_stored_views(self, slot: int) -> bool:
         """Whether a slot is a row of `plus`."""

@@ -24,7 +24,7 @@ from hf_dr.generation.rows import RowCheck, RowStream, best_candidates
 from hf_dr.generation.sources import AnswerSource, choose_source, cut_spans
 from hf_dr.processes import on_main, process_state, warm_up_kernels
 from hf_dr.replay.dataset import ReinforcedDataset
-from hf_dr.replay.loading import open_plus
+from hf_dr.replay.loading import load_reinforced
 from hf_dr.store.base_dataset import as_table, check_dataset
 from hf_dr.store.named_files import describe_named_files
 from hf_dr.store.shards import ROW_GROUP_VIEWS, ShardWriter
@@ -151,8 +151,8 @@ class Job:
 
     def result(self) -> ReinforcedDataset:
         """Opens what the run has made; an overlay shows the images of its base."""
-        provenance, plus = open_plus(self.folder.parent, self.provenance.config_name)
-        return ReinforcedDataset(plus, provenance, base=self.plan.images if provenance.overlay else None)
+        base = self.plan.images if self.provenance.overlay else None
+        return load_reinforced(self.folder.parent, self.provenance.config_name, base=base)
 
     def _open(self, lock: filelock.BaseFileLock, part: Part) -> list[int]:
         """Opens or resumes the folder; returns the missing shards."""

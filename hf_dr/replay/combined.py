@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import logging
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ import numpy as np
 
 from hf_dr.errors import ConfigError, DataError
 from hf_dr.replay.dataset import ReinforcedDataset
-from hf_dr.replay.reinforced_data import MappedReinforcedData, Origin, View, ViewIndex, ViewRequest
+from hf_dr.replay.reinforced_data import MappedReinforcedData, Origin, View, ViewIndex, ViewRequest, checked_rows
 from hf_dr.teacher.signals import SAMPLED
 
 logger = logging.getLogger(__name__)
@@ -122,6 +123,14 @@ class CombinedReinforcedDataset(MappedReinforcedData):
     def class_names(self) -> list[str] | None:
         """The names of the classes, where the base's labels have names."""
         return self.parts[0].class_names
+
+    def select(self, rows: Sequence[int] | np.ndarray) -> CombinedReinforcedDataset:
+        """See `MappedReinforcedData.select`."""
+        wanted = checked_rows(rows, len(self))
+        chosen = copy.copy(self)
+        chosen._source_rows = self._source_rows[wanted]
+        chosen._rows = [rows_of_part[wanted] for rows_of_part in self._rows]
+        return chosen
 
     def part_of(self, view: int) -> tuple[int, int]:
         """Returns the number of the part to which a view belongs, and its number there."""

@@ -20,6 +20,7 @@ from hf_dr.replay.reinforced_data import (
     View,
     ViewIndex,
     ViewRequest,
+    checked_rows,
     checked_views,
     draw_fresh_view,
 )
@@ -32,7 +33,6 @@ from hf_dr.teacher.signals import IMAGE_TAIL, tail_size
 from hf_dr.views.augmentation import NO_PARTNER, PARTNER
 from hf_dr.views.images import as_tensor, decode_row, pixel_hash
 from hf_dr.views.ops.base import Params
-from hf_dr.views.rng import DOMAIN_SPLIT, keyed_rng
 
 # Keys of an item, next to those that are columns of the reinforcement.
 _OWN_KEYS = ("pixel_values", "labels", "reinforced")
@@ -63,12 +63,12 @@ class ReinforcedDataset(MappedReinforcedData):
     Args:
         plus: The "+" dataset's rows.
         provenance: Its `reinforcement.json`.
-        base: The base dataset of an overlay; see `hf_dr.replay.loading.load_reinforced`.
-        unreinforced: See `hf_dr.replay.loading.load_reinforced`.
-        columns: See `hf_dr.replay.loading.load_reinforced`.
-        num_views: See `hf_dr.replay.loading.load_reinforced`.
-        seed: See `hf_dr.replay.loading.load_reinforced`.
-        check_images: See `hf_dr.replay.loading.load_reinforced`.
+        base: The base dataset of an overlay; this and all that follow are described at `hf_dr.replay.loading.load_reinforced`.
+        unreinforced: Whether the base's rows without stored views are given as well.
+        columns: The base's own columns in the items.
+        num_views: Use only the first ones.
+        seed: Of the order of views.
+        check_images: Refuse other images than those that were reinforced.
 
     Raises:
         ConfigError: A setting is impossible.
@@ -181,45 +181,13 @@ class ReinforcedDataset(MappedReinforcedData):
     def _column(self, name: str) -> Any:
         if name not in self._chosen.column_names:
             return super()._column(name)
-        slots = self._rows.usable.tolist()
-        return [self._chosen_values(slot)[name] for slot in slots]
+        return [self._chosen_values(slot)[name] for slot in self._rows.usable.tolist()]
 
     def select(self, rows: Sequence[int] | np.ndarray) -> ReinforcedDataset:
-        """Returns these rows, in this order; those without stored views come last, as always.
-
-        Views that mix still find their partners, selected or not: `plus` keeps all rows.
-
-        Args:
-            rows: Each at most once.
-
-        Raises:
-            ConfigError: There are none, or one is there twice.
-            IndexError: There is no such row.
-        """
+        """See `MappedReinforcedData.select`. `plus` keeps all rows, so that views that mix find their partners."""
         chosen = copy.copy(self)
-        chosen._rows = self._rows.select(rows)
+        chosen._rows = self._rows.select(checked_rows(rows, len(self)))
         return chosen
-
-    def train_test_split(self, test_size: float | int = 0.25, *, seed: int = 0) -> dict[str, ReinforcedDataset]:
-        """Splits the rows at random into `train` and `test`, both in the order of the base.
-
-        Args:
-            test_size: The share of the rows in `test`, or their number.
-            seed: The same seed, the same rows.
-
-        Raises:
-            ConfigError: `test_size` leaves a part empty; or views are mixed, and training would show images of the test.
-        """
-        if self.mixes:
-            raise ConfigError(
-                "a dataset whose views are mixed cannot be split: a view for training may hold half of an image of the test. "
-                "Split the base, and reinforce its training part."
-            )
-        count = test_size if isinstance(test_size, int) else round(test_size * len(self))
-        if not 0 < count < len(self):
-            raise ConfigError(f"`test_size` must leave rows on both sides of {len(self)}, got {test_size}. Change it.")
-        order = keyed_rng(seed, domain=DOMAIN_SPLIT).permutation(len(self))
-        return {"train": self.select(np.sort(order[count:])), "test": self.select(np.sort(order[:count]))}
 
     def image(self, index: int, view: int) -> PIL.Image.Image:
         """Returns one replayed view as an RGB image.
@@ -291,13 +259,11 @@ class ReinforcedDataset(MappedReinforcedData):
         return int(self._rows.usable[row]), found
 
     def _item(self, slot: int, view: View, augmented: _Augmented) -> dict[str, Any]:
-        answers: dict[str, Any] = {}
+        answers = {}
         if isinstance(view, ViewRequest):  # for a new view: `_locate` has answered the others
-            # Zeros in the shape of stored answers, so that all items of a batch are alike.
-            answers["teacher"] = np.zeros((2, self.provenance.top_k))
-            if self.signal == IMAGE_TAIL:
-                answers["tail"] = np.zeros((2, tail_size(self.num_classes)))
-            image = self._draw(slot, view.number)
+            answers = _no_answers(self)
+            image, row = self._decode(slot), self._rows.base_row(slot)
+            image = draw_fresh_view(image, self.augmentation, seed=self.seed, row=row, epoch=view.number)
         else:
             answers["teacher"] = self._stored.answer(slot, view)
             if self.signal == IMAGE_TAIL:
@@ -321,11 +287,6 @@ class ReinforcedDataset(MappedReinforcedData):
 
     def _label(self, slot: int) -> int:
         return self._stored.label(slot) if self._rows.has_stored_views(slot) else self._rows.other_label(slot)
-
-    def _draw(self, slot: int, epoch: int) -> PIL.Image.Image:
-        """Draws a new view."""
-        row = self._rows.base_row(slot)
-        return draw_fresh_view(self._decode(slot), self.augmentation, seed=self.seed, row=row, epoch=epoch)
 
     def _replay(self, slot: int, view: int, augmented: _Augmented) -> PIL.Image.Image:
         """Replays a stored view, mixing included."""
@@ -371,16 +332,27 @@ class ReinforcedDataset(MappedReinforcedData):
         (value,) = self._images[int(self._rows.places[slot])].values()
         image = decode_row(value, self._rows.name(slot), "Fetch the dataset again.", ReplayError)
         if self.check_images and self._rows.has_stored_views(slot) and not self._checked[slot]:
-            expected = self._stored.image_hash(slot)
-            found = pixel_hash(image)
-            if expected != found:
-                raise ReplayError(
-                    f"{self._rows.name(slot)} must hold the image that was reinforced (pixel hash {expected:016x}), found "
-                    f"another ({found:016x}). Load the base dataset at revision {self.provenance.base.get('revision')}, "
-                    "unchanged."
-                )
+            _check_pixels(image, self._stored.image_hash(slot), self._rows.name(slot), self.provenance)
             self._checked[slot] = True
         return image
+
+
+def _no_answers(data: ReinforcedDataset) -> dict[str, Any]:
+    """Zeros in the shape of stored answers, so that all items of a batch are alike."""
+    answers = {"teacher": np.zeros((2, data.top_k))}
+    if data.signal == IMAGE_TAIL:
+        answers["tail"] = np.zeros((2, tail_size(data.num_classes)))
+    return answers
+
+
+def _check_pixels(image: PIL.Image.Image, expected: int, name: str, provenance: Provenance) -> None:
+    """Refuses another image than the one that was reinforced."""
+    found = pixel_hash(image)
+    if expected != found:
+        raise ReplayError(
+            f"{name} must hold the image that was reinforced (pixel hash {expected:016x}), found another ({found:016x}). Load "
+            f"the base dataset at revision {provenance.base.get('revision')}, unchanged."
+        )
 
 
 def _chosen_columns(rows: datasets.Dataset, columns: Sequence[str]) -> datasets.Dataset:

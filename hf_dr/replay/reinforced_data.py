@@ -6,7 +6,7 @@ import operator
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, NoReturn, overload
+from typing import Any, NamedTuple, NoReturn, Self, overload
 
 import datasets
 import numpy as np
@@ -19,7 +19,7 @@ from hf_dr.store.schema import STORED_PARTNERS
 from hf_dr.teacher.signals import IMAGE_TAIL, tail_size
 from hf_dr.text import inline
 from hf_dr.views.augmentation import Augmentation
-from hf_dr.views.rng import DOMAIN_SCHEDULE, KeyedPermutation, keyed_words, view_rng
+from hf_dr.views.rng import DOMAIN_SCHEDULE, DOMAIN_SPLIT, KeyedPermutation, keyed_rng, keyed_words, view_rng
 
 DIFFICULTIES = ("entropy", "cross_entropy")
 """By what views are ranked: the entropy of the stored answer, or its cross-entropy to the label."""
@@ -114,6 +114,21 @@ def checked_views(num_views: int | None, stored: int) -> int:
     if num_views is not None and not 1 <= num_views <= stored:
         raise ConfigError(f"`num_views` must be between 1 and the {stored} stored views, got {num_views}.")
     return num_views or stored
+
+
+def checked_rows(rows: Sequence[int] | np.ndarray, count: int) -> np.ndarray:
+    """Returns the rows of a selection, int64 (rows,), counted from 0; see `MappedReinforcedData.select`."""
+    wanted = np.asarray(rows)
+    if wanted.ndim != 1 or not len(wanted) or not np.issubdtype(wanted.dtype, np.integer):
+        raise ConfigError(f"`rows` must be at least one number, got {rows!r:.80}. Name the rows to keep.")
+    outside = wanted[(wanted < -count) | (wanted >= count)]
+    if len(outside):
+        raise IndexError(f"row {outside[0]} of a dataset of {count} rows")
+    wanted = wanted.astype(np.int64) % count
+    numbers, times = np.unique(wanted, return_counts=True)
+    if len(numbers) < len(wanted):
+        raise ConfigError(f"each row must be selected once, got row {numbers[times > 1][0]} twice. Leave one out.")
+    return wanted
 
 
 @dataclass(frozen=True)
@@ -339,6 +354,39 @@ class MappedReinforcedData(ReinforcedData, torch.utils.data.Dataset):
                 f"`data[i][{name!r}]`."
             )
         raise KeyError(f"there is no column `{name}`.{did_you_mean(name, self.column_names)}")
+
+    @abstractmethod
+    def select(self, rows: Sequence[int] | np.ndarray) -> Self:
+        """Returns these rows, in this order; those without stored views come last, as always.
+
+        Args:
+            rows: Each at most once.
+
+        Raises:
+            ConfigError: There are none, or one is there twice.
+            IndexError: There is no such row.
+        """
+
+    def train_test_split(self, test_size: float | int = 0.25, *, seed: int = 0) -> dict[str, Self]:
+        """Splits the rows at random into `train` and `test`, both in their order here.
+
+        Args:
+            test_size: The share of the rows in `test`, or their number.
+            seed: The same seed, the same rows.
+
+        Raises:
+            ConfigError: `test_size` leaves a part empty; or views are mixed, and training would show images of the test.
+        """
+        if self.mixes:
+            raise ConfigError(
+                "a dataset whose views are mixed cannot be split: a view for training may hold half of an image of the test. "
+                "Split the base, and reinforce its training part."
+            )
+        count = test_size if isinstance(test_size, int) else round(test_size * len(self))
+        if not 0 < count < len(self):
+            raise ConfigError(f"`test_size` must leave rows on both sides of {len(self)}, got {test_size}. Change it.")
+        order = keyed_rng(seed, domain=DOMAIN_SPLIT).permutation(len(self))
+        return {"train": self.select(np.sort(order[count:])), "test": self.select(np.sort(order[:count]))}
 
     def shuffle(self, *_: Any, **__: Any) -> NoReturn:
         """Refuses: the order of an epoch is the sampler's.

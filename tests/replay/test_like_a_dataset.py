@@ -129,6 +129,14 @@ def test_rows_that_are_not_there(data):
             data[index]
 
 
+def test_a_selection_of_any_data(data):
+    chosen = data.select([7, 2, -1])
+    assert all(same(item, data[row]) for item, row in zip(chosen[:], (7, 2, 11), strict=True))
+    assert chosen["labels"].tolist() == data["labels"][[7, 2, 11]].tolist()
+    assert same(chosen.select([2])[0], data[11])
+    assert len(data) == ROWS
+
+
 def test_selected_rows(unmixed, tiny_plus):
     chosen = unmixed.select([7, 2, -1])
     assert chosen.source_rows.tolist() == [7, 2, 11]

@@ -51,7 +51,7 @@ def extend(
     add_teacher: Teacher | None = None,
     name: str | None = None,
     base: datasets.Dataset | str | os.PathLike[str] | None = None,
-) -> datasets.Dataset:
+) -> ReinforcedDataset:
     """Makes a "+" dataset with more views, or with more members of the teacher, from one that is there; returns it.
 
     With `config.num_views` the stored views keep their answers, and the teacher is asked for the new ones only: the result is

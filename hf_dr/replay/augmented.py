@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import datasets
@@ -12,7 +14,14 @@ import torch
 
 from hf_dr.errors import ConfigError, DataError
 from hf_dr.replay.columns import whole_column
-from hf_dr.replay.reinforced_data import MappedReinforcedData, Origin, ViewIndex, ViewRequest, draw_fresh_view
+from hf_dr.replay.reinforced_data import (
+    MappedReinforcedData,
+    Origin,
+    ViewIndex,
+    ViewRequest,
+    checked_rows,
+    draw_fresh_view,
+)
 from hf_dr.store.base_dataset import content_hash, label_numbers, undecoded_images
 from hf_dr.teacher.signals import TOPK
 from hf_dr.views.augmentation import Augmentation
@@ -74,7 +83,7 @@ class AugmentedDataset(MappedReinforcedData):
                 f"({len(bad)} such rows). Take a split with labels."
             )
         self._images = undecoded_images(base, image_column)
-        self._source_rows = np.full(len(base), -1)
+        self._base_rows = np.arange(len(base))
         self.augmentations = (augmentation,)
         self.seed = seed
         determining = {
@@ -100,7 +109,7 @@ class AugmentedDataset(MappedReinforcedData):
         )
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self._base_rows)
 
     @property
     def has_labels(self) -> bool:
@@ -120,7 +129,13 @@ class AugmentedDataset(MappedReinforcedData):
     @property
     def source_rows(self) -> np.ndarray:
         """The row whose stored views a row has, int64 (rows,): -1, there are none."""
-        return self._source_rows
+        return np.full(len(self), -1)
+
+    def select(self, rows: Sequence[int] | np.ndarray) -> AugmentedDataset:
+        """See `MappedReinforcedData.select`."""
+        chosen = copy.copy(self)
+        chosen._base_rows = self._base_rows[checked_rows(rows, len(self))]
+        return chosen
 
     def pairs(self, view: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns no pairs, int64 (0, 2), and all rows, int64 (rows,)."""
@@ -130,8 +145,18 @@ class AugmentedDataset(MappedReinforcedData):
         """Returns float32 (0,): there are no stored views."""
         return np.empty(0, np.float32)
 
-    def __getitem__(self, index: ViewIndex) -> dict[str, Any]:
-        row, view = self._locate(index)
+    @property
+    def labels(self) -> np.ndarray:
+        """The labels of all rows, int64 (rows,)."""
+        return self._labels[self._base_rows]
+
+    def __getitems__(self, indices: Sequence[ViewIndex]) -> list[dict[str, Any]]:
+        """Draws several views."""
+        return [self._item(index) for index in indices]
+
+    def _item(self, index: ViewIndex) -> dict[str, Any]:
+        number, view = self._locate(index)
+        row = int(self._base_rows[number])
         assert isinstance(view, ViewRequest), "no view is stored"
         (value,) = self._images[row].values()
         (augmentation,) = self.augmentations

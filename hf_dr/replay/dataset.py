@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from hf_dr.replay.reinforced_data import (
     View,
     ViewIndex,
     ViewRequest,
+    checked_rows,
     checked_views,
     draw_fresh_view,
 )
@@ -62,12 +64,12 @@ class ReinforcedDataset(MappedReinforcedData):
     Args:
         plus: The "+" dataset's rows.
         provenance: Its `reinforcement.json`.
-        base: The base dataset of an overlay; see `hf_dr.replay.loading.load_reinforced`.
-        unreinforced: See `hf_dr.replay.loading.load_reinforced`.
-        columns: See `hf_dr.replay.loading.load_reinforced`.
-        num_views: See `hf_dr.replay.loading.load_reinforced`.
-        seed: See `hf_dr.replay.loading.load_reinforced`.
-        check_images: See `hf_dr.replay.loading.load_reinforced`.
+        base: The base dataset of an overlay; this and all that follow are described at `hf_dr.replay.loading.load_reinforced`.
+        unreinforced: Whether the base's rows without stored views are given as well.
+        columns: The base's own columns in the items.
+        num_views: Use only the first ones.
+        seed: Of the order of views.
+        check_images: Refuse other images than those that were reinforced.
         shards: The files that the rows were read from, for `verify`.
 
     Raises:
@@ -96,6 +98,7 @@ class ReinforcedDataset(MappedReinforcedData):
         self.augmentation = check_columns(plus.features, provenance, 'a "+" dataset')
         self.augmentations = (self.augmentation,)
         self.num_views = checked_views(num_views, provenance.num_views)
+        self.top_k = provenance.top_k
         self.seed = seed
         self.check_images = check_images
         self._stored = StoredViews(plus, provenance, self.augmentation)
@@ -122,7 +125,7 @@ class ReinforcedDataset(MappedReinforcedData):
         if self._labels is None:
             return None
         own = np.asarray(whole_column(self.plus, self._labels))[self._rows.reinforced]
-        return np.concatenate([own.astype(np.int64), self._rows.labels])
+        return np.concatenate([own.astype(np.int64), self._rows.labels_of_others])
 
     @property
     def has_labels(self) -> bool:
@@ -165,9 +168,6 @@ class ReinforcedDataset(MappedReinforcedData):
         couples = self._rows.matched(self.provenance, view) if self.paired else np.empty((0, 2), np.int64)
         return couples, np.setdiff1d(np.arange(len(self)), couples)
 
-    def __getitem__(self, index: ViewIndex) -> dict[str, Any]:
-        return self.__getitems__([index])[0]
-
     def __getitems__(self, indices: Sequence[ViewIndex]) -> list[dict[str, Any]]:
         """Replays several views; a pair that was mixed is decoded and augmented once if both are asked for."""
         augmented: _Augmented = {}
@@ -176,6 +176,22 @@ class ReinforcedDataset(MappedReinforcedData):
             row, view = self._locate(index)
             items.append(self._item(int(self._rows.usable[row]), view, augmented))
         return items
+
+    @property
+    def own_features(self) -> datasets.Features:
+        """The columns of the base that items have as well."""
+        return self._chosen.features
+
+    def _column(self, name: str) -> Any:
+        if name not in self._chosen.column_names:
+            return super()._column(name)
+        return [self._chosen_values(slot)[name] for slot in self._rows.usable.tolist()]
+
+    def select(self, rows: Sequence[int] | np.ndarray) -> ReinforcedDataset:
+        """See `MappedReinforcedData.select`. `plus` keeps all rows, so that views that mix find their partners."""
+        chosen = copy.copy(self)
+        chosen._rows = self._rows.select(checked_rows(rows, len(self)))
+        return chosen
 
     def image(self, index: int, view: int) -> PIL.Image.Image:
         """Returns one replayed view as an RGB image.
@@ -247,13 +263,11 @@ class ReinforcedDataset(MappedReinforcedData):
         return int(self._rows.usable[row]), found
 
     def _item(self, slot: int, view: View, augmented: _Augmented) -> dict[str, Any]:
-        answers: dict[str, Any] = {}
+        answers = {}
         if isinstance(view, ViewRequest):  # for a new view: `_locate` has answered the others
-            # Zeros in the shape of stored answers, so that all items of a batch are alike.
-            answers["teacher"] = np.zeros((2, self.provenance.top_k))
-            if self.signal == IMAGE_TAIL:
-                answers["tail"] = np.zeros((2, tail_size(self.num_classes)))
-            image = self._draw(slot, view.number)
+            answers = _no_answers(self)
+            image, row = self._decode(slot), self._rows.base_row(slot)
+            image = draw_fresh_view(image, self.augmentation, seed=self.seed, row=row, epoch=view.number)
         else:
             answers["teacher"] = self._stored.answer(slot, view)
             if self.signal == IMAGE_TAIL:
@@ -267,17 +281,16 @@ class ReinforcedDataset(MappedReinforcedData):
         if self._labels is not None:
             item["labels"] = self._label(slot)
         if self._chosen.column_names:
-            own = self._rows.has_stored_views(slot)
-            item.update(self._chosen[slot] if own else self._chosen_of_others[int(self._rows.places[slot])])
+            item.update(self._chosen_values(slot))
         return item
+
+    def _chosen_values(self, slot: int) -> dict[str, Any]:
+        """Returns the base's own columns of a slot that were asked for."""
+        own = self._rows.has_stored_views(slot)
+        return self._chosen[slot] if own else self._chosen_of_others[int(self._rows.places[slot])]
 
     def _label(self, slot: int) -> int:
         return self._stored.label(slot) if self._rows.has_stored_views(slot) else self._rows.other_label(slot)
-
-    def _draw(self, slot: int, epoch: int) -> PIL.Image.Image:
-        """Draws a new view."""
-        row = self._rows.base_row(slot)
-        return draw_fresh_view(self._decode(slot), self.augmentation, seed=self.seed, row=row, epoch=epoch)
 
     def _replay(self, slot: int, view: int, augmented: _Augmented) -> PIL.Image.Image:
         """Replays a stored view, mixing included."""
@@ -323,16 +336,27 @@ class ReinforcedDataset(MappedReinforcedData):
         (value,) = self._images[int(self._rows.places[slot])].values()
         image = decode_row(value, self._rows.name(slot), "Fetch the dataset again.", ReplayError)
         if self.check_images and self._rows.has_stored_views(slot) and not self._checked[slot]:
-            expected = self._stored.image_hash(slot)
-            found = pixel_hash(image)
-            if expected != found:
-                raise ReplayError(
-                    f"{self._rows.name(slot)} must hold the image that was reinforced (pixel hash {expected:016x}), found "
-                    f"another ({found:016x}). Load the base dataset at revision {self.provenance.base.get('revision')}, "
-                    "unchanged."
-                )
+            _check_pixels(image, self._stored.image_hash(slot), self._rows.name(slot), self.provenance)
             self._checked[slot] = True
         return image
+
+
+def _no_answers(data: ReinforcedDataset) -> dict[str, Any]:
+    """Zeros in the shape of stored answers, so that all items of a batch are alike."""
+    answers = {"teacher": np.zeros((2, data.top_k))}
+    if data.signal == IMAGE_TAIL:
+        answers["tail"] = np.zeros((2, tail_size(data.num_classes)))
+    return answers
+
+
+def _check_pixels(image: PIL.Image.Image, expected: int, name: str, provenance: Provenance) -> None:
+    """Refuses another image than the one that was reinforced."""
+    found = pixel_hash(image)
+    if expected != found:
+        raise ReplayError(
+            f"{name} must hold the image that was reinforced (pixel hash {expected:016x}), found another ({found:016x}). Load "
+            f"the base dataset at revision {provenance.base.get('revision')}, unchanged."
+        )
 
 
 def _chosen_columns(rows: datasets.Dataset, columns: Sequence[str]) -> datasets.Dataset:

@@ -98,7 +98,7 @@ def check_other_dataset(args: ReinforcedTrainingArguments, train: Any) -> None:
         raise ConfigError(
             f"`train_dataset` must be what `load_reinforced` returns, got it wrapped in {type(train).__name__}, where "
             "each row would show one view for ever. Select rows before: "
-            "`ReinforcedDataset(train.plus.select(rows), train.provenance)`."
+            "`train.select(rows)`."
         )
     if hasattr(train, "column_names") and "teacher_ids" in train.column_names:
         raise ConfigError(

@@ -18,6 +18,7 @@ DOMAIN_ORDER = 4
 DOMAIN_CORRUPTION = 5
 DOMAIN_MIXING = 6
 DOMAIN_SIGNAL = 7
+DOMAIN_SPLIT = 8
 
 
 def keyed_rng(seed: int, *, domain: int, major: int = 0, minor: int = 0) -> np.random.Generator:

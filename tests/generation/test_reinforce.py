@@ -32,7 +32,9 @@ from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, HfDrE
 from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.folder import Part
 from hf_dr.generation.job import reinforce, reinforce_job
+from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
+from hf_dr.store.base_dataset import load_base
 from hf_dr.store.features import combine_hashes
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import KEEP, PROVENANCE_FILE
@@ -51,6 +53,55 @@ MIXING = Augmentation([RandomResizedCrop(16), RandomHorizontalFlip(), MixUp(), C
 def files_of(folder: Path) -> dict[str, str]:
     """Hash of every shard below a folder."""
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob("*.parquet"))}
+
+
+FASHION = REPOSITORY / "hf_dr" / "assets"
+EMBEDDED = [str(FASHION / "teachers" / f"fashion_mnist_{member}") for member in "ab"]
+
+
+def test_names_stand_for_teacher_and_augmentation(tmp_path, caplog):
+    """Also the result is what a trainer takes."""
+    images, _ = load_base(str(FASHION / "fashion_mnist"), split="train")
+    images = images.select(range(6))
+    ops = [RandomResizedCrop(28), RandomHorizontalFlip()]
+    caplog.set_level(logging.INFO, "hf_dr")
+    config = ReinforceConfig(str(tmp_path / "names"), "a", num_views=2, top_k=3, num_workers=0)
+    named = reinforce(images, EMBEDDED[0], ops, config)
+    assert "The teacher (fashion_mnist_a) computes on cpu." in [record.getMessage() for record in caplog.records]
+    assert isinstance(named, ReinforcedDataset)
+    assert named[0, 1]["pixel_values"].shape == (3, 28, 28)
+    assert len(named) == len(named.plus) == 6
+    written = [{"RandomResizedCrop": {"size": 28}}, "RandomHorizontalFlip"]
+    for name, teacher, augmentation in [
+        ("yaml", (EMBEDDED[0],), written),
+        ("ops", Teacher.from_pretrained(EMBEDDED[0]), tuple(ops)),
+    ]:
+        again = reinforce(images, teacher, augmentation, dataclasses.replace(config, output_dir=str(tmp_path / name)))
+        assert again.provenance.fingerprint == named.provenance.fingerprint
+    both = reinforce(
+        images, EMBEDDED, "rrc", dataclasses.replace(config, output_dir=str(tmp_path / "both"), config_name=None)
+    )
+    assert both.provenance.config_name == "rrc"
+    assert both.size == (224, 224)
+    assert [member["id"] for member in both.provenance.teacher["members"]] == ["fashion_mnist_a", "fashion_mnist_b"]
+
+
+def test_what_is_no_name(tmp_path, tiny_dataset, tiny_teacher):
+    config = ReinforceConfig(str(tmp_path))
+    with pytest.raises(ConfigError, match=r"no augmentation is called `randaugment`\. Did you mean `randaug`\?"):
+        reinforce(tiny_dataset, tiny_teacher, "randaugment", config)
+    with pytest.raises(ConfigError, match=r"no op is called `Flip`\. "):
+        reinforce(tiny_dataset, tiny_teacher, [RandomResizedCrop(16), "Flip"], config)
+    # Before a teacher is loaded, which may take minutes, the dataset is looked at.
+    with pytest.raises(DataError, match="image"):
+        reinforce(tiny_dataset.remove_columns("image"), "org/nowhere", "rrc", config)
+
+
+def test_an_overlay_is_returned_with_its_images(tmp_path, tiny_dataset, tiny_teacher, tiny_plus):
+    config = ReinforceConfig(str(tmp_path), num_views=2, top_k=2, num_workers=0, overlay=True, max_examples=7)
+    plus = reinforce(tiny_dataset, tiny_teacher, Augmentation([Resize((8, 8))]), config)
+    assert "image" not in plus.plus.column_names
+    assert [plus[row]["labels"] for row in range(len(plus))] == tiny_dataset["label"][:7]
 
 
 def run(

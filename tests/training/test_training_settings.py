@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 
 from hf_dr.errors import ConfigError, FormatError, ReplayError
-from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.training.students import build_student, normalize
 from hf_dr.training.trainer import ReinforcedTrainer
@@ -119,8 +118,7 @@ def test_a_wrapped_dataset_is_refused(plain, settings, wrap):
         ConfigError, match=f"got it wrapped in {type(wrapped).__name__}, where each row would show one view"
     ):
         ReinforcedTrainer(pooled(), settings(), train_dataset=wrapped)
-    selected = ReinforcedDataset(plain.plus.select(range(4)), plain.provenance)  # what the message advises
-    ReinforcedTrainer(pooled(), settings(), train_dataset=selected).train()
+    ReinforcedTrainer(pooled(), settings(), train_dataset=plain.select(range(4))).train()  # what the message advises
 
 
 def test_a_folder_without_reinforcements_is_refused(tmp_path, tiny_dataset):

@@ -82,13 +82,18 @@ class DeviceAugmentation:
         return {key: params[key] for _, keys in self.augmentation.single for key in keys.values()}
 
 
+def is_fast_on(device: torch.device) -> bool:
+    """Whether a device makes the views of a whole batch at once; on others they are made one by one."""
+    return device.type == "cuda" and importlib.util.find_spec("triton") is not None
+
+
 _Run = Callable[[Images, list[Step]], Images]
 _Mix = Callable[..., None]
 
 
 def _engine(device: torch.device) -> tuple[_Run, _Mix]:
     """The functions that perform steps: Triton's on a GPU, else torch's."""
-    if device.type == "cuda" and importlib.util.find_spec("triton") is not None:
+    if is_fast_on(device):
         from hf_dr.views.device import fused
 
         return fused.run, fused.mix

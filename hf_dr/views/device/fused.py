@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,6 @@ import torch
 import triton
 
 from hf_dr.views.device import kernels
-from hf_dr.views.device.hashing import secret_words
 from hf_dr.views.device.images import Images
 from hf_dr.views.device.plan import BRIGHTNESS, CONTRAST, GATHER, ONE, Change, Crop, Mix, Resample, Step
 from hf_dr.views.device.resampling import axis_weights, support, vertical_first, windows
@@ -222,31 +220,3 @@ def mix(views_NHWC: torch.Tensor, pool_MHWC: torch.Tensor, partners: np.ndarray,
     kernels.mix_kernel[(len(mixed), triton.cdiv(view_bytes, block))](
         views_NHWC, pool_MHWC, table, row_bytes, view_bytes, BLOCK=block, **_EXACT
     )
-
-
-def hash_lanes(views_NHWC: torch.Tensor) -> torch.Tensor:
-    """Returns the lanes of each view's XXH3 hash, int64 (N, 8), for `hf_dr.views.device.hashing.merge`."""
-    flat = views_NHWC.reshape(len(views_NHWC), -1)
-    length = flat.shape[1]
-    tails = flat[:, -64:].contiguous()
-    if length % 8:
-        flat = torch.nn.functional.pad(flat, (0, -length % 8))
-    lanes = _first_lanes(flat.device).repeat(len(flat), 1)
-    kernels.hash_kernel[(len(flat),)](
-        flat.view(torch.int64), tails.view(torch.int64), secret_words(flat.device), lanes, length, flat.shape[1] // 8,
-        num_warps=1,
-    )  # fmt: skip
-    return lanes
-
-
-@lru_cache(maxsize=8)
-def _first_lanes(device: torch.device) -> torch.Tensor:
-    """What the lanes of a hash begin with, int64 (8,)."""
-    lanes = np.array(
-        [
-            0xC2B2AE3D, 0x9E3779B185EBCA87, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9,
-            0x85EBCA77C2B2AE63, 0x85EBCA77, 0x27D4EB2F165667C5, 0x9E3779B1,
-        ],
-        np.uint64,
-    )  # fmt: skip
-    return torch.from_numpy(lanes.view(np.int64)).to(device)

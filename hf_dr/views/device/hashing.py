@@ -47,8 +47,6 @@ class ViewHashes:
         if not len(views_NHWC) or not can_hash(views_NHWC):
             self._views = views_NHWC
             return
-        from hf_dr.views.device.fused import hash_lanes
-
         stream = side_stream(views_NHWC.device, "hashes")
         stream.wait_stream(torch.cuda.current_stream(views_NHWC.device))
         with torch.cuda.stream(stream):
@@ -61,6 +59,36 @@ class ViewHashes:
             return np.array([hash_view(view) for view in self._views.cpu().numpy()], np.uint64)
         (lanes_N8,) = self._lanes.get()
         return merge(lanes_N8.numpy().view(np.uint64), self._length)
+
+
+def hash_lanes(views_NHWC: torch.Tensor) -> torch.Tensor:
+    """Returns the lanes of each view's XXH3 hash, int64 (N, 8), for `merge`; on a GPU, or in Triton's interpreter."""
+    from hf_dr.views.device import kernels
+
+    flat = views_NHWC.reshape(len(views_NHWC), -1)
+    length = flat.shape[1]
+    tails = flat[:, -64:].contiguous()
+    if length % 8:
+        flat = torch.nn.functional.pad(flat, (0, -length % 8))
+    lanes = _first_lanes(flat.device).repeat(len(flat), 1)
+    kernels.hash_kernel[(len(flat),)](
+        flat.view(torch.int64), tails.view(torch.int64), secret_words(flat.device), lanes, length, flat.shape[1] // 8,
+        num_warps=1,
+    )  # fmt: skip
+    return lanes
+
+
+@lru_cache(maxsize=8)
+def _first_lanes(device: torch.device) -> torch.Tensor:
+    """What the lanes of a hash begin with, int64 (8,)."""
+    lanes = np.array(
+        [
+            0xC2B2AE3D, 0x9E3779B185EBCA87, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9,
+            0x85EBCA77C2B2AE63, 0x85EBCA77, 0x27D4EB2F165667C5, 0x9E3779B1,
+        ],
+        np.uint64,
+    )  # fmt: skip
+    return torch.from_numpy(lanes.view(np.int64)).to(device)
 
 
 @lru_cache(maxsize=8)

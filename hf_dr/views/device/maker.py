@@ -6,9 +6,11 @@ sees, in today's order. Columns are those that `hf_dr.views.maker.ViewMaker` mak
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import overload
 
 import numpy as np
 import torch
@@ -20,10 +22,13 @@ from hf_dr.views.device.augment import DeviceAugmentation
 from hf_dr.views.device.hashing import ViewHashes
 from hf_dr.views.device.images import Images
 from hf_dr.views.device.packing import columns, trim
+from hf_dr.views.device.plan import NotOnDeviceError
 from hf_dr.views.images import pixel_hash
 from hf_dr.views.maker import Span, ViewBatch, ViewMaker
 from hf_dr.views.ops.base import Params
 from hf_dr.views.rng import view_rng
+
+logger = logging.getLogger(__name__)
 
 _UNMATCHED = -2  # a view that is mixed, until it is known with whom
 
@@ -136,6 +141,12 @@ class FlightMaker(torch.utils.data.Dataset):
     def __init__(self, maker: ViewMaker, sizes: torch.Tensor | None = None) -> None:
         self.maker = maker
         self.sizes = sizes
+
+    @overload
+    def __getitem__(self, item: range) -> Flight: ...
+
+    @overload
+    def __getitem__(self, item: Span) -> Drawn: ...
 
     def __getitem__(self, item: range | Span) -> Flight | Drawn:
         return self._draw(item) if isinstance(item, Span) else self._decode(item)
@@ -272,16 +283,18 @@ class MadeViews:
 
     Attributes:
         pixels: uint8 (kept views, H, W, 3), on the device.
-        hashes: Of all views with a decodable image.
-        batch: All else; its pixels and hashes are empty.
+        hashes: Of all views with a decodable image; None where the batch has them already.
+        batch: All else; its pixels, and its hashes where they are still to come, are empty.
     """
 
     pixels: torch.Tensor
-    hashes: ViewHashes
+    hashes: ViewHashes | None
     batch: ViewBatch
 
     def finish(self) -> ViewBatch:
         """Waits for the hashes and returns the span as `ViewMaker` would, with its pixels on the device."""
+        if self.hashes is None:
+            return replace(self.batch, pixels=self.pixels)
         view_hashes = np.zeros(len(self.batch.valid), np.uint64)
         view_hashes[self.batch.valid] = self.hashes.get()
         return replace(self.batch, pixels=self.pixels, view_hashes=view_hashes)
@@ -308,6 +321,7 @@ class DeviceViewMaker:
         self.device = device
         self.augmenter = DeviceAugmentation(maker.augmentation)
         self.cache_bytes = cache_bytes
+        self._told = False
 
     def keeps_images(self) -> bool:
         """Whether the images of all possible partners stay on the device, by the size of some of them."""
@@ -362,7 +376,7 @@ class DeviceViewMaker:
             joined = Flight.join(there) if joined is None else joined
             there = [joined] if keeps else there  # the parts are in it
             for span in of_block:
-                yield self._make(span, joined, next(arriving) if keeps else None)
+                yield self.make(span, joined, next(arriving) if keeps else None)
 
     def _blocks(self, spans: Sequence[Span], *, keeps: bool) -> Iterator[tuple[range, list[Span]]]:
         """The examples that must be there for a few spans, and those spans."""
@@ -379,7 +393,29 @@ class DeviceViewMaker:
                 groups.append((block, [span]))
         return iter(groups)
 
-    def _make(self, span: Span, flight: Flight, drawn: Drawn | None = None) -> MadeViews:
+    def flight(self, span: Span) -> Flight:
+        """Decodes and draws, in this process, all that the views of a span need; it is still to be sent to the device."""
+        views = self.maker.num_views
+        return FlightMaker(self.maker)[range(span.start // views, (span.stop - 1) // views + 1)]
+
+    def make(self, span: Span, flight: Flight, drawn: Drawn | None = None) -> MadeViews:
+        """Makes the views of a span; all that is given to the device is asynchronous.
+
+        Args:
+            span: Which views.
+            flight: Holds their images, on the device.
+            drawn: Their parameters, where they do not come with the flight.
+        """
+        try:
+            return self._make_here(span, flight, drawn)
+        except NotOnDeviceError as error:
+            if not self._told:
+                logger.warning("Some views are made on the CPU, which takes longer: %s.", error)
+                self._told = True
+            batch = self.maker[span]
+            return MadeViews(batch.pixels.to(self.device), None, batch)
+
+    def _make_here(self, span: Span, flight: Flight, drawn: Drawn | None) -> MadeViews:
         maker, flat = self.maker, np.arange(span.start, span.stop)
         rows, views = flat // maker.num_views - flight.first, flat % maker.num_views
         valid = flight.valid[rows]

@@ -76,6 +76,8 @@ def ahead(
 class Background:
     """Does one thing after the other in a thread: for work that leaves Python's lock alone, such as encoding a file.
 
+    After an error nothing more is done: what comes next may build upon what has failed.
+
     Args:
         depth: `submit` waits where so many things are still to be done.
     """
@@ -84,12 +86,22 @@ class Background:
         self._pool = ThreadPoolExecutor(1, "background")
         self._waiting: deque[Future[Any]] = deque()
         self._depth = depth
+        self._failed = False
 
     def submit(self, work: Callable[..., Any], *arguments: Any) -> None:
         """Does `work(*arguments)` later; raises what earlier work raised."""
         while len(self._waiting) >= self._depth:
             self._waiting.popleft().result()
-        self._waiting.append(self._pool.submit(work, *arguments))
+        self._waiting.append(self._pool.submit(self._do, work, *arguments))
+
+    def _do(self, work: Callable[..., Any], *arguments: Any) -> None:
+        if self._failed:
+            return
+        try:
+            work(*arguments)
+        except BaseException:
+            self._failed = True
+            raise
 
     def wait(self) -> None:
         """Waits until all is done; raises what it raised."""

@@ -13,7 +13,7 @@ import xxhash
 from hf_dr import ops
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.device import eager
-from hf_dr.views.device.hashing import ViewHashes, merge
+from hf_dr.views.device.hashing import ViewHashes, hash_lanes, merge
 from hf_dr.views.device.images import Images
 from hf_dr.views.device.plan import plan, plan_mixing
 from tests.views.device.pictures import any_size, as_columns, picture
@@ -68,12 +68,10 @@ def check_mixing(device):
 
 def check_hashes(device):
     """Hashes views of lengths that end anywhere in a block, a stripe and a word."""
-    from hf_dr.views.device import fused
-
     rng = np.random.default_rng(2)
     for height, width in [(9, 9), (10, 10), (19, 18), (8, 128), (7, 49), (31, 33)]:
         views = torch.from_numpy(rng.integers(0, 256, (3, height, width, 3), dtype=np.uint8))
-        lanes = fused.hash_lanes(views.to(device)).cpu().numpy().view(np.uint64)
+        lanes = hash_lanes(views.to(device)).cpu().numpy().view(np.uint64)
         expected = [xxhash.xxh3_64_intdigest(view.numpy().tobytes()) for view in views]
         assert merge(lanes, views[0].numel()).tolist() == expected
 

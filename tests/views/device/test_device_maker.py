@@ -126,8 +126,11 @@ def test_work_in_the_background_keeps_its_order_and_tells_its_errors():
     background.wait()
     assert [n for n, _ in done] == list(range(5))
     background.submit(lambda: 1 / 0)
+    background.submit(done.append, "what would build upon it")
     with pytest.raises(ZeroDivisionError):
         background.wait()
+    background.wait()
+    assert len(done) == 5
     background.close()
 
 

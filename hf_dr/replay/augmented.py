@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from typing import Any
 
 import datasets
 import numpy as np
+import PIL.Image
 import torch
 
 from hf_dr.errors import ConfigError, DataError
@@ -131,15 +133,25 @@ class AugmentedDataset(MappedReinforcedData):
         return np.empty(0, np.float32)
 
     def __getitem__(self, index: ViewIndex) -> dict[str, Any]:
+        (augmentation,) = self.augmentations
+
+        def pixels(row: int, epoch: int) -> torch.Tensor:
+            # The rows of a `ReinforcedDataset` over the same base show the same new views.
+            return as_tensor(draw_fresh_view(self.decode(row), augmentation, seed=self.seed, row=row, epoch=epoch))
+
+        return self.item_with(pixels, index)
+
+    def decode(self, row: int) -> PIL.Image.Image:
+        """Decodes the image of a row."""
+        (value,) = self._images[row].values()
+        return decode_row(value, f"row {row}")
+
+    def item_with(self, pixels: Callable[[int, int], Any], index: ViewIndex) -> dict[str, Any]:
+        """Returns an item with `pixel_values` as they are made from its row and epoch."""
         row, view = self._locate(index)
         assert isinstance(view, ViewRequest), "no view is stored"
-        (value,) = self._images[row].values()
-        (augmentation,) = self.augmentations
-        image = decode_row(value, f"row {row}")
-        # The rows of a `ReinforcedDataset` over the same base show the same new views.
-        shown = draw_fresh_view(image, augmentation, seed=self.seed, row=row, epoch=view.number)
         return {
-            "pixel_values": as_tensor(shown),
+            "pixel_values": pixels(row, view.number),
             "teacher_ids": torch.zeros(1, dtype=torch.int64),
             "teacher_logprobs": torch.zeros(1),
             "reinforced": False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,8 +15,11 @@ from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.device.augment import DeviceAugmentation
 from hf_dr.views.device.images import Images
 from hf_dr.views.device.overlap import side_stream
+from hf_dr.views.device.plan import NotOnDeviceError, row_of
 from hf_dr.views.ops.base import Params
 from hf_dr.views.ops.geometry import RandomResizedCrop
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -132,8 +136,21 @@ class UndoneBatch:
         return DoneBatch(views_NHWC, done)
 
     def _make(self, device: torch.device) -> torch.Tensor:
-        pool_MHWC = self.augmenter.apply(self.images.to(device), self.params)
+        try:
+            pool_MHWC = self.augmenter.apply(self.images.to(device), self.params)
+        except NotOnDeviceError as error:
+            logger.warning("Some views are made on the CPU, which takes longer: %s.", error)
+            return self._made_by_pillow().to(device)
         return self.augmenter.mix(pool_MHWC, self.mixing, self.partners)
+
+    def _made_by_pillow(self) -> torch.Tensor:
+        augmentation = self.augmenter.augmentation
+        images = (PIL.Image.fromarray(self.images.image(n).cpu().numpy()) for n in range(len(self.images)))
+        single = [augmentation.apply(image, row_of(self.params, n)) for n, image in enumerate(images)]
+        views = []
+        for n, partner in enumerate(self.partners.tolist()):
+            views.append(augmentation.mix(single[n], row_of(self.mixing, n), None if partner < 0 else single[partner]))
+        return torch.from_numpy(np.stack([np.asarray(view) for view in views]))
 
 
 @dataclass(frozen=True)

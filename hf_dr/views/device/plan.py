@@ -31,7 +31,7 @@ from hf_dr.views.ops import (
     Resize,
     TrivialAugmentWide,
 )
-from hf_dr.views.ops.base import MAX_PIXELS
+from hf_dr.views.ops.base import MAX_PIXELS, Params
 from hf_dr.views.ops.colour import POLICY_OPS
 
 Columns = Mapping[str, np.ndarray]
@@ -176,14 +176,16 @@ class Sizes:
         if not bad.any():
             return
         n = int(bad.argmax())
-        one = {name: _plain(values[n]) for name, values in params.items()}
+        one = row_of(params, n)
         image = PIL.Image.new("RGB", (int(self.widths[n]), int(self.heights[n])))
         op.apply(image, one, image)
         raise AssertionError(f"{op} accepts what was refused: {one}")
 
 
-def _plain(value: np.ndarray | np.generic) -> Any:
-    return tuple(value.tolist()) if isinstance(value, np.ndarray) else value.item()
+def row_of(params: Columns, number: int) -> Params:
+    """Returns the parameters of one view as an op takes them."""
+    cells = {name: values[number] for name, values in params.items()}
+    return {name: tuple(cell.tolist()) if isinstance(cell, np.ndarray) else cell.item() for name, cell in cells.items()}
 
 
 _Planner = Callable[[Any, Columns, Sizes], None]

@@ -176,10 +176,10 @@ def test_golden_datasets_replay(folder, device):
         for view in range(plus.num_views):
             params, partner = plus.params(row, view), None
             if augmentation.mixes and params[PARTNER] != NO_PARTNER:
-                other = plus._rows.slot_of(params[PARTNER])
+                other = plus.rows.slot_of(params[PARTNER])
                 theirs = plus.params(other, view)
                 if scope == STORED_PARTNERS:
-                    theirs = plus._stored.partner_params(row, view)
+                    theirs = plus.stored.partner_params(row, view)
                 partner = Source(("partner", view), *trim(augmentation, plus.example_image(other), theirs))
             views.append(UndoneView(source(row, view, params), partner, params))
         made = UndoneBatch.pack(augmenter, views).to(device).pixels().cpu().numpy().transpose(0, 2, 3, 1)

@@ -41,7 +41,8 @@ import torch
 from safetensors.torch import load_file
 
 from hf_dr.cli.launch import launch
-from hf_dr.evaluation.comparison import CompareConfig, Comparison, as_arguments, run_comparison
+from hf_dr.evaluation.comparison import Comparison, run_comparison
+from hf_dr.evaluation.config import CompareConfig, as_arguments
 from hf_dr.store.base_dataset import undecoded_images
 from hf_dr.teacher.preprocessing import Preprocessing
 from hf_dr.teacher.signals import SIGNALS

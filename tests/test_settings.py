@@ -39,7 +39,7 @@ def check(**values: Any) -> None:
     "values",
     [
         {}, {"rows": 9}, {"most": 0}, {"share": 0}, {"share": 1.0}, {"crop": 1}, {"decay": 0.999}, {"temperature": 1e9},
-        {"mode": "b"}, {"levels": [1, 3]}, {"free": object()},
+        {"mode": "b"}, {"levels": [1, 3]}, {"free": 1j},
     ],
     ids=str,
 )  # fmt: skip

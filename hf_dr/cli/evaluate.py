@@ -43,7 +43,7 @@ def evaluate_command(argv: Sequence[str], prog: str) -> int:
     )
     start_logging()
     from hf_dr.cli.arguments import rehearse
-    from hf_dr.evaluation.comparison import as_arguments
+    from hf_dr.evaluation.config import as_arguments
     from hf_dr.evaluation.run import run_evaluation
 
     if smoke.smoke:

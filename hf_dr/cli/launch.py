@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from hf_dr.errors import HfDrError
 
@@ -82,6 +83,7 @@ COMMANDS = {
 
 def launch(command: str, argv: Sequence[str], prog: str) -> int:
     """Runs one command under the name by which the user called it; returns the exit status, as `main` does."""
+    _uncover_evaluate()
     try:
         if not COMMANDS[command].light:
             start_logging()
@@ -92,6 +94,13 @@ def launch(command: str, argv: Sequence[str], prog: str) -> int:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
+
+
+def _uncover_evaluate() -> None:
+    """Lets `import evaluate` find the library: the folder of a started script comes first, and recipes/ has an evaluate.py."""
+    folder = Path(sys.argv[0]).resolve().parent
+    if sys.path and Path(sys.path[0]).resolve() == folder and (folder / "evaluate.py").is_file():
+        del sys.path[0]
 
 
 def start_logging() -> None:

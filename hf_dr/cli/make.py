@@ -38,7 +38,7 @@ def reinforce_command(argv: Sequence[str], prog: str) -> int:
     )
     start_logging()
     from hf_dr.cli.arguments import build_augmentation, read_classes, rehearse
-    from hf_dr.evaluation.comparison import as_arguments
+    from hf_dr.evaluation.config import as_arguments
     from hf_dr.generation.folder import Part
     from hf_dr.generation.job import reinforce_job
     from hf_dr.processes import process_state

@@ -30,7 +30,7 @@ from timm.data import ImageNetInfo
 from hf_dr.cli.config import config_files, read_yaml
 from hf_dr.cli.flags import FEATURES_FILE
 from hf_dr.errors import ConfigError
-from hf_dr.evaluation.comparison import as_arguments
+from hf_dr.evaluation.config import as_arguments
 from hf_dr.evaluation.corruptions import CORRUPTIONS
 from hf_dr.evaluation.sets import EvaluationSet, parse_set
 from hf_dr.training.students import build_student, complete_config

@@ -18,7 +18,7 @@ from hf_dr.cli.arguments import as_config_error, build_augmentation, read_classe
 from hf_dr.cli.config import parse
 from hf_dr.cli.flags import SmokeArguments
 from hf_dr.errors import ConfigError
-from hf_dr.evaluation.comparison import as_arguments
+from hf_dr.evaluation.config import as_arguments
 from hf_dr.evaluation.metrics import compute_metrics
 from hf_dr.hub.fetch import fetch_config
 from hf_dr.processes import process_state

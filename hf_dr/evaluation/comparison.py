@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from hf_dr.errors import ConfigError
-from hf_dr.evaluation.config import CompareConfig, EvaluateConfig
+from hf_dr.evaluation.config import CompareConfig, EvaluateConfig, as_arguments
 from hf_dr.evaluation.plots import accuracy_figure, as_png, reliability_figure
 from hf_dr.evaluation.report import SHARES, Report
 from hf_dr.evaluation.run import run_evaluation
@@ -229,14 +229,6 @@ def is_finished(run: Path, flags: dict[str, Any]) -> bool:
             "another `output_dir`."
         )
     return (run / RESULTS_FILE).is_file()
-
-
-def as_arguments(flags: dict[str, Any]) -> list[str]:
-    """Writes settings as a command line."""
-    words = []
-    for key, value in flags.items():
-        words += [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
-    return words
 
 
 _ABOUT = (

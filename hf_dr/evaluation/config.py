@@ -121,3 +121,11 @@ class CompareConfig:
     save: bool = field(
         default=False, metadata={"help": 'Keep the table next to the "+" dataset\'s shards and show it in its card.'}
     )
+
+
+def as_arguments(flags: dict[str, Any]) -> list[str]:
+    """Writes settings as a command line."""
+    words = []
+    for key, value in flags.items():
+        words += [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
+    return words

@@ -173,8 +173,9 @@ class ReinforcedDataset(MappedReinforcedData):
         augmented: _Augmented = {}
 
         def pixels(slot: int, view: View) -> torch.Tensor:
-            drawn = isinstance(view, ViewRequest)
-            return as_tensor(self._draw(slot, view.number) if drawn else self._replay(slot, view, augmented))
+            if isinstance(view, ViewRequest):
+                return as_tensor(self._draw(slot, view.number))
+            return as_tensor(self._replay(slot, view, augmented))
 
         return self.items_with(pixels, indices)
 

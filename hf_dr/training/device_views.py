@@ -46,7 +46,7 @@ def device_augmentation(
         reasons += unsupported(train.augmentations[0])
     if data_collator is not default_data_collator:
         reasons.append("a `data_collator` of your own is given views that are made")
-    if args.accelerator_config.dispatch_batches:
+    if getattr(args.accelerator_config, "dispatch_batches", None):
         reasons.append("`dispatch_batches` sends tensors only")
     if not reasons:
         return DeviceAugmentation(train.augmentations[0])

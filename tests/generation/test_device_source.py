@@ -1,5 +1,6 @@
 """A run whose views are made on the teacher's device writes the bytes of one whose views Pillow makes."""
 
+import copy
 import logging
 from dataclasses import replace
 
@@ -47,6 +48,17 @@ def test_every_signal_has_the_same_bytes(tmp_path, tiny_dataset, tiny_teacher, n
     assert found == expected
     texts = [next((tmp_path / n).rglob("reinforcement.json")).read_text() for n in "ab"]
     assert texts[0] == texts[1], "where views are made is not part of the dataset"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", SIGNALS)
+def test_every_signal_has_the_same_bytes_on_a_gpu(tmp_path, tiny_dataset, tiny_teacher, name):
+    """Also where the teacher is replayed as a recorded graph, which begins with the second full batch."""
+    teacher = Teacher(copy.deepcopy(tiny_teacher.members), device="cuda")
+    settings = {"num_views": 5, "batch_size": 8, "shard_size": 6, "num_workers": 2, **SIGNALS[name]}
+    ops = PLAIN if "keep" in settings else ALL_OPS
+    expected = run(tmp_path / "a", tiny_dataset, teacher, ops, augment_on="cpu", **settings)
+    assert run(tmp_path / "b", tiny_dataset, teacher, ops, augment_on="device", **settings) == expected
 
 
 @pytest.mark.parametrize("scope", ["dataset", "shard"])

@@ -64,6 +64,18 @@ def test_a_training_is_the_same(tmp_path, tiny_dataset, tiny_teacher, name, work
     assert isinstance(trainers[1].train_dataset, type(trainers[0].train_dataset))
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_batches_are_the_same_on_a_gpu(tmp_path, tiny_plus):
+    one, other = (
+        trained(tmp_path / where, copy.copy(tiny_plus), augment_on=where, use_cpu=False, dataloader_num_workers=2)
+        for where in ("cpu", "auto")
+    )
+    assert other._augmenter is not None
+    assert len(one.seen) == len(other.seen) > 0
+    assert all(batch["pixel_values"].device.type == "cuda" for batch in other.seen)
+    assert all(same(a, b) for a, b in zip(one.seen, other.seen, strict=True))
+
+
 def test_partners_that_are_stored_with_the_view(tmp_path):
     golden = [path.parent for path in GOLDEN if Provenance.read(path.parent).mixing_scope == STORED_PARTNERS]
     assert golden

@@ -16,7 +16,7 @@ import torch
 from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, FormatError, ReplayError, TeacherError
 from hf_dr.generation.config import ExtendConfig
 from hf_dr.generation.job import Job
-from hf_dr.generation.labelling import Labeller
+from hf_dr.generation.labelling import Labeller, ShortAnswers
 from hf_dr.generation.plan import Plan, library_versions
 from hf_dr.generation.rows import Rows
 from hf_dr.generation.sources import choose_source
@@ -191,7 +191,8 @@ def extend_job(plus: ReinforcedDataset, teacher: Teacher, config: ExtendConfig) 
     plan = Plan(provenance, plus.augmentation, plus.undecoded_images, base, folder)
     maker = _StoredViewMaker(plan.view_maker(), stored.skipped_rows, first_new)
     labeller = (_MoreMembers if config.num_views is None else _MoreViews)(teacher, provenance, views)
-    return Job(plan, choose_source(maker, labeller, config.batch_size, config.num_workers), views.check)
+    source = choose_source(maker, labeller, config.batch_size, config.num_workers, config.augment_on)
+    return Job(plan, source, views.check)
 
 
 def _check_same_teacher(stored: Provenance, teacher: Teacher) -> None:
@@ -313,19 +314,24 @@ class _ExtendingLabeller(Labeller):
 class _MoreViews(_ExtendingLabeller):
     """The teacher is asked for the new views; the stored ones keep their answers."""
 
-    def short_answers(self, span: Span, answers_BC: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    def short_answers(self, span: Span, answers_BC: torch.Tensor) -> ShortAnswers:
         num_views = self.provenance.num_views
-        ids_NK, logprobs_NK = self._stored.answers(span, num_views)
         places_N = np.arange(span.start, span.stop)
         new_N = places_N % num_views >= self._stored.num_views
-        ids_NK[new_N], logprobs_NK[new_N] = self.shorten(answers_BC, places_N[new_N])
-        return ids_NK, logprobs_NK
+        new_answers = self.shorten(answers_BC, places_N[new_N])
+
+        def both() -> tuple[np.ndarray, np.ndarray]:
+            ids_NK, logprobs_NK = self._stored.answers(span, num_views)
+            ids_NK[new_N], logprobs_NK[new_N] = new_answers()
+            return ids_NK, logprobs_NK
+
+        return both
 
 
 class _MoreMembers(_ExtendingLabeller):
     """New members are asked for all views; their answers are averaged into the stored ones."""
 
-    def short_answers(self, span: Span, answers_BC: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    def short_answers(self, span: Span, answers_BC: torch.Tensor) -> ShortAnswers:
         ids_NK, logprobs_NK = self._stored.answers(span, self.provenance.num_views)
         before = self.provenance.teacher[EXTENDED_FROM]["num_members"]
         averaged_NC = add_members(ids_NK, logprobs_NK, answers_BC, before, len(self.teacher.members))

@@ -61,6 +61,7 @@ class ResumableTrainer(Trainer):
         warm_up_kernels()
         self._sampler: Any = None  # of the training set, if it has a `set_epoch`
         self._measured: dict[str, float] = {}  # the metrics of the present weights
+        self._loaders: list[Any] = []  # those that may have workers
         super().__init__(*args, **settings)
         self.add_callback(_Epochs(self))
 
@@ -80,7 +81,19 @@ class ResumableTrainer(Trainer):
         if checkpoint is True:
             checkpoint = get_last_checkpoint(str(self.args.output_dir)) or True  # Trainer reports that there is none
         self.prepare_resume(None if checkpoint is None or isinstance(checkpoint, bool) else str(checkpoint))
-        return super().train(checkpoint, trial, ignore_keys_for_eval)
+        try:
+            return super().train(checkpoint, trial, ignore_keys_for_eval)
+        finally:
+            self._end_workers()
+
+    def _end_workers(self) -> None:
+        """Ends the persistent workers of loaders: at the process's exit torch would wait 5 seconds for each of them."""
+        for loader in self._loaders:
+            iterator = getattr(loader, "_iterator", None)  # of persistent workers; a loader begins with new ones
+            if iterator is not None:
+                iterator._shutdown_workers()
+                loader._iterator = None
+        self._loaders.clear()
 
     def prepare_resume(self, checkpoint: str | None) -> None:
         """Checks that a checkpoint is one of this run, before anything is loaded from it; None starts a new training.
@@ -139,9 +152,10 @@ class ResumableTrainer(Trainer):
         A loader with persistent workers draws it only once. From the global generator, what the model draws after a restart
         (dropout) would not be what it would have been without.
         """
+        inner: Any = getattr(loader, "base_dataloader", loader)  # inside of accelerate's wrapper
         if self._loader_seed is not None:
-            inner = getattr(loader, "base_dataloader", loader)  # inside of accelerate's wrapper
             inner.generator = torch.Generator().manual_seed(self._loader_seed)
+        self._loaders.append(inner)
         return loader
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:

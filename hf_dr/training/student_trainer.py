@@ -14,6 +14,7 @@ from transformers.utils.hub import PushInProgress
 from hf_dr.hub.repository import Push
 from hf_dr.replay.reinforced_data import ReinforcedData
 from hf_dr.training.arguments import ReinforcedTrainingArguments
+from hf_dr.training.device_views import uses_channels_last, with_made_views
 from hf_dr.training.resumable import ResumableTrainer
 from hf_dr.training.student_card import student_of_training
 from hf_dr.training.student_hub import push_in_background
@@ -45,6 +46,14 @@ class StudentTrainer(ResumableTrainer):
         name = getattr(getattr(model, "config", None), "architecture", None) or type(model).__name__
         self._model_summary = f"{name} of {sum(p.numel() for p in model.parameters()):,} parameters"
         self._normalization = normalization or own_normalization(model)
+        self._channels_last = uses_channels_last(self.args, model)
+        if self._channels_last:
+            model.to(memory_format=torch.channels_last)
+
+    def get_batch_samples(self, *args: Any, **settings: Any) -> tuple[list[Any], Any]:
+        """As Trainer's; views that the device makes meanwhile are tensors from here on."""
+        batches, count = super().get_batch_samples(*args, **settings)
+        return [with_made_views(batch, channels_last=self._channels_last) for batch in batches], count
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
@@ -62,6 +71,8 @@ class StudentTrainer(ResumableTrainer):
         """Returns a batch with its pixels normalised, if they are uint8."""
         pixels = inputs.get("pixel_values")
         if isinstance(pixels, torch.Tensor) and pixels.dtype == torch.uint8:
+            if self._channels_last:
+                pixels = pixels.contiguous(memory_format=torch.channels_last)
             # On the device, where the loader has put them: a quarter of the bytes to send there.
             return {**inputs, "pixel_values": normalize(pixels, *self._normalization)}
         return inputs

@@ -26,7 +26,7 @@ from transformers import (
 import hf_dr.teacher.architectures  # noqa: F401 (what it registers, timm builds)
 from hf_dr.errors import ConfigError, DataError, did_you_mean
 from hf_dr.views.augmentation import Augmentation
-from hf_dr.views.images import as_tensor, decode_row
+from hf_dr.views.images import as_tensor, channel_values, decode_row
 from hf_dr.views.ops.geometry import CenterCrop, Resize
 
 EMA_FILE = "ema.safetensors"
@@ -152,10 +152,9 @@ def native_names(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]
 
 def normalize(pixels_BCHW: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
     """Turns uint8 pixels into the model's float32 input: (pixels / 255 - mean) / std for each channel."""
-    shape = (1, -1, 1, 1)
-    offset = torch.tensor(mean, device=pixels_BCHW.device).view(shape) * 255
-    scale = torch.tensor(std, device=pixels_BCHW.device).view(shape) * 255
-    return (pixels_BCHW - offset) / scale
+    offset_C11 = channel_values(tuple(mean), pixels_BCHW.device, torch.float32) * 255
+    scale_C11 = channel_values(tuple(std), pixels_BCHW.device, torch.float32) * 255
+    return (pixels_BCHW - offset_C11) / scale_C11
 
 
 def own_normalization(model: torch.nn.Module) -> Normalization:

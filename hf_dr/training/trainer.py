@@ -21,10 +21,12 @@ from hf_dr.replay.streaming import StreamedReinforcedDataset
 from hf_dr.training.arguments import ReinforcedTrainingArguments
 from hf_dr.training.average import WeightAverage
 from hf_dr.training.checks import check_num_classes, check_other_dataset, check_settings, check_student
+from hf_dr.training.device_views import device_augmentation, undone
 from hf_dr.training.losses import TailRule, reinforced_loss, tail_rule
 from hf_dr.training.mixing import BatchMixer
 from hf_dr.training.student_trainer import StudentTrainer
 from hf_dr.training.students import Normalization
+from hf_dr.views.device.augment import DeviceAugmentation
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +74,10 @@ class ReinforcedTrainer(StudentTrainer):
         super().__init__(model=model, args=args, normalization=normalization, **settings)
         self.args: ReinforcedTrainingArguments
         self._check_train_dataset()
+        train: Any = self.train_dataset
+        self._augmenter: DeviceAugmentation | None = None
+        if isinstance(train, ReinforcedData):
+            self._augmenter = device_augmentation(args, train, self.data_collator)
         self._mixer = BatchMixer(args, self._order_seed)
         self.add_callback(self._mixer)
         self._average: WeightAverage | None = None
@@ -112,11 +118,14 @@ class ReinforcedTrainer(StudentTrainer):
             return super().get_train_dataloader()
         args = self.args
         dataset, self._sampler = self._in_order(train)
+        collate: Any = self._get_collator_with_removed_columns(self.data_collator, "Training")
+        if self._augmenter is not None:
+            dataset, collate = undone(dataset, self._augmenter, collate)
         loader = torch.utils.data.DataLoader(
             dataset,
             batch_size=self._train_batch_size,
             sampler=self._sampler,
-            collate_fn=self._get_collator_with_removed_columns(self.data_collator, "Training"),
+            collate_fn=collate,
             drop_last=args.dataloader_drop_last,
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory,

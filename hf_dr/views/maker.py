@@ -108,9 +108,13 @@ class ViewMaker(torch.utils.data.Dataset):
 
     def partner(self, example: int, view: int) -> int:
         """Returns the example with which this one would be mixed in this view."""
+        return self.matching(example, view).partner(example)
+
+    def matching(self, example: int, view: int) -> Matching:
+        """Returns who is mixed with whom in this view, in the block of examples that holds this one."""
         size = self.matching_size or len(self.images)
         start = example // size * size
-        return _matching(start, min(start + size, len(self.images)), self.seed, view).partner(example)
+        return _matching(start, min(start + size, len(self.images)), self.seed, view)
 
     def view(self, example: int, view: int, image: PIL.Image.Image) -> tuple[PIL.Image.Image, Params]:
         """Draws the parameters of one view and performs them, mixing included.

@@ -276,7 +276,7 @@ def _build_trainer(
     data: ReinforcedData,
     evaluation: LabelledImages | None,
 ) -> ReinforcedTrainer:
-    """Builds the trainer of the objective; a student that is fine-tuned keeps its image processor and normalisation."""
+    """Builds the trainer of the objective; a student that is fine-tuned keeps its image processor."""
     settings: dict[str, Any] = {
         "model": model,
         "args": args,
@@ -287,8 +287,6 @@ def _build_trainer(
     processor = load_processor(student.student, max(data.size))
     if processor is not None:
         settings["processing_class"] = processor
-        if getattr(processor, "image_mean", None) and getattr(processor, "image_std", None):
-            settings["normalization"] = (processor.image_mean, processor.image_std)
     if student.objective != "kd":
         with as_config_error():
             return ReinforcedTrainer(**settings)

@@ -22,8 +22,9 @@ from hf_dr.training.students import (
     complete_config,
     is_timm,
     native_names,
+    normalization_of,
     normalize,
-    own_normalization,
+    student_preprocessing,
 )
 
 
@@ -44,7 +45,7 @@ class StudentTrainer(ResumableTrainer):
         # Before any wrapper changes its class.
         name = getattr(getattr(model, "config", None), "architecture", None) or type(model).__name__
         self._model_summary = f"{name} of {sum(p.numel() for p in model.parameters()):,} parameters"
-        self._normalization = normalization or own_normalization(model)
+        self._preprocessing = student_preprocessing(model, self.processing_class, normalization)
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
@@ -62,8 +63,9 @@ class StudentTrainer(ResumableTrainer):
         """Returns a batch with its pixels normalised, if they are uint8."""
         pixels = inputs.get("pixel_values")
         if isinstance(pixels, torch.Tensor) and pixels.dtype == torch.uint8:
+            seen = self._preprocessing
             # On the device, where the loader has put them: a quarter of the bytes to send there.
-            return {**inputs, "pixel_values": normalize(pixels, *self._normalization)}
+            return {**inputs, "pixel_values": normalize(pixels, seen.mean, seen.std, bgr=seen.bgr)}
         return inputs
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
@@ -82,7 +84,7 @@ class StudentTrainer(ResumableTrainer):
     # Private for the reason that `ResumableTrainer` has. No public method is told the names of the weights.
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         if is_timm(self.model):  # timm reads it as well as transformers, and both resume from it
-            complete_config(self.model, self._normalization)
+            complete_config(self.model, normalization_of(self._preprocessing))
             state_dict = native_names(self.model.state_dict() if state_dict is None else state_dict)  # type: ignore[union-attr]
         super()._save(output_dir, state_dict)
 

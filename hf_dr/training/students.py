@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import datasets
 import timm
 import torch
-from timm.data import (
-    IMAGENET_DEFAULT_MEAN,
-    IMAGENET_DEFAULT_STD,
-    resolve_data_config,
-    resolve_model_data_config,
-)
+from timm.data import IMAGENET_DEFAULT_MEAN, resolve_data_config, resolve_model_data_config
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
@@ -25,6 +21,7 @@ from transformers import (
 
 import hf_dr.teacher.architectures  # noqa: F401 (what it registers, timm builds)
 from hf_dr.errors import ConfigError, DataError, did_you_mean
+from hf_dr.teacher.preprocessing import Preprocessing, read_image_processor, timm_preprocessing
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.images import as_tensor, decode_row
 from hf_dr.views.ops.geometry import CenterCrop, Resize
@@ -150,18 +147,60 @@ def native_names(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]
     return {name.removeprefix("timm_model."): tensor for name, tensor in weights.items()}
 
 
-def normalize(pixels_BCHW: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    """Turns uint8 pixels into the model's float32 input: (pixels / 255 - mean) / std for each channel."""
+def normalize(
+    pixels_BCHW: torch.Tensor, mean: Sequence[float], std: Sequence[float], *, bgr: bool = False
+) -> torch.Tensor:
+    """Turns uint8 RGB pixels into the model's float32 input: (pixels / 255 - mean) / std for each channel of its order."""
     shape = (1, -1, 1, 1)
+    if bgr:
+        pixels_BCHW = pixels_BCHW.flip(1)
     offset = torch.tensor(mean, device=pixels_BCHW.device).view(shape) * 255
     scale = torch.tensor(std, device=pixels_BCHW.device).view(shape) * 255
     return (pixels_BCHW - offset) / scale
 
 
-def own_normalization(model: torch.nn.Module) -> Normalization:
-    """Returns mean and std that a model's `pretrained_cfg` names, else ImageNet's."""
+def student_preprocessing(
+    model: torch.nn.Module, processor: Any = None, normalization: Normalization | None = None
+) -> Preprocessing:
+    """Returns what a student does to the colours of its images; of its size and filter nothing follows.
+
+    Args:
+        model: Its `pretrained_cfg` counts where it is alone; else ImageNet's mean and standard deviation do.
+        processor: The image processor that is saved with the student, and shows it images from then on.
+        normalization: What was asked for, and must not contradict the processor.
+
+    Raises:
+        TeacherError: The processor or the `pretrained_cfg` does something that is not understood.
+        ConfigError: What is saved with the student could not say what it was trained with.
+    """
+    processor = getattr(processor, "image_processor", processor)  # of one that takes texts as well
     cfg = getattr(getattr(model, "config", None), "pretrained_cfg", None) or {}
-    return cfg.get("mean", IMAGENET_DEFAULT_MEAN), cfg.get("std", IMAGENET_DEFAULT_STD)
+    if processor is None or hasattr(
+        processor, "data_config"
+    ):  # transformers' wrapper of timm repeats the `pretrained_cfg`
+        data = resolve_data_config(pretrained_cfg=cfg or {"mean": IMAGENET_DEFAULT_MEAN}, verbose=False)
+        own = timm_preprocessing(data, type(model).__name__)
+        if normalization is None:
+            return own
+        given: dict[str, Any] = dict(zip(("mean", "std"), map(tuple, normalization), strict=True))
+        return replace(own, **given)
+    read, _ = read_image_processor(processor, type(model).__name__)
+    if normalization is not None and normalization_of(read) != tuple(map(tuple, normalization)):
+        raise ConfigError(
+            f"`normalization` must be that of `processing_class`, which is saved with the student: {normalization_of(read)}, "
+            f"got {normalization}. Leave it out, or change the processor."
+        )
+    if is_timm(model) and read.bgr:
+        raise ConfigError(
+            "`processing_class` must leave the channels in the order RGB for a model of timm, whose configuration has no "
+            "other, but it reverses them (`do_flip_channel_order`). Set it to false."
+        )
+    return read
+
+
+def normalization_of(preprocessing: Preprocessing) -> Normalization:
+    """Returns mean and standard deviation of a model's input."""
+    return preprocessing.mean, preprocessing.std
 
 
 def load_processor(name: str, size: int | None = None) -> Any:

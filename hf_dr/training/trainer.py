@@ -47,12 +47,14 @@ class ReinforcedTrainer(StudentTrainer):
     Args:
         model: An image classifier of transformers, timm's through `TimmWrapperForImageClassification` included.
         args: Settings.
-        normalization: (mean, std) of the student's input, each three numbers of the scale 0 to 1. Default: those of the
-            model's own `pretrained_cfg`, else ImageNet's.
+        normalization: (mean, std) of the student's input, each three numbers of the scale 0 to 1. Default: what
+            `processing_class` does, the image processor that is saved with the student, channel order and rescale factor
+            included; without one, what the model's own `pretrained_cfg` says; else ImageNet's.
         **settings: All that Trainer takes.
 
     Raises:
         ConfigError: The model's classes are not the dataset's, or a setting does not fit the dataset.
+        TeacherError: The image processor does something that is not understood.
     """
 
     settings_file = "reinforced_training.json"

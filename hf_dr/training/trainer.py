@@ -20,7 +20,7 @@ from hf_dr.replay.sampling import BY_DIFFICULTY, ReinforcedSampler
 from hf_dr.replay.streaming import StreamedReinforcedDataset
 from hf_dr.training.arguments import ReinforcedTrainingArguments
 from hf_dr.training.average import WeightAverage
-from hf_dr.training.checks import check_num_classes, check_other_dataset, check_settings, check_student
+from hf_dr.training.checks import check_answers, check_num_classes, check_other_dataset, check_settings, check_student
 from hf_dr.training.losses import TailRule, reinforced_loss, tail_rule
 from hf_dr.training.mixing import BatchMixer
 from hf_dr.training.student_trainer import StudentTrainer
@@ -216,7 +216,12 @@ class ReinforcedTrainer(StudentTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """Returns the mean over the batch of KL to the stored teacher, and of the label's cross-entropy where it counts."""
+        """Returns the mean over the batch of KL to the stored teacher, and of the label's cross-entropy where it counts.
+
+        Raises:
+            ConfigError: A batch of reinforced data has lost its answers.
+        """
+        check_answers(inputs, self.train_dataset if model.training else self._evaluated)
         if "teacher_ids" not in inputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         outputs = self._logits_of(model, inputs)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +29,10 @@ from hf_dr.store.named_files import FILES_FROM_HELP
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.training.arguments import ReinforcedTrainingArguments
 from hf_dr.training.distillation import OnlineDistillationTrainer
+from hf_dr.training.evaluated import evaluation_images
 from hf_dr.training.students import (
     LabelledImages,
     build_student,
-    evaluation_augmentation,
     load_processor,
     read_model_args,
 )
@@ -255,17 +254,7 @@ def _load_evaluation(
     if not student.eval_dataset:
         return None, None
     images, described = load_base(student.eval_dataset, split=student.eval_split, files_from=student.files_from)
-    label_column = data.origin.label_column or "label"
-    classes = getattr(images.features.get(label_column), "names", None)
-    for c, (theirs, ours) in enumerate(zip_longest(classes or (), data.class_names or ())):
-        # A dataset without names is not compared; where one has more classes, the other has None.
-        if classes and data.class_names and theirs != ours:
-            raise ConfigError(
-                f'`eval_dataset` must have the classes of the "+" dataset in their order, but class {c} is {theirs!r} there '
-                f'and {ours!r} in the "+" dataset. Give another.'
-            )
-    shown = evaluation_augmentation(max(data.size), student.eval_crop)
-    evaluation = LabelledImages(images, shown, image_column=data.origin.image_column, label_column=label_column)
+    evaluation = evaluation_images(images, data, student.eval_crop)
     return evaluation, {**described, "split": student.eval_split}
 
 

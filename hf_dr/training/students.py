@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
 import timm
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from timm.data import IMAGENET_DEFAULT_MEAN, resolve_data_config, resolve_model_data_config
 from transformers import (
     AutoImageProcessor,
@@ -29,6 +32,9 @@ from hf_dr.views.ops.geometry import CenterCrop, Resize
 EMA_FILE = "ema.safetensors"
 """The averaged weights, next to the model's."""
 
+EVAL_CROP = 0.875
+"""Share of the resized side that the centre crop of an evaluation keeps, where nothing else is said."""
+
 Normalization = tuple[Sequence[float], Sequence[float]]
 """Mean and standard deviation of a model's input, each three numbers on the scale 0 to 1."""
 
@@ -46,8 +52,8 @@ def build_student(
     """Builds an image classifier.
 
     Args:
-        name: `timm:ARCHITECTURE` for fresh weights, without a download; else a Hub id or folder whose weights are
-            fine-tuned (its classifier is new where the number of classes differs).
+        name: `timm:ARCHITECTURE` for fresh weights, without a download; `timm:ARCHITECTURE@FILE.safetensors`, or a Hub id or
+            folder, for weights that are fine-tuned (the classifier is new where the number of classes differs).
         class_names: Of the dataset; None where they have none.
         num_classes: C.
         model_args: For `timm:`: keyword arguments of `timm.create_model`, e.g. `{"img_size": 32}`.
@@ -68,7 +74,7 @@ def build_student(
         # What `evaluation_augmentation` does, so that other programs evaluate the saved model alike.
         seen.update(input_size=[3, size, size], crop_pct=crop, crop_mode="center", interpolation="bilinear")
     if name.startswith("timm:"):
-        architecture = name.removeprefix("timm:")
+        architecture, _, file = name.removeprefix("timm:").partition("@")
         if not timm.is_model(architecture):
             raise ConfigError(
                 f"timm has no architecture `{architecture}`.{did_you_mean(architecture, timm.list_models())}"
@@ -79,11 +85,14 @@ def build_student(
         names.update(pretrained_cfg={**cfg, **seen}, num_labels=num_classes)
         config = TimmWrapperConfig(architecture=architecture, model_args=model_args, **names)
         try:
-            return AutoModelForImageClassification.from_config(config)
+            model = AutoModelForImageClassification.from_config(config)
         except (TypeError, ValueError, RuntimeError, AssertionError) as error:
             raise ConfigError(
                 f"timm cannot build {architecture} with {model_args}: {error}. Check `model_args`."
             ) from error
+        if file:
+            _load_weights(model, Path(file).expanduser())
+        return model
     if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
         raise ConfigError(f"the student {name!r} must be a folder, but there is none. Train it first, or name another.")
     try:
@@ -92,12 +101,42 @@ def build_student(
         )
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"could not load the student {name!r} ({str(error)[:300]}). Name a Hub id, a folder, or `timm:ARCHITECTURE`."
+            f"could not load the student {name!r} ({str(error)[:300]}). Name a Hub id, a folder, or `timm:ARCHITECTURE`, or "
+            "`timm:ARCHITECTURE@FILE.safetensors`."
         ) from error
     if is_timm(model) and seen:
         complete_config(model)
         model.config.pretrained_cfg.update(seen)
     return model
+
+
+def _load_weights(model: Any, file: Path) -> None:
+    """Loads the weights of a file into a model of timm; a classifier of another number of classes stays new.
+
+    Raises:
+        ConfigError: The file is none, or its weights are those of another architecture.
+    """
+    try:
+        weights = native_names(load_file(file))
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(
+            f"`timm:ARCHITECTURE@FILE` must name a .safetensors file, but {file} cannot be read: {error!s:.200}. Name another."
+        ) from error
+    own = model.timm_model.state_dict()
+    head = model.timm_model.pretrained_cfg.get("classifier")
+    heads = tuple(f"{part}." for part in ([head] if isinstance(head, str) else head or ()))
+    fresh = {
+        key for key in own if key.startswith(heads) and (key not in weights or weights[key].shape != own[key].shape)
+    }
+    kept = {key: value for key, value in weights.items() if key not in fresh}
+    missing = sorted(own.keys() - fresh - kept.keys())
+    wrong = missing + sorted(key for key, value in kept.items() if key not in own or value.shape != own[key].shape)
+    if wrong:
+        raise ConfigError(
+            f"the weights of {file.name} must be those of timm's {model.config.architecture}, but {len(wrong)} of them do not "
+            f"fit, the first {wrong[0]}. Name their own architecture, with its `model_args`."
+        )
+    model.timm_model.load_state_dict(kept, strict=False)
 
 
 def read_model_args(value: Any) -> dict[str, Any]:
@@ -227,7 +266,7 @@ def load_processor(name: str, size: int | None = None) -> Any:
     return processor
 
 
-def evaluation_augmentation(size: int, crop: float = 0.875) -> Augmentation:
+def evaluation_augmentation(size: int, crop: float = EVAL_CROP) -> Augmentation:
     """Returns the usual view for evaluation: shorter side resized to size / crop, then the centre."""
     return Augmentation([Resize(round(size / crop)), CenterCrop(size)])
 
@@ -240,6 +279,9 @@ class LabelledImages(torch.utils.data.Dataset):
         augmentation: Without randomness (`evaluation_augmentation`).
         image_column: Column of the images.
         label_column: Column of the labels.
+
+    Attributes:
+        class_names: The names of the classes, where the labels have names.
 
     Raises:
         DataError: A column is missing.
@@ -260,10 +302,16 @@ class LabelledImages(torch.utils.data.Dataset):
             raise ConfigError(f"an evaluation must not be random, got the parameters {', '.join(augmentation.params)}.")
         images = dataset.select_columns([image_column, label_column])
         self._dataset = images.cast_column(image_column, datasets.Image(decode=False)).with_format(None)
+        self.class_names: list[str] | None = getattr(dataset.features[label_column], "names", None)
         self._image, self._label, self._augmentation = image_column, label_column, augmentation
 
     def __len__(self) -> int:
         return len(self._dataset)
+
+    @property
+    def labels(self) -> pa.ChunkedArray:
+        """The labels of all rows, as they are stored."""
+        return self._dataset.select_columns([self._label]).with_format("arrow")[:][self._label]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = self._dataset[index]

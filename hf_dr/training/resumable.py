@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import TrainOutput, get_last_checkpoint
+from transformers.trainer_utils import IntervalStrategy, TrainOutput, get_last_checkpoint, has_length
 
 from hf_dr.errors import ConfigError
 from hf_dr.processes import warm_up_kernels
+from hf_dr.training.divergence import Divergence, check_weights
+
+LOWER_IS_BETTER = ("loss", "nll", "brier", "ece", "mce")
+"""Metrics of which `metric_for_best_model` takes the lowest, after whatever stands before them and an underscore."""
 
 
 @dataclass
@@ -38,6 +44,9 @@ class ResumableArguments(TrainingArguments):
                 f"`hub_strategy` must be {' or '.join(self.hub_strategies)}, got {strategy}: checkpoints hold the state of the "
                 "training as pickles, which are not published. Choose another."
             )
+        metric = self.metric_for_best_model
+        if metric is not None and self.greater_is_better is None and metric.rpartition("_")[2] in LOWER_IS_BETTER:
+            self.greater_is_better = False  # Trainer knows this of losses only
         # Without an accelerator several processes form a group only if the CPU is asked for, and no memory can be pinned.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
@@ -61,8 +70,10 @@ class ResumableTrainer(Trainer):
         warm_up_kernels()
         self._sampler: Any = None  # of the training set, if it has a `set_epoch`
         self._measured: dict[str, float] = {}  # the metrics of the present weights
+        self._divergence = Divergence()
         super().__init__(*args, **settings)
         self.add_callback(_Epochs(self))
+        self.add_callback(self._divergence)
 
     def run_settings(self) -> dict[str, Any] | None:
         """Returns what must not change when a run is resumed, for JSON; None if there is nothing to compare."""
@@ -76,6 +87,7 @@ class ResumableTrainer(Trainer):
         Raises:
             ConfigError: The checkpoint was made with other `run_settings`.
         """
+        self._check_best_metric()
         checkpoint: Any = resume_from_checkpoint
         if checkpoint is True:
             checkpoint = get_last_checkpoint(str(self.args.output_dir)) or True  # Trainer reports that there is none
@@ -116,6 +128,8 @@ class ResumableTrainer(Trainer):
     # Private, because `save_model` has several ways to write the weights, which meet here, and `on_save` of a callback comes
     # only after the file that tells that a checkpoint is whole.
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        assert isinstance(self.model, torch.nn.Module)
+        check_weights(self.model)
         super()._save(output_dir, state_dict)
         if self.args.should_save:
             self.save_with_model(Path(output_dir or self.args.output_dir or "."))
@@ -144,17 +158,49 @@ class ResumableTrainer(Trainer):
             inner.generator = torch.Generator().manual_seed(self._loader_seed)
         return loader
 
+    def _for_training(self, loader: torch.utils.data.DataLoader) -> torch.utils.data.DataLoader:
+        """Returns a loader with its own generator, if it has batches at all.
+
+        Raises:
+            ConfigError: It has none, because an incomplete batch is dropped.
+        """
+        args = self.args
+        if args.dataloader_drop_last and has_length(loader) and len(loader) == 0:
+            rows = len(self.train_dataset)  # type: ignore[arg-type]
+            raise ConfigError(
+                f"with `dataloader_drop_last` a batch must have at most as many rows as there are, but the {rows} rows for "
+                f"{args.world_size} processes fill no batch of {self._train_batch_size}. Lower `per_device_train_batch_size`, or "
+                "leave `dataloader_drop_last` out."
+            )
+        return self._with_own_generator(loader)
+
+    @contextmanager
+    def _keeping_all_rows(self) -> Iterator[None]:
+        """Leaves `dataloader_drop_last` to training: an evaluation is of all rows."""
+        dropping = self.args.dataloader_drop_last
+        self.args.dataloader_drop_last = False
+        try:
+            yield
+        finally:
+            self.args.dataloader_drop_last = dropping
+
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
-        """As Trainer's."""
-        return self._with_own_generator(super().get_train_dataloader())
+        """As Trainer's.
+
+        Raises:
+            ConfigError: There is no whole batch, and others are dropped.
+        """
+        return self._for_training(super().get_train_dataloader())
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader:
-        """As Trainer's."""
-        return self._with_own_generator(super().get_eval_dataloader(eval_dataset))
+        """As Trainer's, but of all rows, whatever `dataloader_drop_last` says."""
+        with self._keeping_all_rows():
+            return self._with_own_generator(super().get_eval_dataloader(eval_dataset))
 
     def get_test_dataloader(self, test_dataset: Any) -> torch.utils.data.DataLoader:
-        """As Trainer's."""
-        return self._with_own_generator(super().get_test_dataloader(test_dataset))
+        """As Trainer's, but of all rows, whatever `dataloader_drop_last` says."""
+        with self._keeping_all_rows():
+            return self._with_own_generator(super().get_test_dataloader(test_dataset))
 
     @staticmethod
     def get_optimizer_cls_and_kwargs(args: Any, model: Any = None) -> tuple[Any, Any]:
@@ -163,6 +209,37 @@ class ResumableTrainer(Trainer):
         if kind is torch.optim.SGD:
             settings = {**settings, "momentum": args.momentum, "nesterov": args.nesterov and args.momentum > 0}
         return kind, settings
+
+    # ------------------------------------------------------------------------------------------------------- training
+
+    def training_step(
+        self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """As Trainer's."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._divergence.watch(loss, self.state.global_step)
+        return loss
+
+    def metric_names(self) -> set[str] | None:
+        """Returns the names of what `evaluate` will measure, without `eval_`; None where that is not known before."""
+        return None
+
+    def _check_best_metric(self) -> None:
+        """Checks that the metric that chooses the best weights will be measured.
+
+        Raises:
+            ConfigError: It will not.
+        """
+        args = self.args
+        if args.metric_for_best_model is None or args.eval_strategy == IntervalStrategy.NO:
+            return
+        names = self.metric_names()
+        wanted = args.metric_for_best_model.removeprefix("eval_")
+        if names is not None and wanted not in names:
+            raise ConfigError(
+                f"`metric_for_best_model` must be one of {', '.join(sorted(names))}, got {args.metric_for_best_model!r}. "
+                "Name one of them."
+            )
 
     # ------------------------------------------------------------------------------------------------------ evaluation
 

@@ -7,8 +7,10 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
+from transformers import EvalPrediction
 from transformers.utils.hub import PushInProgress
 
 from hf_dr.hub.repository import Push
@@ -67,6 +69,27 @@ class StudentTrainer(ResumableTrainer):
             # On the device, where the loader has put them: a quarter of the bytes to send there.
             return {**inputs, "pixel_values": normalize(pixels, seen.mean, seen.std, bgr=seen.bgr)}
         return inputs
+
+    def metric_names(self) -> set[str] | None:
+        """Returns the loss, and what `compute_metrics` makes of one image of each class; None where it refuses those."""
+        args = self.args
+        classes = getattr(getattr(self.model, "config", None), "num_labels", None)
+        classes = getattr(self.train_dataset, "num_classes", classes)
+        names = {"loss"}
+        if self.compute_metrics is not None:
+            if classes is None or args.include_for_metrics or args.batch_eval_metrics:
+                return None
+            try:
+                sure = np.eye(classes, dtype=np.float32)
+                names |= self.compute_metrics(EvalPrediction(sure, np.arange(classes))).keys()
+            except Exception:  # a function of the user's, which may need more than this
+                return None
+        names = {name.removeprefix("eval_") for name in names}
+        if args.ema_decay is not None:
+            names |= {f"ema_{name}" for name in names}
+        if isinstance(self.eval_dataset, dict):
+            names = {f"{dataset}_{name}" for dataset in self.eval_dataset for name in names}
+        return names
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Returns the names of the parameters that decay: not biases, normalisations, or what the model itself excludes."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import datasets
 import pyarrow as pa
 import timm
 import torch
+from accelerate.utils import extract_model_from_parallel
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.data import IMAGENET_DEFAULT_MEAN, resolve_data_config, resolve_model_data_config
@@ -28,6 +30,8 @@ from hf_dr.teacher.preprocessing import Preprocessing, read_image_processor, tim
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.images import as_tensor, decode_row
 from hf_dr.views.ops.geometry import CenterCrop, Resize
+
+logger = logging.getLogger(__name__)
 
 EMA_FILE = "ema.safetensors"
 """The averaged weights, next to the model's."""
@@ -154,6 +158,18 @@ def read_model_args(value: Any) -> dict[str, Any]:
 def is_timm(model: Any) -> bool:
     """Whether a model is transformers' wrapper around one of timm's."""
     return isinstance(model, TimmWrapperForImageClassification)
+
+
+def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
+    """Returns the model that is inside of torch.compile's or a distributed wrapper; Trainer wraps it itself."""
+    inner = extract_model_from_parallel(model, keep_torch_compile=False)
+    if inner is not model:
+        logger.warning(
+            "The model is taken out of its %s, so that its weights are saved by their names. For compiled code set "
+            "`torch_compile`; several processes are found without a wrapper.",
+            type(model).__name__,
+        )
+    return inner
 
 
 def complete_config(model: Any, normalization: Normalization | None = None) -> None:

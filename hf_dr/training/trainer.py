@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 from functools import partial
@@ -25,7 +26,7 @@ from hf_dr.training.evaluated import as_evaluation
 from hf_dr.training.losses import TailRule, reinforced_loss, tail_rule
 from hf_dr.training.mixing import BatchMixer
 from hf_dr.training.student_trainer import StudentTrainer
-from hf_dr.training.students import EVAL_CROP, Normalization, build_student, load_processor
+from hf_dr.training.students import EVAL_CROP, Normalization, build_student, load_processor, unwrapped
 
 logger = logging.getLogger(__name__)
 
@@ -80,11 +81,15 @@ class ReinforcedTrainer(StudentTrainer):
             model, settings["processing_class"] = _named_student(
                 str(model), train, args.seed, settings.get("processing_class")
             )
+        if model is not None:
+            model = unwrapped(model)
         cfg = getattr(getattr(model, "config", None), "pretrained_cfg", None) or {}
         self._eval_crop: float = cfg.get("crop_pct", EVAL_CROP)
         settings["eval_dataset"] = as_evaluation(settings.get("eval_dataset"), train, self._eval_crop)
         super().__init__(model=model, args=args, normalization=normalization, **settings)
         self.args: ReinforcedTrainingArguments
+        if args.label_names is None and self._takes_anything:
+            self.label_names = ["labels"]
         self._check_train_dataset()
         self._mixer = BatchMixer(args, self._order_seed)
         self.add_callback(self._mixer)
@@ -141,9 +146,9 @@ class ReinforcedTrainer(StudentTrainer):
             worker_init_fn=partial(seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index),
         )
         if self._sampler is not None:
-            return self._with_own_generator(self.accelerator.prepare(loader))
+            return self._for_training(self.accelerator.prepare(loader))
         # Left to itself, accelerate has process 0 read a stream for all. Each process has its share already.
-        return self._with_own_generator(
+        return self._for_training(
             prepare_data_loader(
                 loader, args.device, num_processes=1, process_index=0, put_on_device=True, dispatch_batches=False
             )
@@ -206,7 +211,15 @@ class ReinforcedTrainer(StudentTrainer):
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         columns: Any = self._signature_columns
-        columns += [name for name in _ANSWERS if name not in columns]
+        others = ("pixel_values",) if self._takes_anything else ()
+        columns += [name for name in (*_ANSWERS, *others) if name not in columns]
+
+    @property
+    def _takes_anything(self) -> bool:
+        """Whether the model's forward takes any argument by its name, so that its signature does not tell what it needs."""
+        assert isinstance(self.model, nn.Module)
+        taken = inspect.signature(self.model.forward).parameters.values()
+        return any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken)
 
     # ------------------------------------------------------------------------------------------------------------ loss
 

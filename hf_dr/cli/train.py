@@ -11,7 +11,6 @@ from typing import Any
 from torch import nn
 from transformers import TrainerState, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import sort_checkpoints
 
 from hf_dr.cli.arguments import as_config_error, build_augmentation, read_classes, rehearse
 from hf_dr.cli.config import parse
@@ -28,6 +27,7 @@ from hf_dr.store.base_dataset import check_dataset, load_base
 from hf_dr.store.named_files import FILES_FROM_HELP
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.training.arguments import ReinforcedTrainingArguments
+from hf_dr.training.checkpoints import last_checkpoint
 from hf_dr.training.distillation import OnlineDistillationTrainer
 from hf_dr.training.evaluated import evaluation_images
 from hf_dr.training.students import (
@@ -185,9 +185,10 @@ def train_command(argv: Sequence[str], prog: str) -> int:
     )
     evaluation, evaluated_on = _load_evaluation(student, data)
     trainer = _build_trainer(student, args, model, data, evaluation)
-    status = run_training(trainer, args)
-    finish: Callable[..., Any] = trainer.push_to_hub if args.push_to_hub else trainer.create_model_card
-    finish(**_card_settings(student), evaluated_on=evaluated_on)
+    with trainer.alone():
+        status = run_training(trainer, args)
+        finish: Callable[..., Any] = trainer.push_to_hub if args.push_to_hub else trainer.create_model_card
+        finish(**_card_settings(student), evaluated_on=evaluated_on)
     return status
 
 
@@ -307,22 +308,10 @@ def _card_settings(student: StudentArguments) -> dict[str, Any]:
     }
 
 
-def _last_checkpoint(folder: str) -> str | None:
-    """Returns the last whole checkpoint: the state is written last, so one that was being written at a kill has none."""
-    for checkpoint in reversed(sort_checkpoints(folder)):
-        try:
-            TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
-        except (OSError, ValueError):
-            logger.warning("Skipping %s, which was not written completely.", checkpoint)
-        else:
-            return checkpoint
-    return None
-
-
 def run_training(trainer: ReinforcedTrainer | TransferTrainer, args: TrainingArguments) -> int:
     """Trains, resuming from the last checkpoint of the folder; saves the model and its metrics."""
     steps_before = 0
-    checkpoint = args.resume_from_checkpoint or _last_checkpoint(str(args.output_dir))
+    checkpoint = args.resume_from_checkpoint or last_checkpoint(str(args.output_dir))
     if checkpoint is not None:
         state = Path(checkpoint) / TRAINER_STATE_NAME
         if not state.is_file():
@@ -382,8 +371,9 @@ def _transfer(make: Callable[[], TransferTrainer], args: TransferArguments) -> i
     set_seed(args.seed)
     with as_config_error():
         trainer = make()
-    status = run_training(trainer, args)
-    trainer.write_results()
-    if args.push_to_hub:
-        trainer.push_to_hub()
+    with trainer.alone():
+        status = run_training(trainer, args)
+        trainer.write_results()
+        if args.push_to_hub:
+            trainer.push_to_hub()
     return status

@@ -203,7 +203,8 @@ def open_plus(
 
 def _check_rows(plus: datasets.Dataset, provenance: Provenance, config: Path) -> None:
     rows = plus.select_columns([SOURCE_INDEX, IMAGE_HASH]).with_format("arrow")[:]
-    if not np.array_equal(rows[SOURCE_INDEX].to_numpy(), np.arange(provenance.num_rows)):
+    # The length first: a provenance that lies may speak of more rows than fit in memory.
+    if len(rows) != provenance.num_rows or not np.array_equal(rows[SOURCE_INDEX].to_numpy(), np.arange(len(rows))):
         raise FormatError(
             f"the shards in {config} must hold rows 0 to {provenance.num_rows - 1} in order (`{SOURCE_INDEX}`), found others. "
             "Fetch or make them again."

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import datasets
@@ -266,7 +267,8 @@ class StreamedReinforcedDataset(ReinforcedData, torch.utils.data.IterableDataset
                     "make it again."
                 )
         table = table.replace_schema_metadata(self._schema.metadata)
-        if table.column(SOURCE_INDEX).to_pylist() != list(rows):
+        # The length first: a provenance that lies may speak of more rows than fit in memory.
+        if len(table) != len(rows) or not np.array_equal(table.column(SOURCE_INDEX).to_numpy(), rows):
             raise FormatError(f"{file} must hold rows {rows.start} to {rows.stop - 1}, found others. Fetch it again.")
         if table.column(IMAGE_HASH).null_count:
             table = table.filter(pc.is_valid(table.column(IMAGE_HASH)))
@@ -319,6 +321,8 @@ def _with_shard(file: str, provenance: Provenance, read: Callable[[pq.ParquetFil
                 )
             return read(parquet)
 
+    if "://" not in file and Path(file).exists() and not Path(file).is_file():  # a pipe would be waited for
+        raise FormatError(f"{file} must be a file, found a folder or a device. Fetch or make it again.")
     try:
         return with_retries(attempt, f"read {file}")
     except HfDrError:

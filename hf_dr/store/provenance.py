@@ -28,6 +28,7 @@ from hf_dr.store.schema import (
     shard_name,
 )
 from hf_dr.teacher.names import SIGNALS, TOPK
+from hf_dr.text import MAX_TEXT
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.resizing import HORIZONTAL, PILLOW_13
 
@@ -89,6 +90,20 @@ def _ensemble(teacher: dict[str, Any]) -> dict[str, Any]:
         )
         count = fewer
         earlier = earlier.get(EXTENDED_FROM)
+    # What cards and messages say of each; the rest is compared as it is.
+    for member in members:
+        name, license, revision = (member.get(key) for key in ("id", "license", "revision"))
+        texts = [
+            text for text in (*(license if isinstance(license, list) else [license]), revision) if text is not None
+        ]
+        expect(
+            isinstance(name, str) and 0 < len(name) <= MAX_TEXT,
+            f"a teacher whose members have an `id` of 1 to {MAX_TEXT} characters",
+        )
+        expect(
+            all(isinstance(text, str) for text in texts),
+            "a teacher whose members have texts as `license` and `revision`, where they have any",
+        )
     return teacher
 
 

@@ -55,6 +55,18 @@ def process_state() -> PartialState:
     return PartialState(cpu=cpu, timeout=timedelta(days=7))
 
 
+def find_device() -> torch.device:
+    """Returns what this process computes on: the accelerator of its local rank, or the CPU where there is none or it is chosen.
+
+    Unlike `process_state` it opens no process group, so that libraries that are set up later are not bound by it.
+    """
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is None or parse_flag_from_env("ACCELERATE_USE_CPU"):
+        return torch.device("cpu")
+    rank = int(os.environ.get("LOCAL_RANK", "0"))
+    return torch.device(accelerator.type, rank % torch.accelerator.device_count())
+
+
 def _leave_group() -> None:
     """Leaves the group before the interpreter goes down: a thread of gloo's may abort a process whose work is done.
 

@@ -33,6 +33,7 @@ os.environ.update(
     HF_HUB_DISABLE_TELEMETRY="1",
     TQDM_DISABLE="1",
     TOKENIZERS_PARALLELISM="false",
+    ACCELERATE_USE_CPU="true",  # the tests compare bytes, also on a machine with an accelerator
 )
 
 import datasets

@@ -729,7 +729,8 @@ def spoilt(folder: Path, tmp_path: Path, **changes: Any) -> str:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"cfg_input_size": [3, 10**9, 10**9]}, "`input_size` in the config.json of .* must have a size that can be built"),
+        ({"cfg_input_size": [3, 10**9, 10**9]}, r"`input_size` in the config.json of .* must have a size that can be built"),
+        ({"cfg_input_size": [3, 9999, 9999]}, r"`size` of a model's preprocessing must be \(height, width\) of at most"),
         ({"cfg_input_size": [3, -1, 24]}, "`size` of a model's preprocessing must be"),
         ({"cfg_input_size": "large"}, "`size` of a model's preprocessing must be|`pretrained_cfg` of"),
         ({"cfg_mean": [0.1, 0.1]}, r"`mean` of a model's preprocessing must be three numbers, found \(0.1, 0.1\)"),

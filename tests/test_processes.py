@@ -14,7 +14,7 @@ from hf_dr.evaluation.run import run_evaluation
 from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.job import reinforce_job
 from hf_dr.generation.verify import verify
-from hf_dr.processes import KERNELS, OVER_ROWS, Alone, on_main, warm_up_kernels
+from hf_dr.processes import KERNELS, OVER_ROWS, Alone, find_device, on_main, warm_up_kernels
 from hf_dr.training.resumable import ResumableTrainer
 from tests.conftest import ALL_OPS
 
@@ -105,3 +105,17 @@ def test_an_evaluation_calls_them_first(events):
 def test_a_verification_calls_them_first(events, tiny_plus, tiny_teacher):
     assert verify(tiny_plus, tiny_teacher, num_rows=1).ok
     assert events[0] == "warm"
+
+
+def test_the_device_is_the_accelerator_of_the_local_rank(monkeypatch):
+    there = [torch.device("cuda")]
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: there[0])
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 4)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    assert find_device() == torch.device("cpu")  # the tests' environment asks for it
+    monkeypatch.delenv("ACCELERATE_USE_CPU")
+    assert find_device() == torch.device("cuda:2")
+    monkeypatch.delenv("LOCAL_RANK")
+    assert find_device() == torch.device("cuda:0")
+    there[0] = None
+    assert find_device() == torch.device("cpu")

@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
-from typing import Any
+from typing import Any, cast
 
 import datasets
 import filelock
@@ -22,35 +22,41 @@ from hf_dr.generation.plan import Plan, plan_run
 from hf_dr.generation.progress import Progress
 from hf_dr.generation.rows import RowCheck, RowStream, best_candidates
 from hf_dr.generation.sources import AnswerSource, choose_source, cut_spans
+from hf_dr.generation.writing import BackgroundWriter
 from hf_dr.processes import on_main, process_state, warm_up_kernels
-from hf_dr.store.base_dataset import as_table, load_parquet
+from hf_dr.replay.dataset import ReinforcedDataset
+from hf_dr.replay.loading import load_reinforced
+from hf_dr.store.base_dataset import as_table, check_dataset
 from hf_dr.store.named_files import describe_named_files
-from hf_dr.store.shards import ROW_GROUP_VIEWS, ShardWriter, content_version
+from hf_dr.store.shards import ROW_GROUP_VIEWS, ShardWriter
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.signals import IMAGE_TAIL
 from hf_dr.text import format_bytes
 from hf_dr.views.augmentation import Augmentation
+from hf_dr.views.ops.base import Op
 
 logger = logging.getLogger(__name__)
 
 
 def reinforce(
     dataset: datasets.Dataset,
-    teacher: Teacher,
-    augmentation: Augmentation,
+    teacher: Teacher | str | Sequence[str],
+    augmentation: Augmentation | str | Sequence[Any],
     config: ReinforceConfig,
     *,
     base: dict[str, Any] | None = None,
-) -> datasets.Dataset:
-    """Reinforces a dataset and returns the "+" dataset (section 3 of arXiv:2303.08983).
+) -> ReinforcedDataset:
+    """Reinforces a dataset and returns the "+" dataset, ready to train on (section 3 of arXiv:2303.08983).
 
     Call it in every process that accelerate launched; each does its share of the shards. A run that was stopped goes
     on where it was.
 
     Args:
         dataset: With an image column; any mode and size of image.
-        teacher: Answers over the dataset's classes.
-        augmentation: Drawn V times for each example.
+        teacher: Answers over the dataset's classes: a `Teacher`, or one or several names as `Teacher.from_pretrained` takes
+            them, which are loaded onto the accelerator if there is one.
+        augmentation: Drawn V times for each example: an `Augmentation`; a name, of which `Augmentation.named` makes views of
+            224 pixels; or a list of ops, objects or as in YAML.
         config: See `ReinforceConfig`.
         base: How to name the base dataset in the provenance: `id`, `config`, `revision`. Default: what `dataset` knows.
 
@@ -60,9 +66,22 @@ def reinforce(
         FingerprintMismatchError: The folder was begun with another configuration.
         TeacherError: The teacher's classes are not the dataset's, or its answers are not finite.
     """
-    job = reinforce_job(dataset, teacher, augmentation, config, base=base)
+    ops = _as_augmentation(augmentation)
+    if isinstance(teacher, (str, list, tuple)):
+        check_dataset(dataset, config.image_column, config.label_column)  # before minutes of loading
+        teacher = Teacher.from_pretrained(teacher)
+    job = reinforce_job(dataset, cast(Teacher, teacher), ops, config, base=base)
     job.run()
     return job.result()
+
+
+def _as_augmentation(given: Augmentation | str | Sequence[Any]) -> Augmentation:
+    """Returns the augmentation that a name or a list of ops means."""
+    if isinstance(given, str):
+        return Augmentation.named(given)
+    if isinstance(given, (list, tuple)):
+        return Augmentation.from_list([op.to_dict() if isinstance(op, Op) else op for op in given])
+    return cast(Augmentation, given)
 
 
 def reinforce_job(
@@ -76,7 +95,8 @@ def reinforce_job(
     """Returns the run that `reinforce` makes, checked; the same arguments and errors."""
     plan = plan_run(dataset, teacher, augmentation, config, base=base)
     labeller = Labeller(teacher, plan.provenance, plan.labels)
-    return Job(plan, choose_source(plan.view_maker(), labeller, config.batch_size, config.num_workers))
+    source = choose_source(plan.view_maker(), labeller, config.batch_size, config.num_workers, config.augment_on)
+    return Job(plan, source)
 
 
 class Job:
@@ -131,10 +151,10 @@ class Job:
         check_same_run(self.folder, self.provenance)
         return estimate(self.plan, self.source, num_batches)
 
-    def result(self) -> datasets.Dataset:
-        """Returns the rows that the run has made."""
-        shards = [self.folder / name for name in self.provenance.shard_names]
-        return load_parquet(shards, self.provenance.split, version=content_version(shards))
+    def result(self) -> ReinforcedDataset:
+        """Opens what the run has made; an overlay shows the images of its base."""
+        base = self.plan.images if self.provenance.overlay else None
+        return load_reinforced(self.folder.parent, self.provenance.config_name, base=base)
 
     def _open(self, lock: filelock.BaseFileLock, part: Part) -> list[int]:
         """Opens or resumes the folder; returns the missing shards."""
@@ -161,30 +181,30 @@ class Job:
     def _make_shards(self, shards: list[int], progress: Progress) -> None:
         provenance = self.provenance
         spans = cut_spans(provenance, shards, self.source.batch_size, self.source.first_new)
-        with progress, closing(self.source.answers(spans)) as answers:
+        with progress, BackgroundWriter() as writer, closing(self.source.answers(spans)) as answers:
             views: Iterator[ViewColumns] = answers
             if provenance.candidates is not None:
                 views = best_candidates(views, provenance.num_candidates, provenance.num_views)
             rows = RowStream(progress.counted(views), provenance.num_views, with_tails=provenance.signal == IMAGE_TAIL)
             features = self.plan.features
             for shard in shards:
-                self._write_shard(shard, rows, features, progress)
+                writer.begin(ShardWriter(self.folder / provenance.shard_names[shard], features, provenance.fingerprint))
+                self._write_rows(shard, rows, writer)
+                writer.finish(lambda marker: progress.wrote(marker.file_bytes))
+            writer.wait()
 
-    def _write_shard(self, shard: int, stream: RowStream, features: datasets.Features, progress: Progress) -> None:
-        """Takes a shard's rows from the stream, which holds the shards in order, and writes them."""
+    def _write_rows(self, shard: int, stream: RowStream, writer: BackgroundWriter) -> None:
+        """Takes a shard's rows from the stream, which holds the shards in order, and has them written."""
         provenance = self.provenance
         span = provenance.shard_range(shard)
         group = max(1, ROW_GROUP_VIEWS // provenance.num_views)  # rows
-        with ShardWriter(self.folder / provenance.shard_names[shard], features, provenance.fingerprint) as writer:
-            for first in range(span.start, span.stop, group):
-                last = min(first + group, span.stop)
-                rows = stream.take(first, last)
-                if self._check_rows is not None:
-                    self._check_rows(rows)
-                base = as_table(self.plan.base, first, last, image_column=provenance.image_column, readable=rows.valid)
-                writer.write(base, rows.columns, rows.valid)
-            marker = writer.finish()
-        progress.wrote(marker.file_bytes)
+        for first in range(span.start, span.stop, group):
+            last = min(first + group, span.stop)
+            rows = stream.take(first, last)
+            if self._check_rows is not None:
+                self._check_rows(rows)
+            base = as_table(self.plan.base, first, last, image_column=provenance.image_column, readable=rows.valid)
+            writer.write(base, rows.columns, rows.valid)
 
     def _complete(self, progress: Progress) -> None:
         """Writes the final provenance and the card, if all shards are there."""

@@ -58,6 +58,7 @@ def fetch_config(
         ConfigError: `name`, `split` or `revision` does not fit it.
         HubError: See `load_reinforced`.
     """
+    path, revision = split_revision(path, revision)
     folder = Path(path).expanduser()
     if folder.is_dir():
         if revision is not None:
@@ -102,6 +103,22 @@ def fetch_config(
         finally:
             pool.shutdown(cancel_futures=True)
     return config
+
+
+def split_revision(
+    path: str | os.PathLike[str], revision: str | None = None
+) -> tuple[str | os.PathLike[str], str | None]:
+    """Returns path and revision of `org/name@revision`; a folder whose name holds an `@` stays one.
+
+    Raises:
+        ConfigError: There is a revision in the path and another one.
+    """
+    name, at, pinned = path.rpartition("@") if isinstance(path, str) else ("", "", "")
+    if not at or not is_hub_id(name) or not pinned or Path(os.fspath(path)).expanduser().exists():
+        return path, revision
+    if revision not in (None, pinned):
+        raise ConfigError(f"expected one revision, got {pinned!r} in {path!r} and {revision!r}. Leave one of them out.")
+    return name, pinned
 
 
 def _config_names(repo_id: str, commit: str) -> list[str]:

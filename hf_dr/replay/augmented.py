@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import datasets
 import numpy as np
+import PIL.Image
 import torch
 
 from hf_dr.errors import ConfigError, DataError
 from hf_dr.replay.columns import whole_column
-from hf_dr.replay.reinforced_data import MappedReinforcedData, Origin, ViewIndex, ViewRequest, draw_fresh_view
+from hf_dr.replay.reinforced_data import (
+    MappedReinforcedData,
+    Origin,
+    ViewIndex,
+    ViewRequest,
+    checked_rows,
+    draw_fresh_view,
+)
 from hf_dr.store.base_dataset import content_hash, label_numbers, undecoded_images
 from hf_dr.teacher.signals import TOPK
 from hf_dr.views.augmentation import Augmentation
@@ -74,7 +84,7 @@ class AugmentedDataset(MappedReinforcedData):
                 f"({len(bad)} such rows). Take a split with labels."
             )
         self._images = undecoded_images(base, image_column)
-        self._source_rows = np.full(len(base), -1)
+        self._base_rows = np.arange(len(base))
         self.augmentations = (augmentation,)
         self.seed = seed
         determining = {
@@ -100,7 +110,7 @@ class AugmentedDataset(MappedReinforcedData):
         )
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self._base_rows)
 
     @property
     def has_labels(self) -> bool:
@@ -120,7 +130,13 @@ class AugmentedDataset(MappedReinforcedData):
     @property
     def source_rows(self) -> np.ndarray:
         """The row whose stored views a row has, int64 (rows,): -1, there are none."""
-        return self._source_rows
+        return np.full(len(self), -1)
+
+    def select(self, rows: Sequence[int] | np.ndarray) -> AugmentedDataset:
+        """See `MappedReinforcedData.select`."""
+        chosen = copy.copy(self)
+        chosen._base_rows = self._base_rows[checked_rows(rows, len(self))]
+        return chosen
 
     def pairs(self, view: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns no pairs, int64 (0, 2), and all rows, int64 (rows,)."""
@@ -130,16 +146,33 @@ class AugmentedDataset(MappedReinforcedData):
         """Returns float32 (0,): there are no stored views."""
         return np.empty(0, np.float32)
 
-    def __getitem__(self, index: ViewIndex) -> dict[str, Any]:
-        row, view = self._locate(index)
-        assert isinstance(view, ViewRequest), "no view is stored"
-        (value,) = self._images[row].values()
+    @property
+    def labels(self) -> np.ndarray:
+        """The labels of all rows, int64 (rows,)."""
+        return self._labels[self._base_rows]
+
+    def __getitems__(self, indices: Sequence[ViewIndex]) -> list[dict[str, Any]]:
+        """Draws several views."""
         (augmentation,) = self.augmentations
-        image = decode_row(value, f"row {row}")
-        # The rows of a `ReinforcedDataset` over the same base show the same new views.
-        shown = draw_fresh_view(image, augmentation, seed=self.seed, row=row, epoch=view.number)
+
+        def pixels(row: int, epoch: int) -> torch.Tensor:
+            # The rows of a `ReinforcedDataset` over the same base show the same new views.
+            return as_tensor(draw_fresh_view(self.decode(row), augmentation, seed=self.seed, row=row, epoch=epoch))
+
+        return [self.item_with(pixels, index) for index in indices]
+
+    def decode(self, row: int) -> PIL.Image.Image:
+        """Decodes the image of a row of the base."""
+        (value,) = self._images[row].values()
+        return decode_row(value, f"row {row}")
+
+    def item_with(self, pixels: Callable[[int, int], Any], index: ViewIndex) -> dict[str, Any]:
+        """Returns an item with `pixel_values` as they are made from its row of the base and its epoch."""
+        number, view = self._locate(index)
+        row = int(self._base_rows[number])
+        assert isinstance(view, ViewRequest), "no view is stored"
         return {
-            "pixel_values": as_tensor(shown),
+            "pixel_values": pixels(row, view.number),
             "teacher_ids": torch.zeros(1, dtype=torch.int64),
             "teacher_logprobs": torch.zeros(1),
             "reinforced": False,

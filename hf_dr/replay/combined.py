@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import datasets
 import numpy as np
 
 from hf_dr.errors import ConfigError, DataError
 from hf_dr.replay.dataset import ReinforcedDataset
-from hf_dr.replay.reinforced_data import MappedReinforcedData, Origin, View, ViewIndex, ViewRequest
+from hf_dr.replay.reinforced_data import MappedReinforcedData, Origin, View, ViewIndex, ViewRequest, checked_rows
 from hf_dr.teacher.signals import SAMPLED
 
 logger = logging.getLogger(__name__)
@@ -122,6 +124,14 @@ class CombinedReinforcedDataset(MappedReinforcedData):
         """The names of the classes, where the base's labels have names."""
         return self.parts[0].class_names
 
+    def select(self, rows: Sequence[int] | np.ndarray) -> CombinedReinforcedDataset:
+        """See `MappedReinforcedData.select`."""
+        wanted = checked_rows(rows, len(self))
+        chosen = copy.copy(self)
+        chosen._source_rows = self._source_rows[wanted]
+        chosen._rows = [rows_of_part[wanted] for rows_of_part in self._rows]
+        return chosen
+
     def part_of(self, view: int) -> tuple[int, int]:
         """Returns the number of the part to which a view belongs, and its number there."""
         part = int(np.searchsorted(self._ends, view, side="right"))
@@ -146,8 +156,10 @@ class CombinedReinforcedDataset(MappedReinforcedData):
         ]
         return np.concatenate(found)
 
-    def __getitem__(self, index: ViewIndex) -> dict[str, Any]:
-        return self.__getitems__([index])[0]
+    @property
+    def own_features(self) -> datasets.Features:
+        """The columns of the base that items have as well."""
+        return self.parts[0].own_features
 
     def __getitems__(self, indices: Sequence[ViewIndex]) -> list[dict[str, Any]]:
         """Replays several views; a pair that was mixed is decoded and augmented once if both are asked for."""

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from hf_dr.errors import ConfigError, FormatError
-from hf_dr.hub.fetch import check_split, fetch_config
+from hf_dr.hub.fetch import check_split, fetch_config, split_revision
 from hf_dr.replay.combined import CombinedReinforcedDataset
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.streaming import StreamedReinforcedDataset
@@ -64,8 +64,8 @@ def load_reinforced(  # type: ignore[misc]  # the overloads leave the other sett
     """Opens a "+" dataset for training, or several of one base at once.
 
     Args:
-        path: Folder of the "+" dataset, or its Hub id. A list combines several: their views add up
-            (`CombinedReinforcedDataset`).
+        path: Folder of the "+" dataset, or its Hub id (`org/name@revision` pins one). A list combines several: their views
+            add up (`CombinedReinforcedDataset`).
         name: Its configuration; may be left out where there is only one. A list combines several of one path, or names one
             for each path.
         streaming: Read shard by shard instead of fetching all first (`StreamedReinforcedDataset`).
@@ -96,6 +96,7 @@ def load_reinforced(  # type: ignore[misc]  # the overloads leave the other sett
         raise ConfigError(
             f"`shuffled_shards` must come with `streaming=True`, got {shuffled_shards} without. Leave it out."
         )
+    _check_path(path)
     base_of = partial(load_base_of, base=base, config=base_config, revision=base_revision, files_from=files_from)
     settings: dict[str, Any] = {
         "unreinforced": unreinforced,
@@ -107,14 +108,27 @@ def load_reinforced(  # type: ignore[misc]  # the overloads leave the other sett
     if isinstance(path, (list, tuple)) or isinstance(name, (list, tuple)):
         if streaming:
             raise ConfigError('several "+" datasets at once cannot be streamed. Load them without `streaming=True`.')
-        opened = [open_plus(*each, split=split, revision=revision) for each in each_dataset(path, name)]
+        opened = [open_plus(*each, split=split, revision=revision)[:2] for each in each_dataset(path, name)]
         return _combined(opened, base_of, settings)
     if streaming:
         provenance, files = _shards_of(path, name, split, revision)
         settings["base"] = base_of(provenance)
         return StreamedReinforcedDataset(files, provenance, shuffled_shards=shuffled_shards, **settings)
-    provenance, plus = open_plus(path, name, split=split, revision=revision)
-    return ReinforcedDataset(plus, provenance, base=base_of(provenance), **settings)
+    provenance, plus, shards = open_plus(path, name, split=split, revision=revision)
+    return ReinforcedDataset(plus, provenance, base=base_of(provenance), shards=shards, **settings)
+
+
+def _check_path(path: object) -> None:
+    """Refuses a dataset in the place of its name."""
+    paths = path if isinstance(path, (list, tuple)) else [path]
+    wrong = [type(each).__name__ for each in paths if not isinstance(each, (str, os.PathLike))]
+    if not wrong:
+        return
+    raise ConfigError(
+        f'expected the folder of a "+" dataset or its Hub id, got an object ({wrong[0]}). `reinforce` makes a "+" '
+        "dataset of a base and returns it opened; rows that are loaded already are opened by `ReinforcedDataset(rows, "
+        "Provenance.read(folder))`; the images of an overlay are `base`."
+    )
 
 
 def each_dataset(path: _Path | _Paths, name: str | _Names | None = None) -> list[tuple[_Path, str | None]]:
@@ -152,6 +166,7 @@ def _combined(
 
 def _shards_of(path: _Path, name: str | None, split: str | None, revision: str | None) -> tuple[Provenance, list[str]]:
     """The provenance, and where each shard can be read: on the disk if it is there, else at the Hub."""
+    path, revision = split_revision(path, revision)
     config = fetch_config(path, name, split=split, revision=revision, shards=False)
     provenance = Provenance.read(config)
     check_split(split, provenance)
@@ -165,8 +180,8 @@ def _shards_of(path: _Path, name: str | None, split: str | None, revision: str |
 
 def open_plus(
     path: str | os.PathLike[str], name: str | None = None, *, split: str | None = None, revision: str | None = None
-) -> tuple[Provenance, datasets.Dataset]:
-    """Opens the rows of a "+" dataset; see `load_reinforced`."""
+) -> tuple[Provenance, datasets.Dataset, list[Path]]:
+    """Opens a "+" dataset and returns its provenance, its rows, and the files of its shards; see `load_reinforced`."""
     config = fetch_config(path, name, split=split, revision=revision)
     provenance = Provenance.read(config)
     check_split(split, provenance)
@@ -183,7 +198,7 @@ def open_plus(
             f"{error.__cause__ or error!s:.300}. Fetch or make them again."
         ) from error
     _check_rows(plus, provenance, config)
-    return provenance, plus
+    return provenance, plus, shards
 
 
 def _check_rows(plus: datasets.Dataset, provenance: Provenance, config: Path) -> None:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn, Self, overload
 
+import datasets
 import numpy as np
 import PIL.Image
 import torch
 
-from hf_dr.errors import ConfigError
+from hf_dr.errors import ConfigError, did_you_mean
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import STORED_PARTNERS
+from hf_dr.teacher.signals import IMAGE_TAIL, tail_size
+from hf_dr.text import inline
 from hf_dr.views.augmentation import Augmentation
-from hf_dr.views.rng import DOMAIN_SCHEDULE, KeyedPermutation, keyed_words, view_rng
+from hf_dr.views.ops.base import Params, Size
+from hf_dr.views.rng import DOMAIN_SCHEDULE, DOMAIN_SPLIT, KeyedPermutation, keyed_rng, keyed_words, view_rng
 
 DIFFICULTIES = ("entropy", "cross_entropy")
 """By what views are ranked: the entropy of the stored answer, or its cross-entropy to the label."""
@@ -66,6 +71,24 @@ def ranked_view(rank: int, by: str) -> ViewRequest:
     return ViewRequest(by, rank)
 
 
+def _row_and_view(index: Any) -> tuple[int, View | None]:
+    """Takes an index apart; a row alone has no view.
+
+    Raises:
+        TypeError: It is neither a row nor a row with a view.
+    """
+    row, view = index if isinstance(index, tuple) and len(index) == 2 else (index, None)
+    try:
+        if isinstance(row, (bool, np.bool_)) or isinstance(view, (bool, np.bool_)):
+            raise TypeError
+        return operator.index(row), view if view is None or isinstance(view, ViewRequest) else operator.index(view)
+    except TypeError:
+        raise TypeError(
+            f"expected a row, a pair of row and view, a slice, a list of these or a column's name, got {index!r:.80} "
+            f"({type(index).__name__})."
+        ) from None
+
+
 def draw_fresh_view(
     image: PIL.Image.Image, augmentation: Augmentation, *, seed: int, row: int, epoch: int
 ) -> PIL.Image.Image:
@@ -78,9 +101,14 @@ def draw_fresh_view(
         row: Row of the base.
         epoch: Number of the epoch.
     """
+    params = draw_fresh_params(augmentation, (image.height, image.width), seed=seed, row=row, epoch=epoch)
+    return augmentation.apply(image, params)
+
+
+def draw_fresh_params(augmentation: Augmentation, size: Size, *, seed: int, row: int, epoch: int) -> Params:
+    """Draws the parameters of what `draw_fresh_view` shows of an image of this (height, width)."""
     # Stored views have keys from 0 upwards. These count down from the largest key: no run has used any of them.
-    rng = view_rng(seed, row, (1 << 64) - 1 - epoch)
-    return augmentation.apply(image, augmentation.sample(rng, (image.height, image.width)))
+    return augmentation.sample(view_rng(seed, row, (1 << 64) - 1 - epoch), size)
 
 
 def checked_views(num_views: int | None, stored: int) -> int:
@@ -92,6 +120,21 @@ def checked_views(num_views: int | None, stored: int) -> int:
     if num_views is not None and not 1 <= num_views <= stored:
         raise ConfigError(f"`num_views` must be between 1 and the {stored} stored views, got {num_views}.")
     return num_views or stored
+
+
+def checked_rows(rows: Sequence[int] | np.ndarray, count: int) -> np.ndarray:
+    """Returns the rows of a selection, int64 (rows,), counted from 0; see `MappedReinforcedData.select`."""
+    wanted = np.asarray(rows)
+    if wanted.ndim != 1 or not len(wanted) or not np.issubdtype(wanted.dtype, np.integer):
+        raise ConfigError(f"`rows` must be at least one number, got {rows!r:.80}. Name the rows to keep.")
+    outside = wanted[(wanted < -count) | (wanted >= count)]
+    if len(outside):
+        raise IndexError(f"row {outside[0]} of a dataset of {count} rows")
+    wanted = wanted.astype(np.int64) % count
+    numbers, times = np.unique(wanted, return_counts=True)
+    if len(numbers) < len(wanted):
+        raise ConfigError(f"each row must be selected once, got row {numbers[times > 1][0]} twice. Leave one out.")
+    return wanted
 
 
 @dataclass(frozen=True)
@@ -215,17 +258,27 @@ class ReinforcedData(ABC):
 
 
 class MappedReinforcedData(ReinforcedData, torch.utils.data.Dataset):
-    """Reinforced data with rows to choose from: what `ReinforcedSampler` draws from.
+    """Reinforced data with rows to choose from: what `ReinforcedSampler` draws from. It reads like a `datasets.Dataset`.
+
+    `data[i]` is a row's item in this epoch, `data[i, v]` its view v; `data[0:4]` and `data[[0, 3]]` are lists of items, and
+    `data["labels"]` is a column.
 
     Attributes:
         epoch: Decides the view of an index that names none.
+        top_k: K, the classes that are kept of each answer.
     """
 
     epoch: int = 0
+    top_k: int = 1
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses which view `dataset[i]` replays: over V epochs, each of the V views once, in an order keyed by `seed`."""
         self.epoch = epoch
+
+    @property
+    @abstractmethod
+    def labels(self) -> np.ndarray | None:
+        """The labels of all rows, int64 (rows,), or None where the base has none."""
 
     @property
     @abstractmethod
@@ -239,6 +292,130 @@ class MappedReinforcedData(ReinforcedData, torch.utils.data.Dataset):
     @abstractmethod
     def difficulties(self, index: int, by: str) -> np.ndarray:
         """Returns how difficult each view of a row is, in nats, float32 (V,); see `hf_dr.teacher.topk.entropy`."""
+
+    @property
+    def num_rows(self) -> int:
+        """The rows: `len` of the dataset."""
+        return len(self)
+
+    @property
+    def own_features(self) -> datasets.Features:
+        """The columns of the base that items have as well."""
+        return datasets.Features()
+
+    @property
+    def features(self) -> datasets.Features:
+        """The columns of an item, and their types."""
+        features = datasets.Features({"pixel_values": datasets.Array3D((3, *self.size), "uint8")})
+        answers = {"teacher": self.top_k}
+        if self.signal == IMAGE_TAIL:
+            answers["tail"] = tail_size(self.num_classes)
+        for name, length in answers.items():
+            features[f"{name}_ids"] = datasets.List(datasets.Value("int64"), length)
+            features[f"{name}_logprobs"] = datasets.List(datasets.Value("float32"), length)
+        features["reinforced"] = datasets.Value("bool")
+        if self.has_labels:
+            names = self.class_names
+            features["labels"] = datasets.ClassLabel(names=names) if names else datasets.Value("int64")
+        return datasets.Features({**features, **self.own_features})
+
+    @property
+    def column_names(self) -> list[str]:
+        """The names of an item's columns."""
+        return list(self.features)
+
+    @overload
+    def __getitem__(self, index: ViewIndex) -> dict[str, Any]: ...
+    @overload
+    def __getitem__(self, index: slice | list[Any] | range | np.ndarray) -> list[dict[str, Any]]: ...
+    @overload
+    def __getitem__(self, index: str) -> Any: ...
+    def __getitem__(self, index: Any) -> Any:
+        """Returns an item, a list of items or a column; see the class.
+
+        Raises:
+            IndexError: There is no such row or view.
+            KeyError: There is no such column.
+            TypeError: The index is none of these.
+        """
+        if isinstance(index, str):
+            return self._column(index)
+        if isinstance(index, slice):
+            return self.__getitems__(range(len(self))[index])
+        if isinstance(index, (list, range)) or (isinstance(index, (np.ndarray, torch.Tensor)) and index.ndim):
+            return self.__getitems__(list(index))
+        return self.__getitems__([index])[0]
+
+    @abstractmethod
+    def __getitems__(self, indices: Sequence[ViewIndex]) -> list[dict[str, Any]]:
+        """Returns the items of several indices, in their order."""
+
+    def _column(self, name: str) -> Any:
+        """Returns what all rows have in a column that is the same for all views."""
+        if name == "labels" and self.has_labels:
+            return self.labels
+        if name in self.column_names:
+            raise KeyError(
+                f"`{name}` differs from view to view, so that it is no column of the rows. Read it from items: "
+                f"`data[i][{name!r}]`."
+            )
+        raise KeyError(f"there is no column `{name}`.{did_you_mean(name, self.column_names)}")
+
+    @abstractmethod
+    def select(self, rows: Sequence[int] | np.ndarray) -> Self:
+        """Returns these rows, in this order; those without stored views come last, as always.
+
+        Args:
+            rows: Each at most once.
+
+        Raises:
+            ConfigError: There are none, or one is there twice.
+            IndexError: There is no such row.
+        """
+
+    def train_test_split(self, test_size: float | int = 0.25, *, seed: int = 0) -> dict[str, Self]:
+        """Splits the rows at random into `train` and `test`, both in their order here.
+
+        Args:
+            test_size: The share of the rows in `test`, or their number.
+            seed: The same seed, the same rows.
+
+        Raises:
+            ConfigError: `test_size` leaves a part empty; or views are mixed, and training would show images of the test.
+        """
+        if self.mixes:
+            raise ConfigError(
+                "a dataset whose views are mixed cannot be split: a view for training may hold half of an image of the test. "
+                "Split the base, and reinforce its training part."
+            )
+        count = test_size if isinstance(test_size, int) else round(test_size * len(self))
+        if not 0 < count < len(self):
+            raise ConfigError(f"`test_size` must leave rows on both sides of {len(self)}, got {test_size}. Change it.")
+        order = keyed_rng(seed, domain=DOMAIN_SPLIT).permutation(len(self))
+        return {"train": self.select(np.sort(order[count:])), "test": self.select(np.sort(order[:count]))}
+
+    def shuffle(self, *_: Any, **__: Any) -> NoReturn:
+        """Refuses: the order of an epoch is the sampler's.
+
+        Raises:
+            ConfigError: Always.
+        """
+        raise ConfigError(
+            "the sampler draws another order of the rows for each epoch (`ReinforcedTrainer` and `ReinforcedSampler` take its "
+            "`seed`), got a call of `shuffle`. Leave it out; `select(rows)` takes rows in any order."
+        )
+
+    def __repr__(self) -> str:
+        height, width = self.size
+        teachers = " + ".join(inline(member.get("id", "?")) for member in self.origin.teacher_members)
+        answers = f"{self.top_k} of {self.num_classes} classes by {teachers}" if teachers else "none, labels only"
+        lines = [
+            f"num_rows: {len(self):,}",
+            f"views: {self.num_views} of {height}x{width} pixels",
+            f"answers: {answers}",
+            f"columns: {', '.join(self.column_names)}",
+        ]
+        return "\n    ".join([f"{type(self).__name__}(", *lines]) + "\n)"
 
     def resolved(self, index: int, view: View) -> View:
         """Returns the number of the stored view that is asked for, or the request itself if it is for a new view.
@@ -269,8 +446,9 @@ class MappedReinforcedData(ReinforcedData, torch.utils.data.Dataset):
 
         Raises:
             IndexError: There is no such row, or it has no such view.
+            TypeError: It is no index.
         """
-        number, view = index if isinstance(index, tuple) else (index, None)
+        number, view = _row_and_view(index)
         if not -len(self) <= number < len(self):
             raise IndexError(f"row {number} of a dataset of {len(self)} rows")
         row = int(number) % len(self)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import datasets
 import numpy as np
@@ -52,12 +52,23 @@ class Rows:
     @property
     def num_reinforced(self) -> int:
         """How many rows have stored views: the first ones."""
-        return len(self.usable) - len(self.labels)
+        return int(np.count_nonzero(self.source_rows >= 0))
 
     @property
     def reinforced(self) -> np.ndarray:
         """The rows of `plus` that are reinforced, int64 (rows,)."""
         return self.usable[: self.num_reinforced]
+
+    @property
+    def labels_of_others(self) -> np.ndarray:
+        """The labels of the rows of the dataset that are not reinforced, int64."""
+        return self.labels[self.usable[self.num_reinforced :] - len(self.source)]
+
+    def select(self, rows: np.ndarray) -> Rows:
+        """Returns some of the rows, int64, each once; those that are not reinforced come last, as always."""
+        others = self.source_rows[rows] < 0
+        rows = np.concatenate([rows[~others], rows[others]])
+        return replace(self, usable=self.usable[rows], source_rows=self.source_rows[rows])
 
     def has_stored_views(self, slot: int) -> bool:
         """Whether a slot is a row of `plus`."""

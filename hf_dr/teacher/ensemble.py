@@ -16,6 +16,7 @@ import torch
 
 import hf_dr.teacher.architectures  # noqa: F401 (what it registers, timm builds)
 from hf_dr.errors import TeacherError
+from hf_dr.processes import find_device
 from hf_dr.teacher.members import HOW_TO_NAME, Member, load_member
 from hf_dr.teacher.names import PRECISIONS
 
@@ -27,7 +28,7 @@ class Teacher:
 
     Args:
         members: At least one; no two with the same weights, all with the same classes.
-        device: Where the members live.
+        device: Where the members live. Default: the accelerator if there is one, which the log says.
         precision: `fp32`, or `bf16` / `fp16` under autocast.
         channels_last: Memory format of weights and views; convolutions are often faster with it.
         compile: Whether to `torch.compile` the members.
@@ -42,7 +43,7 @@ class Teacher:
         self,
         members: Sequence[Member],
         *,
-        device: str | torch.device = "cpu",
+        device: str | torch.device | None = None,
         precision: str = "fp32",
         channels_last: bool = True,
         compile: bool = False,
@@ -55,7 +56,7 @@ class Teacher:
         _refuse_twins(members)
         self.members = tuple(members)
         self.precision = precision
-        self.device = torch.device(device)
+        self.device = find_device() if device is None else torch.device(device)
         self.channels_last = channels_last
         self._class_ids = [_resolve_classes(member, classes) for member in members]
         self.num_classes, self.labels = self._common_classes()
@@ -66,6 +67,7 @@ class Teacher:
                 model = model.to(memory_format=torch.channels_last)
             self._models.append(torch.compile(model) if compile else model)
         self._largest_batch: int | None = None  # learnt when memory runs out
+        logger.info("The teacher (%s) computes on %s.", " + ".join(member.id for member in members), self.device)
 
     @classmethod
     def from_pretrained(cls, ids: str | Sequence[str], **settings: Any) -> Teacher:

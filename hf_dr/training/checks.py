@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -58,6 +59,24 @@ def check_num_classes(count: int, dataset: ReinforcedData) -> None:
         )
 
 
+def check_answers(batch: Mapping[str, Any], dataset: Any) -> None:
+    """Checks that a batch has the answers that its dataset gives to each row.
+
+    Args:
+        batch: As the model is about to see it.
+        dataset: What it is a part of.
+
+    Raises:
+        ConfigError: It has lost them.
+    """
+    missing = [name for name in ("teacher_ids", "teacher_logprobs", "reinforced") if name not in batch]
+    if missing and isinstance(dataset, ReinforcedData):
+        raise ConfigError(
+            f"a batch of reinforced data must hold its stored answers, but {', '.join(missing)} are not among "
+            f"{', '.join(batch)}. Leave `data_collator` out, or let it return every key of the rows."
+        )
+
+
 def check_settings(args: ReinforcedTrainingArguments, train: ReinforcedData, trainer: Trainer) -> None:
     """Checks that the settings of a training fit reinforced data.
 
@@ -98,7 +117,7 @@ def check_other_dataset(args: ReinforcedTrainingArguments, train: Any) -> None:
         raise ConfigError(
             f"`train_dataset` must be what `load_reinforced` returns, got it wrapped in {type(train).__name__}, where "
             "each row would show one view for ever. Select rows before: "
-            "`ReinforcedDataset(train.plus.select(rows), train.provenance)`."
+            "`train.select(rows)`."
         )
     if hasattr(train, "column_names") and "teacher_ids" in train.column_names:
         raise ConfigError(

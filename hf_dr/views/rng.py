@@ -18,6 +18,7 @@ DOMAIN_ORDER = 4
 DOMAIN_CORRUPTION = 5
 DOMAIN_MIXING = 6
 DOMAIN_SIGNAL = 7
+DOMAIN_SPLIT = 8
 
 
 def keyed_rng(seed: int, *, domain: int, major: int = 0, minor: int = 0) -> np.random.Generator:
@@ -117,6 +118,13 @@ class Matching:
         if position >= self._permutation.n:
             return example
         return int(self._permutation.inverse(position)) + self.start
+
+    def partners(self, examples: np.ndarray) -> np.ndarray:
+        """Returns the partner of each example, int64, same shape."""
+        positions = self._permutation(examples - self.start) ^ 1
+        alone = positions >= self._permutation.n
+        found = self._permutation.inverse(np.where(alone, 0, positions)) + self.start
+        return np.where(alone, examples, found)
 
     def pairs(self) -> np.ndarray:
         """Returns all examples, int64, partners side by side; an odd one out comes last."""

@@ -1,6 +1,7 @@
 """A "+" dataset opens alike from a folder, from the Hub and from the Hub's cache, and only if it is whole."""
 
 import json
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -107,6 +108,31 @@ def test_a_revision_is_a_branch_a_tag_or_a_commit(hub, tiny_plus, tmp_path, tiny
         assert same(load_reinforced(REPO, revision=revision), tiny_plus)
     with pytest.raises(HubError, match=r"404 Not Found.*Check `revision`"):
         load_reinforced(REPO, revision="v2")
+    assert same(load_reinforced(f"{REPO}@{first}"), tiny_plus)
+    HfApi().create_tag(REPO, repo_type="dataset", tag="new")
+    streamed = load_reinforced(f"{REPO}@new", streaming=True)
+    assert next(iter(streamed))["pixel_values"].shape == (3, 8, 8)
+    message = rf"expected one revision, got 'v1' in '{REPO}@v1' and 'old'\. Leave one of them out"
+    with pytest.raises(ConfigError, match=message):
+        load_reinforced(f"{REPO}@v1", revision="old")
+
+
+def test_a_folder_may_have_an_at_in_its_name(tiny_folder, tiny_plus, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_folder, tmp_path / "me" / "plus@v1")
+    assert same(load_reinforced("me/plus@v1"), tiny_plus)
+
+
+@pytest.mark.parametrize("given", ["rows", "opened", "dict", "number"])
+def test_a_dataset_is_not_a_path(tiny_plus, given):
+    rows = tiny_plus.plus
+    objects = {"rows": rows, "opened": tiny_plus, "dict": datasets.DatasetDict({"train": rows}), "number": 5}
+    kind = type(objects[given]).__name__
+    message = rf"expected the folder of a .\+. dataset or its Hub id, got an object \({kind}\)\. `reinforce` makes"
+    with pytest.raises(ConfigError, match=message):
+        load_reinforced(objects[given])
+    with pytest.raises(ConfigError, match=message):
+        load_reinforced([objects[given]])
 
 
 def test_of_several_configurations_one_must_be_named(hub, tmp_path, tiny_dataset, tiny_teacher):

@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 
 from hf_dr.errors import ConfigError, FormatError, ReplayError
-from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.training.students import build_student, normalize
 from hf_dr.training.trainer import ReinforcedTrainer
@@ -119,8 +118,7 @@ def test_a_wrapped_dataset_is_refused(plain, settings, wrap):
         ConfigError, match=f"got it wrapped in {type(wrapped).__name__}, where each row would show one view"
     ):
         ReinforcedTrainer(pooled(), settings(), train_dataset=wrapped)
-    selected = ReinforcedDataset(plain.plus.select(range(4)), plain.provenance)  # what the message advises
-    ReinforcedTrainer(pooled(), settings(), train_dataset=selected).train()
+    ReinforcedTrainer(pooled(), settings(), train_dataset=plain.select(range(4))).train()  # what the message advises
 
 
 def test_a_folder_without_reinforcements_is_refused(tmp_path, tiny_dataset):
@@ -214,3 +212,21 @@ def test_odd_batches_of_a_mixing_dataset_are_warned_of(tiny_plus, settings, capl
     caplog.clear()
     ReinforcedTrainer(pooled(), settings(), train_dataset=tiny_plus)
     assert not caplog.text
+
+
+@pytest.mark.parametrize("lost", ["teacher_ids", "teacher_logprobs", "reinforced"])
+@pytest.mark.parametrize("objective", ["reinforced", "erm"])
+def test_a_collator_that_drops_the_answers_is_refused(plain, pictures, settings, lost, objective):
+    def collate(rows):
+        return {name: torch.stack([torch.as_tensor(row[name]) for row in rows]) for name in rows[0] if name != lost}
+
+    args = settings(reinforced_probability=0.99 if objective == "reinforced" else 0.0)
+    student = pooled()
+    trainer = ReinforcedTrainer(student, args, train_dataset=plain, eval_dataset=pictures, data_collator=collate)
+    before = weights(student)
+    with pytest.raises(ConfigError, match=rf"must hold its stored answers, but {lost} are not among .*Leave `data_co"):
+        trainer.train()
+    assert same(before, weights(student))
+    assert trainer.evaluate()["eval_loss"] > 0, "pictures with labels have no answers"
+    with pytest.raises(ConfigError, match=f"must hold its stored answers, but {lost}"):
+        trainer.evaluate(plain)

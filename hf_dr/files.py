@@ -33,14 +33,14 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def check_writable(folder: Path, setting: str) -> None:
-    """Makes a folder and tries whether files can be written there, before work begins whose results it shall hold.
+    """Tries whether a folder can be written to, or made, before work begins whose results it shall hold. Leaves nothing.
 
     Raises:
         ConfigError: They cannot; `setting` is what names the folder, or a file in it.
     """
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
         raise ConfigError(

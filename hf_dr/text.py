@@ -10,6 +10,15 @@ from collections.abc import Iterable, Sequence
 # Words of letters, digits, "_", "-" and ".", which neither begin nor end with the last two; 96 characters for each.
 _HUB_WORD = r"(?![.-])[A-Za-z0-9_.-]{1,96}(?<![.-])"
 _HUB_ID = re.compile(f"{_HUB_WORD}/{_HUB_WORD}")
+# What must not be seen, and what stands there instead: who logs in within an address; what follows the name of a way to log
+# in; signatures in addresses; what has the form of the Hub's tokens (digits or capitals keep `hf_dr` and its like as they are).
+_SECRETS = (
+    (re.compile(r"(?<=://)[^/?#@\s]+@"), ""),
+    (re.compile(r"(?i)\b(bearer|basic)[ +]+[^\s\"',;]+"), r"\1 ***"),
+    (re.compile(r"(?i)([?&][^=&\s]*(?:signature|token|credential|policy|key)[^=&\s]*=)[^&\s\"']+"), r"\1***"),
+    (re.compile(r"\b(hf|api_org)_(?=[a-z]*[A-Z0-9])[A-Za-z0-9]{8,}"), r"\1_***"),
+)
+_told_secrets: set[str] = set()
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -39,23 +48,57 @@ def is_hub_id(value: object) -> bool:
     return "--" not in value and ".." not in value and not value.endswith(".git")
 
 
+def keep_secret(token: str) -> None:
+    """Makes `without_secrets` hide this token, whatever its form."""
+    if len(token) >= 8:  # a shorter one is no token, and would be found in many words
+        _told_secrets.add(token)
+
+
+def without_secrets(text: str) -> str:
+    """Returns a text, an address for example, without tokens, signatures and the name and password of who logs in."""
+    for token in _told_secrets:
+        text = text.replace(token, "***")
+    for pattern, instead in _SECRETS:
+        text = pattern.sub(instead, text)
+    return text
+
+
+MAX_TEXT = 2000
+"""Characters of a text of others that are shown; a longer one is cut."""
+_JOINERS = "\u200c\u200d"  # not printable by Python's rules, but parts of words and of pictograms
+
+
+def shown_text(value: object, limit: int = MAX_TEXT) -> str:
+    """Returns a text of others as it may be shown anywhere: on one line, of bounded length, printable.
+
+    What is not printable (half of a surrogate pair, a control character, the start of a terminal's escape sequence, a change
+    of the direction of writing) is written as its number: `\\x1b`.
+    """
+    text = " ".join(str(value)[: 4 * limit].split())
+    text = "".join(c if c.isprintable() or c in _JOINERS else ascii(c)[1:-1] for c in text)
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
 def inline(value: object) -> str:
-    """Text from data, made harmless: it stays in its line and its cell, and is neither HTML nor Markdown."""
-    return re.sub(r"([\\`*\[\]|])", r"\\\1", html.escape(" ".join(str(value).split()), quote=False))
+    """Text from data, made harmless in Markdown: it stays in its line and its cell; no HTML, link, picture or formula."""
+    return re.sub(r"([\\`*\[\]|$])", r"\\\1", html.escape(shown_text(value), quote=False))
 
 
 def code(value: object) -> str:
     """Text from data as code, in its line and its cell."""
-    return f"`{' '.join(str(value).replace('`', chr(39)).split())}`".replace("|", r"\|")
+    return f"`{shown_text(value).replace('`', chr(39))}`".replace("|", r"\|")
 
 
 def two_columns(lines: Sequence[tuple[str, str]]) -> str:
+    """Aligns names and values, which may be texts of others."""
+    lines = [(shown_text(name), shown_text(value)) for name, value in lines]
     width = max(len(name) for name, _ in lines)
     return "\n".join(f"  {name:<{width}}  {value}" for name, value in lines)
 
 
 def text_table(header: list[str], rows: list[list[str]], text_columns: Sequence[int] = (0,)) -> str:
-    """Aligns text to the left, numbers to the right."""
+    """Aligns text to the left, numbers to the right; cells may be texts of others."""
+    rows = [[shown_text(cell, 200) for cell in row] for row in rows]
     widths = [max(map(len, cells)) for cells in zip(header, *rows, strict=True)]
     lines = []
     for row in [header, ["-" * width for width in widths], *rows]:

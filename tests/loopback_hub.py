@@ -58,7 +58,9 @@ class Fault:
         kind: What happens. `500`, `503`, `429` (any status): answered in place of the work. `cut`: the connection ends (FIN)
             after half of the request, or of the answer where the request has no body. `reset`: the same with RST. `lost`: the
             work is done, and the connection ends before the answer. `stall`: after half of the request nothing moves until
-            the client is gone. `stall_after`: the same after the work. A function is called, and the request then served.
+            the client is gone. `stall_after`: the same after the work. `html`: a page of a proxy with status 200. `half`: the
+            work is done, and half of the answer is sent as if it were all. `echo400` (any status): a refusal whose message
+            repeats the Authorization header. A function is called, and the request then served.
         at: A regular expression for the kinds of requests (`ROUTES`) that it falls on.
         when: The first matching request that fails, from 1.
         count: How many matching requests fail from there on.
@@ -404,9 +406,21 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(self._work(kind, found))
             fault.reached.set()
             return
-        if fault.kind.isdigit():
+        if fault.kind == "half":
+            whole = self._work(kind, found)
+            body = whole.body if isinstance(whole.body, bytes) else whole.body.read_bytes()
+            self._send(_Answer(body[: len(body) // 2], whole.status, whole.headers))
+            fault.reached.set()
+            return
+        if fault.kind == "html":
             self._discard(self.left)
-            refusal = _Refusal(int(fault.kind), "A fault to order.")
+            self._send(_Answer(b"<html>Please log in to the network.</html>", headers={"Content-Type": "text/html"}))
+            fault.reached.set()
+            return
+        if (status := fault.kind.removeprefix("echo")).isdigit():
+            self._discard(self.left)
+            said = "A fault to order." if status == fault.kind else f"Who is {self.headers.get('Authorization')}?"
+            refusal = _Refusal(int(status), said)
             if fault.kind == "429":
                 refusal.headers["Retry-After"] = str(fault.retry_after)
             self._send(self._refused(refusal))

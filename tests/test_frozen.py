@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 from hf_dr.store.provenance import Provenance
-from hf_dr.store.schema import KEEP, MIXING_SCOPES
+from hf_dr.store.schema import KEEP, MIXING_SCOPES, SCHEMA_VERSION
 from hf_dr.teacher.signals import SIGNALS
 from hf_dr.views.ops.base import OPS
 from tests.frozen.plus import build, freeze, versions, without_sizes
@@ -138,7 +138,7 @@ def test_everything_is_among_them(made):
     assert {one.mixing_scope for one in provenances if any("CutMix" in op for op in one.augmentation)} == set(
         MIXING_SCOPES
     )
-    assert {one.schema_version for one in provenances} == {1, 2, 3}
+    assert {one.schema_version for one in provenances} == {SCHEMA_VERSION}
     assert {one.overlay for one in provenances} == {False, True}
     assert {one.label_column for one in provenances} == {"label", None}
     assert any(one.skipped_rows for one in provenances)

@@ -7,11 +7,14 @@ import itertools
 import json
 import logging
 import math
+import os
+import re
 import shutil
 import struct
 import subprocess
 import sys
 import traceback
+import tracemalloc
 import uuid
 import zlib
 from collections.abc import Callable
@@ -37,15 +40,18 @@ from samples import quick
 import hf_dr.hub.retry
 from hf_dr.errors import HfDrError, TeacherError
 from hf_dr.generation.config import ReinforceConfig
+from hf_dr.generation.contact_sheet import contact_sheet
 from hf_dr.generation.inspection import inspect_dataset
 from hf_dr.generation.job import reinforce
 from hf_dr.generation.verify import verify
 from hf_dr.hub.push import push_to_hub
 from hf_dr.replay.loading import load_reinforced
+from hf_dr.store import json_files
 from hf_dr.store.base_dataset import load_base
-from hf_dr.store.card import card_configs, update_card
+from hf_dr.store.card import card_configs, update_card, write_card
 from hf_dr.store.findings import Statistics, Students, Verification, save_finding
 from hf_dr.store.provenance import Provenance
+from hf_dr.store.readme import split_readme
 from hf_dr.store.schema import METADATA_KEY, PROVENANCE_FILE, STATISTICS_FILE, STUDENTS_FILE, VERIFICATION_FILE
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.members import load_member
@@ -160,6 +166,104 @@ def forge(config: Path, **changes: Any) -> None:
         table, metadata = pq.read_table(config / shard), pq.read_metadata(config / shard).metadata
         marker = {**json.loads(metadata[METADATA_KEY]), "fingerprint": fingerprint}
         pq.write_table(table.replace_schema_metadata({**metadata, METADATA_KEY: json.dumps(marker)}), config / shard)
+
+
+# ------------------------------------------------------------------------------------------------ sizes, files, teachers
+
+
+def test_a_forged_number_of_rows_takes_no_memory(victim: Callable[[], Path]) -> None:
+    """A list of 2^30 numbers would take 40 GB."""
+    config = victim()
+    forge(config, num_rows=1 << 31, shard_size=1 << 30)
+    tracemalloc.start()
+    for streaming in (True, False):
+        with pytest.raises(HfDrError, match=r"must hold rows [0-9]+ to [0-9]+.*, found others"):
+            next(iter(load_reinforced(config, streaming=streaming)))  # list() would ask for the length first
+    assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    tracemalloc.stop()
+
+
+def test_a_provenance_that_is_too_long_is_not_read(
+    loopback_hub: LoopbackHub, victim: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = victim()
+    monkeypatch.setattr(json_files, "MAX_BYTES", 2000)
+    size = (config / PROVENANCE_FILE).stat().st_size
+    assert size > 2000
+    for call in (load_reinforced, inspect_dataset):
+        with pytest.raises(
+            HfDrError, match=r"reinforcement.json must have at most 2 kB, found .* Fetch or write it again"
+        ):
+            call(config)
+    loopback_hub.put("org/long", {f"{NAME}/{path.name}": path.read_bytes() for path in config.iterdir()})
+    for name in (None, NAME):
+        with pytest.raises(HfDrError, match=r"reinforcement.json of org/long must have at most 2 kB"):
+            load_reinforced("org/long", name)
+    assert not loopback_hub.received("resolve")
+    monkeypatch.setattr(json_files, "MAX_BYTES", size)
+    assert len(load_reinforced("org/long")) == ROWS
+
+
+@pytest.mark.parametrize("file", [SHARDS[0], SHARDS[1], PROVENANCE_FILE])
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_file_is_told(make: Callable[[Path], None], file: str, victim: Callable[[], Path]) -> None:
+    config = victim()
+    (config / file).unlink()
+    make(config / file)
+    calls: tuple[Callable[[], Any], ...] = (
+        lambda: list(load_reinforced(config, streaming=True)),
+        lambda: len(load_reinforced(config)),
+        lambda: inspect_dataset(config),
+        lambda: card_configs(config.parent, [NAME]),
+    )
+    for call in calls:
+        with pytest.raises(HfDrError):
+            call()
+
+
+BAD_MEMBERS = (
+    {}, {"id": None}, {"id": ""}, {"id": 5}, {"id": ["a"]}, {"id": "x" * 3000}, {"id": "a", "license": 5},
+    {"id": "a", "license": [1]}, {"id": "a", "revision": {}},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("member", BAD_MEMBERS, ids=lambda member: str(member)[:40])
+def test_a_hostile_teacher_is_refused_when_the_provenance_is_read(
+    member: dict[str, Any], victim: Callable[[], Path]
+) -> None:
+    """Not when a training ends and its card is written."""
+    config = victim()
+    forge(config, teacher={"members": [member]})
+    with pytest.raises(HfDrError, match=r"`teacher` in .* must be a teacher whose members have"):
+        load_reinforced(config)
+
+
+HOSTILE_TEXTS = (
+    "a\ud800b",
+    "\x1b]0;owned\x07",
+    "<!-- hf_dr: end -->",
+    "$$\\frac{",
+    "<img src=x onerror=a>",
+    "a\u202eb",
+    "x" * 2000,
+)
+
+
+@pytest.mark.parametrize("text", HOSTILE_TEXTS, ids=lambda text: ascii(text)[1:12])
+def test_any_text_of_others_can_be_shown(text: str, victim: Callable[[], Path], tmp_path: Path) -> None:
+    config = victim()
+    member = {"id": text, "license": text, "revision": text, "preprocessing": {"size": [text], "mean": text}}
+    base = {"id": text, "config": text, "revision": text, "license": text, "content_hash": text}
+    teacher = {"members": [member], "precision": text, "device_type": text}
+    forge(config, base=base, teacher=teacher, created_with=text, library_versions={text: text})
+    save_finding(config, Provenance.read(config).fingerprint, Students([text], [[text]]))
+    report = inspect_dataset(config).report()
+    assert all(c.isprintable() or c == "\n" for c in report)
+    write_card(config.parent)
+    card = (config.parent / "README.md").read_text(encoding="utf-8")
+    assert all(c.isprintable() or c == "\n" for c in card)
+    assert "<img" not in re.sub("`.*?`", "", split_readme(card)[3])
+    contact_sheet(load_reinforced(config), tmp_path / "sheet.png", num_rows=1, num_views=1)
 
 
 # -------------------------------------------------------------------------------------------------------------- cells
@@ -316,7 +420,7 @@ def test_any_change_of_rows(change: str, victim: Callable[[], Path], expected: V
     rewrite(config / SHARDS[0], ROW_CHANGES[change])
     for streaming in (False, True):
         with pytest.raises(HfDrError, match=r"must (have|hold) .*rows?.*, found") as caught:
-            list(load_reinforced(config, streaming=streaming))
+            next(iter(load_reinforced(config, streaming=streaming)))  # list() would ask for the length first
         assert_tells(caught.value)
     look_at(config)
 
@@ -625,7 +729,8 @@ def spoilt(folder: Path, tmp_path: Path, **changes: Any) -> str:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"cfg_input_size": [3, 10**9, 10**9]}, r"`size` of a model's preprocessing must be \(height, width\) of at most"),
+        ({"cfg_input_size": [3, 10**9, 10**9]}, r"`input_size` in the config.json of .* must have a size that can be built"),
+        ({"cfg_input_size": [3, 9999, 9999]}, r"`size` of a model's preprocessing must be \(height, width\) of at most"),
         ({"cfg_input_size": [3, -1, 24]}, "`size` of a model's preprocessing must be"),
         ({"cfg_input_size": "large"}, "`size` of a model's preprocessing must be|`pretrained_cfg` of"),
         ({"cfg_mean": [0.1, 0.1]}, r"`mean` of a model's preprocessing must be three numbers, found \(0.1, 0.1\)"),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hf_dr.errors import HfDrError
+from hf_dr.text import without_secrets
 
 
 @dataclass(frozen=True)
@@ -110,4 +111,13 @@ def start_logging() -> None:
     state = process_state()
     rank = "" if state.num_processes == 1 else f"[rank {state.process_index}] "
     logging.basicConfig(format=f"{rank}%(message)s", level=logging.WARNING)
+    for handler in (*logging.getLogger().handlers, *logging.getLogger("huggingface_hub").handlers):
+        handler.addFilter(_without_secrets)
     logging.getLogger("hf_dr").setLevel(logging.INFO if state.is_main_process else logging.WARNING)
+
+
+def _without_secrets(record: logging.LogRecord) -> bool:
+    """Hides tokens in a message: the Hub's client logs addresses with all that is in them."""
+    record.msg = without_secrets(record.getMessage())
+    record.args = None
+    return True

@@ -5,14 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 from transformers import TrainerState, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import sort_checkpoints
 
 from hf_dr.cli.arguments import as_config_error, build_augmentation, read_classes, rehearse
 from hf_dr.cli.config import parse
@@ -29,11 +27,12 @@ from hf_dr.store.base_dataset import check_dataset, load_base
 from hf_dr.store.named_files import FILES_FROM_HELP
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.training.arguments import ReinforcedTrainingArguments
+from hf_dr.training.checkpoints import last_checkpoint
 from hf_dr.training.distillation import OnlineDistillationTrainer
+from hf_dr.training.evaluated import evaluation_images
 from hf_dr.training.students import (
     LabelledImages,
     build_student,
-    evaluation_augmentation,
     load_processor,
     read_model_args,
 )
@@ -186,9 +185,10 @@ def train_command(argv: Sequence[str], prog: str) -> int:
     )
     evaluation, evaluated_on = _load_evaluation(student, data)
     trainer = _build_trainer(student, args, model, data, evaluation)
-    status = run_training(trainer, args)
-    finish: Callable[..., Any] = trainer.push_to_hub if args.push_to_hub else trainer.create_model_card
-    finish(**_card_settings(student), evaluated_on=evaluated_on)
+    with trainer.alone():
+        status = run_training(trainer, args)
+        finish: Callable[..., Any] = trainer.push_to_hub if args.push_to_hub else trainer.create_model_card
+        finish(**_card_settings(student), evaluated_on=evaluated_on)
     return status
 
 
@@ -255,17 +255,7 @@ def _load_evaluation(
     if not student.eval_dataset:
         return None, None
     images, described = load_base(student.eval_dataset, split=student.eval_split, files_from=student.files_from)
-    label_column = data.origin.label_column or "label"
-    classes = getattr(images.features.get(label_column), "names", None)
-    for c, (theirs, ours) in enumerate(zip_longest(classes or (), data.class_names or ())):
-        # A dataset without names is not compared; where one has more classes, the other has None.
-        if classes and data.class_names and theirs != ours:
-            raise ConfigError(
-                f'`eval_dataset` must have the classes of the "+" dataset in their order, but class {c} is {theirs!r} there '
-                f'and {ours!r} in the "+" dataset. Give another.'
-            )
-    shown = evaluation_augmentation(max(data.size), student.eval_crop)
-    evaluation = LabelledImages(images, shown, image_column=data.origin.image_column, label_column=label_column)
+    evaluation = evaluation_images(images, data, student.eval_crop)
     return evaluation, {**described, "split": student.eval_split}
 
 
@@ -276,7 +266,7 @@ def _build_trainer(
     data: ReinforcedData,
     evaluation: LabelledImages | None,
 ) -> ReinforcedTrainer:
-    """Builds the trainer of the objective; a student that is fine-tuned keeps its image processor and normalisation."""
+    """Builds the trainer of the objective; a student that is fine-tuned keeps its image processor."""
     settings: dict[str, Any] = {
         "model": model,
         "args": args,
@@ -287,8 +277,6 @@ def _build_trainer(
     processor = load_processor(student.student, max(data.size))
     if processor is not None:
         settings["processing_class"] = processor
-        if getattr(processor, "image_mean", None) and getattr(processor, "image_std", None):
-            settings["normalization"] = (processor.image_mean, processor.image_std)
     if student.objective != "kd":
         with as_config_error():
             return ReinforcedTrainer(**settings)
@@ -320,22 +308,10 @@ def _card_settings(student: StudentArguments) -> dict[str, Any]:
     }
 
 
-def _last_checkpoint(folder: str) -> str | None:
-    """Returns the last whole checkpoint: the state is written last, so one that was being written at a kill has none."""
-    for checkpoint in reversed(sort_checkpoints(folder)):
-        try:
-            TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
-        except (OSError, ValueError):
-            logger.warning("Skipping %s, which was not written completely.", checkpoint)
-        else:
-            return checkpoint
-    return None
-
-
 def run_training(trainer: ReinforcedTrainer | TransferTrainer, args: TrainingArguments) -> int:
     """Trains, resuming from the last checkpoint of the folder; saves the model and its metrics."""
     steps_before = 0
-    checkpoint = args.resume_from_checkpoint or _last_checkpoint(str(args.output_dir))
+    checkpoint = args.resume_from_checkpoint or last_checkpoint(str(args.output_dir))
     if checkpoint is not None:
         state = Path(checkpoint) / TRAINER_STATE_NAME
         if not state.is_file():
@@ -395,8 +371,9 @@ def _transfer(make: Callable[[], TransferTrainer], args: TransferArguments) -> i
     set_seed(args.seed)
     with as_config_error():
         trainer = make()
-    status = run_training(trainer, args)
-    trainer.write_results()
-    if args.push_to_hub:
-        trainer.push_to_hub()
+    with trainer.alone():
+        status = run_training(trainer, args)
+        trainer.write_results()
+        if args.push_to_hub:
+            trainer.push_to_hub()
     return status

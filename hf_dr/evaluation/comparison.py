@@ -27,7 +27,7 @@ from hf_dr.replay.loading import each_dataset
 from hf_dr.store.card import write_card
 from hf_dr.store.findings import Students, save_finding
 from hf_dr.store.provenance import Provenance, find_config
-from hf_dr.text import markdown_table
+from hf_dr.text import inline, markdown_table
 
 
 class Column(NamedTuple):
@@ -112,7 +112,8 @@ class Comparison:
 
     def to_markdown(self) -> str:
         """Returns the table: mean and standard deviation over seeds."""
-        return markdown_table(self.students.head, self.students.rows) + "\n"
+        rows = ([*map(inline, row)] for row in self.students.rows)
+        return markdown_table([*map(inline, self.students.head)], rows) + "\n"
 
     def to_dict(self, prefix: str) -> dict[str, float | int]:
         """Returns flat numbers: `<prefix>_<objective>_<key>` and, over plain training, `<prefix>_<key>_gain` of `reinforced`.

@@ -17,6 +17,7 @@ from hf_dr.evaluation.report import SHARES
 from hf_dr.evaluation.results import EVALUATED_ON, OBJECTIVES, STUDENT, Results
 from hf_dr.evaluation.runs import BASELINE
 from hf_dr.evaluation.tables import Table, cell, gains, html_page, html_picture, html_table, numbers
+from hf_dr.text import inline
 from hf_dr.transfer.trainer import HEADLINES
 from hf_dr.version import __version__
 
@@ -118,9 +119,9 @@ def _times(lines: pd.DataFrame, objective: str) -> pd.DataFrame:
 
 def to_markdown(results: Results, title: str) -> str:
     """Returns all tables, and what is in none of them."""
-    parts = [f"# {title}", *(table.to_markdown() for table in all_tables(results))]
+    parts = [f"# {inline(title)}", *(table.to_markdown() for table in all_tables(results))]
     if results.left_out:
-        listed = (f"- {place}: {' '.join(reason.split())}" for place, reason in results.left_out.items())
+        listed = (f"- {inline(place)}: {inline(reason)}" for place, reason in results.left_out.items())
         parts += ["## In no table", "\n".join(listed)]
     return "\n\n".join([*parts, _ABOUT]) + "\n"
 

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from hf_dr.evaluation.metrics import Reliability
 from hf_dr.evaluation.runs import Run
+from hf_dr.text import shown_text
 
 _BLUE = "#3b6ea5"
 _RED = "#d95f4b"
@@ -31,7 +32,7 @@ def draw_reliability(axes: Any, diagram: Reliability, title: str) -> None:
     axes.bar(left, gap, bottom=accuracy, color=_RED, alpha=0.35, label="gap to confidence", **bars)
     axes.plot([0, 1], [0, 1], color="0.4", linewidth=0.8, linestyle="--", label="perfect calibration")
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy", aspect="equal")
-    axes.set_title(f"{title}\nECE {100 * diagram.ece:.2f} %", fontsize=9)
+    axes.set_title(f"{shown_text(title, 100)}\nECE {100 * diagram.ece:.2f} %", fontsize=9, parse_math=False)
 
 
 def reliability_figure(diagrams: dict[str, Reliability], columns: int | None = None) -> Figure:
@@ -69,7 +70,7 @@ def accuracy_figure(title: str, runs: Sequence[Run], epochs: Sequence[float] | N
         _draw_accuracy(places[1], runs, epochs)
         places[1].set(xlabel="epochs")
     places[-1].legend(loc="lower right", frameon=False)
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(shown_text(title, 200), fontsize=10, parse_math=False)
     return figure
 
 

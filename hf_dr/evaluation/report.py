@@ -12,7 +12,7 @@ import numpy as np
 
 from hf_dr.evaluation.metrics import Reliability
 from hf_dr.evaluation.plots import reliability_picture
-from hf_dr.text import markdown_table
+from hf_dr.text import inline, markdown_table
 from hf_dr.version import __version__
 
 SHARES = "shares"
@@ -99,9 +99,9 @@ class Report:
         for name in dict.fromkeys(r.set for r in self.results if r.by_corruption):
             corrupted = [r for r in self.results if r.set == name and r.by_corruption]
             errors = [r.errors() for r in corrupted]
-            cells = [(kind, *(f"{100 * by_kind[kind]:.2f}" for by_kind in errors)) for kind in errors[0]]
-            yield f"Top-1 error on {name} in percent, mean over severities:"
-            yield markdown_table(("corruption", *(r.model for r in corrupted)), cells)
+            cells = [(inline(kind), *(f"{100 * by_kind[kind]:.2f}" for by_kind in errors)) for kind in errors[0]]
+            yield f"Top-1 error on {inline(name)} in percent, mean over severities:"
+            yield markdown_table(("corruption", *(inline(r.model) for r in corrupted)), cells)
 
     def save(self, folder: str | Path) -> None:
         """Writes evaluation.md, evaluation.json and, if a set was clean, reliability.png."""
@@ -120,8 +120,8 @@ class Report:
 def _row(result: Result) -> tuple[str, ...]:
     metrics = result.metrics
     return (
-        result.model,
-        f"{result.set}, corrupted" if result.by_corruption else result.set,
+        inline(result.model),
+        inline(f"{result.set}, corrupted" if result.by_corruption else result.set),
         f"{result.examples:,}",
         f"{100 * metrics['top1']:.2f}",
         f"{100 * metrics['top5']:.2f}",

@@ -29,6 +29,7 @@ from hf_dr.evaluation.gathering import (
     read_transferred,
 )
 from hf_dr.evaluation.metrics import METRICS
+from hf_dr.text import shown_text
 
 OBJECTIVES = ("erm", "kd", "reinforced")
 STUDENT = ["student", "data", "epochs"]
@@ -141,7 +142,7 @@ class Results:
         """
         lines: list[tuple[Any, ...]] = []
         for row, s in enumerate(self.settings):
-            names = (row, s.model, s.data, f"{s.epochs:g}", s.evaluated_on)
+            names = (row, shown_text(s.model), shown_text(s.data), f"{s.epochs:g}", shown_text(s.evaluated_on))
             for objective in OBJECTIVES:
                 for run in self.of(s, objective):
                     lines += [(*names, objective, str(run.seeds), *number) for number in _flat(run.evaluations)]
@@ -149,7 +150,7 @@ class Results:
                         seconds = (WHILE_TRAINING, "seconds", run.training.seconds)
                         lines.append((*names, objective, str(run.seeds), *seconds))
         for row, (name, evaluations) in enumerate(self.others.items(), len(self.settings)):
-            lines += [(row, name, "", "", "", "", "", *number) for number in _flat(evaluations)]
+            lines += [(row, shown_text(name), "", "", "", "", "", *number) for number in _flat(evaluations)]
         return pd.DataFrame(
             lines, columns=["row", *STUDENT, EVALUATED_ON, "objective", "seed", "on", "metric", "value"]
         )
@@ -191,4 +192,4 @@ def _flat(evaluations: Evaluations) -> Iterator[tuple[str, str, float]]:
     for on, metrics in evaluations.items():
         for metric, value in {**metrics, **metrics.get("errors", {})}.items():
             if metric != "errors":
-                yield on, metric, value
+                yield shown_text(on), shown_text(metric), value

@@ -11,7 +11,7 @@ from typing import TypedDict
 import pandas as pd
 
 from hf_dr.evaluation.runs import BASELINE
-from hf_dr.text import inline, markdown_table
+from hf_dr.text import inline, markdown_table, shown_text
 
 
 class Numbers(TypedDict):
@@ -78,17 +78,21 @@ class Table:
     def to_markdown(self) -> str:
         """Returns the table under its title."""
         rows = [list(map(inline, row)) for row in self.rows]
-        return f"## {inline(self.title)}\n\n{self.about}\n\n{markdown_table(list(map(inline, self.head)), rows)}"
+        return (
+            f"## {inline(self.title)}\n\n{inline(self.about)}\n\n{markdown_table(list(map(inline, self.head)), rows)}"
+        )
 
     def to_html(self) -> str:
         """Returns the same as HTML."""
-        title, about = (html.escape(text, quote=False) for text in (self.title, self.about))
+        title, about = (html.escape(shown_text(text), quote=False) for text in (self.title, self.about))
         return f"<h2>{title}</h2>\n<p>{about}</p>\n{html_table(self.head, self.rows)}"
 
 
 def html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Returns a table; its cells are text."""
-    lines = ("<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in row) + "</tr>" for row in (head, *rows))
+    lines = (
+        "<tr>" + "".join(f"<td>{html.escape(shown_text(text))}</td>" for text in row) + "</tr>" for row in (head, *rows)
+    )
     return "\n".join(["<table>", *lines, "</table>"])
 
 
@@ -99,7 +103,7 @@ def html_picture(png: bytes) -> str:
 
 def html_page(title: str, parts: Sequence[str]) -> str:
     """Returns a page of its own; `title` is text, `parts` are HTML."""
-    return _PAGE.format(title=html.escape(title), body="\n".join(parts))
+    return _PAGE.format(title=html.escape(shown_text(title)), body="\n".join(parts))
 
 
 _PAGE = """<!doctype html>

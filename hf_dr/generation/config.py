@@ -113,6 +113,14 @@ class ReinforceConfig:
             type=Whole(0),
         ),
     )
+    augment_on: str = field(
+        default="auto",
+        metadata=_help(
+            "Where views are made: on the `cpu` by Pillow, or on the teacher's `device`, with the same pixels. `auto` takes a "
+            "GPU where it can make them all, and says so where it cannot.",
+            choices=["auto", "cpu", "device"],
+        ),
+    )
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -156,6 +164,7 @@ class ExtendConfig:
     )
     batch_size: int = field(default=64, metadata=_METADATA["batch_size"])
     num_workers: int | None = field(default=None, metadata=_METADATA["num_workers"])
+    augment_on: str = field(default="auto", metadata=_METADATA["augment_on"])
 
     def __post_init__(self) -> None:
         check_settings(self)

@@ -21,6 +21,7 @@ from hf_dr.files import written_whole
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.store.findings import FINGERPRINT_KEY
 from hf_dr.teacher.signals import described
+from hf_dr.text import shown_text
 from hf_dr.views.augmentation import NO_PARTNER, PARTNER
 
 TOP = 3  # classes shown of each answer
@@ -36,6 +37,7 @@ _MARGIN = 0.2  # around the sheet
 _TITLE = 0.5  # down to the first cells
 _KEY = 0.1  # side of a colour in the legend
 _TEXT = 7.0  # points
+_LETTERS = 300  # of a line; more have no room on any sheet
 _INK = "#1a1a1a"
 _FAINT = "#6b6b6b"
 _TRACK = "#f3f3f3"  # behind a bar
@@ -214,6 +216,7 @@ class _Sheet:
         colour: str = _INK,
     ) -> Any:
         """Writes one line, shortened to `room` inches, and returns it."""
+        text = shown_text(text, _LETTERS)
         x += (1 - 2 * x) * inset / (space.get_position().width * self._width)
         line = space.text(
             x, y, text, ha=align, va="center", size=size, weight=weight, color=colour, transform=space.transAxes,

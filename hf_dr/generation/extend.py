@@ -16,7 +16,7 @@ import torch
 from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, FormatError, ReplayError, TeacherError
 from hf_dr.generation.config import ExtendConfig
 from hf_dr.generation.job import Job
-from hf_dr.generation.labelling import Labeller
+from hf_dr.generation.labelling import Labeller, ShortAnswers
 from hf_dr.generation.plan import Plan, library_versions
 from hf_dr.generation.rows import Rows
 from hf_dr.generation.sources import choose_source
@@ -27,7 +27,15 @@ from hf_dr.replay.loading import load_reinforced
 from hf_dr.store.base_dataset import check_labels
 from hf_dr.store.features import combine_hashes
 from hf_dr.store.provenance import Provenance
-from hf_dr.store.schema import EXTENDED_FROM, IMAGE_HASH, PROVENANCE_FILE, SOURCE_INDEX, STORED_PARTNERS, is_reserved
+from hf_dr.store.schema import (
+    EXTENDED_FROM,
+    IMAGE_HASH,
+    PROVENANCE_FILE,
+    SCHEMA_VERSION,
+    SOURCE_INDEX,
+    STORED_PARTNERS,
+    is_reserved,
+)
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.signals import SAMPLED, TOPK
 from hf_dr.teacher.topk import add_members, id_dtype
@@ -93,6 +101,12 @@ def check_extension(plus: ReinforcedDataset, config: ExtendConfig, *, teacher: b
         FormatError: The provenance names no teacher.
     """
     stored = plus.provenance
+    if stored.schema_version < SCHEMA_VERSION:
+        raise ConfigError(
+            f"a dataset to be extended must be of format {SCHEMA_VERSION}, which this version of hf_dr writes, found format "
+            f"{stored.schema_version}: the result would be a mixture. Reinforce the base again, or extend it with the version "
+            f"that made it ({stored.created_with})."
+        )
     if add_teacher == (config.num_views is not None):
         raise ConfigError(
             f"either `num_views` or `add_teacher` must be given, got {'both' if add_teacher else 'neither'}. For both extend "
@@ -177,7 +191,8 @@ def extend_job(plus: ReinforcedDataset, teacher: Teacher, config: ExtendConfig) 
     plan = Plan(provenance, plus.augmentation, plus.undecoded_images, base, folder)
     maker = _StoredViewMaker(plan.view_maker(), stored.skipped_rows, first_new)
     labeller = (_MoreMembers if config.num_views is None else _MoreViews)(teacher, provenance, views)
-    return Job(plan, choose_source(maker, labeller, config.batch_size, config.num_workers), views.check)
+    source = choose_source(maker, labeller, config.batch_size, config.num_workers, config.augment_on)
+    return Job(plan, source, views.check)
 
 
 def _check_same_teacher(stored: Provenance, teacher: Teacher) -> None:
@@ -299,19 +314,24 @@ class _ExtendingLabeller(Labeller):
 class _MoreViews(_ExtendingLabeller):
     """The teacher is asked for the new views; the stored ones keep their answers."""
 
-    def short_answers(self, span: Span, answers_BC: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    def short_answers(self, span: Span, answers_BC: torch.Tensor) -> ShortAnswers:
         num_views = self.provenance.num_views
-        ids_NK, logprobs_NK = self._stored.answers(span, num_views)
         places_N = np.arange(span.start, span.stop)
         new_N = places_N % num_views >= self._stored.num_views
-        ids_NK[new_N], logprobs_NK[new_N] = self.shorten(answers_BC, places_N[new_N])
-        return ids_NK, logprobs_NK
+        new_answers = self.shorten(answers_BC, places_N[new_N])
+
+        def both() -> tuple[np.ndarray, np.ndarray]:
+            ids_NK, logprobs_NK = self._stored.answers(span, num_views)
+            ids_NK[new_N], logprobs_NK[new_N] = new_answers()
+            return ids_NK, logprobs_NK
+
+        return both
 
 
 class _MoreMembers(_ExtendingLabeller):
     """New members are asked for all views; their answers are averaged into the stored ones."""
 
-    def short_answers(self, span: Span, answers_BC: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    def short_answers(self, span: Span, answers_BC: torch.Tensor) -> ShortAnswers:
         ids_NK, logprobs_NK = self._stored.answers(span, self.provenance.num_views)
         before = self.provenance.teacher[EXTENDED_FROM]["num_members"]
         averaged_NC = add_members(ids_NK, logprobs_NK, answers_BC, before, len(self.teacher.members))

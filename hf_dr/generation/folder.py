@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 from contextlib import ExitStack
@@ -10,12 +11,14 @@ from pathlib import Path
 
 import filelock
 
-from hf_dr.errors import ConfigError, FingerprintMismatchError
+from hf_dr.errors import ConfigError, FingerprintMismatchError, FormatError
 from hf_dr.store.card import write_card
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import PROVENANCE_FILE
-from hf_dr.store.shards import read_marker, remove_temporaries
+from hf_dr.store.shards import check_digests, read_marker, remove_temporaries
 from hf_dr.text import format_bytes
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,7 @@ def open_run(
             )
         mine = part.of(provenance.num_shards)
         remove_temporaries(folder, ("",) if part == WHOLE else [provenance.shard_names[index] for index in mine])
-        missing = [index for index in missing_shards(folder, provenance) if index in mine]
+        missing = [index for index in missing_shards(folder, provenance, read=True) if index in mine]
         needed = len(missing) * provenance.shard_size * row_bytes
         free = shutil.disk_usage(folder).free
         if needed > free:
@@ -140,7 +143,14 @@ def check_same_run(folder: Path, provenance: Provenance) -> None:
     """
     if not (folder / PROVENANCE_FILE).exists():
         return
-    differences = Provenance.read(folder).differences(provenance)
+    begun = Provenance.read(folder)
+    if begun.schema_version != provenance.schema_version:
+        raise FingerprintMismatchError(
+            f"{folder} was begun in format {begun.schema_version} and must be finished in it, but this hf_dr writes format "
+            f"{provenance.schema_version}: the dataset would be a mixture. Finish it with the version that began it "
+            f"({begun.created_with}), or choose another `output_dir` or `config_name`."
+        )
+    differences = begun.differences(provenance)
     if differences:
         shown = "\n  ".join(differences[:20])
         raise FingerprintMismatchError(
@@ -149,8 +159,13 @@ def check_same_run(folder: Path, provenance: Provenance) -> None:
         )
 
 
-def missing_shards(folder: Path, provenance: Provenance) -> list[int]:
+def missing_shards(folder: Path, provenance: Provenance, *, read: bool = False) -> list[int]:
     """Returns the shards that are not there.
+
+    Args:
+        folder: Of the configuration.
+        provenance: Of the run.
+        read: Also read those that are there: one that is damaged is made again.
 
     Raises:
         FingerprintMismatchError: One that is there belongs to another run.
@@ -160,10 +175,19 @@ def missing_shards(folder: Path, provenance: Provenance) -> list[int]:
         path = folder / name
         if not path.exists():
             missing.append(index)
-        elif read_marker(path).fingerprint != provenance.fingerprint:
-            raise FingerprintMismatchError(
-                f"{path} must carry this run's fingerprint, found another's. Delete it, and run the same command again."
-            )
+            continue
+        try:
+            if read_marker(path).fingerprint != provenance.fingerprint:
+                raise FingerprintMismatchError(
+                    f"{path} must carry this run's fingerprint, found another's. Delete it, and run the same command again."
+                )
+            if read:
+                check_digests(path)
+        except FormatError as error:
+            if not read:
+                raise
+            logger.warning("%s It is made again.", error)
+            missing.append(index)
     return missing
 
 

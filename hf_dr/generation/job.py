@@ -22,6 +22,7 @@ from hf_dr.generation.plan import Plan, plan_run
 from hf_dr.generation.progress import Progress
 from hf_dr.generation.rows import RowCheck, RowStream, best_candidates
 from hf_dr.generation.sources import AnswerSource, choose_source, cut_spans
+from hf_dr.generation.writing import BackgroundWriter
 from hf_dr.processes import on_main, process_state, warm_up_kernels
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
@@ -94,7 +95,8 @@ def reinforce_job(
     """Returns the run that `reinforce` makes, checked; the same arguments and errors."""
     plan = plan_run(dataset, teacher, augmentation, config, base=base)
     labeller = Labeller(teacher, plan.provenance, plan.labels)
-    return Job(plan, choose_source(plan.view_maker(), labeller, config.batch_size, config.num_workers))
+    source = choose_source(plan.view_maker(), labeller, config.batch_size, config.num_workers, config.augment_on)
+    return Job(plan, source)
 
 
 class Job:
@@ -179,30 +181,30 @@ class Job:
     def _make_shards(self, shards: list[int], progress: Progress) -> None:
         provenance = self.provenance
         spans = cut_spans(provenance, shards, self.source.batch_size, self.source.first_new)
-        with progress, closing(self.source.answers(spans)) as answers:
+        with progress, BackgroundWriter() as writer, closing(self.source.answers(spans)) as answers:
             views: Iterator[ViewColumns] = answers
             if provenance.candidates is not None:
                 views = best_candidates(views, provenance.num_candidates, provenance.num_views)
             rows = RowStream(progress.counted(views), provenance.num_views, with_tails=provenance.signal == IMAGE_TAIL)
             features = self.plan.features
             for shard in shards:
-                self._write_shard(shard, rows, features, progress)
+                writer.begin(ShardWriter(self.folder / provenance.shard_names[shard], features, provenance.fingerprint))
+                self._write_rows(shard, rows, writer)
+                writer.finish(lambda marker: progress.wrote(marker.file_bytes))
+            writer.wait()
 
-    def _write_shard(self, shard: int, stream: RowStream, features: datasets.Features, progress: Progress) -> None:
-        """Takes a shard's rows from the stream, which holds the shards in order, and writes them."""
+    def _write_rows(self, shard: int, stream: RowStream, writer: BackgroundWriter) -> None:
+        """Takes a shard's rows from the stream, which holds the shards in order, and has them written."""
         provenance = self.provenance
         span = provenance.shard_range(shard)
         group = max(1, ROW_GROUP_VIEWS // provenance.num_views)  # rows
-        with ShardWriter(self.folder / provenance.shard_names[shard], features, provenance.fingerprint) as writer:
-            for first in range(span.start, span.stop, group):
-                last = min(first + group, span.stop)
-                rows = stream.take(first, last)
-                if self._check_rows is not None:
-                    self._check_rows(rows)
-                base = as_table(self.plan.base, first, last, image_column=provenance.image_column, readable=rows.valid)
-                writer.write(base, rows.columns, rows.valid)
-            marker = writer.finish()
-        progress.wrote(marker.file_bytes)
+        for first in range(span.start, span.stop, group):
+            last = min(first + group, span.stop)
+            rows = stream.take(first, last)
+            if self._check_rows is not None:
+                self._check_rows(rows)
+            base = as_table(self.plan.base, first, last, image_column=provenance.image_column, readable=rows.valid)
+            writer.write(base, rows.columns, rows.valid)
 
     def _complete(self, progress: Progress) -> None:
         """Writes the final provenance and the card, if all shards are there."""

@@ -17,7 +17,8 @@ from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import AUG_PREFIX, IMAGE_HASH, TEACHER_IDS, TEACHER_LOGPROBS, VIEWS_HASH
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.signals import IMAGE_TAIL, SAMPLED, sample, sampling_uniform
-from hf_dr.teacher.topk import top_k
+from hf_dr.teacher.topk import LaterTopK
+from hf_dr.views.device.overlap import LaterOnHost
 from hf_dr.views.maker import Span, ViewBatch
 
 logger = logging.getLogger(__name__)
@@ -69,10 +70,30 @@ class ViewColumns:
         )
 
 
-class Labeller:
-    """Labels batches of views: `label` is `ask`, then `shorten`, and the batch's own parameters and hashes.
+ShortAnswers = Callable[[], tuple[np.ndarray, np.ndarray]]
+"""Waits for what is stored of answers and returns it: ids and log-probabilities, (N, K)."""
 
-    It has no state that changes, so several threads may share it.
+
+@dataclass(frozen=True)
+class Reply:
+    """What is stored of the answers to a batch, while the teacher's device may still work on them.
+
+    Attributes:
+        short: Waits for the short answers.
+        scores: Of candidates, float32 (N,): those with the lowest are kept. None where all views are.
+        answers: Whole answers, (N, C), where they are needed for the rows' tails.
+    """
+
+    short: ShortAnswers
+    scores: LaterOnHost | None
+    answers: LaterOnHost | None
+
+
+class Labeller:
+    """Labels batches of views: `label` is `begin`, which asks the teacher, then `complete`, which reads what it answered.
+
+    Between the two an accelerator works on its own, so whoever begins several batches before the first is completed keeps it
+    busy. It has no state that changes, so several threads may share it.
 
     Args:
         teacher: Who is asked.
@@ -92,12 +113,45 @@ class Labeller:
             DataError: An image could not be decoded, and the run does not skip such images.
             TeacherError: An answer is not finite.
         """
+        self._check_images(batch)  # before the teacher is asked
+        return self._complete(batch, self.begin(batch.span, batch.pixels))
+
+    def begin(
+        self, span: Span, views_BHWC: torch.Tensor, ask: Callable[[torch.Tensor], torch.Tensor] | None = None
+    ) -> Reply:
+        """Asks the teacher and starts to copy what is needed of its answers; on a GPU nothing is waited for.
+
+        Args:
+            span: The views.
+            views_BHWC: Those of them that the teacher is asked for, uint8, on any device.
+            ask: `ask`, or what does the same.
+        """
+        answers_BC = (ask or self.ask)(views_BHWC)
+        scores_N = None if self.provenance.candidates is None else self._scores(answers_BC, span)
+        return Reply(
+            self.short_answers(span, answers_BC),
+            None if scores_N is None else LaterOnHost(scores_N),
+            LaterOnHost(answers_BC) if self.provenance.signal == IMAGE_TAIL else None,
+        )
+
+    def complete(self, batch: ViewBatch, reply: Reply) -> ViewColumns:
+        """Waits for the answers to a batch and returns its columns; the same errors as `label`.
+
+        Args:
+            batch: Its pixels are not looked at.
+            reply: What `begin` has returned for it.
+        """
+        self._check_images(batch)
+        return self._complete(batch, reply)
+
+    def _check_images(self, batch: ViewBatch) -> None:
         if batch.error is not None:
             if self.provenance.on_bad_image == "error":
                 raise DataError(batch.error)
             logger.warning("Skipped: %s", batch.error)
-        answers_BC = self.ask(batch.pixels)
-        ids_NK, logprobs_NK = self.short_answers(batch.span, answers_BC)
+
+    def _complete(self, batch: ViewBatch, reply: Reply) -> ViewColumns:
+        ids_NK, logprobs_NK = reply.short()
         return ViewColumns(
             {
                 IMAGE_HASH: batch.image_hashes,
@@ -107,8 +161,8 @@ class Labeller:
                 **{AUG_PREFIX + name: values for name, values in batch.params.items()},
             },
             batch.valid,
-            None if self.provenance.candidates is None else self._scores(answers_BC, batch.span),
-            answers_BC.cpu().numpy() if self.provenance.signal == IMAGE_TAIL else None,
+            None if reply.scores is None else reply.scores.get()[0].numpy(),
+            None if reply.answers is None else reply.answers.get()[0].numpy(),
         )
 
     def ask(self, views_BHWC: torch.Tensor) -> torch.Tensor:
@@ -119,8 +173,8 @@ class Labeller:
             views_BCHW = torch.cat([views_BCHW, views_BCHW.new_zeros(CPU_BATCH - count, *views_BCHW.shape[1:])])
         return self.teacher(views_BCHW)[:count]
 
-    def short_answers(self, span: Span, answers_BC: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """Returns what is stored of the answers to all views of a span, ids and log-probabilities (N, K).
+    def short_answers(self, span: Span, answers_BC: torch.Tensor) -> ShortAnswers:
+        """Returns what waits for that which is stored of the answers to all views of a span.
 
         Args:
             span: The views.
@@ -129,8 +183,8 @@ class Labeller:
         """
         return self.shorten(answers_BC, np.arange(span.start, span.stop))
 
-    def shorten(self, answers_BC: torch.Tensor, places_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns what the signal stores of answers, ids and log-probabilities (B, K).
+    def shorten(self, answers_BC: torch.Tensor, places_B: np.ndarray) -> ShortAnswers:
+        """Returns what waits for that which the signal stores of answers, ids and log-probabilities (B, K).
 
         Args:
             answers_BC: Natural log-probabilities.
@@ -138,12 +192,13 @@ class Labeller:
         """
         provenance = self.provenance
         if provenance.signal != SAMPLED:
-            return top_k(answers_BC, provenance.top_k)
+            return LaterTopK(answers_BC, provenance.top_k).get
         views = [divmod(place, provenance.num_candidates) for place in places_B.tolist()]
         uniforms_B = np.array([sampling_uniform(provenance.seed, example, view) for example, view in views])
-        return sample(answers_BC, provenance.top_k, uniforms_B)
+        later = LaterOnHost(answers_BC)
+        return lambda: sample(later.get()[0], provenance.top_k, uniforms_B)
 
-    def _scores(self, answers_BC: torch.Tensor, span: Span) -> np.ndarray:
+    def _scores(self, answers_BC: torch.Tensor, span: Span) -> torch.Tensor:
         """What the criterion says of each candidate, (N,); the lowest are kept."""
         assert self.provenance.candidates is not None
         order, _, criterion = self.provenance.candidates["keep"].partition("_")
@@ -154,4 +209,4 @@ class Labeller:
             examples_B = np.arange(span.start, span.stop) // self.provenance.num_candidates
             labels_B = torch.from_numpy(self._labels[examples_B]).to(answers_BC.device)
             values_B = -answers_BC.gather(-1, labels_B[:, None])[:, 0]
-        return (values_B if order == "low" else -values_B).cpu().numpy()
+        return values_B if order == "low" else -values_B

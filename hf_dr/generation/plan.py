@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import math
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +12,15 @@ from typing import Any
 
 import datasets
 import numpy as np
+import PIL.features
 
 from hf_dr.errors import ConfigError
 from hf_dr.generation.config import ReinforceConfig
 from hf_dr.store.base_dataset import check_dataset, check_labels, checked_origin, content_hash, undecoded_images
 from hf_dr.store.features import reinforcement_features
 from hf_dr.store.provenance import Provenance
-from hf_dr.store.schema import MAX_SHARDS
+from hf_dr.store.schema import MAX_SHARDS, SCHEMA_VERSION
 from hf_dr.teacher.ensemble import Teacher
-from hf_dr.teacher.signals import TOPK
 from hf_dr.version import __version__
 from hf_dr.views.augmentation import NAMED, Augmentation
 from hf_dr.views.maker import ViewMaker
@@ -119,7 +120,7 @@ def plan_run(
         teacher=teacher.provenance(),
         library_versions=library_versions(),
         created_with=f"hf_dr {__version__}",
-        schema_version=3 if config.selects or config.signal != TOPK else 1,
+        schema_version=SCHEMA_VERSION,
         candidates={"num": config.num_candidates, "keep": config.keep} if config.selects else None,
         signal=config.signal,
     )
@@ -167,8 +168,12 @@ def choose_shard_size(wanted: int | None, num_rows: int) -> int:
 
 
 def library_versions(names: tuple[str, ...] = _VERSIONED) -> dict[str, str]:
-    """Returns the versions of the libraries that decide pixels and answers."""
-    return {name: importlib.metadata.version(name) for name in names}
+    """Returns the versions of the libraries that decide pixels and answers, and MKL's choice of kernels."""
+    versions = {name: importlib.metadata.version(name) for name in names}
+    versions["libjpeg"] = str(PIL.features.version("jpg"))  # inside Pillow, or the system's
+    if "torch" in versions:
+        versions["mkl_cbwr"] = os.environ.get("MKL_CBWR", "default")
+    return versions
 
 
 def _name_of(augmentation: Augmentation) -> str:

@@ -1,40 +1,31 @@
 """Where a run's answers come from: the seam between what is stored and how views are made and labelled.
 
 `AnswerSource` is what a run asks for. Two implementations make the views on the host: `ThreadSource` for a teacher on the CPU,
-`LoaderSource` for one on an accelerator.
+`LoaderSource` for one on an accelerator. `hf_dr.generation.device_source.DeviceSource` makes them next to the teacher.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
+from hf_dr.generation.device_source import DeviceSource
 from hf_dr.generation.labelling import CPU_BATCH, Labeller, ViewColumns
+from hf_dr.generation.timing import Timing
 from hf_dr.processes import default_workers, quiet_worker
 from hf_dr.store.provenance import Provenance
+from hf_dr.views.device.augment import is_fast_on
+from hf_dr.views.device.plan import NotOnDeviceError, unsupported
 from hf_dr.views.maker import Span, ViewMaker
 
-
-@dataclass(frozen=True)
-class Timing:
-    """What some spans took, for the estimate of a whole run.
-
-    Attributes:
-        columns: Of the timed spans.
-        seconds_augment: For making one view, on one core.
-        seconds_teacher: For one answer, on one core or accelerator.
-    """
-
-    columns: list[ViewColumns]
-    seconds_augment: float
-    seconds_teacher: float
+logger = logging.getLogger(__name__)
 
 
 class AnswerSource(Protocol):
@@ -73,7 +64,9 @@ class AnswerSource(Protocol):
         ...
 
 
-def choose_source(maker: ViewMaker, labeller: Labeller, batch_size: int, num_workers: int | None) -> AnswerSource:
+def choose_source(
+    maker: ViewMaker, labeller: Labeller, batch_size: int, num_workers: int | None, augment_on: str = "auto"
+) -> AnswerSource:
     """Returns the source for the device of the labeller's teacher.
 
     Args:
@@ -81,10 +74,24 @@ def choose_source(maker: ViewMaker, labeller: Labeller, batch_size: int, num_wor
         labeller: Labels them.
         batch_size: Views in a batch of the teacher on an accelerator; a CPU always has `CPU_BATCH`.
         num_workers: See `ReinforceConfig`. Default: by the cores.
+        augment_on: See `ReinforceConfig`.
+
+    Raises:
+        NotOnDeviceError: The views must be made on the device, which cannot make them.
     """
     device = labeller.teacher.device
+    on_cpu = device.type == "cpu"
     workers = default_workers(device) if num_workers is None else num_workers
-    if device.type == "cpu":
+    if augment_on == "device" or (augment_on == "auto" and is_fast_on(device)):
+        reasons = "; ".join(unsupported(maker.augmentation))
+        if not reasons:
+            return DeviceSource(maker, labeller, CPU_BATCH if on_cpu else batch_size, workers)
+        if augment_on == "device":
+            raise NotOnDeviceError(
+                f"`augment_on` must be `cpu` or `auto` for these views, got `device`: {reasons}. Leave it out."
+            )
+        logger.warning("Views are made on the CPU, which takes longer: %s.", reasons)
+    if on_cpu:
         return ThreadSource(maker, labeller, CPU_BATCH, workers)
     return LoaderSource(maker, labeller, batch_size, workers)
 

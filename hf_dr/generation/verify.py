@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.metadata
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import torch
 from tqdm.auto import tqdm
 
 from hf_dr.errors import ConfigError, FormatError, ReplayError
+from hf_dr.generation.plan import library_versions
 from hf_dr.generation.teachers import check_weights, named_members
 from hf_dr.processes import warm_up_kernels
 from hf_dr.replay.dataset import ReinforcedDataset
@@ -24,6 +24,7 @@ from hf_dr.store.features import combine_hashes
 from hf_dr.store.findings import Verification
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import EXTENDED_FROM
+from hf_dr.store.shards import check_digests
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.signals import IMAGE_TAIL, SAMPLED, stored_if_kept
 from hf_dr.teacher.topk import add_members, top_k
@@ -35,6 +36,8 @@ from hf_dr.views.rng import DOMAIN_VERIFY, keyed_rng
 # by another kernel, which changes their last bits: bf16 moves them by some 1e-4 nats, and swaps the first two classes
 # where they are equally probable. Other weights, or another way of resizing, move them by far more.
 MAX_KL_MEAN = 1e-3
+MAX_KL = {"fp32": 0.1, "bf16": 1.0}
+"""Bound on the largest KL, by the precision of the teacher: an answer to another image is off by more."""
 MIN_TOP1_AGREEMENT = 0.98
 
 
@@ -54,6 +57,10 @@ class VerifyReport:
             without tails.
         problems: What went wrong, at most one line a row.
         version_changes: Libraries whose version is not the one that made the dataset.
+        num_shards_read: Shards whose columns were compared with the digests that they carry: all, or none where the files are
+            not known, or older than format 4.
+        num_unproved: Sampled rows without a `views_hash`: nothing says what the teacher saw.
+        precision: Of the teacher; it decides the bound on the largest KL.
     """
 
     num_rows: int
@@ -65,14 +72,19 @@ class VerifyReport:
     tail_kl_mean: float | None = None
     problems: tuple[str, ...] = ()
     version_changes: tuple[str, ...] = ()
+    num_shards_read: int = 0
+    num_unproved: int = 0
+    precision: str = "fp32"
 
     @property
     def ok(self) -> bool:
         """Whether every row replayed, exactly as far as is known, and the answers, if compared, agree within the tolerances."""
         if self.bit_equal not in (None, 1) or self.problems:
             return False
-        if self.kl_mean is None or self.top1_agreement is None:
+        if self.kl_mean is None or self.kl_max is None or self.top1_agreement is None:
             return True
+        if self.kl_max > MAX_KL[self.precision]:
+            return False
         return max(self.kl_mean, self.tail_kl_mean or 0) <= MAX_KL_MEAN and self.top1_agreement >= MIN_TOP1_AGREEMENT
 
     @property
@@ -84,15 +96,21 @@ class VerifyReport:
     def report(self) -> str:
         """Returns the findings as a table for people."""
         lines = [("rows replayed", f"{self.num_rows:,} with {self.num_views:,} views each", "")]
+        if self.num_shards_read:
+            lines.insert(0, ("shards as written", f"{self.num_shards_read:,}, all of them read", ""))
         if self.bit_equal is None:
             lines.append(("rows equal bit for bit", "unknown", "the dataset holds no hash of what the teacher saw"))
         else:
             lines.append(("rows equal bit for bit", percent(self.bit_equal), "must be 100.00 %"))
+            if self.num_unproved:
+                lines.append(
+                    ("rows without proof", f"{self.num_unproved:,}", "they hold no hash of what the teacher saw")
+                )
         if self.kl_mean is None or self.kl_max is None or self.top1_agreement is None:
             lines.append(("teacher's answers", "not compared", ""))
         else:
             lines.append(("KL to the teacher, mean", f"{self.kl_mean:.2e} nats", f"at most {MAX_KL_MEAN:.0e}"))
-            lines.append(("KL to the teacher, max", f"{self.kl_max:.2e} nats", ""))
+            lines.append(("KL to the teacher, max", f"{self.kl_max:.2e} nats", f"at most {MAX_KL[self.precision]:g}"))
             lines.append(("same top-1", percent(self.top1_agreement), f"at least {percent(MIN_TOP1_AGREEMENT)}"))
         if self.tail_kl_mean is not None:
             lines.append(("KL of the tails, mean", f"{self.tail_kl_mean:.2e} nats", f"at most {MAX_KL_MEAN:.0e}"))
@@ -154,12 +172,11 @@ def verify(
     whole = copy.copy(plus)
     whole.num_views = provenance.num_views  # all, whatever training uses
     whole.check_images = True
-    count = min(num_rows, whole.num_reinforced)
-    rows = np.sort(keyed_rng(seed, domain=DOMAIN_VERIFY).choice(whole.num_reinforced, count, replace=False))
+    rows = _sample(whole.num_reinforced, num_rows, seed)
     equal: list[bool] = []  # of the rows whose teacher's pixels are known
-    problems = []
+    problems = _damaged_shards(plus)
     compared = _Comparison(None if teacher is None else _as_made(teacher, provenance), batch_size, provenance)
-    with tqdm(total=count * whole.num_views, desc="verifying", unit="view", unit_scale=True) as bar:
+    with tqdm(total=len(rows) * whole.num_views, desc="verifying", unit="view", unit_scale=True) as bar:
         for row in rows.tolist():
             stored = whole.views_hash(row)
             try:
@@ -175,7 +192,7 @@ def verify(
     compared.finish()
     kl = np.concatenate(compared.kl) if compared.kl else None
     return VerifyReport(
-        num_rows=count,
+        num_rows=len(rows),
         num_views=whole.num_views,
         bit_equal=sum(equal) / len(equal) if equal else None,
         kl_mean=None if kl is None else float(kl.mean()),
@@ -184,7 +201,27 @@ def verify(
         tail_kl_mean=float(np.mean(compared.tail_kl)) if compared.tail_kl else None,
         problems=tuple(problems),
         version_changes=tuple(_version_changes(provenance)),
+        num_shards_read=len(plus.shards) if provenance.schema_version >= 4 else 0,
+        num_unproved=len(rows) - len(equal),
+        precision=provenance.teacher.get("precision", "fp32"),
     )
+
+
+def _sample(rows: int, count: int, seed: int) -> np.ndarray:
+    """Returns up to `count` rows, drawn by the seed, in order."""
+    drawn = keyed_rng(seed, domain=DOMAIN_VERIFY).choice(rows, min(count, rows), replace=False)
+    return np.sort(drawn)
+
+
+def _damaged_shards(plus: ReinforcedDataset) -> list[str]:
+    """Reads the files of the dataset and says what is wrong with each that is not what was written."""
+    damaged = []
+    for shard in plus.shards:
+        try:
+            check_digests(shard)
+        except FormatError as error:
+            damaged.append(str(error))
+    return damaged
 
 
 def _replay_row(plus: ReinforcedDataset, row: int, compared: _Comparison) -> int:
@@ -352,11 +389,9 @@ def drawn_kl(ids_BK: np.ndarray, logprobs_BK: np.ndarray, would_be_BC: np.ndarra
 
 def _version_changes(provenance: Provenance) -> list[str]:
     lines = []
+    known = library_versions()
     for name, there in provenance.library_versions.items():
-        try:
-            here = importlib.metadata.version(name)
-        except (importlib.metadata.PackageNotFoundError, ValueError):
-            here = "none"
+        here = known.get(name, "none")
         if here != there:
             lines.append(f"{name} {there} there, {here} here")
     return lines

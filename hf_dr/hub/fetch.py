@@ -9,13 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import constants, hf_hub_download, list_repo_files, resolve_revision
+from huggingface_hub import HfApi, constants, hf_hub_download, list_repo_files, resolve_revision, try_to_load_from_cache
 from huggingface_hub.errors import RemoteEntryNotFoundError
 from huggingface_hub.file_download import repo_folder_name
 from tqdm.auto import tqdm
 
 from hf_dr.errors import ConfigError, FormatError
-from hf_dr.hub.retry import is_unreachable, with_retries
+from hf_dr.hub.retry import ask, is_unreachable, with_retries
+from hf_dr.store.json_files import check_size
 from hf_dr.store.provenance import Provenance, choose_config, find_config
 from hf_dr.store.schema import PROVENANCE_FILE, is_safe_name
 from hf_dr.text import is_hub_id
@@ -68,9 +69,9 @@ def fetch_config(
             f'expected the folder of a "+" dataset or a Hub id, found neither at {str(path)!r}. Check the path.'
         )
     what = f"fetch {path} from the Hub"
-    commit = with_retries(lambda: resolve_revision(path, repo_type="dataset", revision=revision), what).resolved
+    commit = ask(lambda: resolve_revision(path, repo_type="dataset", revision=revision), what).resolved
     if name is None:
-        name = choose_config(None, with_retries(lambda: _config_names(path, commit), what), path)
+        name = choose_config(None, ask(lambda: _config_names(path, commit), what), path)
     if not is_safe_name(name):
         raise ConfigError(f"`name` must be a configuration of {path}, got {name!r:.80}. Check it.")
 
@@ -84,6 +85,12 @@ def fetch_config(
                 "half of one. Check the name, or push it again."
             ) from error
 
+    if not isinstance(
+        try_to_load_from_cache(path, described := f"{name}/{PROVENANCE_FILE}", None, commit, "dataset"), str
+    ):
+        listed = ask(lambda: HfApi().get_paths_info(path, [described], repo_type="dataset", revision=commit), what)
+        for file in listed:
+            check_size(getattr(file, "size", 0), f"{described} of {path}", 'Is it a "+" dataset?')
     config = fetch(PROVENANCE_FILE).parent
     provenance = Provenance.read(config)
     check_split(split, provenance)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hf_dr.errors import ConfigError, FormatError
 from hf_dr.hub.repository import Push, Remote, Repository, publish, read_card
+from hf_dr.processes import process_state
 from hf_dr.store.card import CARD_FILE, card_configs, keep_configs, update_card
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import PROVENANCE_FILE, PUBLISHED_FILES
+from hf_dr.store.shards import check_digests
 
 
 def push_to_hub(
@@ -54,6 +56,7 @@ def push_to_hub(
     folder = Path(folder).expanduser()
     found = card_configs(folder, _names(folder, configs))
     provenances = {name: config.provenance for name, config in found.items()}
+    _check_shards(folder, provenances)
     files = {f"{name}/{path.name}": path for name in found for path in config_files(folder / name, provenances[name])}
 
     @functools.cache  # parsing YAML takes its time, and each attempt asks again
@@ -103,6 +106,18 @@ def _names(folder: Path, configs: Sequence[str] | None) -> list[str]:
             f"{folder} has no configuration `{missing[0]}`; it has {', '.join(there)}. Name one of these."
         )
     return list(dict.fromkeys(configs or there))
+
+
+def _check_shards(folder: Path, provenances: Mapping[str, Provenance]) -> None:
+    """Reads this process's share of the shards: what is damaged is not published.
+
+    Raises:
+        FormatError: One is.
+    """
+    state = process_state()
+    shards = [folder / name / shard for name, provenance in provenances.items() for shard in provenance.shard_names]
+    for shard in shards[state.process_index :: state.num_processes]:
+        check_digests(shard)
 
 
 def config_files(config: Path, provenance: Provenance) -> list[Path]:

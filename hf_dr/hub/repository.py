@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -19,7 +18,7 @@ from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token, hf_hub_download
 from huggingface_hub.errors import (
     HfHubHTTPError,
     LocalTokenNotFoundError,
@@ -34,10 +33,10 @@ from huggingface_hub.utils import (
 )
 
 from hf_dr.errors import ConfigError, FormatError, HfDrError, HubError
-from hf_dr.hub.retry import with_retries
+from hf_dr.hub.retry import ATTEMPTS, ask, describe, wait
 from hf_dr.processes import Alone, on_main, process_state
 from hf_dr.store.card import CARD_FILE
-from hf_dr.text import format_bytes, is_hub_id
+from hf_dr.text import format_bytes, is_hub_id, keep_secret, without_secrets
 
 logger = logging.getLogger(__name__)
 
@@ -128,13 +127,15 @@ class Repository:
         self.type = repo_type
         self.revision = revision or "main"
         self.api = HfApi(token=token)
+        if used := token or get_token():
+            keep_secret(used)
         self._where: dict[str, Any] = {"repo_id": repo_id, "repo_type": repo_type}
 
     @property
     def url(self) -> str:
         """Its page, or the pull request's."""
         kind = "datasets/" if self.type == "dataset" else ""
-        page = f"{self.api.endpoint}/{kind}{self.id}"
+        page = without_secrets(f"{self.api.endpoint}/{kind}{self.id}")
         if not self.revision.startswith(_PULL_REQUEST):
             return page
         return f"{page}/discussions/{self.revision.removeprefix(_PULL_REQUEST)}"
@@ -142,18 +143,16 @@ class Repository:
     def open(self, private: bool | None, create_pr: str | None) -> None:
         """Creates the repository and the branch if they do not exist; `create_pr` is the title of a pull request."""
         try:
-            user = with_retries(self.api.whoami, "log in to the Hub")["name"]
+            user = ask(self.api.whoami, "log in to the Hub")["name"]
         except LocalTokenNotFoundError as error:
             raise HubError("expected a token to push with, found none. Log in with `hf auth login`.") from error
         settings: dict[str, Any] = {**self._where, "private": private, "exist_ok": True}
-        with_retries(lambda: self.api.create_repo(**settings), f"create {self.id}")
+        ask(lambda: self.api.create_repo(**settings), f"create {self.id}")
         if create_pr is not None:
-            self.revision = with_retries(
-                lambda: self._pull_request(create_pr, user), f"open a pull request at {self.id}"
-            )
+            self.revision = ask(lambda: self._pull_request(create_pr, user), f"open a pull request at {self.id}")
         elif self.revision != "main" and not self.revision.startswith("refs/"):
             settings = {**self._where, "branch": self.revision, "exist_ok": True}
-            with_retries(lambda: self.api.create_branch(**settings), f"create the branch {self.revision}")
+            ask(lambda: self.api.create_branch(**settings), f"create the branch {self.revision}")
 
     def _pull_request(self, title: str, user: str) -> str:
         """Returns the branch of an open pull request of this title and user, so that no push opens two; else of a new one."""
@@ -163,33 +162,32 @@ class Repository:
         request = self.api.create_pull_request(**self._where, title=title, description="Pushed with hf_dr.")
         return f"{_PULL_REQUEST}{request.num}"
 
-    def remote(self) -> Remote:
-        """Reads the branch's head.
+    def remote(self, *, missing_ok: bool = False) -> Remote:
+        """Reads the branch's head; where there is none and that is `missing_ok`, the answer has no files.
 
         Raises:
-            RepositoryNotFoundError, RevisionNotFoundError: There is none.
+            HubError: It cannot be read.
         """
 
-        def read() -> Remote | HfHubHTTPError:
+        def read() -> Remote:
             try:
                 commit = self.api.repo_info(**self._where, revision=self.revision).sha
                 assert commit is not None
                 tree = self.api.list_repo_tree(**self._where, revision=commit, recursive=True)
                 return Remote(commit, {item.path: item for item in tree if isinstance(item, RepoFile)})
-            except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-                return error
+            except (RepositoryNotFoundError, RevisionNotFoundError):
+                if missing_ok:
+                    return Remote("", {})
+                raise
 
-        found = with_retries(read, f"read {self.id}")
-        if isinstance(found, HfHubHTTPError):
-            raise found
-        return found
+        return ask(read, f"read {self.id}")
 
     def fetch(self, path: str, remote: Remote) -> Path | None:
         """Downloads one small file as it is at a commit, to the cache; None if it is not there."""
         if path not in remote.files:
             return None
         settings: dict[str, Any] = {**self._where, "filename": path, "revision": remote.commit}
-        file = with_retries(
+        file = ask(
             lambda: hf_hub_download(**settings, token=self.api.token, endpoint=self.api.endpoint),
             f"fetch {path} of {self.id}",
         )
@@ -198,20 +196,20 @@ class Repository:
     def send(self, operations: list[CommitOperationAdd]) -> None:
         """Sends large files; the Hub keeps them for the commit to come. What it has already is not sent again."""
         settings: dict[str, Any] = {**self._where, "revision": self.revision, "num_threads": FILES_AT_ONCE}
-        with_retries(
+        ask(
             lambda: self.api.preupload_lfs_files(**settings, additions=operations, free_memory=False),
             f"send {operations[0].path_in_repo} and {len(operations) - 1} more",
         )
 
     def tags(self) -> dict[str, str]:
         """Returns the commit of each tag."""
-        refs = with_retries(lambda: self.api.list_repo_refs(**self._where), f"read the tags of {self.id}")
+        refs = ask(lambda: self.api.list_repo_refs(**self._where), f"read the tags of {self.id}")
         return {tag.name: tag.target_commit for tag in refs.tags}
 
     def tag(self, name: str, commit: str) -> None:
         """Tags a commit, if the tag is not there."""
         settings: dict[str, Any] = {**self._where, "tag": name, "revision": commit, "exist_ok": True}
-        with_retries(lambda: self.api.create_tag(**settings), f"tag {self.id}")
+        ask(lambda: self.api.create_tag(**settings), f"tag {self.id}")
 
 
 # ------------------------------------------------------------------------------------------------------------ the push
@@ -299,32 +297,42 @@ def publish(
         content.card_for(repository, remote)  # a card that cannot be merged with is found before hours of sending
         return repository.revision, remote
 
-    repository.revision, remote = on_main(state, begin)
+    with _standing("Nothing was published or replaced."):
+        repository.revision, remote = on_main(state, begin)
     # Each rank sends its share. Rank 0 commits all, so it needs to know what became of the others' operations.
     mine = list(operations.values())[state.process_index :: state.num_processes]
-    _send(repository, [operation for operation in mine if not remote.has(operation)], state)
+    with _standing("Nothing of it is visible yet."):
+        _send(repository, [operation for operation in mine if not remote.has(operation)], state)
     if state.num_processes > 1:
         sent = {operation.path_in_repo: operation for shares in gather_object([mine]) for operation in shares}
         content = replace(content, operations=sent)
 
     def finish() -> Push:
-        push = _commit(repository, content, message)
+        with _standing("Either all of it is visible now or nothing; run again, it finds out."):
+            push = _commit(repository, content, message)
         assert push.commit is not None
         for tag in tags:
-            repository.tag(tag, push.commit)
+            with _standing(f"All files are visible at {push.commit}, but the tag `{tag}` may be missing."):
+                repository.tag(tag, push.commit)
         logger.info("Pushed %d files to %s at %s.", len(push.files), push.url, push.commit)
         return push
 
     return on_main(state, finish)
 
 
+@contextmanager
+def _standing(what: str) -> Iterator[None]:
+    """Adds to a refusal of the Hub what stands there now."""
+    try:
+        yield
+    except HubError as error:
+        raise HubError(f"{error} {what}") from error.__cause__
+
+
 def _plan(repository: Repository, content: _Content) -> Push:
     """Returns what a push would do. Asks the Hub what is there, and changes nothing."""
-    try:
-        remote = repository.remote()
-        content.check(repository, remote)
-    except (RepositoryNotFoundError, RevisionNotFoundError):
-        remote = Remote("", {})
+    remote = repository.remote(missing_ok=True)
+    content.check(repository, remote)
     return content.push(repository, remote, content.card_for(repository, remote), None)
 
 
@@ -351,7 +359,9 @@ def _commit(repository: Repository, content: _Content, message: str) -> Push:
     after somebody else's is made of both.
     """
 
-    def attempt() -> Push:
+    bases: list[str] = []  # the head, each time that a commit was tried on top of it
+
+    def attempt() -> Push | HfHubHTTPError:
         remote = repository.remote()
         content.check(repository, remote)
         text = content.card_for(repository, remote)
@@ -360,6 +370,7 @@ def _commit(repository: Repository, content: _Content, message: str) -> Push:
         deleted = content.stale_files(remote)
         if not missing and not deleted:
             return content.push(repository, remote, text, remote.commit)
+        bases.append(remote.commit)
         try:
             commit = repository.api.create_commit(
                 repo_id=repository.id,
@@ -369,19 +380,25 @@ def _commit(repository: Repository, content: _Content, message: str) -> Push:
                 revision=repository.revision,
                 parent_commit=remote.commit,
             )
-        except json.JSONDecodeError as error:  # the client reads an error page of the card's check as JSON
-            raise ConnectionError("no JSON came back") from error
+        except HfHubHTTPError as error:
+            if error.response.status_code in _MOVED and "/commit/" in error.response.request.url.path:
+                return error
+            raise
         return content.push(repository, remote, text, commit.oid)
 
     for _ in range(MOVED_HEADS):
-        try:
-            push = with_retries(attempt, f"commit to {repository.id}")
-        except HfHubHTTPError as error:
-            if error.response.status_code not in _MOVED:
-                raise HubError(f"expected to commit to {repository.id}, but the Hub answered: {error}") from error
-            logger.info("Somebody else committed to %s meanwhile; merging with that commit.", repository.id)
-            continue
-        return push
+        found = ask(attempt, f"commit to {repository.id}")
+        if isinstance(found, Push):
+            return found
+        alike = bases.count(bases[-1])
+        if alike == ATTEMPTS:
+            raise HubError(
+                f"expected to commit to {repository.id}, but the Hub answered {describe(found)} {alike} times, as if somebody "
+                "else had committed, which nobody has. Run it again later; what has arrived is kept."
+            )
+        logger.info("Somebody else committed to %s meanwhile; merging with that commit.", repository.id)
+        if alike > 1:
+            wait(alike)  # the other commit may be on its way
     raise HubError(
         f"expected to commit to {repository.id}, but others committed {MOVED_HEADS} times meanwhile. Run it again; what has "
         "arrived is kept."

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import logging
-import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TypeVar
 
 import httpx2
+from huggingface_hub import close_session
 from huggingface_hub.errors import (
     DisabledRepoError,
     FileMetadataError,
     GatedRepoError,
     HfHubHTTPError,
     OfflineModeIsEnabled,
+    RemoteEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
 from huggingface_hub.utils import parse_ratelimit_headers
 
-from hf_dr.errors import HubError
+from hf_dr.errors import HfDrError, HubError
+from hf_dr.text import without_secrets
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +33,10 @@ MAX_DELAY = 300.0  # seconds, also where the Hub asks for longer
 _TRANSPORT = (
     httpx2.TimeoutException, httpx2.NetworkError, httpx2.RemoteProtocolError, httpx2.ProxyError, ConnectionError,
 )  # fmt: skip
-_TOKEN = re.compile(r"hf_[A-Za-z0-9]+")
+# Another thread's connection failed, and the client that all share was closed for it.
+_CLOSED = "client has been closed"
+# What reading an answer raises that is not what the Hub's would be: a page of a proxy, half of a JSON.
+_NONSENSE = (ValueError, LookupError, TypeError, AttributeError, AssertionError)
 
 _sleep = time.sleep
 _Result = TypeVar("_Result")
@@ -47,13 +52,14 @@ def with_retries(call: Callable[[], _Result], what: str) -> _Result:
         what: What it does, for messages: "fetch org/plus", "commit to org/plus".
 
     Raises:
-        HubError: It failed `ATTEMPTS` times, or may not be: no such repository or revision, no access, no connection.
-        Exception: Every other answer of the Hub is the caller's to judge (404 of a file, 409, 412) and raised as it is.
+        HubError: It failed `ATTEMPTS` times, or was refused: no such repository or revision, no access, no connection.
+        RemoteEntryNotFoundError: There is no such file, which is the caller's to judge, as is what is no answer of the Hub.
     """
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return call()
         except Exception as error:
+            _mask(error)
             cause = _cause(error)
             refusal = _refusal(cause, what)
             if refusal is not None:
@@ -62,13 +68,51 @@ def with_retries(call: Callable[[], _Result], what: str) -> _Result:
                 raise
             if attempt == ATTEMPTS:
                 raise HubError(
-                    f"expected to {what}, but {ATTEMPTS} attempts failed, the last with {_describe(cause)}. Check the "
+                    f"expected to {what}, but {ATTEMPTS} attempts failed, the last with {describe(cause)}. Check the "
                     "connection and run it again; what has arrived is kept."
                 ) from error
+            if _CLOSED in str(cause):
+                close_session()  # the next request opens another
             delay = min(MAX_DELAY, max(_asked_delay(cause), BASE_DELAY * 2 ** (attempt - 1)))
-            logger.warning("Could not %s: %s. Trying again in %.0f s.", what, _describe(cause), delay)
+            logger.warning("Could not %s: %s. Trying again in %.0f s.", what, describe(cause), delay)
             _sleep(delay)
     raise AssertionError("the last attempt returns or raises")
+
+
+def wait(attempt: int) -> None:
+    """Waits as long as before attempt number `attempt`, from 2."""
+    _sleep(min(MAX_DELAY, BASE_DELAY * 2 ** (attempt - 2)))
+
+
+def ask(call: Callable[[], _Result], what: str) -> _Result:
+    """As `with_retries`, for calls that do nothing but ask the Hub: an answer that makes no sense is one that did not come.
+
+    Args:
+        call: See `with_retries`.
+        what: See `with_retries`.
+
+    Raises:
+        HubError: See `with_retries`; or the file or folder that is asked for is not there.
+    """
+
+    def sensible() -> _Result:
+        try:
+            return call()
+        except HfDrError:
+            raise
+        except (*_NONSENSE, RuntimeError) as error:
+            if _cause(error) is not error:
+                raise  # the client's own words for a connection that failed
+            raise _SenselessAnswerError from error
+
+    try:
+        return with_retries(sensible, what)
+    except RemoteEntryNotFoundError as error:
+        raise _answered(error, what) from error
+
+
+class _SenselessAnswerError(ConnectionError):
+    """Something answered, but not as a Hub does."""
 
 
 def is_unreachable(error: BaseException) -> bool:
@@ -80,20 +124,29 @@ def is_unreachable(error: BaseException) -> bool:
 def _cause(error: BaseException) -> BaseException:
     """Returns the first error in the chain that says something about the connection: the client wraps it in its own errors."""
     telling = (HfHubHTTPError, FileMetadataError, *_TRANSPORT)
-    return next((e for e in _chain(error) if isinstance(e, telling)), error)
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, telling) or _CLOSED in str(found):
+            return found
+        found = found.__cause__
+    return error
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
+def _mask(error: BaseException | None) -> None:
+    """Hides tokens in an error and in what led to it: whoever prints its traceback prints them all."""
     while error is not None:
-        yield error
-        error = error.__cause__
+        error.args = tuple(without_secrets(arg) if isinstance(arg, str) else arg for arg in error.args)
+        if isinstance(error, HfHubHTTPError):
+            error.server_message = without_secrets(error.server_message or "")
+        error = error.__cause__ or error.__context__
 
 
 def _is_passing(error: BaseException) -> bool:
     if isinstance(error, HfHubHTTPError):
         return error.response.status_code in (408, 429) or error.response.status_code >= 500
-    # What the client says of a download that came short.
-    return isinstance(error, _TRANSPORT) or (isinstance(error, OSError) and "Consistency check failed" in str(error))
+    if isinstance(error, OSError) and "Consistency check failed" in str(error):
+        return True  # what the client says of a download that came short
+    return isinstance(error, _TRANSPORT) or _CLOSED in str(error)
 
 
 def _refusal(error: BaseException, what: str) -> HubError | None:
@@ -113,17 +166,28 @@ def _refusal(error: BaseException, what: str) -> HubError | None:
         isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403)
     ):
         advice = "Check the name; for a private repository log in with `hf auth login`, as one who may do this"
+    elif (
+        isinstance(error, HfHubHTTPError) and not isinstance(error, RemoteEntryNotFoundError) and not _is_passing(error)
+    ):
+        return _answered(error, what)
     else:
         return None
-    return HubError(f"expected to {what}, but the Hub refused: {_describe(error)}. {advice}.")
+    return HubError(f"expected to {what}, but the Hub refused: {describe(error)}. {advice}.")
 
 
-def _describe(error: BaseException) -> str:
-    """The error in one line: without addresses, which may hold a signature, and without anything that looks like a token."""
+def _answered(error: HfHubHTTPError, what: str) -> HubError:
+    advice = "Check the names, HF_ENDPOINT and any proxy, and run it again"
+    return HubError(f"expected to {what}, but the Hub answered {describe(error)}. {advice}.")
+
+
+def describe(error: BaseException) -> str:
+    """Returns an error in one line: without addresses, which may hold a signature, and without tokens."""
+    if isinstance(error, _SenselessAnswerError):
+        return f"an answer that is not a Hub's ({type(error.__cause__).__name__})"
     if not isinstance(error, HfHubHTTPError):
         return type(error).__name__
     status = f"{error.response.status_code} {error.response.reason_phrase}"
-    said = _TOKEN.sub("hf_***", error.server_message or "").strip()
+    said = " ".join(without_secrets(error.server_message or "").split())
     return f"{status} ({said[:200]})" if said else status
 
 

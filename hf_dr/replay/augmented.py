@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import datasets
 import numpy as np
+import PIL.Image
 import torch
 
 from hf_dr.errors import ConfigError, DataError
@@ -152,19 +153,26 @@ class AugmentedDataset(MappedReinforcedData):
 
     def __getitems__(self, indices: Sequence[ViewIndex]) -> list[dict[str, Any]]:
         """Draws several views."""
-        return [self._item(index) for index in indices]
+        (augmentation,) = self.augmentations
 
-    def _item(self, index: ViewIndex) -> dict[str, Any]:
+        def pixels(row: int, epoch: int) -> torch.Tensor:
+            # The rows of a `ReinforcedDataset` over the same base show the same new views.
+            return as_tensor(draw_fresh_view(self.decode(row), augmentation, seed=self.seed, row=row, epoch=epoch))
+
+        return [self.item_with(pixels, index) for index in indices]
+
+    def decode(self, row: int) -> PIL.Image.Image:
+        """Decodes the image of a row of the base."""
+        (value,) = self._images[row].values()
+        return decode_row(value, f"row {row}")
+
+    def item_with(self, pixels: Callable[[int, int], Any], index: ViewIndex) -> dict[str, Any]:
+        """Returns an item with `pixel_values` as they are made from its row of the base and its epoch."""
         number, view = self._locate(index)
         row = int(self._base_rows[number])
         assert isinstance(view, ViewRequest), "no view is stored"
-        (value,) = self._images[row].values()
-        (augmentation,) = self.augmentations
-        image = decode_row(value, f"row {row}")
-        # The rows of a `ReinforcedDataset` over the same base show the same new views.
-        shown = draw_fresh_view(image, augmentation, seed=self.seed, row=row, epoch=view.number)
         return {
-            "pixel_values": as_tensor(shown),
+            "pixel_values": pixels(row, view.number),
             "teacher_ids": torch.zeros(1, dtype=torch.int64),
             "teacher_logprobs": torch.zeros(1),
             "reinforced": False,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -69,6 +70,11 @@ class ReinforcedDataset(MappedReinforcedData):
         num_views: Use only the first ones.
         seed: Of the order of views.
         check_images: Refuse other images than those that were reinforced.
+        shards: The files that the rows were read from, for `verify`.
+
+    Attributes:
+        stored: What is stored of the views, by slot.
+        rows: Which row has which slot.
 
     Raises:
         ConfigError: A setting is impossible.
@@ -87,9 +93,11 @@ class ReinforcedDataset(MappedReinforcedData):
         num_views: int | None = None,
         seed: int = 0,
         check_images: bool = True,
+        shards: Sequence[Path] = (),
     ) -> None:
         self.plus = plus
         self.provenance = provenance
+        self.shards = tuple(shards)
         self.origin = Origin.of([provenance])
         self.augmentation = check_columns(plus.features, provenance, 'a "+" dataset')
         self.augmentations = (self.augmentation,)
@@ -97,14 +105,14 @@ class ReinforcedDataset(MappedReinforcedData):
         self.top_k = provenance.top_k
         self.seed = seed
         self.check_images = check_images
-        self._stored = StoredViews(plus, provenance, self.augmentation)
+        self.stored = StoredViews(plus, provenance, self.augmentation)
         self._labels = provenance.label_column if provenance.label_column in plus.column_names else None
         if self._labels is not None:
             check_labels(plus, provenance)
         joined = join_base(base, provenance)
         _check_embedded(plus, None if provenance.overlay else provenance.image_column)
         self._images = joined.images if joined is not None else undecoded_images(plus, provenance.image_column)
-        self._rows = find_rows(plus, provenance, self._images, joined, unreinforced=unreinforced)
+        self.rows = find_rows(plus, provenance, self._images, joined, unreinforced=unreinforced)
         # In memory that a loader's workers share: each epoch starts new ones, which would check every image again.
         self._checked = torch.zeros(len(plus), dtype=torch.bool).share_memory_()
         self._chosen = _chosen_columns(plus, columns)
@@ -113,15 +121,15 @@ class ReinforcedDataset(MappedReinforcedData):
         self._chosen_of_others = _chosen_columns(others, columns)
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.rows)
 
     @property
     def labels(self) -> np.ndarray | None:
         """The labels of all rows, int64 (rows,), or None where the base has none."""
         if self._labels is None:
             return None
-        own = np.asarray(whole_column(self.plus, self._labels))[self._rows.reinforced]
-        return np.concatenate([own.astype(np.int64), self._rows.labels_of_others])
+        own = np.asarray(whole_column(self.plus, self._labels))[self.rows.reinforced]
+        return np.concatenate([own.astype(np.int64), self.rows.labels_of_others])
 
     @property
     def has_labels(self) -> bool:
@@ -131,7 +139,7 @@ class ReinforcedDataset(MappedReinforcedData):
     @property
     def num_reinforced(self) -> int:
         """How many rows have stored views: the first ones."""
-        return self._rows.num_reinforced
+        return self.rows.num_reinforced
 
     @property
     def all_reinforced(self) -> bool:
@@ -141,12 +149,12 @@ class ReinforcedDataset(MappedReinforcedData):
     @property
     def source_rows(self) -> np.ndarray:
         """The row of the base for each row of this dataset, int64 (rows,); -1 where it has no stored views."""
-        return self._rows.source_rows
+        return self.rows.source_rows
 
     @property
     def image_hashes(self) -> np.ndarray:
         """The pixel hash of each reinforced row's image, uint64 (rows,)."""
-        return whole_column(self.plus, IMAGE_HASH).fill_null(0).to_numpy()[self._rows.reinforced]
+        return whole_column(self.plus, IMAGE_HASH).fill_null(0).to_numpy()[self.rows.reinforced]
 
     @property
     def class_names(self) -> list[str] | None:
@@ -156,21 +164,32 @@ class ReinforcedDataset(MappedReinforcedData):
     @property
     def undecoded_images(self) -> datasets.Dataset:
         """The image of each row of `plus`, as bytes and paths; of a row without reinforcement it may be another."""
-        places = np.minimum(self._rows.places[: len(self.plus)], len(self._images) - 1)
+        places = np.minimum(self.rows.places[: len(self.plus)], len(self._images) - 1)
         return self._images.select(places)
 
     def pairs(self, view: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the rows that a view mixes with each other, int64 (pairs, 2), and all other rows, int64 (rows,)."""
-        couples = self._rows.matched(self.provenance, view) if self.paired else np.empty((0, 2), np.int64)
+        couples = self.rows.matched(self.provenance, view) if self.paired else np.empty((0, 2), np.int64)
         return couples, np.setdiff1d(np.arange(len(self)), couples)
 
     def __getitems__(self, indices: Sequence[ViewIndex]) -> list[dict[str, Any]]:
         """Replays several views; a pair that was mixed is decoded and augmented once if both are asked for."""
         augmented: _Augmented = {}
+
+        def pixels(slot: int, view: View) -> torch.Tensor:
+            if isinstance(view, ViewRequest):
+                return as_tensor(self._draw(slot, view.number))
+            return as_tensor(self._replay(slot, view, augmented))
+
+        return self.items_with(pixels, indices)
+
+    def items_with(self, pixels: Callable[[int, View], Any], indices: Sequence[ViewIndex]) -> list[dict[str, Any]]:
+        """Returns items with `pixel_values` as they are made from a row's slot (`hf_dr.replay.rows.Rows`) and its view."""
         items = []
         for index in indices:
             row, view = self._locate(index)
-            items.append(self._item(int(self._rows.usable[row]), view, augmented))
+            slot = int(self.rows.usable[row])
+            items.append(self._item(slot, view, pixels(slot, view)))
         return items
 
     @property
@@ -181,12 +200,12 @@ class ReinforcedDataset(MappedReinforcedData):
     def _column(self, name: str) -> Any:
         if name not in self._chosen.column_names:
             return super()._column(name)
-        return [self._chosen_values(slot)[name] for slot in self._rows.usable.tolist()]
+        return [self._chosen_values(slot)[name] for slot in self.rows.usable.tolist()]
 
     def select(self, rows: Sequence[int] | np.ndarray) -> ReinforcedDataset:
         """See `MappedReinforcedData.select`. `plus` keeps all rows, so that views that mix find their partners."""
         chosen = copy.copy(self)
-        chosen._rows = self._rows.select(checked_rows(rows, len(self)))
+        chosen.rows = self.rows.select(checked_rows(rows, len(self)))
         return chosen
 
     def image(self, index: int, view: int) -> PIL.Image.Image:
@@ -199,16 +218,16 @@ class ReinforcedDataset(MappedReinforcedData):
 
     def example_image(self, index: int) -> PIL.Image.Image:
         """Returns the decoded RGB image of a row, before augmentation."""
-        return self._decode(self._slot(index))
+        return self.decode(self._slot(index))
 
     def params(self, index: int, view: int) -> Params:
         """Returns the stored parameters of one view."""
-        return self._stored.params(*self._locate_stored(index, view))
+        return self.stored.params(*self._locate_stored(index, view))
 
     def views_hash(self, index: int) -> int | None:
         """Returns the stored hash over all V views of a row (`hf_dr.store.schema.combine_hashes`); None where it is unknown."""
         slot, _ = self._locate_stored(index, 0)
-        return self._stored.views_hash(slot)
+        return self.stored.views_hash(slot)
 
     def difficulties(self, index: int, by: str, top_k: int | None = None) -> np.ndarray:
         """Returns how difficult each view of a row is, in nats, float32 (V,): `hf_dr.teacher.topk.entropy` or `cross_entropy`.
@@ -222,10 +241,10 @@ class ReinforcedDataset(MappedReinforcedData):
             FormatError: A stored answer is damaged.
         """
         slot = self._slot(index)
-        if not self._rows.has_stored_views(slot):
+        if not self.rows.has_stored_views(slot):
             return np.empty(0, np.float32)
         kept = (slice(self.num_views), slice(top_k))
-        return self._stored.difficulties(slot, kept, None if by == "entropy" else self._label(slot))
+        return self.stored.difficulties(slot, kept, None if by == "entropy" else self._label(slot))
 
     def teacher_answer(self, index: int, view: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the stored ids (K,) and log-probabilities (K,) float16 of one view.
@@ -233,7 +252,7 @@ class ReinforcedDataset(MappedReinforcedData):
         Raises:
             FormatError: They are damaged: not finite, rising, above 0, or of a class that does not exist.
         """
-        return self._stored.answer(*self._locate_stored(index, view))
+        return self.stored.answer(*self._locate_stored(index, view))
 
     def image_tail(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the stored ids (T,) and log-probabilities (T,) float16 of the mean answer to a row's views.
@@ -243,33 +262,30 @@ class ReinforcedDataset(MappedReinforcedData):
         """
         assert self.signal == IMAGE_TAIL
         slot, _ = self._locate_stored(index, 0)
-        return self._stored.tail(slot)
+        return self.stored.tail(slot)
 
     def _slot(self, index: int) -> int:
         """Returns the slot of a row (`hf_dr.replay.rows.Rows`)."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"row {index} of a dataset of {len(self)} rows")
-        return int(self._rows.usable[index])
+        return int(self.rows.usable[index])
 
     def _locate_stored(self, index: int, view: int) -> tuple[int, int]:
         """Returns the slot of a row and the number of a stored view."""
         row, found = self._locate((index, view))
         if isinstance(found, ViewRequest):
             raise IndexError(f"a stored view must be from 0 to {self.num_views - 1}, got {view}")
-        return int(self._rows.usable[row]), found
+        return int(self.rows.usable[row]), found
 
-    def _item(self, slot: int, view: View, augmented: _Augmented) -> dict[str, Any]:
-        answers = {}
+    def _item(self, slot: int, view: View, pixels: Any) -> dict[str, Any]:
+        answers: dict[str, Any] = {}
         if isinstance(view, ViewRequest):  # for a new view: `_locate` has answered the others
             answers = _no_answers(self)
-            image, row = self._decode(slot), self._rows.base_row(slot)
-            image = draw_fresh_view(image, self.augmentation, seed=self.seed, row=row, epoch=view.number)
         else:
-            answers["teacher"] = self._stored.answer(slot, view)
+            answers["teacher"] = self.stored.answer(slot, view)
             if self.signal == IMAGE_TAIL:
-                answers["tail"] = self._stored.tail(slot)
-            image = self._replay(slot, view, augmented)
-        item: dict[str, Any] = {"pixel_values": as_tensor(image)}
+                answers["tail"] = self.stored.tail(slot)
+        item: dict[str, Any] = {"pixel_values": pixels}
         for name, (ids, logprobs) in answers.items():
             item[f"{name}_ids"] = torch.from_numpy(ids.astype(np.int64))
             item[f"{name}_logprobs"] = torch.from_numpy(logprobs.astype(np.float32))
@@ -282,11 +298,16 @@ class ReinforcedDataset(MappedReinforcedData):
 
     def _chosen_values(self, slot: int) -> dict[str, Any]:
         """Returns the base's own columns of a slot that were asked for."""
-        own = self._rows.has_stored_views(slot)
-        return self._chosen[slot] if own else self._chosen_of_others[int(self._rows.places[slot])]
+        own = self.rows.has_stored_views(slot)
+        return self._chosen[slot] if own else self._chosen_of_others[int(self.rows.places[slot])]
 
     def _label(self, slot: int) -> int:
-        return self._stored.label(slot) if self._rows.has_stored_views(slot) else self._rows.other_label(slot)
+        return self.stored.label(slot) if self.rows.has_stored_views(slot) else self.rows.other_label(slot)
+
+    def _draw(self, slot: int, epoch: int) -> PIL.Image.Image:
+        """Draws a new view."""
+        row = self.rows.base_row(slot)
+        return draw_fresh_view(self.decode(slot), self.augmentation, seed=self.seed, row=row, epoch=epoch)
 
     def _replay(self, slot: int, view: int, augmented: _Augmented) -> PIL.Image.Image:
         """Replays a stored view, mixing included."""
@@ -304,37 +325,47 @@ class ReinforcedDataset(MappedReinforcedData):
     def _augment(self, slot: int, view: int, augmented: _Augmented) -> tuple[PIL.Image.Image, Params]:
         """Returns the augmented image before mixing, and the view's parameters; both of a pair of rows need it."""
         if (slot, view) not in augmented:
-            params = self._stored.params(slot, view)
+            params = self.stored.params(slot, view)
             augmented[slot, view] = self._apply(slot, params, f"row {slot}, view {view}"), params
         return augmented[slot, view]
 
     def _augment_partner(self, slot: int, view: int, source: int, augmented: _Augmented) -> PIL.Image.Image:
         """Returns what is mixed into a view: the partner's view of the same number, or one that was drawn for this view."""
-        partner = self._rows.slot_of(source)
+        partner = self.partner_slot(slot, view, source)
         if self.provenance.mixing_scope == STORED_PARTNERS:
-            params = self._stored.partner_params(slot, view)
+            params = self.stored.partner_params(slot, view)
             return self._apply(partner, params, f"the partner of row {slot}, view {view}")
-        if partner == slot:
-            raise ReplayError(
-                f"row {slot}, view {view} must be mixed with another row, found itself as its partner. The file is damaged: "
-                "fetch it again, or run `hf-dr verify`."
-            )
         image, _ = self._augment(partner, view, augmented)
         return image
 
+    def partner_slot(self, slot: int, view: int, source: int) -> int:
+        """Returns the slot of the row of the base that is mixed into a view."""
+        partner = self.rows.slot_of(source)
+        if partner == slot and self.provenance.mixing_scope != STORED_PARTNERS:
+            raise _mixed_with_itself(slot, view)
+        return partner
+
     def _apply(self, slot: int, params: Params, where: str) -> PIL.Image.Image:
         try:
-            return self.augmentation.apply(self._decode(slot), params)
+            return self.augmentation.apply(self.decode(slot), params)
         except ReplayError as error:
             raise ReplayError(f"{where}: {error}") from None
 
-    def _decode(self, slot: int) -> PIL.Image.Image:
-        (value,) = self._images[int(self._rows.places[slot])].values()
-        image = decode_row(value, self._rows.name(slot), "Fetch the dataset again.", ReplayError)
-        if self.check_images and self._rows.has_stored_views(slot) and not self._checked[slot]:
-            _check_pixels(image, self._stored.image_hash(slot), self._rows.name(slot), self.provenance)
+    def decode(self, slot: int) -> PIL.Image.Image:
+        """Decodes the image of a slot, and checks once that it is the one that was reinforced."""
+        (value,) = self._images[int(self.rows.places[slot])].values()
+        image = decode_row(value, self.rows.name(slot), "Fetch the dataset again.", ReplayError)
+        if self.check_images and self.rows.has_stored_views(slot) and not self._checked[slot]:
+            _check_pixels(image, self.stored.image_hash(slot), self.rows.name(slot), self.provenance)
             self._checked[slot] = True
         return image
+
+
+def _mixed_with_itself(slot: int, view: int) -> ReplayError:
+    return ReplayError(
+        f"row {slot}, view {view} must be mixed with another row, found itself as its partner. The file is damaged: "
+        "fetch it again, or run `hf-dr verify`."
+    )
 
 
 def _no_answers(data: ReinforcedDataset) -> dict[str, Any]:

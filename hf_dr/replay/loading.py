@@ -108,14 +108,14 @@ def load_reinforced(  # type: ignore[misc]  # the overloads leave the other sett
     if isinstance(path, (list, tuple)) or isinstance(name, (list, tuple)):
         if streaming:
             raise ConfigError('several "+" datasets at once cannot be streamed. Load them without `streaming=True`.')
-        opened = [open_plus(*each, split=split, revision=revision) for each in each_dataset(path, name)]
+        opened = [open_plus(*each, split=split, revision=revision)[:2] for each in each_dataset(path, name)]
         return _combined(opened, base_of, settings)
     if streaming:
         provenance, files = _shards_of(path, name, split, revision)
         settings["base"] = base_of(provenance)
         return StreamedReinforcedDataset(files, provenance, shuffled_shards=shuffled_shards, **settings)
-    provenance, plus = open_plus(path, name, split=split, revision=revision)
-    return ReinforcedDataset(plus, provenance, base=base_of(provenance), **settings)
+    provenance, plus, shards = open_plus(path, name, split=split, revision=revision)
+    return ReinforcedDataset(plus, provenance, base=base_of(provenance), shards=shards, **settings)
 
 
 def _check_path(path: object) -> None:
@@ -180,8 +180,8 @@ def _shards_of(path: _Path, name: str | None, split: str | None, revision: str |
 
 def open_plus(
     path: str | os.PathLike[str], name: str | None = None, *, split: str | None = None, revision: str | None = None
-) -> tuple[Provenance, datasets.Dataset]:
-    """Opens the rows of a "+" dataset; see `load_reinforced`."""
+) -> tuple[Provenance, datasets.Dataset, list[Path]]:
+    """Opens a "+" dataset and returns its provenance, its rows, and the files of its shards; see `load_reinforced`."""
     config = fetch_config(path, name, split=split, revision=revision)
     provenance = Provenance.read(config)
     check_split(split, provenance)
@@ -198,12 +198,13 @@ def open_plus(
             f"{error.__cause__ or error!s:.300}. Fetch or make them again."
         ) from error
     _check_rows(plus, provenance, config)
-    return provenance, plus
+    return provenance, plus, shards
 
 
 def _check_rows(plus: datasets.Dataset, provenance: Provenance, config: Path) -> None:
     rows = plus.select_columns([SOURCE_INDEX, IMAGE_HASH]).with_format("arrow")[:]
-    if not np.array_equal(rows[SOURCE_INDEX].to_numpy(), np.arange(provenance.num_rows)):
+    # The length first: a provenance that lies may speak of more rows than fit in memory.
+    if len(rows) != provenance.num_rows or not np.array_equal(rows[SOURCE_INDEX].to_numpy(), np.arange(len(rows))):
         raise FormatError(
             f"the shards in {config} must hold rows 0 to {provenance.num_rows - 1} in order (`{SOURCE_INDEX}`), found others. "
             "Fetch or make them again."

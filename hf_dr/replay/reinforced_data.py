@@ -19,6 +19,7 @@ from hf_dr.store.schema import STORED_PARTNERS
 from hf_dr.teacher.signals import IMAGE_TAIL, tail_size
 from hf_dr.text import inline
 from hf_dr.views.augmentation import Augmentation
+from hf_dr.views.ops.base import Params, Size
 from hf_dr.views.rng import DOMAIN_SCHEDULE, DOMAIN_SPLIT, KeyedPermutation, keyed_rng, keyed_words, view_rng
 
 DIFFICULTIES = ("entropy", "cross_entropy")
@@ -100,9 +101,14 @@ def draw_fresh_view(
         row: Row of the base.
         epoch: Number of the epoch.
     """
+    params = draw_fresh_params(augmentation, (image.height, image.width), seed=seed, row=row, epoch=epoch)
+    return augmentation.apply(image, params)
+
+
+def draw_fresh_params(augmentation: Augmentation, size: Size, *, seed: int, row: int, epoch: int) -> Params:
+    """Draws the parameters of what `draw_fresh_view` shows of an image of this (height, width)."""
     # Stored views have keys from 0 upwards. These count down from the largest key: no run has used any of them.
-    rng = view_rng(seed, row, (1 << 64) - 1 - epoch)
-    return augmentation.apply(image, augmentation.sample(rng, (image.height, image.width)))
+    return augmentation.sample(view_rng(seed, row, (1 << 64) - 1 - epoch), size)
 
 
 def checked_views(num_views: int | None, stored: int) -> int:

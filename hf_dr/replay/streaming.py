@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import datasets
@@ -22,6 +23,7 @@ from datasets.utils.file_utils import xopen
 from hf_dr.errors import ConfigError, DataError, FormatError, HfDrError
 from hf_dr.hub.retry import with_retries
 from hf_dr.replay.dataset import ReinforcedDataset
+from hf_dr.replay.device import undone_items
 from hf_dr.replay.join import JoinedBase
 from hf_dr.replay.reinforced_data import ReinforcedData
 from hf_dr.replay.sampling import ReinforcedSampler, check_order
@@ -142,6 +144,7 @@ class StreamedReinforcedDataset(ReinforcedData, torch.utils.data.IterableDataset
         self._order: dict[str, Any] = {"seed": 0}
         self._node = _Node()
         self._split = False
+        self._undone = False
         # In shared memory: copies of the dataset in persistent workers see it change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -194,6 +197,10 @@ class StreamedReinforcedDataset(ReinforcedData, torch.utils.data.IterableDataset
         if batch_size < 1:
             raise ConfigError(f"`batch_size` must be at least 1, got {batch_size}.")
         return self._copy(_node=_Node(rank, world_size, batch_size, even), _split=True)
+
+    def undone(self) -> Self:
+        """Returns this dataset with views that are still to be made on a device (`hf_dr.replay.device`)."""
+        return self._copy(_undone=True)
 
     def _copy(self, **changes: Any) -> Self:
         new = copy.copy(self)
@@ -260,7 +267,8 @@ class StreamedReinforcedDataset(ReinforcedData, torch.utils.data.IterableDataset
                     "make it again."
                 )
         table = table.replace_schema_metadata(self._schema.metadata)
-        if table.column(SOURCE_INDEX).to_pylist() != list(rows):
+        # The length first: a provenance that lies may speak of more rows than fit in memory.
+        if len(table) != len(rows) or not np.array_equal(table.column(SOURCE_INDEX).to_numpy(), rows):
             raise FormatError(f"{file} must hold rows {rows.start} to {rows.stop - 1}, found others. Fetch it again.")
         if table.column(IMAGE_HASH).null_count:
             table = table.filter(pc.is_valid(table.column(IMAGE_HASH)))
@@ -276,7 +284,8 @@ class StreamedReinforcedDataset(ReinforcedData, torch.utils.data.IterableDataset
         indices = list(itertools.islice(order, group.stop))
         # Chunks begin at even places, as pairs do, but for the first row, which may be the second of its pair.
         for at in range(group.start - group.start % 2, group.stop, _CHUNK):
-            yield from rows.__getitems__(indices[max(at, group.start) : at + _CHUNK])
+            chunk = indices[max(at, group.start) : at + _CHUNK]
+            yield from undone_items(rows, chunk) if self._undone else rows.__getitems__(chunk)
 
 
 def _joined_once(base: Any, provenance: Provenance) -> Any:
@@ -312,6 +321,8 @@ def _with_shard(file: str, provenance: Provenance, read: Callable[[pq.ParquetFil
                 )
             return read(parquet)
 
+    if "://" not in file and Path(file).exists() and not Path(file).is_file():  # a pipe would be waited for
+        raise FormatError(f"{file} must be a file, found a folder or a device. Fetch or make it again.")
     try:
         return with_retries(attempt, f"read {file}")
     except HfDrError:

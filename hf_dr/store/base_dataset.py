@@ -57,7 +57,7 @@ def load_base(
         described["revision"] = revision
     try:
         if path.is_file():
-            loaded = load_parquet([path], split)
+            loaded = load_parquet([path], "train", part=split)
         elif (path / "state.json").is_file():
             loaded = _part_of(datasets.load_from_disk(str(path)), split)
         elif path.exists() and glob.escape(str(path)) != str(path):
@@ -91,18 +91,20 @@ def load_base(
     return loaded, described if license is None else {**described, "license": license}
 
 
-def load_parquet(files: Sequence[Path], split: str, *, version: str = "default") -> datasets.Dataset:
+def load_parquet(
+    files: Sequence[Path], split: str, *, part: str | None = None, version: str = "default"
+) -> datasets.Dataset:
     """Opens Parquet files as one split; their names are taken as they are, not as patterns.
 
     Args:
         files: In the order of their rows.
-        split: Name of the split, or a slice of it.
+        split: Name of the split that they are.
+        part: What of it is returned: all, or a slice such as `train[:1000]`.
         version: Distinguishes contents that the files had at different times: `datasets` keeps what it has converted by the
             files' names and times, and a file that is written again within a second has the same.
     """
-    name = split.split("[", maxsplit=1)[0]
-    escaped = {name: [glob.escape(str(file)) for file in files]}
-    return datasets.load_dataset("parquet", version, data_files=escaped, split=split)
+    escaped = {split: [glob.escape(str(file)) for file in files]}
+    return datasets.load_dataset("parquet", version, data_files=escaped, split=part or split)
 
 
 def _part_of(saved: Any, split: str) -> Any:

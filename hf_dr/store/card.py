@@ -45,7 +45,7 @@ from hf_dr.store.schema import (
 )
 from hf_dr.store.shards import read_marker, reading, shard_features
 from hf_dr.teacher.signals import IMAGE_TAIL, SAMPLED, TOPK
-from hf_dr.text import code, format_bytes, inline, is_hub_id, markdown_table, percent
+from hf_dr.text import code, format_bytes, inline, is_hub_id, markdown_table, percent, shown_text
 from hf_dr.views.ops.base import OPS
 
 CARD_FILE = "README.md"
@@ -244,7 +244,7 @@ def _metadata(configs: Mapping[str, CardConfig | PlannedConfig], data: Data) -> 
     wanted: Data = {_TAGS: [*tags, *(tag for tag in TAGS if tag not in tags)]}
     if data.get(_TASKS) is None:
         wanted[_TASKS] = ["image-classification"]
-    licenses = {license for one in about if isinstance(license := one.base.get("license"), str)}
+    licenses = {shown_text(license, 100) for one in about if isinstance(license := one.base.get("license"), str)}
     if data.get(_LICENSE) is None and len(licenses) == 1:
         wanted[_LICENSE] = licenses.pop()
     bases = {str(one.base.get("id")) for one in about if is_hub_id(one.base.get("id"))}

@@ -18,6 +18,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, cr
 from pydantic_core import PydanticCustomError
 
 from hf_dr.errors import FormatError
+from hf_dr.text import format_bytes
+
+MAX_BYTES = 16 << 20
+"""Of a JSON file. Ten million skipped rows fit in; each byte takes up to twenty in memory."""
 
 _Kind = TypeVar("_Kind")
 
@@ -34,16 +38,31 @@ def read_object(path: Path, advice: str) -> dict[str, Any]:
         advice: What to do where the file is damaged, a sentence.
 
     Raises:
-        FormatError: It holds something else.
+        FormatError: It holds something else, is too long, or is no file.
         FileNotFoundError: There is no such file.
     """
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise FormatError(f"{path} must be a file, found a folder or a device. {advice}")
     try:
+        check_size(path.stat().st_size, str(path), advice)
         content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, FormatError):
         raise
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, a number too long, nested too deeply
         raise FormatError(f"{path} must be JSON, but reading it failed: {error}. {advice}") from error
     return as_object(content, str(path), advice)
+
+
+def check_size(num_bytes: int, where: str, advice: str = "") -> None:
+    """Refuses a file that is too long to be read whole.
+
+    Raises:
+        FormatError: It is.
+    """
+    if num_bytes > MAX_BYTES:
+        raise FormatError(
+            f"{where} must have at most {format_bytes(MAX_BYTES)}, found {format_bytes(num_bytes)}. {advice}"
+        )
 
 
 def as_object(content: Any, where: str, advice: str = "") -> dict[str, Any]:

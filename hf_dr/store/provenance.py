@@ -28,7 +28,9 @@ from hf_dr.store.schema import (
     shard_name,
 )
 from hf_dr.teacher.names import SIGNALS, TOPK
+from hf_dr.text import MAX_TEXT
 from hf_dr.views.augmentation import Augmentation
+from hf_dr.views.resizing import HORIZONTAL, PILLOW_13
 
 
 def check_columns(features: Features, provenance: Provenance, where: str) -> Augmentation:
@@ -38,7 +40,7 @@ def check_columns(features: Features, provenance: Provenance, where: str) -> Aug
         FormatError: They do not follow the format; `where` names them in the message.
         ConfigError: The provenance has an op that does not exist.
     """
-    augmentation = Augmentation.from_list(provenance.augmentation)
+    augmentation = provenance.build_augmentation()
     if provenance.candidates is not None and augmentation.mixes:
         raise FormatError(
             f"{where} must have no `candidates` where views mix, found {provenance.candidates}: partners are matched by view "
@@ -88,6 +90,20 @@ def _ensemble(teacher: dict[str, Any]) -> dict[str, Any]:
         )
         count = fewer
         earlier = earlier.get(EXTENDED_FROM)
+    # What cards and messages say of each; the rest is compared as it is.
+    for member in members:
+        name, license, revision = (member.get(key) for key in ("id", "license", "revision"))
+        texts = [
+            text for text in (*(license if isinstance(license, list) else [license]), revision) if text is not None
+        ]
+        expect(
+            isinstance(name, str) and 0 < len(name) <= MAX_TEXT,
+            f"a teacher whose members have an `id` of 1 to {MAX_TEXT} characters",
+        )
+        expect(
+            all(isinstance(text, str) for text in texts),
+            "a teacher whose members have texts as `license` and `revision`, where they have any",
+        )
     return teacher
 
 
@@ -145,6 +161,15 @@ class Provenance:
     candidates: dict[str, Any] | None = None
     signal: str = TOPK
 
+    def build_augmentation(self) -> Augmentation:
+        """Returns the ops that made the views, with the arithmetic of their time.
+
+        Raises:
+            ConfigError: There is no such op, or a setting is impossible.
+        """
+        # Up to format 3 Pillow chose which pass of a resize comes first, and those datasets were made with Pillow 13.
+        return Augmentation.from_list(self.augmentation, passes=PILLOW_13 if self.schema_version <= 3 else HORIZONTAL)
+
     @property
     def num_candidates(self) -> int:
         """Views drawn of each example, of which `num_views` are stored."""
@@ -167,13 +192,13 @@ class Provenance:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of all that determines the bytes of the columns."""
-        text = json.dumps(_determining(self.to_dict()), sort_keys=True, separators=(",", ":"))
+        text = json.dumps(self.determining(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
     def differences(self, other: Provenance) -> list[str]:
         """Returns a line for each determining field in which two runs differ: `num_views: 4 there, 8 here`."""
-        there = _flatten(_determining(self.to_dict()))
-        here = _flatten(_determining(other.to_dict()))
+        there = _flatten(self.determining())
+        here = _flatten(other.determining())
         lines = []
         for key in sorted(there.keys() | here.keys()):
             a, b = there.get(key, "absent"), here.get(key, "absent")
@@ -183,8 +208,18 @@ class Provenance:
         return lines
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the fields in JSON types; an optional one only where it says something."""
+        """Returns the fields in JSON types; before version 4 an optional one only where it says something."""
+        if self.schema_version >= 4:
+            return dict(self.__dict__)
         return {key: value for key, value in self.__dict__.items() if key not in _OPTIONAL or value != _OPTIONAL[key]}
+
+    def determining(self) -> dict[str, Any]:
+        """Returns the fields, in JSON types, that decide the bytes of the columns."""
+        content: dict[str, Any] = _determining(self.to_dict())
+        if self.schema_version >= 4:
+            # Finished shards of a run that stops at bad images hold none, so it can go on as one that skips them.
+            del content["on_bad_image"]
+        return content
 
     def write(self, folder: Path) -> None:
         """Writes `reinforcement.json` into the config's folder, whole or not at all."""
@@ -238,21 +273,26 @@ class Provenance:
     def _check_together(self, where: str, optional: dict[str, Any]) -> None:
         """Checks what the fields say of one another; `optional` are those of version 3 that the file has."""
         version = self.schema_version
-        if bool(optional) != (version == 3):
+        if version >= 4:
+            missing = [name for name in _OPTIONAL if name not in optional]
+            if missing:
+                raise FormatError(f"{where} must have the field `{missing[0]}`, found none. {_AGAIN}")
+        elif bool(optional) != (version == 3):
             raise FormatError(
                 f"{where} must be of schema version 3 if it has the field {' or '.join(map(repr, _OPTIONAL))}, and only then, "
                 f"found version {version} with {', '.join(optional) or 'none'}. {_AGAIN}"
             )
-        scopes = MIXING_SCOPES[2:] if version == 2 else MIXING_SCOPES[:2]
+        scopes = {2: MIXING_SCOPES[2:], 4: MIXING_SCOPES}.get(version, MIXING_SCOPES[:2])
+        signals = SIGNALS if version >= 4 else SIGNALS[1:]
+        chosen = optional.get("candidates") is not None or (version == 3 and "candidates" in optional)
         least_size = -(-self.num_rows // MAX_SHARDS)
         for name, holds, expected in (
             ("top_k", self.top_k <= self.num_classes, f"at most the {self.num_classes} classes"),
             ("shard_size", self.shard_size >= least_size, f"at least {least_size} for {self.num_rows} rows"),
             ("mixing_scope", self.mixing_scope in scopes, f"{' or '.join(scopes)} in schema version {version}"),
-            ("candidates", "candidates" not in optional or _is_selection(self.candidates, self.num_views),
+            ("candidates", not chosen or _is_selection(self.candidates, self.num_views),
              f"a `num` above {self.num_views} and a `keep` of {', '.join(KEEP)}"),
-            ("signal", "signal" not in optional or self.signal in SIGNALS[1:],
-             f"{' or '.join(SIGNALS[1:])}, or left out"),
+            ("signal", "signal" not in optional or self.signal in signals, f"{' or '.join(signals)}"),
             ("skipped_rows", self.skipped_rows == sorted(set(self.skipped_rows)), "rows, each once and in order"),
             ("skipped_rows", max(self.skipped_rows, default=0) < self.num_rows, f"rows below {self.num_rows}"),
         ):  # fmt: skip
@@ -264,7 +304,7 @@ class Provenance:
 
 _AGAIN = "Fetch or write it again."
 
-# Of version 3, and what they are where the file does not have them.
+# In version 3, and what they are where the file does not have them; version 4 has them always.
 _OPTIONAL: dict[str, Any] = {"candidates": None, "signal": TOPK}
 REQUIRED = tuple(field.name for field in fields(Provenance) if field.name not in _OPTIONAL)
 

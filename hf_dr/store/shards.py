@@ -20,6 +20,7 @@ from pydantic import Field
 
 from hf_dr.errors import FormatError, HfDrError
 from hf_dr.files import TEMPORARY, temporary_name
+from hf_dr.store.digests import ColumnDigests
 from hf_dr.store.json_files import as_object, validated
 from hf_dr.store.provenance import Provenance, check_columns
 from hf_dr.store.schema import IMAGE_HASH, METADATA_KEY, PROVENANCE_FILE, is_reserved
@@ -39,6 +40,7 @@ class _Marker:
     fingerprint: str
     num_bytes: Annotated[int, Field(ge=0, lt=1 << 63)]
     skipped_rows: list[int]
+    digests: dict[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class ShardMarker:
     """Size of its columns in memory, as Arrow."""
     file_bytes: int
     skipped_rows: tuple[int, ...]
+    digests: dict[str, str] | None
+    """Of each column (`hf_dr.store.digests`); None in formats 1 to 3, which have none."""
 
 
 def read_marker(path: Path) -> ShardMarker:
@@ -69,6 +73,7 @@ def read_marker(path: Path) -> ShardMarker:
             marker.num_bytes,
             path.stat().st_size,
             tuple(marker.skipped_rows),
+            marker.digests,
         )
     # Arrow raises OSError without a number for a footer that it cannot parse; with one, the system could not read it.
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
@@ -183,6 +188,30 @@ def check_full(batch: pa.RecordBatch, name: str) -> None:
         )
 
 
+def check_digests(path: Path) -> None:
+    """Reads a whole shard and compares what its columns hold with what was written; formats 1 to 3 have nothing to compare.
+
+    Raises:
+        FormatError: The file is damaged, or is not what was written.
+    """
+    marker = read_marker(path)
+    if marker.digests is None:
+        return
+    found = ColumnDigests()
+    with reading(path):
+        # Pages are compared with their checksums first: that names damage on the disk or on the way.
+        file = pq.ParquetFile(path, page_checksum_verification=True)
+        for group in range(file.num_row_groups):
+            found.update(file.read_row_group(group))
+    changed = sorted(name for name, digest in found.result().items() if marker.digests.get(name) != digest)
+    changed += sorted(marker.digests.keys() - found.result().keys())
+    if changed:
+        raise FormatError(
+            f"{path} must hold what was written, but its columns {', '.join(changed)} have other digests: values were changed, "
+            "or rows swapped. Fetch or make it again."
+        )
+
+
 def remove_temporaries(folder: Path, shards: Iterable[str] = ("",)) -> None:
     """Deletes what killed runs left behind of these shards, or of all; call it only while no other run writes them."""
     for shard in shards:
@@ -214,7 +243,8 @@ def column_encoding(features: Features) -> dict[str, str]:
             value = value.feature
         assert isinstance(value, Value)
         leaf = name + ".list.element" * _depth(feature)
-        encodings[leaf] = "PLAIN" if value.dtype == "bool" else "BYTE_STREAM_SPLIT"
+        # Parquet allows float16 to be split, but DuckDB 2.0 cannot read it; zstd finds nearly as much without.
+        encodings[leaf] = "PLAIN" if value.dtype in ("bool", "float16") else "BYTE_STREAM_SPLIT"
     return encodings
 
 
@@ -236,12 +266,18 @@ def _leaves(schema: pa.Schema) -> list[str]:
 
 
 def list_array(values: np.ndarray, valid: np.ndarray, dtype: pa.DataType) -> pa.Array:
-    """Turns (rows, V) or (rows, V, n) numbers into nested fixed-size lists; rows that are not valid become null."""
+    """Turns (rows, V) or (rows, V, n) numbers into nested fixed-size lists.
+
+    Rows that are not valid hold zeros, and NaN where there are floating-point numbers, so that nobody takes them for answers.
+    (Null lists of a fixed size, as formats 1 to 3 have them, cannot be read by pyarrow before version 23.)
+    """
+    if not valid.all():
+        values = values.copy()
+        values[~valid] = np.nan if np.issubdtype(values.dtype, np.floating) else 0
     array = pa.array(values.reshape(-1), from_pandas=False)
-    for size in values.shape[:1:-1]:
+    for size in values.shape[:0:-1]:
         array = pa.FixedSizeListArray.from_arrays(array, size)
-    mask = None if valid.all() else pa.array(~valid)
-    return pa.FixedSizeListArray.from_arrays(array, values.shape[1], mask=mask).cast(dtype)
+    return array.cast(dtype)
 
 
 class ShardWriter:
@@ -266,6 +302,7 @@ class ShardWriter:
         self._schema = features.arrow_schema
         self._num_bytes = 0
         self._skipped: list[int] = []
+        self._digests = ColumnDigests()
         codecs = column_compression(features)
         base_leaves = [leaf for leaf in codecs if not is_reserved(leaf.split(".")[0])]
         try:
@@ -279,6 +316,7 @@ class ShardWriter:
                     column_encoding=column_encoding(features),
                     write_statistics=[name for name in self._schema.names if name == "source_index"],
                     data_page_size=1 << 22,
+                    write_page_checksum=True,
                 )
         except BaseException:  # Ctrl-C too: without a writer there is no `with` block that would clean up
             self._temporary.unlink(missing_ok=True)
@@ -290,7 +328,7 @@ class ShardWriter:
         Args:
             base: The base's own columns of these rows.
             columns: The reinforcement's columns; shape (rows,), (rows, V) or (rows, V, n).
-            valid: (rows,) bool; False for rows whose image could not be decoded: their reinforcement is null.
+            valid: (rows,) bool; False for rows without reinforcement: their hashes are null, their lists hold nothing of use.
         """
         arrays = []
         for field in self._schema:
@@ -305,13 +343,19 @@ class ShardWriter:
                 arrays.append(list_array(values, valid, field.type))
         table = pa.Table.from_arrays(arrays, schema=self._schema)
         self._num_bytes += table.nbytes
+        self._digests.update(table)
         self._skipped += columns["source_index"][~valid].tolist()
         with _writing(self.path):
             self._writer.write_table(table, row_group_size=len(table))
 
     def finish(self) -> ShardMarker:
         """Closes the file, forces it to disk and gives it its final name."""
-        marker = {"fingerprint": self._fingerprint, "num_bytes": self._num_bytes, "skipped_rows": self._skipped}
+        marker = {
+            "fingerprint": self._fingerprint,
+            "num_bytes": self._num_bytes,
+            "skipped_rows": self._skipped,
+            "digests": self._digests.result(),
+        }
         with _writing(self.path):
             self._writer.add_key_value_metadata({METADATA_KEY.decode(): json.dumps(marker)})
             self._writer.close()

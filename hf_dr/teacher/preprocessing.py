@@ -16,6 +16,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from hf_dr.errors import TeacherError
+from hf_dr.views.images import channel_values
 from hf_dr.views.ops.base import MAX_SIDE, MAX_VIEW_PIXELS
 
 logger = logging.getLogger(__name__)
@@ -73,7 +74,10 @@ class Preprocessing:
         """Returns RGB pixels from 0 to 255, in floating point, as the model takes them; the size stays."""
         if self.bgr:
             pixels_BCHW = pixels_BCHW.flip(-3)
-        return F.normalize(pixels_BCHW, [255 * m for m in self.mean], [255 * s for s in self.std])
+        device, dtype = pixels_BCHW.device, pixels_BCHW.dtype
+        mean_C11 = channel_values(tuple(255 * m for m in self.mean), device, dtype)
+        std_C11 = channel_values(tuple(255 * s for s in self.std), device, dtype)
+        return pixels_BCHW.sub(mean_C11).div_(std_C11)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields in JSON types; `bgr` only where it holds, so that other models keep what they had."""

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from hf_dr.errors import TeacherError
+from hf_dr.views.device.overlap import LaterOnHost
 
 # Rounding to float16 leaves 1 - sum(exp) uncertain; the share of the classes left out is taken to be no less than this.
 MIN_REST = 1e-6
@@ -39,6 +40,61 @@ def top_k(logprobs_BC: torch.Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
         ids_BK[tied_B] = logprobs_BC[tied_B].argsort(dim=-1, descending=True, stable=True)[:, :k]
         values_BK = logprobs_BC.gather(-1, ids_BK)
     return as_stored(ids_BK.cpu().numpy(), values_BK.to(torch.float16).cpu().numpy(), logprobs_BC.shape[-1])
+
+
+class LaterTopK:
+    """The `k` most probable classes of answers that a device is still working on: `top_k`, started now and read later.
+
+    Args:
+        logprobs_BC: As for `top_k`.
+        k: As for `top_k`.
+    """
+
+    def __init__(self, logprobs_BC: torch.Tensor, k: int) -> None:
+        self._num_classes = logprobs_BC.shape[-1]
+        self._ready: tuple[np.ndarray, np.ndarray] | None = None
+        self._error: TeacherError | None = None
+        if logprobs_BC.device.type == "cuda" and logprobs_BC.dtype == torch.float32:
+            ids_BK, values_BK = unambiguous_top_k(logprobs_BC, k)
+            self._later = LaterOnHost(ids_BK, values_BK.to(torch.float16))
+            return
+        try:
+            self._ready = top_k(logprobs_BC, k)
+        except TeacherError as error:  # raised where it is on a GPU: when the answers are read
+            self._error = error
+
+    def get(self) -> tuple[np.ndarray, np.ndarray]:
+        """Waits for the answers and returns what `top_k` returns.
+
+        Raises:
+            TeacherError: An answer is not finite.
+        """
+        if self._error is not None:
+            raise self._error
+        if self._ready is not None:
+            return self._ready
+        ids_BK, values_BK = self._later.get()
+        return as_stored(ids_BK.numpy(), values_BK.numpy(), self._num_classes)
+
+
+def unambiguous_top_k(logprobs_BC: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the classes that `top_k` keeps and their log-probabilities, (B, k), on their device.
+
+    The order is that of one integer for each class: the level of its log-probability, then the lower id. So which of several
+    equal classes are kept needs no look at the answers in between, for which the host would have to wait.
+
+    Args:
+        logprobs_BC: Natural log-probabilities, float32.
+        k: Classes to keep.
+    """
+    num_classes = logprobs_BC.shape[-1]
+    bits_BC = (logprobs_BC + 0.0).view(torch.int32)  # the sum makes +0.0 of -0.0
+    rising_BC = torch.where(bits_BC < 0, bits_BC ^ 0x7FFFFFFF, bits_BC)
+    rising_BC = torch.where(logprobs_BC.isnan(), 0x7FFFFFFF, rising_BC).long()  # kept, and so found out
+    reverse_C = torch.arange(num_classes - 1, -1, -1, device=logprobs_BC.device)
+    keys_BK = (rising_BC * (1 << 32) + reverse_C).topk(k, dim=-1).values
+    ids_BK = num_classes - 1 - (keys_BK & 0xFFFFFFFF)
+    return ids_BK, logprobs_BC.gather(-1, ids_BK)
 
 
 def as_stored(ids_BK: np.ndarray, logprobs_BK: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:

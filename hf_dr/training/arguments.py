@@ -11,6 +11,9 @@ from hf_dr.replay.sampling import VIEW_ORDERS
 from hf_dr.training.losses import TAIL_RULES, TailRule
 from hf_dr.training.resumable import ResumableArguments
 
+AUGMENT_ON = ("auto", "cpu", "device")
+"""Where views are made."""
+
 
 @dataclass
 class ReinforcedTrainingArguments(ResumableArguments):
@@ -81,6 +84,27 @@ class ReinforcedTrainingArguments(ResumableArguments):
         default=None,
         metadata={"help": "Keep an average of the weights with this decay, and evaluate it next to the model."},
     )
+    augment_on: str = field(
+        default="auto",
+        metadata={
+            "help": "Where views are made: on the `cpu` by Pillow, or on the `device`, with the same pixels, while workers "
+            "only decode. `auto` takes a GPU where it can make them all, and says so where it cannot.",
+            "choices": AUGMENT_ON,
+        },
+    )
+    channels_last: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Keep images and convolutions in the order of memory that GPUs are fastest with. Default: on a GPU, for "
+            "models with convolutions."
+        },
+    )
+    logging_nan_inf_filter: bool = field(
+        default=False,
+        metadata={
+            "help": "Leave losses that are not finite out of the logged mean. The device is then waited for at every step."
+        },
+    )
     nesterov: bool = field(default=True, metadata={"help": "Use Nesterov momentum with `--optim sgd`."})
 
     def __post_init__(self) -> None:
@@ -102,6 +126,7 @@ class ReinforcedTrainingArguments(ResumableArguments):
             ("tail", (*TAIL_RULES, None)),
             ("view_order", VIEW_ORDERS),
             ("view_difficulty", DIFFICULTIES),
+            ("augment_on", AUGMENT_ON),
         ):
             if getattr(self, name) not in known:
                 words = ", ".join(word for word in known if word is not None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -55,6 +56,24 @@ def check_num_classes(count: int, dataset: ReinforcedData) -> None:
         raise ConfigError(
             f'the model must answer over the {expected} classes of the "+" dataset, got {count}. Build it with '
             f"num_labels={expected}."
+        )
+
+
+def check_answers(batch: Mapping[str, Any], dataset: Any) -> None:
+    """Checks that a batch has the answers that its dataset gives to each row.
+
+    Args:
+        batch: As the model is about to see it.
+        dataset: What it is a part of.
+
+    Raises:
+        ConfigError: It has lost them.
+    """
+    missing = [name for name in ("teacher_ids", "teacher_logprobs", "reinforced") if name not in batch]
+    if missing and isinstance(dataset, ReinforcedData):
+        raise ConfigError(
+            f"a batch of reinforced data must hold its stored answers, but {', '.join(missing)} are not among "
+            f"{', '.join(batch)}. Leave `data_collator` out, or let it return every key of the rows."
         )
 
 

@@ -59,9 +59,45 @@ def reinforced_kl(
         Nats, (B,); 0 where the student answers as the teacher.
 
     Raises:
-        ConfigError: The rule is unknown or needs another kind of dataset, or the temperature is not above 0.
+        ConfigError: The rule is unknown or needs another kind of dataset, the temperature is not above 0, or a row holds no
+            answer, as the rows of a batch that are not `reinforced`: `reinforced_loss` takes those. (Finding out waits for
+            the device.)
         ValueError: The shapes do not fit together.
     """
+    _check_answers(teacher_logprobs_BK)
+    return _kl(
+        logits_BC,
+        teacher_ids_BK,
+        teacher_logprobs_BK,
+        tail=tail,
+        temperature=temperature,
+        tail_ids_BT=tail_ids_BT,
+        tail_logprobs_BT=tail_logprobs_BT,
+    )
+
+
+def _check_answers(teacher_logprobs_BK: torch.Tensor) -> None:
+    """Refuses rows whose probabilities sum to more than 1 by far: float16 lifts a sum by less than a hundredth."""
+    unanswered = (teacher_logprobs_BK.float().exp().sum(-1) > 1.1).flatten().nonzero()
+    if len(unanswered):
+        raise ConfigError(
+            f"each row must hold a teacher's log-probabilities, but those of row {int(unanswered[0])} sum to more than 1, as "
+            f"where no stored view was replayed ({len(unanswered)} such rows). Take `reinforced_loss`, or only the rows that "
+            "are `reinforced`."
+        )
+
+
+def _kl(
+    logits_BC: torch.Tensor,
+    teacher_ids_BK: torch.Tensor,
+    teacher_logprobs_BK: torch.Tensor,
+    *,
+    tail: TailRule,
+    temperature: float,
+    tail_ids_BT: torch.Tensor | None,
+    tail_logprobs_BT: torch.Tensor | None,
+) -> torch.Tensor:
+    """`reinforced_kl`, without a look at the values; what comes of rows without an answer has no meaning."""
     if tail not in TAIL_RULES:
         raise ConfigError(f"`tail` must be one of {', '.join(TAIL_RULES)}, got {tail!r}.")
     if not (math.isfinite(temperature) and temperature > 0):
@@ -132,7 +168,7 @@ def reinforced_loss(
         ConfigError: The loss needs labels, but the batch has none; or see `reinforced_kl`.
     """
     labels_B = batch.get("labels")
-    kl_B = reinforced_kl(
+    kl_B = _kl(
         logits_BC,
         batch["teacher_ids"],
         batch["teacher_logprobs"],
@@ -148,7 +184,8 @@ def reinforced_loss(
                 "the loss needs `labels`, but the batch has none. Set `label_names=['labels']`: Trainer drops what the "
                 "model's forward does not take."
             )
-        return kl_B.mean()
+        replayed_B = batch["reinforced"]
+        return torch.where(replayed_B, kl_B, 0).sum() / replayed_B.sum().clamp(min=1)
     loss_B = kl_B
     if label_weight:
         label_B = F.cross_entropy(logits_BC.float(), labels_B, reduction="none")

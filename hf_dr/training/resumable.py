@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+import filelock
 import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import TrainOutput, get_last_checkpoint
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy, TrainOutput, has_length
 
 from hf_dr.errors import ConfigError
+from hf_dr.files import write_whole
 from hf_dr.processes import warm_up_kernels
+from hf_dr.training.checkpoints import check_checkpoint, last_checkpoint, write_checksums
+from hf_dr.training.divergence import Divergence, check_weights
+from hf_dr.training.kept_settings import SETTINGS_FILE, compare_settings, kept_settings, read_settings
+
+LOCK_FILE = ".training.lock"
+"""In `output_dir`, held by the training that writes to it."""
+LOWER_IS_BETTER = ("loss", "nll", "brier", "ece", "mce")
+"""Metrics of which `metric_for_best_model` takes the lowest, after whatever stands before them and an underscore."""
 
 
 @dataclass
@@ -38,6 +50,9 @@ class ResumableArguments(TrainingArguments):
                 f"`hub_strategy` must be {' or '.join(self.hub_strategies)}, got {strategy}: checkpoints hold the state of the "
                 "training as pickles, which are not published. Choose another."
             )
+        metric = self.metric_for_best_model
+        if metric is not None and self.greater_is_better is None and metric.rpartition("_")[2] in LOWER_IS_BETTER:
+            self.greater_is_better = False  # Trainer knows this of losses only
         # Without an accelerator several processes form a group only if the CPU is asked for, and no memory can be pinned.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
@@ -47,7 +62,8 @@ class ResumableTrainer(Trainer):
     """transformers' Trainer for `ResumableArguments`: a run that is stopped and resumed equals one that was not stopped.
 
     A subclass says in `run_settings` what decides its batches and their loss. They are saved with the weights, and a
-    checkpoint is resumed only under the same settings.
+    checkpoint is resumed only under the same settings, the arguments that shape the weights included (`kept_settings`).
+    Checkpoints carry checksums, and one that is not whole is never resumed.
 
     Args:
         *args: All that Trainer takes.
@@ -61,8 +77,13 @@ class ResumableTrainer(Trainer):
         warm_up_kernels()
         self._sampler: Any = None  # of the training set, if it has a `set_epoch`
         self._measured: dict[str, float] = {}  # the metrics of the present weights
+        self._loaders: list[Any] = []  # those that may have workers
+        self._divergence = Divergence()
+        self._lock: filelock.BaseFileLock | None = None
         super().__init__(*args, **settings)
         self.add_callback(_Epochs(self))
+        self.add_callback(_Checkpoints(self))
+        self.add_callback(self._divergence)
 
     def run_settings(self) -> dict[str, Any] | None:
         """Returns what must not change when a run is resumed, for JSON; None if there is nothing to compare."""
@@ -74,38 +95,83 @@ class ResumableTrainer(Trainer):
         """As Trainer's.
 
         Raises:
-            ConfigError: The checkpoint was made with other `run_settings`.
+            ConfigError: The checkpoint was made with other settings, or is not whole; or another training is writing to
+                `output_dir`.
         """
-        checkpoint: Any = resume_from_checkpoint
-        if checkpoint is True:
-            checkpoint = get_last_checkpoint(str(self.args.output_dir)) or True  # Trainer reports that there is none
-        self.prepare_resume(None if checkpoint is None or isinstance(checkpoint, bool) else str(checkpoint))
-        return super().train(checkpoint, trial, ignore_keys_for_eval)
+        self._check_best_metric()
+        with self.alone():
+            checkpoint = self._whole_checkpoint(resume_from_checkpoint)
+            self.prepare_resume(checkpoint)
+            try:
+                return super().train(checkpoint, trial, ignore_keys_for_eval)
+            finally:
+                self._end_workers()
+
+    def _end_workers(self) -> None:
+        """Ends the persistent workers of loaders: at the process's exit torch would wait 5 seconds for each of them."""
+        for loader in self._loaders:
+            iterator = getattr(loader, "_iterator", None)  # of persistent workers; a loader begins with new ones
+            if iterator is not None:
+                iterator._shutdown_workers()
+                loader._iterator = None
+        self._loaders.clear()
+
+    def _whole_checkpoint(self, named: str | bool | None) -> str | None:
+        """Returns the checkpoint to go on from: the one that is named, or for True the last whole one.
+
+        Raises:
+            ConfigError: It is not whole, or there is none.
+        """
+        if named is None or named is False:
+            return None
+        if named is not True:
+            check_checkpoint(Path(named))
+            return str(named)
+        found = last_checkpoint(str(self.args.output_dir))
+        if found is None:
+            raise ConfigError(
+                f"`resume_from_checkpoint` must find a whole checkpoint in `output_dir`, but {self.args.output_dir} has none. "
+                "Leave it out to start a new run."
+            )
+        return found
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Holds the lock of `output_dir`, in the main process; it can be held again within.
+
+        Raises:
+            ConfigError: Another training holds it.
+        """
+        if not self.is_world_process_zero():
+            yield
+            return
+        folder = Path(self.args.output_dir or ".")
+        folder.mkdir(parents=True, exist_ok=True)
+        if self._lock is None:
+            self._lock = filelock.FileLock(folder / LOCK_FILE, timeout=0)
+        try:
+            self._lock.acquire()
+        except filelock.Timeout:
+            raise ConfigError(
+                f"`output_dir` must not be in use, but another training is writing to {folder}. Wait for it, or choose another "
+                "`output_dir`."
+            ) from None
+        try:
+            yield
+        finally:
+            self._lock.release()
 
     def prepare_resume(self, checkpoint: str | None) -> None:
         """Checks that a checkpoint is one of this run, before anything is loaded from it; None starts a new training.
 
         Raises:
-            ConfigError: It was made with other `run_settings`.
+            ConfigError: It was made with other `run_settings`, or other arguments that shape the weights.
         """
         if checkpoint is None:
             return
-        here = self.run_settings()
-        path = Path(checkpoint, self.settings_file)
-        if here is None or not path.is_file():
-            return
-        there = json.loads(path.read_text(encoding="utf-8"))
-        # A setting that the checkpoint does not know is one of a later version of this package.
-        differing = [
-            f"{name}: {there[name]!s:.80} there, {value!s:.80} here"
-            for name, value in here.items()
-            if name in there and there[name] != value
-        ]
-        if differing:
-            raise ConfigError(
-                f"a run must be resumed with its own settings, but {checkpoint} differs in {'; '.join(differing)}. Restore "
-                "them, or start a new run in another `output_dir`."
-            )
+        there = read_settings(Path(checkpoint, self.settings_file))
+        here = self.run_settings() or {}
+        compare_settings(Path(checkpoint), there, here, self.args, loud=self.is_world_process_zero())
 
     def save_with_model(self, folder: Path) -> None:
         """Writes what belongs to the weights that were just written to a folder; one process does."""
@@ -116,6 +182,8 @@ class ResumableTrainer(Trainer):
     # Private, because `save_model` has several ways to write the weights, which meet here, and `on_save` of a callback comes
     # only after the file that tells that a checkpoint is whole.
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        assert isinstance(self.model, torch.nn.Module)
+        check_weights(self.model)
         super()._save(output_dir, state_dict)
         if self.args.should_save:
             self.save_with_model(Path(output_dir or self.args.output_dir or "."))
@@ -139,22 +207,55 @@ class ResumableTrainer(Trainer):
         A loader with persistent workers draws it only once. From the global generator, what the model draws after a restart
         (dropout) would not be what it would have been without.
         """
+        inner: Any = getattr(loader, "base_dataloader", loader)  # inside of accelerate's wrapper
         if self._loader_seed is not None:
-            inner = getattr(loader, "base_dataloader", loader)  # inside of accelerate's wrapper
             inner.generator = torch.Generator().manual_seed(self._loader_seed)
+        self._loaders.append(inner)
         return loader
 
+    def _for_training(self, loader: torch.utils.data.DataLoader) -> torch.utils.data.DataLoader:
+        """Returns a loader with its own generator, if it has batches at all.
+
+        Raises:
+            ConfigError: It has none, because an incomplete batch is dropped.
+        """
+        args = self.args
+        if args.dataloader_drop_last and has_length(loader) and len(loader) == 0:
+            rows = len(self.train_dataset)  # type: ignore[arg-type]
+            raise ConfigError(
+                f"with `dataloader_drop_last` a batch must have at most as many rows as there are, but the {rows} rows for "
+                f"{args.world_size} processes fill no batch of {self._train_batch_size}. Lower "
+                "`per_device_train_batch_size`, or leave `dataloader_drop_last` out."
+            )
+        return self._with_own_generator(loader)
+
+    @contextmanager
+    def _keeping_all_rows(self) -> Iterator[None]:
+        """Leaves `dataloader_drop_last` to training: an evaluation is of all rows."""
+        dropping = self.args.dataloader_drop_last
+        self.args.dataloader_drop_last = False
+        try:
+            yield
+        finally:
+            self.args.dataloader_drop_last = dropping
+
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
-        """As Trainer's."""
-        return self._with_own_generator(super().get_train_dataloader())
+        """As Trainer's.
+
+        Raises:
+            ConfigError: There is no whole batch, and others are dropped.
+        """
+        return self._for_training(super().get_train_dataloader())
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader:
-        """As Trainer's."""
-        return self._with_own_generator(super().get_eval_dataloader(eval_dataset))
+        """As Trainer's, but of all rows, whatever `dataloader_drop_last` says."""
+        with self._keeping_all_rows():
+            return self._with_own_generator(super().get_eval_dataloader(eval_dataset))
 
     def get_test_dataloader(self, test_dataset: Any) -> torch.utils.data.DataLoader:
-        """As Trainer's."""
-        return self._with_own_generator(super().get_test_dataloader(test_dataset))
+        """As Trainer's, but of all rows, whatever `dataloader_drop_last` says."""
+        with self._keeping_all_rows():
+            return self._with_own_generator(super().get_test_dataloader(test_dataset))
 
     @staticmethod
     def get_optimizer_cls_and_kwargs(args: Any, model: Any = None) -> tuple[Any, Any]:
@@ -163,6 +264,37 @@ class ResumableTrainer(Trainer):
         if kind is torch.optim.SGD:
             settings = {**settings, "momentum": args.momentum, "nesterov": args.nesterov and args.momentum > 0}
         return kind, settings
+
+    # ------------------------------------------------------------------------------------------------------- training
+
+    def training_step(
+        self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """As Trainer's."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._divergence.watch(loss, self.state.global_step)
+        return loss
+
+    def metric_names(self) -> set[str] | None:
+        """Returns the names of what `evaluate` will measure, without `eval_`; None where that is not known before."""
+        return None
+
+    def _check_best_metric(self) -> None:
+        """Checks that the metric that chooses the best weights will be measured.
+
+        Raises:
+            ConfigError: It will not.
+        """
+        args = self.args
+        if args.metric_for_best_model is None or args.eval_strategy == IntervalStrategy.NO:
+            return
+        names = self.metric_names()
+        wanted = args.metric_for_best_model.removeprefix("eval_")
+        if names is not None and wanted not in names:
+            raise ConfigError(
+                f"`metric_for_best_model` must be one of {', '.join(sorted(names))}, got {args.metric_for_best_model!r}. "
+                "Name one of them."
+            )
 
     # ------------------------------------------------------------------------------------------------------ evaluation
 
@@ -175,6 +307,20 @@ class ResumableTrainer(Trainer):
             own = {key.removeprefix("eval_"): value for key, value in metrics.items() if key.startswith("eval_")}
             self._measured = {key: value for key, value in own.items() if not key.endswith(("time", "_per_second"))}
         return metrics
+
+
+class _Checkpoints(TrainerCallback):
+    """Completes each checkpoint, after all processes have written their part: its settings, and last its checksums."""
+
+    def __init__(self, trainer: ResumableTrainer) -> None:
+        self._trainer = trainer
+
+    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._trainer.accelerator.wait_for_everyone()
+        checkpoint = Path(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
+        if args.should_save and checkpoint.is_dir():
+            write_whole(checkpoint / SETTINGS_FILE, json.dumps(kept_settings(args), indent=2) + "\n")
+            write_checksums(checkpoint, resumable=not args.save_only_model)
 
 
 class _Epochs(TrainerCallback):

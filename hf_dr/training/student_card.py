@@ -23,8 +23,9 @@ from transformers.modelcard import extract_hyperparameters_from_trainer
 from hf_dr.errors import FormatError
 from hf_dr.replay.reinforced_data import ReinforcedData
 from hf_dr.store.card import CITATION, is_noncommercial
+from hf_dr.store.json_files import read_object
 from hf_dr.store.readme import Data, edit_yaml, merge_parts, newline_of, split_readme
-from hf_dr.text import code, inline, markdown_table
+from hf_dr.text import code, inline, markdown_table, shown_text
 from hf_dr.training.students import is_timm
 
 STUDENT_FILE = "student.json"
@@ -104,15 +105,10 @@ class Student:
         path = folder / STUDENT_FILE
         if not path.is_file():
             return None
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise FormatError(
-                f"{path} must be JSON, but reading it failed: {error}. Train again, or remove it."
-            ) from error
-        if not isinstance(content, dict) or content.keys() != _TYPES.keys():
-            found = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
-            raise FormatError(f"{path} must have {', '.join(_TYPES)}, found {found:.200}. Train again, or remove it.")
+        content = read_object(path, "Train again, or remove it.")
+        if content.keys() != _TYPES.keys():
+            found = shown_text(", ".join(content), 200)
+            raise FormatError(f"{path} must have {', '.join(_TYPES)}, found {found}. Train again, or remove it.")
         for key, expected in _TYPES.items():
             if not isinstance(content[key], expected):
                 raise FormatError(
@@ -287,7 +283,8 @@ def _body(student: Student, name: str, ema: bool) -> str:
     if student.teachers:
         rows = [(inline(t["id"]) + _at(t.get("revision")), inline(t["license"] or "unknown")) for t in student.teachers]
         parts.append(markdown_table(("teacher", "licence"), rows))
-    return "\n\n".join([*parts, *([CITATION] if plus else [])])
+    text = "\n\n".join([*parts, *([CITATION] if plus else [])])
+    return text.replace("<!--", "&lt;!--")  # no comment from data can end the part
 
 
 def _dataset(dataset: dict[str, Any]) -> str:
@@ -301,7 +298,9 @@ def _at(revision: str | None) -> str:
 
 
 def _table(title: str, rows: dict[str, Any]) -> str:
-    shown = ((name, f"{value:.4g}" if isinstance(value, float) else inline(value)) for name, value in rows.items())
+    shown = (
+        (inline(name), f"{value:.4g}" if isinstance(value, float) else inline(value)) for name, value in rows.items()
+    )
     return markdown_table((title, "value"), shown)
 
 

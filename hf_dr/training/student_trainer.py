@@ -7,13 +7,16 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
+from transformers import EvalPrediction
 from transformers.utils.hub import PushInProgress
 
 from hf_dr.hub.repository import Push
 from hf_dr.replay.reinforced_data import ReinforcedData
 from hf_dr.training.arguments import ReinforcedTrainingArguments
+from hf_dr.training.device_views import uses_channels_last, with_made_views
 from hf_dr.training.resumable import ResumableTrainer
 from hf_dr.training.student_card import student_of_training
 from hf_dr.training.student_hub import push_in_background
@@ -22,8 +25,9 @@ from hf_dr.training.students import (
     complete_config,
     is_timm,
     native_names,
+    normalization_of,
     normalize,
-    own_normalization,
+    student_preprocessing,
 )
 
 
@@ -44,7 +48,15 @@ class StudentTrainer(ResumableTrainer):
         # Before any wrapper changes its class.
         name = getattr(getattr(model, "config", None), "architecture", None) or type(model).__name__
         self._model_summary = f"{name} of {sum(p.numel() for p in model.parameters()):,} parameters"
-        self._normalization = normalization or own_normalization(model)
+        self._preprocessing = student_preprocessing(model, self.processing_class, normalization)
+        self._channels_last = uses_channels_last(self.args, model)
+        if self._channels_last:
+            model.to(memory_format=torch.channels_last)
+
+    def get_batch_samples(self, *args: Any, **settings: Any) -> tuple[list[Any], Any]:
+        """As Trainer's; views that the device makes meanwhile are tensors from here on."""
+        batches, count = super().get_batch_samples(*args, **settings)
+        return [with_made_views(batch, channels_last=self._channels_last) for batch in batches], count
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
@@ -62,9 +74,33 @@ class StudentTrainer(ResumableTrainer):
         """Returns a batch with its pixels normalised, if they are uint8."""
         pixels = inputs.get("pixel_values")
         if isinstance(pixels, torch.Tensor) and pixels.dtype == torch.uint8:
+            if self._channels_last:
+                pixels = pixels.contiguous(memory_format=torch.channels_last)
+            seen = self._preprocessing
             # On the device, where the loader has put them: a quarter of the bytes to send there.
-            return {**inputs, "pixel_values": normalize(pixels, *self._normalization)}
+            return {**inputs, "pixel_values": normalize(pixels, seen.mean, seen.std, bgr=seen.bgr)}
         return inputs
+
+    def metric_names(self) -> set[str] | None:
+        """Returns the loss, and what `compute_metrics` makes of one image of each class; None where it refuses those."""
+        args = self.args
+        classes = getattr(getattr(self.model, "config", None), "num_labels", None)
+        classes = getattr(self.train_dataset, "num_classes", classes)
+        names = {"loss"}
+        if self.compute_metrics is not None:
+            if classes is None or args.include_for_metrics or args.batch_eval_metrics:
+                return None
+            try:
+                sure = np.eye(classes, dtype=np.float32)
+                names |= self.compute_metrics(EvalPrediction(sure, np.arange(classes))).keys()
+            except Exception:  # a function of the user's, which may need more than this
+                return None
+        names = {name.removeprefix("eval_") for name in names}
+        if args.ema_decay is not None:
+            names |= {f"ema_{name}" for name in names}
+        if isinstance(self.eval_dataset, dict):
+            names = {f"{dataset}_{name}" for dataset in self.eval_dataset for name in names}
+        return names
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Returns the names of the parameters that decay: not biases, normalisations, or what the model itself excludes."""
@@ -82,7 +118,7 @@ class StudentTrainer(ResumableTrainer):
     # Private for the reason that `ResumableTrainer` has. No public method is told the names of the weights.
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         if is_timm(self.model):  # timm reads it as well as transformers, and both resume from it
-            complete_config(self.model, self._normalization)
+            complete_config(self.model, normalization_of(self._preprocessing))
             state_dict = native_names(self.model.state_dict() if state_dict is None else state_dict)  # type: ignore[union-attr]
         super()._save(output_dir, state_dict)
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
 import timm
 import torch
-from timm.data import (
-    IMAGENET_DEFAULT_MEAN,
-    IMAGENET_DEFAULT_STD,
-    resolve_data_config,
-    resolve_model_data_config,
-)
+from accelerate.utils import extract_model_from_parallel
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.data import IMAGENET_DEFAULT_MEAN, resolve_data_config, resolve_model_data_config
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
@@ -25,12 +26,18 @@ from transformers import (
 
 import hf_dr.teacher.architectures  # noqa: F401 (what it registers, timm builds)
 from hf_dr.errors import ConfigError, DataError, did_you_mean
+from hf_dr.teacher.preprocessing import Preprocessing, read_image_processor, timm_preprocessing
 from hf_dr.views.augmentation import Augmentation
-from hf_dr.views.images import as_tensor, decode_row
+from hf_dr.views.images import as_tensor, channel_values, decode_row
 from hf_dr.views.ops.geometry import CenterCrop, Resize
+
+logger = logging.getLogger(__name__)
 
 EMA_FILE = "ema.safetensors"
 """The averaged weights, next to the model's."""
+
+EVAL_CROP = 0.875
+"""Share of the resized side that the centre crop of an evaluation keeps, where nothing else is said."""
 
 Normalization = tuple[Sequence[float], Sequence[float]]
 """Mean and standard deviation of a model's input, each three numbers on the scale 0 to 1."""
@@ -49,8 +56,8 @@ def build_student(
     """Builds an image classifier.
 
     Args:
-        name: `timm:ARCHITECTURE` for fresh weights, without a download; else a Hub id or folder whose weights are
-            fine-tuned (its classifier is new where the number of classes differs).
+        name: `timm:ARCHITECTURE` for fresh weights, without a download; `timm:ARCHITECTURE@FILE.safetensors`, or a Hub id or
+            folder, for weights that are fine-tuned (the classifier is new where the number of classes differs).
         class_names: Of the dataset; None where they have none.
         num_classes: C.
         model_args: For `timm:`: keyword arguments of `timm.create_model`, e.g. `{"img_size": 32}`.
@@ -71,7 +78,7 @@ def build_student(
         # What `evaluation_augmentation` does, so that other programs evaluate the saved model alike.
         seen.update(input_size=[3, size, size], crop_pct=crop, crop_mode="center", interpolation="bilinear")
     if name.startswith("timm:"):
-        architecture = name.removeprefix("timm:")
+        architecture, _, file = name.removeprefix("timm:").partition("@")
         if not timm.is_model(architecture):
             raise ConfigError(
                 f"timm has no architecture `{architecture}`.{did_you_mean(architecture, timm.list_models())}"
@@ -82,11 +89,14 @@ def build_student(
         names.update(pretrained_cfg={**cfg, **seen}, num_labels=num_classes)
         config = TimmWrapperConfig(architecture=architecture, model_args=model_args, **names)
         try:
-            return AutoModelForImageClassification.from_config(config)
+            model = AutoModelForImageClassification.from_config(config)
         except (TypeError, ValueError, RuntimeError, AssertionError) as error:
             raise ConfigError(
                 f"timm cannot build {architecture} with {model_args}: {error}. Check `model_args`."
             ) from error
+        if file:
+            _load_weights(model, Path(file).expanduser())
+        return model
     if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
         raise ConfigError(f"the student {name!r} must be a folder, but there is none. Train it first, or name another.")
     try:
@@ -95,12 +105,42 @@ def build_student(
         )
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"could not load the student {name!r} ({str(error)[:300]}). Name a Hub id, a folder, or `timm:ARCHITECTURE`."
+            f"could not load the student {name!r} ({str(error)[:300]}). Name a Hub id, a folder, or `timm:ARCHITECTURE`, or "
+            "`timm:ARCHITECTURE@FILE.safetensors`."
         ) from error
     if is_timm(model) and seen:
         complete_config(model)
         model.config.pretrained_cfg.update(seen)
     return model
+
+
+def _load_weights(model: Any, file: Path) -> None:
+    """Loads the weights of a file into a model of timm; a classifier of another number of classes stays new.
+
+    Raises:
+        ConfigError: The file is none, or its weights are those of another architecture.
+    """
+    try:
+        weights = native_names(load_file(file))
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(
+            f"`timm:ARCHITECTURE@FILE` must name a .safetensors file, but {file} cannot be read: {error!s:.200}. Name another."
+        ) from error
+    own = model.timm_model.state_dict()
+    head = model.timm_model.pretrained_cfg.get("classifier")
+    heads = tuple(f"{part}." for part in ([head] if isinstance(head, str) else head or ()))
+    fresh = {
+        key for key in own if key.startswith(heads) and (key not in weights or weights[key].shape != own[key].shape)
+    }
+    kept = {key: value for key, value in weights.items() if key not in fresh}
+    missing = sorted(own.keys() - fresh - kept.keys())
+    wrong = missing + sorted(key for key, value in kept.items() if key not in own or value.shape != own[key].shape)
+    if wrong:
+        raise ConfigError(
+            f"the weights of {file.name} must be those of timm's {model.config.architecture}, but {len(wrong)} of them do not "
+            f"fit, the first {wrong[0]}. Name their own architecture, with its `model_args`."
+        )
+    model.timm_model.load_state_dict(kept, strict=False)
 
 
 def read_model_args(value: Any) -> dict[str, Any]:
@@ -118,6 +158,18 @@ def read_model_args(value: Any) -> dict[str, Any]:
 def is_timm(model: Any) -> bool:
     """Whether a model is transformers' wrapper around one of timm's."""
     return isinstance(model, TimmWrapperForImageClassification)
+
+
+def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
+    """Returns the model that is inside of torch.compile's or a distributed wrapper; Trainer wraps it itself."""
+    inner = extract_model_from_parallel(model, keep_torch_compile=False)
+    if inner is not model:
+        logger.warning(
+            "The model is taken out of its %s, so that its weights are saved by their names. For compiled code set "
+            "`torch_compile`; several processes are found without a wrapper.",
+            type(model).__name__,
+        )
+    return inner
 
 
 def complete_config(model: Any, normalization: Normalization | None = None) -> None:
@@ -150,18 +202,59 @@ def native_names(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]
     return {name.removeprefix("timm_model."): tensor for name, tensor in weights.items()}
 
 
-def normalize(pixels_BCHW: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    """Turns uint8 pixels into the model's float32 input: (pixels / 255 - mean) / std for each channel."""
-    shape = (1, -1, 1, 1)
-    offset = torch.tensor(mean, device=pixels_BCHW.device).view(shape) * 255
-    scale = torch.tensor(std, device=pixels_BCHW.device).view(shape) * 255
-    return (pixels_BCHW - offset) / scale
+def normalize(
+    pixels_BCHW: torch.Tensor, mean: Sequence[float], std: Sequence[float], *, bgr: bool = False
+) -> torch.Tensor:
+    """Turns uint8 RGB pixels into the model's float32 input: (pixels / 255 - mean) / std for each channel of its order."""
+    if bgr:
+        pixels_BCHW = pixels_BCHW.flip(1)
+    offset_C11 = channel_values(tuple(mean), pixels_BCHW.device, torch.float32) * 255
+    scale_C11 = channel_values(tuple(std), pixels_BCHW.device, torch.float32) * 255
+    return (pixels_BCHW - offset_C11) / scale_C11
 
 
-def own_normalization(model: torch.nn.Module) -> Normalization:
-    """Returns mean and std that a model's `pretrained_cfg` names, else ImageNet's."""
+def student_preprocessing(
+    model: torch.nn.Module, processor: Any = None, normalization: Normalization | None = None
+) -> Preprocessing:
+    """Returns what a student does to the colours of its images; of its size and filter nothing follows.
+
+    Args:
+        model: Its `pretrained_cfg` counts where it is alone; else ImageNet's mean and standard deviation do.
+        processor: The image processor that is saved with the student, and shows it images from then on.
+        normalization: What was asked for, and must not contradict the processor.
+
+    Raises:
+        TeacherError: The processor or the `pretrained_cfg` does something that is not understood.
+        ConfigError: What is saved with the student could not say what it was trained with.
+    """
+    processor = getattr(processor, "image_processor", processor)  # of one that takes texts as well
     cfg = getattr(getattr(model, "config", None), "pretrained_cfg", None) or {}
-    return cfg.get("mean", IMAGENET_DEFAULT_MEAN), cfg.get("std", IMAGENET_DEFAULT_STD)
+    if processor is None or hasattr(
+        processor, "data_config"
+    ):  # transformers' wrapper of timm repeats the `pretrained_cfg`
+        data = resolve_data_config(pretrained_cfg=cfg or {"mean": IMAGENET_DEFAULT_MEAN}, verbose=False)
+        own = timm_preprocessing(data, type(model).__name__)
+        if normalization is None:
+            return own
+        given: dict[str, Any] = dict(zip(("mean", "std"), map(tuple, normalization), strict=True))
+        return replace(own, **given)
+    read, _ = read_image_processor(processor, type(model).__name__)
+    if normalization is not None and normalization_of(read) != tuple(map(tuple, normalization)):
+        raise ConfigError(
+            f"`normalization` must be that of `processing_class`, which is saved with the student: {normalization_of(read)}, "
+            f"got {normalization}. Leave it out, or change the processor."
+        )
+    if is_timm(model) and read.bgr:
+        raise ConfigError(
+            "`processing_class` must leave the channels in the order RGB for a model of timm, whose configuration has no "
+            "other, but it reverses them (`do_flip_channel_order`). Set it to false."
+        )
+    return read
+
+
+def normalization_of(preprocessing: Preprocessing) -> Normalization:
+    """Returns mean and standard deviation of a model's input."""
+    return preprocessing.mean, preprocessing.std
 
 
 def load_processor(name: str, size: int | None = None) -> Any:
@@ -188,7 +281,7 @@ def load_processor(name: str, size: int | None = None) -> Any:
     return processor
 
 
-def evaluation_augmentation(size: int, crop: float = 0.875) -> Augmentation:
+def evaluation_augmentation(size: int, crop: float = EVAL_CROP) -> Augmentation:
     """Returns the usual view for evaluation: shorter side resized to size / crop, then the centre."""
     return Augmentation([Resize(round(size / crop)), CenterCrop(size)])
 
@@ -201,6 +294,9 @@ class LabelledImages(torch.utils.data.Dataset):
         augmentation: Without randomness (`evaluation_augmentation`).
         image_column: Column of the images.
         label_column: Column of the labels.
+
+    Attributes:
+        class_names: The names of the classes, where the labels have names.
 
     Raises:
         DataError: A column is missing.
@@ -221,10 +317,16 @@ class LabelledImages(torch.utils.data.Dataset):
             raise ConfigError(f"an evaluation must not be random, got the parameters {', '.join(augmentation.params)}.")
         images = dataset.select_columns([image_column, label_column])
         self._dataset = images.cast_column(image_column, datasets.Image(decode=False)).with_format(None)
+        self.class_names: list[str] | None = getattr(dataset.features[label_column], "names", None)
         self._image, self._label, self._augmentation = image_column, label_column, augmentation
 
     def __len__(self) -> int:
         return len(self._dataset)
+
+    @property
+    def labels(self) -> pa.ChunkedArray:
+        """The labels of all rows, as they are stored."""
+        return self._dataset.select_columns([self._label]).with_format("arrow")[:][self._label]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = self._dataset[index]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 from functools import partial
@@ -12,7 +13,7 @@ import torch
 from accelerate.data_loader import prepare_data_loader
 from timm.utils import ModelEmaV3
 from torch import nn
-from transformers.trainer_utils import EvalLoopOutput, seed_worker
+from transformers.trainer_utils import EvalLoopOutput, seed_worker, set_seed
 
 from hf_dr.errors import ConfigError
 from hf_dr.replay.reinforced_data import ReinforcedData
@@ -20,11 +21,14 @@ from hf_dr.replay.sampling import BY_DIFFICULTY, ReinforcedSampler
 from hf_dr.replay.streaming import StreamedReinforcedDataset
 from hf_dr.training.arguments import ReinforcedTrainingArguments
 from hf_dr.training.average import WeightAverage
-from hf_dr.training.checks import check_num_classes, check_other_dataset, check_settings, check_student
+from hf_dr.training.checks import check_answers, check_num_classes, check_other_dataset, check_settings, check_student
+from hf_dr.training.device_views import device_augmentation, undone
+from hf_dr.training.evaluated import as_evaluation
 from hf_dr.training.losses import TailRule, reinforced_loss, tail_rule
 from hf_dr.training.mixing import BatchMixer
 from hf_dr.training.student_trainer import StudentTrainer
-from hf_dr.training.students import Normalization
+from hf_dr.training.students import EVAL_CROP, Normalization, build_student, load_processor, unwrapped
+from hf_dr.views.device.augment import DeviceAugmentation
 
 logger = logging.getLogger(__name__)
 
@@ -41,25 +45,30 @@ class ReinforcedTrainer(StudentTrainer):
     """Trains an image classifier on stored views and stored teacher answers: no teacher in memory, no extra time.
 
     A drop-in for `transformers.Trainer`. With what `load_reinforced` returns as `train_dataset` the loss is the KL
-    divergence to the stored answers; with any other dataset it is Trainer's own. `eval_dataset` is as for Trainer. Where
-    `pixel_values` are uint8, as those of this package are, they are normalised on the device.
+    divergence to the stored answers; with any other dataset it is Trainer's own. `eval_dataset` is as for Trainer, or a plain
+    `datasets.Dataset` with an image and a label column, or several by name. Where `pixel_values` are uint8, as those of this
+    package are, they are normalised on the device.
 
     Args:
-        model: An image classifier of transformers, timm's through `TimmWrapperForImageClassification` included.
+        model: An image classifier of transformers, timm's through `TimmWrapperForImageClassification` included; or its name,
+            as `build_student` takes it: a Hub id, a folder, or `timm:ARCHITECTURE` for fresh weights. It gets the classes
+            and the size of `train_dataset`, and its image processor is kept.
         args: Settings.
-        normalization: (mean, std) of the student's input, each three numbers of the scale 0 to 1. Default: those of the
-            model's own `pretrained_cfg`, else ImageNet's.
+        normalization: (mean, std) of the student's input, each three numbers of the scale 0 to 1. Default: what
+            `processing_class` does, the image processor that is saved with the student, channel order and rescale factor
+            included; without one, what the model's own `pretrained_cfg` says; else ImageNet's.
         **settings: All that Trainer takes.
 
     Raises:
         ConfigError: The model's classes are not the dataset's, or a setting does not fit the dataset.
+        TeacherError: The image processor does something that is not understood.
     """
 
     settings_file = "reinforced_training.json"
 
     def __init__(
         self,
-        model: nn.Module | None = None,
+        model: nn.Module | str | Path | None = None,
         args: ReinforcedTrainingArguments | None = None,
         *,
         normalization: Normalization | None = None,
@@ -69,9 +78,24 @@ class ReinforcedTrainer(StudentTrainer):
         if not isinstance(args, ReinforcedTrainingArguments):
             raise ConfigError(f"`args` must be ReinforcedTrainingArguments, got {type(args).__name__}.")
         self._evaluated: ReinforcedData | None = None  # while it is evaluated
+        train = settings.get("train_dataset")
+        if isinstance(model, (str, Path)):
+            model, settings["processing_class"] = _named_student(
+                str(model), train, args.seed, settings.get("processing_class")
+            )
+        if model is not None:
+            model = unwrapped(model)
+        cfg = getattr(getattr(model, "config", None), "pretrained_cfg", None) or {}
+        self._eval_crop: float = cfg.get("crop_pct", EVAL_CROP)
+        settings["eval_dataset"] = as_evaluation(settings.get("eval_dataset"), train, self._eval_crop)
         super().__init__(model=model, args=args, normalization=normalization, **settings)
         self.args: ReinforcedTrainingArguments
+        if args.label_names is None and self._takes_anything:
+            self.label_names = ["labels"]
         self._check_train_dataset()
+        self._augmenter: DeviceAugmentation | None = None
+        if isinstance(train, ReinforcedData):
+            self._augmenter = device_augmentation(args, train, self.data_collator)
         self._mixer = BatchMixer(args, self._order_seed)
         self.add_callback(self._mixer)
         self._average: WeightAverage | None = None
@@ -112,11 +136,14 @@ class ReinforcedTrainer(StudentTrainer):
             return super().get_train_dataloader()
         args = self.args
         dataset, self._sampler = self._in_order(train)
+        collate: Any = self._get_collator_with_removed_columns(self.data_collator, "Training")
+        if self._augmenter is not None:
+            dataset, collate = undone(dataset, self._augmenter, collate)
         loader = torch.utils.data.DataLoader(
             dataset,
             batch_size=self._train_batch_size,
             sampler=self._sampler,
-            collate_fn=self._get_collator_with_removed_columns(self.data_collator, "Training"),
+            collate_fn=collate,
             drop_last=args.dataloader_drop_last,
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory,
@@ -127,9 +154,9 @@ class ReinforcedTrainer(StudentTrainer):
             worker_init_fn=partial(seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index),
         )
         if self._sampler is not None:
-            return self._with_own_generator(self.accelerator.prepare(loader))
+            return self._for_training(self.accelerator.prepare(loader))
         # Left to itself, accelerate has process 0 read a stream for all. Each process has its share already.
-        return self._with_own_generator(
+        return self._for_training(
             prepare_data_loader(
                 loader, args.device, num_processes=1, process_index=0, put_on_device=True, dispatch_batches=False
             )
@@ -172,6 +199,14 @@ class ReinforcedTrainer(StudentTrainer):
         processes = 1 if self.accelerator.split_batches else self.args.world_size
         return epochs_of(self.args, self.train_dataset, self._train_batch_size, processes)
 
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader:
+        """As Trainer's, of plain images with labels as well."""
+        return super().get_eval_dataloader(as_evaluation(eval_dataset, self.train_dataset, self._eval_crop))
+
+    def get_test_dataloader(self, test_dataset: Any) -> torch.utils.data.DataLoader:
+        """As Trainer's, of plain images with labels as well."""
+        return super().get_test_dataloader(as_evaluation(test_dataset, self.train_dataset, self._eval_crop))
+
     def num_examples(self, dataloader: torch.utils.data.DataLoader) -> int:
         """As Trainer's; of a stream those of all processes."""
         dataset: Any = dataloader.dataset
@@ -184,7 +219,15 @@ class ReinforcedTrainer(StudentTrainer):
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         columns: Any = self._signature_columns
-        columns += [name for name in _ANSWERS if name not in columns]
+        others = ("pixel_values",) if self._takes_anything else ()
+        columns += [name for name in (*_ANSWERS, *others) if name not in columns]
+
+    @property
+    def _takes_anything(self) -> bool:
+        """Whether the model's forward takes any argument by its name, so that its signature does not tell what it needs."""
+        assert isinstance(self.model, nn.Module)
+        taken = inspect.signature(self.model.forward).parameters.values()
+        return any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken)
 
     # ------------------------------------------------------------------------------------------------------------ loss
 
@@ -214,7 +257,12 @@ class ReinforcedTrainer(StudentTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """Returns the mean over the batch of KL to the stored teacher, and of the label's cross-entropy where it counts."""
+        """Returns the mean over the batch of KL to the stored teacher, and of the label's cross-entropy where it counts.
+
+        Raises:
+            ConfigError: A batch of reinforced data has lost its answers.
+        """
+        check_answers(inputs, self.train_dataset if model.training else self._evaluated)
         if "teacher_ids" not in inputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         outputs = self._logits_of(model, inputs)
@@ -330,6 +378,23 @@ class ReinforcedTrainer(StudentTrainer):
     def _online_teacher(self) -> str | None:
         """The teacher in memory, where there is one, by its weights."""
         return None
+
+
+def _named_student(name: str, train: Any, seed: int, processor: Any) -> tuple[nn.Module, Any]:
+    """Returns a student for a dataset, and its image processor: the one that is given, else its own if it has one.
+
+    Raises:
+        ConfigError: The dataset does not tell classes and size, or there is no such student.
+    """
+    if not isinstance(train, ReinforcedData):
+        raise ConfigError(
+            f"`model` must be a model where `train_dataset` is not what `load_reinforced` returns, got the name {name!r} with "
+            f"{type(train).__name__}. Build it with `build_student`."
+        )
+    size = max(train.size)
+    set_seed(seed)  # new weights are those of the seed
+    student = build_student(name, train.class_names, train.num_classes, size=size, crop=EVAL_CROP)
+    return student, load_processor(name, size) if processor is None else processor
 
 
 def epochs_of(args: ReinforcedTrainingArguments, train: ReinforcedData, batch_size: int, processes: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -15,6 +16,7 @@ from hf_dr.views.ops.base import OPS, Op, Param, Params, Size
 from hf_dr.views.ops.colour import RandAugment
 from hf_dr.views.ops.geometry import RandomErasing, RandomHorizontalFlip, RandomResizedCrop
 from hf_dr.views.ops.mixing import CutMix, MixUp
+from hf_dr.views.resizing import HORIZONTAL
 
 PARTNER = "partner"
 """The parameter (column `aug_partner`) that mixing adds: the partner's row of the base, -1 where nothing is mixed."""
@@ -28,6 +30,11 @@ class Augmentation:
         ops: Applied first to last. Mixing ops come last, after an op of fixed output size; some op fixes the size of
             the views, because a teacher sees them in batches.
 
+    Attributes:
+        ops: As given.
+        single: The ops that need one image only, and for each its parameter names -> the names in the view's parameters.
+        mixing: The same of the ops that mix.
+
     Raises:
         ConfigError: The list is empty, or breaks one of these rules.
     """
@@ -39,8 +46,8 @@ class Augmentation:
                 "an augmentation must hold at least one op, got an empty list. Add e.g. RandomResizedCrop."
             )
         keyed = list(zip(self.ops, self._keys(), strict=True))
-        self._single = [(op, keys) for op, keys in keyed if not op.mixes]
-        self._mixing = [(op, keys) for op, keys in keyed if op.mixes]
+        self.single = [(op, keys) for op, keys in keyed if not op.mixes]
+        self.mixing = [(op, keys) for op, keys in keyed if op.mixes]
         if [op.mixes for op in self.ops] != sorted(op.mixes for op in self.ops):
             raise ConfigError(f"mixing ops must come last, got {self._names()}. Move MixUp and CutMix to the end.")
         if self.size is None:
@@ -65,7 +72,7 @@ class Augmentation:
     @property
     def mixes(self) -> bool:
         """Whether a view can need the image of another example."""
-        return bool(self._mixing)
+        return bool(self.mixing)
 
     @cached_property
     def size(self) -> Size | None:
@@ -78,7 +85,7 @@ class Augmentation:
     @cached_property
     def params(self) -> dict[str, Param]:
         """Name -> storage of every parameter of a view, in order. The column of `flip` is `aug_flip`."""
-        stored = {keys[name]: param for op, keys in self._single + self._mixing for name, param in op.params.items()}
+        stored = {keys[name]: param for op, keys in self.single + self.mixing for name, param in op.params.items()}
         if self.mixes:
             stored[PARTNER] = Param("int32")
         return stored
@@ -89,8 +96,21 @@ class Augmentation:
 
         The column of the partner's `flip` is `aug_partner_flip`.
         """
-        single = self._single if self.mixes else []
+        single = self.single if self.mixes else []
         return {keys[name]: param for op, keys in single for name, param in op.params.items()}
+
+    def check_size(self, size: Size) -> None:
+        """Checks that every op can take images of `size`, (height, width), whatever is drawn.
+
+        Raises:
+            ConfigError: They are too small for an op's settings.
+            ReplayError: They would become too large on the way.
+        """
+        current: Size | None = size
+        for op in self.ops:
+            assert current is not None
+            op.check_size(current)
+            current = op.output_size(current)
 
     def sample(self, rng: np.random.Generator, size: Size) -> Params:
         """Draws the parameters of one view, mixing included; who the partner is is not drawn here.
@@ -101,7 +121,7 @@ class Augmentation:
         """
         params: Params = {}
         current: Size | None = size
-        for op, keys in self._single + self._mixing:
+        for op, keys in self.single + self.mixing:
             assert current is not None
             drawn = op.sample(rng, current)
             params.update({keys[name]: value for name, value in drawn.items()})
@@ -118,13 +138,13 @@ class Augmentation:
         Raises:
             ReplayError: The parameters do not fit the image.
         """
-        for op, keys in self._single:
+        for op, keys in self.single:
             image = op.apply(image, _local(params, keys))
         return image
 
     def needs_partner(self, params: Params) -> bool:
         """Whether these parameters mix anything in."""
-        return any(not op.skipped(_local(params, keys)) for op, keys in self._mixing)
+        return any(not op.skipped(_local(params, keys)) for op, keys in self.mixing)
 
     def mix(self, view: PIL.Image.Image, params: Params, partner: PIL.Image.Image | None) -> PIL.Image.Image:
         """Applies the mixing ops.
@@ -137,13 +157,13 @@ class Augmentation:
         Raises:
             ReplayError: A partner is needed and missing, or has another size.
         """
-        for op, keys in self._mixing:
+        for op, keys in self.mixing:
             view = op.apply(view, _local(params, keys), partner)
         return view
 
     def without_mixing(self, params: Params) -> Params:
         """Returns the parameters with every mixing op skipped, for an example that has no usable partner."""
-        neutral = {keys[name]: value for op, keys in self._mixing for name, value in op.neutral().items()}
+        neutral = {keys[name]: value for op, keys in self.mixing for name, value in op.neutral().items()}
         return {**params, **neutral}
 
     def to_list(self) -> list[dict[str, dict[str, Any]]]:
@@ -151,8 +171,12 @@ class Augmentation:
         return [op.to_dict() for op in self.ops]
 
     @classmethod
-    def from_list(cls, items: Any) -> Augmentation:
+    def from_list(cls, items: Any, *, passes: str = HORIZONTAL) -> Augmentation:
         """Builds an augmentation from YAML or JSON: `[{"RandomResizedCrop": {"size": 224}}, "RandomHorizontalFlip"]`.
+
+        Args:
+            items: The ops in their order.
+            passes: Which pass comes first in a resize that does not say it: one of `hf_dr.views.resizing.PASSES`.
 
         Raises:
             ConfigError: An op or a setting is unknown or impossible.
@@ -171,7 +195,10 @@ class Augmentation:
                 raise ConfigError(f"no op is called `{name}`.{did_you_mean(str(name), OPS)}")
             if settings is not None and not isinstance(settings, Mapping):
                 raise ConfigError(f"the settings of {name} must be a mapping, got {settings!r}.")
-            ops.append(OPS[name].from_settings(dict(settings or {})))
+            settings = dict(settings or {})
+            if any(field.name == "passes" for field in dataclasses.fields(OPS[name])):  # type: ignore[arg-type]
+                settings.setdefault("passes", passes)
+            ops.append(OPS[name].from_settings(settings))
         return cls(ops)
 
     @classmethod

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import struct
-from functools import cache
+from functools import cache, lru_cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -155,6 +155,13 @@ def decode_row(
 def as_tensor(image: PIL.Image.Image) -> torch.Tensor:
     """Returns the pixels of an RGB image, uint8 (3, H, W)."""
     return torch.from_numpy(np.array(image).transpose(2, 0, 1))
+
+
+@lru_cache(maxsize=64)
+def channel_values(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """Returns numbers of the channels, (C, 1, 1), on a device, where they stay: to send them makes the host wait each time."""
+    with torch.inference_mode(False):  # a tensor that is first made there could not be used for training
+        return torch.tensor(values, device=device, dtype=dtype).view(-1, 1, 1)
 
 
 def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:

@@ -14,7 +14,7 @@ import PIL.Image
 import torch
 import xxhash
 
-from hf_dr.errors import DataError
+from hf_dr.errors import ConfigError, DataError, ReplayError
 from hf_dr.views.augmentation import NO_PARTNER, PARTNER, Augmentation
 from hf_dr.views.images import decode_row, pixel_hash
 from hf_dr.views.ops.base import MAX_SIDE, Params
@@ -98,13 +98,23 @@ class ViewMaker(torch.utils.data.Dataset):
                 f"the image of {where} must have sides of at most {MAX_SIDE} pixels, got {image.height}x{image.width}. Shrink "
                 "it, or pass `on_bad_image=skip`."
             )
+        try:
+            self.augmentation.check_size((image.height, image.width))
+        except (ConfigError, ReplayError) as error:
+            raise DataError(
+                f"the image of {where} must be of a size that can be augmented, but: {error} Or pass `on_bad_image=skip`."
+            ) from error
         return image
 
     def partner(self, example: int, view: int) -> int:
         """Returns the example with which this one would be mixed in this view."""
+        return self.matching(example, view).partner(example)
+
+    def matching(self, example: int, view: int) -> Matching:
+        """Returns who is mixed with whom in this view, in the block of examples that holds this one."""
         size = self.matching_size or len(self.images)
         start = example // size * size
-        return _matching(start, min(start + size, len(self.images)), self.seed, view).partner(example)
+        return _matching(start, min(start + size, len(self.images)), self.seed, view)
 
     def view(self, example: int, view: int, image: PIL.Image.Image) -> tuple[PIL.Image.Image, Params]:
         """Draws the parameters of one view and performs them, mixing included.

@@ -119,6 +119,13 @@ class Matching:
             return example
         return int(self._permutation.inverse(position)) + self.start
 
+    def partners(self, examples: np.ndarray) -> np.ndarray:
+        """Returns the partner of each example, int64, same shape."""
+        positions = self._permutation(examples - self.start) ^ 1
+        alone = positions >= self._permutation.n
+        found = self._permutation.inverse(np.where(alone, 0, positions)) + self.start
+        return np.where(alone, examples, found)
+
     def pairs(self) -> np.ndarray:
         """Returns all examples, int64, partners side by side; an odd one out comes last."""
         return self._permutation.inverse(np.arange(self._permutation.n)) + self.start

@@ -1,6 +1,8 @@
 """The command line, called as its users call it."""
 
+import io
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -15,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from hf_dr.cli.arguments import build_augmentation, read_classes
+from hf_dr.cli.launch import start_logging
 from hf_dr.cli.main import main
 from hf_dr.errors import ConfigError
 
@@ -198,3 +201,13 @@ def test_arguments_are_read_without_torch(words, status):
     assert done.returncode == status, done.stderr[-2000:]
     assert imported.isdisjoint({"torch", "transformers", "datasets", "numpy", "accelerate", "pydantic"})
     assert done.stdout or any("error" in line for line in lines)
+
+
+def test_no_log_shows_a_token(monkeypatch):
+    """The Hub's client logs addresses as they are, with whoever logs in within them."""
+    root = logging.getLogger()
+    handler = logging.StreamHandler(stream := io.StringIO())
+    monkeypatch.setattr(root, "handlers", [handler])
+    start_logging()
+    logging.getLogger("elsewhere").warning("'%s' thrown while requesting PUT %s", "refused", "http://me:pass@hub/x")
+    assert stream.getvalue() == "'refused' thrown while requesting PUT http://hub/x\n"

@@ -18,6 +18,7 @@ import base64
 import hashlib
 import importlib.metadata
 import json
+import os
 import pickle
 import re
 import struct
@@ -62,7 +63,7 @@ ROWS = 6
 SIDE = 16
 VERSIONS = {
     "numpy": "2.4.0", "pillow": "13.0.0", "timm": "1.0.31", "torch": "2.14.0", "torchvision": "0.29.0",
-    "transformers": "5.24.0",
+    "transformers": "5.24.0", "libjpeg": "3.1",
 }  # fmt: skip
 """What the provenance tells, whatever is installed."""
 
@@ -306,7 +307,12 @@ def build(folder: Path, units: int = 0) -> None:
 def versions() -> Iterator[None]:
     """Tells `VERSIONS` in place of what is installed, and the truth on other packages."""
     installed: Callable[[str], str] = importlib.metadata.version
-    with mock.patch("importlib.metadata.version", lambda name: VERSIONS.get(name) or installed(name)):
+    with (
+        mock.patch("importlib.metadata.version", lambda name: VERSIONS.get(name) or installed(name)),
+        mock.patch("PIL.features.version", return_value=VERSIONS["libjpeg"]),
+        mock.patch.dict("os.environ"),
+    ):
+        os.environ.pop("MKL_CBWR", None)
         yield
 
 

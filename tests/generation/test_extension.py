@@ -320,7 +320,7 @@ def test_an_impossible_history_is_refused(tiny_plus, value):
     content = tiny_plus.provenance.to_dict()
     content["teacher"] = {**content["teacher"], EXTENDED_FROM: value}
     with pytest.raises(
-        FormatError, match=r"`teacher.extended_from` in x must be an ensemble with fewer members each time"
+        FormatError, match=r"`teacher` in x must be a teacher whose `extended_from` has fewer members each time"
     ):
         Provenance.from_dict(json.loads(json.dumps(content)), "x")
 

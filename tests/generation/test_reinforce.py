@@ -20,9 +20,11 @@ import datasets
 import filelock
 import numpy as np
 import PIL.Image
+import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
+from conftest import as_cell
 from safetensors.torch import save_file
 from samples import TWO_PROCESSES
 
@@ -39,7 +41,7 @@ from hf_dr.store.schema import KEEP, PROVENANCE_FILE
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.maker import hash_view
-from hf_dr.views.ops.geometry import RandomCrop, RandomHorizontalFlip, RandomResizedCrop, Resize
+from hf_dr.views.ops.geometry import CenterCrop, RandomCrop, RandomHorizontalFlip, RandomResizedCrop, Resize
 from hf_dr.views.ops.mixing import CutMix, MixUp
 
 # `hf_dr.reinforce` is the function; this is the module behind it.
@@ -354,7 +356,6 @@ def test_two_configs_live_in_one_folder(tmp_path, tiny_dataset, tiny_teacher):
         ({"shard_size": 4}, "shard_size: 5 there, 4 here"),
         ({"overlay": True}, "overlay: False there, True here"),
         ({"max_examples": 6}, "num_rows: .* there, 6 here"),
-        ({"on_bad_image": "skip"}, "on_bad_image: error there, skip here"),
         ({"mixing_scope": "shard"}, "mixing_scope: dataset there, shard here"),
     ],
 )
@@ -408,13 +409,12 @@ def test_a_skipped_image_leaves_a_row_without_views(tmp_path, tiny_dataset, tiny
     bad = with_bad_row(tiny_dataset, 7, b"no image")
     run(tmp_path, bad, tiny_teacher, config_name="a", on_bad_image="skip", num_workers=workers, num_views=6)
     plus = datasets.load_dataset(str(tmp_path), "a", split="train").remove_columns("image")
-    assert [row for row in range(len(plus)) if plus[row]["teacher_ids"] is None] == [7]
-    assert plus[7]["image_hash"] is None
+    assert [row for row in range(len(plus)) if plus[row]["image_hash"] is None] == [7]
+    assert np.isnan(plus[7]["teacher_logprobs"]).all()
+    assert not np.isnan(plus[6]["teacher_logprobs"]).any()
     assert plus[7]["source_index"] == 7
     assert Provenance.read(tmp_path / "a").skipped_rows == [7]
-    assert not any(7 in (plus[r]["aug_partner"] or []) for r in range(len(plus))), (
-        "nothing is mixed with a missing image"
-    )
+    assert not any(7 in plus[r]["aug_partner"] for r in range(len(plus))), "nothing is mixed with a missing image"
 
 
 def jpeg(mode: str) -> bytes:
@@ -526,14 +526,48 @@ def test_a_disk_that_fills_up_loses_no_finished_shard(tmp_path, tiny_dataset, ti
     assert run(tmp_path, tiny_dataset, tiny_teacher) == run(tmp_path / "whole", tiny_dataset, tiny_teacher)
 
 
-def test_a_damaged_shard_is_named(tmp_path, tiny_dataset, tiny_teacher):
-    run(tmp_path, tiny_dataset, tiny_teacher)
+def test_a_damaged_shard_is_made_again(tmp_path, tiny_dataset, tiny_teacher, caplog):
+    whole = run(tmp_path, tiny_dataset, tiny_teacher)
     shard = sorted(tmp_path.rglob("*.parquet"))[1]
     shard.write_bytes(shard.read_bytes()[:100])
+    with caplog.at_level(logging.WARNING, "hf_dr"):
+        assert run(tmp_path, tiny_dataset, tiny_teacher) == whole
+    assert f"{shard.name} must be a shard" in caplog.text
+    assert "It is made again." in caplog.text
+
+
+def test_a_shard_that_is_not_what_was_written_is_made_again(tmp_path, tiny_dataset, tiny_teacher, caplog):
+    whole = run(tmp_path, tiny_dataset, tiny_teacher)
+    shard = sorted(tmp_path.rglob("*.parquet"))[1]
+    marker = pq.read_metadata(shard).metadata[b"hf_dr"]
+    table = pq.read_table(shard)
+    place = table.column_names.index("label")
+    shifted = table.column("label").take([*range(1, len(table)), 0])
+    with pq.ParquetWriter(shard, table.schema) as writer:
+        writer.write_table(table.set_column(place, table.schema.field(place), shifted))
+        writer.add_key_value_metadata({"hf_dr": marker})
+    with caplog.at_level(logging.WARNING, "hf_dr"):
+        assert run(tmp_path, tiny_dataset, tiny_teacher) == whole
+    assert "its columns label have other digests" in caplog.text
+
+
+def test_a_run_that_stopped_at_a_bad_image_goes_on_when_told_to_skip(tmp_path, tiny_dataset, tiny_teacher):
+    """What the message advises is what works: finished shards hold no bad image."""
+    bad = with_bad_row(tiny_dataset, 11, b"no image")
+    with pytest.raises(DataError, match=r"image of row 11 .*on_bad_image=skip"):
+        run(tmp_path, bad, tiny_teacher, config_name="a")
+    run(tmp_path, bad, tiny_teacher, config_name="a", on_bad_image="skip")
+    assert Provenance.read(tmp_path / "a").skipped_rows == [11]
+
+
+def test_a_folder_of_an_earlier_format_is_not_finished_in_this_one(tmp_path, tiny_dataset, tiny_teacher):
+    run(tmp_path, tiny_dataset, tiny_teacher, config_name="a")
+    provenance = Provenance.read(tmp_path / "a")
+    dataclasses.replace(provenance, schema_version=1).write(tmp_path / "a")
     with pytest.raises(
-        HfDrError, match=f"{shard.name} must be a shard.*Delete the file and run the same command again"
+        FingerprintMismatchError, match=r"was begun in format 1 and must be finished in it, .* would be a mixture"
     ):
-        run(tmp_path, tiny_dataset, tiny_teacher)
+        run(tmp_path, tiny_dataset, tiny_teacher, config_name="a")
 
 
 def test_an_answer_that_is_not_finite_stops_the_run(tmp_path, tiny_dataset, tiny_teacher, monkeypatch):
@@ -617,7 +651,7 @@ def test_the_best_candidates_are_kept_bit_for_bit(tmp_path, tiny_dataset, tiny_t
     for row in range(12):
         hashes = [hash_view(np.asarray(plus.image(row, view))) for view in range(3)]
         assert combine_hashes(np.array(hashes, np.uint64)) == plus.views_hash(row)
-    assert (plus.provenance.schema_version, plus.provenance.candidates) == (3, {"num": 7, "keep": keep})
+    assert (plus.provenance.schema_version, plus.provenance.candidates) == (4, {"num": 7, "keep": keep})
 
 
 def test_as_many_candidates_as_views_change_nothing(tmp_path, tiny_dataset, tiny_teacher):
@@ -626,7 +660,7 @@ def test_as_many_candidates_as_views_change_nothing(tmp_path, tiny_dataset, tiny
         assert run(tmp_path / name, tiny_dataset, tiny_teacher, PLAIN, num_candidates=3, **more) == expected
     texts = {next((tmp_path / name).rglob(PROVENANCE_FILE)).read_text() for name in "abc"}
     assert len(texts) == 1
-    assert "candidates" not in texts.pop()
+    assert json.loads(texts.pop())["candidates"] is None
 
 
 def test_kept_candidates_do_not_depend_on_how_they_are_made(tmp_path, tiny_dataset, checkpoint, monkeypatch):
@@ -722,3 +756,22 @@ def test_the_estimate_tells_what_candidates_cost(tmp_path, tiny_dataset, tiny_te
     alone = dataclasses.replace(estimate, num_made=24, num_asked=24, seconds_teacher=5 * estimate.seconds_teacher)
     alone = dataclasses.replace(alone, seconds_augment=5 * estimate.seconds_augment)
     assert report.split("\n")[5:] == alone.report(1, 0, torch.device("cpu")).split("\n")[5:], "hours and bytes"
+
+
+@pytest.mark.parametrize(
+    ("size", "ops", "message"),
+    [
+        ((1, 40000), [Resize(256), CenterCrop(24)], "Resize must make images of at most"),
+        ((9, 40), [RandomCrop(24)], "RandomCrop needs images of at least 24x24 pixels"),
+    ],
+)
+def test_an_image_that_cannot_be_augmented_is_named_and_can_be_skipped(
+    tmp_path, tiny_dataset, tiny_teacher, size, ops, message
+):
+    cells = tiny_dataset.cast_column("image", datasets.Image(decode=False)).to_list()
+    cells[3]["image"] = as_cell(PIL.Image.new("RGB", size))
+    odd = datasets.Dataset.from_list(cells, features=tiny_dataset.features, split="train")
+    with pytest.raises(DataError, match=rf"the image of row 3 must be of a size that can be augmented, but: {message}"):
+        run(tmp_path / "a", odd, tiny_teacher, Augmentation(ops), config_name="a")
+    run(tmp_path / "b", odd, tiny_teacher, Augmentation(ops), config_name="a", on_bad_image="skip")
+    assert Provenance.read(tmp_path / "b" / "a").skipped_rows == [3]

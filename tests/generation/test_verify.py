@@ -1,8 +1,10 @@
 """`verify` accepts what is intact and finds every kind of damage; its KL is the one that its docstring states."""
 
 import math
+import shutil
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import ALL_OPS, CLASSES, as_cell, colour_image
@@ -12,6 +14,7 @@ from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.job import reinforce
 from hf_dr.generation.teachers import teacher_from_provenance
 from hf_dr.generation.verify import MAX_KL_MEAN, VerifyReport, answer_kl, drawn_kl, verify
+from hf_dr.hub.push import push_to_hub
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.teacher.ensemble import Teacher
@@ -177,9 +180,11 @@ def test_another_library_version_is_named_where_something_is_wrong(tiny_plus, ed
     ("report", "ok"),
     [
         (VerifyReport(8, 4, 1.0), True),
-        (VerifyReport(8, 4, 1.0, 1e-3, 0.5, 0.98), True),
+        (VerifyReport(8, 4, 1.0, 1e-3, 0.1, 0.98), True),
+        (VerifyReport(8, 4, 1.0, 1e-3, 0.11, 0.98), False),
+        (VerifyReport(8, 4, 1.0, 1e-3, 1.0, 0.98, precision="bf16"), True),
         (VerifyReport(8, 4, 0.999), False),
-        (VerifyReport(8, 4, 1.0, 1.1e-3, 0.5, 1.0), False),
+        (VerifyReport(8, 4, 1.0, 1.1e-3, 0.1, 1.0), False),
         (VerifyReport(8, 4, 1.0, 0.0, 0.0, 0.97), False),
         (VerifyReport(8, 4, 1.0, math.nan, 0.0, 1.0), False),
         (VerifyReport(8, 4, 1.0, problems=("row 1: x",)), False),
@@ -387,3 +392,36 @@ def test_the_kl_of_drawn_classes_is_the_stated_formula():
     assert drawn_kl(np.array([[0, 1, 2]]), stored, would_be)[0] == pytest.approx(expected, abs=1e-3)
     lacking = drawn_kl(np.array([[0, 2, 3]]), np.log([[0.5, 0.3, 0.2]]).astype(np.float16), would_be)
     assert lacking[0] == pytest.approx(0.3 * math.log(0.3 / 0.2), abs=1e-3)  # the class of 0.3 must be there
+
+
+def test_a_file_that_is_not_what_was_written_is_found_and_not_published(tmp_path, tiny_folder):
+    """Also where only rows that were not sampled are wrong: labels that were shifted by a row, say."""
+    folder = tmp_path / "plus"
+    shutil.copytree(tiny_folder, folder)
+    intact = verify(load_reinforced(folder), num_rows=1)
+    assert intact.ok
+    assert "shards as written" in intact.report()
+    shard = sorted(folder.rglob("*.parquet"))[2]
+    marker = pq.read_metadata(shard).metadata[b"hf_dr"]
+    table = pq.read_table(shard)
+    place = table.column_names.index("label")
+    shifted = table.column("label").take([*range(1, len(table)), 0])
+    with pq.ParquetWriter(shard, table.schema) as writer:
+        writer.write_table(table.set_column(place, table.schema.field(place), shifted))
+        writer.add_key_value_metadata({"hf_dr": marker})
+    report = verify(load_reinforced(folder), num_rows=1)
+    assert not report.ok
+    (problem,) = report.problems
+    assert f"{shard.name} must hold what was written, but its columns label have other digests" in problem
+    with pytest.raises(FormatError, match=f"{shard.name} must hold what was written"):
+        push_to_hub(folder, "me/damaged")
+
+
+def test_rows_without_proof_are_counted(tiny_plus, edit):
+    def forget(hashes):
+        hashes[:5] = 0  # read as null
+        return hashes
+
+    report = verify(edit(tiny_plus, "views_hash", forget))
+    assert (report.num_unproved, report.bit_equal) == (5, 1)
+    assert "rows without proof" in report.report()

@@ -6,12 +6,15 @@ import contextlib
 import itertools
 import math
 import multiprocessing
+import re
 import shutil
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import datasets
+import httpx2
 import huggingface_hub.file_download
 import huggingface_hub.utils._http
 import pytest
@@ -23,13 +26,14 @@ from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.job import reinforce
 from hf_dr.hub import retry
 from hf_dr.hub.push import push_to_hub
-from hf_dr.hub.repository import Push
+from hf_dr.hub.repository import Push, Repository
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops.geometry import RandomResizedCrop
 
 REPO = "org/tiny-plus"
 FAULTS = ("500", "429", "cut", "reset", "lost")
+LASTING = ("400", "404", "409", "412", "422", "html", "half", "echo400", "echo404", "echo422", "echo503")
 CARD = b"---\nlicense: mit\n---\n\nWritten by people.\n"
 
 # Between them these make every kind of request that a push makes.
@@ -157,6 +161,61 @@ def test_after_lasting_faults_the_push_can_be_run_again(
     with contextlib.suppress(HubError):  # a commit whose answer is lost may be found
         push(way)
     assert_finishes(loopback_hub, push, tiny_folder, way)
+
+
+@pytest.mark.parametrize("fault", LASTING)
+@pytest.mark.parametrize(("way", "request_kind"), KINDS)
+def test_every_lasting_answer_ends_in_one_error_without_the_token(
+    loopback_hub: LoopbackHub,
+    push: Callable[[str], Push],
+    tiny_folder: Path,
+    caplog: pytest.LogCaptureFixture,
+    way: str,
+    request_kind: str,
+    fault: str,
+) -> None:
+    """Where a push does not need the answer it may end well; it never ends in the client's own error."""
+    prepare(loopback_hub, way)
+    loopback_hub.faults.append(one := Fault(fault, at=request_kind, when=when(request_kind), count=math.inf))
+    error = None
+    try:
+        push(way)
+    except HubError as found:
+        error = found
+    assert one.reached.wait(10)
+    says = r"expected .*, but .*\. .*(Nothing|Either|All).*(published|visible)"
+    assert error is None or re.match(says, str(error), re.DOTALL)
+    shown = "" if error is None else "".join(traceback.format_exception(error))
+    assert "hf_loopback" not in shown + caplog.text
+    assert "Bearer h" not in shown + caplog.text
+    assert_finishes(loopback_hub, push, tiny_folder, way)
+
+
+def test_storage_that_cannot_be_reached_for_a_while(
+    loopback_hub: LoopbackHub, push: Callable[[str], Push], tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client closes what all its threads share; those whose request is on its way find it closed."""
+    send, left = httpx2.Client.send, itertools.count(-20)
+
+    def refused(self: httpx2.Client, request: httpx2.Request, **settings: object) -> httpx2.Response:
+        if request.method == "PUT" and next(left) < 0:
+            if left.__reduce__()[1][0] % 3 == 0:
+                raise RuntimeError("Cannot send a request, as the client has been closed.")
+            raise httpx2.ConnectError("refused", request=request)
+        return send(self, request, **settings)
+
+    monkeypatch.setattr(httpx2.Client, "send", refused)
+    assert_whole(loopback_hub, push("new"), tiny_folder, "new")
+    assert next(left) > 0
+
+
+def test_who_logs_in_within_the_endpoint_is_not_shown(
+    loopback_hub: LoopbackHub, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endpoint = loopback_hub.endpoint.replace("://", "://me:password@")
+    repository = Repository(REPO, "dataset", None, "hf_loopback_me")
+    repository.api.endpoint = endpoint
+    assert repository.url == f"{loopback_hub.endpoint}/datasets/{REPO}"
 
 
 @pytest.mark.parametrize("moment", ["stall", "stall_after"])

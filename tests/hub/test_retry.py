@@ -1,5 +1,8 @@
 """Requests are repeated while that can help, and refused in words where it cannot."""
 
+import json
+import traceback
+
 import httpx2
 import pytest
 from huggingface_hub.errors import FileMetadataError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
@@ -7,7 +10,8 @@ from huggingface_hub.utils import hf_raise_for_status
 
 import hf_dr.hub.retry
 from hf_dr.errors import HubError
-from hf_dr.hub.retry import ATTEMPTS, with_retries
+from hf_dr.hub.retry import ATTEMPTS, ask, with_retries
+from hf_dr.text import keep_secret
 
 URL = "https://huggingface.co/api/datasets/org/plus"
 
@@ -99,6 +103,10 @@ def test_the_hub_says_how_long_to_wait(headers, seconds, slept):
         (answered(403, x_error_code="GatedRepo"), "Accept its terms on its page"),
         (answered(404, x_error_code="RevisionNotFound"), "Check `revision`"),
         (answered(403, x_error_message="Access to this resource is disabled."), "Ask the owner"),
+        *(
+            (answered(status), rf"answered {status} [A-Z].*\. Check the names, HF_ENDPOINT")
+            for status in (400, 404, 409, 412, 422)
+        ),
         (wrapped(OfflineModeIsEnabled("offline")), "HF_HUB_OFFLINE is set. Unset it"),
         (wrapped(FileMetadataError("no ETag")), "what answered is no Hub. Check HF_ENDPOINT"),
     ],
@@ -112,7 +120,7 @@ def test_what_no_repetition_mends_is_refused_at_once(error, advice, slept):
 
 @pytest.mark.parametrize(
     "error",
-    [answered(412), answered(409), answered(400), answered(404, x_error_code="EntryNotFound"), ValueError("mine")],
+    [answered(404, x_error_code="EntryNotFound"), ValueError("mine")],
     ids=repr,
 )
 def test_other_errors_are_the_callers(error, slept):
@@ -131,3 +139,38 @@ def test_messages_hold_no_token_and_no_address(caplog):
     for text in (str(caught.value), caplog.text):
         assert "abcDEF123" not in text
         assert "https://" not in text
+
+
+def test_no_traceback_shows_a_token_that_a_server_repeats():
+    """Neither of the Hub's form nor of another, once it was told."""
+    token = "-".join(("another", "form", "of", "token"))  # a traceback shows lines of this file, too
+    keep_secret(token)
+    said = f"Bearer {token}, Basic d{'T'}pw, http://me:{'pass'}@proxy:8080/x?X-Amz-Signature={'abc'}1"
+    with pytest.raises(HubError, match="answered 400 Bad Request") as caught:
+        with_retries(Failing(answered(400, x_error_message=f"{said} {token}")), "fetch org/plus")
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "Bearer ***, Basic ***, http://proxy:8080/x?X-Amz-Signature=*** ***" in shown
+    for secret in (token, "dTpw", "pass@", "abc1"):
+        assert secret not in shown
+
+
+def test_a_client_that_was_closed_is_opened_again(monkeypatch):
+    closed = []
+    monkeypatch.setattr(hf_dr.hub.retry, "close_session", lambda: closed.append(True))
+    cause = RuntimeError("Cannot send a request, as the client has been closed.")
+    failed = RuntimeError("Error while uploading 'a.parquet' to the Hub.")
+    failed.__cause__ = cause
+    assert with_retries(Failing(cause, failed), "send a.parquet") == "done"
+    assert closed == [True, True]
+
+
+@pytest.mark.parametrize("error", [json.JSONDecodeError("no", "<html>", 0), KeyError("commitOid"), TypeError("null")])
+def test_an_answer_that_makes_no_sense_is_asked_for_again(error, slept):
+    assert ask(Failing(error), "read org/plus") == "done"
+    with pytest.raises(HubError, match=f"last with an answer that is not a Hub's .{type(error).__name__}"):
+        ask(Failing(*[error] * ATTEMPTS), "read org/plus")
+
+
+def test_a_folder_that_is_not_there_is_no_traceback():
+    with pytest.raises(HubError, match=r"expected to read org/plus, but the Hub answered 404 Not Found\. Check"):
+        ask(Failing(answered(404, x_error_code="EntryNotFound")), "read org/plus")

@@ -327,7 +327,7 @@ def test_the_same_pixels_in_another_file_are_the_same_image(tiny_plus, tiny_data
 def test_an_unreadable_image_is_named(tiny_plus, edit):
     broken = {"bytes": b"broken", "path": None}
     damaged = edit(tiny_plus, "image", lambda cells: [broken if row == 3 else cell for row, cell in enumerate(cells)])
-    with pytest.raises(ReplayError, match="the image of row 3 must be readable, but: UnidentifiedImageError"):
+    with pytest.raises(ReplayError, match="the image of row 3 must be readable, but: expected an image as JPEG, PNG"):
         damaged[3, 0]
 
 

@@ -21,9 +21,11 @@ from hf_dr.store.schema import PROVENANCE_FILE, SCHEMA_VERSION, is_reserved, is_
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops.geometry import CenterCrop, RandomErasing, RandomHorizontalFlip, RandomResizedCrop
 from hf_dr.views.ops.mixing import MixUp
+from hf_dr.views.resizing import PILLOW_13
 from tests.samples import every_op, op_id, quick
 
-AUGMENTATION = Augmentation([RandomResizedCrop(8), RandomHorizontalFlip(), MixUp()])
+# As version 1 has it: without a word on the passes of the resize.
+AUGMENTATION = Augmentation([RandomResizedCrop(passes=PILLOW_13, size=8), RandomHorizontalFlip(), MixUp()])
 
 PROVENANCE = Provenance(
     config_name="randaug",
@@ -265,7 +267,7 @@ def test_the_fingerprint_never_changes() -> None:
 def test_differences_are_told_field_by_field() -> None:
     teacher = copy.deepcopy(PROVENANCE.teacher)
     teacher["members"][1]["weights_hash"] = "dead"
-    augmentation = Augmentation([RandomResizedCrop(16), RandomHorizontalFlip(), MixUp()]).to_list()
+    augmentation = Augmentation([RandomResizedCrop(16, passes=PILLOW_13), RandomHorizontalFlip(), MixUp()]).to_list()
     other = dataclasses.replace(PROVENANCE, num_views=8, teacher=teacher, augmentation=augmentation, label_column=None)
     assert PROVENANCE.differences(other) == [
         "augmentation.0.RandomResizedCrop.size: 8 there, 16 here",
@@ -348,7 +350,7 @@ def test_files_that_are_not_json_objects_are_refused(raw: bytes, message: str, t
 
 @pytest.mark.parametrize("version", [None, 0, SCHEMA_VERSION + 1, "1", True, 1.0, 1.5])
 def test_other_versions_are_refused(version: Any) -> None:
-    with pytest.raises(FormatError, match=r"must be (of schema version 1 to 3|a valid integer), found "):
+    with pytest.raises(FormatError, match=r"must be (of schema version 1 to 4|a valid integer), found "):
         Provenance.from_dict(content(schema_version=version), "x")
 
 
@@ -384,9 +386,46 @@ def test_datasets_of_the_former_signal_keep_their_fingerprint() -> None:
     assert PROVENANCE.fingerprint == "c8dfdb40ab4f2a7843d9668a07c4dc6cd6edbf08d930ba1f1ebc1bdc2826f4d2"
 
 
+VERSION_4 = {"schema_version": 4, "candidates": None, "signal": "topk"}
+
+
+def test_version_4_says_everything() -> None:
+    provenance = dataclasses.replace(PROVENANCE, schema_version=4)
+    assert provenance.to_dict().keys() >= OPTIONAL
+    assert Provenance.from_dict({**provenance.to_dict(), "fingerprint": provenance.fingerprint}, "x") == provenance
+    for name in OPTIONAL:
+        with pytest.raises(FormatError, match=f"x must have the field `{name}`, found none"):
+            Provenance.from_dict({key: v for key, v in content(**VERSION_4).items() if key != name}, "x")
+
+
+def test_a_run_may_begin_to_skip_bad_images() -> None:
+    """Finished shards hold none, or the run would have stopped; in versions before, the setting is part of the fingerprint."""
+    for version, same in ((4, True), (1, False)):
+        stops = dataclasses.replace(PROVENANCE, schema_version=version, on_bad_image="error")
+        skips = dataclasses.replace(stops, on_bad_image="skip")
+        assert (stops.fingerprint == skips.fingerprint) is same
+        assert (not stops.differences(skips)) is same
+
+
+def test_the_passes_of_a_resize_follow_the_version() -> None:
+    items = [{"RandomResizedCrop": {"size": 8}}]
+    for version, passes in ((1, "pillow13"), (3, "pillow13"), (4, "horizontal")):
+        provenance = dataclasses.replace(PROVENANCE, augmentation=items, schema_version=version)
+        assert provenance.build_augmentation().ops[0].passes == passes
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({**VERSION_4, "signal": "other"}, "`signal` in x must be topk or topk_image_tail or sampled, found 'other'"),
+        (
+            {**VERSION_4, "candidates": {"num": 2, "keep": "low_entropy"}},
+            "`candidates` in x must be a `num` above 4 and a `keep`",
+        ),
+        (
+            {**VERSION_4, "mixing_scope": "elsewhere"},
+            "`mixing_scope` in x must be dataset or shard or stored in schema version 4",
+        ),
         (
             {"schema_version": 1, "signal": "sampled"},
             "schema version 3 if it has the field .* found version 1 with signal",
@@ -397,7 +436,7 @@ def test_datasets_of_the_former_signal_keep_their_fingerprint() -> None:
         ),
         (
             {"schema_version": 3, "signal": "topk"},
-            "`signal` in x must be topk_image_tail or sampled, or left out, found 'topk'",
+            "`signal` in x must be topk_image_tail or sampled, found 'topk'",
         ),
         ({"schema_version": 3, "signal": ["sampled"]}, r"`signal` in x must be .*, found \['sampled'\]"),
     ],

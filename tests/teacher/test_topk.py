@@ -9,7 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_dr.errors import TeacherError
-from hf_dr.teacher.topk import MIN_REST, cross_entropy, entropy, id_dtype, top_k
+from hf_dr.teacher.topk import (
+    MIN_REST,
+    LaterTopK,
+    as_stored,
+    cross_entropy,
+    entropy,
+    id_dtype,
+    top_k,
+    unambiguous_top_k,
+)
 from tests.samples import quick
 
 
@@ -157,3 +166,32 @@ def test_difficulties_of_a_sure_answer_and_of_none() -> None:
     np.testing.assert_allclose(entropy(logprobs, 4), [0, np.log(4)], atol=3e-5)
     np.testing.assert_allclose(cross_entropy(ids, logprobs, 4, 3), [0, np.log(4)], atol=1e-3)
     np.testing.assert_allclose(cross_entropy(ids, logprobs, 4, 1), [-np.log(MIN_REST / 2), np.log(4)], rtol=1e-3)
+
+
+@pytest.mark.parametrize("k", [1, 3, 10, 40])
+@pytest.mark.parametrize("levels", [2, 5, 1000])
+def test_the_order_by_one_integer_is_the_same(levels: int, k: int) -> None:
+    """With many equal classes, with -0.0, and with classes that have no probability."""
+    generator = torch.Generator().manual_seed(levels)
+    logprobs = -torch.randint(levels, (50, 40), generator=generator).float() / 7
+    logprobs[:, 5] = -0.0
+    expected = top_k(logprobs, k)
+    ids, values = unambiguous_top_k(logprobs, k)
+    found = as_stored(ids.numpy(), values.to(torch.float16).numpy(), 40)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+    later = LaterTopK(logprobs.cuda() if torch.cuda.is_available() else logprobs, k).get()
+    for one, other in zip(later, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("bits", [0x7FC00000, 0xFFC00000])
+def test_no_number_is_kept_and_so_found_out(bits: int) -> None:
+    """NaN of either sign."""
+    logprobs = log_softmax(2, 9)
+    logprobs[1, 4] = torch.from_numpy(np.array([bits], np.uint32).view(np.float32))[0]
+    _, values = unambiguous_top_k(logprobs, 2)
+    assert values.isnan().any(dim=1).tolist() == [False, True]
+    later = LaterTopK(logprobs, 2)
+    with pytest.raises(TeacherError, match="must be finite"):
+        later.get()

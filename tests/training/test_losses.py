@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from hf_dr.errors import ConfigError
-from hf_dr.training.losses import TAIL_RULES, reinforced_kl
+from hf_dr.training.losses import TAIL_RULES, reinforced_kl, reinforced_loss
 
 B, C = 5, 12
 
@@ -216,3 +216,21 @@ def test_refusals():
     settings["tail_ids_BT"] = settings["tail_ids_BT"][:4]
     with pytest.raises(ValueError, match=r"\(B, T\) with T <= C, got \(4, 5\) and \(5, 5\) next to logits \(5, 12\)"):
         reinforced_kl(logits, ids, logprobs, **settings)
+
+
+def test_rows_without_an_answer_are_refused_or_left_out():
+    logits, ids, logprobs = stored(3)
+    batch = {"teacher_ids": ids.clone(), "teacher_logprobs": logprobs.clone(), "reinforced": torch.ones(B).bool()}
+    for row in (1, 4):  # as a dataset gives a row whose view was newly drawn
+        batch["teacher_ids"][row] = 0
+        batch["teacher_logprobs"][row] = 0
+        batch["reinforced"][row] = False
+    with pytest.raises(
+        ConfigError, match=r"those of row 1 sum to more than 1, .* \(2 such rows\)\. Take `reinforced_loss`"
+    ):
+        reinforced_kl(logits, batch["teacher_ids"], batch["teacher_logprobs"])
+    kl = reinforced_kl(logits, ids, logprobs)
+    torch.testing.assert_close(reinforced_loss(logits, batch), kl[[0, 2, 3]].mean())
+    labels = torch.arange(B)
+    expected = torch.where(batch["reinforced"], kl, F.cross_entropy(logits.float(), labels, reduction="none"))
+    torch.testing.assert_close(reinforced_loss(logits, {**batch, "labels": labels}), expected.mean())

@@ -121,6 +121,8 @@ def test_resuming_from_another_average_or_none(plain, settings, one_epoch):
     with pytest.raises(
         ConfigError, match=r"averaged weights, but .*-3 has no ema\.safetensors\. Leave `ema_decay` out"
     ):
+        later._average.resume_from(one_epoch)
+    with pytest.raises(ConfigError, match=r"differs in ema_decay: None there, 0\.5 here"):
         later.train(resume_from_checkpoint=one_epoch)
 
 

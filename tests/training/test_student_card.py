@@ -114,7 +114,7 @@ def test_written_and_read_back(tmp_path):
     assert f'from_pretrained("{tmp_path.name}")' in (tmp_path / "README.md").read_text()
     for bad, message in (
         ("{", "must be JSON, but reading it failed"),
-        ("[]", "must have model, objective,.*found list"),
+        ("[]", "must hold a JSON object, found list"),
         (json.dumps({**content, "more": 1}), "must have model, objective,.*found .*more"),
         (json.dumps({**content, "metrics": None}), "`metrics` in .* must be of another type, found None"),
     ):

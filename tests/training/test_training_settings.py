@@ -212,3 +212,21 @@ def test_odd_batches_of_a_mixing_dataset_are_warned_of(tiny_plus, settings, capl
     caplog.clear()
     ReinforcedTrainer(pooled(), settings(), train_dataset=tiny_plus)
     assert not caplog.text
+
+
+@pytest.mark.parametrize("lost", ["teacher_ids", "teacher_logprobs", "reinforced"])
+@pytest.mark.parametrize("objective", ["reinforced", "erm"])
+def test_a_collator_that_drops_the_answers_is_refused(plain, pictures, settings, lost, objective):
+    def collate(rows):
+        return {name: torch.stack([torch.as_tensor(row[name]) for row in rows]) for name in rows[0] if name != lost}
+
+    args = settings(reinforced_probability=0.99 if objective == "reinforced" else 0.0)
+    student = pooled()
+    trainer = ReinforcedTrainer(student, args, train_dataset=plain, eval_dataset=pictures, data_collator=collate)
+    before = weights(student)
+    with pytest.raises(ConfigError, match=rf"must hold its stored answers, but {lost} are not among .*Leave `data_co"):
+        trainer.train()
+    assert same(before, weights(student))
+    assert trainer.evaluate()["eval_loss"] > 0, "pictures with labels have no answers"
+    with pytest.raises(ConfigError, match=f"must hold its stored answers, but {lost}"):
+        trainer.evaluate(plain)

@@ -161,7 +161,8 @@ def test_files_that_are_missing_or_others(changed, tmp_path):
     with pytest.raises(DataError, match=r"row 0 must be 32x64, as its annotations say, found 64x64. .*EXIF"):
         images[0]
     with pytest.raises(
-        DataError, match=r"the image of row 1 must be readable, but: FileNotFoundError.* Fix it, or check where"
+        DataError,
+        match=r"the image of row 1 must be readable, but: expected a file, found none at .* Fix it, or check where",
     ):
         images[1]
     for each in images.data.objects:

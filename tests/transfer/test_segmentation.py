@@ -151,7 +151,7 @@ def test_files_that_cannot_be_read(toy):
     data = read_masks(toy)
     for broken, kind in ((data.masks, "mask"), (data.images, "image")):
         broken[2] = {"path": str(toy / "none.png")}
-        with pytest.raises(DataError, match=f"the {kind} of row 2 cannot be used: FileNotFoundError"):
+        with pytest.raises(DataError, match=f"the {kind} of row 2 cannot be used: expected a file, found none at"):
             data[2]
 
 

@@ -23,6 +23,7 @@ from hf_dr.views.ops.geometry import (
     Resize,
 )
 from hf_dr.views.ops.mixing import CutMix, MixUp
+from hf_dr.views.resizing import HORIZONTAL, PILLOW_13
 from hf_dr.views.rng import view_rng
 from tests.samples import every_op, op_id, photo, same_pixels
 
@@ -207,9 +208,18 @@ def test_lists_survive_json_and_yaml(op: Any) -> None:
 
 def test_every_setting_is_written_so_that_changed_defaults_do_no_harm() -> None:
     (written,) = Augmentation([RandomResizedCrop(8)]).to_list()
-    assert written == {
-        "RandomResizedCrop": {"size": 8, "scale": [0.08, 1.0], "ratio": [3 / 4, 4 / 3], "interpolation": "bilinear"}
-    }
+    settings = {"size": 8, "scale": [0.08, 1.0], "ratio": [3 / 4, 4 / 3], "interpolation": "bilinear"}
+    assert written == {"RandomResizedCrop": {**settings, "passes": "horizontal"}}
+
+
+def test_datasets_before_format_4_keep_their_arithmetic_and_their_settings() -> None:
+    items = [{"Resize": {"size": 9, "interpolation": "box"}}, {"CenterCrop": {"size": 8}}]
+    old = Augmentation.from_list(items, passes=PILLOW_13)
+    assert old.ops == (Resize(9, "box", PILLOW_13), CenterCrop(8))
+    assert old.to_list() == items
+    assert Augmentation.from_list(items).ops[0] == Resize(9, "box", HORIZONTAL)
+    with pytest.raises(ConfigError, match="`passes` of Resize must be one of horizontal, pillow13, got 'vertical'"):
+        Resize(9, passes="vertical")
 
 
 def test_yaml_may_leave_settings_out() -> None:

@@ -46,7 +46,7 @@ from hf_dr.store.base_dataset import (
 )
 from hf_dr.store.features import reinforcement_features
 from hf_dr.store.provenance import Provenance
-from hf_dr.store.schema import IMAGE_HASH, SOURCE_INDEX, STORED_PARTNERS, VIEWS_HASH
+from hf_dr.store.schema import IMAGE_HASH, SCHEMA_VERSION, SOURCE_INDEX, STORED_PARTNERS, VIEWS_HASH
 from hf_dr.store.shards import ROW_GROUP_VIEWS, ShardWriter
 from hf_dr.text import format_bytes
 from hf_dr.version import __version__
@@ -158,7 +158,7 @@ class ImportJob:
             },
             library_versions=library_versions(_VERSIONED),
             created_with=f"hf_dr {__version__}, import-ml-dr",
-            schema_version=2 if self._augmentation.mixes else 1,
+            schema_version=SCHEMA_VERSION,
         )
         self.folder = Path(config.output_dir).expanduser() / config.config_name
 

@@ -24,6 +24,7 @@ import PIL.ImageOps
 from torchvision.transforms.v2 import InterpolationMode
 
 from hf_dr.errors import ConfigError, ReplayError, did_you_mean
+from hf_dr.views.resizing import PILLOW_13
 
 Size = tuple[int, int]
 """(height, width) in pixels."""
@@ -84,6 +85,14 @@ class Op(ABC):
             ReplayError: The parameters do not fit the image.
         """
 
+    def check_size(self, size: Size) -> None:  # noqa: B027 (most ops take any size)
+        """Checks that images of `size` can be augmented, whatever is drawn.
+
+        Raises:
+            ConfigError: They are too small for the op's settings.
+            ReplayError: They would become too large.
+        """
+
     def output_size(self, size: Size | None) -> Size | None:
         """Returns the size after the op for an input of `size`; None where it differs from image to image."""
         return size
@@ -103,7 +112,9 @@ class Op(ABC):
             value = getattr(self, field.name)
             if "float" in str(field.type) and value is not None:  # p=1 and p=1.0 are one setting: one fingerprint
                 value = tuple(map(float, value)) if isinstance(value, tuple) else float(value)
-            settings[field.name] = list(value) if isinstance(value, tuple) else value
+            # Datasets of format 1 to 3 do not have the setting, and keep their fingerprints.
+            if (field.name, value) != ("passes", PILLOW_13):
+                settings[field.name] = list(value) if isinstance(value, tuple) else value
         return {type(self).__name__: settings}
 
     @classmethod

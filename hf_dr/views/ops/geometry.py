@@ -12,7 +12,6 @@ from torchvision.transforms.v2 import functional as F
 
 from hf_dr.errors import ConfigError, ReplayError
 from hf_dr.views.ops.base import (
-    INTERPOLATIONS,
     MAX_SIDE,
     Op,
     Param,
@@ -30,6 +29,17 @@ from hf_dr.views.ops.base import (
     register,
     size_of,
 )
+from hf_dr.views.resizing import HORIZONTAL, PASSES, resize
+
+
+def check_passes(op: Op) -> None:
+    check_setting(op, "passes", op.passes in PASSES, f"one of {', '.join(PASSES)}")  # type: ignore[attr-defined]
+
+
+def resampling_of(op: Op) -> PIL.Image.Resampling:
+    """Returns Pillow's filter of the `interpolation` setting."""
+    return PIL.Image.Resampling[op.interpolation.upper()]  # type: ignore[attr-defined]
+
 
 # The mean of ImageNet in 8-bit levels: what 0 is after the usual normalisation, hence torchvision's default erasing.
 IMAGENET_MEAN_RGB = (124, 116, 104)
@@ -70,6 +80,7 @@ class RandomResizedCrop(Op):
         scale: Range of the crop's area, as a share of the image's.
         ratio: Range of the crop's width / height.
         interpolation: One of Pillow's filters by torchvision's name.
+        passes: Which pass of the resize comes first; see `hf_dr.views.resizing`.
     """
 
     name: ClassVar[str] = "crop"
@@ -77,12 +88,14 @@ class RandomResizedCrop(Op):
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     interpolation: str = "bilinear"
+    passes: str = HORIZONTAL
 
     def __post_init__(self) -> None:
         size_of(self)
         check_range(self, "scale", 0, 1)
         check_range(self, "ratio", 1e-3, 1e3)
         check_interpolation(self)
+        check_passes(self)
 
     @property
     def params(self) -> dict[str, Param]:
@@ -108,7 +121,9 @@ class RandomResizedCrop(Op):
                 f"RandomResizedCrop needs a box of at least one pixel, found {box}. The row is damaged; run "
                 "`hf-dr verify`."
             )
-        return F.resized_crop(image, *box, list(size_of(self)), INTERPOLATIONS[self.interpolation])
+        top, left, height, width = box
+        cropped = image.crop((left, top, left + width, top + height))
+        return resize(cropped, size_of(self), resampling_of(self), self.passes)
 
     def output_size(self, size: Size | None) -> Size | None:
         return size_of(self)
@@ -122,20 +137,27 @@ class Resize(Op):
     Args:
         size: An int scales the shorter side to that many pixels and keeps the aspect; (height, width) sets both.
         interpolation: One of Pillow's filters by torchvision's name.
+        passes: Which pass of the resize comes first; see `hf_dr.views.resizing`.
     """
 
     name: ClassVar[str] = "resize"
     size: int | Size
     interpolation: str = "bilinear"
+    passes: str = HORIZONTAL
 
     def __post_init__(self) -> None:
         size_of(self)
         check_interpolation(self)
+        check_passes(self)
+
+    def check_size(self, size: Size) -> None:
+        check_pixels(self, self.output_size(size) or (0, 0))
 
     def apply(self, image: PIL.Image.Image, params: Params, partner: PIL.Image.Image | None = None) -> PIL.Image.Image:
-        size = [self.size] if isinstance(self.size, int) else list(self.size)
-        check_pixels(self, self.output_size(height_width(image)) or (0, 0))
-        return F.resize(image, size, INTERPOLATIONS[self.interpolation])
+        self.check_size(height_width(image))
+        size = self.output_size(height_width(image))
+        assert size is not None
+        return resize(image, size, resampling_of(self), self.passes)
 
     def output_size(self, size: Size | None) -> Size | None:
         if not isinstance(self.size, int):
@@ -195,9 +217,9 @@ class RandomCrop(Op):
     def params(self) -> dict[str, Param]:
         return {"offset": Param("uint16", 2)}
 
-    def sample(self, rng: np.random.Generator, size: Size) -> Params:
+    def check_size(self, size: Size) -> None:
         height, width = size_of(self)
-        room = (size[0] + 2 * self.padding - height, size[1] + 2 * self.padding - width)
+        room = self._room(size)
         if min(room) < 0:
             raise ConfigError(
                 f"RandomCrop needs images of at least {height}x{width} pixels with their padding of {self.padding}, "
@@ -208,6 +230,15 @@ class RandomCrop(Op):
                 f"RandomCrop stores offsets up to {MAX_SIDE} pixels, but images of {size[0]}x{size[1]} pixels with "
                 f"their padding of {self.padding} leave {max(room)}. Put `Resize` before it, or lower `padding`."
             )
+
+    def _room(self, size: Size) -> tuple[int, int]:
+        """How far the box can be moved down and to the right, in pixels; negative where it does not fit."""
+        height, width = size_of(self)
+        return size[0] + 2 * self.padding - height, size[1] + 2 * self.padding - width
+
+    def sample(self, rng: np.random.Generator, size: Size) -> Params:
+        self.check_size(size)
+        room = self._room(size)
         return {"offset": (int(rng.integers(0, room[0] + 1)), int(rng.integers(0, room[1] + 1)))}
 
     def apply(self, image: PIL.Image.Image, params: Params, partner: PIL.Image.Image | None = None) -> PIL.Image.Image:

@@ -1,0 +1,74 @@
+"""The source of a run whose views are made on the teacher's device: each image is decoded once and sent there once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Sequence
+
+from hf_dr.generation.labelling import Labeller, Reply, ViewColumns
+from hf_dr.generation.timing import Timing
+from hf_dr.views.device.graphs import Graphed
+from hf_dr.views.device.maker import DeviceViewMaker, MadeViews
+from hf_dr.views.device.overlap import ahead
+from hf_dr.views.maker import Span, ViewMaker
+
+
+class DeviceSource:
+    """Worker processes decode images; the teacher's device makes their views, hashes them and answers, several batches ahead.
+
+    An `AnswerSource` (`hf_dr.generation.sources`).
+
+    Args:
+        maker: Says which views there are.
+        labeller: Labels them.
+        batch_size: Views in a batch of the teacher.
+        workers: Processes that decode.
+
+    Raises:
+        NotOnDeviceError: An op or setting has no device version.
+    """
+
+    def __init__(self, maker: ViewMaker, labeller: Labeller, batch_size: int, workers: int) -> None:
+        self.device = labeller.teacher.device
+        self.workers = workers
+        self.batch_size = batch_size
+        self.first_new = maker.first_kept
+        self._maker = maker
+        self._labeller = labeller
+        self._on_device = DeviceViewMaker(maker, self.device)
+
+    def answers(self, spans: Sequence[Span]) -> Generator[ViewColumns]:
+        """Yields the columns of each span; the device has a few batches of work before it."""
+        labeller = self._labeller
+        ask = Graphed(labeller.ask)
+
+        def begin(made: MadeViews) -> Reply:
+            return labeller.begin(made.batch.span, made.pixels, ask)
+
+        def complete(made: MadeViews, reply: Reply) -> ViewColumns:
+            return labeller.complete(made.finish(), reply)
+
+        yield from ahead(self._on_device.batches(spans, self.workers), begin, complete)
+
+    def measure(self, spans: Sequence[Span]) -> Timing:
+        """Decodes all spans on one core, then makes and labels all but the first, which also pays for warming up."""
+        # Partners come along with each span: to keep them on the device, all images would have to be decoded first.
+        on_device = DeviceViewMaker(self._maker, self.device, cache_bytes=0)
+
+        def label(number: int) -> ViewColumns:
+            return self._labeller.label(on_device.make(spans[number], flights[number].to(self.device)).finish())
+
+        began = time.perf_counter()
+        flights = [on_device.flight(span) for span in spans]
+        decoding = time.perf_counter() - began
+        label(0)
+        began = time.perf_counter()
+        columns = [label(number) for number in range(1, len(spans))]
+        teaching = time.perf_counter() - began
+        decoded = sum(map(len, flights)) * self._maker.num_views
+        asked = sum(
+            place % self._maker.num_views >= self.first_new
+            for span in spans[1:]
+            for place in range(span.start, span.stop)
+        )
+        return Timing(columns, decoding / decoded, teaching / max(1, asked))

@@ -1,0 +1,79 @@
+"""Making the views of a training on its device: whether it can, and the loader's part in it."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from transformers import default_data_collator
+
+from hf_dr.errors import ConfigError
+from hf_dr.replay.augmented import AugmentedDataset
+from hf_dr.replay.dataset import ReinforcedDataset
+from hf_dr.replay.device import UndoneCollator, UndoneViews
+from hf_dr.replay.reinforced_data import ReinforcedData
+from hf_dr.replay.streaming import StreamedReinforcedDataset
+from hf_dr.training.arguments import ReinforcedTrainingArguments
+from hf_dr.views.device.augment import DeviceAugmentation, is_fast_on
+from hf_dr.views.device.packing import DoneBatch
+from hf_dr.views.device.plan import unsupported
+
+logger = logging.getLogger(__name__)
+
+_COVERED = (ReinforcedDataset, AugmentedDataset, StreamedReinforcedDataset)
+
+
+def device_augmentation(
+    args: ReinforcedTrainingArguments, train: ReinforcedData, data_collator: Any
+) -> DeviceAugmentation | None:
+    """Returns what makes the views on the device of a training; None where the loader's workers make them.
+
+    Args:
+        args: Settings.
+        train: What is learnt from.
+        data_collator: The trainer's.
+
+    Raises:
+        ConfigError: `augment_on` asks for the device, which cannot make them.
+    """
+    if args.augment_on == "cpu" or (args.augment_on == "auto" and not is_fast_on(args.device)):
+        return None
+    reasons = []
+    if type(train) not in _COVERED:
+        reasons.append(f"{type(train).__name__} has no device version")
+    else:
+        reasons += unsupported(train.augmentations[0])
+    if data_collator is not default_data_collator:
+        reasons.append("a `data_collator` of your own is given views that are made")
+    if getattr(args.accelerator_config, "dispatch_batches", None):
+        reasons.append("`dispatch_batches` sends tensors only")
+    if not reasons:
+        return DeviceAugmentation(train.augmentations[0])
+    if args.augment_on == "device":
+        raise ConfigError(
+            f"`augment_on` must be `cpu` or `auto` for this training, got `device`: {'; '.join(reasons)}. Leave it out."
+        )
+    logger.warning("Views are made on the CPU, which may take longer: %s.", "; ".join(reasons))
+    return None
+
+
+def undone(dataset: Any, augmenter: DeviceAugmentation, collate: Any) -> tuple[Any, UndoneCollator]:
+    """Returns what a loader reads and how it collates where the device makes the views."""
+    streamed = isinstance(dataset, StreamedReinforcedDataset)
+    return dataset.undone() if streamed else UndoneViews(dataset), UndoneCollator(augmenter, collate)
+
+
+def with_made_views(batch: dict[str, Any], *, channels_last: bool) -> dict[str, Any]:
+    """Returns a batch with its views as a tensor, once the device has them."""
+    pixels = batch.get("pixel_values")
+    if not isinstance(pixels, DoneBatch):
+        return batch
+    return {**batch, "pixel_values": pixels.pixels(channels_last=channels_last)}
+
+
+def uses_channels_last(args: ReinforcedTrainingArguments, model: torch.nn.Module) -> bool:
+    """Returns whether a model is trained in channels_last: as asked for, else on a GPU where it has convolutions."""
+    if args.channels_last is not None:
+        return args.channels_last
+    return args.device.type == "cuda" and any(parameter.ndim == 4 for parameter in model.parameters())

@@ -1,0 +1,137 @@
+"""The settings of a training that shape its weights: a run goes on with the same ones, or is refused, or says what changes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Mapping
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainingArguments
+
+from hf_dr.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+SETTINGS_FILE = "training_settings.json"
+"""The settings, in each checkpoint."""
+
+# Whatever is in none of these lists is compared: a new argument of transformers' is, too.
+OF_REPORTING = frozenset({
+    "logging_strategy", "logging_steps", "logging_first_step", "log_on_each_node", "logging_nan_inf_filter",
+    "include_num_input_tokens_seen", "log_level", "log_level_replica", "disable_tqdm", "report_to", "run_name", "project",
+    "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id", "debug", "skip_memory_metrics",
+})  # fmt: skip
+OF_MEASURING = frozenset({
+    "per_device_eval_batch_size", "prediction_loss_only", "eval_on_start", "eval_do_concat_batches", "eval_use_gather_object",
+    "eval_accumulation_steps", "include_for_metrics", "batch_eval_metrics", "bf16_full_eval", "fp16_full_eval",
+})  # fmt: skip
+OF_SAVING = frozenset({
+    "output_dir", "save_only_model", "save_on_each_node", "save_total_limit", "enable_jit_checkpoint", "push_to_hub",
+    "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push", "hub_revision",
+})  # fmt: skip
+OF_THE_MACHINE = frozenset({
+    "use_cpu", "local_rank", "ddp_backend", "ddp_timeout", "dataloader_num_workers", "dataloader_pin_memory",
+    "dataloader_persistent_workers", "dataloader_prefetch_factor", "dataloader_multiprocessing_context",
+    "torch_empty_cache_steps", "do_train", "do_eval", "do_predict", "resume_from_checkpoint",
+    "restore_callback_states_from_checkpoint",
+})  # fmt: skip
+NOT_COMPARED = OF_REPORTING | OF_MEASURING | OF_SAVING | OF_THE_MACHINE
+"""What shapes no weights."""
+OF_THE_BEST = frozenset({
+    "metric_for_best_model", "greater_is_better", "eval_strategy", "eval_steps", "eval_delay", "save_strategy", "save_steps",
+})  # fmt: skip
+"""What shapes weights only where evaluations choose the best ones, or the learning rate."""
+SAID = ("num_train_epochs", "max_steps", "device")
+"""What may change; it is said that it does."""
+
+
+def kept_settings(args: TrainingArguments) -> dict[str, Any]:
+    """Returns the settings that shape the weights of a training, for JSON, the length and the kind of device included."""
+    chosen = args.load_best_model_at_end or _plain(args.save_strategy) == "best"
+    chosen = chosen or _plain(args.lr_scheduler_type) in ("reduce_lr_on_plateau", "greedy")
+    settings = {}
+    for field in dataclasses.fields(args):
+        if field.name not in NOT_COMPARED:
+            settings[field.name] = (
+                _plain(getattr(args, field.name)) if chosen or field.name not in OF_THE_BEST else None
+            )
+    return {**settings, "processes": args.world_size, "device": args.device.type}
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, str]:
+    """Returns, for each setting that differs, both values as words. One that is not known there is of a later version."""
+    return {
+        name: f"{there[name]!s:.80} there, {value!s:.80} here"
+        for name, value in here.items()
+        if name in there and there[name] != value
+    }
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Reads settings that were written with a checkpoint; nothing where there are none.
+
+    Raises:
+        ConfigError: They cannot be read.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise ConfigError(
+            f"{path} must hold the settings of its checkpoint, but it cannot be read: {error!s:.100}. Resume from another one."
+        ) from error
+
+
+def compare_settings(
+    checkpoint: Path, there: Mapping[str, Any], here: Mapping[str, Any], args: TrainingArguments, *, loud: bool
+) -> None:
+    """Compares the settings of a checkpoint with those of the run that goes on from it, and says what changes.
+
+    Args:
+        checkpoint: The folder.
+        there: What the trainer itself wrote down with it; where this says what comes of an argument, it counts alone.
+        here: The same for the run that goes on.
+        args: Those of the run.
+        loud: Whether this process says it.
+
+    Raises:
+        ConfigError: A setting that shapes the weights differs.
+    """
+    of_arguments = differences(read_settings(checkpoint / SETTINGS_FILE), kept_settings(args))
+    said = {name: of_arguments.pop(name) for name in SAID if name in of_arguments}
+    found = differences(there, here)
+    found.update({name: values for name, values in of_arguments.items() if name not in there or name not in here})
+    if found:
+        differing = "; ".join(f"{name}: {values}" for name, values in found.items())
+        raise ConfigError(
+            f"a run must be resumed with its own settings, but {checkpoint} differs in {differing}. Restore them, or start a "
+            "new run in another `output_dir`."
+        )
+    if said and loud:
+        changes = "; ".join(f"{name}: {values}" for name, values in said.items())
+        logger.warning(
+            "Going on from %s with %s. From there on the learning rate follows the new length, and another device rounds "
+            "otherwise: the weights are not those of one uninterrupted run.",
+            checkpoint,
+            changes,
+        )
+    if args.ignore_data_skip and loud:
+        logger.warning("With `ignore_data_skip` the epoch of %s begins again: some of its rows come twice.", checkpoint)
+
+
+def _plain(value: Any) -> Any:
+    """Returns a setting as JSON gives it back."""
+    if isinstance(value, Enum):
+        return value.value
+    if hasattr(value, "to_dict"):
+        value = value.to_dict()
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple, set)):
+        return [_plain(one) for one in value]
+    return value if value is None or isinstance(value, (str, int, float, bool)) else str(value)

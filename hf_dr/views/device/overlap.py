@@ -1,0 +1,114 @@
+"""Keeping a device busy: streams of their own for what runs beside the main work, and results that are read later."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import torch
+
+Batch = TypeVar("Batch")
+Asked = TypeVar("Asked")
+Result = TypeVar("Result")
+
+_STREAMS: dict[tuple[torch.device, str], torch.cuda.Stream] = {}
+
+
+def side_stream(device: torch.device, purpose: str) -> torch.cuda.Stream:
+    """Returns the process's stream of a device for a purpose, e.g. `views` or `hashes`."""
+    key = (device, purpose)
+    if key not in _STREAMS:
+        _STREAMS[key] = torch.cuda.Stream(device)
+    return _STREAMS[key]
+
+
+class LaterOnHost:
+    """Tensors of a device that are copied to the host without waiting, and read later.
+
+    Args:
+        tensors: On one device.
+    """
+
+    def __init__(self, *tensors: torch.Tensor) -> None:
+        self._done: torch.cuda.Event | None = None
+        self._copies = list(tensors)
+        if tensors[0].device.type != "cuda":
+            self._copies = [tensor.cpu() for tensor in tensors]
+            return
+        for n, tensor in enumerate(tensors):
+            self._copies[n] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            self._copies[n].copy_(tensor, non_blocking=True)
+        self._done = torch.cuda.Event()
+        self._done.record(torch.cuda.current_stream(tensors[0].device))
+
+    def get(self) -> list[torch.Tensor]:
+        """Waits for the copies and returns them."""
+        if self._done is not None:
+            self._done.synchronize()
+        return self._copies
+
+
+def ahead(
+    batches: Iterable[Batch], ask: Callable[[Batch], Asked], finish: Callable[[Batch, Asked], Result], depth: int = 3
+) -> Generator[Result]:
+    """Yields `finish(batch, ask(batch))` for each batch, in order, with `ask` running ahead.
+
+    `ask` gives work to the device and does not wait for it; `finish` reads what has come of it meanwhile. All runs in the
+    caller's thread: threads would take Python's lock from each other at every operation.
+
+    Args:
+        batches: May give work to the device, too.
+        ask: See above.
+        finish: See above.
+        depth: The device has at most so many batches of work before it.
+    """
+    waiting: deque[tuple[Batch, Asked]] = deque()
+    for batch in batches:
+        waiting.append((batch, ask(batch)))
+        if len(waiting) > depth:
+            yield finish(*waiting.popleft())
+    while waiting:
+        yield finish(*waiting.popleft())
+
+
+class Background:
+    """Does one thing after the other in a thread: for work that leaves Python's lock alone, such as encoding a file.
+
+    After an error nothing more is done: what comes next may build upon what has failed.
+
+    Args:
+        depth: `submit` waits where so many things are still to be done.
+    """
+
+    def __init__(self, depth: int = 2) -> None:
+        self._pool = ThreadPoolExecutor(1, "background")
+        self._waiting: deque[Future[Any]] = deque()
+        self._depth = depth
+        self._failed = False
+
+    def submit(self, work: Callable[..., Any], *arguments: Any) -> None:
+        """Does `work(*arguments)` later; raises what earlier work raised."""
+        while len(self._waiting) >= self._depth:
+            self._waiting.popleft().result()
+        self._waiting.append(self._pool.submit(self._do, work, *arguments))
+
+    def _do(self, work: Callable[..., Any], *arguments: Any) -> None:
+        if self._failed:
+            return
+        try:
+            work(*arguments)
+        except BaseException:
+            self._failed = True
+            raise
+
+    def wait(self) -> None:
+        """Waits until all is done; raises what it raised."""
+        while self._waiting:
+            self._waiting.popleft().result()
+
+    def close(self) -> None:
+        """Drops what has not begun, and ends the thread."""
+        self._pool.shutdown(cancel_futures=True)
+        self._waiting.clear()

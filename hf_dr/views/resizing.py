@@ -1,0 +1,39 @@
+"""Resizing by arithmetic that no version of Pillow changes: which of the two passes comes first is said here.
+
+A resize is two passes, along the rows and along the columns, with an image of 8 bits in between, so their order can change a
+pixel by a level. Pillow took the horizontal pass first up to version 12; version 13 chooses by the sizes
+(python-pillow/Pillow pull request 9549). A pass alone is the same in all of them. docs/format.md has the arithmetic of a pass.
+"""
+
+from __future__ import annotations
+
+import PIL.Image
+
+HORIZONTAL = "horizontal"
+PILLOW_13 = "pillow13"
+PASSES = (HORIZONTAL, PILLOW_13)
+"""Which pass comes first: always the horizontal one, or the one that Pillow 13 chooses by the sizes."""
+
+
+def vertical_first(size: tuple[int, int], new_size: tuple[int, int], passes: str) -> bool:
+    """Returns whether the vertical pass comes first; sizes are (height, width)."""
+    fewer_rows = size[0] - new_size[0]
+    fewer_columns = size[1] - new_size[1]
+    return passes == PILLOW_13 and fewer_rows > 0 and fewer_rows > 2 * fewer_columns
+
+
+def resize(
+    image: PIL.Image.Image, size: tuple[int, int], resampling: PIL.Image.Resampling, passes: str = HORIZONTAL
+) -> PIL.Image.Image:
+    """Resizes an image, one pass after the other.
+
+    Args:
+        image: RGB.
+        size: The new (height, width).
+        resampling: Pillow's filter.
+        passes: One of `PASSES`.
+    """
+    height, width = size
+    if vertical_first((image.height, image.width), size, passes):
+        return image.resize((image.width, height), resampling).resize((width, height), resampling)
+    return image.resize((width, image.height), resampling).resize((width, height), resampling)

@@ -1,0 +1,198 @@
+"""What a run goes on from: its own settings, whole checkpoints, and a folder that nobody else writes to."""
+
+import copy
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from hf_dr.errors import ConfigError
+from hf_dr.training.arguments import ReinforcedTrainingArguments
+from hf_dr.training.checkpoints import find_damage, last_checkpoint
+from hf_dr.training.kept_settings import NOT_COMPARED, OF_THE_BEST, SAID, SETTINGS_FILE, compare_settings, kept_settings
+from hf_dr.training.resumable import LOCK_FILE
+from hf_dr.training.trainer import ReinforcedTrainer
+from training.helpers import STEPS, Pooled, pooled, same, settings_in, weights
+
+FIELDS = [field.name for field in dataclasses.fields(ReinforcedTrainingArguments)]
+
+
+def another(value: Any) -> Any:
+    """Returns another value than an argument has."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, (int, float)):
+        return value + 1
+    return "another"
+
+
+def write_settings(folder: Path, args: ReinforcedTrainingArguments) -> None:
+    (folder / SETTINGS_FILE).write_text(json.dumps(kept_settings(args)))
+
+
+@pytest.mark.parametrize("best", [False, True])
+@pytest.mark.parametrize("name", FIELDS)
+def test_every_setting_is_compared_unless_it_shapes_no_weights(settings, tmp_path, caplog, name, best):
+    args = settings()
+    args.load_best_model_at_end = best and name != "load_best_model_at_end"
+    write_settings(tmp_path, args)
+    compare_settings(tmp_path, {}, {}, args, loud=True)
+    assert not caplog.text
+    other = copy.copy(args)
+    setattr(other, name, another(getattr(args, name)))
+    free = name in NOT_COMPARED or name in SAID or (name in OF_THE_BEST and not best)
+    if free:
+        compare_settings(tmp_path, {}, {}, other, loud=True)
+        assert ("Going on from" in caplog.text) == (name in SAID)
+        assert (f"{name}: " in caplog.text) == (name in SAID)
+    else:
+        with pytest.raises(
+            ConfigError, match=rf"must be resumed with its own settings, but .*\b{name}: .* there, .* here"
+        ):
+            compare_settings(tmp_path, {}, {}, other, loud=True)
+
+
+def test_the_lists_name_arguments_that_exist():
+    assert set(FIELDS) >= NOT_COMPARED | OF_THE_BEST | (set(SAID) - {"device"})
+    assert not NOT_COMPARED & OF_THE_BEST
+
+
+@pytest.fixture(scope="module")
+def two_epochs(tmp_path_factory, _plain) -> Path:
+    """A finished training of two epochs, with a checkpoint of each. Read only."""
+    out = tmp_path_factory.mktemp("two_epochs")
+    args = settings_in(out, save_strategy="epoch", num_train_epochs=2)
+    ReinforcedTrainer(pooled(), args, train_dataset=copy.copy(_plain)).train()
+    return out
+
+
+@pytest.fixture
+def resume(tmp_path, two_epochs, plain) -> Callable[..., Pooled]:
+    """Goes on in a copy of the folder with other settings; returns the student."""
+
+    def go_on(checkpoint: str | bool = f"checkpoint-{STEPS}", **changes: Any) -> Pooled:
+        out = tmp_path / "out"
+        if not out.exists():
+            shutil.copytree(two_epochs, out)
+        given = {"save_strategy": "epoch", "num_train_epochs": 2, **changes}
+        trainer = ReinforcedTrainer(pooled(), settings_in(out, **given), train_dataset=plain)
+        trainer.train(resume_from_checkpoint=checkpoint if checkpoint is True else str(out / checkpoint))
+        return trainer.model
+
+    return go_on
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"learning_rate": 0.1}, {"weight_decay": 0.1}, {"per_device_train_batch_size": 2}, {"gradient_accumulation_steps": 2},
+        {"lr_scheduler_type": "cosine"}, {"warmup_steps": 2}, {"bf16": True}, {"dataloader_drop_last": True},
+        {"max_grad_norm": 2.0}, {"optim": "adamw_torch"}, {"seed": 7}, {"momentum": 0.5}, {"nesterov": False},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_setting_that_shapes_the_weights_is_refused(resume, changes):
+    (name,) = changes
+    with pytest.raises(ConfigError, match=rf"must be resumed with its own settings, but .*-3 differs in .*\b{name}: "):
+        resume(**changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {}, {"dataloader_num_workers": 1}, {"logging_steps": 2}, {"save_total_limit": 1}, {"per_device_eval_batch_size": 1},
+        {"save_strategy": "steps", "save_steps": 1},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_setting_that_does_not_may_change(resume, two_epochs, plain, changes, caplog):
+    resumed = resume(**changes)
+    assert "Going on from" not in caplog.text
+    assert same(weights(resumed), load_file(two_epochs / f"checkpoint-{2 * STEPS}" / "model.safetensors"))
+
+
+def test_more_epochs_are_said_once(resume, caplog):
+    resume(f"checkpoint-{2 * STEPS}", num_train_epochs=3)
+    assert caplog.text.count("Going on from") == 1
+    assert "num_train_epochs: 2 there, 3 here. From there on the learning rate follows the new length" in caplog.text
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGE: dict[str, Callable[[Path], Any]] = {
+    "a bit": flip,
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "missing": Path.unlink,
+}
+FILES = (
+    "model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "reinforced_training.json",
+    "training_settings.json", "checksums.json",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+@pytest.mark.parametrize("file", FILES)
+def test_a_damaged_checkpoint_is_left_out(resume, tmp_path, two_epochs, caplog, file, kind):
+    last = f"checkpoint-{2 * STEPS}"
+    shutil.copytree(two_epochs, tmp_path / "out")
+    damaged = tmp_path / "out" / last
+    DAMAGE[kind](damaged / file)
+    assert find_damage(damaged) is not None
+    # A bit of the list itself makes another file one that is not as listed.
+    name = file if file != "checksums.json" or kind != "a bit" else ""
+    with pytest.raises(ConfigError, match=rf"must name a whole checkpoint, but .*-6 (was|is) .*{name}"):
+        resume(last)
+    assert last_checkpoint(str(tmp_path / "out")) == str(tmp_path / "out" / f"checkpoint-{STEPS}")
+    assert f"Skipping {damaged}, which " in caplog.text
+    resumed = resume(True)
+    assert same(weights(resumed), load_file(two_epochs / last / "model.safetensors"))
+    assert find_damage(damaged) is None, "it was made again"
+
+
+def test_a_checkpoint_without_an_optimizer_is_left_out(plain, settings, tmp_path):
+    args = settings(save_strategy="epoch", save_only_model=True)
+    trainer = ReinforcedTrainer(pooled(), args, train_dataset=plain)
+    trainer.train()
+    assert last_checkpoint(str(tmp_path / "out")) is None
+    with pytest.raises(ConfigError, match=r"must find a whole checkpoint in `output_dir`, but .* has none"):
+        trainer.train(resume_from_checkpoint=True)
+    with pytest.raises(
+        ConfigError, match=r"holds the model only, without the state of its optimizer \(`save_only_model`\)"
+    ):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "out" / f"checkpoint-{STEPS}"))
+
+
+def test_two_trainings_in_one_folder_are_refused(plain, settings, tmp_path):
+    holder = (
+        "import filelock, sys\n"
+        "with filelock.FileLock(sys.argv[1]):\n"
+        "    print('held', flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    (tmp_path / "out").mkdir()
+    command = [sys.executable, "-c", holder, str(tmp_path / "out" / LOCK_FILE)]
+    student = pooled()
+    trainer = ReinforcedTrainer(student, settings(), train_dataset=plain)
+    before = weights(student)
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(
+            ConfigError, match=r"`output_dir` must not be in use, but another training is writing to .*out"
+        ):
+            trainer.train()
+        assert same(weights(student), before)
+    with trainer.alone():
+        trainer.train()
+    assert not same(weights(student), before)

@@ -1,0 +1,101 @@
+"""What a student is evaluated on, and a student that is given by its name."""
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import ViTImageProcessor
+
+from hf_dr.errors import ConfigError, DataError
+from hf_dr.training.students import LabelledImages, build_student, evaluation_augmentation
+from hf_dr.training.trainer import ReinforcedTrainer
+from training.helpers import ROWS, SIZE, pooled, same, transformers_student, weights
+
+
+def top1(prediction):
+    return {"top1": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
+
+
+def test_a_plain_dataset_is_evaluated_as_its_images(tiny_dataset, plain, pictures, settings):
+    renamed = tiny_dataset.rename_columns({"image": "photo", "label": "kind"})
+    several = {"one": tiny_dataset, "other": renamed, "pictures": pictures}
+    trainer = ReinforcedTrainer(pooled(), settings(), train_dataset=plain, eval_dataset=several, compute_metrics=top1)
+    metrics = trainer.evaluate()
+    assert metrics["eval_one_loss"] == metrics["eval_other_loss"] == metrics["eval_pictures_loss"] > 0
+    assert trainer.evaluate(tiny_dataset)["eval_loss"] == metrics["eval_one_loss"]
+    predicted = trainer.predict(tiny_dataset)
+    assert predicted.predictions.shape == (len(tiny_dataset), 8)
+    assert predicted.label_ids.tolist() == tiny_dataset["label"][:]
+
+    def own(rows):
+        return {"pixel_values": [torch.zeros(3, SIZE, SIZE)] * len(rows["label"]), "labels": rows["label"]}
+
+    args = settings(remove_unused_columns=False)
+    grey = ReinforcedTrainer(pooled(), args, train_dataset=plain, eval_dataset=tiny_dataset.with_transform(own))
+    assert grey.evaluate()["eval_loss"] != metrics["eval_one_loss"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "found"), [([-1] * ROWS, "12 of 12 rows have others"), ([0] * 11 + [8], "1 of 12 rows have others"),
+                          ([0] * 5 + [None] + [1] * 6, r"1 of 12 rows have others \(-1; -1 is no label\), the first is row 5")],
+)  # fmt: skip
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_labels_are_looked_at_before_the_training(tiny_dataset, plain, settings, labels, found, wrapped):
+    images = tiny_dataset.remove_columns("label").add_column("label", labels)
+    given = LabelledImages(images, evaluation_augmentation(SIZE)) if wrapped else {"test": images}
+    with pytest.raises(DataError, match=rf"labels of `eval_dataset` must be from 0 to 7, but {found}"):
+        ReinforcedTrainer(pooled(), settings(), train_dataset=plain, eval_dataset=given)
+
+
+def test_other_classes_or_none_are_refused(tiny_dataset, plain, settings):
+    names = tiny_dataset.features["label"].names
+    turned = tiny_dataset.cast_column("label", datasets.ClassLabel(names=[*names[1:], names[0]]))
+    words = tiny_dataset.remove_columns("label").add_column("label", ["cat"] * len(tiny_dataset))
+    for images, error, message in (
+        (turned, ConfigError, "must have the classes of the .* but class 0 is 'blue' there and 'black'"),
+        (words, DataError, "`label` must hold class numbers, got Value"),
+        (tiny_dataset.select_columns(["image"]), DataError, "`eval_dataset` must have a column of labels, found image"),
+    ):
+        with pytest.raises(error, match=message):
+            ReinforcedTrainer(pooled(), settings(), train_dataset=plain, eval_dataset=images)
+
+
+def test_a_student_by_its_name(plain, pictures, settings, tmp_path):
+    fresh = [ReinforcedTrainer("timm:test_resnet", settings(), train_dataset=plain) for _ in range(2)]
+    assert same(weights(fresh[0].model), weights(fresh[1].model))
+    assert fresh[0].model.config.pretrained_cfg["input_size"] == [3, SIZE, SIZE]
+    assert list(fresh[0].model.config.id2label.values()) == plain.class_names
+
+    folder = tmp_path / "vit"
+    student = transformers_student("vit")
+    student.save_pretrained(folder)
+    ViTImageProcessor(size={"height": 48, "width": 48}, image_mean=[0.1] * 3).save_pretrained(folder)
+    trainer = ReinforcedTrainer(folder, settings(max_steps=1), train_dataset=plain, eval_dataset=pictures)
+    assert same(weights(trainer.model), weights(student))
+    assert dict(trainer.processing_class.size) == {"height": SIZE, "width": SIZE}
+    trainer.train()
+    assert np.isfinite(trainer.evaluate()["eval_loss"])
+    with pytest.raises(
+        ConfigError, match="`model` must be a model where `train_dataset` is not what `load_reinforced` re"
+    ):
+        ReinforcedTrainer("timm:test_resnet", settings(), train_dataset=pictures)
+
+
+def test_a_student_of_timm_from_a_file(tmp_path):
+    three = build_student("timm:test_resnet", ["a", "b", "c"], 3)
+    native = three.timm_model.state_dict()
+    save_file(native, tmp_path / "own.safetensors")
+    name = f"timm:test_resnet@{tmp_path / 'own.safetensors'}"
+    assert same(weights(build_student(name, ["a", "b", "c"], 3)), weights(three))
+    more = build_student(name, None, 8).timm_model.state_dict()
+    assert [key for key in native if more[key].shape != native[key].shape] == ["fc.weight", "fc.bias"]
+    assert all(torch.equal(more[key], native[key]) for key in native if not key.startswith("fc."))
+    with pytest.raises(
+        ConfigError, match=r"own\.safetensors must be those of timm's test_vit, but \d+ of them do not fit"
+    ):
+        build_student(name.replace("test_resnet", "test_vit"), None, 8)
+    (tmp_path / "own.safetensors").write_bytes(b"nothing")
+    for file in (name, "timm:test_resnet@nowhere.safetensors"):
+        with pytest.raises(ConfigError, match=r"must name a \.safetensors file, but .* cannot be read"):
+            build_student(file, None, 8)

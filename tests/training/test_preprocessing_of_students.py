@@ -1,0 +1,97 @@
+"""What a student is shown in training and evaluation is what its saved image processor shows it."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from torch import nn
+from transformers import AutoImageProcessor, AutoModelForImageClassification, MobileViTConfig
+
+from hf_dr.errors import ConfigError, TeacherError
+from hf_dr.training.trainer import ReinforcedTrainer
+from training.helpers import SIZE, timm_student, transformers_student
+
+SQUARE = {"size": {"height": SIZE, "width": SIZE}}
+PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ViT": ("ViTImageProcessor", SQUARE),
+    "ViT, another mean and std": (
+        "ViTImageProcessor",
+        {**SQUARE, "image_mean": [0.1, 0.2, 0.3], "image_std": [0.3] * 3},
+    ),
+    "ViT, not normalised": ("ViTImageProcessor", {**SQUARE, "do_normalize": False}),
+    "ViT, another rescale factor": ("ViTImageProcessor", {**SQUARE, "rescale_factor": 1 / 127.5}),
+    "ViT, not rescaled": ("ViTImageProcessor", {**SQUARE, "do_rescale": False, "do_normalize": False}),
+    "MobileViT": ("MobileViTImageProcessor", {"size": {"shortest_edge": SIZE}, "crop_size": SQUARE["size"]}),
+    "CLIP": ("CLIPImageProcessor", {"size": {"shortest_edge": SIZE}, "crop_size": SQUARE["size"]}),
+    "EfficientNet": ("EfficientNetImageProcessor", {**SQUARE, "rescale_offset": True, "rescale_factor": 1 / 127.5}),
+}
+
+
+def mobilevit() -> nn.Module:
+    torch.manual_seed(0)
+    config = MobileViTConfig(
+        image_size=32, hidden_sizes=[16, 16, 16], neck_hidden_sizes=[8, 8, 8, 8, 8, 8, 16], num_labels=8
+    )
+    return AutoModelForImageClassification.from_config(config)
+
+
+@pytest.mark.parametrize("kind", PROCESSORS)
+def test_the_trainer_evaluates_as_the_saved_processor_shows_images(settings, tmp_path, plain, pictures, kind):
+    name, given = PROCESSORS[kind]
+    processor = getattr(transformers, name)(**given)
+    student = mobilevit() if kind == "MobileViT" else transformers_student("vit")
+    trainer = ReinforcedTrainer(
+        student, settings(max_steps=1), train_dataset=plain, eval_dataset=pictures, processing_class=processor
+    )
+    trainer.train()
+    trainer.save_model(str(tmp_path / "student"))
+    measured = trainer.predict(pictures).predictions
+    assert measured.std() > 0
+
+    model = AutoModelForImageClassification.from_pretrained(tmp_path / "student").eval()
+    saved = AutoImageProcessor.from_pretrained(tmp_path / "student")
+    images = [np.array(pictures[row]["pixel_values"].permute(1, 2, 0)) for row in range(len(pictures))]
+    with torch.inference_mode():
+        shown = model(saved(images, return_tensors="pt")["pixel_values"]).logits
+    np.testing.assert_allclose(measured, shown.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_training_shows_what_evaluation_shows(settings, plain):
+    """By the definition: blue first, and pixels divided by 255 only."""
+    processor = transformers.MobileViTImageProcessor(size={"shortest_edge": SIZE}, crop_size=SQUARE["size"])
+    trainer = ReinforcedTrainer(mobilevit(), settings(), train_dataset=plain, processing_class=processor)
+    pixels = plain[0]["pixel_values"][None]
+    shown = trainer._student_inputs({"pixel_values": pixels})["pixel_values"]
+    torch.testing.assert_close(shown, pixels[:, [2, 1, 0]] / 255)
+
+
+def test_the_processor_of_timm_is_the_models_own(settings, plain, tmp_path: Path):
+    student = timm_student()
+    student.config.pretrained_cfg.update(mean=[0.1, 0.2, 0.3], std=[0.4, 0.5, 0.6])
+    student.save_pretrained(tmp_path)
+    processor = AutoImageProcessor.from_pretrained(tmp_path)
+    trainer = ReinforcedTrainer(student, settings(), train_dataset=plain, processing_class=processor)
+    grey = torch.full((1, 3, 2, 2), 51, dtype=torch.uint8)
+    shown = trainer._student_inputs({"pixel_values": grey})["pixel_values"]
+    torch.testing.assert_close(shown[0, :, 0, 0], torch.tensor([0.25, 0.0, -1 / 6]))
+
+
+def test_what_cannot_be_done_is_refused(settings, plain):
+    given = {"train_dataset": plain, "processing_class": transformers.ViTImageProcessor(**SQUARE)}
+    with pytest.raises(ConfigError, match=r"`normalization` must be that of `processing_class`.* got \(\(0\.1, "):
+        ReinforcedTrainer(
+            transformers_student("vit"), settings(), normalization=((0.1, 0.2, 0.3), (1.0, 1.0, 1.0)), **given
+        )
+    reversing = transformers.MobileViTImageProcessor(size={"shortest_edge": SIZE}, crop_size=SQUARE["size"])
+    with pytest.raises(ConfigError, match="must leave the channels in the order RGB for a model of timm"):
+        ReinforcedTrainer(timm_student(), settings(), **{**given, "processing_class": reversing})
+
+    class Brighter(transformers.ViTImageProcessor):
+        def rescale_and_normalize(self, *arguments: Any, **settings: Any) -> Any:
+            return super().rescale_and_normalize(*arguments, **settings) + 1
+
+    with pytest.raises(TeacherError, match=r"must rescale, normalise and order the channels as its configuration says"):
+        ReinforcedTrainer(transformers_student("vit"), settings(), **{**given, "processing_class": Brighter(**SQUARE)})

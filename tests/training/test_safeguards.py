@@ -1,0 +1,161 @@
+"""What a training does that would else end well and be wrong: the worst model kept, rows left out, weights of NaN."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForImageClassification
+
+from hf_dr.errors import ConfigError
+from hf_dr.evaluation.metrics import compute_metrics
+from hf_dr.replay.loading import load_reinforced
+from hf_dr.training.trainer import ReinforcedTrainer
+from training.helpers import ROWS, STEPS, Pooled, Watched, by_hand, pooled, same, timm_student, weights
+
+BEST = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True}
+
+
+@pytest.mark.parametrize("metric", ["nll", "eval_ece", "brier", "ema_nll", "loss", "top1"])
+def test_the_best_model_is_the_best(plain, pictures, settings, metric):
+    # A rate at which the metrics go up and down.
+    args = settings(
+        num_train_epochs=4,
+        learning_rate=1.0,
+        lr_scheduler_type="constant",
+        ema_decay=0.5,
+        metric_for_best_model=metric,
+        **BEST,
+    )
+    trainer = ReinforcedTrainer(
+        pooled(), args, train_dataset=plain, eval_dataset=pictures, compute_metrics=compute_metrics
+    )
+    trainer.train()
+    key = f"eval_{metric.removeprefix('eval_')}"
+    seen = [entry[key] for entry in trainer.state.log_history if key in entry]
+    assert len(seen) == 4
+    assert trainer.state.best_metric == (max(seen) if metric == "top1" else min(seen))
+
+
+def test_greater_is_better_can_still_be_said(settings):
+    assert settings(metric_for_best_model="nll").greater_is_better is False
+    assert settings(metric_for_best_model="nll", greater_is_better=True).greater_is_better is True
+    assert settings(metric_for_best_model="top1").greater_is_better is True
+
+
+@pytest.mark.parametrize(
+    ("metric", "several", "known"),
+    [("accuracy", False, "brier, ece, loss, nll, top1, top5"), ("top1", True, "a_brier, .*, b_top1, b_top5"),
+     ("ema_top1", False, "brier, ")],
+)  # fmt: skip
+def test_a_metric_that_does_not_exist_is_refused_before_training(plain, pictures, settings, metric, several, known):
+    given = {"a": pictures, "b": pictures} if several else pictures
+    args = settings(metric_for_best_model=metric, **BEST)
+    student = pooled()
+    trainer = ReinforcedTrainer(student, args, train_dataset=plain, eval_dataset=given, compute_metrics=compute_metrics)
+    before = weights(student)
+    with pytest.raises(ConfigError, match=rf"`metric_for_best_model` must be one of {known}.* got '{metric}'"):
+        trainer.train()
+    assert same(before, weights(student))
+
+
+def test_metrics_of_ones_own_are_known_where_they_can_be(plain, pictures, settings):
+    def picky(prediction):
+        if len(prediction.label_ids) != ROWS:
+            raise RuntimeError("not my data")
+        return {"mine": 1.0}
+
+    args = settings(metric_for_best_model="mine", **BEST)
+    trainer = ReinforcedTrainer(pooled(), args, train_dataset=plain, eval_dataset=pictures, compute_metrics=picky)
+    assert trainer.metric_names() is None
+    trainer.train()
+    assert trainer.state.best_metric == 1.0
+
+
+@pytest.mark.parametrize("changes", [{}, {"logging_steps": 500, "save_strategy": "steps", "save_steps": 4}], ids=str)
+def test_a_diverged_training_is_an_error_and_saves_nothing(plain, settings, tmp_path, changes):
+    args = settings(
+        learning_rate=1e38, lr_scheduler_type="constant", max_grad_norm=0, num_train_epochs=3, momentum=0.0, **changes
+    )
+    trainer = ReinforcedTrainer(pooled(), args, train_dataset=plain)
+    with pytest.raises(
+        ConfigError, match=r"the loss must be a finite number, but it was none in step 2: .* Lower `learni"
+    ):
+        trainer.train()
+    assert trainer.state.global_step == (2 if not changes else STEPS)
+    assert not list((tmp_path / "out").glob("checkpoint-*"))
+    with torch.no_grad():
+        trainer.model.linear.bias[0] = math.nan
+    with pytest.raises(ConfigError, match=r"weights must be finite numbers to be saved, but those of linear\."):
+        trainer.save_model(str(tmp_path / "final"))
+    assert not (tmp_path / "final" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("batch", [5, 64])
+def test_an_evaluation_is_of_all_rows(plain, pictures, settings, batch):
+    counts = []
+    trainer = ReinforcedTrainer(
+        pooled(),
+        settings(dataloader_drop_last=True, per_device_eval_batch_size=batch),
+        train_dataset=plain,
+        eval_dataset=pictures,
+        compute_metrics=lambda e: counts.append(len(e.label_ids)) or {},
+    )
+    trainer.evaluate()
+    trainer.evaluate(plain)
+    assert len(trainer.predict(pictures).predictions) == len(pictures)
+    assert counts == [len(pictures), ROWS, len(pictures)]
+    assert trainer.args.dataloader_drop_last
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_fewer_rows_than_a_batch_are_refused_where_it_would_be_dropped(plain, in_shards, settings, streaming):
+    dataset = load_reinforced(in_shards["plain"], streaming=True) if streaming else plain
+    args = settings(dataloader_drop_last=True, per_device_train_batch_size=64)
+    with pytest.raises(
+        ConfigError, match=r"the 12 rows for 1 processes fill no batch of 64\. Lower `per_device_train_b"
+    ):
+        ReinforcedTrainer(pooled(), args, train_dataset=dataset).train()
+    kept = Watched(pooled(), settings(per_device_train_batch_size=64), train_dataset=plain)
+    kept.train()
+    assert [len(batch["pixel_values"]) for batch in kept.seen] == [ROWS]
+
+
+class Anything(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Pooled()
+
+    def forward(self, **inputs):
+        return self.inner(inputs["pixel_values"], inputs.get("labels"))
+
+
+@pytest.mark.parametrize("wrap", ["none", "keywords", "compile", "data parallel"])
+def test_a_model_that_takes_anything_gets_its_pixels(plain, pictures, settings, tmp_path, wrap, caplog):
+    student = timm_student("test_resnet")
+    expected = ReinforcedTrainer(timm_student("test_resnet"), settings(), train_dataset=plain, eval_dataset=pictures)
+    given = {
+        "none": lambda: student,
+        "keywords": Anything,
+        "compile": lambda: torch.compile(student, backend="eager"),
+        "data parallel": lambda: nn.DataParallel(student),
+    }[wrap]()
+    trainer = ReinforcedTrainer(
+        given, settings(), train_dataset=plain, eval_dataset=pictures, compute_metrics=compute_metrics
+    )
+    assert ("is taken out of its" in caplog.text) == (wrap in ("compile", "data parallel"))
+    trainer.train()
+    metrics = trainer.evaluate()
+    assert 0 <= metrics["eval_top1"] <= 1
+    trainer.save_model(str(tmp_path / "saved"))
+    if wrap == "keywords":
+        return
+    expected.train()
+    assert metrics["eval_loss"] == expected.evaluate()["eval_loss"]
+    saved = AutoModelForImageClassification.from_pretrained(tmp_path / "saved").eval()
+    pixels = by_hand(plain[0]["pixel_values"][None])
+    with torch.inference_mode():
+        np.testing.assert_allclose(saved(pixels).logits, expected.model.eval()(pixels).logits, rtol=1e-5, atol=1e-6)
+    assert json.loads((tmp_path / "saved" / "config.json").read_text())["architecture"] == "test_resnet"

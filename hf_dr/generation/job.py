@@ -23,7 +23,7 @@ from hf_dr.generation.progress import Progress
 from hf_dr.generation.rows import RowCheck, RowStream, best_candidates
 from hf_dr.generation.sources import AnswerSource, choose_source, cut_spans
 from hf_dr.generation.writing import BackgroundWriter
-from hf_dr.processes import on_main, process_state, warm_up_kernels
+from hf_dr.processes import keep_freed_memory, on_main, process_state, warm_up_kernels
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.store.base_dataset import as_table, check_dataset
@@ -127,7 +127,7 @@ class Job:
         Args:
             part: Which of them, where several launches that know nothing of each other share the folder.
         """
-        warm_up_kernels()
+        self._prepare_process()
         state = process_state()
         lock = part.lock(self.folder)
         missing = on_main(state, lambda: self._open(lock, part))
@@ -147,7 +147,7 @@ class Job:
 
     def estimate(self, num_batches: int = 4) -> Estimate:
         """Times a few batches and returns what the whole run would take; writes nothing."""
-        warm_up_kernels()
+        self._prepare_process()
         check_same_run(self.folder, self.provenance)
         return estimate(self.plan, self.source, num_batches)
 
@@ -155,6 +155,11 @@ class Job:
         """Opens what the run has made; an overlay shows the images of its base."""
         base = self.plan.images if self.provenance.overlay else None
         return load_reinforced(self.folder.parent, self.provenance.config_name, base=base)
+
+    def _prepare_process(self) -> None:
+        warm_up_kernels()
+        if self.source.device.type == "cpu":
+            keep_freed_memory()
 
     def _open(self, lock: filelock.BaseFileLock, part: Part) -> list[int]:
         """Opens or resumes the folder; returns the missing shards."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
+import select
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -88,13 +90,31 @@ def launch(command: str, argv: Sequence[str], prog: str) -> int:
     try:
         if not COMMANDS[command].light:
             start_logging()
-        return COMMANDS[command](argv, prog)
+        try:
+            return COMMANDS[command](argv, prog)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not _nobody_reads():
+            raise
+        return 141  # as a program that the signal of a broken pipe ends
     except HfDrError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
+
+
+def _nobody_reads() -> bool:
+    """Whether the output goes to a program that has ended, such as `| head`; what is left of it is then thrown away."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    if not poll.poll(0):
+        return False
+    # The interpreter flushes once more at its end.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def _uncover_evaluate() -> None:

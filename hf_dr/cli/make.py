@@ -17,6 +17,7 @@ from hf_dr.cli.config import add_fields, built, parse
 from hf_dr.cli.flags import BaseArguments, PlusArguments, RunArguments, SmokeArguments, TeacherArguments
 from hf_dr.cli.launch import start_logging
 from hf_dr.errors import ConfigError
+from hf_dr.files import check_writable
 from hf_dr.generation.config import ExtendConfig, ImportConfig, ReinforceConfig
 from hf_dr.teacher.names import PRECISIONS
 
@@ -242,12 +243,17 @@ def inspect_command(argv: Sequence[str], prog: str) -> int:
     from hf_dr.store.findings import save_finding
     from hf_dr.store.schema import CONTACT_SHEET_FILE
 
+    for setting in ("json", "contact_sheet"):
+        if getattr(arguments, setting):
+            check_writable(Path(getattr(arguments, setting)).expanduser().parent, setting)
     folder = local_config(arguments.path, arguments.name) if arguments.save else None
     plus = built(PlusArguments, vars(arguments))
     inspection = inspect_dataset(fetch_config(arguments.path, arguments.name, revision=arguments.revision))
     print(inspection.report())
     if arguments.json:
-        Path(arguments.json).write_text(json.dumps(inspection.to_dict(), indent=2) + "\n", encoding="utf-8")
+        Path(arguments.json).expanduser().write_text(
+            json.dumps(inspection.to_dict(), indent=2) + "\n", encoding="utf-8"
+        )
     if arguments.contact_sheet:
         sheet = contact_sheet(open_reinforced(arguments.path, plus), Path(arguments.contact_sheet))
         print(f"\ncontact sheet: {sheet}")

@@ -20,7 +20,6 @@ import PIL.Image
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from hf_dr.errors import ConfigError, TeacherError, did_you_mean
 from hf_dr.evaluation.config import EvaluateConfig
@@ -35,6 +34,7 @@ from hf_dr.store.base_dataset import undecoded_images
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.members import Member, imagenet_synsets, load_member
 from hf_dr.teacher.preprocessing import Preprocessing
+from hf_dr.text import progress_bar
 from hf_dr.views.images import as_tensor, decode_row
 from hf_dr.views.ops.geometry import CenterCrop, Resize
 
@@ -202,7 +202,7 @@ class _Pass(torch.utils.data.Dataset):
         """Returns the answers (B, C) of each model to all rows, float32, in their order."""
         batches: list[list[np.ndarray]] = [[] for _ in classifiers]
         loader = DataLoader(self, self._config.batch_size, num_workers=self._config.num_workers)
-        for inputs in tqdm(loader, desc=self._label, unit="batch", leave=False):
+        for inputs in progress_bar(loader, desc=self._label, unit="batch", leave=False):
             for classifier, number, own in zip(classifiers, self._input_of, batches, strict=True):
                 own.append(classifier(inputs[number]).cpu().numpy())
         return [np.concatenate(own) for own in batches]

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import atexit
-import ctypes
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -53,32 +50,6 @@ def has_amx() -> bool:
     try:
         return "amx_bf16" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:  # not Linux
-        return False
-
-
-ALLOCATOR = "HF_DR_ALLOCATOR"
-"""The environment variable that, set to `default`, leaves the C library's allocator as it is."""
-
-# Parameters of glibc's mallopt (malloc.h), and their values here: large blocks are not mapped one by one, up to 1 GB of freed
-# memory is kept, and all threads share one arena.
-_MALLOPT = {"M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, 1 << 30), "M_ARENA_MAX": (-8, 1)}
-
-
-@cache
-def keep_freed_memory() -> bool:
-    """Has glibc keep freed memory for the process; returns whether it does. Call it before the work begins, for work on a CPU.
-
-    By itself glibc gives each large tensor back to the system when it is freed, and the next one is page-faulted in again:
-    a convolutional teacher then spends a third of its time in the kernel. No result changes, nor the peak of memory.
-    """
-    if sys.platform != "linux" or os.environ.get(ALLOCATOR) == "default":
-        return False
-    try:
-        libc = ctypes.CDLL(None)
-        libc.gnu_get_libc_version  # noqa: B018 (another C library has none)
-        results = [libc.mallopt(*setting) for setting in _MALLOPT.values()]
-        return all(result == 1 for result in results)
-    except (AttributeError, OSError):
         return False
 
 

@@ -12,22 +12,15 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from hf_dr.allocator import has_gpu, keep_freed_memory
+from hf_dr.cli import launch
 from hf_dr.errors import ConfigError
 from hf_dr.evaluation.config import EvaluateConfig
 from hf_dr.evaluation.run import run_evaluation
 from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.job import reinforce_job
 from hf_dr.generation.verify import verify
-from hf_dr.processes import (
-    KERNELS,
-    OVER_ROWS,
-    Alone,
-    find_device,
-    has_amx,
-    keep_freed_memory,
-    on_main,
-    warm_up_kernels,
-)
+from hf_dr.processes import KERNELS, OVER_ROWS, Alone, find_device, has_amx, on_main, warm_up_kernels
 from hf_dr.training.resumable import ResumableTrainer
 from tests.conftest import ALL_OPS
 
@@ -140,7 +133,7 @@ def test_the_device_is_the_accelerator_of_the_local_rank(monkeypatch):
 SAME_BYTES = """
 import sys
 import torch
-from hf_dr.processes import keep_freed_memory
+from hf_dr.allocator import keep_freed_memory
 print(keep_freed_memory(), keep_freed_memory())
 torch.manual_seed(0)
 model = torch.nn.Sequential(torch.nn.Conv2d(3, 64, 3), torch.nn.ReLU(), torch.nn.Conv2d(64, 64, 3)).eval()
@@ -196,6 +189,29 @@ def test_the_allocator_is_set_once_and_for_a_cpu_only(monkeypatch, tmp_path, tin
     monkeypatch.setattr(Library, "mallopt", lambda self, *setting: 0)
     assert not keep_freed_memory()
     keep_freed_memory.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("command", "gpu", "expected"), [("reinforce", False, 1), ("reinforce", True, 0), ("push", False, 0)]
+)
+def test_a_command_that_teaches_keeps_memory_before_torch_is_imported(monkeypatch, command, gpu, expected):
+    calls = []
+    monkeypatch.setattr(launch, "has_gpu", lambda: gpu)
+    monkeypatch.setattr(launch, "keep_freed_memory", lambda: calls.append("kept"))
+    monkeypatch.setattr(launch.Command, "__call__", lambda self, argv, prog: len(calls))
+    assert launch.launch(command, [], "hf-dr") == expected
+
+
+def test_a_gpu_that_is_hidden_is_none(monkeypatch):
+    monkeypatch.setattr("pathlib.Path.exists", lambda path: str(path) == "/dev/nvidiactl")
+    for name in ("ACCELERATE_USE_CPU", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+    assert has_gpu()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert not has_gpu()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert not has_gpu()
 
 
 def test_a_cpu_with_units_for_bfloat16_is_known_by_its_flags(monkeypatch):

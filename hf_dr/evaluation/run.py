@@ -21,6 +21,7 @@ import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch.utils.data import DataLoader
 
+from hf_dr.allocator import keep_freed_memory
 from hf_dr.errors import ConfigError, TeacherError, did_you_mean
 from hf_dr.evaluation.config import EvaluateConfig
 from hf_dr.evaluation.corruptions import corrupt, corruption_rng
@@ -29,7 +30,7 @@ from hf_dr.evaluation.metrics import reliability
 from hf_dr.evaluation.modules import Classification
 from hf_dr.evaluation.report import Report, Result
 from hf_dr.evaluation.sets import EvaluationSet, parse_set
-from hf_dr.processes import keep_freed_memory, warm_up_kernels
+from hf_dr.processes import warm_up_kernels
 from hf_dr.store.base_dataset import undecoded_images
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.members import Member, imagenet_synsets, load_member

@@ -14,6 +14,7 @@ import datasets
 import filelock
 from accelerate import PartialState
 
+from hf_dr.allocator import keep_freed_memory
 from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.estimate import Estimate, estimate
 from hf_dr.generation.folder import WHOLE, Part, check_same_run, complete_run, gate, missing_shards, open_run
@@ -23,7 +24,7 @@ from hf_dr.generation.progress import Progress
 from hf_dr.generation.rows import RowCheck, RowStream, best_candidates
 from hf_dr.generation.sources import AnswerSource, choose_source, cut_spans
 from hf_dr.generation.writing import BackgroundWriter
-from hf_dr.processes import keep_freed_memory, on_main, process_state, warm_up_kernels
+from hf_dr.processes import on_main, process_state, warm_up_kernels
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.store.base_dataset import as_table, check_dataset

@@ -6,8 +6,11 @@ import contextlib
 import os
 import secrets
 import socket
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+from hf_dr.errors import ConfigError
 
 TEMPORARY = ".tmp"
 """What temporary names end with."""
@@ -27,6 +30,22 @@ def written_whole(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path, setting: str) -> None:
+    """Makes a folder and tries whether files can be written there, before work begins whose results it shall hold.
+
+    Raises:
+        ConfigError: They cannot; `setting` is what names the folder, or a file in it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"`{setting}` must be where files can be written, but {folder}: {error.strerror}. Choose another place."
+        ) from error
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

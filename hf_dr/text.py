@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import html
 import math
+import os
 import re
+import sys
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 # Words of letters, digits, "_", "-" and ".", which neither begin nor end with the last two; 96 characters for each.
 _HUB_WORD = r"(?![.-])[A-Za-z0-9_.-]{1,96}(?<![.-])"
@@ -63,6 +66,8 @@ def without_secrets(text: str) -> str:
     return text
 
 
+SECONDS_BETWEEN_LINES = 30.0
+"""Of progress that no terminal shows."""
 MAX_TEXT = 2000
 """Characters of a text of others that are shown; a longer one is cut."""
 _JOINERS = "\u200c\u200d"  # not printable by Python's rules, but parts of words and of pictograms
@@ -94,6 +99,40 @@ def two_columns(lines: Sequence[tuple[str, str]]) -> str:
     lines = [(shown_text(name), shown_text(value)) for name, value in lines]
     width = max(len(name) for name, _ in lines)
     return "\n".join(f"  {name:<{width}}  {value}" for name, value in lines)
+
+
+class _Lines:
+    """Writes what a progress bar draws as lines of their own."""
+
+    def write(self, text: str) -> None:
+        if text.strip():
+            print(text.strip(), file=sys.stderr, flush=True)
+
+    def flush(self) -> None:
+        pass
+
+
+def progress_bar(*arguments: Any, show: bool = True, **settings: Any) -> Any:
+    """Returns tqdm's bar, or a line now and then where no terminal shows it.
+
+    Args:
+        *arguments: Of tqdm.
+        show: Whether this process shows it. TQDM_DISABLE and HF_DATASETS_DISABLE_PROGRESS_BARS hide it in any case.
+        **settings: Of tqdm.
+    """
+    from tqdm.auto import tqdm  # here, because whoever asks for help waits for no bar
+
+    hidden = any(
+        os.environ.get(name, "").lower() not in ("", "0", "false", "no", "off")
+        for name in ("TQDM_DISABLE", "HF_DATASETS_DISABLE_PROGRESS_BARS")
+    )
+    in_notebook = any(base.__module__ == "tqdm.notebook" for base in tqdm.__mro__)
+    if not (in_notebook or sys.stderr.isatty()):
+        settings |= {"file": _Lines(), "mininterval": SECONDS_BETWEEN_LINES, "maxinterval": 2 * SECONDS_BETWEEN_LINES}
+        settings["bar_format"] = (
+            "{desc}: {percentage:.0f} %, {n_fmt} of {total_fmt}, {remaining} left, {rate_fmt}{postfix}"
+        )
+    return tqdm(*arguments, disable=hidden or not show, **settings)
 
 
 def text_table(header: list[str], rows: list[list[str]], text_columns: Sequence[int] = (0,)) -> str:

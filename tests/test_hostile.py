@@ -177,7 +177,7 @@ def test_a_forged_number_of_rows_takes_no_memory(victim: Callable[[], Path]) -> 
     forge(config, num_rows=1 << 31, shard_size=1 << 30)
     tracemalloc.start()
     for streaming in (True, False):
-        with pytest.raises(HfDrError, match=r"must hold rows [0-9]+ to [0-9]+.*, found others"):
+        with pytest.raises(HfDrError, match=r"must (hold|have) .*rows.*, found"):
             next(iter(load_reinforced(config, streaming=streaming)))  # list() would ask for the length first
     assert tracemalloc.get_traced_memory()[1] < 64 << 20
     tracemalloc.stop()

@@ -10,6 +10,7 @@ from hf_dr.cli.config import parse
 from hf_dr.cli.flags import SmokeArguments
 from hf_dr.cli.launch import launch, start_logging
 from hf_dr.evaluation.config import CompareConfig, EvaluateConfig
+from hf_dr.files import check_writable
 
 
 def compare_command(argv: Sequence[str], prog: str) -> int:
@@ -28,6 +29,7 @@ def compare_command(argv: Sequence[str], prog: str) -> int:
     if smoke.smoke:
         with rehearse(argv) as stand_in:
             return compare_command([*argv, *stand_in.compare(vars(config))], prog)
+    check_writable(Path(config.output_dir), "output_dir")
     run_comparison(config, lambda arguments: launch("train", arguments, "hf-dr train"))
     return 0
 
@@ -49,6 +51,7 @@ def evaluate_command(argv: Sequence[str], prog: str) -> int:
     if smoke.smoke:
         with rehearse(argv) as stand_in:
             return evaluate_command([*argv, *as_arguments(stand_in.evaluate(vars(config)))], prog)
+    check_writable(Path(config.output_dir).expanduser(), "output_dir")
     report = run_evaluation(config)
     report.save(config.output_dir)
     print(report.to_markdown())
@@ -74,6 +77,7 @@ def report_command(argv: Sequence[str], prog: str) -> int:
     from hf_dr.evaluation.pages import save, to_markdown
     from hf_dr.evaluation.results import gather
 
+    check_writable(arguments.output_dir.expanduser(), "output_dir")
     results = gather(arguments.runs)
     page = save(results, arguments.output_dir.expanduser(), arguments.title)
     print(f"{to_markdown(results, arguments.title)}\nreport: {page}")

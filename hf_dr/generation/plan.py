@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import math
 import os
 import re
@@ -16,7 +17,14 @@ import PIL.features
 
 from hf_dr.errors import ConfigError
 from hf_dr.generation.config import ReinforceConfig
-from hf_dr.store.base_dataset import check_dataset, check_labels, checked_origin, content_hash, undecoded_images
+from hf_dr.store.base_dataset import (
+    check_dataset,
+    check_labels,
+    checked_origin,
+    content_hash,
+    undecoded_images,
+    unused_labels,
+)
 from hf_dr.store.features import reinforcement_features
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import MAX_SHARDS, SCHEMA_VERSION
@@ -24,6 +32,8 @@ from hf_dr.teacher.ensemble import Teacher
 from hf_dr.version import __version__
 from hf_dr.views.augmentation import NAMED, Augmentation
 from hf_dr.views.maker import ViewMaker
+
+logger = logging.getLogger(__name__)
 
 _VERSIONED = ("numpy", "pillow", "timm", "torch", "torchvision", "transformers")
 
@@ -99,6 +109,10 @@ def plan_run(
     if config.selects:
         _check_selection(config, augmentation, label_column)
     labels = None if label_column is None else check_labels(dataset, label_column, teacher)
+    if label_column is None and config.label_column is None and (like := unused_labels(dataset)) is not None:
+        logger.warning(
+            "No column is taken for labels, but `%s` looks like one: pass --label_column %s if it is.", like, like
+        )
     images = undecoded_images(dataset, image_column)
     stored = [name for name in dataset.column_names if not (config.overlay and name == image_column)]
     provenance = Provenance(

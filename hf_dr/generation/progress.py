@@ -7,12 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from accelerate import PartialState
-from tqdm.auto import tqdm
 
 from hf_dr.generation.folder import Part
 from hf_dr.generation.labelling import ViewColumns
 from hf_dr.store.provenance import Provenance
-from hf_dr.text import format_bytes
+from hf_dr.text import format_bytes, progress_bar
 
 
 class Progress:
@@ -44,13 +43,13 @@ class Progress:
         self._made = 0
         self._began = time.monotonic()
         self._looked = self._began
-        self._bar = tqdm(
+        self._bar = progress_bar(
             total=sum(views.values()),
             initial=sum(views.values()) - sum(self._views.values()),
             unit="view",
             unit_scale=True,
             desc=f"reinforcing {provenance.config_name}",
-            disable=not state.is_main_process or not missing,
+            show=state.is_main_process and bool(missing),
         )
 
     def counted(self, views: Iterator[ViewColumns]) -> Iterator[ViewColumns]:
@@ -79,7 +78,7 @@ class Progress:
         self._looked = time.monotonic()
 
     def _show(self) -> None:
-        self._bar.set_postfix_str(f"{self._shards} shards, {format_bytes(self._bytes)}")
+        self._bar.set_postfix_str(f"{self._shards} shards, {format_bytes(self._bytes)}", refresh=False)
 
     def summary(self) -> str:
         """Returns this rank's throughput, for the closing log line."""

@@ -11,7 +11,6 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from hf_dr.errors import ConfigError, FormatError, ReplayError
 from hf_dr.generation.plan import library_versions
@@ -28,7 +27,7 @@ from hf_dr.store.shards import check_digests
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.signals import IMAGE_TAIL, SAMPLED, stored_if_kept
 from hf_dr.teacher.topk import add_members, top_k
-from hf_dr.text import percent
+from hf_dr.text import percent, progress_bar
 from hf_dr.views.maker import hash_view
 from hf_dr.views.rng import DOMAIN_VERIFY, keyed_rng
 
@@ -176,7 +175,7 @@ def verify(
     equal: list[bool] = []  # of the rows whose teacher's pixels are known
     problems = _damaged_shards(plus)
     compared = _Comparison(None if teacher is None else _as_made(teacher, provenance), batch_size, provenance)
-    with tqdm(total=len(rows) * whole.num_views, desc="verifying", unit="view", unit_scale=True) as bar:
+    with progress_bar(total=len(rows) * whole.num_views, desc="verifying", unit="view", unit_scale=True) as bar:
         for row in rows.tolist():
             stored = whole.views_hash(row)
             try:

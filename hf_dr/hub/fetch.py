@@ -19,7 +19,7 @@ from hf_dr.hub.retry import ask, is_unreachable, with_retries
 from hf_dr.store.json_files import check_size
 from hf_dr.store.provenance import Provenance, choose_config, find_config
 from hf_dr.store.schema import PROVENANCE_FILE, is_safe_name
-from hf_dr.text import is_hub_id
+from hf_dr.text import is_hub_id, progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ def fetch_config(
         pool = ThreadPoolExecutor(_DOWNLOADS, "fetch")
         try:
             files = pool.map(fetch, provenance.shard_names)
-            for _ in tqdm(files, f"fetching {path}", total=provenance.num_shards, unit="shard"):
+            for _ in progress_bar(files, f"fetching {path}", total=provenance.num_shards, unit="shard"):
                 pass
         finally:
             pool.shutdown(cancel_futures=True)

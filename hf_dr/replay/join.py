@@ -16,12 +16,12 @@ import numpy as np
 import PIL
 import PIL.features
 import xxhash
-from tqdm.auto import tqdm
 
 from hf_dr.errors import ConfigError, DataError
 from hf_dr.files import written_whole
 from hf_dr.store.base_dataset import content_hash, sampled_rows, undecoded_images
 from hf_dr.store.provenance import Provenance
+from hf_dr.text import progress_bar
 from hf_dr.views.images import DECODING_RULE, decode_image, pixel_hash
 
 logger = logging.getLogger(__name__)
@@ -178,7 +178,7 @@ def _decode_all(images: datasets.Dataset) -> np.ndarray:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     pool = ThreadPoolExecutor(cores, "join")
     try:
-        with tqdm(total=len(images), desc="recognising images", unit="image", unit_scale=True) as bar:
+        with progress_bar(total=len(images), desc="recognising images", unit="image", unit_scale=True) as bar:
             for count in pool.map(fill, range(0, len(images), _CHUNK)):
                 bar.update(count)
     finally:

@@ -43,7 +43,7 @@ class ViewRequest(NamedTuple):
 
 View = int | ViewRequest
 """The number of a stored view, or a request for another. In arrays, which hold numbers only, -1 - epoch stands for
-`fresh_view(epoch)`; such a number is understood wherever a view is asked for."""
+`fresh_view(epoch)`; such a number is understood for rows without stored views."""
 
 ViewIndex = int | tuple[int, View]
 """A row, whose view of this epoch is meant, or (row, view)."""
@@ -423,11 +423,17 @@ class MappedReinforcedData(ReinforcedData, torch.utils.data.Dataset):
         Of equally difficult views the one with the lower number comes first.
 
         Raises:
-            IndexError: The row has no view of this rank.
+            IndexError: The row has no view of this rank, or stored views and the number is negative.
         """
         if not isinstance(view, ViewRequest):
             number = int(view)
-            return number if number >= 0 else fresh_view(-1 - number)
+            if number >= 0:
+                return number
+            if self.source_rows[index] >= 0:
+                raise IndexError(
+                    f"stored views are counted from 0, got {number}; `fresh_view(epoch)` asks for a new one"
+                )
+            return fresh_view(-1 - number)
         if view.kind == _NEW:
             return view
         order = np.argsort(self.difficulties(index, view.kind), kind="stable")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import logging
 import re
 import tempfile
 from collections.abc import Sequence
@@ -21,6 +22,9 @@ from hf_dr.errors import DataError, did_you_mean
 from hf_dr.store.named_files import check_own_files
 from hf_dr.store.schema import is_reserved
 from hf_dr.teacher.ensemble import Teacher
+from hf_dr.text import shown_text
+
+logger = logging.getLogger(__name__)
 
 # Rows by whose files a base dataset is recognised; in addition, every image is hashed when it is decoded.
 _SAMPLED_ROWS = 64
@@ -271,7 +275,28 @@ def check_labels(dataset: datasets.Dataset, label_column: str, teacher: Teacher)
             f"labels must be from 0 to {teacher.num_classes - 1}, the teacher's classes; row {bad[0]} has {values[bad[0]]} "
             f"({len(bad)} such rows). Name another teacher or `label_column`, or pass `label_column=none`."
         )
+    if not isinstance(feature, datasets.ClassLabel) and teacher.labels is not None:
+        there = np.unique(values)
+        named = ", ".join(f"{number} is '{shown_text(teacher.labels[number][0], 30)}'" for number in there[:3].tolist())
+        logger.warning(
+            "%d label numbers of `%s`, which have no names, are taken for the teacher's classes: %s%s.",
+            len(there), label_column, named, ", ..." if len(there) > 3 else "",
+        )  # fmt: skip
     return values.astype(np.int64)
+
+
+_LIKE_LABELS = re.compile(
+    r"(?i)(fine_|coarse_)?labels?|class(es)?|cls|targets?|y|(class|label|category)_?(id|idx|index)"
+)
+
+
+def unused_labels(dataset: datasets.Dataset) -> str | None:
+    """Returns the column that looks like the labels of a dataset of which no column is taken for them; None for none."""
+    for name, feature in dataset.features.items():
+        is_number = isinstance(feature, datasets.ClassLabel) or getattr(feature, "dtype", None) in _INTEGERS
+        if is_number and _LIKE_LABELS.fullmatch(name):
+            return name
+    return None
 
 
 def describe_base(dataset: datasets.Dataset) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 import io
 import json
 import logging
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,10 +18,15 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from hf_dr.cli import launch as launching
+from hf_dr.cli import push
 from hf_dr.cli.arguments import build_augmentation, read_classes
 from hf_dr.cli.launch import start_logging
 from hf_dr.cli.main import main
 from hf_dr.errors import ConfigError
+from hf_dr.generation.config import ReinforceConfig
+from hf_dr.generation.job import reinforce_job
+from hf_dr.text import progress_bar
 
 
 @pytest.fixture(scope="module")
@@ -211,3 +218,100 @@ def test_no_log_shows_a_token(monkeypatch):
     start_logging()
     logging.getLogger("elsewhere").warning("'%s' thrown while requesting PUT %s", "refused", "http://me:pass@hub/x")
     assert stream.getvalue() == "'refused' thrown while requesting PUT http://hub/x\n"
+
+
+def test_output_that_nobody_reads_ends_quietly():
+    """`hf-dr ... | head`."""
+    read, write = os.pipe()
+    os.close(read)
+    words = ["reinforce", "--dataset", "x", "--teacher", "x", "--output_dir", "y", "--print_config"]
+    done = subprocess.run(
+        [sys.executable, "-m", "hf_dr", *words], check=False, stdout=write, stderr=subprocess.PIPE, text=True
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_broken_pipe_of_another_kind_is_not_hidden(monkeypatch):
+    """A worker's, for example."""
+
+    def fails(argv, prog):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(push, "push_command", fails)
+    monkeypatch.setattr(launching, "_nobody_reads", lambda: False)
+    with pytest.raises(BrokenPipeError):
+        main(["push"])
+
+
+def test_where_results_go_is_tried_first(tmp_path, capsys, plus):
+    """Before a model is loaded: none of these exist."""
+    (tmp_path / "taken").touch()
+    place = tmp_path / "taken" / "o"
+    for command in (
+        ["evaluate", "--models", "none", "--sets", "e=none:test", "--output_dir", str(place)],
+        ["report", "none", "--output_dir", str(place)],
+        ["inspect", str(plus), "--json", str(place / "x.json")],
+        ["inspect", str(plus), "--contact_sheet", str(place / "x.png")],
+    ):
+        assert main(command) == 2
+        shown = capsys.readouterr()
+        assert "must be where files can be written, but" in shown.err
+        assert not shown.out
+
+
+HOSTILE_YAML = (
+    "size: !!int ''",
+    "size: 2024-13-45",
+    "size: !!float x",
+    "size: " + "[" * 3000,
+    "? [a]\n: b",
+    "size: !!binary x",
+    "a: \x00",
+)
+
+
+@pytest.mark.parametrize("text", HOSTILE_YAML, ids=lambda text: text[:16])
+def test_any_yaml_is_one_clear_error(text, tmp_path, capsys):
+    (tmp_path / "c.yaml").write_text(text)
+    assert main(["reinforce", "--config", str(tmp_path / "c.yaml")]) == 2
+    shown = capsys.readouterr().err
+    assert re.fullmatch(r"error: .*c.yaml must be YAML, but: .+ Correct it.\n", shown)
+
+
+def test_labels_that_are_not_used_or_not_named_are_said(tmp_path, tiny_dataset, tiny_teacher, caplog, monkeypatch):
+    numbers = tiny_dataset.cast_column("label", datasets.Value("int64"))
+    monkeypatch.setattr(tiny_teacher, "labels", tuple((f"class {c}",) for c in range(tiny_teacher.num_classes)))
+    augmentation = build_augmentation("rrc", 24)
+    settings = {"num_views": 1, "top_k": 2, "output_dir": str(tmp_path)}
+    for dataset, said in (
+        (numbers, r"[0-9]+ label numbers of `label`, which have no names, .* 0 is 'class 0', 1 is 'class 1'"),
+        (numbers.rename_column("label", "labels"), "`labels` looks like one: pass --label_column labels"),
+        (numbers.rename_column("label", "cls"), "`cls` looks like one"),
+    ):
+        caplog.clear()
+        reinforce_job(dataset, tiny_teacher, augmentation, ReinforceConfig(**settings))
+        assert re.search(said, caplog.text)
+    caplog.clear()
+    reinforce_job(
+        numbers.rename_column("label", "cls"),
+        tiny_teacher,
+        augmentation,
+        ReinforceConfig(label_column="none", **settings),
+    )
+    reinforce_job(numbers.rename_column("label", "weight"), tiny_teacher, augmentation, ReinforceConfig(**settings))
+    assert "label" not in caplog.text
+
+
+@pytest.mark.parametrize("name", ["TQDM_DISABLE", "HF_DATASETS_DISABLE_PROGRESS_BARS"])
+def test_bars_can_be_switched_off_and_are_lines_without_a_terminal(name, capsys, monkeypatch):
+    for other in ("TQDM_DISABLE", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
+        monkeypatch.delenv(other, raising=False)
+    assert list(progress_bar(range(3), desc="counting", unit="row")) == [0, 1, 2]
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("counting: 0 %, 0 of 3")
+    assert lines[-1].startswith("counting: 100 %, 3 of 3")
+    assert len(lines) <= 2
+    monkeypatch.setenv(name, "1")
+    assert list(progress_bar(range(3), desc="counting")) == [0, 1, 2]
+    assert not capsys.readouterr().err

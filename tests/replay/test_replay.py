@@ -660,3 +660,10 @@ def test_a_damaged_answer_is_not_ranked(tiny_plus, edit, value):
     ):
         spoilt[5, ranked_view(0, "entropy")]
     spoilt[4, ranked_view(0, "cross_entropy")]
+
+
+@pytest.mark.parametrize("view", [-1, -2])
+def test_a_negative_number_is_no_view(tiny_plus, view):
+    """Not a new view in silence; that is what `fresh_view` is for."""
+    with pytest.raises(IndexError, match=rf"stored views are counted from 0, got {view}; `fresh_view"):
+        tiny_plus[0, view]

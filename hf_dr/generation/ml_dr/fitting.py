@@ -10,11 +10,11 @@ from typing import Any
 import datasets
 import numpy as np
 import PIL.Image
-from tqdm.auto import tqdm
 
 from hf_dr.errors import DataError
 from hf_dr.generation.ml_dr.files import Columns, expect
 from hf_dr.store.schema import AUG_PREFIX, TEACHER_IDS
+from hf_dr.text import progress_bar
 from hf_dr.views.augmentation import NO_PARTNER, PARTNER, Augmentation
 from hf_dr.views.ops.geometry import RandomCrop, RandomErasing, RandomResizedCrop, Resize
 from hf_dr.views.ops.mixing import CutMix
@@ -38,7 +38,7 @@ def image_sizes(images: datasets.Dataset) -> np.ndarray:
     """
     (column,) = images.column_names
     sizes = np.zeros((len(images), 2), np.int64)
-    for row in tqdm(range(len(images)), desc="reading the base's sizes", unit="image", unit_scale=True):
+    for row in progress_bar(range(len(images)), desc="reading the base's sizes", unit="image", unit_scale=True):
         value = images[row][column] or {}
         file: Any = io.BytesIO(value["bytes"]) if value.get("bytes") is not None else value.get("path")
         # Pillow raises whatever it likes for what is no image.

@@ -23,7 +23,6 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import torch
-from tqdm.auto import tqdm
 
 from hf_dr.errors import DataError, FormatError
 from hf_dr.generation.config import ImportConfig
@@ -48,7 +47,7 @@ from hf_dr.store.features import reinforcement_features
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import IMAGE_HASH, SCHEMA_VERSION, SOURCE_INDEX, STORED_PARTNERS, VIEWS_HASH
 from hf_dr.store.shards import ROW_GROUP_VIEWS, ShardWriter
-from hf_dr.text import format_bytes
+from hf_dr.text import format_bytes, progress_bar
 from hf_dr.version import __version__
 from hf_dr.views.images import decode_image, decode_row, pixel_hash
 
@@ -225,7 +224,7 @@ class ImportJob:
             workers = min(default_workers(torch.device("cpu")), provenance.num_rows // _FILES_A_WORKER)
         for number, run in enumerate(self._runs):
             name = f"reading {run.path.name}"
-            with tqdm(total=provenance.num_rows, desc=name, unit="image", unit_scale=True) as bar:
+            with progress_bar(total=provenance.num_rows, desc=name, unit="image", unit_scale=True) as bar:
                 unread = wanted & ~scratch.rows_of(number)
                 files = self._files(run, unread, bar)
                 for file, columns in run.read(files, provenance.top_k, provenance.num_classes, workers):
@@ -234,7 +233,7 @@ class ImportJob:
                     bar.update()
             agreement.check()
 
-    def _files(self, run: Run, unread: np.ndarray, bar: tqdm[Any]) -> Iterator[RowFile]:
+    def _files(self, run: Run, unread: np.ndarray, bar: Any) -> Iterator[RowFile]:
         """The files of a source that are still to be read; checks that there is one for each image."""
         num_rows = self.provenance.num_rows
         seen = np.zeros(num_rows, bool)
@@ -272,7 +271,7 @@ class ImportJob:
         name = f"writing {provenance.config_name}"
         with (
             ThreadPoolExecutor(os.cpu_count() or 1) as pool,
-            tqdm(total=total, desc=name, unit="image", unit_scale=True) as bar,
+            progress_bar(total=total, desc=name, unit="image", unit_scale=True) as bar,
         ):
             for shard in missing:
                 span = provenance.shard_range(shard)

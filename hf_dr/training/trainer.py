@@ -76,12 +76,7 @@ class ReinforcedTrainer(StudentTrainer):
             raise ConfigError(f"`args` must be ReinforcedTrainingArguments, got {type(args).__name__}.")
         self._evaluated: ReinforcedData | None = None  # while it is evaluated
         train = settings.get("train_dataset")
-        if isinstance(model, (str, Path)):
-            model, settings["processing_class"] = _named_student(
-                str(model), train, args.seed, settings.get("processing_class")
-            )
-        if model is not None:
-            model = unwrapped(model)
+        model, settings["processing_class"] = _student(model, train, args.seed, settings.get("processing_class"))
         settings["eval_dataset"] = as_evaluation(settings.get("eval_dataset"), train, eval_crop_of(model))
         super().__init__(model=model, args=args, normalization=normalization, **settings)
         self.args: ReinforcedTrainingArguments
@@ -350,12 +345,15 @@ class ReinforcedTrainer(StudentTrainer):
         return None
 
 
-def _named_student(name: str, train: Any, seed: int, processor: Any) -> tuple[nn.Module, Any]:
-    """Returns a student for a dataset, and its image processor: the one that is given, else its own if it has one.
+def _student(model: Any, train: Any, seed: int, processor: Any) -> tuple[nn.Module | None, Any]:
+    """Returns a student without wrappers, built if it is given by its name, and its image processor, the given one first.
 
     Raises:
-        ConfigError: The dataset does not tell classes and size, or there is no such student.
+        ConfigError: There is no such student, or the dataset does not tell its classes and size.
     """
+    if not isinstance(model, (str, Path)):
+        return None if model is None else unwrapped(model), processor
+    name = str(model)
     if not isinstance(train, ReinforcedData):
         raise ConfigError(
             f"`model` must be a model where `train_dataset` is not what `load_reinforced` returns, got the name {name!r} with "

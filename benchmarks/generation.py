@@ -4,7 +4,8 @@
     python benchmarks/generation.py --data DATA --weights WEIGHTS --workers 1 2        # ratio for numbers of workers
 
 `ratio`: views a second of `Job.run` (decoding, augmenting, the teacher, top-K, encoding, writing) over those of the
-teacher alone on the same views, ready in memory, in batches of 16 or 64, whichever is faster. `two_processes`: views a
+teacher alone on the same views, ready in memory, in batches of 16 or 64, whichever is faster, in a process of its own with the
+C library's allocator as it is. `two_processes`: views a
 second of two processes that accelerate launches over those of one, one torch thread in each. `peak_mb`: largest resident
 memory of a run, beside runs on twice the rows (`peak_mb_long`) and with four times the views (`peak_mb_views`).
 EfficientNet-Lite0 at 224x224, randaug, CPU.
@@ -78,20 +79,62 @@ def forward(teacher: Teacher, views_BHWC: Sequence[torch.Tensor]) -> None:
 # -------------------------------------------------------------------------------------------------------------- ratio
 
 
-def measure_ratio(
-    images: datasets.Dataset, teacher: Teacher, folder: Path, rounds: int, workers: list[int | None]
-) -> tuple[dict[str, Any], list[list[Any]]]:
-    """Times the teacher alone and the job, in turns; the first number of workers is the one reported."""
-    ready = torch.cat([batch.pixels for batch in batches(job(images, teacher, folder, NUM_VIEWS))])
+class TeacherAlone:
+    """The teacher in a process of its own, as it would be without this package; it is timed when it is told to."""
+
+    def __init__(self, flags: argparse.Namespace, rows: int) -> None:
+        command = [sys.executable, __file__, "--alone", str(rows)]
+        for name in ("data", "weights"):
+            if getattr(flags, name) is not None:
+                command += [f"--{name}", str(getattr(flags, name))]
+        environment = {**os.environ, "HF_DR_ALLOCATOR": "default"}
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
+
+    def seconds(self) -> float:
+        """Times all views once in batches of each size and returns the least."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write("time\n")
+        self._process.stdin.flush()
+        return float(self._process.stdout.readline())
+
+    def end(self) -> None:
+        """Ends the process."""
+        self._process.communicate()
+
+
+def time_alone(flags: argparse.Namespace) -> None:
+    """The process of `TeacherAlone`."""
+    images, _ = common.photos(flags.data, flags.alone)
+    teacher, _ = common.lite0(flags.weights)
+    with common.working_folder() as folder:
+        ready = torch.cat([batch.pixels for batch in batches(job(images, teacher, folder, NUM_VIEWS))])
     sizes = {size: ready.split(size) for size in BARE_BATCHES}
     forward(teacher, sizes[16][:2])
+    for _ in sys.stdin:
+        taken = min(common.seconds(lambda views=views: forward(teacher, views)) for views in sizes.values())
+        print(taken, flush=True)
+
+
+def measure_ratio(
+    images: datasets.Dataset,
+    teacher: Teacher,
+    folder: Path,
+    rounds: int,
+    workers: list[int | None],
+    flags: argparse.Namespace,
+) -> tuple[dict[str, Any], list[list[Any]]]:
+    """Times the teacher alone and the job, in turns; the first number of workers is the one reported."""
+    alone = TeacherAlone(flags, len(images))
     bare: list[float] = []
     runs: list[list[float]] = [[] for _ in workers]
     for number in range(rounds):
-        bare.append(min(common.seconds(lambda views=views: forward(teacher, views)) for views in sizes.values()))
+        bare.append(alone.seconds())
         for count, times in zip(workers, runs, strict=True):
             times.append(common.seconds(job(images, teacher, folder, NUM_VIEWS, count).run))
         print(f"round {number + 1} of {rounds}", file=sys.stderr)
+    alone.end()
     views = len(images) * NUM_VIEWS
     ratios = [statistics.median(b / t for b, t in zip(bare, times, strict=True)) for times in runs]
     rows = [["teacher alone", views / statistics.median(bare), 1.0]]
@@ -227,18 +270,22 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, help="Rounds of each comparison. Default: 7, or 3 with --quick.")
     parser.add_argument("--only", choices=["ratio", "parts", "processes"], help="Measure only this.")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--alone", type=int, help=argparse.SUPPRESS)
     flags = parser.parse_args()
     if flags.child:
         child(flags)
         return
-    rows, rounds = (8, flags.rounds or 3) if flags.quick else (64, flags.rounds or 7)
+    if flags.alone:
+        time_alone(flags)
+        return
+    rows, rounds = (24, flags.rounds or 3) if flags.quick else (64, flags.rounds or 7)
     images, data = common.photos(flags.data, rows)
     teacher, who = common.lite0(flags.weights)
     print(f"data: {data}, {rows} rows x {NUM_VIEWS} views; teacher: {who}\n")
     result: dict[str, Any] = {"data": data, "teacher": who, "examples": rows, "num_views": NUM_VIEWS}
     with common.working_folder() as folder:
         if flags.only in (None, "ratio"):
-            measured, speeds = measure_ratio(images, teacher, folder, rounds, [None, *flags.workers])
+            measured, speeds = measure_ratio(images, teacher, folder, rounds, [None, *flags.workers], flags)
             result |= measured
             common.table(speeds, ["", "views/s", "ratio"])
         if flags.only in (None, "parts"):

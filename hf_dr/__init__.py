@@ -1,6 +1,6 @@
 """Dataset Reinforcement for the Hugging Face ecosystem (Faghri et al., ICCV 2023, arXiv:2303.08983).
 
-Improve a dataset once, and every model trained on it gets better at no extra training cost: `reinforce` stores, for V
+Improve a dataset once, and train many models on it at no extra cost in each training: `reinforce` stores, for V
 augmented views of each image, the augmentation's parameters and a teacher's answer; `load_reinforced` replays them, and
 `ReinforcedTrainer` learns from them.
 """
@@ -23,15 +23,22 @@ if TYPE_CHECKING:
         ReplayError,
         TeacherError,
     )
-    from hf_dr.generation.config import ReinforceConfig
+    from hf_dr.generation.config import ExtendConfig, ReinforceConfig
+    from hf_dr.generation.contact_sheet import contact_sheet
+    from hf_dr.generation.extend import extend
     from hf_dr.generation.job import reinforce
     from hf_dr.generation.verify import verify
     from hf_dr.hub.push import push_to_hub
     from hf_dr.replay.dataset import ReinforcedDataset
     from hf_dr.replay.loading import load_reinforced
+    from hf_dr.replay.sampling import ReinforcedSampler
     from hf_dr.teacher.ensemble import Teacher
     from hf_dr.training.arguments import ReinforcedTrainingArguments
+    from hf_dr.training.losses import reinforced_kl, reinforced_loss
+    from hf_dr.training.students import build_student
     from hf_dr.training.trainer import ReinforcedTrainer
+    from hf_dr.transfer.detection import load_detector
+    from hf_dr.transfer.segmentation import load_segmenter
     from hf_dr.views import ops
     from hf_dr.views.augmentation import Augmentation
 
@@ -40,21 +47,30 @@ _MODULES = {
     "Augmentation": "views.augmentation",
     "ConfigError": "errors",
     "DataError": "errors",
+    "ExtendConfig": "generation.config",
     "FingerprintMismatchError": "errors",
     "FormatError": "errors",
     "HfDrError": "errors",
     "HubError": "errors",
     "ReinforceConfig": "generation.config",
     "ReinforcedDataset": "replay.dataset",
+    "ReinforcedSampler": "replay.sampling",
     "ReinforcedTrainer": "training.trainer",
     "ReinforcedTrainingArguments": "training.arguments",
     "ReplayError": "errors",
     "Teacher": "teacher.ensemble",
     "TeacherError": "errors",
+    "build_student": "training.students",
+    "contact_sheet": "generation.contact_sheet",
+    "extend": "generation.extend",
+    "load_detector": "transfer.detection",
     "load_reinforced": "replay.loading",
+    "load_segmenter": "transfer.segmentation",
     "ops": "views.ops",
     "push_to_hub": "hub.push",
     "reinforce": "generation.job",
+    "reinforced_kl": "training.losses",
+    "reinforced_loss": "training.losses",
     "verify": "generation.verify",
 }
 
@@ -62,22 +78,31 @@ __all__ = [
     "Augmentation",
     "ConfigError",
     "DataError",
+    "ExtendConfig",
     "FingerprintMismatchError",
     "FormatError",
     "HfDrError",
     "HubError",
     "ReinforceConfig",
     "ReinforcedDataset",
+    "ReinforcedSampler",
     "ReinforcedTrainer",
     "ReinforcedTrainingArguments",
     "ReplayError",
     "Teacher",
     "TeacherError",
     "__version__",
+    "build_student",
+    "contact_sheet",
+    "extend",
+    "load_detector",
     "load_reinforced",
+    "load_segmenter",
     "ops",
     "push_to_hub",
     "reinforce",
+    "reinforced_kl",
+    "reinforced_loss",
     "verify",
 ]
 

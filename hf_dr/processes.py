@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -42,6 +43,14 @@ def warm_up_kernels() -> None:
             getattr(torch, name)(values)
         for name in OVER_ROWS:
             getattr(torch, name)(values, dim=0)
+
+
+def has_amx() -> bool:
+    """Whether the CPU multiplies matrices of bfloat16 in units of their own (Intel's AMX)."""
+    try:
+        return "amx_bf16" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:  # not Linux
+        return False
 
 
 def process_state() -> PartialState:

@@ -20,7 +20,7 @@ SOURCES = sorted([*MODULES.values(), *(ROOT / "recipes").rglob("*.py")])
 # A module imports from its own room and from rooms of lower levels.
 LEVELS = {
     **dict.fromkeys(("errors", "version"), 0),
-    **dict.fromkeys(("text", "processes", "files", "settings"), 1),
+    **dict.fromkeys(("allocator", "text", "processes", "files", "settings"), 1),
     "views": 2,
     "teacher": 3,
     "store": 4,

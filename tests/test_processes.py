@@ -1,6 +1,10 @@
 """What a process does once, before it computes: every kernel is called, and before another thread can call it."""
 
 import importlib
+import os
+import platform
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -8,13 +12,15 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from hf_dr.allocator import has_gpu, keep_freed_memory
+from hf_dr.cli import launch
 from hf_dr.errors import ConfigError
 from hf_dr.evaluation.config import EvaluateConfig
 from hf_dr.evaluation.run import run_evaluation
 from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.job import reinforce_job
 from hf_dr.generation.verify import verify
-from hf_dr.processes import KERNELS, OVER_ROWS, Alone, find_device, on_main, warm_up_kernels
+from hf_dr.processes import KERNELS, OVER_ROWS, Alone, find_device, has_amx, on_main, warm_up_kernels
 from hf_dr.training.resumable import ResumableTrainer
 from tests.conftest import ALL_OPS
 
@@ -119,3 +125,97 @@ def test_the_device_is_the_accelerator_of_the_local_rank(monkeypatch):
     assert find_device() == torch.device("cuda:0")
     there[0] = None
     assert find_device() == torch.device("cpu")
+
+
+# -------------------------------------------------------------------------------------------------------- the allocator
+
+
+SAME_BYTES = """
+import sys
+import torch
+from hf_dr.allocator import keep_freed_memory
+print(keep_freed_memory(), keep_freed_memory())
+torch.manual_seed(0)
+model = torch.nn.Sequential(torch.nn.Conv2d(3, 64, 3), torch.nn.ReLU(), torch.nn.Conv2d(64, 64, 3)).eval()
+with torch.inference_mode():
+    for n in range(3):
+        answer = model(torch.rand(8, 3, 64, 64))
+print(answer.double().sum().item().hex())
+"""
+
+
+def in_a_process(**environment):
+    done = subprocess.run(
+        [sys.executable, "-c", SAME_BYTES],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+    )
+    return done.stdout.split("\n")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="an allocator of another C library")
+def test_freed_memory_is_kept_unless_it_is_not_wanted():
+    kept, answer, _ = in_a_process()
+    assert kept == "True True"
+    assert in_a_process(HF_DR_ALLOCATOR="default") == ["False False", answer, ""]
+
+
+def test_the_allocator_is_set_once_and_for_a_cpu_only(monkeypatch, tmp_path, tiny_dataset, tiny_teacher):
+    calls = []
+
+    class Library:
+        gnu_get_libc_version = None
+
+        def mallopt(self, *setting):
+            calls.append(setting)
+            return 1
+
+    monkeypatch.setattr("ctypes.CDLL", lambda name: Library())
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.delenv("HF_DR_ALLOCATOR", raising=False)
+    keep_freed_memory.cache_clear()
+    config = ReinforceConfig(str(tmp_path), num_views=2, top_k=3)
+    job = reinforce_job(tiny_dataset, tiny_teacher, ALL_OPS, config)
+    monkeypatch.setattr(job.source, "device", torch.device("meta"))
+    job.estimate()
+    assert not calls
+    monkeypatch.setattr(job.source, "device", torch.device("cpu"))
+    job.run()
+    job.run()
+    assert calls == [(-4, 0), (-1, 1 << 30), (-8, 1)]
+    keep_freed_memory.cache_clear()
+    monkeypatch.setattr(Library, "mallopt", lambda self, *setting: 0)
+    assert not keep_freed_memory()
+    keep_freed_memory.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("command", "gpu", "expected"), [("reinforce", False, 1), ("reinforce", True, 0), ("push", False, 0)]
+)
+def test_a_command_that_teaches_keeps_memory_before_torch_is_imported(monkeypatch, command, gpu, expected):
+    calls = []
+    monkeypatch.setattr(launch, "has_gpu", lambda: gpu)
+    monkeypatch.setattr(launch, "keep_freed_memory", lambda: calls.append("kept"))
+    monkeypatch.setattr(launch.Command, "__call__", lambda self, argv, prog: len(calls))
+    assert launch.launch(command, [], "hf-dr") == expected
+
+
+def test_a_gpu_that_is_hidden_is_none(monkeypatch):
+    monkeypatch.setattr("pathlib.Path.exists", lambda path: str(path) == "/dev/nvidiactl")
+    for name in ("ACCELERATE_USE_CPU", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+    assert has_gpu()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert not has_gpu()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert not has_gpu()
+
+
+def test_a_cpu_with_units_for_bfloat16_is_known_by_its_flags(monkeypatch):
+    monkeypatch.setattr("pathlib.Path.read_text", lambda path, encoding: "flags : avx2 amx_tile amx_bf16 amx_int8")
+    assert has_amx()
+    monkeypatch.setattr("pathlib.Path.read_text", lambda path, encoding: "flags : avx2")
+    assert not has_amx()

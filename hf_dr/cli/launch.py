@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hf_dr.allocator import has_gpu, keep_freed_memory
 from hf_dr.errors import HfDrError
 from hf_dr.text import without_secrets
 
@@ -23,6 +24,7 @@ class Command:
         module: The module of `hf_dr.cli` that holds it.
         function: Its name there; it takes the arguments and the program's name, and returns the exit status.
         summary: One line of help.
+        teaches: Whether a teacher or a student answers many images, which on a CPU is faster with memory that is kept.
         light: Whether the command reads its arguments without torch, and calls `start_logging` itself once they are right.
     """
 
@@ -30,6 +32,7 @@ class Command:
     function: str
     summary: str
     light: bool = False
+    teaches: bool = False
 
     def __call__(self, argv: Sequence[str], prog: str) -> int:
         run = getattr(importlib.import_module(f"hf_dr.cli.{self.module}"), self.function)
@@ -38,12 +41,13 @@ class Command:
 
 
 COMMANDS = {
-    "reinforce": Command("make", "reinforce_command", "Reinforces a dataset.", light=True),
+    "reinforce": Command("make", "reinforce_command", "Reinforces a dataset.", light=True, teaches=True),
     "extend": Command(
         "make",
         "extend_command",
         'Adds views, or members of the teacher, to a "+" dataset without asking again for what is stored.',
         light=True,
+        teaches=True,
     ),
     "train": Command("train", "train_command", 'Trains a student on a "+" dataset.'),
     "detect": Command("train", "detect_command", "Trains and evaluates an object detector on a student's backbone."),
@@ -70,7 +74,11 @@ COMMANDS = {
     ),
     "push": Command("push", "push_command", 'Pushes a "+" dataset or a trained student to the Hub.', light=True),
     "evaluate": Command(
-        "evaluate", "evaluate_command", "Evaluates checkpoints: accuracy, calibration, robustness.", light=True
+        "evaluate",
+        "evaluate_command",
+        "Evaluates checkpoints: accuracy, calibration, robustness.",
+        light=True,
+        teaches=True,
     ),
     "report": Command(
         "evaluate", "report_command", "Gathers many runs and evaluations into tables and plots.", light=True
@@ -87,6 +95,8 @@ COMMANDS = {
 def launch(command: str, argv: Sequence[str], prog: str) -> int:
     """Runs one command under the name by which the user called it; returns the exit status, as `main` does."""
     _uncover_evaluate()
+    if COMMANDS[command].teaches and not has_gpu():
+        keep_freed_memory()  # before torch is imported, whose threads would already have memory of their own
     try:
         if not COMMANDS[command].light:
             start_logging()

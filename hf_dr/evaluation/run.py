@@ -21,6 +21,7 @@ import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch.utils.data import DataLoader
 
+from hf_dr.allocator import keep_freed_memory
 from hf_dr.errors import ConfigError, TeacherError, did_you_mean
 from hf_dr.evaluation.config import EvaluateConfig
 from hf_dr.evaluation.corruptions import corrupt, corruption_rng
@@ -78,6 +79,8 @@ def run_evaluation(config: EvaluateConfig) -> Report:
         TeacherError: A model cannot be loaded.
     """
     warm_up_kernels()
+    if _device(config).type == "cpu":
+        keep_freed_memory()
     specs = _checked_sets(config)
     first_corruption = config.corruption_keys()[0]
     opened = [open_set(spec.part(*first_corruption) if spec.published_corrupted else spec, config) for spec in specs]
@@ -101,6 +104,10 @@ def run_evaluation(config: EvaluateConfig) -> Report:
         models={m.name: {**m.member.provenance(), "evaluation": dataclasses.asdict(m.input)} for m in models},
         sets={spec.name: dataclasses.asdict(spec) for spec in specs},
     )
+
+
+def _device(config: EvaluateConfig) -> torch.device:
+    return torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def _checked_sets(config: EvaluateConfig) -> list[EvaluationSet]:
@@ -239,8 +246,7 @@ def _classifier(model: Model, images: Images, config: EvaluateConfig) -> Teacher
     spec = images.spec
     member = model.member
     names = images.class_names
-    device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    over = partial(Teacher, [member], device=device, precision=config.precision)
+    over = partial(Teacher, [member], device=_device(config), precision=config.precision)
     if spec.classes is not None:
         synsets = imagenet_synsets(spec.classes)
         if member.num_classes not in (1000, len(synsets)):

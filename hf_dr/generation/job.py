@@ -14,6 +14,7 @@ import datasets
 import filelock
 from accelerate import PartialState
 
+from hf_dr.allocator import keep_freed_memory
 from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.estimate import Estimate, estimate
 from hf_dr.generation.folder import WHOLE, Part, check_same_run, complete_run, gate, missing_shards, open_run
@@ -127,7 +128,7 @@ class Job:
         Args:
             part: Which of them, where several launches that know nothing of each other share the folder.
         """
-        warm_up_kernels()
+        self._prepare_process()
         state = process_state()
         lock = part.lock(self.folder)
         missing = on_main(state, lambda: self._open(lock, part))
@@ -147,7 +148,7 @@ class Job:
 
     def estimate(self, num_batches: int = 4) -> Estimate:
         """Times a few batches and returns what the whole run would take; writes nothing."""
-        warm_up_kernels()
+        self._prepare_process()
         check_same_run(self.folder, self.provenance)
         return estimate(self.plan, self.source, num_batches)
 
@@ -155,6 +156,11 @@ class Job:
         """Opens what the run has made; an overlay shows the images of its base."""
         base = self.plan.images if self.provenance.overlay else None
         return load_reinforced(self.folder.parent, self.provenance.config_name, base=base)
+
+    def _prepare_process(self) -> None:
+        warm_up_kernels()
+        if self.source.device.type == "cpu":
+            keep_freed_memory()
 
     def _open(self, lock: filelock.BaseFileLock, part: Part) -> list[int]:
         """Opens or resumes the folder; returns the missing shards."""

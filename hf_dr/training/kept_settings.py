@@ -10,7 +10,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainingArguments
+from transformers import TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 
 from hf_dr.errors import ConfigError
 
@@ -104,6 +105,8 @@ def compare_settings(
     """
     of_arguments = differences(read_settings(checkpoint / SETTINGS_FILE), kept_settings(args))
     said = {name: of_arguments.pop(name) for name in SAID if name in of_arguments}
+    if not said and _is_finished(checkpoint):
+        of_arguments.pop("processes", None)  # no step is taken any more: others may evaluate it
     found = differences(there, here)
     found.update({name: values for name, values in of_arguments.items() if name not in there or name not in here})
     if found:
@@ -122,6 +125,15 @@ def compare_settings(
         )
     if args.ignore_data_skip and loud:
         logger.warning("With `ignore_data_skip` the epoch of %s begins again: some of its rows come twice.", checkpoint)
+
+
+def _is_finished(checkpoint: Path) -> bool:
+    """Whether a run of the same length takes no step any more."""
+    path = checkpoint / TRAINER_STATE_NAME
+    if not path.is_file():
+        return False
+    state = TrainerState.load_from_json(str(path))
+    return state.global_step >= state.max_steps
 
 
 def _plain(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from concurrent.futures import Future
 from pathlib import Path
@@ -17,18 +18,23 @@ from hf_dr.hub.repository import Push
 from hf_dr.replay.reinforced_data import ReinforcedData
 from hf_dr.training.arguments import ReinforcedTrainingArguments
 from hf_dr.training.device_views import uses_channels_last, with_made_views
+from hf_dr.training.evaluated import as_evaluation
 from hf_dr.training.resumable import ResumableTrainer
 from hf_dr.training.student_card import student_of_training
 from hf_dr.training.student_hub import push_in_background
 from hf_dr.training.students import (
     Normalization,
     complete_config,
+    eval_crop_of,
     is_timm,
     native_names,
     normalization_of,
     normalize,
     student_preprocessing,
 )
+
+# What a batch of reinforced data has that no model takes.
+_ANSWERS = ("teacher_ids", "teacher_logprobs", "tail_ids", "tail_logprobs", "reinforced")
 
 
 class StudentTrainer(ResumableTrainer):
@@ -45,6 +51,8 @@ class StudentTrainer(ResumableTrainer):
     def __init__(self, *args: Any, normalization: Normalization | None = None, **settings: Any) -> None:
         super().__init__(*args, **settings)
         model: Any = self.model
+        if self.args.label_names is None and self._takes_anything:
+            self.label_names = ["labels"]
         # Before any wrapper changes its class.
         name = getattr(getattr(model, "config", None), "architecture", None) or type(model).__name__
         self._model_summary = f"{name} of {sum(p.numel() for p in model.parameters()):,} parameters"
@@ -80,6 +88,29 @@ class StudentTrainer(ResumableTrainer):
             # On the device, where the loader has put them: a quarter of the bytes to send there.
             return {**inputs, "pixel_values": normalize(pixels, seen.mean, seen.std, bgr=seen.bgr)}
         return inputs
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader:
+        """As Trainer's, of plain images with labels as well."""
+        return super().get_eval_dataloader(as_evaluation(eval_dataset, self.train_dataset, eval_crop_of(self.model)))
+
+    def get_test_dataloader(self, test_dataset: Any) -> torch.utils.data.DataLoader:
+        """As Trainer's, of plain images with labels as well."""
+        return super().get_test_dataloader(as_evaluation(test_dataset, self.train_dataset, eval_crop_of(self.model)))
+
+    # Private, because there is no public way to tell Trainer which columns a loss needs that the model does not take: it would
+    # take the teacher's answers out of the batches, and train on labels.
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        columns: Any = self._signature_columns
+        others = ("pixel_values",) if self._takes_anything else ()
+        columns += [name for name in (*_ANSWERS, *others) if name not in columns]
+
+    @property
+    def _takes_anything(self) -> bool:
+        """Whether the model's forward takes any argument by its name, so that its signature does not tell what it needs."""
+        assert isinstance(self.model, nn.Module)
+        taken = inspect.signature(self.model.forward).parameters.values()
+        return any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken)
 
     def metric_names(self) -> set[str] | None:
         """Returns the loss, and what `compute_metrics` makes of one image of each class; None where it refuses those."""

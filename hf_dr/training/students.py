@@ -257,6 +257,12 @@ def normalization_of(preprocessing: Preprocessing) -> Normalization:
     return preprocessing.mean, preprocessing.std
 
 
+def eval_crop_of(model: Any) -> float:
+    """Returns the share of the resized side that a model's `pretrained_cfg` keeps in evaluations, else the usual one."""
+    cfg = getattr(getattr(model, "config", None), "pretrained_cfg", None) or {}
+    return cfg.get("crop_pct") or EVAL_CROP
+
+
 def load_processor(name: str, size: int | None = None) -> Any:
     """Returns the image processor of a model that is fine-tuned, or None: its mean and std are the student's.
 

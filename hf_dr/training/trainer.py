@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import math
 from functools import partial
@@ -27,7 +26,7 @@ from hf_dr.training.evaluated import as_evaluation
 from hf_dr.training.losses import TailRule, reinforced_loss, tail_rule
 from hf_dr.training.mixing import BatchMixer
 from hf_dr.training.student_trainer import StudentTrainer
-from hf_dr.training.students import EVAL_CROP, Normalization, build_student, load_processor, unwrapped
+from hf_dr.training.students import EVAL_CROP, Normalization, build_student, eval_crop_of, load_processor, unwrapped
 from hf_dr.views.device.augment import DeviceAugmentation
 
 logger = logging.getLogger(__name__)
@@ -37,8 +36,6 @@ _KEPT = (
     "reinforced_probability", "view_order", "temperature", "label_weight", "unreinforced_label_smoothing",
 )  # fmt: skip
 _KEPT_OF_MIXING = ("mixup_alpha", "cutmix_alpha", "mixup_prob", "mixup_switch_prob")
-# What a batch of reinforced data has that no model takes.
-_ANSWERS = ("teacher_ids", "teacher_logprobs", "tail_ids", "tail_logprobs", "reinforced")
 
 
 class ReinforcedTrainer(StudentTrainer):
@@ -79,19 +76,10 @@ class ReinforcedTrainer(StudentTrainer):
             raise ConfigError(f"`args` must be ReinforcedTrainingArguments, got {type(args).__name__}.")
         self._evaluated: ReinforcedData | None = None  # while it is evaluated
         train = settings.get("train_dataset")
-        if isinstance(model, (str, Path)):
-            model, settings["processing_class"] = _named_student(
-                str(model), train, args.seed, settings.get("processing_class")
-            )
-        if model is not None:
-            model = unwrapped(model)
-        cfg = getattr(getattr(model, "config", None), "pretrained_cfg", None) or {}
-        self._eval_crop: float = cfg.get("crop_pct", EVAL_CROP)
-        settings["eval_dataset"] = as_evaluation(settings.get("eval_dataset"), train, self._eval_crop)
+        model, settings["processing_class"] = _student(model, train, args.seed, settings.get("processing_class"))
+        settings["eval_dataset"] = as_evaluation(settings.get("eval_dataset"), train, eval_crop_of(model))
         super().__init__(model=model, args=args, normalization=normalization, **settings)
         self.args: ReinforcedTrainingArguments
-        if args.label_names is None and self._takes_anything:
-            self.label_names = ["labels"]
         self._check_train_dataset()
         self._augmenter: DeviceAugmentation | None = None
         if isinstance(train, ReinforcedData):
@@ -199,35 +187,12 @@ class ReinforcedTrainer(StudentTrainer):
         processes = 1 if self.accelerator.split_batches else self.args.world_size
         return epochs_of(self.args, self.train_dataset, self._train_batch_size, processes)
 
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader:
-        """As Trainer's, of plain images with labels as well."""
-        return super().get_eval_dataloader(as_evaluation(eval_dataset, self.train_dataset, self._eval_crop))
-
-    def get_test_dataloader(self, test_dataset: Any) -> torch.utils.data.DataLoader:
-        """As Trainer's, of plain images with labels as well."""
-        return super().get_test_dataloader(as_evaluation(test_dataset, self.train_dataset, self._eval_crop))
-
     def num_examples(self, dataloader: torch.utils.data.DataLoader) -> int:
         """As Trainer's; of a stream those of all processes."""
         dataset: Any = dataloader.dataset
         if isinstance(dataset, StreamedReinforcedDataset):
             dataset = self.train_dataset
         return len(dataset) if isinstance(dataset, ReinforcedData) else super().num_examples(dataloader)
-
-    # Private, because there is no public way to tell Trainer which columns a loss needs that the model does not take: it would
-    # take the teacher's answers out of the batches, and train on labels.
-    def _set_signature_columns_if_needed(self) -> None:
-        super()._set_signature_columns_if_needed()
-        columns: Any = self._signature_columns
-        others = ("pixel_values",) if self._takes_anything else ()
-        columns += [name for name in (*_ANSWERS, *others) if name not in columns]
-
-    @property
-    def _takes_anything(self) -> bool:
-        """Whether the model's forward takes any argument by its name, so that its signature does not tell what it needs."""
-        assert isinstance(self.model, nn.Module)
-        taken = inspect.signature(self.model.forward).parameters.values()
-        return any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken)
 
     # ------------------------------------------------------------------------------------------------------------ loss
 
@@ -380,12 +345,15 @@ class ReinforcedTrainer(StudentTrainer):
         return None
 
 
-def _named_student(name: str, train: Any, seed: int, processor: Any) -> tuple[nn.Module, Any]:
-    """Returns a student for a dataset, and its image processor: the one that is given, else its own if it has one.
+def _student(model: Any, train: Any, seed: int, processor: Any) -> tuple[nn.Module | None, Any]:
+    """Returns a student without wrappers, built if it is given by its name, and its image processor, the given one first.
 
     Raises:
-        ConfigError: The dataset does not tell classes and size, or there is no such student.
+        ConfigError: There is no such student, or the dataset does not tell its classes and size.
     """
+    if not isinstance(model, (str, Path)):
+        return None if model is None else unwrapped(model), processor
+    name = str(model)
     if not isinstance(train, ReinforcedData):
         raise ConfigError(
             f"`model` must be a model where `train_dataset` is not what `load_reinforced` returns, got the name {name!r} with "

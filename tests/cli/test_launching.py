@@ -21,7 +21,7 @@ ECHO = '#!/bin/bash\nprintf "%s\\n" "$(basename "$0")" "$@"\n'
 
 
 def test_the_page_on_costs_has_the_numbers_of_the_benchmarks():
-    page = (RECIPES.parent / "docs" / "at_scale.md").read_text(encoding="utf-8")
+    page = (RECIPES.parent / "docs" / "scale.md").read_text(encoding="utf-8")
     results = RECIPES.parent / "benchmarks" / "results"
     storage, generation = (json.loads((results / f"{name}.json").read_text()) for name in ("storage", "generation"))
     rows = 1_281_167

@@ -196,3 +196,17 @@ def test_two_trainings_in_one_folder_are_refused(plain, settings, tmp_path):
     with trainer.alone():
         trainer.train()
     assert not same(weights(student), before)
+
+
+def test_another_number_of_processes_evaluates_but_does_not_train(two_epochs, tmp_path):
+    for step, refused in ((STEPS, True), (2 * STEPS, False)):
+        folder = shutil.copytree(two_epochs / f"checkpoint-{step}", tmp_path / str(step))
+        kept = json.loads((folder / SETTINGS_FILE).read_text())
+        (folder / SETTINGS_FILE).write_text(json.dumps({**kept, "processes": 2}))
+        for epochs in (2, 3):
+            args = settings_in(tmp_path, num_train_epochs=epochs)
+            if refused or epochs == 3:
+                with pytest.raises(ConfigError, match="differs in processes: 2 there, 1 here"):
+                    compare_settings(folder, {}, {}, args, loud=False)
+            else:
+                compare_settings(folder, {}, {}, args, loud=False)

@@ -52,7 +52,7 @@ from hf_dr.store.card import card_configs, update_card, write_card
 from hf_dr.store.findings import Statistics, Students, Verification, save_finding
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.readme import split_readme
-from hf_dr.store.schema import METADATA_KEY, PROVENANCE_FILE, STATISTICS_FILE, STUDENTS_FILE, VERIFICATION_FILE
+from hf_dr.store.schema import METADATA_KEY, PROVENANCE_FILE, SCHEMA_VERSION, STATISTICS_FILE, STUDENTS_FILE, VERIFICATION_FILE
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.members import load_member
 from hf_dr.views.augmentation import Augmentation
@@ -160,7 +160,8 @@ def forge(config: Path, **changes: Any) -> None:
     """Changes the provenance as one would who knows the format: with fingerprints that fit, in the shards, too."""
     content = {**json.loads((config / PROVENANCE_FILE).read_text()), **changes}
     content.pop("fingerprint")
-    fingerprint = Provenance(**content).fingerprint
+    numbered = content if isinstance(content["schema_version"], int) else {**content, "schema_version": SCHEMA_VERSION}
+    fingerprint = Provenance(**numbered).fingerprint
     (config / PROVENANCE_FILE).write_text(json.dumps({**content, "fingerprint": fingerprint}))
     for shard in SHARDS:
         table, metadata = pq.read_table(config / shard), pq.read_metadata(config / shard).metadata
@@ -420,7 +421,7 @@ def test_any_change_of_rows(change: str, victim: Callable[[], Path], expected: V
     rewrite(config / SHARDS[0], ROW_CHANGES[change])
     for streaming in (False, True):
         with pytest.raises(HfDrError, match=r"must (have|hold) .*rows?.*, found") as caught:
-            next(iter(load_reinforced(config, streaming=streaming)))  # list() would ask for the length first
+            list(load_reinforced(config, streaming=streaming))
         assert_tells(caught.value)
     look_at(config)
 

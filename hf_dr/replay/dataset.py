@@ -38,9 +38,6 @@ from hf_dr.views.ops.base import Params
 # Keys of an item, next to those that are columns of the reinforcement.
 _OWN_KEYS = ("pixel_values", "labels", "reinforced")
 
-_Augmented = dict[tuple[int, int], tuple[PIL.Image.Image, Params]]
-"""(slot, view) -> the augmented image before mixing, and its parameters: what the two rows of a pair share."""
-
 
 class ReinforcedDataset(MappedReinforcedData):
     """A map-style dataset that replays one stored view per access.
@@ -174,14 +171,7 @@ class ReinforcedDataset(MappedReinforcedData):
 
     def __getitems__(self, indices: Sequence[ViewIndex]) -> list[dict[str, Any]]:
         """Replays several views; a pair that was mixed is decoded and augmented once if both are asked for."""
-        augmented: _Augmented = {}
-
-        def pixels(slot: int, view: View) -> torch.Tensor:
-            if isinstance(view, ViewRequest):
-                return as_tensor(self._draw(slot, view.number))
-            return as_tensor(self._replay(slot, view, augmented))
-
-        return self.items_with(pixels, indices)
+        return self.items_with(_Batch(self).pixels, indices)
 
     def items_with(self, pixels: Callable[[int, View], Any], indices: Sequence[ViewIndex]) -> list[dict[str, Any]]:
         """Returns items with `pixel_values` as they are made from a row's slot (`hf_dr.replay.rows.Rows`) and its view."""
@@ -214,7 +204,7 @@ class ReinforcedDataset(MappedReinforcedData):
         Raises:
             ReplayError: The image is not the one that was reinforced, or the stored parameters do not fit it.
         """
-        return self._replay(*self._locate_stored(index, view), {})
+        return _Batch(self).replay(*self._locate_stored(index, view))
 
     def example_image(self, index: int) -> PIL.Image.Image:
         """Returns the decoded RGB image of a row, before augmentation."""
@@ -304,52 +294,12 @@ class ReinforcedDataset(MappedReinforcedData):
     def _label(self, slot: int) -> int:
         return self.stored.label(slot) if self.rows.has_stored_views(slot) else self.rows.other_label(slot)
 
-    def _draw(self, slot: int, epoch: int) -> PIL.Image.Image:
-        """Draws a new view."""
-        row = self.rows.base_row(slot)
-        return draw_fresh_view(self.decode(slot), self.augmentation, seed=self.seed, row=row, epoch=epoch)
-
-    def _replay(self, slot: int, view: int, augmented: _Augmented) -> PIL.Image.Image:
-        """Replays a stored view, mixing included."""
-        own, params = self._augment(slot, view, augmented)
-        if not self.augmentation.mixes:
-            return own
-        partner = None
-        if params[PARTNER] != NO_PARTNER:
-            partner = self._augment_partner(slot, view, params[PARTNER], augmented)
-        try:
-            return self.augmentation.mix(own, params, partner)
-        except ReplayError as error:
-            raise ReplayError(f"row {slot}, view {view}: {error}") from None
-
-    def _augment(self, slot: int, view: int, augmented: _Augmented) -> tuple[PIL.Image.Image, Params]:
-        """Returns the augmented image before mixing, and the view's parameters; both of a pair of rows need it."""
-        if (slot, view) not in augmented:
-            params = self.stored.params(slot, view)
-            augmented[slot, view] = self._apply(slot, params, f"row {slot}, view {view}"), params
-        return augmented[slot, view]
-
-    def _augment_partner(self, slot: int, view: int, source: int, augmented: _Augmented) -> PIL.Image.Image:
-        """Returns what is mixed into a view: the partner's view of the same number, or one that was drawn for this view."""
-        partner = self.partner_slot(slot, view, source)
-        if self.provenance.mixing_scope == STORED_PARTNERS:
-            params = self.stored.partner_params(slot, view)
-            return self._apply(partner, params, f"the partner of row {slot}, view {view}")
-        image, _ = self._augment(partner, view, augmented)
-        return image
-
     def partner_slot(self, slot: int, view: int, source: int) -> int:
         """Returns the slot of the row of the base that is mixed into a view."""
         partner = self.rows.slot_of(source)
         if partner == slot and self.provenance.mixing_scope != STORED_PARTNERS:
             raise _mixed_with_itself(slot, view)
         return partner
-
-    def _apply(self, slot: int, params: Params, where: str) -> PIL.Image.Image:
-        try:
-            return self.augmentation.apply(self.decode(slot), params)
-        except ReplayError as error:
-            raise ReplayError(f"{where}: {error}") from None
 
     def decode(self, slot: int) -> PIL.Image.Image:
         """Decodes the image of a slot, and checks once that it is the one that was reinforced."""
@@ -359,6 +309,65 @@ class ReinforcedDataset(MappedReinforcedData):
             _check_pixels(image, self.stored.image_hash(slot), self.rows.name(slot), self.provenance)
             self._checked[slot] = True
         return image
+
+
+class _Batch:
+    """Makes the pixels of one batch: what the two rows of a pair share is decoded and augmented once.
+
+    Args:
+        data: Decodes images and knows the parameters and partners.
+    """
+
+    def __init__(self, data: ReinforcedDataset) -> None:
+        self._data = data
+        # (slot, view) -> the augmented image before mixing, and its parameters.
+        self._augmented: dict[tuple[int, int], tuple[PIL.Image.Image, Params]] = {}
+
+    def pixels(self, slot: int, view: View) -> torch.Tensor:
+        """Returns a view, stored or new, uint8 (3, H, W)."""
+        if not isinstance(view, ViewRequest):
+            return as_tensor(self.replay(slot, view))
+        data = self._data
+        row = data.rows.base_row(slot)
+        return as_tensor(
+            draw_fresh_view(data.decode(slot), data.augmentation, seed=data.seed, row=row, epoch=view.number)
+        )
+
+    def replay(self, slot: int, view: int) -> PIL.Image.Image:
+        """Replays a stored view, mixing included."""
+        own, params = self._augment(slot, view)
+        augmentation = self._data.augmentation
+        if not augmentation.mixes:
+            return own
+        partner = None
+        if params[PARTNER] != NO_PARTNER:
+            partner = self._augment_partner(slot, view, params[PARTNER])
+        try:
+            return augmentation.mix(own, params, partner)
+        except ReplayError as error:
+            raise ReplayError(f"row {slot}, view {view}: {error}") from None
+
+    def _augment(self, slot: int, view: int) -> tuple[PIL.Image.Image, Params]:
+        """Returns the augmented image before mixing, and the view's parameters; both of a pair of rows need it."""
+        if (slot, view) not in self._augmented:
+            params = self._data.stored.params(slot, view)
+            self._augmented[slot, view] = self._apply(slot, params, f"row {slot}, view {view}"), params
+        return self._augmented[slot, view]
+
+    def _augment_partner(self, slot: int, view: int, source: int) -> PIL.Image.Image:
+        """Returns what is mixed into a view: the partner's view of the same number, or one that was drawn for this view."""
+        partner = self._data.partner_slot(slot, view, source)
+        if self._data.provenance.mixing_scope == STORED_PARTNERS:
+            params = self._data.stored.partner_params(slot, view)
+            return self._apply(partner, params, f"the partner of row {slot}, view {view}")
+        image, _ = self._augment(partner, view)
+        return image
+
+    def _apply(self, slot: int, params: Params, where: str) -> PIL.Image.Image:
+        try:
+            return self._data.augmentation.apply(self._data.decode(slot), params)
+        except ReplayError as error:
+            raise ReplayError(f"{where}: {error}") from None
 
 
 def _mixed_with_itself(slot: int, view: int) -> ReplayError:

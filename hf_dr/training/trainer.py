@@ -86,14 +86,8 @@ class ReinforcedTrainer(StudentTrainer):
             self._augmenter = device_augmentation(args, train, self.data_collator)
         self._mixer = BatchMixer(args, self._order_seed)
         self.add_callback(self._mixer)
-        self._average: WeightAverage | None = None
-        if args.ema_decay is not None:
-            if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-                raise ConfigError(
-                    "`ema_decay` must be unset where the weights are sharded (FSDP, DeepSpeed). Unset it."
-                )
-            assert isinstance(self.model, nn.Module)
-            self._average = WeightAverage(self.model, args.ema_decay, args.device)
+        self._average = _weight_average(self)
+        if self._average is not None:
             self.add_callback(self._average)
 
     def _check_train_dataset(self) -> None:
@@ -343,6 +337,17 @@ class ReinforcedTrainer(StudentTrainer):
     def _online_teacher(self) -> str | None:
         """The teacher in memory, where there is one, by its weights."""
         return None
+
+
+def _weight_average(trainer: ReinforcedTrainer) -> WeightAverage | None:
+    """Returns the average of the weights that the settings ask for; None without `ema_decay`."""
+    args = trainer.args
+    if args.ema_decay is None:
+        return None
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        raise ConfigError("`ema_decay` must be unset where the weights are sharded (FSDP, DeepSpeed). Unset it.")
+    assert isinstance(trainer.model, nn.Module)
+    return WeightAverage(trainer.model, args.ema_decay, args.device)
 
 
 def _student(model: Any, train: Any, seed: int, processor: Any) -> tuple[nn.Module | None, Any]:

@@ -52,7 +52,14 @@ from hf_dr.store.card import card_configs, update_card, write_card
 from hf_dr.store.findings import Statistics, Students, Verification, save_finding
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.readme import split_readme
-from hf_dr.store.schema import METADATA_KEY, PROVENANCE_FILE, SCHEMA_VERSION, STATISTICS_FILE, STUDENTS_FILE, VERIFICATION_FILE
+from hf_dr.store.schema import (
+    METADATA_KEY,
+    PROVENANCE_FILE,
+    SCHEMA_VERSION,
+    STATISTICS_FILE,
+    STUDENTS_FILE,
+    VERIFICATION_FILE,
+)
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.members import load_member
 from hf_dr.views.augmentation import Augmentation

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from hf_dr import ops
 from hf_dr.errors import ReplayError
+from hf_dr.replay.device import undone_items
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.store.features import combine_hashes
-from hf_dr.store.schema import STORED_PARTNERS
 from hf_dr.views.augmentation import NO_PARTNER, PARTNER, Augmentation
 from hf_dr.views.device.augment import DeviceAugmentation
 from hf_dr.views.device.images import Images
@@ -162,27 +162,16 @@ def test_mixing(mixing, device):
 @pytest.mark.parametrize("folder", GOLDEN, ids=lambda p: f"{p.parent.name}-{p.name}")
 def test_golden_datasets_replay(folder, device):
     plus = load_reinforced(folder.parent, folder.name)
-    augmentation, scope = plus.augmentation, plus.provenance.mixing_scope
+    augmentation = plus.augmentation
     if reasons := unsupported(augmentation):
         assert all("hue" in reason for reason in reasons)
         pytest.skip("; ".join(reasons))
     augmenter = DeviceAugmentation(augmentation)
 
-    def source(row, view, params):
-        return Source((row, view), *trim(augmentation, plus.example_image(row), params))
-
-    for row in range(len(plus)):
-        views = []
-        for view in range(plus.num_views):
-            params, partner = plus.params(row, view), None
-            if augmentation.mixes and params[PARTNER] != NO_PARTNER:
-                other = plus.rows.slot_of(params[PARTNER])
-                theirs = plus.params(other, view)
-                if scope == STORED_PARTNERS:
-                    theirs = plus.stored.partner_params(row, view)
-                partner = Source(("partner", view), *trim(augmentation, plus.example_image(other), theirs))
-            views.append(UndoneView(source(row, view, params), partner, params))
-        made = UndoneBatch.pack(augmenter, views).to(device).pixels().cpu().numpy().transpose(0, 2, 3, 1)
+    for row in range(plus.num_reinforced):
+        items = undone_items(plus, [(row, view) for view in range(plus.num_views)])
+        batch = UndoneBatch.pack(augmenter, [item["pixel_values"] for item in items])
+        made = batch.to(device).pixels().cpu().numpy().transpose(0, 2, 3, 1)
         hashes = np.array([hash_view(pixels) for pixels in made], np.uint64)
         assert combine_hashes(hashes) == plus.views_hash(row)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from torchvision.transforms.v2 import functional as F
 
 from hf_dr.errors import ConfigError, DataError, did_you_mean
 from hf_dr.store.base_dataset import undecoded_images
-from hf_dr.views.images import as_tensor, decode_image
+from hf_dr.views.images import as_tensor, decode_image, decode_with
 from hf_dr.views.rng import view_rng
 
 IGNORED = -1
@@ -359,16 +358,7 @@ def decode_mask(value: Any) -> np.ndarray:
     Raises:
         DataError: It is no image of one channel of integers.
     """
-    try:
-        data = value.get("bytes")
-        with PIL.Image.open(value["path"] if data is None else BytesIO(data)) as image:
-            mode = image.mode
-            stored = np.asarray(image)
-    # As for images: Pillow's readers raise a dozen types on broken files.
-    except Exception as error:
-        if isinstance(error, MemoryError):
-            raise
-        raise DataError(f"{type(error).__name__}: {error}") from error
+    mode, stored = decode_with(value, lambda image: (image.mode, np.asarray(image)))
     if stored.ndim != 2 or stored.dtype.kind not in "biu":
         raise DataError(f"expected one channel of whole numbers, found mode {mode}. Convert it to a grey PNG")
     return stored

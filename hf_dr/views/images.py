@@ -10,10 +10,11 @@ from __future__ import annotations
 import logging
 import os
 import struct
+from collections.abc import Callable
 from functools import cache, lru_cache
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import PIL.Image
@@ -25,6 +26,8 @@ from datasets.utils.file_utils import xopen
 from hf_dr.errors import DataError, ReplayError
 
 logger = logging.getLogger(__name__)
+
+Decoded = TypeVar("Decoded")
 
 DECODING_RULE = 1
 """Raised with every change of the rule above: kept hashes of pixels are then made again."""
@@ -48,10 +51,15 @@ def decode_image(value: Any) -> PIL.Image.Image:
     Raises:
         DataError: The cell is empty or holds no readable image. The caller knows the row and adds it.
     """
+    return decode_with(value, to_rgb)
+
+
+def decode_with(value: Any, convert: Callable[[PIL.Image.Image], Decoded]) -> Decoded:
+    """As `decode_image`, but returns what `convert` makes of the opened image."""
     data = None
     try:
         if isinstance(value, PIL.Image.Image):
-            return to_rgb(value)
+            return convert(value)
         cell = value if isinstance(value, dict) else {}
         data = cell.get("bytes")
         if data is None and cell.get("path") is not None:
@@ -64,7 +72,7 @@ def decode_image(value: Any) -> PIL.Image.Image:
                     f"expected at most {MAX_IMAGE_PIXELS:,} pixels, got {image.height}x{image.width}. Shrink the image, or set "
                     "HF_DR_MAX_IMAGE_PIXELS"
                 )
-            return to_rgb(image)
+            return convert(image)
     except PIL.UnidentifiedImageError as error:
         found = _what_it_is(data or b"")
         raise DataError(f"expected an image as {', '.join(_known_formats())}, got {found}") from error

@@ -479,7 +479,7 @@ def test_bad_datasets(tmp_path, tiny_dataset, tiny_teacher):
     fewer = tiny_dataset.remove_columns("label").add_column("label", [0] * len(tiny_dataset))
     fewer = fewer.cast_column("label", datasets.ClassLabel(names=["only"]))
     refused(fewer, "must answer over the dataset's 1 classes", TeacherError)
-    refused(tiny_dataset, "images of at least 99x99", ConfigError, augmentation=Augmentation([RandomCrop(99)]))
+    refused(tiny_dataset, "images of at least 99x99", DataError, augmentation=Augmentation([RandomCrop(99)]))
     refused(datasets.DatasetDict({"train": tiny_dataset}), "one split, got DatasetDict")
 
 

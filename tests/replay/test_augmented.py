@@ -71,7 +71,8 @@ def test_the_fingerprint_is_that_of_earlier_versions(tiny_dataset, monkeypatch):
     """Their runs can be resumed and compared. The hash of the images is given: it depends on who wrote the files."""
     monkeypatch.setattr("hf_dr.replay.augmented.content_hash", lambda images: "0" * 64)
     described = {"id": "org/base", "config": "default", "revision": "main", "license": "mit"}
-    dataset = AugmentedDataset(tiny_dataset, AUGMENTATION, described=described, split="train[:12]", seed=3, **COLUMNS)
+    augmentation = Augmentation([RandomResizedCrop(24, passes="pillow13"), RandomHorizontalFlip()])  # theirs
+    dataset = AugmentedDataset(tiny_dataset, augmentation, described=described, split="train[:12]", seed=3, **COLUMNS)
     assert dataset.fingerprint == "9b5938cfadc27c52d09b698fa482b2ab65a19163afcf50c1797fc04784bb38f0"
 
 

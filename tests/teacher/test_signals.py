@@ -18,6 +18,7 @@ from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.job import reinforce, reinforce_job
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
+from hf_dr.replay.reinforced_data import fresh_view
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import IMAGE_HASH
 from hf_dr.teacher.ensemble import Teacher
@@ -394,7 +395,7 @@ def test_items_bring_the_tail(made) -> None:
     signal, folder, _ = made
     plus = load_reinforced(folder)
     assert plus.signal == signal
-    stored, fresh = plus[2, 3], plus[2, -1]
+    stored, fresh = plus[2, 3], plus[2, fresh_view(0)]
     assert ("tail_ids" in stored) == ("tail_ids" in fresh) == (signal == IMAGE_TAIL)
     if signal == IMAGE_TAIL:
         ids, logprobs = plus.image_tail(2)

@@ -1,4 +1,7 @@
-"""Writing a file whole or not at all: under a temporary name of its own, which is renamed when all is written."""
+"""Writing a file whole or not at all: under a temporary name of its own, which is renamed when all is written.
+
+Also what reading a broken YAML file raises.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,12 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from yaml import YAMLError
+
 from hf_dr.errors import ConfigError
+
+YAML_ERRORS = (YAMLError, ValueError, ArithmeticError, LookupError, AttributeError, TypeError, RecursionError)
+"""What PyYAML raises for text that is no YAML: explicit tags let its constructors fail, `!!int ''` with an IndexError."""
 
 TEMPORARY = ".tmp"
 """What temporary names end with."""

@@ -17,6 +17,7 @@ from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin, get_type
 import yaml
 
 from hf_dr.errors import ConfigError, did_you_mean
+from hf_dr.files import YAML_ERRORS
 from hf_dr.text import shown_text
 
 EXTENDS = "extends"
@@ -172,16 +173,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"`--config` must name a readable file, but {path}: {error.strerror}.") from error
-    # Explicit tags let PyYAML's constructors fail in many ways: `!!int ''` is an IndexError, `2024-13-45` a ValueError.
-    except (
-        yaml.YAMLError,
-        ValueError,
-        ArithmeticError,
-        LookupError,
-        AttributeError,
-        TypeError,
-        RecursionError,
-    ) as error:
+    except YAML_ERRORS as error:
         found = shown_text(error, 300) or type(error).__name__
         raise ConfigError(f"{path} must be YAML, but: {found}. Correct it.") from error
     if not isinstance(content, dict):

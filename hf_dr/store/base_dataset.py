@@ -14,11 +14,11 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow as pa
-import yaml
 from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub import metadata_load, try_to_load_from_cache
 
 from hf_dr.errors import DataError, did_you_mean
+from hf_dr.files import YAML_ERRORS
 from hf_dr.store.named_files import check_own_files
 from hf_dr.store.schema import is_reserved
 from hf_dr.teacher.ensemble import Teacher
@@ -79,10 +79,7 @@ def load_base(
     except DataError:
         raise
     # A card is anybody's text, and its YAML fails in many ways.
-    except (
-        ValueError, OSError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, yaml.YAMLError,
-        datasets.exceptions.DatasetsError,
-    ) as error:  # fmt: skip
+    except (OSError, *YAML_ERRORS, datasets.exceptions.DatasetsError) as error:
         check_cache()
         raise DataError(
             f"could not load split `{split}` of {name!r} ({_reason(error)}). Check the name, `dataset_config` and `split`."

@@ -17,6 +17,7 @@ import yaml
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
 from hf_dr.errors import FormatError
+from hf_dr.files import YAML_ERRORS
 
 MAX_LENGTH = 4 << 20
 """Characters of a README; the longest lists of class names take some hundred thousand."""
@@ -125,16 +126,7 @@ def _read_yaml(text: str) -> tuple[list[tuple[Any, str]], Data]:
         loader = _PlainLoader(text)
         node = loader.get_single_node()
         data = {} if node is None else loader.construct_document(node)
-    # Explicit tags let PyYAML's constructors fail in many ways: `!!int ''` is an IndexError.
-    except (
-        yaml.YAMLError,
-        ValueError,
-        ArithmeticError,
-        LookupError,
-        AttributeError,
-        TypeError,
-        RecursionError,
-    ) as error:
+    except YAML_ERRORS as error:
         found = " ".join(str(error).split())[:300]
         raise FormatError(f"the card's YAML {_PLAIN}, but: {found or type(error).__name__}. Fix it.") from error
     if node is None:  # nothing but comments

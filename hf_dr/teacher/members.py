@@ -13,7 +13,6 @@ from typing import Any
 
 import timm
 import torch
-import yaml
 from huggingface_hub import ModelCard, constants, resolve_revision
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -23,6 +22,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Pr
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file
 
 from hf_dr.errors import TeacherError
+from hf_dr.files import YAML_ERRORS
 from hf_dr.teacher.preprocessing import Preprocessing, read_image_processor, timm_crop, timm_preprocessing
 
 logger = logging.getLogger(__name__)
@@ -376,16 +376,7 @@ def _card_license(source: str, revision: str | None) -> str | None:
         else:
             card = ModelCard.load(source)
     # A card is anybody's text: its YAML fails in many ways.
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        LookupError,
-        AttributeError,
-        ArithmeticError,
-        RecursionError,
-        yaml.YAMLError,
-    ) as error:
+    except (OSError, *YAML_ERRORS) as error:
         logger.debug("no card for %s at %s: %s", source, revision, error)
         card = None
     license = card.data.get("license") if card is not None else None

@@ -7,6 +7,8 @@ pixel by a level. Pillow took the horizontal pass first up to version 12; versio
 
 from __future__ import annotations
 
+from typing import Any
+
 import PIL.Image
 
 HORIZONTAL = "horizontal"
@@ -15,11 +17,11 @@ PASSES = (HORIZONTAL, PILLOW_13)
 """Which pass comes first: always the horizontal one, or the one that Pillow 13 chooses by the sizes."""
 
 
-def vertical_first(size: tuple[int, int], new_size: tuple[int, int], passes: str) -> bool:
-    """Returns whether the vertical pass comes first; sizes are (height, width)."""
+def vertical_first(size: tuple[Any, Any], new_size: tuple[Any, Any], passes: str) -> Any:
+    """Returns whether the vertical pass comes first; sizes are (height, width), numbers or arrays (N,) of integers."""
     fewer_rows = size[0] - new_size[0]
     fewer_columns = size[1] - new_size[1]
-    return passes == PILLOW_13 and fewer_rows > 0 and fewer_rows > 2 * fewer_columns
+    return (passes == PILLOW_13) & (fewer_rows > 0) & (fewer_rows > 2 * fewer_columns)
 
 
 def resize(

@@ -12,7 +12,8 @@ import torch
 from hf_dr.views.device import plan
 from hf_dr.views.device.images import Images
 from hf_dr.views.device.plan import Change, Crop, Mix, Resample, Step
-from hf_dr.views.device.resampling import PRECISION_BITS, axis_weights, vertical_first
+from hf_dr.views.device.resampling import PRECISION_BITS, axis_weights
+from hf_dr.views.resizing import vertical_first
 
 
 def run(images: Images, steps: list[Step]) -> Images:
@@ -32,7 +33,8 @@ def resample(images: Images, step: Resample) -> Images:
     made = Images.empty(step.heights, step.widths, images.data.device)
     in_sizes = np.stack([images.heights, images.widths], axis=1)
     out_sizes = np.stack([step.heights, step.widths], axis=1)
-    first_axis = np.where(vertical_first(in_sizes, out_sizes, step.passes), 0, 1)
+    begins_vertical = vertical_first((images.heights, images.widths), (step.heights, step.widths), step.passes)
+    first_axis = np.where(begins_vertical, 0, 1)
     for n in range(len(images)):
         pixels_HWC = images.image(n)
         for axis in (int(first_axis[n]), 1 - int(first_axis[n])):

@@ -16,7 +16,8 @@ import triton
 from hf_dr.views.device import kernels
 from hf_dr.views.device.images import Images
 from hf_dr.views.device.plan import BRIGHTNESS, CONTRAST, GATHER, ONE, Change, Crop, Mix, Resample, Step
-from hf_dr.views.device.resampling import axis_weights, support, vertical_first, windows
+from hf_dr.views.device.resampling import axis_weights, support, windows
+from hf_dr.views.resizing import vertical_first
 
 # A fused multiply-add rounds once where Pillow rounds twice.
 _EXACT: dict[str, Any] = {"enable_fp_fusion": False}
@@ -101,7 +102,7 @@ def _resample(images: Images, step: Resample, mirrored: np.ndarray | None, launc
     device, count = images.data.device, len(images)
     in_N2 = np.stack([images.heights, images.widths], axis=1)
     out_N2 = np.stack([step.heights, step.widths], axis=1)
-    begins_vertical = vertical_first(in_N2, out_N2, step.passes)
+    begins_vertical = vertical_first((images.heights, images.widths), (step.heights, step.widths), step.passes)
     between = Images.empty(
         np.where(begins_vertical, step.heights, images.heights),
         np.where(begins_vertical, images.widths, step.widths),

@@ -71,7 +71,7 @@ class Resample:
         heights: int64 (N,), of the outputs.
         widths: int64 (N,), of the outputs.
         interpolation: One of Pillow's filters by torchvision's name.
-        passes: One of `hf_dr.views.device.resampling.PASSES`.
+        passes: One of `hf_dr.views.resizing.PASSES`.
     """
 
     heights: np.ndarray
@@ -272,11 +272,6 @@ def _boxes(op: Op, params: Columns, sizes: Sizes) -> np.ndarray:
     return boxes
 
 
-def _passes(op: Op) -> str:
-    """Which pass of an op's resize comes first; an op that does not say leaves it to the rule of Pillow 13."""
-    return getattr(op, "passes", "pillow13")
-
-
 def _sides(op: Any) -> tuple[int, int]:
     return (op.size, op.size) if isinstance(op.size, int) else op.size
 
@@ -287,7 +282,7 @@ def _resized_crop(op: RandomResizedCrop, params: Columns, sizes: Sizes) -> None:
     sizes.refuse((boxes[:, 2:] == 0).any(axis=1), op, params)
     sizes.add(Crop(boxes))
     height, width = (np.full(len(boxes), side, np.int64) for side in _sides(op))
-    sizes.add(Resample(height, width, op.interpolation, _passes(op)))
+    sizes.add(Resample(height, width, op.interpolation, op.passes))
 
 
 @_plans(Resize)
@@ -295,7 +290,7 @@ def _resize(op: Resize, params: Columns, sizes: Sizes) -> None:
     pairs, places = np.unique(np.stack([sizes.heights, sizes.widths], axis=1), axis=0, return_inverse=True)
     outputs = np.array([op.output_size((int(h), int(w))) for h, w in pairs], np.int64)[places.reshape(-1)]
     sizes.refuse(outputs.prod(axis=1) > MAX_PIXELS, op, params)
-    sizes.add(Resample(outputs[:, 0], outputs[:, 1], op.interpolation, _passes(op)))
+    sizes.add(Resample(outputs[:, 0], outputs[:, 1], op.interpolation, op.passes))
 
 
 @_plans(CenterCrop)

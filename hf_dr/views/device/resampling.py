@@ -13,8 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 
 PRECISION_BITS = 22
-PASSES = ("pillow13", "horizontal")
-"""Which pass of a resize comes first: by the rule of Pillow 13, or always the horizontal one as in earlier versions."""
 
 
 @dataclass(frozen=True)
@@ -28,14 +26,6 @@ class Weights:
 
     first: np.ndarray
     weights: np.ndarray
-
-
-def vertical_first(in_sizes: np.ndarray, out_sizes: np.ndarray, passes: str) -> np.ndarray:
-    """Returns which resizes begin with the vertical pass, bool (N,), for sizes (N, 2) of (height, width)."""
-    if passes == "horizontal":
-        return np.zeros(len(in_sizes), bool)
-    less = in_sizes.astype(np.int64) - out_sizes
-    return (less[:, 0] > 0) & (less[:, 0] > 2 * less[:, 1])
 
 
 def support(interpolation: str) -> float:

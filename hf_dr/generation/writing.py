@@ -11,8 +11,9 @@ from hf_dr.views.device.overlap import Background
 
 
 class BackgroundWriter:
-    """Encodes and writes shards, one after the other, in a thread; leaving the block deletes a shard that is not finished.
+    """Encodes and writes shards, one after the other, in a thread.
 
+    Leaving the block, by an error or Ctrl-C too, first writes what it was given, then deletes a shard that is not finished.
     An error of the thread is raised by a later call, `wait` at the latest.
     """
 

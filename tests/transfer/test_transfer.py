@@ -18,6 +18,7 @@ from transformers import AutoModelForImageClassification, ViTConfig, ViTForImage
 
 from hf_dr.errors import ConfigError, FormatError, TeacherError
 from hf_dr.training.arguments import ReinforcedTrainingArguments
+from hf_dr.training.checkpoints import write_checksums
 from hf_dr.training.student_hub import push_student
 from hf_dr.training.students import build_student, complete_config, native_names
 from hf_dr.training.trainer import ReinforcedTrainer
@@ -286,9 +287,11 @@ def test_a_run_is_resumed_only_under_its_own_description(whole, tmp_path):
     checkpoint = shutil.copytree(f"{whole.args.output_dir}/checkpoint-3", tmp_path / "checkpoint-3")
     path = checkpoint / TRANSFER_FILE
     path.write_text(json.dumps({**json.loads(path.read_text()), "task": "curve"}))
+    write_checksums(checkpoint, resumable=True)
     with pytest.raises(ConfigError, match=r"differs in task: curve there, line here\. Restore them"):
         line_trainer(tmp_path / "out").train(resume_from_checkpoint=str(checkpoint))
     path.unlink()
+    write_checksums(checkpoint, resumable=True)
     with pytest.raises(FormatError, match=r"checkpoint-3 must hold a model that .* trained, with its transfer.json"):
         line_trainer(tmp_path / "out").train(resume_from_checkpoint=str(checkpoint))
 

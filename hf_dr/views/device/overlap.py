@@ -109,6 +109,6 @@ class Background:
             self._waiting.popleft().result()
 
     def close(self) -> None:
-        """Drops what has not begun, and ends the thread."""
-        self._pool.shutdown(cancel_futures=True)
+        """Does what is still to be done, unless something has failed, and ends the thread."""
+        self._pool.shutdown()
         self._waiting.clear()

@@ -134,6 +134,16 @@ def test_work_in_the_background_keeps_its_order_and_tells_its_errors():
     background.close()
 
 
+def test_closing_does_what_was_submitted():
+    """Ctrl-C in the main thread closes it too: a shard whose answers are there is written."""
+    gate, done, background = threading.Event(), [], Background(depth=4)
+    background.submit(gate.wait)
+    background.submit(done.append, "waited")
+    threading.Timer(0.05, gate.set).start()
+    background.close()
+    assert done == ["waited"]
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_tensors_are_read_later(device):
     tensors = torch.arange(6, device=device), torch.ones((2, 3), device=device)

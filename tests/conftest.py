@@ -157,6 +157,17 @@ def tiny_dataset() -> datasets.Dataset:
     return datasets.Dataset.from_dict({"image": images, "label": labels}, features=features, split="train")
 
 
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory, tiny_dataset: datasets.Dataset) -> Path:
+    """A folder as somebody has one: three classes, a folder each, of four PNG images; read only."""
+    root = tmp_path_factory.mktemp("own") / "photos"
+    for label, name in enumerate(CLASSES[:3]):
+        (root / name).mkdir(parents=True)
+        for number in range(4):
+            tiny_dataset[label]["image"].rotate(90 * number).save(root / name / f"{number}.png")
+    return root
+
+
 ALL_OPS = Augmentation(
     [RandomResizedCrop(24), RandomHorizontalFlip(), RandAugment(), RandomErasing(), MixUp(p=0.3), CutMix(p=0.3)]
 )

@@ -21,6 +21,9 @@ from hf_dr.files import YAML_ERRORS
 from hf_dr.text import shown_text
 
 EXTENDS = "extends"
+RECIPES = Path(__file__).parents[1] / "recipes"
+"""The recipes that the package brings."""
+
 _WORDS = ("help", "choices", "metavar")  # what argparse is told of a field's metadata
 _Settings = TypeVar("_Settings")
 
@@ -129,6 +132,12 @@ def string_to_bool(text: str) -> bool:
         if text.lower() in words:
             return value
     raise argparse.ArgumentTypeError(f"expected true or false, got {text!r}")
+
+
+def split_words(argv: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+    """Returns the words before the first flag, and the rest."""
+    count = next((n for n, word in enumerate(argv) if word.startswith("-")), len(argv))
+    return argv[:count], argv[count:]
 
 
 def config_files(argv: Sequence[str]) -> list[str]:

@@ -41,6 +41,7 @@ class Command:
 
 
 COMMANDS = {
+    "teach": Command("teach", "teach_command", "Fine-tunes a classifier on a dataset, to be its teacher."),
     "reinforce": Command("make", "reinforce_command", "Reinforces a dataset.", light=True, teaches=True),
     "extend": Command(
         "make",

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_dr.cli.config import add_fields, built, parse
+from hf_dr.cli.config import add_fields, built, parse, split_words
 from hf_dr.cli.flags import BaseArguments, PlusArguments, RunArguments, SmokeArguments, TeacherArguments
 from hf_dr.cli.launch import start_logging
 from hf_dr.errors import ConfigError
@@ -127,7 +127,7 @@ class ExtendArguments(PlusArguments):
 
 def extend_command(argv: Sequence[str], prog: str) -> int:
     """Adds views, or members of the teacher, to a "+" dataset without asking again for what is stored."""
-    paths, flags = _split(argv)
+    paths, flags = split_words(argv)
     arguments, run, config = parse(
         [ExtendArguments, RunArguments, ExtendConfig],
         flags,
@@ -163,12 +163,6 @@ def extend_command(argv: Sequence[str], prog: str) -> int:
     else:
         teacher = teacher_from_provenance(plus.provenance, **settings)
     return _run(extend_job(plus, teacher, config), run, part)
-
-
-def _split(argv: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
-    """Returns the words before the first flag, and the rest."""
-    count = next((n for n, word in enumerate(argv) if word.startswith("-")), len(argv))
-    return argv[:count], argv[count:]
 
 
 def _plus_parser(prog: str, description: str | None) -> argparse.ArgumentParser:
@@ -284,7 +278,7 @@ class ImportArguments:
 
 def import_command(argv: Sequence[str], prog: str) -> int:
     """Turns reinforcements that apple/ml-dr published into a "+" dataset."""
-    sources, flags = _split(argv)
+    sources, flags = split_words(argv)
     arguments, config = parse(
         [ImportArguments, ImportConfig],
         flags,

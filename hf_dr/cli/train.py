@@ -169,6 +169,17 @@ def train_command(argv: Sequence[str], prog: str) -> int:
     if smoke.smoke:
         with rehearse(argv) as stand_in:
             return train_command([*argv, *as_arguments(stand_in.train(vars(student)))], prog)
+    trainer, card = prepare_training(student, args)
+    with trainer.alone():
+        status = run_training(trainer, args)
+        finish_training(trainer, args, card)
+    return status
+
+
+def prepare_training(
+    student: StudentArguments, args: ReinforcedTrainingArguments
+) -> tuple[ReinforcedTrainer, dict[str, Any]]:
+    """Loads data and model; returns the trainer, and what its card says that only the command line knows."""
     if student.objective != "reinforced":
         args.reinforced_probability = 0.0
     model_args = read_model_args(student.model_args)  # before anything is loaded
@@ -185,11 +196,13 @@ def train_command(argv: Sequence[str], prog: str) -> int:
     )
     evaluation, evaluated_on = _load_evaluation(student, data)
     trainer = _build_trainer(student, args, model, data, evaluation)
-    with trainer.alone():
-        status = run_training(trainer, args)
-        finish: Callable[..., Any] = trainer.push_to_hub if args.push_to_hub else trainer.create_model_card
-        finish(**_card_settings(student), evaluated_on=evaluated_on)
-    return status
+    return trainer, {**_card_settings(student), "evaluated_on": evaluated_on}
+
+
+def finish_training(trainer: ReinforcedTrainer, args: ReinforcedTrainingArguments, card: dict[str, Any]) -> None:
+    """Writes the card, and pushes if that is asked for."""
+    finish: Callable[..., Any] = trainer.push_to_hub if args.push_to_hub else trainer.create_model_card
+    finish(**card)
 
 
 def _load_base(student: StudentArguments, seed: int) -> AugmentedDataset:

@@ -92,6 +92,18 @@ def load_base(
     return loaded, described if license is None else {**described, "license": license}
 
 
+def split_names(name: str, config: str | None = None, *, revision: str | None = None) -> list[str]:
+    """Returns the splits of a dataset, named as for `load_base`; none for a file, a saved split, and what cannot be found."""
+    path = Path(name).expanduser()
+    if path.is_file() or (path / "state.json").is_file():
+        return []
+    try:
+        return datasets.get_dataset_split_names(str(path) if path.exists() else name, config, revision=revision)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        logger.debug("no splits known of %s: %s", name, error)
+        return []
+
+
 def load_parquet(
     files: Sequence[Path], split: str, *, part: str | None = None, version: str = "default"
 ) -> datasets.Dataset:

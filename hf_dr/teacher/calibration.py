@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+TEMPERATURES = (0.25, 4.0)
+"""The least and the greatest temperature that is fitted: a few images may all be right, which asks for one of 0."""
+
 NUM_BINS = 15
 """Bins of equal width, as in the papers of Guo et al. and of Dataset Reinforcement."""
 
@@ -40,3 +43,30 @@ def calibration_error(counts: np.ndarray, confidence_sums: np.ndarray, hits: np.
         From 0 to 1; 0 if there is no example.
     """
     return float(np.abs(hits - confidence_sums).sum() / max(1, counts.sum()))
+
+
+def fit_temperature(logits_BC: np.ndarray, labels_B: np.ndarray) -> float:
+    """Returns the temperature T for which softmax(logits / T) has the least negative log-likelihood (Guo et al., section 4.2).
+
+    The likelihood is convex in 1 / T, so its slope there changes its sign once, and halving finds where.
+
+    Args:
+        logits_BC: Of images that the model was not trained on, floating point.
+        labels_B: Their classes, 0 to C - 1.
+
+    Returns:
+        Within `TEMPERATURES`. Above 1 the model was too sure of itself.
+    """
+    logits_BC = logits_BC.astype(np.float64)
+    own_B = np.take_along_axis(logits_BC, labels_B[:, None], axis=-1)[:, 0]
+
+    def slope(inverse: float) -> float:
+        weights_BC = np.exp(inverse * (logits_BC - logits_BC.max(axis=-1, keepdims=True)))
+        expected_B = (weights_BC * logits_BC).sum(axis=-1) / weights_BC.sum(axis=-1)
+        return float((expected_B - own_B).mean())
+
+    low, high = (1 / temperature for temperature in reversed(TEMPERATURES))
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if slope(middle) < 0 else (low, middle)
+    return 2 / (low + high)

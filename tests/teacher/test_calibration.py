@@ -7,7 +7,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from hf_dr.teacher.calibration import NUM_BINS, bins_of, calibration_error
+from hf_dr.evaluation.metrics import classification_metrics
+from hf_dr.teacher.calibration import NUM_BINS, TEMPERATURES, bins_of, calibration_error, fit_temperature
 
 
 @pytest.mark.parametrize("num_bins", [1, 2, 10, 15, 49, 100])
@@ -70,3 +71,26 @@ def test_calibration_error_of_nothing_is_zero() -> None:
 
 def test_one_bin_is_the_difference_of_the_means() -> None:
     assert calibration_error(np.array([4]), np.array([2.0]), np.array([3])) == 0.25
+
+
+def sampled(temperature: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (B, C) that are too sure by this factor, and labels drawn from the true probabilities."""
+    rng = np.random.default_rng(seed)
+    logits = 2 * rng.standard_normal((4000, 5))
+    labels = (logits + rng.gumbel(size=logits.shape)).argmax(axis=-1)
+    return logits * temperature, labels
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])
+def test_the_temperature_is_found_again_and_is_the_best(temperature: float) -> None:
+    logits, labels = sampled(temperature)
+    fitted = fit_temperature(logits.astype(np.float32), labels)
+    assert fitted == pytest.approx(temperature, rel=0.05)
+    losses = [classification_metrics(logits / (fitted * factor), labels)["nll"] for factor in (0.97, 1, 1.03)]
+    assert losses[1] == min(losses)
+
+
+def test_a_few_images_that_are_all_right_do_not_make_it_sure() -> None:
+    logits = np.eye(3) * 2
+    assert fit_temperature(logits, np.arange(3)) == pytest.approx(TEMPERATURES[0])
+    assert fit_temperature(logits, (np.arange(3) + 1) % 3) == pytest.approx(TEMPERATURES[1])

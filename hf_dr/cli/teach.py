@@ -1,0 +1,192 @@
+"""The command that makes a teacher of a pretrained classifier and one's own images."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_dr.cli.config import RECIPES, parse, split_words
+from hf_dr.errors import ConfigError
+from hf_dr.settings import FILES_FROM_HELP, Real, check_settings
+
+if TYPE_CHECKING:
+    from hf_dr.cli.train import StudentArguments
+    from hf_dr.training.trainer import ReinforcedTrainer
+
+TEACHER_FILE = "teacher.json"
+"""In the teacher's folder: its temperature, what it was measured on, and where the images are. Written last."""
+
+_HELD_OUT_SPLITS = ("test", "validation", "val")
+
+
+@dataclass
+class TeachArguments:
+    """Which classifier learns which images.
+
+    Raises:
+        ConfigError: A value is out of range.
+    """
+
+    model: str = field(
+        default="timm/resnet50d.ra2_in1k",
+        metadata={
+            "help": "Pretrained classifier to fine-tune: a Hub id of timm or transformers, a folder, or "
+            "timm:ARCHITECTURE@FILE.safetensors. It should be larger than the students."
+        },
+    )
+    dataset_config: str | None = field(
+        default=None, metadata={"help": "Configuration of the dataset, where it has several."}
+    )
+    split: str = field(default="train", metadata={"help": "Split that is learned."})
+    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the dataset on the Hub."})
+    files_from: list[str] = field(default_factory=list, metadata={"help": FILES_FROM_HELP, "metavar": "DIR"})
+    image_column: str | None = field(default=None, metadata={"help": "As for reinforce."})
+    label_column: str | None = field(default=None, metadata={"help": "As for reinforce."})
+    eval_split: str | None = field(
+        default=None,
+        metadata={
+            "help": "Split of held-out images. Default: test or validation if the dataset has one; else --held_out of each "
+            "class, and both parts are written to a folder in --output_dir."
+        },
+    )
+    held_out: float = field(
+        default=0.2,
+        metadata={
+            "help": "Share of each class that is held out, where the dataset has no split for it.",
+            "type": Real(0, 1, above=True, below=True),
+        },
+    )
+    calibrate: bool = field(
+        default=True,
+        metadata={
+            "help": "Divide the logits by the temperature that fits the held-out images best. The last layer's weights take "
+            "it in, so that everything that loads the teacher uses it."
+        },
+    )
+    augmentation: str = field(default="randaug", metadata={"help": "What draws the training views, as for reinforce."})
+    size: int = field(default=224, metadata={"help": "Side in pixels of the views of a named augmentation."})
+    model_args: str = field(default="{}", metadata={"help": "For timm: JSON with arguments of timm.create_model."})
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+def teach_command(argv: Sequence[str], prog: str) -> int:
+    """Fine-tunes a classifier on a dataset to be its teacher."""
+    words, flags = split_words(argv)
+    from hf_dr.cli.arguments import as_config_error
+    from hf_dr.cli.train import finish_training, prepare_training, run_training
+    from hf_dr.training.arguments import ReinforcedTrainingArguments
+
+    with as_config_error():
+        teaching, args = parse(
+            [TeachArguments, ReinforcedTrainingArguments],
+            ["--config", str(RECIPES / "teach.yaml"), *flags],
+            prog=f"{prog} DATASET",
+            description="Fine-tunes a pretrained classifier on a dataset (Hub id, folder of images with a folder for each "
+            "class, folder of Parquet files), measures it on held-out images and calibrates it: a teacher for `hf-dr "
+            "reinforce --teacher OUTPUT_DIR`. It is `hf-dr train --objective erm` with the settings of the recipe "
+            "teach.yaml; all settings of transformers' TrainingArguments are flags, too. The same command again resumes.",
+        )
+    if len(words) != 1:
+        raise ConfigError(f"expected one dataset before the flags, got {' '.join(words) or 'none'}. Name one.")
+    student = _as_training(words[0], teaching, Path(args.output_dir), args.seed)
+    trainer, card = prepare_training(student, args)
+    with trainer.alone():
+        run_training(trainer, args)
+        found = _calibrate(trainer, fold=teaching.calibrate)
+        finish_training(trainer, args, card)
+        if trainer.is_world_process_zero():
+            _write(Path(args.output_dir), found, student)
+    return 0
+
+
+def _as_training(name: str, teaching: TeachArguments, output_dir: Path, seed: int) -> StudentArguments:
+    """Returns the training that teaching is; writes the two parts of a dataset of which some images have to be held out."""
+    from hf_dr.cli.train import StudentArguments
+    from hf_dr.processes import process_state
+    from hf_dr.store.base_dataset import check_dataset, load_base, split_names
+    from hf_dr.training.teaching import divide
+
+    where: dict[str, Any] = {"split": teaching.split, "revision": teaching.revision, "files_from": teaching.files_from}
+    config = teaching.dataset_config
+    known = split_names(name, config, revision=teaching.revision)
+    eval_split = teaching.eval_split or next((split for split in _HELD_OUT_SPLITS if split in known), None)
+    if eval_split is None:
+        folder = output_dir / Path(name).expanduser().resolve().name
+        with process_state().local_main_process_first():
+            dataset, _ = load_base(name, config, **where)
+            image_column, label_column = check_dataset(dataset, teaching.image_column, teaching.label_column)
+            if label_column is None:
+                raise ConfigError(f"a teacher learns from labels, found none in {name}. Name `label_column`.")
+            divide(dataset, image_column, label_column, folder, share=teaching.held_out, seed=seed)
+        name = str(folder)
+        config = None
+        where = {"split": "train", "revision": None, "files_from": []}
+        eval_split = "test"
+    return StudentArguments(
+        dataset=[name],
+        name=[] if config is None else [config],
+        student=teaching.model,
+        objective="erm",
+        model_args=teaching.model_args,
+        augmentation=teaching.augmentation,
+        size=teaching.size,
+        image_column=teaching.image_column,
+        label_column=teaching.label_column,
+        eval_dataset=name,
+        eval_split=eval_split,
+        **where,
+    )
+
+
+def _calibrate(trainer: ReinforcedTrainer, *, fold: bool) -> dict[str, Any]:
+    """Fits the temperature on the held-out images and, if asked to, puts it into the weights; returns what was found."""
+    import numpy as np
+    import torch
+
+    from hf_dr.evaluation.metrics import classification_metrics
+    from hf_dr.teacher.calibration import fit_temperature
+    from hf_dr.training.teaching import fold_temperature
+
+    model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    predicted = trainer.predict(trainer.eval_dataset)  # type: ignore[arg-type]
+    logits = np.asarray(predicted.predictions)
+    labels = np.asarray(predicted.label_ids)
+    temperature = fit_temperature(logits, labels)
+    size = max(trainer.train_dataset.size)  # type: ignore[union-attr]
+    pixels = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0)).to(trainer.args.device)
+    folded = fold and fold_temperature(model, temperature, pixels)
+    if folded:
+        trainer.save_model(_internal_call=True)
+        trainer.save_metrics("eval", trainer.evaluate())  # of the weights that are saved
+    return {
+        "temperature": temperature,
+        "folded": folded,
+        "num_held_out": len(labels),
+        "trained": classification_metrics(logits, labels),
+        "calibrated": classification_metrics(logits / temperature, labels),
+    }
+
+
+def _write(output_dir: Path, found: dict[str, Any], student: StudentArguments) -> None:
+    """Notes and prints what was found, and the command that comes next."""
+    from hf_dr.files import write_whole
+
+    place = {"dataset": student.dataset[0], "split": student.split, "eval_split": student.eval_split}
+    write_whole(output_dir / TEACHER_FILE, json.dumps({**found, **place}, indent=2) + "\n")
+    before = found["trained"]
+    after = found["calibrated"]
+    kept = "in the weights" if found["folded"] else "not in the weights: divide the logits by it yourself"
+    print(
+        f"\nheld-out accuracy    {before['top1']:.2%} of {found['num_held_out']} images\n"
+        f"temperature          {found['temperature']:.3f}, {kept}\n"
+        f"calibration error    {before['ece']:.2%} before, {after['ece']:.2%} with it\n"
+        f"log-likelihood       {-before['nll']:.4f} nats before, {-after['nll']:.4f} with it\n"
+        f"\nnext: hf-dr reinforce --dataset {place['dataset']} --split {place['split']} --teacher {output_dir} "
+        "--output_dir PLUS",
+        flush=True,
+    )

@@ -1,0 +1,120 @@
+"""What a classifier needs beyond a training to become a teacher: images held out from it, and probabilities that can be believed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from torch import nn
+
+from hf_dr.errors import ConfigError, DataError
+from hf_dr.files import write_whole, written_whole
+from hf_dr.store.base_dataset import as_table, content_hash, label_numbers, undecoded_images
+from hf_dr.views.rng import DOMAIN_SPLIT, keyed_rng
+
+_MARKER = "held_out.json"
+_ROWS = 100  # of photos, which are in memory together
+
+
+def held_out_rows(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """Returns rows to hold out, drawn from each class apart; int64, in order.
+
+    Args:
+        labels: Class of each row, int64 (rows,).
+        share: Of each class that is held out, rounded; at least one row of a class of two or more, and never all of them.
+        seed: The same seed, the same rows.
+    """
+    chosen = []
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        count = min(max(1, round(share * len(rows))), len(rows) - 1)
+        chosen.append(keyed_rng(seed, domain=DOMAIN_SPLIT, major=int(label)).permutation(rows)[:count])
+    return np.sort(np.concatenate(chosen))
+
+
+def divide(
+    dataset: datasets.Dataset, image_column: str, label_column: str, folder: Path, *, share: float, seed: int
+) -> None:
+    """Writes a dataset as a folder of Parquet files with two splits, `train` and `test`, images included.
+
+    A folder that was written before, from the same images, is left as it is.
+
+    Args:
+        dataset: All images.
+        image_column: Their column.
+        label_column: The column of their classes.
+        folder: Where the files go.
+        share: See `held_out_rows`.
+        seed: See `held_out_rows`.
+
+    Raises:
+        ConfigError: The folder was written from other images, or with another share or seed.
+        DataError: A row has no label, or too few rows have one for anything to be held out.
+    """
+    made_of = {"content_hash": content_hash(undecoded_images(dataset, image_column)), "share": share, "seed": seed}
+    marker = folder.parent / _MARKER
+    if marker.is_file():
+        there = json.loads(marker.read_text(encoding="utf-8"))
+        differing = [name for name in made_of if there.get(name) != made_of[name]]
+        if differing:
+            raise ConfigError(
+                f"{folder} must be made of the same images in the same way, but it differs in {', '.join(differing)}. Choose "
+                "another `output_dir`."
+            )
+        return
+    column = dataset.select_columns([label_column]).with_format("arrow")[:][label_column]
+    labels, bad = label_numbers(column, int(np.iinfo(np.int64).max))
+    if len(bad):
+        raise DataError(f"`{label_column}` must have a class in every row, but row {bad[0]} has none. Leave it out.")
+    test = held_out_rows(labels, share, seed)
+    if not len(test):
+        raise DataError(
+            f"a class must have at least 2 images for one to be held out, but none of {len(np.unique(labels))} has. Add images, "
+            "or name others with `eval_dataset`."
+        )
+    train = np.setdiff1d(np.arange(len(dataset)), test)
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, rows in (("train", train), ("test", test)):
+        part = dataset.select(rows)
+        schema = part.features.arrow_schema
+        with written_whole(folder / f"{split}-00000-of-00001.parquet") as path, pq.ParquetWriter(path, schema) as file:
+            for start in range(0, len(part), _ROWS):
+                file.write_table(as_table(part, start, min(start + _ROWS, len(part))))
+    write_whole(marker, json.dumps(made_of, indent=2) + "\n")
+
+
+@torch.no_grad()
+def fold_temperature(model: Any, temperature: float, pixels_BCHW: torch.Tensor) -> bool:
+    """Divides a classifier's logits by a temperature, in its last layer: whoever loads its weights gets calibrated answers.
+
+    Args:
+        model: A classifier of transformers, timm's included.
+        temperature: What the logits are divided by.
+        pixels_BCHW: Some input of the model, by which the result is checked.
+
+    Returns:
+        Whether it worked; a model whose logits are not linear in the weights of its last layer stays as it was.
+    """
+    model.eval()
+    classes = model.config.num_labels
+    heads = [
+        layer
+        for layer in model.modules()
+        if (isinstance(layer, nn.Linear) and layer.out_features == classes)
+        or (isinstance(layer, nn.Conv2d) and layer.out_channels == classes)
+    ]
+    weights = [weight for layer in heads for weight in layer.parameters()]
+    kept = [weight.clone() for weight in weights]
+    expected_BC = model(pixels_BCHW).logits / temperature
+    for weight in weights:
+        weight /= temperature
+    if torch.allclose(model(pixels_BCHW).logits, expected_BC, rtol=1e-3, atol=1e-4):
+        return True
+    for weight, old in zip(weights, kept, strict=True):
+        weight.copy_(old)
+    return False

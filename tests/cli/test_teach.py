@@ -1,0 +1,102 @@
+"""`hf-dr teach`, called as its users call it: from a folder of photos to a teacher that is named by its folder."""
+
+import json
+import shutil
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hf_dr.cli.main import main
+from hf_dr.replay.loading import load_reinforced
+from hf_dr.teacher.ensemble import Teacher
+from hf_dr.teacher.members import load_member
+
+TINY = ["--model", "timm:test_resnet", "--size", "24", "--num_train_epochs", "2", "--disable_tqdm", "true"]
+
+
+def teach(dataset, out, *more: str) -> int:
+    return main(["teach", str(dataset), "--output_dir", str(out), *TINY, *more])
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory, photos):
+    out = tmp_path_factory.mktemp("taught") / "teacher"
+    assert teach(photos, out, "--held_out", "0.25") == 0
+    return out
+
+
+def test_a_teacher_is_calibrated_on_images_that_it_did_not_learn(taught, photos):
+    found = json.loads((taught / "teacher.json").read_text())
+    assert found["num_held_out"] == 3
+    assert found["folded"]
+    assert found["dataset"] == str(taught / "photos")
+    parts = datasets.load_dataset(str(taught / "photos"))
+    assert {name: len(part) for name, part in parts.items()} == {"train": 9, "test": 3}
+
+    # The last checkpoint has the weights before the temperature.
+    (checkpoint,) = taught.glob("checkpoint-*")
+    before, after = (load_file(folder / "model.safetensors") for folder in (checkpoint, taught))
+    assert {name for name in before if not torch.equal(before[name], after[name])} == {"fc.weight", "fc.bias"}
+    assert torch.allclose(after["fc.weight"] * found["temperature"], before["fc.weight"])
+    assert found["calibrated"]["nll"] <= found["trained"]["nll"]
+    evaluated = json.loads((taught / "eval_results.json").read_text())
+    assert evaluated["eval_nll"] == pytest.approx(found["calibrated"]["nll"], abs=1e-5)
+    assert f"| nll | {evaluated['eval_nll']:.4g} |" in (taught / "README.md").read_text()
+
+
+def test_its_folder_names_it(taught, photos, tmp_path, capsys):
+    member = load_member(str(taught))
+    assert member.labels == tuple((folder.name,) for folder in sorted(photos.iterdir()))
+    flags = ["--size", "24", "--num_views", "2", "--top_k", "3", "--output_dir", str(tmp_path / "plus")]
+    assert main(["reinforce", "--dataset", str(taught / "photos"), "--teacher", str(taught), *flags]) == 0
+    assert main(["verify", str(tmp_path / "plus"), "--teacher", str(taught)]) == 0
+    stored = load_reinforced(tmp_path / "plus")
+    (named,) = stored.provenance.teacher["members"]
+    assert (named["id"], named["weights_hash"]) == ("teacher", member.weights_hash)
+    item = stored[0, 1]
+    answer = Teacher([member])(item["pixel_values"][None])[0].numpy()
+    assert np.allclose(np.sort(answer)[::-1], item["teacher_logprobs"].float().numpy(), atol=2e-3)
+
+
+def test_the_same_command_again_changes_nothing_and_other_images_are_refused(taught, photos, tmp_path, capsys):
+    out = tmp_path / "teacher"
+    shutil.copytree(taught, out)
+    (out / "teacher.json").unlink()  # as if stopped before the end
+    assert teach(photos, out, "--held_out", "0.25") == 0
+    assert (out / "model.safetensors").read_bytes() == (taught / "model.safetensors").read_bytes()
+    printed = capsys.readouterr().out
+    assert "of 3 images" in printed
+    assert (
+        f"next: hf-dr reinforce --dataset {out / 'photos'} --split train --teacher {out} --output_dir PLUS" in printed
+    )
+    assert teach(photos, out, "--held_out", "0.5") == 2
+    assert "must be made of the same images in the same way, but it differs in share" in capsys.readouterr().err
+
+
+def test_a_dataset_with_a_test_split_is_not_copied(taught, tmp_path):
+    images = taught / "photos"
+    assert teach(images, tmp_path / "out", "--no_calibrate", "--max_steps", "1") == 0
+    found = json.loads((tmp_path / "out" / "teacher.json").read_text())
+    assert (found["dataset"], found["split"], found["eval_split"]) == (str(images), "train", "test")
+    assert not found["folded"]
+    assert not (tmp_path / "out" / "photos").exists()
+    assert teach(images, tmp_path / "other", "--eval_split", "tset", "--max_steps", "1") == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "expected one dataset before the flags, got none. Name one."),
+        (["a", "b"], "expected one dataset before the flags, got a b. Name one."),
+        (["./nowhere"], "could not load split `train` of './nowhere'"),
+        (["PHOTOS", "--held_out", "1"], "`held_out` must be above 0 and below 1, got 1.0"),
+        (["PHOTOS", "--label_column", "none"], "a teacher learns from labels, found none in"),
+    ],
+)
+def test_refusals(words, message, photos, tmp_path, capsys):
+    words = [str(photos) if word == "PHOTOS" else word for word in words]
+    assert main(["teach", *words, "--output_dir", str(tmp_path / "out"), *TINY]) == 2
+    assert message in capsys.readouterr().err

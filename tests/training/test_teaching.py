@@ -1,0 +1,92 @@
+"""Images held out of a training, and a temperature that moves into the weights."""
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModelForImageClassification, ViTConfig
+
+from hf_dr.errors import ConfigError, DataError
+from hf_dr.training.students import build_student
+from hf_dr.training.teaching import divide, fold_temperature, held_out_rows
+
+SIDE = 32
+
+
+@given(
+    st.lists(st.integers(0, 4), min_size=1, max_size=60),
+    st.floats(0.01, 0.99),
+    st.integers(0, 5),
+)
+def test_each_class_keeps_rows_on_both_sides(labels, share, seed):
+    labels = np.array(labels)
+    test = held_out_rows(labels, share, seed)
+    assert np.array_equal(test, np.unique(test))
+    for label in np.unique(labels):
+        count = (labels == label).sum()
+        held_out = (labels[test] == label).sum()
+        assert held_out == 0 if count == 1 else 0 < held_out < count
+        assert abs(held_out - share * count) <= 1
+    assert np.array_equal(test, held_out_rows(labels, share, seed))
+
+
+def test_what_is_held_out_differs_by_seed():
+    labels = np.arange(100) % 2
+    assert not np.array_equal(held_out_rows(labels, 0.2, 0), held_out_rows(labels, 0.2, 1))
+
+
+def test_both_parts_are_written_with_their_images(tmp_path, photos):
+    dataset = datasets.load_dataset(str(photos), split="train")
+    divide(dataset, "image", "label", tmp_path / "photos", share=0.25, seed=0)
+    parts = datasets.load_dataset(str(tmp_path / "photos"))
+    assert {name: len(part) for name, part in parts.items()} == {"train": 9, "test": 3}
+    assert parts["train"].features == dataset.features
+    found = [(row["image"].tobytes(), row["label"]) for part in parts.values() for row in part]
+    assert sorted(found) == sorted((row["image"].tobytes(), row["label"]) for row in dataset)
+    cells = parts["test"].cast_column("image", datasets.Image(decode=False))
+    assert all(cell["bytes"] and "/" not in str(cell["path"]) for cell in cells["image"])
+
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "photos").iterdir()}
+    divide(dataset, "image", "label", tmp_path / "photos", share=0.25, seed=0)
+    assert files == {path: path.stat().st_mtime_ns for path in (tmp_path / "photos").iterdir()}
+    with pytest.raises(ConfigError, match="same images in the same way, but it differs in content_hash, share. Choose"):
+        divide(dataset.select(range(8)), "image", "label", tmp_path / "photos", share=0.5, seed=0)
+
+
+def test_nothing_to_hold_out(tmp_path, tiny_dataset):
+    with pytest.raises(
+        DataError, match="a class must have at least 2 images for one to be held out, but none of 8 has"
+    ):
+        divide(tiny_dataset.select(range(8)), "image", "label", tmp_path / "x", share=0.2, seed=0)
+
+
+def a_vit() -> torch.nn.Module:
+    config = ViTConfig(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, image_size=SIDE, patch_size=16,
+        num_labels=5,
+    )  # fmt: skip
+    return AutoModelForImageClassification.from_config(config)
+
+
+@pytest.mark.parametrize("name", ["timm:test_resnet", "timm:test_vit", "timm:test_efficientnet", "vit"])
+def test_logits_are_divided_by_a_temperature_that_is_in_the_weights(name):
+    torch.manual_seed(0)
+    size = 160 if name == "timm:test_vit" else SIDE
+    model = a_vit() if name == "vit" else build_student(name, None, 5, size=size)
+    pixels = torch.randn(2, 3, size, size)
+    with torch.no_grad():
+        before = model.eval()(pixels).logits
+        assert fold_temperature(model, 1.7, pixels)
+        assert torch.allclose(model(pixels).logits, before / 1.7, atol=1e-6)
+
+
+def test_a_model_that_cannot_take_it_stays_as_it_was():
+    torch.manual_seed(0)
+    model = build_student("timm:test_resnet", None, 5, size=SIDE)
+    torch.nn.init.normal_(model.timm_model.fc.bias, std=3.0)  # logits that are far from 0
+    model.timm_model.fc = torch.nn.Sequential(model.timm_model.fc, torch.nn.Tanh())
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    assert not fold_temperature(model, 1.7, torch.randn(2, 3, SIDE, SIDE))
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())

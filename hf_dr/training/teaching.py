@@ -1,4 +1,4 @@
-"""What a classifier needs beyond a training to become a teacher: images held out from it, and probabilities that can be believed."""
+"""What makes a teacher of a trained classifier: images that were held out from it, and probabilities that can be believed."""
 
 from __future__ import annotations
 
@@ -74,8 +74,8 @@ def divide(
     test = held_out_rows(labels, share, seed)
     if not len(test):
         raise DataError(
-            f"a class must have at least 2 images for one to be held out, but none of {len(np.unique(labels))} has. Add images, "
-            "or name others with `eval_dataset`."
+            f"a class must have at least 2 images for one to be held out, but none of {len(np.unique(labels))} has. Add "
+            "images, or name a split of others with `eval_split`."
         )
     train = np.setdiff1d(np.arange(len(dataset)), test)
     folder.mkdir(parents=True, exist_ok=True)
@@ -112,7 +112,7 @@ def fold_temperature(model: Any, temperature: float, pixels_BCHW: torch.Tensor) 
     kept = [weight.clone() for weight in weights]
     expected_BC = model(pixels_BCHW).logits / temperature
     for weight in weights:
-        weight /= temperature
+        weight.div_(temperature)
     if torch.allclose(model(pixels_BCHW).logits, expected_BC, rtol=1e-3, atol=1e-4):
         return True
     for weight, old in zip(weights, kept, strict=True):

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from hf_dr.cli.launch import launch
+from hf_dr.cli.launch import run_step
 
 RECIPES = Path(__file__).parent / "fashion_mnist"
 PLUS = "demo/fashion-mnist-plus"
@@ -21,8 +21,7 @@ COMPARE = [("compare", ["--config", str(RECIPES / "compare.yaml")])]
 def run(steps: list[tuple[str, list[str]]]) -> None:
     """Runs commands as a user would type them; ends the program at the first that fails."""
     for command, arguments in steps:
-        print(f"\n$ hf-dr {command} {' '.join(arguments)}\n", flush=True)
-        status = launch(command, arguments, f"hf-dr {command}")
+        status = run_step(command, arguments)
         if status:
             sys.exit(status)
 

@@ -6,6 +6,7 @@ import importlib
 import logging
 import os
 import select
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,6 +42,13 @@ class Command:
 
 
 COMMANDS = {
+    "quickstart": Command(
+        "quickstart",
+        "quickstart_command",
+        'Makes a teacher, a "+" dataset, a student and a report from a folder of photos.',
+        light=True,
+        teaches=True,
+    ),
     "teach": Command("teach", "teach_command", "Fine-tunes a classifier on a dataset, to be its teacher."),
     "reinforce": Command("make", "reinforce_command", "Reinforces a dataset.", light=True, teaches=True),
     "extend": Command(
@@ -115,6 +123,12 @@ def launch(command: str, argv: Sequence[str], prog: str) -> int:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
+
+
+def run_step(command: str, argv: Sequence[str]) -> int:
+    """Prints a command as a user would type it, and runs it; returns the exit status."""
+    print(f"\n$ {shlex.join(['hf-dr', command, *argv])}\n", flush=True)
+    return launch(command, argv, f"hf-dr {command}")
 
 
 def _nobody_reads() -> bool:

@@ -167,6 +167,7 @@ def _calibrate(trainer: ReinforcedTrainer, *, fold: bool) -> dict[str, Any]:
         "temperature": temperature,
         "folded": folded,
         "num_held_out": len(labels),
+        "num_classes": logits.shape[1],
         "trained": classification_metrics(logits, labels),
         "calibrated": classification_metrics(logits / temperature, labels),
     }

@@ -1,0 +1,140 @@
+"""The command that does everything once: from a folder of photos to a reinforced student and a report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hf_dr.cli.config import RECIPES, parse, read_yaml, split_words
+from hf_dr.cli.launch import run_step
+from hf_dr.cli.teach import TEACHER_FILE, TeachArguments
+from hf_dr.errors import ConfigError
+from hf_dr.files import check_writable, write_whole
+from hf_dr.settings import Whole, check_settings
+
+_DONE_FILE = "quickstart.json"
+_TOP_K = 10
+# A few of the suite, so that a small machine has them in a minute.
+_CORRUPTIONS = ("gaussian_noise", "defocus_blur", "contrast", "jpeg_compression")
+
+
+@dataclass
+class QuickstartArguments:
+    """Which models, and how much of everything.
+
+    Raises:
+        ConfigError: A value is out of range.
+    """
+
+    output_dir: str | None = field(
+        default=None, metadata={"help": "Folder of all results. Default: the dataset's name and -quickstart."}
+    )
+    teacher: str = field(
+        default=TeachArguments.model,
+        metadata={"help": "Pretrained classifier that is fine-tuned to be the teacher, as --model of teach."},
+    )
+    student: str = field(
+        default="timm/mobilenetv3_large_100.ra_in1k",
+        metadata={
+            "help": "Model that is trained twice, on the labels and on the teacher's answers: a Hub id, a folder, or "
+            "timm:ARCHITECTURE@FILE.safetensors to fine-tune; timm:ARCHITECTURE for fresh weights."
+        },
+    )
+    size: int = field(default=224, metadata={"help": "Side in pixels of the views.", "type": Whole(1)})
+    num_views: int = field(default=8, metadata={"help": "Stored views of each image.", "type": Whole(1)})
+    num_train_epochs: int = field(default=20, metadata={"help": "Epochs of each training.", "type": Whole(1)})
+    seeds: list[int] = field(
+        default_factory=lambda: [0],
+        metadata={"help": "Seeds of the students; with several, the table has the spread of the gain."},
+    )
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+def quickstart_command(argv: Sequence[str], prog: str) -> int:
+    """Makes a teacher, a "+" dataset, a student and a report from a folder of photos."""
+    words, flags = split_words(argv)
+    (chosen,) = parse(
+        [QuickstartArguments],
+        flags,
+        prog=f"{prog} DATASET",
+        description="From a folder of photos, with a folder for each class (or any dataset with labels), to a student that "
+        "learns from a teacher's stored answers, and a report that compares it with one that learns from the labels. Each "
+        "step is a command, which is printed and can be repeated alone. The same command again goes on after the last "
+        "finished step.",
+    )
+    if len(words) != 1:
+        raise ConfigError(f"expected one dataset before the flags, got {' '.join(words) or 'none'}. Name one.")
+    (dataset,) = words
+    out = Path(chosen.output_dir or f"{Path(dataset).expanduser().resolve().name}-quickstart").expanduser()
+    check_writable(out, "output_dir")
+    done = out / _DONE_FILE
+    finished: dict[str, Any] = json.loads(done.read_text(encoding="utf-8")) if done.is_file() else {}
+    for command, arguments, made_of in _steps(dataset, chosen, out):
+        if finished.get(command) == [arguments, made_of]:
+            print(f"\n{command}: finished before")
+            continue
+        status = run_step(command, arguments)
+        if status:
+            return status
+        # What follows a step that was done again is done again, too.
+        names = list(_STEPS[: _STEPS.index(command)])
+        finished = {name: finished[name] for name in names} | {command: [arguments, made_of]}
+        write_whole(done, json.dumps(finished, indent=2) + "\n")
+    print(f"\nteacher: {out / 'teacher'}\ndataset: {out / 'plus'}\nreport: {out / 'comparison' / 'report.html'}")
+    return 0
+
+
+_STEPS = ("teach", "reinforce", "inspect", "compare")
+
+
+def _steps(dataset: str, chosen: QuickstartArguments, out: Path) -> Iterator[tuple[str, list[str], Any]]:
+    """Yields command, arguments and the content of their file, one step after the other: each reads what the last one left."""
+    teacher = out / "teacher"
+    plus = out / "plus"
+    size = str(chosen.size)
+    epochs = str(chosen.num_train_epochs)
+    sized = ["--size", size, "--num_train_epochs", epochs]
+    yield "teach", [dataset, "--model", chosen.teacher, *sized, "--output_dir", str(teacher)], None
+    learned = json.loads((teacher / TEACHER_FILE).read_text(encoding="utf-8"))
+    views = ["--size", size, "--num_views", str(chosen.num_views), "--top_k", str(min(_TOP_K, learned["num_classes"]))]
+    base = ["--dataset", learned["dataset"], "--split", learned["split"]]
+    yield "reinforce", [*base, "--teacher", str(teacher), *views, "--output_dir", str(plus)], None
+    yield "inspect", [str(plus), "--save"], None
+    config = out / "compare.yaml"
+    settings = _comparison(Path(dataset).expanduser().resolve().name, chosen, learned, out)
+    write_whole(config, yaml.safe_dump(settings, sort_keys=False))
+    yield "compare", ["--config", str(config)], settings
+
+
+def _comparison(name: str, chosen: QuickstartArguments, learned: dict[str, Any], out: Path) -> dict[str, Any]:
+    """Returns the settings of `hf-dr compare`: the students train as the teacher did."""
+    trainer = {key: value for key, value in read_yaml(RECIPES / "teach.yaml").items() if key != "augmentation"}
+    place = {"eval_dataset": learned["dataset"], "eval_split": learned["eval_split"]}
+    return {
+        "title": f"{name}, {chosen.student.split('@')[0]}",
+        "output_dir": str(out / "comparison"),
+        "objectives": ["erm", "reinforced"],
+        "seeds": chosen.seeds,
+        "pictures": [str(out / "plus" / "randaug" / "contact_sheet.png")],
+        "save": True,
+        "train": {
+            "dataset": str(out / "plus"),
+            "student": chosen.student,
+            **place,
+            **trainer,
+            "num_train_epochs": chosen.num_train_epochs,
+        },
+        "evaluate": {
+            "sets": [f"held_out={place['eval_dataset']}:{place['eval_split']}"],
+            "corrupt": ["held_out"],
+            "corruptions": list(_CORRUPTIONS),
+            "severities": [3],
+        },
+    }

@@ -1,0 +1,102 @@
+"""`hf-dr quickstart`: from a folder of photos to a report, in steps that are commands, each of which is done once."""
+
+import json
+import shlex
+
+import pytest
+
+from hf_dr.cli.launch import COMMANDS, Command, launch
+from hf_dr.cli.main import main
+
+STEPS = ["teach", "reinforce", "inspect", "compare"]
+TINY = ["--teacher", "timm:test_resnet", "--student", "timm:test_resnet", "--size", "24", "--num_train_epochs", "1"]
+
+
+def quickstart(photos, out, *more: str) -> int:
+    return main(["quickstart", str(photos), "--output_dir", str(out), "--num_views", "2", *TINY, *more])
+
+
+def printed_commands(text: str) -> list[list[str]]:
+    return [shlex.split(line)[2:] for line in text.splitlines() if line.startswith("$ hf-dr ")]
+
+
+def test_from_photos_to_a_report_and_again(photos, tmp_path, capsys):
+    out = tmp_path / "a folder"
+    assert quickstart(photos, out) == 0
+    shown = capsys.readouterr().out
+    commands = printed_commands(shown)
+    assert [command for command, *_ in commands] == STEPS
+    report = out / "comparison" / "report.html"
+    assert report.stat().st_size > 10_000
+    assert shown.endswith(f"report: {report}\n")
+    assert "reinforced: gain over erm" in (out / "plus" / "README.md").read_text()
+    assert (out / "plus" / "randaug" / "contact_sheet.png").is_file()
+    comparison = json.loads((out / "comparison" / "comparison.json").read_text())
+    assert {result["model"] for result in comparison["evaluation"]["results"]} == {"erm-0", "reinforced-0"}
+
+    # A second start repeats nothing, and each printed command can be run alone.
+    before = report.stat().st_mtime_ns
+    assert quickstart(photos, out) == 0
+    shown = capsys.readouterr().out
+    assert not printed_commands(shown)
+    assert [f"{command}: finished before" in shown for command in STEPS] == [True] * 4
+    assert report.stat().st_mtime_ns == before
+    command, *arguments = commands[2]
+    assert launch(command, arguments, "hf-dr") == 0
+
+
+@pytest.fixture
+def recorded(monkeypatch, tmp_path):
+    """Puts stand-ins in the place of the steps; returns which have run. `fails` names those that end with status 2."""
+    ran: list[str] = []
+    fails: set[str] = set()
+    learned = {"dataset": "d", "split": "train", "eval_split": "test", "num_classes": 3}
+
+    def stand_in(name):
+        def run(self, argv, prog):
+            ran.append(name)
+            (tmp_path / "out" / "teacher").mkdir(parents=True, exist_ok=True)
+            (tmp_path / "out" / "teacher" / "teacher.json").write_text(json.dumps(learned))
+            return 2 if name in fails else 0
+
+        return run
+
+    for name in STEPS:
+        stands = type("StandIn", (Command,), {"__call__": stand_in(name)})
+        monkeypatch.setitem(COMMANDS, name, stands("", "", "", light=True))
+    return ran, fails
+
+
+def test_a_failed_step_ends_it_and_is_where_it_goes_on(recorded, photos, tmp_path, capsys):
+    ran, fails = recorded
+    fails.add("inspect")
+    assert quickstart(photos, tmp_path / "out") == 2
+    assert ran == STEPS[:3]
+    fails.clear()
+    ran.clear()
+    assert quickstart(photos, tmp_path / "out") == 0
+    assert ran == STEPS[2:]
+
+
+def test_steps_whose_settings_change_are_done_again_with_all_that_follow(recorded, photos, tmp_path):
+    ran, _ = recorded
+    assert quickstart(photos, tmp_path / "out") == 0
+    ran.clear()
+    assert quickstart(photos, tmp_path / "out", "--num_views", "3") == 0
+    assert ran == STEPS[1:]
+    ran.clear()
+    assert quickstart(photos, tmp_path / "out", "--num_views", "3", "--seeds", "0", "1") == 0
+    assert ran == STEPS[3:]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "expected one dataset before the flags, got none"),
+        (["photos", "--num_views", "0"], "`num_views` must be a whole number of at least 1, got 0"),
+        (["photos", "--studnet", "x"], "unknown argument `--studnet`. Did you mean `--student`?"),
+    ],
+)
+def test_refusals(words, message, capsys):
+    assert main(["quickstart", *words]) == 2
+    assert message in capsys.readouterr().err

@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["hf-dr @ git+URL"]  # URL: the address of this repository, as in README.md
+# ///
 """Reinforces a dataset: `accelerate launch recipes/reinforce.py --config recipes/fashion_mnist/reinforce.yaml`."""
 
 import sys

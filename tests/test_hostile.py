@@ -142,7 +142,11 @@ def changed_items(config: Path, expected: Views, teacher: Teacher | None) -> lis
         changed += [
             (epoch, n) for n, found in enumerate(items) if not any(equal(found, item) for item in expected.values())
         ]
-    report = told(lambda: verify(plus, teacher, num_rows=ROWS)) if plus is not None else None
+    report = (
+        told(lambda: verify(plus, teacher, ask_teacher=teacher is not None, num_rows=ROWS))
+        if plus is not None
+        else None
+    )
     seen = report is not None and (not report.ok or (report.kl_max or 0) > 1e-5)
     assert not changed or teacher is None or seen, f"not seen by verify: {changed}"
     return changed

@@ -92,6 +92,7 @@ COMMANDS = {
     "report": Command(
         "evaluate", "report_command", "Gathers many runs and evaluations into tables and plots.", light=True
     ),
+    "recipes": Command("recipes", "recipes_command", "Lists, shows or copies the recipes in the package.", light=True),
     "import-ml-dr": Command(
         "make",
         "import_command",

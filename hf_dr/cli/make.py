@@ -188,23 +188,22 @@ def verify_command(argv: Sequence[str], prog: str) -> int:
     arguments = parser.parse_args(argv)
     start_logging()
     from hf_dr.cli.arguments import local_config, open_reinforced, read_classes
-    from hf_dr.generation.teachers import teacher_from_provenance
+    from hf_dr.generation.teachers import same_teacher
     from hf_dr.generation.verify import verify
-    from hf_dr.processes import process_state
     from hf_dr.store.card import write_card
     from hf_dr.store.findings import save_finding
-    from hf_dr.teacher.ensemble import Teacher
 
     folder = local_config(arguments.path, arguments.name) if arguments.save else None
     plus = open_reinforced(arguments.path, built(PlusArguments, vars(arguments)))
-    settings = {"device": process_state().device, "precision": plus.provenance.teacher.get("precision", "fp32")}
     teacher = None
     if arguments.teacher:
-        classes = read_classes(arguments.teacher_classes, plus.class_names)
-        teacher = Teacher.from_pretrained(arguments.teacher, classes=classes, **settings)
-    elif not arguments.no_teacher:
-        teacher = teacher_from_provenance(plus.provenance, **settings)
-    report = verify(plus, teacher, num_rows=arguments.num_rows)
+        own = (
+            {}
+            if arguments.teacher_classes is None
+            else {"classes": read_classes(arguments.teacher_classes, plus.class_names)}
+        )
+        teacher = same_teacher(arguments.teacher, plus.provenance, **own)
+    report = verify(plus, teacher, ask_teacher=not arguments.no_teacher, num_rows=arguments.num_rows)
     print(report.report())
     if folder is not None:
         save_finding(folder, plus.provenance.fingerprint, report.verification)

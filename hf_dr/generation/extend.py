@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from hf_dr.generation.labelling import Labeller, ShortAnswers
 from hf_dr.generation.plan import Plan, library_versions
 from hf_dr.generation.rows import Rows
 from hf_dr.generation.sources import choose_source
-from hf_dr.generation.teachers import teacher_from_provenance
+from hf_dr.generation.teachers import same_teacher, teacher_from_provenance
 from hf_dr.processes import process_state
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
@@ -47,8 +48,8 @@ def extend(
     plus: ReinforcedDataset | str | os.PathLike[str],
     config: ExtendConfig,
     *,
-    teacher: Teacher | None = None,
-    add_teacher: Teacher | None = None,
+    teacher: Teacher | str | Sequence[str] | None = None,
+    add_teacher: Teacher | str | Sequence[str] | None = None,
     name: str | None = None,
     base: datasets.Dataset | str | os.PathLike[str] | None = None,
 ) -> ReinforcedDataset:
@@ -64,8 +65,9 @@ def extend(
     Args:
         plus: The "+" dataset, or its folder or Hub id.
         config: See `ExtendConfig`.
-        teacher: For more views: the teacher that made the stored ones. Default: loaded as the provenance names it.
-        add_teacher: The new members, over the same classes.
+        teacher: For more views: the teacher that made the stored ones, or its names. Default: loaded as the provenance names
+            it.
+        add_teacher: The new members, over the same classes, or their names.
         name: With a path: the configuration.
         base: With a path to an overlay: see `load_reinforced`.
 
@@ -80,7 +82,12 @@ def extend(
     elif name is not None or base is not None:
         raise ConfigError("`name` and `base` must come with a path, got an opened dataset. Leave them out.")
     check_extension(plus, config, teacher=teacher is not None, add_teacher=add_teacher is not None)
-    asked = add_teacher or teacher or teacher_from_provenance(plus.provenance, device=process_state().device)
+    given = add_teacher or teacher
+    device = process_state().device
+    if given is None:
+        asked = teacher_from_provenance(plus.provenance, device=device)
+    else:
+        asked = same_teacher(given, plus.provenance, device=device)
     job = extend_job(plus, asked, config)
     job.run()
     return job.result()

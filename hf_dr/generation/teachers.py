@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 from hf_dr.errors import FormatError, TeacherError
 from hf_dr.store.provenance import Provenance
@@ -30,18 +31,36 @@ def teacher_from_provenance(provenance: Provenance, **settings: Any) -> Teacher:
         if not (isinstance(revision, str) and _COMMIT.fullmatch(revision) and is_hub_id(member["id"])):
             raise TeacherError(
                 f"a teacher must be a commit on the Hub to be loaded by its provenance, found {member['id']} at "
-                f"revision {revision}. Pass the teacher: its file or folder is known to you alone."
+                f"revision {revision}. Pass it as `teacher` (--teacher): its file or folder is known to you alone. To verify "
+                "the pixels only, pass `ask_teacher=False` (--no_teacher)."
             )
+    teacher = same_teacher([f"{member['id']}@{member['revision']}" for member in members], provenance, **settings)
     chosen = [member.get("classes") for member in members]
-    settings.setdefault("precision", provenance.teacher.get("precision", "fp32"))
-    settings.setdefault("classes", next((classes for classes in chosen if classes is not None), None))
-    teacher = Teacher.from_pretrained([f"{member['id']}@{member['revision']}" for member in members], **settings)
     if [member["classes"] for member in teacher.provenance()["members"]] != chosen:
         raise TeacherError(
             "the members must answer over the same classes as in the run, but their classes were chosen one by one. "
             "Pass the teacher, made as in the run."
         )
     return teacher
+
+
+def same_teacher(given: Teacher | str | Sequence[str], provenance: Provenance, **settings: Any) -> Teacher:
+    """Returns the teacher of a "+" dataset: as it is given, or loaded by its names with the precision and classes of the run.
+
+    Args:
+        given: A teacher, or one or several names as `Teacher.from_pretrained` takes them.
+        provenance: Of the "+" dataset.
+        settings: See `Teacher`; they count more than those of the run.
+
+    Raises:
+        TeacherError: A member cannot be loaded, or does not belong to the others.
+    """
+    if not isinstance(given, (str, list, tuple)):
+        return cast(Teacher, given)
+    chosen = [member.get("classes") for member in named_members(provenance)]
+    settings.setdefault("precision", provenance.teacher.get("precision", "fp32"))
+    settings.setdefault("classes", next((classes for classes in chosen if classes is not None), None))
+    return Teacher.from_pretrained(given, **settings)
 
 
 def named_members(provenance: Provenance) -> list[dict[str, Any]]:

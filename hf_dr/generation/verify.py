@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 
 from hf_dr.errors import ConfigError, FormatError, ReplayError
 from hf_dr.generation.plan import library_versions
-from hf_dr.generation.teachers import check_weights, named_members
+from hf_dr.generation.teachers import check_weights, named_members, same_teacher, teacher_from_provenance
 from hf_dr.processes import warm_up_kernels
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
@@ -126,21 +126,24 @@ class VerifyReport:
 
 def verify(
     plus: ReinforcedDataset | str | os.PathLike[str],
-    teacher: Teacher | None = None,
+    teacher: Teacher | str | Sequence[str] | None = None,
     *,
+    ask_teacher: bool = True,
     num_rows: int = 32,
     base: datasets.Dataset | str | os.PathLike[str] | None = None,
     name: str | None = None,
     seed: int = 0,
     batch_size: int = 64,
 ) -> VerifyReport:
-    """Replays all views of sampled rows, compares their pixels' hash, and asks the teacher again if one is given.
+    """Replays all views of sampled rows, compares their pixels' hash, and asks the teacher again, as `hf-dr verify` does.
 
     A row that cannot be replayed counts as not equal; the reason stands among the report's problems.
 
     Args:
         plus: The "+" dataset, or its folder or Hub id.
-        teacher: Asked again on the replayed views; it must have the weights that the provenance names.
+        teacher: Asked again on the replayed views; it must have the weights that the provenance names. A `Teacher`, or one or
+            several names. Default: the teacher that the provenance names, if it is on the Hub.
+        ask_teacher: Whether the teacher is asked; False compares pixels only.
         num_rows: Rows to sample; no more than there are.
         base: With a path to an overlay: see `load_reinforced`.
         name: With a path: the configuration.
@@ -148,14 +151,18 @@ def verify(
         batch_size: Views in a batch of the teacher.
 
     Raises:
-        ConfigError: `num_rows` or `batch_size` is not positive, or `name` or `base` is given without a path.
-        TeacherError: The teacher is not the one that reinforced the dataset.
+        ConfigError: `num_rows` or `batch_size` is not positive, or `name` or `base` is given without a path, or a teacher
+            that is not asked.
+        TeacherError: The teacher is not the one that reinforced the dataset; or none is given, and the provenance does not
+            name one on the Hub.
         FormatError: See `load_reinforced`.
     """
     warm_up_kernels()
     for setting, value in (("num_rows", num_rows), ("batch_size", batch_size)):
         if value < 1:
             raise ConfigError(f"`{setting}` must be at least 1, got {value}. Raise it.")
+    if teacher is not None and not ask_teacher:
+        raise ConfigError("`teacher` must be left out with `ask_teacher=False`, got both. Leave one out.")
     if isinstance(plus, ReinforcedData) and not isinstance(plus, ReinforcedDataset):
         raise ConfigError(
             f'`plus` must be one "+" dataset whose rows can be chosen, got {type(plus).__name__}. Open it alone, without '
@@ -166,15 +173,17 @@ def verify(
     elif name is not None or base is not None:
         raise ConfigError("`name` and `base` must come with a path, got an opened dataset. Leave them out.")
     provenance = plus.provenance
-    if teacher is not None:
-        check_weights(teacher, provenance)
+    asked = None
+    if ask_teacher:
+        asked = teacher_from_provenance(provenance) if teacher is None else same_teacher(teacher, provenance)
+        check_weights(asked, provenance)
     whole = copy.copy(plus)
     whole.num_views = provenance.num_views  # all, whatever training uses
     whole.check_images = True
     rows = _sample(whole.num_reinforced, num_rows, seed)
     equal: list[bool] = []  # of the rows whose teacher's pixels are known
     problems = _damaged_shards(plus)
-    compared = _Comparison(None if teacher is None else _as_made(teacher, provenance), batch_size, provenance)
+    compared = _Comparison(None if asked is None else _as_made(asked, provenance), batch_size, provenance)
     with progress_bar(total=len(rows) * whole.num_views, desc="verifying", unit="view", unit_scale=True) as bar:
         for row in rows.tolist():
             stored = whole.views_hash(row)

@@ -2,15 +2,20 @@
 
 import math
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import timm
 import torch
 from conftest import ALL_OPS, CLASSES, as_cell, colour_image
+from safetensors.torch import save_file
 
+from hf_dr.cli.main import main
 from hf_dr.errors import ConfigError, FormatError, TeacherError
-from hf_dr.generation.config import ReinforceConfig
+from hf_dr.generation.config import ExtendConfig, ReinforceConfig
+from hf_dr.generation.extend import extend
 from hf_dr.generation.job import reinforce
 from hf_dr.generation.teachers import teacher_from_provenance
 from hf_dr.generation.verify import MAX_KL_MEAN, VerifyReport, answer_kl, drawn_kl, verify
@@ -36,7 +41,7 @@ def test_an_intact_dataset_is_ok(tiny_plus, tiny_teacher):
 
 
 def test_pixels_alone_need_no_teacher(tiny_folder):
-    report = verify(tiny_folder, num_rows=5, name="all_ops")
+    report = verify(tiny_folder, num_rows=5, name="all_ops", ask_teacher=False)
     assert report.ok
     assert report.num_rows == 5
     assert report.kl_mean is report.kl_max is report.top1_agreement is None
@@ -50,7 +55,7 @@ def test_an_overlay_is_verified_with_its_base(tmp_path, tiny_dataset, tiny_teach
 
 def test_all_stored_views_are_replayed_whatever_training_uses(tiny_folder):
     plus = load_reinforced(tiny_folder, num_views=1)
-    report = verify(plus)
+    report = verify(plus, ask_teacher=False)
     assert report.ok
     assert report.num_views == 4
     assert plus.num_views == 1, "the caller's dataset stays as it was"
@@ -66,9 +71,9 @@ def test_the_batch_size_does_not_matter(tiny_plus, tiny_teacher):
 def test_the_sample_is_keyed_by_the_seed(tiny_plus, edit):
     """A damaged row is found in a sample of one by some seeds and not by others, by each always alike."""
     damaged = edit(tiny_plus, "views_hash", lambda hashes: np.where(np.arange(12) < 6, hashes, hashes ^ 1))
-    verdicts = [verify(damaged, num_rows=1, seed=seed).ok for seed in range(8)]
+    verdicts = [verify(damaged, num_rows=1, seed=seed, ask_teacher=False).ok for seed in range(8)]
     assert set(verdicts) == {True, False}
-    assert verdicts == [verify(damaged, num_rows=1, seed=seed).ok for seed in range(8)]
+    assert verdicts == [verify(damaged, num_rows=1, seed=seed, ask_teacher=False).ok for seed in range(8)]
 
 
 @pytest.mark.parametrize("column", ["aug_crop_box", "aug_rand_augment_op", "aug_mixup_lam", "aug_flip"])
@@ -86,7 +91,7 @@ def test_one_changed_parameter_is_found(tiny_plus, edit, column):
             values[7, 2] ^= True
         return values
 
-    report = verify(edit(tiny_plus, column, change))
+    report = verify(edit(tiny_plus, column, change), ask_teacher=False)
     row = mixed if column == "aug_mixup_lam" else 7
     assert not report.ok
     assert report.bit_equal < 1
@@ -100,7 +105,7 @@ def test_an_impossible_parameter_is_found(tiny_plus, edit):
         values[7, 2] = (0, 0, 999, 9)
         return values
 
-    report = verify(edit(tiny_plus, "aug_crop_box", change))
+    report = verify(edit(tiny_plus, "aug_crop_box", change), ask_teacher=False)
     assert not report.ok
     assert any("needs a box" in problem for problem in report.problems)
 
@@ -108,7 +113,8 @@ def test_an_impossible_parameter_is_found(tiny_plus, edit):
 def test_another_image_is_found(tiny_plus, edit):
     image = colour_image(np.random.default_rng(1), 3)
     report = verify(
-        edit(tiny_plus, "image", lambda cells: [as_cell(image) if r == 3 else c for r, c in enumerate(cells)])
+        edit(tiny_plus, "image", lambda cells: [as_cell(image) if r == 3 else c for r, c in enumerate(cells)]),
+        ask_teacher=False,
     )
     assert not report.ok
     own = [problem for problem in report.problems if problem.startswith("row 3: ")]
@@ -120,7 +126,7 @@ def test_images_are_checked_even_where_training_does_not(tiny_plus, edit):
     image = colour_image(np.random.default_rng(1), 3)
     damaged = edit(tiny_plus, "image", lambda cells: [as_cell(image) if r == 3 else c for r, c in enumerate(cells)])
     damaged.check_images = False
-    assert any("must hold the image" in problem for problem in verify(damaged).problems)
+    assert any("must hold the image" in problem for problem in verify(damaged, ask_teacher=False).problems)
     assert damaged.check_images is False
 
 
@@ -158,7 +164,7 @@ def test_damaged_answers_are_found_without_a_teacher(tiny_plus, edit):
         values[2, 1, 0] = np.nan
         return values
 
-    report = verify(edit(tiny_plus, "teacher_logprobs", change))
+    report = verify(edit(tiny_plus, "teacher_logprobs", change), ask_teacher=False)
     assert not report.ok
     assert ["row 2, view 1 must be finite" in problem for problem in report.problems] == [True]
 
@@ -167,7 +173,7 @@ def test_another_library_version_is_named_where_something_is_wrong(tiny_plus, ed
     damaged = edit(tiny_plus, "views_hash", lambda hashes: hashes ^ 1)
     damaged.provenance.library_versions["pillow"], installed = "1.2.3", damaged.provenance.library_versions["pillow"]
     try:
-        report = verify(damaged)
+        report = verify(damaged, ask_teacher=False)
     finally:
         damaged.provenance.library_versions["pillow"] = installed
     assert report.bit_equal == 0
@@ -201,13 +207,13 @@ def test_almost_all_rows_do_not_read_as_all():
 @pytest.mark.parametrize("setting", ["num_rows", "batch_size"])
 def test_impossible_settings(tiny_plus, setting):
     with pytest.raises(ConfigError, match=f"`{setting}` must be at least 1, got 0. Raise it"):
-        verify(tiny_plus, **{setting: 0})
+        verify(tiny_plus, **{setting: 0}, ask_teacher=False)
 
 
 def test_name_and_base_belong_to_a_path(tiny_plus, tiny_dataset):
     for more in ({"name": "all_ops"}, {"base": tiny_dataset}):
         with pytest.raises(ConfigError, match="`name` and `base` must come with a path, got an opened dataset"):
-            verify(tiny_plus, **more)
+            verify(tiny_plus, **more, ask_teacher=False)
 
 
 # ----------------------------------------------------------------------------------------------------------------- KL
@@ -289,7 +295,7 @@ def test_hub_members_are_loaded_at_their_revision(tiny_plus, tiny_teacher, monke
 )
 def test_only_commits_on_the_hub_are_loaded(tiny_plus, tiny_teacher, changes):
     provenance = with_members(tiny_plus, tiny_teacher, **changes)
-    with pytest.raises(TeacherError, match=r"must be a commit on the Hub .* Pass the teacher"):
+    with pytest.raises(TeacherError, match=r"must be a commit on the Hub .* Pass it as `teacher` "):
         teacher_from_provenance(provenance)
 
 
@@ -303,7 +309,7 @@ def test_a_malformed_provenance_is_refused(tiny_plus, members):
 def test_rows_without_stored_views_are_no_part(tmp_path, tiny_dataset, tiny_teacher):
     config = ReinforceConfig(str(tmp_path), num_views=1, top_k=1, overlay=True, max_examples=4)
     reinforce(tiny_dataset, tiny_teacher, ALL_OPS, config)
-    report = verify(load_reinforced(tmp_path, base=tiny_dataset, unreinforced=True), num_rows=12)
+    report = verify(load_reinforced(tmp_path, base=tiny_dataset, unreinforced=True), num_rows=12, ask_teacher=False)
     assert (report.num_rows, report.ok) == (4, True)
 
 
@@ -311,7 +317,7 @@ def test_one_dataset_at_a_time(tiny_folder):
     with pytest.raises(
         ConfigError, match=r'`plus` must be one "\+" dataset .* got CombinedReinforcedDataset\. Open it alone'
     ):
-        verify(load_reinforced([tiny_folder]))
+        verify(load_reinforced([tiny_folder]), ask_teacher=False)
 
 
 # ------------------------------------------------------------------------------------------------------- other signals
@@ -342,7 +348,7 @@ def test_every_signal_is_verified(of_signal, signal, batch_size):
         assert 0 <= report.tail_kl_mean < 1e-6
         assert "KL of the tails, mean" in report.report()
         assert report.verification.tail_kl_mean == report.tail_kl_mean
-    assert verify(opened[signal]).tail_kl_mean is None
+    assert verify(opened[signal], ask_teacher=False).tail_kl_mean is None
 
 
 def test_a_changed_tail_is_found(of_signal, edit):
@@ -352,7 +358,7 @@ def test_a_changed_tail_is_found(of_signal, edit):
     assert report.kl_mean < 1e-6
     assert report.tail_kl_mean > MAX_KL_MEAN
     assert not report.ok
-    damaged = verify(edit(plus, "tail_logprobs", lambda logs: np.full_like(logs, np.nan)))
+    damaged = verify(edit(plus, "tail_logprobs", lambda logs: np.full_like(logs, np.nan)), ask_teacher=False)
     assert len(damaged.problems) == 12
     assert "its tail must be finite" in damaged.report()
 
@@ -398,7 +404,7 @@ def test_a_file_that_is_not_what_was_written_is_found_and_not_published(tmp_path
     """Also where only rows that were not sampled are wrong: labels that were shifted by a row, say."""
     folder = tmp_path / "plus"
     shutil.copytree(tiny_folder, folder)
-    intact = verify(load_reinforced(folder), num_rows=1)
+    intact = verify(load_reinforced(folder), num_rows=1, ask_teacher=False)
     assert intact.ok
     assert "shards as written" in intact.report()
     shard = sorted(folder.rglob("*.parquet"))[2]
@@ -409,7 +415,7 @@ def test_a_file_that_is_not_what_was_written_is_found_and_not_published(tmp_path
     with pq.ParquetWriter(shard, table.schema) as writer:
         writer.write_table(table.set_column(place, table.schema.field(place), shifted))
         writer.add_key_value_metadata({"hf_dr": marker})
-    report = verify(load_reinforced(folder), num_rows=1)
+    report = verify(load_reinforced(folder), num_rows=1, ask_teacher=False)
     assert not report.ok
     (problem,) = report.problems
     assert f"{shard.name} must hold what was written, but its columns label have other digests" in problem
@@ -422,6 +428,43 @@ def test_rows_without_proof_are_counted(tiny_plus, edit):
         hashes[:5] = 0  # read as null
         return hashes
 
-    report = verify(edit(tiny_plus, "views_hash", forget))
+    report = verify(edit(tiny_plus, "views_hash", forget), ask_teacher=False)
     assert (report.num_unproved, report.bit_equal) == (5, 1)
     assert "rows without proof" in report.report()
+
+
+@pytest.fixture(scope="module")
+def by_name(tmp_path_factory, tiny_dataset) -> tuple[str, Path]:
+    """A teacher's name, and a folder of a "+" dataset that it labelled."""
+    folder = tmp_path_factory.mktemp("by_name")
+    torch.manual_seed(0)
+    save_file(timm.create_model("test_resnet", num_classes=8).state_dict(), folder / "t.safetensors")
+    name = f"timm:test_resnet@{folder / 't.safetensors'}"
+    config = ReinforceConfig(str(folder / "plus"), num_views=1, top_k=3)
+    reinforce(tiny_dataset, name, [RandomResizedCrop(24)], config)
+    return name, folder / "plus"
+
+
+def test_a_teacher_is_given_by_its_name_as_to_reinforce(by_name, tmp_path):
+    name, plus = by_name
+    assert verify(plus, name).kl_mean == pytest.approx(0, abs=1e-5)
+    assert verify(plus, [name]).top1_agreement == 1
+    extended = extend(plus, ExtendConfig(str(tmp_path / "more"), num_views=2), teacher=name)
+    assert extended.num_views == 2
+    assert verify(extended, name).ok
+
+
+def test_the_teacher_of_the_provenance_is_asked_unless_it_is_declined(by_name, capsys):
+    name, plus = by_name
+    with pytest.raises(
+        TeacherError, match=r"Pass it as `teacher` \(--teacher\).*pass `ask_teacher=False` \(--no_teacher\)"
+    ):
+        verify(plus)
+    assert verify(plus, ask_teacher=False).kl_mean is None
+    with pytest.raises(ConfigError, match="`teacher` must be left out with `ask_teacher=False`, got both"):
+        verify(plus, name, ask_teacher=False)
+    # The same on the command line.
+    assert main(["verify", str(plus)]) == 2
+    assert "Pass it as `teacher` (--teacher)" in capsys.readouterr().err
+    assert main(["verify", str(plus), "--no_teacher"]) == 0
+    assert main(["verify", str(plus), "--no_teacher", "--teacher", name]) == 2

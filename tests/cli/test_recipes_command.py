@@ -1,0 +1,70 @@
+"""`hf-dr recipes`, and what the package brings: the repository's own folder."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from hf_dr.cli.config import RECIPES
+from hf_dr.cli.main import main
+
+FOLDER = Path(__file__).parents[2] / "recipes"
+
+
+def test_the_package_has_the_folder_of_the_repository(capsys):
+    assert RECIPES.resolve() == FOLDER
+    assert main(["recipes", "list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    files = [path for path in FOLDER.rglob("*") if path.suffix in (".yaml", ".py", ".sbatch")]
+    assert len(lines) == len(files)
+    assert next(line for line in lines if line.startswith("reinforce.py ")).split(None, 1)[1].startswith("Reinforces a")
+    assert all(len(line.split(None, 1)) == 2 for line in lines), "each says what it is"
+
+
+def test_show(capsys):
+    for name in ("cifar100/reinforce", "cifar100/reinforce.yaml"):
+        assert main(["recipes", "show", name]) == 0
+        assert capsys.readouterr().out == (FOLDER / "cifar100" / "reinforce.yaml").read_text()
+
+
+def test_a_copy_is_complete_and_can_be_used(tmp_path, capsys):
+    assert main(["recipes", "copy", "fashion_mnist/erm", str(tmp_path)]) == 0
+    assert {path.name for path in tmp_path.rglob("*.yaml")} == {"erm.yaml", "train.yaml"}
+    config = ["--config", str(tmp_path / "fashion_mnist" / "erm.yaml"), "--print_config"]
+    with pytest.raises(SystemExit, match="0"):
+        main(["train", *config])
+    dataset = re.search(r"^dataset:\n- (.*)$", capsys.readouterr().out, re.MULTILINE)
+    assert (Path(dataset[1]) / "train-00000-of-00001.parquet").is_file()
+
+    assert main(["recipes", "copy", "fashion_mnist", str(tmp_path)]) == 0, "what is there already is the same"
+    assert len(list((tmp_path / "fashion_mnist").iterdir())) == len([*(FOLDER / "fashion_mnist").glob("*.*")])
+    (tmp_path / "fashion_mnist" / "erm.yaml").write_text("mine: 1")
+    assert main(["recipes", "copy", "fashion_mnist", str(tmp_path)]) == 2
+    assert "erm.yaml must not be there, or be the same, but it differs" in capsys.readouterr().err
+    assert (tmp_path / "fashion_mnist" / "erm.yaml").read_text() == "mine: 1"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["show"], "`recipes show` needs the name of a recipe, got none"),
+        (["show", "cifar100/reinforc"], "no recipe is called `cifar100/reinforc`. Did you mean `cifar100/reinforce`?"),
+        (["copy", "cifar10"], "no recipe or folder of recipes is called `cifar10`. Did you mean `cifar100`?"),
+    ],
+)
+def test_refusals(words, message, capsys):
+    assert main(["recipes", *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_script_says_what_it_needs():
+    """So that `uv run` and `hf jobs uv run` start it without a clone (PEP 723, with its own regular expression)."""
+    text = (FOLDER / "reinforce.py").read_text()
+    found = re.search(r"(?m)^# /// (?P<type>[a-zA-Z0-9-]+)$\s(?P<content>(^#(| .*)$\s)+)^# ///$", text)
+    assert found["type"] == "script"
+    content = tomllib.loads("".join(line[2:] + "\n" for line in found["content"].splitlines()))
+    project = tomllib.loads((FOLDER.parent / "pyproject.toml").read_text())["project"]
+    assert content["requires-python"] == project["requires-python"]
+    (needed,) = content["dependencies"]
+    assert needed in (FOLDER.parent / "README.md").read_text()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from hf_dr.cli.config import read_yaml
 from hf_dr.cli.flags import PlusArguments
 from hf_dr.cli.launch import launch
 from hf_dr.cli.smoke import Rehearsal, rehearsal
-from hf_dr.errors import ConfigError, HfDrError
+from hf_dr.errors import ConfigError
 from hf_dr.processes import process_state
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
@@ -73,17 +73,6 @@ def rehearse(argv: Sequence[str]) -> contextlib.AbstractContextManager[Rehearsal
     if process_state().num_processes > 1:
         raise ConfigError(f"`smoke` takes one process, got {process_state().num_processes}. Leave accelerate out.")
     return rehearsal(argv, lambda arguments: launch("reinforce", arguments, "hf-dr reinforce"))
-
-
-@contextlib.contextmanager
-def as_config_error() -> Iterator[None]:
-    """Shows the user what transformers says is wrong with the settings, without its traceback."""
-    try:
-        yield
-    except HfDrError:
-        raise
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
 
 
 def open_reinforced(path: str, plus: PlusArguments) -> ReinforcedDataset:

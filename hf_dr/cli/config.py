@@ -6,17 +6,21 @@ Of several files later ones win. A file may extend one other, `extends: FILE` (a
 from __future__ import annotations
 
 import argparse
+import ast
+import contextlib
 import dataclasses
 import enum
+import importlib
+import importlib.util
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from hf_dr.errors import ConfigError, did_you_mean
+from hf_dr.errors import ConfigError, HfDrError, did_you_mean
 from hf_dr.files import YAML_ERRORS
 from hf_dr.text import shown_text
 
@@ -28,21 +32,113 @@ _WORDS = ("help", "choices", "metavar")  # what argparse is told of a field's me
 _Settings = TypeVar("_Settings")
 
 
-def parse(types: Sequence[Any], argv: Sequence[str], *, prog: str, description: str) -> list[Any]:
-    """Builds one instance of each dataclass from arguments.
+@dataclasses.dataclass(frozen=True)
+class Lazy:
+    """Settings that extend transformers' own, which are imported when arguments are read, not when they are explained.
 
-    Args:
-        types: Dataclasses; each field is a flag, its `help` metadata the help text. They share no field names.
-        argv: The arguments, without the program's name.
-        prog: What the user typed, for the usage line.
-        description: First paragraph of `--help`.
+    Attributes:
+        module: Where they are.
+        name: Of the dataclass there.
+        own: The dataclass of its settings that are not transformers'; needs no torch.
+    """
+
+    module: str
+    name: str
+    own: type
+
+    def load(self) -> type:
+        """Imports the dataclass."""
+        return getattr(importlib.import_module(self.module), self.name)
+
+
+# What people type, and the setting that it means.
+_ALIASES = {"lr": "learning_rate", "epochs": "num_train_epochs", "batch_size": "per_device_train_batch_size"}
+
+COMMON = {
+    "output_dir": "Folder of the model, its card and its checkpoints.",
+    "num_train_epochs": "Passes over the images. Also --epochs. Default: 3.",
+    "learning_rate": "Peak of the learning rate. Also --lr. Default: 5e-5, which is for fine-tuning.",
+    "per_device_train_batch_size": "Images in a batch of each process. Also --batch_size. Default: 8.",
+    "gradient_accumulation_steps": "Batches in a step of the optimizer. Default: 1.",
+    "optim": "Optimizer, such as adamw_torch or sgd.",
+    "weight_decay": "Weight decay. Default: 0.",
+    "lr_scheduler_type": "Course of the learning rate, such as cosine. Default: linear.",
+    "warmup_steps": "Steps, or share of all steps, in which the rate rises. Default: 0.",
+    "eval_strategy": "When to evaluate: no, epoch or steps. Default: no, and once at the end.",
+    "save_strategy": "When to write a checkpoint: no, epoch or steps. Default: steps.",
+    "max_steps": "Steps of the optimizer, instead of epochs.",
+    "bf16": "Compute in bfloat16.",
+    "dataloader_num_workers": "Processes that make views. Default: 0.",
+    "seed": "Seed of weights, order and new views. Default: 42.",
+    "push_to_hub": "Publish the student at the end.",
+}
+"""Those of transformers' settings that most trainings choose, for the short help."""
+
+
+def _short_help(types: Sequence[Any], prog: str, description: str, examples: str) -> str:
+    """Returns help in groups, without transformers' own settings but the most common ones."""
+    parser = _Parser(
+        prog=prog,
+        description=description,
+        epilog=example_lines(examples),
+        formatter_class=HelpFormatter,
+        usage=f"{prog} [settings]",
+    )
+    for kind in types:
+        own = kind.own if isinstance(kind, Lazy) else kind
+        title = (own.__doc__ or own.__name__).split("\n")[0].rstrip(".?")
+        add_fields(parser.add_argument_group(title), own)
+        if isinstance(kind, Lazy):
+            group = parser.add_argument_group("Training (transformers' Trainer; --help_all shows all of its settings)")
+            for name, text in COMMON.items():
+                group.add_argument(f"--{name}", help=text)
+    _add_files(parser.add_argument_group("Settings from files"))
+    return parser.format_help()
+
+
+def _check_early(types: Sequence[Any], argv: Sequence[str], prog: str) -> None:
+    """Finds mistakes in the arguments before transformers is imported, which takes seconds.
 
     Raises:
-        ConfigError: A flag or key is unknown, or the YAML file cannot be read.
+        ConfigError: A flag is unknown.
     """
-    parser = _parser_of(types, prog=prog, description=description, formatter_class=_HelpFormatter, allow_abbrev=False)
-    known = {action.dest: action for action in parser._actions if action.dest != "help"}
-    own = {name: parser.get_default(name) for name in known}
+    parser = _Parser(prog=prog, allow_abbrev=False)
+    _add_files(parser)
+    for kind in types:
+        add_fields(parser, kind.own if isinstance(kind, Lazy) else kind)
+    files = read_configs(argv)
+    for action in parser._actions:
+        action.required = action.required and action.dest not in files
+    _, rest = parser.parse_known_args(argv)
+    words = [word.split("=")[0] for word in rest if word.startswith("--")]
+    foreign = _names_of_transformers()
+    flags = [*(flag for action in parser._actions for flag in action.option_strings), *_ALIASES, *foreign]
+    for word in words:
+        if foreign and word.removeprefix("--").removeprefix("no_").replace("-", "_") not in {*foreign, *_ALIASES}:
+            close = did_you_mean(word, [f"--{flag.removeprefix('--')}" for flag in flags])
+            raise ConfigError(f"unknown argument `{word}`.{close if 'mean' in close else ' --help_all shows all.'}")
+
+
+def _names_of_transformers() -> set[str]:
+    """Returns the settings that transformers' TrainingArguments and our extensions of them have, read from their source.
+
+    Empty where the source cannot be read.
+    """
+    spec = importlib.util.find_spec("transformers")
+    folders = [Path(spec.origin).parent if spec is not None and spec.origin else Path()]
+    names: set[str] = set()
+    for file in (folders[0] / "training_args.py", *(Path(__file__).parents[1] / "training").glob("*.py")):
+        if not file.is_file():
+            return set()
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef) and node.name.endswith("Arguments"):
+                fields = (line.target for line in node.body if isinstance(line, ast.AnnAssign))
+                names |= {target.id for target in fields if isinstance(target, ast.Name)}
+    return names
+
+
+def _add_files(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Adds the flags that read and show files of settings."""
     parser.add_argument(
         "--config",
         metavar="FILE",
@@ -56,6 +152,44 @@ def parse(types: Sequence[Any], argv: Sequence[str], *, prog: str, description: 
         action="store_true",
         help="Print all settings as YAML that --config reads, those that differ from their defaults first, and stop.",
     )
+
+
+def parse(types: Sequence[Any], argv: Sequence[str], *, prog: str, description: str, examples: str = "") -> list[Any]:
+    """Builds one instance of each dataclass from arguments.
+
+    Args:
+        types: Dataclasses, or `Lazy` ones; each field is a flag, its `help` metadata the help text. They share no field names.
+        argv: The arguments, without the program's name.
+        prog: What the user typed, for the usage line.
+        description: First paragraph of `--help`.
+        examples: Command lines, one a line, for the end of the short help.
+
+    Raises:
+        ConfigError: A flag or key is unknown, or the YAML file cannot be read.
+    """
+    lazy = any(isinstance(kind, Lazy) for kind in types)
+    if lazy and not {"-h", "--help"}.isdisjoint(argv):
+        print(_short_help(types, prog, description, examples), end="")
+        raise SystemExit(0)
+    if lazy and "--help_all" not in argv:
+        _check_early(types, argv, prog)
+    argv = ["--help" if lazy and word == "--help_all" else word for word in argv]
+    types = [kind.load() if isinstance(kind, Lazy) else kind for kind in types]
+    parser = _parser_of(
+        types,
+        prog=prog,
+        description=description,
+        epilog=example_lines(examples),
+        formatter_class=HelpFormatter,
+        allow_abbrev=False,
+    )
+    known = {action.dest: action for action in parser._actions if action.dest != "help"}
+    for alias, setting in _ALIASES.items():
+        if setting in known and alias not in known:
+            known[setting].option_strings = [*known[setting].option_strings, f"--{alias}"]
+            parser._option_string_actions[f"--{alias}"] = known[setting]
+    own = {name: parser.get_default(name) for name in known}
+    _add_files(parser)
     unparsed = {}
     for key, (value, file) in read_configs(argv).items():
         if key not in known:
@@ -81,12 +215,23 @@ def parse(types: Sequence[Any], argv: Sequence[str], *, prog: str, description: 
     return [built(kind, given) for kind in types]
 
 
+@contextlib.contextmanager
+def as_config_error() -> Iterator[None]:
+    """Shows the user what transformers says is wrong with the settings, without its traceback."""
+    try:
+        yield
+    except HfDrError:
+        raise
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
 def built(kind: type[_Settings], given: Mapping[str, Any]) -> _Settings:
     """Returns a dataclass with the values of its fields that were parsed."""
     return kind(**{field.name: given[field.name] for field in dataclasses.fields(kind) if field.init})  # type: ignore[arg-type]
 
 
-def add_fields(parser: argparse.ArgumentParser, kind: type) -> None:
+def add_fields(parser: argparse.ArgumentParser | argparse._ArgumentGroup, kind: type) -> None:
     """Adds a flag for each field of a dataclass, as transformers' HfArgumentParser does, but without importing it.
 
     A flag with an underscore is spelt with a hyphen, too. A list takes one or several values. A bool takes none, or `true`
@@ -239,11 +384,22 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message}. See `{self.prog} --help`.\n")
 
 
-class _HelpFormatter(argparse.HelpFormatter):
-    """Shows a flag's default where it says something."""
+def example_lines(examples: str) -> str | None:
+    """Returns the end of a help text: command lines, one a line."""
+    return "\n  ".join([_EXAMPLES, *examples.splitlines()]) if examples else None
+
+
+_EXAMPLES = "examples:"
+
+
+class HelpFormatter(argparse.HelpFormatter):
+    """Shows a flag's default where it says something; examples keep their lines."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=30, width=110)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if text.startswith(_EXAMPLES) else super()._fill_text(text, width, indent)
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         text = action.help or ""

@@ -21,6 +21,7 @@ def compare_command(argv: Sequence[str], prog: str) -> int:
         prog=prog,
         description="Trains one student by several objectives and seeds, evaluates them side by side, and writes the table and "
         "the report. Finished runs are kept: the same command goes on where it was stopped.",
+        examples="hf-dr compare --config recipes/fashion_mnist/compare.yaml",
     )
     start_logging()
     from hf_dr.cli.arguments import rehearse
@@ -42,6 +43,7 @@ def evaluate_command(argv: Sequence[str], prog: str) -> int:
         prog=prog,
         description="Evaluates several checkpoints on several sets of labelled images and writes one table (Markdown, JSON) "
         "and the reliability diagrams (PNG). Each model's own preprocessing is used: resize, centre crop, mean and std.",
+        examples="hf-dr evaluate --models student --sets test=uoft-cs/cifar100:test,label=fine_label --output_dir evaluation",
     )
     start_logging()
     from hf_dr.cli.arguments import rehearse

@@ -49,7 +49,7 @@ COMMANDS = {
         light=True,
         teaches=True,
     ),
-    "teach": Command("teach", "teach_command", "Fine-tunes a classifier on a dataset, to be its teacher."),
+    "teach": Command("teach", "teach_command", "Fine-tunes a classifier on a dataset, to be its teacher.", light=True),
     "reinforce": Command("make", "reinforce_command", "Reinforces a dataset.", light=True, teaches=True),
     "extend": Command(
         "make",
@@ -58,7 +58,7 @@ COMMANDS = {
         light=True,
         teaches=True,
     ),
-    "train": Command("train", "train_command", 'Trains a student on a "+" dataset.'),
+    "train": Command("student", "train_command", 'Trains a student on a "+" dataset.', light=True),
     "detect": Command("train", "detect_command", "Trains and evaluates an object detector on a student's backbone."),
     "segment": Command(
         "train", "segment_command", "Trains and evaluates a semantic segmenter on a student's backbone."

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_dr.cli.config import add_fields, built, parse, split_words
+from hf_dr.cli.config import HelpFormatter, add_fields, built, example_lines, parse, split_words
 from hf_dr.cli.flags import BaseArguments, PlusArguments, RunArguments, SmokeArguments, TeacherArguments
 from hf_dr.cli.launch import start_logging
 from hf_dr.errors import ConfigError
@@ -36,6 +36,8 @@ def reinforce_command(argv: Sequence[str], prog: str) -> int:
         prog=prog,
         description='Adds the augmentation parameters and a teacher\'s answers for V views of each image to a dataset: the "+" '
         "dataset. Launch it with accelerate over any number of processes; running the same command again resumes.",
+        examples="hf-dr reinforce --dataset runs/teacher/photos --teacher runs/teacher --output_dir photos-plus\n"
+        "accelerate launch -m hf_dr reinforce --config recipes/cifar100/reinforce.yaml --dry_run",
     )
     start_logging()
     from hf_dr.cli.arguments import build_augmentation, read_classes, rehearse
@@ -135,6 +137,7 @@ def extend_command(argv: Sequence[str], prog: str) -> int:
         description='Makes a "+" dataset with more views (--num_views) or more members of the teacher (--add_teacher) out of '
         "an existing one, a folder or Hub id. Stored views are drawn again and compared; the teacher is not asked about them "
         "again. Launch it like reinforce; running the same command again resumes.",
+        examples="hf-dr extend photos-plus --num_views 16 --teacher runs/teacher --output_dir photos-plus-16",
     )
     if len(paths) != 1:
         raise ConfigError(f'expected one "+" dataset before the flags, got {" ".join(paths) or "none"}. Name one.')
@@ -165,9 +168,15 @@ def extend_command(argv: Sequence[str], prog: str) -> int:
     return _run(extend_job(plus, teacher, config), run, part)
 
 
-def _plus_parser(prog: str, description: str | None) -> argparse.ArgumentParser:
+def _plus_parser(prog: str, description: str | None, examples: str) -> argparse.ArgumentParser:
     """Returns a parser of the flags by which a "+" dataset is opened, and of its path."""
-    parser = argparse.ArgumentParser(prog=prog, description=description, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description=description,
+        epilog=example_lines(examples),
+        formatter_class=HelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument("path", help='Folder or Hub id of the "+" dataset.')
     add_fields(parser, PlusArguments)
     return parser
@@ -175,7 +184,11 @@ def _plus_parser(prog: str, description: str | None) -> argparse.ArgumentParser:
 
 def verify_command(argv: Sequence[str], prog: str) -> int:
     """Replays sampled rows of a "+" dataset and compares them with what is stored."""
-    parser = _plus_parser(prog, verify_command.__doc__)
+    parser = _plus_parser(
+        prog,
+        verify_command.__doc__,
+        "hf-dr verify photos-plus --teacher runs/teacher\nhf-dr verify me/photos-plus --no_teacher --num_rows 100",
+    )
     parser.add_argument(
         "--teacher", nargs="+", help="The teacher, named as for reinforce. Default: the one that the provenance names."
     )
@@ -213,7 +226,7 @@ def verify_command(argv: Sequence[str], prog: str) -> int:
 
 def inspect_command(argv: Sequence[str], prog: str) -> int:
     """Prints provenance, sizes and teacher statistics of a "+" dataset, and draws its contact sheet."""
-    parser = _plus_parser(prog, inspect_command.__doc__)
+    parser = _plus_parser(prog, inspect_command.__doc__, "hf-dr inspect photos-plus --contact_sheet sheet.png")
     parser.add_argument(
         "--contact_sheet",
         metavar="PNG",

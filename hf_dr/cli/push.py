@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from hf_dr.cli.config import HelpFormatter, example_lines
 from hf_dr.cli.launch import start_logging
 from hf_dr.errors import ConfigError
 
@@ -17,6 +18,8 @@ def push_command(argv: Sequence[str], prog: str) -> int:
         description='Pushes finished configurations of a "+" dataset, or a trained student, to the Hub in one commit. Run it '
         "again after whatever stopped it: only what is missing is sent. Launched with accelerate, each process sends its share "
         "of a dataset.",
+        epilog=example_lines("hf-dr push photos-plus me/photos-plus --private --dry_run"),
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("folder", help='Folder of the "+" dataset, or `output_dir` of a training.')
     parser.add_argument(

@@ -68,6 +68,8 @@ def quickstart_command(argv: Sequence[str], prog: str) -> int:
         "learns from a teacher's stored answers, and a report that compares it with one that learns from the labels. Each "
         "step is a command, which is printed and can be repeated alone. The same command again goes on after the last "
         "finished step.",
+        examples="hf-dr quickstart photos/\n"
+        "hf-dr quickstart photos/ --teacher timm:resnet50@r50.safetensors --student timm:resnet18@r18.safetensors",
     )
     if len(words) != 1:
         raise ConfigError(f"expected one dataset before the flags, got {' '.join(words) or 'none'}. Name one.")

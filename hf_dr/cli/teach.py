@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_dr.cli.config import RECIPES, parse, split_words
+from hf_dr.cli.config import RECIPES, as_config_error, parse, split_words
+from hf_dr.cli.launch import start_logging
+from hf_dr.cli.student import TRAINING, StudentArguments
 from hf_dr.errors import ConfigError
 from hf_dr.settings import FILES_FROM_HELP, Real, check_settings
 
 if TYPE_CHECKING:
-    from hf_dr.cli.train import StudentArguments
     from hf_dr.training.trainer import ReinforcedTrainer
 
 TEACHER_FILE = "teacher.json"
@@ -77,22 +78,23 @@ class TeachArguments:
 def teach_command(argv: Sequence[str], prog: str) -> int:
     """Fine-tunes a classifier on a dataset to be its teacher."""
     words, flags = split_words(argv)
-    from hf_dr.cli.arguments import as_config_error
-    from hf_dr.cli.train import finish_training, prepare_training, run_training
-    from hf_dr.training.arguments import ReinforcedTrainingArguments
-
     with as_config_error():
         teaching, args = parse(
-            [TeachArguments, ReinforcedTrainingArguments],
+            [TeachArguments, TRAINING],
             ["--config", str(RECIPES / "teach.yaml"), *flags],
             prog=f"{prog} DATASET",
             description="Fine-tunes a pretrained classifier on a dataset (Hub id, folder of images with a folder for each "
             "class, folder of Parquet files), measures it on held-out images and calibrates it: a teacher for `hf-dr "
             "reinforce --teacher OUTPUT_DIR`. It is `hf-dr train --objective erm` with the settings of the recipe "
             "teach.yaml; all settings of transformers' TrainingArguments are flags, too. The same command again resumes.",
+            examples="hf-dr teach photos/ --output_dir runs/teacher\n"
+            "hf-dr teach uoft-cs/cifar100 --label_column fine_label --output_dir runs/teacher --epochs 10",
         )
     if len(words) != 1:
         raise ConfigError(f"expected one dataset before the flags, got {' '.join(words) or 'none'}. Name one.")
+    start_logging()
+    from hf_dr.cli.train import finish_training, prepare_training, run_training
+
     student = _as_training(words[0], teaching, Path(args.output_dir), args.seed)
     trainer, card = prepare_training(student, args)
     with trainer.alone():
@@ -106,7 +108,6 @@ def teach_command(argv: Sequence[str], prog: str) -> int:
 
 def _as_training(name: str, teaching: TeachArguments, output_dir: Path, seed: int) -> StudentArguments:
     """Returns the training that teaching is; writes the two parts of a dataset of which some images have to be held out."""
-    from hf_dr.cli.train import StudentArguments
     from hf_dr.processes import process_state
     from hf_dr.store.base_dataset import check_dataset, load_base, split_names
     from hf_dr.training.teaching import divide

@@ -14,6 +14,7 @@ import PIL.Image
 import torch
 
 from hf_dr.errors import ConfigError, did_you_mean
+from hf_dr.replay.names import DIFFICULTIES
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import STORED_PARTNERS
 from hf_dr.teacher.signals import IMAGE_TAIL, tail_size
@@ -22,8 +23,6 @@ from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops.base import Params, Size
 from hf_dr.views.rng import DOMAIN_SCHEDULE, DOMAIN_SPLIT, KeyedPermutation, keyed_rng, keyed_words, view_rng
 
-DIFFICULTIES = ("entropy", "cross_entropy")
-"""By what views are ranked: the entropy of the stored answer, or its cross-entropy to the label."""
 _NEW = "new"
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from hf_dr.errors import ConfigError
+from hf_dr.replay.names import BY_DIFFICULTY, VIEW_ORDERS
 from hf_dr.replay.reinforced_data import (
     DIFFICULTIES,
     MappedReinforcedData,
@@ -21,9 +22,6 @@ from hf_dr.replay.reinforced_data import (
 )
 from hf_dr.teacher.signals import SAMPLED
 from hf_dr.views.rng import DOMAIN_ORDER, keyed_rng
-
-VIEW_ORDERS = ("all", "random", "easy_first", "hard_first")
-BY_DIFFICULTY = VIEW_ORDERS[2:]
 
 
 def check_order(

@@ -8,16 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from hf_dr.errors import ConfigError
 from hf_dr.teacher.signals import IMAGE_TAIL, SAMPLED, TOPK
-
-TailRule = Literal["uniform", "bucket", "renormalize", "zero", "image"]
-TAIL_RULES: tuple[str, ...] = get_args(TailRule)
+from hf_dr.training.reinforced_settings import TAIL_RULES, TailRule
 
 
 def reinforced_kl(

@@ -15,8 +15,9 @@ from torch import nn
 from transformers.trainer_utils import EvalLoopOutput, seed_worker, set_seed
 
 from hf_dr.errors import ConfigError
+from hf_dr.replay.names import BY_DIFFICULTY
 from hf_dr.replay.reinforced_data import ReinforcedData
-from hf_dr.replay.sampling import BY_DIFFICULTY, ReinforcedSampler
+from hf_dr.replay.sampling import ReinforcedSampler
 from hf_dr.replay.streaming import StreamedReinforcedDataset
 from hf_dr.training.arguments import ReinforcedTrainingArguments
 from hf_dr.training.average import WeightAverage

@@ -16,11 +16,13 @@ import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
+import yaml
 from safetensors.torch import save_file
 
 from hf_dr.cli import launch as launching
 from hf_dr.cli import push
 from hf_dr.cli.arguments import build_augmentation, read_classes
+from hf_dr.cli.config import COMMON
 from hf_dr.cli.launch import start_logging
 from hf_dr.cli.main import main
 from hf_dr.errors import ConfigError
@@ -192,6 +194,12 @@ def test_an_overlay_of_the_hub_over_a_moved_base(loopback_hub, named, tmp_path, 
         (["compare", "--help"], 0),
         (["evaluate", "--help"], 0),
         (["report", "--help"], 0),
+        (["recipes", "list"], 0),
+        (["quickstart", "--help"], 0),
+        (["train", "--help"], 0),
+        (["teach", "--help"], 0),
+        (["train", "--btch_size", "3", "--dataset", "d", "--student", "s"], 2),
+        (["train", "--lr", "3"], 2),
         (["reinforce", "--num_veiws", "3"], 2),
         (["reinforce", "--dataset", "d", "--teacher", "t", "--output_dir", "o", "--num_views", "0"], 2),
         (["extend", "--output_dir", "o"], 2),
@@ -208,6 +216,53 @@ def test_arguments_are_read_without_torch(words, status):
     assert done.returncode == status, done.stderr[-2000:]
     assert imported.isdisjoint({"torch", "transformers", "datasets", "numpy", "accelerate", "pydantic"})
     assert done.stdout or any("error" in line for line in lines)
+
+
+def test_the_help_of_a_training_is_short_and_in_groups_and_can_be_whole(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["train", "--help"])
+    short = capsys.readouterr().out
+    with pytest.raises(SystemExit, match="0"):
+        main(["train", "--help_all"])
+    whole = capsys.readouterr().out
+    assert len(short.splitlines()) < len(whole.splitlines()) / 2
+    for words in (
+        "Who learns what",
+        "Reinforced training",
+        "--help_all shows all",
+        "Also --lr",
+        "examples:\n  hf-dr train",
+    ):
+        assert words in short
+    assert "--torch_compile_mode" in whole
+    for setting in COMMON:
+        assert f"--{setting}" in whole, "transformers has it"
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--learning_rat", "unknown argument `--learning_rat`. Did you mean `--learning_rate`?"),
+        ("--btch_size", "unknown argument `--btch_size`. Did you mean `--batch_size`?"),
+        ("--studnet", "unknown argument `--studnet`. Did you mean `--student`?"),
+        ("--xyzzyx", "unknown argument `--xyzzyx`. --help_all shows all."),
+    ],
+)
+def test_a_mistyped_flag_of_a_training_is_found_before_transformers_is_imported(flag, message, capsys):
+    assert main(["train", "--dataset", "d", "--student", "s", flag, "3"]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_what_people_type_is_understood(capsys):
+    words = ["--dataset", "d", "--student", "s", "--output_dir", "o", "--print_config"]
+    with pytest.raises(SystemExit, match="0"):
+        main(["train", *words, "--lr", "0.25", "--epochs", "7", "--batch_size", "5"])
+    chosen = yaml.safe_load(capsys.readouterr().out.partition("# Defaults:")[0])
+    assert [chosen[name] for name in ("learning_rate", "num_train_epochs", "per_device_train_batch_size")] == [
+        0.25,
+        7,
+        5,
+    ]
 
 
 def test_no_log_shows_a_token(monkeypatch):

@@ -29,7 +29,8 @@ from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.job import reinforce
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
-from hf_dr.replay.reinforced_data import DIFFICULTIES, fresh_view
+from hf_dr.replay.names import DIFFICULTIES
+from hf_dr.replay.reinforced_data import fresh_view
 from hf_dr.replay.sampling import ReinforcedSampler
 from hf_dr.replay.streaming import StreamedReinforcedDataset
 from hf_dr.store.provenance import Provenance, find_config

@@ -35,7 +35,8 @@ from hf_dr.teacher.signals import (
     tail_size,
 )
 from hf_dr.teacher.topk import top_k
-from hf_dr.training.losses import TAIL_RULES, tail_rule
+from hf_dr.training.losses import tail_rule
+from hf_dr.training.reinforced_settings import TAIL_RULES
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops.geometry import RandomHorizontalFlip, RandomResizedCrop
 from tests.samples import quick

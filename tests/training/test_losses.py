@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from hf_dr.errors import ConfigError
-from hf_dr.training.losses import TAIL_RULES, reinforced_kl, reinforced_loss
+from hf_dr.training.losses import reinforced_kl, reinforced_loss
+from hf_dr.training.reinforced_settings import TAIL_RULES
 
 B, C = 5, 12
 

@@ -1,0 +1,7 @@
+"""What can be chosen of the order of views, by name; settings need the names, not torch."""
+
+VIEW_ORDERS = ("all", "random", "easy_first", "hard_first")
+BY_DIFFICULTY = VIEW_ORDERS[2:]
+
+DIFFICULTIES = ("entropy", "cross_entropy")
+"""By what views are ranked: the entropy of the stored answer, or its cross-entropy to the label."""

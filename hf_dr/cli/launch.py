@@ -58,7 +58,7 @@ COMMANDS = {
         light=True,
         teaches=True,
     ),
-    "train": Command("student", "train_command", 'Trains a student on a "+" dataset.', light=True),
+    "train": Command("teach", "train_command", 'Trains a student on a "+" dataset.', light=True),
     "detect": Command("train", "detect_command", "Trains and evaluates an object detector on a student's backbone."),
     "segment": Command(
         "train", "segment_command", "Trains and evaluates a semantic segmenter on a student's backbone."

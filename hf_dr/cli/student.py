@@ -1,13 +1,10 @@
-"""The command that trains a student: its settings, which are read and explained without torch."""
+"""The settings of a student's training, which are read and explained without torch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from hf_dr.cli.config import Lazy, as_config_error, parse
-from hf_dr.cli.flags import SmokeArguments
-from hf_dr.cli.launch import start_logging
+from hf_dr.cli.config import Lazy
 from hf_dr.errors import ConfigError
 from hf_dr.settings import FILES_FROM_HELP
 from hf_dr.training.reinforced_settings import ReinforcedSettings
@@ -125,31 +122,3 @@ class StudentArguments:
                 raise ConfigError(
                     f"`{name}` is for {what}, which is read {how} `augmentation`, got {getattr(self, name)!r}. Leave it out."
                 )
-
-
-def train_command(argv: Sequence[str], prog: str) -> int:
-    """Trains a student on a "+" dataset."""
-    with as_config_error():
-        student, smoke, args = parse(
-            [StudentArguments, SmokeArguments, TRAINING],
-            argv,
-            prog=prog,
-            description='Trains an image classifier on a "+" dataset, or, for comparison, by plain training (erm) or online '
-            "distillation (kd) on the same images. All settings of transformers' TrainingArguments are flags, too. The same "
-            "command again resumes.",
-            examples="hf-dr train --dataset photos-plus --student timm:resnet18 --output_dir student --epochs 20 --lr 0.001\n"
-            "hf-dr train --config recipes/cifar100/erm.yaml --student timm:resnet50d",
-        )
-    start_logging()
-    from hf_dr.cli.arguments import rehearse
-    from hf_dr.cli.train import finish_training, prepare_training, run_training
-    from hf_dr.evaluation.config import as_arguments
-
-    if smoke.smoke:
-        with rehearse(argv) as stand_in:
-            return train_command([*argv, *as_arguments(stand_in.train(vars(student)))], prog)
-    trainer, card = prepare_training(student, args)
-    with trainer.alone():
-        status = run_training(trainer, args)
-        finish_training(trainer, args, card)
-    return status

@@ -1,4 +1,4 @@
-"""The command that makes a teacher of a pretrained classifier and one's own images."""
+"""The commands that train a classifier: a student, and a teacher for one's own images."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_dr.cli.config import RECIPES, as_config_error, parse, split_words
+from hf_dr.cli.flags import SmokeArguments
 from hf_dr.cli.launch import start_logging
 from hf_dr.cli.student import TRAINING, StudentArguments
 from hf_dr.errors import ConfigError
@@ -73,6 +74,34 @@ class TeachArguments:
 
     def __post_init__(self) -> None:
         check_settings(self)
+
+
+def train_command(argv: Sequence[str], prog: str) -> int:
+    """Trains a student on a "+" dataset."""
+    with as_config_error():
+        student, smoke, args = parse(
+            [StudentArguments, SmokeArguments, TRAINING],
+            argv,
+            prog=prog,
+            description='Trains an image classifier on a "+" dataset, or, for comparison, by plain training (erm) or online '
+            "distillation (kd) on the same images. All settings of transformers' TrainingArguments are flags, too. The same "
+            "command again resumes.",
+            examples="hf-dr train --dataset photos-plus --student timm:resnet18 --output_dir student --epochs 20 --lr 0.001\n"
+            "hf-dr train --config recipes/cifar100/erm.yaml --student timm:resnet50d",
+        )
+    start_logging()
+    from hf_dr.cli.arguments import rehearse
+    from hf_dr.cli.train import finish_training, prepare_training, run_training
+    from hf_dr.evaluation.config import as_arguments
+
+    if smoke.smoke:
+        with rehearse(argv) as stand_in:
+            return train_command([*argv, *as_arguments(stand_in.train(vars(student)))], prog)
+    trainer, card = prepare_training(student, args)
+    with trainer.alone():
+        status = run_training(trainer, args)
+        finish_training(trainer, args, card)
+    return status
 
 
 def teach_command(argv: Sequence[str], prog: str) -> int:

@@ -196,6 +196,11 @@ def verify_command(argv: Sequence[str], prog: str) -> int:
     parser.add_argument("--no_teacher", action="store_true", help="Compare pixels only.")
     parser.add_argument("--num_rows", type=int, default=32, help="Rows to replay, all views of each. Default: 32.")
     parser.add_argument(
+        "--device",
+        action="store_true",
+        help="Make the views on the accelerator, as a training does there, instead of by Pillow: their pixels must be equal.",
+    )
+    parser.add_argument(
         "--save", action="store_true", help="Keep the report next to the shards and show it in the card."
     )
     arguments = parser.parse_args(argv)
@@ -203,6 +208,7 @@ def verify_command(argv: Sequence[str], prog: str) -> int:
     from hf_dr.cli.arguments import local_config, open_reinforced, read_classes
     from hf_dr.generation.teachers import same_teacher
     from hf_dr.generation.verify import verify
+    from hf_dr.processes import process_state
     from hf_dr.store.card import write_card
     from hf_dr.store.findings import save_finding
 
@@ -210,13 +216,12 @@ def verify_command(argv: Sequence[str], prog: str) -> int:
     plus = open_reinforced(arguments.path, built(PlusArguments, vars(arguments)))
     teacher = None
     if arguments.teacher:
-        own = (
-            {}
-            if arguments.teacher_classes is None
-            else {"classes": read_classes(arguments.teacher_classes, plus.class_names)}
-        )
+        classes = read_classes(arguments.teacher_classes, plus.class_names)
+        own = {} if classes is None else {"classes": classes}
         teacher = same_teacher(arguments.teacher, plus.provenance, **own)
-    report = verify(plus, teacher, ask_teacher=not arguments.no_teacher, num_rows=arguments.num_rows)
+    device = process_state().device if arguments.device else None
+    asked = not arguments.no_teacher
+    report = verify(plus, teacher, ask_teacher=asked, num_rows=arguments.num_rows, device=device)
     print(report.report())
     if folder is not None:
         save_finding(folder, plus.provenance.fingerprint, report.verification)

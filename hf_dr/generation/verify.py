@@ -167,14 +167,9 @@ def verify(
     for setting, value in (("num_rows", num_rows), ("batch_size", batch_size)):
         if value < 1:
             raise ConfigError(f"`{setting}` must be at least 1, got {value}. Raise it.")
-    if teacher is not None and not ask_teacher:
-        raise ConfigError("`teacher` must be left out with `ask_teacher=False`, got both. Leave one out.")
     plus = _opened(plus, name, base)
     provenance = plus.provenance
-    asked = None
-    if ask_teacher:
-        asked = teacher_from_provenance(provenance) if teacher is None else same_teacher(teacher, provenance)
-        check_weights(asked, provenance)
+    asked = _asked(teacher, ask_teacher, provenance)
     whole = copy.copy(plus)
     whole.num_views = provenance.num_views  # all, whatever training uses
     whole.check_images = True
@@ -182,7 +177,7 @@ def verify(
     equal: list[bool] = []  # of the rows whose teacher's pixels are known
     problems = _damaged_shards(plus)
     maker = None if device is None else (DeviceAugmentation(whole.augmentation), torch.device(device))
-    compared = _Comparison(None if asked is None else _as_made(asked, provenance), batch_size, provenance)
+    compared = _Comparison(asked, batch_size, provenance)
     with progress_bar(total=len(rows) * whole.num_views, desc="verifying", unit="view", unit_scale=True) as bar:
         for row in rows.tolist():
             stored = whole.views_hash(row)
@@ -230,6 +225,19 @@ def _opened(
     if name is not None or base is not None:
         raise ConfigError("`name` and `base` must come with a path, got an opened dataset. Leave them out.")
     return plus
+
+
+def _asked(
+    teacher: Teacher | str | Sequence[str] | None, ask_teacher: bool, provenance: Provenance
+) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """Returns who is asked again: the given teacher or that of the provenance; None if nobody is."""
+    if not ask_teacher:
+        if teacher is not None:
+            raise ConfigError("`teacher` must be left out with `ask_teacher=False`, got both. Leave one out.")
+        return None
+    asked = teacher_from_provenance(provenance) if teacher is None else same_teacher(teacher, provenance)
+    check_weights(asked, provenance)
+    return _as_made(asked, provenance)
 
 
 def _sample(rows: int, count: int, seed: int) -> np.ndarray:

@@ -229,7 +229,7 @@ def _opened(
 
 def _asked(
     teacher: Teacher | str | Sequence[str] | None, ask_teacher: bool, provenance: Provenance
-) -> Callable[[torch.Tensor], torch.Tensor] | None:
+) -> _Ask | None:
     """Returns who is asked again: the given teacher or that of the provenance; None if nobody is."""
     if not ask_teacher:
         if teacher is not None:

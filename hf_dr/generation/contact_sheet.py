@@ -247,7 +247,9 @@ def _applied(augmentation: Augmentation, params: Params) -> str:
         if "level" in own:  # a policy's operations, each with its level
             levels = zip(own["op"], own["level"], strict=True)
             words += [f"{POLICY_OPS[n]} {level:+d}" if level else POLICY_OPS[n] for n, level in levels if n]
-        elif own.get("", True) and any(own.get("box", (1,))[2:] or (1,)):  # a flip that was drawn; a box that is not empty
+        elif own.get("", True) and any(
+            own.get("box", (1,))[2:] or (1,)
+        ):  # a flip that was drawn; a box that is not empty
             words.append(op.name)
     return ", ".join(words)
 

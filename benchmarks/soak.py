@@ -3,21 +3,18 @@
     python benchmarks/soak.py --minutes 60 --seed 7 --json benchmarks/results/soak.json
     python benchmarks/soak.py --kind flip --trials 1000               # one kind, so many times
 
-The kinds of trials take turns; each is drawn from (seed, kind, number). What is disturbed is a fork of this process: it is
-killed at a random file operation or moment, or may write no file beyond a random size, as on a full disk; the tests' Hub on
-127.0.0.1 cuts, refuses or garbles requests. A trial is well where
+Kinds of trials take turns, each drawn from (seed, kind, number). What is disturbed is a fork of this process. It is killed at
+a random file operation or moment, or from a random operation on no file may grow beyond a random size, as on a full disk; the
+tests' Hub on 127.0.0.1 cuts, refuses or garbles requests. Nothing may end in another error than this package's own, and
 
-- a reinforcing run, killed or out of room, or with a damaged shard, ends in the same bytes when it is started again;
-- a training ends in the same weights, also of the average, after kills, a full disk, or damage to its last checkpoint;
-- a push ends well or in one clear error without the token, once more makes the repository whole, and no commit held half;
-- a bit that is flipped in a shard, or rows or values that are swapped, are found by `verify` and refused by a push, and both
-  name the first damaged shard. `flip_without_effect` counts flips that leave all that is read as it was.
+- `reinforce`: started again, a run ends in the same bytes, whether killed, out of room, or with a damaged shard;
+- `train`: likewise in the same weights, also of the average; what is damaged is the last checkpoint;
+- `push`: it ends well or in one clear error, without the token; the next one makes the repository whole; no commit held half;
+- `flip`, `swap`: a flipped bit, or swapped rows or values, are found by `verify` and refused by a push, which name the first
+  damaged shard. `flips_without_effect` leave all that is read as it was.
 
-Nothing may end in an error but this package's own. Where a trial is not well, it is said how to repeat it, its files are
-kept, and the exit code is 1.
+Where a trial is not well it is said how to repeat it, its files are kept, and the exit code is 1.
 """
-
-from __future__ import annotations
 
 import os
 import resource
@@ -31,7 +28,6 @@ import zlib
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
-from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -46,6 +42,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from hub import test_hub_faults as faults
 from loopback_hub import Fault
+from store.test_shards import rewritten
 from training.helpers import pooled, settings_in
 
 from hf_dr.errors import FormatError, HfDrError
@@ -59,26 +56,22 @@ from hf_dr.store.shards import read_marker
 from hf_dr.training.checkpoints import last_checkpoint
 from hf_dr.training.trainer import ReinforcedTrainer
 
-HUB, ROWS, SHARD = conftest.HUB, 24, 4
-FILE_OPERATIONS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir")
+HUB, Rng = conftest.HUB, np.random.Generator
 Work = Callable[[Path], Any]
+FILE_OPERATIONS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir")
 
 
 class NotWellError(Exception):
     """What a trial found."""
 
 
-# ----------------------------------------------------------------------------------------------------- what is disturbed
-
-
 def reinforcing(folder: Path) -> None:
-    """Makes, or goes on with, the "+" dataset of this soak."""
-    rng = np.random.default_rng(0)
-    labels = [row % len(conftest.CLASSES) for row in range(ROWS)]
+    """Makes, or goes on with, a "+" dataset of six shards."""
+    rng, labels = np.random.default_rng(0), [row % len(conftest.CLASSES) for row in range(24)]
     cells = [conftest.as_cell(conftest.colour_image(rng, label)) for label in labels]
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=[*conftest.CLASSES])})
     data = datasets.Dataset.from_dict({"image": cells, "label": labels}, features=features)
-    config = ReinforceConfig(str(folder), "all_ops", num_views=4, top_k=3, shard_size=SHARD)
+    config = ReinforceConfig(str(folder), "all_ops", num_views=4, top_k=3, shard_size=4)
     reinforce(data, conftest.colour_teacher(), conftest.ALL_OPS, config)
 
 
@@ -99,8 +92,7 @@ def pushing(plus: Path, way: str, folder: Path) -> Any:
     huggingface_hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = False
     huggingface_hub.constants.HF_HUB_CACHE = str(folder / "cache")
     retry._sleep = lambda _: None
-    for module in (huggingface_hub.utils._http, huggingface_hub.file_download):
-        module.time = SimpleNamespace(sleep=lambda _: None)
+    huggingface_hub.utils._http.time = huggingface_hub.file_download.time = SimpleNamespace(sleep=lambda _: None)
     return push_to_hub(plus, faults.REPO, **faults.PUSHES[way])
 
 
@@ -110,32 +102,29 @@ def looking(folder: Path) -> list[str]:
     for look in (lambda: verify(folder, num_rows=1).problems, lambda: push_to_hub(folder, faults.REPO)):
         try:
             said.append("".join(look()[:1]))
-        except FormatError as error:
-            said.append(str(error))
-        except HfDrError:
-            said.append("")  # a push that does not refuse finds no Hub
+        except HfDrError as error:  # a push that does not refuse finds no Hub
+            said.append(str(error) if isinstance(error, FormatError) else "")
     return said
 
 
-# ------------------------------------------------------------------------------------------------------------ processes
-
-
-def child(work: Work, folder: Path, limits: dict[str, int], answer: Connection) -> None:
+def child(work: Work, folder: Path, after: dict[str, int], answer: Any) -> None:
     """Does `work` in this process; sends its result, the trace of its error, and how many file operations it took."""
-    with (folder.parent / "log.txt").open("a", encoding="utf-8") as log:
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
+    log = os.open(folder.parent / "log.txt", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
     done = 0
 
-    def count(event: str, arguments: tuple[Any, ...]) -> None:
+    def disturb(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal done
-        if event in FILE_OPERATIONS and str(folder) in str(arguments[0]):
-            done += 1
-            if done == limits.get("operation"):
-                os.kill(os.getpid(), signal.SIGKILL)
+        if event not in FILE_OPERATIONS or str(folder) not in str(arguments[0]):
+            return
+        done += 1
+        if done == after.get("operations") and "bytes" in after:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (after["bytes"], resource.RLIM_INFINITY))
+        elif done == after.get("operations"):
+            os.kill(os.getpid(), signal.SIGKILL)
 
-    sys.addaudithook(count)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limits.get("bytes", resource.RLIM_INFINITY), resource.RLIM_INFINITY))
+    sys.addaudithook(disturb)
     result, error = None, ""
     try:
         result = work(folder)
@@ -145,61 +134,44 @@ def child(work: Work, folder: Path, limits: dict[str, int], answer: Connection) 
     answer.send((result, error, done))
 
 
-def run(work: Work, folder: Path, after: float | None = None, **limits: int) -> Any:
-    """Does `work` in a fork; returns what `child` sends, None where it was killed, after so many seconds or by a limit."""
+def run(work: Work, folder: Path, seconds: float | None = None, **after: int) -> Any:
+    """Does `work` in a fork; returns what `child` sends, None where it was killed, after so many seconds or operations."""
     folder.mkdir(parents=True, exist_ok=True)
     answer, end = faults.FORK.Pipe(duplex=False)
-    process = faults.FORK.Process(target=child, args=(work, folder, limits, end))
+    process = faults.FORK.Process(target=child, args=(work, folder, after, end))
     process.start()
     end.close()
-    ended = answer.poll(after or 300)
+    ended = answer.poll(seconds or 300)
     try:
         sent = answer.recv() if ended else process.kill()
     except EOFError:
         sent = None
     process.join()
-    if (sent is not None and sent[1].startswith("UNCLEAR")) or not (ended or after):
+    if (sent and sent[1].startswith("UNCLEAR")) or not (ended or seconds):
         raise NotWellError(sent[1] if ended else "it did not end within 300 s")
     return sent
 
 
-# --------------------------------------------------------------------------------------------------------------- damage
-
-
-def flip(path: Path, rng: np.random.Generator) -> None:
-    """Flips one bit of a file."""
+def flip(path: Path, rng: Rng) -> None:
     content = bytearray(path.read_bytes())
     content[rng.integers(len(content))] ^= 1 << int(rng.integers(8))
     path.write_bytes(content)
 
 
-def swap(path: Path, rng: np.random.Generator) -> None:
-    """Swaps two rows, of one column or of all, and leaves the shard's marker as it was."""
-    marker, table = pq.read_metadata(path).metadata[b"hf_dr"], pq.read_table(path)
+def swap(path: Path, rng: Rng) -> None:
+    table = pq.read_table(path)
     order = np.arange(len(table))
-    one, other = rng.choice(len(table), 2, replace=False)
-    order[[one, other]] = order[[other, one]]
+    order[[0, 1]] = order[[1, 0]] = rng.choice(len(table), 2, replace=False)
     name = str(rng.choice([name for name in table.column_names if not table[name].take(order).equals(table[name])]))
-    changed = table.take(order)
-    if rng.random() < 0.8:
-        changed = table.set_column(table.column_names.index(name), table.schema.field(name), changed[name])
-    with pq.ParquetWriter(path, table.schema) as writer:
-        writer.write_table(changed)
-        writer.add_key_value_metadata({"hf_dr": marker})
-
-
-def cut(path: Path, rng: np.random.Generator) -> None:
-    """Truncates a file."""
-    os.truncate(path, int(rng.integers(path.stat().st_size)))
-
-
-def remove(path: Path, rng: np.random.Generator) -> None:
-    """Deletes a file."""
-    path.unlink()
+    place, field = table.column_names.index(name), table.schema.field(name)
+    rows = rng.random() < 0.2  # whole ones, else the values of a column
+    rewritten(
+        path, lambda table: table.take(order) if rows else table.set_column(place, field, table[name].take(order))
+    )
 
 
 def reads_the_same(path: Path, intact: Path) -> bool:
-    """Whether a shard has the table, the schema with its features, the marker and the statistics of another."""
+    """Whether a shard has the table, the features, the marker and the statistics of another."""
     try:
         same = pq.read_table(path).equals(pq.read_table(intact), check_metadata=True)
         groups = [str(pq.read_metadata(file).row_group(0).column(0).statistics) for file in (path, intact)]
@@ -208,149 +180,135 @@ def reads_the_same(path: Path, intact: Path) -> bool:
         return False
 
 
-# --------------------------------------------------------------------------------------------------------------- trials
-
-
 class Soak:
-    """The undisturbed results, with the seconds and file operations that they took, and a method for each kind of trial.
-
-    Args:
-        home: Where all of it is.
-    """
+    """The undisturbed results, with the seconds and file operations that they took, and a method for each kind of trial."""
 
     def __init__(self, home: Path) -> None:
-        self.places = {"reinforce": home / "plus", "train": home / "trained"}
+        self.places = {name: home / name / "work" for name in ("reinforce", "train")}
         self.plus = self.places["reinforce"]
-        self.passed = 0  # flips that changed nothing
+        self.flips_without_effect = 0
         self.whole, self.operations, self.seconds = {}, {}, {}
         for name, folder in self.places.items():
             began = time.perf_counter()
-            _, error, self.operations[name] = run(self.work(name, None), folder)
-            if error:
-                raise NotWellError(error)
+            _, error, self.operations[name] = run(self.work(name), folder)
             self.seconds[name] = time.perf_counter() - began
             self.whole[name] = self.result(name, folder)
+            assert not error, error
 
-    def work(self, name: str, kept: int | None) -> Work:
+    def work(self, name: str, kept: int | None = None) -> Work:
         return reinforcing if name == "reinforce" else partial(training, self.plus, kept)
 
     def result(self, name: str, folder: Path) -> dict[str, bytes]:
         """The files whose bytes count: all of a "+" dataset, the weights of a training."""
-        files = sorted(folder.rglob("[!.]*") if name == "reinforce" else folder.glob("final/*.safetensors"))
+        files = folder.rglob("[!.]*") if name == "reinforce" else folder.glob("final/*.safetensors")
         return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files if path.is_file()}
 
     def go_on(self, name: str, work: Work, folder: Path) -> None:
         """Starts the work again, without disturbing it, and compares."""
         _, error, _ = run(work, folder)
         found, whole = self.result(name, folder), self.whole[name]
-        if error or found != whole:
-            differing = [file for file in sorted(found | whole) if found.get(file) != whole.get(file)]
+        differing = [file for file in sorted(found | whole) if found.get(file) != whole.get(file)]
+        if error or differing:
             raise NotWellError(error or f"{', '.join(differing)} differ from those of the undisturbed run")
 
-    def killed(self, name: str, rng: np.random.Generator, folder: Path) -> None:
+    def killed(self, name: str, rng: Rng, folder: Path) -> None:
         work = self.work(name, (None, 1, 2)[rng.integers(3)])
         for _ in range(int(rng.integers(1, 4))):
             if rng.random() < 0.5:
-                run(work, folder, operation=int(rng.integers(1, self.operations[name])))
+                run(work, folder, operations=int(rng.integers(1, self.operations[name])))
             else:
-                run(work, folder, after=float(rng.uniform(0.01, self.seconds[name])))
+                run(work, folder, seconds=float(rng.uniform(0.01, self.seconds[name])))
         self.go_on(name, work, folder)
 
-    def full(self, name: str, rng: np.random.Generator, folder: Path) -> None:
+    def full(self, name: str, rng: Rng, folder: Path) -> None:
         work = self.work(name, (None, 1, 2)[rng.integers(3)])
         largest = max(path.stat().st_size for path in self.places[name].rglob("*") if path.is_file())
-        run(work, folder, bytes=int(np.exp(rng.uniform(0, np.log(largest)))))
+        size = int(np.exp(rng.uniform(0, np.log(largest))))
+        run(work, folder, bytes=size, operations=int(rng.integers(1, self.operations[name])))
         self.go_on(name, work, folder)
 
-    def damaged(self, name: str, rng: np.random.Generator, folder: Path) -> None:
+    def damaged(self, name: str, rng: Rng, folder: Path) -> None:
         shutil.copytree(self.places[name], folder)
-        if name == "train":
-            shutil.rmtree(folder / "final")
-            files = sorted(Path(str(last_checkpoint(str(folder)))).iterdir())
-        else:
-            files = sorted(folder.rglob("*.parquet"))
-        path = files[rng.integers(len(files))]
-        (flip, cut, remove)[rng.integers(3)](path, rng)
+        shutil.rmtree(folder / "final", ignore_errors=True)
+        last = Path(str(last_checkpoint(str(folder)))) if name == "train" else folder / "all_ops"
+        path = sorted(last.glob("*.*" if name == "train" else "*.parquet"))[rng.integers(6)]
         intact = self.places[name] / path.relative_to(folder)
-        if name == "reinforce" and path.exists() and reads_the_same(path, intact):
-            shutil.copy(intact, path)
-        self.go_on(name, self.work(name, None), folder)
+        if rng.random() < 0.3:
+            path.unlink()
+        elif rng.random() < 0.5:
+            os.truncate(path, int(rng.integers(path.stat().st_size)))
+        else:
+            flip(path, rng)
+            if name == "reinforce" and reads_the_same(path, intact):
+                shutil.copy(intact, path)
+        self.go_on(name, self.work(name), folder)
 
-    def found(self, damage: Callable[[Path, np.random.Generator], None], rng: np.random.Generator, folder: Path) -> None:
+    def found(self, kind: str, rng: Rng, folder: Path) -> None:
         shutil.copytree(self.plus, folder)
-        shards = sorted(folder.rglob("*.parquet"))
-        chosen = [shards[n] for n in sorted(rng.choice(len(shards), int(rng.integers(1, 3)), replace=False))]
+        chosen = sorted(rng.choice(sorted(folder.rglob("*.parquet")), int(rng.integers(1, 3)), replace=False))
         for path in chosen:
-            damage(path, rng)
+            {"flip": flip, "swap": swap}[kind](path, rng)
         changed = [path.name for path in chosen if not reads_the_same(path, self.plus / path.relative_to(folder))]
-        self.passed += len(chosen) - len(changed)
+        self.flips_without_effect += len(chosen) - len(changed)
         for look, said in zip(("verify", "push"), run(looking, folder)[0], strict=True):
             if changed and changed[0] not in said:
                 raise NotWellError(f"{look} must name {changed[0]}, but it said: {said or 'nothing'}")
 
-    def pushed(self, rng: np.random.Generator, folder: Path) -> None:
+    def pushed(self, _: str, rng: Rng, folder: Path) -> None:
         way, request = faults.KINDS[rng.integers(len(faults.KINDS))]
         fault = str(rng.choice(faults.FAULTS + faults.LASTING))
         HUB.reset()
         faults.prepare(HUB, way)
         HUB.faults.append(Fault(fault, request, int(rng.integers(1, 3)), float(rng.choice([1, 3, np.inf]))))
         work = partial(pushing, self.plus, way)
-        first = run(work, folder, after=float(rng.uniform(0.05, 1)) if rng.random() < 1 / 4 else None)
+        first = run(work, folder, seconds=float(rng.uniform(0.05, 1)) if rng.random() < 0.2 else None)
         HUB.faults.clear()
         again, error, _ = run(work, folder)
-        log = (folder.parent / "log.txt").read_text(encoding="utf-8")
-        if first is not None and first[1] and not faults.CLEAR.match(first[0]):
+        if first and first[1] and not faults.CLEAR.match(first[0]):
             error = f"the error is not clear: {first[1]}"
-        error = error or "".join(HUB.errors) or ("the token was shown" if "hf_loopback" in log else "")
-        if error:
-            raise NotWellError(f"{fault} at {request} ({way}): {error}")
+        if "hf_loopback" in (folder.parent / "log.txt").read_text(encoding="utf-8") + str(first):
+            error = "the token was shown"
+        if error or HUB.errors:
+            raise NotWellError(f"{fault} at {request} ({way}): {error or HUB.errors}")
         faults.assert_whole(HUB, again, self.plus, way)
 
 
-KINDS: dict[str, Callable[[Soak, np.random.Generator, Path], None]] = {
-    **{
-        f"{name}_{how}": lambda soak, rng, folder, name=name, how=how: getattr(soak, how)(name, rng, folder)
-        for name in ("reinforce", "train")
-        for how in ("killed", "full", "damaged")
-    },
-    "push": lambda soak, rng, folder: soak.pushed(rng, folder),
-    "flip": lambda soak, rng, folder: soak.found(flip, rng, folder),
-    "swap": lambda soak, rng, folder: soak.found(swap, rng, folder),
-}  # fmt: skip
+KINDS = {f"{name}_{how}": (how, name) for name in ("reinforce", "train") for how in ("killed", "full", "damaged")}
+KINDS |= {"push": ("pushed", ""), "flip": ("found", "flip"), "swap": ("found", "swap")}
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main() -> None:
     flags = common.parser(__doc__)
-    flags.add_argument("--minutes", type=float, default=1.0, help="How long, whole rounds of all kinds. Default: 1.")
-    flags.add_argument("--trials", type=int, help="Rounds, in place of --minutes.")
+    flags.add_argument("--minutes", type=float, default=1.0, help="How long, in whole rounds of all kinds. Default: 1.")
+    flags.add_argument("--trials", type=int, help="So many rounds, in place of --minutes.")
     flags.add_argument("--first", type=int, default=0, help="The number of the first round. Default: 0.")
     flags.add_argument("--seed", type=int, default=0, help="Default: 0.")
-    flags.add_argument("--kind", nargs="+", choices=KINDS, default=list(KINDS), help="Default: all.")
-    given = flags.parse_args(arguments)
-    tried: Counter[str] = Counter()
-    well: Counter[str] = Counter()
-    began = time.monotonic()
+    flags.add_argument("--kind", nargs="+", choices=KINDS, default=[*KINDS], help="Default: all.")
+    given = flags.parse_args()
+    well, number, began = Counter[str](), given.first, time.monotonic()
     with common.working_folder() as home:
         HUB.start()
         soak = Soak(home)
-        number = given.first
         while number < given.first + given.trials if given.trials else time.monotonic() < began + 60 * given.minutes:
             for kind in given.kind:
-                folder = home / f"{kind}-{number}"
-                tried[kind] += 1
+                method, name = KINDS[kind]
+                rng = np.random.default_rng([given.seed, zlib.crc32(kind.encode()), number])
+                folder = home / f"{kind}-{number}" / "work"
                 try:
-                    KINDS[kind](soak, np.random.default_rng([given.seed, zlib.crc32(kind.encode()), number]), folder / "work")
+                    getattr(soak, method)(name, rng, folder)
                     well[kind] += 1
-                    shutil.rmtree(folder)
+                    shutil.rmtree(folder.parent)
                 except (NotWellError, AssertionError) as error:
-                    place = shutil.move(folder, tempfile.mkdtemp(prefix="hf_dr_soak_"))
-                    print(f"{kind} {number} is not well: {error}\nIts files: {place}. To repeat it:", file=sys.stderr)
-                    print(f"    python benchmarks/soak.py --seed {given.seed} --kind {kind} --first {number} --trials 1\n", file=sys.stderr)
+                    kept = shutil.move(folder.parent, tempfile.mkdtemp(prefix="hf_dr_soak_"))
+                    print(f"{kind} {number} is not well: {error}\nIts files: {kept}. To repeat it:", file=sys.stderr)
+                    again = f"--seed {given.seed} --kind {kind} --first {number} --trials 1"
+                    print(f"    python benchmarks/soak.py {again}\n", file=sys.stderr)
             number += 1
-    result = {kind: f"{well[kind]} of {tried[kind]}" for kind in given.kind}
-    common.table([[kind, text] for kind, text in result.items()], ["kind", "ended well"])
-    common.finish({**result, "flip_without_effect": soak.passed, "minutes": (time.monotonic() - began) / 60}, given)
-    if well != tried:
+    result = {kind: f"{well[kind]} of {number - given.first}" for kind in given.kind}
+    common.table([[*pair] for pair in result.items()], ["kind", "ended well"])
+    numbers = {"flips_without_effect": soak.flips_without_effect, "minutes": (time.monotonic() - began) / 60}
+    common.finish({**result, **numbers}, given)
+    if any(well[kind] < number - given.first for kind in given.kind):
         sys.exit(1)
 
 

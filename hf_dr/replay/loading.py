@@ -21,7 +21,7 @@ from hf_dr.replay.streaming import StreamedReinforcedDataset
 from hf_dr.store.base_dataset import check_cache, load_base, load_parquet
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import IMAGE_HASH, PROVENANCE_FILE, SOURCE_INDEX
-from hf_dr.store.shards import check_shards, content_version
+from hf_dr.store.shards import check_digests, check_shards, content_version
 
 logger = logging.getLogger(__name__)
 
@@ -193,12 +193,27 @@ def open_plus(
         check_cache()
         if any(isinstance(e, OSError) and e.errno is not None for e in (error, error.__cause__)):
             raise
+        _name_damaged(shards)
         raise FormatError(
             f"the shards in {config} must be readable, but: {type(error.__cause__ or error).__name__}: "
             f"{error.__cause__ or error!s:.300}. Fetch or make them again."
         ) from error
-    _check_rows(plus, provenance, config)
+    try:
+        _check_rows(plus, provenance, config)
+    except FormatError:
+        _name_damaged(shards)
+        raise
     return provenance, plus, shards
+
+
+def _name_damaged(shards: Sequence[Path]) -> None:
+    """Reads all shards, to find which of them is why a dataset is refused.
+
+    Raises:
+        FormatError: One is not what was written.
+    """
+    for shard in shards:
+        check_digests(shard)
 
 
 def _check_rows(plus: datasets.Dataset, provenance: Provenance, config: Path) -> None:

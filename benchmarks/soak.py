@@ -249,11 +249,12 @@ class Soak:
         chosen = sorted(rng.choice(sorted(folder.rglob("*.parquet")), int(rng.integers(1, 3)), replace=False))
         for path in chosen:
             {"flip": flip, "swap": swap}[kind](path, rng)
-        changed = [path.name for path in chosen if not reads_the_same(path, self.plus / path.relative_to(folder))]
-        self.flips_without_effect += len(chosen) - len(changed)
+        same = [reads_the_same(path, self.plus / path.relative_to(folder)) for path in chosen]
+        self.flips_without_effect += sum(same)
         for look, said in zip(("verify", "push"), run(looking, folder)[0], strict=True):
-            if changed and not any(name in said for name in changed):
-                raise NotWellError(f"{look} must name {' or '.join(changed)}, but it said: {said or 'nothing'}")
+            if not all(same) and not any(path.name in said for path in chosen):
+                names = " or ".join(path.name for path in chosen)
+                raise NotWellError(f"{look} must name {names}, but it said: {said or 'nothing'}")
 
     def pushed(self, _: str, rng: Rng, folder: Path) -> None:
         way, request = faults.KINDS[rng.integers(len(faults.KINDS))]

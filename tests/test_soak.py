@@ -21,7 +21,9 @@ def test_what_is_not_well_is_told_with_how_to_repeat_it(tmp_path):
         "soak.main()\n"
     )
     command = [sys.executable, "-c", script, "--trials", "1", "--seed", "3", "--kind", "reinforce_damaged"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "TMPDIR": str(tmp_path)})
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "TMPDIR": str(tmp_path)}
+    )
     assert done.returncode == 1
     assert "differ from those of the undisturbed run" in done.stderr
     assert "python benchmarks/soak.py --seed 3 --kind reinforce_damaged --first 0 --trials 1" in done.stderr

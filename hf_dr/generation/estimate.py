@@ -64,7 +64,10 @@ class Estimate:
             ("core-hours of augmenting", _hours(augment)),
             ("bytes, reinforcement", format_bytes(self.bytes_reinforcement)),
             ("bytes, base columns", format_bytes(self.bytes_base)),
-            ("top-1 is the label", "not compared: there are no labels" if self.agreement is None else str(self.agreement)),
+            (
+                "top-1 is the label",
+                "not compared: there are no labels" if self.agreement is None else str(self.agreement),
+            ),
         ]
         return "\n".join(f"  {name:<28}{value}" for name, value in rows)
 

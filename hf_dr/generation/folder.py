@@ -12,6 +12,7 @@ from pathlib import Path
 import filelock
 
 from hf_dr.errors import ConfigError, FingerprintMismatchError, FormatError
+from hf_dr.files import write_whole
 from hf_dr.store.card import write_card
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import PROVENANCE_FILE
@@ -133,6 +134,31 @@ def open_run(
             provenance.write(folder)
         refused.pop_all()
         return missing
+
+
+_PROCESSORS_FILE = ".processors"
+
+
+def note_processor(folder: Path, processor: str) -> None:
+    """Keeps which kinds of processor have worked on a run, and says once that answers of another may differ a little.
+
+    Args:
+        folder: Of the configuration.
+        processor: As `describe_processor` calls it.
+    """
+    path = folder / _PROCESSORS_FILE
+    with gate(folder):
+        known = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        if processor in known:
+            return
+        write_whole(path, "\n".join([*known, processor]) + "\n")
+    if known:
+        logger.warning(
+            "This run was begun on %s and goes on on %s: parameters and views are the same, but answers may differ in the last "
+            "place of their float16 values, within the bounds of `hf-dr verify`.",
+            " and ".join(known),
+            processor,
+        )
 
 
 def check_same_run(folder: Path, provenance: Provenance) -> None:

@@ -21,14 +21,23 @@ from hf_dr.allocator import keep_freed_memory
 from hf_dr.generation.agreement import LEAST_ROWS, Agreement, sample_agreement
 from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.estimate import Estimate, estimate
-from hf_dr.generation.folder import WHOLE, Part, check_same_run, complete_run, gate, missing_shards, open_run
+from hf_dr.generation.folder import (
+    WHOLE,
+    Part,
+    check_same_run,
+    complete_run,
+    gate,
+    missing_shards,
+    note_processor,
+    open_run,
+)
 from hf_dr.generation.labelling import Labeller, ViewColumns
 from hf_dr.generation.plan import Plan, plan_run
 from hf_dr.generation.progress import Progress
 from hf_dr.generation.rows import RowCheck, Rows, RowStream, best_candidates
 from hf_dr.generation.sources import AnswerSource, choose_source, cut_spans
 from hf_dr.generation.writing import BackgroundWriter
-from hf_dr.processes import on_main, process_state, warm_up_kernels
+from hf_dr.processes import describe_processor, on_main, process_state, warm_up_kernels
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.store.base_dataset import as_table, check_dataset
@@ -140,7 +149,9 @@ class Job:
         self._sample = sample
         self._allow_disagreement = allow_disagreement
         self._check_rows = check_rows
-        self._compared = np.zeros(2, np.int64)  # unmixed views that this rank has made, and those that agree with the label
+        self._compared = np.zeros(
+            2, np.int64
+        )  # unmixed views that this rank has made, and those that agree with the label
 
     def run(self, part: Part = WHOLE) -> None:
         """Makes the missing shards; every process of the launch calls it.
@@ -213,7 +224,10 @@ class Job:
         """Opens or resumes the folder; returns the missing shards."""
         # A view takes at least two bytes for each kept class. Images come on top, so this is a lower bound.
         row_bytes = self.provenance.num_views * self.provenance.top_k * 2
-        return open_run(self.folder, self.provenance, lock, row_bytes, part)
+        missing = open_run(self.folder, self.provenance, lock, row_bytes, part)
+        if missing:
+            note_processor(self.folder, describe_processor(self.source.device))
+        return missing
 
     def _log_plan(self, missing: list[int], state: PartialState) -> None:
         if not missing:
@@ -261,7 +275,7 @@ class Job:
             writer.write(base, rows.columns, rows.valid)
 
     def _compare(self, rows: Rows, first: int, last: int) -> None:
-        """Counts the views of rows `first` to `last` in which nothing is mixed, and those whose most probable class is the label."""
+        """Counts the unmixed views of rows `first` to `last`, and those whose most probable class is the label."""
         if self.plan.labels is None:
             return
         favourites_RV = rows.columns[TEACHER_IDS][:, :, 0]

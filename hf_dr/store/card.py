@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import filelock
 import pyarrow.parquet as pq
 import yaml
 from datasets import DatasetInfo, Features
@@ -154,6 +155,12 @@ def write_card(folder: Path) -> None:
         FormatError: See `card_configs` and `update_card`.
     """
     path = folder / CARD_FILE
+    with filelock.FileLock(folder / ".card.lock"):  # another configuration may be finished at the same time
+        _write_card(path)
+
+
+def _write_card(path: Path) -> None:
+    folder = path.parent
     try:
         existing = path.read_bytes().decode() if path.exists() else None  # bytes: line ends stay as they are
     except UnicodeDecodeError as error:

@@ -50,12 +50,13 @@ class Part:
         """Returns the numbers of its shards. They do not depend on which are there: no other part ever has them."""
         return range(self.index, shards, self.count)
 
-    def lock(self, folder: Path) -> filelock.BaseFileLock:
-        """Returns the lock that its run holds."""
+    def lock(self, folder: Path, rank: int = 0) -> filelock.BaseFileLock:
+        """Returns the lock that a rank of its run holds: each has one, for it may outlive rank 0."""
         name = ".lock" if self.count == 1 else f".lock-{self.index}-of-{self.count}"
-        return filelock.FileLock(folder / name, timeout=0)
+        return filelock.FileLock(folder / (name + (f"{_RANK}{rank}" if rank else "")), timeout=0)
 
 
+_RANK = "-rank-"
 WHOLE = Part()
 
 
@@ -73,9 +74,11 @@ def _take(folder: Path, lock: filelock.BaseFileLock, part: Part) -> None:
     try:
         lock.acquire()
         # Parts of the same number never have the same shards; a lock of any other run must be free.
-        mates = {Part(index, part.count).lock(folder).lock_file for index in range(part.count)}
+        mates = {Path(Part(index, part.count).lock(folder).lock_file).name for index in range(part.count)}
+        mine = Path(lock.lock_file).name
         for path in folder.glob(".lock*"):
-            if str(path) not in mates:
+            owner, of_rank, _ = path.name.partition(_RANK)
+            if owner not in mates or (owner == mine and of_rank):
                 with filelock.FileLock(path, timeout=0):
                     pass
     except filelock.Timeout as busy:

@@ -162,9 +162,10 @@ class Job:
         self._prepare_process()
         state = process_state()
         on_main(state, self._check_agreement)
-        lock = part.lock(self.folder)
+        lock = part.lock(self.folder, state.process_index)
         missing = on_main(state, lambda: self._open(lock, part))
         try:
+            lock.acquire()  # rank 0 has it already, and holds it once more
             mine = missing[state.process_index :: state.num_processes]
             progress = Progress(self.folder, self.provenance, part, missing, mine, state)
             if state.is_main_process:
@@ -177,7 +178,7 @@ class Job:
                     self._complete(progress)
             state.wait_for_everyone()
         finally:
-            lock.release()
+            lock.release(force=True)
 
     def estimate(self, num_batches: int = 4) -> Estimate:
         """Times a few batches and returns what the whole run would take; writes nothing."""

@@ -299,12 +299,8 @@ def publish(
         is_complete = all(remote.has(operation) for operation in operations.values())
         _check_tags(repository, tags, remote if is_complete else None)
         text = content.card_for(repository, remote)  # one that cannot be merged with is found before hours of sending
-        if not private and CARD_FILE not in remote.files and re.search(r"(?m)^license:", text) is None:
-            logger.warning(
-                "%s is new and its card names no licence: unless its owner's settings make it private, everybody can see it, "
-                "and nobody knows what is allowed. Add `license:` to the metadata of the card.",
-                repository.url,
-            )
+        if not private and CARD_FILE not in remote.files:
+            _check_licence(repository, text)
         return repository.revision, remote
 
     with _standing("Nothing was published or replaced."):
@@ -425,6 +421,16 @@ def _fresh(operation: CommitOperationAdd) -> CommitOperationAdd:
     fresh._remote_oid = None
     fresh._is_committed = False
     return fresh
+
+
+def _check_licence(repository: Repository, card: str) -> None:
+    """Warns where a new repository's card names no licence."""
+    if re.search(r"(?m)^license:", card) is None:
+        logger.warning(
+            "%s is new and its card names no licence: unless its owner's settings make it private, everybody can see it, "
+            "and nobody knows what is allowed. Add `license:` to the metadata of the card.",
+            repository.url,
+        )
 
 
 def _check_tags(repository: Repository, tags: Sequence[str], complete: Remote | None) -> None:

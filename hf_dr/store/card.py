@@ -156,17 +156,11 @@ def write_card(folder: Path) -> None:
     """
     path = folder / CARD_FILE
     with filelock.FileLock(folder / ".card.lock"):  # another configuration may be finished at the same time
-        _write_card(path)
-
-
-def _write_card(path: Path) -> None:
-    folder = path.parent
-    try:
-        existing = path.read_bytes().decode() if path.exists() else None  # bytes: line ends stay as they are
-    except UnicodeDecodeError as error:
-        raise FormatError(f"{path} must be UTF-8, but: {error}. Fix it, or move it away.") from error
-    text = update_card(existing, card_configs(folder), name=folder.resolve().name)
-    write_whole(path, text)
+        try:
+            existing = path.read_bytes().decode() if path.exists() else None  # bytes: line ends stay as they are
+        except UnicodeDecodeError as error:
+            raise FormatError(f"{path} must be UTF-8, but: {error}. Fix it, or move it away.") from error
+        write_whole(path, update_card(existing, card_configs(folder), name=folder.resolve().name))
 
 
 def update_card(existing: str | None, configs: Mapping[str, CardConfig | PlannedConfig], *, name: str) -> str:

@@ -78,9 +78,8 @@ class ReinforcedTrainer(StudentTrainer):
         self._evaluated: ReinforcedData | None = None  # while it is evaluated
         train = settings.get("train_dataset")
         model, settings["processing_class"] = _student(model, train, args.seed, settings.get("processing_class"))
-        settings["eval_dataset"] = as_evaluation(
-            settings.get("eval_dataset"), train, model, settings["processing_class"]
-        )
+        processor = settings["processing_class"]
+        settings["eval_dataset"] = as_evaluation(settings.get("eval_dataset"), train, model, processor)
         super().__init__(model=model, args=args, normalization=normalization, **settings)
         self.args: ReinforcedTrainingArguments
         self._check_train_dataset()

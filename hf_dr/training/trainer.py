@@ -361,8 +361,8 @@ def _student(model: Any, train: Any, seed: int, processor: Any) -> tuple[nn.Modu
     if not isinstance(model, (str, Path)):
         model = None if model is None else unwrapped(model)
         if is_timm(model) and isinstance(train, ReinforcedData):
-            own = model.config.pretrained_cfg or {}
-            if "input_size" not in own:  # it does not say how it is evaluated
+            own = getattr(model.config, "pretrained_cfg", None)
+            if own is not None and "input_size" not in own:  # it does not say how it is evaluated
                 model.config.pretrained_cfg = {**evaluated_at(max(train.size), EVAL_CROP), **own}
         return model, processor
     name = str(model)

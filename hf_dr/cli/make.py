@@ -89,6 +89,7 @@ def _run(job: Job, run: RunArguments, part: Part) -> int:
                     "\nThis CPU has units for bfloat16 (AMX): with `--precision bf16` the teacher would be about 2 to 3 "
                     "times as fast. Its answers, and so the fingerprint, would be others."
                 )
+            job.check_agreement(estimate.agreement)
         return 0
     try:
         job.run(part)

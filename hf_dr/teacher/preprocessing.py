@@ -16,8 +16,10 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from hf_dr.errors import TeacherError
+from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.images import channel_values
-from hf_dr.views.ops.base import MAX_SIDE, MAX_VIEW_PIXELS
+from hf_dr.views.ops.base import MAX_SIDE, MAX_VIEW_PIXELS, Size
+from hf_dr.views.ops.geometry import CenterCrop, Resize
 
 logger = logging.getLogger(__name__)
 
@@ -115,6 +117,27 @@ def timm_preprocessing(data: dict[str, Any], name: str) -> Preprocessing:
 
 def timm_crop(data: dict[str, Any]) -> float | None:
     return None if data["crop_mode"] == "squash" else float(data["crop_pct"])
+
+
+EVAL_CROP = 0.875
+"""Share of the resized side that the centre crop of an evaluation keeps, where nothing else is said."""
+
+
+def evaluation_augmentation(
+    size: Size, crop: float | None = EVAL_CROP, interpolation: str = "bilinear"
+) -> Augmentation:
+    """Returns the view by which a model is evaluated, while it is trained and afterwards.
+
+    Args:
+        size: Height and width of the model's input, in pixels.
+        crop: Share of the resized shorter side that the centre crop of `size` keeps; None squashes the whole image.
+        interpolation: Filter of the resize, by torchvision's name.
+    """
+    if crop is None:
+        return Augmentation([Resize(size, interpolation)])
+    # Rounded downwards, as timm and transformers do; a share that came from whole pixels may miss them by float64's rounding.
+    height, width = (int(side / crop + 1e-6) for side in size)
+    return Augmentation([Resize(height if height == width else (height, width), interpolation), CenterCrop(size)])
 
 
 def read_image_processor(processor: Any, name: str) -> tuple[Preprocessing, float | None]:

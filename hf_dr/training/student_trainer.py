@@ -25,7 +25,6 @@ from hf_dr.training.student_hub import push_in_background
 from hf_dr.training.students import (
     Normalization,
     complete_config,
-    eval_crop_of,
     is_timm,
     native_names,
     normalization_of,
@@ -91,11 +90,14 @@ class StudentTrainer(ResumableTrainer):
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader:
         """As Trainer's, of plain images with labels as well."""
-        return super().get_eval_dataloader(as_evaluation(eval_dataset, self.train_dataset, eval_crop_of(self.model)))
+        return super().get_eval_dataloader(self._as_evaluation(eval_dataset))
 
     def get_test_dataloader(self, test_dataset: Any) -> torch.utils.data.DataLoader:
         """As Trainer's, of plain images with labels as well."""
-        return super().get_test_dataloader(as_evaluation(test_dataset, self.train_dataset, eval_crop_of(self.model)))
+        return super().get_test_dataloader(self._as_evaluation(test_dataset))
+
+    def _as_evaluation(self, given: Any) -> Any:
+        return as_evaluation(given, self.train_dataset, self.model, self.processing_class)
 
     # Private, because there is no public way to tell Trainer which columns a loss needs that the model does not take: it would
     # take the teacher's answers out of the batches, and train on labels.

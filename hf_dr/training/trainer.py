@@ -18,6 +18,7 @@ from hf_dr.errors import ConfigError
 from hf_dr.replay.reinforced_data import ReinforcedData
 from hf_dr.replay.sampling import BY_DIFFICULTY, ReinforcedSampler
 from hf_dr.replay.streaming import StreamedReinforcedDataset
+from hf_dr.teacher.preprocessing import EVAL_CROP
 from hf_dr.training.arguments import ReinforcedTrainingArguments
 from hf_dr.training.average import WeightAverage
 from hf_dr.training.checks import check_answers, check_num_classes, check_other_dataset, check_settings, check_student
@@ -26,7 +27,7 @@ from hf_dr.training.evaluated import as_evaluation
 from hf_dr.training.losses import TailRule, reinforced_loss, tail_rule
 from hf_dr.training.mixing import BatchMixer
 from hf_dr.training.student_trainer import StudentTrainer
-from hf_dr.training.students import EVAL_CROP, Normalization, build_student, eval_crop_of, load_processor, unwrapped
+from hf_dr.training.students import Normalization, build_student, evaluated_at, is_timm, load_processor, unwrapped
 from hf_dr.views.device.augment import DeviceAugmentation
 
 logger = logging.getLogger(__name__)
@@ -77,7 +78,8 @@ class ReinforcedTrainer(StudentTrainer):
         self._evaluated: ReinforcedData | None = None  # while it is evaluated
         train = settings.get("train_dataset")
         model, settings["processing_class"] = _student(model, train, args.seed, settings.get("processing_class"))
-        settings["eval_dataset"] = as_evaluation(settings.get("eval_dataset"), train, eval_crop_of(model))
+        processor = settings["processing_class"]
+        settings["eval_dataset"] = as_evaluation(settings.get("eval_dataset"), train, model, processor)
         super().__init__(model=model, args=args, normalization=normalization, **settings)
         self.args: ReinforcedTrainingArguments
         self._check_train_dataset()
@@ -357,7 +359,12 @@ def _student(model: Any, train: Any, seed: int, processor: Any) -> tuple[nn.Modu
         ConfigError: There is no such student, or the dataset does not tell its classes and size.
     """
     if not isinstance(model, (str, Path)):
-        return None if model is None else unwrapped(model), processor
+        model = None if model is None else unwrapped(model)
+        if is_timm(model) and isinstance(train, ReinforcedData):
+            own = getattr(model.config, "pretrained_cfg", None)
+            if own is not None and "input_size" not in own:  # it does not say how it is evaluated
+                model.config.pretrained_cfg = {**evaluated_at(max(train.size), EVAL_CROP), **own}
+        return model, processor
     name = str(model)
     if not isinstance(train, ReinforcedData):
         raise ConfigError(

@@ -141,7 +141,7 @@ def test_mixing(mixing, device):
     partners = [(n + 7) % 24 if augmentation.needs_partner(row) else NO_PARTNER for n, row in enumerate(rows)]
     views = []
     for n, row in enumerate(rows):
-        own, other = (Source(m, *trim(augmentation, images[m], rows[m])) for m in (n, max(partners[n], 0)))
+        own, other = (Source((m, 0), *trim(augmentation, images[m], rows[m])) for m in (n, max(partners[n], 0)))
         views.append(UndoneView(own, None if partners[n] < 0 else other, row))
     made = UndoneBatch.pack(augmenter, views).to(device).pixels().cpu().numpy()
     single = [augmentation.apply(image, row) for image, row in zip(images, rows, strict=True)]
@@ -212,6 +212,22 @@ def test_damaged_parameters_are_refused_with_the_words_of_the_op(op, params, mes
         DeviceAugmentation(augmentation).apply(Images.pack([image]), columns)
     with pytest.raises(ReplayError, match=message):
         augmentation.apply(PIL.Image.fromarray(image), params)
+
+
+def test_a_refusal_names_row_and_view():
+    augmentation = Augmentation([ops.RandomResizedCrop(4), ops.MixUp()])
+    augmenter = DeviceAugmentation(augmentation)
+    image = np.zeros((10, 12, 3), np.uint8)
+
+    def view(row: int, height: int, lam: float) -> UndoneView:
+        params = {"crop_box": (0, 0, height, 5), "mixup_lam": lam}
+        own = Source((row, 3), image, params)
+        return UndoneView(own, own, params)
+
+    batches = [view(7, 5, 0.5), view(8, 11, 0.5)], [view(7, 5, 0.5), view(9, 5, 2.0)]
+    for views, message in zip(batches, ("row 8, view 3: .*box", "row 9, view 3: .*lam"), strict=True):
+        with pytest.raises(ReplayError, match=message):
+            UndoneBatch.pack(augmenter, views).to("cpu")
 
 
 def test_very_long_images_are_left_to_pillow():

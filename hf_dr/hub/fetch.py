@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, constants, hf_hub_download, list_repo_files, snapshot_download, try_to_load_from_cache
+from huggingface_hub import HfApi, constants, hf_hub_download, list_repo_files, resolve_revision, try_to_load_from_cache
 from huggingface_hub.errors import RemoteEntryNotFoundError
 from huggingface_hub.file_download import repo_folder_name
 from tqdm.auto import tqdm
@@ -69,9 +69,7 @@ def fetch_config(
             f'expected the folder of a "+" dataset or a Hub id, found neither at {str(path)!r}. Check the path.'
         )
     what = f"fetch {path} from the Hub"
-    # A snapshot of no files, which lies in the folder that the commit names.
-    snapshot = partial(snapshot_download, path, repo_type="dataset", revision=revision, allow_patterns=[], tqdm_class=_NoBar)
-    commit = Path(ask(snapshot, what)).name
+    commit = ask(lambda: resolve_revision(path, repo_type="dataset", revision=revision), what).resolved
     if name is None:
         name = choose_config(None, ask(lambda: _config_names(path, commit), what), path)
     if not is_safe_name(name):

@@ -13,13 +13,13 @@ from typing import Any
 
 import timm
 import torch
-from huggingface_hub import ModelCard, constants
+from huggingface_hub import ModelCard, constants, resolve_revision
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_data_config
 from torch import nn
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PretrainedConfig
-from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, cached_file
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file
 
 from hf_dr.errors import TeacherError
 from hf_dr.files import YAML_ERRORS
@@ -202,8 +202,7 @@ def _load_model(name: str, source: str, revision: str | None, strict: bool) -> t
     """Returns a classifier with all its weights, and the commit of the Hub that it is from."""
     try:
         if not Path(source).is_dir():
-            config = cached_file(source, CONFIG_NAME, revision=revision)
-            revision = Path(config).parent.name  # all files of one commit, which is noted
+            revision = resolve_revision(source, revision=revision).resolved  # all files of one commit, which is noted
         settings: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": False}
         _check_config(name, PretrainedConfig.get_config_dict(source, **settings)[0])
         _check_index(name, source, settings["revision"])

@@ -73,7 +73,9 @@ def check_checkpoint(checkpoint: Path) -> None:
 
 def last_checkpoint(folder: str) -> str | None:
     """Returns the last checkpoint in a folder from which a run can go on, with a warning of those that are skipped, or None."""
-    numbered = {int(path.name.rpartition("-")[2]): path for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*[0-9]/")}
+    numbered = {
+        int(path.name.rpartition("-")[2]): path for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*[0-9]/")
+    }
     for _, checkpoint in sorted(numbered.items(), reverse=True):
         reason = find_damage(checkpoint)
         if reason is None:

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-floors test-pixels format clean
+.PHONY: demo test test-floors test-pixels docs format clean
 
 demo: $(READY)  ## reinforces the embedded Fashion-MNIST with the embedded teacher; results in demo/
 	$(BIN)/python recipes/demo.py
@@ -28,6 +28,10 @@ test-pixels: $(READY)  ## the stored views under the lowest and the newest versi
 	  $(VENV)-pixels/bin/python -m pytest -q tests/test_golden.py tests/views || exit 1; \
 	done
 
+docs: $(READY)  ## the site, in site/; a warning is an error
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
+	$(BIN)/python -m mkdocs build --strict --quiet
+
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -39,4 +43,4 @@ $(READY): pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-floors $(VENV)-pixels demo build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-floors $(VENV)-pixels demo site build dist *.egg-info

@@ -201,13 +201,14 @@ def _colours(processor: Any) -> tuple[_Colour, _Colour, bool]:
         factor = processor.rescale_factor
     offset = 1.0 if processor.do_rescale and getattr(processor, "rescale_offset", False) else 0.0
     bgr = bool(getattr(processor, "do_flip_channel_order", False))
-    if not processor.do_normalize and not offset and factor == 1 / 255:
+    normalizes = getattr(processor, "do_normalize", False)  # MobileViT's never does
+    if not normalizes and not offset and factor == 1 / 255:
         return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), bgr
     means = []
     stds = []
     for channel in range(3):
-        mean = _channel(processor.image_mean, channel) if processor.do_normalize else 0.0
-        std = _channel(processor.image_std, channel) if processor.do_normalize else 1.0
+        mean = _channel(processor.image_mean, channel) if normalizes else 0.0
+        std = _channel(processor.image_std, channel) if normalizes else 1.0
         total = std
         if getattr(processor, "include_top", False):
             total = std * _channel(processor.image_std, channel)
@@ -233,8 +234,7 @@ def _check_colours(processor: Any, preprocessing: Preprocessing, name: str) -> N
     try:
         theirs = processor(
             [colour.permute(1, 2, 0).contiguous().numpy() for colour in image.transpose(0, 1)],
-            do_resize=False,
-            do_center_crop=False,
+            **{step: False for step in ("do_resize", "do_center_crop") if getattr(processor, step, None)},
             return_tensors="pt",
             input_data_format="channels_last",
         )["pixel_values"]

@@ -7,7 +7,7 @@ import json
 import logging
 from pathlib import Path
 
-from transformers.trainer_utils import sort_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_dr.errors import ConfigError
 from hf_dr.files import TEMPORARY, write_whole
@@ -78,8 +78,11 @@ def check_checkpoint(checkpoint: Path) -> None:
 
 def last_checkpoint(folder: str) -> str | None:
     """Returns the last checkpoint in a folder from which a run can go on, with a warning of those that are skipped, or None."""
-    for checkpoint in reversed(sort_checkpoints(folder)):
-        reason = find_damage(Path(checkpoint))
+    numbered = {
+        int(path.name.rpartition("-")[2]): path for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*[0-9]/")
+    }
+    for _, checkpoint in sorted(numbered.items(), reverse=True):
+        reason = find_damage(checkpoint)
         if reason is None:
             return str(checkpoint)
         logger.warning("Skipping %s, which %s.", checkpoint, reason)

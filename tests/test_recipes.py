@@ -161,7 +161,9 @@ def test_a_description_is_of_the_recipes_dataset(folder, tmp_path):
             (described.images["width"], described.images["height"]),
         )
     if (ROOT / base.dataset).is_dir():  # the one that can be looked at
-        real = datasets.load_dataset(str(ROOT / base.dataset), split="train")
+        splits = datasets.load_dataset(str(ROOT / base.dataset))
+        assert {split: len(rows) for split, rows in splits.items()} == described.splits
+        real = splits["train"]
         assert real.features == described.features
         assert (real[0]["image"].mode, real[0]["image"].size, real[0]["image"].format) == (
             image.mode,
@@ -185,7 +187,7 @@ def test_flowers102_is_pinned_to_a_copy_with_the_original_splits():
     base = reinforcing(ROOT / "recipes/flowers102/reinforce.yaml")[0]
     described = read_yaml("recipes/flowers102/features.yaml")
     assert described["dataset"] == base.dataset
-    assert described["splits"] == ["train", "validation", "test"]
+    assert described["splits"] == {"train": 1020, "validation": 1020, "test": 6149}
     assert described["columns"]["label"] == torchvision.datasets.Flowers102.classes
     for name in ("erm", "kd", "teacher", "finetune"):
         recipe = read_configs(["--config", f"recipes/flowers102/{name}.yaml"])
@@ -288,6 +290,47 @@ def test_a_rehearsal_needs_a_description(tmp_path, capsys):
     (tmp_path / "features.yaml").write_text("dataset: x\nsplit: [train]")
     with pytest.raises(ConfigError, match="must have the keys columns, dataset, images, splits, found dataset, split"):
         Described.beside([str(recipe)])
+
+
+def test_the_splits_of_a_description_have_sizes(tmp_path):
+    assert {folder.name: read_yaml(folder / "features.yaml")["splits"] for folder in SETS} == {
+        "imagenet": {"train": 1281167, "validation": 50000, "test": 100000},
+        "cifar100": {"train": 50000, "test": 10000},
+        "flowers102": {"train": 1020, "validation": 1020, "test": 6149},
+        "food101": {"train": 75750, "validation": 25250},
+        "fashion_mnist": {"train": 10000, "test": 2000},
+    }
+    (tmp_path / "features.yaml").write_text("dataset: x\nsplits: [train]\nimages: {}\ncolumns: {}")
+    with pytest.raises(ConfigError, match=r"`splits` in .* must say how many rows each split has, found \['train'\]"):
+        Described.beside([str(tmp_path / "r.yaml")])
+
+
+@pytest.fixture
+def other_splits(tmp_path):
+    """A copy of the embedded Fashion-MNIST with some of its training images missing."""
+    for split, rows in (("train", 9000), ("test", 2000)):
+        part = datasets.load_dataset(str(ROOT / "hf_dr/assets/fashion_mnist"), split=f"{split}[:{rows}]")
+        part.to_parquet(tmp_path / f"copy/{split}-00000-of-00001.parquet")
+    return str(tmp_path / "copy")
+
+
+def test_a_base_with_other_splits_than_the_recipe_says_is_refused(other_splits, tmp_path, capsys):
+    out = ["--output_dir", str(tmp_path / "out")]
+    reinforce = ["reinforce", "--config", "recipes/fashion_mnist/reinforce.yaml", *out]
+    train = ["train", "--config", "recipes/fashion_mnist/erm.yaml", "--max_steps", "1", *out]
+    found = "must have 10,000 rows, as recipes/fashion_mnist/features.yaml says of hf_dr/assets/fashion_mnist, found 9,000"
+    for argv in (reinforce, train):
+        assert main([*argv, "--dataset", other_splits]) == 2
+        assert f"the split `train` of {other_splits} {found}" in capsys.readouterr().err
+    assert main([*train, "--eval_dataset", other_splits, "--eval_split", "train"]) == 2
+    assert f"the split `train` of {other_splits} {found}" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+    recipe = [*reinforce, "--dataset", other_splits, "--num_views", "1", "--dry_run"]
+    assert main([*recipe, "--split", "train[:64]"]) == 0, "a part on purpose"
+    own = tmp_path / "own.yaml"
+    own.write_text(Path("recipes/fashion_mnist/reinforce.yaml").read_text())
+    assert main([recipe[0], "--config", str(own), *recipe[3:], "--split", "test"]) == 0, "no recipe's folder"
 
 
 def test_a_rehearsal_is_of_one_process(monkeypatch, capsys):

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import TrainerState, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 
-from hf_dr.cli.arguments import as_config_error, build_augmentation, read_classes, rehearse
+from hf_dr.cli.arguments import as_config_error, build_augmentation, check_rows, read_classes, rehearse
 from hf_dr.cli.config import parse
 from hf_dr.cli.flags import SmokeArguments
 from hf_dr.errors import ConfigError
@@ -175,6 +175,11 @@ def train_command(argv: Sequence[str], prog: str) -> int:
     set_seed(args.seed)
     data = _load_base(student, args.seed) if student.plain else _load_plus(student, args.seed)
     _check_loaded(student, data)
+    if isinstance(data, AugmentedDataset):
+        check_rows(argv, student.dataset[0], student.split or "train", len(data))
+    evaluation, evaluated_on = _load_evaluation(student, data)
+    if evaluation is not None:
+        check_rows(argv, str(student.eval_dataset), student.eval_split, len(evaluation))
     model = build_student(
         student.student,
         data.class_names,
@@ -183,7 +188,6 @@ def train_command(argv: Sequence[str], prog: str) -> int:
         size=max(data.size),
         crop=student.eval_crop,
     )
-    evaluation, evaluated_on = _load_evaluation(student, data)
     trainer = _build_trainer(student, args, model, data, evaluation)
     with trainer.alone():
         status = run_training(trainer, args)

@@ -318,7 +318,9 @@ def test_a_base_with_other_splits_than_the_recipe_says_is_refused(other_splits, 
     out = ["--output_dir", str(tmp_path / "out")]
     reinforce = ["reinforce", "--config", "recipes/fashion_mnist/reinforce.yaml", *out]
     train = ["train", "--config", "recipes/fashion_mnist/erm.yaml", "--max_steps", "1", *out]
-    found = "must have 10,000 rows, as recipes/fashion_mnist/features.yaml says of hf_dr/assets/fashion_mnist, found 9,000"
+    found = (
+        "must have 10,000 rows, as recipes/fashion_mnist/features.yaml says of hf_dr/assets/fashion_mnist, found 9,000"
+    )
     for argv in (reinforce, train):
         assert main([*argv, "--dataset", other_splits]) == 2
         assert f"the split `train` of {other_splits} {found}" in capsys.readouterr().err

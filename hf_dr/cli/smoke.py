@@ -1,9 +1,10 @@
 """`--smoke`: a command on tiny generated data in place of the real, in seconds, through the same code.
 
 Next to a recipe, `features.yaml` describes the columns, image mode and size, class names and splits of its dataset. A few
-rows are generated from it; what is no rehearsal must have splits of the sizes that it says. Pretrained networks are replaced by untrained tiny ones over as many classes; a fresh student
-(`timm:ARCHITECTURE`) stays what it is. Only names and numbers are replaced, by flags that follow the user's own: what runs is
-the command itself, with the recipe's augmentation, columns, configuration, loss and optimizer.
+rows are generated from it; the dataset of a real run must have the split sizes that it says. Pretrained networks are replaced
+by untrained tiny ones over as many classes; a fresh student (`timm:ARCHITECTURE`) stays what it is. Only names and numbers are
+replaced, by flags that follow the user's own: what runs is the command itself, with the recipe's augmentation, columns,
+configuration, loss and optimizer.
 """
 
 from __future__ import annotations
@@ -302,6 +303,7 @@ class Rehearsal:
             "smoke": False,
             "dataset": self.base if plain else plus,
             "config": self._config,
+            "warmup_epochs": 0,
             **self._short,
         }
         if not settings["student"].startswith("timm:"):

@@ -77,7 +77,7 @@ def test_there_are_all():
         own = {file.stem for file in path.glob("*.yaml")}
         assert names <= own
         assert ("teacher" in own) == (path.name != "imagenet")  # whose teachers are on the Hub
-    assert len(STUDENTS) == 27
+    assert len(STUDENTS) == 30
 
 
 def kinds_of(path):
@@ -121,6 +121,27 @@ def test_a_student_is_one_of_timms_at_the_size_of_its_views(path):
     with torch.device("meta"):
         model = timm.create_model(architecture, num_classes=1000, **yaml.safe_load(student.model_args))
         assert model(torch.empty(1, 3, size, size)).shape == (1, 1000)
+
+
+def test_biases_and_normalisations_decay_where_they_do_in_the_source():
+    decaying = {
+        path.stem
+        for path in STUDENTS
+        if training("--config", str(path), "recipes/imagenet/plus.yaml")[2].decay_biases_and_norms
+    }
+    assert {name.rstrip("0123456789d") for name in decaying} == {"resnet", "mobilevit", "mobilevit_xs", "mobilevit_xxs"}
+    for folder in SETS:
+        args = training("--config", "recipes/students/vit_b.yaml", str(folder / "erm.yaml"))[2]
+        assert args.decay_biases_and_norms == (folder.name in ("cifar100", "flowers102", "food101"))
+
+
+@pytest.mark.parametrize("path", STUDENTS, ids=lambda path: path.stem)
+def test_a_student_warms_up_for_epochs(path):
+    family = Path(read_yaml(path)["extends"]).stem
+    epochs = {"resnet": 5, "vit": 5, "swin": 20, "mobile": 6, "mobilevit": 16, "efficientnet": 4.8}
+    for folder in SETS:
+        args = training("--config", str(path), str(folder / "plus.yaml"))[2]
+        assert args.warmup_epochs == ({"imagenet": epochs[family], "fashion_mnist": 0.4}.get(folder.name, 0))
 
 
 def test_online_teachers_are_those_of_the_reinforcement():

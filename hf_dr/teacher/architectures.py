@@ -1,4 +1,4 @@
-"""Architectures that timm lists weights for or builds in other widths only. Importing this module makes them timm's."""
+"""Architectures that timm cannot build, though it has their weights or other widths. Importing this module makes it do so."""
 
 from __future__ import annotations
 
@@ -42,4 +42,4 @@ ADDED = {
 }
 """What this module registers."""
 for _build in ADDED.values():
-    register_model(_build)
+    register_model(_build)  # type: ignore[arg-type]

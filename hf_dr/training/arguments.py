@@ -116,8 +116,8 @@ class ReinforcedTrainingArguments(ResumableArguments):
     decay_biases_and_norms: bool = field(
         default=False,
         metadata={
-            "help": "Weight decay also of biases and normalisations, the parameters of one dimension. What the architecture itself "
-            "excludes, such as position embeddings, does not decay in any case."
+            "help": "Weight decay also of biases and normalisations, the parameters of one dimension. What the architecture "
+            "itself excludes, such as position embeddings, never decays."
         },
     )
 

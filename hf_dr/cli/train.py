@@ -94,6 +94,7 @@ class StudentArguments:
     model_args: str = field(default="{}", metadata={"help": "For timm: JSON with arguments of timm.create_model."})
     eval_dataset: str | None = field(default=None, metadata={"help": "Dataset with images and labels to evaluate on."})
     eval_split: str = field(default="test", metadata={"help": "Its split."})
+    eval_revision: str | None = field(default=None, metadata={"help": "Its branch, tag or commit on the Hub."})
     eval_crop: float = field(default=0.875, metadata={"help": "Share of the resized side that the centre crop keeps."})
     num_views: int | None = field(default=None, metadata={"help": "Use only the first N stored views of each row."})
     augmentation: str | None = field(
@@ -258,7 +259,12 @@ def _load_evaluation(
     """Loads the images to evaluate on; returns them and what they are, for the card."""
     if not student.eval_dataset:
         return None, None
-    images, described = load_base(student.eval_dataset, split=student.eval_split, files_from=student.files_from)
+    images, described = load_base(
+        student.eval_dataset,
+        split=student.eval_split,
+        revision=student.eval_revision,
+        files_from=student.files_from,
+    )
     evaluation = evaluation_images(images, data, student.eval_crop)
     return evaluation, {**described, "split": student.eval_split}
 

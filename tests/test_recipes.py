@@ -2,6 +2,7 @@
 
 import gc
 import importlib.util
+import re
 from pathlib import Path
 
 import datasets
@@ -142,6 +143,16 @@ def test_a_student_warms_up_for_epochs(path):
     for folder in SETS:
         args = training("--config", str(path), str(folder / "plus.yaml"))[2]
         assert args.warmup_epochs == ({"imagenet": epochs[family], "fashion_mnist": 0.4}.get(folder.name, 0))
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("recipes/**/*.yaml")), ids=name)
+def test_a_recipe_names_its_source(path):
+    """A file or a table of somebody's, or that the choice is ours."""
+    if path.name == "features.yaml" or path.parent.name == "accelerate":
+        return
+    comments = " ".join(re.findall(r"#(.*)", path.read_text(encoding="utf-8")))
+    named = r"\w\.(yaml|py|md)|README|arXiv:|table|our choice|references/detection"
+    assert re.search(named, re.sub(r"\s+", " ", comments), re.IGNORECASE)
 
 
 def test_online_teachers_are_those_of_the_reinforcement():

@@ -151,7 +151,7 @@ def test_a_recipe_names_its_source(path):
     if path.name == "features.yaml" or path.parent.name == "accelerate":
         return
     comments = " ".join(re.findall(r"#(.*)", path.read_text(encoding="utf-8")))
-    named = r"\w\.(yaml|py|md)|README|arXiv:|table|our choice|references/detection"
+    named = r"[\w}*]\.(yaml|py|md)|README|arXiv:|table|our choice|references/detection"
     assert re.search(named, re.sub(r"\s+", " ", comments), re.IGNORECASE)
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import TrainerState, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 
-from hf_dr.cli.arguments import as_config_error, build_augmentation, read_classes, rehearse
+from hf_dr.cli.arguments import as_config_error, build_augmentation, check_rows, read_classes, rehearse
 from hf_dr.cli.config import parse
 from hf_dr.cli.flags import SmokeArguments
 from hf_dr.errors import ConfigError, FormatError
@@ -97,6 +97,7 @@ class StudentArguments:
     model_args: str = field(default="{}", metadata={"help": "For timm: JSON with arguments of timm.create_model."})
     eval_dataset: str | None = field(default=None, metadata={"help": "Dataset with images and labels to evaluate on."})
     eval_split: str = field(default="test", metadata={"help": "Its split."})
+    eval_revision: str | None = field(default=None, metadata={"help": "Its branch, tag or commit on the Hub."})
     eval_crop: float | None = field(
         default=None,
         metadata={
@@ -184,6 +185,8 @@ def train_command(argv: Sequence[str], prog: str) -> int:
     set_seed(args.seed)
     data = _load_base(student, args.seed) if student.plain else _load_plus(student, args.seed)
     _check_loaded(student, data)
+    if isinstance(data, AugmentedDataset):
+        check_rows(argv, student.dataset[0], student.split or "train", len(data))
     model = build_student(
         student.student,
         data.class_names,
@@ -195,6 +198,8 @@ def train_command(argv: Sequence[str], prog: str) -> int:
     processor = load_processor(student.student, max(data.size))
     shown = evaluation_of(model, processor, max(data.size))
     evaluation, evaluated_on = _load_evaluation(student, data, shown)
+    if evaluation is not None:
+        check_rows(argv, str(student.eval_dataset), student.eval_split, len(evaluation))
     trainer = _build_trainer(student, args, model, processor, data, evaluation)
     with trainer.alone():
         status = run_training(trainer, args)
@@ -280,7 +285,12 @@ def _load_evaluation(
     """Loads the images to evaluate on; returns them and what they are, for the card."""
     if not student.eval_dataset:
         return None, None
-    images, described = load_base(student.eval_dataset, split=student.eval_split, files_from=student.files_from)
+    images, described = load_base(
+        student.eval_dataset,
+        split=student.eval_split,
+        revision=student.eval_revision,
+        files_from=student.files_from,
+    )
     evaluation = evaluation_images(images, data, shown)
     return evaluation, {**described, "split": student.eval_split}
 

@@ -182,8 +182,9 @@ class ReinforcedTrainer(StudentTrainer):
         if self.args.view_order not in BY_DIFFICULTY:
             return None
         assert isinstance(self.train_dataset, ReinforcedData)
-        processes = 1 if self.accelerator.split_batches else self.args.world_size
-        return epochs_of(self.args, self.train_dataset, self._train_batch_size, processes)
+        if self.args.max_steps <= 0:
+            return math.ceil(self.args.num_train_epochs)
+        return -(-self.args.max_steps // self._steps_of_epoch(self.train_dataset))
 
     def num_examples(self, dataloader: torch.utils.data.DataLoader) -> int:
         """As Trainer's; of a stream those of all processes."""
@@ -377,24 +378,3 @@ def _student(model: Any, train: Any, seed: int, processor: Any) -> tuple[nn.Modu
     set_seed(seed)  # new weights are those of the seed
     student = build_student(name, train.class_names, train.num_classes, size=size, crop=EVAL_CROP)
     return student, load_processor(name, size) if processor is None else processor
-
-
-def epochs_of(args: ReinforcedTrainingArguments, train: ReinforcedData, batch_size: int, processes: int) -> int:
-    """Returns the epochs of a whole training; the last of them may be a part of one.
-
-    Args:
-        args: Settings.
-        train: What it learns from.
-        batch_size: Rows of a batch in a process.
-        processes: Processes that each take batches of that size in turn.
-    """
-    if args.max_steps <= 0:
-        return math.ceil(args.num_train_epochs)
-    rows = len(train)
-    if isinstance(train, StreamedReinforcedDataset):
-        rows = -(-rows // args.world_size)  # all processes have equally many
-    else:
-        batch_size *= processes
-    batches = rows // batch_size if args.dataloader_drop_last else -(-rows // batch_size)
-    steps = -(-batches // args.gradient_accumulation_steps)
-    return -(-args.max_steps // max(1, steps))

@@ -18,6 +18,7 @@ from hf_dr.cli.main import main
 from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.job import reinforce
 from hf_dr.hub.push import push_to_hub
+from hf_dr.store.base_dataset import load_base
 from hf_dr.training.students import load_processor
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops.geometry import RandomResizedCrop
@@ -251,6 +252,18 @@ def test_an_unknown_objective(call, capsys):
         call("--objective", "magic")
     assert stop.value.code == 2
     assert "invalid choice: 'magic'" in capsys.readouterr().err
+
+
+def test_the_evaluation_is_of_its_revision(call, monkeypatch, tiny_dataset, base):
+    asked = []
+
+    def load(name, *rest, **settings):
+        asked.append((name, settings["split"], settings["revision"]))
+        return load_base(name, *rest, **{**settings, "revision": None})
+
+    monkeypatch.setattr("hf_dr.cli.train.load_base", load)
+    assert call("--eval_revision", "abc", "--max_steps", "1") == 0
+    assert asked == [(str(base), "train", "abc")]
 
 
 def test_classes_of_evaluation_in_another_order(call, tmp_path, tiny_dataset, capsys):

@@ -109,8 +109,8 @@ def test_members_that_do_not_belong_together():
 def test_names_that_differ_in_writing_only_are_the_same_class():
     Teacher(
         [
-            member(0, labels=("Great_White_Shark", "b", "c", "d")),
-            member(1, labels=("great white shark, x", "B", "c", "d")),
+            member(0, labels=("Great_White_Shark", "b", "c", "crab")),
+            member(1, labels=("great white shark, x", "B", "c", "cra")),
         ]
     )
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -27,6 +26,7 @@ from hf_dr.replay.device import undone_items
 from hf_dr.replay.join import JoinedBase
 from hf_dr.replay.reinforced_data import ReinforcedData
 from hf_dr.replay.sampling import ReinforcedSampler, check_order
+from hf_dr.replay.shares import Progress, Shares
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import IMAGE_HASH, METADATA_KEY, SOURCE_INDEX, is_reserved
 from hf_dr.store.shards import shard_features
@@ -41,37 +41,11 @@ _Read = TypeVar("_Read")
 
 @dataclass(frozen=True)
 class _Group:
-    """Shards that are read and shuffled together, and from where to where in the order of their rows they are wanted."""
+    """Shards that are read and shuffled together, and which places in the order of their rows are wanted, int64, rising."""
 
     number: int
     shards: list[int]
-    start: int
-    stop: int
-
-
-@dataclass(frozen=True)
-class _Node:
-    """Which share of each epoch a process sees, and in what batches; see `split_by_node`."""
-
-    rank: int = 0
-    world_size: int = 1
-    batch_size: int = 1
-    even: bool = False
-
-    def share(self, total: int) -> range:
-        """Returns this process's places among all rows of an epoch."""
-        start = self.rank * total // self.world_size
-        if not self.even:
-            return range(start, (self.rank + 1) * total // self.world_size)
-        # Rounded up. A share that would be one row shorter is never the last one: there is a row after it.
-        return range(start, start + -(-total // self.world_size))
-
-    def worker_share(self, share: range, worker: int, num_workers: int) -> range:
-        """Returns the part of the process's share that is one worker's, in whole batches."""
-        batches = -(-len(share) // self.batch_size)
-        first = batches * worker // num_workers
-        last = batches * (worker + 1) // num_workers
-        return share[first * self.batch_size : last * self.batch_size]
+    places: np.ndarray
 
 
 class StreamedReinforcedDataset(ReinforcedData, torch.utils.data.IterableDataset):
@@ -142,8 +116,9 @@ class StreamedReinforcedDataset(ReinforcedData, torch.utils.data.IterableDataset
         if provenance.skipped_rows:
             logger.warning("%d rows have no reinforcement and are left out.", len(provenance.skipped_rows))
         self._order: dict[str, Any] = {"seed": 0}
-        self._node = _Node()
-        self._split = False
+        self._rank = 0
+        self._shares: Shares | None = None  # of a process, once the dataset is split
+        self._progress: Progress | None = None  # that of an epoch that was begun before
         self._undone = False
         # In shared memory: copies of the dataset in persistent workers see it change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
@@ -190,13 +165,49 @@ class StreamedReinforcedDataset(ReinforcedData, torch.utils.data.IterableDataset
         Raises:
             ConfigError: A number is impossible, or the dataset is a share already.
         """
-        if self._split:
+        if self._shares is not None:
             raise ConfigError("a dataset must be split once, but this is one process's share. Split the whole one.")
         if not 0 <= rank < world_size:
             raise ConfigError(f"`rank` must be from 0 to {world_size - 1}, got {rank}.")
         if batch_size < 1:
             raise ConfigError(f"`batch_size` must be at least 1, got {batch_size}.")
-        return self._copy(_node=_Node(rank, world_size, batch_size, even), _split=True)
+        return self._copy(_rank=rank, _shares=Shares(world_size, 1, batch_size, even))
+
+    def progress(self, batches: int, *, num_workers: int = 0) -> dict[str, Any]:
+        """Returns, in JSON types, how far this epoch is when each process has seen so many batches since it began to iterate.
+
+        Args:
+            batches: Of the `batch_size` given to `split_by_node`, as a DataLoader that keeps their order (`in_order`) gives them.
+            num_workers: Of each process's DataLoader.
+        """
+        done = self._so_far() or Progress(self.epoch, self._order_of_rows(), [])
+        return done.after(self._shares_of(num_workers), batches).to_dict()
+
+    def resumed(self, progress: dict[str, Any]) -> Self:
+        """Returns this dataset with one epoch that goes on where it was left: what was seen then is not seen again.
+
+        Shards of which all rows were seen are not read again, and no image of a seen row is decoded. By as many processes and
+        workers and the same `batch_size` the epoch goes on with the same batches in the same order; by others the rows that
+        nobody has seen are shared out anew. All other epochs are whole.
+
+        Args:
+            progress: What `progress` returned, the same for all processes.
+
+        Raises:
+            ConfigError: It is that of another dataset or another order.
+            FormatError: It is something else.
+        """
+        found = Progress.from_dict(progress)
+        if self._shares is not None:
+            raise ConfigError("a share was asked to go on, but its rows are known already. Call `resumed` before `split_by_node`.")
+        expected = self._order_of_rows()
+        if found.order != expected:
+            differing = [name for name in expected if found.order.get(name) != expected[name]]
+            raise ConfigError(
+                "an epoch must go on in its own order, but the progress is one of another "
+                f"{', '.join(differing) or 'kind'}: {found.order!s:.300}, here {expected!s:.300}. Restore it."
+            )
+        return self._copy(_progress=found)
 
     def undone(self) -> Self:
         """Returns this dataset with views that are still to be made on a device (`hf_dr.replay.device`)."""
@@ -208,19 +219,24 @@ class StreamedReinforcedDataset(ReinforcedData, torch.utils.data.IterableDataset
         return new
 
     def __len__(self) -> int:
-        return len(self._share())
+        progress, rows = self._so_far(), int(self._sizes.sum())
+        rows = rows if progress is None else len(progress.unseen(rows))
+        return len(self._shares_of(0).of_process(rows, self._rank))
 
-    def _share(self) -> range:
-        """Places of this process in the epoch's order."""
-        return self._node.share(int(self._sizes.sum()))
+    def _shares_of(self, num_workers: int) -> Shares:
+        return replace(self._shares or Shares(), num_workers=max(1, num_workers))
+
+    def _so_far(self) -> Progress | None:
+        """What was seen of this epoch before it went on; None where it was not begun."""
+        return self._progress if self._progress is not None and self._progress.epoch == self.epoch else None
+
+    def _order_of_rows(self) -> dict[str, Any]:
+        """What the order of an epoch's rows follows from, in JSON types."""
+        return {"fingerprint": self.fingerprint, "shuffled_shards": self._shuffled_shards, **self._order}
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        share = self._share()
-        worker = torch.utils.data.get_worker_info()
-        if worker is not None:
-            share = self._node.worker_share(share, worker.id, worker.num_workers)
         epoch = self.epoch  # of this iteration, whatever is set meanwhile
-        groups = self._groups(epoch, share)
+        groups = self._groups(epoch, self._places())
         reader = ThreadPoolExecutor(1, thread_name_prefix="hf_dr_shards")
         try:
             pending = [reader.submit(self._read, group) for group in groups[:1]]
@@ -232,20 +248,26 @@ class StreamedReinforcedDataset(ReinforcedData, torch.utils.data.IterableDataset
         finally:
             reader.shutdown(wait=False, cancel_futures=True)
 
-    def _groups(self, epoch: int, share: range) -> list[_Group]:
-        """The groups of shards that hold the share, in the epoch's order."""
+    def _places(self) -> np.ndarray:
+        """The places in the epoch's order, int64, rising, of the rows that this worker is to give."""
+        worker = torch.utils.data.get_worker_info()
+        number, count = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        progress = self._so_far() or Progress(self.epoch, {}, [])
+        return progress.left(int(self._sizes.sum()), self._rank, number, self._shares_of(count))
+
+    def _groups(self, epoch: int, places: np.ndarray) -> list[_Group]:
+        """The groups of shards that hold these places of the epoch's order, one after the other."""
         rng = keyed_rng(self._order["seed"], domain=DOMAIN_ORDER, major=epoch)
         order = rng.permutation(len(self._sizes))
         groups = []
         first = 0  # place in the epoch of the group's first row
         for number, at in enumerate(range(0, len(order), self._shuffled_shards)):
             shards = order[at : at + self._shuffled_shards]
-            size = int(self._sizes[shards].sum())
-            start = max(share.start - first, 0)
-            stop = min(share.stop - first, size)
-            if start < stop:
-                groups.append(_Group(number, shards.tolist(), start, stop))
-            first += size
+            end = first + int(self._sizes[shards].sum())
+            begun, ended = np.searchsorted(places, [first, end])
+            if begun < ended:
+                groups.append(_Group(number, shards.tolist(), places[begun:ended] - first))
+            first = end
         return groups
 
     def _read(self, group: _Group) -> ReinforcedDataset:
@@ -281,10 +303,11 @@ class StreamedReinforcedDataset(ReinforcedData, torch.utils.data.IterableDataset
     def _replay(self, rows: ReinforcedDataset, group: _Group, epoch: int) -> Iterator[dict[str, Any]]:
         # Part 0 of the epoch's order is that of the shards.
         order = ReinforcedSampler(rows, **self._order).epoch_indices(epoch, part=1 + group.number)
-        indices = list(itertools.islice(order, group.stop))
-        # Chunks begin at even places, as pairs do, but for the first row, which may be the second of its pair.
-        for at in range(group.start - group.start % 2, group.stop, _CHUNK):
-            chunk = indices[max(at, group.start) : at + _CHUNK]
+        indices = list(order)
+        # Chunks begin at even places, as pairs do.
+        ends = np.flatnonzero(np.diff(group.places // _CHUNK)) + 1
+        for places in np.split(group.places, ends):
+            chunk = [indices[place] for place in places.tolist()]
             yield from undone_items(rows, chunk) if self._undone else rows.__getitems__(chunk)
 
 

@@ -360,7 +360,7 @@ def test_stopping_early_leaves_no_thread(make):
 
 def test_columns_that_are_not_asked_for_are_not_read(make):
     stream = stream_of(make(PLAIN))
-    (group,) = stream._groups(0, range(1))
+    (group,) = stream._groups(0, np.arange(1))
     assert "name" not in stream._read(group).plus.column_names
 
 

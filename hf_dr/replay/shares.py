@@ -83,7 +83,7 @@ class Progress:
     Attributes:
         epoch: Its number.
         order: What the order of its rows follows from.
-        stretches: What was seen: the batches of one division of the rows, then those of another one of what was left, and so on.
+        stretches: What was seen: batches of one division of the rows, then of another one of what was left, and so on.
     """
 
     epoch: Annotated[int, Field(ge=0)]

@@ -177,7 +177,7 @@ class StreamedReinforcedDataset(ReinforcedData, torch.utils.data.IterableDataset
         """Returns, in JSON types, how far this epoch is when each process has seen so many batches since it began to iterate.
 
         Args:
-            batches: Of the `batch_size` given to `split_by_node`, as a DataLoader that keeps their order (`in_order`) gives them.
+            batches: Of the `batch_size` that `split_by_node` was given, from a DataLoader that keeps their order (`in_order`).
             num_workers: Of each process's DataLoader.
         """
         done = self._so_far() or Progress(self.epoch, self._order_of_rows(), [])
@@ -199,7 +199,10 @@ class StreamedReinforcedDataset(ReinforcedData, torch.utils.data.IterableDataset
         """
         found = Progress.from_dict(progress)
         if self._shares is not None:
-            raise ConfigError("a share was asked to go on, but its rows are known already. Call `resumed` before `split_by_node`.")
+            raise ConfigError(
+                "a whole stream must be asked to go on, but this is one process's share: its rows are known already. Call "
+                "`resumed` before `split_by_node`."
+            )
         expected = self._order_of_rows()
         if found.order != expected:
             differing = [name for name in expected if found.order.get(name) != expected[name]]

@@ -1,6 +1,7 @@
 """A stream gives what the map-style dataset gives: each row once an epoch, over any processes and workers, bit for bit."""
 
 import itertools
+import json
 import multiprocessing
 import shutil
 import threading
@@ -307,6 +308,96 @@ def test_a_copy_has_an_epoch_of_its_own(make):
     share = stream.split_by_node(0, 2)
     share.set_epoch(3)
     assert (stream.epoch, share.epoch) == (0, 3)
+
+
+# ----------------------------------------------------------------------------------------------------------- going on
+
+
+def batches_in_turn(parts: list[list], size: int) -> list[list]:
+    """The batches of a loader: those of its workers in turn, as long as they have some."""
+    queues = [[part[at : at + size] for at in range(0, len(part), size)] for part in parts]
+    given = []
+    while any(queues):
+        given += [queue.pop(0) for queue in queues if queue]
+    return given
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=10)
+@given(
+    shard_size=st.sampled_from([2, 5, ROWS]), shuffled=st.integers(1, 3), epoch=st.integers(0, 9), stop=st.integers(0, 6),
+    world_size=st.integers(1, 4), workers=st.integers(1, 3), batch_size=st.integers(1, 4),
+    others=st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 4)),
+)  # fmt: skip
+def test_an_epoch_goes_on_with_what_was_not_seen(
+    make, monkeypatch, decoded, shard_size, shuffled, epoch, stop, world_size, workers, batch_size, others
+):
+    config = make(PLAIN, shard_size=shard_size)
+    dataset = mapped(config)
+    views = known(dataset)
+    whole = stream_of(config, shuffled_shards=shuffled).ordered(seed=2, reinforced_probability=1.0)
+    whole.set_epoch(epoch)
+    with monkeypatch.context() as patch:
+        run = _Workers(patch)
+
+        def all_batches(stream: StreamedReinforcedDataset, ranks: int, workers: int, size: int) -> list[list]:
+            shares = [stream.split_by_node(rank, ranks, batch_size=size) for rank in range(ranks)]
+            return [batches_in_turn(run(share, workers), size) for share in shares]
+
+        given_before = all_batches(whole, world_size, workers, batch_size)
+        share = whole.split_by_node(0, world_size, batch_size=batch_size)
+        progress = json.loads(json.dumps(share.progress(stop, num_workers=workers)))
+        stream = stream_of(config, shuffled_shards=shuffled).ordered(seed=2, reinforced_probability=1.0)
+        stream = stream.resumed(progress)
+        stream.set_epoch(epoch)
+        # The same ones have the same batches.
+        left = all_batches(stream, world_size, workers, batch_size)
+        for before, after in zip(given_before, left, strict=True):
+            assert [seen(batch, views) for batch in before[stop:]] == [seen(batch, views) for batch in after]
+        # Others have the rest, and read nothing else.
+        decoded.clear()
+        read: list[int] = []
+        read_shard = StreamedReinforcedDataset._read_shard
+        patch.setattr(
+            StreamedReinforcedDataset, "_read_shard", lambda self, n: (read.append(n), read_shard(self, n))[1]
+        )
+        items = [item for batches in all_batches(stream, *others) for batch in batches for item in batch]
+        assert len(decoded) == len(items)
+        shares = [stream.split_by_node(rank, others[0], batch_size=others[2]) for rank in range(others[0])]
+        assert sum(map(len, shares)) == len(items), "the length is that of what is left"
+    before = [index for batches in given_before for batch in batches[:stop] for index in seen(batch, views)]
+    after = seen(items, views)
+    assert sorted(before + after) == expected(dataset, epoch)
+    wanted = {int(dataset.source_rows[row]) // shard_size for row, _ in after}
+    if shuffled == 1:
+        assert set(read) == wanted
+    stream.set_epoch(epoch + 1)
+    assert sorted(seen(stream, views)) == expected(dataset, epoch + 1), "other epochs are whole"
+
+
+def test_pairs_that_go_on_are_decoded_once(make, decoded):
+    stream = stream_of(make(MIXING)).split_by_node(0, 1, batch_size=4)
+    before = list(itertools.islice(stream, 8))
+    decoded.clear()
+    after = list(stream_of(make(MIXING)).resumed(stream.progress(2)).split_by_node(0, 1, batch_size=4))
+    assert sorted(seen(before + after, known(mapped(make(MIXING))))) == expected(mapped(make(MIXING)), 0)
+
+
+def test_progress_of_another_stream(make):
+    stream = stream_of(make(PLAIN))
+    progress = stream.progress(3)
+    for other, name in (
+        (stream_of(make(MIXING)), "fingerprint"),
+        (stream_of(make(PLAIN), shuffled_shards=2), "shuffled_shards"),
+        (stream.ordered(seed=1), "seed"),
+    ):
+        with pytest.raises(
+            ConfigError, match=f"must go on in its own order, but the progress is one of another {name}"
+        ):
+            other.resumed(progress)
+    with pytest.raises(ConfigError, match=r"its rows are known already\. Call `resumed` before `split_by_node`"):
+        stream.split_by_node(0, 2).resumed(progress)
+    with pytest.raises(FormatError, match=r"`epoch` in the progress of a stream must be .*, found '0'"):
+        stream.resumed({**progress, "epoch": "0"})
 
 
 # ------------------------------------------------------------------------------------------------------------ resources

@@ -1,4 +1,4 @@
-"""An epoch that is stopped and goes on, however often and by whomever, shows each row once; the same ones see it the same way."""
+"""An epoch that is stopped and goes on, however often and by whomever, shows each row once; the same ones go on alike."""
 
 from itertools import chain
 from typing import Any

@@ -70,10 +70,12 @@ def load_reinforced(  # type: ignore[misc]  # the overloads leave the other sett
             add up (`CombinedReinforcedDataset`).
         name: Its configuration; may be left out where there is only one. A list combines several of one path, or names one
             for each path.
-        streaming: Read shard by shard instead of fetching all first (`StreamedReinforcedDataset`).
+        streaming: Read shard by shard instead of fetching all first (`StreamedReinforcedDataset`). Several then take turns: an
+            epoch shows views of one of them.
         split: Its split; default: the one that was reinforced.
         base: For an overlay (no images of its own): the base dataset, or its Hub id or path. Its images are found by their
-            pixels where they are in another order or other files: that decodes each once, and is kept for later runs.
+            pixels where they are in another order or other files: that decodes each once, and is kept for later runs. With
+            `streaming`, a name means that its Parquet files are read where their rows are needed, which must be in order.
         base_config: With the name of a base: its configuration. Default: the one that was reinforced, if it is that base.
         base_revision: With the name of a base: its branch, tag or commit. Default: likewise.
         files_from: With the name of a base: folders whose files its cells may name, next to its own.

@@ -57,7 +57,7 @@ class StreamProgress:
             yield
             return
         self._first_step = self._trainer.state.global_step
-        self._share, _ = self._trainer.in_order(train)
+        self._share, _ = self._trainer._in_order(train)
         self._share.set_epoch(epoch)
         try:
             # Trainer has no other place at which a loader could be told how many batches were seen.
@@ -75,8 +75,8 @@ class StreamProgress:
                 "a stream can go on within an epoch only if its batches come in their order, else nobody knows which rows were "
                 "seen, got `dataloader_in_order` False. Resume from the end of an epoch, or start a new run with True."
             )
-        self._share, _ = self._trainer.in_order(self._trainer.train_dataset, self._progress_of(batches))
-        return self._trainer.loader_of(self._share, None)
+        self._share, _ = self._trainer._in_order(self._trainer.train_dataset, self._progress_of(batches))
+        return self._trainer._loader_of(self._share, None)
 
     def _progress_of(self, batches: int) -> dict[str, Any]:
         """Returns the progress that lies with the checkpoint."""

@@ -100,7 +100,7 @@ class ReinforcedTrainer(StudentTrainer):
         assert isinstance(self.model, nn.Module)
         check_student(self.model, train)
         check_settings(self.args, train, self)
-        self.in_order(train)  # checks the settings of the order
+        self._in_order(train)  # checks the settings of the order
         if train.paired and self.args.train_batch_size % 2:
             logger.warning("An odd batch size splits mixed pairs over batches: their images are decoded twice.")
         # Ours is a mean over the batch: Trainer divides it by the number of accumulated batches.
@@ -118,11 +118,11 @@ class ReinforcedTrainer(StudentTrainer):
         train: Any = self.train_dataset
         if not isinstance(train, ReinforcedData):
             return super().get_train_dataloader()
-        dataset, self._sampler = self.in_order(train)
-        return self.loader_of(dataset, self._sampler)
+        dataset, self._sampler = self._in_order(train)
+        return self._loader_of(dataset, self._sampler)
 
-    def loader_of(self, dataset: Any, sampler: ReinforcedSampler | None) -> torch.utils.data.DataLoader:
-        """Returns the loader of what `in_order` returns."""
+    def _loader_of(self, dataset: Any, sampler: ReinforcedSampler | None) -> torch.utils.data.DataLoader:
+        """Returns the loader of what `_in_order` returns."""
         collate: Any = self._get_collator_with_removed_columns(self.data_collator, "Training")
         if self._augmenter is not None:
             dataset, collate = undone(dataset, self._augmenter, collate)
@@ -135,7 +135,7 @@ class ReinforcedTrainer(StudentTrainer):
         own = {"num_processes": 1, "process_index": 0, "put_on_device": True, "dispatch_batches": False}
         return self._for_training(prepare_data_loader(loader, self.args.device, **own))
 
-    def in_order(self, train: Any, progress: dict[str, Any] | None = None) -> tuple[Any, ReinforcedSampler | None]:
+    def _in_order(self, train: Any, progress: dict[str, Any] | None = None) -> tuple[Any, ReinforcedSampler | None]:
         """Returns what a loader reads: the dataset and its sampler, or this process's share of a stream.
 
         Args:

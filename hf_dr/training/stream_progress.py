@@ -75,8 +75,11 @@ class StreamProgress:
                 "a stream can go on within an epoch only if its batches come in their order, else nobody knows which rows were "
                 "seen, got `dataloader_in_order` False. Resume from the end of an epoch, or start a new run with True."
             )
-        self._share, _ = self._trainer._in_order(self._trainer.train_dataset, self._progress_of(batches))
-        return self._trainer._loader_of(self._share, None)
+        epoch = self._share.epoch
+        share, _ = self._trainer._in_order(self._trainer.train_dataset, self._progress_of(batches))
+        share.set_epoch(epoch)
+        self._share = share
+        return self._trainer._loader_of(share, None)
 
     def _progress_of(self, batches: int) -> dict[str, Any]:
         """Returns the progress that lies with the checkpoint."""

@@ -871,3 +871,14 @@ def test_workers_read_the_hub_each_for_itself(hub, make):
     assert same_epoch(stream, make)
     loader = torch.utils.data.DataLoader(stream, batch_size=None, num_workers=2)
     assert sorted(seen(loader, known(dataset))) == expected(dataset, 0)
+
+
+def test_a_base_is_streamed_from_the_hub(hub, make, base_file):
+    """It is not fetched, and stays at the commit that it had."""
+    hub.put("org/base", {f"data/{path.name}": path.read_bytes() for path in base_file.iterdir()})
+    stream = load_reinforced(make(MIXING, overlay=True).parent, base="org/base", streaming=True)
+    hub.put("org/base", {"data/train-00001-of-00003.parquet": b"another"})
+    assert same_epoch(stream, make)
+    assert not list(Path(huggingface_hub.constants.HF_HUB_CACHE).glob("datasets--org--base/snapshots/*/data/*.parquet"))
+    with pytest.raises(DataError, match=r"the dataset 'org/none' must be on the Hub and open to you"):
+        load_reinforced(make(MIXING, overlay=True).parent, base="org/none", streaming=True)

@@ -343,7 +343,8 @@ def crops(tmp_path_factory, tiny_dataset, tiny_teacher) -> Path:
 
 def test_a_stream(call, tmp_path, crops, tiny_folder, capsys):
     assert call("--streaming", "--dataloader_num_workers", "1", dataset=crops) == 0
-    assert read(tmp_path / "out" / "checkpoint-6" / "reinforced_training.json")["streamed_by"] == [1, 1]
+    (stretch,) = read(tmp_path / "out" / "checkpoint-6" / "stream_progress.json")["stretches"]
+    assert (stretch["world_size"], stretch["num_workers"]) == (1, 1)
     assert call("--streaming", "--objective", "erm", dataset=crops, out="erm") == 0
     assert call("--streaming", dataset=tiny_folder, out="other") == 2
     assert "error: a streamed view must find its partner in its own shard" in capsys.readouterr().err

@@ -62,7 +62,14 @@ class StudentArguments:
     model_args: str = field(default="{}", metadata={"help": "For timm: JSON with arguments of timm.create_model."})
     eval_dataset: str | None = field(default=None, metadata={"help": "Dataset with images and labels to evaluate on."})
     eval_split: str = field(default="test", metadata={"help": "Its split."})
-    eval_crop: float = field(default=0.875, metadata={"help": "Share of the resized side that the centre crop keeps."})
+    eval_revision: str | None = field(default=None, metadata={"help": "Its branch, tag or commit on the Hub."})
+    eval_crop: float | None = field(
+        default=None,
+        metadata={
+            "help": "Share of the resized side that the centre crop of an evaluation keeps. Default: 0.875, or what the image "
+            "processor of a student that is fine-tuned does, which is saved with it and wins over this flag."
+        },
+    )
     num_views: int | None = field(default=None, metadata={"help": "Use only the first N stored views of each row."})
     augmentation: str | None = field(
         default=None,

@@ -97,7 +97,7 @@ def train_command(argv: Sequence[str], prog: str) -> int:
     if smoke.smoke:
         with rehearse(argv) as stand_in:
             return train_command([*argv, *as_arguments(stand_in.train(vars(student)))], prog)
-    trainer, card = prepare_training(student, args)
+    trainer, card = prepare_training(student, args, argv)
     with trainer.alone():
         status = run_training(trainer, args)
         finish_training(trainer, args, card)
@@ -125,7 +125,7 @@ def teach_command(argv: Sequence[str], prog: str) -> int:
     from hf_dr.cli.train import finish_training, prepare_training, run_training
 
     student = _as_training(words[0], teaching, Path(args.output_dir), args.seed)
-    trainer, card = prepare_training(student, args)
+    trainer, card = prepare_training(student, args, argv)
     with trainer.alone():
         run_training(trainer, args)
         found = _calibrate(trainer, fold=teaching.calibrate)
@@ -169,6 +169,7 @@ def _as_training(name: str, teaching: TeachArguments, output_dir: Path, seed: in
         label_column=teaching.label_column,
         eval_dataset=name,
         eval_split=eval_split,
+        eval_revision=where["revision"],
         **where,
     )
 

@@ -11,11 +11,11 @@ from torch import nn
 from transformers import TrainerState, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 
-from hf_dr.cli.arguments import build_augmentation, read_classes, rehearse
+from hf_dr.cli.arguments import build_augmentation, check_rows, read_classes, rehearse
 from hf_dr.cli.config import as_config_error, parse
 from hf_dr.cli.flags import SmokeArguments
 from hf_dr.cli.student import StudentArguments
-from hf_dr.errors import ConfigError
+from hf_dr.errors import ConfigError, FormatError
 from hf_dr.evaluation.config import as_arguments
 from hf_dr.evaluation.metrics import compute_metrics
 from hf_dr.hub.fetch import fetch_config
@@ -25,6 +25,7 @@ from hf_dr.replay.loading import each_dataset, load_reinforced
 from hf_dr.replay.reinforced_data import ReinforcedData
 from hf_dr.store.base_dataset import check_dataset, load_base
 from hf_dr.teacher.ensemble import Teacher
+from hf_dr.teacher.preprocessing import EVAL_CROP
 from hf_dr.training.arguments import ReinforcedTrainingArguments
 from hf_dr.training.checkpoints import last_checkpoint
 from hf_dr.training.distillation import OnlineDistillationTrainer
@@ -32,6 +33,7 @@ from hf_dr.training.evaluated import evaluation_images
 from hf_dr.training.students import (
     LabelledImages,
     build_student,
+    evaluation_of,
     load_processor,
     read_model_args,
 )
@@ -40,12 +42,13 @@ from hf_dr.transfer.backbone import BackboneArguments
 from hf_dr.transfer.detection import DetectionArguments, detection_trainer
 from hf_dr.transfer.segmentation import SegmentationArguments, segmentation_trainer
 from hf_dr.transfer.trainer import TransferArguments, TransferTrainer
+from hf_dr.views.augmentation import Augmentation
 
 logger = logging.getLogger(__name__)
 
 
 def prepare_training(
-    student: StudentArguments, args: ReinforcedTrainingArguments
+    student: StudentArguments, args: ReinforcedTrainingArguments, argv: Sequence[str]
 ) -> tuple[ReinforcedTrainer, dict[str, Any]]:
     """Loads data and model; returns the trainer, and what its card says that only the command line knows."""
     if student.objective != "reinforced":
@@ -54,16 +57,22 @@ def prepare_training(
     set_seed(args.seed)
     data = _load_base(student, args.seed) if student.plain else _load_plus(student, args.seed)
     _check_loaded(student, data)
+    if isinstance(data, AugmentedDataset):
+        check_rows(argv, student.dataset[0], student.split or "train", len(data))
     model = build_student(
         student.student,
         data.class_names,
         data.num_classes,
         model_args=model_args,
         size=max(data.size),
-        crop=student.eval_crop,
+        crop=student.eval_crop or EVAL_CROP,
     )
-    evaluation, evaluated_on = _load_evaluation(student, data)
-    trainer = _build_trainer(student, args, model, data, evaluation)
+    processor = load_processor(student.student, max(data.size))
+    shown = evaluation_of(model, processor, max(data.size))
+    evaluation, evaluated_on = _load_evaluation(student, data, shown)
+    if evaluation is not None:
+        check_rows(argv, str(student.eval_dataset), student.eval_split, len(evaluation))
+    trainer = _build_trainer(student, args, model, processor, data, evaluation)
     return trainer, {**_card_settings(student), "evaluated_on": evaluated_on}
 
 
@@ -101,7 +110,22 @@ def _one_or_all(words: list[str]) -> Any:
 
 
 def _load_plus(student: StudentArguments, seed: int) -> Any:
-    """Opens the "+" datasets."""
+    """Opens the "+" datasets.
+
+    Raises:
+        FormatError: One is none; `erm` and `kd` can also be trained on a base dataset, which is said.
+    """
+    try:
+        return _opened(student, seed)
+    except FormatError as error:
+        if student.objective == "reinforced":
+            raise
+        raise FormatError(
+            f"{error} To train by {student.objective} on a base dataset, which is not reinforced, pass --augmentation."
+        ) from error
+
+
+def _opened(student: StudentArguments, seed: int) -> Any:
     return load_reinforced(
         _one_or_all(student.dataset),
         _one_or_all(student.name),
@@ -130,13 +154,18 @@ def _check_loaded(student: StudentArguments, data: ReinforcedData) -> None:
 
 
 def _load_evaluation(
-    student: StudentArguments, data: ReinforcedData
+    student: StudentArguments, data: ReinforcedData, shown: Augmentation
 ) -> tuple[LabelledImages | None, dict[str, Any] | None]:
     """Loads the images to evaluate on; returns them and what they are, for the card."""
     if not student.eval_dataset:
         return None, None
-    images, described = load_base(student.eval_dataset, split=student.eval_split, files_from=student.files_from)
-    evaluation = evaluation_images(images, data, student.eval_crop)
+    images, described = load_base(
+        student.eval_dataset,
+        split=student.eval_split,
+        revision=student.eval_revision,
+        files_from=student.files_from,
+    )
+    evaluation = evaluation_images(images, data, shown)
     return evaluation, {**described, "split": student.eval_split}
 
 
@@ -144,6 +173,7 @@ def _build_trainer(
     student: StudentArguments,
     args: ReinforcedTrainingArguments,
     model: nn.Module,
+    processor: Any,
     data: ReinforcedData,
     evaluation: LabelledImages | None,
 ) -> ReinforcedTrainer:
@@ -155,7 +185,6 @@ def _build_trainer(
         "eval_dataset": evaluation,
         "compute_metrics": compute_metrics,
     }
-    processor = load_processor(student.student, max(data.size))
     if processor is not None:
         settings["processing_class"] = processor
     if student.objective != "kd":

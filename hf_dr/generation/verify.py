@@ -214,7 +214,7 @@ def _opened(
     name: str | None,
     base: datasets.Dataset | str | os.PathLike[str] | None,
 ) -> ReinforcedDataset:
-    """Returns the "+" dataset, opened if its path is given."""
+    """Returns the dataset, which is opened where a path is given."""
     if isinstance(plus, ReinforcedData) and not isinstance(plus, ReinforcedDataset):
         raise ConfigError(
             f'`plus` must be one "+" dataset whose rows can be chosen, got {type(plus).__name__}. Open it alone, without '
@@ -227,9 +227,7 @@ def _opened(
     return plus
 
 
-def _asked(
-    teacher: Teacher | str | Sequence[str] | None, ask_teacher: bool, provenance: Provenance
-) -> _Ask | None:
+def _asked(teacher: Teacher | str | Sequence[str] | None, ask_teacher: bool, provenance: Provenance) -> _Ask | None:
     """Returns who is asked again: the given teacher or that of the provenance; None if nobody is."""
     if not ask_teacher:
         if teacher is not None:

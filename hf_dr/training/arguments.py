@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
+from hf_dr.errors import ConfigError
 from hf_dr.training.reinforced_settings import ReinforcedSettings
 from hf_dr.training.resumable import ResumableArguments
 
@@ -25,7 +27,28 @@ class ReinforcedTrainingArguments(ReinforcedSettings, ResumableArguments):
         },
     )
     nesterov: bool = field(default=True, metadata={"help": "Use Nesterov momentum with `--optim sgd`."})
+    warmup_epochs: float = field(
+        default=0.0,
+        metadata={
+            "help": "Epochs, or a fraction of one, over which the learning rate rises, however long the training is. 0: what "
+            "--warmup_steps says, a number of steps or a share of the training."
+        },
+    )
+    decay_biases_and_norms: bool = field(
+        default=False,
+        metadata={
+            "help": "Weight decay also of biases and normalisations, the parameters of one dimension. What the architecture "
+            "itself excludes, such as position embeddings, never decays."
+        },
+    )
 
     def __post_init__(self) -> None:
         ReinforcedSettings.__post_init__(self)
+        if not (math.isfinite(self.warmup_epochs) and self.warmup_epochs >= 0):
+            raise ConfigError(f"`warmup_epochs` must be a number from 0, got {self.warmup_epochs!r}.")
+        if self.warmup_epochs and self.warmup_steps:
+            raise ConfigError(
+                "only one of `warmup_epochs` and `warmup_steps` must say how long the learning rate rises, got "
+                f"{self.warmup_epochs} and {self.warmup_steps}. Set the other to 0."
+            )
         ResumableArguments.__post_init__(self)

@@ -14,7 +14,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import datasets
-import httpx2
 import huggingface_hub.file_download
 import huggingface_hub.utils._http
 import pytest
@@ -27,6 +26,7 @@ from hf_dr.generation.job import reinforce
 from hf_dr.hub import retry
 from hf_dr.hub.push import push_to_hub
 from hf_dr.hub.repository import Push, Repository
+from hf_dr.hub.retry import httpx
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops.geometry import RandomResizedCrop
@@ -34,6 +34,7 @@ from hf_dr.views.ops.geometry import RandomResizedCrop
 REPO = "org/tiny-plus"
 FAULTS = ("500", "429", "cut", "reset", "lost")
 LASTING = ("400", "404", "409", "412", "422", "html", "half", "echo400", "echo404", "echo422", "echo503")
+CLEAR = re.compile(r"expected .*, but .*\. .*(Nothing|Either|All).*(published|visible)", re.DOTALL)
 CARD = b"---\nlicense: mit\n---\n\nWritten by people.\n"
 
 # Between them these make every kind of request that a push makes.
@@ -183,8 +184,7 @@ def test_every_lasting_answer_ends_in_one_error_without_the_token(
     except HubError as found:
         error = found
     assert one.reached.wait(10)
-    says = r"expected .*, but .*\. .*(Nothing|Either|All).*(published|visible)"
-    assert error is None or re.match(says, str(error), re.DOTALL)
+    assert error is None or CLEAR.match(str(error))
     shown = "" if error is None else "".join(traceback.format_exception(error))
     assert "hf_loopback" not in shown + caplog.text
     assert "Bearer h" not in shown + caplog.text
@@ -195,16 +195,16 @@ def test_storage_that_cannot_be_reached_for_a_while(
     loopback_hub: LoopbackHub, push: Callable[[str], Push], tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The client closes what all its threads share; those whose request is on its way find it closed."""
-    send, left = httpx2.Client.send, itertools.count(-20)
+    send, left = httpx.Client.send, itertools.count(-20)
 
-    def refused(self: httpx2.Client, request: httpx2.Request, **settings: object) -> httpx2.Response:
+    def refused(self: httpx.Client, request: httpx.Request, **settings: object) -> httpx.Response:
         if request.method == "PUT" and next(left) < 0:
             if left.__reduce__()[1][0] % 3 == 0:
                 raise RuntimeError("Cannot send a request, as the client has been closed.")
-            raise httpx2.ConnectError("refused", request=request)
+            raise httpx.ConnectError("refused", request=request)
         return send(self, request, **settings)
 
-    monkeypatch.setattr(httpx2.Client, "send", refused)
+    monkeypatch.setattr(httpx.Client, "send", refused)
     assert_whole(loopback_hub, push("new"), tiny_folder, "new")
     assert next(left) > 0
 

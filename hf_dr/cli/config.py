@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -256,7 +256,9 @@ def add_fields(parser: argparse.ArgumentParser | argparse._ArgumentGroup, kind: 
         value_type = hints[field.name]
         if get_origin(value_type) in (Union, UnionType):  # X | None
             value_type = get_args(value_type)[0]
-        if value_type is bool:
+        if get_origin(value_type) is Literal:
+            options |= {"type": str, "choices": list(get_args(value_type))}
+        elif value_type is bool:
             options |= {"type": string_to_bool, "nargs": "?", "const": True}
         elif get_origin(value_type) is list:
             options |= {"type": get_args(value_type)[0], "nargs": "+"}

@@ -273,7 +273,7 @@ def test_a_mistyped_flag_of_a_training_is_found_before_transformers_is_imported(
 def test_what_people_type_is_understood(capsys):
     words = ["--dataset", "d", "--student", "s", "--output_dir", "o", "--print_config"]
     with pytest.raises(SystemExit, match="0"):
-        main(["train", *words, "--lr", "0.25", "--epochs", "7", "--batch_size", "5"])
+        main(["train", *words, "--tail", "bucket", "--lr", "0.25", "--epochs", "7", "--batch_size", "5"])
     chosen = yaml.safe_load(capsys.readouterr().out.partition("# Defaults:")[0])
     assert [chosen[name] for name in ("learning_rate", "num_train_epochs", "per_device_train_batch_size")] == [
         0.25,

@@ -17,7 +17,7 @@ import pyarrow as pa
 from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub import metadata_load, try_to_load_from_cache
 
-from hf_dr.errors import DataError, did_you_mean
+from hf_dr.errors import ConfigError, DataError, did_you_mean
 from hf_dr.files import YAML_ERRORS
 from hf_dr.store.named_files import check_own_files
 from hf_dr.store.schema import is_reserved
@@ -53,9 +53,17 @@ def load_base(
         `license` if its card names one.
 
     Raises:
+        ConfigError: A local dataset is asked for by a revision, or a file or saved dataset by a configuration.
         DataError: It cannot be found or read, has no such split, or names a file that is not its own.
     """
     path = Path(name).expanduser()
+    named = not path.is_file() and not (path / "state.json").is_file()  # whether it can have configurations
+    for setting, value, allowed in (("revision", revision, not path.exists()), ("config", config, named)):
+        if value is not None and not allowed:
+            raise ConfigError(
+                f"the {setting} of a dataset must be left out for what has none, got {value!r} with {path.name}, which is on "
+                "this machine. Leave it out."
+            )
     described: dict[str, Any] = {"id": path.name if path.exists() else name, "config": config}
     if revision is not None:
         described["revision"] = revision
@@ -105,7 +113,7 @@ def load_parquet(
             files' names and times, and a file that is written again within a second has the same.
     """
     escaped = {split: [glob.escape(str(file)) for file in files]}
-    return datasets.load_dataset("parquet", version, data_files=escaped, split=part or split)
+    return datasets.load_dataset("parquet", version, data_files=escaped, split=split if part is None else part)
 
 
 def _part_of(saved: Any, split: str) -> Any:

@@ -17,7 +17,16 @@ from accelerate import PartialState
 from hf_dr.allocator import keep_freed_memory
 from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.estimate import Estimate, estimate
-from hf_dr.generation.folder import WHOLE, Part, check_same_run, complete_run, gate, missing_shards, open_run
+from hf_dr.generation.folder import (
+    WHOLE,
+    Part,
+    check_same_labels,
+    check_same_run,
+    complete_run,
+    gate,
+    missing_shards,
+    open_run,
+)
 from hf_dr.generation.labelling import Labeller, ViewColumns
 from hf_dr.generation.plan import Plan, plan_run
 from hf_dr.generation.progress import Progress
@@ -166,6 +175,8 @@ class Job:
         """Opens or resumes the folder; returns the missing shards."""
         # A view takes at least two bytes for each kept class. Images come on top, so this is a lower bound.
         row_bytes = self.provenance.num_views * self.provenance.top_k * 2
+        check_same_run(self.folder, self.provenance)
+        check_same_labels(self.folder, self.provenance, self.plan.base)
         return open_run(self.folder, self.provenance, lock, row_bytes, part)
 
     def _log_plan(self, missing: list[int], state: PartialState) -> None:

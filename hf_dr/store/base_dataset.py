@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import logging
+import os
 import re
 import tempfile
 from collections.abc import Sequence
@@ -183,7 +184,7 @@ def content_hash(images: datasets.Dataset) -> str:
     for row in sampled_rows(len(images)):
         value = images[int(row)][column] or {}
         data = value.get("bytes")
-        if data is None and value.get("path") and Path(value["path"]).is_file():
+        if data is None and value.get("path") and os.path.isfile(value["path"]):  # noqa: PTH113 (Path's raises where a text is too long for a path)
             data = Path(value["path"]).read_bytes()
         digest.update(hashlib.sha256(data or b"").digest())
     return digest.hexdigest()
@@ -288,20 +289,6 @@ def check_labels(dataset: datasets.Dataset, label_column: str, teacher: Teacher)
             len(there), label_column, named, ", ..." if len(there) > 3 else "",
         )  # fmt: skip
     return values.astype(np.int64)
-
-
-_LIKE_LABELS = re.compile(
-    r"(?i)(fine_|coarse_)?labels?|class(es)?|cls|targets?|y|(class|label|category)_?(id|idx|index)"
-)
-
-
-def unused_labels(dataset: datasets.Dataset) -> str | None:
-    """Returns the column that looks like the labels of a dataset of which no column is taken for them; None for none."""
-    for name, feature in dataset.features.items():
-        is_number = isinstance(feature, datasets.ClassLabel) or getattr(feature, "dtype", None) in _INTEGERS
-        if is_number and _LIKE_LABELS.fullmatch(name):
-            return name
-    return None
 
 
 def describe_base(dataset: datasets.Dataset) -> dict[str, Any]:

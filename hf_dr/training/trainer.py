@@ -20,7 +20,14 @@ from hf_dr.replay.sampling import BY_DIFFICULTY, ReinforcedSampler
 from hf_dr.replay.streaming import StreamedReinforcedDataset
 from hf_dr.training.arguments import ReinforcedTrainingArguments
 from hf_dr.training.average import WeightAverage
-from hf_dr.training.checks import check_answers, check_num_classes, check_other_dataset, check_settings, check_student
+from hf_dr.training.checks import (
+    check_answers,
+    check_input,
+    check_num_classes,
+    check_other_dataset,
+    check_settings,
+    check_student,
+)
 from hf_dr.training.device_views import device_augmentation, undone
 from hf_dr.training.evaluated import as_evaluation
 from hf_dr.training.losses import TailRule, reinforced_loss, tail_rule
@@ -98,6 +105,7 @@ class ReinforcedTrainer(StudentTrainer):
         assert isinstance(self.model, nn.Module)
         check_student(self.model, train)
         check_settings(self.args, train, self)
+        check_input(self.model, train)
         self._in_order(train)  # checks the settings of the order
         if train.paired and self.args.train_batch_size % 2:
             logger.warning("An odd batch size splits mixed pairs over batches: their images are decoded twice.")
@@ -222,9 +230,12 @@ class ReinforcedTrainer(StudentTrainer):
             ConfigError: A batch of reinforced data has lost its answers.
         """
         check_answers(inputs, self.train_dataset if model.training else self._evaluated)
-        if "teacher_ids" not in inputs:
+        if "teacher_ids" not in inputs and not (isinstance(self.train_dataset, ReinforcedData) and "labels" in inputs):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         outputs = self._logits_of(model, inputs)
+        if "teacher_ids" not in inputs:  # evaluated; not every model has a loss of its own, and some have another
+            loss = nn.functional.cross_entropy(outputs["logits"].float(), inputs["labels"])
+            return (loss, outputs) if return_outputs else loss
         args = self.args
         loss = reinforced_loss(
             outputs["logits"],

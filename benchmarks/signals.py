@@ -195,7 +195,7 @@ def draw(result: dict[str, Any], kept: list[int], path: Path) -> None:
             axis.plot(*zip(*points, strict=True), marker=marker, label=signal)
             for k, point in zip(kept, points, strict=True):
                 axis.annotate(f"{k}", point, textcoords="offset points", xytext=(4, 4), fontsize=7)
-        axis.set(xscale="log", yscale="log", xlabel=f"bytes a view, V = {PAPER_VIEWS} (numbers: K)", title=title)
+        axis.set(xscale="log", yscale="log", xlabel=f"bytes a view, V = {PAPER_VIEWS} (numbers: K)", ylabel=title)
         axis.grid(alpha=0.3)
     axes[1].legend()
     figure.savefig(path, dpi=110)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from yaml import YAMLError
 
-from hf_dr.errors import ConfigError
+from hf_dr.errors import ConfigError, HfDrError
 
 YAML_ERRORS = (YAMLError, ValueError, ArithmeticError, LookupError, AttributeError, TypeError, RecursionError)
 """What PyYAML raises for text that is no YAML: explicit tags let its constructors fail, `!!int ''` with an IndexError."""
@@ -30,12 +30,33 @@ def temporary_name(path: Path) -> Path:
 
 
 @contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns what the system raises where a file cannot be written, as on a full disk, into an error for people.
+
+    Raises:
+        HfDrError: It cannot.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise HfDrError(
+            f"could not write {path}: {error.strerror or error}. Free space or fix the folder, then run the same command "
+            "again; what is finished is kept."
+        ) from error
+
+
+@contextlib.contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Gives the temporary name to write to, and renames it to `path` at the end of the block; after an error it is deleted."""
+    """Gives the temporary name to write to, and renames it to `path` at the end of the block; after an error it is deleted.
+
+    Raises:
+        HfDrError: It cannot be written.
+    """
     temporary = temporary_name(path)
     try:
-        yield temporary
-        temporary.replace(path)
+        with writing(path):
+            yield temporary
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 

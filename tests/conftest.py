@@ -15,12 +15,12 @@ from typing import Any
 from loopback_hub import LoopbackHub
 
 # Before any library reads them. The Hub has its port from here on, and serves only those who ask for `loopback_hub`.
-_HUB = LoopbackHub()
-atexit.register(_HUB.stop)
+HUB = LoopbackHub()
+atexit.register(HUB.stop)
 _HOME = tempfile.mkdtemp(prefix="hf_dr_tests_")
 atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
 os.environ.update(
-    HF_ENDPOINT=_HUB.endpoint,
+    HF_ENDPOINT=HUB.endpoint,
     HF_HUB_DISABLE_XET="1",
     HF_HOME=_HOME,
     HF_HUB_CACHE=f"{_HOME}/hub",
@@ -107,37 +107,38 @@ def loopback_hub(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempP
     Children are so by `env=loopback_hub.environment()`. The caches of datasets and transformers are shared by the tests of a
     process; they cannot lie, because no commit ever has the sha of an earlier one.
     """
-    _HUB.start()
-    _HUB.reset()
-    monkeypatch.setenv("HF_TOKEN", _HUB.token)
+    HUB.start()
+    HUB.reset()
+    monkeypatch.setenv("HF_TOKEN", HUB.token)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path_factory.mktemp("hub_cache")))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_OFFLINE", False)
     huggingface_hub.HfFileSystem.clear_instance_cache()
-    yield _HUB
-    assert not _HUB.errors, "\n".join(_HUB.errors)
+    yield HUB
+    assert not HUB.errors, "\n".join(HUB.errors)
+
+
+def colour_teacher(sharpness: float = 8.0) -> Teacher:
+    """A teacher of the eight colours; another sharpness, other weights."""
+    model = ColourModel(sharpness)
+    member = Member(
+        model=model,
+        id="colours",
+        revision=None,
+        license="cc0-1.0",
+        num_classes=len(CLASSES),
+        labels=tuple((name,) for name in CLASSES),
+        preprocessing=Preprocessing((16, 16), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "bilinear"),
+        weights_hash=weights_hash(model),
+    )
+    return Teacher([member])
 
 
 @pytest.fixture(scope="session")
 def make_teacher() -> Callable[..., Teacher]:
-    """Builds a teacher of any sharpness: another sharpness, other weights."""
-
-    def make(sharpness: float = 8.0) -> Teacher:
-        model = ColourModel(sharpness)
-        member = Member(
-            model=model,
-            id="colours",
-            revision=None,
-            license="cc0-1.0",
-            num_classes=len(CLASSES),
-            labels=tuple((name,) for name in CLASSES),
-            preprocessing=Preprocessing((16, 16), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "bilinear"),
-            weights_hash=weights_hash(model),
-        )
-        return Teacher([member])
-
-    return make
+    """Builds a teacher of any sharpness."""
+    return colour_teacher
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """README and docs: their code runs as it stands, their numbers are those that were measured, their links lead somewhere."""
 
 import ast
+import importlib.util
 import json
 import os
 import re
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import PIL.Image
 import pytest
+import yaml
 
 import hf_dr
 
@@ -55,7 +57,7 @@ def test_the_code_runs_as_it_stands(tmp_path):
     assert (tmp_path / "student" / "model.safetensors").is_file()
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/evaluate.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
 def test_the_table_of_gains_is_what_was_measured(page):
     found = measured("accuracy")
     table = [line for line in (ROOT / page).read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
@@ -72,6 +74,68 @@ def test_the_table_of_gains_is_what_was_measured(page):
             gain, spread = (scale * of(f"{metric}_gain{end}") for end in ("", "_std"))
             expected.append(f"{gain:+.{digits}f} ± {spread:.{digits}f}")
         assert cells == expected[: len(cells)], name
+
+
+def run_file(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_of_results_is_what_its_command_makes():
+    results = run_file(ROOT / "docs" / "results.py")
+    assert results.PAGE.read_text(encoding="utf-8") == results.page()
+    found = measured("signs")
+    text = (ROOT / "docs" / "will_it_help.md").read_text(encoding="utf-8")
+    table = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
+    rows = {row[0]: row for row in table}
+    for title, name in (("Fashion-MNIST", "fashion_mnist"), ("grocery", "grocery")):
+        signs = [
+            f"{100 * found[f'{name}_agreement']:.1f} %",
+            *(f"{found[f'{name}_{key}']:.3f}" for key in ("ece", "entropy")),
+        ]
+        assert rows[title][2:5] == signs
+        gains = [
+            results.gains()[2 + list(results.STUDENTS).index(f"{title}, {family}")] for family in ("ResNet", "ViT")
+        ]
+        assert rows[title][5:7] == [gain.split(" | ")[3] for gain in gains]
+
+
+def test_the_reference_has_every_public_name():
+    text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    paths = re.findall(r"^::: hf_dr\.(.+)$", text, re.MULTILINE)
+    public = {name: module if name == "ops" else f"{module}.{name}" for name, module in hf_dr._MODULES.items()}
+    assert sorted(paths) == sorted(public.values())
+
+
+def test_every_page_is_on_the_site():
+    site = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    pages = {page.name for page in (ROOT / "docs").glob("*.md")}
+    assert set(re.findall(r"[\w-]+\.md", site.split("nav:")[1])) == pages | {"cli.md"}
+
+
+@pytest.mark.parametrize("notebook", sorted((ROOT / "docs" / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_a_notebook_runs_and_is_kept_without_outputs(notebook, tmp_path):
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code)
+    source = "\n".join("".join(cell["source"]) for cell in code)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_DATASETS_OFFLINE": "1"}
+    run = [sys.executable, "-c", source]
+    done = subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "loss" in done.stdout or (tmp_path / "sheet.png").is_file()
+
+
+@pytest.mark.parametrize("form", sorted((ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml")), ids=lambda path: path.stem)
+def test_a_form_for_issues_has_what_github_asks_for(form):
+    content = yaml.safe_load(form.read_text(encoding="utf-8"))
+    assert content.keys() == {"name", "description", "labels", "body"}
+    for field in content["body"]:
+        assert field["type"] == "textarea"
+        assert field["attributes"]["label"]
+    assert len({field["id"] for field in content["body"]}) == len(content["body"])
 
 
 def test_the_numbers_in_the_text_are_what_was_measured():

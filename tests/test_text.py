@@ -67,7 +67,7 @@ def test_no_text_of_others_acts_anywhere(text):
         assert re.search(r"(?<!\\)\]\(", shown) is None
         assert "$$" not in shown
     diagram = reliability(np.log([[0.9, 0.1], [0.2, 0.8]]), np.array([0, 1]))
-    as_png(reliability_figure({text: diagram}))
+    as_png(reliability_figure({text: [diagram]}))
     as_png(accuracy_figure(text, [Run("erm", 0, Path(), 1.0, 2, ((1.0, 0.5),))]))
 
 

@@ -135,8 +135,18 @@ def _uncover_evaluate() -> None:
 
 
 def start_logging() -> None:
-    """Sends log messages to stderr: the progress of rank 0, and warnings of every rank. Imports torch, to know the rank."""
+    """Sends log messages to stderr: the progress of rank 0, and warnings of every rank. Imports torch, to know the rank.
+
+    Where no terminal shows them, the progress bars of other libraries are hidden: each step of theirs would stay.
+    """
     from hf_dr.processes import process_state
+
+    if not sys.stderr.isatty():
+        import datasets
+        import transformers
+
+        datasets.disable_progress_bars()
+        transformers.utils.logging.disable_progress_bar()
 
     state = process_state()
     rank = "" if state.num_processes == 1 else f"[rank {state.process_index}] "

@@ -189,6 +189,11 @@ def verify_command(argv: Sequence[str], prog: str) -> int:
     parser.add_argument("--no_teacher", action="store_true", help="Compare pixels only.")
     parser.add_argument("--num_rows", type=int, default=32, help="Rows to replay, all views of each. Default: 32.")
     parser.add_argument(
+        "--device",
+        action="store_true",
+        help="Make the views on the accelerator, as a training does there, instead of by Pillow: their pixels must be equal.",
+    )
+    parser.add_argument(
         "--save", action="store_true", help="Keep the report next to the shards and show it in the card."
     )
     arguments = parser.parse_args(argv)
@@ -210,7 +215,8 @@ def verify_command(argv: Sequence[str], prog: str) -> int:
         teacher = Teacher.from_pretrained(arguments.teacher, classes=classes, **settings)
     elif not arguments.no_teacher:
         teacher = teacher_from_provenance(plus.provenance, **settings)
-    report = verify(plus, teacher, num_rows=arguments.num_rows)
+    device = settings["device"] if arguments.device else None
+    report = verify(plus, teacher, num_rows=arguments.num_rows, device=device)
     print(report.report())
     if folder is not None:
         save_finding(folder, plus.provenance.fingerprint, report.verification)

@@ -7,8 +7,9 @@ them back, evaluates their models side by side and says what was gained over `er
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +28,10 @@ from hf_dr.replay.loading import each_dataset
 from hf_dr.store.card import write_card
 from hf_dr.store.findings import Students, save_finding
 from hf_dr.store.provenance import Provenance, find_config
+from hf_dr.teacher.signals import described
 from hf_dr.text import inline, markdown_table
+
+logger = logging.getLogger(__name__)
 
 
 class Column(NamedTuple):
@@ -65,11 +69,13 @@ class Comparison:
         title: What is compared.
         runs: For each objective the same seeds.
         report: Of all models on one set, clean and corrupted.
+        facts: What was trained on what and how it was measured: names and values for the page.
     """
 
     title: str
     runs: list[Run]
     report: Report
+    facts: list[list[str]] = field(default_factory=list)
 
     @property
     def objectives(self) -> list[str]:
@@ -135,14 +141,14 @@ class Comparison:
         (folder / "comparison.md").write_text(self.to_markdown(), encoding="utf-8")
         content = {"units": SHARES, **self.to_dict("comparison"), "evaluation": self.report.to_dict()}
         (folder / "comparison.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        # One reliability diagram for each objective, of its first seed.
-        first = {self.runs[[run.objective for run in self.runs].index(name)].name for name in self.objectives}
-        diagrams = {r.model: r.diagram for r in self.report.results if r.diagram is not None and r.model in first}
-        figures = (accuracy_figure(self.title, self.runs), reliability_figure(diagrams))
+        found = {result.model: result.diagram for result in self.report.results if result.diagram is not None}
+        diagrams = {name: [found[r.name] for r in self.runs if r.objective == name] for name in self.objectives}
+        figures = (accuracy_figure(None, self.runs), reliability_figure(diagrams))
         shown = [*map(as_png, figures), *(path.read_bytes() for path in pictures)]
-        table = html_table(self.students.head, self.students.rows)
+        facts = html_table(["what", "which"], self.facts)
+        table = html_table(["objective", *self.students.head[1:]], self.students.rows)
         page = folder / "report.html"
-        page.write_text(html_page(self.title, [_ABOUT, table, *map(html_picture, shown)]), encoding="utf-8")
+        page.write_text(html_page(self.title, [facts, _ABOUT, table, *map(html_picture, shown)]), encoding="utf-8")
         return page
 
 
@@ -192,11 +198,15 @@ def run_comparison(config: CompareConfig, train: Callable[[list[str]], int]) -> 
                 flags |= {name: value for name, value in named.items() if value}
             if is_finished(path, flags):
                 continue
-            print(f"\n{config.title}: {path.name}", flush=True)
+            logger.info("%s: training %s.", config.title, path.name)
             status = train(as_arguments(flags))
             if status:
                 raise ConfigError(f"the training in {path} must succeed, but it ended with status {status}. See above.")
+            run = read_run(folder, objective, seed)
+            if run.accuracy:
+                logger.info("%s: top-1 %.2f %% after %.0f s.", path.name, 100 * run.accuracy[-1][1], run.seconds)
     comparison = compare(config.title, folder, config.objectives, config.seeds, config.evaluate)
+    comparison.facts.extend(_facts(config, comparison))
     page = comparison.save(folder, [Path(p) for p in config.pictures])
     if config.save:
         place = find_config(plus, learned_from[0][1]).resolve()
@@ -204,6 +214,30 @@ def run_comparison(config: CompareConfig, train: Callable[[list[str]], int]) -> 
         write_card(place.parent)
     print(f"\n{comparison.to_markdown()}\nreport: {page}", flush=True)
     return comparison
+
+
+def _facts(config: CompareConfig, comparison: Comparison) -> Iterator[list[str]]:
+    """Yields what the page says of data, teacher, student, training and evaluation."""
+    for path, name in each_dataset(config.train["dataset"], config.train.get("name")):
+        p = Provenance.read(fetch_config(path, name, revision=config.train.get("revision"), shards=False))
+        answers = f"{p.num_views} views of each, {described(p.signal, p.top_k, p.num_classes)}"
+        yield ["data", f"{p.num_rows:,} images of {p.base.get('id') or 'a base dataset'}, {p.split}; {answers}"]
+        yield ["teacher", " + ".join(str(member.get("id")) for member in p.teacher.get("members", []))]
+    settings = " ".join(str(config.train[key]) for key in ("student", "model_args") if key in config.train)
+    yield ["student", settings]
+    epochs = f"{config.train['num_train_epochs']} epochs, " if "num_train_epochs" in config.train else ""
+    yield ["training", f"{epochs}{comparison.runs[0].steps:,} steps, seeds {', '.join(map(str, config.seeds))}"]
+    results = comparison.report.results
+    yield [
+        "evaluated on",
+        "; ".join(
+            f"{r.set}, {r.examples:,} images" for r in results if r.model == results[0].model and not r.by_corruption
+        ),
+    ]
+    corrupted = next((r.by_corruption for r in results if r.by_corruption), None)
+    if corrupted:
+        severities = sorted({severity for by_severity in corrupted.values() for severity in by_severity})
+        yield ["corrupted error", f"mean of {len(corrupted)} corruptions at severity {', '.join(map(str, severities))}"]
 
 
 def is_finished(run: Path, flags: dict[str, Any]) -> bool:

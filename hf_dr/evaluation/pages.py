@@ -73,11 +73,22 @@ def _evaluated(results: Results) -> Iterator[Table]:
         errors = {kind: results.values(name, kind) for kind in kinds if kind not in (*METRICS, "mce")}
         yield _table(f"Errors on {name}", "Top-1 error in percent, mean over severities.", index, errors)
     calibration = {}
+    again = _measurements(results.frame[results.frame.on.isin(clean)])
     for name in (WHILE_TRAINING, *clean):
-        calibration[f"{name}: ECE %"] = results.values(name, "ece")
-        calibration[f"{name}: NLL"] = results.values(name, "nll")
+        for metric, title in (("ece", "ECE %"), ("nll", "NLL")):
+            values = results.values(name, metric)
+            if name == WHILE_TRAINING:  # what was evaluated once more, on the same images, is shown once
+                values = values[~_measurements(values).isin(again)]
+            calibration[f"{name}: {title}"] = values
     about = "Expected calibration error, 15 bins, and negative log-likelihood in nats (less is better)."
     yield _table("Calibration", about, index, calibration)
+
+
+def _measurements(lines: pd.DataFrame) -> pd.MultiIndex:
+    """Returns what tells one number of one model from another, wherever it was measured."""
+    return pd.MultiIndex.from_frame(
+        lines[["row", "objective", "seed", "metric", "value"]].assign(value=lines.value.round(4))
+    )
 
 
 def _table(title: str, about: str, index: list[str], columns: dict[str, pd.DataFrame]) -> Table:

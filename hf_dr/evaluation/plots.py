@@ -20,45 +20,66 @@ _COLOURS = {"erm": "#7a7a7a", "reinforced": _BLUE, "kd": "#d98b2b"}
 _OTHER_COLOUR = "#4c8c4a"
 
 
-def draw_reliability(axes: Any, diagram: Reliability, title: str) -> None:
-    """Draws a reliability diagram: accuracy by confidence, the diagonal being perfect calibration."""
-    edges = np.linspace(0, 1, len(diagram.counts) + 1)
-    filled = diagram.counts > 0
+def draw_reliability(axes: Any, below: Any, diagrams: Sequence[Reliability], title: str) -> None:
+    """Draws accuracy by confidence, the diagonal being perfect calibration, and how many examples are in each bin.
+
+    Args:
+        axes: Of matplotlib, for the accuracies.
+        below: Of matplotlib, for the counts.
+        diagrams: Of one model, or one for each seed: their examples are counted together, and the ECE is their mean.
+        title: Above the diagram.
+    """
+    counts, confidence_sums, hits = np.sum([(d.counts, d.confidence_sums, d.hits) for d in diagrams], axis=0)
+    edges = np.linspace(0, 1, len(counts) + 1)
+    filled = counts > 0
     left = edges[:-1][filled]
-    accuracy = diagram.accuracy[filled]
-    gap = diagram.confidence[filled] - accuracy
+    accuracy = (hits / np.maximum(counts, 1))[filled]
+    gap = (confidence_sums / np.maximum(counts, 1))[filled] - accuracy
     bars = {"width": edges[1], "align": "edge", "edgecolor": "white", "linewidth": 0.5}
     axes.bar(left, accuracy, color=_BLUE, label="accuracy", **bars)
     axes.bar(left, gap, bottom=accuracy, color=_RED, alpha=0.35, label="gap to confidence", **bars)
     axes.plot([0, 1], [0, 1], color="0.4", linewidth=0.8, linestyle="--", label="perfect calibration")
-    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy", aspect="equal")
-    axes.set_title(f"{shown_text(title, 100)}\nECE {100 * diagram.ece:.2f} %", fontsize=9, parse_math=False)
+    axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
+    axes.tick_params(labelbottom=False)
+    seeds = f", {len(diagrams)} seeds" if len(diagrams) > 1 else ""
+    ece = f"ECE {100 * np.mean([d.ece for d in diagrams]):.2f} %{', mean' if seeds else ''}"
+    axes.set_title(f"{shown_text(title, 100)}{seeds}\n{ece}", fontsize=9, parse_math=False)
+    # A bin of few examples may look like a disaster and mean nothing.
+    below.bar(edges[:-1], counts, color="0.6", **bars)
+    for place, count in zip(left, counts[filled].astype(int).tolist(), strict=True):
+        text = {"ha": "center", "va": "bottom", "rotation": 90, "fontsize": 6}
+        below.annotate(f"{count:,}", (place + edges[1] / 2, count), (0, 2), textcoords="offset points", **text)
+    below.set(xlim=(0, 1), ylim=(0, 1.6 * counts.max()), xlabel="confidence", ylabel="examples", yticks=[])
+    below.spines[["top", "right"]].set_visible(False)
 
 
-def reliability_figure(diagrams: dict[str, Reliability], columns: int | None = None) -> Figure:
-    """Draws several reliability diagrams: in one row, or in rows of `columns`."""
+def reliability_figure(diagrams: dict[str, Sequence[Reliability]], columns: int | None = None) -> Figure:
+    """Draws the reliability diagrams of several models, each of one or more seeds: in one row, or in rows of `columns`."""
     columns = columns or len(diagrams)
     rows = math.ceil(len(diagrams) / columns)
-    figure = Figure(figsize=(3 * columns, 3.4 * rows), layout="constrained")
-    places = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axes, (title, diagram) in zip(places, diagrams.items(), strict=False):
-        draw_reliability(axes, diagram, title)
-    for axes in places[len(diagrams) :]:
-        axes.set_axis_off()
-    places[0].legend(loc="upper left", frameon=False, fontsize=7)
+    figure = Figure(figsize=(3.2 * columns, 4.4 * rows), layout="constrained")
+    places = figure.subplots(2 * rows, columns, squeeze=False, height_ratios=[3, 1] * rows)
+    for number, (title, seeds) in enumerate(diagrams.items()):
+        row, column = divmod(number, columns)
+        draw_reliability(places[2 * row, column], places[2 * row + 1, column], seeds, title)
+    for number in range(len(diagrams), rows * columns):
+        for axes in places[2 * (number // columns) :, number % columns]:
+            axes.set_axis_off()
+    names = dict(zip(*reversed(places[0, 0].get_legend_handles_labels()), strict=True))
+    figure.legend(names.values(), names, loc="outside lower center", ncols=len(names), frameon=False, fontsize=7)
     return figure
 
 
-def reliability_picture(diagrams: dict[str, Reliability], path: str, columns: int | None = None) -> None:
+def reliability_picture(diagrams: dict[str, Sequence[Reliability]], path: str, columns: int | None = None) -> None:
     """Writes `reliability_figure` to a PNG file."""
     reliability_figure(diagrams, columns).savefig(path, dpi=150)
 
 
-def accuracy_figure(title: str, runs: Sequence[Run], epochs: Sequence[float] | None = None) -> Figure:
+def accuracy_figure(title: str | None, runs: Sequence[Run], epochs: Sequence[float] | None = None) -> Figure:
     """Draws top-1 on the way against seconds of training and, where they are given, against epochs.
 
     Args:
-        title: Of the figure.
+        title: Of the figure; None where what is around it has one.
         runs: Those never evaluated are left out.
         epochs: Of each run.
     """
@@ -70,7 +91,8 @@ def accuracy_figure(title: str, runs: Sequence[Run], epochs: Sequence[float] | N
         _draw_accuracy(places[1], runs, epochs)
         places[1].set(xlabel="epochs")
     places[-1].legend(loc="lower right", frameon=False)
-    figure.suptitle(shown_text(title, 200), fontsize=10, parse_math=False)
+    if title is not None:
+        figure.suptitle(shown_text(title, 200), fontsize=10, parse_math=False)
     return figure
 
 

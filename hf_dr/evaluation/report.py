@@ -111,7 +111,7 @@ class Report:
         (folder / "evaluation.json").write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
         order = list(self.models)
         clean = sorted((r for r in self.results if r.diagram is not None), key=lambda r: order.index(r.model))
-        diagrams = {f"{r.model} on {r.set}": r.diagram for r in clean if r.diagram is not None}
+        diagrams = {f"{r.model} on {r.set}": [r.diagram] for r in clean if r.diagram is not None}
         if diagrams:  # a row for each model, but all in one for one set
             columns = len(clean) // len({r.model for r in clean})
             reliability_picture(diagrams, str(folder / "reliability.png"), columns if columns > 1 else None)

@@ -90,10 +90,12 @@ class Table:
 
 def html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Returns a table; its cells are text."""
-    lines = (
-        "<tr>" + "".join(f"<td>{html.escape(shown_text(text))}</td>" for text in row) + "</tr>" for row in (head, *rows)
-    )
-    return "\n".join(["<table>", *lines, "</table>"])
+
+    def line(cells: Sequence[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(shown_text(text))}</{tag}>" for text in cells) + "</tr>"
+
+    lines = (line(head, "th"), *(line(row, "td") for row in rows))
+    return "\n".join(['<div class="wide"><table>', *lines, "</table></div>"])
 
 
 def html_picture(png: bytes) -> str:
@@ -106,13 +108,18 @@ def html_page(title: str, parts: Sequence[str]) -> str:
     return _PAGE.format(title=html.escape(shown_text(title)), body="\n".join(parts))
 
 
+# A table that is wider than the screen is scrolled within its own box, so that the page is not.
 _PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>{title}</title>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
 <style>
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }}
-table {{ border-collapse: collapse; margin: 1rem 0 }}
-td {{ border-bottom: 1px solid #ddd; padding: .3rem .8rem; text-align: right; white-space: nowrap }}
-td:first-child {{ text-align: left }} tr:first-child {{ font-weight: 600 }} img {{ max-width: 100%; margin: 1rem 0 }}
+:root {{ color-scheme: light dark }}
+body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem }}
+.wide {{ overflow-x: auto; margin: 1rem 0 }}
+table {{ border-collapse: collapse; font-size: 14px }}
+th, td {{ border-bottom: 1px solid #8886; padding: .3rem .6rem; text-align: right; vertical-align: bottom }}
+td {{ white-space: nowrap }} th:first-child, td:first-child {{ text-align: left }}
+img {{ max-width: 100%; margin: 1rem 0; background: #fff }}
 </style>
 <h1>{title}</h1>
 {body}

@@ -22,12 +22,15 @@ from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.store.findings import FINGERPRINT_KEY
 from hf_dr.teacher.signals import described
 from hf_dr.text import shown_text
-from hf_dr.views.augmentation import NO_PARTNER, PARTNER
+from hf_dr.views.augmentation import NO_PARTNER, PARTNER, Augmentation
+from hf_dr.views.ops.base import Params
+from hf_dr.views.ops.colour import POLICY_OPS
 
 TOP = 3  # classes shown of each answer
 DPI = 150
 # Inches. A cell is a caption, a square picture, and one bar for each class.
-_CAPTION = 0.2
+_CAPTION = 0.34  # two lines: which view, and what was applied
+_LINE = 0.2
 _SIDE = 1.55
 _BELOW = 0.06  # between a picture and what is under it
 _BAR = 0.17
@@ -158,6 +161,9 @@ class _Sheet:
         if label is not None:
             colours[label] = _LABEL
         self._caption(left, top, f"view {view}", note)
+        applied = _applied(self.plus.augmentation, self.plus.params(row, view))
+        space = self._axes(left, top + _LINE - 0.03, _SIDE, _CAPTION - _LINE)
+        self._text(space, applied, 0, 0.5, "left", room=_SIDE, inset=0, size=_TEXT - 1, colour=_FAINT)
         self._picture(left, top + _CAPTION, self.plus.image(row, view))
         ids, logprobs = self.plus.teacher_answer(row, view)
         for n, (class_id, logprob) in enumerate(zip(ids[:TOP].tolist(), logprobs[:TOP].tolist(), strict=True)):
@@ -177,7 +183,7 @@ class _Sheet:
         space.add_patch(Rectangle((0, 0), share, 1, transform=space.transAxes, color=colour, linewidth=0))
 
     def _caption(self, left: float, top: float, title: str, note: str | None) -> None:
-        space = self._axes(left, top, _SIDE, _CAPTION)
+        space = self._axes(left, top, _SIDE, _LINE)
         head = self._text(space, title, 0, 0.5, "left", inset=0)
         if note:
             room = _SIDE - self._inches(head) - 0.08
@@ -231,6 +237,21 @@ class _Sheet:
 
     def _inches(self, line: Any) -> float:
         return line.get_window_extent(self.figure.canvas.get_renderer()).width / self.figure.dpi  # type: ignore[attr-defined]
+
+
+def _applied(augmentation: Augmentation, params: Params) -> str:
+    """Returns what was done to one view, in words; what was skipped is left out."""
+    words = []
+    for op, keys in augmentation.single:
+        own = {local: params[key] for local, key in keys.items()}
+        if "level" in own:  # a policy's operations, each with its level
+            levels = zip(own["op"], own["level"], strict=True)
+            words += [f"{POLICY_OPS[n]} {level:+d}" if level else POLICY_OPS[n] for n, level in levels if n]
+        elif own.get("", True) and any(
+            own.get("box", (1,))[2:] or (1,)
+        ):  # a flip that was drawn; a box that is not empty
+            words.append(op.name)
+    return ", ".join(words)
 
 
 class _Labels:

@@ -29,7 +29,7 @@ from hf_dr.store.schema import (
     TEACHER_LOGPROBS,
     is_reserved,
 )
-from hf_dr.store.shards import MAX_MASS, check_full, check_shards, reading, shard_features
+from hf_dr.store.shards import MAX_MASS, check_full, check_shards, read_features, reading
 from hf_dr.teacher.calibration import NUM_BINS, bins_of, calibration_error
 from hf_dr.teacher.signals import IMAGE_TAIL, SAMPLED, TOPK, described, tail_size
 from hf_dr.teacher.topk import MIN_REST
@@ -256,8 +256,7 @@ def inspect_dataset(folder: str | os.PathLike[str], name: str | None = None) -> 
     config = find_config(Path(folder).expanduser(), name)
     provenance = Provenance.read(config)
     shards = check_shards(config, provenance)
-    with reading(shards[0]):
-        features = shard_features(pq.read_schema(shards[0]), str(shards[0]))
+    features = read_features(shards[0])
     has_labels = provenance.label_column in features
     totals = _Totals(provenance, features[provenance.label_column] if has_labels else None)
     for batch in _record_batches(shards, provenance, has_labels):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from hf_dr.generation.plan import library_versions
 from hf_dr.generation.teachers import check_weights, named_members
 from hf_dr.processes import warm_up_kernels
 from hf_dr.replay.dataset import ReinforcedDataset
+from hf_dr.replay.device import undone_items
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.replay.reinforced_data import ReinforcedData
 from hf_dr.store.features import combine_hashes
@@ -28,6 +29,8 @@ from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.signals import IMAGE_TAIL, SAMPLED, stored_if_kept
 from hf_dr.teacher.topk import add_members, top_k
 from hf_dr.text import percent, progress_bar
+from hf_dr.views.device.augment import DeviceAugmentation
+from hf_dr.views.device.packing import UndoneBatch
 from hf_dr.views.maker import hash_view
 from hf_dr.views.rng import DOMAIN_VERIFY, keyed_rng
 
@@ -133,6 +136,7 @@ def verify(
     name: str | None = None,
     seed: int = 0,
     batch_size: int = 64,
+    device: torch.device | str | None = None,
 ) -> VerifyReport:
     """Replays all views of sampled rows, compares their pixels' hash, and asks the teacher again if one is given.
 
@@ -146,8 +150,10 @@ def verify(
         name: With a path: the configuration.
         seed: Of the sample.
         batch_size: Views in a batch of the teacher.
+        device: Make the views there, as a training does with `augment_on="device"`. Default: Pillow makes them.
 
     Raises:
+        NotOnDeviceError: An op or setting has no device version.
         ConfigError: `num_rows` or `batch_size` is not positive, or `name` or `base` is given without a path.
         TeacherError: The teacher is not the one that reinforced the dataset.
         FormatError: See `load_reinforced`.
@@ -174,12 +180,13 @@ def verify(
     rows = _sample(whole.num_reinforced, num_rows, seed)
     equal: list[bool] = []  # of the rows whose teacher's pixels are known
     problems = _damaged_shards(plus)
+    maker = None if device is None else (DeviceAugmentation(whole.augmentation), torch.device(device))
     compared = _Comparison(None if teacher is None else _as_made(teacher, provenance), batch_size, provenance)
     with progress_bar(total=len(rows) * whole.num_views, desc="verifying", unit="view", unit_scale=True) as bar:
         for row in rows.tolist():
             stored = whole.views_hash(row)
             try:
-                found = _replay_row(whole, row, compared)
+                found = _replay_row(whole, row, compared, maker)
                 if stored not in (None, found):
                     problems.append(f"row {row}: the replayed pixels are not those that the teacher saw")
             except (ReplayError, FormatError) as error:
@@ -223,15 +230,32 @@ def _damaged_shards(plus: ReinforcedDataset) -> list[str]:
     return damaged
 
 
-def _replay_row(plus: ReinforcedDataset, row: int, compared: _Comparison) -> int:
+def _replay_row(plus: ReinforcedDataset, row: int, compared: _Comparison, maker: _DeviceMaker | None) -> int:
     """Replays all views of a row, hands them to the comparison, and returns the hash of their pixels."""
     hashes = np.zeros(plus.num_views, np.uint64)
     tail = _Tail(*plus.image_tail(row), plus.num_views) if plus.signal == IMAGE_TAIL else None
-    for view in range(plus.num_views):
-        pixels = np.asarray(plus.image(row, view))
+    for view, pixels in enumerate(_replayed(plus, row, maker)):
         hashes[view] = hash_view(pixels)
         compared.add(pixels, *plus.teacher_answer(row, view), tail)
     return combine_hashes(hashes)
+
+
+_DeviceMaker = tuple[DeviceAugmentation, torch.device]
+_VIEWS_AT_ONCE = 64  # of a row on the device; some thousand may be stored
+
+
+def _replayed(plus: ReinforcedDataset, row: int, maker: _DeviceMaker | None) -> Iterator[np.ndarray]:
+    """Yields the pixels of all views of a row, uint8 (H, W, 3), made by Pillow or on a device."""
+    if maker is None:
+        for view in range(plus.num_views):
+            yield np.asarray(plus.image(row, view))
+        return
+    augmenter, device = maker
+    for start in range(0, plus.num_views, _VIEWS_AT_ONCE):
+        stop = min(start + _VIEWS_AT_ONCE, plus.num_views)
+        items = undone_items(plus, [(row, view) for view in range(start, stop)])
+        batch = UndoneBatch.pack(augmenter, [item["pixel_values"] for item in items])
+        yield from batch.to(device).pixels(channels_last=True).permute(0, 2, 3, 1).cpu().numpy()
 
 
 _Ask = Callable[[torch.Tensor], torch.Tensor]  # uint8 views (B, C, H, W) -> log-probabilities (B, C), as a `Teacher`

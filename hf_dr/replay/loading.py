@@ -13,7 +13,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
-from hf_dr.errors import ConfigError, FormatError
+from hf_dr.errors import ConfigError, DataError, FormatError
 from hf_dr.hub.fetch import check_split, fetch_config, split_revision
 from hf_dr.replay.combined import CombinedReinforcedDataset
 from hf_dr.replay.dataset import ReinforcedDataset
@@ -21,7 +21,7 @@ from hf_dr.replay.streaming import StreamedReinforcedDataset
 from hf_dr.store.base_dataset import check_cache, load_base, load_parquet
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import IMAGE_HASH, PROVENANCE_FILE, SOURCE_INDEX
-from hf_dr.store.shards import check_shards, content_version
+from hf_dr.store.shards import check_digests, check_shards, content_version
 
 logger = logging.getLogger(__name__)
 
@@ -188,17 +188,36 @@ def open_plus(
     shards = check_shards(config, provenance)
     try:
         plus = load_parquet(shards, provenance.split, version=content_version(shards))
-    # What Arrow raises on a damaged file, datasets may wrap or not. An error of the system, such as a full disk, stays one.
+    # What Arrow raises on a damaged file, and the system on a full disk, datasets may wrap or not.
     except (datasets.exceptions.DatasetsError, pa.ArrowException, ValueError, TypeError, OSError, LookupError) as error:
         check_cache()
-        if any(isinstance(e, OSError) and e.errno is not None for e in (error, error.__cause__)):
-            raise
+        for of_system in (error, error.__cause__):
+            if isinstance(of_system, OSError) and of_system.errno is not None:
+                raise DataError(
+                    f"could not open the shards in {config}: {of_system.strerror}. Free space in the cache of `datasets`, "
+                    f"{datasets.config.HF_DATASETS_CACHE}, or set HF_HOME, then run the same command again."
+                ) from error
+        _name_damaged(shards)
         raise FormatError(
             f"the shards in {config} must be readable, but: {type(error.__cause__ or error).__name__}: "
             f"{error.__cause__ or error!s:.300}. Fetch or make them again."
         ) from error
-    _check_rows(plus, provenance, config)
+    try:
+        _check_rows(plus, provenance, config)
+    except FormatError:
+        _name_damaged(shards)
+        raise
     return provenance, plus, shards
+
+
+def _name_damaged(shards: Sequence[Path]) -> None:
+    """Reads all shards, to find which of them is why a dataset is refused.
+
+    Raises:
+        FormatError: One is not what was written.
+    """
+    for shard in shards:
+        check_digests(shard)
 
 
 def _check_rows(plus: datasets.Dataset, provenance: Provenance, config: Path) -> None:

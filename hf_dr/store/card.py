@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import yaml
 from datasets import DatasetInfo, Features
 from datasets.splits import SplitDict, SplitInfo
@@ -43,7 +42,7 @@ from hf_dr.store.schema import (
     is_reserved,
     is_safe_name,
 )
-from hf_dr.store.shards import read_marker, reading, shard_features
+from hf_dr.store.shards import read_features, read_marker
 from hf_dr.teacher.signals import IMAGE_TAIL, SAMPLED, TOPK
 from hf_dr.text import code, format_bytes, inline, is_hub_id, markdown_table, percent, shown_text
 from hf_dr.views.ops.base import OPS
@@ -132,11 +131,9 @@ def card_configs(folder: Path, names: Sequence[str] | None = None) -> dict[str, 
                 raise FormatError(
                     f"{path} must carry the fingerprint of its {PROVENANCE_FILE}, found another. Make it again."
                 )
-        with reading(shards[0]):
-            features = shard_features(pq.read_schema(shards[0]), str(shards[0]))
         configs[config.name] = CardConfig(
             provenance=provenance,
-            features=features,
+            features=read_features(shards[0]),
             num_bytes=sum(marker.num_bytes for marker in markers),
             file_bytes=sum(marker.file_bytes for marker in markers),
             statistics=read_finding(config, provenance.fingerprint, Statistics),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -19,7 +20,7 @@ from datasets import Features, Image, List, Value
 from pydantic import Field
 
 from hf_dr.errors import FormatError, HfDrError
-from hf_dr.files import TEMPORARY, temporary_name
+from hf_dr.files import TEMPORARY, temporary_name, writing
 from hf_dr.store.digests import ColumnDigests
 from hf_dr.store.json_files import as_object, validated
 from hf_dr.store.provenance import Provenance, check_columns
@@ -105,6 +106,24 @@ def reading(path: Path) -> Iterator[None]:
         ) from error
 
 
+def read_features(path: Path) -> Features:
+    """Returns the columns of a shard. A file tells them twice, in Arrow's schema and next to it: damage to one is found.
+
+    Raises:
+        FormatError: The file is damaged, or see `shard_features`.
+    """
+    with reading(path):
+        schema = pq.read_schema(path)
+        stored = pq.read_metadata(path).metadata or {}
+        if b"ARROW:schema" in stored:
+            inner = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(stored[b"ARROW:schema"]))).metadata or {}
+            if inner.get(b"huggingface") != stored.get(b"huggingface"):
+                raise FormatError(
+                    f"{path} must tell the features of its columns, but tells two. Fetch or make it again."
+                )
+    return shard_features(schema, str(path))
+
+
 def shard_features(schema: pa.Schema, where: str) -> Features:
     """Returns the columns of a shard; `where` names it in messages.
 
@@ -145,8 +164,7 @@ def check_shards(config: Path, provenance: Provenance) -> list[Path]:
             )
         if marker.num_rows != rows:
             raise FormatError(f"{path} must have {rows} rows, found {marker.num_rows}. Fetch or make it again.")
-        with reading(path):
-            features = shard_features(pq.read_schema(path), str(path))
+        features = read_features(path)
         if first is None:
             first = features
             check_columns(features, provenance, str(path))
@@ -197,6 +215,7 @@ def check_digests(path: Path) -> None:
     marker = read_marker(path)
     if marker.digests is None:
         return
+    read_features(path)
     found = ColumnDigests()
     with reading(path):
         # Pages are compared with their checksums first: that names damage on the disk or on the way.
@@ -306,7 +325,7 @@ class ShardWriter:
         codecs = column_compression(features)
         base_leaves = [leaf for leaf in codecs if not is_reserved(leaf.split(".")[0])]
         try:
-            with _writing(path):
+            with writing(path):
                 self._writer = pq.ParquetWriter(
                     self._temporary,
                     self._schema,
@@ -345,7 +364,7 @@ class ShardWriter:
         self._num_bytes += table.nbytes
         self._digests.update(table)
         self._skipped += columns["source_index"][~valid].tolist()
-        with _writing(self.path):
+        with writing(self.path):
             self._writer.write_table(table, row_group_size=len(table))
 
     def finish(self) -> ShardMarker:
@@ -356,7 +375,7 @@ class ShardWriter:
             "skipped_rows": self._skipped,
             "digests": self._digests.result(),
         }
-        with _writing(self.path):
+        with writing(self.path):
             self._writer.add_key_value_metadata({METADATA_KEY.decode(): json.dumps(marker)})
             self._writer.close()
             with self._temporary.open("rb+") as file:
@@ -376,14 +395,3 @@ class ShardWriter:
                 self._writer.close()
         finally:
             self._temporary.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Any:
-    try:
-        yield
-    except OSError as error:
-        raise HfDrError(
-            f"could not write {path}: {error.strerror or error}. Free space or fix the folder, then run the same "
-            "command again; finished shards are kept."
-        ) from error

@@ -11,11 +11,18 @@ from typing import Any, ClassVar
 
 import filelock
 import torch
+from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy, TrainOutput, has_length
+from transformers.trainer_utils import (
+    PREFIX_CHECKPOINT_DIR,
+    IntervalStrategy,
+    TrainOutput,
+    has_length,
+    rotate_checkpoints,
+)
 
 from hf_dr.errors import ConfigError
-from hf_dr.files import check_writable, write_whole
+from hf_dr.files import check_writable, write_whole, writing
 from hf_dr.processes import warm_up_kernels
 from hf_dr.settings import Real, Whole
 from hf_dr.training.checkpoints import check_checkpoint, last_checkpoint, write_checksums
@@ -90,7 +97,6 @@ class ResumableTrainer(Trainer):
         self._lock: filelock.BaseFileLock | None = None
         super().__init__(model, args, **settings)
         self.add_callback(_Epochs(self))
-        self.add_callback(_Checkpoints(self))
         self.add_callback(self._divergence)
 
     def run_settings(self) -> dict[str, Any] | None:
@@ -192,9 +198,27 @@ class ResumableTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         assert isinstance(self.model, torch.nn.Module)
         check_weights(self.model)
-        super()._save(output_dir, state_dict)
+        folder = Path(output_dir or self.args.output_dir or ".")
+        with _writing(folder):
+            super()._save(output_dir, state_dict)
+            if self.args.should_save:
+                self.save_with_model(folder)
+
+    # Private, because Trainer deletes earlier checkpoints within it, before a callback could complete the new one.
+    def _save_checkpoint(self, *args: Any, **settings: Any) -> None:
+        folder, limit = Path(self.args.output_dir or "."), self.args.save_total_limit
+        checkpoint = folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        self.args.save_total_limit = None
+        try:
+            with _writing(checkpoint):
+                super()._save_checkpoint(*args, **settings)
+        finally:
+            self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()  # all have written their part
         if self.args.should_save:
-            self.save_with_model(Path(output_dir or self.args.output_dir or "."))
+            write_whole(checkpoint / SETTINGS_FILE, json.dumps(kept_settings(self.args), indent=2) + "\n")
+            write_checksums(checkpoint, resumable=not self.args.save_only_model)
+            rotate_checkpoints(str(folder), limit, self.state.best_model_checkpoint, use_mtime=True)
 
     # Private, because no callback can keep an epoch from being started: Trainer looks for the end only after a step, and a run
     # that had ended within an epoch would take one step more when it is resumed.
@@ -320,18 +344,18 @@ class ResumableTrainer(Trainer):
         return metrics
 
 
-class _Checkpoints(TrainerCallback):
-    """Completes each checkpoint, after all processes have written their part: its settings, and last its checksums."""
-
-    def __init__(self, trainer: ResumableTrainer) -> None:
-        self._trainer = trainer
-
-    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._trainer.accelerator.wait_for_everyone()
-        checkpoint = Path(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
-        if args.should_save and checkpoint.is_dir():
-            write_whole(checkpoint / SETTINGS_FILE, json.dumps(kept_settings(args), indent=2) + "\n")
-            write_checksums(checkpoint, resumable=not args.save_only_model)
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """As `writing`, also for what torch and safetensors raise where a file cannot be written."""
+    with writing(path):
+        try:
+            yield
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+        except RuntimeError as error:
+            if not any(word in str(error) for word in ("inline_container", "iostream", "PytorchStreamWriter")):
+                raise
+            raise OSError(str(error)) from error
 
 
 class _Epochs(TrainerCallback):

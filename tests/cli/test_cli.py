@@ -57,7 +57,7 @@ def test_reinforce_then_load_dataset(plus):
 
 def test_verify(plus, named, capsys):
     assert main(["verify", str(plus), *named[2:], "--num_rows", "4"]) == 0
-    assert main(["verify", str(plus), "--no_teacher"]) == 0
+    assert main(["verify", str(plus), "--no_teacher", "--device"]) == 0
     assert main(["verify", str(plus)]) == 2
     assert "error: " in capsys.readouterr().err
 

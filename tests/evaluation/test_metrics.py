@@ -62,6 +62,7 @@ def test_in_the_form_of_trainer_and_as_a_picture(tmp_path):
     logits, labels = np.eye(4) * 3, np.arange(4)
     prediction = type("EvalPrediction", (), {"predictions": (logits, None), "label_ids": labels})
     assert compute_metrics(prediction) == classification_metrics(logits, labels)
-    reliability_picture({"a": reliability(logits, labels), "b": reliability(-logits, labels)}, str(tmp_path / "r.png"))
+    diagrams = {"a": [reliability(logits, labels)], "b": 2 * [reliability(-logits, labels)]}
+    reliability_picture(diagrams, str(tmp_path / "r.png"))
     with PIL.Image.open(tmp_path / "r.png") as picture:
         assert picture.width > 500

@@ -157,7 +157,9 @@ def test_each_number_is_that_of_the_runs_files(trained):
     assert f"| {np.mean(seconds[1]) / np.mean(seconds[0]):.2f} |\n" in page
     assert f"| {seconds_of(trained, 'kd-0'):.1f} |" in page
     ece = [100 * of(trained, f"erm-{seed}", "eval_ece") for seed in (0, 1)]
-    assert f"| erm | {np.mean(ece):.2f} ± {np.std(ece, ddof=1):.2f} (2) |" in page
+    calibration = page.split("## Calibration")[1].split("##")[0]
+    # The set of the evaluations on the way was evaluated afterwards, too: its numbers are shown once.
+    assert calibration.count(f"| {np.mean(ece):.2f} ± {np.std(ece, ddof=1):.2f} (2) |") == 1
 
 
 def test_evaluations_find_their_runs_and_other_checkpoints_stand_by_themselves(trained):

@@ -71,8 +71,9 @@ def test_the_sample_is_keyed_by_the_seed(tiny_plus, edit):
     assert verdicts == [verify(damaged, num_rows=1, seed=seed).ok for seed in range(8)]
 
 
+@pytest.mark.parametrize("device", [None, "cpu"])
 @pytest.mark.parametrize("column", ["aug_crop_box", "aug_rand_augment_op", "aug_mixup_lam", "aug_flip"])
-def test_one_changed_parameter_is_found(tiny_plus, edit, column):
+def test_one_changed_parameter_is_found(tiny_plus, edit, column, device):
     mixed = next(r for r in range(12) if tiny_plus.params(r, 2)["mixup_lam"] not in (0.0, 0.5, 1.0))
 
     def change(values):
@@ -86,7 +87,7 @@ def test_one_changed_parameter_is_found(tiny_plus, edit, column):
             values[7, 2] ^= True
         return values
 
-    report = verify(edit(tiny_plus, column, change))
+    report = verify(edit(tiny_plus, column, change), device=device)
     row = mixed if column == "aug_mixup_lam" else 7
     assert not report.ok
     assert report.bit_equal < 1

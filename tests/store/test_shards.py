@@ -311,7 +311,7 @@ def test_a_failing_disk_is_noticed_when_the_file_is_forced_to_it(
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(
-        HfDrError, match=r"could not write .*a\.parquet: Input/output error\. .*finished shards are kept"
+        HfDrError, match=r"could not write .*a\.parquet: Input/output error\. .*what is finished is kept"
     ):
         write(tmp_path / "a.parquet")
     assert list(tmp_path.iterdir()) == []

@@ -118,6 +118,54 @@ def test_a_setting_that_does_not_may_change(resume, two_epochs, plain, changes, 
     assert same(weights(resumed), load_file(two_epochs / f"checkpoint-{2 * STEPS}" / "model.safetensors"))
 
 
+# Another value of each argument that may change; what has none here concerns other machines, the Hub, or no training.
+MAY_CHANGE: dict[str, Any] = {
+    "logging_strategy": "no", "logging_steps": 2, "logging_first_step": True, "log_on_each_node": False,
+    "logging_nan_inf_filter": True, "include_num_input_tokens_seen": "all", "log_level": "error", "log_level_replica": "error",
+    "disable_tqdm": False, "report_to": [], "run_name": "another", "project": "another", "skip_memory_metrics": False,
+    "debug": "underflow_overflow", "per_device_eval_batch_size": 1, "prediction_loss_only": True, "eval_on_start": True,
+    "eval_do_concat_batches": False, "eval_use_gather_object": True, "eval_accumulation_steps": 1, "bf16_full_eval": True,
+    "include_for_metrics": ["loss"], "save_only_model": True, "save_on_each_node": True, "save_total_limit": 1,
+    "dataloader_num_workers": 1, "dataloader_pin_memory": False, "torch_empty_cache_steps": 1, "do_train": True,
+    "do_eval": False, "do_predict": True, "restore_callback_states_from_checkpoint": True, "eval_strategy": "no",
+    "eval_steps": 2, "eval_delay": 1, "save_strategy": "no", "save_steps": 1, "metric_for_best_model": "loss",
+    "greater_is_better": True,
+}  # fmt: skip
+ELSEWHERE = {
+    "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id", "output_dir", "enable_jit_checkpoint", "push_to_hub",
+    "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push", "hub_revision", "use_cpu",
+    "local_rank", "ddp_backend", "ddp_timeout", "dataloader_persistent_workers", "dataloader_prefetch_factor",
+    "dataloader_multiprocessing_context", "resume_from_checkpoint", "fp16_full_eval", "batch_eval_metrics",
+}  # fmt: skip
+
+
+def test_each_argument_that_may_change_is_tried():
+    assert set(MAY_CHANGE) | ELSEWHERE == NOT_COMPARED | OF_THE_BEST
+    assert not set(MAY_CHANGE) & ELSEWHERE
+
+
+@pytest.fixture(scope="module")
+def with_dropout(tmp_path_factory, _plain, pictures) -> Callable[..., Pooled]:
+    """Trains two epochs with dropout, an average and evaluations, or goes on after the first; returns the student."""
+    out = tmp_path_factory.mktemp("with_dropout")
+
+    def train(folder: Path = out, **changes: Any) -> Pooled:
+        given = {"save_strategy": "epoch", "eval_strategy": "epoch", "num_train_epochs": 2, "ema_decay": 0.7, **changes}
+        args = settings_in(folder, optim="adamw_torch", reinforced_probability=0.5, **given)
+        trainer = ReinforcedTrainer(pooled(dropout=0.5), args, train_dataset=copy.copy(_plain), eval_dataset=pictures)
+        trainer.train(resume_from_checkpoint=str(out / f"checkpoint-{STEPS}") if changes else None)
+        return trainer.model
+
+    train()
+    return train
+
+
+@pytest.mark.parametrize("name", MAY_CHANGE)
+def test_an_argument_that_may_change_shapes_no_weights(with_dropout, tmp_path, name):
+    whole = load_file(with_dropout.__defaults__[0] / f"checkpoint-{2 * STEPS}" / "model.safetensors")
+    assert same(weights(with_dropout(tmp_path, **{name: MAY_CHANGE[name]})), whole)
+
+
 def test_more_epochs_are_said_once(resume, caplog):
     resume(f"checkpoint-{2 * STEPS}", num_train_epochs=3)
     assert caplog.text.count("Going on from") == 1

@@ -1,0 +1,319 @@
+"""Kills, fills the disk, cuts the Hub, damages files, goes on, and compares with what an undisturbed run made.
+
+    python benchmarks/soak.py --minutes 60 --seed 7 --json benchmarks/results/soak.json
+    python benchmarks/soak.py --kind flip --trials 1000               # one kind, so many times
+
+Kinds of trials take turns, each drawn from (seed, kind, number). What is disturbed is a fork of this process. It is killed at
+a random file operation or moment, or from a random operation on no file may grow beyond a random size, as on a full disk; the
+tests' Hub on 127.0.0.1 cuts, refuses or garbles requests. Nothing may end in another error than this package's own, and
+
+- `reinforce`: started again, a run ends in the same bytes, whether killed, out of room, or with a damaged shard;
+- `train`: likewise in the same weights, also of the average; what is damaged is the last checkpoint;
+- `push`: it ends well or in one clear error, without the token; the next one makes the repository whole; no commit held half;
+- `flip`, `swap`: in one or two shards, a flipped bit, or swapped rows or values, are found by `verify` and refused by a push,
+  which name a damaged shard. `flips_without_effect` leave all that is read as it was.
+
+Where a trial is not well it is said how to repeat it, its files are kept, and the exit code is 1.
+"""
+
+import os
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+import conftest  # isort: skip (before the libraries: it sets their environment)
+import common
+import datasets
+import huggingface_hub
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from hub import test_hub_faults as faults
+from loopback_hub import Fault
+from store.test_shards import rewritten
+from training.helpers import pooled, settings_in
+
+from hf_dr.errors import FormatError, HfDrError
+from hf_dr.generation.config import ReinforceConfig
+from hf_dr.generation.job import reinforce
+from hf_dr.generation.verify import verify
+from hf_dr.hub import retry
+from hf_dr.hub.push import push_to_hub
+from hf_dr.replay.loading import load_reinforced
+from hf_dr.store.shards import read_marker
+from hf_dr.training.checkpoints import last_checkpoint
+from hf_dr.training.trainer import ReinforcedTrainer
+
+HUB, Rng = conftest.HUB, np.random.Generator
+Work = Callable[[Path], Any]
+FILE_OPERATIONS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir")
+
+
+class NotWellError(Exception):
+    """What a trial found."""
+
+
+def reinforcing(folder: Path) -> None:
+    """Makes, or goes on with, a "+" dataset of six shards."""
+    rng, labels = np.random.default_rng(0), [row % len(conftest.CLASSES) for row in range(24)]
+    cells = [conftest.as_cell(conftest.colour_image(rng, label)) for label in labels]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=[*conftest.CLASSES])})
+    data = datasets.Dataset.from_dict({"image": cells, "label": labels}, features=features)
+    config = ReinforceConfig(str(folder), "all_ops", num_views=4, top_k=3, shard_size=4)
+    reinforce(data, conftest.colour_teacher(), conftest.ALL_OPS, config)
+
+
+def training(plus: Path, kept: int | None, folder: Path) -> None:
+    """Trains, or goes on from the last whole checkpoint: 12 steps with dropout and an average, a checkpoint of each."""
+    args = settings_in(
+        folder, num_train_epochs=2, save_strategy="steps", save_steps=1, save_total_limit=kept, ema_decay=0.7,
+        optim="adamw_torch", learning_rate=0.01, lr_scheduler_type="cosine", reinforced_probability=0.5,
+    )  # fmt: skip
+    trainer = ReinforcedTrainer(pooled(dropout=0.5), args, train_dataset=load_reinforced(plus))
+    trainer.train(resume_from_checkpoint=last_checkpoint(str(folder)))
+    trainer.save_model(str(folder / "final"))
+
+
+def pushing(plus: Path, way: str, folder: Path) -> Any:
+    """Pushes as somebody who is online and logged in; nobody waits before another attempt."""
+    os.environ["HF_TOKEN"] = HUB.token
+    huggingface_hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = False
+    huggingface_hub.constants.HF_HUB_CACHE = str(folder / "cache")
+    retry._sleep = lambda _: None
+    huggingface_hub.utils._http.time = huggingface_hub.file_download.time = SimpleNamespace(sleep=lambda _: None)
+    return push_to_hub(plus, faults.REPO, **faults.PUSHES[way])
+
+
+def looking(folder: Path) -> list[str]:
+    """Returns what `verify` of one row and a push say of damaged files; nothing where they find none."""
+    said = []
+    for look in (lambda: verify(folder, num_rows=1).problems, lambda: push_to_hub(folder, faults.REPO)):
+        try:
+            said.append("".join(look()[:1]))
+        except HfDrError as error:  # a push that does not refuse finds no Hub
+            said.append(str(error) if isinstance(error, FormatError) else "")
+    return said
+
+
+def child(work: Work, folder: Path, after: dict[str, int], answer: Any) -> None:
+    """Does `work` in this process; sends its result, the trace of its error, and how many file operations it took."""
+    log = os.open(os.devnull if "bytes" in after else folder.parent / "log.txt", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    done = 0
+
+    def disturb(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal done
+        if event not in FILE_OPERATIONS or str(folder) not in str(arguments[0]):
+            return
+        done += 1
+        if done == after.get("operations") and "bytes" in after:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (after["bytes"], resource.RLIM_INFINITY))
+        elif done == after.get("operations"):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(disturb)
+    result, error = None, ""
+    try:
+        result = work(folder)
+    except Exception as found:
+        result, error = str(found), "".join(traceback.format_exception(found))
+        error = error if isinstance(found, HfDrError) else f"UNCLEAR {error}"
+    answer.send((result, error, done))
+
+
+def run(work: Work, folder: Path, seconds: float | None = None, **after: int) -> Any:
+    """Does `work` in a fork; returns what `child` sends, None where it was killed, after so many seconds or operations."""
+    folder.mkdir(parents=True, exist_ok=True)
+    answer, end = faults.FORK.Pipe(duplex=False)
+    process = faults.FORK.Process(target=child, args=(work, folder, after, end))
+    process.start()
+    end.close()
+    ended = answer.poll(seconds or 300)
+    try:
+        sent = answer.recv() if ended else process.kill()
+    except EOFError:
+        sent = None
+    process.join()
+    if (sent and sent[1].startswith("UNCLEAR")) or not (ended or seconds):
+        raise NotWellError(sent[1] if ended else "it did not end within 300 s")
+    return sent
+
+
+def flip(path: Path, rng: Rng) -> None:
+    content = bytearray(path.read_bytes())
+    content[rng.integers(len(content))] ^= 1 << int(rng.integers(8))
+    path.write_bytes(content)
+
+
+def swap(path: Path, rng: Rng) -> None:
+    table = pq.read_table(path)
+    order = np.arange(len(table))
+    one, other = rng.choice(len(table), 2, replace=False)
+    order[[one, other]] = other, one
+    name = str(rng.choice([name for name in table.column_names if not table[name].take(order).equals(table[name])]))
+    place, field = table.column_names.index(name), table.schema.field(name)
+    rows = rng.random() < 0.2  # whole ones, else the values of a column
+    rewritten(
+        path, lambda table: table.take(order) if rows else table.set_column(place, field, table[name].take(order))
+    )
+
+
+def reads_the_same(path: Path, intact: Path) -> bool:
+    """Whether a shard has the table, the features, the marker and the statistics of another."""
+    try:
+        one, other = pq.read_table(path), pq.read_table(intact)
+        same = one.to_pylist() == other.to_pylist() and one.schema.metadata == other.schema.metadata
+        groups = [str(pq.read_metadata(file).row_group(0).column(0).statistics) for file in (path, intact)]
+        return same and groups[0] == groups[1] and read_marker(path) == read_marker(intact)
+    except (FormatError, OSError, pa.ArrowException, ValueError):
+        return False
+
+
+class Soak:
+    """The undisturbed results, with the seconds and file operations that they took, and a method for each kind of trial."""
+
+    def __init__(self, home: Path) -> None:
+        self.places = {name: home / name / "work" for name in ("reinforce", "train")}
+        self.plus = self.places["reinforce"]
+        self.flips_without_effect = 0
+        self.whole, self.operations, self.seconds = {}, {}, {}
+        for name, folder in self.places.items():
+            began = time.perf_counter()
+            _, error, self.operations[name] = run(self.work(name), folder)
+            self.seconds[name] = time.perf_counter() - began
+            self.whole[name] = self.result(name, folder)
+            assert not error, error
+
+    def work(self, name: str, kept: int | None = None) -> Work:
+        return reinforcing if name == "reinforce" else partial(training, self.plus, kept)
+
+    def result(self, name: str, folder: Path) -> dict[str, bytes]:
+        """The files whose bytes count: all of a "+" dataset, the weights of a training."""
+        files = folder.rglob("[!.]*") if name == "reinforce" else folder.glob("final/*.safetensors")
+        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files if path.is_file()}
+
+    def go_on(self, name: str, work: Work, folder: Path) -> None:
+        """Starts the work again, without disturbing it, and compares."""
+        _, error, _ = run(work, folder)
+        found, whole = self.result(name, folder), self.whole[name]
+        differing = [file for file in sorted(found | whole) if found.get(file) != whole.get(file)]
+        if error or differing:
+            raise NotWellError(error or f"{', '.join(differing)} differ from those of the undisturbed run")
+
+    def killed(self, name: str, rng: Rng, folder: Path) -> None:
+        work = self.work(name, (None, 1, 2)[rng.integers(3)])
+        for _ in range(int(rng.integers(1, 4))):
+            if rng.random() < 0.5:
+                run(work, folder, operations=int(rng.integers(1, self.operations[name])))
+            else:
+                run(work, folder, seconds=float(rng.uniform(0.01, self.seconds[name])))
+        self.go_on(name, work, folder)
+
+    def full(self, name: str, rng: Rng, folder: Path) -> None:
+        work = self.work(name, (None, 1, 2)[rng.integers(3)])
+        largest = max(path.stat().st_size for path in self.places[name].rglob("*") if path.is_file())
+        size = int(np.exp(rng.uniform(0, np.log(largest))))
+        run(work, folder, bytes=size, operations=int(rng.integers(1, self.operations[name])))
+        self.go_on(name, work, folder)
+
+    def damaged(self, name: str, rng: Rng, folder: Path) -> None:
+        shutil.copytree(self.places[name], folder)
+        shutil.rmtree(folder / "final", ignore_errors=True)
+        last = Path(str(last_checkpoint(str(folder)))) if name == "train" else folder / "all_ops"
+        path = sorted(last.glob("*.*" if name == "train" else "*.parquet"))[rng.integers(6)]
+        intact = self.places[name] / path.relative_to(folder)
+        if rng.random() < 0.3:
+            path.unlink()
+        elif rng.random() < 0.5:
+            os.truncate(path, int(rng.integers(path.stat().st_size)))
+        else:
+            flip(path, rng)
+            if name == "reinforce" and reads_the_same(path, intact):
+                shutil.copy(intact, path)
+        self.go_on(name, self.work(name), folder)
+
+    def found(self, kind: str, rng: Rng, folder: Path) -> None:
+        shutil.copytree(self.plus, folder)
+        chosen = sorted(rng.choice(sorted(folder.rglob("*.parquet")), int(rng.integers(1, 3)), replace=False))
+        for path in chosen:
+            {"flip": flip, "swap": swap}[kind](path, rng)
+        same = [reads_the_same(path, self.plus / path.relative_to(folder)) for path in chosen]
+        self.flips_without_effect += sum(same)
+        for look, said in zip(("verify", "push"), run(looking, folder)[0], strict=True):
+            if not all(same) and not any(path.name in said for path in chosen):
+                names = " or ".join(path.name for path in chosen)
+                raise NotWellError(f"{look} must name {names}, but it said: {said or 'nothing'}")
+
+    def pushed(self, _: str, rng: Rng, folder: Path) -> None:
+        way, request = faults.KINDS[rng.integers(len(faults.KINDS))]
+        fault = str(rng.choice(faults.FAULTS + faults.LASTING))
+        HUB.reset()
+        faults.prepare(HUB, way)
+        HUB.faults.append(Fault(fault, request, int(rng.integers(1, 3)), float(rng.choice([1, 3, np.inf]))))
+        work = partial(pushing, self.plus, way)
+        first = run(work, folder, seconds=float(rng.uniform(0.05, 1)) if rng.random() < 0.2 else None)
+        HUB.faults.clear()
+        again, error, _ = run(work, folder)
+        if first and first[1] and not faults.CLEAR.match(first[0]):
+            error = f"the error is not clear: {first[1]}"
+        if "hf_loopback" in (folder.parent / "log.txt").read_text(encoding="utf-8") + str(first):
+            error = "the token was shown"
+        if error or HUB.errors:
+            raise NotWellError(f"{fault} at {request} ({way}): {error or HUB.errors}")
+        faults.assert_whole(HUB, again, self.plus, way)
+
+
+KINDS = {f"{name}_{how}": (how, name) for name in ("reinforce", "train") for how in ("killed", "full", "damaged")}
+KINDS |= {"push": ("pushed", ""), "flip": ("found", "flip"), "swap": ("found", "swap")}
+
+
+def main() -> None:
+    flags = common.parser(__doc__)
+    flags.add_argument("--minutes", type=float, default=1.0, help="How long, in whole rounds of all kinds. Default: 1.")
+    flags.add_argument("--trials", type=int, help="So many rounds, in place of --minutes.")
+    flags.add_argument("--first", type=int, default=0, help="The number of the first round. Default: 0.")
+    flags.add_argument("--seed", type=int, default=0, help="Default: 0.")
+    flags.add_argument("--kind", nargs="+", choices=KINDS, default=[*KINDS], help="Default: all.")
+    given = flags.parse_args()
+    well, number, began = Counter[str](), given.first, time.monotonic()
+    with common.working_folder() as home:
+        HUB.start()
+        soak = Soak(home)
+        while number < given.first + given.trials if given.trials else time.monotonic() < began + 60 * given.minutes:
+            for kind in given.kind:
+                method, name = KINDS[kind]
+                rng = np.random.default_rng([given.seed, zlib.crc32(kind.encode()), number])
+                folder = home / f"{kind}-{number}" / "work"
+                try:
+                    getattr(soak, method)(name, rng, folder)
+                    well[kind] += 1
+                    shutil.rmtree(folder.parent)
+                except (NotWellError, AssertionError) as error:
+                    kept = shutil.move(folder.parent, tempfile.mkdtemp(prefix="hf_dr_soak_"))
+                    print(f"{kind} {number} is not well: {error}\nIts files: {kept}. To repeat it:", file=sys.stderr)
+                    again = f"--seed {given.seed} --kind {kind} --first {number} --trials 1"
+                    print(f"    python benchmarks/soak.py {again}\n", file=sys.stderr)
+            number += 1
+    result = {kind: f"{well[kind]} of {number - given.first}" for kind in given.kind}
+    common.table([[*pair] for pair in result.items()], ["kind", "ended well"])
+    numbers = {"flips_without_effect": soak.flips_without_effect, "minutes": (time.monotonic() - began) / 60}
+    common.finish({**result, **numbers}, given)
+    if any(well[kind] < number - given.first for kind in given.kind):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+# ruff: noqa: E501
+"""Makes docs/results.md from benchmarks/results/*.json. Takes no arguments."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "results.md"
+STUDENTS = {
+    "Fashion-MNIST, ResNet": "fashion_mnist_resnet",
+    "Fashion-MNIST, ViT": "fashion_mnist_vit",
+    "CIFAR-10, ResNet": "cifar10_resnet",
+    "CIFAR-10, ViT": "cifar10_vit",
+    "Tiny-ImageNet, ResNet": "tiny_imagenet_resnet",
+    "Tiny-ImageNet, ViT": "tiny_imagenet_vit",
+    "grocery, ResNet": "grocery_resnet",
+    "grocery, ViT": "grocery_vit",
+    "grocery, fine-tuned, EfficientNet-Lite0": "grocery_finetune_lite0",
+}
+# Question, answer with the places of the numbers (file[key]), benchmark.
+COSTS = [
+    ("Does replay show what the teacher saw?", "{fidelity[differing_pixels]} differing pixels in {fidelity[views]:,} views, every op, from another process", "fidelity"),
+    ("Bytes a view, K = 10 of 1,000, V = 50", "`randaug` {storage[randaug]:.1f}, `randaug_mixing` {storage[randaug_mixing]:.1f}", "storage"),
+    ("What storing float16 loses", "{storage[kl]:.1e} nats of KL", "storage"),
+    ("KL of the answer from the target, nats: `topk` K = 10; `topk_image_tail` K = 5, K = 10", "{signal[topk_k10_kl]:.3f}; {signal[topk_image_tail_k5_kl]:.3f}, {signal[topk_image_tail_k10_kl]:.3f}", "signals"),
+    ("Distance of a single target from the answer, K = 10: `topk`, `topk_image_tail`, `sampled` (which has no lasting error)", "{signal[topk_k10_noise]:.3f}, {signal[topk_image_tail_k10_noise]:.3f}, {signal[sampled_k10_noise]:.3f}", "signals"),
+    ("Speed of a run over its teacher alone (CPU, 224x224)", "{generation[ratio]:.2f}: cores wait less in a run", "generation"),
+    ("Two processes over one, one thread each", "{generation[two_processes]:.2f}", "generation"),
+    ("Memory in MB; of twice the rows; of four times the views", "{generation[peak_mb]:,.0f}; {generation[peak_mb_long]:,.0f}; {generation[peak_mb_views]:,.0f}", "generation"),
+    ("Speed of a run over its teacher alone (H100): EfficientNet-Lite0, ResNet-50, Lite0 with mixing", "{device[generation_lite0]:.2f}, {device[generation_resnet50]:.2f}, {device[generation_lite0_mixing]:.2f}", "device"),
+    ("A training step over one on labels", "{step[reinforced]:.3f}; with the teacher in memory {step[kd]:.2f}", "step"),
+    ("Loss over the dense one at 21,841 classes", "time {loss[time_21841]:.2f}, memory {loss[memory_21841]:.2f}", "loss"),
+    ("Loading images over a plain loader, V = 50, 400, 400 mixing", "{loader[randaug_v50]:.2f}, {loader[randaug_v400]:.2f}, {loader[randaug_mixing_v400]:.2f}; 2 workers {loader[randaug_v50_workers]:.2f}, {loader[randaug_v400_workers]:.2f}, {loader[randaug_mixing_v400_workers]:.2f}", "loader"),
+    ("Checking that images are the right ones, of the loader's first epoch", "{join[check_share]:.1%}, of later ones nothing", "join"),
+    ("Finding an overlay's images by their pixels, over decoding them", "{join[index_over_decoding]:.2f}, once", "join"),
+    ("Pushing 1 GB in 50 shards from two processes, over the Hub client's own upload", "{push[ratio]:.2f}; after a kill half way {push[resent_fraction]:.0%} is sent again", "push"),
+]  # fmt: skip
+
+
+def read(name: str) -> dict[str, Any]:
+    """Returns the numbers of one benchmark."""
+    found: dict[str, Any] = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    return found
+
+
+def gains() -> list[str]:
+    """Returns the table of what students gain."""
+    found = read("accuracy")
+    lines = [
+        (
+            "| 10,000 images (grocery: 1,253 photos), student | top-1 %, erm | reinforced | gain | NLL gain | ECE gain | "
+            "corrupted error gain |"
+        ),
+        "|---|---|---|---|---|---|---|",
+    ]
+    for title, key in STUDENTS.items():
+        cells = [f"{100 * found[f'{key}_{objective}_top1']:.2f}" for objective in ("erm", "reinforced")]
+        for metric, scale, digits in (("top1", 100, 2), ("nll", 1, 3), ("ece", 100, 2), ("mce", 100, 2)):
+            mean, spread = (scale * found[f"{key}_{metric}_gain{end}"] for end in ("", "_std"))
+            cells.append(f"{mean:+.{digits}f} ± {spread:.{digits}f}")
+        lines.append(f"| {' | '.join([title, *cells])} |")
+    return lines
+
+
+def page() -> str:
+    """Returns the page."""
+    files = {path.stem: read(path.stem) for path in (ROOT / "benchmarks" / "results").glob("*.json")}
+    costs = [f"| {what} | {answer.format_map(files)} | `python benchmarks/{by}.py` |" for what, answer, by in COSTS]
+    parts = [
+        "# Results",
+        (
+            "Made by `python docs/results.py` from [benchmarks/results](../benchmarks/results), which has every number with its "
+            "command,\nversions and machine."
+        ),
+        "## What students gain",
+        (
+            "By `python benchmarks/accuracy.py`. Gains over training on labels are changes for the better, those of ECE and "
+            "corrupted error in\npercent points: mean and standard deviation over three seeds, at schedules that two CPU cores can "
+            "do (3 to 80 epochs). Corrupted\nis by all fifteen corruptions, in the last row by four."
+        ),
+        "\n".join(gains()),
+        "## What it costs",
+        "Ratios against a baseline in the same run, on two CPU cores unless another device is named.",
+        "\n".join(["| question | answer | command |", "|---|---|---|", *costs]),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

@@ -22,7 +22,6 @@ from hf_dr.training.arguments import ReinforcedTrainingArguments
 from hf_dr.training.average import WeightAverage
 from hf_dr.training.checks import (
     check_answers,
-    check_input,
     check_num_classes,
     check_other_dataset,
     check_settings,
@@ -105,7 +104,6 @@ class ReinforcedTrainer(StudentTrainer):
         assert isinstance(self.model, nn.Module)
         check_student(self.model, train)
         check_settings(self.args, train, self)
-        check_input(self.model, train)
         self._in_order(train)  # checks the settings of the order
         if train.paired and self.args.train_batch_size % 2:
             logger.warning("An odd batch size splits mixed pairs over batches: their images are decoded twice.")
@@ -235,18 +233,17 @@ class ReinforcedTrainer(StudentTrainer):
         outputs = self._logits_of(model, inputs)
         if "teacher_ids" not in inputs:  # evaluated; not every model has a loss of its own, and some have another
             loss = nn.functional.cross_entropy(outputs["logits"].float(), inputs["labels"])
-            return (loss, outputs) if return_outputs else loss
-        args = self.args
-        loss = reinforced_loss(
-            outputs["logits"],
-            inputs,
-            tail=self._tail,
-            temperature=args.temperature,
-            label_weight=args.label_weight,
-            label_smoothing=args.unreinforced_label_smoothing,
-            # What is evaluated may have rows without stored views where training has none.
-            draws_anew=self._draws_anew or not outputs["logits"].requires_grad,
-        )
+        else:
+            loss = reinforced_loss(
+                outputs["logits"],
+                inputs,
+                tail=self._tail,
+                temperature=self.args.temperature,
+                label_weight=self.args.label_weight,
+                label_smoothing=self.args.unreinforced_label_smoothing,
+                # What is evaluated may have rows without stored views where training has none.
+                draws_anew=self._draws_anew or not outputs["logits"].requires_grad,
+            )
         return (loss, outputs) if return_outputs else loss
 
     def _logits_of(self, model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:

@@ -43,6 +43,7 @@ def check_student(model: nn.Module, dataset: ReinforcedData) -> None:
         raise ConfigError(
             f"the model must have weights that are trained, but all of {type(model).__name__} are frozen."
         )
+    check_input(model, dataset)
     count = getattr(config, "num_labels", None)
     if count is not None:
         check_num_classes(count, dataset)

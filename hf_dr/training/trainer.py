@@ -85,7 +85,6 @@ class ReinforcedTrainer(StudentTrainer):
         model, settings["processing_class"] = _student(model, train, args.seed, settings.get("processing_class"))
         settings["eval_dataset"] = as_evaluation(settings.get("eval_dataset"), train, eval_crop_of(model))
         super().__init__(model=model, args=args, normalization=normalization, **settings)
-        self.args: ReinforcedTrainingArguments
         self._check_train_dataset()
         self._augmenter: DeviceAugmentation | None = None
         if isinstance(train, ReinforcedData):

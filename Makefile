@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test docs format clean
+.PHONY: demo test test-floors test-pixels docs format clean
 
 demo: $(READY)  ## reinforces the embedded Fashion-MNIST with the embedded teacher; results in demo/
 	$(BIN)/python recipes/demo.py
@@ -14,6 +14,19 @@ test: $(READY)  ## lint, types and tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -n 2
+
+test-floors: $(READY)  ## the tests with the lowest versions that pyproject.toml accepts
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(VENV)-floors
+	$(BIN)/uv pip install --quiet --python $(VENV)-floors --resolution lowest-direct --editable ".[dev]"
+	$(VENV)-floors/bin/python -m pytest -q -n 2
+
+test-pixels: $(READY)  ## the stored views under the lowest and the newest versions of what makes pixels
+	for resolution in lowest-direct highest; do \
+	  $(BIN)/uv venv --quiet --clear --python $(BIN)/python $(VENV)-pixels && \
+	  $(BIN)/uv pip install --quiet --python $(VENV)-pixels --resolution $$resolution --editable ".[dev]" && \
+	  $(VENV)-pixels/bin/python -m tests.golden.count && \
+	  $(VENV)-pixels/bin/python -m pytest -q tests/test_golden.py tests/views || exit 1; \
+	done
 
 docs: $(READY)  ## the site, in site/; a warning is an error
 	$(BIN)/python -m pip install --quiet --editable ".[docs]"
@@ -30,4 +43,4 @@ $(READY): pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo site build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-floors $(VENV)-pixels demo site build dist *.egg-info

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Generator, Sequence
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import common
 import datasets
@@ -90,12 +91,10 @@ def answers(count: int, top_k: int, num_classes: int, seed: int) -> tuple[np.nda
     return ids.astype(np.uint16), np.log(p).astype(np.float16)
 
 
-def write(
-    base: datasets.Dataset, augmentation: Augmentation, num_views: int, folder: Path, *, overlay: bool = False
-) -> Path:
+def write(base: datasets.Dataset, augmentation: Augmentation, num_views: int, folder: Path, **settings: Any) -> Path:
     """Reinforces `base` (columns `image` and `label`) with made-up answers over 1,000 classes; returns the folder."""
     teacher, _ = common.lite0(None)
-    config = ReinforceConfig(str(folder), num_views=num_views, top_k=TOP_K, label_column="label", overlay=overlay)
+    config = ReinforceConfig(str(folder), num_views=num_views, top_k=TOP_K, label_column="label", **settings)
     plan = plan_run(base, teacher, augmentation, config)
     Job(plan, SyntheticSource(plan, teacher.device)).run()
     return plan.folder

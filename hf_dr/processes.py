@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import platform
 import signal
 import time
 from collections.abc import Callable
@@ -88,6 +89,15 @@ def find_device(name: str | torch.device | None = None) -> torch.device:
         return torch.device("cpu")
     rank = int(os.environ.get("LOCAL_RANK", "0"))
     return torch.device(accelerator.type, rank % torch.accelerator.device_count())
+
+
+def describe_processor(device: torch.device) -> str:
+    """Returns the kind of processor on which a device computes: what may change the last bits of an answer."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return device.type
+    return f"{platform.machine()} CPU with {torch.backends.cpu.get_cpu_capability()}"
 
 
 def _leave_group() -> None:

@@ -552,7 +552,7 @@ class _Handler(BaseHTTPRequestHandler):
         with self.hub.lock:
             exists = key in self.hub.repos
             if not exists:
-                repo = self.hub.repos[key] = Repo(*key, private=asked.get("visibility") == "private")
+                repo = self.hub.repos[key] = Repo(*key, private=_is_private(asked))
                 attributes = Blob(_ATTRIBUTES.encode(), len(_ATTRIBUTES))
                 self.hub._commit(repo, "main", {".gitattributes": attributes}, self.user, "initial commit")
         answer = {"url": self.hub.endpoint + self.hub.repos[key].url, "name": repo_id, "id": repo_id}
@@ -567,8 +567,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def settings(self, type: str, id: str) -> Any:
         repo, asked = self._repo(type, id, write=True), self._json()
-        if "visibility" in asked:
-            repo.private = asked["visibility"] == "private"
+        if not asked.keys().isdisjoint(("visibility", "private")):
+            repo.private = _is_private(asked)
         repo.gated = bool(asked.get("gated", repo.gated))
         return {"private": repo.private, "gated": repo.gated}
 
@@ -886,6 +886,11 @@ class _Handler(BaseHTTPRequestHandler):
     def _reset(self) -> Any:
         self.hub.reset()
         return {}
+
+
+def _is_private(asked: dict[str, Any]) -> bool:
+    """Whether a repository is to be private; clients before 2.0 say so in a field of its own."""
+    return asked.get("visibility") == "private" or bool(asked.get("private"))
 
 
 def _folders(commit: Commit) -> set[str]:

@@ -36,6 +36,7 @@ _LIVELY: dict[str, dict[str, Any]] = {
     "ColorJitter": {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.2},
     "RandomCrop": {"padding": 4, "fill": (255, 0, 255)},
     "RandAugment": {"num_ops": 3},
+    "RandAugmentIncreasing": {"num_ops": 3, "magnitude_std": 40.0},
 }
 
 

@@ -12,7 +12,8 @@ from hf_dr.cli.arguments import build_augmentation
 from hf_dr.cli.config import read_yaml
 from hf_dr.store.base_dataset import load_base
 from hf_dr.teacher.ensemble import Teacher
-from hf_dr.training.students import LabelledImages, evaluation_augmentation
+from hf_dr.teacher.preprocessing import evaluation_augmentation
+from hf_dr.training.students import LabelledImages
 
 ASSETS = Path(str(importlib.resources.files("hf_dr"))) / "assets"
 TEACHERS = [ASSETS / "teachers" / f"fashion_mnist_{member}" for member in "ab"]
@@ -37,7 +38,7 @@ def test_the_teachers_answer_over_the_classes_of_the_images(teacher):
     teacher.check_classes(images.features["label"].names)
     assert len({member.preprocessing for member in teacher.members}) == 2
     assert sum((folder / "model.safetensors").stat().st_size for folder in TEACHERS) < 2_000_000
-    shown = LabelledImages(images.select(range(0, 2000, 8)), evaluation_augmentation(28, 1.0))
+    shown = LabelledImages(images.select(range(0, 2000, 8)), evaluation_augmentation((28, 28), 1.0))
     rows = [shown[i] for i in range(len(shown))]
     answers = teacher(torch.stack([row["pixel_values"] for row in rows])).argmax(-1)
     accuracy = np.mean([int(a) == row["labels"] for a, row in zip(answers, rows, strict=True)])

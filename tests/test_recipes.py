@@ -2,6 +2,7 @@
 
 import gc
 import importlib.util
+import re
 from pathlib import Path
 
 import datasets
@@ -77,7 +78,7 @@ def test_there_are_all():
         own = {file.stem for file in path.glob("*.yaml")}
         assert names <= own
         assert ("teacher" in own) == (path.name != "imagenet")  # whose teachers are on the Hub
-    assert len(STUDENTS) == 27
+    assert len(STUDENTS) == 30
 
 
 def kinds_of(path):
@@ -123,6 +124,37 @@ def test_a_student_is_one_of_timms_at_the_size_of_its_views(path):
         assert model(torch.empty(1, 3, size, size)).shape == (1, 1000)
 
 
+def test_biases_and_normalisations_decay_where_they_do_in_the_source():
+    decaying = {
+        path.stem
+        for path in STUDENTS
+        if training("--config", str(path), "recipes/imagenet/plus.yaml")[2].decay_biases_and_norms
+    }
+    assert {name.rstrip("0123456789d") for name in decaying} == {"resnet", "mobilevit", "mobilevit_xs", "mobilevit_xxs"}
+    for folder in SETS:
+        args = training("--config", "recipes/students/vit_b.yaml", str(folder / "erm.yaml"))[2]
+        assert args.decay_biases_and_norms == (folder.name in ("cifar100", "flowers102", "food101"))
+
+
+@pytest.mark.parametrize("path", STUDENTS, ids=lambda path: path.stem)
+def test_a_student_warms_up_for_epochs(path):
+    family = Path(read_yaml(path)["extends"]).stem
+    epochs = {"resnet": 5, "vit": 5, "swin": 20, "mobile": 6, "mobilevit": 16, "efficientnet": 4.8}
+    for folder in SETS:
+        args = training("--config", str(path), str(folder / "plus.yaml"))[2]
+        assert args.warmup_epochs == ({"imagenet": epochs[family], "fashion_mnist": 0.4}.get(folder.name, 0))
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("recipes/**/*.yaml")), ids=name)
+def test_a_recipe_names_its_source(path):
+    """A file or a table of somebody's, or that the choice is ours."""
+    if path.name == "features.yaml" or path.parent.name == "accelerate":
+        return
+    comments = " ".join(re.findall(r"#(.*)", path.read_text(encoding="utf-8")))
+    named = r"[\w}*]\.(yaml|py|md)|README|arXiv:|table|our choice|references/detection"
+    assert re.search(named, re.sub(r"\s+", " ", comments), re.IGNORECASE)
+
+
 def test_online_teachers_are_those_of_the_reinforcement():
     for folder in SETS:
         assert read_yaml(folder / "kd.yaml")["teacher"] == read_yaml(folder / "reinforce.yaml")["teacher"]
@@ -161,7 +193,9 @@ def test_a_description_is_of_the_recipes_dataset(folder, tmp_path):
             (described.images["width"], described.images["height"]),
         )
     if (ROOT / base.dataset).is_dir():  # the one that can be looked at
-        real = datasets.load_dataset(str(ROOT / base.dataset), split="train")
+        splits = datasets.load_dataset(str(ROOT / base.dataset))
+        assert {split: len(rows) for split, rows in splits.items()} == described.splits
+        real = splits["train"]
         assert real.features == described.features
         assert (real[0]["image"].mode, real[0]["image"].size, real[0]["image"].format) == (
             image.mode,
@@ -185,12 +219,15 @@ def test_flowers102_is_pinned_to_a_copy_with_the_original_splits():
     base = reinforcing(ROOT / "recipes/flowers102/reinforce.yaml")[0]
     described = read_yaml("recipes/flowers102/features.yaml")
     assert described["dataset"] == base.dataset
-    assert described["splits"] == ["train", "validation", "test"]
+    assert described["splits"] == {"train": 1020, "validation": 1020, "test": 6149}
     assert described["columns"]["label"] == torchvision.datasets.Flowers102.classes
     for name in ("erm", "kd", "teacher", "finetune"):
         recipe = read_configs(["--config", f"recipes/flowers102/{name}.yaml"])
-        found = {key: recipe[key][0] for key in ("dataset", "revision", "eval_dataset")}
-        assert found == {"dataset": [base.dataset], "revision": base.revision, "eval_dataset": base.dataset}
+        found = {key: recipe[key][0] for key in ("dataset", "revision", "eval_dataset", "eval_revision")}
+        assert found == {
+            "dataset": [base.dataset], "revision": base.revision, "eval_dataset": base.dataset,
+            "eval_revision": base.revision,
+        }  # fmt: skip
 
 
 def test_the_order_of_the_authors_flowers102_is_torchvisions(tmp_path, monkeypatch, capsys):
@@ -232,10 +269,11 @@ def test_baselines_have_the_filters_and_magnitudes_of_their_sources():
         if path.parent.name == "fashion_mnist" or not isinstance(augmentation, list):
             continue  # ours, or stored views
         found = [op["RandAugment"] for op in augmentation if "RandAugment" in op]
-        if path.stem.startswith("erm_transformers"):  # each of timm's two operations, with probability 0.5, at 9 of 10
-            assert [(op["num_ops"], op["p"], op["magnitude"], op["interpolation"]) for op in found] == [
-                (1, 0.5, 27, "bicubic")
-            ] * 2
+        if path.stem.startswith("erm_transformers"):  # timm's rand-m9-mstd0.5-inc1
+            (own,) = [op["RandAugmentIncreasing"] for op in augmentation if "RandAugmentIncreasing" in op]
+            assert (own["p"], own["magnitude"], own["magnitude_std"], own["interpolation"]) == (0.5, 90, 5.0, "bicubic")
+        elif path.stem == "erm_vit":
+            assert {"AutoAugment": {"interpolation": "bilinear"}} in augmentation
         else:
             assert [(op["num_ops"], op["p"], op["magnitude"], op["interpolation"]) for op in found] == [
                 (2, 1.0, 9, "bilinear")
@@ -288,6 +326,49 @@ def test_a_rehearsal_needs_a_description(tmp_path, capsys):
     (tmp_path / "features.yaml").write_text("dataset: x\nsplit: [train]")
     with pytest.raises(ConfigError, match="must have the keys columns, dataset, images, splits, found dataset, split"):
         Described.beside([str(recipe)])
+
+
+def test_the_splits_of_a_description_have_sizes(tmp_path):
+    assert {folder.name: read_yaml(folder / "features.yaml")["splits"] for folder in SETS} == {
+        "imagenet": {"train": 1281167, "validation": 50000, "test": 100000},
+        "cifar100": {"train": 50000, "test": 10000},
+        "flowers102": {"train": 1020, "validation": 1020, "test": 6149},
+        "food101": {"train": 75750, "validation": 25250},
+        "fashion_mnist": {"train": 10000, "test": 2000},
+    }
+    (tmp_path / "features.yaml").write_text("dataset: x\nsplits: [train]\nimages: {}\ncolumns: {}")
+    with pytest.raises(ConfigError, match=r"`splits` in .* must say how many rows each split has, found \['train'\]"):
+        Described.beside([str(tmp_path / "r.yaml")])
+
+
+@pytest.fixture
+def other_splits(tmp_path):
+    """A copy of the embedded Fashion-MNIST with some of its training images missing."""
+    for split, rows in (("train", 9000), ("test", 2000)):
+        part = datasets.load_dataset(str(ROOT / "hf_dr/assets/fashion_mnist"), split=f"{split}[:{rows}]")
+        part.to_parquet(tmp_path / f"copy/{split}-00000-of-00001.parquet")
+    return str(tmp_path / "copy")
+
+
+def test_a_base_with_other_splits_than_the_recipe_says_is_refused(other_splits, tmp_path, capsys):
+    out = ["--output_dir", str(tmp_path / "out")]
+    reinforce = ["reinforce", "--config", "recipes/fashion_mnist/reinforce.yaml", *out]
+    train = ["train", "--config", "recipes/fashion_mnist/erm.yaml", "--max_steps", "1", *out]
+    found = (
+        "must have 10,000 rows, as recipes/fashion_mnist/features.yaml says of hf_dr/assets/fashion_mnist, found 9,000"
+    )
+    for argv in (reinforce, train):
+        assert main([*argv, "--dataset", other_splits]) == 2
+        assert f"the split `train` of {other_splits} {found}" in capsys.readouterr().err
+    assert main([*train, "--eval_dataset", other_splits, "--eval_split", "train"]) == 2
+    assert f"the split `train` of {other_splits} {found}" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+    recipe = [*reinforce, "--dataset", other_splits, "--num_views", "1", "--dry_run"]
+    assert main([*recipe, "--split", "train[:64]"]) == 0, "a part on purpose"
+    own = tmp_path / "own.yaml"
+    own.write_text(Path("recipes/fashion_mnist/reinforce.yaml").read_text())
+    assert main([recipe[0], "--config", str(own), *recipe[3:], "--split", "test"]) == 0, "no recipe's folder"
 
 
 def test_a_rehearsal_is_of_one_process(monkeypatch, capsys):

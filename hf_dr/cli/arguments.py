@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_dr.cli.config import read_yaml
+from hf_dr.cli.config import config_files, read_yaml
 from hf_dr.cli.flags import PlusArguments
 from hf_dr.cli.launch import launch
-from hf_dr.cli.smoke import Rehearsal, rehearsal
+from hf_dr.cli.smoke import Described, Rehearsal, rehearsal
 from hf_dr.errors import ConfigError, HfDrError
 from hf_dr.processes import process_state
 from hf_dr.replay.dataset import ReinforcedDataset
@@ -62,6 +62,17 @@ def read_classes(value: str | None, names: Sequence[str] | None) -> list[Any] | 
     if not isinstance(content, list) or not content or len({type(c) for c in content} | {int, str}) > 2:
         raise ConfigError(f"{value} must hold a JSON list of class indices or names, found {str(content)[:60]}.")
     return content
+
+
+def check_rows(argv: Sequence[str], name: str, split: str, rows: int) -> None:
+    """Checks a dataset that was loaded against what the recipe among a command's arguments says of it.
+
+    Raises:
+        DataError: The split has another number of rows.
+    """
+    described = Described.find(config_files(argv))
+    if described is not None:
+        described.check_rows(name, split, rows)
 
 
 def rehearse(argv: Sequence[str]) -> contextlib.AbstractContextManager[Rehearsal]:

@@ -113,10 +113,17 @@ def add_fields(parser: argparse.ArgumentParser, kind: type) -> None:
         elif get_origin(value_type) is list:
             options |= {"type": get_args(value_type)[0], "nargs": "+"}
         else:
-            options["type"] = value_type
+            options["type"] = _in_yaml_only if value_type is Any else value_type
         parser.add_argument(*_spellings(field.name), **options)
         if value_type is bool and field.default is True:
             parser.add_argument(*_spellings(f"no_{field.name}"), action="store_false", dest=field.name, default=False)
+
+
+def _in_yaml_only(text: str) -> NoReturn:
+    """Refuses a mapping of settings on the command line."""
+    raise argparse.ArgumentTypeError(
+        f"it is a mapping of settings, which stands in the YAML file of --config, got {text!r}"
+    )
 
 
 def string_to_bool(text: str) -> bool:

@@ -38,7 +38,7 @@ def reinforce_command(argv: Sequence[str], prog: str) -> int:
         "dataset. Launch it with accelerate over any number of processes; running the same command again resumes.",
     )
     start_logging()
-    from hf_dr.cli.arguments import build_augmentation, read_classes, rehearse
+    from hf_dr.cli.arguments import build_augmentation, check_rows, read_classes, rehearse
     from hf_dr.evaluation.config import as_arguments
     from hf_dr.generation.folder import Part
     from hf_dr.generation.job import reinforce_job
@@ -62,6 +62,7 @@ def reinforce_command(argv: Sequence[str], prog: str) -> int:
             revision=base.revision,
             files_from=config.files_from,
         )
+    check_rows(argv, base.dataset, base.split, len(dataset))
     _, label_column = check_dataset(dataset, config.image_column, config.label_column)
     names = getattr(dataset.features[label_column], "names", None) if label_column else None
     teacher = Teacher.from_pretrained(
@@ -89,6 +90,7 @@ def _run(job: Job, run: RunArguments, part: Part) -> int:
                     "\nThis CPU has units for bfloat16 (AMX): with `--precision bf16` the teacher would be about 2 to 3 "
                     "times as fast. Its answers, and so the fingerprint, would be others."
                 )
+            job.check_agreement(estimate.agreement)
         return 0
     try:
         job.run(part)

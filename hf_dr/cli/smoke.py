@@ -1,9 +1,10 @@
 """`--smoke`: a command on tiny generated data in place of the real, in seconds, through the same code.
 
 Next to a recipe, `features.yaml` describes the columns, image mode and size, class names and splits of its dataset. A few
-rows are generated from it. Pretrained networks are replaced by untrained tiny ones over as many classes; a fresh student
-(`timm:ARCHITECTURE`) stays what it is. Only names and numbers are replaced, by flags that follow the user's own: what runs is
-the command itself, with the recipe's augmentation, columns, configuration, loss and optimizer.
+rows are generated from it; the dataset of a real run must have the split sizes that it says. Pretrained networks are replaced
+by untrained tiny ones over as many classes; a fresh student (`timm:ARCHITECTURE`) stays what it is. Only names and numbers are
+replaced, by flags that follow the user's own: what runs is the command itself, with the recipe's augmentation, columns,
+configuration, loss and optimizer.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from timm.data import ImageNetInfo
 
 from hf_dr.cli.config import config_files, read_yaml
 from hf_dr.cli.flags import FEATURES_FILE
-from hf_dr.errors import ConfigError
+from hf_dr.errors import ConfigError, DataError
 from hf_dr.evaluation.config import as_arguments
 from hf_dr.evaluation.corruptions import CORRUPTIONS
 from hf_dr.evaluation.sets import EvaluationSet, parse_set
@@ -48,14 +49,14 @@ class Described:
 
     Attributes:
         dataset: Its name.
-        splits: Their names.
+        splits: Their rows, by name.
         images: `mode` and `format` as Pillow calls them, `width` and `height` in pixels.
         columns: `image`, or the names of the classes, or `imagenet`, for each column.
         folder: Where the description is.
     """
 
     dataset: str
-    splits: list[str]
+    splits: dict[str, int]
     images: dict[str, Any]
     columns: dict[str, Any]
     folder: Path
@@ -67,18 +68,46 @@ class Described:
         Raises:
             ConfigError: None has one, or it is malformed.
         """
-        found = [folder for folder in (Path(file).parent for file in files) if (folder / FEATURES_FILE).is_file()]
-        if not found:
+        found = cls.find(files)
+        if found is None:
             raise ConfigError(
                 f"`smoke` needs a --config in a folder with a {FEATURES_FILE}, which describes the dataset, found none next to "
                 f"{', '.join(files) or 'no file'}. Give a recipe."
             )
-        content = read_yaml(found[-1] / FEATURES_FILE)
+        return found
+
+    @classmethod
+    def find(cls, files: Sequence[str]) -> Described | None:
+        """Reads the description next to the last of some configuration files that has one; None where none has.
+
+        Raises:
+            ConfigError: It is malformed.
+        """
+        found = [folder for folder in (Path(file).parent for file in files) if (folder / FEATURES_FILE).is_file()]
+        if not found:
+            return None
+        path = found[-1] / FEATURES_FILE
+        content = read_yaml(path)
         if content.keys() != _KEYS:
-            raise ConfigError(
-                f"{found[-1] / FEATURES_FILE} must have the keys {', '.join(sorted(_KEYS))}, found {', '.join(content)}."
-            )
+            raise ConfigError(f"{path} must have the keys {', '.join(sorted(_KEYS))}, found {', '.join(content)}.")
+        splits = content["splits"]
+        if not isinstance(splits, dict) or not all(isinstance(rows, int) for rows in splits.values()):
+            raise ConfigError(f"`splits` in {path} must say how many rows each split has, found {splits}.")
         return cls(**content, folder=found[-1])
+
+    def check_rows(self, name: str, split: str, rows: int) -> None:
+        """Checks the number of rows of a split; a slice, such as `train[:1000]`, is a part on purpose and not compared.
+
+        Raises:
+            DataError: It is another.
+        """
+        expected = self.splits.get(split, rows)
+        if rows != expected:
+            raise DataError(
+                f"the split `{split}` of {name} must have {expected:,} rows, as {self.folder / FEATURES_FILE} says of "
+                f"{self.dataset}, found {rows:,}. Name that dataset or a copy with the same splits. For another dataset, copy "
+                f"the recipe to a folder without {FEATURES_FILE}."
+            )
 
     @cached_property
     def features(self) -> datasets.Features:
@@ -195,7 +224,16 @@ class Rehearsal:
         folder = self.folder / "base"
         if not folder.exists():
             self.described.generate(folder)
+            own = {**vars(self.described), "dataset": str(folder), "splits": dict.fromkeys(self.described.splits, ROWS)}
+            written = {key: own[key] for key in sorted(_KEYS)}
+            (self.folder / FEATURES_FILE).write_text(yaml.safe_dump(written), encoding="utf-8")
+            self._config.write_text("{}\n", encoding="utf-8")
         return str(folder)
+
+    @property
+    def _config(self) -> Path:
+        """A configuration without settings, next to the description of the generated data."""
+        return self.folder / "rehearsal.yaml"
 
     @property
     def classes(self) -> int:
@@ -228,6 +266,7 @@ class Rehearsal:
         return {
             "smoke": False,
             "dataset": self.base,
+            "config": self._config,
             "teacher": self.teachers(teachers),
             "precision": "fp32",
             "compile": False,
@@ -263,6 +302,8 @@ class Rehearsal:
         changed = {
             "smoke": False,
             "dataset": self.base if plain else plus,
+            "config": self._config,
+            "warmup_epochs": 0,
             **self._short,
         }
         if not settings["student"].startswith("timm:"):
@@ -351,7 +392,7 @@ class Rehearsal:
         features = described.features
         image = next(name for name, kind in features.items() if isinstance(kind, datasets.Image))
         labels = [name for name in features if name != image]
-        split = spec.split if spec.split in described.splits else described.splits[1]
+        split = spec.split if spec.split in described.splits else list(described.splits)[1]
         label = spec.label if spec.label in labels else labels[0]
         # Under a name that is no preset's, so that nothing of a preset is taken over.
         return f"{spec.name}{_SUFFIX}={self.base}:{split},image={image},label={label}"
@@ -359,7 +400,9 @@ class Rehearsal:
     def compare(self, settings: Mapping[str, Any]) -> list[str]:
         """Returns the flags by which a rehearsal changes the settings of `compare`."""
         own = {
-            name: value for name, value in self.train(settings["train"]).items() if name not in ("smoke", "output_dir")
+            name: value
+            for name, value in self.train(settings["train"]).items()
+            if name not in ("smoke", "output_dir", "config")
         }
         changed: dict[str, Any] = {
             "smoke": False,

@@ -12,10 +12,10 @@ from torch import nn
 from transformers import TrainerState, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 
-from hf_dr.cli.arguments import as_config_error, build_augmentation, read_classes, rehearse
+from hf_dr.cli.arguments import as_config_error, build_augmentation, check_rows, read_classes, rehearse
 from hf_dr.cli.config import parse
 from hf_dr.cli.flags import SmokeArguments
-from hf_dr.errors import ConfigError
+from hf_dr.errors import ConfigError, FormatError
 from hf_dr.evaluation.config import as_arguments
 from hf_dr.evaluation.metrics import compute_metrics
 from hf_dr.hub.fetch import fetch_config
@@ -26,6 +26,7 @@ from hf_dr.replay.reinforced_data import ReinforcedData
 from hf_dr.store.base_dataset import check_dataset, load_base
 from hf_dr.store.named_files import FILES_FROM_HELP
 from hf_dr.teacher.ensemble import Teacher
+from hf_dr.teacher.preprocessing import EVAL_CROP
 from hf_dr.training.arguments import ReinforcedTrainingArguments
 from hf_dr.training.checkpoints import last_checkpoint
 from hf_dr.training.distillation import OnlineDistillationTrainer
@@ -33,6 +34,7 @@ from hf_dr.training.evaluated import evaluation_images
 from hf_dr.training.students import (
     LabelledImages,
     build_student,
+    evaluation_of,
     load_processor,
     read_model_args,
 )
@@ -41,6 +43,7 @@ from hf_dr.transfer.backbone import BackboneArguments
 from hf_dr.transfer.detection import DetectionArguments, detection_trainer
 from hf_dr.transfer.segmentation import SegmentationArguments, segmentation_trainer
 from hf_dr.transfer.trainer import TransferArguments, TransferTrainer
+from hf_dr.views.augmentation import Augmentation
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +97,14 @@ class StudentArguments:
     model_args: str = field(default="{}", metadata={"help": "For timm: JSON with arguments of timm.create_model."})
     eval_dataset: str | None = field(default=None, metadata={"help": "Dataset with images and labels to evaluate on."})
     eval_split: str = field(default="test", metadata={"help": "Its split."})
-    eval_crop: float = field(default=0.875, metadata={"help": "Share of the resized side that the centre crop keeps."})
+    eval_revision: str | None = field(default=None, metadata={"help": "Its branch, tag or commit on the Hub."})
+    eval_crop: float | None = field(
+        default=None,
+        metadata={
+            "help": "Share of the resized side that the centre crop of an evaluation keeps. Default: 0.875, or what the image "
+            "processor of a student that is fine-tuned does, which is saved with it and wins over this flag."
+        },
+    )
     num_views: int | None = field(default=None, metadata={"help": "Use only the first N stored views of each row."})
     augmentation: str | None = field(
         default=None,
@@ -175,16 +185,22 @@ def train_command(argv: Sequence[str], prog: str) -> int:
     set_seed(args.seed)
     data = _load_base(student, args.seed) if student.plain else _load_plus(student, args.seed)
     _check_loaded(student, data)
+    if isinstance(data, AugmentedDataset):
+        check_rows(argv, student.dataset[0], student.split or "train", len(data))
     model = build_student(
         student.student,
         data.class_names,
         data.num_classes,
         model_args=model_args,
         size=max(data.size),
-        crop=student.eval_crop,
+        crop=student.eval_crop or EVAL_CROP,
     )
-    evaluation, evaluated_on = _load_evaluation(student, data)
-    trainer = _build_trainer(student, args, model, data, evaluation)
+    processor = load_processor(student.student, max(data.size))
+    shown = evaluation_of(model, processor, max(data.size))
+    evaluation, evaluated_on = _load_evaluation(student, data, shown)
+    if evaluation is not None:
+        check_rows(argv, str(student.eval_dataset), student.eval_split, len(evaluation))
+    trainer = _build_trainer(student, args, model, processor, data, evaluation)
     with trainer.alone():
         status = run_training(trainer, args)
         finish: Callable[..., Any] = trainer.push_to_hub if args.push_to_hub else trainer.create_model_card
@@ -220,7 +236,22 @@ def _one_or_all(words: list[str]) -> Any:
 
 
 def _load_plus(student: StudentArguments, seed: int) -> Any:
-    """Opens the "+" datasets."""
+    """Opens the "+" datasets.
+
+    Raises:
+        FormatError: One is none; `erm` and `kd` can also be trained on a base dataset, which is said.
+    """
+    try:
+        return _opened(student, seed)
+    except FormatError as error:
+        if student.objective == "reinforced":
+            raise
+        raise FormatError(
+            f"{error} To train by {student.objective} on a base dataset, which is not reinforced, pass --augmentation."
+        ) from error
+
+
+def _opened(student: StudentArguments, seed: int) -> Any:
     return load_reinforced(
         _one_or_all(student.dataset),
         _one_or_all(student.name),
@@ -249,13 +280,18 @@ def _check_loaded(student: StudentArguments, data: ReinforcedData) -> None:
 
 
 def _load_evaluation(
-    student: StudentArguments, data: ReinforcedData
+    student: StudentArguments, data: ReinforcedData, shown: Augmentation
 ) -> tuple[LabelledImages | None, dict[str, Any] | None]:
     """Loads the images to evaluate on; returns them and what they are, for the card."""
     if not student.eval_dataset:
         return None, None
-    images, described = load_base(student.eval_dataset, split=student.eval_split, files_from=student.files_from)
-    evaluation = evaluation_images(images, data, student.eval_crop)
+    images, described = load_base(
+        student.eval_dataset,
+        split=student.eval_split,
+        revision=student.eval_revision,
+        files_from=student.files_from,
+    )
+    evaluation = evaluation_images(images, data, shown)
     return evaluation, {**described, "split": student.eval_split}
 
 
@@ -263,6 +299,7 @@ def _build_trainer(
     student: StudentArguments,
     args: ReinforcedTrainingArguments,
     model: nn.Module,
+    processor: Any,
     data: ReinforcedData,
     evaluation: LabelledImages | None,
 ) -> ReinforcedTrainer:
@@ -274,7 +311,6 @@ def _build_trainer(
         "eval_dataset": evaluation,
         "compute_metrics": compute_metrics,
     }
-    processor = load_processor(student.student, max(data.size))
     if processor is not None:
         settings["processing_class"] = processor
     if student.objective != "kd":

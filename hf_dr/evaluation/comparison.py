@@ -122,13 +122,17 @@ class Comparison:
         return markdown_table([*map(inline, self.students.head)], rows) + "\n"
 
     def to_dict(self, prefix: str) -> dict[str, float | int]:
-        """Returns flat numbers: `<prefix>_<objective>_<key>` and, over plain training, `<prefix>_<key>_gain` of `reinforced`.
+        """Returns flat numbers: `<prefix>_<objective>_<key>` and the gains over plain training.
+
+        These are `<prefix>_<key>_gain` of `reinforced`, and `<prefix>_<objective>_<key>_gain` of any other objective.
 
         Metrics are shares, but nll (nats); `_std` next to each is the standard deviation over seeds.
         """
         found = {f"{name}_{c.key}": self.values(name, c.key) for name in self.objectives for c in COLUMNS}
-        if {"reinforced", BASELINE} <= set(self.objectives):
-            found |= {f"{c.key}_gain": self.gains("reinforced", c.key) for c in COLUMNS}
+        for name in self.objectives if BASELINE in self.objectives else ():
+            if name != BASELINE:
+                whose = "" if name == "reinforced" else f"{name}_"
+                found |= {f"{whose}{c.key}_gain": self.gains(name, c.key) for c in COLUMNS}
         flat: dict[str, float | int] = {f"{prefix}_seeds": self._num_seeds}
         for key, values in found.items():
             over_seeds = numbers(values)

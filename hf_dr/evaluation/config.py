@@ -30,8 +30,8 @@ class EvaluateConfig:
     sets: list[str] = field(
         metadata={
             "help": "NAME=DATASET[:SPLIT][,OPTION=VALUE]..., e.g. test=uoft-cs/cifar100:test,label=fine_label; the dataset is "
-            f"a Hub id, a folder or a Parquet file; options are {', '.join(OPTIONS)} (column names; classes is imagenet, "
-            f"imagenet-a or imagenet-r). Or a preset: {', '.join(PRESETS)}; NAME=DATASET reads it from elsewhere. "
+            f"a Hub id, a folder or a Parquet file; options are {', '.join(OPTIONS)} (image and label are columns; classes is "
+            f"imagenet, imagenet-a or imagenet-r). Or a preset: {', '.join(PRESETS)}; NAME=DATASET reads it from elsewhere. "
             "{corruption} and {severity} may stand in a DATASET that is published corrupted."
         }
     )

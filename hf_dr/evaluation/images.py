@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import re
 from typing import NamedTuple
 
@@ -15,6 +16,8 @@ from hf_dr.evaluation.config import EvaluateConfig
 from hf_dr.evaluation.sets import EvaluationSet
 from hf_dr.store.base_dataset import label_numbers, load_base
 from hf_dr.teacher.members import imagenet_synsets
+
+logger = logging.getLogger(__name__)
 
 
 class Images(NamedTuple):
@@ -29,7 +32,11 @@ class Images(NamedTuple):
 
 def open_set(spec: EvaluationSet, config: EvaluateConfig) -> Images:
     """Loads a set and checks its columns and labels."""
-    dataset, _ = load_base(spec.dataset, spec.config, split=spec.split, files_from=config.files_from)
+    dataset, _ = load_base(
+        spec.dataset, spec.config, split=spec.split, revision=spec.revision, files_from=config.files_from
+    )
+    if spec.note:
+        logger.warning("%s (%s): %s.", spec.name, spec.dataset, spec.note)
     pictures = [name for name, kind in dataset.features.items() if isinstance(kind, datasets.Image)]
     if spec.image is None and len(pictures) != 1:
         raise DataError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from typing import Any
 
@@ -53,7 +53,7 @@ def draw_reliability(axes: Any, below: Any, diagrams: Sequence[Reliability], tit
     below.spines[["top", "right"]].set_visible(False)
 
 
-def reliability_figure(diagrams: dict[str, Sequence[Reliability]], columns: int | None = None) -> Figure:
+def reliability_figure(diagrams: Mapping[str, Sequence[Reliability]], columns: int | None = None) -> Figure:
     """Draws the reliability diagrams of several models, each of one or more seeds: in one row, or in rows of `columns`."""
     columns = columns or len(diagrams)
     rows = math.ceil(len(diagrams) / columns)
@@ -70,7 +70,7 @@ def reliability_figure(diagrams: dict[str, Sequence[Reliability]], columns: int 
     return figure
 
 
-def reliability_picture(diagrams: dict[str, Sequence[Reliability]], path: str, columns: int | None = None) -> None:
+def reliability_picture(diagrams: Mapping[str, Sequence[Reliability]], path: str, columns: int | None = None) -> None:
     """Writes `reliability_figure` to a PNG file."""
     reliability_figure(diagrams, columns).savefig(path, dpi=150)
 

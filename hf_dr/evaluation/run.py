@@ -34,7 +34,7 @@ from hf_dr.processes import find_device, warm_up_kernels
 from hf_dr.store.base_dataset import undecoded_images
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.members import Member, check_member, imagenet_synsets, load_member
-from hf_dr.teacher.preprocessing import Preprocessing
+from hf_dr.teacher.preprocessing import Preprocessing, evaluation_augmentation
 from hf_dr.text import progress_bar
 from hf_dr.views.images import as_tensor, decode_row
 from hf_dr.views.ops.geometry import CenterCrop, Resize
@@ -52,14 +52,8 @@ class ModelInput:
 
     def __call__(self, image: PIL.Image.Image, whole: bool = False) -> torch.Tensor:
         """Returns uint8 pixels (3, *size); `whole` leaves nothing out of a square image."""
-        height, width = self.size
-        if self.crop is None:
-            resize = Resize(self.size, self.interpolation)
-        else:
-            crop = 1.0 if whole else self.crop
-            scaled = (int(height / crop), int(width / crop))
-            resize = Resize(scaled[0] if height == width else scaled, self.interpolation)
-        return as_tensor(CenterCrop(self.size).apply(resize.apply(image, {}), {}))
+        crop = 1.0 if whole and self.crop is not None else self.crop
+        return as_tensor(evaluation_augmentation(self.size, crop, self.interpolation).apply(image, {}))
 
 
 class Model(NamedTuple):
@@ -232,11 +226,11 @@ def _load_models(config: EvaluateConfig) -> list[Model]:
     for name, place in named:
         member = load_member(place, card=False, fallback=fallback)
         own = member.preprocessing
-        preprocessing = Preprocessing(  # each flag wins over the model's own
+        preprocessing = dataclasses.replace(  # each flag wins over the model's own
+            own,
             size=own.size if config.size is None else (config.size, config.size),
             mean=mean if config.mean else own.mean,  # type: ignore[arg-type]
             std=std if config.std else own.std,  # type: ignore[arg-type]
-            interpolation=own.interpolation,
         )
         crop = member.crop if config.crop is None else config.crop
         model_input = ModelInput(preprocessing.size, crop, preprocessing.interpolation)

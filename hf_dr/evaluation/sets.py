@@ -25,6 +25,8 @@ class EvaluationSet:
         image: Column of the images; None for the only one that there is.
         label: Column of the labels: class numbers, or WordNet ids where `classes` is given.
         classes: `imagenet`, `imagenet-a` or `imagenet-r`: its classes, a subset of ImageNet's for the latter two.
+        revision: Branch, tag or commit on the Hub.
+        note: What one must know of this copy before one compares numbers; it is said when the set is loaded.
     """
 
     name: str
@@ -34,6 +36,8 @@ class EvaluationSet:
     image: str | None = None
     label: str = "label"
     classes: str | None = None
+    revision: str | None = None
+    note: str | None = None
 
     @property
     def published_corrupted(self) -> bool:
@@ -53,7 +57,14 @@ PRESETS = {
     preset.name: preset
     for preset in (
         EvaluationSet("imagenet", "ILSVRC/imagenet-1k", "validation", classes="imagenet"),
-        EvaluationSet("imagenet-v2", "clip-benchmark/wds_imagenetv2", label="cls", classes="imagenet"),
+        EvaluationSet(
+            "imagenet-v2",
+            "clip-benchmark/wds_imagenetv2",
+            label="cls",
+            classes="imagenet",
+            note="its images were encoded again, as WebP; whether without a loss is not known. Accuracies may differ a little "
+            "from those on the JPEG files that were published",
+        ),
         EvaluationSet("imagenet-r", "axiong/imagenet-r", label="wnid", classes="imagenet-r"),
         EvaluationSet("imagenet-a", "barkermrl/imagenet-a", "train", classes="imagenet-a"),
         EvaluationSet("imagenet-sketch", "clip-benchmark/wds_imagenet_sketch", label="cls", classes="imagenet"),
@@ -66,7 +77,7 @@ PRESETS = {
 _CLASS_LISTS = ("imagenet", "imagenet-a", "imagenet-r")
 
 
-OPTIONS = ("config", "image", "label", "classes")
+OPTIONS = ("config", "image", "label", "classes", "revision")
 
 
 def parse_set(text: str) -> EvaluationSet:
@@ -91,6 +102,7 @@ def parse_set(text: str) -> EvaluationSet:
     given: dict[str, Any] = {}
     if equals:
         given["dataset"], colon, split = place.partition(":")
+        given["note"] = None  # of the preset's copy
         given.update({"split": split} if colon else {})
         given.update({"config": None} if "{corruption}" in given["dataset"] else {})
     for option in options:

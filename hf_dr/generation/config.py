@@ -121,6 +121,13 @@ class ReinforceConfig:
             choices=["auto", "cpu", "device"],
         ),
     )
+    allow_disagreement: bool = field(
+        default=False,
+        metadata=_help(
+            "Go on where the teacher's most probable class is the label no more often than by chance. Default: a sample of "
+            "rows is labelled first, and such a teacher is refused."
+        ),
+    )
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -165,6 +172,7 @@ class ExtendConfig:
     batch_size: int = field(default=64, metadata=_METADATA["batch_size"])
     num_workers: int | None = field(default=None, metadata=_METADATA["num_workers"])
     augment_on: str = field(default="auto", metadata=_METADATA["augment_on"])
+    allow_disagreement: bool = field(default=False, metadata=_METADATA["allow_disagreement"])
 
     def __post_init__(self) -> None:
         check_settings(self)

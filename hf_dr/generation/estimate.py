@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from hf_dr.generation.agreement import Agreement
 from hf_dr.generation.labelling import ViewColumns
 from hf_dr.generation.plan import Plan
 from hf_dr.generation.sources import AnswerSource, cut_spans
@@ -27,7 +28,8 @@ from hf_dr.text import format_bytes
 class Estimate:
     """What a run would take: `num_made` views, of which the teacher is asked for `num_asked` and `num_views` are stored.
 
-    Seconds are per view, of one core for augmenting, of one core or GPU for the teacher.
+    Seconds are per view, of one core for augmenting, of one core or GPU for the teacher. `agreement` is that of the teacher
+    with the labels of a few rows; None where there are none.
     """
 
     num_views: int
@@ -38,6 +40,7 @@ class Estimate:
     seconds_teacher: float
     bytes_reinforcement: float
     bytes_base: float
+    agreement: Agreement | None
 
     def report(self, num_processes: int, num_workers: int, device: torch.device) -> str:
         """Returns the estimate as a table for people; `num_processes` counts those of all parts."""
@@ -56,16 +59,24 @@ class Estimate:
             ("shards", f"{self.num_shards:,}, at most {most:,} a process"),
             ("teacher", f"{1e3 * self.seconds_teacher:.2f} ms a view on one {'core' if on_cpu else 'GPU'}"),
             ("decoding and augmenting", f"{1e3 * self.seconds_augment:.2f} ms a view on one core"),
-            (f"hours with {num_processes} process(es)", f"{wall:.2f}"),
-            (f"{'device' if on_cpu else 'GPU'}-hours", f"{wall * num_processes:.2f}"),
-            ("core-hours of augmenting", f"{augment:.2f}"),
+            (f"hours with {num_processes} process(es)", _hours(wall)),
+            (f"{'device' if on_cpu else 'GPU'}-hours", _hours(wall * num_processes)),
+            ("core-hours of augmenting", _hours(augment)),
             ("bytes, reinforcement", format_bytes(self.bytes_reinforcement)),
             ("bytes, base columns", format_bytes(self.bytes_base)),
+            (
+                "top-1 is the label",
+                "not compared: there are no labels" if self.agreement is None else str(self.agreement),
+            ),
         ]
         return "\n".join(f"  {name:<28}{value}" for name, value in rows)
 
 
-def estimate(plan: Plan, source: AnswerSource, num_batches: int) -> Estimate:
+def _hours(hours: float) -> str:
+    return f"{hours:.2f}" if hours >= 0.01 else "less than 0.01"
+
+
+def estimate(plan: Plan, source: AnswerSource, num_batches: int, agreement: Agreement | None) -> Estimate:
     """Measures a few batches spread over the run and returns what all of it would take; writes nothing."""
     provenance = plan.provenance
     spans = []
@@ -84,6 +95,7 @@ def estimate(plan: Plan, source: AnswerSource, num_batches: int) -> Estimate:
         seconds_teacher=timing.seconds_teacher,
         bytes_reinforcement=num_views * _bytes_per_view(plan, timing.columns),
         bytes_base=_base_bytes(plan.base),
+        agreement=agreement,
     )
 
 

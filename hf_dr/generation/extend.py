@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import PIL.Image
 import torch
 
 from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, FormatError, ReplayError, TeacherError
+from hf_dr.generation.agreement import sample_agreement
 from hf_dr.generation.config import ExtendConfig
 from hf_dr.generation.job import Job
 from hf_dr.generation.labelling import Labeller, ShortAnswers
@@ -174,13 +176,14 @@ def extend_job(plus: ReinforcedDataset, teacher: Teacher, config: ExtendConfig) 
     views = StoredViews(plus)
     base = plus.plus.select_columns([name for name in plus.plus.column_names if not is_reserved(name)])
     if config.num_views is None:
-        _check_new_members(stored, teacher, base)
+        _check_new_members(stored, teacher)
         changes = _with_members(stored, teacher)
         first_new = 0
     else:
         _check_same_teacher(stored, teacher)
         changes = {"num_views": config.num_views}
         first_new = stored.num_views
+    labels = None if stored.label_column is None else check_labels(base, stored.label_column, teacher)
     provenance = replace(stored, **changes, skipped_rows=[], created_with=f"hf_dr {__version__}")
     folder = Path(config.output_dir).expanduser() / provenance.config_name
     if (folder / PROVENANCE_FILE).exists() and Provenance.read(folder).fingerprint == stored.fingerprint:
@@ -188,11 +191,14 @@ def extend_job(plus: ReinforcedDataset, teacher: Teacher, config: ExtendConfig) 
             f"`output_dir` must be another folder than that of the dataset which is extended, got {config.output_dir}. "
             "Choose another."
         )
-    plan = Plan(provenance, plus.augmentation, plus.undecoded_images, base, folder)
+    plan = Plan(provenance, plus.augmentation, plus.undecoded_images, base, folder, labels)
     maker = _StoredViewMaker(plan.view_maker(), stored.skipped_rows, first_new)
     labeller = (_MoreMembers if config.num_views is None else _MoreViews)(teacher, provenance, views)
     source = choose_source(maker, labeller, config.batch_size, config.num_workers, config.augment_on)
-    return Job(plan, source, views.check)
+    sample = partial(sample_agreement, plan, labeller, source.batch_size)
+    # The teacher of the stored views was compared when they were made.
+    allowed = config.allow_disagreement or config.num_views is not None
+    return Job(plan, source, sample, allow_disagreement=allowed, check_rows=views.check)
 
 
 def _check_same_teacher(stored: Provenance, teacher: Teacher) -> None:
@@ -208,14 +214,12 @@ def _check_same_teacher(stored: Provenance, teacher: Teacher) -> None:
         )
 
 
-def _check_new_members(stored: Provenance, teacher: Teacher, base: datasets.Dataset) -> None:
+def _check_new_members(stored: Provenance, teacher: Teacher) -> None:
     if teacher.num_classes != stored.num_classes:
         raise TeacherError(
             f"new members must answer over the stored {stored.num_classes} classes, found {teacher.num_classes}. Name "
             "others, or pass `classes` (--teacher_classes)."
         )
-    if stored.label_column is not None:
-        check_labels(base, stored.label_column, teacher)
     known = {member.get("weights_hash"): member.get("id") for member in stored.teacher["members"]}
     for member in teacher.members:
         if member.weights_hash in known:

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hf_dr.errors import ConfigError, FingerprintMismatchError, FormatError
+from hf_dr.files import write_whole
 from hf_dr.store.card import write_card
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import PROVENANCE_FILE
@@ -52,12 +53,13 @@ class Part:
         """Returns the numbers of its shards. They do not depend on which are there: no other part ever has them."""
         return range(self.index, shards, self.count)
 
-    def lock(self, folder: Path) -> filelock.BaseFileLock:
-        """Returns the lock that its run holds."""
+    def lock(self, folder: Path, rank: int = 0) -> filelock.BaseFileLock:
+        """Returns the lock that a rank of its run holds: each has one, for it may outlive rank 0."""
         name = ".lock" if self.count == 1 else f".lock-{self.index}-of-{self.count}"
-        return filelock.FileLock(folder / name, timeout=0)
+        return filelock.FileLock(folder / (name + (f"{_RANK}{rank}" if rank else "")), timeout=0)
 
 
+_RANK = "-rank-"
 WHOLE = Part()
 
 
@@ -75,9 +77,11 @@ def _take(folder: Path, lock: filelock.BaseFileLock, part: Part) -> None:
     try:
         lock.acquire()
         # Parts of the same number never have the same shards; a lock of any other run must be free.
-        mates = {Part(index, part.count).lock(folder).lock_file for index in range(part.count)}
+        mates = {Path(Part(index, part.count).lock(folder).lock_file).name for index in range(part.count)}
+        mine = Path(lock.lock_file).name
         for path in folder.glob(".lock*"):
-            if str(path) not in mates:
+            owner, of_rank, _ = path.name.partition(_RANK)
+            if owner not in mates or (owner == mine and of_rank):
                 with filelock.FileLock(path, timeout=0):
                     pass
     except filelock.Timeout as busy:
@@ -136,6 +140,31 @@ def open_run(
             provenance.write(folder)
         refused.pop_all()
         return missing
+
+
+_PROCESSORS_FILE = ".processors"
+
+
+def note_processor(folder: Path, processor: str) -> None:
+    """Keeps which kinds of processor have worked on a run, and says once that answers of another may differ a little.
+
+    Args:
+        folder: Of the configuration.
+        processor: As `describe_processor` calls it.
+    """
+    path = folder / _PROCESSORS_FILE
+    with gate(folder):
+        known = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        if processor in known:
+            return
+        write_whole(path, "\n".join([*known, processor]) + "\n")
+    if known:
+        logger.warning(
+            "This run was begun on %s and goes on on %s: parameters and views are the same, but answers may differ in the last "
+            "place of their float16 values, within the bounds of `hf-dr verify`.",
+            " and ".join(known),
+            processor,
+        )
 
 
 def check_same_run(folder: Path, provenance: Provenance) -> None:

@@ -6,15 +6,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from functools import partial
 from typing import Any, cast
 
 import datasets
 import filelock
+import numpy as np
 from accelerate import PartialState
+from accelerate.utils import gather_object
 
 from hf_dr.allocator import keep_freed_memory
+from hf_dr.generation.agreement import LEAST_ROWS, Agreement, sample_agreement
 from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.estimate import Estimate, estimate
 from hf_dr.generation.folder import (
@@ -25,24 +29,26 @@ from hf_dr.generation.folder import (
     complete_run,
     gate,
     missing_shards,
+    note_processor,
     open_run,
 )
 from hf_dr.generation.labelling import Labeller, ViewColumns
 from hf_dr.generation.plan import Plan, plan_run
 from hf_dr.generation.progress import Progress
-from hf_dr.generation.rows import RowCheck, RowStream, best_candidates
+from hf_dr.generation.rows import RowCheck, Rows, RowStream, best_candidates
 from hf_dr.generation.sources import AnswerSource, choose_source, cut_spans
 from hf_dr.generation.writing import BackgroundWriter
-from hf_dr.processes import on_main, process_state, warm_up_kernels
+from hf_dr.processes import describe_processor, on_main, process_state, warm_up_kernels
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.store.base_dataset import as_table, check_dataset
 from hf_dr.store.named_files import describe_named_files
+from hf_dr.store.schema import AUG_PREFIX, TEACHER_IDS
 from hf_dr.store.shards import ROW_GROUP_VIEWS, ShardWriter
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.signals import IMAGE_TAIL
 from hf_dr.text import format_bytes
-from hf_dr.views.augmentation import Augmentation
+from hf_dr.views.augmentation import NO_PARTNER, PARTNER, Augmentation
 from hf_dr.views.ops.base import Op
 
 logger = logging.getLogger(__name__)
@@ -74,7 +80,8 @@ def reinforce(
         ConfigError: A setting does not fit the teacher or the dataset.
         DataError: A column is missing, a label is out of range, an image is undecodable.
         FingerprintMismatchError: The folder was begun with another configuration.
-        TeacherError: The teacher's classes are not the dataset's, or its answers are not finite.
+        TeacherError: The teacher's classes are not the dataset's, or its answers are not finite; or its most probable class is
+            the label no more often than by chance (`Agreement.is_near_chance`), and `config.allow_disagreement` is not set.
     """
     ops = _as_augmentation(augmentation)
     if isinstance(teacher, (str, list, tuple)):
@@ -106,7 +113,8 @@ def reinforce_job(
     plan = plan_run(dataset, teacher, augmentation, config, base=base)
     labeller = Labeller(teacher, plan.provenance, plan.labels)
     source = choose_source(plan.view_maker(), labeller, config.batch_size, config.num_workers, config.augment_on)
-    return Job(plan, source)
+    sample = partial(sample_agreement, plan, labeller, source.batch_size)
+    return Job(plan, source, sample, allow_disagreement=config.allow_disagreement)
 
 
 class Job:
@@ -115,6 +123,8 @@ class Job:
     Args:
         plan: What is made.
         source: Gives the columns of its views.
+        sample: Asks the teacher about a few rows: how often it agrees with their labels, or None where there are none.
+        allow_disagreement: Whether the run goes on where it agrees no better than by chance.
         check_rows: What must hold of rows before they are written.
 
     Attributes:
@@ -124,12 +134,25 @@ class Job:
         folder: Where the shards go.
     """
 
-    def __init__(self, plan: Plan, source: AnswerSource, check_rows: RowCheck | None = None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        source: AnswerSource,
+        sample: Callable[[], Agreement | None],
+        *,
+        allow_disagreement: bool = False,
+        check_rows: RowCheck | None = None,
+    ) -> None:
         self.plan = plan
         self.source = source
         self.provenance = plan.provenance
         self.folder = plan.folder
+        self._sample = sample
+        self._allow_disagreement = allow_disagreement
         self._check_rows = check_rows
+        self._compared = np.zeros(
+            2, np.int64
+        )  # unmixed views that this rank has made, and those that agree with the label
 
     def run(self, part: Part = WHOLE) -> None:
         """Makes the missing shards; every process of the launch calls it.
@@ -139,27 +162,39 @@ class Job:
         """
         self._prepare_process()
         state = process_state()
-        lock = part.lock(self.folder)
+        on_main(state, self._check_agreement)
+        lock = part.lock(self.folder, state.process_index)
         missing = on_main(state, lambda: self._open(lock, part))
         try:
+            lock.acquire()  # rank 0 has it already, and holds it once more
             mine = missing[state.process_index :: state.num_processes]
             progress = Progress(self.folder, self.provenance, part, missing, mine, state)
             if state.is_main_process:
                 self._log_plan(missing, state)
             self._make_shards(mine, progress)
             state.wait_for_everyone()
+            self._log_agreement(state)
             if state.is_main_process:
                 with gate(self.folder):  # the last of several parts finds all shards
                     self._complete(progress)
             state.wait_for_everyone()
         finally:
-            lock.release()
+            lock.release(force=True)
 
     def estimate(self, num_batches: int = 4) -> Estimate:
         """Times a few batches and returns what the whole run would take; writes nothing."""
         self._prepare_process()
         check_same_run(self.folder, self.provenance)
-        return estimate(self.plan, self.source, num_batches)
+        return estimate(self.plan, self.source, num_batches, self._sample())
+
+    def check_agreement(self, found: Agreement | None) -> None:
+        """Refuses a teacher whose answers to a sample agree with the labels no better than by chance, unless that is allowed.
+
+        Raises:
+            TeacherError: They do.
+        """
+        if found is not None and not self._allow_disagreement:
+            found.check()
 
     def result(self) -> ReinforcedDataset:
         """Opens what the run has made; an overlay shows the images of its base."""
@@ -171,13 +206,32 @@ class Job:
         if self.source.device.type == "cpu":
             keep_freed_memory()
 
+    def _check_agreement(self) -> None:
+        """Checks the teacher's answers to a sample before anything is written; a run that goes on did so at its start."""
+        names = self.provenance.shard_names
+        if self._allow_disagreement or self.provenance.num_rows < LEAST_ROWS:
+            return
+        check_same_run(self.folder, self.provenance)
+        if not any((self.folder / name).exists() for name in names):
+            self.check_agreement(self._sample())
+
+    def _log_agreement(self, state: PartialState) -> None:
+        """Says how many of the views that were made have the label as their most probable class."""
+        counts = gather_object([self._compared]) if state.num_processes > 1 else [self._compared]
+        made, hits = np.sum(counts, axis=0).tolist()
+        if made and state.is_main_process:
+            logger.info("The most probable class is the label in %s.", Agreement(made, hits, 0))
+
     def _open(self, lock: filelock.BaseFileLock, part: Part) -> list[int]:
         """Opens or resumes the folder; returns the missing shards."""
         # A view takes at least two bytes for each kept class. Images come on top, so this is a lower bound.
         row_bytes = self.provenance.num_views * self.provenance.top_k * 2
         check_same_run(self.folder, self.provenance)
         check_same_labels(self.folder, self.provenance, self.plan.base)
-        return open_run(self.folder, self.provenance, lock, row_bytes, part)
+        missing = open_run(self.folder, self.provenance, lock, row_bytes, part)
+        if missing:
+            note_processor(self.folder, describe_processor(self.source.device))
+        return missing
 
     def _log_plan(self, missing: list[int], state: PartialState) -> None:
         if not missing:
@@ -220,8 +274,20 @@ class Job:
             rows = stream.take(first, last)
             if self._check_rows is not None:
                 self._check_rows(rows)
+            self._compare(rows, first, last)
             base = as_table(self.plan.base, first, last, image_column=provenance.image_column, readable=rows.valid)
             writer.write(base, rows.columns, rows.valid)
+
+    def _compare(self, rows: Rows, first: int, last: int) -> None:
+        """Counts the unmixed views of rows `first` to `last`, and those whose most probable class is the label."""
+        if self.plan.labels is None:
+            return
+        favourites_RV = rows.columns[TEACHER_IDS][:, :, 0]
+        counted_RV = np.repeat(rows.valid[:, None], favourites_RV.shape[1], axis=1)
+        if AUG_PREFIX + PARTNER in rows.columns:
+            counted_RV &= rows.columns[AUG_PREFIX + PARTNER] == NO_PARTNER
+        agrees_RV = favourites_RV == self.plan.labels[first:last, None]
+        self._compared += counted_RV.sum(), (agrees_RV & counted_RV).sum()
 
     def _complete(self, progress: Progress) -> None:
         """Writes the final provenance and the card, if all shards are there."""

@@ -30,7 +30,8 @@ def teacher_from_provenance(provenance: Provenance, **settings: Any) -> Teacher:
         if not (isinstance(revision, str) and _COMMIT.fullmatch(revision) and is_hub_id(member["id"])):
             raise TeacherError(
                 f"a teacher must be a commit on the Hub to be loaded by its provenance, found {member['id']} at "
-                f"revision {revision}. Pass the teacher: its file or folder is known to you alone."
+                f"revision {revision}. Pass the teacher (--teacher): its file or folder is known to you alone. `hf-dr verify` "
+                "can also compare pixels only (--no_teacher)."
             )
     chosen = [member.get("classes") for member in members]
     settings.setdefault("precision", provenance.teacher.get("precision", "fp32"))

@@ -162,15 +162,7 @@ def verify(
     for setting, value in (("num_rows", num_rows), ("batch_size", batch_size)):
         if value < 1:
             raise ConfigError(f"`{setting}` must be at least 1, got {value}. Raise it.")
-    if isinstance(plus, ReinforcedData) and not isinstance(plus, ReinforcedDataset):
-        raise ConfigError(
-            f'`plus` must be one "+" dataset whose rows can be chosen, got {type(plus).__name__}. Open it alone, without '
-            "`streaming`."
-        )
-    if not isinstance(plus, ReinforcedDataset):
-        plus = load_reinforced(plus, name, base=base)
-    elif name is not None or base is not None:
-        raise ConfigError("`name` and `base` must come with a path, got an opened dataset. Leave them out.")
+    plus = _opened(plus, name, base)
     provenance = plus.provenance
     if teacher is not None:
         check_weights(teacher, provenance)
@@ -211,6 +203,24 @@ def verify(
         num_unproved=len(rows) - len(equal),
         precision=provenance.teacher.get("precision", "fp32"),
     )
+
+
+def _opened(
+    plus: ReinforcedDataset | str | os.PathLike[str],
+    name: str | None,
+    base: datasets.Dataset | str | os.PathLike[str] | None,
+) -> ReinforcedDataset:
+    """Returns the dataset, which is opened where a path is given."""
+    if isinstance(plus, ReinforcedData) and not isinstance(plus, ReinforcedDataset):
+        raise ConfigError(
+            f'`plus` must be one "+" dataset whose rows can be chosen, got {type(plus).__name__}. Open it alone, without '
+            "`streaming`."
+        )
+    if not isinstance(plus, ReinforcedDataset):
+        return load_reinforced(plus, name, base=base)
+    if name is not None or base is not None:
+        raise ConfigError("`name` and `base` must come with a path, got an opened dataset. Leave them out.")
+    return plus
 
 
 def _sample(rows: int, count: int, seed: int) -> np.ndarray:

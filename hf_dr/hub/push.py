@@ -96,6 +96,8 @@ def push_to_hub(
 def _names(folder: Path, configs: Sequence[str] | None) -> list[str]:
     """Returns the configurations to push, each once: those that are named, or all."""
     there = sorted(path.parent.name for path in folder.glob(f"*/{PROVENANCE_FILE}"))
+    if not folder.is_dir():
+        raise FormatError(f'expected the folder of a "+" dataset, found none at {folder}. Check the path.')
     if not there:
         raise FormatError(
             f'{folder} must hold a "+" dataset, but no folder in it has a {PROVENANCE_FILE}. Check the path.'

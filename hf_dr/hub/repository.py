@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import logging
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -59,6 +60,7 @@ class Push:
         card: The text of README.md.
         commit: The commit that has all of it; None for a dry run.
         url: Where to look at it.
+        sent: How many files changed with the commit, the card and deleted ones included; 0 where all was there already.
     """
 
     repo_id: str
@@ -68,6 +70,7 @@ class Push:
     card: str
     commit: str | None
     url: str
+    sent: int = 0
 
     def report(self) -> str:
         """Returns the files, their bytes and the card as text for people."""
@@ -135,7 +138,8 @@ class Repository:
     def url(self) -> str:
         """Its page, or the pull request's."""
         kind = "datasets/" if self.type == "dataset" else ""
-        page = without_secrets(f"{self.api.endpoint}/{kind}{self.id}")
+        endpoint = self.api.endpoint if "://" in self.api.endpoint else f"https://{self.api.endpoint}"
+        page = without_secrets(f"{endpoint}/{kind}{self.id}")
         if not self.revision.startswith(_PULL_REQUEST):
             return page
         return f"{page}/discussions/{self.revision.removeprefix(_PULL_REQUEST)}"
@@ -294,7 +298,9 @@ def publish(
         check(repository, remote)
         is_complete = all(remote.has(operation) for operation in operations.values())
         _check_tags(repository, tags, remote if is_complete else None)
-        content.card_for(repository, remote)  # a card that cannot be merged with is found before hours of sending
+        text = content.card_for(repository, remote)  # one that cannot be merged with is found before hours of sending
+        if not private and CARD_FILE not in remote.files:
+            _check_licence(repository, text)
         return repository.revision, remote
 
     with _standing("Nothing was published or replaced."):
@@ -314,7 +320,10 @@ def publish(
         for tag in tags:
             with _standing(f"All files are visible at {push.commit}, but the tag `{tag}` may be missing."):
                 repository.tag(tag, push.commit)
-        logger.info("Pushed %d files to %s at %s.", len(push.files), push.url, push.commit)
+        if push.sent:
+            logger.info("Pushed %d changed files to %s at %s.", push.sent, push.url, push.commit)
+        else:
+            logger.info("Nothing has changed since %s at %s.", push.url, push.commit)
         return push
 
     return on_main(state, finish)
@@ -384,7 +393,7 @@ def _commit(repository: Repository, content: _Content, message: str) -> Push:
             if error.response.status_code in _MOVED and "/commit/" in error.response.request.url.path:
                 return error
             raise
-        return content.push(repository, remote, text, commit.oid)
+        return replace(content.push(repository, remote, text, commit.oid), sent=len(missing) + len(deleted))
 
     for _ in range(MOVED_HEADS):
         found = ask(attempt, f"commit to {repository.id}")
@@ -412,6 +421,16 @@ def _fresh(operation: CommitOperationAdd) -> CommitOperationAdd:
     fresh._remote_oid = None
     fresh._is_committed = False
     return fresh
+
+
+def _check_licence(repository: Repository, card: str) -> None:
+    """Warns where a new repository's card names no licence."""
+    if re.search(r"(?m)^license:", card) is None:
+        logger.warning(
+            "%s is new and its card names no licence: unless its owner's settings make it private, everybody can see it, "
+            "and nobody knows what is allowed. Add `license:` to the metadata of the card.",
+            repository.url,
+        )
 
 
 def _check_tags(repository: Repository, tags: Sequence[str], complete: Remote | None) -> None:

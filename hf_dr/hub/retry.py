@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
-import httpx2
 from huggingface_hub import close_session
 from huggingface_hub.errors import (
     DisabledRepoError,
     FileMetadataError,
     GatedRepoError,
     HfHubHTTPError,
+    HTTPError,
     OfflineModeIsEnabled,
     RemoteEntryNotFoundError,
     RepositoryNotFoundError,
@@ -29,9 +30,11 @@ logger = logging.getLogger(__name__)
 ATTEMPTS = 6
 BASE_DELAY = 1.0  # seconds before the second attempt; doubled before each further one
 MAX_DELAY = 300.0  # seconds, also where the Hub asks for longer
+# What the Hub's client sends requests with: httpx2, and httpx before huggingface_hub 2.0. Its errors have the same names.
+httpx = sys.modules[HTTPError.__module__]
 # What a connection dies of. The client itself neither retries a download that is reset in the middle nor a commit.
 _TRANSPORT = (
-    httpx2.TimeoutException, httpx2.NetworkError, httpx2.RemoteProtocolError, httpx2.ProxyError, ConnectionError,
+    httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError, httpx.ProxyError, ConnectionError,
 )  # fmt: skip
 # Another thread's connection failed, and the client that all share was closed for it.
 _CLOSED = "client has been closed"

@@ -14,6 +14,7 @@ import numpy as np
 from hf_dr.errors import ConfigError, DataError
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.reinforced_data import MappedReinforcedData, Origin, View, ViewIndex, ViewRequest, checked_rows
+from hf_dr.store.provenance import Provenance
 from hf_dr.teacher.signals import SAMPLED
 
 logger = logging.getLogger(__name__)
@@ -29,6 +30,61 @@ _COMMON: dict[str, Callable[[ReinforcedDataset], Any]] = {
     # Sampled classes stand for the whole answer together: none can be left out.
     "number of sampled classes": lambda part: part.provenance.top_k if part.signal == SAMPLED else None,
 }
+
+_SAME_ROWS: dict[str, Callable[[Provenance], Any]] = {
+    "hash of the images": lambda provenance: provenance.base.get("content_hash"),
+    "list of rows without reinforcement": lambda provenance: provenance.skipped_rows,
+}
+
+
+def check_alike(parts: Sequence[ReinforcedDataset]) -> None:
+    """Checks that a student and a batch can have views of all parts.
+
+    Raises:
+        ConfigError: There are none, or they differ in the size of their views, in their classes or in what is stored.
+    """
+    if not parts:
+        raise ConfigError('expected at least one "+" dataset, got none. Name one.')
+    difference = _difference(_COMMON, parts, [part.provenance for part in parts])
+    if difference is not None:
+        raise ConfigError(f"all parts must have the same {difference}. Reinforce them alike.")
+
+
+def check_same_rows(provenances: Sequence[Provenance]) -> None:
+    """Checks, before a row is read, that parts reinforced the same rows of the same base.
+
+    Raises:
+        DataError: They did not.
+    """
+    difference = _difference(_SAME_ROWS, provenances, provenances)
+    if difference is not None:
+        raise DataError(
+            f"parts that are streamed must be of the same rows of one base, with the same {difference}. Combine what was made "
+            "of the same base, or load them without `streaming=True`."
+        )
+
+
+def _difference(
+    kinds: dict[str, Callable[[Any], Any]], parts: Sequence[Any], provenances: Sequence[Provenance]
+) -> str | None:
+    """Returns in what the parts differ first, and how, or None."""
+    names = _names_of(provenances)
+    for what, value_of in kinds.items():
+        values = [value_of(part) for part in parts]
+        other = next((n for n, value in enumerate(values) if value != values[0]), 0)
+        if other:
+            there, here = (f"{values[n]!s:.80} in part {names[n]}" for n in (0, other))
+            return f"{what}, but it is {there} and {here}"
+    return None
+
+
+def cut_answers(item: dict[str, Any], top_k: int) -> dict[str, Any]:
+    """Returns an item with the best `top_k` of its stored classes."""
+    return {**item, **{name: item[name][:top_k] for name in ("teacher_ids", "teacher_logprobs")}}
+
+
+def _names_of(provenances: Sequence[Provenance]) -> list[str]:
+    return [f"{n} ({provenance.config_name})" for n, provenance in enumerate(provenances)]
 
 
 class CombinedReinforcedDataset(MappedReinforcedData):
@@ -50,26 +106,17 @@ class CombinedReinforcedDataset(MappedReinforcedData):
     """
 
     def __init__(self, parts: Sequence[ReinforcedDataset]) -> None:
-        if not parts:
-            raise ConfigError('expected at least one "+" dataset, got none. Name one.')
+        check_alike(parts)
         self.parts = tuple(parts)
         self.seed = parts[0].seed
         self.provenances = tuple(part.provenance for part in parts)
         self.origin = Origin.of(self.provenances)
         self.augmentations = tuple(part.augmentation for part in parts)
-        self._names = [f"{n} ({part.provenance.config_name})" for n, part in enumerate(parts)]
+        self._names = _names_of(self.provenances)
         if not all(part.all_reinforced for part in parts):
             raise ConfigError(
                 "the parts must be opened without `unreinforced`: only rows that all reinforced are shown."
             )
-        for what, value_of in _COMMON.items():
-            values = [value_of(part) for part in parts]
-            other = next((n for n, value in enumerate(values) if value != values[0]), 0)
-            if other:
-                raise ConfigError(
-                    f"all parts must have the same {what}, but it is {values[0]!s:.80} in part {self._names[0]} and "
-                    f"{values[other]!s:.80} in part {self._names[other]}. Reinforce them alike."
-                )
         self._ends = np.cumsum([part.num_views for part in parts])
         self.num_views = int(self._ends[-1])
         self.top_k = min(provenance.top_k for provenance in self.provenances)
@@ -171,10 +218,7 @@ class CombinedReinforcedDataset(MappedReinforcedData):
         items: dict[int, dict[str, Any]] = {}
         for part, wanted in zip(self.parts, asked, strict=True):
             items.update(zip(wanted, part.__getitems__(list(wanted.values())), strict=True))
-        return [self._cut(items[place]) for place in range(len(indices))]
-
-    def _cut(self, item: dict[str, Any]) -> dict[str, Any]:
-        return {**item, **{name: item[name][: self.top_k] for name in ("teacher_ids", "teacher_logprobs")}}
+        return [cut_answers(items[place], self.top_k) for place in range(len(indices))]
 
     def _part_and_index(self, index: ViewIndex) -> tuple[int, tuple[int, View]]:
         """Returns the number of the part that has a view, and the index of the view there."""

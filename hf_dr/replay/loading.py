@@ -17,8 +17,10 @@ from hf_dr.errors import ConfigError, DataError, FormatError
 from hf_dr.hub.fetch import check_split, fetch_config, split_revision
 from hf_dr.replay.combined import CombinedReinforcedDataset
 from hf_dr.replay.dataset import ReinforcedDataset
+from hf_dr.replay.streamed_base import StreamedBase
+from hf_dr.replay.streamed_shards import StreamedShards
 from hf_dr.replay.streaming import StreamedReinforcedDataset
-from hf_dr.store.base_dataset import check_cache, load_base, load_parquet
+from hf_dr.store.base_dataset import base_files, check_cache, load_base, load_parquet
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import IMAGE_HASH, PROVENANCE_FILE, SOURCE_INDEX
 from hf_dr.store.shards import check_digests, check_shards, content_version
@@ -68,10 +70,12 @@ def load_reinforced(  # type: ignore[misc]  # the overloads leave the other sett
             add up (`CombinedReinforcedDataset`).
         name: Its configuration; may be left out where there is only one. A list combines several of one path, or names one
             for each path.
-        streaming: Read shard by shard instead of fetching all first (`StreamedReinforcedDataset`).
+        streaming: Read shard by shard instead of fetching all first (`StreamedReinforcedDataset`). Several then take turns: an
+            epoch shows views of one of them.
         split: Its split; default: the one that was reinforced.
         base: For an overlay (no images of its own): the base dataset, or its Hub id or path. Its images are found by their
-            pixels where they are in another order or other files: that decodes each once, and is kept for later runs.
+            pixels where they are in another order or other files: that decodes each once, and is kept for later runs. With
+            `streaming`, a name means that its Parquet files are read where their rows are needed, which must be in order.
         base_config: With the name of a base: its configuration. Default: the one that was reinforced, if it is that base.
         base_revision: With the name of a base: its branch, tag or commit. Default: likewise.
         files_from: With the name of a base: folders whose files its cells may name, next to its own.
@@ -105,15 +109,13 @@ def load_reinforced(  # type: ignore[misc]  # the overloads leave the other sett
         "seed": seed,
         "check_images": check_images,
     }
+    if streaming:
+        base_of = partial(base_of, streaming=True)
+        found = [_shards_of(*each, split, revision) for each in each_dataset(path, name)]
+        return _streamed(found, base_of, settings, shuffled_shards)
     if isinstance(path, (list, tuple)) or isinstance(name, (list, tuple)):
-        if streaming:
-            raise ConfigError('several "+" datasets at once cannot be streamed. Load them without `streaming=True`.')
         opened = [open_plus(*each, split=split, revision=revision)[:2] for each in each_dataset(path, name)]
         return _combined(opened, base_of, settings)
-    if streaming:
-        provenance, files = _shards_of(path, name, split, revision)
-        settings["base"] = base_of(provenance)
-        return StreamedReinforcedDataset(files, provenance, shuffled_shards=shuffled_shards, **settings)
     provenance, plus, shards = open_plus(path, name, split=split, revision=revision)
     return ReinforcedDataset(plus, provenance, base=base_of(provenance), shards=shards, **settings)
 
@@ -162,6 +164,22 @@ def _combined(
         own = base if not overlays else images if provenance.overlay else None
         parts.append(ReinforcedDataset(plus, provenance, base=own, **settings))
     return CombinedReinforcedDataset(parts)
+
+
+def _streamed(
+    found: Sequence[tuple[Provenance, list[str]]],
+    base_of: Callable[[Provenance], datasets.Dataset | StreamedBase | None],
+    settings: dict[str, Any],
+    shuffled_shards: int,
+) -> StreamedReinforcedDataset:
+    """Streams one or several "+" datasets, some of which may be overlays of one base."""
+    overlays = [provenance for provenance, _ in found if provenance.overlay]
+    base = base_of((overlays or [found[0][0]])[0]) if found else None
+    parts = []
+    for provenance, files in found:
+        own = base if provenance.overlay or not overlays else None  # see `_combined`
+        parts.append(StreamedShards(files, provenance, base=own, **settings))
+    return StreamedReinforcedDataset(parts, shuffled_shards=shuffled_shards)
 
 
 def _shards_of(path: _Path, name: str | None, split: str | None, revision: str | None) -> tuple[Provenance, list[str]]:
@@ -242,8 +260,12 @@ def load_base_of(
     config: str | None = None,
     revision: str | None = None,
     files_from: Sequence[str] = (),
-) -> datasets.Dataset | None:
+    *,
+    streaming: bool = False,
+) -> Any:
     """Loads the base of a "+" dataset where it is given by name; see `load_reinforced`.
+
+    With `streaming` a base of Parquet files is a `StreamedBase` of them.
 
     Raises:
         ConfigError: `config` or `revision` is given without a name, or a base for what is no overlay.
@@ -253,6 +275,11 @@ def load_base_of(
         if os.fspath(base) == provenance.base.get("id"):
             config = config or provenance.base.get("config")
             revision = revision or provenance.base.get("revision")
+        if streaming and provenance.overlay:
+            files = base_files(os.fspath(base), config, split=provenance.split, revision=revision)
+            if files:
+                return StreamedBase(files, provenance)
+            logger.info("The base is not of Parquet files; it is loaded before it is read.")
         loaded, _ = load_base(os.fspath(base), config, split=provenance.split, revision=revision, files_from=files_from)
         return loaded
     for setting, value in (("base_config", config), ("base_revision", revision)):

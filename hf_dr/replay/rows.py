@@ -104,9 +104,8 @@ class Rows:
         place = int(self.places[slot])
         if not self.has_stored_views(slot):
             return f"row {place} of the base"
-        if not self.overlay or self.source[slot] == place:
-            return f"row {place}"
-        return f"row {self.source[slot]} (row {place} of `base`)"
+        source = int(self.source[slot])
+        return f"row {source} (row {place} of `base`)" if self.overlay and source != place else f"row {source}"
 
     def matched(self, provenance: Provenance, view: int) -> np.ndarray:
         """Returns the rows that are each other's partner in a view, int64 (pairs, 2)."""

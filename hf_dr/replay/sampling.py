@@ -129,15 +129,20 @@ class ReinforcedSampler(torch.utils.data.Sampler[tuple[int, View]]):
     def __iter__(self) -> Iterator[tuple[int, View]]:
         return self.epoch_indices(self.epoch)
 
-    def epoch_indices(self, epoch: int, part: int = 0) -> Iterator[tuple[int, View]]:
-        """Returns an iterator over row and view of an epoch, in order; each part of a stream has its own order.
+    def epoch_indices(self, epoch: int, part: int = 0, turn: int | None = None) -> Iterator[tuple[int, View]]:
+        """Returns an iterator over row and view of an epoch, in order.
+
+        Args:
+            epoch: Its number.
+            part: Each part of a stream has its own order.
+            turn: The epoch whose views are shown where several datasets take turns. Default: this one.
 
         Raises:
             ConfigError: The training should have been over, where views come by their difficulty.
         """
         rng = keyed_rng(self._seed, domain=DOMAIN_ORDER, major=epoch, minor=part)
         # The generator is drawn from in this order: views, new views, rows. Another would be another training.
-        numbers = self._numbers(epoch, rng)
+        numbers = self._numbers(epoch if turn is None else turn, rng)
         is_new = (rng.random(len(self)) >= self._reinforced_probability) | (self._dataset.source_rows < 0)
         order = self._row_order(int(numbers[0]), rng)
         views: list[View] = numbers[order].tolist()

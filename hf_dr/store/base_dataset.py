@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import hashlib
 import logging
 import os
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 from datasets.exceptions import DatasetNotFoundError
+from datasets.packaged_modules.parquet.parquet import Parquet
 from huggingface_hub import metadata_load, try_to_load_from_cache
 
 from hf_dr.errors import ConfigError, DataError, did_you_mean
@@ -68,18 +70,75 @@ def load_base(
     described: dict[str, Any] = {"id": path.name if path.exists() else name, "config": config}
     if revision is not None:
         described["revision"] = revision
-    try:
+    with _loading(name, split):
         if path.is_file():
             loaded = load_parquet([path], "train", part=split)
         elif (path / "state.json").is_file():
             loaded = _part_of(datasets.load_from_disk(str(path)), split)
-        elif path.exists() and glob.escape(str(path)) != str(path):
-            raise DataError(
-                f"the path of a folder must be without *, ? and [, which `datasets` takes for patterns, got {path}. Rename it."
-            )
         else:
-            loaded = datasets.load_dataset(str(path) if path.exists() else name, config, split=split, revision=revision)
+            loaded = datasets.load_dataset(_unpatterned(path, name), config, split=split, revision=revision)
         license = card_license(name, revision)
+    if not isinstance(loaded, datasets.Dataset):
+        raise DataError(f"{name!r} must give one split, found {type(loaded).__name__}. Save or name a single split.")
+    # A single Parquet file has no files of its own: what lies next to it may be anything.
+    folder = path if path.is_dir() else None
+    check_own_files(loaded, name, folder=folder, repo_id=None if path.exists() else name, files_from=files_from)
+    return loaded, described if license is None else {**described, "license": license}
+
+
+def base_files(name: str, config: str | None = None, *, split: str, revision: str | None = None) -> list[str]:
+    """Returns path or `hf://` address of the Parquet files that one split of a base dataset consists of, in order.
+
+    Args:
+        name: See `load_base`.
+        config: See `load_base`.
+        split: The whole split.
+        revision: See `load_base`.
+
+    Returns:
+        The files; none where it does not consist of such files.
+
+    Raises:
+        DataError: It cannot be found, or has no such split.
+    """
+    path = Path(name).expanduser()
+    if path.is_file() or (path / "state.json").is_file():
+        return [str(path)] if path.is_file() else []
+    with _loading(name, split):
+        builder = datasets.load_dataset_builder(_unpatterned(path, name), config, revision=revision)
+        if not isinstance(builder, Parquet):
+            return []
+        files = (builder.config.data_files or {}).get(split)
+        if files is None:
+            splits = ", ".join(map(str, builder.config.data_files or ()))
+            raise DataError(
+                f"{name!r} must have the split `{split}`, found {splits}. Check the name and `dataset_config`."
+            )
+    return [str(file) for file in files]
+
+
+def _unpatterned(path: Path, name: str) -> str:
+    """Returns what `datasets` takes for a folder, or for the name of a dataset where there is none.
+
+    Raises:
+        DataError: It would take the folder for a pattern.
+    """
+    if path.exists() and glob.escape(str(path)) != str(path):
+        raise DataError(
+            f"the path of a folder must be without *, ? and [, which `datasets` takes for patterns, got {path}. Rename it."
+        )
+    return str(path) if path.exists() else name
+
+
+@contextlib.contextmanager
+def _loading(name: str, split: str) -> Iterator[None]:
+    """Turns what `datasets` raises where it cannot load a base into an error for people.
+
+    Raises:
+        DataError: It did.
+    """
+    try:
+        yield
     except DatasetNotFoundError as error:
         raise DataError(
             f"the dataset {name!r} must be on the Hub and open to you, or a local folder; {error}. Check the name; for a gated "
@@ -93,12 +152,6 @@ def load_base(
         raise DataError(
             f"could not load split `{split}` of {name!r} ({_reason(error)}). Check the name, `dataset_config` and `split`."
         ) from error
-    if not isinstance(loaded, datasets.Dataset):
-        raise DataError(f"{name!r} must give one split, found {type(loaded).__name__}. Save or name a single split.")
-    # A single Parquet file has no files of its own: what lies next to it may be anything.
-    folder = path if path.is_dir() else None
-    check_own_files(loaded, name, folder=folder, repo_id=None if path.exists() else name, files_from=files_from)
-    return loaded, described if license is None else {**described, "license": license}
 
 
 def load_parquet(
@@ -167,9 +220,9 @@ def card_license(name: str, revision: str | None = None) -> str | None:
     return license if isinstance(license, str) else None
 
 
-def sampled_rows(count: int) -> np.ndarray:
-    """Returns up to 64 rows spread over `count`, int64, in order."""
-    return np.unique(np.linspace(0, count - 1, min(_SAMPLED_ROWS, count)).astype(int))
+def sampled_rows(count: int, most: int = _SAMPLED_ROWS) -> np.ndarray:
+    """Returns up to `most` rows spread over `count`, int64, in order."""
+    return np.unique(np.linspace(0, count - 1, min(most, count)).astype(int))
 
 
 def undecoded_images(dataset: datasets.Dataset, column: str) -> datasets.Dataset:

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import filelock
 import yaml
 from datasets import DatasetInfo, Features
 from datasets.splits import SplitDict, SplitInfo
@@ -151,12 +152,12 @@ def write_card(folder: Path) -> None:
         FormatError: See `card_configs` and `update_card`.
     """
     path = folder / CARD_FILE
-    try:
-        existing = path.read_bytes().decode() if path.exists() else None  # bytes: line ends stay as they are
-    except UnicodeDecodeError as error:
-        raise FormatError(f"{path} must be UTF-8, but: {error}. Fix it, or move it away.") from error
-    text = update_card(existing, card_configs(folder), name=folder.resolve().name)
-    write_whole(path, text)
+    with filelock.FileLock(folder / ".card.lock"):  # another configuration may be finished at the same time
+        try:
+            existing = path.read_bytes().decode() if path.exists() else None  # bytes: line ends stay as they are
+        except UnicodeDecodeError as error:
+            raise FormatError(f"{path} must be UTF-8, but: {error}. Fix it, or move it away.") from error
+        write_whole(path, update_card(existing, card_configs(folder), name=folder.resolve().name))
 
 
 def update_card(existing: str | None, configs: Mapping[str, CardConfig | PlannedConfig], *, name: str) -> str:

@@ -29,6 +29,7 @@ from hf_dr.store.schema import (
 )
 from hf_dr.teacher.names import SIGNALS, TOPK
 from hf_dr.text import MAX_TEXT
+from hf_dr.version import INSTALL
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.resizing import HORIZONTAL, PILLOW_13
 
@@ -255,7 +256,7 @@ class Provenance:
         if version not in range(1, SCHEMA_VERSION + 1):
             raise FormatError(
                 f"{where} must be of schema version 1 to {SCHEMA_VERSION}, found {shown(version)}. "
-                "A later version needs a later hf_dr: pip install -U hf-dr."
+                f"A later version needs a later hf_dr: {INSTALL}."
             )
         for name in REQUIRED:  # also those that have a default in the class
             if name not in content:

@@ -33,7 +33,8 @@ class Teacher:
         channels_last: Memory format of weights and views; convolutions are often faster with it.
         compile: Whether to `torch.compile` the members.
         classes: For a dataset that has only a subset of the teacher's classes: for each class of the dataset, its index
-            among the teacher's, or its name. Members that have exactly that many classes already are left as they are.
+            among the teacher's, or its name. Members that have exactly that many classes already are left as they are, unless
+            these are the numbers of their own classes in another order.
 
     Raises:
         TeacherError: The members do not belong together, or `classes` does not fit them.
@@ -210,12 +211,17 @@ def _refuse_twins(members: Sequence[Member]) -> None:
 
 def _canonical(name: str) -> str:
     """`Great_White_Shark, Carcharodon` and `great white shark` are one class."""
-    return name.split(",", maxsplit=1)[0].replace("_", " ").replace("-", " ").strip().casefold()
+    words = name.split(",", maxsplit=1)[0].replace("_", " ").replace("-", " ").strip().casefold()
+    return {"cra": "crab"}.get(words, words)  # as the Hub's copy of CIFAR-100 spells it
 
 
 def _resolve_classes(member: Member, classes: Sequence[int] | Sequence[str] | None) -> list[int] | None:
     """Returns the member's class ids for the dataset's classes; None where they are the same."""
-    if classes is None or (len(classes) == member.num_classes and not isinstance(classes[0], str)):
+    if classes is None:
+        return None
+    # Numbers of a larger member's classes; those of its own classes in another order are meant for it.
+    as_they_are = len(classes) == member.num_classes and not isinstance(classes[0], str)
+    if as_they_are and set(classes) != set(range(member.num_classes)):
         return None
     if len(classes) == 0:
         raise TeacherError("`classes` must name at least one class, got an empty list.")

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_data_config
 from torch import nn
-from transformers import AutoImageProcessor, AutoModelForImageClassification, PretrainedConfig
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PretrainedConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file
 
 from hf_dr.errors import TeacherError
@@ -193,7 +193,7 @@ def _load_timm(name: str) -> Member:
         model=model,
         id=f"timm:{architecture}@{path.name}",
         revision=None,
-        license=cfg.get("license"),
+        license=None,  # timm's is that of its own weights
         num_classes=num_classes,
         labels=_imagenet_labels(num_classes),
         preprocessing=timm_preprocessing(data, name),
@@ -230,10 +230,12 @@ def _load_transformers(
             f"the crop of {name!r} must keep a share from {_CROPS[0]} to {_CROPS[1]} of the resized side, found {crop}. Fix "
             "its configuration."
         )
-    license = (pretrained_cfg or {}).get("license")
+    local = Path(name).expanduser().is_dir()
+    # A folder's `pretrained_cfg` may be that of the checkpoint from which its weights were fine-tuned.
+    license = None if local else (pretrained_cfg or {}).get("license")
     return Member(
         model=model,
-        id=Path(name).name if Path(name).expanduser().is_dir() else name,
+        id=Path(name).name if local else name,
         revision=revision,
         license=_card_license(source, revision) if card and not license else license,
         num_classes=config.num_labels,
@@ -253,7 +255,12 @@ def _load_model(name: str, source: str, revision: str | None, strict: bool) -> t
         _check_config(name, PretrainedConfig.get_config_dict(source, **settings)[0])
         _check_index(name, source, settings["revision"])
         model, report = AutoModelForImageClassification.from_pretrained(
-            source, use_safetensors=True, output_loading_info=True, dtype=torch.float32, **settings
+            source,
+            config=read_config(source, **settings),
+            use_safetensors=True,
+            output_loading_info=True,
+            dtype=torch.float32,
+            **settings,
         )
     except TeacherError:
         raise
@@ -274,6 +281,20 @@ def _load_model(name: str, source: str, revision: str | None, strict: bool) -> t
             f"{min(report['unexpected_keys'])}. Save it again."
         )
     return model, revision
+
+
+def read_config(source: str, **settings: Any) -> Any:
+    """Returns the configuration of a folder or Hub id, as transformers can build a model of it.
+
+    Args:
+        source: As for `AutoConfig.from_pretrained`.
+        **settings: As for `AutoConfig.from_pretrained`.
+    """
+    config = AutoConfig.from_pretrained(source, **settings)
+    # timm's own export repeats the number of classes there, which transformers' wrapper passes by itself.
+    if isinstance(getattr(config, "model_args", None), dict):
+        config.model_args.pop("num_classes", None)
+    return config
 
 
 def _own_labels(name: str, config: Any) -> _Names | None:

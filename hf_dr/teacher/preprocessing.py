@@ -16,8 +16,10 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from hf_dr.errors import TeacherError
+from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.images import channel_values
-from hf_dr.views.ops.base import MAX_SIDE, MAX_VIEW_PIXELS
+from hf_dr.views.ops.base import MAX_SIDE, MAX_VIEW_PIXELS, Size
+from hf_dr.views.ops.geometry import CenterCrop, Resize
 
 logger = logging.getLogger(__name__)
 
@@ -117,6 +119,27 @@ def timm_crop(data: dict[str, Any]) -> float | None:
     return None if data["crop_mode"] == "squash" else float(data["crop_pct"])
 
 
+EVAL_CROP = 0.875
+"""Share of the resized side that the centre crop of an evaluation keeps, where nothing else is said."""
+
+
+def evaluation_augmentation(
+    size: Size, crop: float | None = EVAL_CROP, interpolation: str = "bilinear"
+) -> Augmentation:
+    """Returns the view by which a model is evaluated, while it is trained and afterwards.
+
+    Args:
+        size: Height and width of the model's input, in pixels.
+        crop: Share of the resized shorter side that the centre crop of `size` keeps; None squashes the whole image.
+        interpolation: Filter of the resize, by torchvision's name.
+    """
+    if crop is None:
+        return Augmentation([Resize(size, interpolation)])
+    # Rounded downwards, as timm and transformers do; a share that came from whole pixels may miss them by float64's rounding.
+    height, width = (int(side / crop + 1e-6) for side in size)
+    return Augmentation([Resize(height if height == width else (height, width), interpolation), CenterCrop(size)])
+
+
 def read_image_processor(processor: Any, name: str) -> tuple[Preprocessing, float | None]:
     """Reads what an image processor of transformers does: the one place where its configuration is understood.
 
@@ -178,13 +201,14 @@ def _colours(processor: Any) -> tuple[_Colour, _Colour, bool]:
         factor = processor.rescale_factor
     offset = 1.0 if processor.do_rescale and getattr(processor, "rescale_offset", False) else 0.0
     bgr = bool(getattr(processor, "do_flip_channel_order", False))
-    if not processor.do_normalize and not offset and factor == 1 / 255:
+    normalizes = getattr(processor, "do_normalize", False)  # MobileViT's never does
+    if not normalizes and not offset and factor == 1 / 255:
         return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), bgr
     means = []
     stds = []
     for channel in range(3):
-        mean = _channel(processor.image_mean, channel) if processor.do_normalize else 0.0
-        std = _channel(processor.image_std, channel) if processor.do_normalize else 1.0
+        mean = _channel(processor.image_mean, channel) if normalizes else 0.0
+        std = _channel(processor.image_std, channel) if normalizes else 1.0
         total = std
         if getattr(processor, "include_top", False):
             total = std * _channel(processor.image_std, channel)
@@ -210,8 +234,7 @@ def _check_colours(processor: Any, preprocessing: Preprocessing, name: str) -> N
     try:
         theirs = processor(
             [colour.permute(1, 2, 0).contiguous().numpy() for colour in image.transpose(0, 1)],
-            do_resize=False,
-            do_center_crop=False,
+            **{step: False for step in ("do_resize", "do_center_crop") if getattr(processor, step, None)},
             return_tensors="pt",
             input_data_format="channels_last",
         )["pixel_values"]

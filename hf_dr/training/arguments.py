@@ -106,6 +106,20 @@ class ReinforcedTrainingArguments(ResumableArguments):
         },
     )
     nesterov: bool = field(default=True, metadata={"help": "Use Nesterov momentum with `--optim sgd`."})
+    warmup_epochs: float = field(
+        default=0.0,
+        metadata={
+            "help": "Epochs, or a fraction of one, over which the learning rate rises, however long the training is. 0: what "
+            "--warmup_steps says, a number of steps or a share of the training."
+        },
+    )
+    decay_biases_and_norms: bool = field(
+        default=False,
+        metadata={
+            "help": "Weight decay also of biases and normalisations, the parameters of one dimension. What the architecture "
+            "itself excludes, such as position embeddings, never decays."
+        },
+    )
 
     def __post_init__(self) -> None:
         for name, high in (
@@ -131,6 +145,13 @@ class ReinforcedTrainingArguments(ResumableArguments):
             if getattr(self, name) not in known:
                 words = ", ".join(word for word in known if word is not None)
                 raise ConfigError(f"`{name}` must be one of {words}, got {getattr(self, name)!r}.")
+        if not (math.isfinite(self.warmup_epochs) and self.warmup_epochs >= 0):
+            raise ConfigError(f"`warmup_epochs` must be a number from 0, got {self.warmup_epochs!r}.")
+        if self.warmup_epochs and self.warmup_steps:
+            raise ConfigError(
+                "only one of `warmup_epochs` and `warmup_steps` must say how long the learning rate rises, got "
+                f"{self.warmup_epochs} and {self.warmup_steps}. Set the other to 0."
+            )
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ConfigError(f"`ema_decay` must be between 0 and 1, got {self.ema_decay!r}.")
         super().__post_init__()

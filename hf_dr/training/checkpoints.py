@@ -7,7 +7,7 @@ import json
 import logging
 from pathlib import Path
 
-from transformers.trainer_utils import sort_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_dr.errors import ConfigError
 from hf_dr.files import TEMPORARY, write_whole
@@ -32,8 +32,13 @@ def write_checksums(checkpoint: Path, *, resumable: bool) -> None:
     write_whole(checkpoint / CHECKSUMS_FILE, json.dumps(content, indent=2) + "\n")
 
 
-def find_damage(checkpoint: Path) -> str | None:
-    """Returns why a run cannot go on from a checkpoint, as the end of a sentence that begins with it; None where it can."""
+def find_damage(checkpoint: Path, *, to_go_on: bool = True) -> str | None:
+    """Returns what is wrong with a checkpoint, as the end of a sentence that begins with it; None where it can be used.
+
+    Args:
+        checkpoint: Its folder.
+        to_go_on: Whether it must hold the state of the optimizer, so that a run can go on from it.
+    """
     try:
         content = json.loads((checkpoint / CHECKSUMS_FILE).read_text(encoding="utf-8"))
         files = dict(content["sha256"])
@@ -42,7 +47,7 @@ def find_damage(checkpoint: Path) -> str | None:
         return f"was not written completely (it has no {CHECKSUMS_FILE})"
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return f"is damaged ({CHECKSUMS_FILE} cannot be read)"
-    if not resumable:
+    if to_go_on and not resumable:
         return "holds the model only, without the state of its optimizer (`save_only_model`)"
     for name, digest in files.items():
         path = checkpoint / name
@@ -73,8 +78,11 @@ def check_checkpoint(checkpoint: Path) -> None:
 
 def last_checkpoint(folder: str) -> str | None:
     """Returns the last checkpoint in a folder from which a run can go on, with a warning of those that are skipped, or None."""
-    for checkpoint in reversed(sort_checkpoints(folder)):
-        reason = find_damage(Path(checkpoint))
+    numbered = {
+        int(path.name.rpartition("-")[2]): path for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*[0-9]/")
+    }
+    for _, checkpoint in sorted(numbered.items(), reverse=True):
+        reason = find_damage(checkpoint)
         if reason is None:
             return str(checkpoint)
         logger.warning("Skipping %s, which %s.", checkpoint, reason)

@@ -40,7 +40,9 @@ def device_augmentation(
     if args.augment_on == "cpu" or (args.augment_on == "auto" and not is_fast_on(args.device)):
         return None
     reasons = []
-    if type(train) not in _COVERED:
+    if len(train.augmentations) > 1:
+        reasons.append('several "+" datasets at once have no device version')
+    elif type(train) not in _COVERED:
         reasons.append(f"{type(train).__name__} has no device version")
     else:
         reasons += unsupported(train.augmentations[0])

@@ -11,8 +11,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from hf_dr.errors import ConfigError
 
 _WHAT_TO_DO = (
-    "Lower `learning_rate`, warm up longer (`warmup_steps`) or clip gradients (`max_grad_norm`); a checkpoint from before "
-    "can be resumed only with the settings it was made with."
+    "Lower `learning_rate`, warm up longer (`warmup_steps`, `warmup_epochs`) or clip gradients (`max_grad_norm`); a checkpoint "
+    "from before can be resumed only with the settings it was made with."
 )
 
 

@@ -12,16 +12,17 @@ import pyarrow as pa
 from hf_dr.errors import ConfigError, DataError
 from hf_dr.replay.reinforced_data import ReinforcedData
 from hf_dr.store.base_dataset import check_dataset, label_numbers
-from hf_dr.training.students import EVAL_CROP, LabelledImages, evaluation_augmentation
+from hf_dr.training.students import LabelledImages, evaluation_of
+from hf_dr.views.augmentation import Augmentation
 
 
-def evaluation_images(dataset: datasets.Dataset, train: ReinforcedData, crop: float = EVAL_CROP) -> LabelledImages:
-    """Returns the images and labels of a dataset, at the size of a training set's views and checked against its classes.
+def evaluation_images(dataset: datasets.Dataset, train: ReinforcedData, shown: Augmentation) -> LabelledImages:
+    """Returns the images and labels of a dataset, checked against the classes of a training set.
 
     Args:
         dataset: With an image column and a label column: those of the training set where it has them, else its only ones.
         train: What the student learns from.
-        crop: Share of the resized side that the centre crop keeps.
+        shown: The view of each image; see `evaluation_of`.
 
     Raises:
         DataError: A column is missing, or a label is none of the classes.
@@ -34,7 +35,6 @@ def evaluation_images(dataset: datasets.Dataset, train: ReinforcedData, crop: fl
         raise DataError(
             f"`eval_dataset` must have a column of labels, found {', '.join(dataset.column_names)}. Name it `label`."
         )
-    shown = evaluation_augmentation(max(train.size), crop)
     images = LabelledImages(dataset, shown, image_column=image_column, label_column=label_column)
     check_evaluation(images, train)
     return images
@@ -69,13 +69,14 @@ def check_evaluation(images: LabelledImages, train: ReinforcedData) -> None:
         )
 
 
-def as_evaluation(given: Any, train: Any, crop: float) -> Any:
+def as_evaluation(given: Any, train: Any, model: Any, processor: Any) -> Any:
     """Returns what Trainer evaluates on, with each plain dataset of images made into `LabelledImages`.
 
     Args:
         given: `eval_dataset` as Trainer takes it: a dataset, or several by name.
         train: What the student learns from; only of `ReinforcedData` classes and size are known.
-        crop: See `evaluation_images`.
+        model: The student.
+        processor: The image processor that is saved with it; None where there is none.
 
     Raises:
         DataError: A label is none of the classes; or see `evaluation_images`.
@@ -84,11 +85,11 @@ def as_evaluation(given: Any, train: Any, crop: float) -> Any:
     if not isinstance(train, ReinforcedData):
         return given
     if isinstance(given, dict):
-        return {name: as_evaluation(one, train, crop) for name, one in given.items()}
+        return {name: as_evaluation(one, train, model, processor) for name, one in given.items()}
     if isinstance(given, LabelledImages):
         check_evaluation(given, train)
     elif isinstance(given, datasets.Dataset) and is_undecoded(given):
-        return evaluation_images(given, train, crop)
+        return evaluation_images(given, train, evaluation_of(model, processor, max(train.size)))
     elif is_undecoded(getattr(given, "dataset", given)):
         raise ConfigError(
             f"`eval_dataset` must be a datasets.Dataset, or make its `pixel_values` itself, got {type(given).__name__} of "

@@ -25,7 +25,7 @@ from hf_dr.errors import ConfigError
 from hf_dr.files import check_writable, write_whole, writing
 from hf_dr.processes import warm_up_kernels
 from hf_dr.settings import Real, Whole
-from hf_dr.training.checkpoints import check_checkpoint, last_checkpoint, write_checksums
+from hf_dr.training.checkpoints import check_checkpoint, find_damage, last_checkpoint, write_checksums
 from hf_dr.training.divergence import Divergence, check_weights
 from hf_dr.training.kept_settings import SETTINGS_FILE, compare_settings, kept_settings, read_settings
 
@@ -219,6 +219,17 @@ class ResumableTrainer(Trainer):
             write_whole(checkpoint / SETTINGS_FILE, json.dumps(kept_settings(self.args), indent=2) + "\n")
             write_checksums(checkpoint, resumable=not self.args.save_only_model)
             rotate_checkpoints(str(folder), limit, self.state.best_model_checkpoint, use_mtime=True)
+
+    # Private, because Trainer tells nobody before it loads the weights, and only warns where there are none.
+    def _load_best_model(self) -> None:
+        checkpoint = Path(str(self.state.best_model_checkpoint))
+        reason = find_damage(checkpoint, to_go_on=False)
+        if reason is not None:
+            raise ConfigError(
+                f"the best checkpoint must be whole to be loaded at the end, but {checkpoint} {reason}. Leave "
+                "`load_best_model_at_end` out and run again for the last weights, or train again."
+            )
+        super()._load_best_model()
 
     # Private, because no callback can keep an epoch from being started: Trainer looks for the end only after a step, and a run
     # that had ended within an epoch would take one step more when it is resumed.

@@ -25,6 +25,7 @@ from hf_dr.replay.reinforced_data import ReinforcedData
 from hf_dr.store.card import CITATION, is_noncommercial
 from hf_dr.store.json_files import read_object
 from hf_dr.store.readme import Data, edit_yaml, merge_parts, newline_of, split_readme
+from hf_dr.teacher.architectures import ADDED
 from hf_dr.text import code, inline, markdown_table, shown_text
 from hf_dr.training.students import is_timm
 
@@ -276,9 +277,12 @@ def _body(student: Student, name: str, ema: bool) -> str:
     if student.metrics:
         where = f"Measured on {_dataset(student.evaluated_on)}." if student.evaluated_on else ""
         parts += ["## Results", *([where] if where else []), _table("measure", student.metrics)]
-    parts += ["## Use", _TRANSFORMERS.replace("NAME", json.dumps(name))]
+    first = "```python\n"
+    if student.model.partition(" ")[0] in ADDED:
+        first += "import hf_dr.teacher.architectures  # timm itself has no such architecture\n"
+    parts += ["## Use", first + _TRANSFORMERS.replace("NAME", json.dumps(name))]
     if student.timm:
-        parts += ["or, without transformers,", _TIMM.replace("NAME", json.dumps(f"hf-hub:{name}"))]
+        parts += ["or, without transformers,", first + _TIMM.replace("NAME", json.dumps(f"hf-hub:{name}"))]
     parts += ["## Training", _table("setting", student.settings)]
     if student.teachers:
         rows = [(inline(t["id"]) + _at(t.get("revision")), inline(t["license"] or "unknown")) for t in student.teachers]
@@ -304,7 +308,7 @@ def _table(title: str, rows: dict[str, Any]) -> str:
     return markdown_table((title, "value"), shown)
 
 
-_TRANSFORMERS = """```python
+_TRANSFORMERS = """\
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
@@ -315,7 +319,7 @@ logits = model(**processor(image, return_tensors="pt")).logits
 print(model.config.id2label[logits.argmax().item()])
 ```"""
 
-_TIMM = """```python
+_TIMM = """\
 import timm
 from PIL import Image
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
+from collections.abc import Sized
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,10 @@ from torch import nn
 from transformers import EvalPrediction
 from transformers.utils.hub import PushInProgress
 
+from hf_dr.errors import ConfigError
 from hf_dr.hub.repository import Push
 from hf_dr.replay.reinforced_data import ReinforcedData
+from hf_dr.replay.streaming import StreamedReinforcedDataset
 from hf_dr.training.arguments import ReinforcedTrainingArguments
 from hf_dr.training.device_views import uses_channels_last, with_made_views
 from hf_dr.training.evaluated import as_evaluation
@@ -25,13 +29,14 @@ from hf_dr.training.student_hub import push_in_background
 from hf_dr.training.students import (
     Normalization,
     complete_config,
-    eval_crop_of,
     is_timm,
     native_names,
     normalization_of,
     normalize,
     student_preprocessing,
 )
+
+logger = logging.getLogger(__name__)
 
 # What a batch of reinforced data has that no model takes.
 _ANSWERS = ("teacher_ids", "teacher_logprobs", "tail_ids", "tail_logprobs", "reinforced")
@@ -91,11 +96,14 @@ class StudentTrainer(ResumableTrainer):
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader:
         """As Trainer's, of plain images with labels as well."""
-        return super().get_eval_dataloader(as_evaluation(eval_dataset, self.train_dataset, eval_crop_of(self.model)))
+        return super().get_eval_dataloader(self._as_evaluation(eval_dataset))
 
     def get_test_dataloader(self, test_dataset: Any) -> torch.utils.data.DataLoader:
         """As Trainer's, of plain images with labels as well."""
-        return super().get_test_dataloader(as_evaluation(test_dataset, self.train_dataset, eval_crop_of(self.model)))
+        return super().get_test_dataloader(self._as_evaluation(test_dataset))
+
+    def _as_evaluation(self, given: Any) -> Any:
+        return as_evaluation(given, self.train_dataset, self.model, self.processing_class)
 
     # Private, because there is no public way to tell Trainer which columns a loss needs that the model does not take: it would
     # take the teacher's answers out of the batches, and train on labels.
@@ -133,15 +141,56 @@ class StudentTrainer(ResumableTrainer):
             names = {f"{dataset}_{name}" for dataset in self.eval_dataset for name in names}
         return names
 
+    def _steps_of_epoch(self, train: Sized) -> int:
+        """Returns the steps of an epoch, at least 1, on all processes together."""
+        args = self.args
+        rows, batch_size = len(train), self._train_batch_size
+        if isinstance(train, StreamedReinforcedDataset):
+            rows = -(-rows // args.world_size)  # all processes have equally many
+        elif not self.accelerator.split_batches:
+            batch_size *= args.world_size
+        batches = rows // batch_size if args.dataloader_drop_last else -(-rows // batch_size)
+        return max(1, -(-batches // args.gradient_accumulation_steps))
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """As Trainer's; with `warmup_epochs` the rate rises over as many steps as they have.
+
+        Raises:
+            ConfigError: Nothing tells how many steps an epoch has.
+        """
+        args = self.args
+        if not args.warmup_epochs or self.lr_scheduler is not None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        if not isinstance(self.train_dataset, Sized):
+            raise ConfigError(
+                f"`warmup_epochs` needs a `train_dataset` with a length, got {type(self.train_dataset).__name__}. Set "
+                "`warmup_steps` instead."
+            )
+        steps = max(1, round(args.warmup_epochs * self._steps_of_epoch(self.train_dataset)))
+        if steps >= num_training_steps:
+            logger.warning(
+                "The learning rate rises for %g epochs, which are %d steps, but the training has %d: it never becomes %g.",
+                args.warmup_epochs, steps, num_training_steps, args.learning_rate,
+            )  # fmt: skip
+        given = args.warmup_steps
+        args.warmup_steps = steps  # what Trainer asks; the settings that are saved stay as they were given
+        try:
+            return super().create_scheduler(num_training_steps, optimizer)
+        finally:
+            args.warmup_steps = given
+
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """Returns the names of the parameters that decay: not biases, normalisations, or what the model itself excludes."""
+        """Returns the names of the parameters that decay: not what the model itself excludes, nor, without
+        `decay_biases_and_norms`, biases and normalisations."""
         unwrapped = getattr(model, "timm_model", model)
         excluded: Any = getattr(unwrapped, "no_weight_decay", set)
         own = excluded()
         return [
             name
             for name, parameter in model.named_parameters()
-            if parameter.ndim > 1 and name.removeprefix("timm_model.") not in own
+            if (parameter.ndim > 1 or self.args.decay_biases_and_norms) and name.removeprefix("timm_model.") not in own
         ]
 
     # ----------------------------------------------------------------------------------------- checkpoints and the Hub

@@ -26,19 +26,21 @@ from transformers import (
 
 import hf_dr.teacher.architectures  # noqa: F401 (what it registers, timm builds)
 from hf_dr.errors import ConfigError, DataError, did_you_mean
-from hf_dr.teacher.members import ONE_CLASS
-from hf_dr.teacher.preprocessing import Preprocessing, read_image_processor, timm_preprocessing
+from hf_dr.teacher.members import ONE_CLASS, read_config
+from hf_dr.teacher.preprocessing import (
+    Preprocessing,
+    evaluation_augmentation,
+    read_image_processor,
+    timm_crop,
+    timm_preprocessing,
+)
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.images import as_tensor, channel_values, decode_row
-from hf_dr.views.ops.geometry import CenterCrop, Resize
 
 logger = logging.getLogger(__name__)
 
 EMA_FILE = "ema.safetensors"
 """The averaged weights, next to the model's."""
-
-EVAL_CROP = 0.875
-"""Share of the resized side that the centre crop of an evaluation keeps, where nothing else is said."""
 
 Normalization = tuple[Sequence[float], Sequence[float]]
 """Mean and standard deviation of a model's input, each three numbers on the scale 0 to 1."""
@@ -74,10 +76,7 @@ def build_student(
         "id2label": dict(enumerate(labels)),
         "label2id": {label: c for c, label in enumerate(labels)},
     }
-    seen: dict[str, Any] = {}
-    if size is not None:
-        # What `evaluation_augmentation` does, so that other programs evaluate the saved model alike.
-        seen.update(input_size=[3, size, size], crop_pct=crop, crop_mode="center", interpolation="bilinear")
+    seen = {} if size is None else evaluated_at(size, crop)
     if name.startswith("timm:"):
         architecture, _, file = name.removeprefix("timm:").partition("@")
         if not timm.is_model(architecture):
@@ -102,9 +101,12 @@ def build_student(
         raise ConfigError(f"the student {name!r} must be a folder, but there is none. Train it first, or name another.")
     try:
         model = AutoModelForImageClassification.from_pretrained(
-            name, num_labels=num_classes, ignore_mismatched_sizes=True, use_safetensors=True, **names
+            name,
+            config=read_config(name, num_labels=num_classes, **names),
+            ignore_mismatched_sizes=True,
+            use_safetensors=True,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise ConfigError(
             f"could not load the student {name!r} ({str(error)[:300]}). Name a Hub id, a folder, or `timm:ARCHITECTURE`, or "
             "`timm:ARCHITECTURE@FILE.safetensors`."
@@ -115,6 +117,11 @@ def build_student(
         complete_config(model)
         model.config.pretrained_cfg.update(seen)
     return model
+
+
+def evaluated_at(size: int, crop: float) -> dict[str, Any]:
+    """Returns what a `pretrained_cfg` says of `evaluation_augmentation`, so that other programs evaluate a model alike."""
+    return {"input_size": [3, size, size], "crop_pct": crop, "crop_mode": "center", "interpolation": "bilinear"}
 
 
 def _load_weights(model: Any, file: Path) -> None:
@@ -260,10 +267,25 @@ def normalization_of(preprocessing: Preprocessing) -> Normalization:
     return preprocessing.mean, preprocessing.std
 
 
-def eval_crop_of(model: Any) -> float:
-    """Returns the share of the resized side that a model's `pretrained_cfg` keeps in evaluations, else the usual one."""
-    cfg = getattr(getattr(model, "config", None), "pretrained_cfg", None) or {}
-    return cfg.get("crop_pct") or EVAL_CROP
+def evaluation_of(model: Any, processor: Any, size: int) -> Augmentation:
+    """Returns the view by which a student is evaluated: that of whoever loads it later, `hf-dr evaluate` for one.
+
+    Args:
+        model: A model of timm says it in its `pretrained_cfg`.
+        processor: The image processor that is saved with another model. Without one the usual view is taken.
+        size: Side of the view in pixels.
+    """
+    processor = getattr(processor, "image_processor", processor)  # of one that takes texts as well
+    cfg = getattr(getattr(model, "config", None), "pretrained_cfg", None)
+    name = type(model).__name__
+    if processor is not None and not hasattr(processor, "data_config"):
+        read, crop = read_image_processor(processor, name)
+    elif cfg:
+        data = resolve_data_config(pretrained_cfg=cfg, verbose=False)
+        read, crop = timm_preprocessing(data, name), timm_crop(data)
+    else:
+        return evaluation_augmentation((size, size))
+    return evaluation_augmentation((size, size), crop, read.interpolation)
 
 
 def load_processor(name: str, size: int | None = None) -> Any:
@@ -288,11 +310,6 @@ def load_processor(name: str, size: int | None = None) -> Any:
             if sides:
                 setattr(processor, key, type(sides)(**{side: round(share * old) for side, old in dict(sides).items()}))
     return processor
-
-
-def evaluation_augmentation(size: int, crop: float = EVAL_CROP) -> Augmentation:
-    """Returns the usual view for evaluation: shorter side resized to size / crop, then the centre."""
-    return Augmentation([Resize(round(size / crop)), CenterCrop(size)])
 
 
 class LabelledImages(torch.utils.data.Dataset):

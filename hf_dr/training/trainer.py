@@ -18,6 +18,7 @@ from hf_dr.errors import ConfigError
 from hf_dr.replay.reinforced_data import ReinforcedData
 from hf_dr.replay.sampling import BY_DIFFICULTY, ReinforcedSampler
 from hf_dr.replay.streaming import StreamedReinforcedDataset
+from hf_dr.teacher.preprocessing import EVAL_CROP
 from hf_dr.training.arguments import ReinforcedTrainingArguments
 from hf_dr.training.average import WeightAverage
 from hf_dr.training.checks import (
@@ -31,8 +32,9 @@ from hf_dr.training.device_views import device_augmentation, undone
 from hf_dr.training.evaluated import as_evaluation
 from hf_dr.training.losses import TailRule, reinforced_loss, tail_rule
 from hf_dr.training.mixing import BatchMixer
+from hf_dr.training.stream_progress import StreamProgress
 from hf_dr.training.student_trainer import StudentTrainer
-from hf_dr.training.students import EVAL_CROP, Normalization, build_student, eval_crop_of, load_processor, unwrapped
+from hf_dr.training.students import Normalization, build_student, evaluated_at, is_timm, load_processor, unwrapped
 from hf_dr.views.device.augment import DeviceAugmentation
 
 logger = logging.getLogger(__name__)
@@ -81,9 +83,11 @@ class ReinforcedTrainer(StudentTrainer):
         if not isinstance(args, ReinforcedTrainingArguments):
             raise ConfigError(f"`args` must be ReinforcedTrainingArguments, got {type(args).__name__}.")
         self._evaluated: ReinforcedData | None = None  # while it is evaluated
+        self._stream = StreamProgress(self)
         train = settings.get("train_dataset")
         model, settings["processing_class"] = _student(model, train, args.seed, settings.get("processing_class"))
-        settings["eval_dataset"] = as_evaluation(settings.get("eval_dataset"), train, eval_crop_of(model))
+        processor = settings["processing_class"]
+        settings["eval_dataset"] = as_evaluation(settings.get("eval_dataset"), train, model, processor)
         super().__init__(model=model, args=args, normalization=normalization, **settings)
         self._check_train_dataset()
         self._augmenter: DeviceAugmentation | None = None
@@ -121,39 +125,32 @@ class ReinforcedTrainer(StudentTrainer):
         train: Any = self.train_dataset
         if not isinstance(train, ReinforcedData):
             return super().get_train_dataloader()
-        args = self.args
         dataset, self._sampler = self._in_order(train)
+        return self._loader_of(dataset, self._sampler)
+
+    def _loader_of(self, dataset: Any, sampler: ReinforcedSampler | None) -> torch.utils.data.DataLoader:
+        """Returns the loader of what `_in_order` returns."""
         collate: Any = self._get_collator_with_removed_columns(self.data_collator, "Training")
         if self._augmenter is not None:
             dataset, collate = undone(dataset, self._augmenter, collate)
         loader = torch.utils.data.DataLoader(
-            dataset,
-            batch_size=self._train_batch_size,
-            sampler=self._sampler,
-            collate_fn=collate,
-            drop_last=args.dataloader_drop_last,
-            num_workers=args.dataloader_num_workers,
-            pin_memory=args.dataloader_pin_memory,
-            persistent_workers=args.dataloader_persistent_workers,
-            multiprocessing_context=args.dataloader_multiprocessing_context,
-            prefetch_factor=args.dataloader_prefetch_factor,
-            in_order=args.dataloader_in_order,
-            worker_init_fn=partial(seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index),
+            dataset, self._train_batch_size, sampler=sampler, collate_fn=collate, **_loader_settings(self.args)
         )
-        if self._sampler is not None:
+        if sampler is not None:
             return self._for_training(self.accelerator.prepare(loader))
         # Left to itself, accelerate has process 0 read a stream for all. Each process has its share already.
-        return self._for_training(
-            prepare_data_loader(
-                loader, args.device, num_processes=1, process_index=0, put_on_device=True, dispatch_batches=False
-            )
-        )
+        own = {"num_processes": 1, "process_index": 0, "put_on_device": True, "dispatch_batches": False}
+        return self._for_training(prepare_data_loader(loader, self.args.device, **own))
 
-    def _in_order(self, train: Any) -> tuple[Any, ReinforcedSampler | None]:
+    def _in_order(self, train: Any, progress: dict[str, Any] | None = None) -> tuple[Any, ReinforcedSampler | None]:
         """Returns what a loader reads: the dataset and its sampler, or this process's share of a stream.
 
+        Args:
+            train: What is learnt from.
+            progress: Of a stream's epoch that goes on.
+
         Raises:
-            ConfigError: The settings of the order do not fit the dataset.
+            ConfigError: The settings of the order do not fit the dataset, or the progress.
         """
         args = self.args
         order: dict[str, Any] = {
@@ -165,7 +162,7 @@ class ReinforcedTrainer(StudentTrainer):
         }
         if not isinstance(train, StreamedReinforcedDataset):
             return train, ReinforcedSampler(train, **order)
-        stream = train.ordered(**order)
+        stream = train.ordered(**order) if progress is None else train.ordered(**order).resumed(progress)
         batch_size = self._train_batch_size
         return stream.split_by_node(args.process_index, args.world_size, batch_size=batch_size, even=True), None
 
@@ -183,8 +180,9 @@ class ReinforcedTrainer(StudentTrainer):
         if self.args.view_order not in BY_DIFFICULTY:
             return None
         assert isinstance(self.train_dataset, ReinforcedData)
-        processes = 1 if self.accelerator.split_batches else self.args.world_size
-        return epochs_of(self.args, self.train_dataset, self._train_batch_size, processes)
+        if self.args.max_steps <= 0:
+            return math.ceil(self.args.num_train_epochs)
+        return -(-self.args.max_steps // self._steps_of_epoch(self.train_dataset))
 
     def num_examples(self, dataloader: torch.utils.data.DataLoader) -> int:
         """As Trainer's; of a stream those of all processes."""
@@ -307,14 +305,20 @@ class ReinforcedTrainer(StudentTrainer):
             ConfigError: It is not, or has none.
         """
         super().prepare_resume(checkpoint)
+        self._stream.resume_from(checkpoint)
         if self._average is not None:
             self._average.resume_from(checkpoint)
 
     def save_with_model(self, folder: Path) -> None:
         """Writes the settings of the run, and the averaged weights where they are kept."""
         super().save_with_model(folder)
+        self._stream.save(folder)
         if self._average is not None:
             self._average.save(folder)
+
+    def _run_epoch(self, *args: Any, **settings: Any) -> None:
+        with self._stream.in_epoch(settings["epoch"]):
+            super()._run_epoch(*args, **settings)
 
     def run_settings(self) -> dict[str, Any] | None:
         """Returns what decides the batches and their loss; None where the data is not reinforced."""
@@ -322,11 +326,8 @@ class ReinforcedTrainer(StudentTrainer):
         train = self.train_dataset
         if not isinstance(train, ReinforcedData):
             return None
-        streamed = isinstance(train, StreamedReinforcedDataset)
         return {
             "dataset_fingerprint": train.fingerprint,
-            # Who reads which rows of an epoch, and in which order, follows from these.
-            "streamed_by": [args.world_size, args.dataloader_num_workers] if streamed else None,
             "num_rows": len(train),
             "num_views": train.num_views,
             "view_seed": train.seed,
@@ -344,6 +345,22 @@ class ReinforcedTrainer(StudentTrainer):
     def _online_teacher(self) -> str | None:
         """The teacher in memory, where there is one, by its weights."""
         return None
+
+
+def _loader_settings(args: ReinforcedTrainingArguments) -> dict[str, Any]:
+    """Returns what the arguments say of a loader, as Trainer understands them."""
+    return {
+        "drop_last": args.dataloader_drop_last,
+        "num_workers": args.dataloader_num_workers,
+        "pin_memory": args.dataloader_pin_memory,
+        "persistent_workers": args.dataloader_persistent_workers,
+        "multiprocessing_context": getattr(
+            args, "dataloader_multiprocessing_context", None
+        ),  # newer than transformers 5.2
+        "prefetch_factor": args.dataloader_prefetch_factor,
+        "in_order": args.dataloader_in_order,
+        "worker_init_fn": partial(seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index),
+    }
 
 
 def _weight_average(trainer: ReinforcedTrainer) -> WeightAverage | None:
@@ -364,7 +381,12 @@ def _student(model: Any, train: Any, seed: int, processor: Any) -> tuple[nn.Modu
         ConfigError: There is no such student, or the dataset does not tell its classes and size.
     """
     if not isinstance(model, (str, Path)):
-        return None if model is None else unwrapped(model), processor
+        model = None if model is None else unwrapped(model)
+        if is_timm(model) and isinstance(train, ReinforcedData):
+            own = getattr(model.config, "pretrained_cfg", None)
+            if own is not None and "input_size" not in own:  # it does not say how it is evaluated
+                model.config.pretrained_cfg = {**evaluated_at(max(train.size), EVAL_CROP), **own}
+        return model, processor
     name = str(model)
     if not isinstance(train, ReinforcedData):
         raise ConfigError(
@@ -375,24 +397,3 @@ def _student(model: Any, train: Any, seed: int, processor: Any) -> tuple[nn.Modu
     set_seed(seed)  # new weights are those of the seed
     student = build_student(name, train.class_names, train.num_classes, size=size, crop=EVAL_CROP)
     return student, load_processor(name, size) if processor is None else processor
-
-
-def epochs_of(args: ReinforcedTrainingArguments, train: ReinforcedData, batch_size: int, processes: int) -> int:
-    """Returns the epochs of a whole training; the last of them may be a part of one.
-
-    Args:
-        args: Settings.
-        train: What it learns from.
-        batch_size: Rows of a batch in a process.
-        processes: Processes that each take batches of that size in turn.
-    """
-    if args.max_steps <= 0:
-        return math.ceil(args.num_train_epochs)
-    rows = len(train)
-    if isinstance(train, StreamedReinforcedDataset):
-        rows = -(-rows // args.world_size)  # all processes have equally many
-    else:
-        batch_size *= processes
-    batches = rows // batch_size if args.dataloader_drop_last else -(-rows // batch_size)
-    steps = -(-batches // args.gradient_accumulation_steps)
-    return -(-args.max_steps // max(1, steps))

@@ -323,7 +323,7 @@ def coco_library() -> Any:
         import pycocotools.mask
     except ImportError as error:
         raise ConfigError(
-            "detection needs the package pycocotools, which is not installed: pip install 'hf-dr[transfer]'."
+            "detection needs the package pycocotools, which is not installed: pip install pycocotools."
         ) from error
     return pycocotools
 

@@ -91,6 +91,23 @@ def test_a_dry_run_writes_nothing(named, tmp_path, capsys):
     assert "hours" in shown
 
 
+def test_what_is_missing_is_named(plus, tmp_path, capsys):
+    assert main(["verify", str(plus)]) == 2
+    message = capsys.readouterr().err
+    assert "(--teacher)" in message
+    assert "(--no_teacher)" in message
+    words = ["--student", "timm:test_resnet", "--output_dir", str(tmp_path / "out")]
+    (tmp_path / "images").mkdir()
+    assert main(["train", "--dataset", str(tmp_path / "images"), "--objective", "erm", *words]) == 2
+    assert "To train by erm on a base dataset, which is not reinforced, pass --augmentation." in capsys.readouterr().err
+    assert main(["train", "--dataset", str(tmp_path / "images"), *words]) == 2
+    assert "--augmentation" not in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["compare", "--title", "t", "--train", "x.yaml", "--output_dir", str(tmp_path / "out")])
+    message = "argument --train: it is a mapping of settings, which stands in the YAML file of --config, got 'x.yaml'"
+    assert message in capsys.readouterr().err
+
+
 def test_a_config_file_with_an_augmentation(named, tmp_path):
     config = tmp_path / "c.yaml"
     config.write_text(

@@ -1,7 +1,9 @@
 """What launches at scale: accelerate's own class reads the YAML files, the shells read the scripts, two processes do run."""
 
+import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +37,46 @@ def test_the_page_on_costs_has_the_numbers_of_the_benchmarks():
     hours = [rows * 400 * ms / 3.6e6 for ms in (generation["cpu_ms_teacher"], rest)]
     assert f"{hours[0]:,.0f} and {hours[1]:.0f} core-hours" in page
     assert f"{generation['two_processes']:.2f} times what one does" in page
+
+
+@pytest.fixture(scope="module")
+def cost():
+    spec = importlib.util.spec_from_file_location("cost", RECIPES.parent / "benchmarks" / "cost.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    return script
+
+
+def test_the_page_has_the_table_of_costs_that_its_command_makes(cost, capsys):
+    results = json.loads((RECIPES.parent / "benchmarks" / "results" / "cost.json").read_text())
+    page = (RECIPES.parent / "docs" / "scale.md").read_text(encoding="utf-8")
+    inputs, billions = results["inputs"], results["billions"]
+    assert "\n".join(cost.table(billions, inputs["hours_per_view"], inputs["price"])) in page
+    assert list(billions) == list(cost.teachers())
+    light = cost.LIGHT[0]
+    assert round(cost.multiply_adds([light]), 1) == billions[light]
+    # A teacher that takes 1 ms a view takes 1,281,167 x 50 ms for mini.
+    cost.main(["--teacher", "x", "--ms_per_view", "1", "--price", "10"])
+    assert capsys.readouterr().out.splitlines() == ["x", "mini: 18, $180", "small: 36, $360", "full: 142, $1,420"]
+    with pytest.raises(SystemExit):
+        cost.main(["--teacher", "x"])
+    assert "--teacher and --ms_per_view go together" in capsys.readouterr().err
+
+
+def test_the_client_has_the_flags_of_jobs():
+    texts = [path.read_text(encoding="utf-8") for path in [*RECIPES.parent.glob("docs/*.md"), *RECIPES.rglob("*.yaml")]]
+    commands = [found for text in texts for found in re.findall(r"hf jobs (?:uv )?run .*", text)]
+    assert len(commands) >= 2
+    for command in commands:
+        words = command.split()
+        kind = words[1 : words.index("run") + 1]
+        client = [sys.executable, "-c", "from huggingface_hub.cli.hf import main; main()", *kind, "--help"]
+        shown = subprocess.run(client, check=True, capture_output=True, text=True).stdout
+        flags = [word for word in words if re.fullmatch(r"-v|--[a-z-]+", word)]
+        assert {"--flavor", "--timeout"} <= set(flags)
+        for flag in flags:
+            assert re.search(rf"(?<![\w-]){flag}\b", shown), f"{flag} of {command}"
+        assert words[words.index("--flavor") + 1] in re.sub(r"\s+", "", shown)
 
 
 def test_all_files_are_known():

@@ -18,6 +18,7 @@ from hf_dr.cli.main import main
 from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.job import reinforce
 from hf_dr.hub.push import push_to_hub
+from hf_dr.store.base_dataset import load_base
 from hf_dr.training.students import load_processor
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops.geometry import RandomResizedCrop
@@ -253,6 +254,18 @@ def test_an_unknown_objective(call, capsys):
     assert "invalid choice: 'magic'" in capsys.readouterr().err
 
 
+def test_the_evaluation_is_of_its_revision(call, monkeypatch, tiny_dataset, base):
+    asked = []
+
+    def load(name, *rest, **settings):
+        asked.append((name, settings["split"], settings["revision"]))
+        return load_base(name, *rest, **{**settings, "revision": None})
+
+    monkeypatch.setattr("hf_dr.cli.train.load_base", load)
+    assert call("--eval_revision", "abc", "--max_steps", "1") == 0
+    assert asked == [(str(base), "train", "abc")]
+
+
 def test_classes_of_evaluation_in_another_order(call, tmp_path, tiny_dataset, capsys):
     names = tiny_dataset.features["label"].names
     features = tiny_dataset.features.copy()
@@ -330,7 +343,8 @@ def crops(tmp_path_factory, tiny_dataset, tiny_teacher) -> Path:
 
 def test_a_stream(call, tmp_path, crops, tiny_folder, capsys):
     assert call("--streaming", "--dataloader_num_workers", "1", dataset=crops) == 0
-    assert read(tmp_path / "out" / "checkpoint-6" / "reinforced_training.json")["streamed_by"] == [1, 1]
+    (stretch,) = read(tmp_path / "out" / "checkpoint-6" / "stream_progress.json")["stretches"]
+    assert (stretch["world_size"], stretch["num_workers"]) == (1, 1)
     assert call("--streaming", "--objective", "erm", dataset=crops, out="erm") == 0
     assert call("--streaming", dataset=tiny_folder, out="other") == 2
     assert "error: a streamed view must find its partner in its own shard" in capsys.readouterr().err

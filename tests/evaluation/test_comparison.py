@@ -1,5 +1,6 @@
 """Comparing objectives: the table, the gains, going on where it stopped."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -43,6 +44,18 @@ def test_gains_are_changes_for_the_better_seed_by_seed():
     assert flat["a_b_reinforced_top1_std"] == pytest.approx(np.std([0.6, 0.7], ddof=1))
     assert flat["a_b_seeds"] == 2
     assert flat["a_b_erm_seconds"] == pytest.approx(10.5)
+
+
+def test_each_objective_has_its_gain():
+    comparison = made_up()
+    for n, run in enumerate(comparison.runs):
+        if run.objective == "reinforced":
+            comparison.runs[n] = dataclasses.replace(run, objective="kd")
+    for n, result in enumerate(comparison.report.results):
+        comparison.report.results[n] = dataclasses.replace(result, model=result.model.replace("reinforced", "kd"))
+    flat = comparison.to_dict("c")
+    assert flat["c_kd_top1_gain"] == pytest.approx(0.15)
+    assert "c_top1_gain" not in flat
 
 
 def test_the_table_and_the_report(tmp_path):

@@ -193,20 +193,24 @@ MIMICS = {
 
 
 @pytest.mark.parametrize("mimic", MIMICS)
-def test_presets(mimic, oracle, monkeypatch):
+def test_presets(mimic, oracle, monkeypatch, caplog):
     """The preset's id, split and columns; and an oracle over ImageNet's classes is right on all of it."""
     image, label, kind, classes, labels = MIMICS[mimic]
     loaded = []
 
-    def load_base(name, config, *, split, files_from):
-        loaded.append((name, config, split))
+    def load_base(name, config, *, split, revision, files_from):
+        loaded.append((name, config, split, revision))
         return dataset_of(image, classes, label, labels if labels is not None else list(classes), kind), {}
 
     monkeypatch.setattr(evaluation_images, "load_base", load_base)
     name = mimic.split(" ")[0]
     report = run_evaluation(EvaluateConfig(["oracle-1000"], [name], ""))
     assert [r.metrics["top1"] for r in report.results] == [1.0]
-    assert loaded == [(PRESETS[name].dataset, PRESETS[name].config, PRESETS[name].split)]
+    assert loaded == [(PRESETS[name].dataset, PRESETS[name].config, PRESETS[name].split, None)]
+    caveat = (
+        "imagenet-v2 (clip-benchmark/wds_imagenetv2): its images were encoded again, as WebP; whether without a loss"
+    )
+    assert (caveat in caplog.text) == (name == "imagenet-v2")
     # The mass is shared by the set's classes only.
     others = 199 if "-r" in name or "-a" in name else 999
     assert report.results[0].metrics["nll"] == pytest.approx(np.log(1 + others * np.exp(-20)), rel=0.01)
@@ -225,7 +229,7 @@ def test_imagenet_c_reads_published_corruptions(oracle, monkeypatch, tmp_path):
     """A configuration for each corruption, a split for each severity; here every second image is damaged at severity 5."""
     loaded = []
 
-    def load_base(name, config, *, split, files_from):
+    def load_base(name, config, *, split, revision, files_from):
         loaded.append((name, config, split))
         right = list(range(0, 1000, 97))
         shown = [c + (n % 2 if split == "severity_5" else 0) for n, c in enumerate(right)]
@@ -275,6 +279,9 @@ def test_parse_set():
     assert parse_set("t=a/b:train[:10],label=fine,image=img,config=c") == EvaluationSet(
         "t", "a/b", "train[:10]", "c", "img", "fine"
     )
+    assert parse_set("imagenet,revision=abc").revision == "abc"
+    assert parse_set("imagenet-v2").note
+    assert parse_set("imagenet-v2=/data/v2").note is None, "another copy"
     moved = parse_set("imagenet-r=/data/r:train,label=cls")
     assert (moved.dataset, moved.split, moved.label, moved.classes) == ("/data/r", "train", "cls", "imagenet-r")
     assert parse_set("imagenet-c").part("fog", 3).split == "severity_3"

@@ -47,7 +47,7 @@ from hf_dr.teacher.members import Member, weights_hash
 from hf_dr.teacher.preprocessing import Preprocessing
 from hf_dr.version import __version__
 from hf_dr.views.augmentation import Augmentation
-from hf_dr.views.ops.colour import ColorJitter, RandAugment, TrivialAugmentWide
+from hf_dr.views.ops.colour import AutoAugment, ColorJitter, RandAugment, RandAugmentIncreasing, TrivialAugmentWide
 from hf_dr.views.ops.geometry import (
     CenterCrop,
     RandomCrop,
@@ -253,10 +253,19 @@ EVERY_OP = Augmentation(
         CutMix(p=0.4),
     ]
 )
+POLICIES = Augmentation([RandomResizedCrop(SIDE), AutoAugment(), RandAugmentIncreasing()])
 PLAIN = Augmentation([RandomResizedCrop(SIDE), RandomHorizontalFlip()])
 MIXED = Augmentation([RandomResizedCrop(SIDE), RandomHorizontalFlip(), CutMix(p=0.5)])
 # Chosen so that `Inexact` changes no byte: no answer lies where it could be rounded the other way, and nothing is tied.
-SEEDS = {"every_op": 0, "ensemble": 0, "mixing_in_shards": 0, "signals": 0, "candidates": 3, "partial": 0}
+SEEDS = {
+    "every_op": 0,
+    "ensemble": 0,
+    "mixing_in_shards": 0,
+    "signals": 0,
+    "candidates": 3,
+    "partial": 0,
+    "policies": 0,
+}
 
 
 def build(folder: Path, units: int = 0) -> None:
@@ -278,6 +287,7 @@ def build(folder: Path, units: int = 0) -> None:
     one, two = teacher(1), teacher(1, 2)
     sharp = Inexact([member(4, MANY_KINDS)], units)
     make("every_op", "whole", EVERY_OP, one)
+    make("policies", "others", POLICIES, one)
     make("ensemble", "two_members", PLAIN, two)
     make("mixing_in_shards", "shards", MIXED, one, mixing_scope="shard")
     make("signals", "topk_image_tail", MIXED, one, signal="topk_image_tail")

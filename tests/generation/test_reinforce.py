@@ -249,6 +249,36 @@ def test_parts_of_one_number_run_at_once_and_no_others(tmp_path, tiny_dataset, t
         job.run(Part(1, 2))
 
 
+def test_a_rank_that_outlives_rank_0_keeps_the_folder(tmp_path, tiny_dataset, tiny_teacher):
+    config = ReinforceConfig(str(tmp_path), "a", num_views=3, top_k=2, shard_size=5, num_workers=0)
+    job = reinforce_job(tiny_dataset, tiny_teacher, MIXING, config)
+    job.folder.mkdir()
+    with (
+        Part().lock(job.folder, rank=1),
+        pytest.raises(ConfigError, match=r"another run is writing to it \(\.lock-rank-1\)"),
+    ):
+        job.run()
+    with Part(0, 2).lock(job.folder, rank=1):
+        job.run(Part(1, 2))
+        with pytest.raises(ConfigError, match=r"another run is writing to it \(\.lock-0-of-2-rank-1\)"):
+            job.run(Part(0, 2))
+    job.run()
+
+
+def test_another_kind_of_processor_is_said_once(tmp_path, tiny_dataset, tiny_teacher, monkeypatch, caplog):
+    config = ReinforceConfig(str(tmp_path), "a", num_views=3, top_k=2, shard_size=5, num_workers=0)
+    job = reinforce_job(tiny_dataset, tiny_teacher, MIXING, config)
+    for number, (processor, said) in enumerate([("one", 0), ("one", 0), ("other", 1), ("other", 1), ("one", 1)]):
+        monkeypatch.setattr(module, "describe_processor", lambda device, name=processor: name)
+        job.run()
+        message = (
+            "This run was begun on one and goes on on other: parameters and views are the same, but answers may differ"
+        )
+        assert caplog.text.count(message) == said, number
+        assert caplog.text.count("goes on on") == said
+        (job.folder / job.provenance.shard_names[0]).unlink()
+
+
 def test_a_node_that_is_killed_loses_its_own_shards_only(tmp_path, checkpoint):
     subprocess.run(command(checkpoint, tmp_path / "whole"), check=True)
     folder, slow = tmp_path / "nodes", ("--num_workers", "0")

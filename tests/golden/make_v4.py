@@ -16,7 +16,7 @@ from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.members import Member, weights_hash
 from hf_dr.teacher.preprocessing import Preprocessing
 from hf_dr.views.augmentation import Augmentation
-from hf_dr.views.ops.colour import ColorJitter, RandAugment, TrivialAugmentWide
+from hf_dr.views.ops.colour import AutoAugment, ColorJitter, RandAugment, RandAugmentIncreasing, TrivialAugmentWide
 from hf_dr.views.ops.geometry import (
     CenterCrop,
     RandomCrop,
@@ -58,6 +58,14 @@ def main(folder: str) -> None:
         ColorJitter(0.3, 0.3, 0.3, 0.1), Resize((16, 16), "bicubic"),
     ]  # fmt: skip
     make(resizes, ReinforceConfig(folder, "others", signal="sampled", **shared))
+    make_policies(folder)
+
+
+def make_policies(folder: str) -> None:
+    """Uses the ops that came later, in a configuration of their own; all that was run when they came."""
+    policies = [RandomResizedCrop(16), AutoAugment(), RandAugmentIncreasing()]
+    shared = {"top_k": 3, "shard_size": 4, "num_workers": 0, "num_views": 12, "on_bad_image": "skip"}
+    make(policies, ReinforceConfig(folder, "policies", **shared))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -69,10 +70,20 @@ def test_load_dataset_gives_what_is_on_disk(loopback_hub: LoopbackHub, plus: Pat
     assert local.data.table.equals(there.data.table)
 
 
-def test_a_second_push_of_the_same_sends_and_commits_nothing(loopback_hub: LoopbackHub, plus: Path) -> None:
+def test_a_second_push_of_the_same_sends_and_commits_nothing(
+    loopback_hub: LoopbackHub, plus: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "hf_dr")
     first = push_to_hub(plus, REPO)
+    assert first.sent == len(first.files) + 1  # and the card
+    assert f"Pushed {first.sent} changed files to {first.url} at {first.commit}." in caplog.text
+    assert "is new and its card names no licence" in caplog.text
+    caplog.clear()
     sent = loopback_hub.received("lfs_put")
     second = push_to_hub(plus, REPO)
+    assert second.sent == 0
+    assert caplog.messages == [f"Nothing has changed since {first.url} at {first.commit}."]
+    assert first.url.startswith("http")
     assert (second.commit, loopback_hub.received("lfs_put"), loopback_hub.counts["commit"]) == (first.commit, sent, 1)
 
 
@@ -270,6 +281,8 @@ def test_impossible_settings_are_refused(
 def test_a_folder_without_a_plus_dataset_is_refused(loopback_hub: LoopbackHub, tmp_path: Path) -> None:
     with pytest.raises(FormatError, match=r'must hold a "\+" dataset, but no folder in it has a reinforcement.json'):
         push_to_hub(tmp_path, REPO)
+    with pytest.raises(FormatError, match=r'expected the folder of a "\+" dataset, found none at .*nowhere'):
+        push_to_hub(tmp_path / "nowhere", REPO)
 
 
 def test_without_a_token_it_says_how_to_log_in(

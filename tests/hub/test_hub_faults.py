@@ -14,7 +14,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import datasets
-import httpx2
 import huggingface_hub.file_download
 import huggingface_hub.utils._http
 import pytest
@@ -27,6 +26,7 @@ from hf_dr.generation.job import reinforce
 from hf_dr.hub import retry
 from hf_dr.hub.push import push_to_hub
 from hf_dr.hub.repository import Push, Repository
+from hf_dr.hub.retry import httpx
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops.geometry import RandomResizedCrop
@@ -195,16 +195,16 @@ def test_storage_that_cannot_be_reached_for_a_while(
     loopback_hub: LoopbackHub, push: Callable[[str], Push], tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The client closes what all its threads share; those whose request is on its way find it closed."""
-    send, left = httpx2.Client.send, itertools.count(-20)
+    send, left = httpx.Client.send, itertools.count(-20)
 
-    def refused(self: httpx2.Client, request: httpx2.Request, **settings: object) -> httpx2.Response:
+    def refused(self: httpx.Client, request: httpx.Request, **settings: object) -> httpx.Response:
         if request.method == "PUT" and next(left) < 0:
             if left.__reduce__()[1][0] % 3 == 0:
                 raise RuntimeError("Cannot send a request, as the client has been closed.")
-            raise httpx2.ConnectError("refused", request=request)
+            raise httpx.ConnectError("refused", request=request)
         return send(self, request, **settings)
 
-    monkeypatch.setattr(httpx2.Client, "send", refused)
+    monkeypatch.setattr(httpx.Client, "send", refused)
     assert_whole(loopback_hub, push("new"), tiny_folder, "new")
     assert next(left) > 0
 

@@ -3,14 +3,13 @@
 import json
 import traceback
 
-import httpx2
 import pytest
 from huggingface_hub.errors import FileMetadataError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import hf_raise_for_status
 
 import hf_dr.hub.retry
 from hf_dr.errors import HubError
-from hf_dr.hub.retry import ATTEMPTS, ask, with_retries
+from hf_dr.hub.retry import ATTEMPTS, ask, httpx, with_retries
 from hf_dr.text import keep_secret
 
 URL = "https://huggingface.co/api/datasets/org/plus"
@@ -19,7 +18,7 @@ URL = "https://huggingface.co/api/datasets/org/plus"
 def answered(status: int, **headers: str) -> Exception:
     """What the client raises for an answer of the Hub."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    response = httpx2.Response(status, headers=named, request=httpx2.Request("GET", URL))
+    response = httpx.Response(status, headers=named, request=httpx.Request("GET", URL))
     with pytest.raises(HfHubHTTPError) as caught:
         hf_raise_for_status(response)
     return caught.value
@@ -54,12 +53,12 @@ def slept(monkeypatch):
 @pytest.mark.parametrize(
     "error",
     [
-        httpx2.ReadError("reset"),
-        httpx2.RemoteProtocolError("cut"),
-        httpx2.ConnectTimeout("slow"),
+        httpx.ReadError("reset"),
+        httpx.RemoteProtocolError("cut"),
+        httpx.ConnectTimeout("slow"),
         ConnectionError("xet"),
         OSError("Consistency check failed: file should be of size 10 but has size 4"),
-        wrapped(httpx2.ConnectError("refused")),
+        wrapped(httpx.ConnectError("refused")),
         wrapped(answered(500)),
         *(answered(status) for status in (408, 429, 500, 502, 503, 504)),
     ],
@@ -72,7 +71,7 @@ def test_what_passes_is_tried_again(error, slept):
 
 
 def test_the_number_of_attempts_is_bounded(slept):
-    call = Failing(*[httpx2.ReadError("reset")] * (ATTEMPTS + 1))
+    call = Failing(*[httpx.ReadError("reset")] * (ATTEMPTS + 1))
     with pytest.raises(HubError, match=f"expected to fetch org/plus, but {ATTEMPTS} attempts failed, .* ReadError"):
         with_retries(call, "fetch org/plus")
     assert call.calls == ATTEMPTS

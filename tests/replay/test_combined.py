@@ -246,8 +246,6 @@ def test_paths_or_names_or_both(make, tmp_path, tiny_dataset, tiny_teacher):
         load_reinforced([tmp_path, tmp_path], ["crop"])
     with pytest.raises(ConfigError, match='expected at least one "\\+" dataset, got none'):
         load_reinforced([])
-    with pytest.raises(ConfigError, match=r"several .* cannot be streamed\. Load them without `streaming=True`"):
-        load_reinforced(tmp_path, ["crop", "mix"], streaming=True)
 
 
 def test_an_overlay_takes_its_images_from_another_part(make):

@@ -1,6 +1,7 @@
 """A stream gives what the map-style dataset gives: each row once an epoch, over any processes and workers, bit for bit."""
 
 import itertools
+import json
 import multiprocessing
 import shutil
 import threading
@@ -24,13 +25,15 @@ from hypothesis import strategies as st
 from loopback_hub import Fault, LoopbackHub
 
 import hf_dr.hub.retry
-from hf_dr.errors import ConfigError, DataError, FormatError, HubError
+from hf_dr.errors import ConfigError, DataError, FormatError, HubError, ReplayError
 from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.job import reinforce
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.replay.reinforced_data import DIFFICULTIES, fresh_view
 from hf_dr.replay.sampling import ReinforcedSampler
+from hf_dr.replay.streamed_base import StreamedBase
+from hf_dr.replay.streamed_shards import StreamedShards
 from hf_dr.replay.streaming import StreamedReinforcedDataset
 from hf_dr.store.provenance import Provenance, find_config
 from hf_dr.store.schema import METADATA_KEY
@@ -67,8 +70,8 @@ def make(tmp_path_factory, tiny_teacher, base) -> Callable[..., Path]:
     """Returns `make(augmentation, **settings)`: the configuration's folder, made once."""
     made: dict[str, Path] = {}
 
-    def make(augmentation: Augmentation, **settings) -> Path:
-        key = f"{augmentation.to_list()} {settings}"
+    def make(augmentation: Augmentation, base: datasets.Dataset = base, **settings) -> Path:
+        key = f"{augmentation.to_list()} {settings} {base._fingerprint}"
         if key not in made:
             folder = tmp_path_factory.mktemp("plus")
             config = {
@@ -92,7 +95,9 @@ def config(request, make) -> Path:
 
 def stream_of(config: Path, **settings) -> StreamedReinforcedDataset:
     provenance = Provenance.read(config)
-    return StreamedReinforcedDataset([str(config / name) for name in provenance.shard_names], provenance, **settings)
+    shuffled = settings.pop("shuffled_shards", 1)
+    shards = StreamedShards([str(config / name) for name in provenance.shard_names], provenance, **settings)
+    return StreamedReinforcedDataset([shards], shuffled_shards=shuffled)
 
 
 def mapped(config: Path, **settings) -> ReinforcedDataset:
@@ -309,6 +314,284 @@ def test_a_copy_has_an_epoch_of_its_own(make):
     assert (stream.epoch, share.epoch) == (0, 3)
 
 
+# ----------------------------------------------------------------------------------------------------------- going on
+
+
+def batches_in_turn(parts: list[list], size: int) -> list[list]:
+    """The batches of a loader: those of its workers in turn, as long as they have some."""
+    queues = [[part[at : at + size] for at in range(0, len(part), size)] for part in parts]
+    given = []
+    while any(queues):
+        given += [queue.pop(0) for queue in queues if queue]
+    return given
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=10)
+@given(
+    shard_size=st.sampled_from([2, 5, ROWS]), shuffled=st.integers(1, 3), epoch=st.integers(0, 9), stop=st.integers(0, 6),
+    world_size=st.integers(1, 4), workers=st.integers(1, 3), batch_size=st.integers(1, 4),
+    others=st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 4)),
+)  # fmt: skip
+def test_an_epoch_goes_on_with_what_was_not_seen(
+    make, monkeypatch, decoded, shard_size, shuffled, epoch, stop, world_size, workers, batch_size, others
+):
+    config = make(PLAIN, shard_size=shard_size)
+    dataset = mapped(config)
+    views = known(dataset)
+    whole = stream_of(config, shuffled_shards=shuffled).ordered(seed=2, reinforced_probability=1.0)
+    whole.set_epoch(epoch)
+    with monkeypatch.context() as patch:
+        run = _Workers(patch)
+
+        def all_batches(stream: StreamedReinforcedDataset, ranks: int, workers: int, size: int) -> list[list]:
+            shares = [stream.split_by_node(rank, ranks, batch_size=size) for rank in range(ranks)]
+            return [batches_in_turn(run(share, workers), size) for share in shares]
+
+        given_before = all_batches(whole, world_size, workers, batch_size)
+        share = whole.split_by_node(0, world_size, batch_size=batch_size)
+        progress = json.loads(json.dumps(share.progress(stop, num_workers=workers)))
+        stream = stream_of(config, shuffled_shards=shuffled).ordered(seed=2, reinforced_probability=1.0)
+        stream = stream.resumed(progress)
+        stream.set_epoch(epoch)
+        # The same ones have the same batches.
+        left = all_batches(stream, world_size, workers, batch_size)
+        for before, after in zip(given_before, left, strict=True):
+            assert [seen(batch, views) for batch in before[stop:]] == [seen(batch, views) for batch in after]
+        # Others have the rest, and read nothing else.
+        decoded.clear()
+        read: list[int] = []
+        read_shard = StreamedShards._read_shard
+        patch.setattr(StreamedShards, "_read_shard", lambda self, n: (read.append(n), read_shard(self, n))[1])
+        items = [item for batches in all_batches(stream, *others) for batch in batches for item in batch]
+        assert len(decoded) == len(items)
+        shares = [stream.split_by_node(rank, others[0], batch_size=others[2]) for rank in range(others[0])]
+        assert sum(map(len, shares)) == len(items), "the length is that of what is left"
+    before = [index for batches in given_before for batch in batches[:stop] for index in seen(batch, views)]
+    after = seen(items, views)
+    assert sorted(before + after) == expected(dataset, epoch)
+    wanted = {int(dataset.source_rows[row]) // shard_size for row, _ in after}
+    if shuffled == 1:
+        assert set(read) == wanted
+    stream.set_epoch(epoch + 1)
+    assert sorted(seen(stream, views)) == expected(dataset, epoch + 1), "other epochs are whole"
+
+
+def test_pairs_that_go_on_are_decoded_once(make, decoded):
+    stream = stream_of(make(MIXING)).split_by_node(0, 1, batch_size=4)
+    before = list(itertools.islice(stream, 8))
+    decoded.clear()
+    after = list(stream_of(make(MIXING)).resumed(stream.progress(2)).split_by_node(0, 1, batch_size=4))
+    assert sorted(seen(before + after, known(mapped(make(MIXING))))) == expected(mapped(make(MIXING)), 0)
+
+
+def test_progress_of_another_stream(make):
+    stream = stream_of(make(PLAIN))
+    progress = stream.progress(3)
+    for other, name in (
+        (stream_of(make(MIXING)), "fingerprint"),
+        (stream_of(make(PLAIN), shuffled_shards=2), "shuffled_shards"),
+        (stream.ordered(seed=1), "seed"),
+    ):
+        with pytest.raises(
+            ConfigError, match=f"must go on in its own order, but the progress is one of another {name}"
+        ):
+            other.resumed(progress)
+    with pytest.raises(ConfigError, match=r"its rows are known already\. Call `resumed` before `split_by_node`"):
+        stream.split_by_node(0, 2).resumed(progress)
+    with pytest.raises(FormatError, match=r"`epoch` in the progress of a stream must be .*, found '0'"):
+        stream.resumed({**progress, "epoch": "0"})
+
+
+# ----------------------------------------------------------------------------------------------- several, and their bases
+
+
+@pytest.fixture(scope="module")
+def base_file(base, tmp_path_factory) -> Path:
+    """The base as Parquet files of several row groups, which are not cut where shards are."""
+    folder = tmp_path_factory.mktemp("base")
+    for number, (start, stop) in enumerate([(0, 9), (9, 10), (10, ROWS)]):
+        base.select(range(start, stop)).to_parquet(folder / f"train-{number:05}-of-00003.parquet", batch_size=4)
+    return folder
+
+
+def together(folders: list[Path], **settings) -> StreamedReinforcedDataset:
+    return load_reinforced([folder.parent for folder in folders], streaming=True, **settings)
+
+
+@pytest.mark.parametrize("parts", [("plain", "mixing"), ("plain", "plain of another seed", "fewer of a shard")])
+def test_several_take_turns(make, parts):
+    """Over as many epochs as there are views each row shows each view of each part once, and an epoch reads one part."""
+    made = {
+        "plain": lambda: make(PLAIN),
+        "mixing": lambda: make(MIXING, seed=5),
+        "plain of another seed": lambda: make(PLAIN, seed=9, num_views=2),
+        "fewer of a shard": lambda: make(PLAIN, seed=8, num_views=1, top_k=2, shard_size=3),
+    }
+    folders = [made[part]() for part in parts]
+    stream = together(folders, seed=3)
+    mapped_parts = [mapped(folder) for folder in folders]
+    views = {
+        pixels: (part, *index) for part, dataset in enumerate(mapped_parts) for pixels, index in known(dataset).items()
+    }
+    assert stream.num_views == sum(dataset.num_views for dataset in mapped_parts)
+    counts: Counter = Counter()
+    for epoch in range(2 * stream.num_views):
+        stream.set_epoch(epoch)
+        items = list(stream)
+        assert {len(item["teacher_ids"]) for item in items} == {min(dataset.top_k for dataset in mapped_parts)}
+        shown = seen(items, views)
+        assert len({part for part, _, _ in shown}) == 1, "the others are not read"
+        assert sorted(row for _, row, _ in shown) == list(range(len(mapped_parts[0])))
+        counts.update(shown)
+    assert counts == dict.fromkeys(views.values(), 2)
+
+
+def test_new_views_of_several_are_those_of_the_epoch(make):
+    """Not of the part's own epoch: two parts with one augmentation would draw them twice."""
+    folders = [make(PLAIN), make(PLAIN, seed=9, num_views=2)]
+    stream = together(folders).ordered(reinforced_probability=0.0)
+    drawn = Counter()
+    for epoch in range(5):
+        stream.set_epoch(epoch)
+        drawn.update(item["pixel_values"].numpy().tobytes() for item in stream)
+    assert max(drawn.values()) == 1
+
+
+def test_only_one_of_several_is_read_in_an_epoch(make, monkeypatch):
+    read, files = StreamedShards._with_shard, []
+    monkeypatch.setattr(
+        StreamedShards,
+        "_with_shard",
+        lambda self, shard, take: (files.append(self._files[shard]), read(self, shard, take))[1],
+    )
+    stream = together([make(PLAIN), make(PLAIN, seed=9, num_views=2)])
+    for epoch in range(5):
+        stream.set_epoch(epoch)
+        files.clear()
+        assert len(list(stream)) == ROWS - len(BAD)
+        assert len({Path(file).parent for file in files}) == 1
+        assert len(files) == 4
+
+
+def test_an_epoch_of_several_goes_on(make):
+    folders = [make(PLAIN), make(PLAIN, seed=9, num_views=2)]
+    stream = together(folders)
+    stream.set_epoch(3)
+    share = stream.split_by_node(0, 1, batch_size=4)
+    assert share.epoch == 3
+    before = list(itertools.islice(share, 8))
+    again = together(folders).resumed(share.progress(2))
+    again.set_epoch(3)
+    pixels = [item["pixel_values"].numpy().tobytes() for item in [*before, *again]]
+    assert sorted(pixels) == sorted(item["pixel_values"].numpy().tobytes() for item in stream)
+
+
+def test_several_that_do_not_fit(make, base):
+    with pytest.raises(
+        ConfigError, match=r"all parts must have the same size of the views, but it is .8, 8. in part 0"
+    ):
+        together([make(PLAIN), make(Augmentation([RandomResizedCrop(6)]))])
+    other = base.select([*range(2), 3, 2, *range(4, ROWS)])
+    with pytest.raises(DataError, match="of the same rows of one base, with the same hash of the images, but it is"):
+        together([make(PLAIN), make(PLAIN, base=other)])
+    with pytest.raises(
+        ConfigError, match="must be all or random for several datasets that are streamed, got hard_first"
+    ):
+        together([make(PLAIN), make(PLAIN, seed=9)]).ordered(view_order="hard_first", num_epochs=2)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=6)
+@given(shard_size=st.sampled_from([2, 5, ROWS]), shuffled=st.integers(1, 2), epoch=st.integers(0, 5))
+def test_a_base_is_streamed_along(make, base_file, shard_size, shuffled, epoch):
+    """From a base that is not loaded come the same items as from one that is."""
+    config = make(PLAIN, overlay=True, shard_size=shard_size)
+    stream = load_reinforced(
+        config.parent, base=base_file, streaming=True, shuffled_shards=shuffled, columns=["name"]
+    )  # fmt: skip
+    assert stream.fingerprint == Provenance.read(config).fingerprint
+    dataset = mapped(make(PLAIN))
+    stream.set_epoch(epoch)
+    items = list(stream)
+    assert sorted(seen(items, known(dataset))) == expected(dataset, epoch)
+
+
+def test_only_the_images_of_wanted_rows_are_read(make, base_file, monkeypatch):
+    stream = load_reinforced(make(PLAIN, overlay=True).parent, base=base_file, streaming=True)
+    read = []
+    of_file = StreamedBase._read
+    monkeypatch.setattr(
+        StreamedBase,
+        "_read",
+        lambda self, file, groups: (read.append((Path(file).name[6:11], groups)), of_file(self, file, groups))[1],
+    )
+    (shards,) = stream._parts
+    assert shards.read([1]).plus.column_names.count("image") == 1
+    assert read == [("00000", [1, 2]), ("00001", [0])], "rows 5 to 8, and 9"
+
+
+def test_workers_read_a_base_each_for_itself(make, base_file):
+    dataset = mapped(make(PLAIN))
+    stream = load_reinforced(make(PLAIN, overlay=True).parent, base=base_file, streaming=True)
+    loader = torch.utils.data.DataLoader(stream, batch_size=None, num_workers=2, multiprocessing_context="spawn")
+    assert sorted(seen(loader, known(dataset))) == expected(dataset, 0)
+
+
+def test_overlays_of_one_base_are_streamed_together(make, base_file):
+    folders = [make(PLAIN, overlay=True), make(MIXING, overlay=True)]
+    stream = together(folders, base=base_file)
+    assert len(list(stream)) == ROWS - len(BAD)
+    with pytest.raises(DataError, match="is an overlay without images"):
+        together(folders)
+
+
+def test_a_wrong_join_is_refused(make, base, base_file, tmp_path):
+    overlay = make(PLAIN, overlay=True).parent
+    moved = tmp_path / "moved.parquet"
+    base.select([*range(12), 13, 12, *range(14, ROWS)]).to_parquet(moved)
+    with pytest.raises(ReplayError, match=r"row 1[23] must hold the image that was reinforced .*, found another"):
+        list(load_reinforced(overlay, base=moved, streaming=True))
+    short = tmp_path / "short.parquet"
+    base.select(range(ROWS - 1)).to_parquet(short)
+    with pytest.raises(
+        DataError, match=r"`base` must have the 23 rows that were reinforced, found 22 in 1 files\. Give split"
+    ):
+        load_reinforced(overlay, base=short, streaming=True)
+    with pytest.raises(ConfigError, match="`check_images` must be True where the base is streamed"):
+        load_reinforced(overlay, base=base_file, streaming=True, check_images=False)
+    renamed = tmp_path / "renamed.parquet"
+    base.rename_column("image", "photo").to_parquet(renamed)
+    with pytest.raises(DataError, match=r"must have the image column `image`, found \['photo', 'label', 'name'\] in"):
+        load_reinforced(overlay, base=renamed, streaming=True)
+    with pytest.raises(ConfigError, match="`base` is for an overlay"):
+        load_reinforced(make(PLAIN).parent, base=base_file, streaming=True)
+    numbers = tmp_path / "numbers.parquet"
+    pq.write_table(pa.table({"image": list(range(ROWS))}), numbers)
+    with pytest.raises(
+        DataError, match=r"column `image` of .*numbers.parquet must hold images, found int64\. Load the base"
+    ):
+        list(load_reinforced(overlay, base=numbers, streaming=True))
+
+
+def test_a_base_that_names_files_is_refused(make, base, tmp_path):
+    """Whoever made it could name any file of this machine."""
+    cells = [
+        {"bytes": None, "path": "/etc/passwd"},
+        *base.cast_column("image", datasets.Image(decode=False))["image"][1:],
+    ]
+    named = tmp_path / "named.parquet"
+    pq.write_table(pa.table({"image": pa.array(cells, datasets.Image().pa_type)}), named)
+    with pytest.raises(FormatError, match="column `image` must hold the files themselves, found one in row 0"):
+        list(load_reinforced(make(PLAIN, overlay=True).parent, base=named, streaming=True))
+
+
+def test_a_base_of_other_files_is_loaded(make, base, tmp_path, caplog):
+    base.select(range(ROWS)).save_to_disk(str(tmp_path / "saved"))
+    with caplog.at_level("INFO"):
+        stream = load_reinforced(make(PLAIN, overlay=True).parent, base=tmp_path / "saved", streaming=True)
+    assert "The base is not of Parquet files; it is loaded before it is read" in caplog.text
+    assert sorted(seen(stream, known(mapped(make(PLAIN))))) == expected(mapped(make(PLAIN)), 0)
+
+
 # ------------------------------------------------------------------------------------------------------------ resources
 
 
@@ -319,33 +602,33 @@ def test_pairs_are_decoded_once(make, decoded):
 
 @pytest.mark.parametrize("together", [1, 2])
 def test_two_groups_of_shards_are_held_at_most(make, monkeypatch, together):
-    read, held = StreamedReinforcedDataset._read, weakref.WeakSet()
+    read, held = StreamedShards.read, weakref.WeakSet()
     most = 0
 
-    def counting(self, group):
+    def counting(self, shards):
         nonlocal most
-        rows = read(self, group)
+        rows = read(self, shards)
         held.add(rows)
         most = max(most, len(held))
         return rows
 
-    monkeypatch.setattr(StreamedReinforcedDataset, "_read", counting)
+    monkeypatch.setattr(StreamedShards, "read", counting)
     assert len(list(stream_of(make(PLAIN), shuffled_shards=together))) == ROWS - len(BAD)
     assert most == 2
 
 
 def test_the_next_shard_is_read_meanwhile(make, monkeypatch):
-    read, started = StreamedReinforcedDataset._read, [threading.Event() for _ in range(4)]
+    read, started = StreamedShards.read, iter(events := [threading.Event() for _ in range(4)])
 
-    def telling(self, group):
-        started[group.number].set()
-        return read(self, group)
+    def telling(self, shards):
+        next(started).set()
+        return read(self, shards)
 
-    monkeypatch.setattr(StreamedReinforcedDataset, "_read", telling)
+    monkeypatch.setattr(StreamedShards, "read", telling)
     items = iter(stream_of(make(PLAIN)))
     next(items)
-    assert started[1].wait(10)
-    assert not started[2].is_set()
+    assert events[1].wait(10)
+    assert not events[2].is_set()
 
 
 def test_stopping_early_leaves_no_thread(make):
@@ -360,8 +643,8 @@ def test_stopping_early_leaves_no_thread(make):
 
 def test_columns_that_are_not_asked_for_are_not_read(make):
     stream = stream_of(make(PLAIN))
-    (group,) = stream._groups(0, range(1))
-    assert "name" not in stream._read(group).plus.column_names
+    (shards,) = stream._parts
+    assert "name" not in shards.read([0]).plus.column_names
 
 
 # ------------------------------------------------------------------------------------------------------------- refusals
@@ -398,7 +681,7 @@ def test_impossible_settings(make, base):
     with pytest.raises(DataError, match=r"is an overlay without images\. Pass `base`"):
         stream_of(make(PLAIN, overlay=True))
     with pytest.raises(
-        DataError, match=r"`base` must be a datasets\.Dataset, .* got IterableDataset\. Load it without"
+        DataError, match=r"`base` must be a datasets\.Dataset, .* got IterableDataset\. Give its name, or load it"
     ):
         stream_of(make(PLAIN, overlay=True), base=base.to_iterable_dataset())
 
@@ -588,3 +871,14 @@ def test_workers_read_the_hub_each_for_itself(hub, make):
     assert same_epoch(stream, make)
     loader = torch.utils.data.DataLoader(stream, batch_size=None, num_workers=2)
     assert sorted(seen(loader, known(dataset))) == expected(dataset, 0)
+
+
+def test_a_base_is_streamed_from_the_hub(hub, make, base_file):
+    """It is not fetched, and stays at the commit that it had."""
+    hub.put("org/base", {f"data/{path.name}": path.read_bytes() for path in base_file.iterdir()})
+    stream = load_reinforced(make(MIXING, overlay=True).parent, base="org/base", streaming=True)
+    hub.put("org/base", {"data/train-00001-of-00003.parquet": b"another"})
+    assert same_epoch(stream, make)
+    assert not list(Path(huggingface_hub.constants.HF_HUB_CACHE).glob("datasets--org--base/snapshots/*/data/*.parquet"))
+    with pytest.raises(DataError, match=r"the dataset 'org/none' must be on the Hub and open to you"):
+        load_reinforced(make(MIXING, overlay=True).parent, base="org/none", streaming=True)

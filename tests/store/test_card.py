@@ -4,10 +4,12 @@ import json
 import re
 import shlex
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import datasets
+import filelock
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -19,7 +21,7 @@ from hf_dr import Augmentation, ReinforceConfig, load_reinforced, ops, reinforce
 from hf_dr.cli.main import main
 from hf_dr.errors import ConfigError, DataError, FormatError
 from hf_dr.store.base_dataset import load_base
-from hf_dr.store.card import CardConfig, PlannedConfig, card_configs, size_category, update_card, write_card
+from hf_dr.store.card import CARD_FILE, CardConfig, PlannedConfig, card_configs, size_category, update_card, write_card
 from hf_dr.store.findings import Students, save_finding
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import CONTACT_SHEET_FILE, STATISTICS_FILE, VERIFICATION_FILE
@@ -464,3 +466,17 @@ def test_line_ends_of_a_card_stay(folder):
     assert b"Words.\r\n" in text
     assert text.count(b"\n") == text.count(b"\r\n")
     assert load_reinforced(folder).num_views == 4
+
+
+def test_cards_are_written_one_after_the_other(tiny_folder, tmp_path):
+    """What another configuration adds between reading and writing would be lost."""
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "plus"))
+    (folder / CARD_FILE).unlink()
+    with ThreadPoolExecutor(1) as pool:
+        with filelock.FileLock(folder / ".card.lock"):
+            written = pool.submit(write_card, folder)
+            with pytest.raises(TimeoutError):
+                written.result(timeout=0.5)
+            assert not (folder / CARD_FILE).exists()
+        written.result()
+    assert (folder / CARD_FILE).exists()

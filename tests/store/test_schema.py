@@ -355,7 +355,9 @@ def test_other_versions_are_refused(version: Any) -> None:
 
 
 def test_a_later_version_asks_for_a_later_hf_dr() -> None:
-    with pytest.raises(FormatError, match=r"found 99\. A later version needs a later hf_dr: pip install -U hf-dr\."):
+    with pytest.raises(
+        FormatError, match=r"found 99\. A later version needs a later hf_dr: pip install -U 'hf-dr @ git\+URL' "
+    ):
         Provenance.from_dict(content(schema_version=99), "x")
 
 

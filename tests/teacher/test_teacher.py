@@ -109,8 +109,8 @@ def test_members_that_do_not_belong_together():
 def test_names_that_differ_in_writing_only_are_the_same_class():
     Teacher(
         [
-            member(0, labels=("Great_White_Shark", "b", "c", "d")),
-            member(1, labels=("great white shark, x", "B", "c", "d")),
+            member(0, labels=("Great_White_Shark", "b", "c", "crab")),
+            member(1, labels=("great white shark, x", "B", "c", "cra")),
         ]
     )
 
@@ -397,3 +397,22 @@ def test_the_answer_of_a_model_has_its_classes():
 def test_a_device_that_is_not_there_is_refused():
     with pytest.raises(ConfigError, match="`device` must be one of this machine, got 'abacus'"):
         Teacher([member()], device="abacus")
+
+
+def test_an_export_of_timm_is_a_teacher_of_unknown_licence(tmp_path):
+    """Its `pretrained_cfg` names the licence of the checkpoint that it was fine-tuned from."""
+    model = timm.create_model("test_resnet", num_classes=5)
+    assert model.pretrained_cfg["license"] == "apache-2.0"
+    timm.models.save_for_hf(model, tmp_path / "export", safe_serialization=True)
+    (member,) = Teacher.from_pretrained(str(tmp_path / "export"), device="cpu").members
+    assert member.num_classes == 5
+    assert member.license is None
+    (tmp_path / "export" / "README.md").write_text("---\nlicense: mit\n---\n")
+    assert Teacher.from_pretrained(str(tmp_path / "export"), device="cpu").members[0].license == "mit"
+
+
+def test_classes_in_another_order_are_those_of_the_teacher(tmp_path):
+    timm.models.save_for_hf(timm.create_model("test_resnet", num_classes=3), tmp_path, safe_serialization=True)
+    views = torch.randint(0, 256, (2, 3, 160, 160), dtype=torch.uint8)
+    plain, turned = (Teacher.from_pretrained(str(tmp_path), device="cpu", classes=c) for c in (None, [2, 0, 1]))
+    torch.testing.assert_close(turned(views), plain(views)[:, [2, 0, 1]])

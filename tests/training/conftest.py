@@ -13,8 +13,9 @@ from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.job import reinforce
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
+from hf_dr.teacher.preprocessing import evaluation_augmentation
 from hf_dr.training.arguments import ReinforcedTrainingArguments
-from hf_dr.training.students import LabelledImages, evaluation_augmentation
+from hf_dr.training.students import LabelledImages
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops.geometry import RandomHorizontalFlip, RandomResizedCrop
 from hf_dr.views.ops.mixing import MixUp
@@ -59,7 +60,7 @@ def unlabelled(tmp_path_factory: pytest.TempPathFactory, tiny_dataset, tiny_teac
 
 @pytest.fixture(scope="session")
 def pictures(tiny_dataset) -> LabelledImages:
-    return LabelledImages(tiny_dataset, evaluation_augmentation(SIZE))
+    return LabelledImages(tiny_dataset, evaluation_augmentation((SIZE, SIZE)))
 
 
 @pytest.fixture(scope="session")

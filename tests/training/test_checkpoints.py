@@ -208,6 +208,19 @@ def test_a_damaged_checkpoint_is_left_out(resume, tmp_path, two_epochs, caplog, 
     assert find_damage(damaged) is None, "it was made again"
 
 
+def test_damaged_best_weights_are_not_loaded(plain, pictures, settings):
+    args = settings(eval_strategy="epoch", save_strategy="epoch", load_best_model_at_end=True, save_only_model=True)
+    trainer = ReinforcedTrainer(pooled(), args, train_dataset=plain, eval_dataset=pictures)
+    trainer.train()  # weights alone are enough
+    DAMAGE["a bit"](Path(str(trainer.state.best_model_checkpoint), "model.safetensors"))
+    before = weights(trainer.model)
+    with pytest.raises(
+        ConfigError, match=r"the best checkpoint must be whole .*model\.safetensors is not what was written"
+    ):
+        trainer._load_best_model()
+    assert same(weights(trainer.model), before)
+
+
 def test_a_checkpoint_without_an_optimizer_is_left_out(plain, settings, tmp_path):
     args = settings(save_strategy="epoch", save_only_model=True)
     trainer = ReinforcedTrainer(pooled(), args, train_dataset=plain)

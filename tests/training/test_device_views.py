@@ -141,7 +141,9 @@ def test_a_gpu_makes_the_views(tmp_path, tiny_plus, monkeypatch, caplog):
     with caplog.at_level(logging.WARNING):
         assert device_augmentation(args, both, default_data_collator) is None
         assert device_augmentation(args, tiny_plus, list) is None
-    assert "Views are made on the CPU, which may take longer: CombinedReinforcedDataset has no device" in caplog.text
+    assert (
+        'Views are made on the CPU, which may take longer: several "+" datasets at once have no device' in caplog.text
+    )
     assert "a `data_collator` of your own is given views that are made" in caplog.text
 
 

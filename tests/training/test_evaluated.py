@@ -1,15 +1,24 @@
 """What a student is evaluated on, and a student that is given by its name."""
 
+from pathlib import Path
+from typing import Any
+
 import datasets
 import numpy as np
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
-from transformers import ViTImageProcessor
+from transformers import ConvNextImageProcessor, ViTImageProcessor
 
 from hf_dr.errors import ConfigError, DataError
-from hf_dr.training.students import LabelledImages, build_student, evaluation_augmentation
+from hf_dr.evaluation.config import EvaluateConfig
+from hf_dr.evaluation.metrics import compute_metrics
+from hf_dr.evaluation.run import run_evaluation
+from hf_dr.teacher.preprocessing import evaluation_augmentation
+from hf_dr.training.students import LabelledImages, build_student
 from hf_dr.training.trainer import ReinforcedTrainer
+from hf_dr.views.ops.geometry import Resize
 from training.helpers import ROWS, SIZE, pooled, same, transformers_student, weights
 
 
@@ -43,7 +52,7 @@ def test_a_plain_dataset_is_evaluated_as_its_images(tiny_dataset, plain, picture
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_labels_are_looked_at_before_the_training(tiny_dataset, plain, settings, labels, found, wrapped):
     images = tiny_dataset.remove_columns("label").add_column("label", labels)
-    given = LabelledImages(images, evaluation_augmentation(SIZE)) if wrapped else {"test": images}
+    given = LabelledImages(images, evaluation_augmentation((SIZE, SIZE))) if wrapped else {"test": images}
     with pytest.raises(DataError, match=rf"labels of `eval_dataset` must be from 0 to 7, but {found}"):
         ReinforcedTrainer(pooled(), settings(), train_dataset=plain, eval_dataset=given)
 
@@ -99,3 +108,75 @@ def test_a_student_of_timm_from_a_file(tmp_path):
     for file in (name, "timm:test_resnet@nowhere.safetensors"):
         with pytest.raises(ConfigError, match=r"must name a \.safetensors file, but .* cannot be read"):
             build_student(file, None, 8)
+
+
+def saved_by_timm(folder: Path, classes: int = 8) -> Path:
+    """What timm itself exports, with the number of classes among the arguments of the architecture."""
+    model = timm.create_model("test_resnet", num_classes=classes)
+    torch.nn.init.normal_(model.fc.weight)  # answers that depend on the image
+    timm.models.save_for_hf(model, folder, safe_serialization=True)
+    return folder
+
+
+def saved_by_transformers(folder: Path, processor: Any) -> Path:
+    transformers_student("resnet").save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "student",
+    [
+        pytest.param(saved_by_timm, id="timm"),
+        pytest.param(
+            lambda folder: saved_by_transformers(
+                folder, ViTImageProcessor(size={"height": 48, "width": 48}, resample=3)
+            ),
+            id="squashed",
+        ),
+        pytest.param(
+            lambda folder: saved_by_transformers(
+                folder, ConvNextImageProcessor(size={"shortest_edge": 48}, crop_pct=0.8, resample=3)
+            ),
+            id="cropped",
+        ),
+    ],
+)
+def test_training_and_evaluate_find_the_same_numbers(tiny_dataset, plain, settings, tmp_path, student):
+    """One view for both: also where images are not square, and crop and filter are the model's own."""
+    trainer = ReinforcedTrainer(
+        student(tmp_path / "start"),
+        settings(),
+        train_dataset=plain,
+        eval_dataset=tiny_dataset,
+        compute_metrics=compute_metrics,
+    )
+    found = trainer.evaluate()
+    trainer.save_model(str(tmp_path / "out"))
+    (tmp_path / "set").mkdir()
+    tiny_dataset.to_parquet(tmp_path / "set" / "train.parquet")
+    config = EvaluateConfig(
+        models=[f"m={tmp_path / 'out'}"],
+        sets=[f"s={tmp_path / 'set'}:train"],
+        output_dir=str(tmp_path / "report"),
+        device="cpu",
+        num_workers=0,
+    )
+    (result,) = run_evaluation(config).results
+    for name in ("top1", "nll"):
+        assert result.metrics[name] == pytest.approx(found[f"eval_{name}"], rel=1e-5)
+
+
+def test_a_model_that_does_not_say_how_it_is_evaluated_is_told(tiny_dataset, plain, settings):
+    """As README has it: built without a size."""
+    model = build_student("timm:test_resnet", plain.class_names, plain.num_classes)
+    ReinforcedTrainer(model, settings(), train_dataset=plain, eval_dataset=tiny_dataset)
+    told = {"input_size": [3, SIZE, SIZE], "crop_pct": 0.875, "interpolation": "bilinear"}
+    assert told.items() <= model.config.pretrained_cfg.items()
+
+
+def test_a_crop_of_whole_pixels_is_exact():
+    """9 / (9 / 14) is 13.99... in float64."""
+    resize, _ = evaluation_augmentation((9, 9), 9 / 14).ops
+    assert resize == Resize(14)
+    assert evaluation_augmentation((32, 32), 0.875).ops[0] == Resize(36)  # downwards, as timm does

@@ -1,17 +1,34 @@
 """A training that is stopped and resumed is the same training."""
 
 import copy
+import json
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from transformers import TrainerCallback
 
 from hf_dr.errors import ConfigError
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
+from hf_dr.training.checkpoints import write_checksums
 from hf_dr.training.distillation import OnlineDistillationTrainer
 from hf_dr.training.trainer import ReinforcedTrainer
-from training.helpers import ROWS, STEPS, KillAt, KilledError, Watched, pooled, same, settings_in, timm_student, weights
+from training.helpers import (
+    BATCH,
+    ROWS,
+    STEPS,
+    KillAt,
+    KilledError,
+    Watched,
+    every_view,
+    pooled,
+    same,
+    settings_in,
+    timm_student,
+    weights,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(("killed_at", "workers"), [(2, 0), (3, 2), (4, 2)])
@@ -37,14 +54,72 @@ def test_a_stream_goes_on_where_it_was(in_shards, settings, tmp_path, killed_at,
     assert same(weights(resumed.model), weights(whole.model))
 
 
-def test_a_stream_goes_on_with_as_many_workers_only(in_shards, settings):
-    def start(**changes: Any) -> ReinforcedTrainer:
-        stream = load_reinforced(in_shards["plain"], streaming=True)
-        return ReinforcedTrainer(pooled(), settings(save_strategy="epoch", **changes), train_dataset=stream)
+def streamed(in_shards, settings, kind: str = "plain", **changes: Any) -> Watched:
+    stream = load_reinforced(in_shards[kind], streaming=True)
+    args = {"save_strategy": "steps", "save_steps": 1, "num_train_epochs": 2, "reinforced_probability": 1.0, **changes}
+    return Watched(pooled(), settings(**args), train_dataset=stream)
 
-    start().train()
-    with pytest.raises(ConfigError, match=r"differs in streamed_by: \[1, 0\] there, \[1, 1\] here"):
-        start(num_train_epochs=2, dataloader_num_workers=1).train(resume_from_checkpoint=True)
+
+def test_other_workers_go_on_with_the_rows_that_were_not_seen(in_shards, settings, tmp_path, decoded):
+    """Twice within an epoch, and then the next one."""
+    dataset = load_reinforced(in_shards["plain"])
+    known = every_view(dataset)
+    first = streamed(in_shards, settings, per_device_train_batch_size=3)
+    first.train()
+    seen, checkpoint = first.seen[:1], tmp_path / "out" / "checkpoint-1"
+    assert first.args.output_dir == str(tmp_path / "out")
+    for step, workers in ((1, 2), (2, 1)):
+        out = tmp_path / f"with_{workers}"
+        trainer = streamed(
+            in_shards, settings, per_device_train_batch_size=3, dataloader_num_workers=workers, output_dir=str(out)
+        )
+        trainer.train(resume_from_checkpoint=str(checkpoint))
+        assert trainer.state.global_step == 2 * ROWS // 3
+        seen += trainer.seen[:1]
+        checkpoint = out / f"checkpoint-{step + 1}"
+    seen += trainer.seen[1:]
+    assert [len(batch["labels"]) for batch in seen] == [3] * (2 * ROWS // 3)
+    for epoch in range(2):
+        batches = seen[epoch * ROWS // 3 : (epoch + 1) * ROWS // 3]
+        indices = [known[pixels.numpy().tobytes()] for batch in batches for pixels in batch["pixel_values"]]
+        assert sorted(indices) == list(enumerate(dataset.scheduled_views(np.arange(ROWS), epoch).tolist()))
+
+
+def test_nothing_that_was_seen_is_decoded_again(in_shards, settings, tmp_path, decoded):
+    streamed(in_shards, settings).train()
+    decoded.clear()
+    trainer = streamed(in_shards, settings, output_dir=str(tmp_path / "again"))
+    trainer.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
+    assert len(decoded) == 2 * ROWS - 2 * BATCH
+
+
+def test_a_checkpoint_of_before_goes_on(in_shards, settings, tmp_path):
+    """It does not say how far it is, but who read the stream."""
+    whole = streamed(in_shards, settings)
+    whole.train()
+    checkpoint = tmp_path / "out" / "checkpoint-2"
+    (checkpoint / "stream_progress.json").unlink()
+    path = checkpoint / "reinforced_training.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "streamed_by": [1, 0]}))
+    write_checksums(checkpoint, resumable=True)
+    for workers in (0, 2):
+        out = str(tmp_path / f"with_{workers}")
+        resumed = streamed(in_shards, settings, output_dir=out, dataloader_num_workers=workers)
+        resumed.train(resume_from_checkpoint=str(checkpoint))
+        pixels = [torch.cat([batch["pixel_values"] for batch in seen]) for seen in (whole.seen[2:3], resumed.seen[:1])]
+        assert sorted(pixels[0].flatten(1).tolist()) == sorted(pixels[1].flatten(1).tolist())
+
+
+def test_a_stream_whose_batches_came_in_any_order(in_shards, settings, tmp_path):
+    changes = {"dataloader_in_order": False, "dataloader_num_workers": 2}
+    streamed(in_shards, settings, **changes).train()
+    with pytest.raises(
+        ConfigError, match=r"only if its batches come in their order, .* got `dataloader_in_order` False"
+    ):
+        streamed(in_shards, settings, **changes).train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
+    trainer = streamed(in_shards, settings, **changes)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "out" / f"checkpoint-{STEPS}"))
+    assert trainer.state.global_step == 2 * STEPS, "at the end of an epoch all rows were seen"
 
 
 @pytest.mark.parametrize(

@@ -31,9 +31,10 @@ from hf_dr.errors import ConfigError, FormatError, HubError, TeacherError
 from hf_dr.evaluation.metrics import compute_metrics
 from hf_dr.generation.teachers import teacher_from_provenance
 from hf_dr.teacher.ensemble import Teacher
+from hf_dr.teacher.preprocessing import evaluation_augmentation
 from hf_dr.training.arguments import ReinforcedTrainingArguments
 from hf_dr.training.student_hub import export_student, push_student
-from hf_dr.training.students import LabelledImages, build_student, evaluation_augmentation
+from hf_dr.training.students import LabelledImages, build_student
 from hf_dr.training.trainer import ReinforcedTrainer
 
 SIZE = 24
@@ -200,7 +201,7 @@ def test_the_code_of_the_card_runs(folders, tiny_plus, tmp_path):
 
 def test_results_are_those_of_the_saved_weights(tiny_plus, tiny_dataset, tmp_path):
     """Neither those of an earlier step, nor of another set."""
-    shown = LabelledImages(tiny_dataset, evaluation_augmentation(SIZE))
+    shown = LabelledImages(tiny_dataset, evaluation_augmentation((SIZE, SIZE)))
     model = timm_student(tiny_plus, "test_resnet")
     trainer = train(tmp_path, model, tiny_plus, eval_dataset=shown, compute_metrics=compute_metrics)
 
@@ -209,7 +210,7 @@ def test_results_are_those_of_the_saved_weights(tiny_plus, tiny_dataset, tmp_pat
         return ModelCard.load(tmp_path / "README.md")
 
     assert "## Results" not in card().text
-    trainer.evaluate(LabelledImages(tiny_dataset.select(range(4)), evaluation_augmentation(SIZE)))
+    trainer.evaluate(LabelledImages(tiny_dataset.select(range(4)), evaluation_augmentation((SIZE, SIZE))))
     assert "## Results" not in card().text
     metrics = trainer.evaluate()
     values = {r.metric_name: r.metric_value for r in card().data.eval_results}

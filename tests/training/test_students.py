@@ -13,7 +13,8 @@ from transformers import (
 )
 
 from hf_dr.errors import ConfigError, DataError
-from hf_dr.training.students import LabelledImages, build_student, evaluation_augmentation, load_processor
+from hf_dr.teacher.preprocessing import evaluation_augmentation
+from hf_dr.training.students import LabelledImages, build_student, load_processor
 from hf_dr.training.trainer import ReinforcedTrainer
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops.geometry import CenterCrop, RandomHorizontalFlip
@@ -22,10 +23,10 @@ from training.helpers import SIZE
 
 def test_images_for_evaluation(tiny_dataset):
     with pytest.raises(DataError, match=r"must have the column `lable`\. Did you mean `label`\?"):
-        LabelledImages(tiny_dataset, evaluation_augmentation(SIZE), label_column="lable")
+        LabelledImages(tiny_dataset, evaluation_augmentation((SIZE, SIZE)), label_column="lable")
     with pytest.raises(ConfigError, match="an evaluation must not be random, got the parameters flip"):
         LabelledImages(tiny_dataset, Augmentation([CenterCrop(SIZE), RandomHorizontalFlip()]))
-    image = LabelledImages(tiny_dataset, evaluation_augmentation(SIZE))[5]
+    image = LabelledImages(tiny_dataset, evaluation_augmentation((SIZE, SIZE)))[5]
     assert image["pixel_values"].shape == (3, SIZE, SIZE)
     assert image["labels"] == tiny_dataset[5]["label"]
 

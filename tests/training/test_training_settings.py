@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import TrainerCallback
 
 from hf_dr.errors import ConfigError, FormatError, ReplayError
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.training.students import build_student, normalize
 from hf_dr.training.trainer import ReinforcedTrainer
-from training.helpers import MEAN, ROWS, STD, Pooled, by_hand, pooled, same, timm_student, weights
+from training.helpers import BATCH, MEAN, ROWS, STD, Pooled, by_hand, pooled, same, timm_student, weights
 
 
 def test_what_decays(plain, settings):
@@ -24,6 +25,12 @@ def test_what_decays(plain, settings):
     groups = trainer.create_optimizer().param_groups
     assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
     assert [len(group["params"]) for group in groups] == [len(decaying), len(parameters) - len(decaying)]
+
+    everything = ReinforcedTrainer(timm_student(), settings(decay_biases_and_norms=True), train_dataset=plain)
+    excluded = everything.model.timm_model.no_weight_decay()
+    assert {name.removeprefix("timm_model.") for name in parameters} - excluded == {
+        name.removeprefix("timm_model.") for name in everything.get_decay_parameter_names(everything.model)
+    }
 
     resnet = ReinforcedTrainer(timm_student("test_resnet"), settings(), train_dataset=plain)
     decaying = resnet.get_decay_parameter_names(resnet.model)
@@ -39,6 +46,45 @@ def test_sgd_has_momentum(plain, settings, changes, momentum, nesterov):
     assert isinstance(optimizer, torch.optim.SGD)
     for group in optimizer.param_groups:
         assert (group["momentum"], group["nesterov"]) == (momentum, nesterov)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    "length",
+    [
+        {"num_train_epochs": 3}, {"num_train_epochs": 7.5}, {"max_steps": 20},
+        {"num_train_epochs": 4, "gradient_accumulation_steps": 2},
+        {"num_train_epochs": 4, "per_device_train_batch_size": 5, "dataloader_drop_last": True},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_warm_up_in_epochs_is_as_long_in_every_training(in_shards, settings, length, streaming):
+    """The rate is highest when the epochs are over, whatever the length, the batch and the schedule's end are."""
+    args = settings(warmup_epochs=1.5, learning_rate=0.1, lr_scheduler_type="linear", **length)
+    trainer = ReinforcedTrainer(pooled(), args, train_dataset=load_reinforced(in_shards["plain"], streaming=streaming))
+    rates = []
+
+    class Rates(TrainerCallback):
+        def on_step_begin(self, args, state, control, **_):
+            rates.append((state.global_step, trainer.lr_scheduler.get_last_lr()[0]))
+
+    trainer.add_callback(Rates())
+    trainer.train()
+    per_epoch = {2: 2, 1: 3}[args.gradient_accumulation_steps] if args.train_batch_size == BATCH else 2
+    highest = max(rates, key=lambda at: at[1])
+    assert highest == (round(1.5 * per_epoch), 0.1)
+    assert args.warmup_steps == 0, "the settings that are saved are those that were given"
+
+
+def test_a_warm_up_longer_than_the_training_is_said(plain, settings, caplog):
+    ReinforcedTrainer(pooled(), settings(warmup_epochs=5, max_steps=2), train_dataset=plain).train()
+    assert "rises for 5 epochs, which are 15 steps, but the training has 2" in caplog.text
+
+
+def test_a_warm_up_in_epochs_needs_a_length(settings):
+    trainer = ReinforcedTrainer(pooled(), settings(warmup_epochs=1, max_steps=2))
+    with pytest.raises(ConfigError, match="`warmup_epochs` needs a `train_dataset` with a length, got NoneType"):
+        trainer.create_optimizer_and_scheduler(2)
 
 
 def test_other_optimizers_are_trainers(plain, settings):
@@ -70,6 +116,12 @@ def test_the_students_own_normalization_is_used(plain, settings):
     [
         ({"reinforced_probability": 1.5}, "`reinforced_probability` must be between 0 and 1, got 1.5"),
         ({"reinforced_probability": float("nan")}, "`reinforced_probability` must be between 0 and 1, got nan"),
+        ({"warmup_epochs": -1}, "`warmup_epochs` must be a number from 0, got -1"),
+        ({"warmup_epochs": float("inf")}, "`warmup_epochs` must be a number from 0, got inf"),
+        (
+            {"warmup_epochs": 2, "warmup_steps": 0.1},
+            "how long the learning rate rises, got 2 and 0.1. Set the other to 0",
+        ),
         ({"label_weight": -0.1}, "`label_weight` must be between 0 and 1, got -0.1"),
         ({"unreinforced_label_smoothing": 2}, "`unreinforced_label_smoothing` must be between 0 and 1, got 2"),
         ({"momentum": -1}, "`momentum` must be at least 0 and below 1, got -1"),

@@ -234,7 +234,7 @@ def test_wrong_answers_are_wrong(toy, change, box, mask):
 def test_what_is_not_installed(monkeypatch, toy, tmp_path, capsys):
     monkeypatch.setitem(sys.modules, "pycocotools.coco", None)
     assert main(["detect", *detection_flags(toy, tmp_path / "out")]) == 2
-    message = "detection needs the package pycocotools, which is not installed: pip install 'hf-dr[transfer]'"
+    message = "detection needs the package pycocotools, which is not installed: pip install pycocotools"
     assert message in capsys.readouterr().err
 
 

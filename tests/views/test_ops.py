@@ -18,7 +18,14 @@ from hypothesis import strategies as st
 
 from hf_dr.errors import ConfigError, ReplayError
 from hf_dr.views.ops.base import MAX_SIDE, OPS, Op, Params, register
-from hf_dr.views.ops.colour import POLICY_OPS, ColorJitter, RandAugment, TrivialAugmentWide
+from hf_dr.views.ops.colour import (
+    POLICY_OPS,
+    AutoAugment,
+    ColorJitter,
+    RandAugment,
+    RandAugmentIncreasing,
+    TrivialAugmentWide,
+)
 from hf_dr.views.ops.geometry import (
     CenterCrop,
     RandomCrop,
@@ -294,6 +301,22 @@ def test_missing_settings_are_named(cls: type[Op]) -> None:
         (TrivialAugmentWide, {"interpolation": "box"}, "must be one of bicubic, bilinear, nearest, got 'box'"),
         (RandAugment, {"magnitude": 31}, "`magnitude` of RandAugment must be a level from 0 to 30, got 31"),
         (RandAugment, {"magnitude": 5, "num_magnitude_bins": 5}, "must be a level from 0 to 4, got 5"),
+        (
+            RandAugmentIncreasing,
+            {"magnitude": 101},
+            "`magnitude` of RandAugmentIncreasing must be a level from 0 to 100",
+        ),
+        (
+            RandAugmentIncreasing,
+            {"magnitude_std": -1.0},
+            "`magnitude_std` of .* must be a number from 0 to 1000, got -1.0",
+        ),
+        (
+            RandAugmentIncreasing,
+            {"num_ops": 0},
+            "`num_ops` of RandAugmentIncreasing must be a count from 1 to 16, got 0",
+        ),
+        (AutoAugment, {"interpolation": "box"}, "must be one of bicubic, bilinear, nearest, got 'box'"),
         (RandAugment, {"num_ops": 17}, "`num_ops` of RandAugment must be a count from 1 to 16, got 17"),
         (RandAugment, {"num_magnitude_bins": 1}, "must be a count from 2 to 128, got 1"),
         (TrivialAugmentWide, {"num_magnitude_bins": 129}, "must be a count from 2 to 128, got 129"),
@@ -367,6 +390,8 @@ FAR = 0xFFFF
         (RandAugment(num_ops=1), {"op": (1,), "level": (-31,)}, "found operation 1 at level -31"),
         (RandAugment(num_ops=1), {"op": (1,), "level": (-128,)}, "found operation 1 at level -128"),
         (RandAugment(num_ops=1), {"op": (10,), "level": (-9,)}, "not negative where unsigned.*, found operation 10"),
+        (AutoAugment(), {"op": (15, 0), "level": (0, 0)}, "AutoAugment needs operations below 15 at levels within ±9 "),
+        (RandAugmentIncreasing(1), {"op": (15,), "level": (-1,)}, "below 16 .*found operation 15 at level -1"),
         (TrivialAugmentWide(), {"op": (255,), "level": (0,)}, "TrivialAugmentWide needs .*, found operation 255"),
         (ColorJitter(0.1), {"order": 24, "factors": (1, 1, 1, 0)}, "needs an order below 24, .*, found order 24"),
         (ColorJitter(0.1), {"order": 0, "factors": (math.nan, 1, 1, 0)}, r"found order 0 and factors \[nan, 1.0"),

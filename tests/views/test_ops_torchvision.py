@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random  # noqa: TID251 - timm draws from it
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -12,11 +13,22 @@ import PIL.Image
 import pytest
 import torch
 from scipy import stats
+from timm.data import auto_augment
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from hf_dr.views.ops.base import Op, Params
-from hf_dr.views.ops.colour import POLICY_OPS, ColorJitter, RandAugment, TrivialAugmentWide
+from hf_dr.views.ops.colour import (
+    LEVELLESS,
+    OPERATIONS,
+    POLICY_OPS,
+    UNSIGNED,
+    AutoAugment,
+    ColorJitter,
+    RandAugment,
+    RandAugmentIncreasing,
+    TrivialAugmentWide,
+)
 from hf_dr.views.ops.geometry import (
     CenterCrop,
     RandomCrop,
@@ -131,6 +143,56 @@ def test_pixels_of_the_policy_ops(ours: Any, theirs: Any, name: str, interpolati
         )
         shown = op.apply(image, {"op": (POLICY_OPS.index(name),), "level": (level,)})
         assert same_pixels(shown, expected), f"{name} at level {level}"
+
+
+def test_pixels_of_auto_augment() -> None:
+    """Its operations are RandAugment's with ten levels, and Invert."""
+    image = photo(29, 37)
+    transform = v2.AutoAugment(interpolation=v2.InterpolationMode.BILINEAR, fill=(1, 2, 3))
+    for name, (table, signed) in transform._AUGMENTATION_SPACE.items():
+        magnitudes = table(10, 29, 37)
+        for level in range(10) if magnitudes is not None else (0,):
+            for sign in (1, -1) if signed and level else (1,):
+                magnitude = 0.0 if magnitudes is None else float(magnitudes[level])
+                if name.startswith("Translate"):
+                    magnitude = _exact_pixels(magnitude)
+                elif magnitudes is not None and name not in ("Posterize", "Solarize"):
+                    magnitude = AutoAugment._policy.table(name, level, 10, (29, 37))  # without float32's error
+                expected = transform._apply_image_or_video_transform(
+                    image, name, sign * magnitude, interpolation=transform.interpolation, fill=transform._fill
+                )
+                params = {"op": (OPERATIONS.index(name), 0), "level": (sign * level, 0)}
+                shown = AutoAugment("bilinear", (1, 2, 3)).apply(image, params)
+                assert same_pixels(shown, expected), f"{name} at level {level}"
+
+
+@pytest.mark.parametrize("name", OPERATIONS[1:])
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic"])
+def test_pixels_of_timms_increasing_operations(name: str, interpolation: str) -> None:
+    """At each level, of either sign where timm tosses a coin for it."""
+    called = {"Translate": "Rel", "Shear": "", "Rotate": ""}
+    plain = name in LEVELLESS or name == "SolarizeAdd"
+    theirs = name + ("" if plain else next((e for n, e in called.items() if name.startswith(n)), "Increasing"))
+    image, fill = photo(29, 37), (124, 116, 104)
+    op = RandAugmentIncreasing(1, interpolation=interpolation, fill=fill)
+    settings = {"resample": getattr(PIL.Image.Resampling, interpolation.upper()), "fillcolor": fill}
+    # timm moves and shears towards the other side, which its coin makes the same.
+    turned = name.startswith("Translate")
+    for level in [0] if name in LEVELLESS else range(0 if name in UNSIGNED else -100, 101):
+        arguments: Any = ()
+        if name == "Posterize" and level == 100:
+            arguments = (1,)  # timm asks for 0 bits, which Pillow 13 refuses
+        elif name not in LEVELLESS:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(auto_augment, "_randomly_negate", lambda v, sign=(level < 0) != turned: -v if sign else v)
+                arguments = auto_augment.LEVEL_TO_ARG[theirs](abs(level) / 10, {})
+        expected = auto_augment.NAME_TO_OP[theirs](image, *arguments, **settings)
+        shown = op.apply(image, {"op": (OPERATIONS.index(name),), "level": (level,)})
+        # torchvision's matrices of shears and shifts differ from timm's in the last place, which turns a rounding of a filter.
+        moved = name.startswith(("Shear", "Translate")) and interpolation != "nearest"
+        difference = np.abs(np.asarray(shown, int) - np.asarray(expected, int))
+        assert difference.max() <= moved, f"{name} at level {level}"
+        assert (difference > 0).mean() < 0.01
 
 
 def _exact_pixels(magnitude: float) -> int:
@@ -372,6 +434,45 @@ def test_rate_of_rand_augment() -> None:
     ours = [any(params["op"]) for params in draw(RandAugment(p=0.3), (40, 50))]
     theirs = (torch.rand(DRAWS) < 0.3 * (1 - 1 / 14**2)).tolist()
     assert_same_counts(ours, theirs)
+
+
+def test_distribution_of_auto_augment() -> None:
+    op = AutoAugment()
+    drawn = [(OPERATIONS[o], v) for d in draw(op, (40, 50)) for o, v in zip(d["op"], d["level"], strict=True) if o]
+    theirs = recorded(v2.AutoAugment)
+    assert_same_counts([name for name, _ in drawn], [name for name, _ in theirs])
+    assert_same_counts([v < 0 for name, v in drawn if name in SIGNED], [v < 0 for name, v in theirs if name in SIGNED])
+    table = {name: entry[0](10, 40, 50) for name, entry in v2.AutoAugment._AUGMENTATION_SPACE.items()}
+    for name in ("Color", "Rotate", "Posterize", "Solarize"):
+        values = [round(float(table[name][abs(v)]), 4) for n, v in drawn if n == name]
+        assert_same_counts(values, [round(abs(v), 4) for n, v in theirs if n == name])
+
+
+def test_distribution_of_timms_increasing_operations() -> None:
+    """Operations, their number and their magnitudes; rounding to levels moves no magnitude by more than half a level."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002, TID251 - timm's choice of operations
+    theirs, numbers = [], []
+    config = "rand-m9-mstd0.5-inc1"
+    transform = auto_augment.rand_augment_transform(config)
+    for each in transform.ops:
+        each.aug_fn = lambda image, *values, op=each, **_: theirs.append((op.name, values)) or image
+    for _ in range(DRAWS):
+        before = len(theirs)
+        transform(photo(4, 4))
+        numbers.append(len(theirs) - before)
+    drawn = draw(RandAugmentIncreasing(), (40, 50))
+    ours = [(OPERATIONS[o], v) for d in drawn for o, v in zip(d["op"], d["level"], strict=True) if o]
+    assert_same_counts([sum(op > 0 for op in d["op"]) for d in drawn], numbers)
+    assert_same_counts(
+        [name for name, _ in ours], [name.replace("Increasing", "").replace("Rel", "") for name, _ in theirs]
+    )
+    # In tenths of timm's 10, so that both are rounded alike; above 10 both are cut off.
+    turns = [round(abs(values[0]) / 30 * 100) for name, values in theirs if name == "Rotate"]
+    turned = [abs(v) for name, v in ours if name not in UNSIGNED]
+    assert_same_counts([v // 4 for v in turned], [v // 4 for v in turns])
+    assert max(turned) == 100
+    assert {abs(v) for n, v in ours if n in LEVELLESS} == {0}
 
 
 def test_distribution_of_trivial_augment() -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import PIL.Image
 import torch
 
+from hf_dr.errors import ReplayError
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.device.augment import DeviceAugmentation
 from hf_dr.views.device.images import Images
@@ -27,7 +29,7 @@ class Source:
     """One image and the parameters of one view of it, mixing left out.
 
     Attributes:
-        key: What tells sources apart, e.g. (row, view); equal keys are augmented once in a batch.
+        key: What tells sources apart, a tuple that ends with row and view; equal keys are augmented once in a batch.
         pixels: uint8 (H, W, 3), perhaps only the box that the first op crops.
         params: Of the ops that need one image only.
     """
@@ -88,6 +90,7 @@ class UndoneBatch:
         params: Columns (M, ...), of the ops that need one image only.
         mixing: Columns (N, ...), of the mixing ops.
         partners: int64 (N,), places among the M; -1 where nothing is mixed.
+        names: What messages call each of the M.
     """
 
     augmenter: DeviceAugmentation
@@ -95,6 +98,7 @@ class UndoneBatch:
     params: dict[str, np.ndarray]
     mixing: dict[str, np.ndarray]
     partners: np.ndarray
+    names: tuple[str, ...]
 
     @classmethod
     def pack(cls, augmenter: DeviceAugmentation, views: Sequence[UndoneView]) -> UndoneBatch:
@@ -114,6 +118,7 @@ class UndoneBatch:
             columns(augmentation, [source.params for source in sources], mixing=False),
             columns(augmentation, [view.params for view in views], mixing=True),
             np.array(partners, np.int64),
+            tuple("row {}, view {}".format(*source.key[-2:]) for source in sources),
         )
 
     def __len__(self) -> int:
@@ -141,16 +146,37 @@ class UndoneBatch:
         except NotOnDeviceError as error:
             logger.warning("Some views are made on the CPU, which takes longer: %s.", error)
             return self._made_by_pillow().to(device)
-        return self.augmenter.mix(pool_MHWC, self.mixing, self.partners)
+        except ReplayError:
+            self._made_by_pillow()  # refuses the same view, and names it
+            raise
+        try:
+            return self.augmenter.mix(pool_MHWC, self.mixing, self.partners)
+        except ReplayError:
+            self._made_by_pillow()
+            raise
 
     def _made_by_pillow(self) -> torch.Tensor:
         augmentation = self.augmenter.augmentation
         images = (PIL.Image.fromarray(self.images.image(n).cpu().numpy()) for n in range(len(self.images)))
-        single = [augmentation.apply(image, row_of(self.params, n)) for n, image in enumerate(images)]
+        single = []
+        for n, image in enumerate(images):
+            with _named(self.names[n]):
+                single.append(augmentation.apply(image, row_of(self.params, n)))
         views = []
         for n, partner in enumerate(self.partners.tolist()):
-            views.append(augmentation.mix(single[n], row_of(self.mixing, n), None if partner < 0 else single[partner]))
+            other = None if partner < 0 else single[partner]
+            with _named(self.names[n]):
+                views.append(augmentation.mix(single[n], row_of(self.mixing, n), other))
         return torch.from_numpy(np.stack([np.asarray(view) for view in views]))
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Says in a refusal of parameters which view they are of."""
+    try:
+        yield
+    except ReplayError as error:
+        raise ReplayError(f"{name}: {error}") from None
 
 
 @dataclass(frozen=True)

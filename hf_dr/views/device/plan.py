@@ -18,6 +18,7 @@ import PIL.Image
 from hf_dr.errors import HfDrError
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops import (
+    AutoAugment,
     CenterCrop,
     ColorJitter,
     CutMix,
@@ -32,7 +33,7 @@ from hf_dr.views.ops import (
     TrivialAugmentWide,
 )
 from hf_dr.views.ops.base import MAX_PIXELS, Params
-from hf_dr.views.ops.colour import POLICY_OPS
+from hf_dr.views.ops.colour import OPERATIONS, UNSIGNED
 
 Columns = Mapping[str, np.ndarray]
 """Parameter name -> (N,) or (N, n)."""
@@ -210,7 +211,7 @@ def unsupported(augmentation: Augmentation) -> list[str]:
         name = type(op).__name__
         if type(op) not in _PLANNERS and not isinstance(op, MixUp | CutMix):
             reasons.append(f"{name} has no device version")
-        elif isinstance(op, RandAugment | TrivialAugmentWide) and op.interpolation != "nearest":
+        elif isinstance(op, AutoAugment | RandAugment | TrivialAugmentWide) and op.interpolation != "nearest":
             reasons.append(f"{name} with `interpolation` {op.interpolation} has no device version (nearest has)")
         elif isinstance(op, ColorJitter) and op.hue:
             reasons.append(f"{name} with `hue` has no device version (brightness, contrast and saturation have)")
@@ -365,10 +366,10 @@ def _color_jitter(op: ColorJitter, params: Columns, sizes: Sizes) -> None:
         sizes.add(change)
 
 
-@_plans(RandAugment, TrivialAugmentWide)
-def _policy(op: RandAugment | TrivialAugmentWide, params: Columns, sizes: Sizes) -> None:
+@_plans(AutoAugment, RandAugment, TrivialAugmentWide)
+def _policy(op: AutoAugment | RandAugment | TrivialAugmentWide, params: Columns, sizes: Sizes) -> None:
     ops, levels = params["op"].astype(np.int64), params["level"].astype(np.int64)
-    known = (ops >= 0) & (ops < len(POLICY_OPS)) & (np.abs(levels) < op.num_magnitude_bins)
+    known = (ops >= 0) & (ops < len(op._operations)) & (np.abs(levels) < op.num_magnitude_bins)
     unsigned = ~_SIGNED[np.where(known, ops, 0)]
     sizes.refuse((~known | ((levels < 0) & unsigned)).any(axis=1), op, params)
     for at in range(ops.shape[1]):
@@ -390,21 +391,20 @@ def _policy(op: RandAugment | TrivialAugmentWide, params: Columns, sizes: Sizes)
         sizes.add(change)
 
 
-_SIGNED = np.array(
-    [name not in ("Identity", "Posterize", "Solarize", "AutoContrast", "Equalize") for name in POLICY_OPS]
-)
+_SIGNED = np.array([name not in UNSIGNED for name in OPERATIONS])
 _KIND_OF = {
     "Brightness": BRIGHTNESS, "Color": COLOUR, "Contrast": CONTRAST, "Sharpness": SHARPNESS, "Posterize": POSTERIZE,
     "Solarize": SOLARIZE, "AutoContrast": AUTOCONTRAST, "Equalize": EQUALIZE,
+    "Invert": SOLARIZE,
 }  # fmt: skip
 
 
 @lru_cache(maxsize=1 << 14)
 def _policy_change(
-    op: RandAugment | TrivialAugmentWide, number: int, level: int, height: int, width: int
+    op: AutoAugment | RandAugment | TrivialAugmentWide, number: int, level: int, height: int, width: int
 ) -> tuple[int, tuple[int, ...], float]:
     """Kind, matrix and factor of one operation of a policy on one image (`hf_dr.views.ops.colour`)."""
-    name = POLICY_OPS[number]
+    name = OPERATIONS[number]
     magnitude = op._policy.magnitude(name, level, op.num_magnitude_bins, (height, width))
     if name == "Identity":
         return COPY, _IDENTITY, 1.0
@@ -413,6 +413,8 @@ def _policy_change(
             factor = float(int(magnitude))
         elif name == "Solarize":
             factor = float(math.ceil(255.0 * magnitude))  # a whole level is below it or not, as below the threshold
+        elif name == "Invert":
+            factor = 0.0  # no level is below it
         else:
             factor = 1 + magnitude
         return _KIND_OF[name], _IDENTITY, factor

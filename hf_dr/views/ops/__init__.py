@@ -4,7 +4,7 @@ To add an op, write its class with `@register` in the module of its kind and nam
 """
 
 from hf_dr.views.ops.base import OPS, Op, Param, Params, Size, register
-from hf_dr.views.ops.colour import ColorJitter, RandAugment, TrivialAugmentWide
+from hf_dr.views.ops.colour import AutoAugment, ColorJitter, RandAugment, RandAugmentIncreasing, TrivialAugmentWide
 from hf_dr.views.ops.geometry import (
     CenterCrop,
     RandomCrop,
@@ -17,6 +17,7 @@ from hf_dr.views.ops.mixing import CutMix, MixUp
 
 __all__ = [
     "OPS",
+    "AutoAugment",
     "CenterCrop",
     "ColorJitter",
     "CutMix",
@@ -25,6 +26,7 @@ __all__ = [
     "Param",
     "Params",
     "RandAugment",
+    "RandAugmentIncreasing",
     "RandomCrop",
     "RandomErasing",
     "RandomHorizontalFlip",

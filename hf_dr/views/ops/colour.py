@@ -134,6 +134,24 @@ class _Policy:
         return pixels if level > 0 else -pixels
 
 
+@dataclass(frozen=True)
+class _Increasing(_Policy):
+    """The space of timm's `inc` set: translations in parts of pixels, other rules of what loses bits and is inverted."""
+
+    def magnitude(self, op: str, level: int, num_levels: int, size: Size) -> float:
+        last = num_levels - 1
+        match op:
+            case "TranslateX" | "TranslateY":
+                return 0.45 * (size[1] if op == "TranslateX" else size[0]) * (level / last)
+            case "Posterize":  # at the last level timm keeps no bit, which Pillow 13 refuses
+                return max(1, 4 - 4 * level // last)
+            case "Solarize":  # between two levels, where 255 times it is rounded to no other
+                return (256 - 256 * level // last - 0.5) / 255
+            case "SolarizeAdd":
+                return 110 * level // last
+        return super().magnitude(op, level, num_levels, size)
+
+
 # Order and tables of torchvision's RandAugment and TrivialAugmentWide; a stored op is a place in this tuple.
 POLICY_OPS = (
     "Identity", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Color", "Contrast",
@@ -141,9 +159,11 @@ POLICY_OPS = (
 )  # fmt: skip
 
 
-LEVELLESS = frozenset({"Identity", "AutoContrast", "Equalize"})
+OPERATIONS = (*POLICY_OPS, "Invert", "SolarizeAdd")
+"""All operations that are stored by their place, those of AutoAugment and RandAugmentIncreasing included."""
+LEVELLESS = frozenset({"Identity", "AutoContrast", "Equalize", "Invert"})
 """Operations without a magnitude; their level is 0."""
-UNSIGNED = LEVELLESS | {"Posterize", "Solarize"}
+UNSIGNED = LEVELLESS | {"Posterize", "Solarize", "SolarizeAdd"}
 """Operations whose level is never negative."""
 
 _RAND_AUGMENT = _Policy(shear=0.3, translate=None, rotate=30, colour=0.9, posterize=4)
@@ -169,7 +189,7 @@ def _apply_policy_op(
 ) -> PIL.Image.Image:
     """One operation of AutoAugment's space, with torchvision's kernels and conventions."""
 
-    def affine(translate: list[int], shear: list[float], center: list[int] | None) -> PIL.Image.Image:
+    def affine(translate: list[float], shear: list[float], center: list[int] | None) -> PIL.Image.Image:
         return F.affine(image, 0.0, translate, 1.0, shear, interpolation, fill, center)
 
     match op:
@@ -180,9 +200,9 @@ def _apply_policy_op(
         case "ShearY":
             return affine([0, 0], [0.0, math.degrees(math.atan(magnitude))], [0, 0])
         case "TranslateX":
-            return affine([int(magnitude), 0], [0.0, 0.0], None)
+            return affine([magnitude, 0], [0.0, 0.0], None)
         case "TranslateY":
-            return affine([0, int(magnitude)], [0.0, 0.0], None)
+            return affine([0, magnitude], [0.0, 0.0], None)
         case "Rotate":
             return F.rotate(image, magnitude, interpolation, fill=fill)
         case "Brightness":
@@ -201,13 +221,18 @@ def _apply_policy_op(
             return F.autocontrast(image)
         case "Equalize":
             return F.equalize(image)
+        case "Invert":
+            return F.invert(image)
+        case "SolarizeAdd":
+            return image.point([min(255, v + int(magnitude)) if v < 128 else v for v in range(256)] * 3)
     raise AssertionError(op)
 
 
 class _PolicyOp(Op):
-    """What RandAugment and TrivialAugmentWide share: a list of (operation, signed level) pairs for each view."""
+    """What RandAugment and its relatives share: a list of (operation, signed level) pairs for each view."""
 
     _policy: ClassVar[_Policy]
+    _operations: ClassVar[tuple[str, ...]] = POLICY_OPS
     num_magnitude_bins: int
     interpolation: str
     fill: tuple[int, int, int] | None
@@ -228,22 +253,25 @@ class _PolicyOp(Op):
 
     def _draw(self, rng: np.random.Generator, level: int) -> tuple[int, int]:
         op = int(rng.integers(len(POLICY_OPS)))
+        return op, self._signed(rng, op, level)
+
+    def _signed(self, rng: np.random.Generator, op: int, level: int) -> int:
         negative = rng.random() < 0.5
-        name = POLICY_OPS[op]
+        name = OPERATIONS[op]
         if name in LEVELLESS:
-            return op, 0
-        return op, -level if negative and name not in UNSIGNED else level
+            return 0
+        return -level if negative and name not in UNSIGNED else level
 
     def apply(self, image: PIL.Image.Image, params: Params, partner: PIL.Image.Image | None = None) -> PIL.Image.Image:
         for op, level in zip(map(int, params["op"]), map(int, params["level"]), strict=True):
-            known = 0 <= op < len(POLICY_OPS) and abs(level) < self.num_magnitude_bins
-            if not known or (level < 0 and POLICY_OPS[op] in UNSIGNED):
+            known = 0 <= op < len(self._operations) and abs(level) < self.num_magnitude_bins
+            if not known or (level < 0 and OPERATIONS[op] in UNSIGNED):
                 raise ReplayError(
-                    f"{type(self).__name__} needs operations below {len(POLICY_OPS)} at levels within "
+                    f"{type(self).__name__} needs operations below {len(self._operations)} at levels within "
                     f"±{self.num_magnitude_bins - 1} (not negative where unsigned), found operation {op} at level "
                     f"{level}. The row is damaged; run `hf-dr verify`."
                 )
-            name = POLICY_OPS[op]
+            name = OPERATIONS[op]
             magnitude = self._policy.magnitude(name, level, self.num_magnitude_bins, height_width(image))
             fill = None if self.fill is None else list(self.fill)
             image = _apply_policy_op(image, name, magnitude, INTERPOLATIONS[self.interpolation], fill)
@@ -313,3 +341,104 @@ class TrivialAugmentWide(_PolicyOp):
     def sample(self, rng: np.random.Generator, size: Size) -> Params:
         op, level = self._draw(rng, int(rng.integers(self.num_magnitude_bins)))
         return {"op": (op,), "level": (level,)}
+
+
+@register
+@dataclass(frozen=True)
+class RandAugmentIncreasing(_PolicyOp):
+    """Applies random operations at magnitudes with noise: timm's `rand-m9-mstd0.5-inc1`, as DeiT and Swin are trained.
+
+    timm's magnitude m of 10 is the level 10 m of 100. Its noise is rounded to whole levels, a fifth of its standard deviation.
+
+    Args:
+        num_ops: Operations in a row, any but Identity.
+        magnitude: Mean of the levels.
+        magnitude_std: Standard deviation of the levels, before they are rounded and limited to the range.
+        p: Probability of each operation; Identity is stored for one that is left out.
+        num_magnitude_bins: Number of levels.
+        interpolation: Filter of the geometric operations.
+        fill: Colour of what they uncover; black when None. timm's is the mean colour.
+    """
+
+    name: ClassVar[str] = "rand_augment_increasing"
+    _policy: ClassVar[_Policy] = _Increasing(shear=0.3, translate=None, rotate=30, colour=0.9, posterize=4)
+    _operations: ClassVar[tuple[str, ...]] = OPERATIONS
+    num_ops: int = 2
+    magnitude: int = 90
+    magnitude_std: float = 5.0
+    p: float = 0.5
+    num_magnitude_bins: int = 101
+    interpolation: str = "bicubic"
+    fill: tuple[int, int, int] | None = None
+
+    def __post_init__(self) -> None:
+        self._check_policy()
+        check_setting(self, "num_ops", is_count(self.num_ops, 1, 16), "a count from 1 to 16")
+        bins = self.num_magnitude_bins
+        check_setting(self, "magnitude", is_count(self.magnitude, 0, bins - 1), f"a level from 0 to {bins - 1}")
+        spread = self.magnitude_std
+        check_setting(self, "magnitude_std", is_number(spread) and 0 <= spread <= 1000, "a number from 0 to 1000")
+        check_probability(self, self.p)
+
+    def _num_ops(self) -> int:
+        return self.num_ops
+
+    def sample(self, rng: np.random.Generator, size: Size) -> Params:
+        pairs = [self._noisy(rng) if rng.random() < self.p else (0, 0) for _ in range(self.num_ops)]
+        ops, levels = zip(*pairs, strict=True)
+        return {"op": ops, "level": levels}
+
+    def _noisy(self, rng: np.random.Generator) -> tuple[int, int]:
+        op = 1 + int(rng.integers(len(OPERATIONS) - 1))
+        level = round(min(max(rng.normal(self.magnitude, self.magnitude_std), 0), self.num_magnitude_bins - 1))
+        return op, self._signed(rng, op, level)
+
+
+# The pairs of operations that were found for ImageNet (arXiv:1805.09501, table 9), with probabilities and levels of 0 to 9.
+_IMAGENET_PAIRS = (
+    (("Posterize", 0.4, 8), ("Rotate", 0.6, 9)), (("Solarize", 0.6, 5), ("AutoContrast", 0.6, 0)),
+    (("Equalize", 0.8, 0), ("Equalize", 0.6, 0)), (("Posterize", 0.6, 7), ("Posterize", 0.6, 6)),
+    (("Equalize", 0.4, 0), ("Solarize", 0.2, 4)), (("Equalize", 0.4, 0), ("Rotate", 0.8, 8)),
+    (("Solarize", 0.6, 3), ("Equalize", 0.6, 0)), (("Posterize", 0.8, 5), ("Equalize", 1.0, 0)),
+    (("Rotate", 0.2, 3), ("Solarize", 0.6, 8)), (("Equalize", 0.6, 0), ("Posterize", 0.4, 6)),
+    (("Rotate", 0.8, 8), ("Color", 0.4, 0)), (("Rotate", 0.4, 9), ("Equalize", 0.6, 0)),
+    (("Equalize", 0.0, 0), ("Equalize", 0.8, 0)), (("Invert", 0.6, 0), ("Equalize", 1.0, 0)),
+    (("Color", 0.6, 4), ("Contrast", 1.0, 8)), (("Rotate", 0.8, 8), ("Color", 1.0, 2)),
+    (("Color", 0.8, 8), ("Solarize", 0.8, 7)), (("Sharpness", 0.4, 7), ("Invert", 0.6, 0)),
+    (("ShearX", 0.6, 5), ("Equalize", 1.0, 0)), (("Color", 0.4, 0), ("Equalize", 0.6, 0)),
+    (("Equalize", 0.4, 0), ("Solarize", 0.2, 4)), (("Solarize", 0.6, 5), ("AutoContrast", 0.6, 0)),
+    (("Invert", 0.6, 0), ("Equalize", 1.0, 0)), (("Color", 0.6, 4), ("Contrast", 1.0, 8)),
+    (("Equalize", 0.8, 0), ("Equalize", 0.6, 0)),
+)  # fmt: skip
+
+
+@register
+@dataclass(frozen=True)
+class AutoAugment(_PolicyOp):
+    """Applies one of 25 pairs of operations that were found for ImageNet (Cubuk et al., arXiv:1805.09501; torchvision's).
+
+    Args:
+        interpolation: Filter of the geometric operations.
+        fill: Colour of what they uncover; black when None.
+    """
+
+    name: ClassVar[str] = "auto_augment"
+    _policy: ClassVar[_Policy] = _RAND_AUGMENT
+    _operations: ClassVar[tuple[str, ...]] = OPERATIONS[: OPERATIONS.index("Invert") + 1]
+    num_magnitude_bins: ClassVar[int] = 10  # type: ignore[misc]
+    interpolation: str = "nearest"
+    fill: tuple[int, int, int] | None = None
+
+    def __post_init__(self) -> None:
+        self._check_policy()
+
+    def _num_ops(self) -> int:
+        return 2
+
+    def sample(self, rng: np.random.Generator, size: Size) -> Params:
+        drawn = []
+        for name, p, level in _IMAGENET_PAIRS[int(rng.integers(len(_IMAGENET_PAIRS)))]:
+            op = OPERATIONS.index(name)
+            drawn.append((op, self._signed(rng, op, level)) if rng.random() < p else (0, 0))
+        ops, levels = zip(*drawn, strict=True)
+        return {"op": ops, "level": levels}

@@ -19,7 +19,7 @@ from hf_dr.views.device.images import Images
 from hf_dr.views.device.packing import Source, UndoneBatch, UndoneView, trim
 from hf_dr.views.device.plan import MAX_AFFINE_SIDE, NotOnDeviceError, unsupported
 from hf_dr.views.device.resampling import axis_weights
-from hf_dr.views.ops.colour import POLICY_OPS
+from hf_dr.views.ops.colour import LEVELLESS, UNSIGNED
 from tests.views.device.pictures import any_size, as_columns, picture
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -52,6 +52,7 @@ AUGMENTATIONS = {
     "rand augment, sizes differ": [ops.RandAugment(2, 9), FIXED],
     "rand augment": [FIXED, ops.RandAugment(3, 30, fill=(9, 8, 7)), ops.RandomErasing(0.5)],
     "trivial augment, sizes differ": [ops.TrivialAugmentWide(fill=(3, 4, 255)), FIXED],
+    "auto augment": [FIXED, ops.AutoAugment(fill=(7, 8, 9)), ops.AutoAugment()],
     "trivial augment, square": [ops.Resize((21, 21)), ops.TrivialAugmentWide()],
     "jitter": [FIXED, ops.ColorJitter(0.4, 0.9, 3.0)],
     "jitter of contrast": [FIXED, ops.ColorJitter(contrast=0.9)],
@@ -71,15 +72,19 @@ def test_a_batch_has_the_pixels_that_pillow_gives(name, device):
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("size", [(1, 1), (2, 9), (13, 13), (16, 11)])
-@pytest.mark.parametrize("policy", [ops.RandAugment(1, 9), ops.TrivialAugmentWide(fill=(200, 1, 30))])
+@pytest.mark.parametrize(
+    "policy", [ops.RandAugment(1, 9), ops.TrivialAugmentWide(fill=(200, 1, 30)), ops.AutoAugment()]
+)
 def test_every_operation_at_every_level(policy, size, device):
     augmentation = Augmentation([ops.Resize(size), policy])
     rng = np.random.default_rng(0)
     name = next(iter(augmentation.params)).removesuffix("_op")
-    levels = {op: range(-30, 31) for op in POLICY_OPS}
-    levels |= dict.fromkeys(("Posterize", "Solarize"), range(31))
-    levels |= dict.fromkeys(("Identity", "AutoContrast", "Equalize"), range(1))
-    rows = [{f"{name}_op": (n,), f"{name}_level": (level,)} for n, op in enumerate(POLICY_OPS) for level in levels[op]]
+    last = policy.num_magnitude_bins - 1
+    rows = [
+        {f"{name}_op": (n,) * policy._num_ops(), f"{name}_level": (level,) * policy._num_ops()}
+        for n, op in enumerate(policy._operations)
+        for level in ([0] if op in LEVELLESS else range(0 if op in UNSIGNED else -last, last + 1))
+    ]
     check(augmentation, [picture(rng, *size) for _ in rows], rows, device)
 
 
@@ -141,7 +146,7 @@ def test_mixing(mixing, device):
     partners = [(n + 7) % 24 if augmentation.needs_partner(row) else NO_PARTNER for n, row in enumerate(rows)]
     views = []
     for n, row in enumerate(rows):
-        own, other = (Source(m, *trim(augmentation, images[m], rows[m])) for m in (n, max(partners[n], 0)))
+        own, other = (Source((m, 0), *trim(augmentation, images[m], rows[m])) for m in (n, max(partners[n], 0)))
         views.append(UndoneView(own, None if partners[n] < 0 else other, row))
     made = UndoneBatch.pack(augmenter, views).to(device).pixels().cpu().numpy()
     single = [augmentation.apply(image, row) for image, row in zip(images, rows, strict=True)]
@@ -162,7 +167,7 @@ def test_golden_datasets_replay(folder, device):
     plus = load_reinforced(folder.parent, folder.name)
     augmentation = plus.augmentation
     if reasons := unsupported(augmentation):
-        assert all("hue" in reason for reason in reasons)
+        assert all("hue" in reason or reason.startswith("RandAugmentIncreasing ") for reason in reasons)
         pytest.skip("; ".join(reasons))
     report = verify(plus, num_rows=plus.num_reinforced, device=device)
     assert report.ok
@@ -176,11 +181,15 @@ def test_what_has_no_device_version_is_named():
             ops.RandomResizedCrop(8),
             ops.RandAugment(interpolation="bilinear"),
             ops.TrivialAugmentWide(interpolation="bicubic"),
+            ops.AutoAugment(interpolation="bilinear"),
+            ops.RandAugmentIncreasing(interpolation="nearest"),
             ops.ColorJitter(0.1, hue=0.2),
         ]
     )
     reasons = unsupported(augmentation)
-    assert [reason.split()[0] for reason in reasons] == ["RandAugment", "TrivialAugmentWide", "ColorJitter"]
+    assert [reason.split()[0] for reason in reasons] == [
+        "RandAugment", "TrivialAugmentWide", "AutoAugment", "RandAugmentIncreasing", "ColorJitter",
+    ]  # fmt: skip
     with pytest.raises(NotOnDeviceError, match="RandAugment with `interpolation` bilinear has no device version"):
         DeviceAugmentation(augmentation)
     for name in ("rrc", "mixing", "randaug", "randaug_mixing"):
@@ -212,6 +221,22 @@ def test_damaged_parameters_are_refused_with_the_words_of_the_op(op, params, mes
         DeviceAugmentation(augmentation).apply(Images.pack([image]), columns)
     with pytest.raises(ReplayError, match=message):
         augmentation.apply(PIL.Image.fromarray(image), params)
+
+
+def test_a_refusal_names_row_and_view():
+    augmentation = Augmentation([ops.RandomResizedCrop(4), ops.MixUp()])
+    augmenter = DeviceAugmentation(augmentation)
+    image = np.zeros((10, 12, 3), np.uint8)
+
+    def view(row: int, height: int, lam: float) -> UndoneView:
+        params = {"crop_box": (0, 0, height, 5), "mixup_lam": lam}
+        own = Source((row, 3), image, params)
+        return UndoneView(own, own, params)
+
+    batches = [view(7, 5, 0.5), view(8, 11, 0.5)], [view(7, 5, 0.5), view(9, 5, 2.0)]
+    for views, message in zip(batches, ("row 8, view 3: .*box", "row 9, view 3: .*lam"), strict=True):
+        with pytest.raises(ReplayError, match=message):
+            UndoneBatch.pack(augmenter, views).to("cpu")
 
 
 def test_very_long_images_are_left_to_pillow():

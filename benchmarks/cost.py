@@ -1,0 +1,102 @@
+"""What ImageNet+ costs in GPU-hours and money, by teacher and size: the table of docs/scale.md, a calculation.
+
+    python benchmarks/cost.py
+    python benchmarks/cost.py --teacher timm/caformer_b36.sail_in22k_ft_in1k --ms_per_view 1.2 --price 1.8
+
+The first takes teachers to need time in proportion to their multiply-adds, and the time of the paper's four as given by
+--hours_per_view. The second takes what `hf-dr reinforce --dry_run` measured on the machine that will do it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import timm
+import torch
+import yaml
+from torch.utils.flop_counter import FlopCounterMode
+
+import hf_dr.teacher.architectures  # noqa: F401 (what it registers, timm builds)
+
+ROOT = Path(__file__).parents[1]
+ROWS = 1_281_167  # images of ImageNet
+SIZES = {"mini": 50, "small": 100, "full": 400}  # views
+LIGHT = ("timm/resnext101_32x8d.fb_wsl_ig1b_ft_in1k", "timm/caformer_b36.sail_in22k_ft_in1k")
+
+
+def teachers() -> dict[str, list[str]]:
+    """Returns the members of the teachers of the table: those of two recipes, and two light ones."""
+    recipes = {name: yaml.safe_load((ROOT / "recipes/imagenet" / name).read_text()) for name in (
+        "reinforce.yaml", "reinforce_free.yaml",
+    )}  # fmt: skip
+    return {**{name: recipe["teacher"] for name, recipe in recipes.items()}, **{name: [name] for name in LIGHT}}
+
+
+def multiply_adds(members: Sequence[str], size: int = 224) -> float:
+    """Returns those of a view of `size` pixels, in billions, all members together. No weights are made."""
+    total = 0
+    for member in members:
+        with torch.device("meta"), FlopCounterMode(display=False) as counted:
+            timm.create_model(member.removeprefix("timm/").partition(".")[0]).eval()(torch.empty(1, 3, size, size))
+        total += counted.get_total_flops()
+    return total / 2e9
+
+
+def costs(hours_per_view: float, price: float) -> list[str]:
+    """Returns hours and money of each size.
+
+    Args:
+        hours_per_view: GPU-hours of a view of each image.
+        price: Of a GPU-hour.
+    """
+    cells = []
+    for views in SIZES.values():
+        hours = views * hours_per_view
+        money = price * hours
+        cells.append(f"{hours:,.0f}, ${round(money, -1 if money >= 100 else 0):,.0f}")
+    return cells
+
+
+def table(billions: dict[str, float], hours_of_reference: float, price: float) -> list[str]:
+    """Returns the lines of the table, for teachers with these multiply-adds; the first is the reference."""
+    reference = next(iter(billions.values()))
+    titles = [f"{size}, V = {views}" for size, views in SIZES.items()]
+    lines = [f"| teacher | multiply-adds | {' | '.join(titles)} |", "|---" * (2 + len(titles)) + "|"]
+    for name, count in billions.items():
+        cells = costs(hours_of_reference * count / reference, price)
+        lines.append(f"| `{name}` | {count:.1f} billion | {' | '.join(cells)} |")
+    return lines
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("--price", type=float, default=2.5, help="Dollars for a GPU-hour. Default: %(default)s.")
+    flags.add_argument(
+        "--hours_per_view", type=float, default=4.8, help="GPU-hours of the paper's four teachers for a view of each image, "
+        "read off the plot of training times in apple/ml-dr's README. Default: %(default)s.",
+    )  # fmt: skip
+    flags.add_argument("--teacher", nargs="+", help="Another teacher, with --ms_per_view.")
+    flags.add_argument("--ms_per_view", type=float, help="What --dry_run says of it: milliseconds of a GPU for a view.")
+    flags.add_argument("--json", type=Path, help="Write the multiply-adds and inputs there.")
+    arguments = flags.parse_args(argv)
+    if (arguments.teacher is None) != (arguments.ms_per_view is None):
+        flags.error("--teacher and --ms_per_view go together")
+    if arguments.teacher:
+        cells = costs(ROWS * arguments.ms_per_view / 3.6e6, arguments.price)
+        print(" + ".join(arguments.teacher))
+        print("\n".join(f"{size}: {cell}" for size, cell in zip(SIZES, cells, strict=True)))
+        return
+    billions = {name: round(multiply_adds(members), 1) for name, members in teachers().items()}
+    print("\n".join(table(billions, arguments.hours_per_view, arguments.price)))
+    if arguments.json:
+        inputs = {"price": arguments.price, "hours_per_view": arguments.hours_per_view}
+        arguments.json.write_text(
+            json.dumps({"inputs": inputs, "billions": billions}, indent=2) + "\n", encoding="utf-8"
+        )
+
+
+if __name__ == "__main__":
+    main()

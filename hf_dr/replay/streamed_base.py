@@ -1,0 +1,91 @@
+"""The base of an overlay, read row by row from its own Parquet files: it need not be fetched first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hf_dr.errors import DataError
+from hf_dr.replay.remote import with_parquet
+from hf_dr.store.provenance import Provenance
+
+_READERS = 16  # footers that are read at a time
+_IMAGES = datasets.Image().pa_type
+
+
+class StreamedBase:
+    """Finds the images of a base's rows in its Parquet files by the number of the row, so the rows must be in their order.
+
+    Opening it reads the files' footers. Of the files themselves it reads the row groups that hold wanted rows, and of these
+    the images only. Another image than the one that was reinforced is refused when it is decoded.
+
+    Args:
+        files: Path or `hf://` address of every file, in the order of their rows.
+        provenance: Of the overlay.
+
+    Raises:
+        DataError: They have no images of the name that the overlay knows, or fewer rows than were reinforced.
+        FormatError: A file is missing, or damaged.
+    """
+
+    def __init__(self, files: Sequence[str], provenance: Provenance) -> None:
+        self._files = list(files)
+        self._column = provenance.image_column
+        with ThreadPoolExecutor(_READERS, "hf_dr_footers") as pool:
+            counts = list(pool.map(self._group_sizes, self._files))
+        # One after the other, of all files: the row groups, and the first row of each.
+        self._file = np.repeat(np.arange(len(counts)), [len(sizes) for sizes in counts])
+        self._group = np.concatenate([np.arange(len(sizes)) for sizes in counts])
+        self._starts = np.cumsum([0, *np.concatenate(counts)])
+        if self._starts[-1] < provenance.num_rows:
+            raise DataError(
+                f"`base` must have the {provenance.num_rows} rows that were reinforced, found {self._starts[-1]} in "
+                f"{len(self._files)} files. Give split `{provenance.split}` of "
+                f"{provenance.base.get('id') or 'the base dataset'} at the revision that was reinforced."
+            )
+
+    def images(self, rows: np.ndarray) -> pa.Array:
+        """Returns the images of some rows, int64, rising; each is a struct of `bytes` and `path`.
+
+        Raises:
+            DataError: The column holds something else.
+            FormatError: A file is missing, or damaged.
+        """
+        if not len(rows):
+            return pa.array([], _IMAGES)
+        first = int(np.searchsorted(self._starts, rows[0], side="right")) - 1
+        stop = int(np.searchsorted(self._starts, rows[-1], side="right"))
+        chunks: list[pa.Array] = []
+        for number in np.unique(self._file[first:stop]).tolist():
+            groups = self._group[first:stop][self._file[first:stop] == number].tolist()
+            chunks += self._read(self._files[number], groups)
+        return pa.concat_arrays(chunks).take(pa.array(rows - self._starts[first]))
+
+    def _read(self, file: str, groups: list[int]) -> list[pa.Array]:
+        table = with_parquet(file, lambda parquet: parquet.read_row_groups(groups, [self._column], use_threads=False))
+        try:
+            return table.column(self._column).cast(_IMAGES).chunks
+        except pa.ArrowException as error:
+            raise DataError(
+                f"the column `{self._column}` of {file} must hold images, found {table.column(self._column).type}. Load the "
+                "base and pass it as `base`."
+            ) from error
+
+    def _group_sizes(self, file: str) -> np.ndarray:
+        """Returns the number of rows of each row group of a file, int64."""
+
+        def sizes(parquet: pq.ParquetFile) -> np.ndarray:
+            if self._column not in parquet.schema_arrow.names:
+                raise DataError(
+                    f"`base` must have the image column `{self._column}`, found {parquet.schema_arrow.names} in {file}. Load "
+                    "the base, rename its column and pass it as `base`."
+                )
+            groups = range(parquet.num_row_groups)
+            return np.array([parquet.metadata.row_group(group).num_rows for group in groups], np.int64)
+
+        return with_parquet(file, sizes)

@@ -1,0 +1,94 @@
+"""A training on a stream that is resumed within an epoch: it seeks to the rows that were not seen, and reads no others."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import transformers.trainer
+
+from hf_dr.errors import ConfigError
+from hf_dr.files import write_whole
+from hf_dr.replay.shares import Progress, Shares
+from hf_dr.replay.streaming import StreamedReinforcedDataset
+from hf_dr.training.kept_settings import read_settings
+
+PROGRESS_FILE = "stream_progress.json"
+"""How far the epoch of a checkpoint is: what `StreamedReinforcedDataset.progress` returns."""
+
+
+class StreamProgress:
+    """How far a training is in the epoch of a stream: kept with each checkpoint, and where a resumed training goes on.
+
+    Args:
+        trainer: Its `ReinforcedTrainer`.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+        self._share: StreamedReinforcedDataset | None = None  # of this process, in the present epoch
+        self._first_step = 0  # the step at which it began to iterate
+        self._checkpoint: Path | None = None
+
+    def resume_from(self, checkpoint: str | None) -> None:
+        """Remembers the checkpoint that a training goes on from."""
+        self._checkpoint = None if checkpoint is None else Path(checkpoint)
+
+    def save(self, folder: Path) -> None:
+        """Writes the progress next to the weights, while a stream is being trained on."""
+        if self._share is None:
+            return
+        args = self._trainer.args
+        batches = (self._trainer.state.global_step - self._first_step) * args.gradient_accumulation_steps
+        progress = self._share.progress(batches, num_workers=args.dataloader_num_workers)
+        write_whole(folder / PROGRESS_FILE, json.dumps(progress, indent=2) + "\n")
+
+    @contextmanager
+    def in_epoch(self, epoch: int) -> Iterator[None]:
+        """Has Trainer seek in this epoch where it would skip batches by reading them."""
+        train: Any = self._trainer.train_dataset
+        if not isinstance(train, StreamedReinforcedDataset):
+            yield
+            return
+        self._first_step = self._trainer.state.global_step
+        self._share, _ = self._trainer._in_order(train)
+        self._share.set_epoch(epoch)
+        try:
+            # Trainer has no other place at which a loader could be told how many batches were seen.
+            with mock.patch.object(transformers.trainer, "skip_first_batches", self._seek):
+                yield
+        finally:
+            self._share = None
+
+    def _seek(self, loader: Any, batches: int) -> torch.utils.data.DataLoader:
+        """Returns a loader of the rows that were not seen, in place of one that skips batches."""
+        assert self._share is not None
+        args = self._trainer.args
+        if not args.dataloader_in_order and args.dataloader_num_workers > 1:
+            raise ConfigError(
+                "a stream can go on within an epoch only if its batches come in their order, else nobody knows which rows were "
+                "seen, got `dataloader_in_order` False. Resume from the end of an epoch, or start a new run with True."
+            )
+        epoch = self._share.epoch
+        share, _ = self._trainer._in_order(self._trainer.train_dataset, self._progress_of(batches))
+        share.set_epoch(epoch)
+        self._share = share
+        return self._trainer._loader_of(share, None)
+
+    def _progress_of(self, batches: int) -> dict[str, Any]:
+        """Returns the progress that lies with the checkpoint."""
+        assert self._share is not None
+        assert self._checkpoint is not None
+        path = self._checkpoint / PROGRESS_FILE
+        if path.is_file():
+            return read_settings(path)
+        # Checkpoints of before have who read the stream; who goes on was the same.
+        world_size, num_workers = read_settings(self._checkpoint / self._trainer.settings_file)["streamed_by"]
+        shares = Shares(world_size, max(1, num_workers), self._trainer._train_batch_size, even=True, batches=batches)
+        return replace(Progress.from_dict(self._share.progress(0)), stretches=[shares]).to_dict()

@@ -17,7 +17,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, parse_flag_from_env
 
-from hf_dr.errors import HfDrError
+from hf_dr.errors import ConfigError, HfDrError
 
 # Those that torch's CPU library hands over to MKL's vector mathematics, by their names in torch, and what is built on them.
 KERNELS = (
@@ -65,11 +65,25 @@ def process_state() -> PartialState:
     return PartialState(cpu=cpu, timeout=timedelta(days=7))
 
 
-def find_device() -> torch.device:
+def find_device(name: str | torch.device | None = None) -> torch.device:
     """Returns what this process computes on: the accelerator of its local rank, or the CPU where there is none or it is chosen.
 
     Unlike `process_state` it opens no process group, so that libraries that are set up later are not bound by it.
+
+    Args:
+        name: What was asked for, if anything.
+
+    Raises:
+        ConfigError: This machine has no such device.
     """
+    if name is not None:
+        try:
+            return torch.empty(0, device=name).device
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            raise ConfigError(
+                f"`device` must be one of this machine, got {str(name)!r} ({str(error).splitlines()[0].rstrip('. '):.200}). "
+                "Leave it out."
+            ) from error
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     if accelerator is None or parse_flag_from_env("ACCELERATE_USE_CPU"):
         return torch.device("cpu")

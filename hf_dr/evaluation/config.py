@@ -57,7 +57,8 @@ class EvaluateConfig:
     )
     batch_size: int = field(default=64, metadata={"help": "Images in a batch.", "type": Whole(1)})
     num_workers: int = field(
-        default=0, metadata={"help": "Processes that decode and corrupt images; 0 does it in the main process."}
+        default=0,
+        metadata={"help": "Processes that decode and corrupt images; 0 does it in the main process.", "type": Whole(0)},
     )
     device: str | None = field(
         default=None, metadata={"help": "Device of the models. Default: cuda if there is one, else cpu."}

@@ -53,6 +53,11 @@ def open_set(spec: EvaluationSet, config: EvaluateConfig) -> Images:
     if not len(dataset):
         raise DataError(f"set `{spec.name}` must have examples, found none.")
     labels, class_names = _read_labels(dataset, spec)
+    if class_names is not None and len(class_names) < 2:
+        raise DataError(
+            f"set `{spec.name}` must have at least 2 classes, found only {class_names}: every answer would be right. Give all "
+            "classes of the dataset their names, also those without images here."
+        )
     count = min(len(dataset), config.max_examples or len(dataset))
     rows = np.arange(count) * len(dataset) // count  # a sorted set keeps its mix of classes
     return Images(spec, dataset.with_format(None), rows, labels[rows], class_names)

@@ -30,10 +30,10 @@ from hf_dr.evaluation.metrics import reliability
 from hf_dr.evaluation.modules import Classification
 from hf_dr.evaluation.report import Report, Result
 from hf_dr.evaluation.sets import EvaluationSet, parse_set
-from hf_dr.processes import warm_up_kernels
+from hf_dr.processes import find_device, warm_up_kernels
 from hf_dr.store.base_dataset import undecoded_images
 from hf_dr.teacher.ensemble import Teacher
-from hf_dr.teacher.members import Member, imagenet_synsets, load_member
+from hf_dr.teacher.members import Member, check_member, imagenet_synsets, load_member
 from hf_dr.teacher.preprocessing import Preprocessing, evaluation_augmentation
 from hf_dr.text import progress_bar
 from hf_dr.views.images import as_tensor, decode_row
@@ -101,7 +101,7 @@ def run_evaluation(config: EvaluateConfig) -> Report:
 
 
 def _device(config: EvaluateConfig) -> torch.device:
-    return torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return find_device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def _checked_sets(config: EvaluateConfig) -> list[EvaluationSet]:
@@ -200,7 +200,14 @@ class _Pass(torch.utils.data.Dataset):
         for inputs in progress_bar(loader, desc=self._label, unit="batch", leave=False):
             for classifier, number, own in zip(classifiers, self._input_of, batches, strict=True):
                 own.append(classifier(inputs[number]).cpu().numpy())
-        return [np.concatenate(own) for own in batches]
+        answers = [np.concatenate(own) for own in batches]
+        for classifier, logits_BC in zip(classifiers, answers, strict=True):
+            if not np.isfinite(logits_BC).all():
+                raise TeacherError(
+                    f"the answers of {classifier.members[0].id} to `{self._label}` must be finite, found NaN or infinity: its "
+                    "training diverged, or its numbers are too large for fp16. Try --precision fp32, or leave it out."
+                )
+        return answers
 
 
 def _load_models(config: EvaluateConfig) -> list[Model]:
@@ -227,7 +234,9 @@ def _load_models(config: EvaluateConfig) -> list[Model]:
         )
         crop = member.crop if config.crop is None else config.crop
         model_input = ModelInput(preprocessing.size, crop, preprocessing.interpolation)
-        models.append(Model(name, dataclasses.replace(member, preprocessing=preprocessing), model_input))
+        member = dataclasses.replace(member, preprocessing=preprocessing)
+        check_member(member)
+        models.append(Model(name, member, model_input))
     return models
 
 

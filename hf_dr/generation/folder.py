@@ -9,7 +9,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+import datasets
 import filelock
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from hf_dr.errors import ConfigError, FingerprintMismatchError, FormatError
 from hf_dr.files import write_whole
@@ -186,6 +189,29 @@ def check_same_run(folder: Path, provenance: Provenance) -> None:
             f"{folder} was begun with another configuration. To resume, these must be as they were:\n  {shown}\n"
             "Give the same settings and versions, or choose another `output_dir` or `config_name`."
         )
+
+
+def check_same_labels(folder: Path, provenance: Provenance, base: datasets.Dataset) -> None:
+    """Compares the labels of finished shards with those of the base: no hash of the provenance knows them.
+
+    Raises:
+        FingerprintMismatchError: They differ.
+    """
+    column = provenance.label_column
+    if column is None:
+        return
+    labels = base.select_columns([column]).with_format("arrow")
+    for index, name in enumerate(provenance.shard_names):
+        try:
+            stored = pq.ParquetFile(folder / name).read([column])
+        except (OSError, pa.ArrowException):  # it is missing or damaged, and is made again
+            continue
+        rows = provenance.shard_range(index)
+        if stored[column].to_pylist() != labels[rows.start : rows.stop][column].to_pylist():
+            raise FingerprintMismatchError(
+                f"{folder / name} must have the labels of the dataset, but its column `{column}` differs in rows {rows.start} "
+                f"to {rows.stop - 1}. Give the dataset that the run was begun with, or choose another `output_dir`."
+            )
 
 
 def missing_shards(folder: Path, provenance: Provenance, *, read: bool = False) -> list[int]:

@@ -23,12 +23,12 @@ from hf_dr.store.base_dataset import (
     checked_origin,
     content_hash,
     undecoded_images,
-    unused_labels,
 )
 from hf_dr.store.features import reinforcement_features
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import MAX_SHARDS, SCHEMA_VERSION
 from hf_dr.teacher.ensemble import Teacher
+from hf_dr.text import shown_text
 from hf_dr.version import __version__
 from hf_dr.views.augmentation import NAMED, Augmentation
 from hf_dr.views.maker import ViewMaker
@@ -109,9 +109,12 @@ def plan_run(
     if config.selects:
         _check_selection(config, augmentation, label_column)
     labels = None if label_column is None else check_labels(dataset, label_column, teacher)
-    if label_column is None and config.label_column is None and (like := unused_labels(dataset)) is not None:
+    others = [name for name in dataset.column_names if name != image_column]
+    if label_column is None and config.label_column is None:
         logger.warning(
-            "No column is taken for labels, but `%s` looks like one: pass --label_column %s if it is.", like, like
+            "No column is taken for labels, among %s. Name that of the class numbers with --label_column (text is made into "
+            "them by `dataset.class_encode_column`), or pass --label_column none.",
+            ", ".join(shown_text(name, 40) for name in others) or "no others",
         )
     images = undecoded_images(dataset, image_column)
     stored = [name for name in dataset.column_names if not (config.overlay and name == image_column)]

@@ -6,6 +6,7 @@ import contextlib
 import glob
 import hashlib
 import logging
+import os
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,7 @@ from datasets.exceptions import DatasetNotFoundError
 from datasets.packaged_modules.parquet.parquet import Parquet
 from huggingface_hub import metadata_load, try_to_load_from_cache
 
-from hf_dr.errors import DataError, did_you_mean
+from hf_dr.errors import ConfigError, DataError, did_you_mean
 from hf_dr.files import YAML_ERRORS
 from hf_dr.store.named_files import check_own_files
 from hf_dr.store.schema import is_reserved
@@ -55,9 +56,17 @@ def load_base(
         `license` if its card names one.
 
     Raises:
+        ConfigError: A local dataset is asked for by a revision, or a file or saved dataset by a configuration.
         DataError: It cannot be found or read, has no such split, or names a file that is not its own.
     """
     path = Path(name).expanduser()
+    named = not path.is_file() and not (path / "state.json").is_file()  # whether it can have configurations
+    for setting, value, allowed in (("revision", revision, not path.exists()), ("config", config, named)):
+        if value is not None and not allowed:
+            raise ConfigError(
+                f"the {setting} of a dataset must be left out for what has none, got {value!r} with {path.name}, which is on "
+                "this machine. Leave it out."
+            )
     described: dict[str, Any] = {"id": path.name if path.exists() else name, "config": config}
     if revision is not None:
         described["revision"] = revision
@@ -170,7 +179,7 @@ def load_parquet(
             files' names and times, and a file that is written again within a second has the same.
     """
     escaped = {split: [glob.escape(str(file)) for file in files]}
-    return datasets.load_dataset("parquet", version, data_files=escaped, split=part or split)
+    return datasets.load_dataset("parquet", version, data_files=escaped, split=split if part is None else part)
 
 
 def _part_of(saved: Any, split: str) -> Any:
@@ -240,7 +249,7 @@ def content_hash(images: datasets.Dataset) -> str:
     for row in sampled_rows(len(images)):
         value = images[int(row)][column] or {}
         data = value.get("bytes")
-        if data is None and value.get("path") and Path(value["path"]).is_file():
+        if data is None and value.get("path") and os.path.isfile(value["path"]):  # noqa: PTH113 (Path's raises where a text is too long for a path)
             data = Path(value["path"]).read_bytes()
         digest.update(hashlib.sha256(data or b"").digest())
     return digest.hexdigest()
@@ -345,20 +354,6 @@ def check_labels(dataset: datasets.Dataset, label_column: str, teacher: Teacher)
             len(there), label_column, named, ", ..." if len(there) > 3 else "",
         )  # fmt: skip
     return values.astype(np.int64)
-
-
-_LIKE_LABELS = re.compile(
-    r"(?i)(fine_|coarse_)?labels?|class(es)?|cls|targets?|y|(class|label|category)_?(id|idx|index)"
-)
-
-
-def unused_labels(dataset: datasets.Dataset) -> str | None:
-    """Returns the column that looks like the labels of a dataset of which no column is taken for them; None for none."""
-    for name, feature in dataset.features.items():
-        is_number = isinstance(feature, datasets.ClassLabel) or getattr(feature, "dtype", None) in _INTEGERS
-        if is_number and _LIKE_LABELS.fullmatch(name):
-            return name
-    return None
 
 
 def describe_base(dataset: datasets.Dataset) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import torch
 import hf_dr.teacher.architectures  # noqa: F401 (what it registers, timm builds)
 from hf_dr.errors import TeacherError
 from hf_dr.processes import find_device
-from hf_dr.teacher.members import HOW_TO_NAME, Member, load_member
+from hf_dr.teacher.members import HOW_TO_NAME, Member, load_member, logits_of
 from hf_dr.teacher.names import PRECISIONS
 
 logger = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class Teacher:
         _refuse_twins(members)
         self.members = tuple(members)
         self.precision = precision
-        self.device = find_device() if device is None else torch.device(device)
+        self.device = find_device(device)
         self.channels_last = channels_last
         self._class_ids = [_resolve_classes(member, classes) for member in members]
         self.num_classes, self.labels = self._common_classes()
@@ -119,7 +119,7 @@ class Teacher:
             dtype = getattr(torch, PRECISIONS[self.precision])
             with torch.autocast(self.device.type, dtype, enabled=dtype is not torch.float32):
                 out = model(pixels)
-            logits_BC = (out if isinstance(out, torch.Tensor) else out.logits).float()
+            logits_BC = logits_of(out).float()
             if class_ids is not None:
                 logits_BC = logits_BC[:, class_ids]
             answers.append(logits_BC.log_softmax(dim=-1))

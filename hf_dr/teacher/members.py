@@ -28,6 +28,8 @@ from hf_dr.teacher.preprocessing import Preprocessing, read_image_processor, tim
 logger = logging.getLogger(__name__)
 
 HOW_TO_NAME = "a Hub id (timm or transformers), a transformers folder, or `timm:ARCHITECTURE@FILE.safetensors`"
+ONE_CLASS = "single_label_classification"
+"""What transformers calls the answer of a classifier whose logits are for a softmax."""
 # A configuration from elsewhere could ask for any number, and a dict of names is made before weights are looked at.
 MAX_CLASSES = 1 << 20
 # The share of the resized side that a centre crop may keep.
@@ -106,6 +108,13 @@ def load_member(name: str, *, card: bool = True, fallback: Preprocessing | None 
     Raises:
         TeacherError: It cannot be loaded.
     """
+    member = _load(name, card, fallback, strict)
+    if fallback is None:  # else the caller still changes its preprocessing
+        check_member(member)
+    return member
+
+
+def _load(name: str, card: bool, fallback: Preprocessing | None, strict: bool) -> Member:
     if name.startswith("timm:"):
         return _load_timm(name)
     folder = Path(name).expanduser()
@@ -117,6 +126,41 @@ def load_member(name: str, *, card: bool = True, fallback: Preprocessing | None 
         raise TeacherError(f"a model must be {HOW_TO_NAME}; {name!r} is none of these (no such folder).")
     repo_id, _, revision = name.partition("@")
     return _load_transformers(repo_id, repo_id, revision or None, card, fallback, strict)
+
+
+def check_member(member: Member) -> None:
+    """Shows a classifier one image as it will see them all, so that what cannot answer is found before any work.
+
+    Raises:
+        TeacherError: It takes no such images, or does not answer with a number for each of at least two classes.
+    """
+    if member.num_classes < 2:
+        raise TeacherError(
+            f"the model {member.id!r} must have at least 2 classes, found {member.num_classes}: the one would have the "
+            "probability 1 for every image. Name a classifier that was trained with cross-entropy."
+        )
+    height, width = member.preprocessing.size
+    try:
+        with torch.inference_mode():
+            black = member.preprocessing(torch.zeros(1, 3, height, width, dtype=torch.uint8))
+            found = tuple(logits_of(member.model.eval()(black)).shape)
+    # What a model refuses, it refuses in its own way.
+    except Exception as error:
+        raise TeacherError(
+            f"the model {member.id!r} must take RGB images of {height}x{width} pixels, as its preprocessing says, but: "
+            f"{type(error).__name__}: {str(error).rstrip('. '):.300}. Correct its configuration."
+        ) from error
+    if found != (1, member.num_classes):
+        raise TeacherError(
+            f"the model {member.id!r} must answer with one number for each of its {member.num_classes} classes, but its answer "
+            f"to one image has the shape {found}. Name {HOW_TO_NAME}."
+        )
+
+
+def logits_of(outputs: Any) -> torch.Tensor:
+    """Returns the logits of what a classifier returns: a tensor, or several values of which they are the first or so named."""
+    logits = getattr(outputs, "logits", outputs)
+    return logits if isinstance(logits, torch.Tensor) else logits[0]
 
 
 def _load_timm(name: str) -> Member:
@@ -164,10 +208,12 @@ def _load_transformers(
     """Loads a transformers folder or a Hub id, timm's included (through transformers' timm wrapper)."""
     model, revision = _load_model(name, source, revision, strict)
     config = model.config
-    if getattr(config, "problem_type", None) == "multi_label_classification":
+    kind = getattr(config, "problem_type", None)
+    if kind not in (None, ONE_CLASS):
+        instead = "numbers, not classes" if kind == "regression" else "independent of each other"
         raise TeacherError(
-            f"the model {name!r} must answer with one class for each image, but its config.json says that its classes are "
-            "independent (problem_type multi_label_classification). Name a classifier that was trained with cross-entropy."
+            f"the model {name!r} must answer with one class for each image, but its config.json says that its answers are "
+            f"{instead} (problem_type {kind!s:.40}). Name a classifier that was trained with cross-entropy."
         )
     labels = _own_labels(name, config)
     pretrained_cfg = getattr(config, "pretrained_cfg", None)  # timm's

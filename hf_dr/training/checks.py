@@ -6,17 +6,22 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import datasets
+import torch
 from torch import nn
 from transformers import Trainer
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from hf_dr.errors import ConfigError
 from hf_dr.replay.reinforced_data import ReinforcedData
+from hf_dr.teacher.members import ONE_CLASS
 from hf_dr.training.arguments import ReinforcedTrainingArguments
+from hf_dr.training.evaluated import is_undecoded
 from hf_dr.training.losses import tail_rule
 
 
 def check_student(model: nn.Module, dataset: ReinforcedData) -> None:
-    """Checks that a model takes pixels and answers over the teacher's classes, in the same order.
+    """Checks that a model takes pixels, is trained, and answers over the teacher's classes, in the same order.
 
     Raises:
         ConfigError: It does not.
@@ -28,6 +33,17 @@ def check_student(model: nn.Module, dataset: ReinforcedData) -> None:
             "Give a classifier of transformers; for timm's, `build_student` or TimmWrapperForImageClassification."
         )
     config = getattr(model, "config", None)
+    kind = getattr(config, "problem_type", None)
+    if kind not in (None, ONE_CLASS):
+        raise ConfigError(
+            f"the model must answer with one class for each image, but its configuration has the problem_type {kind!s:.40}. "
+            "Set `model.config.problem_type` to None."
+        )
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError(
+            f"the model must have weights that are trained, but all of {type(model).__name__} are frozen."
+        )
+    check_input(model, dataset)
     count = getattr(config, "num_labels", None)
     if count is not None:
         check_num_classes(count, dataset)
@@ -43,6 +59,30 @@ def check_student(model: nn.Module, dataset: ReinforcedData) -> None:
             f"the model's classes must be in the dataset's order, but class {c} is {own[c]!r} for the model and "
             f"{names[c]!r} in the dataset. Build it with the dataset's id2label."
         )
+
+
+def check_input(model: nn.Module, dataset: ReinforcedData) -> None:
+    """Shows a model one black image of a dataset's size, before anything is trained.
+
+    Raises:
+        ConfigError: It refuses it.
+    """
+    if is_deepspeed_zero3_enabled():  # no process has all weights
+        return
+    weight = next(model.parameters())
+    was_training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()(pixel_values=torch.zeros(1, 3, *dataset.size, device=weight.device, dtype=weight.dtype))
+    # What a model refuses, it refuses in its own way.
+    except Exception as error:
+        height, width = dataset.size
+        raise ConfigError(
+            f"the model must take RGB images of {height}x{width} pixels, the size of the views, but: {type(error).__name__}: "
+            f"{str(error).rstrip('. '):.300}. Build it for this size, or reinforce the dataset with another."
+        ) from error
+    finally:
+        model.train(was_training)
 
 
 def check_num_classes(count: int, dataset: ReinforcedData) -> None:
@@ -84,6 +124,11 @@ def check_settings(args: ReinforcedTrainingArguments, train: ReinforcedData, tra
         ConfigError: They do not.
     """
     tail_rule(args.tail, train.signal)
+    if args.label_names is not None and "labels" not in args.label_names:
+        raise ConfigError(
+            f"`label_names` must hold `labels`, as the rows of this package call them, got {', '.join(args.label_names)}: "
+            "evaluations would have no metrics. Leave it out."
+        )
     for name, given, instead in (
         ("compute_loss_func", trainer.compute_loss_func, "Subclass and override `compute_loss`"),
         ("label_smoothing_factor", args.label_smoothing_factor, "Set `unreinforced_label_smoothing`"),
@@ -123,6 +168,11 @@ def check_other_dataset(args: ReinforcedTrainingArguments, train: Any) -> None:
         raise ConfigError(
             '`train_dataset` must be what `load_reinforced` returns, got the plain datasets.Dataset of a "+" dataset. '
             "Its views would not be replayed: open it with `load_reinforced`."
+        )
+    if isinstance(train, datasets.Dataset) and is_undecoded(train):
+        raise ConfigError(
+            "`train_dataset` must be what `load_reinforced` returns, an `AugmentedDataset`, or make its `pixel_values` by a "
+            "transform, got a datasets.Dataset of images. Reinforce it first, or set a transform."
         )
     if args.mixes and train is not None:
         raise ConfigError(

@@ -88,10 +88,21 @@ def as_evaluation(given: Any, train: Any, model: Any, processor: Any) -> Any:
         return {name: as_evaluation(one, train, model, processor) for name, one in given.items()}
     if isinstance(given, LabelledImages):
         check_evaluation(given, train)
-    elif (
-        isinstance(given, datasets.Dataset)
-        and "pixel_values" not in given.column_names
-        and given.format["type"] != "custom"  # a transform of one's own makes the pixels itself
-    ):
+    elif isinstance(given, datasets.Dataset) and is_undecoded(given):
         return evaluation_images(given, train, evaluation_of(model, processor, max(train.size)))
+    elif is_undecoded(getattr(given, "dataset", given)):
+        raise ConfigError(
+            f"`eval_dataset` must be a datasets.Dataset, or make its `pixel_values` itself, got {type(given).__name__} of "
+            "undecoded images. Use `Dataset.select` for a part of a dataset, and no `streaming`."
+        )
     return given
+
+
+def is_undecoded(dataset: Any) -> bool:
+    """Whether a dataset has images, and neither makes `pixel_values` of them nor has a transform of one's own that may."""
+    if not isinstance(dataset, (datasets.Dataset, datasets.IterableDataset)):
+        return False
+    features = dataset.features or {}  # a stream may not know its own
+    transformed = isinstance(dataset, datasets.Dataset) and dataset.format["type"] == "custom"
+    images = any(isinstance(feature, datasets.Image) for feature in features.values())
+    return images and "pixel_values" not in features and not transformed

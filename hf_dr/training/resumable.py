@@ -22,8 +22,9 @@ from transformers.trainer_utils import (
 )
 
 from hf_dr.errors import ConfigError
-from hf_dr.files import write_whole, writing
+from hf_dr.files import check_writable, write_whole, writing
 from hf_dr.processes import warm_up_kernels
+from hf_dr.settings import Real, Whole
 from hf_dr.training.checkpoints import check_checkpoint, find_damage, last_checkpoint, write_checksums
 from hf_dr.training.divergence import Divergence, check_weights
 from hf_dr.training.kept_settings import SETTINGS_FILE, compare_settings, kept_settings, read_settings
@@ -51,6 +52,11 @@ class ResumableArguments(TrainingArguments):
     def __post_init__(self) -> None:
         if not 0 <= self.momentum < 1:
             raise ConfigError(f"`momentum` must be at least 0 and below 1, got {self.momentum!r}.")
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+            Whole(1).check(name, getattr(self, name))
+        Real(0).check("learning_rate", self.learning_rate)
+        if self.max_steps <= 0:
+            Real(0, above=True).check("num_train_epochs", self.num_train_epochs)
         strategy = str(getattr(self.hub_strategy, "value", self.hub_strategy))
         if self.push_to_hub and strategy not in self.hub_strategies:
             raise ConfigError(
@@ -73,21 +79,23 @@ class ResumableTrainer(Trainer):
     Checkpoints carry checksums, and one that is not whole is never resumed.
 
     Args:
-        *args: All that Trainer takes.
+        model: As for Trainer.
+        args: Settings.
         **settings: All that Trainer takes.
     """
 
     settings_file: ClassVar[str] = "run_settings.json"
     """The file, next to the weights, that holds `run_settings`."""
 
-    def __init__(self, *args: Any, **settings: Any) -> None:
+    def __init__(self, model: Any, args: Any, **settings: Any) -> None:
+        check_writable(Path(args.output_dir), "output_dir")
         warm_up_kernels()
         self._sampler: Any = None  # of the training set, if it has a `set_epoch`
         self._measured: dict[str, float] = {}  # the metrics of the present weights
         self._loaders: list[Any] = []  # those that may have workers
         self._divergence = Divergence()
         self._lock: filelock.BaseFileLock | None = None
-        super().__init__(*args, **settings)
+        super().__init__(model, args, **settings)
         self.add_callback(_Epochs(self))
         self.add_callback(self._divergence)
 
@@ -295,7 +303,10 @@ class ResumableTrainer(Trainer):
     @staticmethod
     def get_optimizer_cls_and_kwargs(args: Any, model: Any = None) -> tuple[Any, Any]:
         """As Trainer's; `--optim sgd` gets momentum as well."""
-        kind, settings = Trainer.get_optimizer_cls_and_kwargs(args, model)
+        try:
+            kind, settings = Trainer.get_optimizer_cls_and_kwargs(args, model)
+        except (ImportError, ValueError) as error:
+            raise ConfigError(f"`optim` {args.optim.value} cannot be used: {str(error).rstrip('. ')}.") from error
         if kind is torch.optim.SGD:
             settings = {**settings, "momentum": args.momentum, "nesterov": args.nesterov and args.momentum > 0}
         return kind, settings

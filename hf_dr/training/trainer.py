@@ -22,7 +22,13 @@ from hf_dr.replay.streaming import StreamedReinforcedDataset
 from hf_dr.teacher.preprocessing import EVAL_CROP
 from hf_dr.training.arguments import ReinforcedTrainingArguments
 from hf_dr.training.average import WeightAverage
-from hf_dr.training.checks import check_answers, check_num_classes, check_other_dataset, check_settings, check_student
+from hf_dr.training.checks import (
+    check_answers,
+    check_num_classes,
+    check_other_dataset,
+    check_settings,
+    check_student,
+)
 from hf_dr.training.device_views import device_augmentation, undone
 from hf_dr.training.evaluated import as_evaluation
 from hf_dr.training.losses import TailRule, reinforced_loss, tail_rule
@@ -84,7 +90,6 @@ class ReinforcedTrainer(StudentTrainer):
         processor = settings["processing_class"]
         settings["eval_dataset"] = as_evaluation(settings.get("eval_dataset"), train, model, processor)
         super().__init__(model=model, args=args, normalization=normalization, **settings)
-        self.args: ReinforcedTrainingArguments
         self._check_train_dataset()
         self._augmenter: DeviceAugmentation | None = None
         if isinstance(train, ReinforcedData):
@@ -221,20 +226,22 @@ class ReinforcedTrainer(StudentTrainer):
             ConfigError: A batch of reinforced data has lost its answers.
         """
         check_answers(inputs, self.train_dataset if model.training else self._evaluated)
-        if "teacher_ids" not in inputs:
+        if "teacher_ids" not in inputs and not (isinstance(self.train_dataset, ReinforcedData) and "labels" in inputs):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         outputs = self._logits_of(model, inputs)
-        args = self.args
-        loss = reinforced_loss(
-            outputs["logits"],
-            inputs,
-            tail=self._tail,
-            temperature=args.temperature,
-            label_weight=args.label_weight,
-            label_smoothing=args.unreinforced_label_smoothing,
-            # What is evaluated may have rows without stored views where training has none.
-            draws_anew=self._draws_anew or not outputs["logits"].requires_grad,
-        )
+        if "teacher_ids" not in inputs:  # evaluated; not every model has a loss of its own, and some have another
+            loss = nn.functional.cross_entropy(outputs["logits"].float(), inputs["labels"])
+        else:
+            loss = reinforced_loss(
+                outputs["logits"],
+                inputs,
+                tail=self._tail,
+                temperature=self.args.temperature,
+                label_weight=self.args.label_weight,
+                label_smoothing=self.args.unreinforced_label_smoothing,
+                # What is evaluated may have rows without stored views where training has none.
+                draws_anew=self._draws_anew or not outputs["logits"].requires_grad,
+            )
         return (loss, outputs) if return_outputs else loss
 
     def _logits_of(self, model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:

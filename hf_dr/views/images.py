@@ -106,8 +106,9 @@ def _read(path: str) -> bytes:
         with xopen(path, "rb") as file:
             data: bytes = file.read()
             return data
-    if not Path(path).is_file():  # a folder, a device, a pipe that would be waited for
-        raise DataError(f"expected a file, found none at {path}")
+    # A folder, a device, a pipe that would be waited for; or a text that is too long for a path, for which Path's raises.
+    if not os.path.isfile(path):  # noqa: PTH113
+        raise DataError(f"expected a file, found none at {path:.200}")
     return Path(path).read_bytes()
 
 
@@ -157,7 +158,7 @@ def decode_row(
     try:
         return decode_image(value)
     except DataError as problem:
-        raise error(f"the image of {where} must be readable, but: {problem}. {advice}") from problem
+        raise error(f"the image of {where} must be readable, but: {str(problem).rstrip('.')}. {advice}") from problem
 
 
 def as_tensor(image: PIL.Image.Image) -> torch.Tensor:

@@ -91,7 +91,7 @@ class ViewMaker(torch.utils.data.Dataset):
         """
         value = self.images[example][self.column]
         path = value.get("path") if isinstance(value, dict) else None
-        where = f"row {example}" + (f" ({path})" if path else "")
+        where = f"row {example}" + (f" ({path:.100})" if path else "")
         image = decode_row(value, where, "Fix it, or pass `on_bad_image=skip`.")
         if max(image.size) > MAX_SIDE:
             raise DataError(

@@ -358,8 +358,12 @@ def test_labels_that_are_not_used_or_not_named_are_said(tmp_path, tiny_dataset, 
     settings = {"num_views": 1, "top_k": 2, "output_dir": str(tmp_path)}
     for dataset, said in (
         (numbers, r"[0-9]+ label numbers of `label`, which have no names, .* 0 is 'class 0', 1 is 'class 1'"),
-        (numbers.rename_column("label", "labels"), "`labels` looks like one: pass --label_column labels"),
-        (numbers.rename_column("label", "cls"), "`cls` looks like one"),
+        (
+            numbers.rename_column("label", "labels"),
+            "No column is taken for labels, among labels[.] Name .*--label_column",
+        ),
+        (numbers.rename_column("label", "kind").cast_column("kind", datasets.Value("string")), "among kind"),
+        (numbers.select_columns(["image"]), "among no others"),
     ):
         caplog.clear()
         reinforce_job(dataset, tiny_teacher, augmentation, ReinforceConfig(**settings))
@@ -371,7 +375,6 @@ def test_labels_that_are_not_used_or_not_named_are_said(tmp_path, tiny_dataset, 
         augmentation,
         ReinforceConfig(label_column="none", **settings),
     )
-    reinforce_job(numbers.rename_column("label", "weight"), tiny_teacher, augmentation, ReinforceConfig(**settings))
     assert "label" not in caplog.text
 
 

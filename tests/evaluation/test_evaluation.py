@@ -385,6 +385,10 @@ def test_the_command(place, tmp_path, capsys):
             ["--sets", "{two}"],
             "set `two` must have one image column, found a, b among a, b, label. Name it: ,image=COLUMN",
         ),
+        (
+            ["--sets", "{alone}"],
+            "set `alone` must have at least 2 classes, found only ['cat']: every answer would be right",
+        ),
         (["--sets", "{broken}"], "the image of row 0 of `broken` must be readable"),
     ],
 )
@@ -404,6 +408,7 @@ def test_wrong_calls_end_with_one_clear_line_and_status_2(place, tmp_path, capsy
         "unlabelled": save("unlabelled", {"image": [cell], "label": [-1]}, label=INT),
         "strange": save("strange", {"image": [cell], "label": ["n00000000"]}, label=STRING) + ",classes=imagenet-r",
         "two": save("two", {"a": [cell], "b": [cell], "label": [0]}, label=INT),
+        "alone": save("alone", {"image": [cell], "label": [0]}, label=datasets.ClassLabel(names=["cat"])),
         "broken": save("broken", {"image": [{"bytes": b"no image", "path": None}], "label": [0]}, label=INT),
     }
     given = {"--models": [str(place / "student")], "--sets": [words["tiny"]], "--output_dir": [str(tmp_path / "o")]}
@@ -428,3 +433,14 @@ def test_an_empty_set(monkeypatch):
     monkeypatch.setattr(evaluation_images, "load_base", lambda *_, **__: (empty, {}))
     with pytest.raises(DataError, match="set `x` must have examples, found none"):
         run_evaluation(EvaluateConfig(["m"], ["x=y"], ""))
+
+
+def test_answers_that_are_no_numbers_are_an_error(place, tmp_path, capsys):
+    model = transformers.AutoModelForImageClassification.from_pretrained(place / "student")
+    next(model.parameters()).data.fill_(float("nan"))
+    model.save_pretrained(tmp_path / "diverged")
+    for file in (place / "student").glob("preprocessor_config.json"):
+        (tmp_path / "diverged" / file.name).write_bytes(file.read_bytes())
+    arguments = ["--models", str(tmp_path / "diverged"), "--sets", f"tiny={place / 'tiny.parquet'}:train"]
+    assert main(["evaluate", *arguments, "--output_dir", str(tmp_path / "o")]) == 2
+    assert "error: the answers of diverged to `tiny` must be finite, found NaN" in capsys.readouterr().err

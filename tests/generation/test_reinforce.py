@@ -805,3 +805,26 @@ def test_an_image_that_cannot_be_augmented_is_named_and_can_be_skipped(
         run(tmp_path / "a", odd, tiny_teacher, Augmentation(ops), config_name="a")
     run(tmp_path / "b", odd, tiny_teacher, Augmentation(ops), config_name="a", on_bad_image="skip")
     assert Provenance.read(tmp_path / "b" / "a").skipped_rows == [3]
+
+
+def test_a_run_goes_on_with_its_own_labels_only(tmp_path, tiny_dataset, tiny_teacher):
+    before = run(tmp_path, tiny_dataset, tiny_teacher, PLAIN, config_name="a")
+    names = tiny_dataset.features["label"].names
+    other = tiny_dataset.map(lambda row: {"label": (row["label"] + 1) % len(names)})
+    with pytest.raises(
+        FingerprintMismatchError, match=r"must have the labels of the dataset, but its column `label` differs"
+    ):
+        run(tmp_path, other, tiny_teacher, PLAIN, config_name="a")
+    assert files_of(tmp_path) == before
+    next((tmp_path / "a").glob("*.parquet")).write_bytes(b"damaged")
+    assert run(tmp_path, tiny_dataset, tiny_teacher, PLAIN, config_name="a") == before
+
+
+def test_a_text_in_a_paths_place_is_a_bad_image(tmp_path, tiny_dataset, tiny_teacher):
+    cells = tiny_dataset.cast_column("image", datasets.Image(decode=False)).to_list()
+    cells[2]["image"] = {"bytes": None, "path": "iVBORw0KGgoAAAANSUhEUg" * 100}
+    odd = datasets.Dataset.from_list(cells, features=tiny_dataset.features, split="train")
+    with pytest.raises(
+        DataError, match=r"the image of row 2 \(iVBOR\w{95}\) must be readable, but: .* none at iVBOR\w{195}\."
+    ):
+        run(tmp_path, odd, tiny_teacher, PLAIN)

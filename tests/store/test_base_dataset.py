@@ -8,7 +8,7 @@ from pathlib import Path
 import datasets
 import pytest
 
-from hf_dr.errors import DataError
+from hf_dr.errors import ConfigError, DataError
 from hf_dr.store.base_dataset import check_cache, load_base, load_parquet
 
 
@@ -82,3 +82,19 @@ def test_a_cache_that_cannot_be_written_to_is_named(tmp_path, monkeypatch):
         load_base(str(tmp_path / "a.parquet"))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", Path(tmp_path / "new" / "cache"))
     check_cache()
+
+
+def test_what_a_local_dataset_does_not_have_is_refused(tmp_path):
+    numbers(1).to_parquet(tmp_path / "train.parquet")
+    numbers(1).save_to_disk(tmp_path / "saved")
+    for name, config, revision, wrong in (
+        ("train.parquet", None, "main", "revision"),
+        ("train.parquet", "small", None, "config"),
+        ("saved", "small", None, "config"),
+        ("saved", None, "v1", "revision"),
+        (".", None, "v1", "revision"),
+    ):
+        with pytest.raises(ConfigError, match=f"the {wrong} of a dataset must be left out for what has none, got '"):
+            load_base(str(tmp_path / name), config, revision=revision)
+    with pytest.raises(DataError, match="could not load split ``"):
+        load_base(str(tmp_path / "train.parquet"), split="")

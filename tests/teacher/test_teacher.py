@@ -14,7 +14,7 @@ from torch import nn
 
 from hf_dr.errors import ConfigError, TeacherError
 from hf_dr.teacher.ensemble import Teacher
-from hf_dr.teacher.members import Member, load_member, weights_hash
+from hf_dr.teacher.members import Member, check_member, load_member, weights_hash
 from hf_dr.teacher.preprocessing import Preprocessing
 
 VIEWS = torch.randint(0, 256, (5, 3, 24, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -344,6 +344,59 @@ def test_weights_in_parts_are_safetensors_of_the_folder(tmp_path, file):
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(TeacherError, match=r"must all be safetensors files of its own, but its index names"):
         load_member(str(tmp_path))
+
+
+def saved_vit(folder, *, side=24, **config):
+    """A transformers folder of a tiny model, whose image processor makes 24x24 pixels."""
+    names = {} if "num_labels" in config else {"id2label": dict(enumerate("abcd"))}
+    tiny = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "patch_size": 8,
+    }
+    model = transformers.ViTForImageClassification(transformers.ViTConfig(image_size=side, **tiny, **names, **config))
+    model.save_pretrained(folder)
+    transformers.ViTImageProcessor(size={"height": 24, "width": 24}).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"problem_type": "regression"}, r"its answers are numbers, not classes \(problem_type regression\)"),
+        ({"problem_type": "multi_label_classification"}, "its answers are independent of each other"),
+        ({"num_labels": 1}, "must have at least 2 classes, found 1"),
+        ({"num_channels": 1}, "must take RGB images of 24x24 pixels, as its preprocessing says, but: ValueError"),
+        ({"side": 32}, r"must take RGB images of 24x24 pixels.* Input image size \(24\*24\)"),
+    ],
+    ids=str,
+)
+def test_what_does_not_answer_with_a_class_for_its_images_is_refused(config, message, tmp_path):
+    with pytest.raises(TeacherError, match=message):
+        load_member(saved_vit(tmp_path, **config), card=False)
+
+
+def test_logits_are_found_in_what_a_model_returns(tmp_path):
+    plain = Teacher.from_pretrained(saved_vit(tmp_path), device="cpu")
+    expected = plain(VIEWS)
+    model = plain.members[0].model
+    pairs = nn.Module()
+    pairs.forward = lambda pixels: (model(pixels).logits, "hidden")
+    several = dataclasses.replace(plain.members[0], model=pairs)
+    check_member(several)
+    assert Teacher([several], device="cpu")(VIEWS).equal(expected)
+
+
+def test_the_answer_of_a_model_has_its_classes():
+    with pytest.raises(TeacherError, match=r"one number for each of its 5 classes, but .* has the shape \(1, 4\)"):
+        check_member(member(num_classes=5))
+
+
+def test_a_device_that_is_not_there_is_refused():
+    with pytest.raises(ConfigError, match="`device` must be one of this machine, got 'abacus'"):
+        Teacher([member()], device="abacus")
 
 
 def test_an_export_of_timm_is_a_teacher_of_unknown_licence(tmp_path):

@@ -7,13 +7,26 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForImageClassification
+from transformers import AutoModelForImageClassification, Trainer, ViTConfig, ViTForImageClassification
 
 from hf_dr.errors import ConfigError
 from hf_dr.evaluation.metrics import compute_metrics
 from hf_dr.replay.loading import load_reinforced
+from hf_dr.training.checks import check_input
 from hf_dr.training.trainer import ReinforcedTrainer
-from training.helpers import ROWS, STEPS, Pooled, Watched, by_hand, pooled, same, timm_student, weights
+from training.helpers import (
+    ROWS,
+    SIZE,
+    STEPS,
+    Pooled,
+    Watched,
+    by_hand,
+    pooled,
+    same,
+    timm_student,
+    transformers_student,
+    weights,
+)
 
 BEST = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True}
 
@@ -159,3 +172,112 @@ def test_a_model_that_takes_anything_gets_its_pixels(plain, pictures, settings, 
     with torch.inference_mode():
         np.testing.assert_allclose(saved(pixels).logits, expected.model.eval()(pixels).logits, rtol=1e-5, atol=1e-6)
     assert json.loads((tmp_path / "saved" / "config.json").read_text())["architecture"] == "test_resnet"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"per_device_train_batch_size": 0}, "`per_device_train_batch_size` must be a whole number of at least 1"),
+        ({"gradient_accumulation_steps": 0}, "`gradient_accumulation_steps` must be a whole number of at least 1"),
+        ({"learning_rate": float("nan")}, "`learning_rate` must be a number of at least 0, got nan"),
+        ({"learning_rate": -1.0}, "`learning_rate` must be a number of at least 0, got -1"),
+        ({"num_train_epochs": 0}, "`num_train_epochs` must be a number above 0, got 0"),
+    ],
+    ids=str,
+)
+def test_numbers_that_train_nothing_are_refused(changes, message, settings):
+    with pytest.raises(ConfigError, match=message):
+        settings(**changes)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"problem_type": "multi_label_classification"}, "has the problem_type multi_label_classification"),
+        ({"problem_type": "regression"}, "has the problem_type regression"),
+        (
+            {"image_size": 2 * SIZE},
+            f"must take RGB images of {SIZE}x{SIZE} pixels, the size of the views, but: ValueError",
+        ),
+        ({"num_channels": 1}, "must take RGB images of .* Expected 1 but got 3"),
+    ],
+    ids=str,
+)
+def test_a_student_that_cannot_learn_the_classes_is_refused_before(config, message, plain, settings):
+    with pytest.raises(ConfigError, match=message):
+        ReinforcedTrainer(vit(**config), settings(), train_dataset=plain)
+
+
+def vit(**config):
+    tiny = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "patch_size": 8,
+    }
+    return ViTForImageClassification(ViTConfig(**{"image_size": SIZE, "num_labels": 8} | tiny | config))
+
+
+def test_a_frozen_student_is_refused(plain, settings):
+    with pytest.raises(ConfigError, match="must have weights that are trained, but all of Pooled are frozen"):
+        ReinforcedTrainer(pooled().requires_grad_(False), settings(), train_dataset=plain)
+
+
+def test_a_student_is_shown_an_image_without_a_trace(plain, settings):
+    student = transformers_student("resnet")
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    state = torch.get_rng_state()
+    check_input(student.train(), plain)
+    assert student.training
+    assert torch.get_rng_state().equal(state)
+    assert all(value.equal(before[name]) for name, value in student.state_dict().items())
+
+
+def test_a_model_without_a_loss_is_evaluated(plain, pictures, settings):
+    class Silent(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, pixel_values):
+            return {"logits": self.inner(pixel_values)["logits"]}
+
+    student = pooled()
+    expected, found = (
+        ReinforcedTrainer(
+            model, settings(label_names=["labels"]), train_dataset=plain, eval_dataset=pictures
+        ).evaluate()
+        for model in (student, Silent(student))
+    )
+    assert found["eval_loss"] == pytest.approx(expected["eval_loss"], rel=1e-6)
+
+
+def test_names_of_labels_that_leave_no_metrics_are_refused(plain, settings):
+    with pytest.raises(ConfigError, match=r"`label_names` must hold `labels`, .* got label"):
+        ReinforcedTrainer(pooled(), settings(label_names=["label"]), train_dataset=plain)
+
+
+def test_undecoded_images_that_nothing_decodes_are_refused(tiny_dataset, plain, settings):
+    for evaluated in (torch.utils.data.Subset(tiny_dataset, [0]), tiny_dataset.to_iterable_dataset()):
+        with pytest.raises(
+            ConfigError, match=f"`eval_dataset` must be .*, got {type(evaluated).__name__} of undecoded"
+        ):
+            ReinforcedTrainer(pooled(), settings(), train_dataset=plain, eval_dataset=evaluated)
+    with pytest.raises(ConfigError, match=r"`train_dataset` must be .*, got a datasets.Dataset of images"):
+        ReinforcedTrainer(pooled(), settings(), train_dataset=tiny_dataset)
+
+
+def test_where_a_student_goes_is_tried_before(plain, settings, tmp_path):
+    (tmp_path / "taken").touch()
+    with pytest.raises(ConfigError, match="`output_dir` must be where files can be written"):
+        ReinforcedTrainer(pooled(), settings(output_dir=str(tmp_path / "taken")), train_dataset=plain)
+
+
+def test_an_optimizer_that_is_not_installed_is_an_error(plain, settings, monkeypatch):
+    def missing(*_):
+        raise ImportError("Install it.")
+
+    monkeypatch.setattr(Trainer, "get_optimizer_cls_and_kwargs", staticmethod(missing))
+    with pytest.raises(ConfigError, match=r"`optim` sgd cannot be used: Install it[.]"):
+        ReinforcedTrainer(pooled(), settings(optim="sgd"), train_dataset=plain).train()

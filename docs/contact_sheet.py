@@ -6,7 +6,7 @@ from pathlib import Path
 import PIL.Image
 
 import hf_dr
-from hf_dr.cli.config import read_yaml
+from hf_dr.cli.yaml_files import read_yaml
 from hf_dr.generation.contact_sheet import contact_sheet
 from hf_dr.store.base_dataset import load_base
 

@@ -9,8 +9,9 @@ import timm
 from timm.data import resolve_data_config
 
 from hf_dr.cli.arguments import build_augmentation
-from hf_dr.cli.config import parse, read_yaml
+from hf_dr.cli.config import parse
 from hf_dr.cli.flags import BaseArguments, RunArguments, TeacherArguments
+from hf_dr.cli.yaml_files import read_yaml
 from hf_dr.generation.config import ReinforceConfig
 from hf_dr.store.base_dataset import card_license
 from hf_dr.store.card import PlannedConfig, update_card

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hf_dr.cli.arguments import build_augmentation
-from hf_dr.cli.config import read_yaml
+from hf_dr.cli.yaml_files import read_yaml
 from hf_dr.store.base_dataset import load_base
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.preprocessing import evaluation_augmentation

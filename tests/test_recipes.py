@@ -16,11 +16,12 @@ import yaml
 
 from hf_dr.cli import arguments as cli_arguments
 from hf_dr.cli.arguments import build_augmentation
-from hf_dr.cli.config import parse, read_configs, read_yaml
+from hf_dr.cli.config import parse
 from hf_dr.cli.flags import BaseArguments, RunArguments, SmokeArguments, TeacherArguments
 from hf_dr.cli.main import main
 from hf_dr.cli.smoke import Described
 from hf_dr.cli.train import StudentArguments
+from hf_dr.cli.yaml_files import read_configs, read_yaml
 from hf_dr.errors import ConfigError
 from hf_dr.evaluation.comparison import CompareConfig
 from hf_dr.generation.config import ReinforceConfig

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_dr.cli.config import config_files, read_yaml
 from hf_dr.cli.flags import PlusArguments
 from hf_dr.cli.launch import launch
 from hf_dr.cli.smoke import Described, Rehearsal, rehearsal
+from hf_dr.cli.yaml_files import config_files, read_yaml
 from hf_dr.errors import ConfigError
 from hf_dr.processes import process_state
 from hf_dr.replay.dataset import ReinforcedDataset

@@ -1,157 +1,23 @@
-"""From the command line and YAML files to dataclasses: `--config` sets defaults, flags win, unknown keys are errors.
-
-Of several files later ones win. A file may extend one other, `extends: FILE` (a path relative to its own), one level deep.
-"""
+"""From the command line and YAML files to dataclasses: `--config` sets defaults, flags win, unknown keys are errors."""
 
 from __future__ import annotations
 
 import argparse
-import ast
 import contextlib
 import dataclasses
 import enum
-import importlib
-import importlib.util
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar
 
 import yaml
 
+from hf_dr.cli.early import ALIASES, Lazy, check_early, short_help
+from hf_dr.cli.flag_parser import HelpFormatter, Parser, add_fields, add_files, example_lines
+from hf_dr.cli.yaml_files import read_configs
 from hf_dr.errors import ConfigError, HfDrError, did_you_mean
-from hf_dr.files import YAML_ERRORS
-from hf_dr.text import shown_text
 
-EXTENDS = "extends"
-RECIPES = Path(__file__).parents[1] / "recipes"
-"""The recipes that the package brings."""
-
-_WORDS = ("help", "choices", "metavar")  # what argparse is told of a field's metadata
 _Settings = TypeVar("_Settings")
-
-
-@dataclasses.dataclass(frozen=True)
-class Lazy:
-    """Settings that extend transformers' own, which are imported when arguments are read, not when they are explained.
-
-    Attributes:
-        module: Where they are.
-        name: Of the dataclass there.
-        own: The dataclass of its settings that are not transformers'; needs no torch.
-    """
-
-    module: str
-    name: str
-    own: type
-
-    def load(self) -> type:
-        """Imports the dataclass."""
-        return getattr(importlib.import_module(self.module), self.name)
-
-
-# What people type, and the setting that it means.
-_ALIASES = {"lr": "learning_rate", "epochs": "num_train_epochs", "batch_size": "per_device_train_batch_size"}
-
-COMMON = {
-    "output_dir": "Folder of the model, its card and its checkpoints.",
-    "num_train_epochs": "Passes over the images. Also --epochs. Default: 3.",
-    "learning_rate": "Peak of the learning rate. Also --lr. Default: 5e-5, which is for fine-tuning.",
-    "per_device_train_batch_size": "Images in a batch of each process. Also --batch_size. Default: 8.",
-    "gradient_accumulation_steps": "Batches in a step of the optimizer. Default: 1.",
-    "optim": "Optimizer, such as adamw_torch or sgd.",
-    "weight_decay": "Weight decay. Default: 0.",
-    "lr_scheduler_type": "Course of the learning rate, such as cosine. Default: linear.",
-    "warmup_steps": "Steps, or share of all steps, in which the rate rises. Default: 0.",
-    "eval_strategy": "When to evaluate: no, epoch or steps. Default: no, and once at the end.",
-    "save_strategy": "When to write a checkpoint: no, epoch or steps. Default: steps.",
-    "max_steps": "Steps of the optimizer, instead of epochs.",
-    "bf16": "Compute in bfloat16.",
-    "dataloader_num_workers": "Processes that make views. Default: 0.",
-    "seed": "Seed of weights, order and new views. Default: 42.",
-    "push_to_hub": "Publish the student at the end.",
-}
-"""Those of transformers' settings that most trainings choose, for the short help."""
-
-
-def _short_help(types: Sequence[Any], prog: str, description: str, examples: str) -> str:
-    """Returns help in groups, without transformers' own settings but the most common ones."""
-    parser = _Parser(
-        prog=prog,
-        description=description,
-        epilog=example_lines(examples),
-        formatter_class=HelpFormatter,
-        usage=f"{prog} [settings]",
-    )
-    for kind in types:
-        own = kind.own if isinstance(kind, Lazy) else kind
-        title = (own.__doc__ or own.__name__).split("\n")[0].rstrip(".?")
-        add_fields(parser.add_argument_group(title), own)
-        if isinstance(kind, Lazy):
-            group = parser.add_argument_group("Training (transformers' Trainer; --help_all shows all of its settings)")
-            for name, text in COMMON.items():
-                group.add_argument(f"--{name}", help=text)
-    _add_files(parser.add_argument_group("Settings from files"))
-    return parser.format_help()
-
-
-def _check_early(types: Sequence[Any], argv: Sequence[str], prog: str) -> None:
-    """Finds mistakes in the arguments before transformers is imported, which takes seconds.
-
-    Raises:
-        ConfigError: A flag is unknown.
-    """
-    parser = _Parser(prog=prog, allow_abbrev=False)
-    _add_files(parser)
-    for kind in types:
-        add_fields(parser, kind.own if isinstance(kind, Lazy) else kind)
-    files = read_configs(argv)
-    for action in parser._actions:
-        action.required = action.required and action.dest not in files
-    _, rest = parser.parse_known_args(argv)
-    words = [word.split("=")[0] for word in rest if word.startswith("--")]
-    foreign = _names_of_transformers()
-    flags = [*(flag for action in parser._actions for flag in action.option_strings), *_ALIASES, *foreign]
-    for word in words:
-        if foreign and word.removeprefix("--").removeprefix("no_").replace("-", "_") not in {*foreign, *_ALIASES}:
-            close = did_you_mean(word, [f"--{flag.removeprefix('--')}" for flag in flags])
-            raise ConfigError(f"unknown argument `{word}`.{close if 'mean' in close else ' --help_all shows all.'}")
-
-
-def _names_of_transformers() -> set[str]:
-    """Returns the settings that transformers' TrainingArguments and our extensions of them have, read from their source.
-
-    Empty where the source cannot be read.
-    """
-    spec = importlib.util.find_spec("transformers")
-    folders = [Path(spec.origin).parent if spec is not None and spec.origin else Path()]
-    names: set[str] = set()
-    for file in (folders[0] / "training_args.py", *(Path(__file__).parents[1] / "training").glob("*.py")):
-        if not file.is_file():
-            return set()
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ClassDef) and node.name.endswith("Arguments"):
-                fields = (line.target for line in node.body if isinstance(line, ast.AnnAssign))
-                names |= {target.id for target in fields if isinstance(target, ast.Name)}
-    return names
-
-
-def _add_files(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-    """Adds the flags that read and show files of settings."""
-    parser.add_argument(
-        "--config",
-        metavar="FILE",
-        nargs="+",
-        action="extend",
-        help="YAML files with defaults for these settings; later files win over earlier ones, flags over all. "
-        "`extends: OTHER` in a file takes over the settings of another.",
-    )
-    parser.add_argument(
-        "--print_config",
-        action="store_true",
-        help="Print all settings as YAML that --config reads, those that differ from their defaults first, and stop.",
-    )
 
 
 def parse(types: Sequence[Any], argv: Sequence[str], *, prog: str, description: str, examples: str = "") -> list[Any]:
@@ -169,10 +35,10 @@ def parse(types: Sequence[Any], argv: Sequence[str], *, prog: str, description: 
     """
     lazy = any(isinstance(kind, Lazy) for kind in types)
     if lazy and not {"-h", "--help"}.isdisjoint(argv):
-        print(_short_help(types, prog, description, examples), end="")
+        print(short_help(types, prog, description, examples), end="")
         raise SystemExit(0)
     if lazy and "--help_all" not in argv:
-        _check_early(types, argv, prog)
+        check_early(types, argv, prog)
     argv = ["--help" if lazy and word == "--help_all" else word for word in argv]
     types = [kind.load() if isinstance(kind, Lazy) else kind for kind in types]
     parser = _parser_of(
@@ -184,12 +50,12 @@ def parse(types: Sequence[Any], argv: Sequence[str], *, prog: str, description: 
         allow_abbrev=False,
     )
     known = {action.dest: action for action in parser._actions if action.dest != "help"}
-    for alias, setting in _ALIASES.items():
+    for alias, setting in ALIASES.items():
         if setting in known and alias not in known:
             known[setting].option_strings = [*known[setting].option_strings, f"--{alias}"]
             parser._option_string_actions[f"--{alias}"] = known[setting]
     own = {name: parser.get_default(name) for name in known}
-    _add_files(parser)
+    add_files(parser)
     unparsed = {}
     for key, (value, file) in read_configs(argv).items():
         if key not in known:
@@ -231,119 +97,6 @@ def built(kind: type[_Settings], given: Mapping[str, Any]) -> _Settings:
     return kind(**{field.name: given[field.name] for field in dataclasses.fields(kind) if field.init})  # type: ignore[arg-type]
 
 
-def add_fields(parser: argparse.ArgumentParser | argparse._ArgumentGroup, kind: type) -> None:
-    """Adds a flag for each field of a dataclass, as transformers' HfArgumentParser does, but without importing it.
-
-    A flag with an underscore is spelt with a hyphen, too. A list takes one or several values. A bool takes none, or `true`
-    or `false`; one that is True by default has an opposite, `--no_...`.
-
-    Args:
-        parser: Gets the flags.
-        kind: A dataclass whose fields are of a simple type, or of a list of one, or None. Their metadata may have `help`,
-            `choices` and `metavar`.
-    """
-    hints = get_type_hints(kind)
-    for field in dataclasses.fields(kind):
-        if not field.init:
-            continue
-        options: dict[str, Any] = {key: field.metadata[key] for key in _WORDS if key in field.metadata}
-        if field.default is not dataclasses.MISSING:
-            options["default"] = field.default
-        elif field.default_factory is not dataclasses.MISSING:
-            options["default"] = field.default_factory()
-        else:
-            options["required"] = True
-        value_type = hints[field.name]
-        if get_origin(value_type) in (Union, UnionType):  # X | None
-            value_type = get_args(value_type)[0]
-        if get_origin(value_type) is Literal:
-            options |= {"type": str, "choices": list(get_args(value_type))}
-        elif value_type is bool:
-            options |= {"type": string_to_bool, "nargs": "?", "const": True}
-        elif get_origin(value_type) is list:
-            options |= {"type": get_args(value_type)[0], "nargs": "+"}
-        else:
-            options["type"] = _in_yaml_only if value_type is Any else value_type
-        parser.add_argument(*_spellings(field.name), **options)
-        if value_type is bool and field.default is True:
-            parser.add_argument(*_spellings(f"no_{field.name}"), action="store_false", dest=field.name, default=False)
-
-
-def _in_yaml_only(text: str) -> NoReturn:
-    """Refuses a mapping of settings on the command line."""
-    raise argparse.ArgumentTypeError(
-        f"it is a mapping of settings, which stands in the YAML file of --config, got {text!r}"
-    )
-
-
-def string_to_bool(text: str) -> bool:
-    """Returns what `--flag true` or `--flag no` means.
-
-    Raises:
-        argparse.ArgumentTypeError: It is neither.
-    """
-    for words, value in ((("yes", "true", "t", "y", "1"), True), (("no", "false", "f", "n", "0"), False)):
-        if text.lower() in words:
-            return value
-    raise argparse.ArgumentTypeError(f"expected true or false, got {text!r}")
-
-
-def split_words(argv: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
-    """Returns the words before the first flag, and the rest."""
-    count = next((n for n, word in enumerate(argv) if word.startswith("-")), len(argv))
-    return argv[:count], argv[count:]
-
-
-def config_files(argv: Sequence[str]) -> list[str]:
-    """Returns the files that `--config` names, in order."""
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    finder.add_argument("--config", nargs="+", action="extend", default=[])
-    return list(finder.parse_known_args(list(argv))[0].config)
-
-
-def read_configs(argv: Sequence[str]) -> dict[str, tuple[Any, str]]:
-    """Reads the files that `--config` names, and those that they extend: key -> (value, the file that sets it).
-
-    Raises:
-        ConfigError: A file cannot be read, or extends one that extends another.
-    """
-    values: dict[str, tuple[Any, str]] = {}
-    for file in config_files(argv):
-        own = read_yaml(file)
-        if EXTENDS in own:
-            name = own.pop(EXTENDS)
-            if not isinstance(name, str):
-                raise ConfigError(f"`{EXTENDS}` in {file} must be the path of one file, found {name!r}.")
-            base = str(Path(file).parent / name)
-            inherited = read_yaml(base)
-            if EXTENDS in inherited:
-                raise ConfigError(
-                    f"{base}, which {file} extends, must not extend another, found `{EXTENDS}: {inherited[EXTENDS]}`. Extend "
-                    "that one, and state what differs from it."
-                )
-            values.update({key: (value, base) for key, value in inherited.items()})
-        values.update({key: (value, file) for key, value in own.items()})
-    return values
-
-
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Reads a YAML mapping.
-
-    Raises:
-        ConfigError: The file does not exist, is not YAML, or holds no mapping.
-    """
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"`--config` must name a readable file, but {path}: {error.strerror}.") from error
-    except YAML_ERRORS as error:
-        found = shown_text(error, 300) or type(error).__name__
-        raise ConfigError(f"{path} must be YAML, but: {found}. Correct it.") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} must hold a mapping (`key: value` lines), found {type(content).__name__}.")
-    return content
-
-
 def _as_yaml(settings: dict[str, Any], defaults: dict[str, Any]) -> str:
     plain = {k: v.value if isinstance(v, enum.Enum) else v for k, v in settings.items()}
     chosen = {key: value for key, value in plain.items() if settings[key] != defaults[key]}
@@ -363,56 +116,20 @@ def _check_choice(action: argparse.Action, value: Any, file: str | None) -> None
         )
 
 
-def _parser_of(types: Sequence[Any], **settings: Any) -> _Parser:
+def _parser_of(types: Sequence[Any], **settings: Any) -> Parser:
     """Returns a parser with the flags of dataclasses; transformers' own settings are read by transformers' own parser."""
     if any(base.__module__.startswith("transformers.") for kind in types for base in kind.__mro__):
         from transformers import HfArgumentParser
 
-        class ForeignParser(_Parser, HfArgumentParser):
+        class ForeignParser(Parser, HfArgumentParser):
             pass
 
-        parser: _Parser = ForeignParser(list(types), **settings)
+        parser: Parser = ForeignParser(list(types), **settings)
     else:
-        parser = _Parser(**settings)
+        parser = Parser(**settings)
         for kind in types:
             add_fields(parser, kind)
     for action in parser._actions:
         if isinstance(action, argparse._StoreFalseAction):  # HfArgumentParser gives it the help of its opposite
             action.help = f"The opposite of --{action.dest}."
     return parser
-
-
-def _spellings(name: str) -> list[str]:
-    return list(dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}")))
-
-
-class _Parser(argparse.ArgumentParser):
-    """Ends with what is wrong, not with the usage: a training has more than a hundred settings."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}. See `{self.prog} --help`.\n")
-
-
-def example_lines(examples: str) -> str | None:
-    """Returns the end of a help text: command lines, one a line."""
-    return "\n  ".join([_EXAMPLES, *examples.splitlines()]) if examples else None
-
-
-_EXAMPLES = "examples:"
-
-
-class HelpFormatter(argparse.HelpFormatter):
-    """Shows a flag's default where it says something; examples keep their lines."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=30, width=110)
-
-    def _fill_text(self, text: str, width: int, indent: str) -> str:
-        return text if text.startswith(_EXAMPLES) else super()._fill_text(text, width, indent)
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        text = action.help or ""
-        silent = action.default is None or action.default is False or action.default in (argparse.SUPPRESS, [])
-        if silent or action.required or "efault:" in text:
-            return text
-        return f"{text} Default: %(default)s."

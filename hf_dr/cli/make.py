@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_dr.cli.config import HelpFormatter, add_fields, built, example_lines, parse, split_words
+from hf_dr.cli.config import built, parse
+from hf_dr.cli.flag_parser import HelpFormatter, add_fields, example_lines, split_words
 from hf_dr.cli.flags import BaseArguments, PlusArguments, RunArguments, SmokeArguments, TeacherArguments
 from hf_dr.cli.launch import start_logging
 from hf_dr.errors import ConfigError

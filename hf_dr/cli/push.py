@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from hf_dr.cli.config import HelpFormatter, example_lines
+from hf_dr.cli.flag_parser import HelpFormatter, example_lines
 from hf_dr.cli.launch import start_logging
 from hf_dr.errors import ConfigError
 

@@ -10,9 +10,11 @@ from typing import Any
 
 import yaml
 
-from hf_dr.cli.config import RECIPES, parse, read_yaml, split_words
+from hf_dr.cli.config import parse
+from hf_dr.cli.flag_parser import split_words
 from hf_dr.cli.launch import run_step
 from hf_dr.cli.teach import TEACHER_FILE, TeachArguments
+from hf_dr.cli.yaml_files import RECIPES, read_yaml
 from hf_dr.errors import ConfigError
 from hf_dr.files import check_writable, write_whole
 from hf_dr.settings import Whole, check_settings

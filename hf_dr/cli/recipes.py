@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from hf_dr.cli.config import EXTENDS, RECIPES, read_yaml
+from hf_dr.cli.yaml_files import EXTENDS, RECIPES, read_yaml
 from hf_dr.errors import ConfigError, did_you_mean
 from hf_dr.files import write_whole
 

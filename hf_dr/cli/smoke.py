@@ -28,8 +28,8 @@ import yaml
 from safetensors.torch import save_file
 from timm.data import ImageNetInfo
 
-from hf_dr.cli.config import config_files, read_yaml
 from hf_dr.cli.flags import FEATURES_FILE
+from hf_dr.cli.yaml_files import config_files, read_yaml
 from hf_dr.errors import ConfigError, DataError
 from hf_dr.evaluation.config import as_arguments
 from hf_dr.evaluation.corruptions import CORRUPTIONS

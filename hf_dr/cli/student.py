@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from hf_dr.cli.config import Lazy
+from hf_dr.cli.early import Lazy
 from hf_dr.errors import ConfigError
 from hf_dr.settings import FILES_FROM_HELP
 from hf_dr.training.reinforced_settings import ReinforcedSettings

@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_dr.cli.config import RECIPES, as_config_error, parse, split_words
+from hf_dr.cli.config import as_config_error, parse
+from hf_dr.cli.flag_parser import split_words
 from hf_dr.cli.flags import SmokeArguments
 from hf_dr.cli.launch import start_logging
 from hf_dr.cli.student import TRAINING, StudentArguments
+from hf_dr.cli.yaml_files import RECIPES
 from hf_dr.errors import ConfigError
 from hf_dr.settings import FILES_FROM_HELP, Real, check_settings
 

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from hf_dr.cli import launch as launching
 from hf_dr.cli import push
 from hf_dr.cli.arguments import build_augmentation, read_classes
-from hf_dr.cli.config import COMMON
+from hf_dr.cli.early import COMMON
 from hf_dr.cli.launch import start_logging
 from hf_dr.cli.main import main
 from hf_dr.errors import ConfigError

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 import pytest
 from transformers import HfArgumentParser
 
-from hf_dr.cli.config import add_fields, parse
+from hf_dr.cli.config import parse
+from hf_dr.cli.flag_parser import add_fields
 from hf_dr.errors import ConfigError
 from hf_dr.settings import Whole
 

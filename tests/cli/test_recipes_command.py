@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from hf_dr.cli.config import RECIPES
 from hf_dr.cli.main import main
+from hf_dr.cli.yaml_files import RECIPES
 
 FOLDER = Path(__file__).parents[2] / "recipes"
 

@@ -1,0 +1,120 @@
+"""What can be said of a training's settings before transformers is imported: the short help, and that a flag is unknown."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hf_dr.cli.flag_parser import HelpFormatter, Parser, add_fields, add_files, example_lines
+from hf_dr.cli.yaml_files import read_configs
+from hf_dr.errors import ConfigError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Lazy:
+    """Settings that extend transformers' own, which are imported when arguments are read, not when they are explained.
+
+    Attributes:
+        module: Where they are.
+        name: Of the dataclass there.
+        own: The dataclass of its settings that are not transformers'; needs no torch.
+    """
+
+    module: str
+    name: str
+    own: type
+
+    def load(self) -> type:
+        """Imports the dataclass."""
+        return getattr(importlib.import_module(self.module), self.name)
+
+
+# What people type, and the setting that it means.
+ALIASES = {"lr": "learning_rate", "epochs": "num_train_epochs", "batch_size": "per_device_train_batch_size"}
+
+COMMON = {
+    "output_dir": "Folder of the model, its card and its checkpoints.",
+    "num_train_epochs": "Passes over the images. Also --epochs. Default: 3.",
+    "learning_rate": "Peak of the learning rate. Also --lr. Default: 5e-5, which is for fine-tuning.",
+    "per_device_train_batch_size": "Images in a batch of each process. Also --batch_size. Default: 8.",
+    "gradient_accumulation_steps": "Batches in a step of the optimizer. Default: 1.",
+    "optim": "Optimizer, such as adamw_torch or sgd.",
+    "weight_decay": "Weight decay. Default: 0.",
+    "lr_scheduler_type": "Course of the learning rate, such as cosine. Default: linear.",
+    "warmup_steps": "Steps, or share of all steps, in which the rate rises. Default: 0.",
+    "eval_strategy": "When to evaluate: no, epoch or steps. Default: no, and once at the end.",
+    "save_strategy": "When to write a checkpoint: no, epoch or steps. Default: steps.",
+    "max_steps": "Steps of the optimizer, instead of epochs.",
+    "bf16": "Compute in bfloat16.",
+    "dataloader_num_workers": "Processes that make views. Default: 0.",
+    "seed": "Seed of weights, order and new views. Default: 42.",
+    "push_to_hub": "Publish the student at the end.",
+}
+"""Those of transformers' settings that most trainings choose, for the short help."""
+
+
+def short_help(types: Sequence[Any], prog: str, description: str, examples: str) -> str:
+    """Returns help in groups, without transformers' own settings but the most common ones."""
+    parser = Parser(
+        prog=prog,
+        description=description,
+        epilog=example_lines(examples),
+        formatter_class=HelpFormatter,
+        usage=f"{prog} [settings]",
+    )
+    for kind in types:
+        own = kind.own if isinstance(kind, Lazy) else kind
+        title = (own.__doc__ or own.__name__).split("\n")[0].rstrip(".?")
+        add_fields(parser.add_argument_group(title), own)
+        if isinstance(kind, Lazy):
+            group = parser.add_argument_group("Training (transformers' Trainer; --help_all shows all of its settings)")
+            for name, text in COMMON.items():
+                group.add_argument(f"--{name}", help=text)
+    add_files(parser.add_argument_group("Settings from files"))
+    return parser.format_help()
+
+
+def check_early(types: Sequence[Any], argv: Sequence[str], prog: str) -> None:
+    """Finds mistakes in the arguments before transformers is imported, which takes seconds.
+
+    Raises:
+        ConfigError: A flag is unknown.
+    """
+    parser = Parser(prog=prog, allow_abbrev=False)
+    add_files(parser)
+    for kind in types:
+        add_fields(parser, kind.own if isinstance(kind, Lazy) else kind)
+    files = read_configs(argv)
+    for action in parser._actions:
+        action.required = action.required and action.dest not in files
+    _, rest = parser.parse_known_args(argv)
+    words = [word.split("=")[0] for word in rest if word.startswith("--")]
+    foreign = _names_of_transformers()
+    flags = [*(flag for action in parser._actions for flag in action.option_strings), *ALIASES, *foreign]
+    for word in words:
+        if foreign and word.removeprefix("--").removeprefix("no_").replace("-", "_") not in {*foreign, *ALIASES}:
+            close = did_you_mean(word, [f"--{flag.removeprefix('--')}" for flag in flags])
+            raise ConfigError(f"unknown argument `{word}`.{close if 'mean' in close else ' --help_all shows all.'}")
+
+
+def _names_of_transformers() -> set[str]:
+    """Returns the settings that transformers' TrainingArguments and our extensions of them have, read from their source.
+
+    Empty where the source cannot be read.
+    """
+    spec = importlib.util.find_spec("transformers")
+    folders = [Path(spec.origin).parent if spec is not None and spec.origin else Path()]
+    names: set[str] = set()
+    for file in (folders[0] / "training_args.py", *(Path(__file__).parents[1] / "training").glob("*.py")):
+        if not file.is_file():
+            return set()
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef) and node.name.endswith("Arguments"):
+                fields = (line.target for line in node.body if isinstance(line, ast.AnnAssign))
+                names |= {target.id for target in fields if isinstance(target, ast.Name)}
+    return names

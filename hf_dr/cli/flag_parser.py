@@ -1,0 +1,126 @@
+"""Flags from the fields of dataclasses, and how help and mistakes are shown."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from types import UnionType
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+
+_WORDS = ("help", "choices", "metavar")  # what argparse is told of a field's metadata
+
+_EXAMPLES = "examples:"
+
+
+def add_fields(parser: argparse.ArgumentParser | argparse._ArgumentGroup, kind: type) -> None:
+    """Adds a flag for each field of a dataclass, as transformers' HfArgumentParser does, but without importing it.
+
+    A flag with an underscore is spelt with a hyphen, too. A list takes one or several values. A bool takes none, or `true`
+    or `false`; one that is True by default has an opposite, `--no_...`.
+
+    Args:
+        parser: Gets the flags.
+        kind: A dataclass whose fields are of a simple type, or of a list of one, or None. Their metadata may have `help`,
+            `choices` and `metavar`.
+    """
+    hints = get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        if not field.init:
+            continue
+        options: dict[str, Any] = {key: field.metadata[key] for key in _WORDS if key in field.metadata}
+        if field.default is not dataclasses.MISSING:
+            options["default"] = field.default
+        elif field.default_factory is not dataclasses.MISSING:
+            options["default"] = field.default_factory()
+        else:
+            options["required"] = True
+        value_type = hints[field.name]
+        if get_origin(value_type) in (Union, UnionType):  # X | None
+            value_type = get_args(value_type)[0]
+        if get_origin(value_type) is Literal:
+            options |= {"type": str, "choices": list(get_args(value_type))}
+        elif value_type is bool:
+            options |= {"type": string_to_bool, "nargs": "?", "const": True}
+        elif get_origin(value_type) is list:
+            options |= {"type": get_args(value_type)[0], "nargs": "+"}
+        else:
+            options["type"] = _in_yaml_only if value_type is Any else value_type
+        parser.add_argument(*_spellings(field.name), **options)
+        if value_type is bool and field.default is True:
+            parser.add_argument(*_spellings(f"no_{field.name}"), action="store_false", dest=field.name, default=False)
+
+
+def add_files(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Adds the flags that read and show files of settings."""
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        nargs="+",
+        action="extend",
+        help="YAML files with defaults for these settings; later files win over earlier ones, flags over all. "
+        "`extends: OTHER` in a file takes over the settings of another.",
+    )
+    parser.add_argument(
+        "--print_config",
+        action="store_true",
+        help="Print all settings as YAML that --config reads, those that differ from their defaults first, and stop.",
+    )
+
+
+def _in_yaml_only(text: str) -> NoReturn:
+    """Refuses a mapping of settings on the command line."""
+    raise argparse.ArgumentTypeError(
+        f"it is a mapping of settings, which stands in the YAML file of --config, got {text!r}"
+    )
+
+
+def string_to_bool(text: str) -> bool:
+    """Returns what `--flag true` or `--flag no` means.
+
+    Raises:
+        argparse.ArgumentTypeError: It is neither.
+    """
+    for words, value in ((("yes", "true", "t", "y", "1"), True), (("no", "false", "f", "n", "0"), False)):
+        if text.lower() in words:
+            return value
+    raise argparse.ArgumentTypeError(f"expected true or false, got {text!r}")
+
+
+def _spellings(name: str) -> list[str]:
+    return list(dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}")))
+
+
+class Parser(argparse.ArgumentParser):
+    """Ends with what is wrong, not with the usage: a training has more than a hundred settings."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}. See `{self.prog} --help`.\n")
+
+
+class HelpFormatter(argparse.HelpFormatter):
+    """Shows a flag's default where it says something; examples keep their lines."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30, width=110)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if text.startswith(_EXAMPLES) else super()._fill_text(text, width, indent)
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text = action.help or ""
+        silent = action.default is None or action.default is False or action.default in (argparse.SUPPRESS, [])
+        if silent or action.required or "efault:" in text:
+            return text
+        return f"{text} Default: %(default)s."
+
+
+def example_lines(examples: str) -> str | None:
+    """Returns the end of a help text: command lines, one a line."""
+    return "\n  ".join([_EXAMPLES, *examples.splitlines()]) if examples else None
+
+
+def split_words(argv: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+    """Returns the words before the first flag, and the rest."""
+    count = next((n for n, word in enumerate(argv) if word.startswith("-")), len(argv))
+    return argv[:count], argv[count:]

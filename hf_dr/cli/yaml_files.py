@@ -1,0 +1,72 @@
+"""Settings in YAML files: `--config` sets defaults, and of several files later ones win.
+
+A file may extend one other, `extends: FILE` (a path relative to its own), one level deep.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hf_dr.errors import ConfigError
+from hf_dr.files import YAML_ERRORS
+from hf_dr.text import shown_text
+
+EXTENDS = "extends"
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+"""The recipes that the package brings."""
+
+
+def config_files(argv: Sequence[str]) -> list[str]:
+    """Returns the files that `--config` names, in order."""
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--config", nargs="+", action="extend", default=[])
+    return list(finder.parse_known_args(list(argv))[0].config)
+
+
+def read_configs(argv: Sequence[str]) -> dict[str, tuple[Any, str]]:
+    """Reads the files that `--config` names, and those that they extend: key -> (value, the file that sets it).
+
+    Raises:
+        ConfigError: A file cannot be read, or extends one that extends another.
+    """
+    values: dict[str, tuple[Any, str]] = {}
+    for file in config_files(argv):
+        own = read_yaml(file)
+        if EXTENDS in own:
+            name = own.pop(EXTENDS)
+            if not isinstance(name, str):
+                raise ConfigError(f"`{EXTENDS}` in {file} must be the path of one file, found {name!r}.")
+            base = str(Path(file).parent / name)
+            inherited = read_yaml(base)
+            if EXTENDS in inherited:
+                raise ConfigError(
+                    f"{base}, which {file} extends, must not extend another, found `{EXTENDS}: {inherited[EXTENDS]}`. Extend "
+                    "that one, and state what differs from it."
+                )
+            values.update({key: (value, base) for key, value in inherited.items()})
+        values.update({key: (value, file) for key, value in own.items()})
+    return values
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Reads a YAML mapping.
+
+    Raises:
+        ConfigError: The file does not exist, is not YAML, or holds no mapping.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"`--config` must name a readable file, but {path}: {error.strerror}.") from error
+    except YAML_ERRORS as error:
+        found = shown_text(error, 300) or type(error).__name__
+        raise ConfigError(f"{path} must be YAML, but: {found}. Correct it.") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} must hold a mapping (`key: value` lines), found {type(content).__name__}.")
+    return content

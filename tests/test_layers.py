@@ -180,6 +180,7 @@ def test_nothing_is_too_long_to_read() -> None:
         ["-m", "hf_dr", "--help"],
         ["-m", "hf_dr", "--version"],
         ["-m", "hf_dr", "trian"],
+        *(["-m", "hf_dr", command, "--help"] for command in ("train", "teach", "detect", "segment", "verify")),
     ],
 )
 def test_the_door_opens_without_torch(words: list[str]) -> None:

@@ -99,10 +99,18 @@ class Parser(argparse.ArgumentParser):
 
 
 class HelpFormatter(argparse.HelpFormatter):
-    """Shows a flag's default where it says something; examples keep their lines."""
+    """Shows each flag in one spelling, and its default where it says something; examples keep their lines."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=30, width=110)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings:
+            return super()._format_action_invocation(action)
+        names = [name for name in action.option_strings if "-" not in name.lstrip("-")]
+        takes = action.nargs not in (0, "?")  # a bool takes true or false, but nobody needs to write it
+        value = self._format_args(action, self._get_default_metavar_for_optional(action)) if takes else ""
+        return f"{', '.join(names)} {value}".rstrip()
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return text if text.startswith(_EXAMPLES) else super()._fill_text(text, width, indent)

@@ -59,9 +59,11 @@ COMMANDS = {
         teaches=True,
     ),
     "train": Command("teach", "train_command", 'Trains a student on a "+" dataset.', light=True),
-    "detect": Command("train", "detect_command", "Trains and evaluates an object detector on a student's backbone."),
+    "detect": Command(
+        "transfer", "detect_command", "Trains and evaluates an object detector on a student's backbone.", light=True
+    ),
     "segment": Command(
-        "train", "segment_command", "Trains and evaluates a semantic segmenter on a student's backbone."
+        "transfer", "segment_command", "Trains and evaluates a semantic segmenter on a student's backbone.", light=True
     ),
     "compare": Command(
         "evaluate",

@@ -11,12 +11,10 @@ from torch import nn
 from transformers import TrainerState, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 
-from hf_dr.cli.arguments import build_augmentation, check_rows, read_classes, rehearse
-from hf_dr.cli.config import as_config_error, parse
-from hf_dr.cli.flags import SmokeArguments
+from hf_dr.cli.arguments import build_augmentation, check_rows, read_classes
+from hf_dr.cli.config import as_config_error
 from hf_dr.cli.student import StudentArguments
 from hf_dr.errors import ConfigError, FormatError
-from hf_dr.evaluation.config import as_arguments
 from hf_dr.evaluation.metrics import compute_metrics
 from hf_dr.hub.fetch import fetch_config
 from hf_dr.processes import process_state
@@ -38,10 +36,7 @@ from hf_dr.training.students import (
     read_model_args,
 )
 from hf_dr.training.trainer import ReinforcedTrainer
-from hf_dr.transfer.backbone import BackboneArguments
-from hf_dr.transfer.detection import DetectionArguments, detection_trainer
-from hf_dr.transfer.segmentation import SegmentationArguments, segmentation_trainer
-from hf_dr.transfer.trainer import TransferArguments, TransferTrainer
+from hf_dr.transfer.trainer import TransferTrainer
 from hf_dr.views.augmentation import Augmentation
 
 logger = logging.getLogger(__name__)
@@ -242,48 +237,3 @@ def run_training(trainer: ReinforcedTrainer | TransferTrainer, args: TrainingArg
         trainer.save_metrics("eval", metrics)
     trainer.save_state()
     return 0
-
-
-def detect_command(argv: Sequence[str], prog: str) -> int:
-    """Trains and evaluates an object detector on a student's backbone."""
-    with as_config_error():
-        chosen, student, smoke, args = parse(
-            [DetectionArguments, BackboneArguments, SmokeArguments, TransferArguments],
-            argv,
-            prog=prog,
-            description="Trains Mask R-CNN with a feature pyramid on a student's backbone and measures COCO's mean average "
-            "precision. All settings of transformers' TrainingArguments are flags, too; the same command again resumes.",
-        )
-    if smoke.smoke:
-        with rehearse(argv) as stand_in:
-            return detect_command([*argv, *as_arguments(stand_in.detect())], prog)
-    return _transfer(lambda: detection_trainer(chosen, student, args), args)
-
-
-def segment_command(argv: Sequence[str], prog: str) -> int:
-    """Trains and evaluates a semantic segmenter on a student's backbone."""
-    with as_config_error():
-        chosen, student, smoke, args = parse(
-            [SegmentationArguments, BackboneArguments, SmokeArguments, TransferArguments],
-            argv,
-            prog=prog,
-            description="Trains DeepLabV3 on a student's backbone and measures the mean intersection over union, of whole "
-            "images. All settings of transformers' TrainingArguments are flags, too; the same command again resumes.",
-        )
-    if smoke.smoke:
-        with rehearse(argv) as stand_in:
-            return segment_command([*argv, *as_arguments(stand_in.segment())], prog)
-    return _transfer(lambda: segmentation_trainer(chosen, student, args), args)
-
-
-def _transfer(make: Callable[[], TransferTrainer], args: TransferArguments) -> int:
-    """Trains and evaluates on a backbone; leaves model, metrics and results."""
-    set_seed(args.seed)
-    with as_config_error():
-        trainer = make()
-    with trainer.alone():
-        status = run_training(trainer, args)
-        trainer.write_results()
-        if args.push_to_hub:
-            trainer.push_to_hub()
-    return status

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -18,6 +18,7 @@ from hf_dr.errors import ConfigError, did_you_mean
 from hf_dr.teacher.members import load_member
 from hf_dr.training.student_card import STUDENT_FILE, Student
 from hf_dr.training.students import is_timm, read_model_args
+from hf_dr.transfer.settings import BackboneArguments
 
 
 @dataclass(frozen=True)
@@ -295,26 +296,10 @@ def _read_student(name: str, revision: str | None) -> Student | None:
     return Student.read(Path(file).parent)
 
 
-@dataclass
-class BackboneArguments:
-    """Which student, and how it becomes a backbone."""
-
-    student: str = field(
-        metadata={
-            "help": "Folder of a training, or Hub id of a classifier, of one of timm's architectures; timm:ARCHITECTURE for "
-            "fresh weights."
-        }
-    )
-    model_args: str = field(default="{}", metadata={"help": "For timm: JSON with arguments of timm.create_model."})
-    freeze_norm: bool = field(
-        default=True,
-        metadata={"help": "Keep the statistics, scale and offset of the student's batch normalisations as they are."},
-    )
-
-    def build(self, **settings: Any) -> tuple[Backbone, StudentIdentity]:
-        """Makes the backbone; the settings are those of `backbone`."""
-        model_args = read_model_args(self.model_args)
-        return backbone(self.student, model_args=model_args, freeze_norm=self.freeze_norm, **settings)
+def build_backbone(student: BackboneArguments, **settings: Any) -> tuple[Backbone, StudentIdentity]:
+    """Makes the backbone that arguments name; the settings are those of `backbone`."""
+    model_args = read_model_args(student.model_args)
+    return backbone(student.student, model_args=model_args, freeze_norm=student.freeze_norm, **settings)
 
 
 def describe_backbone(built: Backbone) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import itertools
 import logging
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,10 @@ from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from hf_dr.errors import ConfigError, DataError
-from hf_dr.transfer.backbone import Backbone, BackboneArguments, describe_backbone
-from hf_dr.transfer.data import DataArguments
-from hf_dr.transfer.detection_data import BBOX_FORMATS, CocoMeter, DetectionData, DetectionImages, coco_library, collate
+from hf_dr.transfer.backbone import Backbone, build_backbone, describe_backbone
+from hf_dr.transfer.data import open_data
+from hf_dr.transfer.detection_data import CocoMeter, DetectionData, DetectionImages, coco_library, collate
+from hf_dr.transfer.settings import BackboneArguments, DetectionArguments
 from hf_dr.transfer.trainer import TransferArguments, TransferTrainer, load_trained
 
 logger = logging.getLogger(__name__)
@@ -149,66 +150,6 @@ def load_detector(folder: str | Path) -> Detector:
 # ------------------------------------------------------------------------------------------------------------ settings
 
 
-@dataclass
-class DetectionArguments(DataArguments):
-    """On which data, and how large.
-
-    Raises:
-        ConfigError: The data are named in two ways or not at all, or a value is impossible.
-    """
-
-    PLACES = ("annotations", "images")
-
-    annotations: str | None = field(
-        default=None, metadata={"help": "COCO's JSON of the training images, e.g. instances_train2017.json."}
-    )
-    images: str | None = field(default=None, metadata={"help": "Folder of the images of --annotations."})
-    eval_annotations: str | None = field(default=None, metadata={"help": "COCO's JSON of the images to evaluate on."})
-    eval_images: str | None = field(default=None, metadata={"help": "Folder of the images of --eval_annotations."})
-    dataset: str | None = field(
-        default=None,
-        metadata={
-            "help": "Instead of --annotations: Hub id, Parquet file or folder of a dataset with images and objects, each with "
-            "bbox and category."
-        },
-    )
-    objects_column: str = field(default="objects", metadata={"help": "Column of --dataset that holds the objects."})
-    bbox_format: str = field(
-        default="coco",
-        metadata={
-            "help": "How --dataset writes boxes, in pixels: `coco`: left, top, width, height; `voc`: left, top, right, bottom.",
-            "choices": list(BBOX_FORMATS),
-        },
-    )
-    masks: bool | None = field(
-        default=None,
-        metadata={
-            "help": "Whether to learn masks as well (Mask R-CNN) or boxes only (Faster R-CNN). Default: masks if the data "
-            "have them."
-        },
-    )
-    short_side: list[int] = field(
-        default_factory=lambda: [800],
-        metadata={
-            "help": "Pixels of the shorter side of the resized images. Of several numbers each training image gets one at "
-            "random, and evaluation takes the last. Default: 800."
-        },
-    )
-    long_side: int = field(
-        default=1333, metadata={"help": "Largest number of pixels of the longer side of the resized images."}
-    )
-    flip: float = field(default=0.5, metadata={"help": "Probability that a training image is mirrored."})
-    fpn_channels: int = field(default=256, metadata={"help": "Channels of the feature pyramid."})
-    rois_per_image: int = field(
-        default=512, metadata={"help": "Number of proposals of each image from which the heads learn."}
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.flip <= 1:
-            raise ConfigError(f"`flip` must be between 0 and 1, got {self.flip}.")
-
-
 def check_same_categories(train: DetectionData, evaluated: DetectionData) -> None:
     """Checks that two sets have the same categories, by id and name.
 
@@ -235,7 +176,8 @@ def detection_trainer(
     """
     coco_library()  # missing ones are noticed now, not after hours
     with args.main_process_first(local=True):
-        train, evaluated = chosen.open(
+        train, evaluated = open_data(
+            chosen,
             DetectionData.from_coco,
             partial(
                 DetectionData.from_dataset,
@@ -257,7 +199,7 @@ def detection_trainer(
         len(train.categories),
         len(train.objects) - len(examples),
     )
-    body, identity = student.build()
+    body, identity = build_backbone(student)
     config = DetectorConfig(
         list(train.categories.values()),
         list(train.categories),

@@ -20,10 +20,9 @@ from torchvision.transforms.v2 import functional as F
 
 from hf_dr.errors import ConfigError, DataError, did_you_mean
 from hf_dr.store.base_dataset import undecoded_images
+from hf_dr.transfer.settings import BBOX_FORMATS
 from hf_dr.views.images import as_tensor, decode_row
 from hf_dr.views.rng import view_rng
-
-BBOX_FORMATS = ("coco", "voc")
 
 # Pixels: a box with a shorter side inside its image shows too little to learn from.
 _MIN_BOX_SIDE = 0.5

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,9 @@ from torchvision.models.segmentation.deeplabv3 import ASPP
 from torchvision.models.segmentation.fcn import FCNHead
 
 from hf_dr.errors import ConfigError
-from hf_dr.transfer.backbone import Backbone, BackboneArguments, StudentIdentity, describe_backbone
-from hf_dr.transfer.data import DataArguments
+from hf_dr.transfer.backbone import Backbone, StudentIdentity, build_backbone, describe_backbone
+from hf_dr.transfer.data import open_data
 from hf_dr.transfer.segmentation_data import (
-    FILTERS,
     IGNORED,
     Classes,
     ConfusionMeter,
@@ -31,13 +30,12 @@ from hf_dr.transfer.segmentation_data import (
     SegmentationData,
     SegmentationImages,
 )
+from hf_dr.transfer.settings import BackboneArguments, SegmentationArguments
 from hf_dr.transfer.trainer import TransferArguments, TransferTrainer, load_trained
 
 logger = logging.getLogger(__name__)
 
 TASK = "image-segmentation"
-
-_STRIDES = (8, 16, 32)
 
 
 # --------------------------------------------------------------------------------------------------------------- model
@@ -171,82 +169,6 @@ def load_segmenter(folder: str | Path) -> Segmenter:
 # ------------------------------------------------------------------------------------------------------------ settings
 
 
-@dataclass
-class SegmentationArguments(DataArguments):
-    """On which data, and how large.
-
-    Raises:
-        ConfigError: The data are named in two ways or not at all, or a value is impossible.
-    """
-
-    PLACES = ("images", "masks")
-
-    images: str | None = field(default=None, metadata={"help": "Folder of the training images."})
-    masks: str | None = field(
-        default=None,
-        metadata={
-            "help": "Folder of their masks: PNG of the same names, whose grey levels or palette indices are labels."
-        },
-    )
-    eval_images: str | None = field(default=None, metadata={"help": "Folder of the images to evaluate on."})
-    eval_masks: str | None = field(default=None, metadata={"help": "Folder of their masks."})
-    dataset: str | None = field(
-        default=None,
-        metadata={"help": "Instead of --images: Hub id, Parquet file or folder of a dataset with images and masks."},
-    )
-    mask_column: str | None = field(
-        default=None,
-        metadata={"help": "Column of --dataset that holds the masks. Default: the only other one that holds images."},
-    )
-    class_names: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Names of the labels in their order. Their number is the number of classes."},
-    )
-    ignore_index: int = field(default=255, metadata={"help": "Number that masks have where a pixel does not count."})
-    reduce_labels: bool = field(
-        default=False,
-        metadata={"help": "Whether 0 in masks does not count either and label l is stored as l + 1, as in ADE20K."},
-    )
-    crop_size: int = field(default=512, metadata={"help": "Side in pixels of the training crops."})
-    short_side: list[int] = field(
-        default_factory=lambda: [256, 768],
-        metadata={
-            "help": "Smallest and largest length in pixels to which the shorter side of a training image is scaled. Evaluation "
-            "sees whole images at their own size. Default: 256 768."
-        },
-    )
-    long_side: int = field(
-        default=1024, metadata={"help": "Largest length in pixels of the longer side of a scaled training image."}
-    )
-    max_class_share: float = field(
-        default=0.75, metadata={"help": "A crop of which one class fills more is drawn again, up to ten times."}
-    )
-    flip: float = field(default=0.5, metadata={"help": "Probability that a crop is mirrored."})
-    interpolation: str = field(
-        default="bicubic", metadata={"help": "Filter of the scaled images.", "choices": list(FILTERS)}
-    )
-    output_stride: int = field(
-        default=8,
-        metadata={
-            "help": "Side in pixels of what one of the last features stands for, by dilation. Architectures that cannot be "
-            "dilated keep their own, and the log says so.",
-            "choices": list(_STRIDES),
-        },
-    )
-    head_channels: int = field(default=512, metadata={"help": "Channels of the head."})
-    dropout: float = field(default=0.1, metadata={"help": "Probability of dropout in the head."})
-    aux_weight: float = field(
-        default=0.4, metadata={"help": "Weight of the loss of a plain head on the stage before the last; 0 for none."}
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.output_stride not in _STRIDES:
-            raise ConfigError(
-                f"`output_stride` must be one of {', '.join(map(str, _STRIDES))}, got {self.output_stride}."
-            )
-
-
 def segmentation_trainer(
     chosen: SegmentationArguments, student: BackboneArguments, args: TransferArguments
 ) -> TransferTrainer:
@@ -258,7 +180,8 @@ def segmentation_trainer(
     classes = Classes(chosen.class_names, chosen.ignore_index, chosen.reduce_labels)
     config = SegmenterConfig(classes.names, chosen.head_channels, chosen.dropout, chosen.aux_weight)
     with args.main_process_first(local=True):
-        train, evaluated = chosen.open(
+        train, evaluated = open_data(
+            chosen,
             partial(SegmentationData.from_folders, classes=classes),
             partial(
                 SegmentationData.from_dataset,
@@ -307,9 +230,9 @@ def segmentation_trainer(
 def _build(student: BackboneArguments, out_indices: tuple[int, ...], stride: int) -> tuple[Backbone, StudentIdentity]:
     """The student's features, dilated to a stride where timm can."""
     try:
-        body, identity = student.build(out_indices=out_indices, output_stride=stride)
+        body, identity = build_backbone(student, out_indices=out_indices, output_stride=stride)
     except ConfigError:
-        body, identity = student.build(out_indices=out_indices)  # raises if something else is wrong
+        body, identity = build_backbone(student, out_indices=out_indices)  # raises if something else is wrong
     if body.reductions[-1] != stride:
         logger.warning(
             "%s cannot be dilated to `output_stride` %d: its features keep the stride %d.",

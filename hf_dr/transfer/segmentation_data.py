@@ -17,13 +17,14 @@ from torchvision.transforms.v2 import functional as F
 
 from hf_dr.errors import ConfigError, DataError, did_you_mean
 from hf_dr.store.base_dataset import undecoded_images
+from hf_dr.transfer.settings import FILTERS
 from hf_dr.views.images import as_tensor, decode_image, decode_with
 from hf_dr.views.rng import view_rng
 
 IGNORED = -1
 """The label of a pixel that does not count, whatever number a mask has there."""
 
-FILTERS = {name.lower(): PIL.Image.Resampling[name] for name in ("NEAREST", "BILINEAR", "BICUBIC")}
+_RESAMPLING = {name: PIL.Image.Resampling[name.upper()] for name in FILTERS}
 
 _IMAGE_FILES = (".jpg", ".jpeg", ".png", ".webp")
 _MASK_FILES = (".png", ".tif", ".tiff", ".bmp")
@@ -265,7 +266,7 @@ class ScaleCropFlip:
         missing = [0, 0, max(self.size - width, 0), max(self.size - height, 0)]  # left, top, right, bottom
         results = []
         for shown, interpolation, fill in (
-            (image, FILTERS[self.interpolation], self.fill),
+            (image, _RESAMPLING[self.interpolation], self.fill),
             (PIL.Image.fromarray(labels), PIL.Image.Resampling.NEAREST, IGNORED),
         ):
             scaled = shown.resize((width, height), interpolation)

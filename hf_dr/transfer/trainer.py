@@ -5,11 +5,10 @@ A task adds three things: a model around a `Backbone`, a dataset, and a `Meter`.
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -25,6 +24,7 @@ from hf_dr.errors import ConfigError, FormatError
 from hf_dr.hub.repository import Push, Repository, publish
 from hf_dr.training.resumable import ResumableArguments, ResumableTrainer
 from hf_dr.transfer.backbone import Backbone, BackboneSpec
+from hf_dr.transfer.settings import TransferSettings
 from hf_dr.views.rng import DOMAIN_ORDER, keyed_rng
 
 logger = logging.getLogger(__name__)
@@ -50,34 +50,17 @@ pipeline_tag: {tag}
 
 
 @dataclass
-class TransferArguments(ResumableArguments):
+class TransferArguments(TransferSettings, ResumableArguments):
     """`TrainingArguments` for detection and segmentation.
 
     Raises:
         ConfigError: A value is impossible.
     """
 
-    lr_milestones: list[float] = field(
-        default_factory=list,
-        metadata={
-            "help": "Shares of all steps, ascending. After a linear warm-up the rate is constant, and it is multiplied by "
-            "--lr_decay at each of them, instead of following --lr_scheduler_type."
-        },
-    )
-    lr_decay: float = field(
-        default=0.1, metadata={"help": "Factor by which the rate changes at each of --lr_milestones."}
-    )
-
     def __post_init__(self) -> None:
-        if not 0 < self.lr_decay <= 1:
-            raise ConfigError(f"`lr_decay` must be above 0 and at most 1, got {self.lr_decay!r}.")
-        steps = [0.0, *self.lr_milestones, 1.0]
-        if any(high <= low for low, high in itertools.pairwise(steps)):
-            raise ConfigError(
-                f"`lr_milestones` must be ascending shares between 0 and 1, got {', '.join(map(str, self.lr_milestones))}."
-            )
+        TransferSettings.__post_init__(self)
         self.remove_unused_columns = False  # batches are made by the task's own dataset
-        super().__post_init__()
+        ResumableArguments.__post_init__(self)
 
 
 class Meter(Protocol):

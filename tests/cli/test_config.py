@@ -107,7 +107,7 @@ def test_the_help_of_a_negation_does_not_say_the_opposite(capsys):
         parse([Keep], ["--help"], prog="x", description="d")
     out = capsys.readouterr().out
     assert out.count("Keep it.") == 1
-    assert "--no_keep, --no-keep" in out
+    assert "--no_keep " in out
     assert "The opposite of --keep." in out
     assert not parse([Keep], ["--no_keep"], prog="x", description="d")[0].keep
 

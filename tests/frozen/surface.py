@@ -124,7 +124,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
     """The parser that answers to `--help`."""
     asked = []
     with mock.patch.object(argparse.ArgumentParser, "print_help", lambda parser, file=None: asked.append(parser)):
-        _printed([command, "--help_all" if command in ("teach", "train") else "--help"])
+        _printed([command, "--help_all" if command in ("teach", "train", "detect", "segment") else "--help"])
     (parser,) = asked
     return parser
 

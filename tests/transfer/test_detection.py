@@ -15,8 +15,9 @@ from toys import CATEGORY_COLOURS, SIDE, detection_flags, objects_dataset, read_
 from hf_dr.cli.main import main
 from hf_dr.errors import ConfigError, DataError
 from hf_dr.transfer.backbone import backbone
-from hf_dr.transfer.detection import DetectionArguments, Detector, DetectorConfig, check_same_categories
+from hf_dr.transfer.detection import Detector, DetectorConfig, check_same_categories
 from hf_dr.transfer.detection_data import CocoMeter, DetectionData, DetectionImages, collate, decode_mask
+from hf_dr.transfer.settings import DetectionArguments
 
 
 @pytest.fixture(scope="module")

@@ -146,7 +146,7 @@ def test_what_is_no_backbone(save, tmp_path):
     )
     vit.save_pretrained(tmp_path / "vit")
     (tmp_path / "vit" / "preprocessor_config.json").write_text(
-        json.dumps({"image_processor_type": "ViTImageProcessor"})
+        json.dumps({"image_processor_type": "ViTImageProcessor", "size": {"height": 8, "width": 8}})
     )
     with pytest.raises(ConfigError, match="must be of one of timm's architectures, found ViTForImageClassification"):
         backbone(str(tmp_path / "vit"))

@@ -117,7 +117,8 @@ def test_what_is_printed_first_is_what_was_chosen(capsys):
 def test_a_student_is_one_of_timms_at_the_size_of_its_views(path):
     student, _, args = training("--config", str(path), "recipes/imagenet/plus.yaml")
     assert args.weight_decay > 0
-    assert 8 * args.per_device_train_batch_size * args.gradient_accumulation_steps == 1024
+    assert args.batch_size == 1024
+    assert 8 * args.gradient_accumulation_steps <= 32, "at least 32 images on each of 8 GPUs"
     size = student.size or 224
     architecture = student.student.removeprefix("timm:")
     with torch.device("meta"):

@@ -93,8 +93,10 @@ def as_config_error() -> Iterator[None]:
 
 
 def built(kind: type[_Settings], given: Mapping[str, Any]) -> _Settings:
-    """Returns a dataclass with the values of its fields that were parsed."""
-    return kind(**{field.name: given[field.name] for field in dataclasses.fields(kind) if field.init})  # type: ignore[arg-type]
+    """Returns a dataclass with the values of its fields that were parsed; `--name ""` takes back what a file sets."""
+    values = {field.name: given[field.name] for field in dataclasses.fields(kind) if field.init}  # type: ignore[arg-type]
+    unset = {field.name for field in dataclasses.fields(kind) if field.default is None and given.get(field.name) == ""}  # type: ignore[arg-type]
+    return kind(**values | dict.fromkeys(unset))
 
 
 def _as_yaml(settings: dict[str, Any], defaults: dict[str, Any]) -> str:

@@ -35,14 +35,14 @@ class Lazy:
 
 
 # What people type, and the setting that it means.
-ALIASES = {"lr": "learning_rate", "epochs": "num_train_epochs", "batch_size": "per_device_train_batch_size"}
+ALIASES = {"lr": "learning_rate", "epochs": "num_train_epochs"}
 
 COMMON = {
     "output_dir": "Folder of the model, its card and its checkpoints.",
     "num_train_epochs": "Passes over the images. Also --epochs. Default: 3.",
     "learning_rate": "Peak of the learning rate. Also --lr. Default: 5e-5, which is for fine-tuning.",
-    "per_device_train_batch_size": "Images in a batch of each process. Also --batch_size. Default: 8.",
-    "gradient_accumulation_steps": "Batches in a step of the optimizer. Default: 1.",
+    "batch_size": "Images in a step of the optimizer, over all processes and accumulated batches. Default: 8 a process.",
+    "gradient_accumulation_steps": "Batches in a step of the optimizer: raise it where memory is short. Default: 1.",
     "optim": "Optimizer, such as adamw_torch or sgd.",
     "weight_decay": "Weight decay. Default: 0.",
     "lr_scheduler_type": "Course of the learning rate, such as cosine. Default: linear.",

@@ -266,6 +266,7 @@ class Rehearsal:
         return {
             "smoke": False,
             "dataset": self.base,
+            "revision": None,
             "config": self._config,
             "teacher": self.teachers(teachers),
             "precision": "fp32",
@@ -281,7 +282,7 @@ class Rehearsal:
         return {
             "output_dir": self.folder / "out",
             "max_steps": 2,
-            "per_device_train_batch_size": 2,
+            "batch_size": 2,
             "per_device_eval_batch_size": 2,
             "gradient_accumulation_steps": 1,
             "dataloader_num_workers": 0,
@@ -311,6 +312,7 @@ class Rehearsal:
         for name, stand_in in (("base", self.base), ("eval_dataset", self.base), ("num_views", 1)):
             if settings.get(name):
                 changed[name] = stand_in
+        changed |= {name: None for name in ("revision", "base_revision", "eval_revision") if settings.get(name)}
         if settings.get("teacher"):
             changed["teacher"] = self.teachers(len(settings["teacher"]))
         if not plain and not self.plus.exists():

@@ -125,8 +125,11 @@ class CompareConfig:
 
 
 def as_arguments(flags: dict[str, Any]) -> list[str]:
-    """Writes settings as a command line."""
+    """Writes settings as a command line; None is written as an empty value."""
     words = []
     for key, value in flags.items():
-        words += [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
+        words += [
+            f"--{key}",
+            *("" if each is None else str(each) for each in (value if isinstance(value, list) else [value])),
+        ]
     return words

@@ -46,6 +46,13 @@ class ResumableArguments(TrainingArguments):
     hub_strategies: ClassVar[tuple[str, ...]] = ("end",)
     """The values of `hub_strategy` that are allowed: those that publish no checkpoints."""
 
+    batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Images in a step of the optimizer, over all processes and accumulated batches: sets "
+            "--per_device_train_batch_size. Where memory is short, raise --gradient_accumulation_steps."
+        },
+    )
     momentum: float = field(default=0.9, metadata={"help": "Momentum of the optimizer `--optim sgd`."})
     nesterov: bool = field(default=False, metadata={"help": "Use Nesterov momentum with `--optim sgd`."})
 
@@ -69,6 +76,27 @@ class ResumableArguments(TrainingArguments):
         # Without an accelerator several processes form a group only if the CPU is asked for, and no memory can be pinned.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
+        if self.batch_size is not None:
+            self._divide(self.batch_size)
+
+    def _divide(self, batch_size: int) -> None:
+        """Sets what each device takes at a time, so that a step sees `batch_size` images on any number of devices."""
+        Whole(1).check("batch_size", batch_size)
+        devices = self.world_size * max(1, self.n_gpu)
+        parts = devices * self.gradient_accumulation_steps
+        each, rest = divmod(batch_size, parts)
+        if rest:
+            raise ConfigError(
+                f"`batch_size` must divide among {devices} devices and {self.gradient_accumulation_steps} accumulated batches, "
+                f"got {batch_size}. Choose a multiple of {parts}."
+            )
+        if self.per_device_train_batch_size not in (each, TrainingArguments.per_device_train_batch_size):
+            raise ConfigError(
+                f"only one of `batch_size` and `per_device_train_batch_size` must be given, got {batch_size} and "
+                f"{self.per_device_train_batch_size}. Keep `batch_size`, and where memory is short raise "
+                "`gradient_accumulation_steps`."
+            )
+        self.per_device_train_batch_size = each
 
 
 class ResumableTrainer(Trainer):

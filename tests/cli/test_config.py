@@ -112,6 +112,18 @@ def test_the_help_of_a_negation_does_not_say_the_opposite(capsys):
     assert not parse([Keep], ["--no_keep"], prog="x", description="d")[0].keep
 
 
+def test_an_empty_value_takes_back_what_a_file_sets(tmp_path):
+    @dataclass
+    class Where:
+        revision: str | None = field(default=None, metadata={"help": "h"})
+
+    file = tmp_path / "where.yaml"
+    file.write_text("revision: v1")
+    words = ["--config", str(file)]
+    assert parse([Where], words, prog="x", description="d")[0].revision == "v1"
+    assert parse([Where], [*words, "--revision", ""], prog="x", description="d")[0].revision is None
+
+
 @pytest.fixture
 def files(tmp_path):
     """Writes YAML files, by name, into one folder."""

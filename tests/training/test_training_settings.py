@@ -1,5 +1,8 @@
 """Settings of a training: the optimizer, pixels, and what does not fit together."""
 
+import dataclasses
+import re
+
 import datasets
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ from transformers import TrainerCallback
 
 from hf_dr.errors import ConfigError, FormatError, ReplayError
 from hf_dr.replay.loading import load_reinforced
+from hf_dr.training.arguments import ReinforcedTrainingArguments
 from hf_dr.training.students import build_student, normalize
 from hf_dr.training.trainer import ReinforcedTrainer
 from training.helpers import BATCH, MEAN, ROWS, STD, Pooled, by_hand, pooled, same, timm_student, weights
@@ -282,3 +286,31 @@ def test_a_collator_that_drops_the_answers_is_refused(plain, pictures, settings,
     assert trainer.evaluate()["eval_loss"] > 0, "pictures with labels have no answers"
     with pytest.raises(ConfigError, match=f"must hold its stored answers, but {lost}"):
         trainer.evaluate(plain)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+@pytest.mark.parametrize("accumulated", [1, 3])
+def test_a_global_batch_is_divided_among_processes_and_accumulation(tmp_path, processes, accumulated, monkeypatch):
+    monkeypatch.setattr(ReinforcedTrainingArguments, "world_size", processes)
+    args = ReinforcedTrainingArguments(str(tmp_path), batch_size=24, gradient_accumulation_steps=accumulated)
+    assert args.per_device_train_batch_size * processes * accumulated == 24
+    assert dataclasses.replace(args).per_device_train_batch_size == args.per_device_train_batch_size
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            {"batch_size": 7},
+            "`batch_size` must divide among 1 devices and 2 accumulated batches, got 7. Choose a multiple of 2",
+        ),
+        ({"batch_size": 0}, "`batch_size` must be a whole number of at least 1"),
+        (
+            {"batch_size": 8, "per_device_train_batch_size": 5},
+            "only one of `batch_size` and `per_device_train_batch_size`",
+        ),
+    ],
+)
+def test_a_global_batch_that_cannot_be(tmp_path, changed, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        ReinforcedTrainingArguments(str(tmp_path), gradient_accumulation_steps=2, **changed)

@@ -21,7 +21,7 @@ from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.job import reinforce_job
 from hf_dr.generation.verify import verify
 from hf_dr.processes import KERNELS, OVER_ROWS, Alone, find_device, has_amx, on_main, warm_up_kernels
-from hf_dr.training.resumable import ResumableTrainer
+from hf_dr.training.resumable import ResumableArguments, ResumableTrainer
 from tests.conftest import ALL_OPS
 
 CALLERS = ("hf_dr.generation.job", "hf_dr.training.resumable", "hf_dr.evaluation.run", "hf_dr.generation.verify")
@@ -96,8 +96,8 @@ def test_an_estimate_calls_them(events, tmp_path, tiny_dataset, tiny_teacher):
     assert events[0] == "warm"
 
 
-def test_a_trainer_calls_them_when_it_is_made(events):
-    ResumableTrainer(nn.Linear(2, 2))
+def test_a_trainer_calls_them_when_it_is_made(events, tmp_path):
+    ResumableTrainer(nn.Linear(2, 2), ResumableArguments(str(tmp_path)))
     assert events[0] == "warm"
 
 

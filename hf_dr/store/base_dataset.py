@@ -232,9 +232,9 @@ def card_license(name: str, revision: str | None = None) -> str | None:
     return license if isinstance(license, str) else None
 
 
-def sampled_rows(count: int, most: int = _SAMPLED_ROWS) -> np.ndarray:
-    """Returns up to `most` rows spread over `count`, int64, in order."""
-    return np.unique(np.linspace(0, count - 1, min(most, count)).astype(int))
+def sampled_rows(count: int, most: int | None = None) -> np.ndarray:
+    """Returns up to `most` rows (default: 64) spread over `count`, int64, in order."""
+    return np.unique(np.linspace(0, count - 1, min(most or _SAMPLED_ROWS, count)).astype(int))
 
 
 def undecoded_images(dataset: datasets.Dataset, column: str) -> datasets.Dataset:

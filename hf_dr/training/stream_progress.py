@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 import transformers.trainer
@@ -59,18 +58,20 @@ class StreamProgress:
         self._first_step = self._trainer.state.global_step
         self._share, _ = self._trainer._in_order(train)
         self._share.set_epoch(epoch)
+        # Trainer has no other place at which a loader could be told how many batches were seen.
+        theirs = transformers.trainer.skip_first_batches
+        transformers.trainer.skip_first_batches = self._seek  # type: ignore[assignment]
         try:
-            # Trainer has no other place at which a loader could be told how many batches were seen.
-            with mock.patch.object(transformers.trainer, "skip_first_batches", self._seek):
-                yield
+            yield
         finally:
+            transformers.trainer.skip_first_batches = theirs
             self._share = None
 
     def _seek(self, loader: Any, batches: int) -> torch.utils.data.DataLoader:
         """Returns a loader of the rows that were not seen, in place of one that skips batches."""
         assert self._share is not None
         args = self._trainer.args
-        if not args.dataloader_in_order and args.dataloader_num_workers > 1:
+        if not getattr(args, "dataloader_in_order", True) and args.dataloader_num_workers > 1:
             raise ConfigError(
                 "a stream can go on within an epoch only if its batches come in their order, else nobody knows which rows were "
                 "seen, got `dataloader_in_order` False. Resume from the end of an epoch, or start a new run with True."

@@ -342,7 +342,7 @@ def test_the_command(place, tmp_path, capsys):
     assert f"| pixelate | {100 * found['errors']['pixelate']:.2f} |" in text
     assert "not normalised" in text
     with PIL.Image.open(tmp_path / "out" / "reliability.png") as picture:
-        assert picture.width > 1.5 * picture.height  # two models on one set lie side by side
+        assert picture.width > picture.height  # two models on one set lie side by side
 
 
 @pytest.mark.parametrize(

@@ -173,7 +173,7 @@ def test_measuring_gives_the_columns_of_all_spans_but_the_first(plan, tiny_teach
     for columns, span in zip(timing.columns, spans[1:], strict=True):
         expected = labeller.label(maker[span])
         assert all((columns.columns[name] == values).all() for name, values in expected.columns.items())
-    assert Job(plan, source).estimate(2).num_asked == 72
+    assert Job(plan, source, lambda: None).estimate(2).num_asked == 72
 
 
 def test_an_error_of_the_writing_thread_ends_the_run_and_leaves_no_file(

@@ -21,6 +21,8 @@ OVERRIDDEN = {
     ),
     "_set_signature_columns_if_needed": (),
     "_push_from_checkpoint": ("checkpoint_folder",),
+    "_load_best_model": (),
+    "_save_checkpoint": ("model", "trial"),
 }  # fmt: skip
 CALLED = {
     "_prepare_inputs": ("inputs",),
@@ -34,6 +36,8 @@ CALLERS = {
     "_run_epoch": "_inner_training_loop",
     "_set_signature_columns_if_needed": "_get_collator_with_removed_columns",
     "_push_from_checkpoint": "_save_checkpoint",
+    "_load_best_model": "_finalize_training",
+    "_save_checkpoint": "_maybe_log_save_evaluate",
 }
 
 

@@ -239,6 +239,7 @@ def test_autocast_to_bfloat16(plain, settings):
         dtypes = set()
         student.timm_model.head.register_forward_hook(lambda _, __, out, dtypes=dtypes: dtypes.add(out.dtype))
         trainer = ReinforcedTrainer(student, settings(bf16=bf16), train_dataset=plain)
+        dtypes.clear()  # of the image that it is shown first
         trainer.train()
         assert dtypes == {torch.bfloat16 if bf16 else torch.float32}
         assert {value.dtype for value in student.parameters()} == {torch.float32}

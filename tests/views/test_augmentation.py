@@ -243,7 +243,10 @@ def test_yaml_may_leave_settings_out() -> None:
         ([3], "an op must be written as .*, got 3"),
         (["RandomResizeCrop"], r"no op is called `RandomResizeCrop`\. Did you mean `RandomResizedCrop`\?"),
         (["randaugment"], r"no op is called `randaugment`\. Did you mean `RandAugment`\?"),
-        (["Zoom"], r"no op is called `Zoom`\. Known: CenterCrop, ColorJitter, CutMix, MixUp, RandAugment, "),
+        (
+            ["Zoom"],
+            r"no op is called `Zoom`\. Known: AutoAugment, CenterCrop, ColorJitter, CutMix, MixUp, RandAugment, ",
+        ),
         ([{None: {}}], "no op is called `None`"),
         ([{3: {}}], "no op is called `3`"),
         ([{"RandomCrop": 8}], "the settings of RandomCrop must be a mapping, got 8"),

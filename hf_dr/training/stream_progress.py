@@ -60,7 +60,7 @@ class StreamProgress:
         self._share.set_epoch(epoch)
         # Trainer has no other place at which a loader could be told how many batches were seen.
         theirs = transformers.trainer.skip_first_batches
-        transformers.trainer.skip_first_batches = self._seek  # type: ignore[assignment]
+        transformers.trainer.skip_first_batches = self._seek
         try:
             yield
         finally:

@@ -70,7 +70,7 @@ def _named(array: pa.Array, feature: Any, column: str, rows: np.ndarray) -> Iter
     """Walks the nested features of one chunk; `rows` are the rows of the array's values."""
     if isinstance(array, pa.ExtensionArray):
         array = array.storage
-    if hasattr(feature, "embed_storage"):  # how `datasets` itself recognises columns of files
+    if hasattr(feature, "decode_example"):  # how `datasets` itself recognises columns of files
         if pa.types.is_struct(array.type):
             path = pc.struct_field(array, "path")
             is_named = pc.and_(pc.struct_field(array, "bytes").is_null(), path.is_valid())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import numpy as np
 import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from hypothesis import HealthCheck, settings
+from transformers import Trainer
 
 from hf_dr.store.features import reinforcement_features
 from hf_dr.store.schema import AUG_PREFIX
@@ -21,6 +24,11 @@ from hf_dr.views.ops.geometry import CenterCrop
 
 SIDE = 8
 """Output side of the ops below; `RandomCrop` pads 4 on each side, so it fits images of any size."""
+
+RESUMED_TOGETHER = pytest.mark.skipif(
+    'self.args.device.type != "cpu"' not in inspect.getsource(Trainer._load_optimizer_and_scheduler),
+    reason="an older transformers cannot resume several processes on a CPU",
+)
 
 TWO_PROCESSES = (
     *("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"),

@@ -32,7 +32,7 @@ import pytest
 import torch
 import transformers
 from conftest import ALL_OPS, as_cell, colour_image
-from hypothesis import Phase, given, note, settings
+from hypothesis import Phase, given, note, reject, settings
 from hypothesis import strategies as st
 from loopback_hub import Fault, LoopbackHub
 from samples import quick
@@ -333,7 +333,10 @@ def test_any_value_of_any_cell(
     place = data.draw(st.tuples(st.integers(0, 2), st.integers(0, 1), st.integers(0, 5)))
     place = place[: data.draw(st.integers(1, 3)) if value is None else 3]
     note(f"{shard.name} {name} {place} = {value}")
-    rewrite(shard, lambda table: edited(table, name, lambda values: put(values, place, value)))
+    try:
+        rewrite(shard, lambda table: edited(table, name, lambda values: put(values, place, value)))
+    except pa.ArrowNotImplementedError:
+        reject()  # an older pyarrow writes no null in a list
     if name == "label" and value is not None and 0 <= value < 8:
         return
     changed = changed_items(config, expected, tiny_teacher)

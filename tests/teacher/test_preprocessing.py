@@ -87,8 +87,10 @@ def test_what_was_read_before_is_read_as_before() -> None:
 
 def test_a_processor_that_does_more_than_its_configuration_says_is_refused() -> None:
     class Brightened(transformers.ViTImageProcessor):
-        def rescale_and_normalize(self, *arguments: Any, **settings: Any) -> Any:
-            return super().rescale_and_normalize(*arguments, **settings) + 1
+        def preprocess(self, *arguments: Any, **settings: Any) -> Any:
+            batch = super().preprocess(*arguments, **settings)
+            batch["pixel_values"] = batch["pixel_values"] + 1
+            return batch
 
     with pytest.raises(
         TeacherError, match=r"\(Brightened\) must rescale, normalise and order the channels as its configuration"

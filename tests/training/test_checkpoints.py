@@ -59,6 +59,7 @@ def test_every_setting_is_compared_unless_it_shapes_no_weights(settings, tmp_pat
             compare_settings(tmp_path, {}, {}, other, loud=True)
 
 
+@pytest.mark.skipif("dataloader_in_order" not in FIELDS, reason="an older transformers has fewer arguments")
 def test_the_lists_name_arguments_that_exist():
     assert set(FIELDS) >= NOT_COMPARED | OF_THE_BEST | (set(SAID) - {"device"})
     assert not NOT_COMPARED & OF_THE_BEST

@@ -11,12 +11,14 @@ import pytest
 import torch
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file, save_file
-from samples import TWO_PROCESSES
+from samples import RESUMED_TOGETHER, TWO_PROCESSES
 from torch.distributed.tensor import DTensor
 
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.training.arguments import ReinforcedTrainingArguments
 from training.helpers import BATCH, ROWS, STEPS, Watched, every_view, pooled, same
+
+pytestmark = RESUMED_TOGETHER
 
 
 def train_and_save(plus: str, out: str, batch_size: str, **changes: Any) -> None:

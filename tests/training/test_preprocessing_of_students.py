@@ -90,8 +90,10 @@ def test_what_cannot_be_done_is_refused(settings, plain):
         ReinforcedTrainer(timm_student(), settings(), **{**given, "processing_class": reversing})
 
     class Brighter(transformers.ViTImageProcessor):
-        def rescale_and_normalize(self, *arguments: Any, **settings: Any) -> Any:
-            return super().rescale_and_normalize(*arguments, **settings) + 1
+        def preprocess(self, *arguments: Any, **settings: Any) -> Any:
+            batch = super().preprocess(*arguments, **settings)
+            batch["pixel_values"] = batch["pixel_values"] + 1
+            return batch
 
     with pytest.raises(TeacherError, match=r"must rescale, normalise and order the channels as its configuration says"):
         ReinforcedTrainer(transformers_student("vit"), settings(), **{**given, "processing_class": Brighter(**SQUARE)})

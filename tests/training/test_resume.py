@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 from hf_dr.errors import ConfigError
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
+from hf_dr.training.arguments import ReinforcedTrainingArguments
 from hf_dr.training.checkpoints import write_checksums
 from hf_dr.training.distillation import OnlineDistillationTrainer
 from hf_dr.training.trainer import ReinforcedTrainer
@@ -110,6 +111,9 @@ def test_a_checkpoint_of_before_goes_on(in_shards, settings, tmp_path):
         assert sorted(pixels[0].flatten(1).tolist()) == sorted(pixels[1].flatten(1).tolist())
 
 
+@pytest.mark.skipif(
+    not hasattr(ReinforcedTrainingArguments, "dataloader_in_order"), reason="an older transformers keeps the order"
+)
 def test_a_stream_whose_batches_came_in_any_order(in_shards, settings, tmp_path):
     changes = {"dataloader_in_order": False, "dataloader_num_workers": 2}
     streamed(in_shards, settings, **changes).train()

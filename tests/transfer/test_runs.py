@@ -16,6 +16,7 @@ import pytest
 import torch
 from conftest import as_cell
 from safetensors.torch import load_file
+from samples import RESUMED_TOGETHER
 from toys import (
     CLASSES,
     detection_flags,
@@ -178,6 +179,7 @@ def measured_by_two(detection, segmentation, tmp_path_factory) -> dict[str, dict
     }
 
 
+@RESUMED_TOGETHER
 def test_two_processes_measure_what_one_does(run, measured_by_two):
     one = {f"eval_{name}": value for name, value in run.read(RESULTS_FILE)["metrics"].items()}
     assert len(one) >= 5

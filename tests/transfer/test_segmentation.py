@@ -1,6 +1,7 @@
 """Segmentation: what is read, cropped and measured, and the model, on coloured rectangles."""
 
 import shutil
+from importlib.metadata import version
 
 import datasets
 import numpy as np
@@ -304,7 +305,8 @@ def test_whole_images_are_seen_at_their_own_size_and_alone(architecture, stride)
     loss = model(crops, [torch.zeros(32, 32, dtype=torch.int32)] * 2)["loss"]
     loss.backward()
     assert loss > 0
-    assert all(p.grad is not None for p in model.parameters())
+    unused = [name for name, p in model.named_parameters() if p.grad is None]
+    assert not unused or version("timm") < "1.0.31", "an older timm keeps a normalisation that no feature passes"
 
 
 def test_the_head_is_torchvisions_and_sees_as_far_at_any_stride():

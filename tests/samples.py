@@ -124,3 +124,14 @@ def through_parquet(op: Op, views: list[Params], folder: Path) -> list[Params]:
     row = pq.read_table(folder / "params.parquet").to_pylist()[0]
     names = dict(zip(columns, op.params, strict=True))
     return [{names[key]: value[v] for key, value in row.items()} for v in range(len(views))]
+
+
+def shift_labels(shard: Path) -> None:
+    """Gives each row of a shard the label of the next one; everything else stays, what the shard says of itself too."""
+    marker = pq.read_metadata(shard).metadata[b"hf_dr"]
+    table = pq.read_table(shard)
+    place = table.column_names.index("label")
+    shifted = table.column("label").take([*range(1, len(table)), 0])
+    with pq.ParquetWriter(shard, table.schema) as writer:
+        writer.write_table(table.set_column(place, table.schema.field(place), shifted))
+        writer.add_key_value_metadata({"hf_dr": marker})

@@ -94,6 +94,8 @@ def check_early(types: Sequence[Any], argv: Sequence[str], prog: str) -> None:
         action.required = action.required and action.dest not in files
     _, rest = parser.parse_known_args(argv)
     words = [word.split("=")[0] for word in rest if word.startswith("--")]
+    if not words:
+        return
     foreign = _names_of_transformers()
     flags = [*(flag for action in parser._actions for flag in action.option_strings), *ALIASES, *foreign]
     for word in words:
@@ -108,9 +110,13 @@ def _names_of_transformers() -> set[str]:
     Empty where the source cannot be read.
     """
     spec = importlib.util.find_spec("transformers")
-    folders = [Path(spec.origin).parent if spec is not None and spec.origin else Path()]
+    if spec is None or spec.origin is None:
+        return set()
     names: set[str] = set()
-    for file in (folders[0] / "training_args.py", *(Path(__file__).parents[1] / "training").glob("*.py")):
+    for file in (
+        Path(spec.origin).with_name("training_args.py"),
+        *(Path(__file__).parents[1] / "training").glob("*.py"),
+    ):
         if not file.is_file():
             return set()
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from types import UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
+from hf_dr.errors import ConfigError
+
 _WORDS = ("help", "choices", "metavar")  # what argparse is told of a field's metadata
 
 _EXAMPLES = "examples:"
@@ -126,6 +128,17 @@ class HelpFormatter(argparse.HelpFormatter):
 def example_lines(examples: str) -> str | None:
     """Returns the end of a help text: command lines, one a line."""
     return "\n  ".join([_EXAMPLES, *examples.splitlines()]) if examples else None
+
+
+def one_dataset(words: Sequence[str], what: str = "dataset") -> str:
+    """Returns the dataset that a command takes before its flags; `what` is its kind in the message.
+
+    Raises:
+        ConfigError: There is not one word.
+    """
+    if len(words) != 1:
+        raise ConfigError(f"expected one {what} before the flags, got {' '.join(words) or 'none'}. Name one.")
+    return words[0]
 
 
 def split_words(argv: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_dr.cli.config import built, parse
-from hf_dr.cli.flag_parser import HelpFormatter, add_fields, example_lines, split_words
+from hf_dr.cli.flag_parser import HelpFormatter, add_fields, example_lines, one_dataset, split_words
 from hf_dr.cli.flags import BaseArguments, PlusArguments, RunArguments, SmokeArguments, TeacherArguments
 from hf_dr.cli.launch import start_logging
-from hf_dr.errors import ConfigError
 from hf_dr.files import check_writable
 from hf_dr.generation.config import ExtendConfig, ImportConfig, ReinforceConfig
 from hf_dr.teacher.names import PRECISIONS
@@ -142,8 +141,7 @@ def extend_command(argv: Sequence[str], prog: str) -> int:
         "again. Launch it like reinforce; running the same command again resumes.",
         examples="hf-dr extend photos-plus --num_views 16 --teacher runs/teacher --output_dir photos-plus-16",
     )
-    if len(paths) != 1:
-        raise ConfigError(f'expected one "+" dataset before the flags, got {" ".join(paths) or "none"}. Name one.')
+    path = one_dataset(paths, '"+" dataset')
     start_logging()
     from hf_dr.cli.arguments import open_reinforced, read_classes
     from hf_dr.generation.extend import check_extension, extend_job
@@ -155,7 +153,7 @@ def extend_command(argv: Sequence[str], prog: str) -> int:
     part = Part.parse(run.part)
     state = process_state()
     with state.local_main_process_first():
-        plus = open_reinforced(paths[0], built(PlusArguments, vars(arguments)))
+        plus = open_reinforced(path, built(PlusArguments, vars(arguments)))
     check_extension(plus, config, teacher=bool(arguments.teacher), add_teacher=bool(arguments.add_teacher))
     settings = {
         "device": state.device,

@@ -11,11 +11,10 @@ from typing import Any
 import yaml
 
 from hf_dr.cli.config import parse
-from hf_dr.cli.flag_parser import split_words
+from hf_dr.cli.flag_parser import one_dataset, split_words
 from hf_dr.cli.launch import run_step
 from hf_dr.cli.teach import TEACHER_FILE, TeachArguments
 from hf_dr.cli.yaml_files import RECIPES, read_yaml
-from hf_dr.errors import ConfigError
 from hf_dr.files import check_writable, write_whole
 from hf_dr.settings import Whole, check_settings
 
@@ -73,9 +72,7 @@ def quickstart_command(argv: Sequence[str], prog: str) -> int:
         examples="hf-dr quickstart photos/\n"
         "hf-dr quickstart photos/ --teacher timm:resnet50@r50.safetensors --student timm:resnet18@r18.safetensors",
     )
-    if len(words) != 1:
-        raise ConfigError(f"expected one dataset before the flags, got {' '.join(words) or 'none'}. Name one.")
-    (dataset,) = words
+    dataset = one_dataset(words)
     out = Path(chosen.output_dir or f"{Path(dataset).expanduser().resolve().name}-quickstart").expanduser()
     check_writable(out, "output_dir")
     done = out / _DONE_FILE

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_dr.cli.config import as_config_error, parse
-from hf_dr.cli.flag_parser import split_words
+from hf_dr.cli.flag_parser import one_dataset, split_words
 from hf_dr.cli.flags import SmokeArguments
 from hf_dr.cli.launch import start_logging
 from hf_dr.cli.student import TRAINING, StudentArguments
@@ -121,12 +121,11 @@ def teach_command(argv: Sequence[str], prog: str) -> int:
             examples="hf-dr teach photos/ --output_dir runs/teacher\n"
             "hf-dr teach uoft-cs/cifar100 --label_column fine_label --output_dir runs/teacher --epochs 10",
         )
-    if len(words) != 1:
-        raise ConfigError(f"expected one dataset before the flags, got {' '.join(words) or 'none'}. Name one.")
+    dataset = one_dataset(words)
     start_logging()
     from hf_dr.cli.train import finish_training, prepare_training, run_training
 
-    student = _as_training(words[0], teaching, Path(args.output_dir), args.seed)
+    student = _as_training(dataset, teaching, Path(args.output_dir), args.seed)
     trainer, card = prepare_training(student, args, argv)
     with trainer.alone():
         run_training(trainer, args)

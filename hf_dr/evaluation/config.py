@@ -128,8 +128,6 @@ def as_arguments(flags: dict[str, Any]) -> list[str]:
     """Writes settings as a command line; None is written as an empty value."""
     words = []
     for key, value in flags.items():
-        words += [
-            f"--{key}",
-            *("" if each is None else str(each) for each in (value if isinstance(value, list) else [value])),
-        ]
+        values = value if isinstance(value, list) else [value]
+        words += [f"--{key}", *("" if each is None else str(each) for each in values)]
     return words

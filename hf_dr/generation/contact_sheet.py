@@ -247,9 +247,10 @@ def _applied(augmentation: Augmentation, params: Params) -> str:
         if "level" in own:  # a policy's operations, each with its level
             levels = zip(own["op"], own["level"], strict=True)
             words += [f"{POLICY_OPS[n]} {level:+d}" if level else POLICY_OPS[n] for n, level in levels if n]
-        elif own.get("", True) and any(
-            own.get("box", (1,))[2:] or (1,)
-        ):  # a flip that was drawn; a box that is not empty
+            continue
+        size = own.get("box", ())[2:]  # of what is cropped or erased; nothing where both are 0
+        is_empty = len(size) > 0 and not any(size)
+        if own.get("", True) and not is_empty:  # the parameter without a name says whether a flip was drawn
             words.append(op.name)
     return ", ".join(words)
 

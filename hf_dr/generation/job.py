@@ -150,9 +150,8 @@ class Job:
         self._sample = sample
         self._allow_disagreement = allow_disagreement
         self._check_rows = check_rows
-        self._compared = np.zeros(
-            2, np.int64
-        )  # unmixed views that this rank has made, and those that agree with the label
+        # Unmixed views that this rank has made, and those of them whose most probable class is the label.
+        self._compared = np.zeros(2, np.int64)
 
     def run(self, part: Part = WHOLE) -> None:
         """Makes the missing shards; every process of the launch calls it.

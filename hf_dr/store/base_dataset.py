@@ -60,8 +60,7 @@ def load_base(
         DataError: It cannot be found or read, has no such split, or names a file that is not its own.
     """
     path = Path(name).expanduser()
-    named = not path.is_file() and not (path / "state.json").is_file()  # whether it can have configurations
-    for setting, value, allowed in (("revision", revision, not path.exists()), ("config", config, named)):
+    for setting, value, allowed in (("revision", revision, not path.exists()), ("config", config, not _is_one(path))):
         if value is not None and not allowed:
             raise ConfigError(
                 f"the {setting} of a dataset must be left out for what has none, got {value!r} with {path.name}, which is on "
@@ -102,7 +101,7 @@ def base_files(name: str, config: str | None = None, *, split: str, revision: st
         DataError: It cannot be found, or has no such split.
     """
     path = Path(name).expanduser()
-    if path.is_file() or (path / "state.json").is_file():
+    if _is_one(path):
         return [str(path)] if path.is_file() else []
     with _loading(name, split):
         builder = datasets.load_dataset_builder(_unpatterned(path, name), config, revision=revision)
@@ -115,6 +114,11 @@ def base_files(name: str, config: str | None = None, *, split: str, revision: st
                 f"{name!r} must have the split `{split}`, found {splits}. Check the name and `dataset_config`."
             )
     return [str(file) for file in files]
+
+
+def _is_one(path: Path) -> bool:
+    """Whether a path is a file, or the folder of a saved dataset: neither has configurations or splits to choose from."""
+    return path.is_file() or (path / "state.json").is_file()
 
 
 def _unpatterned(path: Path, name: str) -> str:
@@ -157,7 +161,7 @@ def _loading(name: str, split: str) -> Iterator[None]:
 def split_names(name: str, config: str | None = None, *, revision: str | None = None) -> list[str]:
     """Returns the splits of a dataset, named as for `load_base`; none for a file, a saved split, and what cannot be found."""
     path = Path(name).expanduser()
-    if path.is_file() or (path / "state.json").is_file():
+    if _is_one(path):
         return []
     try:
         return datasets.get_dataset_split_names(str(path) if path.exists() else name, config, revision=revision)

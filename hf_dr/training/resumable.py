@@ -232,6 +232,12 @@ class ResumableTrainer(Trainer):
             if self.args.should_save:
                 self.save_with_model(folder)
 
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """As Trainer's, of which older versions take no `private`: they read it in the arguments."""
+        if private is not None:
+            self.args.hub_private_repo = private
+        super().init_hf_repo(token=token)
+
     # Private, because Trainer deletes earlier checkpoints within it, before a callback could complete the new one.
     def _save_checkpoint(self, *args: Any, **settings: Any) -> None:
         folder, limit = Path(self.args.output_dir or "."), self.args.save_total_limit

@@ -265,9 +265,7 @@ class StudentTrainer(ResumableTrainer):
         """
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         if self.hub_model_id is None:
-            if private is not None:
-                self.args.hub_private_repo = private  # an older `init_hf_repo` reads it there only
-            self.init_hf_repo(token=token)
+            self.init_hf_repo(token=token, private=private)
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None

@@ -355,10 +355,10 @@ def _loader_settings(args: ReinforcedTrainingArguments) -> dict[str, Any]:
         "num_workers": args.dataloader_num_workers,
         "pin_memory": args.dataloader_pin_memory,
         "persistent_workers": args.dataloader_persistent_workers,
-        # The lowest transformers that is accepted has neither of the two settings whose default stands here.
+        # The lowest transformers that is accepted lacks this setting and `dataloader_in_order`: their defaults stand here.
         "multiprocessing_context": getattr(args, "dataloader_multiprocessing_context", None),
         "prefetch_factor": args.dataloader_prefetch_factor,
-        "in_order": getattr(args, "dataloader_in_order", True),  # as new
+        "in_order": getattr(args, "dataloader_in_order", True),
         "worker_init_fn": partial(seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index),
     }
 

@@ -256,9 +256,7 @@ class TransferTrainer(ResumableTrainer):
         """As Trainer's, but only weights, description and results are pushed: no checkpoints, states, logs."""
         args = self.args
         if self.hub_model_id is None:
-            if private is not None:
-                self.args.hub_private_repo = private  # an older `init_hf_repo` reads it there only
-            self.init_hf_repo(token=token)
+            self.init_hf_repo(token=token, private=private)
         self.save_model(_internal_call=True)
         self.write_results()
         if not self.is_world_process_zero():

@@ -20,13 +20,12 @@ import datasets
 import filelock
 import numpy as np
 import PIL.Image
-import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
 from conftest import as_cell
 from safetensors.torch import save_file
-from samples import TWO_PROCESSES
+from samples import TWO_PROCESSES, shift_labels
 
 from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, HfDrError, TeacherError
 from hf_dr.generation.config import ReinforceConfig
@@ -569,13 +568,7 @@ def test_a_damaged_shard_is_made_again(tmp_path, tiny_dataset, tiny_teacher, cap
 def test_a_shard_that_is_not_what_was_written_is_made_again(tmp_path, tiny_dataset, tiny_teacher, caplog):
     whole = run(tmp_path, tiny_dataset, tiny_teacher)
     shard = sorted(tmp_path.rglob("*.parquet"))[1]
-    marker = pq.read_metadata(shard).metadata[b"hf_dr"]
-    table = pq.read_table(shard)
-    place = table.column_names.index("label")
-    shifted = table.column("label").take([*range(1, len(table)), 0])
-    with pq.ParquetWriter(shard, table.schema) as writer:
-        writer.write_table(table.set_column(place, table.schema.field(place), shifted))
-        writer.add_key_value_metadata({"hf_dr": marker})
+    shift_labels(shard)
     with caplog.at_level(logging.WARNING, "hf_dr"):
         assert run(tmp_path, tiny_dataset, tiny_teacher) == whole
     assert "its columns label have other digests" in caplog.text

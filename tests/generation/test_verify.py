@@ -5,12 +5,12 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
 from conftest import ALL_OPS, CLASSES, as_cell, colour_image
 from safetensors.torch import save_file
+from samples import shift_labels
 
 from hf_dr.cli.main import main
 from hf_dr.errors import ConfigError, FormatError, TeacherError
@@ -409,13 +409,7 @@ def test_a_file_that_is_not_what_was_written_is_found_and_not_published(tmp_path
     assert intact.ok
     assert "shards as written" in intact.report()
     shard = sorted(folder.rglob("*.parquet"))[2]
-    marker = pq.read_metadata(shard).metadata[b"hf_dr"]
-    table = pq.read_table(shard)
-    place = table.column_names.index("label")
-    shifted = table.column("label").take([*range(1, len(table)), 0])
-    with pq.ParquetWriter(shard, table.schema) as writer:
-        writer.write_table(table.set_column(place, table.schema.field(place), shifted))
-        writer.add_key_value_metadata({"hf_dr": marker})
+    shift_labels(shard)
     report = verify(load_reinforced(folder), num_rows=1, ask_teacher=False)
     assert not report.ok
     (problem,) = report.problems

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from hf_dr.settings import FILES_FROM_HELP
+from hf_dr.settings import FILES_FROM_HELP, OpsOrName
 from hf_dr.teacher.names import PRECISIONS
 from hf_dr.views.names import NAMED
 
@@ -69,7 +69,7 @@ class TeacherArguments:
         metadata={"help": "Floating-point type in which the teacher computes.", "choices": list(PRECISIONS)},
     )
     compile: bool = field(default=False, metadata={"help": "Compile the teacher with torch.compile."})
-    augmentation: str = field(
+    augmentation: OpsOrName = field(
         default="randaug",
         metadata={"help": f"One of {', '.join(NAMED)}; or a YAML file with an `augmentation` list of ops."},
     )

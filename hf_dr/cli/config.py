@@ -62,7 +62,8 @@ def parse(types: Sequence[Any], argv: Sequence[str], *, prog: str, description: 
     for key, (value, file) in read_configs(argv).items():
         if key not in known:
             raise ConfigError(f"{file} has the unknown key `{key}`.{did_you_mean(str(key), known)}")
-        typed = _as_typed(key, value, hints[key], file)
+        unset = value is None and own[key] is None and not known[key].required
+        typed = None if unset else _as_typed(key, value, hints[key], file)
         if typed is not None:
             _check_choice(known[key], typed, file)
         known[key].required = False

@@ -82,11 +82,11 @@ class ResumableArguments(TrainingArguments):
             if getattr(self, name) is not None:
                 limits.check(name, getattr(self, name))
         for name, default in self.without_part.items():
-            if getattr(self, name) != default:
+            if getattr(self, name) not in (None, default):
                 raise ConfigError(f"`{name}` has no part in this training, got {getattr(self, name)!r}. Leave it out.")
         if self.max_steps <= 0:
             Real(0, above=True).check("num_train_epochs", self.num_train_epochs)
-        strategy = str(getattr(self.hub_strategy, "value", self.hub_strategy))
+        strategy = _word(self.hub_strategy)
         if self.push_to_hub and strategy not in self.hub_strategies:
             raise ConfigError(
                 f"`hub_strategy` must be {' or '.join(self.hub_strategies)}, got {strategy}: checkpoints hold the state of the "
@@ -149,10 +149,8 @@ class ResumableTrainer(Trainer):
         self._divergence = Divergence()
         self._lock: filelock.BaseFileLock | None = None
         super().__init__(model, args, **settings)
-        for callback in self.callback_handler.callbacks:
-            if type(callback) is ProgressCallback:
-                self.remove_callback(callback)
-                self.add_callback(_Bars)
+        if self.pop_callback(ProgressCallback) is not None:
+            self.add_callback(_Bars)
         self.add_callback(_Epochs(self))
         self.add_callback(self._divergence)
 
@@ -366,10 +364,7 @@ class ResumableTrainer(Trainer):
     @staticmethod
     def get_optimizer_cls_and_kwargs(args: Any, model: Any = None) -> tuple[Any, Any]:
         """As Trainer's; `--optim sgd` gets momentum as well."""
-        try:
-            kind, settings = Trainer.get_optimizer_cls_and_kwargs(args, model)
-        except (ImportError, ValueError) as error:
-            raise ConfigError(f"`optim` {args.optim.value} cannot be used: {str(error).rstrip('. ')}.") from error
+        kind, settings = Trainer.get_optimizer_cls_and_kwargs(args, model)
         if kind is torch.optim.SGD:
             settings = {**settings, "momentum": args.momentum, "nesterov": args.nesterov and args.momentum > 0}
         return kind, settings
@@ -380,15 +375,8 @@ class ResumableTrainer(Trainer):
         Raises:
             ConfigError: They do not take their settings.
         """
-        try:
+        with _taking_settings(self.args):
             super().create_optimizer_and_scheduler(num_training_steps)
-        except HfDrError:
-            raise
-        except (TypeError, ValueError, LookupError, ArithmeticError) as error:
-            raise ConfigError(
-                f"`optim` {self.args.optim} and `lr_scheduler_type` {self.args.lr_scheduler_type} must take their settings, "
-                f"but: {str(error).rstrip('. ')}. Correct them (`optim_args`, `lr_scheduler_kwargs`, ...)."
-            ) from error
 
     # ------------------------------------------------------------------------------------------------------- training
 
@@ -446,6 +434,23 @@ def _writing(path: Path) -> Iterator[None]:
             if not any(word in str(error) for word in ("inline_container", "iostream", "PytorchStreamWriter")):
                 raise
             raise OSError(str(error)) from error
+
+
+@contextmanager
+def _taking_settings(args: ResumableArguments) -> Iterator[None]:
+    """Turns what an optimizer or a schedule raises about its settings into an error for people."""
+    try:
+        yield
+    except HfDrError:
+        raise
+    except (ImportError, TypeError, ValueError, LookupError, ArithmeticError) as error:
+        names = " and ".join(f"`{name}` {_word(getattr(args, name))}" for name in ("optim", "lr_scheduler_type"))
+        raise ConfigError(f"{names} must take their settings, but: {str(error).rstrip('. ')}. Correct them.") from error
+
+
+def _word(value: Any) -> str:
+    """Returns a setting that may be one of transformers' enumerations, or its value."""
+    return str(getattr(value, "value", value))
 
 
 class _Bars(ProgressCallback):

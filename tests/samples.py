@@ -135,3 +135,18 @@ def shift_labels(shard: Path) -> None:
     with pq.ParquetWriter(shard, table.schema) as writer:
         writer.write_table(table.set_column(place, table.schema.field(place), shifted))
         writer.add_key_value_metadata({"hf_dr": marker})
+
+
+MAY_CHANGE: dict[str, Any] = {
+    "logging_strategy": "no", "logging_steps": 2, "logging_first_step": True, "log_on_each_node": False,
+    "logging_nan_inf_filter": True, "include_num_input_tokens_seen": "all", "log_level": "error", "log_level_replica": "error",
+    "disable_tqdm": False, "report_to": [], "run_name": "another", "project": "another", "skip_memory_metrics": False,
+    "debug": "underflow_overflow", "per_device_eval_batch_size": 1, "prediction_loss_only": True, "eval_on_start": True,
+    "eval_do_concat_batches": False, "eval_use_gather_object": True, "eval_accumulation_steps": 1, "bf16_full_eval": True,
+    "include_for_metrics": ["loss"], "save_only_model": True, "save_on_each_node": True, "save_total_limit": 1,
+    "dataloader_num_workers": 1, "dataloader_pin_memory": False, "torch_empty_cache_steps": 1, "do_train": True,
+    "do_eval": False, "do_predict": True, "restore_callback_states_from_checkpoint": True, "eval_strategy": "no",
+    "eval_steps": 2, "eval_delay": 1, "save_strategy": "no", "save_steps": 1, "metric_for_best_model": "loss",
+    "greater_is_better": True,
+}  # fmt: skip
+"""Another value of each training argument that may change when a run is resumed."""

@@ -17,7 +17,8 @@ from hf_dr.cli.config import built, parse
 from hf_dr.cli.flag_parser import HelpFormatter, add_fields, example_lines, one_dataset, split_words
 from hf_dr.cli.flags import BaseArguments, PlusArguments, RunArguments, SmokeArguments, TeacherArguments
 from hf_dr.cli.launch import start_logging
-from hf_dr.files import check_apart, check_writable
+from hf_dr.errors import ConfigError
+from hf_dr.files import check_apart, check_writable, write_whole
 from hf_dr.generation.config import ExtendConfig, ImportConfig, ReinforceConfig
 from hf_dr.teacher.names import PRECISIONS
 
@@ -163,12 +164,21 @@ def extend_command(argv: Sequence[str], prog: str) -> int:
         "compile": arguments.compile,
     }
     names = arguments.add_teacher or arguments.teacher
+    _check_classes(arguments.teacher_classes, names)
     if names:
         classes = read_classes(arguments.teacher_classes, plus.class_names)
         teacher = Teacher.from_pretrained(names, classes=classes, **settings)
     else:
         teacher = teacher_from_provenance(plus.provenance, **settings)
     return _run(extend_job(plus, teacher, config), run, part)
+
+
+def _check_classes(classes: str | None, teacher: Sequence[str] | None) -> None:
+    """Refuses classes of a teacher that is not named: the provenance has those of its own."""
+    if classes and not teacher:
+        raise ConfigError(
+            f"`teacher_classes` must come with a teacher, got {classes!r} without. Name it, or leave it out."
+        )
 
 
 def _plus_parser(prog: str, description: str | None, examples: str) -> argparse.ArgumentParser:
@@ -218,6 +228,7 @@ def verify_command(argv: Sequence[str], prog: str) -> int:
     folder = local_config(arguments.path, arguments.name) if arguments.save else None
     plus = open_reinforced(arguments.path, built(PlusArguments, vars(arguments)))
     teacher = None
+    _check_classes(arguments.teacher_classes, arguments.teacher)
     if arguments.teacher:
         classes = read_classes(arguments.teacher_classes, plus.class_names)
         own = {} if classes is None else {"classes": classes}
@@ -265,9 +276,9 @@ def inspect_command(argv: Sequence[str], prog: str) -> int:
     inspection = inspect_dataset(fetch_config(arguments.path, arguments.name, revision=arguments.revision))
     print(inspection.report())
     if arguments.json:
-        Path(arguments.json).expanduser().write_text(
-            json.dumps(inspection.to_dict(), indent=2) + "\n", encoding="utf-8"
-        )
+        file = Path(arguments.json).expanduser()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, json.dumps(inspection.to_dict(), indent=2) + "\n")
     if arguments.contact_sheet:
         sheet = contact_sheet(open_reinforced(arguments.path, plus), Path(arguments.contact_sheet))
         print(f"\ncontact sheet: {sheet}")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from hf_dr.cli.early import Lazy
 from hf_dr.errors import ConfigError
-from hf_dr.settings import FILES_FROM_HELP, JsonOrMapping, OpsOrName, Real, Whole, check_settings
+from hf_dr.settings import FILES_FROM_HELP, JsonOrMapping, OpsOrName, Real, check_settings
 from hf_dr.training.reinforced_settings import ReinforcedSettings
 
 TRAINING = Lazy("hf_dr.training.arguments", "ReinforcedTrainingArguments", ReinforcedSettings)
@@ -73,9 +73,7 @@ class StudentArguments:
             "type": Real(0, 1, above=True),
         },
     )
-    num_views: int | None = field(
-        default=None, metadata={"help": "Use only the first N stored views of each row.", "type": Whole(1)}
-    )
+    num_views: int | None = field(default=None, metadata={"help": "Use only the first N stored views of each row."})
     augmentation: OpsOrName | None = field(
         default=None,
         metadata={

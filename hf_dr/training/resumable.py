@@ -149,8 +149,7 @@ class ResumableTrainer(Trainer):
         self._divergence = Divergence()
         self._lock: filelock.BaseFileLock | None = None
         super().__init__(model, args, **settings)
-        if self.pop_callback(ProgressCallback) is not None:
-            self.add_callback(_Bars)
+        _put_own_bars(self)
         self.add_callback(_Epochs(self))
         self.add_callback(self._divergence)
 
@@ -437,7 +436,7 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _taking_settings(args: ResumableArguments) -> Iterator[None]:
+def _taking_settings(args: TrainingArguments) -> Iterator[None]:
     """Turns what an optimizer or a schedule raises about its settings into an error for people."""
     try:
         yield
@@ -470,6 +469,14 @@ class _Bars(ProgressCallback):
 
     def _bar(self, state: TrainerState, total: int, name: str, **settings: Any) -> Any:
         return progress_bar(total=total, desc=name, show=state.is_world_process_zero, dynamic_ncols=True, **settings)
+
+
+def _put_own_bars(trainer: Trainer) -> None:
+    """Puts this package's bars in the place of transformers'; what a user has made of those, and a notebook's, stay."""
+    for callback in list(trainer.callback_handler.callbacks):
+        if type(callback) is ProgressCallback:
+            trainer.remove_callback(callback)
+            trainer.add_callback(_Bars)
 
 
 class _Epochs(TrainerCallback):

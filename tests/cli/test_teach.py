@@ -93,10 +93,12 @@ def test_a_dataset_with_a_test_split_is_not_copied(taught, tmp_path):
         (["a", "b"], "expected one dataset before the flags, got a b. Name one."),
         (["./nowhere"], "could not load split `train` of './nowhere'"),
         (["PHOTOS", "--held_out", "1"], "`held_out` must be above 0 and below 1, got 1.0"),
+        (["PHOTOS", "--output_dir", "PHOTOS"], "`output_dir` must not lie in a folder that is read, got"),
         (["PHOTOS", "--label_column", "none"], "a teacher learns from labels, found none in"),
     ],
 )
 def test_refusals(words, message, photos, tmp_path, capsys):
     words = [str(photos) if word == "PHOTOS" else word for word in words]
-    assert main(["teach", *words, "--output_dir", str(tmp_path / "out"), *TINY]) == 2
+    words += [] if "--output_dir" in words else ["--output_dir", str(tmp_path / "out")]
+    assert main(["teach", *words, *TINY]) == 2
     assert message in capsys.readouterr().err

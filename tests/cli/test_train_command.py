@@ -226,6 +226,17 @@ def test_fine_tuning_keeps_the_students_own_processor(call, tmp_path):
         (["--teacher", "x"], "`teacher` must be given for `objective` kd and only then, got ['x'] with reinforced"),
         (["--teacher_classes", "by_name"], "`teacher_classes` must be left out without a teacher, got 'by_name'"),
         (["--model_args", "{depth"], "`model_args` must be JSON"),
+        (["--model_args", "[1]"], "`model_args` must hold names and values, e.g. '{\"img_size\": 32}', got '[1]'"),
+        (["--eval_crop", "2"], "`eval_crop` must be above 0 and at most 1, got 2.0"),
+        (["--eval_dataset", "", "--eval_on_start"], "`eval_on_start` needs an `eval_dataset`, got none"),
+        (["--report_to", "wandb"], "requires wandb to be installed"),
+        (["--accelerator_config", "nowhere.json"], "No such file or directory: 'nowhere.json'"),
+        (
+            ["--lr_scheduler_type", "cosine_with_min_lr"],
+            "`lr_scheduler_type` cosine_with_min_lr must take their settings",
+        ),
+        (["--lr_scheduler_kwargs", '{"bends": 1}'], "must take their settings, but: "),
+        (["--push_to_hub"], "expected to make the repository of the model, but"),
         (["--student", "timm:test_resnett"], "timm has no architecture `test_resnett`. Did you mean `test_resnet"),
         (["--student", "./nowhere"], "the student './nowhere' must be a folder, but there is none. Train it first"),
         (["--dataset", "./nowhere"], 'expected the folder of a "+" dataset or a Hub id, found neither'),
@@ -245,6 +256,15 @@ def test_wrong_calls_end_with_one_clear_line_and_status_2(call, tmp_path, capsys
     assert message in captured
     assert "Traceback" not in captured
     assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_nothing_is_written_into_what_is_read(call, tmp_path, tiny_folder, base, teacher, capsys):
+    for out in (tiny_folder, tiny_folder / "student"):
+        assert call("--output_dir", str(out)) == 2
+        assert f"`output_dir` must not lie in a folder that is read, got {out} with" in capsys.readouterr().err
+    words = ["--dataset", str(base.parent), "--teacher", teacher, "--output_dir", str(base.parent / "plus")]
+    assert main(["reinforce", *words]) == 2
+    assert f"`output_dir` must not lie in a folder that is read, got {base.parent / 'plus'}" in capsys.readouterr().err
 
 
 def test_an_unknown_objective(call, capsys):

@@ -454,6 +454,14 @@ def jpeg(mode: str) -> bytes:
     return buffer.getvalue()
 
 
+def test_a_run_of_which_every_row_is_skipped_is_an_error(tmp_path, tiny_dataset, tiny_teacher):
+    cells = [{"bytes": b"no image", "path": None}] * len(tiny_dataset)
+    kept = tiny_dataset.remove_columns("image")
+    bad = kept.add_column("image", cells, feature=datasets.Image())
+    with pytest.raises(DataError, match=r"at least one image must be readable, but all \d+ rows were skipped"):
+        run(tmp_path, bad, tiny_teacher, on_bad_image="skip")
+
+
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "I;16"])
 def test_any_mode_of_image_is_reinforced(tmp_path, tiny_dataset, tiny_teacher, mode):
     run(tmp_path, with_bad_row(tiny_dataset, 2, jpeg(mode)), tiny_teacher, config_name="a")

@@ -136,12 +136,29 @@ def test_a_member_that_has_the_subset_already_is_left_as_it_is():
         ([], "at least one class"),
         ([4], "ids below 4, the classes of m0; got 4"),
         ([1, 1], "must not repeat a class, but class 1 of m0"),
+        ([-1, 0, 1, 2], "ids below 4, the classes of m0; got -1"),
+        ([0, 1, 2, 9], "ids below 4, the classes of m0; got 9"),
+        ([0, 0, 1, 2], "must not repeat a class, but class 0 of m0"),
         (["horse"], "which has no 'horse'"),
     ],
 )
 def test_impossible_subsets(classes, message):
     with pytest.raises(TeacherError, match=message):
         Teacher([member(0, labels=("cat", "dog", "cow", "hen"))], classes=classes)
+
+
+def test_names_of_which_the_teacher_knows_none_are_said(caplog):
+    teacher = Teacher([member(0, labels=("cat", "dog", "cow", "hen"))])
+    teacher.check_classes(["cat", "hound", "cow", "hen"])
+    assert not caplog.text
+    teacher.check_classes(["Katze", "Hund", "Kuh", "Huhn"])
+    assert "None of the dataset's class names is the teacher's" in caplog.text
+    assert "so 0 is 'Katze' here and 'cat' there" in caplog.text
+
+
+def test_a_folder_has_no_revision(tmp_path):
+    with pytest.raises(TeacherError, match=r"a revision must come with a Hub id, got '.*@v1', which is a folder"):
+        Teacher.from_pretrained(f"{tmp_path}@v1")
 
 
 def test_names_need_a_member_with_names():

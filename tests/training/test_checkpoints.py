@@ -12,16 +12,23 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
+from samples import MAY_CHANGE
 
 from hf_dr.errors import ConfigError
 from hf_dr.training.arguments import ReinforcedTrainingArguments
 from hf_dr.training.checkpoints import find_damage, last_checkpoint
 from hf_dr.training.kept_settings import NOT_COMPARED, OF_THE_BEST, SAID, SETTINGS_FILE, compare_settings, kept_settings
-from hf_dr.training.resumable import LOCK_FILE
+from hf_dr.training.resumable import LOCK_FILE, ResumableArguments
 from hf_dr.training.trainer import ReinforcedTrainer
+from hf_dr.transfer.trainer import TransferArguments
 from training.helpers import STEPS, Pooled, pooled, same, settings_in, weights
 
 FIELDS = [field.name for field in dataclasses.fields(ReinforcedTrainingArguments)]
+OF_BOTH = [
+    (kind, field.name)
+    for kind in (ReinforcedTrainingArguments, TransferArguments)
+    for field in dataclasses.fields(kind)
+]
 
 
 def another(value: Any) -> Any:
@@ -33,14 +40,14 @@ def another(value: Any) -> Any:
     return "another"
 
 
-def write_settings(folder: Path, args: ReinforcedTrainingArguments) -> None:
+def write_settings(folder: Path, args: ResumableArguments) -> None:
     (folder / SETTINGS_FILE).write_text(json.dumps(kept_settings(args)))
 
 
 @pytest.mark.parametrize("best", [False, True])
-@pytest.mark.parametrize("name", FIELDS)
-def test_every_setting_is_compared_unless_it_shapes_no_weights(settings, tmp_path, caplog, name, best):
-    args = settings()
+@pytest.mark.parametrize(("kind", "name"), OF_BOTH, ids=lambda each: each if isinstance(each, str) else each.__name__)
+def test_every_setting_is_compared_unless_it_shapes_no_weights(tmp_path, caplog, kind, name, best):
+    args = kind(str(tmp_path), report_to=[])
     args.load_best_model_at_end = best and name != "load_best_model_at_end"
     write_settings(tmp_path, args)
     compare_settings(tmp_path, {}, {}, args, loud=True)
@@ -119,19 +126,7 @@ def test_a_setting_that_does_not_may_change(resume, two_epochs, plain, changes, 
     assert same(weights(resumed), load_file(two_epochs / f"checkpoint-{2 * STEPS}" / "model.safetensors"))
 
 
-# Another value of each argument that may change; what has none here concerns other machines, the Hub, or no training.
-MAY_CHANGE: dict[str, Any] = {
-    "logging_strategy": "no", "logging_steps": 2, "logging_first_step": True, "log_on_each_node": False,
-    "logging_nan_inf_filter": True, "include_num_input_tokens_seen": "all", "log_level": "error", "log_level_replica": "error",
-    "disable_tqdm": False, "report_to": [], "run_name": "another", "project": "another", "skip_memory_metrics": False,
-    "debug": "underflow_overflow", "per_device_eval_batch_size": 1, "prediction_loss_only": True, "eval_on_start": True,
-    "eval_do_concat_batches": False, "eval_use_gather_object": True, "eval_accumulation_steps": 1, "bf16_full_eval": True,
-    "include_for_metrics": ["loss"], "save_only_model": True, "save_on_each_node": True, "save_total_limit": 1,
-    "dataloader_num_workers": 1, "dataloader_pin_memory": False, "torch_empty_cache_steps": 1, "do_train": True,
-    "do_eval": False, "do_predict": True, "restore_callback_states_from_checkpoint": True, "eval_strategy": "no",
-    "eval_steps": 2, "eval_delay": 1, "save_strategy": "no", "save_steps": 1, "metric_for_best_model": "loss",
-    "greater_is_better": True,
-}  # fmt: skip
+# What has no other value in `MAY_CHANGE` concerns other machines, the Hub, or no training.
 ELSEWHERE = {
     "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id", "output_dir", "enable_jit_checkpoint", "push_to_hub",
     "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push", "hub_revision", "use_cpu",

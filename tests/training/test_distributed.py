@@ -99,6 +99,36 @@ def together(tmp_path_factory, tiny_folder, in_shards) -> Path:
     return out
 
 
+WAITING = """
+import sys, time
+from pathlib import Path
+import torch
+from hf_dr.training.arguments import ReinforcedTrainingArguments
+
+args = ReinforcedTrainingArguments(sys.argv[1], report_to=[], ddp_timeout=2)
+done = Path(sys.argv[1], "waited")
+torch.distributed.barrier()
+began = time.monotonic()
+try:
+    if args.process_index == 0:
+        torch.distributed.barrier()
+except RuntimeError as error:
+    done.write_text(f"{time.monotonic() - began} {error}")
+while not done.exists() and time.monotonic() - began < 60:  # the other one hangs
+    time.sleep(0.1)
+"""
+
+
+def test_a_process_that_hangs_is_waited_for_as_long_as_is_said(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(WAITING)
+    command = [sys.executable, *TWO_PROCESSES, str(script), str(tmp_path)]
+    subprocess.run(command, check=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    seconds, _, message = (tmp_path / "waited").read_text().partition(" ")
+    assert 2 <= float(seconds) < 60, "on a CPU Trainer leaves it at half an hour"
+    assert "imed out" in message
+
+
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory, tiny_folder) -> Path:
     """What one process saved."""

@@ -139,6 +139,11 @@ def test_datasets_that_cannot_be_read(rows, settings, message):
      (lambda content: content["annotations"][0].update(category_id=5), "fit each other, but: KeyError: 5"),
      (lambda content: content["annotations"][0].update(image_id=5), "fit each other, but: KeyError: 5"),
      (lambda content: content["annotations"][0].update(bbox=[0, 0, float("inf"), 1]), "a box of image 10 is not finite"),
+     (lambda content: content["annotations"][0].update(bbox=[9, 9, -3, 1]), "not finite, or has a side below 0"),
+     (lambda content: content["images"].append(content["images"][0]), "ValueError: two images have the id 10"),
+     (lambda content: content["categories"].append({"id": 7, "name": "x"}), "ValueError: two categories have the id 7"),
+     (lambda content: content["images"][0].update(file_name="/etc/passwd"), "'/etc/passwd' is no file in the folder"),
+     (lambda content: content["images"][0].update(file_name="../a.json"), "'../a.json' is no file in the folder of the images"),
      (lambda content: content["annotations"].clear(), "a.json must have objects, found none in 2 images")],
 )  # fmt: skip
 def test_annotations_that_cannot_be_read(changed, change, message):

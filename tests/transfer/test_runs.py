@@ -30,7 +30,7 @@ from toys import (
 )
 
 from hf_dr.cli.main import main
-from hf_dr.errors import ConfigError
+from hf_dr.errors import ConfigError, FormatError
 from hf_dr.transfer.detection import load_detector
 from hf_dr.transfer.detection_data import CocoMeter, DetectionImages
 from hf_dr.transfer.detection_data import collate as collate_objects
@@ -137,6 +137,11 @@ def test_a_trained_model_is_loaded_again(run, tmp_path):
     assert meter.compute() == pytest.approx(run.read(RESULTS_FILE)["metrics"], abs=1e-6)
     (tmp_path / TRANSFER_FILE).write_text(json.dumps({**run.read(TRANSFER_FILE), "task": "other"}))
     with pytest.raises(ConfigError, match=f"must hold a model of {run.task}, found one of other"):
+        run.load(tmp_path)
+    (tmp_path / TRANSFER_FILE).write_text(
+        json.dumps({**run.read(TRANSFER_FILE), "backbone": {"architecture": "resnet18"}})
+    )
+    with pytest.raises(FormatError, match=r"transfer\.json must say what builds the model, but: .*Train again"):
         run.load(tmp_path)
 
 

@@ -12,7 +12,7 @@ from huggingface_hub import HfApi
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from samples import quick
+from samples import MAY_CHANGE, quick
 from torch import nn
 from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
 
@@ -275,6 +275,48 @@ def test_a_resumed_run_is_the_same_run(whole, tmp_path):
         assert torch.equal(a, b), name
     assert sorted(itertools.chain(*whole.model.seen[:3])) == [0, 1, 2, 3, 4]
     assert sorted(itertools.chain(*whole.model.seen[3:6])) == [100, 101, 102, 103, 104]
+
+
+@pytest.mark.parametrize("name", sorted(MAY_CHANGE.keys() - TransferArguments.without_part.keys()))
+def test_an_argument_that_may_change_shapes_no_weights(whole, tmp_path, name):
+    again = line_trainer(tmp_path, **{name: MAY_CHANGE[name]})
+    again.train(resume_from_checkpoint=f"{whole.args.output_dir}/checkpoint-3")
+    pairs = zip(whole.model.state_dict().values(), again.model.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"lr_decay": 0.5}, {"lr_milestones": [0.5]}, {"learning_rate": 0.1}, {"momentum": 0.5}, {"seed": 1}],
+    ids=str,
+)
+def test_an_argument_that_shapes_the_weights_is_refused(whole, tmp_path, changes):
+    (name,) = changes
+    with pytest.raises(ConfigError, match=rf"must be resumed with its own settings, but .*-3 differs in .*\b{name}: "):
+        line_trainer(tmp_path, **changes).train(resume_from_checkpoint=f"{whole.args.output_dir}/checkpoint-3")
+
+
+@pytest.mark.parametrize(
+    ("changes", "variable", "shown"),
+    [({}, None, True), ({"disable_tqdm": True}, None, False), ({}, "TQDM_DISABLE", False)],
+    ids=["shown", "disable_tqdm", "TQDM_DISABLE"],
+)
+def test_without_a_terminal_the_bars_of_a_training_are_lines(tmp_path, capsys, monkeypatch, changes, variable, shown):
+    for name in ("TQDM_DISABLE", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
+        monkeypatch.delenv(name, raising=False)
+    if variable:
+        monkeypatch.setenv(variable, "1")
+    settings = {"disable_tqdm": False, "eval_strategy": "steps", "eval_steps": 4, **changes}
+    line_trainer(tmp_path, max_steps=8, save_strategy="no", **settings).train()
+    lines = capsys.readouterr().err.splitlines()
+    if not shown:
+        assert not lines
+        return
+    assert lines[0].startswith("training: 0 %, 0 of 8")
+    assert lines[-1].startswith("training: 100 %, 8 of 8")
+    assert sum(line.startswith("training: ") for line in lines) <= 3
+    assert any(line.startswith("evaluating: 0 %, 0 of 1") for line in lines)
+    assert all(line.isprintable() for line in lines)
 
 
 def test_a_run_that_ended_within_an_epoch_takes_no_further_step(whole, tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hf_dr.cli.yaml_files import EXTENDS, RECIPES, read_yaml
 from hf_dr.errors import ConfigError, did_you_mean
-from hf_dr.files import write_whole
+from hf_dr.files import check_writable, write_whole
 
 _SUFFIXES = (".yaml", ".py", ".sbatch")
 
@@ -52,6 +52,7 @@ def recipes_command(argv: Sequence[str], prog: str) -> int:
         raise ConfigError(
             f"no recipe or folder of recipes is called `{chosen.name}`.{did_you_mean(name, {*known, *folders})}"
         )
+    check_writable(chosen.to, "to")
     _copy(paths, chosen.to)
     return 0
 

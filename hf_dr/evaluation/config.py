@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
@@ -67,7 +68,7 @@ class EvaluateConfig:
         default="fp32",
         metadata={"help": "Floating-point type in which the models compute.", "choices": list(PRECISIONS)},
     )
-    seed: int = field(default=0, metadata={"help": "Seed of the corruptions."})
+    seed: int = field(default=0, metadata={"help": "Seed of the corruptions.", "type": Whole(0)})
     size: int | None = field(
         default=None,
         metadata={
@@ -123,11 +124,20 @@ class CompareConfig:
         default=False, metadata={"help": 'Keep the table next to the "+" dataset\'s shards and show it in its card.'}
     )
 
+    def __post_init__(self) -> None:
+        for name, needed in (("train", "dataset"), ("evaluate", "sets")):
+            content = getattr(self, name)
+            if not isinstance(content, dict) or needed not in content:
+                raise ConfigError(f"`{name}` must be a mapping with `{needed}`, got {content!s:.80}. Add it.")
+        if not self.seeds:
+            raise ConfigError("`seeds` must be at least one number, got none. Leave it out for three.")
+
 
 def as_arguments(flags: dict[str, Any]) -> list[str]:
     """Writes settings as a command line; None is written as an empty value."""
     words = []
     for key, value in flags.items():
         values = value if isinstance(value, list) else [value]
-        words += [f"--{key}", *("" if each is None else str(each) for each in values)]
+        given = (json.dumps(each) if isinstance(each, dict) else each for each in values)
+        words += [f"--{key}", *("" if each is None else str(each) for each in given)]
     return words

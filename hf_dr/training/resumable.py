@@ -368,14 +368,15 @@ class ResumableTrainer(Trainer):
             settings = {**settings, "momentum": args.momentum, "nesterov": args.nesterov and args.momentum > 0}
         return kind, settings
 
-    def create_optimizer_and_scheduler(self, num_training_steps: int) -> None:
-        """As Trainer's.
-
-        Raises:
-            ConfigError: They do not take their settings.
-        """
+    def create_optimizer(self, *args: Any, **settings: Any) -> torch.optim.Optimizer:
+        """As Trainer's."""
         with _taking_settings(self.args):
-            super().create_optimizer_and_scheduler(num_training_steps)
+            return super().create_optimizer(*args, **settings)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """As Trainer's."""
+        with _taking_settings(self.args):
+            return super().create_scheduler(num_training_steps, optimizer)
 
     # ------------------------------------------------------------------------------------------------------- training
 

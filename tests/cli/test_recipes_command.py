@@ -50,6 +50,7 @@ def test_a_copy_is_complete_and_can_be_used(tmp_path, capsys):
     [
         (["show"], "`recipes show` needs the name of a recipe, got none"),
         (["show", "cifar100/reinforc"], "no recipe is called `cifar100/reinforc`. Did you mean `cifar100/reinforce`?"),
+        (["copy", "cifar100", f"{__file__}/x"], "`to` must be where files can be written, but "),
         (["copy", "cifar10"], "no recipe or folder of recipes is called `cifar10`. Did you mean `cifar100`?"),
     ],
 )

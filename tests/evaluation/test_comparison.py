@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import yaml
 from hf_dr.cli.main import main
 from hf_dr.errors import ConfigError, DataError
 from hf_dr.evaluation.comparison import Comparison, compare, is_finished
+from hf_dr.evaluation.config import as_arguments
 from hf_dr.evaluation.metrics import reliability
 from hf_dr.evaluation.report import Report, Result
 from hf_dr.evaluation.runs import Run, read_run
@@ -118,6 +120,23 @@ def test_a_comparison_end_to_end_goes_on_where_it_stopped(config, tmp_path, caps
     assert main(["compare", "--config", str(config)]) == 0
     assert (out / "erm-0" / "all_results.json").stat().st_mtime_ns == written
     assert (out / "erm-1" / "all_results.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"train": [1]}, r"`train` must be a mapping with `dataset`, got \[1\]"),
+     ({"train": {"student": "x"}}, "`train` must be a mapping with `dataset`, got {'student': 'x'}"),
+     ({"evaluate": {}}, "`evaluate` must be a mapping with `sets`, got {}. Add it"),
+     ({"seeds": []}, "`seeds` must be at least one number, got none")],
+)  # fmt: skip
+def test_settings_are_looked_at_before(config, capsys, change, message):
+    config.write_text(yaml.safe_dump({**yaml.safe_load(config.read_text()), **change}), encoding="utf-8")
+    assert main(["compare", "--config", str(config)]) == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_a_mapping_of_settings_is_given_on_as_json():
+    assert as_arguments({"model_args": {"img_size": 32}}) == ["--model_args", '{"img_size": 32}']
 
 
 def test_save_needs_a_folder(config, capsys):

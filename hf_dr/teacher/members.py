@@ -122,11 +122,11 @@ def _load(name: str, card: bool, fallback: Preprocessing | None, strict: bool) -
         if not (folder / "config.json").is_file():
             raise TeacherError(f"the model's folder {name} must hold a config.json, found none. Name {HOW_TO_NAME}.")
         return _load_transformers(name, str(folder), None, card, fallback, strict)
+    if "@" in name and Path(name.partition("@")[0]).expanduser().is_dir():
+        raise TeacherError(f"a revision must come with a Hub id, got {name!r}, which is a folder. Leave it out.")
     if folder.is_file() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise TeacherError(f"a model must be {HOW_TO_NAME}; {name!r} is none of these (no such folder).")
     repo_id, _, revision = name.partition("@")
-    if revision and Path(repo_id).is_dir():
-        raise TeacherError(f"a revision must come with a Hub id, got {name!r}, which is a folder. Leave it out.")
     return _load_transformers(repo_id, repo_id, revision or None, card, fallback, strict)
 
 

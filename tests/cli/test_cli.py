@@ -69,13 +69,16 @@ def test_inspect(plus, tmp_path, capsys):
     assert main(["inspect", str(plus), "--contact_sheet", str(sheet), "--json", str(file)]) == 0
     assert sheet.stat().st_size > 10_000
     assert json.loads(file.read_text())
+    assert "randaug" in capsys.readouterr().out
+
+
+def test_where_findings_go_and_classes_without_a_teacher(plus, tmp_path, capsys):
     assert main(["inspect", str(plus), "--json", str(tmp_path / "new" / "i.json")]) == 0
     assert main(["inspect", str(plus), "--json", str(tmp_path)]) == 2
     assert f"could not write {tmp_path}: " in capsys.readouterr().err
     for words in (["verify"], ["extend", "--num_views", "9", "--output_dir", str(tmp_path / "more")]):
         assert main([words[0], str(plus), *words[1:], "--teacher_classes", "by_name"]) == 2
         assert "`teacher_classes` must come with a teacher, got 'by_name' without" in capsys.readouterr().err
-    assert "randaug" in capsys.readouterr().out
 
 
 def test_verify_tells_of_damage_by_its_exit_status(plus, tmp_path, named):

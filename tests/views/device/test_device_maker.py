@@ -40,7 +40,7 @@ def spans(num_views, batch):
 def compare(maker, batch, device, *, cache_bytes=1 << 30, num_workers=0):
     chosen = spans(maker.num_views, batch)
     host = DeviceViewMaker(maker, torch.device(device), cache_bytes=cache_bytes)
-    made = list(host.batches(chosen, num_workers, batch_views=batch))
+    made = list(host.batches(chosen, num_workers))
     assert len(made) == len(chosen)
     for span, views in zip(chosen, made, strict=True):
         expected, found = maker[span], views.finish()

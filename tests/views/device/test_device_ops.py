@@ -15,12 +15,12 @@ from hf_dr.generation.verify import verify
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.views.augmentation import NO_PARTNER, PARTNER, Augmentation
 from hf_dr.views.device.augment import DeviceAugmentation
-from hf_dr.views.device.images import Images
+from hf_dr.views.device.images import pack
 from hf_dr.views.device.packing import Source, UndoneBatch, UndoneView, trim
 from hf_dr.views.device.plan import MAX_AFFINE_SIDE, NotOnDeviceError, unsupported
 from hf_dr.views.device.resampling import axis_weights
 from hf_dr.views.ops.colour import LEVELLESS, UNSIGNED
-from tests.views.device.pictures import any_size, as_columns, picture
+from tests.views.device.pictures import any_size, as_columns, made_on, picture
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 FILTERS = ("bilinear", "bicubic", "lanczos", "box", "hamming", "nearest")
@@ -30,8 +30,7 @@ GOLDEN = sorted(path.parent for path in (Path(__file__).parents[2] / "golden").g
 def check(augmentation, pictures, rows, device):
     """Compares a whole batch, image by image."""
     columns = as_columns(augmentation, rows)
-    images = Images.pack(pictures).to(torch.device(device))
-    made = DeviceAugmentation(augmentation).apply(images, columns).cpu().numpy()
+    made = made_on(device, augmentation, pictures, columns)
     for n, (picture_HWC, row) in enumerate(zip(pictures, rows, strict=True)):
         expected = np.asarray(augmentation.apply(PIL.Image.fromarray(picture_HWC), row))
         np.testing.assert_array_equal(made[n], expected, err_msg=f"{picture_HWC.shape} {row}")
@@ -111,9 +110,9 @@ def test_the_horizontal_pass_comes_first_if_told_so(device):
 
     rng = np.random.default_rng(1)
     pictures = [picture(rng, int(rng.integers(21, 90)), int(rng.integers(5, 40))) for _ in range(30)]
-    images, differing = Images.pack(pictures).to(torch.device(device)), 0
-    by_rule = DeviceAugmentation(with_passes("pillow13")).apply(images, {}).cpu().numpy()
-    horizontal = DeviceAugmentation(with_passes("horizontal")).apply(images, {}).cpu().numpy()
+    by_rule = made_on(device, with_passes("pillow13"), pictures, {})
+    horizontal = made_on(device, with_passes("horizontal"), pictures, {})
+    differing = 0
     for n, picture_HWC in enumerate(pictures):
         image = PIL.Image.fromarray(picture_HWC)
         once = image.resize((30, image.height), PIL.Image.Resampling.BILINEAR)
@@ -156,9 +155,9 @@ def test_mixing(mixing, device):
     bad = {name: values[:1] for name, values in as_columns(augmentation, [{**row, PARTNER: 0} for row in rows]).items()}
     for op, keys in augmentation.mixing:
         bad |= {keys[name]: np.array([v]) for name, v in {"lam": 0.5, "box": (0, 0, 4, 4)}.items() if name in op.params}
-    pool = torch.zeros((1, 16, 16, 3), dtype=torch.uint8, device=device)
+    _, sources = pack([np.zeros((20, 30, 3), np.uint8)])
     with pytest.raises(ReplayError, match="needs a partner image, found none"):
-        augmenter.mix(pool, bad, np.array([-1]))
+        augmenter.program(sources, bad, bad, np.array([-1]))
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -218,7 +217,7 @@ def test_damaged_parameters_are_refused_with_the_words_of_the_op(op, params, mes
     columns = as_columns(augmentation, [params])
     image = np.zeros((10, 12, 3), np.uint8)
     with pytest.raises(ReplayError, match=message):
-        DeviceAugmentation(augmentation).apply(Images.pack([image]), columns)
+        made_on("cpu", augmentation, [image], columns)
     with pytest.raises(ReplayError, match=message):
         augmentation.apply(PIL.Image.fromarray(image), params)
 
@@ -236,7 +235,7 @@ def test_a_refusal_names_row_and_view():
     batches = [view(7, 5, 0.5), view(8, 11, 0.5)], [view(7, 5, 0.5), view(9, 5, 2.0)]
     for views, message in zip(batches, ("row 8, view 3: .*box", "row 9, view 3: .*lam"), strict=True):
         with pytest.raises(ReplayError, match=message):
-            UndoneBatch.pack(augmenter, views).to("cpu")
+            UndoneBatch.pack(augmenter, views)
 
 
 def test_very_long_images_are_left_to_pillow():
@@ -244,4 +243,4 @@ def test_very_long_images_are_left_to_pillow():
     columns = as_columns(augmentation, [{"rand_augment_op": (5,), "rand_augment_level": (9,)}])
     image = np.zeros((2, MAX_AFFINE_SIDE + 1, 3), np.uint8)
     with pytest.raises(NotOnDeviceError, match="rotated and sheared by Pillow"):
-        DeviceAugmentation(augmentation).apply(Images.pack([image]), columns)
+        made_on("cpu", augmentation, [image], columns)

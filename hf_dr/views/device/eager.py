@@ -68,7 +68,9 @@ def _resample(program: Program, launch: Resizes, held: list[_Buffers]) -> None:
         for row in program.rows(launch, PASS_COLUMNS, start).tolist():
             place, stride, out, height, width, axis, _, last, _, mirrored = row
             size = (last + 1, width) if axis == 0 else (height, last + 1)
-            made_HWC = _pass(_image(held[reads], place, *size, stride), axis, (height, width)[axis], launch.interpolation)
+            made_HWC = _pass(
+                _image(held[reads], place, *size, stride), axis, (height, width)[axis], launch.interpolation
+            )
             _image(held[writes], out, height, width, width).copy_(made_HWC.flip(1) if mirrored else made_HWC)
 
 

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -134,7 +135,9 @@ class Preparer(torch.utils.data.Dataset):
         single = self.augmenter.single_params({name: values[good] for name, values in params.items()})
         if len(theirs):
             drawn = [
-                maker.augmentation.sample(view_rng(maker.seed, int(examples[n]), view), (int(heights[n]), int(widths[n])))
+                maker.augmentation.sample(
+                    view_rng(maker.seed, int(examples[n]), view), (int(heights[n]), int(widths[n]))
+                )
                 for n, view in enumerate((flat[theirs] % maker.num_views).tolist(), len(good))
             ]
             others = columns(maker.augmentation, drawn, mixing=False)
@@ -269,10 +272,11 @@ class DeviceViewMaker:
         sizes = torch.zeros((len(self.maker.images), 2), dtype=torch.int32).share_memory_()
         num_workers = min(num_workers, len(spans))
         items, known = itertools.tee(self._items(spans, num_workers))
+        chosen: Any = (item for item, _ in items)  # any iterable will do
         loader: Iterable[Decoded | Drawn] = torch.utils.data.DataLoader(
             Preparer(self.maker, sizes),
             batch_size=None,
-            sampler=(item for item, _ in items),  # type: ignore[arg-type] - any iterable will do
+            sampler=chosen,
             num_workers=num_workers,
             pin_memory=self.device.type == "cuda",
             worker_init_fn=quiet_worker,
@@ -323,15 +327,17 @@ class DeviceViewMaker:
         size = maker.matching_size or len(maker.images)
         keeps = mixes and self.keeps_images()
         there = _There(len(maker.images), 0 if keeps or not mixes else self.capacity)
-        blocks = [span.start // maker.num_views // size for span in spans]
-        last_of_block = {block: number for number, block in enumerate(blocks)}
+        rows = [(span.start // maker.num_views, (span.stop - 1) // maker.num_views + 1) for span in spans]
+        last_of_block: dict[int, int] = {}  # the last span of its examples
+        for number, (start, stop) in enumerate(rows):
+            last_of_block |= dict.fromkeys(range(start // size, (stop - 1) // size + 1), number)
         waiting: deque[tuple[int, int]] = deque()  # a span, and how many items must come before it
         count = 0
-        for number, (span, block) in enumerate(zip(spans, blocks, strict=True)):
-            needed = np.arange(span.start // maker.num_views, (span.stop - 1) // maker.num_views + 1)
-            if mixes and not (keeps and there.has(slice(block * size, (block + 1) * size))):
+        for number, (span, (start, stop)) in enumerate(zip(spans, rows, strict=True)):
+            needed, last_block = np.arange(start, stop), (stop - 1) // size
+            if mixes and not (keeps and there.has(slice(start // size * size, (last_block + 1) * size))):
                 needed = np.union1d(needed, partners_of(maker, np.arange(span.start, span.stop)))
-            for examples in there.add(needed, last_of_block[block] if keeps else number):
+            for examples in there.add(needed, last_of_block[last_block] if keeps else number):
                 yield examples, ()
                 count += 1
             waiting.append((number, count + num_workers))
@@ -382,7 +388,9 @@ class _There:
 
     def __init__(self, count: int, capacity: int) -> None:
         self._part_of = np.full(count, -1, np.int64)
-        self._parts: OrderedDict[int, tuple[np.ndarray, int]] = OrderedDict()  # its images, and the last span that needs it
+        self._parts: OrderedDict[int, tuple[np.ndarray, int]] = (
+            OrderedDict()
+        )  # its images, and the last span that needs it
         self._capacity = capacity
         self._next = self._held = 0
 

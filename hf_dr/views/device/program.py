@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -64,7 +65,7 @@ class Resizes(Launch):
         second: Where in the table the rows of the second pass begin.
         most: Largest (height, width) that each pass makes.
         interpolation: One of Pillow's filters by torchvision's name.
-        axes: Where in the table the sizes (source, output) of 2 N axes begin; rows 2 n and 2 n + 1 are height and width of image n.
+        axes: Where in the table the sizes (source, output) of 2 N axes begin, height and width of each image in turn.
         weights: Where the axes' first source pixels, int32 (2 N, X), and then weights, int32 (2 N, K, X), begin; None where
             the device computes them.
         num_outputs: X.
@@ -206,8 +207,8 @@ def _parts(images: Windows, steps: Sequence[Step], working_bytes: int) -> list[s
 
 def _part(step: Step, rows: slice) -> Step:
     """Returns a step of some of the images."""
-    arrays = {f.name: getattr(step, f.name) for f in fields(step)}
-    return replace(step, **{name: value[rows] for name, value in arrays.items() if isinstance(value, np.ndarray)})
+    values: dict[str, Any] = {f.name: getattr(step, f.name) for f in fields(step)}
+    return replace(step, **{name: value[rows] for name, value in values.items() if isinstance(value, np.ndarray)})
 
 
 def _between(heights: np.ndarray, widths: np.ndarray, step: Resample) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -274,7 +274,8 @@ class Job:
             if self._check_rows is not None:
                 self._check_rows(rows)
             self._compare(rows, first, last)
-            base = as_table(self.plan.base, first, last, image_column=provenance.image_column, readable=rows.valid)
+            column = provenance.image_column
+            base = partial(as_table, self.plan.base, first, last, image_column=column, readable=rows.valid)
             writer.write(base, rows.columns, rows.valid)
 
     def _compare(self, rows: Rows, first: int, last: int) -> None:

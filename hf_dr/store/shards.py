@@ -157,22 +157,28 @@ def check_shards(config: Path, provenance: Provenance) -> list[Path]:
         )
     first: Features | None = None
     for number, path in enumerate(shards):
-        marker, rows = read_marker(path), len(provenance.shard_range(number))
-        if marker.fingerprint != provenance.fingerprint:
-            raise FormatError(
-                f"{path} must carry the fingerprint of its {PROVENANCE_FILE}, found another. Make it again."
-            )
-        if marker.num_rows != rows:
-            raise FormatError(f"{path} must have {rows} rows, found {marker.num_rows}. Fetch or make it again.")
-        features = read_features(path)
-        if first is None:
-            first = features
-            check_columns(features, provenance, str(path))
-        elif features != first:
-            raise FormatError(
-                f"{path} must have the columns of the first shard, found {features}. Fetch or make it again."
-            )
+        try:
+            features = _check_shard(path, provenance, len(provenance.shard_range(number)), first)
+        except FormatError:
+            check_all_digests(shards[:number])  # the first that is damaged is named, not the first that cannot be opened
+            raise
+        first = first or features
     return shards
+
+
+def _check_shard(path: Path, provenance: Provenance, rows: int, first: Features | None) -> Features:
+    """Returns the columns of a shard, if it is of the run and has the columns of the first; `first` is None for that one."""
+    marker = read_marker(path)
+    if marker.fingerprint != provenance.fingerprint:
+        raise FormatError(f"{path} must carry the fingerprint of its {PROVENANCE_FILE}, found another. Make it again.")
+    if marker.num_rows != rows:
+        raise FormatError(f"{path} must have {rows} rows, found {marker.num_rows}. Fetch or make it again.")
+    features = read_features(path)
+    if first is None:
+        check_columns(features, provenance, str(path))
+    elif features != first:
+        raise FormatError(f"{path} must have the columns of the first shard, found {features}. Fetch or make it again.")
+    return features
 
 
 def content_version(shards: Sequence[Path]) -> str:
@@ -229,6 +235,16 @@ def check_digests(path: Path) -> None:
             f"{path} must hold what was written, but its columns {', '.join(changed)} have other digests: values were changed, "
             "or rows swapped. Fetch or make it again."
         )
+
+
+def check_all_digests(shards: Iterable[Path]) -> None:
+    """Reads whole shards, in order.
+
+    Raises:
+        FormatError: One is not what was written; the first of them is named.
+    """
+    for path in shards:
+        check_digests(path)
 
 
 def remove_temporaries(folder: Path, shards: Iterable[str] = ("",)) -> None:

@@ -1,7 +1,8 @@
 """Kills, fills the disk, cuts the Hub, damages files, goes on, and compares with what an undisturbed run made.
 
-    python benchmarks/soak.py --full --minutes 30 --json benchmarks/results/soak.json
-    python benchmarks/soak.py --kind flip --trials 1000               # one kind, so many times
+    python benchmarks/soak.py --minutes 30 --json benchmarks/results/soak.json        # all kinds in turn
+    python benchmarks/soak.py --full --json benchmarks/results/soak_full.json         # 1,000 flips, 200 swaps, the whole grid
+    python benchmarks/soak.py --kind flip --first 17 --trials 1                       # one trial again
 
 Kinds of trials take turns, each drawn from (seed, kind, number). What is disturbed is a fork of this process. It is killed at
 a random file operation or moment, or from a random operation on no file may grow beyond a random size, as on a full disk; the
@@ -14,9 +15,8 @@ tests' Hub on 127.0.0.1 cuts, refuses or garbles requests. Nothing may end in an
 - `grid`: the same, where each of 21 faults meets each request of each way to push, one after the other;
 - `flip`, `swap`: in one or two shards, a flipped bit, or swapped rows or values, are found by `verify` and refused by a push,
   which name the first of them; once that one is whole again, the second. A flip that changes no value, feature, marker or
-  statistic is counted (`flips_without_effect`, by where it fell), and another bit is flipped.
-
-`--full` begins with 1,000 trials of `flip`, 200 of `swap` and the whole grid; the other kinds follow for so many minutes.
+  statistic is counted by where it fell (`flips_without_effect_in_`), and another bit is flipped. `num_bytes`, of which the card
+  makes a size, is not compared.
 
 Where a trial is not well it is said how to repeat it, its files are kept, and the exit code is 1.
 """
@@ -33,6 +33,7 @@ import traceback
 import zlib
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -76,9 +77,10 @@ def reinforcing(part: Part, folder: Path) -> None:
     """Makes, or goes on with, a "+" dataset of six shards, or a part of them."""
     rng, labels = np.random.default_rng(0), [row % len(conftest.CLASSES) for row in range(24)]
     cells = [conftest.as_cell(conftest.colour_image(rng, label)) for label in labels]
+    cells[13]["bytes"] = b"no image"
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=[*conftest.CLASSES])})
     data = datasets.Dataset.from_dict({"image": cells, "label": labels}, features=features)
-    config = ReinforceConfig(str(folder), "all_ops", num_views=4, top_k=3, shard_size=4)
+    config = ReinforceConfig(str(folder), "all_ops", num_views=4, top_k=3, shard_size=4, on_bad_image="skip")
     reinforce_job(data, conftest.colour_teacher(), conftest.ALL_OPS, config).run(part)
 
 
@@ -106,7 +108,10 @@ def pushing(plus: Path, way: str, folder: Path) -> Any:
 def looking(folder: Path) -> list[str]:
     """Returns what `verify` of one row and a push say of damaged files; nothing where they find none."""
     said = []
-    for look in (lambda: verify(folder, ask_teacher=False, num_rows=1).problems, lambda: push_to_hub(folder, faults.REPO)):
+    for look in (
+        lambda: verify(folder, ask_teacher=False, num_rows=1).problems,
+        lambda: push_to_hub(folder, faults.REPO),
+    ):
         try:
             said.append("".join(look()[:1]))
         except HfDrError as error:  # a push that does not refuse finds no Hub
@@ -178,14 +183,15 @@ def flip(path: Path, rng: Rng) -> int:
 
 
 def flip_with_effect(path: Path, intact: Path, rng: Rng) -> list[str]:
-    """Flips bits until one changes what is read; returns where the others fell, `pages` or `footer`."""
+    """Flips bits until one changes what is read; returns where the others fell: `pages`, `num_bytes` or the rest of the `footer`."""
     none = []
     while reads_the_same(path, intact):
         shutil.copy(intact, path)
         place = flip(path, rng)
         if reads_the_same(path, intact):
             footer = intact.stat().st_size - 8 - int.from_bytes(intact.read_bytes()[-8:-4], "little")
-            none.append("footer" if place >= footer else "pages")
+            size = read_marker(path).num_bytes != read_marker(intact).num_bytes
+            none.append("num_bytes" if size else "footer" if place >= footer else "pages")
     return none
 
 
@@ -203,12 +209,17 @@ def swap(path: Path, rng: Rng) -> None:
 
 
 def reads_the_same(path: Path, intact: Path) -> bool:
-    """Whether a shard has the table, the features, the marker and the statistics of another."""
+    """Whether a shard has the table, the features, the marker (but for `num_bytes`) and the statistics of another."""
     try:
         one, other = pq.read_table(path), pq.read_table(intact)
-        same = one.to_pylist() == other.to_pylist() and one.schema.metadata == other.schema.metadata
-        groups = [str(pq.read_metadata(file).row_group(0).column(0).statistics) for file in (path, intact)]
-        return same and groups[0] == groups[1] and read_marker(path) == read_marker(intact)
+        same = str(one.to_pylist()) == str(other.to_pylist()) and one.schema.metadata == other.schema.metadata
+        groups = [pq.read_metadata(file).row_group(0).to_dict()["columns"] for file in (path, intact)]
+        statistics = [[column["statistics"] for column in columns] for columns in groups]
+        return (
+            same
+            and statistics[0] == statistics[1]
+            and replace(read_marker(path), num_bytes=0) == replace(read_marker(intact), num_bytes=0)
+        )
     except (FormatError, OSError, pa.ArrowException, ValueError):
         return False
 
@@ -375,7 +386,7 @@ def main() -> None:
     flags = common.parser(__doc__)
     flags.add_argument("--minutes", type=float, default=1.0, help="How long, in whole rounds of all kinds. Default: 1.")
     flags.add_argument("--trials", type=int, help="So many rounds, in place of --minutes.")
-    flags.add_argument("--full", action="store_true", help=f"First so many trials of some kinds: {FULL}.")
+    flags.add_argument("--full", action="store_true", help=f"So many trials of some kinds instead of rounds: {FULL}.")
     flags.add_argument("--first", type=int, default=0, help="The number of the first round. Default: 0.")
     flags.add_argument("--seed", type=int, default=0, help="Default: 0.")
     flags.add_argument("--kind", nargs="+", choices=KINDS, default=[*KINDS], help="Default: all.")
@@ -383,19 +394,19 @@ def main() -> None:
     with common.working_folder() as home:
         HUB.start()
         soak = Soak(home)
-        full = {kind: count for kind, count in FULL.items() if given.full and kind in given.kind}
-        for kind, count in full.items():
-            for number in range(count):
-                soak.trial(kind, number, given.seed)
         number, began = given.first, time.monotonic()
-        while number < given.first + given.trials if given.trials else time.monotonic() < began + 60 * given.minutes:
+        for kind, count in FULL.items() if given.full else ():
+            for trial in range(count):
+                soak.trial(kind, trial, given.seed)
+        while not given.full and (
+            number < given.first + given.trials if given.trials else time.monotonic() < began + 60 * given.minutes
+        ):
             for kind in given.kind:
-                if kind not in full:
-                    soak.trial(kind, number, given.seed)
+                soak.trial(kind, number, given.seed)
             number += 1
-    result = {kind: f"{soak.well[kind]} of {soak.tried[kind]}" for kind in given.kind}
+    result = {kind: f"{soak.well[kind]} of {tried}" for kind, tried in soak.tried.items()}
     common.table([[*pair] for pair in result.items()], ["kind", "ended well"])
-    common.finish({**result, **soak.counts, "minutes_of_rounds": (time.monotonic() - began) / 60}, given)
+    common.finish({**result, **soak.counts, "minutes": (time.monotonic() - began) / 60}, given)
     if soak.well != soak.tried:
         sys.exit(1)
 

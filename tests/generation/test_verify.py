@@ -486,7 +486,9 @@ def footer(shard):
 
 @pytest.mark.parametrize("later", [values, bytes_of_a_page, footer])
 @pytest.mark.parametrize("earlier", [values, bytes_of_a_page, footer])
-def test_of_two_damaged_shards_the_first_is_named(tmp_path, tiny_folder, tiny_dataset, tiny_teacher, caplog, earlier, later):
+def test_of_two_damaged_shards_the_first_is_named(
+    tmp_path, tiny_folder, tiny_dataset, tiny_teacher, caplog, earlier, later
+):
     """Also where the second one is what cannot be opened."""
     folder = shutil.copytree(tiny_folder, tmp_path / "plus")
     _, first, second = sorted(folder.rglob("*.parquet"))

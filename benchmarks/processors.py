@@ -36,6 +36,7 @@ KINDS = {
     "sse4": {ATEN: "default", ONEDNN: "SSE41", MKL: "SSE4_2"},
     "mkl_compatible": {CBWR: "COMPATIBLE"},
 }
+PRECISIONS = ("fp32", "bf16")
 TOP_K, BATCH = 10, 16
 
 
@@ -46,17 +47,19 @@ def teacher_of(name: str, weights: Path | None, precision: str) -> Teacher:
     return Teacher.from_pretrained(f"timm:{name}@{weights}/{name}.in1k.safetensors", precision=precision, device="cpu")
 
 
-def answer(name: str, weights: Path | None, plus: Path, precision: str, out: Path) -> None:
-    """Writes the log-probabilities (views, C) of a teacher to all stored views."""
+def answer(kind: str, names: list[str], weights: Path | None, home: Path) -> None:
+    """Writes the log-probabilities (views, C) of the teachers to all stored views, in fp32 and in bf16."""
     torch.set_num_threads(1)
-    teacher = teacher_of(name, weights, precision)
-    opened = load_reinforced(plus)
-    places = list(itertools.product(range(len(opened)), range(opened.num_views)))
-    found = []
-    for start in range(0, len(places), BATCH):
-        views_BHWC = np.stack([np.asarray(opened.image(*place)) for place in places[start : start + BATCH]])
-        found.append(teacher(torch.from_numpy(views_BHWC).permute(0, 3, 1, 2)).numpy())
-    np.save(out, np.concatenate(found))
+    for name in names:
+        plus = load_reinforced(home / name)
+        places = itertools.product(range(len(plus)), range(plus.num_views))
+        views_BCHW = torch.from_numpy(np.stack([np.asarray(plus.image(*place)) for place in places])).permute(
+            0, 3, 1, 2
+        )
+        for precision in PRECISIONS:
+            teacher = teacher_of(name, weights, precision)
+            found = torch.cat([teacher(part) for part in views_BCHW.split(BATCH)])
+            np.save(home / f"{name}-{precision}-{kind}.npy", found.numpy())
 
 
 def units(one_NK: np.ndarray, other_NK: np.ndarray) -> np.ndarray:
@@ -92,22 +95,19 @@ def main() -> None:
             reinforce(
                 images, teacher_of(name, given.weights, "fp32"), Augmentation.named("randaug_mixing", size), settings
             )
-        for precision in ("fp32", "bf16"):
+        for kind, variables in KINDS.items():
+            os.environ.update(variables)
+            process = context.Process(target=answer, args=(kind, names, given.weights, home))
+            process.start()
+            process.join()
+            for variable in variables:
+                del os.environ[variable]
+        for precision in PRECISIONS:
             found: dict[str, list[np.ndarray]] = {}
             means, acts = [], set()
             for name in names:
-                answers = {}
-                for kind, variables in KINDS.items():
-                    out = home / f"{name}-{precision}-{kind}.npy"
-                    os.environ.update(variables)
-                    process = context.Process(target=answer, args=(name, given.weights, home / name, precision, out))
-                    process.start()
-                    process.join()
-                    for variable in variables:
-                        del os.environ[variable]
-                    answers[kind] = np.load(out)
-                    if (answers[kind] != answers["as_it_is"]).any():
-                        acts.add(kind)
+                answers = {kind: np.load(home / f"{name}-{precision}-{kind}.npy") for kind in KINDS}
+                acts |= {kind for kind in KINDS if (answers[kind] != answers["as_it_is"]).any()}
                 for one, other in itertools.permutations(KINDS, 2):
                     compared = compare(answers[one], answers[other])
                     means.append(compared["kl"].mean())

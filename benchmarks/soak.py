@@ -1,11 +1,12 @@
 """Kills, fills the disk, cuts the Hub, damages files, goes on, and compares with what an undisturbed run made.
 
     python benchmarks/soak.py --minutes 30 --json benchmarks/results/soak.json        # all kinds in turn
-    python benchmarks/soak.py --full --json benchmarks/results/soak_full.json         # 1,000 flips, 200 swaps, the whole grid
+    python benchmarks/soak.py --full --kind flip swap --json benchmarks/results/soak_damage.json   # 1,000 and 200 trials
+    python benchmarks/soak.py --full --kind grid --json benchmarks/results/soak_grid.json          # each fault at each request
     python benchmarks/soak.py --kind flip --first 17 --trials 1                       # one trial again
 
-Kinds of trials take turns, each drawn from (seed, kind, number). What is disturbed is a fork of this process. It is killed at
-a random file operation or moment, or from a random operation on no file may grow beyond a random size, as on a full disk; the
+Kinds of trials take turns, each drawn from (seed, kind, number). What is disturbed is a fork of this process. It is killed at a
+random file operation or moment, or from a random operation on no file may grow beyond a random size, as on a full disk; the
 tests' Hub on 127.0.0.1 cuts, refuses or garbles requests. Nothing may end in another error than this package's own, and
 
 - `reinforce`: started again, a run ends in the same bytes, whether killed, out of room, with a damaged shard, or beside another
@@ -183,7 +184,7 @@ def flip(path: Path, rng: Rng) -> int:
 
 
 def flip_with_effect(path: Path, intact: Path, rng: Rng) -> list[str]:
-    """Flips bits until one changes what is read; returns where the others fell: `pages`, `num_bytes` or the rest of the `footer`."""
+    """Flips bits until one changes what is read; returns where the others fell: `pages`, `num_bytes`, the rest of the `footer`."""
     none = []
     while reads_the_same(path, intact):
         shutil.copy(intact, path)
@@ -335,7 +336,7 @@ class Soak:
                 none = flip_with_effect(path, whole, rng)
                 self.counts.update(f"flips_without_effect_in_{place}" for place in none)
         for path, whole in zip(damaged, intact, strict=True):
-            for look, said in zip(("verify", "push"), run(looking, folder)[0], strict=True):
+            for look, said in zip(("verify", "push"), looking(folder), strict=True):
                 if re.findall(r"train-\d+-of-\d+\.parquet", said)[:1] != [path.name]:
                     raise NotWellError(f"{look} must name {path.name} first, but it said: {said or 'nothing'}")
             self.counts[f"{kind}s_found"] += 1
@@ -395,8 +396,8 @@ def main() -> None:
         HUB.start()
         soak = Soak(home)
         number, began = given.first, time.monotonic()
-        for kind, count in FULL.items() if given.full else ():
-            for trial in range(count):
+        for kind in FULL.keys() & set(given.kind) if given.full else ():
+            for trial in range(FULL[kind]):
                 soak.trial(kind, trial, given.seed)
         while not given.full and (
             number < given.first + given.trials if given.trials else time.monotonic() < began + 60 * given.minutes

@@ -2,6 +2,7 @@
 
     python benchmarks/storage.py --data DATA --weights WEIGHTS            # randaug, randaug_mixing, kl
     python benchmarks/storage.py --data DATA --weights WEIGHTS --sweep    # and every encoding of every column
+    python benchmarks/storage.py --data DATA --checks                     # only the price of finding damage
 
 Counts every column that the reinforcement adds (hashes and source_index too, the base's own columns not), as they lie
 in the Parquet file that the real job writes. K = 10 of 1,000 classes, V = 50. The price of checksums of pages and digests of
@@ -26,8 +27,8 @@ import torch
 
 from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.job import reinforce_job
-from hf_dr.store.schema import TEACHER_LOGPROBS, is_reserved
 from hf_dr.store import shards
+from hf_dr.store.schema import TEACHER_LOGPROBS, is_reserved
 from hf_dr.store.shards import ZSTD_LEVEL, ShardWriter, check_digests, column_encoding, read_features, read_marker
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.views.augmentation import Augmentation
@@ -219,6 +220,7 @@ def main() -> None:
     flags = common.parser(__doc__)
     flags.add_argument("--examples", type=int, help="Photos; each gets 50 views. Default: 100, or 20 with --quick.")
     flags.add_argument("--sweep", action="store_true", help="Also try other encodings, codecs and shard sizes.")
+    flags.add_argument("--checks", action="store_true", help="Only the price of checksums and digests, for randaug.")
     flags.add_argument("--keep", type=Path, help="Keep the shards in this folder, and take those that are there.")
     arguments: argparse.Namespace = flags.parse_args()
     count = arguments.examples or (20 if arguments.quick else 100)
@@ -229,15 +231,18 @@ def main() -> None:
     result: dict[str, Any] = {"data": data, "teacher": who, "examples": count, "num_views": NUM_VIEWS}
     kl, by_column = [], {}
     with common.working_folder() as temporary:
+        if arguments.checks:
+            shard, _ = remembered(teacher, photos, "randaug", arguments.keep or temporary)
+            price = price_of_checks(shard, temporary, 3 if arguments.quick else 15)
+            common.table([[key, value] for key, value in price.items()], ["checks", "with / without"])
+            common.finish({**result, **price, "shard_bytes": shard.stat().st_size}, arguments)
+            return
         for name in TARGETS:
             folder = arguments.keep or temporary
             shard, exact = remembered(teacher, photos, name, folder)
             by_column[name] = bytes_by_column(shard)
             result[name] = sum(by_column[name].values())
             kl.append(kl_of_storing(exact, stored_logprobs(shard)))
-            price = price_of_checks(shard, temporary, 3 if arguments.quick else 9)
-            result |= {f"{name}_checks_{key}": value for key, value in price.items()}
-            common.table([[key, value] for key, value in price.items()], [f"{name}: checks", "with / without"])
             if arguments.sweep:
                 print(f"== {name}")
                 sweep(shard)

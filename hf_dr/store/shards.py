@@ -244,8 +244,8 @@ def check_digests(path: Path) -> None:
         )
     if list(marker.skipped_rows) != skipped:
         raise FormatError(
-            f"{path} must tell its rows without reinforcement, {skipped}, but tells {list(marker.skipped_rows)}. Fetch or make it "
-            "again."
+            f"{path} must tell its rows without reinforcement, {skipped}, but tells {list(marker.skipped_rows)}. Fetch or make "
+            "it again."
         )
 
 
@@ -255,8 +255,8 @@ def _check_statistics(path: Path, group: Any, table: pa.Table) -> None:
     found = pc.min_max(table[SOURCE_INDEX]).as_py()
     if told is None or found != {"min": told.min, "max": told.max}:
         raise FormatError(
-            f"{path} must have the statistics of `{SOURCE_INDEX}`, {found['min']} to {found['max']}, found others. Fetch or make "
-            "it again."
+            f"{path} must have the statistics of `{SOURCE_INDEX}`, {found['min']} to {found['max']}, found others. Fetch or "
+            "make it again."
         )
 
 

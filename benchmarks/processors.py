@@ -81,16 +81,20 @@ def compare(stored_NC: np.ndarray, fresh_NC: np.ndarray) -> dict[str, np.ndarray
 
 def main() -> None:
     flags = common.parser(__doc__)
-    flags.add_argument("--examples", type=int, help="Images, of 4 views each. Default: 100, or 8 with --quick.")
+    flags.add_argument(
+        "--examples", type=int, help="Photos, of 4 views each, and 8 times as many images of 28x28. Default: 100."
+    )
     given = flags.parse_args()
-    count = given.examples or (8 if given.quick else 100)
+    count = given.examples or (2 if given.quick else 100)
     names = ["fashion"] if given.weights is None else ["fashion", common.LITE0, common.LITE0.replace("0", "1")]
     context, rows = multiprocessing.get_context("spawn"), []
-    result: dict[str, Any] = {"kinds": " ".join(KINDS), "emulated": True, "views_of_each_teacher": 4 * count}
+    result: dict[str, Any] = {"kinds": " ".join(KINDS), "emulated": True, "teachers": " ".join(names), "photos": count}
     with common.working_folder() as home:
         for name in names:
-            images, _ = (common.small_images if name == "fashion" else common.photos)(given.data, count)
-            size = 28 if name == "fashion" else 240 if name.endswith("1") else 224
+            if name == "fashion":
+                images, size = common.small_images(given.data, 8 * count)[0], 28
+            else:
+                images, size = common.photos(given.data, count)[0], 240 if name.endswith("1") else 224
             settings = ReinforceConfig(str(home / name), num_views=4, top_k=TOP_K, label_column="none")
             reinforce(
                 images, teacher_of(name, given.weights, "fp32"), Augmentation.named("randaug_mixing", size), settings

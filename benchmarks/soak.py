@@ -184,7 +184,7 @@ def flip(path: Path, rng: Rng) -> int:
 
 
 def flip_with_effect(path: Path, intact: Path, rng: Rng) -> list[str]:
-    """Flips bits until one changes what is read; returns where the others fell: `pages`, `num_bytes`, the rest of the `footer`."""
+    """Flips bits until one changes what is read; tells where others fell: in `pages`, `num_bytes` or else the `footer`."""
     none = []
     while reads_the_same(path, intact):
         shutil.copy(intact, path)

@@ -19,9 +19,12 @@ tests' Hub on 127.0.0.1 cuts, refuses or garbles requests. Nothing may end in an
   statistic is counted by where it fell (`flips_without_effect_in_`), and another bit is flipped. `num_bytes`, of which the card
   makes a size, is not compared.
 
-Where a trial is not well it is said how to repeat it, its files are kept, and the exit code is 1.
+Where a trial is not well it is said how to repeat it, its files are kept, and the exit code is 1. Ctrl-C ends it with the
+figures so far.
 """
 
+import contextlib
+import math
 import os
 import re
 import resource
@@ -75,13 +78,13 @@ class NotWellError(Exception):
 
 
 def reinforcing(part: Part, folder: Path) -> None:
-    """Makes, or goes on with, a "+" dataset of six shards, or a part of them."""
+    """Makes, or goes on with, a "+" dataset of three shards, or a part of them."""
     rng, labels = np.random.default_rng(0), [row % len(conftest.CLASSES) for row in range(24)]
     cells = [conftest.as_cell(conftest.colour_image(rng, label)) for label in labels]
     cells[13]["bytes"] = b"no image"
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=[*conftest.CLASSES])})
     data = datasets.Dataset.from_dict({"image": cells, "label": labels}, features=features)
-    config = ReinforceConfig(str(folder), "all_ops", num_views=4, top_k=3, shard_size=4, on_bad_image="skip")
+    config = ReinforceConfig(str(folder), "all_ops", num_views=4, top_k=3, shard_size=8, on_bad_image="skip")
     reinforce_job(data, conftest.colour_teacher(), conftest.ALL_OPS, config).run(part)
 
 
@@ -246,7 +249,6 @@ class Soak:
         method, name = KINDS[kind]
         rng = np.random.default_rng([seed, zlib.crc32(kind.encode()), number])
         folder = self.home / f"{kind}-{number}" / "work"
-        self.tried[kind] += 1
         try:
             getattr(self, method)(name, rng, folder)
             self.well[kind] += 1
@@ -256,6 +258,7 @@ class Soak:
             print(f"{kind} {number} is not well: {error}\nIts files: {kept}. To repeat it:", file=sys.stderr)
             again = f"--seed {seed} --kind {kind} --first {number} --trials 1"
             print(f"    python benchmarks/soak.py {again}\n", file=sys.stderr)
+        self.tried[kind] += 1
 
     def work(self, name: str, kept: int | None = None) -> Work:
         return partial(reinforcing, WHOLE) if name == "reinforce" else partial(training, self.plus, kept)
@@ -293,7 +296,7 @@ class Soak:
         shutil.copytree(self.places[name], folder)
         shutil.rmtree(folder / "final", ignore_errors=True)
         last = Path(str(last_checkpoint(str(folder)))) if name == "train" else folder / "all_ops"
-        path = sorted(last.glob("*.*" if name == "train" else "*.parquet"))[rng.integers(6)]
+        path = rng.choice(sorted(last.glob("*.*" if name == "train" else "*.parquet")))
         intact = self.places[name] / path.relative_to(folder)
         if rng.random() < 0.3:
             path.unlink()
@@ -395,16 +398,17 @@ def main() -> None:
     with common.working_folder() as home:
         HUB.start()
         soak = Soak(home)
+        limits = FULL if given.full else dict.fromkeys(KINDS, given.trials or math.inf)
+        rounds = max(limits.get(kind, 0) for kind in given.kind)
         number, began = given.first, time.monotonic()
-        for kind in FULL.keys() & set(given.kind) if given.full else ():
-            for trial in range(FULL[kind]):
-                soak.trial(kind, trial, given.seed)
-        while not given.full and (
-            number < given.first + given.trials if given.trials else time.monotonic() < began + 60 * given.minutes
-        ):
-            for kind in given.kind:
-                soak.trial(kind, number, given.seed)
-            number += 1
+        with contextlib.suppress(KeyboardInterrupt):  # the figures so far are told
+            while number < given.first + rounds and (
+                rounds < math.inf or time.monotonic() < began + 60 * given.minutes
+            ):
+                for kind in given.kind:
+                    if number < given.first + limits.get(kind, 0):
+                        soak.trial(kind, number, given.seed)
+                number += 1
     result = {kind: f"{soak.well[kind]} of {tried}" for kind, tried in soak.tried.items()}
     common.table([[*pair] for pair in result.items()], ["kind", "ended well"])
     common.finish({**result, **soak.counts, "minutes": (time.monotonic() - began) / 60}, given)

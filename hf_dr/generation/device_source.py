@@ -40,10 +40,10 @@ class DeviceSource:
     def answers(self, spans: Sequence[Span]) -> Generator[ViewColumns]:
         """Yields the columns of each span; the device has a few batches of work before it."""
         labeller = self._labeller
-        ask = Graphed(labeller.ask)
+        ask = Graphed(labeller.ask_all)
 
         def begin(made: MadeViews) -> Reply:
-            return labeller.begin(made.batch.span, made.pixels, ask)
+            return labeller.begin(made.batch, made.pixels, ask)
 
         def complete(made: MadeViews, reply: Reply) -> ViewColumns:
             return labeller.complete(made.finish(), reply)

@@ -457,8 +457,17 @@ def _teachers(config: CardConfig | PlannedConfig) -> list[str]:
             commercial.append(f"{inline(name)} ({inline(license)})")
         rows.append([_linked(name) + at, inline(license or "unknown"), *_preprocessing(member.get("preprocessing"))])
     parts = [markdown_table(["teacher", "licence", "input", "mean", "std", "filter"], rows)]
-    if len(members) > 1:
+    folds = next((member["left_out"]["of"] for member in members if member.get("left_out")), 1)
+    if folds > 1:
+        parts.append(
+            f"Each image was answered by what has not seen it: the teachers were trained on {folds} folds of the images, each "
+            f"without one. The fold of an image is its `image_hash` modulo {folds}. Its partner in a mix may have been seen."
+        )
+    if len(members) > folds:
         parts.append("Their probabilities are averaged.")
+    temperature = _about(config).teacher.get("temperature")
+    if temperature is not None:
+        parts.append(f"The logarithms of the probabilities were divided by the temperature {temperature:g}.")
     made = _about(config).teacher.get(EXTENDED_FROM)
     if isinstance(config, CardConfig) and made is not None:
         parts.append(

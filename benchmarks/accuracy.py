@@ -113,8 +113,13 @@ CASES = {
 }  # fmt: skip
 
 
-# With --small: views, epochs of a ResNet, and the teachers' epochs of fine-tuning.
-SMALL = {"fashion_mnist": (4, 4), "cifar10": (2, 6), "tiny_imagenet": (2, 4), "grocery": (8, 24)}
+# With --small: rows, views and epochs of a ResNet.
+SMALL = {
+    "fashion_mnist": (10_000, 4, 4),
+    "cifar10": (4000, 2, 12),
+    "tiny_imagenet": (4000, 2, 10),
+    "grocery": (1253, 8, 24),
+}
 
 
 def case_of(name: str, flags: Any) -> Case:
@@ -122,7 +127,7 @@ def case_of(name: str, flags: Any) -> Case:
     case = CASES[name]
     if not flags.small:
         return case
-    num_views, epochs = SMALL[name]
+    _, num_views, epochs = SMALL[name]
     few = {"teacher_views": min(case.teacher_views, 2), "teacher_epochs": 0, "corruptions": ("jpeg_compression",)}
     return replace(case, num_views=num_views, epochs={"resnet": epochs}, **few)
 
@@ -239,14 +244,18 @@ def base_of(name: str, flags: Any) -> Path:
         return common.EMBEDDED / "fashion_mnist"
     case = CASES[name]
     folder = flags.data / case.folder
-    return shrunk(folder, flags.work / name / "base", case.shrunk) if case.shrunk else folder
+    if not case.shrunk and not flags.small:
+        return folder
+    return shrunk(folder, flags.work / name / "base", case.shrunk, SMALL[name][0] if flags.small else None)
 
 
-def shrunk(folder: Path, to: Path, side: int) -> Path:
-    """Makes a copy of both splits with photos of so many pixels on the shorter side, if it is not there."""
+def shrunk(folder: Path, to: Path, side: int, rows: int | None = None) -> Path:
+    """Makes a copy of both splits with photos of so many pixels on the shorter side (0: as they are), if it is not there."""
 
     def shrink(row: dict[str, Any]) -> dict[str, Any]:
         image = row["image"].convert("RGB")
+        if not side:
+            return {"image": image}
         share = side / min(image.size)
         return {"image": image.resize([round(share * old) for old in image.size], PIL.Image.Resampling.BICUBIC)}
 
@@ -255,6 +264,8 @@ def shrunk(folder: Path, to: Path, side: int) -> Path:
         if not path.exists():
             to.mkdir(parents=True, exist_ok=True)
             photos = datasets.load_dataset("parquet", data_files={split: f"{folder}/{split}-*.parquet"}, split=split)
+            if rows is not None and split == "train":
+                photos = photos.select(range(min(rows, len(photos))))
             photos.map(shrink).to_parquet(path.with_suffix(".tmp"))
             path.with_suffix(".tmp").replace(path)
     return to

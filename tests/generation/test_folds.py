@@ -195,8 +195,8 @@ def test_a_temperature_divides_the_logarithms_of_the_average(temperature, member
 
 
 def test_the_temperature_1_changes_no_byte(tmp_path, tiny_dataset, tiny_teacher):
-    one = make(tmp_path / "first", tiny_dataset, tiny_teacher, 2)
-    other = make(tmp_path / "second", tiny_dataset, Teacher(tiny_teacher.members, temperature=1.0), 2)
+    one = make(tmp_path / "plain-plus", tiny_dataset, tiny_teacher, 2)
+    other = make(tmp_path / "other-plus", tiny_dataset, Teacher(tiny_teacher.members, temperature=1.0), 2)
     assert_same(one, other)
     assert "temperature" not in (one / "a" / PROVENANCE_FILE).read_text()
     softer = make(tmp_path / "softer", tiny_dataset, Teacher(tiny_teacher.members, temperature=2.0), 2)

@@ -178,12 +178,11 @@ def verify(
     problems = _damaged_shards(plus)
     maker = None if device is None else (DeviceAugmentation(whole.augmentation), torch.device(device))
     compared = _Comparison(asked, batch_size, provenance)
-    image_hashes = whole.image_hashes
     with progress_bar(total=len(rows) * whole.num_views, desc="verifying", unit="view", unit_scale=True) as bar:
-        for row in rows.tolist():
+        for row, image_hash in zip(rows.tolist(), whole.image_hashes[rows], strict=True):
             stored = whole.views_hash(row)
             try:
-                found = _replay_row(whole, row, image_hashes[row], compared, maker)
+                found = _replay_row(whole, row, image_hash, compared, maker)
                 if stored not in (None, found):
                     problems.append(f"row {row}: the replayed pixels are not those that the teacher saw")
             except (ReplayError, FormatError) as error:

@@ -53,7 +53,8 @@ def test_each_row_is_answered_by_the_teacher_that_has_not_seen_it(folds, base, t
         assert not np.allclose(fresh[1 - fold], stored, atol=2e-3)
     assert main(["verify", str(tmp_path / "plus"), "--teacher", str(folds)]) == 0
     card = (tmp_path / "plus" / "README.md").read_text()
-    assert "The fold of an image is its `image_hash` modulo 2." in card
+    assert "The fold of an image is its `image_hash` modulo 2. Teachers without it answered for the image." in card
+    assert "| fold-1, without fold 1 | unknown |" in card
     assert "Their probabilities are averaged." not in card
     capsys.readouterr()
     assert main(["inspect", str(tmp_path / "plus")]) == 0

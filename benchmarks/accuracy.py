@@ -273,7 +273,7 @@ def shrunk(folder: Path, to: Path, side: int, rows: int | None = None) -> Path:
 
 def reinforced(name: str, case: Case, flags: Any) -> tuple[Path, list[str]]:
     """Makes the "+" dataset if it is not there; returns it and the teacher."""
-    plus = flags.work / name / f"plus{suffix(flags)}"
+    plus = flags.work / name / f"plus{suffix(flags, of_data=True)}"
     base = base_of(name, flags)
     settings: dict[str, Any] = {"dataset": base, "split": "train", "num_views": case.num_views, "output_dir": plus}
     settings |= {"signal": flags.signal, **({"top_k": flags.top_k} if flags.top_k else {})}
@@ -330,9 +330,11 @@ def temperature_of(name: str, case: Case, flags: Any) -> float:
     return found
 
 
-def suffix(flags: Any) -> str:
-    """Tells teachers, signals and K apart in names; nothing for the usual ones."""
+def suffix(flags: Any, *, of_data: bool = False) -> str:
+    """Tells teachers, weights, signals and K apart in names (of data: all but weights); nothing for the usual ones."""
     teachers = "" if flags.teachers == "plain" else f"_{flags.teachers}"
+    if flags.label_weight and not of_data:
+        teachers += f"_labels{flags.label_weight:g}"
     signal = "" if flags.signal == "topk" and not flags.top_k else f"_{flags.signal}"
     return teachers + signal + (f"_k{flags.top_k}" if flags.top_k else "")
 
@@ -350,7 +352,8 @@ def run(name: str, student: str, flags: Any, variant: str = "", **more: Any) -> 
         "dataset": plus, "eval_dataset": base, "eval_crop": 1.0, "eval_strategy": "epoch",
         "num_train_epochs": 1 if flags.quick else case.epochs[student], "per_device_train_batch_size": 64,
         "per_device_eval_batch_size": 250, "lr_scheduler_type": "cosine", "warmup_steps": 0.05, "save_strategy": "no",
-        "logging_steps": 50, "report_to": "none", "disable_tqdm": True, **more,
+        "logging_steps": 50, "report_to": "none", "disable_tqdm": True,
+        **({"label_weight": flags.label_weight} if flags.label_weight else {}), **more,
     }  # fmt: skip
     folder = flags.work / name / f"{student}{suffix(flags)}{variant}"
     config = CompareConfig(
@@ -382,6 +385,7 @@ def main() -> None:
     parser.add_argument("--signal", choices=SIGNALS, default="topk", help="What is stored of an answer. Default: topk.")
     parser.add_argument("--top_k", type=int, help="K. Default: the recipe's, or reinforce's.")
     parser.add_argument("--teachers", choices=TEACHERS, default="plain", help="See above. Default: plain.")
+    parser.add_argument("--label_weight", type=float, help="Of the labels in the loss of reinforced. Default: 0.")
     parser.add_argument("--small", action="store_true", help="Fewer views and epochs, one corruption; a ResNet only.")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="Default: 0 1 2.")
     flags = parser.parse_args()

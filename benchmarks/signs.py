@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--teachers", choices=accuracy.TEACHERS, default="plain", help="As for accuracy.py.")
     parser.add_argument("--small", action="store_true", help="As for accuracy.py.")
     flags = parser.parse_args()
-    flags.signal, flags.top_k = "topk", None  # as the students in accuracy.json had them
+    flags.signal, flags.top_k, flags.label_weight = "topk", None, None  # as the students in accuracy.json had them
     result: dict[str, Any] = {}
     if flags.json is not None and flags.json.exists():
         result = json.loads(flags.json.read_text(encoding="utf-8"))

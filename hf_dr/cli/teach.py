@@ -139,8 +139,8 @@ def teach_command(argv: Sequence[str], prog: str) -> int:
     for setting in ("push_to_hub", "resume_from_checkpoint") if teaching.folds else ():
         if getattr(args, setting):
             raise ConfigError(
-                f"`{setting}` must be left out with `folds`, got {getattr(args, setting)}: it would be the same for all teachers. "
-                "They resume by themselves; push each folder with `hf-dr push`."
+                f"`{setting}` must be left out with `folds`, got {getattr(args, setting)}: it would be the same for all "
+                "teachers. They resume by themselves; push each folder with `hf-dr push`."
             )
     output_dir = Path(args.output_dir)
     student = _as_training(dataset, teaching, output_dir, args.seed)

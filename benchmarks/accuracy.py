@@ -34,7 +34,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -196,7 +196,7 @@ def train_teacher(
     folds = torch.from_numpy(folds_of(index_images(undecoded), num_folds)).repeat_interleave(count)
     for number, place in enumerate(fold_folders(folder, num_folds)):
         fit_head(backbone.classifier, x[folds != number], y[folds != number], case.teacher_decay)
-        setattr(model.config, CONFIG_KEY, Fold(number, num_folds, digest).to_dict())
+        setattr(model.config, CONFIG_KEY, asdict(Fold(number, num_folds, digest)))
         model.save_pretrained(place)
 
 

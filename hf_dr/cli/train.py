@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -74,7 +75,7 @@ def prepare_training(
         crop=student.eval_crop or EVAL_CROP,
     )
     if leave_out is not None:
-        setattr(model.config, CONFIG_KEY, leave_out.to_dict())
+        setattr(model.config, CONFIG_KEY, dataclasses.asdict(leave_out))
     processor = load_processor(student.student, max(data.size))
     shown = evaluation_of(model, processor, max(data.size))
     evaluation, evaluated_on = _load_evaluation(student, data, shown)

@@ -40,7 +40,7 @@ class DeviceSource:
     def answers(self, spans: Sequence[Span]) -> Generator[ViewColumns]:
         """Yields the columns of each span; the device has a few batches of work before it."""
         labeller = self._labeller
-        ask = Graphed(labeller.ask_all)
+        ask = Graphed(labeller.ask)
 
         def begin(made: MadeViews) -> Reply:
             return labeller.begin(made.batch, made.pixels, ask)

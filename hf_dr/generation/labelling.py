@@ -124,13 +124,13 @@ class Labeller:
         Args:
             batch: The views; its pixels are not looked at.
             views_BHWC: Those of them that the teacher is asked for, uint8, on any device.
-            ask: `ask_all`, or what does the same, where the teacher has no folds.
+            ask: `ask`, or what does the same, for a teacher without folds.
         """
         span = batch.span
-        if self.teacher.num_folds == 1:
-            answers_BC = (ask or self.ask_all)(views_BHWC)
-        else:
+        if ask is None or self.teacher.num_folds > 1:
             answers_BC = self.ask(views_BHWC, batch.image_hashes[self.is_asked(span)])
+        else:
+            answers_BC = ask(views_BHWC)
         scores_N = None if self.provenance.candidates is None else self._scores(answers_BC, span)
         return Reply(
             self.short_answers(span, answers_BC),
@@ -169,15 +169,13 @@ class Labeller:
             None if reply.answers is None else reply.answers.get()[0].numpy(),
         )
 
-    def ask_all(self, views_BHWC: torch.Tensor) -> torch.Tensor:
-        """Returns the log-probabilities (B, C) of a teacher without folds, on its device."""
-        return _in_whole_batches(self.teacher, views_BHWC.permute(0, 3, 1, 2))
-
-    def ask(self, views_BHWC: torch.Tensor, image_hashes_B: np.ndarray) -> torch.Tensor:
-        """Returns the teacher's log-probabilities (B, C), on its device; `image_hashes_B` tells folds apart."""
+    def ask(self, views_BHWC: torch.Tensor, image_hashes_B: np.ndarray | None = None) -> torch.Tensor:
+        """Returns the teacher's log-probabilities (B, C), on its device; `image_hashes_B` tells folds apart, if it has any."""
+        views_BCHW = views_BHWC.permute(0, 3, 1, 2)
         if self.teacher.num_folds == 1:
-            return self.ask_all(views_BHWC)
-        return self.teacher.answer(views_BHWC.permute(0, 3, 1, 2), image_hashes_B, _in_whole_batches)
+            return _in_whole_batches(self.teacher, views_BCHW)
+        assert image_hashes_B is not None
+        return self.teacher.answer(views_BCHW, image_hashes_B, _in_whole_batches)
 
     def is_asked(self, span: Span) -> np.ndarray:
         """Returns of which views of a span the teacher is asked, bool (N,)."""

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter
 
 from hf_dr.errors import TeacherError
 
@@ -49,12 +49,9 @@ class Fold:
             raise ValueError(f"`number` must be below {fold.of}")
         return fold
 
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the fold in JSON types."""
-        return asdict(self)
-
 
 _FOLD = TypeAdapter(Fold)
+_COUNT: TypeAdapter[int] = TypeAdapter(Annotated[int, Field(strict=True, ge=2, le=1000)])
 
 
 def folds_of(image_hashes: np.ndarray, num_folds: int) -> np.ndarray:
@@ -101,10 +98,8 @@ def with_members(names: Sequence[str]) -> list[str]:
             found.append(name)
             continue
         try:
-            count = TypeAdapter(Annotated[int, Field(strict=True, ge=2, le=1000)]).validate_python(
-                json.loads(file.read_text(encoding="utf-8"))["num_folds"]
-            )
-        except (ValidationError, ValueError, KeyError, TypeError) as error:
+            count = _COUNT.validate_python(json.loads(file.read_text(encoding="utf-8"))["num_folds"])
+        except (ValueError, KeyError, TypeError) as error:
             raise TeacherError(
                 f"{file} must say how many folds there are (`num_folds`), but: {error!s:.200}. Run `hf-dr teach` again."
             ) from error

@@ -7,7 +7,7 @@ import importlib.resources
 import json
 import logging
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ class Member:
 
     def provenance(self) -> dict[str, Any]:
         """Returns all but the model, in JSON types."""
-        left_out = {} if self.left_out is None else {"left_out": self.left_out.to_dict()}
+        left_out = {} if self.left_out is None else {"left_out": asdict(self.left_out)}
         return {
             **left_out,
             "id": self.id,

@@ -109,13 +109,14 @@ def test_another_number_of_processes_changes_no_number_of_steps_of_as_many_rows(
     steps = -(-rows // of_a_step)
     progress, seen, done = begun, set(), 0
     for workers, stop in [*stops, (1, steps)]:
-        parts = data.draw(st.sampled_from([(1, 1), (1, 2), (2, 1), (3, 1), (2, 2), (4, 3), (6, 1), (12, 1)]))
-        (world_size, accumulated), stop = parts, min(stop, steps - done)
+        divided = data.draw(st.sampled_from([(1, 1), (1, 2), (2, 1), (3, 1), (2, 2), (4, 3), (6, 1), (12, 1)]))
+        world_size, accumulated = divided
+        more = min(stop, steps - done)
         shares = Shares(world_size, workers, of_a_step // (world_size * accumulated), even=True)
         batches = of_all(progress, rows, shares)
         assert {-(-len(own) // accumulated) for own in batches} == {steps - done}
-        seen |= set(chain.from_iterable(batch for own in batches for batch in own[: stop * accumulated]))
-        progress, done = progress.after(shares, stop * accumulated), done + stop
+        seen |= set(chain.from_iterable(batch for own in batches for batch in own[: more * accumulated]))
+        progress, done = progress.after(shares, more * accumulated), done + more
         assert set(progress.unseen(rows).tolist()) == set(range(rows)) - seen
         assert len(seen) == min(rows, of_a_step * done), "no row of a step was seen before"
 

@@ -292,7 +292,7 @@ def test_a_step_of_as_many_rows_may_be_shared_out_otherwise(settings, tmp_path, 
     args.fsdp = sharded  # Trainer's own arguments refuse it without an accelerator
     (tmp_path / SETTINGS_FILE).write_text(json.dumps({**kept_settings(args), **there}))
     if said is None:
-        with pytest.raises(ConfigError, match="must be resumed with its own settings, but .* differs in .* there, "):
+        with pytest.raises(ConfigError, match=r"must be resumed with its own settings, but .* differs in .* there, "):
             compare_settings(tmp_path, {}, {}, args, loud=True)
         return
     compare_settings(tmp_path, {}, {}, args, loud=True)

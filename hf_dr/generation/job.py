@@ -18,6 +18,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from hf_dr.allocator import keep_freed_memory
+from hf_dr.errors import DataError
 from hf_dr.generation.agreement import LEAST_ROWS, Agreement, sample_agreement
 from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.estimate import Estimate, estimate
@@ -306,6 +307,11 @@ class Job:
             )
             return
         file_bytes = complete_run(self.folder, provenance)
+        if len(provenance.skipped_rows) == provenance.num_rows:
+            raise DataError(
+                f"at least one image must be readable, but all {provenance.num_rows} rows were skipped. Correct the images, or "
+                "name another `image_column`."
+            )
         logger.info(
             "%s: %d rows x %d views, %s in %d shards%s%s",
             self.folder,

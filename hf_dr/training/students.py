@@ -26,6 +26,7 @@ from transformers import (
 
 import hf_dr.teacher.architectures  # noqa: F401 (what it registers, timm builds)
 from hf_dr.errors import ConfigError, DataError, did_you_mean
+from hf_dr.teacher.folds import CONFIG_KEY
 from hf_dr.teacher.members import ONE_CLASS, read_config
 from hf_dr.teacher.preprocessing import (
     Preprocessing,
@@ -113,6 +114,8 @@ def build_student(
             f"could not load the student {name!r} ({str(error)[:300]}). Name a Hub id, a folder, or `timm:ARCHITECTURE`, or "
             "`timm:ARCHITECTURE@FILE.safetensors`."
         ) from error
+    if hasattr(model.config, CONFIG_KEY):  # what a teacher of a fold has not seen, this one will
+        delattr(model.config, CONFIG_KEY)
     if model.config.problem_type not in (None, ONE_CLASS):  # of what it did before
         model.config.problem_type = None
     if is_timm(model) and seen:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from hf_dr.training.arguments import ReinforcedTrainingArguments
     from hf_dr.training.losses import reinforced_kl, reinforced_loss
     from hf_dr.training.students import build_student
+    from hf_dr.training.task import ReinforcedTask
     from hf_dr.training.trainer import ReinforcedTrainer
     from hf_dr.transfer.detection import load_detector
     from hf_dr.transfer.segmentation import load_segmenter
@@ -55,6 +56,7 @@ _MODULES = {
     "ReinforceConfig": "generation.config",
     "ReinforcedDataset": "replay.dataset",
     "ReinforcedSampler": "replay.sampling",
+    "ReinforcedTask": "training.task",
     "ReinforcedTrainer": "training.trainer",
     "ReinforcedTrainingArguments": "training.arguments",
     "ReplayError": "errors",
@@ -86,6 +88,7 @@ __all__ = [
     "ReinforceConfig",
     "ReinforcedDataset",
     "ReinforcedSampler",
+    "ReinforcedTask",
     "ReinforcedTrainer",
     "ReinforcedTrainingArguments",
     "ReplayError",

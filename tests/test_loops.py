@@ -1,0 +1,116 @@
+"""The loops of docs/train.md run as they stand, on a small stand-in for the dataset that they name."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import datasets
+import numpy as np
+import pytest
+import timm
+import torch
+from conftest import CLASSES, as_cell, colour_image
+
+from hf_dr import ReinforceConfig, ReinforcedSampler, ops, reinforce
+
+ROOT = Path(__file__).parents[1]
+BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "train.md").read_text(encoding="utf-8"), re.DOTALL)
+ROWS, SIDE = 100, 32
+
+
+def block_with(words: str) -> str:
+    (found,) = (block for block in BLOCKS if words in block)
+    return found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tiny_teacher):
+    """A folder with `cifar100-plus`: 100 images of 8 colours, 4 views of 32x32 that mix with each other."""
+    root = tmp_path_factory.mktemp("loops")
+    rng = np.random.default_rng(0)
+    rows = {"image": [as_cell(colour_image(rng, n % 8)) for n in range(ROWS)], "label": [n % 8 for n in range(ROWS)]}
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(CLASSES))})
+    base = datasets.Dataset.from_dict(rows, features=features, split="train")
+    augmentation = [ops.RandomResizedCrop(SIDE), ops.RandomHorizontalFlip(), ops.MixUp(p=0.5)]
+    reinforce(base, tiny_teacher, augmentation, ReinforceConfig(str(root / "cifar100-plus"), num_views=4, top_k=3))
+    return root
+
+
+def run(folder: Path, code: str, *launcher: str) -> str:
+    """Runs code as a script in the folder and returns what it prints."""
+    script = folder / "script.py"
+    script.write_text(code)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, *launcher, str(script)]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_the_loop_with_ddp_in_two_processes(folder):
+    """Together they see each row, with the same student at the end."""
+    learned = "sum(float(p.double().abs().sum()) for p in student.parameters())"
+    tail = f"print(json.dumps([list(sampler), loss.item(), {learned}]))\ndist.destroy_process_group()"
+    code = "import json\n" + block_with("DistributedDataParallel").replace("dist.destroy_process_group()", tail)
+    lines = run(folder, code, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2").splitlines()
+    (seen, loss, learned), (others, other_loss, same) = map(json.loads, lines)
+    assert {row for row, _ in seen} | {row for row, _ in others} == set(range(ROWS))
+    assert len(seen) == len(others) == ROWS // 2
+    assert loss != other_loss
+    assert learned == same
+
+
+def test_the_loop_of_timm(folder):
+    run(folder, block_with("create_optimizer_v2"))
+    assert timm.create_model(f"local-dir:{folder / 'student'}", pretrained=True).num_classes == len(CLASSES)
+
+
+def test_the_lines_for_the_script_of_timm(folder, monkeypatch):
+    """With the names that it has there, and then what it does with a batch."""
+    monkeypatch.chdir(folder)
+    args = SimpleNamespace(seed=42, world_size=2, rank=1, batch_size=8, workers=0, pin_mem=False)
+    model = timm.create_model("resnet10t", num_classes=8).to(torch.bfloat16)
+    names = {"torch": torch, "args": args, "model": model, "device": torch.device("cpu"), "model_dtype": torch.bfloat16}
+    exec(block_with("args.world_size"), names)
+    loader, task = names["loader_train"], names["task"]
+    (pixels, batch), *_ = loader
+    pixels, batch = pixels.to(device=names["device"], dtype=torch.bfloat16), batch.to(device=names["device"])
+    result = task(pixels, batch)
+    result["loss"].backward()
+    assert len(loader) == ROWS // 2 // 8
+    assert result["output"].shape == (8, 8)
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning's advice on this machine
+def test_the_module_of_lightning(folder, monkeypatch, capfd):
+    """Each epoch shows its own views, also the first one after a checkpoint."""
+    lightning = pytest.importorskip("lightning", reason="a user's own dependency")
+    monkeypatch.chdir(folder)
+    names: dict = {}
+    exec(block_with("LightningModule"), names)
+    train = names["student"].reinforced
+    seen: list = []
+
+    class Watched(names["Student"]):
+        def training_step(self, batch, step):
+            seen.append(batch["pixel_values"].clone())
+            return super().training_step(batch, step)
+
+    def expected(epoch):
+        sampler = ReinforcedSampler(train)
+        sampler.set_epoch(epoch)
+        return torch.stack([item["pixel_values"] for item in train.__getitems__(list(sampler))])
+
+    settings = {"use_distributed_sampler": False, "enable_progress_bar": False, "logger": False, "accelerator": "cpu"}
+    trainer = lightning.Trainer(max_epochs=2, enable_checkpointing=False, **settings)
+    trainer.fit(Watched(train))
+    trainer.save_checkpoint("last.ckpt")
+    lightning.Trainer(max_epochs=4, enable_checkpointing=False, **settings).fit(Watched(train), ckpt_path="last.ckpt")
+    epochs = torch.cat(seen).split(ROWS)
+    assert len(epochs) == 4
+    assert all(torch.equal(epochs[epoch], expected(epoch)) for epoch in range(4))

@@ -40,32 +40,26 @@ def folder(tmp_path_factory, tiny_teacher):
     return root
 
 
-def run(folder: Path, code: str, *launcher: str) -> str:
-    """Runs code as a script in the folder and returns what it prints."""
-    script = folder / "script.py"
-    script.write_text(code)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, *launcher, str(script)]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
-
-
 def test_the_loop_with_ddp_in_two_processes(folder):
     """Together they see each row, with the same student at the end."""
     learned = "sum(float(p.double().abs().sum()) for p in student.parameters())"
     tail = f"print(json.dumps([list(sampler), loss.item(), {learned}]))\ndist.destroy_process_group()"
     code = "import json\n" + block_with("DistributedDataParallel").replace("dist.destroy_process_group()", tail)
-    lines = run(folder, code, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2").splitlines()
-    (seen, loss, learned), (others, other_loss, same) = map(json.loads, lines)
+    (folder / "script.py").write_text(code)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "script.py"]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (seen, loss, learned), (others, other_loss, same) = map(json.loads, done.stdout.splitlines())
     assert {row for row, _ in seen} | {row for row, _ in others} == set(range(ROWS))
     assert len(seen) == len(others) == ROWS // 2
     assert loss != other_loss
     assert learned == same
 
 
-def test_the_loop_of_timm(folder):
-    run(folder, block_with("create_optimizer_v2"))
+def test_the_loop_of_timm(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    exec(block_with("create_optimizer_v2"), {})
     assert timm.create_model(f"local-dir:{folder / 'student'}", pretrained=True).num_classes == len(CLASSES)
 
 

@@ -1,4 +1,4 @@
-"""The loops of docs/train.md run as they stand, on a small stand-in for the dataset that they name."""
+"""The loops of docs/train.md run as they stand, on a small stand-in for the dataset that they name; and the task of timm."""
 
 import json
 import os
@@ -15,7 +15,16 @@ import timm
 import torch
 from conftest import CLASSES, as_cell, colour_image
 
-from hf_dr import ReinforceConfig, ReinforcedSampler, ops, reinforce
+from hf_dr import (
+    ConfigError,
+    ReinforceConfig,
+    ReinforcedSampler,
+    ReinforcedTask,
+    load_reinforced,
+    ops,
+    reinforce,
+    reinforced_loss,
+)
 
 ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "train.md").read_text(encoding="utf-8"), re.DOTALL)
@@ -108,3 +117,24 @@ def test_the_module_of_lightning(folder, monkeypatch, capfd):
     epochs = torch.cat(seen).split(ROWS)
     assert len(epochs) == 4
     assert all(torch.equal(epochs[epoch], expected(epoch)) for epoch in range(4))
+
+
+def test_a_model_that_timm_does_not_know_is_refused():
+    with pytest.raises(ConfigError, match=r"must be a model of timm, .* got Linear. Give `timm.create_model"):
+        ReinforcedTask(torch.nn.Linear(3, 8))
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": 2.0, "label_weight": 0.3, "tail": "bucket"}])
+def test_the_task_of_timm_has_the_loss_of_the_library(folder, settings):
+    """On pixels that are normalised as the model says, whichever type timm has made them."""
+    train = load_reinforced(folder / "cifar100-plus")
+    model = timm.create_model("resnet10t", num_classes=8, pretrained_cfg_overlay={"mean": (0.1, 0.2, 0.3)}).eval()
+    task = ReinforcedTask(model, verbose=False, **settings)
+    pixels, batch = task.collate(train[0:6])
+    assert pixels.dtype == torch.uint8
+    mean, std = (torch.tensor(model.pretrained_cfg[name])[:, None, None] for name in ("mean", "std"))
+    logits = model((pixels / 255 - mean) / std)
+    for given in (pixels, pixels.to(torch.bfloat16)):
+        result = task(given, batch)
+        torch.testing.assert_close(result["output"], logits)
+        torch.testing.assert_close(result["loss"], reinforced_loss(logits, batch, **settings))

@@ -50,7 +50,7 @@ WRITTEN_FILE = "export.json"
 SIZES_FILE = "sizes.json"
 """The number of examples in each shard, as open_clip reads it."""
 _CHUNK = 256  # rows that are read at a time
-_EXTENSIONS = {"JPEG": "jpg", "JPEG2000": "jp2"}  # of other formats, Pillow's name in lower case
+_EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "JPEG2000": "jp2"}  # of other formats, Pillow's name in lower case
 _IN_JSON = (
     pa.types.is_boolean,
     pa.types.is_integer,
@@ -97,6 +97,7 @@ class WebDatasetExport:
         told = [name for name in plus.plus.column_names if is_reserved(name) and name not in self._answers]
         self._told = plus.plus.select_columns([*told, *self._own]).select(self._slots).with_format("arrow")
         self._columns = Columns(plus.plus, plus.provenance.num_views)
+        self._class_names = plus.class_names  # which takes long to ask for
         size = config.shard_size or plus.provenance.shard_size
         self._written = _Written(plus.provenance.fingerprint, size)
         starts = range(0, len(self._slots), size)
@@ -263,9 +264,9 @@ class WebDatasetExport:
         if plus.has_labels:
             label = plus.stored.label(slot)
             files["cls"] = str(label).encode()
-            if plus.class_names:
-                files["txt"] = plus.class_names[label].encode()
-                about["label_name"] = plus.class_names[label]
+            if self._class_names:
+                files["txt"] = self._class_names[label].encode()
+                about["label_name"] = self._class_names[label]
         about |= {
             name: value
             for name, value in told.items()

@@ -1,10 +1,6 @@
-"""The loops of docs/train.md run as they stand, on a small stand-in for the dataset that they name; and the task of timm."""
+"""The loops of docs/train.md with timm and Lightning run as they stand, on a small stand-in for the dataset."""
 
-import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +14,8 @@ from conftest import CLASSES, as_cell, colour_image
 from hf_dr import (
     ConfigError,
     ReinforceConfig,
-    ReinforcedSampler,
+    ReinforcedLoader,
+    ReinforcedLoss,
     ReinforcedTask,
     load_reinforced,
     ops,
@@ -47,23 +44,6 @@ def folder(tmp_path_factory, tiny_teacher):
     augmentation = [ops.RandomResizedCrop(SIDE), ops.RandomHorizontalFlip(), ops.MixUp(p=0.5)]
     reinforce(base, tiny_teacher, augmentation, ReinforceConfig(str(root / "cifar100-plus"), num_views=4, top_k=3))
     return root
-
-
-def test_the_loop_with_ddp_in_two_processes(folder):
-    """Together they see each row, with the same student at the end."""
-    learned = "sum(float(p.double().abs().sum()) for p in student.parameters())"
-    tail = f"print(json.dumps([list(sampler), loss.item(), {learned}]))\ndist.destroy_process_group()"
-    code = "import json\n" + block_with("DistributedDataParallel").replace("dist.destroy_process_group()", tail)
-    (folder / "script.py").write_text(code)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "script.py"]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    (seen, loss, learned), (others, other_loss, same) = map(json.loads, done.stdout.splitlines())
-    assert {row for row, _ in seen} | {row for row, _ in others} == set(range(ROWS))
-    assert len(seen) == len(others) == ROWS // 2
-    assert loss != other_loss
-    assert learned == same
 
 
 def test_the_loop_of_timm(folder, monkeypatch):
@@ -105,11 +85,11 @@ def test_the_module_of_lightning(folder, monkeypatch, capfd):
             return super().training_step(batch, step)
 
     def expected(epoch):
-        sampler = ReinforcedSampler(train)
-        sampler.set_epoch(epoch)
-        return torch.stack([item["pixel_values"] for item in train.__getitems__(list(sampler))])
+        loader = ReinforcedLoader(train, ROWS, student=names["student"].model, device="cpu")
+        loader.epoch = epoch
+        return next(iter(loader))["pixel_values"]
 
-    settings = {"use_distributed_sampler": False, "enable_progress_bar": False, "logger": False, "accelerator": "cpu"}
+    settings = {"enable_progress_bar": False, "logger": False, "accelerator": "cpu"}
     trainer = lightning.Trainer(max_epochs=2, enable_checkpointing=False, **settings)
     trainer.fit(Watched(train))
     trainer.save_checkpoint("last.ckpt")
@@ -119,9 +99,9 @@ def test_the_module_of_lightning(folder, monkeypatch, capfd):
     assert all(torch.equal(epochs[epoch], expected(epoch)) for epoch in range(4))
 
 
-def test_a_model_that_timm_does_not_know_is_refused():
+def test_a_model_that_timm_does_not_know_is_refused(folder):
     with pytest.raises(ConfigError, match=r"must be a model of timm, .* got Linear. Give `timm.create_model"):
-        ReinforcedTask(torch.nn.Linear(3, 8))
+        ReinforcedTask(torch.nn.Linear(3, 8), ReinforcedLoss(load_reinforced(folder / "cifar100-plus")))
 
 
 @pytest.mark.parametrize("settings", [{}, {"temperature": 2.0, "label_weight": 0.3, "tail": "bucket"}])
@@ -129,7 +109,7 @@ def test_the_task_of_timm_has_the_loss_of_the_library(folder, settings):
     """On pixels that are normalised as the model says, whichever type timm has made them."""
     train = load_reinforced(folder / "cifar100-plus")
     model = timm.create_model("resnet10t", num_classes=8, pretrained_cfg_overlay={"mean": (0.1, 0.2, 0.3)}).eval()
-    task = ReinforcedTask(model, verbose=False, **settings)
+    task = ReinforcedTask(model, ReinforcedLoss(train, **settings), verbose=False)
     pixels, batch = task.collate(train[0:6])
     assert pixels.dtype == torch.uint8
     mean, std = (torch.tensor(model.pretrained_cfg[name])[:, None, None] for name in ("mean", "std"))

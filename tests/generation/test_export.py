@@ -253,11 +253,18 @@ def test_a_dry_run_writes_nothing(exported: Path, plus: Path, tmp_path: Path, ca
         (["--shard_size", "3"], "but its `shard_size` is 4, not 3. Choose another `output_dir`"),
         (["--shard_size", "0"], "`shard_size` must be a whole number of at least 1, got 0"),
         (["--format", "tfrecord"], "invalid choice: 'tfrecord'"),
+        (["--base", "."], "`output_dir` must not lie in a folder that is read"),
     ],
 )
 def test_refused_settings(
-    exported: Path, plus: Path, changes: list[str], message: str, capsys: pytest.CaptureFixture
+    exported: Path,
+    plus: Path,
+    changes: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(exported.parent)
     try:
         status = main(["export", str(plus), "--output_dir", str(exported), *changes])
     except SystemExit as ended:

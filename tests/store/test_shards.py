@@ -536,4 +536,4 @@ def test_duckdb_polars_and_pandas_read_every_column(tmp_path: Path) -> None:
 def test_a_type_that_parquet_stores_as_another_is_no_damage(dtype: str, tmp_path: Path) -> None:
     features = Features({"taken": Value(dtype)})
     pq.write_table(features.arrow_schema.empty_table(), tmp_path / "a.parquet")
-    assert read_features(tmp_path / "a.parquet") == features
+    assert list(read_features(tmp_path / "a.parquet")) == ["taken"]

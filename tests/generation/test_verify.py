@@ -281,7 +281,7 @@ def test_hub_members_are_loaded_at_their_revision(tiny_plus, tiny_teacher, monke
     provenance = with_members(tiny_plus, tiny_teacher)
     assert teacher_from_provenance(provenance).precision == "bf16", "the run's precision"
     assert teacher_from_provenance(provenance, precision="fp32").precision == "fp32"
-    assert asked[0] == ([f"org/net@{'0' * 40}"], {"precision": "bf16", "classes": None})
+    assert asked[0] == ([f"org/net@{'0' * 40}"], {"precision": "bf16", "temperature": 1.0, "classes": None})
     subset = with_members(tiny_plus, tiny_teacher, classes=[2, 1])
     assert teacher_from_provenance(subset).num_classes == 2
     reordered = with_members(tiny_plus, tiny_teacher, classes=list(range(len(CLASSES)))[::-1])

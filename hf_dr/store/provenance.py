@@ -85,7 +85,8 @@ def _ensemble(teacher: dict[str, Any]) -> dict[str, Any]:
         "a teacher with a list of members",
     )
     expect(
-        teacher.get("precision", "fp32") in tuple(PRECISIONS), f"a teacher whose `precision` is {' or '.join(PRECISIONS)}"
+        teacher.get("precision", "fp32") in tuple(PRECISIONS),
+        f"a teacher whose `precision` is {' or '.join(PRECISIONS)}",
     )
     count = len(members)
     earlier = teacher.get(EXTENDED_FROM)

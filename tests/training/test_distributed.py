@@ -85,6 +85,7 @@ def train_all(plus: str, stream: str, out: str) -> None:
     """What two processes do together. The last one changes the kind of their group."""
     stream_and_save(stream, f"{out}/stream", str(BATCH))
     train_and_save(plus, f"{out}/plain", str(BATCH // 2))
+    train_and_save(plus, f"{out}/device", str(BATCH // 2), augment_on="device", dataloader_num_workers=1)
     train_sharded(plus, f"{out}/sharded", str(BATCH // 2))
 
 
@@ -92,7 +93,7 @@ def train_all(plus: str, stream: str, out: str) -> None:
 def together(tmp_path_factory, tiny_folder, in_shards) -> Path:
     """What two processes saved: they are started once, which takes longer than what they do."""
     out = tmp_path_factory.mktemp("together")
-    for name in ("stream", "plain", "sharded"):
+    for name in ("stream", "plain", "device", "sharded"):
         (out / name).mkdir()
     script = out / "script.py"
     script.write_text(
@@ -128,6 +129,15 @@ def test_two_processes_see_together_what_one_does(alone, together, kind, files):
         for key, value in saved(alone, name, 0).items():
             torch.testing.assert_close(saved(two, name, 0)[key], value, rtol=1e-4, atol=1e-6)
     assert same(load_file(two / "final" / "model.safetensors"), saved(two, "model", 0))
+
+
+def test_two_processes_whose_views_the_device_makes_see_and_learn_the_same(together):
+    for rank in (0, 1):
+        for name in ("batches", "model", "ema"):
+            found, expected = (
+                load_file(together / kind / f"{name}_{rank}.safetensors") for kind in ("device", "plain")
+            )
+            assert same(found, expected), name
 
 
 def test_two_processes_share_a_stream(together, in_shards):

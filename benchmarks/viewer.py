@@ -7,8 +7,8 @@
 `row_kb_V`: a row as JSON; `page_mb_V`: a page as JSON, which the viewer's `/rows` does not shorten. The preview is made by
 `create_first_rows_response` (libs/libcommon/src/libcommon/viewer_utils/rows.py) with the settings in production
 (chart/env/prod.yaml: firstRows.maxBytes 200,000; chart/values.yaml: minCellBytes 100, minNumber 10): `preview_rows_V`, how
-many rows it has; `preview_whole_V`, how many of them with nothing cut off; `preview_s_V` and `preview_gb_V`: seconds of a core, and
-by how much the process's memory grew.
+many rows it has; `preview_whole_V`, how many of them with nothing cut off; `preview_s_V` and `preview_gb_V`: seconds of a
+core, and by how much the process's memory grew.
 """
 
 from __future__ import annotations

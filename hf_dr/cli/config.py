@@ -67,12 +67,7 @@ def parse(types: Sequence[Any], argv: Sequence[str], *, prog: str, description: 
             unparsed[key] = value  # an augmentation written out as a list of ops
         else:
             parser.set_defaults(**{key: value})
-    namespace, rest = parser.parse_known_args(argv)
-    for word in rest:
-        flag = word.split("=")[0]
-        flags = [f for action in parser._actions for f in action.option_strings]
-        raise ConfigError(f"unknown argument `{flag}`.{did_you_mean(flag, flags)}")
-    given = vars(namespace)
+    given = vars(parser.parse_args(argv))
     # A list written in YAML stands unless the flag was given.
     given.update({key: value for key, value in unparsed.items() if given[key] == parser.get_default(key)})
     if given["print_config"]:

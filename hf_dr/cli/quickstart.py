@@ -105,7 +105,7 @@ def _steps(dataset: str, chosen: QuickstartArguments, out: Path) -> Iterator[tup
     yield "teach", [dataset, "--model", chosen.teacher, *sized, "--output_dir", str(teacher)], None
     learned = json.loads((teacher / TEACHER_FILE).read_text(encoding="utf-8"))
     views = ["--size", size, "--num_views", str(chosen.num_views), "--top_k", str(min(_TOP_K, learned["num_classes"]))]
-    base = ["--dataset", learned["dataset"], "--split", learned["split"]]
+    base = [learned["dataset"], "--split", learned["split"]]
     yield "reinforce", [*base, "--teacher", str(teacher), *views, "--output_dir", str(plus)], None
     yield "inspect", [str(plus), "--save"], None
     config = out / "compare.yaml"

@@ -110,8 +110,7 @@ class Parser(argparse.ArgumentParser):
         if {"-h", "--help"}.isdisjoint(args):
             with self.nothing_required():
                 _, rest = self.parse_known_args(args)
-        for word in rest:
-            word = word.split("=")[0]
+        for word in (word.split("=")[0] for word in rest):
             flags = [flag for action in self._actions for flag in action.option_strings if "-" not in flag.lstrip("-")]
             close = did_you_mean(word, flags) if word.startswith("-") else " Leave it out, or write its flag before it."
             raise ConfigError(f"unknown argument `{word}`.{close}")

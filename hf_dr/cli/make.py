@@ -313,8 +313,7 @@ def import_command(argv: Sequence[str], prog: str) -> int:
         description="Turns reinforcements that apple/ml-dr published, folders or archives of pickles, into a "
         '"+" dataset. Several are runs whose views add up. The pickles are read as data, never executed; running the '
         "same command again resumes.",
-        examples="hf-dr import-ml-dr imagenet-randaug/reinforced_data.tar.gz --base ILSVRC/imagenet-1k --order imagefolder "
-        "--overlay --output_dir imagenet-plus",
+        examples="hf-dr import-ml-dr data.tar.gz --base ILSVRC/imagenet-1k --order imagefolder --output_dir imagenet-plus",
     )
     if not sources:
         raise ConfigError("expected folders or archives of ml-dr before the flags, got none. Name one.")

@@ -304,7 +304,7 @@ def test_a_mistyped_word_is_named_before_what_is_missing(words, message, capsys)
     assert message in capsys.readouterr().err
 
 
-class Reached(Exception):
+class ReachedError(Exception):
     pass
 
 
@@ -313,7 +313,7 @@ def test_the_examples_of_each_help_are_read(command, tmp_path, monkeypatch, caps
     """Up to where torch is imported: what is missing after that are the datasets of the examples."""
 
     def reached():
-        raise Reached
+        raise ReachedError
 
     for module in {command.module for command in COMMANDS.values()}:
         monkeypatch.setattr(f"hf_dr.cli.{module}.start_logging", reached, raising=False)
@@ -329,7 +329,7 @@ def test_the_examples_of_each_help_are_read(command, tmp_path, monkeypatch, caps
         if command == "recipes":
             assert main(words[1:]) == 0
         else:
-            with pytest.raises(Reached):
+            with pytest.raises(ReachedError):
                 main(words[1:])
 
 

@@ -238,7 +238,7 @@ def student_preprocessing(
         ConfigError: What is saved with the student could not say what it was trained with.
     """
     processor = getattr(processor, "image_processor", processor)  # of one that takes texts as well
-    cfg = getattr(getattr(model, "config", None), "pretrained_cfg", None) or {}
+    cfg = getattr(getattr(model, "config", model), "pretrained_cfg", None) or {}
     if processor is None or hasattr(
         processor, "data_config"
     ):  # transformers' wrapper of timm repeats the `pretrained_cfg`

@@ -6,6 +6,7 @@ them back, evaluates their models side by side and says what was gained over `er
 
 from __future__ import annotations
 
+import html
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from hf_dr.errors import ConfigError
@@ -105,6 +107,43 @@ class Comparison:
         return len(self.runs) // len(self.objectives)
 
     @property
+    def _seeds(self) -> str:
+        return f"{self._num_seeds} seed{'s' if self._num_seeds > 1 else ''}"
+
+    def top1_interval(self, objective: str) -> tuple[float, float]:
+        """Returns the 95 % interval of the gain in top-1 over plain training, -1 to 1.
+
+        Its variance is that of a mean over the images, which both models saw, plus that of a mean over the seeds; a single
+        seed says nothing of the latter, so that its interval is too narrow.
+        """
+        hits = {result.model: result.hits for result in self.report.results if result.hits is not None}
+        seeds = [run.seed for run in self.runs if run.objective == objective]
+        gains_SB = np.array(
+            [hits[run_name(objective, s)].astype(float) - hits[run_name(BASELINE, s)] for s in seeds]  # type: ignore[union-attr]
+        )
+        variance = gains_SB.mean(axis=0).var(ddof=1) / gains_SB.shape[1]
+        if len(seeds) > 1:
+            variance += gains_SB.mean(axis=1).var(ddof=1) / len(seeds)
+        half = 1.96 * variance**0.5
+        return float(gains_SB.mean() - half), float(gains_SB.mean() + half)
+
+    @property
+    def verdicts(self) -> list[str]:
+        """For each objective but plain training a sentence: whether these images and seeds show that it is more accurate."""
+        told = []
+        images = next(result.examples for result in self.report.results if result.hits is not None)
+        for name in self.objectives:
+            if name == BASELINE or BASELINE not in self.objectives:
+                continue
+            low, high = (100 * bound for bound in self.top1_interval(name))
+            verdict = f"no difference is shown. {_MORE}" if low <= 0 <= high else f"{'more' if low > 0 else 'less'} accurate."
+            told.append(
+                f"{name} gains {(low + high) / 2:+.1f} points of top-1 over {BASELINE}, 95 % interval {low:+.1f} to {high:+.1f} "
+                f"by {images:,} images and {self._seeds}: {verdict}"
+            )
+        return told
+
+    @property
     def students(self) -> Students:
         """The table: mean and standard deviation over seeds."""
         rows = [
@@ -114,12 +153,13 @@ class Comparison:
             if name != BASELINE and BASELINE in self.objectives:
                 gains = (spread(self.gains(name, c.key), c.digits, c.scale, sign=True) for c in COLUMNS)
                 rows.append([f"{name}: gain over {BASELINE}", *gains])
-        return Students([f"{self.title}, {self._num_seeds} seeds", *(c.title for c in COLUMNS)], rows)
+        return Students([f"{self.title}, {self._seeds}", *(c.title for c in COLUMNS)], rows)
 
     def to_markdown(self) -> str:
-        """Returns the table: mean and standard deviation over seeds."""
+        """Returns the table, mean and standard deviation over seeds, and what it shows."""
         rows = ([*map(inline, row)] for row in self.students.rows)
-        return markdown_table([*map(inline, self.students.head)], rows) + "\n"
+        table = markdown_table([*map(inline, self.students.head)], rows)
+        return "\n\n".join([table, *self.verdicts]) + "\n"
 
     def to_dict(self, prefix: str) -> dict[str, float | int]:
         """Returns flat numbers: `<prefix>_<objective>_<key>` and the gains over plain training.
@@ -143,7 +183,14 @@ class Comparison:
     def save(self, folder: Path, pictures: Sequence[Path] = ()) -> Path:
         """Writes comparison.md, comparison.json and report.html, and returns the last; `pictures` are PNGs to show in it."""
         (folder / "comparison.md").write_text(self.to_markdown(), encoding="utf-8")
-        content = {"units": SHARES, **self.to_dict("comparison"), "evaluation": self.report.to_dict()}
+        others = [name for name in self.objectives if name != BASELINE and BASELINE in self.objectives]
+        intervals = {name: self.top1_interval(name) for name in others}
+        content = {
+            "units": SHARES,
+            **self.to_dict("comparison"),
+            "top1_gain_95_percent_intervals": intervals,
+            "evaluation": self.report.to_dict(),
+        }
         (folder / "comparison.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         found = {result.model: result.diagram for result in self.report.results if result.diagram is not None}
         diagrams = {name: [found[r.name] for r in self.runs if r.objective == name] for name in self.objectives}
@@ -151,8 +198,9 @@ class Comparison:
         shown = [*map(as_png, figures), *(path.read_bytes() for path in pictures)]
         facts = html_table(["what", "which"], self.facts)
         table = html_table(["objective", *self.students.head[1:]], self.students.rows)
+        verdicts = [f"<p><b>{html.escape(verdict)}</b></p>" for verdict in self.verdicts]
         page = folder / "report.html"
-        page.write_text(html_page(self.title, [facts, _ABOUT, table, *map(html_picture, shown)]), encoding="utf-8")
+        page.write_text(html_page(self.title, [facts, _ABOUT, table, *verdicts, *map(html_picture, shown)]), encoding="utf-8")
         return page
 
 
@@ -271,6 +319,8 @@ def is_finished(run: Path, flags: dict[str, Any]) -> bool:
 
 
 _ABOUT = (
-    "<p>The same student, data path, optimizer and steps; mean ± standard deviation over seeds.\n"
-    "A gain is a change for the better.</p>"
+    "<p>The same student, data path, optimizer and steps, by its objective: erm learns from the labels alone, reinforced from\n"
+    "stored answers of the teacher, kd from a teacher in memory. Mean ± standard deviation over seeds; a gain is a change for\n"
+    "the better.</p>"
 )
+_MORE = "More held-out images or seeds may show one."

@@ -25,6 +25,7 @@ class Result:
 
     Attributes:
         diagram: Of the clean images.
+        hits: Whether the most probable class is the label, for each clean image; bool (examples,).
         by_corruption: Corruption -> severity -> metrics.
     """
 
@@ -33,6 +34,7 @@ class Result:
     examples: int
     metrics: dict[str, float]
     diagram: Reliability | None = None
+    hits: np.ndarray | None = None
     by_corruption: dict[str, dict[int, dict[str, float]]] = field(default_factory=dict)
 
     def errors(self) -> dict[str, float]:

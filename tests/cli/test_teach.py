@@ -70,7 +70,7 @@ def test_the_same_command_again_changes_nothing_and_other_images_are_refused(tau
     printed = capsys.readouterr().out
     assert "of 3 images" in printed
     assert (
-        f"next: hf-dr reinforce --dataset {out / 'photos'} --split train --teacher {out} --output_dir PLUS" in printed
+        f"next: hf-dr reinforce {out / 'photos'} --split train --teacher {out} --output_dir PLUS" in printed
     )
     assert teach(photos, out, "--held_out", "0.5") == 2
     assert "must be made of the same images in the same way, but it differs in share" in capsys.readouterr().err
@@ -91,7 +91,7 @@ def test_a_dataset_with_a_test_split_is_not_copied(taught, tmp_path):
     [
         ([], "expected one dataset before the flags, got none. Name one."),
         (["a", "b"], "expected one dataset before the flags, got a b. Name one."),
-        (["./nowhere"], "could not load split `train` of './nowhere'"),
+        (["./nowhere"], "expected a folder, a file or a Hub id, found none at './nowhere'. Check the path."),
         (["PHOTOS", "--held_out", "1"], "`held_out` must be above 0 and below 1, got 1.0"),
         (["PHOTOS", "--label_column", "none"], "a teacher learns from labels, found none in"),
     ],

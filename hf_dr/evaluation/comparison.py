@@ -136,7 +136,9 @@ class Comparison:
             if name == BASELINE or BASELINE not in self.objectives:
                 continue
             low, high = (100 * bound for bound in self.top1_interval(name))
-            verdict = f"no difference is shown. {_MORE}" if low <= 0 <= high else f"{'more' if low > 0 else 'less'} accurate."
+            verdict = (
+                f"no difference is shown. {_MORE}" if low <= 0 <= high else f"{'more' if low > 0 else 'less'} accurate."
+            )
             told.append(
                 f"{name} gains {(low + high) / 2:+.1f} points of top-1 over {BASELINE}, 95 % interval {low:+.1f} to {high:+.1f} "
                 f"by {images:,} images and {self._seeds}: {verdict}"
@@ -200,7 +202,9 @@ class Comparison:
         table = html_table(["objective", *self.students.head[1:]], self.students.rows)
         verdicts = [f"<p><b>{html.escape(verdict)}</b></p>" for verdict in self.verdicts]
         page = folder / "report.html"
-        page.write_text(html_page(self.title, [facts, _ABOUT, table, *verdicts, *map(html_picture, shown)]), encoding="utf-8")
+        page.write_text(
+            html_page(self.title, [facts, _ABOUT, table, *verdicts, *map(html_picture, shown)]), encoding="utf-8"
+        )
         return page
 
 

@@ -25,8 +25,8 @@ class Result:
 
     Attributes:
         diagram: Of the clean images.
-        hits: Whether the most probable class is the label, for each clean image; bool (examples,).
         by_corruption: Corruption -> severity -> metrics.
+        hits: Whether the most probable class is the label, for each clean image; bool (examples,).
     """
 
     model: str
@@ -34,8 +34,8 @@ class Result:
     examples: int
     metrics: dict[str, float]
     diagram: Reliability | None = None
-    hits: np.ndarray | None = None
     by_corruption: dict[str, dict[int, dict[str, float]]] = field(default_factory=dict)
+    hits: np.ndarray | None = None
 
     def errors(self) -> dict[str, float]:
         """Returns each corruption's mean top-1 error over its severities, 0 to 1."""

@@ -91,7 +91,7 @@ def run_evaluation(config: EvaluateConfig) -> Report:
                 metrics = metric.compute(predictions=logits_BC, references=images.labels)
                 diagram = reliability(logits_BC, images.labels)
                 hits = logits_BC.argmax(axis=-1) == images.labels
-                results.append(Result(model.name, spec.name, len(images.rows), metrics, diagram, hits))
+                results.append(Result(model.name, spec.name, len(images.rows), metrics, diagram, hits=hits))
         if spec.published_corrupted or spec.name in config.corrupt:
             results += _corrupted(spec, images, answering, models, config)
     return Report(

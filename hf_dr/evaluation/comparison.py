@@ -103,6 +103,11 @@ class Comparison:
         return better * (self.values(objective, key) - self.values(BASELINE, key))
 
     @property
+    def _compared(self) -> list[str]:
+        """The objectives that plain training is compared with, if it is there."""
+        return [name for name in self.objectives if name != BASELINE] if BASELINE in self.objectives else []
+
+    @property
     def _num_seeds(self) -> int:
         return len(self.runs) // len(self.objectives)
 
@@ -118,9 +123,8 @@ class Comparison:
         """
         hits = {result.model: result.hits for result in self.report.results if result.hits is not None}
         seeds = [run.seed for run in self.runs if run.objective == objective]
-        gains_SB = np.array(
-            [hits[run_name(objective, s)].astype(float) - hits[run_name(BASELINE, s)] for s in seeds]  # type: ignore[union-attr]
-        )
+        own, others = ([hits[run_name(name, seed)] for seed in seeds] for name in (objective, BASELINE))
+        gains_SB = np.array(own, float) - np.array(others, float)
         variance = gains_SB.mean(axis=0).var(ddof=1) / gains_SB.shape[1]
         if len(seeds) > 1:
             variance += gains_SB.mean(axis=1).var(ddof=1) / len(seeds)
@@ -130,18 +134,16 @@ class Comparison:
     @property
     def verdicts(self) -> list[str]:
         """For each objective but plain training a sentence: whether these images and seeds show that it is more accurate."""
-        told = []
         images = next(result.examples for result in self.report.results if result.hits is not None)
-        for name in self.objectives:
-            if name == BASELINE or BASELINE not in self.objectives:
-                continue
+        told = []
+        for name in self._compared:
             low, high = (100 * bound for bound in self.top1_interval(name))
-            verdict = (
-                f"no difference is shown. {_MORE}" if low <= 0 <= high else f"{'more' if low > 0 else 'less'} accurate."
+            found = (
+                "more accurate." if low > 0 else "less accurate." if high < 0 else f"no difference is shown. {_MORE}"
             )
             told.append(
-                f"{name} gains {(low + high) / 2:+.1f} points of top-1 over {BASELINE}, 95 % interval {low:+.1f} to {high:+.1f} "
-                f"by {images:,} images and {self._seeds}: {verdict}"
+                f"{name} gains {(low + high) / 2:+.1f} points of top-1 over {BASELINE}, 95 % interval {low:+.1f} to "
+                f"{high:+.1f} by {images:,} images and {self._seeds}: {found}"
             )
         return told
 
@@ -151,10 +153,9 @@ class Comparison:
         rows = [
             [name, *(spread(self.values(name, c.key), c.digits, c.scale) for c in COLUMNS)] for name in self.objectives
         ]
-        for name in self.objectives:
-            if name != BASELINE and BASELINE in self.objectives:
-                gains = (spread(self.gains(name, c.key), c.digits, c.scale, sign=True) for c in COLUMNS)
-                rows.append([f"{name}: gain over {BASELINE}", *gains])
+        for name in self._compared:
+            gains = (spread(self.gains(name, c.key), c.digits, c.scale, sign=True) for c in COLUMNS)
+            rows.append([f"{name}: gain over {BASELINE}", *gains])
         return Students([f"{self.title}, {self._seeds}", *(c.title for c in COLUMNS)], rows)
 
     def to_markdown(self) -> str:
@@ -171,10 +172,9 @@ class Comparison:
         Metrics are shares, but nll (nats); `_std` next to each is the standard deviation over seeds.
         """
         found = {f"{name}_{c.key}": self.values(name, c.key) for name in self.objectives for c in COLUMNS}
-        for name in self.objectives if BASELINE in self.objectives else ():
-            if name != BASELINE:
-                whose = "" if name == "reinforced" else f"{name}_"
-                found |= {f"{whose}{c.key}_gain": self.gains(name, c.key) for c in COLUMNS}
+        for name in self._compared:
+            whose = "" if name == "reinforced" else f"{name}_"
+            found |= {f"{whose}{c.key}_gain": self.gains(name, c.key) for c in COLUMNS}
         flat: dict[str, float | int] = {f"{prefix}_seeds": self._num_seeds}
         for key, values in found.items():
             over_seeds = numbers(values)
@@ -185,8 +185,7 @@ class Comparison:
     def save(self, folder: Path, pictures: Sequence[Path] = ()) -> Path:
         """Writes comparison.md, comparison.json and report.html, and returns the last; `pictures` are PNGs to show in it."""
         (folder / "comparison.md").write_text(self.to_markdown(), encoding="utf-8")
-        others = [name for name in self.objectives if name != BASELINE and BASELINE in self.objectives]
-        intervals = {name: self.top1_interval(name) for name in others}
+        intervals = {name: self.top1_interval(name) for name in self._compared}
         content = {
             "units": SHARES,
             **self.to_dict("comparison"),

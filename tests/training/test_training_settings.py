@@ -152,7 +152,7 @@ def test_arguments_of_trainer_get_the_reinforced_defaults_and_keep_what_was_chos
     assert args.to_dict() == ours.to_dict()
     assert not args.logging_nan_inf_filter
     other = Seq2SeqTrainingArguments("out", use_cpu=True)
-    with pytest.raises(ConfigError, match="or TrainingArguments, got Seq2SeqTrainingArguments. Build one of them"):
+    with pytest.raises(ConfigError, match=r"or TrainingArguments, got Seq2SeqTrainingArguments\. Build one of them"):
         ReinforcedTrainer(pooled(), other, train_dataset=plain)
 
 

@@ -30,7 +30,7 @@ from hf_dr.teacher.preprocessing import Preprocessing
 
 EMBEDDED = Path(hf_dr.__file__).parent / "assets"
 PHOTOS, SMALL = "grocery_fruit_orig", "fashion_mnist_10k"
-LITE0 = "tf_efficientnet_lite0"
+LITE0, LITE1 = "tf_efficientnet_lite0", "tf_efficientnet_lite1"
 _LIBRARIES = ("datasets", "numpy", "pillow", "pyarrow", "timm", "torch", "torchvision")
 
 # What a benchmark loads must not fill the user's cache.

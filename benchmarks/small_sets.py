@@ -18,6 +18,7 @@ Finished steps in --work are kept: the same command goes on where it was stopped
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from hf_dr.evaluation.comparison import Comparison
 from hf_dr.evaluation.config import EvaluateConfig, as_arguments
 from hf_dr.evaluation.run import run_evaluation
 from hf_dr.evaluation.runs import BASELINE, Run
+from hf_dr.generation.inspection import inspect_dataset
 
 KINDS, OF_EACH, SIDE = 10, 30, 112
 # Views, and what is added to the settings of erm.
@@ -103,8 +105,16 @@ def measured(flags: Any, work: Path, epochs: int) -> dict[str, Any]:
     report = run_evaluation(EvaluateConfig(models=models, sets=[f"more={work / 'more'}:train"], output_dir=str(work)))
     comparison = Comparison("300 photos", runs, report)
     print("\n".join(comparison.verdicts))
+    held_out = json.loads((teacher / "teacher.json").read_text(encoding="utf-8"))["calibrated"]
+    labels = inspect_dataset(work / "plus20").labels
+    assert labels is not None
     by_name = {result.model: result.metrics for result in report.results}
-    found: dict[str, Any] = {"photos": KINDS * OF_EACH, "test_photos": report.results[0].examples, "seeds": flags.seeds}
+    found: dict[str, Any] = {
+        "photos": KINDS * OF_EACH,
+        "test_photos": report.results[0].examples,
+        "seeds": len({run.seed for run in runs}),
+    }
+    found |= {"teacher_held_out_top1": held_out["top1"], "teacher_agreement": labels.agreement}
     for name in STUDENTS:
         for metric in ("top1", "nll", "ece"):
             found[f"{name}_{metric}"] = float(np.mean([by_name[r.name][metric] for r in runs if r.objective == name]))

@@ -112,7 +112,7 @@ def test_what_is_said_of_some_hundred_photos_was_measured():
         in part
     )
     assert f"right on {100 * found['teacher_held_out_top1']:.0f} % of the photos" in part
-    assert f"class is the label of {100 * found['teacher_agreement']:.0f} % of the views" in part.replace("\n ", "")
+    assert f"class is the label of {100 * found['teacher_agreement']:.0f} % of the stored views" in part
     # What the text concludes: stored answers alone lose, also with a view for each epoch; with the labels no loss is shown.
     assert found["views_20_high"] < 0
     assert found["views_20_labels_low"] < 0 < found["views_20_labels_high"]

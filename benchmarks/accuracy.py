@@ -61,7 +61,6 @@ from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.maker import Span, ViewMaker
 
 EMBEDDED_TEACHERS = [str(common.EMBEDDED / "teachers" / f"fashion_mnist_{member}") for member in "ab"]
-LITE1 = "tf_efficientnet_lite1"
 FAMILIES = ("resnet", "vit", "lite0")
 TEACHERS = ("plain", "calibrated", "folds", "folds_calibrated")
 FOLDS = 5
@@ -106,7 +105,7 @@ CASES = {
         [{"RandomResizedCrop": {"size": 64, "scale": [0.25, 1.0]}}, *SMALL_VIEWS], 96,
     ),
     "grocery_finetune": Case(
-        "grocery_fruit_orig", 128, (common.LITE0, LITE1), 8, 160, 1e-2, 0, 16, 16, {"lite0": 3},
+        "grocery_fruit_orig", 128, (common.LITE0, common.LITE1), 8, 160, 1e-2, 0, 16, 16, {"lite0": 3},
         [{"RandomResizedCrop": {"size": 128, "scale": [0.25, 1.0]}}, *SMALL_VIEWS], 192,
         ("gaussian_noise", "defocus_blur", "fog", "jpeg_compression"),  # one of each kind: its model is the slowest
     ),

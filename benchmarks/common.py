@@ -30,7 +30,7 @@ from hf_dr.teacher.preprocessing import Preprocessing
 
 EMBEDDED = Path(hf_dr.__file__).parent / "assets"
 PHOTOS, SMALL = "grocery_fruit_orig", "fashion_mnist_10k"
-LITE0 = "tf_efficientnet_lite0"
+LITE0, LITE1 = "tf_efficientnet_lite0", "tf_efficientnet_lite1"
 _LIBRARIES = ("datasets", "numpy", "pillow", "pyarrow", "timm", "torch", "torchvision")
 
 # What a benchmark loads must not fill the user's cache.
@@ -70,11 +70,11 @@ def small_images(folder: Path | None, rows: int) -> tuple[datasets.Dataset, str]
     return _spread(_parquet(EMBEDDED / "fashion_mnist"), rows), "embedded Fashion-MNIST (no --data)"
 
 
-def _parquet(folder: Path) -> datasets.Dataset:
-    files = sorted(str(path) for path in folder.glob("train-*.parquet"))
+def _parquet(folder: Path, split: str = "train") -> datasets.Dataset:
+    files = sorted(str(path) for path in folder.glob(f"{split}-*.parquet"))
     if not files:
-        sys.exit(f"expected train-*.parquet in {folder}, found none. Check --data.")
-    return datasets.load_dataset("parquet", data_files={"train": files}, split="train")
+        sys.exit(f"expected {split}-*.parquet in {folder}, found none. Check --data.")
+    return datasets.load_dataset("parquet", data_files={split: files}, split=split)
 
 
 def _spread(dataset: datasets.Dataset, rows: int) -> datasets.Dataset:

@@ -92,6 +92,32 @@ def test_the_page_of_results_is_what_its_command_makes():
         assert rows[title][5:7] == [gain.split(" | ")[3] for gain in gains]
 
 
+def test_what_is_said_of_some_hundred_photos_was_measured():
+    found = measured("small_sets")
+    text = (ROOT / "docs" / "will_it_help.md").read_text(encoding="utf-8")
+    part = text.split("## Some hundred photos")[1].split("## What to ask")[0]
+    rows = [line.strip("| ").split(" | ") for line in part.splitlines() if line.startswith("| ")][1:]
+    for (_, *cells), name in zip(rows, ("erm", "views_8", "views_20", "views_20_labels"), strict=True):
+        expected = [
+            f"{100 * found[f'{name}_top1']:.1f}",
+            f"{found[f'{name}_nll']:.3f}",
+            f"{100 * found[f'{name}_ece']:.1f}",
+        ]
+        if name != "erm":
+            gain, low, high = (100 * found[f"{name}_{key}"] for key in ("top1_gain", "low", "high"))
+            expected.append(f"{gain:+.1f} ({low:+.1f} to {high:+.1f})")
+        assert cells == expected
+    assert (
+        f"on {found['test_photos']} other photos, means over {['', 'one', 'two', 'three'][found['seeds']]} seeds"
+        in part
+    )
+    assert f"right on {100 * found['teacher_held_out_top1']:.0f} % of the photos" in part
+    assert f"class is the label of {100 * found['teacher_agreement']:.0f} % of the stored views" in part
+    # What the text concludes: stored answers alone lose, also with a view for each epoch; with the labels no loss is shown.
+    assert found["views_20_high"] < 0
+    assert found["views_20_labels_low"] < 0 < found["views_20_labels_high"]
+
+
 def test_the_reference_has_every_public_name():
     text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
     paths = re.findall(r"^::: hf_dr\.(.+)$", text, re.MULTILINE)

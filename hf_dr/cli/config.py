@@ -55,6 +55,8 @@ def parse(types: Sequence[Any], argv: Sequence[str], *, prog: str, description: 
         if setting in known and alias not in known:
             known[setting].option_strings = [*known[setting].option_strings, f"--{alias}"]
             parser._option_string_actions[f"--{alias}"] = known[setting]
+    if "disable_tqdm" in known and not sys.stderr.isatty():
+        parser.set_defaults(disable_tqdm=True)  # each step of a bar would stay; what is logged is printed as lines
     own = {name: parser.get_default(name) for name in known}
     hints = {name: hint for kind in types for name, hint in get_type_hints(kind, include_extras=True).items()}
     add_files(parser)
@@ -71,12 +73,7 @@ def parse(types: Sequence[Any], argv: Sequence[str], *, prog: str, description: 
             unparsed[key] = typed  # an augmentation written out as a list of ops
         else:
             parser.set_defaults(**{key: typed})
-    namespace, rest = parser.parse_known_args(argv)
-    for word in rest:
-        flag = word.split("=")[0]
-        flags = [f for action in parser._actions for f in action.option_strings]
-        raise ConfigError(f"unknown argument `{flag}`.{did_you_mean(flag, flags)}")
-    given = vars(namespace)
+    given = vars(parser.parse_args(argv))
     # A list written in YAML stands unless the flag was given.
     given.update({key: value for key, value in unparsed.items() if given[key] == parser.get_default(key)})
     if given["print_config"]:

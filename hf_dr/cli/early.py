@@ -84,6 +84,7 @@ def check_early(types: Sequence[Any], argv: Sequence[str], prog: str) -> None:
 
     Raises:
         ConfigError: A flag is unknown.
+        SystemExit: One is missing.
     """
     parser = Parser(prog=prog, allow_abbrev=False)
     add_files(parser)
@@ -92,16 +93,16 @@ def check_early(types: Sequence[Any], argv: Sequence[str], prog: str) -> None:
     files = read_configs(argv)
     for action in parser._actions:
         action.required = action.required and action.dest not in files
-    _, rest = parser.parse_known_args(argv)
+    with parser.nothing_required():  # a mistyped flag is missing as well
+        _, rest = parser.parse_known_args(argv)
     words = [word.split("=")[0] for word in rest if word.startswith("--")]
-    if not words:
-        return
-    foreign = _names_of_transformers()
+    foreign = _names_of_transformers() if words else set()
     flags = [*(flag for action in parser._actions for flag in action.option_strings), *ALIASES, *foreign]
     for word in words:
         if foreign and word.removeprefix("--").removeprefix("no_").replace("-", "_") not in {*foreign, *ALIASES}:
             close = did_you_mean(word, [f"--{flag.removeprefix('--')}" for flag in flags])
             raise ConfigError(f"unknown argument `{word}`.{close if 'mean' in close else ' --help_all shows all.'}")
+    parser.parse_known_args(argv)
 
 
 def _names_of_transformers() -> set[str]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
-from hf_dr.errors import ConfigError
+from hf_dr.errors import ConfigError, did_you_mean
 
 _WORDS = ("help", "choices", "metavar")  # what argparse is told of a field's metadata
 
@@ -18,8 +19,8 @@ _EXAMPLES = "examples:"
 def add_fields(parser: argparse.ArgumentParser | argparse._ArgumentGroup, kind: type) -> None:
     """Adds a flag for each field of a dataclass, as transformers' HfArgumentParser does, but without importing it.
 
-    A flag with an underscore is spelt with a hyphen, too. A list takes one or several values. A bool takes none, or `true`
-    or `false`; one that is True by default has an opposite, `--no_...`.
+    A list takes one or several values. A bool takes none, or `true` or `false`; one that is True by default has an opposite,
+    `--no_...`.
 
     Args:
         parser: Gets the flags.
@@ -48,9 +49,9 @@ def add_fields(parser: argparse.ArgumentParser | argparse._ArgumentGroup, kind: 
             options |= {"type": get_args(value_type)[0], "nargs": "+"}
         else:
             options["type"] = _in_yaml_only if value_type is Any else value_type
-        parser.add_argument(*_spellings(field.name), **options)
+        parser.add_argument(f"--{field.name}", **options)
         if value_type is bool and field.default is True:
-            parser.add_argument(*_spellings(f"no_{field.name}"), action="store_false", dest=field.name, default=False)
+            parser.add_argument(f"--no_{field.name}", action="store_false", dest=field.name, default=False)
 
 
 def add_files(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
@@ -89,12 +90,43 @@ def string_to_bool(text: str) -> bool:
     raise argparse.ArgumentTypeError(f"expected true or false, got {text!r}")
 
 
-def _spellings(name: str) -> list[str]:
-    return list(dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}")))
-
-
 class Parser(argparse.ArgumentParser):
-    """Ends with what is wrong, not with the usage: a training has more than a hundred settings."""
+    """Ends with what is wrong, not with the usage: a training has more than a hundred settings.
+
+    A flag with an underscore is spelt with a hyphen, too.
+    """
+
+    def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
+        spelled = (s for name in names for s in (name, name.replace("_", "-") if name.startswith("--") else name))
+        return super().add_argument(*dict.fromkeys(spelled), **options)
+
+    def parse_args(self, args: Any = (), namespace: Any = None) -> Any:
+        """Looks for unknown words before what is missing, since a mistyped flag is both.
+
+        Raises:
+            ConfigError: A word is unknown.
+        """
+        rest: list[str] = []
+        if {"-h", "--help"}.isdisjoint(args):
+            with self.nothing_required():
+                _, rest = self.parse_known_args(args)
+        for word in (word.split("=")[0] for word in rest):
+            flags = [flag for action in self._actions for flag in action.option_strings if "-" not in flag.lstrip("-")]
+            close = did_you_mean(word, flags) if word.startswith("-") else " Leave it out, or write its flag before it."
+            raise ConfigError(f"unknown argument `{word}`.{close}")
+        return super().parse_args(args, namespace)
+
+    @contextlib.contextmanager
+    def nothing_required(self) -> Iterator[None]:
+        """Lets words be read of which some are missing."""
+        required = [action for action in self._actions if action.required]
+        for action in required:
+            action.required = False
+        try:
+            yield
+        finally:
+            for action in required:
+                action.required = True
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}. See `{self.prog} --help`.\n")
@@ -139,6 +171,18 @@ def one_dataset(words: Sequence[str], what: str = "dataset") -> str:
     if len(words) != 1:
         raise ConfigError(f"expected one {what} before the flags, got {' '.join(words) or 'none'}. Name one.")
     return words[0]
+
+
+def dataset_as_flag(argv: Sequence[str]) -> list[str]:
+    """Returns the arguments of a command whose dataset stands before the flags, or is one of them, with the flag.
+
+    Raises:
+        ConfigError: It is named twice.
+    """
+    words, flags = split_words(argv)
+    if words and any(word.split("=")[0] == "--dataset" for word in flags):
+        raise ConfigError(f"expected the dataset once, got {' '.join(words)} and `--dataset`. Leave one out.")
+    return ["--dataset", *words, *flags] if words else list(flags)
 
 
 def split_words(argv: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:

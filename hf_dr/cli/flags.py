@@ -17,7 +17,10 @@ class BaseArguments:
     """Which dataset is reinforced."""
 
     dataset: str = field(
-        metadata={"help": "Hub id, Parquet file, folder of Parquet files or images, or saved Dataset."}
+        metadata={
+            "help": "Hub id, Parquet file, folder of Parquet files or images, or saved Dataset. It may stand first, without a "
+            "flag: hf-dr reinforce photos/ ..."
+        }
     )
     dataset_config: str | None = field(
         default=None, metadata={"help": "Configuration of the dataset, where it has several."}

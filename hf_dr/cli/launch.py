@@ -179,6 +179,9 @@ def start_logging() -> None:
     logging.basicConfig(format=f"{rank}%(message)s", level=logging.WARNING)
     for handler in (*logging.getLogger().handlers, *logging.getLogger("huggingface_hub").handlers):
         handler.addFilter(_without_secrets)
+    logging.getLogger(
+        "huggingface_hub"
+    ).propagate = False  # it has a handler of its own: each line would be there twice
     logging.getLogger("hf_dr").setLevel(logging.INFO if state.is_main_process else logging.WARNING)
 
 

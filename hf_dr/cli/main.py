@@ -25,7 +25,10 @@ def main(argv: Sequence[str] | None = None, prog: str = "hf-dr") -> int:
         print(f"hf_dr {__version__}")
         return 0
     if argv:
-        print(f"{prog}: expected a command, got {argv[0]}.{did_you_mean(argv[0], COMMANDS)}", file=sys.stderr)
+        print(
+            f"{prog}: expected a command, got {argv[0]}.{did_you_mean(argv[0], [*COMMANDS, '--help', '--version'])}",
+            file=sys.stderr,
+        )
     else:
         print(f"{prog}: expected a command, got none\n\n{_usage(prog)}", file=sys.stderr)
     return 2

@@ -5,7 +5,6 @@ Each reads its arguments first, and imports torch and what does the work when th
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 from collections.abc import Sequence
@@ -14,7 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_dr.cli.config import built, parse
-from hf_dr.cli.flag_parser import HelpFormatter, add_fields, example_lines, one_dataset, split_words
+from hf_dr.cli.flag_parser import (
+    HelpFormatter,
+    Parser,
+    add_fields,
+    dataset_as_flag,
+    example_lines,
+    one_dataset,
+    split_words,
+)
 from hf_dr.cli.flags import BaseArguments, PlusArguments, RunArguments, SmokeArguments, TeacherArguments
 from hf_dr.cli.launch import start_logging
 from hf_dr.errors import ConfigError
@@ -35,13 +42,14 @@ logger = logging.getLogger(__name__)
 
 def reinforce_command(argv: Sequence[str], prog: str) -> int:
     """Reinforces a dataset."""
+    argv = dataset_as_flag(argv)
     base, teaching, run, smoke, config = parse(
         [BaseArguments, TeacherArguments, RunArguments, SmokeArguments, ReinforceConfig],
         argv,
         prog=prog,
         description='Adds the augmentation parameters and a teacher\'s answers for V views of each image to a dataset: the "+" '
         "dataset. Launch it with accelerate over any number of processes; running the same command again resumes.",
-        examples="hf-dr reinforce --dataset runs/teacher/photos --teacher runs/teacher --output_dir photos-plus\n"
+        examples="hf-dr reinforce runs/teacher/photos --teacher runs/teacher --output_dir photos-plus\n"
         "accelerate launch -m hf_dr reinforce --config recipes/cifar100/reinforce.yaml --dry_run",
     )
     start_logging()
@@ -243,9 +251,9 @@ def _check_classes(classes: str | None, teacher: Sequence[str] | None) -> None:
         )
 
 
-def _plus_parser(prog: str, description: str | None, examples: str) -> argparse.ArgumentParser:
+def _plus_parser(prog: str, description: str | None, examples: str) -> Parser:
     """Returns a parser of the flags by which a "+" dataset is opened, and of its path."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=prog,
         description=description,
         epilog=example_lines(examples),
@@ -379,7 +387,10 @@ def import_command(argv: Sequence[str], prog: str) -> int:
         description="Turns reinforcements that apple/ml-dr published, folders or archives of pickles, into a "
         '"+" dataset. Several are runs whose views add up. The pickles are read as data, never executed; running the '
         "same command again resumes.",
+        examples="hf-dr import-ml-dr data.tar.gz --base ILSVRC/imagenet-1k --order imagefolder --output_dir imagenet-plus",
     )
+    if not sources:
+        raise ConfigError("expected folders or archives of ml-dr before the flags, got none. Name one.")
     check_apart(config.output_dir, [*sources, arguments.base])
     start_logging()
     from hf_dr.generation.ml_dr.importer import ImportJob

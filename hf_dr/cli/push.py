@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
-from hf_dr.cli.flag_parser import HelpFormatter, example_lines
+from hf_dr.cli.flag_parser import HelpFormatter, Parser, example_lines
 from hf_dr.cli.launch import start_logging
 from hf_dr.errors import ConfigError
 
 
 def push_command(argv: Sequence[str], prog: str) -> int:
     """Pushes a "+" dataset or a trained student to the Hub."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=prog,
         allow_abbrev=False,
         description='Pushes finished configurations of a "+" dataset, or a trained student, to the Hub in one commit. Run it '

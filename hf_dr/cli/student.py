@@ -20,7 +20,7 @@ class StudentArguments:
     dataset: list[str] = field(
         metadata={
             "help": 'Folder or Hub id of the "+" dataset. The views of several datasets, all of one base, are added up. With '
-            "--augmentation, a base dataset, as for reinforce."
+            "--augmentation, a base dataset, as for reinforce. It may stand first, without a flag: hf-dr train photos-plus ..."
         }
     )
     student: str = field(

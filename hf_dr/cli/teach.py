@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_dr.cli.config import as_config_error, parse
-from hf_dr.cli.flag_parser import one_dataset, split_words
+from hf_dr.cli.flag_parser import dataset_as_flag, one_dataset, split_words
 from hf_dr.cli.flags import SmokeArguments
 from hf_dr.cli.launch import start_logging
 from hf_dr.cli.student import TRAINING, StudentArguments
@@ -95,6 +95,7 @@ class TeachArguments:
 
 def train_command(argv: Sequence[str], prog: str) -> int:
     """Trains a student on a "+" dataset."""
+    argv = dataset_as_flag(argv)
     with as_config_error():
         student, smoke, args = parse(
             [StudentArguments, SmokeArguments, TRAINING],
@@ -103,7 +104,7 @@ def train_command(argv: Sequence[str], prog: str) -> int:
             description='Trains an image classifier on a "+" dataset, or, for comparison, by plain training (erm) or online '
             "distillation (kd) on the same images. All settings of transformers' TrainingArguments are flags, too. The same "
             "command again resumes.",
-            examples="hf-dr train --dataset photos-plus --student timm:resnet18 --output_dir student --epochs 20 --lr 0.001\n"
+            examples="hf-dr train photos-plus --student timm:resnet18 --output_dir student --epochs 20 --lr 0.001\n"
             "hf-dr train --config recipes/cifar100/erm.yaml --student timm:resnet50d",
         )
     start_logging()
@@ -161,7 +162,7 @@ def teach_command(argv: Sequence[str], prog: str) -> int:
             _teach(teaching, student, own, argv, fold)
     if process_state().is_main_process:
         print(
-            f"\nnext: hf-dr reinforce --dataset {student.dataset[0]} --split {student.split} --teacher {output_dir} "
+            f"\nnext: hf-dr reinforce {student.dataset[0]} --split {student.split} --teacher {output_dir} "
             "--output_dir PLUS",
             flush=True,
         )

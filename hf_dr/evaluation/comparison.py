@@ -6,6 +6,7 @@ them back, evaluates their models side by side and says what was gained over `er
 
 from __future__ import annotations
 
+import html
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from hf_dr.errors import ConfigError
@@ -101,8 +103,49 @@ class Comparison:
         return better * (self.values(objective, key) - self.values(BASELINE, key))
 
     @property
+    def _compared(self) -> list[str]:
+        """The objectives that plain training is compared with, if it is there."""
+        return [name for name in self.objectives if name != BASELINE] if BASELINE in self.objectives else []
+
+    @property
     def _num_seeds(self) -> int:
         return len(self.runs) // len(self.objectives)
+
+    @property
+    def _seeds(self) -> str:
+        return f"{self._num_seeds} seed{'s' if self._num_seeds > 1 else ''}"
+
+    def top1_interval(self, objective: str) -> tuple[float, float]:
+        """Returns the 95 % interval of the gain in top-1 over plain training, -1 to 1.
+
+        Its variance is that of a mean over the images, which both models saw, plus that of a mean over the seeds; a single
+        seed says nothing of the latter, so that its interval is too narrow.
+        """
+        hits = {result.model: result.hits for result in self.report.results if result.hits is not None}
+        seeds = [run.seed for run in self.runs if run.objective == objective]
+        own, others = ([hits[run_name(name, seed)] for seed in seeds] for name in (objective, BASELINE))
+        gains_SB = np.array(own, float) - np.array(others, float)
+        variance = gains_SB.mean(axis=0).var(ddof=1) / gains_SB.shape[1]
+        if len(seeds) > 1:
+            variance += gains_SB.mean(axis=1).var(ddof=1) / len(seeds)
+        half = 1.96 * variance**0.5
+        return float(gains_SB.mean() - half), float(gains_SB.mean() + half)
+
+    @property
+    def verdicts(self) -> list[str]:
+        """For each objective but plain training a sentence: whether these images and seeds show that it is more accurate."""
+        images = next(result.examples for result in self.report.results if result.hits is not None)
+        told = []
+        for name in self._compared:
+            low, high = (100 * bound for bound in self.top1_interval(name))
+            found = (
+                "more accurate." if low > 0 else "less accurate." if high < 0 else f"no difference is shown. {_MORE}"
+            )
+            told.append(
+                f"{name} gains {(low + high) / 2:+.1f} points of top-1 over {BASELINE}, 95 % interval {low:+.1f} to "
+                f"{high:+.1f} by {images:,} images and {self._seeds}: {found}"
+            )
+        return told
 
     @property
     def students(self) -> Students:
@@ -110,16 +153,16 @@ class Comparison:
         rows = [
             [name, *(spread(self.values(name, c.key), c.digits, c.scale) for c in COLUMNS)] for name in self.objectives
         ]
-        for name in self.objectives:
-            if name != BASELINE and BASELINE in self.objectives:
-                gains = (spread(self.gains(name, c.key), c.digits, c.scale, sign=True) for c in COLUMNS)
-                rows.append([f"{name}: gain over {BASELINE}", *gains])
-        return Students([f"{self.title}, {self._num_seeds} seeds", *(c.title for c in COLUMNS)], rows)
+        for name in self._compared:
+            gains = (spread(self.gains(name, c.key), c.digits, c.scale, sign=True) for c in COLUMNS)
+            rows.append([f"{name}: gain over {BASELINE}", *gains])
+        return Students([f"{self.title}, {self._seeds}", *(c.title for c in COLUMNS)], rows)
 
     def to_markdown(self) -> str:
-        """Returns the table: mean and standard deviation over seeds."""
+        """Returns the table, mean and standard deviation over seeds, and what it shows."""
         rows = ([*map(inline, row)] for row in self.students.rows)
-        return markdown_table([*map(inline, self.students.head)], rows) + "\n"
+        table = markdown_table([*map(inline, self.students.head)], rows)
+        return "\n\n".join([table, *self.verdicts]) + "\n"
 
     def to_dict(self, prefix: str) -> dict[str, float | int]:
         """Returns flat numbers: `<prefix>_<objective>_<key>` and the gains over plain training.
@@ -129,10 +172,9 @@ class Comparison:
         Metrics are shares, but nll (nats); `_std` next to each is the standard deviation over seeds.
         """
         found = {f"{name}_{c.key}": self.values(name, c.key) for name in self.objectives for c in COLUMNS}
-        for name in self.objectives if BASELINE in self.objectives else ():
-            if name != BASELINE:
-                whose = "" if name == "reinforced" else f"{name}_"
-                found |= {f"{whose}{c.key}_gain": self.gains(name, c.key) for c in COLUMNS}
+        for name in self._compared:
+            whose = "" if name == "reinforced" else f"{name}_"
+            found |= {f"{whose}{c.key}_gain": self.gains(name, c.key) for c in COLUMNS}
         flat: dict[str, float | int] = {f"{prefix}_seeds": self._num_seeds}
         for key, values in found.items():
             over_seeds = numbers(values)
@@ -143,7 +185,13 @@ class Comparison:
     def save(self, folder: Path, pictures: Sequence[Path] = ()) -> Path:
         """Writes comparison.md, comparison.json and report.html, and returns the last; `pictures` are PNGs to show in it."""
         (folder / "comparison.md").write_text(self.to_markdown(), encoding="utf-8")
-        content = {"units": SHARES, **self.to_dict("comparison"), "evaluation": self.report.to_dict()}
+        intervals = {name: self.top1_interval(name) for name in self._compared}
+        content = {
+            "units": SHARES,
+            **self.to_dict("comparison"),
+            "top1_gain_95_percent_intervals": intervals,
+            "evaluation": self.report.to_dict(),
+        }
         (folder / "comparison.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         found = {result.model: result.diagram for result in self.report.results if result.diagram is not None}
         diagrams = {name: [found[r.name] for r in self.runs if r.objective == name] for name in self.objectives}
@@ -151,8 +199,11 @@ class Comparison:
         shown = [*map(as_png, figures), *(path.read_bytes() for path in pictures)]
         facts = html_table(["what", "which"], self.facts)
         table = html_table(["objective", *self.students.head[1:]], self.students.rows)
+        verdicts = [f"<p><b>{html.escape(verdict)}</b></p>" for verdict in self.verdicts]
         page = folder / "report.html"
-        page.write_text(html_page(self.title, [facts, _ABOUT, table, *map(html_picture, shown)]), encoding="utf-8")
+        page.write_text(
+            html_page(self.title, [facts, _ABOUT, table, *verdicts, *map(html_picture, shown)]), encoding="utf-8"
+        )
         return page
 
 
@@ -271,6 +322,8 @@ def is_finished(run: Path, flags: dict[str, Any]) -> bool:
 
 
 _ABOUT = (
-    "<p>The same student, data path, optimizer and steps; mean ± standard deviation over seeds.\n"
-    "A gain is a change for the better.</p>"
+    "<p>The same student, data path, optimizer and steps, by its objective: erm learns from the labels alone, reinforced from\n"
+    "stored answers of the teacher, kd from a teacher in memory. Mean ± standard deviation over seeds; a gain is a change for\n"
+    "the better.</p>"
 )
+_MORE = "More held-out images or seeds may show one."

@@ -26,6 +26,7 @@ class Result:
     Attributes:
         diagram: Of the clean images.
         by_corruption: Corruption -> severity -> metrics.
+        hits: Whether the most probable class is the label, for each clean image; bool (examples,).
     """
 
     model: str
@@ -34,6 +35,7 @@ class Result:
     metrics: dict[str, float]
     diagram: Reliability | None = None
     by_corruption: dict[str, dict[int, dict[str, float]]] = field(default_factory=dict)
+    hits: np.ndarray | None = None
 
     def errors(self) -> dict[str, float]:
         """Returns each corruption's mean top-1 error over its severities, 0 to 1."""

@@ -79,6 +79,7 @@ def run_evaluation(config: EvaluateConfig) -> Report:
     first_corruption = config.corruption_keys()[0]
     opened = [open_set(spec.part(*first_corruption) if spec.published_corrupted else spec, config) for spec in specs]
     models = _load_models(config)
+    logger.info("The models compute on %s.", _device(config))
     # All classes are compared before the first image is read.
     classifiers = [[_classifier(model, images, config) for model in models] for images in opened]
     metric = Classification()
@@ -89,7 +90,8 @@ def run_evaluation(config: EvaluateConfig) -> Report:
             for model, logits_BC in zip(models, clean.logits(answering), strict=True):
                 metrics = metric.compute(predictions=logits_BC, references=images.labels)
                 diagram = reliability(logits_BC, images.labels)
-                results.append(Result(model.name, spec.name, len(images.rows), metrics, diagram))
+                hits = logits_BC.argmax(axis=-1) == images.labels
+                results.append(Result(model.name, spec.name, len(images.rows), metrics, diagram, hits=hits))
         if spec.published_corrupted or spec.name in config.corrupt:
             results += _corrupted(spec, images, answering, models, config)
     return Report(

@@ -29,7 +29,7 @@ def numbers(values: pd.Series) -> Numbers:
 
 
 def spread(values: pd.Series, digits: int, scale: float = 1, sign: bool = False) -> str:
-    """Returns `mean ± standard deviation` over seeds.
+    """Returns `mean ± standard deviation` over seeds, or the value of the only one.
 
     Args:
         values: Of one cell; at least one.
@@ -38,7 +38,8 @@ def spread(values: pd.Series, digits: int, scale: float = 1, sign: bool = False)
         sign: Whether a positive mean has one.
     """
     found = numbers(values)
-    return f"{scale * found['mean']:{'+' if sign else ''}.{digits}f} ± {scale * found['std']:.{digits}f}"
+    deviation = f" ± {scale * found['std']:.{digits}f}" if len(values) > 1 else ""
+    return f"{scale * found['mean']:{'+' if sign else ''}.{digits}f}{deviation}"
 
 
 def cell(values: pd.Series, digits: int, scale: float = 1, sign: bool = False) -> str:
@@ -46,7 +47,7 @@ def cell(values: pd.Series, digits: int, scale: float = 1, sign: bool = False) -
     if values.empty:
         return ""
     text = spread(values, digits, scale, sign)
-    return f"{text} ({len(values)})" if len(values) > 1 else text.split(" ", 1)[0]
+    return f"{text} ({len(values)})" if len(values) > 1 else text
 
 
 def gains(values: pd.DataFrame, objective: str) -> pd.Series:
@@ -118,7 +119,8 @@ body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem aut
 .wide {{ overflow-x: auto; margin: 1rem 0 }}
 table {{ border-collapse: collapse; font-size: 14px }}
 th, td {{ border-bottom: 1px solid #8886; padding: .3rem .6rem; text-align: right; vertical-align: bottom }}
-td {{ white-space: nowrap }} th:first-child, td:first-child {{ text-align: left }}
+td {{ white-space: nowrap }} td:nth-child(2):last-child {{ white-space: normal }}
+th:nth-child(2):last-child, td:nth-child(2):last-child, th:first-child, td:first-child {{ text-align: left }}
 img {{ max-width: 100%; margin: 1rem 0; background: #fff }}
 </style>
 <h1>{title}</h1>

@@ -25,7 +25,7 @@ from hf_dr.files import YAML_ERRORS
 from hf_dr.store.named_files import check_own_files
 from hf_dr.store.schema import is_reserved
 from hf_dr.teacher.ensemble import Teacher
-from hf_dr.text import shown_text
+from hf_dr.text import is_hub_id, shown_text
 
 logger = logging.getLogger(__name__)
 
@@ -125,8 +125,10 @@ def _unpatterned(path: Path, name: str) -> str:
     """Returns what `datasets` takes for a folder, or for the name of a dataset where there is none.
 
     Raises:
-        DataError: It would take the folder for a pattern.
+        DataError: It would take the folder for a pattern, or there is no folder and it can be no name.
     """
+    if not path.exists() and not is_hub_id(name if "/" in name else f"any/{name}"):
+        raise DataError(f"expected a folder, a file or a Hub id, found none at {name!r}. Check the path.")
     if path.exists() and glob.escape(str(path)) != str(path):
         raise DataError(
             f"the path of a folder must be without *, ? and [, which `datasets` takes for patterns, got {path}. Rename it."

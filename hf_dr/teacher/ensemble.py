@@ -81,7 +81,6 @@ class Teacher:
                 model = model.to(memory_format=torch.channels_last)
             self._models.append(torch.compile(model) if compile else model)
         self._largest_batch: int | None = None  # learnt when memory runs out
-        logger.info("The teacher (%s) computes on %s.", " + ".join(member.id for member in members), self.device)
 
     @classmethod
     def from_pretrained(cls, ids: str | Sequence[str], **settings: Any) -> Teacher:
@@ -95,7 +94,9 @@ class Teacher:
         Raises:
             TeacherError: A member cannot be loaded; or see `Teacher`.
         """
-        return cls([load_member(name) for name in with_members([ids] if isinstance(ids, str) else ids)], **settings)
+        teacher = cls([load_member(name) for name in with_members([ids] if isinstance(ids, str) else ids)], **settings)
+        logger.info("The teacher (%s) computes on %s.", " + ".join(m.id for m in teacher.members), teacher.device)
+        return teacher
 
     def __call__(self, views_BCHW: torch.Tensor) -> torch.Tensor:
         """Labels views; all members are asked, whatever they have seen.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
+
+from transformers import TrainingArguments
 
 from hf_dr.errors import ConfigError
 from hf_dr.settings import Real
@@ -50,3 +52,23 @@ class ReinforcedTrainingArguments(ReinforcedSettings, ResumableArguments):
                 f"{self.warmup_epochs} and {self.warmup_steps}. Set the other to 0."
             )
         ResumableArguments.__post_init__(self)
+
+
+def as_reinforced(args: TrainingArguments | None) -> ReinforcedTrainingArguments:
+    """Returns transformers' own settings with those that reinforced training adds; what nobody chose has our defaults.
+
+    Raises:
+        ConfigError: They are of another class.
+    """
+    if args is None:
+        return ReinforcedTrainingArguments("trainer_output")
+    if isinstance(args, ReinforcedTrainingArguments):
+        return args
+    if type(args) is not TrainingArguments:
+        raise ConfigError(
+            f"`args` must be ReinforcedTrainingArguments or TrainingArguments, got {type(args).__name__}. Build one of them."
+        )
+    values = {f: getattr(args, f.name) for f in fields(args) if f.init}
+    return ReinforcedTrainingArguments(
+        **{f.name: v for f, v in values.items() if f.default is MISSING or v != f.default}
+    )

@@ -111,7 +111,7 @@ def build_student(
         )
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(
-            f"could not load the student {name!r} ({str(error)[:300]}). Name a Hub id, a folder, or `timm:ARCHITECTURE`, or "
+            f"could not load the model {name!r} ({str(error)[:300]}). Name a Hub id, a folder, or `timm:ARCHITECTURE`, or "
             "`timm:ARCHITECTURE@FILE.safetensors`."
         ) from error
     if hasattr(model.config, CONFIG_KEY):  # what a teacher of a fold has not seen, this one will

@@ -12,6 +12,7 @@ import torch
 from accelerate.data_loader import prepare_data_loader
 from timm.utils import ModelEmaV3
 from torch import nn
+from transformers import TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput, seed_worker, set_seed
 
 from hf_dr.errors import ConfigError
@@ -20,7 +21,7 @@ from hf_dr.replay.reinforced_data import ReinforcedData
 from hf_dr.replay.sampling import ReinforcedSampler
 from hf_dr.replay.streaming import StreamedReinforcedDataset
 from hf_dr.teacher.preprocessing import EVAL_CROP
-from hf_dr.training.arguments import ReinforcedTrainingArguments
+from hf_dr.training.arguments import ReinforcedTrainingArguments, as_reinforced
 from hf_dr.training.average import WeightAverage
 from hf_dr.training.checks import (
     check_answers,
@@ -59,7 +60,7 @@ class ReinforcedTrainer(StudentTrainer):
         model: An image classifier of transformers, timm's through `TimmWrapperForImageClassification` included; or its name,
             as `build_student` takes it: a Hub id, a folder, or `timm:ARCHITECTURE` for fresh weights. It gets the classes
             and the size of `train_dataset`, and its image processor is kept.
-        args: Settings.
+        args: Settings; those of transformers get the defaults of `ReinforcedTrainingArguments`.
         normalization: (mean, std) of the student's input, each three numbers of the scale 0 to 1. Default: what
             `processing_class` does, the image processor that is saved with the student, channel order and rescale factor
             included; without one, what the model's own `pretrained_cfg` says; else ImageNet's.
@@ -75,14 +76,12 @@ class ReinforcedTrainer(StudentTrainer):
     def __init__(
         self,
         model: nn.Module | str | Path | None = None,
-        args: ReinforcedTrainingArguments | None = None,
+        args: TrainingArguments | None = None,
         *,
         normalization: Normalization | None = None,
         **settings: Any,
     ) -> None:
-        args = args or ReinforcedTrainingArguments("trainer_output")
-        if not isinstance(args, ReinforcedTrainingArguments):
-            raise ConfigError(f"`args` must be ReinforcedTrainingArguments, got {type(args).__name__}.")
+        args = as_reinforced(args)
         self._evaluated: ReinforcedData | None = None  # while it is evaluated
         self._stream = StreamProgress(self)
         train = settings.get("train_dataset")

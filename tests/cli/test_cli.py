@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -23,8 +24,9 @@ from hf_dr.cli import launch as launching
 from hf_dr.cli import push
 from hf_dr.cli.arguments import build_augmentation, read_classes
 from hf_dr.cli.early import COMMON
-from hf_dr.cli.launch import start_logging
+from hf_dr.cli.launch import COMMANDS, start_logging
 from hf_dr.cli.main import main
+from hf_dr.cli.yaml_files import RECIPES
 from hf_dr.errors import ConfigError
 from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.job import reinforce_job
@@ -277,6 +279,85 @@ def test_the_help_of_a_training_is_short_and_in_groups_and_can_be_whole(capsys):
 def test_a_mistyped_flag_of_a_training_is_found_before_transformers_is_imported(flag, message, capsys):
     assert main(["train", "--dataset", "d", "--student", "s", flag, "3"]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["trian"], "Did you mean `train`?"),
+        (["--versoin"], "Did you mean `--version`?"),
+        (["help"], "Did you mean `--help`?"),
+        (["teach", "photos", "--bathc_size", "3"], "unknown argument `--bathc_size`. Did you mean `--batch_size`?"),
+        (["reinforce", "--datset", "x"], "unknown argument `--datset`. Did you mean `--dataset`?"),
+        (["reinforce", "photos", "--batch", "3"], "unknown argument `--batch`. Did you mean `--batch_size`?"),
+        (["train", "--studnet", "s"], "unknown argument `--studnet`. Did you mean `--student`?"),
+        (["evaluate", "--model", "x"], "unknown argument `--model`. Did you mean `--models`?"),
+        (["compare", "--confg", "x"], "unknown argument `--confg`. Did you mean `--config`?"),
+        (["verify", "--no_techer"], "unknown argument `--no_techer`. Did you mean `--no_teacher`?"),
+        (["inspect", "x", "--contact-shet", "y"], "unknown argument `--contact-shet`. Did you mean `--contact_sheet`?"),
+        (["push", "x", "--private_repo"], "unknown argument `--private_repo`. Did you mean `--private`?"),
+        (["report", "x", "--out", "y"], "unknown argument `--out`. Did you mean `--output_dir`?"),
+        (["recipes", "list", "--nme"], "unknown argument `--nme`. Known: --help"),
+        (["verify", "x", "y"], "unknown argument `y`. Leave it out, or write its flag before it."),
+        (["reinforce", "photos", "--dataset", "x"], "expected the dataset once, got photos and `--dataset`."),
+        (
+            ["import-ml-dr", "--base", "x", "--output_dir", "y"],
+            "expected folders or archives of ml-dr before the flags",
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistyped_word_is_named_before_what_is_missing(words, message, capsys):
+    """In each command, also where the mistyped flag is a required one."""
+    assert main(words) == 2
+    assert message in capsys.readouterr().err
+
+
+class ReachedError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_examples_of_each_help_are_read(command, tmp_path, monkeypatch, capsys):
+    """Up to where torch is imported: what is missing after that are the datasets of the examples."""
+
+    def reached():
+        raise ReachedError
+
+    for module in {command.module for command in COMMANDS.values()}:
+        monkeypatch.setattr(f"hf_dr.cli.{module}.start_logging", reached, raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipes").symlink_to(RECIPES)
+    with pytest.raises(SystemExit, match="0"):
+        main([command, "--help"])
+    lines = capsys.readouterr().out.partition("examples:\n")[2].splitlines()
+    assert lines
+    for line in lines:
+        words = shlex.split(line.replace("accelerate launch -m hf_dr", "hf-dr"))
+        assert words[:2] == ["hf-dr", command]
+        if command == "recipes":
+            assert main(words[1:]) == 0
+        else:
+            with pytest.raises(ReachedError):
+                main(words[1:])
+
+
+@pytest.mark.parametrize(("terminal", "hidden"), [(True, None), (False, True)])
+def test_a_training_shows_a_bar_in_a_terminal_only(terminal, hidden, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    words = ["train", "d", "--student", "s", "--print_config"]
+    for more, expected in ([], hidden), (["--disable_tqdm", "false"], False):
+        with pytest.raises(SystemExit, match="0"):
+            main([*words, *more])
+        assert yaml.safe_load(capsys.readouterr().out)["disable_tqdm"] is expected
+
+
+def test_the_dataset_may_stand_first(capsys):
+    for words in (["reinforce", "d", "--teacher", "t", "--output_dir", "o"], ["train", "d", "--student", "s"]):
+        with pytest.raises(SystemExit, match="0"):
+            main([*words, "--print_config"])
+        chosen = yaml.safe_load(capsys.readouterr().out.partition("# Defaults:")[0])
+        assert chosen["dataset"] in ("d", ["d"])
 
 
 def test_what_people_type_is_understood(capsys):

@@ -1,13 +1,12 @@
 """Flags and YAML: files set defaults, flags win, nothing unknown is ignored."""
 
-import argparse
 from dataclasses import dataclass, field
 
 import pytest
 from transformers import HfArgumentParser
 
 from hf_dr.cli.config import parse
-from hf_dr.cli.flag_parser import add_fields
+from hf_dr.cli.flag_parser import Parser, add_fields
 from hf_dr.errors import ConfigError
 from hf_dr.settings import OpsOrName, Whole
 
@@ -228,7 +227,7 @@ def described(parser):
 
 def test_flags_are_those_of_transformers_parser():
     """It is not used for our own settings, because importing it takes seconds."""
-    parser = argparse.ArgumentParser()
+    parser = Parser()
     add_fields(parser, Everything)
     assert described(parser) == described(HfArgumentParser([Everything]))
 

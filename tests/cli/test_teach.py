@@ -69,9 +69,7 @@ def test_the_same_command_again_changes_nothing_and_other_images_are_refused(tau
     assert (out / "model.safetensors").read_bytes() == (taught / "model.safetensors").read_bytes()
     printed = capsys.readouterr().out
     assert "of 3 images" in printed
-    assert (
-        f"next: hf-dr reinforce --dataset {out / 'photos'} --split train --teacher {out} --output_dir PLUS" in printed
-    )
+    assert f"next: hf-dr reinforce {out / 'photos'} --split train --teacher {out} --output_dir PLUS" in printed
     assert teach(photos, out, "--held_out", "0.5") == 2
     assert "must be made of the same images in the same way, but it differs in share" in capsys.readouterr().err
 
@@ -91,7 +89,7 @@ def test_a_dataset_with_a_test_split_is_not_copied(taught, tmp_path):
     [
         ([], "expected one dataset before the flags, got none. Name one."),
         (["a", "b"], "expected one dataset before the flags, got a b. Name one."),
-        (["./nowhere"], "could not load split `train` of './nowhere'"),
+        (["./nowhere"], "expected a folder, a file or a Hub id, found none at './nowhere'. Check the path."),
         (["PHOTOS", "--held_out", "1"], "`held_out` must be above 0 and below 1, got 1.0"),
         (["PHOTOS", "--output_dir", "PHOTOS"], "`output_dir` must not lie in a folder that is read, got"),
         (["PHOTOS", "--folds", "1"], "`folds` must be a whole number of at least 2, got 1. Raise `folds`."),

@@ -27,7 +27,8 @@ def made_up() -> Comparison:
         for objective, top1 in (("erm", 0.5), ("reinforced", 0.6 + 0.1 * seed)):
             run = Run(objective, seed, Path("none"), 10.0 + seed, 100, [(0.5, 0.3), (1.0, top1)])
             metrics = {"top1": top1, "top5": 1.0, "nll": 2 - top1, "brier": 0.5, "ece": 0.1 + top1 / 10}
-            results.append(Result(run.name, "test", 3, metrics, diagram))
+            hits = np.arange(20) < 20 * top1
+            results.append(Result(run.name, "test", 20, metrics, diagram, hits=hits))
             corrupted = {"fog": {3: {**metrics, "top1": top1 / 2}}}
             results.append(Result(run.name, "test", 3, metrics, None, corrupted))
             runs.append(run)
@@ -67,7 +68,61 @@ def test_the_table_and_the_report(tmp_path):
     page = made_up().save(tmp_path).read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") == 2
     assert "+15.00 ± 7.07" in page
-    assert json.loads((tmp_path / "comparison.json").read_text())["comparison_seeds"] == 2
+    assert made_up().verdicts[0] in page
+    written = json.loads((tmp_path / "comparison.json").read_text())
+    assert written["comparison_seeds"] == 2
+    low, high = written["top1_gain_95_percent_intervals"]["reinforced"]
+    assert low < 0.15 < high
+
+
+def seeds_of(hits: dict[str, list[list[bool]]]) -> Comparison:
+    """A comparison of which only the hits matter: objective -> seed -> image."""
+    runs = [Run(name, seed, Path("none"), 1.0, 1, []) for name, seeds in hits.items() for seed in range(len(seeds))]
+    results = [Result(r.name, "test", 9, {}, hits=np.array(hits[r.objective][r.seed])) for r in runs]
+    return Comparison("hits", runs, Report(results, {}, {}, {}))
+
+
+def test_the_interval_of_a_gain_is_that_of_paired_images_and_of_seeds():
+    alone = seeds_of({"erm": [[False] * 10], "reinforced": [[True] * 5 + [False] * 5]})
+    half = 1.96 * np.sqrt(np.var([1] * 5 + [0] * 5, ddof=1) / 10)
+    assert alone.top1_interval("reinforced") == pytest.approx((0.5 - half, 0.5 + half))
+    # Both are right on the same images: only seeds differ.
+    alike = seeds_of({"erm": [[False] * 4] * 2, "reinforced": [[True] * 4, [False] * 4]})
+    half = 1.96 * np.sqrt(0.5 / 2)
+    assert alike.top1_interval("reinforced") == pytest.approx((0.5 - half, 0.5 + half))
+
+
+def test_the_interval_holds_the_truth_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    inside = 0
+    for _ in range(500):  # both are right on 80 % of all images, and on 60 sampled ones by chance
+        hits = {name: (rng.random((1, 60)) < 0.8).tolist() for name in ("erm", "reinforced")}
+        low, high = seeds_of(hits).top1_interval("reinforced")
+        inside += low <= 0 <= high
+    assert 0.92 < inside / 500 < 0.98
+
+
+def test_no_conclusion_is_drawn_from_four_images():
+    images = np.arange(60)
+    few = seeds_of({"erm": [(images < 53).tolist()], "reinforced": [((images < 48) | (images == 59)).tolist()]})
+    (verdict,) = few.verdicts
+    assert verdict == (
+        "reinforced gains -6.7 points of top-1 over erm, 95 % interval -14.6 to +1.2 by 9 images and 1 seed: no difference is "
+        "shown. More held-out images or seeds may show one."
+    )
+    clear = {"erm": [(images < 30).tolist()] * 2, "reinforced": [(images < 50).tolist()] * 2, "kd": [[False] * 60] * 2}
+    more, less = seeds_of(clear).verdicts
+    assert more.endswith("by 9 images and 2 seeds: more accurate.")
+    assert less.startswith("kd gains -50.0 points")
+    assert less.endswith("less accurate.")
+
+
+def test_a_single_seed_has_no_spread():
+    alone = dataclasses.replace(made_up(), runs=made_up().runs[:2])
+    table = alone.to_markdown()
+    assert table.startswith("| made up, 1 seed |")
+    assert "| reinforced: gain over erm | +10.00 | +0.1000 |" in table
+    assert alone.verdicts[0] in table
 
 
 def test_a_run_that_is_missing(tmp_path):

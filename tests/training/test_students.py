@@ -41,7 +41,7 @@ def test_students(tmp_path):
     ):
         build_student("./nowhere", None, 8)
     with pytest.raises(
-        ConfigError, match=r"could not load the student .*Name a Hub id, a folder, or `timm:ARCHITECTURE`"
+        ConfigError, match=r"could not load the model .*Name a Hub id, a folder, or `timm:ARCHITECTURE`"
     ):
         build_student(str(tmp_path), None, 8)
     student = build_student("timm:test_resnet", ["a", "b"], 2, size=SIZE)

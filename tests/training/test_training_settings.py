@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import TrainerCallback
+from transformers import Seq2SeqTrainingArguments, TrainerCallback, TrainingArguments
 
 from hf_dr.errors import ConfigError, FormatError, ReplayError
 from hf_dr.replay.loading import load_reinforced
@@ -157,11 +157,16 @@ def test_impossible_settings(settings, changes, message):
     assert message in str(error.value)
 
 
-def test_arguments_of_trainer_are_not_enough(plain):
-    from transformers import TrainingArguments
-
-    with pytest.raises(ConfigError, match="`args` must be ReinforcedTrainingArguments, got TrainingArguments"):
-        ReinforcedTrainer(pooled(), TrainingArguments("out", use_cpu=True), train_dataset=plain)
+def test_arguments_of_trainer_get_the_reinforced_defaults_and_keep_what_was_chosen(plain):
+    chosen = {"learning_rate": 0.25, "lr_scheduler_type": "cosine", "seed": 7, "warmup_steps": 0.1, "max_steps": 3}
+    chosen |= {"save_strategy": "no", "optim": "sgd", "report_to": "none", "logging_steps": 0.5, "adam_beta2": 0.98}
+    args = ReinforcedTrainer(pooled(), TrainingArguments("out", use_cpu=True, **chosen), train_dataset=plain).args
+    ours = ReinforcedTrainingArguments("out", use_cpu=True, **chosen)
+    assert args.to_dict() == ours.to_dict()
+    assert not args.logging_nan_inf_filter
+    other = Seq2SeqTrainingArguments("out", use_cpu=True)
+    with pytest.raises(ConfigError, match=r"or TrainingArguments, got Seq2SeqTrainingArguments\. Build one of them"):
+        ReinforcedTrainer(pooled(), other, train_dataset=plain)
 
 
 def test_a_plain_plus_dataset_is_refused(tiny_folder, settings):

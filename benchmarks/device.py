@@ -12,7 +12,10 @@ its last; `*_before`: the whole run with `augment_on` cpu, where Pillow makes th
 (channels_last, bfloat16, batch 256); `*_before`: the same with `augment_on` cpu. Batches that workers had fetched before the
 clock starts are a third of what is counted, or less.
 
-Without a GPU only exactness is measured, with torch on the CPU.
+`main_ms_*`: CPU milliseconds that a training's main process takes for a batch before a kernel runs, next to those of the
+worker that has packed it (`worker_ms_*`), with launches, bytes and tensors counted.
+
+Without a GPU exactness is measured with torch on the CPU, and what is counted.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +46,7 @@ from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.job import Job, reinforce_job
 from hf_dr.generation.labelling import ViewColumns
 from hf_dr.replay.dataset import ReinforcedDataset
+from hf_dr.replay.device import UndoneCollator, UndoneViews
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.store.base_dataset import undecoded_images
 from hf_dr.teacher.ensemble import Teacher
@@ -52,8 +57,10 @@ from hf_dr.training.arguments import ReinforcedTrainingArguments
 from hf_dr.training.students import build_student
 from hf_dr.training.trainer import ReinforcedTrainer
 from hf_dr.views.augmentation import Augmentation
+from hf_dr.views.device.augment import DeviceAugmentation
 from hf_dr.views.device.graphs import Graphed
 from hf_dr.views.device.maker import DeviceViewMaker
+from hf_dr.views.device.packing import UndoneBatch
 from hf_dr.views.maker import Span, ViewMaker
 
 TOP_K, NUM_VIEWS, BATCH, SIDE = 10, 32, 256, 224
@@ -222,11 +229,11 @@ def measure_parts(data: Path | None, weights: Path | None, device: torch.device)
         maker = ViewMaker(undecoded_images(images, "image"), Augmentation.named(augmentation, SIDE), NUM_VIEWS, 0, None)
         spans = [Span(0, start, start + BATCH) for start in range(0, 64 * NUM_VIEWS, BATCH)]
         host = DeviceViewMaker(maker, device)
-        flights = [host.flight(span).pin_memory().to(device) for span in spans]
+        prepared = list(host.prepared(spans, 0))
         for _ in range(2):  # the first round compiles
             torch.cuda.synchronize()
             began, cpu = time.perf_counter(), time.thread_time()
-            made = [host.make(span, flight) for span, flight in zip(spans, flights, strict=True)]
+            made = list(host.make(prepared))
             launched = time.thread_time() - cpu
             torch.cuda.synchronize()
             taken = time.perf_counter() - began
@@ -234,7 +241,7 @@ def measure_parts(data: Path | None, weights: Path | None, device: torch.device)
                 batch.finish()
         result[f"ms_{augmentation}"] = 1e3 * taken / len(spans)
         result[f"host_ms_{augmentation}"] = 1e3 * launched / len(spans)
-        _profile(lambda host=host, spans=spans, flights=flights: host.make(spans[0], flights[0]), augmentation)
+        _profile(lambda host=host, prepared=prepared: list(host.make(prepared)), augmentation, len(spans))
     for who, teacher in teachers(weights, device).items():
         views = torch.zeros((BATCH, SIDE, SIDE, 3), dtype=torch.uint8, device=device)
         for kind, ask in (("", _asker(teacher)), ("_graph", Graphed(_asker(teacher)))):
@@ -258,25 +265,92 @@ def _asker(teacher: Teacher) -> Callable[[torch.Tensor], torch.Tensor]:
     return lambda views_BHWC: teacher(views_BHWC.permute(0, 3, 1, 2))
 
 
-def _profile(work: Callable[[], Any], name: str) -> None:
+def _profile(work: Callable[[], Any], name: str, batches: int) -> None:
     """Prints the kernels of one batch."""
     with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as profiler:
-        for _ in range(4):
-            work()
+        work()
         torch.cuda.synchronize()
     events = [e for e in profiler.key_averages() if e.self_device_time_total > 0]
     events.sort(key=lambda e: -e.self_device_time_total)
-    rows = [[e.key[:60], e.count / 4, e.self_device_time_total / 4] for e in events[:16]]
+    rows = [[e.key[:60], e.count / batches, e.self_device_time_total / batches] for e in events[:16]]
     common.table(rows, [f"kernels of a batch, {name}", "launches", "us"])
+
+
+# -------------------------------------------------------------------------------------------------------------- counts
+
+
+class Launches:
+    """Stands in for the kernels, and counts how often they are launched."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return self
+
+    def __getitem__(self, grid: Any) -> Callable[..., None]:
+        return self._launch
+
+    def _launch(self, *_: Any, **__: Any) -> None:
+        self.count += 1
+
+
+def measure_counts(data: Path | None) -> dict[str, Any]:
+    """What a training batch of 256 views costs before a kernel runs: launches, bytes, and CPU time of each process."""
+    from hf_dr.views.device import fused
+
+    result: dict[str, Any] = {}
+    with common.working_folder() as folder:
+        for name in ("randaug", "randaug_mixing"):
+            train = training_set(data, BATCH, folder / name, name)
+            items = UndoneViews(train).__getitems__([(row, 0) for row in range(BATCH)])
+            augmenter = DeviceAugmentation(train.augmentations[0])
+            views = [item["pixel_values"] for item in items]
+            batch = UndoneBatch.pack(augmenter, views)
+            collated = UndoneCollator(augmenter, default_data_collator)(items)
+            program = batch.program
+            assert program is not None
+            kernels, fused.kernels = fused.kernels, Launches()  # type: ignore[assignment]
+            try:
+                nowhere = [batch.pixels.to("meta")]
+                fused.run(program, nowhere)
+                launches = fused.kernels.count  # type: ignore[attr-defined]
+                performing = _least_cpu(lambda program=program, nowhere=nowhere: fused.run(program, nowhere))
+            finally:
+                fused.kernels = kernels
+            packing = _least_cpu(lambda augmenter=augmenter, views=views: UndoneBatch.pack(augmenter, views))
+            tensors = [value for value in collated.values() if isinstance(value, torch.Tensor)]
+            result |= {
+                f"launches_{name}": launches,
+                f"bytes_to_device_per_view_{name}": (batch.pixels.nbytes + program.table.nbytes) / BATCH,
+                f"table_bytes_per_view_{name}": program.table.nbytes / BATCH,
+                f"bytes_written_per_view_{name}": sum(program.buffers) / BATCH,
+                f"tensors_between_processes_{name}": len(tensors) + 2,
+                f"pickled_bytes_{name}": len(ForkingPickler.dumps(collated)),
+                f"worker_ms_{name}": 1e3 * packing,
+                f"main_ms_{name}": 1e3 * performing,
+            }
+    common.table([[name, value] for name, value in result.items()], ["counts, batch of 256 views", ""])
+    return result
+
+
+def _least_cpu(work: Callable[[], Any]) -> float:
+    """CPU seconds of this thread, the least of some rounds."""
+    rounds = []
+    for _ in range(10):
+        began = time.thread_time()
+        work()
+        rounds.append(time.thread_time() - began)
+    return min(rounds)
 
 
 # ------------------------------------------------------------------------------------------------------------ training
 
 
-def training_set(data: Path | None, rows: int, folder: Path) -> ReinforcedDataset:
+def training_set(data: Path | None, rows: int, folder: Path, augmentation: str = "randaug") -> ReinforcedDataset:
     """A set of made-up answers whose rows come again until there are enough for a single epoch: workers start only once."""
-    images, _ = common.photos(data, 2048)
-    written = synthetic.write(synthetic.with_numbers(images), Augmentation.named("randaug", SIDE), 4, folder)
+    images, _ = common.photos(data, min(rows, 2048))
+    written = synthetic.write(synthetic.with_numbers(images), Augmentation.named(augmentation, SIDE), 4, folder)
     plus = load_reinforced(written)
     repeated = plus.plus.select([n % len(plus) for n in range(rows)])
     # As in all epochs but the first, images were compared with what was reinforced.
@@ -376,9 +450,11 @@ def measure_training(data: Path | None, device: torch.device, *, quick: bool) ->
 
 def main() -> None:
     parser = common.parser(__doc__)
-    parser.add_argument("--only", nargs="*", choices=["exact", "parts", "generation", "training"], help="Only these.")
+    parser.add_argument(
+        "--only", nargs="*", choices=["exact", "counts", "parts", "generation", "training"], help="Only these."
+    )
     flags: argparse.Namespace = parser.parse_args()
-    chosen = flags.only or ["exact", "parts", "generation", "training"]
+    chosen = flags.only or ["exact", "counts", "parts", "generation", "training"]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     gpu = device.type == "cuda"
     result: dict[str, Any] = {
@@ -396,13 +472,14 @@ def main() -> None:
 
     parts: dict[str, Callable[[], dict[str, Any]]] = {
         "exact": exactness,
+        "counts": lambda: measure_counts(flags.data),
         "parts": lambda: measure_parts(flags.data, flags.weights, device),
         "generation": lambda: measure_generation(flags.data, flags.weights, device, quick=flags.quick),
         "training": lambda: measure_training(flags.data, device, quick=flags.quick),
     }
     try:
         for name, measure in parts.items():
-            if name in chosen and (gpu or name == "exact"):
+            if name in chosen and (gpu or name in ("exact", "counts")):
                 began = time.perf_counter()
                 result |= measure()
                 print(f"{name}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)

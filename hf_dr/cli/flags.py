@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from hf_dr.settings import FILES_FROM_HELP, Real, check_settings
+from hf_dr.settings import FILES_FROM_HELP, OpsOrName, Real, check_settings
 from hf_dr.teacher.names import PRECISIONS
 from hf_dr.views.names import NAMED
 
@@ -77,7 +77,7 @@ class TeacherArguments:
         },
     )
     compile: bool = field(default=False, metadata={"help": "Compile the teacher with torch.compile."})
-    augmentation: str = field(
+    augmentation: OpsOrName = field(
         default="randaug",
         metadata={"help": f"One of {', '.join(NAMED)}; or a YAML file with an `augmentation` list of ops."},
     )

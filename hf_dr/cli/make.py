@@ -17,7 +17,7 @@ from hf_dr.cli.config import built, parse
 from hf_dr.cli.flag_parser import HelpFormatter, add_fields, example_lines, one_dataset, split_words
 from hf_dr.cli.flags import BaseArguments, PlusArguments, RunArguments, SmokeArguments, TeacherArguments
 from hf_dr.cli.launch import start_logging
-from hf_dr.files import check_writable
+from hf_dr.files import check_apart, check_writable
 from hf_dr.generation.config import ExtendConfig, ImportConfig, ReinforceConfig
 from hf_dr.settings import FILES_FROM_HELP
 from hf_dr.teacher.names import PRECISIONS
@@ -54,6 +54,7 @@ def reinforce_command(argv: Sequence[str], prog: str) -> int:
             changed = stand_in.reinforce(len(teaching.teacher), config.num_views, config.num_candidates)
             return reinforce_command([*argv, *as_arguments(changed)], prog)
     # What can be checked without the teacher comes first: it may take minutes to load.
+    check_apart(config.output_dir, [base.dataset, *teaching.teacher])
     augmentation = build_augmentation(teaching.augmentation, teaching.size)
     part = Part.parse(run.part)
     dataset, described, teacher = _loaded(argv, base, teaching, config)
@@ -203,6 +204,7 @@ def extend_command(argv: Sequence[str], prog: str) -> int:
         examples="hf-dr extend photos-plus --num_views 16 --teacher runs/teacher --output_dir photos-plus-16",
     )
     path = one_dataset(paths, '"+" dataset')
+    check_apart(config.output_dir, [path, arguments.base, *arguments.teacher, *arguments.add_teacher])
     start_logging()
     from hf_dr.cli.arguments import open_reinforced, read_classes
     from hf_dr.generation.extend import check_extension, extend_job
@@ -367,6 +369,7 @@ def import_command(argv: Sequence[str], prog: str) -> int:
         '"+" dataset. Several are runs whose views add up. The pickles are read as data, never executed; running the '
         "same command again resumes.",
     )
+    check_apart(config.output_dir, [*sources, arguments.base])
     start_logging()
     from hf_dr.generation.ml_dr.importer import ImportJob
     from hf_dr.store.base_dataset import load_base

@@ -15,7 +15,8 @@ from hf_dr.cli.launch import start_logging
 from hf_dr.cli.student import TRAINING, StudentArguments
 from hf_dr.cli.yaml_files import RECIPES
 from hf_dr.errors import ConfigError
-from hf_dr.settings import FILES_FROM_HELP, Real, Whole, check_settings
+from hf_dr.files import check_apart
+from hf_dr.settings import FILES_FROM_HELP, JsonOrMapping, OpsOrName, Real, Whole, check_settings
 
 if TYPE_CHECKING:
     from hf_dr.teacher.folds import Fold
@@ -80,9 +81,13 @@ class TeachArguments:
             "type": Whole(2),
         },
     )
-    augmentation: str = field(default="randaug", metadata={"help": "What draws the training views, as for reinforce."})
+    augmentation: OpsOrName = field(
+        default="randaug", metadata={"help": "What draws the training views, as for reinforce."}
+    )
     size: int = field(default=224, metadata={"help": "Side in pixels of the views of a named augmentation."})
-    model_args: str = field(default="{}", metadata={"help": "For timm: JSON with arguments of timm.create_model."})
+    model_args: JsonOrMapping = field(
+        default="{}", metadata={"help": "For timm: JSON with arguments of timm.create_model."}
+    )
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -133,6 +138,7 @@ def teach_command(argv: Sequence[str], prog: str) -> int:
             "hf-dr teach uoft-cs/cifar100 --label_column fine_label --output_dir runs/teacher --epochs 10",
         )
     dataset = one_dataset(words)
+    check_apart(args.output_dir, [dataset])
     start_logging()
     from hf_dr.processes import process_state
 

@@ -18,6 +18,7 @@ from hf_dr.cli.config import as_config_error
 from hf_dr.cli.student import StudentArguments
 from hf_dr.errors import ConfigError, FormatError
 from hf_dr.evaluation.metrics import compute_metrics
+from hf_dr.files import check_apart
 from hf_dr.hub.fetch import fetch_config
 from hf_dr.processes import process_state
 from hf_dr.replay.augmented import AugmentedDataset
@@ -59,6 +60,8 @@ def prepare_training(
     if student.objective != "reinforced":
         args.reinforced_probability = 0.0
     model_args = read_model_args(student.model_args)  # before anything is loaded
+    read = [*student.dataset, student.base, student.eval_dataset, student.student, *student.teacher]
+    check_apart(str(args.output_dir), read)
     set_seed(args.seed)
     data = load_images(student, args.seed) if student.plain else _load_plus(student, args.seed)
     _check_loaded(student, data)

@@ -51,24 +51,21 @@ class DeviceSource:
         yield from ahead(self._on_device.batches(spans, self.workers), begin, complete)
 
     def measure(self, spans: Sequence[Span]) -> Timing:
-        """Decodes all spans on one core, then makes and labels all but the first, which also pays for warming up."""
-        # Partners come along with each span: to keep them on the device, all images would have to be decoded first.
+        """Prepares all spans on one core, then makes and labels all but the first, which also pays for warming up."""
+        # Images of partners are decoded for each span: those that stay on the device are so only for the first ones.
         on_device = DeviceViewMaker(self._maker, self.device, cache_bytes=0)
-
-        def label(number: int) -> ViewColumns:
-            return self._labeller.label(on_device.make(spans[number], flights[number].to(self.device)).finish())
-
         began = time.perf_counter()
-        flights = [on_device.flight(span) for span in spans]
-        decoding = time.perf_counter() - began
-        label(0)
+        prepared = list(on_device.prepared(spans, 0))
+        preparing = time.perf_counter() - began
+        made = on_device.make(prepared)
+        self._labeller.label(next(made).finish())
         began = time.perf_counter()
-        columns = [label(number) for number in range(1, len(spans))]
+        columns = [self._labeller.label(views.finish()) for views in made]
         teaching = time.perf_counter() - began
-        decoded = sum(map(len, flights)) * self._maker.num_views
         asked = sum(
             place % self._maker.num_views >= self.first_new
             for span in spans[1:]
             for place in range(span.start, span.stop)
         )
-        return Timing(columns, decoding / decoded, teaching / max(1, asked))
+        views = sum(span.stop - span.start for span in spans)
+        return Timing(columns, preparing / views, teaching / max(1, asked))

@@ -303,7 +303,7 @@ def _record_batches(shards: Sequence[Path], provenance: Provenance, has_labels: 
         wanted.append(str(provenance.label_column))
     start = 0
     for path in shards:
-        with reading(path), pq.ParquetFile(path) as file:
+        with reading(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
             mixing = [name for name in file.schema_arrow.names if name == AUG_PREFIX + PARTNER]
             for batch in file.iter_batches(batch_size=rows, columns=wanted + mixing):
                 if batch.column(SOURCE_INDEX).to_pylist() != list(range(start, start + len(batch))):

@@ -18,6 +18,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from hf_dr.allocator import keep_freed_memory
+from hf_dr.errors import DataError
 from hf_dr.generation.agreement import LEAST_ROWS, Agreement, sample_agreement
 from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.estimate import Estimate, estimate
@@ -277,7 +278,8 @@ class Job:
             if self._check_rows is not None:
                 self._check_rows(rows)
             self._compare(rows, first, last)
-            base = as_table(self.plan.base, first, last, image_column=provenance.image_column, readable=rows.valid)
+            column = provenance.image_column
+            base = partial(as_table, self.plan.base, first, last, image_column=column, readable=rows.valid)
             writer.write(base, rows.columns, rows.valid)
 
     def _compare(self, rows: Rows, first: int, last: int) -> None:
@@ -305,6 +307,11 @@ class Job:
             )
             return
         file_bytes = complete_run(self.folder, provenance)
+        if len(provenance.skipped_rows) == provenance.num_rows:
+            raise DataError(
+                f"at least one image must be readable, but all {provenance.num_rows} rows were skipped. Correct the images, or "
+                "name another `image_column`."
+            )
         logger.info(
             "%s: %d rows x %d views, %s in %d shards%s%s",
             self.folder,

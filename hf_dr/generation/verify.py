@@ -386,10 +386,19 @@ class _Comparison:
             self.kl.append(drawn_kl(ids_BK, logprobs_BK, fresh_BC))
         else:
             self.kl.append(answer_kl(ids_BK, logprobs_BK, fresh_BC))
-        # As it would be stored: classes whose float16 values are equal are equally first.
-        halves_BC = fresh_BC.astype(np.float16)
-        first_B = np.take_along_axis(halves_BC, ids_BK[:, :1].astype(np.int64), axis=1)[:, 0]
-        self.same_top1.append(first_B == halves_BC.max(axis=1))
+        self.same_top1.append(same_top1(ids_BK, fresh_BC))
+
+
+def same_top1(ids_BK: np.ndarray, fresh_BC: np.ndarray) -> np.ndarray:
+    """Returns whether the stored most probable class is first again (B,), as it would be stored: equal float16 values are.
+
+    Args:
+        ids_BK: Stored class ids.
+        fresh_BC: Natural log-probabilities over all classes.
+    """
+    halves_BC = fresh_BC.astype(np.float16)
+    first_B = np.take_along_axis(halves_BC, ids_BK[:, :1].astype(np.int64), axis=1)[:, 0]
+    return first_B == halves_BC.max(axis=1)
 
 
 def answer_kl(ids_BK: np.ndarray, logprobs_BK: np.ndarray, fresh_BC: np.ndarray) -> np.ndarray:

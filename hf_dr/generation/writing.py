@@ -6,6 +6,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
+import pyarrow as pa
+
 from hf_dr.store.shards import ShardMarker, ShardWriter
 from hf_dr.views.device.overlap import Background
 
@@ -25,9 +27,10 @@ class BackgroundWriter:
         """Goes on with a new shard."""
         self._open.append(writer)
 
-    def write(self, *row_group: Any) -> None:
-        """Writes a row group of the shard; see `ShardWriter.write`."""
-        self._background.submit(self._open[-1].write, *row_group)
+    def write(self, base: Callable[[], pa.Table], *row_group: Any) -> None:
+        """Writes a row group of the shard; see `ShardWriter.write`. `base` is called in the thread: images are copied there."""
+        shard = self._open[-1]
+        self._background.submit(lambda: shard.write(base(), *row_group))
 
     def finish(self, then: Callable[[ShardMarker], None]) -> None:
         """Finishes the shard and calls `then`, in the thread."""

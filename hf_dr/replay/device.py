@@ -92,7 +92,7 @@ class UndoneCollator:
     """Packs views that are still to be made into an `UndoneBatch`; all else goes the usual way.
 
     Args:
-        augmenter: Will make them.
+        augmenter: Plans how they are made.
         collate: The usual way.
     """
 

@@ -44,7 +44,7 @@ from hf_dr.store.schema import (
     is_reserved,
     is_safe_name,
 )
-from hf_dr.store.shards import read_features, read_marker
+from hf_dr.store.shards import check_shards, read_features, read_marker
 from hf_dr.teacher.signals import IMAGE_TAIL, SAMPLED, TOPK
 from hf_dr.text import code, format_bytes, inline, is_hub_id, markdown_table, percent, shown_text
 from hf_dr.views.ops.base import OPS
@@ -114,25 +114,14 @@ def card_configs(folder: Path, names: Sequence[str] | None = None) -> dict[str, 
     configs = {}
     for config in found if names is None else [folder / name for name in names]:
         provenance = Provenance.read(config)
-        shards = [config / shard for shard in provenance.shard_names]
-        missing = [path.name for path in shards if not path.is_file()]
-        if missing and names is None:
+        if names is None and not all((config / shard).is_file() for shard in provenance.shard_names):
             continue
-        if missing:
-            raise FormatError(
-                f"{config} must have {len(shards)} shards, but {len(missing)} are missing, e.g. {missing[0]}. Run the same "
-                "reinforce command again; it makes only what is missing."
-            )
         if provenance.config_name != config.name:
             raise FormatError(
                 f"{config} must hold the configuration of its name, found `{provenance.config_name}`. Rename the folder."
             )
+        shards = check_shards(config, provenance)
         markers = [read_marker(path) for path in shards]
-        for path, marker in zip(shards, markers, strict=True):
-            if marker.fingerprint != provenance.fingerprint:
-                raise FormatError(
-                    f"{path} must carry the fingerprint of its {PROVENANCE_FILE}, found another. Make it again."
-                )
         configs[config.name] = CardConfig(
             provenance=provenance,
             features=read_features(shards[0]),

@@ -71,7 +71,8 @@ class Teacher:
         self.precision = precision
         self.device = find_device(device)
         self.channels_last = channels_last
-        self._class_ids = [_resolve_classes(member, classes) for member in members]
+        larger = classes is None or any(member.num_classes > len(classes) for member in members)
+        self._class_ids = [_resolve_classes(member, classes, larger=larger) for member in members]
         self.num_classes, self.labels = self._common_classes()
         self._models = []
         for member in members:
@@ -219,6 +220,13 @@ class Teacher:
         own = [{_canonical(name) for name in labels} for labels in self.labels or ()]
         known = set().union(*own)
         theirs = [_canonical(name) for name in names]
+        if known and known.isdisjoint(theirs):
+            logger.warning(
+                "None of the dataset's class names is the teacher's: they are taken for the teacher's classes in their order, "
+                "so 0 is %r here and %r there. Where that is wrong, pass `classes` (--teacher_classes).",
+                names[0],
+                (self.labels or ())[0][0],
+            )
         # A name that the teacher does not know may be another spelling; one that it knows must stand at its place.
         for c, (mine, name) in enumerate(zip(own, theirs, strict=bool(own))):
             if name in known and name not in mine:
@@ -300,13 +308,21 @@ def _canonical(name: str) -> str:
     return {"cra": "crab"}.get(words, words)  # as the Hub's copy of CIFAR-100 spells it
 
 
-def _resolve_classes(member: Member, classes: Sequence[int] | Sequence[str] | None) -> list[int] | None:
-    """Returns the member's class ids for the dataset's classes; None where they are the same."""
+def _resolve_classes(
+    member: Member, classes: Sequence[int] | Sequence[str] | None, *, larger: bool
+) -> list[int] | None:
+    """Returns the member's class ids for the dataset's classes; None where they are the same.
+
+    Args:
+        member: Of the teacher.
+        classes: Of the dataset.
+        larger: Whether a member of the teacher has more classes.
+    """
     if classes is None:
         return None
     # Numbers of a larger member's classes; those of its own classes in another order are meant for it.
     as_they_are = len(classes) == member.num_classes and not isinstance(classes[0], str)
-    if as_they_are and set(classes) != set(range(member.num_classes)):
+    if larger and as_they_are and set(classes) != set(range(member.num_classes)):
         return None
     if len(classes) == 0:
         raise TeacherError("`classes` must name at least one class, got an empty list.")

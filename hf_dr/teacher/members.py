@@ -129,6 +129,8 @@ def _load(name: str, card: bool, fallback: Preprocessing | None, strict: bool) -
     if folder.is_file() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise TeacherError(f"a model must be {HOW_TO_NAME}; {name!r} is none of these (no such folder).")
     repo_id, _, revision = name.partition("@")
+    if revision and Path(repo_id).is_dir():
+        raise TeacherError(f"a revision must come with a Hub id, got {name!r}, which is a folder. Leave it out.")
     return _load_transformers(repo_id, repo_id, revision or None, card, fallback, strict)
 
 

@@ -98,6 +98,8 @@ def build_student(
         if file:
             _load_weights(model, Path(file).expanduser())
         return model
+    if model_args:
+        raise ConfigError(f"`model_args` must come with `timm:ARCHITECTURE`, got {name!r}. Leave it out.")
     if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
         raise ConfigError(f"the student {name!r} must be a folder, but there is none. Train it first, or name another.")
     try:
@@ -160,12 +162,15 @@ def read_model_args(value: Any) -> dict[str, Any]:
     """Reads `model_args`, JSON or, from YAML, a mapping.
 
     Raises:
-        ConfigError: It is no JSON.
+        ConfigError: It is none.
     """
     try:
-        return json.loads(value) if isinstance(value, str) else value
+        content = json.loads(value) if isinstance(value, str) else value
     except json.JSONDecodeError as error:
         raise ConfigError(f"`model_args` must be JSON, e.g. '{{\"img_size\": 32}}', but: {error}.") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"`model_args` must hold names and values, e.g. '{{\"img_size\": 32}}', got {value!r:.80}.")
+    return content
 
 
 def is_timm(model: Any) -> bool:

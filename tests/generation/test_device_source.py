@@ -22,7 +22,7 @@ from hf_dr.store.provenance import Provenance
 from hf_dr.store.shards import ShardWriter
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.views.augmentation import Augmentation
-from hf_dr.views.device import maker as device_maker
+from hf_dr.views.device.augment import DeviceAugmentation
 from hf_dr.views.device.plan import NotOnDeviceError
 from hf_dr.views.ops.colour import ColorJitter
 from hf_dr.views.ops.geometry import RandomResizedCrop
@@ -93,14 +93,16 @@ def test_views_that_the_device_cannot_make_are_made_by_pillow(
     tmp_path, tiny_dataset, tiny_teacher, monkeypatch, caplog
 ):
     expected = run(tmp_path / "a", tiny_dataset, tiny_teacher, ALL_OPS)
-    made = device_maker.DeviceViewMaker._make_here
+    planned = DeviceAugmentation.program
 
-    def refuses_some(self, span, flight, drawn):
-        if span.start % 32 == 0:
+    def refuses_some(self, images, *settings):
+        if len(images) % 2:
             raise NotOnDeviceError("images of 2x9000 pixels are rotated by Pillow")
-        return made(self, span, flight, drawn)
+        refused.append(len(images))
+        return planned(self, images, *settings)
 
-    monkeypatch.setattr(device_maker.DeviceViewMaker, "_make_here", refuses_some)
+    refused = []
+    monkeypatch.setattr(DeviceAugmentation, "program", refuses_some)
     with caplog.at_level(logging.WARNING):
         assert run(tmp_path / "b", tiny_dataset, tiny_teacher, ALL_OPS, augment_on="device", num_views=3) == expected
     told = [record.message for record in caplog.records if "made on the CPU" in record.message]

@@ -119,10 +119,10 @@ def test_killed_in_the_middle_of_an_epoch_and_resumed(tmp_path, tiny_plus):
 def test_images_that_the_device_cannot_turn_are_made_by_pillow(tmp_path, tiny_plus, monkeypatch, caplog):
     expected = trained(tmp_path / "a", tiny_plus, augment_on="cpu")
 
-    def refuses(self, images, params):
+    def refuses(self, *settings):
         raise NotOnDeviceError("images of 2x9000 pixels")
 
-    monkeypatch.setattr(DeviceAugmentation, "apply", refuses)
+    monkeypatch.setattr(DeviceAugmentation, "program", refuses)
     assert_alike(trained(tmp_path / "b", copy.copy(tiny_plus), augment_on="device"), expected)
     assert "Some views are made on the CPU, which takes longer: images of 2x9000 pixels" in caplog.text
 

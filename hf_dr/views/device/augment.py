@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
+from types import ModuleType
 
 import numpy as np
 import torch
 
-from hf_dr.errors import ReplayError
+from hf_dr.errors import HfDrError, ReplayError
+from hf_dr.text import format_bytes
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.device import eager
-from hf_dr.views.device.images import Images
-from hf_dr.views.device.plan import Columns, NotOnDeviceError, Step, plan, plan_mixing, unsupported
+from hf_dr.views.device.images import Windows
+from hf_dr.views.device.plan import Columns, NotOnDeviceError, plan, plan_mixing, unsupported
+from hf_dr.views.device.program import Program, program
+
+
+class ViewMemoryError(HfDrError, RuntimeError):
+    """The device's memory does not suffice for the views; accelerate's search for a batch size knows it as what it is."""
 
 
 class DeviceAugmentation:
-    """Performs an augmentation on batches of images that lie on a device, with the pixels that Pillow gives.
+    """An augmentation of batches of images that lie on a device, with the pixels that Pillow gives.
 
     Args:
         augmentation: The ops; `unsupported` says nothing against them.
@@ -31,55 +38,67 @@ class DeviceAugmentation:
             raise NotOnDeviceError("; ".join(reasons))
         self.augmentation = augmentation
 
-    def apply(self, images: Images, params: Columns) -> torch.Tensor:
-        """Performs the ops that need one image only.
+    def program(self, images: Windows, params: Columns, mixing: Columns, partners: np.ndarray) -> Program:
+        """Returns what makes a batch, for `perform`; no pixel is needed.
 
         Args:
-            images: N images; those of several views may be the same.
-            params: The parameters of N views by their names in the augmentation.
-
-        Returns:
-            uint8 (N, H, W, 3), contiguous, on the device of the images.
+            images: M images; those of several views may be the same.
+            params: Columns (M, ...) of the ops that need one image only, by their names in the augmentation; others may be
+                there too.
+            mixing: Columns (N, ...) of the mixing ops, for the first N views.
+            partners: int64 (N,), which of the M views each is mixed with; -1 for nothing.
 
         Raises:
-            ReplayError: Parameters do not fit their image; the same error as the op's own.
+            ReplayError: Parameters do not fit their image, or a partner is missing; the same error as the op's own.
             NotOnDeviceError: An image is too large for the device version of an op.
         """
+        assert self.augmentation.size is not None
         steps = plan(self.augmentation, params, images.heights, images.widths)
-        run, _ = _engine(images.data.device)
-        return run(images, steps).batch().contiguous()
-
-    def mix(self, pool_MHWC: torch.Tensor, params: Columns, partners: np.ndarray) -> torch.Tensor:
-        """Performs the mixing ops.
-
-        Args:
-            pool_MHWC: Views as `apply` returns them; the first N are mixed, with any of all M. Not changed.
-            params: The parameters of the first N.
-            partners: int64 (N,), the place of each view's partner in the pool; -1 where nothing is mixed.
-
-        Returns:
-            uint8 (N, H, W, 3).
-
-        Raises:
-            ReplayError: A view mixes and has no partner, or a parameter is damaged.
-        """
-        views_NHWC = pool_MHWC[: len(partners)]
-        if not self.augmentation.mixes:
-            return views_NHWC
-        mixes = plan_mixing(self.augmentation, params)
+        mixes = plan_mixing(self.augmentation, mixing)
         for step in mixes:
             alone = np.flatnonzero(step.active & (partners < 0))
             if len(alone):
                 raise ReplayError(f"view {alone[0]} of the batch needs a partner image, found none.")
-        _, mix = _engine(pool_MHWC.device)
-        views_NHWC = views_NHWC.clone()
-        for step in mixes:
-            mix(views_NHWC, pool_MHWC, partners, step)
-        return views_NHWC
+        return program(images, steps, mixes, partners, self.augmentation.size)
 
-    def single_params(self, params: Columns) -> dict[str, np.ndarray]:
-        """Returns those parameters that `apply` reads."""
+    def single_params(self, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Returns those parameters that belong to the ops that need one image only."""
         return {key: params[key] for _, keys in self.augmentation.single for key in keys.values()}
+
+
+def perform(
+    program: Program, sources: Sequence[torch.Tensor], where: tuple[np.ndarray, np.ndarray] | None = None
+) -> torch.Tensor:
+    """Makes the views of a program.
+
+    Args:
+        program: From `DeviceAugmentation.program`.
+        sources: Buffers of pixels, uint8, on one device.
+        where: Which buffer holds each image of the program, and at which byte, int64 (M,) each. None: they lie where the
+            program says, all in the first buffer.
+
+    Returns:
+        uint8 (N, H, W, 3), contiguous, on the device of the buffers. On a GPU nothing is waited for.
+
+    Raises:
+        ViewMemoryError: The device's memory does not suffice.
+    """
+    device = sources[0].device
+    engine = _engine(device)
+    if where is not None:
+        buffers, offsets = where
+        program = program.moved(engine.starts(sources)[buffers] + offsets)
+    try:
+        views_NHWC: torch.Tensor = engine.run(program, sources)
+    except torch.OutOfMemoryError as error:
+        # Smaller parts would not help: what lies between the launches is bounded already (`program.WORKING_BYTES`).
+        needed = format_bytes(sum(program.buffers))
+        raise ViewMemoryError(
+            f"the views of a batch must fit into the memory of {device}, but {program.num_images} of {program.size[0]}x"
+            f"{program.size[1]} pixels take up to {needed} next to what is there: {error} Lower the batch size, or make the "
+            "views on the CPU (`augment_on cpu`)."
+        ) from error
+    return views_NHWC
 
 
 def is_fast_on(device: torch.device) -> bool:
@@ -87,14 +106,10 @@ def is_fast_on(device: torch.device) -> bool:
     return device.type == "cuda" and importlib.util.find_spec("triton") is not None
 
 
-_Run = Callable[[Images, list[Step]], Images]
-_Mix = Callable[..., None]
-
-
-def _engine(device: torch.device) -> tuple[_Run, _Mix]:
-    """The functions that perform steps: Triton's on a GPU, else torch's."""
+def _engine(device: torch.device) -> ModuleType:
+    """The module that performs programs: in Triton on a GPU, else in torch."""
     if is_fast_on(device):
         from hf_dr.views.device import fused
 
-        return fused.run, fused.mix
-    return eager.run, eager.mix_in_place
+        return fused
+    return eager

@@ -1,4 +1,4 @@
-"""The steps in torch operations, image by image: the plain statement of the arithmetic, on any device.
+"""A program in torch operations, image by image: the plain statement of the arithmetic, on any device.
 
 All of it is in integers, or in floating point with every product and sum rounded by itself, so it gives the same bytes on
 a CPU and on a GPU. The sources of Pillow that it follows are named where they matter.
@@ -6,42 +6,72 @@ a CPU and on a GPU. The sources of Pillow that it follows are named where they m
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
 from hf_dr.views.device import plan
-from hf_dr.views.device.images import Images
-from hf_dr.views.device.plan import Change, Crop, Mix, Resample, Step
+from hf_dr.views.device.images import OFFSET_BITS
+from hf_dr.views.device.program import (
+    CHANGE_COLUMNS,
+    MIX_COLUMNS,
+    PASS_COLUMNS,
+    RESULT,
+    SOURCES,
+    Changes,
+    Mixes,
+    Program,
+    Resizes,
+)
 from hf_dr.views.device.resampling import PRECISION_BITS, axis_weights
-from hf_dr.views.resizing import vertical_first
+
+_Buffers = Sequence[torch.Tensor]
 
 
-def run(images: Images, steps: list[Step]) -> Images:
-    """Performs the steps on N images; the images themselves are not changed."""
-    for step in steps:
-        if isinstance(step, Crop):
-            images = images.crop(step.boxes)
-        elif isinstance(step, Resample):
-            images = resample(images, step)
+def starts(sources: Sequence[torch.Tensor]) -> np.ndarray:
+    """Returns what is added to an offset into a buffer: the buffer's number."""
+    return np.arange(len(sources), dtype=np.int64) << OFFSET_BITS
+
+
+def run(program: Program, sources: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Performs a program; uint8 (N, H, W, 3)."""
+    held: list[_Buffers] = [
+        [torch.empty(size, dtype=torch.uint8, device=sources[0].device)] for size in program.buffers
+    ]
+    held[SOURCES] = sources
+    height, width = program.size
+    views_MHWC = held[RESULT][0].view(program.num_images, height, width, 3)
+    mixed_NHWC: torch.Tensor | None = None
+    for launch in program.launches:
+        if isinstance(launch, Resizes):
+            _resample(program, launch, held)
+        elif isinstance(launch, Changes):
+            _change(program, launch, held)
         else:
-            images = change(images, step)
-    return images
+            mixed_NHWC = views_MHWC[: program.num_views].clone() if mixed_NHWC is None else mixed_NHWC
+            _mix(program, launch, mixed_NHWC, views_MHWC)
+    return views_MHWC[: program.num_views] if mixed_NHWC is None else mixed_NHWC
 
 
-def resample(images: Images, step: Resample) -> Images:
+def _image(buffers: _Buffers, place: int, height: int, width: int, stride: int) -> torch.Tensor:
+    """A window of a buffer, uint8 (H, W, 3)."""
+    number, offset = divmod(place, 1 << OFFSET_BITS)
+    buffer = buffers[number]
+    return buffer.as_strided((height, width, 3), (3 * stride, 3, 1), buffer.storage_offset() + offset)
+
+
+def _resample(program: Program, launch: Resizes, held: list[_Buffers]) -> None:
     """Resizes each image in two passes, with an image of 8 bits between them (Resample.c)."""
-    made = Images.empty(step.heights, step.widths, images.data.device)
-    in_sizes = np.stack([images.heights, images.widths], axis=1)
-    out_sizes = np.stack([step.heights, step.widths], axis=1)
-    begins_vertical = vertical_first((images.heights, images.widths), (step.heights, step.widths), step.passes)
-    first_axis = np.where(begins_vertical, 0, 1)
-    for n in range(len(images)):
-        pixels_HWC = images.image(n)
-        for axis in (int(first_axis[n]), 1 - int(first_axis[n])):
-            if in_sizes[n, axis] != out_sizes[n, axis]:
-                pixels_HWC = _pass(pixels_HWC, axis, int(out_sizes[n, axis]), step.interpolation)
-        made.image(n).copy_(pixels_HWC)
-    return made
+    passes = (launch.reads, launch.between, launch.rows), (launch.between, launch.writes, launch.second)
+    for reads, writes, start in passes:
+        for row in program.rows(launch, PASS_COLUMNS, start).tolist():
+            place, stride, out, height, width, axis, _, last, _, mirrored = row
+            size = (last + 1, width) if axis == 0 else (height, last + 1)
+            made_HWC = _pass(
+                _image(held[reads], place, *size, stride), axis, (height, width)[axis], launch.interpolation
+            )
+            _image(held[writes], out, height, width, width).copy_(made_HWC.flip(1) if mirrored else made_HWC)
 
 
 def _pass(pixels_HWC: torch.Tensor, axis: int, size: int, interpolation: str) -> torch.Tensor:
@@ -59,20 +89,20 @@ def _pass(pixels_HWC: torch.Tensor, axis: int, size: int, interpolation: str) ->
     return (total >> PRECISION_BITS).clamp(0, 255).to(torch.uint8)
 
 
-def change(images: Images, step: Change) -> Images:
+def _change(program: Program, launch: Changes, held: list[_Buffers]) -> None:
     """Changes each image in its own way."""
-    heights = images.heights if step.heights is None else step.heights
-    widths = images.widths if step.widths is None else step.widths
-    made = Images.empty(heights, widths, images.data.device)
-    fill_C, colour_C = (
-        torch.tensor(colour, dtype=torch.uint8, device=images.data.device) for colour in (step.fill, step.colour)
-    )
-    for n, kind in enumerate(step.kinds.tolist()):
-        pixels_HWC, out_HWC, factor = images.image(n), made.image(n), float(step.factors[n])
+    device = held[RESULT][0].device
+    fill_C, colour_C = (torch.tensor(c, dtype=torch.uint8, device=device) for c in (launch.fill, launch.colour))
+    rows = program.rows(launch, CHANGE_COLUMNS)
+    factors = rows[:, CHANGE_COLUMNS.index("factor")].astype(np.int32).view(np.float32)
+    for row, factor in zip(rows.tolist(), factors.tolist(), strict=True):
+        place, height, width, stride, out, out_height, out_width, kind, *matrix, _, top, left, down, across = row
+        pixels_HWC = _image(held[launch.reads], place, height, width, stride)
+        out_HWC = _image(held[launch.writes], out, out_height, out_width, out_width)
         if kind == plan.COPY:
             out_HWC.copy_(pixels_HWC)
         elif kind == plan.GATHER:
-            out_HWC.copy_(_gather(pixels_HWC, step.matrices[n], out_HWC.shape, fill_C))
+            out_HWC.copy_(_gather(pixels_HWC, matrix, out_HWC.shape, fill_C))
         elif kind == plan.COLOUR:
             out_HWC.copy_(_blend(_grey(pixels_HWC)[..., None], pixels_HWC.int(), factor))
         elif kind == plan.SHARPNESS:
@@ -81,15 +111,13 @@ def change(images: Images, step: Change) -> Images:
             table_C256 = _table(pixels_HWC, kind, factor)
             for c in range(3):
                 out_HWC[..., c] = table_C256[c][pixels_HWC[..., c].long()]
-        top, left, height, width = step.boxes[n].tolist()
-        out_HWC[top : top + height, left : left + width] = colour_C
-    return made
+        out_HWC[top : top + down, left : left + across] = colour_C
 
 
-def _gather(pixels_HWC: torch.Tensor, matrix: np.ndarray, shape: torch.Size, fill_C: torch.Tensor) -> torch.Tensor:
+def _gather(pixels_HWC: torch.Tensor, matrix: list[int], shape: torch.Size, fill_C: torch.Tensor) -> torch.Tensor:
     """The nearest source pixel in 16.16 fixed point (`affine_fixed` of Geometry.c)."""
     height, width = pixels_HWC.shape[:2]
-    a, b, c, d, e, f = matrix.tolist()
+    a, b, c, d, e, f = matrix
     y_H1 = torch.arange(shape[0], device=pixels_HWC.device)[:, None]
     x_1W = torch.arange(shape[1], device=pixels_HWC.device)[None]
     source_x_HW = (a * x_1W + b * y_H1 + c) >> 16
@@ -177,12 +205,11 @@ def _stretched(counts_256: torch.Tensor) -> torch.Tensor:
     return (product_256 + offset).clamp(0, 255).to(torch.uint8)
 
 
-def mix_in_place(views_NHWC: torch.Tensor, pool_MHWC: torch.Tensor, partners: np.ndarray, step: Mix) -> None:
-    """Mixes views in place with their partners in the pool, which holds unmixed views; -1 is no partner."""
-    for n in np.flatnonzero(step.active & (partners >= 0)).tolist():
-        own_HWC, other_HWC, weight = views_NHWC[n], pool_MHWC[int(partners[n])], int(step.weights[n])
+def _mix(program: Program, launch: Mixes, views_NHWC: torch.Tensor, pool_MHWC: torch.Tensor) -> None:
+    """Mixes views in place with views of the pool, which are not mixed."""
+    for n, partner, weight, top, left, height, width in program.rows(launch, MIX_COLUMNS).tolist():
+        own_HWC, other_HWC = views_NHWC[n], pool_MHWC[partner]
         mixed_HWC = (own_HWC.int() * weight + other_HWC.int() * (256 - weight) + 128) >> 8
         own_HWC.copy_(mixed_HWC)
-        top, left, height, width = step.boxes[n].tolist()
         box = (slice(top, top + height), slice(left, left + width))
         own_HWC[box] = other_HWC[box]

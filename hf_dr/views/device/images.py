@@ -1,96 +1,63 @@
-"""Images of differing sizes in one flat buffer, which crosses to a device in a single copy."""
+"""Where images lie: windows into flat buffers of pixels, which cross to a device in a single copy each."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+# A place is the number of a buffer and an offset into it, which takes so many bits.
+OFFSET_BITS = 40
+
 
 @dataclass(frozen=True)
-class Images:
-    """N RGB images, each a window into one buffer; several may lie in the same pixels.
+class Windows:
+    """N RGB images, each a window into a buffer of uint8; several may show the same pixels.
 
     Attributes:
-        data: uint8 (bytes,), on any device; rows of a window are runs of 3 * width bytes.
-        offsets: int64 (N,), where the first pixel of each begins, in bytes.
+        places: int64 (N,), where the first pixel of each begins: the number of its buffer, then (lower `OFFSET_BITS`) bytes.
         heights: int64 (N,), in pixels.
-        widths: int64 (N,), in pixels.
+        widths: int64 (N,), in pixels; a row is a run of 3 * width bytes.
         strides: int64 (N,), from one row to the next, in pixels.
     """
 
-    data: torch.Tensor
-    offsets: np.ndarray
+    places: np.ndarray
     heights: np.ndarray
     widths: np.ndarray
     strides: np.ndarray
 
     def __len__(self) -> int:
-        return len(self.offsets)
+        return len(self.places)
 
     @classmethod
-    def pack(cls, arrays_HWC: Sequence[np.ndarray]) -> Images:
-        """Copies arrays into one buffer on the CPU."""
-        heights = np.array([array.shape[0] for array in arrays_HWC], np.int64)
-        widths = np.array([array.shape[1] for array in arrays_HWC], np.int64)
-        images = cls.empty(heights, widths, torch.device("cpu"))
-        flat = images.data.numpy()
-        for array, offset in zip(arrays_HWC, images.offsets.tolist(), strict=True):
-            flat[offset : offset + array.size] = array.reshape(-1)
-        return images
+    def dense(cls, heights: np.ndarray, widths: np.ndarray) -> Windows:
+        """Returns windows that lie one after the other in the first buffer."""
+        sizes = 3 * heights * widths
+        return cls(np.cumsum(sizes) - sizes, heights, widths, widths)
 
-    @classmethod
-    def empty(cls, heights: np.ndarray, widths: np.ndarray, device: torch.device) -> Images:
-        """Returns images one after the other whose pixels are still to be written."""
-        ends = np.cumsum(3 * heights * widths)
-        total = int(ends[-1]) if len(ends) else 0
-        data = torch.empty(total, dtype=torch.uint8, device=device)
-        return cls(data, ends - 3 * heights * widths, heights, widths, widths)
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all pixels, those of several windows counted several times."""
+        return int((3 * self.heights * self.widths).sum())
 
-    def to(self, device: torch.device) -> Images:
-        """Returns the images on a device; the copy is asynchronous where the buffer is pinned."""
-        return replace(self, data=self.data.to(device, non_blocking=True))
+    def part(self, rows: slice) -> Windows:
+        """Returns some of the windows."""
+        return Windows(self.places[rows], self.heights[rows], self.widths[rows], self.strides[rows])
 
-    def pin_memory(self) -> Images:
-        """Returns the images in pinned memory."""
-        return replace(self, data=self.data.pin_memory())
-
-    @classmethod
-    def join(cls, parts: Sequence[Images]) -> Images:
-        """Returns the images of several buffers in one, in order."""
-        if len(parts) == 1:
-            return parts[0]
-        starts = np.cumsum([0, *(len(part.data) for part in parts[:-1])])
-        return cls(
-            torch.cat([part.data for part in parts]),
-            np.concatenate([part.offsets + start for part, start in zip(parts, starts, strict=True)]),
-            *(np.concatenate([getattr(part, name) for part in parts]) for name in ("heights", "widths", "strides")),
-        )
-
-    def select(self, places: np.ndarray) -> Images:
-        """Returns the images at these places, (M,), of the same buffer; a place may come several times."""
-        return Images(self.data, self.offsets[places], self.heights[places], self.widths[places], self.strides[places])
-
-    def crop(self, boxes: np.ndarray) -> Images:
-        """Returns the boxes (N, 4), (top, left, height, width), of the same buffer; they lie inside the images."""
+    def crop(self, boxes: np.ndarray) -> Windows:
+        """Returns the boxes (N, 4), (top, left, height, width), which lie inside the windows."""
         tops, lefts, heights, widths = boxes.astype(np.int64).T
-        return Images(self.data, self.offsets + 3 * (tops * self.strides + lefts), heights, widths, self.strides)
+        return Windows(self.places + 3 * (tops * self.strides + lefts), heights, widths, self.strides)
 
-    def image(self, number: int) -> torch.Tensor:
-        """Returns one image as a view of the buffer, uint8 (H, W, 3)."""
-        height, width, stride = (int(a[number]) for a in (self.heights, self.widths, self.strides))
-        return self.data.as_strided((height, width, 3), (3 * stride, 3, 1), int(self.offsets[number]))
 
-    def batch(self) -> torch.Tensor:
-        """Returns all images, uint8 (N, H, W, 3): a view of the buffer where they fill it one after the other."""
-        count, height, width = len(self), int(self.heights[0]), int(self.widths[0])
-        assert (self.heights == height).all()
-        assert (self.widths == width).all()
-        size = 3 * height * width
-        dense = (self.strides == width).all() and (np.diff(self.offsets) == size).all()
-        if dense:
-            first = int(self.offsets[0])
-            return self.data[first : first + count * size].view(count, height, width, 3)
-        return torch.stack([self.image(number) for number in range(count)])
+def pack(arrays_HWC: Sequence[np.ndarray]) -> tuple[torch.Tensor, Windows]:
+    """Copies images, uint8 (H, W, 3), into one buffer on the CPU, uint8 (bytes,), and says where they lie."""
+    heights, widths = (np.array([array.shape[axis] for array in arrays_HWC], np.int64) for axis in (0, 1))
+    windows = Windows.dense(heights, widths)
+    buffer = torch.empty(windows.num_bytes, dtype=torch.uint8)
+    flat = buffer.numpy()
+    for array, offset in zip(arrays_HWC, windows.places.tolist(), strict=True):
+        flat[offset : offset + array.size] = array.reshape(-1)
+    return buffer, windows

@@ -23,16 +23,6 @@ AUTOCONTRAST, EQUALIZE = tl.constexpr(plan.AUTOCONTRAST), tl.constexpr(plan.EQUA
 
 BOX, BILINEAR, BICUBIC = (tl.constexpr(n) for n in range(3))
 
-# Columns of the table of `change_kernel`, `count_kernel` and `table_kernel`.
-CHANGE_COLUMNS = (
-    "source", "source_height", "source_width", "source_stride", "out", "out_height", "out_width",
-    "kind", "a", "b", "c", "d", "e", "f", "factor", "top", "left", "height", "width",
-)  # fmt: skip
-# Columns of the table of `pass_kernel`.
-PASS_COLUMNS = (
-    "source", "source_stride", "out", "out_height", "out_width", "axis", "weights", "last", "window", "mirrored",
-)  # fmt: skip
-
 
 @triton.jit
 def _filtered(x, FILTER: tl.constexpr):
@@ -107,7 +97,7 @@ def _down(k, source, stride, first_y, last, j, weights_ptr, num_outputs, y, in_y
 def pass_kernel(
     source_ptr,
     out_ptr,
-    table_ptr,  # int64 (N, 10): PASS_COLUMNS
+    table_ptr,  # int64 (N, 10): `program.PASS_COLUMNS`
     first_ptr,  # int32 (A, X)
     weights_ptr,  # int32 (A, K, X)
     num_outputs,  # X
@@ -279,13 +269,13 @@ def _smooth(places, stride, inner):
 def change_kernel(
     source_ptr,
     out_ptr,
-    table_ptr,  # int64 (N, 19): CHANGE_COLUMNS
+    table_ptr,  # int64 (N, 19): `program.CHANGE_COLUMNS`
     tables_ptr,  # uint8 (N, 3, 256)
     fill,  # outside of the source: red + 256 green + 65536 blue
     colour,  # of the box
     BLOCK: tl.constexpr,
 ):
-    """Changes each image in its own way: `hf_dr.views.device.eager.change`."""
+    """Changes each image in its own way: `hf_dr.views.device.eager`."""
     n = tl.program_id(0).to(tl.int64)
     row = table_ptr + n * 19
     width = tl.load(row + 6).to(tl.int32)
@@ -350,12 +340,12 @@ def change_kernel(
 def mix_kernel(
     views_ptr,  # uint8 (N, H, W, 3), changed in place
     pool_ptr,  # uint8 (M, H, W, 3)
-    table_ptr,  # int64 (R, 7): view, partner's place in the pool, weight, top, left, height, width
+    table_ptr,  # int64 (R, 7): `program.MIX_COLUMNS`
     row_bytes,
     view_bytes,
     BLOCK: tl.constexpr,
 ):
-    """MixUp, then CutMix, of R of the views: `hf_dr.views.device.eager.mix`."""
+    """MixUp, then CutMix, of R of the views: `hf_dr.views.device.eager`."""
     row = table_ptr + tl.program_id(0).to(tl.int64) * 7
     j = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = j < view_bytes

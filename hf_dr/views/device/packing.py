@@ -1,4 +1,4 @@
-"""What a worker hands over when it only decodes: source pixels and parameters, still to be augmented on a device."""
+"""What a worker hands over when a device makes the views: source pixels, and the program that makes views of them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -13,15 +14,20 @@ import PIL.Image
 import torch
 
 from hf_dr.errors import ReplayError
+from hf_dr.text import format_bytes
 from hf_dr.views.augmentation import Augmentation
-from hf_dr.views.device.augment import DeviceAugmentation
-from hf_dr.views.device.images import Images
+from hf_dr.views.device.augment import DeviceAugmentation, perform
+from hf_dr.views.device.images import pack
 from hf_dr.views.device.overlap import side_stream
-from hf_dr.views.device.plan import NotOnDeviceError, row_of
+from hf_dr.views.device.plan import NotOnDeviceError
+from hf_dr.views.device.program import Program
 from hf_dr.views.ops.base import Params
 from hf_dr.views.ops.geometry import RandomResizedCrop
 
 logger = logging.getLogger(__name__)
+
+# Of the images of a batch. Loaders hold several batches for each worker, so photos of dozens of megapixels must not travel.
+MOST_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -84,25 +90,32 @@ def columns(augmentation: Augmentation, rows: Sequence[Params], *, mixing: bool)
 class UndoneBatch:
     """N views that a device has to make: `to` starts the work there, `DoneBatch.pixels` waits for it.
 
+    All that depends on sizes and parameters is in the program, so whoever calls `to` only copies two tensors and launches.
+
     Attributes:
-        augmenter: Makes the views.
-        images: M >= N images.
-        params: Columns (M, ...), of the ops that need one image only.
-        mixing: Columns (N, ...), of the mixing ops.
-        partners: int64 (N,), places among the M; -1 where nothing is mixed.
-        names: What messages call each of the M.
+        pixels: uint8 (bytes,), of all images; without a program the views themselves, (N, H, W, 3).
+        program: Makes the views.
+        refused: Why Pillow made the views, where there is no program.
     """
 
-    augmenter: DeviceAugmentation
-    images: Images
-    params: dict[str, np.ndarray]
-    mixing: dict[str, np.ndarray]
-    partners: np.ndarray
-    names: tuple[str, ...]
+    pixels: torch.Tensor
+    program: Program | None
+    refused: str | None = None
 
     @classmethod
-    def pack(cls, augmenter: DeviceAugmentation, views: Sequence[UndoneView]) -> UndoneBatch:
-        """Puts the images of views into one buffer, each only once."""
+    def pack(
+        cls, augmenter: DeviceAugmentation, views: Sequence[UndoneView], *, most_bytes: int = MOST_BYTES
+    ) -> UndoneBatch:
+        """Puts the images of views into one buffer, each only once, and plans what is done to them.
+
+        Args:
+            augmenter: Plans it.
+            views: N of them.
+            most_bytes: Pillow makes the views of images that take more.
+
+        Raises:
+            ReplayError: Parameters do not fit their image; the message names row and view.
+        """
         sources = [view.own for view in views]
         place = {source.key: n for n, source in enumerate(sources)}
         partners = []
@@ -112,25 +125,30 @@ class UndoneBatch:
                 sources.append(view.partner)
             partners.append(-1 if view.partner is None else place[view.partner.key])
         augmentation = augmenter.augmentation
-        return cls(
-            augmenter,
-            Images.pack([source.pixels for source in sources]),
-            columns(augmentation, [source.params for source in sources], mixing=False),
-            columns(augmentation, [view.params for view in views], mixing=True),
-            np.array(partners, np.int64),
-            tuple("row {}, view {}".format(*source.key[-2:]) for source in sources),
-        )
-
-    def __len__(self) -> int:
-        return len(self.partners)
+        try:
+            num_bytes = sum(source.pixels.size for source in sources)
+            if num_bytes > most_bytes:
+                raise NotOnDeviceError(f"the images of a batch take more than {format_bytes(most_bytes)}")
+            pixels, images = pack([source.pixels for source in sources])
+            single = columns(augmentation, [source.params for source in sources], mixing=False)
+            mixing = columns(augmentation, [view.params for view in views], mixing=True)
+            return cls(pixels, augmenter.program(images, single, mixing, np.array(partners, np.int64)))
+        except NotOnDeviceError as error:
+            return cls(_made_by_pillow(augmentation, views, sources, partners), None, str(error))
+        except ReplayError:
+            _made_by_pillow(augmentation, views, sources, partners)  # refuses the same view, and names it
+            raise
 
     def pin_memory(self) -> UndoneBatch:
-        """Returns the batch with its pixels in pinned memory, for a loader's thread."""
-        return replace(self, images=self.images.pin_memory())
+        """Returns the batch in pinned memory, for a loader's thread."""
+        program = None if self.program is None else self.program.pin_memory()
+        return replace(self, pixels=self.pixels.pin_memory(), program=program)
 
     def to(self, device: torch.device | str, **_: Any) -> DoneBatch:
         """Starts to make the views on a device, on a stream of its own next to what runs there."""
         device = torch.device(device)
+        if self.refused is not None:
+            _tell(self.refused)
         if device.type != "cuda":
             return DoneBatch(self._make(device), None)
         stream = side_stream(device, "views")
@@ -141,42 +159,37 @@ class UndoneBatch:
         return DoneBatch(views_NHWC, done)
 
     def _make(self, device: torch.device) -> torch.Tensor:
-        try:
-            pool_MHWC = self.augmenter.apply(self.images.to(device), self.params)
-        except NotOnDeviceError as error:
-            logger.warning("Some views are made on the CPU, which takes longer: %s.", error)
-            return self._made_by_pillow().to(device)
-        except ReplayError:
-            self._made_by_pillow()  # refuses the same view, and names it
-            raise
-        try:
-            return self.augmenter.mix(pool_MHWC, self.mixing, self.partners)
-        except ReplayError:
-            self._made_by_pillow()
-            raise
+        pixels = self.pixels.to(device, non_blocking=True)
+        return pixels if self.program is None else perform(self.program, [pixels])
 
-    def _made_by_pillow(self) -> torch.Tensor:
-        augmentation = self.augmenter.augmentation
-        images = (PIL.Image.fromarray(self.images.image(n).cpu().numpy()) for n in range(len(self.images)))
-        single = []
-        for n, image in enumerate(images):
-            with _named(self.names[n]):
-                single.append(augmentation.apply(image, row_of(self.params, n)))
-        views = []
-        for n, partner in enumerate(self.partners.tolist()):
-            other = None if partner < 0 else single[partner]
-            with _named(self.names[n]):
-                views.append(augmentation.mix(single[n], row_of(self.mixing, n), other))
-        return torch.from_numpy(np.stack([np.asarray(view) for view in views]))
+
+@lru_cache(maxsize=64)
+def _tell(refused: str) -> None:
+    """Says once why views are not made on the device."""
+    logger.warning("Some views are made on the CPU, which takes longer: %s.", refused)
+
+
+def _made_by_pillow(
+    augmentation: Augmentation, views: Sequence[UndoneView], sources: Sequence[Source], partners: Sequence[int]
+) -> torch.Tensor:
+    """Makes views of all sources, and mixes those of `views` with their partners; uint8 (N, H, W, 3)."""
+    single, made = [], []
+    for source in sources:
+        with _named(source):
+            single.append(augmentation.apply(PIL.Image.fromarray(source.pixels), source.params))
+    for n, (view, partner) in enumerate(zip(views, partners, strict=True)):
+        with _named(view.own):
+            made.append(augmentation.mix(single[n], view.params, None if partner < 0 else single[partner]))
+    return torch.from_numpy(np.stack([np.asarray(view) for view in made]))
 
 
 @contextmanager
-def _named(name: str) -> Iterator[None]:
+def _named(source: Source) -> Iterator[None]:
     """Says in a refusal of parameters which view they are of."""
     try:
         yield
     except ReplayError as error:
-        raise ReplayError(f"{name}: {error}") from None
+        raise ReplayError("row {}, view {}: {}".format(*source.key[-2:], error)) from None
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,9 @@
 
 import numpy as np
 
+from hf_dr.views.device.augment import DeviceAugmentation, perform
+from hf_dr.views.device.images import pack
+
 
 def picture(rng, height, width):
     """Noise, one colour, a smooth picture, or black and white: what histograms and filters find hard."""
@@ -26,3 +29,11 @@ def any_size(rng):
 def as_columns(augmentation, rows, names=None):
     params = augmentation.params
     return {n: np.array([row[n] for row in rows], p.dtype) for n, p in params.items() if n in (names or rows[0])}
+
+
+def made_on(device, augmentation, pictures, columns):
+    """Views of pictures that do not mix, made on a device, as an array (N, H, W, 3)."""
+    pixels, images = pack(pictures)
+    unmixed = np.full(len(pictures), -1, np.int64)
+    program = DeviceAugmentation(augmentation).program(images, columns, columns, unmixed)
+    return perform(program, [pixels.to(device)]).cpu().numpy()

@@ -14,8 +14,9 @@ from hf_dr import ops
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.device import eager
 from hf_dr.views.device.hashing import ViewHashes, hash_lanes, merge
-from hf_dr.views.device.images import Images
+from hf_dr.views.device.images import Windows, pack
 from hf_dr.views.device.plan import plan, plan_mixing
+from hf_dr.views.device.program import program
 from tests.views.device.pictures import any_size, as_columns, picture
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
@@ -39,11 +40,14 @@ def check_steps(device):
         if number == 3:
             pictures = [picture(rng, 40, 64) for _ in range(2)]  # windows too large to be unrolled
         columns = as_columns(augmentation, [augmentation.sample(rng, image.shape[:2]) for image in pictures])
-        images = Images.pack(pictures)
+        pixels, images = pack(pictures)
         steps = plan(augmentation, columns, images.heights, images.widths)
-        expected = eager.run(images, steps)
-        found = fused.run(images.to(device), steps)
-        assert torch.equal(found.data.cpu(), expected.data), augmentation
+        whole = program(images, steps, [], np.full(len(images), -1), augmentation.size)
+        divided = program(images, steps, [], np.full(len(images), -1), augmentation.size, working_bytes=200)
+        assert len(divided.launches) > len(whole.launches)
+        expected = eager.run(whole, [pixels])
+        for each in (whole, divided):
+            assert torch.equal(fused.run(each, [pixels.to(device)]).cpu(), expected), augmentation
         count += len(pictures)
     return count
 
@@ -57,13 +61,17 @@ def check_mixing(device):
     columns = as_columns(
         augmentation, [augmentation.sample(rng, (7, 9)) for _ in range(8)], ["mixup_lam", "cutmix_box"]
     )
-    pool = torch.from_numpy(rng.integers(0, 256, (10, 7, 9, 3), dtype=np.uint8))
+    buffers = [torch.from_numpy(rng.integers(0, 256, 5 * 4 * 7 * 9 * 3, dtype=np.uint8)) for _ in range(2)]
+    images = Windows.dense(*np.repeat([[7], [9]], 10, axis=1))
     partners = np.array([9, 8, 0, 1, -1, 6, 5, 3])
-    expected, found, there = pool[:8].clone(), pool[:8].clone().to(device), pool.to(device)
-    for step in plan_mixing(augmentation, columns):
-        eager.mix_in_place(expected, pool, partners, step)
-        fused.mix(found, there, partners, step)
-    assert torch.equal(found.cpu(), expected)
+    made = program(images, [], plan_mixing(augmentation, columns), partners, (7, 9))
+    # The images of two buffers, each with a place of its own there.
+    numbers, offsets = np.arange(10) % 2, rng.integers(0, 600, 10)
+    found, expected = (
+        engine.run(made.moved(engine.starts(there)[numbers] + offsets - images.places), there).cpu()
+        for engine, there in ((fused, [b.to(device) for b in buffers]), (eager, buffers))
+    )
+    assert torch.equal(found, expected)
 
 
 def check_hashes(device):

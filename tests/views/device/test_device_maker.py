@@ -11,7 +11,7 @@ import torch
 
 from hf_dr.views.augmentation import NO_PARTNER, PARTNER, Augmentation
 from hf_dr.views.device.graphs import Graphed
-from hf_dr.views.device.maker import DeviceViewMaker
+from hf_dr.views.device.maker import DeviceViewMaker, partners_of
 from hf_dr.views.device.overlap import Background, LaterOnHost, ahead
 from hf_dr.views.maker import Span, ViewMaker
 from hf_dr.views.rng import Matching
@@ -40,7 +40,7 @@ def spans(num_views, batch):
 def compare(maker, batch, device, *, cache_bytes=1 << 30, num_workers=0):
     chosen = spans(maker.num_views, batch)
     host = DeviceViewMaker(maker, torch.device(device), cache_bytes=cache_bytes)
-    made = list(host.batches(chosen, num_workers, batch_views=batch))
+    made = list(host.batches(chosen, num_workers))
     assert len(made) == len(chosen)
     for span, views in zip(chosen, made, strict=True):
         expected, found = maker[span], views.finish()
@@ -80,6 +80,45 @@ def test_partners_travel_along_or_stay_on_the_device(images, cache_bytes, matchi
 
 def test_workers_learn_the_sizes_from_each_other(images):
     compare(ViewMaker(images, Augmentation.named("mixing", 8), 6, 7, None), 6, "cpu", num_workers=2)
+
+
+@pytest.mark.parametrize("num_workers", [0, 3])
+@pytest.mark.parametrize(
+    ("name", "matching_size", "room"),
+    [("rrc", None, 0), ("mixing", None, 200), ("mixing", None, 30), ("mixing", 20, 60), ("mixing", None, 0)],
+)
+@pytest.mark.parametrize(("num_views", "batch"), [(4, 10), (9, 4), (2, 16)])
+def test_images_are_there_while_they_are_needed(images, name, matching_size, room, num_views, batch, num_workers):
+    """Each is decoded once if there is room, those that are needed first come first; no more stay than there is room for."""
+    many = images.select([n % ROWS for n in range(130)])
+    maker = ViewMaker(many, Augmentation.named(name, 8), num_views, 7, matching_size)
+    host = DeviceViewMaker(maker, torch.device("cpu"))
+    host.capacity = room
+    chosen = [Span(0, n, min(n + batch, 130 * num_views)) for n in range(0, 130 * num_views, batch)]
+    parts, there, decoded, made, before_the_first = [], set(), [], [], None
+    most = 0
+    for item, gone in host._items(chosen, num_workers):
+        if not isinstance(item, Span):
+            parts.append(item.tolist())
+            there |= set(parts[-1])
+            decoded += parts[-1]
+            most = max(most, len(there))
+            continue
+        made.append(item)
+        before_the_first = before_the_first or len(decoded)
+        flat = np.arange(item.start, item.stop)
+        needed = set((flat // num_views).tolist())
+        needed |= set(partners_of(maker, flat).tolist()) if name == "mixing" else set()
+        assert needed <= there
+        for number in gone:
+            there -= set(parts[number])
+    assert made == chosen
+    assert sorted(set(decoded)) == list(range(130))
+    if name == "rrc" or host.keeps_images():
+        assert len(decoded) == 130
+    ahead = (num_workers + 3) * 2 * (batch + 8)  # what spans on their way need
+    assert most <= {200: 130, 60: 40}.get(room, room) + ahead
+    assert before_the_first <= ahead, "the first span does not wait for all images"
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 50])

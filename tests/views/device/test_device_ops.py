@@ -1,26 +1,30 @@
 """The device's version of every op gives Pillow's pixels, for every size, parameter and fill."""
 
+import functools
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import pytest
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_dr import ops
-from hf_dr.errors import ReplayError
+from hf_dr.errors import HfDrError, ReplayError
 from hf_dr.generation.verify import verify
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.views.augmentation import NO_PARTNER, PARTNER, Augmentation
 from hf_dr.views.device.augment import DeviceAugmentation
-from hf_dr.views.device.images import Images
+from hf_dr.views.device.images import pack
 from hf_dr.views.device.packing import Source, UndoneBatch, UndoneView, trim
 from hf_dr.views.device.plan import MAX_AFFINE_SIDE, NotOnDeviceError, unsupported
+from hf_dr.views.device.program import program
 from hf_dr.views.device.resampling import axis_weights
 from hf_dr.views.ops.colour import LEVELLESS, UNSIGNED
-from tests.views.device.pictures import any_size, as_columns, picture
+from tests.views.device.pictures import any_size, as_columns, made_on, picture
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 FILTERS = ("bilinear", "bicubic", "lanczos", "box", "hamming", "nearest")
@@ -30,8 +34,7 @@ GOLDEN = sorted(path.parent for path in (Path(__file__).parents[2] / "golden").g
 def check(augmentation, pictures, rows, device):
     """Compares a whole batch, image by image."""
     columns = as_columns(augmentation, rows)
-    images = Images.pack(pictures).to(torch.device(device))
-    made = DeviceAugmentation(augmentation).apply(images, columns).cpu().numpy()
+    made = made_on(device, augmentation, pictures, columns)
     for n, (picture_HWC, row) in enumerate(zip(pictures, rows, strict=True)):
         expected = np.asarray(augmentation.apply(PIL.Image.fromarray(picture_HWC), row))
         np.testing.assert_array_equal(made[n], expected, err_msg=f"{picture_HWC.shape} {row}")
@@ -111,9 +114,9 @@ def test_the_horizontal_pass_comes_first_if_told_so(device):
 
     rng = np.random.default_rng(1)
     pictures = [picture(rng, int(rng.integers(21, 90)), int(rng.integers(5, 40))) for _ in range(30)]
-    images, differing = Images.pack(pictures).to(torch.device(device)), 0
-    by_rule = DeviceAugmentation(with_passes("pillow13")).apply(images, {}).cpu().numpy()
-    horizontal = DeviceAugmentation(with_passes("horizontal")).apply(images, {}).cpu().numpy()
+    by_rule = made_on(device, with_passes("pillow13"), pictures, {})
+    horizontal = made_on(device, with_passes("horizontal"), pictures, {})
+    differing = 0
     for n, picture_HWC in enumerate(pictures):
         image = PIL.Image.fromarray(picture_HWC)
         once = image.resize((30, image.height), PIL.Image.Resampling.BILINEAR)
@@ -156,9 +159,9 @@ def test_mixing(mixing, device):
     bad = {name: values[:1] for name, values in as_columns(augmentation, [{**row, PARTNER: 0} for row in rows]).items()}
     for op, keys in augmentation.mixing:
         bad |= {keys[name]: np.array([v]) for name, v in {"lam": 0.5, "box": (0, 0, 4, 4)}.items() if name in op.params}
-    pool = torch.zeros((1, 16, 16, 3), dtype=torch.uint8, device=device)
+    _, sources = pack([np.zeros((20, 30, 3), np.uint8)])
     with pytest.raises(ReplayError, match="needs a partner image, found none"):
-        augmenter.mix(pool, bad, np.array([-1]))
+        augmenter.program(sources, bad, bad, np.array([-1]))
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -218,7 +221,7 @@ def test_damaged_parameters_are_refused_with_the_words_of_the_op(op, params, mes
     columns = as_columns(augmentation, [params])
     image = np.zeros((10, 12, 3), np.uint8)
     with pytest.raises(ReplayError, match=message):
-        DeviceAugmentation(augmentation).apply(Images.pack([image]), columns)
+        made_on("cpu", augmentation, [image], columns)
     with pytest.raises(ReplayError, match=message):
         augmentation.apply(PIL.Image.fromarray(image), params)
 
@@ -236,7 +239,7 @@ def test_a_refusal_names_row_and_view():
     batches = [view(7, 5, 0.5), view(8, 11, 0.5)], [view(7, 5, 0.5), view(9, 5, 2.0)]
     for views, message in zip(batches, ("row 8, view 3: .*box", "row 9, view 3: .*lam"), strict=True):
         with pytest.raises(ReplayError, match=message):
-            UndoneBatch.pack(augmenter, views).to("cpu")
+            UndoneBatch.pack(augmenter, views)
 
 
 def test_very_long_images_are_left_to_pillow():
@@ -244,4 +247,62 @@ def test_very_long_images_are_left_to_pillow():
     columns = as_columns(augmentation, [{"rand_augment_op": (5,), "rand_augment_level": (9,)}])
     image = np.zeros((2, MAX_AFFINE_SIDE + 1, 3), np.uint8)
     with pytest.raises(NotOnDeviceError, match="rotated and sheared by Pillow"):
-        DeviceAugmentation(augmentation).apply(Images.pack([image]), columns)
+        made_on("cpu", augmentation, [image], columns)
+
+
+# -------------------------------------------------------------------------------------------------------------- memory
+
+
+def undone(augmentation, count, rng):
+    """Views of pictures of differing sizes, of which every other one is mixed with the next."""
+    views = []
+    for n in range(count):
+        own, other = (picture(rng, *any_size(rng)) for _ in range(2))
+        rows = [augmentation.sample(rng, pixels.shape[:2]) for pixels in (own, other)]
+        partner = Source((n, 1), other, rows[1]) if augmentation.needs_partner(rows[0]) else None
+        views.append(UndoneView(Source((n, 0), own, rows[0]), partner, rows[0]))
+    return views
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", ["rrc", "randaug_mixing"])
+def test_a_large_batch_is_made_in_parts(name, device, monkeypatch):
+    augmentation = Augmentation.named(name, 20)
+    views = undone(augmentation, 30, np.random.default_rng(3))
+    whole = UndoneBatch.pack(DeviceAugmentation(augmentation), views)
+    working = functools.partial(program, working_bytes=9_000)
+    monkeypatch.setattr("hf_dr.views.device.augment.program", working)
+    divided = UndoneBatch.pack(DeviceAugmentation(augmentation), views)
+    assert len(divided.program.launches) > 2 * len(whole.program.launches)
+    largest = 3 * 90 * 90  # of a source, and so of what one view alone takes
+    assert all(a + b <= 9_000 + 2 * largest for a, b in pairwise(divided.program.buffers[2:]))
+    assert torch.equal(divided.to(device).pixels(), whole.to(device).pixels())
+
+
+def test_images_of_too_many_bytes_do_not_travel(caplog):
+    augmentation = Augmentation.named("randaug_mixing", 20)
+    augmenter, views = DeviceAugmentation(augmentation), undone(augmentation, 6, np.random.default_rng(4))
+    expected = UndoneBatch.pack(augmenter, views).to("cpu").pixels()
+    assert not caplog.records
+    for _ in range(2):
+        batch = UndoneBatch.pack(augmenter, views, most_bytes=5000)
+        assert batch.pixels.numel() == 6 * 20 * 20 * 3
+        assert torch.equal(batch.to("cpu").pixels(), expected)
+    assert [record.message for record in caplog.records] == [
+        "Some views are made on the CPU, which takes longer: the images of a batch take more than 5 kB."
+    ]
+
+
+def test_a_device_without_enough_memory_is_an_error_that_says_what_to_do(monkeypatch):
+    def fails(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    monkeypatch.setattr("hf_dr.views.device.eager.run", fails)
+    batch = UndoneBatch.pack(
+        DeviceAugmentation(Augmentation.named("rrc", 20)),
+        undone(Augmentation.named("rrc", 20), 3, np.random.default_rng(5)),
+    )
+    message = r"must fit into the memory of cpu, but 3 of 20x20 pixels take .* CUDA out of .* Lower the batch size, or"
+    with pytest.raises(HfDrError, match=message) as raised:
+        batch.to("cpu")
+    assert should_reduce_batch_size(raised.value), "`auto_find_batch_size` tries a smaller one"

@@ -27,16 +27,23 @@ def render_all() -> dict[Path, str]:
     cards = {}
     for name, plan in read_yaml(CARDS / "plans.yaml").items():
         folder = ROOT / "recipes" / plan["recipe"]
-        configs = {config: planned(folder / f"{recipe}.yaml", config) for config, recipe in plan["configs"].items()}
+        configs = {}
+        for config, recipe in plan["configs"].items():
+            path = folder / f"{recipe}.yaml"
+            if "runs" in plan:
+                names = {f"{config}_{seed}": ["--seed", str(seed)] for seed in range(plan["runs"])}
+            else:
+                names = {config: []}
+            configs |= {name: planned(path, name, *flags) for name, flags in names.items()}
         cards[CARDS / name / "README.md"] = update_card(f"# {plan['title']}\n", configs, name=f"{OWNER}/{name}")
     return cards
 
 
-def planned(recipe: Path, name: str) -> PlannedConfig:
-    """Returns the configuration that a recipe makes."""
+def planned(recipe: Path, name: str, *flags: str) -> PlannedConfig:
+    """Returns the configuration that a recipe makes, with more flags."""
     base, teaching, _, config = parse(
         [BaseArguments, TeacherArguments, RunArguments, ReinforceConfig],
-        ["--config", str(recipe), "--config_name", name],
+        ["--config", str(recipe), "--config_name", name, *flags],
         prog="reinforce",
         description="",
     )

@@ -2,6 +2,7 @@
 
 import gc
 import importlib.util
+import json
 import re
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from hf_dr.errors import ConfigError
 from hf_dr.evaluation.comparison import CompareConfig
 from hf_dr.generation.config import ReinforceConfig
 from hf_dr.training.arguments import ReinforcedTrainingArguments
+from hf_dr.views.rng import view_rng
 
 ROOT = Path(__file__).parents[1]
 SETS = sorted(path.parent for path in ROOT.glob("recipes/*/reinforce.yaml"))
@@ -155,6 +157,32 @@ def test_a_recipe_names_its_source(path):
     comments = " ".join(re.findall(r"#(.*)", path.read_text(encoding="utf-8")))
     named = r"[\w}*]\.(yaml|py|md)|README|arXiv:|table|our choice|references/detection"
     assert re.search(named, re.sub(r"\s+", " ", comments), re.IGNORECASE)
+
+
+@pytest.mark.parametrize("path", REINFORCE, ids=name)
+def test_a_page_of_the_hubs_viewer_can_be_shown(path):
+    """100 rows as JSON: docs/scale.md has what the viewer does with larger ones."""
+    _, teaching, _, _, config = reinforcing(path)
+    augmentation = build_augmentation(teaching.augmentation, teaching.size)
+    rng = np.random.default_rng(0)
+    of_views = 0
+    for view in range(20):
+        drawn = augmentation.sample(view_rng(0, 0, view), (500, 667))
+        answer = np.log(rng.random(config.top_k)).astype(np.float16), rng.integers(1000, size=config.top_k)
+        cells = [np.asarray(value).tolist() for value in (*drawn.values(), *answer)]
+        of_views += len(json.dumps(cells, separators=(",", ":")))
+    assert 100 * config.num_views * of_views / 20 < 25e6
+
+
+def test_flowers102_plus_is_of_the_authors_eight_runs():
+    config = reinforcing(ROOT / "recipes/flowers102/reinforce.yaml")[-1]
+    for recipe in ("plus", "finetune_plus"):
+        student = training("--config", f"recipes/flowers102/{recipe}.yaml", *TINY)[0]
+        assert len(student.name) * config.num_views == 8000
+        assert config.config_name == student.name[0]
+    card = (ROOT / "hub_cards/flowers102-plus/README.md").read_text(encoding="utf-8")
+    sections = re.findall(r"config (randaug_\d) -->.*?\| Seed \| (\d) \|", card, re.DOTALL)
+    assert sections == [(name, name[-1]) for name in student.name]
 
 
 def test_online_teachers_are_those_of_the_reinforcement():

@@ -29,7 +29,7 @@ from hf_dr.store.schema import (
     shard_name,
 )
 from hf_dr.teacher.folds import Fold
-from hf_dr.teacher.names import SIGNALS, TOPK
+from hf_dr.teacher.names import PRECISIONS, SIGNALS, TOPK
 from hf_dr.text import MAX_TEXT
 from hf_dr.version import INSTALL
 from hf_dr.views.augmentation import Augmentation
@@ -83,6 +83,10 @@ def _ensemble(teacher: dict[str, Any]) -> dict[str, Any]:
     expect(
         isinstance(members, list) and all(isinstance(member, dict) for member in members),
         "a teacher with a list of members",
+    )
+    expect(
+        teacher.get("precision", "fp32") in tuple(PRECISIONS),
+        f"a teacher whose `precision` is {' or '.join(PRECISIONS)}",
     )
     count = len(members)
     earlier = teacher.get(EXTENDED_FROM)

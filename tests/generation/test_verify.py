@@ -194,6 +194,7 @@ def test_another_library_version_is_named_where_something_is_wrong(tiny_plus, ed
         (VerifyReport(8, 4, 1.0, 1e-3, 0.1, 0.98), True),
         (VerifyReport(8, 4, 1.0, 1e-3, 0.11, 0.98), False),
         (VerifyReport(8, 4, 1.0, 1e-3, 1.0, 0.98, precision="bf16"), True),
+        (VerifyReport(8, 4, 1.0, 1e-3, 0.1, 0.98, precision="fp16"), True),
         (VerifyReport(8, 4, 0.999), False),
         (VerifyReport(8, 4, 1.0, 1.1e-3, 0.1, 1.0), False),
         (VerifyReport(8, 4, 1.0, 0.0, 0.0, 0.97), False),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -26,6 +27,8 @@ logger = logging.getLogger(__name__)
 # A CPU's matrix kernels round differently for different batch sizes. There, the teacher always sees batches of this many
 # views, cut at the same places, so that the columns do not depend on `batch_size`, workers or processes.
 CPU_BATCH = 16
+# Of such a batch a teacher of a fold is asked about some views only.
+_CPU_BATCH_OF_FOLD = 4
 
 
 @dataclass
@@ -175,7 +178,7 @@ class Labeller:
         if self.teacher.num_folds == 1:
             return _in_whole_batches(self.teacher, views_BCHW)
         assert image_hashes_B is not None
-        return self.teacher.answer(views_BCHW, image_hashes_B, _in_whole_batches)
+        return self.teacher.answer(views_BCHW, image_hashes_B, partial(_in_whole_batches, size=_CPU_BATCH_OF_FOLD))
 
     def is_asked(self, span: Span) -> np.ndarray:
         """Returns of which views of a span the teacher is asked, bool (N,)."""
@@ -220,9 +223,12 @@ class Labeller:
         return values_B if order == "low" else -values_B
 
 
-def _in_whole_batches(teacher: Teacher, views_BCHW: torch.Tensor) -> torch.Tensor:
-    """Asks a teacher; on a CPU about no fewer than `CPU_BATCH` views at once."""
-    count = len(views_BCHW)
-    if teacher.device.type == "cpu" and count < CPU_BATCH:
-        views_BCHW = torch.cat([views_BCHW, views_BCHW.new_zeros(CPU_BATCH - count, *views_BCHW.shape[1:])])
-    return teacher(views_BCHW)[:count]
+def _in_whole_batches(teacher: Teacher, views_BCHW: torch.Tensor, size: int = CPU_BATCH) -> torch.Tensor:
+    """Asks a teacher; on a CPU about `size` views at once, never fewer or more."""
+    if teacher.device.type != "cpu":
+        return teacher(views_BCHW)
+    answers = []
+    for part in views_BCHW.split(size):
+        padding = part.new_zeros(size - len(part), *part.shape[1:])
+        answers.append(teacher(torch.cat([part, padding]))[: len(part)])
+    return torch.cat(answers)

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import filelock
 import torch
+from accelerate.utils import parse_flag_from_env
 from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import (
@@ -73,8 +74,10 @@ class ResumableArguments(TrainingArguments):
         metric = self.metric_for_best_model
         if metric is not None and self.greater_is_better is None and metric.rpartition("_")[2] in LOWER_IS_BETTER:
             self.greater_is_better = False  # Trainer knows this of losses only
-        # Without an accelerator several processes form a group only if the CPU is asked for, and no memory can be pinned.
-        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        # Without an accelerator several processes form a group only if the CPU is asked for, and no memory can be pinned. And
+        # where accelerate is told to leave the accelerator alone, transformers would still put the model there.
+        told = parse_flag_from_env("ACCELERATE_USE_CPU")
+        self.use_cpu = self.use_cpu or told or not torch.accelerator.is_available()
         super().__post_init__()
         if self.batch_size is not None:
             self._divide(self.batch_size)

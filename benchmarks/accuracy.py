@@ -20,6 +20,10 @@ only its classifier to cifar10's views, students learned less from it than from 
 very photos that it labels, as on grocery, it is sure of them; to leave it in doubt by a strong weight decay (1e-2) made a
 ResNet's answers less sure in one run, but not more often right.
 
+`--teachers` asks others, and adds them to the keys: `folds`, five classifiers, each fitted without a fifth of the images,
+which it labels; `calibrated`, the usual one at the temperature that fits the answers of the folds' (of the embedded ones: their
+answers to half of the test images); `folds_calibrated`, both. `--small` is a fraction of the work.
+
 `--signal` and `--top_k` store the answers in another way and add both to the keys; no need to repeat plain training then:
 `--objectives reinforced`.
 
@@ -30,7 +34,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,16 +47,24 @@ from safetensors.torch import load_file
 from hf_dr.cli.launch import launch
 from hf_dr.evaluation.comparison import Comparison, run_comparison
 from hf_dr.evaluation.config import CompareConfig, as_arguments
+from hf_dr.generation.held_out import held_out_answers
+from hf_dr.replay.join import index_images, pixels_digest
 from hf_dr.store.base_dataset import undecoded_images
+from hf_dr.teacher.calibration import fit_temperature
+from hf_dr.teacher.ensemble import Teacher
+from hf_dr.teacher.folds import CONFIG_KEY, Fold, fold_folders, folds_of
 from hf_dr.teacher.preprocessing import Preprocessing
 from hf_dr.teacher.signals import SIGNALS
 from hf_dr.training.students import build_student
+from hf_dr.training.teaching import begin_folds
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.maker import Span, ViewMaker
 
 EMBEDDED_TEACHERS = [str(common.EMBEDDED / "teachers" / f"fashion_mnist_{member}") for member in "ab"]
 LITE1 = "tf_efficientnet_lite1"
 FAMILIES = ("resnet", "vit", "lite0")
+TEACHERS = ("plain", "calibrated", "folds", "folds_calibrated")
+FOLDS = 5
 SMALL_VIEWS: list[dict[str, Any]] = [
     {"RandomHorizontalFlip": {"p": 0.5}},
     {"RandAugment": {"num_ops": 1, "magnitude": 5}},
@@ -101,6 +113,25 @@ CASES = {
 }  # fmt: skip
 
 
+# With --small: rows, views and epochs of a ResNet.
+SMALL = {
+    "fashion_mnist": (10_000, 4, 4),
+    "cifar10": (4000, 2, 12),
+    "tiny_imagenet": (4000, 2, 10),
+    "grocery": (1253, 8, 24),
+}
+
+
+def case_of(name: str, flags: Any) -> Case:
+    """A set as the flags want it."""
+    case = CASES[name]
+    if not flags.small:
+        return case
+    _, num_views, epochs = SMALL[name]
+    few = {"teacher_views": min(case.teacher_views, 2), "teacher_epochs": 0, "corruptions": ("jpeg_compression",)}
+    return replace(case, num_views=num_views, epochs={"resnet": epochs}, **few)
+
+
 def students(case: Case, work: Path) -> dict[str, dict[str, Any]]:
     """The settings of train.py that differ between the families."""
     vit = {"img_size": case.size, "patch_size": case.patch, "embed_dim": 96, "depth": 6, "num_heads": 3}
@@ -131,8 +162,13 @@ def pretrained(architecture: str, weights: Path, size: int, names: list[str] | N
     return model
 
 
-def train_teacher(architecture: str, images: datasets.Dataset, case: Case, weights: Path, folder: Path) -> None:
-    """Fits a linear classifier to features of random views, with cross-entropy and weight decay; saves a classifier."""
+def train_teacher(
+    architecture: str, images: datasets.Dataset, case: Case, weights: Path, folder: Path, num_folds: int = 1
+) -> None:
+    """Fits a linear classifier to features of random views, with cross-entropy and weight decay; saves a classifier.
+
+    With folds it saves one for each, without the images of that fold.
+    """
     labels = images.features["label"]
     model = pretrained(architecture, weights, case.teacher_size, labels.names, labels.num_classes)
     backbone = model.timm_model.eval()
@@ -148,21 +184,35 @@ def train_teacher(architecture: str, images: datasets.Dataset, case: Case, weigh
             features.append(backbone.forward_head(backbone.forward_features(preprocessing(views)), pre_logits=True))
     x = torch.cat(features).clone()  # out of inference mode
     y = torch.tensor(images["label"]).repeat_interleave(count)
-    head = backbone.classifier
+    if num_folds == 1:
+        fit_head(backbone.classifier, x, y, case.teacher_decay)
+        if case.teacher_epochs:
+            fine_tune(backbone, preprocessing, images, case)
+        model.save_pretrained(folder)
+        return
+    undecoded = undecoded_images(images, "image")
+    digest = pixels_digest(undecoded)
+    begin_folds(folder, num_folds, digest)
+    folds = torch.from_numpy(folds_of(index_images(undecoded), num_folds)).repeat_interleave(count)
+    for number, place in enumerate(fold_folders(folder, num_folds)):
+        fit_head(backbone.classifier, x[folds != number], y[folds != number], case.teacher_decay)
+        setattr(model.config, CONFIG_KEY, asdict(Fold(number, num_folds, digest)))
+        model.save_pretrained(place)
+
+
+def fit_head(head: torch.nn.Linear, x: torch.Tensor, y: torch.Tensor, decay: float) -> None:
+    """Fits a linear classifier to features (N, D) and labels (N,)."""
     torch.nn.init.zeros_(head.weight)
     torch.nn.init.zeros_(head.bias)
     optimizer = torch.optim.LBFGS(head.parameters(), max_iter=100, line_search_fn="strong_wolfe")
 
     def loss() -> torch.Tensor:
         optimizer.zero_grad()
-        value = torch.nn.functional.cross_entropy(head(x), y) + case.teacher_decay * head.weight.square().sum()
+        value = torch.nn.functional.cross_entropy(head(x), y) + decay * head.weight.square().sum()
         value.backward()
         return value
 
     optimizer.step(loss)
-    if case.teacher_epochs:
-        fine_tune(backbone, preprocessing, images, case)
-    model.save_pretrained(folder)
 
 
 def fine_tune(model: torch.nn.Module, preprocessing: Preprocessing, images: datasets.Dataset, case: Case) -> None:
@@ -194,14 +244,18 @@ def base_of(name: str, flags: Any) -> Path:
         return common.EMBEDDED / "fashion_mnist"
     case = CASES[name]
     folder = flags.data / case.folder
-    return shrunk(folder, flags.work / name / "base", case.shrunk) if case.shrunk else folder
+    if not case.shrunk and not flags.small:
+        return folder
+    return shrunk(folder, flags.work / name / "base", case.shrunk, SMALL[name][0] if flags.small else None)
 
 
-def shrunk(folder: Path, to: Path, side: int) -> Path:
-    """Makes a copy of both splits with photos of so many pixels on the shorter side, if it is not there."""
+def shrunk(folder: Path, to: Path, side: int, rows: int | None = None) -> Path:
+    """Makes a copy of both splits with photos of so many pixels on the shorter side (0: as they are), if it is not there."""
 
     def shrink(row: dict[str, Any]) -> dict[str, Any]:
         image = row["image"].convert("RGB")
+        if not side:
+            return {"image": image}
         share = side / min(image.size)
         return {"image": image.resize([round(share * old) for old in image.size], PIL.Image.Resampling.BICUBIC)}
 
@@ -210,6 +264,8 @@ def shrunk(folder: Path, to: Path, side: int) -> Path:
         if not path.exists():
             to.mkdir(parents=True, exist_ok=True)
             photos = datasets.load_dataset("parquet", data_files={split: f"{folder}/{split}-*.parquet"}, split=split)
+            if rows is not None and split == "train":
+                photos = photos.select(range(min(rows, len(photos))))
             photos.map(shrink).to_parquet(path.with_suffix(".tmp"))
             path.with_suffix(".tmp").replace(path)
     return to
@@ -217,19 +273,16 @@ def shrunk(folder: Path, to: Path, side: int) -> Path:
 
 def reinforced(name: str, case: Case, flags: Any) -> tuple[Path, list[str]]:
     """Makes the "+" dataset if it is not there; returns it and the teacher."""
-    plus = flags.work / name / f"plus{suffix(flags)}"
+    plus = flags.work / name / f"plus{suffix(flags, of_data=True)}"
     base = base_of(name, flags)
     settings: dict[str, Any] = {"dataset": base, "split": "train", "num_views": case.num_views, "output_dir": plus}
     settings |= {"signal": flags.signal, **({"top_k": flags.top_k} if flags.top_k else {})}
     if flags.quick:
         settings["max_examples"] = 1000
-    teacher = EMBEDDED_TEACHERS
+    teacher = teacher_of(name, case, flags, folds=flags.teachers.startswith("folds"))
+    if flags.teachers.endswith("calibrated"):
+        settings["teacher_temperature"] = temperature_of(name, case, flags)
     if case.teachers:
-        folders = [flags.work / name / f"teacher_{architecture}" for architecture in case.teachers]
-        for architecture, folder in zip(case.teachers, folders, strict=True):
-            if not (folder / "model.safetensors").exists():
-                train_teacher(architecture, common._parquet(base), case, flags.weights, folder)
-        teacher = [str(folder) for folder in folders]
         recipe = flags.work / name / "views.yaml"
         recipe.write_text(json.dumps({"augmentation": case.views}), encoding="utf-8")
         settings |= {"augmentation": recipe, "config_name": "randaug"}
@@ -241,15 +294,54 @@ def reinforced(name: str, case: Case, flags: Any) -> tuple[Path, list[str]]:
     return plus, teacher
 
 
-def suffix(flags: Any) -> str:
-    """Tells signals and K apart in names; nothing for the usual ones."""
+def teacher_of(name: str, case: Case, flags: Any, *, folds: bool) -> list[str]:
+    """Returns the names of a set's teachers, which are trained if they are not there."""
+    if not case.teachers:
+        return EMBEDDED_TEACHERS
+    base = base_of(name, flags)
+    folders = []
+    for architecture in case.teachers:
+        folder = flags.work / name / f"teacher_{architecture}{'_folds' if folds else ''}"
+        last = folder / f"fold-{FOLDS - 1}" if folds else folder
+        if not (last / "model.safetensors").exists():
+            train_teacher(architecture, common._parquet(base), case, flags.weights, folder, FOLDS if folds else 1)
+        folders.append(str(folder))
+    return folders
+
+
+def temperature_of(name: str, case: Case, flags: Any) -> float:
+    """Returns the temperature that fits what teachers answer to images that they have not learned.
+
+    These are all training images, answered by the teachers of folds; of the embedded teachers half of the test images.
+    """
+    file = flags.work / name / "temperature.json"
+    if not file.exists():
+        if case.teachers:
+            images, augmentation = common._parquet(base_of(name, flags)), Augmentation.from_list(case.views)
+        else:
+            test = str(base_of(name, flags) / "test-*.parquet")
+            images = datasets.load_dataset("parquet", data_files={"test": test}, split="test[:50%]")
+            augmentation = Augmentation.named("randaug", case.size)
+        teacher = Teacher.from_pretrained(teacher_of(name, case, flags, folds=True))
+        found = fit_temperature(*held_out_answers(images, teacher, augmentation))
+        file.write_text(json.dumps(round(found, 3)), encoding="utf-8")
+    found = json.loads(file.read_text(encoding="utf-8"))
+    print(f"{name}: temperature {found}", flush=True)
+    return found
+
+
+def suffix(flags: Any, *, of_data: bool = False) -> str:
+    """Tells teachers, weights, signals and K apart in names (of data: all but weights); nothing for the usual ones."""
+    teachers = "" if flags.teachers == "plain" else f"_{flags.teachers}"
+    if flags.label_weight and not of_data:
+        teachers += f"_labels{flags.label_weight:g}"
     signal = "" if flags.signal == "topk" and not flags.top_k else f"_{flags.signal}"
-    return signal + (f"_k{flags.top_k}" if flags.top_k else "")
+    return teachers + signal + (f"_k{flags.top_k}" if flags.top_k else "")
 
 
 def run(name: str, student: str, flags: Any, variant: str = "", **more: Any) -> Comparison:
     """Compares one student on one set; a `variant`, named in the runs' folder, has `more` settings of train.py."""
-    case = CASES[name]
+    case = case_of(name, flags)
     plus, teacher = reinforced(name, case, flags)
     base = base_of(name, flags)
     if student == "lite0" and not (flags.work / "lite0" / "model.safetensors").exists():
@@ -260,7 +352,8 @@ def run(name: str, student: str, flags: Any, variant: str = "", **more: Any) -> 
         "dataset": plus, "eval_dataset": base, "eval_crop": 1.0, "eval_strategy": "epoch",
         "num_train_epochs": 1 if flags.quick else case.epochs[student], "per_device_train_batch_size": 64,
         "per_device_eval_batch_size": 250, "lr_scheduler_type": "cosine", "warmup_steps": 0.05, "save_strategy": "no",
-        "logging_steps": 50, "report_to": "none", "disable_tqdm": True, **more,
+        "logging_steps": 50, "report_to": "none", "disable_tqdm": True,
+        **({"label_weight": flags.label_weight} if flags.label_weight else {}), **more,
     }  # fmt: skip
     folder = flags.work / name / f"{student}{suffix(flags)}{variant}"
     config = CompareConfig(
@@ -291,6 +384,9 @@ def main() -> None:
     )
     parser.add_argument("--signal", choices=SIGNALS, default="topk", help="What is stored of an answer. Default: topk.")
     parser.add_argument("--top_k", type=int, help="K. Default: the recipe's, or reinforce's.")
+    parser.add_argument("--teachers", choices=TEACHERS, default="plain", help="See above. Default: plain.")
+    parser.add_argument("--label_weight", type=float, help="Of the labels in the loss of reinforced. Default: 0.")
+    parser.add_argument("--small", action="store_true", help="Fewer views and epochs, one corruption; a ResNet only.")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="Default: 0 1 2.")
     flags = parser.parse_args()
     if flags.data is None or flags.weights is None:
@@ -306,12 +402,14 @@ def main() -> None:
     with common.working_folder() as folder:
         flags.work = flags.work or folder
         for name in flags.sets or list(CASES):
-            families = [family for family in flags.students if family in CASES[name].epochs]
+            families = [family for family in flags.students if family in case_of(name, flags).epochs]
             for student in families[:1] if flags.quick else families:
                 comparison = run(name, student, flags)
                 prefix = f"{name}_{student}{suffix(flags)}"
                 result |= comparison.to_dict(prefix)
                 result[f"{prefix}_objectives"] = " ".join(flags.objectives)
+                if flags.teachers.endswith("calibrated"):
+                    result[f"{name}_temperature"] = temperature_of(name, case_of(name, flags), flags)
                 tables.append(comparison.to_markdown())
                 common.finish(result, flags)  # after each: a stopped run keeps what it has
     print("\n".join(tables))

@@ -194,7 +194,8 @@ class _Replies:
     """Answers from memory in the teacher's place."""
 
     def __init__(self, teacher: Teacher, answers: Any) -> None:
-        self.device, self.num_classes, self._answers = teacher.device, teacher.num_classes, answers
+        self.device, self.num_classes, self.num_folds = teacher.device, teacher.num_classes, 1
+        self._answers = answers
 
     def __call__(self, views_BCHW: torch.Tensor) -> torch.Tensor:
         return next(self._answers)

@@ -40,7 +40,6 @@ import numpy as np
 import PIL.Image
 import synthetic
 
-from hf_dr.generation.config import ReinforceConfig
 from hf_dr.hub.push import push_to_hub
 from hf_dr.processes import process_state
 from hf_dr.views.augmentation import Augmentation
@@ -66,13 +65,10 @@ def noise(rows: int) -> datasets.Dataset:
 
 def write(folder: Path, shards: int, rows: int) -> int:
     """Writes the "+" dataset; returns the bytes of its shards."""
-    config = ReinforceConfig(
-        str(folder), "rrc", num_views=2, top_k=synthetic.TOP_K, label_column="label", shard_size=rows
+    made = synthetic.write(
+        noise(shards * rows), Augmentation.named("rrc"), 2, folder, config_name="rrc", shard_size=rows
     )
-    teacher, _ = common.lite0(None)
-    job = synthetic.SyntheticJob(noise(shards * rows), teacher, Augmentation.named("rrc"), config)
-    job.run()
-    return sum(path.stat().st_size for path in job.folder.glob("*.parquet"))
+    return sum(path.stat().st_size for path in made.glob("*.parquet"))
 
 
 # ---------------------------------------------------------------------------------------------------------------- Hub

@@ -24,21 +24,24 @@ def main() -> None:
     parser = common.parser(__doc__)
     parser.add_argument("--work", type=Path, help="Folder of the datasets; kept. Default: a temporary one.")
     parser.add_argument("--sets", nargs="+", choices=list(accuracy.CASES), default=["fashion_mnist"])
+    parser.add_argument("--teachers", choices=accuracy.TEACHERS, default="plain", help="As for accuracy.py.")
+    parser.add_argument("--small", action="store_true", help="As for accuracy.py.")
     flags = parser.parse_args()
-    flags.signal, flags.top_k = "topk", None  # as the students in accuracy.json had them
+    flags.signal, flags.top_k, flags.label_weight = "topk", None, None  # as the students in accuracy.json had them
     result: dict[str, Any] = {}
     if flags.json is not None and flags.json.exists():
         result = json.loads(flags.json.read_text(encoding="utf-8"))
     with common.working_folder() as folder:
         flags.work = flags.work or folder
         for name in flags.sets:
-            plus, _ = accuracy.reinforced(name, accuracy.CASES[name], flags)
+            plus, _ = accuracy.reinforced(name, accuracy.case_of(name, flags), flags)
+            prefix = f"{name}{accuracy.suffix(flags)}"
             found = inspect_dataset(plus)
             assert found.labels is not None
-            result[f"{name}_classes"] = found.provenance.num_classes
-            result[f"{name}_entropy"] = found.entropy
+            result[f"{prefix}_classes"] = found.provenance.num_classes
+            result[f"{prefix}_entropy"] = found.entropy
             for key in ("agreement", "ece", "nll"):
-                result[f"{name}_{key}"] = getattr(found.labels, key)
+                result[f"{prefix}_{key}"] = getattr(found.labels, key)
             common.finish(result, flags)  # after each: a stopped run keeps what it has
 
 

@@ -1,22 +1,32 @@
 """Kills, fills the disk, cuts the Hub, damages files, goes on, and compares with what an undisturbed run made.
 
-    python benchmarks/soak.py --minutes 60 --seed 7 --json benchmarks/results/soak.json
-    python benchmarks/soak.py --kind flip --trials 1000               # one kind, so many times
+    python benchmarks/soak.py --minutes 30 --json benchmarks/results/soak.json        # all kinds in turn
+    python benchmarks/soak.py --full --kind flip swap --json benchmarks/results/soak_damage.json   # 1,000 and 200 trials
+    python benchmarks/soak.py --full --kind grid --json benchmarks/results/soak_grid.json          # each fault at each request
+    python benchmarks/soak.py --kind flip --first 17 --trials 1                       # one trial again
 
-Kinds of trials take turns, each drawn from (seed, kind, number). What is disturbed is a fork of this process. It is killed at
-a random file operation or moment, or from a random operation on no file may grow beyond a random size, as on a full disk; the
+Kinds of trials take turns, each drawn from (seed, kind, number). What is disturbed is a fork of this process. It is killed at a
+random file operation or moment, or from a random operation on no file may grow beyond a random size, as on a full disk; the
 tests' Hub on 127.0.0.1 cuts, refuses or garbles requests. Nothing may end in another error than this package's own, and
 
-- `reinforce`: started again, a run ends in the same bytes, whether killed, out of room, or with a damaged shard;
+- `reinforce`: started again, a run ends in the same bytes, whether killed, out of room, with a damaged shard, or beside another
+  process: of two that make the whole, one is refused; two parts need not know of each other;
 - `train`: likewise in the same weights, also of the average; what is damaged is the last checkpoint;
 - `push`: it ends well or in one clear error, without the token; the next one makes the repository whole; no commit held half;
+- `grid`: the same, where each of 21 faults meets each request of each way to push, one after the other;
 - `flip`, `swap`: in one or two shards, a flipped bit, or swapped rows or values, are found by `verify` and refused by a push,
-  which name a damaged shard. `flips_without_effect` leave all that is read as it was.
+  which name the first of them; once that one is whole again, the second. A flip that changes no value, feature, marker or
+  statistic is counted by where it fell (`flips_without_effect_in_`), and another bit is flipped. `num_bytes`, of which the card
+  makes a size, is not compared.
 
-Where a trial is not well it is said how to repeat it, its files are kept, and the exit code is 1.
+Where a trial is not well it is said how to repeat it, its files are kept, and the exit code is 1. Ctrl-C ends it with the
+figures so far.
 """
 
+import contextlib
+import math
 import os
+import re
 import resource
 import shutil
 import signal
@@ -27,6 +37,7 @@ import traceback
 import zlib
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -47,7 +58,8 @@ from training.helpers import pooled, settings_in
 
 from hf_dr.errors import FormatError, HfDrError
 from hf_dr.generation.config import ReinforceConfig
-from hf_dr.generation.job import reinforce
+from hf_dr.generation.folder import WHOLE, Part
+from hf_dr.generation.job import reinforce_job
 from hf_dr.generation.verify import verify
 from hf_dr.hub import retry
 from hf_dr.hub.push import push_to_hub
@@ -65,14 +77,15 @@ class NotWellError(Exception):
     """What a trial found."""
 
 
-def reinforcing(folder: Path) -> None:
-    """Makes, or goes on with, a "+" dataset of six shards."""
+def reinforcing(part: Part, folder: Path) -> None:
+    """Makes, or goes on with, a "+" dataset of three shards, or a part of them."""
     rng, labels = np.random.default_rng(0), [row % len(conftest.CLASSES) for row in range(24)]
     cells = [conftest.as_cell(conftest.colour_image(rng, label)) for label in labels]
+    cells[13]["bytes"] = b"no image"
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=[*conftest.CLASSES])})
     data = datasets.Dataset.from_dict({"image": cells, "label": labels}, features=features)
-    config = ReinforceConfig(str(folder), "all_ops", num_views=4, top_k=3, shard_size=4)
-    reinforce(data, conftest.colour_teacher(), conftest.ALL_OPS, config)
+    config = ReinforceConfig(str(folder), "all_ops", num_views=4, top_k=3, shard_size=8, on_bad_image="skip")
+    reinforce_job(data, conftest.colour_teacher(), conftest.ALL_OPS, config).run(part)
 
 
 def training(plus: Path, kept: int | None, folder: Path) -> None:
@@ -99,7 +112,10 @@ def pushing(plus: Path, way: str, folder: Path) -> Any:
 def looking(folder: Path) -> list[str]:
     """Returns what `verify` of one row and a push say of damaged files; nothing where they find none."""
     said = []
-    for look in (lambda: verify(folder, num_rows=1).problems, lambda: push_to_hub(folder, faults.REPO)):
+    for look in (
+        lambda: verify(folder, ask_teacher=False, num_rows=1).problems,
+        lambda: push_to_hub(folder, faults.REPO),
+    ):
         try:
             said.append("".join(look()[:1]))
         except HfDrError as error:  # a push that does not refuse finds no Hub
@@ -134,28 +150,53 @@ def child(work: Work, folder: Path, after: dict[str, int], answer: Any) -> None:
     answer.send((result, error, done))
 
 
-def run(work: Work, folder: Path, seconds: float | None = None, **after: int) -> Any:
-    """Does `work` in a fork; returns what `child` sends, None where it was killed, after so many seconds or operations."""
+def begin(work: Work, folder: Path, **after: int) -> Callable[..., Any]:
+    """Begins `work` in a fork; returns what waits for it: see `run`."""
     folder.mkdir(parents=True, exist_ok=True)
     answer, end = faults.FORK.Pipe(duplex=False)
     process = faults.FORK.Process(target=child, args=(work, folder, after, end))
     process.start()
     end.close()
-    ended = answer.poll(seconds or 300)
-    try:
-        sent = answer.recv() if ended else process.kill()
-    except EOFError:
-        sent = None
-    process.join()
-    if (sent and sent[1].startswith("UNCLEAR")) or not (ended or seconds):
-        raise NotWellError(sent[1] if ended else "it did not end within 300 s")
-    return sent
+
+    def wait(seconds: float | None = None) -> Any:
+        ended = answer.poll(seconds or 300)
+        try:
+            sent = answer.recv() if ended else process.kill()
+        except EOFError:
+            sent = None
+        process.join()
+        if (sent and sent[1].startswith("UNCLEAR")) or not (ended or seconds):
+            raise NotWellError(sent[1] if ended else "it did not end within 300 s")
+        return sent
+
+    return wait
 
 
-def flip(path: Path, rng: Rng) -> None:
+def run(work: Work, folder: Path, seconds: float | None = None, **after: int) -> Any:
+    """Does `work` in a fork; returns what `child` sends, None where it was killed, after so many seconds or operations."""
+    return begin(work, folder, **after)(seconds)
+
+
+def flip(path: Path, rng: Rng) -> int:
+    """Flips a bit; returns the place of its byte."""
     content = bytearray(path.read_bytes())
-    content[rng.integers(len(content))] ^= 1 << int(rng.integers(8))
+    place = int(rng.integers(len(content)))
+    content[place] ^= 1 << int(rng.integers(8))
     path.write_bytes(content)
+    return place
+
+
+def flip_with_effect(path: Path, intact: Path, rng: Rng) -> list[str]:
+    """Flips bits until one changes what is read; tells where others fell: in `pages`, `num_bytes` or else the `footer`."""
+    none = []
+    while reads_the_same(path, intact):
+        shutil.copy(intact, path)
+        place = flip(path, rng)
+        if reads_the_same(path, intact):
+            footer = intact.stat().st_size - 8 - int.from_bytes(intact.read_bytes()[-8:-4], "little")
+            size = read_marker(path).num_bytes != read_marker(intact).num_bytes
+            none.append("num_bytes" if size else "footer" if place >= footer else "pages")
+    return none
 
 
 def swap(path: Path, rng: Rng) -> None:
@@ -172,12 +213,17 @@ def swap(path: Path, rng: Rng) -> None:
 
 
 def reads_the_same(path: Path, intact: Path) -> bool:
-    """Whether a shard has the table, the features, the marker and the statistics of another."""
+    """Whether a shard has the table, the features, the marker (but for `num_bytes`) and the statistics of another."""
     try:
         one, other = pq.read_table(path), pq.read_table(intact)
-        same = one.to_pylist() == other.to_pylist() and one.schema.metadata == other.schema.metadata
-        groups = [str(pq.read_metadata(file).row_group(0).column(0).statistics) for file in (path, intact)]
-        return same and groups[0] == groups[1] and read_marker(path) == read_marker(intact)
+        same = str(one.to_pylist()) == str(other.to_pylist()) and one.schema.metadata == other.schema.metadata
+        groups = [pq.read_metadata(file).row_group(0).to_dict()["columns"] for file in (path, intact)]
+        statistics = [[column["statistics"] for column in columns] for columns in groups]
+        return (
+            same
+            and statistics[0] == statistics[1]
+            and replace(read_marker(path), num_bytes=0) == replace(read_marker(intact), num_bytes=0)
+        )
     except (FormatError, OSError, pa.ArrowException, ValueError):
         return False
 
@@ -186,9 +232,10 @@ class Soak:
     """The undisturbed results, with the seconds and file operations that they took, and a method for each kind of trial."""
 
     def __init__(self, home: Path) -> None:
+        self.home = home
         self.places = {name: home / name / "work" for name in ("reinforce", "train")}
         self.plus = self.places["reinforce"]
-        self.flips_without_effect = 0
+        self.tried, self.well, self.counts = Counter[str](), Counter[str](), Counter[str]()
         self.whole, self.operations, self.seconds = {}, {}, {}
         for name, folder in self.places.items():
             began = time.perf_counter()
@@ -197,8 +244,24 @@ class Soak:
             self.whole[name] = self.result(name, folder)
             assert not error, error
 
+    def trial(self, kind: str, number: int, seed: int) -> None:
+        """Does one trial, and says how to repeat it where it is not well."""
+        method, name = KINDS[kind]
+        rng = np.random.default_rng([seed, zlib.crc32(kind.encode()), number])
+        folder = self.home / f"{kind}-{number}" / "work"
+        try:
+            getattr(self, method)(name, rng, folder)
+            self.well[kind] += 1
+            shutil.rmtree(folder.parent)
+        except (NotWellError, AssertionError) as error:
+            kept = shutil.move(folder.parent, tempfile.mkdtemp(prefix="hf_dr_soak_"))
+            print(f"{kind} {number} is not well: {error}\nIts files: {kept}. To repeat it:", file=sys.stderr)
+            again = f"--seed {seed} --kind {kind} --first {number} --trials 1"
+            print(f"    python benchmarks/soak.py {again}\n", file=sys.stderr)
+        self.tried[kind] += 1
+
     def work(self, name: str, kept: int | None = None) -> Work:
-        return reinforcing if name == "reinforce" else partial(training, self.plus, kept)
+        return partial(reinforcing, WHOLE) if name == "reinforce" else partial(training, self.plus, kept)
 
     def result(self, name: str, folder: Path) -> dict[str, bytes]:
         """The files whose bytes count: all of a "+" dataset, the weights of a training."""
@@ -233,7 +296,7 @@ class Soak:
         shutil.copytree(self.places[name], folder)
         shutil.rmtree(folder / "final", ignore_errors=True)
         last = Path(str(last_checkpoint(str(folder)))) if name == "train" else folder / "all_ops"
-        path = sorted(last.glob("*.*" if name == "train" else "*.parquet"))[rng.integers(6)]
+        path = rng.choice(sorted(last.glob("*.*" if name == "train" else "*.parquet")))
         intact = self.places[name] / path.relative_to(folder)
         if rng.random() < 0.3:
             path.unlink()
@@ -243,28 +306,66 @@ class Soak:
             flip(path, rng)
             if name == "reinforce" and reads_the_same(path, intact):
                 shutil.copy(intact, path)
+        if name == "reinforce":  # a shard with a damaged fingerprint may be another run's: whose it is, people must say
+            _, error, _ = run(self.work(name), folder)
+            if f"{path.name} must carry this run's fingerprint, found another's. Delete it, and" in error:
+                path.unlink()
+        self.go_on(name, self.work(name), folder)
+
+    def together(self, name: str, rng: Rng, folder: Path) -> None:
+        """Two processes on one folder, of which one may be killed; parts do their work, of others one is refused."""
+        parts = name == "reinforce" and rng.random() < 0.5
+        works = [partial(reinforcing, Part(n, 2)) if parts else self.work(name) for n in range(2)]
+        waits = []
+        for work in works:
+            waits.append(begin(work, folder))
+            time.sleep(float(rng.uniform(0, self.seconds[name])))
+        killed = [float(rng.uniform(0.01, self.seconds[name])) if rng.random() < 0.3 else None for _ in works]
+        errors = [sent[1] for sent in [wait(seconds) for wait, seconds in zip(waits, killed, strict=True)] if sent]
+        refused = [error for error in errors if error]
+        self.counts["processes_refused_beside_another"] += len(refused)
+        if any("must not be in use" not in error or parts for error in refused) or len(refused) > 1:
+            raise NotWellError("\n".join(refused))
         self.go_on(name, self.work(name), folder)
 
     def found(self, kind: str, rng: Rng, folder: Path) -> None:
         shutil.copytree(self.plus, folder)
-        chosen = sorted(rng.choice(sorted(folder.rglob("*.parquet")), int(rng.integers(1, 3)), replace=False))
-        for path in chosen:
-            {"flip": flip, "swap": swap}[kind](path, rng)
-        same = [reads_the_same(path, self.plus / path.relative_to(folder)) for path in chosen]
-        self.flips_without_effect += sum(same)
-        for look, said in zip(("verify", "push"), run(looking, folder)[0], strict=True):
-            if not all(same) and not any(path.name in said for path in chosen):
-                names = " or ".join(path.name for path in chosen)
-                raise NotWellError(f"{look} must name {names}, but it said: {said or 'nothing'}")
+        damaged = sorted(rng.choice(sorted(folder.rglob("*.parquet")), int(rng.integers(1, 3)), replace=False))
+        intact = [self.plus / path.relative_to(folder) for path in damaged]
+        for path, whole in zip(damaged, intact, strict=True):
+            if kind == "swap":
+                swap(path, rng)
+            else:
+                none = flip_with_effect(path, whole, rng)
+                self.counts.update(f"flips_without_effect_in_{place}" for place in none)
+        for path, whole in zip(damaged, intact, strict=True):
+            for look, said in zip(("verify", "push"), looking(folder), strict=True):
+                if re.findall(r"train-\d+-of-\d+\.parquet", said)[:1] != [path.name]:
+                    raise NotWellError(f"{look} must name {path.name} first, but it said: {said or 'nothing'}")
+            self.counts[f"{kind}s_found"] += 1
+            shutil.copy(whole, path)
 
     def pushed(self, _: str, rng: Rng, folder: Path) -> None:
         way, request = faults.KINDS[rng.integers(len(faults.KINDS))]
-        fault = str(rng.choice(faults.FAULTS + faults.LASTING))
+        kind = str(rng.choice(faults.FAULTS + faults.LASTING))
+        fault = Fault(kind, request, int(rng.integers(1, 3)), float(rng.choice([1, 3, np.inf])))
+        self.push(way, fault, folder, float(rng.uniform(0.05, 1)) if rng.random() < 0.2 else None)
+
+    def cell(self, _: str, rng: Rng, folder: Path) -> None:
+        (way, request), (kind, count) = GRID[int(folder.parent.name.rpartition("-")[2]) % len(GRID)]
+        fault = Fault(kind, request, faults.when(request), count)
+        said = self.push(way, fault, folder)
+        if not fault.reached.is_set():
+            raise NotWellError(f"{kind} did not fall on {request} ({way})")
+        self.counts["grid_ends_in_one_clear_error" if said else "grid_ends_well"] += 1
+
+    def push(self, way: str, fault: Fault, folder: Path, seconds: float | None = None) -> str:
+        """Pushes while there is a fault, then without; returns the first one's error."""
         HUB.reset()
         faults.prepare(HUB, way)
-        HUB.faults.append(Fault(fault, request, int(rng.integers(1, 3)), float(rng.choice([1, 3, np.inf]))))
+        HUB.faults.append(fault)
         work = partial(pushing, self.plus, way)
-        first = run(work, folder, seconds=float(rng.uniform(0.05, 1)) if rng.random() < 0.2 else None)
+        first = run(work, folder, seconds)
         HUB.faults.clear()
         again, error, _ = run(work, folder)
         if first and first[1] and not faults.CLEAR.match(first[0]):
@@ -272,46 +373,46 @@ class Soak:
         if "hf_loopback" in (folder.parent / "log.txt").read_text(encoding="utf-8") + str(first):
             error = "the token was shown"
         if error or HUB.errors:
-            raise NotWellError(f"{fault} at {request} ({way}): {error or HUB.errors}")
+            raise NotWellError(f"{fault.kind} at {fault.at} ({way}): {error or HUB.errors}")
         faults.assert_whole(HUB, again, self.plus, way)
+        return first[0] if first and first[1] else ""
 
 
-KINDS = {f"{name}_{how}": (how, name) for name in ("reinforce", "train") for how in ("killed", "full", "damaged")}
-KINDS |= {"push": ("pushed", ""), "flip": ("found", "flip"), "swap": ("found", "swap")}
+HOW = ("killed", "full", "damaged", "together")
+KINDS = {f"{name}_{how}": (how, name) for name in ("reinforce", "train") for how in HOW}
+KINDS |= {"push": ("pushed", ""), "grid": ("cell", ""), "flip": ("found", "flip"), "swap": ("found", "swap")}
+ONCE_OR_FOR_EVER = [(kind, count) for kind in faults.FAULTS for count in (1, np.inf)]
+GRID = [(at, fault) for at in faults.KINDS for fault in ONCE_OR_FOR_EVER + [(kind, np.inf) for kind in faults.LASTING]]
+FULL = {"flip": 1000, "swap": 200, "grid": len(GRID)}
 
 
 def main() -> None:
     flags = common.parser(__doc__)
     flags.add_argument("--minutes", type=float, default=1.0, help="How long, in whole rounds of all kinds. Default: 1.")
     flags.add_argument("--trials", type=int, help="So many rounds, in place of --minutes.")
+    flags.add_argument("--full", action="store_true", help=f"So many trials of some kinds instead of rounds: {FULL}.")
     flags.add_argument("--first", type=int, default=0, help="The number of the first round. Default: 0.")
     flags.add_argument("--seed", type=int, default=0, help="Default: 0.")
     flags.add_argument("--kind", nargs="+", choices=KINDS, default=[*KINDS], help="Default: all.")
     given = flags.parse_args()
-    well, number, began = Counter[str](), given.first, time.monotonic()
     with common.working_folder() as home:
         HUB.start()
         soak = Soak(home)
-        while number < given.first + given.trials if given.trials else time.monotonic() < began + 60 * given.minutes:
-            for kind in given.kind:
-                method, name = KINDS[kind]
-                rng = np.random.default_rng([given.seed, zlib.crc32(kind.encode()), number])
-                folder = home / f"{kind}-{number}" / "work"
-                try:
-                    getattr(soak, method)(name, rng, folder)
-                    well[kind] += 1
-                    shutil.rmtree(folder.parent)
-                except (NotWellError, AssertionError) as error:
-                    kept = shutil.move(folder.parent, tempfile.mkdtemp(prefix="hf_dr_soak_"))
-                    print(f"{kind} {number} is not well: {error}\nIts files: {kept}. To repeat it:", file=sys.stderr)
-                    again = f"--seed {given.seed} --kind {kind} --first {number} --trials 1"
-                    print(f"    python benchmarks/soak.py {again}\n", file=sys.stderr)
-            number += 1
-    result = {kind: f"{well[kind]} of {number - given.first}" for kind in given.kind}
+        limits = FULL if given.full else dict.fromkeys(KINDS, given.trials or math.inf)
+        rounds = max(limits.get(kind, 0) for kind in given.kind)
+        number, began = given.first, time.monotonic()
+        with contextlib.suppress(KeyboardInterrupt):  # the figures so far are told
+            while number < given.first + rounds and (
+                rounds < math.inf or time.monotonic() < began + 60 * given.minutes
+            ):
+                for kind in given.kind:
+                    if number < given.first + limits.get(kind, 0):
+                        soak.trial(kind, number, given.seed)
+                number += 1
+    result = {kind: f"{soak.well[kind]} of {tried}" for kind, tried in soak.tried.items()}
     common.table([[*pair] for pair in result.items()], ["kind", "ended well"])
-    numbers = {"flips_without_effect": soak.flips_without_effect, "minutes": (time.monotonic() - began) / 60}
-    common.finish({**result, **numbers}, given)
-    if any(well[kind] < number - given.first for kind in given.kind):
+    common.finish({**result, **soak.counts, "minutes": (time.monotonic() - began) / 60}, given)
+    if soak.well != soak.tried:
         sys.exit(1)
 
 

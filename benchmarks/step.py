@@ -40,7 +40,7 @@ class ErmTrainer(ReinforcedTrainer):
     """Cross-entropy on the labels; all else is as for the others, so that nothing but the loss differs."""
 
     def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], *_: Any, **__: Any) -> torch.Tensor:
-        return F.cross_entropy(self._answer(model, inputs)["logits"], inputs["labels"])
+        return F.cross_entropy(self._logits_of(model, inputs)["logits"], inputs["labels"])
 
 
 def step(trainer: ReinforcedTrainer, optimizer: torch.optim.Optimizer, inputs: dict[str, Any]) -> None:

@@ -1,17 +1,22 @@
-"""How many bytes a stored view takes, and what storing float16 loses.
+"""How many bytes a stored view takes, what storing float16 loses, and the price of finding damage.
 
     python benchmarks/storage.py --data DATA --weights WEIGHTS            # randaug, randaug_mixing, kl
     python benchmarks/storage.py --data DATA --weights WEIGHTS --sweep    # and every encoding of every column
+    python benchmarks/storage.py --data DATA --checks                     # only the price of finding damage
 
 Counts every column that the reinforcement adds (hashes and source_index too, the base's own columns not), as they lie
-in the Parquet file that the real job writes. K = 10 of 1,000 classes, V = 50.
+in the Parquet file that the real job writes. K = 10 of 1,000 classes, V = 50. The price of checksums of pages and digests of
+columns is that of the same shard without them, written and read in turn: percent of its bytes, and ratios of CPU time.
 """
 
 from __future__ import annotations
 
 import argparse
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import common
 import datasets
@@ -22,8 +27,9 @@ import torch
 
 from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.job import reinforce_job
+from hf_dr.store import shards
 from hf_dr.store.schema import TEACHER_LOGPROBS, is_reserved
-from hf_dr.store.shards import ZSTD_LEVEL, column_encoding
+from hf_dr.store.shards import ZSTD_LEVEL, ShardWriter, check_digests, column_encoding, read_features, read_marker
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.views.augmentation import Augmentation
 
@@ -97,6 +103,71 @@ def stored_logprobs(shard: Path) -> np.ndarray:
     return array.to_numpy(zero_copy_only=False).reshape(-1, depth)
 
 
+class NoDigests(shards.ColumnDigests):
+    """In the place of the digests of columns: nothing."""
+
+    def update(self, table: pa.Table | pa.RecordBatch) -> None:
+        pass
+
+
+def price_of_checks(shard: Path, folder: Path, rounds: int) -> dict[str, float]:
+    """Writes and reads the rows of a shard with checksums and digests, and without.
+
+    Returns:
+        `bytes_percent` of the shard, `overlay_bytes_percent` of one without images, and the median ratios of CPU time, `write`,
+        `read_pages` (their checksums compared) and `read_digests` (all that `verify`, a push and resuming compare).
+    """
+    whole, features = pq.read_table(shard), read_features(shard)
+    columns = {}
+    for name in filter(is_reserved, whole.column_names):
+        values, shape = whole[name].combine_chunks(), [len(whole)]
+        while pa.types.is_fixed_size_list(values.type):
+            shape.append(values.type.list_size)
+            values = values.flatten()
+        columns[name] = values.to_numpy(zero_copy_only=False).reshape(shape)
+    parquet_writer = pq.ParquetWriter
+
+    def write(path: Path, features: datasets.Features = features) -> None:
+        with ShardWriter(path, features, read_marker(shard).fingerprint) as writer:
+            writer.write(whole, columns, np.ones(len(whole), bool))
+            writer.finish()
+
+    def write_bare(path: Path, features: datasets.Features = features) -> None:
+        def without(*arguments: Any, **settings: Any) -> pq.ParquetWriter:
+            return parquet_writer(*arguments, **{**settings, "write_page_checksum": False})
+
+        with mock.patch.object(shards, "ColumnDigests", NoDigests), mock.patch.object(pq, "ParquetWriter", without):
+            write(path, features)
+
+    def read(path: Path, checked: bool) -> None:
+        file = pq.ParquetFile(path, page_checksum_verification=checked)
+        for group in range(file.num_row_groups):
+            file.read_row_group(group)
+
+    one, bare = folder / "with.parquet", folder / "without.parquet"
+    price = {}
+    own = datasets.Features({name: feature for name, feature in features.items() if is_reserved(name)})
+    for name, kept in (("overlay_bytes_percent", own), ("bytes_percent", features)):
+        write(one, kept)
+        write_bare(bare, kept)
+        price[name] = 100 * (one.stat().st_size / bare.stat().st_size - 1)
+    price["write"] = _ratio(lambda: write(one), lambda: write_bare(bare), rounds)
+    price["read_pages"] = _ratio(lambda: read(one, True), lambda: read(bare, False), rounds)
+    price["read_digests"] = _ratio(lambda: check_digests(one), lambda: read(bare, False), rounds)
+    return price
+
+
+def _ratio(work: Callable[[], None], baseline: Callable[[], None], rounds: int) -> float:
+    """The median over rounds, in each of which both are done, of the ratio of their CPU time."""
+
+    def cpu(what: Callable[[], None]) -> float:
+        began = time.process_time()
+        what()
+        return time.process_time() - began
+
+    return float(np.median([cpu(work) / cpu(baseline) for _ in range(rounds)]))
+
+
 def encoded_size(table: pa.Table, encoding: str, codec: str, level: int) -> int | None:
     """Bytes of a table of one column under an encoding; None where the type does not have it."""
     leaf = pq.ParquetFile(_written(table)).schema.column(0).path
@@ -149,6 +220,7 @@ def main() -> None:
     flags = common.parser(__doc__)
     flags.add_argument("--examples", type=int, help="Photos; each gets 50 views. Default: 100, or 20 with --quick.")
     flags.add_argument("--sweep", action="store_true", help="Also try other encodings, codecs and shard sizes.")
+    flags.add_argument("--checks", action="store_true", help="Only the price of checksums and digests, for randaug.")
     flags.add_argument("--keep", type=Path, help="Keep the shards in this folder, and take those that are there.")
     arguments: argparse.Namespace = flags.parse_args()
     count = arguments.examples or (20 if arguments.quick else 100)
@@ -159,6 +231,12 @@ def main() -> None:
     result: dict[str, Any] = {"data": data, "teacher": who, "examples": count, "num_views": NUM_VIEWS}
     kl, by_column = [], {}
     with common.working_folder() as temporary:
+        if arguments.checks:
+            shard, _ = remembered(teacher, photos, "randaug", arguments.keep or temporary)
+            price = price_of_checks(shard, temporary, 3 if arguments.quick else 15)
+            common.table([[key, value] for key, value in price.items()], ["checks", "with / without"])
+            common.finish({**result, **price, "shard_bytes": shard.stat().st_size}, arguments)
+            return
         for name in TARGETS:
             folder = arguments.keep or temporary
             shard, exact = remembered(teacher, photos, name, folder)

@@ -96,8 +96,12 @@ def write(base: datasets.Dataset, augmentation: Augmentation, num_views: int, fo
     teacher, _ = common.lite0(None)
     config = ReinforceConfig(str(folder), num_views=num_views, top_k=TOP_K, label_column="label", **settings)
     plan = plan_run(base, teacher, augmentation, config)
-    Job(plan, SyntheticSource(plan, teacher.device), lambda: None).run()
+    _job(plan, teacher.device).run()
     return plan.folder
+
+
+def _job(plan: Plan, device: torch.device) -> Job:
+    return Job(plan, SyntheticSource(plan, device), lambda: None)  # made-up answers agree with no label
 
 
 def write_repeated(
@@ -124,7 +128,7 @@ def write_repeated(
     # The fingerprint in the shard is that of the larger dataset.
     larger = dataclasses.replace(plan.provenance, num_rows=shards * len(base))
     plan = dataclasses.replace(plan, provenance=larger)
-    job = Job(plan, SyntheticSource(plan, teacher.device), lambda: None)
+    job = _job(plan, teacher.device)
     job.folder.mkdir(parents=True)
     job._make_shards([0], Progress(job.folder, larger, Part(), [0], [0], process_state()))
     first, *others = job.provenance.shard_names

@@ -18,6 +18,19 @@ STUDENTS = {
     "grocery, ViT": "grocery_vit",
     "grocery, fine-tuned, EfficientNet-Lite0": "grocery_finetune_lite0",
 }
+# Sets and ways to learn of benchmarks/results/teachers.json, by the parts of their keys.
+TEACHERS = {
+    "grocery, 1,253 photos": "grocery",
+    "CIFAR-10, 4,000 images": "cifar10",
+    "Fashion-MNIST, 10,000 images": "fashion_mnist",
+}
+WAYS = {
+    "labels": "_erm",
+    "reinforced": "_reinforced",
+    "reinforced, calibrated": "_calibrated_reinforced",
+    "reinforced, 5 folds": "_folds_reinforced",
+    "reinforced, 5 folds, calibrated": "_folds_calibrated_reinforced",
+}
 # Question, answer with the places of the numbers (file[key]), benchmark.
 COSTS = [
     ("Does replay show what the teacher saw?", "{fidelity[differing_pixels]} differing pixels in {fidelity[views]:,} views, every op, from another process", "fidelity"),
@@ -63,6 +76,38 @@ def gains() -> list[str]:
     return lines
 
 
+def teachers() -> list[str]:
+    """Returns the table of other teachers: what they answer, and what students learn."""
+    found = read("teachers")
+    lines = [
+        "| set | learned from | top-1 is the label | teacher's ECE | its entropy, nats | student's top-1 % | NLL | ECE % |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for title, name in TEACHERS.items():
+        for way, key in WAYS.items():
+            student = f"{name}_resnet{key}"
+            if f"{student}_top1" not in found:
+                continue
+            signs = ["", "", ""]
+            if key != "_erm":
+                prefix = name + key.removesuffix("_reinforced")
+                shown = zip(("agreement", "ece", "entropy"), (".1%", ".3f", ".3f"), strict=True)
+                signs = [f"{found[f'{prefix}_{sign}']:{style}}".replace("%", " %") for sign, style in shown]
+            cells = []
+            for metric, scale, digits in (("top1", 100, 2), ("nll", 1, 3), ("ece", 100, 2)):
+                mean, spread = (scale * found[f"{student}_{metric}{end}"] for end in ("", "_std"))
+                cells.append(f"{mean:.{digits}f} ± {spread:.{digits}f}")
+            lines.append(f"| {' | '.join([title, way, *signs, *cells])} |")
+    return lines
+
+
+def temperatures() -> str:
+    """Returns which temperatures the calibrated teachers have."""
+    found = read("teachers")
+    listed = [f"{title.split(',')[0]} {found[f'{name}_temperature']:g}" for title, name in TEACHERS.items()]
+    return f"at the temperature that fits answers to images that they have not learned ({', '.join(listed)})."
+
+
 def page() -> str:
     """Returns the page."""
     files = {path.stem: read(path.stem) for path in (ROOT / "benchmarks" / "results").glob("*.json")}
@@ -80,6 +125,14 @@ def page() -> str:
             "do (3 to 80 epochs). Corrupted\nis by all fifteen corruptions, in the last row by four."
         ),
         "\n".join(gains()),
+        "## Other teachers",
+        (
+            "By `python benchmarks/accuracy.py --small --students resnet --seeds 0 1`, with `--teachers` calibrated, folds and "
+            "folds_calibrated, and `python\nbenchmarks/signs.py --small` with the same: a fraction of the work above, so other "
+            "numbers than there. Mean and standard deviation over two\nseeds. Folds: five teachers, each labels what it has not "
+            f"seen. Calibrated: {temperatures()}"
+        ),
+        "\n".join(teachers()),
         "## What it costs",
         "Ratios against a baseline in the same run, on two CPU cores unless another device is named.",
         "\n".join(["| question | answer | command |", "|---|---|---|", *costs]),

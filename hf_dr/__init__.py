@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from hf_dr.replay.sampling import ReinforcedSampler
     from hf_dr.teacher.ensemble import Teacher
     from hf_dr.training.arguments import ReinforcedTrainingArguments
-    from hf_dr.training.losses import reinforced_kl, reinforced_loss
+    from hf_dr.training.loader import ReinforcedLoader
+    from hf_dr.training.losses import ReinforcedLoss, reinforced_kl, reinforced_loss
     from hf_dr.training.students import build_student
     from hf_dr.training.trainer import ReinforcedTrainer
     from hf_dr.transfer.detection import load_detector
@@ -54,6 +55,8 @@ _MODULES = {
     "HubError": "errors",
     "ReinforceConfig": "generation.config",
     "ReinforcedDataset": "replay.dataset",
+    "ReinforcedLoader": "training.loader",
+    "ReinforcedLoss": "training.losses",
     "ReinforcedSampler": "replay.sampling",
     "ReinforcedTrainer": "training.trainer",
     "ReinforcedTrainingArguments": "training.arguments",
@@ -85,6 +88,8 @@ __all__ = [
     "HubError",
     "ReinforceConfig",
     "ReinforcedDataset",
+    "ReinforcedLoader",
+    "ReinforcedLoss",
     "ReinforcedSampler",
     "ReinforcedTrainer",
     "ReinforcedTrainingArguments",

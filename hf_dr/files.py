@@ -10,7 +10,7 @@ import os
 import secrets
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from yaml import YAMLError
@@ -75,6 +75,25 @@ def check_writable(folder: Path, setting: str) -> None:
         raise ConfigError(
             f"`{setting}` must be where files can be written, but {folder}: {error.strerror}. Choose another place."
         ) from error
+
+
+def check_apart(output_dir: str | Path, sources: Iterable[str | None]) -> None:
+    """Checks that a command does not write into a folder that it reads: what it reads next time would be something else.
+
+    Args:
+        output_dir: Where it writes.
+        sources: What it reads: folders, and names of other kinds, which are passed over.
+
+    Raises:
+        ConfigError: It does.
+    """
+    folder = Path(output_dir).expanduser().resolve()
+    for source in filter(None, sources):
+        place = Path(source).expanduser()
+        if place.is_dir() and folder.is_relative_to(place.resolve()):
+            raise ConfigError(
+                f"`output_dir` must not lie in a folder that is read, got {output_dir} with {source}. Choose another place."
+            )
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

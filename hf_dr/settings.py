@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Annotated, Any
 
 from hf_dr.errors import ConfigError
 
@@ -20,6 +20,12 @@ FILES_FROM_HELP = (
     "Folders outside the dataset whose files its cells may name. Only for a dataset of your own: what it names is read, and "
     'copied into a "+" dataset. Default: only files that belong to the dataset itself are read.'
 )
+
+
+OpsOrName = Annotated[str, list]
+"""An augmentation: its name, a file, or in a YAML file the list of its ops."""
+JsonOrMapping = Annotated[str, dict]
+"""Names and values in JSON, or in a YAML file a mapping."""
 
 
 @dataclass(frozen=True)

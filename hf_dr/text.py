@@ -129,6 +129,7 @@ def progress_bar(*arguments: Any, show: bool = True, **settings: Any) -> Any:
     in_notebook = any(base.__module__ == "tqdm.notebook" for base in tqdm.__mro__)
     if not (in_notebook or sys.stderr.isatty()):
         settings |= {"file": _Lines(), "mininterval": SECONDS_BETWEEN_LINES, "maxinterval": 2 * SECONDS_BETWEEN_LINES}
+        settings["position"] = 0  # a bar below another would move the cursor
         settings["bar_format"] = (
             "{desc}: {percentage:.0f} %, {n_fmt} of {total_fmt}, {remaining} left, {rate_fmt}{postfix}"
         )

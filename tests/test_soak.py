@@ -11,7 +11,7 @@ SOAK = Path(__file__).parents[1] / "benchmarks" / "soak.py"
 def test_one_trial_of_each_kind_ends_well():
     done = subprocess.run([sys.executable, SOAK, "--trials", "1"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count('": "1 of 1"') == 9
+    assert done.stdout.count('": "1 of 1"') == 12
 
 
 def test_what_is_not_well_is_told_with_how_to_repeat_it(tmp_path):

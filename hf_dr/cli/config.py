@@ -8,7 +8,8 @@ import dataclasses
 import enum
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from types import NoneType, UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -55,18 +56,21 @@ def parse(types: Sequence[Any], argv: Sequence[str], *, prog: str, description: 
             known[setting].option_strings = [*known[setting].option_strings, f"--{alias}"]
             parser._option_string_actions[f"--{alias}"] = known[setting]
     own = {name: parser.get_default(name) for name in known}
+    hints = {name: hint for kind in types for name, hint in get_type_hints(kind, include_extras=True).items()}
     add_files(parser)
     unparsed = {}
     for key, (value, file) in read_configs(argv).items():
         if key not in known:
             raise ConfigError(f"{file} has the unknown key `{key}`.{did_you_mean(str(key), known)}")
-        if value is not None or own[key] is not None:
-            _check_choice(known[key], value, file)
+        unset = value is None and own[key] is None and not known[key].required
+        typed = None if unset else _as_typed(key, value, hints[key], file)
+        if typed is not None:
+            _check_choice(known[key], typed, file)
         known[key].required = False
-        if isinstance(value, (dict, list)) and known[key].nargs is None:
-            unparsed[key] = value  # an augmentation written out as a list of ops
+        if isinstance(typed, (dict, list)) and known[key].nargs is None:
+            unparsed[key] = typed  # an augmentation written out as a list of ops
         else:
-            parser.set_defaults(**{key: value})
+            parser.set_defaults(**{key: typed})
     namespace, rest = parser.parse_known_args(argv)
     for word in rest:
         flag = word.split("=")[0]
@@ -88,15 +92,18 @@ def as_config_error() -> Iterator[None]:
         yield
     except HfDrError:
         raise
-    except ValueError as error:
+    except (ValueError, ImportError, OSError, RuntimeError) as error:
         raise ConfigError(str(error)) from error
 
 
 def built(kind: type[_Settings], given: Mapping[str, Any]) -> _Settings:
     """Returns a dataclass with the values of its fields that were parsed; `--name ""` takes back what a file sets."""
     values = {field.name: given[field.name] for field in dataclasses.fields(kind) if field.init}  # type: ignore[arg-type]
-    unset = {field.name for field in dataclasses.fields(kind) if field.default is None and given.get(field.name) == ""}  # type: ignore[arg-type]
-    return kind(**values | dict.fromkeys(unset))
+    empty = [field for field in dataclasses.fields(kind) if given.get(field.name) == ""]  # type: ignore[arg-type]
+    for field in empty:
+        if field.default is dataclasses.MISSING:
+            raise ConfigError(f"`{field.name}` must be given, got an empty text. Name one.")
+    return kind(**values | {field.name: None for field in empty if field.default is None})
 
 
 def _as_yaml(settings: dict[str, Any], defaults: dict[str, Any]) -> str:
@@ -109,6 +116,69 @@ def _as_yaml(settings: dict[str, Any], defaults: dict[str, Any]) -> str:
         for part in parts
         if part
     )
+
+
+def _as_typed(key: str, value: Any, hint: Any, file: str) -> Any:
+    """Returns what a file says of a setting, one item for a list as a list of it.
+
+    Raises:
+        ConfigError: It is of another type.
+    """
+    if get_origin(hint) is list and not isinstance(value, (list, dict, NoneType)):
+        value = [value]
+    if not _fits(value, hint):
+        expected = _described(hint)
+        advice = "Leave the key out" if value is None else "Put it in quotes" if expected == "text" else "Change it"
+        raise ConfigError(f"`{key}` in {file} must be {expected}, got {value!s:.80}. {advice}.")
+    return value
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    """Returns the types of which a value may be one; what is annotated to one counts as well, for YAML alone."""
+    if get_origin(hint) is Annotated:
+        return (hint.__origin__, *hint.__metadata__)
+    if get_origin(hint) in (Union, UnionType):
+        return tuple(kind for each in get_args(hint) for kind in _alternatives(each))
+    return (hint,)
+
+
+def _fits(value: Any, hint: Any, *, in_list: bool = False) -> bool:
+    """Whether a value of a YAML file is of a type, or a word that argparse reads as it reads a flag's."""
+    for kind in _alternatives(hint):
+        plain = get_origin(kind) or kind
+        if plain is list and isinstance(value, list):
+            items = get_args(kind) or (Any,)
+            fits = all(_fits(item, items[0], in_list=True) for item in value)
+        elif plain in _WORDS and plain is not list:
+            number = plain is float and isinstance(value, int)
+            fits = isinstance(value, plain) or number or (isinstance(value, str) and not in_list)
+            fits = fits and (plain is bool or not isinstance(value, bool))
+        else:  # None, anything, or choices, which are looked at apart
+            fits = plain is Any or (plain is not list and (value is None) == (plain is NoneType))
+        if fits:
+            return True
+    return False
+
+
+_WORDS = {
+    str: "text",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    dict: "a mapping",
+    list: "a list",
+}
+
+
+def _described(hint: Any) -> str:
+    """Returns what the types of a setting are called."""
+    kinds = [(get_origin(kind) or kind, get_args(kind)) for kind in _alternatives(hint)]
+    names = [
+        f"a list, each item {_described(items[0])}" if plain is list and items else _WORDS[plain]
+        for plain, items in kinds
+        if plain in _WORDS
+    ]
+    return " or ".join(dict.fromkeys(names)) or "set"
 
 
 def _check_choice(action: argparse.Action, value: Any, file: str | None) -> None:

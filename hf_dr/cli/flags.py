@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from hf_dr.settings import FILES_FROM_HELP
+from hf_dr.settings import FILES_FROM_HELP, OpsOrName, Real, check_settings
 from hf_dr.teacher.names import PRECISIONS
 from hf_dr.views.names import NAMED
 
@@ -54,7 +54,7 @@ class TeacherArguments:
     teacher: list[str] = field(
         metadata={
             "help": "One or several of: Hub id of a timm or transformers classifier (pin it with @revision), transformers "
-            "folder, timm:ARCHITECTURE@FILE.safetensors. Probabilities of several are averaged."
+            "folder, timm:ARCHITECTURE@FILE.safetensors, or a folder of `teach --folds`. Probabilities of several are averaged."
         }
     )
     teacher_classes: str | None = field(
@@ -68,12 +68,23 @@ class TeacherArguments:
         default="fp32",
         metadata={"help": "Floating-point type in which the teacher computes.", "choices": list(PRECISIONS)},
     )
+    teacher_temperature: float = field(
+        default=1.0,
+        metadata={
+            "help": "Divide the logarithm of the teacher's probabilities by this number, as `hf-dr calibrate` finds it. 1 "
+            "changes nothing.",
+            "type": Real(0, above=True),
+        },
+    )
     compile: bool = field(default=False, metadata={"help": "Compile the teacher with torch.compile."})
-    augmentation: str = field(
+    augmentation: OpsOrName = field(
         default="randaug",
         metadata={"help": f"One of {', '.join(NAMED)}; or a YAML file with an `augmentation` list of ops."},
     )
     size: int = field(default=224, metadata={"help": "Side in pixels of the views of a named augmentation."})
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 @dataclass

@@ -58,6 +58,13 @@ COMMANDS = {
         light=True,
         teaches=True,
     ),
+    "calibrate": Command(
+        "make",
+        "calibrate_command",
+        "Finds the temperature at which a teacher's probabilities fit held-out labels.",
+        light=True,
+        teaches=True,
+    ),
     "train": Command("teach", "train_command", 'Trains a student on a "+" dataset.', light=True),
     "detect": Command(
         "transfer", "detect_command", "Trains and evaluates an object detector on a student's backbone.", light=True

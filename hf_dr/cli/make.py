@@ -11,19 +11,23 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hf_dr.cli.config import built, parse
 from hf_dr.cli.flag_parser import HelpFormatter, add_fields, example_lines, one_dataset, split_words
 from hf_dr.cli.flags import BaseArguments, PlusArguments, RunArguments, SmokeArguments, TeacherArguments
 from hf_dr.cli.launch import start_logging
-from hf_dr.files import check_writable
+from hf_dr.files import check_apart, check_writable
 from hf_dr.generation.config import ExtendConfig, ImportConfig, ReinforceConfig
+from hf_dr.settings import FILES_FROM_HELP
 from hf_dr.teacher.names import PRECISIONS
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from hf_dr.generation.folder import Part
     from hf_dr.generation.job import Job
+    from hf_dr.teacher.ensemble import Teacher
 
 logger = logging.getLogger(__name__)
 
@@ -40,21 +44,35 @@ def reinforce_command(argv: Sequence[str], prog: str) -> int:
         "accelerate launch -m hf_dr reinforce --config recipes/cifar100/reinforce.yaml --dry_run",
     )
     start_logging()
-    from hf_dr.cli.arguments import build_augmentation, check_rows, read_classes, rehearse
+    from hf_dr.cli.arguments import build_augmentation, rehearse
     from hf_dr.evaluation.config import as_arguments
     from hf_dr.generation.folder import Part
     from hf_dr.generation.job import reinforce_job
-    from hf_dr.processes import process_state
-    from hf_dr.store.base_dataset import check_dataset, load_base
-    from hf_dr.teacher.ensemble import Teacher
 
     if smoke.smoke:
         with rehearse(argv) as stand_in:
             changed = stand_in.reinforce(len(teaching.teacher), config.num_views, config.num_candidates)
             return reinforce_command([*argv, *as_arguments(changed)], prog)
     # What can be checked without the teacher comes first: it may take minutes to load.
+    check_apart(config.output_dir, [base.dataset, *teaching.teacher])
     augmentation = build_augmentation(teaching.augmentation, teaching.size)
     part = Part.parse(run.part)
+    dataset, described, teacher = _loaded(argv, base, teaching, config)
+    return _run(reinforce_job(dataset, teacher, augmentation, config, base=described), run, part)
+
+
+def _loaded(
+    argv: Sequence[str],
+    base: BaseArguments,
+    teaching: TeacherArguments,
+    columns: ReinforceConfig | CalibrateArguments,
+) -> tuple[Dataset, dict[str, Any], Teacher]:
+    """Loads a base dataset and a teacher of its classes; returns also what names the dataset."""
+    from hf_dr.cli.arguments import check_rows, read_classes
+    from hf_dr.processes import process_state
+    from hf_dr.store.base_dataset import check_dataset, load_base
+    from hf_dr.teacher.ensemble import Teacher
+
     state = process_state()
     with state.local_main_process_first():
         dataset, described = load_base(
@@ -62,10 +80,10 @@ def reinforce_command(argv: Sequence[str], prog: str) -> int:
             base.dataset_config,
             split=base.split,
             revision=base.revision,
-            files_from=config.files_from,
+            files_from=columns.files_from,
         )
     check_rows(argv, base.dataset, base.split, len(dataset))
-    _, label_column = check_dataset(dataset, config.image_column, config.label_column)
+    _, label_column = check_dataset(dataset, columns.image_column, columns.label_column)
     names = getattr(dataset.features[label_column], "names", None) if label_column else None
     teacher = Teacher.from_pretrained(
         teaching.teacher,
@@ -73,8 +91,52 @@ def reinforce_command(argv: Sequence[str], prog: str) -> int:
         precision=teaching.precision,
         compile=teaching.compile,
         classes=read_classes(teaching.teacher_classes, names),
+        temperature=teaching.teacher_temperature,
     )
-    return _run(reinforce_job(dataset, teacher, augmentation, config, base=described), run, part)
+    return dataset, described, teacher
+
+
+@dataclass
+class CalibrateArguments(BaseArguments):
+    """Images by which a teacher is calibrated."""
+
+    split: str = field(
+        default="test",
+        metadata={
+            "help": "Split of images that the teacher has not learned; for teachers of folds also the one they learned."
+        },
+    )
+    files_from: list[str] = field(default_factory=list, metadata={"help": FILES_FROM_HELP})
+    image_column: str | None = field(default=None, metadata={"help": "As for reinforce."})
+    label_column: str | None = field(default=None, metadata={"help": "As for reinforce."})
+
+
+def calibrate_command(argv: Sequence[str], prog: str) -> int:
+    """Finds the temperature at which a teacher's probabilities fit held-out labels."""
+    images, teaching = parse(
+        [CalibrateArguments, TeacherArguments],
+        argv,
+        prog=prog,
+        description="Finds the temperature at which the probabilities of a teacher fit the labels of held-out images best (Guo "
+        "et al., 2017), on one view of each image, drawn as those of reinforce. Nothing is written: pass the number on to "
+        "`hf-dr reinforce`. A teacher of `hf-dr teach` is calibrated already, on images as they are.",
+        examples="hf-dr calibrate --dataset photos/ --split test --teacher me/photos-resnet50",
+    )
+    start_logging()
+    from hf_dr.cli.arguments import build_augmentation
+    from hf_dr.cli.calibration import calibration_of, calibration_table
+    from hf_dr.generation.held_out import held_out_answers
+    from hf_dr.processes import process_state
+
+    augmentation = build_augmentation(teaching.augmentation, teaching.size)
+    dataset, _, teacher = _loaded(argv, images, teaching, images)
+    columns = {"image_column": images.image_column, "label_column": images.label_column}
+    found = calibration_of(*held_out_answers(dataset, teacher, augmentation, **columns))
+    if process_state().is_main_process:
+        # The answers were those at the temperature that was given.
+        total = found["temperature"] * teaching.teacher_temperature
+        print(f"{calibration_table(found)}\n\nnext: hf-dr reinforce --teacher_temperature {total:.4g}", flush=True)
+    return 0
 
 
 def _run(job: Job, run: RunArguments, part: Part) -> int:
@@ -142,6 +204,7 @@ def extend_command(argv: Sequence[str], prog: str) -> int:
         examples="hf-dr extend photos-plus --num_views 16 --teacher runs/teacher --output_dir photos-plus-16",
     )
     path = one_dataset(paths, '"+" dataset')
+    check_apart(config.output_dir, [path, arguments.base, *arguments.teacher, *arguments.add_teacher])
     start_logging()
     from hf_dr.cli.arguments import open_reinforced, read_classes
     from hf_dr.generation.extend import check_extension, extend_job
@@ -163,7 +226,8 @@ def extend_command(argv: Sequence[str], prog: str) -> int:
     names = arguments.add_teacher or arguments.teacher
     if names:
         classes = read_classes(arguments.teacher_classes, plus.class_names)
-        teacher = Teacher.from_pretrained(names, classes=classes, **settings)
+        temperature = 1.0 if arguments.add_teacher else plus.provenance.teacher.get("temperature", 1.0)
+        teacher = Teacher.from_pretrained(names, classes=classes, temperature=temperature, **settings)
     else:
         teacher = teacher_from_provenance(plus.provenance, **settings)
     return _run(extend_job(plus, teacher, config), run, part)
@@ -305,6 +369,7 @@ def import_command(argv: Sequence[str], prog: str) -> int:
         '"+" dataset. Several are runs whose views add up. The pickles are read as data, never executed; running the '
         "same command again resumes.",
     )
+    check_apart(config.output_dir, [*sources, arguments.base])
     start_logging()
     from hf_dr.generation.ml_dr.importer import ImportJob
     from hf_dr.store.base_dataset import load_base

@@ -15,7 +15,7 @@ from hf_dr.cli.flag_parser import one_dataset, split_words
 from hf_dr.cli.launch import run_step
 from hf_dr.cli.teach import TEACHER_FILE, TeachArguments
 from hf_dr.cli.yaml_files import RECIPES, read_yaml
-from hf_dr.files import check_writable, write_whole
+from hf_dr.files import check_apart, check_writable, write_whole
 from hf_dr.settings import Whole, check_settings
 
 _DONE_FILE = "quickstart.json"
@@ -75,6 +75,7 @@ def quickstart_command(argv: Sequence[str], prog: str) -> int:
     dataset = one_dataset(words)
     out = Path(chosen.output_dir or f"{Path(dataset).expanduser().resolve().name}-quickstart").expanduser()
     check_writable(out, "output_dir")
+    check_apart(out, [dataset, chosen.teacher, chosen.student])
     done = out / _DONE_FILE
     finished: dict[str, Any] = json.loads(done.read_text(encoding="utf-8")) if done.is_file() else {}
     for command, arguments, made_of in _steps(dataset, chosen, out):

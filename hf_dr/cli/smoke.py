@@ -332,7 +332,7 @@ class Rehearsal:
             if status:
                 raise ConfigError(f'{recipe} must make the "+" dataset, but it ended with status {status}. See above.')
 
-    def detect(self) -> dict[str, Any]:
+    def detection(self) -> dict[str, Any]:
         """Returns what a rehearsal changes in the settings of `detect`; generates images and annotations in COCO's format."""
         changed: dict[str, Any] = {}
         for flags, split in zip(("", "eval_"), self.described.splits, strict=True):
@@ -352,7 +352,7 @@ class Rehearsal:
             **self._short,
         }
 
-    def segment(self) -> dict[str, Any]:
+    def segmentation(self) -> dict[str, Any]:
         """Returns what a rehearsal changes in the settings of `segment`; generates folders of images and masks."""
         changed: dict[str, Any] = {}
         for flags, split in zip(("", "eval_"), self.described.splits, strict=True):

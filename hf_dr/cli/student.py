@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from hf_dr.cli.early import Lazy
 from hf_dr.errors import ConfigError
-from hf_dr.settings import FILES_FROM_HELP
+from hf_dr.settings import FILES_FROM_HELP, JsonOrMapping, OpsOrName, Real, Whole, check_settings
 from hf_dr.training.reinforced_settings import ReinforcedSettings
 
 TRAINING = Lazy("hf_dr.training.arguments", "ReinforcedTrainingArguments", ReinforcedSettings)
@@ -59,7 +59,9 @@ class StudentArguments:
     )
     teacher: list[str] = field(default_factory=list, metadata={"help": "For --objective kd: as for reinforce."})
     teacher_classes: str | None = field(default=None, metadata={"help": "For --objective kd: as for reinforce."})
-    model_args: str = field(default="{}", metadata={"help": "For timm: JSON with arguments of timm.create_model."})
+    model_args: JsonOrMapping = field(
+        default="{}", metadata={"help": "For timm: JSON with arguments of timm.create_model."}
+    )
     eval_dataset: str | None = field(default=None, metadata={"help": "Dataset with images and labels to evaluate on."})
     eval_split: str = field(default="test", metadata={"help": "Its split."})
     eval_revision: str | None = field(default=None, metadata={"help": "Its branch, tag or commit on the Hub."})
@@ -67,11 +69,14 @@ class StudentArguments:
         default=None,
         metadata={
             "help": "Share of the resized side that the centre crop of an evaluation keeps. Default: 0.875, or what the image "
-            "processor of a student that is fine-tuned does, which is saved with it and wins over this flag."
+            "processor of a student that is fine-tuned does, which is saved with it and wins over this flag.",
+            "type": Real(0, 1, above=True),
         },
     )
-    num_views: int | None = field(default=None, metadata={"help": "Use only the first N stored views of each row."})
-    augmentation: str | None = field(
+    num_views: int | None = field(
+        default=None, metadata={"help": "Use only the first N stored views of each row.", "type": Whole(1)}
+    )
+    augmentation: OpsOrName | None = field(
         default=None,
         metadata={
             "help": "For erm and kd on a base dataset that need not be reinforced: what draws its views, as for reinforce. "
@@ -87,8 +92,7 @@ class StudentArguments:
     label_column: str | None = field(default=None, metadata={"help": "With --augmentation: as for reinforce."})
 
     def __post_init__(self) -> None:
-        self.dataset = [self.dataset] if isinstance(self.dataset, str) else self.dataset
-        self.name = [self.name] if isinstance(self.name, str) else self.name
+        check_settings(self)
         self._check_objective()
         self._check_data()
 

@@ -15,9 +15,11 @@ from hf_dr.cli.launch import start_logging
 from hf_dr.cli.student import TRAINING, StudentArguments
 from hf_dr.cli.yaml_files import RECIPES
 from hf_dr.errors import ConfigError
-from hf_dr.settings import FILES_FROM_HELP, Real, check_settings
+from hf_dr.files import check_apart
+from hf_dr.settings import FILES_FROM_HELP, JsonOrMapping, OpsOrName, Real, Whole, check_settings
 
 if TYPE_CHECKING:
+    from hf_dr.teacher.folds import Fold
     from hf_dr.training.trainer import ReinforcedTrainer
 
 TEACHER_FILE = "teacher.json"
@@ -70,9 +72,22 @@ class TeachArguments:
             "it in, so that everything that loads the teacher uses it."
         },
     )
-    augmentation: str = field(default="randaug", metadata={"help": "What draws the training views, as for reinforce."})
+    folds: int | None = field(
+        default=None,
+        metadata={
+            "help": "Train this number of teachers, k, each without one of k parts of the images (cross-fitting). Given the "
+            "folder, reinforce has each image answered by the teacher that has not seen it. For a few thousand images or less, "
+            "which a teacher learns by heart; takes k times as long.",
+            "type": Whole(2),
+        },
+    )
+    augmentation: OpsOrName = field(
+        default="randaug", metadata={"help": "What draws the training views, as for reinforce."}
+    )
     size: int = field(default=224, metadata={"help": "Side in pixels of the views of a named augmentation."})
-    model_args: str = field(default="{}", metadata={"help": "For timm: JSON with arguments of timm.create_model."})
+    model_args: JsonOrMapping = field(
+        default="{}", metadata={"help": "For timm: JSON with arguments of timm.create_model."}
+    )
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -109,10 +124,11 @@ def train_command(argv: Sequence[str], prog: str) -> int:
 def teach_command(argv: Sequence[str], prog: str) -> int:
     """Fine-tunes a classifier on a dataset to be its teacher."""
     words, flags = split_words(argv)
+    settings = ["--config", str(RECIPES / "teach.yaml"), *flags]
     with as_config_error():
         teaching, args = parse(
             [TeachArguments, TRAINING],
-            ["--config", str(RECIPES / "teach.yaml"), *flags],
+            settings,
             prog=f"{prog} DATASET",
             description="Fine-tunes a pretrained classifier on a dataset (Hub id, folder of images with a folder for each "
             "class, folder of Parquet files), measures it on held-out images and calibrates it: a teacher for `hf-dr "
@@ -122,18 +138,65 @@ def teach_command(argv: Sequence[str], prog: str) -> int:
             "hf-dr teach uoft-cs/cifar100 --label_column fine_label --output_dir runs/teacher --epochs 10",
         )
     dataset = one_dataset(words)
+    check_apart(args.output_dir, [dataset])
     start_logging()
+    from hf_dr.processes import process_state
+
+    for setting in ("push_to_hub", "resume_from_checkpoint") if teaching.folds else ():
+        if getattr(args, setting):
+            raise ConfigError(
+                f"`{setting}` must be left out with `folds`, got {getattr(args, setting)}: it would be the same for all "
+                "teachers. They resume by themselves; push each folder with `hf-dr push`."
+            )
+    output_dir = Path(args.output_dir)
+    student = _as_training(dataset, teaching, output_dir, args.seed)
+    if teaching.folds is None:
+        _teach(teaching, student, args, argv)
+    else:
+        for fold, folder in _folds(student, output_dir, teaching.folds, args.seed):
+            # The arguments once more, because transformers' cannot be changed once they are made.
+            _, own = parse(
+                [TeachArguments, TRAINING], [*settings, "--output_dir", str(folder)], prog=prog, description=""
+            )
+            _teach(teaching, student, own, argv, fold)
+    if process_state().is_main_process:
+        print(
+            f"\nnext: hf-dr reinforce --dataset {student.dataset[0]} --split {student.split} --teacher {output_dir} "
+            "--output_dir PLUS",
+            flush=True,
+        )
+    return 0
+
+
+def _teach(
+    teaching: TeachArguments, student: StudentArguments, args: Any, argv: Sequence[str], fold: Fold | None = None
+) -> None:
+    """Trains, calibrates and saves one teacher."""
     from hf_dr.cli.train import finish_training, prepare_training, run_training
 
-    student = _as_training(dataset, teaching, Path(args.output_dir), args.seed)
-    trainer, card = prepare_training(student, args, argv)
+    trainer, card = prepare_training(student, args, argv, leave_out=fold)
     with trainer.alone():
         run_training(trainer, args)
         found = _calibrate(trainer, fold=teaching.calibrate)
         finish_training(trainer, args, card)
         if trainer.is_world_process_zero():
             _write(Path(args.output_dir), found, student)
-    return 0
+
+
+def _folds(student: StudentArguments, output_dir: Path, num_folds: int, seed: int) -> list[tuple[Fold, Path]]:
+    """Divides the images that are learned; returns the folds, and the folders of the teachers without them."""
+    from hf_dr.cli.train import load_images
+    from hf_dr.processes import on_main, process_state
+    from hf_dr.replay.join import index_images, pixels_digest
+    from hf_dr.teacher.folds import Fold, fold_folders, folds_of
+    from hf_dr.training.teaching import begin_folds, check_classes
+
+    data = load_images(student, seed)
+    images = pixels_digest(data.images)
+    check_classes(data.labels, folds_of(index_images(data.images), num_folds), data.class_names)
+    on_main(process_state(), lambda: begin_folds(output_dir, num_folds, images))
+    folders = fold_folders(output_dir, num_folds)
+    return [(Fold(number, num_folds, images), folder) for number, folder in enumerate(folders)]
 
 
 def _as_training(name: str, teaching: TeachArguments, output_dir: Path, seed: int) -> StudentArguments:
@@ -180,46 +243,27 @@ def _calibrate(trainer: ReinforcedTrainer, *, fold: bool) -> dict[str, Any]:
     import numpy as np
     import torch
 
-    from hf_dr.evaluation.metrics import classification_metrics
-    from hf_dr.teacher.calibration import fit_temperature
+    from hf_dr.cli.calibration import calibration_of
     from hf_dr.training.teaching import fold_temperature
 
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     predicted = trainer.predict(trainer.eval_dataset)  # type: ignore[arg-type]
-    logits = np.asarray(predicted.predictions)
-    labels = np.asarray(predicted.label_ids)
-    temperature = fit_temperature(logits, labels)
+    found = calibration_of(np.asarray(predicted.predictions), np.asarray(predicted.label_ids))
     size = max(trainer.train_dataset.size)  # type: ignore[union-attr]
     pixels = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0)).to(trainer.args.device)
-    folded = fold and fold_temperature(model, temperature, pixels)
+    folded = fold and fold_temperature(model, found["temperature"], pixels)
     if folded:
         trainer.save_model(_internal_call=True)
         trainer.save_metrics("eval", trainer.evaluate())  # of the weights that are saved
-    return {
-        "temperature": temperature,
-        "folded": folded,
-        "num_held_out": len(labels),
-        "num_classes": logits.shape[1],
-        "trained": classification_metrics(logits, labels),
-        "calibrated": classification_metrics(logits / temperature, labels),
-    }
+    return {**found, "folded": folded}
 
 
 def _write(output_dir: Path, found: dict[str, Any], student: StudentArguments) -> None:
-    """Notes and prints what was found, and the command that comes next."""
+    """Notes and prints what was found."""
+    from hf_dr.cli.calibration import calibration_table
     from hf_dr.files import write_whole
 
     place = {"dataset": student.dataset[0], "split": student.split, "eval_split": student.eval_split}
     write_whole(output_dir / TEACHER_FILE, json.dumps({**found, **place}, indent=2) + "\n")
-    before = found["trained"]
-    after = found["calibrated"]
-    kept = "in the weights" if found["folded"] else "not in the weights: divide the logits by it yourself"
-    print(
-        f"\nheld-out accuracy    {before['top1']:.2%} of {found['num_held_out']} images\n"
-        f"temperature          {found['temperature']:.3f}, {kept}\n"
-        f"calibration error    {before['ece']:.2%} before, {after['ece']:.2%} with it\n"
-        f"log-likelihood       {-before['nll']:.4f} nats before, {-after['nll']:.4f} with it\n"
-        f"\nnext: hf-dr reinforce --dataset {place['dataset']} --split {place['split']} --teacher {output_dir} "
-        "--output_dir PLUS",
-        flush=True,
-    )
+    kept = "in the weights" if found["folded"] else "not in the weights: pass it to reinforce as --teacher_temperature"
+    print(f"\n{calibration_table(found, f', {kept}')}", flush=True)

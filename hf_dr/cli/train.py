@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 from transformers import TrainerState, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
@@ -16,13 +18,16 @@ from hf_dr.cli.config import as_config_error
 from hf_dr.cli.student import StudentArguments
 from hf_dr.errors import ConfigError, FormatError
 from hf_dr.evaluation.metrics import compute_metrics
+from hf_dr.files import check_apart
 from hf_dr.hub.fetch import fetch_config
 from hf_dr.processes import process_state
 from hf_dr.replay.augmented import AugmentedDataset
+from hf_dr.replay.join import index_images
 from hf_dr.replay.loading import each_dataset, load_reinforced
 from hf_dr.replay.reinforced_data import ReinforcedData
 from hf_dr.store.base_dataset import check_dataset, load_base
 from hf_dr.teacher.ensemble import Teacher
+from hf_dr.teacher.folds import CONFIG_KEY, Fold, folds_of
 from hf_dr.teacher.preprocessing import EVAL_CROP
 from hf_dr.training.arguments import ReinforcedTrainingArguments
 from hf_dr.training.checkpoints import last_checkpoint
@@ -43,17 +48,27 @@ logger = logging.getLogger(__name__)
 
 
 def prepare_training(
-    student: StudentArguments, args: ReinforcedTrainingArguments, argv: Sequence[str]
+    student: StudentArguments,
+    args: ReinforcedTrainingArguments,
+    argv: Sequence[str],
+    leave_out: Fold | None = None,
 ) -> tuple[ReinforcedTrainer, dict[str, Any]]:
-    """Loads data and model; returns the trainer, and what its card says that only the command line knows."""
+    """Loads data and model; returns the trainer, and what its card says that only the command line knows.
+
+    Without the images of a fold, if one is to be left out, which the model's configuration then tells.
+    """
     if student.objective != "reinforced":
         args.reinforced_probability = 0.0
     model_args = read_model_args(student.model_args)  # before anything is loaded
+    read = [*student.dataset, student.base, student.eval_dataset, student.student, *student.teacher]
+    check_apart(str(args.output_dir), read)
     set_seed(args.seed)
-    data = _load_base(student, args.seed) if student.plain else _load_plus(student, args.seed)
+    data = load_images(student, args.seed) if student.plain else _load_plus(student, args.seed)
     _check_loaded(student, data)
     if isinstance(data, AugmentedDataset):
         check_rows(argv, student.dataset[0], student.split or "train", len(data))
+        if leave_out is not None:
+            data = data.select(np.flatnonzero(folds_of(index_images(data.images), leave_out.of) != leave_out.number))
     model = build_student(
         student.student,
         data.class_names,
@@ -62,6 +77,8 @@ def prepare_training(
         size=max(data.size),
         crop=student.eval_crop or EVAL_CROP,
     )
+    if leave_out is not None:
+        setattr(model.config, CONFIG_KEY, dataclasses.asdict(leave_out))
     processor = load_processor(student.student, max(data.size))
     shown = evaluation_of(model, processor, max(data.size))
     evaluation, evaluated_on = _load_evaluation(student, data, shown)
@@ -77,7 +94,7 @@ def finish_training(trainer: ReinforcedTrainer, args: ReinforcedTrainingArgument
     finish(**card)
 
 
-def _load_base(student: StudentArguments, seed: int) -> AugmentedDataset:
+def load_images(student: StudentArguments, seed: int) -> AugmentedDataset:
     """Loads a base dataset, whose views are drawn as they come."""
     (name,) = student.dataset
     config = student.name[0] if student.name else None

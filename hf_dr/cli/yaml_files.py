@@ -22,6 +22,17 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 """The recipes that the package brings."""
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a key that stands twice in a mapping, of which YAML would take the last without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = next((key for n, key in enumerate(keys) if key in keys[:n]), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"the key `{twice}` stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def config_files(argv: Sequence[str]) -> list[str]:
     """Returns the files that `--config` names, in order."""
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -61,7 +72,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         ConfigError: The file does not exist, is not YAML, or holds no mapping.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), _UniqueKeys)
     except OSError as error:
         raise ConfigError(f"`--config` must name a readable file, but {path}: {error.strerror}.") from error
     except YAML_ERRORS as error:

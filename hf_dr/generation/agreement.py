@@ -106,13 +106,15 @@ def sample_agreement(plan: Plan, labeller: Labeller, batch_size: int) -> Agreeme
     augmentation = Augmentation([op for op, _ in plan.augmentation.single])
     maker = ViewMaker(plan.images, augmentation, 1, plan.provenance.seed, None)
     batches = ((row, maker[Span(0, row, row + 1)]) for row in sampled_rows(len(plan.images), SAMPLED_ROWS).tolist())
-    views = {row: batch.pixels for row, batch in batches if batch.valid.all()}
+    views = {row: batch for row, batch in batches if batch.valid.all()}
     if not views:
         return None
-    pixels_NHWC = torch.cat([*views.values()])
+    pixels_NHWC = torch.cat([batch.pixels for batch in views.values()])
+    hashes_N = np.concatenate([batch.image_hashes for batch in views.values()])
     favourites = []
-    for part in pixels_NHWC.split(batch_size):
+    for start, part in zip(range(0, len(hashes_N), batch_size), pixels_NHWC.split(batch_size), strict=True):
         # A whole batch, as most of the run's are: a compiled teacher is not compiled once more for another size.
         whole = torch.cat([part, part.new_zeros(batch_size - len(part), *part.shape[1:])])
-        favourites.append(labeller.ask(whole)[: len(part)].argmax(dim=1).cpu())
+        hashes_B = np.resize(hashes_N[start : start + len(part)], batch_size)
+        favourites.append(labeller.ask(whole, hashes_B)[: len(part)].argmax(dim=1).cpu())
     return Agreement.of(torch.cat(favourites).numpy(), plan.labels[[*views]])

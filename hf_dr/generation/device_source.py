@@ -43,7 +43,7 @@ class DeviceSource:
         ask = Graphed(labeller.ask)
 
         def begin(made: MadeViews) -> Reply:
-            return labeller.begin(made.batch.span, made.pixels, ask)
+            return labeller.begin(made.batch, made.pixels, ask)
 
         def complete(made: MadeViews, reply: Reply) -> ViewColumns:
             return labeller.complete(made.finish(), reply)

@@ -89,7 +89,8 @@ def extend(
     if given is None:
         asked = teacher_from_provenance(plus.provenance, device=device)
     else:
-        asked = same_teacher(given, plus.provenance, device=device)
+        new = {"temperature": 1.0} if add_teacher else {}
+        asked = same_teacher(given, plus.provenance, device=device, **new)
     job = extend_job(plus, asked, config)
     job.run()
     return job.result()
@@ -227,6 +228,11 @@ def _check_new_members(stored: Provenance, teacher: Teacher) -> None:
             f"new members must answer over the stored {stored.num_classes} classes, found {teacher.num_classes}. Name "
             "others, or pass `classes` (--teacher_classes)."
         )
+    if teacher.num_folds > 1 or any("left_out" in member for member in stored.teacher["members"]):
+        raise TeacherError(
+            "new members cannot be averaged in where teachers answer for the folds that they have not seen: how many stand in "
+            "a stored answer is not the same in all rows. Reinforce the base with all members."
+        )
     known = {member.get("weights_hash"): member.get("id") for member in stored.teacher["members"]}
     for member in teacher.members:
         if member.weights_hash in known:
@@ -325,10 +331,13 @@ class _ExtendingLabeller(Labeller):
 class _MoreViews(_ExtendingLabeller):
     """The teacher is asked for the new views; the stored ones keep their answers."""
 
+    def is_asked(self, span: Span) -> np.ndarray:
+        return np.arange(span.start, span.stop) % self.provenance.num_views >= self._stored.num_views
+
     def short_answers(self, span: Span, answers_BC: torch.Tensor) -> ShortAnswers:
         num_views = self.provenance.num_views
         places_N = np.arange(span.start, span.stop)
-        new_N = places_N % num_views >= self._stored.num_views
+        new_N = self.is_asked(span)
         new_answers = self.shorten(answers_BC, places_N[new_N])
 
         def both() -> tuple[np.ndarray, np.ndarray]:

@@ -172,8 +172,12 @@ class Inspection:
             lines += [("augmentation" if n == 0 else "", _op_text(name, settings)) for name, settings in item.items()]
         for n, member in enumerate(p.teacher.get("members", [])):
             at = f" at {str(member['revision'])[:12]}" if member.get("revision") else ""
+            left_out = member.get("left_out")
             text = f"{member.get('id')}{at}, licence {member.get('license') or 'unknown'}"
+            text += "" if left_out is None else f", has not seen fold {left_out['number']} of {left_out['of']}"
             lines.append(("teacher" if n == 0 else "", text))
+        if "temperature" in p.teacher:
+            lines.append(("", f"at the temperature {p.teacher['temperature']:g}"))
         if EXTENDED_FROM in p.teacher:
             lines.append(
                 ("", f"the first {p.teacher[EXTENDED_FROM]['num_members']} by their stored top {p.top_k} answers")
@@ -299,7 +303,7 @@ def _record_batches(shards: Sequence[Path], provenance: Provenance, has_labels: 
         wanted.append(str(provenance.label_column))
     start = 0
     for path in shards:
-        with reading(path), pq.ParquetFile(path) as file:
+        with reading(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
             mixing = [name for name in file.schema_arrow.names if name == AUG_PREFIX + PARTNER]
             for batch in file.iter_batches(batch_size=rows, columns=wanted + mixing):
                 if batch.column(SOURCE_INDEX).to_pylist() != list(range(start, start + len(batch))):

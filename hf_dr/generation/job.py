@@ -18,6 +18,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from hf_dr.allocator import keep_freed_memory
+from hf_dr.errors import DataError
 from hf_dr.generation.agreement import LEAST_ROWS, Agreement, sample_agreement
 from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.estimate import Estimate, estimate
@@ -40,8 +41,9 @@ from hf_dr.generation.sources import AnswerSource, choose_source, cut_spans
 from hf_dr.generation.writing import BackgroundWriter
 from hf_dr.processes import describe_processor, on_main, process_state, warm_up_kernels
 from hf_dr.replay.dataset import ReinforcedDataset
+from hf_dr.replay.join import pixels_digest
 from hf_dr.replay.loading import load_reinforced
-from hf_dr.store.base_dataset import as_table, check_dataset
+from hf_dr.store.base_dataset import as_table, check_dataset, undecoded_images
 from hf_dr.store.named_files import describe_named_files
 from hf_dr.store.schema import AUG_PREFIX, TEACHER_IDS
 from hf_dr.store.shards import ROW_GROUP_VIEWS, ShardWriter
@@ -111,6 +113,8 @@ def reinforce_job(
 ) -> Job:
     """Returns the run that `reinforce` makes, checked; the same arguments and errors."""
     plan = plan_run(dataset, teacher, augmentation, config, base=base)
+    if teacher.num_folds > 1:
+        teacher.check_folds(pixels_digest(undecoded_images(dataset, plan.provenance.image_column)))
     labeller = Labeller(teacher, plan.provenance, plan.labels)
     source = choose_source(plan.view_maker(), labeller, config.batch_size, config.num_workers, config.augment_on)
     sample = partial(sample_agreement, plan, labeller, source.batch_size)
@@ -303,6 +307,11 @@ class Job:
             )
             return
         file_bytes = complete_run(self.folder, provenance)
+        if len(provenance.skipped_rows) == provenance.num_rows:
+            raise DataError(
+                f"at least one image must be readable, but all {provenance.num_rows} rows were skipped. Correct the images, or "
+                "name another `image_column`."
+            )
         logger.info(
             "%s: %d rows x %d views, %s in %d shards%s%s",
             self.folder,

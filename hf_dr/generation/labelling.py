@@ -114,19 +114,23 @@ class Labeller:
             TeacherError: An answer is not finite.
         """
         self._check_images(batch)  # before the teacher is asked
-        return self._complete(batch, self.begin(batch.span, batch.pixels))
+        return self._complete(batch, self.begin(batch, batch.pixels))
 
     def begin(
-        self, span: Span, views_BHWC: torch.Tensor, ask: Callable[[torch.Tensor], torch.Tensor] | None = None
+        self, batch: ViewBatch, views_BHWC: torch.Tensor, ask: Callable[[torch.Tensor], torch.Tensor] | None = None
     ) -> Reply:
         """Asks the teacher and starts to copy what is needed of its answers; on a GPU nothing is waited for.
 
         Args:
-            span: The views.
+            batch: The views; its pixels are not looked at.
             views_BHWC: Those of them that the teacher is asked for, uint8, on any device.
-            ask: `ask`, or what does the same.
+            ask: `ask`, or what does the same, for a teacher without folds.
         """
-        answers_BC = (ask or self.ask)(views_BHWC)
+        span = batch.span
+        if ask is None or self.teacher.num_folds > 1:
+            answers_BC = self.ask(views_BHWC, batch.image_hashes[self.is_asked(span)])
+        else:
+            answers_BC = ask(views_BHWC)
         scores_N = None if self.provenance.candidates is None else self._scores(answers_BC, span)
         return Reply(
             self.short_answers(span, answers_BC),
@@ -165,13 +169,17 @@ class Labeller:
             None if reply.answers is None else reply.answers.get()[0].numpy(),
         )
 
-    def ask(self, views_BHWC: torch.Tensor) -> torch.Tensor:
-        """Returns the teacher's log-probabilities (B, C), on its device."""
-        count = len(views_BHWC)
+    def ask(self, views_BHWC: torch.Tensor, image_hashes_B: np.ndarray | None = None) -> torch.Tensor:
+        """Returns the teacher's log-probabilities (B, C), on its device; `image_hashes_B` tells folds apart, if it has any."""
         views_BCHW = views_BHWC.permute(0, 3, 1, 2)
-        if self.teacher.device.type == "cpu" and count < CPU_BATCH:
-            views_BCHW = torch.cat([views_BCHW, views_BCHW.new_zeros(CPU_BATCH - count, *views_BCHW.shape[1:])])
-        return self.teacher(views_BCHW)[:count]
+        if self.teacher.num_folds == 1:
+            return _in_whole_batches(self.teacher, views_BCHW)
+        assert image_hashes_B is not None
+        return self.teacher.answer(views_BCHW, image_hashes_B, _in_whole_batches)
+
+    def is_asked(self, span: Span) -> np.ndarray:
+        """Returns of which views of a span the teacher is asked, bool (N,)."""
+        return np.ones(span.stop - span.start, bool)
 
     def short_answers(self, span: Span, answers_BC: torch.Tensor) -> ShortAnswers:
         """Returns what waits for that which is stored of the answers to all views of a span.
@@ -210,3 +218,11 @@ class Labeller:
             labels_B = torch.from_numpy(self._labels[examples_B]).to(answers_BC.device)
             values_B = -answers_BC.gather(-1, labels_B[:, None])[:, 0]
         return values_B if order == "low" else -values_B
+
+
+def _in_whole_batches(teacher: Teacher, views_BCHW: torch.Tensor) -> torch.Tensor:
+    """Asks a teacher; on a CPU about no fewer than `CPU_BATCH` views at once."""
+    count = len(views_BCHW)
+    if teacher.device.type == "cpu" and count < CPU_BATCH:
+        views_BCHW = torch.cat([views_BCHW, views_BCHW.new_zeros(CPU_BATCH - count, *views_BCHW.shape[1:])])
+    return teacher(views_BCHW)[:count]

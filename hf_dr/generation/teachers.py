@@ -45,7 +45,7 @@ def teacher_from_provenance(provenance: Provenance, **settings: Any) -> Teacher:
 
 
 def same_teacher(given: Teacher | str | Sequence[str], provenance: Provenance, **settings: Any) -> Teacher:
-    """Returns the teacher of a "+" dataset: as it is given, or loaded by its names with the precision and classes of the run.
+    """Returns the teacher of a "+" dataset: as it is given, or loaded by its names with the settings of the run.
 
     Args:
         given: A teacher, or one or several names as `Teacher.from_pretrained` takes them.
@@ -59,6 +59,7 @@ def same_teacher(given: Teacher | str | Sequence[str], provenance: Provenance, *
         return cast(Teacher, given)
     chosen = [member.get("classes") for member in named_members(provenance)]
     settings.setdefault("precision", provenance.teacher.get("precision", "fp32"))
+    settings.setdefault("temperature", provenance.teacher.get("temperature", 1.0))
     settings.setdefault("classes", next((classes for classes in chosen if classes is not None), None))
     return Teacher.from_pretrained(given, **settings)
 

@@ -179,10 +179,10 @@ def verify(
     maker = None if device is None else (DeviceAugmentation(whole.augmentation), torch.device(device))
     compared = _Comparison(asked, batch_size, provenance)
     with progress_bar(total=len(rows) * whole.num_views, desc="verifying", unit="view", unit_scale=True) as bar:
-        for row in rows.tolist():
+        for row, image_hash in zip(rows.tolist(), whole.image_hashes[rows], strict=True):
             stored = whole.views_hash(row)
             try:
-                found = _replay_row(whole, row, compared, maker)
+                found = _replay_row(whole, row, image_hash, compared, maker)
                 if stored not in (None, found):
                     problems.append(f"row {row}: the replayed pixels are not those that the teacher saw")
             except (ReplayError, FormatError) as error:
@@ -255,13 +255,15 @@ def _damaged_shards(plus: ReinforcedDataset) -> list[str]:
     return damaged
 
 
-def _replay_row(plus: ReinforcedDataset, row: int, compared: _Comparison, maker: _DeviceMaker | None) -> int:
+def _replay_row(
+    plus: ReinforcedDataset, row: int, image_hash: np.uint64, compared: _Comparison, maker: _DeviceMaker | None
+) -> int:
     """Replays all views of a row, hands them to the comparison, and returns the hash of their pixels."""
     hashes = np.zeros(plus.num_views, np.uint64)
     tail = _Tail(*plus.image_tail(row), plus.num_views) if plus.signal == IMAGE_TAIL else None
     for view, pixels in enumerate(_replayed(plus, row, maker)):
         hashes[view] = hash_view(pixels)
-        compared.add(pixels, *plus.teacher_answer(row, view), tail)
+        compared.add(pixels, image_hash, *plus.teacher_answer(row, view), tail)
     return combine_hashes(hashes)
 
 
@@ -283,13 +285,14 @@ def _replayed(plus: ReinforcedDataset, row: int, maker: _DeviceMaker | None) -> 
         yield from batch.to(device).pixels(channels_last=True).permute(0, 2, 3, 1).cpu().numpy()
 
 
-_Ask = Callable[[torch.Tensor], torch.Tensor]  # uint8 views (B, C, H, W) -> log-probabilities (B, C), as a `Teacher`
+# uint8 views (B, C, H, W), pixel hashes of their images (B,) -> log-probabilities (B, C), as `Teacher.answer`
+_Ask = Callable[[torch.Tensor, np.ndarray], torch.Tensor]
 
 
 def _as_made(teacher: Teacher, provenance: Provenance) -> _Ask:
     """Returns what answers as the dataset's were made: members that were added later to the top K of the earlier ones'."""
     if EXTENDED_FROM not in provenance.teacher:
-        return teacher
+        return _at_temperature(teacher, provenance.teacher).answer
     places = {member.weights_hash: n for n, member in enumerate(teacher.members)}
     ordered = teacher.select([places[member["weights_hash"]] for member in named_members(provenance)])
     return _extended(ordered, provenance.teacher, provenance.top_k)
@@ -298,13 +301,17 @@ def _as_made(teacher: Teacher, provenance: Provenance) -> _Ask:
 def _extended(teacher: Teacher, made: dict[str, Any], k: int) -> _Ask:
     """Returns what answers as `made`, a provenance's teacher, tells; an extension of an extension is one step each."""
     if EXTENDED_FROM not in made:
-        return teacher
+        return _at_temperature(teacher, made).answer
     earlier = made[EXTENDED_FROM]
     count = len(teacher.members)
     first = earlier["num_members"]
     old = _extended(teacher.select(range(first)), earlier, k)
-    new = teacher.select(range(first, count))
-    return lambda views: add_members(*top_k(old(views), k), new(views), first, count - first)
+    new = _at_temperature(teacher.select(range(first, count)), made)
+    return lambda views, hashes: add_members(*top_k(old(views, hashes), k), new(views), first, count - first)
+
+
+def _at_temperature(teacher: Teacher, made: dict[str, Any]) -> Teacher:
+    return teacher.select(range(len(teacher.members)), temperature=made.get("temperature", 1.0))
 
 
 @dataclass
@@ -340,17 +347,24 @@ class _Comparison:
         self._teacher = teacher
         self._batch_size = batch_size
         self._provenance = provenance
-        self._waiting: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        self._waiting: list[tuple[np.ndarray, np.uint64, np.ndarray, np.ndarray]] = []
         self._tails: list[_Tail | None] = []  # of the waiting views' rows
         self.kl: list[np.ndarray] = []
         self.tail_kl: list[float] = []
         self.same_top1: list[np.ndarray] = []
 
-    def add(self, pixels_HWC: np.ndarray, ids_K: np.ndarray, logprobs_K: np.ndarray, tail: _Tail | None) -> None:
-        """Adds a view with its stored answer, and its row's tail if there is one."""
+    def add(
+        self,
+        pixels_HWC: np.ndarray,
+        image_hash: np.uint64,
+        ids_K: np.ndarray,
+        logprobs_K: np.ndarray,
+        tail: _Tail | None,
+    ) -> None:
+        """Adds a view with its image's hash and its stored answer, and its row's tail if there is one."""
         if self._teacher is None:
             return
-        self._waiting.append((pixels_HWC, ids_K, logprobs_K))
+        self._waiting.append((pixels_HWC, image_hash, ids_K, logprobs_K))
         self._tails.append(tail)
         if len(self._waiting) == self._batch_size:
             self.finish()
@@ -359,8 +373,8 @@ class _Comparison:
         """Compares the views that wait."""
         if self._teacher is None or not self._waiting:
             return
-        views_BHWC, ids_BK, logprobs_BK = (np.stack(part) for part in zip(*self._waiting, strict=True))
-        fresh_BC = self._teacher(torch.from_numpy(views_BHWC).permute(0, 3, 1, 2)).cpu().numpy()
+        views_BHWC, hashes_B, ids_BK, logprobs_BK = (np.stack(part) for part in zip(*self._waiting, strict=True))
+        fresh_BC = self._teacher(torch.from_numpy(views_BHWC).permute(0, 3, 1, 2), hashes_B).cpu().numpy()
         for tail, fresh_C in zip(self._tails, fresh_BC, strict=True):
             kl = None if tail is None else tail.add(fresh_C)
             if kl is not None:  # it was the row's last view
@@ -372,10 +386,19 @@ class _Comparison:
             self.kl.append(drawn_kl(ids_BK, logprobs_BK, fresh_BC))
         else:
             self.kl.append(answer_kl(ids_BK, logprobs_BK, fresh_BC))
-        # As it would be stored: classes whose float16 values are equal are equally first.
-        halves_BC = fresh_BC.astype(np.float16)
-        first_B = np.take_along_axis(halves_BC, ids_BK[:, :1].astype(np.int64), axis=1)[:, 0]
-        self.same_top1.append(first_B == halves_BC.max(axis=1))
+        self.same_top1.append(same_top1(ids_BK, fresh_BC))
+
+
+def same_top1(ids_BK: np.ndarray, fresh_BC: np.ndarray) -> np.ndarray:
+    """Returns whether the stored most probable class is first again (B,), as it would be stored: equal float16 values are.
+
+    Args:
+        ids_BK: Stored class ids.
+        fresh_BC: Natural log-probabilities over all classes.
+    """
+    halves_BC = fresh_BC.astype(np.float16)
+    first_B = np.take_along_axis(halves_BC, ids_BK[:, :1].astype(np.int64), axis=1)[:, 0]
+    return first_B == halves_BC.max(axis=1)
 
 
 def answer_kl(ids_BK: np.ndarray, logprobs_BK: np.ndarray, fresh_BC: np.ndarray) -> np.ndarray:

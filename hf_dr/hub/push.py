@@ -7,6 +7,8 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from accelerate.utils import gather_object
+
 from hf_dr.errors import ConfigError, FormatError
 from hf_dr.hub.repository import Push, Remote, Repository, publish, read_card
 from hf_dr.processes import process_state
@@ -114,12 +116,21 @@ def _check_shards(folder: Path, provenances: Mapping[str, Provenance]) -> None:
     """Reads this process's share of the shards: what is damaged is not published.
 
     Raises:
-        FormatError: One is.
+        FormatError: One is; on every rank, of the first one.
     """
     state = process_state()
     shards = [folder / name / shard for name, provenance in provenances.items() for shard in provenance.shard_names]
-    for shard in shards[state.process_index :: state.num_processes]:
-        check_digests(shard)
+    damaged: list[tuple[int, FormatError]] = []
+    for number in range(state.process_index, len(shards), state.num_processes):
+        try:
+            check_digests(shards[number])
+        except FormatError as error:
+            damaged = [(number, error)]
+            break
+    if state.num_processes > 1:
+        damaged = gather_object(damaged)
+    if damaged:
+        raise min(damaged, key=lambda found: found[0])[1]
 
 
 def config_files(config: Path, provenance: Provenance) -> list[Path]:

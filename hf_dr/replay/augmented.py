@@ -51,6 +51,9 @@ class AugmentedDataset(MappedReinforcedData):
         split: The split that it is.
         seed: Of the views.
 
+    Attributes:
+        images: The image column of the base, undecoded.
+
     Raises:
         ConfigError: The augmentation mixes.
         DataError: A row has no label.
@@ -83,7 +86,7 @@ class AugmentedDataset(MappedReinforcedData):
                 f"`{label_column}` must be a class from 0 to {num_classes - 1} in every row, but row {bad[0]} has none "
                 f"({len(bad)} such rows). Take a split with labels."
             )
-        self._images = undecoded_images(base, image_column)
+        self.images = undecoded_images(base, image_column)
         self._base_rows = np.arange(len(base))
         self.augmentations = (augmentation,)
         self.seed = seed
@@ -96,7 +99,7 @@ class AugmentedDataset(MappedReinforcedData):
             "num_rows": len(base),
             "image_column": image_column,
             "label_column": label_column,
-            "base": {"content_hash": content_hash(self._images)},
+            "base": {"content_hash": content_hash(self.images)},
         }
         text = json.dumps({**determining, **_AS_A_PLUS_DATASET}, sort_keys=True, separators=(",", ":"))
         self.origin = Origin(
@@ -163,7 +166,7 @@ class AugmentedDataset(MappedReinforcedData):
 
     def decode(self, row: int) -> PIL.Image.Image:
         """Decodes the image of a row of the base."""
-        (value,) = self._images[row].values()
+        (value,) = self.images[row].values()
         return decode_row(value, f"row {row}")
 
     def item_with(self, pixels: Callable[[int, int], Any], index: ViewIndex) -> dict[str, Any]:

@@ -159,6 +159,12 @@ def index_images(images: datasets.Dataset) -> np.ndarray:
     return index
 
 
+def pixels_digest(images: datasets.Dataset) -> str:
+    """Returns a hash of the number of images and of the pixels of 64 of them, spread over all, as SHA-256."""
+    hashes = _decode_all(images.select(sampled_rows(len(images)))).tolist()
+    return hashlib.sha256(f"{len(images)} {hashes}".encode()).hexdigest()
+
+
 def _hash_of(cell: object) -> int:
     try:
         return pixel_hash(decode_image(cell))

@@ -23,7 +23,7 @@ from hf_dr.replay.streaming import StreamedReinforcedDataset
 from hf_dr.store.base_dataset import base_files, check_cache, load_base, load_parquet
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import IMAGE_HASH, PROVENANCE_FILE, SOURCE_INDEX
-from hf_dr.store.shards import check_digests, check_shards, content_version
+from hf_dr.store.shards import check_all_digests, check_shards, content_version
 
 logger = logging.getLogger(__name__)
 
@@ -215,7 +215,7 @@ def open_plus(
                     f"could not open the shards in {config}: {of_system.strerror}. Free space in the cache of `datasets`, "
                     f"{datasets.config.HF_DATASETS_CACHE}, or set HF_HOME, then run the same command again."
                 ) from error
-        _name_damaged(shards)
+        check_all_digests(shards)  # which of them is it?
         raise FormatError(
             f"the shards in {config} must be readable, but: {type(error.__cause__ or error).__name__}: "
             f"{error.__cause__ or error!s:.300}. Fetch or make them again."
@@ -223,19 +223,9 @@ def open_plus(
     try:
         _check_rows(plus, provenance, config)
     except FormatError:
-        _name_damaged(shards)
+        check_all_digests(shards)
         raise
     return provenance, plus, shards
-
-
-def _name_damaged(shards: Sequence[Path]) -> None:
-    """Reads all shards, to find which of them is why a dataset is refused.
-
-    Raises:
-        FormatError: One is not what was written.
-    """
-    for shard in shards:
-        check_digests(shard)
 
 
 def _check_rows(plus: datasets.Dataset, provenance: Provenance, config: Path) -> None:

@@ -29,7 +29,10 @@ def with_parquet(file: str, read: Callable[[pq.ParquetFile], _Read]) -> _Read:
     """
 
     def attempt() -> _Read:
-        with xopen(file, "rb") as stream, pq.ParquetFile(stream, pre_buffer=True) as parquet:
+        with (
+            xopen(file, "rb") as stream,
+            pq.ParquetFile(stream, pre_buffer=True, page_checksum_verification=True) as parquet,
+        ):
             return read(parquet)
 
     if "://" not in file and Path(file).exists() and not Path(file).is_file():  # a pipe would be waited for

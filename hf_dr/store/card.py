@@ -23,6 +23,7 @@ from datasets.splits import SplitDict, SplitInfo
 
 from hf_dr.errors import ConfigError, FormatError
 from hf_dr.files import write_whole
+from hf_dr.store.card_texts import FOOT_TEXT, HEAD_TEXT
 from hf_dr.store.findings import Statistics, Students, Verification, has_contact_sheet, read_finding
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.readme import Data, drop_parts, dump_yaml, edit_yaml, merge_parts, newline_of, part_names, split_readme
@@ -43,7 +44,7 @@ from hf_dr.store.schema import (
     is_reserved,
     is_safe_name,
 )
-from hf_dr.store.shards import read_features, read_marker
+from hf_dr.store.shards import check_shards, read_features, read_marker
 from hf_dr.teacher.signals import IMAGE_TAIL, SAMPLED, TOPK
 from hf_dr.text import code, format_bytes, inline, is_hub_id, markdown_table, percent, shown_text
 from hf_dr.views.ops.base import OPS
@@ -113,25 +114,14 @@ def card_configs(folder: Path, names: Sequence[str] | None = None) -> dict[str, 
     configs = {}
     for config in found if names is None else [folder / name for name in names]:
         provenance = Provenance.read(config)
-        shards = [config / shard for shard in provenance.shard_names]
-        missing = [path.name for path in shards if not path.is_file()]
-        if missing and names is None:
+        if names is None and not all((config / shard).is_file() for shard in provenance.shard_names):
             continue
-        if missing:
-            raise FormatError(
-                f"{config} must have {len(shards)} shards, but {len(missing)} are missing, e.g. {missing[0]}. Run the same "
-                "reinforce command again; it makes only what is missing."
-            )
         if provenance.config_name != config.name:
             raise FormatError(
                 f"{config} must hold the configuration of its name, found `{provenance.config_name}`. Rename the folder."
             )
+        shards = check_shards(config, provenance)
         markers = [read_marker(path) for path in shards]
-        for path, marker in zip(shards, markers, strict=True):
-            if marker.fingerprint != provenance.fingerprint:
-                raise FormatError(
-                    f"{path} must carry the fingerprint of its {PROVENANCE_FILE}, found another. Make it again."
-                )
         configs[config.name] = CardConfig(
             provenance=provenance,
             features=read_features(shards[0]),
@@ -184,7 +174,7 @@ def update_card(existing: str | None, configs: Mapping[str, CardConfig | Planned
     if not body.strip():
         body = f"{body or newline}# {inline(name.rpartition('/')[2])}{newline}"
     there = part_names(body)
-    parts = {key: text for key, text in ((_HEAD, _HEAD_TEXT), (_FOOT, _FOOT_TEXT)) if key in there or not there}
+    parts = {key: text for key, text in ((_HEAD, HEAD_TEXT), (_FOOT, FOOT_TEXT)) if key in there or not there}
     parts |= {f"{_CONFIG} {key}": _section(config, name) for key, config in configs.items()}
     return opening + metadata + closing + merge_parts(body, parts, _rank, newline)
 
@@ -450,6 +440,7 @@ def _teachers(config: CardConfig | PlannedConfig) -> list[str]:
     unknown = []
     for member in members:
         at = f" at {code(str(member['revision'])[:12])}" if member.get("revision") else ""
+        at += f", without fold {member['left_out']['number']}" if member.get("left_out") else ""
         name, license = member.get("id"), member.get("license")
         if not license:
             unknown.append(inline(name))
@@ -457,9 +448,19 @@ def _teachers(config: CardConfig | PlannedConfig) -> list[str]:
             commercial.append(f"{inline(name)} ({inline(license)})")
         rows.append([_linked(name) + at, inline(license or "unknown"), *_preprocessing(member.get("preprocessing"))])
     parts = [markdown_table(["teacher", "licence", "input", "mean", "std", "filter"], rows)]
-    if len(members) > 1:
+    folds = next((member["left_out"]["of"] for member in members if member.get("left_out")), 1)
+    if folds > 1:
+        parts.append(
+            f"The fold of an image is its `image_hash` modulo {folds}. Teachers without it answered for the image."
+        )
+    if len(members) > folds:
         parts.append("Their probabilities are averaged.")
-    made = _about(config).teacher.get(EXTENDED_FROM)
+    teacher = _about(config).teacher
+    if "temperature" in teacher:
+        parts.append(
+            f"The logarithms of their probabilities were divided by the temperature {teacher['temperature']:g}."
+        )
+    made = teacher.get(EXTENDED_FROM)
     if isinstance(config, CardConfig) and made is not None:
         parts.append(
             f"The first {made['num_members']} stand in the average with their stored top-{config.provenance.top_k} answers, "
@@ -547,48 +548,3 @@ def _how_made(provenance: Provenance) -> str:
         f"{inline(teacher.get('device_type'))}. {code(f'{provenance.config_name}/{PROVENANCE_FILE}')} has every setting.\n\n"
         f"Fingerprint: `{provenance.fingerprint}`"
     )
-
-
-_HEAD_TEXT = """
-Each example carries, for V random views of its image, the augmentation's parameters and the K most probable classes of a
-teacher ensemble with their log-probabilities ([Dataset Reinforcement](https://arxiv.org/abs/2303.08983), Faghri et al., ICCV
-2023). A student replays stored views bit for bit and learns the stored answers: no teacher in memory, no extra time. The
-columns are plain Parquet, which `load_dataset` opens; the library hf_dr, installed from its Git repository, replays them.
-
-| column | meaning |
-|---|---|
-| the base dataset's own | |
-| `source_index` | row of the base split |
-| `image_hash` | XXH3 of the decoded image's size and RGB pixels |
-| `views_hash` | hash of the pixels of all V views, as the teacher saw them |
-| `teacher_ids` | \\[V\\]\\[K\\] classes, most probable first |
-| `teacher_logprobs` | \\[V\\]\\[K\\] natural log-probabilities of the averaged ensemble, not renormalised |
-| `tail_ids`, `tail_logprobs` | \\[T\\] with signal `topk_image_tail`: the same of the mean answer to the V views |
-| `aug_<op>_<parameter>` | \\[V\\] what was drawn; `aug_partner` is the row mixed in, -1 for none |""".strip()
-
-CITATION = """## Citation
-
-```bibtex
-@inproceedings{faghri2023reinforce,
-  title={Reinforce Data, Multiply Impact: Improved Model Accuracy and Robustness with Dataset Reinforcement},
-  author={Faghri, Fartash and Pouransari, Hadi and Mehta, Sachin and Farajtabar, Mehrdad and Farhadi, Ali
-    and Rastegari, Mohammad and Tuzel, Oncel},
-  booktitle={IEEE/CVF International Conference on Computer Vision (ICCV)},
-  year={2023}
-}
-```"""
-
-_FOOT_TEXT = f"""## Limits and bias
-
-- It is made for training image classifiers over the base dataset's classes: not for evaluating them, and not for recognising
-  people or deciding about them.
-- The answers are a teacher's, not the truth. A student inherits the teacher's errors, blind spots and biases, and those of the
-  data that the teacher learnt from; measure a student where it will be used.
-- Of each answer only K classes are kept. How the rest of the probability is spread over the others is not known, or only on
-  average: over the views of an example (signal `topk_image_tail`) or over the draws (`sampled`).
-- Images and labels are the base dataset's, with its errors; its licence and terms hold for them. The teachers' licences are
-  named with each configuration.
-
-{CITATION}
-
-Cite the base dataset and the teachers as well."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -27,6 +28,7 @@ from hf_dr.store.schema import (
     is_safe_name,
     shard_name,
 )
+from hf_dr.teacher.folds import Fold
 from hf_dr.teacher.names import SIGNALS, TOPK
 from hf_dr.text import MAX_TEXT
 from hf_dr.version import INSTALL
@@ -91,8 +93,17 @@ def _ensemble(teacher: dict[str, Any]) -> dict[str, Any]:
         )
         count = fewer
         earlier = earlier.get(EXTENDED_FROM)
+    temperature = teacher.get("temperature", 1.0)
+    expect(type(temperature) in (int, float) and 0 < temperature < math.inf, "a teacher with a `temperature` above 0")
     # What cards and messages say of each; the rest is compared as it is.
     for member in members:
+        try:
+            fold = None if member.get("left_out") is None else Fold.read(member["left_out"])
+        except ValueError:
+            fold = None
+        expect(
+            fold is not None or "left_out" not in member, "a teacher whose members leave out a fold each, or nothing"
+        )
         name, license, revision = (member.get(key) for key in ("id", "license", "revision"))
         texts = [
             text for text in (*(license if isinstance(license, list) else [license]), revision) if text is not None

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
 from datasets import Features, Image, List, Value
@@ -24,7 +25,7 @@ from hf_dr.files import TEMPORARY, temporary_name, writing
 from hf_dr.store.digests import ColumnDigests
 from hf_dr.store.json_files import as_object, validated
 from hf_dr.store.provenance import Provenance, check_columns
-from hf_dr.store.schema import IMAGE_HASH, METADATA_KEY, PROVENANCE_FILE, is_reserved
+from hf_dr.store.schema import IMAGE_HASH, METADATA_KEY, PROVENANCE_FILE, SOURCE_INDEX, is_reserved
 
 # Views in a row group: bounds the writer's memory whatever V is, and is enough for zstd to find what there is to find.
 ROW_GROUP_VIEWS = 1 << 16
@@ -116,8 +117,9 @@ def read_features(path: Path) -> Features:
         schema = pq.read_schema(path)
         stored = pq.read_metadata(path).metadata or {}
         if b"ARROW:schema" in stored:
-            inner = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(stored[b"ARROW:schema"]))).metadata or {}
-            if inner.get(b"huggingface") != stored.get(b"huggingface"):
+            inner = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(stored[b"ARROW:schema"])))
+            features = [told.get(b"huggingface") for told in (inner.metadata or {}, stored)]
+            if inner.remove_metadata() != schema.remove_metadata() or features[0] != features[1]:
                 raise FormatError(
                     f"{path} must tell the features of its columns, but tells two. Fetch or make it again."
                 )
@@ -157,22 +159,30 @@ def check_shards(config: Path, provenance: Provenance) -> list[Path]:
         )
     first: Features | None = None
     for number, path in enumerate(shards):
-        marker, rows = read_marker(path), len(provenance.shard_range(number))
-        if marker.fingerprint != provenance.fingerprint:
-            raise FormatError(
-                f"{path} must carry the fingerprint of its {PROVENANCE_FILE}, found another. Make it again."
-            )
-        if marker.num_rows != rows:
-            raise FormatError(f"{path} must have {rows} rows, found {marker.num_rows}. Fetch or make it again.")
-        features = read_features(path)
-        if first is None:
-            first = features
-            check_columns(features, provenance, str(path))
-        elif features != first:
-            raise FormatError(
-                f"{path} must have the columns of the first shard, found {features}. Fetch or make it again."
-            )
+        try:
+            features = _check_shard(path, provenance, len(provenance.shard_range(number)), first)
+        except FormatError:
+            check_all_digests(
+                shards[:number]
+            )  # the first that is damaged is named, not the first that cannot be opened
+            raise
+        first = first or features
     return shards
+
+
+def _check_shard(path: Path, provenance: Provenance, rows: int, first: Features | None) -> Features:
+    """Returns the columns of a shard, if it is of the run and has the columns of the first; `first` is None for that one."""
+    marker = read_marker(path)
+    if marker.fingerprint != provenance.fingerprint:
+        raise FormatError(f"{path} must carry the fingerprint of its {PROVENANCE_FILE}, found another. Make it again.")
+    if marker.num_rows != rows:
+        raise FormatError(f"{path} must have {rows} rows, found {marker.num_rows}. Fetch or make it again.")
+    features = read_features(path)
+    if first is None:
+        check_columns(features, provenance, str(path))
+    elif features != first:
+        raise FormatError(f"{path} must have the columns of the first shard, found {features}. Fetch or make it again.")
+    return features
 
 
 def content_version(shards: Sequence[Path]) -> str:
@@ -216,12 +226,15 @@ def check_digests(path: Path) -> None:
     if marker.digests is None:
         return
     read_features(path)
-    found = ColumnDigests()
+    found, skipped = ColumnDigests(), []
     with reading(path):
         # Pages are compared with their checksums first: that names damage on the disk or on the way.
         file = pq.ParquetFile(path, page_checksum_verification=True)
         for group in range(file.num_row_groups):
-            found.update(file.read_row_group(group))
+            table = file.read_row_group(group)
+            found.update(table)
+            skipped += table[SOURCE_INDEX].filter(table[IMAGE_HASH].is_null()).to_pylist()
+            _check_statistics(path, file.metadata.row_group(group), table)
     changed = sorted(name for name, digest in found.result().items() if marker.digests.get(name) != digest)
     changed += sorted(marker.digests.keys() - found.result().keys())
     if changed:
@@ -229,6 +242,32 @@ def check_digests(path: Path) -> None:
             f"{path} must hold what was written, but its columns {', '.join(changed)} have other digests: values were changed, "
             "or rows swapped. Fetch or make it again."
         )
+    if list(marker.skipped_rows) != skipped:
+        raise FormatError(
+            f"{path} must tell its rows without reinforcement, {skipped}, but tells {list(marker.skipped_rows)}. Fetch or make "
+            "it again."
+        )
+
+
+def _check_statistics(path: Path, group: Any, table: pa.Table) -> None:
+    """Compares the statistics of a row group, by which readers leave out what they do not look for, with its values."""
+    (told,) = (c.statistics for c in map(group.column, range(group.num_columns)) if c.path_in_schema == SOURCE_INDEX)
+    found = pc.min_max(table[SOURCE_INDEX]).as_py()
+    if told is None or found != {"min": told.min, "max": told.max}:
+        raise FormatError(
+            f"{path} must have the statistics of `{SOURCE_INDEX}`, {found['min']} to {found['max']}, found others. Fetch or "
+            "make it again."
+        )
+
+
+def check_all_digests(shards: Iterable[Path]) -> None:
+    """Reads whole shards, in order.
+
+    Raises:
+        FormatError: One is not what was written; the first of them is named.
+    """
+    for path in shards:
+        check_digests(path)
 
 
 def remove_temporaries(folder: Path, shards: Iterable[str] = ("",)) -> None:

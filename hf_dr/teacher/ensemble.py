@@ -9,14 +9,16 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 import hf_dr.teacher.architectures  # noqa: F401 (what it registers, timm builds)
 from hf_dr.errors import TeacherError
 from hf_dr.processes import find_device
+from hf_dr.teacher.folds import folds_of, with_members
 from hf_dr.teacher.members import HOW_TO_NAME, Member, load_member, logits_of
 from hf_dr.teacher.names import PRECISIONS
 
@@ -35,6 +37,11 @@ class Teacher:
         classes: For a dataset that has only a subset of the teacher's classes: for each class of the dataset, its index
             among the teacher's, or its name. Members that have exactly that many classes already are left as they are, unless
             these are the numbers of their own classes in another order.
+        temperature: T, by which the averaged log-probabilities are divided (and renormalised): the calibration of the
+            ensemble (Guo et al., arXiv:1706.04599).
+
+    Attributes:
+        num_folds: k, where members were trained without the images of one of k folds each; else 1.
 
     Raises:
         TeacherError: The members do not belong together, or `classes` does not fit them.
@@ -49,17 +56,23 @@ class Teacher:
         channels_last: bool = True,
         compile: bool = False,
         classes: Sequence[int] | Sequence[str] | None = None,
+        temperature: float = 1.0,
     ) -> None:
         if not members:
             raise TeacherError(f"a teacher must have at least one member, got none. Name {HOW_TO_NAME}.")
         if precision not in PRECISIONS:
             raise TeacherError(f"`precision` must be one of {', '.join(PRECISIONS)}, got {precision!r}.")
+        if not (math.isfinite(temperature) and temperature > 0):
+            raise TeacherError(f"`temperature` must be a number above 0, got {temperature!r}. 1 changes nothing.")
         _refuse_twins(members)
         self.members = tuple(members)
+        self.temperature = temperature
+        self.num_folds = _number_of_folds(members)
         self.precision = precision
         self.device = find_device(device)
         self.channels_last = channels_last
-        self._class_ids = [_resolve_classes(member, classes) for member in members]
+        larger = classes is None or any(member.num_classes > len(classes) for member in members)
+        self._class_ids = [_resolve_classes(member, classes, larger=larger) for member in members]
         self.num_classes, self.labels = self._common_classes()
         self._models = []
         for member in members:
@@ -77,15 +90,15 @@ class Teacher:
         Args:
             ids: One or several of: a Hub id of a timm or transformers classifier (`timm/resnet50.a1_in1k`, with
                 `@revision` to pin it), a local transformers folder, or a timm architecture with a local checkpoint in
-                timm's key names (`timm:tf_efficientnet_lite0@weights.safetensors`).
+                timm's key names (`timm:tf_efficientnet_lite0@weights.safetensors`), a folder of `hf-dr teach --folds`.
 
         Raises:
             TeacherError: A member cannot be loaded; or see `Teacher`.
         """
-        return cls([load_member(name) for name in ([ids] if isinstance(ids, str) else ids)], **settings)
+        return cls([load_member(name) for name in with_members([ids] if isinstance(ids, str) else ids)], **settings)
 
     def __call__(self, views_BCHW: torch.Tensor) -> torch.Tensor:
-        """Labels views.
+        """Labels views; all members are asked, whatever they have seen.
 
         Args:
             views_BCHW: uint8 RGB, any device.
@@ -123,14 +136,45 @@ class Teacher:
             if class_ids is not None:
                 logits_BC = logits_BC[:, class_ids]
             answers.append(logits_BC.log_softmax(dim=-1))
-        if len(answers) == 1:
-            return answers[0]
-        # log(mean of probabilities), without leaving log space: the tail keeps its precision.
-        return torch.stack(answers).logsumexp(dim=0) - math.log(len(answers))
+        answer_BC = answers[0]
+        if len(answers) > 1:
+            # log(mean of probabilities), without leaving log space: the tail keeps its precision.
+            answer_BC = torch.stack(answers).logsumexp(dim=0) - math.log(len(answers))
+        return answer_BC if self.temperature == 1 else (answer_BC / self.temperature).log_softmax(dim=-1)
 
-    def select(self, places: Sequence[int]) -> Teacher:
-        """Returns the ensemble of the members at these places, in this order; it shares their models."""
+    def answer(
+        self,
+        views_BCHW: torch.Tensor,
+        image_hashes_B: np.ndarray,
+        ask: Callable[[Teacher, torch.Tensor], torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        """Labels views, each by the members that have not seen its image; see `__call__`.
+
+        Args:
+            views_BCHW: As for `__call__`.
+            image_hashes_B: Pixel hash of each view's image, uint64. Of a mixed view this is its own image, not the partner's.
+            ask: Asks an ensemble about some of the views. Default: calls it.
+        """
+        ask = ask or Teacher.__call__
+        if self.num_folds == 1:
+            return ask(self, views_BCHW)
+        folds_B = folds_of(image_hashes_B, self.num_folds)
+        answers_BC = torch.empty(len(views_BCHW), self.num_classes, device=self.device)
+        for fold in np.unique(folds_B).tolist():
+            places = torch.from_numpy(np.flatnonzero(folds_B == fold))
+            blind = self.select([n for n, member in enumerate(self.members) if _has_not_seen(member, fold)])
+            answers_BC[places.to(self.device)] = ask(blind, views_BCHW[places.to(views_BCHW.device)])
+        return answers_BC
+
+    def select(self, places: Sequence[int], *, temperature: float | None = None) -> Teacher:
+        """Returns the ensemble of the members at these places, in this order; it shares their models.
+
+        Args:
+            places: Among the members.
+            temperature: Default: this one's.
+        """
         chosen = copy.copy(self)
+        chosen.temperature = self.temperature if temperature is None else temperature
         chosen.members = tuple(self.members[n] for n in places)
         chosen._models = [self._models[n] for n in places]
         chosen._class_ids = [self._class_ids[n] for n in places]
@@ -176,6 +220,13 @@ class Teacher:
         own = [{_canonical(name) for name in labels} for labels in self.labels or ()]
         known = set().union(*own)
         theirs = [_canonical(name) for name in names]
+        if known and known.isdisjoint(theirs):
+            logger.warning(
+                "None of the dataset's class names is the teacher's: they are taken for the teacher's classes in their order, "
+                "so 0 is %r here and %r there. Where that is wrong, pass `classes` (--teacher_classes).",
+                names[0],
+                (self.labels or ())[0][0],
+            )
         # A name that the teacher does not know may be another spelling; one that it knows must stand at its place.
         for c, (mine, name) in enumerate(zip(own, theirs, strict=bool(own))):
             if name in known and name not in mine:
@@ -185,17 +236,59 @@ class Teacher:
                     "teacher's number of each class."
                 )
 
+    def check_folds(self, images: str) -> None:
+        """Checks that there is a member for each fold of a dataset that has not seen it.
+
+        Args:
+            images: `hf_dr.replay.join.pixels_digest` of the dataset.
+
+        Raises:
+            TeacherError: A fold has none, or the folds are those of another dataset.
+        """
+        for member in self.members:
+            if member.left_out is not None and member.left_out.images != images:
+                raise TeacherError(
+                    f"the folds of {member.id} must be those of the dataset, but other images were divided, or these were "
+                    "decoded by another library: which of them it has seen is not known. Reinforce the dataset and split that "
+                    "it was taught, whole and in its order, or teach again."
+                )
+        lacking = [
+            fold for fold in range(self.num_folds) if not any(_has_not_seen(member, fold) for member in self.members)
+        ]
+        if lacking:
+            raise TeacherError(
+                f"the teacher must have a member for each of its {self.num_folds} folds, found none for {lacking}. Name the "
+                "folder of `hf-dr teach --folds`, or all teachers in it."
+            )
+
     def provenance(self) -> dict[str, Any]:
         """Returns what determines the answers, and the members' ids and licences, in JSON types."""
         members = []
         for member, class_ids in zip(self.members, self._class_ids, strict=True):
             members.append({**member.provenance(), "classes": class_ids})
+        calibrated = {} if self.temperature == 1 else {"temperature": self.temperature}
         return {
             "members": members,
             "num_classes": self.num_classes,
             "precision": self.precision,
             "device_type": self.device.type,
+            **calibrated,
         }
+
+
+def _has_not_seen(member: Member, fold: int) -> bool:
+    """Whether a member may answer for the images of a fold; one that is of no fold was trained on other images."""
+    return member.left_out is None or member.left_out.number == fold
+
+
+def _number_of_folds(members: Sequence[Member]) -> int:
+    counts = {member.left_out.of for member in members if member.left_out is not None}
+    if len(counts) > 1:
+        raise TeacherError(
+            f"the members of a teacher must have the same number of folds, got {' and '.join(map(str, sorted(counts)))}. Teach "
+            "them with the same `folds`."
+        )
+    return counts.pop() if counts else 1
 
 
 def _refuse_twins(members: Sequence[Member]) -> None:
@@ -215,13 +308,21 @@ def _canonical(name: str) -> str:
     return {"cra": "crab"}.get(words, words)  # as the Hub's copy of CIFAR-100 spells it
 
 
-def _resolve_classes(member: Member, classes: Sequence[int] | Sequence[str] | None) -> list[int] | None:
-    """Returns the member's class ids for the dataset's classes; None where they are the same."""
+def _resolve_classes(
+    member: Member, classes: Sequence[int] | Sequence[str] | None, *, larger: bool
+) -> list[int] | None:
+    """Returns the member's class ids for the dataset's classes; None where they are the same.
+
+    Args:
+        member: Of the teacher.
+        classes: Of the dataset.
+        larger: Whether a member of the teacher has more classes.
+    """
     if classes is None:
         return None
     # Numbers of a larger member's classes; those of its own classes in another order are meant for it.
     as_they_are = len(classes) == member.num_classes and not isinstance(classes[0], str)
-    if as_they_are and set(classes) != set(range(member.num_classes)):
+    if larger and as_they_are and set(classes) != set(range(member.num_classes)):
         return None
     if len(classes) == 0:
         raise TeacherError("`classes` must name at least one class, got an empty list.")

@@ -7,7 +7,7 @@ import importlib.resources
 import json
 import logging
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file
 
 from hf_dr.errors import TeacherError
 from hf_dr.files import YAML_ERRORS
+from hf_dr.teacher.folds import Fold, fold_in_config
 from hf_dr.teacher.preprocessing import Preprocessing, read_image_processor, timm_crop, timm_preprocessing
 
 logger = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ class Member:
 
     `labels[c]` holds the names by which class c is known, the first being the one shown; None where the model has none.
     `crop` says how it is evaluated: the share of the resized shorter side that the centre crop keeps; None squashes the
-    whole image. (As a teacher it sees whole views.)
+    whole image. (As a teacher it sees whole views.) `left_out` are images that it was trained without, where that is known.
     """
 
     model: nn.Module
@@ -62,10 +63,13 @@ class Member:
     preprocessing: Preprocessing
     weights_hash: str
     crop: float | None = None
+    left_out: Fold | None = None
 
     def provenance(self) -> dict[str, Any]:
         """Returns all but the model, in JSON types."""
+        left_out = {} if self.left_out is None else {"left_out": asdict(self.left_out)}
         return {
+            **left_out,
             "id": self.id,
             "revision": self.revision,
             "license": self.license,
@@ -125,6 +129,8 @@ def _load(name: str, card: bool, fallback: Preprocessing | None, strict: bool) -
     if folder.is_file() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise TeacherError(f"a model must be {HOW_TO_NAME}; {name!r} is none of these (no such folder).")
     repo_id, _, revision = name.partition("@")
+    if revision and Path(repo_id).is_dir():
+        raise TeacherError(f"a revision must come with a Hub id, got {name!r}, which is a folder. Leave it out.")
     return _load_transformers(repo_id, repo_id, revision or None, card, fallback, strict)
 
 
@@ -243,6 +249,7 @@ def _load_transformers(
         preprocessing=preprocessing,
         weights_hash=weights_hash(model),
         crop=crop,
+        left_out=fold_in_config(name, config),
     )
 
 

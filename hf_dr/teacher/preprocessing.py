@@ -180,7 +180,7 @@ def read_image_processor(processor: Any, name: str) -> tuple[Preprocessing, floa
             interpolation=_tensor_filter(_PILLOW_FILTERS[int(processor.resample)], name),
             bgr=bgr,
         )
-    except (TypeError, ValueError, LookupError, AttributeError) as error:
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
         if isinstance(error, TeacherError):
             raise
         raise TeacherError(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 from hf_dr.errors import ConfigError
+from hf_dr.settings import Real
 from hf_dr.training.reinforced_settings import ReinforcedSettings
 from hf_dr.training.resumable import ResumableArguments
 
@@ -31,7 +31,8 @@ class ReinforcedTrainingArguments(ReinforcedSettings, ResumableArguments):
         default=0.0,
         metadata={
             "help": "Epochs, or a fraction of one, over which the learning rate rises, however long the training is. 0: what "
-            "--warmup_steps says, a number of steps or a share of the training."
+            "--warmup_steps says, a number of steps or a share of the training.",
+            "type": Real(0),
         },
     )
     decay_biases_and_norms: bool = field(
@@ -43,9 +44,6 @@ class ReinforcedTrainingArguments(ReinforcedSettings, ResumableArguments):
     )
 
     def __post_init__(self) -> None:
-        ReinforcedSettings.__post_init__(self)
-        if not (math.isfinite(self.warmup_epochs) and self.warmup_epochs >= 0):
-            raise ConfigError(f"`warmup_epochs` must be a number from 0, got {self.warmup_epochs!r}.")
         if self.warmup_epochs and self.warmup_steps:
             raise ConfigError(
                 "only one of `warmup_epochs` and `warmup_steps` must say how long the learning rate rises, got "

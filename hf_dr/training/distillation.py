@@ -34,6 +34,11 @@ class OnlineDistillationTrainer(ReinforcedTrainer):
     def __init__(self, *args: Any, teacher: Teacher, **settings: Any) -> None:
         super().__init__(*args, **settings)
         self.teacher = teacher
+        if teacher.num_folds > 1:
+            raise ConfigError(
+                "a teacher in memory must be one that answers for all images, got one for each fold. Use them with `hf-dr "
+                "reinforce`, which knows which of them has not seen an image."
+            )
         train = self.train_dataset
         if isinstance(train, ReinforcedData) and train.num_classes != teacher.num_classes:
             raise ConfigError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
@@ -38,7 +39,7 @@ OF_THE_MACHINE = frozenset({
     "use_cpu", "local_rank", "ddp_backend", "ddp_timeout", "dataloader_num_workers", "dataloader_pin_memory",
     "dataloader_persistent_workers", "dataloader_prefetch_factor", "dataloader_multiprocessing_context",
     "torch_empty_cache_steps", "do_train", "do_eval", "do_predict", "resume_from_checkpoint",
-    "restore_callback_states_from_checkpoint",
+    "restore_callback_states_from_checkpoint", "batch_size",  # which is `per_device_train_batch_size` divided
 })  # fmt: skip
 NOT_COMPARED = OF_REPORTING | OF_MEASURING | OF_SAVING | OF_THE_MACHINE
 """What shapes no weights."""
@@ -48,6 +49,8 @@ OF_THE_BEST = frozenset({
 """What shapes weights only where evaluations choose the best ones, or the learning rate."""
 SAID = ("num_train_epochs", "max_steps", "device")
 """What may change; it is said that it does."""
+OF_A_STEP = ("per_device_train_batch_size", "gradient_accumulation_steps", "devices", "processes")
+"""What may change where a step has as many rows as before, so that steps and learning rates stay; that is said, too."""
 
 
 def kept_settings(args: TrainingArguments) -> dict[str, Any]:
@@ -60,7 +63,8 @@ def kept_settings(args: TrainingArguments) -> dict[str, Any]:
             settings[field.name] = (
                 _plain(getattr(args, field.name)) if chosen or field.name not in OF_THE_BEST else None
             )
-    return {**settings, "processes": args.world_size, "device": args.device.type}
+    devices = max(1, args.n_gpu)  # of a process
+    return {**settings, "devices": devices, "processes": args.world_size, "device": args.device.type}
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, str]:
@@ -103,10 +107,13 @@ def compare_settings(
     Raises:
         ConfigError: A setting that shapes the weights differs.
     """
-    of_arguments = differences(read_settings(checkpoint / SETTINGS_FILE), kept_settings(args))
+    before, now = read_settings(checkpoint / SETTINGS_FILE), kept_settings(args)
+    of_arguments = differences(before, now)
     said = {name: of_arguments.pop(name) for name in SAID if name in of_arguments}
     if not said and _is_finished(checkpoint):
         of_arguments.pop("processes", None)  # no step is taken any more: others may evaluate it
+    if _can_be_divided_anew(args) and _rows_of_a_step(before) == _rows_of_a_step(now):
+        said.update({name: of_arguments.pop(name) for name in OF_A_STEP if name in of_arguments})
     found = differences(there, here)
     found.update({name: values for name, values in of_arguments.items() if name not in there or name not in here})
     if found:
@@ -118,13 +125,24 @@ def compare_settings(
     if said and loud:
         changes = "; ".join(f"{name}: {values}" for name, values in said.items())
         logger.warning(
-            "Going on from %s with %s. From there on the learning rate follows the new length, and another device rounds "
-            "otherwise: the weights are not those of one uninterrupted run.",
+            "Going on from %s with %s. From there on the learning rate follows a new length, another device rounds otherwise, "
+            "and other processes share out a step's rows otherwise: the weights are not those of one uninterrupted run.",
             checkpoint,
             changes,
         )
     if args.ignore_data_skip and loud:
         logger.warning("With `ignore_data_skip` the epoch of %s begins again: some of its rows come twice.", checkpoint)
+
+
+def _can_be_divided_anew(args: TrainingArguments) -> bool:
+    """Whether other processes make as many steps of an epoch, and can read the states of the former ones."""
+    # Each process drops its own incomplete batch, and with `split_batches` a batch is that of all processes.
+    shared = getattr(args.accelerator_config, "split_batches", False)
+    return not (args.dataloader_drop_last or shared or args.fsdp or args.deepspeed)
+
+
+def _rows_of_a_step(settings: Mapping[str, Any]) -> int:
+    return math.prod(settings.get(name, 1) for name in OF_A_STEP)
 
 
 def _is_finished(checkpoint: Path) -> bool:

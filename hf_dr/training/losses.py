@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from hf_dr.errors import ConfigError
+from hf_dr.replay.reinforced_data import ReinforcedData
 from hf_dr.teacher.signals import IMAGE_TAIL, SAMPLED, TOPK
 from hf_dr.training.reinforced_settings import TAIL_RULES, TailRule
 
@@ -196,6 +198,53 @@ def reinforced_loss(
             fresh_B = lam * fresh_B + (1 - lam) * fresh(labels_B.flip(0))
         loss_B = torch.where(batch["reinforced"], loss_B, fresh_B)
     return loss_B.mean()
+
+
+class ReinforcedLoss(nn.Module):
+    """`reinforced_loss` as a module, with the tail rule that fits a dataset.
+
+    Args:
+        dataset: What `load_reinforced` returns.
+        tail: See `reinforced_kl`. Default: the rule of the dataset's signal, `uniform` for ordinary datasets.
+        temperature: See `reinforced_kl`.
+        label_weight: See `reinforced_loss`.
+        label_smoothing: See `reinforced_loss`.
+
+    Raises:
+        ConfigError: The tail rule does not fit the dataset.
+    """
+
+    def __init__(
+        self,
+        dataset: ReinforcedData,
+        *,
+        tail: TailRule | None = None,
+        temperature: float = 1.0,
+        label_weight: float = 0.0,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.tail = tail_rule(tail, dataset.signal)
+        self.temperature = temperature
+        self.label_weight = label_weight
+        self.label_smoothing = label_smoothing
+
+    def forward(self, logits_BC: torch.Tensor, batch: Mapping[str, Any]) -> torch.Tensor:
+        """Returns the mean loss of a batch, a scalar; see `reinforced_loss`."""
+        return reinforced_loss(
+            logits_BC,
+            batch,
+            tail=self.tail,
+            temperature=self.temperature,
+            label_weight=self.label_weight,
+            label_smoothing=self.label_smoothing,
+            draws_anew="labels" in batch,
+        )
+
+    def extra_repr(self) -> str:
+        """Returns the settings, for `print`."""
+        names = ("tail", "temperature", "label_weight", "label_smoothing")
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
 
 def soften(

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from hf_dr.errors import ConfigError
 from hf_dr.replay.names import DIFFICULTIES, VIEW_ORDERS
+from hf_dr.settings import Real
 
 TailRule = Literal["uniform", "bucket", "renormalize", "zero", "image"]
 TAIL_RULES: tuple[str, ...] = get_args(TailRule)
@@ -18,16 +17,13 @@ AUGMENT_ON = ("auto", "cpu", "device")
 
 @dataclass
 class ReinforcedSettings:
-    """Reinforced training; defaults are the paper's (arXiv:2303.08983).
-
-    Raises:
-        ConfigError: A value is impossible.
-    """
+    """Reinforced training; defaults are the paper's (arXiv:2303.08983)."""
 
     reinforced_probability: float = field(
         default=0.99,
         metadata={
-            "help": "Share of samples that replay a stored view; the rest learn from their label. 0 and 1 are allowed."
+            "help": "Share of samples that replay a stored view; the rest learn from their label. 0 and 1 are allowed.",
+            "type": Real(0, 1),
         },
     )
     view_order: str = field(
@@ -47,41 +43,60 @@ class ReinforcedSettings:
         },
     )
     temperature: float = field(
-        default=1.0, metadata={"help": "Softens teacher and student; the loss is multiplied by T^2."}
+        default=1.0,
+        metadata={"help": "Softens teacher and student; the loss is multiplied by T^2.", "type": Real(0, above=True)},
     )
     tail: TailRule | None = field(
         default=None,
         metadata={
             "help": "What happens to the teacher's mass outside the stored classes: uniform, bucket, renormalize, zero, or "
-            "image. Default: the rule of the dataset's signal: uniform (topk), image (topk_image_tail), renormalize (sampled)."
+            "image. Default: the rule of the dataset's signal: uniform (topk), image (topk_image_tail), renormalize (sampled).",
+            "choices": TAIL_RULES,
         },
     )
     label_weight: float = field(
         default=0.0,
-        metadata={"help": "Weight of the label's cross-entropy for replayed views; KL has the rest of the weight."},
+        metadata={
+            "help": "Weight of the label's cross-entropy for replayed views; KL has the rest of the weight.",
+            "type": Real(0, 1),
+        },
     )
     unreinforced_label_smoothing: float = field(
-        default=0.0, metadata={"help": "Label smoothing for the samples that are not replayed."}
+        default=0.0,
+        metadata={"help": "Label smoothing for the samples that are not replayed.", "type": Real(0, 1)},
     )
     mixup_alpha: float = field(
         default=0.0,
         metadata={
             "help": "For erm and kd: MixUp of each batch and its labels, with a weight from Beta(alpha, alpha); the teacher of "
-            "kd sees the mixed images. 0 turns MixUp off. Stored views are mixed as they were stored."
+            "kd sees the mixed images. 0 turns MixUp off. Stored views are mixed as they were stored.",
+            "type": Real(0, 1000),
         },
     )
     cutmix_alpha: float = field(
-        default=0.0, metadata={"help": "For erm and kd: CutMix of each batch, as --mixup_alpha. 0 turns CutMix off."}
+        default=0.0,
+        metadata={
+            "help": "For erm and kd: CutMix of each batch, as --mixup_alpha. 0 turns CutMix off.",
+            "type": Real(0, 1000),
+        },
     )
     mixup_prob: float = field(
-        default=1.0, metadata={"help": "Share of the batches that are mixed, with MixUp or CutMix on."}
+        default=1.0,
+        metadata={"help": "Share of the batches that are mixed, with MixUp or CutMix on.", "type": Real(0, 1)},
     )
     mixup_switch_prob: float = field(
-        default=0.5, metadata={"help": "Share of CutMix among the mixed batches, with both MixUp and CutMix on."}
+        default=0.5,
+        metadata={
+            "help": "Share of CutMix among the mixed batches, with both MixUp and CutMix on.",
+            "type": Real(0, 1),
+        },
     )
     ema_decay: float | None = field(
         default=None,
-        metadata={"help": "Keep an average of the weights with this decay, and evaluate it next to the model."},
+        metadata={
+            "help": "Keep an average of the weights with this decay, and evaluate it next to the model.",
+            "type": Real(0, 1, above=True, below=True),
+        },
     )
     augment_on: str = field(
         default="auto",
@@ -98,33 +113,6 @@ class ReinforcedSettings:
             "models with convolutions."
         },
     )
-
-    def __post_init__(self) -> None:
-        for name, high in (
-            ("reinforced_probability", 1),
-            ("label_weight", 1),
-            ("unreinforced_label_smoothing", 1),
-            ("mixup_alpha", 1000),
-            ("cutmix_alpha", 1000),
-            ("mixup_prob", 1),
-            ("mixup_switch_prob", 1),
-        ):
-            value = getattr(self, name)
-            if not 0 <= value <= high:
-                raise ConfigError(f"`{name}` must be between 0 and {high}, got {value!r}.")
-        if not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise ConfigError(f"`temperature` must be a number above 0, got {self.temperature!r}.")
-        for name, known in (
-            ("tail", (*TAIL_RULES, None)),
-            ("view_order", VIEW_ORDERS),
-            ("view_difficulty", DIFFICULTIES),
-            ("augment_on", AUGMENT_ON),
-        ):
-            if getattr(self, name) not in known:
-                words = ", ".join(word for word in known if word is not None)
-                raise ConfigError(f"`{name}` must be one of {words}, got {getattr(self, name)!r}.")
-        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise ConfigError(f"`ema_decay` must be between 0 and 1, got {self.ema_decay!r}.")
 
     @property
     def mixes(self) -> bool:

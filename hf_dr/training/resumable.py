@@ -11,9 +11,11 @@ from typing import Any, ClassVar
 
 import filelock
 import torch
+from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import (
     PREFIX_CHECKPOINT_DIR,
     IntervalStrategy,
@@ -22,10 +24,12 @@ from transformers.trainer_utils import (
     rotate_checkpoints,
 )
 
-from hf_dr.errors import ConfigError
+from hf_dr.errors import ConfigError, HfDrError
 from hf_dr.files import check_writable, write_whole, writing
+from hf_dr.hub.retry import ask
 from hf_dr.processes import warm_up_kernels
-from hf_dr.settings import Real, Whole
+from hf_dr.settings import Real, Whole, check_settings
+from hf_dr.text import progress_bar
 from hf_dr.training.checkpoints import check_checkpoint, find_damage, last_checkpoint, write_checksums
 from hf_dr.training.divergence import Divergence, check_weights
 from hf_dr.training.kept_settings import SETTINGS_FILE, compare_settings, kept_settings, read_settings
@@ -34,6 +38,16 @@ LOCK_FILE = ".training.lock"
 """In `output_dir`, held by the training that writes to it."""
 LOWER_IS_BETTER = ("loss", "nll", "brier", "ece", "mce")
 """Metrics of which `metric_for_best_model` takes the lowest, after whatever stands before them and an underscore."""
+
+BOUNDS: dict[str, Whole | Real] = {
+    "per_device_train_batch_size": Whole(1), "per_device_eval_batch_size": Whole(1), "gradient_accumulation_steps": Whole(1),
+    "learning_rate": Real(0), "weight_decay": Real(0), "max_grad_norm": Real(0), "warmup_steps": Real(0),
+    "adam_beta1": Real(0, 1, below=True), "adam_beta2": Real(0, 1, below=True), "adam_epsilon": Real(0),
+    "label_smoothing_factor": Real(0, 1), "max_steps": Whole(-1), "save_steps": Real(0), "logging_steps": Real(0),
+    "eval_steps": Real(0), "eval_delay": Real(0), "save_total_limit": Whole(1), "dataloader_num_workers": Whole(0),
+    "seed": Whole(0, 2**32 - 1), "data_seed": Whole(0, 2**63 - 1), "ddp_timeout": Whole(1),
+}  # fmt: skip
+"""What numbers transformers' own settings take, of which it checks few."""
 
 
 @dataclass
@@ -44,6 +58,8 @@ class ResumableArguments(TrainingArguments):
         ConfigError: A value is impossible.
     """
 
+    without_part: ClassVar[dict[str, Any]] = {"neftune_noise_alpha": None, "use_liger_kernel": False}
+    """Transformers' settings that no trainer of this package heeds, with their defaults: others are refused."""
     hub_strategies: ClassVar[tuple[str, ...]] = ("end",)
     """The values of `hub_strategy` that are allowed: those that publish no checkpoints."""
 
@@ -51,21 +67,27 @@ class ResumableArguments(TrainingArguments):
         default=None,
         metadata={
             "help": "Images in a step of the optimizer, over all processes and accumulated batches: sets "
-            "--per_device_train_batch_size. Where memory is short, raise --gradient_accumulation_steps."
+            "--per_device_train_batch_size. Where memory is short, raise --gradient_accumulation_steps.",
+            "type": Whole(1),
         },
     )
-    momentum: float = field(default=0.9, metadata={"help": "Momentum of the optimizer `--optim sgd`."})
+    momentum: float = field(
+        default=0.9,
+        metadata={"help": "Momentum of the optimizer `--optim sgd`.", "type": Real(0, 1, below=True)},
+    )
     nesterov: bool = field(default=False, metadata={"help": "Use Nesterov momentum with `--optim sgd`."})
 
     def __post_init__(self) -> None:
-        if not 0 <= self.momentum < 1:
-            raise ConfigError(f"`momentum` must be at least 0 and below 1, got {self.momentum!r}.")
-        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
-            Whole(1).check(name, getattr(self, name))
-        Real(0).check("learning_rate", self.learning_rate)
+        check_settings(self)
+        for name, limits in BOUNDS.items():
+            if getattr(self, name) is not None:
+                limits.check(name, getattr(self, name))
+        for name, default in self.without_part.items():
+            if getattr(self, name) not in (None, default):
+                raise ConfigError(f"`{name}` has no part in this training, got {getattr(self, name)!r}. Leave it out.")
         if self.max_steps <= 0:
             Real(0, above=True).check("num_train_epochs", self.num_train_epochs)
-        strategy = str(getattr(self.hub_strategy, "value", self.hub_strategy))
+        strategy = _word(self.hub_strategy)
         if self.push_to_hub and strategy not in self.hub_strategies:
             raise ConfigError(
                 f"`hub_strategy` must be {' or '.join(self.hub_strategies)}, got {strategy}: checkpoints hold the state of the "
@@ -78,13 +100,14 @@ class ResumableArguments(TrainingArguments):
         # where accelerate is told to leave the accelerator alone, transformers would still put the model there.
         told = parse_flag_from_env("ACCELERATE_USE_CPU")
         self.use_cpu = self.use_cpu or told or not torch.accelerator.is_available()
+        if self.use_cpu:  # Trainer opens the same group, but on a CPU without the timeout
+            PartialState(cpu=True, backend=self.ddp_backend, timeout=self.ddp_timeout_delta)
         super().__post_init__()
         if self.batch_size is not None:
             self._divide(self.batch_size)
 
     def _divide(self, batch_size: int) -> None:
         """Sets what each device takes at a time, so that a step sees `batch_size` images on any number of devices."""
-        Whole(1).check("batch_size", batch_size)
         devices = self.world_size * max(1, self.n_gpu)
         parts = devices * self.gradient_accumulation_steps
         each, rest = divmod(batch_size, parts)
@@ -120,6 +143,8 @@ class ResumableTrainer(Trainer):
 
     def __init__(self, model: Any, args: Any, **settings: Any) -> None:
         check_writable(Path(args.output_dir), "output_dir")
+        if args.eval_on_start and settings.get("eval_dataset") is None:
+            raise ConfigError("`eval_on_start` needs an `eval_dataset`, got none. Give one, or leave it out.")
         warm_up_kernels()
         self._sampler: Any = None  # of the training set, if it has a `set_epoch`
         self._measured: dict[str, float] = {}  # the metrics of the present weights
@@ -127,6 +152,8 @@ class ResumableTrainer(Trainer):
         self._divergence = Divergence()
         self._lock: filelock.BaseFileLock | None = None
         super().__init__(model, args, **settings)
+        if self.pop_callback(ProgressCallback) is not None:
+            self.add_callback(_Bars)
         self.add_callback(_Epochs(self))
         self.add_callback(self._divergence)
 
@@ -239,7 +266,7 @@ class ResumableTrainer(Trainer):
         """As Trainer's, of which older versions take no `private`: they read it in the arguments."""
         if private is not None:
             self.args.hub_private_repo = private
-        super().init_hf_repo(token=token)
+        ask(lambda: super(ResumableTrainer, self).init_hf_repo(token=token), "make the repository of the model")
 
     # Private, because Trainer deletes earlier checkpoints within it, before a callback could complete the new one.
     def _save_checkpoint(self, *args: Any, **settings: Any) -> None:
@@ -340,13 +367,19 @@ class ResumableTrainer(Trainer):
     @staticmethod
     def get_optimizer_cls_and_kwargs(args: Any, model: Any = None) -> tuple[Any, Any]:
         """As Trainer's; `--optim sgd` gets momentum as well."""
-        try:
-            kind, settings = Trainer.get_optimizer_cls_and_kwargs(args, model)
-        except (ImportError, ValueError) as error:
-            raise ConfigError(f"`optim` {args.optim.value} cannot be used: {str(error).rstrip('. ')}.") from error
+        kind, settings = Trainer.get_optimizer_cls_and_kwargs(args, model)
         if kind is torch.optim.SGD:
             settings = {**settings, "momentum": args.momentum, "nesterov": args.nesterov and args.momentum > 0}
         return kind, settings
+
+    def create_optimizer_and_scheduler(self, num_training_steps: int) -> None:
+        """As Trainer's.
+
+        Raises:
+            ConfigError: They do not take their settings.
+        """
+        with _taking_settings(self.args):
+            super().create_optimizer_and_scheduler(num_training_steps)
 
     # ------------------------------------------------------------------------------------------------------- training
 
@@ -404,6 +437,42 @@ def _writing(path: Path) -> Iterator[None]:
             if not any(word in str(error) for word in ("inline_container", "iostream", "PytorchStreamWriter")):
                 raise
             raise OSError(str(error)) from error
+
+
+@contextmanager
+def _taking_settings(args: ResumableArguments) -> Iterator[None]:
+    """Turns what an optimizer or a schedule raises about its settings into an error for people."""
+    try:
+        yield
+    except HfDrError:
+        raise
+    except (ImportError, TypeError, ValueError, LookupError, ArithmeticError) as error:
+        names = " and ".join(f"`{name}` {_word(getattr(args, name))}" for name in ("optim", "lr_scheduler_type"))
+        raise ConfigError(f"{names} must take their settings, but: {str(error).rstrip('. ')}. Correct them.") from error
+
+
+def _word(value: Any) -> str:
+    """Returns a setting that may be one of transformers' enumerations, or its value."""
+    return str(getattr(value, "value", value))
+
+
+class _Bars(ProgressCallback):
+    """As transformers', with this package's bars: lines now and then where no terminal shows them."""
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.current_step = state.global_step
+        self.training_bar = self._bar(state, state.max_steps, "training", unit="step", initial=state.global_step)
+
+    def on_prediction_step(
+        self, args: Any, state: TrainerState, control: TrainerControl, eval_dataloader: Any = None, **settings: Any
+    ) -> None:
+        if self.prediction_bar is None and has_length(eval_dataloader):
+            leave = self.training_bar is None
+            self.prediction_bar = self._bar(state, len(eval_dataloader), "evaluating", unit="batch", leave=leave)
+        super().on_prediction_step(args, state, control, eval_dataloader, **settings)
+
+    def _bar(self, state: TrainerState, total: int, name: str, **settings: Any) -> Any:
+        return progress_bar(total=total, desc=name, show=state.is_world_process_zero, dynamic_ncols=True, **settings)
 
 
 class _Epochs(TrainerCallback):

@@ -22,7 +22,8 @@ from transformers.modelcard import extract_hyperparameters_from_trainer
 
 from hf_dr.errors import FormatError
 from hf_dr.replay.reinforced_data import ReinforcedData
-from hf_dr.store.card import CITATION, is_noncommercial
+from hf_dr.store.card import is_noncommercial
+from hf_dr.store.card_texts import CITATION
 from hf_dr.store.json_files import read_object
 from hf_dr.store.readme import Data, edit_yaml, merge_parts, newline_of, split_readme
 from hf_dr.teacher.architectures import ADDED

@@ -26,6 +26,7 @@ from transformers import (
 
 import hf_dr.teacher.architectures  # noqa: F401 (what it registers, timm builds)
 from hf_dr.errors import ConfigError, DataError, did_you_mean
+from hf_dr.teacher.folds import CONFIG_KEY
 from hf_dr.teacher.members import ONE_CLASS, read_config
 from hf_dr.teacher.preprocessing import (
     Preprocessing,
@@ -97,6 +98,8 @@ def build_student(
         if file:
             _load_weights(model, Path(file).expanduser())
         return model
+    if model_args:
+        raise ConfigError(f"`model_args` must come with `timm:ARCHITECTURE`, got {name!r}. Leave it out.")
     if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
         raise ConfigError(f"the student {name!r} must be a folder, but there is none. Train it first, or name another.")
     try:
@@ -111,6 +114,8 @@ def build_student(
             f"could not load the student {name!r} ({str(error)[:300]}). Name a Hub id, a folder, or `timm:ARCHITECTURE`, or "
             "`timm:ARCHITECTURE@FILE.safetensors`."
         ) from error
+    if hasattr(model.config, CONFIG_KEY):  # what a teacher of a fold has not seen, this one will
+        delattr(model.config, CONFIG_KEY)
     if model.config.problem_type not in (None, ONE_CLASS):  # of what it did before
         model.config.problem_type = None
     if is_timm(model) and seen:
@@ -157,12 +162,15 @@ def read_model_args(value: Any) -> dict[str, Any]:
     """Reads `model_args`, JSON or, from YAML, a mapping.
 
     Raises:
-        ConfigError: It is no JSON.
+        ConfigError: It is none.
     """
     try:
-        return json.loads(value) if isinstance(value, str) else value
+        content = json.loads(value) if isinstance(value, str) else value
     except json.JSONDecodeError as error:
         raise ConfigError(f"`model_args` must be JSON, e.g. '{{\"img_size\": 32}}', but: {error}.") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"`model_args` must hold names and values, e.g. '{{\"img_size\": 32}}', got {value!r:.80}.")
+    return content
 
 
 def is_timm(model: Any) -> bool:
@@ -238,7 +246,7 @@ def student_preprocessing(
         ConfigError: What is saved with the student could not say what it was trained with.
     """
     processor = getattr(processor, "image_processor", processor)  # of one that takes texts as well
-    cfg = getattr(getattr(model, "config", None), "pretrained_cfg", None) or {}
+    cfg = getattr(getattr(model, "config", model), "pretrained_cfg", None) or {}
     if processor is None or hasattr(
         processor, "data_config"
     ):  # transformers' wrapper of timm repeats the `pretrained_cfg`

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import nn
 from hf_dr.errors import ConfigError, DataError
 from hf_dr.files import write_whole, written_whole
 from hf_dr.store.base_dataset import as_table, content_hash, label_numbers, undecoded_images
+from hf_dr.teacher.folds import FOLDS_FILE
 from hf_dr.views.rng import DOMAIN_SPLIT, keyed_rng
 
 _MARKER = "held_out.json"
@@ -35,6 +37,52 @@ def held_out_rows(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
         count = min(max(1, round(share * len(rows))), len(rows) - 1)
         chosen.append(keyed_rng(seed, domain=DOMAIN_SPLIT, major=int(label)).permutation(rows)[:count])
     return np.sort(np.concatenate(chosen))
+
+
+def check_classes(labels: np.ndarray, folds: np.ndarray, names: Sequence[str] | None) -> None:
+    """Checks that whoever is trained without a fold learns each class.
+
+    Args:
+        labels: Class of each image, int64 (rows,).
+        folds: Fold of each image (rows,).
+        names: Of the classes, where they have names.
+
+    Raises:
+        DataError: All images of a class are in one fold.
+    """
+    for label in np.unique(labels).tolist():
+        where = np.unique(folds[labels == label])
+        if len(where) == 1:
+            shown = label if names is None else names[label]
+            raise DataError(
+                f"each class must have images in at least 2 folds, but the {(labels == label).sum()} of {shown} are all in "
+                f"fold {where[0]}: its teacher would not know them. Add images, leave the class out, or choose another "
+                "number of `folds`."
+            )
+
+
+def begin_folds(folder: Path, num_folds: int, images: str) -> None:
+    """Notes in a folder of teachers how the images were divided.
+
+    Args:
+        folder: Where the teachers go.
+        num_folds: k.
+        images: `hf_dr.replay.join.pixels_digest` of the images.
+
+    Raises:
+        ConfigError: Others were divided there, or in another way.
+    """
+    made_of = {"num_folds": num_folds, "images": images}
+    file = folder / FOLDS_FILE
+    there = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else made_of
+    differing = [name for name in made_of if there.get(name) != made_of[name]]
+    if differing:
+        raise ConfigError(
+            f"{folder} must hold teachers of the same folds of the same images, but it differs in {', '.join(differing)}. "
+            "Choose another `output_dir`."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(file, json.dumps(made_of, indent=2) + "\n")
 
 
 def divide(

@@ -59,13 +59,6 @@ class DetectorConfig:
     fpn_channels: int
     rois_per_image: int
 
-    def __post_init__(self) -> None:
-        for name in ("long_side", "fpn_channels", "rois_per_image"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        if not self.short_side or min(self.short_side) < 1:
-            raise ConfigError(f"`short_side` must be one or several numbers of pixels, got {self.short_side}.")
-
 
 class _Pyramid(nn.Module):
     """A backbone with a feature pyramid over it, as torchvision's detectors take it."""
@@ -175,21 +168,18 @@ def detection_trainer(
         HfDrError: The data or the student cannot be used.
     """
     coco_library()  # missing ones are noticed now, not after hours
-    with args.main_process_first(local=True):
-        train, evaluated = open_data(
-            chosen,
-            DetectionData.from_coco,
-            partial(
-                DetectionData.from_dataset,
-                bbox_format=chosen.bbox_format,
-                image_column=chosen.image_column,
-                objects_column=chosen.objects_column,
-            ),
-        )
-    dataset = dict(train.described)
+    train, evaluated, dataset = open_data(
+        chosen,
+        DetectionData.from_coco,
+        partial(
+            DetectionData.from_dataset,
+            bbox_format=chosen.bbox_format,
+            image_column=chosen.image_column,
+            objects_column=chosen.objects_column,
+        ),
+    )
     if evaluated is not None:
         check_same_categories(train, evaluated)
-        dataset["evaluated_on"] = evaluated.described
     masks = _choose_masks(chosen.masks, [data for data in (train, evaluated) if data is not None])
     examples = DetectionImages(train, train=True, masks=masks, flip=chosen.flip, seed=args.seed)
     logger.info(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,6 +108,8 @@ class DetectionData:
         except (OSError, ValueError, RecursionError) as error:
             raise DataError(f"{path} must be annotations in COCO's JSON, but: {error}. Check the file.") from error
         try:
+            for kind in ("categories", "images"):
+                _check_ids(content[kind], kind)
             categories = dict(sorted((int(each["id"]), str(each["name"])) for each in content["categories"]))
             label_of = {category: label for label, category in enumerate(categories)}
             images_by_id = {each["id"]: each for each in content["images"]}
@@ -114,7 +117,7 @@ class DetectionData:
             for each in content["annotations"]:
                 annotations_of[each["image_id"]].append(each)
             objects = [_coco_objects(each, label_of) for each in annotations_of.values()]
-            cells = [{"path": str(folder / each["file_name"])} for each in images_by_id.values()]
+            cells = [{"path": str(folder / _inside(each["file_name"]))} for each in images_by_id.values()]
             sizes = np.array([(each["height"], each["width"]) for each in images_by_id.values()], np.int64)
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(
@@ -170,10 +173,24 @@ class DetectionData:
         return cls(described, dict(enumerate(category.names)), objects, cells, sizes)
 
 
+def _check_ids(entries: Sequence[dict[str, Any]], kind: str) -> None:
+    ids = [each["id"] for each in entries]
+    if len(set(ids)) < len(ids):
+        raise ValueError(f"two {kind} have the id {next(each for each, count in Counter(ids).items() if count > 1)}")
+
+
+def _inside(name: str) -> Path:
+    """Returns the path of an image in its folder: the annotations may be somebody else's."""
+    path = Path(name)
+    if path.is_absolute() or ".." in path.parts:
+        raise ValueError(f"{name!r} is no file in the folder of the images")
+    return path
+
+
 def _coco_objects(annotations: Sequence[dict[str, Any]], label_of: dict[int, int]) -> Objects:
     boxes = np.array([each["bbox"] for each in annotations], np.float64).reshape(-1, 4)
-    if not np.isfinite(boxes).all():
-        raise ValueError(f"a box of image {annotations[0]['image_id']} is not finite")
+    if not np.isfinite(boxes).all() or (boxes[:, 2:] < 0).any():
+        raise ValueError(f"a box of image {annotations[0]['image_id']} is not finite, or has a side below 0")
     boxes[:, 2:] += boxes[:, :2]
     return Objects(
         boxes,

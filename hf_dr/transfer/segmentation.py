@@ -20,6 +20,7 @@ from torchvision.models.segmentation.deeplabv3 import ASPP
 from torchvision.models.segmentation.fcn import FCNHead
 
 from hf_dr.errors import ConfigError
+from hf_dr.settings import Whole
 from hf_dr.transfer.backbone import Backbone, StudentIdentity, build_backbone, describe_backbone
 from hf_dr.transfer.data import open_data
 from hf_dr.transfer.segmentation_data import (
@@ -50,23 +51,12 @@ class SegmenterConfig:
         head_channels: Of the head.
         dropout: In the head.
         aux_weight: Of the loss of a second, plain head on the stage before the last; 0 for none.
-
-    Raises:
-        ConfigError: A value is impossible.
     """
 
     class_names: list[str]
     head_channels: int = 512
     dropout: float = 0.1
     aux_weight: float = 0.4
-
-    def __post_init__(self) -> None:
-        if self.head_channels < 1:
-            raise ConfigError(f"`head_channels` must be at least 1, got {self.head_channels}.")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"`dropout` must be at least 0 and below 1, got {self.dropout}.")
-        if self.aux_weight < 0:
-            raise ConfigError(f"`aux_weight` must be at least 0, got {self.aux_weight}.")
 
     @property
     def out_indices(self) -> tuple[int, ...]:
@@ -179,20 +169,16 @@ def segmentation_trainer(
     """
     classes = Classes(chosen.class_names, chosen.ignore_index, chosen.reduce_labels)
     config = SegmenterConfig(classes.names, chosen.head_channels, chosen.dropout, chosen.aux_weight)
-    with args.main_process_first(local=True):
-        train, evaluated = open_data(
-            chosen,
-            partial(SegmentationData.from_folders, classes=classes),
-            partial(
-                SegmentationData.from_dataset,
-                classes=classes,
-                image_column=chosen.image_column,
-                mask_column=chosen.mask_column,
-            ),
-        )
-    dataset = dict(train.described)
-    if evaluated is not None:
-        dataset["evaluated_on"] = evaluated.described
+    train, evaluated, dataset = open_data(
+        chosen,
+        partial(SegmentationData.from_folders, classes=classes),
+        partial(
+            SegmentationData.from_dataset,
+            classes=classes,
+            image_column=chosen.image_column,
+            mask_column=chosen.mask_column,
+        ),
+    )
     _check_batches(len(train.images), args)
     body, identity = _build(student, config.out_indices, chosen.output_stride)
     red, green, blue = (round(255 * value) for value in body.spec.mean)
@@ -246,8 +232,7 @@ def _build(student: BackboneArguments, out_indices: tuple[int, ...], stride: int
 def _check_batches(rows: int, args: TransferArguments) -> None:
     """Refuses batches of one image: the head pools each image to one pixel, which a batch normalisation cannot learn from."""
     batch = args.train_batch_size
-    if batch < 2:
-        raise ConfigError(f"`per_device_train_batch_size` must be at least 2, got {batch}.")
+    Whole(2).check("per_device_train_batch_size", batch)
     if args.world_size == 1 and not args.dataloader_drop_last and rows % batch == 1:
         raise ConfigError(
             f"the last batch of an epoch must have more than one image, but {rows} images make one of 1 in batches of {batch}. "

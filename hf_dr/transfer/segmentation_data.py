@@ -214,9 +214,6 @@ class ScaleCropFlip:
         flip: Probability.
         interpolation: Filter of the image: nearest, bilinear or bicubic. Labels take the nearest.
         fill: Colour of the padding, 0 to 255; its labels are `IGNORED`.
-
-    Raises:
-        ConfigError: A value is impossible.
     """
 
     size: int = 512
@@ -226,19 +223,6 @@ class ScaleCropFlip:
     flip: float = 0.5
     interpolation: str = "bicubic"
     fill: tuple[int, int, int] = (124, 116, 104)
-
-    def __post_init__(self) -> None:
-        for name in ("size", "long_side"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        if len(self.short_side) != 2 or not 1 <= self.short_side[0] <= self.short_side[1]:
-            raise ConfigError(f"`short_side` must be two numbers from 1 on, ascending, got {self.short_side}.")
-        if not 0 < self.max_class_share <= 1:
-            raise ConfigError(f"`max_class_share` must be above 0 and at most 1, got {self.max_class_share}.")
-        if not 0 <= self.flip <= 1:
-            raise ConfigError(f"`flip` must be between 0 and 1, got {self.flip}.")
-        if self.interpolation not in FILTERS:
-            raise ConfigError(f"`interpolation` must be one of {', '.join(FILTERS)}, got {self.interpolation!r}.")
 
     def sample(self, rng: np.random.Generator, labels: np.ndarray) -> CropParams:
         """Draws the parameters for an image with these labels."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from hf_dr.errors import ConfigError
-from hf_dr.settings import FILES_FROM_HELP
+from hf_dr.settings import FILES_FROM_HELP, JsonOrMapping, Real, Whole, check_settings
 
 BBOX_FORMATS = ("coco", "voc")
 FILTERS = ("nearest", "bilinear", "bicubic")
@@ -24,7 +24,9 @@ class BackboneArguments:
             "fresh weights."
         }
     )
-    model_args: str = field(default="{}", metadata={"help": "For timm: JSON with arguments of timm.create_model."})
+    model_args: JsonOrMapping = field(
+        default="{}", metadata={"help": "For timm: JSON with arguments of timm.create_model."}
+    )
     freeze_norm: bool = field(
         default=True,
         metadata={"help": "Keep the statistics, scale and offset of the student's batch normalisations as they are."},
@@ -47,14 +49,16 @@ class TransferSettings:
         },
     )
     lr_decay: float = field(
-        default=0.1, metadata={"help": "Factor by which the rate changes at each of --lr_milestones."}
+        default=0.1,
+        metadata={
+            "help": "Factor by which the rate changes at each of --lr_milestones.",
+            "type": Real(0, 1, above=True),
+        },
     )
 
     def __post_init__(self) -> None:
-        if not 0 < self.lr_decay <= 1:
-            raise ConfigError(f"`lr_decay` must be above 0 and at most 1, got {self.lr_decay!r}.")
         steps = [0.0, *self.lr_milestones, 1.0]
-        if any(high <= low for low, high in itertools.pairwise(steps)):
+        if not all(low < high for low, high in itertools.pairwise(steps)):
             raise ConfigError(
                 f"`lr_milestones` must be ascending shares between 0 and 1, got {', '.join(map(str, self.lr_milestones))}."
             )
@@ -84,6 +88,7 @@ class DataArguments:
     image_column: str = field(default="image", metadata={"help": "Column of --dataset that holds the images."})
 
     def __post_init__(self) -> None:
+        check_settings(self)
         first, second = self.PLACES
         if (self.dataset is None) == (getattr(self, first) is None):
             raise ConfigError(
@@ -144,22 +149,27 @@ class DetectionArguments(DataArguments):
         default_factory=lambda: [800],
         metadata={
             "help": "Pixels of the shorter side of the resized images. Of several numbers each training image gets one at "
-            "random, and evaluation takes the last. Default: 800."
+            "random, and evaluation takes the last. Default: 800.",
+            "type": Whole(1),
         },
     )
     long_side: int = field(
-        default=1333, metadata={"help": "Largest number of pixels of the longer side of the resized images."}
+        default=1333,
+        metadata={"help": "Largest number of pixels of the longer side of the resized images.", "type": Whole(1)},
     )
-    flip: float = field(default=0.5, metadata={"help": "Probability that a training image is mirrored."})
-    fpn_channels: int = field(default=256, metadata={"help": "Channels of the feature pyramid."})
+    flip: float = field(
+        default=0.5, metadata={"help": "Probability that a training image is mirrored.", "type": Real(0, 1)}
+    )
+    fpn_channels: int = field(default=256, metadata={"help": "Channels of the feature pyramid.", "type": Whole(1)})
     rois_per_image: int = field(
-        default=512, metadata={"help": "Number of proposals of each image from which the heads learn."}
+        default=512,
+        metadata={"help": "Number of proposals of each image from which the heads learn.", "type": Whole(1)},
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.flip <= 1:
-            raise ConfigError(f"`flip` must be between 0 and 1, got {self.flip}.")
+        if not self.short_side:
+            raise ConfigError("`short_side` must be one or several numbers of pixels, got none. Leave it out.")
 
 
 @dataclass
@@ -198,21 +208,27 @@ class SegmentationArguments(DataArguments):
         default=False,
         metadata={"help": "Whether 0 in masks does not count either and label l is stored as l + 1, as in ADE20K."},
     )
-    crop_size: int = field(default=512, metadata={"help": "Side in pixels of the training crops."})
+    crop_size: int = field(default=512, metadata={"help": "Side in pixels of the training crops.", "type": Whole(1)})
     short_side: list[int] = field(
         default_factory=lambda: [256, 768],
         metadata={
             "help": "Smallest and largest length in pixels to which the shorter side of a training image is scaled. Evaluation "
-            "sees whole images at their own size. Default: 256 768."
+            "sees whole images at their own size. Default: 256 768.",
+            "type": Whole(1),
         },
     )
     long_side: int = field(
-        default=1024, metadata={"help": "Largest length in pixels of the longer side of a scaled training image."}
+        default=1024,
+        metadata={"help": "Largest length in pixels of the longer side of a scaled training image.", "type": Whole(1)},
     )
     max_class_share: float = field(
-        default=0.75, metadata={"help": "A crop of which one class fills more is drawn again, up to ten times."}
+        default=0.75,
+        metadata={
+            "help": "A crop of which one class fills more is drawn again, up to ten times.",
+            "type": Real(0, 1, above=True),
+        },
     )
-    flip: float = field(default=0.5, metadata={"help": "Probability that a crop is mirrored."})
+    flip: float = field(default=0.5, metadata={"help": "Probability that a crop is mirrored.", "type": Real(0, 1)})
     interpolation: str = field(
         default="bicubic", metadata={"help": "Filter of the scaled images.", "choices": list(FILTERS)}
     )
@@ -224,15 +240,20 @@ class SegmentationArguments(DataArguments):
             "choices": list(STRIDES),
         },
     )
-    head_channels: int = field(default=512, metadata={"help": "Channels of the head."})
-    dropout: float = field(default=0.1, metadata={"help": "Probability of dropout in the head."})
+    head_channels: int = field(default=512, metadata={"help": "Channels of the head.", "type": Whole(1)})
+    dropout: float = field(
+        default=0.1, metadata={"help": "Probability of dropout in the head.", "type": Real(0, 1, below=True)}
+    )
     aux_weight: float = field(
-        default=0.4, metadata={"help": "Weight of the loss of a plain head on the stage before the last; 0 for none."}
+        default=0.4,
+        metadata={
+            "help": "Weight of the loss of a plain head on the stage before the last; 0 for none.",
+            "type": Real(0),
+        },
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.output_stride not in STRIDES:
-            raise ConfigError(
-                f"`output_stride` must be one of {', '.join(map(str, STRIDES))}, got {self.output_stride}."
-            )
+        if len(self.short_side) != 2 or self.short_side[0] > self.short_side[1]:
+            found = ", ".join(map(str, self.short_side)) or "none"
+            raise ConfigError(f"`short_side` must be two numbers, the smaller one first, got {found}. Give both.")

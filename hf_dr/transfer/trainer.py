@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 from safetensors.torch import load_file
@@ -20,7 +20,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 import hf_dr.teacher.architectures  # noqa: F401 (what it registers, timm builds)
-from hf_dr.errors import ConfigError, FormatError
+from hf_dr.errors import ConfigError, FormatError, HfDrError
 from hf_dr.hub.repository import Push, Repository, publish
 from hf_dr.training.resumable import ResumableArguments, ResumableTrainer
 from hf_dr.transfer.backbone import Backbone, BackboneSpec
@@ -56,6 +56,11 @@ class TransferArguments(TransferSettings, ResumableArguments):
     Raises:
         ConfigError: A value is impossible.
     """
+
+    without_part: ClassVar[dict[str, Any]] = {
+        **ResumableArguments.without_part, "label_smoothing_factor": 0.0, "train_sampling_strategy": "random",
+        "gradient_checkpointing": False, "bf16_full_eval": False, "fp16_full_eval": False,
+    }  # fmt: skip
 
     def __post_init__(self) -> None:
         TransferSettings.__post_init__(self)
@@ -196,6 +201,7 @@ class TransferTrainer(ResumableTrainer):
         """Returns the metrics of the task's meter, over all images of all processes."""
         model = self._module.eval()  # unwrapped, because processes have different numbers of batches
         meter = self._meter()
+        self.callback_handler.eval_dataloader = dataloader  # for the progress bar
         for batch in dataloader:
             with torch.no_grad(), self.compute_loss_context_manager():
                 meter.update(model, self._prepare_inputs(batch))
@@ -338,7 +344,14 @@ def load_trained(folder: str | Path, task: str, build: Callable[[Backbone, dict[
     described = read_description(folder)
     if described["task"] != task:
         raise ConfigError(f"{folder} must hold a model of {task}, found one of {described['task']}.")
-    body = Backbone(BackboneSpec.from_dict(described["backbone"]), freeze_norm=described["freeze_norm"])
-    model = build(body, described)
+    try:
+        body = Backbone(BackboneSpec.from_dict(described["backbone"]), freeze_norm=described["freeze_norm"])
+        model = build(body, described)
+    except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
+        if isinstance(error, HfDrError):
+            raise
+        raise FormatError(
+            f"{Path(folder) / TRANSFER_FILE} must say what builds the model, but: {error!s:.200}. Train again."
+        ) from error
     load_weights(model, folder)
     return model.eval()

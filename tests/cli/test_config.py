@@ -9,7 +9,7 @@ from transformers import HfArgumentParser
 from hf_dr.cli.config import parse
 from hf_dr.cli.flag_parser import add_fields
 from hf_dr.errors import ConfigError
-from hf_dr.settings import Whole
+from hf_dr.settings import OpsOrName, Whole
 
 
 @dataclass
@@ -27,7 +27,7 @@ class Ops:
     """Ops."""
 
     teachers: list[str] = field(default_factory=list, metadata={"help": "Who."})
-    augmentation: str = field(default="randaug", metadata={"help": "What."})
+    augmentation: OpsOrName = field(default="randaug", metadata={"help": "What."})
 
 
 def read(argv, text=None, tmp_path=None):
@@ -59,12 +59,35 @@ def test_a_file_sets_defaults_and_flags_win(tmp_path):
         ("veiws: 3", "has the unknown key `veiws`. Did you mean `views`?"),
         ("mode: quick", "`mode` in .* must be one of fast, slow, got 'quick'"),
         ("- a", "must hold a mapping .*found list"),
+        ("views: 3\nviews: 4", "must be YAML, but: the key `views` stands twice"),
+        ("views: [1]", r"`views` in .* must be a whole number, got \[1\]. Change it"),
+        ("views: 2.5", "`views` in .* must be a whole number, got 2.5. Change it"),
+        ("views: true", "`views` in .* must be a whole number, got True. Change it"),
+        ("views:", "`views` in .* must be a whole number, got None. Leave the key out"),
+        ("name: 5", "`name` in .* must be text, got 5. Put it in quotes"),
+        ("name: no", "`name` in .* must be text, got False. Put it in quotes"),
+        ("name:", "`name` in .* must be text, got None. Leave the key out"),
+        ("name: [a]", r"`name` in .* must be text, got \['a'\]"),
+        ("dry_run: 5", "`dry_run` in .* must be true or false, got 5. Change it"),
+        ("teachers: {a: b}", "`teachers` in .* must be a list, each item text, got {'a': 'b'}. Change it"),
+        ("teachers: [5]", r"`teachers` in .* must be a list, each item text, got \[5\]. Change it"),
+        ("teachers:", "`teachers` in .* must be a list, each item text, got None. Leave the key out"),
+        ("augmentation: {a: b}", "`augmentation` in .* must be text or a list, got {'a': 'b'}. Change it"),
         ("a: [", "must be YAML, but"),
     ],
 )
 def test_bad_files(tmp_path, text, message):
     with pytest.raises(ConfigError, match=message):
         read(["--name", "a"], text, tmp_path)
+
+
+def test_one_item_in_a_file_is_a_list_of_it(tmp_path):
+    assert read(["--name", "a"], "teachers: x", tmp_path)[1].teachers == ["x"]
+
+
+def test_what_must_be_given_is_not_empty():
+    with pytest.raises(ConfigError, match=r"`name` must be given, got an empty text\. Name one"):
+        read(["--name", ""])
 
 
 def test_unknown_flags_and_files(tmp_path):

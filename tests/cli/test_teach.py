@@ -93,6 +93,11 @@ def test_a_dataset_with_a_test_split_is_not_copied(taught, tmp_path):
         (["a", "b"], "expected one dataset before the flags, got a b. Name one."),
         (["./nowhere"], "could not load split `train` of './nowhere'"),
         (["PHOTOS", "--held_out", "1"], "`held_out` must be above 0 and below 1, got 1.0"),
+        (["PHOTOS", "--folds", "1"], "`folds` must be a whole number of at least 2, got 1. Raise `folds`."),
+        (
+            ["PHOTOS", "--folds", "2", "--resume_from_checkpoint", "x"],
+            "`resume_from_checkpoint` must be left out with `folds`, got x: it would be the same for all teachers.",
+        ),
         (["PHOTOS", "--label_column", "none"], "a teacher learns from labels, found none in"),
     ],
 )

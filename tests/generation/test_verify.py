@@ -1,10 +1,14 @@
 """`verify` accepts what is intact and finds every kind of damage; its KL is the one that its docstring states."""
 
+import logging
 import math
+import os
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
@@ -276,7 +280,7 @@ def test_hub_members_are_loaded_at_their_revision(tiny_plus, tiny_teacher, monke
     provenance = with_members(tiny_plus, tiny_teacher)
     assert teacher_from_provenance(provenance).precision == "bf16", "the run's precision"
     assert teacher_from_provenance(provenance, precision="fp32").precision == "fp32"
-    assert asked[0] == ([f"org/net@{'0' * 40}"], {"precision": "bf16", "classes": None})
+    assert asked[0] == ([f"org/net@{'0' * 40}"], {"precision": "bf16", "temperature": 1.0, "classes": None})
     subset = with_members(tiny_plus, tiny_teacher, classes=[2, 1])
     assert teacher_from_provenance(subset).num_classes == 2
     reordered = with_members(tiny_plus, tiny_teacher, classes=list(range(len(CLASSES)))[::-1])
@@ -463,3 +467,43 @@ def test_the_teacher_of_the_provenance_is_asked_unless_it_is_declined(by_name, c
     assert "Pass it as `teacher` (--teacher)" in capsys.readouterr().err
     assert main(["verify", str(plus), "--no_teacher"]) == 0
     assert main(["verify", str(plus), "--no_teacher", "--teacher", name]) == 2
+
+
+def values(shard):
+    """Damages values of a shard that opens as ever."""
+    shift_labels(shard)
+
+
+def bytes_of_a_page(shard):
+    content = bytearray(shard.read_bytes())
+    content[pq.read_metadata(shard).row_group(0).column(0).data_page_offset + 60] ^= 1
+    shard.write_bytes(content)
+
+
+def footer(shard):
+    os.truncate(shard, shard.stat().st_size - 1)
+
+
+@pytest.mark.parametrize("later", [values, bytes_of_a_page, footer])
+@pytest.mark.parametrize("earlier", [values, bytes_of_a_page, footer])
+def test_of_two_damaged_shards_the_first_is_named(
+    tmp_path, tiny_folder, tiny_dataset, tiny_teacher, caplog, earlier, later
+):
+    """Also where the second one is what cannot be opened."""
+    folder = shutil.copytree(tiny_folder, tmp_path / "plus")
+    _, first, second = sorted(folder.rglob("*.parquet"))
+    earlier(first)
+    later(second)
+    try:
+        said = verify(folder, ask_teacher=False, num_rows=1).problems[0]
+    except FormatError as error:
+        said = str(error)
+    assert re.match(rf"\S+/{first.name} must ", said)
+    with pytest.raises(FormatError, match=rf"^\S+/{first.name} must "):
+        push_to_hub(folder, "me/damaged")
+    settings = ReinforceConfig(str(folder), "all_ops", num_views=4, top_k=3, shard_size=5)
+    with caplog.at_level(logging.WARNING, "hf_dr"):
+        reinforce(tiny_dataset, tiny_teacher, ALL_OPS, settings)
+    again = [record.getMessage() for record in caplog.records if "made again" in record.getMessage()]
+    assert [re.search(r"train-\S+\.parquet", message)[0] for message in again] == [first.name, second.name]
+    assert verify(folder, ask_teacher=False).ok

@@ -1,11 +1,11 @@
 """An epoch that is stopped and goes on, however often and by whomever, shows each row once; the same ones go on alike."""
 
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from hf_dr.errors import FormatError
@@ -69,6 +69,9 @@ def test_the_same_ones_go_on_with_the_same_batches(rows, shares, stop):
 
 @given(st.integers(0, 80), st.lists(st.tuples(divisions, st.integers(0, 6)), max_size=4), divisions)
 def test_others_go_on_with_each_row_that_nobody_has_seen(rows, stops, last):
+    assume(
+        all(one != other for one, other in pairwise([*(shares for shares, _ in stops), last]))
+    )  # the same go on: see above
     progress, seen = begun, []
     for shares, stop in stops:
         parts = of_all(progress, rows, shares)
@@ -92,6 +95,30 @@ def test_another_number_of_workers_changes_no_number_of_steps(rows, shares, othe
     whole = of_all(begun, rows, shares)
     left = of_all(begun.after(shares, stop), rows, other)
     assert [len(batches) for batches in left] == [max(0, len(batches) - stop) for batches in whole]
+
+
+@given(
+    st.data(),
+    st.integers(1, 80),
+    st.integers(1, 6),
+    st.lists(st.tuples(st.integers(1, 5), st.integers(0, 4)), min_size=1),
+)
+def test_another_number_of_processes_changes_no_number_of_steps_of_as_many_rows(data, rows, each, stops):
+    """Whatever processes and accumulated batches a step's rows are divided among, each time the epoch goes on."""
+    of_a_step = 12 * each
+    steps = -(-rows // of_a_step)
+    progress, seen, done = begun, set(), 0
+    for workers, stop in [*stops, (1, steps)]:
+        divided = data.draw(st.sampled_from([(1, 1), (1, 2), (2, 1), (3, 1), (2, 2), (4, 3), (6, 1), (12, 1)]))
+        world_size, accumulated = divided
+        more = min(stop, steps - done)
+        shares = Shares(world_size, workers, of_a_step // (world_size * accumulated), even=True)
+        batches = of_all(progress, rows, shares)
+        assert {-(-len(own) // accumulated) for own in batches} == {steps - done}
+        seen |= set(chain.from_iterable(batch for own in batches for batch in own[: more * accumulated]))
+        progress, done = progress.after(shares, more * accumulated), done + more
+        assert set(progress.unseen(rows).tolist()) == set(range(rows)) - seen
+        assert len(seen) == min(rows, of_a_step * done), "no row of a step was seen before"
 
 
 @given(st.integers(0, 9), st.lists(st.tuples(divisions, st.integers(0, 6)), max_size=3))

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -477,6 +478,34 @@ def test_a_column_without_a_digest_or_without_values_is_found(tmp_path: Path) ->
     write(path)
     rewritten(path, lambda table: table.drop_columns(["aug_flip"]))
     with pytest.raises(FormatError, match="its columns aug_flip have other digests"):
+        check_digests(path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        (
+            b'"skipped_rows": [2]',
+            b'"skipped_rows": [6]',
+            r"must tell its rows without reinforcement, \[2\], but tells \[6\]",
+        ),
+        (b"\x18\x05bytes", b"\x18\x05cytes", "must tell the features of its columns, but tells two"),
+        (
+            b"\x18\x08" + struct.pack("<q", 0),
+            b"\x18\x08" + struct.pack("<q", 1),
+            "must have the statistics of `source_index`",
+        ),
+    ],
+    ids=["marker", "name of an inner field", "statistics"],
+)
+def test_damage_to_what_a_footer_tells_once_is_found(old: bytes, new: bytes, reason: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    write(path)
+    check_digests(path)
+    whole = path.read_bytes()
+    place = whole.rindex(old)
+    path.write_bytes(whole[:place] + new + whole[place + len(old) :])
+    with pytest.raises(FormatError, match=reason):
         check_digests(path)
 
 

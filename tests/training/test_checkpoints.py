@@ -136,7 +136,7 @@ ELSEWHERE = {
     "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id", "output_dir", "enable_jit_checkpoint", "push_to_hub",
     "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push", "hub_revision", "use_cpu",
     "local_rank", "ddp_backend", "ddp_timeout", "dataloader_persistent_workers", "dataloader_prefetch_factor",
-    "dataloader_multiprocessing_context", "resume_from_checkpoint", "fp16_full_eval", "batch_eval_metrics",
+    "dataloader_multiprocessing_context", "resume_from_checkpoint", "fp16_full_eval", "batch_eval_metrics", "batch_size",
 }  # fmt: skip
 
 
@@ -170,7 +170,7 @@ def test_an_argument_that_may_change_shapes_no_weights(with_dropout, tmp_path, n
 def test_more_epochs_are_said_once(resume, caplog):
     resume(f"checkpoint-{2 * STEPS}", num_train_epochs=3)
     assert caplog.text.count("Going on from") == 1
-    assert "num_train_epochs: 2 there, 3 here. From there on the learning rate follows the new length" in caplog.text
+    assert "num_train_epochs: 2 there, 3 here. From there on the learning rate follows a new length" in caplog.text
 
 
 def flip(path: Path) -> None:
@@ -258,6 +258,46 @@ def test_two_trainings_in_one_folder_are_refused(plain, settings, tmp_path):
     with trainer.alone():
         trainer.train()
     assert not same(weights(student), before)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"processes": 2, "per_device_train_batch_size": 8},
+            "per_device_train_batch_size: 4 there, 8 here; processes: 2 ",
+        ),
+        (
+            {"processes": 3, "gradient_accumulation_steps": 3},
+            "gradient_accumulation_steps: 1 there, 3 here; processes: 3 ",
+        ),
+        ({"devices": 2, "per_device_train_batch_size": 8}, "per_device_train_batch_size: 4 there, 8 here; devices: 2 "),
+        ({"processes": 2}, None),
+        ({"per_device_train_batch_size": 8}, None),
+        ({"processes": 2, "per_device_train_batch_size": 8, "dataloader_drop_last": True}, None),
+        ({"processes": 2, "per_device_train_batch_size": 8, "fsdp": True}, None),
+        ({"processes": 2, "per_device_train_batch_size": 8, "split_batches": True}, None),
+    ],
+    ids=str,
+)
+def test_a_step_of_as_many_rows_may_be_shared_out_otherwise(settings, tmp_path, caplog, changes, said):
+    """Said, for it rounds otherwise; refused where it has more rows, or where an epoch would have more steps."""
+    changes = dict(changes)
+    there = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}
+    there |= {name: changes.pop(name) for name in ("processes", "devices") if name in changes}
+    sharded = changes.pop("fsdp", False)
+    if changes.pop("split_batches", False):
+        changes["accelerator_config"] = {"split_batches": True}
+    args = settings(**changes)
+    args.fsdp = sharded  # Trainer's own arguments refuse it without an accelerator
+    (tmp_path / SETTINGS_FILE).write_text(json.dumps({**kept_settings(args), **there}))
+    if said is None:
+        with pytest.raises(ConfigError, match=r"must be resumed with its own settings, but .* differs in .* there, "):
+            compare_settings(tmp_path, {}, {}, args, loud=True)
+        return
+    compare_settings(tmp_path, {}, {}, args, loud=True)
+    assert said in caplog.text
+    assert "other processes share out a step's rows otherwise" in caplog.text
 
 
 def test_another_number_of_processes_evaluates_but_does_not_train(two_epochs, tmp_path):

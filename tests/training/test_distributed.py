@@ -21,13 +21,16 @@ from training.helpers import BATCH, ROWS, STEPS, Watched, every_view, pooled, sa
 pytestmark = RESUMED_TOGETHER
 
 
+def plain_arguments(out: str, **changes: Any) -> ReinforcedTrainingArguments:
+    return ReinforcedTrainingArguments(
+        out, num_train_epochs=2, optim="sgd", learning_rate=0.05, save_steps=1, disable_tqdm=True,
+        reinforced_probability=0.5, ddp_find_unused_parameters=False, **{"ema_decay": 0.5, **changes},
+    )  # fmt: skip
+
+
 def train_and_save(plus: str, out: str, batch_size: str, **changes: Any) -> None:
     """Two epochs, and again from within the second; what was seen and learned, in one file for each process."""
-    args = ReinforcedTrainingArguments(
-        out, per_device_train_batch_size=int(batch_size), num_train_epochs=2, optim="sgd", learning_rate=0.05,
-        save_steps=1, disable_tqdm=True, reinforced_probability=0.5, ddp_find_unused_parameters=False,
-        **{"ema_decay": 0.5, **changes},
-    )  # fmt: skip
+    args = plain_arguments(out, per_device_train_batch_size=int(batch_size), **changes)
     if args.fsdp:  # Accelerate shards on accelerators alone, though torch does anywhere.
         args.distributed_state._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     trainer, resumed = (Watched(pooled(), args, train_dataset=load_reinforced(plus)) for _ in range(2))
@@ -54,13 +57,16 @@ def train_sharded(plus: str, out: str, batch_size: str) -> None:
     train_and_save(plus, out, batch_size, ema_decay=None, fsdp=True, fsdp_config={"auto_wrap_policy": "NO_WRAP"})
 
 
+def stream_arguments(out: str, **changes: Any) -> ReinforcedTrainingArguments:
+    return ReinforcedTrainingArguments(
+        out, num_train_epochs=3, optim="sgd", learning_rate=0.05, save_steps=1, eval_strategy="epoch", disable_tqdm=True,
+        reinforced_probability=1.0, dataloader_num_workers=1, ddp_find_unused_parameters=False, **changes,
+    )  # fmt: skip
+
+
 def stream_and_save(plus: str, out: str, batch_size: str) -> None:
     """Three epochs, and again from within the second; what was seen, in one file for each process."""
-    args = ReinforcedTrainingArguments(
-        out, per_device_train_batch_size=int(batch_size), num_train_epochs=3, optim="sgd", learning_rate=0.05,
-        save_steps=1, eval_strategy="epoch", disable_tqdm=True, reinforced_probability=1.0, dataloader_num_workers=1,
-        ddp_find_unused_parameters=False,
-    )  # fmt: skip
+    args = stream_arguments(out, per_device_train_batch_size=int(batch_size))
     held_out = load_reinforced(plus)
     trainer, resumed = (
         Watched(pooled(), args, train_dataset=load_reinforced(plus, streaming=True), eval_dataset=held_out)
@@ -146,3 +152,38 @@ def test_two_processes_share_a_stream(together, in_shards):
         indices = [known[pixels.numpy().tobytes()] for batch in batches for pixels in batch]
         assert sorted(indices) == list(enumerate(dataset.scheduled_views(np.arange(ROWS), epoch).tolist()))
     assert same(*(load_file(together / "stream" / f"model_{rank}.safetensors") for rank in (0, 1)))
+
+
+@pytest.mark.parametrize(("batch_size", "accumulated"), [(2 * BATCH, 1), (BATCH, 2)])
+def test_one_process_goes_on_with_a_stream_of_two(together, in_shards, tmp_path, caplog, batch_size, accumulated):
+    """After the first of two steps of the second epoch: with the rows that neither has seen, in as many steps."""
+    dataset = load_reinforced(in_shards["mixing"])
+    known = every_view(dataset)
+    args = stream_arguments(
+        str(tmp_path), per_device_train_batch_size=batch_size, gradient_accumulation_steps=accumulated
+    )
+    stream = load_reinforced(in_shards["mixing"], streaming=True)
+    trainer = Watched(pooled(), args, train_dataset=stream, eval_dataset=dataset)
+    checkpoint = together / "stream" / "checkpoint-3"
+    trainer.train(resume_from_checkpoint=str(checkpoint))
+    assert "processes: 2 there, 1 here" in caplog.text
+    assert trainer.state.global_step == 6
+    before = [load_file(together / "stream" / f"seen_{rank}.safetensors")["1/2"] for rank in (0, 1)]
+    after = [batch["pixel_values"] for batch in trainer.seen]
+    last = -(-ROWS // batch_size)  # batches of the last epoch, which is whole
+    for epoch, batches in ((1, before + after[:-last]), (2, after[-last:])):
+        indices = [known[pixels.numpy().tobytes()] for batch in batches for pixels in batch]
+        assert sorted(indices) == list(enumerate(dataset.scheduled_views(np.arange(ROWS), epoch).tolist()))
+
+
+def test_one_process_goes_on_as_it_would_have_after_two(alone, together, tiny_folder, tmp_path):
+    """Of a dataset that is not streamed it sees the very rows of each step, and learns what it would have but for rounding."""
+    folder = together / "plain" / f"checkpoint-{STEPS + 1}"
+    args = plain_arguments(str(tmp_path), per_device_train_batch_size=BATCH)
+    trainer = Watched(pooled(), args, train_dataset=load_reinforced(tiny_folder))
+    trainer.train(resume_from_checkpoint=str(folder))
+    whole = load_file(alone / "batches_0.safetensors")
+    for number, batch in enumerate(trainer.seen, STEPS + 1):
+        assert same(batch, {name: whole[f"{number}/{name}"] for name in batch})
+    for key, value in load_file(alone / "model_0.safetensors").items():
+        torch.testing.assert_close(trainer.model.state_dict()[key], value, rtol=1e-4, atol=1e-6)

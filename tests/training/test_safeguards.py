@@ -279,5 +279,7 @@ def test_an_optimizer_that_is_not_installed_is_an_error(plain, settings, monkeyp
         raise ImportError("Install it.")
 
     monkeypatch.setattr(Trainer, "get_optimizer_cls_and_kwargs", staticmethod(missing))
-    with pytest.raises(ConfigError, match=r"`optim` sgd cannot be used: Install it[.]"):
+    with pytest.raises(
+        ConfigError, match=r"`optim` sgd and `lr_scheduler_type` linear must take their settings, but: Install it[.]"
+    ):
         ReinforcedTrainer(pooled(), settings(optim="sgd"), train_dataset=plain).train()

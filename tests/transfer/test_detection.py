@@ -255,21 +255,14 @@ def test_a_detector_needs_several_scales():
      ({"dataset": "a", "eval_annotations": "b"}, "`eval_annotations` must not come with `dataset`, got both. Use `eval_split`"),
      ({"annotations": "a", "images": "b", "eval_split": "c"}, "`eval_split` must not come with `annotations`.* `eval_ann"),
      ({"annotations": "a"}, "`annotations` and `images` must come together"),
-     ({"dataset": "a", "flip": 1.5}, "`flip` must be between 0 and 1, got 1.5")],
+     ({"dataset": "a", "flip": 1.5}, "`flip` must be between 0 and 1, got 1.5"),
+     ({"dataset": "a", "long_side": 0}, "`long_side` must be a whole number of at least 1, got 0"),
+     ({"dataset": "a", "short_side": [64, 0]}, "`short_side` must be a whole number of at least 1, got 0"),
+     ({"dataset": "a", "short_side": []}, "`short_side` must be one or several numbers of pixels, got none"),
+     ({"dataset": "a", "fpn_channels": 0}, "`fpn_channels` must be a whole number of at least 1, got 0"),
+     ({"dataset": "a", "rois_per_image": -1}, "`rois_per_image` must be a whole number of at least 1, got -1"),
+     ({"dataset": "a", "bbox_format": "yolo"}, "`bbox_format` must be coco or voc, got 'yolo'")],
 )  # fmt: skip
 def test_impossible_arguments(settings, message):
     with pytest.raises(ConfigError, match=message):
         DetectionArguments(**settings)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"long_side": 0}, "`long_side` must be at least 1, got 0"),
-        ({"short_side": []}, "`short_side` must be one or several"),
-    ],
-)
-def test_impossible_sizes(settings, message):
-    usual = {"masks": False, "short_side": [64], "long_side": 64, "fpn_channels": 8, "rois_per_image": 8}
-    with pytest.raises(ConfigError, match=message):
-        DetectorConfig(["a"], [1], **{**usual, **settings})

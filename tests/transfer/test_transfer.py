@@ -366,6 +366,11 @@ def test_what_decays(tmp_path):
      ({"lr_decay": 0.0}, "`lr_decay` must be above 0 and at most 1, got 0.0"),
      ({"lr_milestones": [0.8, 0.5]}, "`lr_milestones` must be ascending shares between 0 and 1, got 0.8, 0.5"),
      ({"lr_milestones": [16.0]}, "`lr_milestones` must be ascending shares"),
+     ({"lr_milestones": [float("nan")]}, "`lr_milestones` must be ascending shares between 0 and 1, got nan"),
+     ({"label_smoothing_factor": 0.1}, "`label_smoothing_factor` has no part in this training, got 0.1. Leave it out"),
+     ({"train_sampling_strategy": "group_by_length"}, "`train_sampling_strategy` has no part in this training"),
+     ({"gradient_checkpointing": True}, "`gradient_checkpointing` has no part in this training, got True"),
+     ({"bf16_full_eval": True}, "`bf16_full_eval` has no part in this training, got True"),
      ({"push_to_hub": True}, "`hub_strategy` must be end")],
 )  # fmt: skip
 def test_impossible_settings(tmp_path, settings, message):

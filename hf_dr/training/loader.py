@@ -1,0 +1,120 @@
+"""`ReinforcedLoader`: batches of stored views for a training loop of your own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate.data_loader import prepare_data_loader
+from accelerate.utils import extract_model_from_parallel
+from torch import distributed, nn
+from torch.utils.data import DataLoader, default_collate
+
+from hf_dr.errors import ConfigError
+from hf_dr.processes import find_device
+from hf_dr.replay.reinforced_data import MappedReinforcedData, ReinforcedData
+from hf_dr.replay.sampling import ReinforcedSampler
+from hf_dr.replay.streaming import StreamedReinforcedDataset
+from hf_dr.teacher.preprocessing import Preprocessing
+from hf_dr.training.students import Normalization, is_timm, normalize, student_preprocessing
+
+
+class ReinforcedLoader:
+    """Batches of stored views, for a training loop of your own.
+
+    Each iteration over it is an epoch: the rows in another order, another stored view of each, and images that are mixed with
+    each other in one batch. In a `torch.distributed` process group each process gets its part, and all get equally many
+    batches.
+
+    A batch is a dictionary of tensors on the device: `pixel_values` (B, 3, H, W), float32 and normalised for the student, or
+    uint8 without one; and what `reinforced_loss` takes: `labels`, `teacher_ids`, `teacher_logprobs`, `reinforced`.
+
+    Args:
+        dataset: What `load_reinforced` returns.
+        batch_size: Rows in a batch of one process.
+        student: A model of timm, or what `build_student` returns, which says how its input is normalised; it may be wrapped, by
+            DDP for one.
+        processor: The image processor of a student of transformers, which says that.
+        normalization: (mean, std) of the student's input, each three numbers on the scale 0 to 1, where neither says it.
+        device: Where batches go. Default: the accelerator if there is one, that of `LOCAL_RANK` among several.
+        num_workers: Processes that replay views; 0 replays in this one.
+        drop_last: Leave out the last batch where it is not full.
+        **order: Settings of `ReinforcedSampler`, such as `seed` and `reinforced_probability`.
+
+    Attributes:
+        device: Where batches are.
+        epoch: The epoch that the next iteration shows, from 0; set it to go on with a training.
+
+    Raises:
+        ConfigError: A setting is impossible or does not fit the dataset, or the student does not say how it is normalised.
+        TeacherError: The image processor does something that is not understood.
+    """
+
+    def __init__(
+        self,
+        dataset: ReinforcedData,
+        batch_size: int,
+        *,
+        student: nn.Module | None = None,
+        processor: Any = None,
+        normalization: Normalization | None = None,
+        device: str | torch.device | None = None,
+        num_workers: int = 0,
+        drop_last: bool = False,
+        **order: Any,
+    ) -> None:
+        self.epoch = 0
+        self._normalize = None
+        if student is not None or processor is not None or normalization is not None:
+            seen = _preprocessing(student, processor, normalization)
+            self._normalize = partial(normalize, mean=seen.mean, std=seen.std, bgr=seen.bgr)
+        self.device = find_device(device)
+        in_group = distributed.is_available() and distributed.is_initialized()
+        rank = distributed.get_rank() if in_group else 0
+        world_size = distributed.get_world_size() if in_group else 1
+        settings: dict[str, Any] = {
+            "batch_size": batch_size,
+            "num_workers": num_workers,
+            "drop_last": drop_last,
+            "collate_fn": default_collate,
+            "pin_memory": self.device.type == "cuda",
+            "persistent_workers": num_workers > 0,
+        }
+        on_device: dict[str, Any] = {"device": self.device, "put_on_device": True, "non_blocking": True}
+        if isinstance(dataset, StreamedReinforcedDataset):
+            share = dataset.ordered(**order).split_by_node(rank, world_size, batch_size=batch_size, even=True)
+            loader: DataLoader = DataLoader(share, **settings)
+            on_device.update(num_processes=1, process_index=0, dispatch_batches=False)
+        elif isinstance(dataset, MappedReinforcedData):
+            loader = DataLoader(dataset, sampler=ReinforcedSampler(dataset, **order), **settings)
+            on_device.update(num_processes=world_size, process_index=rank)
+        else:
+            raise ConfigError(
+                f'`dataset` must be what `load_reinforced` returns, got {type(dataset).__name__}. Load the "+" dataset by it.'
+            )
+        self._loader = prepare_data_loader(loader, **on_device)
+
+    def __len__(self) -> int:
+        """Batches of an epoch, the same for all processes."""
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        self._loader.set_epoch(self.epoch)  # of the sampler or the stream, and accelerate's own count
+        self.epoch += 1
+        for batch in self._loader:
+            if self._normalize is not None:
+                batch["pixel_values"] = self._normalize(batch["pixel_values"])
+            yield batch
+
+
+def _preprocessing(student: nn.Module | None, processor: Any, normalization: Normalization | None) -> Preprocessing:
+    model: Any = None if student is None else extract_model_from_parallel(student, keep_torch_compile=False)
+    told = is_timm(model) or hasattr(model, "pretrained_cfg")
+    if not told and processor is None and normalization is None:
+        raise ConfigError(
+            "`student` must be a model of timm, which says how its input is normalised, or come with its image processor, got "
+            f"{type(model).__name__}. Give `processor`, or `normalization=(mean, std)`."
+        )
+    return student_preprocessing(model, processor, normalization)

@@ -1,0 +1,116 @@
+"""`hf-dr teach --folds`, then `reinforce` and `verify` with its folder, and `calibrate`: as their users call them."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from hf_dr.cli.main import main
+from hf_dr.replay.loading import load_reinforced
+from hf_dr.teacher.ensemble import Teacher
+from hf_dr.teacher.folds import folds_of
+
+TINY = ["--model", "timm:test_resnet", "--size", "24", "--max_steps", "1", "--disable_tqdm", "true"]
+VIEWS = ["--size", "24", "--num_views", "2", "--top_k", "3"]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory, tiny_dataset):
+    """A folder of Parquet files with both splits, of two classes: eight would have all their images in one fold."""
+    tiny_dataset = tiny_dataset.map(lambda row: {"label": row["label"] % 2}, features=tiny_dataset.features)
+    folder = tmp_path_factory.mktemp("base") / "colours"
+    folder.mkdir()
+    tiny_dataset.to_parquet(folder / "train-00000-of-00001.parquet")
+    tiny_dataset.select(range(6)).to_parquet(folder / "test-00000-of-00001.parquet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folds(tmp_path_factory, base):
+    out = tmp_path_factory.mktemp("folds") / "teacher"
+    assert main(["teach", str(base), "--output_dir", str(out), "--folds", "2", *TINY]) == 0
+    return out
+
+
+def test_each_row_is_answered_by_the_teacher_that_has_not_seen_it(folds, base, tmp_path, capsys):
+    flags = ["--dataset", str(base), *VIEWS, "--output_dir"]
+    assert main(["reinforce", "--teacher", str(folds), *flags, str(tmp_path / "plus")]) == 0
+    plus = load_reinforced(tmp_path / "plus")
+    members = plus.provenance.teacher["members"]
+    assert [(member["id"], member["left_out"]["number"], member["left_out"]["of"]) for member in members] == [
+        ("fold-0", 0, 2),
+        ("fold-1", 1, 2),
+    ]
+    assert set(folds_of(plus.image_hashes, 2)) == {0, 1}
+    alone = [Teacher.from_pretrained(str(folds / f"fold-{n}")) for n in range(2)]
+    for row, fold in enumerate(folds_of(plus.image_hashes, 2)):
+        item = plus[row, 1]
+        ids = item["teacher_ids"].numpy()
+        stored = item["teacher_logprobs"].float().numpy()
+        fresh = [teacher(item["pixel_values"][None])[0].numpy()[ids] for teacher in alone]
+        assert np.allclose(fresh[fold], stored, atol=2e-3)
+        assert not np.allclose(fresh[1 - fold], stored, atol=2e-3)
+    assert main(["verify", str(tmp_path / "plus"), "--teacher", str(folds)]) == 0
+    card = (tmp_path / "plus" / "README.md").read_text()
+    assert "The fold of an image is its `image_hash` modulo 2. Teachers without it answered for the image." in card
+    assert "| fold-1, without fold 1 | unknown |" in card
+    assert "Their probabilities are averaged." not in card
+    capsys.readouterr()
+    assert main(["inspect", str(tmp_path / "plus")]) == 0
+    assert "fold-1, licence unknown, has not seen fold 1 of 2" in capsys.readouterr().out
+
+
+def test_other_images_and_too_few_teachers_are_refused(folds, base, tmp_path, capsys):
+    command = ["reinforce", *VIEWS, "--output_dir", str(tmp_path / "plus"), "--dataset"]
+    assert main([*command, str(base), "--split", "test", "--teacher", str(folds)]) == 2
+    assert "the folds of fold-0 must be those of the dataset, but other images were divided" in capsys.readouterr().err
+    assert main([*command, str(base), "--teacher", str(folds / "fold-1")]) == 2
+    assert "a member for each of its 2 folds, found none for [0]" in capsys.readouterr().err
+    assert not (tmp_path / "plus").exists()
+    # The first rows of the dataset that was divided.
+    assert main([*command, str(base), "--teacher", str(folds), "--max_examples", "5"]) == 0
+
+
+def test_the_same_command_again_changes_nothing_and_other_folds_are_refused(folds, base, capsys):
+    files = {path: path.read_bytes() for path in folds.rglob("model.safetensors")}
+    assert main(["teach", str(base), "--output_dir", str(folds), "--folds", "2", *TINY]) == 0
+    assert {path: path.read_bytes() for path in folds.rglob("model.safetensors")} == files
+    assert f"--teacher {folds} --output_dir PLUS" in capsys.readouterr().out
+    assert main(["teach", str(base), "--output_dir", str(folds), "--folds", "3", *TINY]) == 2
+    assert "must hold teachers of the same folds of the same images, but it differs in num_folds" in (
+        capsys.readouterr().err
+    )
+
+
+def test_a_temperature_is_found_stored_and_verified(folds, base, tmp_path, capsys):
+    views = ["--dataset", str(base), "--size", "24", "--teacher", str(folds)]
+    assert main(["calibrate", *views, "--split", "train"]) == 0
+    printed = capsys.readouterr().out
+    temperature = re.search(r"next: hf-dr reinforce --teacher_temperature (\S+)", printed)[1]
+    assert "of 12 images" in printed
+    out = ["--num_views", "2", "--top_k", "3", "--output_dir"]
+    plus = str(tmp_path / "plus")
+    assert main(["reinforce", *views, *out, plus, "--teacher_temperature", temperature]) == 0
+    stored = json.loads((tmp_path / "plus" / "randaug" / "reinforcement.json").read_text())
+    assert stored["teacher"]["temperature"] == float(temperature)
+    assert f"divided by the temperature {float(temperature):g}" in (tmp_path / "plus" / "README.md").read_text()
+    assert main(["verify", plus, "--teacher", str(folds)]) == 0
+    capsys.readouterr()
+    assert main(["reinforce", *views, *out, plus]) == 2
+    assert f"teacher.temperature: {float(temperature)} there, absent here" in capsys.readouterr().err
+
+
+def test_a_class_that_is_in_one_fold_only_is_refused(tmp_path, tiny_dataset, capsys):
+    tiny_dataset.to_parquet(tmp_path / "train.parquet")
+    words = [str(tmp_path / "train.parquet"), "--eval_split", "train", "--output_dir", str(tmp_path / "out"), *TINY]
+    assert main(["teach", *words, "--folds", "2"]) == 2
+    message = "each class must have images in at least 2 folds, but the 2 of green are all in fold 1: its teacher"
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_labels_nothing_is_calibrated(folds, base, capsys):
+    words = ["--dataset", str(base), "--size", "24", "--teacher", str(folds), "--label_column", "none"]
+    assert main(["calibrate", *words]) == 2
+    assert "a teacher is calibrated by labels, found none. Name `label_column`." in capsys.readouterr().err

@@ -1,0 +1,121 @@
+"""A loop of one's own: its loader gives the trainer's batches, its loss is the trainer's, and the documented loop runs."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from samples import TWO_PROCESSES
+from torch import nn
+from transformers import ViTImageProcessor
+
+from hf_dr import ReinforcedLoader, ReinforcedLoss, build_student, load_reinforced, reinforced_loss
+from hf_dr.errors import ConfigError
+from hf_dr.teacher.signals import IMAGE_TAIL, SAMPLED, TOPK
+from hf_dr.training.students import normalize
+from training.helpers import BATCH, MEAN, ROWS, STD, STEPS, VIEWS, Watched, every_view, pooled, same
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(params=["plain", "mixing", "stream"])
+def data(request, plain, in_shards):
+    if request.param == "plain":
+        return plain
+    return load_reinforced(in_shards["mixing"], streaming=request.param == "stream")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_batches_are_those_of_the_trainer(data, settings, workers):
+    args = settings(num_train_epochs=2, reinforced_probability=0.5, seed=3)
+    trainer = Watched(pooled(), args, train_dataset=data)
+    trainer.train()
+    loader = ReinforcedLoader(data, BATCH, seed=3, reinforced_probability=0.5, device="cpu", num_workers=workers)
+    assert len(loader) == STEPS
+    batches = [*loader, *loader]
+    assert loader.epoch == 2
+    assert len(trainer.seen) == 2 * STEPS
+    for batch, seen in zip(batches, trainer.seen, strict=True):
+        assert same(batch, seen)
+
+
+def test_views_advance_by_themselves_and_an_epoch_can_be_chosen(plain):
+    known = every_view(plain)
+    loader = ReinforcedLoader(plain, BATCH, device="cpu")
+    epochs = [
+        [known[pixels.numpy().tobytes()] for batch in loader for pixels in batch["pixel_values"]] for _ in range(VIEWS)
+    ]
+    assert sorted(index for epoch in epochs for index in epoch) == [
+        (row, view) for row in range(ROWS) for view in range(VIEWS)
+    ]
+    loader.epoch = 1
+    assert [known[pixels.numpy().tobytes()] for batch in loader for pixels in batch["pixel_values"]] == epochs[1]
+
+
+def test_pixels_are_normalised_for_the_student(plain):
+    (raw, *_), size = ReinforcedLoader(plain, BATCH, device="cpu"), plain.size[0]
+    processor = ViTImageProcessor(size={"height": size, "width": size}, image_mean=[0.4] * 3, image_std=[0.3] * 3)
+    vit = timm.create_model("test_vit", num_classes=plain.num_classes)
+    wrapped = nn.DataParallel(build_student("timm:test_vit", plain.class_names, plain.num_classes))
+    for given, (mean, std) in (
+        ({"student": vit}, (vit.pretrained_cfg["mean"], vit.pretrained_cfg["std"])),
+        ({"student": wrapped}, (MEAN, STD)),  # fresh weights are trained with ImageNet's
+        ({"student": pooled(), "processor": processor}, ((0.4,) * 3, (0.3,) * 3)),
+        ({"normalization": (MEAN, STD)}, (MEAN, STD)),
+    ):
+        (batch, *_) = ReinforcedLoader(plain, BATCH, device="cpu", **given)
+        assert torch.equal(batch["pixel_values"], normalize(raw["pixel_values"], mean, std))
+
+
+def test_what_it_cannot_load_is_refused(plain):
+    with pytest.raises(ConfigError, match=r"`student` must be a model of timm, .*got Pooled. Give `processor`"):
+        ReinforcedLoader(plain, BATCH, student=pooled())
+    with pytest.raises(ConfigError, match=r"`dataset` must be what `load_reinforced` returns, got list"):
+        ReinforcedLoader([1, 2], BATCH)
+    with pytest.raises(ConfigError, match=r"`reinforced_probability` must be between 0 and 1, got 2"):
+        ReinforcedLoader(plain, BATCH, reinforced_probability=2)
+
+
+def test_the_loss_is_the_function(plain):
+    loader = ReinforcedLoader(plain, ROWS, device="cpu", reinforced_probability=0.5)
+    (batch,) = loader
+    given = {"temperature": 2.0, "label_weight": 0.25, "label_smoothing": 0.1}
+    logits = torch.from_numpy(np.random.default_rng(0).normal(size=(ROWS, plain.num_classes))).requires_grad_()
+    loss = ReinforcedLoss(plain, **given)
+    assert torch.equal(loss(logits, batch), reinforced_loss(logits, batch, tail="uniform", **given))
+    assert repr(loss) == "ReinforcedLoss(tail='uniform', temperature=2.0, label_weight=0.25, label_smoothing=0.1)"
+
+
+@pytest.mark.parametrize(("signal", "tail"), [(TOPK, "uniform"), (IMAGE_TAIL, "image"), (SAMPLED, "renormalize")])
+def test_the_rule_of_the_tail_follows_the_signal(plain, monkeypatch, signal, tail):
+    monkeypatch.setattr(type(plain), "signal", signal)
+    assert ReinforcedLoss(plain).tail == tail
+    with pytest.raises(ConfigError, match=f"`tail` must be one of .* for the signal `{signal}`"):
+        ReinforcedLoss(plain, tail="image" if signal != IMAGE_TAIL else "other")
+
+
+def test_the_documented_loop_runs_in_two_processes(tmp_path, tiny_folder):
+    """Both have the same weights at the end, which are not those of the start."""
+    page = (ROOT / "docs" / "train.md").read_text(encoding="utf-8")
+    (loop,) = re.findall(r"```python\n(# loop\.py.*?)```", page, re.DOTALL)
+    loop = loop.replace('"cifar100-plus"', repr(str(tiny_folder))).replace("timm:resnet18", "timm:test_resnet")
+    script = tmp_path / "loop.py"
+    script.write_text(
+        f"{loop}\ntorch.save(student.state_dict(), f'weights_{{distributed.get_rank()}}')\n", encoding="utf-8"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, *TWO_PROCESSES, str(script)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (torch.load(tmp_path / f"weights_{rank}", weights_only=True) for rank in (0, 1))
+    learned = [name for name in first if name.endswith(("weight", "bias"))]  # each process has statistics of its own
+    assert same(*({name: weights[name] for name in learned} for weights in (first, second)))
+    fresh = build_student("timm:test_resnet", None, load_reinforced(tiny_folder).num_classes)
+    assert not any(
+        torch.equal(first[f"module.{name}"], value) for name, value in fresh.named_parameters() if value.ndim > 1
+    )

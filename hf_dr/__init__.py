@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from hf_dr.training.loader import ReinforcedLoader
     from hf_dr.training.losses import ReinforcedLoss, reinforced_kl, reinforced_loss
     from hf_dr.training.students import build_student
+    from hf_dr.training.task import ReinforcedTask
     from hf_dr.training.trainer import ReinforcedTrainer
     from hf_dr.transfer.detection import load_detector
     from hf_dr.transfer.segmentation import load_segmenter
@@ -58,6 +59,7 @@ _MODULES = {
     "ReinforcedLoader": "training.loader",
     "ReinforcedLoss": "training.losses",
     "ReinforcedSampler": "replay.sampling",
+    "ReinforcedTask": "training.task",
     "ReinforcedTrainer": "training.trainer",
     "ReinforcedTrainingArguments": "training.arguments",
     "ReplayError": "errors",
@@ -91,6 +93,7 @@ __all__ = [
     "ReinforcedLoader",
     "ReinforcedLoss",
     "ReinforcedSampler",
+    "ReinforcedTask",
     "ReinforcedTrainer",
     "ReinforcedTrainingArguments",
     "ReplayError",

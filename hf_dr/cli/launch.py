@@ -102,6 +102,7 @@ COMMANDS = {
         "evaluate", "report_command", "Gathers many runs and evaluations into tables and plots.", light=True
     ),
     "recipes": Command("recipes", "recipes_command", "Lists, shows or copies the recipes in the package.", light=True),
+    "export": Command("make", "export_command", 'Writes a "+" dataset as WebDataset shards.', light=True),
     "import-ml-dr": Command(
         "make",
         "import_command",

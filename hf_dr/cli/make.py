@@ -1,4 +1,4 @@
-"""Commands that make, extend, import, verify and inspect a "+" dataset.
+"""Commands that make, extend, import, export, verify and inspect a "+" dataset.
 
 Each reads its arguments first, and imports torch and what does the work when they are right.
 """
@@ -18,7 +18,7 @@ from hf_dr.cli.flag_parser import HelpFormatter, add_fields, example_lines, one_
 from hf_dr.cli.flags import BaseArguments, PlusArguments, RunArguments, SmokeArguments, TeacherArguments
 from hf_dr.cli.launch import start_logging
 from hf_dr.files import check_apart, check_writable
-from hf_dr.generation.config import ExtendConfig, ImportConfig, ReinforceConfig
+from hf_dr.generation.config import ExportConfig, ExtendConfig, ImportConfig, ReinforceConfig
 from hf_dr.settings import FILES_FROM_HELP
 from hf_dr.teacher.names import PRECISIONS
 
@@ -386,4 +386,43 @@ def import_command(argv: Sequence[str], prog: str) -> int:
         print(f"{job.folder}: nothing written, this is what the import would make\n\n{job.plan()}")
         return 0
     job.run()
+    return 0
+
+
+@dataclass
+class ExportArguments(PlusArguments):
+    """Which dataset is exported."""
+
+    dry_run: bool = field(
+        default=False, metadata={"help": "Check everything, print examples, bytes and hours, and write nothing."}
+    )
+
+
+def export_command(argv: Sequence[str], prog: str) -> int:
+    """Writes a "+" dataset as WebDataset shards."""
+    paths, flags = split_words(argv)
+    arguments, config = parse(
+        [ExportArguments, ExportConfig],
+        flags,
+        prog=f"{prog} PLUS",
+        description='Writes a "+" dataset, a folder or Hub id, as tar files that WebDataset and open_clip read: images as they '
+        "are stored, labels, parameters of all views, and the teacher's answers. Running the same command again resumes.",
+        examples="hf-dr export photos-plus --format webdataset --output_dir photos-wds --dry_run\n"
+        "hf-dr export me/photos-plus --base me/photos --output_dir photos-wds",
+    )
+    path = one_dataset(paths, '"+" dataset')
+    check_apart(config.output_dir, [path, arguments.base])
+    start_logging()
+    from hf_dr.cli.arguments import open_reinforced
+    from hf_dr.generation.export import WebDatasetExport
+
+    export = WebDatasetExport(open_reinforced(path, built(PlusArguments, vars(arguments))), config)
+    if arguments.dry_run:
+        print(f"{export.folder}: nothing written, this is what the export would take\n\n{export.estimate()}")
+        return 0
+    try:
+        export.run()
+    except KeyboardInterrupt:
+        logger.warning("Stopped. Finished shards are kept; run the same command again to go on.")
+        return 130
     return 0

@@ -224,3 +224,24 @@ class ImportConfig:
             shard_size=self.shard_size,
             num_workers=self.num_workers,
         )
+
+
+@dataclass
+class ExportConfig:
+    """What an export writes and where; see each field's help.
+
+    Raises:
+        ConfigError: A value is impossible.
+    """
+
+    output_dir: str = field(metadata=_help("Folder of the shards. Running again resumes."))
+    format: str = field(
+        default="webdataset",
+        metadata=_help("`webdataset`: tar files, as WebDataset and open_clip read them.", choices=["webdataset"]),
+    )
+    shard_size: int | None = field(
+        default=None, metadata=_help('Examples in each tar file. Default: those of the "+" dataset.', type=Whole(1))
+    )
+
+    def __post_init__(self) -> None:
+        check_settings(self)

@@ -5,6 +5,8 @@ Nothing depends on workers, processes or restarts, and no `set_epoch` has to rea
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -77,6 +79,9 @@ class ReinforcedSampler(torch.utils.data.Sampler[tuple[int, View]]):
     With a mixing augmentation the two rows of a pair follow each other, from an even place on, so a batch of even size
     holds both and each image is decoded and augmented once.
 
+    Where several processes train together, each has a sampler with its `rank`, and gets a part of the epoch: batches of even
+    size hold together what one process would see. The first rows come again at the end where the parts would differ in length.
+
     Args:
         dataset: What is sampled.
         seed: Of the order.
@@ -87,6 +92,9 @@ class ReinforcedSampler(torch.utils.data.Sampler[tuple[int, View]]):
         num_epochs: Of the whole training; needed where views come by their difficulty.
         reinforced_probability: Share of samples that replay a stored view; the others are newly drawn and have a label
             only.
+        num_replicas: The processes that train together, where nothing else shares out the batches. accelerate and
+            `ReinforcedTrainer` do: leave it out there.
+        rank: Of this process, from 0 to `num_replicas` - 1.
 
     Raises:
         ConfigError: A setting is impossible, or does not fit the data.
@@ -101,7 +109,14 @@ class ReinforcedSampler(torch.utils.data.Sampler[tuple[int, View]]):
         view_difficulty: str = "entropy",
         num_epochs: int | None = None,
         reinforced_probability: float = 1.0,
+        num_replicas: int = 1,
+        rank: int = 0,
     ) -> None:
+        if not 0 <= rank < num_replicas:
+            raise ConfigError(
+                f"`rank` must be from 0 to `num_replicas` - 1, got rank {rank} of {num_replicas}. Give those of the process "
+                "group: `dist.get_world_size()` and `dist.get_rank()`."
+            )
         check_order(
             dataset,
             view_order=view_order,
@@ -115,6 +130,8 @@ class ReinforcedSampler(torch.utils.data.Sampler[tuple[int, View]]):
         self._view_difficulty = view_difficulty
         self._num_epochs = num_epochs
         self._reinforced_probability = reinforced_probability
+        self._num_replicas = num_replicas
+        self._rank = rank
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -122,10 +139,13 @@ class ReinforcedSampler(torch.utils.data.Sampler[tuple[int, View]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self._dataset)
+        rows = len(self._dataset)
+        return rows if self._num_replicas == 1 else 2 * math.ceil(rows / (2 * self._num_replicas))
 
     def __iter__(self) -> Iterator[tuple[int, View]]:
-        return self.epoch_indices(self.epoch)
+        # In twos, so that pairs stay together, and with the first ones again until all parts are of one length.
+        order = itertools.islice(itertools.cycle(self.epoch_indices(self.epoch)), len(self) * self._num_replicas)
+        return (index for place, index in enumerate(order) if place // 2 % self._num_replicas == self._rank)
 
     def epoch_indices(self, epoch: int, part: int = 0, turn: int | None = None) -> Iterator[tuple[int, View]]:
         """Returns an iterator over row and view of an epoch, in order.
@@ -141,7 +161,7 @@ class ReinforcedSampler(torch.utils.data.Sampler[tuple[int, View]]):
         rng = keyed_rng(self._seed, domain=DOMAIN_ORDER, major=epoch, minor=part)
         # The generator is drawn from in this order: views, new views, rows. Another would be another training.
         numbers = self._numbers(epoch if turn is None else turn, rng)
-        is_new = (rng.random(len(self)) >= self._reinforced_probability) | (self._dataset.source_rows < 0)
+        is_new = (rng.random(len(self._dataset)) >= self._reinforced_probability) | (self._dataset.source_rows < 0)
         order = self._row_order(int(numbers[0]), rng)
         views: list[View] = numbers[order].tolist()
         if self._view_order in BY_DIFFICULTY:

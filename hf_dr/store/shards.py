@@ -119,7 +119,11 @@ def read_features(path: Path) -> Features:
         if b"ARROW:schema" in stored:
             inner = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(stored[b"ARROW:schema"])))
             features = [told.get(b"huggingface") for told in (inner.metadata or {}, stored)]
-            if inner.remove_metadata() != schema.remove_metadata() or features[0] != features[1]:
+            # Parquet has not all of Arrow's types, seconds for one: it is asked how it reads these columns.
+            empty = pa.BufferOutputStream()
+            pq.write_table(inner.empty_table(), empty)
+            as_read = pq.read_schema(pa.BufferReader(empty.getvalue()))
+            if as_read.remove_metadata() != schema.remove_metadata() or features[0] != features[1]:
                 raise FormatError(
                     f"{path} must tell the features of its columns, but tells two. Fetch or make it again."
                 )

@@ -5,6 +5,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from hf_dr.cli.main import main
 from hf_dr.cli.yaml_files import RECIPES
@@ -68,3 +69,6 @@ def test_a_script_says_what_it_needs():
     assert content["requires-python"] == project["requires-python"]
     (needed,) = content["dependencies"]
     assert needed in (FOLDER.parent / "README.md").read_text()
+    # The package brings all that it needs itself; the script imports nothing else.
+    assert Requirement(needed.replace("URL", "https://host/hf-dr")).name == project["name"]
+    assert set(re.findall(r"(?m)^(?:from|import) (\w+)", text)) == {"sys", "hf_dr"}

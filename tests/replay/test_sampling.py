@@ -100,6 +100,42 @@ def test_pairs_follow_each_other_from_even_places(tiny_plus, view_order):
     assert mixed > 8
 
 
+@pytest.mark.parametrize("batch", [2, 4])
+@pytest.mark.parametrize("processes", [1, 2, 3, 5])
+def test_processes_see_together_what_one_sees(either, processes, batch):
+    samplers = [ReinforcedSampler(either, num_replicas=processes, rank=rank) for rank in range(processes)]
+    for number in range(3):
+        alone = epoch(ReinforcedSampler(either), number)
+        parts = [epoch(sampler, number) for sampler in samplers]
+        assert {len(part) for part in parts} == {len(samplers[0])}
+        order = [
+            index
+            for at in range(0, len(parts[0]), batch)
+            for two in range(at, min(at + batch, len(parts[0])), 2)
+            for part in parts
+            for index in part[two : two + 2]
+        ]
+        assert order[:ROWS] == alone
+        assert order[ROWS:] == alone[: len(order) - ROWS], "the first ones come again"
+        assert len(order) - ROWS < 2 * processes
+
+
+def test_processes_of_which_some_have_no_rows_of_their_own(plain):
+    """They see what others see."""
+    few = plain.select([0, 1, 2])
+    parts = [epoch(ReinforcedSampler(few, num_replicas=7, rank=rank), 0) for rank in range(7)]
+    assert [len(part) for part in parts] == [2] * 7
+    assert {row for part in parts for row, _ in part} == {0, 1, 2}
+
+
+@pytest.mark.parametrize(("rank", "processes"), [(2, 2), (-1, 2), (0, 0)])
+def test_a_rank_is_one_of_the_processes(plain, rank, processes):
+    with pytest.raises(
+        ConfigError, match=f"must be from 0 to `num_replicas` - 1, got rank {rank} of {processes}. Give"
+    ):
+        ReinforcedSampler(plain, num_replicas=processes, rank=rank)
+
+
 def test_the_odd_row_out_comes_last(tmp_path, tiny_dataset, tiny_teacher):
     augmentation = Augmentation([RandomResizedCrop(8), MixUp(p=1.0)])
     config = ReinforceConfig(str(tmp_path), num_views=2, top_k=2, shard_size=4)

@@ -31,6 +31,7 @@ from hf_dr.store.shards import (
     column_compression,
     column_encoding,
     list_array,
+    read_features,
     read_marker,
     remove_temporaries,
 )
@@ -529,3 +530,10 @@ def test_duckdb_polars_and_pandas_read_every_column(tmp_path: Path) -> None:
             nested = np.stack(found) if isinstance(found, np.ndarray) and found.dtype == object else np.asarray(found)
             if value is not None:
                 np.testing.assert_array_equal(nested, np.asarray(value), err_msg=name)
+
+
+@pytest.mark.parametrize("dtype", ["timestamp[s]", "time32[s]", "date64"])
+def test_a_type_that_parquet_stores_as_another_is_no_damage(dtype: str, tmp_path: Path) -> None:
+    features = Features({"taken": Value(dtype)})
+    pq.write_table(features.arrow_schema.empty_table(), tmp_path / "a.parquet")
+    assert list(read_features(tmp_path / "a.parquet")) == ["taken"]

@@ -1,0 +1,120 @@
+"""The loops of docs/train.md with timm and Lightning run as they stand, on a small stand-in for the dataset."""
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import datasets
+import numpy as np
+import pytest
+import timm
+import torch
+from conftest import CLASSES, as_cell, colour_image
+
+from hf_dr import (
+    ConfigError,
+    ReinforceConfig,
+    ReinforcedLoader,
+    ReinforcedLoss,
+    ReinforcedTask,
+    load_reinforced,
+    ops,
+    reinforce,
+    reinforced_loss,
+)
+
+ROOT = Path(__file__).parents[1]
+BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "train.md").read_text(encoding="utf-8"), re.DOTALL)
+ROWS, SIDE = 100, 32
+
+
+def block_with(words: str) -> str:
+    (found,) = (block for block in BLOCKS if words in block)
+    return found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tiny_teacher):
+    """A folder with `cifar100-plus`: 100 images of 8 colours, 4 views of 32x32 that mix with each other."""
+    root = tmp_path_factory.mktemp("loops")
+    rng = np.random.default_rng(0)
+    rows = {"image": [as_cell(colour_image(rng, n % 8)) for n in range(ROWS)], "label": [n % 8 for n in range(ROWS)]}
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(CLASSES))})
+    base = datasets.Dataset.from_dict(rows, features=features, split="train")
+    augmentation = [ops.RandomResizedCrop(SIDE), ops.RandomHorizontalFlip(), ops.MixUp(p=0.5)]
+    reinforce(base, tiny_teacher, augmentation, ReinforceConfig(str(root / "cifar100-plus"), num_views=4, top_k=3))
+    return root
+
+
+def test_the_loop_of_timm(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    exec(block_with("create_optimizer_v2"), {})
+    assert timm.create_model(f"local-dir:{folder / 'student'}", pretrained=True).num_classes == len(CLASSES)
+
+
+def test_the_lines_for_the_script_of_timm(folder, monkeypatch):
+    """With the names that it has there, and then what it does with a batch."""
+    monkeypatch.chdir(folder)
+    args = SimpleNamespace(seed=42, world_size=2, rank=1, batch_size=8, workers=0, pin_mem=False)
+    model = timm.create_model("resnet10t", num_classes=8).to(torch.bfloat16)
+    names = {"torch": torch, "args": args, "model": model, "device": torch.device("cpu"), "model_dtype": torch.bfloat16}
+    exec(block_with("args.world_size"), names)
+    loader, task = names["loader_train"], names["task"]
+    (pixels, batch), *_ = loader
+    pixels, batch = pixels.to(device=names["device"], dtype=torch.bfloat16), batch.to(device=names["device"])
+    result = task(pixels, batch)
+    result["loss"].backward()
+    assert len(loader) == ROWS // 2 // 8
+    assert result["output"].shape == (8, 8)
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning's advice on this machine
+def test_the_module_of_lightning(folder, monkeypatch, capfd):
+    """Each epoch shows its own views, also the first one after a checkpoint."""
+    lightning = pytest.importorskip("lightning", reason="a user's own dependency")
+    monkeypatch.chdir(folder)
+    names: dict = {}
+    exec(block_with("LightningModule"), names)
+    train = names["student"].reinforced
+    seen: list = []
+
+    class Watched(names["Student"]):
+        def training_step(self, batch, step):
+            seen.append(batch["pixel_values"].clone())
+            return super().training_step(batch, step)
+
+    def expected(epoch):
+        loader = ReinforcedLoader(train, ROWS, student=names["student"].model, device="cpu")
+        loader.epoch = epoch
+        return next(iter(loader))["pixel_values"]
+
+    settings = {"enable_progress_bar": False, "logger": False, "accelerator": "cpu"}
+    trainer = lightning.Trainer(max_epochs=2, enable_checkpointing=False, **settings)
+    trainer.fit(Watched(train))
+    trainer.save_checkpoint("last.ckpt")
+    lightning.Trainer(max_epochs=4, enable_checkpointing=False, **settings).fit(Watched(train), ckpt_path="last.ckpt")
+    epochs = torch.cat(seen).split(ROWS)
+    assert len(epochs) == 4
+    assert all(torch.equal(epochs[epoch], expected(epoch)) for epoch in range(4))
+
+
+def test_a_model_that_timm_does_not_know_is_refused(folder):
+    with pytest.raises(ConfigError, match=r"must be a model of timm, .* got Linear. Give `timm.create_model"):
+        ReinforcedTask(torch.nn.Linear(3, 8), ReinforcedLoss(load_reinforced(folder / "cifar100-plus")))
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": 2.0, "label_weight": 0.3, "tail": "bucket"}])
+def test_the_task_of_timm_has_the_loss_of_the_library(folder, settings):
+    """On pixels that are normalised as the model says, whichever type timm has made them."""
+    train = load_reinforced(folder / "cifar100-plus")
+    model = timm.create_model("resnet10t", num_classes=8, pretrained_cfg_overlay={"mean": (0.1, 0.2, 0.3)}).eval()
+    task = ReinforcedTask(model, ReinforcedLoss(train, **settings), verbose=False)
+    pixels, batch = task.collate(train[0:6])
+    assert pixels.dtype == torch.uint8
+    mean, std = (torch.tensor(model.pretrained_cfg[name])[:, None, None] for name in ("mean", "std"))
+    logits = model((pixels / 255 - mean) / std)
+    for given in (pixels, pixels.to(torch.bfloat16)):
+        result = task(given, batch)
+        torch.testing.assert_close(result["output"], logits)
+        torch.testing.assert_close(result["loss"], reinforced_loss(logits, batch, **settings))

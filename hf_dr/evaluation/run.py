@@ -103,7 +103,7 @@ def run_evaluation(config: EvaluateConfig) -> Report:
 
 
 def _device(config: EvaluateConfig) -> torch.device:
-    return find_device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return find_device(config.device)
 
 
 def _checked_sets(config: EvaluateConfig) -> list[EvaluationSet]:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import filelock
 import torch
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
@@ -95,8 +96,10 @@ class ResumableArguments(TrainingArguments):
         metric = self.metric_for_best_model
         if metric is not None and self.greater_is_better is None and metric.rpartition("_")[2] in LOWER_IS_BETTER:
             self.greater_is_better = False  # Trainer knows this of losses only
-        # Without an accelerator several processes form a group only if the CPU is asked for, and no memory can be pinned.
-        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        # Without an accelerator several processes form a group only if the CPU is asked for, and no memory can be pinned. And
+        # where accelerate is told to leave the accelerator alone, transformers would still put the model there.
+        told = parse_flag_from_env("ACCELERATE_USE_CPU")
+        self.use_cpu = self.use_cpu or told or not torch.accelerator.is_available()
         if self.use_cpu:  # Trainer opens the same group, but on a CPU without the timeout
             PartialState(cpu=True, backend=self.ddp_backend, timeout=self.ddp_timeout_delta)
         super().__post_init__()

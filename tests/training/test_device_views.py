@@ -65,7 +65,8 @@ def test_a_training_is_the_same(tmp_path, tiny_dataset, tiny_teacher, name, work
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_batches_are_the_same_on_a_gpu(tmp_path, tiny_plus):
+def test_batches_are_the_same_on_a_gpu(tmp_path, tiny_plus, monkeypatch):
+    monkeypatch.delenv("ACCELERATE_USE_CPU")
     one, other = (
         trained(tmp_path / where, copy.copy(tiny_plus), augment_on=where, use_cpu=False, dataloader_num_workers=2)
         for where in ("cpu", "auto")

@@ -102,7 +102,8 @@ def together(tmp_path_factory, tiny_folder, in_shards) -> Path:
         "process_state()\ntrain_all(*sys.argv[1:])\n"
     )
     command = [sys.executable, *TWO_PROCESSES, str(script), *map(str, (tiny_folder, in_shards["mixing"], out))]
-    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    # Torch shards on an accelerator where it sees one.
+    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""})
     return out
 
 

@@ -332,3 +332,14 @@ def test_a_global_batch_is_divided_among_processes_and_accumulation(tmp_path, pr
 def test_a_global_batch_that_cannot_be(tmp_path, changed, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
         ReinforcedTrainingArguments(str(tmp_path), gradient_accumulation_steps=2, **changed)
+
+
+def test_the_cpu_that_accelerate_is_told_to_use_is_the_models_too(tmp_path, monkeypatch):
+    """On a machine with an accelerator; the tests' environment asks for the CPU."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    args = ReinforcedTrainingArguments(str(tmp_path))
+    assert args.use_cpu
+    assert args.device.type == "cpu"
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.delenv("ACCELERATE_USE_CPU")
+    assert ReinforcedTrainingArguments(str(tmp_path)).use_cpu

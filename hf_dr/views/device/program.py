@@ -205,10 +205,11 @@ def _parts(images: Windows, steps: Sequence[Step], working_bytes: int) -> list[s
     return [slice(start, stop) for start, stop in pairwise(cuts) if stop > start]
 
 
-def _part(step: Step, rows: slice) -> Step:
+def _part(step: Any, rows: slice) -> Step:
     """Returns a step of some of the images."""
     values: dict[str, Any] = {f.name: getattr(step, f.name) for f in fields(step)}
-    return replace(step, **{name: value[rows] for name, value in values.items() if isinstance(value, np.ndarray)})
+    part: Step = replace(step, **{name: value[rows] for name, value in values.items() if isinstance(value, np.ndarray)})
+    return part
 
 
 def _between(heights: np.ndarray, widths: np.ndarray, step: Resample) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

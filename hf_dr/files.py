@@ -77,20 +77,27 @@ def check_writable(folder: Path, setting: str) -> None:
         ) from error
 
 
-def check_apart(output_dir: str | Path, sources: Iterable[str | None]) -> None:
+def check_apart(output_dir: str | Path, datasets: Iterable[str | None], models: Iterable[str | None] = ()) -> None:
     """Checks that a command does not write into a folder that it reads: what it reads next time would be something else.
+
+    Names of other kinds than folders are passed over.
 
     Args:
         output_dir: Where it writes.
-        sources: What it reads: folders, and names of other kinds, which are passed over.
+        datasets: What it reads with all folders in it.
+        models: What it reads without the folders in it.
 
     Raises:
         ConfigError: It does.
     """
     folder = Path(output_dir).expanduser().resolve()
-    for source in filter(None, sources):
+    read = [(source, True) for source in filter(None, datasets)] + [(source, False) for source in filter(None, models)]
+    for source, whole in read:
         place = Path(source).expanduser()
-        if place.is_dir() and folder.is_relative_to(place.resolve()):
+        if not place.is_dir():
+            continue
+        place = place.resolve()
+        if folder == place or (whole and folder.is_relative_to(place)):
             raise ConfigError(
                 f"`output_dir` must not lie in a folder that is read, got {output_dir} with {source}. Choose another place."
             )

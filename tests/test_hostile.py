@@ -266,7 +266,7 @@ def test_any_text_of_others_can_be_shown(text: str, victim: Callable[[], Path], 
     config = victim()
     member = {"id": text, "license": text, "revision": text, "preprocessing": {"size": [text], "mean": text}}
     base = {"id": text, "config": text, "revision": text, "license": text, "content_hash": text}
-    teacher = {"members": [member], "precision": text, "device_type": text}
+    teacher = {"members": [member], "precision": "fp32", "device_type": text}
     forge(config, base=base, teacher=teacher, created_with=text, library_versions={text: text})
     save_finding(config, Provenance.read(config).fingerprint, Students([text], [[text]]))
     report = inspect_dataset(config).report()

@@ -63,7 +63,7 @@ def reinforce_command(argv: Sequence[str], prog: str) -> int:
             changed = stand_in.reinforce(len(teaching.teacher), config.num_views, config.num_candidates)
             return reinforce_command([*argv, *as_arguments(changed)], prog)
     # What can be checked without the teacher comes first: it may take minutes to load.
-    check_apart(config.output_dir, [base.dataset, *teaching.teacher])
+    check_apart(config.output_dir, [base.dataset], teaching.teacher)
     augmentation = build_augmentation(teaching.augmentation, teaching.size)
     part = Part.parse(run.part)
     dataset, described, teacher = _loaded(argv, base, teaching, config)
@@ -213,7 +213,8 @@ def extend_command(argv: Sequence[str], prog: str) -> int:
         examples="hf-dr extend photos-plus --num_views 16 --teacher runs/teacher --output_dir photos-plus-16",
     )
     path = one_dataset(paths, '"+" dataset')
-    check_apart(config.output_dir, [path, arguments.base, *arguments.teacher, *arguments.add_teacher])
+    # Another configuration of the same repository is a folder of its own.
+    check_apart(config.output_dir, [arguments.base], [*arguments.teacher, *arguments.add_teacher])
     start_logging()
     from hf_dr.cli.arguments import open_reinforced, read_classes
     from hf_dr.generation.extend import check_extension, extend_job

@@ -84,7 +84,7 @@ def quickstart_command(argv: Sequence[str], prog: str) -> int:
     dataset = one_dataset(words)
     out = Path(chosen.output_dir or f"{Path(dataset).expanduser().resolve().name}-quickstart").expanduser()
     check_writable(out, "output_dir")
-    check_apart(out, [dataset, chosen.teacher, chosen.student])
+    check_apart(out, [dataset], [chosen.teacher, chosen.student])
     done = out / _DONE_FILE
     finished: dict[str, Any] = json.loads(done.read_text(encoding="utf-8")) if done.is_file() else {}
     for command, arguments, made_of in _steps(dataset, chosen, out):

@@ -60,8 +60,8 @@ def prepare_training(
     if student.objective != "reinforced":
         args.reinforced_probability = 0.0
     model_args = read_model_args(student.model_args)  # before anything is loaded
-    read = [*student.dataset, student.base, student.eval_dataset, student.student, *student.teacher]
-    check_apart(str(args.output_dir), read)
+    images = [*student.dataset, student.base, student.eval_dataset]
+    check_apart(str(args.output_dir), images, [student.student, *student.teacher])
     set_seed(args.seed)
     data = load_images(student, args.seed) if student.plain else _load_plus(student, args.seed)
     _check_loaded(student, data)

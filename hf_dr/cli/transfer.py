@@ -71,7 +71,7 @@ def _transfer(
             changed = as_arguments(getattr(stand_in, task)())
             return _transfer([*argv, *changed], prog, task, data, about, recipe, example)
     places = [getattr(chosen, prefix + name) for prefix in ("", "eval_") for name in chosen.PLACES]
-    check_apart(args.output_dir, [chosen.dataset, student.student, *places])
+    check_apart(args.output_dir, [chosen.dataset, *places], [student.student])
     set_seed(args.seed)
     with as_config_error():
         trainer = getattr(importlib.import_module(f"hf_dr.transfer.{task}"), f"{task}_trainer")(chosen, student, args)

@@ -103,7 +103,7 @@ class Progress:
         """Returns the places of an epoch of so many rows, int64, that are left to a worker of a process's new loader.
 
         By the last division again they are what its processes had not seen yet, in the same batches; by another one the unseen
-        rows are shared out anew.
+        rows are shared out again.
         """
         earlier, last = self._going_on(shares)
         places = _unseen(rows, earlier)

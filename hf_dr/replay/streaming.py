@@ -152,7 +152,7 @@ class StreamedReinforcedDataset(ReinforcedData, torch.utils.data.IterableDataset
 
         Shards of which all rows were seen are not read again, and no image of a seen row is decoded. By as many processes and
         workers and the same `batch_size` the epoch goes on with the same batches in the same order; by others the rows that
-        nobody has seen are shared out anew. All other epochs are whole.
+        nobody has seen are shared out again. All other epochs are whole.
 
         Args:
             progress: What `progress` returned, the same for all processes.

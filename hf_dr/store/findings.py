@@ -59,7 +59,7 @@ class Verification:
 
 @dataclass(frozen=True)
 class Students:
-    """How students that learnt from the dataset did: a table, as it is shown."""
+    """How students that learned from the dataset did: a table, as it is shown."""
 
     head: list[str]
     rows: list[list[str]]

@@ -80,7 +80,7 @@ class Teacher:
             if channels_last:
                 model = model.to(memory_format=torch.channels_last)
             self._models.append(torch.compile(model) if compile else model)
-        self._largest_batch: int | None = None  # learnt when memory runs out
+        self._largest_batch: int | None = None  # learned when memory runs out
 
     @classmethod
     def from_pretrained(cls, ids: str | Sequence[str], **settings: Any) -> Teacher:

@@ -31,7 +31,7 @@ def device_augmentation(
 
     Args:
         args: Settings.
-        train: What is learnt from.
+        train: What is learned from.
         data_collator: The trainer's.
 
     Raises:

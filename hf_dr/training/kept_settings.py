@@ -112,7 +112,7 @@ def compare_settings(
     said = {name: of_arguments.pop(name) for name in SAID if name in of_arguments}
     if not said and _is_finished(checkpoint):
         of_arguments.pop("processes", None)  # no step is taken any more: others may evaluate it
-    if _can_be_divided_anew(args) and _rows_of_a_step(before) == _rows_of_a_step(now):
+    if _can_be_divided_again(args) and _rows_of_a_step(before) == _rows_of_a_step(now):
         said.update({name: of_arguments.pop(name) for name in OF_A_STEP if name in of_arguments})
     found = differences(there, here)
     found.update({name: values for name, values in of_arguments.items() if name not in there or name not in here})
@@ -134,7 +134,7 @@ def compare_settings(
         logger.warning("With `ignore_data_skip` the epoch of %s begins again: some of its rows come twice.", checkpoint)
 
 
-def _can_be_divided_anew(args: TrainingArguments) -> bool:
+def _can_be_divided_again(args: TrainingArguments) -> bool:
     """Whether other processes make as many steps of an epoch, and can read the states of the former ones."""
     # Each process drops its own incomplete batch, and with `split_batches` a batch is that of all processes.
     shared = getattr(args.accelerator_config, "split_batches", False)

@@ -146,7 +146,7 @@ def reinforced_loss(
     temperature: float = 1.0,
     label_weight: float = 0.0,
     label_smoothing: float = 0.0,
-    draws_anew: bool = True,
+    new_views: bool = True,
 ) -> torch.Tensor:
     """The loss of a batch of reinforced data: `reinforced_kl` for replayed views, cross-entropy to the label for the others.
 
@@ -159,7 +159,7 @@ def reinforced_loss(
         temperature: See `reinforced_kl`.
         label_weight: From 0 to 1: weight of the label's cross-entropy for replayed views, KL having the rest.
         label_smoothing: From 0 to 1, for the views that are not replayed.
-        draws_anew: Whether the batch can have views that are not replayed. False spares their loss.
+        new_views: Whether the batch can have views that are not replayed. False spares their loss.
 
     Returns:
         The mean over the batch, a scalar.
@@ -179,7 +179,7 @@ def reinforced_loss(
     )
     if labels_B is None:
         # Without gradients the loss is only measured, on what there is.
-        if logits_BC.requires_grad and (label_weight or draws_anew):
+        if logits_BC.requires_grad and (label_weight or new_views):
             raise ConfigError(
                 "the loss needs `labels`, but the batch has none. Set `label_names=['labels']`: Trainer drops what the "
                 "model's forward does not take."
@@ -190,7 +190,7 @@ def reinforced_loss(
     if label_weight:
         label_B = F.cross_entropy(logits_BC.float(), labels_B, reduction="none")
         loss_B = (1 - label_weight) * kl_B + label_weight * label_B
-    if draws_anew:
+    if new_views:
         fresh = partial(F.cross_entropy, logits_BC.float(), reduction="none", label_smoothing=label_smoothing)
         fresh_B = fresh(labels_B)
         lam = batch.get("lam", 1.0)
@@ -238,7 +238,7 @@ class ReinforcedLoss(nn.Module):
             temperature=self.temperature,
             label_weight=self.label_weight,
             label_smoothing=self.label_smoothing,
-            draws_anew="labels" in batch,
+            new_views="labels" in batch,
         )
 
     def extra_repr(self) -> str:

@@ -54,13 +54,13 @@ class Student:
 
     Attributes:
         model: Architecture and size.
-        objective: What it learnt from, as the end of "It learned from".
+        objective: What it learned from, as the end of "It learned from".
         dataset: The "+" dataset: its `id` where that is known, and `config`, `revision`, `fingerprint`; `reinforced`
             is False for a base dataset without stored views.
         origin: What that dataset is, as one sentence.
         start: What it was fine-tuned from, or None.
         timm: Whether timm loads it as well as transformers.
-        teachers: Those that it learnt from: `id`, `revision`, `license` of each.
+        teachers: Those that it learned from: `id`, `revision`, `license` of each.
         evaluated_on: `id`, and `config`, `split`, `revision`, of the dataset of the metrics; None where it has no name.
         metrics: Of the last evaluation of just these weights; those of the averaged weights as `ema_*`.
         settings: Of the training.

@@ -146,7 +146,7 @@ class ReinforcedTrainer(StudentTrainer):
         """Returns what a loader reads: the dataset and its sampler, or this process's share of a stream.
 
         Args:
-            train: What is learnt from.
+            train: What is learned from.
             progress: Of a stream's epoch that goes on.
 
         Raises:
@@ -239,7 +239,7 @@ class ReinforcedTrainer(StudentTrainer):
                 label_weight=self.args.label_weight,
                 label_smoothing=self.args.unreinforced_label_smoothing,
                 # What is evaluated may have rows without stored views where training has none.
-                draws_anew=self._draws_anew or not outputs["logits"].requires_grad,
+                new_views=self._has_new_views or not outputs["logits"].requires_grad,
             )
         return (loss, outputs) if return_outputs else loss
 
@@ -259,7 +259,7 @@ class ReinforcedTrainer(StudentTrainer):
         return self.args.tail or "uniform" if data is None else tail_rule(self.args.tail, data.signal)
 
     @property
-    def _draws_anew(self) -> bool:
+    def _has_new_views(self) -> bool:
         """Whether some samples are newly drawn views, which learn from their label."""
         return self.args.reinforced_probability < 1 or not getattr(self.train_dataset, "all_reinforced", True)
 

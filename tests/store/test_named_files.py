@@ -200,7 +200,8 @@ def test_commands_refuse(
 
 def test_an_import_refuses(secret: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = parquet_of(naming("audio", secret), tmp_path / "base" / "train.parquet")
-    assert command("import-ml-dr", tmp_path, "--base", base, "--output_dir", tmp_path / "out") == 2
+    (tmp_path / "archive").mkdir()
+    assert command("import-ml-dr", tmp_path / "archive", "--base", base, "--output_dir", tmp_path / "out") == 2
     assert f"row 3 of column `audio` names '{secret}'" in capsys.readouterr().err
 
 

@@ -57,7 +57,7 @@ def _fresh(data: ReinforcedDataset | AugmentedDataset, slot: int, row: int, epoc
     (augmentation,) = data.augmentations
     image = data.decode(slot)
     params = draw_fresh_params(augmentation, (image.height, image.width), seed=data.seed, row=row, epoch=epoch)
-    own = _source(("new", slot, epoch), augmentation, image, params)
+    own = _source(("new", row, slot, epoch), augmentation, image, params)
     return UndoneView(own, None, augmentation.without_mixing(params))
 
 
@@ -71,7 +71,7 @@ def _stored(data: ReinforcedDataset, slot: int, view: int, sources: _Sources) ->
     other = data.partner_slot(slot, view, params[PARTNER])
     if data.provenance.mixing_scope == STORED_PARTNERS:
         theirs = data.stored.partner_params(slot, view)
-        partner = _source(("partner", slot, view), augmentation, data.decode(other), theirs)
+        partner = _source(("partner", data.rows.base_row(slot), slot, view), augmentation, data.decode(other), theirs)
     else:
         partner = _source_of(data, other, view, None, sources)
     return UndoneView(own, partner, params)
@@ -80,7 +80,9 @@ def _stored(data: ReinforcedDataset, slot: int, view: int, sources: _Sources) ->
 def _source_of(data: ReinforcedDataset, slot: int, view: int, params: Params | None, sources: _Sources) -> Source:
     if (slot, view) not in sources:
         known = data.stored.params(slot, view) if params is None else params
-        sources[slot, view] = _source((slot, view), data.augmentation, data.decode(slot), known)
+        # A batch of a stream may hold rows of two shards, which count their slots from 0.
+        key = (data.rows.base_row(slot), slot, view)
+        sources[slot, view] = _source(key, data.augmentation, data.decode(slot), known)
     return sources[slot, view]
 
 

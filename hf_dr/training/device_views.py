@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from hf_dr.replay.device import UndoneCollator, UndoneViews
 from hf_dr.replay.reinforced_data import ReinforcedData
 from hf_dr.replay.streaming import StreamedReinforcedDataset
 from hf_dr.training.arguments import ReinforcedTrainingArguments
+from hf_dr.training.reinforced_settings import AUGMENT_ON
 from hf_dr.views.device.augment import DeviceAugmentation, is_fast_on
 from hf_dr.views.device.packing import DoneBatch
 from hf_dr.views.device.plan import unsupported
@@ -25,19 +27,22 @@ _COVERED = (ReinforcedDataset, AugmentedDataset, StreamedReinforcedDataset)
 
 
 def device_augmentation(
-    args: ReinforcedTrainingArguments, train: ReinforcedData, data_collator: Any
+    augment_on: str, device: torch.device, train: ReinforcedData, obstacles: Sequence[str] = ()
 ) -> DeviceAugmentation | None:
     """Returns what makes the views on the device of a training; None where the loader's workers make them.
 
     Args:
-        args: Settings.
+        augment_on: `cpu`, `device`, or `auto`, which takes a GPU where it can make them.
+        device: Of the training.
         train: What is learned from.
-        data_collator: The trainer's.
+        obstacles: Reasons of the caller's for which the device cannot.
 
     Raises:
-        ConfigError: `augment_on` asks for the device, which cannot make them.
+        ConfigError: `augment_on` asks for the device, which cannot make them, or for something else.
     """
-    if args.augment_on == "cpu" or (args.augment_on == "auto" and not is_fast_on(args.device)):
+    if augment_on not in AUGMENT_ON:
+        raise ConfigError(f"`augment_on` must be one of {', '.join(AUGMENT_ON)}, got {augment_on!r}.")
+    if augment_on == "cpu" or (augment_on == "auto" and not is_fast_on(device)):
         return None
     reasons = []
     if len(train.augmentations) > 1:
@@ -46,18 +51,25 @@ def device_augmentation(
         reasons.append(f"{type(train).__name__} has no device version")
     else:
         reasons += unsupported(train.augmentations[0])
-    if data_collator is not default_data_collator:
-        reasons.append("a `data_collator` of your own is given views that are made")
-    if getattr(args.accelerator_config, "dispatch_batches", None):
-        reasons.append("`dispatch_batches` sends tensors only")
+    reasons += obstacles
     if not reasons:
         return DeviceAugmentation(train.augmentations[0])
-    if args.augment_on == "device":
+    if augment_on == "device":
         raise ConfigError(
             f"`augment_on` must be `cpu` or `auto` for this training, got `device`: {'; '.join(reasons)}. Leave it out."
         )
     logger.warning("Views are made on the CPU, which may take longer: %s.", "; ".join(reasons))
     return None
+
+
+def obstacles_of(args: ReinforcedTrainingArguments, data_collator: Any) -> list[str]:
+    """Returns why a trainer's views cannot be made on its device, whatever they are."""
+    reasons = []
+    if data_collator is not default_data_collator:
+        reasons.append("a `data_collator` of your own is given views that are made")
+    if getattr(args.accelerator_config, "dispatch_batches", None):
+        reasons.append("`dispatch_batches` sends tensors only")
+    return reasons
 
 
 def undone(dataset: Any, augmenter: DeviceAugmentation, collate: Any) -> tuple[Any, UndoneCollator]:

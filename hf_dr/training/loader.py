@@ -18,6 +18,7 @@ from hf_dr.replay.reinforced_data import MappedReinforcedData, ReinforcedData
 from hf_dr.replay.sampling import ReinforcedSampler
 from hf_dr.replay.streaming import StreamedReinforcedDataset
 from hf_dr.teacher.preprocessing import Preprocessing
+from hf_dr.training.device_views import device_augmentation, undone, with_made_views
 from hf_dr.training.students import Normalization, is_timm, normalize, student_preprocessing
 
 
@@ -41,6 +42,8 @@ class ReinforcedLoader:
         device: Where batches go. Default: the accelerator if there is one, that of `LOCAL_RANK` among several.
         num_workers: Processes that replay views; 0 replays in this one.
         drop_last: Leave out the last batch where it is not full.
+        augment_on: Where views are made, with the same pixels: on the `cpu`, on the `device`, or, with `auto`, on a GPU
+            where it can make them all.
         **order: Settings of `ReinforcedSampler`, such as `seed` and `reinforced_probability`.
 
     Attributes:
@@ -63,6 +66,7 @@ class ReinforcedLoader:
         device: str | torch.device | None = None,
         num_workers: int = 0,
         drop_last: bool = False,
+        augment_on: str = "auto",
         **order: Any,
     ) -> None:
         self.epoch = 0
@@ -71,6 +75,11 @@ class ReinforcedLoader:
             seen = _preprocessing(student, processor, normalization)
             self._normalize = partial(normalize, mean=seen.mean, std=seen.std, bgr=seen.bgr)
         self.device = find_device(device)
+        if not isinstance(dataset, (StreamedReinforcedDataset, MappedReinforcedData)):
+            raise ConfigError(
+                f'`dataset` must be what `load_reinforced` returns, got {type(dataset).__name__}. Load the "+" dataset by it.'
+            )
+        augmenter = device_augmentation(augment_on, self.device, dataset)
         in_group = distributed.is_available() and distributed.is_initialized()
         rank = distributed.get_rank() if in_group else 0
         world_size = distributed.get_world_size() if in_group else 1
@@ -83,17 +92,16 @@ class ReinforcedLoader:
             "persistent_workers": num_workers > 0,
         }
         on_device: dict[str, Any] = {"device": self.device, "put_on_device": True, "non_blocking": True}
+        read: Any = dataset
         if isinstance(dataset, StreamedReinforcedDataset):
-            share = dataset.ordered(**order).split_by_node(rank, world_size, batch_size=batch_size, even=True)
-            loader: DataLoader = DataLoader(share, **settings)
+            read = dataset.ordered(**order).split_by_node(rank, world_size, batch_size=batch_size, even=True)
             on_device.update(num_processes=1, process_index=0, dispatch_batches=False)
-        elif isinstance(dataset, MappedReinforcedData):
-            loader = DataLoader(dataset, sampler=ReinforcedSampler(dataset, **order), **settings)
-            on_device.update(num_processes=world_size, process_index=rank)
         else:
-            raise ConfigError(
-                f'`dataset` must be what `load_reinforced` returns, got {type(dataset).__name__}. Load the "+" dataset by it.'
-            )
+            settings["sampler"] = ReinforcedSampler(dataset, **order)
+            on_device.update(num_processes=world_size, process_index=rank)
+        if augmenter is not None:
+            read, settings["collate_fn"] = undone(read, augmenter, default_collate)
+        loader: DataLoader = DataLoader(read, **settings)
         self._loader = prepare_data_loader(loader, **on_device)
 
     def __len__(self) -> int:
@@ -103,7 +111,8 @@ class ReinforcedLoader:
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         self._loader.set_epoch(self.epoch)  # of the sampler or the stream, and accelerate's own count
         self.epoch += 1
-        for batch in self._loader:
+        for loaded in self._loader:
+            batch = with_made_views(loaded, channels_last=False)
             if self._normalize is not None:
                 batch["pixel_values"] = self._normalize(batch["pixel_values"])
             yield batch

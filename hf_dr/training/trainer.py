@@ -30,7 +30,7 @@ from hf_dr.training.checks import (
     check_settings,
     check_student,
 )
-from hf_dr.training.device_views import device_augmentation, undone
+from hf_dr.training.device_views import device_augmentation, obstacles_of, undone
 from hf_dr.training.evaluated import as_evaluation
 from hf_dr.training.losses import TailRule, reinforced_loss, tail_rule
 from hf_dr.training.mixing import BatchMixer
@@ -92,7 +92,8 @@ class ReinforcedTrainer(StudentTrainer):
         self._check_train_dataset()
         self._augmenter: DeviceAugmentation | None = None
         if isinstance(train, ReinforcedData):
-            self._augmenter = device_augmentation(args, train, self.data_collator)
+            obstacles = obstacles_of(args, self.data_collator)
+            self._augmenter = device_augmentation(args.augment_on, args.device, train, obstacles)
         self._mixer = BatchMixer(args, self._order_seed)
         self.add_callback(self._mixer)
         self._average = _weight_average(self)

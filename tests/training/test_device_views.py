@@ -18,7 +18,7 @@ from hf_dr.replay.combined import CombinedReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import STORED_PARTNERS
-from hf_dr.training.device_views import device_augmentation
+from hf_dr.training.device_views import device_augmentation, obstacles_of
 from hf_dr.training.distillation import OnlineDistillationTrainer
 from hf_dr.training.trainer import ReinforcedTrainer
 from hf_dr.views.augmentation import Augmentation
@@ -131,17 +131,21 @@ def test_images_that_the_device_cannot_turn_are_made_by_pillow(tmp_path, tiny_pl
 # ------------------------------------------------------------------------------------------------------------ the choice
 
 
+def _augmenter(args, train, data_collator=default_data_collator):
+    return device_augmentation(args.augment_on, args.device, train, obstacles_of(args, data_collator))
+
+
 def test_a_gpu_makes_the_views(tmp_path, tiny_plus, monkeypatch, caplog):
     args = settings_in(tmp_path)
-    assert device_augmentation(args, tiny_plus, default_data_collator) is None, "a CPU does not by itself"
+    assert _augmenter(args, tiny_plus) is None, "a CPU does not by itself"
     monkeypatch.setattr("hf_dr.training.device_views.is_fast_on", lambda device: True)
-    assert device_augmentation(args, tiny_plus, default_data_collator) is not None
-    assert device_augmentation(settings_in(tmp_path, augment_on="cpu"), tiny_plus, default_data_collator) is None
+    assert _augmenter(args, tiny_plus) is not None
+    assert _augmenter(settings_in(tmp_path, augment_on="cpu"), tiny_plus) is None
     assert not caplog.records
     both = CombinedReinforcedDataset([tiny_plus, copy.copy(tiny_plus)])
     with caplog.at_level(logging.WARNING):
-        assert device_augmentation(args, both, default_data_collator) is None
-        assert device_augmentation(args, tiny_plus, list) is None
+        assert _augmenter(args, both) is None
+        assert _augmenter(args, tiny_plus, list) is None
     assert (
         'Views are made on the CPU, which may take longer: several "+" datasets at once have no device' in caplog.text
     )

@@ -44,6 +44,15 @@ def test_the_batches_are_those_of_the_trainer(data, settings, workers):
         assert same(batch, seen)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_device_makes_the_same_views(data, workers):
+    given = {"device": "cpu", "reinforced_probability": 0.5, "num_workers": workers}
+    by_pillow, on_device = (ReinforcedLoader(data, BATCH, augment_on=where, **given) for where in ("cpu", "device"))
+    for expected, batch in zip(by_pillow, on_device, strict=True):
+        assert batch["pixel_values"].dtype == torch.uint8
+        assert same(batch, expected)
+
+
 def test_views_advance_by_themselves_and_an_epoch_can_be_chosen(plain):
     known = every_view(plain)
     loader = ReinforcedLoader(plain, BATCH, device="cpu")
@@ -77,6 +86,8 @@ def test_what_it_cannot_load_is_refused(plain):
         ReinforcedLoader(plain, BATCH, student=pooled())
     with pytest.raises(ConfigError, match=r"`dataset` must be what `load_reinforced` returns, got list"):
         ReinforcedLoader([1, 2], BATCH)
+    with pytest.raises(ConfigError, match=r"`augment_on` must be one of auto, cpu, device, got 'gpu'"):
+        ReinforcedLoader(plain, BATCH, augment_on="gpu")
     with pytest.raises(ConfigError, match=r"`reinforced_probability` must be between 0 and 1, got 2"):
         ReinforcedLoader(plain, BATCH, reinforced_probability=2)
 

@@ -35,7 +35,8 @@ class Source:
     """One image and the parameters of one view of it, mixing left out.
 
     Attributes:
-        key: What tells sources apart, a tuple that ends with row and view; equal keys are augmented once in a batch.
+        key: What tells the sources of a whole dataset apart, a tuple that ends with row and view, for messages; equal keys are
+            augmented once in a batch.
         pixels: uint8 (H, W, 3), perhaps only the box that the first op crops.
         params: Of the ops that need one image only.
     """

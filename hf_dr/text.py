@@ -130,6 +130,8 @@ def progress_bar(*arguments: Any, show: bool = True, **settings: Any) -> Any:
     if not (in_notebook or sys.stderr.isatty()):
         settings |= {"file": _Lines(), "mininterval": SECONDS_BETWEEN_LINES, "maxinterval": 2 * SECONDS_BETWEEN_LINES}
         settings["position"] = 0  # a bar below another would move the cursor
+        if not settings.get("leave", True):  # one of many short ones: a line only if it takes long
+            settings["delay"] = SECONDS_BETWEEN_LINES
         settings["bar_format"] = (
             "{desc}: {percentage:.0f} %, {n_fmt} of {total_fmt}, {remaining} left, {rate_fmt}{postfix}"
         )

@@ -137,7 +137,7 @@ class Comparison:
         images = next(result.examples for result in self.report.results if result.hits is not None)
         told = []
         for name in self._compared:
-            low, high = (100 * bound for bound in self.top1_interval(name))
+            low, high = (round(100 * bound, 1) + 0.0 for bound in self.top1_interval(name))
             found = (
                 "more accurate." if low > 0 else "less accurate." if high < 0 else f"no difference is shown. {_MORE}"
             )

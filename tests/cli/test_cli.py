@@ -477,6 +477,11 @@ def test_bars_can_be_switched_off_and_are_lines_without_a_terminal(name, capsys,
     assert lines[0].startswith("counting: 0 %, 0 of 3")
     assert lines[-1].startswith("counting: 100 %, 3 of 3")
     assert len(lines) <= 2
+    assert list(progress_bar(range(3), desc="one of many", leave=False)) == [0, 1, 2]
+    assert not capsys.readouterr().err
+    monkeypatch.setattr("hf_dr.text.SECONDS_BETWEEN_LINES", 0.0)
+    assert list(progress_bar(range(3), desc="one of many", leave=False)) == [0, 1, 2]
+    assert "one of many: 0 %, 0 of 3" in capsys.readouterr().err
     monkeypatch.setenv(name, "1")
     assert list(progress_bar(range(3), desc="counting")) == [0, 1, 2]
     assert not capsys.readouterr().err

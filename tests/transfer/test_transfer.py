@@ -315,7 +315,7 @@ def test_without_a_terminal_the_bars_of_a_training_are_lines(tmp_path, capsys, m
     assert lines[0].startswith("training: 0 %, 0 of 8")
     assert lines[-1].startswith("training: 100 %, 8 of 8")
     assert sum(line.startswith("training: ") for line in lines) <= 3
-    assert any(line.startswith("evaluating: 0 %, 0 of 1") for line in lines)
+    assert not any(line.startswith("evaluating") for line in lines), "short ones"
     assert all(line.isprintable() for line in lines)
 
 

@@ -229,6 +229,8 @@ def _in_whole_batches(teacher: Teacher, views_BCHW: torch.Tensor, size: int = CP
         return teacher(views_BCHW)
     answers = []
     for part in views_BCHW.split(size):
-        padding = part.new_zeros(size - len(part), *part.shape[1:])
-        answers.append(teacher(torch.cat([part, padding]))[: len(part)])
+        whole = part
+        if len(part) < size:
+            whole = torch.cat([part, part.new_zeros(size - len(part), *part.shape[1:])])
+        answers.append(teacher(whole)[: len(part)])
     return torch.cat(answers)

@@ -143,8 +143,10 @@ class ReinforcedSampler(torch.utils.data.Sampler[tuple[int, View]]):
         return rows if self._num_replicas == 1 else 2 * math.ceil(rows / (2 * self._num_replicas))
 
     def __iter__(self) -> Iterator[tuple[int, View]]:
-        # In twos, so that pairs stay together, and with the first ones again until all parts are of one length.
-        order = itertools.islice(itertools.cycle(self.epoch_indices(self.epoch)), len(self) * self._num_replicas)
+        # In twos, so that pairs stay together, and from the first one again until all parts are of one length.
+        epoch = self.epoch
+        again = itertools.chain.from_iterable(self.epoch_indices(epoch) for _ in itertools.count())
+        order = itertools.islice(again, len(self) * self._num_replicas)
         return (index for place, index in enumerate(order) if place // 2 % self._num_replicas == self._rank)
 
     def epoch_indices(self, epoch: int, part: int = 0, turn: int | None = None) -> Iterator[tuple[int, View]]:

@@ -16,6 +16,7 @@ from torch import nn
 from hf_dr.errors import ConfigError, DataError
 from hf_dr.files import write_whole, written_whole
 from hf_dr.store.base_dataset import as_table, content_hash, label_numbers, undecoded_images
+from hf_dr.store.json_files import read_object
 from hf_dr.teacher.folds import FOLDS_FILE
 from hf_dr.views.rng import DOMAIN_SPLIT, keyed_rng
 
@@ -71,10 +72,11 @@ def begin_folds(folder: Path, num_folds: int, images: str) -> None:
 
     Raises:
         ConfigError: Others were divided there, or in another way.
+        FormatError: What is noted there cannot be read.
     """
     made_of = {"num_folds": num_folds, "images": images}
     file = folder / FOLDS_FILE
-    there = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else made_of
+    there = read_object(file, "Choose another `output_dir`.") if file.is_file() else made_of
     differing = [name for name in made_of if there.get(name) != made_of[name]]
     if differing:
         raise ConfigError(

@@ -85,6 +85,14 @@ def test_the_same_command_again_changes_nothing_and_other_folds_are_refused(fold
     )
 
 
+def test_a_damaged_file_of_folds_is_an_error(base, tmp_path, capsys):
+    (tmp_path / "folds.json").write_text("{")
+    assert main(["teach", str(base), "--output_dir", str(tmp_path), "--folds", "2", *TINY]) == 2
+    error = capsys.readouterr().err
+    assert f"{tmp_path / 'folds.json'} must" in error
+    assert "Choose another `output_dir`." in error
+
+
 def test_a_temperature_is_found_stored_and_verified(folds, base, tmp_path, capsys):
     views = ["--dataset", str(base), "--size", "24", "--teacher", str(folds)]
     assert main(["calibrate", *views, "--split", "train"]) == 0

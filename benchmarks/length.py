@@ -1,0 +1,361 @@
+"""What students gain from a "+" dataset at real length, and how the gain changes with the number of epochs; for a GPU.
+
+    python benchmarks/length.py --data DATA --weights WEIGHTS --work WORK --json length.json
+
+The whole of CIFAR-10 (50,000 images, 10,000 for testing, seen at 64x64), a ResNet-18 and a small ViT from fresh weights.
+The teachers are ImageNet's EfficientNet-Lite0 and Lite1, fine-tuned at 128x128 on the same 50,000 images; they label V = 16
+views of each. Students learn from labels (erm), from stored answers (reinforced) or from the teachers in memory (kd), with
+the same model, views, optimizer and steps. Keys: `<student>_<epochs>_<objective>_` with `top1`, `nll` (nats), `ece` and
+`corrupted` (share of errors; each test image has one of the fifteen corruptions, at severity 3), each a mean over seeds, with
+`_std`; `seeds`; `seconds`, which says little about speed because several trainings share the device; and `<student>_<epochs>_
+<objective>_gain_` with the differences from erm of the same seed, above 0 where it is better.
+
+Trainings run side by side, `--jobs` at a time. Finished ones in --work are kept: the same command goes on where it was
+stopped. With `--minutes` none starts that would not end in time.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import sys
+import time
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import accuracy
+import common
+import datasets
+import numpy as np
+import torch
+
+from hf_dr.evaluation.corruptions import CORRUPTIONS, corrupt, corruption_rng
+from hf_dr.evaluation.metrics import compute_metrics
+from hf_dr.generation.config import ReinforceConfig
+from hf_dr.generation.job import reinforce
+from hf_dr.replay.augmented import AugmentedDataset
+from hf_dr.replay.loading import load_reinforced
+from hf_dr.store.base_dataset import load_base
+from hf_dr.teacher.ensemble import Teacher
+from hf_dr.training.arguments import ReinforcedTrainingArguments
+from hf_dr.training.distillation import OnlineDistillationTrainer
+from hf_dr.training.students import build_student
+from hf_dr.training.trainer import ReinforcedTrainer
+from hf_dr.views.augmentation import Augmentation
+
+SET, SIDE, TEACHER_SIDE, NUM_VIEWS, BATCH, TEACHER_BATCH = "cifar10", 64, 128, 16, 256, 128
+TEACHERS = (common.LITE0, common.LITE1)
+TEACHER_EPOCHS = 6
+OBJECTIVES = ("erm", "reinforced", "kd")
+METRICS = ("top1", "nll", "ece")
+SEVERITY = 3
+VIT = {"img_size": SIDE, "patch_size": 8, "embed_dim": 192, "depth": 8, "num_heads": 3}
+STUDENTS: dict[str, dict[str, Any]] = {
+    "resnet18": {
+        "name": "timm:resnet18", "optim": "sgd", "learning_rate": 0.1, "weight_decay": 5e-4,
+    },
+    "vit": {
+        "name": "timm:vit_tiny_patch16_224", "model_args": VIT, "optim": "adamw_torch_fused", "learning_rate": 1e-3,
+        "weight_decay": 0.05,
+    },
+}  # fmt: skip
+
+
+def augmentation(side: int) -> Augmentation:
+    """The views, for a student or a teacher."""
+    return Augmentation.from_list(
+        [
+            {"RandomResizedCrop": {"size": side, "scale": [0.35, 1.0]}},
+            {"RandomHorizontalFlip": {"p": 0.5}},
+            {"RandAugment": {"num_ops": 1, "magnitude": 9}},
+            {"RandomErasing": {"p": 0.25}},
+        ]
+    )
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a process is told: the folders and sizes."""
+
+    data: Path
+    weights: Path
+    folder: Path
+    workers: int
+    rows: int | None  # of the training images; None: all
+    test_rows: int | None
+    teacher_epochs: int = TEACHER_EPOCHS
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    @property
+    def gpu(self) -> bool:
+        return self.device.type == "cuda"
+
+    @property
+    def plus(self) -> Path:
+        return self.folder / "plus"
+
+    @property
+    def corrupted(self) -> Path:
+        return self.folder / "corrupted.parquet"
+
+    def teacher(self, architecture: str) -> Path:
+        return self.folder / f"teacher_{architecture}"
+
+    def images(self, split: str) -> datasets.Dataset:
+        rows = self.rows if split == "train" else self.test_rows
+        dataset, _ = load_base(str(self.data / SET), split=split)
+        return dataset if rows is None else dataset.select(range(rows))
+
+    def drawn(self, side: int) -> AugmentedDataset:
+        """The training images with views that are drawn as they come."""
+        return AugmentedDataset(self.images("train"), augmentation(side), image_column="image", label_column="label")
+
+    def arguments(self, folder: Path, **more: Any) -> ReinforcedTrainingArguments:
+        return ReinforcedTrainingArguments(
+            str(folder), bf16=self.gpu, lr_scheduler_type="cosine", warmup_steps=0.05,
+            per_device_eval_batch_size=500, dataloader_num_workers=self.workers, dataloader_drop_last=True,
+            dataloader_persistent_workers=self.workers > 0, save_strategy="no", logging_steps=200, report_to="none",
+            disable_tqdm=True, **more,
+        )  # fmt: skip
+
+
+def prepare_corrupted(work: Work) -> None:
+    """Writes the test images, each with another corruption than the one before it."""
+    names = list(CORRUPTIONS)
+
+    def spoil(row: dict[str, Any], n: int) -> dict[str, Any]:
+        name = names[n % len(names)]
+        image = row["image"].convert("RGB")
+        return {"image": corrupt(image, name, SEVERITY, corruption_rng(0, n, name, SEVERITY))}
+
+    images = work.images("test")
+    spoilt = images.map(spoil, with_indices=True, num_proc=max(1, work.workers), features=images.features)
+    _whole(work.corrupted, lambda path: spoilt.to_parquet(str(path)))
+
+
+def prepare_teacher(work: Work, architecture: str) -> None:
+    """Fine-tunes all of a classifier that knows ImageNet, at a size that is larger than the students'."""
+    torch.manual_seed(1)
+    data = work.drawn(TEACHER_SIDE)
+    model = accuracy.pretrained(architecture, work.weights, TEACHER_SIDE, data.class_names, data.num_classes)
+    arguments = work.arguments(
+        work.teacher(architecture), num_train_epochs=work.teacher_epochs, per_device_train_batch_size=TEACHER_BATCH, learning_rate=1e-3,
+        optim="adamw_torch_fused", weight_decay=0.01, reinforced_probability=0.0, seed=1,
+    )  # fmt: skip
+    trainer = ReinforcedTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=data,
+        eval_dataset=work.images("test"),
+        compute_metrics=compute_metrics,
+    )
+    trainer.train()
+    found = trainer.evaluate()
+    trainer.save_model()
+    _write_result(work, f"teacher_{architecture}", {key: found[f"eval_{key}"] for key in METRICS})
+
+
+def prepare_plus(work: Work) -> None:
+    """Makes the "+" dataset."""
+    teacher = _teacher(work)
+    config = ReinforceConfig(
+        output_dir=str(work.folder / "plus.unfinished"), num_views=NUM_VIEWS, top_k=10, batch_size=512, num_workers=work.workers,
+        image_column="image", label_column="label",
+    )  # fmt: skip
+    began = time.perf_counter()
+    reinforce(work.images("train"), teacher, augmentation(SIDE), config)
+    Path(config.output_dir).rename(work.plus)
+    _write_result(work, "plus", {"seconds": time.perf_counter() - began})
+
+
+def _teacher(work: Work) -> Teacher:
+    folders = [str(work.teacher(architecture)) for architecture in TEACHERS]
+    return Teacher.from_pretrained(folders, device=work.device, precision="bf16" if work.gpu else "fp32")
+
+
+def train(work: Work, student: str, epochs: int, objective: str, seed: int) -> None:
+    """Trains a student, and writes what it reaches."""
+    data: Any = load_reinforced(work.plus, seed=seed) if objective == "reinforced" else work.drawn(SIDE)
+    data.seed = seed
+    settings = dict(STUDENTS[student])
+    name, model_args = settings.pop("name"), settings.pop("model_args", None)
+    arguments = work.arguments(
+        work.folder / "runs" / _name(student, epochs, objective, seed), num_train_epochs=epochs, per_device_train_batch_size=BATCH,
+        reinforced_probability=1.0 if objective == "reinforced" else 0.0, seed=seed, **settings,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    shared: dict[str, Any] = {
+        "model": build_student(name, data.class_names, data.num_classes, model_args=model_args, size=SIDE),
+        "args": arguments,
+        "train_dataset": data,
+        "eval_dataset": {"test": work.images("test"), "corrupted": load_base(str(work.corrupted), split="train")[0]},
+        "compute_metrics": compute_metrics,
+    }
+    began = time.perf_counter()
+    made = (
+        OnlineDistillationTrainer(**shared, teacher=_teacher(work))
+        if objective == "kd"
+        else ReinforcedTrainer(**shared)
+    )
+    made.train()
+    seconds = time.perf_counter() - began
+    found = made.evaluate()
+    result = {key: found[f"eval_test_{key}"] for key in METRICS}
+    result |= {"corrupted": 1 - found["eval_corrupted_top1"], "seconds": seconds}
+    _write_result(work, _name(student, epochs, objective, seed), result)
+
+
+def _name(student: str, epochs: int, objective: str, seed: int) -> str:
+    return f"{student}_{epochs}_{objective}_{seed}"
+
+
+def _write_result(work: Work, name: str, result: dict[str, float]) -> None:
+    file = work.folder / "results" / f"{name}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    _whole(file, lambda path: path.write_text(json.dumps(result), encoding="utf-8"))
+
+
+def _whole(file: Path, write: Any) -> None:
+    """Writes a file under another name, and renames it."""
+    part = file.with_name(file.name + ".part")
+    write(part)
+    part.replace(file)
+
+
+# ------------------------------------------------------------------------------------------------------------- schedule
+
+
+@dataclass(frozen=True)
+class Task:
+    """Something to be done: what it makes, and what must be there before."""
+
+    do: Any
+    arguments: tuple[Any, ...]
+    makes: Path
+    needs: tuple[Path, ...] = ()
+    epochs: int = 0  # of a student
+
+
+def tasks_of(work: Work, flags: Any) -> list[Task]:
+    """All that is to be done, the most wanted first."""
+    results = work.folder / "results"
+    made = [results / f"teacher_{architecture}.json" for architecture in TEACHERS]
+    tasks = [Task(prepare_teacher, (architecture,), file) for architecture, file in zip(TEACHERS, made, strict=True)]
+    tasks.append(Task(prepare_corrupted, (), work.corrupted))
+    tasks.append(Task(prepare_plus, (), results / "plus.json", tuple(made)))
+    needs = {"erm": (), "reinforced": (results / "plus.json",), "kd": tuple(made)}
+    for student in flags.students:
+        for epochs in flags.epochs:
+            for seed in flags.seeds:
+                for objective in flags.objectives:
+                    file = results / f"{_name(student, epochs, objective, seed)}.json"
+                    needed = (work.corrupted, *needs[objective])
+                    tasks.append(Task(train, (student, epochs, objective, seed), file, needed, epochs))
+    return tasks
+
+
+def run_tasks(work: Work, tasks: list[Task], jobs: int, ends: float | None) -> None:
+    """Runs what is not done yet, so many at a time, each as soon as what it needs is there and if it will end in time."""
+    left = [task for task in tasks if not task.makes.exists()]
+    running: dict[Future[None], tuple[Task, float]] = {}
+    per_epoch = 0.0  # seconds; the slowest so far
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _begin_process) as pool:
+        while left or running:
+            for task in list(left):
+                in_time = ends is None or time.time() + 1.2 * per_epoch * task.epochs + 5 < ends
+                if len(running) < jobs and in_time and all(file.exists() for file in task.needs):
+                    left.remove(task)
+                    running[pool.submit(task.do, work, *task.arguments)] = (task, time.time())
+            if not running:
+                break
+            done, _ = wait(running, None if ends is None else max(0.0, ends - time.time()), FIRST_COMPLETED)
+            if not done:  # out of time: what is running is lost, what has ended is written
+                for process in list(pool._processes.values()):
+                    process.terminate()
+                break
+            for future in done:
+                task, began = running.pop(future)
+                future.result()
+                taken = time.time() - began
+                if task.epochs:
+                    per_epoch = max(per_epoch, taken / task.epochs)
+                print(f"{taken:6.1f} s: {task.makes.stem}", file=sys.stderr, flush=True)
+    for task in left:
+        print(f"no time for {task.makes.stem}", file=sys.stderr)
+
+
+def _begin_process() -> None:
+    torch.set_num_threads(1)
+    datasets.disable_progress_bars()
+
+
+# --------------------------------------------------------------------------------------------------------------- report
+
+
+def summary(work: Work) -> dict[str, Any]:
+    """Means and standard deviations over the seeds of what is done, and the gains over erm."""
+    results = work.folder / "results"
+    result: dict[str, Any] = {"num_views": NUM_VIEWS, "batch": BATCH, "teacher_epochs": TEACHER_EPOCHS}
+    for architecture in TEACHERS:
+        file = results / f"teacher_{architecture}.json"
+        if file.exists():
+            result |= {f"{file.stem}_{key}": value for key, value in json.loads(file.read_text()).items()}
+    found: dict[tuple[str, int, str], dict[int, dict[str, float]]] = {}
+    for file in results.glob("*_*_*_*.json"):
+        student, epochs, objective, seed = file.stem.rsplit("_", 3)
+        if student in STUDENTS:
+            found.setdefault((student, int(epochs), objective), {})[int(seed)] = json.loads(file.read_text())
+    for (student, epochs, objective), of_seed in sorted(found.items()):
+        prefix = f"{student}_{epochs}_{objective}"
+        result[f"{prefix}_seeds"] = len(of_seed)
+        for key in (*METRICS, "corrupted", "seconds"):
+            _spread(result, f"{prefix}_{key}", [each[key] for each in of_seed.values()])
+        plain = found.get((student, epochs, "erm"), {})
+        shared = sorted(plain.keys() & of_seed.keys())
+        if objective != "erm" and shared:
+            for key, sign in {"top1": 1, "nll": -1, "ece": -1, "corrupted": -1}.items():
+                _spread(result, f"{prefix}_gain_{key}", [sign * (of_seed[n][key] - plain[n][key]) for n in shared])
+    return result
+
+
+def _spread(result: dict[str, Any], key: str, values: list[float]) -> None:
+    result[key] = float(np.mean(values))
+    if len(values) > 1:
+        result[f"{key}_std"] = float(np.std(values, ddof=1))
+
+
+def main() -> None:
+    parser = common.parser(__doc__)
+    parser.add_argument("--work", type=Path, help="Folder of the runs; kept. Default: a temporary one.")
+    parser.add_argument(
+        "--students", nargs="+", choices=list(STUDENTS), default=["resnet18"], help="Default: resnet18."
+    )
+    parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, default=list(OBJECTIVES), help="Default: all.")
+    parser.add_argument("--epochs", nargs="+", type=int, default=[10, 30], help="Default: 10 30.")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="Default: 0 1 2.")
+    parser.add_argument("--jobs", type=int, default=4, help="Trainings side by side. Default: 4.")
+    parser.add_argument("--minutes", type=float, help="Stop then. Default: when all is done.")
+    flags = parser.parse_args()
+    if flags.data is None or flags.weights is None:
+        sys.exit("--data and --weights must be given, found none. Give both.")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with common.working_folder() as folder:
+        sizes = (256, 128, 1) if flags.quick else (None, None)
+        work = Work(flags.data, flags.weights, flags.work or folder, cores // flags.jobs, *sizes)
+        work.folder.mkdir(parents=True, exist_ok=True)
+        ends = None if flags.minutes is None else time.time() + 60 * flags.minutes
+        try:
+            run_tasks(work, tasks_of(work, flags), flags.jobs, ends)
+        finally:  # what is known, should the rest fail
+            name = torch.cuda.get_device_name(0) if work.gpu else "CPU"
+            common.finish(summary(work) | {"device": name}, flags)
+
+
+if __name__ == "__main__":
+    main()

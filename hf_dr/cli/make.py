@@ -134,7 +134,7 @@ def calibrate_command(argv: Sequence[str], prog: str) -> int:
     start_logging()
     from hf_dr.cli.arguments import build_augmentation
     from hf_dr.cli.calibration import calibration_of, calibration_table
-    from hf_dr.generation.held_out import held_out_answers
+    from hf_dr.generation.agreement import held_out_answers
     from hf_dr.processes import process_state
 
     augmentation = build_augmentation(teaching.augmentation, teaching.size)

@@ -140,15 +140,20 @@ class ReinforceConfig:
             )
         if self.keep is not None and self.num_candidates is None:
             raise ConfigError(f"`keep` must come with `num_candidates`, got {self.keep} without. Give both or neither.")
-        if self.config_name is not None and (not is_safe_name(self.config_name) or self.config_name == "data"):
-            raise ConfigError(
-                f"`config_name` must be a plain name (letters, digits, '_', '-', '.'; not 'data'), got {self.config_name!r}."
-            )
+        if self.config_name is not None:
+            _check_name(self.config_name)
 
     @property
     def selects(self) -> bool:
         """Whether the stored views are chosen among more candidates."""
         return self.num_candidates not in (None, self.num_views)
+
+
+def _check_name(config_name: str) -> None:
+    if not is_safe_name(config_name) or config_name == "data":
+        raise ConfigError(
+            f"`config_name` must be a plain name (letters, digits, '_', '-', '.'; not 'data'), got {config_name!r}."
+        )
 
 
 _METADATA = {setting.name: setting.metadata for setting in fields(ReinforceConfig)}
@@ -163,11 +168,11 @@ class ExtendConfig:
     """
 
     output_dir: str = field(
-        metadata={"help": 'Folder of the new "+" dataset, another than that of the old one. Running again resumes.'}
+        metadata=_help('Folder of the new "+" dataset, another than that of the old one. Running again resumes.')
     )
     num_views: int | None = field(
         default=None,
-        metadata={"help": "Views per example of the new dataset, V: the stored ones and more.", "type": Whole(1)},
+        metadata=_help("Views per example of the new dataset, V: the stored ones and more.", type=Whole(1)),
     )
     batch_size: int = field(default=64, metadata=_METADATA["batch_size"])
     num_workers: int | None = field(default=None, metadata=_METADATA["num_workers"])
@@ -186,44 +191,33 @@ class ImportConfig:
         ConfigError: A value is impossible.
     """
 
-    output_dir: str = field(metadata={"help": 'Folder of the "+" dataset. Running again resumes; other configs stay.'})
-    config_name: str = field(default="default", metadata={"help": "Name under which load_dataset finds it."})
-    overlay: bool = field(
-        default=False, metadata={"help": "Leave the images out, where a licence forbids copying them."}
-    )
-    image_column: str | None = field(default=None, metadata={"help": "As for reinforce."})
-    label_column: str | None = field(default=None, metadata={"help": "As for reinforce."})
+    output_dir: str = field(metadata=_METADATA["output_dir"])
+    config_name: str = field(default="default", metadata=_help("Name under which load_dataset finds it."))
+    overlay: bool = field(default=False, metadata=_help("Leave the images out, where a licence forbids copying them."))
+    image_column: str | None = field(default=None, metadata=_help("As for reinforce."))
+    label_column: str | None = field(default=None, metadata=_help("As for reinforce."))
     order: str = field(
         default="position",
-        metadata={
-            "help": "Which row of the base is image i. `position`: row i. `imagefolder`: the i-th by class folder and file "
+        metadata=_help(
+            "Which row of the base is image i. `position`: row i. `imagefolder`: the i-th by class folder and file "
             "name, as torchvision's ImageFolder sorts them. Or a file, a JSON list or lines: for each i the row or file name."
-        },
+        ),
     )
-    files_from: list[str] = field(default_factory=list, metadata={"help": FILES_FROM_HELP})
-    shard_size: int | None = field(default=None, metadata={"help": "Examples per file, as for reinforce."})
+    files_from: list[str] = field(default_factory=list, metadata=_help(FILES_FROM_HELP))
+    shard_size: int | None = field(default=None, metadata=_help("Examples per file, as for reinforce.", type=Whole(1)))
     num_workers: int | None = field(
         default=None,
-        metadata={"help": "Processes that read files. Default: one for each core, if there are many files."},
+        metadata=_help(
+            "Processes that read files. Default: one for each core, if there are many files.", type=Whole(0)
+        ),
     )
     allow_disagreement: bool = field(
-        default=False, metadata={"help": "Continue where the teacher's answers do not fit the labels."}
+        default=False, metadata=_help("Continue where the teacher's answers do not fit the labels.")
     )
 
     def __post_init__(self) -> None:
-        self.run_config()  # checks what both have
-
-    def run_config(self) -> ReinforceConfig:
-        """Returns the settings that a run of `reinforce` shares."""
-        return ReinforceConfig(
-            self.output_dir,
-            config_name=self.config_name,
-            overlay=self.overlay,
-            image_column=self.image_column,
-            label_column=self.label_column,
-            shard_size=self.shard_size,
-            num_workers=self.num_workers,
-        )
+        check_settings(self)
+        _check_name(self.config_name)
 
 
 @dataclass

@@ -24,9 +24,9 @@ from hf_dr.generation.plan import Plan, library_versions
 from hf_dr.generation.rows import Rows
 from hf_dr.generation.sources import choose_source
 from hf_dr.generation.teachers import same_teacher, teacher_from_provenance
+from hf_dr.generation.verify import opened
 from hf_dr.processes import process_state
 from hf_dr.replay.dataset import ReinforcedDataset
-from hf_dr.replay.loading import load_reinforced
 from hf_dr.store.base_dataset import check_labels
 from hf_dr.store.features import combine_hashes
 from hf_dr.store.provenance import Provenance
@@ -79,10 +79,7 @@ def extend(
         FingerprintMismatchError: For more views: other library versions than those that made the stored ones are installed.
         ReplayError: The pixels of a row are not those that were reinforced.
     """
-    if not isinstance(plus, ReinforcedDataset):
-        plus = load_reinforced(plus, name, base=base)
-    elif name is not None or base is not None:
-        raise ConfigError("`name` and `base` must come with a path, got an opened dataset. Leave them out.")
+    plus = opened(plus, name, base)
     check_extension(plus, config, teacher=teacher is not None, add_teacher=add_teacher is not None)
     given = add_teacher or teacher
     device = process_state().device
@@ -97,13 +94,7 @@ def extend(
 
 
 def check_extension(plus: ReinforcedDataset, config: ExtendConfig, *, teacher: bool, add_teacher: bool) -> None:
-    """Checks what can be known without a teacher.
-
-    Args:
-        plus: What is to be extended.
-        config: How.
-        teacher: Whether the teacher of the stored views is given.
-        add_teacher: Whether new members are given.
+    """Checks what can be known without a teacher, but whether that of the stored views, or new members, are given.
 
     Raises:
         ConfigError: See `extend`.
@@ -168,12 +159,9 @@ def check_extension(plus: ReinforcedDataset, config: ExtendConfig, *, teacher: b
 
 
 def extend_job(plus: ReinforcedDataset, teacher: Teacher, config: ExtendConfig) -> Job:
-    """Returns the run that `extend` makes: to the views where `config.num_views` is given, else to the teacher.
+    """Returns the run that `extend` makes of a dataset that `check_extension` has passed.
 
-    Args:
-        plus: Checked by `check_extension`.
-        teacher: Who is asked: the teacher of the stored views, or the new members.
-        config: See `ExtendConfig`.
+    The teacher is that of the stored views where `config.num_views` is given; else it consists of the new members.
 
     Raises:
         ConfigError: `output_dir` is the folder of the dataset that is extended.
@@ -262,8 +250,6 @@ class StoredViews:
     def __init__(self, plus: ReinforcedDataset) -> None:
         stored = plus.provenance
         self.num_views = stored.num_views
-        self._top_k = stored.top_k
-        self._id_dtype = id_dtype(stored.num_classes)
         self._plus = copy.copy(plus)
         self._plus.num_views = stored.num_views  # all, whatever training uses
         self._image_hashes = plus.image_hashes
@@ -272,18 +258,15 @@ class StoredViews:
         self._places[plus.source_rows[: plus.num_reinforced]] = np.arange(plus.num_reinforced)
 
     def answers(self, span: Span, num_views: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns ids and log-probabilities (N, K) of the views of a span; zeros where none are stored.
-
-        Args:
-            span: Of the new dataset's views.
-            num_views: Its V.
+        """Returns ids and log-probabilities (N, K) of a span of the new dataset's V views; zeros where none are stored.
 
         Raises:
             FormatError: A stored answer is damaged.
         """
+        stored = self._plus.provenance
         count = span.stop - span.start
-        ids_NK = np.zeros((count, self._top_k), self._id_dtype)
-        logprobs_NK = np.zeros((count, self._top_k), np.float16)
+        ids_NK = np.zeros((count, stored.top_k), id_dtype(stored.num_classes))
+        logprobs_NK = np.zeros((count, stored.top_k), np.float16)
         for n in range(count):
             row, view = divmod(span.start + n, num_views)
             place = int(self._places[row])
@@ -335,13 +318,11 @@ class _MoreViews(_ExtendingLabeller):
         return np.arange(span.start, span.stop) % self.provenance.num_views >= self._stored.num_views
 
     def short_answers(self, span: Span, answers_BC: torch.Tensor) -> ShortAnswers:
-        num_views = self.provenance.num_views
-        places_N = np.arange(span.start, span.stop)
         new_N = self.is_asked(span)
-        new_answers = self.shorten(answers_BC, places_N[new_N])
+        new_answers = self.shorten(answers_BC, np.arange(span.start, span.stop)[new_N])
 
         def both() -> tuple[np.ndarray, np.ndarray]:
-            ids_NK, logprobs_NK = self._stored.answers(span, num_views)
+            ids_NK, logprobs_NK = self._stored.answers(span, self.provenance.num_views)
             ids_NK[new_N], logprobs_NK[new_N] = new_answers()
             return ids_NK, logprobs_NK
 
@@ -368,11 +349,6 @@ class _StoredViewMaker(ViewMaker):
         self._skipped = frozenset(skipped)
 
     def image(self, example: int) -> PIL.Image.Image:
-        """Decodes the image of one example.
-
-        Raises:
-            DataError: It cannot be decoded, or could not when the dataset was made.
-        """
         if example in self._skipped:
             raise DataError(f"row {example} has no stored views")
         return super().image(example)

@@ -27,12 +27,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Part:
-    """Every `count`-th shard from `index` on: what one of several independent launches makes.
-
-    Attributes:
-        index: From 0.
-        count: Of the parts.
-    """
+    """Every `count`-th shard from `index` on, which is 0 or more: what one of several independent launches makes."""
 
     index: int = 0
     count: int = 1
@@ -95,7 +90,7 @@ def _take(folder: Path, lock: filelock.BaseFileLock, part: Part) -> None:
 def open_run(
     folder: Path, provenance: Provenance, lock: filelock.BaseFileLock, row_bytes: int, part: Part = WHOLE
 ) -> list[int]:
-    """Opens the folder of a configuration, new or to be resumed, takes its lock, and returns the missing shards.
+    """Opens the folder of a configuration, new or to be resumed, takes its lock, and returns the missing shards of a part.
 
     Args:
         folder: Of the configuration; it gets the provenance.
@@ -146,12 +141,8 @@ _PROCESSORS_FILE = ".processors"
 
 
 def note_processor(folder: Path, processor: str) -> None:
-    """Keeps which kinds of processor have worked on a run, and says once that answers of another may differ a little.
-
-    Args:
-        folder: Of the configuration.
-        processor: As `describe_processor` calls it.
-    """
+    """Keeps which kinds of processor (`describe_processor`) have worked on a run, and says once that answers of another may
+    differ a little."""
     path = folder / _PROCESSORS_FILE
     with gate(folder):
         known = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
@@ -219,12 +210,7 @@ def check_same_labels(folder: Path, provenance: Provenance, base: datasets.Datas
 
 
 def missing_shards(folder: Path, provenance: Provenance, *, read: bool = False) -> list[int]:
-    """Returns the shards that are not there.
-
-    Args:
-        folder: Of the configuration.
-        provenance: Of the run.
-        read: Also read those that are there: one that is damaged is made again.
+    """Returns the shards that are not there; with `read` also those that are damaged, which takes reading them all.
 
     Raises:
         FingerprintMismatchError: One that is there belongs to another run.
@@ -251,12 +237,7 @@ def missing_shards(folder: Path, provenance: Provenance, *, read: bool = False) 
 
 
 def complete_run(folder: Path, provenance: Provenance) -> int:
-    """Writes the final provenance and the card once all shards are there; returns the bytes of the shards.
-
-    Args:
-        folder: Of the configuration.
-        provenance: Of the run; the rows that were skipped are written into it.
-    """
+    """Writes the card and the final provenance, with the rows that were skipped; returns the bytes of the shards, all there."""
     markers = [read_marker(folder / name) for name in provenance.shard_names]
     provenance.skipped_rows[:] = [row for marker in markers for row in marker.skipped_rows]
     provenance.write(folder)

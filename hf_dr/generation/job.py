@@ -9,11 +9,13 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
-from typing import Any, cast
+from types import TracebackType
+from typing import Any, Self, cast
 
 import datasets
 import filelock
 import numpy as np
+import pyarrow as pa
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
@@ -38,7 +40,6 @@ from hf_dr.generation.plan import Plan, plan_run
 from hf_dr.generation.progress import Progress
 from hf_dr.generation.rows import RowCheck, Rows, RowStream, best_candidates
 from hf_dr.generation.sources import AnswerSource, choose_source, cut_spans
-from hf_dr.generation.writing import BackgroundWriter
 from hf_dr.processes import describe_processor, on_main, process_state, warm_up_kernels
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.join import pixels_digest
@@ -46,11 +47,12 @@ from hf_dr.replay.loading import load_reinforced
 from hf_dr.store.base_dataset import as_table, check_dataset, undecoded_images
 from hf_dr.store.named_files import describe_named_files
 from hf_dr.store.schema import AUG_PREFIX, TEACHER_IDS
-from hf_dr.store.shards import ROW_GROUP_VIEWS, ShardWriter
+from hf_dr.store.shards import ROW_GROUP_VIEWS, ShardMarker, ShardWriter
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.signals import IMAGE_TAIL
 from hf_dr.text import format_bytes
 from hf_dr.views.augmentation import NO_PARTNER, PARTNER, Augmentation
+from hf_dr.views.device.overlap import Background
 from hf_dr.views.ops.base import Op
 
 logger = logging.getLogger(__name__)
@@ -85,22 +87,17 @@ def reinforce(
         TeacherError: The teacher's classes are not the dataset's, or its answers are not finite; or its most probable class is
             the label no more often than by chance (`Agreement.is_near_chance`), and `config.allow_disagreement` is not set.
     """
-    ops = _as_augmentation(augmentation)
+    if isinstance(augmentation, str):
+        augmentation = Augmentation.named(augmentation)
+    elif isinstance(augmentation, (list, tuple)):
+        augmentation = Augmentation.from_list([op.to_dict() if isinstance(op, Op) else op for op in augmentation])
+    ops = cast(Augmentation, augmentation)
     if isinstance(teacher, (str, list, tuple)):
         check_dataset(dataset, config.image_column, config.label_column)  # before minutes of loading
         teacher = Teacher.from_pretrained(teacher)
     job = reinforce_job(dataset, cast(Teacher, teacher), ops, config, base=base)
     job.run()
     return job.result()
-
-
-def _as_augmentation(given: Augmentation | str | Sequence[Any]) -> Augmentation:
-    """Returns the augmentation that a name or a list of ops means."""
-    if isinstance(given, str):
-        return Augmentation.named(given)
-    if isinstance(given, (list, tuple)):
-        return Augmentation.from_list([op.to_dict() if isinstance(op, Op) else op for op in given])
-    return cast(Augmentation, given)
 
 
 def reinforce_job(
@@ -130,12 +127,6 @@ class Job:
         sample: Asks the teacher about a few rows: how often it agrees with their labels, or None where there are none.
         allow_disagreement: Whether the run goes on where it agrees no better than by chance.
         check_rows: What must hold of rows before they are written.
-
-    Attributes:
-        plan: As given.
-        source: As given.
-        provenance: The plan's.
-        folder: Where the shards go.
     """
 
     def __init__(
@@ -158,11 +149,7 @@ class Job:
         self._compared = np.zeros(2, np.int64)
 
     def run(self, part: Part = WHOLE) -> None:
-        """Makes the missing shards; every process of the launch calls it.
-
-        Args:
-            part: Which of them, where several launches that know nothing of each other share the folder.
-        """
+        """Makes the missing shards, or a part of them; every process of the launch calls it."""
         self._prepare_process()
         state = process_state()
         on_main(state, self._check_agreement)
@@ -211,11 +198,10 @@ class Job:
 
     def _check_agreement(self) -> None:
         """Checks the teacher's answers to a sample before anything is written; a run that goes on did so at its start."""
-        names = self.provenance.shard_names
         if self._allow_disagreement or self.provenance.num_rows < LEAST_ROWS:
             return
         check_same_run(self.folder, self.provenance)
-        if not any((self.folder / name).exists() for name in names):
+        if not any((self.folder / name).exists() for name in self.provenance.shard_names):
             self.check_agreement(self._sample())
 
     def _log_agreement(self, state: PartialState) -> None:
@@ -255,7 +241,7 @@ class Job:
     def _make_shards(self, shards: list[int], progress: Progress) -> None:
         provenance = self.provenance
         spans = cut_spans(provenance, shards, self.source.batch_size, self.source.first_new)
-        with progress, BackgroundWriter() as writer, closing(self.source.answers(spans)) as answers:
+        with progress, _BackgroundWriter() as writer, closing(self.source.answers(spans)) as answers:
             views: Iterator[ViewColumns] = answers
             if provenance.candidates is not None:
                 views = best_candidates(views, provenance.num_candidates, provenance.num_views)
@@ -267,7 +253,7 @@ class Job:
                 writer.finish(lambda marker: progress.wrote(marker.file_bytes))
             writer.wait()
 
-    def _write_rows(self, shard: int, stream: RowStream, writer: BackgroundWriter) -> None:
+    def _write_rows(self, shard: int, stream: RowStream, writer: _BackgroundWriter) -> None:
         """Takes a shard's rows from the stream, which holds the shards in order, and has them written."""
         provenance = self.provenance
         span = provenance.shard_range(shard)
@@ -322,3 +308,44 @@ class Job:
             progress.summary(),
             f"; {len(provenance.skipped_rows)} undecodable rows skipped" if provenance.skipped_rows else "",
         )
+
+
+class _BackgroundWriter:
+    """Encodes and writes shards, one after the other, in a thread.
+
+    Leaving the block, by an error or Ctrl-C too, first writes what it was given, then deletes a shard that is not finished.
+    An error of the thread is raised by a later call, `wait` at the latest.
+    """
+
+    def __init__(self) -> None:
+        self._background = Background(depth=4)
+        self._open: list[ShardWriter] = []
+        self.wait = self._background.wait
+
+    def begin(self, writer: ShardWriter) -> None:
+        """Goes on with a new shard."""
+        self._open.append(writer)
+
+    def write(self, base: Callable[[], pa.Table], *row_group: Any) -> None:
+        """Writes a row group of the shard; see `ShardWriter.write`. `base` is called in the thread: images are copied there."""
+        shard = self._open[-1]
+        self._background.submit(lambda: shard.write(base(), *row_group))
+
+    def finish(self, then: Callable[[ShardMarker], None]) -> None:
+        """Finishes the shard and calls `then`, in the thread."""
+        self._background.submit(self._finish, self._open[-1], then)
+
+    def _finish(self, writer: ShardWriter, then: Callable[[ShardMarker], None]) -> None:
+        marker = writer.finish()
+        self._open.remove(writer)
+        then(marker)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._background.close()
+        for writer in self._open:
+            writer.__exit__(kind, error, trace)

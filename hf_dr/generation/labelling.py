@@ -116,8 +116,7 @@ class Labeller:
             DataError: An image could not be decoded, and the run does not skip such images.
             TeacherError: An answer is not finite.
         """
-        self._check_images(batch)  # before the teacher is asked
-        return self._complete(batch, self.begin(batch, batch.pixels))
+        return self.complete(batch, self.begin(batch, batch.pixels))
 
     def begin(
         self, batch: ViewBatch, views_BHWC: torch.Tensor, ask: Callable[[torch.Tensor], torch.Tensor] | None = None
@@ -142,22 +141,11 @@ class Labeller:
         )
 
     def complete(self, batch: ViewBatch, reply: Reply) -> ViewColumns:
-        """Waits for the answers to a batch and returns its columns; the same errors as `label`.
-
-        Args:
-            batch: Its pixels are not looked at.
-            reply: What `begin` has returned for it.
-        """
-        self._check_images(batch)
-        return self._complete(batch, reply)
-
-    def _check_images(self, batch: ViewBatch) -> None:
+        """Waits for what `begin` has started and returns the batch's columns; the same errors as `label`."""
         if batch.error is not None:
             if self.provenance.on_bad_image == "error":
                 raise DataError(batch.error)
             logger.warning("Skipped: %s", batch.error)
-
-    def _complete(self, batch: ViewBatch, reply: Reply) -> ViewColumns:
         ids_NK, logprobs_NK = reply.short()
         return ViewColumns(
             {
@@ -187,10 +175,7 @@ class Labeller:
     def short_answers(self, span: Span, answers_BC: torch.Tensor) -> ShortAnswers:
         """Returns what waits for that which is stored of the answers to all views of a span.
 
-        Args:
-            span: The views.
-            answers_BC: The answers to those that the teacher was asked for. Here these are all of them; an extension puts the
-                stored answers to the others next to them.
+        The teacher was asked for all of them; an extension puts the stored answers to the others next to `answers_BC`.
         """
         return self.shorten(answers_BC, np.arange(span.start, span.stop))
 

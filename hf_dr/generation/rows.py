@@ -59,14 +59,9 @@ class _Buffer:
 
 
 def best_candidates(views: Iterable[ViewColumns], num_candidates: int, num_views: int) -> Iterator[ViewColumns]:
-    """Yields the candidates of each example with the lowest scores, in the order of their numbers.
+    """Yields the V candidates of each example with the lowest scores, in the order of their numbers.
 
-    Of equally good ones those with the lowest numbers are kept.
-
-    Args:
-        views: All candidates, in flat order, with scores.
-        num_candidates: Candidates of each example.
-        num_views: V, how many of them are kept.
+    Of equally good ones those with the lowest numbers are kept. `views` are all candidates, in flat order, with scores.
     """
     buffer = _Buffer(num_candidates)
     for part in views:

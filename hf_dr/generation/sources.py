@@ -1,31 +1,49 @@
 """Where a run's answers come from: the seam between what is stored and how views are made and labelled.
 
 `AnswerSource` is what a run asks for. Two implementations make the views on the host: `ThreadSource` for a teacher on the CPU,
-`LoaderSource` for one on an accelerator. `hf_dr.generation.device_source.DeviceSource` makes them next to the teacher.
+`LoaderSource` for one on an accelerator. `DeviceSource` makes them next to the teacher.
 """
 
 from __future__ import annotations
 
 import logging
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
-from hf_dr.generation.device_source import DeviceSource
-from hf_dr.generation.labelling import CPU_BATCH, Labeller, ViewColumns
-from hf_dr.generation.timing import Timing
+from hf_dr.generation.labelling import CPU_BATCH, Labeller, Reply, ViewColumns
 from hf_dr.processes import default_workers, quiet_worker
 from hf_dr.store.provenance import Provenance
 from hf_dr.views.device.augment import is_fast_on
+from hf_dr.views.device.graphs import Graphed
+from hf_dr.views.device.maker import DeviceViewMaker, MadeViews
+from hf_dr.views.device.overlap import ahead
 from hf_dr.views.device.plan import NotOnDeviceError, unsupported
-from hf_dr.views.maker import Span, ViewMaker
+from hf_dr.views.maker import Span, ViewBatch, ViewMaker
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What some spans took, for the estimate of a whole run.
+
+    Attributes:
+        columns: Of the timed spans.
+        seconds_augment: For making one view, on one core; where an accelerator makes it, for decoding and drawing alone.
+        seconds_teacher: For one answer, on one core or accelerator, with all else that the accelerator does for it.
+    """
+
+    columns: list[ViewColumns]
+    seconds_augment: float
+    seconds_teacher: float
 
 
 class AnswerSource(Protocol):
@@ -67,14 +85,7 @@ class AnswerSource(Protocol):
 def choose_source(
     maker: ViewMaker, labeller: Labeller, batch_size: int, num_workers: int | None, augment_on: str = "auto"
 ) -> AnswerSource:
-    """Returns the source for the device of the labeller's teacher.
-
-    Args:
-        maker: Makes the views.
-        labeller: Labels them.
-        batch_size: Views in a batch of the teacher on an accelerator; a CPU always has `CPU_BATCH`.
-        num_workers: See `ReinforceConfig`. Default: by the cores.
-        augment_on: See `ReinforceConfig`.
+    """Returns the source for the device of the labeller's teacher; the settings are those of `ReinforceConfig`.
 
     Raises:
         NotOnDeviceError: The views must be made on the device, which cannot make them.
@@ -119,14 +130,14 @@ def cut_spans(provenance: Provenance, shards: Iterable[int], batch_size: int, fi
     return spans
 
 
-class _HostSource:
-    """Views are made on the host, a whole batch at a time.
+class _Source(ABC):
+    """What is the same in all sources of this module.
 
     Args:
-        maker: Makes the views.
+        maker: Says which views there are.
         labeller: Labels them.
         batch_size: Views in a batch of the teacher.
-        workers: Threads or processes that make views.
+        workers: Threads or processes that make views, or decode for the device that makes them.
     """
 
     def __init__(self, maker: ViewMaker, labeller: Labeller, batch_size: int, workers: int) -> None:
@@ -137,21 +148,29 @@ class _HostSource:
         self._maker = maker
         self._labeller = labeller
 
+    @abstractmethod
+    def answers(self, spans: Sequence[Span]) -> Generator[ViewColumns]:
+        """Yields the columns of each span."""
+
+    def _prepared(self, spans: Sequence[Span]) -> Iterator[ViewBatch]:
+        """Does all that needs no accelerator on one core, and returns what does the rest, span by span."""
+        return iter([self._maker[span] for span in spans])
+
     def measure(self, spans: Sequence[Span]) -> Timing:
-        """Makes all spans, then labels all but the first, which also pays for warming up, on the clock."""
+        """Prepares all spans, then labels all but the first, which also pays for warming up, on the clock."""
         began = time.perf_counter()
-        batches = [self._maker[span] for span in spans]
+        batches = self._prepared(spans)
         augmenting = time.perf_counter() - began
-        self._labeller.label(batches[0])
+        self._labeller.label(next(batches))
         began = time.perf_counter()
-        columns = [self._labeller.label(batch) for batch in batches[1:]]
+        columns = [self._labeller.label(batch) for batch in batches]
         teaching = time.perf_counter() - began
         made = sum(span.stop - span.start for span in spans)
-        asked = sum(len(batch.pixels) for batch in batches[1:])
+        asked = sum(int(self._labeller.is_asked(span).sum()) for span in spans[1:])
         return Timing(columns, augmenting / made, teaching / max(1, asked))
 
 
-class ThreadSource(_HostSource):
+class ThreadSource(_Source):
     """On a CPU, each thread makes and labels whole batches on one core: cores wait less than inside a convolution."""
 
     def answers(self, spans: Sequence[Span]) -> Generator[ViewColumns]:
@@ -162,7 +181,7 @@ class ThreadSource(_HostSource):
             waiting: deque[Future[ViewColumns]] = deque()
             try:
                 for span in spans:
-                    waiting.append(pool.submit(self._make_and_label, span))
+                    waiting.append(pool.submit(lambda span: self._labeller.label(self._maker[span]), span))
                     # Two batches for each thread: one is worked on, the next is there when it is done.
                     if len(waiting) > 2 * threads:
                         yield waiting.popleft().result()
@@ -171,9 +190,6 @@ class ThreadSource(_HostSource):
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def _make_and_label(self, span: Span) -> ViewColumns:
-        return self._labeller.label(self._maker[span])
-
     def measure(self, spans: Sequence[Span]) -> Timing:
         """Measures on one core, as each of the run's threads has."""
         with _kept_threads():
@@ -181,7 +197,7 @@ class ThreadSource(_HostSource):
             return super().measure(spans)
 
 
-class LoaderSource(_HostSource):
+class LoaderSource(_Source):
     """Worker processes make the views; this process labels them on its accelerator."""
 
     def answers(self, spans: Sequence[Span]) -> Generator[ViewColumns]:
@@ -196,6 +212,32 @@ class LoaderSource(_HostSource):
         )
         for batch in loader:
             yield self._labeller.label(batch)
+
+
+class DeviceSource(_Source):
+    """Worker processes decode images; the teacher's device makes their views, hashes them and answers, several batches ahead.
+
+    The ops must have device versions (`unsupported`).
+    """
+
+    def answers(self, spans: Sequence[Span]) -> Generator[ViewColumns]:
+        """Yields the columns of each span; the device has a few batches of work before it."""
+        labeller = self._labeller
+        ask = Graphed(labeller.ask)
+
+        def begin(made: MadeViews) -> Reply:
+            return labeller.begin(made.batch, made.pixels, ask)
+
+        def complete(made: MadeViews, reply: Reply) -> ViewColumns:
+            return labeller.complete(made.finish(), reply)
+
+        yield from ahead(DeviceViewMaker(self._maker, self.device).batches(spans, self.workers), begin, complete)
+
+    def _prepared(self, spans: Sequence[Span]) -> Iterator[ViewBatch]:
+        # Images of partners are decoded for each span: those that stay on the device are so only for the first ones.
+        on_device = DeviceViewMaker(self._maker, self.device, cache_bytes=0)
+        prepared = list(on_device.prepared(spans, 0))
+        return (made.finish() for made in on_device.make(prepared))
 
 
 @contextmanager

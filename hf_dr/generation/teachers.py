@@ -18,9 +18,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 def teacher_from_provenance(provenance: Provenance, **settings: Any) -> Teacher:
     """Loads the teacher that the provenance names: Hub checkpoints at the revision that was used.
 
-    Args:
-        provenance: Of the "+" dataset.
-        settings: See `Teacher`; default: the run's precision and classes.
+    The settings are those of `Teacher`; by default the run's.
 
     Raises:
         TeacherError: A member is no Hub checkpoint, or cannot be loaded, or its classes cannot be chosen as in the run.
@@ -47,10 +45,7 @@ def teacher_from_provenance(provenance: Provenance, **settings: Any) -> Teacher:
 def same_teacher(given: Teacher | str | Sequence[str], provenance: Provenance, **settings: Any) -> Teacher:
     """Returns the teacher of a "+" dataset: as it is given, or loaded by its names with the settings of the run.
 
-    Args:
-        given: A teacher, or one or several names as `Teacher.from_pretrained` takes them.
-        provenance: Of the "+" dataset.
-        settings: See `Teacher`; they count more than those of the run.
+    Those of the run give way to `settings`, which are those of `Teacher`.
 
     Raises:
         TeacherError: A member cannot be loaded, or does not belong to the others.

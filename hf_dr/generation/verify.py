@@ -101,9 +101,10 @@ class VerifyReport:
 
     def report(self) -> str:
         """Returns the findings as a table for people."""
-        lines = [("rows replayed", f"{self.num_rows:,} with {self.num_views:,} views each", "")]
+        lines = []
         if self.num_shards_read:
-            lines.insert(0, ("shards as written", f"{self.num_shards_read:,}, all of them read", ""))
+            lines.append(("shards as written", f"{self.num_shards_read:,}, all of them read", ""))
+        lines.append(("rows replayed", f"{self.num_rows:,} with {self.num_views:,} views each", ""))
         if self.bit_equal is None:
             lines.append(("rows equal bit for bit", "unknown", "the dataset holds no hash of what the teacher saw"))
         else:
@@ -171,13 +172,14 @@ def verify(
     for setting, value in (("num_rows", num_rows), ("batch_size", batch_size)):
         if value < 1:
             raise ConfigError(f"`{setting}` must be at least 1, got {value}. Raise it.")
-    plus = _opened(plus, name, base)
+    plus = opened(plus, name, base)
     provenance = plus.provenance
     asked = _asked(teacher, ask_teacher, provenance)
     whole = copy.copy(plus)
     whole.num_views = provenance.num_views  # all, whatever training uses
     whole.check_images = True
-    rows = _sample(whole.num_reinforced, num_rows, seed)
+    drawn = keyed_rng(seed, domain=DOMAIN_VERIFY)
+    rows = np.sort(drawn.choice(whole.num_reinforced, min(num_rows, whole.num_reinforced), replace=False))
     equal: list[bool] = []  # of the rows whose teacher's pixels are known
     problems = _damaged_shards(plus)
     maker = None if device is None else (DeviceAugmentation(whole.augmentation), torch.device(device))
@@ -206,19 +208,23 @@ def verify(
         top1_agreement=float(np.concatenate(compared.same_top1).mean()) if compared.same_top1 else None,
         tail_kl_mean=float(np.mean(compared.tail_kl)) if compared.tail_kl else None,
         problems=tuple(problems),
-        version_changes=tuple(_version_changes(provenance)),
+        version_changes=_version_changes(provenance),
         num_shards_read=len(plus.shards) if provenance.schema_version >= 4 else 0,
         num_unproved=len(rows) - len(equal),
         precision=provenance.teacher.get("precision", "fp32"),
     )
 
 
-def _opened(
+def opened(
     plus: ReinforcedDataset | str | os.PathLike[str],
     name: str | None,
     base: datasets.Dataset | str | os.PathLike[str] | None,
 ) -> ReinforcedDataset:
-    """Returns the dataset, which is opened where a path is given."""
+    """Returns the dataset, which is opened where a path is given.
+
+    Raises:
+        ConfigError: It is not one dataset whose rows can be chosen, or `name` or `base` is given without a path.
+    """
     if isinstance(plus, ReinforcedData) and not isinstance(plus, ReinforcedDataset):
         raise ConfigError(
             f'`plus` must be one "+" dataset whose rows can be chosen, got {type(plus).__name__}. Open it alone, without '
@@ -240,12 +246,6 @@ def _asked(teacher: Teacher | str | Sequence[str] | None, ask_teacher: bool, pro
     asked = teacher_from_provenance(provenance) if teacher is None else same_teacher(teacher, provenance)
     check_weights(asked, provenance)
     return _as_made(asked, provenance)
-
-
-def _sample(rows: int, count: int, seed: int) -> np.ndarray:
-    """Returns up to `count` rows, drawn by the seed, in order."""
-    drawn = keyed_rng(seed, domain=DOMAIN_VERIFY).choice(rows, min(count, rows), replace=False)
-    return np.sort(drawn)
 
 
 def _damaged_shards(plus: ReinforcedDataset) -> list[str]:
@@ -295,11 +295,10 @@ _Ask = Callable[[torch.Tensor, np.ndarray], torch.Tensor]
 
 def _as_made(teacher: Teacher, provenance: Provenance) -> _Ask:
     """Returns what answers as the dataset's were made: members that were added later to the top K of the earlier ones'."""
-    if EXTENDED_FROM not in provenance.teacher:
-        return _at_temperature(teacher, provenance.teacher).answer
-    places = {member.weights_hash: n for n, member in enumerate(teacher.members)}
-    ordered = teacher.select([places[member["weights_hash"]] for member in named_members(provenance)])
-    return _extended(ordered, provenance.teacher, provenance.top_k)
+    if EXTENDED_FROM in provenance.teacher:
+        places = {member.weights_hash: n for n, member in enumerate(teacher.members)}
+        teacher = teacher.select([places[member["weights_hash"]] for member in named_members(provenance)])
+    return _extended(teacher, provenance.teacher, provenance.top_k)
 
 
 def _extended(teacher: Teacher, made: dict[str, Any], k: int) -> _Ask:
@@ -351,8 +350,7 @@ class _Comparison:
         self._teacher = teacher
         self._batch_size = batch_size
         self._provenance = provenance
-        self._waiting: list[tuple[np.ndarray, np.uint64, np.ndarray, np.ndarray]] = []
-        self._tails: list[_Tail | None] = []  # of the waiting views' rows
+        self._waiting: list[tuple[np.ndarray, np.uint64, np.ndarray, np.ndarray, _Tail | None]] = []
         self.kl: list[np.ndarray] = []
         self.tail_kl: list[float] = []
         self.same_top1: list[np.ndarray] = []
@@ -368,8 +366,7 @@ class _Comparison:
         """Adds a view with its image's hash and its stored answer, and its row's tail if there is one."""
         if self._teacher is None:
             return
-        self._waiting.append((pixels_HWC, image_hash, ids_K, logprobs_K))
-        self._tails.append(tail)
+        self._waiting.append((pixels_HWC, image_hash, ids_K, logprobs_K, tail))
         if len(self._waiting) == self._batch_size:
             self.finish()
 
@@ -377,14 +374,14 @@ class _Comparison:
         """Compares the views that wait."""
         if self._teacher is None or not self._waiting:
             return
-        views_BHWC, hashes_B, ids_BK, logprobs_BK = (np.stack(part) for part in zip(*self._waiting, strict=True))
+        *stored, tails = zip(*self._waiting, strict=True)
+        views_BHWC, hashes_B, ids_BK, logprobs_BK = map(np.stack, stored)
         fresh_BC = self._teacher(torch.from_numpy(views_BHWC).permute(0, 3, 1, 2), hashes_B).cpu().numpy()
-        for tail, fresh_C in zip(self._tails, fresh_BC, strict=True):
+        for tail, fresh_C in zip(tails, fresh_BC, strict=True):
             kl = None if tail is None else tail.add(fresh_C)
             if kl is not None:  # it was the row's last view
                 self.tail_kl.append(kl)
         self._waiting.clear()
-        self._tails.clear()
         if self._provenance.signal == SAMPLED:
             fresh_BC = stored_if_kept(torch.from_numpy(fresh_BC), self._provenance.top_k)
             self.kl.append(drawn_kl(ids_BK, logprobs_BK, fresh_BC))
@@ -462,11 +459,7 @@ def drawn_kl(ids_BK: np.ndarray, logprobs_BK: np.ndarray, would_be_BC: np.ndarra
     return np.maximum((np.exp(logs_BK) * (logs_BK - fresh_BK)).sum(axis=1), 0)
 
 
-def _version_changes(provenance: Provenance) -> list[str]:
-    lines = []
+def _version_changes(provenance: Provenance) -> tuple[str, ...]:
     known = library_versions()
-    for name, there in provenance.library_versions.items():
-        here = known.get(name, "none")
-        if here != there:
-            lines.append(f"{name} {there} there, {here} here")
-    return lines
+    versions = [(name, there, known.get(name, "none")) for name, there in provenance.library_versions.items()]
+    return tuple(f"{name} {there} there, {here} here" for name, there, here in versions if here != there)

@@ -12,12 +12,11 @@ from test_reinforce import PLAIN, OnAnotherDevice, files_of, run, with_bad_row
 
 from hf_dr.errors import DataError
 from hf_dr.generation.config import ExtendConfig, ReinforceConfig
-from hf_dr.generation.device_source import DeviceSource
 from hf_dr.generation.extend import extend
 from hf_dr.generation.job import Job, reinforce_job
 from hf_dr.generation.labelling import CPU_BATCH, Labeller
 from hf_dr.generation.plan import plan_run
-from hf_dr.generation.sources import LoaderSource, ThreadSource, choose_source, cut_spans
+from hf_dr.generation.sources import DeviceSource, LoaderSource, ThreadSource, choose_source, cut_spans
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.shards import ShardWriter
 from hf_dr.teacher.ensemble import Teacher

@@ -15,13 +15,13 @@ from test_extension import assert_same, make, more
 from test_reinforce import MIXING, files_of
 
 from hf_dr.errors import ConfigError, FormatError, TeacherError
+from hf_dr.generation.agreement import held_out_answers
 from hf_dr.generation.config import ReinforceConfig
-from hf_dr.generation.device_source import DeviceSource
 from hf_dr.generation.extend import ExtendConfig, extend
 from hf_dr.generation.folder import Part
-from hf_dr.generation.held_out import held_out_answers
 from hf_dr.generation.job import reinforce_job
 from hf_dr.generation.labelling import Labeller
+from hf_dr.generation.sources import DeviceSource
 from hf_dr.generation.verify import verify
 from hf_dr.replay.join import index_images, pixels_digest
 from hf_dr.replay.loading import load_reinforced

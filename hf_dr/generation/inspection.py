@@ -43,14 +43,6 @@ _BATCH_VALUES = 1 << 20
 
 
 @dataclass(frozen=True)
-class ColumnBytes:
-    """Compressed bytes of one column in all shards."""
-
-    name: str
-    num_bytes: int
-
-
-@dataclass(frozen=True)
 class Suspect:
     """A row whose label the teacher does not believe; probabilities are means over the row's unmixed views.
 
@@ -110,7 +102,7 @@ class Inspection:
     """
 
     provenance: Provenance
-    columns: tuple[ColumnBytes, ...]
+    columns: dict[str, int]
     file_bytes: int
     num_reinforced: int
     entropy: float
@@ -125,23 +117,15 @@ class Inspection:
     @property
     def statistics(self) -> Statistics:
         """What the card shows."""
-        found = self.labels
-        return Statistics(
-            columns={column.name: column.num_bytes for column in self.columns},
-            entropy=self.entropy,
-            kept_mass=self.kept_mass,
-            unmixed_views=0 if found is None else found.num_views,
-            agreement=None if found is None else found.agreement,
-            ece=None if found is None else found.ece,
-            nll=None if found is None else found.nll,
-        )
+        known = {name: getattr(self.labels, name, None) for name in ("agreement", "ece", "nll")}
+        return Statistics(self.columns, self.entropy, self.kept_mass, getattr(self.labels, "num_views", 0), **known)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the findings in JSON types."""
         return {
             **self.__dict__,
             "provenance": self.provenance.to_dict(),
-            "columns": [asdict(column) for column in self.columns],
+            "columns": [{"name": name, "num_bytes": count} for name, count in self.columns.items()],
             "labels": None if self.labels is None else asdict(self.labels),
         }
 
@@ -160,16 +144,20 @@ class Inspection:
         p = self.provenance
         base = " ".join(str(p.base[key]) for key in ("id", "config") if p.base.get(key)) or "unknown"
         revision = p.base.get("revision")
+        skipped = p.num_rows - self.num_reinforced
+        reinforced = f"{skipped:,} of them without reinforcement (undecodable)" if skipped else "all reinforced"
         lines = [
             ("configuration", f"{p.config_name}, split {p.split}" + (", overlay (no images)" if p.overlay else "")),
             ("base dataset", base + (f" at {str(revision)[:12]}" if revision else "")),
-            ("rows", f"{p.num_rows:,}" + (f", {_skipped(p.num_rows - self.num_reinforced)}")),
+            ("rows", f"{p.num_rows:,}, {reinforced}"),
             ("views of each", f"{p.num_views:,}, {described(p.signal, p.top_k, p.num_classes)}, seed {p.seed}"),
         ]
         if p.candidates is not None:
             lines.append(("", f"of {p.candidates['num']:,} drawn, those with {KEEP[p.candidates['keep']]}"))
-        for n, item in enumerate(p.augmentation):
-            lines += [("augmentation" if n == 0 else "", _op_text(name, settings)) for name, settings in item.items()]
+        ops = [op for item in p.augmentation for op in item.items()]
+        for n, (name, settings) in enumerate(ops):
+            text = f"{name}({', '.join(f'{key}={value}' for key, value in settings.items())})"
+            lines.append(("augmentation" if n == 0 else "", text))
         for n, member in enumerate(p.teacher.get("members", [])):
             at = f" at {str(member['revision'])[:12]}" if member.get("revision") else ""
             left_out = member.get("left_out")
@@ -186,15 +174,13 @@ class Inspection:
         return lines
 
     def _bytes_table(self) -> str:
-        rest = self.file_bytes - sum(c.num_bytes for c in self.columns)
-        own = [c for c in self.columns if is_reserved(c.name)]
-        base = [c for c in self.columns if not is_reserved(c.name)]
-        rows = [[c.name, *self._amounts(c.num_bytes)] for c in own]
-        rows.append(["= reinforcement", *self._amounts(sum(c.num_bytes for c in own))])
-        rows += [[c.name, *self._amounts(c.num_bytes)] for c in base]
-        if base:
-            rows.append(["= base columns", *self._amounts(sum(c.num_bytes for c in base))])
-        rows.append(["file structure", *self._amounts(rest)])
+        rows = []
+        for title, reserved in (("= reinforcement", True), ("= base columns", False)):
+            counts = {name: count for name, count in self.columns.items() if is_reserved(name) == reserved}
+            rows += [[name, *self._amounts(count)] for name, count in counts.items()]
+            if counts:
+                rows.append([title, *self._amounts(sum(counts.values()))])
+        rows.append(["file structure", *self._amounts(self.file_bytes - sum(self.columns.values()))])
         rows.append(["= files", *self._amounts(self.file_bytes)])
         return text_table(["column", "bytes", "a view", "share"], rows)
 
@@ -222,10 +208,16 @@ class Inspection:
         assert self.labels is not None
         if not self.labels.suspects:
             return "  none: the teacher agrees with every label"
-        rows = []
-        for s in self.labels.suspects:
-            probability = f"{s.label_probability:.4f}"
-            rows.append([f"{s.row:,}", s.label_name, probability, s.favourite_name, f"{s.favourite_probability:.4f}"])
+        rows = [
+            [
+                f"{s.row:,}",
+                s.label_name,
+                f"{s.label_probability:.4f}",
+                s.favourite_name,
+                f"{s.favourite_probability:.4f}",
+            ]
+            for s in self.labels.suspects
+        ]
         return text_table(
             ["row", "label", "probability", "teacher's favourite", "probability"], rows, text_columns=(1, 3)
         )
@@ -236,14 +228,6 @@ _REST = {
     IMAGE_TAIL: "the rest of the mass as in the image's tail",
     SAMPLED: "of the drawn classes",
 }
-
-
-def _skipped(count: int) -> str:
-    return f"{count:,} of them without reinforcement (undecodable)" if count else "all reinforced"
-
-
-def _op_text(name: str, settings: dict[str, Any]) -> str:
-    return f"{name}({', '.join(f'{key}={value}' for key, value in settings.items())})"
 
 
 def inspect_dataset(folder: str | os.PathLike[str], name: str | None = None) -> Inspection:
@@ -276,7 +260,7 @@ def inspect_dataset(folder: str | os.PathLike[str], name: str | None = None) -> 
     )
 
 
-def _column_bytes(shards: Sequence[Path], names: Sequence[str]) -> tuple[ColumnBytes, ...]:
+def _column_bytes(shards: Sequence[Path], names: Sequence[str]) -> dict[str, int]:
     counts = dict.fromkeys(names, 0)
     for path in shards:
         with reading(path):
@@ -289,7 +273,7 @@ def _column_bytes(shards: Sequence[Path], names: Sequence[str]) -> tuple[ColumnB
         for group in range(metadata.num_row_groups):
             for n, owner in enumerate(owners):
                 counts[owner] += metadata.row_group(group).column(n).total_compressed_size
-    return tuple(ColumnBytes(name, count) for name, count in counts.items())
+    return counts
 
 
 def _record_batches(shards: Sequence[Path], provenance: Provenance, has_labels: bool) -> Iterator[pa.RecordBatch]:

@@ -29,10 +29,10 @@ from torchvision.transforms.autoaugment import _apply_op
 from hf_dr.cli.main import main
 from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, FormatError, HfDrError
 from hf_dr.generation.ml_dr import importer as ml_dr
-from hf_dr.generation.ml_dr.archives import archive_files, read_file
-from hf_dr.generation.ml_dr.files import RunFormat
+from hf_dr.generation.ml_dr.files import RunFormat, read_file
+from hf_dr.generation.ml_dr.fitting import find_rows
 from hf_dr.generation.ml_dr.importer import ImportConfig, ImportJob, import_ml_dr
-from hf_dr.generation.ml_dr.order import find_rows
+from hf_dr.generation.ml_dr.runs import archive_files
 from hf_dr.generation.verify import verify
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.store.schema import SCHEMA_VERSION

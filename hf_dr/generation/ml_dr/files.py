@@ -5,14 +5,17 @@ The files are read as data (`hf_dr.generation.ml_dr.plain_pickle`): nothing is e
 
 from __future__ import annotations
 
+import io
 import math
 import reprlib
+import zipfile
+import zlib
 from typing import Any, cast
 
 import numpy as np
 
 from hf_dr.errors import ConfigError, FormatError, did_you_mean
-from hf_dr.generation.ml_dr.archives import read_file
+from hf_dr.generation.ml_dr.plain_pickle import read_plain_pickle
 from hf_dr.store.schema import AUG_PREFIX, TEACHER_IDS, TEACHER_LOGPROBS
 from hf_dr.views.augmentation import NO_PARTNER, PARTNER, Augmentation
 from hf_dr.views.ops.base import Op, Size
@@ -27,6 +30,8 @@ from hf_dr.views.ops.geometry import (
 )
 from hf_dr.views.ops.mixing import CutMix, MixUp
 
+# A file holds some 300 bytes a view; a larger one is none of ml-dr's.
+MAX_FILE_BYTES = 1 << 25
 MAX_CLASSES = 1 << 20
 
 Columns = dict[str, np.ndarray]
@@ -75,6 +80,36 @@ def _numbers(values: Any, kinds: str, shape: tuple[int, ...], where: str) -> np.
     ok = array.dtype.kind in kinds and array.shape == shape
     expect(ok, where, f"hold {' x '.join(map(str, shape)) or 'one'} numbers", values)
     return array
+
+
+def read_file(data: bytes, where: str) -> Any:
+    """Returns what a file of ml-dr holds: a container of torch.save, or a compressed pickle of joblib.
+
+    Raises:
+        FormatError: It is neither, is damaged or too large, or holds anything but plain values.
+    """
+    try:
+        if data[:4] == b"PK\x03\x04":
+            with zipfile.ZipFile(io.BytesIO(data)) as container:
+                (name,) = (name for name in container.namelist() if name.endswith("/data.pkl"))
+                with container.open(name) as file:
+                    pickled = file.read(MAX_FILE_BYTES + 1)
+        elif data[:1] == b"\x78":
+            inflate = zlib.decompressobj()
+            pickled = inflate.decompress(data, MAX_FILE_BYTES + 1)
+            if len(pickled) <= MAX_FILE_BYTES and not inflate.eof:
+                raise EOFError("it breaks off")
+        else:
+            raise ValueError(f"it begins with {data[:4]!r}")
+    except Exception as error:  # zipfile raises half a dozen types on hostile containers
+        if isinstance(error, MemoryError):
+            raise
+        raise FormatError(
+            f"{where} must be written by torch.save or joblib, but: {type(error).__name__}: {error!s:.200}. Fetch it again."
+        ) from error
+    if len(pickled) > MAX_FILE_BYTES:
+        raise FormatError(f"{where} must hold at most {MAX_FILE_BYTES:,} bytes, found more. Do not trust this file.")
+    return read_plain_pickle(pickled, where)
 
 
 class RunFormat:

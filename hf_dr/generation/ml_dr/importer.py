@@ -27,11 +27,9 @@ import torch
 from hf_dr.errors import DataError, FormatError
 from hf_dr.generation.config import ImportConfig
 from hf_dr.generation.folder import WHOLE, check_same_run, complete_run, open_run
-from hf_dr.generation.ml_dr.archives import archive_files, image_number
 from hf_dr.generation.ml_dr.files import expect
-from hf_dr.generation.ml_dr.fitting import Agreement, BaseFit, image_sizes
-from hf_dr.generation.ml_dr.order import find_rows
-from hf_dr.generation.ml_dr.runs import RowFile, Run, open_runs
+from hf_dr.generation.ml_dr.fitting import Agreement, BaseFit, find_rows, image_sizes
+from hf_dr.generation.ml_dr.runs import RowFile, Run, archive_files, image_number, open_runs
 from hf_dr.generation.ml_dr.scratch import Scratch
 from hf_dr.generation.plan import choose_shard_size, library_versions, split_name
 from hf_dr.processes import default_workers

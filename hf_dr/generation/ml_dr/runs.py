@@ -1,30 +1,137 @@
-"""The sources of an import: runs of ml-dr over the same images, whose views add up."""
+"""The sources of an import: runs of ml-dr over the same images, whose views add up.
+
+Each is a file for each image, in a folder or a tar, compressed or not.
+"""
 
 from __future__ import annotations
 
+import os
+import re
 import signal
+import tarfile
+import zlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from lzma import LZMAError
 from multiprocessing import get_context
-from pathlib import Path
-from typing import Any, NamedTuple
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple, cast
 
 from hf_dr.errors import ConfigError, FormatError
-from hf_dr.generation.ml_dr.archives import CONFIG_FILE, archive_files, image_number, read_file
-from hf_dr.generation.ml_dr.files import Columns, RunFormat
+from hf_dr.generation.ml_dr.files import MAX_FILE_BYTES, Columns, RunFormat, read_file
+
+Read = Callable[[], bytes]
+
+CONFIG_FILE = "config.pth.tar"
+_ROW_FILE = re.compile(r"(0|[1-9]\d{0,9})\.(?:pth\.tar|jb)")
+
+
+class _Member(tarfile.TarInfo):
+    """A header that is checked before anything behind it is read."""
+
+    _KINDS = (
+        tarfile.REGTYPE,
+        tarfile.AREGTYPE,
+        tarfile.DIRTYPE,
+        tarfile.XHDTYPE,
+        tarfile.XGLTYPE,
+        *tarfile.GNU_TYPES[:2],
+    )
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Member:
+        member = super().frombuf(buf, encoding, errors)
+        if member.type not in cls._KINDS or not 0 <= member.size <= MAX_FILE_BYTES:
+            raise FormatError(
+                f"the archive must hold files of at most {MAX_FILE_BYTES:,} bytes and folders only, found "
+                f"{member.name!r:.80} of type {member.type!r} with {member.size:,} bytes. Do not trust it."
+            )
+        return member
+
+
+def archive_files(path: Path) -> Iterator[tuple[str, Read]]:
+    """Yields name and content (by a call, before the next) of each file of a folder `reinforced_data` or an archive of one.
+
+    Raises:
+        FormatError: It is neither, is damaged, or holds what it should not: links, several folders, or paths that lead out.
+    """
+    files = _folder_files(path) if path.is_dir() else _tar_files(path)
+    folders = set()
+    for name, read in files:
+        place = PurePosixPath(name)
+        if place.is_absolute() or ".." in place.parts:
+            raise FormatError(f"{path} must hold plain relative names, found {name!r:.80}. Do not trust this archive.")
+        folders.add(place.parent)
+        if len(folders) > 1:
+            raise FormatError(
+                f"{path} must hold one folder of files, found {' and '.join(sorted(map(str, folders)))}. Pass each as a source "
+                "of its own."
+            )
+        yield place.name, read
+
+
+def _folder_files(path: Path) -> Iterator[tuple[str, Read]]:
+    if (path / "reinforced_data").is_dir():
+        path /= "reinforced_data"
+    with os.scandir(path) as entries:
+        for entry in entries:
+            if not entry.is_file(follow_symlinks=False):
+                raise FormatError(f"{path} must hold plain files only, found {entry.name!r:.80}. Remove it.")
+            if entry.stat().st_size > MAX_FILE_BYTES:
+                raise FormatError(
+                    f"{entry.path} must have at most {MAX_FILE_BYTES:,} bytes, found {entry.stat().st_size:,} bytes."
+                )
+            yield entry.name, Path(entry.path).read_bytes
+
+
+def _tar_files(path: Path) -> Iterator[tuple[str, Read]]:
+    with _reading(path), tarfile.open(path, "r|*", tarinfo=_Member) as archive:
+        while (member := archive.next()) is not None:
+            cast(Any, archive).members.clear()  # tarfile would remember more than a million headers
+            if member.isdir():
+                continue
+            file = archive.extractfile(member)
+            if file is None or member.size > MAX_FILE_BYTES or member.issparse():
+                raise FormatError(f"{path} must hold plain files only, found {member.name!r:.80}. Do not trust it.")
+            yield member.name, _reading(path)(file.read)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FormatError:
+        raise
+    # tarfile raises its own errors, those of the decompressors, and several for headers that contradict themselves.
+    except (tarfile.TarError, zlib.error, LZMAError, EOFError, OSError, ValueError, RecursionError) as error:
+        raise FormatError(
+            f"{path} must be a folder or a tar archive (.tar, .tar.gz) of one, but reading it failed "
+            f"({type(error).__name__}: {error}). Fetch it again."
+        ) from error
+
+
+def image_number(name: str, path: Path) -> int | None:
+    """Returns the image number that a file's name says; None for the configuration.
+
+    Raises:
+        FormatError: It is neither's name.
+    """
+    if name == CONFIG_FILE:
+        return None
+    row = _ROW_FILE.fullmatch(name)
+    if row is None:
+        raise FormatError(
+            f"{path} must hold {CONFIG_FILE} and a file like 0.pth.tar for each image, found {name!r:.80}. "
+            "Remove it, or check the path."
+        )
+    return int(row[1])
 
 
 class RowFile(NamedTuple):
-    """The file of one image.
-
-    Attributes:
-        row: Of the base.
-        data: Content.
-        number: The image's number in ml-dr's order.
-        where: Names the file in messages.
-    """
+    """The file of one image: its row of the base, content, number in ml-dr's order, and name for messages."""
 
     row: int
     data: bytes
@@ -45,11 +152,7 @@ class Run:
     ) -> Iterator[tuple[RowFile, Columns]]:
         """Yields each file with its columns, in order; a view takes a core some 50 us, so several processes share them.
 
-        Args:
-            files: Some of the source's.
-            top_k: K.
-            num_classes: C.
-            workers: Processes; below 2, this one reads them itself.
+        With fewer than two `workers` this process reads them itself.
 
         Raises:
             FormatError: A file is damaged, or does not hold what it should.

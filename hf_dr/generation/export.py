@@ -38,7 +38,7 @@ from hf_dr.store.schema import (
     VIEWS_HASH,
     is_reserved,
 )
-from hf_dr.store.shards import check_digests, remove_temporaries
+from hf_dr.store.shards import check_all_digests, remove_temporaries
 from hf_dr.teacher.signals import IMAGE_TAIL
 from hf_dr.text import format_bytes, inline, progress_bar, two_columns
 from hf_dr.views.images import decode_with
@@ -140,8 +140,7 @@ class WebDatasetExport:
         self._open()
         if self._left_out:
             logger.warning("Not exported, because JSON cannot hold them: the columns %s.", ", ".join(self._left_out))
-        for shard in self._plus.shards:
-            check_digests(shard)
+        check_all_digests(self._plus.shards)
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             with filelock.FileLock(self.folder / ".lock", timeout=0):
@@ -163,15 +162,15 @@ class WebDatasetExport:
         rows = sum(len(self._rows[name]) for name in missing)
         self._check_space(rows * self._bytes_of_one())
         self._save()
-        bar = progress_bar(total=len(self._slots), initial=len(self._slots) - rows, unit="example", desc="exporting")
         written = 0
-        with bar:
+        total = len(self._slots)
+        with progress_bar(total=total, initial=total - rows, unit="example", desc="exporting") as bar:
             for number, name in enumerate(missing, 1):
                 kept[name] = self._write(self.folder / name, self._rows[name], bar)
                 self._save()
                 written += (self.folder / name).stat().st_size
                 bar.set_postfix_str(f"{number} shards, {format_bytes(written)}", refresh=False)
-        sizes = {name: len(self._rows[name]) for name in self._rows}
+        sizes = {name: len(rows_of) for name, rows_of in self._rows.items()}
         write_whole(self.folder / SIZES_FILE, json.dumps(sizes, indent=1) + "\n")
         write_whole(self.folder / PROVENANCE_FILE, (self._plus.shards[0].parent / PROVENANCE_FILE).read_bytes())
         write_whole(self.folder / "README.md", self._readme())
@@ -211,13 +210,12 @@ class WebDatasetExport:
 
     def _bytes_of_one(self) -> float:
         """Returns the mean bytes of an example in a tar file, from a few."""
-        sizes = []
-        for row in sampled_rows(len(self._slots)).tolist():
-            for files in self._examples(range(row, row + 1)):
-                sizes.append(
-                    sum(tarfile.BLOCKSIZE * (1 + math.ceil(len(file) / tarfile.BLOCKSIZE)) for file in files.values())
-                )
-        return float(np.mean(sizes))
+        blocks = [
+            sum(1 + math.ceil(len(file) / tarfile.BLOCKSIZE) for file in files.values())
+            for row in sampled_rows(len(self._slots)).tolist()
+            for files in self._examples(range(row, row + 1))
+        ]
+        return float(np.mean(blocks)) * tarfile.BLOCKSIZE
 
     def _check_space(self, needed: float) -> int:
         """Returns the free bytes where the folder is, or will be."""
@@ -267,11 +265,8 @@ class WebDatasetExport:
             if self._class_names:
                 files["txt"] = self._class_names[label].encode()
                 about["label_name"] = self._class_names[label]
-        about |= {
-            name: value
-            for name, value in told.items()
-            if name not in about and name not in (*self._own, IMAGE_HASH, VIEWS_HASH)
-        }
+        known = (*about, *self._own, IMAGE_HASH, VIEWS_HASH)
+        about |= {name: value for name, value in told.items() if name not in known}
         about["base"] = {name: told[name] for name in self._own}
         files["json"] = json.dumps(about, ensure_ascii=False, separators=(",", ":"), default=float).encode()
         for name in self._answers:

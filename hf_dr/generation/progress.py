@@ -65,7 +65,7 @@ class Progress:
         """Counts a shard that this rank has finished."""
         self._shards += 1
         self._bytes += file_bytes
-        self._show()
+        self._bar.set_postfix_str(f"{self._shards} shards, {format_bytes(self._bytes)}", refresh=False)
 
     def _look(self) -> None:
         """Counts the shards that other ranks have finished since the last look."""
@@ -76,9 +76,6 @@ class Progress:
                 self._bar.update(self._views[shard])
                 self.wrote(path.stat().st_size)
         self._looked = time.monotonic()
-
-    def _show(self) -> None:
-        self._bar.set_postfix_str(f"{self._shards} shards, {format_bytes(self._bytes)}", refresh=False)
 
     def summary(self) -> str:
         """Returns this rank's throughput, for the closing log line."""

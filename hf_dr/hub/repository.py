@@ -14,12 +14,13 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token, hf_hub_download
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import (
     HfHubHTTPError,
     LocalTokenNotFoundError,
@@ -27,11 +28,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils import (
-    are_progress_bars_disabled,
-    disable_progress_bars,
-    enable_progress_bars,
-)
+from huggingface_hub.utils import disable_progress_bars
 
 from hf_dr.errors import ConfigError, FormatError, HfDrError, HubError
 from hf_dr.hub.retry import ATTEMPTS, ask, describe, wait
@@ -86,12 +83,7 @@ class Push:
 
 @dataclass(frozen=True)
 class Remote:
-    """A repository as it is at one commit.
-
-    Attributes:
-        commit: The commit.
-        files: Every file at it, by path.
-    """
+    """A repository as it is at one commit: every file, by its path."""
 
     commit: str
     files: dict[str, RepoFile]
@@ -150,13 +142,14 @@ class Repository:
             user = ask(self.api.whoami, "log in to the Hub")["name"]
         except LocalTokenNotFoundError as error:
             raise HubError("expected a token to push with, found none. Log in with `hf auth login`.") from error
-        settings: dict[str, Any] = {**self._where, "private": private, "exist_ok": True}
-        ask(lambda: self.api.create_repo(**settings), f"create {self.id}")
+        ask(lambda: self.api.create_repo(**self._where, private=private, exist_ok=True), f"create {self.id}")
         if create_pr is not None:
             self.revision = ask(lambda: self._pull_request(create_pr, user), f"open a pull request at {self.id}")
         elif self.revision != "main" and not self.revision.startswith("refs/"):
-            settings = {**self._where, "branch": self.revision, "exist_ok": True}
-            ask(lambda: self.api.create_branch(**settings), f"create the branch {self.revision}")
+            ask(
+                lambda: self.api.create_branch(**self._where, branch=self.revision, exist_ok=True),
+                f"create the branch {self.revision}",
+            )
 
     def _pull_request(self, title: str, user: str) -> str:
         """Returns the branch of an open pull request of this title and user, so that no push opens two; else of a new one."""
@@ -190,12 +183,8 @@ class Repository:
         """Downloads one small file as it is at a commit, to the cache; None if it is not there."""
         if path not in remote.files:
             return None
-        settings: dict[str, Any] = {**self._where, "filename": path, "revision": remote.commit}
-        file = ask(
-            lambda: hf_hub_download(**settings, token=self.api.token, endpoint=self.api.endpoint),
-            f"fetch {path} of {self.id}",
-        )
-        return Path(file)
+        download = partial(self.api.hf_hub_download, **self._where, filename=path, revision=remote.commit)
+        return Path(ask(download, f"fetch {path} of {self.id}"))
 
     def send(self, operations: list[CommitOperationAdd]) -> None:
         """Sends large files; the Hub keeps them for the commit to come. What it has already is not sent again."""
@@ -212,8 +201,7 @@ class Repository:
 
     def tag(self, name: str, commit: str) -> None:
         """Tags a commit, if the tag is not there."""
-        settings: dict[str, Any] = {**self._where, "tag": name, "revision": commit, "exist_ok": True}
-        ask(lambda: self.api.create_tag(**settings), f"tag {self.id}")
+        ask(lambda: self.api.create_tag(**self._where, tag=name, revision=commit, exist_ok=True), f"tag {self.id}")
 
 
 # ------------------------------------------------------------------------------------------------------------ the push
@@ -352,7 +340,7 @@ def _send(repository: Repository, operations: list[CommitOperationAdd], state: P
         logger.info("Sending %d files.", len(operations))
         try:
             # All at once: between two calls the client would wait for the slowest file. It shows the progress itself.
-            with nullcontext() if state.is_main_process else _without_bars():
+            with nullcontext() if state.is_main_process else disable_progress_bars():
                 repository.send(operations)
         except HfDrError as found:
             error = found
@@ -457,15 +445,3 @@ def read_card(file: Path | None) -> str | None:
         return file.read_bytes().decode()  # bytes: line ends stay as they are
     except UnicodeDecodeError as error:
         raise FormatError(f"{CARD_FILE} must be UTF-8, but that in {file.parent} is not: {error}. Fix it.") from error
-
-
-@contextmanager
-def _without_bars() -> Iterator[None]:
-    """One rank's progress is enough to look at."""
-    shown = not are_progress_bars_disabled()
-    disable_progress_bars()
-    try:
-        yield
-    finally:
-        if shown:
-            enable_progress_bars()

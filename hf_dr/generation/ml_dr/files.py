@@ -184,13 +184,8 @@ class RunFormat:
 
     def num_samples(self, content: Any, number: int, where: str) -> int:
         """Checks the frame of a file and returns its number of views."""
-        ok = (
-            isinstance(content, tuple)
-            and len(content) == 2
-            and type(content[0]) is int
-            and isinstance(content[1], list)
-        )
-        expect(ok and len(content[1]) > 0, where, "hold a pair (number of the image, views)", content)
+        ok = isinstance(content, tuple) and [type(part) for part in content] == [int, list] and len(content[1]) > 0
+        expect(ok, where, "hold a pair (number of the image, views)", content)
         expect(content[0] == number, where, f"be about image {number}, as its name says", content[0])
         return len(content[1])
 
@@ -212,11 +207,7 @@ class RunFormat:
     def columns(self, content: Any, top_k: int, num_classes: int, where: str) -> Columns:
         """Returns the columns of a file's V views, (V,) or (V, n): answers, parameters, the partner's number and parameters.
 
-        Args:
-            content: The parsed file; `num_samples` has checked its frame.
-            top_k: K.
-            num_classes: C.
-            where: Names the file in messages.
+        `num_samples` has checked the frame of `content`, the parsed file.
 
         Raises:
             FormatError: It does not hold what the configuration says.

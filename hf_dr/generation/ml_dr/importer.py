@@ -45,7 +45,7 @@ from hf_dr.store.features import reinforcement_features
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import IMAGE_HASH, SCHEMA_VERSION, SOURCE_INDEX, STORED_PARTNERS, VIEWS_HASH
 from hf_dr.store.shards import ROW_GROUP_VIEWS, ShardWriter
-from hf_dr.text import format_bytes, progress_bar
+from hf_dr.text import format_bytes, progress_bar, two_columns
 from hf_dr.version import __version__
 from hf_dr.views.images import decode_image, decode_row, pixel_hash
 
@@ -89,12 +89,7 @@ def import_ml_dr(
 
 
 class ImportJob:
-    """One import: checked when built, then `run` or `plan`.
-
-    Attributes:
-        provenance: How the "+" dataset was made, as far as ml-dr says.
-        folder: Where the shards go.
-    """
+    """One import: checked when built, then `run` or `plan`; the arguments are those of `import_ml_dr`."""
 
     def __init__(
         self,
@@ -174,7 +169,7 @@ class ImportJob:
             ("scratch space", total),
             ("shards", f"{p.num_shards:,}, at most {total} and the base's columns"),
         ]
-        return "\n".join(f"  {name:<16}{value}" for name, value in rows)
+        return two_columns(rows)
 
     def run(self) -> None:
         """Reads the sources, then writes the shards that are missing, and the card."""
@@ -204,8 +199,6 @@ class ImportJob:
             )
         finally:
             lock.release()
-
-    # ------------------------------------------------------------------------------------------------------- reading
 
     def _read(self, missing: list[int], scratch: Scratch) -> None:
         """Reads the rows of the missing shards from all sources into the scratch file."""
@@ -259,8 +252,6 @@ class ImportJob:
                 f"{absent[0]}.pth.tar. Fetch it again, or name the dataset and split that was reinforced."
             )
 
-    # ------------------------------------------------------------------------------------------------------- writing
-
     def _write(self, missing: list[int], scratch: Scratch) -> None:
         """Writes the missing shards out of the scratch file."""
         provenance = self.provenance
@@ -287,7 +278,7 @@ class ImportJob:
 
     def _base_table(self, first: int, last: int, valid: np.ndarray) -> pa.Table:
         """The base's columns of some rows, and no hashes of their views: what the teacher saw is not known."""
-        (column,) = self._images.column_names
+        column = self.provenance.image_column
         readable = valid.copy()  # images of valid rows have been decoded
         for place in np.flatnonzero(~valid):
             with contextlib.suppress(DataError):
@@ -297,22 +288,20 @@ class ImportJob:
         return table.append_column(VIEWS_HASH, pa.nulls(last - first, pa.uint64()))
 
     def _hash(self, row: int, valid: bool) -> int:
-        if not valid:
-            return 0
-        (column,) = self._images.column_names
-        return pixel_hash(decode_row(self._images[row][column], f"row {row}"))
+        return pixel_hash(decode_row(self._images[row][self.provenance.image_column], f"row {row}")) if valid else 0
 
 
 def _num_classes(configured: int | None, names: list[str] | None) -> int:
     """Returns C, from ml-dr's configuration or the base's classes, which must agree."""
-    if configured is None and names is None:
+    known = {configured, None if names is None else len(names)} - {None}
+    if not known:
         raise DataError("the base must have a ClassLabel column, as ml-dr's configuration does not count the classes.")
-    if configured is not None and names is not None and configured != len(names):
+    if len(known) > 1:
         raise DataError(
-            f"the base must have the {configured} classes of ml-dr's configuration, found {len(names)}. "
+            f"the base must have the {configured} classes of ml-dr's configuration, found {len(names or ())}. "
             "Is it another dataset?"
         )
-    return configured if configured is not None else len(cast(list[str], names))
+    return cast(int, known.pop())
 
 
 def _member(name: str, num_classes: int) -> dict[str, Any]:

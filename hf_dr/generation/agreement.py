@@ -12,7 +12,7 @@ import torch
 
 from hf_dr.errors import ConfigError, TeacherError
 from hf_dr.generation.config import ReinforceConfig
-from hf_dr.generation.labelling import Labeller
+from hf_dr.generation.labelling import Labeller, padded
 from hf_dr.generation.plan import Plan, plan_run
 from hf_dr.generation.sources import choose_source, cut_spans
 from hf_dr.store.base_dataset import sampled_rows
@@ -115,9 +115,8 @@ def sample_agreement(plan: Plan, labeller: Labeller, batch_size: int) -> Agreeme
     favourites = []
     for start, part in zip(range(0, len(hashes_N), batch_size), pixels_NHWC.split(batch_size), strict=True):
         # A whole batch, as most of the run's are: a compiled teacher is not compiled once more for another size.
-        whole = torch.cat([part, part.new_zeros(batch_size - len(part), *part.shape[1:])])
         hashes_B = np.resize(hashes_N[start : start + len(part)], batch_size)
-        favourites.append(labeller.ask(whole, hashes_B)[: len(part)].argmax(dim=1).cpu())
+        favourites.append(labeller.ask(padded(part, batch_size), hashes_B)[: len(part)].argmax(dim=1).cpu())
     return Agreement.of(torch.cat(favourites).numpy(), plan.labels[[*views]])
 
 

@@ -123,7 +123,7 @@ class _Sheet:
 
     def _draw_legend(self, width: float) -> float:
         """Draws what the bars' colours mean at the right end of the title's line; returns the inches that are left of it."""
-        if not self._labels.known:
+        if not self.plus.has_labels:
             return width
         keys = [("other class", _OTHER), ("label", _LABEL)]
         if self.plus.augmentation.mixes:
@@ -263,11 +263,6 @@ class _Labels:
         self._labels = plus.labels
         self._names = plus.class_names
         self._place = {source: place for place, source in enumerate(self.source.tolist())}
-
-    @property
-    def known(self) -> bool:
-        """Whether the dataset has labels."""
-        return self._labels is not None
 
     def of_row(self, row: int) -> int | None:
         """Label of a row of the dataset; None where there is none."""

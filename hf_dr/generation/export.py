@@ -74,11 +74,7 @@ class WebDatasetExport:
 
     Each example is a few files: the image as it is stored, `.cls` and `.txt` (the label and its name), `.json` (parameters of
     all views, hashes, the base's own columns), and the answers to all views as `.teacher_ids.npy` and `.teacher_logprobs.npy`.
-    The same dataset gives the same bytes.
-
-    Args:
-        plus: The "+" dataset; an overlay with its base.
-        config: Where and how it is written.
+    The same dataset gives the same bytes. An overlay must be opened with its base.
     """
 
     def __init__(self, plus: ReinforcedDataset, config: ExportConfig) -> None:

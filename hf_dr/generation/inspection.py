@@ -44,16 +44,9 @@ _BATCH_VALUES = 1 << 20
 
 @dataclass(frozen=True)
 class Suspect:
-    """A row whose label the teacher does not believe; probabilities are means over the row's unmixed views.
+    """A row of the base (`source_index`) whose label the teacher does not believe, and the class to which it gives most.
 
-    Attributes:
-        row: Row of the base dataset (`source_index`).
-        label: Its label.
-        label_name: The label's name, or its number where classes have no names.
-        label_probability: What the teacher gives to it.
-        favourite: The class to which the teacher gives most.
-        favourite_name: Its name.
-        favourite_probability: What the teacher gives to it.
+    Probabilities are means over the row's unmixed views. Where classes have no names, their numbers serve.
     """
 
     row: int

@@ -212,10 +212,11 @@ def _in_whole_batches(teacher: Teacher, views_BCHW: torch.Tensor, size: int = CP
     """Asks a teacher; on a CPU about `size` views at once, never fewer or more."""
     if teacher.device.type != "cpu":
         return teacher(views_BCHW)
-    answers = []
-    for part in views_BCHW.split(size):
-        whole = part
-        if len(part) < size:
-            whole = torch.cat([part, part.new_zeros(size - len(part), *part.shape[1:])])
-        answers.append(teacher(whole)[: len(part)])
-    return torch.cat(answers)
+    return torch.cat([teacher(padded(part, size))[: len(part)] for part in views_BCHW.split(size)])
+
+
+def padded(part: torch.Tensor, size: int) -> torch.Tensor:
+    """Returns a batch of `size` views, the last of them black where there are fewer."""
+    if len(part) == size:
+        return part
+    return torch.cat([part, part.new_zeros(size - len(part), *part.shape[1:])])

@@ -131,14 +131,7 @@ def cut_spans(provenance: Provenance, shards: Iterable[int], batch_size: int, fi
 
 
 class _Source(ABC):
-    """What is the same in all sources of this module.
-
-    Args:
-        maker: Says which views there are.
-        labeller: Labels them.
-        batch_size: Views in a batch of the teacher.
-        workers: Threads or processes that make views, or decode for the device that makes them.
-    """
+    """What is the same in all sources of this module; `workers` make views, or decode for the device that makes them."""
 
     def __init__(self, maker: ViewMaker, labeller: Labeller, batch_size: int, workers: int) -> None:
         self.device = labeller.teacher.device

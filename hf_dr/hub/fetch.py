@@ -47,10 +47,7 @@ def fetch_config(
     not fetched again, and is enough where the Hub cannot be reached.
 
     Args:
-        path: See `load_reinforced`.
-        name: See `load_reinforced`.
-        split: See `load_reinforced`.
-        revision: See `load_reinforced`.
+        path, name, split, revision: See `load_reinforced`.
         shards: Whether the shards are wanted, or the provenance only.
 
     Raises:

@@ -101,13 +101,7 @@ class Remote:
 
 
 class Repository:
-    """One branch of one repository on the Hub; every request is retried where that can help.
-
-    Args:
-        repo_id: `owner/name`.
-        repo_type: `dataset` or `model`.
-        revision: The branch; None: `main`.
-        token: None: the stored one.
+    """One branch (default: `main`) of one repository on the Hub; every request is retried where that can help.
 
     Raises:
         ConfigError: `repo_id` is impossible.
@@ -259,11 +253,8 @@ def publish(
         card: The text of the card that is there, or None -> the text that shall stand there.
         stale: Whether a path that stands there and is not in `files` is deleted.
         check: Raises an HfDrError where what stands there must not be touched.
-        private: See `push_to_hub`.
-        create_pr: See `push_to_hub`.
-        tags: See `push_to_hub`.
+        private, create_pr, tags, dry_run: See `push_to_hub`.
         message: The commit's, and the pull request's title.
-        dry_run: See `push_to_hub`.
         alone: One process of a launch calls it, and does all.
 
     Raises:

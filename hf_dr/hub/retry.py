@@ -90,10 +90,6 @@ def wait(attempt: int) -> None:
 def ask(call: Callable[[], _Result], what: str) -> _Result:
     """As `with_retries`, for calls that do nothing but ask the Hub: an answer that makes no sense is one that did not come.
 
-    Args:
-        call: See `with_retries`.
-        what: See `with_retries`.
-
     Raises:
         HubError: See `with_retries`; or the file or folder that is asked for is not there.
     """

@@ -113,11 +113,7 @@ def read_file(data: bytes, where: str) -> Any:
 
 
 class RunFormat:
-    """What the files of one run hold, by its `config.pth.tar`.
-
-    Args:
-        content: The parsed file.
-        where: Names it in messages.
+    """What the files of one run hold, by the content of its `config.pth.tar`, which messages call `where`.
 
     Attributes:
         augmentation: ml-dr's ops as ours, in ml-dr's order.

@@ -35,10 +35,6 @@ _ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 def find_rows(order: str, images: datasets.Dataset) -> np.ndarray:
     """Returns the row of the base for each image number of ml-dr, int64 (rows,); see `ImportConfig.order`.
 
-    Args:
-        order: `position`, `imagefolder`, or a file.
-        images: The base's image column, undecoded.
-
     Raises:
         ConfigError: The file cannot be read or is no such list.
         DataError: The base's images have no paths, or not those of the file.
@@ -123,10 +119,7 @@ def _read_order(path: Path) -> list[int | str]:
 
 
 def image_sizes(images: datasets.Dataset) -> np.ndarray:
-    """Returns (height, width) of each image, int64 (rows, 2); zeros where the image cannot be used.
-
-    Args:
-        images: The base's image column, undecoded.
+    """Returns (height, width) of each undecoded image, int64 (rows, 2); zeros where the image cannot be used.
 
     Raises:
         DataError: No image can be used.
@@ -150,71 +143,69 @@ def image_sizes(images: datasets.Dataset) -> np.ndarray:
     return sizes
 
 
-class BaseFit:
-    """Fits the columns of files to the base.
+def fit_to_base(
+    columns: Columns, row: int, where: str, augmentation: Augmentation, row_of: np.ndarray, sizes: np.ndarray
+) -> Columns:
+    """Checks the columns of a row's file against the base, and turns the partners' numbers into rows.
+
+    Views that mix in an image that cannot be used are replaced by others of the row.
 
     Args:
+        columns: Of the row's views, (V,) or (V, n).
+        row: Of the base.
+        where: Names the file in messages.
         augmentation: ml-dr's ops.
-        row_of: Row of the base for each image number, int64 (rows,).
+        row_of: See `find_rows`.
         sizes: See `image_sizes`.
+
+    Raises:
+        DataError: A box lies outside its image, or a partner is none of the base's images.
+        FormatError: Every view mixes in an image that cannot be used.
     """
+    own_sizes = np.broadcast_to(sizes[row], (len(columns[TEACHER_IDS]), 2))
+    _check_boxes(augmentation, columns, "", own_sizes, where)
+    if not augmentation.mixes:
+        return columns
+    numbers = columns[AUG_PREFIX + PARTNER]
+    if numbers.max() >= len(row_of):
+        raise DataError(
+            f"{where} mixes in image {numbers.max()}, but the base has {len(row_of)}. Is it another dataset or split?"
+        )
+    mixed = np.flatnonzero(numbers >= 0)
+    partners = np.full(len(numbers), NO_PARTNER)
+    partners[mixed] = row_of[numbers[mixed]]
+    columns[AUG_PREFIX + PARTNER] = partners
+    usable = np.ones(len(numbers), bool)
+    usable[mixed] = sizes[partners[mixed], 0] > 0
+    fitting = mixed[usable[mixed]]
+    part = {name: values[fitting] for name, values in columns.items()}
+    _check_boxes(augmentation, part, f"{PARTNER}_", sizes[partners[fitting]], f"{where}, a partner")
+    if usable.all():
+        return columns
+    good = np.flatnonzero(usable)
+    expect(len(good) > 0, where, "have a view whose partner can be decoded", "none", "Fix the base's images.")
+    take = np.arange(len(numbers))
+    take[~usable] = np.resize(good, int((~usable).sum()))
+    return {name: values[take] for name, values in columns.items()}
 
-    def __init__(self, augmentation: Augmentation, row_of: np.ndarray, sizes: np.ndarray) -> None:
-        self._augmentation = augmentation
-        self._row_of = row_of
-        self._sizes = sizes
 
-    def fit(self, columns: Columns, row: int, where: str) -> Columns:
-        """Checks the columns of a row's file against the base, and turns the partners' numbers into rows.
-
-        Views that mix in an image that cannot be used are replaced by others of the row.
-
-        Raises:
-            DataError: A box lies outside its image, or a partner is none of the base's images.
-            FormatError: Every view mixes in an image that cannot be used.
-        """
-        self._check_boxes(columns, "", np.broadcast_to(self._sizes[row], (len(columns[TEACHER_IDS]), 2)), where)
-        if not self._augmentation.mixes:
-            return columns
-        numbers = columns[AUG_PREFIX + PARTNER]
-        if numbers.max() >= len(self._row_of):
-            raise DataError(
-                f"{where} mixes in image {numbers.max()}, but the base has {len(self._row_of)}. Is it another dataset or split?"
-            )
-        mixed = np.flatnonzero(numbers >= 0)
-        partners = np.full(len(numbers), NO_PARTNER)
-        partners[mixed] = self._row_of[numbers[mixed]]
-        columns[AUG_PREFIX + PARTNER] = partners
-        usable = np.ones(len(numbers), bool)
-        usable[mixed] = self._sizes[partners[mixed], 0] > 0
-        fitting = mixed[usable[mixed]]
-        part = {name: values[fitting] for name, values in columns.items()}
-        self._check_boxes(part, f"{PARTNER}_", self._sizes[partners[fitting]], f"{where}, a partner")
-        if usable.all():
-            return columns
-        good = np.flatnonzero(usable)
-        expect(len(good) > 0, where, "have a view whose partner can be decoded", "none", "Fix the base's images.")
-        take = np.arange(len(numbers))
-        take[~usable] = np.resize(good, int((~usable).sum()))
-        return {name: values[take] for name, values in columns.items()}
-
-    def _check_boxes(self, columns: Columns, prefix: str, sizes_V2: np.ndarray, where: str) -> None:
-        """Follows the size through the ops; a box outside the image betrays a wrong order, or a base of another size."""
-        size: Any = sizes_V2
-        for op in self._augmentation.ops:
-            name = f"{AUG_PREFIX}{prefix}{op.name}_"
-            if isinstance(op, (RandomResizedCrop, RandomErasing)):
-                _check_box(columns[f"{name}box"], size, where, empty=isinstance(op, RandomErasing))
-            elif isinstance(op, CutMix) and not prefix:
-                _check_box(columns[f"{name}box"], size, where)
-            elif isinstance(op, RandomCrop):
-                view = np.broadcast_to(np.array(op.output_size(None)), size.shape)
-                _check_box(np.hstack([columns[f"{name}offset"], view]), size + 2 * op.padding, where)
-            fixed = op.output_size(None)
-            if fixed is not None:
-                size = np.broadcast_to(np.array(fixed), sizes_V2.shape)
-            elif isinstance(op, Resize):
-                size = np.array([op.output_size((int(h), int(w))) for h, w in size]).reshape(sizes_V2.shape)
+def _check_boxes(augmentation: Augmentation, columns: Columns, prefix: str, sizes_V2: np.ndarray, where: str) -> None:
+    """Follows the size through the ops; a box outside the image betrays a wrong order, or a base of another size."""
+    size: Any = sizes_V2
+    for op in augmentation.ops:
+        name = f"{AUG_PREFIX}{prefix}{op.name}_"
+        fixed = op.output_size(None)
+        if isinstance(op, (RandomResizedCrop, RandomErasing)):
+            _check_box(columns[f"{name}box"], size, where, empty=isinstance(op, RandomErasing))
+        elif isinstance(op, CutMix) and not prefix:
+            _check_box(columns[f"{name}box"], size, where)
+        elif isinstance(op, RandomCrop):
+            view = np.broadcast_to(np.array(fixed), size.shape)
+            _check_box(np.hstack([columns[f"{name}offset"], view]), size + 2 * op.padding, where)
+        if fixed is not None:
+            size = np.broadcast_to(np.array(fixed), sizes_V2.shape)
+        elif isinstance(op, Resize):
+            size = np.array([op.output_size((int(h), int(w))) for h, w in size]).reshape(sizes_V2.shape)
 
 
 def _check_box(boxes: np.ndarray, sizes: np.ndarray, where: str, *, empty: bool = True) -> None:

@@ -28,7 +28,7 @@ from hf_dr.errors import DataError, FormatError
 from hf_dr.generation.config import ImportConfig
 from hf_dr.generation.folder import WHOLE, check_same_run, complete_run, open_run
 from hf_dr.generation.ml_dr.files import expect
-from hf_dr.generation.ml_dr.fitting import Agreement, BaseFit, find_rows, image_sizes
+from hf_dr.generation.ml_dr.fitting import Agreement, find_rows, fit_to_base, image_sizes
 from hf_dr.generation.ml_dr.runs import RowFile, Run, archive_files, image_number, open_runs
 from hf_dr.generation.ml_dr.scratch import Scratch
 from hf_dr.generation.plan import choose_shard_size, library_versions, split_name
@@ -208,7 +208,6 @@ class ImportJob:
         for shard in missing:
             wanted[provenance.shard_range(shard)] = True
         wanted &= sizes[:, 0] > 0
-        fit = BaseFit(self._augmentation, self._row_of, sizes)
         agreement = Agreement(self._labels, provenance.num_classes, tolerated=self.config.allow_disagreement)
         workers = self.config.num_workers
         if workers is None:
@@ -220,7 +219,8 @@ class ImportJob:
                 files = self._files(run, unread, bar)
                 for file, columns in run.read(files, provenance.top_k, provenance.num_classes, workers):
                     agreement.add(columns, file.row)
-                    scratch.put(number, file.row, fit.fit(columns, file.row, file.where))
+                    fitted = fit_to_base(columns, file.row, file.where, self._augmentation, self._row_of, sizes)
+                    scratch.put(number, file.row, fitted)
                     bar.update()
             agreement.check()
 

@@ -46,11 +46,7 @@ def read_plain_pickle(data: bytes, where: str) -> Any:
     """Returns the value that a pickle of protocol 2 to 5 describes.
 
     It may be nested `MAX_DEPTH` deep, take `MAX_INSTRUCTIONS`, and share parts as long as it has no more parts than that
-    when they are counted each time.
-
-    Args:
-        data: The stream.
-        where: Names it in messages.
+    when they are counted each time. Messages call it `where`.
 
     Raises:
         FormatError: The stream is damaged, too large, or asks for anything but tuples, lists, dicts with strings as keys,
@@ -76,24 +72,16 @@ class _RefusedError(Exception):
 
 
 class _Machine:
-    """The stack machine that a pickle is a program for; what it builds may still hold names, and be endless or vast.
-
-    Attributes:
-        data: The program.
-        at: The place of the next instruction, or of the argument of this one.
-        stack: The values since the last mark.
-        outer: The stacks below the marks.
-        memo: Values that the program comes back to, by their numbers.
-    """
+    """The stack machine that a pickle is a program for; what it builds may still hold names, and be endless or vast."""
 
     __slots__ = ("at", "data", "memo", "outer", "stack")
 
     def __init__(self, data: bytes) -> None:
         self.data = data
-        self.at = 0
-        self.stack: list[Any] = []
-        self.outer: list[list[Any]] = []
-        self.memo: dict[int, Any] = {}
+        self.at = 0  # the place of the next instruction, or of the argument of this one
+        self.stack: list[Any] = []  # the values since the last mark
+        self.outer: list[list[Any]] = []  # the stacks below the marks
+        self.memo: dict[int, Any] = {}  # values that the program comes back to, by their numbers
 
     def run(self) -> Any:
         """Returns the value that is on the stack in the end.

@@ -16,11 +16,10 @@ import pyarrow as pa
 import torch
 
 from hf_dr.generation.config import ReinforceConfig
-from hf_dr.generation.folder import Part
+from hf_dr.generation.folder import Part, Progress
 from hf_dr.generation.job import Job
 from hf_dr.generation.labelling import ViewColumns
 from hf_dr.generation.plan import Plan, plan_run
-from hf_dr.generation.progress import Progress
 from hf_dr.generation.sources import Timing
 from hf_dr.processes import process_state
 from hf_dr.store.schema import AUG_PREFIX, IMAGE_HASH, TEACHER_IDS, TEACHER_LOGPROBS, VIEWS_HASH

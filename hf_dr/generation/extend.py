@@ -19,9 +19,8 @@ from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, Forma
 from hf_dr.generation.agreement import sample_agreement
 from hf_dr.generation.config import ExtendConfig
 from hf_dr.generation.job import Job
-from hf_dr.generation.labelling import Labeller, ShortAnswers
+from hf_dr.generation.labelling import Labeller, Rows, ShortAnswers
 from hf_dr.generation.plan import Plan, library_versions
-from hf_dr.generation.rows import Rows
 from hf_dr.generation.sources import choose_source
 from hf_dr.generation.teachers import same_teacher, teacher_from_provenance
 from hf_dr.generation.verify import opened

@@ -1,6 +1,6 @@
 """The main job: draw views, ask the teacher, write shards. Resumable, and the same bytes however it is run.
 
-`plan` settles what is made, `sources` makes and labels views, `rows` completes rows, `folder` knows what is there already.
+`plan` settles what is made, `sources` makes views, `labelling` what is stored of them, `folder` knows what is there already.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from hf_dr.generation.estimate import Estimate, estimate
 from hf_dr.generation.folder import (
     WHOLE,
     Part,
+    Progress,
     check_same_labels,
     check_same_run,
     complete_run,
@@ -35,10 +36,8 @@ from hf_dr.generation.folder import (
     note_processor,
     open_run,
 )
-from hf_dr.generation.labelling import Labeller, ViewColumns
+from hf_dr.generation.labelling import Labeller, RowCheck, Rows, RowStream, ViewColumns, best_candidates
 from hf_dr.generation.plan import Plan, plan_run
-from hf_dr.generation.progress import Progress
-from hf_dr.generation.rows import RowCheck, Rows, RowStream, best_candidates
 from hf_dr.generation.sources import AnswerSource, choose_source, cut_spans
 from hf_dr.processes import describe_processor, on_main, process_state, warm_up_kernels
 from hf_dr.replay.dataset import ReinforcedDataset

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import time
-from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -130,7 +129,7 @@ def cut_spans(provenance: Provenance, shards: Iterable[int], batch_size: int, fi
     return spans
 
 
-class _Source(ABC):
+class _Source(AnswerSource):
     """What is the same in all sources of this module; `workers` make views, or decode for the device that makes them."""
 
     def __init__(self, maker: ViewMaker, labeller: Labeller, batch_size: int, workers: int) -> None:
@@ -140,10 +139,6 @@ class _Source(ABC):
         self.first_new = maker.first_kept
         self._maker = maker
         self._labeller = labeller
-
-    @abstractmethod
-    def answers(self, spans: Sequence[Span]) -> Generator[ViewColumns]:
-        """Yields the columns of each span."""
 
     def _prepared(self, spans: Sequence[Span]) -> Iterator[ViewBatch]:
         """Does all that needs no accelerator on one core, and returns what does the rest, span by span."""

@@ -162,8 +162,7 @@ def verify(
 
     Raises:
         NotOnDeviceError: An op or setting has no device version.
-        ConfigError: `num_rows` or `batch_size` is not positive, or `name` or `base` is given without a path, or a teacher
-            that is not asked.
+        ConfigError: `num_rows` or `batch_size` is not positive, or an argument comes without the one that it belongs to.
         TeacherError: The teacher is not the one that reinforced the dataset; or none is given, and the provenance does not
             name one on the Hub.
         FormatError: See `load_reinforced`.

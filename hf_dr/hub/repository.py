@@ -203,31 +203,34 @@ class Repository:
 
 @dataclass(frozen=True)
 class _Content:
-    """What a push brings into a repository; see `publish` for the last three."""
+    """What a push brings into a repository; see `publish`."""
 
+    repository: Repository
     operations: Mapping[str, CommitOperationAdd]
     card: Callable[[str | None], str]
     stale: Callable[[str], bool]
     check: Callable[[Repository, Remote], None]
 
-    def card_for(self, repository: Repository, remote: Remote) -> str:
-        """Returns the text that README.md shall have, merged with the text that it has."""
-        return self.card(read_card(repository.fetch(CARD_FILE, remote)))
+    def read(self, *, missing_ok: bool = False) -> tuple[Remote, str]:
+        """Returns what stands there, checked, and the text that README.md shall have, merged with the text that it has."""
+        remote = self.repository.remote(missing_ok=missing_ok)
+        self.check(self.repository, remote)
+        return remote, self.card(read_card(self.repository.fetch(CARD_FILE, remote)))
 
     def stale_files(self, remote: Remote) -> tuple[str, ...]:
         """Returns what stands there for an earlier version of this content."""
         return tuple(sorted(path for path in remote.files if path not in self.operations and self.stale(path)))
 
-    def push(self, repository: Repository, remote: Remote, card: str, commit: str | None) -> Push:
+    def push(self, remote: Remote, card: str, commit: str | None) -> Push:
         """Returns what was pushed onto `remote`, or would be."""
         return Push(
-            repo_id=repository.id,
-            revision=repository.revision,
+            repo_id=self.repository.id,
+            revision=self.repository.revision,
             files={path: operation.upload_info.size for path, operation in self.operations.items()},
             deleted=self.stale_files(remote),
             card=card,
             commit=commit,
-            url=repository.url,
+            url=self.repository.url,
         )
 
 
@@ -267,17 +270,15 @@ def publish(
         )
     state = Alone() if alone else process_state()
     operations = {path: CommitOperationAdd(path, local) for path, local in files.items()}
-    content = _Content(operations, card, stale, check)
+    content = _Content(repository, operations, card, stale, check)
     if dry_run:
-        return on_main(state, lambda: _plan(repository, content))
+        return on_main(state, lambda: content.push(*content.read(missing_ok=True), None))
 
     def begin() -> tuple[str, Remote]:
         repository.open(private, message if create_pr else None)
-        remote = repository.remote()
-        check(repository, remote)
+        remote, text = content.read()  # a card that cannot be merged with is found before hours of sending
         is_complete = all(remote.has(operation) for operation in operations.values())
         _check_tags(repository, tags, remote if is_complete else None)
-        text = content.card_for(repository, remote)  # one that cannot be merged with is found before hours of sending
         if not private and CARD_FILE not in remote.files:
             _check_licence(repository, text)
         return repository.revision, remote
@@ -294,7 +295,7 @@ def publish(
 
     def finish() -> Push:
         with _standing("Either all of it is visible now or nothing; run again, it finds out."):
-            push = _commit(repository, content, message)
+            push = _commit(content, message)
         assert push.commit is not None
         for tag in tags:
             with _standing(f"All files are visible at {push.commit}, but the tag `{tag}` may be missing."):
@@ -317,13 +318,6 @@ def _standing(what: str) -> Iterator[None]:
         raise HubError(f"{error} {what}") from error.__cause__
 
 
-def _plan(repository: Repository, content: _Content) -> Push:
-    """Returns what a push would do. Asks the Hub what is there, and changes nothing."""
-    remote = repository.remote(missing_ok=True)
-    content.check(repository, remote)
-    return content.push(repository, remote, content.card_for(repository, remote), None)
-
-
 def _send(repository: Repository, operations: list[CommitOperationAdd], state: PartialState | Alone) -> None:
     """Sends this rank's files; an error on one rank becomes an error on all, so that none waits for ever."""
     error: HfDrError | None = None
@@ -340,24 +334,22 @@ def _send(repository: Repository, operations: list[CommitOperationAdd], state: P
         raise first
 
 
-def _commit(repository: Repository, content: _Content, message: str) -> Push:
+def _commit(content: _Content, message: str) -> Push:
     """Commits on top of whatever is there by then.
 
     Each attempt reads the head again. So a commit that happened though its answer was lost is found, and one that comes
     after somebody else's is made of both.
     """
-
+    repository = content.repository
     bases: list[str] = []  # the head, each time that a commit was tried on top of it
 
     def attempt() -> Push | HfHubHTTPError:
-        remote = repository.remote()
-        content.check(repository, remote)
-        text = content.card_for(repository, remote)
+        remote, text = content.read()
         wanted = {**content.operations, CARD_FILE: CommitOperationAdd(CARD_FILE, text.encode())}
         missing = [operation for operation in wanted.values() if not remote.has(operation)]
         deleted = content.stale_files(remote)
         if not missing and not deleted:
-            return content.push(repository, remote, text, remote.commit)
+            return content.push(remote, text, remote.commit)
         bases.append(remote.commit)
         try:
             commit = repository.api.create_commit(
@@ -372,7 +364,7 @@ def _commit(repository: Repository, content: _Content, message: str) -> Push:
             if error.response.status_code in _MOVED and "/commit/" in error.response.request.url.path:
                 return error
             raise
-        return replace(content.push(repository, remote, text, commit.oid), sent=len(missing) + len(deleted))
+        return replace(content.push(remote, text, commit.oid), sent=len(missing) + len(deleted))
 
     for _ in range(MOVED_HEADS):
         found = ask(attempt, f"commit to {repository.id}")

@@ -39,7 +39,7 @@ from torch import nn
 from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.extend import ExtendConfig, extend
 from hf_dr.generation.job import reinforce
-from hf_dr.generation.ml_dr.importer import ImportConfig, import_ml_dr
+from hf_dr.generation.ml_dr.importer import ImportConfig, ImportJob
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.store.schema import KEEP
 from hf_dr.teacher.ensemble import Teacher
@@ -310,7 +310,7 @@ def build(folder: Path, units: int = 0) -> None:
         source = archive(folder / "ml_dr" / f"mixes_{mixes}", mixes=mixes)
         name = "mixed" if mixes else "plain"
         settings = ImportConfig(str(folder / "imported"), name, shard_size=4, num_workers=1)
-        import_ml_dr([source], base(), settings, described={"id": "animals/small", "revision": None})
+        ImportJob([source], base(), settings, described={"id": "animals/small", "revision": None}).run()
 
 
 @contextmanager

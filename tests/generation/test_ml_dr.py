@@ -31,7 +31,7 @@ from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, Forma
 from hf_dr.generation.ml_dr import importer as ml_dr
 from hf_dr.generation.ml_dr.files import RunFormat, read_file
 from hf_dr.generation.ml_dr.fitting import find_rows
-from hf_dr.generation.ml_dr.importer import ImportConfig, ImportJob, import_ml_dr
+from hf_dr.generation.ml_dr.importer import ImportConfig, ImportJob
 from hf_dr.generation.ml_dr.runs import archive_files
 from hf_dr.generation.verify import verify
 from hf_dr.replay.loading import load_reinforced
@@ -57,6 +57,13 @@ CIFAR: dict[str, Any] = {
     "resize": {"size": [20, 20]}, "random_crop": {"size": SIDE, "padding": 2}, "random_horizontal_flip": {}, "to_tensor": {},
 }  # fmt: skip
 ORDER = ("resize", "random_crop", "random_resized_crop", "random_horizontal_flip", "rand_augment", "random_erase")
+
+
+def import_ml_dr(*arguments: Any, **settings: Any) -> Path:
+    """Runs an import and returns the folder of the configuration."""
+    job = ImportJob(*arguments, **settings)
+    job.run()
+    return job.folder
 
 
 @pytest.fixture(scope="module")

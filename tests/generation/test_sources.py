@@ -13,9 +13,8 @@ from test_reinforce import OnAnotherDevice, files_of
 
 from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.job import Job, reinforce_job
-from hf_dr.generation.labelling import CPU_BATCH, Labeller, ViewColumns
+from hf_dr.generation.labelling import CPU_BATCH, Labeller, RowStream, ViewColumns, best_candidates
 from hf_dr.generation.plan import Plan, plan_run
-from hf_dr.generation.rows import RowStream, best_candidates
 from hf_dr.generation.sources import AnswerSource, LoaderSource, ThreadSource, Timing, choose_source, cut_spans
 from hf_dr.store.features import combine_hashes
 from hf_dr.store.schema import IMAGE_HASH, SOURCE_INDEX, TEACHER_IDS, VIEWS_HASH

@@ -13,7 +13,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import math
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,14 +25,14 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import torch
+import xxhash
 
-from hf_dr.errors import DataError, FormatError
+from hf_dr.errors import ConfigError, DataError, FormatError
 from hf_dr.generation.config import ImportConfig
 from hf_dr.generation.folder import WHOLE, check_same_run, complete_run, open_run
-from hf_dr.generation.ml_dr.files import expect
+from hf_dr.generation.ml_dr.files import Columns, expect
 from hf_dr.generation.ml_dr.fitting import Agreement, find_rows, fit_to_base, image_sizes
 from hf_dr.generation.ml_dr.runs import RowFile, Run, archive_files, image_number, open_runs
-from hf_dr.generation.ml_dr.scratch import Scratch
 from hf_dr.generation.plan import choose_shard_size, library_versions, split_name
 from hf_dr.processes import default_workers
 from hf_dr.store.base_dataset import (
@@ -55,14 +57,8 @@ _FILES_A_WORKER = 2048  # a process takes seconds to start
 _VERSIONED = ("numpy", "pillow", "torchvision")
 
 
-def import_ml_dr(
-    sources: Sequence[str | os.PathLike[str]],
-    base: datasets.Dataset,
-    config: ImportConfig,
-    *,
-    described: dict[str, Any] | None = None,
-) -> Path:
-    """Turns reinforcements of apple/ml-dr into a "+" dataset; an import that was stopped goes on where it was.
+class ImportJob:
+    """Turns reinforcements of apple/ml-dr into a "+" dataset: checked when built, then `run`; `plan` says what it would do.
 
     Rows whose image cannot be decoded, or is turned by its EXIF orientation (which ml-dr did not look at), stay without
     reinforcement; views that mix such an image in are replaced by others of their row.
@@ -74,22 +70,12 @@ def import_ml_dr(
         config: See `ImportConfig`.
         described: How to name the base in the provenance: `id`, `config`, `revision`.
 
-    Returns:
-        The folder of the configuration.
-
     Raises:
         FormatError: A file is damaged, incomplete or not of that format.
         DataError: The base is not the one that was reinforced, or is in another order.
         ConfigError: A setting is impossible, or the folder cannot be used.
         FingerprintMismatchError: The folder was begun with another import.
     """
-    job = ImportJob(sources, base, config, described=described)
-    job.run()
-    return job.folder
-
-
-class ImportJob:
-    """One import: checked when built, then `run` or `plan`; the arguments are those of `import_ml_dr`."""
 
     def __init__(
         self,
@@ -172,13 +158,13 @@ class ImportJob:
         return two_columns(rows)
 
     def run(self) -> None:
-        """Reads the sources, then writes the shards that are missing, and the card."""
+        """Reads the sources, then writes the shards that are missing, and the card; goes on where it was stopped."""
         provenance = self.provenance
         lock = WHOLE.lock(self.folder)
         missing = open_run(self.folder, provenance, lock, provenance.num_views * provenance.top_k * 2)
         try:
             if missing:
-                scratch = Scratch(
+                scratch = _Scratch(
                     self.folder / f".import-{provenance.fingerprint[:16]}",
                     self._of_views,
                     provenance.num_rows,
@@ -200,7 +186,7 @@ class ImportJob:
         finally:
             lock.release()
 
-    def _read(self, missing: list[int], scratch: Scratch) -> None:
+    def _read(self, missing: list[int], scratch: _Scratch) -> None:
         """Reads the rows of the missing shards from all sources into the scratch file."""
         provenance = self.provenance
         sizes = image_sizes(self._images)
@@ -252,7 +238,7 @@ class ImportJob:
                 f"{absent[0]}.pth.tar. Fetch it again, or name the dataset and split that was reinforced."
             )
 
-    def _write(self, missing: list[int], scratch: Scratch) -> None:
+    def _write(self, missing: list[int], scratch: _Scratch) -> None:
         """Writes the missing shards out of the scratch file."""
         provenance = self.provenance
         total = sum(len(provenance.shard_range(shard)) for shard in missing)
@@ -315,3 +301,83 @@ def _member(name: str, num_classes: int) -> dict[str, Any]:
         "preprocessing": None,
         "classes": None,
     }
+
+
+class _Scratch:
+    """The rows of all runs at their places, in a file as large as the columns; what is there is kept for a restart.
+
+    A row of a run is there if the hash of its bytes is stored next to it, so no crash can leave a damaged one unnoticed.
+
+    Args:
+        folder: Holds the two files; made if need be.
+        features: The columns, each a list over the views of all runs.
+        num_rows: Rows of the base.
+        runs: The views of each run.
+    """
+
+    def __init__(self, folder: Path, features: datasets.Features, num_rows: int, runs: Sequence[range]) -> None:
+        self.folder = folder
+        self._runs = runs
+        fields = []
+        for name, feature in features.items():
+            inner = feature.feature  # a value for each view, or a list of values
+            tail = () if isinstance(inner, datasets.Value) else (inner.length,)
+            fields.append((name, getattr(inner, "feature", inner).dtype, (feature.length, *tail)))
+        self._names = list(features)
+        folder.mkdir(exist_ok=True)
+        self._rows = self._map("rows", np.dtype(fields), (num_rows,))
+        self._hashes = self._map("hashes", np.dtype(np.uint64), (len(runs), num_rows))
+
+    def _map(self, name: str, dtype: np.dtype, shape: tuple[int, ...]) -> np.memmap:
+        path = self.folder / name
+        size = dtype.itemsize * math.prod(shape)
+        if not path.exists() or path.stat().st_size != size:
+            try:
+                with path.open("wb") as file:
+                    # So a full disk shows now: later, writing to the mapped file would end the process.
+                    if hasattr(os, "posix_fallocate"):
+                        os.posix_fallocate(file.fileno(), 0, size)
+                    file.truncate(size)
+            except OSError as error:
+                path.unlink(missing_ok=True)
+                raise ConfigError(
+                    f"`output_dir` needs {format_bytes(size)} for a scratch file next to the shards, but: {error.strerror}. "
+                    "Free space, or choose another."
+                ) from error
+        return np.memmap(path, dtype, "r+", shape=shape)
+
+    def rows_of(self, run: int) -> np.ndarray:
+        """Returns which rows of a run are there, bool (rows,)."""
+        return np.asarray(self._hashes[run] != 0)
+
+    def put(self, run: int, row: int, columns: Columns) -> None:
+        """Writes the columns of a run's views of one row, (V,) or (V, n), and then its hash."""
+        views = self._runs[run]
+        for name in self._names:
+            self._rows[name][row, views.start : views.stop] = columns[name]
+        self._hashes[run, row] = self._hash(run, row)
+
+    def take(self, first: int, last: int) -> tuple[Columns, np.ndarray]:
+        """Returns the columns of some rows, (rows, V) or (rows, V, n), and which rows are there in every run.
+
+        Raises:
+            FormatError: A row is not what was written.
+        """
+        for run in range(len(self._runs)):
+            for row in range(first, last):
+                if self._hashes[run, row] not in (0, self._hash(run, row)):
+                    raise FormatError(f"{self.folder} must hold what was written, but row {row} is damaged. Delete it.")
+        columns = {name: np.array(self._rows[name][first:last]) for name in self._names}
+        return columns, (self._hashes[:, first:last] != 0).all(axis=0)
+
+    def _hash(self, run: int, row: int) -> int:
+        views = self._runs[run]
+        hasher = xxhash.xxh3_64()
+        for name in self._names:
+            hasher.update(self._rows[name][row, views.start : views.stop].tobytes())
+        return hasher.intdigest() | 1  # 0 is a row that is not there
+
+    def remove(self) -> None:
+        """Deletes the files."""
+        del self._rows, self._hashes
+        shutil.rmtree(self.folder)

@@ -298,15 +298,7 @@ def _flat(array: pa.Array) -> np.ndarray:
 
 
 class _StoredAnswers:
-    """The stored answers of some rows. R rows, V views, K kept classes, C classes.
-
-    Attributes:
-        rows_R: Rows of the base.
-        ids_RVK: Kept classes.
-        probs_RVK: Their probabilities.
-        kept_RV: The sum of these.
-        entropy_RV: Entropy of each answer, nats.
-        unmixed_RV: Whether no other example is mixed into the view.
+    """The stored answers of some rows of the base, and the entropy of each, nats. R rows, V views, K kept classes, C classes.
 
     Raises:
         FormatError: They are damaged.
@@ -321,7 +313,7 @@ class _StoredAnswers:
         self.ids_RVK, logprobs_RVK = _checked_answers(batch, (TEACHER_IDS, TEACHER_LOGPROBS), shape_RVK, classes)
         self.probs_RVK = np.exp(logprobs_RVK)
         self.kept_RV = self.probs_RVK.sum(axis=2)
-        self.unmixed_RV = np.ones(shape_RVK[:2], bool)
+        self.unmixed_RV = np.ones(shape_RVK[:2], bool)  # whether no other example is mixed into the view
         if AUG_PREFIX + PARTNER in batch.schema.names:
             self.unmixed_RV = _flat(batch.column(AUG_PREFIX + PARTNER)).reshape(shape_RVK[:2]) < 0
         # What a class that was left out has is `weights`, or 1 where there are none, times `scale`.

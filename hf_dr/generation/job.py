@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from functools import partial
-from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, cast
 
 import datasets
 import filelock
@@ -46,7 +45,7 @@ from hf_dr.replay.loading import load_reinforced
 from hf_dr.store.base_dataset import as_table, check_dataset, undecoded_images
 from hf_dr.store.named_files import describe_named_files
 from hf_dr.store.schema import AUG_PREFIX, TEACHER_IDS
-from hf_dr.store.shards import ROW_GROUP_VIEWS, ShardMarker, ShardWriter
+from hf_dr.store.shards import ROW_GROUP_VIEWS, ShardWriter
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.signals import IMAGE_TAIL
 from hf_dr.text import format_bytes
@@ -240,20 +239,37 @@ class Job:
     def _make_shards(self, shards: list[int], progress: Progress) -> None:
         provenance = self.provenance
         spans = cut_spans(provenance, shards, self.source.batch_size, self.source.first_new)
-        with progress, _BackgroundWriter() as writer, closing(self.source.answers(spans)) as answers:
+        # An error of the thread, or Ctrl-C, ends the run; what the thread was given before is written first.
+        with (
+            progress,
+            _deleting_unfinished() as unfinished,
+            closing(Background(depth=4)) as background,
+            closing(self.source.answers(spans)) as answers,
+        ):
             views: Iterator[ViewColumns] = answers
             if provenance.candidates is not None:
                 views = best_candidates(views, provenance.num_candidates, provenance.num_views)
             rows = RowStream(progress.counted(views), provenance.num_views, with_tails=provenance.signal == IMAGE_TAIL)
             features = self.plan.features
-            for shard in shards:
-                writer.begin(ShardWriter(self.folder / provenance.shard_names[shard], features, provenance.fingerprint))
-                self._write_rows(shard, rows, writer)
-                writer.finish(lambda marker: progress.wrote(marker.file_bytes))
-            writer.wait()
 
-    def _write_rows(self, shard: int, stream: RowStream, writer: _BackgroundWriter) -> None:
-        """Takes a shard's rows from the stream, which holds the shards in order, and has them written."""
+            def finish(writer: ShardWriter) -> None:
+                marker = writer.finish()
+                unfinished.remove(writer)
+                progress.wrote(marker.file_bytes)
+
+            for shard in shards:
+                writer = ShardWriter(self.folder / provenance.shard_names[shard], features, provenance.fingerprint)
+                unfinished.append(writer)
+                for base, part in self._rows_of(shard, rows):
+                    background.submit(_write, writer, base, part)
+                background.submit(finish, writer)
+            background.wait()
+
+    def _rows_of(self, shard: int, stream: RowStream) -> Iterator[tuple[Callable[[], pa.Table], Rows]]:
+        """Yields the row groups of a shard, checked, with what copies the base's columns of them.
+
+        The stream holds the shards in order.
+        """
         provenance = self.provenance
         span = provenance.shard_range(shard)
         group = max(1, ROW_GROUP_VIEWS // provenance.num_views)  # rows
@@ -264,8 +280,7 @@ class Job:
                 self._check_rows(rows)
             self._compare(rows, first, last)
             column = provenance.image_column
-            base = partial(as_table, self.plan.base, first, last, image_column=column, readable=rows.valid)
-            writer.write(base, rows.columns, rows.valid)
+            yield partial(as_table, self.plan.base, first, last, image_column=column, readable=rows.valid), rows
 
     def _compare(self, rows: Rows, first: int, last: int) -> None:
         """Counts the unmixed views of rows `first` to `last`, and those whose most probable class is the label."""
@@ -309,42 +324,16 @@ class Job:
         )
 
 
-class _BackgroundWriter:
-    """Encodes and writes shards, one after the other, in a thread.
+@contextmanager
+def _deleting_unfinished() -> Iterator[list[ShardWriter]]:
+    """Gives a list for the shards that are being written; those that are in it at the end of the block are deleted."""
+    writers: list[ShardWriter] = []
+    try:
+        yield writers
+    finally:
+        for writer in writers:
+            writer.__exit__(None, None, None)
 
-    Leaving the block, by an error or Ctrl-C too, first writes what it was given, then deletes a shard that is not finished.
-    An error of the thread is raised by a later call, `wait` at the latest.
-    """
 
-    def __init__(self) -> None:
-        self._background = Background(depth=4)
-        self._open: list[ShardWriter] = []
-        self.wait = self._background.wait
-
-    def begin(self, writer: ShardWriter) -> None:
-        """Goes on with a new shard."""
-        self._open.append(writer)
-
-    def write(self, base: Callable[[], pa.Table], *row_group: Any) -> None:
-        """Writes a row group of the shard; see `ShardWriter.write`. `base` is called in the thread: images are copied there."""
-        shard = self._open[-1]
-        self._background.submit(lambda: shard.write(base(), *row_group))
-
-    def finish(self, then: Callable[[ShardMarker], None]) -> None:
-        """Finishes the shard and calls `then`, in the thread."""
-        self._background.submit(self._finish, self._open[-1], then)
-
-    def _finish(self, writer: ShardWriter, then: Callable[[ShardMarker], None]) -> None:
-        marker = writer.finish()
-        self._open.remove(writer)
-        then(marker)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._background.close()
-        for writer in self._open:
-            writer.__exit__(kind, error, trace)
+def _write(writer: ShardWriter, base: Callable[[], pa.Table], rows: Rows) -> None:
+    writer.write(base(), rows.columns, rows.valid)  # here, so that images are copied in the thread, too

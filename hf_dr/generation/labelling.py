@@ -109,10 +109,8 @@ class Labeller:
     Between the two an accelerator works on its own, so whoever begins several batches before the first is completed keeps it
     busy. It has no state that changes, so several threads may share it.
 
-    Args:
-        teacher: Who is asked.
-        provenance: Of the run: what is stored of an answer, and what becomes of undecodable images.
-        labels: Class of each row, int64 (rows,), where candidates are chosen by it.
+    The provenance says what is stored of an answer, and what becomes of undecodable images. `labels`, the class of each row,
+    int64 (rows,), are needed where candidates are chosen by it.
     """
 
     def __init__(self, teacher: Teacher, provenance: Provenance, labels: np.ndarray | None = None) -> None:
@@ -191,11 +189,9 @@ class Labeller:
         return self.shorten(answers_BC, np.arange(span.start, span.stop))
 
     def shorten(self, answers_BC: torch.Tensor, places_B: np.ndarray) -> ShortAnswers:
-        """Returns what waits for that which the signal stores of answers, ids and log-probabilities (B, K).
+        """Returns what waits for that which the signal stores of answers, ids and natural log-probabilities (B, K).
 
-        Args:
-            answers_BC: Natural log-probabilities.
-            places_B: Which views were answered, by their places in the flat order: classes are drawn with a number of the view.
+        `places_B` are the places of the views in the flat order: classes are drawn with a number of the view.
         """
         provenance = self.provenance
         if provenance.signal != SAMPLED:
@@ -299,12 +295,9 @@ def _pick(rows: ViewColumns, views_RV: np.ndarray) -> ViewColumns:
 
 
 class RowStream:
-    """Rows out of a stream of views, whatever batches these come in.
+    """Rows out of a stream of views in flat order, whatever batches these come in.
 
-    Args:
-        views: In flat order.
-        num_views: V.
-        with_tails: Whether rows have a tail; the views must then carry whole answers.
+    For rows `with_tails` the views must carry whole answers.
     """
 
     def __init__(self, views: Iterator[ViewColumns], num_views: int, *, with_tails: bool) -> None:

@@ -337,22 +337,16 @@ class _Tail:
 
 
 class _Comparison:
-    """Asks the teacher about replayed views, in batches, and compares its answers with the stored ones.
-
-    Attributes:
-        kl: KL(stored || recomputed) of the views of each batch, nats.
-        tail_kl: The same of each row's tail.
-        same_top1: Whether the most probable class is the stored one, of the views of each batch.
-    """
+    """Asks the teacher about replayed views, in batches, and compares its answers with the stored ones."""
 
     def __init__(self, teacher: _Ask | None, batch_size: int, provenance: Provenance) -> None:
         self._teacher = teacher
         self._batch_size = batch_size
         self._provenance = provenance
         self._waiting: list[tuple[np.ndarray, np.uint64, np.ndarray, np.ndarray, _Tail | None]] = []
-        self.kl: list[np.ndarray] = []
-        self.tail_kl: list[float] = []
-        self.same_top1: list[np.ndarray] = []
+        self.kl: list[np.ndarray] = []  # KL(stored || recomputed) of the views of each batch, nats
+        self.tail_kl: list[float] = []  # the same of each row's tail
+        self.same_top1: list[np.ndarray] = []  # whether the most probable class is the stored one, of each batch
 
     def add(
         self,

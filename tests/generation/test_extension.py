@@ -372,6 +372,13 @@ def test_what_cannot_be_asked_for(tmp_path, tiny_folder, tiny_plus, tiny_teacher
     )
     refused(tiny_plus, ConfigError, r"must be more than the 4 views that are stored, got 4. Raise it", out, num_views=4)
     refused(tiny_plus, ConfigError, r"`name` and `base` must come with a path, got an opened", out, name="all_ops")
+    combined = load_reinforced([tiny_folder] * 2, "all_ops")
+    refused(
+        combined,
+        ConfigError,
+        r"one \"\+\" dataset whose rows can be chosen, got CombinedReinforced.* Open it alone",
+        out,
+    )
     refused(tiny_plus, TeacherError, r"must be a commit on the Hub to be loaded by its provenance, found colours", out)
     selected = ReinforcedDataset(tiny_plus.plus.select(range(5)), tiny_plus.provenance)
     refused(selected, ConfigError, r"all 12 reinforced rows must be there in their order, found 5. Open", out)

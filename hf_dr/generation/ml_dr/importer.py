@@ -306,13 +306,8 @@ def _member(name: str, num_classes: int) -> dict[str, Any]:
 class _Scratch:
     """The rows of all runs at their places, in a file as large as the columns; what is there is kept for a restart.
 
-    A row of a run is there if the hash of its bytes is stored next to it, so no crash can leave a damaged one unnoticed.
-
-    Args:
-        folder: Holds the two files; made if need be.
-        features: The columns, each a list over the views of all runs.
-        num_rows: Rows of the base.
-        runs: The views of each run.
+    A row of a run is there if the hash of its bytes is stored next to it, so no crash can leave a damaged one unnoticed. Each
+    column is a list over the views of all runs; `runs` has the views of each.
     """
 
     def __init__(self, folder: Path, features: datasets.Features, num_rows: int, runs: Sequence[range]) -> None:

@@ -84,12 +84,7 @@ class _Machine:
         self.memo: dict[int, Any] = {}  # values that the program comes back to, by their numbers
 
     def run(self) -> Any:
-        """Returns the value that is on the stack in the end.
-
-        Raises:
-            _RefusedError: The program has an instruction that is in no table, or more than are allowed.
-            IndexError, KeyError, TypeError, ValueError, struct.error: It is damaged.
-        """
+        """Returns the value that is on the stack in the end; a damaged program raises what Python's lists and dicts do."""
         for _ in range(MAX_INSTRUCTIONS):
             code = self.data[self.at]
             self.at += 1

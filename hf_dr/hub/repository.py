@@ -217,17 +217,14 @@ class _Content:
         self.check(self.repository, remote)
         return remote, self.card(read_card(self.repository.fetch(CARD_FILE, remote)))
 
-    def stale_files(self, remote: Remote) -> tuple[str, ...]:
-        """Returns what stands there for an earlier version of this content."""
-        return tuple(sorted(path for path in remote.files if path not in self.operations and self.stale(path)))
-
     def push(self, remote: Remote, card: str, commit: str | None) -> Push:
         """Returns what was pushed onto `remote`, or would be."""
+        stale = sorted(path for path in remote.files if path not in self.operations and self.stale(path))
         return Push(
             repo_id=self.repository.id,
             revision=self.repository.revision,
             files={path: operation.upload_info.size for path, operation in self.operations.items()},
-            deleted=self.stale_files(remote),
+            deleted=tuple(stale),
             card=card,
             commit=commit,
             url=self.repository.url,
@@ -345,17 +342,17 @@ def _commit(content: _Content, message: str) -> Push:
 
     def attempt() -> Push | HfHubHTTPError:
         remote, text = content.read()
+        push = content.push(remote, text, remote.commit)
         wanted = {**content.operations, CARD_FILE: CommitOperationAdd(CARD_FILE, text.encode())}
         missing = [operation for operation in wanted.values() if not remote.has(operation)]
-        deleted = content.stale_files(remote)
-        if not missing and not deleted:
-            return content.push(remote, text, remote.commit)
+        if not missing and not push.deleted:
+            return push
         bases.append(remote.commit)
         try:
             commit = repository.api.create_commit(
                 repo_id=repository.id,
                 repo_type=repository.type,
-                operations=[*map(_fresh, missing), *map(CommitOperationDelete, deleted)],
+                operations=[*map(_fresh, missing), *map(CommitOperationDelete, push.deleted)],
                 commit_message=message,
                 revision=repository.revision,
                 parent_commit=remote.commit,
@@ -364,7 +361,7 @@ def _commit(content: _Content, message: str) -> Push:
             if error.response.status_code in _MOVED and "/commit/" in error.response.request.url.path:
                 return error
             raise
-        return replace(content.push(remote, text, commit.oid), sent=len(missing) + len(deleted))
+        return replace(push, commit=commit.oid, sent=len(missing) + len(push.deleted))
 
     for _ in range(MOVED_HEADS):
         found = ask(attempt, f"commit to {repository.id}")

@@ -101,9 +101,9 @@ def read_file(data: bytes, where: str) -> Any:
                 raise EOFError("it breaks off")
         else:
             raise ValueError(f"it begins with {data[:4]!r}")
+    except MemoryError:
+        raise
     except Exception as error:  # zipfile raises half a dozen types on hostile containers
-        if isinstance(error, MemoryError):
-            raise
         raise FormatError(
             f"{where} must be written by torch.save or joblib, but: {type(error).__name__}: {error!s:.200}. Fetch it again."
         ) from error

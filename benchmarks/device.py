@@ -14,7 +14,8 @@ clock starts are a third of what is counted, or less.
 
 `main_ms_*`: CPU milliseconds that a training's main process takes for a batch before a kernel runs, next to those of the
 worker that has packed it (`worker_ms_*`), with launches, bytes and tensors counted; `order_ms_a_span_*`: those that the main
-process of a run takes to decide which images are decoded before a batch.
+process of a run takes to decide which images are decoded before a batch; `copy_*`: milliseconds in which it copies a batch
+that a worker has sent.
 
 Without a GPU exactness is measured with torch on the CPU, and what is counted.
 """
@@ -36,6 +37,7 @@ from typing import Any
 
 import common
 import datasets
+import numpy as np
 import synthetic
 import timm
 import torch
@@ -61,6 +63,7 @@ from hf_dr.training.trainer import ReinforcedTrainer
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.device.augment import DeviceAugmentation
 from hf_dr.views.device.graphs import Graphed
+from hf_dr.views.device.images import copy_in_parts, pack
 from hf_dr.views.device.maker import DeviceViewMaker
 from hf_dr.views.device.packing import UndoneBatch
 from hf_dr.views.maker import Span, ViewMaker
@@ -341,7 +344,34 @@ def measure_counts(data: Path | None) -> dict[str, Any]:
                 f"worker_ms_{name}": 1e3 * packing,
                 f"main_ms_{name}": 1e3 * performing,
             }
+    result |= measure_copies(int(BATCH * result["bytes_to_device_per_view_randaug"]))
     common.table([[name, value] for name, value in result.items()], ["counts, batch of 256 views", ""])
+    return result
+
+
+class Sent(torch.utils.data.Dataset):
+    """Batches as workers send them: buffers of so many bytes."""
+
+    def __init__(self, num_bytes: int) -> None:
+        self.image = np.ones((num_bytes // 3, 1, 3), np.uint8)
+
+    def __len__(self) -> int:
+        return 20
+
+    def __getitem__(self, _: int) -> torch.Tensor:
+        return pack([self.image])[0]
+
+
+def measure_copies(num_bytes: int) -> dict[str, float]:
+    """Milliseconds in which the main process copies a batch that a worker has sent: the least of some."""
+    result = {}
+    for name, copy in (("one_thread_ms", torch.Tensor.copy_), ("ms", copy_in_parts)):
+        rounds = []
+        for sent in torch.utils.data.DataLoader(Sent(num_bytes), batch_size=None, num_workers=1):
+            to = torch.ones(sent.shape, dtype=torch.uint8)  # as memory that is pinned is there already
+            torch.set_num_threads(1)  # as in a loader's thread
+            rounds.append(common.seconds(lambda to=to, sent=sent, copy=copy: copy(to, sent)))
+        result[f"copy_{name}"] = 1e3 * min(rounds)
     return result
 
 

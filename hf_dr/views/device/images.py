@@ -71,15 +71,20 @@ def pack(arrays_HWC: Sequence[np.ndarray]) -> tuple[torch.Tensor, Windows]:
 
 
 def pinned(buffer: torch.Tensor) -> torch.Tensor:
-    """Copies a buffer, uint8 (bytes,), into pinned memory, in parts side by side.
+    """Returns a copy of a buffer, uint8 (bytes,), in pinned memory."""
+    copy = torch.empty(buffer.shape, dtype=buffer.dtype, pin_memory=True)
+    copy_in_parts(copy, buffer)
+    return copy
+
+
+def copy_in_parts(to: torch.Tensor, source: torch.Tensor) -> None:
+    """Copies one flat buffer on the CPU into another, in parts side by side.
 
     What a worker has sent is mapped page by page as it is read: in a single thread, as a loader's, that takes longer than a
     training step of a light student.
     """
-    copy = torch.empty(buffer.shape, dtype=buffer.dtype, pin_memory=True)
-    parts = zip(copy.split(_COPIED_AT_ONCE), buffer.split(_COPIED_AT_ONCE), strict=True)
+    parts = zip(to.split(_COPIED_AT_ONCE), source.split(_COPIED_AT_ONCE), strict=True)
     list(_copiers().map(_copy, parts))
-    return copy
 
 
 @lru_cache(maxsize=1)

@@ -94,7 +94,10 @@ class _Sheet:
 
     def __init__(self, plus: ReinforcedDataset, rows: list[int], num_views: int) -> None:
         self.plus = plus
-        self._labels = _Labels(plus)
+        self._source_rows = plus.source_rows
+        self._places = {source: place for place, source in enumerate(self._source_rows.tolist())}
+        self._labels = plus.labels
+        self._names = plus.class_names
         self._width = 2 * _MARGIN + (1 + num_views) * (_SIDE + _GAP)  # with a second gap after the originals
         self._height = _TITLE + len(rows) * (_CELL + _GAP) - _GAP + _MARGIN
         # Settings of the user's own matplotlib do not change the sheet.
@@ -136,15 +139,15 @@ class _Sheet:
         return width
 
     def _draw_original(self, row: int, left: float, top: float) -> None:
-        label = self._labels.of_row(row)
-        self._caption(left, top, f"row {self._labels.source[row]:,}", "original")
+        label = self._label(row)
+        self._caption(left, top, f"row {self._source_rows[row]:,}", "original")
         image = self.plus.example_image(row)
         self._picture(left, top + _CAPTION, image)
         if label is not None:
             # Right under the picture, which may be lower than its square.
             below = top + _CAPTION + _SIDE * min(1, image.height / image.width) + _BELOW
             space = self._axes(left, below, _SIDE, _BAR)
-            name = self._labels.name(label)
+            name = self._class_name(label)
             self._text(space, name, 0, 0.5, "left", room=_SIDE, inset=0, size=_TEXT + 1, weight="bold")
 
     def _draw_view(self, row: int, view: int, left: float, top: float) -> None:
@@ -153,11 +156,11 @@ class _Sheet:
         note = None
         if partner != NO_PARTNER:
             note = f"+ row {partner:,}"
-            label = self._labels.of_source(partner)
+            label = self._label(self._places.get(partner))
             if label is not None:
-                note += f", {self._labels.name(label)}"
+                note += f", {self._class_name(label)}"
                 colours[label] = _PARTNER
-        label = self._labels.of_row(row)
+        label = self._label(row)
         if label is not None:
             colours[label] = _LABEL
         self._caption(left, top, f"view {view}", note)
@@ -168,7 +171,7 @@ class _Sheet:
         ids, logprobs = self.plus.teacher_answer(row, view)
         for n, (class_id, logprob) in enumerate(zip(ids[:TOP].tolist(), logprobs[:TOP].tolist(), strict=True)):
             below = top + _CAPTION + _SIDE + _BELOW + n * _BAR
-            self._bar(left, below, self._labels.name(class_id), math.exp(logprob), colours.get(class_id, _OTHER))
+            self._bar(left, below, self._class_name(class_id), math.exp(logprob), colours.get(class_id, _OTHER))
 
     def _bar(self, left: float, top: float, name: str, probability: float, colour: str) -> None:
         space = self._axes(left, top, _SIDE, _BAR - 0.025)
@@ -235,6 +238,16 @@ class _Sheet:
             line.set_text(kept + "…")
         return line
 
+    def _label(self, row: int | None) -> int | None:
+        """Returns the label of a row of the dataset; None where there is no such row, or no label."""
+        return None if row is None or self._labels is None else int(self._labels[row])
+
+    def _class_name(self, label: int) -> str:
+        """Returns the name of a class, the first of its synonyms, or its number."""
+        if self._names is None or not 0 <= label < len(self._names):
+            return f"class {label}"
+        return self._names[label].split(",")[0].replace("_", " ")
+
     def _inches(self, line: Any) -> float:
         return line.get_window_extent(self.figure.canvas.get_renderer()).width / self.figure.dpi  # type: ignore[attr-defined]
 
@@ -253,27 +266,3 @@ def _applied(augmentation: Augmentation, params: Params) -> str:
         if own.get("", True) and not is_empty:  # the parameter without a name says whether a flip was drawn
             words.append(op.name)
     return ", ".join(words)
-
-
-class _Labels:
-    """Rows of the base and labels of a dataset's rows."""
-
-    def __init__(self, plus: ReinforcedDataset) -> None:
-        self.source = plus.source_rows
-        self._labels = plus.labels
-        self._names = plus.class_names
-        self._place = {source: place for place, source in enumerate(self.source.tolist())}
-
-    def of_row(self, row: int) -> int | None:
-        """Label of a row of the dataset; None where there is none."""
-        return None if self._labels is None else int(self._labels[row])
-
-    def of_source(self, source: int) -> int | None:
-        """Label of a row of the base."""
-        return self.of_row(self._place[source]) if source in self._place else None
-
-    def name(self, label: int) -> str:
-        """Name of a class, the first of its synonyms, or its number."""
-        if self._names is None or not 0 <= label < len(self._names):
-            return f"class {label}"
-        return self._names[label].split(",")[0].replace("_", " ")

@@ -16,7 +16,7 @@ from hf_dr.errors import ConfigError
 from hf_dr.files import write_whole
 from hf_dr.replay.shares import Progress, Shares
 from hf_dr.replay.streaming import StreamedReinforcedDataset
-from hf_dr.training.kept_settings import read_settings
+from hf_dr.training.checkpoints import read_settings
 
 PROGRESS_FILE = "stream_progress.json"
 """How far the epoch of a checkpoint is: what `StreamedReinforcedDataset.progress` returns."""

@@ -245,22 +245,20 @@ def student_preprocessing(
         TeacherError: The processor or the `pretrained_cfg` does something that is not understood.
         ConfigError: What is saved with the student could not say what it was trained with.
     """
-    processor = getattr(processor, "image_processor", processor)  # of one that takes texts as well
-    cfg = getattr(getattr(model, "config", model), "pretrained_cfg", None) or {}
-    if processor is None or hasattr(
-        processor, "data_config"
-    ):  # transformers' wrapper of timm repeats the `pretrained_cfg`
-        data = resolve_data_config(pretrained_cfg=cfg or {"mean": IMAGENET_DEFAULT_MEAN}, verbose=False)
-        own = timm_preprocessing(data, type(model).__name__)
+    processor = _own_processor(processor)
+    if processor is None:
+        cfg = getattr(getattr(model, "config", model), "pretrained_cfg", None) or {"mean": IMAGENET_DEFAULT_MEAN}
+        read = timm_preprocessing(resolve_data_config(pretrained_cfg=cfg, verbose=False), type(model).__name__)
         if normalization is None:
-            return own
+            return read
         given: dict[str, Any] = dict(zip(("mean", "std"), map(tuple, normalization), strict=True))
-        return replace(own, **given)
+        return replace(read, **given)
     read, _ = read_image_processor(processor, type(model).__name__)
-    if normalization is not None and normalization_of(read) != tuple(map(tuple, normalization)):
+    own = (read.mean, read.std)
+    if normalization is not None and own != tuple(map(tuple, normalization)):
         raise ConfigError(
-            f"`normalization` must be that of `processing_class`, which is saved with the student: {normalization_of(read)}, "
-            f"got {normalization}. Leave it out, or change the processor."
+            f"`normalization` must be that of `processing_class`, which is saved with the student: {own}, got {normalization}. "
+            "Leave it out, or change the processor."
         )
     if is_timm(model) and read.bgr:
         raise ConfigError(
@@ -270,9 +268,10 @@ def student_preprocessing(
     return read
 
 
-def normalization_of(preprocessing: Preprocessing) -> Normalization:
-    """Returns mean and standard deviation of a model's input."""
-    return preprocessing.mean, preprocessing.std
+def _own_processor(given: Any) -> Any:
+    """The image processor, of one that takes texts as well; None for transformers' of timm, which repeats `pretrained_cfg`."""
+    processor = getattr(given, "image_processor", given)
+    return None if hasattr(processor, "data_config") else processor
 
 
 def evaluation_of(model: Any, processor: Any, size: int) -> Augmentation:
@@ -283,10 +282,10 @@ def evaluation_of(model: Any, processor: Any, size: int) -> Augmentation:
         processor: The image processor that is saved with another model. Without one the usual view is taken.
         size: Side of the view in pixels.
     """
-    processor = getattr(processor, "image_processor", processor)  # of one that takes texts as well
+    processor = _own_processor(processor)
     cfg = getattr(getattr(model, "config", None), "pretrained_cfg", None)
     name = type(model).__name__
-    if processor is not None and not hasattr(processor, "data_config"):
+    if processor is not None:
         read, crop = read_image_processor(processor, name)
     elif cfg:
         data = resolve_data_config(pretrained_cfg=cfg, verbose=False)

@@ -24,6 +24,7 @@ from hf_dr.teacher.preprocessing import EVAL_CROP
 from hf_dr.training.arguments import ReinforcedTrainingArguments, as_reinforced
 from hf_dr.training.average import WeightAverage
 from hf_dr.training.checks import (
+    as_evaluation,
     check_answers,
     check_num_classes,
     check_other_dataset,
@@ -31,7 +32,6 @@ from hf_dr.training.checks import (
     check_student,
 )
 from hf_dr.training.device_views import device_augmentation, obstacles_of, undone
-from hf_dr.training.evaluated import as_evaluation
 from hf_dr.training.losses import TailRule, reinforced_loss, tail_rule
 from hf_dr.training.mixing import BatchMixer
 from hf_dr.training.stream_progress import StreamProgress

@@ -283,3 +283,36 @@ def test_an_optimizer_that_is_not_installed_is_an_error(plain, settings, monkeyp
         ConfigError, match=r"`optim` sgd and `lr_scheduler_type` linear must take their settings, but: Install it[.]"
     ):
         ReinforcedTrainer(pooled(), settings(optim="sgd"), train_dataset=plain).train()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"accelerator_config": "missing.json"},
+            "the settings must be such as transformers takes, but: .*No such file",
+        ),
+        ({"accelerator_config": {"even": True}}, "the settings must be such as transformers takes, but: .*'even'"),
+        ({"load_best_model_at_end": True}, "the settings must be such as transformers takes, but: .*strategy"),
+        ({"dataloader_persistent_workers": True}, "`dataloader_persistent_workers` needs workers"),
+        ({"dataloader_prefetch_factor": 0}, "`dataloader_prefetch_factor` must be a whole number of at least 1, got 0"),
+    ],
+)
+def test_settings_that_transformers_refuses(settings, given, message):
+    with pytest.raises(ConfigError, match=message):
+        settings(**given)
+
+
+def test_settings_that_transformers_trainer_refuses(plain, settings):
+    for name, message in (("wandb", "requires wandb to be installed"), ("nowhere", "nowhere is not supported")):
+        with pytest.raises(ConfigError, match=f"such as transformers' Trainer takes, but: .*{message}.* Correct them"):
+            ReinforcedTrainer(pooled(), settings(report_to=[name]), train_dataset=plain)
+
+
+def test_a_fault_of_this_package_keeps_its_traceback(plain, settings, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr("hf_dr.training.student_trainer.student_preprocessing", broken)
+    with pytest.raises(RuntimeError, match="a fault"):
+        ReinforcedTrainer(pooled(), settings(), train_dataset=plain)

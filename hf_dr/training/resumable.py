@@ -30,6 +30,7 @@ from hf_dr.hub.retry import ask
 from hf_dr.processes import warm_up_kernels
 from hf_dr.settings import Real, Whole, check_settings
 from hf_dr.text import progress_bar
+from hf_dr.training.callbacks import Divergence, check_weights
 from hf_dr.training.checkpoints import (
     SETTINGS_FILE,
     compare_settings,
@@ -40,7 +41,6 @@ from hf_dr.training.checkpoints import (
     whole_checkpoint,
     write_checksums,
 )
-from hf_dr.training.divergence import Divergence, check_weights
 
 LOCK_FILE = ".training.lock"
 """In `output_dir`, held by the training that writes to it."""
@@ -61,11 +61,7 @@ BOUNDS: dict[str, Whole | Real] = {
 
 @dataclass
 class ResumableArguments(TrainingArguments):
-    """`TrainingArguments` with the settings that all trainers of this package share.
-
-    Raises:
-        ConfigError: A value is impossible.
-    """
+    """`TrainingArguments` with the settings that all trainers of this package share; impossible values are ConfigErrors."""
 
     without_part: ClassVar[dict[str, Any]] = {"neftune_noise_alpha": None, "use_liger_kernel": False}
     """Transformers' settings that no trainer of this package heeds, with their defaults: others are refused."""
@@ -113,7 +109,8 @@ class ResumableArguments(TrainingArguments):
         # where accelerate is told to leave the accelerator alone, transformers would still put the model there.
         told = parse_flag_from_env("ACCELERATE_USE_CPU")
         self.use_cpu = self.use_cpu or told or not torch.accelerator.is_available()
-        with _taking("the settings must be such as transformers takes"):
+        # Files of settings, and devices that are not there.
+        with _taking("the settings must be such as transformers takes", OSError, RuntimeError):
             if self.use_cpu:  # Trainer opens the same group, but on a CPU without the timeout
                 PartialState(cpu=True, backend=self.ddp_backend, timeout=self.ddp_timeout_delta)
             super().__post_init__()
@@ -302,6 +299,11 @@ class ResumableTrainer(Trainer):
     # ------------------------------------------------------------------------------------------- loaders and optimizer
 
     @property
+    def _order_seed(self) -> int:
+        """The seed of the order of the training set."""
+        return self.args.data_seed if self.args.data_seed is not None else self.args.seed
+
+    @property
     def _loader_seed(self) -> int | None:
         """The seed of the loaders' own generator; None leaves them the global one, as Trainer does."""
         return self.args.seed
@@ -319,11 +321,7 @@ class ResumableTrainer(Trainer):
         return loader
 
     def _for_training(self, loader: torch.utils.data.DataLoader) -> torch.utils.data.DataLoader:
-        """Returns a loader with its own generator, if it has batches at all.
-
-        Raises:
-            ConfigError: It has none, because an incomplete batch is dropped.
-        """
+        """Returns a loader with its own generator; a ConfigError if it has no batch, because an incomplete one is dropped."""
         args = self.args
         if args.dataloader_drop_last and has_length(loader) and len(loader) == 0:
             rows = len(self.train_dataset)  # type: ignore[arg-type]
@@ -345,11 +343,7 @@ class ResumableTrainer(Trainer):
             self.args.dataloader_drop_last = dropping
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
-        """As Trainer's.
-
-        Raises:
-            ConfigError: There is no whole batch, and others are dropped.
-        """
+        """As Trainer's."""
         return self._for_training(super().get_train_dataloader())
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader:
@@ -401,11 +395,7 @@ class ResumableTrainer(Trainer):
         return None
 
     def _check_best_metric(self) -> None:
-        """Checks that the metric that chooses the best weights will be measured.
-
-        Raises:
-            ConfigError: It will not.
-        """
+        """Raises a ConfigError if the metric that chooses the best weights will not be measured."""
         args = self.args
         if args.metric_for_best_model is None or args.eval_strategy == IntervalStrategy.NO:
             return
@@ -445,17 +435,25 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _taking(expected: str) -> Iterator[None]:
+def _taking(expected: str, *more: type[Exception]) -> Iterator[None]:
     """Turns what transformers raises about settings into an error for people. Only its own code is to be run within.
 
-    It says by these errors that settings contradict each other, that a file of settings or a package is missing, that there is
-    no such device, and that an optimizer or a schedule does not understand its arguments.
+    Args:
+        expected: What it must do, for the message.
+        *more: Errors that are about settings here, besides those of settings that contradict each other, of packages that
+            are missing, and of optimizers and schedules that do not understand their arguments.
     """
     try:
         yield
     except HfDrError:
         raise
-    except (ImportError, OSError, RuntimeError, TypeError, ValueError, ArithmeticError) as error:
+    except Exception as error:
+        of_settings = isinstance(
+            error, (ArithmeticError, ImportError, NotImplementedError, TypeError, ValueError, *more)
+        )
+        # What `report_to` names is not installed: a RuntimeError, as are the faults of a device.
+        if not of_settings and "Callback requires" not in str(error):
+            raise
         raise ConfigError(f"{expected}, but: {str(error).rstrip('. ')}. Correct them.") from error
 
 

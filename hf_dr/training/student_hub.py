@@ -119,13 +119,8 @@ def push_student(
         folder: `output_dir` of a training, or any folder with an image classifier of transformers.
         repo_id: `owner/name`; it is made if it is not there.
         ema: Publish the averaged weights (`ema_decay`) in place of the last ones, with their metrics.
-        private: See `push_to_hub`.
-        revision: See `push_to_hub`.
-        create_pr: See `push_to_hub`.
-        tags: See `push_to_hub`.
         commit_message: Default: it names the student.
-        token: See `push_to_hub`.
-        dry_run: See `push_to_hub`.
+        private, revision, create_pr, tags, token, dry_run: See `push_to_hub`.
 
     Raises:
         FormatError: See `export_student`; or `student.json` or the card is damaged.
@@ -175,9 +170,6 @@ def push_in_background(
         card_from: Folder with the student's card and `student.json`.
         warn: Log a failure, for callers that do not look at the result.
         **settings: See `push_student`.
-
-    Raises:
-        FormatError: See `export_student`.
     """
     copy = tempfile.TemporaryDirectory(prefix="hf_dr_push_")
     export_student(folder, copy.name)

@@ -130,11 +130,7 @@ def evaluated_at(size: int, crop: float) -> dict[str, Any]:
 
 
 def _load_weights(model: Any, file: Path) -> None:
-    """Loads the weights of a file into a model of timm; a classifier of another number of classes stays new.
-
-    Raises:
-        ConfigError: The file is none, or its weights are those of another architecture.
-    """
+    """Loads the weights of a file into a model of timm; a classifier of another number of classes stays new."""
     try:
         weights = native_names(load_file(file))
     except (OSError, SafetensorError) as error:
@@ -159,11 +155,7 @@ def _load_weights(model: Any, file: Path) -> None:
 
 
 def read_model_args(value: Any) -> dict[str, Any]:
-    """Reads `model_args`, JSON or, from YAML, a mapping.
-
-    Raises:
-        ConfigError: It is none.
-    """
+    """Reads `model_args`, JSON or, from YAML, a mapping; anything else is a ConfigError."""
     try:
         content = json.loads(value) if isinstance(value, str) else value
     except json.JSONDecodeError as error:

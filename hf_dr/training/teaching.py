@@ -81,12 +81,7 @@ def begin_folds(folder: Path, num_folds: int, images: str) -> None:
 
 
 def _is_there(file: Path, made_of: dict[str, Any], expected: str) -> bool:
-    """Whether a folder was begun, as its file notes, which must note the same.
-
-    Raises:
-        ConfigError: It notes something else than `made_of`.
-        FormatError: It cannot be read.
-    """
+    """Whether a folder was begun, as a file in it notes; a ConfigError if it was made of something else."""
     if not file.is_file():
         return False
     there = read_object(file, "Choose another `output_dir`.")

@@ -328,11 +328,7 @@ def collate(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def coco_library() -> Any:
-    """Imports pycocotools, with its modules `coco`, `cocoeval` and `mask`.
-
-    Raises:
-        ConfigError: It is not installed.
-    """
+    """Imports pycocotools, with its modules `coco`, `cocoeval` and `mask`; a ConfigError if it is not installed."""
     try:
         import pycocotools.coco
         import pycocotools.cocoeval

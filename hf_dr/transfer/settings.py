@@ -35,11 +35,7 @@ class BackboneArguments:
 
 @dataclass
 class TransferSettings:
-    """Learning rate in steps.
-
-    Raises:
-        ConfigError: A value is impossible.
-    """
+    """Learning rate in steps."""
 
     lr_milestones: list[float] = field(
         default_factory=list,
@@ -109,11 +105,7 @@ class DataArguments:
 
 @dataclass
 class DetectionArguments(DataArguments):
-    """On which data, and how large.
-
-    Raises:
-        ConfigError: The data are named in two ways or not at all, or a value is impossible.
-    """
+    """On which data, and how large."""
 
     PLACES = ("annotations", "images")
 
@@ -174,11 +166,7 @@ class DetectionArguments(DataArguments):
 
 @dataclass
 class SegmentationArguments(DataArguments):
-    """On which data, and how large.
-
-    Raises:
-        ConfigError: The data are named in two ways or not at all, or a value is impossible.
-    """
+    """On which data, and how large."""
 
     PLACES = ("images", "masks")
 

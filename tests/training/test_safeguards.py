@@ -293,7 +293,7 @@ def test_an_optimizer_that_is_not_installed_is_an_error(plain, settings, monkeyp
             "the settings must be such as transformers takes, but: .*No such file",
         ),
         ({"accelerator_config": {"even": True}}, "the settings must be such as transformers takes, but: .*'even'"),
-        ({"load_best_model_at_end": True}, "the settings must be such as transformers takes, but: .*strategy"),
+        ({"fp16": True, "bf16": True}, "the settings must be such as transformers takes, but: At most one of fp16 and"),
         ({"dataloader_persistent_workers": True}, "`dataloader_persistent_workers` needs workers"),
         ({"dataloader_prefetch_factor": 0}, "`dataloader_prefetch_factor` must be a whole number of at least 1, got 0"),
     ],
@@ -309,10 +309,11 @@ def test_settings_that_transformers_trainer_refuses(plain, settings):
             ReinforcedTrainer(pooled(), settings(report_to=[name]), train_dataset=plain)
 
 
-def test_a_fault_of_this_package_keeps_its_traceback(plain, settings, monkeypatch):
+@pytest.mark.parametrize("place", ["student_trainer.student_preprocessing", "resumable.Trainer._move_model_to_device"])
+def test_other_faults_keep_their_traceback(place, plain, settings, monkeypatch):
     def broken(*_):
         raise RuntimeError("a fault")
 
-    monkeypatch.setattr("hf_dr.training.student_trainer.student_preprocessing", broken)
+    monkeypatch.setattr(f"hf_dr.training.{place}", broken)
     with pytest.raises(RuntimeError, match="a fault"):
         ReinforcedTrainer(pooled(), settings(), train_dataset=plain)

@@ -267,12 +267,8 @@ class ResumableTrainer(Trainer):
     def _save_checkpoint(self, *args: Any, **settings: Any) -> None:
         folder, limit = Path(self.args.output_dir or "."), self.args.save_total_limit
         checkpoint = folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        self.args.save_total_limit = None
-        try:
-            with _writing(checkpoint):
-                super()._save_checkpoint(*args, **settings)
-        finally:
-            self.args.save_total_limit = limit
+        with changed(self.args, save_total_limit=None), _writing(checkpoint):
+            super()._save_checkpoint(*args, **settings)
         self.accelerator.wait_for_everyone()  # all have written their part
         if self.args.should_save:
             write_whole(checkpoint / SETTINGS_FILE, json.dumps(kept_settings(self.args), indent=2) + "\n")
@@ -332,28 +328,18 @@ class ResumableTrainer(Trainer):
             )
         return self._with_own_generator(loader)
 
-    @contextmanager
-    def _keeping_all_rows(self) -> Iterator[None]:
-        """Leaves `dataloader_drop_last` to training: an evaluation is of all rows."""
-        dropping = self.args.dataloader_drop_last
-        self.args.dataloader_drop_last = False
-        try:
-            yield
-        finally:
-            self.args.dataloader_drop_last = dropping
-
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
         """As Trainer's."""
         return self._for_training(super().get_train_dataloader())
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader:
         """As Trainer's, but of all rows, whatever `dataloader_drop_last` says."""
-        with self._keeping_all_rows():
+        with changed(self.args, dataloader_drop_last=False):
             return self._with_own_generator(super().get_eval_dataloader(eval_dataset))
 
     def get_test_dataloader(self, test_dataset: Any) -> torch.utils.data.DataLoader:
         """As Trainer's, but of all rows, whatever `dataloader_drop_last` says."""
-        with self._keeping_all_rows():
+        with changed(self.args, dataloader_drop_last=False):
             return self._with_own_generator(super().get_test_dataloader(test_dataset))
 
     @staticmethod
@@ -418,6 +404,17 @@ class ResumableTrainer(Trainer):
             own = {key.removeprefix("eval_"): value for key, value in metrics.items() if key.startswith("eval_")}
             self._measured = {key: value for key, value in own.items() if not key.endswith(("time", "_per_second"))}
         return metrics
+
+
+@contextmanager
+def changed(owner: Any, **values: Any) -> Iterator[None]:
+    """Gives attributes other values for a while: settings that Trainer reads, or a function that it calls."""
+    given = {name: getattr(owner, name) for name in values}
+    vars(owner).update(values)
+    try:
+        yield
+    finally:
+        vars(owner).update(given)
 
 
 @contextmanager

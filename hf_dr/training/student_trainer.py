@@ -22,8 +22,8 @@ from hf_dr.replay.reinforced_data import ReinforcedData
 from hf_dr.replay.streaming import StreamedReinforcedDataset
 from hf_dr.training.arguments import ReinforcedTrainingArguments
 from hf_dr.training.checks import as_evaluation
-from hf_dr.training.device_views import uses_channels_last, with_made_views
-from hf_dr.training.resumable import ResumableTrainer
+from hf_dr.training.device_views import with_made_views
+from hf_dr.training.resumable import ResumableTrainer, changed
 from hf_dr.training.student_card import student_of_training
 from hf_dr.training.student_hub import push_in_background
 from hf_dr.training.students import (
@@ -61,7 +61,9 @@ class StudentTrainer(ResumableTrainer):
         name = getattr(getattr(model, "config", None), "architecture", None) or type(model).__name__
         self._model_summary = f"{name} of {sum(p.numel() for p in model.parameters()):,} parameters"
         self._preprocessing = student_preprocessing(model, self.processing_class, normalization)
-        self._channels_last = uses_channels_last(self.args, model)
+        wanted = self.args.channels_last
+        on_gpu = self.args.device.type == "cuda"
+        self._channels_last = on_gpu and any(p.ndim == 4 for p in model.parameters()) if wanted is None else wanted
         if self._channels_last:
             model.to(memory_format=torch.channels_last)
 
@@ -173,12 +175,10 @@ class StudentTrainer(ResumableTrainer):
                 "The learning rate rises for %g epochs, which are %d steps, but the training has %d: it never becomes %g.",
                 args.warmup_epochs, steps, num_training_steps, args.learning_rate,
             )  # fmt: skip
-        given = args.warmup_steps
-        args.warmup_steps = steps  # what Trainer asks; the settings that are saved stay as they were given
-        try:
+        with changed(
+            args, warmup_steps=steps
+        ):  # what Trainer asks; the settings that are saved stay as they were given
             return super().create_scheduler(num_training_steps, optimizer)
-        finally:
-            args.warmup_steps = given
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Returns the names of the parameters that decay: not what the model itself excludes, nor, without

@@ -16,6 +16,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput, seed_worker, set_seed
 
 from hf_dr.errors import ConfigError
+from hf_dr.replay.messages import InOneMessage
 from hf_dr.replay.names import BY_DIFFICULTY
 from hf_dr.replay.reinforced_data import ReinforcedData
 from hf_dr.replay.sampling import ReinforcedSampler
@@ -139,7 +140,7 @@ class ReinforcedTrainer(StudentTrainer):
             dataset,
             self._train_batch_size,
             sampler=sampler,
-            collate_fn=collate,
+            collate_fn=InOneMessage(collate),
             drop_last=args.dataloader_drop_last,
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory,

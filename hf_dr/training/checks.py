@@ -45,7 +45,7 @@ def check_student(model: nn.Module, dataset: ReinforcedData) -> None:
         )
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ConfigError(
-            f"the model must have weights that are trained, but all of {type(model).__name__} are frozen."
+            f"the model must have weights that are trained, but all of {type(model).__name__} are frozen. Unfreeze some."
         )
     check_input(model, dataset)
     count = getattr(config, "num_labels", None)

@@ -41,7 +41,7 @@ def device_augmentation(
         ConfigError: `augment_on` asks for the device, which cannot make them, or for something else.
     """
     if augment_on not in AUGMENT_ON:
-        raise ConfigError(f"`augment_on` must be one of {', '.join(AUGMENT_ON)}, got {augment_on!r}.")
+        raise ConfigError(f"`augment_on` must be one of {', '.join(AUGMENT_ON)}, got {augment_on!r}. Leave it out.")
     if augment_on == "cpu" or (augment_on == "auto" and not is_fast_on(device)):
         return None
     reasons = []

@@ -72,7 +72,8 @@ def export_student(folder: str | os.PathLike[str], out: str | os.PathLike[str], 
         )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         raise FormatError(
-            f"{folder} must hold an image classifier that transformers loads, but {type(error).__name__}: {str(error)[:300]}"
+            f"{folder} must hold an image classifier that transformers loads, but {type(error).__name__}: {str(error)[:300]}. "
+            "Save it again."
         ) from error
     wrong = sorted(str(name) for names in report.values() for name in names)
     if wrong:
@@ -85,7 +86,9 @@ def export_student(folder: str | os.PathLike[str], out: str | os.PathLike[str], 
         try:
             model.load_state_dict(load_file(folder / EMA_FILE))
         except (RuntimeError, SafetensorError) as error:
-            raise FormatError(f"{EMA_FILE} in {folder} must fit its model, but: {str(error)[:300]}") from error
+            raise FormatError(
+                f"{EMA_FILE} in {folder} must fit its model, but: {error!s:.300}. Train again."
+            ) from error
     if is_timm(model):
         complete_config(model)
         model.save_pretrained(out, state_dict=native_names(model.state_dict()))

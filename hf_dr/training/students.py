@@ -339,7 +339,8 @@ class LabelledImages(torch.utils.data.Dataset):
             if name not in dataset.column_names:
                 raise DataError(f"the dataset must have the column `{name}`.{did_you_mean(name, dataset.column_names)}")
         if augmentation.params:
-            raise ConfigError(f"an evaluation must not be random, got the parameters {', '.join(augmentation.params)}.")
+            drawn = ", ".join(augmentation.params)
+            raise ConfigError(f"an evaluation must not be random, got the parameters {drawn}. Leave their ops out.")
         images = dataset.select_columns([image_column, label_column])
         self._dataset = images.cast_column(image_column, datasets.Image(decode=False)).with_format(None)
         self.class_names: list[str] | None = getattr(dataset.features[label_column], "names", None)

@@ -377,7 +377,9 @@ def load_trained(folder: str | Path, task: str, build: Callable[[Backbone, dict[
     """
     described = read_description(folder)
     if described["task"] != task:
-        raise ConfigError(f"{folder} must hold a model of {task}, found one of {described['task']}.")
+        raise ConfigError(
+            f"{folder} must hold a model of {task}, found one of {described['task']}. Name another folder."
+        )
     try:
         body = Backbone(BackboneSpec.from_dict(described["backbone"]), freeze_norm=described["freeze_norm"])
         model = build(body, described)

@@ -56,8 +56,8 @@ class TransferSettings:
         steps = [0.0, *self.lr_milestones, 1.0]
         if not all(low < high for low, high in itertools.pairwise(steps)):
             raise ConfigError(
-                f"`lr_milestones` must be ascending shares between 0 and 1, got {', '.join(map(str, self.lr_milestones))}. Change "
-                "them."
+                f"`lr_milestones` must be ascending shares between 0 and 1, got {', '.join(map(str, self.lr_milestones))}. "
+                "Change them."
             )
 
 
@@ -89,7 +89,8 @@ class DataArguments:
         first, second = self.PLACES
         if (self.dataset is None) == (getattr(self, first) is None):
             raise ConfigError(
-                f"exactly one of `{first}` and `dataset` must be given, got {getattr(self, first)} and {self.dataset}. Give one."
+                f"exactly one of `{first}` and `dataset` must be given, got {getattr(self, first)} and {self.dataset}. Give "
+                "one."
             )
         for name, other, instead in (
             (f"eval_{first}", "dataset", "eval_split"),

@@ -23,6 +23,7 @@ from transformers import (
     TimmWrapperConfig,
     TimmWrapperForImageClassification,
 )
+from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
 
 import hf_dr.teacher.architectures  # noqa: F401 (what it registers, timm builds)
 from hf_dr.errors import ConfigError, DataError, did_you_mean
@@ -288,19 +289,28 @@ def evaluation_of(model: Any, processor: Any, size: int) -> Augmentation:
 
 
 def load_processor(name: str, size: int | None = None) -> Any:
-    """Returns the image processor of a model that is fine-tuned, or None: its mean and std are the student's.
+    """Returns the image processor of a model that is fine-tuned, None where it has none: its mean and std are the student's.
 
     Args:
         name: Of the student.
         size: Side of the images in pixels that it is fine-tuned on: the processor, which is saved with it, makes such. What
             it resizes to before it crops changes in the same proportion.
+
+    Raises:
+        ConfigError: There is one, but transformers cannot load it.
     """
     if name.startswith("timm:"):
         return None
     try:
         processor = AutoImageProcessor.from_pretrained(name)
-    except (OSError, ValueError):
-        return None
+    except (OSError, ValueError) as error:
+        quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+        if cached_file(name, IMAGE_PROCESSOR_NAME, **quiet) is None:
+            return None
+        raise ConfigError(
+            f"the image processor of {name!r} must be one that transformers loads, but: {str(error).rstrip('. '):.300}. Save "
+            f"it again, or remove its {IMAGE_PROCESSOR_NAME}."
+        ) from error
     given = {key: getattr(processor, key, None) for key in ("size", "crop_size")}
     made = given["crop_size"] or given["size"]
     if size is not None and made:

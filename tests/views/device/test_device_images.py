@@ -36,3 +36,13 @@ def test_all_parts_are_pinned(num_bytes, monkeypatch):
     assert asked == [True]
     assert copy is not buffer
     assert torch.equal(copy, buffer)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_what_a_worker_sends_is_pinned(num_workers):
+    expected, _ = pack(ARRAYS)
+    loader = DataLoader([ARRAYS], batch_size=None, num_workers=num_workers, collate_fn=lambda arrays: pack(arrays)[0])
+    (copy,) = map(pinned, loader)
+    assert copy.is_pinned()
+    assert torch.equal(copy.to("cuda", non_blocking=True).cpu(), expected)

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from hf_dr.cli.config import as_config_error, parse
+from hf_dr.cli.config import parse
 from hf_dr.cli.early import Lazy
 from hf_dr.cli.flags import SmokeArguments
 from hf_dr.cli.launch import start_logging
@@ -50,15 +50,14 @@ def _transfer(
         recipe: Settings of it, for the help.
         example: An `output_dir`, for the help.
     """
-    with as_config_error():
-        chosen, student, smoke, args = parse(
-            [data, BackboneArguments, SmokeArguments, _TRAINING],
-            argv,
-            prog=prog,
-            description=f"{about} All settings of transformers' TrainingArguments are flags, too; the same command again "
-            "resumes.",
-            examples=f"hf-dr {Path(recipe).stem} --config recipes/{recipe} --student runs/resnet50-plus --output_dir {example}",
-        )
+    chosen, student, smoke, args = parse(
+        [data, BackboneArguments, SmokeArguments, _TRAINING],
+        argv,
+        prog=prog,
+        description=f"{about} All settings of transformers' TrainingArguments are flags, too; the same command again "
+        "resumes.",
+        examples=f"hf-dr {Path(recipe).stem} --config recipes/{recipe} --student runs/resnet50-plus --output_dir {example}",
+    )
     start_logging()
     from transformers import set_seed
 
@@ -73,8 +72,7 @@ def _transfer(
     places = [getattr(chosen, prefix + name) for prefix in ("", "eval_") for name in chosen.PLACES]
     check_apart(args.output_dir, [chosen.dataset, *places], [student.student])
     set_seed(args.seed)
-    with as_config_error():
-        trainer = getattr(importlib.import_module(f"hf_dr.transfer.{task}"), f"{task}_trainer")(chosen, student, args)
+    trainer = getattr(importlib.import_module(f"hf_dr.transfer.{task}"), f"{task}_trainer")(chosen, student, args)
     with trainer.alone():
         status = run_training(trainer, args)
         trainer.write_results()

@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_typ
 import yaml
 
 from hf_dr.cli.early import ALIASES, Lazy, check_early, short_help
-from hf_dr.cli.flag_parser import HelpFormatter, Parser, add_fields, add_files, example_lines
+from hf_dr.cli.flag_parser import Parser, add_fields, add_files
 from hf_dr.cli.yaml_files import read_configs
 from hf_dr.errors import ConfigError, HfDrError, did_you_mean
 
@@ -42,14 +42,7 @@ def parse(types: Sequence[Any], argv: Sequence[str], *, prog: str, description: 
         check_early(types, argv, prog)
     argv = ["--help" if lazy and word == "--help_all" else word for word in argv]
     types = [kind.load() if isinstance(kind, Lazy) else kind for kind in types]
-    parser = _parser_of(
-        types,
-        prog=prog,
-        description=description,
-        epilog=example_lines(examples),
-        formatter_class=HelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = _parser_of(types, prog=prog, description=description, examples=examples)
     known = {action.dest: action for action in parser._actions if action.dest != "help"}
     for alias, setting in ALIASES.items():
         if setting in known and alias not in known:
@@ -66,8 +59,9 @@ def parse(types: Sequence[Any], argv: Sequence[str], *, prog: str, description: 
             raise ConfigError(f"{file} has the unknown key `{key}`.{did_you_mean(str(key), known)}")
         unset = value is None and own[key] is None and not known[key].required
         typed = None if unset else _as_typed(key, value, hints[key], file)
-        if typed is not None:
-            _check_choice(known[key], typed, file)
+        choices = known[key].choices
+        if typed is not None and choices is not None and typed not in choices:
+            raise ConfigError(f"`{key}` in {file} must be one of {', '.join(map(str, choices))}, got {typed!r}.")
         known[key].required = False
         if isinstance(typed, (dict, list)) and known[key].nargs is None:
             unparsed[key] = typed  # an augmentation written out as a list of ops
@@ -107,12 +101,8 @@ def _as_yaml(settings: dict[str, Any], defaults: dict[str, Any]) -> str:
     plain = {k: v.value if isinstance(v, enum.Enum) else v for k, v in settings.items()}
     chosen = {key: value for key, value in plain.items() if settings[key] != defaults[key]}
     rest = {key: value for key, value in plain.items() if key not in chosen}
-    parts = (chosen, "# Defaults:\n", rest)
-    return "".join(
-        part if isinstance(part, str) else yaml.safe_dump(part, sort_keys=False, allow_unicode=True, width=1000)
-        for part in parts
-        if part
-    )
+    written = (yaml.safe_dump(p, sort_keys=False, allow_unicode=True, width=1000) if p else "" for p in (chosen, rest))
+    return "# Defaults:\n".join(written)
 
 
 def _as_typed(key: str, value: Any, hint: Any, file: str) -> Any:
@@ -176,13 +166,6 @@ def _described(hint: Any) -> str:
         if plain in _WORDS
     ]
     return " or ".join(dict.fromkeys(names)) or "set"
-
-
-def _check_choice(action: argparse.Action, value: Any, file: str | None) -> None:
-    if action.choices is not None and value not in action.choices:
-        raise ConfigError(
-            f"`{action.dest}` in {file} must be one of {', '.join(map(str, action.choices))}, got {value!r}."
-        )
 
 
 def _parser_of(types: Sequence[Any], **settings: Any) -> Parser:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hf_dr.cli.config import parse
-from hf_dr.cli.flag_parser import HelpFormatter, Parser, example_lines
+from hf_dr.cli.flag_parser import Parser
 from hf_dr.cli.flags import SmokeArguments
 from hf_dr.cli.launch import launch, start_logging
 from hf_dr.evaluation.config import CompareConfig, EvaluateConfig
@@ -64,9 +64,7 @@ def report_command(argv: Sequence[str], prog: str) -> int:
     """Gathers many runs and evaluations into tables and plots."""
     parser = Parser(
         prog=prog,
-        allow_abbrev=False,
-        formatter_class=HelpFormatter,
-        epilog=example_lines("hf-dr report photos-quickstart/comparison runs --output_dir report --title Photos"),
+        examples="hf-dr report photos-quickstart/comparison runs --output_dir report --title Photos",
         description="Gathers what train, compare, evaluate, detect and segment left in folders and below them: accuracy by "
         "model and epochs, robustness, calibration, training time and transfer of erm, kd and reinforced (Markdown, JSON), "
         "with plots (one HTML file). What cannot be compared is listed with the reason.",

@@ -12,7 +12,6 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type
 from hf_dr.errors import ConfigError, did_you_mean
 
 _WORDS = ("help", "choices", "metavar")  # what argparse is told of a field's metadata
-
 _EXAMPLES = "examples:"
 
 
@@ -94,7 +93,16 @@ class Parser(argparse.ArgumentParser):
     """Ends with what is wrong, not with the usage: a training has more than a hundred settings.
 
     A flag with an underscore is spelt with a hyphen, too.
+
+    Args:
+        *types: Dataclasses, for a subclass that takes them.
+        examples: Command lines, one a line, for the end of the help.
+        **settings: Of argparse.
     """
+
+    def __init__(self, *types: Any, examples: str = "", **settings: Any) -> None:
+        epilog = "\n  ".join([_EXAMPLES, *examples.splitlines()]) if examples else None
+        super().__init__(*types, epilog=epilog, formatter_class=HelpFormatter, allow_abbrev=False, **settings)
 
     def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
         spelled = (s for name in names for s in (name, name.replace("_", "-") if name.startswith("--") else name))
@@ -155,11 +163,6 @@ class HelpFormatter(argparse.HelpFormatter):
         if silent or action.required or "efault:" in text:
             return text
         return f"{text} Default: %(default)s."
-
-
-def example_lines(examples: str) -> str | None:
-    """Returns the end of a help text: command lines, one a line."""
-    return "\n  ".join([_EXAMPLES, *examples.splitlines()]) if examples else None
 
 
 def one_dataset(words: Sequence[str], what: str = "dataset") -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from hf_dr.settings import FILES_FROM_HELP, OpsOrName, Real, check_settings
+from hf_dr.settings import FILES_FROM_HELP, OpsOrName, Real, check_settings, flag
 from hf_dr.teacher.names import PRECISIONS
 from hf_dr.views.names import NAMED
 
@@ -16,75 +16,56 @@ FEATURES_FILE = "features.yaml"
 class BaseArguments:
     """Which dataset is reinforced."""
 
-    dataset: str = field(
-        metadata={
-            "help": "Hub id, Parquet file, folder of Parquet files or images, or saved Dataset. It may stand first, without a "
-            "flag: hf-dr reinforce photos/ ..."
-        }
+    dataset: str = flag(
+        "Hub id, Parquet file, folder of Parquet files or images, or saved Dataset. It may stand first, without a "
+        "flag: hf-dr reinforce photos/ ..."
     )
-    dataset_config: str | None = field(
-        default=None, metadata={"help": "Configuration of the dataset, where it has several."}
-    )
-    split: str = field(default="train", metadata={"help": "Split of the dataset."})
-    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the dataset on the Hub."})
+    dataset_config: str | None = flag("Configuration of the dataset, where it has several.", default=None)
+    split: str = flag("Split of the dataset.", default="train")
+    revision: str | None = flag("Branch, tag or commit of the dataset on the Hub.", default=None)
 
 
 @dataclass
 class PlusArguments:
     """Which configuration of a "+" dataset is meant, and where an overlay finds its images."""
 
-    name: str | None = field(default=None, metadata={"help": 'Configuration of the "+" dataset, where it has several.'})
-    base: str | None = field(
-        default=None, metadata={"help": "For an overlay: the base dataset with the images, as for reinforce."}
+    name: str | None = flag('Configuration of the "+" dataset, where it has several.', default=None)
+    base: str | None = flag("For an overlay: the base dataset with the images, as for reinforce.", default=None)
+    base_config: str | None = flag("Configuration of the base dataset, where it has several.", default=None)
+    base_revision: str | None = flag(
+        "Branch, tag or commit of the base dataset. Default: the one that was reinforced.", default=None
     )
-    base_config: str | None = field(
-        default=None, metadata={"help": "Configuration of the base dataset, where it has several."}
-    )
-    base_revision: str | None = field(
-        default=None,
-        metadata={"help": "Branch, tag or commit of the base dataset. Default: the one that was reinforced."},
-    )
-    files_from: list[str] = field(default_factory=list, metadata={"help": FILES_FROM_HELP, "metavar": "DIR"})
-    revision: str | None = field(
-        default=None, metadata={"help": 'Branch, tag or commit of the "+" dataset on the Hub.'}
-    )
+    files_from: list[str] = flag(FILES_FROM_HELP, default=[], metavar="DIR")
+    revision: str | None = flag('Branch, tag or commit of the "+" dataset on the Hub.', default=None)
 
 
 @dataclass
 class TeacherArguments:
     """Which teacher labels which views."""
 
-    teacher: list[str] = field(
-        metadata={
-            "help": "One or several of: Hub id of a timm or transformers classifier (pin it with @revision), transformers "
-            "folder, timm:ARCHITECTURE@FILE.safetensors, or a folder of `teach --folds`. Probabilities of several are averaged."
-        }
+    teacher: list[str] = flag(
+        "One or several of: Hub id of a timm or transformers classifier (pin it with @revision), transformers "
+        "folder, timm:ARCHITECTURE@FILE.safetensors, or a folder of `teach --folds`. Probabilities of several are averaged."
     )
-    teacher_classes: str | None = field(
+    teacher_classes: str | None = flag(
+        "Where the dataset has a subset of the teacher's classes: `by_name`, a timm list such as imagenet-a or "
+        "imagenet-r, or a JSON file with the teacher's index (or name) for each class of the dataset.",
         default=None,
-        metadata={
-            "help": "Where the dataset has a subset of the teacher's classes: `by_name`, a timm list such as imagenet-a or "
-            "imagenet-r, or a JSON file with the teacher's index (or name) for each class of the dataset."
-        },
     )
-    precision: str = field(
-        default="fp32",
-        metadata={"help": "Floating-point type in which the teacher computes.", "choices": list(PRECISIONS)},
+    precision: str = flag(
+        "Floating-point type in which the teacher computes.", default="fp32", choices=list(PRECISIONS)
     )
-    teacher_temperature: float = field(
+    teacher_temperature: float = flag(
+        "Divide the logarithm of the teacher's probabilities by this number, as `hf-dr calibrate` finds it. 1 "
+        "changes nothing.",
         default=1.0,
-        metadata={
-            "help": "Divide the logarithm of the teacher's probabilities by this number, as `hf-dr calibrate` finds it. 1 "
-            "changes nothing.",
-            "type": Real(0, above=True),
-        },
+        type=Real(0, above=True),
     )
-    compile: bool = field(default=False, metadata={"help": "Compile the teacher with torch.compile."})
-    augmentation: OpsOrName = field(
-        default="randaug",
-        metadata={"help": f"One of {', '.join(NAMED)}; or a YAML file with an `augmentation` list of ops."},
+    compile: bool = flag("Compile the teacher with torch.compile.", default=False)
+    augmentation: OpsOrName = flag(
+        f"One of {', '.join(NAMED)}; or a YAML file with an `augmentation` list of ops.", default="randaug"
     )
-    size: int = field(default=224, metadata={"help": "Side in pixels of the views of a named augmentation."})
+    size: int = flag("Side in pixels of the views of a named augmentation.", default=224)
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -94,17 +75,14 @@ class TeacherArguments:
 class RunArguments:
     """How the run behaves."""
 
-    dry_run: bool = field(
-        default=False,
-        metadata={"help": "Check everything, time a few batches, print hours and bytes, and write nothing."},
+    dry_run: bool = flag(
+        "Check everything, time a few batches, print hours and bytes, and write nothing.", default=False
     )
-    part: str = field(
+    part: str = flag(
+        "I/N: make only every N-th shard, starting with shard I. For N launches that share the folder but do not "
+        "communicate, such as the nodes of a cluster. A shard that a stopped launch left unfinished is made when that "
+        "part, or the whole, is run again.",
         default="0/1",
-        metadata={
-            "help": "I/N: make only every N-th shard, starting with shard I. For N launches that share the folder but do not "
-            "communicate, such as the nodes of a cluster. A shard that a stopped launch left unfinished is made when that "
-            "part, or the whole, is run again."
-        },
     )
 
 
@@ -112,10 +90,8 @@ class RunArguments:
 class SmokeArguments:
     """Whether it is only a rehearsal."""
 
-    smoke: bool = field(
+    smoke: bool = flag(
+        "Rehearse: a few steps on tiny generated data and networks in place of the real ones, in seconds. "
+        f"Needs a --config whose folder has a {FEATURES_FILE}. What the rehearsal makes is removed.",
         default=False,
-        metadata={
-            "help": "Rehearse: a few steps on tiny generated data and networks in place of the real ones, in seconds. "
-            f"Needs a --config whose folder has a {FEATURES_FILE}. What the rehearsal makes is removed."
-        },
     )

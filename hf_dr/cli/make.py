@@ -8,26 +8,18 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_dr.cli.config import built, parse
-from hf_dr.cli.flag_parser import (
-    HelpFormatter,
-    Parser,
-    add_fields,
-    dataset_as_flag,
-    example_lines,
-    one_dataset,
-    split_words,
-)
+from hf_dr.cli.flag_parser import Parser, add_fields, dataset_as_flag, one_dataset, split_words
 from hf_dr.cli.flags import BaseArguments, PlusArguments, RunArguments, SmokeArguments, TeacherArguments
 from hf_dr.cli.launch import start_logging
 from hf_dr.errors import ConfigError
 from hf_dr.files import check_apart, check_writable, write_whole
 from hf_dr.generation.config import ExportConfig, ExtendConfig, ImportConfig, ReinforceConfig
-from hf_dr.settings import FILES_FROM_HELP
+from hf_dr.settings import FILES_FROM_HELP, flag
 from hf_dr.teacher.names import PRECISIONS
 
 if TYPE_CHECKING:
@@ -109,15 +101,13 @@ def _loaded(
 class CalibrateArguments(BaseArguments):
     """Images by which a teacher is calibrated."""
 
-    split: str = field(
+    split: str = flag(
+        "Split of images that the teacher has not learned; for teachers of folds also the one they learned.",
         default="test",
-        metadata={
-            "help": "Split of images that the teacher has not learned; for teachers of folds also the one they learned."
-        },
     )
-    files_from: list[str] = field(default_factory=list, metadata={"help": FILES_FROM_HELP})
-    image_column: str | None = field(default=None, metadata={"help": "As for reinforce."})
-    label_column: str | None = field(default=None, metadata={"help": "As for reinforce."})
+    files_from: list[str] = flag(FILES_FROM_HELP, default=[])
+    image_column: str | None = flag("As for reinforce.", default=None)
+    label_column: str | None = flag("As for reinforce.", default=None)
 
 
 def calibrate_command(argv: Sequence[str], prog: str) -> int:
@@ -177,27 +167,19 @@ def _run(job: Job, run: RunArguments, part: Part) -> int:
 class ExtendArguments(PlusArguments):
     """Which dataset is extended, and who is asked."""
 
-    teacher: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "For more views: the teacher of the stored views. Default: the one that the provenance names."
-        },
+    teacher: list[str] = flag(
+        "For more views: the teacher of the stored views. Default: the one that the provenance names.", default=[]
     )
-    add_teacher: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "New members of the teacher, named as for reinforce. They are averaged into the stored answers."
-        },
+    add_teacher: list[str] = flag(
+        "New members of the teacher, named as for reinforce. They are averaged into the stored answers.", default=[]
     )
-    teacher_classes: str | None = field(default=None, metadata={"help": "As for reinforce."})
-    precision: str | None = field(
+    teacher_classes: str | None = flag("As for reinforce.", default=None)
+    precision: str | None = flag(
+        "Floating-point type in which the teacher computes. Default: that of the stored answers.",
         default=None,
-        metadata={
-            "help": "Floating-point type in which the teacher computes. Default: that of the stored answers.",
-            "choices": list(PRECISIONS),
-        },
+        choices=list(PRECISIONS),
     )
-    compile: bool = field(default=False, metadata={"help": "Compile the teacher with torch.compile."})
+    compile: bool = flag("Compile the teacher with torch.compile.", default=False)
 
 
 def extend_command(argv: Sequence[str], prog: str) -> int:
@@ -254,13 +236,7 @@ def _check_classes(classes: str | None, teacher: Sequence[str] | None) -> None:
 
 def _plus_parser(prog: str, description: str | None, examples: str) -> Parser:
     """Returns a parser of the flags by which a "+" dataset is opened, and of its path."""
-    parser = Parser(
-        prog=prog,
-        description=description,
-        epilog=example_lines(examples),
-        formatter_class=HelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser(prog=prog, description=description, examples=examples)
     parser.add_argument("path", help='Folder or Hub id of the "+" dataset.')
     add_fields(parser, PlusArguments)
     return parser
@@ -365,20 +341,14 @@ def inspect_command(argv: Sequence[str], prog: str) -> int:
 class ImportArguments:
     """Which dataset was reinforced, and how the import behaves."""
 
-    base: str = field(metadata={"help": "The dataset that was reinforced, as for reinforce."})
-    base_config: str | None = field(
-        default=None, metadata={"help": "Configuration of the base dataset, where it has several."}
-    )
-    base_revision: str | None = field(
-        default=None, metadata={"help": "Branch, tag or commit of the base dataset on the Hub."}
-    )
-    split: str = field(default="train", metadata={"help": "Split of the base dataset."})
-    dry_run: bool = field(
-        default=False, metadata={"help": "Check the settings and the first files, and write nothing."}
-    )
+    base: str = flag("The dataset that was reinforced, as for reinforce.")
+    base_config: str | None = flag("Configuration of the base dataset, where it has several.", default=None)
+    base_revision: str | None = flag("Branch, tag or commit of the base dataset on the Hub.", default=None)
+    split: str = flag("Split of the base dataset.", default="train")
+    dry_run: bool = flag("Check the settings and the first files, and write nothing.", default=False)
 
 
-def import_command(argv: Sequence[str], prog: str) -> int:
+def import_ml_dr_command(argv: Sequence[str], prog: str) -> int:
     """Turns reinforcements that apple/ml-dr published into a "+" dataset."""
     sources, flags = split_words(argv)
     arguments, config = parse(
@@ -416,9 +386,7 @@ def import_command(argv: Sequence[str], prog: str) -> int:
 class ExportArguments(PlusArguments):
     """Which dataset is exported."""
 
-    dry_run: bool = field(
-        default=False, metadata={"help": "Check everything, print examples, bytes and hours, and write nothing."}
-    )
+    dry_run: bool = flag("Check everything, print examples, bytes and hours, and write nothing.", default=False)
 
 
 def export_command(argv: Sequence[str], prog: str) -> int:

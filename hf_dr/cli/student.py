@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from hf_dr.cli.early import Lazy
 from hf_dr.errors import ConfigError
-from hf_dr.settings import FILES_FROM_HELP, JsonOrMapping, OpsOrName, Real, check_settings
+from hf_dr.settings import FILES_FROM_HELP, JsonOrMapping, OpsOrName, Real, check_settings, flag
 from hf_dr.training.reinforced_settings import ReinforcedSettings
 
 TRAINING = Lazy("hf_dr.training.arguments", "ReinforcedTrainingArguments", ReinforcedSettings)
@@ -17,77 +17,57 @@ TRAINING = Lazy("hf_dr.training.arguments", "ReinforcedTrainingArguments", Reinf
 class StudentArguments:
     """Who learns what, from which data."""
 
-    dataset: list[str] = field(
-        metadata={
-            "help": 'Folder or Hub id of the "+" dataset. The views of several datasets, all of one base, are added up. With '
-            "--augmentation, a base dataset, as for reinforce. It may stand first, without a flag: hf-dr train photos-plus ..."
-        }
+    dataset: list[str] = flag(
+        'Folder or Hub id of the "+" dataset. The views of several datasets, all of one base, are added up. With '
+        "--augmentation, a base dataset, as for reinforce. It may stand first, without a flag: hf-dr train photos-plus ..."
     )
-    student: str = field(
-        metadata={"help": "timm:ARCHITECTURE for fresh weights; else a Hub id or folder to fine-tune."}
+    student: str = flag("timm:ARCHITECTURE for fresh weights; else a Hub id or folder to fine-tune.")
+    name: list[str] = flag(
+        'Configuration of the "+" dataset, where it has several. The views of several configurations are added '
+        "up as well; of several datasets, name one configuration for all, or one for each.",
+        default=[],
     )
-    name: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": 'Configuration of the "+" dataset, where it has several. The views of several configurations are added '
-            "up as well; of several datasets, name one configuration for all, or one for each."
-        },
+    streaming: bool = flag("Read shard by shard instead of fetching and converting all first.", default=False)
+    base: str | None = flag("For an overlay: the base dataset with the images.", default=None)
+    base_config: str | None = flag("Configuration of the base.", default=None)
+    base_revision: str | None = flag(
+        "Branch, tag or commit of the base. Default: the one that was reinforced.", default=None
     )
-    streaming: bool = field(
-        default=False, metadata={"help": "Read shard by shard instead of fetching and converting all first."}
+    files_from: list[str] = flag(FILES_FROM_HELP, default=[])
+    revision: str | None = flag('Branch, tag or commit of the "+" dataset on the Hub.', default=None)
+    unreinforced: bool = flag(
+        "Also train on those rows of the base that have no stored views, by their labels.", default=False
     )
-    base: str | None = field(default=None, metadata={"help": "For an overlay: the base dataset with the images."})
-    base_config: str | None = field(default=None, metadata={"help": "Configuration of the base."})
-    base_revision: str | None = field(
-        default=None, metadata={"help": "Branch, tag or commit of the base. Default: the one that was reinforced."}
-    )
-    files_from: list[str] = field(default_factory=list, metadata={"help": FILES_FROM_HELP})
-    revision: str | None = field(
-        default=None, metadata={"help": 'Branch, tag or commit of the "+" dataset on the Hub.'}
-    )
-    unreinforced: bool = field(
-        default=False,
-        metadata={"help": "Also train on those rows of the base that have no stored views, by their labels."},
-    )
-    objective: str = field(
+    objective: str = flag(
+        "`reinforced`: stored views and answers; `erm`: newly drawn views and labels; `kd`: newly drawn views "
+        "and a teacher in memory. Data path, model, optimizer and steps are the same.",
         default="reinforced",
-        metadata={
-            "help": "`reinforced`: stored views and answers; `erm`: newly drawn views and labels; `kd`: newly drawn views "
-            "and a teacher in memory. Data path, model, optimizer and steps are the same.",
-            "choices": ["reinforced", "erm", "kd"],
-        },
+        choices=["reinforced", "erm", "kd"],
     )
-    teacher: list[str] = field(default_factory=list, metadata={"help": "For --objective kd: as for reinforce."})
-    teacher_classes: str | None = field(default=None, metadata={"help": "For --objective kd: as for reinforce."})
-    model_args: JsonOrMapping = field(
-        default="{}", metadata={"help": "For timm: JSON with arguments of timm.create_model."}
-    )
-    eval_dataset: str | None = field(default=None, metadata={"help": "Dataset with images and labels to evaluate on."})
-    eval_split: str = field(default="test", metadata={"help": "Its split."})
-    eval_revision: str | None = field(default=None, metadata={"help": "Its branch, tag or commit on the Hub."})
-    eval_crop: float | None = field(
+    teacher: list[str] = flag("For --objective kd: as for reinforce.", default=[])
+    teacher_classes: str | None = flag("For --objective kd: as for reinforce.", default=None)
+    model_args: JsonOrMapping = flag("For timm: JSON with arguments of timm.create_model.", default="{}")
+    eval_dataset: str | None = flag("Dataset with images and labels to evaluate on.", default=None)
+    eval_split: str = flag("Its split.", default="test")
+    eval_revision: str | None = flag("Its branch, tag or commit on the Hub.", default=None)
+    eval_crop: float | None = flag(
+        "Share of the resized side that the centre crop of an evaluation keeps. Default: 0.875, or what the image "
+        "processor of a student that is fine-tuned does, which is saved with it and wins over this flag.",
         default=None,
-        metadata={
-            "help": "Share of the resized side that the centre crop of an evaluation keeps. Default: 0.875, or what the image "
-            "processor of a student that is fine-tuned does, which is saved with it and wins over this flag.",
-            "type": Real(0, 1, above=True),
-        },
+        type=Real(0, 1, above=True),
     )
-    num_views: int | None = field(default=None, metadata={"help": "Use only the first N stored views of each row."})
-    augmentation: OpsOrName | None = field(
+    num_views: int | None = flag("Use only the first N stored views of each row.", default=None)
+    augmentation: OpsOrName | None = flag(
+        "For erm and kd on a base dataset that need not be reinforced: what draws its views, as for reinforce. "
+        'Without it they are drawn as those of the "+" dataset were.',
         default=None,
-        metadata={
-            "help": "For erm and kd on a base dataset that need not be reinforced: what draws its views, as for reinforce. "
-            'Without it they are drawn as those of the "+" dataset were.'
-        },
     )
-    size: int | None = field(
-        default=None,
-        metadata={"help": 'Side in pixels of the views: 224, or that of the "+" dataset, which must agree.'},
+    size: int | None = flag(
+        'Side in pixels of the views: 224, or that of the "+" dataset, which must agree.', default=None
     )
-    split: str | None = field(default=None, metadata={"help": "With --augmentation: the split. Default: train."})
-    image_column: str | None = field(default=None, metadata={"help": "With --augmentation: as for reinforce."})
-    label_column: str | None = field(default=None, metadata={"help": "With --augmentation: as for reinforce."})
+    split: str | None = flag("With --augmentation: the split. Default: train.", default=None)
+    image_column: str | None = flag("With --augmentation: as for reinforce.", default=None)
+    label_column: str | None = flag("With --augmentation: as for reinforce.", default=None)
 
     def __post_init__(self) -> None:
         check_settings(self)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
 from hf_dr.errors import ConfigError
 from hf_dr.evaluation.names import CORRUPTION_NAMES, SEVERITIES, check_corruption
 from hf_dr.evaluation.sets import OPTIONS, PRESETS
-from hf_dr.settings import FILES_FROM_HELP, Real, Whole, check_settings
+from hf_dr.settings import FILES_FROM_HELP, Real, Whole, check_settings, flag
 from hf_dr.teacher.names import PRECISIONS
 
 
@@ -22,68 +22,45 @@ class EvaluateConfig:
         ConfigError: A value is out of range or a name is unknown.
     """
 
-    models: list[str] = field(
-        metadata={
-            "help": "Checkpoints: transformers folders (as `train` writes them), Hub ids, timm:ARCHITECTURE@FILE.safetensors; "
-            "NAME=CHECKPOINT gives the name that the table shows."
-        }
+    models: list[str] = flag(
+        "Checkpoints: transformers folders (as `train` writes them), Hub ids, timm:ARCHITECTURE@FILE.safetensors; "
+        "NAME=CHECKPOINT gives the name that the table shows."
     )
-    sets: list[str] = field(
-        metadata={
-            "help": "NAME=DATASET[:SPLIT][,OPTION=VALUE]..., e.g. test=uoft-cs/cifar100:test,label=fine_label; the dataset is "
-            f"a Hub id, a folder or a Parquet file; options are {', '.join(OPTIONS)} (image and label are columns; classes is "
-            f"imagenet, imagenet-a or imagenet-r). Or a preset: {', '.join(PRESETS)}; NAME=DATASET reads it from elsewhere. "
-            "{corruption} and {severity} may stand in a DATASET that is published corrupted."
-        }
+    sets: list[str] = flag(
+        "NAME=DATASET[:SPLIT][,OPTION=VALUE]..., e.g. test=uoft-cs/cifar100:test,label=fine_label; the dataset is "
+        f"a Hub id, a folder or a Parquet file; options are {', '.join(OPTIONS)} (image and label are columns; classes is "
+        f"imagenet, imagenet-a or imagenet-r). Or a preset: {', '.join(PRESETS)}; NAME=DATASET reads it from elsewhere. "
+        "{corruption} and {severity} may stand in a DATASET that is published corrupted."
     )
-    output_dir: str = field(metadata={"help": "Where evaluation.md, evaluation.json and reliability.png are written."})
-    files_from: list[str] = field(default_factory=list, metadata={"help": FILES_FROM_HELP})
-    corrupt: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "Names of sets to evaluate also under the corruption suite. It is made for comparisons within a table: "
-            "published numbers are those of imagenet-c."
-        },
+    output_dir: str = flag("Where evaluation.md, evaluation.json and reliability.png are written.")
+    files_from: list[str] = flag(FILES_FROM_HELP, default=[])
+    corrupt: list[str] = flag(
+        "Names of sets to evaluate also under the corruption suite. It is made for comparisons within a table: "
+        "published numbers are those of imagenet-c.",
+        default=[],
     )
-    corruptions: list[str] = field(
-        default_factory=list, metadata={"help": f"Which corruptions: {', '.join(CORRUPTION_NAMES)}. Default: all."}
+    corruptions: list[str] = flag(f"Which corruptions: {', '.join(CORRUPTION_NAMES)}. Default: all.", default=[])
+    severities: list[int] = flag("Which severities, 1 to 5. Default: all.", default=[])
+    max_examples: int | None = flag(
+        "Use only this number of examples, evenly spread over each set. Default: all.", default=None, type=Whole(1)
     )
-    severities: list[int] = field(default_factory=list, metadata={"help": "Which severities, 1 to 5. Default: all."})
-    max_examples: int | None = field(
+    batch_size: int = flag("Images in a batch.", default=64, type=Whole(1))
+    num_workers: int = flag(
+        "Processes that decode and corrupt images; 0 does it in the main process.", default=0, type=Whole(0)
+    )
+    device: str | None = flag("Device of the models. Default: cuda if there is one, else cpu.", default=None)
+    precision: str = flag("Floating-point type in which the models compute.", default="fp32", choices=list(PRECISIONS))
+    seed: int = flag("Seed of the corruptions.", default=0, type=Whole(0))
+    size: int | None = flag(
+        "Side in pixels of the models' input. Default: each model's own, as the next three.",
         default=None,
-        metadata={
-            "help": "Use only this number of examples, evenly spread over each set. Default: all.",
-            "type": Whole(1),
-        },
+        type=Whole(1),
     )
-    batch_size: int = field(default=64, metadata={"help": "Images in a batch.", "type": Whole(1)})
-    num_workers: int = field(
-        default=0,
-        metadata={"help": "Processes that decode and corrupt images; 0 does it in the main process.", "type": Whole(0)},
+    crop: float | None = flag(
+        "Share of the resized side that the centre crop keeps.", default=None, type=Real(0, 1, above=True)
     )
-    device: str | None = field(
-        default=None, metadata={"help": "Device of the models. Default: cuda if there is one, else cpu."}
-    )
-    precision: str = field(
-        default="fp32",
-        metadata={"help": "Floating-point type in which the models compute.", "choices": list(PRECISIONS)},
-    )
-    seed: int = field(default=0, metadata={"help": "Seed of the corruptions.", "type": Whole(0)})
-    size: int | None = field(
-        default=None,
-        metadata={
-            "help": "Side in pixels of the models' input. Default: each model's own, as the next three.",
-            "type": Whole(1),
-        },
-    )
-    crop: float | None = field(
-        default=None,
-        metadata={"help": "Share of the resized side that the centre crop keeps.", "type": Real(0, 1, above=True)},
-    )
-    mean: list[float] = field(default_factory=list, metadata={"help": "Mean of the input, three numbers from 0 to 1."})
-    std: list[float] = field(
-        default_factory=list, metadata={"help": "Standard deviation of the input, three numbers from 0 to 1."}
-    )
+    mean: list[float] = flag("Mean of the input, three numbers from 0 to 1.", default=[])
+    std: list[float] = flag("Standard deviation of the input, three numbers from 0 to 1.", default=[])
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -102,27 +79,16 @@ class EvaluateConfig:
 class CompareConfig:
     """What is compared."""
 
-    title: str = field(metadata={"help": "Title of the table and the report."})
-    output_dir: str = field(metadata={"help": "Folder of the runs, the table and the report."})
-    train: Any = field(
-        metadata={"help": "Settings of `hf-dr train`, all but objective, seed and output_dir. In YAML only."}
-    )
-    evaluate: Any = field(
-        metadata={"help": "Settings of `hf-dr evaluate`, all but models and output_dir. In YAML only."}
-    )
-    objectives: list[str] = field(
-        default_factory=lambda: ["erm", "reinforced"],
-        metadata={"help": "Which of erm, reinforced and kd are compared."},
-    )
-    seeds: list[int] = field(
-        default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds; each objective is trained with every one."}
-    )
-    teacher: list[str] = field(default_factory=list, metadata={"help": "For kd: as for train."})
-    teacher_classes: str | None = field(default=None, metadata={"help": "For kd: as for train."})
-    pictures: list[str] = field(default_factory=list, metadata={"help": "PNG files to show in the report."})
-    save: bool = field(
-        default=False, metadata={"help": 'Keep the table next to the "+" dataset\'s shards and show it in its card.'}
-    )
+    title: str = flag("Title of the table and the report.")
+    output_dir: str = flag("Folder of the runs, the table and the report.")
+    train: Any = flag("Settings of `hf-dr train`, all but objective, seed and output_dir. In YAML only.")
+    evaluate: Any = flag("Settings of `hf-dr evaluate`, all but models and output_dir. In YAML only.")
+    objectives: list[str] = flag("Which of erm, reinforced and kd are compared.", default=["erm", "reinforced"])
+    seeds: list[int] = flag("Seeds; each objective is trained with every one.", default=[0, 1, 2])
+    teacher: list[str] = flag("For kd: as for train.", default=[])
+    teacher_classes: str | None = flag("For kd: as for train.", default=None)
+    pictures: list[str] = flag("PNG files to show in the report.", default=[])
+    save: bool = flag('Keep the table next to the "+" dataset\'s shards and show it in its card.', default=False)
 
     def __post_init__(self) -> None:
         for name, needed in (("train", "dataset"), ("evaluate", "sets")):

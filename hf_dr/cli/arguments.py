@@ -1,19 +1,17 @@
-"""How commands read what their flags name: augmentations, classes, datasets, and rehearsals of the command itself."""
+"""How commands read what their flags name: augmentations, classes and datasets."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_dr.cli.flags import PlusArguments
-from hf_dr.cli.launch import launch
-from hf_dr.cli.smoke import Described, Rehearsal, rehearsal
+from hf_dr.cli.config import built
+from hf_dr.cli.flags import FEATURES_FILE, PlusArguments
+from hf_dr.cli.smoke import Described
 from hf_dr.cli.yaml_files import config_files, read_yaml
-from hf_dr.errors import ConfigError
-from hf_dr.processes import process_state
+from hf_dr.errors import ConfigError, DataError
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.store.provenance import find_config
@@ -71,24 +69,19 @@ def check_rows(argv: Sequence[str], name: str, split: str, rows: int) -> None:
         DataError: The split has another number of rows.
     """
     described = Described.find(config_files(argv))
-    if described is not None:
-        described.check_rows(name, split, rows)
+    # A slice, such as `train[:1000]`, is a part on purpose.
+    expected = rows if described is None else described.splits.get(split, rows)
+    if described is not None and rows != expected:
+        raise DataError(
+            f"the split `{split}` of {name} must have {expected:,} rows, as {described.folder / FEATURES_FILE} says of "
+            f"{described.dataset}, found {rows:,}. Name that dataset or a copy with the same splits. For another dataset, copy "
+            f"the recipe to a folder without {FEATURES_FILE}."
+        )
 
 
-def rehearse(argv: Sequence[str]) -> contextlib.AbstractContextManager[Rehearsal]:
-    """Prepares the rehearsal of a command (`--smoke`) with these arguments.
-
-    Raises:
-        ConfigError: Several processes were launched.
-    """
-    if process_state().num_processes > 1:
-        raise ConfigError(f"`smoke` takes one process, got {process_state().num_processes}. Leave accelerate out.")
-    return rehearsal(argv, lambda arguments: launch("reinforce", arguments, "hf-dr reinforce"))
-
-
-def open_reinforced(path: str, plus: PlusArguments) -> ReinforcedDataset:
-    """Opens the "+" dataset that the arguments of a command name."""
-    return load_reinforced(path, **vars(plus))
+def open_reinforced(path: str, arguments: Any) -> ReinforcedDataset:
+    """Opens the "+" dataset that the arguments of a command name, among which are those of `PlusArguments`."""
+    return load_reinforced(path, **vars(built(PlusArguments, vars(arguments))))
 
 
 def local_config(path: str, name: str | None) -> Path:

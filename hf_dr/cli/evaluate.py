@@ -24,12 +24,11 @@ def compare_command(argv: Sequence[str], prog: str) -> int:
         examples="hf-dr compare --config recipes/fashion_mnist/compare.yaml",
     )
     start_logging()
-    from hf_dr.cli.arguments import rehearse
+    from hf_dr.cli.smoke import rehearse
     from hf_dr.evaluation.comparison import run_comparison
 
     if smoke.smoke:
-        with rehearse(argv) as stand_in:
-            return compare_command([*argv, *stand_in.compare(vars(config))], prog)
+        return rehearse("compare", argv, prog, lambda stand_in: stand_in.compare(vars(config)))
     check_writable(Path(config.output_dir), "output_dir")
     run_comparison(config, lambda arguments: launch("train", arguments, "hf-dr train"))
     return 0
@@ -46,13 +45,11 @@ def evaluate_command(argv: Sequence[str], prog: str) -> int:
         examples="hf-dr evaluate --models student --sets test=uoft-cs/cifar100:test,label=fine_label --output_dir evaluation",
     )
     start_logging()
-    from hf_dr.cli.arguments import rehearse
-    from hf_dr.evaluation.config import as_arguments
+    from hf_dr.cli.smoke import rehearse
     from hf_dr.evaluation.run import run_evaluation
 
     if smoke.smoke:
-        with rehearse(argv) as stand_in:
-            return evaluate_command([*argv, *as_arguments(stand_in.evaluate(vars(config)))], prog)
+        return rehearse("evaluate", argv, prog, lambda stand_in: stand_in.evaluate(vars(config)))
     check_writable(Path(config.output_dir).expanduser(), "output_dir")
     report = run_evaluation(config)
     report.save(config.output_dir)

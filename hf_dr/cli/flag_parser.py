@@ -102,7 +102,8 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, *types: Any, examples: str = "", **settings: Any) -> None:
         epilog = "\n  ".join([_EXAMPLES, *examples.splitlines()]) if examples else None
-        super().__init__(*types, epilog=epilog, formatter_class=HelpFormatter, allow_abbrev=False, **settings)
+        settings |= {"epilog": epilog, "formatter_class": HelpFormatter, "allow_abbrev": False}
+        super().__init__(*types, **settings)
 
     def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
         spelled = (s for name in names for s in (name, name.replace("_", "-") if name.startswith("--") else name))

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_dr.cli.config import built, parse
+from hf_dr.cli.config import parse
 from hf_dr.cli.flag_parser import Parser, add_fields, dataset_as_flag, one_dataset, split_words
 from hf_dr.cli.flags import BaseArguments, PlusArguments, RunArguments, SmokeArguments, TeacherArguments
 from hf_dr.cli.launch import start_logging
@@ -45,15 +45,14 @@ def reinforce_command(argv: Sequence[str], prog: str) -> int:
         "accelerate launch -m hf_dr reinforce --config recipes/cifar100/reinforce.yaml --dry_run",
     )
     start_logging()
-    from hf_dr.cli.arguments import build_augmentation, rehearse
-    from hf_dr.evaluation.config import as_arguments
+    from hf_dr.cli.arguments import build_augmentation
+    from hf_dr.cli.smoke import rehearse
     from hf_dr.generation.folder import Part
     from hf_dr.generation.job import reinforce_job
 
     if smoke.smoke:
-        with rehearse(argv) as stand_in:
-            changed = stand_in.reinforce(len(teaching.teacher), config.num_views, config.num_candidates)
-            return reinforce_command([*argv, *as_arguments(changed)], prog)
+        counts = (len(teaching.teacher), config.num_views, config.num_candidates)
+        return rehearse("reinforce", argv, prog, lambda stand_in: stand_in.reinforce(*counts))
     # What can be checked without the teacher comes first: it may take minutes to load.
     check_apart(config.output_dir, [base.dataset], teaching.teacher)
     augmentation = build_augmentation(teaching.augmentation, teaching.size)
@@ -155,8 +154,13 @@ def _run(job: Job, run: RunArguments, part: Part) -> int:
                 )
             job.check_agreement(estimate.agreement)
         return 0
+    return _until_stopped(lambda: job.run(part))
+
+
+def _until_stopped(run: Callable[[], object]) -> int:
+    """Does what goes on where it was stopped; returns the exit status."""
     try:
-        job.run(part)
+        run()
     except KeyboardInterrupt:
         logger.warning("Stopped. Finished shards are kept; run the same command again to go on.")
         return 130
@@ -208,7 +212,7 @@ def extend_command(argv: Sequence[str], prog: str) -> int:
     part = Part.parse(run.part)
     state = process_state()
     with state.local_main_process_first():
-        plus = open_reinforced(path, built(PlusArguments, vars(arguments)))
+        plus = open_reinforced(path, arguments)
     check_extension(plus, config, teacher=bool(arguments.teacher), add_teacher=bool(arguments.add_teacher))
     settings = {
         "device": state.device,
@@ -273,7 +277,7 @@ def verify_command(argv: Sequence[str], prog: str) -> int:
     from hf_dr.store.findings import save_finding
 
     folder = local_config(arguments.path, arguments.name) if arguments.save else None
-    plus = open_reinforced(arguments.path, built(PlusArguments, vars(arguments)))
+    plus = open_reinforced(arguments.path, arguments)
     teacher = None
     _check_classes(arguments.teacher_classes, arguments.teacher)
     if arguments.teacher:
@@ -319,7 +323,6 @@ def inspect_command(argv: Sequence[str], prog: str) -> int:
         if getattr(arguments, setting):
             check_writable(Path(getattr(arguments, setting)).expanduser().parent, setting)
     folder = local_config(arguments.path, arguments.name) if arguments.save else None
-    plus = built(PlusArguments, vars(arguments))
     inspection = inspect_dataset(fetch_config(arguments.path, arguments.name, revision=arguments.revision))
     print(inspection.report())
     if arguments.json:
@@ -327,12 +330,12 @@ def inspect_command(argv: Sequence[str], prog: str) -> int:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, json.dumps(inspection.to_dict(), indent=2) + "\n")
     if arguments.contact_sheet:
-        sheet = contact_sheet(open_reinforced(arguments.path, plus), Path(arguments.contact_sheet))
+        sheet = contact_sheet(open_reinforced(arguments.path, arguments), Path(arguments.contact_sheet))
         print(f"\ncontact sheet: {sheet}")
     if folder is not None:
         save_finding(folder, inspection.provenance.fingerprint, inspection.statistics)
         if not inspection.provenance.overlay:
-            contact_sheet(open_reinforced(arguments.path, plus), folder / CONTACT_SHEET_FILE)
+            contact_sheet(open_reinforced(arguments.path, arguments), folder / CONTACT_SHEET_FILE)
         write_card(folder.parent)
     return 0
 
@@ -407,13 +410,8 @@ def export_command(argv: Sequence[str], prog: str) -> int:
     from hf_dr.cli.arguments import open_reinforced
     from hf_dr.generation.export import WebDatasetExport
 
-    export = WebDatasetExport(open_reinforced(path, built(PlusArguments, vars(arguments))), config)
+    export = WebDatasetExport(open_reinforced(path, arguments), config)
     if arguments.dry_run:
         print(f"{export.folder}: nothing written, this is what the export would take\n\n{export.estimate()}")
         return 0
-    try:
-        export.run()
-    except KeyboardInterrupt:
-        logger.warning("Stopped. Finished shards are kept; run the same command again to go on.")
-        return 130
-    return 0
+    return _until_stopped(export.run)

@@ -1,4 +1,4 @@
-"""Commands that train a student, a detector or a segmenter."""
+"""What the commands that train do: load, build, train, evaluate and describe."""
 
 from __future__ import annotations
 
@@ -33,13 +33,7 @@ from hf_dr.training.arguments import ReinforcedTrainingArguments
 from hf_dr.training.checkpoints import last_checkpoint
 from hf_dr.training.distillation import OnlineDistillationTrainer
 from hf_dr.training.evaluated import evaluation_images
-from hf_dr.training.students import (
-    LabelledImages,
-    build_student,
-    evaluation_of,
-    load_processor,
-    read_model_args,
-)
+from hf_dr.training.students import LabelledImages, build_student, evaluation_of, load_processor, read_model_args
 from hf_dr.training.trainer import ReinforcedTrainer
 from hf_dr.transfer.trainer import TransferTrainer
 from hf_dr.views.augmentation import Augmentation
@@ -55,7 +49,7 @@ def prepare_training(
 ) -> tuple[ReinforcedTrainer, dict[str, Any]]:
     """Loads data and model; returns the trainer, and what its card says that only the command line knows.
 
-    Without the images of a fold, if one is to be left out, which the model's configuration then tells.
+    The images of a fold are left out if one is given, which the model's configuration then tells.
     """
     if student.objective != "reinforced":
         args.reinforced_probability = 0.0
@@ -127,30 +121,16 @@ def _load_plus(student: StudentArguments, seed: int) -> Any:
     Raises:
         FormatError: One is none; `erm` and `kd` can also be trained on a base dataset, which is said.
     """
+    names = ("streaming", "base", "base_config", "base_revision", "files_from", "unreinforced", "revision", "num_views")
+    settings: dict[str, Any] = {name: getattr(student, name) for name in names}
     try:
-        return _opened(student, seed)
+        return load_reinforced(_one_or_all(student.dataset), _one_or_all(student.name), seed=seed, **settings)
     except FormatError as error:
         if student.objective == "reinforced":
             raise
         raise FormatError(
             f"{error} To train by {student.objective} on a base dataset, which is not reinforced, pass --augmentation."
         ) from error
-
-
-def _opened(student: StudentArguments, seed: int) -> Any:
-    return load_reinforced(
-        _one_or_all(student.dataset),
-        _one_or_all(student.name),
-        streaming=student.streaming,
-        base=student.base,
-        base_config=student.base_config,
-        base_revision=student.base_revision,
-        files_from=student.files_from,
-        unreinforced=student.unreinforced,
-        revision=student.revision,
-        num_views=student.num_views,
-        seed=seed,
-    )
 
 
 def _check_loaded(student: StudentArguments, data: ReinforcedData) -> None:
@@ -230,7 +210,7 @@ def _card_settings(student: StudentArguments) -> dict[str, Any]:
     }
 
 
-def run_training(trainer: ReinforcedTrainer | TransferTrainer, args: TrainingArguments) -> int:
+def run_training(trainer: ReinforcedTrainer | TransferTrainer, args: TrainingArguments) -> None:
     """Trains, resuming from the last checkpoint of the folder; saves the model and its metrics."""
     steps_before = 0
     checkpoint = args.resume_from_checkpoint or last_checkpoint(str(args.output_dir))
@@ -253,4 +233,3 @@ def run_training(trainer: ReinforcedTrainer | TransferTrainer, args: TrainingArg
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
     trainer.save_state()
-    return 0

@@ -29,7 +29,7 @@ def compare_command(argv: Sequence[str], prog: str) -> int:
 
     if smoke.smoke:
         return rehearse("compare", argv, prog, lambda stand_in: stand_in.compare(vars(config)))
-    check_writable(Path(config.output_dir), "output_dir")
+    check_writable(Path(config.output_dir).expanduser(), "output_dir")
     run_comparison(config, lambda arguments: launch("train", arguments, "hf-dr train"))
     return 0
 

@@ -16,10 +16,12 @@ from hf_dr.cli.flag_parser import one_dataset, split_words
 from hf_dr.cli.launch import launch
 from hf_dr.cli.teach import TEACHER_FILE, TeachArguments
 from hf_dr.cli.yaml_files import RECIPES, read_yaml
+from hf_dr.errors import FormatError
 from hf_dr.files import check_apart, check_writable, write_whole
 from hf_dr.settings import Whole, check_settings, flag
 
 _DONE_FILE = "quickstart.json"
+_AGAIN = f"Delete {_DONE_FILE} and run the same command again: all steps are then done again."
 _TOP_K = 10
 # Of a teacher that was fitted to the same few photos; measured by benchmarks/small_sets.py.
 _LABEL_WEIGHT = 0.5
@@ -79,7 +81,9 @@ def quickstart_command(argv: Sequence[str], prog: str) -> int:
     check_writable(out, "output_dir")
     check_apart(out, [dataset], [chosen.teacher, chosen.student])
     done = out / _DONE_FILE
-    finished: dict[str, Any] = json.loads(done.read_text(encoding="utf-8")) if done.is_file() else {}
+    from hf_dr.store.json_files import read_object  # pydantic, which is not needed to read the arguments
+
+    finished = read_object(done, _AGAIN) if done.exists() else {}
     kept: dict[str, Any] = {}
     for command, arguments, made_of in _steps(dataset, chosen, out):
         kept[command] = [arguments, made_of]
@@ -98,12 +102,16 @@ def quickstart_command(argv: Sequence[str], prog: str) -> int:
 
 def _steps(dataset: str, chosen: QuickstartArguments, out: Path) -> Iterator[tuple[str, list[str], Any]]:
     """Yields command, arguments and the content of their file, one step after the other: each reads what the last one left."""
+    from hf_dr.store.json_files import read_object
+
     teacher = out / "teacher"
     plus = out / "plus"
     size = ["--size", str(chosen.size)]
     epochs = ["--num_train_epochs", str(chosen.num_train_epochs)]
     yield "teach", [dataset, "--model", chosen.teacher, *size, *epochs, "--output_dir", str(teacher)], None
-    learned = json.loads((teacher / TEACHER_FILE).read_text(encoding="utf-8"))
+    if not (teacher / TEACHER_FILE).is_file():
+        raise FormatError(f"{teacher} must hold the {TEACHER_FILE} of `hf-dr teach`, found none. {_AGAIN}")
+    learned = read_object(teacher / TEACHER_FILE, _AGAIN)
     num_views = str(chosen.num_views or chosen.num_train_epochs)
     views = [*size, "--num_views", num_views, "--top_k", str(min(_TOP_K, learned["num_classes"]))]
     base = [learned["dataset"], "--split", learned["split"]]

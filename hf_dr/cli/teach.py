@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from hf_dr.cli.config import as_config_error, parse
 from hf_dr.cli.flag_parser import dataset_as_flag, one_dataset, split_words
-from hf_dr.cli.flags import SmokeArguments
+from hf_dr.cli.flags import TRAINING, SmokeArguments, StudentArguments
 from hf_dr.cli.launch import start_logging
-from hf_dr.cli.student import TRAINING, StudentArguments
 from hf_dr.cli.yaml_files import RECIPES
 from hf_dr.errors import ConfigError
-from hf_dr.files import check_apart
+from hf_dr.files import check_apart, write_whole
 from hf_dr.settings import FILES_FROM_HELP, JsonOrMapping, OpsOrName, Real, Whole, check_settings, flag
 
 if TYPE_CHECKING:
@@ -244,7 +243,6 @@ def _calibrate(trainer: ReinforcedTrainer, *, fold: bool) -> dict[str, Any]:
 def _write(output_dir: Path, found: dict[str, Any], student: StudentArguments) -> None:
     """Notes and prints what was found."""
     from hf_dr.cli.calibration import calibration_table
-    from hf_dr.files import write_whole
 
     place = {"dataset": student.dataset[0], "split": student.split, "eval_split": student.eval_split}
     write_whole(output_dir / TEACHER_FILE, json.dumps({**found, **place}, indent=2) + "\n")

@@ -15,7 +15,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from hf_dr.cli.arguments import build_augmentation, check_rows, read_classes
 from hf_dr.cli.config import as_config_error
-from hf_dr.cli.student import StudentArguments
+from hf_dr.cli.flags import StudentArguments
 from hf_dr.errors import ConfigError, FormatError
 from hf_dr.evaluation.metrics import compute_metrics
 from hf_dr.files import check_apart

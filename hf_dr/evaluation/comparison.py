@@ -25,10 +25,12 @@ from hf_dr.evaluation.report import SHARES, Report
 from hf_dr.evaluation.run import run_evaluation
 from hf_dr.evaluation.runs import BASELINE, RESULTS_FILE, RUN_NOTE, Run, read_run, run_name
 from hf_dr.evaluation.tables import html_page, html_picture, html_table, numbers, spread
+from hf_dr.files import write_whole
 from hf_dr.hub.fetch import fetch_config
 from hf_dr.replay.loading import each_dataset
 from hf_dr.store.card import write_card
 from hf_dr.store.findings import Students, save_finding
+from hf_dr.store.json_files import read_object
 from hf_dr.store.provenance import Provenance, find_config
 from hf_dr.teacher.signals import described
 from hf_dr.text import inline, markdown_table
@@ -138,9 +140,9 @@ class Comparison:
         told = []
         for name in self._compared:
             low, high = (round(100 * bound, 1) + 0.0 for bound in self.top1_interval(name))
-            found = (
-                "more accurate." if low > 0 else "less accurate." if high < 0 else f"no difference is shown. {_MORE}"
-            )
+            found = "no difference is shown. More held-out images or seeds may show one."
+            if low > 0 or high < 0:
+                found = f"{'more' if low > 0 else 'less'} accurate."
             told.append(
                 f"{name} gains {(low + high) / 2:+.1f} points of top-1 over {BASELINE}, 95 % interval {low:+.1f} to "
                 f"{high:+.1f} by {images:,} images and {self._seeds}: {found}"
@@ -236,9 +238,13 @@ def run_comparison(config: CompareConfig, train: Callable[[list[str]], int]) -> 
         train: The command of `hf-dr train`: takes its arguments, returns its exit status.
 
     Raises:
-        ConfigError: A training was refused.
+        ConfigError: A training was refused, or a picture is not there.
     """
-    folder = Path(config.output_dir)
+    folder = Path(config.output_dir).expanduser()
+    pictures = [Path(picture).expanduser() for picture in config.pictures]
+    absent = next((picture for picture in pictures if not picture.is_file()), None)
+    if absent is not None:
+        raise ConfigError(f"`pictures` must be PNG files, found none at {absent}. Correct it, or leave it out.")
     learned_from = each_dataset(config.train.get("dataset", ""), config.train.get("name"))
     plus = Path(learned_from[0][0]).expanduser()
     if config.save and (len(learned_from) > 1 or not plus.is_dir()):
@@ -262,7 +268,7 @@ def run_comparison(config: CompareConfig, train: Callable[[list[str]], int]) -> 
                 logger.info("%s: top-1 %.2f %% after %.0f s.", path.name, 100 * run.accuracy[-1][1], run.seconds)
     comparison = compare(config.title, folder, config.objectives, config.seeds, config.evaluate)
     comparison.facts.extend(_facts(config, comparison))
-    page = comparison.save(folder, [Path(p) for p in config.pictures])
+    page = comparison.save(folder, pictures)
     if config.save:
         place = find_config(plus, learned_from[0][1]).resolve()
         save_finding(place, Provenance.read(place).fingerprint, comparison.students)
@@ -310,8 +316,8 @@ def is_finished(run: Path, flags: dict[str, Any]) -> bool:
     note = run / RUN_NOTE
     if not note.exists():
         run.mkdir(parents=True, exist_ok=True)
-        note.write_text(json.dumps(made_of, indent=2) + "\n", encoding="utf-8")
-    there = json.loads(note.read_text(encoding="utf-8"))
+        write_whole(note, json.dumps(made_of, indent=2) + "\n")
+    there = read_object(note, "Remove the folder, or choose another `output_dir`.")
     differing = [key for key in made_of.keys() | there.keys() if made_of.get(key) != there.get(key)]
     if differing:
         raise ConfigError(
@@ -326,4 +332,3 @@ _ABOUT = (
     "stored answers of the teacher, kd from a teacher in memory. Mean ± standard deviation over seeds; a gain is a change for\n"
     "the better.</p>"
 )
-_MORE = "More held-out images or seeds may show one."

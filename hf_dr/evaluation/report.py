@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from hf_dr.evaluation.metrics import Reliability
-from hf_dr.evaluation.plots import reliability_picture
+from hf_dr.evaluation.plots import reliability_figure
 from hf_dr.text import inline, markdown_table
 from hf_dr.version import __version__
 
@@ -116,7 +116,8 @@ class Report:
         diagrams = {f"{r.model} on {r.set}": [r.diagram] for r in clean if r.diagram is not None}
         if diagrams:  # a row for each model, but all in one for one set
             columns = len(clean) // len({r.model for r in clean})
-            reliability_picture(diagrams, str(folder / "reliability.png"), columns if columns > 1 else None)
+            figure = reliability_figure(diagrams, columns if columns > 1 else None)
+            figure.savefig(folder / "reliability.png", dpi=150)
 
 
 def _row(result: Result) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,11 +95,6 @@ def _training_seconds(results: dict[str, Any], history: list[dict[str, Any]], st
     for entry in history:
         if "train_runtime" in entry:
             break  # the evaluation after training is not in it
-        if entry["step"] > resumed_at:
-            evaluations += sum(float(value) for key, value in entry.items() if _is_evaluation_time(key))
+        if entry["step"] > resumed_at:  # `eval_runtime`, or `eval_NAME_runtime` of one of several sets
+            evaluations += sum(float(value) for key, value in entry.items() if re.fullmatch("eval_(.*_)?runtime", key))
     return round(max(0.0, runtime - evaluations), 4)  # as the Trainer rounds
-
-
-def _is_evaluation_time(key: str) -> bool:
-    # `eval_runtime`, or `eval_NAME_runtime` of one of several sets.
-    return key.startswith("eval_") and key.endswith("_runtime")

@@ -88,6 +88,19 @@ def test_steps_whose_settings_change_are_done_again_with_all_that_follow(recorde
     assert ran == STEPS[3:]
 
 
+def test_what_the_steps_left_is_looked_at(recorded, photos, tmp_path, capsys):
+    assert quickstart(photos, tmp_path / "out") == 0
+    advice = "Delete quickstart.json and run the same command again: all steps are then done again."
+    (tmp_path / "out" / "teacher" / "teacher.json").unlink()
+    assert quickstart(photos, tmp_path / "out") == 2
+    assert f"teacher must hold the teacher.json of `hf-dr teach`, found none. {advice}" in capsys.readouterr().err
+    (tmp_path / "out" / "quickstart.json").write_text("{")
+    assert quickstart(photos, tmp_path / "out") == 2
+    shown = capsys.readouterr().err
+    assert "quickstart.json must be JSON, but reading it failed" in shown
+    assert advice in shown
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 from hf_dr.cli.main import main
-from hf_dr.errors import ConfigError, DataError
-from hf_dr.evaluation.comparison import Comparison, compare, is_finished
-from hf_dr.evaluation.config import as_arguments
+from hf_dr.errors import ConfigError, DataError, FormatError
+from hf_dr.evaluation.comparison import Comparison, compare, is_finished, run_comparison
+from hf_dr.evaluation.config import CompareConfig, as_arguments
 from hf_dr.evaluation.metrics import reliability
 from hf_dr.evaluation.report import Report, Result
 from hf_dr.evaluation.runs import Run, read_run
@@ -212,6 +212,31 @@ def test_runs_of_other_settings_are_not_mixed_in(config, tmp_path, capsys):
     config.write_text(yaml.safe_dump(settings), encoding="utf-8")
     assert main(["compare", "--config", str(config)]) == 2
     assert "erm-0 must be a run of the same settings, but it differs in num_train_epochs" in capsys.readouterr().err
+
+
+def test_what_a_comparison_needs_is_looked_at_before_it_trains(tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    trained = []
+
+    def train(arguments):
+        trained.append(arguments[arguments.index("--output_dir") + 1])
+        return 2
+
+    def settings(**more):
+        train = {"dataset": str(tiny_folder)}
+        return CompareConfig("t", "~/out", train, {"sets": ["a=b"]}, seeds=[0], **more)
+
+    with pytest.raises(ConfigError, match=r"`pictures` must be PNG files, found none at .*/no\.png\. Correct it"):
+        run_comparison(settings(pictures=["~/no.png"]), train)
+    assert not trained
+    with pytest.raises(ConfigError, match="out/erm-0 must succeed, but it ended with status 2"):
+        run_comparison(settings(), train)
+    assert trained == [str(tmp_path / "out" / "erm-0")]
+    (tmp_path / "out" / "erm-0" / "comparison_run.json").write_text("{")
+    with pytest.raises(
+        FormatError, match=r"comparison_run\.json must be JSON, .* Remove the folder, or choose another"
+    ):
+        run_comparison(settings(), train)
 
 
 def test_a_run_on_several_datasets_is_of_all(tmp_path, tiny_folder, tiny_plus):

@@ -26,7 +26,7 @@ def build_augmentation(value: Any, size: int) -> Augmentation:
         ConfigError: It is none of these, or an op is wrong.
     """
     if isinstance(value, str) and value.endswith((".yaml", ".yml")):
-        content = read_yaml(value)
+        content = read_yaml(value, "augmentation")
         if "augmentation" not in content:
             raise ConfigError(
                 f"{value} must have the key `augmentation`, found {', '.join(map(str, content)) or 'nothing'}."
@@ -53,7 +53,7 @@ def read_classes(value: str | None, names: Sequence[str] | None) -> list[Any] | 
         return imagenet_synsets(value)
     try:
         content = json.loads(Path(value).expanduser().read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(
             f"`teacher_classes` must be `by_name`, imagenet-a, imagenet-r or a JSON file, but {value!r}: {error}."
         ) from error

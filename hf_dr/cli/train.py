@@ -36,7 +36,6 @@ from hf_dr.training.evaluated import evaluation_images
 from hf_dr.training.students import LabelledImages, build_student, evaluation_of, load_processor, read_model_args
 from hf_dr.training.trainer import ReinforcedTrainer
 from hf_dr.transfer.trainer import TransferTrainer
-from hf_dr.views.augmentation import Augmentation
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +53,8 @@ def prepare_training(
     if student.objective != "reinforced":
         args.reinforced_probability = 0.0
     model_args = read_model_args(student.model_args)  # before anything is loaded
-    images = [*student.dataset, student.base, student.eval_dataset]
-    check_apart(str(args.output_dir), images, [student.student, *student.teacher])
+    read = [*student.dataset, student.base, student.eval_dataset]
+    check_apart(str(args.output_dir), read, [student.student, *student.teacher])
     set_seed(args.seed)
     data = load_images(student, args.seed) if student.plain else _load_plus(student, args.seed)
     _check_loaded(student, data)
@@ -74,10 +73,17 @@ def prepare_training(
     if leave_out is not None:
         setattr(model.config, CONFIG_KEY, dataclasses.asdict(leave_out))
     processor = load_processor(student.student, max(data.size))
-    shown = evaluation_of(model, processor, max(data.size))
-    evaluation, evaluated_on = _load_evaluation(student, data, shown)
-    if evaluation is not None:
-        check_rows(argv, str(student.eval_dataset), student.eval_split, len(evaluation))
+    evaluation, evaluated_on = None, None
+    if student.eval_dataset:
+        images, described = load_base(
+            student.eval_dataset,
+            split=student.eval_split,
+            revision=student.eval_revision,
+            files_from=student.files_from,
+        )
+        evaluation = evaluation_images(images, data, evaluation_of(model, processor, max(data.size)))
+        check_rows(argv, student.eval_dataset, student.eval_split, len(evaluation))
+        evaluated_on = {**described, "split": student.eval_split}
     trainer = _build_trainer(student, args, model, processor, data, evaluation)
     return trainer, {**_card_settings(student), "evaluated_on": evaluated_on}
 
@@ -143,22 +149,6 @@ def _check_loaded(student: StudentArguments, data: ReinforcedData) -> None:
             f"`size` must be that of the stored views, {height}x{width}, got {student.size}. Reinforce the dataset with "
             f"`size` {student.size}, or choose another student."
         )
-
-
-def _load_evaluation(
-    student: StudentArguments, data: ReinforcedData, shown: Augmentation
-) -> tuple[LabelledImages | None, dict[str, Any] | None]:
-    """Loads the images to evaluate on; returns them and what they are, for the card."""
-    if not student.eval_dataset:
-        return None, None
-    images, described = load_base(
-        student.eval_dataset,
-        split=student.eval_split,
-        revision=student.eval_revision,
-        files_from=student.files_from,
-    )
-    evaluation = evaluation_images(images, data, shown)
-    return evaluation, {**described, "split": student.eval_split}
 
 
 def _build_trainer(

@@ -91,9 +91,15 @@ class Comparison:
         """One line for each run, by objective and seed, and the columns of `COLUMNS`: shares, nats and seconds."""
         clean = {result.model: result.metrics for result in self.report.results if not result.by_corruption}
         corrupted = {result.model: result.mce for result in self.report.results if result.by_corruption}
-        lines = [{**clean[run.name], "mce": corrupted[run.name], "seconds": run.seconds} for run in self.runs]
+        lines = [{**clean[run.name], "mce": corrupted.get(run.name), "seconds": run.seconds} for run in self.runs]
         names = [(run.objective, run.seed) for run in self.runs]
-        return pd.DataFrame(lines, index=pd.MultiIndex.from_tuples(names, names=["objective", "seed"]))
+        frame = pd.DataFrame(lines, index=pd.MultiIndex.from_tuples(names, names=["objective", "seed"]))
+        return frame if corrupted else frame.drop(columns="mce")
+
+    @property
+    def _columns(self) -> list[Column]:
+        """Those of which there are values."""
+        return [column for column in COLUMNS if column.key in self.frame]
 
     def values(self, objective: str, key: str) -> pd.Series:
         """Returns a column's values of an objective, by seed."""
@@ -152,13 +158,14 @@ class Comparison:
     @property
     def students(self) -> Students:
         """The table: mean and standard deviation over seeds."""
+        columns = self._columns
         rows = [
-            [name, *(spread(self.values(name, c.key), c.digits, c.scale) for c in COLUMNS)] for name in self.objectives
+            [name, *(spread(self.values(name, c.key), c.digits, c.scale) for c in columns)] for name in self.objectives
         ]
         for name in self._compared:
-            gains = (spread(self.gains(name, c.key), c.digits, c.scale, sign=True) for c in COLUMNS)
+            gains = (spread(self.gains(name, c.key), c.digits, c.scale, sign=True) for c in columns)
             rows.append([f"{name}: gain over {BASELINE}", *gains])
-        return Students([f"{self.title}, {self._seeds}", *(c.title for c in COLUMNS)], rows)
+        return Students([f"{self.title}, {self._seeds}", *(c.title for c in columns)], rows)
 
     def to_markdown(self) -> str:
         """Returns the table, mean and standard deviation over seeds, and what it shows."""
@@ -173,10 +180,10 @@ class Comparison:
 
         Metrics are shares, but nll (nats); `_std` next to each is the standard deviation over seeds.
         """
-        found = {f"{name}_{c.key}": self.values(name, c.key) for name in self.objectives for c in COLUMNS}
+        found = {f"{name}_{c.key}": self.values(name, c.key) for name in self.objectives for c in self._columns}
         for name in self._compared:
             whose = "" if name == "reinforced" else f"{name}_"
-            found |= {f"{whose}{c.key}_gain": self.gains(name, c.key) for c in COLUMNS}
+            found |= {f"{whose}{c.key}_gain": self.gains(name, c.key) for c in self._columns}
         flat: dict[str, float | int] = {f"{prefix}_seeds": self._num_seeds}
         for key, values in found.items():
             over_seeds = numbers(values)
@@ -186,7 +193,7 @@ class Comparison:
 
     def save(self, folder: Path, pictures: Sequence[Path] = ()) -> Path:
         """Writes comparison.md, comparison.json and report.html, and returns the last; `pictures` are PNGs to show in it."""
-        (folder / "comparison.md").write_text(self.to_markdown(), encoding="utf-8")
+        write_whole(folder / "comparison.md", self.to_markdown())
         intervals = {name: self.top1_interval(name) for name in self._compared}
         content = {
             "units": SHARES,
@@ -194,7 +201,7 @@ class Comparison:
             "top1_gain_95_percent_intervals": intervals,
             "evaluation": self.report.to_dict(),
         }
-        (folder / "comparison.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_whole(folder / "comparison.json", json.dumps(content, indent=2) + "\n")
         found = {result.model: result.diagram for result in self.report.results if result.diagram is not None}
         diagrams = {name: [found[r.name] for r in self.runs if r.objective == name] for name in self.objectives}
         figures = (accuracy_figure(None, self.runs), reliability_figure(diagrams))
@@ -203,9 +210,7 @@ class Comparison:
         table = html_table(["objective", *self.students.head[1:]], self.students.rows)
         verdicts = [f"<p><b>{html.escape(verdict)}</b></p>" for verdict in self.verdicts]
         page = folder / "report.html"
-        page.write_text(
-            html_page(self.title, [facts, _ABOUT, table, *verdicts, *map(html_picture, shown)]), encoding="utf-8"
-        )
+        write_whole(page, html_page(self.title, [facts, _ABOUT, table, *verdicts, *map(html_picture, shown)]))
         return page
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import product
 from typing import Any
 
 from hf_dr.errors import ConfigError, did_you_mean
-from hf_dr.evaluation.sets import OPTIONS, PRESETS
+from hf_dr.evaluation.sets import OPTIONS, PRESETS, parse_set
 from hf_dr.settings import FILES_FROM_HELP, Real, Whole, check_settings, flag
 from hf_dr.teacher.names import PRECISIONS
 
@@ -95,7 +95,11 @@ class EvaluateConfig:
 
 @dataclass
 class CompareConfig:
-    """What is compared."""
+    """What is compared.
+
+    Raises:
+        ConfigError: A value is out of range or a name is unknown.
+    """
 
     title: str = flag("Title of the table and the report.")
     output_dir: str = flag("Folder of the runs, the table and the report.")
@@ -115,6 +119,21 @@ class CompareConfig:
                 raise ConfigError(f"`{name}` must be a mapping with `{needed}`, got {content!s:.80}. Add it.")
         if not self.seeds:
             raise ConfigError("`seeds` must be at least one number, got none. Leave it out for three.")
+        # What would only be found when students are trained already.
+        if not self.objectives or not set(self.objectives) <= {"erm", "reinforced", "kd"}:
+            raise ConfigError(f"`objectives` must be of erm, reinforced and kd, got {self.objectives}. Correct it.")
+        for name in ("objectives", "seeds"):
+            if len(set(getattr(self, name))) < len(getattr(self, name)):
+                raise ConfigError(f"`{name}` must not name one twice, got {getattr(self, name)}. Leave one out.")
+        if "kd" in self.objectives and not (self.teacher or self.train.get("teacher")):
+            raise ConfigError("`teacher` must be given for `objective` kd, got none. Name it.")
+        known = {field.name for field in fields(EvaluateConfig)} - {"models", "output_dir"}
+        for key in self.evaluate.keys() - known:
+            raise ConfigError(f"`evaluate` has the unknown key `{key}`.{did_you_mean(str(key), known)}")
+        sets = self.evaluate["sets"]
+        if not isinstance(sets, list) or len(sets) != 1 or parse_set(str(sets[0])).published_corrupted:
+            raise ConfigError(f"`sets` in `evaluate` must be a list of one set of clean images, got {sets!s:.80}.")
+        EvaluateConfig(models=[], output_dir="", **self.evaluate)
 
 
 def as_arguments(flags: dict[str, Any]) -> list[str]:

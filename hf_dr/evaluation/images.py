@@ -94,10 +94,7 @@ _ANY_CLASS = np.iinfo(np.int64).max
 def _imagenet_numbers(values: np.ndarray, names: list[str] | None, spec: EvaluationSet) -> np.ndarray:
     """Returns labels as numbers of the classes of `spec`, int64 (rows,).
 
-    Args:
-        values: Class numbers, of the set's own classes or of ImageNet's 1,000, or WordNet ids.
-        names: Of the classes, if the dataset has them.
-        spec: The set, with its `classes`.
+    They may be numbers, of the set's own classes or of ImageNet's 1,000, or WordNet ids.
     """
     synsets = imagenet_synsets(str(spec.classes))
     is_number = np.issubdtype(values.dtype, np.integer)
@@ -113,7 +110,7 @@ def _imagenet_numbers(values: np.ndarray, names: list[str] | None, spec: Evaluat
             )
         values = np.array(imagenet_synsets("imagenet"), object)[values]
     number = {synset: c for c, synset in enumerate(synsets)}
-    strange = [value for value in np.unique(values) if value not in number]
+    strange = [value for value in values.tolist() if not isinstance(value, str) or value not in number]
     if strange:
         raise DataError(
             f"labels of set `{spec.name}` must be the {len(synsets)} classes of {spec.classes}, by number or WordNet id, found "

@@ -82,6 +82,14 @@ def seeds_of(hits: dict[str, list[list[bool]]]) -> Comparison:
     return Comparison("hits", runs, Report(results, {}, {}, {}))
 
 
+def test_a_comparison_on_clean_images_alone_has_no_column_of_corruptions(tmp_path):
+    comparison = made_up()
+    comparison.report.results[:] = [result for result in comparison.report.results if not result.by_corruption]
+    assert comparison.students.head == ["made up, 2 seeds", "top-1 %", "NLL", "ECE %", "training s"]
+    assert "c_reinforced_mce" not in comparison.to_dict("c")
+    assert comparison.save(tmp_path).is_file()
+
+
 def test_the_interval_of_a_gain_is_that_of_paired_images_and_of_seeds():
     alone = seeds_of({"erm": [[False] * 10], "reinforced": [[True] * 5 + [False] * 5]})
     half = 1.96 * np.sqrt(np.var([1] * 5 + [0] * 5, ddof=1) / 10)
@@ -182,7 +190,16 @@ def test_a_comparison_end_to_end_goes_on_where_it_stopped(config, tmp_path, caps
     [({"train": [1]}, r"`train` must be a mapping with `dataset`, got \[1\]"),
      ({"train": {"student": "x"}}, "`train` must be a mapping with `dataset`, got {'student': 'x'}"),
      ({"evaluate": {}}, "`evaluate` must be a mapping with `sets`, got {}. Add it"),
-     ({"seeds": []}, "`seeds` must be at least one number, got none")],
+     ({"seeds": []}, "`seeds` must be at least one number, got none"),
+     ({"seeds": [1, 1]}, r"`seeds` must not name one twice, got \[1, 1\]. Leave one out"),
+     ({"objectives": []}, r"`objectives` must be of erm, reinforced and kd, got \[\]. Correct it"),
+     ({"objectives": ["erm", "reinforcd"]}, "`objectives` must be of erm, reinforced and kd, got .*'reinforcd'"),
+     ({"objectives": ["erm", "kd"]}, "`teacher` must be given for `objective` kd, got none. Name it"),
+     ({"evaluate": {"sets": ["a=b"], "corupt": ["a"]}}, "`evaluate` has the unknown key `corupt`. Did you mean `corrupt`"),
+     ({"evaluate": {"sets": ["a=b", "c=d"]}}, r"`sets` in `evaluate` must be a list of one set of clean images, got \['a=b'"),
+     ({"evaluate": {"sets": "a=b"}}, "`sets` in `evaluate` must be a list of one set of clean images, got a=b"),
+     ({"evaluate": {"sets": ["imagenet-c"]}}, "`sets` in `evaluate` must be a list of one set of clean images, got"),
+     ({"evaluate": {"sets": ["a=b"], "severities": [9]}}, "the severity of a corruption must be .* from 1 to 5, got 9")],
 )  # fmt: skip
 def test_settings_are_looked_at_before(config, capsys, change, message):
     config.write_text(yaml.safe_dump({**yaml.safe_load(config.read_text()), **change}), encoding="utf-8")

@@ -87,9 +87,7 @@ def check_early(types: Sequence[Any], argv: Sequence[str], prog: str) -> None:
     files = read_configs(argv)
     for action in parser._actions:
         action.required = action.required and action.dest not in files
-    with parser.nothing_required():  # a mistyped flag is missing as well
-        _, rest = parser.parse_known_args(argv)
-    words = [word.split("=")[0] for word in rest if word.startswith("--")]
+    words = [word for word in parser.unknown_words(argv) if word.startswith("--")]
     foreign = _names_of_transformers() if words else set()
     flags = [*(flag for action in parser._actions for flag in action.option_strings), *ALIASES, *foreign]
     for word in words:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from types import UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
@@ -115,24 +114,19 @@ class Parser(argparse.ArgumentParser):
         Raises:
             ConfigError: A word is unknown.
         """
-        rest: list[str] = []
-        if {"-h", "--help"}.isdisjoint(args):
-            with self.nothing_required():
-                _, rest = self.parse_known_args(args)
-        for word in (word.split("=")[0] for word in rest):
+        for word in self.unknown_words(args) if {"-h", "--help"}.isdisjoint(args) else ():
             flags = [flag for action in self._actions for flag in action.option_strings if "-" not in flag.lstrip("-")]
             close = did_you_mean(word, flags) if word.startswith("-") else " Leave it out, or write its flag before it."
             raise ConfigError(f"unknown argument `{word}`.{close}")
         return super().parse_args(args, namespace)
 
-    @contextlib.contextmanager
-    def nothing_required(self) -> Iterator[None]:
-        """Lets words be read of which some are missing."""
+    def unknown_words(self, args: Sequence[str]) -> list[str]:
+        """Returns the words that no flag takes, whatever is missing."""
         required = [action for action in self._actions if action.required]
         for action in required:
             action.required = False
         try:
-            yield
+            return [word.split("=")[0] for word in self.parse_known_args(args)[1]]
         finally:
             for action in required:
                 action.required = True

@@ -20,10 +20,11 @@ import pandas as pd
 
 from hf_dr.errors import ConfigError
 from hf_dr.evaluation.config import CompareConfig, EvaluateConfig, as_arguments
+from hf_dr.evaluation.gathering import BASELINE, RESULTS_FILE, RUN_NOTE, Run, read_run, run_name
+from hf_dr.evaluation.metrics import SHARES
 from hf_dr.evaluation.plots import accuracy_figure, as_png, reliability_figure
-from hf_dr.evaluation.report import SHARES, Report
+from hf_dr.evaluation.report import Report
 from hf_dr.evaluation.run import run_evaluation
-from hf_dr.evaluation.runs import BASELINE, RESULTS_FILE, RUN_NOTE, Run, read_run, run_name
 from hf_dr.evaluation.tables import html_page, html_picture, html_table, numbers, spread
 from hf_dr.files import write_whole
 from hf_dr.hub.fetch import fetch_config

@@ -11,6 +11,8 @@ from hf_dr.teacher.calibration import NUM_BINS, bins_of, calibration_error
 
 METRICS = ("top1", "top5", "nll", "brier", "ece")
 """What `classification_metrics` measures."""
+SHARES = "shares"
+"""Unit of the metrics in JSON files, but nll (nats) and brier. Older files name none: their mce and errors are in percent."""
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,10 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from hf_dr.evaluation.gathering import TRANSFERRED, WHILE_TRAINING, Finished
-from hf_dr.evaluation.metrics import METRICS
+from hf_dr.evaluation.gathering import BASELINE, TRANSFERRED, WHILE_TRAINING, Finished
+from hf_dr.evaluation.metrics import METRICS, SHARES
 from hf_dr.evaluation.plots import accuracy_figure, as_png
-from hf_dr.evaluation.report import SHARES
 from hf_dr.evaluation.results import EVALUATED_ON, OBJECTIVES, STUDENT, Results
-from hf_dr.evaluation.runs import BASELINE
 from hf_dr.evaluation.tables import Table, cell, gains, html_page, html_picture, html_table, numbers
 from hf_dr.files import write_whole
 from hf_dr.text import inline

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from io import BytesIO
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from hf_dr.evaluation.metrics import Reliability
-from hf_dr.evaluation.runs import Run
 from hf_dr.text import shown_text
+
+if TYPE_CHECKING:
+    from hf_dr.evaluation.gathering import Run
 
 _BLUE = "#3b6ea5"
 _RED = "#d95f4b"
@@ -96,7 +98,8 @@ def _draw_accuracy(axes: Any, runs: Sequence[Run], lengths: Sequence[float]) -> 
     for run, length in zip(runs, lengths, strict=True):
         if run.accuracy:
             shares, top1 = np.array(run.accuracy).T
-            axes.plot(length * shares, 100 * top1, color=_colour(run.objective), alpha=0.25, linewidth=0.8)
+            colour = _COLOURS.get(run.objective, _OTHER_COLOUR)
+            axes.plot(length * shares, 100 * top1, color=colour, alpha=0.25, linewidth=0.8)
             alike.setdefault((run.objective, run.steps, *shares), []).append((length, top1))
     labelled = set()
     for (objective, _, *shares), curves in alike.items():
@@ -105,13 +108,9 @@ def _draw_accuracy(axes: Any, runs: Sequence[Run], lengths: Sequence[float]) -> 
         label = objective if objective not in labelled else None
         labelled.add(objective)
         marker = "o" if len(shares) == 1 else None  # a line of one point would not be seen
-        style = {"color": _colour(objective), "linewidth": 2, "marker": marker, "label": label}
+        style = {"color": _COLOURS.get(objective, _OTHER_COLOUR), "linewidth": 2, "marker": marker, "label": label}
         axes.plot(mean_length * np.array(shares), 100 * mean_top1, **style)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def _colour(objective: str) -> str:
-    return _COLOURS.get(objective, _OTHER_COLOUR)
 
 
 def as_png(figure: Figure) -> bytes:

@@ -10,14 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from hf_dr.evaluation.metrics import Reliability
+from hf_dr.evaluation.metrics import SHARES, Reliability
 from hf_dr.evaluation.plots import reliability_figure
 from hf_dr.files import write_whole
 from hf_dr.text import inline, markdown_table
 from hf_dr.version import __version__
-
-SHARES = "shares"
-"""Unit of the metrics in JSON files, but nll (nats) and brier. Older files name none: their mce and errors are in percent."""
 
 
 @dataclass(frozen=True)

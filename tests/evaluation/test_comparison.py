@@ -14,9 +14,9 @@ from hf_dr.cli.main import main
 from hf_dr.errors import ConfigError, DataError, FormatError
 from hf_dr.evaluation.comparison import Comparison, compare, is_finished, run_comparison
 from hf_dr.evaluation.config import CompareConfig, as_arguments
+from hf_dr.evaluation.gathering import Run, read_run
 from hf_dr.evaluation.metrics import reliability
 from hf_dr.evaluation.report import Report, Result
-from hf_dr.evaluation.runs import Run, read_run
 
 
 def made_up() -> Comparison:

@@ -131,20 +131,20 @@ def _alternatives(hint: Any) -> tuple[Any, ...]:
 
 def _fits(value: Any, hint: Any, *, in_list: bool = False) -> bool:
     """Whether a value of a YAML file is of a type, or a word that argparse reads as it reads a flag's."""
-    for kind in _alternatives(hint):
+
+    def fits(kind: Any) -> bool:
         plain = get_origin(kind) or kind
-        if plain is list and isinstance(value, list):
+        if plain is list:
             items = get_args(kind) or (Any,)
-            fits = all(_fits(item, items[0], in_list=True) for item in value)
-        elif plain in _WORDS and plain is not list:
-            number = plain is float and isinstance(value, int)
-            fits = isinstance(value, plain) or number or (isinstance(value, str) and not in_list)
-            fits = fits and (plain is bool or not isinstance(value, bool))
-        else:  # None, anything, or choices, which are looked at apart
-            fits = plain is Any or (plain is not list and (value is None) == (plain is NoneType))
-        if fits:
-            return True
-    return False
+            return isinstance(value, list) and all(_fits(item, items[0], in_list=True) for item in value)
+        if plain not in _WORDS:  # None, anything, or choices, which are looked at apart
+            return plain is Any or (value is None) == (plain is NoneType)
+        if isinstance(value, bool):
+            return plain is bool
+        number = plain is float and isinstance(value, int)
+        return isinstance(value, plain) or number or (isinstance(value, str) and not in_list)
+
+    return any(map(fits, _alternatives(hint)))
 
 
 _WORDS = {

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from hf_dr.cli.early import Lazy
 from hf_dr.errors import ConfigError
-from hf_dr.settings import FILES_FROM_HELP, JsonOrMapping, OpsOrName, Real, check_settings, flag
+from hf_dr.settings import FILES_FROM_HELP, JsonOrMapping, OpsOrName, Real, Whole, check_settings, flag
 from hf_dr.teacher.names import PRECISIONS
 from hf_dr.training.reinforced_settings import ReinforcedSettings
 from hf_dr.views.names import NAMED
@@ -154,7 +154,7 @@ class StudentArguments:
         default=None,
     )
     size: int | None = flag(
-        'Side in pixels of the views: 224, or that of the "+" dataset, which must agree.', default=None
+        'Side in pixels of the views: 224, or that of the "+" dataset, which must agree.', default=None, type=Whole(1)
     )
     split: str | None = flag("With --augmentation: the split. Default: train.", default=None)
     image_column: str | None = flag("With --augmentation: as for reinforce.", default=None)

@@ -69,7 +69,7 @@ class TeachArguments:
         type=Whole(2),
     )
     augmentation: OpsOrName = flag("What draws the training views, as for reinforce.", default="randaug")
-    size: int = flag("Side in pixels of the views of a named augmentation.", default=224)
+    size: int = flag("Side in pixels of the views of a named augmentation.", default=224, type=Whole(1))
     model_args: JsonOrMapping = flag("For timm: JSON with arguments of timm.create_model.", default="{}")
 
     def __post_init__(self) -> None:

@@ -14,7 +14,7 @@ import pyarrow as pa
 from hf_dr.errors import DataError, did_you_mean
 from hf_dr.evaluation.config import EvaluateConfig
 from hf_dr.evaluation.sets import EvaluationSet
-from hf_dr.store.base_dataset import label_numbers, load_base
+from hf_dr.store.base_dataset import label_numbers, load_base, undecoded_images
 from hf_dr.teacher.members import imagenet_synsets
 
 logger = logging.getLogger(__name__)
@@ -52,6 +52,13 @@ def open_set(spec: EvaluationSet, config: EvaluateConfig) -> Images:
             )
     if not len(dataset):
         raise DataError(f"set `{spec.name}` must have examples, found none.")
+    try:
+        undecoded_images(dataset.select([0]), str(spec.image))
+    except (pa.ArrowException, TypeError) as error:
+        raise DataError(
+            f"column `{spec.image}` of set `{spec.name}` must hold images, found {dataset.features[str(spec.image)]}. Name "
+            "another: ,image=COLUMN."
+        ) from error
     labels, class_names = _read_labels(dataset, spec)
     if class_names is not None and len(class_names) < 2:
         raise DataError(

@@ -381,6 +381,7 @@ def test_the_command(place, tmp_path, capsys):
             ["--sets", "{strange}"],
             "labels of set `strange` must be the 200 classes of imagenet-r, by number or WordNet id",
         ),
+        (["--sets", "{tiny},image=label"], "column `label` of set `tiny` must hold images, found ClassLabel("),
         (["--sets", "{nothing}"], "classes of imagenet-r, by number or WordNet id, found None. Check `label`"),
         (
             ["--sets", "{two}"],

@@ -21,10 +21,11 @@ import pandas as pd
 from hf_dr.errors import ConfigError
 from hf_dr.evaluation.config import CompareConfig, EvaluateConfig, as_arguments
 from hf_dr.evaluation.gathering import BASELINE, RESULTS_FILE, RUN_NOTE, Run, read_run, run_name
+from hf_dr.evaluation.images import open_set
 from hf_dr.evaluation.metrics import SHARES
 from hf_dr.evaluation.plots import accuracy_figure, as_png, reliability_figure
 from hf_dr.evaluation.report import Report
-from hf_dr.evaluation.run import run_evaluation
+from hf_dr.evaluation.run import checked_sets, run_evaluation
 from hf_dr.evaluation.tables import html_page, html_picture, html_table, numbers, spread
 from hf_dr.files import write_whole
 from hf_dr.hub.fetch import fetch_config
@@ -244,7 +245,8 @@ def run_comparison(config: CompareConfig, train: Callable[[list[str]], int]) -> 
         train: The command of `hf-dr train`: takes its arguments, returns its exit status.
 
     Raises:
-        ConfigError: A training was refused, or a picture is not there.
+        ConfigError: A training was refused, or a setting is wrong.
+        DataError: The set to evaluate on cannot be loaded, or lacks a column or labels.
     """
     folder = Path(config.output_dir).expanduser()
     pictures = [Path(picture).expanduser() for picture in config.pictures]
@@ -255,6 +257,9 @@ def run_comparison(config: CompareConfig, train: Callable[[list[str]], int]) -> 
     plus = Path(learned_from[0][0]).expanduser()
     if config.save and (len(learned_from) > 1 or not plus.is_dir()):
         raise ConfigError(f"`save` needs one dataset in a folder, got {plus}. Give a folder, or leave `save` out.")
+    evaluation = EvaluateConfig(models=[], output_dir=str(folder), **config.evaluate)
+    for spec in checked_sets(evaluation):
+        open_set(spec, evaluation)  # what is wrong with it would only be found when all students are trained
     for seed in config.seeds:
         # Objectives take turns, so that a disturbance of the machine hits all of them.
         for objective in config.objectives:

@@ -127,13 +127,24 @@ class CompareConfig:
                 raise ConfigError(f"`{name}` must not name one twice, got {getattr(self, name)}. Leave one out.")
         if "kd" in self.objectives and not (self.teacher or self.train.get("teacher")):
             raise ConfigError("`teacher` must be given for `objective` kd, got none. Name it.")
+        datasets = self.train["dataset"] if isinstance(self.train["dataset"], list) else [self.train["dataset"]]
+        if not datasets or not all(isinstance(path, str) for path in datasets):
+            raise ConfigError(f"`dataset` in `train` must be a text or several, got {self.train['dataset']!s:.80}.")
+        self._check_evaluation()
+
+    def _check_evaluation(self) -> None:
         known = {field.name for field in fields(EvaluateConfig)} - {"models", "output_dir"}
         for key in self.evaluate.keys() - known:
             raise ConfigError(f"`evaluate` has the unknown key `{key}`.{did_you_mean(str(key), known)}")
         sets = self.evaluate["sets"]
         if not isinstance(sets, list) or len(sets) != 1 or parse_set(str(sets[0])).published_corrupted:
             raise ConfigError(f"`sets` in `evaluate` must be a list of one set of clean images, got {sets!s:.80}.")
-        EvaluateConfig(models=[], output_dir="", **self.evaluate)
+        try:
+            EvaluateConfig(models=[], output_dir="", **self.evaluate)
+        except TypeError as error:
+            raise ConfigError(
+                f"`evaluate` must hold settings of `hf-dr evaluate`, but: {error}. Correct it."
+            ) from error
 
 
 def as_arguments(flags: dict[str, Any]) -> list[str]:

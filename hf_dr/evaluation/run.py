@@ -75,7 +75,7 @@ def run_evaluation(config: EvaluateConfig) -> Report:
     warm_up_kernels()
     if find_device(config.device).type == "cpu":
         keep_freed_memory()
-    specs = _checked_sets(config)
+    specs = checked_sets(config)
     first_corruption = config.corruption_keys()[0]
     opened = [open_set(spec.part(*first_corruption) if spec.published_corrupted else spec, config) for spec in specs]
     models = _load_models(config)
@@ -102,7 +102,12 @@ def run_evaluation(config: EvaluateConfig) -> Report:
     )
 
 
-def _checked_sets(config: EvaluateConfig) -> list[EvaluationSet]:
+def checked_sets(config: EvaluateConfig) -> list[EvaluationSet]:
+    """Returns the sets that are named, none of which is opened.
+
+    Raises:
+        ConfigError: One is not named as it should be, or there is nothing to corrupt.
+    """
     specs = [parse_set(text) for text in config.sets]
     _refuse_twice("set", [spec.name for spec in specs])
     clean = [spec.name for spec in specs if not spec.published_corrupted]

@@ -198,13 +198,19 @@ def test_a_comparison_end_to_end_goes_on_where_it_stopped(config, tmp_path, caps
      ({"evaluate": {"sets": ["a=b"], "corupt": ["a"]}}, "`evaluate` has the unknown key `corupt`. Did you mean `corrupt`"),
      ({"evaluate": {"sets": ["a=b", "c=d"]}}, r"`sets` in `evaluate` must be a list of one set of clean images, got \['a=b'"),
      ({"evaluate": {"sets": "a=b"}}, "`sets` in `evaluate` must be a list of one set of clean images, got a=b"),
+     ({"evaluate": {"sets": ["a=b"], "mean": 3}}, "`evaluate` must hold settings of `hf-dr evaluate`, but: object of type"),
+     ({"evaluate": {"sets": ["a=b"], "corrupt": ["c"]}}, "`corrupt` must name sets with clean images, got `c`. Known: a"),
+     ({"evaluate": {"sets": ["a=./none.parquet"]}}, "none.parquet"),
+     ({"train": {"dataset": 5}}, "`dataset` in `train` must be a text or several, got 5"),
+     ({"train": {"dataset": []}}, r"`dataset` in `train` must be a text or several, got \[\]"),
      ({"evaluate": {"sets": ["imagenet-c"]}}, "`sets` in `evaluate` must be a list of one set of clean images, got"),
      ({"evaluate": {"sets": ["a=b"], "severities": [9]}}, "the severity of a corruption must be .* from 1 to 5, got 9")],
 )  # fmt: skip
-def test_settings_are_looked_at_before(config, capsys, change, message):
+def test_settings_are_looked_at_before(config, tmp_path, capsys, change, message):
     config.write_text(yaml.safe_dump({**yaml.safe_load(config.read_text()), **change}), encoding="utf-8")
     assert main(["compare", "--config", str(config)]) == 2
     assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "out").exists(), "nothing was trained"
 
 
 def test_a_mapping_of_settings_is_given_on_as_json():
@@ -231,7 +237,8 @@ def test_runs_of_other_settings_are_not_mixed_in(config, tmp_path, capsys):
     assert "erm-0 must be a run of the same settings, but it differs in num_train_epochs" in capsys.readouterr().err
 
 
-def test_what_a_comparison_needs_is_looked_at_before_it_trains(tiny_folder, tmp_path, monkeypatch):
+def test_what_a_comparison_needs_is_looked_at_before_it_trains(tiny_folder, tiny_dataset, tmp_path, monkeypatch):
+    tiny_dataset.to_parquet(tmp_path / "base.parquet")
     monkeypatch.setenv("HOME", str(tmp_path))
     trained = []
 
@@ -241,7 +248,8 @@ def test_what_a_comparison_needs_is_looked_at_before_it_trains(tiny_folder, tmp_
 
     def settings(**more):
         train = {"dataset": str(tiny_folder)}
-        return CompareConfig("t", "~/out", train, {"sets": ["a=b"]}, seeds=[0], **more)
+        sets = [f"a={tmp_path / 'base.parquet'}:train"]
+        return CompareConfig("t", "~/out", train, {"sets": sets}, seeds=[0], **more)
 
     with pytest.raises(ConfigError, match=r"`pictures` must be PNG files, found none at .*/no\.png\. Correct it"):
         run_comparison(settings(pictures=["~/no.png"]), train)

@@ -31,8 +31,8 @@ from hf_dr.cli.launch import launch
 from hf_dr.cli.yaml_files import RECIPES, read_yaml
 from hf_dr.evaluation.comparison import Comparison
 from hf_dr.evaluation.config import EvaluateConfig, as_arguments
+from hf_dr.evaluation.gathering import BASELINE, Run
 from hf_dr.evaluation.run import run_evaluation
-from hf_dr.evaluation.runs import BASELINE, Run
 from hf_dr.generation.inspection import inspect_dataset
 
 KINDS, OF_EACH, SIDE = 10, 30, 112

@@ -1,8 +1,8 @@
 """What values the fields of a dataclass of settings take: written in the field's metadata, checked by one function.
 
-    num_views: int = field(default=8, metadata={"help": "Views of each example, V.", "type": Whole(1)})
-    temperature: float = field(default=1.0, metadata={"help": "...", "type": Real(0, above=True)})
-    precision: str = field(default="fp32", metadata={"help": "...", "choices": ["fp32", "bf16"]})
+    num_views: int = flag("Views of each example, V.", default=8, type=Whole(1))
+    temperature: float = flag("...", default=1.0, type=Real(0, above=True))
+    precision: str = flag("...", default="fp32", choices=["fp32", "bf16"])
 
 The key is `type` because transformers' HfArgumentParser, by which people may read these classes too, hands all metadata to
 argparse but puts the field's own type in the place of this one.
@@ -11,7 +11,7 @@ argparse but puts the field's own type in the place of this one.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Annotated, Any
 
 from hf_dr.errors import ConfigError
@@ -26,6 +26,20 @@ OpsOrName = Annotated[str, list]
 """An augmentation: its name, a file, or in a YAML file the list of its ops."""
 JsonOrMapping = Annotated[str, dict]
 """Names and values in JSON, or in a YAML file a mapping."""
+
+
+def flag(help: str, *, default: Any = MISSING, **metadata: Any) -> Any:
+    """Returns a field of a dataclass of settings, which is a flag of a command.
+
+    Args:
+        help: Of the flag.
+        default: Its value if it is not given; a list is copied for each object. By default it must be given.
+        **metadata: Its `type`, `choices` and `metavar`, where it has such.
+    """
+    metadata["help"] = help
+    if isinstance(default, list):
+        return field(default_factory=default.copy, metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -92,16 +106,16 @@ def check_settings(settings: Any) -> None:
     Raises:
         ConfigError: A value is out of range, or none of the choices; the first one is named.
     """
-    for field in fields(settings):
-        value = getattr(settings, field.name)
-        if value is None and field.default is None:
+    for own in fields(settings):
+        value = getattr(settings, own.name)
+        if value is None and own.default is None:
             continue
-        limits = field.metadata.get("type")
-        choices = field.metadata.get("choices")
+        limits = own.metadata.get("type")
+        choices = own.metadata.get("choices")
         for item in value if isinstance(value, list) else [value]:
             if limits is not None:
-                limits.check(field.name, item)
+                limits.check(own.name, item)
             if choices is not None and item not in choices:
                 known = list(map(str, choices))
                 expected = " or ".join(known) if len(known) < 3 else f"one of {', '.join(known)}"
-                raise ConfigError(f"`{field.name}` must be {expected}, got {item!r}.")
+                raise ConfigError(f"`{own.name}` must be {expected}, got {item!r}.")

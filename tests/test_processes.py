@@ -198,7 +198,8 @@ def test_a_command_that_teaches_keeps_memory_before_torch_is_imported(monkeypatc
     calls = []
     monkeypatch.setattr(launch, "has_gpu", lambda: gpu)
     monkeypatch.setattr(launch, "keep_freed_memory", lambda: calls.append("kept"))
-    monkeypatch.setattr(launch.Command, "__call__", lambda self, argv, prog: len(calls))
+    module = launch.COMMANDS[command].module
+    monkeypatch.setattr(f"hf_dr.cli.{module}.{command}_command", lambda argv, prog: len(calls))
     assert launch.launch(command, [], "hf-dr") == expected
 
 

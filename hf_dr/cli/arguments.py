@@ -1,19 +1,17 @@
-"""How commands read what their flags name: augmentations, classes, datasets, and rehearsals of the command itself."""
+"""How commands read what their flags name: augmentations, classes and datasets."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_dr.cli.flags import PlusArguments
-from hf_dr.cli.launch import launch
-from hf_dr.cli.smoke import Described, Rehearsal, rehearsal
+from hf_dr.cli.config import built
+from hf_dr.cli.flags import FEATURES_FILE, PlusArguments
+from hf_dr.cli.smoke import Described
 from hf_dr.cli.yaml_files import config_files, read_yaml
-from hf_dr.errors import ConfigError
-from hf_dr.processes import process_state
+from hf_dr.errors import ConfigError, DataError
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.store.provenance import find_config
@@ -28,7 +26,7 @@ def build_augmentation(value: Any, size: int) -> Augmentation:
         ConfigError: It is none of these, or an op is wrong.
     """
     if isinstance(value, str) and value.endswith((".yaml", ".yml")):
-        content = read_yaml(value)
+        content = read_yaml(value, "augmentation")
         if "augmentation" not in content:
             raise ConfigError(
                 f"{value} must have the key `augmentation`, found {', '.join(map(str, content)) or 'nothing'}."
@@ -55,7 +53,7 @@ def read_classes(value: str | None, names: Sequence[str] | None) -> list[Any] | 
         return imagenet_synsets(value)
     try:
         content = json.loads(Path(value).expanduser().read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(
             f"`teacher_classes` must be `by_name`, imagenet-a, imagenet-r or a JSON file, but {value!r}: {error}."
         ) from error
@@ -71,24 +69,19 @@ def check_rows(argv: Sequence[str], name: str, split: str, rows: int) -> None:
         DataError: The split has another number of rows.
     """
     described = Described.find(config_files(argv))
-    if described is not None:
-        described.check_rows(name, split, rows)
+    # A slice, such as `train[:1000]`, is a part on purpose.
+    expected = rows if described is None else described.splits.get(split, rows)
+    if described is not None and rows != expected:
+        raise DataError(
+            f"the split `{split}` of {name} must have {expected:,} rows, as {described.folder / FEATURES_FILE} says of "
+            f"{described.dataset}, found {rows:,}. Name that dataset or a copy with the same splits. For another dataset, copy "
+            f"the recipe to a folder without {FEATURES_FILE}."
+        )
 
 
-def rehearse(argv: Sequence[str]) -> contextlib.AbstractContextManager[Rehearsal]:
-    """Prepares the rehearsal of a command (`--smoke`) with these arguments.
-
-    Raises:
-        ConfigError: Several processes were launched.
-    """
-    if process_state().num_processes > 1:
-        raise ConfigError(f"`smoke` takes one process, got {process_state().num_processes}. Leave accelerate out.")
-    return rehearsal(argv, lambda arguments: launch("reinforce", arguments, "hf-dr reinforce"))
-
-
-def open_reinforced(path: str, plus: PlusArguments) -> ReinforcedDataset:
-    """Opens the "+" dataset that the arguments of a command name."""
-    return load_reinforced(path, **vars(plus))
+def open_reinforced(path: str, arguments: Any) -> ReinforcedDataset:
+    """Opens the "+" dataset that the arguments of a command name, among which are those of `PlusArguments`."""
+    return load_reinforced(path, **vars(built(PlusArguments, vars(arguments))))
 
 
 def local_config(path: str, name: str | None) -> Path:

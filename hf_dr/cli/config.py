@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_typ
 import yaml
 
 from hf_dr.cli.early import ALIASES, Lazy, check_early, short_help
-from hf_dr.cli.flag_parser import HelpFormatter, Parser, add_fields, add_files, example_lines
+from hf_dr.cli.flag_parser import Parser, add_fields, add_files
 from hf_dr.cli.yaml_files import read_configs
 from hf_dr.errors import ConfigError, did_you_mean
 
@@ -41,14 +41,7 @@ def parse(types: Sequence[Any], argv: Sequence[str], *, prog: str, description: 
         check_early(types, argv, prog)
     argv = ["--help" if lazy and word == "--help_all" else word for word in argv]
     types = [kind.load() if isinstance(kind, Lazy) else kind for kind in types]
-    parser = _parser_of(
-        types,
-        prog=prog,
-        description=description,
-        epilog=example_lines(examples),
-        formatter_class=HelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = _parser_of(types, prog=prog, description=description, examples=examples)
     known = {action.dest: action for action in parser._actions if action.dest != "help"}
     for alias, setting in ALIASES.items():
         if setting in known and alias not in known:
@@ -65,8 +58,9 @@ def parse(types: Sequence[Any], argv: Sequence[str], *, prog: str, description: 
             raise ConfigError(f"{file} has the unknown key `{key}`.{did_you_mean(str(key), known)}")
         unset = value is None and own[key] is None and not known[key].required
         typed = None if unset else _as_typed(key, value, hints[key], file)
-        if typed is not None:
-            _check_choice(known[key], typed, file)
+        choices = known[key].choices
+        if typed is not None and choices is not None and typed not in choices:
+            raise ConfigError(f"`{key}` in {file} must be one of {', '.join(map(str, choices))}, got {typed!r}.")
         known[key].required = False
         if isinstance(typed, (dict, list)) and known[key].nargs is None:
             unparsed[key] = typed  # an augmentation written out as a list of ops
@@ -95,12 +89,8 @@ def _as_yaml(settings: dict[str, Any], defaults: dict[str, Any]) -> str:
     plain = {k: v.value if isinstance(v, enum.Enum) else v for k, v in settings.items()}
     chosen = {key: value for key, value in plain.items() if settings[key] != defaults[key]}
     rest = {key: value for key, value in plain.items() if key not in chosen}
-    parts = (chosen, "# Defaults:\n", rest)
-    return "".join(
-        part if isinstance(part, str) else yaml.safe_dump(part, sort_keys=False, allow_unicode=True, width=1000)
-        for part in parts
-        if part
-    )
+    written = (yaml.safe_dump(p, sort_keys=False, allow_unicode=True, width=1000) if p else "" for p in (chosen, rest))
+    return "# Defaults:\n".join(written)
 
 
 def _as_typed(key: str, value: Any, hint: Any, file: str) -> Any:
@@ -129,20 +119,20 @@ def _alternatives(hint: Any) -> tuple[Any, ...]:
 
 def _fits(value: Any, hint: Any, *, in_list: bool = False) -> bool:
     """Whether a value of a YAML file is of a type, or a word that argparse reads as it reads a flag's."""
-    for kind in _alternatives(hint):
+
+    def fits(kind: Any) -> bool:
         plain = get_origin(kind) or kind
-        if plain is list and isinstance(value, list):
+        if plain is list:
             items = get_args(kind) or (Any,)
-            fits = all(_fits(item, items[0], in_list=True) for item in value)
-        elif plain in _WORDS and plain is not list:
-            number = plain is float and isinstance(value, int)
-            fits = isinstance(value, plain) or number or (isinstance(value, str) and not in_list)
-            fits = fits and (plain is bool or not isinstance(value, bool))
-        else:  # None, anything, or choices, which are looked at apart
-            fits = plain is Any or (plain is not list and (value is None) == (plain is NoneType))
-        if fits:
-            return True
-    return False
+            return isinstance(value, list) and all(_fits(item, items[0], in_list=True) for item in value)
+        if plain not in _WORDS:  # None, anything, or choices, which are looked at apart
+            return plain is Any or (value is None) == (plain is NoneType)
+        if isinstance(value, bool):
+            return plain is bool
+        number = plain is float and isinstance(value, int)
+        return isinstance(value, plain) or number or (isinstance(value, str) and not in_list)
+
+    return any(map(fits, _alternatives(hint)))
 
 
 _WORDS = {
@@ -164,13 +154,6 @@ def _described(hint: Any) -> str:
         if plain in _WORDS
     ]
     return " or ".join(dict.fromkeys(names)) or "set"
-
-
-def _check_choice(action: argparse.Action, value: Any, file: str | None) -> None:
-    if action.choices is not None and value not in action.choices:
-        raise ConfigError(
-            f"`{action.dest}` in {file} must be one of {', '.join(map(str, action.choices))}, got {value!r}."
-        )
 
 
 def _parser_of(types: Sequence[Any], **settings: Any) -> Parser:

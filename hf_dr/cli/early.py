@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_dr.cli.flag_parser import HelpFormatter, Parser, add_fields, add_files, example_lines
+from hf_dr.cli.flag_parser import Parser, add_fields, add_files
 from hf_dr.cli.yaml_files import read_configs
 from hf_dr.errors import ConfigError, did_you_mean
 
@@ -60,13 +60,7 @@ COMMON = {
 
 def short_help(types: Sequence[Any], prog: str, description: str, examples: str) -> str:
     """Returns help in groups, without transformers' own settings but the most common ones."""
-    parser = Parser(
-        prog=prog,
-        description=description,
-        epilog=example_lines(examples),
-        formatter_class=HelpFormatter,
-        usage=f"{prog} [settings]",
-    )
+    parser = Parser(prog=prog, description=description, examples=examples, usage=f"{prog} [settings]")
     for kind in types:
         own = kind.own if isinstance(kind, Lazy) else kind
         title = (own.__doc__ or own.__name__).split("\n")[0].rstrip(".?")
@@ -86,16 +80,14 @@ def check_early(types: Sequence[Any], argv: Sequence[str], prog: str) -> None:
         ConfigError: A flag is unknown.
         SystemExit: One is missing.
     """
-    parser = Parser(prog=prog, allow_abbrev=False)
+    parser = Parser(prog=prog)
     add_files(parser)
     for kind in types:
         add_fields(parser, kind.own if isinstance(kind, Lazy) else kind)
     files = read_configs(argv)
     for action in parser._actions:
         action.required = action.required and action.dest not in files
-    with parser.nothing_required():  # a mistyped flag is missing as well
-        _, rest = parser.parse_known_args(argv)
-    words = [word.split("=")[0] for word in rest if word.startswith("--")]
+    words = [word for word in parser.unknown_words(argv) if word.startswith("--")]
     foreign = _names_of_transformers() if words else set()
     flags = [*(flag for action in parser._actions for flag in action.option_strings), *ALIASES, *foreign]
     for word in words:
@@ -108,18 +100,14 @@ def check_early(types: Sequence[Any], argv: Sequence[str], prog: str) -> None:
 def _names_of_transformers() -> set[str]:
     """Returns the settings that transformers' TrainingArguments and our extensions of them have, read from their source.
 
-    Empty where the source cannot be read.
+    Empty where there is no source.
     """
     spec = importlib.util.find_spec("transformers")
-    if spec is None or spec.origin is None:
+    theirs = Path(str(spec and spec.origin)).with_name("training_args.py")
+    if not theirs.is_file():
         return set()
     names: set[str] = set()
-    for file in (
-        Path(spec.origin).with_name("training_args.py"),
-        *(Path(__file__).parents[1] / "training").glob("*.py"),
-    ):
-        if not file.is_file():
-            return set()
+    for file in (theirs, *Path(__file__).parents[1].glob("training/*.py")):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ClassDef) and node.name.endswith("Arguments"):
                 fields = (line.target for line in node.body if isinstance(line, ast.AnnAssign))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hf_dr.cli.config import parse
-from hf_dr.cli.flag_parser import HelpFormatter, Parser, example_lines
+from hf_dr.cli.flag_parser import Parser
 from hf_dr.cli.flags import SmokeArguments
 from hf_dr.cli.launch import launch, start_logging
 from hf_dr.evaluation.config import CompareConfig, EvaluateConfig
@@ -24,13 +24,12 @@ def compare_command(argv: Sequence[str], prog: str) -> int:
         examples="hf-dr compare --config recipes/fashion_mnist/compare.yaml",
     )
     start_logging()
-    from hf_dr.cli.arguments import rehearse
+    from hf_dr.cli.smoke import rehearse
     from hf_dr.evaluation.comparison import run_comparison
 
     if smoke.smoke:
-        with rehearse(argv) as stand_in:
-            return compare_command([*argv, *stand_in.compare(vars(config))], prog)
-    check_writable(Path(config.output_dir), "output_dir")
+        return rehearse("compare", argv, prog, lambda stand_in: stand_in.compare(vars(config)))
+    check_writable(Path(config.output_dir).expanduser(), "output_dir")
     run_comparison(config, lambda arguments: launch("train", arguments, "hf-dr train"))
     return 0
 
@@ -46,13 +45,11 @@ def evaluate_command(argv: Sequence[str], prog: str) -> int:
         examples="hf-dr evaluate --models student --sets test=uoft-cs/cifar100:test,label=fine_label --output_dir evaluation",
     )
     start_logging()
-    from hf_dr.cli.arguments import rehearse
-    from hf_dr.evaluation.config import as_arguments
+    from hf_dr.cli.smoke import rehearse
     from hf_dr.evaluation.run import run_evaluation
 
     if smoke.smoke:
-        with rehearse(argv) as stand_in:
-            return evaluate_command([*argv, *as_arguments(stand_in.evaluate(vars(config)))], prog)
+        return rehearse("evaluate", argv, prog, lambda stand_in: stand_in.evaluate(vars(config)))
     check_writable(Path(config.output_dir).expanduser(), "output_dir")
     report = run_evaluation(config)
     report.save(config.output_dir)
@@ -64,9 +61,7 @@ def report_command(argv: Sequence[str], prog: str) -> int:
     """Gathers many runs and evaluations into tables and plots."""
     parser = Parser(
         prog=prog,
-        allow_abbrev=False,
-        formatter_class=HelpFormatter,
-        epilog=example_lines("hf-dr report photos-quickstart/comparison runs --output_dir report --title Photos"),
+        examples="hf-dr report photos-quickstart/comparison runs --output_dir report --title Photos",
         description="Gathers what train, compare, evaluate, detect and segment left in folders and below them: accuracy by "
         "model and epochs, robustness, calibration, training time and transfer of erm, kd and reinforced (Markdown, JSON), "
         "with plots (one HTML file). What cannot be compared is listed with the reason.",

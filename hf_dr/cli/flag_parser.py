@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from types import UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from hf_dr.errors import ConfigError, did_you_mean
 
 _WORDS = ("help", "choices", "metavar")  # what argparse is told of a field's metadata
-
 _EXAMPLES = "examples:"
 
 
@@ -94,7 +92,17 @@ class Parser(argparse.ArgumentParser):
     """Ends with what is wrong, not with the usage: a training has more than a hundred settings.
 
     A flag with an underscore is spelt with a hyphen, too.
+
+    Args:
+        *types: Dataclasses, for a subclass that takes them.
+        examples: Command lines, one a line, for the end of the help.
+        **settings: Of argparse.
     """
+
+    def __init__(self, *types: Any, examples: str = "", **settings: Any) -> None:
+        epilog = "\n  ".join([_EXAMPLES, *examples.splitlines()]) if examples else None
+        settings |= {"epilog": epilog, "formatter_class": HelpFormatter, "allow_abbrev": False}
+        super().__init__(*types, **settings)
 
     def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
         spelled = (s for name in names for s in (name, name.replace("_", "-") if name.startswith("--") else name))
@@ -106,24 +114,19 @@ class Parser(argparse.ArgumentParser):
         Raises:
             ConfigError: A word is unknown.
         """
-        rest: list[str] = []
-        if {"-h", "--help"}.isdisjoint(args):
-            with self.nothing_required():
-                _, rest = self.parse_known_args(args)
-        for word in (word.split("=")[0] for word in rest):
+        for word in self.unknown_words(args) if {"-h", "--help"}.isdisjoint(args) else ():
             flags = [flag for action in self._actions for flag in action.option_strings if "-" not in flag.lstrip("-")]
             close = did_you_mean(word, flags) if word.startswith("-") else " Leave it out, or write its flag before it."
             raise ConfigError(f"unknown argument `{word}`.{close}")
         return super().parse_args(args, namespace)
 
-    @contextlib.contextmanager
-    def nothing_required(self) -> Iterator[None]:
-        """Lets words be read of which some are missing."""
+    def unknown_words(self, args: Sequence[str]) -> list[str]:
+        """Returns the words that no flag takes, whatever is missing."""
         required = [action for action in self._actions if action.required]
         for action in required:
             action.required = False
         try:
-            yield
+            return [word.split("=")[0] for word in self.parse_known_args(args)[1]]
         finally:
             for action in required:
                 action.required = True
@@ -155,11 +158,6 @@ class HelpFormatter(argparse.HelpFormatter):
         if silent or action.required or "efault:" in text:
             return text
         return f"{text} Default: %(default)s."
-
-
-def example_lines(examples: str) -> str | None:
-    """Returns the end of a help text: command lines, one a line."""
-    return "\n  ".join([_EXAMPLES, *examples.splitlines()]) if examples else None
 
 
 def one_dataset(words: Sequence[str], what: str = "dataset") -> str:

@@ -1,11 +1,14 @@
-"""The flags that several commands share, as dataclasses; nothing here imports torch."""
+"""The flags that several commands share, and those of a training, as dataclasses; nothing here imports torch."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from hf_dr.settings import FILES_FROM_HELP, OpsOrName, Real, check_settings
+from hf_dr.cli.early import Lazy
+from hf_dr.errors import ConfigError
+from hf_dr.settings import FILES_FROM_HELP, JsonOrMapping, OpsOrName, Real, Whole, check_settings, flag
 from hf_dr.teacher.names import PRECISIONS
+from hf_dr.training.reinforced_settings import ReinforcedSettings
 from hf_dr.views.names import NAMED
 
 FEATURES_FILE = "features.yaml"
@@ -16,75 +19,56 @@ FEATURES_FILE = "features.yaml"
 class BaseArguments:
     """Which dataset is reinforced."""
 
-    dataset: str = field(
-        metadata={
-            "help": "Hub id, Parquet file, folder of Parquet files or images, or saved Dataset. It may stand first, without a "
-            "flag: hf-dr reinforce photos/ ..."
-        }
+    dataset: str = flag(
+        "Hub id, Parquet file, folder of Parquet files or images, or saved Dataset. It may stand first, without a "
+        "flag: hf-dr reinforce photos/ ..."
     )
-    dataset_config: str | None = field(
-        default=None, metadata={"help": "Configuration of the dataset, where it has several."}
-    )
-    split: str = field(default="train", metadata={"help": "Split of the dataset."})
-    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the dataset on the Hub."})
+    dataset_config: str | None = flag("Configuration of the dataset, where it has several.", default=None)
+    split: str = flag("Split of the dataset.", default="train")
+    revision: str | None = flag("Branch, tag or commit of the dataset on the Hub.", default=None)
 
 
 @dataclass
 class PlusArguments:
     """Which configuration of a "+" dataset is meant, and where an overlay finds its images."""
 
-    name: str | None = field(default=None, metadata={"help": 'Configuration of the "+" dataset, where it has several.'})
-    base: str | None = field(
-        default=None, metadata={"help": "For an overlay: the base dataset with the images, as for reinforce."}
+    name: str | None = flag('Configuration of the "+" dataset, where it has several.', default=None)
+    base: str | None = flag("For an overlay: the base dataset with the images, as for reinforce.", default=None)
+    base_config: str | None = flag("Configuration of the base dataset, where it has several.", default=None)
+    base_revision: str | None = flag(
+        "Branch, tag or commit of the base dataset. Default: the one that was reinforced.", default=None
     )
-    base_config: str | None = field(
-        default=None, metadata={"help": "Configuration of the base dataset, where it has several."}
-    )
-    base_revision: str | None = field(
-        default=None,
-        metadata={"help": "Branch, tag or commit of the base dataset. Default: the one that was reinforced."},
-    )
-    files_from: list[str] = field(default_factory=list, metadata={"help": FILES_FROM_HELP, "metavar": "DIR"})
-    revision: str | None = field(
-        default=None, metadata={"help": 'Branch, tag or commit of the "+" dataset on the Hub.'}
-    )
+    files_from: list[str] = flag(FILES_FROM_HELP, default=[], metavar="DIR")
+    revision: str | None = flag('Branch, tag or commit of the "+" dataset on the Hub.', default=None)
 
 
 @dataclass
 class TeacherArguments:
     """Which teacher labels which views."""
 
-    teacher: list[str] = field(
-        metadata={
-            "help": "One or several of: Hub id of a timm or transformers classifier (pin it with @revision), transformers "
-            "folder, timm:ARCHITECTURE@FILE.safetensors, or a folder of `teach --folds`. Probabilities of several are averaged."
-        }
+    teacher: list[str] = flag(
+        "One or several of: Hub id of a timm or transformers classifier (pin it with @revision), transformers "
+        "folder, timm:ARCHITECTURE@FILE.safetensors, or a folder of `teach --folds`. Probabilities of several are averaged."
     )
-    teacher_classes: str | None = field(
+    teacher_classes: str | None = flag(
+        "Where the dataset has a subset of the teacher's classes: `by_name`, a timm list such as imagenet-a or "
+        "imagenet-r, or a JSON file with the teacher's index (or name) for each class of the dataset.",
         default=None,
-        metadata={
-            "help": "Where the dataset has a subset of the teacher's classes: `by_name`, a timm list such as imagenet-a or "
-            "imagenet-r, or a JSON file with the teacher's index (or name) for each class of the dataset."
-        },
     )
-    precision: str = field(
-        default="fp32",
-        metadata={"help": "Floating-point type in which the teacher computes.", "choices": list(PRECISIONS)},
+    precision: str = flag(
+        "Floating-point type in which the teacher computes.", default="fp32", choices=list(PRECISIONS)
     )
-    teacher_temperature: float = field(
+    teacher_temperature: float = flag(
+        "Divide the logarithm of the teacher's probabilities by this number, as `hf-dr calibrate` finds it. 1 "
+        "changes nothing.",
         default=1.0,
-        metadata={
-            "help": "Divide the logarithm of the teacher's probabilities by this number, as `hf-dr calibrate` finds it. 1 "
-            "changes nothing.",
-            "type": Real(0, above=True),
-        },
+        type=Real(0, above=True),
     )
-    compile: bool = field(default=False, metadata={"help": "Compile the teacher with torch.compile."})
-    augmentation: OpsOrName = field(
-        default="randaug",
-        metadata={"help": f"One of {', '.join(NAMED)}; or a YAML file with an `augmentation` list of ops."},
+    compile: bool = flag("Compile the teacher with torch.compile.", default=False)
+    augmentation: OpsOrName = flag(
+        f"One of {', '.join(NAMED)}; or a YAML file with an `augmentation` list of ops.", default="randaug"
     )
-    size: int = field(default=224, metadata={"help": "Side in pixels of the views of a named augmentation."})
+    size: int = flag("Side in pixels of the views of a named augmentation.", default=224)
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -94,17 +78,14 @@ class TeacherArguments:
 class RunArguments:
     """How the run behaves."""
 
-    dry_run: bool = field(
-        default=False,
-        metadata={"help": "Check everything, time a few batches, print hours and bytes, and write nothing."},
+    dry_run: bool = flag(
+        "Check everything, time a few batches, print hours and bytes, and write nothing.", default=False
     )
-    part: str = field(
+    part: str = flag(
+        "I/N: make only every N-th shard, starting with shard I. For N launches that share the folder but do not "
+        "communicate, such as the nodes of a cluster. A shard that a stopped launch left unfinished is made when that "
+        "part, or the whole, is run again.",
         default="0/1",
-        metadata={
-            "help": "I/N: make only every N-th shard, starting with shard I. For N launches that share the folder but do not "
-            "communicate, such as the nodes of a cluster. A shard that a stopped launch left unfinished is made when that "
-            "part, or the whole, is run again."
-        },
     )
 
 
@@ -112,10 +93,112 @@ class RunArguments:
 class SmokeArguments:
     """Whether it is only a rehearsal."""
 
-    smoke: bool = field(
+    smoke: bool = flag(
+        "Rehearse: a few steps on tiny generated data and networks in place of the real ones, in seconds. "
+        f"Needs a --config whose folder has a {FEATURES_FILE}. What the rehearsal makes is removed.",
         default=False,
-        metadata={
-            "help": "Rehearse: a few steps on tiny generated data and networks in place of the real ones, in seconds. "
-            f"Needs a --config whose folder has a {FEATURES_FILE}. What the rehearsal makes is removed."
-        },
     )
+
+
+TRAINING = Lazy("hf_dr.training.arguments", "ReinforcedTrainingArguments", ReinforcedSettings)
+"""The settings of training: transformers' own and those of `ReinforcedSettings`."""
+
+
+@dataclass
+class StudentArguments:
+    """Who learns what, from which data."""
+
+    dataset: list[str] = flag(
+        'Folder or Hub id of the "+" dataset. The views of several datasets, all of one base, are added up. With '
+        "--augmentation, a base dataset, as for reinforce. It may stand first, without a flag: hf-dr train photos-plus ..."
+    )
+    student: str = flag("timm:ARCHITECTURE for fresh weights; else a Hub id or folder to fine-tune.")
+    name: list[str] = flag(
+        'Configuration of the "+" dataset, where it has several. The views of several configurations are added '
+        "up as well; of several datasets, name one configuration for all, or one for each.",
+        default=[],
+    )
+    streaming: bool = flag("Read shard by shard instead of fetching and converting all first.", default=False)
+    base: str | None = flag("For an overlay: the base dataset with the images.", default=None)
+    base_config: str | None = flag("Configuration of the base.", default=None)
+    base_revision: str | None = flag(
+        "Branch, tag or commit of the base. Default: the one that was reinforced.", default=None
+    )
+    files_from: list[str] = flag(FILES_FROM_HELP, default=[])
+    revision: str | None = flag('Branch, tag or commit of the "+" dataset on the Hub.', default=None)
+    unreinforced: bool = flag(
+        "Also train on those rows of the base that have no stored views, by their labels.", default=False
+    )
+    objective: str = flag(
+        "`reinforced`: stored views and answers; `erm`: newly drawn views and labels; `kd`: newly drawn views "
+        "and a teacher in memory. Data path, model, optimizer and steps are the same.",
+        default="reinforced",
+        choices=["reinforced", "erm", "kd"],
+    )
+    teacher: list[str] = flag("For --objective kd: as for reinforce.", default=[])
+    teacher_classes: str | None = flag("For --objective kd: as for reinforce.", default=None)
+    model_args: JsonOrMapping = flag("For timm: JSON with arguments of timm.create_model.", default="{}")
+    eval_dataset: str | None = flag("Dataset with images and labels to evaluate on.", default=None)
+    eval_split: str = flag("Its split.", default="test")
+    eval_revision: str | None = flag("Its branch, tag or commit on the Hub.", default=None)
+    eval_crop: float | None = flag(
+        "Share of the resized side that the centre crop of an evaluation keeps. Default: 0.875, or what the image "
+        "processor of a student that is fine-tuned does, which is saved with it and wins over this flag.",
+        default=None,
+        type=Real(0, 1, above=True),
+    )
+    num_views: int | None = flag("Use only the first N stored views of each row.", default=None)
+    augmentation: OpsOrName | None = flag(
+        "For erm and kd on a base dataset that need not be reinforced: what draws its views, as for reinforce. "
+        'Without it they are drawn as those of the "+" dataset were.',
+        default=None,
+    )
+    size: int | None = flag(
+        'Side in pixels of the views: 224, or that of the "+" dataset, which must agree.', default=None, type=Whole(1)
+    )
+    split: str | None = flag("With --augmentation: the split. Default: train.", default=None)
+    image_column: str | None = flag("With --augmentation: as for reinforce.", default=None)
+    label_column: str | None = flag("With --augmentation: as for reinforce.", default=None)
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        self._check_objective()
+        self._check_data()
+
+    @property
+    def plain(self) -> bool:
+        """Whether the data is a base dataset, whose views are drawn as they come."""
+        return self.augmentation is not None
+
+    def _check_objective(self) -> None:
+        if self.plain and self.objective == "reinforced":
+            raise ConfigError(
+                "`augmentation` must come with `objective` erm or kd, got reinforced: stored views have their own. Leave "
+                "it out."
+            )
+        if (self.objective == "kd") != bool(self.teacher):
+            raise ConfigError(
+                f"`teacher` must be given for `objective` kd and only then, got {self.teacher or 'none'} with "
+                f"{self.objective}."
+            )
+        if self.teacher_classes and self.objective != "kd":
+            raise ConfigError(
+                f"`teacher_classes` must be left out without a teacher, got {self.teacher_classes!r} with the objective "
+                f"{self.objective}. Leave it out."
+            )
+
+    def _check_data(self) -> None:
+        if self.plain and len(self.dataset) + len(self.name) > 2:
+            raise ConfigError(
+                f"`dataset` must be one base dataset with `augmentation`, got {', '.join(self.dataset + self.name)}."
+            )
+        misplaced: tuple[str, ...] = ("split", "image_column", "label_column")
+        what, how = "a base dataset", "with"
+        if self.plain:
+            misplaced = ("streaming", "base", "base_config", "base_revision", "unreinforced", "num_views")
+            what, how = 'a "+" dataset', "without"
+        for name in misplaced:
+            if getattr(self, name):
+                raise ConfigError(
+                    f"`{name}` is for {what}, which is read {how} `augmentation`, got {getattr(self, name)!r}. Leave it out."
+                )

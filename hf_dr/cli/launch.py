@@ -1,4 +1,4 @@
-"""Finding and running one command by its name; a command's module, and with it torch, is imported when it is run."""
+"""Finding and running one command by its name; a command's module is imported when it is run, and torch by the command."""
 
 from __future__ import annotations
 
@@ -6,109 +6,59 @@ import importlib
 import logging
 import os
 import select
-import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from hf_dr.allocator import has_gpu, keep_freed_memory
 from hf_dr.errors import HfDrError
 from hf_dr.text import without_secrets
 
 
-@dataclass(frozen=True)
-class Command:
+class Command(NamedTuple):
     """Where a command stands and what the list of commands says of it.
 
     Attributes:
-        module: The module of `hf_dr.cli` that holds it.
-        function: Its name there; it takes the arguments and the program's name, and returns the exit status.
+        module: The module of `hf_dr.cli` that holds it, as `<name>_command`: takes the arguments and the program's name, reads
+            them without torch, calls `start_logging` when they are right, and returns the exit status.
         summary: One line of help.
         teaches: Whether a teacher or a student answers many images, which on a CPU is faster with memory that is kept.
-        light: Whether the command reads its arguments without torch, and calls `start_logging` itself once they are right.
     """
 
     module: str
-    function: str
     summary: str
-    light: bool = False
     teaches: bool = False
-
-    def __call__(self, argv: Sequence[str], prog: str) -> int:
-        run = getattr(importlib.import_module(f"hf_dr.cli.{self.module}"), self.function)
-        status: int = run(argv, prog)
-        return status
 
 
 COMMANDS = {
     "quickstart": Command(
-        "quickstart",
-        "quickstart_command",
-        'Makes a teacher, a "+" dataset, a student and a report from a folder of photos.',
-        light=True,
-        teaches=True,
+        "quickstart", 'Makes a teacher, a "+" dataset, a student and a report from a folder of photos.', teaches=True
     ),
-    "teach": Command("teach", "teach_command", "Fine-tunes a classifier on a dataset, to be its teacher.", light=True),
-    "reinforce": Command("make", "reinforce_command", "Reinforces a dataset.", light=True, teaches=True),
+    "teach": Command("teach", "Fine-tunes a classifier on a dataset, to be its teacher."),
+    "reinforce": Command("make", "Reinforces a dataset.", teaches=True),
     "extend": Command(
         "make",
-        "extend_command",
         'Adds views, or members of the teacher, to a "+" dataset without asking again for what is stored.',
-        light=True,
         teaches=True,
     ),
     "calibrate": Command(
-        "make",
-        "calibrate_command",
-        "Finds the temperature at which a teacher's probabilities fit held-out labels.",
-        light=True,
-        teaches=True,
+        "make", "Finds the temperature at which a teacher's probabilities fit held-out labels.", teaches=True
     ),
-    "train": Command("teach", "train_command", 'Trains a student on a "+" dataset.', light=True),
-    "detect": Command(
-        "transfer", "detect_command", "Trains and evaluates an object detector on a student's backbone.", light=True
-    ),
-    "segment": Command(
-        "transfer", "segment_command", "Trains and evaluates a semantic segmenter on a student's backbone.", light=True
-    ),
-    "compare": Command(
-        "evaluate",
-        "compare_command",
-        "Trains one student by several objectives and seeds, and compares the results.",
-        light=True,
-    ),
-    "verify": Command(
-        "make",
-        "verify_command",
-        'Replays sampled rows of a "+" dataset and compares them with what is stored.',
-        light=True,
-    ),
+    "train": Command("teach", 'Trains a student on a "+" dataset.'),
+    "detect": Command("transfer", "Trains and evaluates an object detector on a student's backbone."),
+    "segment": Command("transfer", "Trains and evaluates a semantic segmenter on a student's backbone."),
+    "compare": Command("evaluate", "Trains one student by several objectives and seeds, and compares the results."),
+    "verify": Command("make", 'Replays sampled rows of a "+" dataset and compares them with what is stored.'),
     "inspect": Command(
-        "make",
-        "inspect_command",
-        'Prints provenance, sizes and teacher statistics of a "+" dataset, and draws its contact sheet.',
-        light=True,
+        "make", 'Prints provenance, sizes and teacher statistics of a "+" dataset, and draws its contact sheet.'
     ),
-    "push": Command("push", "push_command", 'Pushes a "+" dataset or a trained student to the Hub.', light=True),
-    "evaluate": Command(
-        "evaluate",
-        "evaluate_command",
-        "Evaluates checkpoints: accuracy, calibration, robustness.",
-        light=True,
-        teaches=True,
-    ),
-    "report": Command(
-        "evaluate", "report_command", "Gathers many runs and evaluations into tables and plots.", light=True
-    ),
-    "recipes": Command("recipes", "recipes_command", "Lists, shows or copies the recipes in the package.", light=True),
-    "export": Command("make", "export_command", 'Writes a "+" dataset as WebDataset shards.', light=True),
-    "import-ml-dr": Command(
-        "make",
-        "import_command",
-        'Turns reinforcements that apple/ml-dr published into a "+" dataset.',
-        light=True,
-    ),
+    "push": Command("push", 'Pushes a "+" dataset or a trained student to the Hub.'),
+    "evaluate": Command("evaluate", "Evaluates checkpoints: accuracy, calibration, robustness.", teaches=True),
+    "report": Command("evaluate", "Gathers many runs and evaluations into tables and plots."),
+    "recipes": Command("recipes", "Lists, shows or copies the recipes in the package."),
+    "export": Command("make", 'Writes a "+" dataset as WebDataset shards.'),
+    "import-ml-dr": Command("make", 'Turns reinforcements that apple/ml-dr published into a "+" dataset.'),
 }
 
 
@@ -118,10 +68,10 @@ def launch(command: str, argv: Sequence[str], prog: str) -> int:
     if COMMANDS[command].teaches and not has_gpu():
         keep_freed_memory()  # before torch is imported, whose threads would already have memory of their own
     try:
-        if not COMMANDS[command].light:
-            start_logging()
+        module = importlib.import_module(f"hf_dr.cli.{COMMANDS[command].module}")
         try:
-            return COMMANDS[command](argv, prog)
+            status: int = getattr(module, f"{command.replace('-', '_')}_command")(argv, prog)
+            return status
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
@@ -134,12 +84,6 @@ def launch(command: str, argv: Sequence[str], prog: str) -> int:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
-
-
-def run_step(command: str, argv: Sequence[str]) -> int:
-    """Prints a command as a user would type it, and runs it; returns the exit status."""
-    print(f"\n$ {shlex.join(['hf-dr', command, *argv])}\n", flush=True)
-    return launch(command, argv, f"hf-dr {command}")
 
 
 def _nobody_reads() -> bool:
@@ -179,9 +123,8 @@ def start_logging() -> None:
     logging.basicConfig(format=f"{rank}%(message)s", level=logging.WARNING)
     for handler in (*logging.getLogger().handlers, *logging.getLogger("huggingface_hub").handlers):
         handler.addFilter(_without_secrets)
-    logging.getLogger(
-        "huggingface_hub"
-    ).propagate = False  # it has a handler of its own: each line would be there twice
+    # It has a handler of its own: each line would be there twice.
+    logging.getLogger("huggingface_hub").propagate = False
     logging.getLogger("hf_dr").setLevel(logging.INFO if state.is_main_process else logging.WARNING)
 
 

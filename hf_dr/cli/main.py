@@ -16,21 +16,18 @@ from hf_dr.version import __version__
 def main(argv: Sequence[str] | None = None, prog: str = "hf-dr") -> int:
     """Runs a command; returns the exit status: 0 done, 1 verification failed, 2 bad input, 130 stopped by Ctrl-C."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    if argv and argv[0] in COMMANDS:
-        return launch(argv[0], argv[1:], f"{prog} {argv[0]}")
-    if argv and argv[0] in ("-h", "--help"):
+    word = argv[0] if argv else ""
+    if word in COMMANDS:
+        return launch(word, argv[1:], f"{prog} {word}")
+    if word in ("-h", "--help"):
         print(_usage(prog))
         return 0
-    if argv and argv[0] == "--version":
+    if word == "--version":
         print(f"hf_dr {__version__}")
         return 0
-    if argv:
-        print(
-            f"{prog}: expected a command, got {argv[0]}.{did_you_mean(argv[0], [*COMMANDS, '--help', '--version'])}",
-            file=sys.stderr,
-        )
-    else:
-        print(f"{prog}: expected a command, got none\n\n{_usage(prog)}", file=sys.stderr)
+    close = did_you_mean(word, [*COMMANDS, "--help", "--version"])
+    found = f"{word}.{close}" if argv else f"none\n\n{_usage(prog)}"
+    print(f"{prog}: expected a command, got {found}", file=sys.stderr)
     return 2
 
 

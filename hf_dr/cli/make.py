@@ -7,27 +7,19 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_dr.cli.config import built, parse
-from hf_dr.cli.flag_parser import (
-    HelpFormatter,
-    Parser,
-    add_fields,
-    dataset_as_flag,
-    example_lines,
-    one_dataset,
-    split_words,
-)
+from hf_dr.cli.config import parse
+from hf_dr.cli.flag_parser import Parser, add_fields, dataset_as_flag, one_dataset, split_words
 from hf_dr.cli.flags import BaseArguments, PlusArguments, RunArguments, SmokeArguments, TeacherArguments
 from hf_dr.cli.launch import start_logging
 from hf_dr.errors import ConfigError
 from hf_dr.files import check_apart, check_writable, write_whole
 from hf_dr.generation.config import ExportConfig, ExtendConfig, ImportConfig, ReinforceConfig
-from hf_dr.settings import FILES_FROM_HELP
+from hf_dr.settings import FILES_FROM_HELP, flag
 from hf_dr.teacher.names import PRECISIONS
 
 if TYPE_CHECKING:
@@ -53,15 +45,14 @@ def reinforce_command(argv: Sequence[str], prog: str) -> int:
         "accelerate launch -m hf_dr reinforce --config recipes/cifar100/reinforce.yaml --dry_run",
     )
     start_logging()
-    from hf_dr.cli.arguments import build_augmentation, rehearse
-    from hf_dr.evaluation.config import as_arguments
+    from hf_dr.cli.arguments import build_augmentation
+    from hf_dr.cli.smoke import rehearse
     from hf_dr.generation.folder import Part
     from hf_dr.generation.job import reinforce_job
 
     if smoke.smoke:
-        with rehearse(argv) as stand_in:
-            changed = stand_in.reinforce(len(teaching.teacher), config.num_views, config.num_candidates)
-            return reinforce_command([*argv, *as_arguments(changed)], prog)
+        counts = (len(teaching.teacher), config.num_views, config.num_candidates)
+        return rehearse("reinforce", argv, prog, lambda stand_in: stand_in.reinforce(*counts))
     # What can be checked without the teacher comes first: it may take minutes to load.
     check_apart(config.output_dir, [base.dataset], teaching.teacher)
     augmentation = build_augmentation(teaching.augmentation, teaching.size)
@@ -109,15 +100,13 @@ def _loaded(
 class CalibrateArguments(BaseArguments):
     """Images by which a teacher is calibrated."""
 
-    split: str = field(
+    split: str = flag(
+        "Split of images that the teacher has not learned; for teachers of folds also the one they learned.",
         default="test",
-        metadata={
-            "help": "Split of images that the teacher has not learned; for teachers of folds also the one they learned."
-        },
     )
-    files_from: list[str] = field(default_factory=list, metadata={"help": FILES_FROM_HELP})
-    image_column: str | None = field(default=None, metadata={"help": "As for reinforce."})
-    label_column: str | None = field(default=None, metadata={"help": "As for reinforce."})
+    files_from: list[str] = flag(FILES_FROM_HELP, default=[])
+    image_column: str | None = flag("As for reinforce.", default=None)
+    label_column: str | None = flag("As for reinforce.", default=None)
 
 
 def calibrate_command(argv: Sequence[str], prog: str) -> int:
@@ -165,8 +154,13 @@ def _run(job: Job, run: RunArguments, part: Part) -> int:
                 )
             job.check_agreement(estimate.agreement)
         return 0
+    return _until_stopped(lambda: job.run(part))
+
+
+def _until_stopped(run: Callable[[], object]) -> int:
+    """Does what goes on where it was stopped; returns the exit status."""
     try:
-        job.run(part)
+        run()
     except KeyboardInterrupt:
         logger.warning("Stopped. Finished shards are kept; run the same command again to go on.")
         return 130
@@ -177,27 +171,19 @@ def _run(job: Job, run: RunArguments, part: Part) -> int:
 class ExtendArguments(PlusArguments):
     """Which dataset is extended, and who is asked."""
 
-    teacher: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "For more views: the teacher of the stored views. Default: the one that the provenance names."
-        },
+    teacher: list[str] = flag(
+        "For more views: the teacher of the stored views. Default: the one that the provenance names.", default=[]
     )
-    add_teacher: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "New members of the teacher, named as for reinforce. They are averaged into the stored answers."
-        },
+    add_teacher: list[str] = flag(
+        "New members of the teacher, named as for reinforce. They are averaged into the stored answers.", default=[]
     )
-    teacher_classes: str | None = field(default=None, metadata={"help": "As for reinforce."})
-    precision: str | None = field(
+    teacher_classes: str | None = flag("As for reinforce.", default=None)
+    precision: str | None = flag(
+        "Floating-point type in which the teacher computes. Default: that of the stored answers.",
         default=None,
-        metadata={
-            "help": "Floating-point type in which the teacher computes. Default: that of the stored answers.",
-            "choices": list(PRECISIONS),
-        },
+        choices=list(PRECISIONS),
     )
-    compile: bool = field(default=False, metadata={"help": "Compile the teacher with torch.compile."})
+    compile: bool = flag("Compile the teacher with torch.compile.", default=False)
 
 
 def extend_command(argv: Sequence[str], prog: str) -> int:
@@ -226,7 +212,7 @@ def extend_command(argv: Sequence[str], prog: str) -> int:
     part = Part.parse(run.part)
     state = process_state()
     with state.local_main_process_first():
-        plus = open_reinforced(path, built(PlusArguments, vars(arguments)))
+        plus = open_reinforced(path, arguments)
     check_extension(plus, config, teacher=bool(arguments.teacher), add_teacher=bool(arguments.add_teacher))
     settings = {
         "device": state.device,
@@ -254,13 +240,7 @@ def _check_classes(classes: str | None, teacher: Sequence[str] | None) -> None:
 
 def _plus_parser(prog: str, description: str | None, examples: str) -> Parser:
     """Returns a parser of the flags by which a "+" dataset is opened, and of its path."""
-    parser = Parser(
-        prog=prog,
-        description=description,
-        epilog=example_lines(examples),
-        formatter_class=HelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser(prog=prog, description=description, examples=examples)
     parser.add_argument("path", help='Folder or Hub id of the "+" dataset.')
     add_fields(parser, PlusArguments)
     return parser
@@ -297,7 +277,7 @@ def verify_command(argv: Sequence[str], prog: str) -> int:
     from hf_dr.store.findings import save_finding
 
     folder = local_config(arguments.path, arguments.name) if arguments.save else None
-    plus = open_reinforced(arguments.path, built(PlusArguments, vars(arguments)))
+    plus = open_reinforced(arguments.path, arguments)
     teacher = None
     _check_classes(arguments.teacher_classes, arguments.teacher)
     if arguments.teacher:
@@ -343,7 +323,6 @@ def inspect_command(argv: Sequence[str], prog: str) -> int:
         if getattr(arguments, setting):
             check_writable(Path(getattr(arguments, setting)).expanduser().parent, setting)
     folder = local_config(arguments.path, arguments.name) if arguments.save else None
-    plus = built(PlusArguments, vars(arguments))
     inspection = inspect_dataset(fetch_config(arguments.path, arguments.name, revision=arguments.revision))
     print(inspection.report())
     if arguments.json:
@@ -351,12 +330,12 @@ def inspect_command(argv: Sequence[str], prog: str) -> int:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, json.dumps(inspection.to_dict(), indent=2) + "\n")
     if arguments.contact_sheet:
-        sheet = contact_sheet(open_reinforced(arguments.path, plus), Path(arguments.contact_sheet))
+        sheet = contact_sheet(open_reinforced(arguments.path, arguments), Path(arguments.contact_sheet))
         print(f"\ncontact sheet: {sheet}")
     if folder is not None:
         save_finding(folder, inspection.provenance.fingerprint, inspection.statistics)
         if not inspection.provenance.overlay:
-            contact_sheet(open_reinforced(arguments.path, plus), folder / CONTACT_SHEET_FILE)
+            contact_sheet(open_reinforced(arguments.path, arguments), folder / CONTACT_SHEET_FILE)
         write_card(folder.parent)
     return 0
 
@@ -365,20 +344,14 @@ def inspect_command(argv: Sequence[str], prog: str) -> int:
 class ImportArguments:
     """Which dataset was reinforced, and how the import behaves."""
 
-    base: str = field(metadata={"help": "The dataset that was reinforced, as for reinforce."})
-    base_config: str | None = field(
-        default=None, metadata={"help": "Configuration of the base dataset, where it has several."}
-    )
-    base_revision: str | None = field(
-        default=None, metadata={"help": "Branch, tag or commit of the base dataset on the Hub."}
-    )
-    split: str = field(default="train", metadata={"help": "Split of the base dataset."})
-    dry_run: bool = field(
-        default=False, metadata={"help": "Check the settings and the first files, and write nothing."}
-    )
+    base: str = flag("The dataset that was reinforced, as for reinforce.")
+    base_config: str | None = flag("Configuration of the base dataset, where it has several.", default=None)
+    base_revision: str | None = flag("Branch, tag or commit of the base dataset on the Hub.", default=None)
+    split: str = flag("Split of the base dataset.", default="train")
+    dry_run: bool = flag("Check the settings and the first files, and write nothing.", default=False)
 
 
-def import_command(argv: Sequence[str], prog: str) -> int:
+def import_ml_dr_command(argv: Sequence[str], prog: str) -> int:
     """Turns reinforcements that apple/ml-dr published into a "+" dataset."""
     sources, flags = split_words(argv)
     arguments, config = parse(
@@ -416,9 +389,7 @@ def import_command(argv: Sequence[str], prog: str) -> int:
 class ExportArguments(PlusArguments):
     """Which dataset is exported."""
 
-    dry_run: bool = field(
-        default=False, metadata={"help": "Check everything, print examples, bytes and hours, and write nothing."}
-    )
+    dry_run: bool = flag("Check everything, print examples, bytes and hours, and write nothing.", default=False)
 
 
 def export_command(argv: Sequence[str], prog: str) -> int:
@@ -439,13 +410,8 @@ def export_command(argv: Sequence[str], prog: str) -> int:
     from hf_dr.cli.arguments import open_reinforced
     from hf_dr.generation.export import WebDatasetExport
 
-    export = WebDatasetExport(open_reinforced(path, built(PlusArguments, vars(arguments))), config)
+    export = WebDatasetExport(open_reinforced(path, arguments), config)
     if arguments.dry_run:
         print(f"{export.folder}: nothing written, this is what the export would take\n\n{export.estimate()}")
         return 0
-    try:
-        export.run()
-    except KeyboardInterrupt:
-        logger.warning("Stopped. Finished shards are kept; run the same command again to go on.")
-        return 130
-    return 0
+    return _until_stopped(export.run)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hf_dr.cli.flag_parser import HelpFormatter, Parser, example_lines
+from hf_dr.cli.flag_parser import Parser
 from hf_dr.cli.launch import start_logging
 from hf_dr.errors import ConfigError
 
@@ -13,12 +13,10 @@ def push_command(argv: Sequence[str], prog: str) -> int:
     """Pushes a "+" dataset or a trained student to the Hub."""
     parser = Parser(
         prog=prog,
-        allow_abbrev=False,
         description='Pushes finished configurations of a "+" dataset, or a trained student, to the Hub in one commit. Run it '
         "again after whatever stopped it: only what is missing is sent. Launched with accelerate, each process sends its share "
         "of a dataset.",
-        epilog=example_lines("hf-dr push photos-plus me/photos-plus --private --dry_run"),
-        formatter_class=HelpFormatter,
+        examples="hf-dr push photos-plus me/photos-plus --private --dry_run",
     )
     parser.add_argument("folder", help='Folder of the "+" dataset, or `output_dir` of a training.')
     parser.add_argument(

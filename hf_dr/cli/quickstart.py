@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,15 @@ import yaml
 
 from hf_dr.cli.config import parse
 from hf_dr.cli.flag_parser import one_dataset, split_words
-from hf_dr.cli.launch import run_step
+from hf_dr.cli.launch import launch
 from hf_dr.cli.teach import TEACHER_FILE, TeachArguments
 from hf_dr.cli.yaml_files import RECIPES, read_yaml
+from hf_dr.errors import FormatError
 from hf_dr.files import check_apart, check_writable, write_whole
-from hf_dr.settings import Whole, check_settings
+from hf_dr.settings import Whole, check_settings, flag
 
 _DONE_FILE = "quickstart.json"
+_AGAIN = f"Delete {_DONE_FILE} and run the same command again: all steps are then done again."
 _TOP_K = 10
 # Of a teacher that was fitted to the same few photos; measured by benchmarks/small_sets.py.
 _LABEL_WEIGHT = 0.5
@@ -34,33 +37,25 @@ class QuickstartArguments:
         ConfigError: A value is out of range.
     """
 
-    output_dir: str | None = field(
-        default=None, metadata={"help": "Folder of all results. Default: the dataset's name and -quickstart."}
+    output_dir: str | None = flag("Folder of all results. Default: the dataset's name and -quickstart.", default=None)
+    teacher: str = flag(
+        "Pretrained classifier that is fine-tuned to be the teacher, as --model of teach.", default=TeachArguments.model
     )
-    teacher: str = field(
-        default=TeachArguments.model,
-        metadata={"help": "Pretrained classifier that is fine-tuned to be the teacher, as --model of teach."},
-    )
-    student: str = field(
+    student: str = flag(
+        "Model that is trained twice, on the labels and on the teacher's answers: a Hub id, a folder, or "
+        "timm:ARCHITECTURE@FILE.safetensors to fine-tune; timm:ARCHITECTURE for fresh weights.",
         default="timm/mobilenetv3_large_100.ra_in1k",
-        metadata={
-            "help": "Model that is trained twice, on the labels and on the teacher's answers: a Hub id, a folder, or "
-            "timm:ARCHITECTURE@FILE.safetensors to fine-tune; timm:ARCHITECTURE for fresh weights."
-        },
     )
-    size: int = field(default=224, metadata={"help": "Side in pixels of the views.", "type": Whole(1)})
-    num_views: int | None = field(
+    size: int = flag("Side in pixels of the views.", default=224, type=Whole(1))
+    num_views: int | None = flag(
+        "Stored views of each image. Default: one for each epoch. With fewer a student sees less than one that "
+        "learns from the labels, which gets a new view in each.",
         default=None,
-        metadata={
-            "help": "Stored views of each image. Default: one for each epoch. With fewer a student sees less than one that "
-            "learns from the labels, which gets a new view in each.",
-            "type": Whole(1),
-        },
+        type=Whole(1),
     )
-    num_train_epochs: int = field(default=20, metadata={"help": "Epochs of each training.", "type": Whole(1)})
-    seeds: list[int] = field(
-        default_factory=lambda: [0],
-        metadata={"help": "Seeds of the students. One seed shows large gains only; take three or more to be sure."},
+    num_train_epochs: int = flag("Epochs of each training.", default=20, type=Whole(1))
+    seeds: list[int] = flag(
+        "Seeds of the students. One seed shows large gains only; take three or more to be sure.", default=[0]
     )
 
     def __post_init__(self) -> None:
@@ -86,36 +81,39 @@ def quickstart_command(argv: Sequence[str], prog: str) -> int:
     check_writable(out, "output_dir")
     check_apart(out, [dataset], [chosen.teacher, chosen.student])
     done = out / _DONE_FILE
-    finished: dict[str, Any] = json.loads(done.read_text(encoding="utf-8")) if done.is_file() else {}
+    from hf_dr.store.json_files import read_object  # pydantic, which is not needed to read the arguments
+
+    finished = read_object(done, _AGAIN) if done.exists() else {}
+    kept: dict[str, Any] = {}
     for command, arguments, made_of in _steps(dataset, chosen, out):
-        if finished.get(command) == [arguments, made_of]:
+        kept[command] = [arguments, made_of]
+        if finished.get(command) == kept[command]:
             print(f"\n{command}: finished before")
             continue
-        status = run_step(command, arguments)
+        print(f"\n$ {shlex.join(['hf-dr', command, *arguments])}\n", flush=True)
+        status = launch(command, arguments, f"hf-dr {command}")
         if status:
             return status
-        # What follows a step that was done again is done again, too.
-        names = list(_STEPS[: _STEPS.index(command)])
-        finished = {name: finished[name] for name in names} | {command: [arguments, made_of]}
-        write_whole(done, json.dumps(finished, indent=2) + "\n")
+        finished.clear()  # what follows a step that was done again is done again, too
+        write_whole(done, json.dumps(kept, indent=2) + "\n")
     print(f"\nteacher: {out / 'teacher'}\ndataset: {out / 'plus'}\nreport: {out / 'comparison' / 'report.html'}")
     return 0
 
 
-_STEPS = ("teach", "reinforce", "inspect", "compare")
-
-
 def _steps(dataset: str, chosen: QuickstartArguments, out: Path) -> Iterator[tuple[str, list[str], Any]]:
     """Yields command, arguments and the content of their file, one step after the other: each reads what the last one left."""
+    from hf_dr.store.json_files import read_object
+
     teacher = out / "teacher"
     plus = out / "plus"
-    size = str(chosen.size)
-    epochs = str(chosen.num_train_epochs)
-    sized = ["--size", size, "--num_train_epochs", epochs]
-    yield "teach", [dataset, "--model", chosen.teacher, *sized, "--output_dir", str(teacher)], None
-    learned = json.loads((teacher / TEACHER_FILE).read_text(encoding="utf-8"))
+    size = ["--size", str(chosen.size)]
+    epochs = ["--num_train_epochs", str(chosen.num_train_epochs)]
+    yield "teach", [dataset, "--model", chosen.teacher, *size, *epochs, "--output_dir", str(teacher)], None
+    if not (teacher / TEACHER_FILE).is_file():
+        raise FormatError(f"{teacher} must hold the {TEACHER_FILE} of `hf-dr teach`, found none. {_AGAIN}")
+    learned = read_object(teacher / TEACHER_FILE, _AGAIN)
     num_views = str(chosen.num_views or chosen.num_train_epochs)
-    views = ["--size", size, "--num_views", num_views, "--top_k", str(min(_TOP_K, learned["num_classes"]))]
+    views = [*size, "--num_views", num_views, "--top_k", str(min(_TOP_K, learned["num_classes"]))]
     base = [learned["dataset"], "--split", learned["split"]]
     yield "reinforce", [*base, "--teacher", str(teacher), *views, "--output_dir", str(plus)], None
     yield "inspect", [str(plus), "--save"], None

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from hf_dr.cli.flag_parser import HelpFormatter, Parser, example_lines
+from hf_dr.cli.flag_parser import Parser
 from hf_dr.cli.yaml_files import EXTENDS, RECIPES, read_yaml
 from hf_dr.errors import ConfigError, did_you_mean
 from hf_dr.files import check_writable, write_whole
@@ -19,13 +19,9 @@ def recipes_command(argv: Sequence[str], prog: str) -> int:
     """Lists, shows or copies recipes."""
     parser = Parser(
         prog=prog,
-        allow_abbrev=False,
         description="Lists, shows or copies the recipes that the package brings: settings of the paper's experiments for "
         "--config, and the scripts that accelerate launches.",
-        epilog=example_lines(
-            "hf-dr recipes list\nhf-dr recipes show cifar100/reinforce\nhf-dr recipes copy flowers102"
-        ),
-        formatter_class=HelpFormatter,
+        examples="hf-dr recipes list\nhf-dr recipes show cifar100/reinforce\nhf-dr recipes copy flowers102",
     )
     parser.add_argument("action", choices=["list", "show", "copy"], help="What is done.")
     parser.add_argument("name", nargs="?", help="A recipe, such as cifar100/reinforce; to copy, also a folder of them.")

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from io import BytesIO
@@ -29,11 +28,13 @@ from safetensors.torch import save_file
 from timm.data import ImageNetInfo
 
 from hf_dr.cli.flags import FEATURES_FILE
+from hf_dr.cli.launch import launch
 from hf_dr.cli.yaml_files import config_files, read_yaml
-from hf_dr.errors import ConfigError, DataError
+from hf_dr.errors import ConfigError
 from hf_dr.evaluation.config import as_arguments
 from hf_dr.evaluation.corruptions import CORRUPTIONS
 from hf_dr.evaluation.sets import EvaluationSet, parse_set
+from hf_dr.processes import process_state
 from hf_dr.training.students import build_student, complete_config
 
 ROWS = 4
@@ -63,10 +64,10 @@ class Described:
 
     @classmethod
     def beside(cls, files: Sequence[str]) -> Described:
-        """Reads the description next to the last of some configuration files that has one.
+        """Reads a description as `find` does.
 
         Raises:
-            ConfigError: None has one, or it is malformed.
+            ConfigError: There is none, or it is malformed.
         """
         found = cls.find(files)
         if found is None:
@@ -83,31 +84,17 @@ class Described:
         Raises:
             ConfigError: It is malformed.
         """
-        found = [folder for folder in (Path(file).parent for file in files) if (folder / FEATURES_FILE).is_file()]
+        found = [path for path in (Path(file).with_name(FEATURES_FILE) for file in files) if path.is_file()]
         if not found:
             return None
-        path = found[-1] / FEATURES_FILE
+        path = found[-1]
         content = read_yaml(path)
         if content.keys() != _KEYS:
             raise ConfigError(f"{path} must have the keys {', '.join(sorted(_KEYS))}, found {', '.join(content)}.")
         splits = content["splits"]
         if not isinstance(splits, dict) or not all(isinstance(rows, int) for rows in splits.values()):
             raise ConfigError(f"`splits` in {path} must say how many rows each split has, found {splits}.")
-        return cls(**content, folder=found[-1])
-
-    def check_rows(self, name: str, split: str, rows: int) -> None:
-        """Checks the number of rows of a split; a slice, such as `train[:1000]`, is a part on purpose and not compared.
-
-        Raises:
-            DataError: It is another.
-        """
-        expected = self.splits.get(split, rows)
-        if rows != expected:
-            raise DataError(
-                f"the split `{split}` of {name} must have {expected:,} rows, as {self.folder / FEATURES_FILE} says of "
-                f"{self.dataset}, found {rows:,}. Name that dataset or a copy with the same splits. For another dataset, copy "
-                f"the recipe to a folder without {FEATURES_FILE}."
-            )
+        return cls(**content, folder=path.parent)
 
     @cached_property
     def features(self) -> datasets.Features:
@@ -170,6 +157,7 @@ class Described:
             "annotations": found,
             "categories": [{"id": category, "name": name} for category, name in categories.items()],
         }
+        annotations.parent.mkdir(exist_ok=True)
         annotations.write_text(json.dumps(content), encoding="utf-8")
 
     def generate_masks(self, images: Path, masks: Path) -> None:
@@ -208,16 +196,16 @@ class Rehearsal:
     Args:
         argv: The user's arguments.
         folder: Where they are made.
-        reinforce: The command of `hf-dr reinforce`: takes its arguments, returns its exit status.
 
     Raises:
         ConfigError: See `Described.beside`.
     """
 
-    def __init__(self, argv: Sequence[str], folder: Path, reinforce: Callable[[list[str]], int]) -> None:
+    def __init__(self, argv: Sequence[str], folder: Path) -> None:
         self.folder = folder
-        self._reinforce = reinforce
         self.described = Described.beside(config_files(argv))
+        self._config = folder / "rehearsal.yaml"  # without settings, next to the description of the generated data
+        self._plus = folder / "plus"
 
     @property
     def base(self) -> str:
@@ -229,11 +217,6 @@ class Rehearsal:
             (self.folder / FEATURES_FILE).write_text(yaml.safe_dump(written), encoding="utf-8")
             self._config.write_text("{}\n", encoding="utf-8")
         return str(folder)
-
-    @property
-    def _config(self) -> Path:
-        """A configuration without settings, next to the description of the generated data."""
-        return self.folder / "rehearsal.yaml"
 
     @property
     def classes(self) -> int:
@@ -264,7 +247,6 @@ class Rehearsal:
         views = min(num_views, 2)
         fewer = {} if num_candidates is None else {"num_candidates": views + min(num_candidates - num_views, 2)}
         return {
-            "smoke": False,
             "dataset": self.base,
             "revision": None,
             "config": self._config,
@@ -273,7 +255,7 @@ class Rehearsal:
             "compile": False,
             "num_views": views,
             **fewer,
-            "output_dir": self.plus,
+            "output_dir": self._plus,
         }
 
     @property
@@ -290,18 +272,12 @@ class Rehearsal:
             "push_to_hub": False,
         }
 
-    @property
-    def plus(self) -> Path:
-        """Folder of the "+" dataset."""
-        return self.folder / "plus"
-
     def train(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Returns what a rehearsal changes in the settings of `train`; makes the "+" dataset by `reinforce.yaml`."""
         plain = settings.get("augmentation") is not None
         named = settings["dataset"]
-        plus = str(self.plus) if isinstance(named, str) else [str(self.plus)] * len(named)
+        plus = str(self._plus) if isinstance(named, str) else [str(self._plus)] * len(named)
         changed = {
-            "smoke": False,
             "dataset": self.base if plain else plus,
             "config": self._config,
             "warmup_epochs": 0,
@@ -315,35 +291,32 @@ class Rehearsal:
         changed |= {name: None for name in ("revision", "base_revision", "eval_revision") if settings.get(name)}
         if settings.get("teacher"):
             changed["teacher"] = self.teachers(len(settings["teacher"]))
-        if not plain and not self.plus.exists():
+        if not plain:
             names = settings.get("name") or [None]
-            self._make_plus([names] if isinstance(names, str) else names, settings.get("size"))
+            for name in [names] if isinstance(names, str) else names:
+                self._make_plus({"config_name": name, "size": settings.get("size")})
         return changed
 
-    def _make_plus(self, names: Sequence[str | None], size: int | None) -> None:
+    def _make_plus(self, settings: Mapping[str, Any]) -> None:
         recipe = self.described.folder / "reinforce.yaml"
-        for name in names:
-            changed = {
-                **self.reinforce(1, 2),
-                **({"config_name": name} if name else {}),
-                **({"size": size} if size else {}),
-            }
-            status = self._reinforce(["--config", str(recipe), *as_arguments(changed)])
-            if status:
-                raise ConfigError(f'{recipe} must make the "+" dataset, but it ended with status {status}. See above.')
+        changed = self.reinforce(1, 2) | {name: value for name, value in settings.items() if value}
+        status = launch("reinforce", ["--config", str(recipe), *as_arguments(changed)], "hf-dr reinforce")
+        if status:
+            raise ConfigError(f'{recipe} must make the "+" dataset, but it ended with status {status}. See above.')
+
+    def _pictures(self, kind: str, generate: Callable[[Path, Path], None]) -> dict[str, Any]:
+        """Generates images and, in a place of the kind, what is known of them; returns the settings that name both."""
+        changed: dict[str, Any] = {}
+        for prefix, split in zip(("", "eval_"), self.described.splits, strict=True):
+            places = {name: self.folder / name / split for name in ("images", kind)}
+            generate(*places.values())
+            changed |= {f"{prefix}{name}": place for name, place in places.items()}
+        return changed
 
     def detection(self) -> dict[str, Any]:
         """Returns what a rehearsal changes in the settings of `detect`; generates images and annotations in COCO's format."""
-        changed: dict[str, Any] = {}
-        for flags, split in zip(("", "eval_"), self.described.splits, strict=True):
-            images = self.folder / split
-            annotations = self.folder / f"instances_{split}.json"
-            if not images.exists():
-                self.described.generate_coco(images, annotations)
-            changed.update({f"{flags}annotations": annotations, f"{flags}images": images})
         return {
-            **changed,
-            "smoke": False,
+            **self._pictures("annotations", self.described.generate_coco),
             "student": self.checkpoint(1000),
             "short_side": 64,
             "long_side": 96,
@@ -354,16 +327,8 @@ class Rehearsal:
 
     def segmentation(self) -> dict[str, Any]:
         """Returns what a rehearsal changes in the settings of `segment`; generates folders of images and masks."""
-        changed: dict[str, Any] = {}
-        for flags, split in zip(("", "eval_"), self.described.splits, strict=True):
-            images = self.folder / "images" / split
-            masks = self.folder / "masks" / split
-            if not images.exists():
-                self.described.generate_masks(images, masks)
-            changed.update({f"{flags}images": images, f"{flags}masks": masks})
         return {
-            **changed,
-            "smoke": False,
+            **self._pictures("masks", self.described.generate_masks),
             "student": self.checkpoint(1000),
             "crop_size": 64,
             "short_side": [48, 96],
@@ -382,7 +347,7 @@ class Rehearsal:
             names = [
                 text.partition("=")[0] if "=" in text else f"model{n}" for n, text in enumerate(settings["models"])
             ]
-            changed.update(smoke=False, models=[f"{name}={self.checkpoint(self.classes)}" for name in names])
+            changed["models"] = [f"{name}={self.checkpoint(self.classes)}" for name in names]
             changed["output_dir"] = self.folder / "out"
         if settings.get("corrupt"):
             changed["corrupt"] = [f"{name}{_SUFFIX}" for name in settings["corrupt"]]
@@ -399,15 +364,11 @@ class Rehearsal:
         # Under a name that is no preset's, so that nothing of a preset is taken over.
         return f"{spec.name}{_SUFFIX}={self.base}:{split},image={image},label={label}"
 
-    def compare(self, settings: Mapping[str, Any]) -> list[str]:
-        """Returns the flags by which a rehearsal changes the settings of `compare`."""
-        own = {
-            name: value
-            for name, value in self.train(settings["train"]).items()
-            if name not in ("smoke", "output_dir", "config")
-        }
+    def compare(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns what a rehearsal changes in the settings of `compare`: the file in which they are."""
+        own = self.train(settings["train"])
+        del own["output_dir"], own["config"]
         changed: dict[str, Any] = {
-            "smoke": False,
             "train": {**settings["train"], **own},
             "evaluate": {**settings["evaluate"], **self.evaluate(settings["evaluate"])},
             "pictures": [],
@@ -418,11 +379,23 @@ class Rehearsal:
             changed["teacher"] = self.teachers(len(settings["teacher"]))
         file = self.folder / "compare.yaml"
         file.write_text(yaml.safe_dump(changed), encoding="utf-8")
-        return ["--config", str(file), "--smoke", "false"]
+        return {"config": file}
 
 
-@contextmanager
-def rehearsal(argv: Sequence[str], reinforce: Callable[[list[str]], int]) -> Iterator[Rehearsal]:
-    """Makes a folder for a rehearsal, and removes it; see `Rehearsal`."""
+def rehearse(command: str, argv: Sequence[str], prog: str, change: Callable[[Rehearsal], Mapping[str, Any]]) -> int:
+    """Runs a command on stand-ins, and removes them with what it makes of them; returns its exit status.
+
+    Args:
+        command: Its name.
+        argv: The user's arguments.
+        prog: What the user typed.
+        change: Returns what the stand-ins change in the settings.
+
+    Raises:
+        ConfigError: Several processes were launched, or see `Described.beside`.
+    """
+    if process_state().num_processes > 1:
+        raise ConfigError(f"`smoke` takes one process, got {process_state().num_processes}. Leave accelerate out.")
     with tempfile.TemporaryDirectory(prefix="hf_dr_smoke_") as folder:
-        yield Rehearsal(argv, Path(folder), reinforce)
+        changed = {**change(Rehearsal(argv, Path(folder))), "smoke": False}
+        return launch(command, [*argv, *as_arguments(changed)], prog)

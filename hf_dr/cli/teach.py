@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_dr.cli.config import parse
 from hf_dr.cli.flag_parser import dataset_as_flag, one_dataset, split_words
-from hf_dr.cli.flags import SmokeArguments
+from hf_dr.cli.flags import TRAINING, SmokeArguments, StudentArguments
 from hf_dr.cli.launch import start_logging
-from hf_dr.cli.student import TRAINING, StudentArguments
 from hf_dr.cli.yaml_files import RECIPES
 from hf_dr.errors import ConfigError
-from hf_dr.files import check_apart
-from hf_dr.settings import FILES_FROM_HELP, JsonOrMapping, OpsOrName, Real, Whole, check_settings
+from hf_dr.files import check_apart, write_whole
+from hf_dr.settings import FILES_FROM_HELP, JsonOrMapping, OpsOrName, Real, Whole, check_settings, flag
 
 if TYPE_CHECKING:
     from hf_dr.teacher.folds import Fold
@@ -36,58 +35,42 @@ class TeachArguments:
         ConfigError: A value is out of range.
     """
 
-    model: str = field(
+    model: str = flag(
+        "Pretrained classifier to fine-tune: a Hub id of timm or transformers, a folder, or "
+        "timm:ARCHITECTURE@FILE.safetensors. It should be larger than the students.",
         default="timm/resnet50d.ra2_in1k",
-        metadata={
-            "help": "Pretrained classifier to fine-tune: a Hub id of timm or transformers, a folder, or "
-            "timm:ARCHITECTURE@FILE.safetensors. It should be larger than the students."
-        },
     )
-    dataset_config: str | None = field(
-        default=None, metadata={"help": "Configuration of the dataset, where it has several."}
-    )
-    split: str = field(default="train", metadata={"help": "Split that is learned."})
-    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the dataset on the Hub."})
-    files_from: list[str] = field(default_factory=list, metadata={"help": FILES_FROM_HELP, "metavar": "DIR"})
-    image_column: str | None = field(default=None, metadata={"help": "As for reinforce."})
-    label_column: str | None = field(default=None, metadata={"help": "As for reinforce."})
-    eval_split: str | None = field(
+    dataset_config: str | None = flag("Configuration of the dataset, where it has several.", default=None)
+    split: str = flag("Split that is learned.", default="train")
+    revision: str | None = flag("Branch, tag or commit of the dataset on the Hub.", default=None)
+    files_from: list[str] = flag(FILES_FROM_HELP, default=[], metavar="DIR")
+    image_column: str | None = flag("As for reinforce.", default=None)
+    label_column: str | None = flag("As for reinforce.", default=None)
+    eval_split: str | None = flag(
+        "Split of held-out images. Default: test or validation if the dataset has one; else --held_out of each "
+        "class, and both parts are written to a folder in --output_dir.",
         default=None,
-        metadata={
-            "help": "Split of held-out images. Default: test or validation if the dataset has one; else --held_out of each "
-            "class, and both parts are written to a folder in --output_dir."
-        },
     )
-    held_out: float = field(
+    held_out: float = flag(
+        "Share of each class that is held out, where the dataset has no split for it.",
         default=0.2,
-        metadata={
-            "help": "Share of each class that is held out, where the dataset has no split for it.",
-            "type": Real(0, 1, above=True, below=True),
-        },
+        type=Real(0, 1, above=True, below=True),
     )
-    calibrate: bool = field(
+    calibrate: bool = flag(
+        "Divide the logits by the temperature that fits the held-out images best. The last layer's weights take "
+        "it in, so that everything that loads the teacher uses it.",
         default=True,
-        metadata={
-            "help": "Divide the logits by the temperature that fits the held-out images best. The last layer's weights take "
-            "it in, so that everything that loads the teacher uses it."
-        },
     )
-    folds: int | None = field(
+    folds: int | None = flag(
+        "Train this number of teachers, k, each without one of k parts of the images (cross-fitting). Given the "
+        "folder, reinforce has each image answered by the teacher that has not seen it. For a few thousand images or less, "
+        "which a teacher learns by heart; takes k times as long.",
         default=None,
-        metadata={
-            "help": "Train this number of teachers, k, each without one of k parts of the images (cross-fitting). Given the "
-            "folder, reinforce has each image answered by the teacher that has not seen it. For a few thousand images or less, "
-            "which a teacher learns by heart; takes k times as long.",
-            "type": Whole(2),
-        },
+        type=Whole(2),
     )
-    augmentation: OpsOrName = field(
-        default="randaug", metadata={"help": "What draws the training views, as for reinforce."}
-    )
-    size: int = field(default=224, metadata={"help": "Side in pixels of the views of a named augmentation."})
-    model_args: JsonOrMapping = field(
-        default="{}", metadata={"help": "For timm: JSON with arguments of timm.create_model."}
-    )
+    augmentation: OpsOrName = flag("What draws the training views, as for reinforce.", default="randaug")
+    size: int = flag("Side in pixels of the views of a named augmentation.", default=224, type=Whole(1))
+    model_args: JsonOrMapping = flag("For timm: JSON with arguments of timm.create_model.", default="{}")
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -107,18 +90,16 @@ def train_command(argv: Sequence[str], prog: str) -> int:
         "hf-dr train --config recipes/cifar100/erm.yaml --student timm:resnet50d",
     )
     start_logging()
-    from hf_dr.cli.arguments import rehearse
+    from hf_dr.cli.smoke import rehearse
     from hf_dr.cli.train import finish_training, prepare_training, run_training
-    from hf_dr.evaluation.config import as_arguments
 
     if smoke.smoke:
-        with rehearse(argv) as stand_in:
-            return train_command([*argv, *as_arguments(stand_in.train(vars(student)))], prog)
+        return rehearse("train", argv, prog, lambda stand_in: stand_in.train(vars(student)))
     trainer, card = prepare_training(student, args, argv)
     with trainer.alone():
-        status = run_training(trainer, args)
+        run_training(trainer, args)
         finish_training(trainer, args, card)
-    return status
+    return 0
 
 
 def teach_command(argv: Sequence[str], prog: str) -> int:
@@ -260,7 +241,6 @@ def _calibrate(trainer: ReinforcedTrainer, *, fold: bool) -> dict[str, Any]:
 def _write(output_dir: Path, found: dict[str, Any], student: StudentArguments) -> None:
     """Notes and prints what was found."""
     from hf_dr.cli.calibration import calibration_table
-    from hf_dr.files import write_whole
 
     place = {"dataset": student.dataset[0], "split": student.split, "eval_split": student.eval_split}
     write_whole(output_dir / TEACHER_FILE, json.dumps({**found, **place}, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""Commands that train a student, a detector or a segmenter."""
+"""What the commands that train do: load, build, train, evaluate and describe."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transformers import TrainerState, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 
 from hf_dr.cli.arguments import build_augmentation, check_rows, read_classes
-from hf_dr.cli.student import StudentArguments
+from hf_dr.cli.flags import StudentArguments
 from hf_dr.errors import ConfigError, FormatError
 from hf_dr.evaluation.metrics import compute_metrics
 from hf_dr.files import check_apart
@@ -32,16 +32,9 @@ from hf_dr.training.arguments import ReinforcedTrainingArguments
 from hf_dr.training.checkpoints import last_checkpoint
 from hf_dr.training.checks import evaluation_images
 from hf_dr.training.distillation import OnlineDistillationTrainer
-from hf_dr.training.students import (
-    LabelledImages,
-    build_student,
-    evaluation_of,
-    load_processor,
-    read_model_args,
-)
+from hf_dr.training.students import LabelledImages, build_student, evaluation_of, load_processor, read_model_args
 from hf_dr.training.trainer import ReinforcedTrainer
 from hf_dr.transfer.trainer import TransferTrainer
-from hf_dr.views.augmentation import Augmentation
 
 logger = logging.getLogger(__name__)
 
@@ -54,13 +47,13 @@ def prepare_training(
 ) -> tuple[ReinforcedTrainer, dict[str, Any]]:
     """Loads data and model; returns the trainer, and what its card says that only the command line knows.
 
-    Without the images of a fold, if one is to be left out, which the model's configuration then tells.
+    The images of a fold are left out if one is given, which the model's configuration then tells.
     """
     if student.objective != "reinforced":
         args.reinforced_probability = 0.0
     model_args = read_model_args(student.model_args)  # before anything is loaded
-    images = [*student.dataset, student.base, student.eval_dataset]
-    check_apart(str(args.output_dir), images, [student.student, *student.teacher])
+    read = [*student.dataset, student.base, student.eval_dataset]
+    check_apart(str(args.output_dir), read, [student.student, *student.teacher])
     set_seed(args.seed)
     data = load_images(student, args.seed) if student.plain else _load_plus(student, args.seed)
     _check_loaded(student, data)
@@ -79,10 +72,17 @@ def prepare_training(
     if leave_out is not None:
         setattr(model.config, CONFIG_KEY, dataclasses.asdict(leave_out))
     processor = load_processor(student.student, max(data.size))
-    shown = evaluation_of(model, processor, max(data.size))
-    evaluation, evaluated_on = _load_evaluation(student, data, shown)
-    if evaluation is not None:
-        check_rows(argv, str(student.eval_dataset), student.eval_split, len(evaluation))
+    evaluation, evaluated_on = None, None
+    if student.eval_dataset:
+        images, described = load_base(
+            student.eval_dataset,
+            split=student.eval_split,
+            revision=student.eval_revision,
+            files_from=student.files_from,
+        )
+        evaluation = evaluation_images(images, data, evaluation_of(model, processor, max(data.size)))
+        check_rows(argv, student.eval_dataset, student.eval_split, len(evaluation))
+        evaluated_on = {**described, "split": student.eval_split}
     trainer = _build_trainer(student, args, model, processor, data, evaluation)
     return trainer, {**_card_settings(student), "evaluated_on": evaluated_on}
 
@@ -126,30 +126,16 @@ def _load_plus(student: StudentArguments, seed: int) -> Any:
     Raises:
         FormatError: One is none; `erm` and `kd` can also be trained on a base dataset, which is said.
     """
+    names = ("streaming", "base", "base_config", "base_revision", "files_from", "unreinforced", "revision", "num_views")
+    settings: dict[str, Any] = {name: getattr(student, name) for name in names}
     try:
-        return _opened(student, seed)
+        return load_reinforced(_one_or_all(student.dataset), _one_or_all(student.name), seed=seed, **settings)
     except FormatError as error:
         if student.objective == "reinforced":
             raise
         raise FormatError(
             f"{error} To train by {student.objective} on a base dataset, which is not reinforced, pass --augmentation."
         ) from error
-
-
-def _opened(student: StudentArguments, seed: int) -> Any:
-    return load_reinforced(
-        _one_or_all(student.dataset),
-        _one_or_all(student.name),
-        streaming=student.streaming,
-        base=student.base,
-        base_config=student.base_config,
-        base_revision=student.base_revision,
-        files_from=student.files_from,
-        unreinforced=student.unreinforced,
-        revision=student.revision,
-        num_views=student.num_views,
-        seed=seed,
-    )
 
 
 def _check_loaded(student: StudentArguments, data: ReinforcedData) -> None:
@@ -162,22 +148,6 @@ def _check_loaded(student: StudentArguments, data: ReinforcedData) -> None:
             f"`size` must be that of the stored views, {height}x{width}, got {student.size}. Reinforce the dataset with "
             f"`size` {student.size}, or choose another student."
         )
-
-
-def _load_evaluation(
-    student: StudentArguments, data: ReinforcedData, shown: Augmentation
-) -> tuple[LabelledImages | None, dict[str, Any] | None]:
-    """Loads the images to evaluate on; returns them and what they are, for the card."""
-    if not student.eval_dataset:
-        return None, None
-    images, described = load_base(
-        student.eval_dataset,
-        split=student.eval_split,
-        revision=student.eval_revision,
-        files_from=student.files_from,
-    )
-    evaluation = evaluation_images(images, data, shown)
-    return evaluation, {**described, "split": student.eval_split}
 
 
 def _build_trainer(
@@ -227,7 +197,7 @@ def _card_settings(student: StudentArguments) -> dict[str, Any]:
     }
 
 
-def run_training(trainer: ReinforcedTrainer | TransferTrainer, args: TrainingArguments) -> int:
+def run_training(trainer: ReinforcedTrainer | TransferTrainer, args: TrainingArguments) -> None:
     """Trains, resuming from the last checkpoint of the folder; saves the model and its metrics."""
     steps_before = 0
     checkpoint = args.resume_from_checkpoint or last_checkpoint(str(args.output_dir))
@@ -250,4 +220,3 @@ def run_training(trainer: ReinforcedTrainer | TransferTrainer, args: TrainingArg
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
     trainer.save_state()
-    return 0

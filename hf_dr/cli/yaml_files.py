@@ -65,8 +65,8 @@ def read_configs(argv: Sequence[str]) -> dict[str, tuple[Any, str]]:
     return values
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Reads a YAML mapping.
+def read_yaml(path: str | Path, setting: str = "--config") -> dict[str, Any]:
+    """Reads a YAML mapping from the file that a setting names.
 
     Raises:
         ConfigError: The file does not exist, is not YAML, or holds no mapping.
@@ -74,7 +74,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     try:
         content = yaml.load(Path(path).read_text(encoding="utf-8"), _UniqueKeys)
     except OSError as error:
-        raise ConfigError(f"`--config` must name a readable file, but {path}: {error.strerror}.") from error
+        raise ConfigError(f"`{setting}` must name a readable file, but {path}: {error.strerror}.") from error
     except YAML_ERRORS as error:
         found = shown_text(error, 300) or type(error).__name__
         raise ConfigError(f"{path} must be YAML, but: {found}. Correct it.") from error

@@ -20,15 +20,19 @@ import pandas as pd
 
 from hf_dr.errors import ConfigError
 from hf_dr.evaluation.config import CompareConfig, EvaluateConfig, as_arguments
+from hf_dr.evaluation.gathering import BASELINE, RESULTS_FILE, RUN_NOTE, Run, read_run, run_name
+from hf_dr.evaluation.images import open_set
+from hf_dr.evaluation.metrics import SHARES
 from hf_dr.evaluation.plots import accuracy_figure, as_png, reliability_figure
-from hf_dr.evaluation.report import SHARES, Report
-from hf_dr.evaluation.run import run_evaluation
-from hf_dr.evaluation.runs import BASELINE, RESULTS_FILE, RUN_NOTE, Run, read_run, run_name
+from hf_dr.evaluation.report import Report
+from hf_dr.evaluation.run import checked_sets, run_evaluation
 from hf_dr.evaluation.tables import html_page, html_picture, html_table, numbers, spread
+from hf_dr.files import write_whole
 from hf_dr.hub.fetch import fetch_config
 from hf_dr.replay.loading import each_dataset
 from hf_dr.store.card import write_card
 from hf_dr.store.findings import Students, save_finding
+from hf_dr.store.json_files import read_object
 from hf_dr.store.provenance import Provenance, find_config
 from hf_dr.teacher.signals import described
 from hf_dr.text import inline, markdown_table
@@ -89,9 +93,15 @@ class Comparison:
         """One line for each run, by objective and seed, and the columns of `COLUMNS`: shares, nats and seconds."""
         clean = {result.model: result.metrics for result in self.report.results if not result.by_corruption}
         corrupted = {result.model: result.mce for result in self.report.results if result.by_corruption}
-        lines = [{**clean[run.name], "mce": corrupted[run.name], "seconds": run.seconds} for run in self.runs]
+        lines = [{**clean[run.name], "mce": corrupted.get(run.name), "seconds": run.seconds} for run in self.runs]
         names = [(run.objective, run.seed) for run in self.runs]
-        return pd.DataFrame(lines, index=pd.MultiIndex.from_tuples(names, names=["objective", "seed"]))
+        frame = pd.DataFrame(lines, index=pd.MultiIndex.from_tuples(names, names=["objective", "seed"]))
+        return frame if corrupted else frame.drop(columns="mce")
+
+    @property
+    def _columns(self) -> list[Column]:
+        """Those of which there are values."""
+        return [column for column in COLUMNS if column.key in self.frame]
 
     def values(self, objective: str, key: str) -> pd.Series:
         """Returns a column's values of an objective, by seed."""
@@ -138,9 +148,9 @@ class Comparison:
         told = []
         for name in self._compared:
             low, high = (round(100 * bound, 1) + 0.0 for bound in self.top1_interval(name))
-            found = (
-                "more accurate." if low > 0 else "less accurate." if high < 0 else f"no difference is shown. {_MORE}"
-            )
+            found = "no difference is shown. More held-out images or seeds may show one."
+            if low > 0 or high < 0:
+                found = f"{'more' if low > 0 else 'less'} accurate."
             told.append(
                 f"{name} gains {(low + high) / 2:+.1f} points of top-1 over {BASELINE}, 95 % interval {low:+.1f} to "
                 f"{high:+.1f} by {images:,} images and {self._seeds}: {found}"
@@ -150,13 +160,14 @@ class Comparison:
     @property
     def students(self) -> Students:
         """The table: mean and standard deviation over seeds."""
+        columns = self._columns
         rows = [
-            [name, *(spread(self.values(name, c.key), c.digits, c.scale) for c in COLUMNS)] for name in self.objectives
+            [name, *(spread(self.values(name, c.key), c.digits, c.scale) for c in columns)] for name in self.objectives
         ]
         for name in self._compared:
-            gains = (spread(self.gains(name, c.key), c.digits, c.scale, sign=True) for c in COLUMNS)
+            gains = (spread(self.gains(name, c.key), c.digits, c.scale, sign=True) for c in columns)
             rows.append([f"{name}: gain over {BASELINE}", *gains])
-        return Students([f"{self.title}, {self._seeds}", *(c.title for c in COLUMNS)], rows)
+        return Students([f"{self.title}, {self._seeds}", *(c.title for c in columns)], rows)
 
     def to_markdown(self) -> str:
         """Returns the table, mean and standard deviation over seeds, and what it shows."""
@@ -171,10 +182,10 @@ class Comparison:
 
         Metrics are shares, but nll (nats); `_std` next to each is the standard deviation over seeds.
         """
-        found = {f"{name}_{c.key}": self.values(name, c.key) for name in self.objectives for c in COLUMNS}
+        found = {f"{name}_{c.key}": self.values(name, c.key) for name in self.objectives for c in self._columns}
         for name in self._compared:
             whose = "" if name == "reinforced" else f"{name}_"
-            found |= {f"{whose}{c.key}_gain": self.gains(name, c.key) for c in COLUMNS}
+            found |= {f"{whose}{c.key}_gain": self.gains(name, c.key) for c in self._columns}
         flat: dict[str, float | int] = {f"{prefix}_seeds": self._num_seeds}
         for key, values in found.items():
             over_seeds = numbers(values)
@@ -184,7 +195,7 @@ class Comparison:
 
     def save(self, folder: Path, pictures: Sequence[Path] = ()) -> Path:
         """Writes comparison.md, comparison.json and report.html, and returns the last; `pictures` are PNGs to show in it."""
-        (folder / "comparison.md").write_text(self.to_markdown(), encoding="utf-8")
+        write_whole(folder / "comparison.md", self.to_markdown())
         intervals = {name: self.top1_interval(name) for name in self._compared}
         content = {
             "units": SHARES,
@@ -192,7 +203,7 @@ class Comparison:
             "top1_gain_95_percent_intervals": intervals,
             "evaluation": self.report.to_dict(),
         }
-        (folder / "comparison.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_whole(folder / "comparison.json", json.dumps(content, indent=2) + "\n")
         found = {result.model: result.diagram for result in self.report.results if result.diagram is not None}
         diagrams = {name: [found[r.name] for r in self.runs if r.objective == name] for name in self.objectives}
         figures = (accuracy_figure(None, self.runs), reliability_figure(diagrams))
@@ -201,9 +212,7 @@ class Comparison:
         table = html_table(["objective", *self.students.head[1:]], self.students.rows)
         verdicts = [f"<p><b>{html.escape(verdict)}</b></p>" for verdict in self.verdicts]
         page = folder / "report.html"
-        page.write_text(
-            html_page(self.title, [facts, _ABOUT, table, *verdicts, *map(html_picture, shown)]), encoding="utf-8"
-        )
+        write_whole(page, html_page(self.title, [facts, _ABOUT, table, *verdicts, *map(html_picture, shown)]))
         return page
 
 
@@ -236,13 +245,21 @@ def run_comparison(config: CompareConfig, train: Callable[[list[str]], int]) -> 
         train: The command of `hf-dr train`: takes its arguments, returns its exit status.
 
     Raises:
-        ConfigError: A training was refused.
+        ConfigError: A training was refused, or a setting is wrong.
+        DataError: The set to evaluate on cannot be loaded, or lacks a column or labels.
     """
-    folder = Path(config.output_dir)
+    folder = Path(config.output_dir).expanduser()
+    pictures = [Path(picture).expanduser() for picture in config.pictures]
+    absent = next((picture for picture in pictures if not picture.is_file()), None)
+    if absent is not None:
+        raise ConfigError(f"`pictures` must be PNG files, found none at {absent}. Correct it, or leave it out.")
     learned_from = each_dataset(config.train.get("dataset", ""), config.train.get("name"))
     plus = Path(learned_from[0][0]).expanduser()
     if config.save and (len(learned_from) > 1 or not plus.is_dir()):
         raise ConfigError(f"`save` needs one dataset in a folder, got {plus}. Give a folder, or leave `save` out.")
+    evaluation = EvaluateConfig(models=[], output_dir=str(folder), **config.evaluate)
+    for spec in checked_sets(evaluation):
+        open_set(spec, evaluation)  # what is wrong with it would only be found when all students are trained
     for seed in config.seeds:
         # Objectives take turns, so that a disturbance of the machine hits all of them.
         for objective in config.objectives:
@@ -262,7 +279,7 @@ def run_comparison(config: CompareConfig, train: Callable[[list[str]], int]) -> 
                 logger.info("%s: top-1 %.2f %% after %.0f s.", path.name, 100 * run.accuracy[-1][1], run.seconds)
     comparison = compare(config.title, folder, config.objectives, config.seeds, config.evaluate)
     comparison.facts.extend(_facts(config, comparison))
-    page = comparison.save(folder, [Path(p) for p in config.pictures])
+    page = comparison.save(folder, pictures)
     if config.save:
         place = find_config(plus, learned_from[0][1]).resolve()
         save_finding(place, Provenance.read(place).fingerprint, comparison.students)
@@ -310,8 +327,8 @@ def is_finished(run: Path, flags: dict[str, Any]) -> bool:
     note = run / RUN_NOTE
     if not note.exists():
         run.mkdir(parents=True, exist_ok=True)
-        note.write_text(json.dumps(made_of, indent=2) + "\n", encoding="utf-8")
-    there = json.loads(note.read_text(encoding="utf-8"))
+        write_whole(note, json.dumps(made_of, indent=2) + "\n")
+    there = read_object(note, "Remove the folder, or choose another `output_dir`.")
     differing = [key for key in made_of.keys() | there.keys() if made_of.get(key) != there.get(key)]
     if differing:
         raise ConfigError(
@@ -326,4 +343,3 @@ _ABOUT = (
     "stored answers of the teacher, kd from a teacher in memory. Mean ± standard deviation over seeds; a gain is a change for\n"
     "the better.</p>"
 )
-_MORE = "More held-out images or seeds may show one."

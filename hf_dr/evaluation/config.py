@@ -1,17 +1,35 @@
-"""What is evaluated on what."""
+"""What is evaluated on what, and the names of corruptions: settings need them, not torch."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
 from itertools import product
 from typing import Any
 
-from hf_dr.errors import ConfigError
-from hf_dr.evaluation.names import CORRUPTION_NAMES, SEVERITIES, check_corruption
-from hf_dr.evaluation.sets import OPTIONS, PRESETS
-from hf_dr.settings import FILES_FROM_HELP, Real, Whole, check_settings
+from hf_dr.errors import ConfigError, did_you_mean
+from hf_dr.evaluation.sets import OPTIONS, PRESETS, parse_set
+from hf_dr.settings import FILES_FROM_HELP, Real, Whole, check_settings, flag
 from hf_dr.teacher.names import PRECISIONS
+
+CORRUPTION_NAMES = (
+    "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "snow", "frost",
+    "fog", "brightness", "contrast", "elastic_transform", "pixelate", "jpeg_compression",
+)  # fmt: skip
+"""Those of ImageNet-C, in the order of the paper (Hendrycks and Dietterich, ICLR 2019, arXiv:1903.12261)."""
+SEVERITIES = (1, 2, 3, 4, 5)
+
+
+def check_corruption(name: str, severity: int) -> None:
+    """Refuses unknown names and severities.
+
+    Raises:
+        ConfigError: There is no such corruption or severity.
+    """
+    if name not in CORRUPTION_NAMES:
+        raise ConfigError(f"no corruption is called `{name}`.{did_you_mean(name, CORRUPTION_NAMES)}")
+    if severity not in SEVERITIES:
+        raise ConfigError(f"the severity of a corruption must be a whole number from 1 to 5, got {severity!r}.")
 
 
 @dataclass
@@ -22,68 +40,45 @@ class EvaluateConfig:
         ConfigError: A value is out of range or a name is unknown.
     """
 
-    models: list[str] = field(
-        metadata={
-            "help": "Checkpoints: transformers folders (as `train` writes them), Hub ids, timm:ARCHITECTURE@FILE.safetensors; "
-            "NAME=CHECKPOINT gives the name that the table shows."
-        }
+    models: list[str] = flag(
+        "Checkpoints: transformers folders (as `train` writes them), Hub ids, timm:ARCHITECTURE@FILE.safetensors; "
+        "NAME=CHECKPOINT gives the name that the table shows."
     )
-    sets: list[str] = field(
-        metadata={
-            "help": "NAME=DATASET[:SPLIT][,OPTION=VALUE]..., e.g. test=uoft-cs/cifar100:test,label=fine_label; the dataset is "
-            f"a Hub id, a folder or a Parquet file; options are {', '.join(OPTIONS)} (image and label are columns; classes is "
-            f"imagenet, imagenet-a or imagenet-r). Or a preset: {', '.join(PRESETS)}; NAME=DATASET reads it from elsewhere. "
-            "{corruption} and {severity} may stand in a DATASET that is published corrupted."
-        }
+    sets: list[str] = flag(
+        "NAME=DATASET[:SPLIT][,OPTION=VALUE]..., e.g. test=uoft-cs/cifar100:test,label=fine_label; the dataset is "
+        f"a Hub id, a folder or a Parquet file; options are {', '.join(OPTIONS)} (image and label are columns; classes is "
+        f"imagenet, imagenet-a or imagenet-r). Or a preset: {', '.join(PRESETS)}; NAME=DATASET reads it from elsewhere. "
+        "{corruption} and {severity} may stand in a DATASET that is published corrupted."
     )
-    output_dir: str = field(metadata={"help": "Where evaluation.md, evaluation.json and reliability.png are written."})
-    files_from: list[str] = field(default_factory=list, metadata={"help": FILES_FROM_HELP})
-    corrupt: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "Names of sets to evaluate also under the corruption suite. It is made for comparisons within a table: "
-            "published numbers are those of imagenet-c."
-        },
+    output_dir: str = flag("Where evaluation.md, evaluation.json and reliability.png are written.")
+    files_from: list[str] = flag(FILES_FROM_HELP, default=[])
+    corrupt: list[str] = flag(
+        "Names of sets to evaluate also under the corruption suite. It is made for comparisons within a table: "
+        "published numbers are those of imagenet-c.",
+        default=[],
     )
-    corruptions: list[str] = field(
-        default_factory=list, metadata={"help": f"Which corruptions: {', '.join(CORRUPTION_NAMES)}. Default: all."}
+    corruptions: list[str] = flag(f"Which corruptions: {', '.join(CORRUPTION_NAMES)}. Default: all.", default=[])
+    severities: list[int] = flag("Which severities, 1 to 5. Default: all.", default=[])
+    max_examples: int | None = flag(
+        "Use only this number of examples, evenly spread over each set. Default: all.", default=None, type=Whole(1)
     )
-    severities: list[int] = field(default_factory=list, metadata={"help": "Which severities, 1 to 5. Default: all."})
-    max_examples: int | None = field(
+    batch_size: int = flag("Images in a batch.", default=64, type=Whole(1))
+    num_workers: int = flag(
+        "Processes that decode and corrupt images; 0 does it in the main process.", default=0, type=Whole(0)
+    )
+    device: str | None = flag("Device of the models. Default: cuda if there is one, else cpu.", default=None)
+    precision: str = flag("Floating-point type in which the models compute.", default="fp32", choices=list(PRECISIONS))
+    seed: int = flag("Seed of the corruptions.", default=0, type=Whole(0))
+    size: int | None = flag(
+        "Side in pixels of the models' input. Default: each model's own, as the next three.",
         default=None,
-        metadata={
-            "help": "Use only this number of examples, evenly spread over each set. Default: all.",
-            "type": Whole(1),
-        },
+        type=Whole(1),
     )
-    batch_size: int = field(default=64, metadata={"help": "Images in a batch.", "type": Whole(1)})
-    num_workers: int = field(
-        default=0,
-        metadata={"help": "Processes that decode and corrupt images; 0 does it in the main process.", "type": Whole(0)},
+    crop: float | None = flag(
+        "Share of the resized side that the centre crop keeps.", default=None, type=Real(0, 1, above=True)
     )
-    device: str | None = field(
-        default=None, metadata={"help": "Device of the models. Default: cuda if there is one, else cpu."}
-    )
-    precision: str = field(
-        default="fp32",
-        metadata={"help": "Floating-point type in which the models compute.", "choices": list(PRECISIONS)},
-    )
-    seed: int = field(default=0, metadata={"help": "Seed of the corruptions.", "type": Whole(0)})
-    size: int | None = field(
-        default=None,
-        metadata={
-            "help": "Side in pixels of the models' input. Default: each model's own, as the next three.",
-            "type": Whole(1),
-        },
-    )
-    crop: float | None = field(
-        default=None,
-        metadata={"help": "Share of the resized side that the centre crop keeps.", "type": Real(0, 1, above=True)},
-    )
-    mean: list[float] = field(default_factory=list, metadata={"help": "Mean of the input, three numbers from 0 to 1."})
-    std: list[float] = field(
-        default_factory=list, metadata={"help": "Standard deviation of the input, three numbers from 0 to 1."}
-    )
+    mean: list[float] = flag("Mean of the input, three numbers from 0 to 1.", default=[])
+    std: list[float] = flag("Standard deviation of the input, three numbers from 0 to 1.", default=[])
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -100,29 +95,22 @@ class EvaluateConfig:
 
 @dataclass
 class CompareConfig:
-    """What is compared."""
+    """What is compared.
 
-    title: str = field(metadata={"help": "Title of the table and the report."})
-    output_dir: str = field(metadata={"help": "Folder of the runs, the table and the report."})
-    train: Any = field(
-        metadata={"help": "Settings of `hf-dr train`, all but objective, seed and output_dir. In YAML only."}
-    )
-    evaluate: Any = field(
-        metadata={"help": "Settings of `hf-dr evaluate`, all but models and output_dir. In YAML only."}
-    )
-    objectives: list[str] = field(
-        default_factory=lambda: ["erm", "reinforced"],
-        metadata={"help": "Which of erm, reinforced and kd are compared."},
-    )
-    seeds: list[int] = field(
-        default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds; each objective is trained with every one."}
-    )
-    teacher: list[str] = field(default_factory=list, metadata={"help": "For kd: as for train."})
-    teacher_classes: str | None = field(default=None, metadata={"help": "For kd: as for train."})
-    pictures: list[str] = field(default_factory=list, metadata={"help": "PNG files to show in the report."})
-    save: bool = field(
-        default=False, metadata={"help": 'Keep the table next to the "+" dataset\'s shards and show it in its card.'}
-    )
+    Raises:
+        ConfigError: A value is out of range or a name is unknown.
+    """
+
+    title: str = flag("Title of the table and the report.")
+    output_dir: str = flag("Folder of the runs, the table and the report.")
+    train: Any = flag("Settings of `hf-dr train`, all but objective, seed and output_dir. In YAML only.")
+    evaluate: Any = flag("Settings of `hf-dr evaluate`, all but models and output_dir. In YAML only.")
+    objectives: list[str] = flag("Which of erm, reinforced and kd are compared.", default=["erm", "reinforced"])
+    seeds: list[int] = flag("Seeds; each objective is trained with every one.", default=[0, 1, 2])
+    teacher: list[str] = flag("For kd: as for train.", default=[])
+    teacher_classes: str | None = flag("For kd: as for train.", default=None)
+    pictures: list[str] = flag("PNG files to show in the report.", default=[])
+    save: bool = flag('Keep the table next to the "+" dataset\'s shards and show it in its card.', default=False)
 
     def __post_init__(self) -> None:
         for name, needed in (("train", "dataset"), ("evaluate", "sets")):
@@ -131,6 +119,32 @@ class CompareConfig:
                 raise ConfigError(f"`{name}` must be a mapping with `{needed}`, got {content!s:.80}. Add it.")
         if not self.seeds:
             raise ConfigError("`seeds` must be at least one number, got none. Leave it out for three.")
+        # What would only be found when students are trained already.
+        if not self.objectives or not set(self.objectives) <= {"erm", "reinforced", "kd"}:
+            raise ConfigError(f"`objectives` must be of erm, reinforced and kd, got {self.objectives}. Correct it.")
+        for name in ("objectives", "seeds"):
+            if len(set(getattr(self, name))) < len(getattr(self, name)):
+                raise ConfigError(f"`{name}` must not name one twice, got {getattr(self, name)}. Leave one out.")
+        if "kd" in self.objectives and not (self.teacher or self.train.get("teacher")):
+            raise ConfigError("`teacher` must be given for `objective` kd, got none. Name it.")
+        datasets = self.train["dataset"] if isinstance(self.train["dataset"], list) else [self.train["dataset"]]
+        if not datasets or not all(isinstance(path, str) for path in datasets):
+            raise ConfigError(f"`dataset` in `train` must be a text or several, got {self.train['dataset']!s:.80}.")
+        self._check_evaluation()
+
+    def _check_evaluation(self) -> None:
+        known = {field.name for field in fields(EvaluateConfig)} - {"models", "output_dir"}
+        for key in self.evaluate.keys() - known:
+            raise ConfigError(f"`evaluate` has the unknown key `{key}`.{did_you_mean(str(key), known)}")
+        sets = self.evaluate["sets"]
+        if not isinstance(sets, list) or len(sets) != 1 or parse_set(str(sets[0])).published_corrupted:
+            raise ConfigError(f"`sets` in `evaluate` must be a list of one set of clean images, got {sets!s:.80}.")
+        try:
+            EvaluateConfig(models=[], output_dir="", **self.evaluate)
+        except TypeError as error:
+            raise ConfigError(
+                f"`evaluate` must hold settings of `hf-dr evaluate`, but: {error}. Correct it."
+            ) from error
 
 
 def as_arguments(flags: dict[str, Any]) -> list[str]:

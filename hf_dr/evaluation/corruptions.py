@@ -24,7 +24,7 @@ import PIL.Image
 import torch
 from torch.nn import functional as F
 
-from hf_dr.evaluation.names import SEVERITIES, check_corruption
+from hf_dr.evaluation.config import SEVERITIES, check_corruption
 from hf_dr.views.rng import DOMAIN_CORRUPTION, keyed_rng
 
 LARGE_SIDE = 64

@@ -14,7 +14,7 @@ import pyarrow as pa
 from hf_dr.errors import DataError, did_you_mean
 from hf_dr.evaluation.config import EvaluateConfig
 from hf_dr.evaluation.sets import EvaluationSet
-from hf_dr.store.base_dataset import label_numbers, load_base
+from hf_dr.store.base_dataset import label_numbers, load_base, undecoded_images
 from hf_dr.teacher.members import imagenet_synsets
 
 logger = logging.getLogger(__name__)
@@ -52,6 +52,13 @@ def open_set(spec: EvaluationSet, config: EvaluateConfig) -> Images:
             )
     if not len(dataset):
         raise DataError(f"set `{spec.name}` must have examples, found none.")
+    try:
+        undecoded_images(dataset.select([0]), str(spec.image))
+    except (pa.ArrowException, TypeError) as error:
+        raise DataError(
+            f"column `{spec.image}` of set `{spec.name}` must hold images, found {dataset.features[str(spec.image)]}. Name "
+            "another: ,image=COLUMN."
+        ) from error
     labels, class_names = _read_labels(dataset, spec)
     if class_names is not None and len(class_names) < 2:
         raise DataError(
@@ -94,10 +101,7 @@ _ANY_CLASS = np.iinfo(np.int64).max
 def _imagenet_numbers(values: np.ndarray, names: list[str] | None, spec: EvaluationSet) -> np.ndarray:
     """Returns labels as numbers of the classes of `spec`, int64 (rows,).
 
-    Args:
-        values: Class numbers, of the set's own classes or of ImageNet's 1,000, or WordNet ids.
-        names: Of the classes, if the dataset has them.
-        spec: The set, with its `classes`.
+    They may be numbers, of the set's own classes or of ImageNet's 1,000, or WordNet ids.
     """
     synsets = imagenet_synsets(str(spec.classes))
     is_number = np.issubdtype(values.dtype, np.integer)
@@ -113,7 +117,7 @@ def _imagenet_numbers(values: np.ndarray, names: list[str] | None, spec: Evaluat
             )
         values = np.array(imagenet_synsets("imagenet"), object)[values]
     number = {synset: c for c, synset in enumerate(synsets)}
-    strange = [value for value in np.unique(values) if value not in number]
+    strange = [value for value in values.tolist() if not isinstance(value, str) or value not in number]
     if strange:
         raise DataError(
             f"labels of set `{spec.name}` must be the {len(synsets)} classes of {spec.classes}, by number or WordNet id, found "

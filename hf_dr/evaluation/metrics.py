@@ -11,6 +11,8 @@ from hf_dr.teacher.calibration import NUM_BINS, bins_of, calibration_error
 
 METRICS = ("top1", "top5", "nll", "brier", "ece")
 """What `classification_metrics` measures."""
+SHARES = "shares"
+"""Unit of the metrics in JSON files, but nll (nats) and brier. Older files name none: their mce and errors are in percent."""
 
 
 @dataclass(frozen=True)
@@ -28,16 +30,6 @@ class Reliability:
     hits: np.ndarray
 
     @property
-    def confidence(self) -> np.ndarray:
-        """Mean confidence of each bin, 0 for an empty one."""
-        return self.confidence_sums / np.maximum(self.counts, 1)
-
-    @property
-    def accuracy(self) -> np.ndarray:
-        """Accuracy of each bin, 0 for an empty one."""
-        return self.hits / np.maximum(self.counts, 1)
-
-    @property
     def ece(self) -> float:
         """Expected calibration error, 0 to 1: see `hf_dr.teacher.calibration`."""
         return calibration_error(self.counts, self.confidence_sums, self.hits)
@@ -49,18 +41,18 @@ def log_softmax(logits_BC: np.ndarray) -> np.ndarray:
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
-def reliability(logits_BC: np.ndarray, labels_B: np.ndarray, num_bins: int = NUM_BINS) -> Reliability:
+def reliability(logits_BC: np.ndarray, labels_B: np.ndarray) -> Reliability:
     """Sorts examples into bins by confidence."""
     shifted_BC = logits_BC.astype(np.float64) - logits_BC.max(axis=-1, keepdims=True)
     # The predicted class has exp(0) = 1 in the numerator. Written so, five equal logits give 0.2 and not its neighbour above,
     # which would lie in the next bin.
     confidence_B = 1 / np.exp(shifted_BC).sum(axis=-1)
     hit_B = logits_BC.argmax(axis=-1) == labels_B
-    bin_B = bins_of(confidence_B, num_bins)
+    bin_B = bins_of(confidence_B)
     return Reliability(
-        counts=np.bincount(bin_B, minlength=num_bins),
-        confidence_sums=np.bincount(bin_B, confidence_B, num_bins),
-        hits=np.bincount(bin_B, hit_B, num_bins),
+        counts=np.bincount(bin_B, minlength=NUM_BINS),
+        confidence_sums=np.bincount(bin_B, confidence_B, NUM_BINS),
+        hits=np.bincount(bin_B, hit_B, NUM_BINS),
     )
 
 

@@ -39,13 +39,8 @@ class _LogitsMetric(Metric):
 
         Whole arrays are measured as they are. The library's own way, through an Arrow file, would take ten times as long.
         """
-        nothing_added = self.writer is None
-        if (
-            isinstance(predictions, np.ndarray)
-            and isinstance(references, np.ndarray)
-            and nothing_added
-            and not settings
-        ):
+        whole = isinstance(predictions, np.ndarray) and isinstance(references, np.ndarray)
+        if whole and not settings and self.writer is None:  # nothing was added
             return self._compute(predictions, references)
         return super().compute(predictions=predictions, references=references, **settings)
 

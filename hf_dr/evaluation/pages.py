@@ -10,13 +10,12 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from hf_dr.evaluation.gathering import TRANSFERRED, WHILE_TRAINING, Finished
-from hf_dr.evaluation.metrics import METRICS
+from hf_dr.evaluation.gathering import BASELINE, TRANSFERRED, WHILE_TRAINING, Finished
+from hf_dr.evaluation.metrics import METRICS, SHARES
 from hf_dr.evaluation.plots import accuracy_figure, as_png
-from hf_dr.evaluation.report import SHARES
 from hf_dr.evaluation.results import EVALUATED_ON, OBJECTIVES, STUDENT, Results
-from hf_dr.evaluation.runs import BASELINE
 from hf_dr.evaluation.tables import Table, cell, gains, html_page, html_picture, html_table, numbers
+from hf_dr.files import write_whole
 from hf_dr.text import inline
 from hf_dr.transfer.trainer import HEADLINES
 from hf_dr.version import __version__
@@ -219,8 +218,8 @@ def _described(run: Finished) -> dict[str, Any]:
 def save(results: Results, folder: Path, title: str) -> Path:
     """Writes results.md, results.json and results.html, and returns the last."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.md").write_text(to_markdown(results, title), encoding="utf-8")
-    (folder / "results.json").write_text(json.dumps(to_dict(results, title), indent=2) + "\n", encoding="utf-8")
+    write_whole(folder / "results.md", to_markdown(results, title))
+    write_whole(folder / "results.json", json.dumps(to_dict(results, title), indent=2) + "\n")
     page = folder / "results.html"
-    page.write_text(to_html(results, title), encoding="utf-8")
+    write_whole(page, to_html(results, title))
     return page

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from io import BytesIO
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from hf_dr.evaluation.metrics import Reliability
-from hf_dr.evaluation.runs import Run
 from hf_dr.text import shown_text
+
+if TYPE_CHECKING:
+    from hf_dr.evaluation.gathering import Run
 
 _BLUE = "#3b6ea5"
 _RED = "#d95f4b"
@@ -20,14 +22,10 @@ _COLOURS = {"erm": "#7a7a7a", "reinforced": _BLUE, "kd": "#d98b2b"}
 _OTHER_COLOUR = "#4c8c4a"
 
 
-def draw_reliability(axes: Any, below: Any, diagrams: Sequence[Reliability], title: str) -> None:
-    """Draws accuracy by confidence, the diagonal being perfect calibration, and how many examples are in each bin.
+def _draw_reliability(axes: Any, below: Any, diagrams: Sequence[Reliability], title: str) -> None:
+    """Draws accuracy by confidence, the diagonal being perfect calibration, and below how many examples are in each bin.
 
-    Args:
-        axes: Of matplotlib, for the accuracies.
-        below: Of matplotlib, for the counts.
-        diagrams: Of one model, or one for each seed: their examples are counted together, and the ECE is their mean.
-        title: Above the diagram.
+    Of several diagrams, one for each seed, the examples are counted together, and the ECE is their mean.
     """
     counts, confidence_sums, hits = np.sum([(d.counts, d.confidence_sums, d.hits) for d in diagrams], axis=0)
     edges = np.linspace(0, 1, len(counts) + 1)
@@ -61,18 +59,13 @@ def reliability_figure(diagrams: Mapping[str, Sequence[Reliability]], columns: i
     places = figure.subplots(2 * rows, columns, squeeze=False, height_ratios=[3, 1] * rows)
     for number, (title, seeds) in enumerate(diagrams.items()):
         row, column = divmod(number, columns)
-        draw_reliability(places[2 * row, column], places[2 * row + 1, column], seeds, title)
+        _draw_reliability(places[2 * row, column], places[2 * row + 1, column], seeds, title)
     for number in range(len(diagrams), rows * columns):
         for axes in places[2 * (number // columns) :, number % columns]:
             axes.set_axis_off()
     names = dict(zip(*reversed(places[0, 0].get_legend_handles_labels()), strict=True))
     figure.legend(names.values(), names, loc="outside lower center", ncols=len(names), frameon=False, fontsize=7)
     return figure
-
-
-def reliability_picture(diagrams: Mapping[str, Sequence[Reliability]], path: str, columns: int | None = None) -> None:
-    """Writes `reliability_figure` to a PNG file."""
-    reliability_figure(diagrams, columns).savefig(path, dpi=150)
 
 
 def accuracy_figure(title: str | None, runs: Sequence[Run], epochs: Sequence[float] | None = None) -> Figure:
@@ -99,16 +92,14 @@ def accuracy_figure(title: str | None, runs: Sequence[Run], epochs: Sequence[flo
 def _draw_accuracy(axes: Any, runs: Sequence[Run], lengths: Sequence[float]) -> None:
     """Draws a thin line for each run and, for those of an objective evaluated at the same steps, a thick one, their mean.
 
-    Args:
-        axes: Of matplotlib.
-        runs: Trainings.
-        lengths: Of each run, in the unit of the x axis: seconds, say, or epochs.
+    `lengths` are those of the runs in the unit of the x axis.
     """
     alike: dict[tuple[Any, ...], list[tuple[float, np.ndarray]]] = {}
     for run, length in zip(runs, lengths, strict=True):
         if run.accuracy:
             shares, top1 = np.array(run.accuracy).T
-            axes.plot(length * shares, 100 * top1, color=_colour(run.objective), alpha=0.25, linewidth=0.8)
+            colour = _COLOURS.get(run.objective, _OTHER_COLOUR)
+            axes.plot(length * shares, 100 * top1, color=colour, alpha=0.25, linewidth=0.8)
             alike.setdefault((run.objective, run.steps, *shares), []).append((length, top1))
     labelled = set()
     for (objective, _, *shares), curves in alike.items():
@@ -117,13 +108,9 @@ def _draw_accuracy(axes: Any, runs: Sequence[Run], lengths: Sequence[float]) -> 
         label = objective if objective not in labelled else None
         labelled.add(objective)
         marker = "o" if len(shares) == 1 else None  # a line of one point would not be seen
-        style = {"color": _colour(objective), "linewidth": 2, "marker": marker, "label": label}
+        style = {"color": _COLOURS.get(objective, _OTHER_COLOUR), "linewidth": 2, "marker": marker, "label": label}
         axes.plot(mean_length * np.array(shares), 100 * mean_top1, **style)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def _colour(objective: str) -> str:
-    return _COLOURS.get(objective, _OTHER_COLOUR)
 
 
 def as_png(figure: Figure) -> bytes:

@@ -10,13 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from hf_dr.evaluation.metrics import Reliability
-from hf_dr.evaluation.plots import reliability_picture
+from hf_dr.evaluation.metrics import SHARES, Reliability
+from hf_dr.evaluation.plots import reliability_figure
+from hf_dr.files import write_whole
 from hf_dr.text import inline, markdown_table
 from hf_dr.version import __version__
-
-SHARES = "shares"
-"""Unit of the metrics in JSON files, but nll (nats) and brier. Older files name none: their mce and errors are in percent."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +68,8 @@ class Report:
         """Returns everything in JSON types; all metrics are shares, from 0 to 1, but nll (nats) and brier (0 to 2)."""
         rows = []
         for r in self.results:
-            row = {
-                "model": r.model,
-                "set": r.set,
-                "corrupted": bool(r.by_corruption),
-                "examples": r.examples,
-                **r.metrics,
-            }
+            place = {"model": r.model, "set": r.set, "corrupted": bool(r.by_corruption), "examples": r.examples}
+            row = {**place, **r.metrics}
             if r.by_corruption:
                 row |= {"mce": r.mce, "errors": r.errors(), "by_corruption": r.by_corruption}
             rows.append(row)
@@ -109,14 +102,15 @@ class Report:
         """Writes evaluation.md, evaluation.json and, if a set was clean, reliability.png."""
         folder = Path(folder).expanduser()
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "evaluation.md").write_text(self.to_markdown(), encoding="utf-8")
-        (folder / "evaluation.json").write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        write_whole(folder / "evaluation.md", self.to_markdown())
+        write_whole(folder / "evaluation.json", json.dumps(self.to_dict(), indent=2) + "\n")
         order = list(self.models)
         clean = sorted((r for r in self.results if r.diagram is not None), key=lambda r: order.index(r.model))
         diagrams = {f"{r.model} on {r.set}": [r.diagram] for r in clean if r.diagram is not None}
         if diagrams:  # a row for each model, but all in one for one set
             columns = len(clean) // len({r.model for r in clean})
-            reliability_picture(diagrams, str(folder / "reliability.png"), columns if columns > 1 else None)
+            figure = reliability_figure(diagrams, columns if columns > 1 else None)
+            figure.savefig(folder / "reliability.png", dpi=150)
 
 
 def _row(result: Result) -> tuple[str, ...]:

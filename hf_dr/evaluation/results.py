@@ -52,9 +52,8 @@ class Results:
     finished: list[Finished] = field(default_factory=list)
     others: dict[str, Evaluations] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
-    _evaluated: dict[str, dict[str, Any]] = field(
-        default_factory=dict, repr=False
-    )  # set -> how it was evaluated so far
+    # Set -> how it was evaluated so far.
+    _evaluated: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
 
     def add_training(self, folder: Path) -> None:
         """Adds a run."""

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import PIL.Image
@@ -73,13 +73,13 @@ def run_evaluation(config: EvaluateConfig) -> Report:
         TeacherError: A model cannot be loaded.
     """
     warm_up_kernels()
-    if _device(config).type == "cpu":
+    if find_device(config.device).type == "cpu":
         keep_freed_memory()
-    specs = _checked_sets(config)
+    specs = checked_sets(config)
     first_corruption = config.corruption_keys()[0]
     opened = [open_set(spec.part(*first_corruption) if spec.published_corrupted else spec, config) for spec in specs]
     models = _load_models(config)
-    logger.info("The models compute on %s.", _device(config))
+    logger.info("The models compute on %s.", find_device(config.device))
     # All classes are compared before the first image is read.
     classifiers = [[_classifier(model, images, config) for model in models] for images in opened]
     metric = Classification()
@@ -102,11 +102,12 @@ def run_evaluation(config: EvaluateConfig) -> Report:
     )
 
 
-def _device(config: EvaluateConfig) -> torch.device:
-    return find_device(config.device)
+def checked_sets(config: EvaluateConfig) -> list[EvaluationSet]:
+    """Returns the sets that are named, none of which is opened.
 
-
-def _checked_sets(config: EvaluateConfig) -> list[EvaluationSet]:
+    Raises:
+        ConfigError: One is not named as it should be, or there is nothing to corrupt.
+    """
     specs = [parse_set(text) for text in config.sets]
     _refuse_twice("set", [spec.name for spec in specs])
     clean = [spec.name for spec in specs if not spec.published_corrupted]
@@ -126,16 +127,13 @@ def _corrupted(
     metric = Classification()
     grids: list[dict[str, dict[int, dict[str, float]]]] = [{} for _ in models]
     for name, severity in config.corruption_keys():
+        published = spec.published_corrupted
+        part = open_set(spec.part(name, severity), config) if published else images
+        corruption = None if published else (name, severity)
         label = f"{spec.name} {name} {severity}"
-        if spec.published_corrupted:
-            part = open_set(spec.part(name, severity), config)
-            images_pass = _Pass(part, models, config, label, whole=True)
-        else:
-            part = images
-            images_pass = _Pass(part, models, config, label, corruption=(name, severity))
-        for grid, logits_BC in zip(grids, images_pass.logits(classifiers), strict=True):
-            metrics = metric.compute(predictions=logits_BC, references=part.labels)
-            grid.setdefault(name, {})[severity] = metrics
+        answers = _Pass(part, models, config, label, corruption=corruption, whole=published).logits(classifiers)
+        for grid, logits_BC in zip(grids, answers, strict=True):
+            grid.setdefault(name, {})[severity] = metric.compute(predictions=logits_BC, references=part.labels)
     for model, grid in zip(models, grids, strict=True):
         cells = [metrics for severities in grid.values() for metrics in severities.values()]
         means = {key: float(np.mean([metrics[key] for metrics in cells])) for key in cells[0]}
@@ -156,7 +154,7 @@ class _Pass(torch.utils.data.Dataset):
         models: All that are evaluated.
         config: Batches, workers and the seed of the corruptions.
         label: What the progress bar and errors call the pass.
-        corruption: Name and severity, for images that are corrupted here.
+        corruption: For images that are corrupted here.
         whole: Whether the images were cropped already, so that the models' own crops leave nothing out.
     """
 
@@ -219,26 +217,20 @@ def _load_models(config: EvaluateConfig) -> list[Model]:
         place = match[2] if match else text
         named.append((match[1] if match else Path(place).name, place))
     _refuse_twice("model", [name for name, _ in named])
-    mean = tuple(config.mean) or IMAGENET_DEFAULT_MEAN
-    std = tuple(config.std) or IMAGENET_DEFAULT_STD
+    chosen: dict[str, Any] = {name: tuple(getattr(config, name)) for name in ("mean", "std") if getattr(config, name)}
     fallback = None
     if config.size is not None:
-        fallback = Preprocessing((config.size, config.size), mean, std, "bilinear")  # type: ignore[arg-type]
+        chosen["size"] = (config.size, config.size)
+        usual = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD, "interpolation": "bilinear"}
+        fallback = Preprocessing(**(usual | chosen))
     models = []
     for name, place in named:
         member = load_member(place, card=False, fallback=fallback)
-        own = member.preprocessing
-        preprocessing = dataclasses.replace(  # each flag wins over the model's own
-            own,
-            size=own.size if config.size is None else (config.size, config.size),
-            mean=mean if config.mean else own.mean,  # type: ignore[arg-type]
-            std=std if config.std else own.std,  # type: ignore[arg-type]
-        )
-        crop = member.crop if config.crop is None else config.crop
-        model_input = ModelInput(preprocessing.size, crop, preprocessing.interpolation)
-        member = dataclasses.replace(member, preprocessing=preprocessing)
+        own = dataclasses.replace(member.preprocessing, **chosen)
+        member = dataclasses.replace(member, preprocessing=own)
         check_member(member)
-        models.append(Model(name, member, model_input))
+        crop = member.crop if config.crop is None else config.crop
+        models.append(Model(name, member, ModelInput(own.size, crop, own.interpolation)))
     return models
 
 
@@ -251,7 +243,7 @@ def _classifier(model: Model, images: Images, config: EvaluateConfig) -> Teacher
     spec = images.spec
     member = model.member
     names = images.class_names
-    over = partial(Teacher, [member], device=_device(config), precision=config.precision)
+    over = partial(Teacher, [member], device=config.device, precision=config.precision)
     if spec.classes is not None:
         synsets = imagenet_synsets(spec.classes)
         if member.num_classes not in (1000, len(synsets)):

@@ -10,7 +10,7 @@ from typing import TypedDict
 
 import pandas as pd
 
-from hf_dr.evaluation.runs import BASELINE
+from hf_dr.evaluation.gathering import BASELINE
 from hf_dr.text import inline, markdown_table, shown_text
 
 

@@ -177,6 +177,8 @@ def test_classes(tmp_path):
     (tmp_path / "d.json").write_text("{}")
     with pytest.raises(ConfigError, match="must hold a JSON list"):
         read_classes(str(tmp_path / "d.json"), None)
+    with pytest.raises(ConfigError, match=r"`teacher_classes` must be `by_name`, .* or a JSON file"):
+        read_classes("no\0name.json", None)
     with pytest.raises(ConfigError, match="needs a ClassLabel column"):
         read_classes("by_name", None)
 
@@ -186,6 +188,8 @@ def test_an_augmentation_file_without_its_key(tmp_path):
     path.write_text("ops: []")
     with pytest.raises(ConfigError, match="must have the key `augmentation`, found ops"):
         build_augmentation(str(path), 24)
+    with pytest.raises(ConfigError, match=r"`augmentation` must name a readable file, but no\.yaml: No such file"):
+        build_augmentation("no.yaml", 24)
 
 
 def test_datasets_of_the_hub_serve_like_folders(loopback_hub, plus, tmp_path, named, capsys):

@@ -5,7 +5,7 @@ import shlex
 
 import pytest
 
-from hf_dr.cli.launch import COMMANDS, Command, launch
+from hf_dr.cli.launch import COMMANDS, launch
 from hf_dr.cli.main import main
 
 STEPS = ["teach", "reinforce", "inspect", "compare"]
@@ -53,7 +53,7 @@ def recorded(monkeypatch, tmp_path):
     learned = {"dataset": "d", "split": "train", "eval_split": "test", "num_classes": 3}
 
     def stand_in(name):
-        def run(self, argv, prog):
+        def run(argv, prog):
             ran.append(name)
             (tmp_path / "out" / "teacher").mkdir(parents=True, exist_ok=True)
             (tmp_path / "out" / "teacher" / "teacher.json").write_text(json.dumps(learned))
@@ -62,8 +62,7 @@ def recorded(monkeypatch, tmp_path):
         return run
 
     for name in STEPS:
-        stands = type("StandIn", (Command,), {"__call__": stand_in(name)})
-        monkeypatch.setitem(COMMANDS, name, stands("", "", "", light=True))
+        monkeypatch.setattr(f"hf_dr.cli.{COMMANDS[name].module}.{name}_command", stand_in(name))
     return ran, fails
 
 
@@ -87,6 +86,19 @@ def test_steps_whose_settings_change_are_done_again_with_all_that_follow(recorde
     ran.clear()
     assert quickstart(photos, tmp_path / "out", "--num_views", "3", "--seeds", "0", "1") == 0
     assert ran == STEPS[3:]
+
+
+def test_what_the_steps_left_is_looked_at(recorded, photos, tmp_path, capsys):
+    assert quickstart(photos, tmp_path / "out") == 0
+    advice = "Delete quickstart.json and run the same command again: all steps are then done again."
+    (tmp_path / "out" / "teacher" / "teacher.json").unlink()
+    assert quickstart(photos, tmp_path / "out") == 2
+    assert f"teacher must hold the teacher.json of `hf-dr teach`, found none. {advice}" in capsys.readouterr().err
+    (tmp_path / "out" / "quickstart.json").write_text("{")
+    assert quickstart(photos, tmp_path / "out") == 2
+    shown = capsys.readouterr().err
+    assert "quickstart.json must be JSON, but reading it failed" in shown
+    assert advice in shown
 
 
 @pytest.mark.parametrize(

@@ -446,6 +446,7 @@ def test_views_of_other_data_or_size_do_not_resume_plain_training(call, base, ti
         assert re.search(message, capsys.readouterr().err), message
     for more, message in (
         (["--split", "train"], "`split` is for a base dataset, which is read with `augmentation`, got 'train'"),
+        (["--size", "0"], "`size` must be a whole number of at least 1, got 0. Raise `size`."),
         (["--size", "32"], "`size` must be that of the stored views, 24x24, got 32"),
     ):
         assert call(*more, dataset=tiny_folder) == 2

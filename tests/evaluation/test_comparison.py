@@ -11,12 +11,12 @@ import pytest
 import yaml
 
 from hf_dr.cli.main import main
-from hf_dr.errors import ConfigError, DataError
-from hf_dr.evaluation.comparison import Comparison, compare, is_finished
-from hf_dr.evaluation.config import as_arguments
+from hf_dr.errors import ConfigError, DataError, FormatError
+from hf_dr.evaluation.comparison import Comparison, compare, is_finished, run_comparison
+from hf_dr.evaluation.config import CompareConfig, as_arguments
+from hf_dr.evaluation.gathering import Run, read_run
 from hf_dr.evaluation.metrics import reliability
 from hf_dr.evaluation.report import Report, Result
-from hf_dr.evaluation.runs import Run, read_run
 
 
 def made_up() -> Comparison:
@@ -80,6 +80,14 @@ def seeds_of(hits: dict[str, list[list[bool]]]) -> Comparison:
     runs = [Run(name, seed, Path("none"), 1.0, 1, []) for name, seeds in hits.items() for seed in range(len(seeds))]
     results = [Result(r.name, "test", 9, {}, hits=np.array(hits[r.objective][r.seed])) for r in runs]
     return Comparison("hits", runs, Report(results, {}, {}, {}))
+
+
+def test_a_comparison_on_clean_images_alone_has_no_column_of_corruptions(tmp_path):
+    comparison = made_up()
+    comparison.report.results[:] = [result for result in comparison.report.results if not result.by_corruption]
+    assert comparison.students.head == ["made up, 2 seeds", "top-1 %", "NLL", "ECE %", "training s"]
+    assert "c_reinforced_mce" not in comparison.to_dict("c")
+    assert comparison.save(tmp_path).is_file()
 
 
 def test_the_interval_of_a_gain_is_that_of_paired_images_and_of_seeds():
@@ -182,12 +190,27 @@ def test_a_comparison_end_to_end_goes_on_where_it_stopped(config, tmp_path, caps
     [({"train": [1]}, r"`train` must be a mapping with `dataset`, got \[1\]"),
      ({"train": {"student": "x"}}, "`train` must be a mapping with `dataset`, got {'student': 'x'}"),
      ({"evaluate": {}}, "`evaluate` must be a mapping with `sets`, got {}. Add it"),
-     ({"seeds": []}, "`seeds` must be at least one number, got none")],
+     ({"seeds": []}, "`seeds` must be at least one number, got none"),
+     ({"seeds": [1, 1]}, r"`seeds` must not name one twice, got \[1, 1\]. Leave one out"),
+     ({"objectives": []}, r"`objectives` must be of erm, reinforced and kd, got \[\]. Correct it"),
+     ({"objectives": ["erm", "reinforcd"]}, "`objectives` must be of erm, reinforced and kd, got .*'reinforcd'"),
+     ({"objectives": ["erm", "kd"]}, "`teacher` must be given for `objective` kd, got none. Name it"),
+     ({"evaluate": {"sets": ["a=b"], "corupt": ["a"]}}, "`evaluate` has the unknown key `corupt`. Did you mean `corrupt`"),
+     ({"evaluate": {"sets": ["a=b", "c=d"]}}, r"`sets` in `evaluate` must be a list of one set of clean images, got \['a=b'"),
+     ({"evaluate": {"sets": "a=b"}}, "`sets` in `evaluate` must be a list of one set of clean images, got a=b"),
+     ({"evaluate": {"sets": ["a=b"], "mean": 3}}, "`evaluate` must hold settings of `hf-dr evaluate`, but: object of type"),
+     ({"evaluate": {"sets": ["a=b"], "corrupt": ["c"]}}, "`corrupt` must name sets with clean images, got `c`. Known: a"),
+     ({"evaluate": {"sets": ["a=./none.parquet"]}}, "none.parquet"),
+     ({"train": {"dataset": 5}}, "`dataset` in `train` must be a text or several, got 5"),
+     ({"train": {"dataset": []}}, r"`dataset` in `train` must be a text or several, got \[\]"),
+     ({"evaluate": {"sets": ["imagenet-c"]}}, "`sets` in `evaluate` must be a list of one set of clean images, got"),
+     ({"evaluate": {"sets": ["a=b"], "severities": [9]}}, "the severity of a corruption must be .* from 1 to 5, got 9")],
 )  # fmt: skip
-def test_settings_are_looked_at_before(config, capsys, change, message):
+def test_settings_are_looked_at_before(config, tmp_path, capsys, change, message):
     config.write_text(yaml.safe_dump({**yaml.safe_load(config.read_text()), **change}), encoding="utf-8")
     assert main(["compare", "--config", str(config)]) == 2
     assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "out").exists(), "nothing was trained"
 
 
 def test_a_mapping_of_settings_is_given_on_as_json():
@@ -212,6 +235,33 @@ def test_runs_of_other_settings_are_not_mixed_in(config, tmp_path, capsys):
     config.write_text(yaml.safe_dump(settings), encoding="utf-8")
     assert main(["compare", "--config", str(config)]) == 2
     assert "erm-0 must be a run of the same settings, but it differs in num_train_epochs" in capsys.readouterr().err
+
+
+def test_what_a_comparison_needs_is_looked_at_before_it_trains(tiny_folder, tiny_dataset, tmp_path, monkeypatch):
+    tiny_dataset.to_parquet(tmp_path / "base.parquet")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    trained = []
+
+    def train(arguments):
+        trained.append(arguments[arguments.index("--output_dir") + 1])
+        return 2
+
+    def settings(**more):
+        train = {"dataset": str(tiny_folder)}
+        sets = [f"a={tmp_path / 'base.parquet'}:train"]
+        return CompareConfig("t", "~/out", train, {"sets": sets}, seeds=[0], **more)
+
+    with pytest.raises(ConfigError, match=r"`pictures` must be PNG files, found none at .*/no\.png\. Correct it"):
+        run_comparison(settings(pictures=["~/no.png"]), train)
+    assert not trained
+    with pytest.raises(ConfigError, match="out/erm-0 must succeed, but it ended with status 2"):
+        run_comparison(settings(), train)
+    assert trained == [str(tmp_path / "out" / "erm-0")]
+    (tmp_path / "out" / "erm-0" / "comparison_run.json").write_text("{")
+    with pytest.raises(
+        FormatError, match=r"comparison_run\.json must be JSON, .* Remove the folder, or choose another"
+    ):
+        run_comparison(settings(), train)
 
 
 def test_a_run_on_several_datasets_is_of_all(tmp_path, tiny_folder, tiny_plus):

@@ -7,8 +7,8 @@ import PIL.Image
 import pytest
 
 from hf_dr.errors import ConfigError
+from hf_dr.evaluation.config import CORRUPTION_NAMES, SEVERITIES
 from hf_dr.evaluation.corruptions import CORRUPTIONS, LARGE_SIDE, corrupt, corruption_rng
-from hf_dr.evaluation.names import CORRUPTION_NAMES, SEVERITIES
 
 PAPER = (
     "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "snow",

@@ -381,6 +381,8 @@ def test_the_command(place, tmp_path, capsys):
             ["--sets", "{strange}"],
             "labels of set `strange` must be the 200 classes of imagenet-r, by number or WordNet id",
         ),
+        (["--sets", "{tiny},image=label"], "column `label` of set `tiny` must hold images, found ClassLabel("),
+        (["--sets", "{nothing}"], "classes of imagenet-r, by number or WordNet id, found None. Check `label`"),
         (
             ["--sets", "{two}"],
             "set `two` must have one image column, found a, b among a, b, label. Name it: ,image=COLUMN",
@@ -407,6 +409,7 @@ def test_wrong_calls_end_with_one_clear_line_and_status_2(place, tmp_path, capsy
         "high": save("high", {"image": [cell], "label": [8]}, label=INT),
         "unlabelled": save("unlabelled", {"image": [cell], "label": [-1]}, label=INT),
         "strange": save("strange", {"image": [cell], "label": ["n00000000"]}, label=STRING) + ",classes=imagenet-r",
+        "nothing": save("nothing", {"image": [cell], "label": [None]}, label=STRING) + ",classes=imagenet-r",
         "two": save("two", {"a": [cell], "b": [cell], "label": [0]}, label=INT),
         "alone": save("alone", {"image": [cell], "label": [0]}, label=datasets.ClassLabel(names=["cat"])),
         "broken": save("broken", {"image": [{"bytes": b"no image", "path": None}], "label": [0]}, label=INT),

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_dr.evaluation.metrics import classification_metrics, compute_metrics, log_softmax, reliability
-from hf_dr.evaluation.plots import reliability_picture
+from hf_dr.evaluation.plots import reliability_figure
 
 
 @settings(max_examples=30)
@@ -63,6 +63,6 @@ def test_in_the_form_of_trainer_and_as_a_picture(tmp_path):
     prediction = type("EvalPrediction", (), {"predictions": (logits, None), "label_ids": labels})
     assert compute_metrics(prediction) == classification_metrics(logits, labels)
     diagrams = {"a": [reliability(logits, labels)], "b": 2 * [reliability(-logits, labels)]}
-    reliability_picture(diagrams, str(tmp_path / "r.png"))
+    reliability_figure(diagrams).savefig(tmp_path / "r.png")
     with PIL.Image.open(tmp_path / "r.png") as picture:
         assert picture.width > 500

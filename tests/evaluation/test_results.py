@@ -17,10 +17,16 @@ from safetensors.torch import save_file
 
 from hf_dr.cli.main import main
 from hf_dr.errors import DataError
-from hf_dr.evaluation.gathering import WHILE_TRAINING, find_results, read_evaluation, read_trained, read_transferred
+from hf_dr.evaluation.gathering import (
+    WHILE_TRAINING,
+    find_results,
+    read_evaluation,
+    read_trained,
+    read_training,
+    read_transferred,
+)
 from hf_dr.evaluation.pages import figures, to_dict, to_html, to_markdown
 from hf_dr.evaluation.results import gather
-from hf_dr.evaluation.runs import read_training
 from hf_dr.evaluation.tables import cell, gains
 
 ROOT = Path(__file__).parents[2]

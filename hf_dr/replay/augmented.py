@@ -14,7 +14,6 @@ import PIL.Image
 import torch
 
 from hf_dr.errors import ConfigError, DataError
-from hf_dr.replay.columns import whole_column
 from hf_dr.replay.reinforced_data import (
     MappedReinforcedData,
     Origin,
@@ -23,7 +22,7 @@ from hf_dr.replay.reinforced_data import (
     checked_rows,
     draw_fresh_view,
 )
-from hf_dr.store.base_dataset import content_hash, label_numbers, undecoded_images
+from hf_dr.store.base_dataset import content_hash, label_numbers, undecoded_images, whole_column
 from hf_dr.teacher.signals import TOPK
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.images import as_tensor, decode_row

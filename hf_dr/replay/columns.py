@@ -206,8 +206,3 @@ def _as_array(column: pa.Array) -> Any:
     # From the buffer: the values below a row without reinforcement are null, which `to_numpy` would have to copy.
     values = np.frombuffer(array.buffers()[1], array.type.to_pandas_dtype())
     return values[array.offset + start :][: math.prod(shape)].reshape(shape)
-
-
-def whole_column(dataset: datasets.Dataset, name: str) -> Any:
-    """One column as Arrow. Without the selection, a shuffled dataset would copy all its columns, images too."""
-    return dataset.select_columns([name]).with_format("arrow")[:][name]

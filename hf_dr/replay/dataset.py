@@ -13,7 +13,7 @@ import PIL.Image
 import torch
 
 from hf_dr.errors import ConfigError, FormatError, ReplayError, did_you_mean
-from hf_dr.replay.columns import StoredViews, whole_column
+from hf_dr.replay.columns import StoredViews
 from hf_dr.replay.join import JoinedBase, join_base
 from hf_dr.replay.reinforced_data import (
     MappedReinforcedData,
@@ -26,7 +26,7 @@ from hf_dr.replay.reinforced_data import (
     draw_fresh_view,
 )
 from hf_dr.replay.rows import check_labels, find_rows
-from hf_dr.store.base_dataset import undecoded_images
+from hf_dr.store.base_dataset import undecoded_images, whole_column
 from hf_dr.store.named_files import named_files
 from hf_dr.store.provenance import Provenance, check_columns
 from hf_dr.store.schema import IMAGE_HASH, STORED_PARTNERS, is_reserved

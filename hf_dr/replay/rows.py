@@ -10,9 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from hf_dr.errors import ConfigError, DataError, FormatError, ReplayError
-from hf_dr.replay.columns import whole_column
 from hf_dr.replay.join import JoinedBase, readable
-from hf_dr.store.base_dataset import label_numbers
+from hf_dr.store.base_dataset import label_numbers, whole_column
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import IMAGE_HASH, SOURCE_INDEX
 from hf_dr.views.rng import Matching

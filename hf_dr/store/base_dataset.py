@@ -86,16 +86,9 @@ def load_base(
 
 
 def base_files(name: str, config: str | None = None, *, split: str, revision: str | None = None) -> list[str]:
-    """Returns path or `hf://` address of the Parquet files that one split of a base dataset consists of, in order.
+    """Returns path or `hf://` address of the Parquet files that one whole split of a base dataset consists of, in order.
 
-    Args:
-        name: See `load_base`.
-        config: See `load_base`.
-        split: The whole split.
-        revision: See `load_base`.
-
-    Returns:
-        The files; none where it does not consist of such files.
+    There are none where it does not consist of such files. The arguments are those of `load_base`.
 
     Raises:
         DataError: It cannot be found, or has no such split.
@@ -280,15 +273,12 @@ def check_dataset(
         )
     if len(dataset) == 0:
         raise DataError("the base must have at least one row, got none. Check `split`.")
-    for name in dataset.column_names:
-        if is_reserved(name):
-            raise DataError(
-                f"the base must not have a column `{name}`: the name belongs to the reinforcement. Rename it."
-            )
+    for name in filter(is_reserved, dataset.column_names):
+        raise DataError(f"the base must not have a column `{name}`: the name belongs to the reinforcement. Rename it.")
     features = dataset.features
     images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
-    chosen = image_column or (images[0] if len(images) == 1 else None)
-    if chosen is None or chosen not in images:
+    chosen = image_column or (images[0] if len(images) == 1 else "")
+    if chosen not in images:
         raise DataError(
             f"`image_column` must name an Image column, got {image_column!r}; Image columns: "
             f"{', '.join(images) or 'none'}. Name one, or cast it with `dataset.cast_column(name, datasets.Image())`."
@@ -308,15 +298,16 @@ def check_dataset(
         raise DataError(
             f"`label_column` must name a column, got {label_column!r}.{did_you_mean(label_column, features)}"
         )
-    feature = features[label_column]
-    if not isinstance(feature, datasets.ClassLabel) and getattr(feature, "dtype", None) not in _INTEGERS:
+    if not pa.types.is_integer(features.arrow_schema.field(label_column).type):
         raise DataError(
-            f"`{label_column}` must hold class numbers, got {feature}. Name another `label_column`, or `none`."
+            f"`{label_column}` must hold class numbers, got {features[label_column]}. Name another `label_column`, or `none`."
         )
     return chosen, label_column
 
 
-_INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+def whole_column(dataset: datasets.Dataset, name: str) -> Any:
+    """Returns one column as Arrow. Without the selection, a shuffled dataset would copy all its columns, images too."""
+    return dataset.select_columns([name]).with_format("arrow")[:][name]
 
 
 def label_numbers(labels: pa.ChunkedArray | pa.Array, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -342,11 +333,10 @@ def check_labels(dataset: datasets.Dataset, label_column: str, teacher: Teacher)
     feature = dataset.features[label_column]
     if isinstance(feature, datasets.ClassLabel):
         teacher.check_classes(feature.names)
-    labels = dataset.select_columns([label_column]).with_format("arrow")[:][label_column]
+    labels = whole_column(dataset, label_column)
     if labels.null_count:
         raise DataError(f"`{label_column}` must have a label in every row, found {labels.null_count} empty ones.")
-    values = labels.to_numpy()
-    bad = np.flatnonzero((values < 0) | (values >= teacher.num_classes))
+    values, bad = label_numbers(labels, teacher.num_classes)
     if len(bad):
         raise DataError(
             f"labels must be from 0 to {teacher.num_classes - 1}, the teacher's classes; row {bad[0]} has {values[bad[0]]} "
@@ -359,7 +349,7 @@ def check_labels(dataset: datasets.Dataset, label_column: str, teacher: Teacher)
             "%d label numbers of `%s`, which have no names, are taken for the teacher's classes: %s%s.",
             len(there), label_column, named, ", ..." if len(there) > 3 else "",
         )  # fmt: skip
-    return values.astype(np.int64)
+    return values
 
 
 def describe_base(dataset: datasets.Dataset) -> dict[str, Any]:
@@ -369,9 +359,7 @@ def describe_base(dataset: datasets.Dataset) -> dict[str, Any]:
         # CACHE/owner___name/config/version/commit/name-train.arrow, if it was loaded from the Hub.
         match = re.search(r"([^/\\]+)___([^/\\]+)[/\\][^/\\]+[/\\][^/\\]+[/\\]([0-9a-f]{40})[/\\]", file["filename"])
         if match:
-            described["id"] = f"{match[1]}/{match[2]}"
-            described["revision"] = match[3]
-            break
+            return {**described, "id": f"{match[1]}/{match[2]}", "revision": match[3]}
     return described
 
 

@@ -193,6 +193,8 @@ def test_columns_are_encoded_for_their_kind(tmp_path: Path) -> None:
     assert column_encoding(FEATURES)["teacher_logprobs.list.element.list.element"] == "PLAIN"
     assert column_encoding(FEATURES)["teacher_ids.list.element.list.element"] == "BYTE_STREAM_SPLIT"
     assert column_encoding(FEATURES)["aug_flip.list.element"] == "PLAIN"
+    array = datasets.Features({"depth": datasets.Array2D((2, 3), "float32")})
+    assert column_compression(array) == {"depth.list.element.list.element": "ZSTD"}
 
 
 @pytest.mark.parametrize("shape", [(4, 3), (4, 3, 2)])

@@ -155,7 +155,8 @@ def index_images(images: datasets.Dataset) -> np.ndarray:
         index = _read(path, len(images))
         if index is None:
             index = _decode_all(images)
-            _write(path, index)
+            with written_whole(path) as temporary, temporary.open("wb") as file:
+                np.save(file, np.append(index, _checksum(index)), allow_pickle=False)
     return index
 
 
@@ -212,11 +213,6 @@ def _read(path: Path, count: int) -> np.ndarray | None:
         reason = str(error)
     logger.warning("The index of the base's images in %s is damaged (%s); it is made again.", path, reason)
     return None
-
-
-def _write(path: Path, index: np.ndarray) -> None:
-    with written_whole(path) as temporary, temporary.open("wb") as file:
-        np.save(file, np.append(index, _checksum(index)), allow_pickle=False)
 
 
 def _checksum(index: np.ndarray) -> np.uint64:

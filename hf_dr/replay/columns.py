@@ -24,11 +24,6 @@ class StoredViews:
     """The views of each row as they are stored: parameters and the teacher's answers.
 
     An answer is checked when it is read. Parameters are not: the ops refuse those that do not fit the image.
-
-    Args:
-        plus: The "+" dataset's rows.
-        provenance: Its `reinforcement.json`.
-        augmentation: Names the parameters.
     """
 
     def __init__(self, plus: datasets.Dataset, provenance: Provenance, augmentation: Augmentation) -> None:
@@ -120,21 +115,13 @@ class Columns:
     def __init__(self, dataset: datasets.Dataset, num_views: int) -> None:
         self._dataset = dataset
         self._num_views = num_views
-        self._prepare()
-
-    def _prepare(self) -> None:
-        table = self._dataset.data.table
-        self._indices = self._dataset._indices
-        self._batches = table.to_batches()
+        self._indices = dataset._indices
+        self._batches = dataset.data.table.to_batches()
         self._starts = np.cumsum([0, *(len(batch) for batch in self._batches)])
         self._arrays: list[dict[str, Any]] = [{} for _ in self._batches]
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_dataset": self._dataset, "_num_views": self._num_views}  # the worker opens its own memory maps
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._prepare()
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Columns, (self._dataset, self._num_views)  # the worker opens its own memory maps
 
     def _find(self, column: str, row: int) -> tuple[Any, int]:
         if self._indices is not None:
@@ -150,9 +137,7 @@ class Columns:
     def view(self, column: str, row: int, view: int) -> Any:
         """Returns one view's cell: a NumPy scalar, or a read-only array (n,)."""
         array, at = self._find(column, row)
-        if isinstance(array, _Bits):
-            return array[at * self._num_views + view]
-        return array[at, view]
+        return array[at * self._num_views + view] if isinstance(array, _Bits) else array[at, view]
 
     def cell(self, column: str, row: int) -> Any:
         """Returns a row's whole cell: a NumPy scalar, or a read-only array (n,) or, of a list of views, (V, n)."""

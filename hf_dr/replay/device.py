@@ -22,11 +22,7 @@ _Sources = dict[tuple[int, int], tuple[Source, Params]]
 
 
 class UndoneViews(torch.utils.data.Dataset):
-    """The rows of a dataset; `pixel_values` of an item is an `UndoneView`, all else is as the dataset gives it.
-
-    Args:
-        data: What is read.
-    """
+    """The rows of a dataset; `pixel_values` of an item is an `UndoneView`, all else is as the dataset gives it."""
 
     def __init__(self, data: ReinforcedDataset | AugmentedDataset) -> None:
         self.data = data
@@ -90,12 +86,7 @@ def _source(key: Any, augmentation: Augmentation, image: PIL.Image.Image, params
 
 
 class UndoneCollator:
-    """Packs views that are still to be made into an `UndoneBatch`; all else goes the usual way.
-
-    Args:
-        augmenter: Plans how they are made.
-        collate: The usual way.
-    """
+    """Packs views that are still to be made, as `augmenter` plans it, into an `UndoneBatch`; `collate` does all else."""
 
     def __init__(self, augmenter: DeviceAugmentation, collate: Callable[[list[Any]], dict[str, Any]]) -> None:
         self.augmenter = augmenter

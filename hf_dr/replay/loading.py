@@ -109,23 +109,22 @@ def load_reinforced(  # type: ignore[misc]  # the overloads leave the other sett
         "seed": seed,
         "check_images": check_images,
     }
-    each = each_dataset(path, name)
     if streaming:
-        found = [_shards_of(*one, split, revision) for one in each]
+        found = [_shards_of(*one, split, revision) for one in each_dataset(path, name)]
         bases = _bases([provenance for provenance, _ in found], partial(base_of, streaming=True))
         streams = []
         for (provenance, files), own in zip(found, bases, strict=True):
             streams.append(StreamedShards(files, provenance, base=own, **settings))
         return StreamedReinforcedDataset(streams, shuffled_shards=shuffled_shards)
-    opened = [open_plus(*one, split=split, revision=revision) for one in each]
+    opened = [open_plus(*one, split=split, revision=revision) for one in each_dataset(path, name)]
     # An overlay without a base takes its images from a part that has its own.
     images = next((plus for provenance, plus, _ in opened if not provenance.overlay), None)
     bases = _bases([provenance for provenance, *_ in opened], base_of, images)
     parts = []
     for (provenance, plus, shards), own in zip(opened, bases, strict=True):
         parts.append(ReinforcedDataset(plus, provenance, base=own, shards=shards, **settings))
-    is_one = not isinstance(path, (list, tuple)) and not isinstance(name, (list, tuple))
-    return parts[0] if is_one else CombinedReinforcedDataset(parts)
+    several = isinstance(path, (list, tuple)) or isinstance(name, (list, tuple))
+    return CombinedReinforcedDataset(parts) if several else parts[0]
 
 
 def _check_path(path: object) -> None:

@@ -91,15 +91,7 @@ def _row_and_view(index: Any) -> tuple[int, View | None]:
 def draw_fresh_view(
     image: PIL.Image.Image, augmentation: Augmentation, *, seed: int, row: int, epoch: int
 ) -> PIL.Image.Image:
-    """Draws the view that `fresh_view(epoch)` asks for: without mixing, a function of (seed, row, epoch) alone.
-
-    Args:
-        image: The decoded image.
-        augmentation: Draws and performs the ops.
-        seed: Of the dataset that is read.
-        row: Row of the base.
-        epoch: Number of the epoch.
-    """
+    """Draws the view that `fresh_view(epoch)` asks for: without mixing, a function of (seed, row of the base, epoch) alone."""
     params = draw_fresh_params(augmentation, (image.height, image.width), seed=seed, row=row, epoch=epoch)
     return augmentation.apply(image, params)
 

@@ -59,7 +59,6 @@ class StreamedBase:
 
     Args:
         files: Path or `hf://` address of every file, in the order of their rows.
-        provenance: Of the overlay.
 
     Raises:
         DataError: They have no images of the name that the overlay knows, or fewer rows than were reinforced.

@@ -32,12 +32,10 @@ class StreamedShards:
 
     Args:
         files: Path or `hf://` address of every shard, in order.
-        provenance: Its `reinforcement.json`.
         base: Of an overlay: loaded, or its Parquet files.
         **settings: Further settings of `ReinforcedDataset`.
 
     Attributes:
-        provenance: Its `reinforcement.json`.
         template: The dataset without rows: it knows labels, names and views.
         sizes: How many rows of each shard are reinforced, int64 (shards,).
 

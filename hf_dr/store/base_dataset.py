@@ -313,11 +313,7 @@ def whole_column(dataset: datasets.Dataset, name: str) -> Any:
 def label_numbers(labels: pa.ChunkedArray | pa.Array, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns a column of labels as class numbers, int64 (rows,), and the rows that have none of the classes, int64 (bad,).
 
-    A row without a label has the number -1.
-
-    Args:
-        labels: Whole numbers of any width.
-        num_classes: C; labels are from 0 to C - 1.
+    A row without a label has the number -1; `labels` are whole numbers of any width.
     """
     values = labels.cast(pa.int64(), safe=False).fill_null(-1).to_numpy(zero_copy_only=False)
     return values, np.flatnonzero((values < 0) | (values >= num_classes))
@@ -384,7 +380,7 @@ def as_table(
     image_column: str | None = None,
     readable: np.ndarray | None = None,
 ) -> Any:
-    """Returns rows `start` to `stop` as an Arrow table, selections and shuffles applied, named files embedded.
+    """Returns rows `start` to `stop` - 1 as an Arrow table, selections and shuffles applied, named files embedded.
 
     Args:
         dataset: The base.

@@ -234,7 +234,7 @@ def _texts(data: Data, key: str) -> list[str]:
     value = [] if value is None else [value] if isinstance(value, str) else value
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise FormatError(f"`{key}` in the card's YAML must be a list of texts, found {value!r:.80}. Fix it.")
-    return list(value)
+    return value
 
 
 def _entries(data: Data, key: str) -> dict[str, Data]:

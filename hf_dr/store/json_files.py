@@ -32,11 +32,7 @@ _short.maxother = 80
 
 
 def read_object(path: Path, advice: str) -> dict[str, Any]:
-    """Reads a JSON file that holds an object.
-
-    Args:
-        path: The file.
-        advice: What to do where the file is damaged, a sentence.
+    """Reads a JSON file that holds an object; `advice` is what to do where it is damaged, a sentence.
 
     Raises:
         FormatError: It holds something else, is too long, or is no file.

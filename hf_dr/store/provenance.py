@@ -191,8 +191,7 @@ class Provenance:
 
     def differences(self, other: Provenance) -> list[str]:
         """Returns a line for each determining field in which two runs differ: `num_views: 4 there, 8 here`."""
-        there = _flatten(self.determining())
-        here = _flatten(other.determining())
+        there, here = _flatten(self.determining()), _flatten(other.determining())
         lines = []
         for key in sorted(there.keys() | here.keys()):
             a, b = there.get(key, "absent"), here.get(key, "absent")
@@ -232,8 +231,7 @@ class Provenance:
             content = read_object(path, _AGAIN)
         except FileNotFoundError:
             raise FormatError(
-                f'a "+" dataset must hold {PROVENANCE_FILE}, found none in {folder}. Name the folder of one '
-                "configuration."
+                f'a "+" dataset must hold {PROVENANCE_FILE}, found none in {folder}. Name the folder of one configuration.'
             ) from None
         return cls.from_dict(content, str(path))
 

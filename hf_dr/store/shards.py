@@ -310,12 +310,8 @@ def list_array(values: np.ndarray, valid: np.ndarray, dtype: pa.DataType) -> pa.
 class ShardWriter:
     """Writes one shard, row group by row group, under a temporary name; `finish` gives it its own.
 
-    Leaving the `with` block without `finish` deletes what was written.
-
-    Args:
-        path: Final name of the shard.
-        features: All columns, the base's and the reinforcement's.
-        fingerprint: Of the run.
+    Leaving the `with` block without `finish` deletes what was written. `features` are all columns, the base's and the
+    reinforcement's.
 
     Raises:
         HfDrError: The disk is full or the folder cannot be written to.

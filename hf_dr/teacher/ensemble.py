@@ -183,8 +183,7 @@ class Teacher:
 
     def _common_classes(self) -> tuple[int, tuple[tuple[str, ...], ...] | None]:
         """Checks that all members answer over the same classes and returns their number and names."""
-        counts = []
-        names = []
+        counts, names = [], []
         for member, class_ids in zip(self.members, self._class_ids, strict=True):
             counts.append(member.num_classes if class_ids is None else len(class_ids))
             labels = member.labels

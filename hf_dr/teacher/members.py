@@ -284,12 +284,7 @@ def _load_model(name: str, source: str, revision: str | None, strict: bool) -> t
 
 
 def read_config(source: str, **settings: Any) -> Any:
-    """Returns the configuration of a folder or Hub id, as transformers can build a model of it.
-
-    Args:
-        source: As for `AutoConfig.from_pretrained`.
-        **settings: As for `AutoConfig.from_pretrained`.
-    """
+    """Returns what `AutoConfig.from_pretrained` does, as transformers can build a model of it."""
     config = AutoConfig.from_pretrained(source, **settings)
     # timm's own export repeats the number of classes there, which transformers' wrapper passes by itself.
     if isinstance(getattr(config, "model_args", None), dict):

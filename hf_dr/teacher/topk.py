@@ -43,12 +43,7 @@ def top_k(logprobs_BC: torch.Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 class LaterTopK:
-    """The `k` most probable classes of answers that a device is still working on: `top_k`, started now and read later.
-
-    Args:
-        logprobs_BC: As for `top_k`.
-        k: As for `top_k`.
-    """
+    """The `k` most probable classes of answers that a device is still working on: `top_k`, started now and read later."""
 
     def __init__(self, logprobs_BC: torch.Tensor, k: int) -> None:
         self._num_classes = logprobs_BC.shape[-1]

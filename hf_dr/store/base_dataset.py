@@ -223,9 +223,8 @@ def _reason(error: BaseException) -> str:
 def card_license(name: str, revision: str | None = None) -> str | None:
     """Returns the licence that the card of a dataset names: one in a folder, or one that was loaded from the Hub."""
     path = Path(name).expanduser()
-    if path.exists():
-        card = path / "README.md"
-    else:  # on the Hub: loading it has fetched the card
+    card = path / "README.md"
+    if not path.exists():  # on the Hub: loading it has fetched the card
         card = Path(str(try_to_load_from_cache(name, "README.md", revision=revision, repo_type="dataset")))
     license = (metadata_load(card) or {}).get("license") if card.is_file() else None
     return license if isinstance(license, str) else None
@@ -286,13 +285,11 @@ def check_dataset(
     if label_column == "none":
         return chosen, None
     classes = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-    if label_column is None and "label" in features:
-        label_column = "label"
-    elif label_column is None and len(classes) == 1:
-        label_column = classes[0]
     if label_column is None:
-        if classes:
+        if "label" not in features and len(classes) > 1:
             raise DataError(f"`label_column` must name one of {', '.join(classes)}. Or pass `none`.")
+        label_column = "label" if "label" in features else next(iter(classes), None)
+    if label_column is None:
         return chosen, None
     if label_column not in features:
         raise DataError(

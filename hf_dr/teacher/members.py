@@ -336,7 +336,6 @@ def _check_sizes(name: str, config: dict[str, Any]) -> None:
     """Refuses a number of layers, or a width, that would take hours or all memory to build."""
 
     def walk(key: str, value: Any, most: int) -> None:
-        found = None
         if isinstance(value, dict):
             for inner, deeper in value.items():
                 most_here = _MAX_LAYERS if any(word in str(inner).lower() for word in _LAYER_KEYS) else MAX_CLASSES

@@ -150,7 +150,9 @@ def each_dataset(path: _Path | _Paths, name: str | _Names | None = None) -> list
     paths = list(path) if isinstance(path, (list, tuple)) else [path] * count
     names = list(name) if isinstance(name, (list, tuple)) else [name] * len(paths)
     if len(paths) != len(names):
-        raise ConfigError(f"expected as many names as paths, got {len(paths)} paths and {len(names)} names.")
+        raise ConfigError(
+            f"expected as many names as paths, got {len(paths)} paths and {len(names)} names. Name one for each."
+        )
     return list(zip(paths, names, strict=True))
 
 

@@ -109,7 +109,9 @@ def checked_views(num_views: int | None, stored: int) -> int:
         ConfigError: There are not that many.
     """
     if num_views is not None and not 1 <= num_views <= stored:
-        raise ConfigError(f"`num_views` must be between 1 and the {stored} stored views, got {num_views}.")
+        raise ConfigError(
+            f"`num_views` must be between 1 and the {stored} stored views, got {num_views}. Leave it out to use all."
+        )
     return num_views or stored
 
 

@@ -405,7 +405,9 @@ def _settings(config: CardConfig | PlannedConfig) -> str:
 def _members(about: Provenance | PlannedConfig) -> list[dict[str, Any]]:
     members = about.teacher.get("members")
     if not isinstance(members, list) or not all(isinstance(member, dict) for member in members):
-        raise FormatError(f"`teacher.members` of the provenance must be a list of members, found {members!r:.80}.")
+        raise FormatError(
+            f"`teacher.members` of the provenance must be a list of members, found {members!r:.80}. Fix it."
+        )
     return members
 
 

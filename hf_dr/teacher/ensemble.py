@@ -253,7 +253,7 @@ class Teacher:
                     "it was taught, whole and in its order, or teach again."
                 )
         answered = [any(_has_not_seen(member, fold) for member in self.members) for fold in range(self.num_folds)]
-        lacking = np.flatnonzero(np.logical_not(answered)).tolist()
+        lacking = [fold for fold, known in enumerate(answered) if not known]
         if lacking:
             raise TeacherError(
                 f"the teacher must have a member for each of its {self.num_folds} folds, found none for {lacking}. Name the "

@@ -61,12 +61,7 @@ class ReinforcedDataset(MappedReinforcedData):
     Args:
         plus: The "+" dataset's rows.
         provenance: Its `reinforcement.json`.
-        base: The base dataset of an overlay; this and all that follow are described at `hf_dr.replay.loading.load_reinforced`.
-        unreinforced: Whether the base's rows without stored views are given as well.
-        columns: The base's own columns in the items.
-        num_views: Use only the first ones.
-        seed: Of the order of views.
-        check_images: Refuse other images than those that were reinforced.
+        base: The base dataset of an overlay; this and what follows are described at `hf_dr.replay.loading.load_reinforced`.
         shards: The files that the rows were read from, for `verify`.
 
     Attributes:

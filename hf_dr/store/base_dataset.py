@@ -380,9 +380,6 @@ def as_table(
     """Returns rows `start` to `stop` - 1 as an Arrow table, selections and shuffles applied, named files embedded.
 
     Args:
-        dataset: The base.
-        start: The first row.
-        stop: The row after the last.
         image_column: Column of the images, if the dataset has it here.
         readable: bool (stop - start,); False for rows whose image could not be decoded. Their image becomes null: what is no
             image may be any file, and is not to be copied.

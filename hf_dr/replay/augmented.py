@@ -14,7 +14,6 @@ import PIL.Image
 import torch
 
 from hf_dr.errors import ConfigError, DataError
-from hf_dr.replay.columns import whole_column
 from hf_dr.replay.reinforced_data import (
     MappedReinforcedData,
     Origin,
@@ -23,7 +22,7 @@ from hf_dr.replay.reinforced_data import (
     checked_rows,
     draw_fresh_view,
 )
-from hf_dr.store.base_dataset import content_hash, label_numbers, undecoded_images
+from hf_dr.store.base_dataset import content_hash, label_numbers, undecoded_images, whole_column
 from hf_dr.teacher.signals import TOPK
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.images import as_tensor, decode_row
@@ -117,45 +116,36 @@ class AugmentedDataset(MappedReinforcedData):
 
     @property
     def has_labels(self) -> bool:
-        """Whether items have `labels`: always."""
         return True
 
     @property
     def all_reinforced(self) -> bool:
-        """Whether every row has stored views: none has."""
         return False
 
     @property
     def class_names(self) -> list[str] | None:
-        """The names of the classes, where the labels have names."""
         return self._names
 
     @property
     def source_rows(self) -> np.ndarray:
-        """The row whose stored views a row has, int64 (rows,): -1, there are none."""
         return np.full(len(self), -1)
 
     def select(self, rows: Sequence[int] | np.ndarray) -> AugmentedDataset:
-        """See `MappedReinforcedData.select`."""
         chosen = copy.copy(self)
         chosen._base_rows = self._base_rows[checked_rows(rows, len(self))]
         return chosen
 
     def pairs(self, view: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns no pairs, int64 (0, 2), and all rows, int64 (rows,)."""
         return np.empty((0, 2), np.int64), np.arange(len(self))
 
     def difficulties(self, index: int, by: str) -> np.ndarray:
-        """Returns float32 (0,): there are no stored views."""
         return np.empty(0, np.float32)
 
     @property
     def labels(self) -> np.ndarray:
-        """The labels of all rows, int64 (rows,)."""
         return self._labels[self._base_rows]
 
     def __getitems__(self, indices: Sequence[ViewIndex]) -> list[dict[str, Any]]:
-        """Draws several views."""
         (augmentation,) = self.augmentations
 
         def pixels(row: int, epoch: int) -> torch.Tensor:

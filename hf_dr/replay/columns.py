@@ -10,16 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from hf_dr.errors import FormatError
+from hf_dr.store import schema
 from hf_dr.store.provenance import Provenance
-from hf_dr.store.schema import (
-    AUG_PREFIX,
-    IMAGE_HASH,
-    TAIL_IDS,
-    TAIL_LOGPROBS,
-    TEACHER_IDS,
-    TEACHER_LOGPROBS,
-    VIEWS_HASH,
-)
 from hf_dr.store.shards import MAX_MASS, check_full
 from hf_dr.teacher.topk import cross_entropy, entropy
 from hf_dr.views.augmentation import PARTNER, Augmentation
@@ -32,11 +24,6 @@ class StoredViews:
     """The views of each row as they are stored: parameters and the teacher's answers.
 
     An answer is checked when it is read. Parameters are not: the ops refuse those that do not fit the image.
-
-    Args:
-        plus: The "+" dataset's rows.
-        provenance: Its `reinforcement.json`.
-        augmentation: Names the parameters.
     """
 
     def __init__(self, plus: datasets.Dataset, provenance: Provenance, augmentation: Augmentation) -> None:
@@ -55,7 +42,7 @@ class StoredViews:
         return {name: self._param(f"{PARTNER}_{name}", row, view) for name in self._partner_params}
 
     def _param(self, name: str, row: int, view: int) -> Any:
-        value = self._columns.view(AUG_PREFIX + name, row, view)
+        value = self._columns.view(schema.AUG_PREFIX + name, row, view)
         return tuple(value.tolist()) if isinstance(value, np.ndarray) else value.item()
 
     def answer(self, row: int, view: int) -> tuple[np.ndarray, np.ndarray]:
@@ -64,36 +51,33 @@ class StoredViews:
         Raises:
             FormatError: They are damaged: not finite, rising, above 0, or of a class that does not exist.
         """
-        ids = self._columns.view(TEACHER_IDS, row, view)
-        logprobs = self._columns.view(TEACHER_LOGPROBS, row, view)
+        ids = self._columns.view(schema.TEACHER_IDS, row, view)
+        logprobs = self._columns.view(schema.TEACHER_LOGPROBS, row, view)
         self._check_answer(ids, logprobs, f"row {row}, view {view}")
         return ids, logprobs
 
     def tail(self, row: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the same of the mean answer to a row's views, (T,)."""
-        ids = self._columns.cell(TAIL_IDS, row)
-        logprobs = self._columns.cell(TAIL_LOGPROBS, row)
+        ids = self._columns.cell(schema.TAIL_IDS, row)
+        logprobs = self._columns.cell(schema.TAIL_LOGPROBS, row)
         self._check_answer(ids, logprobs, f"row {row}, its tail")
         return ids, logprobs
 
     def difficulties(self, row: int, kept: tuple[slice, slice], label: int | None) -> np.ndarray:
         """Returns the entropy of the answers to a row's views in nats, float32 (V,); with a label, the cross-entropy to it.
 
-        Args:
-            row: A row of `plus`.
-            kept: The views and the classes that are looked at.
-            label: A class.
+        `kept` are the views and the classes that are looked at.
 
         Raises:
             FormatError: An answer is damaged.
         """
-        logprobs = self._columns.cell(TEACHER_LOGPROBS, row)[kept]
+        logprobs = self._columns.cell(schema.TEACHER_LOGPROBS, row)[kept]
         intact = ((logprobs <= MAX_LOGPROB) & (logprobs > -np.inf)).all(axis=1)
         if not intact.all():
             self.answer(row, int(np.argmin(intact)))  # raises, and says what is wrong with the first damaged one
         if label is None:
             return entropy(logprobs, self._num_classes)
-        return cross_entropy(self._columns.cell(TEACHER_IDS, row)[kept], logprobs, self._num_classes, label)
+        return cross_entropy(self._columns.cell(schema.TEACHER_IDS, row)[kept], logprobs, self._num_classes, label)
 
     def label(self, row: int) -> int:
         """Returns the label of a row."""
@@ -102,29 +86,23 @@ class StoredViews:
 
     def image_hash(self, row: int) -> int:
         """Returns the pixel hash of a row's image."""
-        return int(self._columns.cell(IMAGE_HASH, row))
+        return int(self._columns.cell(schema.IMAGE_HASH, row))
 
     def views_hash(self, row: int) -> int | None:
         """Returns the hash over the pixels of all views of a row; None where it is unknown."""
-        return int(self._columns.cell(VIEWS_HASH, row)) or None  # null is read as 0
+        return int(self._columns.cell(schema.VIEWS_HASH, row)) or None  # null is read as 0
 
     def _check_answer(self, ids: np.ndarray, logprobs: np.ndarray, where: str) -> None:
         # One comparison catches NaN as well: every comparison with it is false.
         if not (logprobs[0] <= MAX_LOGPROB and logprobs[-1] > -np.inf and (logprobs[1:] <= logprobs[:-1]).all()):
-            raise FormatError(
-                f"the log-probabilities of {where} must be finite and fall from at most 0, found {logprobs}. "
-                "The file is damaged: fetch it again, or run `hf-dr verify`."
-            )
-        if np.exp(logprobs, dtype=np.float32).sum() > MAX_MASS:
-            raise FormatError(
-                f"the probabilities of {where} must have a sum of at most 1, found logarithms {logprobs}. The "
-                "file is damaged: fetch it again, or run `hf-dr verify`."
-            )
-        if ids.max() >= self._num_classes or len(set(ids.tolist())) < len(ids):
-            raise FormatError(
-                f"{where} must name classes below {self._num_classes}, found {ids.max()} in {ids}, "
-                "each once. The file is damaged: fetch it again, or run `hf-dr verify`."
-            )
+            wrong = f"the log-probabilities of {where} must be finite and fall from at most 0, found {logprobs}"
+        elif np.exp(logprobs, dtype=np.float32).sum() > MAX_MASS:
+            wrong = f"the probabilities of {where} must have a sum of at most 1, found logarithms {logprobs}"
+        elif ids.max() >= self._num_classes or len(set(ids.tolist())) < len(ids):
+            wrong = f"{where} must name classes below {self._num_classes}, found {ids.max()} in {ids}, each once"
+        else:
+            return
+        raise FormatError(f"{wrong}. The file is damaged: fetch it again, or run `hf-dr verify`.")
 
 
 class Columns:
@@ -137,21 +115,13 @@ class Columns:
     def __init__(self, dataset: datasets.Dataset, num_views: int) -> None:
         self._dataset = dataset
         self._num_views = num_views
-        self._prepare()
-
-    def _prepare(self) -> None:
-        table = self._dataset.data.table
-        self._indices = self._dataset._indices
-        self._batches = table.to_batches()
+        self._indices = dataset._indices
+        self._batches = dataset.data.table.to_batches()
         self._starts = np.cumsum([0, *(len(batch) for batch in self._batches)])
         self._arrays: list[dict[str, Any]] = [{} for _ in self._batches]
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_dataset": self._dataset, "_num_views": self._num_views}  # the worker opens its own memory maps
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._prepare()
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Columns, (self._dataset, self._num_views)  # the worker opens its own memory maps
 
     def _find(self, column: str, row: int) -> tuple[Any, int]:
         if self._indices is not None:
@@ -167,9 +137,7 @@ class Columns:
     def view(self, column: str, row: int, view: int) -> Any:
         """Returns one view's cell: a NumPy scalar, or a read-only array (n,)."""
         array, at = self._find(column, row)
-        if isinstance(array, _Bits):
-            return array[at * self._num_views + view]
-        return array[at, view]
+        return array[at * self._num_views + view] if isinstance(array, _Bits) else array[at, view]
 
     def cell(self, column: str, row: int) -> Any:
         """Returns a row's whole cell: a NumPy scalar, or a read-only array (n,) or, of a list of views, (V, n)."""
@@ -206,8 +174,3 @@ def _as_array(column: pa.Array) -> Any:
     # From the buffer: the values below a row without reinforcement are null, which `to_numpy` would have to copy.
     values = np.frombuffer(array.buffers()[1], array.type.to_pandas_dtype())
     return values[array.offset + start :][: math.prod(shape)].reshape(shape)
-
-
-def whole_column(dataset: datasets.Dataset, name: str) -> Any:
-    """One column as Arrow. Without the selection, a shuffled dataset would copy all its columns, images too."""
-    return dataset.select_columns([name]).with_format("arrow")[:][name]

@@ -83,6 +83,12 @@ def cut_answers(item: dict[str, Any], top_k: int) -> dict[str, Any]:
     return {**item, **{name: item[name][:top_k] for name in ("teacher_ids", "teacher_logprobs")}}
 
 
+def place_in_parts(starts: np.ndarray, view: int) -> tuple[int, int]:
+    """Returns the part to which a view belongs and its number there; views are counted through, and `starts` has their sums."""
+    part = int(np.searchsorted(starts, view, side="right")) - 1
+    return part, view - int(starts[part])
+
+
 def _names_of(provenances: Sequence[Provenance]) -> list[str]:
     return [f"{n} ({provenance.config_name})" for n, provenance in enumerate(provenances)]
 
@@ -117,8 +123,8 @@ class CombinedReinforcedDataset(MappedReinforcedData):
             raise ConfigError(
                 "the parts must be opened without `unreinforced`: only rows that all reinforced are shown."
             )
-        self._ends = np.cumsum([part.num_views for part in parts])
-        self.num_views = int(self._ends[-1])
+        self._starts = np.cumsum([0, *(part.num_views for part in parts)])
+        self.num_views = int(self._starts[-1])
         self.top_k = min(provenance.top_k for provenance in self.provenances)
         self._source_rows = functools.reduce(np.intersect1d, [part.source_rows for part in parts])
         if not len(self._source_rows):
@@ -152,27 +158,22 @@ class CombinedReinforcedDataset(MappedReinforcedData):
 
     @property
     def source_rows(self) -> np.ndarray:
-        """The row of the base for each row of this dataset, int64 (rows,)."""
         return self._source_rows
 
     @property
     def has_labels(self) -> bool:
-        """Whether items have `labels`."""
         return self.parts[0].has_labels
 
     @property
     def labels(self) -> np.ndarray | None:
-        """The labels of all rows, int64 (rows,), or None where the base has none."""
         labels = self.parts[0].labels
         return None if labels is None else labels[self._rows[0]]
 
     @property
     def class_names(self) -> list[str] | None:
-        """The names of the classes, where the base's labels have names."""
         return self.parts[0].class_names
 
     def select(self, rows: Sequence[int] | np.ndarray) -> CombinedReinforcedDataset:
-        """See `MappedReinforcedData.select`."""
         wanted = checked_rows(rows, len(self))
         chosen = copy.copy(self)
         chosen._source_rows = self._source_rows[wanted]
@@ -181,11 +182,9 @@ class CombinedReinforcedDataset(MappedReinforcedData):
 
     def part_of(self, view: int) -> tuple[int, int]:
         """Returns the number of the part to which a view belongs, and its number there."""
-        part = int(np.searchsorted(self._ends, view, side="right"))
-        return part, view - int(self._ends[part]) + self.parts[part].num_views
+        return place_in_parts(self._starts, view)
 
     def pairs(self, view: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the rows that a view mixes with each other, int64 (pairs, 2), and all other rows, int64 (rows,)."""
         part, own = self.part_of(view)
         rows = np.arange(len(self))
         # The part's own rows -> rows of this dataset; -1 for those that are left out here.
@@ -196,20 +195,15 @@ class CombinedReinforcedDataset(MappedReinforcedData):
         return couples, np.setdiff1d(rows, couples)
 
     def difficulties(self, index: int, by: str) -> np.ndarray:
-        """Returns how difficult each view of a row is, in nats, float32 (V,); of all parts by equally many classes."""
-        found = [
-            part.difficulties(int(rows[index]), by, self.top_k)
-            for part, rows in zip(self.parts, self._rows, strict=True)
-        ]
-        return np.concatenate(found)
+        parts = zip(self.parts, self._rows, strict=True)
+        # Of all parts by equally many classes.
+        return np.concatenate([part.difficulties(int(rows[index]), by, self.top_k) for part, rows in parts])
 
     @property
     def own_features(self) -> datasets.Features:
-        """The columns of the base that items have as well."""
         return self.parts[0].own_features
 
     def __getitems__(self, indices: Sequence[ViewIndex]) -> list[dict[str, Any]]:
-        """Replays several views; a pair that was mixed is decoded and augmented once if both are asked for."""
         # What each part is asked for, by the place of the item in the batch.
         asked: list[dict[int, ViewIndex]] = [{} for _ in self.parts]
         for place, index in enumerate(indices):

@@ -13,7 +13,7 @@ import PIL.Image
 import torch
 
 from hf_dr.errors import ConfigError, FormatError, ReplayError, did_you_mean
-from hf_dr.replay.columns import StoredViews, whole_column
+from hf_dr.replay.columns import StoredViews
 from hf_dr.replay.join import JoinedBase, join_base
 from hf_dr.replay.reinforced_data import (
     MappedReinforcedData,
@@ -26,7 +26,7 @@ from hf_dr.replay.reinforced_data import (
     draw_fresh_view,
 )
 from hf_dr.replay.rows import check_labels, find_rows
-from hf_dr.store.base_dataset import undecoded_images
+from hf_dr.store.base_dataset import undecoded_images, whole_column
 from hf_dr.store.named_files import named_files
 from hf_dr.store.provenance import Provenance, check_columns
 from hf_dr.store.schema import IMAGE_HASH, STORED_PARTNERS, is_reserved
@@ -61,12 +61,7 @@ class ReinforcedDataset(MappedReinforcedData):
     Args:
         plus: The "+" dataset's rows.
         provenance: Its `reinforcement.json`.
-        base: The base dataset of an overlay; this and all that follow are described at `hf_dr.replay.loading.load_reinforced`.
-        unreinforced: Whether the base's rows without stored views are given as well.
-        columns: The base's own columns in the items.
-        num_views: Use only the first ones.
-        seed: Of the order of views.
-        check_images: Refuse other images than those that were reinforced.
+        base: The base dataset of an overlay; this and what follows are described at `hf_dr.replay.loading.load_reinforced`.
         shards: The files that the rows were read from, for `verify`.
 
     Attributes:
@@ -269,8 +264,10 @@ class ReinforcedDataset(MappedReinforcedData):
 
     def _item(self, slot: int, view: View, pixels: Any) -> dict[str, Any]:
         answers: dict[str, Any] = {}
-        if isinstance(view, ViewRequest):  # for a new view: `_locate` has answered the others
-            answers = _no_answers(self)
+        if isinstance(view, ViewRequest):  # for a new view: zeros, so that all items of a batch are alike
+            answers["teacher"] = np.zeros((2, self.top_k))
+            if self.signal == IMAGE_TAIL:
+                answers["tail"] = np.zeros((2, tail_size(self.num_classes)))
         else:
             answers["teacher"] = self.stored.answer(slot, view)
             if self.signal == IMAGE_TAIL:
@@ -298,7 +295,10 @@ class ReinforcedDataset(MappedReinforcedData):
         """Returns the slot of the row of the base that is mixed into a view."""
         partner = self.rows.slot_of(source)
         if partner == slot and self.provenance.mixing_scope != STORED_PARTNERS:
-            raise _mixed_with_itself(slot, view)
+            raise ReplayError(
+                f"row {slot}, view {view} must be mixed with another row, found itself as its partner. The file is damaged: "
+                "fetch it again, or run `hf-dr verify`."
+            )
         return partner
 
     def decode(self, slot: int) -> PIL.Image.Image:
@@ -306,17 +306,19 @@ class ReinforcedDataset(MappedReinforcedData):
         (value,) = self._images[int(self.rows.places[slot])].values()
         image = decode_row(value, self.rows.name(slot), "Fetch the dataset again.", ReplayError)
         if self.check_images and self.rows.has_stored_views(slot) and not self._checked[slot]:
-            _check_pixels(image, self.stored.image_hash(slot), self.rows.name(slot), self.provenance)
+            expected, found = self.stored.image_hash(slot), pixel_hash(image)
+            if expected != found:
+                raise ReplayError(
+                    f"{self.rows.name(slot)} must hold the image that was reinforced (pixel hash {expected:016x}), found "
+                    f"another ({found:016x}). Load the base dataset at revision {self.provenance.base.get('revision')}, "
+                    "unchanged."
+                )
             self._checked[slot] = True
         return image
 
 
 class _Batch:
-    """Makes the pixels of one batch: what the two rows of a pair share is decoded and augmented once.
-
-    Args:
-        data: Decodes images and knows the parameters and partners.
-    """
+    """Makes the pixels of one batch: what the two rows of a pair share is decoded and augmented once."""
 
     def __init__(self, data: ReinforcedDataset) -> None:
         self._data = data
@@ -327,11 +329,8 @@ class _Batch:
         """Returns a view, stored or new, uint8 (3, H, W)."""
         if not isinstance(view, ViewRequest):
             return as_tensor(self.replay(slot, view))
-        data = self._data
-        row = data.rows.base_row(slot)
-        return as_tensor(
-            draw_fresh_view(data.decode(slot), data.augmentation, seed=data.seed, row=row, epoch=view.number)
-        )
+        data, row, epoch = self._data, self._data.rows.base_row(slot), view.number
+        return as_tensor(draw_fresh_view(data.decode(slot), data.augmentation, seed=data.seed, row=row, epoch=epoch))
 
     def replay(self, slot: int, view: int) -> PIL.Image.Image:
         """Replays a stored view, mixing included."""
@@ -339,9 +338,8 @@ class _Batch:
         augmentation = self._data.augmentation
         if not augmentation.mixes:
             return own
-        partner = None
-        if params[PARTNER] != NO_PARTNER:
-            partner = self._augment_partner(slot, view, params[PARTNER])
+        source = params[PARTNER]
+        partner = None if source == NO_PARTNER else self._augment_partner(slot, view, source)
         try:
             return augmentation.mix(own, params, partner)
         except ReplayError as error:
@@ -360,39 +358,13 @@ class _Batch:
         if self._data.provenance.mixing_scope == STORED_PARTNERS:
             params = self._data.stored.partner_params(slot, view)
             return self._apply(partner, params, f"the partner of row {slot}, view {view}")
-        image, _ = self._augment(partner, view)
-        return image
+        return self._augment(partner, view)[0]
 
     def _apply(self, slot: int, params: Params, where: str) -> PIL.Image.Image:
         try:
             return self._data.augmentation.apply(self._data.decode(slot), params)
         except ReplayError as error:
             raise ReplayError(f"{where}: {error}") from None
-
-
-def _mixed_with_itself(slot: int, view: int) -> ReplayError:
-    return ReplayError(
-        f"row {slot}, view {view} must be mixed with another row, found itself as its partner. The file is damaged: "
-        "fetch it again, or run `hf-dr verify`."
-    )
-
-
-def _no_answers(data: ReinforcedDataset) -> dict[str, Any]:
-    """Zeros in the shape of stored answers, so that all items of a batch are alike."""
-    answers = {"teacher": np.zeros((2, data.top_k))}
-    if data.signal == IMAGE_TAIL:
-        answers["tail"] = np.zeros((2, tail_size(data.num_classes)))
-    return answers
-
-
-def _check_pixels(image: PIL.Image.Image, expected: int, name: str, provenance: Provenance) -> None:
-    """Refuses another image than the one that was reinforced."""
-    found = pixel_hash(image)
-    if expected != found:
-        raise ReplayError(
-            f"{name} must hold the image that was reinforced (pixel hash {expected:016x}), found another ({found:016x}). Load "
-            f"the base dataset at revision {provenance.base.get('revision')}, unchanged."
-        )
 
 
 def _chosen_columns(rows: datasets.Dataset, columns: Sequence[str]) -> datasets.Dataset:

@@ -17,16 +17,12 @@ from hf_dr.views.device.augment import DeviceAugmentation
 from hf_dr.views.device.packing import Source, UndoneBatch, UndoneView, trim
 from hf_dr.views.ops.base import Params
 
-_Sources = dict[tuple[int, int], Source]
-"""(slot, view) -> what both rows of a pair need."""
+_Sources = dict[tuple[int, int], tuple[Source, Params]]
+"""(slot, view) -> what both rows of a pair need, and the view's parameters."""
 
 
 class UndoneViews(torch.utils.data.Dataset):
-    """The rows of a dataset; `pixel_values` of an item is an `UndoneView`, all else is as the dataset gives it.
-
-    Args:
-        data: What is read.
-    """
+    """The rows of a dataset; `pixel_values` of an item is an `UndoneView`, all else is as the dataset gives it."""
 
     def __init__(self, data: ReinforcedDataset | AugmentedDataset) -> None:
         self.data = data
@@ -63,8 +59,7 @@ def _fresh(data: ReinforcedDataset | AugmentedDataset, slot: int, row: int, epoc
 
 def _stored(data: ReinforcedDataset, slot: int, view: int, sources: _Sources) -> UndoneView:
     """A stored view."""
-    params = data.stored.params(slot, view)
-    own = _source_of(data, slot, view, params, sources)
+    own, params = _source_of(data, slot, view, sources)
     augmentation = data.augmentation
     if not augmentation.mixes or params[PARTNER] == NO_PARTNER:
         return UndoneView(own, None, params)
@@ -73,16 +68,16 @@ def _stored(data: ReinforcedDataset, slot: int, view: int, sources: _Sources) ->
         theirs = data.stored.partner_params(slot, view)
         partner = _source(("partner", data.rows.base_row(slot), slot, view), augmentation, data.decode(other), theirs)
     else:
-        partner = _source_of(data, other, view, None, sources)
+        partner, _ = _source_of(data, other, view, sources)
     return UndoneView(own, partner, params)
 
 
-def _source_of(data: ReinforcedDataset, slot: int, view: int, params: Params | None, sources: _Sources) -> Source:
+def _source_of(data: ReinforcedDataset, slot: int, view: int, sources: _Sources) -> tuple[Source, Params]:
     if (slot, view) not in sources:
-        known = data.stored.params(slot, view) if params is None else params
+        params = data.stored.params(slot, view)
         # A batch of a stream may hold rows of two shards, which count their slots from 0.
         key = (data.rows.base_row(slot), slot, view)
-        sources[slot, view] = _source(key, data.augmentation, data.decode(slot), known)
+        sources[slot, view] = _source(key, data.augmentation, data.decode(slot), params), params
     return sources[slot, view]
 
 
@@ -91,12 +86,7 @@ def _source(key: Any, augmentation: Augmentation, image: PIL.Image.Image, params
 
 
 class UndoneCollator:
-    """Packs views that are still to be made into an `UndoneBatch`; all else goes the usual way.
-
-    Args:
-        augmenter: Plans how they are made.
-        collate: The usual way.
-    """
+    """Packs views that are still to be made, as `augmenter` plans it, into an `UndoneBatch`; `collate` does all else."""
 
     def __init__(self, augmenter: DeviceAugmentation, collate: Callable[[list[Any]], dict[str, Any]]) -> None:
         self.augmenter = augmenter

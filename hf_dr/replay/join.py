@@ -37,13 +37,8 @@ class JoinedBase:
     overlay, are those that were reinforced. Otherwise all images are decoded once (`index_images`), and those of equal
     pixels belong together: in any order, in any file format.
 
-    Args:
-        dataset: The base.
-        provenance: Of the overlay.
-
     Attributes:
-        dataset: The base.
-        images: Its image column, undecoded.
+        images: The image column of the base, undecoded.
 
     Raises:
         DataError: It is no single split, or has no image column of the name that the overlay knows.
@@ -149,13 +144,18 @@ def index_images(images: datasets.Dataset) -> np.ndarray:
     Decodes every image once, on all cores, with a progress bar; the result is kept under HF_DATASETS_CACHE/hf_dr, where
     later calls and other processes find it.
     """
-    path = Path(datasets.config.HF_DATASETS_CACHE) / "hf_dr" / f"{_key(images)}.npy"
+    # What the hashes depend on: the images, their order, and who decodes them.
+    libraries = [PIL.__version__, PIL.features.version("jpg"), PIL.features.version("webp")]
+    text = json.dumps([images._fingerprint, images.column_names, len(images), DECODING_RULE, libraries])
+    key = hashlib.sha256(text.encode()).hexdigest()[:32]
+    path = Path(datasets.config.HF_DATASETS_CACHE) / "hf_dr" / f"{key}.npy"
     path.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(f"{path}.lock"):  # one process decodes, the others wait for what it finds
         index = _read(path, len(images))
         if index is None:
             index = _decode_all(images)
-            _write(path, index)
+            with written_whole(path) as temporary, temporary.open("wb") as file:
+                np.save(file, np.append(index, _checksum(index)), allow_pickle=False)
     return index
 
 
@@ -192,13 +192,6 @@ def _decode_all(images: datasets.Dataset) -> np.ndarray:
     return index
 
 
-def _key(images: datasets.Dataset) -> str:
-    """What the hashes depend on: the images, their order, and who decodes them."""
-    libraries = [PIL.__version__, PIL.features.version("jpg"), PIL.features.version("webp")]
-    text = json.dumps([images._fingerprint, images.column_names, len(images), DECODING_RULE, libraries])
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
 def _read(path: Path, count: int) -> np.ndarray | None:
     """The index in a file, or None where there is none or it is not what was written."""
     try:
@@ -212,11 +205,6 @@ def _read(path: Path, count: int) -> np.ndarray | None:
         reason = str(error)
     logger.warning("The index of the base's images in %s is damaged (%s); it is made again.", path, reason)
     return None
-
-
-def _write(path: Path, index: np.ndarray) -> None:
-    with written_whole(path) as temporary, temporary.open("wb") as file:
-        np.save(file, np.append(index, _checksum(index)), allow_pickle=False)
 
 
 def _checksum(index: np.ndarray) -> np.uint64:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -110,14 +110,21 @@ def load_reinforced(  # type: ignore[misc]  # the overloads leave the other sett
         "check_images": check_images,
     }
     if streaming:
-        base_of = partial(base_of, streaming=True)
-        found = [_shards_of(*each, split, revision) for each in each_dataset(path, name)]
-        return _streamed(found, base_of, settings, shuffled_shards)
-    if isinstance(path, (list, tuple)) or isinstance(name, (list, tuple)):
-        opened = [open_plus(*each, split=split, revision=revision)[:2] for each in each_dataset(path, name)]
-        return _combined(opened, base_of, settings)
-    provenance, plus, shards = open_plus(path, name, split=split, revision=revision)
-    return ReinforcedDataset(plus, provenance, base=base_of(provenance), shards=shards, **settings)
+        found = [_shards_of(*one, split, revision) for one in each_dataset(path, name)]
+        bases = _bases([provenance for provenance, _ in found], partial(base_of, streaming=True))
+        streams = []
+        for (provenance, files), own in zip(found, bases, strict=True):
+            streams.append(StreamedShards(files, provenance, base=own, **settings))
+        return StreamedReinforcedDataset(streams, shuffled_shards=shuffled_shards)
+    opened = [open_plus(*one, split=split, revision=revision) for one in each_dataset(path, name)]
+    # An overlay without a base takes its images from a part that has its own.
+    images = next((plus for provenance, plus, _ in opened if not provenance.overlay), None)
+    bases = _bases([provenance for provenance, *_ in opened], base_of, images)
+    parts = []
+    for (provenance, plus, shards), own in zip(opened, bases, strict=True):
+        parts.append(ReinforcedDataset(plus, provenance, base=own, shards=shards, **settings))
+    several = isinstance(path, (list, tuple)) or isinstance(name, (list, tuple))
+    return CombinedReinforcedDataset(parts) if several else parts[0]
 
 
 def _check_path(path: object) -> None:
@@ -143,43 +150,23 @@ def each_dataset(path: _Path | _Paths, name: str | _Names | None = None) -> list
     paths = list(path) if isinstance(path, (list, tuple)) else [path] * count
     names = list(name) if isinstance(name, (list, tuple)) else [name] * len(paths)
     if len(paths) != len(names):
-        raise ConfigError(f"expected as many names as paths, got {len(paths)} paths and {len(names)} names.")
+        raise ConfigError(
+            f"expected as many names as paths, got {len(paths)} paths and {len(names)} names. Name one for each."
+        )
     return list(zip(paths, names, strict=True))
 
 
-def _combined(
-    opened: Sequence[tuple[Provenance, datasets.Dataset]],
-    base_of: Callable[[Provenance], datasets.Dataset | None],
-    settings: dict[str, Any],
-) -> CombinedReinforcedDataset:
-    """Combines "+" datasets, some of which may be overlays of one base."""
-    provenances = [provenance for provenance, _ in opened]
+def _bases(
+    provenances: Sequence[Provenance], base_of: Callable[[Provenance], Any], images: datasets.Dataset | None = None
+) -> Iterator[Any]:
+    """Yields the base for each of several "+" datasets, some of which may be overlays of one; without one, it is `images`."""
     overlays = [provenance for provenance in provenances if provenance.overlay]
-    base = base_of((overlays or provenances)[0]) if opened else None
-    # An overlay without a base takes its images from a part that has its own.
-    images = base if base is not None else next((plus for provenance, plus in opened if not provenance.overlay), None)
-    parts = []
-    for provenance, plus in opened:
-        # Where there is no overlay that a base could be for, it is given to a part, which refuses it.
-        own = base if not overlays else images if provenance.overlay else None
-        parts.append(ReinforcedDataset(plus, provenance, base=own, **settings))
-    return CombinedReinforcedDataset(parts)
-
-
-def _streamed(
-    found: Sequence[tuple[Provenance, list[str]]],
-    base_of: Callable[[Provenance], datasets.Dataset | StreamedBase | None],
-    settings: dict[str, Any],
-    shuffled_shards: int,
-) -> StreamedReinforcedDataset:
-    """Streams one or several "+" datasets, some of which may be overlays of one base."""
-    overlays = [provenance for provenance, _ in found if provenance.overlay]
-    base = base_of((overlays or [found[0][0]])[0]) if found else None
-    parts = []
-    for provenance, files in found:
-        own = base if provenance.overlay or not overlays else None  # see `_combined`
-        parts.append(StreamedShards(files, provenance, base=own, **settings))
-    return StreamedReinforcedDataset(parts, shuffled_shards=shuffled_shards)
+    base = base_of((overlays or provenances)[0]) if provenances else None
+    for provenance in provenances:
+        if overlays:
+            yield (images if base is None else base) if provenance.overlay else None
+        else:
+            yield base  # it could be for none, and is refused
 
 
 def _shards_of(path: _Path, name: str | None, split: str | None, revision: str | None) -> tuple[Provenance, list[str]]:

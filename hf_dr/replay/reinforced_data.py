@@ -91,15 +91,7 @@ def _row_and_view(index: Any) -> tuple[int, View | None]:
 def draw_fresh_view(
     image: PIL.Image.Image, augmentation: Augmentation, *, seed: int, row: int, epoch: int
 ) -> PIL.Image.Image:
-    """Draws the view that `fresh_view(epoch)` asks for: without mixing, a function of (seed, row, epoch) alone.
-
-    Args:
-        image: The decoded image.
-        augmentation: Draws and performs the ops.
-        seed: Of the dataset that is read.
-        row: Row of the base.
-        epoch: Number of the epoch.
-    """
+    """Draws the view that `fresh_view(epoch)` asks for: without mixing, a function of (seed, row of the base, epoch) alone."""
     params = draw_fresh_params(augmentation, (image.height, image.width), seed=seed, row=row, epoch=epoch)
     return augmentation.apply(image, params)
 
@@ -117,7 +109,9 @@ def checked_views(num_views: int | None, stored: int) -> int:
         ConfigError: There are not that many.
     """
     if num_views is not None and not 1 <= num_views <= stored:
-        raise ConfigError(f"`num_views` must be between 1 and the {stored} stored views, got {num_views}.")
+        raise ConfigError(
+            f"`num_views` must be between 1 and the {stored} stored views, got {num_views}. Leave it out to use all."
+        )
     return num_views or stored
 
 

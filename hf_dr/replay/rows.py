@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from dataclasses import dataclass, replace
 
@@ -10,9 +11,8 @@ import numpy as np
 import pyarrow as pa
 
 from hf_dr.errors import ConfigError, DataError, FormatError, ReplayError
-from hf_dr.replay.columns import whole_column
 from hf_dr.replay.join import JoinedBase, readable
-from hf_dr.store.base_dataset import label_numbers
+from hf_dr.store.base_dataset import label_numbers, whole_column
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import IMAGE_HASH, SOURCE_INDEX
 from hf_dr.views.rng import Matching
@@ -133,12 +133,8 @@ def find_rows(
 ) -> Rows:
     """Finds the rows of a "+" dataset, their images, and, if asked for, the rows without reinforcement.
 
-    Args:
-        plus: The "+" dataset's rows.
-        provenance: Its `reinforcement.json`.
-        images: The images, undecoded: those of the base, or of `plus`.
-        base: The base of an overlay.
-        unreinforced: Whether rows without reinforcement are wanted; images are decoded to know which can be used.
+    `images` are undecoded, those of an overlay's `base` or of `plus`. Of rows without reinforcement they are decoded to know
+    which can be used.
 
     Raises:
         ConfigError: Rows without reinforcement are wanted, but have no labels.
@@ -206,7 +202,16 @@ def _usable_others(
             f"`unreinforced` needs the labels of the base, found {owner.column_names} and the label column {label_column!r}. "
             "Leave it out."
         )
-    _check_class_names(owner.features[label_column], plus.features[label_column])
+    there, own = (getattr(rows.features[label_column], "names", None) for rows in (owner, plus))
+    if there and own and there != own:
+        # One of the lists may be the beginning of the other.
+        c, theirs, ours = next(
+            (c, *pair) for c, pair in enumerate(itertools.zip_longest(there, own)) if len(set(pair)) > 1
+        )
+        raise DataError(
+            f'`base` must have the classes of the "+" dataset in their order, but class {c} is {theirs!r} there and {ours!r} '
+            'in the "+" dataset. Give another.'
+        )
     usable = readable(images, others)
     if len(usable) < len(others):
         logger.warning("%d rows cannot be decoded and are left out.", len(others) - len(usable))
@@ -217,17 +222,3 @@ def _usable_others(
             f"another ({len(bad)} such rows). Leave `unreinforced` out, or these rows."
         )
     return usable, labels
-
-
-def _check_class_names(base: object, plus: object) -> None:
-    """Refuses a base whose classes are named and are not those of the "+" dataset in their order."""
-    there = getattr(base, "names", None)
-    own = getattr(plus, "names", None)
-    if not there or not own or there == own:
-        return
-    # One of the lists may be the beginning of the other.
-    c = next(c for c, name in enumerate([*there, None]) if [*own, None][c] != name)
-    raise DataError(
-        f'`base` must have the classes of the "+" dataset in their order, but class {c} is {[*there, None][c]!r} there '
-        f'and {[*own, None][c]!r} in the "+" dataset. Give another.'
-    )

@@ -97,7 +97,10 @@ class Progress:
 
     def unseen(self, rows: int) -> np.ndarray:
         """Returns the places of an epoch of so many rows, int64, that no process has seen."""
-        return _unseen(rows, self.stretches)
+        places = np.arange(rows)
+        for stretch in self.stretches:
+            places = places[stretch.unseen(len(places))]
+        return places
 
     def left(self, rows: int, rank: int, worker: int, shares: Shares) -> np.ndarray:
         """Returns the places of an epoch of so many rows, int64, that are left to a worker of a process's new loader.
@@ -106,7 +109,7 @@ class Progress:
         rows are shared out again.
         """
         earlier, last = self._going_on(shares)
-        places = _unseen(rows, earlier)
+        places = replace(self, stretches=earlier).unseen(rows)
         own = last.of_worker(len(places), rank, worker)
         return places[own.start : own.stop]
 
@@ -133,10 +136,3 @@ class Progress:
         if isinstance(stretches, list):
             stretches = [validated(Shares, as_object(one, where, advice), where, advice) for one in stretches]
         return validated(cls, {**content, "stretches": stretches}, where, advice)
-
-
-def _unseen(rows: int, stretches: list[Shares]) -> np.ndarray:
-    places = np.arange(rows)
-    for stretch in stretches:
-        places = places[stretch.unseen(len(places))]
-    return places

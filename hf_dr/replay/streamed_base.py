@@ -1,21 +1,54 @@
-"""The base of an overlay, read row by row from its own Parquet files: it need not be fetched first."""
+"""Parquet files, in a folder or at the Hub, read without a copy on the disk, and the base of an overlay in such files."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
 
 import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from datasets.utils.file_utils import xopen
 
-from hf_dr.errors import DataError
-from hf_dr.replay.remote import with_parquet
+from hf_dr.errors import DataError, FormatError
+from hf_dr.hub.retry import with_retries
 from hf_dr.store.provenance import Provenance
+from hf_dr.store.shards import reading
 
 _READERS = 16  # footers that are read at a time
 _IMAGES = datasets.Image().pa_type
+_Read = TypeVar("_Read")
+
+
+def with_parquet(file: str, read: Callable[[pq.ParquetFile], _Read]) -> _Read:
+    """Opens a Parquet file and returns what `read` takes from it; where the Hub does not answer, it is asked again.
+
+    Args:
+        file: Path or `hf://` address.
+        read: May be called several times.
+
+    Raises:
+        FormatError: The file is missing, or damaged.
+        HubError: The Hub refuses, or cannot be reached.
+    """
+
+    def attempt() -> _Read:
+        with (
+            xopen(file, "rb") as stream,
+            pq.ParquetFile(stream, pre_buffer=True, page_checksum_verification=True) as parquet,
+        ):
+            return read(parquet)
+
+    if "://" not in file and Path(file).exists() and not Path(file).is_file():  # a pipe would be waited for
+        raise FormatError(f"{file} must be a file, found a folder or a device. Fetch or make it again.")
+    with reading(file):
+        try:
+            return with_retries(attempt, f"read {file}")
+        except FileNotFoundError as error:
+            raise FormatError(f"{file} must be there, but it is missing. Fetch or make it again.") from error
 
 
 class StreamedBase:
@@ -26,7 +59,6 @@ class StreamedBase:
 
     Args:
         files: Path or `hf://` address of every file, in the order of their rows.
-        provenance: Of the overlay.
 
     Raises:
         DataError: They have no images of the name that the overlay knows, or fewer rows than were reinforced.

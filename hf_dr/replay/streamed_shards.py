@@ -17,8 +17,7 @@ import pyarrow.parquet as pq
 from hf_dr.errors import ConfigError, DataError, FormatError
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.join import JoinedBase
-from hf_dr.replay.remote import with_parquet
-from hf_dr.replay.streamed_base import StreamedBase
+from hf_dr.replay.streamed_base import StreamedBase, with_parquet
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import IMAGE_HASH, METADATA_KEY, SOURCE_INDEX, is_reserved
 from hf_dr.store.shards import shard_features
@@ -33,12 +32,10 @@ class StreamedShards:
 
     Args:
         files: Path or `hf://` address of every shard, in order.
-        provenance: Its `reinforcement.json`.
         base: Of an overlay: loaded, or its Parquet files.
         **settings: Further settings of `ReinforcedDataset`.
 
     Attributes:
-        provenance: Its `reinforcement.json`.
         template: The dataset without rows: it knows labels, names and views.
         sizes: How many rows of each shard are reinforced, int64 (shards,).
 
@@ -57,7 +54,15 @@ class StreamedShards:
         self._settings = settings
         self._described = provenance
         if self._base is None:
-            self._settings = {**settings, "base": _joined_once(base, provenance)}
+            if base is not None and not isinstance(base, datasets.Dataset):
+                raise DataError(
+                    "`base` must be a datasets.Dataset, whose rows can be found by number, or the name of one, whose Parquet "
+                    f"files are then read shard by shard, got {type(base).__name__}. Give its name, or load it without "
+                    "`streaming=True`."
+                )
+            # Its images are looked for once, not for every shard.
+            joined = JoinedBase(base, provenance) if base is not None and provenance.overlay else base
+            self._settings = {**settings, "base": joined}
         elif not settings.get("check_images", True):
             raise ConfigError(
                 "`check_images` must be True where the base is streamed: nothing else tells whether its images are those that "
@@ -78,7 +83,9 @@ class StreamedShards:
                 "a streamed view must find its partner in its own shard, but those of this dataset are anywhere in it. Load it "
                 "without `streaming=True`, or reinforce with `--mixing_scope shard`."
             )
-        self.sizes = _reinforced_rows(provenance)
+        sizes = [len(provenance.shard_range(shard)) for shard in range(provenance.num_shards)]
+        skipped = np.asarray(provenance.skipped_rows, np.int64) // provenance.shard_size
+        self.sizes = np.asarray(sizes) - np.bincount(skipped, minlength=provenance.num_shards)
         if provenance.skipped_rows:
             logger.warning("%d rows have no reinforcement and are left out.", len(provenance.skipped_rows))
 
@@ -147,21 +154,3 @@ class StreamedShards:
             return read(parquet)
 
         return with_parquet(file, checked)
-
-
-def _joined_once(base: Any, provenance: Provenance) -> Any:
-    """Returns the base of an overlay so that its images are looked for once, not for every shard."""
-    if base is None:
-        return None
-    if not isinstance(base, datasets.Dataset):
-        raise DataError(
-            f"`base` must be a datasets.Dataset, whose rows can be found by number, or the name of one, whose Parquet files "
-            f"are then read shard by shard, got {type(base).__name__}. Give its name, or load it without `streaming=True`."
-        )
-    return JoinedBase(base, provenance) if provenance.overlay else base
-
-
-def _reinforced_rows(provenance: Provenance) -> np.ndarray:
-    sizes = [len(provenance.shard_range(shard)) for shard in range(provenance.num_shards)]
-    skipped = np.asarray(provenance.skipped_rows, np.int64) // provenance.shard_size
-    return np.asarray(sizes) - np.bincount(skipped, minlength=provenance.num_shards)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from hf_dr.errors import ConfigError
-from hf_dr.replay.combined import check_alike, check_same_rows, cut_answers
+from hf_dr.replay.combined import check_alike, check_same_rows, cut_answers, place_in_parts
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.device import undone_items
 from hf_dr.replay.reinforced_data import Origin, ReinforcedData
@@ -69,8 +69,8 @@ class StreamedReinforcedDataset(ReinforcedData, torch.utils.data.IterableDataset
         self.seed = self._template.seed
         self.origin = Origin.of([part.provenance for part in parts])
         self.augmentations = tuple(template.augmentation for template in templates)
-        self._ends = np.cumsum([template.num_views for template in templates])
-        self.num_views = int(self._ends[-1])
+        self._starts = np.cumsum([0, *(template.num_views for template in templates)])
+        self.num_views = int(self._starts[-1])
         self.top_k = min(template.top_k for template in templates)
         self._rows = int(parts[0].sizes.sum())
         self._order: dict[str, Any] = {"seed": 0}
@@ -83,12 +83,10 @@ class StreamedReinforcedDataset(ReinforcedData, torch.utils.data.IterableDataset
 
     @property
     def has_labels(self) -> bool:
-        """Whether items have `labels`."""
         return self._template.has_labels
 
     @property
     def class_names(self) -> list[str] | None:
-        """The names of the classes, where the base's labels have names."""
         return self._template.class_names
 
     @property
@@ -222,9 +220,8 @@ class StreamedReinforcedDataset(ReinforcedData, torch.utils.data.IterableDataset
             return self._parts[0], epoch
         cycle, step = divmod(epoch, self.num_views)
         shown = int(KeyedPermutation(self.num_views, self.seed, domain=DOMAIN_SCHEDULE, minor=cycle)(np.asarray(step)))
-        number = int(np.searchsorted(self._ends, shown, side="right"))
-        own = self._parts[number].template.num_views
-        return self._parts[number], cycle * own + shown - int(self._ends[number]) + own
+        number, own = place_in_parts(self._starts, shown)
+        return self._parts[number], cycle * self._parts[number].template.num_views + own
 
     def _places(self) -> np.ndarray:
         """The places in the epoch's order, int64, rising, of the rows that this worker is to give."""

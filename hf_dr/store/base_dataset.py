@@ -86,16 +86,9 @@ def load_base(
 
 
 def base_files(name: str, config: str | None = None, *, split: str, revision: str | None = None) -> list[str]:
-    """Returns path or `hf://` address of the Parquet files that one split of a base dataset consists of, in order.
+    """Returns path or `hf://` address of the Parquet files that one whole split of a base dataset consists of, in order.
 
-    Args:
-        name: See `load_base`.
-        config: See `load_base`.
-        split: The whole split.
-        revision: See `load_base`.
-
-    Returns:
-        The files; none where it does not consist of such files.
+    There are none where it does not consist of such files. The arguments are those of `load_base`.
 
     Raises:
         DataError: It cannot be found, or has no such split.
@@ -230,9 +223,8 @@ def _reason(error: BaseException) -> str:
 def card_license(name: str, revision: str | None = None) -> str | None:
     """Returns the licence that the card of a dataset names: one in a folder, or one that was loaded from the Hub."""
     path = Path(name).expanduser()
-    if path.exists():
-        card = path / "README.md"
-    else:  # on the Hub: loading it has fetched the card
+    card = path / "README.md"
+    if not path.exists():  # on the Hub: loading it has fetched the card
         card = Path(str(try_to_load_from_cache(name, "README.md", revision=revision, repo_type="dataset")))
     license = (metadata_load(card) or {}).get("license") if card.is_file() else None
     return license if isinstance(license, str) else None
@@ -280,15 +272,12 @@ def check_dataset(
         )
     if len(dataset) == 0:
         raise DataError("the base must have at least one row, got none. Check `split`.")
-    for name in dataset.column_names:
-        if is_reserved(name):
-            raise DataError(
-                f"the base must not have a column `{name}`: the name belongs to the reinforcement. Rename it."
-            )
+    for name in filter(is_reserved, dataset.column_names):
+        raise DataError(f"the base must not have a column `{name}`: the name belongs to the reinforcement. Rename it.")
     features = dataset.features
     images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
-    chosen = image_column or (images[0] if len(images) == 1 else None)
-    if chosen is None or chosen not in images:
+    chosen = image_column or (images[0] if len(images) == 1 else "")
+    if chosen not in images:
         raise DataError(
             f"`image_column` must name an Image column, got {image_column!r}; Image columns: "
             f"{', '.join(images) or 'none'}. Name one, or cast it with `dataset.cast_column(name, datasets.Image())`."
@@ -296,37 +285,32 @@ def check_dataset(
     if label_column == "none":
         return chosen, None
     classes = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-    if label_column is None and "label" in features:
-        label_column = "label"
-    elif label_column is None and len(classes) == 1:
-        label_column = classes[0]
     if label_column is None:
-        if classes:
+        if "label" not in features and len(classes) > 1:
             raise DataError(f"`label_column` must name one of {', '.join(classes)}. Or pass `none`.")
+        label_column = "label" if "label" in features else next(iter(classes), None)
+    if label_column is None:
         return chosen, None
     if label_column not in features:
         raise DataError(
             f"`label_column` must name a column, got {label_column!r}.{did_you_mean(label_column, features)}"
         )
-    feature = features[label_column]
-    if not isinstance(feature, datasets.ClassLabel) and getattr(feature, "dtype", None) not in _INTEGERS:
+    if not pa.types.is_integer(features.arrow_schema.field(label_column).type):
         raise DataError(
-            f"`{label_column}` must hold class numbers, got {feature}. Name another `label_column`, or `none`."
+            f"`{label_column}` must hold class numbers, got {features[label_column]}. Name another `label_column`, or `none`."
         )
     return chosen, label_column
 
 
-_INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+def whole_column(dataset: datasets.Dataset, name: str) -> Any:
+    """Returns one column as Arrow. Without the selection, a shuffled dataset would copy all its columns, images too."""
+    return dataset.select_columns([name]).with_format("arrow")[:][name]
 
 
 def label_numbers(labels: pa.ChunkedArray | pa.Array, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns a column of labels as class numbers, int64 (rows,), and the rows that have none of the classes, int64 (bad,).
 
-    A row without a label has the number -1.
-
-    Args:
-        labels: Whole numbers of any width.
-        num_classes: C; labels are from 0 to C - 1.
+    A row without a label has the number -1; `labels` are whole numbers of any width.
     """
     values = labels.cast(pa.int64(), safe=False).fill_null(-1).to_numpy(zero_copy_only=False)
     return values, np.flatnonzero((values < 0) | (values >= num_classes))
@@ -342,11 +326,10 @@ def check_labels(dataset: datasets.Dataset, label_column: str, teacher: Teacher)
     feature = dataset.features[label_column]
     if isinstance(feature, datasets.ClassLabel):
         teacher.check_classes(feature.names)
-    labels = dataset.select_columns([label_column]).with_format("arrow")[:][label_column]
+    labels = whole_column(dataset, label_column)
     if labels.null_count:
         raise DataError(f"`{label_column}` must have a label in every row, found {labels.null_count} empty ones.")
-    values = labels.to_numpy()
-    bad = np.flatnonzero((values < 0) | (values >= teacher.num_classes))
+    values, bad = label_numbers(labels, teacher.num_classes)
     if len(bad):
         raise DataError(
             f"labels must be from 0 to {teacher.num_classes - 1}, the teacher's classes; row {bad[0]} has {values[bad[0]]} "
@@ -359,7 +342,7 @@ def check_labels(dataset: datasets.Dataset, label_column: str, teacher: Teacher)
             "%d label numbers of `%s`, which have no names, are taken for the teacher's classes: %s%s.",
             len(there), label_column, named, ", ..." if len(there) > 3 else "",
         )  # fmt: skip
-    return values.astype(np.int64)
+    return values
 
 
 def describe_base(dataset: datasets.Dataset) -> dict[str, Any]:
@@ -369,9 +352,7 @@ def describe_base(dataset: datasets.Dataset) -> dict[str, Any]:
         # CACHE/owner___name/config/version/commit/name-train.arrow, if it was loaded from the Hub.
         match = re.search(r"([^/\\]+)___([^/\\]+)[/\\][^/\\]+[/\\][^/\\]+[/\\]([0-9a-f]{40})[/\\]", file["filename"])
         if match:
-            described["id"] = f"{match[1]}/{match[2]}"
-            described["revision"] = match[3]
-            break
+            return {**described, "id": f"{match[1]}/{match[2]}", "revision": match[3]}
     return described
 
 
@@ -396,12 +377,9 @@ def as_table(
     image_column: str | None = None,
     readable: np.ndarray | None = None,
 ) -> Any:
-    """Returns rows `start` to `stop` as an Arrow table, selections and shuffles applied, named files embedded.
+    """Returns rows `start` to `stop` - 1 as an Arrow table, selections and shuffles applied, named files embedded.
 
     Args:
-        dataset: The base.
-        start: The first row.
-        stop: The row after the last.
         image_column: Column of the images, if the dataset has it here.
         readable: bool (stop - start,); False for rows whose image could not be decoded. Their image becomes null: what is no
             image may be any file, and is not to be copied.

@@ -23,27 +23,12 @@ from datasets.splits import SplitDict, SplitInfo
 
 from hf_dr.errors import ConfigError, FormatError
 from hf_dr.files import write_whole
+from hf_dr.store import schema
 from hf_dr.store.card_texts import FOOT_TEXT, HEAD_TEXT
 from hf_dr.store.findings import Statistics, Students, Verification, has_contact_sheet, read_finding
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.readme import Data, drop_parts, dump_yaml, edit_yaml, merge_parts, newline_of, part_names, split_readme
-from hf_dr.store.schema import (
-    AUG_PREFIX,
-    CONTACT_SHEET_FILE,
-    EXTENDED_FROM,
-    IMAGE_HASH,
-    KEEP,
-    PROVENANCE_FILE,
-    SOURCE_INDEX,
-    STORED_PARTNERS,
-    TAIL_IDS,
-    TAIL_LOGPROBS,
-    TEACHER_IDS,
-    TEACHER_LOGPROBS,
-    VIEWS_HASH,
-    is_reserved,
-    is_safe_name,
-)
+from hf_dr.store.schema import PROVENANCE_FILE, is_reserved, is_safe_name
 from hf_dr.store.shards import check_shards, read_features, read_marker
 from hf_dr.teacher.signals import IMAGE_TAIL, SAMPLED, TOPK
 from hf_dr.text import code, format_bytes, inline, is_hub_id, markdown_table, percent, shown_text
@@ -58,23 +43,14 @@ TAGS = ("dataset-reinforcement", "arxiv:2303.08983")
 
 @dataclass(frozen=True)
 class CardConfig:
-    """What the card says about a finished configuration.
-
-    Attributes:
-        provenance: How it was made.
-        features: Columns, exactly those of the files.
-        num_bytes: Size of its columns in memory, as Arrow.
-        file_bytes: Size of all shards.
-        statistics: None where it was not inspected.
-        verification: None where it was not verified.
-        students: None where none were trained.
-        has_contact_sheet: Whether there is a picture of it.
-    """
+    """What the card says about a finished configuration; of what was not looked for there is None."""
 
     provenance: Provenance
     features: Features
     num_bytes: int
+    """Size of its columns in memory, as Arrow."""
     file_bytes: int
+    """Size of all shards."""
     statistics: Statistics | None = None
     verification: Verification | None = None
     students: Students | None = None
@@ -226,7 +202,7 @@ def size_category(num_rows: int) -> str:
 
 def _metadata(configs: Mapping[str, CardConfig | PlannedConfig], data: Data) -> Data:
     """Returns the generated keys with what they shall hold, merged with what the card has."""
-    about = [config.provenance if isinstance(config, CardConfig) else config for config in configs.values()]
+    about = [_about(config) for config in configs.values()]
     finished = {name: config for name, config in configs.items() if isinstance(config, CardConfig)}
     tags, sources = _texts(data, _TAGS), _texts(data, _SOURCES)
     wanted: Data = {_TAGS: [*tags, *(tag for tag in TAGS if tag not in tags)]}
@@ -258,7 +234,7 @@ def _texts(data: Data, key: str) -> list[str]:
     value = [] if value is None else [value] if isinstance(value, str) else value
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise FormatError(f"`{key}` in the card's YAML must be a list of texts, found {value!r:.80}. Fix it.")
-    return list(value)
+    return value
 
 
 def _entries(data: Data, key: str) -> dict[str, Data]:
@@ -293,8 +269,8 @@ def _info(config: CardConfig) -> Data:
 def _num_rows(info: Data) -> int:
     splits = info.get("splits")
     listed = splits if isinstance(splits, list) else []
-    rows = [split.get("num_examples") for split in listed if isinstance(split, dict)]
-    return sum(count for count in rows if isinstance(count, int))
+    counts = [split.get("num_examples") for split in listed if isinstance(split, dict)]
+    return sum(count for count in counts if isinstance(count, int))
 
 
 # ---------------------------------------------------------------------------------------------------------------- text
@@ -315,19 +291,18 @@ def _linked(value: object, kind: str = "") -> str:
 def _section(config: CardConfig | PlannedConfig, name: str) -> str:
     """Returns all that the card says about one configuration."""
     about = _about(config)
-    parts = [f"## {about.config_name}", _what_it_is(config), _how_to_use(config, name), _settings(config)]
-    parts += ["### Teachers", *_teachers(config)]
+    parts = [f"## {about.config_name}", _what_it_is(about), _how_to_use(about, name), _settings(config)]
+    parts += ["### Teachers", *_teachers(about)]
     if isinstance(config, CardConfig):
         if config.statistics is not None:
             parts += ["### Statistics", *_statistics(config, config.statistics)]
         if config.verification is not None:
             parts += ["### Verification", _verification(config.verification)]
         if config.students is not None:
-            rows = [[*map(inline, row)] for row in config.students.rows]
-            table = markdown_table([*map(inline, config.students.head)], rows)
-            parts += ["### Students", table]
+            head, *rows = ([*map(inline, row)] for row in [config.students.head, *config.students.rows])
+            parts += ["### Students", markdown_table(head, rows)]
         if config.has_contact_sheet:
-            parts += ["### Views", f"![Images, views and answers]({about.config_name}/{CONTACT_SHEET_FILE})"]
+            parts += ["### Views", f"![Images, views and answers]({about.config_name}/{schema.CONTACT_SHEET_FILE})"]
         parts += ["### How it was made", _how_made(config.provenance)]
     return "\n\n".join(parts).replace("<!--", "&lt;!--")  # no comment from data can end the part
 
@@ -336,8 +311,7 @@ def _about(config: CardConfig | PlannedConfig) -> Provenance | PlannedConfig:
     return config.provenance if isinstance(config, CardConfig) else config
 
 
-def _what_it_is(config: CardConfig | PlannedConfig) -> str:
-    about = _about(config)
+def _what_it_is(about: Provenance | PlannedConfig) -> str:
     base = _linked(about.base.get("id") or "a dataset without a name", "datasets/")
     details = [f"{key} {inline(about.base[key])}" for key in ("config", "revision") if about.base.get(key)]
     base += f" ({', '.join(details)})" if details else ""
@@ -359,11 +333,9 @@ def _what_it_is(config: CardConfig | PlannedConfig) -> str:
     return text
 
 
-def _how_to_use(config: CardConfig | PlannedConfig, name: str) -> str:
-    about = _about(config)
+def _how_to_use(about: Provenance | PlannedConfig, name: str) -> str:
     quoted, place = json.dumps(name, ensure_ascii=False), shlex.quote(name)
-    join = ""
-    flags = ""
+    join = flags = ""
     if about.overlay:
         base = str(about.base["id"]) if is_hub_id(about.base.get("id")) else "path/to/base"
         join = f', base="{base}"'
@@ -371,8 +343,9 @@ def _how_to_use(config: CardConfig | PlannedConfig, name: str) -> str:
         if is_safe_name(str(about.base.get("config") or "")):
             flags += f" --base_config {about.base['config']}"
     # A teacher can be loaded again by its name if it is a commit on the Hub; a planned run will pin it.
+    is_pinned = isinstance(about, PlannedConfig)
     known = all(
-        is_hub_id(member.get("id")) and (about is config or _COMMIT.fullmatch(str(member.get("revision"))))
+        is_hub_id(member.get("id")) and (is_pinned or _COMMIT.fullmatch(str(member.get("revision"))))
         for member in _members(about)
     )
     teacher = "" if known else " --no_teacher"
@@ -396,7 +369,7 @@ hf-dr verify {place} --name {about.config_name}{flags}{teacher}
 _PARTNERS = {
     "dataset": "any row of the dataset",
     "shard": "rows of the same shard",
-    STORED_PARTNERS: "any row of the dataset, with parameters of its own",
+    schema.STORED_PARTNERS: "any row of the dataset, with parameters of its own",
 }
 
 
@@ -413,31 +386,34 @@ def _settings(config: CardConfig | PlannedConfig) -> str:
         ("Seed", about.seed),
     ]
     if isinstance(about, Provenance) and about.candidates is not None:
-        rows.insert(2, ("Chosen among", f"{about.candidates['num']:,} candidates: {KEEP[about.candidates['keep']]}"))
+        rows.insert(
+            2, ("Chosen among", f"{about.candidates['num']:,} candidates: {schema.KEEP[about.candidates['keep']]}")
+        )
     if any(op in OPS and OPS[op].mixes for op, _ in ops):
         rows.append(("Partners in mixing", _PARTNERS.get(about.mixing_scope, inline(about.mixing_scope))))
     if about.base.get("license"):
         rows.append(("Licence of the base dataset", inline(about.base["license"])))
     if isinstance(config, CardConfig):
-        skipped = len(config.provenance.skipped_rows)
+        about = config.provenance
+        skipped = len(about.skipped_rows)
         without = f" ({skipped:,} of them could not be decoded and have no views)" if skipped else ""
-        rows.append(("Rows", f"{config.provenance.num_rows:,}{without}"))
-        rows.append(("Files", f"{config.provenance.num_shards:,}, {format_bytes(config.file_bytes)}"))
+        rows.append(("Rows", f"{about.num_rows:,}{without}"))
+        rows.append(("Files", f"{about.num_shards:,}, {format_bytes(config.file_bytes)}"))
     return markdown_table(["", ""], rows)
 
 
 def _members(about: Provenance | PlannedConfig) -> list[dict[str, Any]]:
     members = about.teacher.get("members")
     if not isinstance(members, list) or not all(isinstance(member, dict) for member in members):
-        raise FormatError(f"`teacher.members` of the provenance must be a list of members, found {members!r:.80}.")
+        raise FormatError(
+            f"`teacher.members` of the provenance must be a list of members, found {members!r:.80}. Fix it."
+        )
     return members
 
 
-def _teachers(config: CardConfig | PlannedConfig) -> list[str]:
-    members = _members(_about(config))
-    rows = []
-    commercial = []
-    unknown = []
+def _teachers(about: Provenance | PlannedConfig) -> list[str]:
+    members = _members(about)
+    rows, commercial, unknown = [], [], []
     for member in members:
         at = f" at {code(str(member['revision'])[:12])}" if member.get("revision") else ""
         at += f", without fold {member['left_out']['number']}" if member.get("left_out") else ""
@@ -455,15 +431,13 @@ def _teachers(config: CardConfig | PlannedConfig) -> list[str]:
         )
     if len(members) > folds:
         parts.append("Their probabilities are averaged.")
-    teacher = _about(config).teacher
-    if "temperature" in teacher:
+    if "temperature" in about.teacher:
+        temperature = about.teacher["temperature"]
+        parts.append(f"The logarithms of their probabilities were divided by the temperature {temperature:g}.")
+    made = about.teacher.get(schema.EXTENDED_FROM)
+    if isinstance(about, Provenance) and made is not None:
         parts.append(
-            f"The logarithms of their probabilities were divided by the temperature {teacher['temperature']:g}."
-        )
-    made = teacher.get(EXTENDED_FROM)
-    if isinstance(config, CardConfig) and made is not None:
-        parts.append(
-            f"The first {made['num_members']} stand in the average with their stored top-{config.provenance.top_k} answers, "
+            f"The first {made['num_members']} stand in the average with their stored top-{about.top_k} answers, "
             "the rest of the mass spread evenly: the others were added later."
         )
     if commercial:
@@ -472,7 +446,7 @@ def _teachers(config: CardConfig | PlannedConfig) -> list[str]:
             "The answers stored here are made with them: whether that licence reaches the answers, and students that learn "
             "from them, is for you to settle before any commercial use."
         )
-    if unknown and isinstance(config, CardConfig):
+    if unknown and isinstance(about, Provenance):
         parts.append(
             f"> **Unknown licence.** The licence of {', '.join(unknown)} is not known. Find it out before you publish or use "
             "what is made with its answers."
@@ -495,10 +469,10 @@ def _rounded(value: Any) -> str:
 
 
 _GROUPS = {
-    "classes": (TEACHER_IDS,),
-    "log-probabilities": (TEACHER_LOGPROBS,),
-    "images' tails": (TAIL_IDS, TAIL_LOGPROBS),
-    "row and hashes": (SOURCE_INDEX, IMAGE_HASH, VIEWS_HASH),
+    "classes": (schema.TEACHER_IDS,),
+    "log-probabilities": (schema.TEACHER_LOGPROBS,),
+    "images' tails": (schema.TAIL_IDS, schema.TAIL_LOGPROBS),
+    "row and hashes": (schema.SOURCE_INDEX, schema.IMAGE_HASH, schema.VIEWS_HASH),
 }
 
 
@@ -509,7 +483,9 @@ def _statistics(config: CardConfig, found: Statistics) -> list[str]:
         for group, names in _GROUPS.items()
         if group != "images' tails" or config.provenance.signal == IMAGE_TAIL
     }
-    counts["augmentation's parameters"] = sum(n for name, n in found.columns.items() if name.startswith(AUG_PREFIX))
+    counts["augmentation's parameters"] = sum(
+        n for name, n in found.columns.items() if name.startswith(schema.AUG_PREFIX)
+    )
     counts["the base's own columns"] = sum(n for name, n in found.columns.items() if not is_reserved(name))
     counts["structure of the files"] = config.file_bytes - sum(counts.values())
     sizes = [(group, f"{count:,}", f"{count / views:.2f}") for group, count in counts.items()]
@@ -528,8 +504,10 @@ def _statistics(config: CardConfig, found: Statistics) -> list[str]:
 
 
 def _verification(found: Verification) -> str:
-    rows = [("Rows replayed", f"{found.num_rows:,} with {found.num_views:,} views each")]
-    rows.append(("Equal bit for bit", "unknown" if found.bit_equal is None else percent(found.bit_equal)))
+    rows = [
+        ("Rows replayed", f"{found.num_rows:,} with {found.num_views:,} views each"),
+        ("Equal bit for bit", "unknown" if found.bit_equal is None else percent(found.bit_equal)),
+    ]
     if found.kl_mean is None or found.kl_max is None or found.top1_agreement is None:
         rows.append(("Teacher's answers", "not compared"))
     else:

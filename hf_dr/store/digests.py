@@ -28,10 +28,9 @@ class ColumnDigests:
             column = table.column(name)
             if isinstance(column, pa.ChunkedArray):
                 column = column.combine_chunks()
-            if isinstance(column, pa.ChunkedArray):  # what cannot be one array (over 2 GiB of bytes) stays in chunks
-                raise AssertionError(f"a row group's column {name} must fit into one Arrow array")
-            hasher = self._hashers.setdefault(name, xxhash.xxh3_128())
-            _update(hasher, column)
+            # What cannot be one array (over 2 GiB of bytes) stays in chunks.
+            assert isinstance(column, pa.Array), f"a row group's column {name} must fit into one Arrow array"
+            _update(self._hashers.setdefault(name, xxhash.xxh3_128()), column)
 
     def result(self) -> dict[str, str]:
         """Returns column name -> digest, 32 hexadecimal digits."""

@@ -3,26 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
 
 import numpy as np
 from datasets import Features, List, Value
 
-from hf_dr.store.schema import (
-    AUG_PREFIX,
-    IMAGE_HASH,
-    SOURCE_INDEX,
-    TAIL_IDS,
-    TAIL_LOGPROBS,
-    TEACHER_IDS,
-    TEACHER_LOGPROBS,
-    VIEWS_HASH,
-)
+from hf_dr.store import schema
 from hf_dr.teacher.names import IMAGE_TAIL, TOPK
 from hf_dr.teacher.signals import tail_size
 from hf_dr.teacher.topk import id_dtype
 from hf_dr.views.augmentation import PARTNER, Augmentation
-from hf_dr.views.ops.base import Param
 
 
 def reinforcement_features(
@@ -48,29 +37,22 @@ def reinforcement_features(
     if stored_partners:
         params |= {f"{PARTNER}_{name}": param for name, param in augmentation.partner_params.items()}
 
-    def views_of(value: Any) -> List:
-        return List(value, length=num_views)
-
-    def stored(param: Param) -> List:
-        value = Value(param.dtype)
-        return views_of(value if param.length is None else List(value, length=param.length))
-
-    id_value = Value(id_dtype(num_classes).name)
-    tails = {}
+    id_value, logprob = Value(id_dtype(num_classes).name), Value("float16")
+    columns = {
+        schema.SOURCE_INDEX: Value("int64"),
+        schema.IMAGE_HASH: Value("uint64"),
+        schema.VIEWS_HASH: Value("uint64"),
+        schema.TEACHER_IDS: List(List(id_value, length=top_k), length=num_views),
+        schema.TEACHER_LOGPROBS: List(List(logprob, length=top_k), length=num_views),
+    }
     if signal == IMAGE_TAIL:
         size = tail_size(num_classes)
-        tails = {TAIL_IDS: List(id_value, length=size), TAIL_LOGPROBS: List(Value("float16"), length=size)}
-    return Features(
-        {
-            SOURCE_INDEX: Value("int64"),
-            IMAGE_HASH: Value("uint64"),
-            VIEWS_HASH: Value("uint64"),
-            TEACHER_IDS: views_of(List(id_value, length=top_k)),
-            TEACHER_LOGPROBS: views_of(List(Value("float16"), length=top_k)),
-            **tails,
-            **{AUG_PREFIX + name: stored(param) for name, param in params.items()},
-        }
-    )
+        columns |= {schema.TAIL_IDS: List(id_value, length=size), schema.TAIL_LOGPROBS: List(logprob, length=size)}
+    for name, param in params.items():
+        value = Value(param.dtype)
+        stored = value if param.length is None else List(value, length=param.length)
+        columns[schema.AUG_PREFIX + name] = List(stored, length=num_views)
+    return Features(columns)
 
 
 def combine_hashes(view_hashes: np.ndarray) -> int:

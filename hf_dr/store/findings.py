@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TypeVar
 
 import PIL.Image
-from pydantic import Field
 
 from hf_dr.errors import FormatError
 from hf_dr.files import write_whole
-from hf_dr.store.json_files import FiniteFloat, read_object, validated
+from hf_dr.store.json_files import Count, FiniteFloat, read_object, validated
 from hf_dr.store.schema import CONTACT_SHEET_FILE, STATISTICS_FILE, STUDENTS_FILE, VERIFICATION_FILE
 
-Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 FINGERPRINT_KEY = "fingerprint"
 """Where a finding has its run's fingerprint: a JSON field, or the PNG text of that name."""
 

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 from pydantic_core import PydanticCustomError
 
 from hf_dr.errors import FormatError
@@ -23,6 +23,7 @@ from hf_dr.text import format_bytes
 MAX_BYTES = 16 << 20
 """Of a JSON file. Ten million skipped rows fit in; each byte takes up to twenty in memory."""
 
+Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 _Kind = TypeVar("_Kind")
 
 _short = reprlib.Repr()
@@ -31,11 +32,7 @@ _short.maxother = 80
 
 
 def read_object(path: Path, advice: str) -> dict[str, Any]:
-    """Reads a JSON file that holds an object.
-
-    Args:
-        path: The file.
-        advice: What to do where the file is damaged, a sentence.
+    """Reads a JSON file that holds an object; `advice` is what to do where it is damaged, a sentence.
 
     Raises:
         FormatError: It holds something else, is too long, or is no file.
@@ -43,11 +40,9 @@ def read_object(path: Path, advice: str) -> dict[str, Any]:
     """
     if path.exists() and not path.is_file():  # a pipe would be waited for
         raise FormatError(f"{path} must be a file, found a folder or a device. {advice}")
+    check_size(path.stat().st_size, str(path), advice)
     try:
-        check_size(path.stat().st_size, str(path), advice)
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, FormatError):
-        raise
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, a number too long, nested too deeply
         raise FormatError(f"{path} must be JSON, but reading it failed: {error}. {advice}") from error
     return as_object(content, str(path), advice)

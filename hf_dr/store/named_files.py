@@ -23,7 +23,6 @@ from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
 
 from hf_dr.errors import ConfigError, DataError
-from hf_dr.settings import FILES_FROM_HELP  # noqa: F401 (its name before there were settings)
 
 
 @dataclass(frozen=True)

@@ -15,19 +15,10 @@ from pydantic import AfterValidator, Field
 
 from hf_dr.errors import ConfigError, FormatError, did_you_mean
 from hf_dr.files import write_whole
+from hf_dr.store import schema
 from hf_dr.store.features import reinforcement_features
 from hf_dr.store.json_files import as_object, expect, read_object, shown, validated
-from hf_dr.store.schema import (
-    EXTENDED_FROM,
-    KEEP,
-    MAX_SHARDS,
-    MIXING_SCOPES,
-    PROVENANCE_FILE,
-    SCHEMA_VERSION,
-    STORED_PARTNERS,
-    is_safe_name,
-    shard_name,
-)
+from hf_dr.store.schema import KEEP, MIXING_SCOPES, PROVENANCE_FILE, SCHEMA_VERSION, is_safe_name, shard_name
 from hf_dr.teacher.folds import Fold
 from hf_dr.teacher.names import PRECISIONS, SIGNALS, TOPK
 from hf_dr.text import MAX_TEXT
@@ -54,7 +45,7 @@ def check_columns(features: Features, provenance: Provenance, where: str) -> Aug
         provenance.num_views,
         provenance.top_k,
         provenance.num_classes,
-        stored_partners=provenance.mixing_scope == STORED_PARTNERS,
+        stored_partners=provenance.mixing_scope == schema.STORED_PARTNERS,
         signal=provenance.signal,
     )
     for name, feature in expected.items():
@@ -80,46 +71,33 @@ def _plain_name(name: str) -> str:
 def _ensemble(teacher: dict[str, Any]) -> dict[str, Any]:
     """Checks the members of a teacher, and that what it was extended from, if anything, had fewer of them, and so on."""
     members = teacher.get("members", [])
-    expect(
-        isinstance(members, list) and all(isinstance(member, dict) for member in members),
-        "a teacher with a list of members",
-    )
-    expect(
-        teacher.get("precision", "fp32") in tuple(PRECISIONS),
-        f"a teacher whose `precision` is {' or '.join(PRECISIONS)}",
-    )
+    listed = isinstance(members, list) and all(isinstance(member, dict) for member in members)
+    expect(listed, "a teacher with a list of members")
+    known = teacher.get("precision", "fp32") in tuple(PRECISIONS)
+    expect(known, f"a teacher whose `precision` is {' or '.join(PRECISIONS)}")
     count = len(members)
-    earlier = teacher.get(EXTENDED_FROM)
+    earlier = teacher.get(schema.EXTENDED_FROM)
     while earlier is not None:
         fewer: Any = earlier.get("num_members") if isinstance(earlier, dict) else None
-        expect(
-            type(fewer) is int and 0 < fewer < count, f"a teacher whose `{EXTENDED_FROM}` has fewer members each time"
-        )
+        is_less = type(fewer) is int and 0 < fewer < count
+        expect(is_less, f"a teacher whose `{schema.EXTENDED_FROM}` has fewer members each time")
         count = fewer
-        earlier = earlier.get(EXTENDED_FROM)
+        earlier = earlier.get(schema.EXTENDED_FROM)
     temperature = teacher.get("temperature", 1.0)
     expect(type(temperature) in (int, float) and 0 < temperature < math.inf, "a teacher with a `temperature` above 0")
     # What cards and messages say of each; the rest is compared as it is.
     for member in members:
-        try:
-            fold = None if member.get("left_out") is None else Fold.read(member["left_out"])
-        except ValueError:
-            fold = None
-        expect(
-            fold is not None or "left_out" not in member, "a teacher whose members leave out a fold each, or nothing"
-        )
+        if "left_out" in member:
+            try:
+                Fold.read(member["left_out"])
+            except ValueError:
+                expect(False, "a teacher whose members leave out a fold each, or nothing")
         name, license, revision = (member.get(key) for key in ("id", "license", "revision"))
-        texts = [
-            text for text in (*(license if isinstance(license, list) else [license]), revision) if text is not None
-        ]
-        expect(
-            isinstance(name, str) and 0 < len(name) <= MAX_TEXT,
-            f"a teacher whose members have an `id` of 1 to {MAX_TEXT} characters",
-        )
-        expect(
-            all(isinstance(text, str) for text in texts),
-            "a teacher whose members have texts as `license` and `revision`, where they have any",
-        )
+        named = isinstance(name, str) and 0 < len(name) <= MAX_TEXT
+        expect(named, f"a teacher whose members have an `id` of 1 to {MAX_TEXT} characters")
+        told = [*(license if isinstance(license, list) else [license]), revision]
+        texts = all(text is None or isinstance(text, str) for text in told)
+        expect(texts, "a teacher whose members have texts as `license` and `revision`, where they have any")
     return teacher
 
 
@@ -213,8 +191,7 @@ class Provenance:
 
     def differences(self, other: Provenance) -> list[str]:
         """Returns a line for each determining field in which two runs differ: `num_views: 4 there, 8 here`."""
-        there = _flatten(self.determining())
-        here = _flatten(other.determining())
+        there, here = _flatten(self.determining()), _flatten(other.determining())
         lines = []
         for key in sorted(there.keys() | here.keys()):
             a, b = there.get(key, "absent"), here.get(key, "absent")
@@ -254,8 +231,7 @@ class Provenance:
             content = read_object(path, _AGAIN)
         except FileNotFoundError:
             raise FormatError(
-                f'a "+" dataset must hold {PROVENANCE_FILE}, found none in {folder}. Name the folder of one '
-                "configuration."
+                f'a "+" dataset must hold {PROVENANCE_FILE}, found none in {folder}. Name the folder of one configuration.'
             ) from None
         return cls.from_dict(content, str(path))
 
@@ -301,7 +277,7 @@ class Provenance:
         scopes = {2: MIXING_SCOPES[2:], 4: MIXING_SCOPES}.get(version, MIXING_SCOPES[:2])
         signals = SIGNALS if version >= 4 else SIGNALS[1:]
         chosen = optional.get("candidates") is not None or (version == 3 and "candidates" in optional)
-        least_size = -(-self.num_rows // MAX_SHARDS)
+        least_size = -(-self.num_rows // schema.MAX_SHARDS)
         for name, holds, expected in (
             ("top_k", self.top_k <= self.num_classes, f"at most the {self.num_classes} classes"),
             ("shard_size", self.shard_size >= least_size, f"at least {least_size} for {self.num_rows} rows"),

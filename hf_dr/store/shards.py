@@ -9,21 +9,19 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
-from datasets import Features, Image, List, Value
-from pydantic import Field
+from datasets import Features, Image
 
 from hf_dr.errors import FormatError, HfDrError
 from hf_dr.files import TEMPORARY, temporary_name, writing
 from hf_dr.store.digests import ColumnDigests
-from hf_dr.store.json_files import as_object, validated
+from hf_dr.store.json_files import Count, as_object, validated
 from hf_dr.store.provenance import Provenance, check_columns
 from hf_dr.store.schema import IMAGE_HASH, METADATA_KEY, PROVENANCE_FILE, SOURCE_INDEX, is_reserved
 
@@ -36,26 +34,16 @@ MAX_MASS = 1.01
 
 
 @dataclass(frozen=True)
-class _Marker:
-    """The JSON in a shard's Parquet metadata."""
-
-    fingerprint: str
-    num_bytes: Annotated[int, Field(ge=0, lt=1 << 63)]
-    skipped_rows: list[int]
-    digests: dict[str, str] | None = None
-
-
-@dataclass(frozen=True)
 class ShardMarker:
-    """What a finished shard says of itself."""
+    """What a finished shard says of itself: the JSON in its Parquet metadata, and what is known of the file."""
 
     fingerprint: str
-    num_rows: int
-    num_bytes: int
+    num_bytes: Count
     """Size of its columns in memory, as Arrow."""
+    skipped_rows: list[int]
+    num_rows: int
     file_bytes: int
-    skipped_rows: tuple[int, ...]
-    digests: dict[str, str] | None
+    digests: dict[str, str] | None = None
     """Of each column (`hf_dr.store.digests`); None in formats 1 to 3, which have none."""
 
 
@@ -68,15 +56,8 @@ def read_marker(path: Path) -> ShardMarker:
     try:
         metadata = pq.read_metadata(path)
         content = as_object(json.loads((metadata.metadata or {})[METADATA_KEY]), "it")
-        marker = validated(_Marker, content, "it", more=True)
-        return ShardMarker(
-            marker.fingerprint,
-            metadata.num_rows,
-            marker.num_bytes,
-            path.stat().st_size,
-            tuple(marker.skipped_rows),
-            marker.digests,
-        )
+        of_file = {"num_rows": metadata.num_rows, "file_bytes": path.stat().st_size}
+        return validated(ShardMarker, {**content, **of_file}, "it", more=True)
     # Arrow raises OSError without a number for a footer that it cannot parse; with one, the system could not read it.
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         if isinstance(error, OSError) and error.errno is not None:
@@ -88,7 +69,7 @@ def read_marker(path: Path) -> ShardMarker:
 
 
 @contextlib.contextmanager
-def reading(path: Path) -> Iterator[None]:
+def reading(path: Path | str) -> Iterator[None]:
     """Turns what Arrow raises where a shard is damaged into an error for people.
 
     Raises:
@@ -99,7 +80,7 @@ def reading(path: Path) -> Iterator[None]:
     except HfDrError:
         raise
     # Arrow's own OSError has no number; with one, the system could not read the file.
-    except (OSError, pa.ArrowException, ValueError, TypeError, KeyError) as error:
+    except (OSError, pa.ArrowException, ValueError, TypeError, KeyError, RecursionError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise FormatError(
@@ -120,9 +101,7 @@ def read_features(path: Path) -> Features:
             inner = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(stored[b"ARROW:schema"])))
             features = [told.get(b"huggingface") for told in (inner.metadata or {}, stored)]
             # Parquet has not all of Arrow's types, seconds for one: it is asked how it reads these columns.
-            empty = pa.BufferOutputStream()
-            pq.write_table(inner.empty_table(), empty)
-            as_read = pq.read_schema(pa.BufferReader(empty.getvalue()))
+            as_read = _empty_file(inner).schema_arrow
             if as_read.remove_metadata() != schema.remove_metadata() or features[0] != features[1]:
                 raise FormatError(
                     f"{path} must tell the features of its columns, but tells two. Fetch or make it again."
@@ -166,9 +145,8 @@ def check_shards(config: Path, provenance: Provenance) -> list[Path]:
         try:
             features = _check_shard(path, provenance, len(provenance.shard_range(number)), first)
         except FormatError:
-            check_all_digests(
-                shards[:number]
-            )  # the first that is damaged is named, not the first that cannot be opened
+            # The first that is damaged is named, not the first that cannot be opened.
+            check_all_digests(shards[:number])
             raise
         first = first or features
     return shards
@@ -246,10 +224,10 @@ def check_digests(path: Path) -> None:
             f"{path} must hold what was written, but its columns {', '.join(changed)} have other digests: values were changed, "
             "or rows swapped. Fetch or make it again."
         )
-    if list(marker.skipped_rows) != skipped:
+    if marker.skipped_rows != skipped:
         raise FormatError(
-            f"{path} must tell its rows without reinforcement, {skipped}, but tells {list(marker.skipped_rows)}. Fetch or make "
-            "it again."
+            f"{path} must tell its rows without reinforcement, {skipped}, but tells {marker.skipped_rows}. Fetch or make it "
+            "again."
         )
 
 
@@ -284,10 +262,8 @@ def remove_temporaries(folder: Path, shards: Iterable[str] = ("",)) -> None:
 def column_compression(features: Features) -> dict[str, str]:
     """Returns the codec of each Parquet leaf column; images are compressed already."""
     images = {name for name, feature in features.items() if isinstance(feature, Image)}
-    codecs = {}
-    for leaf in _leaves(features.arrow_schema):
-        codecs[leaf] = "NONE" if leaf.split(".")[0] in images else "ZSTD"
-    return codecs
+    leaves = _leaves(features)
+    return {leaf.path: "NONE" if leaf.path.split(".")[0] in images else "ZSTD" for leaf in leaves}
 
 
 def column_encoding(features: Features) -> dict[str, str]:
@@ -296,35 +272,24 @@ def column_encoding(features: Features) -> dict[str, str]:
     Splitting the bytes of numbers into streams puts what is alike side by side (high bytes of ids, boxes, halves),
     which zstd then squeezes better than dictionaries (benchmarks/storage.py).
     """
-    encodings = {}
-    for name, feature in features.items():
-        if not is_reserved(name):
-            continue
-        value = feature
-        while isinstance(value, List):
-            value = value.feature
-        assert isinstance(value, Value)
-        leaf = name + ".list.element" * _depth(feature)
-        # Parquet allows float16 to be split, but DuckDB 2.0 cannot read it; zstd finds nearly as much without.
-        encodings[leaf] = "PLAIN" if value.dtype in ("bool", "float16") else "BYTE_STREAM_SPLIT"
-    return encodings
+    # Parquet allows float16, which it stores as two bytes, to be split, but DuckDB 2.0 cannot read it; zstd finds nearly as
+    # much without.
+    whole = ("BOOLEAN", "FIXED_LEN_BYTE_ARRAY")
+    own = [leaf for leaf in _leaves(features) if is_reserved(leaf.path.split(".")[0])]
+    return {leaf.path: "PLAIN" if leaf.physical_type in whole else "BYTE_STREAM_SPLIT" for leaf in own}
 
 
-def _depth(feature: Any) -> int:
-    return 1 + _depth(feature.feature) if isinstance(feature, List) else 0
+def _leaves(features: Features) -> list[pq.ColumnSchema]:
+    """Returns Parquet's leaf columns, with their dotted paths."""
+    schema = _empty_file(features.arrow_schema).schema
+    return [schema.column(n) for n in range(len(schema))]
 
 
-def _leaves(schema: pa.Schema) -> list[str]:
-    """Parquet's dotted path of every leaf column."""
-
-    def walk(path: str, dtype: pa.DataType) -> list[str]:
-        if pa.types.is_struct(dtype):
-            return [leaf for field in dtype for leaf in walk(f"{path}.{field.name}", field.type)]
-        if pa.types.is_list(dtype) or pa.types.is_large_list(dtype) or pa.types.is_fixed_size_list(dtype):
-            return walk(f"{path}.list.element", dtype.value_type)
-        return [path]
-
-    return [leaf for field in schema for leaf in walk(field.name, field.type)]
+def _empty_file(schema: pa.Schema) -> pq.ParquetFile:
+    """Returns a file without rows: Parquet's own view of a schema."""
+    empty = pa.BufferOutputStream()
+    pq.write_table(schema.empty_table(), empty)
+    return pq.ParquetFile(pa.BufferReader(empty.getvalue()))
 
 
 def list_array(values: np.ndarray, valid: np.ndarray, dtype: pa.DataType) -> pa.Array:
@@ -345,12 +310,8 @@ def list_array(values: np.ndarray, valid: np.ndarray, dtype: pa.DataType) -> pa.
 class ShardWriter:
     """Writes one shard, row group by row group, under a temporary name; `finish` gives it its own.
 
-    Leaving the `with` block without `finish` deletes what was written.
-
-    Args:
-        path: Final name of the shard.
-        features: All columns, the base's and the reinforcement's.
-        fingerprint: Of the run.
+    Leaving the `with` block without `finish` deletes what was written. `features` are all columns, the base's and the
+    reinforcement's.
 
     Raises:
         HfDrError: The disk is full or the folder cannot be written to.
@@ -365,10 +326,10 @@ class ShardWriter:
         self._num_bytes = 0
         self._skipped: list[int] = []
         self._digests = ColumnDigests()
-        codecs = column_compression(features)
-        base_leaves = [leaf for leaf in codecs if not is_reserved(leaf.split(".")[0])]
         try:
             with writing(path):
+                codecs = column_compression(features)
+                base_leaves = [leaf for leaf in codecs if not is_reserved(leaf.split(".")[0])]
                 self._writer = pq.ParquetWriter(
                     self._temporary,
                     self._schema,
@@ -376,7 +337,7 @@ class ShardWriter:
                     compression_level={leaf: ZSTD_LEVEL for leaf, codec in codecs.items() if codec == "ZSTD"},
                     use_dictionary=[leaf for leaf in base_leaves if codecs[leaf] != "NONE"],
                     column_encoding=column_encoding(features),
-                    write_statistics=[name for name in self._schema.names if name == "source_index"],
+                    write_statistics=[name for name in self._schema.names if name == SOURCE_INDEX],
                     data_page_size=1 << 22,
                     write_page_checksum=True,
                 )
@@ -399,14 +360,14 @@ class ShardWriter:
                 continue
             values = columns[field.name]
             if values.ndim == 1:
-                mask = None if field.name == "source_index" or valid.all() else ~valid
+                mask = None if field.name == SOURCE_INDEX or valid.all() else ~valid
                 arrays.append(pa.array(values, field.type, mask=mask))
             else:
                 arrays.append(list_array(values, valid, field.type))
         table = pa.Table.from_arrays(arrays, schema=self._schema)
         self._num_bytes += table.nbytes
         self._digests.update(table)
-        self._skipped += columns["source_index"][~valid].tolist()
+        self._skipped += columns[SOURCE_INDEX][~valid].tolist()
         with writing(self.path):
             self._writer.write_table(table, row_group_size=len(table))
 
@@ -429,9 +390,7 @@ class ShardWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         # After an error the writer may fail to close as well (a full disk, say); the first error is the one to see.
         try:
             with contextlib.suppress(OSError, pa.ArrowException):

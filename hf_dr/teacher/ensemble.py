@@ -183,8 +183,7 @@ class Teacher:
 
     def _common_classes(self) -> tuple[int, tuple[tuple[str, ...], ...] | None]:
         """Checks that all members answer over the same classes and returns their number and names."""
-        counts = []
-        names = []
+        counts, names = [], []
         for member, class_ids in zip(self.members, self._class_ids, strict=True):
             counts.append(member.num_classes if class_ids is None else len(class_ids))
             labels = member.labels
@@ -253,9 +252,8 @@ class Teacher:
                     "decoded by another library: which of them it has seen is not known. Reinforce the dataset and split that "
                     "it was taught, whole and in its order, or teach again."
                 )
-        lacking = [
-            fold for fold in range(self.num_folds) if not any(_has_not_seen(member, fold) for member in self.members)
-        ]
+        answered = [any(_has_not_seen(member, fold) for member in self.members) for fold in range(self.num_folds)]
+        lacking = [fold for fold, known in enumerate(answered) if not known]
         if lacking:
             raise TeacherError(
                 f"the teacher must have a member for each of its {self.num_folds} folds, found none for {lacking}. Name the "
@@ -264,17 +262,14 @@ class Teacher:
 
     def provenance(self) -> dict[str, Any]:
         """Returns what determines the answers, and the members' ids and licences, in JSON types."""
-        members = []
-        for member, class_ids in zip(self.members, self._class_ids, strict=True):
-            members.append({**member.provenance(), "classes": class_ids})
-        calibrated = {} if self.temperature == 1 else {"temperature": self.temperature}
-        return {
-            "members": members,
+        classes = zip(self.members, self._class_ids, strict=True)
+        told = {
+            "members": [{**member.provenance(), "classes": class_ids} for member, class_ids in classes],
             "num_classes": self.num_classes,
             "precision": self.precision,
             "device_type": self.device.type,
-            **calibrated,
         }
+        return told if self.temperature == 1 else {**told, "temperature": self.temperature}
 
 
 def _has_not_seen(member: Member, fold: int) -> bool:
@@ -314,10 +309,7 @@ def _resolve_classes(
 ) -> list[int] | None:
     """Returns the member's class ids for the dataset's classes; None where they are the same.
 
-    Args:
-        member: Of the teacher.
-        classes: Of the dataset.
-        larger: Whether a member of the teacher has more classes.
+    `larger` says whether a member of the teacher has more classes.
     """
     if classes is None:
         return None

@@ -55,12 +55,7 @@ _COUNT: TypeAdapter[int] = TypeAdapter(Annotated[int, Field(strict=True, ge=2, l
 
 
 def folds_of(image_hashes: np.ndarray, num_folds: int) -> np.ndarray:
-    """Returns the fold of each image, int64.
-
-    Args:
-        image_hashes: Pixel hashes, uint64, as `image_hash` of a "+" dataset.
-        num_folds: k.
-    """
+    """Returns the fold of each image, int64, by its pixel hash, uint64, as `image_hash` of a "+" dataset."""
     return (image_hashes % np.uint64(num_folds)).astype(np.int64)
 
 

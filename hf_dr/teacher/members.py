@@ -66,17 +66,10 @@ class Member:
     left_out: Fold | None = None
 
     def provenance(self) -> dict[str, Any]:
-        """Returns all but the model, in JSON types."""
-        left_out = {} if self.left_out is None else {"left_out": asdict(self.left_out)}
-        return {
-            **left_out,
-            "id": self.id,
-            "revision": self.revision,
-            "license": self.license,
-            "num_classes": self.num_classes,
-            "weights_hash": self.weights_hash,
-            "preprocessing": self.preprocessing.to_dict(),
-        }
+        """Returns what it is in JSON types."""
+        fields = ("id", "revision", "license", "num_classes", "weights_hash")
+        told = {name: getattr(self, name) for name in fields} | {"preprocessing": self.preprocessing.to_dict()}
+        return told if self.left_out is None else {"left_out": asdict(self.left_out), **told}
 
 
 def imagenet_synsets(classes: str) -> list[str]:
@@ -291,12 +284,7 @@ def _load_model(name: str, source: str, revision: str | None, strict: bool) -> t
 
 
 def read_config(source: str, **settings: Any) -> Any:
-    """Returns the configuration of a folder or Hub id, as transformers can build a model of it.
-
-    Args:
-        source: As for `AutoConfig.from_pretrained`.
-        **settings: As for `AutoConfig.from_pretrained`.
-    """
+    """Returns what `AutoConfig.from_pretrained` does, as transformers can build a model of it."""
     config = AutoConfig.from_pretrained(source, **settings)
     # timm's own export repeats the number of classes there, which transformers' wrapper passes by itself.
     if isinstance(getattr(config, "model_args", None), dict):
@@ -386,14 +374,12 @@ def _check_index(name: str, source: str, revision: str) -> None:
         raise TeacherError(
             f"the {SAFE_WEIGHTS_INDEX_NAME} of {name!r} must tell the file of each weight, but: {error!r:.200}. Save it again."
         ) from error
-    strange = [
-        file for file in files if not (isinstance(file, str) and re.fullmatch(r"[\w.-]+\.safetensors", file, re.ASCII))
-    ]
-    if strange:
-        raise TeacherError(
-            f"the weights of {name!r} must all be safetensors files of its own, but its index names {strange[0]!r:.80}. Name "
-            "another model."
-        )
+    for file in files:
+        if not (isinstance(file, str) and re.fullmatch(r"[\w.-]+\.safetensors", file, re.ASCII)):
+            raise TeacherError(
+                f"the weights of {name!r} must all be safetensors files of its own, but its index names {file!r:.80}. Name "
+                "another model."
+            )
 
 
 def _wrapped_timm_preprocessing(name: str, pretrained_cfg: Any) -> tuple[Preprocessing, float | None]:
@@ -415,9 +401,7 @@ def _transformers_preprocessing(
 ) -> tuple[Preprocessing, float | None]:
     """Returns the preprocessing and the evaluation's crop (see `Member`) that the image processor has."""
     try:
-        processor: Any = AutoImageProcessor.from_pretrained(
-            source, revision=revision or "main", trust_remote_code=False
-        )
+        processor = AutoImageProcessor.from_pretrained(source, revision=revision or "main", trust_remote_code=False)
     except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
         if fallback is not None:
             return fallback, 1.0
@@ -441,19 +425,16 @@ def _imagenet_labels(num_classes: int) -> _Names | None:
 
 def _card_license(source: str, revision: str | None) -> str | None:
     """Reads the licence from the model's card; None, with a warning, where there is no card to read."""
+    license = None
+    readme = Path(source).expanduser() / "README.md"
     try:
-        readme = Path(source).expanduser() / "README.md"
-        if readme.parent.is_dir():
-            card = ModelCard.load(readme) if readme.is_file() else None
-        elif constants.is_offline_mode():
-            card = None
-        else:
-            card = ModelCard.load(source)
+        if readme.is_file():
+            license = ModelCard.load(readme).data.get("license")
+        elif not readme.parent.is_dir() and not constants.is_offline_mode():
+            license = ModelCard.load(source).data.get("license")
     # A card is anybody's text: its YAML fails in many ways.
     except (OSError, *YAML_ERRORS) as error:
         logger.debug("no card for %s at %s: %s", source, revision, error)
-        card = None
-    license = card.data.get("license") if card is not None else None
     if license is None:
         logger.warning("The licence of the teacher %s is unknown; add it to the card before you publish.", source)
     return license

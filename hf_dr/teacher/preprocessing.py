@@ -23,7 +23,6 @@ from hf_dr.views.ops.geometry import CenterCrop, Resize
 
 logger = logging.getLogger(__name__)
 
-
 _TENSOR_FILTERS = ("nearest", "bilinear", "bicubic")
 
 
@@ -48,12 +47,9 @@ class Preprocessing:
     def __post_init__(self) -> None:
         height, width = self.size if isinstance(self.size, tuple) and len(self.size) == 2 else (0, 0)
         sides = all(isinstance(side, int) and 0 < side <= MAX_SIDE for side in (height, width))
+        is_size = sides and height * width <= MAX_VIEW_PIXELS
         for name, ok, expected in (
-            (
-                "size",
-                sides and height * width <= MAX_VIEW_PIXELS,
-                f"(height, width) of at most {MAX_VIEW_PIXELS:,} pixels",
-            ),
+            ("size", is_size, f"(height, width) of at most {MAX_VIEW_PIXELS:,} pixels"),
             ("mean", _is_colour(self.mean), "three numbers"),
             ("std", _is_colour(self.std) and min(self.std) > 0, "three numbers above 0"),
             ("interpolation", self.interpolation in _TENSOR_FILTERS, f"one of {', '.join(_TENSOR_FILTERS)}"),
@@ -168,9 +164,8 @@ def read_image_processor(processor: Any, name: str) -> tuple[Preprocessing, floa
             raise TeacherError(f"the image processor of {name!r} must give a height and width, found {size}.")
         resized = processor.size.get("shortest_edge")
         crop = height / resized if resized else None
-        if getattr(
-            processor, "crop_pct", None
-        ):  # ConvNeXt's and PoolFormer's: from 384 pixels on the whole image is squashed
+        # ConvNeXt's and PoolFormer's: from 384 pixels on the whole image is squashed.
+        if getattr(processor, "crop_pct", None):
             crop = processor.crop_pct if height < 384 else None
         mean, std, bgr = _colours(processor)
         preprocessing = Preprocessing(
@@ -196,22 +191,18 @@ _Colour = tuple[float, float, float]
 
 def _colours(processor: Any) -> tuple[_Colour, _Colour, bool]:
     """Returns mean and std after scaling to [0, 1] that do what the processor does to colours, and whether it reverses them."""
-    factor = 1.0
-    if processor.do_rescale:
-        factor = processor.rescale_factor
+    factor = processor.rescale_factor if processor.do_rescale else 1.0
     offset = 1.0 if processor.do_rescale and getattr(processor, "rescale_offset", False) else 0.0
     bgr = bool(getattr(processor, "do_flip_channel_order", False))
     normalizes = getattr(processor, "do_normalize", False)  # MobileViT's never does
     if not normalizes and not offset and factor == 1 / 255:
         return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), bgr
-    means = []
-    stds = []
+    means, stds = [], []
     for channel in range(3):
         mean = _channel(processor.image_mean, channel) if normalizes else 0.0
-        std = _channel(processor.image_std, channel) if normalizes else 1.0
-        total = std
+        total = _channel(processor.image_std, channel) if normalizes else 1.0
         if getattr(processor, "include_top", False):
-            total = std * _channel(processor.image_std, channel)
+            total *= _channel(processor.image_std, channel)
         # (pixel factor - offset - mean) / total, as (pixel / 255 - mean') / std'.
         means.append((offset + mean) / (255 * factor) if offset or factor != 1 / 255 else mean)
         stds.append(total / (255 * factor) if factor != 1 / 255 else total)
@@ -247,9 +238,8 @@ def _check_colours(processor: Any, preprocessing: Preprocessing, name: str) -> N
     if theirs.shape != ours.shape or float((theirs - ours).abs().max()) > 1e-3 * scale:
         raise TeacherError(
             f"the image processor of {name!r} ({type(processor).__name__}) must rescale, normalise and order the channels as "
-            f"its configuration says, but the colour 31, 87, 190 becomes {_first(theirs)}, by its "
-            f"configuration {_first(ours)}. "
-            "Save the model with an image processor that transformers knows."
+            f"its configuration says, but the colour 31, 87, 190 becomes {_first(theirs)}, by its configuration "
+            f"{_first(ours)}. Save the model with an image processor that transformers knows."
         )
 
 

@@ -40,10 +40,7 @@ class ImageTails:
     """The means of rows' answers, added up view by view as they come in order.
 
     In float64 and always in the same order, so they do not depend on how the views came in batches; of views, one sum is held
-    in memory, whatever V is.
-
-    Args:
-        num_views: V, the views of each row.
+    in memory, whatever V, `num_views`, is.
     """
 
     def __init__(self, num_views: int) -> None:

@@ -43,25 +43,16 @@ def top_k(logprobs_BC: torch.Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 class LaterTopK:
-    """The `k` most probable classes of answers that a device is still working on: `top_k`, started now and read later.
-
-    Args:
-        logprobs_BC: As for `top_k`.
-        k: As for `top_k`.
-    """
+    """The `k` most probable classes of answers that a device is still working on: `top_k`, started now and read later."""
 
     def __init__(self, logprobs_BC: torch.Tensor, k: int) -> None:
         self._num_classes = logprobs_BC.shape[-1]
-        self._ready: tuple[np.ndarray, np.ndarray] | None = None
-        self._error: TeacherError | None = None
+        self._whole: tuple[torch.Tensor, int] | None = None
         if logprobs_BC.device.type == "cuda" and logprobs_BC.dtype == torch.float32:
             ids_BK, values_BK = unambiguous_top_k(logprobs_BC, k)
             self._later = LaterOnHost(ids_BK, values_BK.to(torch.float16))
-            return
-        try:
-            self._ready = top_k(logprobs_BC, k)
-        except TeacherError as error:  # raised where it is on a GPU: when the answers are read
-            self._error = error
+        else:
+            self._whole = logprobs_BC, k
 
     def get(self) -> tuple[np.ndarray, np.ndarray]:
         """Waits for the answers and returns what `top_k` returns.
@@ -69,10 +60,8 @@ class LaterTopK:
         Raises:
             TeacherError: An answer is not finite.
         """
-        if self._error is not None:
-            raise self._error
-        if self._ready is not None:
-            return self._ready
+        if self._whole is not None:
+            return top_k(*self._whole)
         ids_BK, values_BK = self._later.get()
         return as_stored(ids_BK.numpy(), values_BK.numpy(), self._num_classes)
 

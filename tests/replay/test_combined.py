@@ -243,7 +243,7 @@ def test_paths_or_names_or_both(make, tmp_path, tiny_dataset, tiny_teacher):
         assert [provenance.config_name for provenance in combined.provenances] == ["crop", "mix"]
         assert (combined.num_views, combined.seed) == (4, 5)
     assert isinstance(load_reinforced(tmp_path, "crop"), ReinforcedDataset)
-    with pytest.raises(ConfigError, match="as many names as paths, got 2 paths and 1 names"):
+    with pytest.raises(ConfigError, match=r"as many names as paths, got 2 paths and 1 names\. Name one for each"):
         load_reinforced([tmp_path, tmp_path], ["crop"])
     with pytest.raises(ConfigError, match='expected at least one "\\+" dataset, got none'):
         load_reinforced([])

@@ -229,7 +229,9 @@ def test_an_edited_provenance_is_refused(damaged_copy):
 
 @pytest.mark.parametrize("num_views", [0, -1, VIEWS + 1])
 def test_the_number_of_views_has_bounds(tiny_folder, num_views):
-    with pytest.raises(ConfigError, match=f"`num_views` must be between 1 and the 4 stored views, got {num_views}"):
+    with pytest.raises(
+        ConfigError, match=f"`num_views` must be between 1 and the 4 stored views, got {num_views}. Leave it out"
+    ):
         load_reinforced(tiny_folder, num_views=num_views)
 
 

@@ -13,7 +13,9 @@ its last; `*_before`: the whole run with `augment_on` cpu, where Pillow makes th
 clock starts are a third of what is counted, or less.
 
 `main_ms_*`: CPU milliseconds that a training's main process takes for a batch before a kernel runs, next to those of the
-worker that has packed it (`worker_ms_*`), with launches, bytes and tensors counted.
+worker that has packed it (`worker_ms_*`), with launches, bytes and tensors counted; `order_ms_a_span_*`: those that the main
+process of a run takes to decide which images are decoded before a batch; `copy_*`: milliseconds in which it copies a batch
+that a worker has sent.
 
 Without a GPU exactness is measured with torch on the CPU, and what is counted.
 """
@@ -35,6 +37,7 @@ from typing import Any
 
 import common
 import datasets
+import numpy as np
 import synthetic
 import timm
 import torch
@@ -48,6 +51,7 @@ from hf_dr.generation.labelling import ViewColumns
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.device import UndoneCollator, UndoneViews
 from hf_dr.replay.loading import load_reinforced
+from hf_dr.replay.messages import InOneMessage
 from hf_dr.store.base_dataset import undecoded_images
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.members import Member, weights_hash
@@ -59,6 +63,7 @@ from hf_dr.training.trainer import ReinforcedTrainer
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.device.augment import DeviceAugmentation
 from hf_dr.views.device.graphs import Graphed
+from hf_dr.views.device.images import copy_in_parts, pack
 from hf_dr.views.device.maker import DeviceViewMaker
 from hf_dr.views.device.packing import UndoneBatch
 from hf_dr.views.maker import Span, ViewMaker
@@ -307,7 +312,7 @@ def measure_counts(data: Path | None) -> dict[str, Any]:
             augmenter = DeviceAugmentation(train.augmentations[0])
             views = [item["pixel_values"] for item in items]
             batch = UndoneBatch.pack(augmenter, views)
-            collated = UndoneCollator(augmenter, default_data_collator)(items)
+            collated = InOneMessage(UndoneCollator(augmenter, default_data_collator))(items)
             program = batch.program
             assert program is not None
             kernels, fused.kernels = fused.kernels, Launches()  # type: ignore[assignment]
@@ -319,19 +324,62 @@ def measure_counts(data: Path | None) -> dict[str, Any]:
             finally:
                 fused.kernels = kernels
             packing = _least_cpu(lambda augmenter=augmenter, views=views: UndoneBatch.pack(augmenter, views))
-            tensors = [value for value in collated.values() if isinstance(value, torch.Tensor)]
+            message = bytes(ForkingPickler.dumps(collated))
+            maker = ViewMaker(
+                undecoded_images(common.photos(data, 2048)[0], "image"),
+                Augmentation.named(name, SIDE),
+                NUM_VIEWS,
+                0,
+                None,
+            )
+            ordering = _least_cpu(lambda maker=maker: _order(maker))
             result |= {
+                f"order_ms_a_span_{name}": 1e3 * ordering / (2048 * NUM_VIEWS / BATCH),
                 f"launches_{name}": launches,
                 f"bytes_to_device_per_view_{name}": (batch.pixels.nbytes + program.table.nbytes) / BATCH,
                 f"table_bytes_per_view_{name}": program.table.nbytes / BATCH,
                 f"bytes_written_per_view_{name}": sum(program.buffers) / BATCH,
-                f"tensors_between_processes_{name}": len(tensors) + 2,
-                f"pickled_bytes_{name}": len(ForkingPickler.dumps(collated)),
+                f"tensors_between_processes_{name}": message.count(b"rebuild_storage"),
+                f"pickled_bytes_{name}": len(message),
                 f"worker_ms_{name}": 1e3 * packing,
                 f"main_ms_{name}": 1e3 * performing,
             }
+    result |= measure_copies(int(BATCH * result["bytes_to_device_per_view_randaug"]))
     common.table([[name, value] for name, value in result.items()], ["counts, batch of 256 views", ""])
     return result
+
+
+class Sent(torch.utils.data.Dataset):
+    """Batches as workers send them: buffers of so many bytes."""
+
+    def __init__(self, num_bytes: int) -> None:
+        self.image = np.ones((num_bytes // 3, 1, 3), np.uint8)
+
+    def __len__(self) -> int:
+        return 20
+
+    def __getitem__(self, _: int) -> torch.Tensor:
+        return pack([self.image])[0]
+
+
+def measure_copies(num_bytes: int) -> dict[str, float]:
+    """Milliseconds in which the main process copies a batch that a worker has sent: the least of some."""
+    result = {}
+    for name, copy in (("one_thread_ms", torch.Tensor.copy_), ("ms", copy_in_parts)):
+        rounds = []
+        for sent in torch.utils.data.DataLoader(Sent(num_bytes), batch_size=None, num_workers=1):
+            to = torch.ones(sent.shape, dtype=torch.uint8)  # as memory that is pinned is there already
+            torch.set_num_threads(1)  # as in a loader's thread
+            rounds.append(common.seconds(lambda to=to, sent=sent, copy=copy: copy(to, sent)))
+        result[f"copy_{name}"] = 1e3 * min(rounds)
+    return result
+
+
+def _order(maker: ViewMaker) -> None:
+    """What the main process of a run does to decide when each image is decoded."""
+    spans = [Span(0, start, start + BATCH) for start in range(0, len(maker.images) * NUM_VIEWS, BATCH)]
+    for _ in DeviceViewMaker(maker, torch.device("cpu"))._items(spans, workers()):
+        pass
 
 
 def _least_cpu(work: Callable[[], Any]) -> float:

@@ -135,7 +135,7 @@ def prepare_corrupted(work: Work) -> None:
         return {"image": corrupt(image, name, SEVERITY, corruption_rng(0, n, name, SEVERITY))}
 
     images = work.images("test")
-    spoilt = images.map(spoil, with_indices=True, num_proc=max(1, work.workers), features=images.features)
+    spoilt = images.map(spoil, with_indices=True, features=images.features)
     _whole(work.corrupted, lambda path: spoilt.to_parquet(str(path)))
 
 
@@ -145,8 +145,8 @@ def prepare_teacher(work: Work, architecture: str) -> None:
     data = work.drawn(TEACHER_SIDE)
     model = accuracy.pretrained(architecture, work.weights, TEACHER_SIDE, data.class_names, data.num_classes)
     arguments = work.arguments(
-        work.teacher(architecture), num_train_epochs=work.teacher_epochs, per_device_train_batch_size=TEACHER_BATCH, learning_rate=1e-3,
-        optim="adamw_torch_fused", weight_decay=0.01, reinforced_probability=0.0, seed=1,
+        work.teacher(architecture), num_train_epochs=work.teacher_epochs, per_device_train_batch_size=TEACHER_BATCH,
+        learning_rate=1e-3, optim="adamw_torch_fused", weight_decay=0.01, reinforced_probability=0.0, seed=1,
     )  # fmt: skip
     trainer = ReinforcedTrainer(
         model=model,
@@ -165,8 +165,8 @@ def prepare_plus(work: Work) -> None:
     """Makes the "+" dataset."""
     teacher = _teacher(work)
     config = ReinforceConfig(
-        output_dir=str(work.folder / "plus.unfinished"), num_views=NUM_VIEWS, top_k=10, batch_size=512, num_workers=work.workers,
-        image_column="image", label_column="label",
+        output_dir=str(work.folder / "plus.unfinished"), num_views=NUM_VIEWS, top_k=10, batch_size=512,
+        num_workers=work.workers, image_column="image", label_column="label",
     )  # fmt: skip
     began = time.perf_counter()
     reinforce(work.images("train"), teacher, augmentation(SIDE), config)
@@ -186,8 +186,9 @@ def train(work: Work, student: str, epochs: int, objective: str, seed: int) -> N
     settings = dict(STUDENTS[student])
     name, model_args = settings.pop("name"), settings.pop("model_args", None)
     arguments = work.arguments(
-        work.folder / "runs" / _name(student, epochs, objective, seed), num_train_epochs=epochs, per_device_train_batch_size=BATCH,
-        reinforced_probability=1.0 if objective == "reinforced" else 0.0, seed=seed, **settings,
+        work.folder / "runs" / _name(student, epochs, objective, seed), num_train_epochs=epochs,
+        per_device_train_batch_size=BATCH, reinforced_probability=1.0 if objective == "reinforced" else 0.0, seed=seed,
+        **settings,
     )  # fmt: skip
     torch.manual_seed(seed)
     shared: dict[str, Any] = {

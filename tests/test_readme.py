@@ -76,6 +76,16 @@ def test_the_table_of_gains_is_what_was_measured(page):
         assert cells == expected[: len(cells)], name
 
 
+def test_what_is_said_of_a_longer_training_was_measured():
+    found = measured("length")
+    shown = []
+    for key, scale, digits in (("top1", 100, 2), ("nll", 1, 3), ("ece", 100, 2), ("corrupted", 100, 2)):
+        before, after = (scale * found[f"resnet18_20_{objective}_{key}"] for objective in ("erm", "reinforced"))
+        shown.append(f"{before:.{digits}f} → {after:.{digits}f}")
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert "top-1 {} %, NLL {}, ECE {} %, error under corruptions {} %.".format(*shown) in text
+
+
 def test_the_page_of_results_is_what_its_command_makes():
     assert MADE.PAGE.read_text(encoding="utf-8") == MADE.page()
     found = measured("signs")

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, default_collate
 
 from hf_dr.errors import ConfigError
 from hf_dr.processes import find_device
+from hf_dr.replay.messages import InOneMessage
 from hf_dr.replay.reinforced_data import MappedReinforcedData, ReinforcedData
 from hf_dr.replay.sampling import ReinforcedSampler
 from hf_dr.replay.streaming import StreamedReinforcedDataset
@@ -87,12 +88,12 @@ class ReinforcedLoader:
             "batch_size": batch_size,
             "num_workers": num_workers,
             "drop_last": drop_last,
-            "collate_fn": default_collate,
             "pin_memory": self.device.type == "cuda",
             "persistent_workers": num_workers > 0,
         }
         on_device: dict[str, Any] = {"device": self.device, "put_on_device": True, "non_blocking": True}
         read: Any = dataset
+        collate: Any = default_collate
         if isinstance(dataset, StreamedReinforcedDataset):
             read = dataset.ordered(**order).split_by_node(rank, world_size, batch_size=batch_size, even=True)
             on_device.update(num_processes=1, process_index=0, dispatch_batches=False)
@@ -100,8 +101,8 @@ class ReinforcedLoader:
             settings["sampler"] = ReinforcedSampler(dataset, **order)
             on_device.update(num_processes=world_size, process_index=rank)
         if augmenter is not None:
-            read, settings["collate_fn"] = undone(read, augmenter, default_collate)
-        loader: DataLoader = DataLoader(read, **settings)
+            read, collate = undone(read, augmenter, collate)
+        loader: DataLoader = DataLoader(read, collate_fn=InOneMessage(collate), **settings)
         self._loader = prepare_data_loader(loader, **on_device)
 
     def __len__(self) -> int:

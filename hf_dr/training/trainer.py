@@ -16,6 +16,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput, seed_worker, set_seed
 
 from hf_dr.errors import ConfigError
+from hf_dr.replay.messages import InOneMessage
 from hf_dr.replay.names import BY_DIFFICULTY
 from hf_dr.replay.reinforced_data import ReinforcedData
 from hf_dr.replay.sampling import ReinforcedSampler
@@ -134,9 +135,8 @@ class ReinforcedTrainer(StudentTrainer):
         collate: Any = self._get_collator_with_removed_columns(self.data_collator, "Training")
         if self._augmenter is not None:
             dataset, collate = undone(dataset, self._augmenter, collate)
-        loader = torch.utils.data.DataLoader(
-            dataset, self._train_batch_size, sampler=sampler, collate_fn=collate, **_loader_settings(self.args)
-        )
+        settings = {**_loader_settings(self.args), "collate_fn": InOneMessage(collate)}
+        loader = torch.utils.data.DataLoader(dataset, self._train_batch_size, sampler=sampler, **settings)
         if sampler is not None:
             return self._for_training(self.accelerator.prepare(loader))
         # Left to itself, accelerate has process 0 read a stream for all. Each process has its share already.

@@ -25,7 +25,7 @@ from hf_dr.processes import quiet_worker
 from hf_dr.views.augmentation import NO_PARTNER, PARTNER, Augmentation
 from hf_dr.views.device.augment import DeviceAugmentation, perform
 from hf_dr.views.device.hashing import ViewHashes
-from hf_dr.views.device.images import Windows, pack
+from hf_dr.views.device.images import Windows, pack, pinned
 from hf_dr.views.device.packing import columns
 from hf_dr.views.device.plan import NotOnDeviceError
 from hf_dr.views.device.program import Program
@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 _UNMATCHED = -2  # a view that is mixed, until it is known with whom
 _DECODED_AT_ONCE = 8  # images
+_DECODED_AHEAD = 128  # images for each span; about what 15 cores decode while a light teacher answers
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Decoded:
 
     def pin_memory(self) -> Decoded:
         """Returns the images in pinned memory, for a loader's thread."""
-        return replace(self, pixels=self.pixels.pin_memory())
+        return replace(self, pixels=pinned(self.pixels))
 
 
 @dataclass(frozen=True)
@@ -321,7 +322,8 @@ class DeviceViewMaker:
 
         A span comes late enough that no worker waits for another that still decodes, and after the images of the next one, so
         that an image stays until its last view. Where images are mixed, those that are needed first are decoded first: views
-        are made long before all images are there.
+        are made long before all images are there. Some of the others come with each span, so that soon none is missing and
+        nobody needs to know in advance who is mixed with whom.
         """
         maker, mixes = self.maker, self.maker.augmentation.mixes
         size = maker.matching_size or len(maker.images)
@@ -335,9 +337,11 @@ class DeviceViewMaker:
         count = 0
         for number, (span, (start, stop)) in enumerate(zip(spans, rows, strict=True)):
             needed, last_block = np.arange(start, stop), (stop - 1) // size
-            if mixes and not (keeps and there.has(slice(start // size * size, (last_block + 1) * size))):
+            block = slice(start // size * size, (last_block + 1) * size)
+            if mixes and not (keeps and there.missing(block).size == 0):
                 needed = np.union1d(needed, partners_of(maker, np.arange(span.start, span.stop)))
-            for examples in there.add(needed, last_of_block[last_block] if keeps else number):
+            needed_until = last_of_block[last_block] if keeps else number
+            for examples in there.add(needed, needed_until):
                 yield examples, ()
                 count += 1
             waiting.append((number, count + num_workers))
@@ -345,6 +349,10 @@ class DeviceViewMaker:
                 ready, _ = waiting.popleft()
                 yield spans[ready], there.drop(ready)
                 count += 1
+            if keeps and len(waiting) <= number:  # the first span does not wait for them
+                for examples in there.add(there.missing(block)[:_DECODED_AHEAD], needed_until):
+                    yield examples, ()
+                    count += 1
         for ready, _ in waiting:
             yield spans[ready], there.drop(ready)
 
@@ -394,9 +402,9 @@ class _There:
         self._capacity = capacity
         self._next = self._held = 0
 
-    def has(self, examples: slice) -> bool:
-        """Whether all of these are there."""
-        return bool((self._part_of[examples] >= 0).all())
+    def missing(self, examples: slice) -> np.ndarray:
+        """Returns those of these that are not there, rising."""
+        return examples.start + np.flatnonzero(self._part_of[examples] < 0)
 
     def add(self, examples: np.ndarray, span: int) -> list[np.ndarray]:
         """Notes that a span needs these examples, and returns those that are missing, in parts."""

@@ -17,7 +17,7 @@ from hf_dr.errors import ReplayError
 from hf_dr.text import format_bytes
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.device.augment import DeviceAugmentation, perform
-from hf_dr.views.device.images import pack
+from hf_dr.views.device.images import pack, pinned
 from hf_dr.views.device.overlap import side_stream
 from hf_dr.views.device.plan import NotOnDeviceError
 from hf_dr.views.device.program import Program
@@ -143,7 +143,7 @@ class UndoneBatch:
     def pin_memory(self) -> UndoneBatch:
         """Returns the batch in pinned memory, for a loader's thread."""
         program = None if self.program is None else self.program.pin_memory()
-        return replace(self, pixels=self.pixels.pin_memory(), program=program)
+        return replace(self, pixels=pinned(self.pixels), program=program)
 
     def to(self, device: torch.device | str, **_: Any) -> DoneBatch:
         """Starts to make the views on a device, on a stream of its own next to what runs there."""

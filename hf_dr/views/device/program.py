@@ -124,6 +124,13 @@ class Program:
     num_views: int
     size: tuple[int, int]
 
+    def __getstate__(self) -> dict[str, Any]:
+        """The table crosses between processes within the message: see `hf_dr.replay.messages`."""
+        return {**self.__dict__, "table": self.table.numpy()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update({**state, "table": torch.from_numpy(state["table"])})
+
     @property
     def num_images(self) -> int:
         """M."""

@@ -1,4 +1,5 @@
-# `make demo` and `make test` do all the set-up themselves, in .venv. PYTHON picks another interpreter (3.11 or later).
+# `make demo` and `make test` do all the set-up themselves, in .venv. PYTHON picks another interpreter (3.11 or later), and VENV
+# another place for its environment: `make test PYTHON=python3.13 VENV=.venv-3.13`.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -43,4 +44,4 @@ $(READY): pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-floors $(VENV)-pixels demo site build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-* demo site build dist *.egg-info

@@ -53,7 +53,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from hub import test_hub_faults as faults
 from loopback_hub import Fault
-from store.test_shards import rewritten
+from samples import rewritten
 from training.helpers import pooled, settings_in
 
 from hf_dr.errors import FormatError, HfDrError

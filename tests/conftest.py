@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from fnmatch import fnmatch
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,22 @@ torch.set_num_threads(1)
 # The same examples in every run: a red test stays red until the code is mended. And none is timed: a machine may be busy.
 hypothesis.settings.register_profile("same", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("same")
+
+_ROOT = Path(__file__).parents[1]
+_AT_START = set(_ROOT.iterdir())
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # after the report
+def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
+    """Fails where tests left something in the repository's root, but for what .gitignore names: tools make that."""
+    yield
+    if hasattr(session.config, "workerinput"):
+        return  # a worker of pytest-xdist; who started it looks when all workers have ended
+    tools = [line.strip("/") for line in (_ROOT / ".gitignore").read_text(encoding="utf-8").split()]
+    new = sorted(path.name for path in set(_ROOT.iterdir()) - _AT_START)
+    if left := [name for name in new if not any(fnmatch(name, tool) for tool in tools)]:
+        pytest.exit(f"tests left {', '.join(left)} in {_ROOT}. They must write to their `tmp_path` only.", returncode=1)
+
 
 CLASSES = ("black", "blue", "green", "cyan", "red", "magenta", "yellow", "white")
 # Corners of the colour cube, one for each class: what the images show and what the teacher knows.

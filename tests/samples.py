@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from hypothesis import HealthCheck, settings
 from transformers import Trainer
 
 from hf_dr.store.features import reinforcement_features
-from hf_dr.store.schema import AUG_PREFIX
+from hf_dr.store.schema import AUG_PREFIX, METADATA_KEY
 from hf_dr.store.shards import list_array
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops.base import OPS, Op, Params
@@ -126,15 +127,24 @@ def through_parquet(op: Op, views: list[Params], folder: Path) -> list[Params]:
     return [{names[key]: value[v] for key, value in row.items()} for v in range(len(views))]
 
 
+def rewritten(shard: Path, change: Callable[[pa.Table], pa.Table]) -> None:
+    """Writes the shard again with other values and the marker that it had."""
+    marker = pq.read_metadata(shard).metadata[METADATA_KEY]
+    table = change(pq.read_table(shard))
+    with pq.ParquetWriter(shard, table.schema) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({METADATA_KEY: marker})
+
+
 def shift_labels(shard: Path) -> None:
     """Gives each row of a shard the label of the next one; everything else stays, what the shard says of itself too."""
-    marker = pq.read_metadata(shard).metadata[b"hf_dr"]
-    table = pq.read_table(shard)
-    place = table.column_names.index("label")
-    shifted = table.column("label").take([*range(1, len(table)), 0])
-    with pq.ParquetWriter(shard, table.schema) as writer:
-        writer.write_table(table.set_column(place, table.schema.field(place), shifted))
-        writer.add_key_value_metadata({"hf_dr": marker})
+
+    def shifted(table: pa.Table) -> pa.Table:
+        place = table.column_names.index("label")
+        labels = table.column("label").take([*range(1, len(table)), 0])
+        return table.set_column(place, table.schema.field(place), labels)
+
+    rewritten(shard, shifted)
 
 
 MAY_CHANGE: dict[str, Any] = {

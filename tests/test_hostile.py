@@ -35,7 +35,7 @@ from conftest import ALL_OPS, as_cell, colour_image
 from hypothesis import Phase, given, note, reject, settings
 from hypothesis import strategies as st
 from loopback_hub import Fault, LoopbackHub
-from samples import quick
+from samples import quick, rewritten
 
 import hf_dr.hub.retry
 from hf_dr.errors import HfDrError, TeacherError
@@ -156,15 +156,6 @@ def look_at(config: Path) -> None:
     """Does what people do who look at a dataset, or publish it."""
     told(lambda: inspect_dataset(config).report())
     told(lambda: update_card(None, card_configs(config.parent, [config.name]), name="org/x"))
-
-
-def rewrite(shard: Path, change: Callable[[pa.Table], pa.Table]) -> None:
-    """Changes the table of a shard, and leaves its marker."""
-    metadata = pq.read_metadata(shard).metadata
-    table = change(pq.read_table(shard))
-    pq.write_table(
-        table.replace_schema_metadata({**(table.schema.metadata or {}), METADATA_KEY: metadata[METADATA_KEY]}), shard
-    )
 
 
 def forge(config: Path, **changes: Any) -> None:
@@ -334,7 +325,7 @@ def test_any_value_of_any_cell(
     place = place[: data.draw(st.integers(1, 3)) if value is None else 3]
     note(f"{shard.name} {name} {place} = {value}")
     try:
-        rewrite(shard, lambda table: edited(table, name, lambda values: put(values, place, value)))
+        rewritten(shard, lambda table: edited(table, name, lambda values: put(values, place, value)))
     except pa.ArrowNotImplementedError:
         reject()  # an older pyarrow writes no null in a list
     if name == "label" and value is not None and 0 <= value < 8:
@@ -411,7 +402,7 @@ def test_any_change_of_a_column(
     shards = data.draw(st.sampled_from([SHARDS[:1], SHARDS[1:], SHARDS]))
     note(f"{shards} {name} {change}")
     for shard in shards:
-        rewrite(config / shard, lambda table: CHANGES[change](table, name))
+        rewritten(config / shard, lambda table: CHANGES[change](table, name))
     if name == "label" and change in ("dropped", "renamed", "int64"):  # a dataset without labels, and no change
         return
     changed = changed_items(config, expected, tiny_teacher)
@@ -432,7 +423,7 @@ ROW_CHANGES: dict[str, Callable[[pa.Table], pa.Table]] = {
 @pytest.mark.parametrize("change", ROW_CHANGES)
 def test_any_change_of_rows(change: str, victim: Callable[[], Path], expected: Views, tiny_teacher: Teacher) -> None:
     config = victim()
-    rewrite(config / SHARDS[0], ROW_CHANGES[change])
+    rewritten(config / SHARDS[0], ROW_CHANGES[change])
     for streaming in (False, True):
         with pytest.raises(HfDrError, match=r"must (have|hold) .*(rows?.*, found|rows swapped)") as caught:
             list(load_reinforced(config, streaming=streaming))
@@ -474,7 +465,7 @@ def test_any_image(image: str, victim: Callable[[], Path], expected: Views, tiny
     def spoil(cells: list[Any]) -> list[Any]:
         return [IMAGES[image](cells[0]["bytes"]), *cells[1:]]
 
-    rewrite(config / SHARDS[1], lambda table: edited(table, "image", spoil))
+    rewritten(config / SHARDS[1], lambda table: edited(table, "image", spoil))
     assert not changed_items(config, expected, tiny_teacher)
     look_at(config)
     with pytest.raises(HfDrError, match=r"row 3 must|`image` must hold the files themselves"):
@@ -487,7 +478,7 @@ def test_an_image_that_is_only_named_is_not_opened(victim: Callable[[], Path], t
     cell = pq.read_table(config / SHARDS[0]).column("image")[0].as_py()
     file.write_bytes(cell["bytes"])
     named = {"bytes": None, "path": str(file)}
-    rewrite(config / SHARDS[0], lambda table: edited(table, "image", lambda cells: [named, *cells[1:]]))
+    rewritten(config / SHARDS[0], lambda table: edited(table, "image", lambda cells: [named, *cells[1:]]))
     with pytest.raises(HfDrError, match="`image` must hold the files themselves, found one in row 0"):
         load_reinforced(config)
     with pytest.raises(HfDrError, match="`image` must hold the files themselves, found one in row 0"):

@@ -775,6 +775,15 @@ def test_hostile_archives_are_refused(info, message, tmp_path):
         list(archive_files(path))
 
 
+def test_endless_maps_of_sparse_files_are_not_read(tmp_path):
+    header = tarfile.TarInfo("reinforced_data/0.pth.tar")
+    header.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}
+    numbers = bytes(1024).replace(b"\0", b"9\n")
+    (tmp_path / "x.tar").write_bytes(header.tobuf(tarfile.PAX_FORMAT) + numbers)
+    with pytest.raises(FormatError, match=r"found 'reinforced_data/0\.pth\.tar', a sparse one"):
+        list(archive_files(tmp_path / "x.tar"))
+
+
 def test_endless_chains_of_headers_are_refused(tmp_path):
     (tmp_path / "x.tar").write_bytes(member("x", tarfile.XGLTYPE).tobuf() * 20_000)
     with pytest.raises(FormatError, match="reading it failed"):

@@ -201,8 +201,8 @@ def test_storage_that_cannot_be_reached_for_a_while(
     send, left = httpx.Client.send, itertools.count(-20)
 
     def refused(self: httpx.Client, request: httpx.Request, **settings: object) -> httpx.Response:
-        if request.method == "PUT" and next(left) < 0:
-            if left.__reduce__()[1][0] % 3 == 0:
+        if request.method == "PUT" and (attempt := next(left)) < 0:
+            if attempt % 3 == 2:
                 raise RuntimeError("Cannot send a request, as the client has been closed.")
             raise httpx.ConnectError("refused", request=request)
         return send(self, request, **settings)

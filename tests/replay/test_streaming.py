@@ -23,6 +23,7 @@ from conftest import CLASSES, as_cell, colour_image
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from loopback_hub import Fault, LoopbackHub
+from samples import rewritten
 
 import hf_dr.hub.retry
 from hf_dr.errors import ConfigError, DataError, FormatError, HubError, ReplayError
@@ -37,7 +38,6 @@ from hf_dr.replay.streamed_base import StreamedBase
 from hf_dr.replay.streamed_shards import StreamedShards
 from hf_dr.replay.streaming import StreamedReinforcedDataset
 from hf_dr.store.provenance import Provenance, find_config
-from hf_dr.store.schema import METADATA_KEY
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops.geometry import RandomHorizontalFlip, RandomResizedCrop
 from hf_dr.views.ops.mixing import MixUp
@@ -691,12 +691,6 @@ def test_impossible_settings(make, base):
 def spoilt(make, tmp_path) -> Path:
     """A copy to spoil."""
     return Path(shutil.copytree(make(PLAIN), tmp_path / "rrc"))
-
-
-def rewritten(path: Path, change: Callable[[pa.Table], pa.Table]) -> None:
-    """Changes the rows of a shard, not its marker."""
-    table, marker = pq.read_table(path), pq.read_metadata(path).metadata[METADATA_KEY]
-    pq.write_table(change(table).replace_schema_metadata({**table.schema.metadata, METADATA_KEY: marker}), path)
 
 
 def test_a_missing_shard_is_named(spoilt):

@@ -17,6 +17,7 @@ import pytest
 from conftest import CLASSES, as_cell, colour_image
 from datasets.download.download_manager import DownloadManager
 from huggingface_hub import HfApi
+from samples import rewritten
 
 import hf_dr.cli.main
 from hf_dr.errors import ConfigError, DataError, FormatError
@@ -234,15 +235,14 @@ def test_a_reinforced_dataset_names_no_files(
     config = ReinforceConfig(str(tmp_path / "plus"), "c", num_views=1, top_k=1, image_column="picture")
     held = [{"bytes": b"held", "path": "held"}] * 6
     reinforce(rows_with("audio", datasets.Audio(), held), tiny_teacher, Augmentation.named("rrc", 24), config)
-    for path in (tmp_path / "plus" / "c").glob("*.parquet"):
-        table = pa.parquet.read_table(path)
-        marker = pa.parquet.read_metadata(path).metadata[b"hf_dr"]
+
+    def named(table: pa.Table) -> pa.Table:
         place = table.column_names.index("audio")
         cells = [{"bytes": None, "path": str(secret)}] * len(table)
-        table = table.set_column(place, table.schema.field(place), pa.array(cells, table.schema.field(place).type))
-        with pa.parquet.ParquetWriter(path, table.schema) as writer:
-            writer.write_table(table)
-            writer.add_key_value_metadata({"hf_dr": marker})
+        return table.set_column(place, table.schema.field(place), pa.array(cells, table.schema.field(place).type))
+
+    for path in (tmp_path / "plus" / "c").glob("*.parquet"):
+        rewritten(path, named)
     with pytest.raises(FormatError, match="column `audio` must hold the files themselves, found one in row 0"):
         list(load_reinforced(tmp_path / "plus", streaming=streaming, columns=["audio"]))
 

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import struct
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Features, Image, List, Value
+from samples import rewritten
 
 from hf_dr.errors import FormatError, HfDrError
 from hf_dr.store.features import reinforcement_features
@@ -416,15 +416,6 @@ def test_the_marker_stands_in_the_documented_place(tmp_path: Path) -> None:
 
 
 # -------------------------------------------------------------------------------------------------------------- damage
-
-
-def rewritten(path: Path, change: Callable[[pa.Table], pa.Table]) -> None:
-    """Writes the file again with other values and the marker that it had."""
-    marker = pq.read_metadata(path).metadata[b"hf_dr"]
-    table = change(pq.read_table(path))
-    with pq.ParquetWriter(path, table.schema) as writer:
-        writer.write_table(table)
-        writer.add_key_value_metadata({"hf_dr": marker})
 
 
 def test_what_was_written_has_its_digests_however_it_is_encoded(tmp_path: Path) -> None:

@@ -248,6 +248,9 @@ def test_autocast_to_bfloat16(plain, settings):
     assert found[True] != found[False]
 
 
+@pytest.mark.filterwarnings(
+    "ignore:Guards may run slower on Python 3.13.0:RuntimeWarning"
+)  # torch's, of this version only
 def test_torch_compile_changes_nothing(plain, settings):
     found = []
     # The eager backend traces the model without calling a C++ compiler.

@@ -98,6 +98,9 @@ class Accuracy:
 def place(tmp_path, monkeypatch, tiny_dataset, tiny_teacher):
     """A folder with the names that the script uses."""
     monkeypatch.chdir(tmp_path)
+    # As on a machine without a GPU: of one process, Trainer sends the inputs where torch says, the model where accelerate says.
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(evaluate, "load", lambda name: {"accuracy": Accuracy()}[name])
     Path("food").mkdir()
     tiny_dataset.to_parquet("food/train.parquet")

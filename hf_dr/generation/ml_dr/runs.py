@@ -41,15 +41,21 @@ class _Member(tarfile.TarInfo):
         *tarfile.GNU_TYPES[:2],
     )
 
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Member:
-        member = super().frombuf(buf, encoding, errors)
-        if member.type not in cls._KINDS or not 0 <= member.size <= MAX_FILE_BYTES:
+    def _proc_member(self, archive: tarfile.TarFile) -> Any:
+        # tarfile calls this for every header, also for those in front of a member's own, before it reads what is behind it.
+        # Newer versions of Python no longer call `frombuf` of a subclass.
+        if self.type not in self._KINDS or not 0 <= self.size <= MAX_FILE_BYTES:
             raise FormatError(
                 f"the archive must hold files of at most {MAX_FILE_BYTES:,} bytes and folders only, found "
-                f"{member.name!r:.80} of type {member.type!r} with {member.size:,} bytes. Do not trust it."
+                f"{self.name!r:.80} of type {self.type!r} with {self.size:,} bytes. Do not trust it."
             )
-        return member
+        return cast(Any, super())._proc_member(archive)
+
+    def _proc_gnusparse_10(self, member: tarfile.TarInfo, *_: Any) -> None:
+        # tarfile would read as many numbers as the archive says there are: gigabytes from a megabyte.
+        raise FormatError(
+            f"the archive must hold plain files only, found {member.name!r:.80}, a sparse one. Do not trust it."
+        )
 
 
 def archive_files(path: Path) -> Iterator[tuple[str, Read]]:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import enum
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import NoneType, UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -16,7 +15,7 @@ import yaml
 from hf_dr.cli.early import ALIASES, Lazy, check_early, short_help
 from hf_dr.cli.flag_parser import Parser, add_fields, add_files
 from hf_dr.cli.yaml_files import read_configs
-from hf_dr.errors import ConfigError, HfDrError, did_you_mean
+from hf_dr.errors import ConfigError, did_you_mean
 
 _Settings = TypeVar("_Settings")
 
@@ -74,17 +73,6 @@ def parse(types: Sequence[Any], argv: Sequence[str], *, prog: str, description: 
         sys.stdout.write(_as_yaml({name: given[name] for name in known}, own))
         raise SystemExit(0)
     return [built(kind, given) for kind in types]
-
-
-@contextlib.contextmanager
-def as_config_error() -> Iterator[None]:
-    """Shows the user what transformers says is wrong with the settings, without its traceback."""
-    try:
-        yield
-    except HfDrError:
-        raise
-    except (ValueError, ImportError, OSError, RuntimeError) as error:
-        raise ConfigError(str(error)) from error
 
 
 def built(kind: type[_Settings], given: Mapping[str, Any]) -> _Settings:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_dr.cli.config import as_config_error, parse
+from hf_dr.cli.config import parse
 from hf_dr.cli.flag_parser import dataset_as_flag, one_dataset, split_words
 from hf_dr.cli.flags import TRAINING, SmokeArguments, StudentArguments
 from hf_dr.cli.launch import start_logging
@@ -79,17 +79,16 @@ class TeachArguments:
 def train_command(argv: Sequence[str], prog: str) -> int:
     """Trains a student on a "+" dataset."""
     argv = dataset_as_flag(argv)
-    with as_config_error():
-        student, smoke, args = parse(
-            [StudentArguments, SmokeArguments, TRAINING],
-            argv,
-            prog=prog,
-            description='Trains an image classifier on a "+" dataset, or, for comparison, by plain training (erm) or online '
-            "distillation (kd) on the same images. All settings of transformers' TrainingArguments are flags, too. The same "
-            "command again resumes.",
-            examples="hf-dr train photos-plus --student timm:resnet18 --output_dir student --epochs 20 --lr 0.001\n"
-            "hf-dr train --config recipes/cifar100/erm.yaml --student timm:resnet50d",
-        )
+    student, smoke, args = parse(
+        [StudentArguments, SmokeArguments, TRAINING],
+        argv,
+        prog=prog,
+        description='Trains an image classifier on a "+" dataset, or, for comparison, by plain training (erm) or online '
+        "distillation (kd) on the same images. All settings of transformers' TrainingArguments are flags, too. The same "
+        "command again resumes.",
+        examples="hf-dr train photos-plus --student timm:resnet18 --output_dir student --epochs 20 --lr 0.001\n"
+        "hf-dr train --config recipes/cifar100/erm.yaml --student timm:resnet50d",
+    )
     start_logging()
     from hf_dr.cli.smoke import rehearse
     from hf_dr.cli.train import finish_training, prepare_training, run_training
@@ -107,18 +106,17 @@ def teach_command(argv: Sequence[str], prog: str) -> int:
     """Fine-tunes a classifier on a dataset to be its teacher."""
     words, flags = split_words(argv)
     settings = ["--config", str(RECIPES / "teach.yaml"), *flags]
-    with as_config_error():
-        teaching, args = parse(
-            [TeachArguments, TRAINING],
-            settings,
-            prog=f"{prog} DATASET",
-            description="Fine-tunes a pretrained classifier on a dataset (Hub id, folder of images with a folder for each "
-            "class, folder of Parquet files), measures it on held-out images and calibrates it: a teacher for `hf-dr "
-            "reinforce --teacher OUTPUT_DIR`. It is `hf-dr train --objective erm` with the settings of the recipe "
-            "teach.yaml; all settings of transformers' TrainingArguments are flags, too. The same command again resumes.",
-            examples="hf-dr teach photos/ --output_dir runs/teacher\n"
-            "hf-dr teach uoft-cs/cifar100 --label_column fine_label --output_dir runs/teacher --epochs 10",
-        )
+    teaching, args = parse(
+        [TeachArguments, TRAINING],
+        settings,
+        prog=f"{prog} DATASET",
+        description="Fine-tunes a pretrained classifier on a dataset (Hub id, folder of images with a folder for each "
+        "class, folder of Parquet files), measures it on held-out images and calibrates it: a teacher for `hf-dr "
+        "reinforce --teacher OUTPUT_DIR`. It is `hf-dr train --objective erm` with the settings of the recipe "
+        "teach.yaml; all settings of transformers' TrainingArguments are flags, too. The same command again resumes.",
+        examples="hf-dr teach photos/ --output_dir runs/teacher\n"
+        "hf-dr teach uoft-cs/cifar100 --label_column fine_label --output_dir runs/teacher --epochs 10",
+    )
     dataset = one_dataset(words)
     check_apart(args.output_dir, [dataset])
     start_logging()

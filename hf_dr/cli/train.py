@@ -14,7 +14,6 @@ from transformers import TrainerState, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 
 from hf_dr.cli.arguments import build_augmentation, check_rows, read_classes
-from hf_dr.cli.config import as_config_error
 from hf_dr.cli.flags import StudentArguments
 from hf_dr.errors import ConfigError, FormatError
 from hf_dr.evaluation.metrics import compute_metrics
@@ -31,8 +30,8 @@ from hf_dr.teacher.folds import CONFIG_KEY, Fold, folds_of
 from hf_dr.teacher.preprocessing import EVAL_CROP
 from hf_dr.training.arguments import ReinforcedTrainingArguments
 from hf_dr.training.checkpoints import last_checkpoint
+from hf_dr.training.checks import evaluation_images
 from hf_dr.training.distillation import OnlineDistillationTrainer
-from hf_dr.training.evaluated import evaluation_images
 from hf_dr.training.students import LabelledImages, build_student, evaluation_of, load_processor, read_model_args
 from hf_dr.training.trainer import ReinforcedTrainer
 from hf_dr.transfer.trainer import TransferTrainer
@@ -170,14 +169,12 @@ def _build_trainer(
     if processor is not None:
         settings["processing_class"] = processor
     if student.objective != "kd":
-        with as_config_error():
-            return ReinforcedTrainer(**settings)
+        return ReinforcedTrainer(**settings)
     chosen = read_classes(student.teacher_classes, data.class_names)
     teacher = Teacher.from_pretrained(student.teacher, device=args.device, classes=chosen)
     if data.class_names is not None:
         teacher.check_classes(data.class_names)
-    with as_config_error():
-        return OnlineDistillationTrainer(**settings, teacher=teacher)
+    return OnlineDistillationTrainer(**settings, teacher=teacher)
 
 
 def _card_settings(student: StudentArguments) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 
-from hf_dr.cli.config import as_config_error, parse
+from hf_dr.cli.config import parse
 from hf_dr.cli.early import Lazy
 from hf_dr.cli.flags import SmokeArguments
 from hf_dr.cli.launch import start_logging
@@ -42,16 +42,15 @@ def _transfer(
 
     `hf_dr.transfer.TASK` has `TASK_trainer`, and the folder `recipes` a recipe of the command, for the help.
     """
-    with as_config_error():
-        chosen, student, smoke, args = parse(
-            [data, BackboneArguments, SmokeArguments, _TRAINING],
-            argv,
-            prog=prog,
-            description=f"{about} All settings of transformers' TrainingArguments are flags, too; the same command again "
-            "resumes.",
-            examples=f"hf-dr {command} --config recipes/{recipes}/{command}.yaml --student runs/resnet50-plus "
-            f"--output_dir runs/{recipes}",
-        )
+    chosen, student, smoke, args = parse(
+        [data, BackboneArguments, SmokeArguments, _TRAINING],
+        argv,
+        prog=prog,
+        description=f"{about} All settings of transformers' TrainingArguments are flags, too; the same command again "
+        "resumes.",
+        examples=f"hf-dr {command} --config recipes/{recipes}/{command}.yaml --student runs/resnet50-plus "
+        f"--output_dir runs/{recipes}",
+    )
     start_logging()
     from transformers import set_seed
 
@@ -63,8 +62,7 @@ def _transfer(
     places = [getattr(chosen, prefix + name) for prefix in ("", "eval_") for name in chosen.PLACES]
     check_apart(args.output_dir, [chosen.dataset, *places], [student.student])
     set_seed(args.seed)
-    with as_config_error():
-        trainer = getattr(importlib.import_module(f"hf_dr.transfer.{task}"), f"{task}_trainer")(chosen, student, args)
+    trainer = getattr(importlib.import_module(f"hf_dr.transfer.{task}"), f"{task}_trainer")(chosen, student, args)
     with trainer.alone():
         run_training(trainer, args)
         trainer.write_results()

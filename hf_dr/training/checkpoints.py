@@ -1,12 +1,22 @@
-"""Checkpoints that are whole: the checksums of all their files are written last, and looked at before a run goes on."""
+"""Checkpoints that a run may go on from: whole ones, and made with the settings that shape its weights.
+
+The checksums of all files are written last. A run goes on with the same settings, or is refused, or says what changes.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import logging
+import math
+from collections.abc import Mapping
+from enum import Enum
 from pathlib import Path
+from typing import Any
 
+from transformers import TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_dr.errors import ConfigError
@@ -16,6 +26,39 @@ logger = logging.getLogger(__name__)
 
 CHECKSUMS_FILE = "checksums.json"
 """The last file of a checkpoint: the SHA-256 of each other one, and whether a run can go on from it."""
+SETTINGS_FILE = "training_settings.json"
+"""The settings, in each checkpoint."""
+
+# Whatever is in none of these lists is compared: a new argument of transformers' is, too.
+OF_REPORTING = frozenset({
+    "logging_strategy", "logging_steps", "logging_first_step", "log_on_each_node", "logging_nan_inf_filter",
+    "include_num_input_tokens_seen", "log_level", "log_level_replica", "disable_tqdm", "report_to", "run_name", "project",
+    "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id", "debug", "skip_memory_metrics",
+})  # fmt: skip
+OF_MEASURING = frozenset({
+    "per_device_eval_batch_size", "prediction_loss_only", "eval_on_start", "eval_do_concat_batches", "eval_use_gather_object",
+    "eval_accumulation_steps", "include_for_metrics", "batch_eval_metrics", "bf16_full_eval", "fp16_full_eval",
+})  # fmt: skip
+OF_SAVING = frozenset({
+    "output_dir", "save_only_model", "save_on_each_node", "save_total_limit", "enable_jit_checkpoint", "push_to_hub",
+    "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push", "hub_revision",
+})  # fmt: skip
+OF_THE_MACHINE = frozenset({
+    "use_cpu", "local_rank", "ddp_backend", "ddp_timeout", "dataloader_num_workers", "dataloader_pin_memory",
+    "dataloader_persistent_workers", "dataloader_prefetch_factor", "dataloader_multiprocessing_context",
+    "torch_empty_cache_steps", "do_train", "do_eval", "do_predict", "resume_from_checkpoint",
+    "restore_callback_states_from_checkpoint", "batch_size",  # which is `per_device_train_batch_size` divided
+})  # fmt: skip
+NOT_COMPARED = OF_REPORTING | OF_MEASURING | OF_SAVING | OF_THE_MACHINE
+"""What shapes no weights."""
+OF_THE_BEST = frozenset({
+    "metric_for_best_model", "greater_is_better", "eval_strategy", "eval_steps", "eval_delay", "save_strategy", "save_steps",
+})  # fmt: skip
+"""What shapes weights only where evaluations choose the best ones, or the learning rate."""
+SAID = ("num_train_epochs", "max_steps", "device")
+"""What may change; it is said that it does."""
+OF_A_STEP = ("per_device_train_batch_size", "gradient_accumulation_steps", "devices", "processes")
+"""What may change where a step has as many rows as before, so that steps and learning rates stay; that is said, too."""
 
 
 def write_checksums(checkpoint: Path, *, resumable: bool) -> None:
@@ -26,7 +69,9 @@ def write_checksums(checkpoint: Path, *, resumable: bool) -> None:
         resumable: Whether it holds the optimizer's state, not only the model.
     """
     files = {
-        path.relative_to(checkpoint).as_posix(): _digest(path) for path in sorted(checkpoint.rglob("*")) if _own(path)
+        path.relative_to(checkpoint).as_posix(): _digest(path)
+        for path in sorted(checkpoint.rglob("*"))
+        if path.is_file() and path.name != CHECKSUMS_FILE and not path.name.endswith(TEMPORARY)
     }
     content = {"resumable": resumable, "sha256": files}
     write_whole(checkpoint / CHECKSUMS_FILE, json.dumps(content, indent=2) + "\n")
@@ -62,18 +107,29 @@ def find_damage(checkpoint: Path, *, to_go_on: bool = True) -> str | None:
     return None
 
 
-def check_checkpoint(checkpoint: Path) -> None:
-    """Checks a checkpoint that was named.
+def whole_checkpoint(named: str | bool | None, output_dir: str) -> str | None:
+    """Returns the checkpoint to go on from: the one that is named, or for True the last whole one of `output_dir`.
 
     Raises:
-        ConfigError: A run cannot go on from it.
+        ConfigError: A run cannot go on from it, or there is none.
     """
-    reason = find_damage(checkpoint)
+    if not named:
+        return None
+    if named is True:
+        found = last_checkpoint(output_dir)
+        if found is None:
+            raise ConfigError(
+                f"`resume_from_checkpoint` must find a whole checkpoint in `output_dir`, but {output_dir} has none. Leave it "
+                "out to start a new run."
+            )
+        return found
+    reason = find_damage(Path(named))
     if reason is not None:
         raise ConfigError(
-            f"`resume_from_checkpoint` must name a whole checkpoint, but {checkpoint} {reason}. Name an earlier one, or "
-            "leave it out: the last whole checkpoint of `output_dir` is found without it."
+            f"`resume_from_checkpoint` must name a whole checkpoint, but {named} {reason}. Name an earlier one, or leave it "
+            "out: the last whole checkpoint of `output_dir` is found without it."
         )
+    return str(named)
 
 
 def last_checkpoint(folder: str) -> str | None:
@@ -89,10 +145,115 @@ def last_checkpoint(folder: str) -> str | None:
     return None
 
 
-def _own(path: Path) -> bool:
-    return path.is_file() and path.name != CHECKSUMS_FILE and not path.name.endswith(TEMPORARY)
-
-
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def kept_settings(args: TrainingArguments) -> dict[str, Any]:
+    """Returns the settings that shape the weights of a training, for JSON, the length and the kind of device included."""
+    chosen = args.load_best_model_at_end or plain(args.save_strategy) == "best"
+    chosen = chosen or plain(args.lr_scheduler_type) in ("reduce_lr_on_plateau", "greedy")
+    names = [field.name for field in dataclasses.fields(args) if field.name not in NOT_COMPARED]
+    settings = {name: plain(getattr(args, name)) if chosen or name not in OF_THE_BEST else None for name in names}
+    devices = max(1, args.n_gpu)  # of a process
+    return {**settings, "devices": devices, "processes": args.world_size, "device": args.device.type}
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, str]:
+    """Returns, for each setting that differs, both values as words. One that is not known there is of a later version."""
+    return {
+        name: f"{there[name]!s:.80} there, {value!s:.80} here"
+        for name, value in here.items()
+        if name in there and there[name] != value
+    }
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Reads settings that were written with a checkpoint; nothing where there are none.
+
+    Raises:
+        ConfigError: They cannot be read.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise ConfigError(
+            f"{path} must hold the settings of its checkpoint, but it cannot be read: {error!s:.100}. Resume from another one."
+        ) from error
+
+
+def compare_settings(
+    checkpoint: Path, there: Mapping[str, Any], here: Mapping[str, Any], args: TrainingArguments, *, loud: bool
+) -> None:
+    """Compares the settings of a checkpoint with those of the run that goes on from it, and says what changes.
+
+    Args:
+        checkpoint: The folder.
+        there: What the trainer itself wrote down with it; where this says what comes of an argument, it counts alone.
+        here: The same for the run that goes on.
+        args: Those of the run.
+        loud: Whether this process says it.
+
+    Raises:
+        ConfigError: A setting that shapes the weights differs.
+    """
+    before, now = read_settings(checkpoint / SETTINGS_FILE), kept_settings(args)
+    of_arguments = differences(before, now)
+    said = {name: of_arguments.pop(name) for name in SAID if name in of_arguments}
+    if not said and _is_finished(checkpoint):
+        of_arguments.pop("processes", None)  # no step is taken any more: others may evaluate it
+    if _can_be_divided_again(args) and _rows_of_a_step(before) == _rows_of_a_step(now):
+        said.update({name: of_arguments.pop(name) for name in OF_A_STEP if name in of_arguments})
+    found = differences(there, here)
+    found.update({name: values for name, values in of_arguments.items() if name not in there or name not in here})
+    if found:
+        differing = "; ".join(f"{name}: {values}" for name, values in found.items())
+        raise ConfigError(
+            f"a run must be resumed with its own settings, but {checkpoint} differs in {differing}. Restore them, or start a "
+            "new run in another `output_dir`."
+        )
+    if said and loud:
+        changes = "; ".join(f"{name}: {values}" for name, values in said.items())
+        logger.warning(
+            "Going on from %s with %s. From there on the learning rate follows a new length, another device rounds otherwise, "
+            "and other processes share out a step's rows otherwise: the weights are not those of one uninterrupted run.",
+            checkpoint, changes,
+        )  # fmt: skip
+    if args.ignore_data_skip and loud:
+        logger.warning("With `ignore_data_skip` the epoch of %s begins again: some of its rows come twice.", checkpoint)
+
+
+def _can_be_divided_again(args: TrainingArguments) -> bool:
+    """Whether other processes make as many steps of an epoch, and can read the states of the former ones."""
+    # Each process drops its own incomplete batch, and with `split_batches` a batch is that of all processes.
+    shared = getattr(args.accelerator_config, "split_batches", False)
+    return not (args.dataloader_drop_last or shared or args.fsdp or args.deepspeed)
+
+
+def _rows_of_a_step(settings: Mapping[str, Any]) -> int:
+    return math.prod(settings.get(name, 1) for name in OF_A_STEP)
+
+
+def _is_finished(checkpoint: Path) -> bool:
+    """Whether a run of the same length takes no step any more."""
+    path = checkpoint / TRAINER_STATE_NAME
+    if not path.is_file():
+        return False
+    state = TrainerState.load_from_json(str(path))
+    return state.global_step >= state.max_steps
+
+
+def plain(value: Any) -> Any:
+    """Returns a setting as JSON gives it back."""
+    if isinstance(value, Enum):
+        return value.value
+    if hasattr(value, "to_dict"):
+        value = value.to_dict()
+    if isinstance(value, Mapping):
+        return {str(key): plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple, set)):
+        return [plain(one) for one in value]
+    return value if value is None or isinstance(value, (str, int, float, bool)) else str(value)

@@ -1,31 +1,35 @@
-"""Whether a student, a dataset and the settings of a training fit together: found out before the first step."""
+"""Whether a student, its data and the settings of a training fit together: found out before the first step.
+
+What does not fit is a ConfigError, and labels that are none of the classes a DataError.
+"""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from itertools import zip_longest
 from typing import Any
 
 import datasets
+import numpy as np
+import pyarrow as pa
 import torch
 from torch import nn
 from transformers import Trainer
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from hf_dr.errors import ConfigError
+from hf_dr.errors import ConfigError, DataError
 from hf_dr.replay.reinforced_data import ReinforcedData
+from hf_dr.store.base_dataset import check_dataset, label_numbers
 from hf_dr.teacher.members import ONE_CLASS
 from hf_dr.training.arguments import ReinforcedTrainingArguments
-from hf_dr.training.evaluated import is_undecoded
 from hf_dr.training.losses import tail_rule
+from hf_dr.training.students import LabelledImages, evaluation_of
+from hf_dr.views.augmentation import Augmentation
 
 
 def check_student(model: nn.Module, dataset: ReinforcedData) -> None:
-    """Checks that a model takes pixels, is trained, and answers over the teacher's classes, in the same order.
-
-    Raises:
-        ConfigError: It does not.
-    """
+    """Checks that a model takes pixels, is trained, and answers over the teacher's classes, in the same order."""
     taken = inspect.signature(model.forward).parameters
     if "pixel_values" not in taken and all(p.kind is not p.VAR_KEYWORD for p in taken.values()):
         raise ConfigError(
@@ -41,7 +45,7 @@ def check_student(model: nn.Module, dataset: ReinforcedData) -> None:
         )
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ConfigError(
-            f"the model must have weights that are trained, but all of {type(model).__name__} are frozen."
+            f"the model must have weights that are trained, but all of {type(model).__name__} are frozen. Unfreeze some."
         )
     check_input(model, dataset)
     count = getattr(config, "num_labels", None)
@@ -62,11 +66,7 @@ def check_student(model: nn.Module, dataset: ReinforcedData) -> None:
 
 
 def check_input(model: nn.Module, dataset: ReinforcedData) -> None:
-    """Shows a model one black image of a dataset's size, before anything is trained.
-
-    Raises:
-        ConfigError: It refuses it.
-    """
+    """Shows a model one black image of a dataset's size, before anything is trained."""
     if is_deepspeed_zero3_enabled():  # no process has all weights
         return
     weight = next(model.parameters())
@@ -86,11 +86,7 @@ def check_input(model: nn.Module, dataset: ReinforcedData) -> None:
 
 
 def check_num_classes(count: int, dataset: ReinforcedData) -> None:
-    """Checks the number of classes that a model answers over.
-
-    Raises:
-        ConfigError: It is not the dataset's.
-    """
+    """Checks the number of classes that a model answers over."""
     expected = dataset.num_classes
     if count != expected:
         raise ConfigError(
@@ -100,15 +96,7 @@ def check_num_classes(count: int, dataset: ReinforcedData) -> None:
 
 
 def check_answers(batch: Mapping[str, Any], dataset: Any) -> None:
-    """Checks that a batch has the answers that its dataset gives to each row.
-
-    Args:
-        batch: As the model is about to see it.
-        dataset: What it is a part of.
-
-    Raises:
-        ConfigError: It has lost them.
-    """
+    """Checks that a batch has the answers that its dataset gives to each row."""
     missing = [name for name in ("teacher_ids", "teacher_logprobs", "reinforced") if name not in batch]
     if missing and isinstance(dataset, ReinforcedData):
         raise ConfigError(
@@ -118,11 +106,7 @@ def check_answers(batch: Mapping[str, Any], dataset: Any) -> None:
 
 
 def check_settings(args: ReinforcedTrainingArguments, train: ReinforcedData, trainer: Trainer) -> None:
-    """Checks that the settings of a training fit reinforced data.
-
-    Raises:
-        ConfigError: They do not.
-    """
+    """Checks that the settings of a training fit reinforced data."""
     tail_rule(args.tail, train.signal)
     if args.label_names is not None and "labels" not in args.label_names:
         raise ConfigError(
@@ -153,16 +137,11 @@ def check_settings(args: ReinforcedTrainingArguments, train: ReinforcedData, tra
 
 
 def check_other_dataset(args: ReinforcedTrainingArguments, train: Any) -> None:
-    """Checks a training set that is not reinforced data: it must not hide any, nor need what only reinforced data has.
-
-    Raises:
-        ConfigError: Its stored views would not be replayed, or its batches not be mixed.
-    """
+    """Checks a training set that is not reinforced data: it must not hide any, nor need what only reinforced data has."""
     if _wraps_reinforced(train):
         raise ConfigError(
             f"`train_dataset` must be what `load_reinforced` returns, got it wrapped in {type(train).__name__}, where "
-            "each row would show one view for ever. Select rows before: "
-            "`train.select(rows)`."
+            "each row would show one view for ever. Select rows before: `train.select(rows)`."
         )
     if hasattr(train, "column_names") and "teacher_ids" in train.column_names:
         raise ConfigError(
@@ -185,3 +164,82 @@ def _wraps_reinforced(dataset: Any) -> bool:
     """Whether a reinforced dataset is inside a Subset, a ConcatDataset or the like."""
     inner = [getattr(dataset, "dataset", None), *getattr(dataset, "datasets", ())]
     return any(isinstance(d, ReinforcedData) or _wraps_reinforced(d) for d in inner if d is not None)
+
+
+def evaluation_images(dataset: datasets.Dataset, train: ReinforcedData, shown: Augmentation) -> LabelledImages:
+    """Returns the images and labels of a dataset, checked against the classes of a training set.
+
+    Args:
+        dataset: With an image column and a label column: those of the training set where it has them, else its only ones.
+        train: What the student learns from.
+        shown: The view of each image; see `evaluation_of`.
+    """
+    columns = (train.origin.image_column, train.origin.label_column)
+    own = [name if name in dataset.column_names else None for name in columns]
+    image_column, label_column = check_dataset(dataset, own[0], own[1])
+    if label_column is None:
+        raise DataError(
+            f"`eval_dataset` must have a column of labels, found {', '.join(dataset.column_names)}. Name it `label`."
+        )
+    images = LabelledImages(dataset, shown, image_column=image_column, label_column=label_column)
+    check_evaluation(images, train)
+    return images
+
+
+def check_evaluation(images: LabelledImages, train: ReinforcedData) -> None:
+    """Checks the labels that a student is evaluated by."""
+    for c, (theirs, ours) in enumerate(zip_longest(images.class_names or (), train.class_names or ())):
+        # A dataset without names is not compared; where one has more classes, the other has None.
+        if images.class_names and train.class_names and theirs != ours:
+            raise ConfigError(
+                f'`eval_dataset` must have the classes of the "+" dataset in their order, but class {c} is {theirs!r} there '
+                f'and {ours!r} in the "+" dataset. Give another.'
+            )
+    try:
+        values, bad = label_numbers(images.labels, train.num_classes)
+    except pa.ArrowInvalid as error:
+        raise DataError(
+            f"the labels of `eval_dataset` must be whole numbers, the places of their classes, but: {error!s:.100}. Convert "
+            "them."
+        ) from error
+    if len(bad):
+        found = ", ".join(map(str, np.unique(values[bad])[:5].tolist()))
+        raise DataError(
+            f"the labels of `eval_dataset` must be from 0 to {train.num_classes - 1}, but {len(bad)} of {len(values)} rows "
+            f"have others ({found}; -1 is no label), the first is row {bad[0]}. Give a split with labels."
+        )
+
+
+def as_evaluation(given: Any, train: Any, model: Any, processor: Any) -> Any:
+    """Returns what Trainer evaluates on, with each plain dataset of images made into `LabelledImages`.
+
+    Args:
+        given: `eval_dataset` as Trainer takes it: a dataset, or several by name.
+        train: What the student learns from; only of `ReinforcedData` classes and size are known.
+        model: The student.
+        processor: The image processor that is saved with it, if there is one.
+    """
+    if not isinstance(train, ReinforcedData):
+        return given
+    if isinstance(given, dict):
+        return {name: as_evaluation(one, train, model, processor) for name, one in given.items()}
+    if isinstance(given, LabelledImages):
+        check_evaluation(given, train)
+    elif isinstance(given, datasets.Dataset) and is_undecoded(given):
+        return evaluation_images(given, train, evaluation_of(model, processor, max(train.size)))
+    elif is_undecoded(getattr(given, "dataset", given)):
+        raise ConfigError(
+            f"`eval_dataset` must be a datasets.Dataset, or make its `pixel_values` itself, got {type(given).__name__} of "
+            "undecoded images. Use `Dataset.select` for a part of a dataset, and no `streaming`."
+        )
+    return given
+
+
+def is_undecoded(dataset: Any) -> bool:
+    """Whether a dataset has images, and neither makes `pixel_values` of them nor has a transform of one's own that may."""
+    if not isinstance(dataset, (datasets.Dataset, datasets.IterableDataset)):
+        return False
+    features = dataset.features or {}  # a stream may not know its own
+    transformed = isinstance(dataset, datasets.Dataset) and dataset.format["type"] == "custom"
+    images = any(isinstance(feature, datasets.Image) for feature in features.values())
+    return images and "pixel_values" not in features and not transformed

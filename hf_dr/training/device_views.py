@@ -41,7 +41,7 @@ def device_augmentation(
         ConfigError: `augment_on` asks for the device, which cannot make them, or for something else.
     """
     if augment_on not in AUGMENT_ON:
-        raise ConfigError(f"`augment_on` must be one of {', '.join(AUGMENT_ON)}, got {augment_on!r}.")
+        raise ConfigError(f"`augment_on` must be one of {', '.join(AUGMENT_ON)}, got {augment_on!r}. Leave it out.")
     if augment_on == "cpu" or (augment_on == "auto" and not is_fast_on(device)):
         return None
     reasons = []
@@ -84,10 +84,3 @@ def with_made_views(batch: dict[str, Any], *, channels_last: bool) -> dict[str, 
     if not isinstance(pixels, DoneBatch):
         return batch
     return {**batch, "pixel_values": pixels.pixels(channels_last=channels_last)}
-
-
-def uses_channels_last(args: ReinforcedTrainingArguments, model: torch.nn.Module) -> bool:
-    """Returns whether a model is trained in channels_last: as asked for, else on a GPU where it has convolutions."""
-    if args.channels_last is not None:
-        return args.channels_last
-    return args.device.type == "cuda" and any(parameter.ndim == 4 for parameter in model.parameters())

@@ -18,7 +18,6 @@ from hf_dr.replay.messages import InOneMessage
 from hf_dr.replay.reinforced_data import MappedReinforcedData, ReinforcedData
 from hf_dr.replay.sampling import ReinforcedSampler
 from hf_dr.replay.streaming import StreamedReinforcedDataset
-from hf_dr.teacher.preprocessing import Preprocessing
 from hf_dr.training.device_views import device_augmentation, undone, with_made_views
 from hf_dr.training.students import Normalization, is_timm, normalize, student_preprocessing
 
@@ -73,7 +72,18 @@ class ReinforcedLoader:
         self.epoch = 0
         self._normalize = None
         if student is not None or processor is not None or normalization is not None:
-            seen = _preprocessing(student, processor, normalization)
+            model: Any = None if student is None else extract_model_from_parallel(student, keep_torch_compile=False)
+            if (
+                not hasattr(model, "pretrained_cfg")
+                and not is_timm(model)
+                and processor is None
+                and normalization is None
+            ):
+                raise ConfigError(
+                    "`student` must be a model of timm, which says how its input is normalised, or come with its image "
+                    f"processor, got {type(model).__name__}. Give `processor`, or `normalization=(mean, std)`."
+                )
+            seen = student_preprocessing(model, processor, normalization)
             self._normalize = partial(normalize, mean=seen.mean, std=seen.std, bgr=seen.bgr)
         self.device = find_device(device)
         if not isinstance(dataset, (StreamedReinforcedDataset, MappedReinforcedData)):
@@ -117,14 +127,3 @@ class ReinforcedLoader:
             if self._normalize is not None:
                 batch["pixel_values"] = self._normalize(batch["pixel_values"])
             yield batch
-
-
-def _preprocessing(student: nn.Module | None, processor: Any, normalization: Normalization | None) -> Preprocessing:
-    model: Any = None if student is None else extract_model_from_parallel(student, keep_torch_compile=False)
-    told = is_timm(model) or hasattr(model, "pretrained_cfg")
-    if not told and processor is None and normalization is None:
-        raise ConfigError(
-            "`student` must be a model of timm, which says how its input is normalised, or come with its image processor, got "
-            f"{type(model).__name__}. Give `processor`, or `normalization=(mean, std)`."
-        )
-    return student_preprocessing(model, processor, normalization)

@@ -64,20 +64,7 @@ def reinforced_kl(
             the device.)
         ValueError: The shapes do not fit together.
     """
-    _check_answers(teacher_logprobs_BK)
-    return _kl(
-        logits_BC,
-        teacher_ids_BK,
-        teacher_logprobs_BK,
-        tail=tail,
-        temperature=temperature,
-        tail_ids_BT=tail_ids_BT,
-        tail_logprobs_BT=tail_logprobs_BT,
-    )
-
-
-def _check_answers(teacher_logprobs_BK: torch.Tensor) -> None:
-    """Refuses rows whose probabilities sum to more than 1 by far: float16 lifts a sum by less than a hundredth."""
+    # Rows whose probabilities sum to more than 1 by far: float16 lifts a sum by less than a hundredth.
     unanswered = (teacher_logprobs_BK.float().exp().sum(-1) > 1.1).flatten().nonzero()
     if len(unanswered):
         raise ConfigError(
@@ -85,13 +72,13 @@ def _check_answers(teacher_logprobs_BK: torch.Tensor) -> None:
             f"where no stored view was replayed ({len(unanswered)} such rows). Take `reinforced_loss`, or only the rows that "
             "are `reinforced`."
         )
+    return _kl(logits_BC, teacher_ids_BK, teacher_logprobs_BK, tail, temperature, tail_ids_BT, tail_logprobs_BT)
 
 
 def _kl(
     logits_BC: torch.Tensor,
     teacher_ids_BK: torch.Tensor,
     teacher_logprobs_BK: torch.Tensor,
-    *,
     tail: TailRule,
     temperature: float,
     tail_ids_BT: torch.Tensor | None,
@@ -168,15 +155,8 @@ def reinforced_loss(
         ConfigError: The loss needs labels, but the batch has none; or see `reinforced_kl`.
     """
     labels_B = batch.get("labels")
-    kl_B = _kl(
-        logits_BC,
-        batch["teacher_ids"],
-        batch["teacher_logprobs"],
-        tail=tail,
-        temperature=temperature,
-        tail_ids_BT=batch.get("tail_ids"),
-        tail_logprobs_BT=batch.get("tail_logprobs"),
-    )
+    tails = (batch.get("tail_ids"), batch.get("tail_logprobs"))
+    kl_B = _kl(logits_BC, batch["teacher_ids"], batch["teacher_logprobs"], tail, temperature, *tails)
     if labels_B is None:
         # Without gradients the loss is only measured, on what there is.
         if logits_BC.requires_grad and (label_weight or new_views):
@@ -231,20 +211,14 @@ class ReinforcedLoss(nn.Module):
 
     def forward(self, logits_BC: torch.Tensor, batch: Mapping[str, Any]) -> torch.Tensor:
         """Returns the mean loss of a batch, a scalar; see `reinforced_loss`."""
-        return reinforced_loss(
-            logits_BC,
-            batch,
-            tail=self.tail,
-            temperature=self.temperature,
-            label_weight=self.label_weight,
-            label_smoothing=self.label_smoothing,
-            new_views="labels" in batch,
-        )
+        return reinforced_loss(logits_BC, batch, **self._settings(), new_views="labels" in batch)
+
+    def _settings(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("tail", "temperature", "label_weight", "label_smoothing")}
 
     def extra_repr(self) -> str:
         """Returns the settings, for `print`."""
-        names = ("tail", "temperature", "label_weight", "label_smoothing")
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
+        return ", ".join(f"{name}={value!r}" for name, value in self._settings().items())
 
 
 def soften(

@@ -14,18 +14,13 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from hf_dr.errors import ConfigError
 from hf_dr.training.arguments import ReinforcedTrainingArguments
+from hf_dr.training.reinforced_settings import ReinforcedSettings
 from hf_dr.views.ops.mixing import CutMix, MixUp
 from hf_dr.views.rng import DOMAIN_MIXING, keyed_rng
 
 
 def mix_batch(
-    pixels_BCHW: torch.Tensor,
-    rng: np.random.Generator,
-    *,
-    mixup_alpha: float,
-    cutmix_alpha: float,
-    prob: float = 1.0,
-    switch_prob: float = 0.5,
+    pixels_BCHW: torch.Tensor, rng: np.random.Generator, settings: ReinforcedSettings
 ) -> tuple[torch.Tensor, float]:
     """Mixes each image with the one at the same place counted from the batch's end, all in one proportion: timm's `batch` mode.
 
@@ -35,10 +30,7 @@ def mix_batch(
     Args:
         pixels_BCHW: uint8, on any device; not changed.
         rng: The only source of randomness.
-        mixup_alpha: MixUp's weight is drawn from Beta(mixup_alpha, mixup_alpha); 0: no MixUp.
-        cutmix_alpha: The same for the area that CutMix keeps; 0: no CutMix.
-        prob: Probability that the batch is mixed.
-        switch_prob: Probability of CutMix where both are on.
+        settings: Its `mixup_alpha`, `cutmix_alpha`, `mixup_prob` and `mixup_switch_prob` count.
 
     Returns:
         The pixels, and lam from 0 to 1, the weight of the images' own labels; those of `pixels_BCHW.flip(0)` have the rest. It
@@ -52,19 +44,19 @@ def mix_batch(
             f"images must be uint8 to be mixed, before they are normalised, got {pixels_BCHW.dtype}. Leave normalisation to "
             "the trainer, or set `mixup_alpha` and `cutmix_alpha` to 0."
         )
-    mixed = rng.random() < prob
-    switched = rng.random() < switch_prob
-    if not mixed or not (mixup_alpha or cutmix_alpha):
+    mixed = rng.random() < settings.mixup_prob
+    switched = rng.random() < settings.mixup_switch_prob
+    if not mixed or not settings.mixes:
         return pixels_BCHW, 1.0
     height, width = pixels_BCHW.shape[-2:]
     partners_BCHW = pixels_BCHW.flip(0)
-    if cutmix_alpha and (switched or not mixup_alpha):
-        top, left, rows, columns = CutMix(cutmix_alpha, p=1.0).sample(rng, (height, width))["box"]
+    if settings.cutmix_alpha and (switched or not settings.mixup_alpha):
+        top, left, rows, columns = CutMix(settings.cutmix_alpha, p=1.0).sample(rng, (height, width))["box"]
         box = (..., slice(top, top + rows), slice(left, left + columns))
         pixels_BCHW = pixels_BCHW.clone()
         pixels_BCHW[box] = partners_BCHW[box]
         return pixels_BCHW, 1 - rows * columns / (height * width)
-    lam = float(MixUp(mixup_alpha, p=1.0).sample(rng, (height, width))["lam"])
+    lam = float(MixUp(settings.mixup_alpha, p=1.0).sample(rng, (height, width))["lam"])
     # A multiple of 1/256, so that float32 holds the sum exactly.
     mixed_BCHW = lam * pixels_BCHW.float() + (1 - lam) * partners_BCHW.float() + 0.5
     return mixed_BCHW.to(torch.uint8), lam
@@ -94,12 +86,6 @@ class BatchMixer(TrainerCallback):
         args = self._args
         place = self._in_step * args.world_size + args.process_index
         self._in_step += 1
-        pixels_BCHW, lam = mix_batch(
-            inputs["pixel_values"],
-            keyed_rng(self._seed, domain=DOMAIN_MIXING, major=step, minor=place),
-            mixup_alpha=args.mixup_alpha,
-            cutmix_alpha=args.cutmix_alpha,
-            prob=args.mixup_prob,
-            switch_prob=args.mixup_switch_prob,
-        )
+        rng = keyed_rng(self._seed, domain=DOMAIN_MIXING, major=step, minor=place)
+        pixels_BCHW, lam = mix_batch(inputs["pixel_values"], rng, args)
         return {**inputs, "pixel_values": pixels_BCHW, "lam": lam}

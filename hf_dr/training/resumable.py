@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -30,9 +30,17 @@ from hf_dr.hub.retry import ask
 from hf_dr.processes import warm_up_kernels
 from hf_dr.settings import Real, Whole, check_settings
 from hf_dr.text import progress_bar
-from hf_dr.training.checkpoints import check_checkpoint, find_damage, last_checkpoint, write_checksums
-from hf_dr.training.divergence import Divergence, check_weights
-from hf_dr.training.kept_settings import SETTINGS_FILE, compare_settings, kept_settings, read_settings
+from hf_dr.training.callbacks import Divergence, check_weights
+from hf_dr.training.checkpoints import (
+    SETTINGS_FILE,
+    compare_settings,
+    find_damage,
+    kept_settings,
+    plain,
+    read_settings,
+    whole_checkpoint,
+    write_checksums,
+)
 
 LOCK_FILE = ".training.lock"
 """In `output_dir`, held by the training that writes to it."""
@@ -45,6 +53,7 @@ BOUNDS: dict[str, Whole | Real] = {
     "adam_beta1": Real(0, 1, below=True), "adam_beta2": Real(0, 1, below=True), "adam_epsilon": Real(0),
     "label_smoothing_factor": Real(0, 1), "max_steps": Whole(-1), "save_steps": Real(0), "logging_steps": Real(0),
     "eval_steps": Real(0), "eval_delay": Real(0), "save_total_limit": Whole(1), "dataloader_num_workers": Whole(0),
+    "dataloader_prefetch_factor": Whole(1),
     "seed": Whole(0, 2**32 - 1), "data_seed": Whole(0, 2**63 - 1), "ddp_timeout": Whole(1),
 }  # fmt: skip
 """What numbers transformers' own settings take, of which it checks few."""
@@ -52,11 +61,7 @@ BOUNDS: dict[str, Whole | Real] = {
 
 @dataclass
 class ResumableArguments(TrainingArguments):
-    """`TrainingArguments` with the settings that all trainers of this package share.
-
-    Raises:
-        ConfigError: A value is impossible.
-    """
+    """`TrainingArguments` with the settings that all trainers of this package share; impossible values are ConfigErrors."""
 
     without_part: ClassVar[dict[str, Any]] = {"neftune_noise_alpha": None, "use_liger_kernel": False}
     """Transformers' settings that no trainer of this package heeds, with their defaults: others are refused."""
@@ -85,9 +90,13 @@ class ResumableArguments(TrainingArguments):
         for name, default in self.without_part.items():
             if getattr(self, name) not in (None, default):
                 raise ConfigError(f"`{name}` has no part in this training, got {getattr(self, name)!r}. Leave it out.")
+        if self.dataloader_persistent_workers and not self.dataloader_num_workers:
+            raise ConfigError(
+                "`dataloader_persistent_workers` needs workers, got `dataloader_num_workers` 0. Raise it."
+            )
         if self.max_steps <= 0:
             Real(0, above=True).check("num_train_epochs", self.num_train_epochs)
-        strategy = _word(self.hub_strategy)
+        strategy = plain(self.hub_strategy)
         if self.push_to_hub and strategy not in self.hub_strategies:
             raise ConfigError(
                 f"`hub_strategy` must be {' or '.join(self.hub_strategies)}, got {strategy}: checkpoints hold the state of the "
@@ -100,9 +109,11 @@ class ResumableArguments(TrainingArguments):
         # where accelerate is told to leave the accelerator alone, transformers would still put the model there.
         told = parse_flag_from_env("ACCELERATE_USE_CPU")
         self.use_cpu = self.use_cpu or told or not torch.accelerator.is_available()
-        if self.use_cpu:  # Trainer opens the same group, but on a CPU without the timeout
-            PartialState(cpu=True, backend=self.ddp_backend, timeout=self.ddp_timeout_delta)
-        super().__post_init__()
+        # Files of settings, and devices that are not there.
+        with _taking("the settings must be such as transformers takes", OSError, RuntimeError):
+            if self.use_cpu:  # Trainer opens the same group, but on a CPU without the timeout
+                PartialState(cpu=True, backend=self.ddp_backend, timeout=self.ddp_timeout_delta)
+            super().__post_init__()
         if self.batch_size is not None:
             self._divide(self.batch_size)
 
@@ -151,8 +162,12 @@ class ResumableTrainer(Trainer):
         self._loaders: list[Any] = []  # those that may have workers
         self._divergence = Divergence()
         self._lock: filelock.BaseFileLock | None = None
-        super().__init__(model, args, **settings)
-        _put_own_bars(self)
+        with _taking("the settings must be such as transformers' Trainer takes"):
+            super().__init__(model, args, **settings)
+        for callback in list(self.callback_handler.callbacks):
+            if type(callback) is ProgressCallback:  # what a user has made of it, and a notebook's, stay
+                self.remove_callback(callback)
+                self.add_callback(_Bars)
         self.add_callback(_Epochs(self))
         self.add_callback(self._divergence)
 
@@ -171,7 +186,7 @@ class ResumableTrainer(Trainer):
         """
         self._check_best_metric()
         with self.alone():
-            checkpoint = self._whole_checkpoint(resume_from_checkpoint)
+            checkpoint = whole_checkpoint(resume_from_checkpoint, str(self.args.output_dir))
             self.prepare_resume(checkpoint)
             try:
                 return super().train(checkpoint, trial, ignore_keys_for_eval)
@@ -186,25 +201,6 @@ class ResumableTrainer(Trainer):
                 iterator._shutdown_workers()
                 loader._iterator = None
         self._loaders.clear()
-
-    def _whole_checkpoint(self, named: str | bool | None) -> str | None:
-        """Returns the checkpoint to go on from: the one that is named, or for True the last whole one.
-
-        Raises:
-            ConfigError: It is not whole, or there is none.
-        """
-        if named is None or named is False:
-            return None
-        if named is not True:
-            check_checkpoint(Path(named))
-            return str(named)
-        found = last_checkpoint(str(self.args.output_dir))
-        if found is None:
-            raise ConfigError(
-                f"`resume_from_checkpoint` must find a whole checkpoint in `output_dir`, but {self.args.output_dir} has none. "
-                "Leave it out to start a new run."
-            )
-        return found
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -271,12 +267,8 @@ class ResumableTrainer(Trainer):
     def _save_checkpoint(self, *args: Any, **settings: Any) -> None:
         folder, limit = Path(self.args.output_dir or "."), self.args.save_total_limit
         checkpoint = folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        self.args.save_total_limit = None
-        try:
-            with _writing(checkpoint):
-                super()._save_checkpoint(*args, **settings)
-        finally:
-            self.args.save_total_limit = limit
+        with changed(self.args, save_total_limit=None), _writing(checkpoint):
+            super()._save_checkpoint(*args, **settings)
         self.accelerator.wait_for_everyone()  # all have written their part
         if self.args.should_save:
             write_whole(checkpoint / SETTINGS_FILE, json.dumps(kept_settings(self.args), indent=2) + "\n")
@@ -303,6 +295,11 @@ class ResumableTrainer(Trainer):
     # ------------------------------------------------------------------------------------------- loaders and optimizer
 
     @property
+    def _order_seed(self) -> int:
+        """The seed of the order of the training set."""
+        return self.args.data_seed if self.args.data_seed is not None else self.args.seed
+
+    @property
     def _loader_seed(self) -> int | None:
         """The seed of the loaders' own generator; None leaves them the global one, as Trainer does."""
         return self.args.seed
@@ -320,11 +317,7 @@ class ResumableTrainer(Trainer):
         return loader
 
     def _for_training(self, loader: torch.utils.data.DataLoader) -> torch.utils.data.DataLoader:
-        """Returns a loader with its own generator, if it has batches at all.
-
-        Raises:
-            ConfigError: It has none, because an incomplete batch is dropped.
-        """
+        """Returns a loader with its own generator; a ConfigError if it has no batch, because an incomplete one is dropped."""
         args = self.args
         if args.dataloader_drop_last and has_length(loader) and len(loader) == 0:
             rows = len(self.train_dataset)  # type: ignore[arg-type]
@@ -335,32 +328,18 @@ class ResumableTrainer(Trainer):
             )
         return self._with_own_generator(loader)
 
-    @contextmanager
-    def _keeping_all_rows(self) -> Iterator[None]:
-        """Leaves `dataloader_drop_last` to training: an evaluation is of all rows."""
-        dropping = self.args.dataloader_drop_last
-        self.args.dataloader_drop_last = False
-        try:
-            yield
-        finally:
-            self.args.dataloader_drop_last = dropping
-
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
-        """As Trainer's.
-
-        Raises:
-            ConfigError: There is no whole batch, and others are dropped.
-        """
+        """As Trainer's."""
         return self._for_training(super().get_train_dataloader())
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader:
         """As Trainer's, but of all rows, whatever `dataloader_drop_last` says."""
-        with self._keeping_all_rows():
+        with changed(self.args, dataloader_drop_last=False):
             return self._with_own_generator(super().get_eval_dataloader(eval_dataset))
 
     def get_test_dataloader(self, test_dataset: Any) -> torch.utils.data.DataLoader:
         """As Trainer's, but of all rows, whatever `dataloader_drop_last` says."""
-        with self._keeping_all_rows():
+        with changed(self.args, dataloader_drop_last=False):
             return self._with_own_generator(super().get_test_dataloader(test_dataset))
 
     @staticmethod
@@ -373,13 +352,19 @@ class ResumableTrainer(Trainer):
 
     def create_optimizer(self, *args: Any, **settings: Any) -> torch.optim.Optimizer:
         """As Trainer's."""
-        with _taking_settings(self.args):
+        with self._taking_optimizer():
             return super().create_optimizer(*args, **settings)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """As Trainer's."""
-        with _taking_settings(self.args):
+        with self._taking_optimizer():
             return super().create_scheduler(num_training_steps, optimizer)
+
+    def _taking_optimizer(self) -> AbstractContextManager[None]:
+        args = self.args
+        return _taking(
+            f"`optim` {plain(args.optim)} and `lr_scheduler_type` {plain(args.lr_scheduler_type)} must take their settings"
+        )
 
     # ------------------------------------------------------------------------------------------------------- training
 
@@ -396,11 +381,7 @@ class ResumableTrainer(Trainer):
         return None
 
     def _check_best_metric(self) -> None:
-        """Checks that the metric that chooses the best weights will be measured.
-
-        Raises:
-            ConfigError: It will not.
-        """
+        """Raises a ConfigError if the metric that chooses the best weights will not be measured."""
         args = self.args
         if args.metric_for_best_model is None or args.eval_strategy == IntervalStrategy.NO:
             return
@@ -426,6 +407,17 @@ class ResumableTrainer(Trainer):
 
 
 @contextmanager
+def changed(owner: Any, **values: Any) -> Iterator[None]:
+    """Gives attributes other values for a while: settings that Trainer reads, or a function that it calls."""
+    given = {name: getattr(owner, name) for name in values}
+    vars(owner).update(values)
+    try:
+        yield
+    finally:
+        vars(owner).update(given)
+
+
+@contextmanager
 def _writing(path: Path) -> Iterator[None]:
     """As `writing`, also for what torch and safetensors raise where a file cannot be written."""
     with writing(path):
@@ -440,20 +432,26 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _taking_settings(args: TrainingArguments) -> Iterator[None]:
-    """Turns what an optimizer or a schedule raises about its settings into an error for people."""
+def _taking(expected: str, *more: type[Exception]) -> Iterator[None]:
+    """Turns what transformers raises about settings into an error for people. Only its own code is to be run within.
+
+    Args:
+        expected: What it must do, for the message.
+        *more: Errors that are about settings here, besides those of settings that contradict each other, of packages that
+            are missing, and of optimizers and schedules that do not understand their arguments.
+    """
     try:
         yield
     except HfDrError:
         raise
-    except (ImportError, TypeError, ValueError, LookupError, ArithmeticError) as error:
-        names = " and ".join(f"`{name}` {_word(getattr(args, name))}" for name in ("optim", "lr_scheduler_type"))
-        raise ConfigError(f"{names} must take their settings, but: {str(error).rstrip('. ')}. Correct them.") from error
-
-
-def _word(value: Any) -> str:
-    """Returns a setting that may be one of transformers' enumerations, or its value."""
-    return str(getattr(value, "value", value))
+    except Exception as error:
+        of_settings = isinstance(
+            error, (ArithmeticError, ImportError, NotImplementedError, TypeError, ValueError, *more)
+        )
+        # What `report_to` names is not installed: a RuntimeError, as are the faults of a device.
+        if not of_settings and "Callback requires" not in str(error):
+            raise
+        raise ConfigError(f"{expected}, but: {str(error).rstrip('. ')}. Correct them.") from error
 
 
 class _Bars(ProgressCallback):
@@ -473,14 +471,6 @@ class _Bars(ProgressCallback):
 
     def _bar(self, state: TrainerState, total: int, name: str, **settings: Any) -> Any:
         return progress_bar(total=total, desc=name, show=state.is_world_process_zero, dynamic_ncols=True, **settings)
-
-
-def _put_own_bars(trainer: Trainer) -> None:
-    """Puts this package's bars in the place of transformers'; what a user has made of those, and a notebook's, stay."""
-    for callback in list(trainer.callback_handler.callbacks):
-        if type(callback) is ProgressCallback:
-            trainer.remove_callback(callback)
-            trainer.add_callback(_Bars)
 
 
 class _Epochs(TrainerCallback):

@@ -16,7 +16,8 @@ from hf_dr.errors import ConfigError
 from hf_dr.files import write_whole
 from hf_dr.replay.shares import Progress, Shares
 from hf_dr.replay.streaming import StreamedReinforcedDataset
-from hf_dr.training.kept_settings import read_settings
+from hf_dr.training.checkpoints import read_settings
+from hf_dr.training.resumable import changed
 
 PROGRESS_FILE = "stream_progress.json"
 """How far the epoch of a checkpoint is: what `StreamedReinforcedDataset.progress` returns."""
@@ -58,13 +59,11 @@ class StreamProgress:
         self._first_step = self._trainer.state.global_step
         self._share, _ = self._trainer._in_order(train)
         self._share.set_epoch(epoch)
-        # Trainer has no other place at which a loader could be told how many batches were seen.
-        theirs = transformers.trainer.skip_first_batches
-        transformers.trainer.skip_first_batches = self._seek
         try:
-            yield
+            # Trainer has no other place at which a loader could be told how many batches were seen.
+            with changed(transformers.trainer, skip_first_batches=self._seek):
+                yield
         finally:
-            transformers.trainer.skip_first_batches = theirs
             self._share = None
 
     def _seek(self, loader: Any, batches: int) -> torch.utils.data.DataLoader:

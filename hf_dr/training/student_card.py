@@ -91,11 +91,16 @@ class Student:
         """The training's `--objective`: `reinforced`, `erm` or `kd`.
 
         Raises:
-            KeyError: The settings do not tell.
+            FormatError: The settings do not tell.
         """
         if self.settings.get("online_teacher"):
             return "kd"
-        return "reinforced" if self.settings["reinforced_probability"] > 0 else "erm"
+        share = self.settings.get("reinforced_probability")
+        if not isinstance(share, (int, float)):
+            raise FormatError(
+                f"`settings` in {STUDENT_FILE} must hold the number `reinforced_probability`, found {share!r:.80}. Train again."
+            )
+        return "reinforced" if share > 0 else "erm"
 
     @classmethod
     def read(cls, folder: Path) -> Student | None:
@@ -142,11 +147,9 @@ def student_of_training(
     Args:
         trainer: Its model, log and hyperparameters are told.
         train: What it learns from.
-        model: See `Student`.
-        objective: See `Student`.
+        model: See `Student`; `objective` and `metrics` as well.
         teachers: The members of the teachers that it learns from, as in a provenance.
         settings: Those of its own that the trainer keeps; None is left out.
-        metrics: See `Student`.
         card: The arguments of `create_model_card`.
     """
     source = train.origin
@@ -234,19 +237,14 @@ def _metadata(student: Student, name: str, ema: bool) -> dict[str, Any]:
         for measure, (kind, title) in _MEASURES.items()
         if on is not None and prefix + measure in student.metrics
     ]
-    own = dict(student.metadata)
-    tags = [
-        *own.pop("tags", ()),
-        *(_TAGS if student.dataset.get("reinforced", True) else ()),
-        *(["timm"] if student.timm else []),
-    ]
+    plus = _TAGS if student.dataset.get("reinforced", True) else ()
+    tags = [*student.metadata.get("tags", ()), *plus, *(["timm"] if student.timm else [])]
     card = ModelCardData(
         library_name="transformers",
         pipeline_tag="image-classification",
-        tags=list(dict.fromkeys(tags)),
         model_name=name.rpartition("/")[2],
         eval_results=results or None,
-        **own,
+        **student.metadata | {"tags": list(dict.fromkeys(tags))},
     ).to_dict()
     card.pop("model_name", None)  # stands in the index
     return card
@@ -276,8 +274,8 @@ def _body(student: Student, name: str, ema: bool) -> str:
             "is for you to settle before any commercial use."
         )
     if student.metrics:
-        where = f"Measured on {_dataset(student.evaluated_on)}." if student.evaluated_on else ""
-        parts += ["## Results", *([where] if where else []), _table("measure", student.metrics)]
+        where = [f"Measured on {_dataset(student.evaluated_on)}."] if student.evaluated_on else []
+        parts += ["## Results", *where, _table("measure", student.metrics)]
     first = "```python\n"
     if student.model.partition(" ")[0] in ADDED:
         first += "import hf_dr.teacher.architectures  # timm itself has no such architecture\n"
@@ -288,14 +286,15 @@ def _body(student: Student, name: str, ema: bool) -> str:
     if student.teachers:
         rows = [(inline(t["id"]) + _at(t.get("revision")), inline(t["license"] or "unknown")) for t in student.teachers]
         parts.append(markdown_table(("teacher", "licence"), rows))
-    text = "\n\n".join([*parts, *([CITATION] if plus else [])])
-    return text.replace("<!--", "&lt;!--")  # no comment from data can end the part
+    parts += [CITATION] if plus else []
+    return "\n\n".join(parts).replace("<!--", "&lt;!--")  # no comment from data can end the part
 
 
 def _dataset(dataset: dict[str, Any]) -> str:
-    more = [f"configuration {code(dataset['config'])}"] if dataset.get("config") else []
-    more += [f"split {code(dataset['split'])}"] if dataset.get("split") else []
-    return ", ".join([*([code(dataset["id"]) + _at(dataset.get("revision"))] if dataset["id"] else []), *more])
+    parts = [code(dataset["id"]) + _at(dataset.get("revision"))] if dataset["id"] else []
+    parts += [f"configuration {code(dataset['config'])}"] if dataset.get("config") else []
+    parts += [f"split {code(dataset['split'])}"] if dataset.get("split") else []
+    return ", ".join(parts)
 
 
 def _at(revision: str | None) -> str:

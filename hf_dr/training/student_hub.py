@@ -72,7 +72,8 @@ def export_student(folder: str | os.PathLike[str], out: str | os.PathLike[str], 
         )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         raise FormatError(
-            f"{folder} must hold an image classifier that transformers loads, but {type(error).__name__}: {str(error)[:300]}"
+            f"{folder} must hold an image classifier that transformers loads, but {type(error).__name__}: {str(error)[:300]}. "
+            "Save it again."
         ) from error
     wrong = sorted(str(name) for names in report.values() for name in names)
     if wrong:
@@ -85,7 +86,9 @@ def export_student(folder: str | os.PathLike[str], out: str | os.PathLike[str], 
         try:
             model.load_state_dict(load_file(folder / EMA_FILE))
         except (RuntimeError, SafetensorError) as error:
-            raise FormatError(f"{EMA_FILE} in {folder} must fit its model, but: {str(error)[:300]}") from error
+            raise FormatError(
+                f"{EMA_FILE} in {folder} must fit its model, but: {error!s:.300}. Train again."
+            ) from error
     if is_timm(model):
         complete_config(model)
         model.save_pretrained(out, state_dict=native_names(model.state_dict()))
@@ -119,13 +122,8 @@ def push_student(
         folder: `output_dir` of a training, or any folder with an image classifier of transformers.
         repo_id: `owner/name`; it is made if it is not there.
         ema: Publish the averaged weights (`ema_decay`) in place of the last ones, with their metrics.
-        private: See `push_to_hub`.
-        revision: See `push_to_hub`.
-        create_pr: See `push_to_hub`.
-        tags: See `push_to_hub`.
         commit_message: Default: it names the student.
-        token: See `push_to_hub`.
-        dry_run: See `push_to_hub`.
+        private, revision, create_pr, tags, token, dry_run: See `push_to_hub`.
 
     Raises:
         FormatError: See `export_student`; or `student.json` or the card is damaged.
@@ -175,9 +173,6 @@ def push_in_background(
         card_from: Folder with the student's card and `student.json`.
         warn: Log a failure, for callers that do not look at the result.
         **settings: See `push_student`.
-
-    Raises:
-        FormatError: See `export_student`.
     """
     copy = tempfile.TemporaryDirectory(prefix="hf_dr_push_")
     export_student(folder, copy.name)

@@ -21,9 +21,9 @@ from hf_dr.hub.repository import Push
 from hf_dr.replay.reinforced_data import ReinforcedData
 from hf_dr.replay.streaming import StreamedReinforcedDataset
 from hf_dr.training.arguments import ReinforcedTrainingArguments
-from hf_dr.training.device_views import uses_channels_last, with_made_views
-from hf_dr.training.evaluated import as_evaluation
-from hf_dr.training.resumable import ResumableTrainer
+from hf_dr.training.checks import as_evaluation
+from hf_dr.training.device_views import with_made_views
+from hf_dr.training.resumable import ResumableTrainer, changed
 from hf_dr.training.student_card import student_of_training
 from hf_dr.training.student_hub import push_in_background
 from hf_dr.training.students import (
@@ -31,7 +31,6 @@ from hf_dr.training.students import (
     complete_config,
     is_timm,
     native_names,
-    normalization_of,
     normalize,
     student_preprocessing,
 )
@@ -62,7 +61,9 @@ class StudentTrainer(ResumableTrainer):
         name = getattr(getattr(model, "config", None), "architecture", None) or type(model).__name__
         self._model_summary = f"{name} of {sum(p.numel() for p in model.parameters()):,} parameters"
         self._preprocessing = student_preprocessing(model, self.processing_class, normalization)
-        self._channels_last = uses_channels_last(self.args, model)
+        wanted = self.args.channels_last
+        on_gpu = self.args.device.type == "cuda"
+        self._channels_last = on_gpu and any(p.ndim == 4 for p in model.parameters()) if wanted is None else wanted
         if self._channels_last:
             model.to(memory_format=torch.channels_last)
 
@@ -174,18 +175,15 @@ class StudentTrainer(ResumableTrainer):
                 "The learning rate rises for %g epochs, which are %d steps, but the training has %d: it never becomes %g.",
                 args.warmup_epochs, steps, num_training_steps, args.learning_rate,
             )  # fmt: skip
-        given = args.warmup_steps
-        args.warmup_steps = steps  # what Trainer asks; the settings that are saved stay as they were given
-        try:
+        with changed(
+            args, warmup_steps=steps
+        ):  # what Trainer asks; the settings that are saved stay as they were given
             return super().create_scheduler(num_training_steps, optimizer)
-        finally:
-            args.warmup_steps = given
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Returns the names of the parameters that decay: not what the model itself excludes, nor, without
         `decay_biases_and_norms`, biases and normalisations."""
-        unwrapped = getattr(model, "timm_model", model)
-        excluded: Any = getattr(unwrapped, "no_weight_decay", set)
+        excluded: Any = getattr(getattr(model, "timm_model", model), "no_weight_decay", set)
         own = excluded()
         return [
             name
@@ -198,7 +196,7 @@ class StudentTrainer(ResumableTrainer):
     # Private for the reason that `ResumableTrainer` has. No public method is told the names of the weights.
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         if is_timm(self.model):  # timm reads it as well as transformers, and both resume from it
-            complete_config(self.model, normalization_of(self._preprocessing))
+            complete_config(self.model, (self._preprocessing.mean, self._preprocessing.std))
             state_dict = native_names(self.model.state_dict() if state_dict is None else state_dict)  # type: ignore[union-attr]
         super()._save(output_dir, state_dict)
 
@@ -271,7 +269,9 @@ class StudentTrainer(ResumableTrainer):
             return None
         self.create_model_card(**card)
         self._finish_current_push()
-        job = self._push(self.args.output_dir, commit_message, token=token, revision=revision, private=private)
+        job = self._push(
+            self.args.output_dir, commit_message=commit_message, token=token, revision=revision, private=private
+        )
         return job.result() if blocking else job
 
     # Private, because Trainer's own would publish all of `output_dir`, pickles included, and no callback can keep it from that.
@@ -284,30 +284,19 @@ class StudentTrainer(ResumableTrainer):
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         self._finish_current_push()
         self.create_model_card()
-        job = self._push(
-            checkpoint_folder, f"Training in progress, step {self.state.global_step}", during_training=True
-        )
+        message = f"Training in progress, step {self.state.global_step}"
+        job = self._push(checkpoint_folder, warn=True, commit_message=message)
         self.push_in_progress = PushInProgress([job])  # type: ignore[arg-type, assignment]
 
-    def _push(
-        self,
-        folder: str | None,
-        message: str | None,
-        *,
-        token: str | None = None,
-        revision: str | None = None,
-        private: bool | None = None,
-        during_training: bool = False,
-    ) -> Future[Push]:
+    def _push(self, folder: str | None, *, warn: bool = False, **given: Any) -> Future[Push]:
         args = self.args
         assert self.hub_model_id is not None
+        settings: dict[str, Any] = {
+            "private": args.hub_private_repo,
+            "revision": args.hub_revision,
+            "token": args.hub_token,
+        }
+        settings |= {name: value for name, value in given.items() if value is not None}
         return push_in_background(
-            folder or ".",
-            self.hub_model_id,
-            card_from=args.output_dir or ".",
-            warn=during_training,
-            private=private if private is not None else args.hub_private_repo,
-            revision=revision or args.hub_revision,
-            token=token or args.hub_token,
-            commit_message=message,
+            folder or ".", self.hub_model_id, card_from=args.output_dir or ".", warn=warn, **settings
         )

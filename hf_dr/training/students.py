@@ -23,6 +23,7 @@ from transformers import (
     TimmWrapperConfig,
     TimmWrapperForImageClassification,
 )
+from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
 
 import hf_dr.teacher.architectures  # noqa: F401 (what it registers, timm builds)
 from hf_dr.errors import ConfigError, DataError, did_you_mean
@@ -130,11 +131,7 @@ def evaluated_at(size: int, crop: float) -> dict[str, Any]:
 
 
 def _load_weights(model: Any, file: Path) -> None:
-    """Loads the weights of a file into a model of timm; a classifier of another number of classes stays new.
-
-    Raises:
-        ConfigError: The file is none, or its weights are those of another architecture.
-    """
+    """Loads the weights of a file into a model of timm; a classifier of another number of classes stays new."""
     try:
         weights = native_names(load_file(file))
     except (OSError, SafetensorError) as error:
@@ -159,11 +156,7 @@ def _load_weights(model: Any, file: Path) -> None:
 
 
 def read_model_args(value: Any) -> dict[str, Any]:
-    """Reads `model_args`, JSON or, from YAML, a mapping.
-
-    Raises:
-        ConfigError: It is none.
-    """
+    """Reads `model_args`, JSON or, from YAML, a mapping; anything else is a ConfigError."""
     try:
         content = json.loads(value) if isinstance(value, str) else value
     except json.JSONDecodeError as error:
@@ -245,22 +238,20 @@ def student_preprocessing(
         TeacherError: The processor or the `pretrained_cfg` does something that is not understood.
         ConfigError: What is saved with the student could not say what it was trained with.
     """
-    processor = getattr(processor, "image_processor", processor)  # of one that takes texts as well
-    cfg = getattr(getattr(model, "config", model), "pretrained_cfg", None) or {}
-    if processor is None or hasattr(
-        processor, "data_config"
-    ):  # transformers' wrapper of timm repeats the `pretrained_cfg`
-        data = resolve_data_config(pretrained_cfg=cfg or {"mean": IMAGENET_DEFAULT_MEAN}, verbose=False)
-        own = timm_preprocessing(data, type(model).__name__)
+    processor = _own_processor(processor)
+    if processor is None:
+        cfg = getattr(getattr(model, "config", model), "pretrained_cfg", None) or {"mean": IMAGENET_DEFAULT_MEAN}
+        read = timm_preprocessing(resolve_data_config(pretrained_cfg=cfg, verbose=False), type(model).__name__)
         if normalization is None:
-            return own
+            return read
         given: dict[str, Any] = dict(zip(("mean", "std"), map(tuple, normalization), strict=True))
-        return replace(own, **given)
+        return replace(read, **given)
     read, _ = read_image_processor(processor, type(model).__name__)
-    if normalization is not None and normalization_of(read) != tuple(map(tuple, normalization)):
+    own = (read.mean, read.std)
+    if normalization is not None and own != tuple(map(tuple, normalization)):
         raise ConfigError(
-            f"`normalization` must be that of `processing_class`, which is saved with the student: {normalization_of(read)}, "
-            f"got {normalization}. Leave it out, or change the processor."
+            f"`normalization` must be that of `processing_class`, which is saved with the student: {own}, got {normalization}. "
+            "Leave it out, or change the processor."
         )
     if is_timm(model) and read.bgr:
         raise ConfigError(
@@ -270,9 +261,10 @@ def student_preprocessing(
     return read
 
 
-def normalization_of(preprocessing: Preprocessing) -> Normalization:
-    """Returns mean and standard deviation of a model's input."""
-    return preprocessing.mean, preprocessing.std
+def _own_processor(given: Any) -> Any:
+    """The image processor, of one that takes texts as well; None for transformers' of timm, which repeats `pretrained_cfg`."""
+    processor = getattr(given, "image_processor", given)
+    return None if hasattr(processor, "data_config") else processor
 
 
 def evaluation_of(model: Any, processor: Any, size: int) -> Augmentation:
@@ -283,10 +275,10 @@ def evaluation_of(model: Any, processor: Any, size: int) -> Augmentation:
         processor: The image processor that is saved with another model. Without one the usual view is taken.
         size: Side of the view in pixels.
     """
-    processor = getattr(processor, "image_processor", processor)  # of one that takes texts as well
+    processor = _own_processor(processor)
     cfg = getattr(getattr(model, "config", None), "pretrained_cfg", None)
     name = type(model).__name__
-    if processor is not None and not hasattr(processor, "data_config"):
+    if processor is not None:
         read, crop = read_image_processor(processor, name)
     elif cfg:
         data = resolve_data_config(pretrained_cfg=cfg, verbose=False)
@@ -297,19 +289,28 @@ def evaluation_of(model: Any, processor: Any, size: int) -> Augmentation:
 
 
 def load_processor(name: str, size: int | None = None) -> Any:
-    """Returns the image processor of a model that is fine-tuned, or None: its mean and std are the student's.
+    """Returns the image processor of a model that is fine-tuned, None where it has none: its mean and std are the student's.
 
     Args:
         name: Of the student.
         size: Side of the images in pixels that it is fine-tuned on: the processor, which is saved with it, makes such. What
             it resizes to before it crops changes in the same proportion.
+
+    Raises:
+        ConfigError: There is one, but transformers cannot load it.
     """
     if name.startswith("timm:"):
         return None
     try:
         processor = AutoImageProcessor.from_pretrained(name)
-    except (OSError, ValueError):
-        return None
+    except (OSError, ValueError) as error:
+        quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+        if cached_file(name, IMAGE_PROCESSOR_NAME, **quiet) is None:
+            return None
+        raise ConfigError(
+            f"the image processor of {name!r} must be one that transformers loads, but: {str(error).rstrip('. '):.300}. Save "
+            f"it again, or remove its {IMAGE_PROCESSOR_NAME}."
+        ) from error
     given = {key: getattr(processor, key, None) for key in ("size", "crop_size")}
     made = given["crop_size"] or given["size"]
     if size is not None and made:
@@ -348,7 +349,8 @@ class LabelledImages(torch.utils.data.Dataset):
             if name not in dataset.column_names:
                 raise DataError(f"the dataset must have the column `{name}`.{did_you_mean(name, dataset.column_names)}")
         if augmentation.params:
-            raise ConfigError(f"an evaluation must not be random, got the parameters {', '.join(augmentation.params)}.")
+            drawn = ", ".join(augmentation.params)
+            raise ConfigError(f"an evaluation must not be random, got the parameters {drawn}. Leave their ops out.")
         images = dataset.select_columns([image_column, label_column])
         self._dataset = images.cast_column(image_column, datasets.Image(decode=False)).with_format(None)
         self.class_names: list[str] | None = getattr(dataset.features[label_column], "names", None)

@@ -75,16 +75,20 @@ def begin_folds(folder: Path, num_folds: int, images: str) -> None:
         FormatError: What is noted there cannot be read.
     """
     made_of = {"num_folds": num_folds, "images": images}
-    file = folder / FOLDS_FILE
-    there = read_object(file, "Choose another `output_dir`.") if file.is_file() else made_of
+    _is_there(folder / FOLDS_FILE, made_of, f"{folder} must hold teachers of the same folds of the same images")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / FOLDS_FILE, json.dumps(made_of, indent=2) + "\n")
+
+
+def _is_there(file: Path, made_of: dict[str, Any], expected: str) -> bool:
+    """Whether a folder was begun, as a file in it notes; a ConfigError if it was made of something else."""
+    if not file.is_file():
+        return False
+    there = read_object(file, "Choose another `output_dir`.")
     differing = [name for name in made_of if there.get(name) != made_of[name]]
     if differing:
-        raise ConfigError(
-            f"{folder} must hold teachers of the same folds of the same images, but it differs in {', '.join(differing)}. "
-            "Choose another `output_dir`."
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(file, json.dumps(made_of, indent=2) + "\n")
+        raise ConfigError(f"{expected}, but it differs in {', '.join(differing)}. Choose another `output_dir`.")
+    return True
 
 
 def divide(
@@ -104,18 +108,12 @@ def divide(
 
     Raises:
         ConfigError: The folder was written from other images, or with another share or seed.
+        FormatError: What is noted of it cannot be read.
         DataError: A row has no label, or too few rows have one for anything to be held out.
     """
     made_of = {"content_hash": content_hash(undecoded_images(dataset, image_column)), "share": share, "seed": seed}
     marker = folder.parent / _MARKER
-    if marker.is_file():
-        there = json.loads(marker.read_text(encoding="utf-8"))
-        differing = [name for name in made_of if there.get(name) != made_of[name]]
-        if differing:
-            raise ConfigError(
-                f"{folder} must be made of the same images in the same way, but it differs in {', '.join(differing)}. Choose "
-                "another `output_dir`."
-            )
+    if _is_there(marker, made_of, f"{folder} must be made of the same images in the same way"):
         return
     column = dataset.select_columns([label_column]).with_format("arrow")[:][label_column]
     labels, bad = label_numbers(column, int(np.iinfo(np.int64).max))

@@ -22,9 +22,10 @@ from hf_dr.replay.reinforced_data import ReinforcedData
 from hf_dr.replay.sampling import ReinforcedSampler
 from hf_dr.replay.streaming import StreamedReinforcedDataset
 from hf_dr.teacher.preprocessing import EVAL_CROP
-from hf_dr.training.arguments import ReinforcedTrainingArguments, as_reinforced
-from hf_dr.training.average import WeightAverage
+from hf_dr.training.arguments import as_reinforced
+from hf_dr.training.callbacks import WeightAverage
 from hf_dr.training.checks import (
+    as_evaluation,
     check_answers,
     check_num_classes,
     check_other_dataset,
@@ -32,7 +33,6 @@ from hf_dr.training.checks import (
     check_student,
 )
 from hf_dr.training.device_views import device_augmentation, obstacles_of, undone
-from hf_dr.training.evaluated import as_evaluation
 from hf_dr.training.losses import TailRule, reinforced_loss, tail_rule
 from hf_dr.training.mixing import BatchMixer
 from hf_dr.training.stream_progress import StreamProgress
@@ -135,13 +135,27 @@ class ReinforcedTrainer(StudentTrainer):
         collate: Any = self._get_collator_with_removed_columns(self.data_collator, "Training")
         if self._augmenter is not None:
             dataset, collate = undone(dataset, self._augmenter, collate)
-        settings = {**_loader_settings(self.args), "collate_fn": InOneMessage(collate)}
-        loader = torch.utils.data.DataLoader(dataset, self._train_batch_size, sampler=sampler, **settings)
+        args = self.args
+        loader = torch.utils.data.DataLoader(
+            dataset,
+            self._train_batch_size,
+            sampler=sampler,
+            collate_fn=InOneMessage(collate),
+            drop_last=args.dataloader_drop_last,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers,
+            # The lowest transformers that is accepted lacks this setting and `dataloader_in_order`: their defaults stand here.
+            multiprocessing_context=getattr(args, "dataloader_multiprocessing_context", None),
+            prefetch_factor=args.dataloader_prefetch_factor,
+            in_order=getattr(args, "dataloader_in_order", True),
+            worker_init_fn=partial(seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index),
+        )
         if sampler is not None:
             return self._for_training(self.accelerator.prepare(loader))
         # Left to itself, accelerate has process 0 read a stream for all. Each process has its share already.
         own = {"num_processes": 1, "process_index": 0, "put_on_device": True, "dispatch_batches": False}
-        return self._for_training(prepare_data_loader(loader, self.args.device, **own))
+        return self._for_training(prepare_data_loader(loader, args.device, **own))
 
     def _in_order(self, train: Any, progress: dict[str, Any] | None = None) -> tuple[Any, ReinforcedSampler | None]:
         """Returns what a loader reads: the dataset and its sampler, or this process's share of a stream.
@@ -149,9 +163,6 @@ class ReinforcedTrainer(StudentTrainer):
         Args:
             train: What is learned from.
             progress: Of a stream's epoch that goes on.
-
-        Raises:
-            ConfigError: The settings of the order do not fit the dataset, or the progress.
         """
         args = self.args
         order: dict[str, Any] = {
@@ -166,10 +177,6 @@ class ReinforcedTrainer(StudentTrainer):
         stream = train.ordered(**order) if progress is None else train.ordered(**order).resumed(progress)
         batch_size = self._train_batch_size
         return stream.split_by_node(args.process_index, args.world_size, batch_size=batch_size, even=True), None
-
-    @property
-    def _order_seed(self) -> int:
-        return self.args.data_seed if self.args.data_seed is not None else self.args.seed
 
     @property
     def _loader_seed(self) -> int | None:
@@ -220,11 +227,7 @@ class ReinforcedTrainer(StudentTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """Returns the mean over the batch of KL to the stored teacher, and of the label's cross-entropy where it counts.
-
-        Raises:
-            ConfigError: A batch of reinforced data has lost its answers.
-        """
+        """Returns the mean over the batch of KL to the stored teacher, and of the label's cross-entropy where it counts."""
         check_answers(inputs, self.train_dataset if model.training else self._evaluated)
         if "teacher_ids" not in inputs and not (isinstance(self.train_dataset, ReinforcedData) and "labels" in inputs):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
@@ -239,8 +242,10 @@ class ReinforcedTrainer(StudentTrainer):
                 temperature=self.args.temperature,
                 label_weight=self.args.label_weight,
                 label_smoothing=self.args.unreinforced_label_smoothing,
-                # What is evaluated may have rows without stored views where training has none.
-                new_views=self._has_new_views or not outputs["logits"].requires_grad,
+                # Newly drawn views, which learn from their label; what is evaluated may have some where training has none.
+                new_views=self.args.reinforced_probability < 1
+                or not getattr(self.train_dataset, "all_reinforced", True)
+                or not outputs["logits"].requires_grad,
             )
         return (loss, outputs) if return_outputs else loss
 
@@ -259,11 +264,6 @@ class ReinforcedTrainer(StudentTrainer):
         data = self.train_dataset if isinstance(self.train_dataset, ReinforcedData) else self._evaluated
         return self.args.tail or "uniform" if data is None else tail_rule(self.args.tail, data.signal)
 
-    @property
-    def _has_new_views(self) -> bool:
-        """Whether some samples are newly drawn views, which learn from their label."""
-        return self.args.reinforced_probability < 1 or not getattr(self.train_dataset, "all_reinforced", True)
-
     def evaluation_loop(
         self,
         dataloader: Any,
@@ -272,11 +272,7 @@ class ReinforcedTrainer(StudentTrainer):
         ignore_keys: Any = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """As Trainer's; with `ema_decay`, `evaluate` measures the averaged weights too, as `<prefix>_ema_*`.
-
-        Raises:
-            ConfigError: The tail rule does not fit the signal of the evaluated dataset.
-        """
+        """As Trainer's; with `ema_decay`, `evaluate` measures the averaged weights too, as `<prefix>_ema_*`."""
 
         def loop(prefix: str) -> EvalLoopOutput:
             return super(ReinforcedTrainer, self).evaluation_loop(
@@ -348,21 +344,6 @@ class ReinforcedTrainer(StudentTrainer):
         return None
 
 
-def _loader_settings(args: ReinforcedTrainingArguments) -> dict[str, Any]:
-    """Returns what the arguments say of a loader, as Trainer understands them."""
-    return {
-        "drop_last": args.dataloader_drop_last,
-        "num_workers": args.dataloader_num_workers,
-        "pin_memory": args.dataloader_pin_memory,
-        "persistent_workers": args.dataloader_persistent_workers,
-        # The lowest transformers that is accepted lacks this setting and `dataloader_in_order`: their defaults stand here.
-        "multiprocessing_context": getattr(args, "dataloader_multiprocessing_context", None),
-        "prefetch_factor": args.dataloader_prefetch_factor,
-        "in_order": getattr(args, "dataloader_in_order", True),
-        "worker_init_fn": partial(seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index),
-    }
-
-
 def _weight_average(trainer: ReinforcedTrainer) -> WeightAverage | None:
     """Returns the average of the weights that the settings ask for; None without `ema_decay`."""
     args = trainer.args
@@ -375,11 +356,7 @@ def _weight_average(trainer: ReinforcedTrainer) -> WeightAverage | None:
 
 
 def _student(model: Any, train: Any, seed: int, processor: Any) -> tuple[nn.Module | None, Any]:
-    """Returns a student without wrappers, built if it is given by its name, and its image processor, the given one first.
-
-    Raises:
-        ConfigError: There is no such student, or the dataset does not tell its classes and size.
-    """
+    """Returns a student without wrappers, built if it is given by its name, and its image processor, the given one first."""
     if not isinstance(model, (str, Path)):
         model = None if model is None else unwrapped(model)
         if is_timm(model) and isinstance(train, ReinforcedData):

@@ -163,42 +163,38 @@ def backbone(
     Raises:
         HfDrError: It cannot be loaded, is no classifier of timm's, or timm gives no such features of it.
     """
-    classifier = _load_classifier(student, model_args or {})
-    architecture = classifier.identity["architecture"]
-    args = _any_size(architecture, classifier.model_args)
+    identity, args, weights, normalization = _load_classifier(student, model_args or {})
+    architecture = identity["architecture"]
+    cfg = timm.get_pretrained_cfg(architecture)
+    if cfg is not None and cfg.fixed_input_size:  # transformers of one image size then take any
+        args = {**args, "dynamic_img_size": True}
     all_features: Any = _features(architecture, args, output_stride)
     if out_indices is None:
         last = {info["reduction"]: index for index, info in enumerate(all_features.feature_info.info)}
         out_indices = tuple(index for reduction, index in sorted(last.items()) if reduction >= 4)
-    mean, std = classifier.normalization or (None, None)
-    if mean is None or std is None:
+    if normalization is None:
         data = resolve_model_data_config(all_features)
-        mean, std = tuple(data["mean"]), tuple(data["std"])
-    spec = BackboneSpec(architecture, args, tuple(out_indices), output_stride, mean, std)
-    built = Backbone(spec, freeze_norm=freeze_norm)
-    if classifier.weights is not None:
-        built.load_classifier(classifier.weights)
-    return built, classifier.identity
+        normalization = (tuple(data["mean"]), tuple(data["std"]))
+    built = Backbone(
+        BackboneSpec(architecture, args, tuple(out_indices), output_stride, *normalization), freeze_norm=freeze_norm
+    )
+    if weights is not None:
+        built.load_classifier(weights)
+    return built, identity
 
 
-@dataclass(frozen=True)
-class _Classifier:
-    """A student as it was trained.
+_Normalization = tuple[tuple[float, float, float], tuple[float, float, float]]
 
-    Attributes:
-        identity: Who it is.
-        model_args: Keyword arguments of `timm.create_model`.
-        weights: By timm's names; None for fresh ones.
-        normalization: Mean and standard deviation of its input; None for the architecture's own.
+
+def _load_classifier(
+    student: str, model_args: dict[str, Any]
+) -> tuple[StudentIdentity, dict[str, Any], dict[str, torch.Tensor] | None, _Normalization | None]:
+    """Loads a student as it was trained.
+
+    Returns:
+        Who it is; the arguments of its `timm.create_model`; its weights by timm's names, and mean and standard deviation of its
+        input, both None where nothing is trained yet.
     """
-
-    identity: StudentIdentity
-    model_args: dict[str, Any]
-    weights: dict[str, torch.Tensor] | None = None
-    normalization: tuple[tuple[float, float, float], tuple[float, float, float]] | None = None
-
-
-def _load_classifier(student: str, model_args: dict[str, Any]) -> _Classifier:
     is_architecture = student.startswith("timm:")
     architecture, at, _ = student.removeprefix("timm:").partition("@")
     identity: StudentIdentity = {
@@ -216,7 +212,7 @@ def _load_classifier(student: str, model_args: dict[str, Any]) -> _Classifier:
             raise ConfigError(
                 f"timm has no architecture `{architecture}`.{did_you_mean(architecture, timm.list_models())}"
             )
-        return _Classifier(identity, model_args)
+        return identity, model_args, None, None
     if model_args and not is_architecture:
         raise ConfigError(f"`model_args` must come with `timm:ARCHITECTURE`, got {student!r}. Leave it out.")
     member = load_member(student, card=False, strict=True)
@@ -233,22 +229,9 @@ def _load_classifier(student: str, model_args: dict[str, Any]) -> _Classifier:
         model = model.timm_model
     trained = _read_student(student, member.revision)
     if trained is not None:
-        identity.update(
-            {
-                "objective": trained.objective_name,
-                "dataset": trained.dataset,
-                "metrics": trained.metrics,
-                "settings": trained.settings,
-            }
-        )
-    normalization = (member.preprocessing.mean, member.preprocessing.std)
-    return _Classifier(identity, model_args, model.state_dict(), normalization)
-
-
-def _any_size(architecture: str, args: dict[str, Any]) -> dict[str, Any]:
-    """Lets transformers of one image size take any."""
-    cfg = timm.get_pretrained_cfg(architecture)
-    return {**args, "dynamic_img_size": True} if cfg is not None and cfg.fixed_input_size else args
+        identity.update({"dataset": trained.dataset, "metrics": trained.metrics, "settings": trained.settings})
+        identity["objective"] = trained.objective_name
+    return identity, model_args, model.state_dict(), (member.preprocessing.mean, member.preprocessing.std)
 
 
 def _features(

@@ -24,10 +24,9 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from hf_dr.errors import ConfigError, DataError
 from hf_dr.transfer.backbone import Backbone, build_backbone, describe_backbone
-from hf_dr.transfer.data import open_data
 from hf_dr.transfer.detection_data import CocoMeter, DetectionData, DetectionImages, coco_library, collate
 from hf_dr.transfer.settings import BackboneArguments, DetectionArguments
-from hf_dr.transfer.trainer import TransferArguments, TransferTrainer, load_trained
+from hf_dr.transfer.trainer import TransferArguments, TransferTrainer, load_trained, open_data
 
 logger = logging.getLogger(__name__)
 
@@ -144,11 +143,7 @@ def load_detector(folder: str | Path) -> Detector:
 
 
 def check_same_categories(train: DetectionData, evaluated: DetectionData) -> None:
-    """Checks that two sets have the same categories, by id and name.
-
-    Raises:
-        DataError: They do not.
-    """
+    """Raises a DataError if two sets differ in their categories, by id or name."""
     if train.categories != evaluated.categories:
         here, there = (list(data.categories.items()) for data in (train, evaluated))
         # Slices, because one of them may end first.

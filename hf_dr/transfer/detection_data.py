@@ -77,7 +77,9 @@ class DetectionData:
 
     def __post_init__(self) -> None:
         if not any(len(each.labels) for each in self.objects):
-            raise DataError(f"{self.described['id']} must have objects, found none in {len(self.objects)} images.")
+            raise DataError(
+                f"{self.described['id']} must have objects, found none in {len(self.objects)} images. Choose other data."
+            )
 
     @property
     def has_masks(self) -> bool:
@@ -206,11 +208,13 @@ def _hub_objects(cell: dict[str, list[Any]], row: int, bbox_format: str, num_cla
         boxes = np.array(cell["bbox"], np.float64).reshape(len(cell["category"]), 4)
         labels = np.array(cell["category"], np.int64).reshape(-1)
     except (TypeError, ValueError) as error:
-        raise DataError(f"each object of row {row} must have a box of four numbers and a category: {error}.") from error
+        raise DataError(
+            f"each object of row {row} must have a box of four numbers and a category, but: {error}. Fix the row."
+        ) from error
     if not np.isfinite(boxes).all() or ((labels < 0) | (labels >= num_classes)).any():
         raise DataError(
             f"the objects of row {row} must have finite boxes and categories below {num_classes}, found {boxes.tolist()!s:.80} "
-            f"and {labels.tolist()!s:.80}."
+            f"and {labels.tolist()!s:.80}. Fix the row."
         )
     if bbox_format == "voc" and (boxes[:, 2:] < boxes[:, :2]).any():
         raise DataError(
@@ -267,7 +271,7 @@ class DetectionImages(torch.utils.data.Dataset):
             self.rows = [row for row in self.rows if _learnable(data.objects[row], data.size(row)).any()]
             if not self.rows:
                 raise DataError(
-                    f"{data.described['id']} must have objects that are no crowd, with a width and a height."
+                    f"{data.described['id']} must have objects that are no crowd, with a width and a height. Choose other data."
                 )
 
     def __len__(self) -> int:
@@ -328,11 +332,7 @@ def collate(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def coco_library() -> Any:
-    """Imports pycocotools, with its modules `coco`, `cocoeval` and `mask`.
-
-    Raises:
-        ConfigError: It is not installed.
-    """
+    """Imports pycocotools, with its modules `coco`, `cocoeval` and `mask`; a ConfigError if it is not installed."""
     try:
         import pycocotools.coco
         import pycocotools.cocoeval
@@ -358,7 +358,7 @@ def decode_mask(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
         return library.decode(library.merge(runs) if isinstance(runs, list) else runs)
     except Exception as error:  # pycocotools raises just that
         raise DataError(
-            f"a segmentation must be polygons or run lengths, as COCO has them, found {segmentation!r:.80}."
+            f"a segmentation must be polygons or run lengths, as COCO has them, found {segmentation!r:.80}. Fix the file."
         ) from error
 
 

@@ -22,7 +22,6 @@ from torchvision.models.segmentation.fcn import FCNHead
 from hf_dr.errors import ConfigError
 from hf_dr.settings import Whole
 from hf_dr.transfer.backbone import Backbone, StudentIdentity, build_backbone, describe_backbone
-from hf_dr.transfer.data import open_data
 from hf_dr.transfer.segmentation_data import (
     IGNORED,
     Classes,
@@ -32,7 +31,7 @@ from hf_dr.transfer.segmentation_data import (
     SegmentationImages,
 )
 from hf_dr.transfer.settings import BackboneArguments, SegmentationArguments
-from hf_dr.transfer.trainer import TransferArguments, TransferTrainer, load_trained
+from hf_dr.transfer.trainer import TransferArguments, TransferTrainer, load_trained, open_data
 
 logger = logging.getLogger(__name__)
 

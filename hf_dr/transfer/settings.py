@@ -35,11 +35,7 @@ class BackboneArguments:
 
 @dataclass
 class TransferSettings:
-    """Learning rate in steps.
-
-    Raises:
-        ConfigError: A value is impossible.
-    """
+    """Learning rate in steps."""
 
     lr_milestones: list[float] = field(
         default_factory=list,
@@ -60,7 +56,8 @@ class TransferSettings:
         steps = [0.0, *self.lr_milestones, 1.0]
         if not all(low < high for low, high in itertools.pairwise(steps)):
             raise ConfigError(
-                f"`lr_milestones` must be ascending shares between 0 and 1, got {', '.join(map(str, self.lr_milestones))}."
+                f"`lr_milestones` must be ascending shares between 0 and 1, got {', '.join(map(str, self.lr_milestones))}. "
+                "Change them."
             )
 
 
@@ -92,7 +89,8 @@ class DataArguments:
         first, second = self.PLACES
         if (self.dataset is None) == (getattr(self, first) is None):
             raise ConfigError(
-                f"exactly one of `{first}` and `dataset` must be given, got {getattr(self, first)} and {self.dataset}."
+                f"exactly one of `{first}` and `dataset` must be given, got {getattr(self, first)} and {self.dataset}. Give "
+                "one."
             )
         for name, other, instead in (
             (f"eval_{first}", "dataset", "eval_split"),
@@ -109,11 +107,7 @@ class DataArguments:
 
 @dataclass
 class DetectionArguments(DataArguments):
-    """On which data, and how large.
-
-    Raises:
-        ConfigError: The data are named in two ways or not at all, or a value is impossible.
-    """
+    """On which data, and how large."""
 
     PLACES = ("annotations", "images")
 
@@ -174,11 +168,7 @@ class DetectionArguments(DataArguments):
 
 @dataclass
 class SegmentationArguments(DataArguments):
-    """On which data, and how large.
-
-    Raises:
-        ConfigError: The data are named in two ways or not at all, or a value is impossible.
-    """
+    """On which data, and how large."""
 
     PLACES = ("images", "masks")
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
+import datasets
 import torch
 from safetensors.torch import load_file
 from torch import nn
@@ -21,10 +22,14 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 import hf_dr.teacher.architectures  # noqa: F401 (what it registers, timm builds)
 from hf_dr.errors import ConfigError, FormatError, HfDrError
+from hf_dr.files import write_whole
 from hf_dr.hub.repository import Push, Repository, publish
+from hf_dr.processes import process_state
+from hf_dr.store.base_dataset import load_base
+from hf_dr.training.checkpoints import plain
 from hf_dr.training.resumable import ResumableArguments, ResumableTrainer
 from hf_dr.transfer.backbone import Backbone, BackboneSpec
-from hf_dr.transfer.settings import TransferSettings
+from hf_dr.transfer.settings import DataArguments, TransferSettings
 from hf_dr.views.rng import DOMAIN_ORDER, keyed_rng
 
 logger = logging.getLogger(__name__)
@@ -51,11 +56,7 @@ pipeline_tag: {tag}
 
 @dataclass
 class TransferArguments(TransferSettings, ResumableArguments):
-    """`TrainingArguments` for detection and segmentation.
-
-    Raises:
-        ConfigError: A value is impossible.
-    """
+    """`TrainingArguments` for detection and segmentation."""
 
     without_part: ClassVar[dict[str, Any]] = {
         **ResumableArguments.without_part, "label_smoothing_factor": 0.0, "train_sampling_strategy": "random",
@@ -66,6 +67,45 @@ class TransferArguments(TransferSettings, ResumableArguments):
         TransferSettings.__post_init__(self)
         self.remove_unused_columns = False  # batches are made by the task's own dataset
         ResumableArguments.__post_init__(self)
+
+
+class Described(Protocol):
+    """Data of a task, with what names them in results."""
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """What names them."""
+
+
+Data = TypeVar("Data", bound=Described)
+
+
+def open_data(
+    chosen: DataArguments,
+    from_places: Callable[[str, str], Data],
+    from_dataset: Callable[[datasets.Dataset, dict[str, Any]], Data],
+) -> tuple[Data, Data | None, dict[str, Any]]:
+    """Opens the data to train on and those to evaluate on, None where there are none; returns also what names them.
+
+    Args:
+        chosen: Where they are.
+        from_places: Reads the two places.
+        from_dataset: Reads a split of a dataset; its second argument names the split, for results.
+    """
+    places = [[getattr(chosen, prefix + name) for name in chosen.PLACES] for prefix in ("", "eval_")]
+    where: dict[str, Any] = {"revision": chosen.revision, "files_from": chosen.files_from}
+    with process_state().local_main_process_first():
+        if chosen.dataset is None:
+            opened = [from_places(*pair) for pair in places if None not in pair]
+        else:
+            opened = []
+            for split in filter(None, (chosen.split, chosen.eval_split)):
+                rows, described = load_base(chosen.dataset, chosen.dataset_config, split=split, **where)
+                opened.append(from_dataset(rows, {**described, "split": split}))
+    if len(opened) == 1:
+        return opened[0], None, dict(opened[0].described)
+    train, evaluated = opened
+    return train, evaluated, {**train.described, "evaluated_on": evaluated.described}
 
 
 class Meter(Protocol):
@@ -137,16 +177,11 @@ class TransferTrainer(ResumableTrainer):
         self._description = json.loads(json.dumps(description))  # as it is read back
         self._meter = meter
 
-    @property
-    def _module(self) -> nn.Module:
-        return self.accelerator.unwrap_model(self.model)
-
     # ------------------------------------------------------------------------------------------------------------ data
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
         dataset: Any = train_dataset if train_dataset is not None else self.train_dataset
-        seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
-        self._sampler = EpochSampler(len(dataset), seed)
+        self._sampler = EpochSampler(len(dataset), self._order_seed)
         return self._sampler
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader:
@@ -199,7 +234,8 @@ class TransferTrainer(ResumableTrainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Returns the metrics of the task's meter, over all images of all processes."""
-        model = self._module.eval()  # unwrapped, because processes have different numbers of batches
+        # Unwrapped, because processes have different numbers of batches.
+        model = self.accelerator.unwrap_model(self.model).eval()
         meter = self._meter()
         self.callback_handler.eval_dataloader = dataloader  # for the progress bar
         for batch in dataloader:
@@ -241,14 +277,12 @@ class TransferTrainer(ResumableTrainer):
                 "steps": self.state.global_step,
                 "batch_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
                 "learning_rate": args.learning_rate,
-                "lr_schedule": args.lr_milestones
-                or str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
-                "optim": str(getattr(args.optim, "value", args.optim)),
+                "lr_schedule": args.lr_milestones or plain(args.lr_scheduler_type),
+                "optim": plain(args.optim),
                 "weight_decay": args.weight_decay,
             },
         }
-        path = Path(args.output_dir or ".", RESULTS_FILE)
-        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_whole(Path(args.output_dir or ".", RESULTS_FILE), json.dumps(content, indent=2) + "\n")
 
     def push_to_hub(  # type: ignore[override]
         self,
@@ -343,7 +377,9 @@ def load_trained(folder: str | Path, task: str, build: Callable[[Backbone, dict[
     """
     described = read_description(folder)
     if described["task"] != task:
-        raise ConfigError(f"{folder} must hold a model of {task}, found one of {described['task']}.")
+        raise ConfigError(
+            f"{folder} must hold a model of {task}, found one of {described['task']}. Name another folder."
+        )
     try:
         body = Backbone(BackboneSpec.from_dict(described["backbone"]), freeze_norm=described["freeze_norm"])
         model = build(body, described)

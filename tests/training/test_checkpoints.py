@@ -16,8 +16,16 @@ from samples import MAY_CHANGE
 
 from hf_dr.errors import ConfigError
 from hf_dr.training.arguments import ReinforcedTrainingArguments
-from hf_dr.training.checkpoints import find_damage, last_checkpoint
-from hf_dr.training.kept_settings import NOT_COMPARED, OF_THE_BEST, SAID, SETTINGS_FILE, compare_settings, kept_settings
+from hf_dr.training.checkpoints import (
+    NOT_COMPARED,
+    OF_THE_BEST,
+    SAID,
+    SETTINGS_FILE,
+    compare_settings,
+    find_damage,
+    kept_settings,
+    last_checkpoint,
+)
 from hf_dr.training.resumable import LOCK_FILE, ResumableArguments
 from hf_dr.training.trainer import ReinforcedTrainer
 from hf_dr.transfer.trainer import TransferArguments

@@ -10,6 +10,7 @@ from samples import quick
 
 from hf_dr.errors import ConfigError
 from hf_dr.training.mixing import mix_batch
+from hf_dr.training.reinforced_settings import ReinforcedSettings
 from hf_dr.views.ops.mixing import CutMix, MixUp
 from hf_dr.views.rng import keyed_rng
 
@@ -35,7 +36,7 @@ def test_pixels_are_those_of_the_op(op, seed, shape, alpha):
     pixels, rng = batch(seed, shape), rng_of(seed)
     alphas = {"mixup_alpha": 0.0, "cutmix_alpha": 0.0, f"{op.name}_alpha": alpha}
     before = pixels.clone()
-    mixed, lam = mix_batch(pixels, rng_of(seed), **alphas)
+    mixed, lam = mix_batch(pixels, rng_of(seed), ReinforcedSettings(**alphas))
     assert torch.equal(pixels, before)
     rng.random(2)  # whether it mixes, and which
     params = op(alpha, p=1.0).sample(rng, shape[2:])
@@ -50,7 +51,7 @@ def test_pixels_are_those_of_the_op(op, seed, shape, alpha):
 def test_labels_weigh_as_much_as_their_pixels(seed, size):
     black_and_white = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, *size)
     for alphas in ({"mixup_alpha": 0.8, "cutmix_alpha": 0.0}, {"mixup_alpha": 0.0, "cutmix_alpha": 1.0}):
-        mixed, lam = mix_batch(black_and_white, rng_of(seed), **alphas)
+        mixed, lam = mix_batch(black_and_white, rng_of(seed), ReinforcedSettings(**alphas))
         share = mixed.double().mean(dim=(1, 2, 3)) / 255
         # MixUp's levels are whole; of CutMix's the share is exact, whatever the border cuts off.
         assert share.tolist() == pytest.approx([1 - lam, lam], abs=0.5 / 255 if alphas["mixup_alpha"] else 1e-12)
@@ -60,7 +61,7 @@ def test_labels_weigh_as_much_as_their_pixels(seed, size):
 @given(seed=st.integers(0, 2**32), count=st.sampled_from([1, 3, 5]))
 def test_the_middle_of_an_odd_batch_stays(seed, count):
     pixels = batch(seed, (count, 3, 9, 7))
-    mixed, _ = mix_batch(pixels, rng_of(seed), mixup_alpha=0.8, cutmix_alpha=1.0)
+    mixed, _ = mix_batch(pixels, rng_of(seed), ReinforcedSettings(mixup_alpha=0.8, cutmix_alpha=1.0))
     assert torch.equal(mixed[count // 2], pixels[count // 2])
 
 
@@ -69,7 +70,9 @@ def test_how_often_and_which():
         found = {"none": 0, "mixup": 0, "cutmix": 0}
         for seed in range(400):
             mixed, lam = mix_batch(
-                black_and_white, rng_of(seed), **{"mixup_alpha": 1.0, "cutmix_alpha": 1.0, **settings}
+                black_and_white,
+                rng_of(seed),
+                ReinforcedSettings(**{"mixup_alpha": 1.0, "cutmix_alpha": 1.0, **settings}),
             )
             grey = bool(((mixed > 0) & (mixed < 255)).any())
             found["mixup" if grey else "cutmix" if 0 < lam < 1 else "none"] += 1
@@ -78,14 +81,18 @@ def test_how_often_and_which():
     black_and_white = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 32, 32)
     # Three standard errors are 0.075; a lam that rounds to 0 or 1 is rare.
     assert kinds() == pytest.approx({"none": 0.0, "mixup": 0.5, "cutmix": 0.5}, abs=0.09)
-    assert kinds(prob=0.4, switch_prob=0.25) == pytest.approx({"none": 0.6, "mixup": 0.3, "cutmix": 0.1}, abs=0.09)
-    assert kinds(switch_prob=0.0)["cutmix"] == 0
-    assert kinds(switch_prob=1.0)["mixup"] == 0
-    assert kinds(mixup_alpha=0.0, switch_prob=0.0)["cutmix"] > 0.9
-    assert kinds(cutmix_alpha=0.0, switch_prob=1.0)["mixup"] > 0.9
-    assert kinds(prob=0.0) == kinds(mixup_alpha=0.0, cutmix_alpha=0.0) == {"none": 1.0, "mixup": 0.0, "cutmix": 0.0}
+    assert kinds(mixup_prob=0.4, mixup_switch_prob=0.25) == pytest.approx(
+        {"none": 0.6, "mixup": 0.3, "cutmix": 0.1}, abs=0.09
+    )
+    assert kinds(mixup_switch_prob=0.0)["cutmix"] == 0
+    assert kinds(mixup_switch_prob=1.0)["mixup"] == 0
+    assert kinds(mixup_alpha=0.0, mixup_switch_prob=0.0)["cutmix"] > 0.9
+    assert kinds(cutmix_alpha=0.0, mixup_switch_prob=1.0)["mixup"] > 0.9
+    assert (
+        kinds(mixup_prob=0.0) == kinds(mixup_alpha=0.0, cutmix_alpha=0.0) == {"none": 1.0, "mixup": 0.0, "cutmix": 0.0}
+    )
 
 
 def test_normalised_pixels_are_refused():
     with pytest.raises(ConfigError, match=r"must be uint8 to be mixed, before they are normalised, got torch.float32"):
-        mix_batch(torch.zeros(2, 3, 8, 8), rng_of(0), mixup_alpha=1.0, cutmix_alpha=0.0)
+        mix_batch(torch.zeros(2, 3, 8, 8), rng_of(0), ReinforcedSettings(mixup_alpha=1.0))

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import AutoImageProcessor, AutoModelForImageClassification, MobileViTConfig
 
 from hf_dr.errors import ConfigError, TeacherError
+from hf_dr.training.students import load_processor
 from hf_dr.training.trainer import ReinforcedTrainer
 from training.helpers import SIZE, timm_student, transformers_student
 
@@ -97,3 +98,14 @@ def test_what_cannot_be_done_is_refused(settings, plain):
 
     with pytest.raises(TeacherError, match=r"must rescale, normalise and order the channels as its configuration says"):
         ReinforcedTrainer(transformers_student("vit"), settings(), **{**given, "processing_class": Brighter(**SQUARE)})
+
+
+def test_an_image_processor_that_cannot_be_read_is_an_error(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "resnet"}')
+    assert load_processor(str(tmp_path)) is None
+    for damaged in ("{", '{"image_processor_type": "Nothing"}'):
+        (tmp_path / "preprocessor_config.json").write_text(damaged)
+        with pytest.raises(
+            ConfigError, match=r"image processor of .* must be one that transformers loads, but: .*remove"
+        ):
+            load_processor(str(tmp_path))

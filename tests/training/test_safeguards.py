@@ -283,3 +283,37 @@ def test_an_optimizer_that_is_not_installed_is_an_error(plain, settings, monkeyp
         ConfigError, match=r"`optim` sgd and `lr_scheduler_type` linear must take their settings, but: Install it[.]"
     ):
         ReinforcedTrainer(pooled(), settings(optim="sgd"), train_dataset=plain).train()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"accelerator_config": "missing.json"},
+            "the settings must be such as transformers takes, but: .*No such file",
+        ),
+        ({"accelerator_config": {"even": True}}, "the settings must be such as transformers takes, but: .*'even'"),
+        ({"fp16": True, "bf16": True}, "the settings must be such as transformers takes, but: At most one of fp16 and"),
+        ({"dataloader_persistent_workers": True}, "`dataloader_persistent_workers` needs workers"),
+        ({"dataloader_prefetch_factor": 0}, "`dataloader_prefetch_factor` must be a whole number of at least 1, got 0"),
+    ],
+)
+def test_settings_that_transformers_refuses(settings, given, message):
+    with pytest.raises(ConfigError, match=message):
+        settings(**given)
+
+
+def test_settings_that_transformers_trainer_refuses(plain, settings):
+    for name, message in (("wandb", "requires wandb to be installed"), ("nowhere", "nowhere is not supported")):
+        with pytest.raises(ConfigError, match=f"such as transformers' Trainer takes, but: .*{message}.* Correct them"):
+            ReinforcedTrainer(pooled(), settings(report_to=[name]), train_dataset=plain)
+
+
+@pytest.mark.parametrize("place", ["student_trainer.student_preprocessing", "resumable.Trainer._move_model_to_device"])
+def test_other_faults_keep_their_traceback(place, plain, settings, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr(f"hf_dr.training.{place}", broken)
+    with pytest.raises(RuntimeError, match="a fault"):
+        ReinforcedTrainer(pooled(), settings(), train_dataset=plain)

@@ -130,3 +130,10 @@ def test_written_and_read_back(tmp_path):
 )  # fmt: skip
 def test_licences_that_forbid_commercial_use(license, expected):
     assert is_noncommercial(license) is expected
+
+
+@pytest.mark.parametrize("share", [None, "0.5"])
+def test_settings_that_do_not_tell_the_objective_are_an_error(share):
+    student = dataclasses.replace(STUDENT, settings={"reinforced_probability": share})
+    with pytest.raises(FormatError, match=r"must hold the number `reinforced_probability`, found .* Train again"):
+        _ = student.objective_name

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForImageClassification, ViTConfig
 
-from hf_dr.errors import ConfigError, DataError
+from hf_dr.errors import ConfigError, DataError, FormatError
 from hf_dr.training.students import build_student
 from hf_dr.training.teaching import divide, fold_temperature, held_out_rows
 
@@ -53,6 +53,9 @@ def test_both_parts_are_written_with_their_images(tmp_path, photos):
     assert files == {path: path.stat().st_mtime_ns for path in (tmp_path / "photos").iterdir()}
     with pytest.raises(ConfigError, match="same images in the same way, but it differs in content_hash, share"):
         divide(dataset.select(range(8)), "image", "label", tmp_path / "photos", share=0.5, seed=0)
+    (tmp_path / "held_out.json").write_text("{")
+    with pytest.raises(FormatError, match=r"held_out\.json must be JSON, but .* Choose another `output_dir`"):
+        divide(dataset, "image", "label", tmp_path / "photos", share=0.25, seed=0)
 
 
 def test_nothing_to_hold_out(tmp_path, tiny_dataset):

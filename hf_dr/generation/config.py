@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from hf_dr.errors import ConfigError
-from hf_dr.settings import FILES_FROM_HELP, Whole, check_settings, flag
+from hf_dr.settings import FILES_FROM_HELP, Whole, check_settings
 from hf_dr.store.schema import KEEP, is_safe_name
 from hf_dr.teacher.names import SIGNALS, TOPK
 
@@ -162,9 +162,12 @@ class ExtendConfig:
         ConfigError: A value is impossible.
     """
 
-    output_dir: str = flag('Folder of the new "+" dataset, another than that of the old one. Running again resumes.')
-    num_views: int | None = flag(
-        "Views per example of the new dataset, V: the stored ones and more.", default=None, type=Whole(1)
+    output_dir: str = field(
+        metadata={"help": 'Folder of the new "+" dataset, another than that of the old one. Running again resumes.'}
+    )
+    num_views: int | None = field(
+        default=None,
+        metadata={"help": "Views per example of the new dataset, V: the stored ones and more.", "type": Whole(1)},
     )
     batch_size: int = field(default=64, metadata=_METADATA["batch_size"])
     num_workers: int | None = field(default=None, metadata=_METADATA["num_workers"])
@@ -183,22 +186,29 @@ class ImportConfig:
         ConfigError: A value is impossible.
     """
 
-    output_dir: str = flag('Folder of the "+" dataset. Running again resumes; other configs stay.')
-    config_name: str = flag("Name under which load_dataset finds it.", default="default")
-    overlay: bool = flag("Leave the images out, where a licence forbids copying them.", default=False)
-    image_column: str | None = flag("As for reinforce.", default=None)
-    label_column: str | None = flag("As for reinforce.", default=None)
-    order: str = flag(
-        "Which row of the base is image i. `position`: row i. `imagefolder`: the i-th by class folder and file "
-        "name, as torchvision's ImageFolder sorts them. Or a file, a JSON list or lines: for each i the row or file name.",
+    output_dir: str = field(metadata={"help": 'Folder of the "+" dataset. Running again resumes; other configs stay.'})
+    config_name: str = field(default="default", metadata={"help": "Name under which load_dataset finds it."})
+    overlay: bool = field(
+        default=False, metadata={"help": "Leave the images out, where a licence forbids copying them."}
+    )
+    image_column: str | None = field(default=None, metadata={"help": "As for reinforce."})
+    label_column: str | None = field(default=None, metadata={"help": "As for reinforce."})
+    order: str = field(
         default="position",
+        metadata={
+            "help": "Which row of the base is image i. `position`: row i. `imagefolder`: the i-th by class folder and file "
+            "name, as torchvision's ImageFolder sorts them. Or a file, a JSON list or lines: for each i the row or file name."
+        },
     )
-    files_from: list[str] = flag(FILES_FROM_HELP, default=[])
-    shard_size: int | None = flag("Examples per file, as for reinforce.", default=None)
-    num_workers: int | None = flag(
-        "Processes that read files. Default: one for each core, if there are many files.", default=None
+    files_from: list[str] = field(default_factory=list, metadata={"help": FILES_FROM_HELP})
+    shard_size: int | None = field(default=None, metadata={"help": "Examples per file, as for reinforce."})
+    num_workers: int | None = field(
+        default=None,
+        metadata={"help": "Processes that read files. Default: one for each core, if there are many files."},
     )
-    allow_disagreement: bool = flag("Continue where the teacher's answers do not fit the labels.", default=False)
+    allow_disagreement: bool = field(
+        default=False, metadata={"help": "Continue where the teacher's answers do not fit the labels."}
+    )
 
     def __post_init__(self) -> None:
         self.run_config()  # checks what both have

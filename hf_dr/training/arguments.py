@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, fields
 
 from transformers import TrainingArguments
 
 from hf_dr.errors import ConfigError
-from hf_dr.settings import Real
+from hf_dr.settings import Real, flag
 from hf_dr.training.reinforced_settings import ReinforcedSettings
 from hf_dr.training.resumable import ResumableArguments
 
@@ -22,27 +22,21 @@ class ReinforcedTrainingArguments(ReinforcedSettings, ResumableArguments):
 
     hub_strategies = ("end", "every_save")
 
-    logging_nan_inf_filter: bool = field(
+    logging_nan_inf_filter: bool = flag(
+        "Leave losses that are not finite out of the logged mean. The device is then waited for at every step.",
         default=False,
-        metadata={
-            "help": "Leave losses that are not finite out of the logged mean. The device is then waited for at every step."
-        },
     )
-    nesterov: bool = field(default=True, metadata={"help": "Use Nesterov momentum with `--optim sgd`."})
-    warmup_epochs: float = field(
+    nesterov: bool = flag("Use Nesterov momentum with `--optim sgd`.", default=True)
+    warmup_epochs: float = flag(
+        "Epochs, or a fraction of one, over which the learning rate rises, however long the training is. 0: what "
+        "--warmup_steps says, a number of steps or a share of the training.",
         default=0.0,
-        metadata={
-            "help": "Epochs, or a fraction of one, over which the learning rate rises, however long the training is. 0: what "
-            "--warmup_steps says, a number of steps or a share of the training.",
-            "type": Real(0),
-        },
+        type=Real(0),
     )
-    decay_biases_and_norms: bool = field(
+    decay_biases_and_norms: bool = flag(
+        "Weight decay also of biases and normalisations, the parameters of one dimension. What the architecture "
+        "itself excludes, such as position embeddings, never decays.",
         default=False,
-        metadata={
-            "help": "Weight decay also of biases and normalisations, the parameters of one dimension. What the architecture "
-            "itself excludes, such as position embeddings, never decays."
-        },
     )
 
     def __post_init__(self) -> None:

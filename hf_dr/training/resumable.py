@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,7 +28,7 @@ from hf_dr.errors import ConfigError, HfDrError
 from hf_dr.files import check_writable, write_whole, writing
 from hf_dr.hub.retry import ask
 from hf_dr.processes import warm_up_kernels
-from hf_dr.settings import Real, Whole, check_settings
+from hf_dr.settings import Real, Whole, check_settings, flag
 from hf_dr.text import progress_bar
 from hf_dr.training.callbacks import Divergence, check_weights
 from hf_dr.training.checkpoints import (
@@ -68,19 +68,14 @@ class ResumableArguments(TrainingArguments):
     hub_strategies: ClassVar[tuple[str, ...]] = ("end",)
     """The values of `hub_strategy` that are allowed: those that publish no checkpoints."""
 
-    batch_size: int | None = field(
+    batch_size: int | None = flag(
+        "Images in a step of the optimizer, over all processes and accumulated batches: sets "
+        "--per_device_train_batch_size. Where memory is short, raise --gradient_accumulation_steps.",
         default=None,
-        metadata={
-            "help": "Images in a step of the optimizer, over all processes and accumulated batches: sets "
-            "--per_device_train_batch_size. Where memory is short, raise --gradient_accumulation_steps.",
-            "type": Whole(1),
-        },
+        type=Whole(1),
     )
-    momentum: float = field(
-        default=0.9,
-        metadata={"help": "Momentum of the optimizer `--optim sgd`.", "type": Real(0, 1, below=True)},
-    )
-    nesterov: bool = field(default=False, metadata={"help": "Use Nesterov momentum with `--optim sgd`."})
+    momentum: float = flag("Momentum of the optimizer `--optim sgd`.", default=0.9, type=Real(0, 1, below=True))
+    nesterov: bool = flag("Use Nesterov momentum with `--optim sgd`.", default=False)
 
     def __post_init__(self) -> None:
         check_settings(self)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 from hf_dr.errors import ConfigError
-from hf_dr.settings import FILES_FROM_HELP, JsonOrMapping, Real, Whole, check_settings
+from hf_dr.settings import FILES_FROM_HELP, JsonOrMapping, Real, Whole, check_settings, flag
 
 BBOX_FORMATS = ("coco", "voc")
 FILTERS = ("nearest", "bilinear", "bicubic")
@@ -18,18 +18,13 @@ STRIDES = (8, 16, 32)
 class BackboneArguments:
     """Which student, and how it becomes a backbone."""
 
-    student: str = field(
-        metadata={
-            "help": "Folder of a training, or Hub id of a classifier, of one of timm's architectures; timm:ARCHITECTURE for "
-            "fresh weights."
-        }
+    student: str = flag(
+        "Folder of a training, or Hub id of a classifier, of one of timm's architectures; timm:ARCHITECTURE for "
+        "fresh weights."
     )
-    model_args: JsonOrMapping = field(
-        default="{}", metadata={"help": "For timm: JSON with arguments of timm.create_model."}
-    )
-    freeze_norm: bool = field(
-        default=True,
-        metadata={"help": "Keep the statistics, scale and offset of the student's batch normalisations as they are."},
+    model_args: JsonOrMapping = flag("For timm: JSON with arguments of timm.create_model.", default="{}")
+    freeze_norm: bool = flag(
+        "Keep the statistics, scale and offset of the student's batch normalisations as they are.", default=True
     )
 
 
@@ -37,19 +32,13 @@ class BackboneArguments:
 class TransferSettings:
     """Learning rate in steps."""
 
-    lr_milestones: list[float] = field(
-        default_factory=list,
-        metadata={
-            "help": "Shares of all steps, ascending. After a linear warm-up the rate is constant, and it is multiplied by "
-            "--lr_decay at each of them, instead of following --lr_scheduler_type."
-        },
+    lr_milestones: list[float] = flag(
+        "Shares of all steps, ascending. After a linear warm-up the rate is constant, and it is multiplied by "
+        "--lr_decay at each of them, instead of following --lr_scheduler_type.",
+        default=[],
     )
-    lr_decay: float = field(
-        default=0.1,
-        metadata={
-            "help": "Factor by which the rate changes at each of --lr_milestones.",
-            "type": Real(0, 1, above=True),
-        },
+    lr_decay: float = flag(
+        "Factor by which the rate changes at each of --lr_milestones.", default=0.1, type=Real(0, 1, above=True)
     )
 
     def __post_init__(self) -> None:
@@ -73,16 +62,12 @@ class DataArguments:
     """Names of the two settings for the places; those for evaluation begin with `eval_`."""
 
     dataset: str | None = None  # a task's own field says what it must hold
-    dataset_config: str | None = field(
-        default=None, metadata={"help": "Configuration of --dataset, where it has several."}
-    )
-    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of --dataset on the Hub."})
-    files_from: list[str] = field(default_factory=list, metadata={"help": FILES_FROM_HELP})
-    split: str = field(default="train", metadata={"help": "Split of --dataset to train on."})
-    eval_split: str | None = field(
-        default=None, metadata={"help": "Split of --dataset to evaluate on. Default: no evaluation."}
-    )
-    image_column: str = field(default="image", metadata={"help": "Column of --dataset that holds the images."})
+    dataset_config: str | None = flag("Configuration of --dataset, where it has several.", default=None)
+    revision: str | None = flag("Branch, tag or commit of --dataset on the Hub.", default=None)
+    files_from: list[str] = flag(FILES_FROM_HELP, default=[])
+    split: str = flag("Split of --dataset to train on.", default="train")
+    eval_split: str | None = flag("Split of --dataset to evaluate on. Default: no evaluation.", default=None)
+    image_column: str = flag("Column of --dataset that holds the images.", default="image")
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -111,53 +96,39 @@ class DetectionArguments(DataArguments):
 
     PLACES = ("annotations", "images")
 
-    annotations: str | None = field(
-        default=None, metadata={"help": "COCO's JSON of the training images, e.g. instances_train2017.json."}
-    )
-    images: str | None = field(default=None, metadata={"help": "Folder of the images of --annotations."})
-    eval_annotations: str | None = field(default=None, metadata={"help": "COCO's JSON of the images to evaluate on."})
-    eval_images: str | None = field(default=None, metadata={"help": "Folder of the images of --eval_annotations."})
-    dataset: str | None = field(
+    annotations: str | None = flag("COCO's JSON of the training images, e.g. instances_train2017.json.", default=None)
+    images: str | None = flag("Folder of the images of --annotations.", default=None)
+    eval_annotations: str | None = flag("COCO's JSON of the images to evaluate on.", default=None)
+    eval_images: str | None = flag("Folder of the images of --eval_annotations.", default=None)
+    dataset: str | None = flag(
+        "Instead of --annotations: Hub id, Parquet file or folder of a dataset with images and objects, each with "
+        "bbox and category.",
         default=None,
-        metadata={
-            "help": "Instead of --annotations: Hub id, Parquet file or folder of a dataset with images and objects, each with "
-            "bbox and category."
-        },
     )
-    objects_column: str = field(default="objects", metadata={"help": "Column of --dataset that holds the objects."})
-    bbox_format: str = field(
+    objects_column: str = flag("Column of --dataset that holds the objects.", default="objects")
+    bbox_format: str = flag(
+        "How --dataset writes boxes, in pixels: `coco`: left, top, width, height; `voc`: left, top, right, bottom.",
         default="coco",
-        metadata={
-            "help": "How --dataset writes boxes, in pixels: `coco`: left, top, width, height; `voc`: left, top, right, bottom.",
-            "choices": list(BBOX_FORMATS),
-        },
+        choices=list(BBOX_FORMATS),
     )
-    masks: bool | None = field(
+    masks: bool | None = flag(
+        "Whether to learn masks as well (Mask R-CNN) or boxes only (Faster R-CNN). Default: masks if the data "
+        "have them.",
         default=None,
-        metadata={
-            "help": "Whether to learn masks as well (Mask R-CNN) or boxes only (Faster R-CNN). Default: masks if the data "
-            "have them."
-        },
     )
-    short_side: list[int] = field(
-        default_factory=lambda: [800],
-        metadata={
-            "help": "Pixels of the shorter side of the resized images. Of several numbers each training image gets one at "
-            "random, and evaluation takes the last. Default: 800.",
-            "type": Whole(1),
-        },
+    short_side: list[int] = flag(
+        "Pixels of the shorter side of the resized images. Of several numbers each training image gets one at "
+        "random, and evaluation takes the last. Default: 800.",
+        default=[800],
+        type=Whole(1),
     )
-    long_side: int = field(
-        default=1333,
-        metadata={"help": "Largest number of pixels of the longer side of the resized images.", "type": Whole(1)},
+    long_side: int = flag(
+        "Largest number of pixels of the longer side of the resized images.", default=1333, type=Whole(1)
     )
-    flip: float = field(
-        default=0.5, metadata={"help": "Probability that a training image is mirrored.", "type": Real(0, 1)}
-    )
-    fpn_channels: int = field(default=256, metadata={"help": "Channels of the feature pyramid.", "type": Whole(1)})
-    rois_per_image: int = field(
-        default=512,
-        metadata={"help": "Number of proposals of each image from which the heads learn.", "type": Whole(1)},
+    flip: float = flag("Probability that a training image is mirrored.", default=0.5, type=Real(0, 1))
+    fpn_channels: int = flag("Channels of the feature pyramid.", default=256, type=Whole(1))
+    rois_per_image: int = flag(
+        "Number of proposals of each image from which the heads learn.", default=512, type=Whole(1)
     )
 
     def __post_init__(self) -> None:
@@ -172,74 +143,52 @@ class SegmentationArguments(DataArguments):
 
     PLACES = ("images", "masks")
 
-    images: str | None = field(default=None, metadata={"help": "Folder of the training images."})
-    masks: str | None = field(
-        default=None,
-        metadata={
-            "help": "Folder of their masks: PNG of the same names, whose grey levels or palette indices are labels."
-        },
+    images: str | None = flag("Folder of the training images.", default=None)
+    masks: str | None = flag(
+        "Folder of their masks: PNG of the same names, whose grey levels or palette indices are labels.", default=None
     )
-    eval_images: str | None = field(default=None, metadata={"help": "Folder of the images to evaluate on."})
-    eval_masks: str | None = field(default=None, metadata={"help": "Folder of their masks."})
-    dataset: str | None = field(
-        default=None,
-        metadata={"help": "Instead of --images: Hub id, Parquet file or folder of a dataset with images and masks."},
+    eval_images: str | None = flag("Folder of the images to evaluate on.", default=None)
+    eval_masks: str | None = flag("Folder of their masks.", default=None)
+    dataset: str | None = flag(
+        "Instead of --images: Hub id, Parquet file or folder of a dataset with images and masks.", default=None
     )
-    mask_column: str | None = field(
-        default=None,
-        metadata={"help": "Column of --dataset that holds the masks. Default: the only other one that holds images."},
+    mask_column: str | None = flag(
+        "Column of --dataset that holds the masks. Default: the only other one that holds images.", default=None
     )
-    class_names: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Names of the labels in their order. Their number is the number of classes."},
+    class_names: list[str] = flag(
+        "Names of the labels in their order. Their number is the number of classes.", default=[]
     )
-    ignore_index: int = field(default=255, metadata={"help": "Number that masks have where a pixel does not count."})
-    reduce_labels: bool = field(
-        default=False,
-        metadata={"help": "Whether 0 in masks does not count either and label l is stored as l + 1, as in ADE20K."},
+    ignore_index: int = flag("Number that masks have where a pixel does not count.", default=255)
+    reduce_labels: bool = flag(
+        "Whether 0 in masks does not count either and label l is stored as l + 1, as in ADE20K.", default=False
     )
-    crop_size: int = field(default=512, metadata={"help": "Side in pixels of the training crops.", "type": Whole(1)})
-    short_side: list[int] = field(
-        default_factory=lambda: [256, 768],
-        metadata={
-            "help": "Smallest and largest length in pixels to which the shorter side of a training image is scaled. Evaluation "
-            "sees whole images at their own size. Default: 256 768.",
-            "type": Whole(1),
-        },
+    crop_size: int = flag("Side in pixels of the training crops.", default=512, type=Whole(1))
+    short_side: list[int] = flag(
+        "Smallest and largest length in pixels to which the shorter side of a training image is scaled. Evaluation "
+        "sees whole images at their own size. Default: 256 768.",
+        default=[256, 768],
+        type=Whole(1),
     )
-    long_side: int = field(
-        default=1024,
-        metadata={"help": "Largest length in pixels of the longer side of a scaled training image.", "type": Whole(1)},
+    long_side: int = flag(
+        "Largest length in pixels of the longer side of a scaled training image.", default=1024, type=Whole(1)
     )
-    max_class_share: float = field(
+    max_class_share: float = flag(
+        "A crop of which one class fills more is drawn again, up to ten times.",
         default=0.75,
-        metadata={
-            "help": "A crop of which one class fills more is drawn again, up to ten times.",
-            "type": Real(0, 1, above=True),
-        },
+        type=Real(0, 1, above=True),
     )
-    flip: float = field(default=0.5, metadata={"help": "Probability that a crop is mirrored.", "type": Real(0, 1)})
-    interpolation: str = field(
-        default="bicubic", metadata={"help": "Filter of the scaled images.", "choices": list(FILTERS)}
-    )
-    output_stride: int = field(
+    flip: float = flag("Probability that a crop is mirrored.", default=0.5, type=Real(0, 1))
+    interpolation: str = flag("Filter of the scaled images.", default="bicubic", choices=list(FILTERS))
+    output_stride: int = flag(
+        "Side in pixels of what one of the last features stands for, by dilation. Architectures that cannot be "
+        "dilated keep their own, and the log says so.",
         default=8,
-        metadata={
-            "help": "Side in pixels of what one of the last features stands for, by dilation. Architectures that cannot be "
-            "dilated keep their own, and the log says so.",
-            "choices": list(STRIDES),
-        },
+        choices=list(STRIDES),
     )
-    head_channels: int = field(default=512, metadata={"help": "Channels of the head.", "type": Whole(1)})
-    dropout: float = field(
-        default=0.1, metadata={"help": "Probability of dropout in the head.", "type": Real(0, 1, below=True)}
-    )
-    aux_weight: float = field(
-        default=0.4,
-        metadata={
-            "help": "Weight of the loss of a plain head on the stage before the last; 0 for none.",
-            "type": Real(0),
-        },
+    head_channels: int = flag("Channels of the head.", default=512, type=Whole(1))
+    dropout: float = flag("Probability of dropout in the head.", default=0.1, type=Real(0, 1, below=True))
+    aux_weight: float = flag(
+        "Weight of the loss of a plain head on the stage before the last; 0 for none.", default=0.4, type=Real(0)
     )
 
     def __post_init__(self) -> None:

@@ -157,14 +157,15 @@ def test_impossible_settings(settings, changes, message):
     assert message in str(error.value)
 
 
-def test_arguments_of_trainer_get_the_reinforced_defaults_and_keep_what_was_chosen(plain):
+def test_arguments_of_trainer_get_the_reinforced_defaults_and_keep_what_was_chosen(plain, tmp_path):
     chosen = {"learning_rate": 0.25, "lr_scheduler_type": "cosine", "seed": 7, "warmup_steps": 0.1, "max_steps": 3}
     chosen |= {"save_strategy": "no", "optim": "sgd", "report_to": "none", "logging_steps": 0.5, "adam_beta2": 0.98}
-    args = ReinforcedTrainer(pooled(), TrainingArguments("out", use_cpu=True, **chosen), train_dataset=plain).args
-    ours = ReinforcedTrainingArguments("out", use_cpu=True, **chosen)
+    given = TrainingArguments(str(tmp_path), use_cpu=True, **chosen)
+    args = ReinforcedTrainer(pooled(), given, train_dataset=plain).args
+    ours = ReinforcedTrainingArguments(str(tmp_path), use_cpu=True, **chosen)
     assert args.to_dict() == ours.to_dict()
     assert not args.logging_nan_inf_filter
-    other = Seq2SeqTrainingArguments("out", use_cpu=True)
+    other = Seq2SeqTrainingArguments(str(tmp_path), use_cpu=True)
     with pytest.raises(ConfigError, match=r"or TrainingArguments, got Seq2SeqTrainingArguments\. Build one of them"):
         ReinforcedTrainer(pooled(), other, train_dataset=plain)
 

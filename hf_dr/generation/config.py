@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, fields
 
 from hf_dr.errors import ConfigError
-from hf_dr.settings import FILES_FROM_HELP, Whole, check_settings
+from hf_dr.settings import FILES_FROM_HELP, Whole, check_settings, flag
 from hf_dr.store.schema import KEEP, is_safe_name
 from hf_dr.teacher.names import SIGNALS, TOPK
-
-
-def _setting(default: Any, text: str, **limits: Any) -> Any:
-    """Returns a field with its help, and the limits that `check_settings` knows."""
-    return field(default=default, metadata={"help": text, **limits})
 
 
 @dataclass
@@ -24,80 +18,82 @@ class ReinforceConfig:
         ConfigError: A value is impossible.
     """
 
-    output_dir: str = field(metadata={"help": 'Folder of the "+" dataset. Running again resumes; other configs stay.'})
-    config_name: str | None = _setting(
-        None, "Name under which load_dataset finds it. Default: the augmentation's name, or default."
+    output_dir: str = flag('Folder of the "+" dataset. Running again resumes; other configs stay.')
+    config_name: str | None = flag(
+        "Name under which load_dataset finds it. Default: the augmentation's name, or default.", default=None
     )
-    num_views: int = _setting(8, "Views per example, V.", type=Whole(1))
-    num_candidates: int | None = _setting(
-        None,
+    num_views: int = flag("Views per example, V.", default=8, type=Whole(1))
+    num_candidates: int | None = flag(
         "Draw this number of views of each example, ask the teacher about all of them, and store the num_views views that "
         "--keep selects. Default: num_views, so all are stored.",
+        default=None,
     )
-    keep: str | None = _setting(
-        None,
+    keep: str | None = flag(
         "Which candidates are stored, where there are more than num_views: those with the lowest or highest entropy of the "
         "teacher's answer over all its classes, or those with the lowest or highest cross-entropy to the label.",
+        default=None,
         choices=list(KEEP),
     )
-    top_k: int = _setting(
-        10, "Classes kept of each answer, K; at most the number of the teacher's classes.", type=Whole(1)
+    top_k: int = flag(
+        "Classes kept of each answer, K; at most the number of the teacher's classes.", default=10, type=Whole(1)
     )
-    signal: str = _setting(
-        TOPK,
+    signal: str = flag(
         "What is stored of each answer: the `topk` classes; these and a tail for each image (`topk_image_tail`); or K "
         "classes `sampled` so that the answer is right on average.",
+        default=TOPK,
         choices=list(SIGNALS),
     )
-    seed: int = _setting(
-        0, "Seed of the augmentation parameters, mixing partners and samples.", type=Whole(0, (1 << 63) - 1)
+    seed: int = flag(
+        "Seed of the augmentation parameters, mixing partners and samples.", default=0, type=Whole(0, (1 << 63) - 1)
     )
-    overlay: bool = _setting(False, "Leave the images out, where a licence forbids copying them. Default: copy them.")
-    image_column: str | None = _setting(None, "Column of the images. Default: the only Image column.")
-    label_column: str | None = _setting(
-        None, "Column of the labels, or `none`. Default: `label`, else the only ClassLabel column."
+    overlay: bool = flag(
+        "Leave the images out, where a licence forbids copying them. Default: copy them.", default=False
     )
-    max_examples: int | None = _setting(
-        None, "Reinforce only this number of examples, from the first one on.", type=Whole(1)
+    image_column: str | None = flag("Column of the images. Default: the only Image column.", default=None)
+    label_column: str | None = flag(
+        "Column of the labels, or `none`. Default: `label`, else the only ClassLabel column.", default=None
     )
-    on_bad_image: str = _setting(
-        "error",
+    max_examples: int | None = flag(
+        "Reinforce only this number of examples, from the first one on.", default=None, type=Whole(1)
+    )
+    on_bad_image: str = flag(
         "`error` stops at an image that cannot be decoded; `skip` leaves its row without a reinforcement.",
+        default="error",
         choices=["error", "skip"],
     )
-    mixing_scope: str = _setting(
-        "dataset",
+    mixing_scope: str = flag(
         "Where mixing partners come from: the whole `dataset`, or the same `shard` (needed for streaming).",
+        default="dataset",
         choices=["dataset", "shard"],
     )
-    files_from: list[str] = field(default_factory=list, metadata={"help": FILES_FROM_HELP})
-    shard_size: int | None = _setting(
-        None,
+    files_from: list[str] = flag(FILES_FROM_HELP, default=[])
+    shard_size: int | None = flag(
         "Examples in each file. A run that is stopped loses the files that it was writing. Default: 1024, or an "
         "eighth of a smaller dataset.",
+        default=None,
         type=Whole(1),
     )
-    batch_size: int = _setting(
-        64,
+    batch_size: int = flag(
         "Views in a batch of the teacher on a GPU. On a CPU it is always 16, so that results never depend on it.",
+        default=64,
         type=Whole(1),
     )
-    num_workers: int | None = _setting(
-        None,
+    num_workers: int | None = flag(
         "Workers of each launched process: on a GPU, processes that decode and augment; on a CPU, threads that also run "
         "the teacher. Default: by the number of cores.",
+        default=None,
         type=Whole(0),
     )
-    augment_on: str = _setting(
-        "auto",
+    augment_on: str = flag(
         "Where views are made: on the `cpu` by Pillow, or on the teacher's `device`, with the same pixels. `auto` takes a "
         "GPU where it can make them all, and says so where it cannot.",
+        default="auto",
         choices=["auto", "cpu", "device"],
     )
-    allow_disagreement: bool = _setting(
-        False,
+    allow_disagreement: bool = flag(
         "Go on where the teacher's most probable class is the label no more often than by chance. Default: a sample of "
         "rows is labelled first, and such a teacher is refused.",
+        default=False,
     )
 
     def __post_init__(self) -> None:
@@ -138,11 +134,9 @@ class ExtendConfig:
         ConfigError: A value is impossible.
     """
 
-    output_dir: str = field(
-        metadata={"help": 'Folder of the new "+" dataset, another than that of the old one. Running again resumes.'}
-    )
-    num_views: int | None = _setting(
-        None, "Views per example of the new dataset, V: the stored ones and more.", type=Whole(1)
+    output_dir: str = flag('Folder of the new "+" dataset, another than that of the old one. Running again resumes.')
+    num_views: int | None = flag(
+        "Views per example of the new dataset, V: the stored ones and more.", default=None, type=Whole(1)
     )
     batch_size: int = field(default=64, metadata=_METADATA["batch_size"])
     num_workers: int | None = field(default=None, metadata=_METADATA["num_workers"])
@@ -162,21 +156,21 @@ class ImportConfig:
     """
 
     output_dir: str = field(metadata=_METADATA["output_dir"])
-    config_name: str = _setting("default", "Name under which load_dataset finds it.")
-    overlay: bool = _setting(False, "Leave the images out, where a licence forbids copying them.")
-    image_column: str | None = _setting(None, "As for reinforce.")
-    label_column: str | None = _setting(None, "As for reinforce.")
-    order: str = _setting(
-        "position",
+    config_name: str = flag("Name under which load_dataset finds it.", default="default")
+    overlay: bool = flag("Leave the images out, where a licence forbids copying them.", default=False)
+    image_column: str | None = flag("As for reinforce.", default=None)
+    label_column: str | None = flag("As for reinforce.", default=None)
+    order: str = flag(
         "Which row of the base is image i. `position`: row i. `imagefolder`: the i-th by class folder and file "
         "name, as torchvision's ImageFolder sorts them. Or a file, a JSON list or lines: for each i the row or file name.",
+        default="position",
     )
-    files_from: list[str] = field(default_factory=list, metadata={"help": FILES_FROM_HELP})
-    shard_size: int | None = _setting(None, "Examples per file, as for reinforce.", type=Whole(1))
-    num_workers: int | None = _setting(
-        None, "Processes that read files. Default: one for each core, if there are many files.", type=Whole(0)
+    files_from: list[str] = flag(FILES_FROM_HELP, default=[])
+    shard_size: int | None = flag("Examples per file, as for reinforce.", default=None, type=Whole(1))
+    num_workers: int | None = flag(
+        "Processes that read files. Default: one for each core, if there are many files.", default=None, type=Whole(0)
     )
-    allow_disagreement: bool = _setting(False, "Continue where the teacher's answers do not fit the labels.")
+    allow_disagreement: bool = flag("Continue where the teacher's answers do not fit the labels.", default=False)
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -191,12 +185,12 @@ class ExportConfig:
         ConfigError: A value is impossible.
     """
 
-    output_dir: str = field(metadata={"help": "Folder of the shards. Running again resumes."})
-    format: str = _setting(
-        "webdataset", "`webdataset`: tar files, as WebDataset and open_clip read them.", choices=["webdataset"]
+    output_dir: str = flag("Folder of the shards. Running again resumes.")
+    format: str = flag(
+        "`webdataset`: tar files, as WebDataset and open_clip read them.", default="webdataset", choices=["webdataset"]
     )
-    shard_size: int | None = _setting(
-        None, 'Examples in each tar file. Default: those of the "+" dataset.', type=Whole(1)
+    shard_size: int | None = flag(
+        'Examples in each tar file. Default: those of the "+" dataset.', default=None, type=Whole(1)
     )
 
     def __post_init__(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 from hf_dr.errors import ConfigError
 from hf_dr.settings import FILES_FROM_HELP, Whole, check_settings, flag

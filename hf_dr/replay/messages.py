@@ -34,7 +34,7 @@ class InOneMessage:
     """Collates as another function does, for a loader with workers.
 
     For each tensor apart the receiver connects to the worker that made it, and waits until that has a moment between two
-    images: a batch of five or six tensors waited longer for these than for its images.
+    images.
 
     Attributes:
         collate: Makes a batch of items. What is no plain dictionary is sent as torch does.

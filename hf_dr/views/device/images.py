@@ -80,8 +80,7 @@ def pinned(buffer: torch.Tensor) -> torch.Tensor:
 def copy_in_parts(to: torch.Tensor, source: torch.Tensor) -> None:
     """Copies one flat buffer on the CPU into another, in parts side by side.
 
-    What a worker has sent is mapped page by page as it is read: in a single thread, as a loader's, that takes longer than a
-    training step of a light student.
+    What a worker has sent is mapped page by page as it is read, which a loader's single thread would do one after the other.
     """
     parts = zip(to.split(_COPIED_AT_ONCE), source.split(_COPIED_AT_ONCE), strict=True)
     list(_copiers().map(_copy, parts))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
-import os
 import platform
 import shlex
 import sys
@@ -24,6 +23,7 @@ import timm
 import torch
 
 import hf_dr
+from hf_dr.processes import num_cores
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.members import Member, weights_hash
 from hf_dr.teacher.preprocessing import Preprocessing
@@ -152,7 +152,7 @@ def finish(result: dict[str, Any], flags: argparse.Namespace) -> None:
     flat = {key: float(f"{v:.5g}") if isinstance(v, float) else v for key, v in result.items()}
     flat |= {
         "quick": flags.quick,
-        "cpu_count": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpu_count": num_cores(),
         "cpu": _cpu(),
         "torch_threads": torch.get_num_threads(),
         "python": platform.python_version(),

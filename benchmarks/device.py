@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import os
 import sys
 import tempfile
 import time
@@ -48,6 +47,7 @@ from hf_dr import ops
 from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.job import Job, reinforce_job
 from hf_dr.generation.labelling import ViewColumns
+from hf_dr.processes import num_cores
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.device import UndoneCollator, UndoneViews
 from hf_dr.replay.loading import load_reinforced
@@ -119,8 +119,7 @@ def measure_exactness(sets: dict[str, datasets.Dataset], device: torch.device, n
 
 def workers() -> int:
     """One process for each core but one."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores - 1)
+    return max(1, num_cores() - 1)
 
 
 # ---------------------------------------------------------------------------------------------------------- generation

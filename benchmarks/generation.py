@@ -38,7 +38,7 @@ from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.job import Job, reinforce_job
 from hf_dr.generation.labelling import Labeller
 from hf_dr.generation.sources import cut_spans
-from hf_dr.processes import process_state
+from hf_dr.processes import num_cores, process_state
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.topk import top_k
 from hf_dr.views.augmentation import Augmentation
@@ -247,7 +247,7 @@ def child(flags: argparse.Namespace) -> None:
 
 def measure_processes(flags: argparse.Namespace, rows: int, rounds: int) -> dict[str, Any]:
     """`two_processes` and the peaks of memory."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = num_cores()
     one, two = [], []
     for number in range(rounds):
         one.append(launched(1, rows, NUM_VIEWS, flags))

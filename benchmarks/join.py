@@ -33,6 +33,7 @@ import synthetic
 import torch
 from transformers import default_data_collator
 
+from hf_dr.processes import num_cores
 from hf_dr.replay.join import index_images
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.replay.sampling import ReinforcedSampler
@@ -43,7 +44,7 @@ from hf_dr.views.images import decode_image, pixel_hash
 
 SIDE, BATCH, VIEWS, CHUNK = 224, 64, 50, 64
 PHOTO = (500, 375)
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+CORES = num_cores()
 
 
 def forget() -> None:

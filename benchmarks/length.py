@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import sys
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -34,8 +33,10 @@ import torch
 
 from hf_dr.evaluation.corruptions import CORRUPTIONS, corrupt, corruption_rng
 from hf_dr.evaluation.metrics import compute_metrics
+from hf_dr.files import write_whole, written_whole
 from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.job import reinforce
+from hf_dr.processes import num_cores
 from hf_dr.replay.augmented import AugmentedDataset
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.store.base_dataset import load_base
@@ -136,7 +137,8 @@ def prepare_corrupted(work: Work) -> None:
 
     images = work.images("test")
     spoilt = images.map(spoil, with_indices=True, features=images.features)
-    _whole(work.corrupted, lambda path: spoilt.to_parquet(str(path)))
+    with written_whole(work.corrupted) as path:
+        spoilt.to_parquet(str(path))
 
 
 def prepare_teacher(work: Work, architecture: str) -> None:
@@ -219,14 +221,7 @@ def _name(student: str, epochs: int, objective: str, seed: int) -> str:
 def _write_result(work: Work, name: str, result: dict[str, float]) -> None:
     file = work.folder / "results" / f"{name}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
-    _whole(file, lambda path: path.write_text(json.dumps(result), encoding="utf-8"))
-
-
-def _whole(file: Path, write: Any) -> None:
-    """Writes a file under another name, and renames it."""
-    part = file.with_name(file.name + ".part")
-    write(part)
-    part.replace(file)
+    write_whole(file, json.dumps(result))
 
 
 # ------------------------------------------------------------------------------------------------------------- schedule
@@ -345,10 +340,9 @@ def main() -> None:
     flags = parser.parse_args()
     if flags.data is None or flags.weights is None:
         sys.exit("--data and --weights must be given, found none. Give both.")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with common.working_folder() as folder:
         sizes = (256, 128, 1) if flags.quick else (None, None)
-        work = Work(flags.data, flags.weights, flags.work or folder, cores // flags.jobs, *sizes)
+        work = Work(flags.data, flags.weights, flags.work or folder, num_cores() // flags.jobs, *sizes)
         work.folder.mkdir(parents=True, exist_ok=True)
         ends = None if flags.minutes is None else time.time() + 60 * flags.minutes
         try:

@@ -75,6 +75,16 @@ def gains() -> list[str]:
     return lines
 
 
+def spreads(found: dict[str, Any], prefix: str, *more: str) -> list[str]:
+    """Returns top-1, NLL, ECE and more, with their standard deviations over seeds; all but NLL in percent."""
+    cells = []
+    for metric in ("top1", "nll", "ece", *more):
+        scale, digits = (1, 3) if metric == "nll" else (100, 2)
+        mean, spread = (scale * found[f"{prefix}_{metric}{end}"] for end in ("", "_std"))
+        cells.append(f"{mean:.{digits}f} ± {spread:.{digits}f}")
+    return cells
+
+
 def length() -> list[str]:
     """Returns the table of longer trainings on all of CIFAR-10."""
     found = read("length")
@@ -87,10 +97,7 @@ def length() -> list[str]:
             prefix = f"resnet18_{epochs}_{objective}"
             if f"{prefix}_top1" not in found:
                 continue
-            cells = [str(epochs), title, str(found[f"{prefix}_seeds"])]
-            for metric, scale, digits in (("top1", 100, 2), ("nll", 1, 3), ("ece", 100, 2), ("corrupted", 100, 2)):
-                mean, spread = (scale * found[f"{prefix}_{metric}{end}"] for end in ("", "_std"))
-                cells.append(f"{mean:.{digits}f} ± {spread:.{digits}f}")
+            cells = [str(epochs), title, str(found[f"{prefix}_seeds"]), *spreads(found, prefix, "corrupted")]
             if objective == "erm":
                 cells.append("")
             else:
@@ -117,11 +124,7 @@ def teachers() -> list[str]:
                 prefix = name + key.removesuffix("_reinforced").removesuffix("_labels0.5")
                 shown = zip(("agreement", "ece", "entropy"), (".1%", ".3f", ".3f"), strict=True)
                 signs = [f"{found[f'{prefix}_{sign}']:{style}}".replace("%", " %") for sign, style in shown]
-            cells = []
-            for metric, scale, digits in (("top1", 100, 2), ("nll", 1, 3), ("ece", 100, 2)):
-                mean, spread = (scale * found[f"{student}_{metric}{end}"] for end in ("", "_std"))
-                cells.append(f"{mean:.{digits}f} ± {spread:.{digits}f}")
-            lines.append(f"| {' | '.join([title, way, *signs, *cells])} |")
+            lines.append(f"| {' | '.join([title, way, *signs, *spreads(found, student)])} |")
     return lines
 
 

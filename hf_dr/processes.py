@@ -111,10 +111,15 @@ def _leave_group() -> None:
         time.sleep(0.2)  # Without the lock. The threads cannot be joined: DDP keeps their group for good.
 
 
+def num_cores() -> int:
+    """Returns how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def default_workers(device: torch.device) -> int:
     """Returns how many workers serve one teacher: the machine's cores, shared among its ranks; on a GPU, one core less."""
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    cores = max(1, len(os.sched_getaffinity(0)) // ranks) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = max(1, num_cores() // ranks)
     return cores if device.type == "cpu" else min(16, max(1, cores - 1))
 
 

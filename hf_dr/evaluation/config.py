@@ -129,7 +129,9 @@ class CompareConfig:
             raise ConfigError("`teacher` must be given for `objective` kd, got none. Name it.")
         datasets = self.train["dataset"] if isinstance(self.train["dataset"], list) else [self.train["dataset"]]
         if not datasets or not all(isinstance(path, str) for path in datasets):
-            raise ConfigError(f"`dataset` in `train` must be a text or several, got {self.train['dataset']!s:.80}.")
+            raise ConfigError(
+                f"`dataset` in `train` must be a text or several, got {self.train['dataset']!s:.80}. Name it."
+            )
         self._check_evaluation()
 
     def _check_evaluation(self) -> None:
@@ -138,7 +140,9 @@ class CompareConfig:
             raise ConfigError(f"`evaluate` has the unknown key `{key}`.{did_you_mean(str(key), known)}")
         sets = self.evaluate["sets"]
         if not isinstance(sets, list) or len(sets) != 1 or parse_set(str(sets[0])).published_corrupted:
-            raise ConfigError(f"`sets` in `evaluate` must be a list of one set of clean images, got {sets!s:.80}.")
+            raise ConfigError(
+                f"`sets` in `evaluate` must be a list of one set of clean images, got {sets!s:.80}. Name one."
+            )
         try:
             EvaluateConfig(models=[], output_dir="", **self.evaluate)
         except TypeError as error:

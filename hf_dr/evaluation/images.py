@@ -14,7 +14,7 @@ import pyarrow as pa
 from hf_dr.errors import DataError, did_you_mean
 from hf_dr.evaluation.config import EvaluateConfig
 from hf_dr.evaluation.sets import EvaluationSet
-from hf_dr.store.base_dataset import label_numbers, load_base, undecoded_images
+from hf_dr.store.base_dataset import label_numbers, load_base, undecoded_images, whole_column
 from hf_dr.teacher.members import imagenet_synsets
 
 logger = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ def open_set(spec: EvaluationSet, config: EvaluateConfig) -> Images:
 
 def _read_labels(dataset: datasets.Dataset, spec: EvaluationSet) -> tuple[np.ndarray, list[str] | None]:
     """Returns all labels as class numbers of the set, int64, and its class names where they have to be compared."""
-    column = dataset.select_columns([spec.label]).with_format("arrow")[:].column(spec.label)
+    column = whole_column(dataset, spec.label)
     names: list[str] | None = getattr(dataset.features[spec.label], "names", None)
     is_number = pa.types.is_integer(column.type)
     if is_number:

@@ -73,12 +73,8 @@ class ReinforcedLoader:
         self._normalize = None
         if student is not None or processor is not None or normalization is not None:
             model: Any = None if student is None else extract_model_from_parallel(student, keep_torch_compile=False)
-            if (
-                not hasattr(model, "pretrained_cfg")
-                and not is_timm(model)
-                and processor is None
-                and normalization is None
-            ):
+            told = is_timm(model) or hasattr(model, "pretrained_cfg")
+            if not told and processor is None and normalization is None:
                 raise ConfigError(
                     "`student` must be a model of timm, which says how its input is normalised, or come with its image "
                     f"processor, got {type(model).__name__}. Give `processor`, or `normalization=(mean, std)`."

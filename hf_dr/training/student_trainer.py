@@ -175,9 +175,8 @@ class StudentTrainer(ResumableTrainer):
                 "The learning rate rises for %g epochs, which are %d steps, but the training has %d: it never becomes %g.",
                 args.warmup_epochs, steps, num_training_steps, args.learning_rate,
             )  # fmt: skip
-        with changed(
-            args, warmup_steps=steps
-        ):  # what Trainer asks; the settings that are saved stay as they were given
+        # What Trainer asks; the settings that are saved stay as they were given.
+        with changed(args, warmup_steps=steps):
             return super().create_scheduler(num_training_steps, optimizer)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:

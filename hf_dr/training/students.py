@@ -27,6 +27,7 @@ from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
 
 import hf_dr.teacher.architectures  # noqa: F401 (what it registers, timm builds)
 from hf_dr.errors import ConfigError, DataError, did_you_mean
+from hf_dr.store.base_dataset import whole_column
 from hf_dr.teacher.folds import CONFIG_KEY
 from hf_dr.teacher.members import ONE_CLASS, read_config
 from hf_dr.teacher.preprocessing import (
@@ -362,7 +363,7 @@ class LabelledImages(torch.utils.data.Dataset):
     @property
     def labels(self) -> pa.ChunkedArray:
         """The labels of all rows, as they are stored."""
-        return self._dataset.select_columns([self._label]).with_format("arrow")[:][self._label]
+        return whole_column(self._dataset, self._label)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = self._dataset[index]

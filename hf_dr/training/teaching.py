@@ -15,7 +15,7 @@ from torch import nn
 
 from hf_dr.errors import ConfigError, DataError
 from hf_dr.files import write_whole, written_whole
-from hf_dr.store.base_dataset import as_table, content_hash, label_numbers, undecoded_images
+from hf_dr.store.base_dataset import as_table, content_hash, label_numbers, undecoded_images, whole_column
 from hf_dr.store.json_files import read_object
 from hf_dr.teacher.folds import FOLDS_FILE
 from hf_dr.views.rng import DOMAIN_SPLIT, keyed_rng
@@ -115,7 +115,7 @@ def divide(
     marker = folder.parent / _MARKER
     if _is_there(marker, made_of, f"{folder} must be made of the same images in the same way"):
         return
-    column = dataset.select_columns([label_column]).with_format("arrow")[:][label_column]
+    column = whole_column(dataset, label_column)
     labels, bad = label_numbers(column, int(np.iinfo(np.int64).max))
     if len(bad):
         raise DataError(f"`{label_column}` must have a class in every row, but row {bad[0]} has none. Leave it out.")

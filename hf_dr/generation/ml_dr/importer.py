@@ -42,6 +42,7 @@ from hf_dr.store.base_dataset import (
     content_hash,
     label_numbers,
     undecoded_images,
+    whole_column,
 )
 from hf_dr.store.features import reinforcement_features
 from hf_dr.store.provenance import Provenance
@@ -96,7 +97,7 @@ class ImportJob:
         num_classes = _num_classes(format.num_classes, names)
         self._labels = None
         if label_column is not None:
-            column = base.select_columns([label_column]).with_format("arrow")[:][label_column]
+            column = whole_column(base, label_column)
             self._labels, _ = label_numbers(column, num_classes)
         self._augmentation = format.augmentation
         stored = [name for name in base.column_names if not (config.overlay and name == image_column)]

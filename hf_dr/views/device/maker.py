@@ -338,7 +338,8 @@ class DeviceViewMaker:
         for number, (span, (start, stop)) in enumerate(zip(spans, rows, strict=True)):
             needed, last_block = np.arange(start, stop), (stop - 1) // size
             block = slice(start // size * size, (last_block + 1) * size)
-            if mixes and not (keeps and there.missing(block).size == 0):
+            incomplete = mixes and not (keeps and there.missing(block).size == 0)
+            if incomplete:
                 needed = np.union1d(needed, partners_of(maker, np.arange(span.start, span.stop)))
             needed_until = last_of_block[last_block] if keeps else number
             for examples in there.add(needed, needed_until):
@@ -349,7 +350,7 @@ class DeviceViewMaker:
                 ready, _ = waiting.popleft()
                 yield spans[ready], there.drop(ready)
                 count += 1
-            if keeps and len(waiting) <= number:  # the first span does not wait for them
+            if keeps and incomplete and len(waiting) <= number:  # the first span does not wait for them
                 for examples in there.add(there.missing(block)[:_DECODED_AHEAD], needed_until):
                     yield examples, ()
                     count += 1

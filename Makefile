@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-floors test-pixels docs format clean
+.PHONY: demo test test-floors test-pixels benchmarks docs format clean
 
 demo: $(READY)  ## reinforces the embedded Fashion-MNIST with the embedded teacher; results in demo/
 	$(BIN)/python recipes/demo.py
@@ -27,6 +27,15 @@ test-pixels: $(READY)  ## the stored views under the lowest and the newest versi
 	  $(BIN)/uv pip install --quiet --python $(VENV)-pixels --resolution $$resolution --editable ".[dev]" && \
 	  $(VENV)-pixels/bin/python -m tests.golden.count && \
 	  $(VENV)-pixels/bin/python -m pytest -q tests/test_golden.py tests/views || exit 1; \
+	done
+
+# `make benchmarks DATA=folder WEIGHTS=folder`, as the flags of these names; without, those that need them are left out, and always
+# cost.py and viewer.py, which take others.
+NEED_DATA := length small_sets
+benchmarks: $(READY)  ## every benchmark in short: shows that it runs
+	for script in $(filter-out common synthetic cost viewer $(if $(DATA),,$(NEED_DATA)),$(basename $(notdir $(wildcard benchmarks/*.py)))); do \
+	  echo "== $$script" && \
+	  $(BIN)/python benchmarks/$$script.py --quick $(if $(DATA),--data $(DATA) --weights $(WEIGHTS)) > /dev/null || exit 1; \
 	done
 
 docs: $(READY)  ## the site, in site/; a warning is an error

@@ -26,8 +26,8 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", choices=list(accuracy.CASES), default=["fashion_mnist"])
     parser.add_argument("--teachers", choices=accuracy.TEACHERS, default="plain", help="As for accuracy.py.")
     parser.add_argument("--small", action="store_true", help="As for accuracy.py.")
+    parser.set_defaults(**accuracy.USUAL)  # as the students in accuracy.json had it
     flags = parser.parse_args()
-    flags.signal, flags.top_k, flags.label_weight = "topk", None, None  # as the students in accuracy.json had them
     result: dict[str, Any] = {}
     if flags.json is not None and flags.json.exists():
         result = json.loads(flags.json.read_text(encoding="utf-8"))

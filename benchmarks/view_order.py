@@ -54,8 +54,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="Folder of the runs; kept. Default: a temporary one.")
     parser.add_argument("--view_difficulty", choices=DIFFICULTIES, default=DIFFICULTIES[0], help="As for train.py.")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="Default: 0 1 2.")
+    parser.set_defaults(**accuracy.USUAL, objectives=["reinforced"])
     flags = parser.parse_args()
-    flags.objectives, flags.signal, flags.top_k, by = ["reinforced"], "topk", None, flags.view_difficulty
+    by = flags.view_difficulty
     result: dict[str, Any] = {}
     if flags.json is not None and flags.json.exists():
         result = json.loads(flags.json.read_text(encoding="utf-8"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, fields
 from itertools import product
 from typing import Any
@@ -128,7 +129,7 @@ class CompareConfig:
         if "kd" in self.objectives and not (self.teacher or self.train.get("teacher")):
             raise ConfigError("`teacher` must be given for `objective` kd, got none. Name it.")
         datasets = self.train["dataset"] if isinstance(self.train["dataset"], list) else [self.train["dataset"]]
-        if not datasets or not all(isinstance(path, str) for path in datasets):
+        if not datasets or not all(isinstance(path, (str, os.PathLike)) for path in datasets):
             raise ConfigError(
                 f"`dataset` in `train` must be a text or several, got {self.train['dataset']!s:.80}. Name it."
             )

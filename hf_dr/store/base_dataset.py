@@ -73,7 +73,7 @@ def load_base(
         if path.is_file():
             loaded = load_parquet([path], "train", part=split)
         elif (path / "state.json").is_file():
-            loaded = _part_of(datasets.load_from_disk(str(path)), split)
+            loaded = _part_of(_open_saved(path), split)
         else:
             loaded = datasets.load_dataset(_unpatterned(path, name), config, split=split, revision=revision)
         license = card_license(name, revision)
@@ -83,6 +83,14 @@ def load_base(
     folder = path if path.is_dir() else None
     check_own_files(loaded, name, folder=folder, repo_id=None if path.exists() else name, files_from=files_from)
     return loaded, described if license is None else {**described, "license": license}
+
+
+def _open_saved(path: Path) -> Any:
+    """Opens the folder of a saved dataset."""
+    try:
+        return datasets.load_from_disk(str(path))
+    except IndexError:  # of `datasets`, where nothing was saved but the features
+        raise DataError("the base must have at least one row, got none. Save it with its rows.") from None
 
 
 def base_files(name: str, config: str | None = None, *, split: str, revision: str | None = None) -> list[str]:

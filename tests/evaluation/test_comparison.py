@@ -213,6 +213,12 @@ def test_settings_are_looked_at_before(config, tmp_path, capsys, change, message
     assert not (tmp_path / "out").exists(), "nothing was trained"
 
 
+def test_the_dataset_may_be_a_path(config):
+    settings = yaml.safe_load(config.read_text())
+    settings["train"]["dataset"] = Path(settings["train"]["dataset"])
+    assert CompareConfig(**settings).train["dataset"] == settings["train"]["dataset"]
+
+
 def test_a_mapping_of_settings_is_given_on_as_json():
     assert as_arguments({"model_args": {"img_size": 32}}) == ["--model_args", '{"img_size": 32}']
 

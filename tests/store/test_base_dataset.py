@@ -34,6 +34,12 @@ def test_another_split_than_was_saved_is_refused(tmp_path):
         load_base(str(tmp_path))
 
 
+def test_a_saved_dataset_without_rows_is_refused(tmp_path):
+    datasets.Dataset.from_dict({"number": []}).save_to_disk(tmp_path)
+    with pytest.raises(DataError, match="the base must have at least one row, got none. Save it with its rows"):
+        load_base(str(tmp_path))
+
+
 @pytest.mark.parametrize("name", ["run[1].parquet", "run*.parquet", "run?.parquet", "run{1,2}.parquet"])
 def test_a_files_name_is_no_pattern(name, tmp_path):
     numbers(1).to_parquet(tmp_path / "run1.parquet")

@@ -36,7 +36,7 @@ def test_another_split_than_was_saved_is_refused(tmp_path):
 
 def test_a_saved_dataset_without_rows_is_refused(tmp_path):
     datasets.Dataset.from_dict({"number": []}).save_to_disk(tmp_path)
-    with pytest.raises(DataError, match="the base must have at least one row, got none. Save it with its rows"):
+    with pytest.raises(DataError, match=r"the base must have at least one row, got none\. Save it with its rows"):
         load_base(str(tmp_path))
 
 

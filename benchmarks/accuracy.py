@@ -24,7 +24,8 @@ ResNet's answers less sure in one run, but not more often right.
 which it labels; `calibrated`, the usual one at the temperature that fits the answers of the folds' (of the embedded ones: their
 answers to half of the test images); `folds_calibrated`, both. `--small` is a fraction of the work.
 
-`--epochs` trains for so many, whatever the set's usual number is, and adds it to the keys: how gains change with the length.
+`--epochs` and `--num_views` are in place of the set's own and are added to the keys: how gains change with the length, and with
+the number of stored views.
 
 `--signal` and `--top_k` store the answers in another way and add both to the keys; no need to repeat plain training then:
 `--objectives reinforced`.
@@ -67,7 +68,15 @@ FAMILIES = ("resnet", "vit", "lite0")
 TEACHERS = ("plain", "calibrated", "folds", "folds_calibrated")
 FOLDS = 5
 # Of what other benchmarks that make the same datasets leave as it is.
-USUAL = {"signal": "topk", "top_k": None, "teachers": "plain", "label_weight": None, "epochs": None, "small": False}
+USUAL: dict[str, Any] = {
+    "signal": "topk",
+    "top_k": None,
+    "teachers": "plain",
+    "label_weight": None,
+    "epochs": None,
+    "num_views": None,
+    "small": False,
+}
 SMALL_VIEWS: list[dict[str, Any]] = [
     {"RandomHorizontalFlip": {"p": 0.5}},
     {"RandAugment": {"num_ops": 1, "magnitude": 5}},
@@ -132,6 +141,8 @@ def case_of(name: str, flags: Any) -> Case:
         _, num_views, epochs = SMALL[name]
         few = {"teacher_views": min(case.teacher_views, 2), "teacher_epochs": 0, "corruptions": ("jpeg_compression",)}
         case = replace(case, num_views=num_views, epochs={"resnet": epochs}, **few)
+    if flags.num_views:
+        case = replace(case, num_views=flags.num_views)
     if flags.epochs:
         case = replace(case, epochs=dict.fromkeys(case.epochs, flags.epochs))
     return case
@@ -336,12 +347,14 @@ def temperature_of(name: str, case: Case, flags: Any) -> float:
 
 
 def suffix(flags: Any, *, of_data: bool = False) -> str:
-    """Tells teachers, label weights, epochs, signals and K apart in names (of data: not the second and third)."""
+    """Tells teachers, label weights, epochs, V, signals and K apart in names (of data: not the second and third)."""
     teachers = "" if flags.teachers == "plain" else f"_{flags.teachers}"
     if flags.label_weight and not of_data:
         teachers += f"_labels{flags.label_weight:g}"
     if flags.epochs and not of_data:
         teachers += f"_{flags.epochs}epochs"
+    if flags.num_views:
+        teachers += f"_{flags.num_views}views"
     signal = "" if flags.signal == "topk" and not flags.top_k else f"_{flags.signal}"
     return teachers + signal + (f"_k{flags.top_k}" if flags.top_k else "")
 
@@ -394,6 +407,7 @@ def main() -> None:
     parser.add_argument("--teachers", choices=TEACHERS, default="plain", help="See above. Default: plain.")
     parser.add_argument("--label_weight", type=float, help="Of the labels in the loss of reinforced. Default: 0.")
     parser.add_argument("--epochs", type=int, help="Of each training. Default: the set's, by student.")
+    parser.add_argument("--num_views", type=int, help="V. Default: the set's.")
     parser.add_argument("--small", action="store_true", help="Fewer views and epochs, one corruption; a ResNet only.")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="Default: 0 1 2.")
     flags = parser.parse_args()

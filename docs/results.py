@@ -22,6 +22,8 @@ STUDENTS = {
 TEACHERS = {
     "grocery, 1,253 photos": "grocery",
     "CIFAR-10, 4,000 images": "cifar10",
+    "Tiny-ImageNet, 4,000 images": "tiny_imagenet",
+    "Fashion-MNIST, 10,000 images": "fashion_mnist",
 }
 WAYS = {
     "labels": "_erm",
@@ -56,23 +58,32 @@ def read(name: str) -> dict[str, Any]:
     return found
 
 
-def gains() -> list[str]:
-    """Returns the table of what students gain."""
-    found = read("accuracy")
+def gains(file: str, what: str, students: dict[str, str]) -> list[str]:
+    """Returns the table of what students gain, whose names are given with the parts of their keys in a file."""
+    found = read(file)
     lines = [
-        (
-            "| 10,000 images (grocery: 1,253 photos), student | top-1 %, erm | reinforced | gain | NLL gain | ECE gain | "
-            "corrupted error gain |"
-        ),
+        f"| {what} | top-1 %, erm | reinforced | gain | NLL gain | ECE gain | corrupted error gain |",
         "|---|---|---|---|---|---|---|",
     ]
-    for title, key in STUDENTS.items():
+    for title, key in students.items():
         cells = [f"{100 * found[f'{key}_{objective}_top1']:.2f}" for objective in ("erm", "reinforced")]
         for metric, scale, digits in (("top1", 100, 2), ("nll", 1, 3), ("ece", 100, 2), ("mce", 100, 2)):
             mean, spread = (scale * found[f"{key}_{metric}_gain{end}"] for end in ("", "_std"))
             cells.append(f"{mean:+.{digits}f} ± {spread:.{digits}f}")
         lines.append(f"| {' | '.join([title, *cells])} |")
     return lines
+
+
+def curve() -> list[str]:
+    """Returns the table of how gains change with the number of epochs."""
+    found = read("curve")
+    keys = [key.removesuffix("_seeds") for key in found if key.endswith("epochs_seeds")]
+    students = {}
+    for student, title in (("resnet", "ResNet"), ("vit", "ViT")):
+        for epochs in sorted(int(key.rpartition("_")[2].removesuffix("epochs")) for key in keys if student in key):
+            key = f"cifar10_{student}_{epochs}epochs"
+            students[f"{title}, {epochs} epochs, {found[f'{key}_seeds']} seeds"] = key
+    return gains("curve", "10,000 images of CIFAR-10, student", students)
 
 
 def spreads(found: dict[str, Any], prefix: str, *more: str) -> list[str]:
@@ -157,7 +168,13 @@ def page() -> str:
             "corrupted error in\npercent points: mean and standard deviation over three seeds, at schedules that two CPU cores can "
             "do (3 to 80 epochs). Corrupted\nis by all fifteen corruptions, in the last row by four."
         ),
-        "\n".join(gains()),
+        "\n".join(gains("accuracy", "10,000 images (grocery: 1,253 photos), student", STUDENTS)),
+        "## By the number of epochs",
+        (
+            "By `python benchmarks/accuracy.py --sets cifar10 --seeds 0 1 --epochs N`: the students, images, teacher and V = 4 views "
+            "of the table above."
+        ),
+        "\n".join(curve()),
         "## At length",
         (
             "By `python benchmarks/length.py`, on an H100: all 50,000 images of CIFAR-10, seen at 64x64 by a ResNet-18, its 10,000 "

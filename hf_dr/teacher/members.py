@@ -13,12 +13,12 @@ from typing import Any
 
 import timm
 import torch
+import transformers  # what is taken from it is loaded when it is used: with its models' modules, that takes a second
 from huggingface_hub import ModelCard, constants, resolve_revision
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_data_config
 from torch import nn
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PretrainedConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file
 
 from hf_dr.errors import TeacherError
@@ -252,9 +252,9 @@ def _load_model(name: str, source: str, revision: str | None, strict: bool) -> t
         if not Path(source).is_dir():
             revision = resolve_revision(source, revision=revision).resolved  # all files of one commit, which is noted
         settings: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": False}
-        _check_config(name, PretrainedConfig.get_config_dict(source, **settings)[0])
+        _check_config(name, transformers.PretrainedConfig.get_config_dict(source, **settings)[0])
         _check_index(name, source, settings["revision"])
-        model, report = AutoModelForImageClassification.from_pretrained(
+        model, report = transformers.AutoModelForImageClassification.from_pretrained(
             source,
             config=read_config(source, **settings),
             use_safetensors=True,
@@ -285,7 +285,7 @@ def _load_model(name: str, source: str, revision: str | None, strict: bool) -> t
 
 def read_config(source: str, **settings: Any) -> Any:
     """Returns what `AutoConfig.from_pretrained` does, as transformers can build a model of it."""
-    config = AutoConfig.from_pretrained(source, **settings)
+    config = transformers.AutoConfig.from_pretrained(source, **settings)
     # timm's own export repeats the number of classes there, which transformers' wrapper passes by itself.
     if isinstance(getattr(config, "model_args", None), dict):
         config.model_args.pop("num_classes", None)
@@ -401,7 +401,9 @@ def _transformers_preprocessing(
 ) -> tuple[Preprocessing, float | None]:
     """Returns the preprocessing and the evaluation's crop (see `Member`) that the image processor has."""
     try:
-        processor = AutoImageProcessor.from_pretrained(source, revision=revision or "main", trust_remote_code=False)
+        processor = transformers.AutoImageProcessor.from_pretrained(
+            source, revision=revision or "main", trust_remote_code=False
+        )
     except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
         if fallback is not None:
             return fallback, 1.0

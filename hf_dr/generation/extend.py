@@ -22,11 +22,10 @@ from hf_dr.generation.job import Job
 from hf_dr.generation.labelling import Labeller, Rows, ShortAnswers
 from hf_dr.generation.plan import Plan, library_versions
 from hf_dr.generation.sources import choose_source
-from hf_dr.generation.teachers import same_teacher, teacher_from_provenance
+from hf_dr.generation.teachers import checked_labels, same_teacher, teacher_from_provenance
 from hf_dr.generation.verify import opened
 from hf_dr.processes import process_state
 from hf_dr.replay.dataset import ReinforcedDataset
-from hf_dr.store.base_dataset import check_labels
 from hf_dr.store.features import combine_hashes
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import (
@@ -178,7 +177,7 @@ def extend_job(plus: ReinforcedDataset, teacher: Teacher, config: ExtendConfig) 
         _check_same_teacher(stored, teacher)
         changes = {"num_views": config.num_views}
         first_new = stored.num_views
-    labels = None if stored.label_column is None else check_labels(base, stored.label_column, teacher)
+    labels = None if stored.label_column is None else checked_labels(base, stored.label_column, teacher)
     provenance = replace(stored, **changes, skipped_rows=[], created_with=f"hf_dr {__version__}")
     folder = Path(config.output_dir).expanduser() / provenance.config_name
     if (folder / PROVENANCE_FILE).exists() and Provenance.read(folder).fingerprint == stored.fingerprint:

@@ -17,9 +17,9 @@ import PIL.features
 
 from hf_dr.errors import ConfigError
 from hf_dr.generation.config import ReinforceConfig
+from hf_dr.generation.teachers import checked_labels
 from hf_dr.store.base_dataset import (
     check_dataset,
-    check_labels,
     checked_origin,
     content_hash,
     undecoded_images,
@@ -108,7 +108,7 @@ def plan_run(
         )
     if config.selects:
         _check_selection(config, augmentation, label_column)
-    labels = None if label_column is None else check_labels(dataset, label_column, teacher)
+    labels = None if label_column is None else checked_labels(dataset, label_column, teacher)
     others = [name for name in dataset.column_names if name != image_column]
     if label_column is None and config.label_column is None:
         logger.warning(

@@ -1,16 +1,23 @@
-"""The teacher that a provenance names: loading it, and recognising it by its weights."""
+"""The teacher that a provenance names: loading it, recognising it by its weights; and whether one fits a dataset's labels."""
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from typing import Any, cast
 
-from hf_dr.errors import FormatError, TeacherError
+import datasets
+import numpy as np
+
+from hf_dr.errors import DataError, FormatError, TeacherError
+from hf_dr.store.base_dataset import label_numbers, whole_column
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import EXTENDED_FROM
 from hf_dr.teacher.ensemble import Teacher
-from hf_dr.text import is_hub_id
+from hf_dr.text import is_hub_id, shown_text
+
+logger = logging.getLogger(__name__)
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -100,3 +107,32 @@ def check_weights(teacher: Teacher, provenance: Provenance) -> None:
 
 def _named(members: dict[str, str]) -> str:
     return " + ".join(f"{name} (SHA-256 {digest[:12]})" for digest, name in members.items())
+
+
+def checked_labels(dataset: datasets.Dataset, label_column: str, teacher: Teacher) -> np.ndarray:
+    """Checks that the dataset's classes are the teacher's and every label is one of them; returns the labels, int64 (rows,).
+
+    Raises:
+        DataError: A label is missing or out of range.
+        TeacherError: Number, names or order of the classes differ.
+    """
+    feature = dataset.features[label_column]
+    if isinstance(feature, datasets.ClassLabel):
+        teacher.check_classes(feature.names)
+    labels = whole_column(dataset, label_column)
+    if labels.null_count:
+        raise DataError(f"`{label_column}` must have a label in every row, found {labels.null_count} empty ones.")
+    values, bad = label_numbers(labels, teacher.num_classes)
+    if len(bad):
+        raise DataError(
+            f"labels must be from 0 to {teacher.num_classes - 1}, the teacher's classes; row {bad[0]} has {values[bad[0]]} "
+            f"({len(bad)} such rows). Name another teacher or `label_column`, or pass `label_column=none`."
+        )
+    if not isinstance(feature, datasets.ClassLabel) and teacher.labels is not None:
+        there = np.unique(values)
+        named = ", ".join(f"{number} is '{shown_text(teacher.labels[number][0], 30)}'" for number in there[:3].tolist())
+        logger.warning(
+            "%d label numbers of `%s`, which have no names, are taken for the teacher's classes: %s%s.",
+            len(there), label_column, named, ", ..." if len(there) > 3 else "",
+        )  # fmt: skip
+    return values

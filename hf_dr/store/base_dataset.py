@@ -24,8 +24,7 @@ from hf_dr.errors import ConfigError, DataError, did_you_mean
 from hf_dr.files import YAML_ERRORS
 from hf_dr.store.named_files import check_own_files
 from hf_dr.store.schema import is_reserved
-from hf_dr.teacher.ensemble import Teacher
-from hf_dr.text import is_hub_id, shown_text
+from hf_dr.text import is_hub_id
 
 logger = logging.getLogger(__name__)
 
@@ -322,35 +321,6 @@ def label_numbers(labels: pa.ChunkedArray | pa.Array, num_classes: int) -> tuple
     """
     values = labels.cast(pa.int64(), safe=False).fill_null(-1).to_numpy(zero_copy_only=False)
     return values, np.flatnonzero((values < 0) | (values >= num_classes))
-
-
-def check_labels(dataset: datasets.Dataset, label_column: str, teacher: Teacher) -> np.ndarray:
-    """Checks that the dataset's classes are the teacher's and every label is one of them; returns the labels, int64 (rows,).
-
-    Raises:
-        DataError: A label is missing or out of range.
-        TeacherError: Number, names or order of the classes differ.
-    """
-    feature = dataset.features[label_column]
-    if isinstance(feature, datasets.ClassLabel):
-        teacher.check_classes(feature.names)
-    labels = whole_column(dataset, label_column)
-    if labels.null_count:
-        raise DataError(f"`{label_column}` must have a label in every row, found {labels.null_count} empty ones.")
-    values, bad = label_numbers(labels, teacher.num_classes)
-    if len(bad):
-        raise DataError(
-            f"labels must be from 0 to {teacher.num_classes - 1}, the teacher's classes; row {bad[0]} has {values[bad[0]]} "
-            f"({len(bad)} such rows). Name another teacher or `label_column`, or pass `label_column=none`."
-        )
-    if not isinstance(feature, datasets.ClassLabel) and teacher.labels is not None:
-        there = np.unique(values)
-        named = ", ".join(f"{number} is '{shown_text(teacher.labels[number][0], 30)}'" for number in there[:3].tolist())
-        logger.warning(
-            "%d label numbers of `%s`, which have no names, are taken for the teacher's classes: %s%s.",
-            len(there), label_column, named, ", ..." if len(there) > 3 else "",
-        )  # fmt: skip
-    return values
 
 
 def describe_base(dataset: datasets.Dataset) -> dict[str, Any]:

@@ -34,6 +34,9 @@ LEVELS = {
 }
 # These need the files of a dataset, not who made them.
 WITHOUT_GENERATION = ("training", "transfer", "evaluation")
+# What opens a dataset needs these of a teacher, and no classifier, with which come timm and transformers.
+READERS = ("store", "hub", "replay")
+OF_A_TEACHER = {"teacher.folds", "teacher.names", "teacher.signals", "teacher.topk"}
 MAX_LINES = {"module": 600, "class": 300, "function": 80}
 # What is longer, and why. The list may only shrink.
 LONGER = {}
@@ -152,6 +155,14 @@ def test_imports_go_down(name: str) -> None:
     upwards = {other for other in others if LEVELS[other] >= LEVELS[room]}
     assert not upwards, f"{name} (level {LEVELS[room]}) imports from its own level or above: {sorted(upwards)}"
     assert room not in WITHOUT_GENERATION or "generation" not in others
+
+
+@pytest.mark.parametrize("name", sorted(name for name in MODULES if room_of(name) in READERS) + sorted(OF_A_TEACHER))
+def test_a_dataset_is_opened_without_a_classifier(name: str) -> None:
+    """Each of timm and transformers takes half a second to import."""
+    source = MODULES[name].read_text("utf-8")
+    assert {other for other in package_imports(source) if room_of(other) == "teacher"} <= OF_A_TEACHER
+    assert {used.partition(".")[0] for used in used_names(source)}.isdisjoint({"timm", "transformers"})
 
 
 def test_no_cycles() -> None:

@@ -67,7 +67,7 @@ EMBEDDED_TEACHERS = [str(common.EMBEDDED / "teachers" / f"fashion_mnist_{member}
 FAMILIES = ("resnet", "vit", "lite0")
 TEACHERS = ("plain", "calibrated", "folds", "folds_calibrated")
 FOLDS = 5
-# Of what other benchmarks that make the same datasets leave as it is.
+# The defaults, which other benchmarks that make the same datasets leave as they are.
 USUAL: dict[str, Any] = {
     "signal": "topk",
     "top_k": None,
@@ -402,14 +402,15 @@ def main() -> None:
     parser.add_argument(
         "--objectives", nargs="+", choices=["erm", "reinforced", "kd"], default=["erm", "reinforced"], help="Compared."
     )
-    parser.add_argument("--signal", choices=SIGNALS, default="topk", help="What is stored of an answer. Default: topk.")
+    parser.add_argument("--signal", choices=SIGNALS, help="What is stored of an answer. Default: topk.")
     parser.add_argument("--top_k", type=int, help="K. Default: the recipe's, or reinforce's.")
-    parser.add_argument("--teachers", choices=TEACHERS, default="plain", help="See above. Default: plain.")
+    parser.add_argument("--teachers", choices=TEACHERS, help="See above. Default: plain.")
     parser.add_argument("--label_weight", type=float, help="Of the labels in the loss of reinforced. Default: 0.")
     parser.add_argument("--epochs", type=int, help="Of each training. Default: the set's, by student.")
     parser.add_argument("--num_views", type=int, help="V. Default: the set's.")
     parser.add_argument("--small", action="store_true", help="Fewer views and epochs, one corruption; a ResNet only.")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="Default: 0 1 2.")
+    parser.set_defaults(**USUAL)
     flags = parser.parse_args()
     if flags.data is None or flags.weights is None:
         flags.sets = flags.sets or ["fashion_mnist"]

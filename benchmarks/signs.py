@@ -24,7 +24,7 @@ def main() -> None:
     parser = common.parser(__doc__)
     parser.add_argument("--work", type=Path, help="Folder of the datasets; kept. Default: a temporary one.")
     parser.add_argument("--sets", nargs="+", choices=list(accuracy.CASES), default=["fashion_mnist"])
-    parser.add_argument("--teachers", choices=accuracy.TEACHERS, default="plain", help="As for accuracy.py.")
+    parser.add_argument("--teachers", choices=accuracy.TEACHERS, help="As for accuracy.py.")
     parser.add_argument("--small", action="store_true", help="As for accuracy.py.")
     parser.set_defaults(**accuracy.USUAL)  # as the students in accuracy.json had it
     flags = parser.parse_args()

@@ -109,6 +109,35 @@ def test_the_page_of_results_is_what_its_command_makes():
         assert rows[title][5:7] == [gain.split(" | ")[3] for gain in gains]
 
 
+def test_what_is_said_of_teachers_and_views_was_measured():
+    found = measured("teachers")
+    curve = measured("curve")
+    text = " ".join((ROOT / "docs" / "will_it_help.md").read_text(encoding="utf-8").split())
+
+    def top1(name: str) -> str:
+        return f"{100 * found[f'{name}_top1']:.1f}"
+
+    grocery = [top1(f"grocery_resnet_{way}") for way in ("erm", "reinforced", "24views_reinforced")]
+    assert "{} % on labels; {} % with V = 8, {} % with V = 24".format(*grocery) in text
+    both = "grocery_resnet_labels0.5_24views_reinforced"
+    assert f"**{top1(both)} % with V = 24 and half" in text
+    for key, scale, digits in (("nll", 1, 3), ("ece", 100, 1)):
+        before, after = (scale * found[f"{name}_{key}"] for name in ("grocery_resnet_erm", both))
+        assert any(f"{before:.{digits}f} {word} {after:.{digits}f}" in text for word in ("on labels,", "and"))
+    cifar10 = [top1(f"cifar10_resnet_{way}") for way in ("erm", "reinforced", "12views_reinforced")]
+    assert "{} % on labels, {} % with V = 2, {} % with V = 12".format(*cifar10) in text
+    for name in ("tiny_imagenet", "grocery", "cifar10"):
+        students = [top1(f"{name}_resnet_{way}") for way in ("erm", "reinforced", "folds_reinforced")]
+        assert re.search(r"{}, {} and {} %".format(*students), text)
+    gained = [
+        round(100 * curve[f"cifar10_{student}_{epochs}epochs_top1_gain"], 2)
+        for student in ("resnet", "vit")
+        for epochs in (10, 30)
+    ]
+    assert "ResNet gained {:.2f} points in 10 epochs and {:+.2f}".format(*gained[:2]) in text
+    assert "ViT gained {:.2f} and {:.2f}".format(*gained[2:]) in text
+
+
 def test_what_is_said_of_some_hundred_photos_was_measured():
     found = measured("small_sets")
     text = (ROOT / "docs" / "will_it_help.md").read_text(encoding="utf-8")

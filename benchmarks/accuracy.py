@@ -141,9 +141,9 @@ def case_of(name: str, flags: Any) -> Case:
         _, num_views, epochs = SMALL[name]
         few = {"teacher_views": min(case.teacher_views, 2), "teacher_epochs": 0, "corruptions": ("jpeg_compression",)}
         case = replace(case, num_views=num_views, epochs={"resnet": epochs}, **few)
-    if flags.num_views:
+    if flags.num_views is not None:
         case = replace(case, num_views=flags.num_views)
-    if flags.epochs:
+    if flags.epochs is not None:
         case = replace(case, epochs=dict.fromkeys(case.epochs, flags.epochs))
     return case
 
@@ -292,7 +292,7 @@ def reinforced(name: str, case: Case, flags: Any) -> tuple[Path, list[str]]:
     plus = flags.work / name / f"plus{suffix(flags, of_data=True)}"
     base = base_of(name, flags)
     settings: dict[str, Any] = {"dataset": base, "split": "train", "num_views": case.num_views, "output_dir": plus}
-    settings |= {"signal": flags.signal, **({"top_k": flags.top_k} if flags.top_k else {})}
+    settings |= {"signal": flags.signal, **({} if flags.top_k is None else {"top_k": flags.top_k})}
     if flags.quick:
         settings["max_examples"] = 1000
     teacher = teacher_of(name, case, flags, folds=flags.teachers.startswith("folds"))
@@ -351,12 +351,12 @@ def suffix(flags: Any, *, of_data: bool = False) -> str:
     teachers = "" if flags.teachers == "plain" else f"_{flags.teachers}"
     if flags.label_weight and not of_data:
         teachers += f"_labels{flags.label_weight:g}"
-    if flags.epochs and not of_data:
+    if flags.epochs is not None and not of_data:
         teachers += f"_{flags.epochs}epochs"
-    if flags.num_views:
+    if flags.num_views is not None:
         teachers += f"_{flags.num_views}views"
-    signal = "" if flags.signal == "topk" and not flags.top_k else f"_{flags.signal}"
-    return teachers + signal + (f"_k{flags.top_k}" if flags.top_k else "")
+    signal = "" if flags.signal == "topk" and flags.top_k is None else f"_{flags.signal}"
+    return teachers + signal + ("" if flags.top_k is None else f"_k{flags.top_k}")
 
 
 def run(name: str, student: str, flags: Any, variant: str = "", **more: Any) -> Comparison:

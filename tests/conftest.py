@@ -4,6 +4,7 @@
 
 import atexit
 import copy
+import gc
 import os
 import shutil
 import tempfile
@@ -61,6 +62,7 @@ from hf_dr.views.ops.colour import RandAugment
 from hf_dr.views.ops.geometry import RandomErasing, RandomHorizontalFlip, RandomResizedCrop
 from hf_dr.views.ops.mixing import CutMix, MixUp
 
+gc.freeze()  # what is imported stays: transformers' Trainer collects garbage at each training, 0.3 s with all of that
 torch.set_num_threads(1)
 # The same examples in every run: a red test stays red until the code is mended. And none is timed: a machine may be busy.
 hypothesis.settings.register_profile("same", deadline=None, derandomize=True, database=None)

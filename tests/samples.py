@@ -31,12 +31,6 @@ RESUMED_TOGETHER = pytest.mark.skipif(
     reason="an older transformers cannot resume several processes on a CPU",
 )
 
-TWO_PROCESSES = (
-    *("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"),
-    *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
-)
-"""What stands between `python` and a script that two processes run together, on a CPU."""
-
 # For tests whose examples are dear, or use fixtures.
 quick = settings(max_examples=20, suppress_health_check=list(HealthCheck))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import importlib.util
 from collections.abc import Sequence
@@ -97,6 +98,7 @@ def check_early(types: Sequence[Any], argv: Sequence[str], prog: str) -> None:
     parser.parse_known_args(argv)
 
 
+@functools.cache
 def _names_of_transformers() -> set[str]:
     """Returns the settings that transformers' TrainingArguments and our extensions of them have, read from their source.
 
@@ -108,7 +110,7 @@ def _names_of_transformers() -> set[str]:
         return set()
     names: set[str] = set()
     for file in (theirs, *Path(__file__).parents[1].glob("training/*.py")):
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.ClassDef) and node.name.endswith("Arguments"):
                 fields = (line.target for line in node.body if isinstance(line, ast.AnnAssign))
                 names |= {target.id for target in fields if isinstance(target, ast.Name)}

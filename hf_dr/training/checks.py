@@ -188,9 +188,10 @@ def evaluation_images(dataset: datasets.Dataset, train: ReinforcedData, shown: A
 
 def check_evaluation(images: LabelledImages, train: ReinforcedData) -> None:
     """Checks the labels that a student is evaluated by."""
-    for c, (theirs, ours) in enumerate(zip_longest(images.class_names or (), train.class_names or ())):
-        # A dataset without names is not compared; where one has more classes, the other has None.
-        if images.class_names and train.class_names and theirs != ours:
+    names = train.class_names  # once: each time, `datasets` copies all features
+    pairs = zip_longest(images.class_names, names) if images.class_names and names else ()
+    for c, (theirs, ours) in enumerate(pairs):  # where one has more classes, the other has None
+        if theirs != ours:
             raise ConfigError(
                 f'`eval_dataset` must have the classes of the "+" dataset in their order, but class {c} is {theirs!r} there '
                 f'and {ours!r} in the "+" dataset. Give another.'

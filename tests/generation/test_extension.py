@@ -2,11 +2,9 @@
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+import children
 import datasets
 import numpy as np
 import pytest
@@ -16,7 +14,7 @@ from conftest import ALL_OPS, CLASSES, as_cell, colour_image
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from samples import TWO_PROCESSES, quick
+from samples import quick
 from test_reinforce import MIXING, OnAnotherDevice, files_of, with_bad_row
 
 from hf_dr.cli.main import main
@@ -200,12 +198,8 @@ def test_the_command_in_one_process_or_two(tmp_path, named, tiny_dataset, capsys
     assert "36" in next(line for line in capsys.readouterr().out.splitlines() if "asked of the teacher" in line)
     assert not (tmp_path / "in_one").exists()
     assert main(["extend", str(source), *views]) == 0
-    script = [sys.executable, *TWO_PROCESSES, str(REPOSITORY / "recipes" / "extend.py"), str(source), *views[:-1]]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*script, str(tmp_path / "in_two")], check=True, env=environment, capture_output=True, text=True
-    )
-    assert "in 2 process(es)" in done.stderr
+    words = ["extend", str(source), *views[:-1], str(tmp_path / "in_two")]
+    assert "in 2 process(es)" in children.run(main, words, two=True, log=tmp_path / "log")
     assert_same(tmp_path / "in_one", tmp_path / "in_two")
     assert main(["extend", str(source), "--add_teacher", second, "--output_dir", str(tmp_path / "both")]) == 0
     assert main(["verify", str(tmp_path / "both"), "--teacher", second, first, "--num_rows", "3"]) == 0

@@ -7,15 +7,14 @@ import io
 import json
 import logging
 import math
-import os
 import signal
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import children
 import datasets
 import filelock
 import numpy as np
@@ -25,8 +24,9 @@ import timm
 import torch
 from conftest import as_cell
 from safetensors.torch import save_file
-from samples import TWO_PROCESSES, shift_labels
+from samples import shift_labels
 
+from hf_dr.cli.main import main
 from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, HfDrError, TeacherError
 from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.folder import Part
@@ -122,11 +122,11 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_dataset: datasets.
     return folder / "teacher.safetensors", folder / "base.parquet"
 
 
-def command(checkpoint: tuple[Path, Path], output: Path, *more: str, launcher: tuple[str, ...] = ()) -> list[str]:
+def words(checkpoint: tuple[Path, Path], output: Path, *more: str) -> list[str]:
+    """A command of hf-dr."""
     weights, base = checkpoint
     return [
-        *(sys.executable, *launcher, str(REPOSITORY / "recipes" / "reinforce.py")),
-        *("--dataset", str(base), "--teacher", f"timm:test_resnet@{weights}", "--output_dir", str(output)),
+        *("reinforce", "--dataset", str(base), "--teacher", f"timm:test_resnet@{weights}", "--output_dir", str(output)),
         *("--augmentation", "randaug_mixing", "--size", "24", "--num_views", "4", "--top_k", "3", "--shard_size", "3"),
         *more,
     ]
@@ -165,32 +165,30 @@ def test_seed_changes_the_columns(tmp_path, tiny_dataset, tiny_teacher):
 
 
 def test_two_processes_write_what_one_does(tmp_path, checkpoint):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(command(checkpoint, tmp_path / "one"), check=True, env=environment)
-    two = command(checkpoint, tmp_path / "two", launcher=TWO_PROCESSES)
-    done = subprocess.run(two, check=True, env=environment, capture_output=True, text=True)
-    assert "in 2 process(es)" in done.stderr
+    assert main(words(checkpoint, tmp_path / "one")) == 0
+    log = tmp_path / "log"
+    assert "in 2 process(es)" in children.run(main, words(checkpoint, tmp_path / "two"), two=True, log=log)
     assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
     first, second = ((tmp_path / n / "randaug_mixing" / PROVENANCE_FILE).read_text() for n in ("one", "two"))
     assert first == second
 
 
 def test_killed_and_restarted_equals_uninterrupted_and_repeats_no_shard(tmp_path, checkpoint):
-    subprocess.run(command(checkpoint, tmp_path / "whole"), check=True)
+    assert main(words(checkpoint, tmp_path / "whole")) == 0
     expected = files_of(tmp_path / "whole")
     folder = tmp_path / "killed"
     seen: dict[Path, float] = {}
     for kills in range(1, 4):
-        process = subprocess.Popen(command(checkpoint, folder, "--num_workers", "1"), start_new_session=True)
+        child = children.start(main, words(checkpoint, folder, "--num_workers", "1"), log=tmp_path / "log")
         deadline = time.monotonic() + 60
-        while len(list(folder.rglob("*.parquet"))) < kills and process.poll() is None and time.monotonic() < deadline:
+        while len(list(folder.rglob("*.parquet"))) < kills and child.process.is_alive() and time.monotonic() < deadline:
             time.sleep(0.002)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        child.send(signal.SIGKILL)
+        child.wait()
         for path, written in seen.items():
             assert path.stat().st_mtime_ns == written, "a finished shard was made again"
         seen = {path: path.stat().st_mtime_ns for path in folder.rglob("*.parquet")}
-    subprocess.run(command(checkpoint, folder), check=True)
+    assert main(words(checkpoint, folder)) == 0
     assert files_of(folder) == expected
     assert all(path.stat().st_mtime_ns == written for path, written in seen.items())
     assert not list(folder.rglob("*.tmp"))
@@ -279,42 +277,33 @@ def test_another_kind_of_processor_is_said_once(tmp_path, tiny_dataset, tiny_tea
 
 
 def test_a_node_that_is_killed_loses_its_own_shards_only(tmp_path, checkpoint):
-    subprocess.run(command(checkpoint, tmp_path / "whole"), check=True)
-    folder, slow = tmp_path / "nodes", ("--num_workers", "0")
-    nodes = [
-        subprocess.Popen(command(checkpoint, folder, *slow, "--part", f"{n}/2"), start_new_session=True) for n in (0, 1)
-    ]
+    assert main(words(checkpoint, tmp_path / "whole")) == 0
+    folder = tmp_path / "nodes"
+    parts = [words(checkpoint, folder, "--num_workers", "0", "--part", f"{n}/2") for n in (0, 1)]
+    nodes = [children.start(main, part, log=tmp_path / "log") for part in parts]
     deadline = time.monotonic() + 120
     while not list(folder.rglob(".*.tmp")) and time.monotonic() < deadline:
         time.sleep(0.001)
-    os.killpg(nodes[0].pid, signal.SIGKILL)
+    nodes[0].send(signal.SIGKILL)
     assert nodes[0].wait() == -signal.SIGKILL
-    assert nodes[1].wait(timeout=120) == 0
+    assert nodes[1].wait() == 0
     expected, left = files_of(tmp_path / "whole"), files_of(folder)
     assert {name for name in expected if int(name.split("-")[1]) % 2} <= left.keys() < expected.keys()
     written = {path: path.stat().st_mtime_ns for path in folder.rglob("*.parquet")}
-    subprocess.run(command(checkpoint, folder), check=True)
+    assert main(words(checkpoint, folder)) == 0
     assert files_of(folder) == expected
     assert all(path.stat().st_mtime_ns == at for path, at in written.items())
     assert not list(folder.rglob(".*.tmp"))
 
 
 def test_ctrl_c_keeps_finished_shards_and_says_how_to_go_on(tmp_path, checkpoint):
-    process = subprocess.Popen(
-        command(checkpoint, tmp_path, "--num_views", "512"),
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        # What runs in a shell's background ignores the signal, and so would its children, these tests' included.
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
-    )
-    while not list(tmp_path.rglob("*.parquet")) and process.poll() is None:
+    child = children.start(main, words(checkpoint, tmp_path / "plus", "--num_views", "512"), log=tmp_path / "log")
+    while not list(tmp_path.rglob("*.parquet")) and child.process.is_alive():
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGINT)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "run the same command again" in error
-    assert "Traceback" not in error
+    child.send(signal.SIGINT)
+    assert child.wait(60) == 130
+    assert "run the same command again" in child.text
+    assert "Traceback" not in child.text
     assert list(tmp_path.rglob("*.parquet"))
     assert not list(tmp_path.rglob("*.tmp"))
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
+import children
 import datasets
+import huggingface_hub
 import pytest
 from conftest import ALL_OPS
 from huggingface_hub import CommitOperationDelete, HfApi
 from loopback_hub import Fault, LoopbackHub
-from samples import TWO_PROCESSES
 
 from hf_dr.cli.main import main
 from hf_dr.errors import ConfigError, FormatError, HubError
@@ -230,27 +230,31 @@ def test_an_unfinished_configuration_is_refused_before_anything_is_sent(
     assert not [path for path in loopback_hub.files(REPO) if path.startswith("all_ops/")]
 
 
-def test_two_processes_send_their_shares_and_one_commits(loopback_hub: LoopbackHub, plus: Path) -> None:
-    command = [sys.executable, *TWO_PROCESSES, "-m", "hf_dr", "push", str(plus), REPO]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, env=loopback_hub.environment())
-    assert done.returncode == 0, done.stderr
+def push_online(folder: str) -> int:
+    """Pushes from a process that was forked from one without a Hub."""
+    huggingface_hub.constants.HF_HUB_OFFLINE = False
+    huggingface_hub.constants.HF_HUB_CACHE = os.environ["HF_HUB_CACHE"]
+    return main(["push", folder, REPO])
+
+
+def test_two_processes_send_their_shares_and_one_commits(loopback_hub: LoopbackHub, plus: Path, tmp_path: Path) -> None:
+    environment = {"HF_TOKEN": loopback_hub.token, "HF_HUB_CACHE": str(tmp_path / "cache")}
+    printed = children.run(push_online, str(plus), two=True, log=tmp_path / "log", **environment)
     assert {path: data for path, data in loopback_hub.files(REPO).items() if path.startswith("all_ops/")} == of_config(
         plus, "all_ops"
     )
     assert loopback_hub.counts["commit"] == 1
     assert loopback_hub.counts["lfs_batch"] == 2  # each process its own
-    assert done.stdout.count(f"{REPO} at ") == 1
+    assert printed.count(f"\n{loopback_hub.endpoint}/datasets/{REPO} at ") == 1
 
 
-def test_what_one_process_cannot_send_ends_both(loopback_hub: LoopbackHub, plus: Path) -> None:
+def test_what_one_process_cannot_send_ends_both(loopback_hub: LoopbackHub, plus: Path, tmp_path: Path) -> None:
     """A refusal on one rank; without an answer to it the other would wait for a week."""
     loopback_hub.faults.append(Fault("403", at="lfs_batch"))
-    command = [sys.executable, *TWO_PROCESSES, "-m", "hf_dr", "push", str(plus), REPO]
-    done = subprocess.run(
-        command, check=False, capture_output=True, text=True, env=loopback_hub.environment(), timeout=120
-    )
-    assert done.returncode != 0
-    assert "error: expected to send all_ops/" in done.stderr
+    environment = {"HF_TOKEN": loopback_hub.token, "HF_HUB_CACHE": str(tmp_path / "cache")}
+    both = children.start_two(push_online, str(plus), log=tmp_path / "log", **environment)
+    assert [child.wait() for child in both] == [2, 2]
+    assert "error: expected to send all_ops/" in both[0].text
     assert not [path for path in loopback_hub.files(REPO) if path.startswith("all_ops/")]
 
 

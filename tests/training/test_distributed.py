@@ -1,19 +1,19 @@
 """Two processes train as one does."""
 
-import os
-import subprocess
-import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import children
 import numpy as np
 import pytest
 import torch
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file, save_file
-from samples import RESUMED_TOGETHER, TWO_PROCESSES
+from samples import RESUMED_TOGETHER
 from torch.distributed.tensor import DTensor
 
+from hf_dr.processes import process_state
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.training.arguments import ReinforcedTrainingArguments
 from training.helpers import BATCH, ROWS, STEPS, Watched, every_view, pooled, same
@@ -83,6 +83,7 @@ def stream_and_save(plus: str, out: str, batch_size: str) -> None:
 
 def train_all(plus: str, stream: str, out: str) -> None:
     """What two processes do together. The last one changes the kind of their group."""
+    process_state()
     stream_and_save(stream, f"{out}/stream", str(BATCH))
     train_and_save(plus, f"{out}/plain", str(BATCH // 2))
     train_and_save(plus, f"{out}/device", str(BATCH // 2), augment_on="device", dataloader_num_workers=1)
@@ -95,43 +96,29 @@ def together(tmp_path_factory, tiny_folder, in_shards) -> Path:
     out = tmp_path_factory.mktemp("together")
     for name in ("stream", "plain", "device", "sharded"):
         (out / name).mkdir()
-    script = out / "script.py"
-    script.write_text(
-        f"import sys\nsys.path[:0] = [{str(Path(__file__).parents[1])!r}]\n"
-        "from hf_dr.processes import process_state\nfrom training.test_distributed import train_all\n"
-        "process_state()\ntrain_all(*sys.argv[1:])\n"
-    )
-    command = [sys.executable, *TWO_PROCESSES, str(script), *map(str, (tiny_folder, in_shards["mixing"], out))]
+    given = map(str, (tiny_folder, in_shards["mixing"], out))
     # Torch shards on an accelerator where it sees one.
-    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""})
+    children.run(train_all, *given, two=True, log=out / "log", CUDA_VISIBLE_DEVICES="")
     return out
 
 
-WAITING = """
-import sys, time
-from pathlib import Path
-import torch
-from hf_dr.training.arguments import ReinforcedTrainingArguments
-
-args = ReinforcedTrainingArguments(sys.argv[1], report_to=[], ddp_timeout=2)
-done = Path(sys.argv[1], "waited")
-torch.distributed.barrier()
-began = time.monotonic()
-try:
-    if args.process_index == 0:
-        torch.distributed.barrier()
-except RuntimeError as error:
-    done.write_text(f"{time.monotonic() - began} {error}")
-while not done.exists() and time.monotonic() - began < 60:  # the other one hangs
-    time.sleep(0.1)
-"""
+def wait_for_who_hangs(folder: str) -> None:
+    """The first of two processes waits for the second, which does not come, and says for how long it did."""
+    args = ReinforcedTrainingArguments(folder, report_to=[], ddp_timeout=2)
+    done = Path(folder, "waited")
+    torch.distributed.barrier()
+    began = time.monotonic()
+    try:
+        if args.process_index == 0:
+            torch.distributed.barrier()
+    except RuntimeError as error:
+        done.write_text(f"{time.monotonic() - began} {error}")
+    while not done.exists() and time.monotonic() - began < 60:
+        time.sleep(0.1)
 
 
 def test_a_process_that_hangs_is_waited_for_as_long_as_is_said(tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(WAITING)
-    command = [sys.executable, *TWO_PROCESSES, str(script), str(tmp_path)]
-    subprocess.run(command, check=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    children.run(wait_for_who_hangs, str(tmp_path), two=True, log=tmp_path / "log")
     seconds, _, message = (tmp_path / "waited").read_text().partition(" ")
     assert 2 <= float(seconds) < 60, "on a CPU Trainer leaves it at half an hour"
     assert "imed out" in message

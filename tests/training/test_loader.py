@@ -1,16 +1,13 @@
 """A loop of one's own: its loader gives the trainer's batches, its loss is the trainer's, and the documented loop runs."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
+import children
 import numpy as np
 import pytest
 import timm
 import torch
-from samples import TWO_PROCESSES
 from torch import nn
 from transformers import ViTImageProcessor
 
@@ -119,10 +116,7 @@ def test_the_documented_loop_runs_in_two_processes(tmp_path, tiny_folder):
     script.write_text(
         f"{loop}\ntorch.save(student.state_dict(), f'weights_{{distributed.get_rank()}}')\n", encoding="utf-8"
     )
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, *TWO_PROCESSES, str(script)]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    children.run(children.run_script, script, two=True, log=tmp_path / "log", cwd=tmp_path)
     first, second = (torch.load(tmp_path / f"weights_{rank}", weights_only=True) for rank in (0, 1))
     learned = [name for name in first if name.endswith(("weight", "bias"))]  # each process has statistics of its own
     assert same(*({name: weights[name] for name in learned} for weights in (first, second)))

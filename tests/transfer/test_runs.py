@@ -1,19 +1,18 @@
 """Detectors and segmenters that are trained by their commands: what they learn, leave, resume and measure."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import children
 import datasets
 import numpy as np
 import pytest
 import torch
+from accelerate import PartialState
 from conftest import as_cell
 from safetensors.torch import load_file
 from samples import RESUMED_TOGETHER
@@ -164,6 +163,12 @@ def test_a_killed_run_goes_on_as_if_nothing_were(request, tmp_path, caplog, caps
     assert message in capsys.readouterr().err
 
 
+def run_all(commands: list[list[str]]) -> int:
+    """Runs commands of hf-dr in one of two processes."""
+    assert PartialState(cpu=True).num_processes == 2
+    return max(map(main, commands))
+
+
 @pytest.fixture(scope="module")
 def measured_by_two(detection, segmentation, tmp_path_factory) -> dict[str, dict[str, float]]:
     """The metrics by task that two processes measure of the finished models."""
@@ -173,12 +178,7 @@ def measured_by_two(detection, segmentation, tmp_path_factory) -> dict[str, dict
         out = shutil.copytree(run.out, folder / run.task)
         (out / "eval_results.json").unlink()
         commands.append(run.words(out))
-    (folder / "commands.json").write_text(json.dumps(commands))
-    script = Path(__file__).with_name("two_processes.py")
-    command = [sys.executable, str(script), str(folder / "commands.json")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    children.run(run_all, commands, two=True, log=folder / "log")
     return {
         run.task: json.loads((folder / run.task / "eval_results.json").read_text()) for run in (detection, segmentation)
     }

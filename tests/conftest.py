@@ -14,6 +14,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import children  # noqa: F401 (what its server imports must be said before the first worker starts)
 from loopback_hub import LoopbackHub
 
 # Before any library reads them. The Hub has its port from here on, and serves only those who ask for `loopback_hub`.

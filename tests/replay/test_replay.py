@@ -108,12 +108,15 @@ class _AllViews(torch.utils.data.Dataset):
 
 
 def test_another_process_replays_the_same_pixels(plus_of, tiny_dataset):
-    """The worker is spawned, so it shares nothing with this process and gets the datasets pickled."""
+    """The worker is no fork of this process, so it shares nothing with this process and gets the datasets pickled."""
     sets = [load_reinforced(plus_of(name)) for name in NAMED]
     for plus in sets:
         plus[0, 0]  # opens the columns: what was read must not hinder pickling
     loader = torch.utils.data.DataLoader(
-        _AllViews(sets), batch_size=None, num_workers=1, multiprocessing_context=multiprocessing.get_context("spawn")
+        _AllViews(sets),
+        batch_size=None,
+        num_workers=1,
+        multiprocessing_context=multiprocessing.get_context("forkserver"),
     )
     expected = np.concatenate([generated(plus, tiny_dataset).reshape(-1, 16, 16, 3) for plus in sets])
     np.testing.assert_array_equal(np.stack([pixels.permute(1, 2, 0).numpy() for pixels in loader]), expected)
@@ -307,7 +310,7 @@ def test_another_image_is_refused_unless_allowed(tiny_plus, edit):
     assert not np.array_equal(np.asarray(damaged.image(3, 0)), np.asarray(tiny_plus.image(3, 0)))
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
 def test_workers_share_what_they_have_checked(method, tiny_plus, monkeypatch):
     """Each epoch has new workers, which need not check an image that others did."""
     plus = ReinforcedDataset(tiny_plus.plus, tiny_plus.provenance)

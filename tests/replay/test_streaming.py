@@ -286,7 +286,7 @@ def test_nothing_is_lost_or_seen_twice(make, monkeypatch, even, world_size, work
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores
-@pytest.mark.parametrize(("workers", "method"), [(2, "fork"), (7, "fork"), (1, "spawn")])
+@pytest.mark.parametrize(("workers", "method"), [(2, "fork"), (7, "fork"), (1, "forkserver")])
 def test_workers_of_a_loader(make, workers, method):
     """Two epochs of persistent workers: `set_epoch` reaches them."""
     config = make(MIXING)
@@ -533,7 +533,7 @@ def test_only_the_images_of_wanted_rows_are_read(make, base_file, monkeypatch):
 def test_workers_read_a_base_each_for_itself(make, base_file):
     dataset = mapped(make(PLAIN))
     stream = load_reinforced(make(PLAIN, overlay=True).parent, base=base_file, streaming=True)
-    loader = torch.utils.data.DataLoader(stream, batch_size=None, num_workers=2, multiprocessing_context="spawn")
+    loader = torch.utils.data.DataLoader(stream, batch_size=None, num_workers=2, multiprocessing_context="forkserver")
     assert sorted(seen(loader, known(dataset))) == expected(dataset, 0)
 
 

@@ -63,7 +63,6 @@ from hf_dr.views.ops.colour import RandAugment
 from hf_dr.views.ops.geometry import RandomErasing, RandomHorizontalFlip, RandomResizedCrop
 from hf_dr.views.ops.mixing import CutMix, MixUp
 
-gc.freeze()  # what is imported stays: transformers' Trainer collects garbage at each training, 0.3 s with all of that
 torch.set_num_threads(1)
 # The same examples in every run: a red test stays red until the code is mended. And none is timed: a machine may be busy.
 hypothesis.settings.register_profile("same", deadline=None, derandomize=True, database=None)
@@ -83,6 +82,13 @@ def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
     new = sorted(path.name for path in set(_ROOT.iterdir()) - _AT_START)
     if left := [name for name in new if not any(fnmatch(name, tool) for tool in tools)]:
         pytest.exit(f"tests left {', '.join(left)} in {_ROOT}. They must write to their `tmp_path` only.", returncode=1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _frozen() -> None:
+    """Takes what is imported out of garbage collection: transformers' Trainer collects at each training, then for 0.3 s."""
+    gc.collect()
+    gc.freeze()
 
 
 CLASSES = ("black", "blue", "green", "cyan", "red", "magenta", "yellow", "white")

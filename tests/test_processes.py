@@ -9,6 +9,7 @@ import threading
 
 import pytest
 import torch
+from conftest import ALL_OPS
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
@@ -22,7 +23,6 @@ from hf_dr.generation.job import reinforce_job
 from hf_dr.generation.verify import verify
 from hf_dr.processes import KERNELS, OVER_ROWS, Alone, find_device, has_amx, on_main, warm_up_kernels
 from hf_dr.training.resumable import ResumableArguments, ResumableTrainer
-from tests.conftest import ALL_OPS
 
 CALLERS = ("hf_dr.generation.job", "hf_dr.training.resumable", "hf_dr.evaluation.run", "hf_dr.generation.verify")
 # What teachers, losses and optimizers surely call; the others of the list are there because models may.

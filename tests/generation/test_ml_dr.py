@@ -20,8 +20,10 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from conftest import CLASSES, as_cell, colour_image
 from hypothesis import given
 from hypothesis import strategies as st
+from samples import quick
 from torchvision import transforms
 from torchvision.transforms import functional as F
 from torchvision.transforms.autoaugment import _apply_op
@@ -36,8 +38,6 @@ from hf_dr.generation.ml_dr.runs import archive_files
 from hf_dr.generation.verify import verify
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.store.schema import SCHEMA_VERSION
-from tests.conftest import CLASSES, as_cell, colour_image
-from tests.samples import quick
 
 ROWS, VIEWS, TOP_K, SIDE = 12, 6, 3, 16
 RANDAUG: dict[str, Any] = {

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from samples import quick
 
 from hf_dr.errors import FormatError
 from hf_dr.generation.ml_dr import plain_pickle
 from hf_dr.generation.ml_dr.plain_pickle import MAX_DEPTH, read_plain_pickle
-from tests.samples import quick
 
 _LEAVES = (
     st.none() | st.booleans() | st.floats(allow_nan=False) | st.integers(-(2**63), 2**63 - 1) | st.text() | st.binary()

@@ -6,6 +6,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from conftest import CLASSES
 
 from hf_dr.errors import ConfigError
 from hf_dr.generation.config import ReinforceConfig
@@ -17,7 +18,6 @@ from hf_dr.replay.loading import load_reinforced
 from hf_dr.replay.reinforced_data import MappedReinforcedData
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops.geometry import RandomResizedCrop
-from tests.conftest import CLASSES
 
 CROP = Augmentation([RandomResizedCrop(8)])
 ROWS = 12

@@ -13,6 +13,7 @@ import pytest
 from datasets import Features, List, Value
 from hypothesis import given
 from hypothesis import strategies as st
+from samples import every_op, op_id, quick
 
 from hf_dr.errors import FormatError
 from hf_dr.store.features import combine_hashes, reinforcement_features
@@ -22,7 +23,6 @@ from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops.geometry import CenterCrop, RandomErasing, RandomHorizontalFlip, RandomResizedCrop
 from hf_dr.views.ops.mixing import MixUp
 from hf_dr.views.resizing import PILLOW_13
-from tests.samples import every_op, op_id, quick
 
 # As version 1 has it: without a word on the passes of the resize.
 AUGMENTATION = Augmentation([RandomResizedCrop(passes=PILLOW_13, size=8), RandomHorizontalFlip(), MixUp()])

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from samples import quick
 
 from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, FormatError, TeacherError
 from hf_dr.generation.config import ReinforceConfig
@@ -39,7 +40,6 @@ from hf_dr.training.losses import tail_rule
 from hf_dr.training.reinforced_settings import TAIL_RULES
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops.geometry import RandomHorizontalFlip, RandomResizedCrop
-from tests.samples import quick
 
 module = importlib.import_module("hf_dr.generation.job")
 PLAIN = Augmentation([RandomResizedCrop(16), RandomHorizontalFlip()])

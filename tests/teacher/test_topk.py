@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from samples import quick
 
 from hf_dr.errors import TeacherError
 from hf_dr.teacher.topk import (
@@ -19,7 +20,6 @@ from hf_dr.teacher.topk import (
     top_k,
     unambiguous_top_k,
 )
-from tests.samples import quick
 
 
 def reference(logprobs: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -9,6 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import yaml
+from samples import every_op, op_id, photo, same_pixels
 
 from hf_dr.errors import ConfigError, ReplayError
 from hf_dr.views.augmentation import NAMED, NO_PARTNER, PARTNER, Augmentation
@@ -25,7 +26,6 @@ from hf_dr.views.ops.geometry import (
 from hf_dr.views.ops.mixing import CutMix, MixUp
 from hf_dr.views.resizing import HORIZONTAL, PILLOW_13
 from hf_dr.views.rng import view_rng
-from tests.samples import every_op, op_id, photo, same_pixels
 
 SIZE = (20, 30)
 MIXING = Augmentation([RandomResizedCrop(8), MixUp(p=0.5), CutMix(p=0.5)])

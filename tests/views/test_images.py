@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import pytest
+from samples import photo, same_pixels
 
 from hf_dr.errors import DataError
 from hf_dr.views import images
 from hf_dr.views.images import FORMATS, decode_image, pixel_hash, to_rgb
-from tests.samples import photo, same_pixels
 
 ORIENTATION = 0x0112
 

@@ -15,6 +15,7 @@ import pytest
 import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
+from samples import every_op, make_op, op_id, photo, plain, quick, same_pixels, through_numpy, through_parquet
 
 from hf_dr.errors import ConfigError, ReplayError
 from hf_dr.views.ops.base import MAX_SIDE, OPS, Op, Params, register
@@ -36,7 +37,6 @@ from hf_dr.views.ops.geometry import (
 )
 from hf_dr.views.ops.mixing import CutMix, MixUp
 from hf_dr.views.rng import view_rng
-from tests.samples import every_op, make_op, op_id, photo, plain, quick, same_pixels, through_numpy, through_parquet
 
 each_op = pytest.mark.parametrize("op", every_op(), ids=op_id)
 each_class = pytest.mark.parametrize("cls", OPS.values(), ids=list(OPS))

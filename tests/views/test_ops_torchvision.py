@@ -12,6 +12,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from samples import photo, same_pixels
 from scipy import stats
 from timm.data import auto_augment
 from torchvision.transforms import v2
@@ -40,7 +41,6 @@ from hf_dr.views.ops.geometry import (
 from hf_dr.views.ops.mixing import CutMix, MixUp
 from hf_dr.views.resizing import HORIZONTAL, PILLOW_13
 from hf_dr.views.rng import view_rng
-from tests.samples import photo, same_pixels
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 # torchvision leaves the order of the passes to the Pillow that is installed.

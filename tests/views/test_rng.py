@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from samples import quick
 
 from hf_dr.views.rng import (
     DOMAIN_MATCHING,
@@ -16,7 +17,6 @@ from hf_dr.views.rng import (
     keyed_rng,
     view_rng,
 )
-from tests.samples import quick
 
 COUNTS = [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100, 127, 128, 129, 1000, 1023, 1024, 1025]
 words = st.integers(0, 2**64 - 1)

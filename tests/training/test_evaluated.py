@@ -57,6 +57,16 @@ def test_labels_are_looked_at_before_the_training(tiny_dataset, plain, settings,
         ReinforcedTrainer(pooled(), settings(), train_dataset=plain, eval_dataset=given)
 
 
+def test_the_names_of_the_classes_are_read_once(tiny_dataset, plain, settings, monkeypatch):
+    """Each reading copies all columns' types: class by class, an evaluation on ImageNet began with seconds of it."""
+    trainer = ReinforcedTrainer(pooled(), settings(), train_dataset=plain, eval_dataset=tiny_dataset)
+    read = []
+    names = type(plain).class_names.fget
+    monkeypatch.setattr(type(plain), "class_names", property(lambda plus: read.append(plus) or names(plus)))
+    trainer.evaluate()
+    assert len(read) == 1
+
+
 def test_other_classes_or_none_are_refused(tiny_dataset, plain, settings):
     names = tiny_dataset.features["label"].names
     turned = tiny_dataset.cast_column("label", datasets.ClassLabel(names=[*names[1:], names[0]]))

@@ -31,9 +31,9 @@ from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.members import Member
 from hf_dr.teacher.preprocessing import Preprocessing
 from hf_dr.views.augmentation import NAMED, Augmentation
-from hf_dr.views.ops.colour import POLICY_OPS
+from hf_dr.views.ops.colour import OPERATIONS
 
-# What the four named augmentations leave out: every other op, ops twice, other settings, mixing after each.
+# What the named augmentations leave out: every other op, ops twice, other settings, mixing after each.
 CUSTOM: dict[str, list[Any]] = {
     "trivial": [
         {"RandomResizedCrop": {"scale": [0.25, 1.0], "interpolation": "bicubic"}}, "RandomHorizontalFlip",
@@ -49,6 +49,11 @@ CUSTOM: dict[str, list[Any]] = {
         {"RandAugment": {"num_ops": 3, "magnitude": 20, "p": 0.7, "interpolation": "bilinear", "fill": [1, 2, 3]}},
         "CutMix",
     ],
+    "increasing": [
+        {"RandomResizedCrop": {}},
+        {"RandAugmentIncreasing": {"num_ops": 3, "magnitude": 27, "magnitude_std": 40.0, "interpolation": "bilinear"}},
+    ],
+    "learned": [{"RandomResizedCrop": {"interpolation": "bicubic"}}, "AutoAugment", "CutMix"],
     "repeated": [
         {"Resize": {}}, {"CenterCrop": {}}, {"RandomHorizontalFlip": {"p": 1.0}}, "TrivialAugmentWide",
         "RandomHorizontalFlip", "TrivialAugmentWide", {"RandomErasing": {"p": 0.5}}, {"RandomErasing": {"p": 0.5}},
@@ -138,7 +143,7 @@ def replay(folder: Path) -> dict[str, Any]:
                 views += int(off.any())
                 largest = max(largest, int(off.max()))
                 params = dataset.params(row, view)
-                policy |= {POLICY_OPS[op] for key, value in params.items() if key.endswith("_op") for op in value}
+                policy |= {OPERATIONS[op] for key, value in params.items() if key.endswith("_op") for op in value}
     return {
         "views": len(dataset) * dataset.num_views, "differing_pixels": pixels, "differing_views": views,
         "largest_difference": largest, "policy": sorted(policy),
@@ -200,7 +205,7 @@ def main() -> None:
     common.table([[op, changed[op]] for op in ops.OPS], ["op", "images changed"])
     asleep = [op for op in ops.OPS if not changed[op]]
     assert not asleep, f"no augmentation of this benchmark exercises {', '.join(asleep)}; add it to CUSTOM"
-    assert policy == set(POLICY_OPS), f"never drawn: {sorted(set(POLICY_OPS) - policy)}"
+    assert policy == set(OPERATIONS), f"never drawn: {sorted(set(OPERATIONS) - policy)}"
     result |= {"augmentations": len(names), "ops": len(ops.OPS), "policy_operations": len(policy)}
     common.finish(result, flags)
     assert result["views"] >= 10_000, result["views"]

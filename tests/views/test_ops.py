@@ -7,6 +7,7 @@ import json
 import math
 import pickle  # noqa: TID251 - only to see that data loaders can
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,10 @@ import pytest
 import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
-from samples import every_op, make_op, op_id, photo, plain, quick, same_pixels, through_numpy, through_parquet
+from samples import SIDE, every_op, make_op, op_id, photo, plain, quick, same_pixels, through_numpy, through_parquet
 
 from hf_dr.errors import ConfigError, ReplayError
+from hf_dr.views.augmentation import NAMED, Augmentation
 from hf_dr.views.ops.base import MAX_SIDE, OPS, Op, Params, register
 from hf_dr.views.ops.colour import (
     POLICY_OPS,
@@ -200,6 +202,12 @@ def test_settings_survive_json_and_yaml(op: Op) -> None:
     assert list(written) == [type(op).__name__]
     for read in (json.loads(json.dumps(written)), yaml.safe_load(yaml.safe_dump(written))):
         assert type(op).from_settings(read[type(op).__name__]) == op
+
+
+def test_the_benchmark_of_fidelity_knows_every_op() -> None:
+    text = (Path(__file__).parents[2] / "benchmarks" / "fidelity.py").read_text(encoding="utf-8")
+    named = {type(op).__name__ for name in NAMED for op in Augmentation.named(name, SIDE).ops}
+    assert {name for name in OPS if f'"{name}"' not in text} <= named
 
 
 @each_op

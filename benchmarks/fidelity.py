@@ -143,6 +143,7 @@ def replay(folder: Path) -> dict[str, Any]:
                 views += int(off.any())
                 largest = max(largest, int(off.max()))
                 params = dataset.params(row, view)
+                # Each policy numbers its operations as this list begins.
                 policy |= {OPERATIONS[op] for key, value in params.items() if key.endswith("_op") for op in value}
     return {
         "views": len(dataset) * dataset.num_views, "differing_pixels": pixels, "differing_views": views,

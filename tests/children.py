@@ -7,6 +7,7 @@ or an environment that libraries read when they are imported, starts Python inst
 from __future__ import annotations
 
 import atexit
+import contextlib
 import multiprocessing
 import os
 import runpy
@@ -18,6 +19,8 @@ from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
+
+import torch
 
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(
@@ -38,9 +41,10 @@ class Child:
         return self.log.read_text(encoding="utf-8")
 
     def send(self, number: int) -> None:
-        """Sends a signal to it and to its children."""
+        """Sends a signal to it and to its children, unless it has ended."""
         assert self.process.pid
-        os.killpg(self.process.pid, number)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
 
     def wait(self, seconds: float = 120) -> int:
         """Returns the exit status; below 0, the signal that ended it."""
@@ -97,13 +101,12 @@ def _run(
     environment: dict[str, str],
 ) -> None:
     """What a child does."""
-    import torch
-
     os.setsid()
     # A shell's background job ignores the signal, and so would its children.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.update(environment, OMP_NUM_THREADS="1")
-    os.chdir(cwd or Path.cwd())
+    if cwd is not None:
+        os.chdir(cwd)
     written = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for standard in (1, 2):
         os.dup2(written, standard)

@@ -14,7 +14,6 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import children  # noqa: F401 (what its server imports must be said before the first worker starts)
 from loopback_hub import LoopbackHub
 
 # Before any library reads them. The Hub has its port from here on, and serves only those who ask for `loopback_hub`.
@@ -39,6 +38,7 @@ os.environ.update(
     ACCELERATE_USE_CPU="true",  # the tests compare bytes, also on a machine with an accelerator
 )
 
+import children  # noqa: F401 (what its server imports must be said before the first worker starts)
 import datasets
 import huggingface_hub
 import hypothesis

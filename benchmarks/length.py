@@ -1,13 +1,17 @@
-"""What students gain from a "+" dataset at real length, and how the gain changes with the number of epochs; for a GPU.
+"""What students gain from a "+" dataset at real length, and how the gain changes with the number of epochs.
 
-    python benchmarks/length.py --data DATA --weights WEIGHTS --work WORK --json length.json
+    python benchmarks/length.py --data DATA --weights WEIGHTS --work WORK --json length.json                # on a GPU
+    python benchmarks/length.py --scale cpu --jobs 2 --data DATA --weights WEIGHTS --work WORK --json length_cpu.json
 
-The whole of CIFAR-10 (50,000 images, 10,000 for testing, seen at 64x64), a ResNet-18 and a small ViT from fresh weights.
-The teachers are ImageNet's EfficientNet-Lite0 and Lite1, fine-tuned at 128x128 on the same 50,000 images; they label V = 16
-views of each. Students learn from labels (erm), from stored answers (reinforced) or from the teachers in memory (kd), with
-the same model, views, optimizer and steps. Keys: `<student>_<epochs>_<objective>_` with `top1`, `nll` (nats), `ece` and
-`corrupted` (share of errors; each test image has one of the fifteen corruptions, at severity 3), each a mean over seeds, with
-`_std`; `seeds`; `seconds`, which says little about speed because several trainings share the device; and `<student>_<epochs>_
+The whole of CIFAR-10: 50,000 images to learn from, 10,000 for testing. With `--scale gpu` a ResNet-18 and a small ViT from
+fresh weights see them at 64x64; the teachers are ImageNet's EfficientNet-Lite0 and Lite1, fine-tuned at 128x128 on the same
+images; V = 16. With `--scale cpu`, which two cores do in some hours, a ResNet of 0.2 million weights and a ViT of 0.7 million
+see them at 32x32; the teacher is Lite0 at 64x64; V = 32.
+
+Students learn from labels (erm), from stored answers (reinforced) or from the teachers in memory (kd), with the same model,
+views, optimizer and steps. Keys: `<student>_<epochs>_<objective>_` with `top1`, `nll` (nats), `ece` and `corrupted` (share
+of errors; each test image has one of the fifteen corruptions, at severity 3), each a mean over seeds, with `_std`; `seeds`;
+and `seconds`, which says little about speed because several trainings share the machine; and `<student>_<epochs>_
 <objective>_gain_` with the differences from erm of the same seed, above 0 where it is better.
 
 Trainings run side by side, `--jobs` at a time. Finished ones in --work are kept: the same command goes on where it was
@@ -21,7 +25,7 @@ import multiprocessing
 import sys
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +35,7 @@ import datasets
 import numpy as np
 import torch
 
+from hf_dr.allocator import has_gpu, keep_freed_memory
 from hf_dr.evaluation.corruptions import CORRUPTIONS, corrupt, corruption_rng
 from hf_dr.evaluation.metrics import compute_metrics
 from hf_dr.files import write_whole, written_whole
@@ -47,21 +52,45 @@ from hf_dr.training.students import build_student
 from hf_dr.training.trainer import ReinforcedTrainer
 from hf_dr.views.augmentation import Augmentation
 
-SET, SIDE, TEACHER_SIDE, NUM_VIEWS, BATCH, TEACHER_BATCH = "cifar10", 64, 128, 16, 256, 128
-TEACHERS = (common.LITE0, common.LITE1)
-TEACHER_EPOCHS = 6
+SET, TEACHER_BATCH = "cifar10", 128
 OBJECTIVES = ("erm", "reinforced", "kd")
 METRICS = ("top1", "nll", "ece")
 SEVERITY = 3
-VIT = {"img_size": SIDE, "patch_size": 8, "embed_dim": 192, "depth": 8, "num_heads": 3}
-STUDENTS: dict[str, dict[str, Any]] = {
-    "resnet18": {
-        "name": "timm:resnet18", "optim": "sgd", "learning_rate": 0.1, "weight_decay": 5e-4,
-    },
-    "vit": {
-        "name": "timm:vit_tiny_patch16_224", "model_args": VIT, "optim": "adamw_torch_fused", "learning_rate": 1e-3,
-        "weight_decay": 0.05,
-    },
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is computed."""
+
+    side: int  # of the students' images in pixels
+    num_views: int
+    batch: int
+    teacher_side: int
+    teacher_epochs: int
+    teachers: tuple[str, ...]
+    students: dict[str, dict[str, Any]]
+
+
+_SGD = {"optim": "sgd", "learning_rate": 0.1, "weight_decay": 5e-4}
+_ADAMW = {"optim": "adamw_torch_fused", "learning_rate": 1e-3, "weight_decay": 0.05}
+_VIT = {"img_size": 64, "patch_size": 8, "embed_dim": 192, "depth": 8, "num_heads": 3}
+_SMALL_VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 96, "depth": 6, "num_heads": 3}
+_SMALL_RESNET = {"stem_width": 16, "channels": [32, 48, 64, 96], "layers": [1, 1, 1, 1]}
+SCALES = {
+    "gpu": Scale(
+        side=64, num_views=16, batch=256, teacher_side=128, teacher_epochs=6, teachers=(common.LITE0, common.LITE1),
+        students={
+            "resnet18": {"name": "timm:resnet18", **_SGD},
+            "vit": {"name": "timm:vit_tiny_patch16_224", "model_args": _VIT, **_ADAMW},
+        },
+    ),
+    "cpu": Scale(
+        side=32, num_views=32, batch=128, teacher_side=64, teacher_epochs=3, teachers=(common.LITE0,),
+        students={
+            "resnet": {"name": "timm:resnet10t", "model_args": _SMALL_RESNET, "channels_last": True, **_SGD},
+            "vit": {"name": "timm:vit_tiny_patch16_224", "model_args": _SMALL_VIT, **_ADAMW},
+        },
+    ),
 }  # fmt: skip
 
 
@@ -85,9 +114,9 @@ class Work:
     weights: Path
     folder: Path
     workers: int
+    scale: Scale
     rows: int | None  # of the training images; None: all
     test_rows: int | None
-    teacher_epochs: int = TEACHER_EPOCHS
 
     @property
     def device(self) -> torch.device:
@@ -144,10 +173,10 @@ def prepare_corrupted(work: Work) -> None:
 def prepare_teacher(work: Work, architecture: str) -> None:
     """Fine-tunes all of a classifier that knows ImageNet, at a size that is larger than the students'."""
     torch.manual_seed(1)
-    data = work.drawn(TEACHER_SIDE)
-    model = accuracy.pretrained(architecture, work.weights, TEACHER_SIDE, data.class_names, data.num_classes)
+    data = work.drawn(work.scale.teacher_side)
+    model = accuracy.pretrained(architecture, work.weights, work.scale.teacher_side, data.class_names, data.num_classes)
     arguments = work.arguments(
-        work.teacher(architecture), num_train_epochs=work.teacher_epochs, per_device_train_batch_size=TEACHER_BATCH,
+        work.teacher(architecture), num_train_epochs=work.scale.teacher_epochs, per_device_train_batch_size=TEACHER_BATCH,
         learning_rate=1e-3, optim="adamw_torch_fused", weight_decay=0.01, reinforced_probability=0.0, seed=1,
     )  # fmt: skip
     trainer = ReinforcedTrainer(
@@ -167,34 +196,34 @@ def prepare_plus(work: Work) -> None:
     """Makes the "+" dataset."""
     teacher = _teacher(work)
     config = ReinforceConfig(
-        output_dir=str(work.folder / "plus.unfinished"), num_views=NUM_VIEWS, top_k=10, batch_size=512,
-        num_workers=work.workers, image_column="image", label_column="label",
+        output_dir=str(work.folder / "plus.unfinished"), num_views=work.scale.num_views, top_k=10, batch_size=512,
+        num_workers=work.workers, image_column="image", label_column="label", allow_disagreement=work.rows is not None,
     )  # fmt: skip
     began = time.perf_counter()
-    reinforce(work.images("train"), teacher, augmentation(SIDE), config)
+    reinforce(work.images("train"), teacher, augmentation(work.scale.side), config)
     Path(config.output_dir).rename(work.plus)
     _write_result(work, "plus", {"seconds": time.perf_counter() - began})
 
 
 def _teacher(work: Work) -> Teacher:
-    folders = [str(work.teacher(architecture)) for architecture in TEACHERS]
-    return Teacher.from_pretrained(folders, device=work.device, precision="bf16" if work.gpu else "fp32")
+    folders = [str(work.teacher(architecture)) for architecture in work.scale.teachers]
+    return Teacher.from_pretrained(folders, device=work.device, precision="bf16")
 
 
 def train(work: Work, student: str, epochs: int, objective: str, seed: int) -> None:
     """Trains a student, and writes what it reaches."""
-    data: Any = load_reinforced(work.plus, seed=seed) if objective == "reinforced" else work.drawn(SIDE)
+    data: Any = load_reinforced(work.plus, seed=seed) if objective == "reinforced" else work.drawn(work.scale.side)
     data.seed = seed
-    settings = dict(STUDENTS[student])
+    settings = dict(work.scale.students[student])
     name, model_args = settings.pop("name"), settings.pop("model_args", None)
     arguments = work.arguments(
         work.folder / "runs" / _name(student, epochs, objective, seed), num_train_epochs=epochs,
-        per_device_train_batch_size=BATCH, reinforced_probability=1.0 if objective == "reinforced" else 0.0, seed=seed,
-        **settings,
+        per_device_train_batch_size=work.scale.batch, seed=seed,
+        reinforced_probability=1.0 if objective == "reinforced" else 0.0, **settings,
     )  # fmt: skip
     torch.manual_seed(seed)
     shared: dict[str, Any] = {
-        "model": build_student(name, data.class_names, data.num_classes, model_args=model_args, size=SIDE),
+        "model": build_student(name, data.class_names, data.num_classes, model_args=model_args, size=work.scale.side),
         "args": arguments,
         "train_dataset": data,
         "eval_dataset": {"test": work.images("test"), "corrupted": load_base(str(work.corrupted), split="train")[0]},
@@ -241,8 +270,11 @@ class Task:
 def tasks_of(work: Work, flags: Any) -> list[Task]:
     """All that is to be done, the most wanted first."""
     results = work.folder / "results"
-    made = [results / f"teacher_{architecture}.json" for architecture in TEACHERS]
-    tasks = [Task(prepare_teacher, (architecture,), file) for architecture, file in zip(TEACHERS, made, strict=True)]
+    made = [results / f"teacher_{architecture}.json" for architecture in work.scale.teachers]
+    tasks = [
+        Task(prepare_teacher, (architecture,), file)
+        for architecture, file in zip(work.scale.teachers, made, strict=True)
+    ]
     tasks.append(Task(prepare_corrupted, (), work.corrupted))
     tasks.append(Task(prepare_plus, (), results / "plus.json", tuple(made)))
     needs = {"erm": (), "reinforced": (results / "plus.json",), "kd": tuple(made)}
@@ -287,6 +319,8 @@ def run_tasks(work: Work, tasks: list[Task], jobs: int, ends: float | None) -> N
 
 
 def _begin_process() -> None:
+    if not has_gpu():
+        keep_freed_memory()
     torch.set_num_threads(1)
     datasets.disable_progress_bars()
 
@@ -297,15 +331,17 @@ def _begin_process() -> None:
 def summary(work: Work) -> dict[str, Any]:
     """Means and standard deviations over the seeds of what is done, and the gains over erm."""
     results = work.folder / "results"
-    result: dict[str, Any] = {"num_views": NUM_VIEWS, "batch": BATCH, "teacher_epochs": TEACHER_EPOCHS}
-    for architecture in TEACHERS:
+    result: dict[str, Any] = {
+        key: getattr(work.scale, key) for key in ("side", "num_views", "batch", "teacher_side", "teacher_epochs")
+    }
+    for architecture in work.scale.teachers:
         file = results / f"teacher_{architecture}.json"
         if file.exists():
             result |= {f"{file.stem}_{key}": value for key, value in json.loads(file.read_text()).items()}
     found: dict[tuple[str, int, str], dict[int, dict[str, float]]] = {}
     for file in results.glob("*_*_*_*.json"):
         student, epochs, objective, seed = file.stem.rsplit("_", 3)
-        if student in STUDENTS:
+        if student in work.scale.students:
             found.setdefault((student, int(epochs), objective), {})[int(seed)] = json.loads(file.read_text())
     for (student, epochs, objective), of_seed in sorted(found.items()):
         prefix = f"{student}_{epochs}_{objective}"
@@ -329,9 +365,8 @@ def _spread(result: dict[str, Any], key: str, values: list[float]) -> None:
 def main() -> None:
     parser = common.parser(__doc__)
     parser.add_argument("--work", type=Path, help="Folder of the runs; kept. Default: a temporary one.")
-    parser.add_argument(
-        "--students", nargs="+", choices=list(STUDENTS), default=["resnet18"], help="Default: resnet18."
-    )
+    parser.add_argument("--scale", choices=list(SCALES), default="gpu", help="How much is computed. Default: gpu.")
+    parser.add_argument("--students", nargs="+", help="resnet18 or vit; resnet or vit on a CPU. Default: the ResNet.")
     parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, default=list(OBJECTIVES), help="Default: all.")
     parser.add_argument("--epochs", nargs="+", type=int, default=[10, 30], help="Default: 10 30.")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="Default: 0 1 2.")
@@ -340,9 +375,16 @@ def main() -> None:
     flags = parser.parse_args()
     if flags.data is None or flags.weights is None:
         sys.exit("--data and --weights must be given, found none. Give both.")
+    scale = SCALES[flags.scale]
+    flags.students = flags.students or list(scale.students)[:1]
+    if set(flags.students) - set(scale.students):
+        sys.exit(f"--students must be of {', '.join(scale.students)}, found {' '.join(flags.students)}.")
+    if flags.quick:
+        scale = replace(scale, teacher_epochs=1)
+    workers = num_cores() // flags.jobs if torch.cuda.is_available() else 0  # a CPU has nothing to do meanwhile
     with common.working_folder() as folder:
-        sizes = (256, 128, 1) if flags.quick else (None, None)
-        work = Work(flags.data, flags.weights, flags.work or folder, num_cores() // flags.jobs, *sizes)
+        sizes = (256, 128) if flags.quick else (None, None)
+        work = Work(flags.data, flags.weights, flags.work or folder, workers, scale, *sizes)
         work.folder.mkdir(parents=True, exist_ok=True)
         ends = None if flags.minutes is None else time.time() + 60 * flags.minutes
         try:

@@ -5,7 +5,7 @@
 
 The whole of CIFAR-10: 50,000 images to learn from, 10,000 for testing. With `--scale gpu` a ResNet-18 and a small ViT from
 fresh weights see them at 64x64; the teachers are ImageNet's EfficientNet-Lite0 and Lite1, fine-tuned at 128x128 on the same
-images; V = 16. With `--scale cpu`, which two cores do in some hours, a ResNet of 0.2 million weights and a ViT of 0.7 million
+images; V = 16. With `--scale cpu`, which two cores do in some hours, a ResNet of 0.3 million weights and a ViT of 0.7 million
 see them at 32x32; the teacher is Lite0 at 64x64; V = 32.
 
 Students learn from labels (erm), from stored answers (reinforced) or from the teachers in memory (kd), with the same model,

@@ -133,7 +133,7 @@ def progress_bar(*arguments: Any, show: bool = True, **settings: Any) -> Any:
         if not settings.get("leave", True):  # one of many short ones: a line only if it takes long
             settings["delay"] = SECONDS_BETWEEN_LINES
         settings["bar_format"] = (
-            "{desc}: {percentage:.0f} %, {n_fmt} of {total_fmt}, {remaining} left, {rate_fmt}{postfix}"
+            "{desc}: {percentage:.0f} %, {n:,} of {total_fmt}, {remaining} left, {rate_fmt}{postfix}"
         )
     return tqdm(*arguments, disable=hidden or not show, **settings)
 

@@ -486,6 +486,10 @@ def test_bars_can_be_switched_off_and_are_lines_without_a_terminal(name, capsys,
     monkeypatch.setattr("hf_dr.text.SECONDS_BETWEEN_LINES", 0.0)
     assert list(progress_bar(range(3), desc="one of many", leave=False)) == [0, 1, 2]
     assert "one of many: 0 %, 0 of 3" in capsys.readouterr().err
+    assert len(list(progress_bar((n for n in range(2000)), desc="scaled", unit_scale=True, total=2000))) == 2000
+    assert "scaled: 0 %, 0 of 2.00k" in capsys.readouterr().err
+    assert list(progress_bar(iter([5]), desc="endless")) == [5]
+    assert "endless: 0 %, 0 of ?" in capsys.readouterr().err
     monkeypatch.setenv(name, "1")
     assert list(progress_bar(range(3), desc="counting")) == [0, 1, 2]
     assert not capsys.readouterr().err

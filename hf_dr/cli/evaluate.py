@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hf_dr.cli.config import parse
-from hf_dr.cli.flag_parser import Parser
+from hf_dr.cli.flag_parser import Parser, words_as_flag
 from hf_dr.cli.flags import SmokeArguments
 from hf_dr.cli.launch import launch, start_logging
 from hf_dr.evaluation.config import CompareConfig, EvaluateConfig
@@ -15,13 +15,14 @@ from hf_dr.files import check_writable
 
 def compare_command(argv: Sequence[str], prog: str) -> int:
     """Trains one student by several objectives and seeds, and compares them."""
+    argv = words_as_flag(argv, "--config")
     config, smoke = parse(
         [CompareConfig, SmokeArguments],
         argv,
         prog=prog,
         description="Trains one student by several objectives and seeds, evaluates them side by side, and writes the table and "
         "the report. Finished runs are kept: the same command goes on where it was stopped.",
-        examples="hf-dr compare --config recipes/fashion_mnist/compare.yaml",
+        examples="hf-dr compare recipes/fashion_mnist/compare.yaml",
     )
     start_logging()
     from hf_dr.cli.smoke import rehearse
@@ -36,13 +37,14 @@ def compare_command(argv: Sequence[str], prog: str) -> int:
 
 def evaluate_command(argv: Sequence[str], prog: str) -> int:
     """Evaluates checkpoints: accuracy, calibration, robustness."""
+    argv = words_as_flag(argv, "--models")
     config, smoke = parse(
         [EvaluateConfig, SmokeArguments],
         argv,
         prog=prog,
         description="Evaluates several checkpoints on several sets of labelled images and writes one table (Markdown, JSON) "
         "and the reliability diagrams (PNG). Each model's own preprocessing is used: resize, centre crop, mean and std.",
-        examples="hf-dr evaluate --models student --sets test=uoft-cs/cifar100:test,label=fine_label --output_dir evaluation",
+        examples="hf-dr evaluate student --sets test=uoft-cs/cifar100:test,label=fine_label --output_dir evaluation",
     )
     start_logging()
     from hf_dr.cli.smoke import rehearse

@@ -171,16 +171,16 @@ def one_dataset(words: Sequence[str], what: str = "dataset") -> str:
     return words[0]
 
 
-def dataset_as_flag(argv: Sequence[str]) -> list[str]:
-    """Returns the arguments of a command whose dataset stands before the flags, or is one of them, with the flag.
+def words_as_flag(argv: Sequence[str], flag: str = "--dataset") -> list[str]:
+    """Returns the arguments of a command with the words that stand before its flags as the values of one of them.
 
     Raises:
-        ConfigError: It is named twice.
+        ConfigError: That flag is there as well.
     """
     words, flags = split_words(argv)
-    if words and any(word.split("=")[0] == "--dataset" for word in flags):
-        raise ConfigError(f"expected the dataset once, got {' '.join(words)} and `--dataset`. Leave one out.")
-    return ["--dataset", *words, *flags] if words else list(flags)
+    if words and any(word.split("=")[0] == flag for word in flags):
+        raise ConfigError(f"expected the {flag[2:]} once, got {' '.join(words)} and `{flag}`. Leave one out.")
+    return [flag, *words, *flags] if words else list(flags)
 
 
 def split_words(argv: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:

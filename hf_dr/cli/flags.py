@@ -20,8 +20,7 @@ class BaseArguments:
     """Which dataset is reinforced."""
 
     dataset: str = flag(
-        "Hub id, Parquet file, folder of Parquet files or images, or saved Dataset. It may stand first, without a "
-        "flag: hf-dr reinforce photos/ ..."
+        "Hub id, Parquet file, folder of Parquet files or images, or saved Dataset. It may stand first, without the flag."
     )
     dataset_config: str | None = flag("Configuration of the dataset, where it has several.", default=None)
     split: str = flag("Split of the dataset.", default="train")
@@ -110,7 +109,7 @@ class StudentArguments:
 
     dataset: list[str] = flag(
         'Folder or Hub id of the "+" dataset. The views of several datasets, all of one base, are added up. With '
-        "--augmentation, a base dataset, as for reinforce. It may stand first, without a flag: hf-dr train photos-plus ..."
+        "--augmentation, a base dataset, as for reinforce. It may stand first, without the flag."
     )
     student: str = flag("timm:ARCHITECTURE for fresh weights; else a Hub id or folder to fine-tune.")
     name: list[str] = flag(

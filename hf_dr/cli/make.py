@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_dr.cli.config import parse
-from hf_dr.cli.flag_parser import Parser, add_fields, dataset_as_flag, one_dataset, split_words
+from hf_dr.cli.flag_parser import Parser, add_fields, one_dataset, split_words, words_as_flag
 from hf_dr.cli.flags import BaseArguments, PlusArguments, RunArguments, SmokeArguments, TeacherArguments
 from hf_dr.cli.launch import start_logging
 from hf_dr.errors import ConfigError
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 def reinforce_command(argv: Sequence[str], prog: str) -> int:
     """Reinforces a dataset."""
-    argv = dataset_as_flag(argv)
+    argv = words_as_flag(argv)
     base, teaching, run, smoke, config = parse(
         [BaseArguments, TeacherArguments, RunArguments, SmokeArguments, ReinforceConfig],
         argv,
@@ -111,6 +111,7 @@ class CalibrateArguments(BaseArguments):
 
 def calibrate_command(argv: Sequence[str], prog: str) -> int:
     """Finds the temperature at which a teacher's probabilities fit held-out labels."""
+    argv = words_as_flag(argv)
     images, teaching = parse(
         [CalibrateArguments, TeacherArguments],
         argv,
@@ -118,7 +119,7 @@ def calibrate_command(argv: Sequence[str], prog: str) -> int:
         description="Finds the temperature at which the probabilities of a teacher fit the labels of held-out images best (Guo "
         "et al., 2017), on one view of each image, drawn as those of reinforce. Nothing is written: pass the number on to "
         "`hf-dr reinforce`. A teacher of `hf-dr teach` is calibrated already, on images as they are.",
-        examples="hf-dr calibrate --dataset photos/ --split test --teacher me/photos-resnet50",
+        examples="hf-dr calibrate photos/ --split test --teacher me/photos-resnet50",
     )
     start_logging()
     from hf_dr.cli.arguments import build_augmentation

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_dr.cli.config import parse
-from hf_dr.cli.flag_parser import dataset_as_flag, one_dataset, split_words
+from hf_dr.cli.flag_parser import one_dataset, split_words, words_as_flag
 from hf_dr.cli.flags import TRAINING, SmokeArguments, StudentArguments
 from hf_dr.cli.launch import start_logging
 from hf_dr.cli.yaml_files import RECIPES
@@ -78,7 +78,7 @@ class TeachArguments:
 
 def train_command(argv: Sequence[str], prog: str) -> int:
     """Trains a student on a "+" dataset."""
-    argv = dataset_as_flag(argv)
+    argv = words_as_flag(argv)
     student, smoke, args = parse(
         [StudentArguments, SmokeArguments, TRAINING],
         argv,

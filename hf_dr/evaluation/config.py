@@ -43,7 +43,7 @@ class EvaluateConfig:
 
     models: list[str] = flag(
         "Checkpoints: transformers folders (as `train` writes them), Hub ids, timm:ARCHITECTURE@FILE.safetensors; "
-        "NAME=CHECKPOINT gives the name that the table shows."
+        "NAME=CHECKPOINT gives the name that the table shows. They may stand first, without the flag."
     )
     sets: list[str] = flag(
         "NAME=DATASET[:SPLIT][,OPTION=VALUE]..., e.g. test=uoft-cs/cifar100:test,label=fine_label; the dataset is "

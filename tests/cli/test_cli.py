@@ -304,6 +304,10 @@ def test_a_mistyped_flag_of_a_training_is_found_before_transformers_is_imported(
         (["recipes", "list", "--nme"], "unknown argument `--nme`. Known: --help"),
         (["verify", "x", "y"], "unknown argument `y`. Leave it out, or write its flag before it."),
         (["reinforce", "photos", "--dataset", "x"], "expected the dataset once, got photos and `--dataset`."),
+        (["calibrate", "photos", "--dataset=x"], "expected the dataset once, got photos and `--dataset`."),
+        (["evaluate", "a", "b", "--models", "x"], "expected the models once, got a b and `--models`."),
+        (["compare", "x.yaml", "--config", "y.yaml"], "expected the config once, got x.yaml and `--config`."),
+        (["compare", "missing.yaml"], "missing.yaml"),
         (
             ["import-ml-dr", "--base", "x", "--output_dir", "y"],
             "expected folders or archives of ml-dr before the flags",
@@ -315,6 +319,16 @@ def test_a_mistyped_word_is_named_before_what_is_missing(words, message, capsys)
     """In each command, also where the mistyped flag is a required one."""
     assert main(words) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "missing"),
+    [(["calibrate", "photos"], "--teacher. See"), (["evaluate", "a", "b"], "--sets, --output_dir/--output-dir. See")],
+)
+def test_words_before_the_flags_are_not_missing(words, missing, capsys):
+    with pytest.raises(SystemExit):
+        main(words)
+    assert f"the following arguments are required: {missing}" in capsys.readouterr().err
 
 
 class ReachedError(Exception):

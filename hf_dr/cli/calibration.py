@@ -8,6 +8,7 @@ import numpy as np
 
 from hf_dr.evaluation.metrics import classification_metrics
 from hf_dr.teacher.calibration import fit_temperature
+from hf_dr.text import percent, two_columns
 
 
 def calibration_of(logits_BC: np.ndarray, labels_B: np.ndarray) -> dict[str, Any]:
@@ -26,9 +27,10 @@ def calibration_table(found: dict[str, Any], note: str = "") -> str:
     """Returns what `calibration_of` has found, for people; the note stands behind the temperature."""
     before = found["trained"]
     after = found["calibrated"]
-    return (
-        f"held-out accuracy    {before['top1']:.2%} of {found['num_held_out']} images\n"
-        f"temperature          {found['temperature']:.3f}{note}\n"
-        f"calibration error    {before['ece']:.2%} before, {after['ece']:.2%} with it\n"
-        f"log-likelihood       {-before['nll']:.4f} nats before, {-after['nll']:.4f} with it"
-    )
+    lines = [
+        ("held-out top-1", f"{percent(before['top1'])} of {found['num_held_out']:,} images"),
+        ("temperature", f"{found['temperature']:.3f}{note}"),
+        ("calibration error", f"{100 * before['ece']:.2f} % before, {100 * after['ece']:.2f} % with it (ECE)"),
+        ("NLL of the label", f"{before['nll']:.4f} nats before, {after['nll']:.4f} with it"),
+    ]
+    return two_columns(lines)

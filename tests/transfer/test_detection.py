@@ -115,7 +115,7 @@ def test_a_dataset_of_the_hub(nested, bbox_format, box):
 @pytest.mark.parametrize(
     ("rows", "settings", "message"),
     [(objects_dataset([[[20, 5, 10, 10]]], [[0]]), {"bbox_format": "voc"}, "row 0 has one that ends before .* Set it to coco"),
-     (objects_dataset([[[20, 15, 39, 29]]], [[0]], width=[40], height=[30]), {}, "coco 100% reach out of them. Set it to voc"),
+     (objects_dataset([[[20, 15, 39, 29]]], [[0]], width=[40], height=[30]), {}, "coco 100 % reach out of them. Set it to voc"),
      (objects_dataset([[[0, 0, 9, float("nan")]]], [[0]]), {}, "row 0 must have finite boxes"),
      (objects_dataset([[]], [[]]), {}, "x must have objects, found none in 1 images"),
      (objects_dataset([[]], [[]]), {"objects_column": "object"}, "must have the column `object`. Did you mean `objects`"),

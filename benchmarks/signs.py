@@ -1,11 +1,12 @@
-"""What `inspect` says of the "+" datasets of benchmarks/accuracy.py: the signs that the docs compare with the gains.
+"""What can be known of a teacher before any training: the signs that the docs compare with what students gain.
 
     python benchmarks/signs.py --data DATA --weights WEIGHTS --work WORK --json signs.json
     python benchmarks/signs.py --sets fashion_mnist                  # without --data and --weights
 
-Makes teachers and "+" datasets as benchmarks/accuracy.py does, and trains no student. Keys: `<set>_` with `agreement` (share of
-views whose most probable class is the label), `ece`, `nll` (nats), `entropy` (nats) and `classes`. Sets that are in the --json
-file stay there: the same command may be run for one set after the other.
+Makes teachers and "+" datasets as benchmarks/accuracy.py does, and trains no student. Keys: `<set>_` with what `inspect` says of
+the "+" dataset, `agreement` (share of views whose most probable class is the label), `ece`, `nll` (nats), `entropy` (nats) and
+`classes`; and `held_out`, the share of the test images of which the teacher's most probable class is the label, of one view of
+each, drawn as those of the "+" dataset. What is in the --json file stays there: a stopped command goes on, set after set.
 """
 
 from __future__ import annotations
@@ -17,7 +18,19 @@ from typing import Any
 import accuracy
 import common
 
+from hf_dr.generation.agreement import held_out_answers
 from hf_dr.generation.inspection import inspect_dataset
+from hf_dr.teacher.ensemble import Teacher
+from hf_dr.views.augmentation import Augmentation
+
+
+def held_out(name: str, case: accuracy.Case, flags: Any) -> float:
+    """Returns how often a set's teacher is right on views of the test images."""
+    teacher = Teacher.from_pretrained(accuracy.teacher_of(name, case, flags, folds=False))
+    images = common._parquet(accuracy.base_of(name, flags), "test")
+    views = Augmentation.from_list(case.views) if case.views else Augmentation.named("randaug", case.size)
+    answers, labels = held_out_answers(images, teacher, views)
+    return float((answers.argmax(1) == labels).mean())
 
 
 def main() -> None:
@@ -34,8 +47,14 @@ def main() -> None:
     with common.working_folder() as folder:
         flags.work = flags.work or folder
         for name in flags.sets:
-            plus, _ = accuracy.reinforced(name, accuracy.case_of(name, flags), flags)
+            case = accuracy.case_of(name, flags)
             prefix = f"{name}{accuracy.suffix(flags)}"
+            if f"{prefix}_held_out" not in result:
+                result[f"{prefix}_held_out"] = held_out(name, case, flags)
+                common.finish(result, flags)
+            if f"{prefix}_agreement" in result:
+                continue
+            plus, _ = accuracy.reinforced(name, case, flags)
             found = inspect_dataset(plus)
             assert found.labels is not None
             result[f"{prefix}_classes"] = found.provenance.num_classes

@@ -47,6 +47,7 @@ import PIL.Image
 import torch
 from safetensors.torch import load_file
 
+from hf_dr.cli.arguments import build_augmentation
 from hf_dr.cli.launch import launch
 from hf_dr.evaluation.comparison import Comparison, run_comparison
 from hf_dr.evaluation.config import CompareConfig, as_arguments
@@ -64,6 +65,7 @@ from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.maker import Span, ViewMaker
 
 EMBEDDED_TEACHERS = [str(common.EMBEDDED / "teachers" / f"fashion_mnist_{member}") for member in "ab"]
+FASHION_MNIST = Path(__file__).parents[1] / "recipes" / "fashion_mnist" / "reinforce.yaml"
 FAMILIES = ("resnet", "vit", "lite0")
 TEACHERS = ("plain", "calibrated", "folds", "folds_calibrated")
 FOLDS = 5
@@ -146,6 +148,11 @@ def case_of(name: str, flags: Any) -> Case:
     if flags.epochs is not None:
         case = replace(case, epochs=dict.fromkeys(case.epochs, flags.epochs))
     return case
+
+
+def views_of(case: Case) -> Augmentation:
+    """The views of a set, as its "+" dataset has them."""
+    return build_augmentation(case.views or str(FASHION_MNIST), case.size)
 
 
 def students(case: Case, work: Path) -> dict[str, dict[str, Any]]:
@@ -303,7 +310,7 @@ def reinforced(name: str, case: Case, flags: Any) -> tuple[Path, list[str]]:
         recipe.write_text(json.dumps({"augmentation": case.views}), encoding="utf-8")
         settings |= {"augmentation": recipe, "config_name": "randaug"}
     else:
-        settings["config"] = Path(__file__).parents[1] / "recipes" / "fashion_mnist" / "reinforce.yaml"
+        settings["config"] = FASHION_MNIST
     status = launch("reinforce", as_arguments({**settings, "teacher": teacher}), "reinforce.py")
     if status:
         sys.exit(status)
@@ -333,13 +340,12 @@ def temperature_of(name: str, case: Case, flags: Any) -> float:
     file = flags.work / name / "temperature.json"
     if not file.exists():
         if case.teachers:
-            images, augmentation = common._parquet(base_of(name, flags)), Augmentation.from_list(case.views)
+            images = common._parquet(base_of(name, flags))
         else:
             test = str(base_of(name, flags) / "test-*.parquet")
             images = datasets.load_dataset("parquet", data_files={"test": test}, split="test[:50%]")
-            augmentation = Augmentation.named("randaug", case.size)
         teacher = Teacher.from_pretrained(teacher_of(name, case, flags, folds=True))
-        found = fit_temperature(*held_out_answers(images, teacher, augmentation))
+        found = fit_temperature(*held_out_answers(images, teacher, views_of(case)))
         file.write_text(json.dumps(round(found, 3)), encoding="utf-8")
     found = json.loads(file.read_text(encoding="utf-8"))
     print(f"{name}: temperature {found}", flush=True)

@@ -3,10 +3,11 @@
     python benchmarks/signs.py --data DATA --weights WEIGHTS --work WORK --json signs.json
     python benchmarks/signs.py --sets fashion_mnist                  # without --data and --weights
 
-Makes teachers and "+" datasets as benchmarks/accuracy.py does, and trains no student. Keys: `<set>_` with what `inspect` says of
-the "+" dataset, `agreement` (share of views whose most probable class is the label), `ece`, `nll` (nats), `entropy` (nats) and
-`classes`; and `held_out`, the share of the test images of which the teacher's most probable class is the label, of one view of
-each, drawn as those of the "+" dataset. What is in the --json file stays there: a stopped command goes on, set after set.
+Makes teachers and "+" datasets as benchmarks/accuracy.py does, and trains no student. Keys: `<set>_` with what `inspect` says
+of the "+" dataset, `agreement` (share of views whose most probable class is the label), `ece`, `nll` (nats), `entropy` (nats)
+and `classes`; and `held_out`, the share of the test images of which the teacher's most probable class is the label, of one
+view of each, drawn as those of the "+" dataset. What is in the --json file stays there: a stopped command goes on, set after
+set.
 """
 
 from __future__ import annotations
@@ -21,15 +22,13 @@ import common
 from hf_dr.generation.agreement import held_out_answers
 from hf_dr.generation.inspection import inspect_dataset
 from hf_dr.teacher.ensemble import Teacher
-from hf_dr.views.augmentation import Augmentation
 
 
 def held_out(name: str, case: accuracy.Case, flags: Any) -> float:
     """Returns how often a set's teacher is right on views of the test images."""
     teacher = Teacher.from_pretrained(accuracy.teacher_of(name, case, flags, folds=False))
     images = common._parquet(accuracy.base_of(name, flags), "test")
-    views = Augmentation.from_list(case.views) if case.views else Augmentation.named("randaug", case.size)
-    answers, labels = held_out_answers(images, teacher, views)
+    answers, labels = held_out_answers(images, teacher, accuracy.views_of(case))
     return float((answers.argmax(1) == labels).mean())
 
 

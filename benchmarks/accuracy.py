@@ -346,6 +346,7 @@ def temperature_of(name: str, case: Case, flags: Any) -> float:
             images = datasets.load_dataset("parquet", data_files={"test": test}, split="test[:50%]")
         teacher = Teacher.from_pretrained(teacher_of(name, case, flags, folds=True))
         found = fit_temperature(*held_out_answers(images, teacher, views_of(case)))
+        file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(round(found, 3)), encoding="utf-8")
     found = json.loads(file.read_text(encoding="utf-8"))
     print(f"{name}: temperature {found}", flush=True)

@@ -73,8 +73,7 @@ def gains(file: str, what: str, students: dict[str, str]) -> list[str]:
     for title, key in students.items():
         cells = [f"{100 * found[f'{key}_{objective}_top1']:.2f}" for objective in ("erm", "reinforced")]
         for metric, scale, digits in (("top1", 100, 2), ("nll", 1, 3), ("ece", 100, 2), ("mce", 100, 2)):
-            mean, spread = (scale * found[f"{key}_{metric}_gain{end}"] for end in ("", "_std"))
-            cells.append(f"{mean:+.{digits}f} ± {spread:.{digits}f}")
+            cells.append(mean(found, f"{key}_{metric}_gain", scale, f"+.{digits}f"))
         lines.append(f"| {' | '.join([title, *cells])} |")
     return lines
 
@@ -93,12 +92,16 @@ def curve() -> list[str]:
 
 def spreads(found: dict[str, Any], prefix: str, *more: str) -> list[str]:
     """Returns top-1, NLL, ECE and more, with their standard deviations over seeds; all but NLL in percent."""
-    cells = []
-    for metric in ("top1", "nll", "ece", *more):
-        scale, digits = (1, 3) if metric == "nll" else (100, 2)
-        mean, spread = (scale * found[f"{prefix}_{metric}{end}"] for end in ("", "_std"))
-        cells.append(f"{mean:.{digits}f} ± {spread:.{digits}f}")
-    return cells
+    return [
+        mean(found, f"{prefix}_{metric}", *((1, ".3f") if metric == "nll" else ()))
+        for metric in ("top1", "nll", "ece", *more)
+    ]
+
+
+def mean(found: dict[str, Any], key: str, scale: float = 100, style: str = ".2f") -> str:
+    """Returns a mean, and its standard deviation where there are several seeds."""
+    value = f"{scale * found[key]:{style}}"
+    return f"{value} ± {scale * found[f'{key}_std']:{style.strip('+')}}" if f"{key}_std" in found else value
 
 
 def length(file: str, students: dict[str, str]) -> list[str]:
@@ -117,8 +120,7 @@ def length(file: str, students: dict[str, str]) -> list[str]:
                     continue
                 cells = [title, epochs, way, str(found[f"{prefix}_seeds"]), *spreads(found, prefix, "corrupted"), ""]
                 if objective != "erm":
-                    gain, spread = (100 * found[f"{prefix}_gain_top1{end}"] for end in ("", "_std"))
-                    cells[-1] = f"{gain:+.2f} ± {spread:.2f}"
+                    cells[-1] = mean(found, f"{prefix}_gain_top1", style="+.2f")
                 lines.append(f"| {' | '.join(cells)} |")
     return lines
 

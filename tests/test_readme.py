@@ -90,19 +90,19 @@ def test_the_page_of_results_is_what_its_command_makes():
     rows = {row[0]: row for row in table}
     gained = MADE.gains("accuracy", "", ROWS)
     sets = {
-        "Fashion-MNIST": "fashion_mnist",
-        "CIFAR-10": "cifar10",
-        "Tiny-ImageNet": "tiny_imagenet",
-        "grocery": "grocery",
+        "Fashion-MNIST": ("fashion_mnist", ["ResNet", "ViT"]),
+        "CIFAR-10": ("cifar10", ["ResNet", "ViT"]),
+        "Tiny-ImageNet": ("tiny_imagenet", ["ResNet", "ViT"]),
+        "grocery": ("grocery", ["ResNet", "ViT"]),
+        "grocery, fine-tuned": ("grocery_finetune", ["EfficientNet-Lite0"]),
     }
-    for title, name in sets.items():
-        signs = [
-            f"{100 * found[f'{name}_agreement']:.1f} %",
-            *(f"{found[f'{name}_{key}']:.3f}" for key in ("ece", "entropy")),
-        ]
-        assert rows[title][2:5] == signs
-        gains = [gained[2 + list(ROWS).index(f"{title}, {family}")] for family in ("ResNet", "ViT")]
-        assert rows[title][5:7] == [gain.split(" | ")[3] for gain in gains]
+    for title, (name, students) in sets.items():
+        expected = [f"{100 * found[f'{name}_{key}']:.1f} %" for key in ("agreement", "held_out")]
+        expected += [f"{found[f'{name}_{key}']:.3f}" for key in ("ece", "entropy")]
+        for student in students:
+            cells = gained[2 + list(ROWS).index(f"{title}, {student}")].split(" | ")
+            expected += [cells[1], cells[3]]
+        assert rows[title][2 : 2 + len(expected)] == expected
 
 
 def test_what_is_said_of_teachers_and_views_was_measured():
@@ -125,6 +125,17 @@ def test_what_is_said_of_teachers_and_views_was_measured():
     for name in ("tiny_imagenet", "grocery", "cifar10"):
         students = [top1(f"{name}_resnet_{way}") for way in ("erm", "reinforced", "folds_reinforced")]
         assert re.search(r"{}, {} and {} %".format(*students), text)
+    sets = ("grocery", "cifar10", "tiny_imagenet", "fashion_mnist")
+    temperatures = [found[f"{name}_temperature"] for name in sets]
+    assert (
+        "{:.2f} (grocery), {:.2f} (CIFAR-10), {:.2f} (Tiny-ImageNet) and {:.2f} (Fashion".format(*temperatures) in text
+    )
+    calibrated = [top1(f"{name}_resnet_calibrated_reinforced") for name in sets]
+    usual = [top1(f"{name}_resnet_reinforced") for name in sets]
+    assert "{}, {}, {} and {} %, instead of {}, {}, {} and {} %".format(*calibrated, *usual) in text
+    errors = [[100 * found[f"{name}_resnet_{way}reinforced_ece"] for way in ("", "calibrated_")] for name in sets]
+    assert "rose from {:.1f} to {:.1f} % on CIFAR-10".format(*errors[1]) in text
+    assert all(abs(after - before) < 0.5 for before, after in (errors[0], *errors[2:]))
     gained = [
         round(100 * curve[f"cifar10_{student}_{epochs}epochs_top1_gain"], 2)
         for student in ("resnet", "vit")

@@ -105,6 +105,25 @@ def test_the_page_of_results_is_what_its_command_makes():
         assert rows[title][2 : 2 + len(expected)] == expected
 
 
+def test_what_is_said_of_a_calibrated_teacher_of_grocery_was_measured():
+    found = measured("accuracy")
+    text = " ".join((ROOT / "docs" / "will_it_help.md").read_text(encoding="utf-8").split())
+    lite0 = "grocery_finetune_lite0"
+
+    def shown(way: str) -> list[str]:
+        return [f"{100 * found[f'{lite0}_{way}_{key}']:.1f}" for key in ("top1", "top1_std", "ece")]
+
+    calibrated, usual, labels = shown("calibrated_reinforced"), shown("reinforced"), shown("erm")
+    assert f"(temperature {found['grocery_finetune_temperature']}" in text
+    assert "{} ± {} % instead of {} ± {} %".format(*calibrated[:2], *usual[:2]) in text
+    assert f"ECE of {calibrated[2]} instead of {usual[2]} % (labels: {labels[0]} and {labels[2]} %)" in text
+    length, small = measured("length"), measured("length_cpu")
+    right = [value for each in (length, small) for key, value in each.items() if re.fullmatch("teacher_.*_top1", key)]
+    assert "right in {:.0f} to {:.0f} % of the test images".format(*(100 * end(right) for end in (min, max))) in text
+    gained = [value for each in (length, small) for key, value in each.items() if key.endswith("reinforced_gain_top1")]
+    assert "all students gained, {:.1f} to {:.1f} points".format(*(100 * end(gained) for end in (min, max))) in text
+
+
 def test_what_is_said_of_teachers_and_views_was_measured():
     found = measured("teachers")
     curve = measured("curve")

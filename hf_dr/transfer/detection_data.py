@@ -235,8 +235,8 @@ def _check_inside(objects: Sequence[Objects], sizes: np.ndarray, bbox_format: st
     if outside.size and outside.mean() > 0.5:
         other = next(name for name in BBOX_FORMATS if name != bbox_format)
         raise DataError(
-            f"boxes must lie in their images, but with `bbox_format` {bbox_format} {100 * outside.mean():.0f} % reach out of them. Set "
-            f"it to {other}."
+            f"boxes must lie in their images, but with `bbox_format` {bbox_format} {100 * outside.mean():.0f} % reach out of "
+            f"them. Set it to {other}."
         )
 
 

@@ -6,7 +6,7 @@
 The whole of CIFAR-10: 50,000 images to learn from, 10,000 for testing. With `--scale gpu` a ResNet-18 and a small ViT from
 fresh weights see them at 64x64; the teachers are ImageNet's EfficientNet-Lite0 and Lite1, fine-tuned at 128x128 on the same
 images; V = 16. With `--scale cpu`, which two cores do in some hours, a ResNet of 0.3 million weights and a ViT of 0.7 million
-see them at 32x32; the teacher is Lite0 at 64x64; V = 32.
+see them at 32x32; the teacher is Lite0 at 64x64; V = 32. Teachers answer in bfloat16.
 
 Students learn from labels (erm), from stored answers (reinforced) or from the teachers in memory (kd), with the same model,
 views, optimizer and steps. Keys: `<student>_<epochs>_<objective>_` with `top1`, `nll` (nats), `ece` and `corrupted` (share
@@ -113,7 +113,7 @@ class Work:
     data: Path
     weights: Path
     folder: Path
-    workers: int
+    jobs: int
     scale: Scale
     rows: int | None  # of the training images; None: all
     test_rows: int | None
@@ -125,6 +125,10 @@ class Work:
     @property
     def gpu(self) -> bool:
         return self.device.type == "cuda"
+
+    @property
+    def workers(self) -> int:
+        return num_cores() // self.jobs if self.gpu else 0  # a CPU has nothing to do meanwhile
 
     @property
     def plus(self) -> Path:
@@ -381,10 +385,9 @@ def main() -> None:
         sys.exit(f"--students must be of {', '.join(scale.students)}, found {' '.join(flags.students)}.")
     if flags.quick:
         scale = replace(scale, teacher_epochs=1)
-    workers = num_cores() // flags.jobs if torch.cuda.is_available() else 0  # a CPU has nothing to do meanwhile
     with common.working_folder() as folder:
         sizes = (256, 128) if flags.quick else (None, None)
-        work = Work(flags.data, flags.weights, flags.work or folder, workers, scale, *sizes)
+        work = Work(flags.data, flags.weights, flags.work or folder, flags.jobs, scale, *sizes)
         work.folder.mkdir(parents=True, exist_ok=True)
         ends = None if flags.minutes is None else time.time() + 60 * flags.minutes
         try:

@@ -36,6 +36,11 @@ def measured(name: str) -> dict[str, float]:
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
+def in_one_line(page: str) -> str:
+    """Returns a page without its line breaks."""
+    return " ".join((ROOT / page).read_text(encoding="utf-8").split())
+
+
 def run_strictly(path: Path) -> None:
     """Runs a script to which an outdated call of ours is an error."""
     warnings.filterwarnings("error", category=DeprecationWarning, module="hf_dr")
@@ -78,7 +83,7 @@ def test_what_is_said_of_a_longer_training_was_measured():
     for key, scale, digits in (("top1", 100, 2), ("nll", 1, 3), ("ece", 100, 2), ("corrupted", 100, 2)):
         before, after = (scale * found[f"resnet18_20_{objective}_{key}"] for objective in ("erm", "reinforced"))
         shown.append(f"{before:.{digits}f} → {after:.{digits}f}")
-    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    text = in_one_line("README.md")
     assert "top-1 {} %, NLL {}, ECE {} %, error under corruptions {} %.".format(*shown) in text
 
 
@@ -107,7 +112,7 @@ def test_the_page_of_results_is_what_its_command_makes():
 
 def test_what_is_said_of_a_calibrated_teacher_of_grocery_was_measured():
     found = measured("accuracy")
-    text = " ".join((ROOT / "docs" / "will_it_help.md").read_text(encoding="utf-8").split())
+    text = in_one_line("docs/will_it_help.md")
     lite0 = "grocery_finetune_lite0"
 
     def shown(way: str) -> list[str]:
@@ -127,7 +132,7 @@ def test_what_is_said_of_a_calibrated_teacher_of_grocery_was_measured():
 def test_what_is_said_of_teachers_and_views_was_measured():
     found = measured("teachers")
     curve = measured("curve")
-    text = " ".join((ROOT / "docs" / "will_it_help.md").read_text(encoding="utf-8").split())
+    text = in_one_line("docs/will_it_help.md")
 
     def top1(name: str) -> str:
         return f"{100 * found[f'{name}_top1']:.1f}"

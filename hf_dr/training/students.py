@@ -18,10 +18,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.data import IMAGENET_DEFAULT_MEAN, resolve_data_config, resolve_model_data_config
 from transformers import (
+    AutoConfig,
     AutoImageProcessor,
     AutoModelForImageClassification,
     TimmWrapperConfig,
     TimmWrapperForImageClassification,
+    TimmWrapperImageProcessor,
 )
 from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
 
@@ -303,7 +305,9 @@ def load_processor(name: str, size: int | None = None) -> Any:
     if name.startswith("timm:"):
         return None
     try:
-        processor = AutoImageProcessor.from_pretrained(name)
+        wrapped = isinstance(AutoConfig.from_pretrained(name), TimmWrapperConfig)
+        # Asked for one of timm's, AutoImageProcessor warns of a backend that it has for no one.
+        processor = (TimmWrapperImageProcessor if wrapped else AutoImageProcessor).from_pretrained(name)
     except (OSError, ValueError) as error:
         quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
         if cached_file(name, IMAGE_PROCESSOR_NAME, **quiet) is None:

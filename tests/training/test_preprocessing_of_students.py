@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoImageProcessor, AutoModelForImageClassification, MobileViTConfig
 
 from hf_dr.errors import ConfigError, TeacherError
-from hf_dr.training.students import load_processor
+from hf_dr.training.students import build_student, load_processor
 from hf_dr.training.trainer import ReinforcedTrainer
 from training.helpers import SIZE, timm_student, transformers_student
 
@@ -98,6 +98,17 @@ def test_what_cannot_be_done_is_refused(settings, plain):
 
     with pytest.raises(TeacherError, match=r"must rescale, normalise and order the channels as its configuration says"):
         ReinforcedTrainer(transformers_student("vit"), settings(), **{**given, "processing_class": Brighter(**SQUARE)})
+
+
+def test_the_processor_of_a_saved_student_of_timm_loads_without_a_warning(tmp_path, caplog):
+    build_student("timm:test_resnet", ["a", "b"], 2, size=SIZE).save_pretrained(tmp_path)
+    transformers.logging.enable_propagation()  # to caplog
+    try:
+        processor = load_processor(str(tmp_path), 48)
+    finally:
+        transformers.logging.disable_propagation()
+    assert isinstance(processor, transformers.TimmWrapperImageProcessor)
+    assert not caplog.messages
 
 
 def test_an_image_processor_that_cannot_be_read_is_an_error(tmp_path):

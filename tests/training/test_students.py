@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from transformers import (
     CLIPImageProcessor,
     ConvNextImageProcessor,
+    ViTConfig,
     ViTImageProcessor,
 )
 
@@ -85,6 +86,8 @@ def test_a_student_is_saved_with_the_size_that_it_was_fine_tuned_at(tmp_path):
     ids=lambda value: type(value).__name__,
 )
 def test_a_processor_of_transformers_makes_images_of_the_size_that_was_fine_tuned_at(tmp_path, processor, sizes):
+    for folder in (tmp_path, tmp_path / "tuned"):
+        ViTConfig().save_pretrained(folder)  # of some model; none is built
     processor.save_pretrained(tmp_path)
     load_processor(str(tmp_path), 56).save_pretrained(tmp_path / "tuned")
     saved = json.loads((tmp_path / "tuned" / "preprocessor_config.json").read_text())

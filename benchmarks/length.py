@@ -11,9 +11,9 @@ see them at 32x32; the teacher is Lite0 at 64x64; V = 32. Teachers answer in bfl
 Students learn from labels (erm), from stored answers (reinforced) or from the teachers in memory (kd), with the same model,
 views, optimizer and steps. Keys: `<student>_<epochs>_<objective>_` with `top1`, `nll` (nats), `ece` and `corrupted` (share
 of errors; each test image has one of the fifteen corruptions, at severity 3), each a mean over seeds, with `_std`; `seeds`;
-`temperature`, fitted to half of the test images (above 1: the student is too sure), and `ece_fitted`, the ECE of the others at
-it; and `seconds`, which says little about speed because several trainings share the machine; and `<student>_<epochs>_
-<objective>_gain_` with the differences from erm of the same seed, above 0 where it is better.
+`temperature`, which fits the test images best (above 1: the student is too sure), and `calibrated_ece`, of each half of them
+at the temperature that fits the other half; and `seconds`, which says little about speed because several trainings share the
+machine; and `<student>_<epochs>_<objective>_gain_` with the differences from erm of the same seed, above 0 where it is better.
 
 Trainings run side by side, `--jobs` at a time. Finished ones in --work are kept: the same command goes on where it was
 stopped. With `--minutes` none starts that would not end in time.
@@ -38,7 +38,7 @@ import torch
 
 from hf_dr.allocator import has_gpu, keep_freed_memory
 from hf_dr.evaluation.corruptions import CORRUPTIONS, corrupt, corruption_rng
-from hf_dr.evaluation.metrics import classification_metrics, compute_metrics
+from hf_dr.evaluation.metrics import calibrated_ece, compute_metrics
 from hf_dr.files import write_whole, written_whole
 from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.job import reinforce
@@ -247,15 +247,11 @@ def train(work: Work, student: str, epochs: int, objective: str, seed: int) -> N
     result = {key: found[f"eval_test_{key}"] for key in METRICS}
     result |= {"corrupted": 1 - found["eval_corrupted_top1"], "seconds": seconds}
     logits_BC, labels_B, _ = made.predict(work.images("test"))
-    result |= calibrated(logits_BC, labels_B)
+    result |= {
+        "temperature": fit_temperature(logits_BC, labels_B),
+        "calibrated_ece": calibrated_ece(logits_BC, labels_B),
+    }
     _write_result(work, _name(student, epochs, objective, seed), result)
-
-
-def calibrated(logits_BC: np.ndarray, labels_B: np.ndarray) -> dict[str, float]:
-    """Returns the temperature that fits half of the images, and the calibration error of the other half at it."""
-    temperature = fit_temperature(logits_BC[::2], labels_B[::2])
-    others = classification_metrics(logits_BC[1::2] / temperature, labels_B[1::2])
-    return {"temperature": temperature, "ece_fitted": others["ece"]}
 
 
 def _name(student: str, epochs: int, objective: str, seed: int) -> str:
@@ -361,12 +357,12 @@ def summary(work: Work) -> dict[str, Any]:
     for (student, epochs, objective), of_seed in sorted(found.items()):
         prefix = f"{student}_{epochs}_{objective}"
         result[f"{prefix}_seeds"] = len(of_seed)
-        for key in (*METRICS, "corrupted", "temperature", "ece_fitted", "seconds"):
+        for key in (*METRICS, "corrupted", "temperature", "calibrated_ece", "seconds"):
             _spread(result, f"{prefix}_{key}", [each[key] for each in of_seed.values()])
         plain = found.get((student, epochs, "erm"), {})
         shared = sorted(plain.keys() & of_seed.keys())
         if objective != "erm" and shared:
-            for key, sign in {"top1": 1, "nll": -1, "ece": -1, "corrupted": -1, "ece_fitted": -1}.items():
+            for key, sign in {"top1": 1, "nll": -1, "ece": -1, "corrupted": -1, "calibrated_ece": -1}.items():
                 _spread(result, f"{prefix}_gain_{key}", [sign * (of_seed[n][key] - plain[n][key]) for n in shared])
     return result
 

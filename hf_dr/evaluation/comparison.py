@@ -22,9 +22,9 @@ from hf_dr.errors import ConfigError
 from hf_dr.evaluation.config import CompareConfig, EvaluateConfig, as_arguments
 from hf_dr.evaluation.gathering import BASELINE, RESULTS_FILE, RUN_NOTE, Run, read_run, run_name
 from hf_dr.evaluation.images import open_set
-from hf_dr.evaluation.metrics import SHARES
+from hf_dr.evaluation.metrics import CALIBRATED_ECE, SHARES
 from hf_dr.evaluation.plots import accuracy_figure, as_png, reliability_figure
-from hf_dr.evaluation.report import Report
+from hf_dr.evaluation.report import ABOUT_CALIBRATED, Report
 from hf_dr.evaluation.run import checked_sets, run_evaluation
 from hf_dr.evaluation.tables import html_page, html_picture, html_table, numbers, spread
 from hf_dr.files import write_whole
@@ -62,6 +62,7 @@ COLUMNS = (
     Column("top1", "top-1 %", 100, 2, 1),
     Column("nll", "NLL", 1, 4, -1),
     Column("ece", "ECE %", 100, 2, -1),
+    Column(CALIBRATED_ECE, "calibrated ECE %", 100, 2, -1),
     Column("mce", "corrupted error %", 100, 2, -1),
     Column("seconds", "training s", 1, 1, -1),
 )
@@ -341,5 +342,5 @@ def is_finished(run: Path, flags: dict[str, Any]) -> bool:
 _ABOUT = (
     "<p>The same student, data path, optimizer and steps, by its objective: erm learns from the labels alone, reinforced from\n"
     "stored answers of the teacher, kd from a teacher in memory. Mean ± standard deviation over seeds; a gain is a change for\n"
-    "the better.</p>"
+    f"the better. {ABOUT_CALIBRATED}</p>"
 )

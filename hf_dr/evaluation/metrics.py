@@ -11,6 +11,8 @@ from hf_dr.teacher.calibration import NUM_BINS, bins_of, calibration_error, fit_
 
 METRICS = ("top1", "top5", "nll", "brier", "ece")
 """What `classification_metrics` measures."""
+CALIBRATED_ECE = "calibrated_ece"
+"""What `calibrated_ece` measures, of clean images."""
 SHARES = "shares"
 """Unit of the metrics in JSON files, but nll (nats) and brier. Older files name none: their mce and errors are in percent."""
 
@@ -97,8 +99,8 @@ def calibrated_ece(logits_BC: np.ndarray, labels_B: np.ndarray) -> float:
     """Returns the expected calibration error that is left at a model's best temperature, 0 to 1.
 
     Each half of the examples, every other one, is scored at the temperature that fits the other half, so that none is scored at
-    a temperature that was fitted to it (Ashukha et al., ICLR 2020, arXiv:2002.06470, section 3). Models are compared by this
-    where each may be calibrated on held-out images, by `ece` where they are used as they are.
+    a temperature that was fitted to it (test-time cross-validation of Ashukha et al., ICLR 2020, arXiv:2002.06470). Compare
+    models by this where each may be calibrated on held-out images, and by `ece` where they are used as they are.
 
     Args:
         logits_BC: Floating point, finite.

@@ -11,8 +11,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from hf_dr.evaluation.gathering import BASELINE, TRANSFERRED, WHILE_TRAINING, Finished
-from hf_dr.evaluation.metrics import METRICS, SHARES
+from hf_dr.evaluation.metrics import CALIBRATED_ECE, METRICS, SHARES
 from hf_dr.evaluation.plots import accuracy_figure, as_png
+from hf_dr.evaluation.report import ABOUT_CALIBRATED
 from hf_dr.evaluation.results import EVALUATED_ON, OBJECTIVES, STUDENT, Results
 from hf_dr.evaluation.tables import Table, cell, gains, html_page, html_picture, html_table, numbers
 from hf_dr.files import write_whole
@@ -74,12 +75,14 @@ def _evaluated(results: Results) -> Iterator[Table]:
     calibration = {}
     again = _measurements(results.frame[results.frame.on.isin(clean)])
     for name in (WHILE_TRAINING, *clean):
-        for metric, title in (("ece", "ECE %"), ("nll", "NLL")):
+        for metric, title in (("ece", "ECE %"), (CALIBRATED_ECE, "calibrated ECE %"), ("nll", "NLL")):
             values = results.values(name, metric)
             if name == WHILE_TRAINING:  # what was evaluated once more, on the same images, is shown once
                 values = values[~_measurements(values).isin(again)]
             calibration[f"{name}: {title}"] = values
-    about = "Expected calibration error, 15 bins, and negative log-likelihood in nats (less is better)."
+    about = (
+        f"Expected calibration error, 15 bins, and negative log-likelihood in nats (less is better). {ABOUT_CALIBRATED}"
+    )
     yield _table("Calibration", about, index, calibration)
 
 

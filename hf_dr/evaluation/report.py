@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_dr.evaluation.metrics import SHARES, Reliability
+from hf_dr.evaluation.metrics import CALIBRATED_ECE, SHARES, Reliability
 from hf_dr.evaluation.plots import reliability_figure
 from hf_dr.files import write_whole
 from hf_dr.text import inline, markdown_table
@@ -48,6 +48,10 @@ class Result:
         return float(np.mean(list(self.errors().values()))) if self.by_corruption else None
 
 
+ABOUT_CALIBRATED = (
+    "Calibrated ECE is what is left of the ECE when the logits are divided by a temperature: for each half of the images by "
+    "the one that fits the other half best."
+)
 _ABOUT_CORRUPTED = (
     "Metrics on corrupted images are means over corruptions and severities; mCE is the mean top-1 error over severities, then "
     "over corruptions, not normalised by AlexNet's errors. Corruptions made here compare the models of this table; comparable "
@@ -84,8 +88,10 @@ class Report:
 
     def to_markdown(self) -> str:
         """Returns the table of all results, and for each corrupted set one of the errors by corruption."""
-        head = ("model", "set", "examples", "top-1 %", "top-5 %", "NLL", "Brier", "ECE %", "mCE %")
+        head = ("model", "set", "examples", "top-1 %", "top-5 %", "NLL", "Brier", "ECE %", "calibrated ECE %", "mCE %")
         parts = [markdown_table(head, map(_row, self.results)), *self._corruption_tables()]
+        if any(CALIBRATED_ECE in r.metrics for r in self.results):
+            parts.append(ABOUT_CALIBRATED)
         if any(r.by_corruption for r in self.results):
             parts.append(_ABOUT_CORRUPTED)
         return "\n\n".join(parts) + "\n"
@@ -124,5 +130,6 @@ def _row(result: Result) -> tuple[str, ...]:
         f"{metrics['nll']:.4f}",
         f"{metrics['brier']:.4f}",
         f"{100 * metrics['ece']:.2f}",
+        f"{100 * metrics[CALIBRATED_ECE]:.2f}" if CALIBRATED_ECE in metrics else "",
         "" if result.mce is None else f"{100 * result.mce:.2f}",
     )

@@ -28,7 +28,7 @@ from hf_dr.evaluation.gathering import (
     read_trained,
     read_transferred,
 )
-from hf_dr.evaluation.metrics import METRICS
+from hf_dr.evaluation.metrics import CALIBRATED_ECE, METRICS
 from hf_dr.text import shown_text
 
 OBJECTIVES = ("erm", "kd", "reinforced")
@@ -90,10 +90,14 @@ class Results:
                 reason = f"`{names[1]}` was evaluated in another way before. Report one of them at a time."
                 self.left_out[where] = reason
                 continue
-            measured = {key: value for key, value in result.items() if key in (*METRICS, "mce", "errors")}
+            kept = (*METRICS, CALIBRATED_ECE, "mce", "errors")
+            measured = {key: value for key, value in result.items() if key in kept}
             evaluations = self._evaluations(path.parent, result["model"], content["places"].get(result["model"]))
-            if evaluations.setdefault(name, measured) != measured:
+            known = evaluations.setdefault(name, measured)
+            if any(known[key] != measured[key] for key in known.keys() & measured.keys()):
                 self.left_out[where] = "it was evaluated before, with other results. Report one of the evaluations."
+                continue
+            known |= measured  # of an older file, less was known
 
     def _evaluations(self, folder: Path, name: str, place: str | None) -> Evaluations:
         """Where to note a checkpoint's metrics: at the run in its folder, as it was named or next to the evaluation."""

@@ -26,7 +26,7 @@ from hf_dr.errors import ConfigError, TeacherError, did_you_mean
 from hf_dr.evaluation.config import EvaluateConfig
 from hf_dr.evaluation.corruptions import corrupt, corruption_rng
 from hf_dr.evaluation.images import Images, open_set
-from hf_dr.evaluation.metrics import reliability
+from hf_dr.evaluation.metrics import CALIBRATED_ECE, calibrated_ece, reliability
 from hf_dr.evaluation.modules import Classification
 from hf_dr.evaluation.report import Report, Result
 from hf_dr.evaluation.sets import EvaluationSet, parse_set
@@ -89,6 +89,8 @@ def run_evaluation(config: EvaluateConfig) -> Report:
             clean = _Pass(images, models, config, spec.name)
             for model, logits_BC in zip(models, clean.logits(answering), strict=True):
                 metrics = metric.compute(predictions=logits_BC, references=images.labels)
+                if len(images.labels) > 1:  # of one nothing is left to fit a temperature to
+                    metrics |= {CALIBRATED_ECE: calibrated_ece(logits_BC, images.labels)}
                 diagram = reliability(logits_BC, images.labels)
                 hits = logits_BC.argmax(axis=-1) == images.labels
                 results.append(Result(model.name, spec.name, len(images.rows), metrics, diagram, hits=hits))

@@ -22,7 +22,7 @@ from hf_dr.evaluation import run as evaluation
 from hf_dr.evaluation.config import EvaluateConfig
 from hf_dr.evaluation.corruptions import CORRUPTIONS, corrupt, corruption_rng
 from hf_dr.evaluation.images import open_set
-from hf_dr.evaluation.metrics import classification_metrics, reliability
+from hf_dr.evaluation.metrics import calibrated_ece, classification_metrics, reliability
 from hf_dr.evaluation.run import ModelInput, run_evaluation
 from hf_dr.evaluation.sets import PRESETS, EvaluationSet, parse_set
 from hf_dr.teacher.members import Member, load_member
@@ -75,7 +75,8 @@ def test_the_numbers_by_hand(place, tiny_dataset):
     clean, corrupted = run_evaluation(config).results
     expected = student_logits(place, images)
     assert (clean.model, clean.set, clean.examples, clean.mce) == ("student", "test", 12, None)
-    assert clean.metrics == pytest.approx(classification_metrics(expected, labels), rel=1e-4)
+    by_hand = classification_metrics(expected, labels) | {"calibrated_ece": calibrated_ece(expected, labels)}
+    assert clean.metrics == pytest.approx(by_hand, rel=1e-4)
     np.testing.assert_array_equal(clean.diagram.counts, reliability(expected, labels).counts)
 
     errors, cells = {}, []
@@ -333,16 +334,27 @@ def test_the_command(place, tmp_path, capsys):
     assert content["results"][2]["by_corruption"]["fog"]["5"].keys() == {"top1", "top5", "nll", "brier", "ece"}
     assert content["settings"]["severities"] == [1, 5]
     head, row = text.splitlines()[0], text.splitlines()[4]
-    assert head == "| model | set | examples | top-1 % | top-5 % | NLL | Brier | ECE % | mCE % |"
+    assert head == "| model | set | examples | top-1 % | top-5 % | NLL | Brier | ECE % | calibrated ECE % | mCE % |"
     found = content["results"][2]
     assert row == (
         f"| plus | test, corrupted | 5 | {100 * found['top1']:.2f} | {100 * found['top5']:.2f} | {found['nll']:.4f} "
-        f"| {found['brier']:.4f} | {100 * found['ece']:.2f} | {100 * found['mce']:.2f} |"
+        f"| {found['brier']:.4f} | {100 * found['ece']:.2f} |  | {100 * found['mce']:.2f} |"
     )
+    clean = content["results"][0]
+    assert f"| {100 * clean['ece']:.2f} | {100 * clean['calibrated_ece']:.2f} |  |" in text
+    assert "Calibrated ECE is what is left" in text
     assert f"| pixelate | {100 * found['errors']['pixelate']:.2f} |" in text
     assert "not normalised" in text
     with PIL.Image.open(tmp_path / "out" / "reliability.png") as picture:
         assert picture.width > picture.height  # two models on one set lie side by side
+
+
+def test_of_a_single_image_there_is_no_calibrated_error(place):
+    report = run_evaluation(
+        EvaluateConfig([str(place / "student")], [f"t={place / 'tiny.parquet'}:train"], "", max_examples=1)
+    )
+    assert "calibrated_ece" not in report.results[0].metrics
+    assert "Calibrated ECE" not in report.to_markdown()
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_dr.evaluation.metrics import classification_metrics, compute_metrics, log_softmax, reliability
+from hf_dr.evaluation.metrics import calibrated_ece, classification_metrics, compute_metrics, log_softmax, reliability
 from hf_dr.evaluation.plots import reliability_figure
+from hf_dr.teacher.calibration import TEMPERATURES, fit_temperature
 
 
 @settings(max_examples=30)
@@ -38,6 +39,29 @@ def test_a_perfectly_calibrated_coin_has_no_calibration_error():
     logits, labels = np.zeros((10, 2)), np.arange(10) % 2
     assert classification_metrics(logits, labels)["ece"] == pytest.approx(0)
     assert reliability(logits, labels).counts.sum() == 10
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 10**6), st.integers(2, 300), st.integers(2, 12), st.floats(0.5, 2))
+def test_the_calibrated_error_is_that_of_each_half_at_the_temperature_of_the_other(seed, count, classes, scale):
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(0, 2, (count, classes))
+    labels = (logits + rng.gumbel(size=logits.shape)).argmax(axis=-1)  # drawn from the probabilities
+    halves = np.arange(count) % 2
+    temperatures = np.array([fit_temperature(logits[halves != half], labels[halves != half]) for half in (0, 1)])
+    found = calibrated_ece(logits, labels)
+    assert found == pytest.approx(classification_metrics(logits / temperatures[halves, None], labels)["ece"])
+    inside = (TEMPERATURES[0] * 2.01 < temperatures) & (temperatures < TEMPERATURES[1] / 2.01)
+    if inside.all():  # how sure the model is makes no difference
+        assert calibrated_ece(logits * scale, labels) == pytest.approx(found, abs=1e-6)
+
+
+def test_a_model_that_is_only_too_sure_has_no_calibrated_error_to_speak_of():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 1, (20_000, 5))
+    labels = (logits + rng.gumbel(size=logits.shape)).argmax(axis=-1)
+    assert classification_metrics(3 * logits, labels)["ece"] > 0.25
+    assert calibrated_ece(3 * logits, labels) < 0.015
 
 
 def test_large_logits_do_not_overflow():

@@ -312,6 +312,21 @@ def test_gains_without_a_common_seed_are_those_of_the_means(trained):
     assert row["gains"]["reinforced"] == {"mean": pytest.approx(expected), "std": 0.0, "seeds": 1}
 
 
+@pytest.mark.parametrize("older", ["a_first", "f_last"])
+def test_an_older_evaluation_of_the_same_model_that_knew_less_is_no_contradiction(trained, older):
+    there = trained / "evaluated" / "evaluation.json"
+    edit(there, lambda e: e["settings"].update(models=[f"{name}={trained / 'evaluated' / name}" for name in RUNS[:3]]))
+    (trained / older).mkdir()
+    shutil.copy(there, trained / older / "evaluation.json")
+    edit(trained / older / "evaluation.json", lambda e: [r.pop("calibrated_ece", None) for r in e["results"]])
+    results = gather([trained])
+    assert not results.left_out
+    new = {r["model"]: r for r in json.loads(there.read_text())["results"] if not r["corrupted"]}
+    (erm, _) = results.of(results.settings[0], "erm")
+    assert erm.evaluations["test"]["calibrated_ece"] == new["erm-0"]["calibrated_ece"]
+    assert "test: calibrated ECE %" in to_markdown(results, "all")
+
+
 def test_sets_of_one_name_are_told_apart_and_contradictions_listed(trained):
     there = trained / "evaluated" / "evaluation.json"
     edit(there, lambda e: e["settings"].update(models=[f"{name}={trained / 'evaluated' / name}" for name in RUNS[:3]]))

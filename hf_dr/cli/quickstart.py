@@ -14,7 +14,7 @@ import yaml
 from hf_dr.cli.config import parse
 from hf_dr.cli.flag_parser import one_dataset, split_words
 from hf_dr.cli.launch import launch
-from hf_dr.cli.teach import TEACHER_FILE, TeachArguments
+from hf_dr.cli.teach import TEACHER_FILE, TeachArguments, temperature_flag
 from hf_dr.cli.yaml_files import RECIPES, read_yaml
 from hf_dr.errors import FormatError
 from hf_dr.files import check_apart, check_writable, write_whole
@@ -113,7 +113,14 @@ def _steps(dataset: str, chosen: QuickstartArguments, out: Path) -> Iterator[tup
         raise FormatError(f"{teacher} must hold the {TEACHER_FILE} of `hf-dr teach`, found none. {_AGAIN}")
     learned = read_object(teacher / TEACHER_FILE, _AGAIN)
     num_views = str(chosen.num_views or chosen.num_train_epochs)
-    views = [*size, "--num_views", num_views, "--top_k", str(min(_TOP_K, learned["num_classes"]))]
+    views = [
+        *temperature_flag(learned),
+        *size,
+        "--num_views",
+        num_views,
+        "--top_k",
+        str(min(_TOP_K, learned["num_classes"])),
+    ]
     base = [learned["dataset"], "--split", learned["split"]]
     yield "reinforce", [*base, "--teacher", str(teacher), *views, "--output_dir", str(plus)], None
     yield "inspect", [str(plus), "--save"], None

@@ -130,8 +130,9 @@ def teach_command(argv: Sequence[str], prog: str) -> int:
             )
     output_dir = Path(args.output_dir)
     student = _as_training(dataset, teaching, output_dir, args.seed)
+    more: list[str] = []
     if teaching.folds is None:
-        _teach(teaching, student, args, argv)
+        more = temperature_flag(_teach(teaching, student, args, argv))
     else:
         for fold, folder in _folds(student, output_dir, teaching.folds, args.seed):
             # The arguments once more, because transformers' cannot be changed once they are made.
@@ -142,7 +143,7 @@ def teach_command(argv: Sequence[str], prog: str) -> int:
     if process_state().is_main_process:
         print(
             f"\nnext: hf-dr reinforce {student.dataset[0]} --split {student.split} --teacher {output_dir} "
-            "--output_dir PLUS",
+            f"{' '.join([*more, '--output_dir PLUS'])}",
             flush=True,
         )
     return 0
@@ -150,8 +151,8 @@ def teach_command(argv: Sequence[str], prog: str) -> int:
 
 def _teach(
     teaching: TeachArguments, student: StudentArguments, args: Any, argv: Sequence[str], fold: Fold | None = None
-) -> None:
-    """Trains, calibrates and saves one teacher."""
+) -> dict[str, Any]:
+    """Trains, calibrates and saves one teacher; returns what is noted of it."""
     from hf_dr.cli.train import finish_training, prepare_training, run_training
 
     trainer, card = prepare_training(student, args, argv, leave_out=fold)
@@ -161,6 +162,16 @@ def _teach(
         finish_training(trainer, args, card)
         if trainer.is_world_process_zero():
             _write(Path(args.output_dir), found, student)
+    return found
+
+
+def temperature_flag(found: dict[str, Any]) -> list[str]:
+    """Returns the flag that `reinforce` needs for a teacher whose weights have not taken the temperature in.
+
+    Args:
+        found: What `TEACHER_FILE` has of it.
+    """
+    return [] if found["folded"] else ["--teacher_temperature", f"{found['temperature']:.4g}"]
 
 
 def _folds(student: StudentArguments, output_dir: Path, num_folds: int, seed: int) -> list[tuple[Fold, Path]]:

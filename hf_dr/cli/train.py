@@ -211,10 +211,14 @@ def run_training(trainer: ReinforcedTrainer | TransferTrainer, args: TrainingArg
         logger.info("Resuming from %s.", checkpoint)
         steps_before = TrainerState.load_from_json(str(state)).global_step
     result = trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model(_internal_call=True)  # pushed when there is a card
-    if result.global_step > steps_before:  # else it was finished, and its metrics are written
+    ended = result.global_step == steps_before  # before it was started again
+    if ended and not (Path(str(args.output_dir)) / "train_results.json").is_file():
+        logger.warning("The training was stopped between its last step and its metrics: its seconds are not known.")
+        ended = False
+    if not ended:  # else the metrics are written
         trainer.log_metrics("train", result.metrics)
         trainer.save_metrics("train", result.metrics)
+    trainer.save_model(_internal_call=True)  # pushed when there is a card
     if trainer.eval_dataset is not None:
         metrics = trainer.evaluate()
         trainer.log_metrics("eval", metrics)

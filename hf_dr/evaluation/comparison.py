@@ -20,7 +20,7 @@ import pandas as pd
 
 from hf_dr.errors import ConfigError
 from hf_dr.evaluation.config import CompareConfig, EvaluateConfig, as_arguments
-from hf_dr.evaluation.gathering import BASELINE, RESULTS_FILE, RUN_NOTE, Run, read_run, run_name
+from hf_dr.evaluation.gathering import BASELINE, RESULTS_FILE, RUN_NOTE, STATE_FILE, Run, read_run, run_name
 from hf_dr.evaluation.images import open_set
 from hf_dr.evaluation.metrics import CALIBRATED_ECE, SHARES
 from hf_dr.evaluation.plots import accuracy_figure, as_png, reliability_figure
@@ -36,6 +36,7 @@ from hf_dr.store.json_files import read_object
 from hf_dr.store.provenance import Provenance, find_config
 from hf_dr.teacher.signals import described
 from hf_dr.text import inline, markdown_table
+from hf_dr.training.student_card import STUDENT_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -336,7 +337,8 @@ def is_finished(run: Path, flags: dict[str, Any]) -> bool:
             f"{run} must be a run of the same settings, but it differs in {', '.join(sorted(differing))}. Remove it, or choose "
             "another `output_dir`."
         )
-    return (run / RESULTS_FILE).is_file()
+    # Metrics of the training are written before the last evaluation, and the others after it.
+    return all((run / name).is_file() for name in (RESULTS_FILE, STATE_FILE, STUDENT_FILE))
 
 
 _ABOUT = (

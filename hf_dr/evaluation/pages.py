@@ -127,6 +127,8 @@ def _gained(lines: pd.DataFrame, objective: str) -> pd.DataFrame:
 
 def _times(lines: pd.DataFrame, objective: str) -> pd.DataFrame:
     means = lines.groupby("objective").value.mean()
+    if not means[BASELINE]:  # seconds that are not known: see `run_training`
+        return lines.iloc[:0]
     return lines.iloc[[0]].assign(value=means[objective] / means[BASELINE], metric="ratio")
 
 

@@ -83,12 +83,13 @@ OPTIONS = ("config", "image", "label", "classes", "revision")
 def parse_set(text: str) -> EvaluationSet:
     """Reads `NAME=DATASET[:SPLIT][,OPTION=VALUE]...`, or the name of a preset.
 
-    What is not given is taken from the preset of that name, if there is one: `imagenet-a=FOLDER:test` is a copy of it.
+    What is not given is taken from the preset of that name, if there is one: `imagenet-a=FOLDER:test` is a copy of it. A path
+    may hold commas and colons: only a comma before a word and `=` ends it, and the colon before what can be a split's name.
 
     Raises:
         ConfigError: It is neither.
     """
-    head, *options = text.split(",")
+    head, *options = re.split(r",(?=\w+=)", text)
     name, equals, place = head.partition("=")
     if not equals and name not in PRESETS:
         raise ConfigError(
@@ -101,9 +102,10 @@ def parse_set(text: str) -> EvaluationSet:
         )
     given: dict[str, Any] = {}
     if equals:
-        given["dataset"], colon, split = place.partition(":")
+        match = re.fullmatch(r"(.+?):([\w.{}-]+(?:\[.*\])?)", place)
+        given["dataset"] = match[1] if match else place
         given["note"] = None  # of the preset's copy
-        given.update({"split": split} if colon else {})
+        given.update({"split": match[2]} if match else {})
         given.update({"config": None} if "{corruption}" in given["dataset"] else {})
     for option in options:
         key, equals, value = option.partition("=")

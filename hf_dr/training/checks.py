@@ -47,6 +47,13 @@ def check_student(model: nn.Module, dataset: ReinforcedData) -> None:
         raise ConfigError(
             f"the model must have weights that are trained, but all of {type(model).__name__} are frozen. Unfreeze some."
         )
+    trained = {parameter.dtype for parameter in model.parameters() if parameter.requires_grad}
+    half = [str(dtype) for dtype in (torch.float16, torch.bfloat16) if dtype in trained]
+    if half:
+        raise ConfigError(
+            f"the weights that are trained must be float32, found {' and '.join(half)}: in less, small steps are rounded away. "
+            "Load the model with dtype=torch.float32, and set `bf16` or `fp16` to compute in less."
+        )
     check_input(model, dataset)
     count = getattr(config, "num_labels", None)
     if count is not None:

@@ -112,6 +112,7 @@ def build_student(
             config=read_config(name, num_labels=num_classes, **names),
             ignore_mismatched_sizes=True,
             use_safetensors=True,
+            dtype=torch.float32,  # whatever its file has: `bf16` and `fp16` are what trains it in less
         )
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(

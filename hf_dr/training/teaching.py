@@ -140,6 +140,9 @@ def divide(
 def fold_temperature(model: Any, temperature: float, pixels_BCHW: torch.Tensor) -> bool:
     """Divides a classifier's logits by a temperature, in its last layer: whoever loads its weights gets calibrated answers.
 
+    That is the last layer with an output for each class, or the last two, as in DeiT, whose heads are averaged. Layers within
+    the model may have as many outputs by chance, so what was done is checked, with one layer more each time.
+
     Args:
         model: A classifier of transformers, timm's included.
         temperature: What the logits are divided by.
@@ -156,13 +159,14 @@ def fold_temperature(model: Any, temperature: float, pixels_BCHW: torch.Tensor) 
         if (isinstance(layer, nn.Linear) and layer.out_features == classes)
         or (isinstance(layer, nn.Conv2d) and layer.out_channels == classes)
     ]
-    weights = [weight for layer in heads for weight in layer.parameters()]
-    kept = [weight.clone() for weight in weights]
     expected_BC = model(pixels_BCHW).logits / temperature
-    for weight in weights:
-        weight.div_(temperature)
-    if torch.allclose(model(pixels_BCHW).logits, expected_BC, rtol=1e-3, atol=1e-4):
-        return True
-    for weight, old in zip(weights, kept, strict=True):
-        weight.copy_(old)
+    for first in reversed(range(len(heads))):
+        weights = [weight for layer in heads[first:] for weight in layer.parameters()]
+        kept = [weight.clone() for weight in weights]
+        for weight in weights:
+            weight.div_(temperature)
+        if torch.allclose(model(pixels_BCHW).logits, expected_BC, rtol=1e-3, atol=1e-4):
+            return True
+        for weight, old in zip(weights, kept, strict=True):
+            weight.copy_(old)
     return False

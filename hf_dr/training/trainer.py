@@ -112,8 +112,9 @@ class ReinforcedTrainer(StudentTrainer):
         self._in_order(train)  # checks the settings of the order
         if train.paired and self.args.train_batch_size % 2:
             logger.warning("An odd batch size splits mixed pairs over batches: their images are decoded twice.")
-        # Ours is a mean over the batch: Trainer divides it by the number of accumulated batches.
-        self.loss_is_scaled_for_ga = False
+        # Our loss is a mean over the batch, which Trainer is to divide by the number of accumulated batches. It would take the
+        # loss of a model that accepts its arguments for one that is divided already.
+        self.model_accepts_loss_kwargs = False
 
     @property
     def ema(self) -> ModelEmaV3 | None:

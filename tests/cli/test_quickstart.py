@@ -21,7 +21,7 @@ def printed_commands(text: str) -> list[list[str]]:
 
 
 def test_from_photos_to_a_report_and_again(photos, tmp_path, capsys):
-    out = tmp_path / "a folder"
+    out = tmp_path / "a folder, 12:30"
     assert quickstart(photos, out) == 0
     shown = capsys.readouterr().out
     commands = printed_commands(shown)
@@ -47,10 +47,17 @@ def test_from_photos_to_a_report_and_again(photos, tmp_path, capsys):
 
 @pytest.fixture
 def recorded(monkeypatch, tmp_path):
-    """Puts stand-ins in the place of the steps; returns which have run. `fails` names those that end with status 2."""
+    """Puts stand-ins in the place of the steps; returns which have run, which shall fail, and the teacher.json."""
     ran: list[str] = []
     fails: set[str] = set()
-    learned = {"dataset": "d", "split": "train", "eval_split": "test", "num_classes": 3}
+    learned = {
+        "dataset": "d",
+        "split": "train",
+        "eval_split": "test",
+        "num_classes": 3,
+        "temperature": 1.25,
+        "folded": True,
+    }
 
     def stand_in(name):
         def run(argv, prog):
@@ -63,11 +70,11 @@ def recorded(monkeypatch, tmp_path):
 
     for name in STEPS:
         monkeypatch.setattr(f"hf_dr.cli.{COMMANDS[name].module}.{name}_command", stand_in(name))
-    return ran, fails
+    return ran, fails, learned
 
 
 def test_a_failed_step_ends_it_and_is_where_it_goes_on(recorded, photos, tmp_path, capsys):
-    ran, fails = recorded
+    ran, fails, _ = recorded
     fails.add("inspect")
     assert quickstart(photos, tmp_path / "out") == 2
     assert ran == STEPS[:3]
@@ -78,7 +85,7 @@ def test_a_failed_step_ends_it_and_is_where_it_goes_on(recorded, photos, tmp_pat
 
 
 def test_steps_whose_settings_change_are_done_again_with_all_that_follow(recorded, photos, tmp_path):
-    ran, _ = recorded
+    ran, *_ = recorded
     assert quickstart(photos, tmp_path / "out") == 0
     ran.clear()
     assert quickstart(photos, tmp_path / "out", "--num_views", "3") == 0
@@ -86,6 +93,15 @@ def test_steps_whose_settings_change_are_done_again_with_all_that_follow(recorde
     ran.clear()
     assert quickstart(photos, tmp_path / "out", "--num_views", "3", "--seeds", "0", "1") == 0
     assert ran == STEPS[3:]
+
+
+def test_a_teacher_that_is_not_calibrated_by_its_weights_is_by_a_flag(recorded, photos, tmp_path, capsys):
+    *_, learned = recorded
+    assert quickstart(photos, tmp_path / "out") == 0
+    assert "--teacher_temperature" not in capsys.readouterr().out
+    learned["folded"] = False
+    assert quickstart(photos, tmp_path / "out", "--size", "32") == 0
+    assert "--teacher_temperature 1.25" in capsys.readouterr().out
 
 
 def test_what_the_steps_left_is_looked_at(recorded, photos, tmp_path, capsys):

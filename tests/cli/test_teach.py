@@ -74,12 +74,13 @@ def test_the_same_command_again_changes_nothing_and_other_images_are_refused(tau
     assert "must be made of the same images in the same way, but it differs in share" in capsys.readouterr().err
 
 
-def test_a_dataset_with_a_test_split_is_not_copied(taught, tmp_path):
+def test_a_dataset_with_a_test_split_is_not_copied(taught, tmp_path, capsys):
     images = taught / "photos"
     assert teach(images, tmp_path / "out", "--no_calibrate", "--max_steps", "1") == 0
     found = json.loads((tmp_path / "out" / "teacher.json").read_text())
     assert (found["dataset"], found["split"], found["eval_split"]) == (str(images), "train", "test")
     assert not found["folded"]
+    assert f"--teacher_temperature {found['temperature']:.4g} --output_dir PLUS" in capsys.readouterr().out
     assert not (tmp_path / "out" / "photos").exists()
     assert teach(images, tmp_path / "other", "--eval_split", "tset", "--max_steps", "1") == 2
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageClassification, ViTConfig, ViTImageProcessor
 
 from hf_dr.cli.main import main
+from hf_dr.evaluation.gathering import read_training
 from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.job import reinforce
 from hf_dr.hub.push import push_to_hub
@@ -127,6 +128,24 @@ def test_running_again_resumes(call, tmp_path, caplog):
     assert read(out / "train_results.json")["train_loss"] > 0
     assert call() == 0
     assert (out / "train_results.json").read_text() == results, "a finished run keeps its metrics"
+
+
+def test_a_run_that_was_stopped_between_its_last_step_and_its_metrics_is_finished(call, tmp_path, caplog):
+    assert call() == 0
+    out = tmp_path / "out"
+    weights = (out / "model.safetensors").read_bytes()
+    for name in (
+        "model.safetensors",
+        "train_results.json",
+        "eval_results.json",
+        "all_results.json",
+        "trainer_state.json",
+    ):
+        (out / name).unlink()
+    assert call() == 0
+    assert "stopped between its last step and its metrics: its seconds are not known" in caplog.text
+    assert (out / "model.safetensors").read_bytes() == weights
+    assert read_training(out, "reinforced", 0).steps == 2 * STEPS
 
 
 def test_a_kill_while_a_checkpoint_is_written_costs_that_checkpoint_only(call, tmp_path, caplog):

@@ -280,6 +280,9 @@ def test_parse_set():
     assert parse_set("t=a/b:train[:10],label=fine,image=img,config=c") == EvaluationSet(
         "t", "a/b", "train[:10]", "c", "img", "fine"
     )
+    assert parse_set("t=photos, 2024/x:test,label=l") == EvaluationSet("t", "photos, 2024/x", "test", label="l")
+    assert parse_set("t=12:30 photos/x:test") == EvaluationSet("t", "12:30 photos/x", "test")
+    assert parse_set("t=12:30 photos") == EvaluationSet("t", "12:30 photos")
     assert parse_set("imagenet,revision=abc").revision == "abc"
     assert parse_set("imagenet-v2").note
     assert parse_set("imagenet-v2=/data/v2").note is None, "another copy"

@@ -19,7 +19,7 @@ from hf_dr.training.students import LabelledImages, build_student, load_processo
 from hf_dr.training.trainer import ReinforcedTrainer
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops.geometry import CenterCrop, RandomHorizontalFlip
-from training.helpers import SIZE
+from training.helpers import MODELS, SIZE
 
 
 def test_images_for_evaluation(tiny_dataset):
@@ -60,6 +60,15 @@ def test_a_saved_student_may_be_trained_further(tmp_path, plain, settings):
     loaded = student.timm_model.state_dict()
     assert any(torch.equal(value, body[name]) for name, value in loaded.items() if "conv" in name)
     ReinforcedTrainer(student, settings(max_steps=1), train_dataset=plain).train()
+
+
+@pytest.mark.parametrize("kind", ["timm test_resnet", "transformers ResNet"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_checkpoint_in_half_precision_is_fine_tuned_in_float32(plain, settings, tmp_path, kind, dtype):
+    MODELS[kind]().to(dtype).save_pretrained(tmp_path / "half")
+    trainer = ReinforcedTrainer(str(tmp_path / "half"), settings(max_steps=1), train_dataset=plain)
+    trainer.train()
+    assert {weight.dtype for weight in trainer.model.parameters()} == {torch.float32}
 
 
 def test_a_student_is_saved_with_the_size_that_it_was_fine_tuned_at(tmp_path):

@@ -212,10 +212,11 @@ def test_rows_without_stored_views_learn_from_their_label(tmp_path, tiny_dataset
     assert evaluated == pytest.approx(np.mean(losses), rel=1e-5)
 
 
-def test_four_small_batches_are_one_large_one(plain, settings):
+@pytest.mark.parametrize("kind", ["timm test_vit", "transformers ViT"])
+def test_four_small_batches_are_one_large_one(plain, settings, kind):
     found = []
     for size, steps in ((4, 1), (1, 4)):
-        student = timm_student()
+        student = MODELS[kind]()
         args = settings(
             per_device_train_batch_size=size,
             gradient_accumulation_steps=steps,

@@ -47,7 +47,7 @@ class ReinforceConfig:
         "Seed of the augmentation parameters, mixing partners and samples.", default=0, type=Whole(0, (1 << 63) - 1)
     )
     overlay: bool = flag(
-        "Leave the images out, where a licence forbids copying them. Default: copy them.", default=False
+        "Leave the images and other files out, where a licence forbids copying them. Default: copy them.", default=False
     )
     image_column: str | None = flag("Column of the images. Default: the only Image column.", default=None)
     label_column: str | None = flag(
@@ -157,7 +157,7 @@ class ImportConfig:
 
     output_dir: str = field(metadata=_METADATA["output_dir"])
     config_name: str = flag("Name under which load_dataset finds it.", default="default")
-    overlay: bool = flag("Leave the images out, where a licence forbids copying them.", default=False)
+    overlay: bool = flag("Leave the images, and other files, out, where a licence forbids copying them.", default=False)
     image_column: str | None = flag("As for reinforce.", default=None)
     label_column: str | None = flag("As for reinforce.", default=None)
     order: str = flag(

@@ -25,6 +25,7 @@ from hf_dr.store.base_dataset import (
     undecoded_images,
 )
 from hf_dr.store.features import reinforcement_features
+from hf_dr.store.named_files import stored_columns
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import MAX_SHARDS, SCHEMA_VERSION
 from hf_dr.teacher.ensemble import Teacher
@@ -117,7 +118,7 @@ def plan_run(
             ", ".join(shown_text(name, 40) for name in others) or "no others",
         )
     images = undecoded_images(dataset, image_column)
-    stored = [name for name in dataset.column_names if not (config.overlay and name == image_column)]
+    stored = stored_columns(dataset.features, image_column, overlay=config.overlay)
     provenance = Provenance(
         config_name=config.config_name or _name_of(augmentation),
         split=split_name(dataset),

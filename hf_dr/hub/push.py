@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,10 +13,17 @@ from accelerate.utils import gather_object
 from hf_dr.errors import ConfigError, FormatError
 from hf_dr.hub.repository import Push, Remote, Repository, publish, read_card
 from hf_dr.processes import process_state
-from hf_dr.store.card import CARD_FILE, card_configs, keep_configs, update_card
+from hf_dr.store.card import CARD_FILE, card_configs, keep_configs, names_configs, unsent_lines, update_card
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import PROVENANCE_FILE, PUBLISHED_FILES
 from hf_dr.store.shards import check_digests
+
+logger = logging.getLogger(__name__)
+# What `datasets` reads without being told; a repository with such files and no `configs:` in its card is one dataset.
+_DATA = (
+    ".parquet", ".arrow", ".csv", ".tsv", ".json", ".jsonl", ".jsonl.gz", ".tar", ".zip", ".jpg", ".jpeg", ".png", ".webp",
+    ".tif", ".tiff", ".bmp", ".gif",
+)  # fmt: skip
 
 
 def push_to_hub(
@@ -41,17 +49,20 @@ def push_to_hub(
         folder: The folder of the "+" dataset.
         repo_id: `owner/name`; it is created if it does not exist.
         configs: Which configurations. Default: all in the folder, which must all be finished.
-        private: For a new repository: whether it is private. Default: as the owner's settings say.
+        private: For a new repository: whether it is private. Default: as the owner's settings say. True is refused for one that
+            is public.
         revision: Branch to push to; it is created if it does not exist. Default: `main`.
         create_pr: Push to a pull request (a draft) instead. Run again, the same one is used.
         tags: Tags to set on the commit. They must be new, or be on that commit already.
-        overwrite: Replace a configuration that is there and was made with other settings (its fingerprint differs).
+        overwrite: Replace a configuration that is there and was made with other settings (its fingerprint differs), with what
+            was found out about it.
         commit_message: The default names the configurations and their fingerprints.
         token: Default: the one that `hf auth login` stored.
         dry_run: Send nothing; the answer says what a push would do.
 
     Raises:
-        ConfigError: A setting is impossible, or a configuration is there in another version and `overwrite` is not set.
+        ConfigError: A setting is impossible, or a configuration is there in another version and `overwrite` is not set, or the
+            repository has data that could not be loaded any more.
         FormatError: A configuration is unfinished or damaged.
         HubError: The Hub refuses, or does not answer after all retries. Nothing was published, or all of it.
     """
@@ -63,35 +74,70 @@ def push_to_hub(
 
     @functools.cache  # parsing YAML takes its time, and each attempt asks again
     def card(remote: str | None) -> str:
-        if remote is None and (folder / CARD_FILE).is_file():
-            local = read_card(folder / CARD_FILE)
-            assert local is not None
-            remote = keep_configs(local, found)  # the card names no configuration before its data is there
-        return update_card(remote, found, name=repo_id)
+        local = read_card(folder / CARD_FILE) if (folder / CARD_FILE).is_file() else None
+        if local is not None:
+            local = keep_configs(local, found)  # the card names no configuration before its data is there
+        if remote is not None and local is not None and unsent_lines(local, remote):
+            logger.warning(
+                "%s of the folder has lines that the card of %s has not. They are not sent: edit the card there.",
+                CARD_FILE,
+                repo_id,
+            )
+        return update_card(local if remote is None else remote, found, name=repo_id)
+
+    replaced: set[str] = set()  # configurations that stand there in another version
 
     def check(repository: Repository, remote: Remote) -> None:
+        _check_implicit(repository, remote)
         for name, provenance in provenances.items():
-            file = None if overwrite else repository.fetch(f"{name}/{PROVENANCE_FILE}", remote)
-            there = provenance if file is None else Provenance.read(file.parent)
-            if there.fingerprint != provenance.fingerprint:
+            file = repository.fetch(f"{name}/{PROVENANCE_FILE}", remote)
+            if file is None:
+                continue
+            try:
+                there = Provenance.read(file.parent)
+            except FormatError:
+                if not overwrite:
+                    raise
+                replaced.add(name)
+                continue
+            if there.fingerprint == provenance.fingerprint:
+                continue
+            if not overwrite:
                 differences = "; ".join(there.differences(provenance)[:5])
                 raise ConfigError(
                     f"configuration `{name}` of {repo_id} must be the one that is pushed, found another ({differences}). Pass "
                     "`overwrite` to replace it, or reinforce under another `config_name`."
                 )
+            replaced.add(name)
+
+    def stale(path: str) -> bool:
+        name, _, file = path.rpartition("/")
+        return name in found and (file.endswith(".parquet") or (name in replaced and file in PUBLISHED_FILES))
 
     fingerprints = ", ".join(f"{name} {provenance.fingerprint[:8]}" for name, provenance in provenances.items())
     return publish(
         Repository(repo_id, "dataset", revision, token),
         files,
         card,
-        stale=lambda path: path.endswith(".parquet") and path.rpartition("/")[0] in found,
+        stale=stale,
         check=check,
         private=private,
         create_pr=create_pr,
         tags=tags,
         message=commit_message or f"Push {fingerprints}",
         dry_run=dry_run,
+    )
+
+
+def _check_implicit(repository: Repository, remote: Remote) -> None:
+    """Refuses a repository whose data is read without its card naming it: named data alone would be read from then on."""
+    ours = {path.rpartition("/")[0] for path in remote.files if path.endswith(f"/{PROVENANCE_FILE}")}
+    data = [path for path in remote.files if path.lower().endswith(_DATA) and path.rpartition("/")[0] not in ours]
+    if not data or names_configs(read_card(repository.fetch(CARD_FILE, remote))):
+        return
+    raise ConfigError(
+        f"the card of {repository.id} must name its data under `configs:`, found nothing of {data[0]} and {len(data) - 1} more "
+        "files: once it names what is pushed, nobody could load those any more. Add them to the card, or push elsewhere."
     )
 
 

@@ -137,12 +137,31 @@ class Repository:
         except LocalTokenNotFoundError as error:
             raise HubError("expected a token to push with, found none. Log in with `hf auth login`.") from error
         ask(lambda: self.api.create_repo(**self._where, private=private, exist_ok=True), f"create {self.id}")
+        if private:
+            self.check_private()
         if create_pr is not None:
             self.revision = ask(lambda: self._pull_request(create_pr, user), f"open a pull request at {self.id}")
         elif self.revision != "main" and not self.revision.startswith("refs/"):
             ask(
                 lambda: self.api.create_branch(**self._where, branch=self.revision, exist_ok=True),
                 f"create the branch {self.revision}",
+            )
+
+    def check_private(self, *, missing_ok: bool = False) -> None:
+        """Raises a ConfigError where the repository is public: the Hub does not make one private that is there already."""
+
+        def is_public() -> bool:
+            try:
+                return self.api.repo_info(**self._where).private is False
+            except RepositoryNotFoundError:
+                if missing_ok:
+                    return False
+                raise
+
+        if ask(is_public, f"read {self.id}"):
+            raise ConfigError(
+                f"`private` must be left out for a repository that is public, and {self.id} is: everybody could see what is "
+                "pushed. Make it private in its settings first, or choose another."
             )
 
     def _pull_request(self, title: str, user: str) -> str:
@@ -268,6 +287,8 @@ def publish(
     state = Alone() if alone else process_state()
     operations = {path: CommitOperationAdd(path, local) for path, local in files.items()}
     content = _Content(repository, operations, card, stale, check)
+    if dry_run and private:
+        on_main(state, lambda: repository.check_private(missing_ok=True))
     if dry_run:
         return on_main(state, lambda: content.push(*content.read(missing_ok=True), None))
 
@@ -396,7 +417,7 @@ def _check_licence(repository: Repository, card: str) -> None:
     if re.search(r"(?m)^license:", card) is None:
         logger.warning(
             "%s is new and its card names no licence: unless its owner's settings make it private, everybody can see it, "
-            "and nobody knows what is allowed. Add `license:` to the metadata of the card.",
+            "and nobody knows what is allowed. Add `license:` to the metadata of its card at the Hub.",
             repository.url,
         )
 

@@ -27,7 +27,18 @@ from hf_dr.store import schema
 from hf_dr.store.card_texts import FOOT_TEXT, HEAD_TEXT
 from hf_dr.store.findings import Statistics, Students, Verification, has_contact_sheet, read_finding
 from hf_dr.store.provenance import Provenance
-from hf_dr.store.readme import Data, drop_parts, dump_yaml, edit_yaml, merge_parts, newline_of, part_names, split_readme
+from hf_dr.store.readme import (
+    Data,
+    drop_parts,
+    dump_yaml,
+    edit_yaml,
+    merge_parts,
+    newline_of,
+    own_lines,
+    part_names,
+    read_entries,
+    split_readme,
+)
 from hf_dr.store.schema import PROVENANCE_FILE, is_reserved, is_safe_name
 from hf_dr.store.shards import check_shards, read_features, read_marker
 from hf_dr.teacher.signals import IMAGE_TAIL, SAMPLED, TOPK
@@ -173,6 +184,25 @@ def keep_configs(existing: str, names: Collection[str]) -> str:
     opening, metadata, closing, body = split_readme(existing)
     gone = [part for part in part_names(body) if part.startswith(f"{_CONFIG} ") and part.split()[1] not in names]
     return opening + edit_yaml(metadata, kept, _KEYS, newline_of(existing)) + closing + drop_parts(body, gone)
+
+
+def names_configs(card: str | None) -> bool:
+    """Tells whether a card has `configs:`, without which a repository's files are read as one dataset.
+
+    Raises:
+        FormatError: Its YAML cannot be read.
+    """
+    return card is not None and bool(read_entries(split_readme(card)[1])[1].get(_CONFIGS))
+
+
+def unsent_lines(local: str, remote: str) -> set[str]:
+    """Returns what people wrote into a local card, its licence included, that the one at the Hub has not.
+
+    Raises:
+        FormatError: The YAML of one cannot be read, or a marker of a generated part is damaged.
+    """
+    here, there = (own_lines(text, set(_KEYS) - {_LICENSE}) for text in (local, remote))
+    return here - there
 
 
 _HEAD, _FOOT, _CONFIG = "head", "foot", "config"

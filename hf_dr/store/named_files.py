@@ -7,6 +7,7 @@ own files only. People whose own Parquet files name files elsewhere say so with 
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
 
 from hf_dr.errors import ConfigError, DataError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,28 @@ class NamedFiles:
         """Returns the cells whose row has a position that is not negative, with it as their row."""
         kept = position[self.rows] >= 0
         return NamedFiles(self.column, position[self.rows[kept]], self.paths.filter(pa.array(kept)))
+
+
+def stored_columns(features: datasets.Features, image_column: str, *, overlay: bool) -> list[str]:
+    """Returns the columns of a base that its "+" dataset has: all, or for an overlay those that hold no files of any kind.
+
+    What an overlay leaves out beside its images is logged: people who may not copy images may not copy their thumbnails.
+    """
+    if not overlay:
+        return list(features)
+    others = [name for name, feature in features.items() if name != image_column and _holds_files(feature)]
+    if others:
+        logger.info("Left out of the overlay, because they hold files too: %s.", ", ".join(others))
+    return [name for name in features if name not in (image_column, *others)]
+
+
+def _holds_files(feature: Any) -> bool:
+    """Tells whether a column, or one that is nested in it, holds images, sound, video or documents."""
+    if isinstance(feature, dict):
+        return any(map(_holds_files, feature.values()))
+    if isinstance(feature, (datasets.List, datasets.LargeList)):
+        return _holds_files(feature.feature)
+    return hasattr(feature, "decode_example")  # how `datasets` itself recognises them
 
 
 def named_files(dataset: datasets.Dataset) -> list[NamedFiles]:

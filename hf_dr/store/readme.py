@@ -63,7 +63,7 @@ def edit_yaml(text: str, change: Callable[[Data], Data], order: Sequence[str], n
     Raises:
         FormatError: The YAML cannot be read, or not be edited key by key.
     """
-    chunks, data = _read_yaml(text)
+    chunks, data = read_entries(text)
     wanted = change(data)
     for key in order:
         if key not in wanted or (key in data and repr(data[key]) == repr(wanted[key])):
@@ -76,7 +76,7 @@ def edit_yaml(text: str, change: Callable[[Data], Data], order: Sequence[str], n
             later = [places[other] for other in order[order.index(key) :] if other in places]
             chunks.insert(min(later, default=len(chunks)), (key, block))
     edited = "".join(chunk for _, chunk in chunks)
-    after, expected = _read_yaml(edited)[1], {**data, **wanted}
+    after, expected = read_entries(edited)[1], {**data, **wanted}
     if {key: repr(value) for key, value in after.items()} != {key: repr(value) for key, value in expected.items()}:
         raise FormatError(f"the card's YAML {_PLAIN}, found another form. Write it so.")
     return edited.removesuffix("\n").removesuffix("\r")
@@ -119,7 +119,7 @@ class _PlainLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read_yaml(text: str) -> tuple[list[tuple[Any, str]], Data]:
+def read_entries(text: str) -> tuple[list[tuple[Any, str]], Data]:
     """Cuts YAML into its top-level entries, by key and in order, and parses it; what stands above the first has key None."""
     text += "" if not text or text.endswith("\n") else "\n"
     try:
@@ -207,6 +207,24 @@ def part_names(body: str) -> list[str]:
         FormatError: A marker is damaged.
     """
     return [key for key, _ in _split_body(body) if key is not None]
+
+
+def own_lines(text: str, generated: Collection[str]) -> set[str]:
+    """Returns the lines of a README that people wrote: of the body but its title, and of the entries of other keys of the YAML.
+
+    Args:
+        text: The README.
+        generated: Keys of the YAML that are generated.
+
+    Raises:
+        FormatError: The YAML cannot be read, or a marker is damaged.
+    """
+    _, metadata, _, body = split_readme(text)
+    entries, _ = read_entries(metadata)
+    own = [entry for key, entry in entries if key not in generated]
+    own += [piece for key, piece in _split_body(body) if key is None]
+    lines = {line.strip() for piece in own for line in piece.splitlines()}
+    return {line for line in lines if line and not line.startswith("# ")}
 
 
 def _marker(key: str) -> str:

@@ -349,6 +349,28 @@ def test_the_base_columns_come_along_unchanged(tmp_path, tiny_dataset, tiny_teac
     assert list(plus["label"]) == list(tiny_dataset["label"])
 
 
+def test_an_overlay_has_no_other_files_either(tmp_path, tiny_dataset, tiny_teacher, caplog):
+    undecoded = tiny_dataset.cast_column("image", datasets.Image(decode=False))
+    pictures = undecoded["image"][:]
+    base = tiny_dataset
+    for name, cells, feature in (
+        ("thumbnail", pictures, datasets.Image()),
+        ("details", [[one] for one in pictures], datasets.List(datasets.Image())),
+        (
+            "more",
+            [{"scan": one, "page": 3} for one in pictures],
+            {"scan": datasets.Image(), "page": datasets.Value("int8")},
+        ),
+    ):
+        base = base.add_column(name, cells, feature=feature)
+    caplog.set_level("INFO", "hf_dr")
+    run(tmp_path, base, tiny_teacher, overlay=True, config_name="overlay", image_column="image")
+    assert "Left out of the overlay, because they hold files too: thumbnail, details, more." in caplog.text
+    plus = datasets.load_dataset(str(tmp_path), "overlay", split="train")
+    assert not {"image", "thumbnail", "details", "more"} & set(plus.column_names)
+    assert "label" in plus.column_names
+
+
 def test_an_overlay_has_no_images(tmp_path, tiny_dataset, tiny_teacher):
     run(tmp_path, tiny_dataset, tiny_teacher, overlay=True, config_name="overlay")
     plus = datasets.load_dataset(str(tmp_path), "overlay", split="train")

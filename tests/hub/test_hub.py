@@ -164,6 +164,69 @@ def test_another_version_replaces_only_when_told_to(
     assert {path: there[path] for path in there if path.startswith("all_ops/")} == of_config(other, "all_ops")
 
 
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_what_shall_be_private_is_not_pushed_to_a_public_repository(
+    loopback_hub: LoopbackHub, plus: Path, dry_run: bool
+) -> None:
+    loopback_hub.put(REPO, {"notes.txt": b"mine"})
+    with pytest.raises(
+        ConfigError, match=r"`private` must be left out for a repository that is public, and me/tiny-plus is"
+    ):
+        push_to_hub(plus, REPO, private=True, dry_run=dry_run)
+    assert set(loopback_hub.files(REPO)) == {"notes.txt"}
+    push_to_hub(plus, "me/another", private=True, dry_run=dry_run)
+    if not dry_run:
+        assert loopback_hub.repo("me/another").private
+        push_to_hub(plus, "me/another", private=True)
+
+
+@pytest.mark.parametrize("card", [None, b"# Photos\n", b"---\nlicense: mit\n---\n"])
+def test_data_that_is_loaded_without_being_named_is_not_hidden(
+    loopback_hub: LoopbackHub, plus: Path, card: bytes | None
+) -> None:
+    images = next((plus / "all_ops").glob("*.parquet")).read_bytes()
+    there = {"data/test-00000-of-00001.parquet": images, "notes.txt": b"mine"}
+    loopback_hub.put(REPO, there if card is None else {**there, CARD_FILE: card})
+    with pytest.raises(
+        ConfigError, match=r"found nothing of data/test-0.* and 0 more files: .* nobody could load those"
+    ):
+        push_to_hub(plus, REPO)
+    named = b"---\nconfigs:\n- config_name: theirs\n  data_files: data/*.parquet\n---\n"
+    loopback_hub.put(REPO, {**there, CARD_FILE: named})
+    push_to_hub(plus, REPO)
+    assert datasets.get_dataset_config_names(REPO) == ["all_ops", "theirs"]
+
+
+def test_what_was_found_out_about_a_replaced_configuration_goes_with_it(
+    loopback_hub: LoopbackHub, plus: Path, tiny_dataset: datasets.Dataset, tiny_teacher: Teacher, tmp_path: Path
+) -> None:
+    assert main(["inspect", str(plus), "--save"]) == 0
+    push_to_hub(plus, REPO)
+    assert {"all_ops/statistics.json", "all_ops/contact_sheet.png"} <= loopback_hub.files(REPO).keys()
+    push_to_hub(plus, REPO, overwrite=True)  # the same: nothing is replaced
+    assert "all_ops/statistics.json" in loopback_hub.files(REPO)
+    other = tmp_path / "other" / "tiny-plus"
+    config = ReinforceConfig(str(other), num_views=2, top_k=3, config_name="all_ops", overlay=True)
+    reinforce(tiny_dataset, tiny_teacher, Augmentation.named("rrc", 24), config)
+    push_to_hub(other, REPO, overwrite=True)
+    there = {path for path in loopback_hub.files(REPO) if path.startswith("all_ops/")}
+    assert there == set(of_config(other, "all_ops"))
+
+
+def test_what_was_written_into_the_local_card_later_is_said_not_to_be_sent(
+    loopback_hub: LoopbackHub, plus: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    push_to_hub(plus, REPO)
+    caplog.clear()
+    push_to_hub(plus, REPO)
+    assert "not sent" not in caplog.text
+    card = plus / CARD_FILE
+    card.write_text(card.read_text().replace("---\n", "---\nlicense: cc-by-4.0\n", 1))
+    push_to_hub(plus, REPO)
+    assert f"README.md of the folder has lines that the card of {REPO} has not. They are not sent" in caplog.text
+    assert b"cc-by-4.0" not in loopback_hub.files(REPO)[CARD_FILE]
+
+
 def test_a_dry_run_says_what_it_would_do_and_does_nothing(
     loopback_hub: LoopbackHub, plus: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

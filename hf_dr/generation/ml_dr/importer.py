@@ -45,6 +45,7 @@ from hf_dr.store.base_dataset import (
     whole_column,
 )
 from hf_dr.store.features import reinforcement_features
+from hf_dr.store.named_files import stored_columns
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import IMAGE_HASH, SCHEMA_VERSION, SOURCE_INDEX, STORED_PARTNERS, VIEWS_HASH
 from hf_dr.store.shards import ROW_GROUP_VIEWS, ShardWriter
@@ -100,7 +101,7 @@ class ImportJob:
             column = whole_column(base, label_column)
             self._labels, _ = label_numbers(column, num_classes)
         self._augmentation = format.augmentation
-        stored = [name for name in base.column_names if not (config.overlay and name == image_column)]
+        stored = stored_columns(base.features, image_column, overlay=config.overlay)
         self._base = base.select_columns(stored)
         num_views = self._runs[-1].views.stop
         added = reinforcement_features(

@@ -157,7 +157,7 @@ class ImportConfig:
 
     output_dir: str = field(metadata=_METADATA["output_dir"])
     config_name: str = flag("Name under which load_dataset finds it.", default="default")
-    overlay: bool = flag("Leave the images, and other files, out, where a licence forbids copying them.", default=False)
+    overlay: bool = flag("Leave the images and other files out, where a licence forbids copying them.", default=False)
     image_column: str | None = flag("As for reinforce.", default=None)
     label_column: str | None = flag("As for reinforce.", default=None)
     order: str = flag(

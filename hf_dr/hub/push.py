@@ -6,6 +6,7 @@ import functools
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from accelerate.utils import gather_object
@@ -13,7 +14,7 @@ from accelerate.utils import gather_object
 from hf_dr.errors import ConfigError, FormatError
 from hf_dr.hub.repository import Push, Remote, Repository, publish, read_card
 from hf_dr.processes import process_state
-from hf_dr.store.card import CARD_FILE, card_configs, keep_configs, names_configs, unsent_lines, update_card
+from hf_dr.store.card import CARD_FILE, CardConfig, card_configs, keep_configs, names_configs, unsent_lines, update_card
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import PROVENANCE_FILE, PUBLISHED_FILES
 from hf_dr.store.shards import check_digests
@@ -72,61 +73,84 @@ def push_to_hub(
     _check_shards(folder, provenances)
     files = {f"{name}/{path.name}": path for name in found for path in config_files(folder / name, provenances[name])}
 
-    @functools.cache  # parsing YAML takes its time, and each attempt asks again
-    def card(remote: str | None) -> str:
-        local = read_card(folder / CARD_FILE) if (folder / CARD_FILE).is_file() else None
-        if local is not None:
-            local = keep_configs(local, found)  # the card names no configuration before its data is there
-        if remote is not None and local is not None and unsent_lines(local, remote):
-            logger.warning(
-                "%s of the folder has lines that the card of %s has not. They are not sent: edit the card there.",
-                CARD_FILE,
-                repo_id,
-            )
-        return update_card(local if remote is None else remote, found, name=repo_id)
-
-    replaced: set[str] = set()  # configurations that stand there in another version
-
-    def check(repository: Repository, remote: Remote) -> None:
-        _check_implicit(repository, remote)
-        for name, provenance in provenances.items():
-            file = repository.fetch(f"{name}/{PROVENANCE_FILE}", remote)
-            if file is None:
-                continue
-            try:
-                there = Provenance.read(file.parent)
-            except FormatError:
-                if not overwrite:
-                    raise
-                replaced.add(name)
-                continue
-            if there.fingerprint == provenance.fingerprint:
-                continue
-            if not overwrite:
-                differences = "; ".join(there.differences(provenance)[:5])
-                raise ConfigError(
-                    f"configuration `{name}` of {repo_id} must be the one that is pushed, found another ({differences}). Pass "
-                    "`overwrite` to replace it, or reinforce under another `config_name`."
-                )
-            replaced.add(name)
-
-    def stale(path: str) -> bool:
-        name, _, file = path.rpartition("/")
-        return name in found and (file.endswith(".parquet") or (name in replaced and file in PUBLISHED_FILES))
-
+    content = _Content(folder, repo_id, found, overwrite)
     fingerprints = ", ".join(f"{name} {provenance.fingerprint[:8]}" for name, provenance in provenances.items())
     return publish(
         Repository(repo_id, "dataset", revision, token),
         files,
-        card,
-        stale=stale,
-        check=check,
+        functools.cache(content.card),  # parsing YAML takes its time, and each attempt asks again
+        stale=content.is_stale,
+        check=content.check,
         private=private,
         create_pr=create_pr,
         tags=tags,
         message=commit_message or f"Push {fingerprints}",
         dry_run=dry_run,
     )
+
+
+@dataclass
+class _Content:
+    """What is pushed, next to what stands there.
+
+    Attributes:
+        folder: Of the "+" dataset.
+        repo_id: Where it goes.
+        configs: Those that are pushed.
+        overwrite: See `push_to_hub`.
+        replaced: Those that stand there in another version, once `check` has looked.
+    """
+
+    folder: Path
+    repo_id: str
+    configs: Mapping[str, CardConfig]
+    overwrite: bool
+    replaced: set[str] = field(default_factory=set)
+
+    def card(self, remote: str | None) -> str:
+        """Returns the text that the card shall have, made of the one that is there, or else of the folder's."""
+        path = self.folder / CARD_FILE
+        local = read_card(path) if path.is_file() else None
+        if local is not None:
+            local = keep_configs(local, self.configs)  # the card names no configuration before its data is there
+        if remote is not None and local is not None and unsent_lines(local, remote):
+            logger.warning(
+                "%s of the folder has lines that the card of %s has not. They are not sent: edit the card there.",
+                CARD_FILE,
+                self.repo_id,
+            )
+        return update_card(local if remote is None else remote, self.configs, name=self.repo_id)
+
+    def check(self, repository: Repository, remote: Remote) -> None:
+        """Refuses a repository in which something would be lost."""
+        _check_implicit(repository, remote)
+        for name, config in self.configs.items():
+            file = repository.fetch(f"{name}/{PROVENANCE_FILE}", remote)
+            if file is None:
+                continue
+            try:
+                there = Provenance.read(file.parent)
+            except FormatError:
+                if not self.overwrite:
+                    raise
+                self.replaced.add(name)
+                continue
+            if there.fingerprint == config.provenance.fingerprint:
+                continue
+            if not self.overwrite:
+                differences = "; ".join(there.differences(config.provenance)[:5])
+                raise ConfigError(
+                    f"configuration `{name}` of {self.repo_id} must be the one that is pushed, found another ({differences}). "
+                    "Pass `overwrite` to replace it, or reinforce under another `config_name`."
+                )
+            self.replaced.add(name)
+
+    def is_stale(self, path: str) -> bool:
+        """Tells whether a file that stands there goes: other shards, and what was found out about a replaced configuration."""
+        name, _, file = path.rpartition("/")
+        return name in self.configs and (
+            file.endswith(".parquet") or (name in self.replaced and file in PUBLISHED_FILES)
+        )
 
 
 def _check_implicit(repository: Repository, remote: Remote) -> None:

@@ -23,13 +23,14 @@ from huggingface_hub import metadata_load, try_to_load_from_cache
 from hf_dr.errors import ConfigError, DataError, did_you_mean
 from hf_dr.files import YAML_ERRORS
 from hf_dr.store.named_files import check_own_files
-from hf_dr.store.schema import is_reserved
+from hf_dr.store.schema import LICENSES, is_reserved
 from hf_dr.text import is_hub_id
 
 logger = logging.getLogger(__name__)
 
 # Rows by whose files a base dataset is recognised; in addition, every image is hashed when it is decoded.
 _SAMPLED_ROWS = 64
+_EMBEDDED_AT_ONCE = 16  # rows whose files are read into one Arrow array
 
 
 def load_base(
@@ -228,12 +229,17 @@ def _reason(error: BaseException) -> str:
 
 
 def card_license(name: str, revision: str | None = None) -> str | None:
-    """Returns the licence that the card of a dataset names: one in a folder, or one that was loaded from the Hub."""
+    """Returns the licence that the card of a dataset names: one in a folder, or one that was loaded from the Hub.
+
+    Several are joined by `LICENSES`; None where there is none.
+    """
     path = Path(name).expanduser()
     card = path / "README.md"
     if not path.exists():  # on the Hub: loading it has fetched the card
         card = Path(str(try_to_load_from_cache(name, "README.md", revision=revision, repo_type="dataset")))
     license = (metadata_load(card) or {}).get("license") if card.is_file() else None
+    if isinstance(license, list) and all(isinstance(name, str) for name in license):
+        license = LICENSES.join(license) or None
     return license if isinstance(license, str) else None
 
 
@@ -361,10 +367,19 @@ def as_table(
         image_column: Column of the images, if the dataset has it here.
         readable: bool (stop - start,); False for rows whose image could not be decoded. Their image becomes null: what is no
             image may be any file, and is not to be copied.
+
+    Returns:
+        A table in chunks of a few rows, because one Arrow array takes less than 2 GiB of images.
     """
-    table = dataset.with_format("arrow")[start:stop]
-    if readable is not None and not readable.all() and image_column in table.column_names:
-        place = table.column_names.index(image_column)
-        kept = pa.array(np.arange(stop - start), mask=~readable)
-        table = table.set_column(place, table.schema.field(place), table.column(place).combine_chunks().take(kept))
-    return datasets.table.embed_table_storage(table)
+    rows = dataset.with_format("arrow")
+    parts = []
+    for first in range(start, stop, _EMBEDDED_AT_ONCE):
+        last = min(first + _EMBEDDED_AT_ONCE, stop)
+        table = rows[first:last]
+        bad = np.zeros(last - first, bool) if readable is None else ~readable[first - start : last - start]
+        if bad.any() and image_column in table.column_names:
+            place = table.column_names.index(image_column)
+            kept = pa.array(np.arange(last - first), mask=bad)
+            table = table.set_column(place, table.schema.field(place), table.column(place).take(kept))
+        parts.append(datasets.table.embed_table_storage(table))
+    return pa.concat_tables(parts)

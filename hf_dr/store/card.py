@@ -39,7 +39,7 @@ from hf_dr.store.readme import (
     read_entries,
     split_readme,
 )
-from hf_dr.store.schema import PROVENANCE_FILE, is_reserved, is_safe_name
+from hf_dr.store.schema import LICENSES, PROVENANCE_FILE, is_reserved, is_safe_name
 from hf_dr.store.shards import check_shards, read_features, read_marker
 from hf_dr.teacher.signals import IMAGE_TAIL, SAMPLED, TOPK
 from hf_dr.text import code, format_bytes, inline, is_hub_id, markdown_table, percent, shown_text
@@ -239,7 +239,7 @@ def _metadata(configs: Mapping[str, CardConfig | PlannedConfig], data: Data) -> 
     if data.get(_TASKS) is None:
         wanted[_TASKS] = ["image-classification"]
     licenses = {shown_text(license, 100) for one in about if isinstance(license := one.base.get("license"), str)}
-    if data.get(_LICENSE) is None and len(licenses) == 1:
+    if data.get(_LICENSE) is None and len(licenses) == 1 and LICENSES not in min(licenses):  # the Hub knows single ones
         wanted[_LICENSE] = licenses.pop()
     bases = {str(one.base.get("id")) for one in about if is_hub_id(one.base.get("id"))}
     if bases - set(sources):

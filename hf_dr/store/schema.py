@@ -48,6 +48,8 @@ STATISTICS_FILE = "statistics.json"
 VERIFICATION_FILE = "verification.json"
 STUDENTS_FILE = "students.json"
 CONTACT_SHEET_FILE = "contact_sheet.png"
+LICENSES = ", "
+"""Stands between several licences of one base."""
 PUBLISHED_FILES = (PROVENANCE_FILE, STATISTICS_FILE, VERIFICATION_FILE, STUDENTS_FILE, CONTACT_SHEET_FILE)
 """What a configuration's folder may hold next to its shards, for readers; only the provenance must be there."""
 METADATA_KEY = b"hf_dr"

@@ -27,6 +27,10 @@ from hf_dr.store.schema import IMAGE_HASH, METADATA_KEY, PROVENANCE_FILE, SOURCE
 
 # Views in a row group: bounds the writer's memory whatever V is, and is enough for zstd to find what there is to find.
 ROW_GROUP_VIEWS = 1 << 16
+# Bytes of the base's columns in a row group, give or take a few rows: bounds a reader's memory, and Arrow reads less than 2 GiB
+# of images at once.
+ROW_GROUP_BYTES = 1 << 28
+_ROWS_AT_ONCE = 16  # that are not divided
 _FOOTER_BYTES = 1 << 16  # of statistics, sizes and places of columns: other content has another
 ZSTD_LEVEL = 19  # written once, read for ever; encoding is still thousands of views a second
 MAX_MASS = 1.01
@@ -346,13 +350,18 @@ class ShardWriter:
             raise
 
     def write(self, base: pa.Table, columns: dict[str, np.ndarray], valid: np.ndarray) -> None:
-        """Writes one row group.
+        """Writes rows as one row group, or as several where the base's columns are large.
 
         Args:
             base: The base's own columns of these rows.
             columns: The reinforcement's columns; shape (rows,), (rows, V) or (rows, V, n).
             valid: (rows,) bool; False for rows without reinforcement: their hashes are null, their lists hold nothing of use.
         """
+        for rows in _row_groups(base, len(valid)):
+            own = {name: values[rows] for name, values in columns.items()}
+            self._write_group(base.slice(rows.start, rows.stop - rows.start), own, valid[rows])
+
+    def _write_group(self, base: pa.Table, columns: dict[str, np.ndarray], valid: np.ndarray) -> None:
         arrays = []
         for field in self._schema:
             if field.name not in columns:
@@ -397,3 +406,17 @@ class ShardWriter:
                 self._writer.close()
         finally:
             self._temporary.unlink(missing_ok=True)
+
+
+def _row_groups(base: pa.Table, num_rows: int) -> Iterator[slice]:
+    """Divides rows so that each part has at most about `ROW_GROUP_BYTES` of the base's columns."""
+    start = 0
+    size = 0
+    for first in range(0, num_rows, _ROWS_AT_ONCE):
+        more = base.slice(first, _ROWS_AT_ONCE).nbytes
+        if first > start and size + more > ROW_GROUP_BYTES:
+            yield slice(start, first)
+            start = first
+            size = 0
+        size += more
+    yield slice(start, num_rows)

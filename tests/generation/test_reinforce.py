@@ -19,6 +19,7 @@ import datasets
 import filelock
 import numpy as np
 import PIL.Image
+import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
@@ -33,6 +34,7 @@ from hf_dr.generation.folder import Part
 from hf_dr.generation.job import reinforce, reinforce_job
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
+from hf_dr.store import shards
 from hf_dr.store.base_dataset import load_base
 from hf_dr.store.features import combine_hashes
 from hf_dr.store.provenance import Provenance
@@ -347,6 +349,19 @@ def test_the_base_columns_come_along_unchanged(tmp_path, tiny_dataset, tiny_teac
         r["bytes"] for r in tiny_dataset.cast_column("image", undecoded)["image"]
     ]
     assert list(plus["label"]) == list(tiny_dataset["label"])
+
+
+def test_large_images_are_divided_into_row_groups(tmp_path, tiny_dataset, tiny_teacher, monkeypatch):
+    run(tmp_path, tiny_dataset, tiny_teacher, config_name="whole")
+    monkeypatch.setattr(shards, "_ROWS_AT_ONCE", 2)
+    monkeypatch.setattr(shards, "ROW_GROUP_BYTES", 1)
+    run(tmp_path, tiny_dataset, tiny_teacher, config_name="divided")
+    whole, divided = (sorted((tmp_path / name).glob("*.parquet")) for name in ("whole", "divided"))
+    for one, two in zip(whole, divided, strict=True):
+        rows = pq.read_metadata(one).num_rows
+        assert pq.read_metadata(two).num_row_groups == math.ceil(rows / 2)
+        assert pq.read_table(two).equals(pq.read_table(one))
+        shards.check_digests(two)
 
 
 def test_an_overlay_has_no_other_files_either(tmp_path, tiny_dataset, tiny_teacher, caplog):

@@ -162,7 +162,14 @@ def test_what_is_known_of_the_base_stands_in_the_yaml(overlay):
 
 def test_the_licence_of_the_base_is_that_of_its_card(tmp_path, tiny_dataset):
     tiny_dataset.to_parquet(tmp_path / "train.parquet")
-    for text, license in (("license: cc0-1.0", "cc0-1.0"), ("license: [mit]", None), ("", None)):
+    for text, license in (
+        ("license: cc0-1.0", "cc0-1.0"),
+        ("license: [mit]", "mit"),
+        ("license: [mit, gfdl]", "mit, gfdl"),
+        ("license: [3]", None),
+        ("license: []", None),
+        ("", None),
+    ):
         (tmp_path / "README.md").write_text(f"---\n{text}\n---\n")
         assert load_base(str(tmp_path))[1].get("license") == license
     (tmp_path / "README.md").write_text("---\n- no mapping\n---\n")

@@ -45,15 +45,15 @@ COSTS = [
     ("KL of the answer from the target, nats: `topk` K = 10; `topk_image_tail` K = 5, K = 10", "{signal[topk_k10_kl]:.3f}; {signal[topk_image_tail_k5_kl]:.3f}, {signal[topk_image_tail_k10_kl]:.3f}", "signals"),
     ("Distance of a single target from the answer, K = 10: `topk`, `topk_image_tail`, `sampled` (which has no lasting error)", "{signal[topk_k10_noise]:.3f}, {signal[topk_image_tail_k10_noise]:.3f}, {signal[sampled_k10_noise]:.3f}", "signals"),
     ("Speed of a run over its teacher alone (CPU, 224x224)", "{generation[ratio]:.2f}: cores wait less in a run", "generation"),
-    ("Two processes over one, one thread each", "{generation[two_processes]:.2f}", "generation"),
+    ("Speed of two processes over one, one thread each", "{generation[two_processes]:.2f}", "generation"),
     ("Memory in MB; of twice the rows; of four times the views", "{generation[peak_mb]:,.0f}; {generation[peak_mb_long]:,.0f}; {generation[peak_mb_views]:,.0f}", "generation"),
     ("Speed of a run over its teacher alone (H100): EfficientNet-Lite0, ResNet-50, Lite0 with mixing", "{device[generation_lite0]:.2f}, {device[generation_resnet50]:.2f}, {device[generation_lite0_mixing]:.2f}", "device"),
-    ("A training step over one on labels", "{step[reinforced]:.3f}; with the teacher in memory {step[kd]:.2f}", "step"),
+    ("Time of a training step over one on labels", "{step[reinforced]:.3f}; with the teacher in memory {step[kd]:.2f}", "step"),
     ("Loss over the dense one at 21,841 classes", "time {loss[time_21841]:.2f}, memory {loss[memory_21841]:.2f}", "loss"),
-    ("Loading images over a plain loader, V = 50, 400, 400 mixing", "{loader[randaug_v50]:.2f}, {loader[randaug_v400]:.2f}, {loader[randaug_mixing_v400]:.2f}; 2 workers {loader[randaug_v50_workers]:.2f}, {loader[randaug_v400_workers]:.2f}, {loader[randaug_mixing_v400_workers]:.2f}", "loader"),
+    ("Speed of loading (images a second) over a plain loader, V = 50, 400, 400 mixing", "{loader[randaug_v50]:.2f}, {loader[randaug_v400]:.2f}, {loader[randaug_mixing_v400]:.2f}; 2 workers {loader[randaug_v50_workers]:.2f}, {loader[randaug_v400_workers]:.2f}, {loader[randaug_mixing_v400_workers]:.2f}", "loader"),
     ("Checking that images are the right ones, of the loader's first epoch", "{join[check_share]:.1%}, of later ones nothing", "join"),
     ("Finding an overlay's images by their pixels, over decoding them", "{join[index_over_decoding]:.2f}, once", "join"),
-    ("Pushing 1 GB in 50 shards from two processes, over the Hub client's own upload", "{push[ratio]:.2f}; after a kill half way {push[resent_fraction]:.0%} is sent again", "push"),
+    ("Speed of pushing 1 GB in 50 shards from two processes, over the Hub client's own upload", "{push[ratio]:.2f}; after a kill half way {push[resent_fraction]:.0%} is sent again", "push"),
 ]  # fmt: skip
 
 
@@ -174,7 +174,7 @@ def page() -> str:
         "## What students gain",
         (
             "By `python benchmarks/accuracy.py`. Gains over training on labels are changes for the better, those of ECE and "
-            "corrupted error in\npercent points: mean and standard deviation over three seeds, at schedules that two CPU cores can "
+            "corrupted error in\npercentage points: mean and standard deviation over three seeds, at schedules that two CPU cores can "
             "do (3 to 80 epochs). Corrupted\nis by all fifteen corruptions, in the last row by four."
         ),
         "\n".join(gains("accuracy", "10,000 images (grocery: 1,253 photos), student", STUDENTS)),

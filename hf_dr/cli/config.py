@@ -35,7 +35,7 @@ def parse(types: Sequence[Any], argv: Sequence[str], *, prog: str, description: 
     """
     lazy = any(isinstance(kind, Lazy) for kind in types)
     if lazy and not {"-h", "--help"}.isdisjoint(argv):
-        print(short_help(types, prog, description, examples), end="")
+        print(short_help(types, prog, description, examples, read_configs(argv)), end="")
         raise SystemExit(0)
     if lazy and "--help_all" not in argv:
         check_early(types, argv, prog)

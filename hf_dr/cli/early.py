@@ -6,7 +6,7 @@ import ast
 import functools
 import importlib
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,28 +39,33 @@ class Lazy:
 ALIASES = {"lr": "learning_rate", "epochs": "num_train_epochs"}
 
 COMMON = {
-    "output_dir": "Folder of the model, its card and its checkpoints.",
-    "num_train_epochs": "Passes over the images. Also --epochs. Default: 3.",
-    "learning_rate": "Peak of the learning rate. Also --lr. Default: 5e-5, which is for fine-tuning.",
-    "batch_size": "Images in a step of the optimizer, over all processes and accumulated batches. Default: 8 a process.",
-    "gradient_accumulation_steps": "Batches in a step of the optimizer: raise it where memory is short. Default: 1.",
-    "optim": "Optimizer, such as adamw_torch or sgd.",
-    "weight_decay": "Weight decay. Default: 0.",
-    "lr_scheduler_type": "Course of the learning rate, such as cosine. Default: linear.",
-    "warmup_steps": "Steps, or share of all steps, in which the rate rises. Default: 0.",
-    "eval_strategy": "When to evaluate: no, epoch or steps. Default: no, and once at the end.",
-    "save_strategy": "When to write a checkpoint: no, epoch or steps. Default: steps.",
-    "max_steps": "Steps of the optimizer, instead of epochs.",
-    "bf16": "Compute in bfloat16.",
-    "dataloader_num_workers": "Processes that make views. Default: 0.",
-    "seed": "Seed of weights, order and new views. Default: 42.",
-    "push_to_hub": "Publish the student at the end.",
+    "output_dir": ("Folder of the model, its card and its checkpoints.", None),
+    "num_train_epochs": ("Passes over the images. Also --epochs.", "3"),
+    "learning_rate": ("Peak of the learning rate. Also --lr.", "5e-5, which is for fine-tuning"),
+    "batch_size": ("Images in a step of the optimizer, over all processes and accumulated batches.", "8 a process"),
+    "gradient_accumulation_steps": ("Batches in a step of the optimizer: raise it where memory is short.", "1"),
+    "optim": ("Optimizer, such as adamw_torch or sgd.", None),
+    "weight_decay": ("Weight decay.", "0"),
+    "lr_scheduler_type": ("Course of the learning rate, such as cosine.", "linear"),
+    "warmup_steps": ("Steps, or share of all steps, in which the rate rises.", "0"),
+    "eval_strategy": ("When to evaluate: no, epoch or steps.", "no, and once at the end"),
+    "save_strategy": ("When to write a checkpoint: no, epoch or steps.", "steps"),
+    "max_steps": ("Steps of the optimizer, instead of epochs.", None),
+    "bf16": ("Compute in bfloat16.", None),
+    "dataloader_num_workers": ("Processes that make views.", "0"),
+    "seed": ("Seed of weights, order and new views.", "42"),
+    "push_to_hub": ("Publish the student at the end.", None),
 }
-"""Those of transformers' settings that most trainings choose, for the short help."""
+"""Those of transformers' settings that most trainings choose, for the short help: what they are, and their default."""
 
 
-def short_help(types: Sequence[Any], prog: str, description: str, examples: str) -> str:
-    """Returns help in groups, without transformers' own settings but the most common ones."""
+def short_help(
+    types: Sequence[Any], prog: str, description: str, examples: str, files: Mapping[str, tuple[Any, str]]
+) -> str:
+    """Returns help in groups, without transformers' own settings but the most common ones.
+
+    `files` are settings from files, and the file of each: where it has one, the help tells it in place of the default.
+    """
     parser = Parser(prog=prog, description=description, examples=examples, usage=f"{prog} [settings]")
     for kind in types:
         own = kind.own if isinstance(kind, Lazy) else kind
@@ -68,8 +73,10 @@ def short_help(types: Sequence[Any], prog: str, description: str, examples: str)
         add_fields(parser.add_argument_group(title), own)
         if isinstance(kind, Lazy):
             group = parser.add_argument_group("Training (transformers' Trainer; --help_all shows all of its settings)")
-            for name, text in COMMON.items():
-                group.add_argument(f"--{name}", help=text)
+            for name, (text, default) in COMMON.items():
+                value, file = files.get(name, (default, None))
+                told = "" if value is None else f" Default: {value}{f', by {Path(file).name}' if file else ''}."
+                group.add_argument(f"--{name}", help=text + told)
     add_files(parser.add_argument_group("Settings from files"))
     return parser.format_help()
 

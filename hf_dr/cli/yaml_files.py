@@ -74,7 +74,13 @@ def read_yaml(path: str | Path, setting: str = "--config") -> dict[str, Any]:
     try:
         content = yaml.load(Path(path).read_text(encoding="utf-8"), _UniqueKeys)
     except OSError as error:
-        raise ConfigError(f"`{setting}` must name a readable file, but {path}: {error.strerror}.") from error
+        _, found, recipe = Path(path).as_posix().rpartition(f"{RECIPES.name}/")
+        hint = (
+            f" `hf-dr recipes copy {recipe.split('/')[0]}` puts it there."
+            if found and (RECIPES / recipe).is_file()
+            else ""
+        )
+        raise ConfigError(f"`{setting}` must name a readable file, but {path}: {error.strerror}.{hint}") from error
     except YAML_ERRORS as error:
         found = shown_text(error, 300) or type(error).__name__
         raise ConfigError(f"{path} must be YAML, but: {found}. Correct it.") from error

@@ -67,8 +67,6 @@ def load_base(
                 "this machine. Leave it out."
             )
     described: dict[str, Any] = {"id": path.name if path.exists() else name, "config": config}
-    if revision is not None:
-        described["revision"] = revision
     with _loading(name, split):
         if path.is_file():
             loaded = load_parquet([path], "train", part=split)
@@ -79,6 +77,8 @@ def load_base(
         license = card_license(name, revision)
     if not isinstance(loaded, datasets.Dataset):
         raise DataError(f"{name!r} must give one split, found {type(loaded).__name__}. Save or name a single split.")
+    if revision is not None:  # a branch moves: the commit at which it was loaded is noted, where it is known
+        described["revision"] = describe_base(loaded)["revision"] or revision
     # A single Parquet file has no files of its own: what lies next to it may be anything.
     folder = path if path.is_dir() else None
     check_own_files(loaded, name, folder=folder, repo_id=None if path.exists() else name, files_from=files_from)

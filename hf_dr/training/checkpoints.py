@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import math
+import re
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
@@ -134,10 +135,12 @@ def whole_checkpoint(named: str | bool | None, output_dir: str) -> str | None:
 
 def last_checkpoint(folder: str) -> str | None:
     """Returns the last checkpoint in a folder from which a run can go on, with a warning of those that are skipped, or None."""
-    numbered = {
-        int(path.name.rpartition("-")[2]): path for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*[0-9]/")
-    }
-    for _, checkpoint in sorted(numbered.items(), reverse=True):
+    numbered = []
+    for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*/"):
+        step = re.fullmatch(f"{PREFIX_CHECKPOINT_DIR}-([0-9]+)", path.name)
+        if step is not None:  # others are somebody's own, such as `checkpoint-best1`
+            numbered.append((int(step[1]), path))
+    for _, checkpoint in sorted(numbered, reverse=True):
         reason = find_damage(checkpoint)
         if reason is None:
             return str(checkpoint)
@@ -150,10 +153,19 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def steers_the_rate(args: TrainingArguments) -> bool:
+    """Whether the learning rate follows what evaluations measure."""
+    return plain(args.lr_scheduler_type) in ("reduce_lr_on_plateau", "greedy")
+
+
+def follows_a_metric(args: TrainingArguments) -> bool:
+    """Whether `metric_for_best_model` chooses the best weights, or the learning rate."""
+    return args.load_best_model_at_end or plain(args.save_strategy) == "best" or steers_the_rate(args)
+
+
 def kept_settings(args: TrainingArguments) -> dict[str, Any]:
     """Returns the settings that shape the weights of a training, for JSON, the length and the kind of device included."""
-    chosen = args.load_best_model_at_end or plain(args.save_strategy) == "best"
-    chosen = chosen or plain(args.lr_scheduler_type) in ("reduce_lr_on_plateau", "greedy")
+    chosen = follows_a_metric(args)
     names = [field.name for field in dataclasses.fields(args) if field.name not in NOT_COMPARED]
     settings = {name: plain(getattr(args, name)) if chosen or name not in OF_THE_BEST else None for name in names}
     devices = max(1, args.n_gpu)  # of a process

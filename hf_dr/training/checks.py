@@ -6,7 +6,7 @@ What does not fit is a ConfigError, and labels that are none of the classes a Da
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import zip_longest
 from typing import Any
 
@@ -15,8 +15,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 from torch import nn
-from transformers import Trainer
+from transformers import EvalPrediction, Trainer
 from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.trainer_utils import IntervalStrategy
 
 from hf_dr.errors import ConfigError, DataError
 from hf_dr.replay.reinforced_data import ReinforcedData
@@ -141,6 +142,39 @@ def check_settings(args: ReinforcedTrainingArguments, train: ReinforcedData, tra
         raise ConfigError(
             f"`label_weight` must be 0 for a dataset without labels, got {args.label_weight}. Set it to 0."
         )
+    if trainer.compute_metrics is not None:
+        _check_evaluations(args, train, trainer.compute_metrics)
+
+
+def _check_evaluations(args: ReinforcedTrainingArguments, train: ReinforcedData, compute: Callable[..., Any]) -> None:
+    """Checks that evaluations give `compute_metrics` what it takes, and measure what is asked for."""
+    if args.prediction_loss_only:  # then nothing is computed
+        wanted = args.metric_for_best_model
+        if args.eval_strategy != IntervalStrategy.NO and wanted is not None and wanted.rpartition("_")[2] != "loss":
+            raise ConfigError(
+                f"`metric_for_best_model` must be loss with `prediction_loss_only`, got {wanted!r}: evaluations would not call "
+                "`compute_metrics`. Leave `prediction_loss_only` out, or choose by the loss."
+            )
+        return
+    if args.eval_do_concat_batches or args.batch_eval_metrics:
+        return
+    logits = np.eye(min(train.num_classes, 8), train.num_classes, dtype=np.float32)
+    labels = np.arange(len(logits))
+    # Refused only where leaving the setting out helps: a function may be made for batches, or take neither of these.
+    if _computes(compute, logits, labels) and not _computes(compute, [logits, logits[:1]], [labels, labels[:1]]):
+        raise ConfigError(
+            "`eval_do_concat_batches` must be True for a `compute_metrics` that takes one array of all predictions, got False: "
+            "it would get lists of batches, the last of which may be smaller. Leave it out."
+        )
+
+
+def _computes(compute: Callable[..., Any], logits: Any, labels: Any) -> bool:
+    """Whether a function computes metrics of these predictions."""
+    try:
+        compute(EvalPrediction(logits, labels))
+    except Exception:  # a function of the user's, which refuses in its own way
+        return False
+    return True
 
 
 def check_other_dataset(args: ReinforcedTrainingArguments, train: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +38,7 @@ from hf_dr.training.checkpoints import (
     kept_settings,
     plain,
     read_settings,
+    steers_the_rate,
     whole_checkpoint,
     write_checksums,
 )
@@ -351,8 +352,12 @@ class ResumableTrainer(Trainer):
             return super().create_optimizer(*args, **settings)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """As Trainer's."""
-        with self._taking_optimizer():
+        """As Trainer's; a rate that follows a metric follows it upwards where `greater_is_better`."""
+        args = self.args
+        settings: Any = args.lr_scheduler_kwargs
+        if steers_the_rate(args):
+            settings = {"mode": "max" if args.greater_is_better else "min", **(settings or {})}
+        with self._taking_optimizer(), changed(args, lr_scheduler_kwargs=settings):
             return super().create_scheduler(num_training_steps, optimizer)
 
     def _taking_optimizer(self) -> AbstractContextManager[None]:
@@ -388,6 +393,15 @@ class ResumableTrainer(Trainer):
                 "Name one of them."
             )
 
+    def _check_measured(self, names: Collection[str]) -> None:
+        """Raises a ConfigError if an evaluation has not measured what chooses the best weights; Trainer raises a KeyError."""
+        wanted = self.args.metric_for_best_model
+        if wanted is not None and wanted.removeprefix("eval_") not in names:
+            raise ConfigError(
+                f"`metric_for_best_model` must be measured by every evaluation, but {wanted!r} is not among "
+                f"{', '.join(sorted(names))}. Name another."
+            )
+
     # ------------------------------------------------------------------------------------------------------ evaluation
 
     def evaluate(
@@ -398,6 +412,8 @@ class ResumableTrainer(Trainer):
         if eval_dataset is None and metric_key_prefix == "eval":
             own = {key.removeprefix("eval_"): value for key, value in metrics.items() if key.startswith("eval_")}
             self._measured = {key: value for key, value in own.items() if not key.endswith(("time", "_per_second"))}
+            if self.is_in_train:
+                self._check_measured(own.keys())
         return metrics
 
 

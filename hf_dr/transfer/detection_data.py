@@ -375,6 +375,16 @@ class CocoMeter:
         self._masks = masks
         self._found: dict[int, dict[str, list[dict[str, Any]]]] = {}
 
+    @property
+    def names(self) -> list[str]:
+        """What is measured, by the sizes of the objects that are there."""
+        areas = np.concatenate([each.areas[~each.crowd] for each in self._data.objects])
+        coco = coco_library().cocoeval.Params(iouType="bbox")
+        sizes = zip(coco.areaRngLbl, coco.areaRng, strict=True)
+        absent = {size for size, (low, high) in sizes if not ((low <= areas) & (areas <= high)).any()}
+        kinds = ("box", "mask")[: 1 + self._masks]
+        return [f"{kind}_{metric}" for kind in kinds for metric in _METRICS if metric.rpartition("_")[2] not in absent]
+
     def update(self, model: nn.Module, batch: dict[str, Any]) -> None:
         """Keeps what a model finds in a batch."""
         for answer, target in zip(model(**batch), batch["targets"], strict=True):
@@ -392,14 +402,11 @@ class CocoMeter:
             truth = coco_truth(self._data, rows, self._masks)
             for name, kind in (("box", "bbox"), ("mask", "segm"))[: 1 + self._masks]:
                 results = [dict(result) for row in rows for result in found[row][kind]]  # pycocotools adds to them
-                values: Sequence[float] = (0.0, 0.0, 0.0)
-                if results:  # pycocotools cannot load none
-                    evaluation = coco_library().cocoeval.COCOeval(truth, truth.loadRes(results), kind)
-                    evaluation.evaluate()
-                    evaluation.accumulate()
-                    evaluation.summarize()
-                    values = evaluation.stats.tolist()
-                named = zip(_METRICS, values, strict=False)
+                evaluation = coco_library().cocoeval.COCOeval(truth, _coco_found(truth, results), kind)
+                evaluation.evaluate()
+                evaluation.accumulate()
+                evaluation.summarize()
+                named = zip(_METRICS, evaluation.stats.tolist(), strict=True)
                 metrics |= {f"{name}_{metric}": value for metric, value in named if value >= 0}  # -1: no such objects
         return metrics
 
@@ -460,6 +467,16 @@ def coco_truth(data: DetectionData, rows: Sequence[int], masks: bool) -> Any:
     }
     truth.createIndex()
     return truth
+
+
+def _coco_found(truth: Any, results: list[dict[str, Any]]) -> Any:
+    """Returns a `pycocotools.coco.COCO` of what was found; pycocotools itself cannot load nothing."""
+    if results:
+        return truth.loadRes(results)
+    found = coco_library().coco.COCO()
+    found.dataset = {**truth.dataset, "annotations": []}
+    found.createIndex()
+    return found
 
 
 def _coco_box(box: np.ndarray) -> list[float]:

@@ -324,6 +324,11 @@ class ConfusionMeter:
         self._class_names = class_names
         self._matrix = np.zeros((len(class_names), len(class_names)), np.int64)
 
+    @property
+    def names(self) -> list[str]:
+        """What can be measured: a class that is neither in the masks nor predicted has no `iou_<class>`."""
+        return ["mean_iou", "pixel_accuracy", *(f"iou_{name}" for name in self._class_names)]
+
     def update(self, model: nn.Module, batch: dict[str, Any]) -> None:
         """Counts the pixels of a batch."""
         for labels, predicted in zip(batch["labels"], model(**batch), strict=True):

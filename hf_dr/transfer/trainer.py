@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 import hf_dr.teacher.architectures  # noqa: F401 (what it registers, timm builds)
@@ -26,7 +26,7 @@ from hf_dr.files import write_whole
 from hf_dr.hub.repository import Push, Repository, publish
 from hf_dr.processes import process_state
 from hf_dr.store.base_dataset import load_base
-from hf_dr.training.checkpoints import plain
+from hf_dr.training.checkpoints import follows_a_metric, plain
 from hf_dr.training.resumable import ResumableArguments, ResumableTrainer
 from hf_dr.transfer.backbone import Backbone, BackboneSpec
 from hf_dr.transfer.settings import DataArguments, TransferSettings
@@ -41,7 +41,10 @@ TRANSFER_FILE = "transfer.json"
 RESULTS_FILE = "transfer_results.json"
 """The results of a finished training: `task`, `student`, `dataset`, `metrics` and `training`."""
 HEADLINES = {"box_map": "box mAP", "mask_map": "mask mAP", "mean_iou": "mIoU"}
-"""The metrics that cards and results pages show, with their titles; fractions from 0 to 1."""
+"""The metrics that cards and results pages show, with their titles; fractions from 0 to 1.
+
+Where `metric_for_best_model` is not set, the first of them that a task measures chooses the best weights.
+"""
 
 _CARD = """---
 library_name: hf_dr
@@ -66,7 +69,12 @@ class TransferArguments(TransferSettings, ResumableArguments):
     def __post_init__(self) -> None:
         TransferSettings.__post_init__(self)
         self.remove_unused_columns = False  # batches are made by the task's own dataset
+        named = self.metric_for_best_model
+        greater_is_better = self.greater_is_better
         ResumableArguments.__post_init__(self)
+        if named is None:  # transformers has put the loss there, which no task measures
+            self.metric_for_best_model = None
+            self.greater_is_better = greater_is_better
 
 
 class Described(Protocol):
@@ -110,6 +118,10 @@ def open_data(
 
 class Meter(Protocol):
     """Measures a model over the batches of this process, each image once; `compute` is over those of all processes."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """What `compute` returns, known before anything is measured."""
 
     def update(self, model: nn.Module, batch: dict[str, Any]) -> None:
         """Takes in a batch, which is on the model's device."""
@@ -170,12 +182,23 @@ class TransferTrainer(ResumableTrainer):
         eval_dataset: Any = None,
         data_collator: Callable[[list[Any]], dict[str, Any]],
     ) -> None:
+        self._meter = meter
+        self._name_metric(args)
         super().__init__(
             model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, data_collator=data_collator
         )
         self.args: TransferArguments
         self._description = json.loads(json.dumps(description))  # as it is read back
-        self._meter = meter
+
+    def _name_metric(self, args: TransferArguments) -> None:
+        """Names the metric that chooses the best weights, or the learning rate, where nobody has."""
+        evaluated = args.eval_strategy != IntervalStrategy.NO
+        if args.metric_for_best_model is not None or not evaluated or not follows_a_metric(args):
+            return
+        names = self.metric_names()
+        args.metric_for_best_model = next((name for name in HEADLINES if name in names), "loss")
+        if args.greater_is_better is None:
+            args.greater_is_better = args.metric_for_best_model in HEADLINES
 
     # ------------------------------------------------------------------------------------------------------------ data
 
@@ -224,6 +247,10 @@ class TransferTrainer(ResumableTrainer):
         return super().create_scheduler(num_training_steps, optimizer)
 
     # ------------------------------------------------------------------------------------------------------ evaluation
+
+    def metric_names(self) -> set[str]:
+        """Returns the names of what the task's meter measures."""
+        return set(self._meter().names)
 
     def evaluation_loop(
         self,

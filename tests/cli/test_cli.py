@@ -271,6 +271,16 @@ def test_the_help_of_a_training_is_short_and_in_groups_and_can_be_whole(capsys):
         assert f"--{setting}" in whole, "transformers has it"
 
 
+def test_the_help_tells_the_defaults_that_hold(capsys):
+    for command, told in (
+        ("train", "Also --epochs. Default: 3."),
+        ("teach", "Also --epochs. Default: 20, by teach.yaml."),
+    ):
+        with pytest.raises(SystemExit, match="0"):
+            main([command, "--help"])
+        assert told in " ".join(capsys.readouterr().out.split())
+
+
 @pytest.mark.parametrize(
     ("flag", "message"),
     [

@@ -94,6 +94,8 @@ def test_unknown_flags_and_files(tmp_path):
         read(["--name", "a", "--veiws", "3"])
     with pytest.raises(ConfigError, match=r"`--config` must name a readable file, but .*No such file"):
         read(["--config", str(tmp_path / "no.yaml")])
+    with pytest.raises(ConfigError, match=r"No such file or directory\. `hf-dr recipes copy cifar100` puts it there\."):
+        read(["--config", str(tmp_path / "recipes" / "cifar100" / "teacher.yaml")])
 
 
 @pytest.mark.parametrize(

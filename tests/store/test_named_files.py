@@ -160,6 +160,8 @@ def test_datasets_of_the_hub_are_refused(column: str, secret: Path, tmp_path: Pa
     with pytest.raises(DataError, match=REFUSED.format(column=dotted(column), path=secret)):
         load_base("org/base")
     assert len(load_base("org/base", files_from=[str(secret.parent)])[0]) == 6
+    by_branch = load_base("org/base", revision="main", files_from=[str(secret.parent)])[1]
+    assert by_branch["revision"] == hub.dataset_info("org/base").sha, "a branch moves"
     # The same dataset, loaded by its user in Python.
     loaded = datasets.load_dataset("org/base", split="train")
     described = describe_base(loaded)

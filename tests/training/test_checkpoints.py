@@ -212,6 +212,16 @@ def test_a_damaged_checkpoint_is_left_out(resume, tmp_path, two_epochs, caplog, 
     assert find_damage(damaged) is None, "it was made again"
 
 
+@pytest.mark.parametrize(
+    "name", ["checkpoint-best1", "checkpoint-best-9", "checkpoint-", "checkpoint-9.old", "checkpoint-²"]
+)
+def test_a_folder_that_is_no_checkpoint_is_passed_over(two_epochs, tmp_path, caplog, name):
+    shutil.copytree(two_epochs / f"checkpoint-{STEPS}", tmp_path / f"checkpoint-{STEPS}")
+    shutil.copytree(two_epochs / f"checkpoint-{2 * STEPS}", tmp_path / name)
+    assert last_checkpoint(str(tmp_path)) == str(tmp_path / f"checkpoint-{STEPS}")
+    assert "Skipping" not in caplog.text
+
+
 def test_damaged_best_weights_are_not_loaded(plain, pictures, settings):
     args = settings(eval_strategy="epoch", save_strategy="epoch", load_best_model_at_end=True, save_only_model=True)
     trainer = ReinforcedTrainer(pooled(), args, train_dataset=plain, eval_dataset=pictures)

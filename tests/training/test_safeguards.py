@@ -87,6 +87,68 @@ def test_metrics_of_ones_own_are_known_where_they_can_be(plain, pictures, settin
     assert trainer.state.best_metric == 1.0
 
 
+@pytest.mark.parametrize("metric", ["top1", "eval_ema_nll"])
+def test_a_metric_that_evaluations_of_the_loss_alone_leave_out_is_refused(plain, pictures, settings, metric):
+    args = settings(metric_for_best_model=metric, prediction_loss_only=True, ema_decay=0.5, **BEST)
+    with pytest.raises(
+        ConfigError,
+        match=f"must be loss with `prediction_loss_only`, got '{metric}': .* Leave `prediction_loss_only` out",
+    ):
+        ReinforcedTrainer(pooled(), args, train_dataset=plain, eval_dataset=pictures, compute_metrics=compute_metrics)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"metric_for_best_model": "eval_ema_loss", **BEST}, {"metric_for_best_model": "top1"}], ids=str
+)
+def test_the_loss_alone_can_be_measured(plain, pictures, settings, changes):
+    args = settings(prediction_loss_only=True, eval_do_concat_batches=False, ema_decay=0.5, **changes)
+    trainer = ReinforcedTrainer(
+        pooled(), args, train_dataset=plain, eval_dataset=pictures, compute_metrics=compute_metrics
+    )
+    trainer.train()
+    assert {"loss", "ema_loss"} <= {name.removeprefix("eval_") for name in trainer.evaluate()}
+
+
+def test_batches_that_are_not_joined_are_refused_where_metrics_are_of_all_rows(plain, pictures, settings):
+    with pytest.raises(
+        ConfigError, match=r"`eval_do_concat_batches` must be True for a `compute_metrics` .* Leave it out"
+    ):
+        ReinforcedTrainer(
+            pooled(), settings(eval_do_concat_batches=False), train_dataset=plain, eval_dataset=pictures,
+            compute_metrics=compute_metrics,
+        )  # fmt: skip
+
+
+def test_metrics_of_batches_get_batches(plain, pictures, settings):
+    def by_batch(prediction):
+        sizes = [len(logits) for logits in prediction.predictions]
+        assert sizes == [len(labels) for labels in prediction.label_ids]
+        return {"batches": len(sizes), "rows": sum(sizes)}
+
+    def of_these(prediction):
+        rows = np.concatenate(prediction.predictions)
+        assert rows.shape == (len(pictures), 8)
+        return {"rows": len(rows)}
+
+    for compute, expected in ((by_batch, {"batches": 3, "rows": ROWS}), (of_these, {"rows": ROWS})):
+        trainer = ReinforcedTrainer(
+            pooled(), settings(eval_do_concat_batches=False), train_dataset=plain, eval_dataset=pictures,
+            compute_metrics=compute,
+        )  # fmt: skip
+        metrics = trainer.evaluate()
+        assert {name: metrics[f"eval_{name}"] for name in expected} == expected
+
+
+def test_a_metric_of_ones_own_that_is_not_measured_is_an_error(plain, pictures, settings):
+    args = settings(metric_for_best_model="mine", include_for_metrics=["loss"], **BEST)
+    trainer = ReinforcedTrainer(
+        pooled(), args, train_dataset=plain, eval_dataset=pictures, compute_metrics=lambda prediction: {"other": 1.0}
+    )
+    assert trainer.metric_names() is None
+    with pytest.raises(ConfigError, match=r"must be measured by every evaluation, but 'mine' is not among .*, other"):
+        trainer.train()
+
+
 @pytest.mark.parametrize("changes", [{}, {"logging_steps": 500, "save_strategy": "steps", "save_steps": 4}], ids=str)
 def test_a_diverged_training_is_an_error_and_saves_nothing(plain, settings, tmp_path, changes):
     args = settings(
@@ -222,6 +284,14 @@ def vit(**config):
 def test_a_frozen_student_is_refused(plain, settings):
     with pytest.raises(ConfigError, match="must have weights that are trained, but all of Pooled are frozen"):
         ReinforcedTrainer(pooled().requires_grad_(False), settings(), train_dataset=plain)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_student_in_half_precision_is_refused(plain, settings, dtype):
+    with pytest.raises(
+        ConfigError, match=rf"must be float32, found {dtype}: .* Load the model with dtype=torch.float32"
+    ):
+        ReinforcedTrainer(pooled().to(dtype), settings(), train_dataset=plain)
 
 
 def test_a_student_is_shown_an_image_without_a_trace(plain, settings):

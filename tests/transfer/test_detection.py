@@ -237,6 +237,21 @@ def test_wrong_answers_are_wrong(toy, change, box, mask):
     assert (found["box_map"], found["mask_map"]) == (pytest.approx(box), pytest.approx(mask))
 
 
+@pytest.mark.parametrize("area", [None, 20.0, 32.0**2, 50.0**2, 1e5])
+def test_what_is_measured_is_known_before(changed, area):
+    def change(content):
+        for each in content["annotations"]:
+            each["area"] = area or each["area"]
+        content["annotations"].append({**content["annotations"][0], "id": 99, "iscrowd": 1, "area": 1e6})
+
+    data = read_coco(changed(change))
+    names = CocoMeter(data, masks=True).names
+    assert names[0] == "box_map"
+    assert list(measure(data)) == names
+    assert list(measure(data, lambda answer: {key: value[:0] for key, value in answer.items()})) == names
+    assert CocoMeter(data, masks=False).names == names[: len(names) // 2]
+
+
 def test_what_is_not_installed(monkeypatch, toy, tmp_path, capsys):
     monkeypatch.setitem(sys.modules, "pycocotools.coco", None)
     assert main(["detect", *detection_flags(toy, tmp_path / "out")]) == 2

@@ -163,6 +163,23 @@ def test_a_killed_run_goes_on_as_if_nothing_were(request, tmp_path, caplog, caps
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("name", "metric"), [("detection", "box_map"), ("segmentation", "mean_iou")])
+def test_the_best_weights_are_those_of_the_tasks_own_metric(request, tmp_path, capsys, name, metric):
+    run = request.getfixturevalue(name)
+    best = {
+        "max_steps": 2, "eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "load_best_model_at_end": True,
+    }  # fmt: skip
+    assert main(run.words(tmp_path / "mistyped", **best, metric_for_best_model=f"{metric}s")) == 2
+    error = capsys.readouterr().err
+    assert f"got '{metric}s'. Name one of them." in error
+    assert all(measured in error for measured in run.read(RESULTS_FILE)["metrics"])
+    assert not list((tmp_path / "mistyped").glob("checkpoint-*"))
+    assert main(run.words(tmp_path / "out", **best)) == 0
+    state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
+    seen = [entry[f"eval_{metric}"] for entry in state["log_history"] if f"eval_{metric}" in entry]
+    assert state["best_metric"] == max(seen[:2])
+
+
 def run_all(commands: list[list[str]]) -> int:
     """Runs commands of hf-dr in one of two processes."""
     assert PartialState(cpu=True).num_processes == 2

@@ -274,6 +274,7 @@ def test_images_of_several_batches_count_together(toy):
     assert meter._matrix.sum() == sum((images[n]["labels"] != IGNORED).sum() for n in range(6))
     with pytest.raises(DataError, match=r"must have pixels that count, found none. Check `ignore_index` and `reduce_l"):
         ConfusionMeter(NAMES).compute()
+    assert list(meter.compute()) == meter.names
 
 
 # ------------------------------------------------------------------------------------------------------------ the model

@@ -223,6 +223,8 @@ class Line(nn.Module):
 
 
 class Sum:
+    names = ("sum", "count")
+
     def __init__(self):
         self.rows = []
 
@@ -367,6 +369,68 @@ def test_what_is_pushed_has_no_state_of_the_training(short, loopback_hub):
     assert "pipeline_tag: line" in files["README.md"].decode()
     assert "Trained on `d`, on the backbone `s`." in files["README.md"].decode()
     assert json.loads(files["transfer_results.json"])["metrics"] == {"sum": 21, "count": 7}
+
+
+EACH_STEP = {"eval_strategy": "steps", "eval_steps": 1, "max_steps": 2}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"metric_for_best_model": "summ"}, {"metric_for_best_model": "eval_loss", "save_strategy": "best"},
+     {"load_best_model_at_end": True, "save_steps": 1}, {"save_strategy": "best"},
+     {"lr_scheduler_type": "reduce_lr_on_plateau"}],
+    ids=str,
+)  # fmt: skip
+def test_a_metric_that_is_not_measured_is_refused_before_training(tmp_path, changes):
+    wanted = changes.get("metric_for_best_model", "loss")
+    trainer = line_trainer(tmp_path, **EACH_STEP, **changes)
+    with pytest.raises(ConfigError, match=f"`metric_for_best_model` must be one of count, sum, got '{wanted}'. Name"):
+        trainer.train()
+    assert not trainer.model.seen
+
+
+def test_a_metric_that_an_evaluation_leaves_out_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(Sum, "compute", lambda self: {"count": len(self.rows)})
+    settings = {"metric_for_best_model": "sum", **EACH_STEP}
+    with pytest.raises(
+        ConfigError, match=r"must be measured by every evaluation, but 'sum' is not among count, runtime,"
+    ):
+        line_trainer(tmp_path, **settings).train()
+    assert line_trainer(tmp_path, **settings).evaluate()["eval_count"] == 7, "an evaluation alone chooses nothing"
+
+
+@pytest.mark.parametrize(
+    ("changes", "named", "greater"),
+    [({"load_best_model_at_end": True, "save_steps": 1}, "mean_iou", True), ({"save_strategy": "best"}, "mean_iou", True),
+     ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "mean_iou", True),
+     ({"save_strategy": "best", "greater_is_better": False}, "mean_iou", False),
+     ({"save_strategy": "best", "metric_for_best_model": "iou_a"}, "iou_a", True), ({}, None, None)],
+    ids=str,
+)  # fmt: skip
+def test_a_task_names_its_own_metric_where_one_is_needed(tmp_path, monkeypatch, changes, named, greater):
+    monkeypatch.setattr(Sum, "names", ("iou_a", "mean_iou"))
+    args = line_trainer(tmp_path, **EACH_STEP, **changes).args
+    assert (args.metric_for_best_model, args.greater_is_better) == (named, greater)
+
+
+@pytest.mark.parametrize(
+    ("changes", "mode"),
+    [
+        ({}, "max"),
+        ({"greater_is_better": False}, "min"),
+        ({"lr_scheduler_kwargs": {"mode": "min", "patience": 3}}, "min"),
+    ],
+    ids=str,
+)
+def test_a_rate_that_follows_a_metric_falls_when_the_metric_gets_no_better(tmp_path, changes, mode):
+    settings = {"metric_for_best_model": "sum", "lr_scheduler_type": "reduce_lr_on_plateau", **EACH_STEP, **changes}
+    trainer = line_trainer(tmp_path, **settings)
+    given = trainer.args.lr_scheduler_kwargs
+    trainer.create_optimizer()
+    scheduler = trainer.create_scheduler(2)
+    assert scheduler.mode == mode
+    assert scheduler.patience == (3 if "lr_scheduler_kwargs" in changes else 10)
+    assert trainer.args.lr_scheduler_kwargs is given
 
 
 def test_what_is_read_must_be_a_trained_model(tmp_path):

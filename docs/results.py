@@ -90,11 +90,10 @@ def curve() -> list[str]:
     return gains("curve", "10,000 images of CIFAR-10, student", students)
 
 
-def spreads(found: dict[str, Any], prefix: str, *more: str) -> list[str]:
-    """Returns top-1, NLL, ECE and more, with their standard deviations over seeds; all but NLL in percent."""
+def spreads(found: dict[str, Any], prefix: str) -> list[str]:
+    """Returns top-1, NLL and ECE, with their standard deviations over seeds; all but NLL in percent."""
     return [
-        mean(found, f"{prefix}_{metric}", *((1, ".3f") if metric == "nll" else ()))
-        for metric in ("top1", "nll", "ece", *more)
+        mean(found, f"{prefix}_{metric}", *((1, ".3f") if metric == "nll" else ())) for metric in ("top1", "nll", "ece")
     ]
 
 
@@ -108,8 +107,8 @@ def length(file: str, students: dict[str, str]) -> list[str]:
     """Returns the table of trainings on all of CIFAR-10, of students with their titles."""
     found = read(file)
     lines = [
-        "| student | epochs | learned from | seeds | top-1 % | NLL | ECE % | corrupted error % | gain of top-1 |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| student | epochs | learned from | seeds | top-1 % | NLL | ECE % | calibrated ECE % | corrupted error % | gain of top-1 |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for student, title in students.items():
         trained = [key.split("_")[1] for key in found if key.startswith(f"{student}_") and key.endswith("_erm_top1")]
@@ -118,7 +117,13 @@ def length(file: str, students: dict[str, str]) -> list[str]:
                 prefix = f"{student}_{epochs}_{objective}"
                 if f"{prefix}_top1" not in found:
                     continue
-                cells = [title, epochs, way, str(found[f"{prefix}_seeds"]), *spreads(found, prefix, "corrupted"), ""]
+                cells = [title, epochs, way, str(found[f"{prefix}_seeds"]), *spreads(found, prefix)]
+                known = f"{prefix}_calibrated_ece" in found  # older measurements have none
+                cells += [
+                    mean(found, f"{prefix}_calibrated_ece") if known else "",
+                    mean(found, f"{prefix}_corrupted"),
+                    "",
+                ]
                 if objective != "erm":
                     cells[-1] = mean(found, f"{prefix}_gain_top1", style="+.2f")
                 lines.append(f"| {' | '.join(cells)} |")
@@ -129,7 +134,7 @@ def teachers() -> list[str]:
     """Returns the table of other teachers: what they answer, and what students learn."""
     found = read("teachers")
     lines = [
-        "| set | learned from | top-1 is the label | teacher's ECE | its entropy, nats | student's top-1 % | NLL | ECE % |",
+        "| set | learned from | top-1 is the label | teacher's ECE % | its entropy, nats | student's top-1 % | NLL | ECE % |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for title, name in TEACHERS.items():
@@ -140,8 +145,8 @@ def teachers() -> list[str]:
             signs = ["", "", ""]
             if key != "_erm" and "views" not in key:
                 prefix = name + key.removesuffix("_reinforced").removesuffix("_labels0.5")
-                shown = zip(("agreement", "ece", "entropy"), (".1%", ".3f", ".3f"), strict=True)
-                signs = [f"{found[f'{prefix}_{sign}']:{style}}".replace("%", " %") for sign, style in shown]
+                agreement, ece, entropy = (found[f"{prefix}_{sign}"] for sign in ("agreement", "ece", "entropy"))
+                signs = [f"{100 * agreement:.1f} %", f"{100 * ece:.2f}", f"{entropy:.3f}"]
             lines.append(f"| {' | '.join([title, way, *signs, *spreads(found, student)])} |")
     return lines
 
@@ -194,7 +199,8 @@ def page() -> str:
         (
             "By `python benchmarks/length.py --scale cpu`, on two cores: the same images at 32x32, students of 0.3 (ResNet) and 0.7 "
             f"(ViT) million weights,\nteacher EfficientNet-Lite0 at 64x64 ({right('length_cpu')}), V = "
-            f"{read('length_cpu')['num_views']}."
+            f"{read('length_cpu')['num_views']}. Calibrated ECE is what is left of the ECE\nat each student's best temperature: of each "
+            "half of the test images at that of the other half."
         ),
         "\n".join(length("length_cpu", {"resnet": "ResNet", "vit": "ViT"})),
         "## Other teachers, and more views",

@@ -103,7 +103,7 @@ def test_the_page_of_results_is_what_its_command_makes():
     }
     for title, (name, students) in sets.items():
         expected = [f"{100 * found[f'{name}_{key}']:.1f} %" for key in ("agreement", "held_out")]
-        expected += [f"{found[f'{name}_{key}']:.3f}" for key in ("ece", "entropy")]
+        expected += [f"{100 * found[f'{name}_ece']:.2f}", f"{found[f'{name}_entropy']:.3f}"]
         for student in students:
             cells = gained[2 + list(ROWS).index(f"{title}, {student}")].split(" | ")
             expected += [cells[1], cells[3]]

@@ -107,9 +107,12 @@ def length(file: str, students: dict[str, str]) -> list[str]:
     """Returns the table of trainings on all of CIFAR-10, of students with their titles."""
     found = read(file)
     lines = [
-        "| student | epochs | learned from | seeds | top-1 % | NLL | ECE % | calibrated ECE % | corrupted error % | gain of top-1 |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| student | epochs | learned from | seeds | top-1 % | NLL | ECE % | corrupted error % | gain of top-1 |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
+    is_calibrated = any(key.endswith("_calibrated_ece") for key in found)  # older measurements are not
+    if is_calibrated:
+        lines = [lines[0].replace("| corrupted", "| calibrated ECE % | corrupted"), f"{lines[1]}---|"]
     for student, title in students.items():
         trained = [key.split("_")[1] for key in found if key.startswith(f"{student}_") and key.endswith("_erm_top1")]
         for epochs in sorted(trained, key=int):
@@ -118,12 +121,9 @@ def length(file: str, students: dict[str, str]) -> list[str]:
                 if f"{prefix}_top1" not in found:
                     continue
                 cells = [title, epochs, way, str(found[f"{prefix}_seeds"]), *spreads(found, prefix)]
-                known = f"{prefix}_calibrated_ece" in found  # older measurements have none
-                cells += [
-                    mean(found, f"{prefix}_calibrated_ece") if known else "",
-                    mean(found, f"{prefix}_corrupted"),
-                    "",
-                ]
+                if is_calibrated:
+                    cells.append(mean(found, f"{prefix}_calibrated_ece") if f"{prefix}_calibrated_ece" in found else "")
+                cells += [mean(found, f"{prefix}_corrupted"), ""]
                 if objective != "erm":
                     cells[-1] = mean(found, f"{prefix}_gain_top1", style="+.2f")
                 lines.append(f"| {' | '.join(cells)} |")

@@ -224,6 +224,11 @@ class ResumableTrainer(Trainer):
         finally:
             self._lock.release()
 
+    def create_accelerator_and_postprocess(self) -> None:
+        """As Trainer's, which divides a loss by the number of accumulated batches: older versions have accelerate do it again."""
+        super().create_accelerator_and_postprocess()
+        self.accelerator.gradient_accumulation_steps = 1
+
     def prepare_resume(self, checkpoint: str | None) -> None:
         """Checks that a checkpoint is one of this run, before anything is loaded from it; None starts a new training.
 

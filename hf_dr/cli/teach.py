@@ -240,8 +240,8 @@ def _calibrate(trainer: ReinforcedTrainer, *, fold: bool) -> dict[str, Any]:
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     predicted = trainer.predict(trainer.eval_dataset)  # type: ignore[arg-type]
     found = calibration_of(np.asarray(predicted.predictions), np.asarray(predicted.label_ids))
-    size = max(trainer.train_dataset.size)  # type: ignore[union-attr]
-    pixels = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0)).to(trainer.args.device)
+    size = trainer.train_dataset.size  # type: ignore[union-attr]
+    pixels = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0)).to(trainer.args.device)
     folded = fold and fold_temperature(model, found["temperature"], pixels)
     if folded:
         trainer.save_model(_internal_call=True)

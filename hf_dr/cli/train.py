@@ -66,7 +66,7 @@ def prepare_training(
         data.class_names,
         data.num_classes,
         model_args=model_args,
-        size=max(data.size),
+        size=data.size,
         crop=student.eval_crop or EVAL_CROP,
     )
     if leave_out is not None:
@@ -80,7 +80,7 @@ def prepare_training(
             revision=student.eval_revision,
             files_from=student.files_from,
         )
-        evaluation = evaluation_images(images, data, evaluation_of(model, processor, max(data.size)))
+        evaluation = evaluation_images(images, data, evaluation_of(model, processor, data.size))
         check_rows(argv, student.eval_dataset, student.eval_split, len(evaluation))
         evaluated_on = {**described, "split": student.eval_split}
     trainer = _build_trainer(student, args, model, processor, data, evaluation)

@@ -265,6 +265,15 @@ def _classifier(model: Model, images: Images, config: EvaluateConfig) -> Teacher
         try:
             classifier = over(classes=classes)
             classifier.check_classes(names or ())
+            if len(names or ()) < member.num_classes:
+                logger.warning(
+                    "`%s` names %d of the %d classes of `%s`: the others are left out of its answers, so that it cannot take "
+                    "an image for one of them. Its numbers are better than over all classes.",
+                    spec.name,
+                    len(names or ()),
+                    member.num_classes,
+                    model.name,
+                )
             return classifier
         except TeacherError as error:
             logger.debug("%s on %s: %s", model.name, spec.name, error)

@@ -153,6 +153,11 @@ def read_image_processor(processor: Any, name: str) -> tuple[Preprocessing, floa
     Raises:
         TeacherError: It does something that is not understood.
     """
+    if getattr(processor, "do_resize", True) is False:
+        raise TeacherError(
+            f"the image processor of {name!r} must tell the size that the model takes, but it does not resize (`do_resize` is "
+            "false), so that its `size` says nothing. Set `do_resize` to true, and `size`."
+        )
     try:
         size = processor.size
         if getattr(processor, "do_center_crop", False) and getattr(processor, "crop_size", None):

@@ -268,7 +268,7 @@ def as_evaluation(given: Any, train: Any, model: Any, processor: Any) -> Any:
     if isinstance(given, LabelledImages):
         check_evaluation(given, train)
     elif isinstance(given, datasets.Dataset) and is_undecoded(given):
-        return evaluation_images(given, train, evaluation_of(model, processor, max(train.size)))
+        return evaluation_images(given, train, evaluation_of(model, processor, train.size))
     elif is_undecoded(getattr(given, "dataset", given)):
         raise ConfigError(
             f"`eval_dataset` must be a datasets.Dataset, or make its `pixel_values` itself, got {type(given).__name__} of "

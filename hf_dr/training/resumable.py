@@ -225,7 +225,7 @@ class ResumableTrainer(Trainer):
             self._lock.release()
 
     def create_accelerator_and_postprocess(self) -> None:
-        """As Trainer's, which divides losses by the number of accumulated batches; older versions have accelerate do it again."""
+        """As Trainer's, which divides losses by the number of accumulated batches; older versions divide again."""
         super().create_accelerator_and_postprocess()
         self.accelerator.gradient_accumulation_steps = 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import re
@@ -19,7 +20,7 @@ from transformers import AutoModelForImageClassification
 
 from hf_dr.errors import FormatError
 from hf_dr.hub.repository import Push, Repository, publish
-from hf_dr.training.student_card import STUDENT_FILE, Student, update_student_card
+from hf_dr.training.student_card import STUDENT_FILE, Student, unsent_lines, update_student_card
 from hf_dr.training.students import EMA_FILE, complete_config, is_timm, native_names
 
 logger = logging.getLogger(__name__)
@@ -135,7 +136,13 @@ def push_student(
     local = folder / "README.md"
     written = local.read_text(encoding="utf-8") if local.is_file() else None
 
+    @functools.cache  # each attempt asks again
     def card(remote: str | None) -> str:
+        if student is not None and remote is not None and written is not None and unsent_lines(written, remote):
+            logger.warning(
+                "README.md of the folder has lines that the card of %s has not. They are not sent: edit the card there.",
+                repo_id,
+            )
         if student is not None:
             return update_student_card(remote or written, student, repo_id, ema=ema)
         return written or remote or _PLAIN_CARD.format(name=repo_id.rpartition("/")[2])

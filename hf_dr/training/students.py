@@ -41,6 +41,7 @@ from hf_dr.teacher.preprocessing import (
 )
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.images import as_tensor, channel_values, decode_row
+from hf_dr.views.ops.base import Size
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ def build_student(
     *,
     model_args: dict[str, Any] | None = None,
     normalization: Normalization | None = None,
-    size: int | None = None,
+    size: int | Size | None = None,
     crop: float = 1.0,
 ) -> torch.nn.Module:
     """Builds an image classifier.
@@ -70,7 +71,7 @@ def build_student(
         num_classes: C.
         model_args: For `timm:`: keyword arguments of `timm.create_model`, e.g. `{"img_size": 32}`.
         normalization: For `timm:`: mean and std of the input on the scale 0 to 1, kept in the model's config.
-        size: For models of timm: side of the images in pixels, kept in the model's config.
+        size: For models of timm: side of the images in pixels, or height and width, kept in the model's config.
         crop: For models of timm: share of the resized side that evaluation keeps, kept in the model's config.
 
     Raises:
@@ -81,7 +82,7 @@ def build_student(
         "id2label": dict(enumerate(labels)),
         "label2id": {label: c for c, label in enumerate(labels)},
     }
-    seen = {} if size is None else evaluated_at(size, crop)
+    seen = {} if size is None else evaluated_at((size, size) if isinstance(size, int) else size, crop)
     if name.startswith("timm:"):
         architecture, _, file = name.removeprefix("timm:").partition("@")
         if not timm.is_model(architecture):
@@ -129,9 +130,9 @@ def build_student(
     return model
 
 
-def evaluated_at(size: int, crop: float) -> dict[str, Any]:
+def evaluated_at(size: Size, crop: float) -> dict[str, Any]:
     """Returns what a `pretrained_cfg` says of `evaluation_augmentation`, so that other programs evaluate a model alike."""
-    return {"input_size": [3, size, size], "crop_pct": crop, "crop_mode": "center", "interpolation": "bilinear"}
+    return {"input_size": [3, *size], "crop_pct": crop, "crop_mode": "center", "interpolation": "bilinear"}
 
 
 def _load_weights(model: Any, file: Path) -> None:
@@ -271,13 +272,13 @@ def _own_processor(given: Any) -> Any:
     return None if hasattr(processor, "data_config") else processor
 
 
-def evaluation_of(model: Any, processor: Any, size: int) -> Augmentation:
+def evaluation_of(model: Any, processor: Any, size: Size) -> Augmentation:
     """Returns the view by which a student is evaluated: that of whoever loads it later, `hf-dr evaluate` for one.
 
     Args:
         model: A model of timm says it in its `pretrained_cfg`.
         processor: The image processor that is saved with another model. Without one the usual view is taken.
-        size: Side of the view in pixels.
+        size: Height and width of the view in pixels.
     """
     processor = _own_processor(processor)
     cfg = getattr(getattr(model, "config", None), "pretrained_cfg", None)
@@ -288,8 +289,8 @@ def evaluation_of(model: Any, processor: Any, size: int) -> Augmentation:
         data = resolve_data_config(pretrained_cfg=cfg, verbose=False)
         read, crop = timm_preprocessing(data, name), timm_crop(data)
     else:
-        return evaluation_augmentation((size, size))
-    return evaluation_augmentation((size, size), crop, read.interpolation)
+        return evaluation_augmentation(size)
+    return evaluation_augmentation(size, crop, read.interpolation)
 
 
 def load_processor(name: str, size: int | None = None) -> Any:
@@ -318,7 +319,10 @@ def load_processor(name: str, size: int | None = None) -> Any:
             f"it again, or remove its {IMAGE_PROCESSOR_NAME}."
         ) from error
     given = {key: getattr(processor, key, None) for key in ("size", "crop_size")}
-    made = given["crop_size"] or given["size"]
+    crops = (
+        getattr(processor, "do_center_crop", False) and given["crop_size"]
+    )  # EfficientNet's has one that it does not use
+    made = given["crop_size"] if crops else given["size"]
     if size is not None and made:
         share = size / max(dict(made).values())
         for key, sides in given.items():

@@ -356,14 +356,25 @@ def _weight_average(trainer: ReinforcedTrainer) -> WeightAverage | None:
     return WeightAverage(trainer.model, args.ema_decay, args.device)
 
 
+def _evaluate_as_trained(model: Any, size: tuple[int, int]) -> None:
+    """Has the configuration of a model of timm say the size of the views, at which it is evaluated and saved from now on."""
+    own = getattr(model.config, "pretrained_cfg", None) or {}
+    there = tuple(own.get("input_size", ()))[1:]
+    if there == size:
+        return
+    if there:
+        logger.info(
+            "The student learns from images of %dx%d pixels, for which it is saved; it was for %dx%d.", *size, *there
+        )
+    model.config.pretrained_cfg = {**evaluated_at(size, EVAL_CROP), **own, "input_size": [3, *size]}
+
+
 def _student(model: Any, train: Any, seed: int, processor: Any) -> tuple[nn.Module | None, Any]:
     """Returns a student without wrappers, built if it is given by its name, and its image processor, the given one first."""
     if not isinstance(model, (str, Path)):
         model = None if model is None else unwrapped(model)
         if is_timm(model) and isinstance(train, ReinforcedData):
-            own = getattr(model.config, "pretrained_cfg", None)
-            if own is not None and "input_size" not in own:  # it does not say how it is evaluated
-                model.config.pretrained_cfg = {**evaluated_at(max(train.size), EVAL_CROP), **own}
+            _evaluate_as_trained(model, train.size)
         return model, processor
     name = str(model)
     if not isinstance(train, ReinforcedData):
@@ -371,7 +382,6 @@ def _student(model: Any, train: Any, seed: int, processor: Any) -> tuple[nn.Modu
             f"`model` must be a model where `train_dataset` is not what `load_reinforced` returns, got the name {name!r} with "
             f"{type(train).__name__}. Build it with `build_student`."
         )
-    size = max(train.size)
     set_seed(seed)  # new weights are those of the seed
-    student = build_student(name, train.class_names, train.num_classes, size=size, crop=EVAL_CROP)
-    return student, load_processor(name, size) if processor is None else processor
+    student = build_student(name, train.class_names, train.num_classes, size=train.size, crop=EVAL_CROP)
+    return student, load_processor(name, max(train.size)) if processor is None else processor

@@ -109,8 +109,11 @@ class SegmentationData:
                 f"none in {masks}. Add them, or check both folders."
             )
         place = Path(images).expanduser().resolve()
+        parts = (
+            2 if place.parent.name == "images" else 1
+        )  # ADE20K's are images/training; other parents are people's own
         return cls(
-            {"id": "/".join(place.parts[-2:])},
+            {"id": "/".join(place.parts[-parts:])},
             classes,
             [{"path": str(path)} for path in image_files.values()],
             [{"path": str(mask_files[name])} for name in image_files],

@@ -26,6 +26,7 @@ from hf_dr.files import write_whole
 from hf_dr.hub.repository import Push, Repository, publish
 from hf_dr.processes import process_state
 from hf_dr.store.base_dataset import load_base
+from hf_dr.store.readme import merge_parts, newline_of, split_readme
 from hf_dr.training.checkpoints import follows_a_metric, plain
 from hf_dr.training.resumable import ResumableArguments, ResumableTrainer
 from hf_dr.transfer.backbone import Backbone, BackboneSpec
@@ -52,8 +53,6 @@ pipeline_tag: {tag}
 ---
 
 # {name}
-
-{about}
 """
 
 
@@ -337,12 +336,16 @@ class TransferTrainer(ResumableTrainer):
         about = (
             f"Trained on `{described['dataset'].get('id')}`, on the backbone `{described['student']['id']}`. {measured}"
         )
-        card = _CARD.format(tag=described["task"], name=name, about=about)
+
+        def card(remote: str | None) -> str:
+            opening, metadata, closing, body = split_readme(remote or _CARD.format(tag=described["task"], name=name))
+            return opening + metadata + closing + merge_parts(body, {"transfer": about}, str, newline_of(body))
+
         folder = Path(args.output_dir or ".")
         return publish(
             Repository(self.hub_model_id, "model", revision or args.hub_revision, token or args.hub_token),
             {file: folder / file for file in (SAFE_WEIGHTS_NAME, TRANSFER_FILE, RESULTS_FILE)},
-            lambda remote: remote or card,
+            card,
             stale=lambda path: False,
             check=lambda repository, remote: None,
             private=private if private is not None else args.hub_private_repo,

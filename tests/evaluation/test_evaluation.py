@@ -274,6 +274,17 @@ def test_classes_in_another_order_go_by_name(place, tiny_dataset, tmp_path):
     assert one.metrics["nll"] == pytest.approx(two.metrics["nll"], rel=1e-5)
 
 
+def test_classes_that_a_set_does_not_name_are_told(place, tiny_dataset, tmp_path, caplog):
+    few = tiny_dataset.filter(lambda label: label < 5, input_columns="label")
+    few = few.cast_column("label", datasets.ClassLabel(names=CLASSES[:5]))
+    few.to_parquet(tmp_path / "few.parquet")
+    sets = [f"tiny={place / 'tiny.parquet'}:train"]
+    run_evaluation(EvaluateConfig([str(place / "student")], sets, ""))
+    assert "left out of its answers" not in caplog.text
+    run_evaluation(EvaluateConfig([str(place / "student")], [f"few={tmp_path / 'few.parquet'}:train"], ""))
+    assert "`few` names 5 of the 8 classes of `student`: the others are left out of its answers" in caplog.text
+
+
 def test_parse_set():
     assert parse_set("imagenet") == PRESETS["imagenet"]
     assert parse_set("test=a/b") == EvaluationSet("test", "a/b")

@@ -113,6 +113,10 @@ def test_a_setting_that_the_processor_does_not_follow_is_refused() -> None:
     ("changes", "message"),
     [
         ({"size": {"longest_edge": 9}}, "must give a height and width, found"),
+        (
+            {"do_resize": False},
+            r"must tell the size that the model takes, but it does not resize .*Set `do_resize` to true",
+        ),
         ({"image_std": [0.0, 1.0, 1.0]}, "`std` of a model's preprocessing must be three numbers above 0, found"),
         ({"image_mean": [0.5]}, "must tell size, mean, std and resampling, but: IndexError"),
         ({"rescale_factor": 0}, "must tell size, mean, std and resampling, but: ZeroDivisionError"),

@@ -158,11 +158,11 @@ def test_a_student_that_starts_from_another_has_its_own_classes(folders, tiny_pl
     assert saved["pretrained_cfg"]["mean"] == list(MEAN), "it was trained with the mean that it had"
 
 
-def test_a_config_without_pretrained_cfg_gets_the_architectures(tiny_plus, tmp_path):
+def test_a_config_without_pretrained_cfg_is_completed_for_the_views(tiny_plus, tmp_path):
     config = TimmWrapperConfig(architecture="test_resnet", num_labels=8)
     train(tmp_path, AutoModelForImageClassification.from_config(config), tiny_plus)
     equal_logits(tmp_path)
-    assert AutoImageProcessor.from_pretrained(tmp_path, backend="pil").data_config["input_size"] == (3, 160, 160)
+    assert AutoImageProcessor.from_pretrained(tmp_path, backend="pil").data_config["input_size"] == (3, SIZE, SIZE)
 
 
 def test_other_classifiers_are_saved_as_transformers_does(tiny_plus, tmp_path):
@@ -296,7 +296,7 @@ def test_a_teacher_from_the_hub_is_pinned_to_its_commit(loopback_hub, folders, t
         Teacher.from_pretrained(f"{REPO}@nowhere")
 
 
-def test_pushing_again_sends_nothing_and_keeps_what_people_wrote(loopback_hub, trained):
+def test_pushing_again_sends_nothing_and_keeps_what_people_wrote(loopback_hub, trained, tmp_path, caplog):
     push_student(trained, REPO)
     sent = loopback_hub.received("lfs_put")
     assert push_student(trained, REPO).commit == HfApi().model_info(REPO).sha
@@ -309,6 +309,13 @@ def test_pushing_again_sends_nothing_and_keeps_what_people_wrote(loopback_hub, t
     assert there.keys() == PUBLISHED | {"notes.txt"}
     assert push.deleted == ("pytorch_model.bin",)
     assert there["README.md"].endswith(b"\nThanks.\n")
+    assert "not sent" not in caplog.text
+    changed = Path(shutil.copytree(trained, tmp_path / trained.name))
+    with (changed / "README.md").open("a") as card:
+        card.write("\nNot for medical use.\n")
+    push_student(changed, REPO)
+    assert caplog.text.count("README.md of the folder has lines that the card of") == 1
+    assert b"medical" not in pushed(loopback_hub)["README.md"]
 
 
 def test_the_averaged_weights_are_pushed_on_request(loopback_hub, trained, capsys):

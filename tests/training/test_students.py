@@ -3,19 +3,24 @@
 import json
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import (
     CLIPImageProcessor,
     ConvNextImageProcessor,
+    EfficientNetImageProcessor,
+    TimmWrapperConfig,
+    TimmWrapperForImageClassification,
     ViTConfig,
     ViTImageProcessor,
 )
 
 from hf_dr.errors import ConfigError, DataError
+from hf_dr.teacher.members import load_member
 from hf_dr.teacher.preprocessing import evaluation_augmentation
-from hf_dr.training.students import LabelledImages, build_student, load_processor
+from hf_dr.training.students import LabelledImages, build_student, evaluation_of, load_processor
 from hf_dr.training.trainer import ReinforcedTrainer
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops.geometry import CenterCrop, RandomHorizontalFlip
@@ -62,6 +67,23 @@ def test_a_saved_student_may_be_trained_further(tmp_path, plain, settings):
     ReinforcedTrainer(student, settings(max_steps=1), train_dataset=plain).train()
 
 
+def test_a_model_of_timm_is_saved_for_the_images_that_it_learned_from(plain, settings, tmp_path):
+    fresh = TimmWrapperForImageClassification(TimmWrapperConfig(architecture="test_resnet", num_labels=8))
+    other = build_student("timm:test_resnet", None, 8, size=64, crop=0.9)
+    for model, crop in ((fresh, 0.875), (other, 0.9)):
+        trainer = ReinforcedTrainer(model, settings(max_steps=1), train_dataset=plain)
+        trainer.train()
+        trainer.save_model(str(tmp_path / "student"))
+        cfg = json.loads((tmp_path / "student" / "config.json").read_text())["pretrained_cfg"]
+        assert (cfg["input_size"], cfg["crop_pct"]) == ([3, SIZE, SIZE], crop)
+        member = load_member(str(tmp_path / "student"), card=False)
+        assert (member.preprocessing.size, member.crop) == ((SIZE, SIZE), crop)
+    wide = build_student("timm:test_resnet", None, 8, size=(16, 32))
+    assert wide.config.pretrained_cfg["input_size"] == [3, 16, 32]
+    view = evaluation_of(wide, None, (16, 32)).apply(PIL.Image.new("RGB", (50, 60)), {})
+    assert view.size == (32, 16)
+
+
 @pytest.mark.parametrize("kind", ["timm test_resnet", "transformers ResNet"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_checkpoint_in_half_precision_is_fine_tuned_in_float32(plain, settings, tmp_path, kind, dtype):
@@ -87,6 +109,10 @@ def test_a_student_is_saved_with_the_size_that_it_was_fine_tuned_at(tmp_path):
     [
         (ViTImageProcessor(), {"size": {"height": 56, "width": 56}}),
         (ConvNextImageProcessor(), {"size": {"shortest_edge": 56}, "crop_pct": 0.875}),
+        (  # as of EfficientNet at the Hub: with a size of a crop that it does not make
+            EfficientNetImageProcessor(size={"height": 224, "width": 224}, crop_size={"height": 289, "width": 289}),
+            {"size": {"height": 56, "width": 56}, "do_center_crop": False},
+        ),
         (
             CLIPImageProcessor(size={"shortest_edge": 256}),
             {"size": {"shortest_edge": 64}, "crop_size": {"height": 56, "width": 56}},

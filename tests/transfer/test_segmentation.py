@@ -104,7 +104,7 @@ def test_a_dataset_of_the_hub(name):
 
 def test_folders_pair_images_and_masks_by_name(toy, tmp_path):
     data = read_masks(toy)
-    assert data.described == {"id": f"{toy.name}/images"}
+    assert data.described == {"id": "images"}, "the folder that it lies in is nobody's business"
     image, labels = data[1]
     assert image.size == (64, 48)
     assert {name: tuple(np.asarray(image)[labels == n].mean(0).round(-1)) for n, name in enumerate(NAMES)} == {

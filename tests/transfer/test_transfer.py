@@ -369,6 +369,15 @@ def test_what_is_pushed_has_no_state_of_the_training(short, loopback_hub):
     assert "pipeline_tag: line" in files["README.md"].decode()
     assert "Trained on `d`, on the backbone `s`." in files["README.md"].decode()
     assert json.loads(files["transfer_results.json"])["metrics"] == {"sum": 21, "count": 7}
+    # Another one, pushed to the same place: its card tells of it, and what people wrote stays.
+    card = files["README.md"].decode() + "\nWritten by a person.\n"
+    loopback_hub.put("me/line", {**files, "README.md": card.encode()}, repo_type="models")
+    short._description["student"]["id"] = "another"
+    short.push_to_hub()
+    card = loopback_hub.files("me/line", repo_type="models")["README.md"].decode()
+    assert "on the backbone `another`." in card
+    assert "`s`" not in card
+    assert "Written by a person." in card
 
 
 EACH_STEP = {"eval_strategy": "steps", "eval_steps": 1, "max_steps": 2}

@@ -203,6 +203,12 @@ class CombinedReinforcedDataset(MappedReinforcedData):
     def own_features(self) -> datasets.Features:
         return self.parts[0].own_features
 
+    def _column(self, name: str) -> Any:
+        if name not in self.own_features:
+            return super()._column(name)
+        values = self.parts[0][name]
+        return [values[row] for row in self._rows[0]]
+
     def __getitems__(self, indices: Sequence[ViewIndex]) -> list[dict[str, Any]]:
         # What each part is asked for, by the place of the item in the batch.
         asked: list[dict[int, ViewIndex]] = [{} for _ in self.parts]

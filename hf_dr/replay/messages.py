@@ -2,31 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 _MOST_BYTES = 1 << 18  # of a tensor within a message: a pipe takes these in a few pieces
+
+
+_DTYPES = frozenset(
+    (
+        torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float16, torch.float32, torch.float64,
+    )
+)  # fmt: skip
+"""Those that NumPy has as well."""
 
 
 class _Message(dict[str, Any]):
     """A batch; small tensors are written into the message when it is sent, and it arrives as a plain dictionary."""
 
     def __reduce__(self) -> Any:
-        content = {
-            name: value.numpy() if isinstance(value, torch.Tensor) and value.nbytes <= _MOST_BYTES else value
-            for name, value in self.items()
-        }
-        return _opened, (content,)
+        within = {name: value.numpy() for name, value in self.items() if _is_plain(value)}
+        return _opened, ({**self, **within}, tuple(within))
 
 
-def _opened(content: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value for name, value in content.items()
-    }
+def _opened(content: dict[str, Any], within: Collection[str]) -> dict[str, Any]:
+    return {name: torch.from_numpy(value) if name in within else value for name, value in content.items()}
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is a small tensor that NumPy can hold; others are sent as torch does."""
+    return (
+        type(value) is torch.Tensor
+        and value.layout is torch.strided
+        and value.device.type == "cpu"
+        and value.dtype in _DTYPES
+        and not value.requires_grad
+        and value.nbytes <= _MOST_BYTES
+    )
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import PIL.Image
 import torch
 
 from hf_dr.errors import ConfigError, did_you_mean
+from hf_dr.replay.epoch import SharedEpoch
 from hf_dr.replay.names import DIFFICULTIES
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import STORED_PARTNERS
@@ -99,7 +100,7 @@ def draw_fresh_view(
 def draw_fresh_params(augmentation: Augmentation, size: Size, *, seed: int, row: int, epoch: int) -> Params:
     """Draws the parameters of what `draw_fresh_view` shows of an image of this (height, width)."""
     # Stored views have keys from 0 upwards. These count down from the largest key: no run has used any of them.
-    return augmentation.sample(view_rng(seed, row, (1 << 64) - 1 - epoch), size)
+    return augmentation.sample(view_rng(seed, row, (1 << 64) - 1 - int(epoch)), size)
 
 
 def checked_views(num_views: int | None, stored: int) -> int:
@@ -108,9 +109,10 @@ def checked_views(num_views: int | None, stored: int) -> int:
     Raises:
         ConfigError: There are not that many.
     """
-    if num_views is not None and not 1 <= num_views <= stored:
+    is_count = isinstance(num_views, (int, np.integer))
+    if num_views is not None and not (is_count and 1 <= num_views <= stored):
         raise ConfigError(
-            f"`num_views` must be between 1 and the {stored} stored views, got {num_views}. Leave it out to use all."
+            f"`num_views` must be between 1 and the {stored} stored views, got {num_views!r}. Leave it out to use all."
         )
     return num_views or stored
 
@@ -257,16 +259,33 @@ class MappedReinforcedData(ReinforcedData, torch.utils.data.Dataset):
     `data["labels"]` is a column.
 
     Attributes:
-        epoch: Decides the view of an index that names none.
         top_k: K, the classes that are kept of each answer.
     """
 
-    epoch: int = 0
     top_k: int = 1
+    _epoch: SharedEpoch
+
+    def __new__(cls, *args: Any, **settings: Any) -> Self:
+        made = super().__new__(cls)
+        made._epoch = SharedEpoch()
+        return made
+
+    def __copy__(self) -> Self:
+        made = type(self).__new__(type(self))
+        made.__dict__.update(self.__dict__, _epoch=SharedEpoch(self.epoch))
+        return made
+
+    @property
+    def epoch(self) -> int:
+        """Decides the view of an index that names none."""
+        return int(self._epoch)
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses which view `dataset[i]` replays: over V epochs, each of the V views once, in an order keyed by `seed`."""
-        self.epoch = epoch
+        """Chooses which view `dataset[i]` replays: over V epochs, each of the V views once, in an order keyed by `seed`.
+
+        The persistent workers of a DataLoader follow.
+        """
+        self._epoch.set(epoch)
 
     @property
     @abstractmethod
@@ -381,7 +400,8 @@ class MappedReinforcedData(ReinforcedData, torch.utils.data.Dataset):
                 "a dataset whose views are mixed cannot be split: a view for training may hold half of an image of the test. "
                 "Split the base, and reinforce its training part."
             )
-        count = test_size if isinstance(test_size, int) else round(test_size * len(self))
+        is_count = isinstance(test_size, (int, np.integer)) and not isinstance(test_size, bool)
+        count = int(test_size) if is_count else round(test_size * len(self))
         if not 0 < count < len(self):
             raise ConfigError(f"`test_size` must leave rows on both sides of {len(self)}, got {test_size}. Change it.")
         order = keyed_rng(seed, domain=DOMAIN_SPLIT).permutation(len(self))

@@ -136,7 +136,7 @@ class ReinforcedSampler(torch.utils.data.Sampler[tuple[int, View]]):
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch of the next `iter`."""
-        self.epoch = epoch
+        self.epoch = int(epoch)
 
     def __len__(self) -> int:
         rows = len(self._dataset)

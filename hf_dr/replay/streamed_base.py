@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -81,32 +81,38 @@ class StreamedBase:
                 f"{provenance.base.get('id') or 'the base dataset'} at the revision that was reinforced."
             )
 
-    def images(self, rows: np.ndarray) -> pa.Array:
+    def images(self, rows: np.ndarray) -> pa.ChunkedArray:
         """Returns the images of some rows, int64, rising; each is a struct of `bytes` and `path`.
 
         Raises:
             DataError: The column holds something else.
             FormatError: A file is missing, or damaged.
         """
-        if not len(rows):
-            return pa.array([], _IMAGES)
-        first = int(np.searchsorted(self._starts, rows[0], side="right")) - 1
-        stop = int(np.searchsorted(self._starts, rows[-1], side="right"))
+        place = np.searchsorted(self._starts, rows, side="right") - 1  # of each row's group among those of all files
+        wanted = {int(n): rows[place == n] - self._starts[n] for n in np.unique(place)}
         chunks: list[pa.Array] = []
-        for number in np.unique(self._file[first:stop]).tolist():
-            groups = self._group[first:stop][self._file[first:stop] == number].tolist()
-            chunks += self._read(self._files[number], groups)
-        return pa.concat_arrays(chunks).take(pa.array(rows - self._starts[first]))
+        for number in np.unique(self._file[list(wanted)]).tolist():
+            of_file = {int(self._group[n]): own for n, own in wanted.items() if self._file[n] == number}
+            chunks += self._read(self._files[number], of_file)
+        return pa.chunked_array(chunks, _IMAGES)
 
-    def _read(self, file: str, groups: list[int]) -> list[pa.Array]:
-        table = with_parquet(file, lambda parquet: parquet.read_row_groups(groups, [self._column], use_threads=False))
-        try:
-            return table.column(self._column).cast(_IMAGES).chunks
-        except pa.ArrowException as error:
-            raise DataError(
-                f"the column `{self._column}` of {file} must hold images, found {table.column(self._column).type}. Load the "
-                "base and pass it as `base`."
-            ) from error
+    def _read(self, file: str, wanted: Mapping[int, np.ndarray]) -> list[pa.Array]:
+        """Returns the images of some rows of row groups, which are read one by one: pyarrow reads less than 2 GiB at once."""
+
+        def taken(parquet: pq.ParquetFile) -> list[pa.Array]:
+            chunks = []
+            for group, rows in wanted.items():
+                column = parquet.read_row_group(group, [self._column], use_threads=False).column(self._column)
+                try:
+                    chunks.append(column.cast(_IMAGES).combine_chunks().take(pa.array(rows)))
+                except pa.ArrowException as error:
+                    raise DataError(
+                        f"the column `{self._column}` of {file} must hold images, found {column.type}. Load the base and pass "
+                        "it as `base`."
+                    ) from error
+            return chunks
+
+        return with_parquet(file, taken)
 
     def _group_sizes(self, file: str) -> np.ndarray:
         """Returns the number of rows of each row group of a file, int64."""

@@ -115,7 +115,7 @@ class StreamedShards:
     def _read_shard(self, shard: int) -> pa.Table:
         file = self._files[shard]
         rows = self.provenance.shard_range(shard)
-        table = self._with_shard(shard, lambda parquet: parquet.read(self._schema.names, use_threads=False))
+        table = self._with_shard(shard, self._read_all)
         shard_features(table.schema, file)
         for field in self._schema:
             found = table.schema.field(field.name).type if field.name in table.column_names else "none"
@@ -134,6 +134,13 @@ class StreamedShards:
                 f"{file} must have {self.sizes[shard]} reinforced rows by its provenance, found {len(table)}. Fetch it again."
             )
         return self._with_images(table)
+
+    def _read_all(self, parquet: pq.ParquetFile) -> pa.Table:
+        """Reads all rows, one row group at a time, because pyarrow reads less than 2 GiB of images at once."""
+        groups = range(parquet.num_row_groups)
+        return pa.concat_tables(
+            parquet.read_row_group(group, self._schema.names, use_threads=False) for group in groups
+        )
 
     def _with_shard(self, shard: int, read: Callable[[pq.ParquetFile], _Read]) -> _Read:
         """Opens a shard, checks that it is of this dataset, and returns what `read` takes from it."""

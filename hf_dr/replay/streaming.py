@@ -15,6 +15,7 @@ from hf_dr.errors import ConfigError
 from hf_dr.replay.combined import check_alike, check_same_rows, cut_answers, place_in_parts
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.device import undone_items
+from hf_dr.replay.epoch import SharedEpoch
 from hf_dr.replay.reinforced_data import Origin, ReinforcedData
 from hf_dr.replay.sampling import BY_DIFFICULTY, ReinforcedSampler, check_order
 from hf_dr.replay.shares import Progress, Shares
@@ -78,8 +79,7 @@ class StreamedReinforcedDataset(ReinforcedData, torch.utils.data.IterableDataset
         self._shares: Shares | None = None  # of a process, once the dataset is split
         self._progress: Progress | None = None  # that of an epoch that was begun before
         self._undone = False
-        # In shared memory: copies of the dataset in persistent workers see it change.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._epoch = SharedEpoch()
 
     @property
     def has_labels(self) -> bool:
@@ -96,14 +96,20 @@ class StreamedReinforcedDataset(ReinforcedData, torch.utils.data.IterableDataset
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch of the next iteration, in the workers of a DataLoader, too."""
-        self._epoch.fill_(epoch)
+        self._epoch.set(epoch)
 
     def ordered(self, *, seed: int = 0, **settings: Any) -> Self:
         """Returns this dataset in another order; see `ReinforcedSampler` for the settings.
 
         Raises:
-            ConfigError: See `ReinforcedSampler`.
+            ConfigError: See `ReinforcedSampler`; or an epoch of another order goes on (`resumed`).
         """
+        order = {"seed": seed, **settings}
+        if self._progress is not None and order != self._order:
+            raise ConfigError(
+                f"`ordered` must come before `resumed`, but an epoch goes on in the order {self._order}, got {order}: "
+                "some rows would be seen twice and others never. Call it first."
+            )
         check_order(self, **settings)
         if len(self._parts) > 1 and settings.get("view_order") in BY_DIFFICULTY:
             raise ConfigError(
@@ -111,7 +117,7 @@ class StreamedReinforcedDataset(ReinforcedData, torch.utils.data.IterableDataset
                 "know how difficult a view is, all would have to be read in each epoch. Set another, or load them without "
                 "`streaming=True`."
             )
-        return self._copy(_order={"seed": seed, **settings})
+        return self._copy(_order=order)
 
     def split_by_node(self, rank: int, world_size: int, *, batch_size: int = 1, even: bool = False) -> Self:
         """Returns one process's share of each epoch; the counterpart of `datasets.distributed.split_dataset_by_node`.
@@ -180,7 +186,7 @@ class StreamedReinforcedDataset(ReinforcedData, torch.utils.data.IterableDataset
 
     def _copy(self, **changes: Any) -> Self:
         new = copy.copy(self)
-        new.__dict__.update(changes, _epoch=self._epoch.clone().share_memory_())
+        new.__dict__.update(changes, _epoch=copy.copy(self._epoch))
         return new
 
     def __len__(self) -> int:

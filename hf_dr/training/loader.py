@@ -101,7 +101,8 @@ class ReinforcedLoader:
         read: Any = dataset
         collate: Any = default_collate
         if isinstance(dataset, StreamedReinforcedDataset):
-            read = dataset.ordered(**order).split_by_node(rank, world_size, batch_size=batch_size, even=True)
+            read = dataset.ordered(**order) if order else dataset  # which may have an order already
+            read = read.split_by_node(rank, world_size, batch_size=batch_size, even=True)
             on_device.update(num_processes=1, process_index=0, dispatch_batches=False)
         else:
             settings["sampler"] = ReinforcedSampler(dataset, **order)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from hf_dr.errors import ConfigError
+
 # One domain per purpose: streams of different purposes never overlap, whatever their counters.
 DOMAIN_VIEW = 0
 DOMAIN_MATCHING = 1
@@ -29,11 +31,20 @@ def keyed_rng(seed: int, *, domain: int, major: int = 0, minor: int = 0) -> np.r
         domain: One of the `DOMAIN_*` constants.
         major: First half of the counter, e.g. the example, 0 <= major < 2**64.
         minor: Second half of the counter, e.g. the view, 0 <= minor < 2**64.
+
+    Raises:
+        ConfigError: The seed is out of range.
     """
+    _check_seed(seed)
     # The two low words of the 256-bit counter are left to the stream: 2**128 draws before two keys could meet.
     return np.random.Generator(
         np.random.Philox(key=np.array([seed, domain], np.uint64), counter=np.array([0, 0, minor, major], np.uint64))
     )
+
+
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed < 1 << 64:
+        raise ConfigError(f"`seed` must be a whole number from 0 to 2**64 - 1, got {seed}. Choose another.")
 
 
 def view_rng(seed: int, example: int, view: int) -> np.random.Generator:
@@ -50,6 +61,7 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 def keyed_words(index: np.ndarray, seed: int) -> np.ndarray:
     """Returns 63 keyed bits for each index, int64: for choices that many rows make at once, without a generator each."""
+    _check_seed(seed)
     with np.errstate(over="ignore"):
         return (
             _mix(_mix(np.asarray(index, np.uint64)) ^ _mix(np.asarray([seed], np.uint64))[0]) >> np.uint64(1)

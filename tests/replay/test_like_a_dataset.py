@@ -15,7 +15,7 @@ from hf_dr.replay.augmented import AugmentedDataset
 from hf_dr.replay.combined import CombinedReinforcedDataset
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
-from hf_dr.replay.reinforced_data import MappedReinforcedData
+from hf_dr.replay.reinforced_data import MappedReinforcedData, checked_views
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops.geometry import RandomResizedCrop
 
@@ -121,6 +121,17 @@ def test_what_is_no_index(data, index):
         TypeError, match="expected a row, a pair of row and view, a slice, a list of these or a column's name"
     ):
         data[index]
+
+
+def test_numbers_that_are_impossible(unmixed):
+    for seed in (-1, 1 << 64):
+        with pytest.raises(ConfigError, match=rf"`seed` must be a whole number from 0 to 2\*\*64 - 1, got {seed}"):
+            unmixed.train_test_split(0.2, seed=seed)
+    assert len(unmixed.train_test_split(np.int64(5))["test"]) == 5
+    with pytest.raises(ConfigError, match=r"`test_size` must leave rows on both sides of \d+, got True"):
+        unmixed.train_test_split(True)
+    with pytest.raises(ConfigError, match=r"`num_views` must be between 1 and .*, got '2'"):
+        checked_views("2", 3)
 
 
 def test_rows_that_are_not_there(data):

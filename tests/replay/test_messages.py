@@ -3,6 +3,7 @@
 from collections import UserDict
 from multiprocessing.reduction import ForkingPickler
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import default_collate
@@ -34,6 +35,23 @@ def test_only_large_tensors_are_apart():
         assert torch.equal(arrived[name], value)
     arrived["weights"] += 1  # what arrives may be written to
     assert len(arrived["labels"]) == 2
+
+
+def test_what_numpy_does_not_have_is_sent_as_torch_does():
+    batch = {
+        "half": torch.ones(3, dtype=torch.bfloat16),
+        "trained": torch.ones(3, requires_grad=True),
+        "array": np.arange(3),
+        "words": np.array(["a", "b"]),
+        "numbers": torch.arange(3),
+    }
+    _, arrived = sent(InOneMessage(lambda _: batch)([]))
+    for name, value in batch.items():
+        assert type(arrived[name]) is type(value)
+        if isinstance(value, np.ndarray):
+            assert (arrived[name] == value).all()
+        else:
+            assert torch.equal(arrived[name], value)
 
 
 def test_what_is_no_plain_dictionary_is_sent_as_it_is():

@@ -1,5 +1,6 @@
 """A stream gives what the map-style dataset gives: each row once an epoch, over any processes and workers, bit for bit."""
 
+import copy
 import itertools
 import json
 import multiprocessing
@@ -30,6 +31,7 @@ from hf_dr.errors import ConfigError, DataError, FormatError, HubError, ReplayEr
 from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.job import reinforce
 from hf_dr.replay.dataset import ReinforcedDataset
+from hf_dr.replay.epoch import SharedEpoch
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.replay.names import DIFFICULTIES
 from hf_dr.replay.reinforced_data import fresh_view
@@ -313,6 +315,26 @@ def test_a_copy_has_an_epoch_of_its_own(make):
     share = stream.split_by_node(0, 2)
     share.set_epoch(3)
     assert (stream.epoch, share.epoch) == (0, 3)
+    copied = copy.deepcopy(share)
+    read = SharedEpoch()
+    read.__setstate__({"_number": torch.tensor(3)})  # as it comes out of a file
+    share.set_epoch(4)
+    for own in (copied._epoch, read):
+        assert int(own) == 3
+        assert own._number.is_shared(), "for persistent workers of its own"
+
+
+def test_an_epoch_that_goes_on_keeps_its_order(make):
+    stream = stream_of(make(PLAIN)).ordered(seed=3)
+    share = stream.split_by_node(0, 1)
+    items = iter(share)
+    next(items)
+    goes_on = stream.resumed(share.progress(1))
+    with pytest.raises(
+        ConfigError, match=r"`ordered` must come before `resumed`, .* in the order {'seed': 3}, got {'seed': 0}"
+    ):
+        goes_on.ordered()
+    assert goes_on.ordered(seed=3).split_by_node(0, 1).progress(0) == goes_on.split_by_node(0, 1).progress(0)
 
 
 # ----------------------------------------------------------------------------------------------------------- going on
@@ -523,7 +545,7 @@ def test_only_the_images_of_wanted_rows_are_read(make, base_file, monkeypatch):
     monkeypatch.setattr(
         StreamedBase,
         "_read",
-        lambda self, file, groups: (read.append((Path(file).name[6:11], groups)), of_file(self, file, groups))[1],
+        lambda self, file, groups: (read.append((Path(file).name[6:11], list(groups))), of_file(self, file, groups))[1],
     )
     (shards,) = stream._parts
     assert shards.read([1]).plus.column_names.count("image") == 1

@@ -63,6 +63,30 @@ def test_views_advance_by_themselves_and_an_epoch_can_be_chosen(plain):
     assert [known[pixels.numpy().tobytes()] for batch in loader for pixels in batch["pixel_values"]] == epochs[1]
 
 
+def test_persistent_workers_of_any_loader_see_each_view_once(plain):
+    known = every_view(plain)
+    loader = torch.utils.data.DataLoader(plain, BATCH, num_workers=1, persistent_workers=True)
+    found = []
+    for epoch in range(VIEWS):
+        plain.set_epoch(epoch)
+        found += [known[pixels.numpy().tobytes()] for batch in loader for pixels in batch["pixel_values"]]
+    assert sorted(found) == [(row, view) for row in range(ROWS) for view in range(VIEWS)]
+    half = plain.select(range(2))
+    half.set_epoch(1)
+    assert plain.epoch == VIEWS - 1, "a copy has an epoch of its own"
+    plain.set_epoch(0)
+
+
+def test_a_stream_keeps_the_order_that_it_has(in_shards):
+    stream = load_reinforced(in_shards["plain"], streaming=True)
+    labels = [
+        [batch["teacher_ids"] for batch in ReinforcedLoader(data, BATCH, device="cpu", **order)]
+        for data, order in ((stream.ordered(seed=3), {}), (stream, {"seed": 3}), (stream, {}))
+    ]
+    assert all(map(torch.equal, labels[0], labels[1]))
+    assert not all(map(torch.equal, labels[0], labels[2]))
+
+
 def test_pixels_are_normalised_for_the_student(plain):
     (raw, *_), size = ReinforcedLoader(plain, BATCH, device="cpu"), plain.size[0]
     processor = ViTImageProcessor(size={"height": size, "width": size}, image_mean=[0.4] * 3, image_std=[0.3] * 3)

@@ -6,6 +6,7 @@ import json
 import re
 import warnings
 from pathlib import Path
+from typing import Any
 
 import children
 import PIL.Image
@@ -127,6 +128,23 @@ def test_what_is_said_of_a_calibrated_teacher_of_grocery_was_measured():
     assert "right in {:.0f} to {:.0f} % of the test images".format(*(100 * end(right) for end in (min, max))) in text
     gained = [value for each in (length, small) for key, value in each.items() if key.endswith("reinforced_gain_top1")]
     assert "all students gained, {:.1f} to {:.1f} points".format(*(100 * end(gained) for end in (min, max))) in text
+
+
+def test_what_is_said_of_length_and_of_a_students_temperature_was_measured():
+    small, large = measured("length_cpu"), measured("length")
+    text = in_one_line("docs/will_it_help.md")
+
+    def gain(found: dict[str, Any], prefix: str) -> str:
+        mean, std = (100 * found[f"{prefix}_reinforced_gain_top1{end}"] for end in ("", "_std"))
+        return f"{mean:.2f} ± {std:.2f}"
+
+    assert f"gained {gain(small, 'resnet_10')} points in 10 epochs and {gain(small, 'resnet_30')} in 30" in text
+    assert f"a ResNet-18 {gain(large, 'resnet18_10')} in 10 and {gain(large, 'resnet18_20')} in 20" in text
+    kinds = [f"resnet_{epochs}_{objective}" for objective in ("erm", "reinforced") for epochs in (10, 30)]
+    sure = [f"{small[f'{kind}_temperature']:.2f}" for kind in kinds]
+    left = [f"{100 * small[f'{kind}_calibrated_ece']:.2f}" for kind in kinds]
+    assert "{} after 10 epochs on labels and {} after 30 (too sure), {} and {} on stored".format(*sure) in text
+    assert "the ECE is {} and {} % on labels, {} and {} % on answers".format(*left) in text
 
 
 def test_what_is_said_of_teachers_and_views_was_measured():

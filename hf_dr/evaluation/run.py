@@ -32,6 +32,7 @@ from hf_dr.evaluation.report import Report, Result
 from hf_dr.evaluation.sets import EvaluationSet, parse_set
 from hf_dr.processes import find_device, warm_up_kernels
 from hf_dr.store.base_dataset import undecoded_images
+from hf_dr.teacher.calibration import fit_temperature
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.members import Member, check_member, imagenet_synsets, load_member
 from hf_dr.teacher.preprocessing import Preprocessing, evaluation_augmentation
@@ -90,7 +91,10 @@ def run_evaluation(config: EvaluateConfig) -> Report:
             for model, logits_BC in zip(models, clean.logits(answering), strict=True):
                 metrics = metric.compute(predictions=logits_BC, references=images.labels)
                 if len(images.labels) > 1:  # of one nothing is left to fit a temperature to
-                    metrics |= {CALIBRATED_ECE: calibrated_ece(logits_BC, images.labels)}
+                    metrics |= {
+                        CALIBRATED_ECE: calibrated_ece(logits_BC, images.labels),
+                        "temperature": fit_temperature(logits_BC, images.labels),
+                    }
                 diagram = reliability(logits_BC, images.labels)
                 hits = logits_BC.argmax(axis=-1) == images.labels
                 results.append(Result(model.name, spec.name, len(images.rows), metrics, diagram, hits=hits))

@@ -13,7 +13,7 @@ import numpy as np
 import PIL.Image
 import torch
 
-from hf_dr.errors import ConfigError, did_you_mean
+from hf_dr.errors import ConfigError, DataError, did_you_mean
 from hf_dr.replay.epoch import SharedEpoch
 from hf_dr.replay.names import DIFFICULTIES
 from hf_dr.store.provenance import Provenance
@@ -100,7 +100,11 @@ def draw_fresh_view(
 def draw_fresh_params(augmentation: Augmentation, size: Size, *, seed: int, row: int, epoch: int) -> Params:
     """Draws the parameters of what `draw_fresh_view` shows of an image of this (height, width)."""
     # Stored views have keys from 0 upwards. These count down from the largest key: no run has used any of them.
-    return augmentation.sample(view_rng(seed, row, (1 << 64) - 1 - int(epoch)), size)
+    rng = view_rng(seed, row, (1 << 64) - 1 - int(epoch))
+    try:
+        return augmentation.sample(rng, size)
+    except ConfigError as error:
+        raise DataError(f"the image of row {row} must be of a size that can be augmented, but: {error}") from error
 
 
 def checked_views(num_views: int | None, stored: int) -> int:

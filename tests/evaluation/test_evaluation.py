@@ -25,6 +25,7 @@ from hf_dr.evaluation.images import open_set
 from hf_dr.evaluation.metrics import calibrated_ece, classification_metrics, reliability
 from hf_dr.evaluation.run import ModelInput, run_evaluation
 from hf_dr.evaluation.sets import PRESETS, EvaluationSet, parse_set
+from hf_dr.teacher.calibration import fit_temperature
 from hf_dr.teacher.members import Member, load_member
 from hf_dr.teacher.preprocessing import Preprocessing
 from hf_dr.training.students import build_student
@@ -75,7 +76,10 @@ def test_the_numbers_by_hand(place, tiny_dataset):
     clean, corrupted = run_evaluation(config).results
     expected = student_logits(place, images)
     assert (clean.model, clean.set, clean.examples, clean.mce) == ("student", "test", 12, None)
-    by_hand = classification_metrics(expected, labels) | {"calibrated_ece": calibrated_ece(expected, labels)}
+    by_hand = classification_metrics(expected, labels) | {
+        "calibrated_ece": calibrated_ece(expected, labels),
+        "temperature": fit_temperature(expected, labels),
+    }
     assert clean.metrics == pytest.approx(by_hand, rel=1e-4)
     np.testing.assert_array_equal(clean.diagram.counts, reliability(expected, labels).counts)
 

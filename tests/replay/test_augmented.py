@@ -14,7 +14,7 @@ from hf_dr.replay.reinforced_data import fresh_view
 from hf_dr.replay.sampling import ReinforcedSampler
 from hf_dr.store.provenance import Provenance
 from hf_dr.views.augmentation import Augmentation
-from hf_dr.views.ops.geometry import RandomHorizontalFlip, RandomResizedCrop
+from hf_dr.views.ops.geometry import RandomCrop, RandomHorizontalFlip, RandomResizedCrop
 from hf_dr.views.ops.mixing import MixUp
 
 AUGMENTATION = Augmentation([RandomResizedCrop(24), RandomHorizontalFlip()])
@@ -101,3 +101,11 @@ def test_refusals(tiny_dataset):
         AugmentedDataset(
             datasets.Dataset.from_dict({"image": broken, "label": [0, 1]}, features), AUGMENTATION, **COLUMNS
         )[1]
+
+
+def test_an_image_that_is_too_small_is_named(tiny_dataset):
+    data = AugmentedDataset(tiny_dataset, Augmentation([RandomCrop(4000)]), **COLUMNS)
+    with pytest.raises(
+        DataError, match=r"the image of row 3 must be of a size that can be augmented, but: RandomCrop needs"
+    ):
+        data[3]

@@ -140,6 +140,8 @@ def test_what_is_said_of_length_and_of_a_students_temperature_was_measured():
 
     assert f"gained {gain(small, 'resnet_10')} points in 10 epochs and {gain(small, 'resnet_30')} in 30" in text
     assert f"a ResNet-18 {gain(large, 'resnet18_10')} in 10 and {gain(large, 'resnet18_20')} in 20" in text
+    stored, online = (100 * small[f"resnet_10_{objective}_gain_top1"] for objective in ("reinforced", "kd"))
+    assert f"teacher in memory ({stored:+.2f} and {online:+.2f} points in 10 epochs)" in text
     kinds = [f"resnet_{epochs}_{objective}" for objective in ("erm", "reinforced") for epochs in (10, 30)]
     sure = [f"{small[f'{kind}_temperature']:.2f}" for kind in kinds]
     left = [f"{100 * small[f'{kind}_calibrated_ece']:.2f}" for kind in kinds]

@@ -841,7 +841,8 @@ def test_no_name_in_a_repository_leaves_its_folder(
         "~/evil",
         "a\\..\\evil",
     )
-    loopback_hub.put("org/plus", {**files, **dict.fromkeys(hostile, b"evil")})
+    card = f"---\nconfigs:\n- config_name: {NAME}\n  data_files: {NAME}/*.parquet\n---\n".encode()
+    loopback_hub.put("org/plus", {**files, "README.md": card, **dict.fromkeys(hostile, b"evil")})
     plus = load_reinforced("org/plus")
     assert all(equal(plus[place], item) for place, item in expected.items())
     assert len(list(load_reinforced("org/plus", streaming=True))) == ROWS

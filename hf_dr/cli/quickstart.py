@@ -113,16 +113,10 @@ def _steps(dataset: str, chosen: QuickstartArguments, out: Path) -> Iterator[tup
         raise FormatError(f"{teacher} must hold the {TEACHER_FILE} of `hf-dr teach`, found none. {_AGAIN}")
     learned = read_object(teacher / TEACHER_FILE, _AGAIN)
     num_views = str(chosen.num_views or chosen.num_train_epochs)
-    views = [
-        *temperature_flag(learned),
-        *size,
-        "--num_views",
-        num_views,
-        "--top_k",
-        str(min(_TOP_K, learned["num_classes"])),
-    ]
+    views = [*size, "--num_views", num_views, "--top_k", str(min(_TOP_K, learned["num_classes"]))]
+    asked = ["--teacher", str(teacher), *temperature_flag(learned)]
     base = [learned["dataset"], "--split", learned["split"]]
-    yield "reinforce", [*base, "--teacher", str(teacher), *views, "--output_dir", str(plus)], None
+    yield "reinforce", [*base, *asked, *views, "--output_dir", str(plus)], None
     yield "inspect", [str(plus), "--save"], None
     config = out / "compare.yaml"
     settings = _comparison(Path(dataset).expanduser().resolve().name, chosen, learned, out)

@@ -211,11 +211,11 @@ def run_training(trainer: ReinforcedTrainer | TransferTrainer, args: TrainingArg
         logger.info("Resuming from %s.", checkpoint)
         steps_before = TrainerState.load_from_json(str(state)).global_step
     result = trainer.train(resume_from_checkpoint=checkpoint)
-    ended = result.global_step == steps_before  # before it was started again
-    if ended and not (Path(str(args.output_dir)) / "train_results.json").is_file():
+    goes_on = result.global_step > steps_before
+    is_written = Path(str(args.output_dir), "train_results.json").is_file()
+    if not goes_on and not is_written:
         logger.warning("The training was stopped between its last step and its metrics: its seconds are not known.")
-        ended = False
-    if not ended:  # else the metrics are written
+    if goes_on or not is_written:
         trainer.log_metrics("train", result.metrics)
         trainer.save_metrics("train", result.metrics)
     trainer.save_model(_internal_call=True)  # pushed when there is a card

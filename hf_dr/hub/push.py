@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,14 +11,21 @@ from pathlib import Path
 from accelerate.utils import gather_object
 
 from hf_dr.errors import ConfigError, FormatError
-from hf_dr.hub.repository import Push, Remote, Repository, publish, read_card
+from hf_dr.hub.repository import Push, Remote, Repository, publish, read_card, warn_of_unsent
 from hf_dr.processes import process_state
-from hf_dr.store.card import CARD_FILE, CardConfig, card_configs, keep_configs, names_configs, unsent_lines, update_card
+from hf_dr.store.card import (
+    CARD_FILE,
+    GENERATED_KEYS,
+    CardConfig,
+    card_configs,
+    keep_configs,
+    names_configs,
+    update_card,
+)
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import PROVENANCE_FILE, PUBLISHED_FILES
 from hf_dr.store.shards import check_digests
 
-logger = logging.getLogger(__name__)
 # What `datasets` reads without being told; a repository with such files and no `configs:` in its card is one dataset.
 _DATA = (
     ".parquet", ".arrow", ".csv", ".tsv", ".json", ".jsonl", ".jsonl.gz", ".tar", ".zip", ".jpg", ".jpeg", ".png", ".webp",
@@ -113,12 +119,8 @@ class _Content:
         local = read_card(path) if path.is_file() else None
         if local is not None:
             local = keep_configs(local, self.configs)  # the card names no configuration before its data is there
-        if remote is not None and local is not None and unsent_lines(local, remote):
-            logger.warning(
-                "%s of the folder has lines that the card of %s has not. They are not sent: edit the card there.",
-                CARD_FILE,
-                self.repo_id,
-            )
+        if remote is not None and local is not None:
+            warn_of_unsent(local, remote, GENERATED_KEYS, self.repo_id)
         return update_card(local if remote is None else remote, self.configs, name=self.repo_id)
 
     def check(self, repository: Repository, remote: Remote) -> None:

@@ -11,7 +11,7 @@ import copy
 import hashlib
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -34,6 +34,7 @@ from hf_dr.errors import ConfigError, FormatError, HfDrError, HubError
 from hf_dr.hub.retry import ATTEMPTS, ask, describe, wait
 from hf_dr.processes import Alone, on_main, process_state
 from hf_dr.store.card import CARD_FILE
+from hf_dr.store.readme import unsent_lines
 from hf_dr.text import format_bytes, is_hub_id, keep_secret, without_secrets
 
 logger = logging.getLogger(__name__)
@@ -432,6 +433,16 @@ def _check_tags(repository: Repository, tags: Sequence[str], complete: Remote | 
             raise ConfigError(
                 f"the tag `{tag}` must be new, but {repository.id} has it at {there[tag][:12]}. Choose another, or delete it."
             )
+
+
+def warn_of_unsent(local: str, remote: str, generated: Collection[str], repo_id: str) -> None:
+    """Warns where people wrote something into the local card that is not sent, because the one at the Hub is kept."""
+    if unsent_lines(local, remote, generated):
+        logger.warning(
+            "%s of the folder has lines that the card of %s has not. They are not sent: edit the card there.",
+            CARD_FILE,
+            repo_id,
+        )
 
 
 def read_card(file: Path | None) -> str | None:

@@ -34,7 +34,6 @@ from hf_dr.store.readme import (
     edit_yaml,
     merge_parts,
     newline_of,
-    own_lines,
     part_names,
     read_entries,
     split_readme,
@@ -195,16 +194,6 @@ def names_configs(card: str | None) -> bool:
     return card is not None and bool(read_entries(split_readme(card)[1])[1].get(_CONFIGS))
 
 
-def unsent_lines(local: str, remote: str) -> set[str]:
-    """Returns what people wrote into a local card, its licence included, that the one at the Hub has not.
-
-    Raises:
-        FormatError: The YAML of one cannot be read, or a marker of a generated part is damaged.
-    """
-    here, there = (own_lines(text, set(_KEYS) - {_LICENSE}) for text in (local, remote))
-    return here - there
-
-
 _HEAD, _FOOT, _CONFIG = "head", "foot", "config"
 
 
@@ -218,6 +207,8 @@ def _rank(part: str) -> tuple[int, str]:
 _LICENSE, _TASKS, _SIZES, _SOURCES, _TAGS = "license", "task_categories", "size_categories", "source_datasets", "tags"
 _INFO, _CONFIGS = "dataset_info", "configs"
 _KEYS = (_LICENSE, _TASKS, _SIZES, _SOURCES, _TAGS, _INFO, _CONFIGS)
+GENERATED_KEYS = _KEYS[1:]
+"""Those of the metadata that nobody writes by hand: all but the licence."""
 # The Hub's list, as in huggingface_hub's DatasetCardData.
 _SIZE_CATEGORIES = (
     "n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B", "1B<n<10B", "10B<n<100B",

@@ -25,7 +25,7 @@ from hf_dr.replay.reinforced_data import ReinforcedData
 from hf_dr.store.card import is_noncommercial
 from hf_dr.store.card_texts import CITATION
 from hf_dr.store.json_files import read_object
-from hf_dr.store.readme import Data, edit_yaml, merge_parts, newline_of, own_lines, split_readme
+from hf_dr.store.readme import Data, edit_yaml, merge_parts, newline_of, split_readme
 from hf_dr.teacher.architectures import ADDED
 from hf_dr.text import code, inline, markdown_table, shown_text
 from hf_dr.training.students import is_timm
@@ -45,6 +45,8 @@ _MEASURES = {
 _KEYS = (
     "language", "license", "library_name", "pipeline_tag", "base_model", "datasets", "tags", "model-index",
 )  # fmt: skip
+GENERATED_KEYS = tuple(key for key in _KEYS if key != "license")
+"""Those of the metadata that nobody writes by hand."""
 _RESULTS = re.compile(r"^model-index:.*\n?(?:(?:[ \-]|\r?\n).*\n?)*", re.MULTILINE)
 
 
@@ -216,16 +218,6 @@ def update_student_card(existing: str | None, student: Student, name: str, *, em
 
     text = edit_yaml(_RESULTS.sub("", text), change, _KEYS, newline)  # results are of these weights or of none
     return opening + text + closing + merge_parts(body, {"student": _body(student, name, ema)}, str, newline)
-
-
-def unsent_lines(local: str, remote: str) -> set[str]:
-    """Returns what people wrote into a local student's card, its licence included, that the one at the Hub has not.
-
-    Raises:
-        FormatError: The YAML or the markers of one are damaged.
-    """
-    here, there = (own_lines(text, set(_KEYS) - {"license"}) for text in (local, remote))
-    return here - there
 
 
 def _metadata(student: Student, name: str, ema: bool) -> dict[str, Any]:

@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification
 
 from hf_dr.errors import FormatError
-from hf_dr.hub.repository import Push, Repository, publish
-from hf_dr.training.student_card import STUDENT_FILE, Student, unsent_lines, update_student_card
+from hf_dr.hub.repository import Push, Repository, publish, warn_of_unsent
+from hf_dr.training.student_card import GENERATED_KEYS, STUDENT_FILE, Student, update_student_card
 from hf_dr.training.students import EMA_FILE, complete_config, is_timm, native_names
 
 logger = logging.getLogger(__name__)
@@ -138,12 +138,9 @@ def push_student(
 
     @functools.cache  # each attempt asks again
     def card(remote: str | None) -> str:
-        if student is not None and remote is not None and written is not None and unsent_lines(written, remote):
-            logger.warning(
-                "README.md of the folder has lines that the card of %s has not. They are not sent: edit the card there.",
-                repo_id,
-            )
         if student is not None:
+            if remote is not None and written is not None:
+                warn_of_unsent(written, remote, GENERATED_KEYS, repo_id)
             return update_student_card(remote or written, student, repo_id, ema=ema)
         return written or remote or _PLAIN_CARD.format(name=repo_id.rpartition("/")[2])
 

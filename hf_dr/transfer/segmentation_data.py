@@ -109,9 +109,8 @@ class SegmentationData:
                 f"none in {masks}. Add them, or check both folders."
             )
         place = Path(images).expanduser().resolve()
-        parts = (
-            2 if place.parent.name == "images" else 1
-        )  # ADE20K's are images/training; other parents are people's own
+        # ADE20K's are images/training; the names of other parents are people's own.
+        parts = 2 if place.parent.name == "images" else 1
         return cls(
             {"id": "/".join(place.parts[-parts:])},
             classes,

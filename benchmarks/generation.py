@@ -2,13 +2,15 @@
 
     python benchmarks/generation.py --data DATA --weights WEIGHTS                      # ratio, two_processes, peak_mb
     python benchmarks/generation.py --data DATA --weights WEIGHTS --workers 1 2        # ratio for numbers of workers
+    python benchmarks/generation.py --data DATA --weights WEIGHTS --late --only ratio  # ratio in a program, as told below
 
 `ratio`: views a second of `Job.run` (decoding, augmenting, the teacher, top-K, encoding, writing) over those of the
 teacher alone on the same views, ready in memory, in batches of 16 or 64, whichever is faster, in a process of its own with the
-C library's allocator as it is. `two_processes`: views a
-second of two processes that accelerate launches over those of one, one torch thread in each. `peak_mb`: largest resident
-memory of a run, beside runs on twice the rows (`peak_mb_long`) and with four times the views (`peak_mb_views`).
-EfficientNet-Lite0 at 224x224, randaug, CPU.
+C library's allocator as it is. The job's process has it set before torch is imported, as `hf-dr reinforce` does; with
+`--late` only when the run begins, as in a program that imports torch and calls `hf_dr.reinforce`.
+`two_processes`: views a second of two processes that accelerate launches over those of one, one torch thread in each.
+`peak_mb`: largest resident memory of a run, beside runs on twice the rows (`peak_mb_long`) and with four times the views
+(`peak_mb_views`). EfficientNet-Lite0 at 224x224, randaug, CPU.
 
 What is compared is timed in turns, round after round, and medians are taken, so that a disturbance of the machine hits
 both sides. The parts of a view's cost are CPU time, which other programs disturb less.
@@ -28,6 +30,11 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from hf_dr.allocator import keep_freed_memory
+
+if not {"--alone", "--late"} & set(sys.argv):
+    keep_freed_memory()  # before torch is imported below
 
 import common
 import datasets
@@ -269,6 +276,7 @@ def main() -> None:
     parser = common.parser(__doc__)
     parser.add_argument("--workers", type=int, nargs="*", default=[], help="Also time the job with so many workers.")
     parser.add_argument("--rounds", type=int, help="Rounds of each comparison. Default: 7, or 3 with --quick.")
+    parser.add_argument("--late", action="store_true", help="Set the allocator when the run begins.")
     parser.add_argument("--only", choices=["ratio", "parts", "processes"], help="Measure only this.")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--alone", type=int, help=argparse.SUPPRESS)
@@ -283,7 +291,13 @@ def main() -> None:
     images, data = common.photos(flags.data, rows)
     teacher, who = common.lite0(flags.weights)
     print(f"data: {data}, {rows} rows x {NUM_VIEWS} views; teacher: {who}\n")
-    result: dict[str, Any] = {"data": data, "teacher": who, "examples": rows, "num_views": NUM_VIEWS}
+    result: dict[str, Any] = {
+        "data": data,
+        "teacher": who,
+        "examples": rows,
+        "num_views": NUM_VIEWS,
+        "late": flags.late,
+    }
     with common.working_folder() as folder:
         if flags.only in (None, "ratio"):
             measured, speeds = measure_ratio(images, teacher, folder, rounds, [None, *flags.workers], flags)

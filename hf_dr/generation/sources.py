@@ -163,7 +163,10 @@ class ThreadSource(_Source):
 
     def answers(self, spans: Sequence[Span]) -> Generator[ViewColumns]:
         """Yields the columns of each span; as many batches are under way as keep all threads busy."""
-        threads = max(1, self.workers)
+        if self.workers <= 1:
+            yield from self._one_by_one(spans)
+            return
+        threads = self.workers
         with _kept_threads():
             pool = ThreadPoolExecutor(threads, "reinforce", initializer=torch.set_num_threads, initargs=(1,))
             waiting: deque[Future[ViewColumns]] = deque()
@@ -177,6 +180,13 @@ class ThreadSource(_Source):
                     yield waiting.popleft().result()
             finally:
                 pool.shutdown(cancel_futures=True)
+
+    def _one_by_one(self, spans: Sequence[Span]) -> Iterator[ViewColumns]:
+        # In the calling thread: `keep_freed_memory` may not serve another one.
+        with _kept_threads():
+            torch.set_num_threads(1)
+            for span in spans:
+                yield self._labeller.label(self._maker[span])
 
     def measure(self, spans: Sequence[Span]) -> Timing:
         """Measures on one core, as each of the run's threads has."""

@@ -140,7 +140,9 @@ def read_image_processor(processor: Any, name: str) -> tuple[Preprocessing, floa
     """Reads what an image processor of transformers does: the one place where its configuration is understood.
 
     The steps are those of its class: rescale by a factor, shift (EfficientNet's `rescale_offset`), normalise, divide once
-    more (its `include_top`), reverse the channels. What comes out is compared with what the processor itself does to pixels.
+    more (its `include_top`), reverse the channels. What comes out is compared with what the processor itself does to pixels;
+    its resize and crop are measured, since classes differ in them. One that squashes before it crops (DeiT's) is read as one
+    that keeps the aspect ratio, as its authors evaluated.
 
     Args:
         processor: Any image processor of an image classifier.
@@ -167,11 +169,6 @@ def read_image_processor(processor: Any, name: str) -> tuple[Preprocessing, floa
         width = side or size.get("width")
         if not height or not width:
             raise TeacherError(f"the image processor of {name!r} must give a height and width, found {size}.")
-        resized = processor.size.get("shortest_edge")
-        crop = height / resized if resized else None
-        # ConvNeXt's and PoolFormer's: from 384 pixels on the whole image is squashed.
-        if getattr(processor, "crop_pct", None):
-            crop = processor.crop_pct if height < 384 else None
         mean, std, bgr = _colours(processor)
         preprocessing = Preprocessing(
             size=(height, width),
@@ -188,7 +185,7 @@ def read_image_processor(processor: Any, name: str) -> tuple[Preprocessing, floa
             "Correct it."
         ) from error
     _check_colours(processor, preprocessing, name)
-    return preprocessing, crop
+    return preprocessing, _crop_of(processor, preprocessing, name)
 
 
 _Colour = tuple[float, float, float]
@@ -225,27 +222,90 @@ def _check_colours(processor: Any, preprocessing: Preprocessing, name: str) -> N
     """Compares colours with those of the processor: another class may do something that the configuration does not tell."""
     height, width = preprocessing.size
     levels = torch.tensor([[0, 255, 31, 200], [0, 255, 87, 3], [0, 255, 190, 120]], dtype=torch.uint8)
-    image = levels[:, :, None, None].expand(3, 4, height, width)  # four images of one colour each
-    ours = preprocessing.normalize(image.transpose(0, 1).float())
-    try:
-        theirs = processor(
-            [colour.permute(1, 2, 0).contiguous().numpy() for colour in image.transpose(0, 1)],
-            **{step: False for step in ("do_resize", "do_center_crop") if getattr(processor, step, None)},
-            return_tensors="pt",
-            input_data_format="channels_last",
-        )["pixel_values"]
-    except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
-        raise TeacherError(
-            f"the image processor of {name!r} ({type(processor).__name__}) must prepare RGB images, but: {error!s:.200}. Save "
-            "another one with the model."
-        ) from error
+    images = levels[:, :, None, None].expand(3, 4, height, width).transpose(0, 1)  # four images of one colour each
+    ours = preprocessing.normalize(images.float())
+    theirs = _prepared(processor, images, name, as_they_are=True)
     scale = max(1.0, float(theirs.abs().max()))
     if theirs.shape != ours.shape or float((theirs - ours).abs().max()) > 1e-3 * scale:
         raise TeacherError(
-            f"the image processor of {name!r} ({type(processor).__name__}) must rescale, normalise and order the channels as "
+            f"{_of(processor, name)} must rescale, normalise and order the channels as "
             f"its configuration says, but the colour 31, 87, 190 becomes {_first(theirs)}, by its configuration "
-            f"{_first(ours)}. Save the model with an image processor that transformers knows."
+            f"{_first(ours)}. {_SAVE_ANOTHER}"
         )
+
+
+_RAMP = 256
+"""Side of the images by which a resize is measured, in pixels: one for each level."""
+
+
+def _crop_of(processor: Any, preprocessing: Preprocessing, name: str) -> float | None:
+    """Measures how the processor resizes and crops: classes differ in what they make of one and the same configuration.
+
+    One image gets darker downwards, another one to the right; how fast they do so in the output tells the size to which they
+    were resized before the crop.
+    """
+    down = torch.arange(_RAMP, dtype=torch.uint8)[:, None].expand(_RAMP, 2 * _RAMP)
+    right = torch.arange(2 * _RAMP).div(2, rounding_mode="floor").to(torch.uint8).expand(_RAMP, 2 * _RAMP)
+    images = torch.stack([down, right])[:, None].expand(2, 3, _RAMP, 2 * _RAMP)
+    prepared = _prepared(processor, images, name)
+    height, width = preprocessing.size
+    if prepared.shape[-2:] != (height, width):
+        raise TeacherError(
+            f"{_of(processor, name)} must prepare images of {height} x {width} pixels, as its configuration says, but makes "
+            f"{prepared.shape[-2]} x {prepared.shape[-1]} of one with {_RAMP} x {2 * _RAMP}. {_SAVE_ANOTHER}"
+        )
+    black, white = preprocessing.normalize(torch.tensor([0.0, 255.0]).reshape(2, 1, 1, 1).expand(2, 3, 1, 1))
+    levels = (prepared - black) / (white - black) * 255
+    steps = _step(levels[0].mean((0, 2))), _step(levels[1].mean((0, 1)))
+    if not 0 < min(steps) <= max(steps) <= _RAMP:
+        raise TeacherError(
+            f"{_of(processor, name)} must resize images, but what it makes of a ramp is none. {_SAVE_ANOTHER}"
+        )
+    resized_height, resized_width = (_RAMP / step for step in steps)
+    share = getattr(processor, "crop_pct", None)
+    if share and int(height / share) == round(resized_height):
+        return float(share)  # ConvNeXt's and PoolFormer's: exact at other sizes, too
+    kept = height / round(resized_height)
+    is_squashed = abs(resized_width * height - resized_height * width) < 0.02 * resized_height * width
+    return None if is_squashed and kept == 1 else kept
+
+
+def _step(levels: torch.Tensor) -> float:
+    """Returns the mean step between neighbours in the middle half, which edges do not touch, by least squares."""
+    middle = levels[len(levels) // 4 : -(len(levels) // 4) or None].double()
+    places = torch.arange(len(middle), dtype=torch.float64)
+    places -= places.mean()
+    return float((places * middle).sum() / places.square().sum())
+
+
+def _prepared(processor: Any, images_BCHW: torch.Tensor, name: str, *, as_they_are: bool = False) -> torch.Tensor:
+    """Returns what the processor makes of uint8 RGB images, in float32; `as_they_are` leaves their size alone."""
+    steps = {step: False for step in ("do_resize", "do_center_crop") if as_they_are and getattr(processor, step, None)}
+    try:
+        prepared = processor(
+            [image.permute(1, 2, 0).contiguous().numpy() for image in images_BCHW],
+            **steps,
+            return_tensors="pt",
+            input_data_format="channels_last",
+        )["pixel_values"]
+    except (TypeError, ValueError, LookupError, AttributeError, NameError, RuntimeError, ImportError) as error:
+        raise TeacherError(
+            f"{_of(processor, name)} must prepare RGB images, but: {error!s:.200}. {_SAVE_ANOTHER}"
+        ) from error
+    if not isinstance(prepared, torch.Tensor) or prepared.shape[:-2] != images_BCHW.shape[:-2]:
+        found = tuple(prepared.shape) if isinstance(prepared, torch.Tensor) else type(prepared).__name__
+        raise TeacherError(
+            f"{_of(processor, name)} must prepare one RGB image as one of shape (3, height, width), but of "
+            f"{len(images_BCHW)} images it makes {found}. {_SAVE_ANOTHER}"
+        )
+    return prepared.float()
+
+
+_SAVE_ANOTHER = "Save an image processor of image classifiers with the model."
+
+
+def _of(processor: Any, name: str) -> str:
+    return f"the image processor of {name!r} ({type(processor).__name__})"
 
 
 def _first(pixels_BCHW: torch.Tensor) -> list[float]:

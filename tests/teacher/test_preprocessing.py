@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from hf_dr.errors import TeacherError
-from hf_dr.teacher.preprocessing import Preprocessing, read_image_processor
+from hf_dr.teacher.preprocessing import Preprocessing, evaluation_augmentation, read_image_processor
 
 SQUARE = {"height": 32, "width": 32}
 SHORTEST = {"size": {"shortest_edge": 36}, "crop_size": SQUARE}
@@ -31,9 +31,18 @@ PROCESSORS: dict[str, tuple[str, dict[str, Any], float | None]] = {
         {"size": SQUARE, "rescale_factor": 1 / 127.5, "image_mean": [1.0] * 3, "image_std": [1.0] * 3},
         None,
     ),
-    "DeiT": ("DeiTImageProcessor", {"size": SQUARE, "crop_size": SQUARE}, None),
+    "DeiT": ("DeiTImageProcessor", {"size": {"height": 36, "width": 36}, "crop_size": SQUARE}, 32 / 36),
+    "LeViT": (
+        "LevitImageProcessor",
+        {"size": {"shortest_edge": 224}},
+        224 / 256,
+    ),  # its class resizes to 256 / 224 of it
+    "PoolFormer": ("PoolFormerImageProcessor", {"size": {"shortest_edge": 224}, "crop_pct": 0.95}, 0.95),
+    "Perceiver, no crop": ("PerceiverImageProcessor", {"size": SQUARE, "do_center_crop": False}, None),
+    "CLIP": ("CLIPImageProcessor", {"size": {"shortest_edge": 32}, "crop_size": SQUARE}, 1.0),
+    "SigLIP, not square": ("SiglipImageProcessor", {"size": {"height": 32, "width": 48}}, None),
     "Swin": ("ViTImageProcessor", {"size": SQUARE, "resample": 3}, None),  # its checkpoints come with ViT's
-    "ConvNeXt": ("ConvNextImageProcessor", {"size": {"shortest_edge": 32}}, 224 / 256),
+    "ConvNeXt": ("ConvNextImageProcessor", {"size": {"shortest_edge": 32}}, 0.875),
     "ConvNeXt, large": ("ConvNextImageProcessor", {"size": {"shortest_edge": 384}}, None),
     "MobileViT": ("MobileViTImageProcessor", SHORTEST, 32 / 36),
     "MobileNetV2": ("MobileNetV2ImageProcessor", SHORTEST, 32 / 36),
@@ -76,6 +85,20 @@ def test_pixels_are_those_of_the_processor(name: str) -> None:
     torch.testing.assert_close(ours, theirs.float(), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", [name for name in PROCESSORS if name != "DeiT"])  # which squashes before it crops
+def test_the_view_of_an_evaluation_is_that_of_the_processor(name: str) -> None:
+    """Resized by other code, so up to rounding; a smooth image, of which each place tells where it comes from."""
+    processor, _ = made(name)
+    preprocessing, crop = read_image_processor(processor, name)
+    down, right = np.mgrid[0:300, 0:400]
+    image = PIL.Image.fromarray(np.stack([down * 0.8, right * 0.6, (down + right) * 0.3], -1).astype(np.uint8))
+    view = evaluation_augmentation(preprocessing.size, crop, preprocessing.interpolation).apply(image, {})
+    ours = preprocessing(torch.from_numpy(np.array(view)).permute(2, 0, 1)[None])
+    theirs = processor(image, return_tensors="pt")["pixel_values"]
+    level = 1 / 255 / min(preprocessing.std)
+    torch.testing.assert_close(ours, theirs.float(), rtol=0, atol=3 * level)
+
+
 def test_what_was_read_before_is_read_as_before() -> None:
     """The provenance of a teacher without reversed channels has the same fields and numbers."""
     preprocessing, _ = read_image_processor(made("ViT, ImageNet's colours")[0], "vit")
@@ -107,6 +130,32 @@ def test_a_setting_that_the_processor_does_not_follow_is_refused() -> None:
         TeacherError, match=r"but the colour 31, 87, 190 becomes \[0.7451, 0.3412, 0.1216\], by its configuration"
     ):
         read_image_processor(processor, "mobilevit")
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (
+            "PerceiverImageProcessor",
+            "must prepare images of 256 x 256 pixels, as its configuration says, but makes 224 x 224",
+        ),
+        (
+            "DetrImageProcessor",
+            "must prepare images of 800 x 800 pixels, as its configuration says, but makes 6.. x 13..",
+        ),
+        (
+            "VideoMAEImageProcessor",
+            "must prepare one RGB image as one of shape .*, but of 4 images it makes .*. Save an image",
+        ),
+        (
+            "FuyuImageProcessor",
+            "must prepare RGB images, but: 'pixel_values'. Save an image processor of image classifiers",
+        ),
+    ],
+)
+def test_a_processor_of_another_task_is_refused(kind: str, message: str) -> None:
+    with pytest.raises(TeacherError, match=message):
+        read_image_processor(getattr(transformers, kind)(), "model")
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from hf_dr.cli.config import parse
 from hf_dr.cli.flag_parser import one_dataset, split_words
 from hf_dr.cli.launch import launch
 from hf_dr.cli.teach import TEACHER_FILE, TeachArguments, temperature_flag
-from hf_dr.cli.yaml_files import RECIPES, read_yaml
+from hf_dr.cli.yaml_files import own_recipes, read_yaml
 from hf_dr.errors import FormatError
 from hf_dr.files import check_apart, check_writable, write_whole
 from hf_dr.settings import Whole, check_settings, flag
@@ -126,7 +126,7 @@ def _steps(dataset: str, chosen: QuickstartArguments, out: Path) -> Iterator[tup
 
 def _comparison(name: str, chosen: QuickstartArguments, learned: dict[str, Any], out: Path) -> dict[str, Any]:
     """Returns the settings of `hf-dr compare`: the students train as the teacher did."""
-    trainer = {key: value for key, value in read_yaml(RECIPES / "teach.yaml").items() if key != "augmentation"}
+    trainer = {key: value for key, value in read_yaml(own_recipes() / "teach.yaml").items() if key != "augmentation"}
     place = {"eval_dataset": learned["dataset"], "eval_split": learned["eval_split"]}
     return {
         "title": f"{name}, {chosen.student.split('@')[0]}",

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hf_dr.cli.flag_parser import Parser
-from hf_dr.cli.yaml_files import EXTENDS, RECIPES, read_yaml
+from hf_dr.cli.yaml_files import EXTENDS, RECIPES, own_recipes, read_yaml
 from hf_dr.errors import ConfigError, did_you_mean
 from hf_dr.files import check_writable, write_whole
 
@@ -57,8 +57,9 @@ def recipes_command(argv: Sequence[str], prog: str) -> int:
 
 def _recipes() -> dict[str, Path]:
     """Returns the recipes by their names: paths below the folder, those of YAML files without the suffix."""
-    paths = sorted(path for path in RECIPES.resolve().rglob("*") if path.suffix in _SUFFIXES)
-    return {path.relative_to(RECIPES.resolve()).as_posix().removesuffix(".yaml"): path for path in paths}
+    root = own_recipes()
+    paths = sorted(path for path in root.rglob("*") if path.suffix in _SUFFIXES)
+    return {path.relative_to(root).as_posix().removesuffix(".yaml"): path for path in paths}
 
 
 def _summary(path: Path) -> str:
@@ -77,14 +78,17 @@ def _copy(paths: Sequence[Path], folder: Path) -> None:
     Raises:
         ConfigError: A file is there already and differs.
     """
-    root = RECIPES.resolve()
+    root = own_recipes()
     wanted = dict.fromkeys(paths)
     for path in paths:
         if path.suffix == ".yaml" and EXTENDS in (content := read_yaml(path)):
             wanted[(path.parent / content[EXTENDS]).resolve()] = None
     for path in wanted:
-        # The embedded images and teachers are where the package is.
-        text = path.read_text(encoding="utf-8").replace("hf_dr/assets/", f"{RECIPES.parent / 'assets'}/")
+        # The embedded images and teachers are where the package is; YAML files have these paths in single quotes.
+        assets = (RECIPES.parent / "assets").as_posix()
+        if path.suffix == ".yaml":
+            assets = assets.replace("'", "''")
+        text = path.read_text(encoding="utf-8").replace("hf_dr/assets/", f"{assets}/")
         target = folder / path.relative_to(root)
         if target.exists() and target.read_text(encoding="utf-8") != text:
             raise ConfigError(

@@ -268,6 +268,7 @@ class Rehearsal:
             "per_device_eval_batch_size": 2,
             "gradient_accumulation_steps": 1,
             "dataloader_num_workers": 0,
+            "dataloader_persistent_workers": False,
             "save_strategy": "no",
             "push_to_hub": False,
         }

@@ -12,7 +12,7 @@ from hf_dr.cli.config import parse
 from hf_dr.cli.flag_parser import one_dataset, split_words, words_as_flag
 from hf_dr.cli.flags import TRAINING, SmokeArguments, StudentArguments
 from hf_dr.cli.launch import start_logging
-from hf_dr.cli.yaml_files import RECIPES
+from hf_dr.cli.yaml_files import own_recipes
 from hf_dr.errors import ConfigError
 from hf_dr.files import check_apart, write_whole
 from hf_dr.settings import FILES_FROM_HELP, JsonOrMapping, OpsOrName, Real, Whole, check_settings, flag
@@ -105,7 +105,7 @@ def train_command(argv: Sequence[str], prog: str) -> int:
 def teach_command(argv: Sequence[str], prog: str) -> int:
     """Fine-tunes a classifier on a dataset to be its teacher."""
     words, flags = split_words(argv)
-    settings = ["--config", str(RECIPES / "teach.yaml"), *flags]
+    settings = ["--config", str(own_recipes() / "teach.yaml"), *flags]
     teaching, args = parse(
         [TeachArguments, TRAINING],
         settings,

@@ -65,6 +65,21 @@ def read_configs(argv: Sequence[str]) -> dict[str, tuple[Any, str]]:
     return values
 
 
+def own_recipes() -> Path:
+    """Returns the folder of the recipes that the package brings.
+
+    Raises:
+        ConfigError: It brings none.
+    """
+    folder = RECIPES.resolve()
+    if not folder.is_dir():
+        raise ConfigError(
+            f"the package must have its recipes in {RECIPES}, but they are not there: a zip archive of the repository has only "
+            "a link to them. Install a wheel, or from the repository with git."
+        )
+    return folder
+
+
 def read_yaml(path: str | Path, setting: str = "--config") -> dict[str, Any]:
     """Reads a YAML mapping from the file that a setting names.
 

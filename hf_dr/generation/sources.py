@@ -20,6 +20,7 @@ import torch
 from hf_dr.generation.labelling import CPU_BATCH, Labeller, Reply, ViewColumns
 from hf_dr.processes import default_workers, quiet_worker
 from hf_dr.store.provenance import Provenance
+from hf_dr.text import format_bytes
 from hf_dr.views.device.augment import is_fast_on
 from hf_dr.views.device.graphs import Graphed
 from hf_dr.views.device.maker import DeviceViewMaker, MadeViews
@@ -94,6 +95,8 @@ def choose_source(
     workers = default_workers(device) if num_workers is None else num_workers
     if augment_on == "device" or (augment_on == "auto" and is_fast_on(device)):
         reasons = "; ".join(unsupported(maker.augmentation))
+        if not reasons and augment_on == "auto":
+            reasons = _too_large(maker, device, batch_size, workers)
         if not reasons:
             return DeviceSource(maker, labeller, CPU_BATCH if on_cpu else batch_size, workers)
         if augment_on == "device":
@@ -104,6 +107,18 @@ def choose_source(
     if on_cpu:
         return ThreadSource(maker, labeller, CPU_BATCH, workers)
     return LoaderSource(maker, labeller, batch_size, workers)
+
+
+def _too_large(maker: ViewMaker, device: torch.device, batch_size: int, workers: int) -> str:
+    """Says why the images of a batch should not go to a device; empty where they may."""
+    on_device = DeviceViewMaker(maker, device)
+    needed, allowed = on_device.needed_bytes(batch_size, workers), on_device.allowed_bytes
+    if needed <= allowed:
+        return ""
+    return (
+        f"the images that are needed at a time take {format_bytes(needed)} of {device}, which has {format_bytes(allowed)} for "
+        "them (`augment_on device` takes it nevertheless)"
+    )
 
 
 def cut_spans(provenance: Provenance, shards: Iterable[int], batch_size: int, first_new: int = 0) -> list[Span]:

@@ -86,10 +86,11 @@ class ResumableArguments(TrainingArguments):
         for name, default in self.without_part.items():
             if getattr(self, name) not in (None, default):
                 raise ConfigError(f"`{name}` has no part in this training, got {getattr(self, name)!r}. Leave it out.")
-        if self.dataloader_persistent_workers and not self.dataloader_num_workers:
-            raise ConfigError(
-                "`dataloader_persistent_workers` needs workers, got `dataloader_num_workers` 0. Raise it."
-            )
+        for name in ("dataloader_persistent_workers", "dataloader_multiprocessing_context"):
+            if (
+                getattr(self, name, None) and not self.dataloader_num_workers
+            ):  # the second is younger than transformers 5.3
+                raise ConfigError(f"`{name}` needs workers, got `dataloader_num_workers` 0. Raise it, or leave it out.")
         if self.max_steps <= 0:
             Real(0, above=True).check("num_train_epochs", self.num_train_epochs)
         strategy = plain(self.hub_strategy)

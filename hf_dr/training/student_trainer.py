@@ -86,6 +86,7 @@ class StudentTrainer(ResumableTrainer):
 
     def _student_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Returns a batch with its pixels normalised, if they are uint8."""
+        inputs = with_made_views(inputs, channels_last=self._channels_last)  # of a loader that somebody else reads
         pixels = inputs.get("pixel_values")
         if isinstance(pixels, torch.Tensor) and pixels.dtype == torch.uint8:
             if self._channels_last:

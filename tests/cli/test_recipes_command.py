@@ -1,14 +1,16 @@
 """`hf-dr recipes`, and what the package brings: the repository's own folder."""
 
 import re
+import shutil
 import tomllib
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 
+from hf_dr.cli import recipes, yaml_files
 from hf_dr.cli.main import main
-from hf_dr.cli.yaml_files import RECIPES
+from hf_dr.cli.yaml_files import RECIPES, read_yaml
 
 FOLDER = Path(__file__).parents[2] / "recipes"
 
@@ -44,6 +46,30 @@ def test_a_copy_is_complete_and_can_be_used(tmp_path, capsys):
     assert main(["recipes", "copy", "fashion_mnist", str(tmp_path)]) == 2
     assert "erm.yaml must not be there, or be the same, but it differs" in capsys.readouterr().err
     assert (tmp_path / "fashion_mnist" / "erm.yaml").read_text() == "mine: 1"
+
+
+def test_a_copied_recipe_finds_the_package_wherever_it_is(tmp_path, monkeypatch):
+    package = tmp_path / "it's, a #1 place"
+    shutil.copytree(FOLDER / "fashion_mnist", package / "recipes" / "fashion_mnist")
+    for module in (recipes, yaml_files):
+        monkeypatch.setattr(module, "RECIPES", package / "recipes")
+    assert main(["recipes", "copy", "fashion_mnist", str(tmp_path / "copy")]) == 0
+    folder = tmp_path / "copy" / "fashion_mnist"
+    assert read_yaml(folder / "kd.yaml")["teacher"] == [
+        (package / "assets" / "teachers" / f"fashion_mnist_{member}").as_posix() for member in "ab"
+    ]
+    assert read_yaml(folder / "compare.yaml")["evaluate"]["sets"] == [
+        f"test={package.as_posix()}/assets/fashion_mnist:test"
+    ]
+
+
+def test_a_package_without_recipes_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(yaml_files, "RECIPES", tmp_path / "recipes")
+    for words in (["recipes", "list"], ["teach", "--dataset", "x", "--teacher", "timm:resnet18", "--output_dir", "y"]):
+        assert main(words) == 2
+        assert (
+            "but they are not there: a zip archive of the repository has only a link to them" in capsys.readouterr().err
+        )
 
 
 @pytest.mark.parametrize(

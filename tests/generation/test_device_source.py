@@ -11,6 +11,7 @@ from test_extension import make, more
 from test_reinforce import PLAIN, OnAnotherDevice, files_of, run, with_bad_row
 
 from hf_dr.errors import DataError
+from hf_dr.generation import sources
 from hf_dr.generation.config import ExtendConfig, ReinforceConfig
 from hf_dr.generation.extend import extend
 from hf_dr.generation.job import Job, reinforce_job
@@ -21,8 +22,12 @@ from hf_dr.store.provenance import Provenance
 from hf_dr.store.shards import ShardWriter
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.views.augmentation import Augmentation
+from hf_dr.views.device import maker, triton_ready
 from hf_dr.views.device.augment import DeviceAugmentation
+from hf_dr.views.device.maker import DeviceViewMaker
 from hf_dr.views.device.plan import NotOnDeviceError
+from hf_dr.views.device.triton_ready import has_triton
+from hf_dr.views.maker import Span
 from hf_dr.views.ops.colour import ColorJitter
 from hf_dr.views.ops.geometry import RandomResizedCrop
 
@@ -70,6 +75,27 @@ def test_bad_images_are_skipped_or_end_the_run(tmp_path, tiny_dataset, tiny_teac
     with pytest.raises(DataError, match=r"image of row 7 .*must be readable"):
         run(tmp_path / "c", bad, tiny_teacher, ALL_OPS, augment_on="device")
     assert not list((tmp_path / "c").rglob("*.tmp*"))
+
+
+def test_images_too_large_for_the_device_are_left_to_pillow(tmp_path, tiny_dataset, tiny_teacher, monkeypatch, caplog):
+    """Only by `auto`: who says `device` has it."""
+    monkeypatch.setattr(sources, "is_fast_on", lambda device: True)
+    monkeypatch.setattr(DeviceViewMaker, "allowed_bytes", 1000)
+    expected = run(tmp_path / "a", tiny_dataset, tiny_teacher, PLAIN, augment_on="cpu")
+    assert run(tmp_path / "b", tiny_dataset, tiny_teacher, PLAIN, augment_on="auto") == expected
+    assert "the images that are needed at a time take" in caplog.text
+    caplog.clear()
+    assert run(tmp_path / "c", tiny_dataset, tiny_teacher, PLAIN, augment_on="device") == expected
+    assert not [text for text in caplog.messages if "needed at a time" in text]
+
+
+def test_large_images_are_decoded_one_at_a_time(tiny_dataset, tiny_teacher, monkeypatch):
+    made = plan_run(tiny_dataset, tiny_teacher, PLAIN, ReinforceConfig("x", num_views=2, top_k=5)).view_maker()
+    spans = [Span(0, 0, 2 * len(tiny_dataset))]
+    for part_bytes, most in ((1 << 26, 8), (1, 1)):
+        monkeypatch.setattr(maker, "_PART_BYTES", part_bytes)
+        items = [item for item, _ in DeviceViewMaker(made, torch.device("cpu"))._items(spans, 0)]
+        assert max(len(item) for item in items if not isinstance(item, Span)) == most
 
 
 def test_a_run_goes_on_where_the_other_way_has_stopped(tmp_path, tiny_dataset, tiny_teacher):
@@ -126,8 +152,18 @@ def elsewhere(plan, teacher, kind):
     return Labeller(teacher, plan.provenance)
 
 
-def test_a_gpu_makes_its_views(plan, tiny_teacher, monkeypatch, caplog):
+@pytest.fixture
+def triton(monkeypatch):
+    """A GPU on which Triton works."""
+    has_triton.cache_clear()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setattr(triton_ready, "_try_out", lambda device: None)
+    monkeypatch.setattr(DeviceViewMaker, "allowed_bytes", 1 << 30)
+    yield
+    has_triton.cache_clear()
+
+
+def test_a_gpu_makes_its_views(plan, tiny_teacher, triton, monkeypatch, caplog):
     on_gpu, on_cpu = elsewhere(plan, tiny_teacher, "cuda"), Labeller(tiny_teacher, plan.provenance)
     chosen = choose_source(plan.view_maker(), on_gpu, 5, 3)
     assert isinstance(chosen, DeviceSource)
@@ -139,12 +175,25 @@ def test_a_gpu_makes_its_views(plan, tiny_teacher, monkeypatch, caplog):
     assert isinstance(chosen, DeviceSource)
     assert chosen.batch_size == CPU_BATCH
     assert not caplog.records
+    has_triton.cache_clear()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert isinstance(choose_source(plan.view_maker(), on_gpu, 5, 3), LoaderSource), "without Triton"
+    assert not caplog.records
 
 
-def test_what_a_gpu_cannot_make_is_said(plan, tiny_teacher, monkeypatch, caplog):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+def test_a_gpu_for_which_triton_does_not_compile(plan, tiny_teacher, triton, monkeypatch, caplog):
+    def fails(device):
+        raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable.")
+
+    monkeypatch.setattr(triton_ready, "_try_out", fails)
+    on_gpu = elsewhere(plan, tiny_teacher, "cuda")
+    for _ in range(2):
+        assert isinstance(choose_source(plan.view_maker(), on_gpu, 5, 3), LoaderSource)
+    assert len(caplog.messages) == 1, "said once"
+    assert "Triton cannot be used on cuda, so views are made more slowly: RuntimeError: Failed to find C" in caplog.text
+
+
+def test_what_a_gpu_cannot_make_is_said(plan, tiny_teacher, triton, caplog):
     hue = replace(plan, augmentation=Augmentation([RandomResizedCrop(24), ColorJitter(hue=0.1)])).view_maker()
     on_gpu = elsewhere(plan, tiny_teacher, "cuda")
     assert isinstance(choose_source(hue, on_gpu, 5, 3), LoaderSource)

@@ -10,7 +10,7 @@ import torch
 from conftest import ALL_OPS
 from transformers import default_data_collator
 
-from hf_dr.errors import ConfigError
+from hf_dr.errors import ConfigError, ReplayError
 from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.job import reinforce
 from hf_dr.replay.augmented import AugmentedDataset
@@ -126,6 +126,24 @@ def test_images_that_the_device_cannot_turn_are_made_by_pillow(tmp_path, tiny_pl
     monkeypatch.setattr(DeviceAugmentation, "program", refuses)
     assert_alike(trained(tmp_path / "b", copy.copy(tiny_plus), augment_on="device"), expected)
     assert "Some views are made on the CPU, which takes longer: images of 2x9000 pixels" in caplog.text
+
+
+def test_batches_of_the_trainers_loader_in_the_hands_of_others(tmp_path, tiny_plus):
+    """A step takes them as they are; who would compute with them is told how."""
+    trainers = [
+        ReinforcedTrainer(pooled(), settings_in(tmp_path / where, augment_on=where), train_dataset=copy.copy(tiny_plus))
+        for where in ("cpu", "device")
+    ]
+    expected, found = [next(iter(trainer.get_train_dataloader())) for trainer in trainers]
+    assert torch.equal(found["pixel_values"].pixels(), expected["pixel_values"])
+    for trainer in trainers:
+        trainer.current_gradient_accumulation_steps = 1  # Trainer sets it in `train`
+    losses = [
+        trainer.training_step(trainer.model, batch) for trainer, batch in zip(trainers, (expected, found), strict=True)
+    ]
+    assert torch.equal(*losses)
+    with pytest.raises(ReplayError, match=r"before `conv2d`: .*pixels\(\)`; or make them on the CPU"):
+        torch.nn.functional.conv2d(found["pixel_values"], torch.zeros(1, 3, 1, 1))
 
 
 # ------------------------------------------------------------------------------------------------------------ the choice

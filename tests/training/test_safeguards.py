@@ -12,6 +12,7 @@ from transformers import AutoModelForImageClassification, Trainer, ViTConfig, Vi
 from hf_dr.errors import ConfigError
 from hf_dr.evaluation.metrics import compute_metrics
 from hf_dr.replay.loading import load_reinforced
+from hf_dr.training.arguments import ReinforcedTrainingArguments
 from hf_dr.training.checks import check_input
 from hf_dr.training.trainer import ReinforcedTrainer
 from training.helpers import (
@@ -365,6 +366,13 @@ def test_an_optimizer_that_is_not_installed_is_an_error(plain, settings, monkeyp
         ({"accelerator_config": {"even": True}}, "the settings must be such as transformers takes, but: .*'even'"),
         ({"fp16": True, "bf16": True}, "the settings must be such as transformers takes, but: At most one of fp16 and"),
         ({"dataloader_persistent_workers": True}, "`dataloader_persistent_workers` needs workers"),
+        pytest.param(
+            {"dataloader_multiprocessing_context": "spawn"},
+            "`dataloader_multiprocessing_context` needs workers",
+            marks=pytest.mark.skipif(
+                not hasattr(ReinforcedTrainingArguments, "dataloader_multiprocessing_context"), reason="younger"
+            ),
+        ),
         ({"dataloader_prefetch_factor": 0}, "`dataloader_prefetch_factor` must be a whole number of at least 1, got 0"),
     ],
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping, Sequence
 from types import ModuleType
 
@@ -16,6 +15,7 @@ from hf_dr.views.device import eager
 from hf_dr.views.device.images import Windows
 from hf_dr.views.device.plan import Columns, NotOnDeviceError, plan, plan_mixing, unsupported
 from hf_dr.views.device.program import Program, program
+from hf_dr.views.device.triton_ready import has_triton
 
 
 class ViewMemoryError(HfDrError, RuntimeError):
@@ -89,7 +89,8 @@ def perform(
         buffers, offsets = where
         program = program.moved(engine.starts(sources)[buffers] + offsets)
     try:
-        views_NHWC: torch.Tensor = engine.run(program, sources)
+        with torch.cuda.device_of(sources[0]):  # a kernel runs on the current device
+            views_NHWC: torch.Tensor = engine.run(program, sources)
     except torch.OutOfMemoryError as error:
         # Smaller parts would not help: what lies between the launches is bounded already (`program.WORKING_BYTES`).
         needed = format_bytes(sum(program.buffers))
@@ -103,7 +104,7 @@ def perform(
 
 def is_fast_on(device: torch.device) -> bool:
     """Whether a device makes the views of a whole batch at once; on others they are made one by one."""
-    return device.type == "cuda" and importlib.util.find_spec("triton") is not None
+    return has_triton(device)
 
 
 def _engine(device: torch.device) -> ModuleType:

@@ -193,16 +193,18 @@ def _equalized(counts_256: torch.Tensor) -> torch.Tensor:
 
 def _stretched(counts_256: torch.Tensor) -> torch.Tensor:
     """`PIL.ImageOps.autocontrast` of one channel: in double, the product rounded before the sum."""
-    levels_256 = torch.arange(256, device=counts_256.device)
+    device = counts_256.device
+    counts_256 = counts_256.cpu()  # Apple's MPS has no doubles
+    levels_256 = torch.arange(256)
     used = levels_256[counts_256 > 0]
     low, high = used.min(), used.max()
     if int(high) <= int(low):
-        return levels_256.to(torch.uint8)
+        return levels_256.to(device, torch.uint8)
     # Not `255.0 / span`: torch would multiply by the rounded reciprocal.
-    scale = torch.full((), 255.0, dtype=torch.float64, device=counts_256.device).div((high - low).double())
+    scale = torch.full((), 255.0, dtype=torch.float64).div((high - low).double())
     offset = -low.double() * scale
     product_256 = levels_256.double() * scale
-    return (product_256 + offset).clamp(0, 255).to(torch.uint8)
+    return (product_256 + offset).clamp(0, 255).to(torch.uint8).to(device)
 
 
 def _mix(program: Program, launch: Mixes, views_NHWC: torch.Tensor, pool_MHWC: torch.Tensor) -> None:

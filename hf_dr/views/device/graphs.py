@@ -30,6 +30,10 @@ class Graphed:
 
     def __call__(self, batch: torch.Tensor) -> torch.Tensor:
         """Returns `function(batch)`."""
+        with torch.cuda.device_of(batch):  # a graph is recorded on the current device
+            return self._call(batch)
+
+    def _call(self, batch: torch.Tensor) -> torch.Tensor:
         shape = tuple(batch.shape)
         if batch.device.type != "cuda" or shape not in self._seen:
             self._seen.add(shape)

@@ -8,13 +8,13 @@ than 240 bytes, with the default secret and seed 0.
 
 from __future__ import annotations
 
-import importlib.util
 from functools import lru_cache
 
 import numpy as np
 import torch
 
 from hf_dr.views.device.overlap import LaterOnHost, side_stream
+from hf_dr.views.device.triton_ready import has_triton
 from hf_dr.views.maker import hash_view
 
 SECRET = bytes.fromhex(
@@ -30,8 +30,7 @@ _SHORT = 240  # up to so many bytes the algorithm is another
 
 def can_hash(views_NHWC: torch.Tensor) -> bool:
     """Whether views of this size and place are hashed on their device; others are copied to the CPU."""
-    on_gpu = views_NHWC.device.type == "cuda" and importlib.util.find_spec("triton") is not None
-    return on_gpu and views_NHWC[0].numel() > _SHORT
+    return has_triton(views_NHWC.device) and views_NHWC[0].numel() > _SHORT
 
 
 class ViewHashes:

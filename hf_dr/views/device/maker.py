@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import time
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,7 +24,7 @@ import torch
 from hf_dr.errors import DataError
 from hf_dr.processes import quiet_worker
 from hf_dr.views.augmentation import NO_PARTNER, PARTNER, Augmentation
-from hf_dr.views.device.augment import DeviceAugmentation, perform
+from hf_dr.views.device.augment import DeviceAugmentation, ViewMemoryError, perform
 from hf_dr.views.device.hashing import ViewHashes
 from hf_dr.views.device.images import Windows, pack, pinned
 from hf_dr.views.device.packing import columns
@@ -36,7 +37,8 @@ from hf_dr.views.rng import view_rng
 logger = logging.getLogger(__name__)
 
 _UNMATCHED = -2  # a view that is mixed, until it is known with whom
-_DECODED_AT_ONCE = 8  # images
+_DECODED_AT_ONCE = 8  # images, or fewer where they take more than the next many bytes
+_PART_BYTES = 1 << 26
 _DECODED_AHEAD = 128  # images for each span; about what 15 cores decode while a light teacher answers
 
 
@@ -189,9 +191,11 @@ class Preparer(torch.utils.data.Dataset):
 
     def _sizes_of(self, examples: np.ndarray) -> np.ndarray:
         """The sizes of examples, int32 (N, 2), once all of them are known: other workers are still decoding some."""
-        known = self.sizes.numpy()
+        known, parent = self.sizes.numpy(), os.getppid()
         while not (sizes := known[examples]).all():
             time.sleep(1e-3)
+            if os.getppid() != parent:
+                raise RuntimeError("the process that made this worker has ended")
         return sizes
 
 
@@ -298,20 +302,45 @@ class DeviceViewMaker:
     # ------------------------------------------------------------------------------------------- what is decoded when
 
     @cached_property
-    def capacity(self) -> int:
-        """How many images may stay on the device, by the size of some of them."""
-        allowed = self._cache_bytes
-        if allowed is None:
-            allowed = 16 << 30
-            if self.device.type == "cuda":
-                allowed = min(allowed, torch.cuda.mem_get_info(self.device)[0] // 4)
+    def allowed_bytes(self) -> int:
+        """How much of the device's memory images may take."""
+        if self._cache_bytes is not None:
+            return self._cache_bytes
+        most = 16 << 30
+        return min(most, torch.cuda.mem_get_info(self.device)[0] // 4) if self.device.type == "cuda" else most
+
+    @cached_property
+    def image_bytes(self) -> float:
+        """How many bytes an image takes, by the size of some of them."""
         sampled = np.unique(np.linspace(0, len(self.maker.images) - 1, 16).astype(int))
         sizes = [1]
         for example in sampled.tolist():
             with suppress(DataError):
                 image = self.maker.image(example)
                 sizes.append(3 * image.height * image.width)
-        return int(allowed / np.mean(sizes))
+        return float(np.mean(sizes))
+
+    @cached_property
+    def capacity(self) -> int:
+        """How many images may stay on the device."""
+        return int(self.allowed_bytes / self.image_bytes)
+
+    def needed_bytes(self, batch_size: int, num_workers: int) -> int:
+        """How much the images take that are there at a time, those of the next span and of all workers included.
+
+        Args:
+            batch_size: Views of a span.
+            num_workers: Processes that decode.
+        """
+        images = batch_size // (self.maker.num_views - self.maker.first_kept) + 2
+        if self.maker.augmentation.mixes:
+            images += batch_size
+        images = min(images, len(self.maker.images))
+        return int((images + max(images, num_workers * self._decoded_at_once)) * self.image_bytes)
+
+    @property
+    def _decoded_at_once(self) -> int:
+        return int(np.clip(_PART_BYTES / self.image_bytes, 1, _DECODED_AT_ONCE))
 
     def keeps_images(self) -> bool:
         """Whether the images of all that can be mixed with each other stay on the device."""
@@ -328,7 +357,7 @@ class DeviceViewMaker:
         maker, mixes = self.maker, self.maker.augmentation.mixes
         size = maker.matching_size or len(maker.images)
         keeps = mixes and self.keeps_images()
-        there = _There(len(maker.images), 0 if keeps or not mixes else self.capacity)
+        there = _There(len(maker.images), 0 if keeps or not mixes else self.capacity, self._decoded_at_once)
         rows = [(span.start // maker.num_views, (span.stop - 1) // maker.num_views + 1) for span in spans]
         last_of_block: dict[int, int] = {}  # the last span of its examples
         for number, (start, stop) in enumerate(rows):
@@ -393,14 +422,16 @@ class _There:
     Args:
         count: Of all images.
         capacity: So many images may stay although no known span needs them.
+        at_once: Images of a part.
     """
 
-    def __init__(self, count: int, capacity: int) -> None:
+    def __init__(self, count: int, capacity: int, at_once: int) -> None:
         self._part_of = np.full(count, -1, np.int64)
         self._parts: OrderedDict[int, tuple[np.ndarray, int]] = (
             OrderedDict()
         )  # its images, and the last span that needs it
         self._capacity = capacity
+        self._at_once = at_once
         self._next = self._held = 0
 
     def missing(self, examples: slice) -> np.ndarray:
@@ -410,7 +441,7 @@ class _There:
     def add(self, examples: np.ndarray, span: int) -> list[np.ndarray]:
         """Notes that a span needs these examples, and returns those that are missing, in parts."""
         missing = examples[self._part_of[examples] < 0]
-        parts = [missing[n : n + _DECODED_AT_ONCE] for n in range(0, len(missing), _DECODED_AT_ONCE)]
+        parts = [missing[n : n + self._at_once] for n in range(0, len(missing), self._at_once)]
         for part in parts:
             self._part_of[part] = self._next
             self._parts[self._next] = part, span
@@ -453,7 +484,13 @@ class _Store:
 
     def add(self, decoded: Decoded) -> None:
         """Takes a part; parts are numbered as they come."""
-        self._parts[self._next] = decoded.pixels.to(self._device, non_blocking=True)
+        try:
+            self._parts[self._next] = decoded.pixels.to(self._device, non_blocking=True)
+        except torch.OutOfMemoryError as error:
+            raise ViewMemoryError(
+                f"the images of the views that come next must fit into the memory of {self._device}: {error} Lower the batch "
+                "size or `num_workers`, or make the views on the CPU (`augment_on cpu`)."
+            ) from error
         self._part_of[decoded.examples], self._offsets[decoded.examples] = self._next, decoded.offsets
         self.hashes[decoded.examples] = decoded.hashes
         self.errors |= decoded.errors

@@ -213,6 +213,13 @@ class DoneBatch:
         views_NCHW = self._views.permute(0, 3, 1, 2)
         return views_NCHW if channels_last else views_NCHW.contiguous()
 
+    @classmethod
+    def __torch_function__(cls, func: Any, *_: Any, **__: Any) -> Any:
+        raise ReplayError(
+            f"views that are being made on a device must be taken as a tensor before `{func.__name__}`: "
+            '`batch["pixel_values"].pixels()`; or make them on the CPU (`augment_on="cpu"`).'
+        )
+
     def numel(self) -> int:
         """Returns the number of levels, as a tensor of pixels would."""
         return self._views.numel()

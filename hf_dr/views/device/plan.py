@@ -45,6 +45,8 @@ BRIGHTNESS, POSTERIZE, SOLARIZE, CONTRAST, AUTOCONTRAST, EQUALIZE = range(4, 10)
 
 # Beyond this side Pillow may leave its fixed-point arithmetic in a rotation or a shear.
 MAX_AFFINE_SIDE = 8192
+# Pixels of an image that is changed: the kernels' second grid axis has 65,535 blocks of 512.
+MAX_CHANGED_PIXELS = 65_535 * 512
 ONE = 1 << 16
 _IDENTITY = (ONE, 0, ONE // 2, 0, ONE, ONE // 2)
 
@@ -162,6 +164,7 @@ class Sizes:
         if isinstance(step, Change):
             if not step.kinds.any() and not step.fills_boxes.any():
                 return
+            self._check_pixels(step)
             last = self.steps[-1] if self.steps else None
             if isinstance(last, Change) and not step.kinds.any() and not last.fills_boxes.any():
                 self.steps[-1] = replace(last, boxes=step.boxes, colour=step.colour)  # boxes come last in any case
@@ -171,6 +174,13 @@ class Sizes:
             self.heights, self.widths = step.boxes[:, 2], step.boxes[:, 3]
         elif step.heights is not None and step.widths is not None:
             self.heights, self.widths = step.heights, step.widths
+
+    def _check_pixels(self, step: Change) -> None:
+        """Refuses images that are too large before or after a change."""
+        before = self.heights * self.widths
+        after = before if step.heights is None or step.widths is None else step.heights * step.widths
+        if max(before.max(), after.max()) > MAX_CHANGED_PIXELS:
+            raise NotOnDeviceError(f"images of more than {MAX_CHANGED_PIXELS:,} pixels are changed by Pillow")
 
     def refuse(self, bad: np.ndarray, op: Op, params: Columns) -> None:
         """Raises what the op itself raises for the first view whose parameters are bad."""
@@ -209,7 +219,7 @@ def unsupported(augmentation: Augmentation) -> list[str]:
     reasons = []
     for op in augmentation.ops:
         name = type(op).__name__
-        if type(op) not in _PLANNERS and not isinstance(op, MixUp | CutMix):
+        if type(op) not in _PLANNERS and type(op) not in (MixUp, CutMix):  # a subclass may do something else
             reasons.append(f"{name} has no device version")
         elif isinstance(op, AutoAugment | RandAugment | TrivialAugmentWide) and op.interpolation != "nearest":
             reasons.append(f"{name} with `interpolation` {op.interpolation} has no device version (nearest has)")
@@ -252,7 +262,7 @@ def plan_mixing(augmentation: Augmentation, params: Columns) -> list[Mix]:
         sizes = Sizes(height, width)
         weights = np.full(count, 256, np.int64)
         boxes = np.zeros((count, 4), np.int64)
-        if isinstance(op, MixUp):
+        if type(op) is MixUp:
             scaled = local["lam"].astype(np.float64) * 256
             sizes.refuse(~((scaled >= 0) & (scaled <= 256) & (scaled == np.floor(scaled))), op, local)
             weights = scaled.astype(np.int64)
@@ -469,7 +479,7 @@ def _fixed_point(matrix: list[float], height: int, width: int) -> tuple[int, ...
     moves_only = b == 0 and d == 0  # Pillow scales in floating point then: for a shift by whole pixels it is the same
     if not moves_only and max(height, width) > MAX_AFFINE_SIDE:
         raise NotOnDeviceError(
-            f"images of {height}x{width} pixels are rotated and sheared by Pillow: their sides are above {MAX_AFFINE_SIDE}"
+            f"images with a side of more than {MAX_AFFINE_SIDE:,} pixels are rotated and sheared by Pillow"
         )
     values = (a, b, c + a * 0.5 + b * 0.5, d, e, f + d * 0.5 + e * 0.5)
     return tuple(math.floor(value * 65536.0 + 0.5) for value in values)

@@ -17,6 +17,7 @@ from hf_dr.errors import HfDrError, ReplayError
 from hf_dr.generation.verify import verify
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.views.augmentation import NO_PARTNER, PARTNER, Augmentation
+from hf_dr.views.device import plan
 from hf_dr.views.device.augment import DeviceAugmentation
 from hf_dr.views.device.images import pack
 from hf_dr.views.device.packing import Source, UndoneBatch, UndoneView, trim
@@ -248,6 +249,32 @@ def test_very_long_images_are_left_to_pillow():
     image = np.zeros((2, MAX_AFFINE_SIDE + 1, 3), np.uint8)
     with pytest.raises(NotOnDeviceError, match="rotated and sheared by Pillow"):
         made_on("cpu", augmentation, [image], columns)
+
+
+def test_images_beyond_the_grid_of_the_kernels_are_left_to_pillow(monkeypatch):
+    monkeypatch.setattr(plan, "MAX_CHANGED_PIXELS", 100)
+    for ops_of, sizes, refused in (
+        ([ops.RandomHorizontalFlip(1.0), ops.Resize((4, 4))], (10, 11), True),
+        ([ops.RandomHorizontalFlip(1.0), ops.Resize((4, 4))], (10, 10), False),
+        ([ops.RandomResizedCrop((4, 4)), ops.RandomHorizontalFlip(1.0)], (50, 50), False),
+        ([ops.Resize((4, 4)), ops.RandomCrop((11, 10), padding=9)], (4, 4), True),
+    ):
+        augmentation = Augmentation(ops_of)
+        columns = as_columns(augmentation, [augmentation.sample(np.random.default_rng(0), sizes)])
+        image = np.zeros((*sizes, 3), np.uint8)
+        if not refused:
+            made_on("cpu", augmentation, [image], columns)
+            continue
+        with pytest.raises(NotOnDeviceError, match="images of more than 100 pixels are changed by Pillow"):
+            made_on("cpu", augmentation, [image], columns)
+
+
+@pytest.mark.parametrize("parent", [ops.MixUp, ops.CutMix, ops.RandomHorizontalFlip])
+def test_a_subclass_has_no_device_version(parent):
+    class Mine(parent):
+        pass
+
+    assert unsupported(Augmentation([ops.Resize((4, 4)), Mine(p=0.5)])) == ["Mine has no device version"]
 
 
 # -------------------------------------------------------------------------------------------------------------- memory

@@ -1,0 +1,40 @@
+"""Whether the kernels of `hf_dr.views.device.kernels` run on a device."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from functools import lru_cache
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+
+@lru_cache
+def has_triton(device: torch.device) -> bool:
+    """Whether Triton compiles for a device; where it is installed and does not, the reason is said once.
+
+    Triton needs a C compiler and Python's headers when it runs, and may know a GPU no longer or not yet.
+    """
+    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
+        return False
+    try:
+        _try_out(device)
+    except Exception as error:  # of any kind: Triton's, a compiler's, CUDA's
+        logger.warning(
+            "Triton cannot be used on %s, so views are made more slowly: %s: %s. It needs a C compiler and Python's headers.",
+            device,
+            type(error).__name__,
+            str(error)[:200],
+        )
+        return False
+    return True
+
+
+def _try_out(device: torch.device) -> None:
+    from hf_dr.views.device.hashing import hash_lanes
+
+    with torch.cuda.device(device):
+        hash_lanes(torch.zeros((1, 256), dtype=torch.uint8, device=device))
+    torch.cuda.synchronize(device)

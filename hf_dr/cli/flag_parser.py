@@ -116,7 +116,11 @@ class Parser(argparse.ArgumentParser):
         """
         for word in self.unknown_words(args) if {"-h", "--help"}.isdisjoint(args) else ():
             flags = [flag for action in self._actions for flag in action.option_strings if "-" not in flag.lstrip("-")]
-            close = did_you_mean(word, flags) if word.startswith("-") else " Leave it out, or write its flag before it."
+            close = (
+                did_you_mean(word, flags)
+                if word.startswith("-")
+                else (" Leave it out, write its flag before it, or, if it is the dataset, write it before all flags.")
+            )
             raise ConfigError(f"unknown argument `{word}`.{close}")
         return super().parse_args(args, namespace)
 

@@ -20,6 +20,7 @@ from hf_dr.errors import ConfigError
 from hf_dr.files import check_apart, check_writable, write_whole
 from hf_dr.generation.config import ExportConfig, ExtendConfig, ImportConfig, ReinforceConfig
 from hf_dr.settings import FILES_FROM_HELP, flag
+from hf_dr.store.schema import PROVENANCE_FILE
 from hf_dr.teacher.names import PRECISIONS
 
 if TYPE_CHECKING:
@@ -313,13 +314,15 @@ def inspect_command(argv: Sequence[str], prog: str) -> int:
     arguments = parser.parse_args(argv)
     start_logging()
     from hf_dr.cli.arguments import local_config, open_reinforced
-    from hf_dr.generation.contact_sheet import contact_sheet
+    from hf_dr.generation.contact_sheet import check_sheet, contact_sheet
     from hf_dr.generation.inspection import inspect_dataset
     from hf_dr.hub.fetch import fetch_config
     from hf_dr.store.card import write_card
     from hf_dr.store.findings import save_finding
     from hf_dr.store.schema import CONTACT_SHEET_FILE
 
+    if arguments.contact_sheet:
+        check_sheet(Path(arguments.contact_sheet))
     for setting in ("json", "contact_sheet"):
         if getattr(arguments, setting):
             check_writable(Path(getattr(arguments, setting)).expanduser().parent, setting)
@@ -406,7 +409,10 @@ def export_command(argv: Sequence[str], prog: str) -> int:
         "hf-dr export me/photos-plus --base me/photos --output_dir photos-wds",
     )
     path = one_dataset(paths, '"+" dataset')
-    check_apart(config.output_dir, [path, arguments.base])
+    # A configuration may be named by its own folder: the others next to it are the same dataset's.
+    folder = Path(path).expanduser().resolve()
+    whole = str(folder.parent) if (folder / PROVENANCE_FILE).is_file() else path
+    check_apart(config.output_dir, [whole, arguments.base])
     start_logging()
     from hf_dr.cli.arguments import open_reinforced
     from hf_dr.generation.export import WebDatasetExport

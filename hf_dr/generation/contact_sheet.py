@@ -71,8 +71,7 @@ def contact_sheet(
         ReplayError: A view cannot be replayed.
     """
     path = Path(path).expanduser()
-    if path.suffix.lower() != ".png":
-        raise ConfigError(f"a contact sheet must be a .png file, got {str(path)!r}. Rename it.")
+    check_sheet(path)
     for setting, value in (("num_rows", num_rows), ("num_views", num_views)):
         if value < 1:
             raise ConfigError(f"`{setting}` must be at least 1, got {value}. Raise it.")
@@ -87,6 +86,16 @@ def contact_sheet(
         metadata = {FINGERPRINT_KEY: plus.provenance.fingerprint}
         figure.savefig(temporary, format="png", dpi=DPI, facecolor="white", metadata=metadata)
     return path
+
+
+def check_sheet(path: Path) -> None:
+    """Refuses a file that a contact sheet cannot be.
+
+    Raises:
+        ConfigError: It is no .png.
+    """
+    if path.suffix.lower() != ".png":
+        raise ConfigError(f"a contact sheet must be a .png file, got {str(path)!r}. Rename it.")
 
 
 class _Sheet:

@@ -263,8 +263,9 @@ class WebDatasetExport:
                 about["label_name"] = self._class_names[label]
         known = (*about, *self._own, IMAGE_HASH, VIEWS_HASH)
         about |= {name: value for name, value in told.items() if name not in known}
-        about["base"] = {name: told[name] for name in self._own}
-        files["json"] = json.dumps(about, ensure_ascii=False, separators=(",", ":"), default=float).encode()
+        about["base"] = {name: _finite(told[name]) for name in self._own}
+        text = json.dumps(about, ensure_ascii=False, separators=(",", ":"), default=float, allow_nan=False)
+        files["json"] = text.encode()
         for name in self._answers:
             array = io.BytesIO()
             np.save(array, self._columns.cell(name, slot), allow_pickle=False)
@@ -283,6 +284,11 @@ class WebDatasetExport:
                 for member in self._plus.origin.teacher_members
             ),
         )
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they become null."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _sha256(path: Path) -> str | None:

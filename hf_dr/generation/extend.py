@@ -37,6 +37,7 @@ from hf_dr.store.schema import (
     STORED_PARTNERS,
     is_reserved,
 )
+from hf_dr.store.shards import check_digests
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.signals import SAMPLED, TOPK
 from hf_dr.teacher.topk import add_members, id_dtype
@@ -251,6 +252,7 @@ class StoredViews:
         self._plus = copy.copy(plus)
         self._plus.num_views = stored.num_views  # all, whatever training uses
         self._image_hashes = plus.image_hashes
+        self._checked: set[int] = set()  # shards
         # Where each row of the base stands in the dataset; -1 for those without views.
         self._places = np.full(stored.num_rows, -1)
         self._places[plus.source_rows[: plus.num_reinforced]] = np.arange(plus.num_reinforced)
@@ -259,9 +261,10 @@ class StoredViews:
         """Returns ids and log-probabilities (N, K) of a span of the new dataset's V views; zeros where none are stored.
 
         Raises:
-            FormatError: A stored answer is damaged.
+            FormatError: A stored answer is damaged, or its shard is not what was written.
         """
         stored = self._plus.provenance
+        self._check_shard(span.start // num_views // stored.shard_size)
         count = span.stop - span.start
         ids_NK = np.zeros((count, stored.top_k), id_dtype(stored.num_classes))
         logprobs_NK = np.zeros((count, stored.top_k), np.float16)
@@ -271,6 +274,12 @@ class StoredViews:
             if view < self.num_views and place >= 0:
                 ids_NK[n], logprobs_NK[n] = self._plus.teacher_answer(place, view)
         return ids_NK, logprobs_NK
+
+    def _check_shard(self, number: int) -> None:
+        # What is taken over gets new digests, which must not make good what was changed. Rows in memory have no shards.
+        if self._plus.shards and number not in self._checked:
+            check_digests(self._plus.shards[number])
+            self._checked.add(number)
 
     def check(self, rows: Rows) -> None:
         """Refuses rows whose stored views are not what was drawn again.

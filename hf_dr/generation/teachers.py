@@ -36,8 +36,8 @@ def teacher_from_provenance(provenance: Provenance, **settings: Any) -> Teacher:
         if not (isinstance(revision, str) and _COMMIT.fullmatch(revision) and is_hub_id(member["id"])):
             raise TeacherError(
                 f"a teacher must be a commit on the Hub to be loaded by its provenance, found {member['id']} at "
-                f"revision {revision}. Pass it as `teacher` (--teacher): its file or folder is known to you alone. To verify "
-                "the pixels only, pass `ask_teacher=False` (--no_teacher)."
+                f"revision {revision}. Pass it as `teacher` (--teacher): its file or folder is known to you alone. "
+                "`verify` checks the pixels alone with `ask_teacher=False` (--no_teacher)."
             )
     teacher = same_teacher([f"{member['id']}@{member['revision']}" for member in members], provenance, **settings)
     chosen = [member.get("classes") for member in members]
@@ -96,7 +96,7 @@ def check_weights(teacher: Teacher, provenance: Provenance) -> None:
     if not unknown and stored.keys() != given.keys():
         raise TeacherError(
             f"the teacher must have the weights that reinforced the dataset, {_named(stored)}, found {_named(given)}. "
-            "Pass that teacher, or none to check pixels only."
+            "Pass that teacher. `verify` checks the pixels alone with `ask_teacher=False` (--no_teacher)."
         )
     if teacher.num_classes != provenance.num_classes:
         raise TeacherError(

@@ -312,7 +312,10 @@ def test_a_mistyped_flag_of_a_training_is_found_before_transformers_is_imported(
         (["push", "x", "--private_repo"], "unknown argument `--private_repo`. Did you mean `--private`?"),
         (["report", "x", "--out", "y"], "unknown argument `--out`. Did you mean `--output_dir`?"),
         (["recipes", "list", "--nme"], "unknown argument `--nme`. Known: --help"),
-        (["verify", "x", "y"], "unknown argument `y`. Leave it out, or write its flag before it."),
+        (
+            ["verify", "x", "y"],
+            "unknown argument `y`. Leave it out, write its flag before it, or, if it is the dataset, write it before all",
+        ),
         (["reinforce", "photos", "--dataset", "x"], "expected the dataset once, got photos and `--dataset`."),
         (["calibrate", "photos", "--dataset=x"], "expected the dataset once, got photos and `--dataset`."),
         (["evaluate", "a", "b", "--models", "x"], "expected the models once, got a b and `--models`."),

@@ -26,7 +26,6 @@ from hf_dr.views.device import maker, triton_ready
 from hf_dr.views.device.augment import DeviceAugmentation
 from hf_dr.views.device.maker import DeviceViewMaker
 from hf_dr.views.device.plan import NotOnDeviceError
-from hf_dr.views.device.triton_ready import has_triton
 from hf_dr.views.maker import Span
 from hf_dr.views.ops.colour import ColorJitter
 from hf_dr.views.ops.geometry import RandomResizedCrop
@@ -155,12 +154,12 @@ def elsewhere(plan, teacher, kind):
 @pytest.fixture
 def triton(monkeypatch):
     """A GPU on which Triton works."""
-    has_triton.cache_clear()
+    triton_ready._compiles.cache_clear()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
     monkeypatch.setattr(triton_ready, "_try_out", lambda device: None)
     monkeypatch.setattr(DeviceViewMaker, "allowed_bytes", 1 << 30)
     yield
-    has_triton.cache_clear()
+    triton_ready._compiles.cache_clear()
 
 
 def test_a_gpu_makes_its_views(plan, tiny_teacher, triton, monkeypatch, caplog):
@@ -175,7 +174,6 @@ def test_a_gpu_makes_its_views(plan, tiny_teacher, triton, monkeypatch, caplog):
     assert isinstance(chosen, DeviceSource)
     assert chosen.batch_size == CPU_BATCH
     assert not caplog.records
-    has_triton.cache_clear()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert isinstance(choose_source(plan.view_maker(), on_gpu, 5, 3), LoaderSource), "without Triton"
     assert not caplog.records

@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import logging
+import math
 import re
 import shutil
 import tarfile
@@ -286,6 +287,26 @@ def test_refused_folders(exported: Path, plus: Path, tiny_folder: Path, tmp_path
     (tmp_path / "export.json").write_text("{}")
     with pytest.raises(ValueError, match=r"must have the field `fingerprint`, found none. Delete the folder"):
         run(plus, tmp_path)
+
+
+def test_a_configuration_that_is_named_by_its_folder_is_not_exported_into_its_dataset(
+    plus: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert main(["export", str(plus / "randaug_mixing"), "--output_dir", str(plus / "webdataset")]) == 2
+    assert "`output_dir` must not lie in a folder that is read" in capsys.readouterr().err
+    assert not (plus / "webdataset").exists()
+
+
+def test_numbers_that_json_does_not_have_are_null(base: datasets.Dataset, tiny_teacher: Any, tmp_path: Path) -> None:
+    rows = base.select([0, 1, 2]).add_column("score", [0.5, math.nan, math.inf])
+    reinforce(rows, tiny_teacher, Augmentation.named("rrc", 8), ReinforceConfig(str(tmp_path / "plus"), top_k=2))
+    WebDatasetExport(load_reinforced(tmp_path / "plus"), ExportConfig(str(tmp_path / "out"))).run()
+    texts = []
+    for path in sorted((tmp_path / "out").glob("*.tar")):
+        with tarfile.open(path) as tar:
+            texts += [tar.extractfile(name).read().decode() for name in tar.getnames() if name.endswith(".json")]
+    assert ["NaN" in text or "Infinity" in text for text in texts] == [False] * 3
+    assert [json.loads(text)["base"]["score"] for text in texts] == [0.5, None, None]
 
 
 def test_too_little_space_is_known_before(plus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

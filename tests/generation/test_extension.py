@@ -7,6 +7,7 @@ from pathlib import Path
 import children
 import datasets
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
@@ -458,6 +459,24 @@ def test_views_that_are_not_those_stored_end_the_run(
     ends(broken, DataError, r"the image of row 7 must be readable")
     damaged = edit(tiny_plus, "teacher_logprobs", lambda values: np.where(np.arange(12)[:, None, None] == 7, 1, values))
     ends(damaged, FormatError, r"log-probabilities of row 7, view 0 must be finite and fall from at most 0")
+
+
+@pytest.mark.parametrize("added_views", [True, False])
+def test_shards_that_somebody_has_changed_are_not_taken_over(
+    tmp_path, tiny_dataset, tiny_teacher, make_teacher, added_views
+):
+    """The new shards would have digests that fit."""
+    source = make(tmp_path / "source", tiny_dataset, tiny_teacher, 2)
+    shard = next(source.rglob("*-00001-*.parquet"))
+    table, metadata = pq.read_table(shard), pq.read_metadata(shard).metadata[b"hf_dr"]
+    place = table.schema.get_field_index("label")
+    with pq.ParquetWriter(shard, table.schema) as writer:
+        writer.write_table(table.set_column(place, table.schema.field(place), table["label"].take([1, 0, 2, 3, 4])))
+        writer.add_key_value_metadata({"hf_dr": metadata})
+    config = ExtendConfig(str(tmp_path / "out"), num_views=3 if added_views else None, num_workers=0)
+    teachers = {"teacher": tiny_teacher} if added_views else {"add_teacher": make_teacher(2.0)}
+    with pytest.raises(FormatError, match=r"-00001-.*must hold what was written, but .*label"):
+        extend(source, config, **teachers)
 
 
 def test_an_image_that_can_no_longer_be_read_ends_the_run(tmp_path, tiny_dataset, tiny_teacher):

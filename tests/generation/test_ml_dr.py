@@ -8,6 +8,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import tarfile
 import tempfile
 import zlib
@@ -535,16 +536,59 @@ def alike(base) -> datasets.Dataset:
 
 
 def test_a_wrong_order_shows_in_the_labels(alike, tmp_path):
+    """Each time, and leaves nothing behind that is in the way of the right one."""
     source = Files(alike, RANDAUG).write(tmp_path / "in")
     wrong = alike.select([*range(1, ROWS), 0])
-    with pytest.raises(DataError, match=r"far more often than by chance .* found 0\.0 % of 72 views. .* set `order`"):
-        import_ml_dr([source], wrong, ImportConfig(str(tmp_path / "plus")))
+    for _ in range(2):
+        with pytest.raises(
+            DataError, match=r"far more often than by chance .* found 0\.0 % of 72 views. .* set `order`"
+        ):
+            import_ml_dr([source], wrong, ImportConfig(str(tmp_path / "plus")))
+    (tmp_path / "order.txt").write_text("\n".join(map(str, [ROWS - 1, *range(ROWS - 1)])))
+    import_ml_dr([source], wrong, ImportConfig(str(tmp_path / "plus"), order=str(tmp_path / "order.txt")))
+    shutil.rmtree(tmp_path / "plus")
     import_ml_dr([source], wrong, ImportConfig(str(tmp_path / "plus"), allow_disagreement=True))
+
+
+def test_rows_that_were_read_before_a_stop_are_judged_too(alike, tmp_path, monkeypatch):
+    source = Files(alike, RANDAUG).write(tmp_path / "in")
+    wrong = alike.select([*range(1, ROWS), 0])
+
+    def stopped(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ml_dr.Agreement, "check", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        import_ml_dr([source], wrong, ImportConfig(str(tmp_path / "plus")))
+    monkeypatch.undo()
+    with pytest.raises(DataError, match=r"found 0\.0 % of 72 views"):
+        import_ml_dr([source], wrong, ImportConfig(str(tmp_path / "plus")))
+
+
+def test_sources_are_known_by_what_they_hold(base, tmp_path):
+    """A scratch file has views of one and of the other otherwise, and nobody would see it."""
+    runs = [Files(base, RANDAUG, seed=seed).write(tmp_path / str(seed)) for seed in (1, 2)]
+    import_ml_dr(runs, base, ImportConfig(str(tmp_path / "plus")))
+    with pytest.raises(FingerprintMismatchError, match="run_digests"):
+        import_ml_dr(runs[::-1], base, ImportConfig(str(tmp_path / "plus")))
+    with pytest.raises(ConfigError, match=r"must be different runs, found the same in .*1.* and .*1.*Name each once"):
+        import_ml_dr([runs[0], runs[0]], base, ImportConfig(str(tmp_path / "twice")))
+
+
+@pytest.mark.parametrize("label", [None, -1])
+def test_labels_without_a_class_are_refused_before_anything_is_read(label, base, tmp_path):
+    source = Files(base, RANDAUG).write(tmp_path / "in")
+    rows = {"image": base["image"][:], "label": [label, *base["label"][1:]]}
+    unlabelled = datasets.Dataset.from_dict(rows, base.features, split="train")
+    with pytest.raises(
+        DataError, match=r"labels must be from 0 to 7, but row 0 of the base has none or another \(1 such"
+    ):
+        ImportJob([source], unlabelled, ImportConfig(str(tmp_path / "plus")))
 
 
 def test_labels_are_judged_against_the_whole_base(alike, tmp_path, monkeypatch):
     """One class first, as in an archive by class: its own share of those rows is no measure of chance."""
-    monkeypatch.setattr("hf_dr.generation.ml_dr.fitting._LABELLED_ROWS", 1)
+    monkeypatch.setattr("hf_dr.generation.ml_dr.fitting.LABELLED_ROWS", 1)
     source = Files(alike, RANDAUG).write(tmp_path / "in", "tar")
     import_ml_dr([source], alike, ImportConfig(str(tmp_path / "plus")))
 
@@ -565,12 +609,17 @@ def test_images_turned_by_exif_stay_out_also_as_partners(alike, tmp_path):
     cells = alike.cast_column("image", datasets.Image(decode=False))["image"][:]
     cells[4] = {"bytes": turned.getvalue(), "path": None}
     cells[7] = {"bytes": b"no image", "path": None}
+    cells[8] = {"bytes": cells[8]["bytes"][:-60], "path": None}  # its header says its size
+    exif[0x0112] = 0  # undefined: it stands as it is
+    upright = io.BytesIO()
+    alike[5]["image"].save(upright, "PNG", exif=exif)
+    cells[5] = {"bytes": upright.getvalue(), "path": None}
     base = datasets.Dataset.from_dict({"image": cells, "label": alike["label"][:]}, alike.features, split="train")
     plus = load_reinforced(import_ml_dr([files.write(tmp_path / "in")], base, ImportConfig(str(tmp_path / "plus"))))
-    assert plus.provenance.skipped_rows == [4, 7]
-    assert len(plus) == ROWS - 2
+    assert plus.provenance.skipped_rows == [4, 7, 8]
+    assert len(plus) == ROWS - 3
     partners = {plus.params(row, view)["partner"] for row in range(len(plus)) for view in range(VIEWS)}
-    assert partners & {4, 7} == set()
+    assert partners & {4, 7, 8} == set()
     for row in range(len(plus)):
         for view in range(VIEWS):
             plus.image(row, view)

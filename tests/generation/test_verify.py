@@ -457,7 +457,7 @@ def test_a_teacher_is_given_by_its_name_as_to_reinforce(by_name, tmp_path):
 def test_the_teacher_of_the_provenance_is_asked_unless_it_is_declined(by_name, capsys):
     name, plus = by_name
     with pytest.raises(
-        TeacherError, match=r"Pass it as `teacher` \(--teacher\).*pass `ask_teacher=False` \(--no_teacher\)"
+        TeacherError, match=r"Pass it as `teacher` \(--teacher\).*with `ask_teacher=False` \(--no_teacher\)"
     ):
         verify(plus)
     assert verify(plus, ask_teacher=False).kl_mean is None

@@ -4,11 +4,12 @@ them, answers that agree with its labels."""
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import logging
+import os
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
@@ -21,6 +22,7 @@ from hf_dr.generation.ml_dr.files import Columns, expect, shown
 from hf_dr.store.schema import AUG_PREFIX, TEACHER_IDS
 from hf_dr.text import progress_bar
 from hf_dr.views.augmentation import NO_PARTNER, PARTNER, Augmentation
+from hf_dr.views.images import decode_with
 from hf_dr.views.ops.geometry import RandomCrop, RandomErasing, RandomResizedCrop, Resize
 from hf_dr.views.ops.mixing import CutMix
 
@@ -28,8 +30,8 @@ logger = logging.getLogger(__name__)
 
 # Agreement with the labels that is asked for: a quarter of the way from chance to perfect. Wrong orders stay at chance.
 _MIN_AGREEMENT = 0.25
-_LABELLED_ROWS = 2048  # after this many rows the labels are looked at for the first time
-_ORIENTATION = 0x0112  # EXIF tag; 1 is upright
+LABELLED_ROWS = 2048  # after this many rows the labels are looked at for the first time
+_ORIENTATION = 0x0112  # EXIF tag; 2 to 8 turn the image
 
 
 def find_rows(order: str, images: datasets.Dataset) -> np.ndarray:
@@ -125,14 +127,18 @@ def image_sizes(images: datasets.Dataset) -> np.ndarray:
         DataError: No image can be used.
     """
     (column,) = images.column_names
+
+    def size_of(row: int) -> tuple[int, int]:
+        with contextlib.suppress(DataError):
+            return decode_with(images[row][column], _size)
+        return 0, 0
+
     sizes = np.zeros((len(images), 2), np.int64)
-    for row in progress_bar(range(len(images)), desc="reading the base's sizes", unit="image", unit_scale=True):
-        value = images[row][column] or {}
-        file: Any = io.BytesIO(value["bytes"]) if value.get("bytes") is not None else value.get("path")
-        # Pillow raises whatever it likes for what is no image.
-        with contextlib.suppress(Exception), PIL.Image.open(file) as image:
-            if image.getexif().get(_ORIENTATION, 1) == 1:
-                sizes[row] = image.height, image.width
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        found = pool.map(size_of, range(len(images)))
+        bar = progress_bar(found, desc="reading the base's images", total=len(images), unit="image", unit_scale=True)
+        for row, size in enumerate(bar):
+            sizes[row] = size
     unusable = int((sizes[:, 0] == 0).sum())
     if unusable == len(sizes):
         raise DataError("the base must have images that can be decoded, found none. Check `image_column`.")
@@ -141,6 +147,13 @@ def image_sizes(images: datasets.Dataset) -> np.ndarray:
             "%d images of the base are undecodable or turned by EXIF, and stay without reinforcement.", unusable
         )
     return sizes
+
+
+def _size(image: PIL.Image.Image) -> tuple[int, int]:
+    """Returns (height, width) of an image that can be decoded to its end; zeros where EXIF turns it."""
+    image.load()
+    turned = image.getexif().get(_ORIENTATION, 1) in range(2, 9)
+    return (0, 0) if turned else (image.height, image.width)
 
 
 def fit_to_base(
@@ -252,7 +265,7 @@ class Agreement:
         self._hits += int((favourites == self._labels[row]).sum())
         self._favourites += np.bincount(favourites, minlength=len(self._favourites))
         self._rows += 1
-        if self._rows == _LABELLED_ROWS:
+        if self._rows == LABELLED_ROWS:
             self.check()
 
     def check(self) -> None:

@@ -31,7 +31,7 @@ from hf_dr.errors import ConfigError, DataError, FormatError
 from hf_dr.generation.config import ImportConfig
 from hf_dr.generation.folder import WHOLE, check_same_run, complete_run, open_run
 from hf_dr.generation.ml_dr.files import Columns, expect
-from hf_dr.generation.ml_dr.fitting import Agreement, find_rows, fit_to_base, image_sizes
+from hf_dr.generation.ml_dr.fitting import LABELLED_ROWS, Agreement, find_rows, fit_to_base, image_sizes
 from hf_dr.generation.ml_dr.runs import RowFile, Run, archive_files, image_number, open_runs
 from hf_dr.generation.plan import choose_shard_size, library_versions, split_name
 from hf_dr.processes import default_workers
@@ -47,7 +47,7 @@ from hf_dr.store.base_dataset import (
 from hf_dr.store.features import reinforcement_features
 from hf_dr.store.named_files import stored_columns
 from hf_dr.store.provenance import Provenance
-from hf_dr.store.schema import IMAGE_HASH, SCHEMA_VERSION, SOURCE_INDEX, STORED_PARTNERS, VIEWS_HASH
+from hf_dr.store.schema import IMAGE_HASH, PROVENANCE_FILE, SCHEMA_VERSION, SOURCE_INDEX, STORED_PARTNERS, VIEWS_HASH
 from hf_dr.store.shards import ROW_GROUP_VIEWS, ShardWriter
 from hf_dr.text import format_bytes, progress_bar, two_columns
 from hf_dr.version import __version__
@@ -99,7 +99,12 @@ class ImportJob:
         self._labels = None
         if label_column is not None:
             column = whole_column(base, label_column)
-            self._labels, _ = label_numbers(column, num_classes)
+            self._labels, bad = label_numbers(column, num_classes)
+            if len(bad):
+                raise DataError(
+                    f"labels must be from 0 to {num_classes - 1}, but row {bad[0]} of the base has none or another ({len(bad)} "
+                    "such rows). Set `label_column` to none, or leave these rows out."
+                )
         self._augmentation = format.augmentation
         stored = stored_columns(base.features, image_column, overlay=config.overlay)
         self._base = base.select_columns(stored)
@@ -135,6 +140,7 @@ class ImportJob:
                 "precision": "fp32",
                 "device_type": "cuda",
                 "runs": [len(run.views) for run in self._runs],
+                "run_digests": [run.digest for run in self._runs],  # of the sources, whose order is that of the views
             },
             library_versions=library_versions(_VERSIONED),
             created_with=f"hf_dr {__version__}, import-ml-dr",
@@ -172,7 +178,14 @@ class ImportJob:
                     provenance.num_rows,
                     [run.views for run in self._runs],
                 )
-                self._read(missing, scratch)
+                try:
+                    self._read(missing, scratch)
+                except DataError:
+                    # The order or the base is wrong, so that nothing of this helps another import.
+                    if len(missing) == provenance.num_shards:
+                        scratch.remove()
+                        (self.folder / PROVENANCE_FILE).unlink()
+                    raise
                 self._write(missing, scratch)
                 scratch.remove()
             file_bytes = complete_run(self.folder, provenance)
@@ -201,6 +214,8 @@ class ImportJob:
         if workers is None:
             workers = min(default_workers(torch.device("cpu")), provenance.num_rows // _FILES_A_WORKER)
         for number, run in enumerate(self._runs):
+            for row in np.flatnonzero(wanted & scratch.rows_of(number)).tolist()[:LABELLED_ROWS]:
+                agreement.add(scratch.row(number, row), row)
             name = f"reading {run.path.name}"
             with progress_bar(total=provenance.num_rows, desc=name, unit="image", unit_scale=True) as bar:
                 unread = wanted & ~scratch.rows_of(number)
@@ -353,6 +368,11 @@ class _Scratch:
         for name in self._names:
             self._rows[name][row, views.start : views.stop] = columns[name]
         self._hashes[run, row] = self._hash(run, row)
+
+    def row(self, run: int, row: int) -> Columns:
+        """Returns the columns of a run's views of one row that is there, as `put` takes them."""
+        views = self._runs[run]
+        return {name: np.array(self._rows[name][row, views.start : views.stop]) for name in self._names}
 
     def take(self, first: int, last: int) -> tuple[Columns, np.ndarray]:
         """Returns the columns of some rows, (rows, V) or (rows, V, n), and which rows are there in every run.

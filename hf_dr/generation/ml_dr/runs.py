@@ -5,6 +5,7 @@ Each is a file for each image, in a folder or a tar, compressed or not.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import signal
@@ -147,11 +148,12 @@ class RowFile(NamedTuple):
 
 @dataclass(frozen=True)
 class Run:
-    """One source: its configuration, and the views that its files add."""
+    """One source: its configuration, the views that its files add, and what tells it from others."""
 
     path: Path
     format: RunFormat
     views: range
+    digest: str
 
     def read(
         self, files: Iterator[RowFile], top_k: int, num_classes: int, workers: int
@@ -197,10 +199,15 @@ def open_runs(sources: list[Path]) -> tuple[list[Run], int]:
     for source in sources:
         if not source.exists():
             raise ConfigError(f"{source} must be a folder or archive of ml-dr, found nothing there. Check the path.")
-        format, number, content = _peek(source)
+        format, number, content, digest = _peek(source)
+        for run in runs:
+            if run.digest == digest:
+                raise ConfigError(
+                    f"several sources must be different runs, found the same in {run.path} and {source}. Name each once."
+                )
         where = f"{source}: {number}.pth.tar"
         start = runs[-1].views.stop if runs else 0
-        runs.append(Run(source, format, range(start, start + format.num_samples(content, number, where))))
+        runs.append(Run(source, format, range(start, start + format.num_samples(content, number, where)), digest))
         top_ks.append(format.top_k(content, where))
         first = runs[0].format
         for what, one, other in (
@@ -217,19 +224,24 @@ def open_runs(sources: list[Path]) -> tuple[list[Run], int]:
     return runs, top_ks[0]
 
 
-def _peek(source: Path) -> tuple[RunFormat, int, Any]:
-    """Reads a source as far as the configuration and one image's file; returns both, and the image's number."""
+def _peek(source: Path) -> tuple[RunFormat, int, Any, str]:
+    """Reads a source as far as the configuration and one image's file; returns both, the image's number, and their SHA-256."""
     format = None
     first = None
+    digests = {}
     for name, read in archive_files(source):
         where = f"{source}: {name}"
         number = image_number(name, source)
-        if number is None:
-            format = RunFormat(read_file(read(), where), where)
-        elif first is None:
-            first = number, read_file(read(), where)
+        if number is None or first is None:
+            data = read()
+            digests[number is None] = hashlib.sha256(data).hexdigest()
+            if number is None:
+                format = RunFormat(read_file(data, where), where)
+            else:
+                first = number, read_file(data, where)
         if format is not None and first is not None:
-            return format, *first
+            digest = hashlib.sha256(f"{digests[True]} {first[0]} {digests[False]}".encode()).hexdigest()
+            return format, *first, digest
     raise FormatError(
         f"{source} must hold {CONFIG_FILE} and a file like 0.pth.tar for each image, found no "
         f"{CONFIG_FILE if format is None else 'image'}. Fetch it again, or check the path."

@@ -11,14 +11,16 @@ import torch
 logger = logging.getLogger(__name__)
 
 
-@lru_cache
 def has_triton(device: torch.device) -> bool:
     """Whether Triton compiles for a device; where it is installed and does not, the reason is said once.
 
     Triton needs a C compiler and Python's headers when it runs, and may know a GPU no longer or not yet.
     """
-    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
-        return False
+    return device.type == "cuda" and importlib.util.find_spec("triton") is not None and _compiles(device)
+
+
+@lru_cache
+def _compiles(device: torch.device) -> bool:
     try:
         _try_out(device)
     except Exception as error:  # of any kind: Triton's, a compiler's, CUDA's

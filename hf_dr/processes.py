@@ -60,9 +60,22 @@ def process_state() -> PartialState:
     Without an accelerator in the machine several processes form a group only if they ask for the CPU, so this does.
     """
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
-    atexit.unregister(_leave_group)
-    atexit.register(_leave_group)
+    leave_group_at_exit()
     return PartialState(cpu=cpu, timeout=timedelta(days=7))
+
+
+def refuse_several(what: str) -> None:
+    """Refuses that several processes, which accelerate launched, do what one does.
+
+    Args:
+        what: Named in the message: a command or setting.
+
+    Raises:
+        ConfigError: There are several.
+    """
+    count = process_state().num_processes
+    if count > 1:
+        raise ConfigError(f"`{what}` takes one process, got {count}. Leave accelerate out.")
 
 
 def find_device(name: str | torch.device | None = None) -> torch.device:
@@ -98,6 +111,12 @@ def describe_processor(device: torch.device) -> str:
     if device.type != "cpu":
         return device.type
     return f"{platform.machine()} CPU with {torch.backends.cpu.get_cpu_capability()}"
+
+
+def leave_group_at_exit() -> None:
+    """Has this process leave its group before the interpreter goes down."""
+    atexit.unregister(_leave_group)  # last in, first out
+    atexit.register(_leave_group)
 
 
 def _leave_group() -> None:

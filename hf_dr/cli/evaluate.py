@@ -49,9 +49,11 @@ def evaluate_command(argv: Sequence[str], prog: str) -> int:
     start_logging()
     from hf_dr.cli.smoke import rehearse
     from hf_dr.evaluation.run import run_evaluation
+    from hf_dr.processes import refuse_several
 
     if smoke.smoke:
         return rehearse("evaluate", argv, prog, lambda stand_in: stand_in.evaluate(vars(config)))
+    refuse_several("evaluate")
     check_writable(Path(config.output_dir).expanduser(), "output_dir")
     report = run_evaluation(config)
     report.save(config.output_dir)

@@ -81,8 +81,10 @@ def quickstart_command(argv: Sequence[str], prog: str) -> int:
     check_writable(out, "output_dir")
     check_apart(out, [dataset], [chosen.teacher, chosen.student])
     done = out / _DONE_FILE
+    from hf_dr.processes import refuse_several
     from hf_dr.store.json_files import read_object  # pydantic, which is not needed to read the arguments
 
+    refuse_several("quickstart")
     finished = read_object(done, _AGAIN) if done.exists() else {}
     kept: dict[str, Any] = {}
     for command, arguments, made_of in _steps(dataset, chosen, out):

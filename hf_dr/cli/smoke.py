@@ -34,7 +34,7 @@ from hf_dr.errors import ConfigError
 from hf_dr.evaluation.config import as_arguments
 from hf_dr.evaluation.corruptions import CORRUPTIONS
 from hf_dr.evaluation.sets import EvaluationSet, parse_set
-from hf_dr.processes import process_state
+from hf_dr.processes import refuse_several
 from hf_dr.training.students import build_student, complete_config
 
 ROWS = 4
@@ -395,8 +395,7 @@ def rehearse(command: str, argv: Sequence[str], prog: str, change: Callable[[Reh
     Raises:
         ConfigError: Several processes were launched, or see `Described.beside`.
     """
-    if process_state().num_processes > 1:
-        raise ConfigError(f"`smoke` takes one process, got {process_state().num_processes}. Leave accelerate out.")
+    refuse_several("smoke")
     with tempfile.TemporaryDirectory(prefix="hf_dr_smoke_") as folder:
         changed = {**change(Rehearsal(argv, Path(folder))), "smoke": False}
         return launch(command, [*argv, *as_arguments(changed)], prog)

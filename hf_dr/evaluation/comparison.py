@@ -29,6 +29,7 @@ from hf_dr.evaluation.run import checked_sets, run_evaluation
 from hf_dr.evaluation.tables import html_page, html_picture, html_table, numbers, spread
 from hf_dr.files import write_whole
 from hf_dr.hub.fetch import fetch_config
+from hf_dr.processes import process_state
 from hf_dr.replay.loading import each_dataset
 from hf_dr.store.card import write_card
 from hf_dr.store.findings import Students, save_finding
@@ -239,12 +240,15 @@ def compare(
     return Comparison(title, runs, report)
 
 
-def run_comparison(config: CompareConfig, train: Callable[[list[str]], int]) -> Comparison:
-    """Trains what is missing, then compares.
+def run_comparison(config: CompareConfig, train: Callable[[list[str]], int]) -> Comparison | None:
+    """Trains what is missing, then compares; of several processes all train, and the first one compares.
 
     Args:
         config: What is compared.
         train: The command of `hf-dr train`: takes its arguments, returns its exit status.
+
+    Returns:
+        The comparison; None in all processes but the first.
 
     Raises:
         ConfigError: A training was refused, or a setting is wrong.
@@ -262,6 +266,7 @@ def run_comparison(config: CompareConfig, train: Callable[[list[str]], int]) -> 
     evaluation = EvaluateConfig(models=[], output_dir=str(folder), **config.evaluate)
     for spec in checked_sets(evaluation):
         open_set(spec, evaluation)  # what is wrong with it would only be found when all students are trained
+    state = process_state()
     for seed in config.seeds:
         # Objectives take turns, so that a disturbance of the machine hits all of them.
         for objective in config.objectives:
@@ -270,15 +275,21 @@ def run_comparison(config: CompareConfig, train: Callable[[list[str]], int]) -> 
             if objective == "kd":
                 named = {"teacher": config.teacher, "teacher_classes": config.teacher_classes}
                 flags |= {name: value for name, value in named.items() if value}
-            if is_finished(path, flags):
+            with state.main_process_first():  # it notes what the run is made of
+                finished = is_finished(path, flags)
+            state.wait_for_everyone()  # before one of them writes more
+            if finished:
                 continue
             logger.info("%s: training %s.", config.title, path.name)
             status = train(as_arguments(flags))
             if status:
                 raise ConfigError(f"the training in {path} must succeed, but it ended with status {status}. See above.")
+            state.wait_for_everyone()
             run = read_run(folder, objective, seed)
-            if run.accuracy:
+            if run.accuracy and state.is_main_process:
                 logger.info("%s: top-1 %.2f %% after %.0f s.", path.name, 100 * run.accuracy[-1][1], run.seconds)
+    if not state.is_main_process:
+        return None
     comparison = compare(config.title, folder, config.objectives, config.seeds, config.evaluate)
     comparison.facts.extend(_facts(config, comparison))
     page = comparison.save(folder, pictures)

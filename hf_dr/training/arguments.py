@@ -9,7 +9,7 @@ from transformers import TrainingArguments
 from hf_dr.errors import ConfigError
 from hf_dr.settings import Real, flag
 from hf_dr.training.reinforced_settings import ReinforcedSettings
-from hf_dr.training.resumable import ResumableArguments
+from hf_dr.training.resumable import LOWER_IS_BETTER, ResumableArguments
 
 
 @dataclass
@@ -63,6 +63,10 @@ def as_reinforced(args: TrainingArguments | None) -> ReinforcedTrainingArguments
             f"`args` must be ReinforcedTrainingArguments or TrainingArguments, got {type(args).__name__}. Build one of them."
         )
     values = {f: getattr(args, f.name) for f in fields(args) if f.init}
+    metric = args.metric_for_best_model
+    if metric is not None and metric.rpartition("_")[2] in LOWER_IS_BETTER:
+        # Transformers has chosen for those that it does not know: nobody wants the highest.
+        values = {f: v for f, v in values.items() if f.name != "greater_is_better"}
     return ReinforcedTrainingArguments(
         **{f.name: v for f, v in values.items() if f.default is MISSING or v != f.default}
     )

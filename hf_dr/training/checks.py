@@ -13,6 +13,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import nn
 from transformers import EvalPrediction, Trainer
@@ -21,7 +22,8 @@ from transformers.trainer_utils import IntervalStrategy
 
 from hf_dr.errors import ConfigError, DataError
 from hf_dr.replay.reinforced_data import ReinforcedData
-from hf_dr.store.base_dataset import check_dataset, label_numbers
+from hf_dr.replay.streaming import StreamedReinforcedDataset
+from hf_dr.store.base_dataset import check_dataset, label_numbers, whole_column
 from hf_dr.teacher.members import ONE_CLASS
 from hf_dr.training.arguments import ReinforcedTrainingArguments
 from hf_dr.training.losses import tail_rule
@@ -132,6 +134,11 @@ def check_settings(args: ReinforcedTrainingArguments, train: ReinforcedData, tra
             f"`train_sampling_strategy` must be `random`, got {args.train_sampling_strategy!r}: a reinforced dataset has its "
             "own order. Leave it out."
         )
+    if trainer.accelerator.split_batches and isinstance(train, StreamedReinforcedDataset):
+        raise ConfigError(
+            "`split_batches` has no part in a stream, whose rows the processes share already. Leave it out, and set "
+            "`batch_size`."
+        )
     if args.mixes and args.reinforced_probability:
         raise ConfigError(
             "`mixup_alpha` and `cutmix_alpha` must be 0 where stored views are replayed, which are mixed as they were "
@@ -184,7 +191,7 @@ def check_other_dataset(args: ReinforcedTrainingArguments, train: Any) -> None:
             f"`train_dataset` must be what `load_reinforced` returns, got it wrapped in {type(train).__name__}, where "
             "each row would show one view for ever. Select rows before: `train.select(rows)`."
         )
-    if hasattr(train, "column_names") and "teacher_ids" in train.column_names:
+    if "teacher_ids" in (getattr(train, "column_names", None) or ()):  # a stream may not know its own
         raise ConfigError(
             '`train_dataset` must be what `load_reinforced` returns, got the plain datasets.Dataset of a "+" dataset. '
             "Its views would not be replayed: open it with `load_reinforced`."
@@ -207,23 +214,32 @@ def _wraps_reinforced(dataset: Any) -> bool:
     return any(isinstance(d, ReinforcedData) or _wraps_reinforced(d) for d in inner if d is not None)
 
 
-def evaluation_images(dataset: datasets.Dataset, train: ReinforcedData, shown: Augmentation) -> LabelledImages:
+def evaluation_images(
+    dataset: datasets.Dataset, train: ReinforcedData, shown: Augmentation, *, to_predict: bool = False
+) -> LabelledImages:
     """Returns the images and labels of a dataset, checked against the classes of a training set.
 
     Args:
         dataset: With an image column and a label column: those of the training set where it has them, else its only ones.
         train: What the student learns from.
         shown: The view of each image; see `evaluation_of`.
+        to_predict: Labels may be missing, the column or all of them (-1, as in test sets of the Hub).
     """
     columns = (train.origin.image_column, train.origin.label_column)
     own = [name if name in dataset.column_names else None for name in columns]
     image_column, label_column = check_dataset(dataset, own[0], own[1])
-    if label_column is None:
+    if to_predict and label_column is not None:
+        labels = pc.fill_null(whole_column(dataset, label_column), -1)
+        label_column = (
+            None if pa.types.is_integer(labels.type) and pc.all(pc.equal(labels, -1)).as_py() else label_column
+        )
+    if label_column is None and not to_predict:
         raise DataError(
             f"`eval_dataset` must have a column of labels, found {', '.join(dataset.column_names)}. Name it `label`."
         )
     images = LabelledImages(dataset, shown, image_column=image_column, label_column=label_column)
-    check_evaluation(images, train)
+    if label_column is not None:
+        check_evaluation(images, train)
     return images
 
 
@@ -252,7 +268,7 @@ def check_evaluation(images: LabelledImages, train: ReinforcedData) -> None:
         )
 
 
-def as_evaluation(given: Any, train: Any, model: Any, processor: Any) -> Any:
+def as_evaluation(given: Any, train: Any, model: Any, processor: Any, *, to_predict: bool = False) -> Any:
     """Returns what Trainer evaluates on, with each plain dataset of images made into `LabelledImages`.
 
     Args:
@@ -260,15 +276,17 @@ def as_evaluation(given: Any, train: Any, model: Any, processor: Any) -> Any:
         train: What the student learns from; only of `ReinforcedData` classes and size are known.
         model: The student.
         processor: The image processor that is saved with it, if there is one.
+        to_predict: See `evaluation_images`.
     """
     if not isinstance(train, ReinforcedData):
         return given
     if isinstance(given, dict):
-        return {name: as_evaluation(one, train, model, processor) for name, one in given.items()}
+        return {name: as_evaluation(one, train, model, processor, to_predict=to_predict) for name, one in given.items()}
     if isinstance(given, LabelledImages):
-        check_evaluation(given, train)
+        if given.has_labels:
+            check_evaluation(given, train)
     elif isinstance(given, datasets.Dataset) and is_undecoded(given):
-        return evaluation_images(given, train, evaluation_of(model, processor, train.size))
+        return evaluation_images(given, train, evaluation_of(model, processor, train.size), to_predict=to_predict)
     elif is_undecoded(getattr(given, "dataset", given)):
         raise ConfigError(
             f"`eval_dataset` must be a datasets.Dataset, or make its `pixel_values` itself, got {type(given).__name__} of "

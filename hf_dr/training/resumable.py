@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import filelock
 import torch
 from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
+from accelerate.utils import gather_object, parse_flag_from_env
 from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
@@ -27,7 +27,7 @@ from transformers.trainer_utils import (
 from hf_dr.errors import ConfigError, HfDrError
 from hf_dr.files import check_writable, write_whole, writing
 from hf_dr.hub.retry import ask
-from hf_dr.processes import warm_up_kernels
+from hf_dr.processes import leave_group_at_exit, warm_up_kernels
 from hf_dr.settings import Real, Whole, check_settings, flag
 from hf_dr.text import progress_bar
 from hf_dr.training.callbacks import Divergence, check_weights
@@ -79,20 +79,7 @@ class ResumableArguments(TrainingArguments):
     nesterov: bool = flag("Use Nesterov momentum with `--optim sgd`.", default=False)
 
     def __post_init__(self) -> None:
-        check_settings(self)
-        for name, limits in BOUNDS.items():
-            if getattr(self, name) is not None:
-                limits.check(name, getattr(self, name))
-        for name, default in self.without_part.items():
-            if getattr(self, name) not in (None, default):
-                raise ConfigError(f"`{name}` has no part in this training, got {getattr(self, name)!r}. Leave it out.")
-        for name in ("dataloader_persistent_workers", "dataloader_multiprocessing_context"):
-            if (
-                getattr(self, name, None) and not self.dataloader_num_workers
-            ):  # the second is younger than transformers 5.3
-                raise ConfigError(f"`{name}` needs workers, got `dataloader_num_workers` 0. Raise it, or leave it out.")
-        if self.max_steps <= 0:
-            Real(0, above=True).check("num_train_epochs", self.num_train_epochs)
+        self.check()
         strategy = plain(self.hub_strategy)
         if self.push_to_hub and strategy not in self.hub_strategies:
             raise ConfigError(
@@ -108,11 +95,32 @@ class ResumableArguments(TrainingArguments):
         self.use_cpu = self.use_cpu or told or not torch.accelerator.is_available()
         # Files of settings, and devices that are not there.
         with _taking("the settings must be such as transformers takes", OSError, RuntimeError):
+            leave_group_at_exit()
             if self.use_cpu:  # Trainer opens the same group, but on a CPU without the timeout
                 PartialState(cpu=True, backend=self.ddp_backend, timeout=self.ddp_timeout_delta)
             super().__post_init__()
         if self.batch_size is not None:
             self._divide(self.batch_size)
+
+    def check(self) -> None:
+        """Checks values one by one, and those that have no part.
+
+        Raises:
+            ConfigError: A value is impossible.
+        """
+        check_settings(self)
+        for name, limits in BOUNDS.items():
+            if getattr(self, name) is not None:
+                limits.check(name, getattr(self, name))
+        for name, default in self.without_part.items():
+            if getattr(self, name) not in (None, default):
+                raise ConfigError(f"`{name}` has no part in this training, got {getattr(self, name)!r}. Leave it out.")
+        for name in ("dataloader_persistent_workers", "dataloader_multiprocessing_context"):
+            # The second is younger than the lowest transformers that is accepted.
+            if getattr(self, name, None) and not self.dataloader_num_workers:
+                raise ConfigError(f"`{name}` needs workers, got `dataloader_num_workers` 0. Raise it, or leave it out.")
+        if self.max_steps <= 0:
+            Real(0, above=True).check("num_train_epochs", self.num_train_epochs)
 
     def _divide(self, batch_size: int) -> None:
         """Sets what each device takes at a time, so that a step sees `batch_size` images on any number of devices."""
@@ -184,11 +192,23 @@ class ResumableTrainer(Trainer):
         self._check_best_metric()
         with self.alone():
             checkpoint = whole_checkpoint(resume_from_checkpoint, str(self.args.output_dir))
+            self._check_alike(checkpoint)
             self.prepare_resume(checkpoint)
             try:
                 return super().train(checkpoint, trial, ignore_keys_for_eval)
             finally:
                 self._end_workers()
+
+    def _check_alike(self, checkpoint: str | None) -> None:
+        """Refuses processes that would go on at different steps."""
+        if self.args.world_size == 1:
+            return
+        found = gather_object(["the beginning" if checkpoint is None else Path(checkpoint).name])
+        if len(set(found)) > 1:
+            raise ConfigError(
+                f"all processes must go on at the same place, found {', '.join(sorted(set(found)))}. `output_dir` must be one "
+                "folder that all nodes share."
+            )
 
     def _end_workers(self) -> None:
         """Ends the persistent workers of loaders: at the process's exit torch would wait 5 seconds for each of them."""
@@ -266,11 +286,11 @@ class ResumableTrainer(Trainer):
         ask(lambda: super(ResumableTrainer, self).init_hf_repo(token=token), "make the repository of the model")
 
     # Private, because Trainer deletes earlier checkpoints within it, before a callback could complete the new one.
-    def _save_checkpoint(self, *args: Any, **settings: Any) -> None:
-        folder, limit = Path(self.args.output_dir or "."), self.args.save_total_limit
+    def _save_checkpoint(self, model: Any, trial: Any, **settings: Any) -> None:
+        folder, limit = Path(self._get_output_dir(trial=trial)), self.args.save_total_limit  # of a trial, in a search
         checkpoint = folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         with changed(self.args, save_total_limit=None), _writing(checkpoint):
-            super()._save_checkpoint(*args, **settings)
+            super()._save_checkpoint(model, trial, **settings)
         self.accelerator.wait_for_everyone()  # all have written their part
         if self.args.should_save:
             write_whole(checkpoint / SETTINGS_FILE, json.dumps(kept_settings(self.args), indent=2) + "\n")

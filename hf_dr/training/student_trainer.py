@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import EvalPrediction
+from transformers import EvalPrediction, default_data_collator
 from transformers.utils.hub import PushInProgress
 
 from hf_dr.errors import ConfigError
@@ -21,7 +21,7 @@ from hf_dr.hub.repository import Push
 from hf_dr.replay.reinforced_data import ReinforcedData
 from hf_dr.replay.streaming import StreamedReinforcedDataset
 from hf_dr.training.arguments import ReinforcedTrainingArguments
-from hf_dr.training.checks import as_evaluation
+from hf_dr.training.checks import as_evaluation, is_undecoded
 from hf_dr.training.device_views import with_made_views
 from hf_dr.training.resumable import ResumableTrainer, changed
 from hf_dr.training.student_card import student_of_training
@@ -86,7 +86,6 @@ class StudentTrainer(ResumableTrainer):
 
     def _student_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Returns a batch with its pixels normalised, if they are uint8."""
-        inputs = with_made_views(inputs, channels_last=self._channels_last)  # of a loader that somebody else reads
         pixels = inputs.get("pixel_values")
         if isinstance(pixels, torch.Tensor) and pixels.dtype == torch.uint8:
             if self._channels_last:
@@ -98,14 +97,26 @@ class StudentTrainer(ResumableTrainer):
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader:
         """As Trainer's, of plain images with labels as well."""
-        return super().get_eval_dataloader(self._as_evaluation(eval_dataset))
+        evaluated = self._as_evaluation(eval_dataset)
+        self._check_decoded(evaluated)
+        return super().get_eval_dataloader(evaluated)
 
     def get_test_dataloader(self, test_dataset: Any) -> torch.utils.data.DataLoader:
         """As Trainer's, of plain images with labels as well."""
-        return super().get_test_dataloader(self._as_evaluation(test_dataset))
+        evaluated = self._as_evaluation(test_dataset, to_predict=True)
+        self._check_decoded(evaluated)
+        return super().get_test_dataloader(evaluated)
 
-    def _as_evaluation(self, given: Any) -> Any:
-        return as_evaluation(given, self.train_dataset, self.model, self.processing_class)
+    def _as_evaluation(self, given: Any, *, to_predict: bool = False) -> Any:
+        return as_evaluation(given, self.train_dataset, self.model, self.processing_class, to_predict=to_predict)
+
+    def _check_decoded(self, given: Any) -> None:
+        """Refuses images that nothing makes into pixels: a `data_collator` of one's own may."""
+        if is_undecoded(given) and self.data_collator is default_data_collator:
+            raise ConfigError(
+                "images can be evaluated with a `train_dataset` of this package, which tells size and classes, got "
+                f"{type(self.train_dataset).__name__}. Give one, make `pixel_values` by a transform, or use `hf-dr evaluate`."
+            )
 
     # Private, because there is no public way to tell Trainer which columns a loss needs that the model does not take: it would
     # take the teacher's answers out of the batches, and train on labels.

@@ -338,9 +338,10 @@ class LabelledImages(torch.utils.data.Dataset):
         dataset: With an image column and a label column.
         augmentation: Without randomness (`evaluation_augmentation`).
         image_column: Column of the images.
-        label_column: Column of the labels.
+        label_column: Column of the labels; None without any: then rows have no `labels`.
 
     Attributes:
+        has_labels: Whether there are labels.
         class_names: The names of the classes, where the labels have names.
 
     Raises:
@@ -353,17 +354,19 @@ class LabelledImages(torch.utils.data.Dataset):
         augmentation: Augmentation,
         *,
         image_column: str = "image",
-        label_column: str = "label",
+        label_column: str | None = "label",
     ) -> None:
-        for name in (image_column, label_column):
+        columns = [image_column] if label_column is None else [image_column, label_column]
+        for name in columns:
             if name not in dataset.column_names:
                 raise DataError(f"the dataset must have the column `{name}`.{did_you_mean(name, dataset.column_names)}")
         if augmentation.params:
             drawn = ", ".join(augmentation.params)
             raise ConfigError(f"an evaluation must not be random, got the parameters {drawn}. Leave their ops out.")
-        images = dataset.select_columns([image_column, label_column])
+        images = dataset.select_columns(columns)
         self._dataset = images.cast_column(image_column, datasets.Image(decode=False)).with_format(None)
-        self.class_names: list[str] | None = getattr(dataset.features[label_column], "names", None)
+        self.has_labels = label_column is not None
+        self.class_names: list[str] | None = getattr(dataset.features.get(label_column), "names", None)
         self._image, self._label, self._augmentation = image_column, label_column, augmentation
 
     def __len__(self) -> int:
@@ -371,10 +374,12 @@ class LabelledImages(torch.utils.data.Dataset):
 
     @property
     def labels(self) -> pa.ChunkedArray:
-        """The labels of all rows, as they are stored."""
+        """The labels of all rows, as they are stored; there must be some."""
+        assert self._label is not None
         return whole_column(self._dataset, self._label)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = self._dataset[index]
         view = self._augmentation.apply(decode_row(row[self._image], f"row {index}"), {})
-        return {"pixel_values": as_tensor(view), "labels": int(row[self._label])}
+        pixels = {"pixel_values": as_tensor(view)}
+        return {**pixels, "labels": int(row[self._label])} if self.has_labels else pixels

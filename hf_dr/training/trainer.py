@@ -23,16 +23,15 @@ from hf_dr.replay.sampling import ReinforcedSampler
 from hf_dr.replay.streaming import StreamedReinforcedDataset
 from hf_dr.teacher.preprocessing import EVAL_CROP
 from hf_dr.training.arguments import as_reinforced
-from hf_dr.training.callbacks import WeightAverage
+from hf_dr.training.callbacks import TrialCheck, WeightAverage
 from hf_dr.training.checks import (
-    as_evaluation,
     check_answers,
     check_num_classes,
     check_other_dataset,
     check_settings,
     check_student,
 )
-from hf_dr.training.device_views import device_augmentation, obstacles_of, undone
+from hf_dr.training.device_views import device_augmentation, obstacles_of, undone, with_made_views
 from hf_dr.training.losses import TailRule, reinforced_loss, tail_rule
 from hf_dr.training.mixing import BatchMixer
 from hf_dr.training.stream_progress import StreamProgress
@@ -83,14 +82,14 @@ class ReinforcedTrainer(StudentTrainer):
         **settings: Any,
     ) -> None:
         args = as_reinforced(args)
-        self._evaluated: ReinforcedData | None = None  # while it is evaluated
+        self._evaluated: ReinforcedData | None = None
         self._stream = StreamProgress(self)
-        train = settings.get("train_dataset")
+        self._learned_from = train = settings.get("train_dataset")
         model, settings["processing_class"] = _student(model, train, args.seed, settings.get("processing_class"))
-        processor = settings["processing_class"]
-        settings["eval_dataset"] = as_evaluation(settings.get("eval_dataset"), train, model, processor)
         super().__init__(model=model, args=args, normalization=normalization, **settings)
+        self.eval_dataset = self._as_evaluation(self.eval_dataset)
         self._check_train_dataset()
+        self.add_callback(TrialCheck(partial(_check_trial, self, args.batch_size, args.ema_decay)))
         self._augmenter: DeviceAugmentation | None = None
         if isinstance(train, ReinforcedData):
             obstacles = obstacles_of(args, self.data_collator)
@@ -98,8 +97,6 @@ class ReinforcedTrainer(StudentTrainer):
         self._mixer = BatchMixer(args, self._order_seed)
         self.add_callback(self._mixer)
         self._average = _weight_average(self)
-        if self._average is not None:
-            self.add_callback(self._average)
 
     def _check_train_dataset(self) -> None:
         train: Any = self.train_dataset
@@ -115,6 +112,11 @@ class ReinforcedTrainer(StudentTrainer):
         # Our loss is a mean over the batch, which Trainer is to divide by the number of accumulated batches. It would take the
         # loss of a model that accepts its arguments for one that is divided already.
         self.model_accepts_loss_kwargs = False
+
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        """As Trainer's; what `model_init` makes is treated as a given model is."""
+        known = getattr(self, "_channels_last", False)  # not yet when the trainer is made
+        return _treated(super().call_model_init(trial), self._learned_from, channels_last=known)
 
     @property
     def ema(self) -> ModelEmaV3 | None:
@@ -206,6 +208,7 @@ class ReinforcedTrainer(StudentTrainer):
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
         """As Trainer's, on the mixed batch where `mixup_alpha` or `cutmix_alpha` say so."""
+        inputs = with_made_views(inputs, channels_last=self._channels_last)  # somebody else may have read the loader
         if self.args.mixes:
             inputs = self._mixer.mix(inputs, self.state.global_step)
         return super().training_step(model, inputs, num_items_in_batch)
@@ -280,6 +283,7 @@ class ReinforcedTrainer(StudentTrainer):
                 dataloader, description, prediction_loss_only, ignore_keys, prefix
             )
 
+        _share_buffers(self)
         dataset = dataloader.dataset
         self._evaluated = dataset if isinstance(dataset, ReinforcedData) else None
         try:
@@ -345,15 +349,41 @@ class ReinforcedTrainer(StudentTrainer):
         return None
 
 
+def _check_trial(trainer: ReinforcedTrainer, batch_size: int | None, ema_decay: float | None) -> None:
+    """Checks the settings that a search for hyperparameters has chosen: it sets attributes of `args`, and asks nobody."""
+    args = trainer.args
+    args.check()
+    for name, value in (("batch_size", batch_size), ("ema_decay", ema_decay)):
+        if getattr(args, name) != value:
+            raise ConfigError(
+                f"`{name}` must be {value} in a search, as when the trainer was made, got {getattr(args, name)}. Leave it out "
+                "of the search."
+            )
+    trainer._check_train_dataset()
+
+
+def _share_buffers(trainer: ReinforcedTrainer) -> None:
+    """Gives all processes the running statistics of the first one, which are those that are saved."""
+    if trainer.args.world_size == 1 or trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        return
+    assert isinstance(trainer.model, nn.Module)
+    averages = [] if trainer.ema is None else [trainer.ema.module]
+    for model in (trainer.accelerator.unwrap_model(trainer.model), *averages):
+        for buffer in model.buffers():
+            torch.distributed.broadcast(buffer, 0)
+
+
 def _weight_average(trainer: ReinforcedTrainer) -> WeightAverage | None:
-    """Returns the average of the weights that the settings ask for; None without `ema_decay`."""
+    """Returns the average of the weights that the settings ask for, as a callback; None without `ema_decay`."""
     args = trainer.args
     if args.ema_decay is None:
         return None
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         raise ConfigError("`ema_decay` must be unset where the weights are sharded (FSDP, DeepSpeed). Unset it.")
     assert isinstance(trainer.model, nn.Module)
-    return WeightAverage(trainer.model, args.ema_decay, args.device)
+    average = WeightAverage(trainer.model, args.ema_decay, args.device)
+    trainer.add_callback(average)
+    return average
 
 
 def _evaluate_as_trained(model: Any, size: tuple[int, int]) -> None:
@@ -367,6 +397,16 @@ def _evaluate_as_trained(model: Any, size: tuple[int, int]) -> None:
             "The student learns from images of %dx%d pixels, for which it is saved; it was for %dx%d.", *size, *there
         )
     model.config.pretrained_cfg = {**evaluated_at(size, EVAL_CROP), **own, "input_size": [3, *size]}
+
+
+def _treated(model: Any, train: Any, *, channels_last: bool) -> nn.Module:
+    """Returns a model without wrappers that is checked and says the size of the views; train: what is learned from."""
+    model = unwrapped(model)
+    if isinstance(train, ReinforcedData):
+        check_student(model, train)
+        if is_timm(model):
+            _evaluate_as_trained(model, train.size)
+    return model.to(memory_format=torch.channels_last) if channels_last else model
 
 
 def _student(model: Any, train: Any, seed: int, processor: Any) -> tuple[nn.Module | None, Any]:

@@ -4,19 +4,24 @@ import dataclasses
 import json
 import re
 import shutil
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import children
 import numpy as np
 import pytest
 import yaml
 
 from hf_dr.cli.main import main
 from hf_dr.errors import ConfigError, DataError, FormatError
+from hf_dr.evaluation import comparison
 from hf_dr.evaluation.comparison import Comparison, compare, is_finished, run_comparison
 from hf_dr.evaluation.config import CompareConfig, as_arguments
 from hf_dr.evaluation.gathering import Run, read_run
 from hf_dr.evaluation.metrics import reliability
 from hf_dr.evaluation.report import Report, Result
+from hf_dr.processes import process_state
 
 
 def made_up() -> Comparison:
@@ -270,6 +275,51 @@ def test_what_a_comparison_needs_is_looked_at_before_it_trains(tiny_folder, tiny
         FormatError, match=r"comparison_run\.json must be JSON, .* Remove the folder, or choose another"
     ):
         run_comparison(settings(), train)
+
+
+def compare_together(plus: str, base: str, out: str) -> None:
+    """Two processes, of which the first is slow."""
+    state = process_state()
+    seen = []
+
+    def train(arguments):
+        folder = Path(arguments[arguments.index("--output_dir") + 1])
+        assert (folder / "comparison_run.json").is_file()
+        assert not (folder / "trained").is_file()
+        state.wait_for_everyone()
+        if state.is_main_process:
+            time.sleep(0.5)
+            (folder / "trained").touch()
+        return 0
+
+    def read(folder, objective, seed):
+        assert (folder / f"{objective}-{seed}" / "trained").is_file(), "before the first process has saved it"
+        seen.append(objective)
+        return Run(objective, seed, folder, 1.0, 1, [])
+
+    comparison.read_run = read
+    comparison.compare = lambda *settings: (_ for _ in ()).throw(SystemExit(0))  # the first process is done here
+    sets = {"sets": [f"a={base}:train"]}
+    found = comparison.run_comparison(CompareConfig("t", out, {"dataset": plus}, sets, seeds=[0]), train)
+    assert found is None
+    assert state.process_index == 1
+    assert seen == ["erm", "reinforced"]
+
+
+def test_two_processes_train_together_and_one_compares(tiny_folder, tiny_dataset, tmp_path):
+    tiny_dataset.to_parquet(tmp_path / "base.parquet")
+    given = str(tiny_folder), str(tmp_path / "base.parquet"), str(tmp_path / "out")
+    children.run(compare_together, *given, two=True, log=tmp_path / "log")
+
+
+@pytest.mark.parametrize("command", ["evaluate", "quickstart"])
+def test_one_process_is_enough_for_the_others(command, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(
+        "hf_dr.processes.process_state", lambda: SimpleNamespace(num_processes=2, process_index=0, is_main_process=True)
+    )
+    words = {"evaluate": ["x", "--sets", "a=b"], "quickstart": [str(tmp_path / "photos")]}[command]
+    assert main([command, *words, "--output_dir", str(tmp_path / "out")]) == 2
+    assert f"`{command}` takes one process, got 2. Leave accelerate out." in capsys.readouterr().err
 
 
 def test_a_run_on_several_datasets_is_of_all(tmp_path, tiny_folder, tiny_plus):

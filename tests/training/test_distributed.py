@@ -1,5 +1,6 @@
 """Two processes train as one does."""
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ from safetensors.torch import load_file, save_file
 from samples import RESUMED_TOGETHER
 from torch.distributed.tensor import DTensor
 
+from hf_dr.errors import ConfigError
 from hf_dr.processes import process_state
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.training.arguments import ReinforcedTrainingArguments
-from training.helpers import BATCH, ROWS, STEPS, Watched, every_view, pooled, same
+from hf_dr.training.trainer import ReinforcedTrainer
+from training.helpers import BATCH, ROWS, STEPS, Watched, every_view, pooled, same, timm_student
 
 pytestmark = RESUMED_TOGETHER
 
@@ -122,6 +125,40 @@ def test_a_process_that_hangs_is_waited_for_as_long_as_is_said(tmp_path):
     seconds, _, message = (tmp_path / "waited").read_text().partition(" ")
     assert 2 <= float(seconds) < 60, "on a CPU Trainer leaves it at half an hour"
     assert "imed out" in message
+
+
+def evaluate_together(plus: str, out: str) -> None:
+    """Two processes with other running statistics each; what both have measured and kept."""
+    data = load_reinforced(plus)
+    args = plain_arguments(out, per_device_eval_batch_size=4)
+    trainer = ReinforcedTrainer(timm_student("test_resnet"), args, train_dataset=data, eval_dataset=data)
+    rank = args.process_index
+    norm = next(module for module in trainer.model.modules() if isinstance(module, torch.nn.BatchNorm2d))
+    average = next(module for module in trainer.ema.module.modules() if isinstance(module, torch.nn.BatchNorm2d))
+    for module in (norm, average):
+        module.running_mean.fill_(1.0 + 5 * rank)
+    measured = trainer.evaluate()
+    try:
+        trainer._check_alike(f"{out}/checkpoint-{1 + rank}")
+        message = "none"
+    except ConfigError as error:
+        message = str(error)
+    kept = [*norm.running_mean.tolist(), *average.running_mean.tolist()]
+    told = {"eval_loss": measured["eval_loss"], "kept": sorted(set(kept)), "message": message}
+    Path(out, f"told_{rank}.json").write_text(json.dumps(told))
+
+
+def test_what_is_measured_are_the_weights_that_are_saved(tmp_path, tiny_folder, monkeypatch):
+    """Each process has running statistics of its own until the next step; and none goes on where another does not."""
+    children.run(evaluate_together, str(tiny_folder), str(tmp_path), two=True, log=tmp_path / "log")
+    told = [json.loads((tmp_path / f"told_{rank}.json").read_text()) for rank in (0, 1)]
+    assert told[0] == told[1]
+    assert told[0]["kept"] == [1.0], "those of the first process"
+    assert "all processes must go on at the same place, found checkpoint-1, checkpoint-2" in told[0]["message"]
+    (tmp_path / "alone").mkdir()
+    evaluate_together(str(tiny_folder), str(tmp_path / "alone"))
+    alone = json.loads((tmp_path / "alone" / "told_0.json").read_text())
+    assert told[0]["eval_loss"] == pytest.approx(alone["eval_loss"], rel=1e-5)
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from hf_dr.teacher.preprocessing import evaluation_augmentation
 from hf_dr.training.students import LabelledImages, build_student
 from hf_dr.training.trainer import ReinforcedTrainer
 from hf_dr.views.ops.geometry import Resize
-from training.helpers import ROWS, SIZE, pooled, same, transformers_student, weights
+from training.helpers import ROWS, SIZE, pooled, same, timm_student, transformers_student, weights
 
 
 def top1(prediction):
@@ -78,6 +78,26 @@ def test_other_classes_or_none_are_refused(tiny_dataset, plain, settings):
     ):
         with pytest.raises(error, match=message):
             ReinforcedTrainer(pooled(), settings(), train_dataset=plain, eval_dataset=images)
+
+
+@pytest.mark.parametrize("labels", ["none", "no class"])
+def test_images_without_labels_are_predicted(labels, tiny_dataset, plain, settings):
+    trainer = ReinforcedTrainer(pooled(), settings(), train_dataset=plain, compute_metrics=compute_metrics)
+    images = tiny_dataset.remove_columns("label")
+    if labels == "no class":
+        images = images.add_column("label", [-1] * len(images)).cast_column("label", tiny_dataset.features["label"])
+    found = trainer.predict(images)
+    assert np.array_equal(found.predictions, trainer.predict(tiny_dataset).predictions)
+    assert found.label_ids is None
+    with pytest.raises(DataError, match=r"labels of `eval_dataset` must be|must have a column of labels"):
+        trainer.evaluate(images)
+
+
+def test_images_without_a_training_set_are_refused(tiny_dataset, settings):
+    trainer = ReinforcedTrainer(timm_student(), settings(), eval_dataset=tiny_dataset)
+    for measure in (trainer.evaluate, lambda: trainer.predict(tiny_dataset)):
+        with pytest.raises(ConfigError, match="images can be evaluated with a `train_dataset` of this package"):
+            measure()
 
 
 def test_a_student_by_its_name(plain, pictures, settings, tmp_path):

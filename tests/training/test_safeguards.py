@@ -3,6 +3,7 @@
 import json
 import math
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -395,3 +396,18 @@ def test_other_faults_keep_their_traceback(place, plain, settings, monkeypatch):
     monkeypatch.setattr(f"hf_dr.training.{place}", broken)
     with pytest.raises(RuntimeError, match="a fault"):
         ReinforcedTrainer(pooled(), settings(), train_dataset=plain)
+
+
+def test_a_stream_that_does_not_know_its_columns_is_trainers_own_matter(settings):
+    def rows():
+        yield {"pixel_values": np.zeros((3, 24, 24), np.float32), "labels": 0}
+
+    stream = datasets.IterableDataset.from_generator(rows)
+    assert stream.column_names is None
+    ReinforcedTrainer(pooled(), settings(max_steps=1), train_dataset=stream).train()
+
+
+def test_split_batches_are_refused_for_streams(in_shards, settings):
+    stream = load_reinforced(in_shards["plain"], streaming=True)
+    with pytest.raises(ConfigError, match=r"`split_batches` has no part in a stream, .* set `batch_size`"):
+        ReinforcedTrainer(pooled(), settings(accelerator_config={"split_batches": True}), train_dataset=stream)

@@ -35,8 +35,10 @@ def _compiles(device: torch.device) -> bool:
 
 
 def _try_out(device: torch.device) -> None:
-    from hf_dr.views.device.hashing import hash_lanes
+    from hf_dr.views.device import kernels
 
-    with torch.cuda.device(device):
-        hash_lanes(torch.zeros((1, 256), dtype=torch.uint8, device=device))
-    torch.cuda.synchronize(device)
+    out = torch.zeros(1, dtype=torch.int32, device=device)
+    with torch.cuda.device_of(out):
+        kernels.probe_kernel[(1,)](out)
+    if out.item() != 1:
+        raise RuntimeError("a kernel wrote nothing")

@@ -74,6 +74,12 @@ def check_mixing(device):
     assert torch.equal(found, expected)
 
 
+def check_probe(device):
+    from hf_dr.views.device import triton_ready
+
+    triton_ready._try_out(device)
+
+
 def check_hashes(device):
     """Hashes views of lengths that end anywhere in a block, a stripe and a word."""
     rng = np.random.default_rng(2)
@@ -126,13 +132,16 @@ if CUDA:
     def test_hashes():
         check_hashes(torch.device("cuda"))
 
+    def test_kernels_are_compiled():
+        check_probe(torch.device("cuda"))
+
 else:
 
     def test_all_in_the_interpreter():
         """In a process of its own: the interpreter is chosen when the kernels are defined."""
         code = (
             "import torch, tests.views.device.test_device_kernels as t; d = torch.device('cpu'); "
-            "t.check_steps(d); t.check_mixing(d); t.check_hashes(d)"
+            "t.check_steps(d); t.check_mixing(d); t.check_hashes(d); t.check_probe(d)"
         )
         environment = {**os.environ, "TRITON_INTERPRET": "1"}
         done = subprocess.run(

@@ -1,0 +1,105 @@
+"""Models that `model_init` makes, and searches for hyperparameters, of which each trial is a training."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import TrainingArguments
+from transformers.trainer_utils import HPSearchBackend
+
+from hf_dr.errors import ConfigError
+from hf_dr.training.students import build_student
+from hf_dr.training.trainer import ReinforcedTrainer
+from training.helpers import SIZE, pooled, same, timm_student, weights
+
+
+@pytest.fixture(autouse=True)
+def _without_optuna(monkeypatch):
+    monkeypatch.setattr("transformers.integrations.hp_params", lambda trial: trial.params)
+
+
+def search(args, train, chosen, model=pooled):
+    """Runs one trial with chosen settings, as the search of transformers does, and returns the trainer."""
+    trainer = ReinforcedTrainer(model_init=lambda trial=None: model(), args=args, train_dataset=train)
+    trainer.hp_search_backend, trainer.hp_space, trainer.hp_name = HPSearchBackend.OPTUNA, lambda trial: chosen, None
+    trainer.train(trial=SimpleNamespace(number=3, params=chosen))  # as optuna's
+    return trainer
+
+
+def test_a_trial_has_checkpoints_of_its_own(plain, settings, tmp_path):
+    saving = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 1, "learning_rate": 0.5}
+    trainer = search(settings(**saving), plain, {"learning_rate": 0.05})
+    last = trainer.state.global_step
+    found = [path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("checkpoint-*")]
+    assert found == [f"run-3/checkpoint-{last}"]
+    alone = ReinforcedTrainer(pooled(), settings(**{**saving, "learning_rate": 0.05}), train_dataset=plain)
+    alone.train()
+    assert same(weights(trainer.model), weights(alone.model))
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        ({"label_weight": 3.0}, "`label_weight` must be .*, got 3.0"),
+        ({"mixup_alpha": 0.5}, "`mixup_alpha` and `cutmix_alpha` must be 0 where stored views are replayed"),
+        (
+            {"ema_decay": 0.9},
+            "`ema_decay` must be None in a search, as when the trainer was made, got 0.9. Leave it out",
+        ),
+        ({"batch_size": 2}, "`batch_size` must be None in a search"),
+    ],
+)
+def test_what_a_search_chooses_is_checked(chosen, message, plain, settings):
+    with pytest.raises(ConfigError, match=message):
+        search(settings(), plain, chosen)
+
+
+def test_what_model_init_makes_is_treated_as_a_given_model_is(plain, tiny_dataset, settings, tmp_path):
+    """It was saved for the size that timm's architecture has by itself, at which nobody had trained it."""
+
+    def student():
+        model = timm_student("test_resnet")
+        model.config.pretrained_cfg = {"input_size": [3, 160, 160], "crop_pct": 0.9, "interpolation": "bicubic"}
+        return model
+
+    def trained(name, **given):
+        args = settings(channels_last=True, output_dir=str(tmp_path / name))
+        trainer = ReinforcedTrainer(args=args, train_dataset=plain, eval_dataset=tiny_dataset, **given)
+        trainer.train()
+        trainer.save_model()
+        return trainer, trainer.evaluate()["eval_loss"], json.loads((tmp_path / name / "config.json").read_text())
+
+    one, loss, saved = trained("model", model=student())
+    other, loss_of_other, saved_of_other = trained("init", model_init=student)
+    del saved["use_cache"]  # Trainer's own, of a given model
+    assert saved == saved_of_other
+    assert saved["pretrained_cfg"]["input_size"] == [3, SIZE, SIZE]
+    assert same(weights(one.model), weights(other.model))
+    assert loss == loss_of_other
+    convolutions = [p for p in other.model.parameters() if p.ndim == 4 and p.shape[1] > 1 and p.shape[2] > 1]
+    assert convolutions
+    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in convolutions)
+
+
+def test_a_model_of_other_classes_is_refused_from_model_init_too(plain, settings):
+    with pytest.raises(ConfigError, match="must answer over the 8 classes"):
+        ReinforcedTrainer(
+            model_init=lambda: build_student("timm:test_resnet", None, 5, size=SIZE),
+            args=settings(),
+            train_dataset=plain,
+        )
+
+
+@pytest.mark.parametrize(("metric", "greater"), [("nll", False), ("ece", False), ("loss", False), ("top1", True)])
+def test_the_best_is_the_lowest_where_lower_is_better(metric, greater, plain, tmp_path):
+    """Transformers takes the highest of all but losses, and writes so into its settings."""
+    args = TrainingArguments(
+        str(tmp_path),
+        metric_for_best_model=metric,
+        load_best_model_at_end=True,
+        eval_strategy="steps",
+        save_strategy="steps",
+    )
+    trainer = ReinforcedTrainer(pooled(), args, train_dataset=plain, eval_dataset=plain)
+    assert trainer.args.greater_is_better is greater

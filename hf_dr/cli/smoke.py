@@ -284,6 +284,8 @@ class Rehearsal:
             "warmup_epochs": 0,
             **self._short,
         }
+        if any(settings.get(f"dataloader_{name}") for name in ("multiprocessing_context", "prefetch_factor")):
+            changed["dataloader_num_workers"] = 1  # what they need
         if not settings["student"].startswith("timm:"):
             changed["student"] = self.checkpoint(1000)  # classes that the dataset may not have
         for name, stand_in in (("base", self.base), ("eval_dataset", self.base), ("num_views", 1)):

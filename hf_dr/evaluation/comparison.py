@@ -11,7 +11,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +29,7 @@ from hf_dr.evaluation.run import checked_sets, run_evaluation
 from hf_dr.evaluation.tables import html_page, html_picture, html_table, numbers, spread
 from hf_dr.files import write_whole
 from hf_dr.hub.fetch import fetch_config
-from hf_dr.processes import process_state
+from hf_dr.processes import on_main, process_state
 from hf_dr.replay.loading import each_dataset
 from hf_dr.store.card import write_card
 from hf_dr.store.findings import Students, save_finding
@@ -275,10 +275,7 @@ def run_comparison(config: CompareConfig, train: Callable[[list[str]], int]) -> 
             if objective == "kd":
                 named = {"teacher": config.teacher, "teacher_classes": config.teacher_classes}
                 flags |= {name: value for name, value in named.items() if value}
-            with state.main_process_first():  # it notes what the run is made of
-                finished = is_finished(path, flags)
-            state.wait_for_everyone()  # before one of them writes more
-            if finished:
+            if on_main(state, partial(is_finished, path, flags)):  # it notes what the run is made of
                 continue
             logger.info("%s: training %s.", config.title, path.name)
             status = train(as_arguments(flags))

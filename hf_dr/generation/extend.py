@@ -261,10 +261,9 @@ class StoredViews:
         """Returns ids and log-probabilities (N, K) of a span of the new dataset's V views; zeros where none are stored.
 
         Raises:
-            FormatError: A stored answer is damaged, or its shard is not what was written.
+            FormatError: A stored answer is damaged.
         """
         stored = self._plus.provenance
-        self._check_shard(span.start // num_views // stored.shard_size)
         count = span.stop - span.start
         ids_NK = np.zeros((count, stored.top_k), id_dtype(stored.num_classes))
         logprobs_NK = np.zeros((count, stored.top_k), np.float16)
@@ -282,12 +281,14 @@ class StoredViews:
             self._checked.add(number)
 
     def check(self, rows: Rows) -> None:
-        """Refuses rows whose stored views are not what was drawn again.
+        """Refuses rows of a shard whose stored views are not what was drawn again, or a shard that is not what was written.
 
         Raises:
+            FormatError: The shard is not what was written.
             DataError: The image of a row with stored views cannot be decoded.
             ReplayError: Its pixels, or those of its views, are others than were reinforced.
         """
+        self._check_shard(int(rows.columns[SOURCE_INDEX][0]) // self._plus.provenance.shard_size)
         for n, row in enumerate(rows.columns[SOURCE_INDEX].tolist()):
             place = int(self._places[row])
             if place < 0:

@@ -244,15 +244,18 @@ def _crop_of(processor: Any, preprocessing: Preprocessing, name: str) -> float |
     One image gets darker downwards, another one to the right; how fast they do so in the output tells the size to which they
     were resized before the crop.
     """
-    down = torch.arange(_RAMP, dtype=torch.uint8)[:, None].expand(_RAMP, 2 * _RAMP)
-    right = torch.arange(2 * _RAMP).div(2, rounding_mode="floor").to(torch.uint8).expand(_RAMP, 2 * _RAMP)
-    images = torch.stack([down, right])[:, None].expand(2, 3, _RAMP, 2 * _RAMP)
-    prepared = _prepared(processor, images, name)
     height, width = preprocessing.size
+    aspect = 3 if width == 2 * height else 2  # another one than the model's
+    down = torch.arange(_RAMP, dtype=torch.uint8)[:, None].expand(_RAMP, aspect * _RAMP)
+    right = (
+        torch.arange(aspect * _RAMP).div(aspect, rounding_mode="floor").to(torch.uint8).expand(_RAMP, aspect * _RAMP)
+    )
+    images = torch.stack([down, right])[:, None].expand(2, 3, _RAMP, aspect * _RAMP)
+    prepared = _prepared(processor, images, name)
     if prepared.shape[-2:] != (height, width):
         raise TeacherError(
             f"{_of(processor, name)} must prepare images of {height} x {width} pixels, as its configuration says, but makes "
-            f"{prepared.shape[-2]} x {prepared.shape[-1]} of one with {_RAMP} x {2 * _RAMP}. {_SAVE_ANOTHER}"
+            f"{prepared.shape[-2]} x {prepared.shape[-1]} of one with {_RAMP} x {aspect * _RAMP}. {_SAVE_ANOTHER}"
         )
     black, white = preprocessing.normalize(torch.tensor([0.0, 255.0]).reshape(2, 1, 1, 1).expand(2, 3, 1, 1))
     levels = (prepared - black) / (white - black) * 255
@@ -262,12 +265,17 @@ def _crop_of(processor: Any, preprocessing: Preprocessing, name: str) -> float |
             f"{_of(processor, name)} must resize images, but what it makes of a ramp is none. {_SAVE_ANOTHER}"
         )
     resized_height, resized_width = (_RAMP / step for step in steps)
+    kept = height / round(resized_height)
+    is_squashed = abs(resized_width * height - resized_height * width) < 0.02 * resized_height * width
+    if is_squashed and kept == 1:
+        return None
     share = getattr(processor, "crop_pct", None)
     if share and int(height / share) == round(resized_height):
         return float(share)  # ConvNeXt's and PoolFormer's: exact at other sizes, too
-    kept = height / round(resized_height)
-    is_squashed = abs(resized_width * height - resized_height * width) < 0.02 * resized_height * width
-    return None if is_squashed and kept == 1 else kept
+    if kept > 1 and not getattr(processor, "do_center_crop", False):
+        logger.warning("Images that are not square are padded by %s; here they are squashed.", _of(processor, name))
+        return None
+    return kept
 
 
 def _step(levels: torch.Tensor) -> float:

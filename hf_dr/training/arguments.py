@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import MISSING, dataclass, fields
 
 from transformers import TrainingArguments
@@ -9,7 +10,9 @@ from transformers import TrainingArguments
 from hf_dr.errors import ConfigError
 from hf_dr.settings import Real, flag
 from hf_dr.training.reinforced_settings import ReinforcedSettings
-from hf_dr.training.resumable import LOWER_IS_BETTER, ResumableArguments
+from hf_dr.training.resumable import ResumableArguments, lower_is_better
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -64,8 +67,9 @@ def as_reinforced(args: TrainingArguments | None) -> ReinforcedTrainingArguments
         )
     values = {f: getattr(args, f.name) for f in fields(args) if f.init}
     metric = args.metric_for_best_model
-    if metric is not None and metric.rpartition("_")[2] in LOWER_IS_BETTER:
-        # Transformers has chosen for those that it does not know: nobody wants the highest.
+    if args.greater_is_better and lower_is_better(metric) and not str(metric).endswith("loss"):
+        # Transformers writes True here for all names but losses, and nobody wants the highest of these.
+        logger.info("The best checkpoint is that of the lowest %s.", metric)
         values = {f: v for f, v in values.items() if f.name != "greater_is_better"}
     return ReinforcedTrainingArguments(
         **{f.name: v for f, v in values.items() if f.default is MISSING or v != f.default}

@@ -229,10 +229,10 @@ def evaluation_images(
     own = [name if name in dataset.column_names else None for name in columns]
     image_column, label_column = check_dataset(dataset, own[0], own[1])
     if to_predict and label_column is not None:
-        labels = pc.fill_null(whole_column(dataset, label_column), -1)
-        label_column = (
-            None if pa.types.is_integer(labels.type) and pc.all(pc.equal(labels, -1)).as_py() else label_column
-        )
+        labels = whole_column(dataset, label_column).drop_null()
+        if pa.types.is_signed_integer(labels.type):
+            labels = labels.filter(pc.not_equal(labels, -1))
+        label_column = label_column if len(labels) else None
     if label_column is None and not to_predict:
         raise DataError(
             f"`eval_dataset` must have a column of labels, found {', '.join(dataset.column_names)}. Name it `label`."
@@ -285,6 +285,8 @@ def as_evaluation(given: Any, train: Any, model: Any, processor: Any, *, to_pred
     if isinstance(given, LabelledImages):
         if given.has_labels:
             check_evaluation(given, train)
+        elif not to_predict:
+            raise DataError("`eval_dataset` must have labels, got LabelledImages without. Name its `label_column`.")
     elif isinstance(given, datasets.Dataset) and is_undecoded(given):
         return evaluation_images(given, train, evaluation_of(model, processor, train.size), to_predict=to_predict)
     elif is_undecoded(getattr(given, "dataset", given)):

@@ -6,6 +6,7 @@ ops.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -70,10 +71,10 @@ class BatchMixer(TrainerCallback):
 
     Args:
         args: Settings.
-        seed: Of the draws.
+        seed: Returns that of the draws, which a search for hyperparameters may change.
     """
 
-    def __init__(self, args: ReinforcedTrainingArguments, seed: int) -> None:
+    def __init__(self, args: ReinforcedTrainingArguments, seed: Callable[[], int]) -> None:
         self._args = args
         self._seed = seed
         self._in_step = 0
@@ -86,6 +87,6 @@ class BatchMixer(TrainerCallback):
         args = self._args
         place = self._in_step * args.world_size + args.process_index
         self._in_step += 1
-        rng = keyed_rng(self._seed, domain=DOMAIN_MIXING, major=step, minor=place)
+        rng = keyed_rng(self._seed(), domain=DOMAIN_MIXING, major=step, minor=place)
         pixels_BCHW, lam = mix_batch(inputs["pixel_values"], rng, args)
         return {**inputs, "pixel_values": pixels_BCHW, "lam": lam}

@@ -86,8 +86,7 @@ class ResumableArguments(TrainingArguments):
                 f"`hub_strategy` must be {' or '.join(self.hub_strategies)}, got {strategy}: checkpoints hold the state of the "
                 "training as pickles, which are not published. Choose another."
             )
-        metric = self.metric_for_best_model
-        if metric is not None and self.greater_is_better is None and metric.rpartition("_")[2] in LOWER_IS_BETTER:
+        if self.greater_is_better is None and lower_is_better(self.metric_for_best_model):
             self.greater_is_better = False  # Trainer knows this of losses only
         # Without an accelerator several processes form a group only if the CPU is asked for, and no memory can be pinned. And
         # where accelerate is told to leave the accelerator alone, transformers would still put the model there.
@@ -139,6 +138,12 @@ class ResumableArguments(TrainingArguments):
                 "`gradient_accumulation_steps`."
             )
         self.per_device_train_batch_size = each
+
+
+def lower_is_better(metric: str | None) -> bool:
+    """Whether the lowest value of a metric is the best: `val_nll` is one, `neg_nll`, of scikit-learn's names, is none."""
+    *others, last = (metric or "").split("_")
+    return last in LOWER_IS_BETTER and "neg" not in others
 
 
 class ResumableTrainer(Trainer):

@@ -112,6 +112,9 @@ class StudentTrainer(ResumableTrainer):
 
     def _check_decoded(self, given: Any) -> None:
         """Refuses images that nothing makes into pixels: a `data_collator` of one's own may."""
+        if isinstance(given, str) and isinstance(self.eval_dataset, dict):
+            given = self.eval_dataset[given]
+        given = self.eval_dataset if given is None else given
         if is_undecoded(given) and self.data_collator is default_data_collator:
             raise ConfigError(
                 "images can be evaluated with a `train_dataset` of this package, which tells size and classes, got "

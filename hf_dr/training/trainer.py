@@ -89,12 +89,13 @@ class ReinforcedTrainer(StudentTrainer):
         super().__init__(model=model, args=args, normalization=normalization, **settings)
         self.eval_dataset = self._as_evaluation(self.eval_dataset)
         self._check_train_dataset()
-        self.add_callback(TrialCheck(partial(_check_trial, self, args.batch_size, args.ema_decay)))
+        fixed = {name: getattr(args, name) for name in _NOT_SEARCHED}
+        self.add_callback(TrialCheck(partial(_check_trial, self, fixed)))
         self._augmenter: DeviceAugmentation | None = None
         if isinstance(train, ReinforcedData):
             obstacles = obstacles_of(args, self.data_collator)
             self._augmenter = device_augmentation(args.augment_on, args.device, train, obstacles)
-        self._mixer = BatchMixer(args, self._order_seed)
+        self._mixer = BatchMixer(args, lambda: self._order_seed)
         self.add_callback(self._mixer)
         self._average = _weight_average(self)
 
@@ -349,17 +350,29 @@ class ReinforcedTrainer(StudentTrainer):
         return None
 
 
-def _check_trial(trainer: ReinforcedTrainer, batch_size: int | None, ema_decay: float | None) -> None:
+_NOT_SEARCHED = ("batch_size", "ema_decay", "augment_on", "channels_last")
+
+
+def _check_trial(trainer: ReinforcedTrainer, fixed: dict[str, Any]) -> None:
     """Checks the settings that a search for hyperparameters has chosen: it sets attributes of `args`, and asks nobody."""
     args = trainer.args
     args.check()
-    for name, value in (("batch_size", batch_size), ("ema_decay", ema_decay)):
+    for name, value in fixed.items():
         if getattr(args, name) != value:
             raise ConfigError(
                 f"`{name}` must be {value} in a search, as when the trainer was made, got {getattr(args, name)}. Leave it out "
                 "of the search."
             )
-    trainer._check_train_dataset()
+    found = args.per_device_train_batch_size * max(1, args.n_gpu) * args.world_size * args.gradient_accumulation_steps
+    if args.batch_size not in (None, found):
+        raise ConfigError(
+            f"a step must see the {args.batch_size} images of `batch_size`, but the search has chosen {found}. Make the "
+            "trainer without `batch_size`, or leave batches and accumulation out of the search."
+        )
+    train: Any = trainer.train_dataset
+    if isinstance(train, ReinforcedData):
+        check_settings(args, train, trainer)
+        trainer._in_order(train)  # checks the settings of the order
 
 
 def _share_buffers(trainer: ReinforcedTrainer) -> None:
@@ -370,7 +383,11 @@ def _share_buffers(trainer: ReinforcedTrainer) -> None:
     averages = [] if trainer.ema is None else [trainer.ema.module]
     for model in (trainer.accelerator.unwrap_model(trainer.model), *averages):
         for buffer in model.buffers():
-            torch.distributed.broadcast(buffer, 0)
+            # Of any strides; and a model that is evaluated in half precision is not on its device yet.
+            whole = buffer.detach().to(trainer.args.device, copy=True).contiguous()
+            torch.distributed.broadcast(whole, 0)
+            with torch.no_grad():
+                buffer.copy_(whole)
 
 
 def _weight_average(trainer: ReinforcedTrainer) -> WeightAverage | None:

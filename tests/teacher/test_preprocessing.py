@@ -43,6 +43,12 @@ PROCESSORS: dict[str, tuple[str, dict[str, Any], float | None]] = {
     "SigLIP, not square": ("SiglipImageProcessor", {"size": {"height": 32, "width": 48}}, None),
     "Swin": ("ViTImageProcessor", {"size": SQUARE, "resample": 3}, None),  # its checkpoints come with ViT's
     "ConvNeXt": ("ConvNextImageProcessor", {"size": {"shortest_edge": 32}}, 0.875),
+    "ConvNeXt, large, no crop": ("ConvNextImageProcessor", {"size": {"shortest_edge": 384}, "crop_pct": 1.0}, None),
+    "CLIP, twice as wide": (
+        "CLIPImageProcessor",
+        {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 64}},
+        1.0,
+    ),
     "ConvNeXt, large": ("ConvNextImageProcessor", {"size": {"shortest_edge": 384}}, None),
     "MobileViT": ("MobileViTImageProcessor", SHORTEST, 32 / 36),
     "MobileNetV2": ("MobileNetV2ImageProcessor", SHORTEST, 32 / 36),
@@ -85,7 +91,8 @@ def test_pixels_are_those_of_the_processor(name: str) -> None:
     torch.testing.assert_close(ours, theirs.float(), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [name for name in PROCESSORS if name != "DeiT"])  # which squashes before it crops
+# DeiT squashes before it crops; a crop wider than what it is taken of is padded, here the view is resized to it.
+@pytest.mark.parametrize("name", [name for name in PROCESSORS if name not in ("DeiT", "CLIP, twice as wide")])
 def test_the_view_of_an_evaluation_is_that_of_the_processor(name: str) -> None:
     """Resized by other code, so up to rounding; a smooth image, of which each place tells where it comes from."""
     processor, _ = made(name)
@@ -97,6 +104,12 @@ def test_the_view_of_an_evaluation_is_that_of_the_processor(name: str) -> None:
     theirs = processor(image, return_tensors="pt")["pixel_values"]
     level = 1 / 255 / min(preprocessing.std)
     torch.testing.assert_close(ours, theirs.float(), rtol=0, atol=3 * level)
+
+
+def test_padding_is_told(caplog):
+    processor = transformers.DonutImageProcessor(size={"height": 64, "width": 64})
+    assert read_image_processor(processor, "donut")[1] is None
+    assert "Images that are not square are padded by the image processor of 'donut'" in caplog.text
 
 
 def test_what_was_read_before_is_read_as_before() -> None:

@@ -75,9 +75,21 @@ def test_other_classes_or_none_are_refused(tiny_dataset, plain, settings):
         (turned, ConfigError, "must have the classes of the .* but class 0 is 'blue' there and 'black'"),
         (words, DataError, "`label` must hold class numbers, got Value"),
         (tiny_dataset.select_columns(["image"]), DataError, "`eval_dataset` must have a column of labels, found image"),
+        (
+            LabelledImages(tiny_dataset, evaluation_augmentation((SIZE, SIZE)), label_column=None),
+            DataError,
+            "`eval_dataset` must have labels, got LabelledImages without",
+        ),
     ):
         with pytest.raises(error, match=message):
             ReinforcedTrainer(pooled(), settings(), train_dataset=plain, eval_dataset=images)
+
+
+@pytest.mark.parametrize("kind", ["uint8", "int64"])
+def test_labels_of_any_whole_numbers_are_predicted(kind, tiny_dataset, plain, settings):
+    trainer = ReinforcedTrainer(pooled(), settings(), train_dataset=plain, compute_metrics=compute_metrics)
+    images = tiny_dataset.cast_column("label", datasets.Value(kind))
+    assert trainer.predict(images).label_ids.tolist() == tiny_dataset["label"][:]
 
 
 @pytest.mark.parametrize("labels", ["none", "no class"])
@@ -95,7 +107,8 @@ def test_images_without_labels_are_predicted(labels, tiny_dataset, plain, settin
 
 def test_images_without_a_training_set_are_refused(tiny_dataset, settings):
     trainer = ReinforcedTrainer(timm_student(), settings(), eval_dataset=tiny_dataset)
-    for measure in (trainer.evaluate, lambda: trainer.predict(tiny_dataset)):
+    named = ReinforcedTrainer(timm_student(), settings(), eval_dataset={"a": tiny_dataset})
+    for measure in (trainer.evaluate, named.evaluate, lambda: trainer.predict(tiny_dataset)):
         with pytest.raises(ConfigError, match="images can be evaluated with a `train_dataset` of this package"):
             measure()
 

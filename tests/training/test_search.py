@@ -47,12 +47,17 @@ def test_a_trial_has_checkpoints_of_its_own(plain, settings, tmp_path):
             {"ema_decay": 0.9},
             "`ema_decay` must be None in a search, as when the trainer was made, got 0.9. Leave it out",
         ),
-        ({"batch_size": 2}, "`batch_size` must be None in a search"),
+        ({"batch_size": 2}, "`batch_size` must be 4 in a search"),
+        (
+            {"gradient_accumulation_steps": 2},
+            "a step must see the 4 images of `batch_size`, but the search has chosen 8",
+        ),
+        ({"augment_on": "cpu"}, "`augment_on` must be auto in a search"),
     ],
 )
 def test_what_a_search_chooses_is_checked(chosen, message, plain, settings):
     with pytest.raises(ConfigError, match=message):
-        search(settings(), plain, chosen)
+        search(settings(batch_size=4, per_device_train_batch_size=8), plain, chosen)
 
 
 def test_what_model_init_makes_is_treated_as_a_given_model_is(plain, tiny_dataset, settings, tmp_path):
@@ -91,7 +96,17 @@ def test_a_model_of_other_classes_is_refused_from_model_init_too(plain, settings
         )
 
 
-@pytest.mark.parametrize(("metric", "greater"), [("nll", False), ("ece", False), ("loss", False), ("top1", True)])
+def test_a_trial_mixes_by_its_own_seed(plain, settings):
+    given = {"reinforced_probability": 0.0, "mixup_alpha": 0.8}
+    one = search(settings(**given), plain, {"seed": 3})
+    alone = ReinforcedTrainer(pooled(), settings(**given, seed=3), train_dataset=plain)
+    alone.train()
+    assert same(weights(one.model), weights(alone.model))
+
+
+@pytest.mark.parametrize(
+    ("metric", "greater"), [("nll", False), ("ece", False), ("loss", False), ("top1", True), ("neg_nll", True)]
+)
 def test_the_best_is_the_lowest_where_lower_is_better(metric, greater, plain, tmp_path):
     """Transformers takes the highest of all but losses, and writes so into its settings."""
     args = TrainingArguments(

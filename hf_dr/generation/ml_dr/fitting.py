@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ import PIL.Image
 
 from hf_dr.errors import ConfigError, DataError
 from hf_dr.generation.ml_dr.files import Columns, expect, shown
+from hf_dr.processes import num_cores
 from hf_dr.store.schema import AUG_PREFIX, TEACHER_IDS
 from hf_dr.text import progress_bar
 from hf_dr.views.augmentation import NO_PARTNER, PARTNER, Augmentation
@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 # Agreement with the labels that is asked for: a quarter of the way from chance to perfect. Wrong orders stay at chance.
 _MIN_AGREEMENT = 0.25
 LABELLED_ROWS = 2048  # after this many rows the labels are looked at for the first time
+_SIZES_AT_ONCE = 1024  # images
 _ORIENTATION = 0x0112  # EXIF tag; 2 to 8 turn the image
 
 
@@ -134,11 +135,14 @@ def image_sizes(images: datasets.Dataset) -> np.ndarray:
         return 0, 0
 
     sizes = np.zeros((len(images), 2), np.int64)
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        found = pool.map(size_of, range(len(images)))
-        bar = progress_bar(found, desc="reading the base's images", total=len(images), unit="image", unit_scale=True)
-        for row, size in enumerate(bar):
-            sizes[row] = size
+    with (
+        ThreadPoolExecutor(num_cores()) as pool,
+        progress_bar(total=len(images), desc="reading the base's images", unit="image", unit_scale=True) as bar,
+    ):
+        for start in range(0, len(images), _SIZES_AT_ONCE):
+            stop = min(start + _SIZES_AT_ONCE, len(images))
+            sizes[start:stop] = list(pool.map(size_of, range(start, stop)))
+            bar.update(stop - start)
     unusable = int((sizes[:, 0] == 0).sum())
     if unusable == len(sizes):
         raise DataError("the base must have images that can be decoded, found none. Check `image_column`.")

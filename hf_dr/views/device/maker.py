@@ -332,9 +332,9 @@ class DeviceViewMaker:
             batch_size: Views of a span.
             num_workers: Processes that decode.
         """
-        images = batch_size // (self.maker.num_views - self.maker.first_kept) + 2
+        images = batch_size // (self.maker.num_views - self.maker.first_kept) + 2  # of which all views are made
         if self.maker.augmentation.mixes:
-            images += batch_size
+            images += images * self.maker.num_views
         images = min(images, len(self.maker.images))
         return int((images + max(images, num_workers * self._decoded_at_once)) * self.image_bytes)
 

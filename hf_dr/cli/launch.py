@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import re
 import select
 import sys
 from collections.abc import Sequence
@@ -79,7 +80,7 @@ def launch(command: str, argv: Sequence[str], prog: str) -> int:
             raise
         return 141  # as a program that the signal of a broken pipe ends
     except HfDrError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_without_traceback(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
@@ -133,3 +134,9 @@ def _without_secrets(record: logging.LogRecord) -> bool:
     record.msg = without_secrets(record.getMessage())
     record.args = None
     return True
+
+
+def _without_traceback(text: str) -> str:
+    """Returns what an error says, without the traceback that torch puts into one of a loader's worker."""
+    match = re.match(r"Caught (\w+) in .*Original Traceback.*\n(?:[\w.]+\.)?\1: (.*)", text, re.DOTALL)
+    return match[2].rstrip() if match else text

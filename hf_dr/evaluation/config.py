@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import dataclass, fields
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 from hf_dr.errors import ConfigError, did_you_mean
@@ -150,6 +152,15 @@ class CompareConfig:
             raise ConfigError(
                 f"`evaluate` must hold settings of `hf-dr evaluate`, but: {error}. Correct it."
             ) from error
+
+
+def named_model(text: str) -> tuple[str, str]:
+    """Returns the name that tables show and the place of a model of `EvaluateConfig.models`, `NAME=PLACE` or a place alone."""
+    match = re.match(r"([\w.-]+)=(.+)", text)
+    if match:
+        return match[1], match[2]
+    place = Path(text).expanduser()
+    return (place.resolve() if place.is_dir() else place).name, text
 
 
 def as_arguments(flags: dict[str, Any]) -> list[str]:

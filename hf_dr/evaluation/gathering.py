@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hf_dr.errors import DataError, HfDrError
+from hf_dr.evaluation.config import named_model
 from hf_dr.evaluation.metrics import METRICS, SHARES
 from hf_dr.training.student_card import STUDENT_FILE, Student
 from hf_dr.transfer.trainer import HEADLINES, TRANSFER_FILE, read_description
@@ -126,6 +127,7 @@ class Setting(NamedTuple):
     Attributes:
         evaluated_on: The data of the evaluation; for a detector or segmenter the task and its epochs as well.
         reinforced: Whether the data is a "+" dataset, not the base of one.
+        images: Hash of the images of the base; empty where an older version trained.
     """
 
     model: str
@@ -135,14 +137,19 @@ class Setting(NamedTuple):
     evaluated_on: str
     num_rows: int
     reinforced: bool
+    images: str = ""
 
     def serves(self, other: Setting) -> bool:
         """Whether its runs, on a base dataset, are what those on a "+" dataset of as many examples compare with."""
+        return other.reinforced and not self.reinforced and self.is_as(other)
+
+    def is_as(self, other: Setting) -> bool:
+        """Whether model, epochs, evaluation and images are the same."""
+        known = self.images and other.images
         return (
-            other.reinforced
-            and not self.reinforced
-            and bool(self.evaluated_on)
+            bool(self.evaluated_on)
             and (self.model, *self[3:6]) == (other.model, *other[3:6])
+            and (not known or self.images == other.images)
         )
 
 
@@ -177,13 +184,19 @@ class Finished:
         otherwise a difference between objectives would not be a gain.
         """
         same_row = self.setting == other.setting
+        # Plain runs would stand in for each other in the row of a "+" dataset, whatever they drew.
+        if not (same_row or self.setting.reinforced or other.setting.reinforced):
+            same_row = self.setting.is_as(other.setting)
         if not (same_row or self.setting.serves(other.setting) or other.setting.serves(self.setting)):
             return ""
         same_cell = same_row and self.objective == other.objective
         differing = _differing(self.transfer, other.transfer, but=("seed",))
         if same_cell:
             whose = "the student's " if self.transfer else ""
-            differing += [whose + key for key in _differing(self.student, other.student, but=_NOT_SETTINGS)]
+            plain = () if self.setting.reinforced else ("dataset_fingerprint",)  # which has the seed in it
+            differing += [whose + key for key in _differing(self.student, other.student, but=(*_NOT_SETTINGS, *plain))]
+            if not differing and self.setting != other.setting:
+                differing.append("images or augmentation")
         if differing:
             return f"differs in {', '.join(differing)} from"
         if same_cell and self.seeds == other.seeds:
@@ -283,6 +296,7 @@ def _setting(
         evaluated_on=evaluated_on,
         num_rows=int(settings["num_rows"]),
         reinforced=bool(dataset.get("reinforced", True)),
+        images=str(dataset.get("images") or ""),
     )
 
 
@@ -313,6 +327,7 @@ def read_evaluation(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
         content = content.get("evaluation", content)
         for result in content["results"]:
+            result["model"]  # must be there
             names = (*METRICS, *(("mce",) if result["corrupted"] else ()))
             numbers = [result[name] for name in names] + list(result.get("errors", {}).values())
             if not all(isinstance(number, (int, float)) for number in numbers):
@@ -321,8 +336,7 @@ def read_evaluation(path: Path) -> dict[str, Any]:
             if result["corrupted"] and content.get("units") != SHARES:  # an older file: in percent
                 result["mce"] /= 100
                 result["errors"] = {kind: error / 100 for kind, error in result.get("errors", {}).items()}
-        places = [str(text).partition("=") for text in content["settings"]["models"]]
-        content["places"] = {name if equals else Path(name).name: place or name for name, equals, place in places}
+        content["places"] = dict(named_model(str(text)) for text in content["settings"]["models"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(
             f"{path} must be what `hf-dr evaluate` writes, but: {type(error).__name__}: {error}. Evaluate again."
@@ -330,7 +344,7 @@ def read_evaluation(path: Path) -> dict[str, Any]:
     return content
 
 
-def find_results(folder: Path) -> Iterator[Path]:
+def find_results(folder: Path, _above: frozenset[Path] = frozenset()) -> Iterator[Path]:
     """Yields the folders with results from here downwards, and those at the end of the search that have none.
 
     Raises:
@@ -338,13 +352,18 @@ def find_results(folder: Path) -> Iterator[Path]:
     """
     if not folder.is_dir():
         raise DataError(f"a report must be of folders with runs, found none at {folder}. Check the path.")
-    inner = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    above = _above | {folder.resolve()}  # a link may lead back
+    inner = sorted(
+        path
+        for path in folder.iterdir()
+        if path.is_dir() and not path.name.startswith(".") and path.resolve() not in above
+    )
     trained = is_training(folder)
     if trained or not inner or any((folder / name).is_file() for name in EVALUATION_FILES):
         yield folder
     if not trained:
         for path in inner:
-            yield from find_results(path)
+            yield from find_results(path, above)
 
 
 def is_training(folder: Path) -> bool:

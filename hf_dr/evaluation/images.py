@@ -10,6 +10,7 @@ from typing import NamedTuple
 import datasets
 import numpy as np
 import pyarrow as pa
+from timm.data import ImageNetInfo
 
 from hf_dr.errors import DataError, did_you_mean
 from hf_dr.evaluation.config import EvaluateConfig
@@ -98,6 +99,20 @@ def _read_labels(dataset: datasets.Dataset, spec: EvaluationSet) -> tuple[np.nda
 _ANY_CLASS = np.iinfo(np.int64).max
 
 
+def _check_order(names: list[str], synsets: list[str], spec: EvaluationSet) -> None:
+    """Refuses classes of ImageNet that are named in words, in another order than that of their numbers."""
+    info = ImageNetInfo()
+    words = [{part.strip().lower() for part in str(info.label_name_to_description(s)).split(",")} for s in synsets]
+    known = set().union(*words)
+    for c, name in enumerate(names):
+        said = {part.strip().lower().replace("_", " ") for part in name.split(",")}
+        if said & known and not said & words[c]:
+            raise DataError(
+                f"the classes of set `{spec.name}` must be in the order of {spec.classes}, but class {c} is {name!r} there, "
+                f"and {sorted(words[c])[0]!r} in {spec.classes}. Name them by their WordNet ids, or leave `classes` out."
+            )
+
+
 def _imagenet_numbers(values: np.ndarray, names: list[str] | None, spec: EvaluationSet) -> np.ndarray:
     """Returns labels as numbers of the classes of `spec`, int64 (rows,).
 
@@ -110,6 +125,8 @@ def _imagenet_numbers(values: np.ndarray, names: list[str] | None, spec: Evaluat
     elif is_number:
         count = len(names) if names is not None else int(values.max()) + 1
         if count == len(synsets) or (names is None and count < len(synsets)):
+            if names is not None:
+                _check_order(names, synsets, spec)
             return values  # the set's own classes
         if count > 1000 or (names is not None and count < 1000):
             raise DataError(

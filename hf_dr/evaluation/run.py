@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +21,7 @@ from torch.utils.data import DataLoader
 
 from hf_dr.allocator import keep_freed_memory
 from hf_dr.errors import ConfigError, TeacherError, did_you_mean
-from hf_dr.evaluation.config import EvaluateConfig
+from hf_dr.evaluation.config import EvaluateConfig, named_model
 from hf_dr.evaluation.corruptions import corrupt, corruption_rng
 from hf_dr.evaluation.images import Images, open_set
 from hf_dr.evaluation.metrics import CALIBRATED_ECE, calibrated_ece, reliability
@@ -217,11 +215,7 @@ class _Pass(torch.utils.data.Dataset):
 
 
 def _load_models(config: EvaluateConfig) -> list[Model]:
-    named = []
-    for text in config.models:
-        match = re.match(r"([\w.-]+)=(.+)", text)
-        place = match[2] if match else text
-        named.append((match[1] if match else Path(place).name, place))
+    named = [named_model(text) for text in config.models]
     _refuse_twice("model", [name for name, _ in named])
     chosen: dict[str, Any] = {name: tuple(getattr(config, name)) for name in ("mean", "std") if getattr(config, name)}
     fallback = None

@@ -80,6 +80,9 @@ _CLASS_LISTS = ("imagenet", "imagenet-a", "imagenet-r")
 OPTIONS = ("config", "image", "label", "classes", "revision")
 
 
+_SPLIT = r"[\w.{}-]+(?:\[[^\]]*\])?"
+
+
 def parse_set(text: str) -> EvaluationSet:
     """Reads `NAME=DATASET[:SPLIT][,OPTION=VALUE]...`, or the name of a preset.
 
@@ -102,7 +105,7 @@ def parse_set(text: str) -> EvaluationSet:
         )
     given: dict[str, Any] = {}
     if equals:
-        match = re.fullmatch(r"(.+?):([\w.{}-]+(?:\[.*\])?)", place)
+        match = re.fullmatch(rf"(.+?):({_SPLIT}(?:\+{_SPLIT})*)", place)
         given["dataset"] = match[1] if match else place
         given["note"] = None  # of the preset's copy
         given.update({"split": match[2]} if match else {})

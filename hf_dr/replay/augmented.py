@@ -35,6 +35,11 @@ _AS_A_PLUS_DATASET = {
 }  # fmt: skip
 
 
+def _hash(determining: dict[str, Any]) -> str:
+    text = json.dumps({**determining, **_AS_A_PLUS_DATASET}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 class AugmentedDataset(MappedReinforcedData):
     """A base dataset on the data path of reinforced ones, for training on labels and for a teacher in memory.
 
@@ -89,21 +94,20 @@ class AugmentedDataset(MappedReinforcedData):
         self._base_rows = np.arange(len(base))
         self.augmentations = (augmentation,)
         self.seed = seed
-        determining = {
+        determining: dict[str, Any] = {
             "split": split,
             "augmentation": augmentation.to_list(),
             "num_classes": num_classes,
-            "seed": seed,
             "shard_size": len(base),
             "num_rows": len(base),
             "image_column": image_column,
             "label_column": label_column,
             "base": {"content_hash": content_hash(self.images)},
         }
-        text = json.dumps({**determining, **_AS_A_PLUS_DATASET}, sort_keys=True, separators=(",", ":"))
+        self._fingerprint = _hash({**determining, "seed": seed})
         self.origin = Origin(
-            fingerprint=hashlib.sha256(text.encode()).hexdigest(),
-            base=described or {},
+            fingerprint=_hash(determining),  # of runs that differ in the seed
+            base={**(described or {}), **determining["base"]},
             num_examples=len(base),
             image_column=image_column,
             label_column=label_column,
@@ -113,6 +117,11 @@ class AugmentedDataset(MappedReinforcedData):
 
     def __len__(self) -> int:
         return len(self._base_rows)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all that determines the views, the seed included."""
+        return self._fingerprint
 
     @property
     def has_labels(self) -> bool:

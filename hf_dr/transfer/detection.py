@@ -116,12 +116,12 @@ class Detector(nn.Module):
         else:
             self.rcnn = FasterRCNN(pyramid, **settings)
 
-    def forward(self, images: list[torch.Tensor], targets: list[dict[str, torch.Tensor]]) -> Any:
+    def forward(self, images: list[torch.Tensor], targets: list[dict[str, torch.Tensor]] | None = None) -> Any:
         """Returns the losses and their sum as `loss` in training, else `boxes`, `labels`, `scores` (`masks`) of each image.
 
         Args:
             images: uint8, (3, H, W) each.
-            targets: See `DetectionImages`.
+            targets: See `DetectionImages`; only training needs them.
         """
         pixels = [image.float() / 255 for image in images]
         if not self.training:

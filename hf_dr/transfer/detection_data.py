@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 from collections import Counter
@@ -106,7 +107,8 @@ class DetectionData:
         if not folder.is_dir():
             raise DataError(f"`images` must be a folder, found none at {folder}. Check the path.")
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            data = path.read_bytes()
+            content = json.loads(data)
         except (OSError, ValueError, RecursionError) as error:
             raise DataError(f"{path} must be annotations in COCO's JSON, but: {error}. Check the file.") from error
         try:
@@ -118,7 +120,7 @@ class DetectionData:
             annotations_of: dict[Any, list[dict[str, Any]]] = {image: [] for image in images_by_id}
             for each in content["annotations"]:
                 annotations_of[each["image_id"]].append(each)
-            objects = [_coco_objects(each, label_of) for each in annotations_of.values()]
+            objects = [_coco_objects(each, label_of, images_by_id[image]) for image, each in annotations_of.items()]
             cells = [{"path": str(folder / _inside(each["file_name"]))} for each in images_by_id.values()]
             sizes = np.array([(each["height"], each["width"]) for each in images_by_id.values()], np.int64)
         except (KeyError, TypeError, ValueError) as error:
@@ -126,7 +128,8 @@ class DetectionData:
                 f"{path} must have `images`, `annotations` and `categories` that fit each other, but: "
                 f"{type(error).__name__}: {error}. Fix the file."
             ) from error
-        return cls({"id": path.name}, categories, objects, cells, sizes)
+        described = {"id": path.name, "digest": hashlib.sha256(data).hexdigest()}
+        return cls(described, categories, objects, cells, sizes)
 
     @classmethod
     def from_dataset(
@@ -164,12 +167,17 @@ class DetectionData:
             )
         lists = dataset.select_columns([objects_column]).with_format(None)[:][objects_column]
         if not isinstance(kind, dict):  # lists of objects become lists of each field
-            lists = [{key: [each[key] for each in cell] for key in fields} for cell in lists]
+            lists = [{key: [each[key] for each in cell or ()] for key in fields} for cell in lists]
         objects = [_hub_objects(cell, row, bbox_format, category.num_classes) for row, cell in enumerate(lists)]
         sizes = None
         if {"width", "height"} <= set(dataset.column_names):
             columns = dataset.select_columns(["height", "width"]).with_format(None)[:]
-            sizes = np.stack([columns["height"], columns["width"]], axis=1)
+            try:
+                sizes = np.array([columns["height"], columns["width"]], np.int64).T
+            except (TypeError, ValueError) as error:
+                raise DataError(
+                    f"`height` and `width` must be whole numbers in every row, but: {error}. Fix them."
+                ) from error
             _check_inside(objects, sizes, bbox_format)
         cells: Any = undecoded_images(dataset, image_column)[image_column]  # read when asked for
         return cls(described, dict(enumerate(category.names)), objects, cells, sizes)
@@ -189,27 +197,58 @@ def _inside(name: str) -> Path:
     return path
 
 
-def _coco_objects(annotations: Sequence[dict[str, Any]], label_of: dict[int, int]) -> Objects:
+def _coco_objects(annotations: Sequence[dict[str, Any]], label_of: dict[int, int], image: dict[str, Any]) -> Objects:
+    for each in annotations:
+        where = f"annotation {each.get('id')} of image {image['id']}"
+        box = np.array(each["bbox"], np.float64)
+        if box.shape != (4,) or not np.isfinite(box).all() or (box[2:] < 0).any():
+            raise ValueError(f"the `bbox` of {where} is not left, top, width, height, but {each['bbox']!s:.80}")
+        _check_segmentation(each.get("segmentation"), (image["height"], image["width"]), where)
     boxes = np.array([each["bbox"] for each in annotations], np.float64).reshape(-1, 4)
-    if not np.isfinite(boxes).all() or (boxes[:, 2:] < 0).any():
-        raise ValueError(f"a box of image {annotations[0]['image_id']} is not finite, or has a side below 0")
+    sides = boxes[:, 2:].copy()
     boxes[:, 2:] += boxes[:, :2]
+    areas = [each.get("area") for each in annotations]
     return Objects(
         boxes,
         np.array([label_of[each["category_id"]] for each in annotations], np.int64),
         np.array([bool(each.get("iscrowd", 0)) for each in annotations], bool),
-        np.array([each.get("area", each["bbox"][2] * each["bbox"][3]) for each in annotations], np.float64),
+        np.where([area is None for area in areas], sides.prod(axis=1), [area or 0 for area in areas]).astype(
+            np.float64
+        ),
         [each.get("segmentation") for each in annotations],
     )
 
 
-def _hub_objects(cell: dict[str, list[Any]], row: int, bbox_format: str, num_classes: int) -> Objects:
+def _check_segmentation(segmentation: Any, size: tuple[int, int], where: str) -> None:
+    """Checks polygons, or run lengths for an image of this height and width; there may be none."""
+    if not segmentation:
+        return
+    if isinstance(segmentation, dict):
+        if list(segmentation.get("size", ())) != list(size):
+            raise ValueError(
+                f"the run lengths of {where} are for {segmentation.get('size')}, but the image has {list(size)} (height, width)"
+            )
+        return
+    for polygon in segmentation:
+        if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
+            raise ValueError(
+                f"a polygon of {where} is not a list of x, y of at least three points, but {polygon!s:.80}"
+            )
+
+
+def _hub_objects(cell: Any, row: int, bbox_format: str, num_classes: int) -> Objects:
+    crowd = next((cell[name] for name in ("iscrowd", "is_crowd") if cell and cell.get(name) is not None), None)
     try:
         boxes = np.array(cell["bbox"], np.float64).reshape(len(cell["category"]), 4)
         labels = np.array(cell["category"], np.int64).reshape(-1)
+        areas = list(cell.get("area") or [None] * len(labels))
+        crowds = np.array(crowd if crowd is not None else [0] * len(labels), bool)
+        if not len(areas) == len(crowds) == len(labels):
+            raise ValueError(f"{len(labels)} categories, {len(areas)} areas and {len(crowds)} crowds")
     except (TypeError, ValueError) as error:
         raise DataError(
-            f"each object of row {row} must have a box of four numbers and a category, but: {error}. Fix the row."
+            f"each object of row {row} must have a box of four numbers and a category, an area and `iscrowd` where there are "
+            f"any, but: {error}. Fix the row."
         ) from error
     if not np.isfinite(boxes).all() or ((labels < 0) | (labels >= num_classes)).any():
         raise DataError(
@@ -222,9 +261,14 @@ def _hub_objects(cell: dict[str, list[Any]], row: int, bbox_format: str, num_cla
             "Set it to coco."
         )
     if bbox_format == "coco":
+        if (boxes[:, 2:] < 0).any():
+            raise DataError(
+                f"a box of row {row} must not have a side below 0, found {boxes.tolist()!s:.80}. Fix the row."
+            )
         boxes[:, 2:] += boxes[:, :2]
-    areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
-    return Objects(boxes, labels, np.zeros(len(labels), bool), np.array(cell.get("area", areas), np.float64))
+    sides = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+    own = np.where([area is None for area in areas], sides, [area or 0 for area in areas]).astype(np.float64)
+    return Objects(boxes, labels, crowds, own)
 
 
 def _check_inside(objects: Sequence[Objects], sizes: np.ndarray, bbox_format: str) -> None:

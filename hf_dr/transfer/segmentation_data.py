@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +19,13 @@ from torch import nn
 from torchvision.transforms.v2 import functional as F
 
 from hf_dr.errors import ConfigError, DataError, did_you_mean
-from hf_dr.store.base_dataset import undecoded_images
+from hf_dr.processes import process_state
+from hf_dr.store.base_dataset import sampled_rows, undecoded_images
 from hf_dr.transfer.settings import FILTERS
 from hf_dr.views.images import as_tensor, decode_image, decode_with
 from hf_dr.views.rng import view_rng
+
+logger = logging.getLogger(__name__)
 
 IGNORED = -1
 """The label of a pixel that does not count, whatever number a mask has there."""
@@ -108,11 +114,17 @@ class SegmentationData:
                 f"each image must have a mask of its name, but {without[0]} and {len(without) - 1} others of {images} have "
                 f"none in {masks}. Add them, or check both folders."
             )
+        for name, path in image_files.items():
+            if path.resolve() == mask_files[name].resolve():
+                raise DataError(f"an image and its mask must be two files, found {path} as both. Check both folders.")
         place = Path(images).expanduser().resolve()
         # ADE20K's are images/training; the names of other parents are people's own.
         parts = 2 if place.parent.name == "images" else 1
         return cls(
-            {"id": "/".join(place.parts[-parts:])},
+            {
+                "id": "/".join(place.parts[-parts:]),
+                "digest": _digest([*image_files.values(), *(mask_files[name] for name in image_files)]),
+            },
             classes,
             [{"path": str(path)} for path in image_files.values()],
             [{"path": str(mask_files[name])} for name in image_files],
@@ -142,15 +154,20 @@ class SegmentationData:
         """
         columns = [name for name, kind in dataset.features.items() if isinstance(kind, datasets.Image)]
         others = [name for name in columns if name != image_column]
+        if image_column not in columns:
+            raise DataError(
+                f"the dataset must have the column of images `{image_column}`.{did_you_mean(image_column, columns)}"
+            )
         if mask_column is None and len(others) != 1:
             raise DataError(
                 f"one other column than `{image_column}` must hold images, the masks, found {', '.join(others) or 'none'}. "
                 "Name `mask_column`."
             )
         mask_column = mask_column or others[0]
-        for name in (image_column, mask_column):
-            if name not in columns:
-                raise DataError(f"the dataset must have the column of images `{name}`.{did_you_mean(name, columns)}")
+        if mask_column not in columns:
+            raise DataError(
+                f"the dataset must have the column of images `{mask_column}`.{did_you_mean(mask_column, columns)}"
+            )
         # Read when asked for.
         images, masks = (undecoded_images(dataset, name)[name] for name in (image_column, mask_column))
         return cls(described, classes, images, masks)
@@ -178,12 +195,30 @@ class SegmentationData:
 
 def _files_by_name(setting: str, folder: str | Path, endings: tuple[str, ...]) -> dict[str, Path]:
     place = Path(folder).expanduser()
-    files = {path.stem: path for path in sorted(place.glob("*")) if path.suffix.lower() in endings}
+    files: dict[str, Path] = {}
+    for path in sorted(place.glob("*")):
+        if path.suffix.lower() in endings:
+            if path.stem in files:
+                raise DataError(
+                    f"`{setting}` must have one file of each name, found {files[path.stem].name} and {path.name} in {place}. "
+                    "Put images and masks into folders of their own."
+                )
+            files[path.stem] = path
     if not files:
         raise DataError(
             f"`{setting}` must be a folder with files {', '.join(endings)}, found none in {place}. Check it."
         )
     return files
+
+
+def _digest(paths: Sequence[Path]) -> str:
+    """Tells files from others by their names and sizes, and by what some of them hold, as SHA-256."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(f"{path.name} {path.stat().st_size}\n".encode())
+    for row in sampled_rows(len(paths)).tolist():
+        digest.update(hashlib.sha256(paths[row].read_bytes()).digest())
+    return digest.hexdigest()
 
 
 # ------------------------------------------------------------------------------------------------------------ examples
@@ -338,7 +373,22 @@ class ConfusionMeter:
 
     def compute(self) -> dict[str, float]:
         """Returns `segmentation_metrics` over all processes."""
-        return segmentation_metrics(np.sum(gather_object([self._matrix]), axis=0), self._class_names)
+        matrix = np.sum(gather_object([self._matrix]), axis=0)
+        absent = [self._class_names[c] for c in np.flatnonzero(matrix.sum(axis=1) == 0).tolist()]
+        if absent and process_state().is_main_process:
+            _tell_absent(tuple(absent))
+        return segmentation_metrics(matrix, self._class_names)
+
+
+@lru_cache
+def _tell_absent(names: tuple[str, ...]) -> None:
+    """Says once which classes nothing is measured of: their number may be the one that is ignored."""
+    more = f" and {len(names) - 5} others" if len(names) > 5 else ""
+    logger.warning(
+        "No pixel of the masks is of the class %s%s: nothing is measured of it. Check `class_names` and `ignore_index`.",
+        ", ".join(names[:5]),
+        more,
+    )
 
 
 def decode_mask(value: Any) -> np.ndarray:

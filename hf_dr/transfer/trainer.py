@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 import datasets
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -387,7 +388,7 @@ def load_weights(model: nn.Module, folder: str | Path) -> None:
     path = Path(folder).expanduser() / SAFE_WEIGHTS_NAME
     try:
         model.load_state_dict(load_file(path))
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         raise FormatError(
             f"{path} must hold the weights of its model, but: {str(error)[:300]}. Train again."
         ) from error

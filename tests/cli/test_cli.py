@@ -520,3 +520,19 @@ def test_bars_can_be_switched_off_and_are_lines_without_a_terminal(name, capsys,
     monkeypatch.setenv(name, "1")
     assert list(progress_bar(range(3), desc="counting")) == [0, 1, 2]
     assert not capsys.readouterr().err
+
+
+class _Broken(torch.utils.data.Dataset):
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        raise ConfigError("the image of row 0 must be readable.\nFix it.")
+
+
+def test_an_error_of_a_loaders_worker_is_told_without_its_traceback():
+    with pytest.raises(ConfigError) as caught:
+        next(iter(torch.utils.data.DataLoader(_Broken(), num_workers=1)))
+    assert "Original Traceback" in str(caught.value)
+    assert launching._without_traceback(str(caught.value)) == "the image of row 0 must be readable.\nFix it."
+    assert launching._without_traceback("what is said") == "what is said"

@@ -19,7 +19,7 @@ from hf_dr.cli.main import main
 from hf_dr.errors import ConfigError, DataError
 from hf_dr.evaluation import images as evaluation_images
 from hf_dr.evaluation import run as evaluation
-from hf_dr.evaluation.config import EvaluateConfig
+from hf_dr.evaluation.config import EvaluateConfig, named_model
 from hf_dr.evaluation.corruptions import CORRUPTIONS, corrupt, corruption_rng
 from hf_dr.evaluation.images import open_set
 from hf_dr.evaluation.metrics import calibrated_ece, classification_metrics, reliability
@@ -287,6 +287,30 @@ def test_classes_that_a_set_does_not_name_are_told(place, tiny_dataset, tmp_path
     assert "left out of its answers" not in caplog.text
     run_evaluation(EvaluateConfig([str(place / "student")], [f"few={tmp_path / 'few.parquet'}:train"], ""))
     assert "`few` names 5 of the 8 classes of `student`: the others are left out of its answers" in caplog.text
+
+
+def test_classes_of_imagenet_in_words_must_stand_in_its_order():
+    info = timm.data.ImageNetInfo()
+    words = [str(info.label_name_to_description(synset)) for synset in R_SYNSETS]
+    spec = PRESETS["imagenet-r"]
+    assert evaluation_images._imagenet_numbers(np.arange(3), words, spec).tolist() == [0, 1, 2]
+    with pytest.raises(
+        DataError, match=r"must be in the order of imagenet-r, but class \d+ is '.*' there, and '.*' in image"
+    ):
+        evaluation_images._imagenet_numbers(np.arange(3), sorted(words), spec)
+
+
+def test_several_parts_of_a_set():
+    found = parse_set("t=a/b:train[:10%]+test")
+    assert (found.dataset, found.split) == ("a/b", "train[:10%]+test")
+
+
+def test_models_are_named_alike_everywhere(tmp_path, monkeypatch):
+    (tmp_path / "lr=1").mkdir()
+    monkeypatch.chdir(tmp_path / "lr=1")
+    assert named_model("name=place=1") == ("name", "place=1")
+    assert named_model(str(tmp_path / "lr=1")) == ("lr=1", str(tmp_path / "lr=1"))
+    assert named_model(".") == ("lr=1", ".")
 
 
 def test_parse_set():

@@ -302,6 +302,42 @@ def test_runs_on_the_base_stand_next_to_those_on_its_plus_dataset(trained):
     assert [[len(results.of(setting, "erm")) for setting in results.settings]] == [[1, 1, 1]]
 
 
+def test_plain_runs_are_lent_to_the_plus_dataset_of_their_images_alone(trained):
+    """Whatever each seed has drawn, they are one setting; with other settings they are none."""
+    base = {"id": "base", "config": None, "revision": None, "fingerprint": "b", "reinforced": False}
+
+    def told(name, **changes):
+        edit(trained / "evaluated" / name / "student.json", lambda s: s["dataset"].update(changes))
+
+    for name in RUNS:
+        plain = base if name.startswith("erm") else {}
+        told(name, **plain, images="one")
+        if plain:
+            drawn = f"with seed {name[-1]}"
+            note = trained / "evaluated" / name / "student.json"
+            edit(note, lambda s, drawn=drawn: s["settings"].update(dataset_fingerprint=drawn))
+    results = gather([trained])
+    assert not results.left_out
+    assert [[len(results.of(setting, "erm")) for setting in results.settings]] == [[2]]
+
+    told("erm-1", images="others")
+    results = gather([trained])
+    assert [len(results.of(setting, "erm")) for setting in results.settings if setting.reinforced] == [1]
+
+    told("erm-1", images="one", fingerprint="of another augmentation")
+    (reason,) = gather([trained]).left_out.values()
+    assert "it differs in images or augmentation from" in reason
+    edit(trained / "evaluated" / "erm-1" / "student.json", lambda s: s["settings"].update(weight_decay=0.5))
+    (reason,) = gather([trained]).left_out.values()
+    assert "it differs in weight_decay from" in reason
+
+
+def test_a_link_that_leads_back_is_passed_over(trained):
+    expected = [str(run.folder) for run in gather([trained]).finished]
+    (trained / "again").symlink_to(trained, target_is_directory=True)
+    assert [str(run.folder) for run in gather([trained]).finished] == expected
+
+
 def test_gains_without_a_common_seed_are_those_of_the_means(trained):
     for name, seed in (("erm-0", "7"), ("erm-1", "8")):
         edit(trained / "evaluated" / name / "student.json", lambda s, seed=seed: s["settings"].update(seed=seed))

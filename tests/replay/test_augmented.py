@@ -12,6 +12,7 @@ from hf_dr.replay.augmented import AugmentedDataset
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.replay.reinforced_data import fresh_view
 from hf_dr.replay.sampling import ReinforcedSampler
+from hf_dr.store.base_dataset import content_hash, undecoded_images
 from hf_dr.store.provenance import Provenance
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops.geometry import RandomCrop, RandomHorizontalFlip, RandomResizedCrop
@@ -79,7 +80,11 @@ def test_the_fingerprint_is_that_of_earlier_versions(tiny_dataset, monkeypatch):
 def test_its_origin_is_a_base_and_no_reinforcement(augmented, tiny_dataset):
     """A provenance is of a "+" dataset, and its reader refuses one of zero views."""
     origin = AugmentedDataset(tiny_dataset, AUGMENTATION, described={"id": "org/base"}, **COLUMNS).origin
-    assert (origin.base, origin.num_examples, origin.num_classes) == ({"id": "org/base"}, 12, 8)
+    assert (origin.base["id"], origin.num_examples, origin.num_classes) == ("org/base", 12, 8)
+    assert origin.base["content_hash"] == content_hash(undecoded_images(tiny_dataset, "image"))
+    seeds = [AugmentedDataset(tiny_dataset, AUGMENTATION, seed=seed, **COLUMNS) for seed in (0, 1)]
+    assert seeds[0].fingerprint != seeds[1].fingerprint
+    assert seeds[0].origin.fingerprint == seeds[1].origin.fingerprint, "runs that differ in the seed are one setting"
     assert (origin.configs, origin.num_views, origin.teacher_members) == ((), (), ())
     assert not any(isinstance(value, Provenance) for value in vars(augmented).values())
     assert not hasattr(augmented, "provenance")

@@ -138,8 +138,13 @@ def test_datasets_that_cannot_be_read(rows, settings, message):
     [(lambda content: content.pop("categories"), "fit each other, but: KeyError: 'categories'. Fix the file"),
      (lambda content: content["annotations"][0].update(category_id=5), "fit each other, but: KeyError: 5"),
      (lambda content: content["annotations"][0].update(image_id=5), "fit each other, but: KeyError: 5"),
-     (lambda content: content["annotations"][0].update(bbox=[0, 0, float("inf"), 1]), "a box of image 10 is not finite"),
-     (lambda content: content["annotations"][0].update(bbox=[9, 9, -3, 1]), "not finite, or has a side below 0"),
+     (lambda content: content["annotations"][0].update(bbox=[0, 0, float("inf"), 1]), "of image 10 is not left, top"),
+     (lambda content: content["annotations"][0].update(bbox=[9, 9, -3, 1]), "but .9, 9, -3, 1."),
+     (lambda content: content["annotations"][0].update(bbox=[]), "of image 10 is not left, top, width, height, but ..\\. Fix"),
+     (lambda content: content["annotations"][0].update(bbox=[1, 2, 3, 4] * 2), "is not left, top, width, height"),
+     (lambda content: content["annotations"][0].update(segmentation=[[1, 2, 3, 4]]), "a polygon of annotation 1 of image 10"),
+     (lambda content: content["annotations"][0].update(segmentation=[1, 2, 3, 4, 5, 6]), "a polygon of annotation 1 of"),
+     (lambda content: content["annotations"][0].update(segmentation={"size": [7, 9], "counts": [63]}), "are for .7, 9., but"),
      (lambda content: content["images"].append(content["images"][0]), "ValueError: two images have the id 10"),
      (lambda content: content["categories"].append({"id": 7, "name": "x"}), "ValueError: two categories have the id 7"),
      (lambda content: content["images"][0].update(file_name="/etc/passwd"), "'/etc/passwd' is no file in the folder"),
@@ -149,6 +154,41 @@ def test_datasets_that_cannot_be_read(rows, settings, message):
 def test_annotations_that_cannot_be_read(changed, change, message):
     with pytest.raises(DataError, match=message):
         read_coco(changed(change))
+
+
+def test_an_area_that_is_null_is_that_of_the_box(changed):
+    folder = changed(lambda content: [each.update(area=None) for each in content["annotations"]])
+    data = read_coco(folder)
+    for each in data.objects:
+        assert each.areas.tolist() == np.prod(each.boxes[:, 2:] - each.boxes[:, :2], axis=1).tolist()
+
+
+def hub_objects(**more):
+    boxes, categories = datasets.List(datasets.Value("float32")), datasets.ClassLabel(names=["a"])
+    fields = {"bbox": datasets.List(boxes), "category": datasets.List(categories)}
+    kinds = {"iscrowd": datasets.Value("int64"), "area": datasets.Value("float32")}
+    fields |= {name: datasets.List(kinds[name]) for name in more}
+    cell = {"bbox": [[0, 0, 4, 5], [1, 1, 2, 2]], "category": [0, 0], **more}
+    return datasets.Dataset.from_dict(
+        {"image": [None], "objects": [cell]}, datasets.Features({"image": datasets.Image(), "objects": fields})
+    )
+
+
+def test_crowds_and_areas_of_a_dataset_of_the_hub():
+    data = DetectionData.from_dataset(hub_objects(iscrowd=[0, 1], area=[None, 3.0]), {"id": "x"})
+    assert data.objects[0].crowd.tolist() == [False, True]
+    assert data.objects[0].areas.tolist() == [20, 3]
+    with pytest.raises(DataError, match=r"each object of row 0 must have .* 2 categories, 1 areas and 2 crowds"):
+        DetectionData.from_dataset(hub_objects(area=[3.0]), {"id": "x"})
+
+
+def test_annotations_are_known_by_what_they_hold(changed):
+    folder = changed(lambda content: None)
+    one = read_coco(folder).described
+    (folder / "a.json").write_text((folder / "a.json").read_text().replace('"area"', '"surface"'))
+    other = read_coco(folder).described
+    assert one["id"] == other["id"]
+    assert one["digest"] != other["digest"]
 
 
 def test_files_that_are_missing_or_others(changed, tmp_path):

@@ -104,7 +104,11 @@ def test_a_dataset_of_the_hub(name):
 
 def test_folders_pair_images_and_masks_by_name(toy, tmp_path):
     data = read_masks(toy)
-    assert data.described == {"id": "images"}, "the folder that it lies in is nobody's business"
+    assert data.described["id"] == "images", "the folder that it lies in is nobody's business"
+    shutil.copytree(toy, tmp_path / "other")
+    shutil.copy(toy / "masks" / "3.png", tmp_path / "other" / "masks" / "1.png")
+    assert read_masks(tmp_path / "other").described["id"] == "images"
+    assert read_masks(tmp_path / "other").described["digest"] != data.described["digest"]
     image, labels = data[1]
     assert image.size == (64, 48)
     assert {name: tuple(np.asarray(image)[labels == n].mean(0).round(-1)) for n, name in enumerate(NAMES)} == {
@@ -116,6 +120,28 @@ def test_folders_pair_images_and_masks_by_name(toy, tmp_path):
     shutil.copy(toy / "masks" / "3.png", tmp_path / "masks")
     with pytest.raises(DataError, match=r"a mask of its name, but 0.png and 4 others of .*images have none in .*masks"):
         SegmentationData.from_folders(toy / "images", tmp_path / "masks", CLASSES)
+
+
+def test_images_and_masks_of_one_folder_are_not_mixed_up(tmp_path):
+    PIL.Image.fromarray(IMAGES[0]).save(tmp_path / "x.jpg")
+    PIL.Image.fromarray(MASKS[0]).save(tmp_path / "x.png")
+    with pytest.raises(
+        DataError, match=r"`images` must have one file of each name, found x.jpg and x.png in .*of their own"
+    ):
+        SegmentationData.from_folders(tmp_path, tmp_path, CLASSES)
+    (tmp_path / "x.jpg").unlink()
+    with pytest.raises(DataError, match=r"an image and its mask must be two files, found .*x.png as both"):
+        SegmentationData.from_folders(tmp_path, tmp_path, CLASSES)
+
+
+def test_a_class_that_is_nowhere_is_told(caplog):
+    meter = ConfusionMeter(["background", "thing"])
+    meter._matrix += np.array([[9, 0], [0, 0]])
+    for _ in range(2):
+        assert meter.compute()["mean_iou"] == 1
+    assert [
+        text for text in caplog.messages if "No pixel of the masks is of the class thing" in text
+    ] == caplog.messages[:1]
 
 
 @pytest.mark.parametrize(

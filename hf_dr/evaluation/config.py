@@ -159,8 +159,8 @@ def named_model(text: str) -> tuple[str, str]:
     match = re.match(r"([\w.-]+)=(.+)", text)
     if match:
         return match[1], match[2]
-    place = Path(text).expanduser()
-    return (place.resolve() if place.is_dir() else place).name, text
+    name = Path(text).name
+    return (Path(os.path.abspath(text)).name if name in ("", "..") else name), text  # noqa: PTH100 (links keep their names)
 
 
 def as_arguments(flags: dict[str, Any]) -> list[str]:

@@ -139,15 +139,20 @@ class Setting(NamedTuple):
     reinforced: bool
     images: str = ""
 
+    # The fingerprint covers the images, of which older versions do not tell.
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Setting) and self[:7] == other[:7]
+
+    def __hash__(self) -> int:
+        return hash(self[:7])
+
     def serves(self, other: Setting) -> bool:
         """Whether its runs, on a base dataset, are what those on a "+" dataset of as many examples compare with."""
-        return other.reinforced and not self.reinforced and self.is_as(other)
-
-    def is_as(self, other: Setting) -> bool:
-        """Whether model, epochs, evaluation and images are the same."""
         known = self.images and other.images
         return (
-            bool(self.evaluated_on)
+            other.reinforced
+            and not self.reinforced
+            and bool(self.evaluated_on)
             and (self.model, *self[3:6]) == (other.model, *other[3:6])
             and (not known or self.images == other.images)
         )
@@ -184,9 +189,6 @@ class Finished:
         otherwise a difference between objectives would not be a gain.
         """
         same_row = self.setting == other.setting
-        # Plain runs would stand in for each other in the row of a "+" dataset, whatever they drew.
-        if not (same_row or self.setting.reinforced or other.setting.reinforced):
-            same_row = self.setting.is_as(other.setting)
         if not (same_row or self.setting.serves(other.setting) or other.setting.serves(self.setting)):
             return ""
         same_cell = same_row and self.objective == other.objective
@@ -195,14 +197,22 @@ class Finished:
             whose = "the student's " if self.transfer else ""
             plain = () if self.setting.reinforced else ("dataset_fingerprint",)  # which has the seed in it
             differing += [whose + key for key in _differing(self.student, other.student, but=(*_NOT_SETTINGS, *plain))]
-            if not differing and self.setting != other.setting:
-                differing.append("images or augmentation")
         if differing:
             return f"differs in {', '.join(differing)} from"
         if same_cell and self.seeds == other.seeds:
             student, *own = self.seeds
             return f"repeats seed {own[0]} on the student of seed {student} of" if own else f"repeats seed {student} of"
         return ""
+
+    def rivalry(self, other: Finished) -> str:
+        """Tells why it cannot stand with another run in the row of a "+" dataset that lacks runs of its own, as `conflict`."""
+        differing = _differing(self.student, other.student, but=(*_NOT_SETTINGS, "dataset_fingerprint"))
+        one, two = self.setting, other.setting
+        if one.images and two.images and one.fingerprint != two.fingerprint:
+            differing.append("augmentation")
+        if differing:
+            return f"differs in {', '.join(differing)} from"
+        return f"repeats seed {self.seeds[0]} of" if self.seeds == other.seeds else ""
 
 
 def read_trained(folder: Path) -> Finished:
@@ -314,7 +324,16 @@ def _planned_epochs(settings: dict[str, Any]) -> float:
 
 
 def _differing(one: dict[str, Any], two: dict[str, Any], but: Sequence[str]) -> list[str]:
-    return sorted(key for key in (one.keys() | two.keys()) - set(but) if one.get(key) != two.get(key))
+    return sorted(key for key in (one.keys() | two.keys()) - set(but) if _unlike(one.get(key), two.get(key)))
+
+
+def _unlike(one: Any, two: Any) -> bool:
+    if isinstance(one, dict) and isinstance(two, dict):  # older versions tell no digest
+        keys = one.keys() | two.keys()
+        return any(
+            _unlike(one.get(key), two.get(key)) for key in keys if key != "digest" or {key} <= one.keys() & two.keys()
+        )
+    return bool(one != two)
 
 
 def read_evaluation(path: Path) -> dict[str, Any]:

@@ -104,13 +104,16 @@ def _check_order(names: list[str], synsets: list[str], spec: EvaluationSet) -> N
     info = ImageNetInfo()
     words = [{part.strip().lower() for part in str(info.label_name_to_description(s)).split(",")} for s in synsets]
     known = set().union(*words)
-    for c, name in enumerate(names):
-        said = {part.strip().lower().replace("_", " ") for part in name.split(",")}
-        if said & known and not said & words[c]:
-            raise DataError(
-                f"the classes of set `{spec.name}` must be in the order of {spec.classes}, but class {c} is {name!r} there, "
-                f"and {sorted(words[c])[0]!r} in {spec.classes}. Name them by their WordNet ids, or leave `classes` out."
-            )
+    said = [{part.strip().lower().replace("_", " ") for part in name.split(",")} for name in names]
+    recognised = [c for c, own in enumerate(said) if own & known]
+    elsewhere = [c for c in recognised if not said[c] & words[c]]
+    # Lists of names differ in a few; another order moves nearly all of them.
+    if len(elsewhere) > 0.1 * len(recognised):
+        c = elsewhere[0]
+        raise DataError(
+            f"the classes of set `{spec.name}` must be in the order of {spec.classes}, but class {c} is {names[c]!r} there, "
+            f"and {sorted(words[c])[0]!r} in {spec.classes}. Name them by their WordNet ids, or leave `classes` out."
+        )
 
 
 def _imagenet_numbers(values: np.ndarray, names: list[str] | None, spec: EvaluationSet) -> np.ndarray:

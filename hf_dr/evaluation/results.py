@@ -6,6 +6,7 @@ nothing but the seed are one cell. What cannot be compared is listed with the re
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -69,6 +70,24 @@ class Results:
                 self.left_out[str(folder)] = reason
                 return
         self.finished.append(new)
+
+    def settle(self) -> None:
+        """Leaves out runs on a base that would stand with others, of other settings, in the row of its "+" dataset."""
+        rows = {run.setting for run in self.finished if run.setting.reinforced}
+        for row, objective in itertools.product(sorted(rows), OBJECTIVES):
+            kept: list[Finished] = []
+            lent = self.of(row, objective)
+            for run in [run for run in self.finished if run in lent and not run.setting.reinforced]:
+                rivals = ((run.rivalry(other), other) for other in kept)
+                reason, other = next(((why, other) for why, other in rivals if why), ("", run))
+                if reason:
+                    self.left_out[str(run.folder)] = (
+                        f'it {reason} {other.folder}, which stands in the row of the "+" dataset of its images. '
+                        "Report one of them at a time."
+                    )
+                    self.finished.remove(run)
+                else:
+                    kept.append(run)
 
     def add_evaluation(self, path: Path) -> None:
         """Adds the results in an evaluation's file; the trainings of which it speaks are to be there already."""
@@ -176,6 +195,7 @@ def gather(folders: Sequence[Path]) -> Results:
     results = Results()
     for path in filter(is_training, found):
         results.add_training(path)
+    results.settle()
     for path in found:  # after all trainings, which they may speak of
         evaluations = [path / name for name in EVALUATION_FILES if (path / name).is_file()]
         for evaluation in evaluations:

@@ -177,8 +177,15 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, 
     return {
         name: f"{there[name]!s:.80} there, {value!s:.80} here"
         for name, value in here.items()
-        if name in there and there[name] != value
+        if name in there and not _same(there[name], value)
     }
+
+
+def _same(there: Any, here: Any) -> bool:
+    """Whether two values are equal; of mappings, in what is known there."""
+    if isinstance(there, Mapping) and isinstance(here, Mapping):
+        return all(name in here and _same(value, here[name]) for name, value in there.items())
+    return bool(there == here)
 
 
 def read_settings(path: Path) -> dict[str, Any]:

@@ -383,6 +383,8 @@ def _share_buffers(trainer: ReinforcedTrainer) -> None:
     averages = [] if trainer.ema is None else [trainer.ema.module]
     for model in (trainer.accelerator.unwrap_model(trainer.model), *averages):
         for buffer in model.buffers():
+            if any(step == 0 and count > 1 for step, count in zip(buffer.stride(), buffer.shape, strict=True)):
+                continue  # expanded: no running statistics
             # Of any strides; and a model that is evaluated in half precision is not on its device yet.
             whole = buffer.detach().to(trainer.args.device, copy=True).contiguous()
             torch.distributed.broadcast(whole, 0)

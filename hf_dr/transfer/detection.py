@@ -219,4 +219,7 @@ def _choose_masks(wanted: bool | None, sets: Sequence[DetectionData]) -> bool:
         raise DataError(
             f"`masks` needs segmentations of all objects, but {without[0]} lacks some. Leave it out for Faster R-CNN."
         )
-    return not without if wanted is None else wanted
+    masks = not without if wanted is None else wanted
+    for data in sets if masks else ():
+        data.check_masks()
+    return masks

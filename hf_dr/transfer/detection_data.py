@@ -87,6 +87,23 @@ class DetectionData:
         """Whether every object has a segmentation."""
         return all(each.segmentations is not None and all(each.segmentations) for each in self.objects)
 
+    def check_masks(self) -> None:
+        """Checks the run lengths of all objects, before masks are learned or measured.
+
+        Raises:
+            DataError: They are for an image of another size.
+        """
+        for row, each in enumerate(self.objects):
+            size = self.size(row)
+            for segmentation in each.segmentations or ():
+                given = segmentation.get("size") if isinstance(segmentation, dict) else None
+                if given is not None and size is not None and tuple(map(int, given)) != size:
+                    raise DataError(
+                        f"run lengths must have the size of their image, but those of image {row} (of {len(self.objects)}) in "
+                        f"{self.described['id']} are for {list(given)}, and it has {list(size)} (height, width). Fix the file, "
+                        "or set `masks` to false."
+                    )
+
     def size(self, row: int) -> tuple[int, int] | None:
         """Returns height and width of an image, None where the data do not have them."""
         return None if self.sizes is None else (int(self.sizes[row, 0]), int(self.sizes[row, 1]))
@@ -203,7 +220,6 @@ def _coco_objects(annotations: Sequence[dict[str, Any]], label_of: dict[int, int
         box = np.array(each["bbox"], np.float64)
         if box.shape != (4,) or not np.isfinite(box).all() or (box[2:] < 0).any():
             raise ValueError(f"the `bbox` of {where} is not left, top, width, height, but {each['bbox']!s:.80}")
-        _check_segmentation(each.get("segmentation"), (image["height"], image["width"]), where)
     boxes = np.array([each["bbox"] for each in annotations], np.float64).reshape(-1, 4)
     sides = boxes[:, 2:].copy()
     boxes[:, 2:] += boxes[:, :2]
@@ -215,34 +231,27 @@ def _coco_objects(annotations: Sequence[dict[str, Any]], label_of: dict[int, int
         np.where([area is None for area in areas], sides.prod(axis=1), [area or 0 for area in areas]).astype(
             np.float64
         ),
-        [each.get("segmentation") for each in annotations],
+        [_usable(each.get("segmentation")) for each in annotations],
     )
 
 
-def _check_segmentation(segmentation: Any, size: tuple[int, int], where: str) -> None:
-    """Checks polygons, or run lengths for an image of this height and width; there may be none."""
-    if not segmentation:
-        return
-    if isinstance(segmentation, dict):
-        if list(segmentation.get("size", ())) != list(size):
-            raise ValueError(
-                f"the run lengths of {where} are for {segmentation.get('size')}, but the image has {list(size)} (height, width)"
-            )
-        return
-    for polygon in segmentation:
-        if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
-            raise ValueError(
-                f"a polygon of {where} is not a list of x, y of at least three points, but {polygon!s:.80}"
-            )
+def _usable(segmentation: Any) -> Any:
+    """Returns a segmentation without polygons of fewer than three points, as tools export them; None if nothing is left."""
+    if isinstance(segmentation, list):
+        whole = [part for part in segmentation if not isinstance(part, list) or (len(part) >= 6 and len(part) % 2 == 0)]
+        return whole or None
+    return segmentation or None
 
 
 def _hub_objects(cell: Any, row: int, bbox_format: str, num_classes: int) -> Objects:
+    cell = {name: values for name, values in (cell or {}).items() if values is not None}
+    cell = {"bbox": [], "category": [], **cell}
     crowd = next((cell[name] for name in ("iscrowd", "is_crowd") if cell and cell.get(name) is not None), None)
     try:
         boxes = np.array(cell["bbox"], np.float64).reshape(len(cell["category"]), 4)
         labels = np.array(cell["category"], np.int64).reshape(-1)
         areas = list(cell.get("area") or [None] * len(labels))
-        crowds = np.array(crowd if crowd is not None else [0] * len(labels), bool)
+        crowds = np.array(list(map(int, crowd if crowd is not None else [0] * len(labels))), bool)
         if not len(areas) == len(crowds) == len(labels):
             raise ValueError(f"{len(labels)} categories, {len(areas)} areas and {len(crowds)} crowds")
     except (TypeError, ValueError) as error:
@@ -265,7 +274,7 @@ def _hub_objects(cell: Any, row: int, bbox_format: str, num_classes: int) -> Obj
             raise DataError(
                 f"a box of row {row} must not have a side below 0, found {boxes.tolist()!s:.80}. Fix the row."
             )
-        boxes[:, 2:] += boxes[:, :2]
+        boxes[:, 2:] = boxes[:, :2] + np.maximum(boxes[:, 2:], 0)
     sides = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
     own = np.where([area is None for area in areas], sides, [area or 0 for area in areas]).astype(np.float64)
     return Objects(boxes, labels, crowds, own)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -214,10 +215,16 @@ def _files_by_name(setting: str, folder: str | Path, endings: tuple[str, ...]) -
 def _digest(paths: Sequence[Path]) -> str:
     """Tells files from others by their names and sizes, and by what some of them hold, as SHA-256."""
     digest = hashlib.sha256()
-    for path in paths:
-        digest.update(f"{path.name} {path.stat().st_size}\n".encode())
-    for row in sampled_rows(len(paths)).tolist():
-        digest.update(hashlib.sha256(paths[row].read_bytes()).digest())
+    sampled = set(sampled_rows(len(paths)).tolist())
+    for row, path in enumerate(paths):
+        try:
+            digest.update(b"%s %d\n" % (os.fsencode(path.name), path.stat().st_size))
+            if row in sampled:
+                digest.update(hashlib.sha256(path.read_bytes()).digest())
+        except OSError as error:
+            raise DataError(
+                f"{path} must be a file that can be read, but: {error.strerror}. Check the folder."
+            ) from error
     return digest.hexdigest()
 
 

@@ -326,10 +326,31 @@ def test_plain_runs_are_lent_to_the_plus_dataset_of_their_images_alone(trained):
 
     told("erm-1", images="one", fingerprint="of another augmentation")
     (reason,) = gather([trained]).left_out.values()
-    assert "it differs in images or augmentation from" in reason
+    assert "it differs in augmentation from " in reason
+    assert 'which stands in the row of the "+" dataset of its images' in reason
     edit(trained / "evaluated" / "erm-1" / "student.json", lambda s: s["settings"].update(weight_decay=0.5))
     (reason,) = gather([trained]).left_out.values()
-    assert "it differs in weight_decay from" in reason
+    assert "it differs in weight_decay, augmentation from" in reason
+    for name in ("reinforced-0", "reinforced-1", "kd-0"):
+        shutil.rmtree(trained / "evaluated" / name)
+    results = gather([trained])
+    assert [name for name in results.left_out if "erm" in name] == [], "they are rows of their own"
+    assert len(results.settings) == 2
+
+
+def test_runs_of_older_versions_stand_in_the_rows_of_new_ones(trained):
+    """Those did not tell what images they had; each seed of a plain run was a setting of its own."""
+    for name in ("erm-0", "erm-1"):
+        base = {"id": "base", "fingerprint": f"with seed {name}", "reinforced": False}
+        edit(trained / "evaluated" / name / "student.json", lambda s, base=base: s.update(dataset=base))
+    edit(trained / "evaluated" / "reinforced-0" / "student.json", lambda s: s["dataset"].update(images="one"))
+    results = gather([trained])
+    assert not results.left_out
+    (row,) = results.settings
+    assert [len(results.of(row, objective)) for objective in ("erm", "reinforced")] == [2, 2]
+    edit(trained / "evaluated" / "erm-1" / "student.json", lambda s: s["settings"].update(seed=0))
+    (reason,) = gather([trained]).left_out.values()
+    assert "it repeats seed 0 of" in reason
 
 
 def test_a_link_that_leads_back_is_passed_over(trained):

@@ -22,6 +22,7 @@ from hf_dr.training.checkpoints import (
     SAID,
     SETTINGS_FILE,
     compare_settings,
+    differences,
     find_damage,
     kept_settings,
     last_checkpoint,
@@ -325,3 +326,10 @@ def test_another_number_of_processes_evaluates_but_does_not_train(two_epochs, tm
                     compare_settings(folder, {}, {}, args, loud=False)
             else:
                 compare_settings(folder, {}, {}, args, loud=False)
+
+
+def test_what_a_later_version_tells_of_its_data_is_no_difference():
+    there, here = {"dataset": {"id": "a"}}, {"dataset": {"id": "a", "digest": "x"}}
+    assert differences(there, here) == {}
+    assert differences(here, {"dataset": {"id": "a", "digest": "y"}}).keys() == {"dataset"}
+    assert differences(there, {"dataset": {"id": "b", "digest": "x"}}).keys() == {"dataset"}

@@ -15,7 +15,7 @@ from toys import CATEGORY_COLOURS, SIDE, detection_flags, objects_dataset, read_
 from hf_dr.cli.main import main
 from hf_dr.errors import ConfigError, DataError
 from hf_dr.transfer.backbone import backbone
-from hf_dr.transfer.detection import Detector, DetectorConfig, check_same_categories
+from hf_dr.transfer.detection import Detector, DetectorConfig, _choose_masks, check_same_categories
 from hf_dr.transfer.detection_data import CocoMeter, DetectionData, DetectionImages, collate, decode_mask
 from hf_dr.transfer.settings import DetectionArguments
 
@@ -142,9 +142,6 @@ def test_datasets_that_cannot_be_read(rows, settings, message):
      (lambda content: content["annotations"][0].update(bbox=[9, 9, -3, 1]), "but .9, 9, -3, 1."),
      (lambda content: content["annotations"][0].update(bbox=[]), "of image 10 is not left, top, width, height, but ..\\. Fix"),
      (lambda content: content["annotations"][0].update(bbox=[1, 2, 3, 4] * 2), "is not left, top, width, height"),
-     (lambda content: content["annotations"][0].update(segmentation=[[1, 2, 3, 4]]), "a polygon of annotation 1 of image 10"),
-     (lambda content: content["annotations"][0].update(segmentation=[1, 2, 3, 4, 5, 6]), "a polygon of annotation 1 of"),
-     (lambda content: content["annotations"][0].update(segmentation={"size": [7, 9], "counts": [63]}), "are for .7, 9., but"),
      (lambda content: content["images"].append(content["images"][0]), "ValueError: two images have the id 10"),
      (lambda content: content["categories"].append({"id": 7, "name": "x"}), "ValueError: two categories have the id 7"),
      (lambda content: content["images"][0].update(file_name="/etc/passwd"), "'/etc/passwd' is no file in the folder"),
@@ -180,6 +177,27 @@ def test_crowds_and_areas_of_a_dataset_of_the_hub():
     assert data.objects[0].areas.tolist() == [20, 3]
     with pytest.raises(DataError, match=r"each object of row 0 must have .* 2 categories, 1 areas and 2 crowds"):
         DetectionData.from_dataset(hub_objects(area=[3.0]), {"id": "x"})
+
+
+def test_polygons_of_two_points_are_no_masks(changed):
+    def change(content):
+        content["annotations"][0]["segmentation"].append([1, 2, 3, 4])
+        content["annotations"][1]["segmentation"] = [[1, 2, 3, 4]]
+
+    data = read_coco(changed(change))
+    assert [len(each) if each else each for each in data.objects[0].segmentations[:2]] == [1, None]
+    assert not data.has_masks
+    with pytest.raises(DataError, match=r"`masks` needs segmentations of all objects, but a.json lacks some"):
+        _choose_masks(True, [data])
+    assert _choose_masks(None, [data]) is False
+
+
+def test_run_lengths_of_another_size_are_no_masks_of_their_image(changed):
+    runs = {"size": [7, 9], "counts": [63]}
+    data = read_coco(changed(lambda content: content["annotations"][0].update(segmentation=runs)))
+    with pytest.raises(DataError, match=r"those of image 0 .* in a.json are for \[7, 9\], and it has .* Fix the file"):
+        _choose_masks(None, [data])
+    assert _choose_masks(False, [data]) is False
 
 
 def test_annotations_are_known_by_what_they_hold(changed):

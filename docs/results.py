@@ -78,6 +78,17 @@ def gains(file: str, what: str, students: dict[str, str]) -> list[str]:
     return lines
 
 
+def left_of_ece() -> list[str]:
+    """Returns the table of what a temperature leaves of the ECE, for the rows of `gains` of which it was measured."""
+    found = read("left_of_ece")
+    lines = ["| student | ECE %, erm | reinforced | calibrated ECE %, erm | reinforced |", "|---|---|---|---|---|"]
+    for title, key in STUDENTS.items():
+        if f"{key}_erm_calibrated_ece" in found:
+            names = [f"{key}_{way}_{metric}" for metric in ("ece", "calibrated_ece") for way in ("erm", "reinforced")]
+            lines.append(f"| {' | '.join([f'{title}, again', *(mean(found, name) for name in names)])} |")
+    return lines
+
+
 def curve() -> list[str]:
     """Returns the table of how gains change with the number of epochs."""
     found = read("curve")
@@ -183,6 +194,11 @@ def page() -> str:
             "do (3 to 80 epochs). Corrupted\nis by all fifteen corruptions, in the last row by four."
         ),
         "\n".join(gains("accuracy", "10,000 images (grocery: 1,253 photos), student", STUDENTS)),
+        (
+            "What is left of the ECE at each student's best temperature, of each half of the test images at that of the other half, "
+            "for the two rows\nthat lose most, trained again by the same command (`left_of_ece.json`):"
+        ),
+        "\n".join(left_of_ece()),
         "## By the number of epochs",
         (
             "By `python benchmarks/accuracy.py --sets cifar10 --seeds 0 1 --epochs N`: the students, images, teacher and V = 4 views "

@@ -157,6 +157,20 @@ def test_what_is_said_of_length_and_of_a_students_temperature_was_measured():
     left = [f"{100 * small[f'{kind}_calibrated_ece']:.2f}" for kind in kinds]
     assert "{} after 10 epochs on labels and {} after 30 (too sure), {} and {} on stored".format(*sure) in text
     assert "the ECE is {} and {} % on labels, {} and {} % on answers".format(*left) in text
+    again = measured("left_of_ece")
+    shown = {
+        row: [
+            f"{100 * again[f'{row}_{way}_{ece}']:.1f}"
+            for ece in ("ece", "calibrated_ece")
+            for way in ("erm", "reinforced")
+        ]
+        for row in ("grocery_finetune_lite0", "tiny_imagenet_resnet")
+    }
+    for row in shown:
+        assert again[f"{row}_calibrated_ece_gain"] > -again[f"{row}_calibrated_ece_gain_std"]
+    grocery, tiny = shown.values()
+    assert "the ECE is {} on labels and {} % on answers, calibrated {} and {} % (grocery".format(*grocery) in text
+    assert "and {} and {} %, calibrated {} and {} % (Tiny-ImageNet, ResNet)".format(*tiny) in text
 
 
 def test_what_is_said_of_teachers_and_views_was_measured():

@@ -15,7 +15,6 @@ import torch
 import torchvision
 import yaml
 
-from hf_dr.cli import smoke
 from hf_dr.cli.arguments import build_augmentation
 from hf_dr.cli.config import parse
 from hf_dr.cli.flags import BaseArguments, RunArguments, SmokeArguments, TeacherArguments
@@ -405,6 +404,6 @@ def test_a_rehearsal_is_of_one_process(monkeypatch, capsys):
     class Two:
         num_processes, process_index, is_main_process = 2, 0, True
 
-    monkeypatch.setattr(smoke, "process_state", Two)
+    monkeypatch.setattr("hf_dr.processes.process_state", Two)
     assert main(["reinforce", "--config", "recipes/cifar100/reinforce.yaml", "--smoke"]) == 2
     assert "`smoke` takes one process, got 2" in capsys.readouterr().err

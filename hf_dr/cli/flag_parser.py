@@ -119,7 +119,7 @@ class Parser(argparse.ArgumentParser):
             close = (
                 did_you_mean(word, flags)
                 if word.startswith("-")
-                else (" Leave it out, write its flag before it, or, if it is the dataset, write it before all flags.")
+                else " Leave it out, write its flag before it, or, if it is the dataset, write it before all flags."
             )
             raise ConfigError(f"unknown argument `{word}`.{close}")
         return super().parse_args(args, namespace)

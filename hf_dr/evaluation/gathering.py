@@ -34,7 +34,8 @@ EVALUATION_FILES = ("evaluation.json", "comparison.json")
 _TRANSFER_FILES = (TRANSFER_RESULTS_FILE, TRANSFER_FILE)
 _TRAINING_FILES = (RESULTS_FILE, STATE_FILE, STUDENT_FILE, RUN_NOTE, *_TRANSFER_FILES)
 # What may differ between the runs of one cell: the seed, and how fast the machine was.
-_NOT_SETTINGS = ("seed", "view_seed", "order_seed", "train_samples_per_second")
+# The fingerprint of the data stands in `Setting`, without the seed.
+_NOT_SETTINGS = ("seed", "view_seed", "order_seed", "train_samples_per_second", "dataset_fingerprint")
 
 Evaluations = dict[str, dict[str, Any]]
 """Set, or `<set>, corrupted` -> metrics: shares, but nll and brier; `errors` by corruption. Of two sets of one name the second
@@ -195,8 +196,7 @@ class Finished:
         differing = _differing(self.transfer, other.transfer, but=("seed",))
         if same_cell:
             whose = "the student's " if self.transfer else ""
-            plain = () if self.setting.reinforced else ("dataset_fingerprint",)  # which has the seed in it
-            differing += [whose + key for key in _differing(self.student, other.student, but=(*_NOT_SETTINGS, *plain))]
+            differing += [whose + key for key in _differing(self.student, other.student, but=_NOT_SETTINGS)]
         if differing:
             return f"differs in {', '.join(differing)} from"
         if same_cell and self.seeds == other.seeds:
@@ -206,7 +206,7 @@ class Finished:
 
     def rivalry(self, other: Finished) -> str:
         """Tells why it cannot stand with another run in the row of a "+" dataset that lacks runs of its own, as `conflict`."""
-        differing = _differing(self.student, other.student, but=(*_NOT_SETTINGS, "dataset_fingerprint"))
+        differing = _differing(self.student, other.student, but=_NOT_SETTINGS)
         one, two = self.setting, other.setting
         if one.images and two.images and one.fingerprint != two.fingerprint:
             differing.append("augmentation")
@@ -329,10 +329,8 @@ def _differing(one: dict[str, Any], two: dict[str, Any], but: Sequence[str]) -> 
 
 def _unlike(one: Any, two: Any) -> bool:
     if isinstance(one, dict) and isinstance(two, dict):  # older versions tell no digest
-        keys = one.keys() | two.keys()
-        return any(
-            _unlike(one.get(key), two.get(key)) for key in keys if key != "digest" or {key} <= one.keys() & two.keys()
-        )
+        keys = (one.keys() | two.keys()) - ({"digest"} - (one.keys() & two.keys()))
+        return any(_unlike(one.get(key), two.get(key)) for key in keys)
     return bool(one != two)
 
 

@@ -78,12 +78,10 @@ class Results:
             kept: list[Finished] = []
             lent = self.of(row, objective)
             for run in [run for run in self.finished if run in lent and not run.setting.reinforced]:
-                rivals = ((run.rivalry(other), other) for other in kept)
-                reason, other = next(((why, other) for why, other in rivals if why), ("", run))
+                reason = next((f"{why} {other.folder}" for other in kept if (why := run.rivalry(other))), "")
                 if reason:
                     self.left_out[str(run.folder)] = (
-                        f'it {reason} {other.folder}, which stands in the row of the "+" dataset of its images. '
-                        "Report one of them at a time."
+                        f'it {reason}, which stands in the row of the "+" dataset of its images. Report one of them at a time.'
                     )
                     self.finished.remove(run)
                 else:

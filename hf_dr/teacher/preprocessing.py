@@ -234,6 +234,7 @@ def _check_colours(processor: Any, preprocessing: Preprocessing, name: str) -> N
         )
 
 
+_SAVE_ANOTHER = "Save an image processor of image classifiers with the model."
 _RAMP = 256
 """Side of the images by which a resize is measured, in pixels: one for each level."""
 
@@ -241,7 +242,7 @@ _RAMP = 256
 def _crop_of(processor: Any, preprocessing: Preprocessing, name: str) -> float | None:
     """Measures how the processor resizes and crops: classes differ in what they make of one and the same configuration.
 
-    One image gets darker downwards, another one to the right; how fast they do so in the output tells the size to which they
+    One image gets lighter downwards, another one to the right; how fast they do so in the output tells the size to which they
     were resized before the crop.
     """
     height, width = preprocessing.size
@@ -307,9 +308,6 @@ def _prepared(processor: Any, images_BCHW: torch.Tensor, name: str, *, as_they_a
             f"{len(images_BCHW)} images it makes {found}. {_SAVE_ANOTHER}"
         )
     return prepared.float()
-
-
-_SAVE_ANOTHER = "Save an image processor of image classifiers with the model."
 
 
 def _of(processor: Any, name: str) -> str:

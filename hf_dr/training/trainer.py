@@ -82,7 +82,7 @@ class ReinforcedTrainer(StudentTrainer):
         **settings: Any,
     ) -> None:
         args = as_reinforced(args)
-        self._evaluated: ReinforcedData | None = None
+        self._evaluated: ReinforcedData | None = None  # while it is evaluated
         self._stream = StreamProgress(self)
         self._learned_from = train = settings.get("train_dataset")
         model, settings["processing_class"] = _student(model, train, args.seed, settings.get("processing_class"))
@@ -117,7 +117,7 @@ class ReinforcedTrainer(StudentTrainer):
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """As Trainer's; what `model_init` makes is treated as a given model is."""
         known = getattr(self, "_channels_last", False)  # not yet when the trainer is made
-        return _treated(super().call_model_init(trial), self._learned_from, channels_last=known)
+        return _checked(super().call_model_init(trial), self._learned_from, channels_last=known)
 
     @property
     def ema(self) -> ModelEmaV3 | None:
@@ -363,7 +363,7 @@ def _check_trial(trainer: ReinforcedTrainer, fixed: dict[str, Any]) -> None:
                 f"`{name}` must be {value} in a search, as when the trainer was made, got {getattr(args, name)}. Leave it out "
                 "of the search."
             )
-    found = args.per_device_train_batch_size * max(1, args.n_gpu) * args.world_size * args.gradient_accumulation_steps
+    found = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
     if args.batch_size not in (None, found):
         raise ConfigError(
             f"a step must see the {args.batch_size} images of `batch_size`, but the search has chosen {found}. Make the "
@@ -418,23 +418,26 @@ def _evaluate_as_trained(model: Any, size: tuple[int, int]) -> None:
     model.config.pretrained_cfg = {**evaluated_at(size, EVAL_CROP), **own, "input_size": [3, *size]}
 
 
-def _treated(model: Any, train: Any, *, channels_last: bool) -> nn.Module:
-    """Returns a model without wrappers that is checked and says the size of the views; train: what is learned from."""
+def _own(model: Any, train: Any) -> nn.Module:
+    """Returns a model without wrappers that says the size of the views that it learns from."""
     model = unwrapped(model)
+    if is_timm(model) and isinstance(train, ReinforcedData):
+        _evaluate_as_trained(model, train.size)
+    return model
+
+
+def _checked(model: Any, train: Any, *, channels_last: bool) -> nn.Module:
+    """Returns what `model_init` has made, checked as a given model is."""
+    model = _own(model, train)
     if isinstance(train, ReinforcedData):
         check_student(model, train)
-        if is_timm(model):
-            _evaluate_as_trained(model, train.size)
     return model.to(memory_format=torch.channels_last) if channels_last else model
 
 
 def _student(model: Any, train: Any, seed: int, processor: Any) -> tuple[nn.Module | None, Any]:
     """Returns a student without wrappers, built if it is given by its name, and its image processor, the given one first."""
     if not isinstance(model, (str, Path)):
-        model = None if model is None else unwrapped(model)
-        if is_timm(model) and isinstance(train, ReinforcedData):
-            _evaluate_as_trained(model, train.size)
-        return model, processor
+        return None if model is None else _own(model, train), processor
     name = str(model)
     if not isinstance(train, ReinforcedData):
         raise ConfigError(

@@ -223,16 +223,18 @@ def _coco_objects(annotations: Sequence[dict[str, Any]], label_of: dict[int, int
     boxes = np.array([each["bbox"] for each in annotations], np.float64).reshape(-1, 4)
     sides = boxes[:, 2:].copy()
     boxes[:, 2:] += boxes[:, :2]
-    areas = [each.get("area") for each in annotations]
     return Objects(
         boxes,
         np.array([label_of[each["category_id"]] for each in annotations], np.int64),
         np.array([bool(each.get("iscrowd", 0)) for each in annotations], bool),
-        np.where([area is None for area in areas], sides.prod(axis=1), [area or 0 for area in areas]).astype(
-            np.float64
-        ),
+        _areas([each.get("area") for each in annotations], sides.prod(axis=1)),
         [_usable(each.get("segmentation")) for each in annotations],
     )
+
+
+def _areas(given: Sequence[float | None], boxes: np.ndarray) -> np.ndarray:
+    """Returns the areas of objects, those of their boxes where none is given; float64 (N,)."""
+    return np.array([box if area is None else area for area, box in zip(given, boxes, strict=True)], np.float64)
 
 
 def _usable(segmentation: Any) -> Any:
@@ -244,14 +246,14 @@ def _usable(segmentation: Any) -> Any:
 
 
 def _hub_objects(cell: Any, row: int, bbox_format: str, num_classes: int) -> Objects:
-    cell = {name: values for name, values in (cell or {}).items() if values is not None}
-    cell = {"bbox": [], "category": [], **cell}
-    crowd = next((cell[name] for name in ("iscrowd", "is_crowd") if cell and cell.get(name) is not None), None)
+    known = {name: values for name, values in (cell or {}).items() if values is not None}
+    cell = {"bbox": [], "category": [], **known}
     try:
         boxes = np.array(cell["bbox"], np.float64).reshape(len(cell["category"]), 4)
         labels = np.array(cell["category"], np.int64).reshape(-1)
         areas = list(cell.get("area") or [None] * len(labels))
-        crowds = np.array(list(map(int, crowd if crowd is not None else [0] * len(labels))), bool)
+        crowd = cell.get("iscrowd", cell.get("is_crowd", [0] * len(labels)))
+        crowds = np.array(list(map(int, crowd)), bool)
         if not len(areas) == len(crowds) == len(labels):
             raise ValueError(f"{len(labels)} categories, {len(areas)} areas and {len(crowds)} crowds")
     except (TypeError, ValueError) as error:
@@ -274,10 +276,9 @@ def _hub_objects(cell: Any, row: int, bbox_format: str, num_classes: int) -> Obj
             raise DataError(
                 f"a box of row {row} must not have a side below 0, found {boxes.tolist()!s:.80}. Fix the row."
             )
-        boxes[:, 2:] = boxes[:, :2] + np.maximum(boxes[:, 2:], 0)
+        boxes[:, 2:] += boxes[:, :2]
     sides = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
-    own = np.where([area is None for area in areas], sides, [area or 0 for area in areas]).astype(np.float64)
-    return Objects(boxes, labels, crowds, own)
+    return Objects(boxes, labels, crowds, _areas(areas, sides))
 
 
 def _check_inside(objects: Sequence[Objects], sizes: np.ndarray, bbox_format: str) -> None:

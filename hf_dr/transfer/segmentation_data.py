@@ -155,20 +155,14 @@ class SegmentationData:
         """
         columns = [name for name, kind in dataset.features.items() if isinstance(kind, datasets.Image)]
         others = [name for name in columns if name != image_column]
-        if image_column not in columns:
-            raise DataError(
-                f"the dataset must have the column of images `{image_column}`.{did_you_mean(image_column, columns)}"
-            )
+        _check_column(image_column, columns)
         if mask_column is None and len(others) != 1:
             raise DataError(
                 f"one other column than `{image_column}` must hold images, the masks, found {', '.join(others) or 'none'}. "
                 "Name `mask_column`."
             )
         mask_column = mask_column or others[0]
-        if mask_column not in columns:
-            raise DataError(
-                f"the dataset must have the column of images `{mask_column}`.{did_you_mean(mask_column, columns)}"
-            )
+        _check_column(mask_column, columns)
         # Read when asked for.
         images, masks = (undecoded_images(dataset, name)[name] for name in (image_column, mask_column))
         return cls(described, classes, images, masks)
@@ -192,6 +186,11 @@ class SegmentationData:
                 f"{labels.shape[1]}x{labels.shape[0]}. If the image's EXIF orientation turns it, save it without."
             )
         return image, labels
+
+
+def _check_column(name: str, columns: Sequence[str]) -> None:
+    if name not in columns:
+        raise DataError(f"the dataset must have the column of images `{name}`.{did_you_mean(name, columns)}")
 
 
 def _files_by_name(setting: str, folder: str | Path, endings: tuple[str, ...]) -> dict[str, Path]:

@@ -13,6 +13,7 @@ import torch
 import triton
 
 from hf_dr.views.device import kernels
+from hf_dr.views.device.plan import CHANGED_AT_ONCE
 from hf_dr.views.device.program import RESULT, SOURCES, Changes, Mixes, Program, Resizes
 from hf_dr.views.device.resampling import support
 
@@ -22,7 +23,7 @@ _FILTERS = {"box": kernels.BOX.value, "bilinear": kernels.BILINEAR.value, "bicub
 # Sizes of tiles: the fastest of a dozen on an H100.
 _TILE_ROWS, _TILE_COLUMNS = 8, 256
 _MOST_UNROLLED = 7
-_PIXELS, _COUNTED = 512, 1024  # of one program of the kernels that change and that count
+_COUNTED = 1024  # of one program of the kernel that counts
 
 
 def starts(sources: Sequence[torch.Tensor]) -> np.ndarray:
@@ -97,8 +98,8 @@ def _change(launch: Changes, table: torch.Tensor, source: torch.Tensor, out: tor
             kernels.count_kernel[grid](source, rows, counts, BLOCK=_COUNTED, **_EXACT)
         kernels.table_kernel[(count,)](rows, counts, tables, **_EXACT)
     fill, colour = (red + 256 * green + 65536 * blue for red, green, blue in (launch.fill, launch.colour))
-    kernels.change_kernel[(count, triton.cdiv(launch.most, _PIXELS))](
-        source, out, rows, tables, fill, colour, BLOCK=_PIXELS, **_EXACT
+    kernels.change_kernel[(count, triton.cdiv(launch.most, CHANGED_AT_ONCE))](
+        source, out, rows, tables, fill, colour, BLOCK=CHANGED_AT_ONCE, **_EXACT
     )
 
 

@@ -45,8 +45,9 @@ BRIGHTNESS, POSTERIZE, SOLARIZE, CONTRAST, AUTOCONTRAST, EQUALIZE = range(4, 10)
 
 # Beyond this side Pillow may leave its fixed-point arithmetic in a rotation or a shear.
 MAX_AFFINE_SIDE = 8192
-# Pixels of an image that is changed: the kernels' second grid axis has 65,535 blocks of 512.
-MAX_CHANGED_PIXELS = 65_535 * 512
+# Pixels that one program of the kernels changes, and of an image at most: the second axis of a grid has 65,535 programs.
+CHANGED_AT_ONCE = 512
+MAX_CHANGED_PIXELS = 65_535 * CHANGED_AT_ONCE
 ONE = 1 << 16
 _IDENTITY = (ONE, 0, ONE // 2, 0, ONE, ONE // 2)
 

@@ -197,6 +197,8 @@ class DetectionData:
                 ) from error
             _check_inside(objects, sizes, bbox_format)
         cells: Any = undecoded_images(dataset, image_column)[image_column]  # read when asked for
+        digest = hashlib.sha256(json.dumps(lists, default=str).encode()).hexdigest()
+        described = {**described, "digest": digest}
         return cls(described, dict(enumerate(category.names)), objects, cells, sizes)
 
 

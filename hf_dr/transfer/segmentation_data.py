@@ -21,7 +21,7 @@ from torchvision.transforms.v2 import functional as F
 
 from hf_dr.errors import ConfigError, DataError, did_you_mean
 from hf_dr.processes import process_state
-from hf_dr.store.base_dataset import sampled_rows, undecoded_images
+from hf_dr.store.base_dataset import content_hash, sampled_rows, undecoded_images
 from hf_dr.transfer.settings import FILTERS
 from hf_dr.views.images import as_tensor, decode_image, decode_with
 from hf_dr.views.rng import view_rng
@@ -153,19 +153,21 @@ class SegmentationData:
         Raises:
             DataError: There is no such column.
         """
-        columns = [name for name, kind in dataset.features.items() if isinstance(kind, datasets.Image)]
-        others = [name for name in columns if name != image_column]
-        _check_column(image_column, columns)
+        known = [name for name, kind in dataset.features.items() if isinstance(kind, datasets.Image)]
+        others = [name for name in known if name != image_column]
+        _check_column(image_column, known)
         if mask_column is None and len(others) != 1:
             raise DataError(
                 f"one other column than `{image_column}` must hold images, the masks, found {', '.join(others) or 'none'}. "
                 "Name `mask_column`."
             )
         mask_column = mask_column or others[0]
-        _check_column(mask_column, columns)
+        _check_column(mask_column, known)
         # Read when asked for.
-        images, masks = (undecoded_images(dataset, name)[name] for name in (image_column, mask_column))
-        return cls(described, classes, images, masks)
+        columns = [undecoded_images(dataset, name) for name in (image_column, mask_column)]
+        digest = hashlib.sha256(" ".join(map(content_hash, columns)).encode()).hexdigest()
+        images, masks = (column[name] for column, name in zip(columns, (image_column, mask_column), strict=True))
+        return cls({**described, "digest": digest}, classes, images, masks)
 
     def __getitem__(self, row: int) -> tuple[PIL.Image.Image, np.ndarray]:
         """Returns the image, RGB, and its labels (H, W), int32.

@@ -201,6 +201,8 @@ def test_run_lengths_of_another_size_are_no_masks_of_their_image(changed):
 
 
 def test_annotations_are_known_by_what_they_hold(changed):
+    hub = [DetectionData.from_dataset(hub_objects(iscrowd=[0, crowd]), {"id": "x"}).described for crowd in (0, 1)]
+    assert hub[0]["digest"] != hub[1]["digest"]
     folder = changed(lambda content: None)
     one = read_coco(folder).described
     (folder / "a.json").write_text((folder / "a.json").read_text().replace('"area"', '"surface"'))

@@ -102,6 +102,15 @@ def test_a_dataset_of_the_hub(name):
     assert example["labels"].dtype == torch.int32
 
 
+def test_datasets_are_known_by_what_they_hold():
+    digests = [
+        SegmentationData.from_dataset(rows(image=images, mask=masks), {"id": "x"}, CLASSES).described["digest"]
+        for images, masks in ((IMAGES, MASKS), (IMAGES, MASKS[::-1]), (IMAGES[::-1], MASKS), (IMAGES, MASKS))
+    ]
+    assert len(set(digests)) == 3
+    assert digests[0] == digests[3]
+
+
 def test_folders_pair_images_and_masks_by_name(toy, tmp_path):
     data = read_masks(toy)
     assert data.described["id"] == "images", "the folder that it lies in is nobody's business"

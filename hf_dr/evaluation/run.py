@@ -262,7 +262,7 @@ def _classifier(model: Model, images: Images, config: EvaluateConfig) -> Teacher
     for classes in (None, names) if names is not None else ():
         try:
             classifier = over(classes=classes)
-            classifier.check_classes(names or ())
+            classifier.check_classes(names or (), "name the set's classes as the model does")
             if len(names or ()) < member.num_classes:
                 logger.warning(
                     "`%s` names %d of the %d classes of `%s`: the others are left out of its answers, so that it cannot take "

@@ -6,6 +6,18 @@ from typing import Any, Self
 
 import torch
 
+from hf_dr.settings import Whole
+
+
+def checked_epoch(epoch: int) -> int:
+    """Returns the number of an epoch.
+
+    Raises:
+        ConfigError: It is below 0.
+    """
+    Whole(0).check("epoch", int(epoch))
+    return int(epoch)
+
 
 class SharedEpoch:
     """A number in shared memory: the copies of a dataset that a DataLoader's workers have see it change.
@@ -20,8 +32,12 @@ class SharedEpoch:
         return int(self._number)
 
     def set(self, value: int) -> None:
-        """Changes it, in the workers as well."""
-        self._number.fill_(int(value))
+        """Changes it, in the workers as well.
+
+        Raises:
+            ConfigError: It is below 0.
+        """
+        self._number.fill_(checked_epoch(value))
 
     def __copy__(self) -> Self:
         return type(self)(int(self))

@@ -6,6 +6,7 @@ import operator
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, NamedTuple, NoReturn, Self, overload
 
 import datasets
@@ -404,10 +405,13 @@ class MappedReinforcedData(ReinforcedData, torch.utils.data.Dataset):
                 "a dataset whose views are mixed cannot be split: a view for training may hold half of an image of the test. "
                 "Split the base, and reinforce its training part."
             )
-        is_count = isinstance(test_size, (int, np.integer)) and not isinstance(test_size, bool)
-        count = int(test_size) if is_count else round(test_size * len(self))
+        is_share = isinstance(test_size, Real) and 0 < test_size < 1
+        is_count = isinstance(test_size, Integral) and not isinstance(test_size, bool)
+        count = round(test_size * len(self)) if is_share else int(test_size) if is_count else 0
         if not 0 < count < len(self):
-            raise ConfigError(f"`test_size` must leave rows on both sides of {len(self)}, got {test_size}. Change it.")
+            raise ConfigError(
+                f"`test_size` must leave rows on both sides of {len(self)}, got {test_size!r}. Give a share or a number."
+            )
         order = keyed_rng(seed, domain=DOMAIN_SPLIT).permutation(len(self))
         return {"train": self.select(np.sort(order[count:])), "test": self.select(np.sort(order[:count]))}
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from hf_dr.errors import ConfigError
+from hf_dr.replay.epoch import checked_epoch
 from hf_dr.replay.names import BY_DIFFICULTY, VIEW_ORDERS
 from hf_dr.replay.reinforced_data import (
     DIFFICULTIES,
@@ -135,8 +136,8 @@ class ReinforcedSampler(torch.utils.data.Sampler[tuple[int, View]]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch of the next `iter`."""
-        self.epoch = int(epoch)
+        """Chooses the epoch of the next `iter`, from 0 on."""
+        self.epoch = checked_epoch(epoch)
 
     def __len__(self) -> int:
         rows = len(self._dataset)

@@ -206,8 +206,12 @@ class Teacher:
                     )
         return counts[0], named[0][1] if named else None
 
-    def check_classes(self, names: Sequence[str]) -> None:
+    def check_classes(self, names: Sequence[str], remedy: str = "pass `classes` (--teacher_classes)") -> None:
         """Checks that a dataset's classes are the teacher's: as many, and in the same order where both are named alike.
+
+        Args:
+            names: The dataset's.
+            remedy: What to do where no name is known to the teacher, and the order is wrong; for the warning.
 
         Raises:
             TeacherError: They are not.
@@ -223,9 +227,10 @@ class Teacher:
         if known and known.isdisjoint(theirs):
             logger.warning(
                 "None of the dataset's class names is the teacher's: they are taken for the teacher's classes in their order, "
-                "so 0 is %r here and %r there. Where that is wrong, pass `classes` (--teacher_classes).",
+                "so 0 is %r here and %r there. Where that is wrong, %s.",
                 names[0],
                 (self.labels or ())[0][0],
+                remedy,
             )
         # A name that the teacher does not know may be another spelling; one that it knows must stand at its place.
         for c, (mine, name) in enumerate(zip(own, theirs, strict=bool(own))):

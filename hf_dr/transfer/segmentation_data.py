@@ -23,7 +23,7 @@ from hf_dr.errors import ConfigError, DataError, did_you_mean
 from hf_dr.processes import process_state
 from hf_dr.store.base_dataset import content_hash, sampled_rows, undecoded_images
 from hf_dr.transfer.settings import FILTERS
-from hf_dr.views.images import as_tensor, decode_image, decode_with
+from hf_dr.views.images import as_tensor, decode_row, decode_with, with_file
 from hf_dr.views.rng import view_rng
 
 logger = logging.getLogger(__name__)
@@ -175,13 +175,12 @@ class SegmentationData:
         Raises:
             DataError: One cannot be read, or they are not of one size.
         """
-        kind = "image"
+        image = decode_row(self.images[row], f"row {row}")
+        mask = self.masks[row]
         try:
-            image = decode_image(self.images[row])
-            kind = "mask"
-            labels = self.classes.labels(decode_mask(self.masks[row]))
+            labels = self.classes.labels(decode_mask(mask))
         except DataError as error:
-            raise DataError(f"the {kind} of row {row} cannot be used: {error}.") from error
+            raise DataError(f"the mask of {with_file(f'row {row}', mask)} cannot be used: {error}.") from error
         if (image.height, image.width) != labels.shape:
             raise DataError(
                 f"the mask of row {row} must be {image.width}x{image.height}, as its image, found "

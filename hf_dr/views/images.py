@@ -148,7 +148,7 @@ def decode_row(
 
     Args:
         value: As for `decode_image`.
-        where: Names the row in the message: `row 7`.
+        where: Names the row in the message: `row 7`; its file's name is added (`with_file`).
         advice: What the user can do about an image that cannot be read.
         error: Which error it then is.
 
@@ -158,7 +158,14 @@ def decode_row(
     try:
         return decode_image(value)
     except DataError as problem:
-        raise error(f"the image of {where} must be readable, but: {str(problem).rstrip('.')}. {advice}") from problem
+        place = with_file(where, value)
+        raise error(f"the image of {place} must be readable, but: {str(problem).rstrip('.')}. {advice}") from problem
+
+
+def with_file(where: str, value: Any) -> str:
+    """Returns the name of a row with that of its image's file, where it has one: `row 7 (cats/1.jpg)`."""
+    path = value.get("path") if isinstance(value, dict) else None
+    return f"{where} ({path:.100})" if path else where
 
 
 def as_tensor(image: PIL.Image.Image) -> torch.Tensor:

@@ -16,7 +16,7 @@ import xxhash
 
 from hf_dr.errors import ConfigError, DataError, ReplayError
 from hf_dr.views.augmentation import NO_PARTNER, PARTNER, Augmentation
-from hf_dr.views.images import decode_row, pixel_hash
+from hf_dr.views.images import decode_row, pixel_hash, with_file
 from hf_dr.views.ops.base import MAX_SIDE, Params
 from hf_dr.views.rng import Matching, view_rng
 
@@ -90,9 +90,8 @@ class ViewMaker(torch.utils.data.Dataset):
             DataError: It cannot be decoded; the message names row and file.
         """
         value = self.images[example][self.column]
-        path = value.get("path") if isinstance(value, dict) else None
-        where = f"row {example}" + (f" ({path:.100})" if path else "")
-        image = decode_row(value, where, "Fix it, or pass `on_bad_image=skip`.")
+        image = decode_row(value, f"row {example}", "Fix it, or pass `on_bad_image=skip`.")
+        where = with_file(f"row {example}", value)
         if max(image.size) > MAX_SIDE:
             raise DataError(
                 f"the image of {where} must have sides of at most {MAX_SIDE} pixels, got {image.height}x{image.width}. Shrink "

@@ -289,6 +289,17 @@ def test_classes_that_a_set_does_not_name_are_told(place, tiny_dataset, tmp_path
     assert "`few` names 5 of the 8 classes of `student`: the others are left out of its answers" in caplog.text
 
 
+def test_names_that_a_model_does_not_know_are_told(place, tiny_dataset, tmp_path, caplog):
+    tiny_dataset.cast_column("label", datasets.ClassLabel(names=list("abcdefgh"))).to_parquet(
+        tmp_path / "other.parquet"
+    )
+    run_evaluation(EvaluateConfig([str(place / "student")], [f"other={tmp_path / 'other.parquet'}:train"], ""))
+    assert (
+        f"so 0 is 'a' here and {CLASSES[0]!r} there. Where that is wrong, name the set's classes as the model"
+        in caplog.text
+    )
+
+
 def test_classes_of_imagenet_in_words_must_stand_in_its_order():
     info = timm.data.ImageNetInfo()
     words = [str(info.label_name_to_description(synset)) for synset in R_SYNSETS]

@@ -1,6 +1,7 @@
 """Reinforced data reads like a `datasets.Dataset`: its columns, slices and selections, and refusals where it cannot."""
 
 import dataclasses
+import math
 
 import datasets
 import numpy as np
@@ -199,8 +200,8 @@ def test_a_split_of_rows(unmixed, tiny_plus):
     assert (train, test) == (sorted(train), sorted(test))
     assert unmixed.train_test_split(3, seed=3)["test"].source_rows.tolist() == test
     assert any(unmixed.train_test_split(3, seed=seed)["test"].source_rows.tolist() != test for seed in range(3))
-    for size in (0, 12, 0.01, 1.0):
-        with pytest.raises(ConfigError, match=f"`test_size` must leave rows on both sides of 12, got {size}"):
+    for size in (0, 12, 0.01, 1.0, -1, 2.5, math.nan, math.inf, "a", None):
+        with pytest.raises(ConfigError, match=f"`test_size` must leave rows on both sides of 12, got {size!r}. Give"):
             unmixed.train_test_split(size)
     with pytest.raises(ConfigError, match=r"whose views are mixed cannot be split.*Split the base"):
         tiny_plus.train_test_split()

@@ -50,6 +50,13 @@ def partner_of(dataset: ReinforcedDataset, row: int, view: int) -> int:
     return dataset.params(row, view)["partner"]
 
 
+def test_epochs_count_from_0(tiny_plus):
+    for chosen in (tiny_plus, ReinforcedSampler(tiny_plus)):
+        with pytest.raises(ConfigError, match="`epoch` must be a whole number of at least 0, got -1"):
+            chosen.set_epoch(-1)
+        assert chosen.epoch == 0
+
+
 @pytest.mark.parametrize("view_order", ["all", "random"])
 def test_each_row_once_an_epoch(either, view_order):
     sampler = ReinforcedSampler(either, view_order=view_order)

@@ -154,7 +154,9 @@ def test_names_of_which_the_teacher_knows_none_are_said(caplog):
     assert not caplog.text
     teacher.check_classes(["Katze", "Hund", "Kuh", "Huhn"])
     assert "None of the dataset's class names is the teacher's" in caplog.text
-    assert "so 0 is 'Katze' here and 'cat' there" in caplog.text
+    assert (
+        "so 0 is 'Katze' here and 'cat' there. Where that is wrong, pass `classes` (--teacher_classes)." in caplog.text
+    )
 
 
 def test_a_folder_has_no_revision(tmp_path):

@@ -185,9 +185,13 @@ def test_masks_that_cannot_be_used(mask, message):
 
 def test_files_that_cannot_be_read(toy):
     data = read_masks(toy)
-    for broken, kind in ((data.masks, "mask"), (data.images, "image")):
+    problems = (
+        (data.masks, r"the mask of row 2 \(.*\) cannot be used:"),
+        (data.images, r"the image of row 2 \(.*\) must be readable, but:"),
+    )
+    for broken, problem in problems:
         broken[2] = {"path": str(toy / "none.png")}
-        with pytest.raises(DataError, match=f"the {kind} of row 2 cannot be used: expected a file, found none at"):
+        with pytest.raises(DataError, match=f"{problem} expected a file, found none at"):
             data[2]
 
 

@@ -409,9 +409,12 @@ def export_command(argv: Sequence[str], prog: str) -> int:
         "hf-dr export me/photos-plus --base me/photos --output_dir photos-wds",
     )
     path = one_dataset(paths, '"+" dataset')
-    # A configuration may be named by its own folder: the others next to it are the same dataset's.
+    from hf_dr.store.card import CARD_FILE
+
+    # A configuration may be named by its own folder: the others next to it, with a common card, are the same dataset's.
     folder = Path(path).expanduser().resolve()
-    whole = str(folder.parent) if (folder / PROVENANCE_FILE).is_file() else path
+    is_part = (folder / PROVENANCE_FILE).is_file() and (folder.parent / CARD_FILE).is_file()
+    whole = str(folder.parent) if is_part else path
     check_apart(config.output_dir, [whole, arguments.base])
     start_logging()
     from hf_dr.cli.arguments import open_reinforced

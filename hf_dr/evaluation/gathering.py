@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from hf_dr.errors import DataError, HfDrError
 from hf_dr.evaluation.config import named_model
 from hf_dr.evaluation.metrics import METRICS, SHARES
+from hf_dr.settings import are_alike
 from hf_dr.training.student_card import STUDENT_FILE, Student
 from hf_dr.transfer.trainer import HEADLINES, TRANSFER_FILE, read_description
 from hf_dr.transfer.trainer import RESULTS_FILE as TRANSFER_RESULTS_FILE
@@ -324,14 +325,7 @@ def _planned_epochs(settings: dict[str, Any]) -> float:
 
 
 def _differing(one: dict[str, Any], two: dict[str, Any], but: Sequence[str]) -> list[str]:
-    return sorted(key for key in (one.keys() | two.keys()) - set(but) if _unlike(one.get(key), two.get(key)))
-
-
-def _unlike(one: Any, two: Any) -> bool:
-    if isinstance(one, dict) and isinstance(two, dict):  # older versions tell no digest
-        keys = (one.keys() | two.keys()) - ({"digest"} - (one.keys() & two.keys()))
-        return any(_unlike(one.get(key), two.get(key)) for key in keys)
-    return bool(one != two)
+    return sorted(key for key in (one.keys() | two.keys()) - set(but) if not are_alike(one.get(key), two.get(key)))
 
 
 def read_evaluation(path: Path) -> dict[str, Any]:

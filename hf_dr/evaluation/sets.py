@@ -92,7 +92,7 @@ def parse_set(text: str) -> EvaluationSet:
     Raises:
         ConfigError: It is neither.
     """
-    head, *options = re.split(r",(?=\w+=)", text)
+    head, *options = re.split(r",\s*(?=\w+=)", text)
     name, equals, place = head.partition("=")
     if not equals and name not in PRESETS:
         raise ConfigError(

@@ -27,10 +27,10 @@ from hf_dr.store.schema import PROVENANCE_FILE, PUBLISHED_FILES
 from hf_dr.store.shards import check_digests
 
 # What `datasets` reads without being told; a repository with such files and no `configs:` in its card is one dataset.
-_DATA = (
-    ".parquet", ".arrow", ".csv", ".tsv", ".json", ".jsonl", ".jsonl.gz", ".tar", ".zip", ".jpg", ".jpeg", ".png", ".webp",
-    ".tif", ".tiff", ".bmp", ".gif",
-)  # fmt: skip
+_PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
+_DATA = (".parquet", ".arrow", ".csv", ".tsv", ".json", ".jsonl", ".jsonl.gz", ".tar", ".zip", *_PICTURES)
+# What it passes over, as `datasets` does: descriptions.
+_NO_DATA = ("config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "croissant.json")
 
 
 def push_to_hub(
@@ -159,11 +159,15 @@ def _check_implicit(repository: Repository, remote: Remote) -> None:
     """Refuses a repository whose data is read without its card naming it: named data alone would be read from then on."""
     ours = {path.rpartition("/")[0] for path in remote.files if path.endswith(f"/{PROVENANCE_FILE}")}
     data = [path for path in remote.files if path.lower().endswith(_DATA) and path.rpartition("/")[0] not in ours]
-    if not data or names_configs(read_card(repository.fetch(CARD_FILE, remote))):
+    card = (read_card(repository.fetch(CARD_FILE, remote)) or "") if data else ""
+    shown = {path for path in data if path.lower().endswith(_PICTURES) and path in card}
+    data = [path for path in data if path.rpartition("/")[2] not in _NO_DATA and path not in shown]
+    if not data or names_configs(card):
         return
+    more = f" and {len(data) - 1} more" if len(data) > 1 else ""
     raise ConfigError(
-        f"the card of {repository.id} must name its data under `configs:`, found nothing of {data[0]} and {len(data) - 1} more "
-        "files: once it names what is pushed, nobody could load those any more. Add them to the card, or push elsewhere."
+        f"the card of {repository.id} must name its data under `configs:`, found nothing of {data[0]}{more}: once it names "
+        "what is pushed, nobody could load that any more. Add it to the card, or push elsewhere."
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from typing import Any, Self
 
 import torch
@@ -26,7 +27,9 @@ class SharedEpoch:
     """
 
     def __init__(self, value: int = 0) -> None:
-        self._number = torch.full((), value, dtype=torch.int64).share_memory_()
+        # Anonymous memory is shared with forked workers and holds no file descriptor: there may be a dataset for each class.
+        # On its way to a spawned one, torch moves the tensor to memory that has a name.
+        self._number = torch.frombuffer(mmap.mmap(-1, 8), dtype=torch.int64).fill_(value)
 
     def __int__(self) -> int:
         return int(self._number)
@@ -48,4 +51,4 @@ class SharedEpoch:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         if not self._number.is_shared():  # of a file, not of another process
-            self._number.share_memory_()
+            self.__init__(int(self))  # type: ignore[misc]

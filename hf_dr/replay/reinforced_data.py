@@ -285,6 +285,10 @@ class MappedReinforcedData(ReinforcedData, torch.utils.data.Dataset):
         """Decides the view of an index that names none."""
         return int(self._epoch)
 
+    @epoch.setter
+    def epoch(self, epoch: int) -> None:
+        self.set_epoch(epoch)
+
     def set_epoch(self, epoch: int) -> None:
         """Chooses which view `dataset[i]` replays: over V epochs, each of the V views once, in an order keyed by `seed`.
 

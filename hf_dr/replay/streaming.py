@@ -107,8 +107,8 @@ class StreamedReinforcedDataset(ReinforcedData, torch.utils.data.IterableDataset
         order = {"seed": seed, **settings}
         if self._progress is not None and order != self._order:
             raise ConfigError(
-                f"`ordered` must come before `resumed`, but an epoch goes on in the order {self._order}, got {order}: "
-                "some rows would be seen twice and others never. Call it first."
+                f"`ordered` must come before `resumed`: an epoch goes on as it was begun, with {self._order}, got {order}. "
+                "Call it first."
             )
         check_order(self, **settings)
         if len(self._parts) > 1 and settings.get("view_order") in BY_DIFFICULTY:

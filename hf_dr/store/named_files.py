@@ -67,7 +67,12 @@ def _holds_files(feature: Any) -> bool:
         return any(map(_holds_files, feature.values()))
     if isinstance(feature, (datasets.List, datasets.LargeList)):
         return _holds_files(feature.feature)
-    return hasattr(feature, "decode_example")  # how `datasets` itself recognises them
+    return _decodes_files(feature)
+
+
+def _decodes_files(feature: Any) -> bool:
+    """How `datasets` itself recognises columns of files, but for JSON, which it decodes too (from version 4.6 on)."""
+    return hasattr(feature, "decode_example") and not isinstance(feature, getattr(datasets, "Json", ()))
 
 
 def named_files(dataset: datasets.Dataset) -> list[NamedFiles]:
@@ -94,7 +99,7 @@ def _named(array: pa.Array, feature: Any, column: str, rows: np.ndarray) -> Iter
     """Walks the nested features of one chunk; `rows` are the rows of the array's values."""
     if isinstance(array, pa.ExtensionArray):
         array = array.storage
-    if hasattr(feature, "decode_example"):  # how `datasets` itself recognises columns of files
+    if _decodes_files(feature):
         if pa.types.is_struct(array.type):
             path = pc.struct_field(array, "path")
             is_named = pc.and_(pc.struct_field(array, "bytes").is_null(), path.is_valid())

@@ -254,9 +254,11 @@ def _crop_of(processor: Any, preprocessing: Preprocessing, name: str) -> float |
     images = torch.stack([down, right])[:, None].expand(2, 3, _RAMP, aspect * _RAMP)
     prepared = _prepared(processor, images, name)
     if prepared.shape[-2:] != (height, width):
+        is_cropped = getattr(processor, "do_center_crop", None) is not False
+        advice = _SAVE_ANOTHER if is_cropped else "Set its `do_center_crop` to true, and its `crop_size`."
         raise TeacherError(
             f"{_of(processor, name)} must prepare images of {height} x {width} pixels, as its configuration says, but makes "
-            f"{prepared.shape[-2]} x {prepared.shape[-1]} of one with {_RAMP} x {aspect * _RAMP}. {_SAVE_ANOTHER}"
+            f"{prepared.shape[-2]} x {prepared.shape[-1]} of one with {_RAMP} x {aspect * _RAMP}. {advice}"
         )
     black, white = preprocessing.normalize(torch.tensor([0.0, 255.0]).reshape(2, 1, 1, 1).expand(2, 3, 1, 1))
     levels = (prepared - black) / (white - black) * 255

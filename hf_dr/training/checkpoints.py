@@ -22,6 +22,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_dr.errors import ConfigError
 from hf_dr.files import TEMPORARY, write_whole
+from hf_dr.settings import are_alike
 
 logger = logging.getLogger(__name__)
 
@@ -177,15 +178,8 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, 
     return {
         name: f"{there[name]!s:.80} there, {value!s:.80} here"
         for name, value in here.items()
-        if name in there and not _same(there[name], value)
+        if name in there and not are_alike(there[name], value)
     }
-
-
-def _same(there: Any, here: Any) -> bool:
-    """Whether two values are equal; of mappings, in what is known there."""
-    if isinstance(there, Mapping) and isinstance(here, Mapping):
-        return all(name in here and _same(value, here[name]) for name, value in there.items())
-    return bool(there == here)
 
 
 def read_settings(path: Path) -> dict[str, Any]:

@@ -214,12 +214,15 @@ def detection_trainer(
 
 def _choose_masks(wanted: bool | None, sets: Sequence[DetectionData]) -> bool:
     """Whether masks are learned: as wanted, else where all sets have them."""
-    without = [data.described["id"] for data in sets if not data.has_masks]
-    if wanted and without:
-        raise DataError(
-            f"`masks` needs segmentations of all objects, but {without[0]} lacks some. Leave it out for Faster R-CNN."
-        )
-    masks = not without if wanted is None else wanted
+    masks = wanted is not False
+    for data in sets:
+        missing, count = data.num_unsegmented, sum(len(each.labels) for each in data.objects)
+        found = f"{missing} of the {count} objects of {data.described['id']} have none"
+        if wanted and missing:
+            raise DataError(f"`masks` needs segmentations of all objects, but {found}. Leave it out for Faster R-CNN.")
+        if masks and 0 < missing < count:
+            logger.warning("No masks are learned, which needs segmentations of all objects: %s.", found)
+        masks = masks and not missing
     for data in sets if masks else ():
         data.check_masks()
     return masks

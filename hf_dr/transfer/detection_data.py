@@ -48,7 +48,8 @@ class Objects:
         labels: (N,) int64, numbers of categories counted from 0, in the order of their ids.
         crowd: (N,) bool, whether it stands for a whole crowd: it is not learned, and what is found in it is not wrong.
         areas: (N,) float64, square pixels.
-        segmentations: COCO's, polygons or run lengths of each; None where there are none.
+        segmentations: COCO's, polygons or run lengths of each: None for an object without, an empty list for one with nothing
+            but polygons of fewer than three points. None where there are none at all.
     """
 
     boxes: np.ndarray
@@ -83,9 +84,9 @@ class DetectionData:
             )
 
     @property
-    def has_masks(self) -> bool:
-        """Whether every object has a segmentation."""
-        return all(each.segmentations is not None and all(each.segmentations) for each in self.objects)
+    def num_unsegmented(self) -> int:
+        """How many objects have no segmentation."""
+        return sum((each.segmentations or [None] * len(each.labels)).count(None) for each in self.objects)
 
     def check_masks(self) -> None:
         """Checks the run lengths of all objects, before masks are learned or measured.
@@ -97,10 +98,10 @@ class DetectionData:
             size = self.size(row)
             for segmentation in each.segmentations or ():
                 given = segmentation.get("size") if isinstance(segmentation, dict) else None
-                if given is not None and size is not None and tuple(map(int, given)) != size:
+                if given is not None and size is not None and given not in (size, list(size)):
                     raise DataError(
                         f"run lengths must have the size of their image, but those of image {row} (of {len(self.objects)}) in "
-                        f"{self.described['id']} are for {list(given)}, and it has {list(size)} (height, width). Fix the file, "
+                        f"{self.described['id']} are for {given!s:.40}, and it has {list(size)} (height, width). Fix the file, "
                         "or set `masks` to false."
                     )
 
@@ -240,10 +241,9 @@ def _areas(given: Sequence[float | None], boxes: np.ndarray) -> np.ndarray:
 
 
 def _usable(segmentation: Any) -> Any:
-    """Returns a segmentation without polygons of fewer than three points, as tools export them; None if nothing is left."""
-    if isinstance(segmentation, list):
-        whole = [part for part in segmentation if not isinstance(part, list) or (len(part) >= 6 and len(part) % 2 == 0)]
-        return whole or None
+    """Returns a segmentation without polygons of fewer than three points, as tools export them; None where none is given."""
+    if segmentation and isinstance(segmentation, list):
+        return [part for part in segmentation if not isinstance(part, list) or (len(part) >= 6 and len(part) % 2 == 0)]
     return segmentation or None
 
 
@@ -255,7 +255,7 @@ def _hub_objects(cell: Any, row: int, bbox_format: str, num_classes: int) -> Obj
         labels = np.array(cell["category"], np.int64).reshape(-1)
         areas = list(cell.get("area") or [None] * len(labels))
         crowd = cell.get("iscrowd", cell.get("is_crowd", [0] * len(labels)))
-        crowds = np.array(list(map(int, crowd)), bool)
+        crowds = np.array([int(each or 0) for each in crowd], bool)
         if not len(areas) == len(crowds) == len(labels):
             raise ValueError(f"{len(labels)} categories, {len(areas)} areas and {len(crowds)} crowds")
     except (TypeError, ValueError) as error:
@@ -324,7 +324,7 @@ class DetectionImages(torch.utils.data.Dataset):
         self._seed = seed
         self.rows = list(range(len(data.objects)))
         if train:
-            self.rows = [row for row in self.rows if _learnable(data.objects[row], data.size(row)).any()]
+            self.rows = [row for row in self.rows if _learnable(data.objects[row], data.size(row), masks).any()]
             if not self.rows:
                 raise DataError(
                     f"{data.described['id']} must have objects that are no crowd, with a width and a height. Choose other data."
@@ -354,7 +354,7 @@ class DetectionImages(torch.utils.data.Dataset):
 
     def _learned(self, objects: Objects, size: tuple[int, int], flipped: bool) -> dict[str, torch.Tensor]:
         """What is learned from an image."""
-        kept = np.flatnonzero(_learnable(objects, size))
+        kept = np.flatnonzero(_learnable(objects, size, self._masks))
         # In float64 to the end, so that a flip rounds once.
         regions: dict[str, Any] = {
             "boxes": tv_tensors.BoundingBoxes(_clip(objects.boxes[kept], size), format="XYXY", canvas_size=size)
@@ -373,10 +373,13 @@ def _clip(boxes: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
     return np.clip(boxes, 0, [width, height, width, height])
 
 
-def _learnable(objects: Objects, size: tuple[int, int] | None) -> np.ndarray:
-    """Which objects are no crowd and large enough inside their image: (N,) bool."""
+def _learnable(objects: Objects, size: tuple[int, int] | None, masks: bool) -> np.ndarray:
+    """Which objects are no crowd, large enough inside their image and, where masks are learned, have one: (N,) bool."""
     boxes = _clip(objects.boxes, size)
-    return ~objects.crowd & ((boxes[:, 2:] - boxes[:, :2]) >= _MIN_BOX_SIDE).all(axis=1)
+    learnable = ~objects.crowd & ((boxes[:, 2:] - boxes[:, :2]) >= _MIN_BOX_SIDE).all(axis=1)
+    if masks:
+        learnable &= np.array(list(map(bool, objects.segmentations or ())), bool)
+    return learnable
 
 
 def collate(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -455,8 +458,8 @@ class CocoMeter:
         rows = sorted(found)  # equal scores have one order, whichever process found them
         metrics: dict[str, float] = {}
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
-            truth = coco_truth(self._data, rows, self._masks)
             for name, kind in (("box", "bbox"), ("mask", "segm"))[: 1 + self._masks]:
+                truth = coco_truth(self._data, rows, kind == "segm")
                 results = [dict(result) for row in rows for result in found[row][kind]]  # pycocotools adds to them
                 evaluation = coco_library().cocoeval.COCOeval(truth, _coco_found(truth, results), kind)
                 evaluation.evaluate()
@@ -497,12 +500,15 @@ def coco_results(
 
 
 def coco_truth(data: DetectionData, rows: Sequence[int], masks: bool) -> Any:
-    """Returns a `pycocotools.coco.COCO` of what is in these rows."""
+    """Returns a `pycocotools.coco.COCO` of what is in these rows; for masks, of the objects that have one."""
     ids = list(data.categories)
     annotations: list[dict[str, Any]] = []
     for row in rows:
         objects = data.objects[row]
         for n, label in enumerate(objects.labels):
+            segmentation = objects.segmentations[n] if masks and objects.segmentations is not None else None
+            if masks and not segmentation:
+                continue
             annotation = {
                 "id": len(annotations) + 1,  # COCO's evaluation takes 0 for none
                 "image_id": row,
@@ -511,9 +517,7 @@ def coco_truth(data: DetectionData, rows: Sequence[int], masks: bool) -> Any:
                 "area": float(objects.areas[n]),
                 "iscrowd": int(objects.crowd[n]),
             }
-            if masks and objects.segmentations is not None:
-                annotation["segmentation"] = objects.segmentations[n]
-            annotations.append(annotation)
+            annotations.append(annotation | ({"segmentation": segmentation} if masks else {}))
     sizes = {row: data.size(row) or (0, 0) for row in rows}  # only masks need them, and their data have them
     truth = coco_library().coco.COCO()
     truth.dataset = {

@@ -335,6 +335,7 @@ def test_parse_set():
         "t", "a/b", "train[:10]", "c", "img", "fine"
     )
     assert parse_set("t=photos, 2024/x:test,label=l") == EvaluationSet("t", "photos, 2024/x", "test", label="l")
+    assert parse_set("t=photos:test, label=l, image=i") == EvaluationSet("t", "photos", "test", label="l", image="i")
     assert parse_set("t=12:30 photos/x:test") == EvaluationSet("t", "12:30 photos/x", "test")
     assert parse_set("t=12:30 photos") == EvaluationSet("t", "12:30 photos")
     assert parse_set("imagenet,revision=abc").revision == "abc"

@@ -290,11 +290,14 @@ def test_refused_folders(exported: Path, plus: Path, tiny_folder: Path, tmp_path
 
 
 def test_a_configuration_that_is_named_by_its_folder_is_not_exported_into_its_dataset(
-    plus: Path, capsys: pytest.CaptureFixture
+    plus: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     assert main(["export", str(plus / "randaug_mixing"), "--output_dir", str(plus / "webdataset")]) == 2
     assert "`output_dir` must not lie in a folder that is read" in capsys.readouterr().err
     assert not (plus / "webdataset").exists()
+    alone = tmp_path / "alone"
+    shutil.copytree(plus / "randaug_mixing", alone / "randaug_mixing")
+    assert main(["export", str(alone / "randaug_mixing"), "--output_dir", str(alone / "webdataset")]) == 0
 
 
 def test_numbers_that_json_does_not_have_are_null(base: datasets.Dataset, tiny_teacher: Any, tmp_path: Path) -> None:

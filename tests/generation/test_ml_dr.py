@@ -35,7 +35,7 @@ from hf_dr.generation.ml_dr import importer as ml_dr
 from hf_dr.generation.ml_dr.files import RunFormat, read_file
 from hf_dr.generation.ml_dr.fitting import find_rows
 from hf_dr.generation.ml_dr.importer import ImportConfig, ImportJob
-from hf_dr.generation.ml_dr.runs import archive_files
+from hf_dr.generation.ml_dr.runs import archive_files, open_runs
 from hf_dr.generation.verify import verify
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.store.schema import SCHEMA_VERSION
@@ -565,12 +565,17 @@ def test_rows_that_were_read_before_a_stop_are_judged_too(alike, tmp_path, monke
         import_ml_dr([source], wrong, ImportConfig(str(tmp_path / "plus")))
 
 
-def test_sources_are_known_by_what_they_hold(base, tmp_path):
+def test_sources_are_known_by_what_they_hold(base, tmp_path, monkeypatch):
     """A scratch file has views of one and of the other otherwise, and nobody would see it."""
     runs = [Files(base, RANDAUG, seed=seed).write(tmp_path / str(seed)) for seed in (1, 2)]
     import_ml_dr(runs, base, ImportConfig(str(tmp_path / "plus")))
+    known = open_runs(runs)[0][0].digest
     with pytest.raises(FingerprintMismatchError, match="run_digests"):
         import_ml_dr(runs[::-1], base, ImportConfig(str(tmp_path / "plus")))
+    names = [path.name for path in runs[0].rglob("*.tar")]
+    for order in (sorted(names), sorted(names, reverse=True)):  # as another file system lists them
+        monkeypatch.setattr(os, "listdir", lambda path, order=order: order)
+        assert len({run.digest for run in open_runs([runs[0]])[0]} | {known}) == 1
     with pytest.raises(ConfigError, match=r"must be different runs, found the same in .*1.* and .*1.*Name each once"):
         import_ml_dr([runs[0], runs[0]], base, ImportConfig(str(tmp_path / "twice")))
 

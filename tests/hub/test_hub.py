@@ -188,13 +188,23 @@ def test_data_that_is_loaded_without_being_named_is_not_hidden(
     there = {"data/test-00000-of-00001.parquet": images, "notes.txt": b"mine"}
     loopback_hub.put(REPO, there if card is None else {**there, CARD_FILE: card})
     with pytest.raises(
-        ConfigError, match=r"found nothing of data/test-0.* and 0 more files: .* nobody could load those"
+        ConfigError, match=r"found nothing of data/test-00000-of-00001.parquet: .* nobody could load that any more"
     ):
         push_to_hub(plus, REPO)
     named = b"---\nconfigs:\n- config_name: theirs\n  data_files: data/*.parquet\n---\n"
     loopback_hub.put(REPO, {**there, CARD_FILE: named})
     push_to_hub(plus, REPO)
     assert datasets.get_dataset_config_names(REPO) == ["all_ops", "theirs"]
+
+
+def test_pictures_of_the_card_and_descriptions_are_no_data(loopback_hub: LoopbackHub, plus: Path) -> None:
+    there = {"banner.png": b"", "croissant.json": b"{}", "a/dataset_infos.json": b"{}"}
+    loopback_hub.put(REPO, {**there, CARD_FILE: b"# Photos\n"})
+    with pytest.raises(ConfigError, match=r"found nothing of banner.png: once"):
+        push_to_hub(plus, REPO)
+    loopback_hub.put(REPO, {CARD_FILE: b"# Photos\n![our photos](banner.png)\n"})
+    push_to_hub(plus, REPO)
+    assert there.keys() < loopback_hub.files(REPO).keys()
 
 
 def test_what_was_found_out_about_a_replaced_configuration_goes_with_it(

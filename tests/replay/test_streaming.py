@@ -4,6 +4,7 @@ import copy
 import itertools
 import json
 import multiprocessing
+import pickle  # noqa: TID251 - how copies reach a process
 import shutil
 import threading
 import time
@@ -316,12 +317,41 @@ def test_a_copy_has_an_epoch_of_its_own(make):
     share.set_epoch(3)
     assert (stream.epoch, share.epoch) == (0, 3)
     copied = copy.deepcopy(share)
-    read = SharedEpoch()
-    read.__setstate__({"_number": torch.tensor(3)})  # as it comes out of a file
+    read = pickle.loads(pickle.dumps(share._epoch))  # as it comes out of a file
     share.set_epoch(4)
-    for own in (copied._epoch, read):
-        assert int(own) == 3
-        assert own._number.is_shared(), "for persistent workers of its own"
+    assert (int(copied._epoch), int(read)) == (3, 3)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("renewed", [lambda epoch: epoch, lambda epoch: pickle.loads(pickle.dumps(epoch)), copy.copy])
+def test_another_process_sees_the_epoch_change(method, renewed):
+    epoch = renewed(SharedEpoch(2))
+    context = multiprocessing.get_context(method)
+    here, there = context.Pipe()
+    process = context.Process(target=_tell_epochs, args=(epoch, there))
+    process.start()
+    seen = []
+    for value in (3, 1):
+        epoch.set(value)
+        here.send(None)
+        seen.append(here.recv())
+    process.join()
+    assert seen == [3, 1]
+
+
+def _tell_epochs(epoch, pipe):
+    for _ in range(2):
+        pipe.recv()
+        pipe.send(int(epoch))
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="open files cannot be counted here")
+def test_epochs_hold_no_files():
+    """A dataset for each of a thousand classes would reach the limit."""
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    epochs = [SharedEpoch(n) for n in range(100)]
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert [int(epoch) for epoch in epochs] == list(range(100))
 
 
 def test_an_epoch_that_goes_on_keeps_its_order(make):
@@ -331,7 +361,8 @@ def test_an_epoch_that_goes_on_keeps_its_order(make):
     next(items)
     goes_on = stream.resumed(share.progress(1))
     with pytest.raises(
-        ConfigError, match=r"`ordered` must come before `resumed`, .* in the order {'seed': 3}, got {'seed': 0}"
+        ConfigError,
+        match=r"`ordered` must come before `resumed`: .* as it was begun, with {'seed': 3}, got {'seed': 0}",
     ):
         goes_on.ordered()
     assert goes_on.ordered(seed=3).split_by_node(0, 1).progress(0) == goes_on.split_by_node(0, 1).progress(0)

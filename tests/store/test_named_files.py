@@ -128,6 +128,22 @@ def test_cells_that_hold_their_file_name_nothing(tiny_dataset: datasets.Dataset)
     assert NamedFiles("audio", np.arange(2), pa.array(["a", "b"])).at(np.array([-1, 4])).rows.tolist() == [4]
 
 
+@pytest.mark.skipif(not hasattr(datasets, "Json"), reason="datasets before 4.6 have no JSON columns")
+@pytest.mark.parametrize("overlay", [False, True])
+def test_json_is_no_file(overlay: bool, tmp_path: Path, tiny_teacher: Teacher) -> None:
+    held = rows_with("audio", datasets.Audio(), [None] * 6).remove_columns("audio")
+    meta = [{"at": n} for n in range(6)]
+    base = held.add_column("meta", meta).cast_column("meta", datasets.Json())
+    base.to_parquet(tmp_path / "base" / "train.parquet")
+    base, _ = load_base(str(tmp_path / "base"), split="train")
+    config = ReinforceConfig(str(tmp_path / "plus"), "c", num_views=1, top_k=1, image_column="picture", overlay=overlay)
+    reinforce(base, tiny_teacher, Augmentation.named("rrc", 24), config)
+    plus = load_reinforced(tmp_path / "plus", base=base if overlay else None, columns=["meta"])
+    assert [plus[n]["meta"] for n in range(6)] == meta
+    shard = next((tmp_path / "plus" / "c").glob("*.parquet"))
+    assert "meta" in datasets.Dataset.from_parquet(str(shard)).column_names
+
+
 # ------------------------------------------------------------------------------------------------------- every way in
 
 

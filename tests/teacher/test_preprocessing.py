@@ -171,6 +171,14 @@ def test_a_processor_of_another_task_is_refused(kind: str, message: str) -> None
         read_image_processor(getattr(transformers, kind)(), "model")
 
 
+def test_a_processor_that_crops_nothing_is_told_how() -> None:
+    processor = transformers.BitImageProcessor(size={"shortest_edge": 32}, do_center_crop=False)
+    with pytest.raises(
+        TeacherError, match=r"makes 32 x 64 .*\. Set its `do_center_crop` to true, and its `crop_size`\."
+    ):
+        read_image_processor(processor, "model")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -16,7 +16,7 @@ from hf_dr.cli.main import main
 from hf_dr.errors import ConfigError, DataError
 from hf_dr.transfer.backbone import backbone
 from hf_dr.transfer.detection import Detector, DetectorConfig, _choose_masks, check_same_categories
-from hf_dr.transfer.detection_data import CocoMeter, DetectionData, DetectionImages, collate, decode_mask
+from hf_dr.transfer.detection_data import CocoMeter, DetectionData, DetectionImages, coco_truth, collate, decode_mask
 from hf_dr.transfer.settings import DetectionArguments
 
 
@@ -46,7 +46,7 @@ def changed(tmp_path):
 def test_categories_become_labels_in_the_order_of_their_ids(toy):
     data = read_coco(toy)
     assert data.categories == {3: "red", 7: "blue"}
-    assert data.has_masks
+    assert data.num_unsegmented == 0
     example = DetectionImages(data, train=True, masks=True)[0]
     image, target = example["image"].numpy(), example["target"]
     assert target["labels"].tolist() == [1, 2]
@@ -103,7 +103,7 @@ def test_a_dataset_of_the_hub(nested, bbox_format, box):
     rows = objects_dataset([[box, box], []], [[1, 0], []], nested, width=[40, 40], height=[30, 30])
     data = DetectionData.from_dataset(rows, {"id": "x"}, bbox_format=bbox_format)
     assert data.categories == {0: "a", 1: "b"}
-    assert not data.has_masks
+    assert data.num_unsegmented == 2
     shown = DetectionImages(data, train=True)
     assert len(shown) == 1
     assert shown[0]["target"]["boxes"].tolist() == [[10, 5, 30, 15]] * 2
@@ -172,7 +172,7 @@ def hub_objects(**more):
 
 
 def test_crowds_and_areas_of_a_dataset_of_the_hub():
-    data = DetectionData.from_dataset(hub_objects(iscrowd=[0, 1], area=[None, 3.0]), {"id": "x"})
+    data = DetectionData.from_dataset(hub_objects(iscrowd=[None, 1], area=[None, 3.0]), {"id": "x"})
     assert data.objects[0].crowd.tolist() == [False, True]
     assert data.objects[0].areas.tolist() == [20, 3]
     with pytest.raises(DataError, match=r"each object of row 0 must have .* 2 categories, 1 areas and 2 crowds"):
@@ -185,11 +185,23 @@ def test_polygons_of_two_points_are_no_masks(changed):
         content["annotations"][1]["segmentation"] = [[1, 2, 3, 4]]
 
     data = read_coco(changed(change))
-    assert [len(each) if each else each for each in data.objects[0].segmentations[:2]] == [1, None]
-    assert not data.has_masks
-    with pytest.raises(DataError, match=r"`masks` needs segmentations of all objects, but a.json lacks some"):
-        _choose_masks(True, [data])
+    assert [len(each) for each in data.objects[0].segmentations[:2]] == [1, 0]
+    assert _choose_masks(None, [data]) is True
+    kept = DetectionImages(data, train=True, masks=True)[0]["target"]
+    boxes = DetectionImages(data, train=True)[0]["target"]
+    assert kept["boxes"].tolist() == [box for n, box in enumerate(boxes["boxes"].tolist()) if n != 1]
+    assert len(kept["masks"]) == len(kept["labels"]) == len(boxes["labels"]) - 1
+    counts = [len(coco_truth(data, [0], masks).dataset["annotations"]) for masks in (False, True)]
+    assert counts == [len(boxes["labels"]), len(kept["labels"])], "no detector could find what has no area"
+
+
+def test_some_objects_without_a_segmentation_are_told(changed, caplog):
+    data = read_coco(changed(lambda content: content["annotations"][1].pop("segmentation")))
     assert _choose_masks(None, [data]) is False
+    found = rf"1 of the {sum(len(each.labels) for each in data.objects)} objects of a.json have none"
+    assert f"No masks are learned, which needs segmentations of all objects: {found}." in caplog.text
+    with pytest.raises(DataError, match=f"`masks` needs segmentations of all objects, but {found}. Leave it out"):
+        _choose_masks(True, [data])
 
 
 def test_run_lengths_of_another_size_are_no_masks_of_their_image(changed):
@@ -198,6 +210,9 @@ def test_run_lengths_of_another_size_are_no_masks_of_their_image(changed):
     with pytest.raises(DataError, match=r"those of image 0 .* in a.json are for \[7, 9\], and it has .* Fix the file"):
         _choose_masks(None, [data])
     assert _choose_masks(False, [data]) is False
+    data.objects[0].segmentations[0]["size"] = "7, 9"
+    with pytest.raises(DataError, match=r"in a.json are for 7, 9, and it has"):
+        _choose_masks(None, [data])
 
 
 def test_annotations_are_known_by_what_they_hold(changed):

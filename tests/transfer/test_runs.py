@@ -226,7 +226,10 @@ def test_a_detector_trains_on_a_dataset(tmp_path, capsys):
     assert found["dataset"]["id"] == "d.parquet"
     assert found["dataset"]["evaluated_on"]["split"] == "train"
     assert main([*words, "--masks", "true"]) == 2
-    assert "`masks` needs segmentations of all objects, but d.parquet lacks some" in capsys.readouterr().err
+    assert (
+        "`masks` needs segmentations of all objects, but 4 of the 4 objects of d.parquet have none"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_segmenter_trains_on_a_dataset_and_a_student_that_cannot_be_dilated(tmp_path, caplog):

@@ -9,6 +9,7 @@ import hashlib
 import os
 import re
 import signal
+import stat
 import tarfile
 import zlib
 from collections import deque
@@ -83,15 +84,16 @@ def archive_files(path: Path) -> Iterator[tuple[str, Read]]:
 def _folder_files(path: Path) -> Iterator[tuple[str, Read]]:
     if (path / "reinforced_data").is_dir():
         path /= "reinforced_data"
-    with os.scandir(path) as entries:
-        for entry in entries:
-            if not entry.is_file(follow_symlinks=False):
-                raise FormatError(f"{path} must hold plain files only, found {entry.name!r:.80}. Remove it.")
-            if entry.stat().st_size > MAX_FILE_BYTES:
-                raise FormatError(
-                    f"{entry.path} must have at most {MAX_FILE_BYTES:,} bytes, found {entry.stat().st_size:,} bytes."
-                )
-            yield entry.name, Path(entry.path).read_bytes
+    # In one order everywhere, the configuration first: a run is known by it and by the first image's file.
+    names = os.listdir(path)  # noqa: PTH208 - a million names: paths are large
+    for name in sorted(names, key=lambda name: (name != CONFIG_FILE, name)):
+        file = path / name
+        status = file.lstat()
+        if not stat.S_ISREG(status.st_mode):
+            raise FormatError(f"{path} must hold plain files only, found {name!r:.80}. Remove it.")
+        if status.st_size > MAX_FILE_BYTES:
+            raise FormatError(f"{file} must have at most {MAX_FILE_BYTES:,} bytes, found {status.st_size:,} bytes.")
+        yield name, file.read_bytes
 
 
 def _tar_files(path: Path) -> Iterator[tuple[str, Read]]:

@@ -50,6 +50,7 @@ class Graphed:
 
     def _record(self, batch: torch.Tensor) -> tuple[torch.cuda.CUDAGraph, torch.Tensor, torch.Tensor] | None:
         given, graph = batch.clone(), torch.cuda.CUDAGraph()
+        stream = torch.cuda.current_stream()
         try:
             # A recording that fails spoils the device's random numbers, so what would make it fail is looked for before.
             with _no_waiting():
@@ -62,6 +63,8 @@ class Graphed:
             reason = "its answers differ"
         except RuntimeError as error:
             reason = f"{type(error).__name__}: {str(error)[:200]}"
+        finally:
+            torch.cuda.set_stream(stream)  # a recording that cannot be ended leaves its own as the current one
         logger.info("The teacher is not replayed as a CUDA graph: %s.", reason)
         return None
 

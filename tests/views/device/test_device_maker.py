@@ -205,3 +205,16 @@ def test_what_cannot_be_recorded_is_called():
     for _ in range(4):
         batch = torch.randn((4, 4), device="cuda")
         assert torch.equal(graphed(batch), batch * float(batch.sum()))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="records on a GPU only")
+def test_a_recording_that_fails_leaves_the_stream_as_it_was():
+    def waits(batch):
+        torch.cuda.synchronize()  # no recording has that
+        return 2 * batch
+
+    graphed, stream = Graphed(waits), torch.cuda.current_stream()
+    for n in range(4):
+        batch = torch.full((4, 4), n, device="cuda")
+        assert torch.equal(graphed(batch), 2 * batch)
+        assert torch.cuda.current_stream() == stream

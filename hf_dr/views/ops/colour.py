@@ -233,23 +233,21 @@ class _PolicyOp(Op):
 
     _policy: ClassVar[_Policy]
     _operations: ClassVar[tuple[str, ...]] = POLICY_OPS
+    num_ops: int = 1
     num_magnitude_bins: int
     interpolation: str
     fill: tuple[int, int, int] | None
 
-    def _check_policy(self) -> None:
+    def __post_init__(self) -> None:
         bins = self.num_magnitude_bins
         check_setting(self, "num_magnitude_bins", is_count(bins, 2, 128), "a count from 2 to 128")
         check_interpolation(self, AFFINE_INTERPOLATIONS)
         if self.fill is not None:
             check_rgb(self, "fill")
 
-    def _num_ops(self) -> int:
-        return 1
-
     @property
     def params(self) -> dict[str, Param]:
-        return {"op": Param("uint8", self._num_ops()), "level": Param("int8", self._num_ops())}
+        return {"op": Param("uint8", self.num_ops), "level": Param("int8", self.num_ops)}
 
     def _draw(self, rng: np.random.Generator, level: int) -> tuple[int, int]:
         op = int(rng.integers(len(POLICY_OPS)))
@@ -302,14 +300,11 @@ class RandAugment(_PolicyOp):
     fill: tuple[int, int, int] | None = None
 
     def __post_init__(self) -> None:
-        self._check_policy()
+        super().__post_init__()
         check_setting(self, "num_ops", is_count(self.num_ops, 1, 16), "a count from 1 to 16")
         bins = self.num_magnitude_bins
         check_setting(self, "magnitude", is_count(self.magnitude, 0, bins - 1), f"a level from 0 to {bins - 1}")
         check_probability(self, self.p)
-
-    def _num_ops(self) -> int:
-        return self.num_ops
 
     def sample(self, rng: np.random.Generator, size: Size) -> Params:
         if rng.random() >= self.p:
@@ -334,9 +329,6 @@ class TrivialAugmentWide(_PolicyOp):
     num_magnitude_bins: int = 31
     interpolation: str = "nearest"
     fill: tuple[int, int, int] | None = None
-
-    def __post_init__(self) -> None:
-        self._check_policy()
 
     def sample(self, rng: np.random.Generator, size: Size) -> Params:
         op, level = self._draw(rng, int(rng.integers(self.num_magnitude_bins)))
@@ -372,16 +364,13 @@ class RandAugmentIncreasing(_PolicyOp):
     fill: tuple[int, int, int] | None = None
 
     def __post_init__(self) -> None:
-        self._check_policy()
+        super().__post_init__()
         check_setting(self, "num_ops", is_count(self.num_ops, 1, 16), "a count from 1 to 16")
         bins = self.num_magnitude_bins
         check_setting(self, "magnitude", is_count(self.magnitude, 0, bins - 1), f"a level from 0 to {bins - 1}")
         spread = self.magnitude_std
         check_setting(self, "magnitude_std", is_number(spread) and 0 <= spread <= 1000, "a number from 0 to 1000")
         check_probability(self, self.p)
-
-    def _num_ops(self) -> int:
-        return self.num_ops
 
     def sample(self, rng: np.random.Generator, size: Size) -> Params:
         pairs = [self._noisy(rng) if rng.random() < self.p else (0, 0) for _ in range(self.num_ops)]
@@ -425,15 +414,10 @@ class AutoAugment(_PolicyOp):
     name: ClassVar[str] = "auto_augment"
     _policy: ClassVar[_Policy] = _RAND_AUGMENT
     _operations: ClassVar[tuple[str, ...]] = OPERATIONS[: OPERATIONS.index("Invert") + 1]
+    num_ops: ClassVar[int] = 2  # type: ignore[misc]
     num_magnitude_bins: ClassVar[int] = 10  # type: ignore[misc]
     interpolation: str = "nearest"
     fill: tuple[int, int, int] | None = None
-
-    def __post_init__(self) -> None:
-        self._check_policy()
-
-    def _num_ops(self) -> int:
-        return 2
 
     def sample(self, rng: np.random.Generator, size: Size) -> Params:
         drawn = []

@@ -85,7 +85,7 @@ def test_every_operation_at_every_level(policy, size, device):
     name = next(iter(augmentation.params)).removesuffix("_op")
     last = policy.num_magnitude_bins - 1
     rows = [
-        {f"{name}_op": (n,) * policy._num_ops(), f"{name}_level": (level,) * policy._num_ops()}
+        {f"{name}_op": (n,) * policy.num_ops, f"{name}_level": (level,) * policy.num_ops}
         for n, op in enumerate(policy._operations)
         for level in ([0] if op in LEVELLESS else range(0 if op in UNSIGNED else -last, last + 1))
     ]

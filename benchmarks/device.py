@@ -56,7 +56,7 @@ from hf_dr.store.base_dataset import undecoded_images
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.members import Member, weights_hash
 from hf_dr.teacher.preprocessing import Preprocessing
-from hf_dr.teacher.topk import LaterTopK
+from hf_dr.teacher.topk import later_top_k
 from hf_dr.training.arguments import ReinforcedTrainingArguments
 from hf_dr.training.students import build_student
 from hf_dr.training.trainer import ReinforcedTrainer
@@ -252,11 +252,11 @@ def measure_parts(data: Path | None, weights: Path | None, device: torch.device)
             for _ in range(10):
                 torch.cuda.synchronize()
                 began = time.perf_counter()
-                later = LaterTopK(ask(views), TOP_K)
+                later = later_top_k(ask(views), TOP_K)
                 launched = time.perf_counter() - began
                 torch.cuda.synchronize()
                 taken = time.perf_counter() - began
-            later.get()
+            later()
             result |= {f"host_ms_teacher_{who}{kind}": 1e3 * launched, f"ms_teacher_{who}{kind}": 1e3 * taken}
     began = time.perf_counter()
     decoded = [maker.image(n) for n in range(64)]

@@ -29,7 +29,7 @@ from hf_dr.store.schema import (
 )
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.signals import IMAGE_TAIL, SAMPLED, ImageTails, sample, sampling_uniform
-from hf_dr.teacher.topk import LaterTopK
+from hf_dr.teacher.topk import later_top_k
 from hf_dr.views.device.overlap import LaterOnHost
 from hf_dr.views.maker import Span, ViewBatch
 
@@ -195,7 +195,7 @@ class Labeller:
         """
         provenance = self.provenance
         if provenance.signal != SAMPLED:
-            return LaterTopK(answers_BC, provenance.top_k).get
+            return later_top_k(answers_BC, provenance.top_k)
         views = [divmod(place, provenance.num_candidates) for place in places_B.tolist()]
         uniforms_B = np.array([sampling_uniform(provenance.seed, example, view) for example, view in views])
         later = LaterOnHost(answers_BC)

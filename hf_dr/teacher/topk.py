@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -42,28 +44,19 @@ def top_k(logprobs_BC: torch.Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
     return as_stored(ids_BK.cpu().numpy(), values_BK.to(torch.float16).cpu().numpy(), logprobs_BC.shape[-1])
 
 
-class LaterTopK:
-    """The `k` most probable classes of answers that a device is still working on: `top_k`, started now and read later."""
+def later_top_k(logprobs_BC: torch.Tensor, k: int) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
+    """Starts `top_k` of answers that a device is still working on; what is returned waits for it, and raises what it raises."""
+    if logprobs_BC.device.type != "cuda" or logprobs_BC.dtype != torch.float32:
+        return partial(top_k, logprobs_BC, k)
+    num_classes = logprobs_BC.shape[-1]
+    ids_BK, values_BK = unambiguous_top_k(logprobs_BC, k)
+    kept = LaterOnHost(ids_BK, values_BK.to(torch.float16))  # and not all the answers
 
-    def __init__(self, logprobs_BC: torch.Tensor, k: int) -> None:
-        self._num_classes = logprobs_BC.shape[-1]
-        self._whole: tuple[torch.Tensor, int] | None = None
-        if logprobs_BC.device.type == "cuda" and logprobs_BC.dtype == torch.float32:
-            ids_BK, values_BK = unambiguous_top_k(logprobs_BC, k)
-            self._later = LaterOnHost(ids_BK, values_BK.to(torch.float16))
-        else:
-            self._whole = logprobs_BC, k
+    def wait() -> tuple[np.ndarray, np.ndarray]:
+        ids_BK, values_BK = kept.get()
+        return as_stored(ids_BK.numpy(), values_BK.numpy(), num_classes)
 
-    def get(self) -> tuple[np.ndarray, np.ndarray]:
-        """Waits for the answers and returns what `top_k` returns.
-
-        Raises:
-            TeacherError: An answer is not finite.
-        """
-        if self._whole is not None:
-            return top_k(*self._whole)
-        ids_BK, values_BK = self._later.get()
-        return as_stored(ids_BK.numpy(), values_BK.numpy(), self._num_classes)
+    return wait
 
 
 def unambiguous_top_k(logprobs_BC: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,11 +12,11 @@ from samples import quick
 from hf_dr.errors import TeacherError
 from hf_dr.teacher.topk import (
     MIN_REST,
-    LaterTopK,
     as_stored,
     cross_entropy,
     entropy,
     id_dtype,
+    later_top_k,
     top_k,
     unambiguous_top_k,
 )
@@ -180,7 +180,7 @@ def test_the_order_by_one_integer_is_the_same(levels: int, k: int) -> None:
     found = as_stored(ids.numpy(), values.to(torch.float16).numpy(), 40)
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_array_equal(one, other)
-    later = LaterTopK(logprobs.cuda() if torch.cuda.is_available() else logprobs, k).get()
+    later = later_top_k(logprobs.cuda() if torch.cuda.is_available() else logprobs, k)()
     for one, other in zip(later, expected, strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -192,6 +192,6 @@ def test_no_number_is_kept_and_so_found_out(bits: int) -> None:
     logprobs[1, 4] = torch.from_numpy(np.array([bits], np.uint32).view(np.float32))[0]
     _, values = unambiguous_top_k(logprobs, 2)
     assert values.isnan().any(dim=1).tolist() == [False, True]
-    later = LaterTopK(logprobs, 2)
+    later = later_top_k(logprobs, 2)
     with pytest.raises(TeacherError, match="must be finite"):
-        later.get()
+        later()

@@ -8,6 +8,7 @@ than 240 bytes, with the default secret and seed 0.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
@@ -28,36 +29,24 @@ _MASK = (1 << 64) - 1
 _SHORT = 240  # up to so many bytes the algorithm is another
 
 
-def can_hash(views_NHWC: torch.Tensor) -> bool:
-    """Whether views of this size and place are hashed on their device; others are copied to the CPU."""
-    return has_triton(views_NHWC.device) and views_NHWC[0].numel() > _SHORT
-
-
-class ViewHashes:
-    """The hashes of a batch of views that is still being worked on: started at once, read later.
+def later_hashes(views_NHWC: torch.Tensor) -> Callable[[], np.ndarray]:
+    """Starts to hash a batch of views that is still being worked on; short ones are copied to the CPU and hashed there.
 
     Args:
         views_NHWC: uint8, contiguous, on any device.
+
+    Returns:
+        What waits for the hashes and returns them, uint64 (N,).
     """
-
-    def __init__(self, views_NHWC: torch.Tensor) -> None:
-        self._length = views_NHWC[0].numel() if len(views_NHWC) else 0
-        self._views: torch.Tensor | None = None
-        if not len(views_NHWC) or not can_hash(views_NHWC):
-            self._views = views_NHWC
-            return
-        stream = side_stream(views_NHWC.device, "hashes")
-        stream.wait_stream(torch.cuda.current_stream(views_NHWC.device))
-        with torch.cuda.stream(stream):
-            self._lanes = LaterOnHost(hash_lanes(views_NHWC))
-        views_NHWC.record_stream(stream)
-
-    def get(self) -> np.ndarray:
-        """Waits for the hashes and returns them, uint64 (N,)."""
-        if self._views is not None:
-            return np.array([hash_view(view) for view in self._views.cpu().numpy()], np.uint64)
-        (lanes_N8,) = self._lanes.get()
-        return merge(lanes_N8.numpy().view(np.uint64), self._length)
+    length = views_NHWC.shape[1:].numel()
+    if not len(views_NHWC) or length <= _SHORT or not has_triton(views_NHWC.device):
+        return lambda: np.array([hash_view(view) for view in views_NHWC.cpu().numpy()], np.uint64)
+    stream = side_stream(views_NHWC.device, "hashes")
+    stream.wait_stream(torch.cuda.current_stream(views_NHWC.device))
+    with torch.cuda.stream(stream):
+        lanes = LaterOnHost(hash_lanes(views_NHWC))
+    views_NHWC.record_stream(stream)
+    return lambda: merge(lanes.get()[0].numpy().view(np.uint64), length)
 
 
 def hash_lanes(views_NHWC: torch.Tensor) -> torch.Tensor:

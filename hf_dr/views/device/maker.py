@@ -12,7 +12,7 @@ import logging
 import os
 import time
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -25,7 +25,7 @@ from hf_dr.errors import DataError
 from hf_dr.processes import quiet_worker
 from hf_dr.views.augmentation import NO_PARTNER, PARTNER, Augmentation
 from hf_dr.views.device.augment import DeviceAugmentation, ViewMemoryError, perform
-from hf_dr.views.device.hashing import ViewHashes
+from hf_dr.views.device.hashing import later_hashes
 from hf_dr.views.device.images import Windows, pack, pinned
 from hf_dr.views.device.packing import columns
 from hf_dr.views.device.plan import NotOnDeviceError
@@ -225,12 +225,12 @@ class MadeViews:
 
     Attributes:
         pixels: uint8 (kept views, H, W, 3), on the device.
-        hashes: Of all views with a decodable image; None where the batch has them already.
+        hashes: Waits for those of all views with a decodable image; None where the batch has them already.
         batch: All else; its pixels, and its hashes where they are still to come, are empty.
     """
 
     pixels: torch.Tensor
-    hashes: ViewHashes | None
+    hashes: Callable[[], np.ndarray] | None
     batch: ViewBatch
 
     def finish(self) -> ViewBatch:
@@ -238,7 +238,7 @@ class MadeViews:
         if self.hashes is None:
             return replace(self.batch, pixels=self.pixels)
         view_hashes = np.zeros(len(self.batch.valid), np.uint64)
-        view_hashes[self.batch.valid] = self.hashes.get()
+        view_hashes[self.batch.valid] = self.hashes()
         return replace(self.batch, pixels=self.pixels, view_hashes=view_hashes)
 
 
@@ -401,7 +401,7 @@ class DeviceViewMaker:
         pixels_NHWC = torch.empty((0, height, width, 3), dtype=torch.uint8, device=self.device)
         if drawn.program is not None:
             pixels_NHWC = perform(drawn.program, *store.sources(drawn.examples))
-        hashes = ViewHashes(pixels_NHWC)
+        hashes = later_hashes(pixels_NHWC)
         if len(pixels_NHWC) < len(flat):
             shown_NHWC = pixels_NHWC
             pixels_NHWC = pixels_NHWC.new_zeros((len(flat), height, width, 3))

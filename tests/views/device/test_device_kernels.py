@@ -13,7 +13,7 @@ import xxhash
 from hf_dr import ops
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.device import eager
-from hf_dr.views.device.hashing import ViewHashes, hash_lanes, merge
+from hf_dr.views.device.hashing import hash_lanes, later_hashes, merge
 from hf_dr.views.device.images import Windows, pack
 from hf_dr.views.device.plan import plan, plan_mixing
 from hf_dr.views.device.program import program
@@ -158,4 +158,4 @@ def test_the_compiler_fuses_no_multiply_add():
 def test_hashes_on_the_host(size):
     views = torch.arange(2 * 3 * size[0] * size[1]).view(2, *size, 3).to(torch.uint8)
     expected = [xxhash.xxh3_64_intdigest(view.numpy().tobytes()) for view in views]
-    assert ViewHashes(views.cuda() if CUDA else views).get().tolist() == expected
+    assert later_hashes(views.cuda() if CUDA else views)().tolist() == expected

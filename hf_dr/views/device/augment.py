@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from types import ModuleType
 
 import numpy as np
@@ -60,10 +60,6 @@ class DeviceAugmentation:
             if len(alone):
                 raise ReplayError(f"view {alone[0]} of the batch needs a partner image, found none.")
         return program(images, steps, mixes, partners, self.augmentation.size)
-
-    def single_params(self, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Returns those parameters that belong to the ops that need one image only."""
-        return {key: params[key] for _, keys in self.augmentation.single for key in keys.values()}
 
 
 def perform(

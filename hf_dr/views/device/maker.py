@@ -8,7 +8,6 @@ the byte.
 from __future__ import annotations
 
 import itertools
-import logging
 import os
 import time
 from collections import OrderedDict, deque
@@ -27,14 +26,12 @@ from hf_dr.views.augmentation import NO_PARTNER, PARTNER, Augmentation
 from hf_dr.views.device.augment import DeviceAugmentation, ViewMemoryError, perform
 from hf_dr.views.device.hashing import later_hashes
 from hf_dr.views.device.images import Windows, pack, pinned
-from hf_dr.views.device.packing import columns
+from hf_dr.views.device.packing import columns, tell
 from hf_dr.views.device.plan import NotOnDeviceError
 from hf_dr.views.device.program import Program
 from hf_dr.views.images import pixel_hash
 from hf_dr.views.maker import Span, ViewBatch, ViewMaker
 from hf_dr.views.rng import view_rng
-
-logger = logging.getLogger(__name__)
 
 _UNMATCHED = -2  # a view that is mixed, until it is known with whom
 _DECODED_AT_ONCE = 8  # images, or fewer where they take more than the next many bytes
@@ -135,7 +132,8 @@ class Preparer(torch.utils.data.Dataset):
             return Drawn(span, params, sizes[:, 0] > 0, examples, None)
         heights, widths = self._sizes_of(examples).astype(np.int64).T
         images = Windows(np.zeros(len(examples), np.int64), heights, widths, widths)
-        single = self.augmenter.single_params({name: values[good] for name, values in params.items()})
+        mixing = {name: values[good] for name, values in params.items()}
+        single = mixing
         if len(theirs):
             drawn = [
                 maker.augmentation.sample(
@@ -144,8 +142,7 @@ class Preparer(torch.utils.data.Dataset):
                 for n, view in enumerate((flat[theirs] % maker.num_views).tolist(), len(good))
             ]
             others = columns(maker.augmentation, drawn, mixing=False)
-            single = {name: np.concatenate([values, others[name]]) for name, values in single.items()}
-        mixing = {name: values[good] for name, values in params.items()}
+            single = {name: np.concatenate([mixing[name], values]) for name, values in others.items()}
         try:
             program = self.augmenter.program(images, single, mixing, partners[good])
         except NotOnDeviceError as error:
@@ -261,7 +258,6 @@ class DeviceViewMaker:
         self.maker = maker
         self.device = device
         self._cache_bytes = cache_bytes
-        self._told = False
 
     def batches(self, spans: Sequence[Span], num_workers: int) -> Iterator[MadeViews]:
         """Yields the views of each span, in order; all that is given to the device is asynchronous.
@@ -392,9 +388,7 @@ class DeviceViewMaker:
         span, maker = drawn.span, self.maker
         if drawn.made is not None:
             batch, reason = drawn.made
-            if not self._told:
-                logger.warning("Some views are made on the CPU, which takes longer: %s.", reason)
-                self._told = True
+            tell(reason)
             return MadeViews(batch.pixels.to(self.device), None, batch)
         flat = np.arange(span.start, span.stop)
         height, width = maker.augmentation.size or (0, 0)

@@ -149,7 +149,7 @@ class UndoneBatch:
         """Starts to make the views on a device, on a stream of its own next to what runs there."""
         device = torch.device(device)
         if self.refused is not None:
-            _tell(self.refused)
+            tell(self.refused)
         if device.type != "cuda":
             return DoneBatch(self._make(device), None)
         stream = side_stream(device, "views")
@@ -165,9 +165,9 @@ class UndoneBatch:
 
 
 @lru_cache(maxsize=64)
-def _tell(refused: str) -> None:
+def tell(reason: str) -> None:
     """Says once why views are not made on the device."""
-    logger.warning("Some views are made on the CPU, which takes longer: %s.", refused)
+    logger.warning("Some views are made on the CPU, which takes longer: %s.", reason)
 
 
 def _made_by_pillow(

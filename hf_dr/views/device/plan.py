@@ -32,7 +32,7 @@ from hf_dr.views.ops import (
     Resize,
     TrivialAugmentWide,
 )
-from hf_dr.views.ops.base import MAX_PIXELS, Params
+from hf_dr.views.ops.base import MAX_PIXELS, Params, size_of
 from hf_dr.views.ops.colour import OPERATIONS, UNSIGNED
 
 Columns = Mapping[str, np.ndarray]
@@ -284,16 +284,12 @@ def _boxes(op: Op, params: Columns, sizes: Sizes) -> np.ndarray:
     return boxes
 
 
-def _sides(op: Any) -> tuple[int, int]:
-    return (op.size, op.size) if isinstance(op.size, int) else op.size
-
-
 @_plans(RandomResizedCrop)
 def _resized_crop(op: RandomResizedCrop, params: Columns, sizes: Sizes) -> None:
     boxes = _boxes(op, params, sizes)
     sizes.refuse((boxes[:, 2:] == 0).any(axis=1), op, params)
     sizes.add(Crop(boxes))
-    height, width = (np.full(len(boxes), side, np.int64) for side in _sides(op))
+    height, width = (np.full(len(boxes), side, np.int64) for side in size_of(op))
     sizes.add(Resample(height, width, op.interpolation, op.passes))
 
 
@@ -308,16 +304,16 @@ def _resize(op: Resize, params: Columns, sizes: Sizes) -> None:
 @_plans(CenterCrop)
 def _center_crop(op: CenterCrop, params: Columns, sizes: Sizes) -> None:
     corners = []
-    for side, inside in zip(_sides(op), (sizes.heights, sizes.widths), strict=True):
+    for side, inside in zip(size_of(op), (sizes.heights, sizes.widths), strict=True):
         padded = -((side - inside) // 2)
         cropped = np.rint((inside - side) / 2.0).astype(np.int64)  # halves to even, as Python's `round`
         corners.append(np.where(inside < side, padded, cropped))
-    _take_window(corners[0], corners[1], _sides(op), (0, 0, 0), sizes)
+    _take_window(corners[0], corners[1], size_of(op), (0, 0, 0), sizes)
 
 
 @_plans(RandomCrop)
 def _random_crop(op: RandomCrop, params: Columns, sizes: Sizes) -> None:
-    offsets, (height, width) = params["offset"].astype(np.int64), _sides(op)
+    offsets, (height, width) = params["offset"].astype(np.int64), size_of(op)
     padded = sizes.heights + 2 * op.padding, sizes.widths + 2 * op.padding
     beyond = (offsets[:, 0] + height > padded[0]) | (offsets[:, 1] + width > padded[1])
     sizes.refuse((offsets < 0).any(axis=1) | beyond | (padded[0] * padded[1] > MAX_PIXELS), op, params)

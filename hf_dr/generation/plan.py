@@ -24,9 +24,8 @@ from hf_dr.store.base_dataset import (
     content_hash,
     undecoded_images,
 )
-from hf_dr.store.features import reinforcement_features
 from hf_dr.store.named_files import stored_columns
-from hf_dr.store.provenance import Provenance
+from hf_dr.store.provenance import Provenance, added_features
 from hf_dr.store.schema import MAX_SHARDS, SCHEMA_VERSION
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.text import shown_text
@@ -62,15 +61,7 @@ class Plan:
     @property
     def features(self) -> datasets.Features:
         """The columns of a shard: the base's own, then the reinforcement's."""
-        provenance = self.provenance
-        added = reinforcement_features(
-            self.augmentation,
-            provenance.num_views,
-            provenance.top_k,
-            provenance.num_classes,
-            signal=provenance.signal,
-        )
-        return datasets.Features({**self.base.features, **added})
+        return datasets.Features({**self.base.features, **added_features(self.provenance, self.augmentation)})
 
     def view_maker(self) -> ViewMaker:
         """Returns what draws and makes the views, candidates included."""

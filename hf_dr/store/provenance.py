@@ -40,15 +40,7 @@ def check_columns(features: Features, provenance: Provenance, where: str) -> Aug
             f"{where} must have no `candidates` where views mix, found {provenance.candidates}: partners are matched by view "
             "number. Fetch or make it again."
         )
-    expected = reinforcement_features(
-        augmentation,
-        provenance.num_views,
-        provenance.top_k,
-        provenance.num_classes,
-        stored_partners=provenance.mixing_scope == schema.STORED_PARTNERS,
-        signal=provenance.signal,
-    )
-    for name, feature in expected.items():
+    for name, feature in added_features(provenance, augmentation).items():
         if name not in features:
             raise FormatError(f"{where} must have the column `{name}`, found {list(features)}. Is it one?")
         if features[name] != feature:
@@ -57,6 +49,18 @@ def check_columns(features: Features, provenance: Provenance, where: str) -> Aug
                 "damaged."
             )
     return augmentation
+
+
+def added_features(provenance: Provenance, augmentation: Augmentation) -> Features:
+    """Returns the columns that a reinforcement adds to the base's; `augmentation` is what the provenance describes."""
+    return reinforcement_features(
+        augmentation,
+        provenance.num_views,
+        provenance.top_k,
+        provenance.num_classes,
+        stored_partners=provenance.mixing_scope == schema.STORED_PARTNERS,
+        signal=provenance.signal,
+    )
 
 
 # What describes a run but does not determine its bytes: the same weights, or the same rows, under another name.

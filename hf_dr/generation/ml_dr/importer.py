@@ -44,9 +44,8 @@ from hf_dr.store.base_dataset import (
     undecoded_images,
     whole_column,
 )
-from hf_dr.store.features import reinforcement_features
 from hf_dr.store.named_files import stored_columns
-from hf_dr.store.provenance import Provenance
+from hf_dr.store.provenance import Provenance, added_features
 from hf_dr.store.schema import IMAGE_HASH, PROVENANCE_FILE, SCHEMA_VERSION, SOURCE_INDEX, STORED_PARTNERS, VIEWS_HASH
 from hf_dr.store.shards import ROW_GROUP_VIEWS, ShardWriter
 from hf_dr.text import format_bytes, progress_bar, two_columns
@@ -108,21 +107,12 @@ class ImportJob:
         self._augmentation = format.augmentation
         stored = stored_columns(base.features, image_column, overlay=config.overlay)
         self._base = base.select_columns(stored)
-        num_views = self._runs[-1].views.stop
-        added = reinforcement_features(
-            self._augmentation, num_views, top_k, num_classes, stored_partners=self._augmentation.mixes
-        )
-        self._features = datasets.Features({**self._base.features, **added})
-        # What a file holds: the columns with a value for each view.
-        self._of_views = datasets.Features(
-            {name: feature for name, feature in added.items() if isinstance(feature, datasets.List)}
-        )
         order = hashlib.sha256(self._row_of.astype("<i8").tobytes()).hexdigest()
         self.provenance = Provenance(
             config_name=config.config_name,
             split=split_name(base),
             augmentation=self._augmentation.to_list(),
-            num_views=num_views,
+            num_views=self._runs[-1].views.stop,
             top_k=top_k,
             num_classes=num_classes,
             seed=0,
@@ -145,6 +135,12 @@ class ImportJob:
             library_versions=library_versions(_VERSIONED),
             created_with=f"hf_dr {__version__}, import-ml-dr",
             schema_version=SCHEMA_VERSION,
+        )
+        added = added_features(self.provenance, self._augmentation)
+        self._features = datasets.Features({**self._base.features, **added})
+        # What a file holds: the columns with a value for each view.
+        self._of_views = datasets.Features(
+            {name: feature for name, feature in added.items() if isinstance(feature, datasets.List)}
         )
         self.folder = Path(config.output_dir).expanduser() / config.config_name
 

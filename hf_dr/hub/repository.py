@@ -256,13 +256,13 @@ def publish(
     files: Mapping[str, Path],
     card: Callable[[str | None], str],
     *,
-    stale: Callable[[str], bool],
-    check: Callable[[Repository, Remote], None],
     private: bool | None,
-    create_pr: bool,
-    tags: Sequence[str],
     message: str,
-    dry_run: bool,
+    stale: Callable[[str], bool] = lambda path: False,
+    check: Callable[[Repository, Remote], None] = lambda repository, remote: None,
+    create_pr: bool = False,
+    tags: Sequence[str] = (),
+    dry_run: bool = False,
     alone: bool = False,
 ) -> Push:
     """Brings files and a card into a repository with one commit; every process of a launch calls it.
@@ -271,10 +271,10 @@ def publish(
         repository: Where to.
         files: Path in the repository -> local file.
         card: The text of the card that is there, or None -> the text that shall stand there.
-        stale: Whether a path that stands there and is not in `files` is deleted.
-        check: Raises an HfDrError where what stands there must not be touched.
         private, create_pr, tags, dry_run: See `push_to_hub`.
         message: The commit's, and the pull request's title.
+        stale: Whether a path that stands there and is not in `files` is deleted.
+        check: Raises an HfDrError where what stands there must not be touched.
         alone: One process of a launch calls it, and does all.
 
     Raises:

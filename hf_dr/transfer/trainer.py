@@ -347,13 +347,8 @@ class TransferTrainer(ResumableTrainer):
             Repository(self.hub_model_id, "model", revision or args.hub_revision, token or args.hub_token),
             {file: folder / file for file in (SAFE_WEIGHTS_NAME, TRANSFER_FILE, RESULTS_FILE)},
             card,
-            stale=lambda path: False,
-            check=lambda repository, remote: None,
             private=private if private is not None else args.hub_private_repo,
-            create_pr=False,
-            tags=(),
             message=commit_message or "End of training",
-            dry_run=False,
             alone=True,
         )
 

@@ -6,12 +6,14 @@ Also what reading a broken YAML file raises.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
 import socket
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from yaml import YAMLError
 
@@ -107,3 +109,8 @@ def write_whole(path: Path, content: str | bytes) -> None:
     """Writes a text, in UTF-8, or bytes; whoever reads the file sees the old content or the new one."""
     with written_whole(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes what JSON can hold, with indents for people; see `write_whole`."""
+    write_whole(path, json.dumps(content, indent=2) + "\n")

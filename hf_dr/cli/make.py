@@ -5,7 +5,6 @@ Each reads its arguments first, and imports torch and what does the work when th
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from hf_dr.cli.flag_parser import Parser, add_fields, one_dataset, split_words, 
 from hf_dr.cli.flags import BaseArguments, PlusArguments, RunArguments, SmokeArguments, TeacherArguments
 from hf_dr.cli.launch import start_logging
 from hf_dr.errors import ConfigError
-from hf_dr.files import check_apart, check_writable, write_whole
+from hf_dr.files import check_apart, check_writable, write_json
 from hf_dr.generation.config import ExportConfig, ExtendConfig, ImportConfig, ReinforceConfig
 from hf_dr.settings import FILES_FROM_HELP, flag
 from hf_dr.store.schema import PROVENANCE_FILE
@@ -332,7 +331,7 @@ def inspect_command(argv: Sequence[str], prog: str) -> int:
     if arguments.json:
         file = Path(arguments.json).expanduser()
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, json.dumps(inspection.to_dict(), indent=2) + "\n")
+        write_json(file, inspection.to_dict())
     if arguments.contact_sheet:
         sheet = contact_sheet(open_reinforced(arguments.path, arguments), Path(arguments.contact_sheet))
         print(f"\ncontact sheet: {sheet}")

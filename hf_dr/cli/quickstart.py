@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from hf_dr.cli.launch import launch
 from hf_dr.cli.teach import TEACHER_FILE, TeachArguments, temperature_flag
 from hf_dr.cli.yaml_files import own_recipes, read_yaml
 from hf_dr.errors import FormatError
-from hf_dr.files import check_apart, check_writable, write_whole
+from hf_dr.files import check_apart, check_writable, write_json, write_whole
 from hf_dr.settings import Whole, check_settings, flag
 
 _DONE_FILE = "quickstart.json"
@@ -97,7 +96,7 @@ def quickstart_command(argv: Sequence[str], prog: str) -> int:
         if status:
             return status
         finished.clear()  # what follows a step that was done again is done again, too
-        write_whole(done, json.dumps(kept, indent=2) + "\n")
+        write_json(done, kept)
     print(f"\nteacher: {out / 'teacher'}\ndataset: {out / 'plus'}\nreport: {out / 'comparison' / 'report.html'}")
     return 0
 

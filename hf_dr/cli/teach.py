@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from hf_dr.cli.flags import TRAINING, SmokeArguments, StudentArguments
 from hf_dr.cli.launch import start_logging
 from hf_dr.cli.yaml_files import own_recipes
 from hf_dr.errors import ConfigError
-from hf_dr.files import check_apart, write_whole
+from hf_dr.files import check_apart, write_json
 from hf_dr.settings import FILES_FROM_HELP, JsonOrMapping, OpsOrName, Real, Whole, check_settings, flag
 
 if TYPE_CHECKING:
@@ -254,6 +253,6 @@ def _write(output_dir: Path, found: dict[str, Any], student: StudentArguments) -
     from hf_dr.cli.calibration import calibration_table
 
     place = {"dataset": student.dataset[0], "split": student.split, "eval_split": student.eval_split}
-    write_whole(output_dir / TEACHER_FILE, json.dumps({**found, **place}, indent=2) + "\n")
+    write_json(output_dir / TEACHER_FILE, {**found, **place})
     kept = "in the weights" if found["folded"] else "not in the weights: pass it to reinforce as --teacher_temperature"
     print(f"\n{calibration_table(found, f', {kept}')}", flush=True)

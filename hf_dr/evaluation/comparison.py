@@ -7,7 +7,6 @@ them back, evaluates their models side by side and says what was gained over `er
 from __future__ import annotations
 
 import html
-import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -27,7 +26,7 @@ from hf_dr.evaluation.plots import accuracy_figure, as_png, reliability_figure
 from hf_dr.evaluation.report import ABOUT_CALIBRATED, Report
 from hf_dr.evaluation.run import checked_sets, run_evaluation
 from hf_dr.evaluation.tables import html_page, html_picture, html_table, numbers, spread
-from hf_dr.files import write_whole
+from hf_dr.files import write_json, write_whole
 from hf_dr.hub.fetch import fetch_config
 from hf_dr.processes import on_main, process_state
 from hf_dr.replay.loading import each_dataset
@@ -206,7 +205,7 @@ class Comparison:
             "top1_gain_95_percent_intervals": intervals,
             "evaluation": self.report.to_dict(),
         }
-        write_whole(folder / "comparison.json", json.dumps(content, indent=2) + "\n")
+        write_json(folder / "comparison.json", content)
         found = {result.model: result.diagram for result in self.report.results if result.diagram is not None}
         diagrams = {name: [found[r.name] for r in self.runs if r.objective == name] for name in self.objectives}
         figures = (accuracy_figure(None, self.runs), reliability_figure(diagrams))
@@ -337,7 +336,7 @@ def is_finished(run: Path, flags: dict[str, Any]) -> bool:
     note = run / RUN_NOTE
     if not note.exists():
         run.mkdir(parents=True, exist_ok=True)
-        write_whole(note, json.dumps(made_of, indent=2) + "\n")
+        write_json(note, made_of)
     there = read_object(note, "Remove the folder, or choose another `output_dir`.")
     differing = [key for key in made_of.keys() | there.keys() if made_of.get(key) != there.get(key)]
     if differing:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from hf_dr.evaluation.plots import accuracy_figure, as_png
 from hf_dr.evaluation.report import ABOUT_CALIBRATED
 from hf_dr.evaluation.results import EVALUATED_ON, OBJECTIVES, STUDENT, Results
 from hf_dr.evaluation.tables import Table, cell, gains, html_page, html_picture, html_table, numbers
-from hf_dr.files import write_whole
+from hf_dr.files import write_json, write_whole
 from hf_dr.text import inline
 from hf_dr.transfer.trainer import HEADLINES
 from hf_dr.version import __version__
@@ -224,7 +223,7 @@ def save(results: Results, folder: Path, title: str) -> Path:
     """Writes results.md, results.json and results.html, and returns the last."""
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "results.md", to_markdown(results, title))
-    write_whole(folder / "results.json", json.dumps(to_dict(results, title), indent=2) + "\n")
+    write_json(folder / "results.json", to_dict(results, title))
     page = folder / "results.html"
     write_whole(page, to_html(results, title))
     return page

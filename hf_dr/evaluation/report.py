@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 
 from hf_dr.evaluation.metrics import CALIBRATED_ECE, SHARES, Reliability
 from hf_dr.evaluation.plots import reliability_figure
-from hf_dr.files import write_whole
+from hf_dr.files import write_json, write_whole
 from hf_dr.text import inline, markdown_table
 from hf_dr.version import __version__
 
@@ -109,7 +108,7 @@ class Report:
         folder = Path(folder).expanduser()
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / "evaluation.md", self.to_markdown())
-        write_whole(folder / "evaluation.json", json.dumps(self.to_dict(), indent=2) + "\n")
+        write_json(folder / "evaluation.json", self.to_dict())
         order = list(self.models)
         clean = sorted((r for r in self.results if r.diagram is not None), key=lambda r: order.index(r.model))
         diagrams = {f"{r.model} on {r.set}": [r.diagram] for r in clean if r.diagram is not None}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -10,7 +9,7 @@ from typing import TypeVar
 import PIL.Image
 
 from hf_dr.errors import FormatError
-from hf_dr.files import write_whole
+from hf_dr.files import write_json
 from hf_dr.store.json_files import Count, FiniteFloat, read_object, validated
 from hf_dr.store.schema import CONTACT_SHEET_FILE, STATISTICS_FILE, STUDENTS_FILE, VERIFICATION_FILE
 
@@ -77,7 +76,7 @@ def save_finding(config: Path, fingerprint: str, finding: Statistics | Verificat
     """Writes a finding into a configuration's folder, whole or not at all, and returns its path."""
     path = config / _FILES[type(finding)]
     content = {FINGERPRINT_KEY: fingerprint, **asdict(finding)}
-    write_whole(path, json.dumps(content, indent=2) + "\n")
+    write_json(path, content)
     return path
 
 

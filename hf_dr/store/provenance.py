@@ -14,7 +14,7 @@ from datasets import Features
 from pydantic import AfterValidator, Field
 
 from hf_dr.errors import ConfigError, FormatError, did_you_mean
-from hf_dr.files import write_whole
+from hf_dr.files import write_json
 from hf_dr.store import schema
 from hf_dr.store.features import reinforcement_features
 from hf_dr.store.json_files import as_object, expect, read_object, shown, validated
@@ -220,8 +220,7 @@ class Provenance:
 
     def write(self, folder: Path) -> None:
         """Writes `reinforcement.json` into the config's folder, whole or not at all."""
-        text = json.dumps({**self.to_dict(), "fingerprint": self.fingerprint}, indent=2) + "\n"
-        write_whole(folder / PROVENANCE_FILE, text)
+        write_json(folder / PROVENANCE_FILE, {**self.to_dict(), "fingerprint": self.fingerprint})
 
     @classmethod
     def read(cls, folder: Path) -> Provenance:

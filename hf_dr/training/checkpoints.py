@@ -21,7 +21,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_dr.errors import ConfigError
-from hf_dr.files import TEMPORARY, write_whole
+from hf_dr.files import TEMPORARY, write_json
 from hf_dr.settings import are_alike
 
 logger = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ def write_checksums(checkpoint: Path, *, resumable: bool) -> None:
         if path.is_file() and path.name != CHECKSUMS_FILE and not path.name.endswith(TEMPORARY)
     }
     content = {"resumable": resumable, "sha256": files}
-    write_whole(checkpoint / CHECKSUMS_FILE, json.dumps(content, indent=2) + "\n")
+    write_json(checkpoint / CHECKSUMS_FILE, content)
 
 
 def find_damage(checkpoint: Path, *, to_go_on: bool = True) -> str | None:

@@ -25,7 +25,7 @@ from transformers.trainer_utils import (
 )
 
 from hf_dr.errors import ConfigError, HfDrError
-from hf_dr.files import check_writable, write_whole, writing
+from hf_dr.files import check_writable, write_json, writing
 from hf_dr.hub.retry import ask
 from hf_dr.processes import leave_group_at_exit, warm_up_kernels
 from hf_dr.settings import Real, Whole, check_settings, flag
@@ -298,7 +298,7 @@ class ResumableTrainer(Trainer):
             super()._save_checkpoint(model, trial, **settings)
         self.accelerator.wait_for_everyone()  # all have written their part
         if self.args.should_save:
-            write_whole(checkpoint / SETTINGS_FILE, json.dumps(kept_settings(self.args), indent=2) + "\n")
+            write_json(checkpoint / SETTINGS_FILE, kept_settings(self.args))
             write_checksums(checkpoint, resumable=not self.args.save_only_model)
             rotate_checkpoints(str(folder), limit, self.state.best_model_checkpoint, use_mtime=True)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,7 +12,7 @@ import torch
 import transformers.trainer
 
 from hf_dr.errors import ConfigError
-from hf_dr.files import write_whole
+from hf_dr.files import write_json
 from hf_dr.replay.shares import Progress, Shares
 from hf_dr.replay.streaming import StreamedReinforcedDataset
 from hf_dr.training.checkpoints import read_settings
@@ -47,7 +46,7 @@ class StreamProgress:
         args = self._trainer.args
         batches = (self._trainer.state.global_step - self._first_step) * args.gradient_accumulation_steps
         progress = self._share.progress(batches, num_workers=args.dataloader_num_workers)
-        write_whole(folder / PROGRESS_FILE, json.dumps(progress, indent=2) + "\n")
+        write_json(folder / PROGRESS_FILE, progress)
 
     @contextmanager
     def in_epoch(self, epoch: int) -> Iterator[None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 from torch import nn
 
 from hf_dr.errors import ConfigError, DataError
-from hf_dr.files import write_whole, written_whole
+from hf_dr.files import write_json, written_whole
 from hf_dr.store.base_dataset import as_table, content_hash, label_numbers, undecoded_images, whole_column
 from hf_dr.store.json_files import read_object
 from hf_dr.teacher.folds import FOLDS_FILE
@@ -77,7 +76,7 @@ def begin_folds(folder: Path, num_folds: int, images: str) -> None:
     made_of = {"num_folds": num_folds, "images": images}
     _is_there(folder / FOLDS_FILE, made_of, f"{folder} must hold teachers of the same folds of the same images")
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / FOLDS_FILE, json.dumps(made_of, indent=2) + "\n")
+    write_json(folder / FOLDS_FILE, made_of)
 
 
 def _is_there(file: Path, made_of: dict[str, Any], expected: str) -> bool:
@@ -133,7 +132,7 @@ def divide(
         with written_whole(folder / f"{split}-00000-of-00001.parquet") as path, pq.ParquetWriter(path, schema) as file:
             for start in range(0, len(part), _ROWS):
                 file.write_table(as_table(part, start, min(start + _ROWS, len(part))))
-    write_whole(marker, json.dumps(made_of, indent=2) + "\n")
+    write_json(marker, made_of)
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 import hf_dr.teacher.architectures  # noqa: F401 (what it registers, timm builds)
 from hf_dr.errors import ConfigError, FormatError, HfDrError
-from hf_dr.files import write_whole
+from hf_dr.files import write_json
 from hf_dr.hub.repository import Push, Repository, publish
 from hf_dr.processes import process_state
 from hf_dr.store.base_dataset import load_base
@@ -309,7 +309,7 @@ class TransferTrainer(ResumableTrainer):
                 "weight_decay": args.weight_decay,
             },
         }
-        write_whole(Path(args.output_dir or ".", RESULTS_FILE), json.dumps(content, indent=2) + "\n")
+        write_json(Path(args.output_dir or ".", RESULTS_FILE), content)
 
     def push_to_hub(  # type: ignore[override]
         self,

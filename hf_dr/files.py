@@ -1,11 +1,12 @@
 """Writing a file whole or not at all: under a temporary name of its own, which is renamed when all is written.
 
-Also what reading a broken YAML file raises.
+Also what reading a broken YAML file raises, and the hash of a file.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import secrets
@@ -114,3 +115,9 @@ def write_whole(path: Path, content: str | bytes) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Writes what JSON can hold, with indents for people; see `write_whole`."""
     write_whole(path, json.dumps(content, indent=2) + "\n")
+
+
+def sha256_of(path: Path) -> str:
+    """Returns the SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

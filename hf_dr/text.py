@@ -13,6 +13,7 @@ from typing import Any
 # Words of letters, digits, "_", "-" and ".", which neither begin nor end with the last two; 96 characters for each.
 _HUB_WORD = r"(?![.-])[A-Za-z0-9_.-]{1,96}(?<![.-])"
 _HUB_ID = re.compile(f"{_HUB_WORD}/{_HUB_WORD}")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 # What must not be seen, and what stands there instead: who logs in within an address; what follows the name of a way to log
 # in; signatures in addresses; what has the form of the Hub's tokens (digits or capitals keep `hf_dr` and its like as they are).
 _SECRETS = (
@@ -49,6 +50,11 @@ def is_hub_id(value: object) -> bool:
     if not isinstance(value, str) or _HUB_ID.fullmatch(value) is None:
         return False
     return "--" not in value and ".." not in value and not value.endswith(".git")
+
+
+def is_commit(revision: object) -> bool:
+    """Whether a revision is a commit on the Hub, which stays what it is."""
+    return isinstance(revision, str) and _COMMIT.fullmatch(revision) is not None
 
 
 def keep_secret(token: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import logging
@@ -21,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from hf_dr.errors import ConfigError, FingerprintMismatchError
-from hf_dr.files import check_writable, write_whole, written_whole
+from hf_dr.files import check_writable, sha256_of, write_whole, written_whole
 from hf_dr.generation.config import ExportConfig
 from hf_dr.replay.columns import Columns
 from hf_dr.replay.dataset import ReinforcedDataset
@@ -150,7 +149,11 @@ class WebDatasetExport:
     def _run(self) -> None:
         remove_temporaries(self.folder)
         there = self._open().shards
-        kept = {name: digest for name, digest in there.items() if _sha256(self.folder / name) == digest}
+        kept = {
+            name: digest
+            for name, digest in there.items()
+            if (self.folder / name).is_file() and sha256_of(self.folder / name) == digest
+        }
         for name in sorted(there.keys() - kept.keys()):
             logger.warning("%s is not what was written. It is made again.", self.folder / name)
         self._written.shards = kept
@@ -234,7 +237,7 @@ class WebDatasetExport:
                         member.size = len(content)
                         tar.addfile(member, io.BytesIO(content))
                     bar.update()
-            return str(_sha256(temporary))
+            return sha256_of(temporary)
 
     def _examples(self, rows: range) -> Iterator[dict[str, bytes]]:
         """Yields the files of each example, by their names."""
@@ -289,14 +292,6 @@ class WebDatasetExport:
 def _finite(value: Any) -> Any:
     """JSON has no NaN and no infinity: they become null."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _sha256(path: Path) -> str | None:
-    """Returns the SHA-256 of a file; None where there is none."""
-    if not path.is_file():
-        return None
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 _README = f"""# WebDataset shards of a reinforced dataset

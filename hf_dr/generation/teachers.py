@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -15,11 +14,9 @@ from hf_dr.store.base_dataset import label_numbers, whole_column
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import EXTENDED_FROM
 from hf_dr.teacher.ensemble import Teacher
-from hf_dr.text import is_hub_id, shown_text
+from hf_dr.text import is_commit, is_hub_id, shown_text
 
 logger = logging.getLogger(__name__)
-
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def teacher_from_provenance(provenance: Provenance, **settings: Any) -> Teacher:
@@ -33,7 +30,7 @@ def teacher_from_provenance(provenance: Provenance, **settings: Any) -> Teacher:
     members = named_members(provenance)
     for member in members:
         revision = member.get("revision")
-        if not (isinstance(revision, str) and _COMMIT.fullmatch(revision) and is_hub_id(member["id"])):
+        if not (is_commit(revision) and is_hub_id(member["id"])):
             raise TeacherError(
                 f"a teacher must be a commit on the Hub to be loaded by its provenance, found {member['id']} at "
                 f"revision {revision}. Pass it as `teacher` (--teacher): its file or folder is known to you alone. "

@@ -41,7 +41,7 @@ from hf_dr.store.readme import (
 from hf_dr.store.schema import LICENSES, PROVENANCE_FILE, is_reserved, is_safe_name
 from hf_dr.store.shards import check_shards, read_features, read_marker
 from hf_dr.teacher.signals import IMAGE_TAIL, SAMPLED, TOPK
-from hf_dr.text import code, format_bytes, inline, is_hub_id, markdown_table, percent, shown_text
+from hf_dr.text import code, format_bytes, inline, is_commit, is_hub_id, markdown_table, percent, shown_text
 from hf_dr.views.ops.base import OPS
 
 CARD_FILE = "README.md"
@@ -296,8 +296,6 @@ def _num_rows(info: Data) -> int:
 
 # ---------------------------------------------------------------------------------------------------------------- text
 
-_COMMIT = re.compile(r"[0-9a-f]{40}")
-
 
 def is_noncommercial(license: object) -> bool:
     """Whether the name of a licence says that it forbids commercial use: `cc-by-nc-4.0`."""
@@ -366,8 +364,7 @@ def _how_to_use(about: Provenance | PlannedConfig, name: str) -> str:
     # A teacher can be loaded again by its name if it is a commit on the Hub; a planned run will pin it.
     is_pinned = isinstance(about, PlannedConfig)
     known = all(
-        is_hub_id(member.get("id")) and (is_pinned or _COMMIT.fullmatch(str(member.get("revision"))))
-        for member in _members(about)
+        is_hub_id(member.get("id")) and (is_pinned or is_commit(member.get("revision"))) for member in _members(about)
     )
     teacher = "" if known else " --no_teacher"
     return f"""```python

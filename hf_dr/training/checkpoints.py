@@ -6,7 +6,6 @@ The checksums of all files are written last. A run goes on with the same setting
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import logging
 import math
@@ -21,7 +20,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_dr.errors import ConfigError
-from hf_dr.files import TEMPORARY, write_json
+from hf_dr.files import TEMPORARY, sha256_of, write_json
 from hf_dr.settings import are_alike
 
 logger = logging.getLogger(__name__)
@@ -71,7 +70,7 @@ def write_checksums(checkpoint: Path, *, resumable: bool) -> None:
         resumable: Whether it holds the optimizer's state, not only the model.
     """
     files = {
-        path.relative_to(checkpoint).as_posix(): _digest(path)
+        path.relative_to(checkpoint).as_posix(): sha256_of(path)
         for path in sorted(checkpoint.rglob("*"))
         if path.is_file() and path.name != CHECKSUMS_FILE and not path.name.endswith(TEMPORARY)
     }
@@ -99,7 +98,7 @@ def find_damage(checkpoint: Path, *, to_go_on: bool = True) -> str | None:
     for name, digest in files.items():
         path = checkpoint / name
         try:
-            found = _digest(path)
+            found = sha256_of(path)
         except FileNotFoundError:
             return f"is damaged ({name} is missing)"
         except OSError as error:
@@ -147,11 +146,6 @@ def last_checkpoint(folder: str) -> str | None:
             return str(checkpoint)
         logger.warning("Skipping %s, which %s.", checkpoint, reason)
     return None
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def steers_the_rate(args: TrainingArguments) -> bool:

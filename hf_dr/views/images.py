@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
 import PIL.ImageOps
 import torch
@@ -37,7 +38,6 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "TGA"
 MAX_IMAGE_PIXELS = int(os.environ.get("HF_DR_MAX_IMAGE_PIXELS", "67108864"))
 """Larger images are refused before they are decoded: in the environment, because loaders' workers are processes."""
 
-_ORIENTATION = 0x0112  # the EXIF tag
 # Of 16 bits an image should use more than the lowest 12: else the 8 highest, which are kept, leave 16 levels or one.
 _FEW_LEVELS = 1 << 12
 
@@ -183,7 +183,7 @@ def channel_values(values: tuple[float, ...], device: torch.device, dtype: torch
 def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     """Returns the image upright and as 8-bit RGB (the rule is in the module's docstring)."""
     image.load()
-    if image.getexif().get(_ORIENTATION, 1) != 1:
+    if image.getexif().get(PIL.ExifTags.Base.Orientation, 1) != 1:
         image = PIL.ImageOps.exif_transpose(image)
     if image.mode == "RGB":
         return image

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import datasets
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
 
 from hf_dr.errors import ConfigError, DataError
@@ -32,7 +33,6 @@ logger = logging.getLogger(__name__)
 _MIN_AGREEMENT = 0.25
 LABELLED_ROWS = 2048  # after this many rows the labels are looked at for the first time
 _SIZES_AT_ONCE = 1024  # images
-_ORIENTATION = 0x0112  # EXIF tag; 2 to 8 turn the image
 
 
 def find_rows(order: str, images: datasets.Dataset) -> np.ndarray:
@@ -156,8 +156,8 @@ def image_sizes(images: datasets.Dataset) -> np.ndarray:
 def _size(image: PIL.Image.Image) -> tuple[int, int]:
     """Returns (height, width) of an image that can be decoded to its end; zeros where EXIF turns it."""
     image.load()
-    turned = image.getexif().get(_ORIENTATION, 1) in range(2, 9)
-    return (0, 0) if turned else (image.height, image.width)
+    orientation = image.getexif().get(PIL.ExifTags.Base.Orientation, 1)
+    return (0, 0) if orientation in range(2, 9) else (image.height, image.width)
 
 
 def fit_to_base(

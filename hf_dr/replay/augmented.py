@@ -64,6 +64,8 @@ class AugmentedDataset(MappedReinforcedData):
     """
 
     num_views = 1  # of each row in an epoch
+    has_labels = True
+    all_reinforced = False
 
     def __init__(
         self,
@@ -122,14 +124,6 @@ class AugmentedDataset(MappedReinforcedData):
     def fingerprint(self) -> str:
         """Of all that determines the views, the seed included."""
         return self._fingerprint
-
-    @property
-    def has_labels(self) -> bool:
-        return True
-
-    @property
-    def all_reinforced(self) -> bool:
-        return False
 
     @property
     def class_names(self) -> list[str] | None:

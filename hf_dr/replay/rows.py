@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 from dataclasses import dataclass, replace
 
@@ -12,7 +11,7 @@ import pyarrow as pa
 
 from hf_dr.errors import ConfigError, DataError, FormatError, ReplayError
 from hf_dr.replay.join import JoinedBase, readable
-from hf_dr.store.base_dataset import label_numbers, whole_column
+from hf_dr.store.base_dataset import check_class_names, label_numbers, whole_column
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import IMAGE_HASH, SOURCE_INDEX
 from hf_dr.views.rng import Matching
@@ -203,15 +202,7 @@ def _usable_others(
             "Leave it out."
         )
     there, own = (getattr(rows.features[label_column], "names", None) for rows in (owner, plus))
-    if there and own and there != own:
-        # One of the lists may be the beginning of the other.
-        c, theirs, ours = next(
-            (c, *pair) for c, pair in enumerate(itertools.zip_longest(there, own)) if len(set(pair)) > 1
-        )
-        raise DataError(
-            f'`base` must have the classes of the "+" dataset in their order, but class {c} is {theirs!r} there and {ours!r} '
-            'in the "+" dataset. Give another.'
-        )
+    check_class_names(there, own, "base", DataError)
     usable = readable(images, others)
     if len(usable) < len(others):
         logger.warning("%d rows cannot be decoded and are left out.", len(others) - len(usable))

@@ -10,6 +10,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from datasets.exceptions import DatasetNotFoundError
 from datasets.packaged_modules.parquet.parquet import Parquet
 from huggingface_hub import metadata_load, try_to_load_from_cache
 
-from hf_dr.errors import ConfigError, DataError, did_you_mean
+from hf_dr.errors import ConfigError, DataError, HfDrError, did_you_mean
 from hf_dr.files import YAML_ERRORS
 from hf_dr.store.named_files import check_own_files
 from hf_dr.store.schema import LICENSES, is_reserved
@@ -327,6 +328,26 @@ def label_numbers(labels: pa.ChunkedArray | pa.Array, num_classes: int) -> tuple
     """
     values = labels.cast(pa.int64(), safe=False).fill_null(-1).to_numpy(zero_copy_only=False)
     return values, np.flatnonzero((values < 0) | (values >= num_classes))
+
+
+def check_class_names(
+    theirs: Sequence[str] | None, ours: Sequence[str] | None, setting: str, error: type[HfDrError]
+) -> None:
+    """Raises an `error` where `setting`, a dataset, has other classes than the "+" dataset.
+
+    Args:
+        theirs: The names of its classes, where they have names.
+        ours: Those of the "+" dataset.
+        setting: What named the dataset.
+        error: Of which kind.
+    """
+    pairs = zip_longest(theirs, ours) if theirs and ours else ()
+    for c, (there, here) in enumerate(pairs):  # where one has more classes, the other has None
+        if there != here:
+            raise error(
+                f'`{setting}` must have the classes of the "+" dataset in their order, but class {c} is {there!r} there and '
+                f'{here!r} in the "+" dataset. Give another.'
+            )
 
 
 def describe_base(dataset: datasets.Dataset) -> dict[str, Any]:

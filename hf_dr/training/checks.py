@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from itertools import zip_longest
 from typing import Any
 
 import datasets
@@ -23,7 +22,7 @@ from transformers.trainer_utils import IntervalStrategy
 from hf_dr.errors import ConfigError, DataError
 from hf_dr.replay.reinforced_data import ReinforcedData
 from hf_dr.replay.streaming import StreamedReinforcedDataset
-from hf_dr.store.base_dataset import check_dataset, label_numbers, whole_column
+from hf_dr.store.base_dataset import check_class_names, check_dataset, label_numbers, whole_column
 from hf_dr.teacher.members import ONE_CLASS
 from hf_dr.training.arguments import ReinforcedTrainingArguments
 from hf_dr.training.losses import tail_rule
@@ -245,14 +244,7 @@ def evaluation_images(
 
 def check_evaluation(images: LabelledImages, train: ReinforcedData) -> None:
     """Checks the labels that a student is evaluated by."""
-    names = train.class_names  # once: each time, `datasets` copies all features
-    pairs = zip_longest(images.class_names, names) if images.class_names and names else ()
-    for c, (theirs, ours) in enumerate(pairs):  # where one has more classes, the other has None
-        if theirs != ours:
-            raise ConfigError(
-                f'`eval_dataset` must have the classes of the "+" dataset in their order, but class {c} is {theirs!r} there '
-                f'and {ours!r} in the "+" dataset. Give another.'
-            )
+    check_class_names(images.class_names, train.class_names, "eval_dataset", ConfigError)
     try:
         values, bad = label_numbers(images.labels, train.num_classes)
     except pa.ArrowInvalid as error:

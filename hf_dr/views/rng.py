@@ -126,14 +126,11 @@ class Matching:
 
     def partner(self, example: int) -> int:
         """Returns the example with which `example` is mixed in this view."""
-        position = int(self._permutation(example - self.start)) ^ 1  # positions 2k and 2k + 1 form a pair
-        if position >= self._permutation.n:
-            return example
-        return int(self._permutation.inverse(position)) + self.start
+        return int(self.partners(np.asarray(example)))
 
     def partners(self, examples: np.ndarray) -> np.ndarray:
         """Returns the partner of each example, int64, same shape."""
-        positions = self._permutation(examples - self.start) ^ 1
+        positions = self._permutation(examples - self.start) ^ 1  # positions 2k and 2k + 1 form a pair
         alone = positions >= self._permutation.n
         found = self._permutation.inverse(np.where(alone, 0, positions)) + self.start
         return np.where(alone, examples, found)

@@ -17,6 +17,7 @@ import numpy as np
 from hf_dr.errors import ConfigError, FormatError, did_you_mean
 from hf_dr.generation.ml_dr.plain_pickle import read_plain_pickle
 from hf_dr.store.schema import AUG_PREFIX, TEACHER_IDS, TEACHER_LOGPROBS
+from hf_dr.teacher.topk import as_stored
 from hf_dr.views.augmentation import NO_PARTNER, PARTNER, Augmentation
 from hf_dr.views.ops.base import Op, Size
 from hf_dr.views.ops.colour import LEVELLESS, POLICY_OPS, UNSIGNED, RandAugment, rand_augment_magnitude
@@ -367,7 +368,7 @@ def _unsigned(values: np.ndarray, where: str) -> np.ndarray:
 
 
 def _sorted_answers(probs: list[Any], ids: list[Any], top_k: int, num_classes: int, where: str) -> Columns:
-    """The answers as columns: checked, most probable first, equal ones by rising id (as `hf_dr.teacher.topk` sorts them)."""
+    """The answers as columns: checked, and sorted as those of a teacher are."""
     shape = len(probs), top_k
     probs_VK = _numbers(probs, "if", shape, f"the probabilities in {where}").astype(np.float64)
     ids_VK = _numbers(ids, "i", shape, f"the classes in {where}")
@@ -381,8 +382,5 @@ def _sorted_answers(probs: list[Any], ids: list[Any], top_k: int, num_classes: i
     distinct = (np.diff(np.sort(ids_VK, axis=1), axis=1) > 0).all()
     expect(bool(distinct), f"the classes in {where}", "be distinct in each view", "equal ones")
     logprobs_VK = np.log(np.minimum(probs_VK, 1)).astype(np.float16)
-    order = np.lexsort((ids_VK, -logprobs_VK.astype(np.float32)), axis=-1)
-    return {
-        TEACHER_IDS: np.take_along_axis(ids_VK, order, axis=1),
-        TEACHER_LOGPROBS: np.take_along_axis(logprobs_VK, order, axis=1),
-    }
+    ids_VK, logprobs_VK = as_stored(ids_VK, logprobs_VK, num_classes)
+    return {TEACHER_IDS: ids_VK, TEACHER_LOGPROBS: logprobs_VK}

@@ -179,34 +179,16 @@ def verify(
     whole.check_images = True
     drawn = keyed_rng(seed, domain=DOMAIN_VERIFY)
     rows = np.sort(drawn.choice(whole.num_reinforced, min(num_rows, whole.num_reinforced), replace=False))
-    equal: list[bool] = []  # of the rows whose teacher's pixels are known
-    problems = _damaged_shards(plus)
+    damaged = _damaged_shards(plus)
     maker = None if device is None else (DeviceAugmentation(whole.augmentation), torch.device(device))
     compared = _Comparison(asked, batch_size, provenance)
-    with progress_bar(total=len(rows) * whole.num_views, desc="verifying", unit="view", unit_scale=True) as bar:
-        for row, image_hash in zip(rows.tolist(), whole.image_hashes[rows], strict=True):
-            stored = whole.views_hash(row)
-            try:
-                found = _replay_row(whole, row, image_hash, compared, maker)
-                if stored not in (None, found):
-                    problems.append(f"row {row}: the replayed pixels are not those that the teacher saw")
-            except (ReplayError, FormatError) as error:
-                found = None
-                problems.append(f"row {row}: {error}")
-            if stored is not None:
-                equal.append(found == stored)
-            bar.update(whole.num_views)
-    compared.finish()
-    kl = np.concatenate(compared.kl) if compared.kl else None
+    equal, problems = _replay_rows(whole, rows, compared, maker)
     return VerifyReport(
         num_rows=len(rows),
         num_views=whole.num_views,
         bit_equal=sum(equal) / len(equal) if equal else None,
-        kl_mean=None if kl is None else float(kl.mean()),
-        kl_max=None if kl is None else float(kl.max()),
-        top1_agreement=float(np.concatenate(compared.same_top1).mean()) if compared.same_top1 else None,
-        tail_kl_mean=float(np.mean(compared.tail_kl)) if compared.tail_kl else None,
-        problems=tuple(problems),
+        **compared.measured(),
+        problems=(*damaged, *problems),
         version_changes=_version_changes(provenance),
         num_shards_read=len(plus.shards) if provenance.schema_version >= 4 else 0,
         num_unproved=len(rows) - len(equal),
@@ -256,6 +238,28 @@ def _damaged_shards(plus: ReinforcedDataset) -> list[str]:
         except FormatError as error:
             damaged.append(str(error))
     return damaged
+
+
+def _replay_rows(
+    plus: ReinforcedDataset, rows: np.ndarray, compared: _Comparison, maker: _DeviceMaker | None
+) -> tuple[list[bool], list[str]]:
+    """Replays rows: whether each replayed to the pixels that its teacher saw, where those are known, and what went wrong."""
+    equal: list[bool] = []
+    problems: list[str] = []
+    with progress_bar(total=len(rows) * plus.num_views, desc="verifying", unit="view", unit_scale=True) as bar:
+        for row, image_hash in zip(rows.tolist(), plus.image_hashes[rows], strict=True):
+            stored = plus.views_hash(row)
+            try:
+                found = _replay_row(plus, row, image_hash, compared, maker)
+                if stored not in (None, found):
+                    problems.append(f"row {row}: the replayed pixels are not those that the teacher saw")
+            except (ReplayError, FormatError) as error:
+                found = None
+                problems.append(f"row {row}: {error}")
+            if stored is not None:
+                equal.append(found == stored)
+            bar.update(plus.num_views)
+    return equal, problems
 
 
 def _replay_row(
@@ -344,9 +348,9 @@ class _Comparison:
         self._batch_size = batch_size
         self._provenance = provenance
         self._waiting: list[tuple[np.ndarray, np.uint64, np.ndarray, np.ndarray, _Tail | None]] = []
-        self.kl: list[np.ndarray] = []  # KL(stored || recomputed) of the views of each batch, nats
-        self.tail_kl: list[float] = []  # the same of each row's tail
-        self.same_top1: list[np.ndarray] = []  # whether the most probable class is the stored one, of each batch
+        self._kl: list[np.ndarray] = []  # KL(stored || recomputed) of the views of each batch, nats
+        self._tail_kl: list[float] = []  # the same of each row's tail
+        self._same_top1: list[np.ndarray] = []  # whether the most probable class is the stored one, of each batch
 
     def add(
         self,
@@ -361,9 +365,20 @@ class _Comparison:
             return
         self._waiting.append((pixels_HWC, image_hash, ids_K, logprobs_K, tail))
         if len(self._waiting) == self._batch_size:
-            self.finish()
+            self._compare()
 
-    def finish(self) -> None:
+    def measured(self) -> dict[str, float | None]:
+        """Compares the views that still wait, and returns what a `VerifyReport` says of the answers."""
+        self._compare()
+        kl = np.concatenate(self._kl) if self._kl else None
+        return {
+            "kl_mean": None if kl is None else float(kl.mean()),
+            "kl_max": None if kl is None else float(kl.max()),
+            "top1_agreement": float(np.concatenate(self._same_top1).mean()) if self._same_top1 else None,
+            "tail_kl_mean": float(np.mean(self._tail_kl)) if self._tail_kl else None,
+        }
+
+    def _compare(self) -> None:
         """Compares the views that wait."""
         if self._teacher is None or not self._waiting:
             return
@@ -373,14 +388,14 @@ class _Comparison:
         for tail, fresh_C in zip(tails, fresh_BC, strict=True):
             kl = None if tail is None else tail.add(fresh_C)
             if kl is not None:  # it was the row's last view
-                self.tail_kl.append(kl)
+                self._tail_kl.append(kl)
         self._waiting.clear()
         if self._provenance.signal == SAMPLED:
             fresh_BC = stored_if_kept(torch.from_numpy(fresh_BC), self._provenance.top_k)
-            self.kl.append(drawn_kl(ids_BK, logprobs_BK, fresh_BC))
+            self._kl.append(drawn_kl(ids_BK, logprobs_BK, fresh_BC))
         else:
-            self.kl.append(answer_kl(ids_BK, logprobs_BK, fresh_BC))
-        self.same_top1.append(same_top1(ids_BK, fresh_BC))
+            self._kl.append(answer_kl(ids_BK, logprobs_BK, fresh_BC))
+        self._same_top1.append(same_top1(ids_BK, fresh_BC))
 
 
 def same_top1(ids_BK: np.ndarray, fresh_BC: np.ndarray) -> np.ndarray:

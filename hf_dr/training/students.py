@@ -78,39 +78,56 @@ def build_student(
         ConfigError: There is no such model.
     """
     labels = list(class_names) if class_names is not None else [f"LABEL_{c}" for c in range(num_classes)]
-    names: dict[str, Any] = {
+    classes: dict[str, Any] = {
+        "num_labels": num_classes,
         "id2label": dict(enumerate(labels)),
         "label2id": {label: c for c, label in enumerate(labels)},
     }
     seen = {} if size is None else evaluated_at((size, size) if isinstance(size, int) else size, crop)
-    if name.startswith("timm:"):
-        architecture, _, file = name.removeprefix("timm:").partition("@")
-        if not timm.is_model(architecture):
-            raise ConfigError(
-                f"timm has no architecture `{architecture}`.{did_you_mean(architecture, timm.list_models())}"
-            )
-        cfg: dict[str, Any] = {}
-        if normalization is not None:
-            cfg.update(mean=list(normalization[0]), std=list(normalization[1]))
-        names.update(pretrained_cfg={**cfg, **seen}, num_labels=num_classes)
-        config = TimmWrapperConfig(architecture=architecture, model_args=model_args, **names)
-        try:
-            model = AutoModelForImageClassification.from_config(config)
-        except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-            raise ConfigError(
-                f"timm cannot build {architecture} with {model_args}: {error}. Check `model_args`."
-            ) from error
-        if file:
-            _load_weights(model, Path(file).expanduser())
-        return model
-    if model_args:
-        raise ConfigError(f"`model_args` must come with `timm:ARCHITECTURE`, got {name!r}. Leave it out.")
+    if not name.startswith("timm:"):
+        if model_args:
+            raise ConfigError(f"`model_args` must come with `timm:ARCHITECTURE`, got {name!r}. Leave it out.")
+        return _pretrained(name, classes, seen)
+    cfg = {} if normalization is None else {"mean": list(normalization[0]), "std": list(normalization[1])}
+    architecture, _, file = name.removeprefix("timm:").partition("@")
+    model = _of_timm(architecture, model_args, {**classes, "pretrained_cfg": {**cfg, **seen}})
+    if file:
+        _load_weights(model, Path(file).expanduser())
+    return model
+
+
+def _of_timm(architecture: str, model_args: dict[str, Any] | None, settings: dict[str, Any]) -> Any:
+    """Builds a model of timm's with fresh weights, and a config of these settings."""
+    check_architecture(architecture)
+    config = TimmWrapperConfig(architecture=architecture, model_args=model_args, **settings)
+    try:
+        return AutoModelForImageClassification.from_config(config)
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"timm cannot build {architecture} with {model_args}: {error}. Check `model_args`."
+        ) from error
+
+
+def check_architecture(architecture: str) -> None:
+    """Checks that timm has an architecture of this name; a ConfigError if not."""
+    if not timm.is_model(architecture):
+        raise ConfigError(f"timm has no architecture `{architecture}`.{did_you_mean(architecture, timm.list_models())}")
+
+
+def _pretrained(name: str, classes: dict[str, Any], seen: dict[str, Any]) -> Any:
+    """Loads a model to be fine-tuned, from a folder or the Hub.
+
+    Args:
+        name: Of the model.
+        classes: What its config shall say of them.
+        seen: What its `pretrained_cfg` shall say of the images, if it is timm's.
+    """
     if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
         raise ConfigError(f"the student {name!r} must be a folder, but there is none. Train it first, or name another.")
     try:
         model = AutoModelForImageClassification.from_pretrained(
             name,
-            config=read_config(name, num_labels=num_classes, **names),
+            config=read_config(name, **classes),
             ignore_mismatched_sizes=True,
             use_safetensors=True,
             dtype=torch.float32,  # whatever its file has: `bf16` and `fp16` are what trains it in less

@@ -14,10 +14,10 @@ from huggingface_hub.errors import EntryNotFoundError
 from timm.data import resolve_model_data_config
 from torch import nn
 
-from hf_dr.errors import ConfigError, did_you_mean
+from hf_dr.errors import ConfigError
 from hf_dr.teacher.members import load_member
 from hf_dr.training.student_card import STUDENT_FILE, Student
-from hf_dr.training.students import is_timm, read_model_args
+from hf_dr.training.students import check_architecture, is_timm, read_model_args
 from hf_dr.transfer.settings import BackboneArguments
 
 
@@ -208,10 +208,7 @@ def _load_classifier(
         "settings": {},
     }
     if is_architecture and not at:
-        if not timm.is_model(architecture):
-            raise ConfigError(
-                f"timm has no architecture `{architecture}`.{did_you_mean(architecture, timm.list_models())}"
-            )
+        check_architecture(architecture)
         return identity, model_args, None, None
     if model_args and not is_architecture:
         raise ConfigError(f"`model_args` must come with `timm:ARCHITECTURE`, got {student!r}. Leave it out.")

@@ -82,12 +82,7 @@ def fetch_config(
                 "half of one. Check the name, or push it again."
             ) from error
 
-    if not isinstance(
-        try_to_load_from_cache(path, described := f"{name}/{PROVENANCE_FILE}", None, commit, "dataset"), str
-    ):
-        listed = ask(lambda: HfApi().get_paths_info(path, [described], repo_type="dataset", revision=commit), what)
-        for file in listed:
-            check_size(getattr(file, "size", 0), f"{described} of {path}", 'Is it a "+" dataset?')
+    _check_size(path, f"{name}/{PROVENANCE_FILE}", commit, what)
     config = fetch(PROVENANCE_FILE).parent
     provenance = Provenance.read(config)
     check_split(split, provenance)
@@ -100,6 +95,14 @@ def fetch_config(
         finally:
             pool.shutdown(cancel_futures=True)
     return config
+
+
+def _check_size(repo_id: str, file: str, commit: str, what: str) -> None:
+    """Refuses a file that is too large before it is fetched, unless it is in the cache already."""
+    if isinstance(try_to_load_from_cache(repo_id, file, None, commit, "dataset"), str):
+        return
+    for listed in ask(lambda: HfApi().get_paths_info(repo_id, [file], repo_type="dataset", revision=commit), what):
+        check_size(getattr(listed, "size", 0), f"{file} of {repo_id}", 'Is it a "+" dataset?')
 
 
 def split_revision(

@@ -243,7 +243,7 @@ def test_files_that_are_missing_or_others(changed, tmp_path):
         images[0]
     with pytest.raises(
         DataError,
-        match=r"the image of row 1 must be readable, but: expected a file, found none at .* Fix it, or check where",
+        match=r"the image of row 1 \(.*none.png\) must be readable, but: expected a file, found none at .* Fix it, or check where",
     ):
         images[1]
     for each in images.data.objects:

@@ -196,7 +196,7 @@ def page() -> str:
         "\n".join(gains("accuracy", "10,000 images (grocery: 1,253 photos), student", STUDENTS)),
         (
             "What is left of the ECE at each student's best temperature, of each half of the test images at that of the other half, "
-            "for the two rows\nthat lose most, trained again by the same command (`left_of_ece.json`):"
+            "for the four rows\nthat lose ECE, trained again by the same command (`left_of_ece.json`):"
         ),
         "\n".join(left_of_ece()),
         "## By the number of epochs",

@@ -11,7 +11,7 @@ argparse but puts the field's own type in the place of this one.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Annotated, Any
 
@@ -122,9 +122,23 @@ def check_settings(settings: Any) -> None:
                 raise ConfigError(f"`{own.name}` must be {expected}, got {item!r}.")
 
 
-def are_alike(one: Any, two: Any) -> bool:
-    """Whether two settings of runs are equal. A digest of data counts where both tell one: older versions tell none."""
-    if isinstance(one, Mapping) and isinstance(two, Mapping):
-        names = (one.keys() | two.keys()) - ({"digest"} - (one.keys() & two.keys()))
-        return all(name in one and name in two and are_alike(one[name], two[name]) for name in names)
-    return bool(one == two)
+def are_alike(one: Any, two: Any, but: Collection[str] = ()) -> bool:
+    """Whether two settings of runs are equal.
+
+    Args:
+        one: A value in JSON types.
+        two: Another one.
+        but: Names of mappings, at any depth, that do not count. A digest of data counts where both tell one: older versions
+            tell none.
+    """
+    return (
+        not unlike_names(one, two, but) if isinstance(one, Mapping) and isinstance(two, Mapping) else bool(one == two)
+    )
+
+
+def unlike_names(one: Mapping[str, Any], two: Mapping[str, Any], but: Collection[str] = ()) -> list[str]:
+    """Returns the names, sorted, whose values differ or that one of two mappings lacks; see `are_alike`."""
+    names = (one.keys() | two.keys()) - set(but) - ({"digest"} - (one.keys() & two.keys()))
+    return sorted(
+        name for name in names if name not in one or name not in two or not are_alike(one[name], two[name], but)
+    )

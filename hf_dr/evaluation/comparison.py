@@ -21,7 +21,7 @@ from hf_dr.errors import ConfigError
 from hf_dr.evaluation.config import CompareConfig, EvaluateConfig, as_arguments
 from hf_dr.evaluation.gathering import BASELINE, RESULTS_FILE, RUN_NOTE, STATE_FILE, Run, read_run, run_name
 from hf_dr.evaluation.images import open_set
-from hf_dr.evaluation.metrics import CALIBRATED_ECE, SHARES
+from hf_dr.evaluation.metrics import CALIBRATED_ECE, ECE_BY_CHANCE, SHARES
 from hf_dr.evaluation.plots import accuracy_figure, as_png, reliability_figure
 from hf_dr.evaluation.report import ABOUT_CALIBRATED, Report
 from hf_dr.evaluation.run import checked_sets, run_evaluation
@@ -184,7 +184,8 @@ class Comparison:
 
         Metrics are shares, but nll (nats); `_std` next to each is the standard deviation over seeds.
         """
-        found = {f"{name}_{c.key}": self.values(name, c.key) for name in self.objectives for c in self._columns}
+        keys = [c.key for c in self._columns] + [key for key in (ECE_BY_CHANCE,) if key in self.frame]
+        found = {f"{name}_{key}": self.values(name, key) for name in self.objectives for key in keys}
         for name in self._compared:
             whose = "" if name == "reinforced" else f"{name}_"
             found |= {f"{whose}{c.key}_gain": self.gains(name, c.key) for c in self._columns}
@@ -214,7 +215,9 @@ class Comparison:
         table = html_table(["objective", *self.students.head[1:]], self.students.rows)
         verdicts = [f"<p><b>{html.escape(verdict)}</b></p>" for verdict in self.verdicts]
         page = folder / "report.html"
-        write_whole(page, html_page(self.title, [facts, _ABOUT, table, *verdicts, *map(html_picture, shown)]))
+        write_whole(
+            page, html_page(self.title, [facts, _about(self.report), table, *verdicts, *map(html_picture, shown)])
+        )
         return page
 
 
@@ -348,8 +351,9 @@ def is_finished(run: Path, flags: dict[str, Any]) -> bool:
     return all((run / name).is_file() for name in (RESULTS_FILE, STATE_FILE, STUDENT_FILE))
 
 
-_ABOUT = (
-    "<p>The same student, data path, optimizer and steps, by its objective: erm learns from the labels alone, reinforced from\n"
-    "stored answers of the teacher, kd from a teacher in memory. Mean ± standard deviation over seeds; a gain is a change for\n"
-    f"the better. {ABOUT_CALIBRATED}</p>"
-)
+def _about(report: Report) -> str:
+    return (
+        "<p>The same student, data path, optimizer and steps, by its objective: erm learns from the labels alone, reinforced "
+        "from stored answers of the teacher, kd from a teacher in memory. Mean ± standard deviation over seeds; a gain is a "
+        f"change for the better. {ABOUT_CALIBRATED} {html.escape(report.chance)}</p>"
+    )

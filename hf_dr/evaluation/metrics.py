@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,8 @@ METRICS = ("top1", "top5", "nll", "brier", "ece")
 """What `classification_metrics` measures."""
 CALIBRATED_ECE = "calibrated_ece"
 """What `calibrated_ece` measures, of clean images."""
+ECE_BY_CHANCE = "ece_by_chance"
+"""What `Reliability.ece_by_chance` is, of clean images."""
 SHARES = "shares"
 """Unit of the metrics in JSON files, but nll (nats) and brier. Older files name none: their mce and errors are in percent."""
 
@@ -35,6 +38,23 @@ class Reliability:
     def ece(self) -> float:
         """Expected calibration error, 0 to 1: see `hf_dr.teacher.calibration`."""
         return calibration_error(self.counts, self.confidence_sums, self.hits)
+
+    @property
+    def ece_by_chance(self) -> float:
+        """The ECE that a perfectly calibrated model of these confidences shows on average, because examples are few, 0 to 1.
+
+        Its hits in a bin of n examples are binomial with the bin's mean confidence p. Their mean absolute deviation from np is
+        2 v C(n, v) p^v (1 - p)^(n - v + 1) with v = floor(np) + 1 (de Moivre, 1730).
+        """
+        deviations = 0.0
+        for n, confidence_sum in zip(self.counts.tolist(), self.confidence_sums.tolist(), strict=True):
+            v = math.floor(confidence_sum) + 1
+            if not 0 < confidence_sum < n or v > n:
+                continue
+            p = confidence_sum / n
+            ways = math.lgamma(n + 1) - math.lgamma(v + 1) - math.lgamma(n - v + 1)
+            deviations += 2 * v * math.exp(ways + v * math.log(p) + (n - v + 1) * math.log1p(-p))
+        return float(deviations / max(1, self.counts.sum()))
 
 
 def log_softmax(logits_BC: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_dr.evaluation.metrics import CALIBRATED_ECE, SHARES, Reliability
+from hf_dr.evaluation.metrics import CALIBRATED_ECE, ECE_BY_CHANCE, SHARES, Reliability
 from hf_dr.evaluation.plots import reliability_figure
 from hf_dr.files import write_json, write_whole
 from hf_dr.text import inline, markdown_table
@@ -90,10 +90,23 @@ class Report:
         head = ("model", "set", "examples", "top-1 %", "top-5 %", "NLL", "Brier", "ECE %", "calibrated ECE %", "mCE %")
         parts = [markdown_table(head, map(_row, self.results)), *self._corruption_tables()]
         if any(CALIBRATED_ECE in r.metrics for r in self.results):
-            parts.append(ABOUT_CALIBRATED)
+            parts.append(f"{ABOUT_CALIBRATED} {inline(self.chance)}".rstrip())
         if any(r.by_corruption for r in self.results):
             parts.append(_ABOUT_CORRUPTED)
         return "\n\n".join(parts) + "\n"
+
+    @property
+    def chance(self) -> str:
+        """Says for each clean set what ECE its number of images alone brings."""
+        found = {
+            name: [r.metrics[ECE_BY_CHANCE] for r in self.results if r.set == name and ECE_BY_CHANCE in r.metrics]
+            for name in dict.fromkeys(r.set for r in self.results)
+        }
+        return " ".join(
+            f"A perfectly calibrated model would show an ECE of about {100 * np.mean(values):.1f} % on {name}, by chance."
+            for name, values in found.items()
+            if values
+        )
 
     def _corruption_tables(self) -> Iterator[str]:
         for name in dict.fromkeys(r.set for r in self.results if r.by_corruption):

@@ -24,7 +24,7 @@ from hf_dr.errors import ConfigError, TeacherError, did_you_mean
 from hf_dr.evaluation.config import EvaluateConfig, named_model
 from hf_dr.evaluation.corruptions import corrupt, corruption_rng
 from hf_dr.evaluation.images import Images, open_set
-from hf_dr.evaluation.metrics import CALIBRATED_ECE, calibrated_ece, reliability
+from hf_dr.evaluation.metrics import CALIBRATED_ECE, ECE_BY_CHANCE, calibrated_ece, reliability
 from hf_dr.evaluation.modules import Classification
 from hf_dr.evaluation.report import Report, Result
 from hf_dr.evaluation.sets import EvaluationSet, parse_set
@@ -94,6 +94,7 @@ def run_evaluation(config: EvaluateConfig) -> Report:
                         "temperature": fit_temperature(logits_BC, images.labels),
                     }
                 diagram = reliability(logits_BC, images.labels)
+                metrics[ECE_BY_CHANCE] = diagram.ece_by_chance
                 hits = logits_BC.argmax(axis=-1) == images.labels
                 results.append(Result(model.name, spec.name, len(images.rows), metrics, diagram, hits=hits))
         if spec.published_corrupted or spec.name in config.corrupt:

@@ -28,8 +28,9 @@ class SharedEpoch:
 
     def __init__(self, value: int = 0) -> None:
         # Anonymous memory is shared with forked workers and holds no file descriptor: there may be a dataset for each class.
-        # On its way to a spawned one, torch moves the tensor to memory that has a name.
         self._number = torch.frombuffer(mmap.mmap(-1, 8), dtype=torch.int64).fill_(value)
+        # What is sent to spawned ones, torch moves to memory that has a name; forked ones would not see it there.
+        self._sent = self._number.clone()
 
     def __int__(self) -> int:
         return int(self._number)
@@ -40,7 +41,8 @@ class SharedEpoch:
         Raises:
             ConfigError: It is below 0.
         """
-        self._number.fill_(checked_epoch(value))
+        for number in (self._number, self._sent):
+            number.fill_(checked_epoch(value))
 
     def __copy__(self) -> Self:
         return type(self)(int(self))
@@ -48,7 +50,10 @@ class SharedEpoch:
     def __deepcopy__(self, memo: Any) -> Self:
         return type(self)(int(self))
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {"sent": self._sent}
+
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        if not self._number.is_shared():  # of a file, not of another process
+        self._number = self._sent = state["sent"]
+        if not self._sent.is_shared():  # of a file, not of another process
             self.__init__(int(self))  # type: ignore[misc]

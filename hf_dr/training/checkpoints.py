@@ -21,7 +21,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_dr.errors import ConfigError
 from hf_dr.files import TEMPORARY, sha256_of, write_json
-from hf_dr.settings import are_alike
+from hf_dr.settings import are_alike, unlike_names
 
 logger = logging.getLogger(__name__)
 
@@ -169,11 +169,19 @@ def kept_settings(args: TrainingArguments) -> dict[str, Any]:
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, str]:
     """Returns, for each setting that differs, both values as words. One that is not known there is of a later version."""
-    return {
-        name: f"{there[name]!s:.80} there, {value!s:.80} here"
-        for name, value in here.items()
-        if name in there and not are_alike(there[name], value)
-    }
+    found = {}
+    for name, value in here.items():
+        if name in there and not are_alike(there[name], value, _OF_NO_WEIGHT):
+            before, now = there[name], value
+            if isinstance(before, Mapping) and isinstance(now, Mapping):
+                names = unlike_names(before, now, _OF_NO_WEIGHT)
+                before, now = ({key: kept.get(key) for key in names} for kept in (before, now))
+            found[name] = f"{before!s:.80} there, {now!s:.80} here"
+    return found
+
+
+_OF_NO_WEIGHT = ("evaluated_on", "license")
+"""What is told of data that shapes no weights."""
 
 
 def read_settings(path: Path) -> dict[str, Any]:

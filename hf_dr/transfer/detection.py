@@ -215,14 +215,27 @@ def detection_trainer(
 def _choose_masks(wanted: bool | None, sets: Sequence[DetectionData]) -> bool:
     """Whether masks are learned: as wanted, else where all sets have them."""
     masks = wanted is not False
-    for data in sets:
-        missing, count = data.num_unsegmented, sum(len(each.labels) for each in data.objects)
-        found = f"{missing} of the {count} objects of {data.described['id']} have none"
-        if wanted and missing:
-            raise DataError(f"`masks` needs segmentations of all objects, but {found}. Leave it out for Faster R-CNN.")
-        if masks and 0 < missing < count:
-            logger.warning("No masks are learned, which needs segmentations of all objects: %s.", found)
-        masks = masks and not missing
+    for data in sets if masks else ():
+        missing, usable = data.num_unsegmented, data.num_segmented
+        count = sum(len(each.labels) for each in data.objects)
+        named = f"of the {count} objects of {data.described['id']}"
+        if wanted and (missing or not usable):
+            raise DataError(
+                f"`masks` needs segmentations of all objects, but {count - usable} {named} have none. Leave it out for Faster "
+                "R-CNN."
+            )
+        if missing and usable:
+            logger.warning(
+                "No masks are learned, which needs segmentations of all objects: %d %s have none.", missing, named
+            )
+        elif count > usable > 0:
+            logger.warning(
+                "%d %s have only polygons of fewer than three points, and are not learned. Pass --masks false to learn their "
+                "boxes.",
+                count - usable,
+                named,
+            )
+        masks = masks and not missing and usable > 0
     for data in sets if masks else ():
         data.check_masks()
     return masks

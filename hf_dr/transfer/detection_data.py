@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import itertools
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -87,6 +88,11 @@ class DetectionData:
     def num_unsegmented(self) -> int:
         """How many objects have no segmentation."""
         return sum((each.segmentations or [None] * len(each.labels)).count(None) for each in self.objects)
+
+    @property
+    def num_segmented(self) -> int:
+        """How many objects have a segmentation of some area."""
+        return sum(map(bool, itertools.chain.from_iterable(each.segmentations or () for each in self.objects)))
 
     def check_masks(self) -> None:
         """Checks the run lengths of all objects, before masks are learned or measured.
@@ -436,13 +442,20 @@ class CocoMeter:
 
     @property
     def names(self) -> list[str]:
-        """What is measured, by the sizes of the objects that are there."""
-        areas = np.concatenate([each.areas[~each.crowd] for each in self._data.objects])
+        """What is measured, by the sizes of the objects that are there; of masks, of the objects that have one."""
+        objects = self._data.objects
+        shown = {"box": [~each.crowd for each in objects]}
+        if self._masks:
+            segmented = [np.array(list(map(bool, each.segmentations or ())), bool) for each in objects]
+            shown["mask"] = [one & other for one, other in zip(shown["box"], segmented, strict=True)]
         coco = coco_library().cocoeval.Params(iouType="bbox")
-        sizes = zip(coco.areaRngLbl, coco.areaRng, strict=True)
-        absent = {size for size, (low, high) in sizes if not ((low <= areas) & (areas <= high)).any()}
-        kinds = ("box", "mask")[: 1 + self._masks]
-        return [f"{kind}_{metric}" for kind in kinds for metric in _METRICS if metric.rpartition("_")[2] not in absent]
+        names = []
+        for kind, kept in shown.items():
+            areas = np.concatenate([each.areas[own] for each, own in zip(objects, kept, strict=True)])
+            sizes = zip(coco.areaRngLbl, coco.areaRng, strict=True)
+            absent = {size for size, (low, high) in sizes if not ((low <= areas) & (areas <= high)).any()}
+            names += [f"{kind}_{metric}" for metric in _METRICS if metric.rpartition("_")[2] not in absent]
+        return names
 
     def update(self, model: nn.Module, batch: dict[str, Any]) -> None:
         """Keeps what a model finds in a batch."""

@@ -79,6 +79,7 @@ def test_the_numbers_by_hand(place, tiny_dataset):
     by_hand = classification_metrics(expected, labels) | {
         "calibrated_ece": calibrated_ece(expected, labels),
         "temperature": fit_temperature(expected, labels),
+        "ece_by_chance": reliability(expected, labels).ece_by_chance,
     }
     assert clean.metrics == pytest.approx(by_hand, rel=1e-4)
     np.testing.assert_array_equal(clean.diagram.counts, reliability(expected, labels).counts)
@@ -401,6 +402,9 @@ def test_the_command(place, tmp_path, capsys):
     clean = content["results"][0]
     assert f"| {100 * clean['ece']:.2f} | {100 * clean['calibrated_ece']:.2f} |  |" in text
     assert "Calibrated ECE is what is left" in text
+    same = [row for row in content["results"] if row["set"] == clean["set"] and not row["corrupted"]]
+    by_chance = np.mean([row["ece_by_chance"] for row in same])
+    assert f"would show an ECE of about {100 * by_chance:.1f} % on {clean['set']}, by chance." in text
     assert f"| pixelate | {100 * found['errors']['pixelate']:.2f} |" in text
     assert "not normalised" in text
     with PIL.Image.open(tmp_path / "out" / "reliability.png") as picture:

@@ -5,6 +5,7 @@ import PIL.Image
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from hf_dr.evaluation.metrics import calibrated_ece, classification_metrics, compute_metrics, log_softmax, reliability
 from hf_dr.evaluation.plots import reliability_figure
@@ -62,6 +63,33 @@ def test_a_model_that_is_only_too_sure_has_no_calibrated_error_to_speak_of():
     labels = (logits + rng.gumbel(size=logits.shape)).argmax(axis=-1)
     assert classification_metrics(3 * logits, labels)["ece"] > 0.25
     assert calibrated_ece(3 * logits, labels) < 0.015
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 10**6), st.integers(1, 400), st.integers(2, 12))
+def test_the_error_by_chance_is_the_mean_over_many_draws(seed, count, classes):
+    """Against scipy's binomial, value by value."""
+    rng = np.random.default_rng(seed)
+    diagram = reliability(rng.normal(0, 3, (count, classes)), rng.integers(classes, size=count))
+    expected = 0.0
+    for n, confidence_sum in zip(diagram.counts, diagram.confidence_sums, strict=True):
+        if n:
+            hits = np.arange(n + 1)
+            expected += (stats.binom.pmf(hits, n, confidence_sum / n) * abs(hits - confidence_sum)).sum()
+    assert diagram.ece_by_chance == pytest.approx(expected / count, abs=1e-9)
+
+
+def test_the_error_of_a_calibrated_model_is_that_by_chance():
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(100):
+        logits = rng.normal(0, 1, (500, 5))
+        labels = (logits + rng.gumbel(size=logits.shape)).argmax(axis=-1)
+        found.append(reliability(logits, labels))
+    shown, by_chance = (np.mean([getattr(each, name) for each in found]) for name in ("ece", "ece_by_chance"))
+    assert 0.02 < shown == pytest.approx(by_chance, rel=0.05)
+    for logits in (np.zeros((0, 2)), np.array([[1e3, 0.0]])):  # nothing, and one that is sure
+        assert reliability(logits, np.zeros(len(logits), int)).ece_by_chance == 0
 
 
 def test_large_logits_do_not_overflow():

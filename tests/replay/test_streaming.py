@@ -345,6 +345,24 @@ def _tell_epochs(epoch, pipe):
         pipe.send(int(epoch))
 
 
+def test_forked_and_spawned_processes_see_it_change_together():
+    epoch = SharedEpoch()
+    pipes, processes = [], []
+    for method in ("fork", "spawn", "fork"):
+        context = multiprocessing.get_context(method)
+        here, there = context.Pipe()
+        processes.append(context.Process(target=_tell_epochs, args=(epoch, there)))
+        processes[-1].start()
+        pipes.append(here)
+    for value in (3, 1):
+        epoch.set(value)
+        for pipe in pipes:
+            pipe.send(None)
+        assert [pipe.recv() for pipe in pipes] == [value] * 3
+    for process in processes:
+        process.join()
+
+
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="open files cannot be counted here")
 def test_epochs_hold_no_files():
     """A dataset for each of a thousand classes would reach the limit."""

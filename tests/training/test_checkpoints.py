@@ -333,5 +333,9 @@ def test_what_a_later_version_tells_of_its_data_is_no_difference():
     assert differences(there, here) == {}
     assert differences(here, {"dataset": {"id": "a", "digest": "y"}}).keys() == {"dataset"}
     assert differences(there, {"dataset": {"id": "b", "digest": "x"}}).keys() == {"dataset"}
+    shaping_nothing = {"id": "a", "digest": "x", "evaluated_on": {"id": "b"}, "license": "mit"}
+    assert differences(here, {"dataset": shaping_nothing}) == {}
+    found = differences({"dataset": {"id": "a" * 99, "split": "x"}}, {"dataset": {"id": "a" * 99, "split": "y"}})
+    assert found == {"dataset": "{'split': 'x'} there, {'split': 'y'} here"}, "not cut before what differs"
     for before, now in (({"power": 1}, {"power": 1, "lr_end": 2}), ({}, {"power": 1}), ({"power": 1}, {})):
         assert differences({"kwargs": before}, {"kwargs": now}).keys() == {"kwargs"}, "no version did not tell these"

@@ -195,6 +195,34 @@ def test_polygons_of_two_points_are_no_masks(changed):
     assert counts == [len(boxes["labels"]), len(kept["labels"])], "no detector could find what has no area"
 
 
+def test_polygons_without_an_area_are_told(changed, caplog):
+    data = read_coco(changed(lambda content: content["annotations"][1].update(segmentation=[[1, 2, 3, 4]])))
+    assert _choose_masks(None, [data]) is True
+    count = sum(len(each.labels) for each in data.objects)
+    found = f"1 of the {count} objects of a.json have only polygons of fewer than three points, and are not learned"
+    assert f"{found}. Pass --masks false" in caplog.text
+    areas = data.objects[0].areas
+    areas[:] = [10.0, 50.0**2, *areas[2:]]
+    for each in data.objects[1:]:
+        each.areas[:] = 10.0
+    names = CocoMeter(data, masks=True).names
+    assert "box_map_medium" in names
+    assert "mask_map_medium" not in names, "of the only one no mask is known"
+
+
+def test_boxes_are_learned_where_no_polygon_has_an_area(changed):
+    def change(content):
+        for each in content["annotations"]:
+            each["segmentation"] = [[1, 2, 3, 4]]
+
+    data = read_coco(changed(change))
+    assert _choose_masks(None, [data]) is False
+    with pytest.raises(
+        DataError, match=r"needs segmentations of all objects, but (\d+) of the \1 objects of a.json have none"
+    ):
+        _choose_masks(True, [data])
+
+
 def test_some_objects_without_a_segmentation_are_told(changed, caplog):
     data = read_coco(changed(lambda content: content["annotations"][1].pop("segmentation")))
     assert _choose_masks(None, [data]) is False
@@ -243,7 +271,7 @@ def test_files_that_are_missing_or_others(changed, tmp_path):
         images[0]
     with pytest.raises(
         DataError,
-        match=r"the image of row 1 \(.*none.png\) must be readable, but: expected a file, found none at .* Fix it, or check where",
+        match=r"the image of row 1 \(.*none.png\) must be readable, but: expected a file, found none at .* Fix it, or check",
     ):
         images[1]
     for each in images.data.objects:

@@ -149,7 +149,11 @@ def test_what_is_said_of_length_and_of_a_students_temperature_was_measured():
 
     assert f"gained {gain(small, 'resnet_10')} points in 10 epochs and {gain(small, 'resnet_30')} in 30" in text
     assert f"and lost {-100 * small['resnet_100_reinforced_gain_top1']:.2f} in 100 (one seed" in text
-    assert f"a ResNet-18 gained {gain(large, 'resnet18_10')} in 10 and {gain(large, 'resnet18_20')} in 20" in text
+    assert f"A ResNet-18 gained {gain(large, 'resnet18_10')} in 10 and {gain(large, 'resnet18_20')} in 20" in text
+    in_memory = [100 * small[f"resnet_{epochs}_kd_gain_top1"] for epochs in (30, 100)]
+    assert f"gained {in_memory[0]:.2f} in 30 epochs and lost {-in_memory[1]:.2f} in 100 (one seed each)" in text
+    right = 100 * small["resnet_100_erm_top1"], 100 * small["teacher_tf_efficientnet_lite0_top1"]
+    assert "it is right in {:.1f} %, its teacher in {:.1f} %".format(*right) in text
     stored, online = (100 * small[f"resnet_10_{objective}_gain_top1"] for objective in ("reinforced", "kd"))
     assert f"teacher in memory ({stored:+.2f} and {online:+.2f} points in 10 epochs)" in text
     kinds = [f"resnet_{epochs}_{objective}" for objective in ("erm", "reinforced") for epochs in (10, 30)]
@@ -164,8 +168,13 @@ def test_what_is_said_of_length_and_of_a_students_temperature_was_measured():
             for ece in ("ece", "calibrated_ece")
             for way in ("erm", "reinforced")
         ]
-        for row in ("grocery_finetune_lite0", "tiny_imagenet_resnet")
+        for row in ("grocery_finetune_lite0", "tiny_imagenet_resnet", "tiny_imagenet_vit", "cifar10_vit")
     }
+    tiny_vit, cifar_vit = shown.pop("tiny_imagenet_vit"), shown.pop("cifar10_vit")
+    assert "the ViT on Tiny-ImageNet has {2} and {3} % then, and the one on CIFAR-10".format(*tiny_vit) in text
+    loss, std = (100 * again[f"cifar10_vit_calibrated_ece_gain{end}"] for end in ("", "_std"))
+    assert "on CIFAR-10 {2} and {3} %: a loss".format(*cifar_vit) in text
+    assert f"a loss of {-loss:.1f} ± {std:.1f} points" in text
     for row in shown:
         assert again[f"{row}_calibrated_ece_gain"] > -again[f"{row}_calibrated_ece_gain_std"]
     grocery, tiny = shown.values()

@@ -15,7 +15,7 @@ from hf_dr.cli.flag_parser import one_dataset, split_words
 from hf_dr.cli.launch import launch
 from hf_dr.cli.teach import TEACHER_FILE, TeachArguments, temperature_flag
 from hf_dr.cli.yaml_files import own_recipes, read_yaml
-from hf_dr.errors import FormatError
+from hf_dr.errors import ConfigError, FormatError
 from hf_dr.files import check_apart, check_writable, write_json, write_whole
 from hf_dr.settings import Whole, check_settings, flag
 
@@ -88,9 +88,16 @@ def quickstart_command(argv: Sequence[str], prog: str) -> int:
     kept: dict[str, Any] = {}
     for command, arguments, made_of in _steps(dataset, chosen, out):
         kept[command] = [arguments, made_of]
-        if finished.get(command) == kept[command]:
+        before = finished.get(command)
+        if before == kept[command]:
             print(f"\n{command}: finished before")
             continue
+        if before is not None and _but_seeds(before) != _but_seeds(kept[command]):
+            there, here = shlex.join(before[0]), shlex.join(arguments)
+            raise ConfigError(
+                f"`{command}` in {out} was finished with other settings: {there} there, {here} here, and what was made of it "
+                "would not fit. Restore them, only `seeds` may change; or choose another `output_dir`."
+            )
         print(f"\n$ {shlex.join(['hf-dr', command, *arguments])}\n", flush=True)
         status = launch(command, arguments, f"hf-dr {command}")
         if status:
@@ -99,6 +106,12 @@ def quickstart_command(argv: Sequence[str], prog: str) -> int:
         write_json(done, kept)
     print(f"\nteacher: {out / 'teacher'}\ndataset: {out / 'plus'}\nreport: {out / 'comparison' / 'report.html'}")
     return 0
+
+
+def _but_seeds(step: list[Any]) -> list[Any]:
+    """Returns a step's arguments and what it was made of, without the seeds: a comparison adds those that it lacks."""
+    arguments, made_of = step
+    return [arguments, {key: value for key, value in (made_of or {}).items() if key != "seeds"}]
 
 
 def _steps(dataset: str, chosen: QuickstartArguments, out: Path) -> Iterator[tuple[str, list[str], Any]]:

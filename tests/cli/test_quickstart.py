@@ -84,14 +84,18 @@ def test_a_failed_step_ends_it_and_is_where_it_goes_on(recorded, photos, tmp_pat
     assert ran == STEPS[2:]
 
 
-def test_steps_whose_settings_change_are_done_again_with_all_that_follow(recorded, photos, tmp_path):
+def test_only_the_seeds_of_what_is_finished_may_change(recorded, photos, tmp_path, capsys):
     ran, *_ = recorded
     assert quickstart(photos, tmp_path / "out") == 0
     ran.clear()
-    assert quickstart(photos, tmp_path / "out", "--num_views", "3") == 0
-    assert ran == STEPS[1:]
-    ran.clear()
-    assert quickstart(photos, tmp_path / "out", "--num_views", "3", "--seeds", "0", "1") == 0
+    for command, change in (("teach", "--size"), ("reinforce", "--num_views")):
+        assert quickstart(photos, tmp_path / "out", change, "33") == 2
+        shown = capsys.readouterr().err
+        assert f"`{command}` in {tmp_path / 'out'} was finished with other settings" in shown
+        assert f"{change} 33" in shown
+        assert "or choose another `output_dir`" in shown
+    assert ran == [], "a teacher that is trained further is not the one of the stored answers"
+    assert quickstart(photos, tmp_path / "out", "--seeds", "0", "1") == 0
     assert ran == STEPS[3:]
 
 
@@ -100,7 +104,8 @@ def test_a_teacher_that_is_not_calibrated_by_its_weights_is_by_a_flag(recorded, 
     assert quickstart(photos, tmp_path / "out") == 0
     assert "--teacher_temperature" not in capsys.readouterr().out
     learned["folded"] = False
-    assert quickstart(photos, tmp_path / "out", "--size", "32") == 0
+    (tmp_path / "out" / "quickstart.json").unlink()
+    assert quickstart(photos, tmp_path / "out") == 0
     assert "--teacher_temperature 1.25" in capsys.readouterr().out
 
 

@@ -42,4 +42,9 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Returns `` Did you mean `x`?`` for the closest known word, or one that begins so, else the list of what is known."""
     known = sorted(known)
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6) or [k for k in known if word and k.startswith(word)]
-    return f" Did you mean `{close[0]}`?" if close else f" Known: {', '.join(known) or 'none'}."
+    more = f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else ""
+    return f" Did you mean `{close[0]}`?" if close else f" Known: {', '.join(known[:_SHOWN]) or 'none'}{more}."
+
+
+_SHOWN = 100
+"""Names that an error lists at most: timm has more than a thousand."""

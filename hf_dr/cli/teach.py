@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from hf_dr.cli.flags import TRAINING, SmokeArguments, StudentArguments
 from hf_dr.cli.launch import start_logging
 from hf_dr.cli.yaml_files import own_recipes
 from hf_dr.errors import ConfigError
-from hf_dr.files import check_apart, write_json
+from hf_dr.files import check_apart, check_writable, write_json
 from hf_dr.settings import FILES_FROM_HELP, JsonOrMapping, OpsOrName, Real, Whole, check_settings, flag
 
 if TYPE_CHECKING:
@@ -118,6 +119,7 @@ def teach_command(argv: Sequence[str], prog: str) -> int:
     )
     dataset = one_dataset(words)
     check_apart(args.output_dir, [dataset])
+    check_writable(Path(args.output_dir).expanduser(), "output_dir")
     start_logging()
     from hf_dr.processes import process_state
 
@@ -140,11 +142,9 @@ def teach_command(argv: Sequence[str], prog: str) -> int:
             )
             _teach(teaching, student, own, argv, fold)
     if process_state().is_main_process:
-        print(
-            f"\nnext: hf-dr reinforce {student.dataset[0]} --split {student.split} --teacher {output_dir} "
-            f"{' '.join([*more, '--output_dir PLUS'])}",
-            flush=True,
-        )
+        size = [] if teaching.size == 224 else ["--size", str(teaching.size)]
+        place = [student.dataset[0], "--split", str(student.split), "--teacher", str(output_dir)]
+        print(f"\nnext: {shlex.join(['hf-dr', 'reinforce', *place, *size, *more, '--output_dir', 'PLUS'])}", flush=True)
     return 0
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
@@ -19,7 +20,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from hf_dr.allocator import keep_freed_memory
-from hf_dr.errors import DataError
+from hf_dr.errors import ConfigError, DataError
 from hf_dr.generation.agreement import LEAST_ROWS, Agreement, sample_agreement
 from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.estimate import Estimate, estimate
@@ -58,7 +59,7 @@ logger = logging.getLogger(__name__)
 
 def reinforce(
     dataset: datasets.Dataset,
-    teacher: Teacher | str | Sequence[str],
+    teacher: Teacher | str | os.PathLike[str] | Sequence[str],
     augmentation: Augmentation | str | Sequence[Any],
     config: ReinforceConfig,
     *,
@@ -89,11 +90,17 @@ def reinforce(
         augmentation = Augmentation.named(augmentation)
     elif isinstance(augmentation, (list, tuple)):
         augmentation = Augmentation.from_list([op.to_dict() if isinstance(op, Op) else op for op in augmentation])
-    ops = cast(Augmentation, augmentation)
+    if not isinstance(augmentation, Augmentation):
+        raise ConfigError(
+            f"`augmentation` must be an Augmentation, a name or a list of ops, got {type(augmentation).__name__}. Put a single "
+            "op into a list."
+        )
+    if isinstance(teacher, os.PathLike):
+        teacher = os.fspath(teacher)
     if isinstance(teacher, (str, list, tuple)):
         check_dataset(dataset, config.image_column, config.label_column)  # before minutes of loading
         teacher = Teacher.from_pretrained(teacher)
-    job = reinforce_job(dataset, cast(Teacher, teacher), ops, config, base=base)
+    job = reinforce_job(dataset, cast(Teacher, teacher), augmentation, config, base=base)
     job.run()
     return job.result()
 

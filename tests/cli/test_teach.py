@@ -69,7 +69,8 @@ def test_the_same_command_again_changes_nothing_and_other_images_are_refused(tau
     assert (out / "model.safetensors").read_bytes() == (taught / "model.safetensors").read_bytes()
     printed = capsys.readouterr().out
     assert "of 3 images" in printed
-    assert f"next: hf-dr reinforce {out / 'photos'} --split train --teacher {out} --output_dir PLUS" in printed
+    views = "--size 24 --output_dir PLUS"
+    assert f"next: hf-dr reinforce {out / 'photos'} --split train --teacher {out} {views}" in printed
     assert teach(photos, out, "--held_out", "0.5") == 2
     assert "must be made of the same images in the same way, but it differs in share" in capsys.readouterr().err
 

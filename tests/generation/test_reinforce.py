@@ -855,3 +855,11 @@ def test_a_text_in_a_paths_place_is_a_bad_image(tmp_path, tiny_dataset, tiny_tea
         DataError, match=r"the image of row 2 \(iVBOR\w{95}\) must be readable, but: .* none at iVBOR\w{195}\."
     ):
         run(tmp_path, odd, tiny_teacher, PLAIN)
+
+
+def test_a_single_op_is_no_augmentation(tiny_dataset, tiny_teacher, tmp_path):
+    config = ReinforceConfig(str(tmp_path / "plus"), num_views=1, top_k=1)
+    with pytest.raises(
+        ConfigError, match=r"`augmentation` must be .*, got RandomResizedCrop. Put a single op into a list"
+    ):
+        reinforce(tiny_dataset, tiny_teacher, RandomResizedCrop(8), config)

@@ -78,7 +78,7 @@ def test_the_same_command_again_changes_nothing_and_other_folds_are_refused(fold
     files = {path: path.read_bytes() for path in folds.rglob("model.safetensors")}
     assert main(["teach", str(base), "--output_dir", str(folds), "--folds", "2", *TINY]) == 0
     assert {path: path.read_bytes() for path in folds.rglob("model.safetensors")} == files
-    assert f"--teacher {folds} --output_dir PLUS" in capsys.readouterr().out
+    assert f"--teacher {folds} --size 24 --output_dir PLUS" in capsys.readouterr().out
     assert main(["teach", str(base), "--output_dir", str(folds), "--folds", "3", *TINY]) == 2
     assert "must hold teachers of the same folds of the same images, but it differs in num_folds" in (
         capsys.readouterr().err

@@ -123,7 +123,7 @@ def check_settings(settings: Any) -> None:
 
 
 def are_alike(one: Any, two: Any, but: Collection[str] = ()) -> bool:
-    """Whether two settings of runs are equal.
+    """Whether two settings of runs are equal; a name that a mapping lacks is one that is None.
 
     Args:
         one: A value in JSON types.
@@ -131,14 +131,12 @@ def are_alike(one: Any, two: Any, but: Collection[str] = ()) -> bool:
         but: Names of mappings, at any depth, that do not count. A digest of data counts where both tell one: older versions
             tell none.
     """
-    return (
-        not unlike_names(one, two, but) if isinstance(one, Mapping) and isinstance(two, Mapping) else bool(one == two)
-    )
+    if isinstance(one, Mapping) and isinstance(two, Mapping):
+        return not unlike_names(one, two, but)
+    return bool(one == two)
 
 
 def unlike_names(one: Mapping[str, Any], two: Mapping[str, Any], but: Collection[str] = ()) -> list[str]:
-    """Returns the names, sorted, whose values differ or that one of two mappings lacks; see `are_alike`."""
+    """Returns the names, sorted, under which two mappings differ; see `are_alike`."""
     names = (one.keys() | two.keys()) - set(but) - ({"digest"} - (one.keys() & two.keys()))
-    return sorted(
-        name for name in names if name not in one or name not in two or not are_alike(one[name], two[name], but)
-    )
+    return sorted(name for name in names if not are_alike(one.get(name), two.get(name), but))

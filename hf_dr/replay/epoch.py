@@ -41,8 +41,9 @@ class SharedEpoch:
         Raises:
             ConfigError: It is below 0.
         """
+        epoch = checked_epoch(value)
         for number in (self._number, self._sent):
-            number.fill_(checked_epoch(value))
+            number.fill_(epoch)
 
     def __copy__(self) -> Self:
         return type(self)(int(self))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import itertools
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -59,6 +58,11 @@ class Objects:
     areas: np.ndarray
     segmentations: list[Any] | None = None
 
+    @property
+    def segmented(self) -> np.ndarray:
+        """(N,) bool, whether it has a segmentation of some area."""
+        return np.array(list(map(bool, self.segmentations or [None] * len(self.labels))), bool)
+
 
 @dataclass(frozen=True)
 class DetectionData:
@@ -92,7 +96,7 @@ class DetectionData:
     @property
     def num_segmented(self) -> int:
         """How many objects have a segmentation of some area."""
-        return sum(map(bool, itertools.chain.from_iterable(each.segmentations or () for each in self.objects)))
+        return sum(int(each.segmented.sum()) for each in self.objects)
 
     def check_masks(self) -> None:
         """Checks the run lengths of all objects, before masks are learned or measured.
@@ -384,7 +388,7 @@ def _learnable(objects: Objects, size: tuple[int, int] | None, masks: bool) -> n
     boxes = _clip(objects.boxes, size)
     learnable = ~objects.crowd & ((boxes[:, 2:] - boxes[:, :2]) >= _MIN_BOX_SIDE).all(axis=1)
     if masks:
-        learnable &= np.array(list(map(bool, objects.segmentations or ())), bool)
+        learnable &= objects.segmented
     return learnable
 
 
@@ -444,14 +448,13 @@ class CocoMeter:
     def names(self) -> list[str]:
         """What is measured, by the sizes of the objects that are there; of masks, of the objects that have one."""
         objects = self._data.objects
-        shown = {"box": [~each.crowd for each in objects]}
+        shown = {"box": [each.areas[~each.crowd] for each in objects]}
         if self._masks:
-            segmented = [np.array(list(map(bool, each.segmentations or ())), bool) for each in objects]
-            shown["mask"] = [one & other for one, other in zip(shown["box"], segmented, strict=True)]
+            shown["mask"] = [each.areas[~each.crowd & each.segmented] for each in objects]
         coco = coco_library().cocoeval.Params(iouType="bbox")
         names = []
-        for kind, kept in shown.items():
-            areas = np.concatenate([each.areas[own] for each, own in zip(objects, kept, strict=True)])
+        for kind, of_images in shown.items():
+            areas = np.concatenate(of_images)
             sizes = zip(coco.areaRngLbl, coco.areaRng, strict=True)
             absent = {size for size, (low, high) in sizes if not ((low <= areas) & (areas <= high)).any()}
             names += [f"{kind}_{metric}" for metric in _METRICS if metric.rpartition("_")[2] not in absent]

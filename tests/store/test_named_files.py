@@ -185,7 +185,7 @@ def test_datasets_of_the_hub_are_refused(column: str, secret: Path, tmp_path: Pa
     assert described["revision"] == hub.dataset_info("org/base").sha
     config = ReinforceConfig(str(tmp_path / "plus"), image_column="picture", num_views=1, top_k=1)
     with pytest.raises(DataError, match=REFUSED.format(column=dotted(column), path=secret)):
-        reinforce(loaded, None, None, config)  # type: ignore[arg-type]  # nothing is asked of them
+        reinforce(loaded, None, Augmentation.named("rrc", 24), config)  # type: ignore[arg-type]  # no teacher is asked
 
 
 @pytest.mark.parametrize(

@@ -13,15 +13,15 @@ import yaml
 from hf_dr.cli.config import parse
 from hf_dr.cli.flag_parser import one_dataset, split_words
 from hf_dr.cli.launch import launch
-from hf_dr.cli.teach import TEACHER_FILE, TeachArguments, temperature_flag
+from hf_dr.cli.teach import TEACHER_FILE, TeachArguments, hashes_of, temperature_flag
 from hf_dr.cli.yaml_files import own_recipes, read_yaml
 from hf_dr.errors import ConfigError, FormatError
 from hf_dr.files import check_apart, check_writable, write_json, write_whole
-from hf_dr.settings import Whole, check_settings, flag
+from hf_dr.settings import Whole, check_settings, flag, unlike_names
 
 _DONE_FILE = "quickstart.json"
 _AGAIN = f"Delete {_DONE_FILE} and run the same command again: all steps are then done again."
-_TOP_K = 10
+_IMAGES = "images and labels"
 # Of a teacher that was fitted to the same few photos; measured by benchmarks/small_sets.py.
 _LABEL_WEIGHT = 0.5
 # A few of the suite, so that a small machine has them in a minute.
@@ -85,19 +85,19 @@ def quickstart_command(argv: Sequence[str], prog: str) -> int:
 
     refuse_several("quickstart")
     finished = read_object(done, _AGAIN) if done.exists() else {}
+    if "compare" not in finished:
+        from hf_dr.training.students import build_student
+
+        build_student(chosen.student, None, 2, size=chosen.size)  # a wrong name is found before hours of work
     kept: dict[str, Any] = {}
-    for command, arguments, made_of in _steps(dataset, chosen, out):
-        kept[command] = [arguments, made_of]
+    for command, arguments, makes_of in _steps(dataset, chosen, out):
+        kept[command] = [arguments, makes_of]
         before = finished.get(command)
         if before == kept[command]:
             print(f"\n{command}: finished before")
             continue
-        if before is not None and _but_seeds(before) != _but_seeds(kept[command]):
-            there, here = shlex.join(before[0]), shlex.join(arguments)
-            raise ConfigError(
-                f"`{command}` in {out} was finished with other settings: {there} there, {here} here, and what was made of it "
-                "would not fit. Restore them, only `seeds` may change; or choose another `output_dir`."
-            )
+        if before is not None:
+            _check_fits(command, out, before, kept[command])
         print(f"\n$ {shlex.join(['hf-dr', command, *arguments])}\n", flush=True)
         status = launch(command, arguments, f"hf-dr {command}")
         if status:
@@ -108,30 +108,42 @@ def quickstart_command(argv: Sequence[str], prog: str) -> int:
     return 0
 
 
-def _but_seeds(step: list[Any]) -> list[Any]:
-    """Returns a step's arguments and what it was made of, without the seeds: a comparison adds those that it lacks."""
-    arguments, made_of = step
-    return [arguments, {key: value for key, value in (made_of or {}).items() if key != "seeds"}]
+def _check_fits(command: str, out: Path, before: list[Any], now: list[Any]) -> None:
+    """Raises a ConfigError if a step was finished in another way; a comparison adds the seeds that it lacks."""
+    (there, made_of), (here, makes_of) = before, now
+    found = [f"settings: {shlex.join(there)} there, {shlex.join(here)} here"] if there != here else []
+    for key in [] if found else unlike_names(made_of, makes_of, but=["seeds", "title"]):
+        both = made_of.get(key), makes_of.get(key)
+        found += unlike_names(*both) if all(isinstance(each, dict) for each in both) else [key]
+    if found:
+        raise ConfigError(
+            f"`{command}` in {out} was finished with other {', '.join(found)}, and what was made of it would not fit. Restore "
+            "them, only `seeds` may change; or choose another `output_dir`."
+        )
 
 
-def _steps(dataset: str, chosen: QuickstartArguments, out: Path) -> Iterator[tuple[str, list[str], Any]]:
-    """Yields command, arguments and the content of their file, one step after the other: each reads what the last one left."""
+def _steps(dataset: str, chosen: QuickstartArguments, out: Path) -> Iterator[tuple[str, list[str], dict[str, Any]]]:
+    """Yields command, arguments and what else they stand for, one step after the other: each reads what the last one left."""
     from hf_dr.store.json_files import read_object
 
     teacher = out / "teacher"
     plus = out / "plus"
     size = ["--size", str(chosen.size)]
     epochs = ["--num_train_epochs", str(chosen.num_train_epochs)]
-    yield "teach", [dataset, "--model", chosen.teacher, *size, *epochs, "--output_dir", str(teacher)], None
+    yield (
+        "teach",
+        [dataset, "--model", chosen.teacher, *size, *epochs, "--output_dir", str(teacher)],
+        {_IMAGES: hashes_of(dataset)},
+    )
     if not (teacher / TEACHER_FILE).is_file():
         raise FormatError(f"{teacher} must hold the {TEACHER_FILE} of `hf-dr teach`, found none. {_AGAIN}")
     learned = read_object(teacher / TEACHER_FILE, _AGAIN)
     num_views = str(chosen.num_views or chosen.num_train_epochs)
-    views = [*size, "--num_views", num_views, "--top_k", str(min(_TOP_K, learned["num_classes"]))]
+    views = [*size, "--num_views", num_views]
     asked = ["--teacher", str(teacher), *temperature_flag(learned)]
     base = [learned["dataset"], "--split", learned["split"]]
-    yield "reinforce", [*base, *asked, *views, "--output_dir", str(plus)], None
-    yield "inspect", [str(plus), "--save"], None
+    yield "reinforce", [*base, *asked, *views, "--output_dir", str(plus)], {}
+    yield "inspect", [str(plus), "--save"], {}
     config = out / "compare.yaml"
     settings = _comparison(Path(dataset).expanduser().resolve().name, chosen, learned, out)
     write_whole(config, yaml.safe_dump(settings, sort_keys=False))

@@ -34,8 +34,10 @@ class ReinforceConfig:
         default=None,
         choices=list(KEEP),
     )
-    top_k: int = flag(
-        "Classes kept of each answer, K; at most the number of the teacher's classes.", default=10, type=Whole(1)
+    top_k: int | None = flag(
+        "Classes kept of each answer, K; at most the number of the teacher's classes. Default: 10, or all of fewer.",
+        default=None,
+        type=Whole(1),
     )
     signal: str = flag(
         "What is stored of each answer: the `topk` classes; these and a tail for each image (`topk_image_tail`); or K "

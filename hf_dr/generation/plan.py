@@ -35,6 +35,7 @@ from hf_dr.views.maker import ViewMaker
 
 logger = logging.getLogger(__name__)
 
+_DEFAULT_TOP_K = 10
 _VERSIONED = ("numpy", "pillow", "timm", "torch", "torchvision", "transformers")
 
 
@@ -94,9 +95,10 @@ def plan_run(
     known = checked_origin(dataset, config.files_from)
     if config.max_examples is not None and config.max_examples < len(dataset):
         dataset = dataset.select(range(config.max_examples))
-    if config.top_k > teacher.num_classes:
+    top_k = config.top_k or min(_DEFAULT_TOP_K, teacher.num_classes)
+    if top_k > teacher.num_classes:
         raise ConfigError(
-            f"`top_k` must be between 1 and the teacher's {teacher.num_classes} classes, got {config.top_k}. Lower `top_k`."
+            f"`top_k` must be between 1 and the teacher's {teacher.num_classes} classes, got {top_k}. Lower `top_k`."
         )
     if config.selects:
         _check_selection(config, augmentation, label_column)
@@ -115,7 +117,7 @@ def plan_run(
         split=split_name(dataset),
         augmentation=augmentation.to_list(),
         num_views=config.num_views,
-        top_k=config.top_k,
+        top_k=top_k,
         num_classes=teacher.num_classes,
         seed=config.seed,
         shard_size=choose_shard_size(config.shard_size, len(dataset)),

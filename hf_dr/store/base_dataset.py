@@ -25,7 +25,7 @@ from hf_dr.errors import ConfigError, DataError, HfDrError, did_you_mean
 from hf_dr.files import YAML_ERRORS
 from hf_dr.store.named_files import check_own_files
 from hf_dr.store.schema import LICENSES, is_reserved
-from hf_dr.text import is_hub_id
+from hf_dr.text import is_hub_id, progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -259,12 +259,27 @@ def content_hash(images: datasets.Dataset) -> str:
     digest = hashlib.sha256(str(len(images)).encode())
     (column,) = images.column_names
     for row in sampled_rows(len(images)):
-        value = images[int(row)][column] or {}
-        data = value.get("bytes")
-        if data is None and value.get("path") and os.path.isfile(value["path"]):  # noqa: PTH113 (Path's raises where a text is too long for a path)
-            data = Path(value["path"]).read_bytes()
-        digest.update(hashlib.sha256(data or b"").digest())
+        digest.update(_file_hash(images[int(row)][column]))
     return digest.hexdigest()
+
+
+def whole_hash(dataset: datasets.Dataset, image_column: str, label_column: str) -> str:
+    """Returns a hash of all that a classifier learns from: every image file, label and class name, as SHA-256."""
+    names = getattr(dataset.features[label_column], "names", None)
+    digest = hashlib.sha256(str([names, whole_column(dataset, label_column).to_pylist()]).encode())
+    images = undecoded_images(dataset, image_column)
+    for row in progress_bar(images, desc="reading the images", unit="image", unit_scale=True, leave=False):
+        digest.update(_file_hash(row[image_column]))
+    return digest.hexdigest()
+
+
+def _file_hash(cell: dict[str, Any] | None) -> bytes:
+    """Returns the SHA-256 of the file of an undecoded image; of no bytes where there is none."""
+    value = cell or {}
+    data = value.get("bytes")
+    if data is None and value.get("path") and os.path.isfile(value["path"]):  # noqa: PTH113 (Path's raises where a text is too long for a path)
+        data = Path(value["path"]).read_bytes()
+    return hashlib.sha256(data or b"").digest()
 
 
 def check_dataset(

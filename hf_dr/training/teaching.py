@@ -14,7 +14,7 @@ from torch import nn
 
 from hf_dr.errors import ConfigError, DataError
 from hf_dr.files import write_json, written_whole
-from hf_dr.store.base_dataset import as_table, content_hash, label_numbers, undecoded_images, whole_column
+from hf_dr.store.base_dataset import as_table, label_numbers, whole_column, whole_hash
 from hf_dr.store.json_files import read_object
 from hf_dr.teacher.folds import FOLDS_FILE
 from hf_dr.views.rng import DOMAIN_SPLIT, keyed_rng
@@ -95,7 +95,7 @@ def divide(
 ) -> None:
     """Writes a dataset as a folder of Parquet files with two splits, `train` and `test`, images included.
 
-    A folder that was written before, from the same images, is left as it is.
+    A folder that was written before, from the same images with the same labels, is left as it is.
 
     Args:
         dataset: All images.
@@ -106,13 +106,13 @@ def divide(
         seed: See `held_out_rows`.
 
     Raises:
-        ConfigError: The folder was written from other images, or with another share or seed.
+        ConfigError: The folder was written from other images or labels, or with another share or seed.
         FormatError: What is noted of it cannot be read.
         DataError: A row has no label, or too few rows have one for anything to be held out.
     """
-    made_of = {"content_hash": content_hash(undecoded_images(dataset, image_column)), "share": share, "seed": seed}
+    made_of = {"images": whole_hash(dataset, image_column, label_column), "share": share, "seed": seed}
     marker = folder.parent / _MARKER
-    if _is_there(marker, made_of, f"{folder} must be made of the same images in the same way"):
+    if _is_there(marker, made_of, f"{folder} must be made of the same images and labels in the same way"):
         return
     column = whole_column(dataset, label_column)
     labels, bad = label_numbers(column, int(np.iinfo(np.int64).max))

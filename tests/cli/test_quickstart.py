@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 
 import pytest
 
@@ -99,6 +100,34 @@ def test_only_the_seeds_of_what_is_finished_may_change(recorded, photos, tmp_pat
     assert ran == STEPS[3:]
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [("black/3.png", "photos/blue/+.png"), ("green", "photos/greenish"), ("green/3.png", "3.png")],
+    ids=["of another class in the same place", "class of another name", "fewer"],
+)
+def test_photos_that_changed_are_noticed(recorded, photos, tmp_path, capsys, before, after):
+    ran, *_ = recorded
+    own = shutil.copytree(photos, tmp_path / "photos")
+    out = tmp_path / "out"
+    assert quickstart(own, out) == 0
+    ran.clear()
+    (own / before).rename(tmp_path / after)
+    assert quickstart(own, out) == 2
+    message = (
+        f"`teach` in {out} was finished with other images and labels, and what was made of it would not fit. Restore"
+    )
+    assert message in capsys.readouterr().err
+    assert ran == []
+
+
+@pytest.mark.usefixtures("recorded")
+def test_another_student_is_named(photos, tmp_path, capsys):
+    assert quickstart(photos, tmp_path / "out") == 0
+    assert quickstart(photos, tmp_path / "out", "--student", "timm:test_vit") == 2
+    assert "`compare` in" in (shown := capsys.readouterr().err)
+    assert "was finished with other student, and" in shown
+
+
 def test_a_teacher_that_is_not_calibrated_by_its_weights_is_by_a_flag(recorded, photos, tmp_path, capsys):
     *_, learned = recorded
     assert quickstart(photos, tmp_path / "out") == 0
@@ -120,6 +149,13 @@ def test_what_the_steps_left_is_looked_at(recorded, photos, tmp_path, capsys):
     shown = capsys.readouterr().err
     assert "quickstart.json must be JSON, but reading it failed" in shown
     assert advice in shown
+
+
+def test_a_wrong_student_is_refused_before_the_teacher_is_trained(recorded, photos, tmp_path, capsys):
+    ran, *_ = recorded
+    assert quickstart(photos, tmp_path / "out", "--student", "timm:test_resnt") == 2
+    assert "timm has no architecture `test_resnt`. Did you mean `test_resnet`?" in capsys.readouterr().err
+    assert ran == []
 
 
 @pytest.mark.parametrize(

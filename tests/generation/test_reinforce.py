@@ -514,6 +514,13 @@ def test_impossible_settings(tmp_path, tiny_dataset, tiny_teacher, settings, mes
     assert not list(tmp_path.iterdir())
 
 
+def test_all_classes_of_a_teacher_of_few_are_kept(tmp_path, tiny_dataset, tiny_teacher):
+    config = ReinforceConfig(str(tmp_path / "plus"), num_views=1)
+    reinforce(tiny_dataset, tiny_teacher, Augmentation([CenterCrop(16)]), config)
+    assert tiny_teacher.num_classes == 8
+    assert Provenance.read(tmp_path / "plus" / "default").top_k == 8
+
+
 def test_too_many_files(tmp_path, tiny_dataset, tiny_teacher, monkeypatch):
     monkeypatch.setattr("hf_dr.generation.plan.MAX_SHARDS", 3)
     with pytest.raises(

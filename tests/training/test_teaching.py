@@ -51,7 +51,7 @@ def test_both_parts_are_written_with_their_images(tmp_path, photos):
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "photos").iterdir()}
     divide(dataset, "image", "label", tmp_path / "photos", share=0.25, seed=0)
     assert files == {path: path.stat().st_mtime_ns for path in (tmp_path / "photos").iterdir()}
-    with pytest.raises(ConfigError, match="same images in the same way, but it differs in content_hash, share"):
+    with pytest.raises(ConfigError, match="same images and labels in the same way, but it differs in images, share"):
         divide(dataset.select(range(8)), "image", "label", tmp_path / "photos", share=0.5, seed=0)
     (tmp_path / "held_out.json").write_text("{")
     with pytest.raises(FormatError, match=r"held_out\.json must be JSON, but .* Choose another `output_dir`"):

@@ -12,7 +12,7 @@ import yaml
 
 from hf_dr.cli.config import parse
 from hf_dr.cli.flag_parser import one_dataset, split_words
-from hf_dr.cli.launch import launch
+from hf_dr.cli.launch import launch, start_logging
 from hf_dr.cli.teach import TEACHER_FILE, TeachArguments, hashes_of, temperature_flag
 from hf_dr.cli.yaml_files import own_recipes, read_yaml
 from hf_dr.errors import ConfigError, FormatError
@@ -80,6 +80,7 @@ def quickstart_command(argv: Sequence[str], prog: str) -> int:
     check_writable(out, "output_dir")
     check_apart(out, [dataset], [chosen.teacher, chosen.student])
     done = out / _DONE_FILE
+    start_logging()
     from hf_dr.processes import refuse_several
     from hf_dr.store.json_files import read_object  # pydantic, which is not needed to read the arguments
 

@@ -15,6 +15,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from hf_dr.cli.arguments import build_augmentation, check_rows, read_classes
 from hf_dr.cli.flags import StudentArguments
+from hf_dr.cli.interrupt import checkpoint_on_interrupt
 from hf_dr.errors import ConfigError, FormatError
 from hf_dr.evaluation.metrics import compute_metrics
 from hf_dr.files import check_apart
@@ -198,7 +199,7 @@ def _card_settings(student: StudentArguments) -> dict[str, Any]:
 
 
 def run_training(trainer: ReinforcedTrainer | TransferTrainer, args: TrainingArguments) -> None:
-    """Trains, resuming from the last checkpoint of the folder; saves the model and its metrics."""
+    """Trains, resuming from the last checkpoint of the folder; saves the model and its metrics. Ctrl-C saves a checkpoint."""
     steps_before = 0
     checkpoint = args.resume_from_checkpoint or last_checkpoint(str(args.output_dir))
     if checkpoint is not None:
@@ -210,7 +211,8 @@ def run_training(trainer: ReinforcedTrainer | TransferTrainer, args: TrainingArg
             )
         logger.info("Resuming from %s.", checkpoint)
         steps_before = TrainerState.load_from_json(str(state)).global_step
-    result = trainer.train(resume_from_checkpoint=checkpoint)
+    with checkpoint_on_interrupt(trainer):
+        result = trainer.train(resume_from_checkpoint=checkpoint)
     goes_on = result.global_step > steps_before
     is_written = Path(str(args.output_dir), "train_results.json").is_file()
     if not goes_on and not is_written:

@@ -373,16 +373,6 @@ def test_the_examples_of_each_help_are_read(command, tmp_path, monkeypatch, caps
                 main(words[1:])
 
 
-@pytest.mark.parametrize(("terminal", "hidden"), [(True, None), (False, True)])
-def test_a_training_shows_a_bar_in_a_terminal_only(terminal, hidden, capsys, monkeypatch):
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
-    words = ["train", "d", "--student", "s", "--print_config"]
-    for more, expected in ([], hidden), (["--disable_tqdm", "false"], False):
-        with pytest.raises(SystemExit, match="0"):
-            main([*words, *more])
-        assert yaml.safe_load(capsys.readouterr().out)["disable_tqdm"] is expected
-
-
 def test_the_dataset_may_stand_first(capsys):
     for words in (["reinforce", "d", "--teacher", "t", "--output_dir", "o"], ["train", "d", "--student", "s"]):
         with pytest.raises(SystemExit, match="0"):

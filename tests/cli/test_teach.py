@@ -72,7 +72,9 @@ def test_the_same_command_again_changes_nothing_and_other_images_are_refused(tau
     views = "--size 24 --output_dir PLUS"
     assert f"next: hf-dr reinforce {out / 'photos'} --split train --teacher {out} {views}" in printed
     assert teach(photos, out, "--held_out", "0.5") == 2
-    assert "must be made of the same images in the same way, but it differs in share" in capsys.readouterr().err
+    assert (
+        "must be made of the same images and labels in the same way, but it differs in share" in capsys.readouterr().err
+    )
 
 
 def test_a_dataset_with_a_test_split_is_not_copied(taught, tmp_path, capsys):

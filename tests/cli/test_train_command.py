@@ -4,6 +4,7 @@ import itertools
 import json
 import re
 import shutil
+import signal
 from pathlib import Path
 
 import datasets
@@ -21,6 +22,7 @@ from hf_dr.generation.job import reinforce
 from hf_dr.hub.push import push_to_hub
 from hf_dr.store.base_dataset import load_base
 from hf_dr.training.students import load_processor
+from hf_dr.training.trainer import ReinforcedTrainer
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops.geometry import RandomResizedCrop
 
@@ -52,7 +54,6 @@ def call(tmp_path, tiny_folder, base):
             "--dataset": dataset, "--student": "timm:test_resnet", "--output_dir": tmp_path / out,
             "--eval_dataset": base, "--eval_split": "train", "--per_device_train_batch_size": BATCH,
             "--num_train_epochs": 2, "--save_strategy": "epoch", "--optim": "sgd", "--learning_rate": 0.05,
-            "--disable_tqdm": True,
         }  # fmt: skip
         return main(["train", *(str(part) for flag in flags.items() for part in flag), *more])
 
@@ -64,9 +65,14 @@ def read(path: Path) -> dict:
 
 
 @pytest.mark.parametrize("objective", ["reinforced", "erm", "kd"])
-def test_an_objective_leaves_model_metrics_checkpoints_and_a_card(call, tmp_path, tiny_plus, teacher, objective):
+def test_an_objective_leaves_model_metrics_checkpoints_and_a_card(
+    call, tmp_path, tiny_plus, teacher, objective, capsys, monkeypatch
+):
+    for name in ("TQDM_DISABLE", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
+        monkeypatch.delenv(name, raising=False)
     more = ["--teacher", teacher] if objective == "kd" else []
     assert call("--objective", objective, "--ema_decay", "0.5", *more) == 0
+    assert "training: 100 %, 6 of 6, " in capsys.readouterr().err
     out = tmp_path / "out"
     trained, evaluated = read(out / "train_results.json"), read(out / "eval_results.json")
     assert trained["epoch"] == 2
@@ -128,6 +134,33 @@ def test_running_again_resumes(call, tmp_path, caplog):
     assert read(out / "train_results.json")["train_loss"] > 0
     assert call() == 0
     assert (out / "train_results.json").read_text() == results, "a finished run keeps its metrics"
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_loses_no_step(call, tmp_path, caplog, monkeypatch, times):
+    """Unless it comes twice."""
+    assert call(out="whole") == 0
+    steps = itertools.count(1)
+    compute_loss = ReinforcedTrainer.compute_loss
+
+    def interrupted(trainer, model, *arguments, **settings):
+        for _ in range(times if model.training and next(steps) == 2 else 0):
+            signal.raise_signal(signal.SIGINT)
+        return compute_loss(trainer, model, *arguments, **settings)
+
+    monkeypatch.setattr(ReinforcedTrainer, "compute_loss", interrupted)
+    before = signal.getsignal(signal.SIGINT)
+    assert call("--save_strategy", "no") == 130
+    assert signal.getsignal(signal.SIGINT) is before
+    assert "Stopping: a checkpoint is saved after this step. Ctrl-C again stops at once, without it." in caplog.messages
+    if times == 2:
+        assert "Stopped at step 1 of 6: no checkpoint was saved." in caplog.messages
+        return
+    assert "Stopped at step 2 of 6: the same command goes on from checkpoint-2." in caplog.messages
+    assert call("--save_strategy", "no") == 0
+    assert next(steps) == 2 * STEPS + 1
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "out"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 def test_a_run_that_was_stopped_between_its_last_step_and_its_metrics_is_finished(call, tmp_path, caplog):

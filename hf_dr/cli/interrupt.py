@@ -1,0 +1,61 @@
+"""Ctrl-C during a training, which loses no step of it."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
+
+from hf_dr.training.checkpoints import last_checkpoint
+
+logger = logging.getLogger(__name__)
+
+
+class _StopsAfterStep(TrainerCallback):
+    """Ends a training after a step, with a checkpoint, once it is told to."""
+
+    def __init__(self) -> None:
+        self.told = False
+
+    def tell(self, *_: Any) -> None:
+        """Handles the signal; the next one ends the program at once."""
+        self.told = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        logger.warning("Stopping: a checkpoint is saved after this step. Ctrl-C again stops at once, without it.")
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        control.should_save |= self.told
+        control.should_training_stop |= self.told
+
+
+@contextmanager
+def checkpoint_on_interrupt(trainer: Trainer) -> Iterator[None]:
+    """While it is open, Ctrl-C ends a training after its step, with a checkpoint, and only then raises KeyboardInterrupt.
+
+    Of several processes each is stopped at once, because they may be at different steps.
+    """
+    stops = _StopsAfterStep()
+    alone = trainer.args.world_size == 1 and threading.current_thread() is threading.main_thread()
+    if alone:
+        trainer.add_callback(stops)
+        before = signal.signal(signal.SIGINT, stops.tell)
+    try:
+        yield
+        if stops.told:
+            raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        if trainer.is_world_process_zero():
+            kept = last_checkpoint(str(trainer.args.output_dir))
+            goes_on = "no checkpoint was saved" if kept is None else f"the same command goes on from {Path(kept).name}"
+            logger.warning("Stopped at step %d of %d: %s.", trainer.state.global_step, trainer.state.max_steps, goes_on)
+        raise
+    finally:
+        if alone:
+            signal.signal(signal.SIGINT, before)
+            trainer.remove_callback(stops)

@@ -47,6 +47,8 @@ def parse(types: Sequence[Any], argv: Sequence[str], *, prog: str, description: 
         if setting in known and alias not in known:
             known[setting].option_strings = [*known[setting].option_strings, f"--{alias}"]
             parser._option_string_actions[f"--{alias}"] = known[setting]
+    if lazy:
+        known["output_dir"].required = True  # transformers' default is one folder for all trainings
     own = {name: parser.get_default(name) for name in known}
     hints = {name: hint for kind in types for name, hint in get_type_hints(kind, include_extras=True).items()}
     add_files(parser)

@@ -90,6 +90,7 @@ def check_early(types: Sequence[Any], argv: Sequence[str], prog: str) -> None:
     """
     parser = Parser(prog=prog)
     add_files(parser)
+    parser.add_argument("--output_dir", required=True)
     for kind in types:
         add_fields(parser, kind.own if isinstance(kind, Lazy) else kind)
     files = read_configs(argv)

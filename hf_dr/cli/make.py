@@ -134,7 +134,8 @@ def calibrate_command(argv: Sequence[str], prog: str) -> int:
     if process_state().is_main_process:
         # The answers were those at the temperature that was given.
         total = found["temperature"] * teaching.teacher_temperature
-        print(f"{calibration_table(found)}\n\nnext: hf-dr reinforce --teacher_temperature {total:.4g}", flush=True)
+        after = f"hf-dr reinforce, with the same dataset, teacher and views, and --teacher_temperature {total:.4g}"
+        print(f"{calibration_table(found)}\n\nnext: {after}", flush=True)
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from hf_dr.settings import FILES_FROM_HELP, JsonOrMapping, OpsOrName, Real, Whol
 if TYPE_CHECKING:
     from hf_dr.teacher.folds import Fold
     from hf_dr.training.trainer import ReinforcedTrainer
+
+logger = logging.getLogger(__name__)
 
 TEACHER_FILE = "teacher.json"
 """In the teacher's folder: its temperature, what it was measured on, and where the images are. Written last."""
@@ -136,6 +139,7 @@ def teach_command(argv: Sequence[str], prog: str) -> int:
         more = temperature_flag(_teach(teaching, student, args, argv))
     else:
         for fold, folder in _folds(student, output_dir, teaching.folds, args.seed):
+            logger.info("Training the teacher without fold %d of %d folds, in %s.", fold.number, fold.of, folder)
             # The arguments once more, because transformers' cannot be changed once they are made.
             _, own = parse(
                 [TeachArguments, TRAINING], [*settings, "--output_dir", str(folder)], prog=prog, description=""

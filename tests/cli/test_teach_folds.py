@@ -74,10 +74,12 @@ def test_other_images_and_too_few_teachers_are_refused(folds, base, tmp_path, ca
     assert main([*command, str(base), "--teacher", str(folds), "--max_examples", "5"]) == 0
 
 
-def test_the_same_command_again_changes_nothing_and_other_folds_are_refused(folds, base, capsys):
+def test_the_same_command_again_changes_nothing_and_other_folds_are_refused(folds, base, capsys, caplog):
+    caplog.set_level("INFO", "hf_dr")
     files = {path: path.read_bytes() for path in folds.rglob("model.safetensors")}
     assert main(["teach", str(base), "--output_dir", str(folds), "--folds", "2", *TINY]) == 0
     assert {path: path.read_bytes() for path in folds.rglob("model.safetensors")} == files
+    assert f"Training the teacher without fold 1 of 2 folds, in {folds / 'fold-1'}." in caplog.messages
     assert f"--teacher {folds} --size 24 --output_dir PLUS" in capsys.readouterr().out
     assert main(["teach", str(base), "--output_dir", str(folds), "--folds", "3", *TINY]) == 2
     assert "must hold teachers of the same folds of the same images, but it differs in num_folds" in (
@@ -97,7 +99,7 @@ def test_a_temperature_is_found_stored_and_verified(folds, base, tmp_path, capsy
     views = ["--dataset", str(base), "--size", "24", "--teacher", str(folds)]
     assert main(["calibrate", *views, "--split", "train"]) == 0
     printed = capsys.readouterr().out
-    temperature = re.search(r"next: hf-dr reinforce --teacher_temperature (\S+)", printed)[1]
+    temperature = re.search(r"next: hf-dr reinforce, with .* and --teacher_temperature (\S+)", printed)[1]
     assert "of 12 images" in printed
     out = ["--num_views", "2", "--top_k", "3", "--output_dir"]
     plus = str(tmp_path / "plus")

@@ -377,6 +377,8 @@ def main() -> None:
     parser = common.parser(__doc__)
     parser.add_argument("--work", type=Path, help="Folder of the runs; kept. Default: a temporary one.")
     parser.add_argument("--scale", choices=list(SCALES), default="gpu", help="How much is computed. Default: gpu.")
+    for setting in ("teacher_side", "teacher_epochs", "num_views"):
+        parser.add_argument(f"--{setting}", type=int, help="Default: the scale's. A --work folder is of one.")
     parser.add_argument("--students", nargs="+", help="resnet18 or vit; resnet or vit on a CPU. Default: the ResNet.")
     parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, default=list(OBJECTIVES), help="Default: all.")
     parser.add_argument("--epochs", nargs="+", type=int, default=[10, 30], help="Default: 10 30.")
@@ -390,6 +392,8 @@ def main() -> None:
     flags.students = flags.students or list(scale.students)[:1]
     if set(flags.students) - set(scale.students):
         sys.exit(f"--students must be of {', '.join(scale.students)}, found {' '.join(flags.students)}.")
+    chosen = {name: getattr(flags, name) for name in ("teacher_side", "teacher_epochs", "num_views")}
+    scale = replace(scale, **{name: value for name, value in chosen.items() if value is not None})
     if flags.quick:
         scale = replace(scale, teacher_epochs=1)
     with common.working_folder() as folder:

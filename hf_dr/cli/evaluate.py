@@ -8,7 +8,7 @@ from pathlib import Path
 from hf_dr.cli.config import parse
 from hf_dr.cli.flag_parser import Parser, words_as_flag
 from hf_dr.cli.flags import SmokeArguments
-from hf_dr.cli.launch import launch, start_logging
+from hf_dr.cli.launch import STOPPED, launch, start_logging
 from hf_dr.evaluation.config import CompareConfig, EvaluateConfig
 from hf_dr.files import check_writable
 
@@ -31,8 +31,16 @@ def compare_command(argv: Sequence[str], prog: str) -> int:
     if smoke.smoke:
         return rehearse("compare", argv, prog, lambda stand_in: stand_in.compare(vars(config)))
     check_writable(Path(config.output_dir).expanduser(), "output_dir")
-    run_comparison(config, lambda arguments: launch("train", arguments, "hf-dr train"))
+    run_comparison(config, _train)
     return 0
+
+
+def _train(arguments: list[str]) -> int:
+    """Runs `hf-dr train`; returns its exit status. Ctrl-C, which ended it, ends the comparison, too."""
+    status = launch("train", arguments, "hf-dr train")
+    if status == STOPPED:
+        raise KeyboardInterrupt
+    return status
 
 
 def evaluate_command(argv: Sequence[str], prog: str) -> int:

@@ -16,6 +16,9 @@ from hf_dr.allocator import has_gpu, keep_freed_memory
 from hf_dr.errors import HfDrError
 from hf_dr.text import without_secrets
 
+STOPPED = 130
+"""Exit status of a command that Ctrl-C has ended, as shells give it."""
+
 
 class Command(NamedTuple):
     """Where a command stands and what the list of commands says of it.
@@ -84,7 +87,7 @@ def launch(command: str, argv: Sequence[str], prog: str) -> int:
         return 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
-        return 130
+        return STOPPED
 
 
 def _nobody_reads() -> bool:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from hf_dr.cli.config import parse
 from hf_dr.cli.flag_parser import Parser, add_fields, one_dataset, split_words, words_as_flag
 from hf_dr.cli.flags import BaseArguments, PlusArguments, RunArguments, SmokeArguments, TeacherArguments
-from hf_dr.cli.launch import start_logging
+from hf_dr.cli.launch import STOPPED, start_logging
 from hf_dr.errors import ConfigError
 from hf_dr.files import check_apart, check_writable, write_json
 from hf_dr.generation.config import ExportConfig, ExtendConfig, ImportConfig, ReinforceConfig
@@ -165,7 +165,7 @@ def _until_stopped(run: Callable[[], object]) -> int:
         run()
     except KeyboardInterrupt:
         logger.warning("Stopped. Finished shards are kept; run the same command again to go on.")
-        return 130
+        return STOPPED
     return 0
 
 

@@ -1,9 +1,11 @@
 """Comparing objectives: the table, the gains, going on where it stopped."""
 
 import dataclasses
+import itertools
 import json
 import re
 import shutil
+import signal
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +24,7 @@ from hf_dr.evaluation.gathering import Run, read_run
 from hf_dr.evaluation.metrics import reliability
 from hf_dr.evaluation.report import Report, Result
 from hf_dr.processes import process_state
+from hf_dr.training.trainer import ReinforcedTrainer
 
 
 def made_up() -> Comparison:
@@ -190,6 +193,25 @@ def test_a_comparison_end_to_end_goes_on_where_it_stopped(config, tmp_path, caps
     assert (out / "erm-0" / "all_results.json").stat().st_mtime_ns == written
     assert (out / "erm-1" / "all_results.json").exists()
     assert (out / "reinforced-1" / "student.json").exists()
+
+
+def test_ctrl_c_ends_the_comparison_and_loses_no_step(config, tmp_path, monkeypatch, capsys, caplog):
+    steps = itertools.count(1)
+    training_step = ReinforcedTrainer.training_step
+
+    def interrupted(*arguments, **settings):
+        if next(steps) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return training_step(*arguments, **settings)
+
+    monkeypatch.setattr(ReinforcedTrainer, "training_step", interrupted)
+    words = ["compare", "--config", str(config), "--seeds", "0", "--objectives", "erm", "reinforced"]
+    assert main(words) == 130
+    assert "Stopped at step 2 of 6: the same command goes on from checkpoint-2." in caplog.messages
+    assert "must succeed" not in capsys.readouterr().err
+    assert main(words) == 0
+    assert next(steps) == 2 * 6 + 1
+    assert read_run(tmp_path / "out", "erm", 0).steps == 6
 
 
 @pytest.mark.parametrize(

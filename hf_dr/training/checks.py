@@ -6,7 +6,9 @@ What does not fit is a ConfigError, and labels that are none of the classes a Da
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import datasets
@@ -15,7 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from torch import nn
-from transformers import EvalPrediction, Trainer
+from torch.nn.modules.batchnorm import _BatchNorm
+from transformers import EvalPrediction, Trainer, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import IntervalStrategy
 
@@ -94,6 +97,55 @@ def check_input(model: nn.Module, dataset: ReinforcedData) -> None:
         model.train(was_training)
 
 
+def check_batches(
+    rows: int, args: TrainingArguments, learns_from_one: Callable[[], bool], *, streamed: bool = False
+) -> None:
+    """Refuses a training with batches of one image where its model cannot learn from one: an epoch would end in an error.
+
+    Args:
+        rows: All that is learned from.
+        args: Settings of the training.
+        learns_from_one: Whether the model can; asked only where there is such a batch.
+        streamed: Whether each process has a share of the rows. Else the last batches of several processes are filled up.
+    """
+    batch = args.train_batch_size
+    own = -(-rows // args.world_size) if streamed else rows
+    rest = own % batch == 1 and not args.dataloader_drop_last and (streamed or args.world_size == 1)
+    steps = -(-own // (batch * args.gradient_accumulation_steps))
+    planned = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps)
+    if (batch > 1 and not (rest and planned >= steps)) or learns_from_one():
+        return
+    found = f"{own} images make one of 1 in batches of {batch}. Set `dataloader_drop_last`, or another batch size."
+    raise ConfigError(
+        "each batch must have more than one image, because the model has batch normalisations that see one value of each "
+        f"channel in an image, but {found if batch > 1 else 'all have one. Set a larger batch size.'}"
+    )
+
+
+def _learns_from_one(model: nn.Module, dataset: ReinforcedData) -> bool:
+    """Whether each batch normalisation that is trained has more than one value of each channel in a single image."""
+    if is_deepspeed_zero3_enabled():
+        return True
+    alone: list[bool] = []
+
+    def look(_: nn.Module, seen: tuple[torch.Tensor, ...]) -> None:
+        alone.append(seen[0].numel() == seen[0].shape[1])
+
+    was_training = model.training
+    hooks = [
+        layer.register_forward_pre_hook(look)
+        for layer in model.train().modules()
+        if isinstance(layer, _BatchNorm) and layer.training
+    ]
+    model.train(was_training)
+    try:
+        check_input(model, dataset)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return not any(alone)
+
+
 def check_num_classes(count: int, dataset: ReinforcedData) -> None:
     """Checks the number of classes that a model answers over."""
     expected = dataset.num_classes
@@ -133,7 +185,8 @@ def check_settings(args: ReinforcedTrainingArguments, train: ReinforcedData, tra
             f"`train_sampling_strategy` must be `random`, got {args.train_sampling_strategy!r}: a reinforced dataset has its "
             "own order. Leave it out."
         )
-    if trainer.accelerator.split_batches and isinstance(train, StreamedReinforcedDataset):
+    streamed = isinstance(train, StreamedReinforcedDataset)
+    if trainer.accelerator.split_batches and streamed:
         raise ConfigError(
             "`split_batches` has no part in a stream, whose rows the processes share already. Leave it out, and set "
             "`batch_size`."
@@ -148,6 +201,8 @@ def check_settings(args: ReinforcedTrainingArguments, train: ReinforcedData, tra
         raise ConfigError(
             f"`label_weight` must be 0 for a dataset without labels, got {args.label_weight}. Set it to 0."
         )
+    model: Any = trainer.model
+    check_batches(len(train), args, partial(_learns_from_one, model, train), streamed=streamed)
     if trainer.compute_metrics is not None:
         _check_evaluations(args, train, trainer.compute_metrics)
 

@@ -20,7 +20,7 @@ from torchvision.models.segmentation.deeplabv3 import ASPP
 from torchvision.models.segmentation.fcn import FCNHead
 
 from hf_dr.errors import ConfigError
-from hf_dr.settings import Whole
+from hf_dr.training.checks import check_batches
 from hf_dr.transfer.backbone import Backbone, StudentIdentity, build_backbone, describe_backbone
 from hf_dr.transfer.segmentation_data import (
     IGNORED,
@@ -178,7 +178,8 @@ def segmentation_trainer(
             mask_column=chosen.mask_column,
         ),
     )
-    _check_batches(len(train.images), args)
+    # The head pools each image to one pixel, from which a batch normalisation cannot learn.
+    check_batches(len(train.images), args, lambda: False)
     body, identity = _build(student, config.out_indices, chosen.output_stride)
     red, green, blue = (round(255 * value) for value in body.spec.mean)
     augmentation = ScaleCropFlip(
@@ -226,17 +227,6 @@ def _build(student: BackboneArguments, out_indices: tuple[int, ...], stride: int
             body.reductions[-1],
         )
     return body, identity
-
-
-def _check_batches(rows: int, args: TransferArguments) -> None:
-    """Refuses batches of one image: the head pools each image to one pixel, which a batch normalisation cannot learn from."""
-    batch = args.train_batch_size
-    Whole(2).check("per_device_train_batch_size", batch)
-    if args.world_size == 1 and not args.dataloader_drop_last and rows % batch == 1:
-        raise ConfigError(
-            f"the last batch of an epoch must have more than one image, but {rows} images make one of 1 in batches of {batch}. "
-            "Set `dataloader_drop_last`, or another batch size."
-        )
 
 
 def collate(examples: Sequence[dict[str, torch.Tensor]]) -> dict[str, list[torch.Tensor]]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -14,7 +15,7 @@ from hf_dr.errors import ConfigError
 from hf_dr.evaluation.metrics import compute_metrics
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.training.arguments import ReinforcedTrainingArguments
-from hf_dr.training.checks import check_input
+from hf_dr.training.checks import check_batches, check_input
 from hf_dr.training.trainer import ReinforcedTrainer
 from training.helpers import (
     ROWS,
@@ -198,6 +199,62 @@ def test_fewer_rows_than_a_batch_are_refused_where_it_would_be_dropped(plain, in
     kept = Watched(pooled(), settings(per_device_train_batch_size=64), train_dataset=plain)
     kept.train()
     assert [len(batch["pixel_values"]) for batch in kept.seen] == [ROWS]
+
+
+ALONE = {"per_device_train_batch_size": ROWS - 1}
+
+
+class Normalised(nn.Module):
+    """A batch normalisation over one pixel of each image, or over several; frozen, it learns nothing."""
+
+    def __init__(self, pixels: int = 1, *, frozen: bool = False) -> None:
+        super().__init__()
+        self.norm, self.inner = nn.BatchNorm2d(3), Pooled()
+        self._pixels, self._frozen = pixels, frozen
+
+    def train(self, mode: bool = True) -> "Normalised":
+        super().train(mode)
+        self.norm.train(mode and not self._frozen)
+        return self
+
+    def forward(self, pixel_values, labels=None):
+        pooled = nn.functional.adaptive_avg_pool2d(pixel_values, self._pixels)
+        return self.inner(self.norm(pooled).expand(-1, -1, 4, 4), labels)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [(ALONE, "but 12 images make one of 1 in batches of 11. Set `dataloader_drop_last`, or another batch size"),
+     ({**ALONE, "max_steps": 2}, "but 12 images make one of 1"),
+     ({"per_device_train_batch_size": 1}, "but all have one. Set a larger batch size"),
+     ({"per_device_train_batch_size": 1, "dataloader_drop_last": True}, "but all have one")],
+)  # fmt: skip
+def test_a_batch_of_one_image_is_refused_before_training(plain, in_shards, settings, changes, found, streaming):
+    dataset = load_reinforced(in_shards["plain"], streaming=True) if streaming else plain
+    with pytest.raises(ConfigError, match=f"each batch must have more than one image, because .*, {found}"):
+        ReinforcedTrainer(Normalised(), settings(**changes), train_dataset=dataset)
+
+
+@pytest.mark.parametrize(
+    ("student", "changes"),
+    [(Normalised(4), ALONE), (Normalised(frozen=True), ALONE), (Pooled(), ALONE), (Normalised(), {**ALONE, "max_steps": 1}),
+     (Normalised(), {**ALONE, "dataloader_drop_last": True})],
+)  # fmt: skip
+def test_a_batch_of_one_image_is_taken_where_it_is_learned_or_never_comes(plain, settings, student, changes):
+    before = weights(student)
+    trainer = ReinforcedTrainer(student, settings(**changes), train_dataset=plain)
+    assert same(before, weights(student))
+    assert not any(module._forward_pre_hooks for module in student.modules())
+    trainer.train()
+
+
+def test_the_last_batches_of_several_processes_are_full_but_for_those_of_a_stream(in_shards, settings):
+    args = settings(per_device_train_batch_size=5)
+    vars(args).update(distributed_state=SimpleNamespace(num_processes=2))
+    check_batches(11, args, lambda: False)
+    with pytest.raises(ConfigError, match="but 6 images make one of 1 in batches of 5"):
+        check_batches(11, args, lambda: False, streamed=True)
 
 
 class Anything(nn.Module):

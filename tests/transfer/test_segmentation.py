@@ -390,8 +390,8 @@ def test_shared_normalisations_keep_names_and_activations():
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"per_device_train_batch_size": 1}, "`per_device_train_batch_size` must be a whole number of at least 2, got 1"),
-     ({"per_device_train_batch_size": 5}, "but 6 images make one of 1 in batches of 5. Set `dataloader_drop_last`"),
+    [({"per_device_train_batch_size": 1}, "each batch must have more than one image, .*, but all have one. Set a larger"),
+     ({"per_device_train_batch_size": 5, "max_steps": 2}, "but 6 images make one of 1 in batches of 5. Set `dat"),
      ({"class_names": ["a", "b", "a"]}, "the names of classes must differ, found 'a' twice"),
      ({"class_names": ["a"]}, "expected numbers from 1 to 1 or 255, found 3"),
      ({"short_side": 32}, "`short_side` must be two numbers, the smaller one first, got 32"),

@@ -193,12 +193,14 @@ class ReinforcedData(ABC):
         origin: Where it comes from.
         augmentations: Of each "+" dataset in it.
         num_views: The views of each row.
+        top_k: K, the classes that are kept of each answer.
         seed: Of the order in which views are replayed.
     """
 
     origin: Origin
     augmentations: tuple[Augmentation, ...]
     num_views: int
+    top_k: int = 1
     seed: int
 
     @abstractmethod
@@ -256,18 +258,57 @@ class ReinforcedData(ABC):
         """The fingerprints of all "+" datasets in it."""
         return self.origin.fingerprint
 
+    @property
+    def num_rows(self) -> int:
+        """The rows: `len` of the dataset."""
+        return len(self)
+
+    @property
+    def own_features(self) -> datasets.Features:
+        """The columns of the base that items have as well."""
+        return datasets.Features()
+
+    @property
+    def features(self) -> datasets.Features:
+        """The columns of an item, and their types."""
+        features = datasets.Features({"pixel_values": datasets.Array3D((3, *self.size), "uint8")})
+        answers = {"teacher": self.top_k}
+        if self.signal == IMAGE_TAIL:
+            answers["tail"] = tail_size(self.num_classes)
+        for name, length in answers.items():
+            features[f"{name}_ids"] = datasets.List(datasets.Value("int64"), length)
+            features[f"{name}_logprobs"] = datasets.List(datasets.Value("float32"), length)
+        features["reinforced"] = datasets.Value("bool")
+        if self.has_labels:
+            names = self.class_names
+            features["labels"] = datasets.ClassLabel(names=names) if names else datasets.Value("int64")
+        return datasets.Features({**features, **self.own_features})
+
+    @property
+    def column_names(self) -> list[str]:
+        """The names of an item's columns."""
+        return list(self.features)
+
+    def __repr__(self) -> str:
+        height, width = self.size
+        teachers = " + ".join(inline(member.get("id", "?")) for member in self.origin.teacher_members)
+        answers = f"{self.top_k} of {self.num_classes} classes by {teachers}" if teachers else "none, labels only"
+        lines = [
+            f"num_rows: {len(self):,}",
+            f"views: {self.num_views} of {height}x{width} pixels",
+            f"answers: {answers}",
+            f"columns: {', '.join(self.column_names)}",
+        ]
+        return "\n    ".join([f"{type(self).__name__}(", *lines]) + "\n)"
+
 
 class MappedReinforcedData(ReinforcedData, torch.utils.data.Dataset):
     """Reinforced data with rows to choose from: what `ReinforcedSampler` draws from. It reads like a `datasets.Dataset`.
 
     `data[i]` is a row's item in this epoch, `data[i, v]` its view v; `data[0:4]` and `data[[0, 3]]` are lists of items, and
     `data["labels"]` is a column.
-
-    Attributes:
-        top_k: K, the classes that are kept of each answer.
     """
 
-    top_k: int = 1
     _epoch: SharedEpoch
 
     def __new__(cls, *args: Any, **settings: Any) -> Self:
@@ -313,37 +354,6 @@ class MappedReinforcedData(ReinforcedData, torch.utils.data.Dataset):
     @abstractmethod
     def difficulties(self, index: int, by: str) -> np.ndarray:
         """Returns how difficult each view of a row is, in nats, float32 (V,); see `hf_dr.teacher.topk.entropy`."""
-
-    @property
-    def num_rows(self) -> int:
-        """The rows: `len` of the dataset."""
-        return len(self)
-
-    @property
-    def own_features(self) -> datasets.Features:
-        """The columns of the base that items have as well."""
-        return datasets.Features()
-
-    @property
-    def features(self) -> datasets.Features:
-        """The columns of an item, and their types."""
-        features = datasets.Features({"pixel_values": datasets.Array3D((3, *self.size), "uint8")})
-        answers = {"teacher": self.top_k}
-        if self.signal == IMAGE_TAIL:
-            answers["tail"] = tail_size(self.num_classes)
-        for name, length in answers.items():
-            features[f"{name}_ids"] = datasets.List(datasets.Value("int64"), length)
-            features[f"{name}_logprobs"] = datasets.List(datasets.Value("float32"), length)
-        features["reinforced"] = datasets.Value("bool")
-        if self.has_labels:
-            names = self.class_names
-            features["labels"] = datasets.ClassLabel(names=names) if names else datasets.Value("int64")
-        return datasets.Features({**features, **self.own_features})
-
-    @property
-    def column_names(self) -> list[str]:
-        """The names of an item's columns."""
-        return list(self.features)
 
     @overload
     def __getitem__(self, index: ViewIndex) -> dict[str, Any]: ...
@@ -429,18 +439,6 @@ class MappedReinforcedData(ReinforcedData, torch.utils.data.Dataset):
             "the sampler draws another order of the rows for each epoch (`ReinforcedTrainer` and `ReinforcedSampler` take its "
             "`seed`), got a call of `shuffle`. Leave it out; `select(rows)` takes rows in any order."
         )
-
-    def __repr__(self) -> str:
-        height, width = self.size
-        teachers = " + ".join(inline(member.get("id", "?")) for member in self.origin.teacher_members)
-        answers = f"{self.top_k} of {self.num_classes} classes by {teachers}" if teachers else "none, labels only"
-        lines = [
-            f"num_rows: {len(self):,}",
-            f"views: {self.num_views} of {height}x{width} pixels",
-            f"answers: {answers}",
-            f"columns: {', '.join(self.column_names)}",
-        ]
-        return "\n    ".join([f"{type(self).__name__}(", *lines]) + "\n)"
 
     def resolved(self, index: int, view: View) -> View:
         """Returns the number of the stored view that is asked for, or the request itself if it is for a new view.

@@ -6,8 +6,9 @@ import copy
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
+import datasets
 import numpy as np
 import torch
 
@@ -88,6 +89,10 @@ class StreamedReinforcedDataset(ReinforcedData, torch.utils.data.IterableDataset
     @property
     def class_names(self) -> list[str] | None:
         return self._template.class_names
+
+    @property
+    def own_features(self) -> datasets.Features:
+        return self._template.own_features
 
     @property
     def epoch(self) -> int:
@@ -204,6 +209,17 @@ class StreamedReinforcedDataset(ReinforcedData, torch.utils.data.IterableDataset
     def _order_of_rows(self) -> dict[str, Any]:
         """What the order of an epoch's rows follows from, in JSON types."""
         return {"fingerprint": self.fingerprint, "shuffled_shards": self._shuffled_shards, **self._order}
+
+    def __getitem__(self, index: Any) -> NoReturn:
+        """Refuses: rows come as they are read.
+
+        Raises:
+            ConfigError: Always.
+        """
+        raise ConfigError(
+            f"a stream has no rows or columns to choose, got the index {index!r:.80}. Iterate over it, or load the dataset "
+            "without `streaming=True`."
+        )
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         epoch = self.epoch  # of this iteration, whatever is set meanwhile

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 
 import datasets
 import numpy as np
@@ -69,6 +70,30 @@ def test_it_prints_what_it_holds(unmixed, tiny_dataset):
         "    views: 6 of 8x8 pixels",
         "    answers: 2 of 8 classes by colours + colours",
     ]
+
+
+def test_a_stream_says_what_it_holds(unmixed):
+    folder = unmixed.shards[0].parent
+    one, several = (load_reinforced(path, columns=["number"], streaming=True) for path in (folder, [folder, folder]))
+    assert repr(one) == repr(unmixed).replace("ReinforcedDataset", "StreamedReinforcedDataset")
+    assert repr(several).splitlines()[2:4] == [
+        "    views: 6 of 8x8 pixels",
+        "    answers: 2 of 8 classes by colours + colours",
+    ]
+    for stream in (one, several):
+        assert stream.features == unmixed.features
+        assert set(stream.column_names) == set(next(iter(stream)))
+        assert (stream.num_rows, stream.split_by_node(0, 5, even=True).num_rows) == (ROWS, 3)
+
+
+@pytest.mark.parametrize("index", [0, (0, 1), slice(0, 2), "labels"], ids=str)
+def test_a_stream_has_no_rows_to_choose(unmixed, index):
+    stream = load_reinforced(unmixed.shards[0].parent, streaming=True)
+    with pytest.raises(
+        ConfigError,
+        match=rf"no rows or columns to choose, got the index {re.escape(repr(index))}\. Iterate over it, or",
+    ):
+        stream[index]
 
 
 def test_a_teachers_name_stays_in_its_line(unmixed):

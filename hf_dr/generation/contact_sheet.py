@@ -19,6 +19,7 @@ from matplotlib.patches import Rectangle
 from hf_dr.errors import ConfigError
 from hf_dr.files import written_whole
 from hf_dr.replay.dataset import ReinforcedDataset
+from hf_dr.replay.reinforced_data import check_loaded
 from hf_dr.store.findings import FINGERPRINT_KEY
 from hf_dr.teacher.signals import described
 from hf_dr.text import shown_text
@@ -67,9 +68,11 @@ def contact_sheet(
         num_views: How many views of each, from the first on; no more than there are.
 
     Raises:
-        ConfigError: The path does not end in .png, a number is not positive, or a row does not exist.
+        ConfigError: `plus` is not one opened dataset, the path does not end in .png, a number is not positive, or a row does
+            not exist.
         ReplayError: A view cannot be replayed.
     """
+    check_loaded("plus", plus, ReinforcedDataset, " for one dataset without `streaming=True`")
     path = Path(path).expanduser()
     check_sheet(path)
     for setting, value in (("num_rows", num_rows), ("num_views", num_views)):

@@ -73,6 +73,10 @@ def push_to_hub(
         FormatError: A configuration is unfinished or damaged.
         HubError: The Hub refuses, or does not answer after all retries. Nothing was published, or all of it.
     """
+    if not isinstance(folder, (str, os.PathLike)):
+        raise ConfigError(
+            f'`folder` must be the folder of a "+" dataset, got {type(folder).__name__}. Give the `output_dir` of `reinforce`.'
+        )
     folder = Path(folder).expanduser()
     found = card_configs(folder, _names(folder, configs))
     provenances = {name: config.provenance for name, config in found.items()}

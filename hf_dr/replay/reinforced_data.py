@@ -302,6 +302,25 @@ class ReinforcedData(ABC):
         return "\n    ".join([f"{type(self).__name__}(", *lines]) + "\n)"
 
 
+def check_loaded(name: str, dataset: object, kind: type = ReinforcedData, how: str = "") -> None:
+    """Refuses a path or another object in the place of a "+" dataset that is open.
+
+    Args:
+        name: Of the argument.
+        dataset: What was given.
+        kind: What it must be.
+        how: How that must be opened, for the message.
+
+    Raises:
+        ConfigError: It is something else.
+    """
+    if not isinstance(dataset, kind):
+        raise ConfigError(
+            f'`{name}` must be what `load_reinforced` returns{how}, got {type(dataset).__name__}. Open the "+" dataset: '
+            "`load_reinforced(...)`."
+        )
+
+
 class MappedReinforcedData(ReinforcedData, torch.utils.data.Dataset):
     """Reinforced data with rows to choose from: what `ReinforcedSampler` draws from. It reads like a `datasets.Dataset`.
 

@@ -20,6 +20,7 @@ from hf_dr.replay.reinforced_data import (
     MappedReinforcedData,
     ReinforcedData,
     View,
+    check_loaded,
     fresh_view,
     ranked_view,
 )
@@ -113,6 +114,7 @@ class ReinforcedSampler(torch.utils.data.Sampler[tuple[int, View]]):
         num_replicas: int = 1,
         rank: int = 0,
     ) -> None:
+        check_loaded("dataset", dataset, MappedReinforcedData, " without `streaming=True`")
         if not 0 <= rank < num_replicas:
             raise ConfigError(
                 f"`rank` must be from 0 to `num_replicas` - 1, got rank {rank} of {num_replicas}. Give those of the process "

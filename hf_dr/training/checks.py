@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -236,6 +237,22 @@ def _computes(compute: Callable[..., Any], logits: Any, labels: Any) -> bool:
     except Exception:  # a function of the user's, which refuses in its own way
         return False
     return True
+
+
+def check_no_path(name: str, given: object) -> None:
+    """Refuses the path or the name of a dataset in its place.
+
+    Args:
+        name: Of the argument.
+        given: A dataset, or several by name.
+    """
+    for one in given.values() if isinstance(given, dict) else [given]:
+        if isinstance(one, (str, os.PathLike)):
+            advice = "load_reinforced" if name == "train_dataset" else "datasets.load_dataset"
+            raise ConfigError(
+                f"`{name}` must be a dataset, such as `{advice}` returns, got the name {os.fspath(one)!r}. Open it: "
+                f"`{advice}(...)`."
+            )
 
 
 def check_other_dataset(args: ReinforcedTrainingArguments, train: Any) -> None:

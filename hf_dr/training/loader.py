@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, default_collate
 from hf_dr.errors import ConfigError
 from hf_dr.processes import find_device
 from hf_dr.replay.messages import InOneMessage
-from hf_dr.replay.reinforced_data import MappedReinforcedData, ReinforcedData
+from hf_dr.replay.reinforced_data import ReinforcedData, check_loaded
 from hf_dr.replay.sampling import ReinforcedSampler
 from hf_dr.replay.streaming import StreamedReinforcedDataset
 from hf_dr.training.device_views import device_augmentation, undone, with_made_views
@@ -69,6 +69,7 @@ class ReinforcedLoader:
         augment_on: str = "auto",
         **order: Any,
     ) -> None:
+        check_loaded("dataset", dataset)
         self.epoch = 0
         self._normalize = None
         if student is not None or processor is not None or normalization is not None:
@@ -82,10 +83,6 @@ class ReinforcedLoader:
             seen = student_preprocessing(model, processor, normalization)
             self._normalize = partial(normalize, mean=seen.mean, std=seen.std, bgr=seen.bgr)
         self.device = find_device(device)
-        if not isinstance(dataset, (StreamedReinforcedDataset, MappedReinforcedData)):
-            raise ConfigError(
-                f'`dataset` must be what `load_reinforced` returns, got {type(dataset).__name__}. Load the "+" dataset by it.'
-            )
         augmenter = device_augmentation(augment_on, self.device, dataset)
         in_group = distributed.is_available() and distributed.is_initialized()
         rank = distributed.get_rank() if in_group else 0
@@ -105,7 +102,7 @@ class ReinforcedLoader:
             read = read.split_by_node(rank, world_size, batch_size=batch_size, even=True)
             on_device.update(num_processes=1, process_index=0, dispatch_batches=False)
         else:
-            settings["sampler"] = ReinforcedSampler(dataset, **order)
+            settings["sampler"] = ReinforcedSampler(read, **order)
             on_device.update(num_processes=world_size, process_index=rank)
         if augmenter is not None:
             read, collate = undone(read, augmenter, collate)

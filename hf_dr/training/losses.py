@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from hf_dr.errors import ConfigError
-from hf_dr.replay.reinforced_data import ReinforcedData
+from hf_dr.replay.reinforced_data import ReinforcedData, check_loaded
 from hf_dr.teacher.signals import IMAGE_TAIL, SAMPLED, TOPK
 from hf_dr.training.reinforced_settings import TAIL_RULES, TailRule
 
@@ -204,6 +204,7 @@ class ReinforcedLoss(nn.Module):
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
+        check_loaded("dataset", dataset)
         self.tail = tail_rule(tail, dataset.signal)
         self.temperature = temperature
         self.label_weight = label_weight

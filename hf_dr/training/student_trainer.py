@@ -21,7 +21,7 @@ from hf_dr.hub.repository import Push
 from hf_dr.replay.reinforced_data import ReinforcedData
 from hf_dr.replay.streaming import StreamedReinforcedDataset
 from hf_dr.training.arguments import ReinforcedTrainingArguments
-from hf_dr.training.checks import as_evaluation, is_undecoded
+from hf_dr.training.checks import as_evaluation, check_no_path, is_undecoded
 from hf_dr.training.device_views import with_made_views
 from hf_dr.training.resumable import ResumableTrainer, changed
 from hf_dr.training.student_card import student_of_training
@@ -111,9 +111,10 @@ class StudentTrainer(ResumableTrainer):
         return as_evaluation(given, self.train_dataset, self.model, self.processing_class, to_predict=to_predict)
 
     def _check_decoded(self, given: Any) -> None:
-        """Refuses images that nothing makes into pixels: a `data_collator` of one's own may."""
+        """Refuses images that nothing makes into pixels, which a `data_collator` of one's own may; and names of datasets."""
         if isinstance(given, str) and isinstance(self.eval_dataset, dict):
-            given = self.eval_dataset[given]
+            given = self.eval_dataset.get(given, given)
+        check_no_path("eval_dataset", given)
         given = self.eval_dataset if given is None else given
         if is_undecoded(given) and self.data_collator is default_data_collator:
             raise ConfigError(

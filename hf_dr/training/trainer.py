@@ -26,6 +26,7 @@ from hf_dr.training.arguments import as_reinforced
 from hf_dr.training.callbacks import TrialCheck, WeightAverage
 from hf_dr.training.checks import (
     check_answers,
+    check_no_path,
     check_num_classes,
     check_other_dataset,
     check_settings,
@@ -85,7 +86,7 @@ class ReinforcedTrainer(StudentTrainer):
         self._evaluated: ReinforcedData | None = None  # while it is evaluated
         self._stream = StreamProgress(self)
         self._learned_from = train = settings.get("train_dataset")
-        model, settings["processing_class"] = _student(model, train, args.seed, settings.get("processing_class"))
+        model, settings["processing_class"] = _student(model, settings, args.seed)
         super().__init__(model=model, args=args, normalization=normalization, **settings)
         self.eval_dataset = self._as_evaluation(self.eval_dataset)
         self._check_train_dataset()
@@ -434,8 +435,11 @@ def _checked(model: Any, train: Any, *, channels_last: bool) -> nn.Module:
     return model.to(memory_format=torch.channels_last) if channels_last else model
 
 
-def _student(model: Any, train: Any, seed: int, processor: Any) -> tuple[nn.Module | None, Any]:
+def _student(model: Any, settings: dict[str, Any], seed: int) -> tuple[nn.Module | None, Any]:
     """Returns a student without wrappers, built if it is given by its name, and its image processor, the given one first."""
+    for name in ("train_dataset", "eval_dataset"):
+        check_no_path(name, settings.get(name))
+    train, processor = settings.get("train_dataset"), settings.get("processing_class")
     if not isinstance(model, (str, Path)):
         return None if model is None else _own(model, train), processor
     name = str(model)

@@ -10,6 +10,7 @@ from hf_dr.errors import ConfigError, HfDrError, ReplayError
 from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.contact_sheet import contact_sheet
 from hf_dr.generation.job import reinforce
+from hf_dr.replay.combined import CombinedReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops.geometry import RandomHorizontalFlip, Resize
@@ -100,6 +101,11 @@ def test_an_overlay_is_drawn_with_its_base(tmp_path, tiny_dataset, tiny_teacher)
 
 
 def test_impossible_settings(tmp_path, tiny_plus):
+    for given in ("plus", CombinedReinforcedDataset([tiny_plus])):
+        with pytest.raises(
+            ConfigError, match=f"`plus` must be .* for one dataset .*, got {type(given).__name__}. Open the"
+        ):
+            contact_sheet(given, tmp_path / "sheet.png")
     with pytest.raises(ConfigError, match=r"must be a .png file, got '.*sheet.jpg'. Rename it"):
         contact_sheet(tiny_plus, tmp_path / "sheet.jpg")
     for setting in ("num_rows", "num_views"):

@@ -356,6 +356,8 @@ def test_impossible_settings_are_refused(
 
 
 def test_a_folder_without_a_plus_dataset_is_refused(loopback_hub: LoopbackHub, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r'must be the folder of a "\+" dataset, got list. Give the `output_dir`'):
+        push_to_hub([tmp_path], REPO)
     with pytest.raises(FormatError, match=r'must hold a "\+" dataset, but no folder in it has a reinforcement.json'):
         push_to_hub(tmp_path, REPO)
     with pytest.raises(FormatError, match=r'expected the folder of a "\+" dataset, found none at .*nowhere'):

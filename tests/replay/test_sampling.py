@@ -283,6 +283,10 @@ def test_rows_without_reinforcement_are_never_drawn(tmp_path, tiny_dataset, tiny
 
 def test_refusals(tiny_plus, tmp_path: Path, tiny_dataset, tiny_teacher):
     with pytest.raises(
+        ConfigError, match=r"returns without `streaming=True`, got PosixPath\. Open the .*`load_reinforced"
+    ):
+        ReinforcedSampler(tmp_path)
+    with pytest.raises(
         ConfigError, match="`view_order` must be one of all, random, easy_first, hard_first, got 'shuffled'"
     ):
         ReinforcedSampler(tiny_plus, view_order="shuffled")

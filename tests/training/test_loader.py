@@ -1,6 +1,7 @@
 """A loop of one's own: its loader gives the trainer's batches, its loss is the trainer's, and the documented loop runs."""
 
 import re
+from functools import partial
 from pathlib import Path
 
 import children
@@ -105,8 +106,12 @@ def test_pixels_are_normalised_for_the_student(plain):
 def test_what_it_cannot_load_is_refused(plain):
     with pytest.raises(ConfigError, match=r"`student` must be a model of timm, .*got Pooled. Give `processor`"):
         ReinforcedLoader(plain, BATCH, student=pooled())
-    with pytest.raises(ConfigError, match=r"`dataset` must be what `load_reinforced` returns, got list"):
-        ReinforcedLoader([1, 2], BATCH)
+    for make, wrong in ((partial(ReinforcedLoader, batch_size=BATCH), [1, 2]), (ReinforcedLoss, "plus")):
+        with pytest.raises(
+            ConfigError,
+            match=rf"`dataset` must be what `load_reinforced` returns, got {type(wrong).__name__}\. Open .*load_reinforced\(",
+        ):
+            make(wrong)
     with pytest.raises(ConfigError, match=r"`augment_on` must be one of auto, cpu, device, got 'gpu'"):
         ReinforcedLoader(plain, BATCH, augment_on="gpu")
     with pytest.raises(ConfigError, match=r"`reinforced_probability` must be between 0 and 1, got 2"):

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import datasets
@@ -385,6 +386,26 @@ def test_a_model_without_a_loss_is_evaluated(plain, pictures, settings):
 def test_names_of_labels_that_leave_no_metrics_are_refused(plain, settings):
     with pytest.raises(ConfigError, match=r"`label_names` must hold `labels`, .* got label"):
         ReinforcedTrainer(pooled(), settings(label_names=["label"]), train_dataset=plain)
+
+
+@pytest.mark.parametrize("name", [str, Path])
+def test_a_path_is_no_dataset(plain, pictures, settings, name):
+    path = name("photos-plus")
+    message = "`{}` must be a dataset, such as `{}` returns, got the name 'photos-plus'. Open it: `{}\\("
+    of_training = message.format("train_dataset", "load_reinforced", "load_reinforced")
+    of_evaluation = message.format("eval_dataset", "datasets.load_dataset", "datasets.load_dataset")
+    for student in (pooled(), "timm:test_resnet"):
+        with pytest.raises(ConfigError, match=of_training):
+            ReinforcedTrainer(student, settings(), train_dataset=path)
+    for given in (path, {"a": pictures, "b": path}):
+        with pytest.raises(ConfigError, match=of_evaluation):
+            ReinforcedTrainer(pooled(), settings(), train_dataset=plain, eval_dataset=given)
+    for evaluated in (pictures, {"a": pictures}):
+        trainer = ReinforcedTrainer(pooled(), settings(), train_dataset=plain, eval_dataset=evaluated)
+        for evaluate in (trainer.evaluate, trainer.predict):
+            with pytest.raises(ConfigError, match=of_evaluation):
+                evaluate(path)
+    assert trainer.evaluate("a")
 
 
 def test_undecoded_images_that_nothing_decodes_are_refused(tiny_dataset, plain, settings):

@@ -20,7 +20,7 @@ from accelerate import PartialState
 from hf_dr.errors import ConfigError, FingerprintMismatchError, FormatError
 from hf_dr.files import write_whole
 from hf_dr.generation.labelling import ViewColumns
-from hf_dr.store.card import write_card
+from hf_dr.store.card import CARD_FILE, write_card
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import PROVENANCE_FILE
 from hf_dr.store.shards import check_digests, read_marker, remove_temporaries
@@ -119,12 +119,6 @@ def open_run(
             ) from error
         check_same_run(folder, provenance)
         began = (folder / PROVENANCE_FILE).exists()
-        strangers = sorted(p.name for p in folder.glob("*.parquet"))
-        if strangers and not began:
-            raise ConfigError(
-                f"{folder} must be empty or hold a run with its {PROVENANCE_FILE}, found {strangers[0]} without. "
-                "Choose another `output_dir`."
-            )
         mine = part.of(provenance.num_shards)
         remove_temporaries(folder, ("",) if part == WHOLE else [provenance.shard_names[index] for index in mine])
         missing = [index for index in missing_shards(folder, provenance, read=True) if index in mine]
@@ -163,12 +157,14 @@ def note_processor(folder: Path, processor: str) -> None:
 
 
 def check_same_run(folder: Path, provenance: Provenance) -> None:
-    """Refuses a folder that another configuration began.
+    """Refuses a configuration's folder that another run began, or that would be begun among somebody's own files.
 
     Raises:
+        ConfigError: Names one of these files.
         FingerprintMismatchError: Names the fields that differ.
     """
     if not (folder / PROVENANCE_FILE).exists():
+        _check_no_strangers(folder)
         return
     begun = Provenance.read(folder)
     if begun.schema_version != provenance.schema_version:
@@ -183,6 +179,22 @@ def check_same_run(folder: Path, provenance: Provenance) -> None:
         raise FingerprintMismatchError(
             f"{folder} was begun with another configuration. To resume, these must be as they were:\n  {shown}\n"
             "Give the same settings and versions, or choose another `output_dir` or `config_name`."
+        )
+
+
+def _check_no_strangers(folder: Path) -> None:
+    """Refuses to begin a configuration in a folder, or in one that is no "+" dataset yet, which holds somebody's own files.
+
+    Hidden files, a README.md and empty folders are none: a new repository of the Hub, or a run that has just begun, has them.
+    """
+    output = folder.parent
+    places = [folder] if any(output.glob(f"*/{PROVENANCE_FILE}")) else [folder, output]
+    found = [path for place in places for path in place.glob("[!.]*") if path not in (folder, output / CARD_FILE)]
+    strangers = sorted(path for path in found if not path.is_dir() or any(path.glob("[!.]*")))
+    if strangers:
+        raise ConfigError(
+            f'`output_dir` must be new, empty, or the folder of a "+" dataset, found {strangers[0].name} in '
+            f"{strangers[0].parent}, where none was begun. Choose another `output_dir`."
         )
 
 

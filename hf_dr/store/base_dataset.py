@@ -24,7 +24,7 @@ from huggingface_hub import metadata_load, try_to_load_from_cache
 from hf_dr.errors import ConfigError, DataError, HfDrError, did_you_mean
 from hf_dr.files import YAML_ERRORS
 from hf_dr.store.named_files import check_own_files
-from hf_dr.store.schema import LICENSES, is_reserved
+from hf_dr.store.schema import LICENSES, TEACHER_LOGPROBS, is_reserved
 from hf_dr.text import is_hub_id, progress_bar
 
 logger = logging.getLogger(__name__)
@@ -301,6 +301,11 @@ def check_dataset(
         )
     if len(dataset) == 0:
         raise DataError("the base must have at least one row, got none. Check `split`.")
+    if TEACHER_LOGPROBS in dataset.column_names:
+        raise DataError(
+            f'the base must be a dataset that was not reinforced yet, but it has the column `{TEACHER_LOGPROBS}` of a "+" '
+            "dataset. Give the base of that dataset, or add views or teachers to it with `hf-dr extend`."
+        )
     for name in filter(is_reserved, dataset.column_names):
         raise DataError(f"the base must not have a column `{name}`: the name belongs to the reinforcement. Rename it.")
     features = dataset.features

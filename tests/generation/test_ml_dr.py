@@ -442,6 +442,15 @@ def test_another_import_into_the_folder_is_refused(base, mixing, tmp_path):
         import_ml_dr([other], base, config)
 
 
+def test_a_folder_of_other_files_is_refused_and_left_as_it_is(base, mixing, tmp_path):
+    (tmp_path / "cat.jpg").touch()
+    job = ImportJob([mixing[1]], base, ImportConfig(str(tmp_path)))
+    for make in (job.run, job.plan):
+        with pytest.raises(ConfigError, match=r"found cat\.jpg in .*, where none was begun\. Choose another"):
+            make()
+    assert list(tmp_path.iterdir()) == [tmp_path / "cat.jpg"]
+
+
 # ---------------------------------------------------------------------------------------------------------------- order
 
 

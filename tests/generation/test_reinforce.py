@@ -402,6 +402,36 @@ def test_two_configs_live_in_one_folder(tmp_path, tiny_dataset, tiny_teacher):
     assert "Written by a person." in (tmp_path / "README.md").read_text()
 
 
+@pytest.mark.parametrize("stranger", ["cat.jpg", "cats/1.jpg", "a/1.jpg", "a/train.parquet"])
+def test_a_folder_of_other_files_is_refused_and_left_as_it_is(tmp_path, tiny_dataset, tiny_teacher, stranger):
+    (tmp_path / stranger).parent.mkdir(exist_ok=True)
+    (tmp_path / stranger).touch()
+    before = sorted(tmp_path.rglob("*"))
+    config = ReinforceConfig(str(tmp_path), "a", num_views=3, top_k=2, num_workers=0)
+    job = reinforce_job(tiny_dataset, tiny_teacher, MIXING, config)
+    found = stranger.partition("/")[2] if stranger.startswith("a/") else stranger.partition("/")[0]
+    for make in (job.run, job.estimate):
+        with pytest.raises(
+            ConfigError, match=rf'the folder of a "\+" dataset, found {found} in .*, where none was begun\. Choose'
+        ):
+            make()
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_folder_with_what_a_new_repository_has_is_taken(tmp_path, tiny_dataset, tiny_teacher):
+    for name in ("README.md", ".gitattributes", ".DS_Store"):
+        (tmp_path / name).touch()
+    for name in (".git", "a", "of_another_run_that_just_began"):
+        (tmp_path / name).mkdir()
+    run(tmp_path, tiny_dataset, tiny_teacher, config_name="a")
+    (tmp_path / "LICENSE").touch()  # what is put next to a "+" dataset later is its own
+    run(tmp_path, tiny_dataset, tiny_teacher, config_name="b")
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "1.jpg").touch()
+    with pytest.raises(ConfigError, match=r"found 1\.jpg in .*c, where none was begun"):
+        run(tmp_path, tiny_dataset, tiny_teacher, config_name="c")
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [

@@ -9,7 +9,7 @@ import datasets
 import pytest
 
 from hf_dr.errors import ConfigError, DataError
-from hf_dr.store.base_dataset import check_cache, load_base, load_parquet
+from hf_dr.store.base_dataset import check_cache, check_dataset, load_base, load_parquet
 
 
 def numbers(*values: int, **names: list[int]) -> datasets.Dataset:
@@ -104,3 +104,13 @@ def test_what_a_local_dataset_does_not_have_is_refused(tmp_path):
             load_base(str(tmp_path / name), config, revision=revision)
     with pytest.raises(DataError, match="could not load split ``"):
         load_base(str(tmp_path / "train.parquet"), split="")
+
+
+def test_a_dataset_that_was_reinforced_already_is_no_base(tiny_plus):
+    for plus in (tiny_plus.plus, tiny_plus.plus.remove_columns("image")):
+        with pytest.raises(
+            DataError, match=r'not reinforced yet, but it has the column `teacher_logprobs` of a "\+".*`hf-dr extend`'
+        ):
+            check_dataset(plus)
+    with pytest.raises(DataError, match=r"must not have a column `aug_flip`: .* Rename it"):
+        check_dataset(numbers(1, aug_flip=[0]))

@@ -164,6 +164,7 @@ class ImportJob:
     def run(self) -> None:
         """Reads the sources, then writes the shards that are missing, and the card; goes on where it was stopped."""
         provenance = self.provenance
+        check_same_run(self.folder, provenance)  # before anything is written
         lock = WHOLE.lock(self.folder)
         missing = open_run(self.folder, provenance, lock, provenance.num_views * provenance.top_k * 2)
         try:

@@ -178,7 +178,7 @@ def check_same_run(folder: Path, provenance: Provenance) -> None:
         shown = "\n  ".join(differences[:20])
         raise FingerprintMismatchError(
             f"{folder} was begun with another configuration. To resume, these must be as they were:\n  {shown}\n"
-            "Give the same settings and versions, or choose another `output_dir` or `config_name`."
+            "Give the same settings, versions and images, or choose another `output_dir` or `config_name`."
         )
 
 

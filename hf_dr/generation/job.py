@@ -117,7 +117,11 @@ def reinforce_job(
     plan = plan_run(dataset, teacher, augmentation, config, base=base)
     if teacher.num_folds > 1:
         teacher.check_folds(pixels_digest(undecoded_images(dataset, plan.provenance.image_column)))
-    labeller = Labeller(teacher, plan.provenance, plan.labels)
+    advice = (
+        f"A corrected image makes another dataset: delete {plan.folder} first, or choose another `output_dir`. Or pass "
+        "`on_bad_image=skip`: the run goes on, and such images get no reinforcement."
+    )
+    labeller = Labeller(teacher, plan.provenance, plan.labels, advice)
     source = choose_source(plan.view_maker(), labeller, config.batch_size, config.num_workers, config.augment_on)
     sample = partial(sample_agreement, plan, labeller, source.batch_size)
     return Job(plan, source, sample, allow_disagreement=config.allow_disagreement)

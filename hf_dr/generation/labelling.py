@@ -110,13 +110,17 @@ class Labeller:
     busy. It has no state that changes, so several threads may share it.
 
     The provenance says what is stored of an answer, and what becomes of undecodable images. `labels`, the class of each row,
-    int64 (rows,), are needed where candidates are chosen by it.
+    int64 (rows,), are needed where candidates are chosen by it. `advice` is what can be done about an undecodable image but
+    correcting it.
     """
 
-    def __init__(self, teacher: Teacher, provenance: Provenance, labels: np.ndarray | None = None) -> None:
+    def __init__(
+        self, teacher: Teacher, provenance: Provenance, labels: np.ndarray | None = None, advice: str = ""
+    ) -> None:
         self.teacher = teacher
         self.provenance = provenance
         self._labels = labels
+        self._advice = advice
 
     def label(self, batch: ViewBatch) -> ViewColumns:
         """Returns the columns of a batch; its pixels may lie on any device.
@@ -153,7 +157,7 @@ class Labeller:
         """Waits for what `begin` has started and returns the batch's columns; the same errors as `label`."""
         if batch.error is not None:
             if self.provenance.on_bad_image == "error":
-                raise DataError(batch.error)
+                raise DataError(f"{batch.error} {self._advice}".rstrip())
             logger.warning("Skipped: %s", batch.error)
         ids_NK, logprobs_NK = reply.short()
         return ViewColumns(

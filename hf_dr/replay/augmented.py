@@ -93,6 +93,7 @@ class AugmentedDataset(MappedReinforcedData):
                 f"({len(bad)} such rows). Take a split with labels."
             )
         self.images = undecoded_images(base, image_column)
+        self._split = split
         self._base_rows = np.arange(len(base))
         self.augmentations = (augmentation,)
         self.seed = seed
@@ -160,7 +161,7 @@ class AugmentedDataset(MappedReinforcedData):
     def decode(self, row: int) -> PIL.Image.Image:
         """Decodes the image of a row of the base."""
         (value,) = self.images[row].values()
-        return decode_row(value, f"row {row}")
+        return decode_row(value, f"row {row} of `{self._split}`")
 
     def item_with(self, pixels: Callable[[int, int], Any], index: ViewIndex) -> dict[str, Any]:
         """Returns an item with `pixel_values` as they are made from its row of the base and its epoch."""

@@ -22,7 +22,7 @@ from hf_dr.processes import num_cores
 from hf_dr.store.base_dataset import content_hash, sampled_rows, undecoded_images
 from hf_dr.store.provenance import Provenance
 from hf_dr.text import progress_bar
-from hf_dr.views.images import DECODING_RULE, decode_image, pixel_hash
+from hf_dr.views.images import DECODING_RULE, decode_image, decode_row, pixel_hash
 
 logger = logging.getLogger(__name__)
 
@@ -136,6 +136,17 @@ def join_base(base: datasets.Dataset | JoinedBase | None, provenance: Provenance
 def readable(images: datasets.Dataset, rows: np.ndarray) -> np.ndarray:
     """Returns those of the rows, int64, whose images can be decoded."""
     return rows[index_images(images.select(rows)) != UNREADABLE] if len(rows) else rows
+
+
+def check_readable(images: datasets.Dataset) -> None:
+    """Checks that all images can be decoded.
+
+    Raises:
+        DataError: One cannot; the message names row and file.
+    """
+    (column,) = images.column_names
+    for row in np.flatnonzero(index_images(images) == UNREADABLE).tolist():
+        decode_row(images[row][column], f"row {row}")
 
 
 def index_images(images: datasets.Dataset) -> np.ndarray:

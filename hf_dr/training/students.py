@@ -385,6 +385,7 @@ class LabelledImages(torch.utils.data.Dataset):
         self.has_labels = label_column is not None
         self.class_names: list[str] | None = getattr(dataset.features.get(label_column), "names", None)
         self._image, self._label, self._augmentation = image_column, label_column, augmentation
+        self._of_split = f" of `{dataset.split}`" if dataset.split else ""
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -397,6 +398,6 @@ class LabelledImages(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = self._dataset[index]
-        view = self._augmentation.apply(decode_row(row[self._image], f"row {index}"), {})
+        view = self._augmentation.apply(decode_row(row[self._image], f"row {index}{self._of_split}"), {})
         pixels = {"pixel_values": as_tensor(view)}
         return {**pixels, "labels": int(row[self._label])} if self.has_labels else pixels

@@ -14,7 +14,8 @@ from torch import nn
 
 from hf_dr.errors import ConfigError, DataError
 from hf_dr.files import write_json, written_whole
-from hf_dr.store.base_dataset import as_table, label_numbers, whole_column, whole_hash
+from hf_dr.replay.join import check_readable
+from hf_dr.store.base_dataset import as_table, label_numbers, undecoded_images, whole_column, whole_hash
 from hf_dr.store.json_files import read_object
 from hf_dr.teacher.folds import FOLDS_FILE
 from hf_dr.views.rng import DOMAIN_SPLIT, keyed_rng
@@ -108,7 +109,7 @@ def divide(
     Raises:
         ConfigError: The folder was written from other images or labels, or with another share or seed.
         FormatError: What is noted of it cannot be read.
-        DataError: A row has no label, or too few rows have one for anything to be held out.
+        DataError: A row has no label or no readable image, or too few rows have a label for anything to be held out.
     """
     made_of = {"images": whole_hash(dataset, image_column, label_column), "share": share, "seed": seed}
     marker = folder.parent / _MARKER
@@ -124,6 +125,7 @@ def divide(
             f"a class must have at least 2 images for one to be held out, but none of {len(np.unique(labels))} has. Add "
             "images, or name a split of others with `eval_split`."
         )
+    check_readable(undecoded_images(dataset, image_column))  # now, where the files still have their own names
     train = np.setdiff1d(np.arange(len(dataset)), test)
     folder.mkdir(parents=True, exist_ok=True)
     for split, rows in (("train", train), ("test", test)):

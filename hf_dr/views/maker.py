@@ -90,19 +90,17 @@ class ViewMaker(torch.utils.data.Dataset):
             DataError: It cannot be decoded; the message names row and file.
         """
         value = self.images[example][self.column]
-        image = decode_row(value, f"row {example}", "Fix it, or pass `on_bad_image=skip`.")
+        image = decode_row(value, f"row {example}")
         where = with_file(f"row {example}", value)
         if max(image.size) > MAX_SIDE:
             raise DataError(
                 f"the image of {where} must have sides of at most {MAX_SIDE} pixels, got {image.height}x{image.width}. Shrink "
-                "it, or pass `on_bad_image=skip`."
+                "it."
             )
         try:
             self.augmentation.check_size((image.height, image.width))
         except (ConfigError, ReplayError) as error:
-            raise DataError(
-                f"the image of {where} must be of a size that can be augmented, but: {error} Or pass `on_bad_image=skip`."
-            ) from error
+            raise DataError(f"the image of {where} must be of a size that can be augmented, but: {error}") from error
         return image
 
     def partner(self, example: int, view: int) -> int:

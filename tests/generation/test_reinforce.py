@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import math
+import shutil
 import signal
 import subprocess
 import sys
@@ -652,6 +653,25 @@ def test_a_run_that_stopped_at_a_bad_image_goes_on_when_told_to_skip(tmp_path, t
         run(tmp_path, bad, tiny_teacher, config_name="a")
     run(tmp_path, bad, tiny_teacher, config_name="a", on_bad_image="skip")
     assert Provenance.read(tmp_path / "a").skipped_rows == [11]
+
+
+def test_a_run_that_stopped_at_a_bad_image_is_begun_again_with_the_corrected_one(tmp_path, tiny_dataset, tiny_teacher):
+    """What the message advises is what is needed: the dataset is another one."""
+    message = rf"Fix it\. A corrected image makes another dataset: delete {tmp_path / 'a'} first, or choose another"
+    with pytest.raises(DataError, match=message):
+        run(tmp_path, with_bad_row(tiny_dataset, 11, b"no image"), tiny_teacher, config_name="a")
+    with pytest.raises(
+        FingerprintMismatchError, match=r"base\.content_hash: [\s\S]*same settings, versions and images"
+    ):
+        run(tmp_path, tiny_dataset, tiny_teacher, config_name="a")
+    shutil.rmtree(tmp_path / "a")
+    run(tmp_path, tiny_dataset, tiny_teacher, config_name="a")
+
+
+def test_a_skipped_image_is_told_of_without_advice_to_skip_it(tmp_path, tiny_dataset, tiny_teacher, caplog):
+    run(tmp_path, with_bad_row(tiny_dataset, 7, b"no image"), tiny_teacher, on_bad_image="skip")
+    assert "Skipped: the image of row 7 (broken.png) must be readable" in caplog.text
+    assert "on_bad_image" not in caplog.text
 
 
 def test_a_folder_of_an_earlier_format_is_not_finished_in_this_one(tmp_path, tiny_dataset, tiny_teacher):

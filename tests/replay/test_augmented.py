@@ -102,7 +102,7 @@ def test_refusals(tiny_dataset):
     with pytest.raises(DataError, match=r"from 0 to 7 in every row, but row 5 has none \(1 such rows\)"):
         AugmentedDataset(unlabelled, AUGMENTATION, **COLUMNS)
     broken = [{"bytes": b"no image", "path": None}] * 2
-    with pytest.raises(DataError, match="the image of row 1 must be readable"):
+    with pytest.raises(DataError, match="the image of row 1 of `train` must be readable"):
         AugmentedDataset(
             datasets.Dataset.from_dict({"image": broken, "label": [0, 1]}, features), AUGMENTATION, **COLUMNS
         )[1]

@@ -2,6 +2,7 @@
 
 import json
 
+import datasets
 import numpy as np
 import PIL.Image
 import pytest
@@ -35,6 +36,11 @@ def test_images_for_evaluation(tiny_dataset):
     image = LabelledImages(tiny_dataset, evaluation_augmentation((SIZE, SIZE)))[5]
     assert image["pixel_values"].shape == (3, SIZE, SIZE)
     assert image["labels"] == tiny_dataset[5]["label"]
+    for split, name in (("test", "row 0 of `test`"), (None, "row 0")):
+        broken = datasets.Dataset.from_dict({"image": [{"bytes": b"no", "path": None}]}, split=split)
+        broken = broken.cast_column("image", datasets.Image())
+        with pytest.raises(DataError, match=f"the image of {name} must be readable"):
+            LabelledImages(broken, evaluation_augmentation((SIZE, SIZE)), label_column=None)[0]
 
 
 def test_students(tmp_path):

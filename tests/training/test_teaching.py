@@ -58,6 +58,21 @@ def test_both_parts_are_written_with_their_images(tmp_path, photos):
         divide(dataset, "image", "label", tmp_path / "photos", share=0.25, seed=0)
 
 
+def test_an_unreadable_image_is_named_by_its_own_file_before_anything_is_written(tmp_path, tiny_dataset):
+    for name in ("cats/1.png", "cats/2.png", "dogs/1.png", "dogs/2.png"):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        tiny_dataset[0]["image"].save(tmp_path / "photos" / name)
+    bad = tmp_path / "photos" / "dogs" / "1.png"
+    content = bad.read_bytes()
+    bad.write_bytes(content[:100])
+    dataset = datasets.load_dataset(str(tmp_path / "photos"), split="train")
+    with pytest.raises(DataError, match=rf"the image of row 2 \({bad}\) must be readable, but: .* Fix it"):
+        divide(dataset, "image", "label", tmp_path / "teacher" / "photos", share=0.5, seed=0)
+    assert not (tmp_path / "teacher").exists()
+    bad.write_bytes(content)  # what was found before of the same file is not believed
+    divide(dataset, "image", "label", tmp_path / "teacher" / "photos", share=0.5, seed=0)
+
+
 def test_nothing_to_hold_out(tmp_path, tiny_dataset):
     with pytest.raises(
         DataError, match="a class must have at least 2 images for one to be held out, but none of 8 has"

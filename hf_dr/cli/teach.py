@@ -241,11 +241,11 @@ def _labelled(
     dataset: Any, name: str, image_column: str | None = None, label_column: str | None = None
 ) -> tuple[str, str]:
     """Returns the columns of the images and of the labels."""
-    from hf_dr.store.base_dataset import check_dataset
+    from hf_dr.store.base_dataset import check_dataset, label_advice
 
     image_column, label_column = check_dataset(dataset, image_column, label_column)
     if label_column is None:
-        raise ConfigError(f"a teacher learns from labels, found none in {name}. Name `label_column`.")
+        raise ConfigError(f"a teacher learns from labels, found none in {name}. {label_advice(dataset, image_column)}")
     return image_column, label_column
 
 

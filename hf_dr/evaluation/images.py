@@ -15,7 +15,7 @@ from timm.data import ImageNetInfo
 from hf_dr.errors import DataError, did_you_mean
 from hf_dr.evaluation.config import EvaluateConfig
 from hf_dr.evaluation.sets import EvaluationSet
-from hf_dr.store.base_dataset import label_numbers, load_base, undecoded_images, whole_column
+from hf_dr.store.base_dataset import label_advice, label_numbers, load_base, undecoded_images, whole_column
 from hf_dr.teacher.members import imagenet_synsets
 
 logger = logging.getLogger(__name__)
@@ -47,10 +47,10 @@ def open_set(spec: EvaluationSet, config: EvaluateConfig) -> Images:
     spec = dataclasses.replace(spec, image=spec.image or pictures[0])
     for option, name in (("image", spec.image), ("label", spec.label)):
         if name not in dataset.column_names:
-            raise DataError(
-                f"set `{spec.name}` must have the {option} column `{name}`.{did_you_mean(str(name), dataset.column_names)} "
-                f"Name it: ,{option}=COLUMN."
-            )
+            advice = f"{did_you_mean(str(name), dataset.column_names).strip()} Name it: ,{option}=COLUMN."
+            if option == "label" and spec.image in pictures:
+                advice = label_advice(dataset, str(spec.image), advice)
+            raise DataError(f"set `{spec.name}` must have the {option} column `{name}`. {advice}")
     if not len(dataset):
         raise DataError(f"set `{spec.name}` must have examples, found none.")
     try:

@@ -15,7 +15,7 @@ from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.labelling import Labeller, padded
 from hf_dr.generation.plan import Plan, plan_run
 from hf_dr.generation.sources import choose_source, cut_spans
-from hf_dr.store.base_dataset import sampled_rows
+from hf_dr.store.base_dataset import label_advice, sampled_rows
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.signals import IMAGE_TAIL
 from hf_dr.views.augmentation import Augmentation
@@ -148,7 +148,8 @@ def held_out_answers(
     )
     plan = plan_run(dataset, teacher, single, config)
     if plan.labels is None:
-        raise ConfigError("a teacher is calibrated by labels, found none. Name `label_column`.")
+        advice = label_advice(dataset, plan.provenance.image_column)
+        raise ConfigError(f"a teacher is calibrated by labels, found none. {advice}")
     labeller = Labeller(teacher, plan.provenance)
     source = choose_source(plan.view_maker(), labeller, config.batch_size, config.num_workers, config.augment_on)
     spans = cut_spans(plan.provenance, range(plan.provenance.num_shards), source.batch_size)

@@ -22,6 +22,7 @@ from hf_dr.store.base_dataset import (
     check_dataset,
     checked_origin,
     content_hash,
+    label_advice,
     undecoded_images,
 )
 from hf_dr.store.named_files import stored_columns
@@ -106,9 +107,13 @@ def plan_run(
     others = [name for name in dataset.column_names if name != image_column]
     if label_column is None and config.label_column is None:
         logger.warning(
-            "No column is taken for labels, among %s. Name that of the class numbers with --label_column (text is made into "
-            "them by `dataset.class_encode_column`), or pass --label_column none.",
+            "No column is taken for labels, among %s. %s Or pass --label_column none.",
             ", ".join(shown_text(name, 40) for name in others) or "no others",
+            label_advice(
+                dataset,
+                image_column,
+                "Name that of the class numbers with --label_column (text is made into them by `dataset.class_encode_column`).",
+            ),
         )
     images = undecoded_images(dataset, image_column)
     stored = stored_columns(dataset.features, image_column, overlay=config.overlay)

@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -327,13 +328,39 @@ def check_dataset(
         return chosen, None
     if label_column not in features:
         raise DataError(
-            f"`label_column` must name a column, got {label_column!r}.{did_you_mean(label_column, features)}"
+            f"`label_column` must name a column, got {label_column!r}. "
+            f"{label_advice(dataset, chosen, did_you_mean(label_column, features).strip())}"
         )
     if not pa.types.is_integer(features.arrow_schema.field(label_column).type):
         raise DataError(
             f"`{label_column}` must hold class numbers, got {features[label_column]}. Name another `label_column`, or `none`."
         )
     return chosen, label_column
+
+
+def label_advice(dataset: datasets.Dataset, image_column: str, advice: str = "Name `label_column`.") -> str:
+    """Returns what to do about a dataset without labels: for a folder of images, what kept `datasets` from making them.
+
+    Args:
+        dataset: As it was loaded.
+        image_column: The column of the images.
+        advice: For other datasets.
+    """
+    labelled = any(isinstance(feature, datasets.ClassLabel) for feature in dataset.features.values())
+    if dataset.info.builder_name != "imagefolder" or labelled:
+        return advice
+    paths = [Path(cell["path"]) for cell in undecoded_images(dataset, image_column)[image_column]]
+    depths = Counter(len(path.parts) for path in paths)
+    depth, count = depths.most_common(1)[0]
+    inside = next(path for path in paths if len(path.parts) == depth)
+    if count < len(paths):
+        stray = next(path for path in paths if len(path.parts) != depth)
+        found = f"{stray} ({len(paths) - count} such images) does not lie as deep as {inside}. Move it"
+    elif len({path.parent.name for path in paths}) == 1:
+        found = f"all lie in one, {inside.parent.name}. Make a folder for each class"
+    else:
+        found = "an image of another split does not, or there is a metadata file. Move the image, or remove that file"
+    return f"`datasets` takes folders for classes only if there are two or more and all images lie equally deep, but {found}."
 
 
 def whole_column(dataset: datasets.Dataset, name: str) -> Any:

@@ -26,7 +26,7 @@ from transformers.trainer_utils import IntervalStrategy
 from hf_dr.errors import ConfigError, DataError
 from hf_dr.replay.reinforced_data import ReinforcedData
 from hf_dr.replay.streaming import StreamedReinforcedDataset
-from hf_dr.store.base_dataset import check_class_names, check_dataset, label_numbers, whole_column
+from hf_dr.store.base_dataset import check_class_names, check_dataset, label_advice, label_numbers, whole_column
 from hf_dr.teacher.members import ONE_CLASS
 from hf_dr.training.arguments import ReinforcedTrainingArguments
 from hf_dr.training.losses import tail_rule
@@ -306,7 +306,8 @@ def evaluation_images(
         label_column = label_column if len(labels) else None
     if label_column is None and not to_predict:
         raise DataError(
-            f"`eval_dataset` must have a column of labels, found {', '.join(dataset.column_names)}. Name it `label`."
+            f"`eval_dataset` must have a column of labels, found {', '.join(dataset.column_names)}. "
+            f"{label_advice(dataset, image_column, 'Name it `label`.')}"
         )
     images = LabelledImages(dataset, shown, image_column=image_column, label_column=label_column)
     if label_column is not None:

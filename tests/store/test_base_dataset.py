@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import datasets
 import pytest
 
+from hf_dr.cli.main import main
 from hf_dr.errors import ConfigError, DataError
-from hf_dr.store.base_dataset import check_cache, check_dataset, load_base, load_parquet
+from hf_dr.evaluation.config import EvaluateConfig
+from hf_dr.evaluation.images import open_set
+from hf_dr.evaluation.sets import parse_set
+from hf_dr.generation.agreement import held_out_answers
+from hf_dr.generation.config import ReinforceConfig
+from hf_dr.generation.job import reinforce_job
+from hf_dr.replay.augmented import AugmentedDataset
+from hf_dr.store.base_dataset import check_cache, check_dataset, label_advice, load_base, load_parquet
+from hf_dr.training.checks import evaluation_images
+from hf_dr.views.augmentation import Augmentation
+from hf_dr.views.ops.geometry import CenterCrop
 
 
 def numbers(*values: int, **names: list[int]) -> datasets.Dataset:
@@ -114,3 +126,63 @@ def test_a_dataset_that_was_reinforced_already_is_no_base(tiny_plus):
             check_dataset(plus)
     with pytest.raises(DataError, match=r"must not have a column `aug_flip`: .* Rename it"):
         check_dataset(numbers(1, aug_flip=[0]))
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (["cats/1.png", "dogs/1.png", "stray.png"], r"/stray\.png \(1 such images\) does not lie as deep as .*1\.png\. Move"),
+        (["cats/1.png", "dogs/1.png", "dogs/pugs/1.png"], r"/dogs/pugs/1\.png \(1 such images\) does not lie as deep as"),
+        (["cats/1.png", "cats/2.png"], r"all lie in one, cats\. Make a folder for each class"),
+        (["1.png", "2.png"], r"all lie in one, photos\. Make a folder for each class"),
+        (["train/cats/1.png", "train/dogs/1.png", "test/1.png"], r"an image of another split does not, or there is a metadata"),
+    ],
+)  # fmt: skip
+def test_what_keeps_a_folder_of_images_from_having_labels_is_told(files, message, tmp_path, tiny_dataset):
+    for name in files:
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tiny_dataset[0]["image"].save(path)
+    dataset, _ = load_base(str(tmp_path / "photos"))
+    message = f"`datasets` takes folders for classes only if .* all images lie equally deep, but .*{message}"
+    assert re.search(message, label_advice(dataset, "image"))
+    with pytest.raises(DataError, match=rf"`label_column` must name a column, got 'label'\. {message}"):
+        check_dataset(dataset, label_column="label")
+
+
+def test_other_datasets_without_labels_get_other_advice(tmp_path, tiny_dataset, photos):
+    for dataset in (tiny_dataset.remove_columns("label"), load_base(str(photos))[0]):
+        assert label_advice(dataset, "image") == "Name `label_column`."
+
+
+@pytest.fixture
+def stray(tmp_path, tiny_dataset) -> datasets.Dataset:
+    """A folder of images of two classes, and one image next to the classes' folders."""
+    for name in ("cats/1.png", "dogs/1.png", "stray.png"):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        tiny_dataset[0]["image"].save(tmp_path / "photos" / name)
+    return load_base(str(tmp_path / "photos"))[0]
+
+
+@pytest.mark.parametrize(
+    "command", [["teach", "PHOTOS"], ["train", "--dataset", "PHOTOS", "--objective", "erm", "--augmentation", "rrc"]]
+)
+def test_commands_that_need_labels_name_a_stray_image(command, stray, tmp_path, capsys):
+    words = [str(tmp_path / "photos") if word == "PHOTOS" else word for word in command]
+    words += ["--size", "24", "--output_dir", str(tmp_path / "out")]
+    assert main([*words, "--student" if command[0] == "train" else "--model", "timm:test_resnet"]) == 2
+    assert re.search(r"found none in .*photos\. `datasets` takes .*stray\.png", capsys.readouterr().err)
+
+
+def test_whoever_needs_labels_names_a_stray_image(stray, tiny_dataset, tiny_teacher, tmp_path, caplog):
+    augmentation = Augmentation([CenterCrop(16)])
+    message = r"`datasets` takes folders .*stray\.png"
+    reinforce_job(stray, tiny_teacher, augmentation, ReinforceConfig(str(tmp_path / "plus"), num_views=1, top_k=2))
+    assert re.search(f"among no others\\. {message}.* Or pass --label_column none", caplog.text)
+    with pytest.raises(ConfigError, match=f"calibrated by labels, found none\\. {message}"):
+        held_out_answers(stray, tiny_teacher, augmentation)
+    with pytest.raises(DataError, match=f"set `photos` must have the label column `label`\\. {message}"):
+        open_set(parse_set(f"photos={tmp_path / 'photos'}:train"), EvaluateConfig([], [], ""))
+    train = AugmentedDataset(tiny_dataset, augmentation, image_column="image", label_column="label")
+    with pytest.raises(DataError, match=f"must have a column of labels, found image\\. {message}"):
+        evaluation_images(stray, train, augmentation)

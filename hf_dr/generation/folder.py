@@ -20,7 +20,7 @@ from accelerate import PartialState
 from hf_dr.errors import ConfigError, FingerprintMismatchError, FormatError
 from hf_dr.files import write_whole
 from hf_dr.generation.labelling import ViewColumns
-from hf_dr.store.card import CARD_FILE, write_card
+from hf_dr.store.card import write_card
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import PROVENANCE_FILE
 from hf_dr.store.shards import check_digests, read_marker, remove_temporaries
@@ -136,6 +136,8 @@ def open_run(
 
 
 _PROCESSORS_FILE = ".processors"
+# Of files that may lie where a "+" dataset is begun: licences, cards, logs, settings, scripts.
+_NOTES = ("", ".err", ".json", ".log", ".md", ".out", ".sh", ".txt", ".yaml", ".yml")
 
 
 def note_processor(folder: Path, processor: str) -> None:
@@ -185,12 +187,15 @@ def check_same_run(folder: Path, provenance: Provenance) -> None:
 def _check_no_strangers(folder: Path) -> None:
     """Refuses to begin a configuration in a folder, or in one that is no "+" dataset yet, which holds somebody's own files.
 
-    Hidden files, a README.md and empty folders are none: a new repository of the Hub, or a run that has just begun, has them.
+    Hidden files and empty folders are none, as a new repository of the Hub or a run that has just begun has them, nor are
+    notes, logs and settings.
     """
     output = folder.parent
     places = [folder] if any(output.glob(f"*/{PROVENANCE_FILE}")) else [folder, output]
-    found = [path for place in places for path in place.glob("[!.]*") if path not in (folder, output / CARD_FILE)]
-    strangers = sorted(path for path in found if not path.is_dir() or any(path.glob("[!.]*")))
+    found = [path for place in places for path in place.glob("[!.]*") if path != folder]
+    strangers = sorted(
+        path for path in found if (any(path.glob("[!.]*")) if path.is_dir() else path.suffix not in _NOTES)
+    )
     if strangers:
         raise ConfigError(
             f'`output_dir` must be new, empty, or the folder of a "+" dataset, found {strangers[0].name} in '

@@ -419,13 +419,13 @@ def test_a_folder_of_other_files_is_refused_and_left_as_it_is(tmp_path, tiny_dat
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_folder_with_what_a_new_repository_has_is_taken(tmp_path, tiny_dataset, tiny_teacher):
-    for name in ("README.md", ".gitattributes", ".DS_Store"):
+def test_a_folder_with_what_a_new_repository_has_or_notes_is_taken(tmp_path, tiny_dataset, tiny_teacher):
+    for name in ("README.md", ".gitattributes", ".DS_Store", "LICENSE", "reinforce.log", "reinforce.yaml"):
         (tmp_path / name).touch()
     for name in (".git", "a", "of_another_run_that_just_began"):
         (tmp_path / name).mkdir()
     run(tmp_path, tiny_dataset, tiny_teacher, config_name="a")
-    (tmp_path / "LICENSE").touch()  # what is put next to a "+" dataset later is its own
+    (tmp_path / "sheet.png").touch()  # what is put next to a "+" dataset later is its own
     run(tmp_path, tiny_dataset, tiny_teacher, config_name="b")
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "1.jpg").touch()

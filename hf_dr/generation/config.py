@@ -118,6 +118,15 @@ class ReinforceConfig:
         return self.num_candidates not in (None, self.num_views)
 
 
+def check_config(config: object, kind: type) -> None:
+    """Refuses a folder or anything else in the place of settings; a ConfigError."""
+    if not isinstance(config, kind):
+        raise ConfigError(
+            f"`config` must be of the class {kind.__name__}, got {type(config).__name__}. Make one: "
+            f"`{kind.__name__}(output_dir=...)`."
+        )
+
+
 def _check_name(config_name: str) -> None:
     if not is_safe_name(config_name) or config_name == "data":
         raise ConfigError(

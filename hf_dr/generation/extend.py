@@ -17,7 +17,7 @@ import torch
 
 from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, FormatError, ReplayError, TeacherError
 from hf_dr.generation.agreement import sample_agreement
-from hf_dr.generation.config import ExtendConfig
+from hf_dr.generation.config import ExtendConfig, check_config
 from hf_dr.generation.job import Job
 from hf_dr.generation.labelling import Labeller, Rows, ShortAnswers
 from hf_dr.generation.plan import Plan, library_versions
@@ -49,8 +49,8 @@ def extend(
     plus: ReinforcedDataset | str | os.PathLike[str],
     config: ExtendConfig,
     *,
-    teacher: Teacher | str | Sequence[str] | None = None,
-    add_teacher: Teacher | str | Sequence[str] | None = None,
+    teacher: Teacher | str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
+    add_teacher: Teacher | str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
     name: str | None = None,
     base: datasets.Dataset | str | os.PathLike[str] | None = None,
 ) -> ReinforcedDataset:
@@ -78,6 +78,7 @@ def extend(
         FingerprintMismatchError: For more views: other library versions than those that made the stored ones are installed.
         ReplayError: The pixels of a row are not those that were reinforced.
     """
+    check_config(config, ExtendConfig)
     plus = opened(plus, name, base)
     check_extension(plus, config, teacher=teacher is not None, add_teacher=add_teacher is not None)
     given = add_teacher or teacher

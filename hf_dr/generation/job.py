@@ -22,7 +22,7 @@ from accelerate.utils import gather_object
 from hf_dr.allocator import keep_freed_memory
 from hf_dr.errors import ConfigError, DataError
 from hf_dr.generation.agreement import LEAST_ROWS, Agreement, sample_agreement
-from hf_dr.generation.config import ReinforceConfig
+from hf_dr.generation.config import ReinforceConfig, check_config
 from hf_dr.generation.estimate import Estimate, estimate
 from hf_dr.generation.folder import (
     WHOLE,
@@ -59,7 +59,7 @@ logger = logging.getLogger(__name__)
 
 def reinforce(
     dataset: datasets.Dataset,
-    teacher: Teacher | str | os.PathLike[str] | Sequence[str],
+    teacher: Teacher | str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     augmentation: Augmentation | str | Sequence[Any],
     config: ReinforceConfig,
     *,
@@ -86,6 +86,7 @@ def reinforce(
         TeacherError: The teacher's classes are not the dataset's, or its answers are not finite; or its most probable class is
             the label no more often than by chance (`Agreement.is_near_chance`), and `config.allow_disagreement` is not set.
     """
+    check_config(config, ReinforceConfig)
     if isinstance(augmentation, str):
         augmentation = Augmentation.named(augmentation)
     elif isinstance(augmentation, (list, tuple)):
@@ -95,9 +96,7 @@ def reinforce(
             f"`augmentation` must be an Augmentation, a name or a list of ops, got {type(augmentation).__name__}. Put a single "
             "op into a list."
         )
-    if isinstance(teacher, os.PathLike):
-        teacher = os.fspath(teacher)
-    if isinstance(teacher, (str, list, tuple)):
+    if not hasattr(teacher, "members"):  # nor anything that acts as a Teacher
         check_dataset(dataset, config.image_column, config.label_column)  # before minutes of loading
         teacher = Teacher.from_pretrained(teacher)
     job = reinforce_job(dataset, cast(Teacher, teacher), augmentation, config, base=base)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -46,15 +47,18 @@ def teacher_from_provenance(provenance: Provenance, **settings: Any) -> Teacher:
     return teacher
 
 
-def same_teacher(given: Teacher | str | Sequence[str], provenance: Provenance, **settings: Any) -> Teacher:
+def same_teacher(
+    given: Teacher | str | os.PathLike[str] | Sequence[str | os.PathLike[str]], provenance: Provenance, **settings: Any
+) -> Teacher:
     """Returns the teacher of a "+" dataset: as it is given, or loaded by its names with the settings of the run.
 
     Those of the run give way to `settings`, which are those of `Teacher`.
 
     Raises:
+        ConfigError: It is neither.
         TeacherError: A member cannot be loaded, or does not belong to the others.
     """
-    if not isinstance(given, (str, list, tuple)):
+    if hasattr(given, "members"):  # or what acts as a Teacher
         return cast(Teacher, given)
     chosen = [member.get("classes") for member in named_members(provenance)]
     settings.setdefault("precision", provenance.teacher.get("precision", "fp32"))

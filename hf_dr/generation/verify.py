@@ -134,7 +134,7 @@ class VerifyReport:
 
 def verify(
     plus: ReinforcedDataset | str | os.PathLike[str],
-    teacher: Teacher | str | Sequence[str] | None = None,
+    teacher: Teacher | str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
     *,
     ask_teacher: bool = True,
     num_rows: int = 32,
@@ -218,7 +218,7 @@ def opened(
     return plus
 
 
-def _asked(teacher: Teacher | str | Sequence[str] | None, ask_teacher: bool, provenance: Provenance) -> _Ask | None:
+def _asked(teacher: Any, ask_teacher: bool, provenance: Provenance) -> _Ask | None:
     """Returns who is asked again: the given teacher or that of the provenance; None if nobody is."""
     if not ask_teacher:
         if teacher is not None:

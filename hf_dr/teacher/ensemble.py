@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 
 import hf_dr.teacher.architectures  # noqa: F401 (what it registers, timm builds)
-from hf_dr.errors import TeacherError
+from hf_dr.errors import ConfigError, TeacherError
 from hf_dr.processes import find_device
 from hf_dr.teacher.folds import folds_of, with_members
 from hf_dr.teacher.members import HOW_TO_NAME, Member, load_member, logits_of
@@ -83,7 +84,9 @@ class Teacher:
         self._largest_batch: int | None = None  # learned when memory runs out
 
     @classmethod
-    def from_pretrained(cls, ids: str | Sequence[str], **settings: Any) -> Teacher:
+    def from_pretrained(
+        cls, ids: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], **settings: Any
+    ) -> Teacher:
         """Loads the members by name; `settings` are those of `Teacher`.
 
         Args:
@@ -92,9 +95,16 @@ class Teacher:
                 timm's key names (`timm:tf_efficientnet_lite0@weights.safetensors`), a folder of `hf-dr teach --folds`.
 
         Raises:
+            ConfigError: `ids` is something else.
             TeacherError: A member cannot be loaded; or see `Teacher`.
         """
-        teacher = cls([load_member(name) for name in with_members([ids] if isinstance(ids, str) else ids)], **settings)
+        names: Any = ids if isinstance(ids, (list, tuple)) else [ids]
+        wrong = [type(name).__name__ for name in names if not isinstance(name, (str, os.PathLike))]
+        if wrong:
+            raise ConfigError(
+                f"a teacher must be a Teacher, or one or several names, got {wrong[0]}. Name {HOW_TO_NAME}."
+            )
+        teacher = cls([load_member(name) for name in with_members([os.fspath(name) for name in names])], **settings)
         logger.info("The teacher (%s) computes on %s.", " + ".join(m.id for m in teacher.members), teacher.device)
         return teacher
 

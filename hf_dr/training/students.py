@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -53,7 +54,7 @@ Normalization = tuple[Sequence[float], Sequence[float]]
 
 
 def build_student(
-    name: str,
+    name: str | os.PathLike[str],
     class_names: Sequence[str] | None,
     num_classes: int,
     *,
@@ -77,6 +78,7 @@ def build_student(
     Raises:
         ConfigError: There is no such model.
     """
+    name = os.fspath(name)
     labels = list(class_names) if class_names is not None else [f"LABEL_{c}" for c in range(num_classes)]
     classes: dict[str, Any] = {
         "num_labels": num_classes,

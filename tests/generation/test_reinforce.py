@@ -30,9 +30,11 @@ from samples import shift_labels
 
 from hf_dr.cli.main import main
 from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, HfDrError, TeacherError
-from hf_dr.generation.config import ReinforceConfig
+from hf_dr.generation.config import ExtendConfig, ReinforceConfig
+from hf_dr.generation.extend import extend
 from hf_dr.generation.folder import Part
 from hf_dr.generation.job import reinforce, reinforce_job
+from hf_dr.generation.verify import verify
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.store import shards
@@ -920,3 +922,27 @@ def test_a_single_op_is_no_augmentation(tiny_dataset, tiny_teacher, tmp_path):
         ConfigError, match=r"`augmentation` must be .*, got RandomResizedCrop. Put a single op into a list"
     ):
         reinforce(tiny_dataset, tiny_teacher, RandomResizedCrop(8), config)
+
+
+@pytest.mark.parametrize("wrong", [None, 3, torch.nn.Linear(3, 8), {"a": "b"}, ["timm/x", None]], ids=str)
+def test_what_is_no_teacher(tiny_dataset, tiny_plus, tmp_path, wrong):
+    found = "NoneType" if isinstance(wrong, list) else type(wrong).__name__
+    expected = pytest.raises(
+        ConfigError, match=f"must be a Teacher, or one or several names, got {found}. Name a Hub id"
+    )
+    config = ReinforceConfig(str(tmp_path / "plus"), num_views=1, top_k=1)
+    with expected:
+        reinforce(tiny_dataset, wrong, PLAIN, config)
+    if wrong is not None:  # that is the teacher of the provenance
+        with expected:
+            verify(tiny_plus, wrong)
+        with expected:
+            extend(tiny_plus, ExtendConfig(str(tmp_path / "more")), add_teacher=wrong)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_is_no_config(tiny_dataset, tiny_plus, tiny_teacher, tmp_path):
+    with pytest.raises(ConfigError, match=r"`config` must be of the class ReinforceConfig, got str. Make one: `Reinf"):
+        reinforce(tiny_dataset, tiny_teacher, PLAIN, str(tmp_path))
+    with pytest.raises(ConfigError, match=r"`config` must be of the class ExtendConfig, got ReinforceConfig. Make one"):
+        extend(tiny_plus, ReinforceConfig(str(tmp_path)))

@@ -168,7 +168,9 @@ def test_local_datasets_are_refused(column: str, way: str, secret: Path, tmp_pat
 
 
 @pytest.mark.parametrize("column", ["image", "audio", "sample"])
-def test_datasets_of_the_hub_are_refused(column: str, secret: Path, tmp_path: Path, loopback_hub: Any) -> None:
+def test_datasets_of_the_hub_are_refused(
+    column: str, secret: Path, tmp_path: Path, loopback_hub: Any, tiny_teacher: Teacher
+) -> None:
     path = parquet_of(naming(column, secret), tmp_path / "base" / "train.parquet")
     hub = HfApi()
     hub.create_repo("org/base", repo_type="dataset")
@@ -185,7 +187,7 @@ def test_datasets_of_the_hub_are_refused(column: str, secret: Path, tmp_path: Pa
     assert described["revision"] == hub.dataset_info("org/base").sha
     config = ReinforceConfig(str(tmp_path / "plus"), image_column="picture", num_views=1, top_k=1)
     with pytest.raises(DataError, match=REFUSED.format(column=dotted(column), path=secret)):
-        reinforce(loaded, None, Augmentation.named("rrc", 24), config)  # type: ignore[arg-type]  # no teacher is asked
+        reinforce(loaded, tiny_teacher, Augmentation.named("rrc", 24), config)
 
 
 @pytest.mark.parametrize(

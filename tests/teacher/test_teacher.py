@@ -211,6 +211,8 @@ def test_a_transformers_folder_of_a_timm_model_is_the_same_teacher(timm_weights,
     assert "licence of the teacher" in caplog.text
     assert teacher.members[0].preprocessing == Preprocessing((24, 24), (0.1,) * 3, (0.2,) * 3, "bicubic")
     assert teacher.members[0].id == "student"
+    for given in (tmp_path / "student", [tmp_path / "student"]):
+        assert Teacher.from_pretrained(given).members[0].weights_hash == teacher.members[0].weights_hash
     with pytest.raises(TeacherError, match="have the same weights"):
         Teacher.from_pretrained([f"timm:test_resnet@{path}", str(tmp_path / "student")])
 

@@ -63,7 +63,7 @@ def test_students(tmp_path):
 
 def test_a_saved_student_may_be_trained_further(tmp_path, plain, settings):
     build_student("timm:test_resnet", ["a", "b"], 2).save_pretrained(tmp_path / "saved")
-    student = build_student(str(tmp_path / "saved"), plain.class_names, 8)
+    student = build_student(tmp_path / "saved", plain.class_names, 8)
     assert student.config.num_labels == 8
     body = load_file(tmp_path / "saved" / "model.safetensors")
     # Whether the names begin with `timm_model.` depends on the version of transformers.

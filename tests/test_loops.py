@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 from conftest import CLASSES, as_cell, colour_image
+from transformers.trainer_utils import HPSearchBackend, IntervalStrategy
 
 from hf_dr import (
     ConfigError,
@@ -17,6 +18,7 @@ from hf_dr import (
     ReinforcedLoader,
     ReinforcedLoss,
     ReinforcedTask,
+    ReinforcedTrainer,
     load_reinforced,
     ops,
     reinforce,
@@ -34,13 +36,18 @@ def block_with(words: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, tiny_teacher):
-    """A folder with `cifar100-plus`: 100 images of 8 colours, 4 views of 32x32 that mix with each other."""
-    root = tmp_path_factory.mktemp("loops")
+def base():
+    """100 images of 8 colours."""
     rng = np.random.default_rng(0)
     rows = {"image": [as_cell(colour_image(rng, n % 8)) for n in range(ROWS)], "label": [n % 8 for n in range(ROWS)]}
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(CLASSES))})
-    base = datasets.Dataset.from_dict(rows, features=features, split="train")
+    return datasets.Dataset.from_dict(rows, features=features, split="train")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, base, tiny_teacher):
+    """A folder with `cifar100-plus`: 4 views of 32x32 of each image, which mix with each other."""
+    root = tmp_path_factory.mktemp("loops")
     augmentation = [ops.RandomResizedCrop(SIDE), ops.RandomHorizontalFlip(), ops.MixUp(p=0.5)]
     reinforce(base, tiny_teacher, augmentation, ReinforceConfig(str(root / "cifar100-plus"), num_views=4, top_k=3))
     return root
@@ -97,6 +104,30 @@ def test_the_module_of_lightning(folder, monkeypatch, capfd):
     epochs = torch.cat(seen).split(ROWS)
     assert len(epochs) == 4
     assert all(torch.equal(epochs[epoch], expected(epoch)) for epoch in range(4))
+
+
+def test_the_search_for_settings(folder, base, monkeypatch):
+    """With one trial that a stand-in of optuna suggests."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("transformers.integrations.hp_params", lambda trial: trial.params)
+    trial = SimpleNamespace(number=0, params={}, suggest_float=lambda name, low, high, log=False: high)
+
+    def search(trainer, hp_space, compute_objective, direction, backend, n_trials):
+        trainer.hp_search_backend, trainer.hp_space, trainer.hp_name = HPSearchBackend(backend), hp_space, None
+        trainer.args.eval_strategy = IntervalStrategy.NO  # it would report to optuna
+        trainer.train(trial=trial)
+        assert (trainer.args.learning_rate, trainer.args.label_weight) == (1e-2, 0.5)
+        return direction, compute_objective(trainer.evaluate())
+
+    monkeypatch.setattr(ReinforcedTrainer, "hyperparameter_search", search)
+    code = block_with("hyperparameter_search").replace(
+        'datasets.load_dataset("uoft-cs/cifar100", split="test")', "base"
+    )
+    names: dict = {"base": base}
+    exec(code, names)
+    direction, objective = names["best"]
+    assert direction == "maximize"
+    assert 0 <= objective <= 1
 
 
 def test_a_model_that_timm_does_not_know_is_refused(folder):

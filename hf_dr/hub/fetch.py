@@ -66,7 +66,8 @@ def fetch_config(
             f'expected the folder of a "+" dataset or a Hub id, found neither at {str(path)!r}. Check the path.'
         )
     what = f"fetch {path} from the Hub"
-    commit = ask(lambda: resolve_revision(path, repo_type="dataset", revision=revision), what).resolved
+    asked = f"fetch {path}, which is no folder here, from the Hub"
+    commit = ask(lambda: resolve_revision(path, repo_type="dataset", revision=revision), asked).resolved
     if name is None:
         name = choose_config(None, ask(lambda: _config_names(path, commit), what), path)
     if not is_safe_name(name):

@@ -146,12 +146,13 @@ def _loading(name: str, split: str) -> Iterator[None]:
     Raises:
         DataError: It did.
     """
+    absent = "" if Path(name).expanduser().exists() else f" There is no folder `{name}` here."
     try:
         yield
     except DatasetNotFoundError as error:
         raise DataError(
-            f"the dataset {name!r} must be on the Hub and open to you, or a local folder; {error}. Check the name; for a gated "
-            "one accept its terms on its page and log in with `hf auth login`."
+            f"the dataset {name!r} must be on the Hub and open to you, or a local folder; {str(error).rstrip('.')}.{absent} "
+            "Check the name; for a gated one accept its terms on its page and log in with `hf auth login`."
         ) from error
     except DataError:
         raise
@@ -159,7 +160,8 @@ def _loading(name: str, split: str) -> Iterator[None]:
     except (OSError, *YAML_ERRORS, datasets.exceptions.DatasetsError) as error:
         check_cache()
         raise DataError(
-            f"could not load split `{split}` of {name!r} ({_reason(error)}). Check the name, `dataset_config` and `split`."
+            f"could not load split `{split}` of {name!r} ({_reason(error)}).{absent} Check the name, `dataset_config` and "
+            "`split`."
         ) from error
 
 
@@ -297,8 +299,10 @@ def check_dataset(
         DataError: The dataset is empty, or a column is missing, ambiguous, of the wrong type or has a reserved name.
     """
     if not isinstance(dataset, datasets.Dataset):
+        shown = f" ({', '.join(dataset)})" if isinstance(dataset, dict) else ""
         raise DataError(
-            f"the base must be a datasets.Dataset of one split, got {type(dataset).__name__}. Choose a split."
+            f"the base must be a datasets.Dataset of one split, got {type(dataset).__name__}{shown}. Load it with "
+            "`datasets.load_dataset(NAME, split=SPLIT)`."
         )
     if len(dataset) == 0:
         raise DataError("the base must have at least one row, got none. Check `split`.")

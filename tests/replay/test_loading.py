@@ -193,7 +193,9 @@ def test_a_folder_has_no_revision(tiny_folder):
 
 
 def test_what_the_hub_refuses_says_what_to_do(hub, monkeypatch):
-    with pytest.raises(HubError, match=r"expected to fetch org/none from the Hub, but .* 404 .* `hf auth login`"):
+    with pytest.raises(
+        HubError, match=r"fetch org/none, which is no folder here, from the Hub, but .* 404 .* `hf auth login`"
+    ):
         load_reinforced("org/none")
     hub.repo(REPO).gated = True
     hub.repo(REPO).granted.clear()

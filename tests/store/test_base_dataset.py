@@ -16,7 +16,7 @@ from hf_dr.evaluation.images import open_set
 from hf_dr.evaluation.sets import parse_set
 from hf_dr.generation.agreement import held_out_answers
 from hf_dr.generation.config import ReinforceConfig
-from hf_dr.generation.job import reinforce_job
+from hf_dr.generation.job import reinforce, reinforce_job
 from hf_dr.replay.augmented import AugmentedDataset
 from hf_dr.store.base_dataset import check_cache, check_dataset, label_advice, load_base, load_parquet
 from hf_dr.training.checks import evaluation_images
@@ -153,6 +153,23 @@ def test_what_keeps_a_folder_of_images_from_having_labels_is_told(files, message
 def test_other_datasets_without_labels_get_other_advice(tmp_path, tiny_dataset, photos):
     for dataset in (tiny_dataset.remove_columns("label"), load_base(str(photos))[0]):
         assert label_advice(dataset, "image") == "Name `label_column`."
+
+
+def test_a_folder_that_is_not_there_is_said_to_be_so():
+    with pytest.raises(
+        DataError, match=r"could not load split `train` of 'fotos' .*\. There is no folder `fotos` here\. "
+    ):
+        load_base("fotos")
+
+
+@pytest.mark.parametrize(("given", "found"), [("photos", "str"), ({"a": 1, "b": 2}, r"DatasetDict \(a, b\)")])
+def test_what_is_no_loaded_split_is_refused(given, found, tiny_teacher, tmp_path):
+    given = given if isinstance(given, str) else datasets.DatasetDict({name: numbers(n) for name, n in given.items()})
+    message = (
+        rf"datasets\.Dataset of one split, got {found}\. Load it with `datasets\.load_dataset\(NAME, split=SPLIT\)`"
+    )
+    with pytest.raises(DataError, match=message):
+        reinforce(given, tiny_teacher, "rrc", ReinforceConfig(str(tmp_path)))
 
 
 @pytest.fixture

@@ -7,8 +7,9 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from hf_dr.views.rng import view_rng
 
 # Pixels: a box with a shorter side inside its image shows too little to learn from.
 _MIN_BOX_SIDE = 0.5
+
+_SHOWN_IDS = 20  # in an error
 
 # The metrics of COCO's evaluation, in its order.
 _METRICS = (
@@ -147,14 +150,14 @@ class DetectionData:
             images_by_id = {each["id"]: each for each in content["images"]}
             annotations_of: dict[Any, list[dict[str, Any]]] = {image: [] for image in images_by_id}
             for each in content["annotations"]:
-                annotations_of[each["image_id"]].append(each)
+                annotations_of[_known(each, "image_id", images_by_id)].append(each)
             objects = [_coco_objects(each, label_of, images_by_id[image]) for image, each in annotations_of.items()]
             cells = [{"path": str(folder / _inside(each["file_name"]))} for each in images_by_id.values()]
             sizes = np.array([(each["height"], each["width"]) for each in images_by_id.values()], np.int64)
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            problem = f"{error} is missing" if isinstance(error, KeyError) else error
             raise DataError(
-                f"{path} must have `images`, `annotations` and `categories` that fit each other, but: "
-                f"{type(error).__name__}: {error}. Fix the file."
+                f"{path} must have `images`, `annotations` and `categories` that fit each other, but: {problem}. Fix the file."
             ) from error
         described = {"id": path.name, "digest": hashlib.sha256(data).hexdigest()}
         return cls(described, categories, objects, cells, sizes)
@@ -219,6 +222,17 @@ def _check_ids(entries: Sequence[dict[str, Any]], kind: str) -> None:
         raise ValueError(f"two {kind} have the id {next(each for each, count in Counter(ids).items() if count > 1)}")
 
 
+def _known(annotation: dict[str, Any], key: str, known: Collection[Any]) -> Any:
+    """Returns the id of an annotation's image or category, once there is such an entry; a ValueError if there is none."""
+    value = annotation.get(key)
+    if value in known:
+        return value
+    ids = ", ".join(map(str, islice(known, _SHOWN_IDS))) + (", ..." if len(known) > _SHOWN_IDS else "")
+    raise ValueError(
+        f"the `{key}` of annotation {annotation.get('id')} is {value!r:.80}, but known are {ids or 'none'}"
+    )
+
+
 def _inside(name: str) -> Path:
     """Returns the path of an image in its folder: the annotations may be somebody else's."""
     path = Path(name)
@@ -230,15 +244,15 @@ def _inside(name: str) -> Path:
 def _coco_objects(annotations: Sequence[dict[str, Any]], label_of: dict[int, int], image: dict[str, Any]) -> Objects:
     for each in annotations:
         where = f"annotation {each.get('id')} of image {image['id']}"
-        box = np.array(each["bbox"], np.float64)
+        box = np.array(each.get("bbox"), np.float64)
         if box.shape != (4,) or not np.isfinite(box).all() or (box[2:] < 0).any():
-            raise ValueError(f"the `bbox` of {where} is not left, top, width, height, but {each['bbox']!s:.80}")
+            raise ValueError(f"the `bbox` of {where} is not left, top, width, height, but {each.get('bbox')!s:.80}")
     boxes = np.array([each["bbox"] for each in annotations], np.float64).reshape(-1, 4)
     sides = boxes[:, 2:].copy()
     boxes[:, 2:] += boxes[:, :2]
     return Objects(
         boxes,
-        np.array([label_of[each["category_id"]] for each in annotations], np.int64),
+        np.array([label_of[_known(each, "category_id", label_of)] for each in annotations], np.int64),
         np.array([bool(each.get("iscrowd", 0)) for each in annotations], bool),
         _areas([each.get("area") for each in annotations], sides.prod(axis=1)),
         [_usable(each.get("segmentation")) for each in annotations],

@@ -20,10 +20,14 @@ from hf_dr.text import is_commit, is_hub_id, shown_text
 logger = logging.getLogger(__name__)
 
 
-def teacher_from_provenance(provenance: Provenance, **settings: Any) -> Teacher:
+PIXELS_ALONE = " `verify` checks the pixels alone with `ask_teacher=False` (--no_teacher)."
+"""Advice of `verify` where the teacher is not there."""
+
+
+def teacher_from_provenance(provenance: Provenance, *, advice: str = "", **settings: Any) -> Teacher:
     """Loads the teacher that the provenance names: Hub checkpoints at the revision that was used.
 
-    The settings are those of `Teacher`; by default the run's.
+    The settings are those of `Teacher`; by default the run's. `advice` is what can be done without this teacher.
 
     Raises:
         TeacherError: A member is no Hub checkpoint, or cannot be loaded, or its classes cannot be chosen as in the run.
@@ -34,8 +38,7 @@ def teacher_from_provenance(provenance: Provenance, **settings: Any) -> Teacher:
         if not (is_commit(revision) and is_hub_id(member["id"])):
             raise TeacherError(
                 f"a teacher must be a commit on the Hub to be loaded by its provenance, found {member['id']} at "
-                f"revision {revision}. Pass it as `teacher` (--teacher): its file or folder is known to you alone. "
-                "`verify` checks the pixels alone with `ask_teacher=False` (--no_teacher)."
+                f"revision {revision}. Pass it as `teacher` (--teacher): its file or folder is known to you alone.{advice}"
             )
     teacher = same_teacher([f"{member['id']}@{member['revision']}" for member in members], provenance, **settings)
     chosen = [member.get("classes") for member in members]
@@ -97,7 +100,7 @@ def check_weights(teacher: Teacher, provenance: Provenance) -> None:
     if not unknown and stored.keys() != given.keys():
         raise TeacherError(
             f"the teacher must have the weights that reinforced the dataset, {_named(stored)}, found {_named(given)}. "
-            "Pass that teacher. `verify` checks the pixels alone with `ask_teacher=False` (--no_teacher)."
+            f"Pass that teacher.{PIXELS_ALONE}"
         )
     if teacher.num_classes != provenance.num_classes:
         raise TeacherError(

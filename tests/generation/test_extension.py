@@ -381,7 +381,12 @@ def test_what_cannot_be_asked_for(tmp_path, tiny_folder, tiny_plus, tiny_teacher
         r"one \"\+\" dataset whose rows can be chosen, got CombinedReinforced.* Open it alone",
         out,
     )
-    refused(tiny_plus, TeacherError, r"must be a commit on the Hub to be loaded by its provenance, found colours", out)
+    refused(
+        tiny_plus,
+        TeacherError,
+        r"a commit on the Hub .*, found colours .* Pass it as `teacher` \(--teacher\): .* to you alone\.$",
+        out,
+    )
     selected = ReinforcedDataset(tiny_plus.plus.select(range(5)), tiny_plus.provenance)
     refused(selected, ConfigError, r"all 12 reinforced rows must be there in their order, found 5. Open", out)
     with pytest.raises(ConfigError, match=r"must be another folder than that of the dataset which is extended, got "):

@@ -108,11 +108,17 @@ def two_columns(lines: Sequence[tuple[str, str]]) -> str:
 
 
 class _Lines:
-    """Writes what a progress bar draws as lines of their own."""
+    """Writes what a progress bar draws as lines of their own; the last one once, when the bar ends."""
+
+    _last = ""
 
     def write(self, text: str) -> None:
-        if text.strip():
+        if ": 100 %," in text:
+            self._last = text
+        elif text.strip():
             print(text.strip(), file=sys.stderr, flush=True)
+        elif "\n" in text and self._last:
+            print(self._last.strip(), file=sys.stderr, flush=True)
 
     def flush(self) -> None:
         pass
@@ -132,16 +138,22 @@ def progress_bar(*arguments: Any, show: bool = True, **settings: Any) -> Any:
         os.environ.get(name, "").lower() not in ("", "0", "false", "no", "off")
         for name in ("TQDM_DISABLE", "HF_DATASETS_DISABLE_PROGRESS_BARS")
     )
+
+    class Bar(tqdm):
+        @property
+        def format_dict(self) -> dict[str, Any]:
+            known = super().format_dict
+            n, total = known["n"], known["total"]
+            return {**known, "percent": int(100 * n / total) if total else 0, "all": f"{total:,}" if total else "?"}
+
     in_notebook = any(base.__module__ == "tqdm.notebook" for base in tqdm.__mro__)
     if not (in_notebook or sys.stderr.isatty()):
         settings |= {"file": _Lines(), "mininterval": SECONDS_BETWEEN_LINES, "maxinterval": 2 * SECONDS_BETWEEN_LINES}
         settings["position"] = 0  # a bar below another would move the cursor
         if not settings.get("leave", True):  # one of many short ones: a line only if it takes long
             settings["delay"] = SECONDS_BETWEEN_LINES
-        settings["bar_format"] = (
-            "{desc}: {percentage:.0f} %, {n:,} of {total_fmt}, {remaining} left, {rate_fmt}{postfix}"
-        )
-    return tqdm(*arguments, disable=hidden or not show, **settings)
+        settings["bar_format"] = "{desc}: {percent} %, {n:,} of {all}, {remaining} left, {rate_fmt}{postfix}"
+    return Bar(*arguments, disable=hidden or not show, **settings)
 
 
 def text_table(header: list[str], rows: list[list[str]], text_columns: Sequence[int] = (0,)) -> str:

@@ -509,7 +509,15 @@ def test_bars_can_be_switched_off_and_are_lines_without_a_terminal(name, capsys,
     assert list(progress_bar(range(3), desc="one of many", leave=False)) == [0, 1, 2]
     assert "one of many: 0 %, 0 of 3" in capsys.readouterr().err
     assert len(list(progress_bar((n for n in range(2000)), desc="scaled", unit_scale=True, total=2000))) == 2000
-    assert "scaled: 0 %, 0 of 2.00k" in capsys.readouterr().err
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("scaled: 0 %, 0 of 2,000, ")
+    assert sum("scaled: 100 %" in line for line in lines) == 1, "neither before all is done, nor twice"
+    with progress_bar(total=78, unit_scale=True, desc="few") as bar:
+        bar.update(78)
+        bar.set_postfix_str("8 shards", refresh=False)
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if "100 %" in line)
+    assert line.startswith("few: 100 %, 78 of 78, 00:00 left")
+    assert line.endswith(", 8 shards"), "what is said last"
     assert list(progress_bar(iter([5]), desc="endless")) == [5]
     assert "endless: 0 %, 0 of ?" in capsys.readouterr().err
     monkeypatch.setenv(name, "1")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -39,6 +38,7 @@ from hf_dr.store.schema import (
 )
 from hf_dr.store.shards import check_digests
 from hf_dr.teacher.ensemble import Teacher
+from hf_dr.teacher.names import TeacherNames
 from hf_dr.teacher.signals import SAMPLED, TOPK
 from hf_dr.teacher.topk import add_members, id_dtype
 from hf_dr.version import __version__
@@ -49,8 +49,8 @@ def extend(
     plus: ReinforcedDataset | str | os.PathLike[str],
     config: ExtendConfig,
     *,
-    teacher: Teacher | str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
-    add_teacher: Teacher | str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
+    teacher: Teacher | TeacherNames | None = None,
+    add_teacher: Teacher | TeacherNames | None = None,
     name: str | None = None,
     base: datasets.Dataset | str | os.PathLike[str] | None = None,
 ) -> ReinforcedDataset:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
@@ -48,6 +47,7 @@ from hf_dr.store.named_files import describe_named_files
 from hf_dr.store.schema import AUG_PREFIX, TEACHER_IDS
 from hf_dr.store.shards import ROW_GROUP_VIEWS, ShardWriter
 from hf_dr.teacher.ensemble import Teacher
+from hf_dr.teacher.names import TeacherNames
 from hf_dr.teacher.signals import IMAGE_TAIL
 from hf_dr.text import format_bytes
 from hf_dr.views.augmentation import NO_PARTNER, PARTNER, Augmentation
@@ -59,7 +59,7 @@ logger = logging.getLogger(__name__)
 
 def reinforce(
     dataset: datasets.Dataset,
-    teacher: Teacher | str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    teacher: Teacher | TeacherNames,
     augmentation: Augmentation | str | Sequence[Any],
     config: ReinforceConfig,
     *,

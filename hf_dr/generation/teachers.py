@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Sequence
 from typing import Any, cast
 
 import datasets
@@ -15,6 +13,7 @@ from hf_dr.store.base_dataset import label_numbers, whole_column
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import EXTENDED_FROM
 from hf_dr.teacher.ensemble import Teacher
+from hf_dr.teacher.names import TeacherNames
 from hf_dr.text import is_commit, is_hub_id, shown_text
 
 logger = logging.getLogger(__name__)
@@ -50,9 +49,7 @@ def teacher_from_provenance(provenance: Provenance, *, advice: str = "", **setti
     return teacher
 
 
-def same_teacher(
-    given: Teacher | str | os.PathLike[str] | Sequence[str | os.PathLike[str]], provenance: Provenance, **settings: Any
-) -> Teacher:
+def same_teacher(given: Teacher | TeacherNames, provenance: Provenance, **settings: Any) -> Teacher:
     """Returns the teacher of a "+" dataset: as it is given, or loaded by its names with the settings of the run.
 
     Those of the run give way to `settings`, which are those of `Teacher`.

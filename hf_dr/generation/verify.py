@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import EXTENDED_FROM
 from hf_dr.store.shards import check_digests
 from hf_dr.teacher.ensemble import Teacher
+from hf_dr.teacher.names import TeacherNames
 from hf_dr.teacher.signals import IMAGE_TAIL, SAMPLED, stored_if_kept
 from hf_dr.teacher.topk import add_members, top_k
 from hf_dr.text import percent, progress_bar
@@ -134,7 +135,7 @@ class VerifyReport:
 
 def verify(
     plus: ReinforcedDataset | str | os.PathLike[str],
-    teacher: Teacher | str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
+    teacher: Teacher | TeacherNames | None = None,
     *,
     ask_teacher: bool = True,
     num_rows: int = 32,

@@ -21,7 +21,7 @@ from hf_dr.errors import ConfigError, TeacherError
 from hf_dr.processes import find_device
 from hf_dr.teacher.folds import folds_of, with_members
 from hf_dr.teacher.members import HOW_TO_NAME, Member, load_member, logits_of
-from hf_dr.teacher.names import PRECISIONS
+from hf_dr.teacher.names import PRECISIONS, TeacherNames
 
 logger = logging.getLogger(__name__)
 
@@ -84,9 +84,7 @@ class Teacher:
         self._largest_batch: int | None = None  # learned when memory runs out
 
     @classmethod
-    def from_pretrained(
-        cls, ids: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], **settings: Any
-    ) -> Teacher:
+    def from_pretrained(cls, ids: TeacherNames, **settings: Any) -> Teacher:
         """Loads the members by name; `settings` are those of `Teacher`.
 
         Args:

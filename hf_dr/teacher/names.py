@@ -1,5 +1,11 @@
 """What can be chosen of a teacher and its answers, by name; settings and file checks need the names, not torch."""
 
+import os
+from collections.abc import Sequence
+
+TeacherNames = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+"""How a teacher is named: by one or several of what `Teacher.from_pretrained` takes."""
+
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 """How members compute: the name in settings -> torch's type."""
 

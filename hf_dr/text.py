@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
+import logging
 import math
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 # Words of letters, digits, "_", "-" and ".", which neither begin nor end with the last two; 96 characters for each.
@@ -23,6 +26,9 @@ _SECRETS = (
     (re.compile(r"\b(hf|api_org)_(?=[a-z]*[A-Z0-9])[A-Za-z0-9]{8,}"), r"\1_***"),
 )
 _told_secrets: set[str] = set()
+_SHOWN_LETTERS = 20
+
+logger = logging.getLogger(__name__)
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -105,6 +111,38 @@ def two_columns(lines: Sequence[tuple[str, str]]) -> str:
     lines = [(shown_text(name), shown_text(value)) for name, value in lines]
     width = max(len(name) for name, _ in lines)
     return "\n".join(f"  {name:<{width}}  {value}" for name, value in lines)
+
+
+@contextlib.contextmanager
+def fonts_for(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Gives fonts of this machine with the letters that matplotlib's own lacks, for texts that are drawn in the block.
+
+    Letters that no font has are logged; matplotlib draws boxes for them, without its warnings.
+    """
+    from matplotlib.font_manager import findfont, fontManager  # here, because most of what shows texts draws none
+    from matplotlib.ft2font import FT2Font
+
+    own = FT2Font(findfont("DejaVu Sans"))
+    missing = {c for c in "".join(texts) if c.isprintable() and not own.get_char_index(ord(c))}
+    families = []
+    for font in sorted(fontManager.ttflist, key=lambda font: font.name) if missing else ():
+        if font.name.startswith("Last Resort"):  # boxes
+            continue
+        try:
+            there = FT2Font(font.fname)
+        except (OSError, RuntimeError):  # matplotlib keeps its list of fonts, and one may be gone
+            continue
+        found = {c for c in missing if there.get_char_index(ord(c))}
+        families += [font.name] if found else []
+        missing -= found
+    if missing:
+        letters = "".join(sorted(missing)[:_SHOWN_LETTERS])
+        logger.warning(
+            "No font of this machine has %s: boxes are drawn. Install one that has them, as Noto is.", letters
+        )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+        yield families
 
 
 class _Lines:

@@ -4,8 +4,10 @@ import json
 import re
 from pathlib import Path
 
+import matplotlib as mpl
 import numpy as np
 import pytest
+from matplotlib.font_manager import fontManager
 
 from hf_dr.evaluation.gathering import Run
 from hf_dr.evaluation.metrics import reliability
@@ -13,7 +15,7 @@ from hf_dr.evaluation.pages import to_html, to_markdown
 from hf_dr.evaluation.plots import accuracy_figure, as_png, reliability_figure
 from hf_dr.evaluation.report import Report, Result
 from hf_dr.evaluation.results import Results
-from hf_dr.text import MAX_TEXT, code, inline, shown_text, text_table, two_columns, without_secrets
+from hf_dr.text import MAX_TEXT, code, fonts_for, inline, shown_text, text_table, two_columns, without_secrets
 from hf_dr.training.student_card import Student, update_student_card
 
 HOSTILE = {
@@ -69,6 +71,20 @@ def test_no_text_of_others_acts_anywhere(text):
     diagram = reliability(np.log([[0.9, 0.1], [0.2, 0.8]]), np.array([0, 1]))
     as_png(reliability_figure({text: [diagram]}))
     as_png(accuracy_figure(text, [Run("erm", 0, Path(), 1.0, 2, ((1.0, 0.5),))]))
+
+
+def test_letters_of_plots_have_fonts_or_are_told_once(caplog, monkeypatch):
+    shipped = [font for font in fontManager.ttflist if mpl.get_data_path() in font.fname]
+    monkeypatch.setattr(fontManager, "ttflist", shipped)
+    with fonts_for(["a", "b\n"]) as families:
+        assert families == [], "no font is looked for"
+    with fonts_for(["a", "\U0001d7fb"]) as families:
+        assert families
+        assert not any(family.startswith("Last Resort") for family in families)
+    assert not caplog.text
+    figure = accuracy_figure("写真", [Run("犬", 0, Path(), 1.0, 2, ((1.0, 0.5),))])
+    assert as_png(figure).startswith(b"\x89PNG")
+    assert caplog.text.count("No font of this machine has 写犬真: boxes are drawn.") == 1
 
 
 def test_what_is_hidden_and_what_is_not():

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from hf_dr.evaluation.metrics import Reliability
-from hf_dr.text import shown_text
+from hf_dr.text import fonts_for, shown_text
 
 if TYPE_CHECKING:
     from hf_dr.evaluation.gathering import Run
@@ -113,8 +114,12 @@ def _draw_accuracy(axes: Any, runs: Sequence[Run], lengths: Sequence[float]) -> 
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def as_png(figure: Figure) -> bytes:
+def as_png(figure: Figure, dpi: int = 130) -> bytes:
     """Returns a figure as a PNG file."""
     file = BytesIO()
-    figure.savefig(file, format="png", dpi=130)
+    texts: list[Any] = figure.findobj(Text)
+    with fonts_for(text.get_text() for text in texts) as families:
+        for text in texts if families else ():
+            text.set_family([*text.get_family(), *families])
+        figure.savefig(file, format="png", dpi=dpi)
     return file.getvalue()

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from hf_dr.evaluation.metrics import CALIBRATED_ECE, ECE_BY_CHANCE, SHARES, Reliability
-from hf_dr.evaluation.plots import reliability_figure
+from hf_dr.evaluation.plots import as_png, reliability_figure
 from hf_dr.files import write_json, write_whole
 from hf_dr.text import inline, markdown_table
 from hf_dr.version import __version__
@@ -128,7 +128,7 @@ class Report:
         if diagrams:  # a row for each model, but all in one for one set
             columns = len(clean) // len({r.model for r in clean})
             figure = reliability_figure(diagrams, columns if columns > 1 else None)
-            figure.savefig(folder / "reliability.png", dpi=150)
+            write_whole(folder / "reliability.png", as_png(figure, dpi=150))
 
 
 def _row(result: Result) -> tuple[str, ...]:

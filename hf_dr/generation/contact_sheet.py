@@ -22,7 +22,7 @@ from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.reinforced_data import check_loaded
 from hf_dr.store.findings import FINGERPRINT_KEY
 from hf_dr.teacher.signals import described
-from hf_dr.text import shown_text
+from hf_dr.text import fonts_for, shown_text
 from hf_dr.views.augmentation import NO_PARTNER, PARTNER, Augmentation
 from hf_dr.views.ops.base import Params
 from hf_dr.views.ops.colour import POLICY_OPS
@@ -83,11 +83,12 @@ def contact_sheet(
         rows = np.unique(np.linspace(0, count - 1, min(num_rows, count)).round().astype(int)).tolist()
     if not len(rows) or not all(0 <= row < count for row in rows):
         raise ConfigError(f"`rows` must name rows from 0 to {count - 1}, got {list(rows)}. Choose others.")
-    figure = _Sheet(plus, list(rows), min(num_views, plus.num_views)).figure
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as temporary:
-        metadata = {FINGERPRINT_KEY: plus.provenance.fingerprint}
-        figure.savefig(temporary, format="png", dpi=DPI, facecolor="white", metadata=metadata)
+    metadata = {FINGERPRINT_KEY: plus.provenance.fingerprint}
+    with fonts_for([_title(plus), *(plus.class_names or ())]) as families:
+        figure = _Sheet(plus, list(rows), min(num_views, plus.num_views), families).figure
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(path) as temporary:
+            figure.savefig(temporary, format="png", dpi=DPI, facecolor="white", metadata=metadata)
     return path
 
 
@@ -101,11 +102,16 @@ def check_sheet(path: Path) -> None:
         raise ConfigError(f"a contact sheet must be a .png file, got {str(path)!r}. Rename it.")
 
 
-class _Sheet:
-    """Draws the figure; all places are in inches from its top left corner."""
+def _title(plus: ReinforcedDataset) -> str:
+    return f"{plus.provenance.base.get('id') or 'base dataset'} · {plus.provenance.config_name}"
 
-    def __init__(self, plus: ReinforcedDataset, rows: list[int], num_views: int) -> None:
+
+class _Sheet:
+    """Draws the figure; all places are in inches from its top left corner. `families` are further fonts, for rare letters."""
+
+    def __init__(self, plus: ReinforcedDataset, rows: list[int], num_views: int, families: Sequence[str]) -> None:
         self.plus = plus
+        self._families = ["sans-serif", *families]
         self._source_rows = plus.source_rows
         self._places = {source: place for place, source in enumerate(self._source_rows.tolist())}
         self._labels = plus.labels
@@ -127,9 +133,8 @@ class _Sheet:
         p = self.plus.provenance
         width = self._width - 2 * _MARGIN
         room = self._draw_legend(width)
-        title = f"{p.base.get('id') or 'base dataset'} · {p.config_name}"
         space = self._axes(_MARGIN, 0.08, room, 0.18)
-        self._text(space, title, 0, 0.5, "left", room=room, inset=0, size=9.5, weight="bold")
+        self._text(space, _title(self.plus), 0, 0.5, "left", room=room, inset=0, size=9.5, weight="bold")
         kept = described(p.signal, p.top_k, p.num_classes)
         ops = ", ".join(name for item in p.augmentation for name in item)
         detail = f"{p.num_views} views of each of {p.num_rows:,} images · {kept} · {ops}"
@@ -241,7 +246,7 @@ class _Sheet:
         x += (1 - 2 * x) * inset / (space.get_position().width * self._width)
         line = space.text(
             x, y, text, ha=align, va="center", size=size, weight=weight, color=colour, transform=space.transAxes,
-            parse_math=False,
+            parse_math=False, family=self._families,
         )  # fmt: skip
         # Letter by letter, because only the drawn line knows its width.
         kept = text

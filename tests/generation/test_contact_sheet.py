@@ -1,10 +1,14 @@
 """The contact sheet: a PNG of the right shape, written whole or not at all. How it looks is for people to judge."""
 
+import copy
+
+import datasets
 import matplotlib as mpl
 import numpy as np
 import PIL.Image
 import pytest
 from conftest import ALL_OPS, as_cell, colour_image
+from matplotlib.font_manager import FontEntry, fontManager
 
 from hf_dr.errors import ConfigError, HfDrError, ReplayError
 from hf_dr.generation.config import ReinforceConfig
@@ -93,6 +97,24 @@ def test_a_part_of_a_dataset_names_rows_of_the_base(tmp_path, tiny_plus, monkeyp
     assert any(found)
     for partner, note in zip(expected, found, strict=True):
         assert note is None if partner < 0 else note.startswith(f"+ row {partner}, ")
+
+
+@pytest.mark.parametrize("name", ["猫", "\U0001d7fb"])
+def test_letters_that_matplotlibs_font_lacks(name, tmp_path, tiny_dataset, tiny_teacher, caplog, monkeypatch):
+    """Another font has them, or they are told of, once, and not by warnings."""
+    shipped = [font for font in fontManager.ttflist if mpl.get_data_path() in font.fname]
+    gone = FontEntry(fname=str(tmp_path / "gone.ttf"), name="A font that is gone")
+    monkeypatch.setattr(fontManager, "ttflist", [gone, *shipped])
+    images = tiny_dataset.remove_columns("label").add_column("label", [0] * 12)
+    images = images.cast_column("label", datasets.ClassLabel(names=[name, *"bcdefgh"]))
+    still = Augmentation([Resize((20, 20))])
+    unnamed = copy.copy(tiny_teacher)
+    unnamed.labels = None
+    config = ReinforceConfig(str(tmp_path), num_views=1, top_k=2)
+    plus = reinforce(images, unnamed, still, config)
+    assert contact_sheet(plus, tmp_path / "sheet.png", num_rows=2).is_file()
+    assert caplog.text.count("No font of this machine has 猫: boxes are drawn. Install one") == (name == "猫")
+    assert ("No font" in caplog.text) == (name == "猫")
 
 
 def test_an_overlay_is_drawn_with_its_base(tmp_path, tiny_dataset, tiny_teacher):

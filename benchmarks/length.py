@@ -16,13 +16,15 @@ at the temperature that fits the other half; and `seconds`, which says little ab
 machine; and `<student>_<epochs>_<objective>_gain_` with the differences from erm of the same seed, above 0 where it is better.
 
 Trainings run side by side, `--jobs` at a time. Finished ones in --work are kept: the same command goes on where it was
-stopped. With `--minutes` none starts that would not end in time.
+stopped, within a training at its last whole epoch (its `seconds` are then those since). With `--minutes` none starts that
+would not end in time.
 """
 
 from __future__ import annotations
 
 import json
 import multiprocessing
+import shutil
 import sys
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -49,6 +51,7 @@ from hf_dr.store.base_dataset import load_base
 from hf_dr.teacher.calibration import fit_temperature
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.training.arguments import ReinforcedTrainingArguments
+from hf_dr.training.checkpoints import last_checkpoint
 from hf_dr.training.distillation import OnlineDistillationTrainer
 from hf_dr.training.students import build_student
 from hf_dr.training.trainer import ReinforcedTrainer
@@ -156,8 +159,8 @@ class Work:
         return ReinforcedTrainingArguments(
             str(folder), bf16=self.gpu, lr_scheduler_type="cosine", warmup_steps=0.05,
             per_device_eval_batch_size=500, dataloader_num_workers=self.workers, dataloader_drop_last=True,
-            dataloader_persistent_workers=self.workers > 0, save_strategy="no", logging_steps=200, report_to="none",
-            disable_tqdm=True, **more,
+            dataloader_persistent_workers=self.workers > 0, save_strategy="epoch", save_total_limit=1, logging_steps=200,
+            report_to="none", disable_tqdm=True, **more,
         )  # fmt: skip
 
 
@@ -192,7 +195,7 @@ def prepare_teacher(work: Work, architecture: str) -> None:
         eval_dataset=work.images("test"),
         compute_metrics=compute_metrics,
     )
-    trainer.train()
+    trainer.train(last_checkpoint(arguments.output_dir))
     found = trainer.evaluate()
     trainer.save_model()
     _write_result(work, f"teacher_{architecture}", {key: found[f"eval_{key}"] for key in METRICS})
@@ -241,7 +244,7 @@ def train(work: Work, student: str, epochs: int, objective: str, seed: int) -> N
         if objective == "kd"
         else ReinforcedTrainer(**shared)
     )
-    made.train()
+    made.train(last_checkpoint(arguments.output_dir))
     seconds = time.perf_counter() - began
     found = made.evaluate()
     result = {key: found[f"eval_test_{key}"] for key in METRICS}
@@ -252,6 +255,7 @@ def train(work: Work, student: str, epochs: int, objective: str, seed: int) -> N
         "calibrated_ece": calibrated_ece(logits_BC, labels_B),
     }
     _write_result(work, _name(student, epochs, objective, seed), result)
+    shutil.rmtree(arguments.output_dir)
 
 
 def _name(student: str, epochs: int, objective: str, seed: int) -> str:

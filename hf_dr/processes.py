@@ -142,10 +142,17 @@ def default_workers(device: torch.device) -> int:
     return cores if device.type == "cpu" else min(16, max(1, cores - 1))
 
 
-def quiet_worker(_: int) -> None:
-    """Prepares a DataLoader's worker: one thread of torch, and Ctrl-C left to the parent, which ends its workers."""
+def quiet_worker(worker: int, then: Callable[[int], object] | None = None) -> None:
+    """Prepares a DataLoader's worker: one thread of torch, and Ctrl-C left to the parent, which ends its workers.
+
+    Args:
+        worker: Its number.
+        then: What else prepares it.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
+    if then is not None:
+        then(worker)
 
 
 _Result = TypeVar("_Result")

@@ -30,8 +30,19 @@ class _StopsAfterStep(TrainerCallback):
         logger.warning("Stopping: a checkpoint is saved after this step. Ctrl-C again stops at once, without it.")
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        control.should_save |= self.told
-        control.should_training_stop |= self.told
+        if self.told:
+            control.should_training_stop = True
+            control.should_save |= not _is_due(state)
+
+    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.told and control.should_training_stop:
+            control.should_evaluate &= _is_due(state)
+            control.should_save = _is_due(state)  # with the metrics of that evaluation
+
+
+def _is_due(state: TrainerState) -> bool:
+    """Whether the training would have ended its epoch, or all, by itself: what is due at that end is done."""
+    return state.global_step >= state.max_steps or float(state.epoch or 0).is_integer()
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import json
 from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,7 +28,7 @@ from transformers.trainer_utils import (
 from hf_dr.errors import ConfigError, HfDrError
 from hf_dr.files import check_writable, write_json, writing
 from hf_dr.hub.retry import ask
-from hf_dr.processes import leave_group_at_exit, warm_up_kernels
+from hf_dr.processes import leave_group_at_exit, quiet_worker, warm_up_kernels
 from hf_dr.settings import Real, Whole, check_settings, flag
 from hf_dr.text import progress_bar
 from hf_dr.training.callbacks import Divergence, check_weights
@@ -206,8 +207,6 @@ class ResumableTrainer(Trainer):
 
     def _check_alike(self, checkpoint: str | None) -> None:
         """Refuses processes that would go on at different steps."""
-        if self.args.world_size == 1:
-            return
         found = gather_object(["the beginning" if checkpoint is None else Path(checkpoint).name])
         if len(set(found)) > 1:
             raise ConfigError(
@@ -332,7 +331,7 @@ class ResumableTrainer(Trainer):
         return self.args.seed
 
     def _with_own_generator(self, loader: torch.utils.data.DataLoader) -> torch.utils.data.DataLoader:
-        """Gives a loader a generator of its own, from which it draws the seed of its workers when it starts to iterate.
+        """Gives a loader quiet workers and a generator of its own, from which it draws their seed when it starts to iterate.
 
         A loader with persistent workers draws it only once. From the global generator, what the model draws after a restart
         (dropout) would not be what it would have been without.
@@ -340,6 +339,7 @@ class ResumableTrainer(Trainer):
         inner: Any = getattr(loader, "base_dataloader", loader)  # inside of accelerate's wrapper
         if self._loader_seed is not None:
             inner.generator = torch.Generator().manual_seed(self._loader_seed)
+        inner.worker_init_fn = _quiet(inner.worker_init_fn)
         self._loaders.append(inner)
         return loader
 
@@ -471,6 +471,11 @@ def _writing(path: Path) -> Iterator[None]:
             if not any(word in str(error) for word in ("inline_container", "iostream", "PytorchStreamWriter")):
                 raise
             raise OSError(str(error)) from error
+
+
+def _quiet(prepare: Any) -> Any:
+    """Returns what prepares workers that leave Ctrl-C to their parent; a loader that Trainer keeps has that already."""
+    return prepare if getattr(prepare, "func", None) is quiet_worker else partial(quiet_worker, then=prepare)
 
 
 @contextmanager

@@ -136,31 +136,49 @@ def test_running_again_resumes(call, tmp_path, caplog):
     assert (out / "train_results.json").read_text() == results, "a finished run keeps its metrics"
 
 
-@pytest.mark.parametrize("times", [1, 2])
-def test_ctrl_c_loses_no_step(call, tmp_path, caplog, monkeypatch, times):
-    """Unless it comes twice."""
-    assert call(out="whole") == 0
-    steps = itertools.count(1)
-    compute_loss = ReinforcedTrainer.compute_loss
-
-    def interrupted(trainer, model, *arguments, **settings):
-        for _ in range(times if model.training and next(steps) == 2 else 0):
-            signal.raise_signal(signal.SIGINT)
-        return compute_loss(trainer, model, *arguments, **settings)
-
-    monkeypatch.setattr(ReinforcedTrainer, "compute_loss", interrupted)
+@pytest.mark.parametrize("at", [2, STEPS, 2 * STEPS])
+def test_ctrl_c_loses_no_step_and_no_evaluation(call, tmp_path, caplog, interrupted, at):
+    settings = ["--save_strategy", "no", "--eval_strategy", "epoch"]
+    assert call(*settings, out="whole") == 0
+    steps = interrupted(at)
     before = signal.getsignal(signal.SIGINT)
-    assert call("--save_strategy", "no") == 130
+    assert call(*settings) == 130
     assert signal.getsignal(signal.SIGINT) is before
     assert "Stopping: a checkpoint is saved after this step. Ctrl-C again stops at once, without it." in caplog.messages
-    if times == 2:
-        assert "Stopped at step 1 of 6: no checkpoint was saved." in caplog.messages
-        return
-    assert "Stopped at step 2 of 6: the same command goes on from checkpoint-2." in caplog.messages
-    assert call("--save_strategy", "no") == 0
+    assert f"Stopped at step {at} of 6: the same command goes on from checkpoint-{at}." in caplog.messages
+    kept = read(tmp_path / "out" / f"checkpoint-{at}" / "trainer_state.json")["log_history"]
+    assert [entry["step"] for entry in kept if "eval_top1" in entry] == list(range(STEPS, at + 1, STEPS))
+    assert call(*settings) == 0
     assert next(steps) == 2 * STEPS + 1
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "out"))
     assert all(torch.equal(one[name], two[name]) for name in one)
+    one, two = (read(tmp_path / name / "trainer_state.json")["log_history"] for name in ("whole", "out"))
+    assert [entry.get("eval_top1") for entry in one] == [entry.get("eval_top1") for entry in two]
+
+
+def test_ctrl_c_twice_stops_at_once(call, caplog, interrupted):
+    interrupted(2, times=2)
+    assert call("--save_strategy", "no") == 130
+    assert "Stopped at step 1 of 6: no checkpoint was saved." in caplog.messages
+
+
+@pytest.fixture
+def interrupted(monkeypatch):
+    """Has Ctrl-C pressed in a step, once or several times; returns the steps."""
+
+    def press(at: int, times: int = 1):
+        steps = itertools.count(1)
+        training_step = ReinforcedTrainer.training_step
+
+        def pressed(*arguments, **settings):
+            for _ in range(times if next(steps) == at else 0):
+                signal.raise_signal(signal.SIGINT)
+            return training_step(*arguments, **settings)
+
+        monkeypatch.setattr(ReinforcedTrainer, "training_step", pressed)
+        return steps
+
+    return press
 
 
 def test_a_run_that_was_stopped_between_its_last_step_and_its_metrics_is_finished(call, tmp_path, caplog):

@@ -1,7 +1,11 @@
-"""Persistent workers of loaders end with the training."""
+"""Workers of loaders end with the training, and only then."""
 
 import multiprocessing
+import os
+import signal
 import time
+
+from transformers import TrainerCallback
 
 from tests.training.helpers import Watched, pooled, settings_in
 
@@ -18,3 +22,18 @@ def test_workers_end_with_the_training(tmp_path, tiny_plus):
         time.sleep(0.05)
     assert not set(multiprocessing.active_children()) - before
     assert trainer.evaluate()["eval_loss"] > 0, "a loader that is used again has new workers"
+
+
+class InterruptWorkers(TrainerCallback):
+    """Sends Ctrl-C to each process that the training has started, as a terminal does."""
+
+    def on_step_end(self, args, state, control, **_):
+        for child in multiprocessing.active_children():
+            os.kill(child.pid, signal.SIGINT)
+
+
+def test_ctrl_c_is_the_parents(tmp_path, tiny_plus):
+    args = settings_in(tmp_path, dataloader_num_workers=1, num_train_epochs=2, eval_strategy="epoch")
+    trainer = Watched(pooled(), args, train_dataset=tiny_plus, eval_dataset=tiny_plus, callbacks=[InterruptWorkers()])
+    trainer.train()
+    assert trainer.state.epoch == 2

@@ -166,7 +166,7 @@ def temperatures() -> str:
     """Returns which temperatures the calibrated teachers have."""
     found = read("teachers")
     listed = [f"{title.split(',')[0]} {found[f'{name}_temperature']:g}" for title, name in TEACHERS.items()]
-    return f"at the temperature that fits answers to images that they have not learned ({', '.join(listed)})."
+    return f"at the temperature that fits answers to images that they have not learned\n({', '.join(listed)})."
 
 
 def right(file: str) -> str:
@@ -184,14 +184,16 @@ def page() -> str:
     parts = [
         "# Results",
         (
-            "Made by `python docs/results.py` from [benchmarks/results](../benchmarks/results), which has every number with its "
-            "command,\nversions and machine."
+            "What students gain and what it costs, as measured. NLL is the negative log-likelihood of the label, ECE the expected "
+            "calibration\nerror; `erm` learns from labels alone, the other words are those of [Concepts](concepts.md). The page is made by\n"
+            "`python docs/results.py` from [benchmarks/results](../benchmarks/results), which has every number with its command, "
+            "versions and machine."
         ),
         "## What students gain",
         (
-            "By `python benchmarks/accuracy.py`. Gains over training on labels are changes for the better, those of ECE and "
-            "corrupted error in\npercentage points: mean and standard deviation over three seeds, at schedules that two CPU cores can "
-            "do (3 to 80 epochs). Corrupted\nis by all fifteen corruptions, in the last row by four."
+            "By `python benchmarks/accuracy.py`. A positive gain over training on labels is a change for the better; gains of ECE and "
+            "corrupted\nerror are in percentage points. Mean and standard deviation over three seeds, at schedules that two CPU cores can "
+            "do (3 to 80 epochs).\nCorrupted is by all fifteen corruptions, in the last row by four."
         ),
         "\n".join(gains("accuracy", "10,000 images (grocery: 1,253 photos), student", STUDENTS)),
         (
@@ -214,7 +216,7 @@ def page() -> str:
         "\n".join(length("length", {"resnet18": "ResNet-18"})),
         (
             "By `python benchmarks/length.py --scale cpu`, on two cores: the same images at 32x32, students of 0.3 (ResNet) and 0.7 "
-            f"(ViT) million weights,\nteacher EfficientNet-Lite0 at 64x64 ({right('length_cpu')}), V = "
+            f"(ViT) million\nweights, teacher EfficientNet-Lite0 at 64x64 ({right('length_cpu')}), V = "
             f"{read('length_cpu')['num_views']}. Calibrated ECE is what is left of the ECE\nat each student's best temperature: of each "
             "half of the test images at that of the other half."
         ),

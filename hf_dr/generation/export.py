@@ -173,7 +173,8 @@ class WebDatasetExport:
         write_whole(self.folder / SIZES_FILE, json.dumps(sizes, indent=1) + "\n")
         write_whole(self.folder / PROVENANCE_FILE, (self._plus.shards[0].parent / PROVENANCE_FILE).read_bytes())
         write_whole(self.folder / "README.md", self._readme())
-        logger.info("%s: %d of %d shards written, the others were there.", self.folder, len(missing), len(self._rows))
+        others = ", the others were there" if len(missing) < len(self._rows) else ""
+        logger.info("%s: %d of %d shards written%s.", self.folder, len(missing), len(self._rows), others)
 
     def _open(self) -> _Written:
         """Returns what an earlier call has written, which is nothing in a new folder.

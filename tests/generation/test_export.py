@@ -184,11 +184,15 @@ def test_the_folder_says_what_it_is(exported: Path, plus: Path) -> None:
     assert "colours (licence: cc0-1.0)" in files["README.md"].decode()
 
 
-def test_the_same_dataset_gives_the_same_bytes(exported: Path, plus: Path, tmp_path: Path) -> None:
+def test_the_same_dataset_gives_the_same_bytes(
+    exported: Path, plus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with tarfile.open(exported / "train-00000.tar") as tar:
         assert {(m.mtime, m.uid, m.gid, m.uname, m.gname) for m in tar} == {(0, 0, 0, "", "")}
-    WebDatasetExport(load_reinforced(plus), ExportConfig(str(tmp_path))).run()
+    with caplog.at_level(logging.INFO, "hf_dr"):
+        WebDatasetExport(load_reinforced(plus), ExportConfig(str(tmp_path))).run()
     assert files_of(tmp_path) == files_of(exported)
+    assert f"{tmp_path}: 3 of 3 shards written." in caplog.messages
 
 
 def test_what_is_finished_is_kept_and_checked(

@@ -143,19 +143,21 @@ def test_what_is_said_of_length_and_of_a_students_temperature_was_measured():
     small, large = measured("length_cpu"), measured("length")
     text = in_one_line("docs/will_it_help.md")
 
-    def gain(found: dict[str, Any], prefix: str) -> str:
-        mean, std = (100 * found[f"{prefix}_reinforced_gain_top1{end}"] for end in ("", "_std"))
+    def gain(found: dict[str, Any], prefix: str, objective: str = "reinforced") -> str:
+        mean, std = (100 * found[f"{prefix}_{objective}_gain_top1{end}"] for end in ("", "_std"))
         return f"{mean:.2f} ± {std:.2f}"
 
     assert f"gained {gain(small, 'resnet_10')} points in 10 epochs and {gain(small, 'resnet_30')} in 30" in text
     assert f"and lost {-100 * small['resnet_100_reinforced_gain_top1']:.2f} in 100 (one seed" in text
     assert f"A ResNet-18 gained {gain(large, 'resnet18_10')} in 10 and {gain(large, 'resnet18_20')} in 20" in text
-    in_memory = [100 * small[f"resnet_{epochs}_kd_gain_top1"] for epochs in (30, 100)]
-    assert f"gained {in_memory[0]:.2f} in 30 epochs and lost {-in_memory[1]:.2f} in 100 (one seed each)" in text
+    in_memory = [gain(small, f"resnet_{epochs}", "kd") for epochs in (10, 30)]
+    lost = -100 * small["resnet_100_kd_gain_top1"]
+    assert "gained {} and {}, and lost {:.2f} (one seed)".format(*in_memory, lost) in text
     right = 100 * small["resnet_100_erm_top1"], 100 * small["teacher_tf_efficientnet_lite0_top1"]
     assert "it is right in {:.1f} %, its teacher in {:.1f} %".format(*right) in text
-    stored, online = (100 * small[f"resnet_10_{objective}_gain_top1"] for objective in ("reinforced", "kd"))
-    assert f"teacher in memory ({stored:+.2f} and {online:+.2f} points in 10 epochs)" in text
+    for epochs in (10, 30):  # "stored answers were worth as much"
+        stored, online = (small[f"resnet_{epochs}_{objective}_gain_top1"] for objective in ("reinforced", "kd"))
+        assert abs(stored - online) < small[f"resnet_{epochs}_reinforced_gain_top1_std"]
     kinds = [f"resnet_{epochs}_{objective}" for objective in ("erm", "reinforced") for epochs in (10, 30)]
     sure = [f"{small[f'{kind}_temperature']:.2f}" for kind in kinds]
     left = [f"{100 * small[f'{kind}_calibrated_ece']:.2f}" for kind in kinds]

@@ -49,13 +49,15 @@ def _is_due(state: TrainerState) -> bool:
 def checkpoint_on_interrupt(trainer: Trainer) -> Iterator[None]:
     """While it is open, Ctrl-C ends a training after its step, with a checkpoint, and only then raises KeyboardInterrupt.
 
-    Of several processes each is stopped at once, because they may be at different steps.
+    Of several processes each is stopped at once, because they may be at different steps. A handler that is not Python's own
+    is left in its place: a job in the background has none, so that Ctrl-C is not for it.
     """
     stops = _StopsAfterStep()
-    alone = trainer.args.world_size == 1 and threading.current_thread() is threading.main_thread()
-    if alone:
+    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    listens = usual and trainer.args.world_size == 1 and threading.current_thread() is threading.main_thread()
+    if listens:
         trainer.add_callback(stops)
-        before = signal.signal(signal.SIGINT, stops.tell)
+        signal.signal(signal.SIGINT, stops.tell)
     try:
         yield
         if stops.told:
@@ -67,6 +69,6 @@ def checkpoint_on_interrupt(trainer: Trainer) -> Iterator[None]:
             logger.warning("Stopped at step %d of %d: %s.", trainer.state.global_step, trainer.state.max_steps, goes_on)
         raise
     finally:
-        if alone:
-            signal.signal(signal.SIGINT, before)
+        if listens:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             trainer.remove_callback(stops)

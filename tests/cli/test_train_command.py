@@ -162,6 +162,16 @@ def test_ctrl_c_twice_stops_at_once(call, caplog, interrupted):
     assert "Stopped at step 1 of 6: no checkpoint was saved." in caplog.messages
 
 
+def test_ctrl_c_is_not_for_a_training_in_the_background(call, interrupted):
+    interrupted(2)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert call("--save_strategy", "no") == 0
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def interrupted(monkeypatch):
     """Has Ctrl-C pressed in a step, once or several times; returns the steps."""

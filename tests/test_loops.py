@@ -53,6 +53,16 @@ def folder(tmp_path_factory, base, tiny_teacher):
     return root
 
 
+def test_the_stream(tmp_path, base, tiny_teacher, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    reinforce(base, tiny_teacher, [ops.Resize((8, 8))], ReinforceConfig("cifar100-plus", num_views=1))
+    names: dict = {}
+    exec(block_with("streaming=True"), names)
+    seen = 2 * 4 * names["seen"]  # by both processes
+    assert len(list(names["rest"])) == len(names["rest"]) == ROWS - seen
+    assert len(list(names["stream"])) == ROWS
+
+
 def test_the_loop_of_timm(folder, monkeypatch):
     monkeypatch.chdir(folder)
     exec(block_with("create_optimizer_v2"), {})

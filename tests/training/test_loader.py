@@ -141,6 +141,7 @@ def test_the_documented_loop_runs_in_two_processes(tmp_path, tiny_folder):
     page = (ROOT / "docs" / "train.md").read_text(encoding="utf-8")
     (loop,) = re.findall(r"```python\n(# loop\.py.*?)```", page, re.DOTALL)
     loop = loop.replace('"cifar100-plus"', repr(str(tiny_folder))).replace("timm:resnet18", "timm:test_resnet")
+    loop = loop.replace("batch_size=32", "batch_size=4")
     script = tmp_path / "loop.py"
     script.write_text(
         f"{loop}\ntorch.save(student.state_dict(), f'weights_{{distributed.get_rank()}}')\n", encoding="utf-8"

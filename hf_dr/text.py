@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import html
 import logging
 import math
@@ -162,6 +163,20 @@ class _Lines:
         pass
 
 
+@functools.cache  # tqdm starts a thread for each class of bars
+def _counting(kind: Any) -> Any:
+    """Returns tqdm's bar with whole numbers for lines."""
+
+    class Bar(kind):
+        @property
+        def format_dict(self) -> dict[str, Any]:
+            known: dict[str, Any] = super().format_dict
+            n, total = known["n"], known["total"]
+            return {**known, "percent": int(100 * n / total) if total else 0, "all": f"{total:,}" if total else "?"}
+
+    return Bar
+
+
 def progress_bar(*arguments: Any, show: bool = True, **settings: Any) -> Any:
     """Returns tqdm's bar, or a line now and then where no terminal shows it.
 
@@ -177,13 +192,6 @@ def progress_bar(*arguments: Any, show: bool = True, **settings: Any) -> Any:
         for name in ("TQDM_DISABLE", "HF_DATASETS_DISABLE_PROGRESS_BARS")
     )
 
-    class Bar(tqdm):
-        @property
-        def format_dict(self) -> dict[str, Any]:
-            known = super().format_dict
-            n, total = known["n"], known["total"]
-            return {**known, "percent": int(100 * n / total) if total else 0, "all": f"{total:,}" if total else "?"}
-
     in_notebook = any(base.__module__ == "tqdm.notebook" for base in tqdm.__mro__)
     if not (in_notebook or sys.stderr.isatty()):
         settings |= {"file": _Lines(), "mininterval": SECONDS_BETWEEN_LINES, "maxinterval": 2 * SECONDS_BETWEEN_LINES}
@@ -191,7 +199,7 @@ def progress_bar(*arguments: Any, show: bool = True, **settings: Any) -> Any:
         if not settings.get("leave", True):  # one of many short ones: a line only if it takes long
             settings["delay"] = SECONDS_BETWEEN_LINES
         settings["bar_format"] = "{desc}: {percent} %, {n:,} of {all}, {remaining} left, {rate_fmt}{postfix}"
-    return Bar(*arguments, disable=hidden or not show, **settings)
+    return _counting(tqdm)(*arguments, disable=hidden or not show, **settings)
 
 
 def text_table(header: list[str], rows: list[list[str]], text_columns: Sequence[int] = (0,)) -> str:

@@ -69,6 +69,8 @@ def parse(types: Sequence[Any], argv: Sequence[str], *, prog: str, description: 
     given = vars(parser.parse_args(argv))
     # A list written in YAML stands unless the flag was given.
     given.update({key: value for key, value in unparsed.items() if given[key] == parser.get_default(key)})
+    if lazy and not given["output_dir"]:
+        raise ConfigError("`output_dir` must be given, got an empty text. Name a folder.")
     if given["print_config"]:
         sys.stdout.write(_as_yaml({name: given[name] for name in known}, own))
         raise SystemExit(0)

@@ -111,7 +111,9 @@ def quickstart_command(argv: Sequence[str], prog: str) -> int:
 
 def _check_fits(command: str, out: Path, before: list[Any], now: list[Any]) -> None:
     """Raises a ConfigError if a step was finished in another way; a comparison adds the seeds that it lacks."""
-    (there, made_of), (here, makes_of) = before, now
+    there, here = before[0], now[0]
+    made_of: dict[str, Any] = before[1] or {}  # earlier versions noted none
+    makes_of: dict[str, Any] = now[1]
     found = [f"settings: {shlex.join(there)} there, {shlex.join(here)} here"] if there != here else []
     for key in [] if found else unlike_names(made_of, makes_of, but=["seeds", "title"]):
         both = made_of.get(key), makes_of.get(key)

@@ -137,7 +137,10 @@ def open_run(
 
 _PROCESSORS_FILE = ".processors"
 # Of files that may lie where a "+" dataset is begun: licences, cards, logs, settings, scripts.
-_NOTES = ("", ".err", ".json", ".log", ".md", ".out", ".sh", ".txt", ".yaml", ".yml")
+_NOTES = (
+    "", ".cfg", ".csv", ".err", ".ini", ".ipynb", ".json", ".log", ".md", ".out", ".pid", ".py", ".rst", ".sbatch", ".sh",
+    ".slurm", ".toml", ".txt", ".yaml", ".yml",
+)  # fmt: skip
 
 
 def note_processor(folder: Path, processor: str) -> None:
@@ -194,7 +197,7 @@ def _check_no_strangers(folder: Path) -> None:
     places = [folder] if any(output.glob(f"*/{PROVENANCE_FILE}")) else [folder, output]
     found = [path for place in places for path in place.glob("[!.]*") if path != folder]
     strangers = sorted(
-        path for path in found if (any(path.glob("[!.]*")) if path.is_dir() else path.suffix not in _NOTES)
+        path for path in found if (any(path.glob("[!.]*")) if path.is_dir() else path.suffix.lower() not in _NOTES)
     )
     if strangers:
         raise ConfigError(

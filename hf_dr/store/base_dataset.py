@@ -331,9 +331,9 @@ def check_dataset(
     if label_column is None:
         return chosen, None
     if label_column not in features:
+        advice = did_you_mean(label_column, features).strip()
         raise DataError(
-            f"`label_column` must name a column, got {label_column!r}. "
-            f"{label_advice(dataset, chosen, did_you_mean(label_column, features).strip())}"
+            f"`label_column` must name a column, got {label_column!r}. {label_advice(dataset, chosen, advice)}"
         )
     if not pa.types.is_integer(features.arrow_schema.field(label_column).type):
         raise DataError(
@@ -350,10 +350,12 @@ def label_advice(dataset: datasets.Dataset, image_column: str, advice: str = "Na
         image_column: The column of the images.
         advice: For other datasets.
     """
-    labelled = any(isinstance(feature, datasets.ClassLabel) for feature in dataset.features.values())
-    if dataset.info.builder_name != "imagefolder" or labelled:
+    if dataset.info.builder_name != "imagefolder" or dataset.column_names != [image_column]:
+        return advice  # a metadata file leaves other columns
+    cells = undecoded_images(dataset, image_column)[image_column]
+    paths = [Path(cell["path"]) for cell in cells if cell and cell["path"] and cell["bytes"] is None]
+    if not paths or len(paths) < len(cells):  # images that were changed since
         return advice
-    paths = [Path(cell["path"]) for cell in undecoded_images(dataset, image_column)[image_column]]
     depths = Counter(len(path.parts) for path in paths)
     depth, count = depths.most_common(1)[0]
     inside = next(path for path in paths if len(path.parts) == depth)

@@ -129,12 +129,13 @@ def _learns_from_one(model: nn.Module, dataset: ReinforcedData) -> bool:
         return True
     alone: list[bool] = []
 
-    def look(_: nn.Module, seen: tuple[torch.Tensor, ...]) -> None:
-        alone.append(seen[0].numel() == seen[0].shape[1])
+    def look(_: nn.Module, seen: tuple[torch.Tensor, ...], named: dict[str, torch.Tensor]) -> None:
+        (values,) = (*seen, *named.values())
+        alone.append(values.numel() == values.shape[1])
 
     was_training = model.training
     hooks = [
-        layer.register_forward_pre_hook(look)
+        layer.register_forward_pre_hook(look, with_kwargs=True)
         for layer in model.train().modules()
         if isinstance(layer, _BatchNorm) and layer.training
     ]

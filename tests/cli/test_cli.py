@@ -378,6 +378,16 @@ def test_the_examples_of_each_help_are_read(command, tmp_path, monkeypatch, caps
                 main(words[1:])
 
 
+def test_bars_share_a_thread():
+    first = progress_bar(range(2))
+    assert type(progress_bar(range(2))) is type(first), "tqdm starts one for each class"
+
+
+def test_an_empty_output_dir_is_none(capsys):
+    assert main(["train", "d", "--student", "s", "--output_dir", ""]) == 2
+    assert "`output_dir` must be given, got an empty text. Name a folder." in capsys.readouterr().err
+
+
 def test_the_dataset_may_stand_first(capsys):
     for words in (["reinforce", "d", "--teacher", "t"], ["train", "d", "--student", "s"]):
         with pytest.raises(SystemExit, match="0"):

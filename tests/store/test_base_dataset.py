@@ -155,6 +155,14 @@ def test_other_datasets_without_labels_get_other_advice(tmp_path, tiny_dataset, 
         assert label_advice(dataset, "image") == "Name `label_column`."
 
 
+def test_images_of_a_folder_that_were_changed_get_other_advice_too(tmp_path, tiny_dataset):
+    tiny_dataset[0]["image"].save(tmp_path / "1.png")
+    dataset, _ = load_base(str(tmp_path))
+    changed = dataset.map(lambda row: {"image": row["image"].rotate(90)}, features=dataset.features)
+    for given in (changed, dataset.add_column("species", [3])):
+        assert label_advice(given, "image") == "Name `label_column`."
+
+
 def test_a_folder_that_is_not_there_is_said_to_be_so():
     with pytest.raises(
         DataError, match=r"could not load split `train` of 'fotos' .*\. There is no folder `fotos` here\. "

@@ -220,7 +220,7 @@ class Normalised(nn.Module):
 
     def forward(self, pixel_values, labels=None):
         pooled = nn.functional.adaptive_avg_pool2d(pixel_values, self._pixels)
-        return self.inner(self.norm(pooled).expand(-1, -1, 4, 4), labels)
+        return self.inner(self.norm(input=pooled).expand(-1, -1, 4, 4), labels)
 
 
 @pytest.mark.parametrize("streaming", [False, True])

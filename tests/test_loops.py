@@ -58,7 +58,7 @@ def test_the_stream(tmp_path, base, tiny_teacher, monkeypatch):
     reinforce(base, tiny_teacher, [ops.Resize((8, 8))], ReinforceConfig("cifar100-plus", num_views=1))
     names: dict = {}
     exec(block_with("streaming=True"), names)
-    seen = 2 * 4 * names["seen"]  # by both processes
+    seen = 2 * 16 * names["seen"]  # by both processes
     assert len(list(names["rest"])) == len(names["rest"]) == ROWS - seen
     assert len(list(names["stream"])) == ROWS
 

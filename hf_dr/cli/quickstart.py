@@ -116,7 +116,7 @@ def _check_fits(command: str, out: Path, before: list[Any], now: list[Any]) -> N
     makes_of: dict[str, Any] = now[1]
     found = [f"settings: {shlex.join(there)} there, {shlex.join(here)} here"] if there != here else []
     for key in [] if found else unlike_names(made_of, makes_of, but=["seeds", "title"]):
-        both = made_of.get(key), makes_of.get(key)
+        both: Any = made_of.get(key), makes_of.get(key)
         found += unlike_names(*both) if all(isinstance(each, dict) for each in both) else [key]
     if found:
         raise ConfigError(

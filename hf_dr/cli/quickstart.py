@@ -91,8 +91,8 @@ def quickstart_command(argv: Sequence[str], prog: str) -> int:
 
         build_student(chosen.student, None, 2, size=chosen.size)  # a wrong name is found before hours of work
     kept: dict[str, Any] = {}
-    for command, arguments, makes_of in _steps(dataset, chosen, out):
-        kept[command] = [arguments, makes_of]
+    for command, arguments, inputs in _steps(dataset, chosen, out):
+        kept[command] = [arguments, inputs]
         before = finished.get(command)
         if before == kept[command]:
             print(f"\n{command}: finished before")
@@ -112,11 +112,11 @@ def quickstart_command(argv: Sequence[str], prog: str) -> int:
 def _check_fits(command: str, out: Path, before: list[Any], now: list[Any]) -> None:
     """Raises a ConfigError if a step was finished in another way; a comparison adds the seeds that it lacks."""
     there, here = before[0], now[0]
-    made_of: dict[str, Any] = before[1] or {}  # earlier versions noted none
-    makes_of: dict[str, Any] = now[1]
+    inputs_there: dict[str, Any] = before[1] or {}  # earlier versions noted none
+    inputs: dict[str, Any] = now[1]
     found = [f"settings: {shlex.join(there)} there, {shlex.join(here)} here"] if there != here else []
-    for key in [] if found else unlike_names(made_of, makes_of, but=["seeds", "title"]):
-        both: Any = made_of.get(key), makes_of.get(key)
+    for key in [] if found else unlike_names(inputs_there, inputs, but=["seeds", "title"]):
+        both: Any = inputs_there.get(key), inputs.get(key)
         found += unlike_names(*both) if all(isinstance(each, dict) for each in both) else [key]
     if found:
         raise ConfigError(
@@ -126,7 +126,7 @@ def _check_fits(command: str, out: Path, before: list[Any], now: list[Any]) -> N
 
 
 def _steps(dataset: str, chosen: QuickstartArguments, out: Path) -> Iterator[tuple[str, list[str], dict[str, Any]]]:
-    """Yields command, arguments and what else they stand for, one step after the other: each reads what the last one left."""
+    """Yields command, arguments and what they read, one step after the other: each reads what the last one left."""
     from hf_dr.store.json_files import read_object
 
     teacher = out / "teacher"

@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 TEACHER_FILE = "teacher.json"
 """In the teacher's folder: its temperature, what it was measured on, and where the images are. Written last."""
 
+_LEARNS_FROM = "a teacher learns from"
 _HELD_OUT_SPLITS = ("test", "validation", "val")
 
 
@@ -195,19 +196,14 @@ def _folds(student: StudentArguments, output_dir: Path, num_folds: int, seed: in
 
 def _as_training(name: str, teaching: TeachArguments, output_dir: Path, seed: int) -> StudentArguments:
     """Returns the training that teaching is; writes the two parts of a dataset of which some images have to be held out."""
-    from hf_dr.processes import process_state
-    from hf_dr.store.base_dataset import load_base
-    from hf_dr.training.teaching import divide
+    from hf_dr.processes import on_main, process_state
 
     where: dict[str, Any] = {"split": teaching.split, "revision": teaching.revision, "files_from": teaching.files_from}
     config = teaching.dataset_config
     eval_split = teaching.eval_split or _held_out_split(name, config, teaching.revision)
     if eval_split is None:
         folder = output_dir / Path(name).expanduser().resolve().name
-        with process_state().local_main_process_first():
-            dataset, _ = load_base(name, config, **where)
-            columns = _labelled(dataset, name, teaching.image_column, teaching.label_column)
-            divide(dataset, *columns, folder, share=teaching.held_out, seed=seed)
+        on_main(process_state(), lambda: _divide(name, teaching, folder, seed))
         name = str(folder)
         config = None
         where = {"split": "train", "revision": None, "files_from": []}
@@ -229,6 +225,18 @@ def _as_training(name: str, teaching: TeachArguments, output_dir: Path, seed: in
     )
 
 
+def _divide(name: str, teaching: TeachArguments, folder: Path, seed: int) -> None:
+    """Writes what is learned and what is held out of a split to a folder."""
+    from hf_dr.store.base_dataset import labelled_columns, load_base
+    from hf_dr.training.teaching import divide
+
+    dataset, _ = load_base(
+        name, teaching.dataset_config, split=teaching.split, revision=teaching.revision, files_from=teaching.files_from
+    )
+    columns = labelled_columns(dataset, _LEARNS_FROM, name, teaching.image_column, teaching.label_column)
+    divide(dataset, *columns, folder, share=teaching.held_out, seed=seed)
+
+
 def _held_out_split(name: str, config: str | None = None, revision: str | None = None) -> str | None:
     """Returns the split of a dataset that is not learned, if it has one."""
     from hf_dr.store.base_dataset import split_names
@@ -237,26 +245,14 @@ def _held_out_split(name: str, config: str | None = None, revision: str | None =
     return next((split for split in _HELD_OUT_SPLITS if split in known), None)
 
 
-def _labelled(
-    dataset: Any, name: str, image_column: str | None = None, label_column: str | None = None
-) -> tuple[str, str]:
-    """Returns the columns of the images and of the labels."""
-    from hf_dr.store.base_dataset import check_dataset, label_advice
-
-    image_column, label_column = check_dataset(dataset, image_column, label_column)
-    if label_column is None:
-        raise ConfigError(f"a teacher learns from labels, found none in {name}. {label_advice(dataset, image_column)}")
-    return image_column, label_column
-
-
 def hashes_of(name: str) -> list[str]:
     """Returns a hash of the images and labels of each split by which a teacher is made and measured, unless told otherwise."""
-    from hf_dr.store.base_dataset import load_base, whole_hash
+    from hf_dr.store.base_dataset import labelled_columns, load_base, whole_hash
 
     hashes = []
     for split in filter(None, (TeachArguments.split, _held_out_split(name))):
         dataset, _ = load_base(name, split=split)
-        hashes.append(whole_hash(dataset, *_labelled(dataset, name)))
+        hashes.append(whole_hash(dataset, *labelled_columns(dataset, _LEARNS_FROM, name)))
     return hashes
 
 

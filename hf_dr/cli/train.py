@@ -25,7 +25,7 @@ from hf_dr.replay.augmented import AugmentedDataset
 from hf_dr.replay.join import index_images
 from hf_dr.replay.loading import each_dataset, load_reinforced
 from hf_dr.replay.reinforced_data import ReinforcedData
-from hf_dr.store.base_dataset import check_dataset, label_advice, load_base
+from hf_dr.store.base_dataset import labelled_columns, load_base
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.folds import CONFIG_KEY, Fold, folds_of
 from hf_dr.teacher.preprocessing import EVAL_CROP
@@ -102,10 +102,9 @@ def load_images(student: StudentArguments, seed: int) -> AugmentedDataset:
     augmentation = build_augmentation(student.augmentation, student.size or 224)
     with process_state().local_main_process_first():
         base, described = load_base(name, config, split=split, revision=student.revision, files_from=student.files_from)
-    image_column, label_column = check_dataset(base, student.image_column, student.label_column)
-    if label_column is None:
-        advice = label_advice(base, image_column)
-        raise ConfigError(f"`objective` {student.objective} needs labels, found none in {name}. {advice}")
+    image_column, label_column = labelled_columns(
+        base, f"`objective` {student.objective} needs", name, student.image_column, student.label_column
+    )
     return AugmentedDataset(
         base,
         augmentation,

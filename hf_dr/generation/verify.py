@@ -219,14 +219,17 @@ def opened(
     return plus
 
 
-def _asked(teacher: Any, ask_teacher: bool, provenance: Provenance) -> _Ask | None:
+def _asked(teacher: Teacher | TeacherNames | None, ask_teacher: bool, provenance: Provenance) -> _Ask | None:
     """Returns who is asked again: the given teacher or that of the provenance; None if nobody is."""
     if not ask_teacher:
         if teacher is not None:
             raise ConfigError("`teacher` must be left out with `ask_teacher=False`, got both. Leave one out.")
         return None
-    given = None if teacher is None else same_teacher(teacher, provenance)
-    asked = given or teacher_from_provenance(provenance, advice=PIXELS_ALONE)
+    asked = (
+        teacher_from_provenance(provenance, advice=PIXELS_ALONE)
+        if teacher is None
+        else same_teacher(teacher, provenance)
+    )
     check_weights(asked, provenance)
     return _as_made(asked, provenance)
 

@@ -342,6 +342,28 @@ def check_dataset(
     return chosen, label_column
 
 
+def labelled_columns(
+    dataset: datasets.Dataset, needs: str, name: str, image_column: str | None = None, label_column: str | None = None
+) -> tuple[str, str]:
+    """As `check_dataset`, of a dataset that must have labels.
+
+    Args:
+        dataset: The dataset.
+        needs: What needs them, for the message.
+        name: Of the dataset, for the message.
+        image_column: See `check_dataset`.
+        label_column: See `check_dataset`.
+
+    Raises:
+        ConfigError: There is no column of labels.
+        DataError: See `check_dataset`.
+    """
+    image_column, label_column = check_dataset(dataset, image_column, label_column)
+    if label_column is None:
+        raise ConfigError(f"{needs} labels, found none in {name}. {label_advice(dataset, image_column)}")
+    return image_column, label_column
+
+
 def label_advice(dataset: datasets.Dataset, image_column: str, advice: str = "Name `label_column`.") -> str:
     """Returns what to do about a dataset without labels: for a folder of images, what kept `datasets` from making them.
 

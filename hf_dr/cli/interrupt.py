@@ -39,6 +39,15 @@ class _StopsAfterStep(TrainerCallback):
             control.should_evaluate &= _is_due(state)
             control.should_save = _is_due(state)  # with the metrics of that evaluation
 
+    def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.told:  # perhaps only now
+            control.should_training_stop = True
+            control.should_save = True
+
+    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.told and control.should_training_stop:
+            raise KeyboardInterrupt  # before Trainer loads the best weights, and deletes all but them
+
 
 def _is_due(state: TrainerState) -> bool:
     """Whether the training would have ended its epoch, or all, by itself: what is due at that end is done."""

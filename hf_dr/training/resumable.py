@@ -301,6 +301,10 @@ class ResumableTrainer(Trainer):
             write_checksums(checkpoint, resumable=not self.args.save_only_model)
             rotate_checkpoints(str(folder), limit, self.state.best_model_checkpoint, use_mtime=True)
 
+    # Private, because with `save_strategy` best Trainer lets this alone decide, whatever callbacks have asked to save.
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        return super()._determine_best_metric(metrics, trial) or self.control.should_save
+
     # Private, because Trainer tells nobody before it loads the weights, and only warns where there are none.
     def _load_best_model(self) -> None:
         checkpoint = Path(str(self.state.best_model_checkpoint))
@@ -331,16 +335,8 @@ class ResumableTrainer(Trainer):
         return self.args.seed
 
     def _with_own_generator(self, loader: torch.utils.data.DataLoader) -> torch.utils.data.DataLoader:
-        """Gives a loader quiet workers and a generator of its own, from which it draws their seed when it starts to iterate.
-
-        A loader with persistent workers draws it only once. From the global generator, what the model draws after a restart
-        (dropout) would not be what it would have been without.
-        """
-        inner: Any = getattr(loader, "base_dataloader", loader)  # inside of accelerate's wrapper
-        if self._loader_seed is not None:
-            inner.generator = torch.Generator().manual_seed(self._loader_seed)
-        inner.worker_init_fn = _quiet(inner.worker_init_fn)
-        self._loaders.append(inner)
+        """Returns a loader with a generator of its own and quiet workers, and remembers it."""
+        self._loaders.append(_prepared(loader, self._loader_seed))
         return loader
 
     def _for_training(self, loader: torch.utils.data.DataLoader) -> torch.utils.data.DataLoader:
@@ -473,9 +469,21 @@ def _writing(path: Path) -> Iterator[None]:
             raise OSError(str(error)) from error
 
 
-def _quiet(prepare: Any) -> Any:
-    """Returns what prepares workers that leave Ctrl-C to their parent; a loader that Trainer keeps has that already."""
-    return prepare if getattr(prepare, "func", None) is quiet_worker else partial(quiet_worker, then=prepare)
+def _prepared(loader: Any, seed: int | None) -> Any:
+    """Gives a loader a generator of its own, from which it draws the seed of its workers when it starts to iterate.
+
+    A loader with persistent workers draws it only once. From the global generator, what the model draws after a restart
+    (dropout) would not be what it would have been without. The workers leave Ctrl-C to their parent.
+
+    Returns:
+        The loader that iterates, inside of accelerate's wrapper.
+    """
+    inner = getattr(loader, "base_dataloader", loader)
+    if seed is not None:
+        inner.generator = torch.Generator().manual_seed(seed)
+    if getattr(inner.worker_init_fn, "func", None) is not quiet_worker:  # Trainer keeps loaders for evaluation
+        inner.worker_init_fn = partial(quiet_worker, then=inner.worker_init_fn)
+    return inner
 
 
 @contextmanager

@@ -156,6 +156,40 @@ def test_ctrl_c_loses_no_step_and_no_evaluation(call, tmp_path, caplog, interrup
     assert [entry.get("eval_top1") for entry in one] == [entry.get("eval_top1") for entry in two]
 
 
+@pytest.mark.parametrize("at", [2, STEPS, STEPS + 1, 2 * STEPS])
+@pytest.mark.parametrize(
+    "more",
+    [["--save_strategy", "best"], ["--save_strategy", "epoch", "--save_total_limit", "1"]],
+    ids=["best", "one is kept"],
+)
+def test_ctrl_c_loses_no_step_where_few_checkpoints_are_kept(call, tmp_path, caplog, interrupted, at, more):
+    settings = ["--eval_strategy", "epoch", "--load_best_model_at_end", "--metric_for_best_model", "eval_nll", *more]
+    assert call(*settings, out="whole") == 0
+    steps = interrupted(at)
+    assert call(*settings) == 130
+    assert f"Stopped at step {at} of 6: the same command goes on from checkpoint-{at}." in caplog.messages
+    assert call(*settings) == 0
+    assert next(steps) == 2 * STEPS + 1
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "out"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize("evaluation", [1, 2])
+def test_ctrl_c_in_an_evaluation_saves_what_was_learned(call, caplog, monkeypatch, evaluation):
+    evaluations = itertools.count(1)
+    evaluate = ReinforcedTrainer.evaluation_loop
+
+    def pressed(*arguments, **settings):
+        if next(evaluations) == evaluation:
+            signal.raise_signal(signal.SIGINT)
+        return evaluate(*arguments, **settings)
+
+    monkeypatch.setattr(ReinforcedTrainer, "evaluation_loop", pressed)
+    assert call("--save_strategy", "no", "--eval_strategy", "epoch") == 130
+    at = evaluation * STEPS
+    assert f"Stopped at step {at} of 6: the same command goes on from checkpoint-{at}." in caplog.messages
+
+
 def test_ctrl_c_twice_stops_at_once(call, caplog, interrupted):
     interrupted(2, times=2)
     assert call("--save_strategy", "no") == 130

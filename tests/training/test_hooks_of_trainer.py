@@ -22,6 +22,7 @@ OVERRIDDEN = {
     "_set_signature_columns_if_needed": (),
     "_push_from_checkpoint": ("checkpoint_folder",),
     "_load_best_model": (),
+    "_determine_best_metric": ("metrics", "trial"),
     "_save_checkpoint": ("model", "trial"),
 }  # fmt: skip
 CALLED = {
@@ -37,6 +38,7 @@ CALLERS = {
     "_set_signature_columns_if_needed": "_get_collator_with_removed_columns",
     "_push_from_checkpoint": "_save_checkpoint",
     "_load_best_model": "_finalize_training",
+    "_determine_best_metric": "_maybe_log_save_evaluate",
     "_save_checkpoint": "_maybe_log_save_evaluate",
 }
 

@@ -86,12 +86,13 @@ def quickstart_command(argv: Sequence[str], prog: str) -> int:
 
     refuse_several("quickstart")
     finished = read_object(done, _AGAIN) if done.exists() else {}
+    images = {_IMAGES: hashes_of(dataset)}
     if "compare" not in finished:
         from hf_dr.training.students import build_student
 
         build_student(chosen.student, None, 2, size=chosen.size)  # a wrong name is found before hours of work
     kept: dict[str, Any] = {}
-    for command, arguments, inputs in _steps(dataset, chosen, out):
+    for command, arguments, inputs in _steps(dataset, images, chosen, out):
         kept[command] = [arguments, inputs]
         before = finished.get(command)
         if before == kept[command]:
@@ -125,7 +126,9 @@ def _check_fits(command: str, out: Path, before: list[Any], now: list[Any]) -> N
         )
 
 
-def _steps(dataset: str, chosen: QuickstartArguments, out: Path) -> Iterator[tuple[str, list[str], dict[str, Any]]]:
+def _steps(
+    dataset: str, images: dict[str, Any], chosen: QuickstartArguments, out: Path
+) -> Iterator[tuple[str, list[str], dict[str, Any]]]:
     """Yields command, arguments and what they read, one step after the other: each reads what the last one left."""
     from hf_dr.store.json_files import read_object
 
@@ -133,11 +136,7 @@ def _steps(dataset: str, chosen: QuickstartArguments, out: Path) -> Iterator[tup
     plus = out / "plus"
     size = ["--size", str(chosen.size)]
     epochs = ["--num_train_epochs", str(chosen.num_train_epochs)]
-    yield (
-        "teach",
-        [dataset, "--model", chosen.teacher, *size, *epochs, "--output_dir", str(teacher)],
-        {_IMAGES: hashes_of(dataset)},
-    )
+    yield "teach", [dataset, "--model", chosen.teacher, *size, *epochs, "--output_dir", str(teacher)], images
     if not (teacher / TEACHER_FILE).is_file():
         raise FormatError(f"{teacher} must hold the {TEACHER_FILE} of `hf-dr teach`, found none. {_AGAIN}")
     learned = read_object(teacher / TEACHER_FILE, _AGAIN)

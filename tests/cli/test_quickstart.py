@@ -162,6 +162,7 @@ def test_a_wrong_student_is_refused_before_the_teacher_is_trained(recorded, phot
     ("words", "message"),
     [
         ([], "expected one dataset before the flags, got none"),
+        (["./phtos"], "expected a folder, a file or a Hub id, found none at './phtos'. Check the path."),
         (["photos", "--num_views", "0"], "`num_views` must be a whole number of at least 1, got 0"),
         (["photos", "--studnet", "x"], "unknown argument `--studnet`. Did you mean `--student`?"),
     ],

@@ -30,10 +30,10 @@ test-pixels: $(READY)  ## the stored views under the lowest and the newest versi
 	done
 
 # `make benchmarks DATA=folder WEIGHTS=folder`, as the flags of these names; without, those that need them are left out, and always
-# cost.py and viewer.py, which take others.
+# cost.py and viewer.py, which take others, and demo.py, which reads what `make demo` leaves.
 NEED_DATA := length small_sets
 benchmarks: $(READY)  ## every benchmark in short: shows that it runs
-	for script in $(filter-out common synthetic cost viewer $(if $(DATA),,$(NEED_DATA)),$(basename $(notdir $(wildcard benchmarks/*.py)))); do \
+	for script in $(filter-out common synthetic cost viewer demo $(if $(DATA),,$(NEED_DATA)),$(basename $(notdir $(wildcard benchmarks/*.py)))); do \
 	  echo "== $$script" && \
 	  $(BIN)/python benchmarks/$$script.py --quick $(if $(DATA),--data $(DATA) --weights $(WEIGHTS)) > /dev/null || exit 1; \
 	done

@@ -78,6 +78,17 @@ def test_the_table_of_gains_is_what_was_measured(page):
         assert cells == expected[: len(cells)], name
 
 
+def test_the_table_of_the_demo_is_what_was_measured():
+    found = measured("demo")
+    text = (ROOT / "docs" / "evaluate.md").read_text(encoding="utf-8")
+    for row, key, sign in (("erm", "erm_{}", ""), ("reinforced", "reinforced_{}", ""), ("gain", "{}_gain", "+")):
+        cells = [row]
+        for metric, scale, digits in (("top1", 100, 2), ("nll", 1, 4), ("ece", 100, 2), ("mce", 100, 2)):
+            mean, std = (scale * found[f"{key.format(metric)}{end}"] for end in ("", "_std"))
+            cells.append(f"{mean:{sign}.{digits}f} ± {std:.{digits}f}")
+        assert f"| {' | '.join(cells)} |" in text
+
+
 def test_what_is_said_of_a_longer_training_was_measured():
     found = measured("length")
     shown = []

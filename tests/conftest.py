@@ -7,6 +7,7 @@ import copy
 import gc
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatch
@@ -124,6 +125,14 @@ def as_cell(image: PIL.Image.Image, file_format: str = "PNG", **settings: Any) -
     file = BytesIO()
     image.save(file, file_format, **settings)
     return {"bytes": file.getvalue(), "path": None}
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Python's own handler of Ctrl-C, which tests that run in the background do not have."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

@@ -174,6 +174,7 @@ def test_ctrl_c_loses_no_step_where_few_checkpoints_are_kept(call, tmp_path, cap
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("evaluation", [1, 2])
 def test_ctrl_c_in_an_evaluation_saves_what_was_learned(call, caplog, monkeypatch, evaluation):
     evaluations = itertools.count(1)
@@ -207,7 +208,7 @@ def test_ctrl_c_is_not_for_a_training_in_the_background(call, interrupted):
 
 
 @pytest.fixture
-def interrupted(monkeypatch):
+def interrupted(monkeypatch, ctrl_c):
     """Has Ctrl-C pressed in a step, once or several times; returns the steps."""
 
     def press(at: int, times: int = 1):

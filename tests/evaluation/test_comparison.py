@@ -195,6 +195,7 @@ def test_a_comparison_end_to_end_goes_on_where_it_stopped(config, tmp_path, caps
     assert (out / "reinforced-1" / "student.json").exists()
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_ends_the_comparison_and_loses_no_step(config, tmp_path, monkeypatch, capsys, caplog):
     steps = itertools.count(1)
     training_step = ReinforcedTrainer.training_step

@@ -9,7 +9,6 @@ import inspect
 import math
 import os
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import datasets
@@ -107,11 +106,13 @@ def check_batches(
         rows: All that is learned from.
         args: Settings of the training.
         learns_from_one: Whether the model can; asked only where there is such a batch.
-        streamed: Whether each process has a share of the rows. Else the last batches of several processes are filled up.
+        streamed: Whether each process has a share of the rows. Else the last batches of several processes are filled up,
+            unless accelerate is told not to.
     """
     batch = args.train_batch_size
     own = -(-rows // args.world_size) if streamed else rows
-    rest = own % batch == 1 and not args.dataloader_drop_last and (streamed or args.world_size == 1)
+    filled = args.world_size > 1 and not streamed and args.accelerator_config.even_batches  # type: ignore[union-attr]
+    rest = own % batch == 1 and not args.dataloader_drop_last and not filled
     steps = -(-own // (batch * args.gradient_accumulation_steps))
     planned = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps)
     if (batch > 1 and not (rest and planned >= steps)) or learns_from_one():
@@ -123,10 +124,14 @@ def check_batches(
     )
 
 
-def _learns_from_one(model: nn.Module, dataset: ReinforcedData) -> bool:
-    """Whether each batch normalisation that is trained has more than one value of each channel in a single image."""
+def learns_from_one(model: nn.Module, dataset: ReinforcedData, world_size: int) -> bool:
+    """Whether each batch normalisation that is trained has more than one value of each channel in a single image.
+
+    Those that are synchronised see the images of all processes.
+    """
     if is_deepspeed_zero3_enabled():
         return True
+    shared = nn.SyncBatchNorm if world_size > 1 else ()
     alone: list[bool] = []
 
     def look(_: nn.Module, seen: tuple[torch.Tensor, ...], named: dict[str, torch.Tensor]) -> None:
@@ -137,7 +142,7 @@ def _learns_from_one(model: nn.Module, dataset: ReinforcedData) -> bool:
     hooks = [
         layer.register_forward_pre_hook(look, with_kwargs=True)
         for layer in model.train().modules()
-        if isinstance(layer, _BatchNorm) and layer.training
+        if isinstance(layer, _BatchNorm) and layer.training and not isinstance(layer, shared)
     ]
     model.train(was_training)
     try:
@@ -203,8 +208,6 @@ def check_settings(args: ReinforcedTrainingArguments, train: ReinforcedData, tra
         raise ConfigError(
             f"`label_weight` must be 0 for a dataset without labels, got {args.label_weight}. Set it to 0."
         )
-    model: Any = trainer.model
-    check_batches(len(train), args, partial(_learns_from_one, model, train), streamed=streamed)
     if trainer.compute_metrics is not None:
         _check_evaluations(args, train, trainer.compute_metrics)
 

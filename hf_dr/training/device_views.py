@@ -62,14 +62,22 @@ def device_augmentation(
     return None
 
 
-def obstacles_of(args: ReinforcedTrainingArguments, data_collator: Any) -> list[str]:
-    """Returns why a trainer's views cannot be made on its device, whatever they are."""
-    reasons = []
+def augmentation_of_trainer(
+    args: ReinforcedTrainingArguments, train: Any, data_collator: Any
+) -> DeviceAugmentation | None:
+    """Returns what makes the views on a trainer's device; None where its workers do, or it learns from other data.
+
+    Raises:
+        ConfigError: As `device_augmentation`.
+    """
+    if not isinstance(train, ReinforcedData):
+        return None
+    obstacles = []
     if data_collator is not default_data_collator:
-        reasons.append("a `data_collator` of your own is given views that are made")
+        obstacles.append("a `data_collator` of your own is given views that are made")
     if getattr(args.accelerator_config, "dispatch_batches", None):
-        reasons.append("`dispatch_batches` sends tensors only")
-    return reasons
+        obstacles.append("`dispatch_batches` sends tensors only")
+    return device_augmentation(args.augment_on, args.device, train, obstacles)
 
 
 def undone(dataset: Any, augmenter: DeviceAugmentation, collate: Any) -> tuple[Any, UndoneCollator]:

@@ -26,19 +26,20 @@ from hf_dr.training.arguments import as_reinforced
 from hf_dr.training.callbacks import TrialCheck, WeightAverage
 from hf_dr.training.checks import (
     check_answers,
+    check_batches,
     check_no_path,
     check_num_classes,
     check_other_dataset,
     check_settings,
     check_student,
+    learns_from_one,
 )
-from hf_dr.training.device_views import device_augmentation, obstacles_of, undone, with_made_views
+from hf_dr.training.device_views import augmentation_of_trainer, undone, with_made_views
 from hf_dr.training.losses import TailRule, reinforced_loss, tail_rule
 from hf_dr.training.mixing import BatchMixer
 from hf_dr.training.stream_progress import StreamProgress
 from hf_dr.training.student_trainer import StudentTrainer
 from hf_dr.training.students import Normalization, build_student, evaluated_at, is_timm, load_processor, unwrapped
-from hf_dr.views.device.augment import DeviceAugmentation
 
 logger = logging.getLogger(__name__)
 
@@ -92,10 +93,7 @@ class ReinforcedTrainer(StudentTrainer):
         self._check_train_dataset()
         fixed = {name: getattr(args, name) for name in _NOT_SEARCHED}
         self.add_callback(TrialCheck(partial(_check_trial, self, fixed)))
-        self._augmenter: DeviceAugmentation | None = None
-        if isinstance(train, ReinforcedData):
-            obstacles = obstacles_of(args, self.data_collator)
-            self._augmenter = device_augmentation(args.augment_on, args.device, train, obstacles)
+        self._augmenter = augmentation_of_trainer(args, train, self.data_collator)
         self._mixer = BatchMixer(args, lambda: self._order_seed)
         self.add_callback(self._mixer)
         self._average = _weight_average(self)
@@ -132,6 +130,9 @@ class ReinforcedTrainer(StudentTrainer):
         train: Any = self.train_dataset
         if not isinstance(train, ReinforcedData):
             return super().get_train_dataloader()
+        model: Any = self.model
+        learns = partial(learns_from_one, model, train, self.args.world_size)
+        check_batches(len(train), self.args, learns, streamed=isinstance(train, StreamedReinforcedDataset))
         dataset, self._sampler = self._in_order(train)
         return self._loader_of(dataset, self._sampler)
 

@@ -178,8 +178,9 @@ def segmentation_trainer(
             mask_column=chosen.mask_column,
         ),
     )
+    synchronised = args.world_size > 1 and args.device.type == "cuda"  # a process has few images
     # The head pools each image to one pixel, from which a batch normalisation cannot learn.
-    check_batches(len(train.images), args, lambda: False)
+    check_batches(len(train.images), args, lambda: synchronised)
     body, identity = _build(student, config.out_indices, chosen.output_stride)
     red, green, blue = (round(255 * value) for value in body.spec.mean)
     augmentation = ScaleCropFlip(
@@ -192,8 +193,8 @@ def segmentation_trainer(
         (red, green, blue),
     )
     model: nn.Module = Segmenter(body, config)
-    if args.world_size > 1 and args.device.type == "cuda":
-        model = convert_sync_batchnorm(model)  # a process has few images
+    if synchronised:
+        model = convert_sync_batchnorm(model)
     return TransferTrainer(
         model,
         args,

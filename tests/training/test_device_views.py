@@ -18,7 +18,7 @@ from hf_dr.replay.combined import CombinedReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import STORED_PARTNERS
-from hf_dr.training.device_views import device_augmentation, obstacles_of
+from hf_dr.training.device_views import augmentation_of_trainer
 from hf_dr.training.distillation import OnlineDistillationTrainer
 from hf_dr.training.trainer import ReinforcedTrainer
 from hf_dr.views.augmentation import Augmentation
@@ -150,7 +150,7 @@ def test_batches_of_the_trainers_loader_in_the_hands_of_others(tmp_path, tiny_pl
 
 
 def _augmenter(args, train, data_collator=default_data_collator):
-    return device_augmentation(args.augment_on, args.device, train, obstacles_of(args, data_collator))
+    return augmentation_of_trainer(args, train, data_collator)
 
 
 def test_a_gpu_makes_the_views(tmp_path, tiny_plus, monkeypatch, caplog):

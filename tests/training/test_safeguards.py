@@ -16,7 +16,7 @@ from hf_dr.errors import ConfigError
 from hf_dr.evaluation.metrics import compute_metrics
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.training.arguments import ReinforcedTrainingArguments
-from hf_dr.training.checks import check_batches, check_input
+from hf_dr.training.checks import check_batches, check_input, learns_from_one
 from hf_dr.training.trainer import ReinforcedTrainer
 from training.helpers import (
     ROWS,
@@ -233,8 +233,22 @@ class Normalised(nn.Module):
 )  # fmt: skip
 def test_a_batch_of_one_image_is_refused_before_training(plain, in_shards, settings, changes, found, streaming):
     dataset = load_reinforced(in_shards["plain"], streaming=True) if streaming else plain
+    trainer = ReinforcedTrainer(Normalised(), settings(**changes), train_dataset=dataset)
     with pytest.raises(ConfigError, match=f"each batch must have more than one image, because .*, {found}"):
-        ReinforcedTrainer(Normalised(), settings(**changes), train_dataset=dataset)
+        trainer.train()
+
+
+def test_a_batch_of_one_image_is_evaluated(plain, pictures, settings):
+    args = settings(per_device_train_batch_size=1, per_device_eval_batch_size=1)
+    trainer = ReinforcedTrainer(Normalised(), args, train_dataset=plain, eval_dataset=pictures)
+    assert trainer.evaluate()["eval_loss"] > 0
+
+
+def test_synchronised_normalisations_learn_from_the_images_of_all_processes(plain):
+    student = Normalised()
+    student.norm = nn.SyncBatchNorm(3)
+    assert not learns_from_one(student, plain, world_size=1)
+    assert learns_from_one(student, plain, world_size=2)
 
 
 @pytest.mark.parametrize(
@@ -256,6 +270,9 @@ def test_the_last_batches_of_several_processes_are_full_but_for_those_of_a_strea
     check_batches(11, args, lambda: False)
     with pytest.raises(ConfigError, match="but 6 images make one of 1 in batches of 5"):
         check_batches(11, args, lambda: False, streamed=True)
+    args.accelerator_config.even_batches = False
+    with pytest.raises(ConfigError, match="but 11 images make one of 1 in batches of 5"):
+        check_batches(11, args, lambda: False)
 
 
 class Anything(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from torch import nn
-from transformers import TrainerState, TrainingArguments, set_seed
+from transformers import TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 
 from hf_dr.cli.arguments import build_augmentation, check_rows, read_classes
@@ -198,9 +199,16 @@ def _card_settings(student: StudentArguments) -> dict[str, Any]:
     }
 
 
+def _epoch_in(results: Path) -> Any:
+    """Returns how long the training was whose metrics a file holds; None if it holds none."""
+    try:
+        return json.loads(results.read_text(encoding="utf-8"))["epoch"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
 def run_training(trainer: ReinforcedTrainer | TransferTrainer, args: TrainingArguments) -> None:
     """Trains, resuming from the last checkpoint of the folder; saves the model and its metrics. Ctrl-C saves a checkpoint."""
-    steps_before = 0
     checkpoint = args.resume_from_checkpoint or last_checkpoint(str(args.output_dir))
     if checkpoint is not None:
         state = Path(checkpoint) / TRAINER_STATE_NAME
@@ -210,14 +218,9 @@ def run_training(trainer: ReinforcedTrainer | TransferTrainer, args: TrainingArg
                 "Leave it out: the last checkpoint of `output_dir` is found without it."
             )
         logger.info("Resuming from %s.", checkpoint)
-        steps_before = TrainerState.load_from_json(str(state)).global_step
     with checkpoint_on_interrupt(trainer):
         result = trainer.train(resume_from_checkpoint=checkpoint)
-    goes_on = result.global_step > steps_before
-    is_written = Path(str(args.output_dir), "train_results.json").is_file()
-    if not goes_on and not is_written:
-        logger.warning("The training was stopped between its last step and its metrics: its seconds are not known.")
-    if goes_on or not is_written:
+    if _epoch_in(Path(str(args.output_dir), "train_results.json")) != result.metrics["epoch"]:  # else it was finished
         trainer.log_metrics("train", result.metrics)
         trainer.save_metrics("train", result.metrics)
     trainer.save_model(_internal_call=True)  # pushed when there is a card

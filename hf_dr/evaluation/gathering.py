@@ -110,8 +110,9 @@ def read_training(path: Path, objective: str, seed: int) -> Run:
 def _training_seconds(results: dict[str, Any], history: list[dict[str, Any]], steps: int) -> float:
     """Returns the Trainer's `train_runtime` less the evaluations that it includes."""
     runtime = float(results["train_runtime"])
-    # A run that was resumed counts its own steps and seconds, but its history has the evaluations before it as well. Where it
-    # went on is known from its steps a second, which the Trainer rounds to 3 digits; so an evaluation there is one before it.
+    # A resumed run of an older version, whose checkpoints have no `training_totals.json`, counts its own steps and seconds, but
+    # its history has the evaluations before it as well. Where it went on is known from its steps a second, which the Trainer
+    # rounds to 3 digits; so an evaluation there is one before it.
     rate = float(results.get("train_steps_per_second", 0))
     resumed_at = steps - runtime * (rate - 0.0005) if rate else 0
     evaluations = 0.0

@@ -43,6 +43,7 @@ from hf_dr.training.checkpoints import (
     whole_checkpoint,
     write_checksums,
 )
+from hf_dr.training.totals import Totals
 
 LOCK_FILE = ".training.lock"
 """In `output_dir`, held by the training that writes to it."""
@@ -172,6 +173,7 @@ class ResumableTrainer(Trainer):
         self._measured: dict[str, float] = {}  # the metrics of the present weights
         self._loaders: list[Any] = []  # those that may have workers
         self._divergence = Divergence()
+        self._totals = Totals(self)
         self._lock: filelock.BaseFileLock | None = None
         with _taking("the settings must be such as transformers' Trainer takes"):
             super().__init__(model, args, **settings)
@@ -181,6 +183,7 @@ class ResumableTrainer(Trainer):
                 self.add_callback(_Bars)
         self.add_callback(_Epochs(self))
         self.add_callback(self._divergence)
+        self.add_callback(self._totals)
 
     def run_settings(self) -> dict[str, Any] | None:
         """Returns what must not change when a run is resumed, for JSON; None if there is nothing to compare."""
@@ -201,7 +204,8 @@ class ResumableTrainer(Trainer):
             self._check_alike(checkpoint)
             self.prepare_resume(checkpoint)
             try:
-                return super().train(checkpoint, trial, ignore_keys_for_eval)
+                self._totals.resume_from(checkpoint)
+                return self._totals.of_all(super().train(checkpoint, trial, ignore_keys_for_eval))
             finally:
                 self._end_workers()
 
@@ -298,6 +302,7 @@ class ResumableTrainer(Trainer):
         self.accelerator.wait_for_everyone()  # all have written their part
         if self.args.should_save:
             write_json(checkpoint / SETTINGS_FILE, kept_settings(self.args))
+            self._totals.save(checkpoint)
             write_checksums(checkpoint, resumable=not self.args.save_only_model)
             rotate_checkpoints(str(folder), limit, self.state.best_model_checkpoint, use_mtime=True)
 

@@ -21,7 +21,9 @@ from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.job import reinforce
 from hf_dr.hub.push import push_to_hub
 from hf_dr.store.base_dataset import load_base
+from hf_dr.training.checkpoints import write_checksums
 from hf_dr.training.students import load_processor
+from hf_dr.training.totals import TOTALS_FILE
 from hf_dr.training.trainer import ReinforcedTrainer
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops.geometry import RandomResizedCrop
@@ -154,6 +156,11 @@ def test_ctrl_c_loses_no_step_and_no_evaluation(call, tmp_path, caplog, interrup
     assert all(torch.equal(one[name], two[name]) for name in one)
     one, two = (read(tmp_path / name / "trainer_state.json")["log_history"] for name in ("whole", "out"))
     assert [entry.get("eval_top1") for entry in one] == [entry.get("eval_top1") for entry in two]
+    one, two = (read(tmp_path / name / "train_results.json") for name in ("whole", "out"))
+    assert two["train_loss"] == pytest.approx(one["train_loss"], rel=1e-6)
+    assert two["train_runtime"] > read(tmp_path / "out" / f"checkpoint-{at}" / TOTALS_FILE)["seconds"] > 0
+    assert two["train_steps_per_second"] == pytest.approx(2 * STEPS / two["train_runtime"], rel=1e-3)
+    assert two["train_samples_per_second"] == pytest.approx(2 * ROWS / two["train_runtime"], rel=1e-3)
 
 
 @pytest.mark.parametrize("at", [2, STEPS, STEPS + 1, 2 * STEPS])
@@ -229,7 +236,7 @@ def interrupted(monkeypatch, ctrl_c):
 def test_a_run_that_was_stopped_between_its_last_step_and_its_metrics_is_finished(call, tmp_path, caplog):
     assert call() == 0
     out = tmp_path / "out"
-    weights = (out / "model.safetensors").read_bytes()
+    weights, trained = (out / "model.safetensors").read_bytes(), read(out / "train_results.json")
     for name in (
         "model.safetensors",
         "train_results.json",
@@ -239,9 +246,32 @@ def test_a_run_that_was_stopped_between_its_last_step_and_its_metrics_is_finishe
     ):
         (out / name).unlink()
     assert call() == 0
-    assert "stopped between its last step and its metrics: its seconds are not known" in caplog.text
     assert (out / "model.safetensors").read_bytes() == weights
     assert read_training(out, "reinforced", 0).steps == 2 * STEPS
+    found = read(out / "train_results.json")
+    assert found["train_loss"] == pytest.approx(trained["train_loss"], rel=1e-6)
+    assert found["train_runtime"] >= read(out / f"checkpoint-{2 * STEPS}" / TOTALS_FILE)["seconds"]
+
+
+def test_a_longer_run_that_is_stopped_in_its_last_step_has_its_own_metrics(call, tmp_path, interrupted):
+    assert call() == 0
+    interrupted(STEPS)
+    assert call("--num_train_epochs", "3") == 130
+    assert call("--num_train_epochs", "3") == 0
+    assert read(tmp_path / "out" / "train_results.json")["epoch"] == 3
+
+
+def test_a_checkpoint_of_an_older_version_does_not_tell_what_its_training_took(call, tmp_path, caplog):
+    assert call() == 0
+    out = tmp_path / "out"
+    for name in (f"checkpoint-{STEPS}", f"checkpoint-{2 * STEPS}"):
+        (out / name / TOTALS_FILE).unlink()
+        write_checksums(out / name, resumable=True)
+    (out / "train_results.json").unlink()
+    assert call("--num_train_epochs", "3") == 0
+    assert f"{out / f'checkpoint-{2 * STEPS}'} does not tell its seconds and losses" in caplog.text
+    assert read(out / "train_results.json")["train_loss"] > 0
+    assert not (out / f"checkpoint-{3 * STEPS}" / TOTALS_FILE).exists(), "nobody knows them from there on"
 
 
 def test_a_kill_while_a_checkpoint_is_written_costs_that_checkpoint_only(call, tmp_path, caplog):

@@ -1,0 +1,74 @@
+"""What a training took from its beginning, however often it was stopped and resumed: its seconds and its mean loss."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer_utils import TrainOutput
+
+from hf_dr.files import write_json
+from hf_dr.training.checkpoints import read_settings
+
+logger = logging.getLogger(__name__)
+
+TOTALS_FILE = "training_totals.json"
+"""In each checkpoint: the `seconds` of its training, evaluations included, and the sum of the `losses` of its steps."""
+
+
+class Totals(TrainerCallback):
+    """Has the metrics of a resumed training cover all of it, where Trainer's own cover what came after the checkpoint.
+
+    Args:
+        trainer: Its `ResumableTrainer`.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+        self._before: dict[str, Any] | None = None  # of the checkpoint it goes on from; None: not known
+        self._began = 0.0
+
+    def resume_from(self, checkpoint: str | None) -> None:
+        """Reads what the training took up to a checkpoint; None begins a new one. Versions before this one wrote nothing."""
+        nothing = {"seconds": 0.0, "losses": 0.0}
+        self._before = nothing if checkpoint is None else read_settings(Path(checkpoint, TOTALS_FILE)) or None
+        if self._before is None:
+            logger.warning("%s does not tell its seconds and losses: those of this training begin there.", checkpoint)
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._began = time.time()
+
+    def save(self, checkpoint: Path) -> None:
+        """Writes what the training took up to now."""
+        if self._before is None:
+            return
+        trainer = self._trainer
+        losses = trainer._total_loss_scalar + trainer._tr_loss.item()  # those that are logged, and those since then
+        seconds = time.time() - self._began
+        content = {"seconds": self._before["seconds"] + seconds, "losses": self._before["losses"] + losses}
+        write_json(checkpoint / TOTALS_FILE, content)
+
+    def of_all(self, output: TrainOutput) -> TrainOutput:
+        """Returns what a training has returned, of all its steps; the log gets the same numbers."""
+        before = self._before
+        if not before or not before["seconds"]:
+            return output
+        trainer = self._trainer
+        steps = output.global_step
+        runtime = before["seconds"] + output.metrics["train_runtime"]
+        if trainer.args.max_steps > 0:  # as Trainer counts them
+            images = steps * trainer.get_total_train_batch_size(trainer.args)
+        else:
+            images = trainer.state.epoch * trainer.num_examples(trainer.callback_handler.train_dataloader)
+        whole = {
+            "train_runtime": round(runtime, 4),
+            "train_samples_per_second": round(images / runtime, 3),
+            "train_steps_per_second": round(steps / runtime, 3),
+            "train_loss": (before["losses"] + trainer._total_loss_scalar) / steps,
+        }
+        logged = next(entry for entry in reversed(trainer.state.log_history) if "train_runtime" in entry)
+        logged.update(whole)
+        return output._replace(training_loss=whole["train_loss"], metrics={**output.metrics, **whole})

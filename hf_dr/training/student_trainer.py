@@ -97,24 +97,29 @@ class StudentTrainer(ResumableTrainer):
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader:
         """As Trainer's, of plain images with labels as well."""
+        own: Any = self.eval_dataset
         evaluated = self._as_evaluation(eval_dataset)
-        self._check_decoded(evaluated)
+        named = isinstance(eval_dataset, str) and isinstance(own, dict)
+        if named and eval_dataset not in own:
+            raise ConfigError(
+                f"`eval_dataset` must be a dataset, or the name of one of the trainer's, {', '.join(own)}; got "
+                f"{eval_dataset!r}. Name one of them, or open it: `datasets.load_dataset(...)`."
+            )
+        self._check_decoded("eval_dataset", own[eval_dataset] if named else evaluated)
         return super().get_eval_dataloader(evaluated)
 
     def get_test_dataloader(self, test_dataset: Any) -> torch.utils.data.DataLoader:
         """As Trainer's, of plain images with labels as well."""
         evaluated = self._as_evaluation(test_dataset, to_predict=True)
-        self._check_decoded(evaluated)
+        self._check_decoded("test_dataset", evaluated)
         return super().get_test_dataloader(evaluated)
 
     def _as_evaluation(self, given: Any, *, to_predict: bool = False) -> Any:
         return as_evaluation(given, self.train_dataset, self.model, self.processing_class, to_predict=to_predict)
 
-    def _check_decoded(self, given: Any) -> None:
+    def _check_decoded(self, name: str, given: Any) -> None:
         """Refuses images that nothing makes into pixels, which a `data_collator` of one's own may; and names of datasets."""
-        if isinstance(given, str) and isinstance(self.eval_dataset, dict):
-            given = self.eval_dataset.get(given, given)
-        check_no_path("eval_dataset", given)
+        check_no_path(name, given)
         given = self.eval_dataset if given is None else given
         if is_undecoded(given) and self.data_collator is default_data_collator:
             raise ConfigError(

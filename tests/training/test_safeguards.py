@@ -417,12 +417,18 @@ def test_a_path_is_no_dataset(plain, pictures, settings, name):
     for given in (path, {"a": pictures, "b": path}):
         with pytest.raises(ConfigError, match=of_evaluation):
             ReinforcedTrainer(pooled(), settings(), train_dataset=plain, eval_dataset=given)
-    for evaluated in (pictures, {"a": pictures}):
-        trainer = ReinforcedTrainer(pooled(), settings(), train_dataset=plain, eval_dataset=evaluated)
-        for evaluate in (trainer.evaluate, trainer.predict):
-            with pytest.raises(ConfigError, match=of_evaluation):
-                evaluate(path)
-    assert trainer.evaluate("a")
+    trainer = ReinforcedTrainer(pooled(), settings(), train_dataset=plain, eval_dataset=pictures)
+    with pytest.raises(ConfigError, match=of_evaluation):
+        trainer.evaluate(path)
+    with pytest.raises(ConfigError, match=of_evaluation.replace("eval_dataset", "test_dataset")):
+        trainer.predict(path)
+
+
+def test_one_of_several_evaluations_is_asked_for_by_its_name(plain, pictures, settings):
+    trainer = ReinforcedTrainer(pooled(), settings(), train_dataset=plain, eval_dataset={"a": pictures, "b": pictures})
+    assert trainer.evaluate("a")["eval_loss"] > 0
+    with pytest.raises(ConfigError, match="or the name of one of the trainer's, a, b; got 'c'"):
+        trainer.evaluate("c")
 
 
 def test_undecoded_images_that_nothing_decodes_are_refused(tiny_dataset, plain, settings):

@@ -112,9 +112,12 @@ def _training_seconds(results: dict[str, Any], history: list[dict[str, Any]], st
     runtime = float(results["train_runtime"])
     # A resumed run of an older version, whose checkpoints have no `training_totals.json`, counts its own steps and seconds, but
     # its history has the evaluations before it as well. Where it went on is known from its steps a second, which the Trainer
-    # rounds to 3 digits; so an evaluation there is one before it.
+    # rounds to 3 digits, so within this many steps; an evaluation there is one before it.
+    uncertain = 0.001 * runtime
     rate = float(results.get("train_steps_per_second", 0))
-    resumed_at = steps - runtime * (rate - 0.0005) if rate else 0
+    resumed_at = steps - runtime * rate + uncertain / 2 if rate else 0
+    if resumed_at <= uncertain:
+        resumed_at = -1  # nowhere: there may have been an evaluation before the first step
     evaluations = 0.0
     for entry in history:
         if "train_runtime" in entry:

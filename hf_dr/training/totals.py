@@ -35,7 +35,7 @@ class Totals(TrainerCallback):
         """Reads what the training took up to a checkpoint; None begins a new one. Versions before this one wrote nothing."""
         nothing = {"seconds": 0.0, "losses": 0.0}
         self._before = nothing if checkpoint is None else read_settings(Path(checkpoint, TOTALS_FILE)) or None
-        if self._before is None:
+        if self._before is None and self._trainer.is_world_process_zero():
             logger.warning("%s does not tell its seconds and losses: those of this training begin there.", checkpoint)
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:

@@ -449,6 +449,27 @@ class ResumableTrainer(Trainer):
         return metrics
 
 
+def share_buffers(trainer: Trainer, average: torch.nn.Module | None = None) -> None:
+    """Gives all processes the running statistics of the first one, which are those that are saved.
+
+    Args:
+        trainer: Of the model.
+        average: A second model that has some, such as the average of the weights.
+    """
+    if trainer.args.world_size == 1 or trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        return
+    assert isinstance(trainer.model, torch.nn.Module)
+    for model in (trainer.accelerator.unwrap_model(trainer.model), average):
+        for buffer in () if model is None else model.buffers():
+            if any(step == 0 and count > 1 for step, count in zip(buffer.stride(), buffer.shape, strict=True)):
+                continue  # expanded: no running statistics
+            # Of any strides; and a model that is evaluated in half precision is not on its device yet.
+            whole = buffer.detach().to(trainer.args.device, copy=True).contiguous()
+            torch.distributed.broadcast(whole, 0)
+            with torch.no_grad():
+                buffer.copy_(whole)
+
+
 @contextmanager
 def changed(owner: Any, **values: Any) -> Iterator[None]:
     """Gives attributes other values for a while: settings that Trainer reads, or a function that it calls."""

@@ -37,6 +37,7 @@ from hf_dr.training.checks import (
 from hf_dr.training.device_views import augmentation_of_trainer, undone, with_made_views
 from hf_dr.training.losses import TailRule, reinforced_loss, tail_rule
 from hf_dr.training.mixing import BatchMixer
+from hf_dr.training.resumable import share_buffers
 from hf_dr.training.stream_progress import StreamProgress
 from hf_dr.training.student_trainer import StudentTrainer
 from hf_dr.training.students import Normalization, build_student, evaluated_at, is_timm, load_processor, unwrapped
@@ -286,7 +287,7 @@ class ReinforcedTrainer(StudentTrainer):
                 dataloader, description, prediction_loss_only, ignore_keys, prefix
             )
 
-        _share_buffers(self)
+        share_buffers(self, None if self.ema is None else self.ema.module)
         dataset = dataloader.dataset
         self._evaluated = dataset if isinstance(dataset, ReinforcedData) else None
         try:
@@ -375,23 +376,6 @@ def _check_trial(trainer: ReinforcedTrainer, fixed: dict[str, Any]) -> None:
     if isinstance(train, ReinforcedData):
         check_settings(args, train, trainer)
         trainer._in_order(train)  # checks the settings of the order
-
-
-def _share_buffers(trainer: ReinforcedTrainer) -> None:
-    """Gives all processes the running statistics of the first one, which are those that are saved."""
-    if trainer.args.world_size == 1 or trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        return
-    assert isinstance(trainer.model, nn.Module)
-    averages = [] if trainer.ema is None else [trainer.ema.module]
-    for model in (trainer.accelerator.unwrap_model(trainer.model), *averages):
-        for buffer in model.buffers():
-            if any(step == 0 and count > 1 for step, count in zip(buffer.stride(), buffer.shape, strict=True)):
-                continue  # expanded: no running statistics
-            # Of any strides; and a model that is evaluated in half precision is not on its device yet.
-            whole = buffer.detach().to(trainer.args.device, copy=True).contiguous()
-            torch.distributed.broadcast(whole, 0)
-            with torch.no_grad():
-                buffer.copy_(whole)
 
 
 def _weight_average(trainer: ReinforcedTrainer) -> WeightAverage | None:

@@ -29,7 +29,7 @@ from hf_dr.processes import process_state
 from hf_dr.store.base_dataset import load_base
 from hf_dr.store.readme import merge_parts, newline_of, split_readme
 from hf_dr.training.checkpoints import follows_a_metric, plain
-from hf_dr.training.resumable import ResumableArguments, ResumableTrainer
+from hf_dr.training.resumable import ResumableArguments, ResumableTrainer, share_buffers
 from hf_dr.transfer.backbone import Backbone, BackboneSpec
 from hf_dr.transfer.settings import DataArguments, TransferSettings
 from hf_dr.views.rng import DOMAIN_ORDER, keyed_rng
@@ -261,6 +261,7 @@ class TransferTrainer(ResumableTrainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Returns the metrics of the task's meter, over all images of all processes."""
+        share_buffers(self)
         # Unwrapped, because processes have different numbers of batches.
         model = self.accelerator.unwrap_model(self.model).eval()
         meter = self._meter()

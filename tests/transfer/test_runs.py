@@ -73,6 +73,13 @@ class Run:
     def read(self, name: str) -> Any:
         return json.loads((self.out / name).read_text())
 
+    def measured(self, out: Path) -> dict[str, float]:
+        """The metrics of the model in a folder, loaded again."""
+        meter = self.meter()
+        with torch.no_grad():
+            meter.update(self.load(out), self.collate([self.examples[row] for row in range(len(self.examples))]))
+        return meter.compute()
+
 
 @pytest.fixture(scope="module")
 def detection(tmp_path_factory) -> Run:
@@ -129,10 +136,7 @@ def test_results_are_of_the_last_evaluation(run):
 
 
 def test_a_trained_model_is_loaded_again(run, tmp_path):
-    meter = run.meter()
-    with torch.no_grad():
-        meter.update(run.load(run.out), run.collate([run.examples[row] for row in range(len(run.examples))]))
-    assert meter.compute() == pytest.approx(run.read(RESULTS_FILE)["metrics"], abs=1e-6)
+    assert run.measured(run.out) == pytest.approx(run.read(RESULTS_FILE)["metrics"], abs=1e-6)
     (tmp_path / TRANSFER_FILE).write_text(json.dumps({**run.read(TRANSFER_FILE), "task": "other"}))
     with pytest.raises(ConfigError, match=f"must hold a model of {run.task}, found one of other"):
         run.load(tmp_path)
@@ -186,26 +190,33 @@ def run_all(commands: list[list[str]]) -> int:
 
 
 @pytest.fixture(scope="module")
-def measured_by_two(detection, segmentation, tmp_path_factory) -> dict[str, dict[str, float]]:
-    """The metrics by task that two processes measure of the finished models."""
+def by_two(detection, segmentation, tmp_path_factory) -> Path:
+    """Of each task what two processes make of it: in `measured` the finished model, in `trained` one of their own."""
     folder = tmp_path_factory.mktemp("two")
     commands = []
     for run in (detection, segmentation):
-        out = shutil.copytree(run.out, folder / run.task)
+        out = shutil.copytree(run.out, folder / "measured" / run.task)
         (out / "eval_results.json").unlink()
-        commands.append(run.words(out))
+        more = {"max_steps": 3, "per_device_train_batch_size": 2}
+        commands += [run.words(out), run.words(folder / "trained" / run.task, **more)]
     children.run(run_all, commands, two=True, log=folder / "log")
-    return {
-        run.task: json.loads((folder / run.task / "eval_results.json").read_text()) for run in (detection, segmentation)
-    }
+    return folder
 
 
 @RESUMED_TOGETHER
-def test_two_processes_measure_what_one_does(run, measured_by_two):
+def test_two_processes_measure_what_one_does(run, by_two):
     one = {f"eval_{name}": value for name, value in run.read(RESULTS_FILE)["metrics"].items()}
     assert len(one) >= 5
-    two = measured_by_two[run.task]
+    two = json.loads((by_two / "measured" / run.task / "eval_results.json").read_text())
     assert {name: two[name] for name in one} == pytest.approx(one, abs=1e-9)
+
+
+@RESUMED_TOGETHER
+def test_two_processes_measure_the_weights_that_they_save(run, by_two):
+    """Each has seen other images, of which it has kept running statistics of its own."""
+    trained = by_two / "trained" / run.task
+    measured = json.loads((trained / RESULTS_FILE).read_text())["metrics"]
+    assert run.measured(trained) == pytest.approx(measured, abs=1e-6)
 
 
 def test_without_masks_it_is_a_faster_rcnn(detection, tmp_path, caplog):

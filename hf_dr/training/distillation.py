@@ -12,15 +12,16 @@ from torch import nn
 from hf_dr.errors import ConfigError
 from hf_dr.replay.reinforced_data import ReinforcedData
 from hf_dr.teacher.ensemble import Teacher
+from hf_dr.training.losses import label_cross_entropy
 from hf_dr.training.trainer import ReinforcedTrainer
 
 
 class OnlineDistillationTrainer(ReinforcedTrainer):
     """Minimises KL to a teacher that labels newly drawn views as they come (Hinton et al., arXiv:1503.02531).
 
-    Give it `reinforced_probability=0`, so that every view is new. Settings are those of `ReinforcedTrainer`;
-    `temperature` applies, `tail` does not: the answer is whole. Where batches are mixed (`mixup_alpha`, `cutmix_alpha`) the
-    teacher sees the mix, and its answer alone is the target (Beyer et al., arXiv:2106.05237).
+    Give it `reinforced_probability=0`, so that every view is new. Settings are those of `ReinforcedTrainer`; `temperature` and
+    `label_weight` apply, `tail` does not: the answer is whole. Where batches are mixed (`mixup_alpha`, `cutmix_alpha`) the
+    teacher sees the mix and answers for it (Beyer et al., arXiv:2106.05237); `label_weight` is then that of the mixed labels.
 
     Args:
         *args: As for `ReinforcedTrainer`.
@@ -76,7 +77,7 @@ class OnlineDistillationTrainer(ReinforcedTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """Returns KL(teacher || student) of the batch, times the temperature's square."""
+        """Returns KL(teacher || student) times the temperature's square, and with `label_weight` the labels' cross-entropy."""
         if "views" not in inputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         outputs = self._logits_of(model, inputs)
@@ -84,4 +85,7 @@ class OnlineDistillationTrainer(ReinforcedTrainer):
         target_BC = (self.teacher(inputs["views"]) / temperature).log_softmax(-1)
         student_BC = (outputs["logits"].float() / temperature).log_softmax(-1)
         loss = F.kl_div(student_BC, target_BC, reduction="batchmean", log_target=True) * temperature**2
+        weight = self.args.label_weight
+        if weight:
+            loss = (1 - weight) * loss + weight * label_cross_entropy(outputs["logits"], inputs).mean()
         return (loss, outputs) if return_outputs else loss

@@ -171,13 +171,21 @@ def reinforced_loss(
         label_B = F.cross_entropy(logits_BC.float(), labels_B, reduction="none")
         loss_B = (1 - label_weight) * kl_B + label_weight * label_B
     if new_views:
-        fresh = partial(F.cross_entropy, logits_BC.float(), reduction="none", label_smoothing=label_smoothing)
-        fresh_B = fresh(labels_B)
-        lam = batch.get("lam", 1.0)
-        if lam < 1:  # cross-entropy is linear in its target: that of the mixed labels
-            fresh_B = lam * fresh_B + (1 - lam) * fresh(labels_B.flip(0))
+        fresh_B = label_cross_entropy(logits_BC, batch, label_smoothing)
         loss_B = torch.where(batch["reinforced"], loss_B, fresh_B)
     return loss_B.mean()
+
+
+def label_cross_entropy(
+    logits_BC: torch.Tensor, batch: Mapping[str, Any], label_smoothing: float = 0.0
+) -> torch.Tensor:
+    """Returns the cross-entropy (B,) to the labels of a batch, as it was mixed; see `reinforced_loss`."""
+    labels_B, lam = batch["labels"], batch.get("lam", 1.0)
+    to = partial(F.cross_entropy, logits_BC.float(), reduction="none", label_smoothing=label_smoothing)
+    loss_B: torch.Tensor = to(labels_B)
+    if lam < 1:  # cross-entropy is linear in its target: that of the mixed labels
+        loss_B = lam * loss_B + (1 - lam) * to(labels_B.flip(0))
+    return loss_B
 
 
 class ReinforcedLoss(nn.Module):

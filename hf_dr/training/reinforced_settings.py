@@ -46,7 +46,7 @@ class ReinforcedSettings:
         choices=TAIL_RULES,
     )
     label_weight: float = flag(
-        "Weight of the label's cross-entropy for replayed views; KL has the rest of the weight.",
+        "Weight of the label's cross-entropy for replayed views, and for all of kd; KL has the rest of the weight.",
         default=0.0,
         type=Real(0, 1),
     )

@@ -50,7 +50,7 @@ ON_LABELS = {"reinforced_probability": 0.0, "mixup_alpha": 0.8, "cutmix_alpha": 
 
 def loss_of_soft_labels(model: nn.Module, inputs: dict[str, Any], smoothing: float) -> torch.Tensor:
     """As timm has it."""
-    target = mixup_target(inputs["labels"], 8, inputs["lam"], smoothing)
+    target = mixup_target(inputs["labels"], 8, inputs.get("lam", 1.0), smoothing)
     return SoftTargetCrossEntropy()(model(pixel_values=inputs["pixel_values"])["logits"], target)
 
 
@@ -163,6 +163,22 @@ def test_online_distillation_is_the_kl_to_the_whole_answer(plain, settings, make
     expected = F.kl_div(answer, target, reduction="batchmean").item() * temperature**2
     assert loss == pytest.approx(expected, rel=2e-2 if bf16 else 1e-4)
     assert not same(weights(before), weights(student))
+
+
+@pytest.mark.parametrize("mixes", [{}, {"mixup_alpha": 0.8}], ids=["plain", "mixed"])
+@pytest.mark.parametrize("weight", [0.3, 1.0])
+def test_labels_have_their_weight_in_online_distillation(plain, settings, make_teacher, weight, mixes):
+    given = {"reinforced_probability": 0.0, "learning_rate": 0.0, "unreinforced_label_smoothing": 0.1, **mixes}
+    losses = []
+    for label_weight in (0.0, weight):
+        args = settings(**given, label_weight=label_weight)
+        trainer = MixedDistillation(timm_student(), args, train_dataset=plain, teacher=make_teacher(2.0))
+        trainer.train()
+        losses.append(losses_of(trainer))
+    with torch.no_grad():
+        of_labels = [loss_of_soft_labels(trainer.model, inputs, 0.0).item() for inputs in trainer.batches]
+    expected = [(1 - weight) * kl + weight * label for kl, label in zip(losses[0], of_labels, strict=True)]
+    assert losses[1] == pytest.approx(expected, rel=1e-5)
 
 
 def test_an_online_teacher_of_other_classes_is_refused(plain, settings, make_teacher):

@@ -152,15 +152,21 @@ class DetectionData:
             for each in content["annotations"]:
                 annotations_of[_known(each, "image_id", images_by_id)].append(each)
             objects = [_coco_objects(each, label_of, images_by_id[image]) for image, each in annotations_of.items()]
-            cells = [{"path": str(folder / _inside(each["file_name"]))} for each in images_by_id.values()]
+            files = [folder / _inside(each["file_name"]) for each in images_by_id.values()]
             sizes = np.array([(each["height"], each["width"]) for each in images_by_id.values()], np.int64)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             problem = f"{error} is missing" if isinstance(error, KeyError) else error
             raise DataError(
                 f"{path} must have `images`, `annotations` and `categories` that fit each other, but: {problem}. Fix the file."
             ) from error
+        missing = [file for file in files if not file.is_file()]
+        if missing:
+            raise DataError(
+                f"`images` must be the folder of all {len(files)} images of {path.name}, but {missing[0]} and "
+                f"{len(missing) - 1} others are not there. Check the folder, or fetch what is missing."
+            )
         described = {"id": path.name, "digest": hashlib.sha256(data).hexdigest()}
-        return cls(described, categories, objects, cells, sizes)
+        return cls(described, categories, objects, [{"path": str(file)} for file in files], sizes)
 
     @classmethod
     def from_dataset(
@@ -194,7 +200,8 @@ class DetectionData:
         category = getattr(fields["category"], "feature", fields["category"])
         if not isinstance(category, datasets.ClassLabel):
             raise DataError(
-                f"`category` in `{objects_column}` must be a ClassLabel with names, found {category!s:.80}. Cast it."
+                f"`category` in `{objects_column}` must be a ClassLabel with names, found {category!s:.80}. Cast it to "
+                "`datasets.ClassLabel(names=[...])` and save the dataset as Parquet."
             )
         lists = dataset.select_columns([objects_column]).with_format(None)[:][objects_column]
         if not isinstance(kind, dict):  # lists of objects become lists of each field

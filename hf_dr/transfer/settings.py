@@ -55,11 +55,13 @@ class DataArguments:
     """Where the data of a task are: in two places on disk, which a task names, or in a dataset.
 
     Raises:
-        ConfigError: The data are named in two ways, or not at all.
+        ConfigError: The data are named in two ways, or not at all, or a setting is for data that are named otherwise.
     """
 
     PLACES: ClassVar[tuple[str, str]]
     """Names of the two settings for the places; those for evaluation begin with `eval_`."""
+    OF_DATASET: ClassVar[tuple[str, ...]] = ("dataset_config", "revision", "files_from", "split", "image_column")
+    """Names of the settings that only `dataset` heeds."""
 
     dataset: str | None = None  # a task's own field says what it must hold
     dataset_config: str | None = flag("Configuration of --dataset, where it has several.", default=None)
@@ -83,6 +85,9 @@ class DataArguments:
         ):
             if getattr(self, name) is not None and getattr(self, other) is not None:
                 raise ConfigError(f"`{name}` must not come with `{other}`, got both. Use `{instead}`.")
+        for name in self.OF_DATASET if self.dataset is None else ():
+            if getattr(self, name) not in (getattr(type(self), name, []), []):
+                raise ConfigError(f"`{name}` is for `dataset`, got it with `{first}`. Leave it out.")
         for prefix in ("", "eval_"):
             if (getattr(self, prefix + first) is None) != (getattr(self, prefix + second) is None):
                 raise ConfigError(
@@ -95,6 +100,7 @@ class DetectionArguments(DataArguments):
     """On which data, and how large."""
 
     PLACES = ("annotations", "images")
+    OF_DATASET = (*DataArguments.OF_DATASET, "objects_column", "bbox_format")
 
     annotations: str | None = flag("COCO's JSON of the training images, e.g. instances_train2017.json.", default=None)
     images: str | None = flag("Folder of the images of --annotations.", default=None)
@@ -142,6 +148,7 @@ class SegmentationArguments(DataArguments):
     """On which data, and how large."""
 
     PLACES = ("images", "masks")
+    OF_DATASET = (*DataArguments.OF_DATASET, "mask_column")
 
     images: str | None = flag("Folder of the training images.", default=None)
     masks: str | None = flag(

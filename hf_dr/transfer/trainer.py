@@ -26,7 +26,7 @@ from hf_dr.errors import ConfigError, FormatError, HfDrError
 from hf_dr.files import write_json
 from hf_dr.hub.repository import Push, Repository, publish
 from hf_dr.processes import process_state
-from hf_dr.store.base_dataset import load_base
+from hf_dr.store.base_dataset import load_base, sampled_rows
 from hf_dr.store.readme import merge_parts, newline_of, split_readme
 from hf_dr.training.checkpoints import follows_a_metric, plain
 from hf_dr.training.resumable import ResumableArguments, ResumableTrainer, share_buffers
@@ -165,7 +165,7 @@ class TransferTrainer(ResumableTrainer):
             model again. It is saved with the weights; a run is resumed only under the same.
         meter: Starts a measurement.
         train_dataset: `train_dataset[row, epoch]` is an example; its randomness follows from row, epoch and a seed alone.
-        eval_dataset: `eval_dataset[row]` is an example.
+        eval_dataset: `eval_dataset[row]` is an example; some are looked at before the training.
         data_collator: Makes a batch, a dictionary, of a list of examples.
     """
 
@@ -188,6 +188,8 @@ class TransferTrainer(ResumableTrainer):
             model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, data_collator=data_collator
         )
         self.args: TransferArguments
+        for row in sampled_rows(0 if eval_dataset is None else len(eval_dataset)).tolist():
+            eval_dataset[row]  # what cannot be evaluated is not found only when the training is done
         self._description = json.loads(json.dumps(description))  # as it is read back
 
     def _name_metric(self, args: TransferArguments) -> None:

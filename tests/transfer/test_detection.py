@@ -269,16 +269,16 @@ def test_files_that_are_missing_or_others(changed, tmp_path):
 
     def change(content):
         content["images"][0]["width"] = 32
-        content["images"][1]["file_name"] = "none.png"
         for each in content["annotations"]:
             each["bbox"] = [1, 1, 9, 9]
 
     images = DetectionImages(read_coco(changed(change)), train=True)
     with pytest.raises(DataError, match=r"row 0 must be 32x64, as its annotations say, found 64x64. .*EXIF"):
         images[0]
+    images.data.cells[1]["path"] += "x"
     with pytest.raises(
         DataError,
-        match=r"the image of row 1 \(.*none.png\) must be readable, but: expected a file, found none at .* Fix it, or check",
+        match=r"the image of row 1 \(.*pngx\) must be readable, but: expected a file, found none at .* Fix it, or check",
     ):
         images[1]
     for each in images.data.objects:
@@ -287,6 +287,19 @@ def test_files_that_are_missing_or_others(changed, tmp_path):
         DetectionImages(images.data, train=True)
     with pytest.raises(DataError, match=r"a segmentation must be polygons or run lengths, .* found \[\[1\]\]"):
         decode_mask([[1]], (4, 4))
+
+
+def test_all_images_of_the_annotations_must_be_there(changed):
+    def change(content):
+        content["images"][1]["file_name"] = "none.png"
+        content["images"][0]["file_name"] = "images/0.png"
+
+    folder = changed(change)
+    with pytest.raises(
+        DataError,
+        match=r"folder of all [0-9] images of a\.json, but .*images/0\.png and 1 others are not there\. Check the folder",
+    ):
+        read_coco(folder)
 
 
 def test_sets_of_other_categories(toy, changed):
@@ -385,6 +398,10 @@ def test_a_detector_needs_several_scales():
      ({"dataset": "a", "eval_annotations": "b"}, "`eval_annotations` must not come with `dataset`, got both. Use `eval_split`"),
      ({"annotations": "a", "images": "b", "eval_split": "c"}, "`eval_split` must not come with `annotations`.* `eval_ann"),
      ({"annotations": "a"}, "`annotations` and `images` must come together"),
+     ({"annotations": "a", "images": "b", "bbox_format": "voc"}, "`bbox_format` is for `dataset`, got it with `annotations`"),
+     ({"annotations": "a", "images": "b", "split": "test"}, "`split` is for `dataset`, got it with `annotations`. Leave it"),
+     ({"annotations": "a", "images": "b", "files_from": ["c"]}, "`files_from` is for `dataset`"),
+     ({"annotations": "a", "images": "b", "revision": "c"}, "`revision` is for `dataset`"),
      ({"dataset": "a", "flip": 1.5}, "`flip` must be between 0 and 1, got 1.5"),
      ({"dataset": "a", "long_side": 0}, "`long_side` must be a whole number of at least 1, got 0"),
      ({"dataset": "a", "short_side": [64, 0]}, "`short_side` must be a whole number of at least 1, got 0"),

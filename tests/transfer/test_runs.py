@@ -1,6 +1,7 @@
 """Detectors and segmenters that are trained by their commands: what they learn, leave, resume and measure."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 import children
 import datasets
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from accelerate import PartialState
@@ -217,6 +219,25 @@ def test_two_processes_measure_the_weights_that_they_save(run, by_two):
     trained = by_two / "trained" / run.task
     measured = json.loads((trained / RESULTS_FILE).read_text())["metrics"]
     assert run.measured(trained) == pytest.approx(measured, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "spoilt", "message"),
+    [("detection", "images", "the image of row 3 .* must be readable"),
+     ("segmentation", "masks", "the mask of row 3 .* expected one channel of whole numbers, found mode RGB")],
+)  # fmt: skip
+def test_what_cannot_be_evaluated_is_found_before_training(request, tmp_path, capsys, name, spoilt, message):
+    run = request.getfixturevalue(name)
+    shutil.copytree(run.data, tmp_path / "data")
+    file = tmp_path / "data" / spoilt / "3.png"
+    if spoilt == "masks":
+        PIL.Image.open(file).convert("RGB").save(file)
+    else:
+        file.write_bytes(b"no image")
+    assert main(run.words(tmp_path / "out", **{f"eval_{spoilt}": tmp_path / "data" / spoilt})) == 2
+    captured = capsys.readouterr()
+    assert re.search(message, captured.err)
+    assert "loss" not in captured.out
 
 
 def test_without_masks_it_is_a_faster_rcnn(detection, tmp_path, caplog):

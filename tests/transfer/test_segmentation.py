@@ -411,6 +411,8 @@ def test_what_cannot_be_trained(toy, tmp_path, capsys, settings, message):
      ({"dataset": "a", "eval_images": "b"}, "`eval_images` must not come with `dataset`, got both. Use `eval_split`"),
      ({"images": "a", "masks": "b", "eval_split": "c"}, "`eval_split` must not come with `images`.* `eval_images`"),
      ({"images": "a"}, "`images` and `masks` must come together"),
+     ({"images": "a", "masks": "b", "mask_column": "c"}, "`mask_column` is for `dataset`, got it with `images`. Leave it out"),
+     ({"images": "a", "masks": "b", "image_column": "c"}, "`image_column` is for `dataset`"),
      ({"dataset": "a", "output_stride": 4}, "`output_stride` must be one of 8, 16, 32, got 4"),
      ({"dataset": "a", "crop_size": 0}, "`crop_size` must be a whole number of at least 1, got 0"),
      ({"dataset": "a", "long_side": 0}, "`long_side` must be a whole number of at least 1, got 0"),

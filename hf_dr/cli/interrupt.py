@@ -1,4 +1,4 @@
-"""Ctrl-C during a training, which loses no step of it."""
+"""Ctrl-C during a training or in its evaluation, which loses no step of it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_dr.training.checkpoints import last_checkpoint
 
@@ -81,3 +82,23 @@ def checkpoint_on_interrupt(trainer: Trainer) -> Iterator[None]:
         if listens:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             trainer.remove_callback(stops)
+
+
+@contextmanager
+def training_kept_on_interrupt(trainer: Trainer) -> Iterator[None]:
+    """While it is open, Ctrl-C after a training, in its evaluation, saves a checkpoint of the last step if there is none.
+
+    There is none where `save_strategy` is no. Best weights that were loaded are not those of the last step: they are not saved.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        args = trainer.args
+        last = f"{PREFIX_CHECKPOINT_DIR}-{trainer.state.global_step}"
+        kept = last_checkpoint(str(args.output_dir))
+        if (kept is None or Path(kept).name != last) and args.world_size == 1 and not args.load_best_model_at_end:
+            trainer._save_checkpoint(trainer.model, None)  # private, but Trainer has no other that saves its state
+            kept = last_checkpoint(str(args.output_dir))
+        if trainer.is_world_process_zero() and kept is not None:
+            logger.warning("Stopped after the training: the same command goes on from %s.", Path(kept).name)
+        raise

@@ -13,10 +13,11 @@ import numpy as np
 from torch import nn
 from transformers import TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import TrainOutput
 
 from hf_dr.cli.arguments import build_augmentation, check_rows, read_classes
 from hf_dr.cli.flags import StudentArguments
-from hf_dr.cli.interrupt import checkpoint_on_interrupt
+from hf_dr.cli.interrupt import checkpoint_on_interrupt, training_kept_on_interrupt
 from hf_dr.errors import ConfigError, FormatError
 from hf_dr.evaluation.metrics import compute_metrics
 from hf_dr.files import check_apart
@@ -220,7 +221,14 @@ def run_training(trainer: ReinforcedTrainer | TransferTrainer, args: TrainingArg
         logger.info("Resuming from %s.", checkpoint)
     with checkpoint_on_interrupt(trainer):
         result = trainer.train(resume_from_checkpoint=checkpoint)
-    if _epoch_in(Path(str(args.output_dir), "train_results.json")) != result.metrics["epoch"]:  # else it was finished
+    with training_kept_on_interrupt(trainer):
+        _finish(trainer, result)
+
+
+def _finish(trainer: ReinforcedTrainer | TransferTrainer, result: TrainOutput) -> None:
+    """Saves the model and its metrics; what was finished before keeps those of its training."""
+    written = Path(str(trainer.args.output_dir), "train_results.json")
+    if _epoch_in(written) != result.metrics["epoch"]:
         trainer.log_metrics("train", result.metrics)
         trainer.save_metrics("train", result.metrics)
     trainer.save_model(_internal_call=True)  # pushed when there is a card

@@ -29,10 +29,12 @@ class Totals(TrainerCallback):
     def __init__(self, trainer: Any) -> None:
         self._trainer = trainer
         self._before: dict[str, Any] | None = None  # of the checkpoint it goes on from; None: not known
+        self._all: dict[str, Any] | None = None  # once it has ended
         self._began = 0.0
 
     def resume_from(self, checkpoint: str | None) -> None:
         """Reads what the training took up to a checkpoint; None begins a new one. Versions before this one wrote nothing."""
+        self._all = None
         nothing = {"seconds": 0.0, "losses": 0.0}
         self._before = nothing if checkpoint is None else read_settings(Path(checkpoint, TOTALS_FILE)) or None
         if self._before is None and self._trainer.is_world_process_zero():
@@ -48,17 +50,21 @@ class Totals(TrainerCallback):
         trainer = self._trainer
         losses = trainer._total_loss_scalar + trainer._tr_loss.item()  # those that are logged, and those since then
         seconds = time.time() - self._began
-        content = {"seconds": self._before["seconds"] + seconds, "losses": self._before["losses"] + losses}
-        write_json(checkpoint / TOTALS_FILE, content)
+        now = {"seconds": self._before["seconds"] + seconds, "losses": self._before["losses"] + losses}
+        write_json(checkpoint / TOTALS_FILE, self._all or now)
 
     def of_all(self, output: TrainOutput) -> TrainOutput:
         """Returns what a training has returned, of all its steps; the log gets the same numbers."""
         before = self._before
-        if not before or not before["seconds"]:
+        if before is None:
             return output
         trainer = self._trainer
-        steps = output.global_step
         runtime = before["seconds"] + output.metrics["train_runtime"]
+        losses = before["losses"] + trainer._total_loss_scalar  # Trainer has added the last ones
+        self._all = {"seconds": runtime, "losses": losses}
+        if not before["seconds"]:
+            return output
+        steps = output.global_step
         if trainer.args.max_steps > 0:  # as Trainer counts them
             images = steps * trainer.get_total_train_batch_size(trainer.args)
         else:
@@ -67,7 +73,7 @@ class Totals(TrainerCallback):
             "train_runtime": round(runtime, 4),
             "train_samples_per_second": round(images / runtime, 3),
             "train_steps_per_second": round(steps / runtime, 3),
-            "train_loss": (before["losses"] + trainer._total_loss_scalar) / steps,
+            "train_loss": losses / steps,
         }
         logged = next(entry for entry in reversed(trainer.state.log_history) if "train_runtime" in entry)
         logged.update(whole)

@@ -138,9 +138,10 @@ def test_running_again_resumes(call, tmp_path, caplog):
     assert (out / "train_results.json").read_text() == results, "a finished run keeps its metrics"
 
 
-@pytest.mark.parametrize("at", [2, STEPS, 2 * STEPS])
-def test_ctrl_c_loses_no_step_and_no_evaluation(call, tmp_path, caplog, interrupted, at):
-    settings = ["--save_strategy", "no", "--eval_strategy", "epoch"]
+@pytest.mark.parametrize(("at", "objective"), [(2, "reinforced"), (2, "kd"), (STEPS, "erm"), (2 * STEPS, "reinforced")])
+def test_ctrl_c_loses_no_step_and_no_evaluation(call, tmp_path, caplog, interrupted, teacher, at, objective):
+    settings = ["--save_strategy", "no", "--eval_strategy", "epoch", "--objective", objective]
+    settings += ["--teacher", teacher] if objective == "kd" else []
     assert call(*settings, out="whole") == 0
     steps = interrupted(at)
     before = signal.getsignal(signal.SIGINT)
@@ -196,6 +197,33 @@ def test_ctrl_c_in_an_evaluation_saves_what_was_learned(call, caplog, monkeypatc
     assert call("--save_strategy", "no", "--eval_strategy", "epoch") == 130
     at = evaluation * STEPS
     assert f"Stopped at step {at} of 6: the same command goes on from checkpoint-{at}." in caplog.messages
+
+
+@pytest.mark.usefixtures("ctrl_c")
+@pytest.mark.parametrize("strategy", ["no", "epoch"])
+def test_ctrl_c_after_the_last_step_does_not_train_again(call, tmp_path, caplog, monkeypatch, strategy):
+    steps = []
+    training_step, evaluate = ReinforcedTrainer.training_step, ReinforcedTrainer.evaluation_loop
+
+    def counted(*arguments, **settings):
+        steps.append(1)
+        return training_step(*arguments, **settings)
+
+    def pressed(*arguments, **settings):
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(ReinforcedTrainer, "training_step", counted)
+    monkeypatch.setattr(ReinforcedTrainer, "evaluation_loop", pressed)
+    assert call("--save_strategy", strategy) == 130
+    assert f"Stopped after the training: the same command goes on from checkpoint-{2 * STEPS}." in caplog.messages
+    weights = (tmp_path / "out" / "model.safetensors").read_bytes()
+    seconds = read(tmp_path / "out" / "train_results.json")
+    monkeypatch.setattr(ReinforcedTrainer, "evaluation_loop", evaluate)
+    assert call("--save_strategy", strategy) == 0
+    assert len(steps) == 2 * STEPS
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == weights
+    assert read(tmp_path / "out" / "train_results.json") == seconds
+    assert read(tmp_path / "out" / "eval_results.json")["eval_top1"] >= 0
 
 
 def test_ctrl_c_twice_stops_at_once(call, caplog, interrupted):

@@ -1,8 +1,10 @@
 """Detectors and segmenters that are trained by their commands: what they learn, leave, resume and measure."""
 
+import itertools
 import json
 import re
 import shutil
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +40,7 @@ from hf_dr.transfer.detection_data import collate as collate_objects
 from hf_dr.transfer.segmentation import collate as collate_masks
 from hf_dr.transfer.segmentation import load_segmenter
 from hf_dr.transfer.segmentation_data import ConfusionMeter, SegmentationImages
-from hf_dr.transfer.trainer import RESULTS_FILE, TRANSFER_FILE
+from hf_dr.transfer.trainer import RESULTS_FILE, TRANSFER_FILE, TransferTrainer
 
 
 @dataclass
@@ -166,6 +168,27 @@ def test_a_killed_run_goes_on_as_if_nothing_were(request, tmp_path, caplog, caps
     assert all(torch.equal(whole[name], again[name]) for name in whole)
     assert main(run.words(out, **change)) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("ctrl_c")
+def test_ctrl_c_loses_no_step(run, tmp_path, caplog, monkeypatch):
+    settings = {"max_steps": 3, "save_strategy": "no"}
+    assert main(run.words(tmp_path / "whole", **settings)) == 0
+    steps = itertools.count(1)
+    training_step = TransferTrainer.training_step
+
+    def pressed(*arguments, **more):
+        if next(steps) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return training_step(*arguments, **more)
+
+    monkeypatch.setattr(TransferTrainer, "training_step", pressed)
+    assert main(run.words(tmp_path / "out", **settings)) == 130
+    assert "Stopped at step 2 of 3: the same command goes on from checkpoint-2." in caplog.messages
+    assert main(run.words(tmp_path / "out", **settings)) == 0
+    assert next(steps) == 4
+    for name in ("model.safetensors", RESULTS_FILE):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 @pytest.mark.parametrize(("name", "metric"), [("detection", "box_map"), ("segmentation", "mean_iou")])

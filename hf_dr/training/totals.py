@@ -51,7 +51,7 @@ class Totals(TrainerCallback):
         losses = trainer._total_loss_scalar + trainer._tr_loss.item()  # those that are logged, and those since then
         seconds = time.time() - self._began
         now = {"seconds": self._before["seconds"] + seconds, "losses": self._before["losses"] + losses}
-        write_json(checkpoint / TOTALS_FILE, self._all or now)
+        write_json(checkpoint / TOTALS_FILE, self._all or now)  # evaluations after it are not of it
 
     def of_all(self, output: TrainOutput) -> TrainOutput:
         """Returns what a training has returned, of all its steps; the log gets the same numbers."""

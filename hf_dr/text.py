@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import html
+import io
 import logging
 import math
 import os
@@ -81,6 +82,8 @@ def without_secrets(text: str) -> str:
 
 SECONDS_BETWEEN_LINES = 30.0
 """Of progress that no terminal shows."""
+SECONDS_BEFORE_BAR = 2.0
+"""That a step which is mostly short must take to have a bar."""
 MAX_TEXT = 2000
 """Characters of a text of others that are shown; a longer one is cut."""
 _JOINERS = "\u200c\u200d"  # not printable by Python's rules, but parts of words and of pictograms
@@ -146,35 +149,29 @@ def fonts_for(texts: Iterable[str]) -> Iterator[list[str]]:
         yield families
 
 
-class _Lines:
-    """Writes what a progress bar draws as lines of their own; the last one once, when the bar ends."""
-
-    _last = ""
-
-    def write(self, text: str) -> None:
-        if ": 100 %," in text:
-            self._last = text
-        elif text.strip():
-            print(text.strip(), file=sys.stderr, flush=True)
-        elif "\n" in text and self._last:
-            print(self._last.strip(), file=sys.stderr, flush=True)
-
-    def flush(self) -> None:
-        pass
-
-
 @functools.cache  # tqdm starts a thread for each class of bars
-def _counting(kind: Any) -> Any:
-    """Returns tqdm's bar with whole numbers for lines."""
+def _bars(kind: Any) -> tuple[Any, Any]:
+    """Returns tqdm's bar with whole numbers, for a terminal, and one that says them in lines of their own."""
 
     class Bar(kind):
         @property
         def format_dict(self) -> dict[str, Any]:
             known: dict[str, Any] = super().format_dict
             n, total = known["n"], known["total"]
-            return {**known, "percent": int(100 * n / total) if total else 0, "all": f"{total:,}" if total else "?"}
+            percent = int(100 * n / total) if total else 100 * (total == 0)
+            return {**known, "percent": percent, "all": "?" if total is None else f"{total:,}"}
 
-    return Bar
+    class Lines(Bar):
+        _told: float | None = None
+
+        def display(self, *_: Any, **__: Any) -> bool:
+            # The last line stands when the bar ends, with what is said last; then it is disabled already.
+            if self.n != self._told and (self.disable or self.n != self.total):
+                self._told = self.n
+                print(self, file=sys.stderr, flush=True)
+            return True
+
+    return Bar, Lines
 
 
 def progress_bar(*arguments: Any, show: bool = True, **settings: Any) -> Any:
@@ -183,7 +180,8 @@ def progress_bar(*arguments: Any, show: bool = True, **settings: Any) -> Any:
     Args:
         *arguments: Of tqdm.
         show: Whether this process shows it. TQDM_DISABLE and HF_DATASETS_DISABLE_PROGRESS_BARS hide it in any case.
-        **settings: Of tqdm.
+        **settings: Of tqdm. A bar that does not stay (`leave=False`) is of a step that is mostly short: it shows only if it
+            takes long.
     """
     from tqdm.auto import tqdm  # here, because whoever asks for help waits for no bar
 
@@ -191,15 +189,21 @@ def progress_bar(*arguments: Any, show: bool = True, **settings: Any) -> Any:
         os.environ.get(name, "").lower() not in ("", "0", "false", "no", "off")
         for name in ("TQDM_DISABLE", "HF_DATASETS_DISABLE_PROGRESS_BARS")
     )
-
+    bar, lines = _bars(tqdm)
+    settings["disable"] = hidden or not show
+    settings["unit_scale"] = True  # of the rate
     in_notebook = any(base.__module__ == "tqdm.notebook" for base in tqdm.__mro__)
-    if not (in_notebook or sys.stderr.isatty()):
-        settings |= {"file": _Lines(), "mininterval": SECONDS_BETWEEN_LINES, "maxinterval": 2 * SECONDS_BETWEEN_LINES}
-        settings["position"] = 0  # a bar below another would move the cursor
-        if not settings.get("leave", True):  # one of many short ones: a line only if it takes long
-            settings["delay"] = SECONDS_BETWEEN_LINES
-        settings["bar_format"] = "{desc}: {percent} %, {n:,} of {all}, {remaining} left, {rate_fmt}{postfix}"
-    return _counting(tqdm)(*arguments, disable=hidden or not show, **settings)
+    on_terminal = in_notebook or sys.stderr.isatty()
+    if not settings.get("leave", True):
+        settings["delay"] = SECONDS_BEFORE_BAR if on_terminal else SECONDS_BETWEEN_LINES
+    if on_terminal:
+        settings["bar_format"] = "{desc}: {percent:3}%|{bar}| {n:,}/{all} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+        return bar(*arguments, **settings)
+    settings["leave"] = True  # what has begun says its end
+    settings |= {"mininterval": SECONDS_BETWEEN_LINES, "maxinterval": 2 * SECONDS_BETWEEN_LINES}
+    settings["bar_format"] = "{desc}: {percent} %, {n:,} of {all}, {remaining} left, {rate_fmt}{postfix}"
+    # What tqdm itself writes, to clear a bar for a text (`tqdm.write`), is for a terminal.
+    return lines(*arguments, file=io.StringIO(), **settings)
 
 
 def text_table(header: list[str], rows: list[list[str]], text_columns: Sequence[int] = (0,)) -> str:

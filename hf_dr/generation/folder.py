@@ -302,7 +302,6 @@ class Progress:
             total=sum(views.values()),
             initial=sum(views.values()) - sum(self._views.values()),
             unit="view",
-            unit_scale=True,
             desc=f"reinforcing {provenance.config_name}",
             show=state.is_main_process and bool(missing),
         )

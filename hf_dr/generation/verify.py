@@ -251,7 +251,7 @@ def _replay_rows(
     """Replays rows: whether each replayed to the pixels that its teacher saw, where those are known, and what went wrong."""
     equal: list[bool] = []
     problems: list[str] = []
-    with progress_bar(total=len(rows) * plus.num_views, desc="verifying", unit="view", unit_scale=True) as bar:
+    with progress_bar(total=len(rows) * plus.num_views, desc="verifying", unit="view") as bar:
         for row, image_hash in zip(rows.tolist(), plus.image_hashes[rows], strict=True):
             stored = plus.views_hash(row)
             try:

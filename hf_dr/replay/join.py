@@ -194,7 +194,7 @@ def _decode_all(images: datasets.Dataset) -> np.ndarray:
 
     pool = ThreadPoolExecutor(num_cores(), "join")
     try:
-        with progress_bar(total=len(images), desc="recognising images", unit="image", unit_scale=True) as bar:
+        with progress_bar(total=len(images), desc="recognising images", unit="image") as bar:
             for count in pool.map(fill, range(0, len(images), _CHUNK)):
                 bar.update(count)
     finally:

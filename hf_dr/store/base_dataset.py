@@ -271,7 +271,7 @@ def whole_hash(dataset: datasets.Dataset, image_column: str, label_column: str) 
     names = getattr(dataset.features[label_column], "names", None)
     digest = hashlib.sha256(str([names, whole_column(dataset, label_column).to_pylist()]).encode())
     images = undecoded_images(dataset, image_column)
-    for row in progress_bar(images, desc="reading the images", unit="image", unit_scale=True, leave=False):
+    for row in progress_bar(images, desc="reading the images", unit="image", leave=False):
         digest.update(_file_hash(row[image_column]))
     return digest.hexdigest()
 

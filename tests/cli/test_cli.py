@@ -504,35 +504,67 @@ def test_labels_that_are_not_used_or_not_named_are_said(tmp_path, tiny_dataset, 
     assert "label" not in caplog.text
 
 
-@pytest.mark.parametrize("name", ["TQDM_DISABLE", "HF_DATASETS_DISABLE_PROGRESS_BARS"])
-def test_bars_can_be_switched_off_and_are_lines_without_a_terminal(name, capsys, monkeypatch):
-    for other in ("TQDM_DISABLE", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
-        monkeypatch.delenv(other, raising=False)
-    assert list(progress_bar(range(3), desc="counting", unit="row")) == [0, 1, 2]
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[0].startswith("counting: 0 %, 0 of 3")
-    assert lines[-1].startswith("counting: 100 %, 3 of 3")
-    assert len(lines) <= 2
-    assert list(progress_bar(range(3), desc="one of many", leave=False)) == [0, 1, 2]
-    assert not capsys.readouterr().err
+@pytest.fixture
+def bars(monkeypatch):
+    """Bars are shown, and lines of them at once."""
+    for name in ("TQDM_DISABLE", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("hf_dr.text.SECONDS_BETWEEN_LINES", 0.0)
-    assert list(progress_bar(range(3), desc="one of many", leave=False)) == [0, 1, 2]
-    assert "one of many: 0 %, 0 of 3" in capsys.readouterr().err
-    assert len(list(progress_bar((n for n in range(2000)), desc="scaled", unit_scale=True, total=2000))) == 2000
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[0].startswith("scaled: 0 %, 0 of 2,000, ")
-    assert sum("scaled: 100 %" in line for line in lines) == 1, "neither before all is done, nor twice"
-    with progress_bar(total=78, unit_scale=True, desc="few") as bar:
-        bar.update(78)
-        bar.set_postfix_str("8 shards", refresh=False)
-    (line,) = (line for line in capsys.readouterr().err.splitlines() if "100 %" in line)
-    assert line.startswith("few: 100 %, 78 of 78, 00:00 left")
-    assert line.endswith(", 8 shards"), "what is said last"
-    assert list(progress_bar(iter([5]), desc="endless")) == [5]
-    assert "endless: 0 %, 0 of ?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["TQDM_DISABLE", "HF_DATASETS_DISABLE_PROGRESS_BARS"])
+def test_bars_can_be_switched_off(name, bars, capsys, monkeypatch):
     monkeypatch.setenv(name, "1")
     assert list(progress_bar(range(3), desc="counting")) == [0, 1, 2]
     assert not capsys.readouterr().err
+
+
+def _lines(capsys, **settings):
+    """The lines of a bar of single steps, without the time left and the rate."""
+    with progress_bar(**settings) as bar:
+        for _ in range((3 if settings["total"] is None else settings["total"]) - settings.get("initial", 0)):
+            bar.update()
+        bar.write("a text of others")
+        bar.set_postfix_str("8 shards", refresh=False)
+    said = capsys.readouterr()
+    assert said.out == "a text of others\n"
+    return [re.sub(r", [^,]+ left, [^,]+", "", line) for line in said.err.splitlines()]
+
+
+@pytest.mark.parametrize("desc", ["few", "all: 100 %, of them", "99 %"])
+@pytest.mark.parametrize("leave", [True, False])
+@pytest.mark.parametrize(("total", "initial"), [(3, 0), (3, 2), (3, 3), (1, 0), (0, 0)])
+def test_bars_are_lines_without_a_terminal(desc, leave, total, initial, bars, capsys):
+    percents = [100 * n // total for n in range(initial, total)]
+    lines = [f"{desc}: {p} %, {n} of {total}" for n, p in enumerate(percents, start=initial)]
+    last = f"{desc}: 100 %, {total} of {total}, 8 shards"
+    assert _lines(capsys, total=total, initial=initial, desc=desc, leave=leave) == [*lines, last]
+
+
+def test_lines_of_bars_of_many_steps(bars, capsys, monkeypatch):
+    lines = _lines(capsys, total=1999, desc="many", miniters=1)
+    assert lines[:2] == ["many: 0 %, 0 of 1,999", "many: 0 %, 1 of 1,999"]
+    assert lines[-2:] == ["many: 99 %, 1,998 of 1,999", "many: 100 %, 1,999 of 1,999, 8 shards"]
+    assert _lines(capsys, total=None, desc="endless")[0] == "endless: 0 %, 0 of ?"
+    monkeypatch.setattr("hf_dr.text.SECONDS_BETWEEN_LINES", 30.0)
+    assert _lines(capsys, total=3, desc="few") == ["few: 0 %, 0 of 3", "few: 100 %, 3 of 3, 8 shards"]
+    assert not _lines(capsys, total=3, desc="one of many", leave=False), "a short one"
+    with progress_bar(total=3, desc="stopped") as bar:
+        bar.update(1)
+    assert "100 %" not in capsys.readouterr().err
+
+
+def test_bars_of_a_terminal(bars, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    for total in (78, 1999):
+        assert len(list(progress_bar(range(total), desc="counting", ncols=100))) == total
+        last = capsys.readouterr().err.strip().split("\r")[-1]
+        assert re.fullmatch(rf"counting: 100%\|█+\| {total:,}/{total:,} \[00:\d\d<00:\d\d, .*it/s\]", last)
+    assert list(progress_bar(range(3), desc="one of many", leave=False)) == [0, 1, 2]
+    assert not capsys.readouterr().err, "a short step flashes no bar"
+    monkeypatch.setattr("hf_dr.text.SECONDS_BEFORE_BAR", 0.0)
+    assert list(progress_bar(range(3), desc="one of many", leave=False)) == [0, 1, 2]
+    assert "one of many:   0%" in capsys.readouterr().err
 
 
 class _Broken(torch.utils.data.Dataset):

@@ -137,7 +137,7 @@ def image_sizes(images: datasets.Dataset) -> np.ndarray:
     sizes = np.zeros((len(images), 2), np.int64)
     with (
         ThreadPoolExecutor(num_cores()) as pool,
-        progress_bar(total=len(images), desc="reading the base's images", unit="image", unit_scale=True) as bar,
+        progress_bar(total=len(images), desc="reading the base's images", unit="image") as bar,
     ):
         for start in range(0, len(images), _SIZES_AT_ONCE):
             stop = min(start + _SIZES_AT_ONCE, len(images))

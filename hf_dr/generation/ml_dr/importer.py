@@ -214,7 +214,7 @@ class ImportJob:
             for row in np.flatnonzero(wanted & scratch.rows_of(number)).tolist()[:LABELLED_ROWS]:
                 agreement.add(scratch.row(number, row), row)
             name = f"reading {run.path.name}"
-            with progress_bar(total=provenance.num_rows, desc=name, unit="image", unit_scale=True) as bar:
+            with progress_bar(total=provenance.num_rows, desc=name, unit="image") as bar:
                 unread = wanted & ~scratch.rows_of(number)
                 files = self._files(run, unread, bar)
                 for file, columns in run.read(files, provenance.top_k, provenance.num_classes, workers):
@@ -260,7 +260,7 @@ class ImportJob:
         name = f"writing {provenance.config_name}"
         with (
             ThreadPoolExecutor(os.cpu_count() or 1) as pool,
-            progress_bar(total=total, desc=name, unit="image", unit_scale=True) as bar,
+            progress_bar(total=total, desc=name, unit="image") as bar,
         ):
             for shard in missing:
                 span = provenance.shard_range(shard)

@@ -92,21 +92,28 @@ def _take(folder: Path, lock: filelock.BaseFileLock, part: Part) -> None:
 
 
 def open_run(
-    folder: Path, provenance: Provenance, lock: filelock.BaseFileLock, row_bytes: int, part: Part = WHOLE
+    folder: Path,
+    provenance: Provenance,
+    base: datasets.Dataset,
+    lock: filelock.BaseFileLock,
+    row_bytes: int,
+    part: Part = WHOLE,
 ) -> list[int]:
     """Opens the folder of a configuration, new or to be resumed, takes its lock, and returns the missing shards of a part.
 
     Args:
         folder: Of the configuration; it gets the provenance.
         provenance: Of this run.
+        base: The base's columns that are stored.
         lock: Of the folder, or of the part; the caller releases it, unless the run is refused.
         row_bytes: What a row needs on disk, at least.
         part: Which shards this run makes.
 
     Raises:
         ConfigError: The folder cannot be used, or the disk cannot hold the missing rows.
-        FingerprintMismatchError: It was begun with another configuration.
+        FingerprintMismatchError: It was begun with another configuration, or with other labels.
     """
+    check_same_run(folder, provenance)  # nothing is written among somebody's own files, no lock either
     with ExitStack() as refused, ExitStack() as held:
         refused.callback(lock.release)
         try:
@@ -117,7 +124,8 @@ def open_run(
             raise ConfigError(
                 f"`output_dir` must be a folder that can be written to, but {folder}: {error.strerror}. Choose another."
             ) from error
-        check_same_run(folder, provenance)
+        check_same_run(folder, provenance)  # another run may have begun it before the lock was taken
+        check_same_labels(folder, provenance, base)
         began = (folder / PROVENANCE_FILE).exists()
         mine = part.of(provenance.num_shards)
         remove_temporaries(folder, ("",) if part == WHOLE else [provenance.shard_names[index] for index in mine])

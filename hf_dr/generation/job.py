@@ -27,7 +27,6 @@ from hf_dr.generation.folder import (
     WHOLE,
     Part,
     Progress,
-    check_same_labels,
     check_same_run,
     complete_run,
     gate,
@@ -223,9 +222,7 @@ class Job:
         """Opens or resumes the folder; returns the missing shards."""
         # A view takes at least two bytes for each kept class. Images come on top, so this is a lower bound.
         row_bytes = self.provenance.num_views * self.provenance.top_k * 2
-        check_same_run(self.folder, self.provenance)
-        check_same_labels(self.folder, self.provenance, self.plan.base)
-        missing = open_run(self.folder, self.provenance, lock, row_bytes, part)
+        missing = open_run(self.folder, self.provenance, self.plan.base, lock, row_bytes, part)
         if missing:
             note_processor(self.folder, describe_processor(self.source.device))
         return missing

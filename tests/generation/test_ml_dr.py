@@ -442,6 +442,15 @@ def test_another_import_into_the_folder_is_refused(base, mixing, tmp_path):
         import_ml_dr([other], base, config)
 
 
+def test_an_import_goes_on_with_its_own_labels_only(base, mixing, tmp_path):
+    config = ImportConfig(str(tmp_path / "plus"), allow_disagreement=True)
+    folder = import_ml_dr([mixing[1]], base, config)
+    other = base.map(lambda row: {"label": (row["label"] + 1) % len(CLASSES)})
+    with pytest.raises(FingerprintMismatchError, match="must have the labels of the dataset, but its column `label`"):
+        import_ml_dr([mixing[1]], other, config)
+    assert import_ml_dr([mixing[1]], base, config) == folder
+
+
 def test_a_folder_of_other_files_is_refused_and_left_as_it_is(base, mixing, tmp_path):
     (tmp_path / "cat.jpg").touch()
     job = ImportJob([mixing[1]], base, ImportConfig(str(tmp_path)))

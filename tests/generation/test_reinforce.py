@@ -30,6 +30,7 @@ from samples import shift_labels
 
 from hf_dr.cli.main import main
 from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, HfDrError, TeacherError
+from hf_dr.generation import folder as folder_of_runs
 from hf_dr.generation.config import ExtendConfig, ReinforceConfig
 from hf_dr.generation.extend import extend
 from hf_dr.generation.folder import Part
@@ -904,6 +905,22 @@ def test_a_run_goes_on_with_its_own_labels_only(tmp_path, tiny_dataset, tiny_tea
     assert files_of(tmp_path) == before
     next((tmp_path / "a").glob("*.parquet")).write_bytes(b"damaged")
     assert run(tmp_path, tiny_dataset, tiny_teacher, PLAIN, config_name="a") == before
+
+
+def test_a_run_that_another_overtakes_is_refused_under_the_lock(tmp_path, tiny_dataset, tiny_teacher, monkeypatch):
+    other = run(tmp_path / "other", tiny_dataset, tiny_teacher, PLAIN, config_name="a", seed=1)
+
+    def overtaken(folder: Path, *arguments: object) -> None:
+        shutil.copytree(tmp_path / "other", folder.parent, dirs_exist_ok=True)
+        take(folder, *arguments)
+
+    take = folder_of_runs._take
+    monkeypatch.setattr(folder_of_runs, "_take", overtaken)
+    with pytest.raises(FingerprintMismatchError, match="seed: 1 there, 0 here"):
+        run(tmp_path / "mine", tiny_dataset, tiny_teacher, PLAIN, config_name="a")
+    assert files_of(tmp_path / "mine") == other
+    monkeypatch.undo()
+    assert run(tmp_path / "mine", tiny_dataset, tiny_teacher, PLAIN, config_name="a", seed=1) == other, "no lock is left"
 
 
 def test_a_text_in_a_paths_place_is_a_bad_image(tmp_path, tiny_dataset, tiny_teacher):

@@ -164,9 +164,9 @@ class ImportJob:
     def run(self) -> None:
         """Reads the sources, then writes the shards that are missing, and the card; goes on where it was stopped."""
         provenance = self.provenance
-        check_same_run(self.folder, provenance)  # before anything is written
         lock = WHOLE.lock(self.folder)
-        missing = open_run(self.folder, provenance, lock, provenance.num_views * provenance.top_k * 2)
+        row_bytes = provenance.num_views * provenance.top_k * 2
+        missing = open_run(self.folder, provenance, self._base, lock, row_bytes)
         try:
             if missing:
                 scratch = _Scratch(

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from hf_dr.errors import DataError, HfDrError
 from hf_dr.evaluation.config import named_model
@@ -127,13 +127,14 @@ def _training_seconds(results: dict[str, Any], history: list[dict[str, Any]], st
     return round(max(0.0, runtime - evaluations), 4)  # as the Trainer rounds
 
 
-class Setting(NamedTuple):
+@dataclass(frozen=True, order=True)
+class Setting:
     """What runs must share to stand in one row.
 
     Attributes:
         evaluated_on: The data of the evaluation; for a detector or segmenter the task and its epochs as well.
         reinforced: Whether the data is a "+" dataset, not the base of one.
-        images: Hash of the images of the base; empty where an older version trained.
+        images: Hash of the images of the base; empty where an older version trained. The fingerprint covers them.
     """
 
     model: str
@@ -143,23 +144,17 @@ class Setting(NamedTuple):
     evaluated_on: str
     num_rows: int
     reinforced: bool
-    images: str = ""
-
-    # The fingerprint covers the images, of which older versions do not tell.
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Setting) and self[:7] == other[:7]
-
-    def __hash__(self) -> int:
-        return hash(self[:7])
+    images: str = field(default="", compare=False)
 
     def serves(self, other: Setting) -> bool:
         """Whether its runs, on a base dataset, are what those on a "+" dataset of as many examples compare with."""
+        shared = ("model", "epochs", "evaluated_on", "num_rows")
         known = self.images and other.images
         return (
             other.reinforced
             and not self.reinforced
             and bool(self.evaluated_on)
-            and (self.model, *self[3:6]) == (other.model, *other[3:6])
+            and all(getattr(self, name) == getattr(other, name) for name in shared)
             and (not known or self.images == other.images)
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -174,11 +175,11 @@ def to_dict(results: Results, title: str) -> dict[str, Any]:
         own = frame[frame.row == row]
         if not (own.on == TRANSFERRED).any():
             top1 = own[(own.on == WHILE_TRAINING) & (own.metric == "top1")]
-            accuracy.append({**setting._asdict(), **_summary(top1, results.runs)})
+            accuracy.append({**asdict(setting), **_summary(top1, results.runs)})
         for metric in HEADLINES:
             values = own[own.metric == metric]
             if len(values):
-                transfer.append({**setting._asdict(), "metric": metric, **_summary(values, results.transfers)})
+                transfer.append({**asdict(setting), "metric": metric, **_summary(values, results.transfers)})
     return {
         "title": title,
         "hf_dr": __version__,
@@ -205,7 +206,7 @@ def _summary(values: pd.DataFrame, runs: Sequence[Finished]) -> dict[str, Any]:
 
 
 def _described(run: Finished) -> dict[str, Any]:
-    described = {"folder": str(run.folder), **run.setting._asdict(), "objective": run.objective}
+    described = {"folder": str(run.folder), **asdict(run.setting), "objective": run.objective}
     if run.training is None:
         seeds = dict(zip(("student", "transfer"), run.seeds, strict=True))
         return {**described, "seeds": seeds, "metrics": run.evaluations[TRANSFERRED]}

@@ -5,6 +5,7 @@ import re
 import runpy
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -492,7 +493,7 @@ def test_transfers_stand_by_their_students_and_objectives(transferred, trained):
 
 def test_a_segmenter_tells_all_that_its_row_needs(segmenter, trained):
     found, student = read_transferred(segmenter), read_trained(trained / "evaluated" / "erm-0")
-    assert found.setting._replace(evaluated_on="") == student.setting._replace(evaluated_on="", model="test_resnet")
+    assert replace(found.setting, evaluated_on="") == replace(student.setting, evaluated_on="", model="test_resnet")
     assert (found.objective, found.seeds) == ("erm", (0, 0))
     assert gather([segmenter]).transfers == [found]
 

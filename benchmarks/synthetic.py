@@ -27,7 +27,6 @@ from hf_dr.views.augmentation import NO_PARTNER, PARTNER, Augmentation
 from hf_dr.views.images import pixel_hash
 from hf_dr.views.maker import Span
 from hf_dr.views.ops.base import Params
-from hf_dr.views.rng import view_rng
 
 TOP_K = 10
 
@@ -71,7 +70,7 @@ class SyntheticSource:
 
     def _draw(self, example: int, view: int, size: tuple[int, int]) -> Params:
         augmentation = self._plan.augmentation
-        params = augmentation.sample(view_rng(self._plan.provenance.seed, example, view), size)
+        params = self._maker.draw(example, view, size)
         if not augmentation.mixes:
             return params
         partner = self._maker.partner(example, view)

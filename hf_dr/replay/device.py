@@ -15,7 +15,7 @@ from hf_dr.store.schema import STORED_PARTNERS
 from hf_dr.views.augmentation import NO_PARTNER, PARTNER, Augmentation
 from hf_dr.views.device.augment import DeviceAugmentation
 from hf_dr.views.device.packing import Source, UndoneBatch, UndoneView, trim
-from hf_dr.views.ops.base import Params
+from hf_dr.views.ops.base import Params, height_width
 
 _Sources = dict[tuple[int, int], tuple[Source, Params]]
 """(slot, view) -> what both rows of a pair need, and the view's parameters."""
@@ -52,7 +52,7 @@ def _fresh(data: ReinforcedDataset | AugmentedDataset, slot: int, row: int, epoc
     """A newly drawn view, which is not mixed."""
     (augmentation,) = data.augmentations
     image = data.decode(slot)
-    params = draw_fresh_params(augmentation, (image.height, image.width), seed=data.seed, row=row, epoch=epoch)
+    params = draw_fresh_params(augmentation, height_width(image), seed=data.seed, row=row, epoch=epoch)
     own = _source(("new", row, slot, epoch), augmentation, image, params)
     return UndoneView(own, None, augmentation.without_mixing(params))
 

@@ -22,7 +22,7 @@ from hf_dr.store.schema import STORED_PARTNERS
 from hf_dr.teacher.signals import IMAGE_TAIL, tail_size
 from hf_dr.text import inline
 from hf_dr.views.augmentation import Augmentation
-from hf_dr.views.ops.base import Params, Size
+from hf_dr.views.ops.base import Params, Size, height_width
 from hf_dr.views.rng import DOMAIN_SCHEDULE, DOMAIN_SPLIT, KeyedPermutation, keyed_rng, keyed_words, view_rng
 
 _NEW = "new"
@@ -94,7 +94,7 @@ def draw_fresh_view(
     image: PIL.Image.Image, augmentation: Augmentation, *, seed: int, row: int, epoch: int
 ) -> PIL.Image.Image:
     """Draws the view that `fresh_view(epoch)` asks for: without mixing, a function of (seed, row of the base, epoch) alone."""
-    params = draw_fresh_params(augmentation, (image.height, image.width), seed=seed, row=row, epoch=epoch)
+    params = draw_fresh_params(augmentation, height_width(image), seed=seed, row=row, epoch=epoch)
     return augmentation.apply(image, params)
 
 

@@ -17,7 +17,7 @@ import xxhash
 from hf_dr.errors import ConfigError, DataError, ReplayError
 from hf_dr.views.augmentation import NO_PARTNER, PARTNER, Augmentation
 from hf_dr.views.images import decode_row, pixel_hash, with_file
-from hf_dr.views.ops.base import MAX_SIDE, Params
+from hf_dr.views.ops.base import MAX_SIDE, Params, Size, height_width
 from hf_dr.views.rng import Matching, view_rng
 
 
@@ -98,7 +98,7 @@ class ViewMaker(torch.utils.data.Dataset):
                 "it."
             )
         try:
-            self.augmentation.check_size((image.height, image.width))
+            self.augmentation.check_size(height_width(image))
         except (ConfigError, ReplayError) as error:
             raise DataError(f"the image of {where} must be of a size that can be augmented, but: {error}") from error
         return image
@@ -113,6 +113,10 @@ class ViewMaker(torch.utils.data.Dataset):
         start = example // size * size
         return _matching(start, min(start + size, len(self.images)), self.seed, view)
 
+    def draw(self, example: int, view: int, size: Size) -> Params:
+        """Draws the parameters of one view of an image of this (height, width); who the partner is is not drawn."""
+        return self.augmentation.sample(view_rng(self.seed, example, view), size)
+
     def view(self, example: int, view: int, image: PIL.Image.Image) -> tuple[PIL.Image.Image, Params]:
         """Draws the parameters of one view and performs them, mixing included.
 
@@ -122,7 +126,7 @@ class ViewMaker(torch.utils.data.Dataset):
             image: The example's decoded image.
         """
         augmentation = self.augmentation
-        params = augmentation.sample(view_rng(self.seed, example, view), (image.height, image.width))
+        params = self.draw(example, view, height_width(image))
         pixels = augmentation.apply(image, params)
         if not augmentation.mixes:
             return pixels, params
@@ -141,8 +145,7 @@ class ViewMaker(torch.utils.data.Dataset):
             image = self.image(partner)
         except DataError:
             return None  # its own row reports it; without `skip` the run ends there
-        params = self.augmentation.sample(view_rng(self.seed, partner, view), (image.height, image.width))
-        return self.augmentation.apply(image, params)
+        return self.augmentation.apply(image, self.draw(partner, view, height_width(image)))
 
     def __getitem__(self, span: Span) -> ViewBatch:
         count = span.stop - span.start
@@ -150,10 +153,7 @@ class ViewMaker(torch.utils.data.Dataset):
         kept = np.arange(span.start, span.stop) % self.num_views >= self.first_kept
         place = np.cumsum(kept) - 1  # of each view among those whose pixels are kept
         pixels = np.zeros((int(kept.sum()), height, width, 3), np.uint8)
-        params = {
-            name: np.zeros((count,) if p.length is None else (count, p.length), p.dtype)
-            for name, p in self.augmentation.params.items()
-        }
+        params = zero_columns(self.augmentation, count)
         batch = ViewBatch(
             span,
             torch.from_numpy(pixels),
@@ -188,6 +188,14 @@ class ViewMaker(torch.utils.data.Dataset):
             for name, value in drawn.items():
                 params[name][n] = value
         return batch
+
+
+def zero_columns(augmentation: Augmentation, count: int) -> dict[str, np.ndarray]:
+    """Returns columns for the parameters of so many views, (count,) or (count, n), in the stored dtypes, to be filled in."""
+    return {
+        name: np.zeros(count if param.length is None else (count, param.length), param.dtype)
+        for name, param in augmentation.params.items()
+    }
 
 
 def hash_view(pixels_HWC: np.ndarray) -> int:

@@ -30,8 +30,8 @@ from hf_dr.views.device.packing import columns, tell
 from hf_dr.views.device.plan import NotOnDeviceError
 from hf_dr.views.device.program import Program
 from hf_dr.views.images import pixel_hash
-from hf_dr.views.maker import Span, ViewBatch, ViewMaker
-from hf_dr.views.rng import view_rng
+from hf_dr.views.maker import Span, ViewBatch, ViewMaker, zero_columns
+from hf_dr.views.ops.base import height_width
 
 _UNMATCHED = -2  # a view that is mixed, until it is known with whom
 _DECODED_AT_ONCE = 8  # images, or fewer where they take more than the next many bytes
@@ -112,7 +112,7 @@ class Preparer(torch.utils.data.Dataset):
                 errors[example] = str(error)
                 pixels.append(np.zeros((1, 1, 3), np.uint8))
                 continue
-            hashes[row], sizes[row] = pixel_hash(image), (image.height, image.width)
+            hashes[row], sizes[row] = pixel_hash(image), height_width(image)
             pixels.append(np.asarray(image))
         self.sizes[torch.from_numpy(examples)] = torch.from_numpy(sizes)
         buffer, windows = pack(pixels)
@@ -122,23 +122,23 @@ class Preparer(torch.utils.data.Dataset):
         maker, flat = self.maker, np.arange(span.start, span.stop)
         own = flat // maker.num_views
         sizes = self._sizes_of(own)
-        params, good = self._sample(flat, sizes), np.flatnonzero(sizes[:, 0] > 0)
+        valid = sizes[:, 0] > 0
+        good = np.flatnonzero(valid)
+        params = self._sample(flat, sizes)
         partners = np.full(len(flat), -1, np.int64)
         examples, theirs = own[good], np.zeros(0, np.int64)
         if maker.augmentation.mixes:
-            theirs = self._partners_of(good, params, partners, len(good))
+            theirs = self._partners_of(good, params, partners)
             examples = np.concatenate([examples, params[PARTNER][theirs].astype(np.int64)])
         if not len(good):
-            return Drawn(span, params, sizes[:, 0] > 0, examples, None)
+            return Drawn(span, params, valid, examples, None)
         heights, widths = self._sizes_of(examples).astype(np.int64).T
         images = Windows(np.zeros(len(examples), np.int64), heights, widths, widths)
         mixing = {name: values[good] for name, values in params.items()}
         single = mixing
         if len(theirs):
             drawn = [
-                maker.augmentation.sample(
-                    view_rng(maker.seed, int(examples[n]), view), (int(heights[n]), int(widths[n]))
-                )
+                maker.draw(int(examples[n]), view, (int(heights[n]), int(widths[n])))
                 for n, view in enumerate((flat[theirs] % maker.num_views).tolist(), len(good))
             ]
             others = columns(maker.augmentation, drawn, mixing=False)
@@ -146,13 +146,11 @@ class Preparer(torch.utils.data.Dataset):
         try:
             program = self.augmenter.program(images, single, mixing, partners[good])
         except NotOnDeviceError as error:
-            return Drawn(span, params, sizes[:, 0] > 0, examples, None, (maker[span], str(error)))
-        return Drawn(span, params, sizes[:, 0] > 0, examples, program)
+            return Drawn(span, params, valid, examples, None, (maker[span], str(error)))
+        return Drawn(span, params, valid, examples, program)
 
-    def _partners_of(
-        self, good: np.ndarray, params: dict[str, np.ndarray], partners: np.ndarray, first: int
-    ) -> np.ndarray:
-        """Returns which views are mixed, rising, and enters their partners' places from `first` on; in place.
+    def _partners_of(self, good: np.ndarray, params: dict[str, np.ndarray], partners: np.ndarray) -> np.ndarray:
+        """Returns which views are mixed, rising, and enters their partners' places, behind the good views; in place.
 
         Views whose partner is undecodable are not mixed: its own row reports it.
         """
@@ -162,20 +160,17 @@ class Preparer(torch.utils.data.Dataset):
         lost[mixed[~usable]] = True
         _neutralise(self.maker.augmentation, params, lost)
         mixed = mixed[usable]
-        partners[mixed] = first + np.arange(len(mixed))
+        partners[mixed] = len(good) + np.arange(len(mixed))
         return mixed
 
     def _sample(self, flat: np.ndarray, sizes: np.ndarray) -> dict[str, np.ndarray]:
         """The parameters of views, with partners entered, for images of these sizes (N, 2)."""
         maker, augmentation = self.maker, self.maker.augmentation
-        params = {
-            name: np.zeros(len(flat) if p.length is None else (len(flat), p.length), p.dtype)
-            for name, p in augmentation.params.items()
-        }
+        params = zero_columns(augmentation, len(flat))
         for n in np.flatnonzero(sizes[:, 0] > 0).tolist():
             example, view = divmod(int(flat[n]), maker.num_views)
             height, width = sizes[n].tolist()
-            drawn = augmentation.sample(view_rng(maker.seed, example, view), (height, width))
+            drawn = maker.draw(example, view, (height, width))
             if augmentation.mixes:
                 drawn[PARTNER] = _UNMATCHED if augmentation.needs_partner(drawn) else NO_PARTNER
             for name, value in drawn.items():
@@ -421,9 +416,8 @@ class _There:
 
     def __init__(self, count: int, capacity: int, at_once: int) -> None:
         self._part_of = np.full(count, -1, np.int64)
-        self._parts: OrderedDict[int, tuple[np.ndarray, int]] = (
-            OrderedDict()
-        )  # its images, and the last span that needs it
+        # Of each part its images, and the last span that needs it.
+        self._parts: OrderedDict[int, tuple[np.ndarray, int]] = OrderedDict()
         self._capacity = capacity
         self._at_once = at_once
         self._next = self._held = 0

@@ -20,7 +20,6 @@ from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 import PIL.Image
-import PIL.ImageOps
 from torchvision.transforms.v2 import InterpolationMode
 
 from hf_dr.errors import ConfigError, ReplayError, did_you_mean

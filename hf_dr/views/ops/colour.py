@@ -8,7 +8,7 @@ from itertools import permutations
 from typing import ClassVar
 
 import numpy as np
-import PIL.ImageOps
+import PIL.Image
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
@@ -276,6 +276,13 @@ class _PolicyOp(Op):
         return image
 
 
+def _check_settings(op: RandAugment | RandAugmentIncreasing) -> None:
+    check_setting(op, "num_ops", is_count(op.num_ops, 1, 16), "a count from 1 to 16")
+    last = op.num_magnitude_bins - 1
+    check_setting(op, "magnitude", is_count(op.magnitude, 0, last), f"a level from 0 to {last}")
+    check_probability(op, op.p)
+
+
 @register
 @dataclass(frozen=True)
 class RandAugment(_PolicyOp):
@@ -301,10 +308,7 @@ class RandAugment(_PolicyOp):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_setting(self, "num_ops", is_count(self.num_ops, 1, 16), "a count from 1 to 16")
-        bins = self.num_magnitude_bins
-        check_setting(self, "magnitude", is_count(self.magnitude, 0, bins - 1), f"a level from 0 to {bins - 1}")
-        check_probability(self, self.p)
+        _check_settings(self)
 
     def sample(self, rng: np.random.Generator, size: Size) -> Params:
         if rng.random() >= self.p:
@@ -365,12 +369,9 @@ class RandAugmentIncreasing(_PolicyOp):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_setting(self, "num_ops", is_count(self.num_ops, 1, 16), "a count from 1 to 16")
-        bins = self.num_magnitude_bins
-        check_setting(self, "magnitude", is_count(self.magnitude, 0, bins - 1), f"a level from 0 to {bins - 1}")
+        _check_settings(self)
         spread = self.magnitude_std
         check_setting(self, "magnitude_std", is_number(spread) and 0 <= spread <= 1000, "a number from 0 to 1000")
-        check_probability(self, self.p)
 
     def sample(self, rng: np.random.Generator, size: Size) -> Params:
         pairs = [self._noisy(rng) if rng.random() < self.p else (0, 0) for _ in range(self.num_ops)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import PIL.ImageOps
+import PIL.Image
 
 from hf_dr.errors import ReplayError
 from hf_dr.views.ops.base import (
@@ -25,6 +25,11 @@ from hf_dr.views.ops.base import (
 
 # Mixing weights are multiples of 1/256: exact in float16, and as fine as the levels of a pixel.
 _MIX_LEVELS = 256
+
+
+def _check_settings(op: MixUp | CutMix) -> None:
+    check_setting(op, "alpha", is_number(op.alpha) and 0 < op.alpha <= 1000, "a number above 0, up to 1000")
+    check_probability(op, op.p)
 
 
 def _partner_of(op: Op, image: PIL.Image.Image, partner: PIL.Image.Image | None) -> PIL.Image.Image:
@@ -55,8 +60,7 @@ class MixUp(Op):
     p: float = 0.5
 
     def __post_init__(self) -> None:
-        check_setting(self, "alpha", is_number(self.alpha) and 0 < self.alpha <= 1000, "a number above 0, up to 1000")
-        check_probability(self, self.p)
+        _check_settings(self)
 
     @property
     def params(self) -> dict[str, Param]:
@@ -110,8 +114,7 @@ class CutMix(Op):
     p: float = 0.5
 
     def __post_init__(self) -> None:
-        check_setting(self, "alpha", is_number(self.alpha) and 0 < self.alpha <= 1000, "a number above 0, up to 1000")
-        check_probability(self, self.p)
+        _check_settings(self)
 
     @property
     def params(self) -> dict[str, Param]:

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from hf_dr.errors import ConfigError, FormatError
 from hf_dr.hub.retry import ask, is_unreachable, with_retries
 from hf_dr.store.json_files import check_size
-from hf_dr.store.provenance import Provenance, choose_config, find_config
+from hf_dr.store.provenance import Provenance, choose_config, config_names, find_config
 from hf_dr.store.schema import PROVENANCE_FILE, is_safe_name
 from hf_dr.text import is_hub_id, progress_bar
 
@@ -74,9 +74,9 @@ def fetch_config(
         raise ConfigError(f"`name` must be a configuration of {path}, got {name!r:.80}. Check it.")
 
     def fetch(file: str) -> Path:
-        download = partial(hf_hub_download, path, f"{name}/{file}", repo_type="dataset", revision=commit)
+        settings: dict[str, Any] = {"repo_type": "dataset", "revision": commit, "tqdm_class": _NoBar}
         try:
-            return Path(with_retries(partial(download, tqdm_class=_NoBar), what))
+            return Path(with_retries(partial(hf_hub_download, path, f"{name}/{file}", **settings), what))
         except RemoteEntryNotFoundError as error:
             raise FormatError(
                 f'{path} must hold {name}/{file} at {commit[:12]}, found none: no configuration `{name}`, no "+" dataset, or '
@@ -130,7 +130,7 @@ def _config_names(repo_id: str, commit: str) -> list[str]:
         cache = Path(
             constants.HF_HUB_CACHE, repo_folder_name(repo_id=repo_id, repo_type="dataset"), "snapshots", commit
         )
-        names = sorted(p.parent.name for p in cache.glob(f"*/{PROVENANCE_FILE}"))
+        names = config_names(cache)
         if not names or not is_unreachable(error):
             raise
         logger.warning("The Hub cannot be reached; of %s only what is in the cache is seen.", repo_id)

@@ -22,7 +22,7 @@ from hf_dr.store.card import (
     names_configs,
     update_card,
 )
-from hf_dr.store.provenance import Provenance
+from hf_dr.store.provenance import Provenance, config_names
 from hf_dr.store.schema import PROVENANCE_FILE, PUBLISHED_FILES
 from hf_dr.store.shards import check_digests
 
@@ -177,7 +177,7 @@ def _check_implicit(repository: Repository, remote: Remote) -> None:
 
 def _names(folder: Path, configs: Sequence[str] | None) -> list[str]:
     """Returns the configurations to push, each once: those that are named, or all."""
-    there = sorted(path.parent.name for path in folder.glob(f"*/{PROVENANCE_FILE}"))
+    there = config_names(folder)
     if not folder.is_dir():
         raise FormatError(f'expected the folder of a "+" dataset, found none at {folder}. Check the path.')
     if not there:

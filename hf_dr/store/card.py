@@ -26,7 +26,7 @@ from hf_dr.files import write_whole
 from hf_dr.store import schema
 from hf_dr.store.card_texts import FOOT_TEXT, HEAD_TEXT
 from hf_dr.store.findings import Statistics, Students, Verification, has_contact_sheet, read_finding
-from hf_dr.store.provenance import Provenance
+from hf_dr.store.provenance import Provenance, config_names
 from hf_dr.store.readme import (
     Data,
     drop_parts,
@@ -96,9 +96,8 @@ def card_configs(folder: Path, names: Sequence[str] | None = None) -> dict[str, 
         FormatError: A configuration does not follow the format, one that is named is not finished, or a finding is
             malformed or of another run.
     """
-    found = sorted(path.parent for path in folder.glob(f"*/{PROVENANCE_FILE}"))
     configs = {}
-    for config in found if names is None else [folder / name for name in names]:
+    for config in (folder / name for name in (config_names(folder) if names is None else names)):
         provenance = Provenance.read(config)
         if names is None and not all((config / shard).is_file() for shard in provenance.shard_names):
             continue

@@ -338,6 +338,11 @@ def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def config_names(folder: Path) -> list[str]:
+    """Returns the names of the configurations in a folder, sorted, begun ones included."""
+    return sorted(path.parent.name for path in folder.glob(f"*/{PROVENANCE_FILE}"))
+
+
 def find_config(folder: Path, name: str | None = None) -> Path:
     """Returns the folder of one configuration of a local "+" dataset.
 
@@ -347,7 +352,7 @@ def find_config(folder: Path, name: str | None = None) -> Path:
     """
     if name is None and (folder / PROVENANCE_FILE).is_file():
         return folder  # the configuration's own folder was named
-    return folder / choose_config(name, sorted(p.parent.name for p in folder.glob(f"*/{PROVENANCE_FILE}")), str(folder))
+    return folder / choose_config(name, config_names(folder), str(folder))
 
 
 def choose_config(name: str | None, names: Sequence[str], where: str) -> str:

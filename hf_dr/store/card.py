@@ -322,7 +322,7 @@ def _section(config: CardConfig | PlannedConfig, name: str) -> str:
         if config.has_contact_sheet:
             parts += ["### Views", f"![Images, views and answers]({about.config_name}/{schema.CONTACT_SHEET_FILE})"]
         parts += ["### How it was made", _how_made(config.provenance)]
-    return "\n\n".join(parts).replace("<!--", "&lt;!--")  # no comment from data can end the part
+    return "\n\n".join(parts)
 
 
 def _about(config: CardConfig | PlannedConfig) -> Provenance | PlannedConfig:

@@ -156,7 +156,7 @@ def merge_parts(body: str, parts: Mapping[str, str], rank: Callable[[str], Any],
 
     Args:
         body: Of a README.
-        parts: Name (one or two words) -> text.
+        parts: Name (one or two words) -> text, in which `<!--` is escaped: no comment from data can end the part.
         rank: Sorts names; a new part comes after the last one of lower rank, else before the first one.
         newline: Line end of what is written.
 
@@ -166,8 +166,8 @@ def merge_parts(body: str, parts: Mapping[str, str], rank: Callable[[str], Any],
     pieces = _split_body(body)
     texts = {}
     for key, text in parts.items():
-        assert _LOOSE_MARKER.search(text) is None, f"the part {key!r} holds a marker"
-        texts[key] = newline.join([_marker(key), text.replace("\n", newline), _marker(_END)])
+        shown = text.replace("<!--", "&lt;!--").replace("\n", newline)
+        texts[key] = newline.join([_marker(key), shown, _marker(_END)])
     pieces = [(key, texts.pop(key, text) if key is not None else text) for key, text in pieces]
     for key in sorted(texts, key=rank):
         places = {other: place for place, (other, _) in enumerate(pieces) if other is not None}

@@ -22,7 +22,7 @@ from transformers.modelcard import extract_hyperparameters_from_trainer
 
 from hf_dr.errors import FormatError
 from hf_dr.replay.reinforced_data import ReinforcedData
-from hf_dr.store.card import is_noncommercial
+from hf_dr.store.card import TAGS, is_noncommercial
 from hf_dr.store.card_texts import CITATION
 from hf_dr.store.json_files import read_object
 from hf_dr.store.readme import Data, edit_yaml, merge_parts, newline_of, split_readme
@@ -34,7 +34,6 @@ STUDENT_FILE = "student.json"
 """What is known about a student; of this its card is made, in the folder and again when it is published."""
 
 _SPEED = "train_samples_per_second"
-_TAGS = ("dataset-reinforcement", "arxiv:2303.08983")
 # Measure -> (type, name) in the card's model-index.
 _MEASURES = {
     "top1": ("accuracy", "Top-1 accuracy"),
@@ -240,7 +239,7 @@ def _metadata(student: Student, name: str, ema: bool) -> dict[str, Any]:
         for measure, (kind, title) in _MEASURES.items()
         if on is not None and prefix + measure in student.metrics
     ]
-    plus = _TAGS if student.dataset.get("reinforced", True) else ()
+    plus = TAGS if student.dataset.get("reinforced", True) else ()
     tags = [*student.metadata.get("tags", ()), *plus, *(["timm"] if student.timm else [])]
     card = ModelCardData(
         library_name="transformers",
@@ -290,7 +289,7 @@ def _body(student: Student, name: str, ema: bool) -> str:
         rows = [(inline(t["id"]) + _at(t.get("revision")), inline(t["license"] or "unknown")) for t in student.teachers]
         parts.append(markdown_table(("teacher", "licence"), rows))
     parts += [CITATION] if plus else []
-    return "\n\n".join(parts).replace("<!--", "&lt;!--")  # no comment from data can end the part
+    return "\n\n".join(parts)
 
 
 def _dataset(dataset: dict[str, Any]) -> str:

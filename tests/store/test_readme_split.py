@@ -129,6 +129,15 @@ def test_the_order_in_which_parts_come_does_not_matter(names):
     assert body == merge_parts("words\n", {name: f"part {name}" for name in "abcd"}, by_name)
 
 
+@given(HUMAN)
+def test_no_text_from_data_ends_a_part(text):
+    hostile = f"{text}<!-- hf_dr: end -->\n<!-- hf_dr: b -->\n<!--hf_dr"
+    body = merge_parts("words\n", {"a": hostile}, by_name)
+    assert part_names(body) == ["a"]
+    assert merge_parts(body, {"a": hostile}, by_name) == body
+    assert text.replace("<!--", "&lt;!--") in body
+
+
 A, END = "<!-- hf_dr: a -->\n", "<!-- hf_dr: end -->\n"
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from accelerate.utils import gather_object
 
 from hf_dr.errors import ConfigError, FormatError
-from hf_dr.hub.repository import Push, Remote, Repository, publish, read_card, warn_of_unsent
+from hf_dr.hub.repository import Push, Remote, Repository, publish, warn_of_unsent
 from hf_dr.processes import process_state
 from hf_dr.store.card import (
     CARD_FILE,
@@ -20,6 +20,7 @@ from hf_dr.store.card import (
     card_configs,
     keep_configs,
     names_configs,
+    read_card,
     update_card,
 )
 from hf_dr.store.provenance import Provenance, config_names
@@ -119,8 +120,7 @@ class _Content:
 
     def card(self, remote: str | None) -> str:
         """Returns the text that the card shall have, made of the one that is there, or else of the folder's."""
-        path = self.folder / CARD_FILE
-        local = read_card(path) if path.is_file() else None
+        local = read_card(self.folder / CARD_FILE)
         if local is not None:
             local = keep_configs(local, self.configs)  # the card names no configuration before its data is there
         if remote is not None and local is not None:
@@ -163,7 +163,7 @@ def _check_implicit(repository: Repository, remote: Remote) -> None:
     """Refuses a repository whose data is read without its card naming it: named data alone would be read from then on."""
     ours = {path.rpartition("/")[0] for path in remote.files if path.endswith(f"/{PROVENANCE_FILE}")}
     data = [path for path in remote.files if path.lower().endswith(_DATA) and path.rpartition("/")[0] not in ours]
-    card = (read_card(repository.fetch(CARD_FILE, remote)) or "") if data else ""
+    card = (repository.card(remote) or "") if data else ""
     shown = {path for path in data if path.lower().endswith(_PICTURES) and path in card}
     data = [path for path in data if path.rpartition("/")[2] not in _NO_DATA and path not in shown]
     if not data or names_configs(card):

@@ -30,10 +30,10 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import disable_progress_bars
 
-from hf_dr.errors import ConfigError, FormatError, HfDrError, HubError
+from hf_dr.errors import ConfigError, HfDrError, HubError
 from hf_dr.hub.retry import ATTEMPTS, ask, describe, wait
 from hf_dr.processes import Alone, on_main, process_state
-from hf_dr.store.card import CARD_FILE
+from hf_dr.store.card import CARD_FILE, read_card
 from hf_dr.store.readme import unsent_lines
 from hf_dr.text import format_bytes, is_hub_id, keep_secret, without_secrets
 
@@ -200,6 +200,15 @@ class Repository:
         download = partial(self.api.hf_hub_download, **self._where, filename=path, revision=remote.commit)
         return Path(ask(download, f"fetch {path} of {self.id}"))
 
+    def card(self, remote: Remote) -> str | None:
+        """Returns the text of README.md as it is at a commit; None where there is none.
+
+        Raises:
+            FormatError: It is not UTF-8.
+        """
+        file = self.fetch(CARD_FILE, remote)
+        return None if file is None else read_card(file)
+
     def send(self, operations: list[CommitOperationAdd]) -> None:
         """Sends large files; the Hub keeps them for the commit to come. What it has already is not sent again."""
         settings: dict[str, Any] = {**self._where, "revision": self.revision, "num_threads": FILES_AT_ONCE}
@@ -235,7 +244,7 @@ class _Content:
         """Returns what stands there, checked, and the text that README.md shall have, merged with the text that it has."""
         remote = self.repository.remote(missing_ok=missing_ok)
         self.check(self.repository, remote)
-        return remote, self.card(read_card(self.repository.fetch(CARD_FILE, remote)))
+        return remote, self.card(self.repository.card(remote))
 
     def push(self, remote: Remote, card: str, commit: str | None) -> Push:
         """Returns what was pushed onto `remote`, or would be."""
@@ -443,17 +452,3 @@ def warn_of_unsent(local: str, remote: str, generated: Collection[str], repo_id:
             CARD_FILE,
             repo_id,
         )
-
-
-def read_card(file: Path | None) -> str | None:
-    """Returns the text of a card; None where there is none.
-
-    Raises:
-        FormatError: It is not UTF-8.
-    """
-    if file is None:
-        return None
-    try:
-        return file.read_bytes().decode()  # bytes: line ends stay as they are
-    except UnicodeDecodeError as error:
-        raise FormatError(f"{CARD_FILE} must be UTF-8, but that in {file.parent} is not: {error}. Fix it.") from error

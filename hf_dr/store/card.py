@@ -128,11 +128,19 @@ def write_card(folder: Path) -> None:
     """
     path = folder / CARD_FILE
     with filelock.FileLock(folder / ".card.lock"):  # another configuration may be finished at the same time
-        try:
-            existing = path.read_bytes().decode() if path.exists() else None  # bytes: line ends stay as they are
-        except UnicodeDecodeError as error:
-            raise FormatError(f"{path} must be UTF-8, but: {error}. Fix it, or move it away.") from error
-        write_whole(path, update_card(existing, card_configs(folder), name=folder.resolve().name))
+        write_whole(path, update_card(read_card(path), card_configs(folder), name=folder.resolve().name))
+
+
+def read_card(path: Path) -> str | None:
+    """Returns the text of a card; None where there is none.
+
+    Raises:
+        FormatError: It is not UTF-8.
+    """
+    try:
+        return path.read_bytes().decode() if path.is_file() else None  # bytes: line ends stay as they are
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{path} must be UTF-8, but: {error}. Fix it, or move it away.") from error
 
 
 def update_card(existing: str | None, configs: Mapping[str, CardConfig | PlannedConfig], *, name: str) -> str:

@@ -63,6 +63,7 @@ def edit_yaml(text: str, change: Callable[[Data], Data], order: Sequence[str], n
     Raises:
         FormatError: The YAML cannot be read, or not be edited key by key.
     """
+    text += "" if not text or text.endswith("\n") else newline  # the last line's end is that of the closing line
     chunks, data = read_entries(text)
     wanted = change(data)
     for key in order:

@@ -21,8 +21,9 @@ from transformers import Trainer
 from transformers.modelcard import extract_hyperparameters_from_trainer
 
 from hf_dr.errors import FormatError
+from hf_dr.files import write_json, write_whole
 from hf_dr.replay.reinforced_data import ReinforcedData
-from hf_dr.store.card import TAGS, is_noncommercial
+from hf_dr.store.card import CARD_FILE, TAGS, is_noncommercial, read_card
 from hf_dr.store.card_texts import CITATION
 from hf_dr.store.json_files import read_object
 from hf_dr.store.readme import Data, edit_yaml, merge_parts, newline_of, split_readme
@@ -82,10 +83,9 @@ class Student:
 
     def write(self, folder: Path, name: str | None = None) -> None:
         """Writes `student.json` and the card, which is called by `name` or else after the folder."""
-        (folder / STUDENT_FILE).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
-        path = folder / "README.md"
-        existing = path.read_text(encoding="utf-8") if path.is_file() else None
-        path.write_text(update_student_card(existing, self, name or folder.resolve().name), encoding="utf-8")
+        write_json(folder / STUDENT_FILE, asdict(self))
+        path = folder / CARD_FILE
+        write_whole(path, update_student_card(read_card(path), self, name or folder.resolve().name))
 
     @property
     def objective_name(self) -> str:

@@ -20,6 +20,7 @@ from transformers import AutoModelForImageClassification
 
 from hf_dr.errors import FormatError
 from hf_dr.hub.repository import Push, Repository, publish, warn_of_unsent
+from hf_dr.store.card import CARD_FILE, read_card
 from hf_dr.training.student_card import GENERATED_KEYS, STUDENT_FILE, Student, update_student_card
 from hf_dr.training.students import EMA_FILE, complete_config, is_timm, native_names
 
@@ -133,8 +134,7 @@ def push_student(
     """
     folder = Path(folder).expanduser()
     student = Student.read(folder)
-    local = folder / "README.md"
-    written = local.read_text(encoding="utf-8") if local.is_file() else None
+    written = read_card(folder / CARD_FILE)
 
     @functools.cache  # each attempt asks again
     def card(remote: str | None) -> str:
@@ -179,7 +179,7 @@ def push_in_background(
     """
     copy = tempfile.TemporaryDirectory(prefix="hf_dr_push_")
     export_student(folder, copy.name)
-    for name in ("README.md", STUDENT_FILE):
+    for name in (CARD_FILE, STUDENT_FILE):
         path = Path(card_from, name)
         if path.is_file():
             shutil.copyfile(path, Path(copy.name, name))

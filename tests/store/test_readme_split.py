@@ -105,6 +105,12 @@ def test_any_yaml_is_edited_or_refused(text):
     assert (found["tags"], found["license"]) == (["t"], "mit")
 
 
+@pytest.mark.parametrize("text", ["", "license: mit", "# mine", "tags: [a]\r\nlicense: mit"])
+def test_all_lines_of_a_card_end_as_its_first(text):
+    edited = edit_yaml(text, setting(tags=["t"], license="apache-2.0", configs=[]), ORDER, "\r\n")
+    assert edited.count("\n") == edited.count("\r\n") > 0
+
+
 # ---------------------------------------------------------------------------------------------------------------- body
 
 

@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard
 from hf_dr.errors import FormatError
 from hf_dr.store.card import is_noncommercial
 from hf_dr.training.student_card import STUDENT_FILE, Student, update_student_card
+from hf_dr.training.student_hub import push_student
 
 STUDENT = Student(
     model="resnet18 of 11,689,512 parameters, over 100 classes",
@@ -137,3 +138,21 @@ def test_settings_that_do_not_tell_the_objective_are_an_error(share):
     student = dataclasses.replace(STUDENT, settings={"reinforced_probability": share})
     with pytest.raises(FormatError, match=r"must hold the number `reinforced_probability`, found .* Train again"):
         _ = student.objective_name
+
+
+def test_line_ends_of_people_stay(tmp_path):
+    own = "---\r\nlicense: mit\r\n---\r\n\r\n# Mine\r\n\r\nMy words.\r\n"
+    (tmp_path / "README.md").write_bytes(own.encode())
+    STUDENT.write(tmp_path)
+    text = (tmp_path / "README.md").read_bytes().decode()
+    assert "\r\n# Mine\r\n\r\nMy words.\r\n" in text
+    assert text.count("\n") == text.count("\r\n")
+
+
+def test_a_card_that_is_no_utf8_is_refused_and_stays(tmp_path):
+    (tmp_path / "README.md").write_bytes("# Müller".encode("latin-1"))
+    with pytest.raises(FormatError, match=r"README.md must be UTF-8, but: .*\. Fix it, or move it away"):
+        STUDENT.write(tmp_path)
+    with pytest.raises(FormatError, match=r"README.md must be UTF-8, but"):
+        push_student(tmp_path, "me/student", dry_run=True)
+    assert (tmp_path / "README.md").read_bytes() == b"# M\xfcller"

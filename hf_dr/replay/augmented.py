@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,21 +21,17 @@ from hf_dr.replay.reinforced_data import (
     draw_fresh_view,
 )
 from hf_dr.store.base_dataset import content_hash, label_numbers, undecoded_images, whole_column
+from hf_dr.store.provenance import hash_of
 from hf_dr.teacher.signals import TOPK
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.images import as_tensor, decode_row
 
 # Hashed with what determines the data: so its fingerprint is that of versions which described it like a "+" dataset, and their
 # runs can be resumed and compared.
-_AS_A_PLUS_DATASET = {
+_AS_A_PLUS_DATASET: dict[str, Any] = {
     "config_name": "", "num_views": 0, "top_k": 0, "overlay": False, "mixing_scope": "dataset", "on_bad_image": "error",
     "teacher": {"members": []}, "library_versions": {}, "schema_version": 1,
 }  # fmt: skip
-
-
-def _hash(determining: dict[str, Any]) -> str:
-    text = json.dumps({**determining, **_AS_A_PLUS_DATASET}, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 class AugmentedDataset(MappedReinforcedData):
@@ -97,7 +91,9 @@ class AugmentedDataset(MappedReinforcedData):
         self._base_rows = np.arange(len(base))
         self.augmentations = (augmentation,)
         self.seed = seed
-        determining: dict[str, Any] = {
+        base_hash = {"content_hash": content_hash(self.images)}
+        determining = {
+            **_AS_A_PLUS_DATASET,
             "split": split,
             "augmentation": augmentation.to_list(),
             "num_classes": num_classes,
@@ -105,12 +101,12 @@ class AugmentedDataset(MappedReinforcedData):
             "num_rows": len(base),
             "image_column": image_column,
             "label_column": label_column,
-            "base": {"content_hash": content_hash(self.images)},
+            "base": base_hash,
         }
-        self._fingerprint = _hash({**determining, "seed": seed})
+        self._fingerprint = hash_of({**determining, "seed": seed})
         self.origin = Origin(
-            fingerprint=_hash(determining),  # of runs that differ in the seed
-            base={**(described or {}), **determining["base"]},
+            fingerprint=hash_of(determining),  # of runs that differ in the seed
+            base={**(described or {}), **base_hash},
             num_examples=len(base),
             image_column=image_column,
             label_column=label_column,

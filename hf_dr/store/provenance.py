@@ -190,8 +190,7 @@ class Provenance:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of all that determines the bytes of the columns."""
-        text = json.dumps(self.determining(), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
+        return hash_of(self.determining())
 
     def differences(self, other: Provenance) -> list[str]:
         """Returns a line for each determining field in which two runs differ: `num_views: 4 there, 8 here`."""
@@ -302,6 +301,12 @@ _AGAIN = "Fetch or write it again."
 # In version 3, and what they are where the file does not have them; version 4 has them always.
 _OPTIONAL: dict[str, Any] = {"candidates": None, "signal": TOPK}
 REQUIRED = tuple(field.name for field in fields(Provenance) if field.name not in _OPTIONAL)
+
+
+def hash_of(determining: dict[str, Any]) -> str:
+    """Returns the SHA-256 of what determines data, in JSON types, whatever the order of its keys."""
+    text = json.dumps(determining, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _is_selection(value: Any, num_views: int) -> bool:

@@ -117,7 +117,6 @@ class ReinforcedDataset(MappedReinforcedData):
 
     @property
     def labels(self) -> np.ndarray | None:
-        """The labels of all rows, int64 (rows,), or None where the base has none."""
         if self._labels is None:
             return None
         own = np.asarray(whole_column(self.plus, self._labels))[self.rows.reinforced]
@@ -125,7 +124,6 @@ class ReinforcedDataset(MappedReinforcedData):
 
     @property
     def has_labels(self) -> bool:
-        """Whether items have `labels`."""
         return self._labels is not None
 
     @property
@@ -135,12 +133,10 @@ class ReinforcedDataset(MappedReinforcedData):
 
     @property
     def all_reinforced(self) -> bool:
-        """Whether every row has stored views."""
         return self.num_reinforced == len(self)
 
     @property
     def source_rows(self) -> np.ndarray:
-        """The row of the base for each row of this dataset, int64 (rows,); -1 where it has no stored views."""
         return self.rows.source_rows
 
     @property
@@ -150,7 +146,6 @@ class ReinforcedDataset(MappedReinforcedData):
 
     @property
     def class_names(self) -> list[str] | None:
-        """The names of the classes, where the base's labels have names."""
         return getattr(self.plus.features[self._labels], "names", None) if self._labels else None
 
     @property
@@ -160,7 +155,6 @@ class ReinforcedDataset(MappedReinforcedData):
         return self._images.select(places)
 
     def pairs(self, view: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the rows that a view mixes with each other, int64 (pairs, 2), and all other rows, int64 (rows,)."""
         couples = self.rows.matched(self.provenance, view) if self.paired else np.empty((0, 2), np.int64)
         return couples, np.setdiff1d(np.arange(len(self)), couples)
 
@@ -179,7 +173,6 @@ class ReinforcedDataset(MappedReinforcedData):
 
     @property
     def own_features(self) -> datasets.Features:
-        """The columns of the base that items have as well."""
         return self._chosen.features
 
     def _column(self, name: str) -> Any:
@@ -251,9 +244,7 @@ class ReinforcedDataset(MappedReinforcedData):
 
     def _slot(self, index: int) -> int:
         """Returns the slot of a row (`hf_dr.replay.rows.Rows`)."""
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"row {index} of a dataset of {len(self)} rows")
-        return int(self.rows.usable[index])
+        return int(self.rows.usable[self._row(index)])
 
     def _locate_stored(self, index: int, view: int) -> tuple[int, int]:
         """Returns the slot of a row and the number of a stored view."""

@@ -483,6 +483,16 @@ class MappedReinforcedData(ReinforcedData, torch.utils.data.Dataset):
             raise IndexError(f"rank {view.number} of {len(order)} views")
         return int(order[view.number])
 
+    def _row(self, number: int) -> int:
+        """Returns a row, counted from 0.
+
+        Raises:
+            IndexError: There is no such row.
+        """
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"row {number} of a dataset of {len(self)} rows")
+        return number % len(self)
+
     def _locate(self, index: ViewIndex) -> tuple[int, View]:
         """Returns the row, counted from 0, and the view, as `resolved` gives it, that an index means.
 
@@ -491,9 +501,7 @@ class MappedReinforcedData(ReinforcedData, torch.utils.data.Dataset):
             TypeError: It is no index.
         """
         number, view = _row_and_view(index)
-        if not -len(self) <= number < len(self):
-            raise IndexError(f"row {number} of a dataset of {len(self)} rows")
-        row = int(number) % len(self)
+        row = self._row(number)
         found = self.resolved(row, int(self.scheduled_views(row, self.epoch)) if view is None else view)
         stored = self.num_views if self.source_rows[row] >= 0 else 0
         if isinstance(found, int) and found >= stored:

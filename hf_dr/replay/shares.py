@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any
 
 import numpy as np
@@ -121,7 +121,7 @@ class Progress:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns it in JSON types."""
-        return {**vars(self), "stretches": [dict(vars(stretch)) for stretch in self.stretches]}
+        return asdict(self)
 
     @classmethod
     def from_dict(cls, content: Any) -> Progress:

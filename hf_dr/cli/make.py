@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from hf_dr.generation.folder import Part
     from hf_dr.generation.job import Job
+    from hf_dr.replay.dataset import ReinforcedDataset
     from hf_dr.teacher.ensemble import Teacher
 
 logger = logging.getLogger(__name__)
@@ -204,40 +205,47 @@ def extend_command(argv: Sequence[str], prog: str) -> int:
     # Another configuration of the same repository is a folder of its own.
     check_apart(config.output_dir, [arguments.base], [*arguments.teacher, *arguments.add_teacher])
     start_logging()
-    from hf_dr.cli.arguments import open_reinforced, read_classes
+    from hf_dr.cli.arguments import open_reinforced
     from hf_dr.generation.extend import check_extension, extend_job
     from hf_dr.generation.folder import Part
     from hf_dr.generation.teachers import teacher_from_provenance
     from hf_dr.processes import process_state
-    from hf_dr.teacher.ensemble import Teacher
 
     part = Part.parse(run.part)
     state = process_state()
     with state.local_main_process_first():
         plus = open_reinforced(path, arguments)
     check_extension(plus, config, teacher=bool(arguments.teacher), add_teacher=bool(arguments.add_teacher))
-    settings = {
-        "device": state.device,
-        "precision": arguments.precision or plus.provenance.teacher.get("precision", "fp32"),
-        "compile": arguments.compile,
-    }
-    names = arguments.add_teacher or arguments.teacher
-    _check_classes(arguments.teacher_classes, names)
-    if names:
-        classes = read_classes(arguments.teacher_classes, plus.class_names)
-        temperature = 1.0 if arguments.add_teacher else plus.provenance.teacher.get("temperature", 1.0)
-        teacher = Teacher.from_pretrained(names, classes=classes, temperature=temperature, **settings)
-    else:
-        teacher = teacher_from_provenance(plus.provenance, **settings)
+    settings: dict[str, Any] = {"device": state.device, "compile": arguments.compile}
+    if arguments.precision is not None:
+        settings["precision"] = arguments.precision
+    if arguments.add_teacher:
+        settings["temperature"] = 1.0
+    teacher = _named_teacher(
+        plus, arguments.add_teacher or arguments.teacher, arguments.teacher_classes, **settings
+    ) or teacher_from_provenance(plus.provenance, **settings)
     return _run(extend_job(plus, teacher, config), run, part)
 
 
-def _check_classes(classes: str | None, teacher: Sequence[str] | None) -> None:
-    """Refuses classes of a teacher that is not named: the provenance has those of its own."""
-    if classes and not teacher:
-        raise ConfigError(
-            f"`teacher_classes` must come with a teacher, got {classes!r} without. Name it, or leave it out."
-        )
+def _named_teacher(
+    plus: ReinforcedDataset, names: Sequence[str] | None, classes: str | None, **settings: Any
+) -> Teacher | None:
+    """Loads a teacher by its names, where it is not told otherwise as the run did; None where there are no names.
+
+    Raises:
+        ConfigError: There are classes, but no names: the provenance has those of its own teacher.
+    """
+    from hf_dr.cli.arguments import read_classes
+    from hf_dr.generation.teachers import same_teacher
+
+    if not names:
+        if classes:
+            raise ConfigError(
+                f"`teacher_classes` must come with a teacher, got {classes!r} without. Name it, or leave it out."
+            )
+        return None
+    chosen = read_classes(classes, plus.class_names)
+    return same_teacher(names, plus.provenance, **({} if chosen is None else {"classes": chosen}), **settings)
 
 
 def _plus_parser(prog: str, description: str | None, examples: str) -> Parser:
@@ -271,8 +279,7 @@ def verify_command(argv: Sequence[str], prog: str) -> int:
     )
     arguments = parser.parse_args(argv)
     start_logging()
-    from hf_dr.cli.arguments import local_config, open_reinforced, read_classes
-    from hf_dr.generation.teachers import same_teacher
+    from hf_dr.cli.arguments import local_config, open_reinforced
     from hf_dr.generation.verify import verify
     from hf_dr.processes import process_state
     from hf_dr.store.card import write_card
@@ -280,12 +287,7 @@ def verify_command(argv: Sequence[str], prog: str) -> int:
 
     folder = local_config(arguments.path, arguments.name) if arguments.save else None
     plus = open_reinforced(arguments.path, arguments)
-    teacher = None
-    _check_classes(arguments.teacher_classes, arguments.teacher)
-    if arguments.teacher:
-        classes = read_classes(arguments.teacher_classes, plus.class_names)
-        own = {} if classes is None else {"classes": classes}
-        teacher = same_teacher(arguments.teacher, plus.provenance, **own)
+    teacher = _named_teacher(plus, arguments.teacher, arguments.teacher_classes)
     device = process_state().device if arguments.device else None
     asked = not arguments.no_teacher
     report = verify(plus, teacher, ask_teacher=asked, num_rows=arguments.num_rows, device=device)

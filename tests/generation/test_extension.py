@@ -215,6 +215,18 @@ def test_the_command_in_one_process_or_two(tmp_path, named, tiny_dataset, capsys
     assert "must have the weights that reinforced the dataset" in capsys.readouterr().err
 
 
+def test_the_command_asks_over_the_classes_of_the_run(tmp_path, tiny_dataset):
+    torch.manual_seed(2)
+    larger = timm.create_model("test_resnet", num_classes=len(CLASSES) + 3)
+    save_file(larger.state_dict(), tmp_path / "larger.safetensors")
+    name = f"timm:test_resnet@{tmp_path / 'larger.safetensors'}"
+    teacher = Teacher.from_pretrained(name, classes=[9, *range(1, len(CLASSES))])
+    source = make(tmp_path / "source", tiny_dataset, teacher, 1)
+    out = tmp_path / "more"
+    assert main(["extend", str(source), "--num_views", "2", "--teacher", name, "--output_dir", str(out)]) == 0
+    assert_same(out, make(tmp_path / "whole", tiny_dataset, teacher, 2))
+
+
 def test_the_command_wants_one_dataset(capsys):
     for words in ([], ["a", "b"]):
         assert main(["extend", *words, "--output_dir", "c"]) == 2

@@ -8,6 +8,7 @@ from hf_dr.errors import ConfigError
 from hf_dr.settings import FILES_FROM_HELP, Whole, check_settings, flag
 from hf_dr.store.schema import KEEP, is_safe_name
 from hf_dr.teacher.names import SIGNALS, TOPK
+from hf_dr.views.names import AUGMENT_ON
 
 
 @dataclass
@@ -90,7 +91,7 @@ class ReinforceConfig:
         "Where views are made: on the `cpu` by Pillow, or on the teacher's `device`, with the same pixels. `auto` takes a "
         "GPU where it can make them all, and says so where it cannot.",
         default="auto",
-        choices=["auto", "cpu", "device"],
+        choices=list(AUGMENT_ON),
     )
     allow_disagreement: bool = flag(
         "Go on where the teacher's most probable class is the label no more often than by chance. Default: a sample of "

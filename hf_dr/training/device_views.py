@@ -16,10 +16,10 @@ from hf_dr.replay.device import UndoneCollator, UndoneViews
 from hf_dr.replay.reinforced_data import ReinforcedData
 from hf_dr.replay.streaming import StreamedReinforcedDataset
 from hf_dr.training.arguments import ReinforcedTrainingArguments
-from hf_dr.training.reinforced_settings import AUGMENT_ON
 from hf_dr.views.device.augment import DeviceAugmentation, is_fast_on
 from hf_dr.views.device.packing import DoneBatch
 from hf_dr.views.device.plan import unsupported
+from hf_dr.views.names import AUGMENT_ON
 
 logger = logging.getLogger(__name__)
 

@@ -7,12 +7,10 @@ from typing import Literal, get_args
 
 from hf_dr.replay.names import DIFFICULTIES, VIEW_ORDERS
 from hf_dr.settings import Real, flag
+from hf_dr.views.names import AUGMENT_ON
 
 TailRule = Literal["uniform", "bucket", "renormalize", "zero", "image"]
 TAIL_RULES: tuple[str, ...] = get_args(TailRule)
-
-AUGMENT_ON = ("auto", "cpu", "device")
-"""Where views are made."""
 
 
 @dataclass

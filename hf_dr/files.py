@@ -64,15 +64,19 @@ def written_whole(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def nearest(folder: Path) -> Path:
+    """Returns the folder, or, where it is still to be made, the nearest one above it that is there."""
+    return next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+
+
 def check_writable(folder: Path, setting: str) -> None:
     """Tries whether a folder can be written to, or made, before work begins whose results it shall hold. Leaves nothing.
 
     Raises:
         ConfigError: They cannot; `setting` is what names the folder, or a file in it.
     """
-    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
     try:
-        with tempfile.TemporaryFile(dir=there):
+        with tempfile.TemporaryFile(dir=nearest(folder)):
             pass
     except OSError as error:
         raise ConfigError(

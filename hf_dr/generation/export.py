@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from hf_dr.errors import ConfigError, FingerprintMismatchError
-from hf_dr.files import check_writable, sha256_of, write_whole, written_whole
+from hf_dr.files import check_writable, nearest, sha256_of, write_whole, written_whole
 from hf_dr.generation.config import ExportConfig
 from hf_dr.replay.columns import Columns
 from hf_dr.replay.dataset import ReinforcedDataset
@@ -219,8 +219,7 @@ class WebDatasetExport:
 
     def _check_space(self, needed: float) -> int:
         """Returns the free bytes where the folder is, or will be."""
-        there = next(place for place in (self.folder.absolute(), *self.folder.absolute().parents) if place.exists())
-        free = shutil.disk_usage(there).free
+        free = shutil.disk_usage(nearest(self.folder)).free
         if needed > free:
             raise ConfigError(
                 f"`output_dir` needs about {format_bytes(needed)}, found {format_bytes(free)} free. Free space, or choose "

@@ -18,7 +18,7 @@ from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, Forma
 from hf_dr.generation.agreement import sample_agreement
 from hf_dr.generation.config import ExtendConfig, check_config
 from hf_dr.generation.job import Job
-from hf_dr.generation.labelling import Labeller, Rows, ShortAnswers
+from hf_dr.generation.labelling import CompleteRows, Labeller, ShortAnswers
 from hf_dr.generation.plan import Plan, library_versions
 from hf_dr.generation.sources import choose_source
 from hf_dr.generation.teachers import checked_labels, same_teacher, teacher_from_provenance
@@ -169,7 +169,7 @@ def extend_job(plus: ReinforcedDataset, teacher: Teacher, config: ExtendConfig) 
         TeacherError: The teacher is not the one that made the stored views; or the new members do not belong to it.
     """
     stored = plus.provenance
-    views = StoredViews(plus)
+    views = EarlierViews(plus)
     base = plus.plus.select_columns([name for name in plus.plus.column_names if not is_reserved(name)])
     if config.num_views is None:
         _check_new_members(stored, teacher)
@@ -244,7 +244,7 @@ def _with_members(stored: Provenance, teacher: Teacher) -> dict[str, Any]:
     return {"teacher": ensemble, "library_versions": library_versions()}
 
 
-class StoredViews:
+class EarlierViews:
     """Stored answers and hashes of the dataset that is extended, by the rows of its base."""
 
     def __init__(self, plus: ReinforcedDataset) -> None:
@@ -281,7 +281,7 @@ class StoredViews:
             check_digests(self._plus.shards[number])
             self._checked.add(number)
 
-    def check(self, rows: Rows) -> None:
+    def check(self, rows: CompleteRows) -> None:
         """Refuses rows of a shard whose stored views are not what was drawn again, or a shard that is not what was written.
 
         Raises:
@@ -315,7 +315,7 @@ class StoredViews:
 class _ExtendingLabeller(Labeller):
     """Labels batches some of whose views have stored answers."""
 
-    def __init__(self, teacher: Teacher, provenance: Provenance, stored: StoredViews) -> None:
+    def __init__(self, teacher: Teacher, provenance: Provenance, stored: EarlierViews) -> None:
         super().__init__(teacher, provenance)
         self._stored = stored
 

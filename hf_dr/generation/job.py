@@ -34,7 +34,7 @@ from hf_dr.generation.folder import (
     note_processor,
     open_run,
 )
-from hf_dr.generation.labelling import Labeller, RowCheck, Rows, RowStream, ViewColumns, best_candidates
+from hf_dr.generation.labelling import CompleteRows, Labeller, RowCheck, RowStream, ViewColumns, best_candidates
 from hf_dr.generation.plan import Plan, plan_run
 from hf_dr.generation.sources import AnswerSource, choose_source, cut_spans
 from hf_dr.processes import describe_processor, on_main, process_state, warm_up_kernels
@@ -272,7 +272,7 @@ class Job:
                 background.submit(finish, writer)
             background.wait()
 
-    def _rows_of(self, shard: int, stream: RowStream) -> Iterator[tuple[Callable[[], pa.Table], Rows]]:
+    def _rows_of(self, shard: int, stream: RowStream) -> Iterator[tuple[Callable[[], pa.Table], CompleteRows]]:
         """Yields the row groups of a shard, checked, with what copies the base's columns of them.
 
         The stream holds the shards in order.
@@ -289,7 +289,7 @@ class Job:
             column = provenance.image_column
             yield partial(as_table, self.plan.base, first, last, image_column=column, readable=rows.valid), rows
 
-    def _compare(self, rows: Rows, first: int, last: int) -> None:
+    def _compare(self, rows: CompleteRows, first: int, last: int) -> None:
         """Counts the unmixed views of rows `first` to `last`, and those whose most probable class is the label."""
         if self.plan.labels is None:
             return
@@ -342,5 +342,5 @@ def _deleting_unfinished() -> Iterator[list[ShardWriter]]:
             writer.__exit__(None, None, None)
 
 
-def _write(writer: ShardWriter, base: Callable[[], pa.Table], rows: Rows) -> None:
+def _write(writer: ShardWriter, base: Callable[[], pa.Table], rows: CompleteRows) -> None:
     writer.write(base(), rows.columns, rows.valid)  # here, so that images are copied in the thread, too

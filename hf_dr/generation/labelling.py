@@ -234,7 +234,7 @@ def padded(part: torch.Tensor, size: int) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class Rows:
+class CompleteRows:
     """Complete rows that follow each other.
 
     Attributes:
@@ -248,7 +248,7 @@ class Rows:
     view_hashes: np.ndarray
 
 
-RowCheck = Callable[[Rows], None]
+RowCheck = Callable[[CompleteRows], None]
 """What a run checks of rows before it writes them; it raises an error if they must not be written."""
 
 
@@ -309,7 +309,7 @@ class RowStream:
         self._buffer = _Buffer(num_views)
         self._tails = ImageTails(num_views) if with_tails else None
 
-    def take(self, first: int, last: int) -> Rows:
+    def take(self, first: int, last: int) -> CompleteRows:
         """Returns rows `first` to `last`, which must be the next ones of the stream."""
         count = last - first
         while self._buffer.num_rows < count:
@@ -327,4 +327,4 @@ class RowStream:
         columns[VIEWS_HASH] = np.array([combine_hashes(hashes_V) for hashes_V in view_hashes_RV], np.uint64)
         if self._tails is not None:
             columns[TAIL_IDS], columns[TAIL_LOGPROBS] = self._tails.take(count)
-        return Rows(columns, views.valid[:, 0], view_hashes_RV)
+        return CompleteRows(columns, views.valid[:, 0], view_hashes_RV)

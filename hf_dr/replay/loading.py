@@ -131,13 +131,12 @@ def _check_path(path: object) -> None:
     """Refuses a dataset in the place of its name."""
     paths = path if isinstance(path, (list, tuple)) else [path]
     wrong = [type(each).__name__ for each in paths if not isinstance(each, (str, os.PathLike))]
-    if not wrong:
-        return
-    raise ConfigError(
-        f'expected the folder of a "+" dataset or its Hub id, got an object ({wrong[0]}). `reinforce` makes a "+" '
-        "dataset of a base and returns it opened; rows that are loaded already are opened by `ReinforcedDataset(rows, "
-        "Provenance.read(folder))`; the images of an overlay are `base`."
-    )
+    if wrong:
+        raise ConfigError(
+            f'expected the folder of a "+" dataset or its Hub id, got an object ({wrong[0]}). `reinforce` makes a "+" '
+            "dataset of a base and returns it opened; rows that are loaded already are opened by `ReinforcedDataset(rows, "
+            "Provenance.read(folder))`; the images of an overlay are `base`."
+        )
 
 
 def each_dataset(path: _Path | _Paths, name: str | _Names | None = None) -> list[tuple[_Path, str | None]]:

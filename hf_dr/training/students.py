@@ -338,10 +338,8 @@ def load_processor(name: str, size: int | None = None) -> Any:
             f"it again, or remove its {IMAGE_PROCESSOR_NAME}."
         ) from error
     given = {key: getattr(processor, key, None) for key in ("size", "crop_size")}
-    crops = (
-        getattr(processor, "do_center_crop", False) and given["crop_size"]
-    )  # EfficientNet's has one that it does not use
-    made = given["crop_size"] if crops else given["size"]
+    crops = getattr(processor, "do_center_crop", False)  # EfficientNet's has a crop size that it does not use
+    made = (crops and given["crop_size"]) or given["size"]
     if size is not None and made:
         share = size / max(dict(made).values())
         for key, sides in given.items():

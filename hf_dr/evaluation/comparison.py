@@ -306,7 +306,7 @@ def _facts(config: CompareConfig, comparison: Comparison) -> Iterator[list[str]]
         p = Provenance.read(fetch_config(path, name, revision=config.train.get("revision"), shards=False))
         answers = f"{p.num_views} views of each, {described(p.signal, p.top_k, p.num_classes)}"
         yield ["data", f"{p.num_rows:,} images of {p.base.get('id') or 'a base dataset'}, {p.split}; {answers}"]
-        yield ["teacher", " + ".join(str(member.get("id")) for member in p.teacher.get("members", []))]
+        yield ["teacher", " + ".join(str(member.get("id")) for member in p.teacher["members"])]
     settings = " ".join(str(config.train[key]) for key in ("student", "model_args") if key in config.train)
     yield ["student", settings]
     epochs = f"{config.train['num_train_epochs']} epochs, " if "num_train_epochs" in config.train else ""

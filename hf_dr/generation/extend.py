@@ -146,7 +146,7 @@ def check_extension(plus: ReinforcedDataset, config: ExtendConfig, *, teacher: b
             f"{stored.teacher[EXTENDED_FROM]['num_members']} of them stand in the average with their stored top-K answers. Add "
             "views to the dataset as it was before, then the members again."
         )
-    if not stored.teacher.get("members"):
+    if not stored.teacher["members"]:
         raise FormatError("`teacher.members` of the provenance must name the teacher, found none. Fetch it again.")
     here = library_versions()
     changed = stored.differences(replace(stored, library_versions=here))

@@ -151,7 +151,7 @@ class Inspection:
         for n, (name, settings) in enumerate(ops):
             text = f"{name}({', '.join(f'{key}={value}' for key, value in settings.items())})"
             lines.append(("augmentation" if n == 0 else "", text))
-        for n, member in enumerate(p.teacher.get("members", [])):
+        for n, member in enumerate(p.teacher["members"]):
             at = f" at {str(member['revision'])[:12]}" if member.get("revision") else ""
             left_out = member.get("left_out")
             text = f"{member.get('id')}{at}, licence {member.get('license') or 'unknown'}"

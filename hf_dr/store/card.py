@@ -371,7 +371,8 @@ def _how_to_use(about: Provenance | PlannedConfig, name: str) -> str:
     # A teacher can be loaded again by its name if it is a commit on the Hub; a planned run will pin it.
     is_pinned = isinstance(about, PlannedConfig)
     known = all(
-        is_hub_id(member.get("id")) and (is_pinned or is_commit(member.get("revision"))) for member in _members(about)
+        is_hub_id(member.get("id")) and (is_pinned or is_commit(member.get("revision")))
+        for member in about.teacher["members"]
     )
     teacher = "" if known else " --no_teacher"
     return f"""```python
@@ -427,17 +428,8 @@ def _settings(config: CardConfig | PlannedConfig) -> str:
     return markdown_table(["", ""], rows)
 
 
-def _members(about: Provenance | PlannedConfig) -> list[dict[str, Any]]:
-    members = about.teacher.get("members")
-    if not isinstance(members, list) or not all(isinstance(member, dict) for member in members):
-        raise FormatError(
-            f"`teacher.members` of the provenance must be a list of members, found {members!r:.80}. Fix it."
-        )
-    return members
-
-
 def _teachers(about: Provenance | PlannedConfig) -> list[str]:
-    members = _members(about)
+    members = about.teacher["members"]
     rows, commercial, unknown = [], [], []
     for member in members:
         at = f" at {code(str(member['revision'])[:12])}" if member.get("revision") else ""

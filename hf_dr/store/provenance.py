@@ -74,7 +74,7 @@ def _plain_name(name: str) -> str:
 
 def _ensemble(teacher: dict[str, Any]) -> dict[str, Any]:
     """Checks the members of a teacher, and that what it was extended from, if anything, had fewer of them, and so on."""
-    members = teacher.get("members", [])
+    members: Any = teacher.get("members")
     listed = isinstance(members, list) and all(isinstance(member, dict) for member in members)
     expect(listed, "a teacher with a list of members")
     known = teacher.get("precision", "fp32") in tuple(PRECISIONS)

@@ -426,7 +426,7 @@ def test_datasets_that_cannot_be_extended(tmp_path, tiny_plus, tiny_dataset, tin
         plus = load_reinforced(make(tmp_path / str(number), tiny_dataset, tiny_teacher, 2, **settings))
         refused(plus, ConfigError, message, tmp_path / "out", **asked)
     nameless = ReinforcedDataset(tiny_plus.plus, tiny_plus.provenance)
-    nameless.provenance = dataclasses.replace(nameless.provenance, teacher={})
+    nameless.provenance = dataclasses.replace(nameless.provenance, teacher={"members": []})
     refused(nameless, FormatError, r"`teacher.members` of the provenance must name the teacher", tmp_path / "out")
     longer = load_reinforced(added(tiny_plus, tmp_path / "longer", make_teacher(2.0)))
     message = r"members were all asked at once, but here 1 of them stand .* Add views to the dataset as it was before"

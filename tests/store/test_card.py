@@ -339,13 +339,6 @@ def test_text_from_data_stays_in_its_place(config):
     assert all(line.count(" | ") <= 5 for line in card.splitlines() if line.startswith("| "))
 
 
-def test_a_teacher_without_members_is_refused(config):
-    with pytest.raises(
-        FormatError, match=r"`teacher.members` of the provenance must be a list of members, found None. Fix it"
-    ):
-        update_card(None, {"a": named(config, "a", teacher={})}, name=NAME)
-
-
 @pytest.mark.parametrize(
     ("license", "said"),
     [

@@ -578,6 +578,7 @@ def test_every_field_has_a_type(field: str) -> None:
         ({"augmentation": [{"Flip": 1}]}, r"`augmentation\.0\.Flip` in x must be a valid dictionary, found 1"),
         ({"library_versions": {"numpy": 2.4}}, r"`library_versions\.numpy` in x must be a valid string, found 2\.4"),
         ({"teacher": {"members": [1]}}, "`teacher` in x must be a teacher with a list of members, found {'members': "),
+        ({"teacher": {}}, "`teacher` in x must be a teacher with a list of members, found {}"),
         (
             {"teacher": {"members": [{}, {}], "extended_from": {"num_members": 2}}},
             "`teacher` in x must be a teacher whose `extended_from` has fewer members each time, found ",

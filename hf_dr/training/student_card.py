@@ -25,10 +25,10 @@ from hf_dr.files import write_json, write_whole
 from hf_dr.replay.reinforced_data import ReinforcedData
 from hf_dr.store.card import CARD_FILE, TAGS, is_noncommercial, read_card
 from hf_dr.store.card_texts import CITATION
-from hf_dr.store.json_files import read_object
+from hf_dr.store.json_files import read_object, validated
 from hf_dr.store.readme import Data, edit_yaml, merge_parts, newline_of, split_readme
 from hf_dr.teacher.architectures import ADDED
-from hf_dr.text import code, inline, markdown_table, shown_text
+from hf_dr.text import code, inline, markdown_table
 from hf_dr.training.students import is_timm
 
 STUDENT_FILE = "student.json"
@@ -113,23 +113,8 @@ class Student:
         path = folder / STUDENT_FILE
         if not path.is_file():
             return None
-        content = read_object(path, "Train again, or remove it.")
-        if content.keys() != _TYPES.keys():
-            found = shown_text(", ".join(content), 200)
-            raise FormatError(f"{path} must have {', '.join(_TYPES)}, found {found}. Train again, or remove it.")
-        for key, expected in _TYPES.items():
-            if not isinstance(content[key], expected):
-                raise FormatError(
-                    f"`{key}` in {path} must be of another type, found {content[key]!r:.80}. Train again, or remove it."
-                )
-        return cls(**content)
-
-
-_NONE = type(None)
-_TYPES: dict[str, Any] = {
-    "model": str, "objective": str, "dataset": dict, "origin": str, "timm": bool, "teachers": list, "start": (str, _NONE),
-    "evaluated_on": (dict, _NONE), "metrics": dict, "settings": dict, "metadata": dict,
-}  # fmt: skip
+        advice = "Train again, or remove it."
+        return validated(cls, read_object(path, advice), str(path), advice)
 
 
 def student_of_training(

@@ -116,8 +116,9 @@ def test_written_and_read_back(tmp_path):
     for bad, message in (
         ("{", "must be JSON, but reading it failed"),
         ("[]", "must hold a JSON object, found list"),
-        (json.dumps({**content, "more": 1}), "must have model, objective,.*found .*more"),
-        (json.dumps({**content, "metrics": None}), "`metrics` in .* must be of another type, found None"),
+        (json.dumps({**content, "more": 1}), "must not have the field `more`, found 1. Train again, or remove"),
+        (json.dumps({**content, "metrics": None}), "`metrics` in .* must be a valid dictionary, found None"),
+        (json.dumps({**content, "teachers": [1]}), r"`teachers\.0` in .* must be a valid dictionary, found 1"),
     ):
         (tmp_path / STUDENT_FILE).write_text(bad)
         with pytest.raises(FormatError, match=message):

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import datasets
 import filelock
@@ -45,7 +45,7 @@ from hf_dr.store.base_dataset import as_table, check_dataset, undecoded_images
 from hf_dr.store.named_files import describe_named_files
 from hf_dr.store.schema import AUG_PREFIX, TEACHER_IDS
 from hf_dr.store.shards import ROW_GROUP_VIEWS, ShardWriter
-from hf_dr.teacher.ensemble import Teacher
+from hf_dr.teacher.ensemble import Teacher, is_teacher
 from hf_dr.teacher.names import TeacherNames
 from hf_dr.teacher.signals import IMAGE_TAIL
 from hf_dr.text import format_bytes
@@ -95,10 +95,10 @@ def reinforce(
             f"`augmentation` must be an Augmentation, a name or a list of ops, got {type(augmentation).__name__}. Put a single "
             "op into a list."
         )
-    if not hasattr(teacher, "members"):  # nor anything that acts as a Teacher
+    if not is_teacher(teacher):
         check_dataset(dataset, config.image_column, config.label_column)  # before minutes of loading
         teacher = Teacher.from_pretrained(teacher)
-    job = reinforce_job(dataset, cast(Teacher, teacher), augmentation, config, base=base)
+    job = reinforce_job(dataset, teacher, augmentation, config, base=base)
     job.run()
     return job.result()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, cast
+from typing import Any
 
 import datasets
 import numpy as np
@@ -12,7 +12,7 @@ from hf_dr.errors import DataError, FormatError, TeacherError
 from hf_dr.store.base_dataset import label_numbers, whole_column
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import EXTENDED_FROM
-from hf_dr.teacher.ensemble import Teacher
+from hf_dr.teacher.ensemble import Teacher, is_teacher
 from hf_dr.teacher.names import TeacherNames
 from hf_dr.text import is_commit, is_hub_id, shown_text
 
@@ -58,8 +58,8 @@ def same_teacher(given: Teacher | TeacherNames, provenance: Provenance, **settin
         ConfigError: It is neither.
         TeacherError: A member cannot be loaded, or does not belong to the others.
     """
-    if hasattr(given, "members"):  # or what acts as a Teacher
-        return cast(Teacher, given)
+    if is_teacher(given):
+        return given
     chosen = [member.get("classes") for member in named_members(provenance)]
     settings.setdefault("precision", provenance.teacher.get("precision", "fp32"))
     settings.setdefault("temperature", provenance.teacher.get("temperature", 1.0))

@@ -11,7 +11,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from hf_dr.processes import find_device
 from hf_dr.teacher.folds import folds_of, with_members
 from hf_dr.teacher.members import HOW_TO_NAME, Member, load_member, logits_of
 from hf_dr.teacher.names import PRECISIONS, TeacherNames
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
 
 logger = logging.getLogger(__name__)
 
@@ -283,6 +286,11 @@ class Teacher:
             "device_type": self.device.type,
         }
         return told if self.temperature == 1 else {**told, "temperature": self.temperature}
+
+
+def is_teacher(given: object) -> TypeIs[Teacher]:
+    """Whether something is a Teacher, or acts as one, and so is no name of one: it has members."""
+    return hasattr(given, "members")
 
 
 def _has_not_seen(member: Member, fold: int) -> bool:

@@ -18,7 +18,7 @@ from hf_dr.cli.launch import STOPPED, start_logging
 from hf_dr.errors import ConfigError
 from hf_dr.files import check_apart, check_writable, write_json
 from hf_dr.generation.config import ExportConfig, ExtendConfig, ImportConfig, ReinforceConfig
-from hf_dr.settings import FILES_FROM_HELP, flag
+from hf_dr.settings import FILES_FROM_HELP, Whole, flag
 from hf_dr.store.schema import PROVENANCE_FILE
 from hf_dr.teacher.names import PRECISIONS
 
@@ -202,6 +202,8 @@ def extend_command(argv: Sequence[str], prog: str) -> int:
         examples="hf-dr extend photos-plus --num_views 16 --teacher runs/teacher --output_dir photos-plus-16",
     )
     path = one_dataset(paths, '"+" dataset')
+    named = arguments.add_teacher or arguments.teacher
+    _check_classes(arguments.teacher_classes, named)
     # Another configuration of the same repository is a folder of its own.
     check_apart(config.output_dir, [arguments.base], [*arguments.teacher, *arguments.add_teacher])
     start_logging()
@@ -221,28 +223,28 @@ def extend_command(argv: Sequence[str], prog: str) -> int:
         settings["precision"] = arguments.precision
     if arguments.add_teacher:
         settings["temperature"] = 1.0
-    teacher = _named_teacher(
-        plus, arguments.add_teacher or arguments.teacher, arguments.teacher_classes, **settings
-    ) or teacher_from_provenance(plus.provenance, **settings)
+    teacher = _named_teacher(plus, named, arguments.teacher_classes, **settings)
+    if teacher is None:
+        teacher = teacher_from_provenance(plus.provenance, **settings)
     return _run(extend_job(plus, teacher, config), run, part)
+
+
+def _check_classes(classes: str | None, teacher: Sequence[str] | None) -> None:
+    """Refuses classes of a teacher that is not named: the provenance has those of its own."""
+    if classes and not teacher:
+        raise ConfigError(
+            f"`teacher_classes` must come with a teacher, got {classes!r} without. Name it, or leave it out."
+        )
 
 
 def _named_teacher(
     plus: ReinforcedDataset, names: Sequence[str] | None, classes: str | None, **settings: Any
 ) -> Teacher | None:
-    """Loads a teacher by its names, where it is not told otherwise as the run did; None where there are no names.
-
-    Raises:
-        ConfigError: There are classes, but no names: the provenance has those of its own teacher.
-    """
+    """Loads a teacher by its names, where it is not told otherwise as the run did; None where there are no names."""
     from hf_dr.cli.arguments import read_classes
     from hf_dr.generation.teachers import same_teacher
 
     if not names:
-        if classes:
-            raise ConfigError(
-                f"`teacher_classes` must come with a teacher, got {classes!r} without. Name it, or leave it out."
-            )
         return None
     chosen = read_classes(classes, plus.class_names)
     return same_teacher(names, plus.provenance, **({} if chosen is None else {"classes": chosen}), **settings)
@@ -278,6 +280,11 @@ def verify_command(argv: Sequence[str], prog: str) -> int:
         "--save", action="store_true", help="Keep the report next to the shards and show it in the card."
     )
     arguments = parser.parse_args(argv)
+    Whole(1).check("num_rows", arguments.num_rows)  # before a dataset is fetched and a teacher loaded
+    _check_classes(arguments.teacher_classes, arguments.teacher)
+    asked = not arguments.no_teacher
+    if arguments.teacher and not asked:
+        raise ConfigError("`teacher` must be left out with `no_teacher`, got both. Leave one out.")
     start_logging()
     from hf_dr.cli.arguments import local_config, open_reinforced
     from hf_dr.generation.verify import verify
@@ -289,7 +296,6 @@ def verify_command(argv: Sequence[str], prog: str) -> int:
     plus = open_reinforced(arguments.path, arguments)
     teacher = _named_teacher(plus, arguments.teacher, arguments.teacher_classes)
     device = process_state().device if arguments.device else None
-    asked = not arguments.no_teacher
     report = verify(plus, teacher, ask_teacher=asked, num_rows=arguments.num_rows, device=device)
     print(report.report())
     if folder is not None:

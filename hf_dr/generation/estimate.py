@@ -28,8 +28,9 @@ from hf_dr.text import format_bytes
 class Estimate:
     """What a run would take: `num_made` views, of which the teacher is asked for `num_asked` and `num_views` are stored.
 
-    Seconds are per view, of one core for augmenting, of one core or GPU for the teacher. `agreement` is that of the teacher
-    with the labels of a few rows; None where there are none.
+    Seconds are per view, of one core for augmenting, of one core or GPU for the teacher; where the teacher's device augments
+    (`on_device`), the core only decodes. `agreement` is that of the teacher with the labels of a few rows; None where there
+    are none.
     """
 
     num_views: int
@@ -38,6 +39,7 @@ class Estimate:
     num_shards: int
     seconds_augment: float
     seconds_teacher: float
+    on_device: bool
     bytes_reinforcement: float
     bytes_base: float
     agreement: Agreement | None
@@ -52,16 +54,19 @@ class Estimate:
         # A CPU's threads do one after the other; workers of a GPU augment while it answers.
         wall = (teacher + augment) / workers if on_cpu else max(teacher, augment / workers)
         wall *= most / self.num_shards
+        of_core, longest, of_teacher = "decoding and augmenting", "augmenting", "teacher"
+        if self.on_device:
+            of_core, longest, of_teacher = "decoding", "decoding", "augmenting and teacher"
         among = "" if self.num_made == self.num_views else f", kept of {self.num_made:,}"
         rows = [
             ("views", f"{self.num_views:,}{among}"),
             ("asked of the teacher", f"{self.num_asked:,}"),
             ("shards", f"{self.num_shards:,}, at most {most:,} a process"),
-            ("teacher", f"{1e3 * self.seconds_teacher:.2f} ms a view on one {'core' if on_cpu else 'GPU'}"),
-            ("decoding and augmenting", f"{1e3 * self.seconds_augment:.2f} ms a view on one core"),
+            (of_teacher, f"{1e3 * self.seconds_teacher:.2f} ms a view on one {'core' if on_cpu else 'GPU'}"),
+            (of_core, f"{1e3 * self.seconds_augment:.2f} ms a view on one core"),
             (f"hours with {num_processes} process(es)", _hours(wall)),
             (f"{'device' if on_cpu else 'GPU'}-hours", _hours(wall * num_processes)),
-            ("core-hours of augmenting", _hours(augment)),
+            (f"core-hours of {longest}", _hours(augment)),
             ("bytes, reinforcement", format_bytes(self.bytes_reinforcement)),
             ("bytes, base columns", format_bytes(self.bytes_base)),
             (
@@ -93,6 +98,7 @@ def estimate(plan: Plan, source: AnswerSource, num_batches: int, agreement: Agre
         num_shards=provenance.num_shards,
         seconds_augment=timing.seconds_augment,
         seconds_teacher=timing.seconds_teacher,
+        on_device=timing.on_device,
         bytes_reinforcement=num_views * _bytes_per_view(plan, timing.columns),
         bytes_base=_base_bytes(plan.base),
         agreement=agreement,

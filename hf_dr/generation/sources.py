@@ -39,11 +39,13 @@ class Timing:
         columns: Of the timed spans.
         seconds_augment: For making one view, on one core; where an accelerator makes it, for decoding and drawing alone.
         seconds_teacher: For one answer, on one core or accelerator, with all else that the accelerator does for it.
+        on_device: Whether the teacher's device makes the views.
     """
 
     columns: list[ViewColumns]
     seconds_augment: float
     seconds_teacher: float
+    on_device: bool = False
 
 
 class AnswerSource(Protocol):
@@ -147,6 +149,8 @@ def cut_spans(provenance: Provenance, shards: Iterable[int], batch_size: int, fi
 class _Source(AnswerSource):
     """What is the same in all sources of this module; `workers` make views, or decode for the device that makes them."""
 
+    _on_device = False  # whether that of the teacher makes them
+
     def __init__(self, maker: ViewMaker, labeller: Labeller, batch_size: int, workers: int) -> None:
         self.device = labeller.teacher.device
         self.workers = workers
@@ -170,7 +174,7 @@ class _Source(AnswerSource):
         teaching = time.perf_counter() - began
         made = sum(span.stop - span.start for span in spans)
         asked = sum(int(self._labeller.is_asked(span).sum()) for span in spans[1:])
-        return Timing(columns, augmenting / made, teaching / max(1, asked))
+        return Timing(columns, augmenting / made, teaching / max(1, asked), self._on_device)
 
 
 class ThreadSource(_Source):
@@ -232,6 +236,8 @@ class DeviceSource(_Source):
 
     The ops must have device versions (`unsupported`).
     """
+
+    _on_device = True
 
     def answers(self, spans: Sequence[Span]) -> Generator[ViewColumns]:
         """Yields the columns of each span; the device has a few batches of work before it."""

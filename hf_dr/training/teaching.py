@@ -111,10 +111,6 @@ def divide(
         FormatError: What is noted of it cannot be read.
         DataError: A row has no label or no readable image, or too few rows have a label for anything to be held out.
     """
-    made_of = {"images": whole_hash(dataset, image_column, label_column), "share": share, "seed": seed}
-    marker = folder.parent / _MARKER
-    if _is_there(marker, made_of, f"{folder} must be made of the same images and labels in the same way"):
-        return
     column = whole_column(dataset, label_column)
     labels, bad = label_numbers(column, int(np.iinfo(np.int64).max))
     if len(bad):
@@ -125,6 +121,11 @@ def divide(
             f"a class must have at least 2 images for one to be held out, but none of {len(np.unique(labels))} has. Add "
             "images, or name a split of others with `eval_split`."
         )
+    # All images are read from here on.
+    made_of = {"images": whole_hash(dataset, image_column, label_column), "share": share, "seed": seed}
+    marker = folder.parent / _MARKER
+    if _is_there(marker, made_of, f"{folder} must be made of the same images and labels in the same way"):
+        return
     check_readable(undecoded_images(dataset, image_column))  # now, where the files still have their own names
     train = np.setdiff1d(np.arange(len(dataset)), test)
     folder.mkdir(parents=True, exist_ok=True)

@@ -308,6 +308,12 @@ def test_a_mistyped_flag_of_a_training_is_found_before_transformers_is_imported(
         (["evaluate", "--model", "x"], "unknown argument `--model`. Did you mean `--models`?"),
         (["compare", "--confg", "x"], "unknown argument `--confg`. Did you mean `--config`?"),
         (["verify", "--no_techer"], "unknown argument `--no_techer`. Did you mean `--no_teacher`?"),
+        (["verify", "nowhere", "--num_rows", "0"], "`num_rows` must be a whole number of at least 1, got 0."),
+        (
+            ["verify", "nowhere", "--teacher", "x", "--no_teacher"],
+            "`teacher` must be left out with `no_teacher`, got both.",
+        ),
+        (["verify", "nowhere", "--teacher_classes", "cat"], "`teacher_classes` must come with a teacher, got 'cat'"),
         (["inspect", "x", "--contact-shet", "y"], "unknown argument `--contact-shet`. Did you mean `--contact_sheet`?"),
         (["push", "x", "--private_repo"], "unknown argument `--private_repo`. Did you mean `--private`?"),
         (["report", "x", "--out", "y"], "unknown argument `--out`. Did you mean `--output_dir`?"),

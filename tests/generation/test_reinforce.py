@@ -920,7 +920,9 @@ def test_a_run_that_another_overtakes_is_refused_under_the_lock(tmp_path, tiny_d
         run(tmp_path / "mine", tiny_dataset, tiny_teacher, PLAIN, config_name="a")
     assert files_of(tmp_path / "mine") == other
     monkeypatch.undo()
-    assert run(tmp_path / "mine", tiny_dataset, tiny_teacher, PLAIN, config_name="a", seed=1) == other, "no lock is left"
+    assert run(tmp_path / "mine", tiny_dataset, tiny_teacher, PLAIN, config_name="a", seed=1) == other, (
+        "no lock is left"
+    )
 
 
 def test_a_text_in_a_paths_place_is_a_bad_image(tmp_path, tiny_dataset, tiny_teacher):

@@ -148,6 +148,9 @@ def test_the_estimate_is_what_the_source_measures(plan, labeller):
     estimate = Job(plan, RowByRow(plan.view_maker(), labeller, 8), lambda: None).estimate(2)
     assert (estimate.seconds_augment, estimate.seconds_teacher) == (1.0, 2.0)
     assert (estimate.num_views, estimate.num_made, estimate.num_asked) == (72, 72, 72)
+    report = estimate.report(1, 0, torch.device("cpu"))
+    for name in ("  teacher  ", "  decoding and augmenting  ", "  core-hours of augmenting  "):
+        assert name in report
 
 
 def test_rows_are_checked_before_they_are_written(plan, labeller):

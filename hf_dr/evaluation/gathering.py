@@ -14,7 +14,7 @@ from hf_dr.errors import DataError, HfDrError
 from hf_dr.evaluation.config import named_model
 from hf_dr.evaluation.metrics import METRICS, SHARES
 from hf_dr.settings import are_alike
-from hf_dr.training.student_card import STUDENT_FILE, Student
+from hf_dr.training.student_card import STUDENT_FILE, Student, fold_left_out
 from hf_dr.transfer.trainer import HEADLINES, TRANSFER_FILE, read_description
 from hf_dr.transfer.trainer import RESULTS_FILE as TRANSFER_RESULTS_FILE
 
@@ -134,7 +134,8 @@ class Setting:
     Attributes:
         evaluated_on: The data of the evaluation; for a detector or segmenter the task and its epochs as well.
         reinforced: Whether the data is a "+" dataset, not the base of one.
-        images: Hash of the images of the base; empty where an older version trained. The fingerprint covers them.
+        images: Hash of the images of the base, and the fold that was left out; empty where an older version trained. The
+            fingerprint covers them.
     """
 
     model: str
@@ -298,15 +299,16 @@ def read_transferred(folder: Path) -> Finished:
 def _setting(
     model: str, dataset: dict[str, Any], settings: dict[str, Any], epochs: float, evaluated_on: str
 ) -> Setting:
+    fold = fold_left_out(dataset)
     return Setting(
         model,
-        data=_joined(dataset, "/", "id", "config"),
+        data=", ".join(filter(None, (_joined(dataset, "/", "id", "config"), fold))),
         fingerprint=str(dataset.get("fingerprint")),
         epochs=epochs,
         evaluated_on=evaluated_on,
         num_rows=int(settings["num_rows"]),
         reinforced=bool(dataset.get("reinforced", True)),
-        images=str(dataset.get("images") or ""),
+        images=" ".join(filter(None, (dataset.get("images"), fold))),
     )
 
 

@@ -28,6 +28,7 @@ from hf_dr.store.card_texts import CITATION
 from hf_dr.store.json_files import read_object, validated
 from hf_dr.store.readme import Data, edit_yaml, merge_parts, newline_of, split_readme
 from hf_dr.teacher.architectures import ADDED
+from hf_dr.teacher.folds import fold_in_config
 from hf_dr.text import code, inline, markdown_table
 from hf_dr.training.students import is_timm
 
@@ -58,7 +59,7 @@ class Student:
         model: Architecture and size.
         objective: What it learned from, as the end of "It learned from".
         dataset: The "+" dataset: its `id` where that is known, and `config`, `revision`, `fingerprint`; `reinforced`
-            is False for a base dataset without stored views.
+            is False for a base dataset without stored views. `left_out` is the fold whose images were left out, if one was.
         origin: What that dataset is, as one sentence.
         start: What it was fine-tuned from, or None.
         timm: Whether timm loads it as well as transformers.
@@ -148,6 +149,7 @@ def student_of_training(
     local = start is not None and Path(start).expanduser().is_dir()
     tags = card.get("tags") or []
     speeds = [entry[_SPEED] for entry in trainer.state.log_history if _SPEED in entry]
+    fold = fold_in_config(model, trainer.model.config)
     hyperparameters = {k: " ".join(str(v).split()) for k, v in extract_hyperparameters_from_trainer(trainer).items()}
     return Student(
         model=f"{model}, over {train.num_classes} classes",
@@ -160,6 +162,7 @@ def student_of_training(
             "fingerprint": source.fingerprint,
             "images": source.base.get("content_hash"),
             **({} if labellers else {"reinforced": False}),
+            **({} if fold is None else {"left_out": {"number": fold.number, "of": fold.of}}),
         },
         origin=f"{examples}, whose {views} views each were labelled by {labellers}." if labellers else f"{examples}.",
         timm=is_timm(trainer.model),
@@ -281,7 +284,18 @@ def _dataset(dataset: dict[str, Any]) -> str:
     parts = [code(dataset["id"]) + _at(dataset.get("revision"))] if dataset["id"] else []
     parts += [f"configuration {code(dataset['config'])}"] if dataset.get("config") else []
     parts += [f"split {code(dataset['split'])}"] if dataset.get("split") else []
+    parts += [fold_left_out(dataset)] if dataset.get("left_out") else []
     return ", ".join(parts)
+
+
+def fold_left_out(dataset: Mapping[str, Any]) -> str:
+    """Tells which fold of a student's dataset was left out; empty where none was.
+
+    Raises:
+        KeyError, TypeError: It cannot be understood.
+    """
+    fold = dataset.get("left_out")
+    return "" if fold is None else f"without fold {int(fold['number'])} of {int(fold['of'])}"
 
 
 def _at(revision: str | None) -> str:

@@ -87,6 +87,16 @@ def test_the_same_command_again_changes_nothing_and_other_folds_are_refused(fold
     )
 
 
+def test_a_report_has_a_row_for_each_fold(folds, tmp_path, capsys):
+    assert main(["report", str(folds), "--output_dir", str(tmp_path)]) == 0
+    assert not re.search("left out", capsys.readouterr().err)
+    page = (tmp_path / "results.md").read_text()
+    for number in range(2):
+        assert page.count(f"| colours, without fold {number} of 2 |") == 3  # tables
+        card = (folds / f"fold-{number}" / "README.md").read_text()
+        assert f"of the dataset `colours`, without fold {number} of 2. " in card
+
+
 def test_a_damaged_file_of_folds_is_an_error(base, tmp_path, capsys):
     (tmp_path / "folds.json").write_text("{")
     assert main(["teach", str(base), "--output_dir", str(tmp_path), "--folds", "2", *TINY]) == 2

@@ -9,7 +9,7 @@ from hf_dr.cli.config import parse
 from hf_dr.cli.flag_parser import Parser, words_as_flag
 from hf_dr.cli.flags import SmokeArguments
 from hf_dr.cli.launch import STOPPED, launch, start_logging
-from hf_dr.evaluation.config import CompareConfig, EvaluateConfig
+from hf_dr.evaluation.config import CompareConfig, EvaluateConfig, as_arguments
 from hf_dr.files import check_writable
 
 
@@ -26,11 +26,14 @@ def compare_command(argv: Sequence[str], prog: str) -> int:
     )
     start_logging()
     from hf_dr.cli.smoke import rehearse
-    from hf_dr.evaluation.comparison import run_comparison
+    from hf_dr.cli.teach import read_training
+    from hf_dr.evaluation.comparison import run_comparison, training_flags
 
     if smoke.smoke:
         return rehearse("compare", argv, prog, lambda stand_in: stand_in.compare(vars(config)))
     check_writable(Path(config.output_dir).expanduser(), "output_dir")
+    for objective in config.objectives:  # what one of them refuses would only be found when others are trained
+        read_training(as_arguments(training_flags(config, objective, config.seeds[0])), "hf-dr train")
     run_comparison(config, _train)
     return 0
 

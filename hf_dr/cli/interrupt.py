@@ -97,8 +97,8 @@ def training_kept_on_interrupt(trainer: Trainer) -> Iterator[None]:
         last = f"{PREFIX_CHECKPOINT_DIR}-{trainer.state.global_step}"
         kept = last_checkpoint(str(args.output_dir))
         if (kept is None or Path(kept).name != last) and args.world_size == 1 and not args.load_best_model_at_end:
-            model: Any = trainer.model
-            trainer._save_checkpoint(model, None)  # private, but Trainer has no other that saves its state
+            assert trainer.model is not None
+            trainer._save_checkpoint(trainer.model, None)  # private, but Trainer has no other that saves its state
             kept = last_checkpoint(str(args.output_dir))
         if trainer.is_world_process_zero() and kept is not None:
             logger.warning("Stopped after the training: the same command goes on from %s.", Path(kept).name)

@@ -20,6 +20,7 @@ from hf_dr.settings import FILES_FROM_HELP, JsonOrMapping, OpsOrName, Real, Whol
 
 if TYPE_CHECKING:
     from hf_dr.teacher.folds import Fold
+    from hf_dr.training.arguments import ReinforcedTrainingArguments
     from hf_dr.training.trainer import ReinforcedTrainer
 
 logger = logging.getLogger(__name__)
@@ -83,16 +84,7 @@ class TeachArguments:
 def train_command(argv: Sequence[str], prog: str) -> int:
     """Trains a student on a "+" dataset."""
     argv = words_as_flag(argv)
-    student, smoke, args = parse(
-        [StudentArguments, SmokeArguments, TRAINING],
-        argv,
-        prog=prog,
-        description='Trains an image classifier on a "+" dataset, or, for comparison, by plain training (erm) or online '
-        "distillation (kd) on the same images. All settings of transformers' TrainingArguments are flags, too. The same "
-        "command again resumes.",
-        examples="hf-dr train photos-plus --student timm:resnet18 --output_dir student --epochs 20 --lr 0.001\n"
-        "hf-dr train --config recipes/cifar100/erm.yaml --student timm:resnet50d",
-    )
+    student, smoke, args = read_training(argv, prog)
     start_logging()
     from hf_dr.cli.smoke import rehearse
     from hf_dr.cli.train import finish_training, prepare_training, run_training
@@ -104,6 +96,28 @@ def train_command(argv: Sequence[str], prog: str) -> int:
         run_training(trainer, args)
         finish_training(trainer, args, card)
     return 0
+
+
+def read_training(
+    argv: Sequence[str], prog: str
+) -> tuple[StudentArguments, SmokeArguments, ReinforcedTrainingArguments]:
+    """Reads the arguments of `hf-dr train`, and refuses those that contradict each other whatever the data are."""
+    student, smoke, args = parse(
+        [StudentArguments, SmokeArguments, TRAINING],
+        argv,
+        prog=prog,
+        description='Trains an image classifier on a "+" dataset, or, for comparison, by plain training (erm) or online '
+        "distillation (kd) on the same images. All settings of transformers' TrainingArguments are flags, too. The same "
+        "command again resumes.",
+        examples="hf-dr train photos-plus --student timm:resnet18 --output_dir student --epochs 20 --lr 0.001\n"
+        "hf-dr train --config recipes/cifar100/erm.yaml --student timm:resnet50d",
+    )
+    if student.objective == "reinforced" and args.mixes and args.reinforced_probability:
+        raise ConfigError(
+            "`mixup_alpha` and `cutmix_alpha` must be 0 with `objective` reinforced, whose stored views are mixed as they were "
+            f"stored, got {args.mixup_alpha} and {args.cutmix_alpha}. Set them to 0, or choose erm or kd."
+        )
+    return student, smoke, args
 
 
 def teach_command(argv: Sequence[str], prog: str) -> int:

@@ -273,10 +273,7 @@ def run_comparison(config: CompareConfig, train: Callable[[list[str]], int]) -> 
         # Objectives take turns, so that a disturbance of the machine hits all of them.
         for objective in config.objectives:
             path = folder / run_name(objective, seed)
-            flags: dict[str, Any] = {**config.train, "objective": objective, "seed": seed, "output_dir": path}
-            if objective == "kd":
-                named = {"teacher": config.teacher, "teacher_classes": config.teacher_classes}
-                flags |= {name: value for name, value in named.items() if value}
+            flags = training_flags(config, objective, seed)
             if on_main(state, partial(is_finished, path, flags)):  # it notes what the run is made of
                 continue
             logger.info("%s: training %s.", config.title, path.name)
@@ -298,6 +295,16 @@ def run_comparison(config: CompareConfig, train: Callable[[list[str]], int]) -> 
         write_card(place.parent)
     print(f"\n{comparison.to_markdown()}\nreport: {page}", flush=True)
     return comparison
+
+
+def training_flags(config: CompareConfig, objective: str, seed: int) -> dict[str, Any]:
+    """Returns the settings of `hf-dr train` for one run of a comparison; a teacher is for kd alone, wherever it is named."""
+    path = Path(config.output_dir).expanduser() / run_name(objective, seed)
+    teacher = {"teacher": config.teacher, "teacher_classes": config.teacher_classes}
+    flags = {name: value for name, value in config.train.items() if objective == "kd" or name not in teacher}
+    if objective == "kd":
+        flags |= {name: value for name, value in teacher.items() if value}
+    return {**flags, "objective": objective, "seed": seed, "output_dir": path}
 
 
 def _facts(config: CompareConfig, comparison: Comparison) -> Iterator[list[str]]:

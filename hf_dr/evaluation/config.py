@@ -120,6 +120,11 @@ class CompareConfig:
             content = getattr(self, name)
             if not isinstance(content, dict) or needed not in content:
                 raise ConfigError(f"`{name}` must be a mapping with `{needed}`, got {content!s:.80}. Add it.")
+        for name, instead in (("objective", "objectives"), ("seed", "seeds"), ("output_dir", "output_dir")):
+            if name in self.train:
+                raise ConfigError(
+                    f"`train` must leave `{name}` to the comparison, got {self.train[name]!r}. Set `{instead}` next to it."
+                )
         if not self.seeds:
             raise ConfigError("`seeds` must be at least one number, got none. Leave it out for three.")
         # What would only be found when students are trained already.

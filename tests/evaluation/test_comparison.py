@@ -1,5 +1,6 @@
 """Comparing objectives: the table, the gains, going on where it stopped."""
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -18,7 +19,7 @@ import yaml
 from hf_dr.cli.main import main
 from hf_dr.errors import ConfigError, DataError, FormatError
 from hf_dr.evaluation import comparison
-from hf_dr.evaluation.comparison import Comparison, compare, is_finished, run_comparison
+from hf_dr.evaluation.comparison import Comparison, compare, is_finished, run_comparison, training_flags
 from hf_dr.evaluation.config import CompareConfig, as_arguments
 from hf_dr.evaluation.gathering import Run, read_run
 from hf_dr.evaluation.metrics import reliability
@@ -220,6 +221,9 @@ def test_ctrl_c_ends_the_comparison_and_loses_no_step(config, tmp_path, monkeypa
     [({"train": [1]}, r"`train` must be a mapping with `dataset`, got \[1\]"),
      ({"train": {"student": "x"}}, "`train` must be a mapping with `dataset`, got {'student': 'x'}"),
      ({"evaluate": {}}, "`evaluate` must be a mapping with `sets`, got {}. Add it"),
+     ({"train": {"dataset": "x", "seed": 3}}, "`train` must leave `seed` to the comparison, got 3. Set `seeds` next to it"),
+     ({"train": {"dataset": "x", "objective": "kd"}}, "`train` must leave `objective` to the comparison, got 'kd'. Set `obj"),
+     ({"train": {"dataset": "x", "output_dir": "y"}}, "`train` must leave `output_dir` to the comparison, got 'y'"),
      ({"seeds": []}, "`seeds` must be at least one number, got none"),
      ({"seeds": [1, 1]}, r"`seeds` must not name one twice, got \[1, 1\]. Leave one out"),
      ({"objectives": []}, r"`objectives` must be of erm, reinforced and kd, got \[\]. Correct it"),
@@ -241,6 +245,31 @@ def test_settings_are_looked_at_before(config, tmp_path, capsys, change, message
     assert main(["compare", "--config", str(config)]) == 2
     assert re.search(message, capsys.readouterr().err)
     assert not (tmp_path / "out").exists(), "nothing was trained"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"mixup_alpha": 0.2}, "`mixup_alpha` and `cutmix_alpha` must be 0 with `objective` reinforced, .*, got 0.2 and 0.0"),
+     ({"augmentation": "randaug"}, "`augmentation` must come with `objective` erm or kd, got reinforced"),
+     ({"learning_rat": 1}, "learning_rat"),
+     ({"learning_rate": -1}, "`learning_rate` must be a number of at least 0, got -1")],
+)  # fmt: skip
+def test_what_one_objective_refuses_is_known_before_another_is_trained(config, tmp_path, capsys, settings, message):
+    content = yaml.safe_load(config.read_text())
+    config.write_text(yaml.safe_dump({**content, "train": {**content["train"], **settings}}), encoding="utf-8")
+    with contextlib.suppress(SystemExit):
+        assert main(["compare", "--config", str(config)]) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_teacher_in_the_settings_of_the_training_is_for_kd_alone(config):
+    content = yaml.safe_load(config.read_text())
+    content["train"] |= {"teacher": ["t"], "teacher_classes": "c"}
+    given = CompareConfig(**{**content, "objectives": ["erm", "reinforced", "kd"]})
+    flags = {objective: training_flags(given, objective, 0) for objective in given.objectives}
+    assert [name for name in flags if "teacher" in flags[name] or "teacher_classes" in flags[name]] == ["kd"]
+    assert training_flags(dataclasses.replace(given, teacher=["u"]), "kd", 0)["teacher"] == ["u"]
 
 
 def test_the_dataset_may_be_a_path(config):

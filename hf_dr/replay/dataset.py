@@ -301,8 +301,8 @@ class ReinforcedDataset(MappedReinforcedData):
             if expected != found:
                 raise ReplayError(
                     f"{self.rows.name(slot)} must hold the image that was reinforced (pixel hash {expected:016x}), found "
-                    f"another ({found:016x}). Load the base dataset at revision {self.provenance.base.get('revision')}, "
-                    "unchanged."
+                    f"another ({found:016x}). Give {self.provenance.named_base}, unchanged; a base that is streamed must have "
+                    "its order, too."
                 )
             self._checked[slot] = True
         return image

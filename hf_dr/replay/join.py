@@ -80,11 +80,10 @@ class JoinedBase:
         missing = np.flatnonzero(~np.isin(hashes, index))
         if len(missing):
             first = missing[0]
-            provenance = self._provenance
             raise DataError(
                 f"`base` must hold the images of all {len(source)} reinforced rows, but those of {len(missing)} are not among "
-                f"its {len(index)}: first row {source[first]} (pixel hash {int(hashes[first]):016x}). Give split "
-                f"`{provenance.split}` of {provenance.base.get('id') or 'the base dataset'}, with unchanged pixels."
+                f"its {len(index)}: first row {source[first]} (pixel hash {int(hashes[first]):016x}). Give "
+                f"{self._provenance.named_base}, with unchanged pixels."
             )
         return order[np.searchsorted(index, hashes)]
 
@@ -127,8 +126,8 @@ def join_base(base: datasets.Dataset | JoinedBase | None, provenance: Provenance
         return None
     if base is None:
         raise DataError(
-            f'this "+" dataset is an overlay without images. Pass `base`: split `{provenance.split}` of '
-            f"{provenance.base.get('id') or 'the base dataset'}, by name or loaded with datasets."
+            f'this "+" dataset is an overlay without images. Pass `base`: {provenance.named_base}, by name or loaded with '
+            "datasets."
         )
     return base if isinstance(base, JoinedBase) else JoinedBase(base, provenance)
 

@@ -77,8 +77,7 @@ class StreamedBase:
         if self._starts[-1] < provenance.num_rows:
             raise DataError(
                 f"`base` must have the {provenance.num_rows} rows that were reinforced, found {self._starts[-1]} in "
-                f"{len(self._files)} files. Give split `{provenance.split}` of "
-                f"{provenance.base.get('id') or 'the base dataset'} at the revision that was reinforced."
+                f"{len(self._files)} files. Give {provenance.named_base}, with all its rows."
             )
 
     def images(self, rows: np.ndarray) -> pa.ChunkedArray:

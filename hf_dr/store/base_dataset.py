@@ -62,12 +62,7 @@ def load_base(
         DataError: It cannot be found or read, has no such split, or names a file that is not its own.
     """
     path = Path(name).expanduser()
-    for setting, value, allowed in (("revision", revision, not path.exists()), ("config", config, not _is_one(path))):
-        if value is not None and not allowed:
-            raise ConfigError(
-                f"the {setting} of a dataset must be left out for what has none, got {value!r} with {path.name}, which is on "
-                "this machine. Leave it out."
-            )
+    _check_named(path, config, revision)
     described: dict[str, Any] = {"id": path.name if path.exists() else name, "config": config}
     with _loading(name, split):
         if path.is_file():
@@ -87,6 +82,16 @@ def load_base(
     return loaded, described if license is None else {**described, "license": license}
 
 
+def _check_named(path: Path, config: str | None, revision: str | None) -> None:
+    """Refuses a revision of what is on this machine, and a configuration of what is one dataset."""
+    for setting, value, allowed in (("revision", revision, not path.exists()), ("config", config, not _is_one(path))):
+        if value is not None and not allowed:
+            raise ConfigError(
+                f"the {setting} of a dataset must be left out for what has none, got {value!r} with {path.name}, which is on "
+                "this machine. Leave it out."
+            )
+
+
 def _open_saved(path: Path) -> Any:
     """Opens the folder of a saved dataset."""
     try:
@@ -101,9 +106,11 @@ def base_files(name: str, config: str | None = None, *, split: str, revision: st
     There are none where it does not consist of such files. The arguments are those of `load_base`.
 
     Raises:
+        ConfigError: As of `load_base`.
         DataError: It cannot be found, or has no such split.
     """
     path = Path(name).expanduser()
+    _check_named(path, config, revision)
     if _is_one(path):
         return [str(path)] if path.is_file() else []
     with _loading(name, split):

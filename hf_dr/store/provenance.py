@@ -174,6 +174,13 @@ class Provenance:
         return self.num_views if self.candidates is None else int(self.candidates["num"])
 
     @property
+    def named_base(self) -> str:
+        """What was reinforced, for a message: which split of which dataset, at which commit where it has one."""
+        revision = self.base.get("revision")
+        named = f"split `{self.split}` of {self.base.get('id') or 'the base dataset'}"
+        return named if revision is None else f"{named} at revision {revision}"
+
+    @property
     def num_shards(self) -> int:
         """Number of shards."""
         return -(-self.num_rows // self.shard_size)

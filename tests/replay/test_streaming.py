@@ -620,7 +620,10 @@ def test_a_wrong_join_is_refused(make, base, base_file, tmp_path):
     overlay = make(PLAIN, overlay=True).parent
     moved = tmp_path / "moved.parquet"
     base.select([*range(12), 13, 12, *range(14, ROWS)]).to_parquet(moved)
-    with pytest.raises(ReplayError, match=r"row 1[23] must hold the image that was reinforced .*, found another"):
+    with pytest.raises(
+        ReplayError,
+        match=r"row 1[23] must hold the image .*, found another .*\. Give split `train` of .*, unchanged; .* have its order",
+    ):
         list(load_reinforced(overlay, base=moved, streaming=True))
     short = tmp_path / "short.parquet"
     base.select(range(ROWS - 1)).to_parquet(short)
@@ -634,6 +637,11 @@ def test_a_wrong_join_is_refused(make, base, base_file, tmp_path):
     base.rename_column("image", "photo").to_parquet(renamed)
     with pytest.raises(DataError, match=r"must have the image column `image`, found \['photo', 'label', 'name'\] in"):
         load_reinforced(overlay, base=renamed, streaming=True)
+    for setting in ("revision", "config"):
+        with pytest.raises(
+            ConfigError, match=f"the {setting} of a dataset must be left out for what has none, got 'main'"
+        ):
+            load_reinforced(overlay, base=str(moved), streaming=True, **{f"base_{setting}": "main"})
     with pytest.raises(ConfigError, match="`base` is for an overlay"):
         load_reinforced(make(PLAIN).parent, base=base_file, streaming=True)
     numbers = tmp_path / "numbers.parquet"

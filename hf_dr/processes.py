@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import platform
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -140,6 +142,16 @@ def default_workers(device: torch.device) -> int:
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     cores = max(1, num_cores() // ranks)
     return cores if device.type == "cpu" else min(16, max(1, cores - 1))
+
+
+@contextlib.contextmanager
+def thread_pool(threads: int, name: str, **settings: Any) -> Iterator[ThreadPoolExecutor]:
+    """Gives a pool of threads; what none has begun when the block ends, after an error or Ctrl-C, is given up."""
+    pool = ThreadPoolExecutor(threads, name, **settings)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def quiet_worker(worker: int, then: Callable[[int], object] | None = None) -> None:

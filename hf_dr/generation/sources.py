@@ -10,7 +10,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -18,7 +18,7 @@ from typing import Protocol
 import torch
 
 from hf_dr.generation.labelling import CPU_BATCH, Labeller, Reply, ViewColumns
-from hf_dr.processes import default_workers, quiet_worker
+from hf_dr.processes import default_workers, quiet_worker, thread_pool
 from hf_dr.store.provenance import Provenance
 from hf_dr.text import format_bytes
 from hf_dr.views.device.augment import is_fast_on
@@ -185,20 +185,16 @@ class ThreadSource(_Source):
         if self.workers <= 1:
             yield from self._one_by_one(spans)
             return
-        threads = self.workers
-        with _kept_threads():
-            pool = ThreadPoolExecutor(threads, "reinforce", initializer=torch.set_num_threads, initargs=(1,))
-            waiting: deque[Future[ViewColumns]] = deque()
-            try:
-                for span in spans:
-                    waiting.append(pool.submit(lambda span: self._labeller.label(self._maker[span]), span))
-                    # Two batches for each thread: one is worked on, the next is there when it is done.
-                    if len(waiting) > 2 * threads:
-                        yield waiting.popleft().result()
-                while waiting:
+        one_each = {"initializer": torch.set_num_threads, "initargs": (1,)}
+        waiting: deque[Future[ViewColumns]] = deque()
+        with _kept_threads(), thread_pool(self.workers, "reinforce", **one_each) as pool:
+            for span in spans:
+                waiting.append(pool.submit(lambda span: self._labeller.label(self._maker[span]), span))
+                # Two batches for each thread: one is worked on, the next is there when it is done.
+                if len(waiting) > 2 * self.workers:
                     yield waiting.popleft().result()
-            finally:
-                pool.shutdown(cancel_futures=True)
+            while waiting:
+                yield waiting.popleft().result()
 
     def _one_by_one(self, spans: Sequence[Span]) -> Iterator[ViewColumns]:
         # In the calling thread: `keep_freed_memory` may not serve another one.

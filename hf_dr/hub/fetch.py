@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from tqdm.auto import tqdm
 
 from hf_dr.errors import ConfigError, FormatError
 from hf_dr.hub.retry import ask, is_unreachable, with_retries
+from hf_dr.processes import thread_pool
 from hf_dr.store.json_files import check_size
 from hf_dr.store.provenance import Provenance, choose_config, config_names, find_config
 from hf_dr.store.schema import PROVENANCE_FILE, is_safe_name
@@ -88,13 +88,10 @@ def fetch_config(
     provenance = Provenance.read(config)
     check_split(split, provenance)
     if shards:
-        pool = ThreadPoolExecutor(_DOWNLOADS, "fetch")
-        try:
+        with thread_pool(_DOWNLOADS, "fetch") as pool:
             files = pool.map(fetch, provenance.shard_names)
             for _ in progress_bar(files, f"fetching {path}", total=provenance.num_shards, unit="shard"):
                 pass
-        finally:
-            pool.shutdown(cancel_futures=True)
     return config
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import xxhash
 
 from hf_dr.errors import ConfigError, DataError
 from hf_dr.files import written_whole
-from hf_dr.processes import num_cores
+from hf_dr.processes import num_cores, thread_pool
 from hf_dr.store.base_dataset import content_hash, sampled_rows, undecoded_images
 from hf_dr.store.provenance import Provenance
 from hf_dr.text import progress_bar
@@ -191,13 +190,12 @@ def _decode_all(images: datasets.Dataset) -> np.ndarray:
         index[start : start + len(cells)] = [_hash_of(cell) for cell in cells]
         return len(cells)
 
-    pool = ThreadPoolExecutor(num_cores(), "join")
-    try:
-        with progress_bar(total=len(images), desc="recognising images", unit="image") as bar:
-            for count in pool.map(fill, range(0, len(images), _CHUNK)):
-                bar.update(count)
-    finally:
-        pool.shutdown(cancel_futures=True)
+    with (
+        thread_pool(num_cores(), "join") as pool,
+        progress_bar(total=len(images), desc="recognising images", unit="image") as bar,
+    ):
+        for count in pool.map(fill, range(0, len(images), _CHUNK)):
+            bar.update(count)
     return index
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -242,45 +242,62 @@ def _classifier(model: Model, images: Images, config: EvaluateConfig) -> Teacher
         ConfigError: It does not have them.
     """
     spec = images.spec
-    member = model.member
-    names = images.class_names
-    over = partial(Teacher, [member], device=config.device, precision=config.precision)
+    classes = model.member.num_classes
+    over = partial(Teacher, [model.member], device=config.device, precision=config.precision)
     if spec.classes is not None:
-        synsets = imagenet_synsets(spec.classes)
-        if member.num_classes not in (1000, len(synsets)):
-            subset = f" or the {len(synsets)} of {spec.classes}" if len(synsets) < 1000 else ""
-            raise ConfigError(
-                f"`{model.name}` must have the 1000 classes of ImageNet{subset} for `{spec.name}`, found {member.num_classes}. "
-                "Leave one of the two out."
-            )
-        if member.num_classes == len(synsets):
-            return over()
-        thousand = {synset: c for c, synset in enumerate(imagenet_synsets("imagenet"))}
-        return over(classes=[thousand[synset] for synset in synsets])
-    if names is None and images.labels.max() < member.num_classes:
-        return over()
-    # As they are, or else by name: in another order, or a subset.
-    for classes in (None, names) if names is not None else ():
+        return over(classes=_imagenet_classes(model, spec, imagenet_synsets(spec.classes)))
+    if images.class_names is not None:
+        classifier = _over_names(images.class_names, model, spec, over)
+        found = f"{len(images.class_names)} names"
+    else:
+        last = images.labels.max()
+        classifier = over() if last < classes else None
+        found = f"labels up to {last}"
+    if classifier is None:
+        raise ConfigError(
+            f"`{model.name}` must answer over the classes of `{spec.name}` ({found}), found {classes} classes. Leave one of "
+            "the two out; for a subset of ImageNet, name it: ,classes=imagenet-a."
+        )
+    return classifier
+
+
+def _imagenet_classes(model: Model, spec: EvaluationSet, synsets: Sequence[str]) -> list[int] | None:
+    """Returns which of ImageNet's classes a set's are, or None for a model that has these only."""
+    classes = model.member.num_classes
+    if classes not in (1000, len(synsets)):
+        subset = f" or the {len(synsets)} of {spec.classes}" if len(synsets) < 1000 else ""
+        raise ConfigError(
+            f"`{model.name}` must have the 1000 classes of ImageNet{subset} for `{spec.name}`, found {classes}. Leave one of "
+            "the two out."
+        )
+    if classes == len(synsets):
+        return None
+    thousand = {synset: c for c, synset in enumerate(imagenet_synsets("imagenet"))}
+    return [thousand[synset] for synset in synsets]
+
+
+def _over_names(
+    names: Sequence[str], model: Model, spec: EvaluationSet, over: Callable[..., Teacher]
+) -> Teacher | None:
+    """Returns a model over its classes as they are, or else by name: in another order, or a subset; None if it lacks them."""
+    for classes in (None, names):
         try:
             classifier = over(classes=classes)
-            classifier.check_classes(names or (), "name the set's classes as the model does")
-            if len(names or ()) < member.num_classes:
-                logger.warning(
-                    "`%s` names %d of the %d classes of `%s`: the others are left out of its answers, so that it cannot take "
-                    "an image for one of them. Its numbers are better than over all classes.",
-                    spec.name,
-                    len(names or ()),
-                    member.num_classes,
-                    model.name,
-                )
-            return classifier
+            classifier.check_classes(names, "name the set's classes as the model does")
         except TeacherError as error:
             logger.debug("%s on %s: %s", model.name, spec.name, error)
-    found = f"{len(names)} names" if names is not None else f"labels up to {images.labels.max()}"
-    raise ConfigError(
-        f"`{model.name}` must answer over the classes of `{spec.name}` ({found}), found {member.num_classes} classes. Leave "
-        "one of the two out; for a subset of ImageNet, name it: ,classes=imagenet-a."
-    )
+            continue
+        if len(names) < model.member.num_classes:
+            logger.warning(
+                "`%s` names %d of the %d classes of `%s`: the others are left out of its answers, so that it cannot take an "
+                "image for one of them. Its numbers are better than over all classes.",
+                spec.name,
+                len(names),
+                model.member.num_classes,
+                model.name,
+            )
+        return classifier
+    return None
 
 
 def _refuse_twice(kind: str, names: Sequence[str]) -> None:

@@ -712,10 +712,6 @@ def test_views_that_cannot_be_are_refused(change, message, base, tmp_path):
         import_ml_dr([source], base, ImportConfig(str(tmp_path / "plus")))
 
 
-def _mixed(params: dict[str, Any]) -> dict[str, Any]:
-    return {**params, "mixup": 0.25, "id2": 1}
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [

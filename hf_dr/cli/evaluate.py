@@ -54,20 +54,25 @@ def evaluate_command(argv: Sequence[str], prog: str) -> int:
         argv,
         prog=prog,
         description="Evaluates several checkpoints on several sets of labelled images and writes one table (Markdown, JSON) "
-        "and the reliability diagrams (PNG). Each model's own preprocessing is used: resize, centre crop, mean and std.",
+        "and the reliability diagrams (PNG). Each model's own preprocessing is used: resize, centre crop, mean and std. The "
+        "same command goes on where it was stopped among corruptions.",
         examples="hf-dr evaluate student --sets test=uoft-cs/cifar100:test,label=fine_label --output_dir evaluation",
     )
     start_logging()
     from hf_dr.cli.smoke import rehearse
     from hf_dr.evaluation.run import run_evaluation
+    from hf_dr.evaluation.unfinished import Unfinished
     from hf_dr.processes import refuse_several
 
     if smoke.smoke:
         return rehearse("evaluate", argv, prog, lambda stand_in: stand_in.evaluate(vars(config)))
     refuse_several("evaluate")
-    check_writable(Path(config.output_dir).expanduser(), "output_dir")
-    report = run_evaluation(config)
-    report.save(config.output_dir)
+    folder = Path(config.output_dir).expanduser()
+    check_writable(folder, "output_dir")
+    unfinished = Unfinished(folder)
+    report = run_evaluation(config, unfinished)
+    report.save(folder)
+    unfinished.done()
     print(report.to_markdown())
     return 0
 

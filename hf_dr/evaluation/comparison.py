@@ -26,6 +26,7 @@ from hf_dr.evaluation.plots import accuracy_figure, as_png, reliability_figure
 from hf_dr.evaluation.report import ABOUT_CALIBRATED, Report
 from hf_dr.evaluation.run import checked_sets, run_evaluation
 from hf_dr.evaluation.tables import html_page, html_picture, html_table, numbers, spread
+from hf_dr.evaluation.unfinished import Unfinished
 from hf_dr.files import write_json, write_whole
 from hf_dr.hub.fetch import fetch_config
 from hf_dr.processes import on_main, process_state
@@ -222,7 +223,12 @@ class Comparison:
 
 
 def compare(
-    title: str, folder: Path, objectives: Sequence[str], seeds: Sequence[int], evaluation: dict[str, Any]
+    title: str,
+    folder: Path,
+    objectives: Sequence[str],
+    seeds: Sequence[int],
+    evaluation: dict[str, Any],
+    unfinished: Unfinished | None = None,
 ) -> Comparison:
     """Reads the runs of a comparison and evaluates their models side by side.
 
@@ -232,13 +238,14 @@ def compare(
         objectives: As they were trained.
         seeds: As they were trained.
         evaluation: Settings of `EvaluateConfig` other than the models: one set, and how it is corrupted.
+        unfinished: See `run_evaluation`.
 
     Raises:
         DataError: A run is missing.
     """
     runs = [read_run(folder, objective, seed) for seed in seeds for objective in objectives]
     models = [f"{run.name}={run.folder}" for run in runs]
-    report = run_evaluation(EvaluateConfig(models=models, output_dir=str(folder), **evaluation))
+    report = run_evaluation(EvaluateConfig(models=models, output_dir=str(folder), **evaluation), unfinished)
     return Comparison(title, runs, report)
 
 
@@ -286,9 +293,11 @@ def run_comparison(config: CompareConfig, train: Callable[[list[str]], int]) -> 
                 logger.info("%s: top-1 %.2f %% after %.0f s.", path.name, 100 * run.accuracy[-1][1], run.seconds)
     if not state.is_main_process:
         return None
-    comparison = compare(config.title, folder, config.objectives, config.seeds, config.evaluate)
+    unfinished = Unfinished(folder)
+    comparison = compare(config.title, folder, config.objectives, config.seeds, config.evaluate, unfinished)
     comparison.facts.extend(_facts(config, comparison))
     page = comparison.save(folder, pictures)
+    unfinished.done()
     if config.save:
         place = find_config(plus, learned_from[0][1]).resolve()
         save_finding(place, Provenance.read(place).fingerprint, comparison.students)

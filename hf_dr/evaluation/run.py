@@ -28,8 +28,9 @@ from hf_dr.evaluation.metrics import CALIBRATED_ECE, ECE_BY_CHANCE, calibrated_e
 from hf_dr.evaluation.modules import Classification
 from hf_dr.evaluation.report import Report, Result
 from hf_dr.evaluation.sets import EvaluationSet, parse_set
-from hf_dr.processes import find_device, warm_up_kernels
-from hf_dr.store.base_dataset import undecoded_images
+from hf_dr.evaluation.unfinished import Unfinished
+from hf_dr.processes import find_device, quiet_worker, warm_up_kernels
+from hf_dr.store.base_dataset import content_hash, undecoded_images
 from hf_dr.teacher.calibration import fit_temperature
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.members import Member, check_member, imagenet_synsets, load_member
@@ -63,8 +64,12 @@ class Model(NamedTuple):
     input: ModelInput
 
 
-def run_evaluation(config: EvaluateConfig) -> Report:
-    """Evaluates every model on every set; writes nothing.
+def run_evaluation(config: EvaluateConfig, unfinished: Unfinished | None = None) -> Report:
+    """Evaluates every model on every set; writes nothing but what is unfinished.
+
+    Args:
+        config: What is evaluated.
+        unfinished: Keeps the metrics on corrupted images, which take most of the time, should the rest be stopped.
 
     Raises:
         ConfigError: A name is unknown or stands twice, or a model's classes are not the set's.
@@ -98,7 +103,7 @@ def run_evaluation(config: EvaluateConfig) -> Report:
                 hits = logits_BC.argmax(axis=-1) == images.labels
                 results.append(Result(model.name, spec.name, len(images.rows), metrics, diagram, hits=hits))
         if spec.published_corrupted or spec.name in config.corrupt:
-            results += _corrupted(spec, images, answering, models, config)
+            results += _corrupted(spec, images, answering, models, config, unfinished or Unfinished())
     return Report(
         results,
         settings=dataclasses.asdict(config),
@@ -126,23 +131,62 @@ def checked_sets(config: EvaluateConfig) -> list[EvaluationSet]:
 
 
 def _corrupted(
-    spec: EvaluationSet, images: Images, classifiers: list[Teacher], models: list[Model], config: EvaluateConfig
+    spec: EvaluationSet,
+    images: Images,
+    classifiers: list[Teacher],
+    models: list[Model],
+    config: EvaluateConfig,
+    unfinished: Unfinished,
 ) -> Iterator[Result]:
     """Yields each model's result on corrupted images, published or made here."""
     metric = Classification()
     grids: list[dict[str, dict[int, dict[str, float]]]] = [{} for _ in models]
+    identity = _identity(images)
     for name, severity in config.corruption_keys():
         published = spec.published_corrupted
-        part = open_set(spec.part(name, severity), config) if published else images
+        part = images
+        if published:
+            part = open_set(spec.part(name, severity), config)
+            identity = _identity(part)
         corruption = None if published else (name, severity)
-        label = f"{spec.name} {name} {severity}"
-        answers = _Pass(part, models, config, label, corruption=corruption, whole=published).logits(classifiers)
-        for grid, logits_BC in zip(grids, answers, strict=True):
-            grid.setdefault(name, {})[severity] = metric.compute(predictions=logits_BC, references=part.labels)
+        keys = [_key(model, identity, corruption, config) for model in models]
+        missing = [n for n, key in enumerate(keys) if key not in unfinished]
+        if missing:
+            label = f"{spec.name} {name} {severity}"
+            passed = _Pass(part, [models[n] for n in missing], config, label, corruption=corruption, whole=published)
+            answers = passed.logits([classifiers[n] for n in missing])
+            measured = [metric.compute(predictions=logits_BC, references=part.labels) for logits_BC in answers]
+            unfinished.keep(dict(zip([keys[n] for n in missing], measured, strict=True)))
+        for grid, key in zip(grids, keys, strict=True):
+            grid.setdefault(name, {})[severity] = unfinished[key]
     for model, grid in zip(models, grids, strict=True):
         cells = [metrics for severities in grid.values() for metrics in severities.values()]
         means = {key: float(np.mean([metrics[key] for metrics in cells])) for key in cells[0]}
         yield Result(model.name, spec.name, len(images.rows), means, by_corruption=grid)
+
+
+def _identity(images: Images) -> dict[str, Any]:
+    """Returns what tells a set from others."""
+    return {
+        "images": content_hash(undecoded_images(images.dataset, images.spec.image or "")),
+        "rows": images.rows.tolist(),
+        "labels": images.labels.tolist(),
+        "classes": images.class_names or images.spec.classes,
+    }
+
+
+def _key(model: Model, identity: dict[str, Any], corruption: tuple[str, int] | None, config: EvaluateConfig) -> str:
+    """Returns the hash of what determines the metrics of a model on a set, corrupted here unless `corruption` is None."""
+    return Unfinished.key(
+        model=model.member.provenance(),
+        names=model.member.labels,
+        input=dataclasses.asdict(model.input),
+        set=identity,
+        corruption=None if corruption is None else [*corruption, config.seed],
+        device=find_device(config.device).type,
+        precision=config.precision,
+        batch_size=config.batch_size,
+    )
 
 
 # ImageNet-C was made from images whose shorter side was resized to 256 pixels, of which the centre of 224 was kept; smaller
@@ -201,7 +245,8 @@ class _Pass(torch.utils.data.Dataset):
     def logits(self, classifiers: Sequence[Teacher]) -> list[np.ndarray]:
         """Returns the answers (B, C) of each model to all rows, float32, in their order."""
         batches: list[list[np.ndarray]] = [[] for _ in classifiers]
-        loader = DataLoader(self, self._config.batch_size, num_workers=self._config.num_workers)
+        config = self._config
+        loader = DataLoader(self, config.batch_size, num_workers=config.num_workers, worker_init_fn=quiet_worker)
         for inputs in progress_bar(loader, desc=self._label, unit="batch", leave=False):
             for classifier, number, own in zip(classifiers, self._input_of, batches, strict=True):
                 own.append(classifier(inputs[number]).cpu().numpy())

@@ -16,15 +16,16 @@ from safetensors.torch import save_file
 from torch import nn
 
 from hf_dr.cli.main import main
-from hf_dr.errors import ConfigError, DataError
+from hf_dr.errors import ConfigError, DataError, FormatError
 from hf_dr.evaluation import images as evaluation_images
 from hf_dr.evaluation import run as evaluation
 from hf_dr.evaluation.config import EvaluateConfig, named_model
 from hf_dr.evaluation.corruptions import CORRUPTIONS, corrupt, corruption_rng
 from hf_dr.evaluation.images import open_set
 from hf_dr.evaluation.metrics import calibrated_ece, classification_metrics, reliability
-from hf_dr.evaluation.run import ModelInput, run_evaluation
+from hf_dr.evaluation.run import ModelInput, _Pass, run_evaluation
 from hf_dr.evaluation.sets import PRESETS, EvaluationSet, parse_set
+from hf_dr.evaluation.unfinished import UNFINISHED_FILE, Unfinished
 from hf_dr.teacher.calibration import fit_temperature
 from hf_dr.teacher.members import Member, load_member
 from hf_dr.teacher.preprocessing import Preprocessing
@@ -96,6 +97,52 @@ def test_the_numbers_by_hand(place, tiny_dataset):
     assert corrupted.errors() == pytest.approx({name: np.mean(e) for name, e in errors.items()})
     assert corrupted.metrics["ece"] == pytest.approx(np.mean([c["ece"] for c in cells]), rel=1e-4)
     assert corrupted.metrics["nll"] == pytest.approx(np.mean([c["nll"] for c in cells]), rel=1e-4)
+
+
+@pytest.mark.parametrize("stopped_at", [2, 3, 4])
+def test_an_evaluation_that_was_stopped_goes_on(place, tmp_path, monkeypatch, stopped_at):
+    """Pass 1 is of the clean images, the others are of a corruption each."""
+    folder = tmp_path / "out"
+    words = ["evaluate", str(place / "student"), "--sets", f"test={place / 'tiny.parquet'}:train", "--corrupt", "test",
+             "--corruptions", "fog", "contrast", "--severities", "1", "5"]  # fmt: skip
+    assert main([*words, "--output_dir", str(tmp_path / "whole")]) == 0
+    passes = []
+    logits = _Pass.logits
+
+    def stop(self, classifiers):
+        if len(passes) == stopped_at:
+            raise KeyboardInterrupt
+        passes.append(self._label)
+        return logits(self, classifiers)
+
+    monkeypatch.setattr(_Pass, "logits", stop)
+    assert main([*words, "--output_dir", str(folder)]) == 130
+    assert [path.name for path in folder.iterdir()] == [UNFINISHED_FILE]
+    before, stopped_at = passes.copy(), -1
+    passes.clear()
+    assert main([*words, "--output_dir", str(folder)]) == 0
+    everything = ["test", "test fog 1", "test fog 5", "test contrast 1", "test contrast 5"]
+    assert [*before, *passes[1:]] == everything, "only the clean images are seen again"
+    assert sorted(path.name for path in folder.iterdir()) == ["evaluation.json", "evaluation.md", "reliability.png"]
+    one, two = (json.loads((out / "evaluation.json").read_text()) for out in (folder, tmp_path / "whole"))
+    assert one["results"] == two["results"]
+
+
+def test_what_was_measured_of_something_else_does_not_count(place, tmp_path):
+    """Other images, another seed, another model: whatever decides the metrics."""
+    corrupted = {"corrupt": ["test"], "corruptions": ["fog"], "severities": [1], "output_dir": ""}
+    sets = [f"test={place / 'tiny.parquet'}:train"]
+    student, other = str(place / "student"), f"timm:test_resnet@{place / 't.safetensors'}"
+    for model, changes in ((student, {}), (student, {"seed": 1}), (student, {"max_examples": 5}), (other, {"size": 32}),
+                           (student, {"crop": 0.5}), (student, {"batch_size": 3})):  # fmt: skip
+        config = EvaluateConfig([model], sets, **corrupted | changes)
+        run_evaluation(config, Unfinished(tmp_path))
+        kept = json.loads((tmp_path / UNFINISHED_FILE).read_text())["metrics"]
+        assert run_evaluation(config).results[1].by_corruption["fog"][1] == list(kept.values())[-1]
+    assert len(kept) == 6
+    (tmp_path / UNFINISHED_FILE).write_text('{"metrics": {"a": 1}}')
+    with pytest.raises(FormatError, match=r"`metrics\.a` in .* Delete it: what it holds is measured again"):
+        Unfinished(tmp_path)
 
 
 def test_fewer_examples_are_spread_and_keep_their_corruption(place, tiny_dataset):

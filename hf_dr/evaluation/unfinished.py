@@ -1,0 +1,68 @@
+"""What an evaluation had measured when it was stopped: the same command goes on after it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hf_dr.files import write_json
+from hf_dr.store.json_files import read_object, validated
+from hf_dr.store.provenance import hash_of
+from hf_dr.version import __version__
+
+logger = logging.getLogger(__name__)
+
+UNFINISHED_FILE = "evaluation.unfinished.json"
+_ADVICE = "Delete it: what it holds is measured again."
+
+
+@dataclass
+class _Content:
+    """By the hash of all that determines them, the metrics of a model on images of one corruption."""
+
+    metrics: dict[str, dict[str, float]]
+
+
+class Unfinished:
+    """Metrics that are kept in a file until the evaluation is done.
+
+    Args:
+        folder: Where; None keeps them in memory only.
+
+    Raises:
+        FormatError: The file there is damaged.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._path = None if folder is None else folder / UNFINISHED_FILE
+        self._metrics: dict[str, dict[str, float]] = {}
+        if self._path is not None and self._path.exists():
+            content = validated(_Content, read_object(self._path, _ADVICE), str(self._path), _ADVICE)
+            self._metrics = content.metrics
+            logger.info("%s has %d measurements of an evaluation that was stopped.", self._path, len(self._metrics))
+
+    @staticmethod
+    def key(**determining: Any) -> str:
+        """Returns the hash of what determines a measurement, in JSON types."""
+        return hash_of({**determining, "hf_dr": __version__})
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._metrics
+
+    def __getitem__(self, key: str) -> dict[str, float]:
+        return self._metrics[key]
+
+    def keep(self, metrics: Mapping[str, dict[str, float]]) -> None:
+        """Takes in measurements, and writes the file."""
+        self._metrics |= metrics
+        if self._path is not None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(self._path, {"metrics": self._metrics})
+
+    def done(self) -> None:
+        """Removes the file: the report is written."""
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)

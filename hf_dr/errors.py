@@ -38,9 +38,10 @@ class HubError(HfDrError):
     """The Hub refuses, or cannot be reached."""
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: object, known: Iterable[str]) -> str:
     """Returns `` Did you mean `x`?`` for the closest known word, or one that begins so, else the list of what is known."""
     known = sorted(known)
+    word = str(word)
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6) or [k for k in known if word and k.startswith(word)]
     more = f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else ""
     return f" Did you mean `{close[0]}`?" if close else f" Known: {', '.join(known[:_SHOWN]) or 'none'}{more}."

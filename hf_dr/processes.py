@@ -94,7 +94,7 @@ def find_device(name: str | torch.device | None = None) -> torch.device:
     if name is not None:
         try:
             return torch.empty(0, device=name).device
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
+        except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
             raise ConfigError(
                 f"`device` must be one of this machine, got {str(name)!r} ({str(error).splitlines()[0].rstrip('. '):.200}). "
                 "Leave it out."

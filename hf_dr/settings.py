@@ -11,6 +11,8 @@ argparse but puts the field's own type in the place of this one.
 from __future__ import annotations
 
 import math
+import numbers
+import os
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Annotated, Any
@@ -97,6 +99,54 @@ class Real:
         if self.high == math.inf:
             return f"a number {low}" if self.above else f"a number of {low}"
         return f"{low} and {'below' if self.below else 'at most'} {self.high}"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A name or a path, which is not empty."""
+
+    def check(self, name: str, value: object) -> None:
+        """Raises a ConfigError that names the setting if `value` is no such text or path."""
+        if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
+            raise ConfigError(f"`{name}` must be a name or a path, got {value!r:.80}. Give one.")
+
+
+def check_kind(name: str, value: object, kind: type | tuple[type, ...], expected: str, advice: str) -> None:
+    """Refuses an object of another class as an argument, before it fails somewhere within.
+
+    Args:
+        name: Of the argument.
+        value: What was given.
+        kind: The classes that it may be of.
+        expected: What that is, in words.
+        advice: What to do.
+
+    Raises:
+        ConfigError: It is of another class.
+    """
+    if not isinstance(value, kind):
+        raise ConfigError(f"`{name}` must be {expected}, got {type(value).__name__}. {advice}")
+
+
+def check_names(name: str, value: object) -> None:
+    """Refuses what is no list of texts or paths as an argument: a single text would be read letter by letter.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    texts = isinstance(value, (list, tuple)) and all(isinstance(item, (str, os.PathLike)) for item in value)
+    if not texts:
+        raise ConfigError(f"`{name}` must be a list of names, got {value!r:.80}. Put a single one into a list.")
+
+
+def check_count(name: str, value: object, least: int = 1) -> None:
+    """Refuses what is no whole number of at least `least` as an argument; one of NumPy's is, too.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    Whole(least).check(name, int(value) if whole else value)  # type: ignore[call-overload]
 
 
 def check_settings(settings: Any) -> None:

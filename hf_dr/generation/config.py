@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 
 from hf_dr.errors import ConfigError
-from hf_dr.settings import FILES_FROM_HELP, Whole, check_settings, flag
+from hf_dr.settings import FILES_FROM_HELP, Place, Whole, check_kind, check_names, check_settings, flag
 from hf_dr.store.schema import KEEP, is_safe_name
 from hf_dr.teacher.names import SIGNALS, TOPK
 from hf_dr.views.names import AUGMENT_ON
@@ -19,7 +19,7 @@ class ReinforceConfig:
         ConfigError: A value is impossible.
     """
 
-    output_dir: str = flag('Folder of the "+" dataset. Running again resumes; other configs stay.')
+    output_dir: str = flag('Folder of the "+" dataset. Running again resumes; other configs stay.', type=Place())
     config_name: str | None = flag(
         "Name under which load_dataset finds it. Default: the augmentation's name, or default.", default=None
     )
@@ -101,6 +101,7 @@ class ReinforceConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        check_names("files_from", self.files_from)
         if self.num_candidates is not None:
             Whole(self.num_views).check("num_candidates", self.num_candidates)
         if self.keep is None and self.selects:
@@ -121,11 +122,8 @@ class ReinforceConfig:
 
 def check_config(config: object, kind: type) -> None:
     """Refuses a folder or anything else in the place of settings; a ConfigError."""
-    if not isinstance(config, kind):
-        raise ConfigError(
-            f"`config` must be of the class {kind.__name__}, got {type(config).__name__}. Make one: "
-            f"`{kind.__name__}(output_dir=...)`."
-        )
+    advice = f"Make one: `{kind.__name__}(output_dir=...)`."
+    check_kind("config", config, kind, f"of the class {kind.__name__}", advice)
 
 
 def _check_name(config_name: str) -> None:
@@ -146,7 +144,9 @@ class ExtendConfig:
         ConfigError: A value is impossible.
     """
 
-    output_dir: str = flag('Folder of the new "+" dataset, another than that of the old one. Running again resumes.')
+    output_dir: str = flag(
+        'Folder of the new "+" dataset, another than that of the old one. Running again resumes.', type=Place()
+    )
     num_views: int | None = flag(
         "Views per example of the new dataset, V: the stored ones and more.", default=None, type=Whole(1)
     )
@@ -197,7 +197,7 @@ class ExportConfig:
         ConfigError: A value is impossible.
     """
 
-    output_dir: str = flag("Folder of the shards. Running again resumes.")
+    output_dir: str = flag("Folder of the shards. Running again resumes.", type=Place())
     format: str = flag(
         "`webdataset`: tar files, as WebDataset and open_clip read them.", default="webdataset", choices=["webdataset"]
     )

@@ -20,6 +20,7 @@ from hf_dr.errors import ConfigError
 from hf_dr.files import written_whole
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.reinforced_data import check_loaded
+from hf_dr.settings import Place, check_count
 from hf_dr.store.findings import FINGERPRINT_KEY
 from hf_dr.teacher.signals import described
 from hf_dr.text import fonts_for, shown_text
@@ -73,16 +74,22 @@ def contact_sheet(
         ReplayError: A view cannot be replayed.
     """
     check_loaded("plus", plus, ReinforcedDataset, " for one dataset without `streaming=True`")
+    Place().check("path", path)
     path = Path(path).expanduser()
     check_sheet(path)
-    for setting, value in (("num_rows", num_rows), ("num_views", num_views)):
-        if value < 1:
-            raise ConfigError(f"`{setting}` must be at least 1, got {value}. Raise it.")
+    check_count("num_rows", num_rows)
+    check_count("num_views", num_views)
     count = plus.num_reinforced
     if rows is None:
         rows = np.unique(np.linspace(0, count - 1, min(num_rows, count)).round().astype(int)).tolist()
-    if not len(rows) or not all(0 <= row < count for row in rows):
-        raise ConfigError(f"`rows` must name rows from 0 to {count - 1}, got {list(rows)}. Choose others.")
+    wanted = np.asarray(rows)
+    if (
+        wanted.ndim != 1
+        or wanted.dtype.kind not in "iu"
+        or not len(wanted)
+        or not (0 <= min(wanted) <= max(wanted) < count)
+    ):
+        raise ConfigError(f"`rows` must name rows from 0 to {count - 1}, got {rows!r:.80}. Choose others.")
     metadata = {FINGERPRINT_KEY: plus.provenance.fingerprint}
     with fonts_for([_title(plus), *(plus.class_names or ())]) as families:
         figure = _Sheet(plus, list(rows), min(num_views, plus.num_views), families).figure

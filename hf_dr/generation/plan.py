@@ -18,6 +18,7 @@ import PIL.features
 from hf_dr.errors import ConfigError
 from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.teachers import checked_labels
+from hf_dr.settings import check_kind
 from hf_dr.store.base_dataset import (
     check_dataset,
     checked_origin,
@@ -92,6 +93,8 @@ def plan_run(
         DataError: A column is missing, or a label is out of range.
         TeacherError: The teacher's classes are not the dataset's.
     """
+    if base is not None:
+        check_kind("base", base, dict, "names and values", 'Give e.g. `{"id": "me/photos"}`.')
     image_column, label_column = check_dataset(dataset, config.image_column, config.label_column)
     known = checked_origin(dataset, config.files_from)
     if config.max_examples is not None and config.max_examples < len(dataset):

@@ -15,11 +15,12 @@ import torch
 from hf_dr.errors import ConfigError, FormatError, ReplayError
 from hf_dr.generation.plan import library_versions
 from hf_dr.generation.teachers import PIXELS_ALONE, check_weights, named_members, same_teacher, teacher_from_provenance
-from hf_dr.processes import warm_up_kernels
+from hf_dr.processes import find_device, warm_up_kernels
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.device import undone_items
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.replay.reinforced_data import ReinforcedData
+from hf_dr.settings import check_count
 from hf_dr.store.features import combine_hashes
 from hf_dr.store.findings import Verification
 from hf_dr.store.provenance import Provenance
@@ -169,9 +170,8 @@ def verify(
         FormatError: See `load_reinforced`.
     """
     warm_up_kernels()
-    for setting, value in (("num_rows", num_rows), ("batch_size", batch_size)):
-        if value < 1:
-            raise ConfigError(f"`{setting}` must be at least 1, got {value}. Raise it.")
+    check_count("num_rows", num_rows)
+    check_count("batch_size", batch_size)
     plus = opened(plus, name, base)
     provenance = plus.provenance
     asked = _asked(teacher, ask_teacher, provenance)
@@ -181,7 +181,7 @@ def verify(
     drawn = keyed_rng(seed, domain=DOMAIN_VERIFY)
     rows = np.sort(drawn.choice(whole.num_reinforced, min(num_rows, whole.num_reinforced), replace=False))
     damaged = _damaged_shards(plus)
-    maker = None if device is None else (DeviceAugmentation(whole.augmentation), torch.device(device))
+    maker = None if device is None else (DeviceAugmentation(whole.augmentation), find_device(device))
     compared = _Comparison(asked, batch_size, provenance)
     equal, problems = _replay_rows(whole, rows, compared, maker)
     return VerifyReport(

@@ -13,6 +13,7 @@ from accelerate.utils import gather_object
 from hf_dr.errors import ConfigError, FormatError
 from hf_dr.hub.repository import Push, Remote, Repository, publish, warn_of_unsent
 from hf_dr.processes import process_state
+from hf_dr.settings import check_names
 from hf_dr.store.card import (
     CARD_FILE,
     GENERATED_KEYS,
@@ -184,6 +185,8 @@ def _names(folder: Path, configs: Sequence[str] | None) -> list[str]:
         raise FormatError(
             f'{folder} must hold a "+" dataset, but no folder in it has a {PROVENANCE_FILE}. Check the path.'
         )
+    if configs is not None:
+        check_names("configs", configs)
     missing = [name for name in configs or () if name not in there]
     if missing:
         raise ConfigError(

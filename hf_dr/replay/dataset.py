@@ -26,6 +26,7 @@ from hf_dr.replay.reinforced_data import (
     draw_fresh_view,
 )
 from hf_dr.replay.rows import check_labels, find_rows
+from hf_dr.settings import check_kind, check_names
 from hf_dr.store.base_dataset import undecoded_images, whole_column
 from hf_dr.store.named_files import named_files
 from hf_dr.store.provenance import Provenance, check_columns
@@ -34,6 +35,7 @@ from hf_dr.teacher.signals import IMAGE_TAIL, tail_size
 from hf_dr.views.augmentation import NO_PARTNER, PARTNER
 from hf_dr.views.images import as_tensor, decode_row, pixel_hash
 from hf_dr.views.ops.base import Params
+from hf_dr.views.rng import check_seed
 
 # Keys of an item, next to those that are columns of the reinforcement.
 _OWN_KEYS = ("pixel_values", "labels", "reinforced")
@@ -87,6 +89,10 @@ class ReinforcedDataset(MappedReinforcedData):
         check_images: bool = True,
         shards: Sequence[Path] = (),
     ) -> None:
+        advice = "`load_reinforced(folder)` opens both."
+        check_kind("plus", plus, datasets.Dataset, 'the rows of a "+" dataset', advice)
+        check_kind("provenance", provenance, Provenance, "what `Provenance.read` returns", advice)
+        check_seed(seed)
         self.plus = plus
         self.provenance = provenance
         self.shards = tuple(shards)
@@ -360,6 +366,7 @@ class _Batch:
 
 def _chosen_columns(rows: datasets.Dataset, columns: Sequence[str]) -> datasets.Dataset:
     own = [name for name in rows.column_names if not is_reserved(name) and name not in _OWN_KEYS]
+    check_names("columns", columns)
     for name in columns:
         if name in _OWN_KEYS or is_reserved(name):
             raise ConfigError(f"`columns` must be the base's own, but an item has its own `{name}`. Leave it out.")

@@ -17,6 +17,7 @@ import torch
 from hf_dr.errors import ConfigError, DataError, did_you_mean
 from hf_dr.replay.epoch import SharedEpoch
 from hf_dr.replay.names import DIFFICULTIES
+from hf_dr.settings import check_kind
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import STORED_PARTNERS
 from hf_dr.teacher.signals import IMAGE_TAIL, tail_size
@@ -314,11 +315,8 @@ def check_loaded(name: str, dataset: object, kind: type = ReinforcedData, how: s
     Raises:
         ConfigError: It is something else.
     """
-    if not isinstance(dataset, kind):
-        raise ConfigError(
-            f'`{name}` must be what `load_reinforced` returns{how}, got {type(dataset).__name__}. Open the "+" dataset: '
-            "`load_reinforced(...)`."
-        )
+    advice = 'Open the "+" dataset: `load_reinforced(...)`.'
+    check_kind(name, dataset, kind, f"what `load_reinforced` returns{how}", advice)
 
 
 class MappedReinforcedData(ReinforcedData, torch.utils.data.Dataset):

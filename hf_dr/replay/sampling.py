@@ -24,8 +24,9 @@ from hf_dr.replay.reinforced_data import (
     fresh_view,
     ranked_view,
 )
+from hf_dr.settings import check_count
 from hf_dr.teacher.signals import SAMPLED
-from hf_dr.views.rng import DOMAIN_ORDER, keyed_rng
+from hf_dr.views.rng import DOMAIN_ORDER, check_seed, keyed_rng
 
 
 def check_order(
@@ -35,12 +36,14 @@ def check_order(
     view_difficulty: str = "entropy",
     num_epochs: int | None = None,
     reinforced_probability: float = 1.0,
+    seed: int = 0,
 ) -> None:
     """Checks the settings of an order.
 
     Raises:
         ConfigError: A setting is impossible, or does not fit the data.
     """
+    check_seed(seed)
     for name, value, known in (
         ("view_order", view_order, VIEW_ORDERS),
         ("view_difficulty", view_difficulty, DIFFICULTIES),
@@ -115,7 +118,9 @@ class ReinforcedSampler(torch.utils.data.Sampler[tuple[int, View]]):
         rank: int = 0,
     ) -> None:
         check_loaded("dataset", dataset, MappedReinforcedData, " without `streaming=True`")
-        if not 0 <= rank < num_replicas:
+        check_count("num_replicas", num_replicas)
+        check_count("rank", rank, 0)
+        if not rank < num_replicas:
             raise ConfigError(
                 f"`rank` must be from 0 to `num_replicas` - 1, got rank {rank} of {num_replicas}. Give those of the process "
                 "group: `dist.get_world_size()` and `dist.get_rank()`."
@@ -126,6 +131,7 @@ class ReinforcedSampler(torch.utils.data.Sampler[tuple[int, View]]):
             view_difficulty=view_difficulty,
             num_epochs=num_epochs,
             reinforced_probability=reinforced_probability,
+            seed=seed,
         )
         self._dataset = dataset
         self._seed = seed

@@ -18,6 +18,7 @@ from hf_dr.errors import ConfigError, DataError, FormatError
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.join import JoinedBase
 from hf_dr.replay.streamed_base import StreamedBase, with_parquet
+from hf_dr.settings import check_names
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import IMAGE_HASH, METADATA_KEY, SOURCE_INDEX, is_reserved
 from hf_dr.store.shards import shard_features
@@ -74,7 +75,9 @@ class StreamedShards:
         schema = self._with_shard(0, lambda parquet: parquet.schema_arrow)
         shard_features(schema, self._files[0])
         # Only what items need is read from the files.
-        wanted = {provenance.image_column, provenance.label_column, *(settings.get("columns") or ())}
+        columns = settings.get("columns", ())
+        check_names("columns", columns)
+        wanted = {provenance.image_column, provenance.label_column, *columns}
         fields = [field for field in schema if is_reserved(field.name) or field.name in wanted]
         self._schema = pa.schema(fields, schema.metadata)
         self.template = self._dataset(self._with_images(schema.empty_table()), "empty")

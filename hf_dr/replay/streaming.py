@@ -21,10 +21,18 @@ from hf_dr.replay.reinforced_data import Origin, ReinforcedData
 from hf_dr.replay.sampling import BY_DIFFICULTY, ReinforcedSampler, check_order
 from hf_dr.replay.shares import Progress, Shares
 from hf_dr.replay.streamed_shards import StreamedShards
+from hf_dr.settings import check_count
 from hf_dr.views.rng import DOMAIN_ORDER, DOMAIN_SCHEDULE, KeyedPermutation, keyed_rng
 
 # Rows replayed at once: even, so that both of a pair are in it.
 _CHUNK = 16
+
+
+def _refuse_choice(what: str) -> NoReturn:
+    raise ConfigError(
+        f"a stream has no rows or columns to choose, got {what}. Iterate over it, or load the dataset without "
+        "`streaming=True`."
+    )
 
 
 @dataclass(frozen=True)
@@ -60,8 +68,7 @@ class StreamedReinforcedDataset(ReinforcedData, torch.utils.data.IterableDataset
     """
 
     def __init__(self, parts: Sequence[StreamedShards], *, shuffled_shards: int = 1) -> None:
-        if shuffled_shards < 1:
-            raise ConfigError(f"`shuffled_shards` must be at least 1, got {shuffled_shards}.")
+        check_count("shuffled_shards", shuffled_shards)
         templates = [part.template for part in parts]
         check_alike(templates)
         check_same_rows([part.provenance for part in parts])
@@ -115,7 +122,7 @@ class StreamedReinforcedDataset(ReinforcedData, torch.utils.data.IterableDataset
                 f"`ordered` must come before `resumed`: an epoch goes on as it was begun, with {self._order}, got {order}. "
                 "Call it first."
             )
-        check_order(self, **settings)
+        check_order(self, **order)
         if len(self._parts) > 1 and settings.get("view_order") in BY_DIFFICULTY:
             raise ConfigError(
                 f"`view_order` must be all or random for several datasets that are streamed, got {settings['view_order']}: to "
@@ -140,10 +147,11 @@ class StreamedReinforcedDataset(ReinforcedData, torch.utils.data.IterableDataset
         """
         if self._shares is not None:
             raise ConfigError("a dataset must be split once, but this is one process's share. Split the whole one.")
-        if not 0 <= rank < world_size:
+        check_count("world_size", world_size)
+        check_count("rank", rank, 0)
+        if not rank < world_size:
             raise ConfigError(f"`rank` must be from 0 to {world_size - 1}, got {rank}.")
-        if batch_size < 1:
-            raise ConfigError(f"`batch_size` must be at least 1, got {batch_size}.")
+        check_count("batch_size", batch_size)
         return self._copy(_rank=rank, _shares=Shares(world_size, 1, batch_size, even))
 
     def progress(self, batches: int, *, num_workers: int = 0) -> dict[str, Any]:
@@ -153,6 +161,7 @@ class StreamedReinforcedDataset(ReinforcedData, torch.utils.data.IterableDataset
             batches: Of the `batch_size` that `split_by_node` was given, from a DataLoader that keeps their order (`in_order`).
             num_workers: Of each process's DataLoader.
         """
+        check_count("batches", batches, 0)
         done = self._so_far() or Progress(self.epoch, self._order_of_rows(), [])
         return done.after(self._shares_of(num_workers), batches).to_dict()
 
@@ -216,9 +225,25 @@ class StreamedReinforcedDataset(ReinforcedData, torch.utils.data.IterableDataset
         Raises:
             ConfigError: Always.
         """
+        _refuse_choice(f"the index {index!r:.80}")
+
+    def select(self, *_: Any, **__: Any) -> NoReturn:
+        """Refuses: see `__getitem__`."""
+        _refuse_choice("a call of `select`")
+
+    def train_test_split(self, *_: Any, **__: Any) -> NoReturn:
+        """Refuses: see `__getitem__`."""
+        _refuse_choice("a call of `train_test_split`")
+
+    def shuffle(self, *_: Any, **__: Any) -> NoReturn:
+        """Refuses: each epoch has an order of its own.
+
+        Raises:
+            ConfigError: Always.
+        """
         raise ConfigError(
-            f"a stream has no rows or columns to choose, got the index {index!r:.80}. Iterate over it, or load the dataset "
-            "without `streaming=True`."
+            "a stream is in another order in each epoch (by the `seed` of `ReinforcedTrainer`, `ReinforcedLoader` or "
+            "`ordered`), got a call of `shuffle`. Leave it out; `shuffled_shards` mixes the rows of more files."
         )
 
     def __iter__(self) -> Iterator[dict[str, Any]]:

@@ -24,6 +24,7 @@ from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
 
 from hf_dr.errors import ConfigError, DataError
+from hf_dr.settings import check_names
 
 logger = logging.getLogger(__name__)
 
@@ -141,6 +142,7 @@ def check_own_files(
         DataError: There is such a cell; the message names its row and column.
     """
     owned = []
+    check_names("files_from", files_from)
     for allowed in files_from:
         path = Path(allowed).expanduser()
         if not path.is_dir():

@@ -74,6 +74,6 @@ def shard_name(split: str, index: int, count: int) -> str:
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}")
 
 
-def is_safe_name(name: str) -> bool:
+def is_safe_name(name: object) -> bool:
     """Whether a config or split name is usable as a folder and file name, and on the Hub."""
-    return _SAFE_NAME.fullmatch(name) is not None and ".." not in name
+    return isinstance(name, str) and _SAFE_NAME.fullmatch(name) is not None and ".." not in name

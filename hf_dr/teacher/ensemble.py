@@ -10,7 +10,7 @@ import copy
 import logging
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +19,7 @@ import torch
 import hf_dr.teacher.architectures  # noqa: F401 (what it registers, timm builds)
 from hf_dr.errors import ConfigError, TeacherError
 from hf_dr.processes import find_device
+from hf_dr.settings import Real, check_kind
 from hf_dr.teacher.folds import folds_of, with_members
 from hf_dr.teacher.members import HOW_TO_NAME, Member, load_member, logits_of
 from hf_dr.teacher.names import PRECISIONS, TeacherNames
@@ -48,6 +49,7 @@ class Teacher:
         num_folds: k, where members were trained without the images of one of k folds each; else 1.
 
     Raises:
+        ConfigError: An argument is of another kind, or `temperature` is not above 0.
         TeacherError: The members do not belong together, or `classes` does not fit them.
     """
 
@@ -62,12 +64,16 @@ class Teacher:
         classes: Sequence[int] | Sequence[str] | None = None,
         temperature: float = 1.0,
     ) -> None:
+        for member in members if isinstance(members, Iterable) else [members]:
+            check_kind("members", member, Member, "loaded members", "`Teacher.from_pretrained` takes names.")
         if not members:
             raise TeacherError(f"a teacher must have at least one member, got none. Name {HOW_TO_NAME}.")
-        if precision not in PRECISIONS:
+        if classes is not None:
+            kinds = (list, tuple, range, np.ndarray)
+            check_kind("classes", classes, kinds, "a list of names or numbers", "Put a single one into a list.")
+        if precision not in tuple(PRECISIONS):
             raise TeacherError(f"`precision` must be one of {', '.join(PRECISIONS)}, got {precision!r}.")
-        if not (math.isfinite(temperature) and temperature > 0):
-            raise TeacherError(f"`temperature` must be a number above 0, got {temperature!r}. 1 changes nothing.")
+        Real(0, above=True).check("temperature", temperature)
         _refuse_twins(members)
         self.members = tuple(members)
         self.temperature = temperature

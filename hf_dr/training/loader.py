@@ -18,6 +18,7 @@ from hf_dr.replay.messages import InOneMessage
 from hf_dr.replay.reinforced_data import ReinforcedData, check_loaded
 from hf_dr.replay.sampling import ReinforcedSampler
 from hf_dr.replay.streaming import StreamedReinforcedDataset
+from hf_dr.settings import check_count, check_kind
 from hf_dr.training.device_views import device_augmentation, undone, with_made_views
 from hf_dr.training.students import Normalization, is_timm, normalize, student_preprocessing
 
@@ -70,6 +71,9 @@ class ReinforcedLoader:
         **order: Any,
     ) -> None:
         check_loaded("dataset", dataset)
+        check_count("num_workers", num_workers, 0)
+        if student is not None:
+            check_kind("student", student, nn.Module, "a model", "`build_student` makes one of a name.")
         self.epoch = 0
         self._normalize = None
         if student is not None or processor is not None or normalization is not None:

@@ -16,6 +16,7 @@ from torch import nn
 
 from hf_dr.errors import ConfigError
 from hf_dr.replay.reinforced_data import ReinforcedData, check_loaded
+from hf_dr.settings import Real, check_kind
 from hf_dr.teacher.signals import IMAGE_TAIL, SAMPLED, TOPK
 from hf_dr.training.reinforced_settings import TAIL_RULES, TailRule
 
@@ -85,10 +86,11 @@ def _kl(
     tail_logprobs_BT: torch.Tensor | None,
 ) -> torch.Tensor:
     """`reinforced_kl`, without a look at the values; what comes of rows without an answer has no meaning."""
+    advice = "Models of transformers have them in their answer's `logits`."
+    check_kind("logits", logits_BC, torch.Tensor, "a tensor", advice)
     if tail not in TAIL_RULES:
         raise ConfigError(f"`tail` must be one of {', '.join(TAIL_RULES)}, got {tail!r}.")
-    if not (math.isfinite(temperature) and temperature > 0):
-        raise ConfigError(f"`temperature` must be a number above 0, got {temperature!r}.")
+    Real(0, above=True).check("temperature", temperature)
     classes = logits_BC.shape[-1]
     if (
         teacher_ids_BK.shape != teacher_logprobs_BK.shape
@@ -154,6 +156,7 @@ def reinforced_loss(
     Raises:
         ConfigError: The loss needs labels, but the batch has none; or see `reinforced_kl`.
     """
+    _check_batch(batch)
     labels_B = batch.get("labels")
     tails = (batch.get("tail_ids"), batch.get("tail_logprobs"))
     kl_B = _kl(logits_BC, batch["teacher_ids"], batch["teacher_logprobs"], tail, temperature, *tails)
@@ -188,6 +191,10 @@ def label_cross_entropy(
     return loss_B
 
 
+def _check_batch(batch: object) -> None:
+    check_kind("batch", batch, Mapping, "what a loader of reinforced data yields", "Give it whole, not its images.")
+
+
 class ReinforcedLoss(nn.Module):
     """`reinforced_loss` as a module, with the tail rule that fits a dataset.
 
@@ -199,7 +206,7 @@ class ReinforcedLoss(nn.Module):
         label_smoothing: See `reinforced_loss`.
 
     Raises:
-        ConfigError: The tail rule does not fit the dataset.
+        ConfigError: The tail rule does not fit the dataset, or a number is impossible.
     """
 
     def __init__(
@@ -213,6 +220,9 @@ class ReinforcedLoss(nn.Module):
     ) -> None:
         super().__init__()
         check_loaded("dataset", dataset)
+        Real(0, above=True).check("temperature", temperature)
+        Real(0, 1).check("label_weight", label_weight)
+        Real(0, 1).check("label_smoothing", label_smoothing)
         self.tail = tail_rule(tail, dataset.signal)
         self.temperature = temperature
         self.label_weight = label_weight
@@ -220,6 +230,7 @@ class ReinforcedLoss(nn.Module):
 
     def forward(self, logits_BC: torch.Tensor, batch: Mapping[str, Any]) -> torch.Tensor:
         """Returns the mean loss of a batch, a scalar; see `reinforced_loss`."""
+        _check_batch(batch)
         return reinforced_loss(logits_BC, batch, **self._settings(), new_views="labels" in batch)
 
     def _settings(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import timm
 import torch
@@ -30,6 +31,7 @@ from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
 
 import hf_dr.teacher.architectures  # noqa: F401 (what it registers, timm builds)
 from hf_dr.errors import ConfigError, DataError, did_you_mean
+from hf_dr.settings import Place, check_count, check_kind, check_names
 from hf_dr.store.base_dataset import whole_column
 from hf_dr.teacher.folds import CONFIG_KEY
 from hf_dr.teacher.members import ONE_CLASS, read_config
@@ -76,8 +78,21 @@ def build_student(
         crop: For models of timm: share of the resized side that evaluation keeps, kept in the model's config.
 
     Raises:
-        ConfigError: There is no such model.
+        ConfigError: There is no such model, or the classes do not go together.
     """
+    Place().check("name", name)
+    check_count("num_classes", num_classes)
+    num_classes = int(num_classes)
+    if class_names is not None:
+        check_names("class_names", class_names)
+        if len(class_names) != num_classes:
+            raise ConfigError(
+                f"`class_names` must have a name for each of the {num_classes} classes, got {len(class_names)}. Give "
+                "`train.class_names` and `train.num_classes`."
+            )
+    if model_args is not None:
+        check_kind("model_args", model_args, dict, "names and values", 'Give e.g. `{"img_size": 32}`.')
+    _check_normalization(normalization)
     name = os.fspath(name)
     labels = list(class_names) if class_names is not None else [f"LABEL_{c}" for c in range(num_classes)]
     classes: dict[str, Any] = {
@@ -262,6 +277,7 @@ def student_preprocessing(
         TeacherError: The processor or the `pretrained_cfg` does something that is not understood.
         ConfigError: What is saved with the student could not say what it was trained with.
     """
+    _check_normalization(normalization)
     processor = _own_processor(processor)
     if processor is None:
         cfg = getattr(getattr(model, "config", model), "pretrained_cfg", None) or {"mean": IMAGENET_DEFAULT_MEAN}
@@ -283,6 +299,12 @@ def student_preprocessing(
             "other, but it reverses them (`do_flip_channel_order`). Set it to false."
         )
     return read
+
+
+def _check_normalization(given: object) -> None:
+    parts = given if isinstance(given, (list, tuple, np.ndarray)) else ()
+    if given is not None and [np.shape(part) for part in parts] != [(3,), (3,)]:
+        raise ConfigError(f"`normalization` must be mean and std, each three numbers, got {given!r:.80}. Leave it out.")
 
 
 def _own_processor(given: Any) -> Any:

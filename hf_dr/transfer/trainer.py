@@ -26,6 +26,7 @@ from hf_dr.errors import ConfigError, FormatError, HfDrError
 from hf_dr.files import write_json
 from hf_dr.hub.repository import Push, Repository, publish
 from hf_dr.processes import process_state
+from hf_dr.settings import Place
 from hf_dr.store.base_dataset import load_base, sampled_rows
 from hf_dr.store.readme import merge_parts, newline_of, split_readme
 from hf_dr.training.checkpoints import follows_a_metric, plain
@@ -404,6 +405,7 @@ def load_trained(folder: str | Path, task: str, build: Callable[[Backbone, dict[
         ConfigError: It is of another task.
         FormatError: The folder holds none.
     """
+    Place().check("folder", folder)
     described = read_description(folder)
     if described["task"] != task:
         raise ConfigError(

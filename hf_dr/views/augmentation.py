@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import PIL.Image
 
 from hf_dr.errors import ConfigError, ReplayError, did_you_mean
+from hf_dr.settings import check_kind
 from hf_dr.views.names import NAMED
 from hf_dr.views.ops.base import OPS, Op, Param, Params, Size
 from hf_dr.views.ops.colour import RandAugment
@@ -40,7 +41,11 @@ class Augmentation:
     """
 
     def __init__(self, ops: Sequence[Op]) -> None:
+        advice = "Give e.g. `[ops.RandomResizedCrop(224)]`; `Augmentation.named` takes a name."
+        check_kind("ops", ops, Iterable, "a list of ops", advice)
         self.ops = tuple(ops)
+        for op in self.ops:
+            check_kind("ops", op, Op, "a list of ops", advice)
         if not self.ops:
             raise ConfigError(
                 "an augmentation must hold at least one op, got an empty list. Add e.g. RandomResizedCrop."
@@ -213,6 +218,7 @@ class Augmentation:
         Raises:
             ConfigError: The name is unknown.
         """
+        check_kind("name", name, str, "the name of an augmentation", f"Give {' or '.join(NAMED)}, or a list of ops.")
         if name not in NAMED:
             raise ConfigError(f"no augmentation is called `{name}`.{did_you_mean(name, NAMED)} Or give a list of ops.")
         ops: list[Op] = [RandomResizedCrop(size), RandomHorizontalFlip()]

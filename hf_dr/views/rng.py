@@ -35,16 +35,21 @@ def keyed_rng(seed: int, *, domain: int, major: int = 0, minor: int = 0) -> np.r
     Raises:
         ConfigError: The seed is out of range.
     """
-    _check_seed(seed)
+    check_seed(seed)
     # The two low words of the 256-bit counter are left to the stream: 2**128 draws before two keys could meet.
     return np.random.Generator(
         np.random.Philox(key=np.array([seed, domain], np.uint64), counter=np.array([0, 0, minor, major], np.uint64))
     )
 
 
-def _check_seed(seed: int) -> None:
-    if not 0 <= seed < 1 << 64:
-        raise ConfigError(f"`seed` must be a whole number from 0 to 2**64 - 1, got {seed}. Choose another.")
+def check_seed(seed: object) -> None:
+    """Refuses what is no key of the randomness.
+
+    Raises:
+        ConfigError: It is no whole number from 0 to 2**64 - 1.
+    """
+    if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool) or not 0 <= seed < 1 << 64:
+        raise ConfigError(f"`seed` must be a whole number from 0 to 2**64 - 1, got {seed!r:.80}. Choose another.")
 
 
 def view_rng(seed: int, example: int, view: int) -> np.random.Generator:
@@ -61,7 +66,7 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 def keyed_words(index: np.ndarray, seed: int) -> np.ndarray:
     """Returns 63 keyed bits for each index, int64: for choices that many rows make at once, without a generator each."""
-    _check_seed(seed)
+    check_seed(seed)
     with np.errstate(over="ignore"):
         return (
             _mix(_mix(np.asarray(index, np.uint64)) ^ _mix(np.asarray([seed], np.uint64))[0]) >> np.uint64(1)

@@ -131,7 +131,7 @@ def test_impossible_settings(tmp_path, tiny_plus):
     with pytest.raises(ConfigError, match=r"must be a .png file, got '.*sheet.jpg'. Rename it"):
         contact_sheet(tiny_plus, tmp_path / "sheet.jpg")
     for setting in ("num_rows", "num_views"):
-        with pytest.raises(ConfigError, match=f"`{setting}` must be at least 1, got 0"):
+        with pytest.raises(ConfigError, match=f"`{setting}` must be a whole number of at least 1, got 0"):
             contact_sheet(tiny_plus, tmp_path / "sheet.png", **{setting: 0})
     for rows in ([12], [-1], []):
         with pytest.raises(ConfigError, match=r"`rows` must name rows from 0 to 11, got"):

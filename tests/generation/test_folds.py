@@ -206,7 +206,7 @@ def test_the_temperature_1_changes_no_byte(tmp_path, tiny_dataset, tiny_teacher)
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf")])
 def test_no_temperature(temperature, tiny_teacher):
-    with pytest.raises(TeacherError, match="`temperature` must be a number above 0, got"):
+    with pytest.raises(ConfigError, match="`temperature` must be a number above 0, got"):
         Teacher(tiny_teacher.members, temperature=temperature)
 
 

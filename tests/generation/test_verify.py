@@ -212,7 +212,7 @@ def test_almost_all_rows_do_not_read_as_all():
 
 @pytest.mark.parametrize("setting", ["num_rows", "batch_size"])
 def test_impossible_settings(tiny_plus, setting):
-    with pytest.raises(ConfigError, match=f"`{setting}` must be at least 1, got 0. Raise it"):
+    with pytest.raises(ConfigError, match=f"`{setting}` must be a whole number of at least 1, got 0"):
         verify(tiny_plus, **{setting: 0}, ask_teacher=False)
 
 

@@ -744,13 +744,13 @@ def test_impossible_settings(make, base):
     stream = stream_of(make(PLAIN))
     with pytest.raises(ConfigError, match="`num_views` must be between 1 and the 3 stored views, got 4"):
         stream_of(make(PLAIN), num_views=4)
-    with pytest.raises(ConfigError, match="`shuffled_shards` must be at least 1, got 0"):
+    with pytest.raises(ConfigError, match="`shuffled_shards` must be a whole number of at least 1, got 0"):
         stream_of(make(PLAIN), shuffled_shards=0)
     with pytest.raises(ConfigError, match="`unreinforced` rows are of the base, not of a shard"):
         stream_of(make(PLAIN), unreinforced=True)
     with pytest.raises(ConfigError, match="`rank` must be from 0 to 1, got 2"):
         stream.split_by_node(2, 2)
-    with pytest.raises(ConfigError, match="`batch_size` must be at least 1, got 0"):
+    with pytest.raises(ConfigError, match="`batch_size` must be a whole number of at least 1, got 0"):
         stream.split_by_node(0, 1, batch_size=0)
     with pytest.raises(ConfigError, match="must be split once, but this is one process's share"):
         stream.split_by_node(0, 2).split_by_node(0, 2)

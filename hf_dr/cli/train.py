@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from torch import nn
-from transformers import TrainingArguments, set_seed
+from transformers import TrainerState, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 
@@ -210,6 +210,7 @@ def _epoch_in(results: Path) -> Any:
 
 def run_training(trainer: ReinforcedTrainer | TransferTrainer, args: TrainingArguments) -> None:
     """Trains, resuming from the last checkpoint of the folder; saves the model and its metrics. Ctrl-C saves a checkpoint."""
+    steps_before = 0
     checkpoint = args.resume_from_checkpoint or last_checkpoint(str(args.output_dir))
     if checkpoint is not None:
         state = Path(checkpoint) / TRAINER_STATE_NAME
@@ -219,16 +220,17 @@ def run_training(trainer: ReinforcedTrainer | TransferTrainer, args: TrainingArg
                 "Leave it out: the last checkpoint of `output_dir` is found without it."
             )
         logger.info("Resuming from %s.", checkpoint)
+        steps_before = TrainerState.load_from_json(str(state)).global_step
     with checkpoint_on_interrupt(trainer):
         result = trainer.train(resume_from_checkpoint=checkpoint)
     with training_kept_on_interrupt(trainer):
-        _finish(trainer, result)
+        _finish(trainer, result, trained=result.global_step > steps_before)
 
 
-def _finish(trainer: ReinforcedTrainer | TransferTrainer, result: TrainOutput) -> None:
-    """Saves the model and its metrics; what was finished before keeps those of its training."""
+def _finish(trainer: ReinforcedTrainer | TransferTrainer, result: TrainOutput, *, trained: bool) -> None:
+    """Saves the model and its metrics; what was finished before, so that no step was `trained`, keeps those that it has."""
     written = Path(str(trainer.args.output_dir), "train_results.json")
-    if _epoch_in(written) != result.metrics["epoch"]:
+    if trained or _epoch_in(written) != result.metrics["epoch"]:
         trainer.log_metrics("train", result.metrics)
         trainer.save_metrics("train", result.metrics)
     trainer.save_model(_internal_call=True)  # pushed when there is a card

@@ -149,8 +149,7 @@ def student_of_training(
     local = start is not None and Path(start).expanduser().is_dir()
     tags = card.get("tags") or []
     speeds = [entry[_SPEED] for entry in trainer.state.log_history if _SPEED in entry]
-    trained: Any = trainer.model
-    fold = fold_in_config(model, trained.config)
+    fold = fold_in_config(model, getattr(trainer.model, "config", None))
     hyperparameters = {k: " ".join(str(v).split()) for k, v in extract_hyperparameters_from_trainer(trainer).items()}
     return Student(
         model=f"{model}, over {train.num_classes} classes",

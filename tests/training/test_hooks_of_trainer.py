@@ -30,8 +30,11 @@ CALLED = {
     "_get_collator_with_removed_columns": ("data_collator", "description"),
     "_finish_current_push": (),
 }
-# Attributes that Trainer sets, and where it uses each of our overridden methods.
-ATTRIBUTES = ("_signature_columns", "_train_batch_size")
+# Attributes, by the method in which Trainer sets them, and where it uses each of our overridden methods.
+ATTRIBUTES = {
+    "_signature_columns": "__init__", "_train_batch_size": "__init__",
+    "_tr_loss": "_inner_training_loop", "_total_loss_scalar": "_inner_training_loop",
+}  # fmt: skip
 CALLERS = {
     "_save": "save_model",
     "_run_epoch": "_inner_training_loop",
@@ -68,9 +71,13 @@ def test_trainer_still_calls_what_we_override(name, caller):
     assert f"self.{name}(" in inspect.getsource(getattr(Trainer, caller)), f"Trainer.{caller} no longer calls {name}"
 
 
-@pytest.mark.parametrize("name", ATTRIBUTES)
-def test_trainer_still_sets_the_attributes_that_we_use(name):
-    assert f"self.{name} =" in inspect.getsource(Trainer.__init__), f"Trainer has no attribute {name} any more"
+@pytest.mark.parametrize(("name", "setter"), ATTRIBUTES.items())
+def test_trainer_still_sets_the_attributes_that_we_use(name, setter):
+    assert f"self.{name} =" in inspect.getsource(getattr(Trainer, setter)), f"{setter} no longer sets Trainer.{name}"
+
+
+def test_the_losses_since_the_last_log_are_still_added_at_the_end():
+    assert "self._total_loss_scalar += self._tr_loss.item()" in inspect.getsource(Trainer._finalize_training)
 
 
 def test_workers_are_still_seeded_by_their_rank():

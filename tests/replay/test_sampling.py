@@ -135,11 +135,14 @@ def test_processes_of_which_some_have_no_rows_of_their_own(plain):
     assert {row for part in parts for row, _ in part} == {0, 1, 2}
 
 
-@pytest.mark.parametrize(("rank", "processes"), [(2, 2), (-1, 2), (0, 0)])
-def test_a_rank_is_one_of_the_processes(plain, rank, processes):
-    with pytest.raises(
-        ConfigError, match=f"must be from 0 to `num_replicas` - 1, got rank {rank} of {processes}. Give"
-    ):
+@pytest.mark.parametrize(
+    ("rank", "processes", "message"),
+    [(2, 2, "must be from 0 to `num_replicas` - 1, got rank 2 of 2. Give"),
+     (-1, 2, "`rank` must be a whole number of at least 0, got -1"),
+     (0, 0, "`num_replicas` must be a whole number of at least 1, got 0")],
+)  # fmt: skip
+def test_a_rank_is_one_of_the_processes(plain, rank, processes, message):
+    with pytest.raises(ConfigError, match=message):
         ReinforcedSampler(plain, num_replicas=processes, rank=rank)
 
 

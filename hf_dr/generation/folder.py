@@ -277,7 +277,7 @@ def complete_run(folder: Path, provenance: Provenance) -> int:
     return sum(marker.file_bytes for marker in markers)
 
 
-class Progress:
+class RunProgress:
     """Rank 0's progress bar over the views of all ranks, with throughput, time left, shards and bytes.
 
     Other ranks are followed by the shards that they finish, so the bar runs late by at most one shard each.
@@ -344,7 +344,7 @@ class Progress:
         seconds = time.monotonic() - self._began
         return f" ({self._made / seconds:,.0f} views/s on rank 0)" if self._made else ""
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> RunProgress:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -26,7 +26,7 @@ from hf_dr.generation.estimate import Estimate, estimate
 from hf_dr.generation.folder import (
     WHOLE,
     Part,
-    Progress,
+    RunProgress,
     check_same_run,
     complete_run,
     gate,
@@ -165,7 +165,7 @@ class Job:
         try:
             lock.acquire()  # rank 0 has it already, and holds it once more
             mine = missing[state.process_index :: state.num_processes]
-            progress = Progress(self.folder, self.provenance, part, missing, mine, state)
+            progress = RunProgress(self.folder, self.provenance, part, missing, mine, state)
             if state.is_main_process:
                 self._log_plan(missing, state)
             self._make_shards(mine, progress)
@@ -243,7 +243,7 @@ class Job:
             self.source.device.type,
         )
 
-    def _make_shards(self, shards: list[int], progress: Progress) -> None:
+    def _make_shards(self, shards: list[int], progress: RunProgress) -> None:
         provenance = self.provenance
         spans = cut_spans(provenance, shards, self.source.batch_size, self.source.first_new)
         # An error of the thread, or Ctrl-C, ends the run; what the thread was given before is written first.
@@ -300,7 +300,7 @@ class Job:
         agrees_RV = favourites_RV == self.plan.labels[first:last, None]
         self._compared += counted_RV.sum(), (agrees_RV & counted_RV).sum()
 
-    def _complete(self, progress: Progress) -> None:
+    def _complete(self, progress: RunProgress) -> None:
         """Writes the final provenance and the card, if all shards are there."""
         provenance = self.provenance
         missing = missing_shards(self.folder, provenance)

@@ -173,7 +173,7 @@ def check_answers(batch: Mapping[str, Any], dataset: Any) -> None:
         )
 
 
-def check_settings(args: ReinforcedTrainingArguments, train: ReinforcedData, trainer: Trainer) -> None:
+def check_training(args: ReinforcedTrainingArguments, train: ReinforcedData, trainer: Trainer) -> None:
     """Checks that the settings of a training fit reinforced data."""
     tail_rule(args.tail, train.signal)
     if args.label_names is not None and "labels" not in args.label_names:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -274,7 +273,7 @@ class ResumableTrainer(Trainer):
         """Writes what belongs to the weights that were just written to a folder; one process does."""
         settings = self.run_settings()
         if settings is not None:
-            (folder / self.settings_file).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+            write_json(folder / self.settings_file, settings)
 
     # Private, because `save_model` has several ways to write the weights, which meet here, and `on_save` of a callback comes
     # only after the file that tells that a checkpoint is whole.

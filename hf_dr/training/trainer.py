@@ -30,8 +30,8 @@ from hf_dr.training.checks import (
     check_no_path,
     check_num_classes,
     check_other_dataset,
-    check_settings,
     check_student,
+    check_training,
     learns_from_one,
 )
 from hf_dr.training.device_views import augmentation_of_trainer, undone, with_made_views
@@ -106,7 +106,7 @@ class ReinforcedTrainer(StudentTrainer):
             return
         assert isinstance(self.model, nn.Module)
         check_student(self.model, train)
-        check_settings(self.args, train, self)
+        check_training(self.args, train, self)
         self._in_order(train)  # checks the settings of the order
         if train.paired and self.args.train_batch_size % 2:
             logger.warning("An odd batch size splits mixed pairs over batches: their images are decoded twice.")
@@ -374,7 +374,7 @@ def _check_trial(trainer: ReinforcedTrainer, fixed: dict[str, Any]) -> None:
         )
     train: Any = trainer.train_dataset
     if isinstance(train, ReinforcedData):
-        check_settings(args, train, trainer)
+        check_training(args, train, trainer)
         trainer._in_order(train)  # checks the settings of the order
 
 

@@ -575,7 +575,7 @@ def test_rows_that_were_read_before_a_stop_are_judged_too(alike, tmp_path, monke
     def stopped(self):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(ml_dr.Agreement, "check", stopped)
+    monkeypatch.setattr(ml_dr.OrderCheck, "check", stopped)
     with pytest.raises(KeyboardInterrupt):
         import_ml_dr([source], wrong, ImportConfig(str(tmp_path / "plus")))
     monkeypatch.undo()

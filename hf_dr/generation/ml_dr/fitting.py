@@ -239,7 +239,7 @@ def _check_box(boxes: np.ndarray, sizes: np.ndarray, where: str, *, empty: bool 
         )
 
 
-class Agreement:
+class OrderCheck:
     """Counts how often the teacher's most probable class is the label, over the views in which nothing is mixed.
 
     Args:

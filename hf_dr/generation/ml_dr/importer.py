@@ -31,7 +31,7 @@ from hf_dr.errors import ConfigError, DataError, FormatError
 from hf_dr.generation.config import ImportConfig
 from hf_dr.generation.folder import WHOLE, check_same_run, complete_run, open_run
 from hf_dr.generation.ml_dr.files import Columns, expect
-from hf_dr.generation.ml_dr.fitting import LABELLED_ROWS, Agreement, find_rows, fit_to_base, image_sizes
+from hf_dr.generation.ml_dr.fitting import LABELLED_ROWS, OrderCheck, find_rows, fit_to_base, image_sizes
 from hf_dr.generation.ml_dr.runs import RowFile, Run, archive_files, image_number, open_runs
 from hf_dr.generation.plan import choose_shard_size, library_versions, split_name
 from hf_dr.processes import default_workers
@@ -206,7 +206,7 @@ class ImportJob:
         for shard in missing:
             wanted[provenance.shard_range(shard)] = True
         wanted &= sizes[:, 0] > 0
-        agreement = Agreement(self._labels, provenance.num_classes, tolerated=self.config.allow_disagreement)
+        agreement = OrderCheck(self._labels, provenance.num_classes, tolerated=self.config.allow_disagreement)
         workers = self.config.num_workers
         if workers is None:
             workers = min(default_workers(torch.device("cpu")), provenance.num_rows // _FILES_A_WORKER)

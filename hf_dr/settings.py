@@ -83,7 +83,7 @@ class Real:
 
     def check(self, name: str, value: object) -> None:
         """Raises a ConfigError that names the setting if `value` is not such a number."""
-        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        number = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
         if (
             not number
             or not self.low <= value <= self.high  # type: ignore[operator]
@@ -134,9 +134,10 @@ def check_names(name: str, value: object) -> None:
     Raises:
         ConfigError: It is none.
     """
-    texts = isinstance(value, (list, tuple)) and all(isinstance(item, (str, os.PathLike)) for item in value)
-    if not texts:
-        raise ConfigError(f"`{name}` must be a list of names, got {value!r:.80}. Put a single one into a list.")
+    if isinstance(value, (str, os.PathLike)):
+        raise ConfigError(f"`{name}` must be a list of names, got {value!r:.80}. Put it into a list.")
+    if not isinstance(value, Collection) or not all(isinstance(item, (str, os.PathLike)) for item in value):
+        raise ConfigError(f"`{name}` must be a list of names, got {value!r:.80}. Give texts.")
 
 
 def check_count(name: str, value: object, least: int = 1) -> None:
@@ -163,7 +164,7 @@ def check_settings(settings: Any) -> None:
             continue
         limits = own.metadata.get("type")
         choices = own.metadata.get("choices")
-        for item in value if isinstance(value, list) else [value]:
+        for item in value if isinstance(value, list) and not isinstance(limits, Place) else [value]:
             if limits is not None:
                 limits.check(own.name, item)
             if choices is not None and item not in choices:

@@ -1,9 +1,11 @@
 """What users give in the wrong place is refused in words by each public function, not by an error from deep within."""
 
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 from transformers.modeling_outputs import ImageClassifierOutput
 
 import hf_dr
@@ -147,9 +149,7 @@ def test_refusals_name_the_argument_and_say_what_to_give(data):
         ConfigError, match=r"`class_names` must have a name for each of the 3 classes, got 2. Give `train"
     ):
         build_student(STUDENT, ["cat", "dog"], 3)
-    with pytest.raises(
-        ConfigError, match=r"`class_names` must be a list of names, got 'cat'\. Put a single one into a"
-    ):
+    with pytest.raises(ConfigError, match=r"`class_names` must be a list of names, got 'cat'\. Put it into a list\."):
         build_student(STUDENT, "cat", 3)
     with pytest.raises(
         ConfigError, match=r"`name` must be the name of an augmentation, got PosixPath. Give rrc or mixing or "
@@ -167,9 +167,27 @@ def test_refusals_name_the_argument_and_say_what_to_give(data):
         ConfigError, match=r"`members` must be loaded members, got str. `Teacher.from_pretrained` takes name"
     ):
         Teacher("timm/resnet50.a1_in1k")
+    with pytest.raises(ConfigError, match=r"`members` must be a list of loaded members, got Member\. "):
+        Teacher(data.teacher.members[0])
+    with pytest.raises(ConfigError, match=r"`output_dir` must be a name or a path, got \['a'\]"):
+        ReinforceConfig(["a"])
     with pytest.raises(
         ConfigError, match=r"`logits` must be a tensor, got ImageClassifierOutput. Models of transformers"
     ):
         reinforced_loss(ImageClassifierOutput(), {"teacher_ids": None, "teacher_logprobs": None})
     with pytest.raises(ConfigError, match=r"`seed` must be a whole number from 0 to .*, got 0.5. Choose another"):
         verify(data.plus, data.teacher, seed=0.5)
+
+
+def test_numbers_lists_and_mappings_of_other_libraries_are_taken(data, tmp_path):
+    names = np.array(["cat", "dog", "cow"])
+    for given in (names, tuple(names), dict.fromkeys(names).keys()):
+        assert build_student(STUDENT, given, 3).config.id2label == {0: "cat", 1: "dog", 2: "cow"}
+    size = MappingProxyType({"in_chans": 3})
+    assert build_student(STUDENT, None, np.int64(3), model_args=size, normalization=torch.full((2, 3), 0.5))
+    for number in (2, np.float32(2), np.int64(2)):
+        assert ReinforcedLoss(data.plus, temperature=number).temperature == 2
+        assert Teacher(data.teacher.members, temperature=number).temperature == 2
+    assert Teacher(data.teacher.members, classes=dict.fromkeys([3, 1]).keys()).num_classes == 2
+    assert contact_sheet(data.plus, tmp_path / "sheet.png", rows={0, 1}, num_views=1).exists()
+    assert ReinforcedSampler(data.plus, num_replicas=np.int64(2), rank=np.int64(1))

@@ -13,6 +13,7 @@ from typing import Any
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from hf_dr.replay.streaming import StreamedReinforcedDataset
 from hf_dr.training.checkpoints import last_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -88,7 +89,8 @@ def checkpoint_on_interrupt(trainer: Trainer) -> Iterator[None]:
 def training_kept_on_interrupt(trainer: Trainer) -> Iterator[None]:
     """While it is open, Ctrl-C after a training, in its evaluation, saves a checkpoint of the last step if there is none.
 
-    There is none where `save_strategy` is no. Best weights that were loaded are not those of the last step: they are not saved.
+    There is none where `save_strategy` is no. It is not saved where the weights are not those of the last step (the best ones
+    were loaded, or they are evaluated in half precision), where no training can go on from it, and by several processes.
     """
     try:
         yield
@@ -96,10 +98,18 @@ def training_kept_on_interrupt(trainer: Trainer) -> Iterator[None]:
         args = trainer.args
         last = f"{PREFIX_CHECKPOINT_DIR}-{trainer.state.global_step}"
         kept = last_checkpoint(str(args.output_dir))
-        if (kept is None or Path(kept).name != last) and args.world_size == 1 and not args.load_best_model_at_end:
+        others = args.load_best_model_at_end or args.bf16_full_eval or args.fp16_full_eval
+        left = args.save_only_model or _is_within_stream(trainer)
+        if (kept is None or Path(kept).name != last) and not (others or left or args.world_size > 1):
             assert trainer.model is not None
             trainer._save_checkpoint(trainer.model, None)  # private, but Trainer has no other that saves its state
             kept = last_checkpoint(str(args.output_dir))
         if trainer.is_world_process_zero() and kept is not None:
             logger.warning("Stopped after the training: the same command goes on from %s.", Path(kept).name)
         raise
+
+
+def _is_within_stream(trainer: Trainer) -> bool:
+    """Whether a training ended within the epoch of a stream, whose progress is known while it is read only."""
+    streamed = isinstance(trainer.train_dataset, StreamedReinforcedDataset)
+    return streamed and not float(trainer.state.epoch or 0).is_integer()

@@ -222,7 +222,7 @@ def extend_command(argv: Sequence[str], prog: str) -> int:
     if arguments.precision is not None:
         settings["precision"] = arguments.precision
     if arguments.add_teacher:
-        settings["temperature"] = 1.0
+        settings |= {"temperature": 1.0, "classes": None}  # those of the others are not theirs
     teacher = _named_teacher(plus, named, arguments.teacher_classes, **settings)
     if teacher is None:
         teacher = teacher_from_provenance(plus.provenance, **settings)
@@ -238,7 +238,7 @@ def _check_classes(classes: str | None, teacher: Sequence[str] | None) -> None:
 
 
 def _named_teacher(
-    plus: ReinforcedDataset, names: Sequence[str] | None, classes: str | None, **settings: Any
+    plus: ReinforcedDataset, names: Sequence[str] | None, teacher_classes: str | None, **settings: Any
 ) -> Teacher | None:
     """Loads a teacher by its names, where it is not told otherwise as the run did; None where there are no names."""
     from hf_dr.cli.arguments import read_classes
@@ -246,8 +246,10 @@ def _named_teacher(
 
     if not names:
         return None
-    chosen = read_classes(classes, plus.class_names)
-    return same_teacher(names, plus.provenance, **({} if chosen is None else {"classes": chosen}), **settings)
+    chosen = read_classes(teacher_classes, plus.class_names)
+    if chosen is not None:
+        settings["classes"] = chosen
+    return same_teacher(names, plus.provenance, **settings)
 
 
 def _plus_parser(prog: str, description: str | None, examples: str) -> Parser:

@@ -119,9 +119,8 @@ def _training_seconds(results: dict[str, Any], history: list[dict[str, Any]], st
     if resumed_at <= uncertain:
         resumed_at = -1  # nowhere: there may have been an evaluation before the first step
     evaluations = 0.0
-    for entry in history:
-        if "train_runtime" in entry:
-            break  # the evaluation after training is not in it
+    ends = [n for n, entry in enumerate(history) if "train_runtime" in entry]  # several of a run that was made longer
+    for entry in history[: ends[-1] if ends else None]:  # the evaluation after training is not in it
         if entry["step"] > resumed_at:  # `eval_runtime`, or `eval_NAME_runtime` of one of several sets
             evaluations += sum(float(value) for key, value in entry.items() if re.fullmatch("eval_(.*_)?runtime", key))
     return round(max(0.0, runtime - evaluations), 4)  # as the Trainer rounds

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,7 @@ def contact_sheet(
     count = plus.num_reinforced
     if rows is None:
         rows = np.unique(np.linspace(0, count - 1, min(num_rows, count)).round().astype(int)).tolist()
-    wanted = np.asarray(rows)
+    wanted = np.asarray(list(rows) if isinstance(rows, Collection) else rows)
     if (
         wanted.ndim != 1
         or wanted.dtype.kind not in "iu"

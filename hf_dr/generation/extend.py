@@ -86,7 +86,7 @@ def extend(
     if given is None:
         asked = teacher_from_provenance(plus.provenance, device=device)
     else:
-        new = {"temperature": 1.0} if add_teacher else {}
+        new = {"temperature": 1.0, "classes": None} if add_teacher else {}  # those of the others are not theirs
         asked = same_teacher(given, plus.provenance, device=device, **new)
     job = extend_job(plus, asked, config)
     job.run()

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,7 @@ def plan_run(
         TeacherError: The teacher's classes are not the dataset's.
     """
     if base is not None:
-        check_kind("base", base, dict, "names and values", 'Give e.g. `{"id": "me/photos"}`.')
+        check_kind("base", base, Mapping, "names and values", 'Give e.g. `{"id": "me/photos"}`.')
     image_column, label_column = check_dataset(dataset, config.image_column, config.label_column)
     known = checked_origin(dataset, config.files_from)
     if config.max_examples is not None and config.max_examples < len(dataset):

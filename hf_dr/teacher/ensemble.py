@@ -10,7 +10,7 @@ import copy
 import logging
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -64,13 +64,14 @@ class Teacher:
         classes: Sequence[int] | Sequence[str] | None = None,
         temperature: float = 1.0,
     ) -> None:
-        for member in members if isinstance(members, Iterable) else [members]:
-            check_kind("members", member, Member, "loaded members", "`Teacher.from_pretrained` takes names.")
+        advice = "`Teacher.from_pretrained` takes names."
+        check_kind("members", members, Sequence, "a list of loaded members", advice)
+        for member in members:
+            check_kind("members", member, Member, "loaded members", advice)
         if not members:
             raise TeacherError(f"a teacher must have at least one member, got none. Name {HOW_TO_NAME}.")
-        if classes is not None:
-            kinds = (list, tuple, range, np.ndarray)
-            check_kind("classes", classes, kinds, "a list of names or numbers", "Put a single one into a list.")
+        if isinstance(classes, str) or not (classes is None or hasattr(classes, "__len__")):
+            raise ConfigError(f"`classes` must be a list of names or numbers, got {classes!r:.80}. Put it into a list.")
         if precision not in tuple(PRECISIONS):
             raise TeacherError(f"`precision` must be one of {', '.join(PRECISIONS)}, got {precision!r}.")
         Real(0, above=True).check("temperature", temperature)

@@ -91,7 +91,8 @@ def build_student(
                 "`train.class_names` and `train.num_classes`."
             )
     if model_args is not None:
-        check_kind("model_args", model_args, dict, "names and values", 'Give e.g. `{"img_size": 32}`.')
+        check_kind("model_args", model_args, Mapping, "names and values", 'Give e.g. `{"img_size": 32}`.')
+        model_args = dict(model_args)
     _check_normalization(normalization)
     name = os.fspath(name)
     labels = list(class_names) if class_names is not None else [f"LABEL_{c}" for c in range(num_classes)]
@@ -301,8 +302,8 @@ def student_preprocessing(
     return read
 
 
-def _check_normalization(given: object) -> None:
-    parts = given if isinstance(given, (list, tuple, np.ndarray)) else ()
+def _check_normalization(given: Any) -> None:
+    parts = given if hasattr(given, "__len__") and not isinstance(given, str) else ()
     if given is not None and [np.shape(part) for part in parts] != [(3,), (3,)]:
         raise ConfigError(f"`normalization` must be mean and std, each three numbers, got {given!r:.80}. Leave it out.")
 

@@ -162,8 +162,8 @@ class DetectionData:
         missing = [file for file in files if not file.is_file()]
         if missing:
             raise DataError(
-                f"`images` must be the folder of all {len(files)} images of {path.name}, but {missing[0]} and "
-                f"{len(missing) - 1} others are not there. Check the folder, or fetch what is missing."
+                f"`images` must be the folder of all {len(files)} images of {path.name}, but {len(missing)} are not there, "
+                f"such as {missing[0]}. Check the folder, or fetch what is missing."
             )
         described = {"id": path.name, "digest": hashlib.sha256(data).hexdigest()}
         return cls(described, categories, objects, [{"path": str(file)} for file in files], sizes)

@@ -226,6 +226,24 @@ def test_ctrl_c_after_the_last_step_does_not_train_again(call, tmp_path, caplog,
     assert read(tmp_path / "out" / "eval_results.json")["eval_top1"] >= 0
 
 
+@pytest.mark.usefixtures("ctrl_c")
+@pytest.mark.parametrize("flag", ["--bf16_full_eval", "--save_only_model"])
+def test_ctrl_c_after_the_last_step_saves_no_other_weights(call, tmp_path, monkeypatch, flag):
+    """An evaluation in half precision has changed them, and from weights alone no training goes on."""
+
+    def pressed(trainer, *_, **__):
+        trainer.model.bfloat16()
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(ReinforcedTrainer, "evaluation_loop", pressed)
+    assert call("--save_strategy", "no", flag) == 130
+    assert not list((tmp_path / "out").glob("checkpoint-*"))
+    assert {weight.dtype for weight in load_file(tmp_path / "out" / "model.safetensors").values()} <= {
+        torch.float32,
+        torch.int64,
+    }
+
+
 def test_ctrl_c_twice_stops_at_once(call, caplog, interrupted):
     interrupted(2, times=2)
     assert call("--save_strategy", "no") == 130

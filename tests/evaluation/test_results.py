@@ -104,6 +104,8 @@ def seconds_of(folder: Path, name: str) -> float:
         (10.0, [{"eval_a_runtime": 1.0, "step": 200}, {"eval_b_runtime": 2.0, "step": 200}], 17.0),
         (10.0, [{"loss": 1.0, "step": 100}], 20.0),
         (10.0, [{"eval_runtime": 2.5, "step": 0}], 17.5),
+        # Made longer, from a checkpoint that was saved after its training.
+        (10.0, [{"train_runtime": 9.0, "step": 100}, {"eval_runtime": 3.0, "step": 150}], 17.0),
     ],
 )
 def test_training_seconds_are_without_the_evaluations_on_the_way(tmp_path, steps_a_second, history, seconds):

@@ -227,6 +227,25 @@ def test_the_command_asks_over_the_classes_of_the_run(tmp_path, tiny_dataset):
     assert_same(out, make(tmp_path / "whole", tiny_dataset, teacher, 2))
 
 
+def test_new_members_have_classes_of_their_own(tmp_path, tiny_dataset):
+    """The run chose among the classes of its teacher, by other numbers than those of a new member."""
+    names = []
+    for number, classes in enumerate((len(CLASSES) + 3, len(CLASSES))):
+        torch.manual_seed(number)
+        save_file(
+            timm.create_model("test_resnet", num_classes=classes).state_dict(), tmp_path / f"{number}.safetensors"
+        )
+        names.append(f"timm:test_resnet@{tmp_path / f'{number}.safetensors'}")
+    chosen = list(reversed(range(len(CLASSES))))
+    source = make(tmp_path / "source", tiny_dataset, Teacher.from_pretrained(names[0], classes=chosen), 2)
+    new = Teacher.from_pretrained(names[1])
+    extend(source, ExtendConfig(str(tmp_path / "expected"), num_workers=0), add_teacher=new)
+    extend(source, ExtendConfig(str(tmp_path / "found"), num_workers=0), add_teacher=names[1])
+    assert main(["extend", str(source), "--add_teacher", names[1], "--output_dir", str(tmp_path / "by_command")]) == 0
+    for name in ("found", "by_command"):
+        assert_same(tmp_path / name, tmp_path / "expected")
+
+
 def test_the_command_wants_one_dataset(capsys):
     for words in ([], ["a", "b"]):
         assert main(["extend", *words, "--output_dir", "c"]) == 2

@@ -297,7 +297,7 @@ def test_all_images_of_the_annotations_must_be_there(changed):
     folder = changed(change)
     with pytest.raises(
         DataError,
-        match=r"folder of all [0-9] images of a\.json, but .*images/0\.png and 1 others are not there\. Check the folder",
+        match=r"folder of all [0-9] images of a\.json, but 2 are not there, such as .*images/0\.png\. Check the folder",
     ):
         read_coco(folder)
 

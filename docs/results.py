@@ -221,6 +221,11 @@ def page() -> str:
             "half of the test images at that of the other half."
         ),
         "\n".join(length("length_cpu", {"resnet": "ResNet", "vit": "ViT"})),
+        (
+            f"The same with a better teacher, fine-tuned at {read('length_better')['teacher_side']} pixels "
+            f"({right('length_better')}); what learns from labels is as above:"
+        ),
+        "\n".join(length("length_better", {"resnet": "ResNet"})),
         "## Other teachers, and more views",
         (
             "By `python benchmarks/accuracy.py --small --students resnet --seeds 0 1`, with `--teachers calibrated`, `--teachers "

@@ -112,11 +112,10 @@ def read_training(
         examples="hf-dr train photos-plus --student timm:resnet18 --output_dir student --epochs 20 --lr 0.001\n"
         "hf-dr train --config recipes/cifar100/erm.yaml --student timm:resnet50d",
     )
-    if student.objective == "reinforced" and args.mixes and args.reinforced_probability:
-        raise ConfigError(
-            "`mixup_alpha` and `cutmix_alpha` must be 0 with `objective` reinforced, whose stored views are mixed as they were "
-            f"stored, got {args.mixup_alpha} and {args.cutmix_alpha}. Set them to 0, or choose erm or kd."
-        )
+    if student.objective == "reinforced":
+        from hf_dr.training.checks import check_mixing
+
+        check_mixing(args)
     return student, smoke, args
 
 

@@ -192,24 +192,28 @@ def check_training(args: ReinforcedTrainingArguments, train: ReinforcedData, tra
             f"`train_sampling_strategy` must be `random`, got {args.train_sampling_strategy!r}: a reinforced dataset has its "
             "own order. Leave it out."
         )
-    streamed = isinstance(train, StreamedReinforcedDataset)
-    if trainer.accelerator.split_batches and streamed:
+    if trainer.accelerator.split_batches and isinstance(train, StreamedReinforcedDataset):
         raise ConfigError(
             "`split_batches` has no part in a stream, whose rows the processes share already. Leave it out, and set "
             "`batch_size`."
         )
-    if args.mixes and args.reinforced_probability:
-        raise ConfigError(
-            "`mixup_alpha` and `cutmix_alpha` must be 0 where stored views are replayed, which are mixed as they were "
-            f"stored, got {args.mixup_alpha} and {args.cutmix_alpha}. Set them to 0, or train with `objective` erm or kd "
-            "(`reinforced_probability` 0)."
-        )
+    check_mixing(args)
     if args.label_weight and not train.has_labels:
         raise ConfigError(
             f"`label_weight` must be 0 for a dataset without labels, got {args.label_weight}. Set it to 0."
         )
     if trainer.compute_metrics is not None:
         _check_evaluations(args, train, trainer.compute_metrics)
+
+
+def check_mixing(args: ReinforcedTrainingArguments) -> None:
+    """Refuses batches that are mixed where stored views are replayed."""
+    if args.mixes and args.reinforced_probability:
+        raise ConfigError(
+            "`mixup_alpha` and `cutmix_alpha` must be 0 where stored views are replayed, which are mixed as they were "
+            f"stored, got {args.mixup_alpha} and {args.cutmix_alpha}. Set them to 0, or train with `objective` erm or kd "
+            "(`reinforced_probability` 0)."
+        )
 
 
 def _check_evaluations(args: ReinforcedTrainingArguments, train: ReinforcedData, compute: Callable[..., Any]) -> None:

@@ -31,6 +31,7 @@ from hf_dr.evaluation.sets import EvaluationSet, parse_set
 from hf_dr.evaluation.unfinished import Unfinished
 from hf_dr.processes import find_device, quiet_worker, warm_up_kernels
 from hf_dr.store.base_dataset import content_hash, undecoded_images
+from hf_dr.store.provenance import hash_of
 from hf_dr.teacher.calibration import fit_temperature
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.members import Member, check_member, imagenet_synsets, load_member
@@ -141,15 +142,13 @@ def _corrupted(
     """Yields each model's result on corrupted images, published or made here."""
     metric = Classification()
     grids: list[dict[str, dict[int, dict[str, float]]]] = [{} for _ in models]
-    identity = _identity(images)
+    published = spec.published_corrupted
+    clean = None if published else _hash_of_set(images)
     for name, severity in config.corruption_keys():
-        published = spec.published_corrupted
-        part = images
-        if published:
-            part = open_set(spec.part(name, severity), config)
-            identity = _identity(part)
+        part = open_set(spec.part(name, severity), config) if published else images
+        set_hash = clean or _hash_of_set(part)
         corruption = None if published else (name, severity)
-        keys = [_key(model, identity, corruption, config) for model in models]
+        keys = [_key(model, set_hash, corruption, config) for model in models]
         missing = [n for n, key in enumerate(keys) if key not in unfinished]
         if missing:
             label = f"{spec.name} {name} {severity}"
@@ -165,23 +164,25 @@ def _corrupted(
         yield Result(model.name, spec.name, len(images.rows), means, by_corruption=grid)
 
 
-def _identity(images: Images) -> dict[str, Any]:
-    """Returns what tells a set from others."""
-    return {
-        "images": content_hash(undecoded_images(images.dataset, images.spec.image or "")),
-        "rows": images.rows.tolist(),
-        "labels": images.labels.tolist(),
-        "classes": images.class_names or images.spec.classes,
-    }
+def _hash_of_set(images: Images) -> str:
+    """Returns the hash of what tells a set from others."""
+    return hash_of(
+        {
+            "images": content_hash(undecoded_images(images.dataset, images.spec.image or "")),
+            "rows": images.rows.tolist(),
+            "labels": images.labels.tolist(),
+            "classes": images.class_names or images.spec.classes,
+        }
+    )
 
 
-def _key(model: Model, identity: dict[str, Any], corruption: tuple[str, int] | None, config: EvaluateConfig) -> str:
+def _key(model: Model, set_hash: str, corruption: tuple[str, int] | None, config: EvaluateConfig) -> str:
     """Returns the hash of what determines the metrics of a model on a set, corrupted here unless `corruption` is None."""
     return Unfinished.key(
         model=model.member.provenance(),
         names=model.member.labels,
         input=dataclasses.asdict(model.input),
-        set=identity,
+        set=set_hash,
         corruption=None if corruption is None else [*corruption, config.seed],
         device=find_device(config.device).type,
         precision=config.precision,

@@ -47,11 +47,13 @@ class Totals(TrainerCallback):
         """Writes what the training took up to now."""
         if self._before is None:
             return
-        trainer = self._trainer
-        losses = trainer._total_loss_scalar + trainer._tr_loss.item()  # those that are logged, and those since then
-        seconds = time.time() - self._began
-        now = {"seconds": self._before["seconds"] + seconds, "losses": self._before["losses"] + losses}
-        write_json(checkpoint / TOTALS_FILE, self._all or now)  # evaluations after it are not of it
+        total = self._all  # evaluations after the training are not of it
+        if total is None:
+            trainer = self._trainer
+            losses = trainer._total_loss_scalar + trainer._tr_loss.item()  # those that are logged, and those since then
+            seconds = time.time() - self._began
+            total = {"seconds": self._before["seconds"] + seconds, "losses": self._before["losses"] + losses}
+        write_json(checkpoint / TOTALS_FILE, total)
 
     def of_all(self, output: TrainOutput) -> TrainOutput:
         """Returns what a training has returned, of all its steps; the log gets the same numbers."""

@@ -5,8 +5,8 @@
 
 The whole of CIFAR-10: 50,000 images to learn from, 10,000 for testing. With `--scale gpu` a ResNet-18 and a small ViT from
 fresh weights see them at 64x64; the teachers are ImageNet's EfficientNet-Lite0 and Lite1, fine-tuned at 128x128 on the same
-images; V = 16. With `--scale cpu`, which two cores do in some hours, a ResNet of 0.3 million weights and a ViT of 0.7 million
-see them at 32x32; the teacher is Lite0 at 64x64; V = 32. Teachers answer in bfloat16.
+images; V = 16. With `--scale cpu`, which two cores do in some hours, a ResNet of 0.3 million weights, one of 2.7 million
+(resnet14) and a ViT of 0.7 million see them at 32x32; the teacher is Lite0 at 64x64; V = 32. Teachers answer in bfloat16.
 
 Students learn from labels (erm), from stored answers (reinforced) or from the teachers in memory (kd), with the same model,
 views, optimizer and steps. Keys: `<student>_<epochs>_<objective>_` with `top1`, `nll` (nats), `ece` and `corrupted` (share
@@ -81,6 +81,7 @@ _ADAMW = {"optim": "adamw_torch_fused", "learning_rate": 1e-3, "weight_decay": 0
 _VIT = {"img_size": 64, "patch_size": 8, "embed_dim": 192, "depth": 8, "num_heads": 3}
 _SMALL_VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 96, "depth": 6, "num_heads": 3}
 _SMALL_RESNET = {"stem_width": 16, "channels": [32, 48, 64, 96], "layers": [1, 1, 1, 1]}
+_RESNET14 = {"stem_width": 16, "channels": [32, 64, 128, 256], "layers": [1, 1, 2, 2]}
 SCALES = {
     "gpu": Scale(
         side=64, num_views=16, batch=256, teacher_side=128, teacher_epochs=6, teachers=(common.LITE0, common.LITE1),
@@ -93,6 +94,7 @@ SCALES = {
         side=32, num_views=32, batch=128, teacher_side=64, teacher_epochs=3, teachers=(common.LITE0,),
         students={
             "resnet": {"name": "timm:resnet10t", "model_args": _SMALL_RESNET, "channels_last": True, **_SGD},
+            "resnet14": {"name": "timm:resnet10t", "model_args": _RESNET14, "channels_last": True, **_SGD},
             "vit": {"name": "timm:vit_tiny_patch16_224", "model_args": _SMALL_VIT, **_ADAMW},
         },
     ),
@@ -383,7 +385,7 @@ def main() -> None:
     parser.add_argument("--scale", choices=list(SCALES), default="gpu", help="How much is computed. Default: gpu.")
     for setting in ("teacher_side", "teacher_epochs", "num_views"):
         parser.add_argument(f"--{setting}", type=int, help="Default: the scale's. A --work folder is of one.")
-    parser.add_argument("--students", nargs="+", help="resnet18 or vit; resnet or vit on a CPU. Default: the ResNet.")
+    parser.add_argument("--students", nargs="+", help="resnet18 or vit; resnet, resnet14 or vit on a CPU. Default: the first.")
     parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, default=list(OBJECTIVES), help="Default: all.")
     parser.add_argument("--epochs", nargs="+", type=int, default=[10, 30], help="Default: 10 30.")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="Default: 0 1 2.")

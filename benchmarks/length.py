@@ -385,7 +385,9 @@ def main() -> None:
     parser.add_argument("--scale", choices=list(SCALES), default="gpu", help="How much is computed. Default: gpu.")
     for setting in ("teacher_side", "teacher_epochs", "num_views"):
         parser.add_argument(f"--{setting}", type=int, help="Default: the scale's. A --work folder is of one.")
-    parser.add_argument("--students", nargs="+", help="resnet18 or vit; resnet, resnet14 or vit on a CPU. Default: the first.")
+    parser.add_argument(
+        "--students", nargs="+", help="resnet18 or vit; resnet, resnet14 or vit on a CPU. Default: the first."
+    )
     parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, default=list(OBJECTIVES), help="Default: all.")
     parser.add_argument("--epochs", nargs="+", type=int, default=[10, 30], help="Default: 10 30.")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="Default: 0 1 2.")

@@ -65,6 +65,18 @@ from hf_dr.views.ops.geometry import RandomErasing, RandomHorizontalFlip, Random
 from hf_dr.views.ops.mixing import CutMix, MixUp
 
 torch.set_num_threads(1)
+
+
+class TorchRandom:
+    """torch's global generator as Hypothesis seeds it before each example."""
+
+    seed = staticmethod(torch.manual_seed)
+    getstate = staticmethod(torch.get_rng_state)
+    setstate = staticmethod(torch.set_rng_state)
+
+
+_TORCH_RANDOM = TorchRandom()  # Hypothesis holds it weakly
+hypothesis.register_random(_TORCH_RANDOM)
 # The same examples in every run: a red test stays red until the code is mended. And none is timed: a machine may be busy.
 hypothesis.settings.register_profile("same", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("same")
@@ -83,6 +95,12 @@ def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
     new = sorted(path.name for path in set(_ROOT.iterdir()) - _AT_START)
     if left := [name for name in new if not any(fnmatch(name, tool) for tool in tools)]:
         pytest.exit(f"tests left {', '.join(left)} in {_ROOT}. They must write to their `tmp_path` only.", returncode=1)
+
+
+@pytest.hookimpl(tryfirst=True)  # before the fixtures
+def pytest_runtest_setup() -> None:
+    """Seeds torch's global generator: a test draws the same, whichever ran before it. Others' are banned (ruff)."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="module", autouse=True)

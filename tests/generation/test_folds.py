@@ -191,7 +191,6 @@ def test_a_temperature_divides_the_logarithms_of_the_average(temperature, member
     views = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
     softened = teacher.select(range(members), temperature=temperature)(views)
     torch.testing.assert_close(softened, (teacher(views) / temperature).log_softmax(-1))
-    assert torch.equal(softened.argmax(-1), teacher(views).argmax(-1))
 
 
 def test_the_temperature_1_changes_no_byte(tmp_path, tiny_dataset, tiny_teacher):

@@ -46,11 +46,7 @@ class StoredViews:
         return tuple(value.tolist()) if isinstance(value, np.ndarray) else value.item()
 
     def answer(self, row: int, view: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the ids (K,) and log-probabilities (K,) float16 of one view.
-
-        Raises:
-            FormatError: They are damaged: not finite, rising, above 0, or of a class that does not exist.
-        """
+        """Returns the ids (K,) and log-probabilities (K,) float16 of one view; a FormatError if they are damaged."""
         ids = self._columns.view(schema.TEACHER_IDS, row, view)
         logprobs = self._columns.view(schema.TEACHER_LOGPROBS, row, view)
         self._check_answer(ids, logprobs, f"row {row}, view {view}")
@@ -67,9 +63,6 @@ class StoredViews:
         """Returns the entropy of the answers to a row's views in nats, float32 (V,); with a label, the cross-entropy to it.
 
         `kept` are the views and the classes that are looked at.
-
-        Raises:
-            FormatError: An answer is damaged.
         """
         logprobs = self._columns.cell(schema.TEACHER_LOGPROBS, row)[kept]
         intact = ((logprobs <= MAX_LOGPROB) & (logprobs > -np.inf)).all(axis=1)

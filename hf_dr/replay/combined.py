@@ -38,11 +38,7 @@ _SAME_ROWS: dict[str, Callable[[Provenance], Any]] = {
 
 
 def check_alike(parts: Sequence[ReinforcedDataset]) -> None:
-    """Checks that a student and a batch can have views of all parts.
-
-    Raises:
-        ConfigError: There are none, or they differ in the size of their views, in their classes or in what is stored.
-    """
+    """Checks that a student and a batch can have views of all parts, of which there must be one; a ConfigError if not."""
     if not parts:
         raise ConfigError('expected at least one "+" dataset, got none. Name one.')
     difference = _difference(_COMMON, parts, [part.provenance for part in parts])
@@ -51,11 +47,7 @@ def check_alike(parts: Sequence[ReinforcedDataset]) -> None:
 
 
 def check_same_rows(provenances: Sequence[Provenance]) -> None:
-    """Checks, before a row is read, that parts reinforced the same rows of the same base.
-
-    Raises:
-        DataError: They did not.
-    """
+    """Checks, before a row is read, that parts reinforced the same rows of the same base; a DataError if not."""
     difference = _difference(_SAME_ROWS, provenances, provenances)
     if difference is not None:
         raise DataError(

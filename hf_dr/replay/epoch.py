@@ -11,11 +11,7 @@ from hf_dr.settings import Whole
 
 
 def checked_epoch(epoch: int) -> int:
-    """Returns the number of an epoch.
-
-    Raises:
-        ConfigError: It is below 0.
-    """
+    """Returns the number of an epoch; a ConfigError if it is below 0."""
     Whole(0).check("epoch", int(epoch))
     return int(epoch)
 
@@ -36,11 +32,7 @@ class SharedEpoch:
         return int(self._number)
 
     def set(self, value: int) -> None:
-        """Changes it, in the workers as well.
-
-        Raises:
-            ConfigError: It is below 0.
-        """
+        """Changes it, in the workers as well; a ConfigError if it is below 0."""
         epoch = checked_epoch(value)
         for number in (self._number, self._sent):
             number.fill_(epoch)

@@ -113,12 +113,7 @@ class JoinedBase:
 
 
 def join_base(base: datasets.Dataset | JoinedBase | None, provenance: Provenance) -> JoinedBase | None:
-    """Returns the base in which an overlay finds its images; None for a "+" dataset that has its own.
-
-    Raises:
-        ConfigError: There is a base, but no overlay.
-        DataError: There is an overlay, but no base, or one that does not fit.
-    """
+    """Returns the base in which an overlay finds its images; None for a "+" dataset that has its own, and is given no base."""
     if not provenance.overlay:
         if base is not None:
             raise ConfigError('`base` is for an overlay, but this "+" dataset has its images. Leave `base` out.')
@@ -137,11 +132,7 @@ def readable(images: datasets.Dataset, rows: np.ndarray) -> np.ndarray:
 
 
 def check_readable(images: datasets.Dataset) -> None:
-    """Checks that all images can be decoded.
-
-    Raises:
-        DataError: One cannot; the message names row and file.
-    """
+    """Checks that all images can be decoded; a DataError names row and file of the first that cannot."""
     (column,) = images.column_names
     for row in np.flatnonzero(index_images(images) == UNREADABLE).tolist():
         decode_row(images[row][column], f"row {row}")

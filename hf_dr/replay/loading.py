@@ -140,11 +140,7 @@ def _check_path(path: object) -> None:
 
 
 def each_dataset(path: _Path | _Paths, name: str | _Names | None = None) -> list[tuple[_Path, str | None]]:
-    """Returns path and name of each "+" dataset that `load_reinforced` opens for such arguments.
-
-    Raises:
-        ConfigError: There are not as many names as paths.
-    """
+    """Returns path and name of each "+" dataset that `load_reinforced` opens for such arguments."""
     count = len(name) if isinstance(name, (list, tuple)) else 1
     paths = list(path) if isinstance(path, (list, tuple)) else [path] * count
     names = list(name) if isinstance(name, (list, tuple)) else [name] * len(paths)
@@ -242,10 +238,6 @@ def load_base_of(
     """Loads the base of a "+" dataset where it is given by name; see `load_reinforced`.
 
     With `streaming` a base of Parquet files is a `StreamedBase` of them.
-
-    Raises:
-        ConfigError: `config` or `revision` is given without a name, or a base for what is no overlay.
-        DataError: It cannot be loaded.
     """
     if isinstance(base, (str, os.PathLike)):
         if os.fspath(base) == provenance.base.get("id"):

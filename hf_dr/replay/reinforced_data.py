@@ -57,16 +57,9 @@ def fresh_view(epoch: int) -> ViewRequest:
 
 
 def ranked_view(rank: int, by: str) -> ViewRequest:
-    """Returns the request for the view of this rank among all views of its row, the easiest being 0.
+    """Returns the request for the view of this rank among all views of its row, 0 being the easiest by one of `DIFFICULTIES`.
 
     Whoever orders the rows need not know the difficulty of any view: it is looked up where the row is read.
-
-    Args:
-        rank: From 0 to V - 1.
-        by: One of `DIFFICULTIES`.
-
-    Raises:
-        ConfigError: Views are not ranked by that.
     """
     if by not in DIFFICULTIES:
         raise ConfigError(f"views are ranked by one of {', '.join(DIFFICULTIES)}, got {by!r}. Name one of them.")
@@ -74,11 +67,7 @@ def ranked_view(rank: int, by: str) -> ViewRequest:
 
 
 def _row_and_view(index: Any) -> tuple[int, View | None]:
-    """Takes an index apart; a row alone has no view.
-
-    Raises:
-        TypeError: It is neither a row nor a row with a view.
-    """
+    """Takes an index apart; a row alone has no view. Raises a TypeError if it is neither."""
     row, view = index if isinstance(index, tuple) and len(index) == 2 else (index, None)
     try:
         if isinstance(row, (bool, np.bool_)) or isinstance(view, (bool, np.bool_)):
@@ -110,11 +99,7 @@ def draw_fresh_params(augmentation: Augmentation, size: Size, *, seed: int, row:
 
 
 def checked_views(num_views: int | None, stored: int) -> int:
-    """Returns how many of the stored views are used, all where `num_views` is None.
-
-    Raises:
-        ConfigError: There are not that many.
-    """
+    """Returns how many of the stored views are used, all where it is None; a ConfigError if there are not that many."""
     is_count = isinstance(num_views, (int, np.integer))
     if num_views is not None and not (is_count and 1 <= num_views <= stored):
         raise ConfigError(
@@ -304,16 +289,9 @@ class ReinforcedData(ABC):
 
 
 def check_loaded(name: str, dataset: object, kind: type = ReinforcedData, how: str = "") -> None:
-    """Refuses a path or another object in the place of a "+" dataset that is open.
+    """Refuses, in the place of the argument `name`, what is no open "+" dataset, of the class `kind`: a path, for one.
 
-    Args:
-        name: Of the argument.
-        dataset: What was given.
-        kind: What it must be.
-        how: How that must be opened, for the message.
-
-    Raises:
-        ConfigError: It is something else.
+    `how` is for the message: how that is opened.
     """
     advice = 'Open the "+" dataset: `load_reinforced(...)`.'
     check_kind(name, dataset, kind, f"what `load_reinforced` returns{how}", advice)
@@ -447,11 +425,7 @@ class MappedReinforcedData(ReinforcedData, torch.utils.data.Dataset):
         return {"train": self.select(np.sort(order[count:])), "test": self.select(np.sort(order[:count]))}
 
     def shuffle(self, *_: Any, **__: Any) -> NoReturn:
-        """Refuses: the order of an epoch is the sampler's.
-
-        Raises:
-            ConfigError: Always.
-        """
+        """Refuses, with a ConfigError: the order of an epoch is the sampler's."""
         raise ConfigError(
             "the sampler draws another order of the rows for each epoch (`ReinforcedTrainer` and `ReinforcedSampler` take its "
             "`seed`), got a call of `shuffle`. Leave it out; `select(rows)` takes rows in any order."
@@ -482,22 +456,13 @@ class MappedReinforcedData(ReinforcedData, torch.utils.data.Dataset):
         return int(order[view.number])
 
     def _row(self, number: int) -> int:
-        """Returns a row, counted from 0.
-
-        Raises:
-            IndexError: There is no such row.
-        """
+        """Returns a row, counted from 0; an IndexError if there is none."""
         if not -len(self) <= number < len(self):
             raise IndexError(f"row {number} of a dataset of {len(self)} rows")
         return number % len(self)
 
     def _locate(self, index: ViewIndex) -> tuple[int, View]:
-        """Returns the row, counted from 0, and the view, as `resolved` gives it, that an index means.
-
-        Raises:
-            IndexError: There is no such row, or it has no such view.
-            TypeError: It is no index.
-        """
+        """Returns the row, counted from 0, and the view, as `resolved` gives it, of an index; an IndexError without one."""
         number, view = _row_and_view(index)
         row = self._row(number)
         found = self.resolved(row, int(self.scheduled_views(row, self.epoch)) if view is None else view)

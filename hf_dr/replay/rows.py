@@ -82,11 +82,7 @@ class Rows:
         return int(self.labels[slot - len(self.source)])
 
     def slot_of(self, source: int) -> int:
-        """Returns the slot that holds a row of the base that was reinforced.
-
-        Raises:
-            ReplayError: It is not among the rows.
-        """
+        """Returns the slot that holds a row of the base that was reinforced; a ReplayError if it is not among the rows."""
         slot = source
         if self.by_source is not None:
             at = int(np.searchsorted(self.source, source, sorter=self.by_source))
@@ -168,11 +164,7 @@ def find_rows(
 
 
 def check_labels(plus: datasets.Dataset, provenance: Provenance) -> None:
-    """Checks the labels of the reinforced rows of a "+" dataset that has its base's labels.
-
-    Raises:
-        FormatError: They are not whole numbers, or a row has none of the classes.
-    """
+    """Checks that each reinforced row of a "+" dataset with labels has one of the classes; a FormatError if not."""
     name = provenance.label_column
     assert name is not None
     column = whole_column(plus, name)

@@ -38,11 +38,7 @@ def check_order(
     reinforced_probability: float = 1.0,
     seed: int = 0,
 ) -> None:
-    """Checks the settings of an order.
-
-    Raises:
-        ConfigError: A setting is impossible, or does not fit the data.
-    """
+    """Checks that the settings of an order are possible and fit the data; a ConfigError if not."""
     check_seed(seed)
     for name, value, known in (
         ("view_order", view_order, VIEW_ORDERS),

@@ -81,8 +81,7 @@ class Progress:
     """How far an epoch of a stream has been seen; `to_dict` is JSON, and `from_dict` reads it.
 
     Attributes:
-        epoch: Its number.
-        order: What the order of its rows follows from.
+        order: What the order of the epoch's rows follows from.
         stretches: What was seen: batches of one division of the rows, then of another one of what was left, and so on.
     """
 
@@ -125,11 +124,7 @@ class Progress:
 
     @classmethod
     def from_dict(cls, content: Any) -> Progress:
-        """Checks what `to_dict` returned.
-
-        Raises:
-            FormatError: It is something else.
-        """
+        """Reads what `to_dict` returned; a FormatError if it is something else."""
         where, advice = "the progress of a stream", "Give what its `progress` returned."
         content = as_object(content, where, advice)
         stretches = content.get("stretches")

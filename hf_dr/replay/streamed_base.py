@@ -81,12 +81,7 @@ class StreamedBase:
             )
 
     def images(self, rows: np.ndarray) -> pa.ChunkedArray:
-        """Returns the images of some rows, int64, rising; each is a struct of `bytes` and `path`.
-
-        Raises:
-            DataError: The column holds something else.
-            FormatError: A file is missing, or damaged.
-        """
+        """Returns the images of some rows, int64, rising; each is a struct of `bytes` and `path`."""
         place = np.searchsorted(self._starts, rows, side="right") - 1  # of each row's group among those of all files
         wanted = {int(n): rows[place == n] - self._starts[n] for n in np.unique(place)}
         chunks: list[pa.Array] = []

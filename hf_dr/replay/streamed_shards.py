@@ -93,12 +93,7 @@ class StreamedShards:
             logger.warning("%d rows have no reinforcement and are left out.", len(provenance.skipped_rows))
 
     def read(self, shards: Sequence[int]) -> ReinforcedDataset:
-        """Returns the reinforced rows of some shards.
-
-        Raises:
-            DataError: The base cannot be read.
-            FormatError: A shard does not follow the format, or is not of this dataset.
-        """
+        """Returns the reinforced rows of some shards; a FormatError if one does not follow the format or is another's."""
         table = pa.concat_tables([self._read_shard(shard) for shard in shards])
         # Without a name, datasets would hash the table.
         return self._dataset(table, f"{self.provenance.fingerprint[:32]}-{'-'.join(map(str, shards))}")

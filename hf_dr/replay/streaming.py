@@ -220,11 +220,7 @@ class StreamedReinforcedDataset(ReinforcedData, torch.utils.data.IterableDataset
         return {"fingerprint": self.fingerprint, "shuffled_shards": self._shuffled_shards, **self._order}
 
     def __getitem__(self, index: Any) -> NoReturn:
-        """Refuses: rows come as they are read.
-
-        Raises:
-            ConfigError: Always.
-        """
+        """Refuses, with a ConfigError: rows come as they are read."""
         _refuse_choice(f"the index {index!r:.80}")
 
     def select(self, *_: Any, **__: Any) -> NoReturn:
@@ -236,11 +232,7 @@ class StreamedReinforcedDataset(ReinforcedData, torch.utils.data.IterableDataset
         _refuse_choice("a call of `train_test_split`")
 
     def shuffle(self, *_: Any, **__: Any) -> NoReturn:
-        """Refuses: each epoch has an order of its own.
-
-        Raises:
-            ConfigError: Always.
-        """
+        """Refuses, with a ConfigError: each epoch has an order of its own."""
         raise ConfigError(
             "a stream is in another order in each epoch (by the `seed` of `ReinforcedTrainer`, `ReinforcedLoader` or "
             "`ordered`), got a call of `shuffle`. Leave it out; `shuffled_shards` mixes the rows of more files."

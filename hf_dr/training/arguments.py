@@ -52,11 +52,7 @@ class ReinforcedTrainingArguments(ReinforcedSettings, ResumableArguments):
 
 
 def as_reinforced(args: TrainingArguments | None) -> ReinforcedTrainingArguments:
-    """Returns transformers' own settings with those that reinforced training adds; what nobody chose has our defaults.
-
-    Raises:
-        ConfigError: They are of another class.
-    """
+    """Returns transformers' own settings with those that reinforced training adds; what nobody chose has our defaults."""
     if args is None:
         return ReinforcedTrainingArguments("trainer_output")
     if isinstance(args, ReinforcedTrainingArguments):

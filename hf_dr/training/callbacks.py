@@ -113,11 +113,7 @@ class WeightAverage(TrainerCallback):
         self.ema = ModelEmaV3(model, decay=self._decay, device=self._device)
 
     def resume_from(self, checkpoint: str | None) -> None:
-        """Lets the next training continue with the average of a checkpoint; None lets it start with a new one.
-
-        Raises:
-            ConfigError: The checkpoint has none.
-        """
+        """Has the next training go on with a checkpoint's average, a ConfigError without one; None has it begin a new one."""
         self._checkpoint = None if checkpoint is None else _average_in(Path(checkpoint))
 
     def save(self, folder: Path) -> None:

@@ -81,9 +81,7 @@ def write_checksums(checkpoint: Path, *, resumable: bool) -> None:
 def find_damage(checkpoint: Path, *, to_go_on: bool = True) -> str | None:
     """Returns what is wrong with a checkpoint, as the end of a sentence that begins with it; None where it can be used.
 
-    Args:
-        checkpoint: Its folder.
-        to_go_on: Whether it must hold the state of the optimizer, so that a run can go on from it.
+    With `to_go_on` it must hold the state of the optimizer, so that a run can go on from it.
     """
     try:
         content = json.loads((checkpoint / CHECKSUMS_FILE).read_text(encoding="utf-8"))
@@ -185,11 +183,7 @@ _OF_NO_WEIGHT = ("evaluated_on", "license")
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """Reads settings that were written with a checkpoint; nothing where there are none.
-
-    Raises:
-        ConfigError: They cannot be read.
-    """
+    """Reads settings that were written with a checkpoint, {} where there are none; a ConfigError if they cannot be read."""
     if not path.is_file():
         return {}
     try:

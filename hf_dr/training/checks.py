@@ -248,12 +248,7 @@ def _computes(compute: Callable[..., Any], logits: Any, labels: Any) -> bool:
 
 
 def check_no_path(name: str, given: object) -> None:
-    """Refuses the path or the name of a dataset in its place.
-
-    Args:
-        name: Of the argument.
-        given: A dataset, or several by name.
-    """
+    """Refuses the path or the name of a dataset in the place of the argument `name`, a dataset or several by name."""
     for one in given.values() if isinstance(given, dict) else [given]:
         if isinstance(one, (str, os.PathLike)):
             advice = "load_reinforced" if name == "train_dataset" else "datasets.load_dataset"

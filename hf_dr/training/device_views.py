@@ -65,11 +65,7 @@ def device_augmentation(
 def augmentation_of_trainer(
     args: ReinforcedTrainingArguments, train: Any, data_collator: Any
 ) -> DeviceAugmentation | None:
-    """Returns what makes the views on a trainer's device; None where its workers do, or it learns from other data.
-
-    Raises:
-        ConfigError: As `device_augmentation`.
-    """
+    """Returns what makes the views on a trainer's device, see `device_augmentation`; None where it learns from other data."""
     if not isinstance(train, ReinforcedData):
         return None
     obstacles = []

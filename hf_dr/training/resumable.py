@@ -103,11 +103,7 @@ class ResumableArguments(TrainingArguments):
             self._divide(self.batch_size)
 
     def check(self) -> None:
-        """Checks values one by one, and those that have no part.
-
-        Raises:
-            ConfigError: A value is impossible.
-        """
+        """Checks values one by one, and those that have no part; a ConfigError names the first that is impossible."""
         check_settings(self)
         for name, limits in BOUNDS.items():
             if getattr(self, name) is not None:
@@ -228,11 +224,7 @@ class ResumableTrainer(Trainer):
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Holds the lock of `output_dir`, in the main process; it can be held again within.
-
-        Raises:
-            ConfigError: Another training holds it.
-        """
+        """Holds the lock of `output_dir`, in the main process; it can be held again within. A ConfigError if it is taken."""
         if not self.is_world_process_zero():
             yield
             return
@@ -449,12 +441,7 @@ class ResumableTrainer(Trainer):
 
 
 def share_buffers(trainer: Trainer, average: torch.nn.Module | None = None) -> None:
-    """Gives all processes the running statistics of the first one, which are those that are saved.
-
-    Args:
-        trainer: Of the model.
-        average: A second model that has some, such as the average of the weights.
-    """
+    """Gives all processes the running statistics of the first one, which are saved; those of a second model, `average`, too."""
     if trainer.args.world_size == 1 or trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         return
     assert isinstance(trainer.model, torch.nn.Module)

@@ -23,11 +23,7 @@ PROGRESS_FILE = "stream_progress.json"
 
 
 class StreamProgress:
-    """How far a training is in the epoch of a stream: kept with each checkpoint, and where a resumed training goes on.
-
-    Args:
-        trainer: Its `ReinforcedTrainer`.
-    """
+    """How far a `ReinforcedTrainer` is in the epoch of a stream: kept with each checkpoint, for a resumed one."""
 
     def __init__(self, trainer: Any) -> None:
         self._trainer = trainer

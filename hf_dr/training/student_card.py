@@ -90,11 +90,7 @@ class Student:
 
     @property
     def objective_name(self) -> str:
-        """The training's `--objective`: `reinforced`, `erm` or `kd`.
-
-        Raises:
-            FormatError: The settings do not tell.
-        """
+        """The training's `--objective`: `reinforced`, `erm` or `kd`; a FormatError if the settings do not tell."""
         if self.settings.get("online_teacher"):
             return "kd"
         share = self.settings.get("reinforced_probability")
@@ -106,11 +102,7 @@ class Student:
 
     @classmethod
     def read(cls, folder: Path) -> Student | None:
-        """Reads `student.json`; None where there is none.
-
-        Raises:
-            FormatError: It is malformed.
-        """
+        """Reads `student.json`; None where there is none, a FormatError if it is malformed."""
         path = folder / STUDENT_FILE
         if not path.is_file():
             return None
@@ -289,11 +281,7 @@ def _dataset(dataset: dict[str, Any]) -> str:
 
 
 def fold_left_out(dataset: Mapping[str, Any]) -> str:
-    """Tells which fold of a student's dataset was left out; empty where none was.
-
-    Raises:
-        KeyError, TypeError: It cannot be understood.
-    """
+    """Tells which fold of a dataset was left out, empty where none was; a KeyError or TypeError if it is malformed."""
     fold = dataset.get("left_out")
     return "" if fold is None else f"without fold {int(fold['number'])} of {int(fold['of'])}"
 

@@ -171,11 +171,10 @@ def push_in_background(
     """Pushes a student as it is now, in a thread of its own: its folder may change or be deleted in the meantime.
 
     Args:
-        folder: See `push_student`; a checkpoint, for example.
-        repo_id: See `push_student`.
+        folder: A checkpoint, for example.
+        repo_id: See `push_student`, also for the settings.
         card_from: Folder with the student's card and `student.json`.
         warn: Log a failure, for callers that do not look at the result.
-        **settings: See `push_student`.
     """
     copy = tempfile.TemporaryDirectory(prefix="hf_dr_push_")
     export_student(folder, copy.name)

@@ -44,10 +44,7 @@ _ANSWERS = ("teacher_ids", "teacher_logprobs", "tail_ids", "tail_logprobs", "rei
 class StudentTrainer(ResumableTrainer):
     """Shows an image classifier normalised pixels, and saves and publishes it in the layout of `student_hub`.
 
-    Args:
-        *args: All that Trainer takes.
-        normalization: See `ReinforcedTrainer`.
-        **settings: All that Trainer takes.
+    All arguments are Trainer's, but `normalization`, which is that of `ReinforcedTrainer`.
     """
 
     args: ReinforcedTrainingArguments

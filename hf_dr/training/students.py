@@ -135,10 +135,7 @@ def check_architecture(architecture: str) -> None:
 def _pretrained(name: str, classes: dict[str, Any], seen: dict[str, Any]) -> Any:
     """Loads a model to be fine-tuned, from a folder or the Hub.
 
-    Args:
-        name: Of the model.
-        classes: What its config shall say of them.
-        seen: What its `pretrained_cfg` shall say of the images, if it is timm's.
+    Its config gets what `classes` says of them and, if it is timm's, its `pretrained_cfg` what `seen` says of the images.
     """
     if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
         raise ConfigError(f"the student {name!r} must be a folder, but there is none. Train it first, or name another.")

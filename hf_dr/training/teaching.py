@@ -41,15 +41,9 @@ def held_out_rows(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
 
 
 def check_classes(labels: np.ndarray, folds: np.ndarray, names: Sequence[str] | None) -> None:
-    """Checks that whoever is trained without a fold learns each class.
+    """Checks that whoever is trained without a fold learns each class; a DataError if all images of one are in one fold.
 
-    Args:
-        labels: Class of each image, int64 (rows,).
-        folds: Fold of each image (rows,).
-        names: Of the classes, where they have names.
-
-    Raises:
-        DataError: All images of a class are in one fold.
+    `labels` and `folds` are the class and the fold of each image (rows,); `names` are those of the classes, if they have any.
     """
     for label in np.unique(labels).tolist():
         where = np.unique(folds[labels == label])
@@ -63,16 +57,9 @@ def check_classes(labels: np.ndarray, folds: np.ndarray, names: Sequence[str] | 
 
 
 def begin_folds(folder: Path, num_folds: int, images: str) -> None:
-    """Notes in a folder of teachers how the images were divided.
+    """Notes in a folder of teachers how the images were divided: their `pixels_digest`, and into how many folds.
 
-    Args:
-        folder: Where the teachers go.
-        num_folds: k.
-        images: `hf_dr.replay.join.pixels_digest` of the images.
-
-    Raises:
-        ConfigError: Others were divided there, or in another way.
-        FormatError: What is noted there cannot be read.
+    A ConfigError if others were divided there, or in another way.
     """
     made_of = {"num_folds": num_folds, "images": images}
     _is_there(folder / FOLDS_FILE, made_of, f"{folder} must hold teachers of the same folds of the same images")
@@ -96,19 +83,11 @@ def divide(
 ) -> None:
     """Writes a dataset as a folder of Parquet files with two splits, `train` and `test`, images included.
 
-    A folder that was written before, from the same images with the same labels, is left as it is.
-
-    Args:
-        dataset: All images.
-        image_column: Their column.
-        label_column: The column of their classes.
-        folder: Where the files go.
-        share: See `held_out_rows`.
-        seed: See `held_out_rows`.
+    A folder that was written before, from the same images with the same labels, is left as it is. `share` and `seed` are
+    those of `held_out_rows`.
 
     Raises:
         ConfigError: The folder was written from other images or labels, or with another share or seed.
-        FormatError: What is noted of it cannot be read.
         DataError: A row has no label or no readable image, or too few rows have a label for anything to be held out.
     """
     column = whole_column(dataset, label_column)

@@ -20,11 +20,7 @@ TOTALS_FILE = "training_totals.json"
 
 
 class Totals(TrainerCallback):
-    """Has the metrics of a resumed training cover all of it, where Trainer's own cover what came after the checkpoint.
-
-    Args:
-        trainer: Its `ResumableTrainer`.
-    """
+    """Has the metrics of a resumed training cover all of it; Trainer's own cover what came after the checkpoint."""
 
     def __init__(self, trainer: Any) -> None:
         self._trainer = trainer

@@ -230,18 +230,9 @@ def compare(
     evaluation: dict[str, Any],
     unfinished: Unfinished | None = None,
 ) -> Comparison:
-    """Reads the runs of a comparison and evaluates their models side by side.
+    """Reads the runs of a comparison and evaluates their models side by side; a DataError if a run is missing.
 
-    Args:
-        title: What is compared.
-        folder: Of the comparison.
-        objectives: As they were trained.
-        seeds: As they were trained.
-        evaluation: Settings of `EvaluateConfig` other than the models: one set, and how it is corrupted.
-        unfinished: See `run_evaluation`.
-
-    Raises:
-        DataError: A run is missing.
+    `evaluation` are settings of `EvaluateConfig` other than the models: one set, and how it is corrupted.
     """
     runs = [read_run(folder, objective, seed) for seed in seeds for objective in objectives]
     models = [f"{run.name}={run.folder}" for run in runs]

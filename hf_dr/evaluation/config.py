@@ -24,11 +24,7 @@ SEVERITIES = (1, 2, 3, 4, 5)
 
 
 def check_corruption(name: str, severity: int) -> None:
-    """Refuses unknown names and severities.
-
-    Raises:
-        ConfigError: There is no such corruption or severity.
-    """
+    """Refuses unknown names and severities with a ConfigError."""
     if name not in CORRUPTION_NAMES:
         raise ConfigError(f"no corruption is called `{name}`.{did_you_mean(name, CORRUPTION_NAMES)}")
     if severity not in SEVERITIES:
@@ -37,11 +33,7 @@ def check_corruption(name: str, severity: int) -> None:
 
 @dataclass
 class EvaluateConfig:
-    """What is evaluated on what.
-
-    Raises:
-        ConfigError: A value is out of range or a name is unknown.
-    """
+    """What is evaluated on what."""
 
     models: list[str] = flag(
         "Checkpoints: transformers folders (as `train` writes them), Hub ids, timm:ARCHITECTURE@FILE.safetensors; "
@@ -98,11 +90,7 @@ class EvaluateConfig:
 
 @dataclass
 class CompareConfig:
-    """What is compared.
-
-    Raises:
-        ConfigError: A value is out of range or a name is unknown.
-    """
+    """What is compared."""
 
     title: str = flag("Title of the table and the report.")
     output_dir: str = flag("Folder of the runs, the table and the report.")

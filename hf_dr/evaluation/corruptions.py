@@ -48,16 +48,9 @@ CORRUPTIONS: dict[str, Corruption] = {}
 
 
 def corrupt(image: PIL.Image.Image, name: str, severity: int, rng: np.random.Generator) -> PIL.Image.Image:
-    """Returns the corrupted image, RGB of the same size.
+    """Returns an RGB image, of any size, corrupted in one of the ways of `CORRUPTIONS`, at a severity from 1 to 5.
 
-    Args:
-        image: RGB, 8 bits, of any size.
-        name: One of `CORRUPTIONS`.
-        severity: 1 to 5.
-        rng: The only source of randomness (`corruption_rng`).
-
-    Raises:
-        ConfigError: There is no such corruption or severity.
+    `rng`, a `corruption_rng`, is the only source of randomness.
     """
     check_corruption(name, severity)
     corruption = CORRUPTIONS[name]

@@ -77,11 +77,7 @@ def read_run(folder: Path, objective: str, seed: int) -> Run:
 
 
 def read_training(path: Path, objective: str, seed: int) -> Run:
-    """Reads what `hf-dr train` left in a folder.
-
-    Raises:
-        DataError: The run is not there or not finished.
-    """
+    """Reads what `hf-dr train` left in a folder; a DataError if the run is not there or not finished."""
     try:
         results = json.loads((path / RESULTS_FILE).read_text(encoding="utf-8"))
         state = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
@@ -250,9 +246,7 @@ def read_trained(folder: Path) -> Finished:
 def read_transferred(folder: Path) -> Finished:
     """Reads a finished training of a detector or segmenter.
 
-    Raises:
-        DataError: It is not finished, was not evaluated, or its student's training is not known.
-        FormatError: `transfer.json` is missing or malformed.
+    A DataError if it is not finished, was not evaluated, or its student's training is not known.
     """
     path = folder / TRANSFER_RESULTS_FILE
     if not path.is_file():
@@ -329,11 +323,7 @@ def _differing(one: dict[str, Any], two: dict[str, Any], but: Sequence[str]) -> 
 
 
 def read_evaluation(path: Path) -> dict[str, Any]:
-    """Reads what `hf-dr evaluate` or `hf-dr compare` wrote, and adds `places`: model -> checkpoint.
-
-    Raises:
-        DataError: It is something else.
-    """
+    """Reads what `hf-dr evaluate` or `compare` wrote, and adds `places`: model -> checkpoint; a DataError for anything else."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         content = content.get("evaluation", content)
@@ -356,11 +346,7 @@ def read_evaluation(path: Path) -> dict[str, Any]:
 
 
 def find_results(folder: Path, _above: frozenset[Path] = frozenset()) -> Iterator[Path]:
-    """Yields the folders with results from here downwards, and those at the end of the search that have none.
-
-    Raises:
-        DataError: There is no such folder.
-    """
+    """Yields the folders with results from here downwards, and those at the end of the search that have none."""
     if not folder.is_dir():
         raise DataError(f"a report must be of folders with runs, found none at {folder}. Check the path.")
     above = _above | {folder.resolve()}  # a link may lead back

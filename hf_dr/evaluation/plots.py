@@ -70,12 +70,9 @@ def reliability_figure(diagrams: Mapping[str, Sequence[Reliability]], columns: i
 
 
 def accuracy_figure(title: str | None, runs: Sequence[Run], epochs: Sequence[float] | None = None) -> Figure:
-    """Draws top-1 on the way against seconds of training and, where they are given, against epochs.
+    """Draws top-1 on the way of each run against seconds of training and, where they are given, against its epochs.
 
-    Args:
-        title: Of the figure; None where what is around it has one.
-        runs: Those never evaluated are left out.
-        epochs: Of each run.
+    Runs that were never evaluated are left out. The title is None where what is around the figure has one.
     """
     figure = Figure(figsize=(9.5 if epochs else 6.5, 3.8), layout="constrained")
     places = figure.subplots(1, 2 if epochs else 1, sharey=True, squeeze=False)[0]

@@ -181,14 +181,7 @@ class Results:
 
 
 def gather(folders: Sequence[Path]) -> Results:
-    """Gathers the results in and below folders.
-
-    Args:
-        folders: Of trainings, transfers, comparisons and evaluations, or folders of such.
-
-    Raises:
-        DataError: A folder is not there, or none has results.
-    """
+    """Gathers what is in and below folders of trainings, transfers, comparisons and evaluations; a DataError without any."""
     found = list(dict.fromkeys(path for folder in folders for path in find_results(folder.expanduser())))
     results = Results()
     for path in filter(is_training, found):

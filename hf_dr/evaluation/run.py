@@ -114,11 +114,7 @@ def run_evaluation(config: EvaluateConfig, unfinished: Unfinished | None = None)
 
 
 def checked_sets(config: EvaluateConfig) -> list[EvaluationSet]:
-    """Returns the sets that are named, none of which is opened.
-
-    Raises:
-        ConfigError: One is not named as it should be, or there is nothing to corrupt.
-    """
+    """Returns the sets that are named, without opening any; a ConfigError if one is misnamed, or none can be corrupted."""
     specs = [parse_set(text) for text in config.sets]
     _refuse_twice("set", [spec.name for spec in specs])
     clean = [spec.name for spec in specs if not spec.published_corrupted]
@@ -282,11 +278,7 @@ def _load_models(config: EvaluateConfig) -> list[Model]:
 
 
 def _classifier(model: Model, images: Images, config: EvaluateConfig) -> Teacher:
-    """Returns the model, answering over the set's classes: what does that for a teacher does it for any model.
-
-    Raises:
-        ConfigError: It does not have them.
-    """
+    """Returns the model, answering over the set's classes as a teacher does over a dataset's; a ConfigError if it cannot."""
     spec = images.spec
     classes = model.member.num_classes
     over = partial(Teacher, [model.member], device=config.device, precision=config.precision)

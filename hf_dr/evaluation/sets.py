@@ -84,13 +84,10 @@ _SPLIT = r"[\w.{}-]+(?:\[[^\]]*\])?"
 
 
 def parse_set(text: str) -> EvaluationSet:
-    """Reads `NAME=DATASET[:SPLIT][,OPTION=VALUE]...`, or the name of a preset.
+    """Reads `NAME=DATASET[:SPLIT][,OPTION=VALUE]...`, or the name of a preset; a ConfigError if it is neither.
 
     What is not given is taken from the preset of that name, if there is one: `imagenet-a=FOLDER:test` is a copy of it. A path
     may hold commas and colons: only a comma before a word and `=` ends it, and the colon before what can be a split's name.
-
-    Raises:
-        ConfigError: It is neither.
     """
     head, *options = re.split(r",\s*(?=\w+=)", text)
     name, equals, place = head.partition("=")

@@ -31,11 +31,7 @@ def numbers(values: pd.Series) -> Numbers:
 def spread(values: pd.Series, digits: int, scale: float = 1, sign: bool = False) -> str:
     """Returns `mean ± standard deviation` over seeds, or the value of the only one.
 
-    Args:
-        values: Of one cell; at least one.
-        digits: Behind the point.
-        scale: What the values are multiplied by: 100 for percent.
-        sign: Whether a positive mean has one.
+    So many `digits` stand behind the point; `scale` multiplies the values, 100 for percent; `sign` gives a positive mean one.
     """
     found = numbers(values)
     deviation = f" ± {scale * found['std']:.{digits}f}" if len(values) > 1 else ""

@@ -27,14 +27,7 @@ class _Content:
 
 
 class Unfinished:
-    """Metrics that are kept in a file until the evaluation is done.
-
-    Args:
-        folder: Where; None keeps them in memory only.
-
-    Raises:
-        FormatError: The file there is damaged.
-    """
+    """Metrics that are kept in a file of a folder until the evaluation is done; None keeps them in memory only."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self._path = None if folder is None else folder / UNFINISHED_FILE

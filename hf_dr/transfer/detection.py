@@ -73,15 +73,7 @@ class _Pyramid(nn.Module):
 
 
 class Detector(nn.Module):
-    """Mask R-CNN, or Faster R-CNN, with a feature pyramid over a student's features.
-
-    Args:
-        body: The backbone.
-        config: The rest.
-
-    Raises:
-        ConfigError: The backbone's features are not of several scales.
-    """
+    """Mask R-CNN, or Faster R-CNN, with a feature pyramid over a student's features, which must be of several scales."""
 
     def __init__(self, body: Backbone, config: DetectorConfig) -> None:
         super().__init__()

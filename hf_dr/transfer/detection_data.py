@@ -124,14 +124,9 @@ class DetectionData:
 
     @classmethod
     def from_coco(cls, annotations: str | Path, images: str | Path) -> DetectionData:
-        """Reads annotations in COCO's format.
+        """Reads COCO's JSON, with `images`, `annotations` and `categories`, and finds the images in a folder.
 
-        Args:
-            annotations: JSON with `images`, `annotations` and `categories`.
-            images: Folder of the images.
-
-        Raises:
-            DataError: A file is missing or malformed.
+        A DataError if a file is missing or malformed.
         """
         path = Path(annotations).expanduser()
         folder = Path(images).expanduser()
@@ -180,15 +175,7 @@ class DetectionData:
     ) -> DetectionData:
         """Reads a dataset with a column of images and one of objects: `bbox` and `category` of each, and `area` if it is there.
 
-        Args:
-            dataset: What is read.
-            described: What names it.
-            bbox_format: `coco`: left, top, width, height; `voc`: left, top, right, bottom; both in pixels.
-            image_column: Column of the images.
-            objects_column: Column of the objects.
-
-        Raises:
-            DataError: A column is missing or malformed, or the boxes are of another format.
+        `described` is what names it. Boxes are left, top, width, height (`coco`) or left, top, right, bottom (`voc`) in pixels.
         """
         for name in (image_column, objects_column):
             if name not in dataset.column_names:
@@ -435,11 +422,7 @@ def coco_library() -> Any:
 
 
 def decode_mask(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
-    """Turns a segmentation of COCO, polygons or run lengths, into a mask (H, W) of 0 and 1, uint8.
-
-    Raises:
-        DataError: It is neither.
-    """
+    """Turns a segmentation of COCO, polygons or run lengths, into a mask (H, W) of 0 and 1, uint8; else a DataError."""
     library = coco_library().mask
     try:
         # Polygons, or run lengths that are not compressed; several polygons are one object.
@@ -453,12 +436,7 @@ def decode_mask(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
 
 
 class CocoMeter:
-    """COCO's mean average precision of boxes and masks, by pycocotools, over the images of all processes.
-
-    Args:
-        data: What is evaluated on.
-        masks: Whether masks are measured, too.
-    """
+    """COCO's mean average precision of boxes and, with `masks`, of masks, by pycocotools, over the images of all processes."""
 
     def __init__(self, data: DetectionData, masks: bool) -> None:
         self._data = data

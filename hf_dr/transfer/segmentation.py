@@ -73,12 +73,7 @@ def atrous_rates(stride: int) -> tuple[int, int, int]:
 
 
 class Segmenter(nn.Module):
-    """DeepLabV3: pyramid pooling by dilated convolutions over a student's last features.
-
-    Args:
-        body: The backbone, with the features of `config.out_indices`.
-        config: The rest.
-    """
+    """DeepLabV3: pyramid pooling by dilated convolutions over a student's last features, those of `config.out_indices`."""
 
     mean: torch.Tensor
     std: torch.Tensor

@@ -45,15 +45,12 @@ _TRIES = 10
 
 @dataclass(frozen=True)
 class Classes:
-    """What the numbers in masks mean.
+    """What the numbers in masks mean. The names must differ.
 
     Attributes:
         names: Of the labels 0, 1, ...
         ignore_index: The number of pixels that do not count.
         reduce_labels: Whether 0 does not count either, and label l is stored as l + 1, as in ADE20K's scene parsing.
-
-    Raises:
-        ConfigError: There are no names, or two are the same.
     """
 
     names: list[str]
@@ -68,11 +65,7 @@ class Classes:
             )
 
     def labels(self, stored: np.ndarray) -> np.ndarray:
-        """Returns the labels (H, W), int32, from 0 on or `IGNORED`, of a mask's numbers.
-
-        Raises:
-            DataError: A number is none of a class.
-        """
+        """Returns the labels (H, W), int32, from 0 on or `IGNORED`, of a mask's numbers; a DataError if one is no class."""
         labels = stored.astype(np.int32) - self.reduce_labels
         labels[(stored == self.ignore_index) | (labels < 0)] = IGNORED
         if labels.max(initial=IGNORED) >= len(self.names):
@@ -102,11 +95,7 @@ class SegmentationData:
 
     @classmethod
     def from_folders(cls, images: str | Path, masks: str | Path, classes: Classes) -> SegmentationData:
-        """Reads two folders, as ADE20K's scene parsing comes: a mask has its image's name but for the ending.
-
-        Raises:
-            DataError: A folder is not there or empty, or an image has no mask.
-        """
+        """Reads two folders, as ADE20K's scene parsing comes: each image has a mask of its name but for the ending."""
         image_files = _files_by_name("images", images, _IMAGE_FILES)
         mask_files = _files_by_name("masks", masks, _MASK_FILES)
         without = [path.name for name, path in image_files.items() if name not in mask_files]
@@ -141,17 +130,9 @@ class SegmentationData:
         image_column: str = "image",
         mask_column: str | None = None,
     ) -> SegmentationData:
-        """Reads a dataset with a column of images and one of masks.
+        """Reads a dataset with a column of images and one of masks, by default the only other one that holds images.
 
-        Args:
-            dataset: What is read.
-            described: What names it.
-            classes: What the masks' numbers mean.
-            image_column: Column of the images.
-            mask_column: Column of the masks. Default: the only other one that holds images.
-
-        Raises:
-            DataError: There is no such column.
+        `described` is what names it. A DataError if there is no such column.
         """
         known = [name for name, kind in dataset.features.items() if isinstance(kind, datasets.Image)]
         others = [name for name in known if name != image_column]
@@ -343,10 +324,7 @@ def segmentation_metrics(matrix: np.ndarray, class_names: Sequence[str]) -> dict
     """Returns metrics of 0 to 1 from a confusion matrix: `mean_iou`, `pixel_accuracy`, and `iou_<class>` of each class.
 
     The intersection over union of a class is of all pixels of all images together; classes that are neither there nor
-    predicted have none and are left out.
-
-    Raises:
-        DataError: No pixel was counted.
+    predicted have none and are left out. A DataError if no pixel was counted.
     """
     if not matrix.sum():
         raise DataError("masks must have pixels that count, found none. Check `ignore_index` and `reduce_labels`.")
@@ -358,11 +336,7 @@ def segmentation_metrics(matrix: np.ndarray, class_names: Sequence[str]) -> dict
 
 
 class ConfusionMeter:
-    """Mean intersection over union, over the images of all processes.
-
-    Args:
-        class_names: Of the labels.
-    """
+    """Mean intersection over union, over the images of all processes."""
 
     def __init__(self, class_names: Sequence[str]) -> None:
         self._class_names = class_names
@@ -399,14 +373,7 @@ def _tell_absent(names: tuple[str, ...]) -> None:
 
 
 def decode_mask(value: Any) -> np.ndarray:
-    """Decodes one cell of a column of masks to integers (H, W): grey levels, or indices of the palette.
-
-    Args:
-        value: What `datasets` stores for an image, `{"bytes": ..., "path": ...}`.
-
-    Raises:
-        DataError: It is no image of one channel of integers.
-    """
+    """Decodes one cell of a column of masks to integers (H, W), grey levels or indices of the palette; else a DataError."""
     mode, stored = decode_with(value, lambda image: (image.mode, np.asarray(image)))
     if stored.ndim != 2 or stored.dtype.kind not in "biu":
         raise DataError(f"expected one channel of whole numbers, found mode {mode}. Convert it to a grey PNG")

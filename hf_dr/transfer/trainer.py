@@ -132,12 +132,7 @@ class Meter(Protocol):
 
 
 class EpochSampler(torch.utils.data.Sampler[tuple[int, int]]):
-    """Yields (row, epoch) for each row once, in an order that follows from (seed, epoch) alone.
-
-    Args:
-        count: Number of rows.
-        seed: Of the order.
-    """
+    """Yields (row, epoch) for each of so many rows once, in an order that follows from (seed, epoch) alone."""
 
     def __init__(self, count: int, seed: int) -> None:
         self._count = count
@@ -283,12 +278,7 @@ class TransferTrainer(ResumableTrainer):
         return self._description
 
     def prepare_resume(self, checkpoint: str | None) -> None:
-        """As `ResumableTrainer`'s.
-
-        Raises:
-            ConfigError: The checkpoint was made with another description.
-            FormatError: It is none of a detector or a segmenter.
-        """
+        """As `ResumableTrainer`'s; a FormatError if the checkpoint is none of a detector or a segmenter."""
         if checkpoint is not None:
             read_description(checkpoint)
         super().prepare_resume(checkpoint)
@@ -358,11 +348,7 @@ class TransferTrainer(ResumableTrainer):
 
 
 def read_description(folder: str | Path) -> dict[str, Any]:
-    """Reads the `transfer.json` of a folder.
-
-    Raises:
-        FormatError: There is none, or it is malformed.
-    """
+    """Reads the `transfer.json` of a folder; a FormatError if there is none, or it is malformed."""
     path = Path(folder).expanduser() / TRANSFER_FILE
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -379,11 +365,7 @@ def read_description(folder: str | Path) -> dict[str, Any]:
 
 
 def load_weights(model: nn.Module, folder: str | Path) -> None:
-    """Loads the weights of a folder that `TransferTrainer` wrote.
-
-    Raises:
-        FormatError: They are missing, or those of another model.
-    """
+    """Loads the weights of a folder that `TransferTrainer` wrote; a FormatError if they are missing, or another model's."""
     path = Path(folder).expanduser() / SAFE_WEIGHTS_NAME
     try:
         model.load_state_dict(load_file(path))
@@ -394,16 +376,9 @@ def load_weights(model: nn.Module, folder: str | Path) -> None:
 
 
 def load_trained(folder: str | Path, task: str, build: Callable[[Backbone, dict[str, Any]], Model]) -> Model:
-    """Loads a model that `TransferTrainer` wrote, for evaluation.
+    """Loads a model that `TransferTrainer` wrote for a task, for evaluation; an HfDrError if the folder holds none.
 
-    Args:
-        folder: Where it is.
-        task: What it must have been trained for.
-        build: Makes the model around a backbone, from the folder's description.
-
-    Raises:
-        ConfigError: It is of another task.
-        FormatError: The folder holds none.
+    `build` makes the model around a backbone, from the folder's description.
     """
     Place().check("folder", folder)
     described = read_description(folder)

@@ -43,13 +43,9 @@ _FEW_LEVELS = 1 << 12
 
 
 def decode_image(value: Any) -> PIL.Image.Image:
-    """Decodes one cell of an image column to RGB.
+    """Decodes one cell of an image column to RGB: what `datasets` stores, `{"bytes": ..., "path": ...}`, or a PIL image.
 
-    Args:
-        value: What `datasets` stores for an image, `{"bytes": ..., "path": ...}`, or a PIL image.
-
-    Raises:
-        DataError: The cell is empty or holds no readable image. The caller knows the row and adds it.
+    A DataError if it is empty or holds no readable image. The caller knows the row and adds it.
     """
     return decode_with(value, to_rgb)
 

@@ -84,11 +84,7 @@ class ViewMaker(torch.utils.data.Dataset):
         self.first_kept = first_kept
 
     def image(self, example: int) -> PIL.Image.Image:
-        """Decodes the image of one example.
-
-        Raises:
-            DataError: It cannot be decoded; the message names row and file.
-        """
+        """Decodes the image of one example; a DataError names row and file of one that cannot be."""
         value = self.images[example][self.column]
         image = decode_row(value, f"row {example}")
         where = with_file(f"row {example}", value)
@@ -118,13 +114,7 @@ class ViewMaker(torch.utils.data.Dataset):
         return self.augmentation.sample(view_rng(self.seed, example, view), size)
 
     def view(self, example: int, view: int, image: PIL.Image.Image) -> tuple[PIL.Image.Image, Params]:
-        """Draws the parameters of one view and performs them, mixing included.
-
-        Args:
-            example: Row of the base.
-            view: Number of the view.
-            image: The example's decoded image.
-        """
+        """Draws the parameters of one view of an example, whose decoded image is given, and performs them, mixing included."""
         augmentation = self.augmentation
         params = self.draw(example, view, height_width(image))
         pixels = augmentation.apply(image, params)

@@ -27,14 +27,7 @@ def vertical_first(size: tuple[Any, Any], new_size: tuple[Any, Any], passes: str
 def resize(
     image: PIL.Image.Image, size: tuple[int, int], resampling: PIL.Image.Resampling, passes: str = HORIZONTAL
 ) -> PIL.Image.Image:
-    """Resizes an image, one pass after the other.
-
-    Args:
-        image: RGB.
-        size: The new (height, width).
-        resampling: Pillow's filter.
-        passes: One of `PASSES`.
-    """
+    """Resizes an RGB image to a new (height, width) by one of Pillow's filters, one pass after the other: see `PASSES`."""
     height, width = size
     if vertical_first((image.height, image.width), size, passes):
         return image.resize((image.width, height), resampling).resize((width, height), resampling)

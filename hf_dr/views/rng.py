@@ -43,11 +43,7 @@ def keyed_rng(seed: int, *, domain: int, major: int = 0, minor: int = 0) -> np.r
 
 
 def check_seed(seed: object) -> None:
-    """Refuses what is no key of the randomness.
-
-    Raises:
-        ConfigError: It is no whole number from 0 to 2**64 - 1.
-    """
+    """Refuses what is no key of the randomness, a whole number from 0 to 2**64 - 1, with a ConfigError."""
     if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool) or not 0 <= seed < 1 << 64:
         raise ConfigError(f"`seed` must be a whole number from 0 to 2**64 - 1, got {seed!r:.80}. Choose another.")
 

@@ -25,11 +25,7 @@ class ViewMemoryError(HfDrError, RuntimeError):
 class DeviceAugmentation:
     """An augmentation of batches of images that lie on a device, with the pixels that Pillow gives.
 
-    Args:
-        augmentation: The ops; `unsupported` says nothing against them.
-
-    Raises:
-        NotOnDeviceError: An op or setting has no device version.
+    A NotOnDeviceError if `unsupported` says something against its ops.
     """
 
     def __init__(self, augmentation: Augmentation) -> None:

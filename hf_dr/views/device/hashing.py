@@ -32,11 +32,7 @@ _SHORT = 240  # up to so many bytes the algorithm is another
 def later_hashes(views_NHWC: torch.Tensor) -> Callable[[], np.ndarray]:
     """Starts to hash a batch of views that is still being worked on; short ones are copied to the CPU and hashed there.
 
-    Args:
-        views_NHWC: uint8, contiguous, on any device.
-
-    Returns:
-        What waits for the hashes and returns them, uint64 (N,).
+    The views are uint8, contiguous, on any device. What is returned waits for the hashes and returns them, uint64 (N,).
     """
     length = views_NHWC.shape[1:].numel()
     if not len(views_NHWC) or length <= _SHORT or not has_triton(views_NHWC.device):

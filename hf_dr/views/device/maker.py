@@ -255,12 +255,7 @@ class DeviceViewMaker:
         self._cache_bytes = cache_bytes
 
     def batches(self, spans: Sequence[Span], num_workers: int) -> Iterator[MadeViews]:
-        """Yields the views of each span, in order; all that is given to the device is asynchronous.
-
-        Args:
-            spans: In rising order.
-            num_workers: Processes that decode and draw.
-        """
+        """Yields the views of each of the rising spans, in order; all that is given to the device is asynchronous."""
         return self.make(self.prepared(spans, num_workers))
 
     def prepared(self, spans: Sequence[Span], num_workers: int) -> Iterator[Arrived]:
@@ -317,12 +312,7 @@ class DeviceViewMaker:
         return int(self.allowed_bytes / self.image_bytes)
 
     def needed_bytes(self, batch_size: int, num_workers: int) -> int:
-        """How much the images take that are there at a time, those of the next span and of all workers included.
-
-        Args:
-            batch_size: Views of a span.
-            num_workers: Processes that decode.
-        """
+        """How much the images take that are there at a time, of a span of `batch_size` views, the next one and all workers."""
         images = batch_size // (self.maker.num_views - self.maker.first_kept) + 2  # of which all views are made
         if self.maker.augmentation.mixes:
             images += images * self.maker.num_views
@@ -455,12 +445,7 @@ class _There:
 
 
 class _Store:
-    """Decoded images on the device.
-
-    Args:
-        count: Of all images.
-        device: Where they are kept.
-    """
+    """Decoded images, of so many in all, on the device."""
 
     def __init__(self, count: int, device: torch.device) -> None:
         self.hashes = np.zeros(count, np.uint64)

@@ -25,11 +25,7 @@ def side_stream(device: torch.device, purpose: str) -> torch.cuda.Stream:
 
 
 class LaterOnHost:
-    """Tensors of a device that are copied to the host without waiting, and read later.
-
-    Args:
-        tensors: On one device.
-    """
+    """Tensors of one device that are copied to the host without waiting, and read later."""
 
     def __init__(self, *tensors: torch.Tensor) -> None:
         self._done: torch.cuda.Event | None = None
@@ -53,16 +49,10 @@ class LaterOnHost:
 def ahead(
     batches: Iterable[Batch], ask: Callable[[Batch], Asked], finish: Callable[[Batch, Asked], Result], depth: int = 3
 ) -> Generator[Result]:
-    """Yields `finish(batch, ask(batch))` for each batch, in order, with `ask` running ahead.
+    """Yields `finish(batch, ask(batch))` for each batch, in order, with `ask` running ahead by at most `depth` batches.
 
     `ask` gives work to the device and does not wait for it; `finish` reads what has come of it meanwhile. All runs in the
     caller's thread: threads would take Python's lock from each other at every operation.
-
-    Args:
-        batches: May give work to the device, too.
-        ask: See above.
-        finish: See above.
-        depth: The device has at most so many batches of work before it.
     """
     waiting: deque[tuple[Batch, Asked]] = deque()
     for batch in batches:
@@ -76,10 +66,8 @@ def ahead(
 class Background:
     """Does one thing after the other in a thread: for work that leaves Python's lock alone, such as encoding a file.
 
-    After an error nothing more is done: what comes next may build upon what has failed.
-
-    Args:
-        depth: `submit` waits where so many things are still to be done.
+    After an error nothing more is done: what comes next may build upon what has failed. `submit` waits where `depth` things
+    are still to be done.
     """
 
     def __init__(self, depth: int = 2) -> None:

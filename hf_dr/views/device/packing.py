@@ -107,15 +107,10 @@ class UndoneBatch:
     def pack(
         cls, augmenter: DeviceAugmentation, views: Sequence[UndoneView], *, most_bytes: int = MOST_BYTES
     ) -> UndoneBatch:
-        """Puts the images of views into one buffer, each only once, and plans what is done to them.
+        """Puts the images of views into one buffer, each only once, and plans by an `augmenter` what is done to them.
 
-        Args:
-            augmenter: Plans it.
-            views: N of them.
-            most_bytes: Pillow makes the views of images that take more.
-
-        Raises:
-            ReplayError: Parameters do not fit their image; the message names row and view.
+        Pillow makes the views of images that take more than `most_bytes`. A ReplayError names row and view of parameters that
+        do not fit their image.
         """
         sources = [view.own for view in views]
         place = {source.key: n for n, source in enumerate(sources)}
@@ -203,8 +198,7 @@ class DoneBatch:
     def pixels(self, *, channels_last: bool = False) -> torch.Tensor:
         """Returns the views, uint8 (N, 3, H, W), for use on the current stream.
 
-        Args:
-            channels_last: Leave them in the order of memory in which they were made, else as a loader stacks them.
+        With `channels_last` they stay in the order of memory in which they were made, else it is that in which a loader stacks.
         """
         if self._done is not None:
             stream = torch.cuda.current_stream(self._views.device)

@@ -58,11 +58,7 @@ class NotOnDeviceError(HfDrError):
 
 @dataclass(frozen=True)
 class Crop:
-    """Takes a box of each image; no pixel is touched.
-
-    Attributes:
-        boxes: int64 (N, 4), (top, left, height, width).
-    """
+    """Takes a box of each image, int64 (N, 4), (top, left, height, width); no pixel is touched."""
 
     boxes: np.ndarray
 
@@ -149,12 +145,7 @@ Step = Crop | Resample | Change
 
 @dataclass
 class Sizes:
-    """The sizes of N images on their way through the steps.
-
-    Attributes:
-        heights: int64 (N,).
-        widths: int64 (N,).
-    """
+    """The sizes of N images, int64 (N,) each, on their way through the steps."""
 
     heights: np.ndarray
     widths: np.ndarray
@@ -249,11 +240,7 @@ def plan(augmentation: Augmentation, params: Columns, heights: np.ndarray, width
 
 
 def plan_mixing(augmentation: Augmentation, params: Columns) -> list[Mix]:
-    """Returns the mixing steps of N views.
-
-    Raises:
-        ReplayError: A parameter is damaged; the same error as the op's own.
-    """
+    """Returns the mixing steps of N views; a ReplayError, the op's own, if a parameter is damaged."""
     assert augmentation.size is not None
     mixes = []
     for op, keys in augmentation.mixing:

@@ -143,11 +143,7 @@ class Program:
         return self.table.numpy()[start:stop].reshape(launch.count, len(columns))
 
     def moved(self, places: np.ndarray) -> Program:
-        """Returns the program for source images that lie elsewhere.
-
-        Args:
-            places: int64 (M,), added to the places of the source images.
-        """
+        """Returns the program for source images that lie elsewhere: `places`, int64 (M,), are added to theirs."""
         program = replace(self, table=self.table.clone())
         for launch in self.launches:
             if launch.reads == SOURCES:

@@ -42,13 +42,7 @@ def windows(in_sizes: np.ndarray, out_sizes: np.ndarray, interpolation: str) -> 
 
 
 def axis_weights(in_sizes: np.ndarray, out_sizes: np.ndarray, interpolation: str) -> Weights:
-    """Computes the weights of A axes.
-
-    Args:
-        in_sizes: int64 (A,), pixels of the sources.
-        out_sizes: int64 (A,), pixels of the outputs.
-        interpolation: One of Pillow's filters by torchvision's name.
-    """
+    """Computes the weights of A axes for sizes in pixels, int64 (A,), by one of Pillow's filters by torchvision's name."""
     if interpolation == "nearest":
         return _nearest(in_sizes, out_sizes)
     filter_function, half_width = _FILTERS[interpolation]

@@ -170,14 +170,7 @@ _RAND_AUGMENT = _Policy(shear=0.3, translate=None, rotate=30, colour=0.9, poster
 
 
 def rand_augment_magnitude(op: str, level: int, num_levels: int, size: Size) -> float:
-    """Returns what torchvision's table for RandAugment has at a signed level; see `_Policy.table` for the units.
-
-    Args:
-        op: One of `POLICY_OPS`.
-        level: The level.
-        num_levels: How many there are; |level| < num_levels.
-        size: Height and width of the image, of which translations are a share.
-    """
+    """Returns what torchvision's table for RandAugment has for one of `POLICY_OPS` at a signed level; see `_Policy.table`."""
     return _RAND_AUGMENT.table(op, level, num_levels, size)
 
 

@@ -6,7 +6,7 @@ A training whose loss or weights are no longer numbers ends with an error, befor
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -71,21 +71,6 @@ def check_weights(model: nn.Module) -> None:
         raise ConfigError(
             f"weights must be finite numbers to be saved, but those of {name} are not: the training has diverged. {_WHAT_TO_DO}"
         )
-
-
-class TrialCheck(TrainerCallback):
-    """Has what a search for hyperparameters has set checked before the first step of a trial.
-
-    Args:
-        check: Raises where a setting is impossible.
-    """
-
-    def __init__(self, check: Callable[[], None]) -> None:
-        self._check = check
-
-    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if state.is_hyper_param_search:
-            self._check()
 
 
 class WeightAverage(TrainerCallback):

@@ -12,7 +12,7 @@ import torch
 from accelerate.data_loader import prepare_data_loader
 from timm.utils import ModelEmaV3
 from torch import nn
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput, seed_worker, set_seed
 
 from hf_dr.errors import ConfigError
@@ -23,7 +23,7 @@ from hf_dr.replay.sampling import ReinforcedSampler
 from hf_dr.replay.streaming import StreamedReinforcedDataset
 from hf_dr.teacher.preprocessing import EVAL_CROP
 from hf_dr.training.arguments import as_reinforced
-from hf_dr.training.callbacks import TrialCheck, WeightAverage
+from hf_dr.training.callbacks import WeightAverage
 from hf_dr.training.checks import (
     check_answers,
     check_batches,
@@ -92,8 +92,7 @@ class ReinforcedTrainer(StudentTrainer):
         super().__init__(model=model, args=args, normalization=normalization, **settings)
         self.eval_dataset = self._as_evaluation(self.eval_dataset)
         self._check_train_dataset()
-        fixed = {name: getattr(args, name) for name in _NOT_SEARCHED}
-        self.add_callback(TrialCheck(partial(_check_trial, self, fixed)))
+        self.add_callback(_TrialCheck(self))
         self._augmenter = augmentation_of_trainer(args, train, self.data_collator)
         self._mixer = BatchMixer(args, lambda: self._order_seed)
         self.add_callback(self._mixer)
@@ -352,26 +351,33 @@ class ReinforcedTrainer(StudentTrainer):
 _NOT_SEARCHED = ("batch_size", "ema_decay", "augment_on", "channels_last")
 
 
-def _check_trial(trainer: ReinforcedTrainer, fixed: dict[str, Any]) -> None:
-    """Checks the settings that a search for hyperparameters has chosen: it sets attributes of `args`, and asks nobody."""
-    args = trainer.args
-    args.check()
-    for name, value in fixed.items():
-        if getattr(args, name) != value:
+class _TrialCheck(TrainerCallback):
+    """Checks what a search for hyperparameters has chosen for a trial: it sets attributes of `args`, and asks nobody."""
+
+    def __init__(self, trainer: ReinforcedTrainer) -> None:
+        self._trainer = trainer
+        self._fixed = {name: getattr(trainer.args, name) for name in _NOT_SEARCHED}
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if not state.is_hyper_param_search:
+            return
+        args.check()
+        for name, value in self._fixed.items():
+            if getattr(args, name) != value:
+                raise ConfigError(
+                    f"`{name}` must be {value} in a search, as when the trainer was made, got {getattr(args, name)}. Leave it "
+                    "out of the search."
+                )
+        found = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+        if args.batch_size not in (None, found):
             raise ConfigError(
-                f"`{name}` must be {value} in a search, as when the trainer was made, got {getattr(args, name)}. Leave it out "
-                "of the search."
+                f"a step must see the {args.batch_size} images of `batch_size`, but the search has chosen {found}. Make the "
+                "trainer without `batch_size`, or leave batches and accumulation out of the search."
             )
-    found = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
-    if args.batch_size not in (None, found):
-        raise ConfigError(
-            f"a step must see the {args.batch_size} images of `batch_size`, but the search has chosen {found}. Make the "
-            "trainer without `batch_size`, or leave batches and accumulation out of the search."
-        )
-    train: Any = trainer.train_dataset
-    if isinstance(train, ReinforcedData):
-        check_training(args, train, trainer)
-        trainer._in_order(train)  # checks the settings of the order
+        train: Any = self._trainer.train_dataset
+        if isinstance(train, ReinforcedData):
+            check_training(args, train, self._trainer)
+            self._trainer._in_order(train)  # checks the settings of the order
 
 
 def _weight_average(trainer: ReinforcedTrainer) -> WeightAverage | None:

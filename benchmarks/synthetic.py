@@ -73,7 +73,7 @@ class SyntheticSource:
         params = self._maker.draw(example, view, size)
         if not augmentation.mixes:
             return params
-        partner = self._maker.partner(example, view)
+        partner = self._maker.matching(example, view).partner(example)
         if not augmentation.needs_partner(params) or partner == example:
             return {**augmentation.without_mixing(params), PARTNER: NO_PARTNER}
         return {**params, PARTNER: partner}

@@ -99,10 +99,6 @@ class ViewMaker(torch.utils.data.Dataset):
             raise DataError(f"the image of {where} must be of a size that can be augmented, but: {error}") from error
         return image
 
-    def partner(self, example: int, view: int) -> int:
-        """Returns the example with which this one would be mixed in this view."""
-        return self.matching(example, view).partner(example)
-
     def matching(self, example: int, view: int) -> Matching:
         """Returns who is mixed with whom in this view, in the block of examples that holds this one."""
         size = self.matching_size or len(self.images)
@@ -122,7 +118,7 @@ class ViewMaker(torch.utils.data.Dataset):
             return pixels, params
         params[PARTNER] = NO_PARTNER
         if augmentation.needs_partner(params):
-            partner = self.partner(example, view)
+            partner = self.matching(example, view).partner(example)
             other = self._partner_view(partner, view) if partner != example else None
             if other is None:  # an odd one out, or an undecodable partner
                 return pixels, {**augmentation.without_mixing(params), PARTNER: NO_PARTNER}
@@ -193,6 +189,4 @@ def hash_view(pixels_HWC: np.ndarray) -> int:
     return xxhash.xxh3_64_intdigest(np.ascontiguousarray(pixels_HWC).data)
 
 
-@lru_cache(maxsize=1024)
-def _matching(start: int, stop: int, seed: int, view: int) -> Matching:
-    return Matching(start, stop, seed, view)
+_matching = lru_cache(maxsize=1024)(Matching)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import re
 from typing import NamedTuple
@@ -22,10 +21,10 @@ logger = logging.getLogger(__name__)
 
 
 class Images(NamedTuple):
-    """A set, opened: `rows` of it are evaluated; `labels` are class numbers of the set, for these rows."""
+    """A set, opened: `rows` of its undecoded images are evaluated; `labels` are class numbers of the set, for these rows."""
 
     spec: EvaluationSet
-    dataset: datasets.Dataset
+    undecoded: datasets.Dataset
     rows: np.ndarray
     labels: np.ndarray
     class_names: list[str] | None
@@ -44,21 +43,21 @@ def open_set(spec: EvaluationSet, config: EvaluateConfig) -> Images:
             f"set `{spec.name}` must have one image column, found {', '.join(pictures) or 'none'} among "
             f"{', '.join(dataset.column_names)}. Name it: ,image=COLUMN."
         )
-    spec = dataclasses.replace(spec, image=spec.image or pictures[0])
-    for option, name in (("image", spec.image), ("label", spec.label)):
+    image = spec.image or pictures[0]
+    for option, name in (("image", image), ("label", spec.label)):
         if name not in dataset.column_names:
-            advice = f"{did_you_mean(str(name), dataset.column_names).strip()} Name it: ,{option}=COLUMN."
-            if option == "label" and spec.image in pictures:
-                advice = label_advice(dataset, str(spec.image), advice)
+            advice = f"{did_you_mean(name, dataset.column_names).strip()} Name it: ,{option}=COLUMN."
+            if option == "label" and image in pictures:
+                advice = label_advice(dataset, image, advice)
             raise DataError(f"set `{spec.name}` must have the {option} column `{name}`. {advice}")
     if not len(dataset):
         raise DataError(f"set `{spec.name}` must have examples, found none.")
     try:
-        undecoded_images(dataset.select([0]), str(spec.image))
+        undecoded = undecoded_images(dataset, image)
     except (pa.ArrowException, TypeError) as error:
         raise DataError(
-            f"column `{spec.image}` of set `{spec.name}` must hold images, found {dataset.features[str(spec.image)]}. Name "
-            "another: ,image=COLUMN."
+            f"column `{image}` of set `{spec.name}` must hold images, found {dataset.features[image]}. Name another: "
+            ",image=COLUMN."
         ) from error
     labels, class_names = _read_labels(dataset, spec)
     if class_names is not None and len(class_names) < 2:
@@ -68,7 +67,7 @@ def open_set(spec: EvaluationSet, config: EvaluateConfig) -> Images:
         )
     count = min(len(dataset), config.max_examples or len(dataset))
     rows = np.arange(count) * len(dataset) // count  # a sorted set keeps its mix of classes
-    return Images(spec, dataset.with_format(None), rows, labels[rows], class_names)
+    return Images(spec, undecoded, rows, labels[rows], class_names)
 
 
 def _read_labels(dataset: datasets.Dataset, spec: EvaluationSet) -> tuple[np.ndarray, list[str] | None]:

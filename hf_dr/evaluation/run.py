@@ -30,7 +30,7 @@ from hf_dr.evaluation.report import Report, Result
 from hf_dr.evaluation.sets import EvaluationSet, parse_set
 from hf_dr.evaluation.unfinished import Unfinished
 from hf_dr.processes import find_device, quiet_worker, warm_up_kernels
-from hf_dr.store.base_dataset import content_hash, undecoded_images
+from hf_dr.store.base_dataset import content_hash
 from hf_dr.store.provenance import hash_of
 from hf_dr.teacher.calibration import fit_temperature
 from hf_dr.teacher.ensemble import Teacher
@@ -164,7 +164,7 @@ def _hash_of_set(images: Images) -> str:
     """Returns the hash of what tells a set from others."""
     return hash_of(
         {
-            "images": content_hash(undecoded_images(images.dataset, images.spec.image or "")),
+            "images": content_hash(images.undecoded),
             "rows": images.rows.tolist(),
             "labels": images.labels.tolist(),
             "classes": images.class_names or images.spec.classes,
@@ -214,8 +214,7 @@ class _Pass(torch.utils.data.Dataset):
         corruption: tuple[str, int] | None = None,
         whole: bool = False,
     ) -> None:
-        self._column = images.spec.image or ""
-        self._cells = undecoded_images(images.dataset, self._column)
+        self._undecoded = images.undecoded
         self._rows = images.rows
         self._config = config
         self._label = label
@@ -230,7 +229,8 @@ class _Pass(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> list[torch.Tensor]:
         row = int(self._rows[index])
-        image = decode_row(self._cells[row][self._column], f"row {row} of `{self._label}`")
+        (cell,) = self._undecoded[row].values()
+        image = decode_row(cell, f"row {row} of `{self._label}`")
         whole = self._whole
         if self._corruption is not None:
             if min(image.size) >= _CORRUPTED_FROM:

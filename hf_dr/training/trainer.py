@@ -304,7 +304,11 @@ class ReinforcedTrainer(StudentTrainer):
     # ----------------------------------------------------------------------------------------- checkpoints and the Hub
 
     def prepare_resume(self, checkpoint: str | None) -> None:
-        """Checks that a checkpoint is one of this run, with averaged weights where they are asked for; a ConfigError if not."""
+        """Checks that a checkpoint is one of this run, and has averaged weights where they are asked for.
+
+        Raises:
+            ConfigError: It is not, or has none.
+        """
         super().prepare_resume(checkpoint)
         self._stream.resume_from(checkpoint)
         if self._average is not None:

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
+from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 
@@ -48,28 +46,37 @@ class Timing:
     on_device: bool = False
 
 
-class AnswerSource(Protocol):
+class AnswerSource(ABC):
     """Gives the columns of views: makes them, asks the teacher, and keeps what is stored of its answers.
 
     A run cuts its views into spans (`cut_spans`) and takes their columns one span after the other. How the work is done is up
     to the source: in threads, in worker processes, on an accelerator that decodes each image once. Whatever it does, the
     columns must be those that any other source gives, bit for bit but for the last bits of a teacher's answer on another kind
-    of device. A source is built from a `ViewMaker`, which says what a view is (and whether an example has an image at all), and
-    a `Labeller`, which says what is stored of an answer; `choose_source` is the place to choose another.
+    of device. `choose_source` is the place to choose another.
+
+    Args:
+        maker: Says what a view is, and whether an example has an image at all.
+        labeller: Says what is stored of an answer.
+        batch_size: How many views of a span the teacher is asked for; the last span of a shard may have fewer.
+        workers: How many threads or processes make views for this one, or decode for the device that makes them.
 
     Attributes:
         device: Where the teacher is.
-        workers: How many threads or processes make views for this one.
-        batch_size: How many views of a span the teacher is asked for; the last span of a shard may have fewer.
         first_new: The teacher is asked for the views of each example from this number on; answers to those before are stored
             already. 0 but for an extension by more views.
     """
 
-    device: torch.device
-    workers: int
-    batch_size: int
-    first_new: int
+    _on_device = False  # whether that of the teacher makes the views
 
+    def __init__(self, maker: ViewMaker, labeller: Labeller, batch_size: int, workers: int) -> None:
+        self.device = labeller.teacher.device
+        self.workers = workers
+        self.batch_size = batch_size
+        self.first_new = maker.first_kept
+        self._maker = maker
+        self._labeller = labeller
+
+    @abstractmethod
     def answers(self, spans: Sequence[Span]) -> Generator[ViewColumns]:
         """Yields the columns of each span, all its views, in the order of the spans; closing the generator ends the work.
 
@@ -77,11 +84,23 @@ class AnswerSource(Protocol):
             DataError: An image cannot be decoded, and the run does not skip such images (`Labeller.label` decides).
             TeacherError: An answer is not finite.
         """
-        ...
 
     def measure(self, spans: Sequence[Span]) -> Timing:
-        """Makes and labels a few spans, the first of them to warm up, and returns what the others took."""
-        ...
+        """Prepares a few spans, then labels all but the first, which also pays for warming up, on the clock."""
+        began = time.perf_counter()
+        batches = self._prepared(spans)
+        augmenting = time.perf_counter() - began
+        self._labeller.label(next(batches))
+        began = time.perf_counter()
+        columns = [self._labeller.label(batch) for batch in batches]
+        teaching = time.perf_counter() - began
+        made = sum(span.stop - span.start for span in spans)
+        asked = sum(int(self._labeller.is_asked(span).sum()) for span in spans[1:])
+        return Timing(columns, augmenting / made, teaching / max(1, asked), self._on_device)
+
+    def _prepared(self, spans: Sequence[Span]) -> Iterator[ViewBatch]:
+        """Does all that needs no accelerator on one core, and returns what does the rest, span by span."""
+        return iter([self._maker[span] for span in spans])
 
 
 def choose_source(
@@ -146,62 +165,28 @@ def cut_spans(provenance: Provenance, shards: Iterable[int], batch_size: int, fi
     return spans
 
 
-class _Source(AnswerSource):
-    """What is the same in all sources of this module; `workers` make views, or decode for the device that makes them."""
-
-    _on_device = False  # whether that of the teacher makes them
-
-    def __init__(self, maker: ViewMaker, labeller: Labeller, batch_size: int, workers: int) -> None:
-        self.device = labeller.teacher.device
-        self.workers = workers
-        self.batch_size = batch_size
-        self.first_new = maker.first_kept
-        self._maker = maker
-        self._labeller = labeller
-
-    def _prepared(self, spans: Sequence[Span]) -> Iterator[ViewBatch]:
-        """Does all that needs no accelerator on one core, and returns what does the rest, span by span."""
-        return iter([self._maker[span] for span in spans])
-
-    def measure(self, spans: Sequence[Span]) -> Timing:
-        """Prepares all spans, then labels all but the first, which also pays for warming up, on the clock."""
-        began = time.perf_counter()
-        batches = self._prepared(spans)
-        augmenting = time.perf_counter() - began
-        self._labeller.label(next(batches))
-        began = time.perf_counter()
-        columns = [self._labeller.label(batch) for batch in batches]
-        teaching = time.perf_counter() - began
-        made = sum(span.stop - span.start for span in spans)
-        asked = sum(int(self._labeller.is_asked(span).sum()) for span in spans[1:])
-        return Timing(columns, augmenting / made, teaching / max(1, asked), self._on_device)
-
-
-class ThreadSource(_Source):
+class ThreadSource(AnswerSource):
     """On a CPU, each thread makes and labels whole batches on one core: cores wait less than inside a convolution."""
 
     def answers(self, spans: Sequence[Span]) -> Generator[ViewColumns]:
         """Yields the columns of each span; as many batches are under way as keep all threads busy."""
-        if self.workers <= 1:
-            yield from self._one_by_one(spans)
-            return
-        one_each = {"initializer": torch.set_num_threads, "initargs": (1,)}
-        waiting: deque[Future[ViewColumns]] = deque()
-        with _kept_threads(), thread_pool(self.workers, "reinforce", **one_each) as pool:
-            for span in spans:
-                waiting.append(pool.submit(lambda span: self._labeller.label(self._maker[span]), span))
-                # Two batches for each thread: one is worked on, the next is there when it is done.
-                if len(waiting) > 2 * self.workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-
-    def _one_by_one(self, spans: Sequence[Span]) -> Iterator[ViewColumns]:
-        # In the calling thread: `keep_freed_memory` may not serve another one.
         with _kept_threads():
-            torch.set_num_threads(1)
-            for span in spans:
-                yield self._labeller.label(self._maker[span])
+            if self.workers <= 1:  # in the calling thread: `keep_freed_memory` may not serve another one
+                torch.set_num_threads(1)
+                yield from map(self._label, spans)
+                return
+            one_each = {"initializer": torch.set_num_threads, "initargs": (1,)}
+            with thread_pool(self.workers, "reinforce", **one_each) as pool:
+                # Two batches for each thread: one is worked on, the next is there when it is done.
+                yield from ahead(
+                    spans,
+                    lambda span: pool.submit(self._label, span),
+                    lambda _, labelled: labelled.result(),
+                    depth=2 * self.workers,
+                )
+
+    def _label(self, span: Span) -> ViewColumns:
+        return self._labeller.label(self._maker[span])
 
     def measure(self, spans: Sequence[Span]) -> Timing:
         """Measures on one core, as each of the run's threads has."""
@@ -210,7 +195,7 @@ class ThreadSource(_Source):
             return super().measure(spans)
 
 
-class LoaderSource(_Source):
+class LoaderSource(AnswerSource):
     """Worker processes make the views; this process labels them on its accelerator."""
 
     def answers(self, spans: Sequence[Span]) -> Generator[ViewColumns]:
@@ -227,7 +212,7 @@ class LoaderSource(_Source):
             yield self._labeller.label(batch)
 
 
-class DeviceSource(_Source):
+class DeviceSource(AnswerSource):
     """Worker processes decode images; the teacher's device makes their views, hashes them and answers, several batches ahead.
 
     The ops must have device versions (`unsupported`).

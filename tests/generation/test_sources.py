@@ -19,7 +19,7 @@ from hf_dr.generation.sources import AnswerSource, LoaderSource, ThreadSource, T
 from hf_dr.store.features import combine_hashes
 from hf_dr.store.schema import IMAGE_HASH, SOURCE_INDEX, TEACHER_IDS, VIEWS_HASH
 from hf_dr.teacher.ensemble import Teacher
-from hf_dr.views.maker import Span, ViewMaker
+from hf_dr.views.maker import Span
 
 
 @pytest.fixture
@@ -113,17 +113,8 @@ def test_measuring_returns_the_columns_of_all_spans_but_the_first(plan, labeller
     assert_equal(ViewColumns.join(timing.columns), ViewColumns.join([labeller.label(maker[s]) for s in spans[1:]]))
 
 
-class RowByRow:
+class RowByRow(AnswerSource):
     """A source of another kind: it knows nothing of batches, and labels all views of a row at once."""
-
-    workers = 1
-    first_new = 0
-
-    def __init__(self, maker: ViewMaker, labeller: Labeller, batch_size: int) -> None:
-        self.device = labeller.teacher.device
-        self.batch_size = batch_size
-        self._maker = maker
-        self._labeller = labeller
 
     def answers(self, spans: Sequence[Span]) -> Generator[ViewColumns]:
         for span in spans:
@@ -135,7 +126,7 @@ class RowByRow:
 
 def test_a_run_takes_any_source(plan, labeller, tmp_path, tiny_dataset, tiny_teacher):
     """Also the spans that it is given are of its own batch size."""
-    source: AnswerSource = RowByRow(plan.view_maker(), labeller, 16)
+    source = RowByRow(plan.view_maker(), labeller, 16, 1)
     job = Job(plan, source, lambda: None)
     job.run()
     config = ReinforceConfig(str(tmp_path / "as_ever"), "a", num_views=6, top_k=3, shard_size=5)
@@ -145,7 +136,7 @@ def test_a_run_takes_any_source(plan, labeller, tmp_path, tiny_dataset, tiny_tea
 
 
 def test_the_estimate_is_what_the_source_measures(plan, labeller):
-    estimate = Job(plan, RowByRow(plan.view_maker(), labeller, 8), lambda: None).estimate(2)
+    estimate = Job(plan, RowByRow(plan.view_maker(), labeller, 8, 1), lambda: None).estimate(2)
     assert (estimate.seconds_augment, estimate.seconds_teacher) == (1.0, 2.0)
     assert (estimate.num_views, estimate.num_made, estimate.num_asked) == (72, 72, 72)
     report = estimate.report(1, 0, torch.device("cpu"))
@@ -162,7 +153,7 @@ def test_rows_are_checked_before_they_are_written(plan, labeller):
             raise KeyError("row 5 must not be written")
 
     with pytest.raises(KeyError, match="row 5 must not be written"):
-        Job(plan, RowByRow(plan.view_maker(), labeller, 16), lambda: None, check_rows=check).run()
+        Job(plan, RowByRow(plan.view_maker(), labeller, 16, 1), lambda: None, check_rows=check).run()
     assert checked == list(range(10))
     assert len(files_of(plan.folder)) == 1, "the first shard was in order"
 

@@ -12,9 +12,8 @@ import signal
 import stat
 import tarfile
 import zlib
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from lzma import LZMAError
@@ -24,6 +23,7 @@ from typing import Any, NamedTuple, cast
 
 from hf_dr.errors import ConfigError, FormatError
 from hf_dr.generation.ml_dr.files import MAX_FILE_BYTES, Columns, RunFormat, read_file
+from hf_dr.views.device.overlap import ahead
 
 Read = Callable[[], bytes]
 
@@ -172,17 +172,15 @@ class Run:
             for file in files:
                 yield file, self.format.read(*file[1:], *shape)
             return
-        waiting: deque[tuple[RowFile, Future[Columns]]] = deque()
         # Ctrl-C reaches every process of the terminal; the parent alone answers it.
         pool = ProcessPoolExecutor(workers, get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN))
         try:
-            for file in files:
-                waiting.append((file, pool.submit(self.format.read, *file[1:], *shape)))
-                if len(waiting) > 4 * workers:  # so memory stays bounded, and no worker waits
-                    first, future = waiting.popleft()
-                    yield first, future.result()
-            for first, future in waiting:
-                yield first, future.result()
+            yield from ahead(
+                files,
+                lambda file: pool.submit(self.format.read, *file[1:], *shape),
+                lambda file, columns: (file, columns.result()),
+                depth=4 * workers,  # so memory stays bounded, and no worker waits
+            )
         finally:
             pool.shutdown(cancel_futures=True)
 

@@ -27,6 +27,7 @@ Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 _Kind = TypeVar("_Kind")
 
 _short = reprlib.Repr()
+_short.maxlevel = 2
 _short.maxstring = 80
 _short.maxother = 80
 
@@ -107,7 +108,7 @@ def _model(kind: type, more: bool) -> type[BaseModel]:
 
 
 def shown(value: object) -> str:
-    """Returns a value for a message: in short, because it may be as long and as deep as the file."""
+    """Returns a value from a file for a message: a few parts of it, because it may be as long and as deep as the file."""
     return _short.repr(value)
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import math
-import reprlib
 import zipfile
 import zlib
 from typing import Any, cast
@@ -16,6 +15,7 @@ import numpy as np
 
 from hf_dr.errors import ConfigError, FormatError, did_you_mean
 from hf_dr.generation.ml_dr.plain_pickle import read_plain_pickle
+from hf_dr.store.json_files import shown
 from hf_dr.store.schema import AUG_PREFIX, TEACHER_IDS, TEACHER_LOGPROBS
 from hf_dr.teacher.topk import as_stored
 from hf_dr.views.augmentation import NO_PARTNER, PARTNER, Augmentation
@@ -36,14 +36,6 @@ MAX_FILE_BYTES = 1 << 25
 MAX_CLASSES = 1 << 20
 
 Columns = dict[str, np.ndarray]
-
-shown = reprlib.Repr()
-"""Shows what was found in messages: a few parts of it, whatever it is."""
-shown.maxlevel = 2
-shown.maxlist = 6
-shown.maxtuple = 6
-shown.maxdict = 4
-shown.maxstring = 60
 
 
 # ml-dr applies its ops in this order, whatever the order in its configuration.
@@ -67,7 +59,7 @@ _ONLY: dict[str, dict[str, Any]] = {
 def expect(ok: bool, where: str, expected: str, found: Any, action: str = "Fetch the files again.") -> None:
     """Raises a FormatError, `where` must `expected`, if it is not `ok`; shows a few parts of what was found."""
     if not ok:
-        raise FormatError(f"{where} must {expected}, found {shown.repr(found)}. {action}")
+        raise FormatError(f"{where} must {expected}, found {shown(found)}. {action}")
 
 
 def _numbers(values: Any, kinds: str, shape: tuple[int, ...], where: str) -> np.ndarray:
@@ -130,9 +122,7 @@ class RunFormat:
         settings = content.get("reinforce") if isinstance(content, dict) else None
         ops = settings.get("image_augmentation") if isinstance(settings, dict) else None
         if not isinstance(ops, dict) or not all(isinstance(value, dict) for value in ops.values()):
-            raise FormatError(
-                f"{where} must have reinforce.image_augmentation, found {shown.repr(content)}. Is it ml-dr's?"
-            )
+            raise FormatError(f"{where} must have reinforce.image_augmentation, found {shown(content)}. Is it ml-dr's?")
         for name in ops:
             if name not in _OPS:
                 raise FormatError(f"{where} has the op `{name}`, which ml-dr does not know.{did_you_mean(name, _OPS)}")

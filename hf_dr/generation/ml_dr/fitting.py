@@ -18,8 +18,9 @@ import PIL.ExifTags
 import PIL.Image
 
 from hf_dr.errors import ConfigError, DataError
-from hf_dr.generation.ml_dr.files import Columns, expect, shown
+from hf_dr.generation.ml_dr.files import Columns, expect
 from hf_dr.processes import num_cores
+from hf_dr.store.json_files import shown
 from hf_dr.store.schema import AUG_PREFIX, TEACHER_IDS
 from hf_dr.text import progress_bar
 from hf_dr.views.augmentation import NO_PARTNER, PARTNER, Augmentation
@@ -115,9 +116,7 @@ def _read_order(path: Path) -> list[int | str]:
         if all(line.isascii() and line.isdigit() for line in entries):
             entries = [int(line) for line in entries]
     if not entries or {type(entry) for entry in entries} not in ({int}, {str}):
-        raise ConfigError(
-            f"{path} must hold row numbers or file names, one for each image, found {shown.repr(entries)}."
-        )
+        raise ConfigError(f"{path} must hold row numbers or file names, one for each image, found {shown(entries)}.")
     return entries
 
 

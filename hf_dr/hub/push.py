@@ -24,7 +24,7 @@ from hf_dr.store.card import (
     read_card,
     update_card,
 )
-from hf_dr.store.provenance import Provenance, config_names
+from hf_dr.store.provenance import Provenance, choose_config, config_names
 from hf_dr.store.schema import PROVENANCE_FILE, PUBLISHED_FILES
 from hf_dr.store.shards import check_digests
 
@@ -178,21 +178,13 @@ def _check_implicit(repository: Repository, remote: Remote) -> None:
 
 def _names(folder: Path, configs: Sequence[str] | None) -> list[str]:
     """Returns the configurations to push, each once: those that are named, or all."""
-    there = config_names(folder)
     if not folder.is_dir():
         raise FormatError(f'expected the folder of a "+" dataset, found none at {folder}. Check the path.')
-    if not there:
-        raise FormatError(
-            f'{folder} must hold a "+" dataset, but no folder in it has a {PROVENANCE_FILE}. Check the path.'
-        )
     if configs is not None:
         check_names("configs", configs)
-    missing = [name for name in configs or () if name not in there]
-    if missing:
-        raise ConfigError(
-            f"{folder} has no configuration `{missing[0]}`; it has {', '.join(there)}. Name one of these."
-        )
-    return list(dict.fromkeys(configs or there))
+    there = config_names(folder)
+    named = configs or there or [None]  # of which the last is refused
+    return list(dict.fromkeys(choose_config(name, there, str(folder)) for name in named))
 
 
 def _check_shards(folder: Path, provenances: Mapping[str, Provenance]) -> None:

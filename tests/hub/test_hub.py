@@ -334,7 +334,7 @@ def test_what_one_process_cannot_send_ends_both(loopback_hub: LoopbackHub, plus:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"configs": ["al_ops"]}, "has no configuration `al_ops`; it has all_ops. Name one of these."),
+        ({"configs": ["al_ops"]}, "has no configuration `al_ops`. Did you mean `all_ops`?"),
         (
             {"repo_id": "no owner"},
             "`repo_id` must be `owner/name` of letters, digits, '_', '-' and '.', got 'no owner'",

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     from hf_dr.generation.folder import Part
     from hf_dr.generation.job import Job
-    from hf_dr.replay.dataset import ReinforcedDataset
     from hf_dr.teacher.ensemble import Teacher
 
 logger = logging.getLogger(__name__)
@@ -202,30 +201,23 @@ def extend_command(argv: Sequence[str], prog: str) -> int:
         examples="hf-dr extend photos-plus --num_views 16 --teacher runs/teacher --output_dir photos-plus-16",
     )
     path = one_dataset(paths, '"+" dataset')
-    named = arguments.add_teacher or arguments.teacher
-    _check_classes(arguments.teacher_classes, named)
+    _check_classes(arguments.teacher_classes, arguments.add_teacher or arguments.teacher)
     # Another configuration of the same repository is a folder of its own.
     check_apart(config.output_dir, [arguments.base], [*arguments.teacher, *arguments.add_teacher])
     start_logging()
-    from hf_dr.cli.arguments import open_reinforced
-    from hf_dr.generation.extend import check_extension, extend_job
+    from hf_dr.cli.arguments import open_reinforced, read_classes
+    from hf_dr.generation.extend import asked_teacher, check_extension, extend_job
     from hf_dr.generation.folder import Part
-    from hf_dr.generation.teachers import teacher_from_provenance
     from hf_dr.processes import process_state
 
     part = Part.parse(run.part)
-    state = process_state()
-    with state.local_main_process_first():
+    with process_state().local_main_process_first():
         plus = open_reinforced(path, arguments)
     check_extension(plus, config, teacher=bool(arguments.teacher), add_teacher=bool(arguments.add_teacher))
-    settings: dict[str, Any] = {"device": state.device, "compile": arguments.compile}
-    if arguments.precision is not None:
-        settings["precision"] = arguments.precision
-    if arguments.add_teacher:
-        settings |= {"temperature": 1.0, "classes": None}  # those of the others are not theirs
-    teacher = _named_teacher(plus, named, arguments.teacher_classes, **settings)
-    if teacher is None:
-        teacher = teacher_from_provenance(plus.provenance, **settings)
+    chosen = {"precision": arguments.precision, "classes": read_classes(arguments.teacher_classes, plus.class_names)}
+    settings = {name: value for name, value in chosen.items() if value is not None}  # the others are those of the run
+    names = (arguments.teacher or None, arguments.add_teacher or None)
+    teacher = asked_teacher(plus, *names, compile=arguments.compile, **settings)
     return _run(extend_job(plus, teacher, config), run, part)
 
 
@@ -235,21 +227,6 @@ def _check_classes(classes: str | None, teacher: Sequence[str] | None) -> None:
         raise ConfigError(
             f"`teacher_classes` must come with a teacher, got {classes!r} without. Name it, or leave it out."
         )
-
-
-def _named_teacher(
-    plus: ReinforcedDataset, names: Sequence[str] | None, teacher_classes: str | None, **settings: Any
-) -> Teacher | None:
-    """Loads a teacher by its names, where it is not told otherwise as the run did; None where there are no names."""
-    from hf_dr.cli.arguments import read_classes
-    from hf_dr.generation.teachers import same_teacher
-
-    if not names:
-        return None
-    chosen = read_classes(teacher_classes, plus.class_names)
-    if chosen is not None:
-        settings["classes"] = chosen
-    return same_teacher(names, plus.provenance, **settings)
 
 
 def _plus_parser(prog: str, description: str | None, examples: str) -> Parser:
@@ -288,7 +265,8 @@ def verify_command(argv: Sequence[str], prog: str) -> int:
     if arguments.teacher and not asked:
         raise ConfigError("`teacher` must be left out with `no_teacher`, got both. Leave one out.")
     start_logging()
-    from hf_dr.cli.arguments import local_config, open_reinforced
+    from hf_dr.cli.arguments import local_config, open_reinforced, read_classes
+    from hf_dr.generation.teachers import same_teacher
     from hf_dr.generation.verify import verify
     from hf_dr.processes import process_state
     from hf_dr.store.card import write_card
@@ -296,7 +274,9 @@ def verify_command(argv: Sequence[str], prog: str) -> int:
 
     folder = local_config(arguments.path, arguments.name) if arguments.save else None
     plus = open_reinforced(arguments.path, arguments)
-    teacher = _named_teacher(plus, arguments.teacher, arguments.teacher_classes)
+    classes = read_classes(arguments.teacher_classes, plus.class_names)
+    settings: dict[str, Any] = {} if classes is None else {"classes": classes}
+    teacher = same_teacher(arguments.teacher, plus.provenance, **settings) if arguments.teacher else None
     device = process_state().device if arguments.device else None
     report = verify(plus, teacher, ask_teacher=asked, num_rows=arguments.num_rows, device=device)
     print(report.report())

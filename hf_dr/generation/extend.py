@@ -21,7 +21,7 @@ from hf_dr.generation.job import Job
 from hf_dr.generation.labelling import CompleteRows, Labeller, ShortAnswers
 from hf_dr.generation.plan import Plan, library_versions
 from hf_dr.generation.sources import choose_source
-from hf_dr.generation.teachers import checked_labels, same_teacher, teacher_from_provenance
+from hf_dr.generation.teachers import checked_labels, same_teacher
 from hf_dr.generation.verify import opened
 from hf_dr.processes import process_state
 from hf_dr.replay.dataset import ReinforcedDataset
@@ -81,14 +81,7 @@ def extend(
     check_config(config, ExtendConfig)
     plus = opened(plus, name, base)
     check_extension(plus, config, teacher=teacher is not None, add_teacher=add_teacher is not None)
-    given = add_teacher or teacher
-    device = process_state().device
-    if given is None:
-        asked = teacher_from_provenance(plus.provenance, device=device)
-    else:
-        new = {"temperature": 1.0, "classes": None} if add_teacher else {}  # those of the others are not theirs
-        asked = same_teacher(given, plus.provenance, device=device, **new)
-    job = extend_job(plus, asked, config)
+    job = extend_job(plus, asked_teacher(plus, teacher, add_teacher), config)
     job.run()
     return job.result()
 
@@ -156,6 +149,18 @@ def check_extension(plus: ReinforcedDataset, config: ExtendConfig, *, teacher: b
             "more views must be made with the library versions of the stored ones, or the dataset would be a mixture, found "
             f"{', '.join(changed)}. Run `pip install {wanted}`, or reinforce the base again."
         )
+
+
+def asked_teacher(
+    plus: ReinforcedDataset,
+    teacher: Teacher | TeacherNames | None,
+    add_teacher: Teacher | TeacherNames | None,
+    **settings: Any,
+) -> Teacher:
+    """Returns the teacher that an extension asks: the new members, or that of the stored views; see `same_teacher`."""
+    if add_teacher:
+        settings = {"temperature": 1.0, "classes": None, **settings}  # those of the others are not theirs
+    return same_teacher(add_teacher or teacher, plus.provenance, device=process_state().device, **settings)
 
 
 def extend_job(plus: ReinforcedDataset, teacher: Teacher, config: ExtendConfig) -> Job:

@@ -50,15 +50,19 @@ def teacher_from_provenance(provenance: Provenance, *, advice: str = "", **setti
     return teacher
 
 
-def same_teacher(given: Teacher | TeacherNames, provenance: Provenance, **settings: Any) -> Teacher:
+def same_teacher(
+    given: Teacher | TeacherNames | None, provenance: Provenance, *, advice: str = "", **settings: Any
+) -> Teacher:
     """Returns the teacher of a "+" dataset: as it is given, or loaded by its names with the settings of the run.
 
-    Those of the run give way to `settings`, which are those of `Teacher`.
+    Those of the run give way to `settings`, which are those of `Teacher`. Where none is given, see `teacher_from_provenance`.
 
     Raises:
         ConfigError: It is neither.
         TeacherError: A member cannot be loaded, or does not belong to the others.
     """
+    if given is None:
+        return teacher_from_provenance(provenance, advice=advice, **settings)
     if is_teacher(given):
         return given
     chosen = [member.get("classes") for member in named_members(provenance)]

@@ -14,7 +14,7 @@ import torch
 
 from hf_dr.errors import ConfigError, FormatError, ReplayError
 from hf_dr.generation.plan import library_versions
-from hf_dr.generation.teachers import PIXELS_ALONE, check_weights, named_members, same_teacher, teacher_from_provenance
+from hf_dr.generation.teachers import PIXELS_ALONE, check_weights, named_members, same_teacher
 from hf_dr.processes import find_device, warm_up_kernels
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.device import undone_items
@@ -225,11 +225,7 @@ def _asked(teacher: Teacher | TeacherNames | None, ask_teacher: bool, provenance
         if teacher is not None:
             raise ConfigError("`teacher` must be left out with `ask_teacher=False`, got both. Leave one out.")
         return None
-    asked = (
-        teacher_from_provenance(provenance, advice=PIXELS_ALONE)
-        if teacher is None
-        else same_teacher(teacher, provenance)
-    )
+    asked = same_teacher(teacher, provenance, advice=PIXELS_ALONE)
     check_weights(asked, provenance)
     return _as_made(asked, provenance)
 

@@ -20,11 +20,7 @@ from hf_dr.views.augmentation import Augmentation
 
 
 def build_augmentation(value: Any, size: int) -> Augmentation:
-    """Builds the augmentation from a name, a YAML file, or a list of ops.
-
-    Raises:
-        ConfigError: It is none of these, or an op is wrong.
-    """
+    """Builds the augmentation from a name, a YAML file, or a list of ops."""
     if isinstance(value, str) and value.endswith((".yaml", ".yml")):
         content = read_yaml(value, "augmentation")
         if "augmentation" not in content:
@@ -36,11 +32,7 @@ def build_augmentation(value: Any, size: int) -> Augmentation:
 
 
 def read_classes(value: str | None, names: Sequence[str] | None) -> list[Any] | None:
-    """Turns `--teacher_classes` into the classes that `Teacher` takes; `names` are those of the dataset.
-
-    Raises:
-        ConfigError: It is no known word and no JSON list.
-    """
+    """Turns `--teacher_classes` into the classes that `Teacher` takes; `names` are those of the dataset."""
     if value is None:
         return None
     if value == "by_name":
@@ -63,11 +55,7 @@ def read_classes(value: str | None, names: Sequence[str] | None) -> list[Any] | 
 
 
 def check_rows(argv: Sequence[str], name: str, split: str, rows: int) -> None:
-    """Checks a dataset that was loaded against what the recipe among a command's arguments says of it.
-
-    Raises:
-        DataError: The split has another number of rows.
-    """
+    """Refuses a dataset that was loaded whose split has another size than the recipe among a command's arguments says."""
     described = Described.find(config_files(argv))
     # A slice, such as `train[:1000]`, is a part on purpose.
     expected = rows if described is None else described.splits.get(split, rows)
@@ -85,11 +73,7 @@ def open_reinforced(path: str, arguments: Any) -> ReinforcedDataset:
 
 
 def local_config(path: str, name: str | None) -> Path:
-    """Returns the folder of the configuration that is meant, to save findings in.
-
-    Raises:
-        ConfigError: The dataset is not in a folder.
-    """
+    """Returns the folder of the configuration that is meant, to save findings in."""
     folder = Path(path).expanduser()
     if not folder.is_dir():
         raise ConfigError(f"`save` needs the dataset's folder, got {path}. Give a folder, or leave `save` out.")

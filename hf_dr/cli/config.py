@@ -96,11 +96,7 @@ def _as_yaml(settings: dict[str, Any], defaults: dict[str, Any]) -> str:
 
 
 def _as_typed(key: str, value: Any, hint: Any, file: str) -> Any:
-    """Returns what a file says of a setting, one item for a list as a list of it.
-
-    Raises:
-        ConfigError: It is of another type.
-    """
+    """Returns what a file says of a setting, checked; one item for a list as a list of it."""
     if get_origin(hint) is list and not isinstance(value, (list, dict, NoneType)):
         value = [value]
     if not _fits(value, hint):

@@ -77,11 +77,7 @@ def _in_yaml_only(text: str) -> NoReturn:
 
 
 def string_to_bool(text: str) -> bool:
-    """Returns what `--flag true` or `--flag no` means.
-
-    Raises:
-        argparse.ArgumentTypeError: It is neither.
-    """
+    """Returns what `--flag true` or `--flag no` means."""
     for words, value in ((("yes", "true", "t", "y", "1"), True), (("no", "false", "f", "n", "0"), False)):
         if text.lower() in words:
             return value
@@ -109,11 +105,7 @@ class Parser(argparse.ArgumentParser):
         return super().add_argument(*dict.fromkeys(spelled), **options)
 
     def parse_args(self, args: Any = (), namespace: Any = None) -> Any:
-        """Looks for unknown words before what is missing, since a mistyped flag is both.
-
-        Raises:
-            ConfigError: A word is unknown.
-        """
+        """Refuses unknown words before what is missing, since a mistyped flag is both."""
         for word in self.unknown_words(args) if {"-h", "--help"}.isdisjoint(args) else ():
             flags = [flag for action in self._actions for flag in action.option_strings if "-" not in flag.lstrip("-")]
             close = (
@@ -165,22 +157,14 @@ class HelpFormatter(argparse.HelpFormatter):
 
 
 def one_dataset(words: Sequence[str], what: str = "dataset") -> str:
-    """Returns the dataset that a command takes before its flags; `what` is its kind in the message.
-
-    Raises:
-        ConfigError: There is not one word.
-    """
+    """Returns the one dataset that a command takes before its flags; `what` is its kind in the message."""
     if len(words) != 1:
         raise ConfigError(f"expected one {what} before the flags, got {' '.join(words) or 'none'}. Name one.")
     return words[0]
 
 
 def words_as_flag(argv: Sequence[str], flag: str = "--dataset") -> list[str]:
-    """Returns the arguments of a command with the words that stand before its flags as the values of one of them.
-
-    Raises:
-        ConfigError: That flag is there as well.
-    """
+    """Returns arguments with the words before all flags as the values of `flag`, which must not be there as well."""
     words, flags = split_words(argv)
     if words and any(word.split("=")[0] == flag for word in flags):
         raise ConfigError(f"expected the {flag[2:]} once, got {' '.join(words)} and `{flag}`. Leave one out.")

@@ -30,11 +30,7 @@ _CORRUPTIONS = ("gaussian_noise", "defocus_blur", "contrast", "jpeg_compression"
 
 @dataclass
 class QuickstartArguments:
-    """Which models, and how much of everything.
-
-    Raises:
-        ConfigError: A value is out of range.
-    """
+    """Which models, and how much of everything."""
 
     output_dir: str | None = flag("Folder of all results. Default: the dataset's name and -quickstart.", default=None)
     teacher: str = flag(

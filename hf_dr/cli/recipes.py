@@ -73,11 +73,7 @@ def _summary(path: Path) -> str:
 
 
 def _copy(paths: Sequence[Path], folder: Path) -> None:
-    """Copies recipes, and the files that they extend, into the same places below a folder.
-
-    Raises:
-        ConfigError: A file is there already and differs.
-    """
+    """Copies recipes, and what they extend, to the same places below a folder; other files there are not replaced."""
     root = own_recipes()
     wanted = dict.fromkeys(paths)
     for path in paths:

@@ -64,11 +64,7 @@ class Described:
 
     @classmethod
     def beside(cls, files: Sequence[str]) -> Described:
-        """Reads a description as `find` does.
-
-        Raises:
-            ConfigError: There is none, or it is malformed.
-        """
+        """Reads a description as `find` does, where there must be one."""
         found = cls.find(files)
         if found is None:
             raise ConfigError(
@@ -79,11 +75,7 @@ class Described:
 
     @classmethod
     def find(cls, files: Sequence[str]) -> Described | None:
-        """Reads the description next to the last of some configuration files that has one; None where none has.
-
-        Raises:
-            ConfigError: It is malformed.
-        """
+        """Reads the description next to the last of some configuration files that has one; None where none has."""
         found = [path for path in (Path(file).with_name(FEATURES_FILE) for file in files) if path.is_file()]
         if not found:
             return None
@@ -196,9 +188,6 @@ class Rehearsal:
     Args:
         argv: The user's arguments.
         folder: Where they are made.
-
-    Raises:
-        ConfigError: See `Described.beside`.
     """
 
     def __init__(self, argv: Sequence[str], folder: Path) -> None:

@@ -34,11 +34,7 @@ _HELD_OUT_SPLITS = ("test", "validation", "val")
 
 @dataclass
 class TeachArguments:
-    """Which classifier learns which images.
-
-    Raises:
-        ConfigError: A value is out of range.
-    """
+    """Which classifier learns which images."""
 
     model: str = flag(
         "Pretrained classifier to fine-tune: a Hub id of timm or transformers, a folder, or "

@@ -124,11 +124,7 @@ def _one_or_all(words: list[str]) -> Any:
 
 
 def _load_plus(student: StudentArguments, seed: int) -> Any:
-    """Opens the "+" datasets.
-
-    Raises:
-        FormatError: One is none; `erm` and `kd` can also be trained on a base dataset, which is said.
-    """
+    """Opens the "+" datasets. Where one is none, the error says how `erm` and `kd` train on a base dataset."""
     names = ("streaming", "base", "base_config", "base_revision", "files_from", "unreinforced", "revision", "num_views")
     settings: dict[str, Any] = {name: getattr(student, name) for name in names}
     try:

@@ -41,11 +41,7 @@ def config_files(argv: Sequence[str]) -> list[str]:
 
 
 def read_configs(argv: Sequence[str]) -> dict[str, tuple[Any, str]]:
-    """Reads the files that `--config` names, and those that they extend: key -> (value, the file that sets it).
-
-    Raises:
-        ConfigError: A file cannot be read, or extends one that extends another.
-    """
+    """Reads the files that `--config` names, and those that they extend: key -> (value, the file that sets it)."""
     values: dict[str, tuple[Any, str]] = {}
     for file in config_files(argv):
         own = read_yaml(file)
@@ -66,11 +62,7 @@ def read_configs(argv: Sequence[str]) -> dict[str, tuple[Any, str]]:
 
 
 def own_recipes() -> Path:
-    """Returns the folder of the recipes that the package brings.
-
-    Raises:
-        ConfigError: It brings none.
-    """
+    """Returns the folder of the recipes that the package brings."""
     folder = RECIPES.resolve()
     if not folder.is_dir():
         raise ConfigError(
@@ -81,11 +73,7 @@ def own_recipes() -> Path:
 
 
 def read_yaml(path: str | Path, setting: str = "--config") -> dict[str, Any]:
-    """Reads a YAML mapping from the file that a setting names.
-
-    Raises:
-        ConfigError: The file does not exist, is not YAML, or holds no mapping.
-    """
+    """Reads a YAML mapping from the file that a setting names."""
     try:
         content = yaml.load(Path(path).read_text(encoding="utf-8"), _UniqueKeys)
     except OSError as error:

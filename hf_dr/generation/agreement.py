@@ -75,11 +75,7 @@ class Agreement:
         return f"{100 * self.hits / self.num_views:.2f} % of {self.num_views:,} unmixed views"
 
     def check(self) -> None:
-        """Refuses a teacher that does not know the labels.
-
-        Raises:
-            TeacherError: Its answers agree with them no better than by chance.
-        """
+        """Refuses a teacher whose answers agree with the labels no better than by chance."""
         if self.is_near_chance:
             raise TeacherError(
                 f"the teacher's most probable class must be the label more often than by chance ({100 * self.chance:.1f} %), "

@@ -161,11 +161,7 @@ class ExtendConfig:
 
 @dataclass
 class ImportConfig:
-    """What an import writes and how it finds the rows; see each field's help.
-
-    Raises:
-        ConfigError: A value is impossible.
-    """
+    """What an import writes and how it finds the rows; see each field's help."""
 
     output_dir: str = field(metadata=_METADATA["output_dir"])
     config_name: str = flag("Name under which load_dataset finds it.", default="default")
@@ -191,11 +187,7 @@ class ImportConfig:
 
 @dataclass
 class ExportConfig:
-    """What an export writes and where; see each field's help.
-
-    Raises:
-        ConfigError: A value is impossible.
-    """
+    """What an export writes and where; see each field's help."""
 
     output_dir: str = flag("Folder of the shards. Running again resumes.", type=Place())
     format: str = flag(

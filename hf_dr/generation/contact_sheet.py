@@ -100,11 +100,7 @@ def contact_sheet(
 
 
 def check_sheet(path: Path) -> None:
-    """Refuses a file that a contact sheet cannot be.
-
-    Raises:
-        ConfigError: It is no .png.
-    """
+    """Refuses a file that a contact sheet cannot be: one that is no .png."""
     if path.suffix.lower() != ".png":
         raise ConfigError(f"a contact sheet must be a .png file, got {str(path)!r}. Rename it.")
 

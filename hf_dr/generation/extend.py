@@ -87,13 +87,7 @@ def extend(
 
 
 def check_extension(plus: ReinforcedDataset, config: ExtendConfig, *, teacher: bool, add_teacher: bool) -> None:
-    """Checks what can be known without a teacher, but whether that of the stored views, or new members, are given.
-
-    Raises:
-        ConfigError: See `extend`.
-        FingerprintMismatchError: See `extend`.
-        FormatError: The provenance names no teacher.
-    """
+    """Checks, as `extend` says, what can be known before a teacher is loaded, but for whether one is given."""
     stored = plus.provenance
     if stored.schema_version < SCHEMA_VERSION:
         raise ConfigError(
@@ -264,11 +258,7 @@ class EarlierViews:
         self._places[plus.source_rows[: plus.num_reinforced]] = np.arange(plus.num_reinforced)
 
     def answers(self, span: Span, num_views: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns ids and log-probabilities (N, K) of a span of the new dataset's V views; zeros where none are stored.
-
-        Raises:
-            FormatError: A stored answer is damaged.
-        """
+        """Returns ids and log-probabilities (N, K) of a span of the new dataset's V views; zeros where none are stored."""
         stored = self._plus.provenance
         count = span.stop - span.start
         ids_NK = np.zeros((count, stored.top_k), id_dtype(stored.num_classes))
@@ -287,13 +277,7 @@ class EarlierViews:
             self._checked.add(number)
 
     def check(self, rows: CompleteRows) -> None:
-        """Refuses rows of a shard whose stored views are not what was drawn again, or a shard that is not what was written.
-
-        Raises:
-            FormatError: The shard is not what was written.
-            DataError: The image of a row with stored views cannot be decoded.
-            ReplayError: Its pixels, or those of its views, are others than were reinforced.
-        """
+        """Refuses rows of a shard whose stored views are not what was drawn again, or a shard that is not what was written."""
         self._check_shard(int(rows.columns[SOURCE_INDEX][0]) // self._plus.provenance.shard_size)
         for n, row in enumerate(rows.columns[SOURCE_INDEX].tolist()):
             place = int(self._places[row])

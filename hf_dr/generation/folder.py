@@ -38,11 +38,7 @@ class Part:
 
     @classmethod
     def parse(cls, text: str) -> Part:
-        """Reads `0/4`: the first of four.
-
-        Raises:
-            ConfigError: It is something else.
-        """
+        """Reads `0/4`: the first of four."""
         match = re.fullmatch(r"(\d+)/(\d+)", text, re.ASCII)
         if match is None or int(match[1]) >= int(match[2]):
             raise ConfigError(f"`part` must be from 0/N to N-1/N for N parts, got {text!r}. The first of four is 0/4.")
@@ -68,11 +64,7 @@ def gate(folder: Path) -> filelock.BaseFileLock:
 
 
 def _take(folder: Path, lock: filelock.BaseFileLock, part: Part) -> None:
-    """Takes the lock of a part, unless its shards may be in the hands of a run of other parts.
-
-    Raises:
-        ConfigError: They may.
-    """
+    """Takes the lock of a part; refuses if its shards may be in the hands of a run of other parts."""
     try:
         lock.acquire()
         # Parts of the same number never have the same shards; a lock of any other run must be free.
@@ -170,12 +162,7 @@ def note_processor(folder: Path, processor: str) -> None:
 
 
 def check_same_run(folder: Path, provenance: Provenance) -> None:
-    """Refuses a configuration's folder that another run began, or that would be begun among somebody's own files.
-
-    Raises:
-        ConfigError: Names one of these files.
-        FingerprintMismatchError: Names the fields that differ.
-    """
+    """Refuses a configuration's folder that another run began, or that would be begun among somebody's own files."""
     if not (folder / PROVENANCE_FILE).exists():
         _check_no_strangers(folder)
         return
@@ -215,11 +202,7 @@ def _check_no_strangers(folder: Path) -> None:
 
 
 def check_same_labels(folder: Path, provenance: Provenance, base: datasets.Dataset) -> None:
-    """Compares the labels of finished shards with those of the base: no hash of the provenance knows them.
-
-    Raises:
-        FingerprintMismatchError: They differ.
-    """
+    """Refuses finished shards with other labels than the base's, which no hash of the provenance knows."""
     column = provenance.label_column
     if column is None:
         return
@@ -244,8 +227,7 @@ def check_same_labels(folder: Path, provenance: Provenance, base: datasets.Datas
 def missing_shards(folder: Path, provenance: Provenance, *, read: bool = False) -> list[int]:
     """Returns the shards that are not there; with `read` also those that are damaged, which takes reading them all.
 
-    Raises:
-        FingerprintMismatchError: One that is there belongs to another run.
+    One that belongs to another run is refused.
     """
     missing = []
     for index, name in enumerate(provenance.shard_names):

@@ -298,11 +298,7 @@ def _flat(array: pa.Array) -> np.ndarray:
 
 
 class _StoredAnswers:
-    """The stored answers of some rows of the base, and the entropy of each, nats. R rows, V views, K kept classes, C classes.
-
-    Raises:
-        FormatError: They are damaged.
-    """
+    """Stored answers of some rows of the base, and the entropy of each, nats. R rows, V views, K kept classes, C classes."""
 
     def __init__(self, batch: pa.RecordBatch, provenance: Provenance) -> None:
         for name in batch.schema.names:
@@ -368,11 +364,7 @@ class _StoredAnswers:
 def _checked_answers(
     batch: pa.RecordBatch, names: tuple[str, str], shape: tuple[int, ...], classes: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the ids and the log-probabilities (float64) of two columns, each in a shape.
-
-    Raises:
-        FormatError: They cannot be answers over so many classes.
-    """
+    """Returns ids and log-probabilities (float64) of two columns in a shape, once they can be answers over so many classes."""
     ids = _flat(batch.column(names[0])).reshape(shape)
     logprobs = _flat(batch.column(names[1])).astype(np.float64).reshape(shape)
     rows = f"rows {batch.column(SOURCE_INDEX)[0]} to {batch.column(SOURCE_INDEX)[-1]}"

@@ -185,11 +185,7 @@ class Job:
         return estimate(self.plan, self.source, num_batches, self._sample())
 
     def check_agreement(self, found: Agreement | None) -> None:
-        """Refuses a teacher whose answers to a sample agree with the labels no better than by chance, unless that is allowed.
-
-        Raises:
-            TeacherError: They do.
-        """
+        """Refuses a teacher whose answers to a sample agree with the labels no better than by chance, unless allowed."""
         if found is not None and not self._allow_disagreement:
             found.check()
 

@@ -87,13 +87,7 @@ def plan_run(
     *,
     base: dict[str, Any] | None = None,
 ) -> Plan:
-    """Checks that settings, teacher and dataset fit each other, and returns what the run makes; see `reinforce`.
-
-    Raises:
-        ConfigError: A setting does not fit the teacher or the dataset.
-        DataError: A column is missing, or a label is out of range.
-        TeacherError: The teacher's classes are not the dataset's.
-    """
+    """Checks that settings, teacher and dataset fit each other, and returns what the run makes; see `reinforce`."""
     if base is not None:
         check_kind("base", base, Mapping, "names and values", 'Give e.g. `{"id": "me/photos"}`.')
     image_column, label_column = check_dataset(dataset, config.image_column, config.label_column)
@@ -173,11 +167,7 @@ def split_name(dataset: datasets.Dataset) -> str:
 
 
 def choose_shard_size(wanted: int | None, num_rows: int) -> int:
-    """Returns the examples in each shard. Default: 1024, or an eighth of a smaller dataset.
-
-    Raises:
-        ConfigError: That would be more files than their names can count.
-    """
+    """Returns the examples in each shard. Default: 1024, or an eighth of a smaller dataset."""
     size = wanted or min(1024, math.ceil(num_rows / 8))
     if size * MAX_SHARDS < num_rows:
         raise ConfigError(

@@ -73,11 +73,7 @@ def same_teacher(
 
 
 def named_members(provenance: Provenance) -> list[dict[str, Any]]:
-    """Returns the members of the teacher that a provenance names, each with `id` and `weights_hash`.
-
-    Raises:
-        FormatError: It does not name them.
-    """
+    """Returns the members of the teacher that a provenance names, once each has `id` and `weights_hash`."""
     members: list[dict[str, Any]] = provenance.teacher["members"]
     if not all(isinstance(member.get("weights_hash", 0), (str, type(None))) for member in members):
         raise FormatError(f"`teacher.members` of the provenance must name id and weights_hash, found {members!r:.80}.")
@@ -85,12 +81,7 @@ def named_members(provenance: Provenance) -> list[dict[str, Any]]:
 
 
 def check_weights(teacher: Teacher, provenance: Provenance) -> None:
-    """Checks that a teacher has the weights and classes of the one that a provenance names.
-
-    Raises:
-        FormatError: The provenance names no teacher.
-        TeacherError: It is another teacher.
-    """
+    """Refuses another teacher than the one that a provenance names, by its weights and classes."""
     stored = {member["weights_hash"]: member["id"] for member in named_members(provenance)}
     given = {member.weights_hash: member.id for member in teacher.members}
     unknown = None in stored and EXTENDED_FROM not in provenance.teacher  # made by another program, which did not say
@@ -111,12 +102,7 @@ def _named(members: dict[str, str]) -> str:
 
 
 def checked_labels(dataset: datasets.Dataset, label_column: str, teacher: Teacher) -> np.ndarray:
-    """Checks that the dataset's classes are the teacher's and every label is one of them; returns the labels, int64 (rows,).
-
-    Raises:
-        DataError: A label is missing or out of range.
-        TeacherError: Number, names or order of the classes differ.
-    """
+    """Checks that the dataset's classes are the teacher's and every label is one of them; returns the labels, int64 (rows,)."""
     feature = dataset.features[label_column]
     if isinstance(feature, datasets.ClassLabel):
         teacher.check_classes(feature.names)

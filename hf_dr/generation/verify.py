@@ -202,11 +202,7 @@ def opened(
     name: str | None,
     base: datasets.Dataset | str | os.PathLike[str] | None,
 ) -> ReinforcedDataset:
-    """Returns the dataset, which is opened where a path is given.
-
-    Raises:
-        ConfigError: It is not one dataset whose rows can be chosen, or `name` or `base` is given without a path.
-    """
+    """Returns one "+" dataset whose rows can be chosen: as it is given, or opened where a path is."""
     if isinstance(plus, ReinforcedData) and not isinstance(plus, ReinforcedDataset):
         raise ConfigError(
             f'`plus` must be one "+" dataset whose rows can be chosen, got {type(plus).__name__}. Open it alone, without '

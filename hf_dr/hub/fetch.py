@@ -106,11 +106,7 @@ def _check_size(repo_id: str, file: str, commit: str, what: str) -> None:
 def split_revision(
     path: str | os.PathLike[str], revision: str | None = None
 ) -> tuple[str | os.PathLike[str], str | None]:
-    """Returns path and revision of `org/name@revision`; a folder whose name holds an `@` stays one.
-
-    Raises:
-        ConfigError: There is a revision in the path and another one.
-    """
+    """Returns path and revision of `org/name@revision`; a folder whose name holds an `@` stays one."""
     name, at, pinned = path.rpartition("@") if isinstance(path, str) else ("", "", "")
     if not at or not is_hub_id(name) or not pinned or Path(os.fspath(path)).expanduser().exists():
         return path, revision

@@ -188,11 +188,7 @@ def _names(folder: Path, configs: Sequence[str] | None) -> list[str]:
 
 
 def _check_shards(folder: Path, provenances: Mapping[str, Provenance]) -> None:
-    """Reads this process's share of the shards: what is damaged is not published.
-
-    Raises:
-        FormatError: One is; on every rank, of the first one.
-    """
+    """Reads this process's share of the shards. What is damaged is not published; every rank raises the first error."""
     state = process_state()
     shards = [folder / name / shard for name, provenance in provenances.items() for shard in provenance.shard_names]
     damaged: list[tuple[int, FormatError]] = []

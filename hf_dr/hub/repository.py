@@ -174,11 +174,7 @@ class Repository:
         return f"{_PULL_REQUEST}{request.num}"
 
     def remote(self, *, missing_ok: bool = False) -> Remote:
-        """Reads the branch's head; where there is none and that is `missing_ok`, the answer has no files.
-
-        Raises:
-            HubError: It cannot be read.
-        """
+        """Reads the branch's head; where there is none and that is `missing_ok`, the answer has no files."""
 
         def read() -> Remote:
             try:
@@ -201,11 +197,7 @@ class Repository:
         return Path(ask(download, f"fetch {path} of {self.id}"))
 
     def card(self, remote: Remote) -> str | None:
-        """Returns the text of README.md as it is at a commit; None where there is none.
-
-        Raises:
-            FormatError: It is not UTF-8.
-        """
+        """Returns the text of README.md as it is at a commit; None where there is none."""
         file = self.fetch(CARD_FILE, remote)
         return None if file is None else read_card(file)
 

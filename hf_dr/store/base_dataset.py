@@ -132,11 +132,7 @@ def _is_one(path: Path) -> bool:
 
 
 def _unpatterned(path: Path, name: str) -> str:
-    """Returns what `datasets` takes for a folder, or for the name of a dataset where there is none.
-
-    Raises:
-        DataError: It would take the folder for a pattern, or there is no folder and it can be no name.
-    """
+    """Returns what `datasets` takes for a folder, or for the name of a dataset where there is none."""
     if not path.exists() and not is_hub_id(name if "/" in name else f"any/{name}"):
         raise DataError(f"expected a folder, a file or a Hub id, found none at {name!r}. Check the path.")
     if path.exists() and glob.escape(str(path)) != str(path):
@@ -148,11 +144,7 @@ def _unpatterned(path: Path, name: str) -> str:
 
 @contextlib.contextmanager
 def _loading(name: str, split: str) -> Iterator[None]:
-    """Turns what `datasets` raises where it cannot load a base into an error for people.
-
-    Raises:
-        DataError: It did.
-    """
+    """Turns what `datasets` raises where it cannot load a base into an error for people."""
     absent = "" if Path(name).expanduser().exists() else f" There is no folder `{name}` here."
     try:
         yield
@@ -214,11 +206,7 @@ def _part_of(saved: Any, split: str) -> Any:
 
 
 def check_cache() -> None:
-    """Tells that the cache is the problem where it cannot be written to.
-
-    Raises:
-        DataError: It cannot.
-    """
+    """Refuses a cache that cannot be written to, where that is why a dataset cannot be loaded."""
     cache = Path(datasets.config.HF_DATASETS_CACHE)
     try:
         cache.mkdir(parents=True, exist_ok=True)

@@ -121,22 +121,14 @@ def card_configs(folder: Path, names: Sequence[str] | None = None) -> dict[str, 
 
 
 def write_card(folder: Path) -> None:
-    """Writes the card of a local "+" dataset for its finished configs; what people wrote, and other metadata, stays.
-
-    Raises:
-        FormatError: See `card_configs` and `update_card`.
-    """
+    """Writes the card of a local "+" dataset for its finished configs; what people wrote, and other metadata, stays."""
     path = folder / CARD_FILE
     with filelock.FileLock(folder / ".card.lock"):  # another configuration may be finished at the same time
         write_whole(path, update_card(read_card(path), card_configs(folder), name=folder.resolve().name))
 
 
 def read_card(path: Path) -> str | None:
-    """Returns the text of a card; None where there is none.
-
-    Raises:
-        FormatError: It is not UTF-8.
-    """
+    """Returns the text of a card, UTF-8; None where there is none."""
     try:
         return path.read_bytes().decode() if path.is_file() else None  # bytes: line ends stay as they are
     except UnicodeDecodeError as error:
@@ -173,11 +165,7 @@ def update_card(existing: str | None, configs: Mapping[str, CardConfig | Planned
 
 
 def keep_configs(existing: str, names: Collection[str]) -> str:
-    """Returns a card without the metadata and the generated parts of all configurations but these.
-
-    Raises:
-        FormatError: The existing card's YAML cannot be edited, or a marker of a generated part is damaged.
-    """
+    """Returns a card without the metadata and the generated parts of all configurations but these."""
 
     def kept(data: Data) -> Data:
         entries = {key: _entries(data, key) for key in (_INFO, _CONFIGS) if key in data}
@@ -193,11 +181,7 @@ def keep_configs(existing: str, names: Collection[str]) -> str:
 
 
 def names_configs(card: str | None) -> bool:
-    """Tells whether a card has `configs:`, without which a repository's files are read as one dataset.
-
-    Raises:
-        FormatError: Its YAML cannot be read.
-    """
+    """Tells whether a card has `configs:`, without which a repository's files are read as one dataset."""
     return card is not None and bool(read_entries(split_readme(card)[1])[1].get(_CONFIGS))
 
 

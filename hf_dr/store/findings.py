@@ -81,11 +81,7 @@ def save_finding(config: Path, fingerprint: str, finding: Statistics | Verificat
 
 
 def read_finding(config: Path, fingerprint: str, kind: type[_Finding]) -> _Finding | None:
-    """Reads a finding from a configuration's folder; None where there is none.
-
-    Raises:
-        FormatError: It is malformed, or speaks of another run than that of `fingerprint`.
-    """
+    """Reads a finding of the run of `fingerprint` from a configuration's folder; None where there is none."""
     path = config / _FILES[kind]
     try:
         content = read_object(path, _again(path))
@@ -96,11 +92,7 @@ def read_finding(config: Path, fingerprint: str, kind: type[_Finding]) -> _Findi
 
 
 def has_contact_sheet(config: Path, fingerprint: str) -> bool:
-    """Whether a configuration's folder holds its picture.
-
-    Raises:
-        FormatError: It is no PNG, or shows another run than that of `fingerprint`.
-    """
+    """Whether a configuration's folder holds the picture of the run of `fingerprint`; another one is refused."""
     path = config / CONTACT_SHEET_FILE
     try:
         with PIL.Image.open(path, formats=["PNG"]) as image:

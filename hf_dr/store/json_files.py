@@ -50,11 +50,7 @@ def read_object(path: Path, advice: str) -> dict[str, Any]:
 
 
 def check_size(num_bytes: int, where: str, advice: str = "") -> None:
-    """Refuses a file that is too long to be read whole.
-
-    Raises:
-        FormatError: It is.
-    """
+    """Refuses a file that is too long to be read whole."""
     if num_bytes > MAX_BYTES:
         raise FormatError(
             f"{where} must have at most {format_bytes(MAX_BYTES)}, found {format_bytes(num_bytes)}. {advice}"
@@ -62,11 +58,7 @@ def check_size(num_bytes: int, where: str, advice: str = "") -> None:
 
 
 def as_object(content: Any, where: str, advice: str = "") -> dict[str, Any]:
-    """Returns the parsed content of a JSON file if it is an object.
-
-    Raises:
-        FormatError: It is not.
-    """
+    """Returns the parsed content of a JSON file if it is an object."""
     if not isinstance(content, dict):
         raise FormatError(f"{where} must hold a JSON object, found {type(content).__name__}. {advice}")
     return content

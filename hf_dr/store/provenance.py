@@ -246,11 +246,7 @@ class Provenance:
 
     @classmethod
     def from_dict(cls, content: Any, where: str) -> Provenance:
-        """Checks the parsed content of `reinforcement.json`; `where` names it in messages.
-
-        Raises:
-            FormatError: See `read`.
-        """
+        """Checks the parsed content of `reinforcement.json` as `read` does; `where` names it in messages."""
         content = as_object(content, where, _AGAIN)
         version = content.get("schema_version")
         if version not in range(1, SCHEMA_VERSION + 1):

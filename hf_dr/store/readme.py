@@ -1,6 +1,7 @@
 """Editing a README.md that people edit, too: its YAML key by key, and generated parts of its body.
 
-Generated parts stand between markers on lines of their own. All that is not asked to change stays byte for byte.
+Generated parts stand between markers on lines of their own. All that is not asked to change stays byte for byte. A damaged
+marker, and YAML that cannot be edited so, are a FormatError.
 
     <!-- hf_dr: config randaug -->
     ...
@@ -33,11 +34,7 @@ def newline_of(text: str) -> str:
 
 
 def split_readme(text: str) -> tuple[str, str, str, str]:
-    """Cuts a README into opening line, YAML, closing line and body, as the Hub does; without YAML they are put in front.
-
-    Raises:
-        FormatError: It is too long.
-    """
+    """Cuts a README into opening line, YAML, closing line and body, as the Hub does; without YAML they are put in front."""
     if len(text) > MAX_LENGTH:
         raise FormatError(f"a card must have at most {MAX_LENGTH:,} characters, found {len(text):,}. Shorten it.")
     text = text.removeprefix("\ufeff")
@@ -59,9 +56,6 @@ def edit_yaml(text: str, change: Callable[[Data], Data], order: Sequence[str], n
         change: Takes the parsed YAML and returns the keys to set.
         order: The keys that `change` may set, in the order in which new ones come in.
         newline: Line end of what is written.
-
-    Raises:
-        FormatError: The YAML cannot be read, or not be edited key by key.
     """
     text += "" if not text or text.endswith("\n") else newline  # the last line's end is that of the closing line
     chunks, data = read_entries(text)
@@ -160,9 +154,6 @@ def merge_parts(body: str, parts: Mapping[str, str], rank: Callable[[str], Any],
         parts: Name (one or two words) -> text, in which `<!--` is escaped: no comment from data can end the part.
         rank: Sorts names; a new part comes after the last one of lower rank, else before the first one.
         newline: Line end of what is written.
-
-    Raises:
-        FormatError: A marker is damaged.
     """
     pieces = _split_body(body)
     texts = {}
@@ -187,11 +178,7 @@ def merge_parts(body: str, parts: Mapping[str, str], rank: Callable[[str], Any],
 
 
 def drop_parts(body: str, names: Collection[str]) -> str:
-    """Takes generated parts out, with the empty lines below them.
-
-    Raises:
-        FormatError: A marker is damaged.
-    """
+    """Takes generated parts out, with the empty lines below them."""
     kept = []
     dropped = False
     for key, text in _split_body(body):
@@ -202,11 +189,7 @@ def drop_parts(body: str, names: Collection[str]) -> str:
 
 
 def part_names(body: str) -> list[str]:
-    """Returns the names of the generated parts of a body, in order.
-
-    Raises:
-        FormatError: A marker is damaged.
-    """
+    """Returns the names of the generated parts of a body, in order."""
     return [key for key, _ in _split_body(body) if key is not None]
 
 
@@ -217,9 +200,6 @@ def unsent_lines(local: str, remote: str, generated: Collection[str]) -> set[str
         local: The README here.
         remote: The README there.
         generated: Keys of the YAML that are generated.
-
-    Raises:
-        FormatError: The YAML of one cannot be read, or a marker is damaged.
     """
     return _own_lines(local, generated) - _own_lines(remote, generated)
 

@@ -74,11 +74,7 @@ def read_marker(path: Path) -> ShardMarker:
 
 @contextlib.contextmanager
 def reading(path: Path | str) -> Iterator[None]:
-    """Turns what Arrow raises where a shard is damaged into an error for people.
-
-    Raises:
-        FormatError: It did.
-    """
+    """Turns what Arrow raises where a shard is damaged into an error for people."""
     try:
         yield
     except HfDrError:
@@ -132,11 +128,7 @@ def shard_features(schema: pa.Schema, where: str) -> Features:
 
 
 def check_shards(config: Path, provenance: Provenance) -> list[Path]:
-    """Returns the shards of a local configuration, in order, if they are all there, of its run and of its columns.
-
-    Raises:
-        FormatError: They are not.
-    """
+    """Returns the shards of a local configuration, in order, if they are all there, of its run and of its columns."""
     shards = [config / name for name in provenance.shard_names]
     missing = [path.name for path in shards if not path.is_file()]
     if missing:
@@ -182,11 +174,7 @@ def content_version(shards: Sequence[Path]) -> str:
 
 
 def check_full(batch: pa.RecordBatch, name: str) -> None:
-    """Refuses empty places in the lists of reinforced rows: what memory holds below them would be read as their value.
-
-    Raises:
-        FormatError: There are some.
-    """
+    """Refuses empty places in the lists of reinforced rows: what memory holds below them would be read as their value."""
     array = batch.column(name)
     if not pa.types.is_fixed_size_list(array.type):
         return
@@ -247,11 +235,7 @@ def _check_statistics(path: Path, group: Any, table: pa.Table) -> None:
 
 
 def check_all_digests(shards: Iterable[Path]) -> None:
-    """Reads whole shards, in order.
-
-    Raises:
-        FormatError: One is not what was written; the first of them is named.
-    """
+    """Reads whole shards, in order; see `check_digests`."""
     for path in shards:
         check_digests(path)
 

@@ -39,11 +39,7 @@ class Fold:
 
     @classmethod
     def read(cls, content: Any) -> Fold:
-        """Checks a fold in JSON types.
-
-        Raises:
-            ValueError: It is none.
-        """
+        """Returns a fold in JSON types, checked; raises a ValueError where it is none."""
         fold = _FOLD.validate_python(content)
         if fold.number >= fold.of:
             raise ValueError(f"`number` must be below {fold.of}")
@@ -65,11 +61,7 @@ def fold_folders(folder: Path, num_folds: int) -> list[Path]:
 
 
 def fold_in_config(name: str, config: Any) -> Fold | None:
-    """Returns which images a model was trained without, if its configuration tells it.
-
-    Raises:
-        TeacherError: What it tells cannot be understood.
-    """
+    """Returns which images a model was trained without, if its configuration tells it, which must then be a fold."""
     content = getattr(config, CONFIG_KEY, None)
     try:
         return None if content is None else Fold.read(content)
@@ -81,11 +73,7 @@ def fold_in_config(name: str, config: Any) -> Fold | None:
 
 
 def with_members(names: Sequence[str]) -> list[str]:
-    """Returns names of teachers with the members of each folder of folds in the place of its name.
-
-    Raises:
-        TeacherError: The file of a folder cannot be read.
-    """
+    """Returns names of teachers with the members of each folder of folds in the place of its name."""
     found = []
     for name in names:
         file = Path(name).expanduser() / FOLDS_FILE

@@ -177,11 +177,7 @@ class RunFormat:
         return len(content[1])
 
     def read(self, data: bytes, number: int, where: str, num_views: int, top_k: int, num_classes: int) -> Columns:
-        """Reads a file and returns its `columns`; pure, and so is the object: any process may do it.
-
-        Raises:
-            FormatError: The file is damaged, or does not hold what it should.
-        """
+        """Reads a file and returns its `columns`; pure, and so is the object: any process may do it."""
         content = read_file(data, where)
         found = self.num_samples(content, number, where)
         expect(found == num_views, where, f"have {num_views} views, as others", found)
@@ -195,9 +191,6 @@ class RunFormat:
         """Returns the columns of a file's V views, (V,) or (V, n): answers, parameters, the partner's number and parameters.
 
         `num_samples` has checked the frame of `content`, the parsed file.
-
-        Raises:
-            FormatError: It does not hold what the configuration says.
         """
         samples = content[1]
         probs, ids = self._answers(samples, where)

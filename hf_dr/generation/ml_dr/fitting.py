@@ -121,11 +121,7 @@ def _read_order(path: Path) -> list[int | str]:
 
 
 def image_sizes(images: datasets.Dataset) -> np.ndarray:
-    """Returns (height, width) of each undecoded image, int64 (rows, 2); zeros where the image cannot be used.
-
-    Raises:
-        DataError: No image can be used.
-    """
+    """Returns (height, width) of each undecoded image, int64 (rows, 2); zeros where the image cannot be used."""
     (column,) = images.column_names
 
     def size_of(row: int) -> tuple[int, int]:
@@ -255,11 +251,7 @@ class OrderCheck:
         self._favourites = np.zeros(num_classes, np.int64)
 
     def add(self, columns: Columns, row: int) -> None:
-        """Adds a row's views.
-
-        Raises:
-            DataError: See `check`, which looks at the first rows as soon as there are enough.
-        """
+        """Adds a row's views, and looks at the first rows as soon as there are enough."""
         if self._labels is None or not 0 <= self._labels[row] < len(self._favourites):
             return
         favourites = columns[TEACHER_IDS][:, 0]
@@ -272,11 +264,7 @@ class OrderCheck:
             self.check()
 
     def check(self) -> None:
-        """Refuses answers that fit the labels no better than chance: the sign of a wrong order.
-
-        Raises:
-            DataError: They do not fit, and that is not tolerated.
-        """
+        """Refuses answers that fit the labels no better than chance: the sign of a wrong order."""
         count = int(self._favourites.sum())
         if self._labels is None or not count:
             return

@@ -372,11 +372,7 @@ class _Scratch:
         return {name: np.array(self._rows[name][row, views.start : views.stop]) for name in self._names}
 
     def take(self, first: int, last: int) -> tuple[Columns, np.ndarray]:
-        """Returns the columns of some rows, (rows, V) or (rows, V, n), and which rows are there in every run.
-
-        Raises:
-            FormatError: A row is not what was written.
-        """
+        """Returns the columns of some rows, (rows, V) or (rows, V, n), and which rows are there in every run."""
         for run in range(len(self._runs)):
             for row in range(first, last):
                 if self._hashes[run, row] not in (0, self._hash(run, row)):

@@ -123,11 +123,7 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def image_number(name: str, path: Path) -> int | None:
-    """Returns the image number that a file's name says; None for the configuration.
-
-    Raises:
-        FormatError: It is neither's name.
-    """
+    """Returns the image number that a file's name says; None for the configuration. Other names are refused."""
     if name == CONFIG_FILE:
         return None
     row = _ROW_FILE.fullmatch(name)
@@ -163,9 +159,6 @@ class Run:
         """Yields each file with its columns, in order; a view takes a core some 50 us, so several processes share them.
 
         With fewer than two `workers` this process reads them itself.
-
-        Raises:
-            FormatError: A file is damaged, or does not hold what it should.
         """
         shape = len(self.views), top_k, num_classes
         if workers < 2:

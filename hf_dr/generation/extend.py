@@ -270,15 +270,13 @@ class EarlierViews:
                 ids_NK[n], logprobs_NK[n] = self._plus.teacher_answer(place, view)
         return ids_NK, logprobs_NK
 
-    def _check_shard(self, number: int) -> None:
-        # What is taken over gets new digests, which must not make good what was changed. Rows in memory have no shards.
-        if self._plus.shards and number not in self._checked:
-            check_digests(self._plus.shards[number])
-            self._checked.add(number)
-
     def check(self, rows: CompleteRows) -> None:
         """Refuses rows of a shard whose stored views are not what was drawn again, or a shard that is not what was written."""
-        self._check_shard(int(rows.columns[SOURCE_INDEX][0]) // self._plus.provenance.shard_size)
+        shard = int(rows.columns[SOURCE_INDEX][0]) // self._plus.provenance.shard_size
+        # What is taken over gets new digests, which must not make good what was changed. Rows in memory have no shards.
+        if self._plus.shards and shard not in self._checked:
+            check_digests(self._plus.shards[shard])
+            self._checked.add(shard)
         for n, row in enumerate(rows.columns[SOURCE_INDEX].tolist()):
             place = int(self._places[row])
             if place < 0:

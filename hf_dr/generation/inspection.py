@@ -291,10 +291,8 @@ def _record_batches(shards: Sequence[Path], provenance: Provenance, has_labels: 
                 yield batch.filter(batch.column(IMAGE_HASH).is_valid())  # rows without reinforcement are null
 
 
-def _flat(array: pa.Array) -> np.ndarray:
-    while pa.types.is_fixed_size_list(array.type):
-        array = array.flatten()
-    return array.to_numpy(zero_copy_only=False)
+def _flat(lists: pa.Array) -> np.ndarray:
+    return lists.flatten(recursive=True).to_numpy(zero_copy_only=False)
 
 
 class _StoredAnswers:

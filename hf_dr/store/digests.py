@@ -58,12 +58,7 @@ def _update(hasher: Any, array: pa.Array) -> None:
         _update(hasher, array.flatten())
     elif pa.types.is_fixed_size_list(kind):
         _update(hasher, array.flatten())
-    elif (
-        pa.types.is_string(kind)
-        or pa.types.is_binary(kind)
-        or pa.types.is_large_string(kind)
-        or pa.types.is_large_binary(kind)
-    ):
+    elif isinstance(array, (pa.StringArray, pa.BinaryArray, pa.LargeStringArray, pa.LargeBinaryArray)):
         hasher.update(pc.binary_length(array).to_numpy().astype("<i8").tobytes())
         hasher.update(_bytes_of(array))
     elif pa.types.is_boolean(kind):
@@ -80,6 +75,6 @@ def _bytes_of(array: pa.Array) -> memoryview | bytes:
     _, offsets, data = array.buffers()
     if data is None or not len(array):
         return b""
-    width = "<i8" if pa.types.is_large_string(array.type) or pa.types.is_large_binary(array.type) else "<i4"
+    width = "<i8" if isinstance(array, (pa.LargeStringArray, pa.LargeBinaryArray)) else "<i4"
     ends = np.frombuffer(offsets, width)[array.offset : array.offset + len(array) + 1]
     return memoryview(data)[int(ends[0]) : int(ends[-1])]

@@ -11,6 +11,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import PIL.Image
 import torch
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
@@ -88,10 +89,6 @@ class Preprocessing:
 def _is_colour(values: Any) -> bool:
     numbers = isinstance(values, tuple) and len(values) == 3
     return numbers and all(isinstance(v, (int, float)) and math.isfinite(v) for v in values)
-
-
-# Pillow's numbers of its filters, as transformers' image processors store them.
-_PILLOW_FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 
 
 def _tensor_filter(interpolation: str, name: str) -> str:
@@ -174,7 +171,7 @@ def read_image_processor(processor: Any, name: str) -> tuple[Preprocessing, floa
             size=(height, width),
             mean=mean,
             std=std,
-            interpolation=_tensor_filter(_PILLOW_FILTERS[int(processor.resample)], name),
+            interpolation=_tensor_filter(PIL.Image.Resampling(int(processor.resample)).name.lower(), name),
             bgr=bgr,
         )
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:

@@ -88,7 +88,6 @@ def open_run(
     provenance: Provenance,
     base: datasets.Dataset,
     lock: filelock.BaseFileLock,
-    row_bytes: int,
     part: Part = WHOLE,
 ) -> list[int]:
     """Opens the folder of a configuration, new or to be resumed, takes its lock, and returns the missing shards of a part.
@@ -98,7 +97,6 @@ def open_run(
         provenance: Of this run.
         base: The base's columns that are stored.
         lock: Of the folder, or of the part; the caller releases it, unless the run is refused.
-        row_bytes: What a row needs on disk, at least.
         part: Which shards this run makes.
 
     Raises:
@@ -122,7 +120,8 @@ def open_run(
         mine = part.of(provenance.num_shards)
         remove_temporaries(folder, ("",) if part == WHOLE else [provenance.shard_names[index] for index in mine])
         missing = [index for index in missing_shards(folder, provenance, read=True) if index in mine]
-        needed = len(missing) * provenance.shard_size * row_bytes
+        # A view takes at least two bytes for each kept class. Images come on top, so this is a lower bound.
+        needed = len(missing) * provenance.shard_size * provenance.num_views * provenance.top_k * 2
         free = shutil.disk_usage(folder).free
         if needed > free:
             raise ConfigError(

@@ -216,9 +216,7 @@ class Job:
 
     def _open(self, lock: filelock.BaseFileLock, part: Part) -> list[int]:
         """Opens or resumes the folder; returns the missing shards."""
-        # A view takes at least two bytes for each kept class. Images come on top, so this is a lower bound.
-        row_bytes = self.provenance.num_views * self.provenance.top_k * 2
-        missing = open_run(self.folder, self.provenance, self.plan.base, lock, row_bytes, part)
+        missing = open_run(self.folder, self.provenance, self.plan.base, lock, part)
         if missing:
             note_processor(self.folder, describe_processor(self.source.device))
         return missing

@@ -165,8 +165,7 @@ class ImportJob:
         """Reads the sources, then writes the shards that are missing, and the card; goes on where it was stopped."""
         provenance = self.provenance
         lock = WHOLE.lock(self.folder)
-        row_bytes = provenance.num_views * provenance.top_k * 2
-        missing = open_run(self.folder, provenance, self._base, lock, row_bytes)
+        missing = open_run(self.folder, provenance, self._base, lock)
         try:
             if missing:
                 scratch = _Scratch(

@@ -34,7 +34,7 @@ from hf_dr.errors import ConfigError, HfDrError, HubError
 from hf_dr.hub.retry import ATTEMPTS, ask, describe, wait
 from hf_dr.processes import Alone, on_main, process_state
 from hf_dr.store.card import CARD_FILE, read_card
-from hf_dr.store.readme import unsent_lines
+from hf_dr.store.readme import own_lines
 from hf_dr.text import format_bytes, is_hub_id, keep_secret, without_secrets
 
 logger = logging.getLogger(__name__)
@@ -148,16 +148,14 @@ class Repository:
                 f"create the branch {self.revision}",
             )
 
-    def check_private(self, *, missing_ok: bool = False) -> None:
+    def check_private(self) -> None:
         """Raises a ConfigError where the repository is public: the Hub does not make one private that is there already."""
 
         def is_public() -> bool:
             try:
                 return self.api.repo_info(**self._where).private is False
-            except RepositoryNotFoundError:
-                if missing_ok:
-                    return False
-                raise
+            except RepositoryNotFoundError:  # before a push that would create it
+                return False
 
         if ask(is_public, f"read {self.id}"):
             raise ConfigError(
@@ -290,7 +288,7 @@ def publish(
     operations = {path: CommitOperationAdd(path, local) for path, local in files.items()}
     content = _Content(repository, operations, card, stale, check)
     if dry_run and private:
-        on_main(state, lambda: repository.check_private(missing_ok=True))
+        on_main(state, repository.check_private)
     if dry_run:
         return on_main(state, lambda: content.push(*content.read(missing_ok=True), None))
 
@@ -438,7 +436,7 @@ def _check_tags(repository: Repository, tags: Sequence[str], complete: Remote | 
 
 def warn_of_unsent(local: str, remote: str, generated: Collection[str], repo_id: str) -> None:
     """Warns where people wrote something into the local card that is not sent, because the one at the Hub is kept."""
-    if unsent_lines(local, remote, generated):
+    if own_lines(local, generated) - own_lines(remote, generated):
         logger.warning(
             "%s of the folder has lines that the card of %s has not. They are not sent: edit the card there.",
             CARD_FILE,

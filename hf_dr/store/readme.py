@@ -193,19 +193,8 @@ def part_names(body: str) -> list[str]:
     return [key for key, _ in _split_body(body) if key is not None]
 
 
-def unsent_lines(local: str, remote: str, generated: Collection[str]) -> set[str]:
-    """Returns what people wrote into a local README that the one at the Hub has not.
-
-    Args:
-        local: The README here.
-        remote: The README there.
-        generated: Keys of the YAML that are generated.
-    """
-    return _own_lines(local, generated) - _own_lines(remote, generated)
-
-
-def _own_lines(text: str, generated: Collection[str]) -> set[str]:
-    """Returns the lines that people wrote: of the body but its title, and of the entries of other keys of the YAML."""
+def own_lines(text: str, generated: Collection[str]) -> set[str]:
+    """Returns the lines that people wrote: of the body but its title, and of the YAML but the keys that are `generated`."""
     _, metadata, _, body = split_readme(text)
     entries, _ = read_entries(metadata)
     own = [entry for key, entry in entries if key not in generated]

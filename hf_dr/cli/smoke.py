@@ -377,14 +377,7 @@ class Rehearsal:
 def rehearse(command: str, argv: Sequence[str], prog: str, change: Callable[[Rehearsal], Mapping[str, Any]]) -> int:
     """Runs a command on stand-ins, and removes them with what it makes of them; returns its exit status.
 
-    Args:
-        command: Its name.
-        argv: The user's arguments.
-        prog: What the user typed.
-        change: Returns what the stand-ins change in the settings.
-
-    Raises:
-        ConfigError: Several processes were launched, or see `Described.beside`.
+    `argv` are the user's arguments; `change` returns what the stand-ins change in them.
     """
     refuse_several("smoke")
     with tempfile.TemporaryDirectory(prefix="hf_dr_smoke_") as folder:

@@ -179,11 +179,7 @@ def _teach(
 
 
 def temperature_flag(found: dict[str, Any]) -> list[str]:
-    """Returns the flag that `reinforce` needs for a teacher whose weights have not taken the temperature in.
-
-    Args:
-        found: What `TEACHER_FILE` has of it.
-    """
+    """Returns the flag that tells `reinforce` the temperature of a teacher whose weights have not taken it in."""
     return [] if found["folded"] else ["--teacher_temperature", f"{found['temperature']:.4g}"]
 
 

@@ -396,12 +396,7 @@ class _Comparison:
 
 
 def same_top1(ids_BK: np.ndarray, fresh_BC: np.ndarray) -> np.ndarray:
-    """Returns whether the stored most probable class is first again (B,), as it would be stored: equal float16 values are.
-
-    Args:
-        ids_BK: Stored class ids.
-        fresh_BC: Natural log-probabilities over all classes.
-    """
+    """Returns whether the stored most probable class is first again (B,), as it would be stored: equal float16 values are."""
     halves_BC = fresh_BC.astype(np.float16)
     first_B = np.take_along_axis(halves_BC, ids_BK[:, :1].astype(np.int64), axis=1)[:, 0]
     return first_B == halves_BC.max(axis=1)

@@ -340,19 +340,7 @@ def check_dataset(
 def labelled_columns(
     dataset: datasets.Dataset, needs: str, name: str, image_column: str | None = None, label_column: str | None = None
 ) -> tuple[str, str]:
-    """As `check_dataset`, of a dataset that must have labels.
-
-    Args:
-        dataset: The dataset.
-        needs: What needs them, for the message.
-        name: Of the dataset, for the message.
-        image_column: See `check_dataset`.
-        label_column: See `check_dataset`.
-
-    Raises:
-        ConfigError: There is no column of labels.
-        DataError: See `check_dataset`.
-    """
+    """As `check_dataset`, of a dataset that must have labels; what `needs` them, and its `name`, are for the message."""
     image_column, label_column = check_dataset(dataset, image_column, label_column)
     if label_column is None:
         raise ConfigError(f"{needs} labels, found none in {name}. {label_advice(dataset, image_column)}")
@@ -403,14 +391,7 @@ def label_numbers(labels: pa.ChunkedArray | pa.Array, num_classes: int) -> tuple
 def check_class_names(
     theirs: Sequence[str] | None, ours: Sequence[str] | None, setting: str, error: type[HfDrError]
 ) -> None:
-    """Raises an `error` where `setting`, a dataset, has other classes than the "+" dataset.
-
-    Args:
-        theirs: The names of its classes, where they have names.
-        ours: Those of the "+" dataset.
-        setting: What named the dataset.
-        error: Of which kind.
-    """
+    """Raises an `error` where the dataset that `setting` names has other classes than the "+" dataset, and both have names."""
     pairs = zip_longest(theirs, ours) if theirs and ours else ()
     for c, (there, here) in enumerate(pairs):  # where one has more classes, the other has None
         if there != here:

@@ -188,9 +188,7 @@ class Teacher:
     def select(self, places: Sequence[int], *, temperature: float | None = None) -> Teacher:
         """Returns the ensemble of the members at these places, in this order; it shares their models.
 
-        Args:
-            places: Among the members.
-            temperature: Default: this one's.
+        Without a `temperature` it has this one's.
         """
         chosen = copy.copy(self)
         chosen.temperature = self.temperature if temperature is None else temperature

@@ -135,12 +135,7 @@ def add_members(
 
 
 def entropy(logprobs_BK: np.ndarray, num_classes: int) -> np.ndarray:
-    """Returns the entropy of short answers in nats, float32 (B,): the rest of the mass is spread over the other classes.
-
-    Args:
-        logprobs_BK: Natural log-probabilities of the kept classes.
-        num_classes: C >= K.
-    """
+    """Returns the entropy of short answers in nats, float32 (B,): the rest of the mass is spread over the other classes."""
     logprobs_BK = logprobs_BK.astype(np.float64)
     probs_BK = np.exp(logprobs_BK)
     kept_B = (probs_BK * logprobs_BK).sum(axis=-1)
@@ -150,14 +145,7 @@ def entropy(logprobs_BK: np.ndarray, num_classes: int) -> np.ndarray:
 
 
 def cross_entropy(ids_BK: np.ndarray, logprobs_BK: np.ndarray, num_classes: int, label: int) -> np.ndarray:
-    """Returns -log p(label) of short answers in nats, float32 (B,); a class that was not kept has its share of the rest.
-
-    Args:
-        ids_BK: The kept classes.
-        logprobs_BK: Their natural log-probabilities.
-        num_classes: C >= K.
-        label: A class.
-    """
+    """Returns -log p(label) of short answers in nats, float32 (B,); a class that was not kept has its share of the rest."""
     logprobs_BK = logprobs_BK.astype(np.float64)
     is_label_BK = ids_BK == label
     rest_B = np.maximum(1 - np.exp(logprobs_BK).sum(axis=-1), MIN_REST)

@@ -6,7 +6,7 @@ import logging
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,7 +119,7 @@ def open_run(
         began = (folder / PROVENANCE_FILE).exists()
         mine = part.of(provenance.num_shards)
         remove_temporaries(folder, ("",) if part == WHOLE else [provenance.shard_names[index] for index in mine])
-        missing = [index for index in missing_shards(folder, provenance, read=True) if index in mine]
+        missing = missing_shards(folder, provenance, mine, read=True)
         # A view takes at least two bytes for each kept class. Images come on top, so this is a lower bound.
         needed = len(missing) * provenance.shard_size * provenance.num_views * provenance.top_k * 2
         free = shutil.disk_usage(folder).free
@@ -223,14 +223,15 @@ def check_same_labels(folder: Path, provenance: Provenance, base: datasets.Datas
             )
 
 
-def missing_shards(folder: Path, provenance: Provenance, *, read: bool = False) -> list[int]:
+def missing_shards(folder: Path, provenance: Provenance, among: Iterable[int], *, read: bool = False) -> list[int]:
     """Returns the shards that are not there; with `read` also those that are damaged, which takes reading them all.
 
-    One that belongs to another run is refused.
+    One that belongs to another run is refused. `among` are those that are looked at.
     """
     missing = []
-    for index, name in enumerate(provenance.shard_names):
-        path = folder / name
+    names = provenance.shard_names
+    for index in among:
+        path = folder / names[index]
         if not path.exists():
             missing.append(index)
             continue

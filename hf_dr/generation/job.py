@@ -297,7 +297,7 @@ class Job:
     def _complete(self, progress: RunProgress) -> None:
         """Writes the final provenance and the card, if all shards are there."""
         provenance = self.provenance
-        missing = missing_shards(self.folder, provenance)
+        missing = missing_shards(self.folder, provenance, range(provenance.num_shards))
         if missing:
             logger.info(
                 "This part is done%s. %d of %d shards are still to come from other parts; a run of any part, or of all, makes "

@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import math
+import re
 import shutil
 import signal
 import subprocess
@@ -250,6 +251,22 @@ def test_parts_of_one_number_run_at_once_and_no_others(tmp_path, tiny_dataset, t
     assert not list(job.folder.glob(".*.tmp"))
     with Part().lock(job.folder), pytest.raises(ConfigError, match=r"another run is writing to it \(\.lock\)"):
         job.run(Part(1, 2))
+
+
+def test_a_part_looks_at_its_own_shards(tmp_path, tiny_dataset, tiny_teacher, caplog):
+    """Those of other parts are neither read nor said to be made again, which their own parts do."""
+    expected = run(tmp_path, tiny_dataset, tiny_teacher)
+    config = ReinforceConfig(str(tmp_path), num_views=3, top_k=2, shard_size=5, num_workers=0)
+    job = reinforce_job(tiny_dataset, tiny_teacher, MIXING, config)
+    damaged = job.folder / job.provenance.shard_names[0]
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    job.run(Part(1, 2))
+    assert "It is made again" not in caplog.text
+    job.run(Part(0, 2))
+    assert re.search(rf"{damaged} must .* It is made again", caplog.text)
+    assert files_of(tmp_path) == expected
 
 
 def test_a_rank_that_outlives_rank_0_keeps_the_folder(tmp_path, tiny_dataset, tiny_teacher):

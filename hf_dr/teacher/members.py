@@ -308,32 +308,24 @@ def _check_config(name: str, config: dict[str, Any]) -> None:
     """Refuses what would take all memory, or read other files, before anything is built of it."""
     for key in ("num_labels", "num_classes"):
         count = config.get(key)
-        if count is not None and not (type(count) is int and 0 < count <= MAX_CLASSES):
-            raise TeacherError(
-                f"`{key}` in the config.json of {name!r} must be from 1 to {MAX_CLASSES}, found {count!r:.40}. Name another."
-            )
+        fits = count is None or (type(count) is int and 0 < count <= MAX_CLASSES)
+        _expect(fits, name, key, f"be from 1 to {MAX_CLASSES}", repr(count))
     arguments = config.get("model_args") or {}
-    if not isinstance(arguments, dict) or not _TIMM_FILES.isdisjoint(arguments):
-        raise TeacherError(
-            f"`model_args` in the config.json of {name!r} must be settings of its architecture, found {arguments!r:.80}: they "
-            "may name no files or weights. Name another model."
-        )
+    harmless = isinstance(arguments, dict) and _TIMM_FILES.isdisjoint(arguments)
+    expected = "be settings of its architecture, which may name no files or weights"
+    _expect(harmless, name, "model_args", expected, repr(arguments))
     _check_sizes(name, config)
     implementation = config.get("attn_implementation", config.get("_attn_implementation"))
-    if "/" in str(implementation):
-        raise TeacherError(
-            f"`attn_implementation` in the config.json of {name!r} must be one of transformers' own, found "
-            f"{implementation!r:.80}: code of others is not loaded. Take it out."
-        )
-    if ":" in str(config.get("architecture", "")):
-        raise TeacherError(
-            f"`architecture` in the config.json of {name!r} must be one of timm's own, found {config['architecture']!r:.80}. "
-            "Name another model."
-        )
+    # Another one is code of somebody else at the Hub.
+    expected = "be one of transformers' own"
+    _expect("/" not in str(implementation), name, "attn_implementation", expected, repr(implementation))
+    architecture = config.get("architecture", "")
+    _expect(":" not in str(architecture), name, "architecture", "be one of timm's own", repr(architecture))
 
 
 def _check_sizes(name: str, config: dict[str, Any]) -> None:
     """Refuses a number of layers, or a width, that would take hours or all memory to build."""
+    buildable = "have a size that can be built"
 
     def walk(key: str, value: Any, most: int) -> None:
         if isinstance(value, dict):
@@ -343,18 +335,20 @@ def _check_sizes(name: str, config: dict[str, Any]) -> None:
                 if inner not in ("id2label", "label2id", "label_names"):
                     walk(str(inner), deeper, most_here)
         elif isinstance(value, (list, tuple)):
-            if len(value) > MAX_CLASSES:
-                raise TeacherError(_too_large(name, key, f"{len(value):,} values"))
+            _expect(len(value) <= MAX_CLASSES, name, key, buildable, f"{len(value):,} values")
             for deeper in value:
                 walk(key, deeper, most)
-        elif isinstance(value, int) and not isinstance(value, bool) and abs(value) > most:
-            raise TeacherError(_too_large(name, key, f"{value:,}"))
+        elif isinstance(value, int) and not isinstance(value, bool):
+            _expect(abs(value) <= most, name, key, buildable, f"{value:,}")
 
     walk("", config, MAX_CLASSES)
 
 
-def _too_large(name: str, key: str, found: str) -> str:
-    return f"`{key}` in the config.json of {name!r} must have a size that can be built, found {found:.40}. Name another model."
+def _expect(holds: bool, name: str, key: str, expected: str, found: str) -> None:
+    if not holds:
+        raise TeacherError(
+            f"`{key}` in the config.json of {name!r} must {expected}, found {found:.80}. Correct it, or name another model."
+        )
 
 
 def _check_index(name: str, source: str, revision: str) -> None:

@@ -94,8 +94,7 @@ class Reply:
 
     Attributes:
         short: Waits for the short answers.
-        scores: Of candidates, float32 (N,): those with the lowest are kept. None where all views are.
-        answers: Whole answers, (N, C), where they are needed for the rows' tails.
+        scores, answers: As of `ViewColumns`.
     """
 
     short: ShortAnswers

@@ -19,16 +19,9 @@ FINGERPRINT_KEY = "fingerprint"
 
 @dataclass(frozen=True)
 class Statistics:
-    """What `hf-dr inspect` found; see `hf_dr.generation.inspection` for the meaning of the numbers.
+    """What `hf-dr inspect` found; see `Inspection` and `LabelStatistics` in `hf_dr.generation.inspection`.
 
-    Attributes:
-        columns: Compressed bytes by column.
-        entropy: Mean entropy of the answers, nats.
-        kept_mass: Mean probability of the K kept classes together.
-        unmixed_views: Views compared with the labels. Where there are none, the rest is None:
-        agreement: Share of them whose top-1 is the label.
-        ece: Calibration error of the top-1 probability against the label.
-        nll: Mean negative log-probability of the label, nats.
+    `unmixed_views` are those that are compared with the labels. Where there are none, what follows is None.
     """
 
     columns: dict[str, Count]

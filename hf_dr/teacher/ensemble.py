@@ -260,8 +260,7 @@ class Teacher:
     def check_folds(self, images: str) -> None:
         """Checks that there is a member for each fold of a dataset that has not seen it.
 
-        Args:
-            images: `hf_dr.replay.join.pixels_digest` of the dataset.
+        `images` is `hf_dr.replay.join.pixels_digest` of the dataset.
 
         Raises:
             TeacherError: A fold has none, or the folds are those of another dataset.

@@ -141,10 +141,6 @@ def read_image_processor(processor: Any, name: str) -> tuple[Preprocessing, floa
     its resize and crop are measured, since classes differ in them. One that squashes before it crops (DeiT's) is read as one
     that keeps the aspect ratio, as its authors evaluated.
 
-    Args:
-        processor: Any image processor of an image classifier.
-        name: Names the model in messages.
-
     Returns:
         The preprocessing, and how the model is evaluated: the share of the resized shorter side that the centre crop keeps;
         None squashes the whole image.

@@ -60,14 +60,10 @@ def later_top_k(logprobs_BC: torch.Tensor, k: int) -> Callable[[], tuple[np.ndar
 
 
 def unambiguous_top_k(logprobs_BC: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns the classes that `top_k` keeps and their log-probabilities, (B, k), on their device.
+    """Returns the classes that `top_k` keeps of float32 answers, and their log-probabilities, (B, k), on their device.
 
     The order is that of one integer for each class: the level of its log-probability, then the lower id. So which of several
     equal classes are kept needs no look at the answers in between, for which the host would have to wait.
-
-    Args:
-        logprobs_BC: Natural log-probabilities, float32.
-        k: Classes to keep.
     """
     num_classes = logprobs_BC.shape[-1]
     bits_BC = (logprobs_BC + 0.0).view(torch.int32)  # the sum makes +0.0 of -0.0

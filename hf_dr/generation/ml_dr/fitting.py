@@ -160,15 +160,8 @@ def fit_to_base(
 ) -> Columns:
     """Checks the columns of a row's file against the base, and turns the partners' numbers into rows.
 
-    Views that mix in an image that cannot be used are replaced by others of the row.
-
-    Args:
-        columns: Of the row's views, (V,) or (V, n).
-        row: Of the base.
-        where: Names the file in messages.
-        augmentation: ml-dr's ops.
-        row_of: See `find_rows`.
-        sizes: See `image_sizes`.
+    Views that mix in an image that cannot be used are replaced by others of the row. `row_of` and `sizes` are what `find_rows`
+    and `image_sizes` return; `where` names the file in messages.
 
     Raises:
         DataError: A box lies outside its image, or a partner is none of the base's images.

@@ -29,13 +29,18 @@ from hf_dr import (
     ops,
     push_to_hub,
     reinforce,
+    reinforced_kl,
     reinforced_loss,
     verify,
 )
 
 STUDENT = "timm:test_resnet"
 ANYTHING = {"None": None, "number": -3, "empty": "", "path": Path("/nowhere/x"), "object": object()}
-# Function of one wrong argument, with what else it needs. `d` has `plus`, `stream`, `teacher`, `base` and `folder`.
+PARTS = {
+    f"reinforced_loss {name}": lambda x, d, name=name: reinforced_loss(d.logits, {**d.batch, name: x})
+    for name in ("teacher_ids", "teacher_logprobs", "reinforced", "labels")
+}
+# Function of one wrong argument, with what else it needs. `d` is the fixture `data`.
 FUNCTIONS = {
     "Augmentation": lambda x, d: Augmentation(x),
     "Augmentation of": lambda x, d: Augmentation([x]),
@@ -87,7 +92,19 @@ FUNCTIONS = {
     "reinforce augmentation": lambda x, d: reinforce(d.base, d.teacher, x, ReinforceConfig("out")),
     "reinforce config": lambda x, d: reinforce(d.base, d.teacher, "rrc", x),
     "reinforce base": lambda x, d: reinforce(d.base, d.teacher, "rrc", ReinforceConfig("out"), base=x),
-    "reinforced_loss": lambda x, d: reinforced_loss(x, {"teacher_ids": None, "teacher_logprobs": None}),
+    "reinforced_kl": lambda x, d: reinforced_kl(x, d.batch["teacher_ids"], d.batch["teacher_logprobs"]),
+    "reinforced_kl ids": lambda x, d: reinforced_kl(d.logits, x, d.batch["teacher_logprobs"]),
+    "reinforced_kl logprobs": lambda x, d: reinforced_kl(d.logits, d.batch["teacher_ids"], x),
+    "reinforced_loss": lambda x, d: reinforced_loss(x, d.batch),
+    "reinforced_loss batch": lambda x, d: reinforced_loss(d.logits, x),
+    "reinforced_loss label_weight": lambda x, d: reinforced_loss(d.logits, d.batch, label_weight=x),
+    "reinforced_loss label_smoothing": lambda x, d: reinforced_loss(d.logits, d.batch, label_smoothing=x),
+    **PARTS,
+    "select": lambda x, d: d.plus.select(x),
+    "train_test_split": lambda x, d: d.plus.train_test_split(x),
+    "train_test_split seed": lambda x, d: d.plus.train_test_split(seed=x),
+    "set_epoch": lambda x, d: d.plus.set_epoch(x),
+    "difficulties": lambda x, d: d.plus.difficulties(0, x),
     "stream shuffle": lambda x, d: d.stream.shuffle(x),
     "stream select": lambda x, d: d.stream.select(x),
     "stream split": lambda x, d: d.stream.train_test_split(x),
@@ -114,7 +131,11 @@ def data(tmp_path_factory, tiny_dataset, tiny_teacher):
     config = ReinforceConfig(str(folder), "plain", num_views=2, top_k=3)
     plus = reinforce(tiny_dataset, tiny_teacher, [ops.RandomResizedCrop(8)], config)
     stream = load_reinforced(folder, streaming=True)
-    return SimpleNamespace(plus=plus, stream=stream, teacher=tiny_teacher, base=tiny_dataset, folder=folder)
+    batch = torch.utils.data.default_collate([plus[row, 0] for row in range(4)])
+    logits = torch.randn(4, plus.num_classes, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    return SimpleNamespace(
+        plus=plus, stream=stream, teacher=tiny_teacher, base=tiny_dataset, folder=folder, batch=batch, logits=logits
+    )
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
@@ -136,7 +157,6 @@ def test_each_public_function_is_here():
         "ReinforcedTrainingArguments",
         "__version__",
         "ops",
-        "reinforced_kl",
     }
     tried = {name.split()[0].partition(".")[0] for name in FUNCTIONS}
     assert {name for name in hf_dr.__all__ if not name.endswith("Error")} - others <= tried
@@ -174,7 +194,7 @@ def test_refusals_name_the_argument_and_say_what_to_give(data):
     with pytest.raises(
         ConfigError, match=r"`logits` must be a tensor, got ImageClassifierOutput. Models of transformers"
     ):
-        reinforced_loss(ImageClassifierOutput(), {"teacher_ids": None, "teacher_logprobs": None})
+        reinforced_loss(ImageClassifierOutput(), data.batch)
     with pytest.raises(ConfigError, match=r"`seed` must be a whole number from 0 to .*, got 0.5. Choose another"):
         verify(data.plus, data.teacher, seed=0.5)
 
@@ -191,3 +211,90 @@ def test_numbers_lists_and_mappings_of_other_libraries_are_taken(data, tmp_path)
     assert Teacher(data.teacher.members, classes=dict.fromkeys([3, 1]).keys()).num_classes == 2
     assert contact_sheet(data.plus, tmp_path / "sheet.png", rows={0, 1}, num_views=1).exists()
     assert ReinforcedSampler(data.plus, num_replicas=np.int64(2), rank=np.int64(1))
+
+
+WRONG_TENSORS = {
+    "no dimension": torch.tensor(1.0),
+    "one": torch.zeros(5),
+    "three": torch.zeros(4, 3, 2),
+    "another batch": torch.zeros(5, 3),
+    "other classes": torch.zeros(4, 2),
+    "no rows": torch.zeros(0, 3),
+    "no classes": torch.zeros(4, 0),
+    "whole": torch.zeros(4, dtype=torch.int32),
+    "complex": torch.zeros(4, 3, dtype=torch.complex64),
+    "NumPy's": np.zeros((4, 3)),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_TENSORS)
+def test_tensors_that_do_not_fit_are_refused_in_words(kind, data):
+    for function in ("reinforced_kl", "reinforced_kl ids", "reinforced_kl logprobs", "reinforced_loss", *PARTS):
+        with pytest.raises(ConfigError, match=r"must be .*, got "):
+            FUNCTIONS[function](WRONG_TENSORS[kind], data)
+
+
+@pytest.mark.parametrize("lost", ["teacher_ids", "teacher_logprobs", "reinforced", "labels"])
+def test_a_batch_that_lacks_something_is_refused_in_words(lost, data):
+    batch = {name: values for name, values in data.batch.items() if name != lost}
+    with pytest.raises(ConfigError, match=rf"`{lost}`|but {lost} are not among .*{min(batch)}.*every key of the rows"):
+        reinforced_loss(data.logits, batch)
+    if lost == "labels":
+        assert ReinforcedLoss(data.plus)(data.logits, batch) > 0, "they have no part in it"
+
+
+def test_a_student_of_other_classes_is_refused_before_its_loss(data):
+    ids, logprobs = data.batch["teacher_ids"], data.batch["teacher_logprobs"]
+    with pytest.raises(ConfigError, match=r"over the \d+ classes .*, got 99\. Build it with num_labels=\d"):
+        ReinforcedLoss(data.plus)(torch.zeros(4, 99), data.batch)
+    for wrong in (ids + data.plus.num_classes, ids - data.plus.num_classes):
+        with pytest.raises(
+            ConfigError, match=r"`teacher_ids` must be of the \d+ classes .*, got \[.*\] in row 0\. A stu"
+        ):
+            reinforced_kl(data.logits, wrong, logprobs)
+    assert torch.equal(reinforced_kl(data.logits, ids.int(), logprobs), reinforced_kl(data.logits, ids, logprobs))
+
+
+WRONG_INDICES = {
+    TypeError: [2.5, None, (1, 2, 3), (), ("a", 0), (0, "a"), [0, "a"], np.array(2.5), {}],
+    KeyError: ["x"],
+    IndexError: [99, -99, (0, 99), (99, 0), [0, 99]],
+}
+
+
+@pytest.mark.parametrize(
+    ("error", "index"), [(error, index) for error in WRONG_INDICES for index in WRONG_INDICES[error]]
+)
+def test_an_index_that_is_none_is_refused_in_words_by_pythons_own_errors(error, index, data):
+    """As those of a list and a mapping: whoever iterates by them is told the end so."""
+    said = {
+        TypeError: "expected a row, a pair",
+        KeyError: "there is no column `x`. Known: ",
+        IndexError: r" (of|from) ",
+    }
+    with pytest.raises(error, match=said[error]):
+        data.plus[index]
+    if error is TypeError and not isinstance(index, (list, tuple)):
+        for of_row in (
+            data.plus.example_image,
+            data.plus.views_hash,
+            lambda row: data.plus.difficulties(row, "entropy"),
+        ):
+            with pytest.raises(error, match=said[error]):
+                of_row(index)
+
+
+def test_seeds_of_arrays_without_dimensions_are_refused_in_words(data):
+    for seed in (np.array(3), torch.tensor(3), np.array(2.5)):
+        for function in (name for name in FUNCTIONS if name.endswith(" seed")):
+            with pytest.raises(ConfigError, match=r"`seed` must be a whole number from 0 to .*Choose another"):
+                FUNCTIONS[function](seed, data)
+        with pytest.raises(ConfigError, match="`seed` must be a whole number of at least 0"):
+            ReinforceConfig("out", seed=seed)
+
+
+def test_views_without_labels_are_not_ranked_by_them(data, tmp_path):
+    config = ReinforceConfig(str(tmp_path / "plus"), num_views=2, top_k=3, label_column="none")
+    plus = reinforce(data.base, data.teacher, [ops.RandomResizedCrop(8)], config)
+    with pytest.raises(ConfigError, match=r"without labels are ranked by entropy, got cross_entropy\. Name entropy"):
+        plus.difficulties(0, "cross_entropy")

@@ -21,9 +21,11 @@ from hf_dr.replay.reinforced_data import (
     View,
     ViewIndex,
     ViewRequest,
+    check_difficulty,
     checked_rows,
     checked_views,
     draw_fresh_view,
+    row_and_view,
 )
 from hf_dr.replay.rows import check_labels, find_rows
 from hf_dr.settings import check_kind, check_names
@@ -222,8 +224,10 @@ class ReinforcedDataset(MappedReinforcedData):
             top_k: Look at the first `top_k` of the K classes only.
 
         Raises:
+            ConfigError: Views are not ranked by that.
             FormatError: A stored answer is damaged.
         """
+        check_difficulty(by, has_labels=self.has_labels)
         slot = self._slot(index)
         if not self.rows.has_stored_views(slot):
             return np.empty(0, np.float32)
@@ -250,7 +254,7 @@ class ReinforcedDataset(MappedReinforcedData):
 
     def _slot(self, index: int) -> int:
         """Returns the slot of a row (`hf_dr.replay.rows.Rows`)."""
-        return int(self.rows.usable[self._row(index)])
+        return int(self.rows.usable[self._row(row_and_view((index, 0))[0])])
 
     def _locate_stored(self, index: int, view: int) -> tuple[int, int]:
         """Returns the slot of a row and the number of a stored view."""

@@ -7,13 +7,20 @@ from typing import Any, Self
 
 import torch
 
-from hf_dr.settings import Whole
+from hf_dr.errors import ConfigError
 
 
 def checked_epoch(epoch: int) -> int:
-    """Returns the number of an epoch; a ConfigError if it is below 0."""
-    Whole(0).check("epoch", int(epoch))
-    return int(epoch)
+    """Returns the number of an epoch; a ConfigError if it is no number, or below 0."""
+    try:
+        number = int(epoch)
+    except (TypeError, ValueError, OverflowError):
+        number = -1
+    if number < 0:
+        raise ConfigError(
+            f"`epoch` must be a whole number of at least 0, got {epoch!r:.80}. Give the number of the epoch."
+        )
+    return number
 
 
 class SharedEpoch:
@@ -32,7 +39,7 @@ class SharedEpoch:
         return int(self._number)
 
     def set(self, value: int) -> None:
-        """Changes it, in the workers as well; a ConfigError if it is below 0."""
+        """Changes it, in the workers as well; a ConfigError if it is no number, or below 0."""
         epoch = checked_epoch(value)
         for number in (self._number, self._sent):
             number.fill_(epoch)

@@ -61,12 +61,19 @@ def ranked_view(rank: int, by: str) -> ViewRequest:
 
     Whoever orders the rows need not know the difficulty of any view: it is looked up where the row is read.
     """
-    if by not in DIFFICULTIES:
-        raise ConfigError(f"views are ranked by one of {', '.join(DIFFICULTIES)}, got {by!r}. Name one of them.")
+    check_difficulty(by)
     return ViewRequest(by, rank)
 
 
-def _row_and_view(index: Any) -> tuple[int, View | None]:
+def check_difficulty(by: str, *, has_labels: bool = True) -> None:
+    """Refuses what views are not ranked by."""
+    if by not in DIFFICULTIES:
+        raise ConfigError(f"views are ranked by one of {', '.join(DIFFICULTIES)}, got {by!r}. Name one of them.")
+    if by == "cross_entropy" and not has_labels:
+        raise ConfigError("views of a dataset without labels are ranked by entropy, got cross_entropy. Name entropy.")
+
+
+def row_and_view(index: Any) -> tuple[int, View | None]:
     """Takes an index apart; a row alone has no view. Raises a TypeError if it is neither."""
     row, view = index if isinstance(index, tuple) and len(index) == 2 else (index, None)
     try:
@@ -463,7 +470,7 @@ class MappedReinforcedData(ReinforcedData, torch.utils.data.Dataset):
 
     def _locate(self, index: ViewIndex) -> tuple[int, View]:
         """Returns the row, counted from 0, and the view, as `resolved` gives it, of an index; an IndexError without one."""
-        number, view = _row_and_view(index)
+        number, view = row_and_view(index)
         row = self._row(number)
         found = self.resolved(row, int(self.scheduled_views(row, self.epoch)) if view is None else view)
         stored = self.num_views if self.source_rows[row] >= 0 else 0

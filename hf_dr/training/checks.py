@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import datasets
@@ -28,7 +28,7 @@ from hf_dr.replay.streaming import StreamedReinforcedDataset
 from hf_dr.store.base_dataset import check_class_names, check_dataset, label_advice, label_numbers, whole_column
 from hf_dr.teacher.members import ONE_CLASS
 from hf_dr.training.arguments import ReinforcedTrainingArguments
-from hf_dr.training.losses import tail_rule
+from hf_dr.training.losses import check_num_classes, tail_rule
 from hf_dr.training.students import LabelledImages, evaluation_of
 from hf_dr.views.augmentation import Augmentation
 
@@ -62,7 +62,7 @@ def check_student(model: nn.Module, dataset: ReinforcedData) -> None:
     check_input(model, dataset)
     count = getattr(config, "num_labels", None)
     if count is not None:
-        check_num_classes(count, dataset)
+        check_num_classes(count, dataset.num_classes)
     names = dataset.class_names
     labels = getattr(config, "id2label", None)
     if names is None or not labels:
@@ -151,26 +151,6 @@ def learns_from_one(model: nn.Module, dataset: ReinforcedData, world_size: int) 
         for hook in hooks:
             hook.remove()
     return not any(alone)
-
-
-def check_num_classes(count: int, dataset: ReinforcedData) -> None:
-    """Checks the number of classes that a model answers over."""
-    expected = dataset.num_classes
-    if count != expected:
-        raise ConfigError(
-            f'the model must answer over the {expected} classes of the "+" dataset, got {count}. Build it with '
-            f"num_labels={expected}."
-        )
-
-
-def check_answers(batch: Mapping[str, Any], dataset: Any) -> None:
-    """Checks that a batch has the answers that its dataset gives to each row."""
-    missing = [name for name in ("teacher_ids", "teacher_logprobs", "reinforced") if name not in batch]
-    if missing and isinstance(dataset, ReinforcedData):
-        raise ConfigError(
-            f"a batch of reinforced data must hold its stored answers, but {', '.join(missing)} are not among "
-            f"{', '.join(batch)}. Leave `data_collator` out, or let it return every key of the rows."
-        )
 
 
 def check_training(args: ReinforcedTrainingArguments, train: ReinforcedData, trainer: Trainer) -> None:

@@ -60,20 +60,81 @@ def reinforced_kl(
         Nats, (B,); 0 where the student answers as the teacher.
 
     Raises:
-        ConfigError: The rule is unknown or needs another kind of dataset, the temperature is not above 0, or a row holds no
-            answer, as the rows of a batch that are not `reinforced`: `reinforced_loss` takes those. (Finding out waits for
-            the device.)
-        ValueError: The shapes do not fit together.
+        ConfigError: What is given is no tensor of the shape and kind above, or of a class that the logits do not have; the rule
+            is unknown or needs another kind of dataset; the temperature is not above 0; or a row holds no answer, as the rows
+            of a batch that are not `reinforced`: `reinforced_loss` takes those. (Looking at the values waits for the device.)
     """
+    _check_tensors(logits_BC, teacher_ids_BK, teacher_logprobs_BK, tail, temperature, tail_ids_BT, tail_logprobs_BT)
+    classes = logits_BC.shape[-1]
     # Rows whose probabilities sum to more than 1 by far: float16 lifts a sum by less than a hundredth.
-    unanswered = (teacher_logprobs_BK.float().exp().sum(-1) > 1.1).flatten().nonzero()
-    if len(unanswered):
+    unanswered_B = teacher_logprobs_BK.float().exp().sum(-1) > 1.1
+    wrong_B = ((teacher_ids_BK < 0) | (teacher_ids_BK >= classes)).any(-1)
+    if (unanswered_B | wrong_B).any():
+        rows = unanswered_B.nonzero().flatten().tolist()
+        if rows:
+            raise ConfigError(
+                f"each row must hold a teacher's log-probabilities, but those of row {rows[0]} sum to more than 1, as where no "
+                f"stored view was replayed ({len(rows)} such rows). Take `reinforced_loss`, or only the rows that are "
+                "`reinforced`."
+            )
+        row = int(wrong_B.nonzero()[0])
         raise ConfigError(
-            f"each row must hold a teacher's log-probabilities, but those of row {int(unanswered[0])} sum to more than 1, as "
-            f"where no stored view was replayed ({len(unanswered)} such rows). Take `reinforced_loss`, or only the rows that "
-            "are `reinforced`."
+            f"`teacher_ids` must be of the {classes} classes of `logits`, got {teacher_ids_BK[row].tolist()} in row {row}. "
+            "A student needs the teacher's classes."
         )
     return _kl(logits_BC, teacher_ids_BK, teacher_logprobs_BK, tail, temperature, tail_ids_BT, tail_logprobs_BT)
+
+
+def _check_tensors(
+    logits_BC: Any,
+    teacher_ids_BK: Any,
+    teacher_logprobs_BK: Any,
+    tail: TailRule,
+    temperature: float,
+    tail_ids_BT: Any,
+    tail_logprobs_BT: Any,
+) -> None:
+    """Checks what `reinforced_kl` is given, without a look at the values."""
+    if tail not in TAIL_RULES:
+        raise ConfigError(f"`tail` must be one of {', '.join(TAIL_RULES)}, got {tail!r}.")
+    Real(0, above=True).check("temperature", temperature)
+    advice = "Models of transformers have them in their answer's `logits`."
+    check_kind("logits", logits_BC, torch.Tensor, "a tensor", advice)
+    if logits_BC.ndim != 2 or not logits_BC.is_floating_point():
+        raise ConfigError(f"`logits` must be of floating point, (B, C), got {_found(logits_BC)}. {advice}")
+    answers = [("teacher", "K", teacher_ids_BK, teacher_logprobs_BK)]
+    if tail == "image":
+        if tail_ids_BT is None or tail_logprobs_BT is None:
+            raise ConfigError(
+                "`tail` can be `image` for answers with a tail of their image only, found none. Take another rule, or a "
+                "dataset that was reinforced with `--signal topk_image_tail`."
+            )
+        answers.append(("tail", "T", tail_ids_BT, tail_logprobs_BT))
+    for name, size, ids, logprobs in answers:
+        if (
+            not isinstance(ids, torch.Tensor)
+            or not isinstance(logprobs, torch.Tensor)
+            or ids.dtype not in _CLASSES
+            or not logprobs.is_floating_point()
+            or ids.ndim != 2
+            or ids.shape != logprobs.shape
+            or len(ids) != len(logits_BC)
+            or ids.shape[-1] > logits_BC.shape[-1]
+        ):
+            raise ConfigError(
+                f"`{name}_ids` must be int64 and `{name}_logprobs` of floating point, both (B, {size}) with {size} <= C, got "
+                f"{_found(ids)} and {_found(logprobs)} next to logits {tuple(logits_BC.shape)}. Give what a loader of "
+                "reinforced data yields, and a student over the teacher's classes."
+            )
+
+
+_CLASSES = (torch.int64, torch.int32)
+"""Of numbers of classes."""
+
+
+def _found(value: object) -> str:
+    """Shows what was found in the place of a tensor: its kind and shape."""
+    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
 
 
 def _kl(
@@ -85,42 +146,16 @@ def _kl(
     tail_ids_BT: torch.Tensor | None,
     tail_logprobs_BT: torch.Tensor | None,
 ) -> torch.Tensor:
-    """`reinforced_kl`, without a look at the values; what comes of rows without an answer has no meaning."""
-    advice = "Models of transformers have them in their answer's `logits`."
-    check_kind("logits", logits_BC, torch.Tensor, "a tensor", advice)
-    if tail not in TAIL_RULES:
-        raise ConfigError(f"`tail` must be one of {', '.join(TAIL_RULES)}, got {tail!r}.")
-    Real(0, above=True).check("temperature", temperature)
+    """`reinforced_kl` of what was checked; what comes of rows without an answer has no meaning."""
     classes = logits_BC.shape[-1]
-    if (
-        teacher_ids_BK.shape != teacher_logprobs_BK.shape
-        or logits_BC.shape[:-1] != teacher_ids_BK.shape[:-1]
-        or teacher_ids_BK.shape[-1] > classes
-    ):
-        raise ValueError(
-            f"expected logits (B, C), ids (B, K) and log-probabilities (B, K) with K <= C, got {tuple(logits_BC.shape)}, "
-            f"{tuple(teacher_ids_BK.shape)} and {tuple(teacher_logprobs_BK.shape)}. A student needs the teacher's classes."
-        )
     dtype = torch.promote_types(logits_BC.dtype, torch.float32)
     logits_BC = logits_BC.to(dtype)
     logprobs_BK = teacher_logprobs_BK.to(dtype)
     if tail != "image":
         kept_BK, each_B = soften(logprobs_BK, classes, tail, temperature)
         return _SparseKL.apply(logits_BC, teacher_ids_BK, kept_BK, each_B, None, tail == "bucket", temperature)
-    if tail_ids_BT is None or tail_logprobs_BT is None:
-        raise ConfigError(
-            "`tail` can be `image` for answers with a tail of their image only, found none. Take another rule, or a dataset "
-            "that was reinforced with `--signal topk_image_tail`."
-        )
-    if (
-        tail_ids_BT.shape != tail_logprobs_BT.shape
-        or tail_ids_BT.shape[:-1] != teacher_ids_BK.shape[:-1]
-        or tail_ids_BT.shape[-1] > classes
-    ):
-        raise ValueError(
-            f"expected the tail's ids (B, T) and log-probabilities (B, T) with T <= C, got {tuple(tail_ids_BT.shape)} and "
-            f"{tuple(tail_logprobs_BT.shape)} next to logits {tuple(logits_BC.shape)}."
-        )
+    assert tail_ids_BT is not None
+    assert tail_logprobs_BT is not None
     listed = _with_image_tail(
         teacher_ids_BK, logprobs_BK, tail_ids_BT, tail_logprobs_BT.to(dtype), classes, temperature
     )
@@ -154,24 +189,24 @@ def reinforced_loss(
         The mean over the batch, a scalar.
 
     Raises:
-        ConfigError: The loss needs labels, but the batch has none; or see `reinforced_kl`.
+        ConfigError: The batch lacks something, labels that the loss needs among others; a weight is impossible; or see
+            `reinforced_kl`, but the classes, as values, are not looked at.
     """
-    _check_batch(batch)
-    labels_B = batch.get("labels")
+    check_batch(batch)
+    Real(0, 1).check("label_weight", label_weight)
+    Real(0, 1).check("label_smoothing", label_smoothing)
+    answers = (batch["teacher_ids"], batch["teacher_logprobs"], tail, temperature)
     tails = (batch.get("tail_ids"), batch.get("tail_logprobs"))
-    kl_B = _kl(logits_BC, batch["teacher_ids"], batch["teacher_logprobs"], tail, temperature, *tails)
-    if labels_B is None:
+    _check_tensors(logits_BC, *answers, *tails)
+    _check_rows("reinforced", batch["reinforced"], torch.bool, logits_BC)
+    kl_B = _kl(logits_BC, *answers, *tails)
+    if batch.get("labels") is None and not (logits_BC.requires_grad and (label_weight or new_views)):
         # Without gradients the loss is only measured, on what there is.
-        if logits_BC.requires_grad and (label_weight or new_views):
-            raise ConfigError(
-                "the loss needs `labels`, but the batch has none. Set `label_names=['labels']`: Trainer drops what the "
-                "model's forward does not take."
-            )
         replayed_B = batch["reinforced"]
         return torch.where(replayed_B, kl_B, 0).sum() / replayed_B.sum().clamp(min=1)
     loss_B = kl_B
     if label_weight:
-        label_B = F.cross_entropy(logits_BC.float(), labels_B, reduction="none")
+        label_B = F.cross_entropy(logits_BC.float(), _labels_of(batch, logits_BC), reduction="none")
         loss_B = (1 - label_weight) * kl_B + label_weight * label_B
     if new_views:
         fresh_B = label_cross_entropy(logits_BC, batch, label_smoothing)
@@ -183,7 +218,7 @@ def label_cross_entropy(
     logits_BC: torch.Tensor, batch: Mapping[str, Any], label_smoothing: float = 0.0
 ) -> torch.Tensor:
     """Returns the cross-entropy (B,) to the labels of a batch, as it was mixed; see `reinforced_loss`."""
-    labels_B, lam = batch["labels"], batch.get("lam", 1.0)
+    labels_B, lam = _labels_of(batch, logits_BC), batch.get("lam", 1.0)
     to = partial(F.cross_entropy, logits_BC.float(), reduction="none", label_smoothing=label_smoothing)
     loss_B: torch.Tensor = to(labels_B)
     if lam < 1:  # cross-entropy is linear in its target: that of the mixed labels
@@ -191,8 +226,45 @@ def label_cross_entropy(
     return loss_B
 
 
-def _check_batch(batch: object) -> None:
+def _labels_of(batch: Mapping[str, Any], logits_BC: torch.Tensor) -> torch.Tensor:
+    """Returns the labels of a batch, which the loss needs."""
+    labels_B: torch.Tensor | None = batch.get("labels")
+    if labels_B is None:
+        raise ConfigError(
+            "the loss needs `labels`, but the batch has none. Set `label_names=['labels']`: Trainer drops what the model's "
+            "forward does not take."
+        )
+    _check_rows("labels", labels_B, torch.int64, logits_BC)
+    return labels_B
+
+
+def check_batch(batch: Any) -> None:
+    """Checks that a batch of reinforced data has the answers to each of its rows."""
     check_kind("batch", batch, Mapping, "what a loader of reinforced data yields", "Give it whole, not its images.")
+    missing = [name for name in ("teacher_ids", "teacher_logprobs", "reinforced") if name not in batch]
+    if missing:
+        raise ConfigError(
+            f"a batch of reinforced data must hold its stored answers, but {', '.join(missing)} are not among "
+            f"{', '.join(map(str, batch))}. Leave `data_collator` out, or let it return every key of the rows."
+        )
+
+
+def check_num_classes(count: int, dataset_classes: int) -> None:
+    """Checks the number of classes that a model answers over."""
+    if count != dataset_classes:
+        raise ConfigError(
+            f'the model must answer over the {dataset_classes} classes of the "+" dataset, got {count}. Build it with '
+            f"num_labels={dataset_classes}."
+        )
+
+
+def _check_rows(name: str, values: object, kind: torch.dtype, logits_BC: torch.Tensor) -> None:
+    """Checks what a batch has one of for each row."""
+    if not isinstance(values, torch.Tensor) or values.dtype != kind or values.shape != logits_BC.shape[:1]:
+        raise ConfigError(
+            f"`{name}` must be {kind} (B,), got {_found(values)} next to logits {tuple(logits_BC.shape)}. Give what a loader "
+            "of reinforced data yields."
+        )
 
 
 class ReinforcedLoss(nn.Module):
@@ -223,6 +295,7 @@ class ReinforcedLoss(nn.Module):
         Real(0, above=True).check("temperature", temperature)
         Real(0, 1).check("label_weight", label_weight)
         Real(0, 1).check("label_smoothing", label_smoothing)
+        self.num_classes = dataset.num_classes
         self.tail = tail_rule(tail, dataset.signal)
         self.temperature = temperature
         self.label_weight = label_weight
@@ -230,7 +303,9 @@ class ReinforcedLoss(nn.Module):
 
     def forward(self, logits_BC: torch.Tensor, batch: Mapping[str, Any]) -> torch.Tensor:
         """Returns the mean loss of a batch, a scalar; see `reinforced_loss`."""
-        _check_batch(batch)
+        check_batch(batch)
+        if isinstance(logits_BC, torch.Tensor) and logits_BC.ndim:
+            check_num_classes(logits_BC.shape[-1], self.num_classes)
         return reinforced_loss(logits_BC, batch, **self._settings(), new_views="labels" in batch)
 
     def _settings(self) -> dict[str, Any]:

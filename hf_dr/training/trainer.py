@@ -25,17 +25,15 @@ from hf_dr.teacher.preprocessing import EVAL_CROP
 from hf_dr.training.arguments import as_reinforced
 from hf_dr.training.callbacks import WeightAverage
 from hf_dr.training.checks import (
-    check_answers,
     check_batches,
     check_no_path,
-    check_num_classes,
     check_other_dataset,
     check_student,
     check_training,
     learns_from_one,
 )
 from hf_dr.training.device_views import augmentation_of_trainer, undone, with_made_views
-from hf_dr.training.losses import TailRule, reinforced_loss, tail_rule
+from hf_dr.training.losses import TailRule, check_batch, check_num_classes, reinforced_loss, tail_rule
 from hf_dr.training.mixing import BatchMixer
 from hf_dr.training.resumable import share_buffers
 from hf_dr.training.stream_progress import StreamProgress
@@ -235,7 +233,8 @@ class ReinforcedTrainer(StudentTrainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """Returns the mean over the batch of KL to the stored teacher, and of the label's cross-entropy where it counts."""
-        check_answers(inputs, self.train_dataset if model.training else self._evaluated)
+        if isinstance(self.train_dataset if model.training else self._evaluated, ReinforcedData):
+            check_batch(inputs)
         if "teacher_ids" not in inputs and not (isinstance(self.train_dataset, ReinforcedData) and "labels" in inputs):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         outputs = self._logits_of(model, inputs)
@@ -262,7 +261,7 @@ class ReinforcedTrainer(StudentTrainer):
         if not isinstance(outputs, dict):
             outputs = {"logits": outputs if isinstance(outputs, torch.Tensor) else outputs[0]}
         if isinstance(self.train_dataset, ReinforcedData):  # where the model's config did not tell
-            check_num_classes(outputs["logits"].shape[-1], self.train_dataset)
+            check_num_classes(outputs["logits"].shape[-1], self.train_dataset.num_classes)
         return outputs
 
     @property

@@ -27,6 +27,7 @@ from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.store.base_dataset import as_table, sampled_rows
 from hf_dr.store.json_files import read_object, validated
 from hf_dr.store.schema import (
+    EXPORT_FILES,
     IMAGE_HASH,
     PROVENANCE_FILE,
     SOURCE_INDEX,
@@ -44,10 +45,7 @@ from hf_dr.views.images import decode_with
 
 logger = logging.getLogger(__name__)
 
-WRITTEN_FILE = "export.json"
-"""What was written, and the SHA-256 of each shard, so that an export can be continued and checked."""
-SIZES_FILE = "sizes.json"
-"""The number of examples in each shard, as open_clip reads it."""
+WRITTEN_FILE, SIZES_FILE = EXPORT_FILES
 _CHUNK = 256  # rows that are read at a time
 _EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "JPEG2000": "jp2"}  # of other formats, Pillow's name in lower case
 _IN_JSON = (

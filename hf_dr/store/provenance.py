@@ -18,7 +18,15 @@ from hf_dr.files import write_json
 from hf_dr.store import schema
 from hf_dr.store.features import reinforcement_features
 from hf_dr.store.json_files import as_object, expect, read_object, shown, validated
-from hf_dr.store.schema import KEEP, MIXING_SCOPES, PROVENANCE_FILE, SCHEMA_VERSION, is_safe_name, shard_name
+from hf_dr.store.schema import (
+    EXPORT_FILES,
+    KEEP,
+    MIXING_SCOPES,
+    PROVENANCE_FILE,
+    SCHEMA_VERSION,
+    is_safe_name,
+    shard_name,
+)
 from hf_dr.teacher.folds import Fold
 from hf_dr.teacher.names import PRECISIONS, SIGNALS, TOPK
 from hf_dr.text import MAX_TEXT
@@ -347,8 +355,21 @@ def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def config_names(folder: Path) -> list[str]:
-    """Returns the names of the configurations in a folder, sorted, begun ones included."""
-    return sorted(path.parent.name for path in folder.glob(f"*/{PROVENANCE_FILE}"))
+    """Returns the names of the configurations in a folder, sorted, begun ones included.
+
+    Raises:
+        FormatError: The folder is an export.
+    """
+    if _is_export(folder):
+        raise FormatError(
+            f'a "+" dataset must be in Parquet files, found the tar files of `hf-dr export` in {folder}. Name the "+" dataset '
+            f"of which they were made. The package `webdataset` reads them: {folder / 'README.md'} says what they hold."
+        )
+    return sorted(path.parent.name for path in folder.glob(f"*/{PROVENANCE_FILE}") if not _is_export(path.parent))
+
+
+def _is_export(folder: Path) -> bool:
+    return all((folder / name).is_file() for name in EXPORT_FILES)
 
 
 def find_config(folder: Path, name: str | None = None) -> Path:
@@ -358,9 +379,10 @@ def find_config(folder: Path, name: str | None = None) -> Path:
         FormatError: The folder holds no "+" dataset.
         ConfigError: The configuration does not exist, or none is named and there are several.
     """
+    names = config_names(folder)
     if name is None and (folder / PROVENANCE_FILE).is_file():
         return folder  # the configuration's own folder was named
-    return folder / choose_config(name, config_names(folder), str(folder))
+    return folder / choose_config(name, names, str(folder))
 
 
 def choose_config(name: str | None, names: Sequence[str], where: str) -> str:

@@ -52,6 +52,9 @@ LICENSES = ", "
 """Stands between several licences of one base."""
 PUBLISHED_FILES = (PROVENANCE_FILE, STATISTICS_FILE, VERIFICATION_FILE, STUDENTS_FILE, CONTACT_SHEET_FILE)
 """What a configuration's folder may hold next to its shards, for readers; only the provenance must be there."""
+EXPORT_FILES = ("export.json", "sizes.json")
+"""What only an export for WebDataset has next to its provenance: the SHA-256 of each shard, so that it can be continued and
+checked, and the number of examples in each, as open_clip reads it."""
 METADATA_KEY = b"hf_dr"
 """Key of a shard's Parquet metadata under which its fingerprint and skipped rows stand, as JSON."""
 

@@ -26,9 +26,10 @@ import webdataset
 from conftest import CLASSES, as_cell, colour_image
 
 from hf_dr.cli.main import main
-from hf_dr.errors import ConfigError
+from hf_dr.errors import ConfigError, FormatError
 from hf_dr.generation.config import ExportConfig, ReinforceConfig
 from hf_dr.generation.export import WebDatasetExport
+from hf_dr.generation.inspection import inspect_dataset
 from hf_dr.generation.job import reinforce
 from hf_dr.hub.push import push_to_hub
 from hf_dr.replay.loading import load_reinforced
@@ -382,3 +383,24 @@ def test_an_array_is_no_pickle(exported: Path) -> None:
                 content = tar.extractfile(member)
                 assert content is not None
                 np.load(io.BytesIO(content.read()), allow_pickle=False)
+
+
+def test_an_export_is_not_opened_as_a_reinforced_dataset(exported: Path, plus: Path, tmp_path: Path) -> None:
+    said = (
+        r"found the tar files of `hf-dr export` in .*wds\. Name the \"\+\" dataset of which .* `webdataset` reads them"
+    )
+    wds = tmp_path / "plus" / "wds"
+    shutil.copytree(exported, wds)
+    for refused in (
+        lambda: load_reinforced(wds),
+        lambda: load_reinforced(wds, "randaug_mixing"),
+        lambda: load_reinforced(wds, streaming=True),
+        lambda: inspect_dataset(wds),
+        lambda: push_to_hub(wds, "me/plus", dry_run=True),
+    ):
+        with pytest.raises(FormatError, match=said):
+            refused()
+    with pytest.raises(FormatError, match=r"but no folder in it has a reinforcement\.json"):
+        load_reinforced(wds.parent)
+    shutil.copytree(plus / "randaug_mixing", wds.parent / "randaug_mixing")
+    assert len(load_reinforced(wds.parent)) == ROWS - 1, "the folder of an export is none of its configurations"

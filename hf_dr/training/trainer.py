@@ -198,9 +198,8 @@ class ReinforcedTrainer(StudentTrainer):
 
     def num_examples(self, dataloader: torch.utils.data.DataLoader) -> int:
         """As Trainer's; of a stream those of all processes."""
-        dataset: Any = dataloader.dataset
-        if isinstance(dataset, StreamedReinforcedDataset):
-            dataset = self.train_dataset
+        streamed = isinstance(dataloader.dataset, StreamedReinforcedDataset)
+        dataset: Any = self.train_dataset if streamed else dataloader.dataset
         return len(dataset) if isinstance(dataset, ReinforcedData) else super().num_examples(dataloader)
 
     # ------------------------------------------------------------------------------------------------------------ loss

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import io
 import json
+import os
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -21,8 +22,9 @@ from torch import nn
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
-from hf_dr.errors import ConfigError, DataError, did_you_mean
+from hf_dr.errors import DataError, did_you_mean
 from hf_dr.store.base_dataset import undecoded_images
+from hf_dr.transfer.coco_masks import check_segmentation, coco_library, decode_mask
 from hf_dr.transfer.settings import BBOX_FORMATS
 from hf_dr.views.images import as_tensor, decode_row
 from hf_dr.views.rng import view_rng
@@ -102,21 +104,18 @@ class DetectionData:
         return sum(int(each.segmented.sum()) for each in self.objects)
 
     def check_masks(self) -> None:
-        """Checks the run lengths of all objects, before masks are learned or measured.
+        """Checks the segmentations of all objects, before masks are learned or measured.
 
         Raises:
-            DataError: They are for an image of another size.
+            DataError: One is none, or for an image of another size.
         """
         for row, each in enumerate(self.objects):
             size = self.size(row)
-            for segmentation in each.segmentations or ():
-                given = segmentation.get("size") if isinstance(segmentation, dict) else None
-                if given is not None and size is not None and given not in (size, list(size)):
-                    raise DataError(
-                        f"run lengths must have the size of their image, but those of image {row} (of {len(self.objects)}) in "
-                        f"{self.described['id']} are for {given!s:.40}, and it has {list(size)} (height, width). Fix the file, "
-                        "or set `masks` to false."
-                    )
+            for segmentation in filter(None, each.segmentations or ()):
+                assert size is not None, "COCO's files have sizes and segmentations"
+                check_segmentation(
+                    segmentation, size, f", image {row} (of {len(self.objects)}) in {self.described['id']}"
+                )
 
     def size(self, row: int) -> tuple[int, int] | None:
         """Returns height and width of an image, None where the data do not have them."""
@@ -154,7 +153,7 @@ class DetectionData:
             raise DataError(
                 f"{path} must have `images`, `annotations` and `categories` that fit each other, but: {problem}. Fix the file."
             ) from error
-        missing = [file for file in files if not file.is_file()]
+        missing = _missing(files)
         if missing:
             raise DataError(
                 f"`images` must be the folder of all {len(files)} images of {path.name}, but {len(missing)} are not there, "
@@ -233,6 +232,16 @@ def _inside(name: str) -> Path:
     if path.is_absolute() or ".." in path.parts:
         raise ValueError(f"{name!r} is no file in the folder of the images")
     return path
+
+
+def _missing(files: Sequence[Path]) -> list[Path]:
+    """Returns the files that are not there. Each folder is listed once: a network answers so many questions slowly."""
+    there: set[Path] = set()
+    for folder in {file.parent for file in files}:
+        with contextlib.suppress(OSError), os.scandir(folder) as entries:
+            there.update(folder / entry.name for entry in entries if entry.is_file())
+    # A name may be written otherwise than in the list, where capitals do not count.
+    return [file for file in files if file not in there and not file.is_file()]
 
 
 def _coco_objects(annotations: Sequence[dict[str, Any]], label_of: dict[int, int], image: dict[str, Any]) -> Objects:
@@ -405,34 +414,7 @@ def collate(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {"images": [each["image"] for each in examples], "targets": [each["target"] for each in examples]}
 
 
-# ------------------------------------------------------------------------------------------------- masks and metrics
-
-
-def coco_library() -> Any:
-    """Imports pycocotools, with its modules `coco`, `cocoeval` and `mask`; a ConfigError if it is not installed."""
-    try:
-        import pycocotools.coco
-        import pycocotools.cocoeval
-        import pycocotools.mask
-    except ImportError as error:
-        raise ConfigError(
-            "detection needs the package pycocotools, which is not installed: pip install pycocotools."
-        ) from error
-    return pycocotools
-
-
-def decode_mask(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
-    """Turns a segmentation of COCO, polygons or run lengths, into a mask (H, W) of 0 and 1, uint8; else a DataError."""
-    library = coco_library().mask
-    try:
-        # Polygons, or run lengths that are not compressed; several polygons are one object.
-        raw = isinstance(segmentation, list) or isinstance(segmentation.get("counts"), list)
-        runs = library.frPyObjects(segmentation, *size) if raw else segmentation
-        return library.decode(library.merge(runs) if isinstance(runs, list) else runs)
-    except Exception as error:  # pycocotools raises just that
-        raise DataError(
-            f"a segmentation must be polygons or run lengths, as COCO has them, found {segmentation!r:.80}. Fix the file."
-        ) from error
+# ------------------------------------------------------------------------------------------------------------- metrics
 
 
 class CocoMeter:

@@ -105,7 +105,7 @@ class SegmentationData:
                 f"none in {masks}. Add them, or check both folders."
             )
         for name, path in image_files.items():
-            if path.resolve() == mask_files[name].resolve():
+            if path == mask_files[name]:
                 raise DataError(f"an image and its mask must be two files, found {path} as both. Check both folders.")
         place = Path(images).expanduser().resolve()
         # ADE20K's are images/training; the names of other parents are people's own.
@@ -176,7 +176,7 @@ def _check_column(name: str, columns: Sequence[str]) -> None:
 
 
 def _files_by_name(setting: str, folder: str | Path, endings: tuple[str, ...]) -> dict[str, Path]:
-    place = Path(folder).expanduser()
+    place = Path(folder).expanduser().resolve()
     files: dict[str, Path] = {}
     for path in sorted(place.glob("*")):
         if path.suffix.lower() in endings:

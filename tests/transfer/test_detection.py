@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -15,8 +16,9 @@ from toys import CATEGORY_COLOURS, SIDE, detection_flags, objects_dataset, read_
 from hf_dr.cli.main import main
 from hf_dr.errors import ConfigError, DataError
 from hf_dr.transfer.backbone import backbone
+from hf_dr.transfer.coco_masks import coco_library, decode_mask
 from hf_dr.transfer.detection import Detector, DetectorConfig, _choose_masks, check_same_categories
-from hf_dr.transfer.detection_data import CocoMeter, DetectionData, DetectionImages, coco_truth, collate, decode_mask
+from hf_dr.transfer.detection_data import CocoMeter, DetectionData, DetectionImages, coco_truth, collate
 from hf_dr.transfer.settings import DetectionArguments
 
 
@@ -239,17 +241,6 @@ def test_some_objects_without_a_segmentation_are_told(changed, caplog):
         _choose_masks(True, [data])
 
 
-def test_run_lengths_of_another_size_are_no_masks_of_their_image(changed):
-    runs = {"size": [7, 9], "counts": [63]}
-    data = read_coco(changed(lambda content: content["annotations"][0].update(segmentation=runs)))
-    with pytest.raises(DataError, match=r"those of image 0 .* in a.json are for \[7, 9\], and it has .* Fix the file"):
-        _choose_masks(None, [data])
-    assert _choose_masks(False, [data]) is False
-    data.objects[0].segmentations[0]["size"] = "7, 9"
-    with pytest.raises(DataError, match=r"in a.json are for 7, 9, and it has"):
-        _choose_masks(None, [data])
-
-
 def test_annotations_are_known_by_what_they_hold(changed):
     hub = [DetectionData.from_dataset(hub_objects(iscrowd=[0, crowd]), {"id": "x"}).described for crowd in (0, 1)]
     assert hub[0]["digest"] != hub[1]["digest"]
@@ -285,8 +276,57 @@ def test_files_that_are_missing_or_others(changed, tmp_path):
         each.crowd[:] = True
     with pytest.raises(DataError, match=r"a.json must have objects that are no crowd, with a width and a height"):
         DetectionImages(images.data, train=True)
-    with pytest.raises(DataError, match=r"a segmentation must be polygons or run lengths, .* found \[\[1\]\]"):
-        decode_mask([[1]], (4, 4))
+
+
+# pycocotools takes memory without an end for some, and leaves what was in memory for others.
+SEGMENTATIONS = [
+    [[1]],
+    [[1, 2, 3, 4, 5, float("nan")]],
+    [[1, 2, 3, 4, 5, float("inf")]],
+    [[1, 2, 3, 4, 5, 1e300]],
+    [[1, 2, 3, 4, 5, 50 * SIDE]],
+    [[1, 2, 3, 4, None, 6]],
+    [["1", "2", "3", "4", "5", "6"]],
+    [[[1, 2], [3, 4], [5, 6]]],
+    [1, 2, 3, 4, 5, 6],
+    "polygon",
+    {"size": [SIDE, SIDE]},
+    {"size": [SIDE, SIDE], "counts": [1, 2, 3]},
+    {"size": [SIDE, SIDE], "counts": [SIDE * SIDE, 1]},
+    {"size": [SIDE, SIDE], "counts": [-1, SIDE * SIDE + 1]},
+    {"size": [SIDE, SIDE], "counts": "5"},
+    {"size": [SIDE, SIDE], "counts": ""},
+    {"size": [SIDE, SIDE], "counts": "\xff\xfe"},
+    {"size": [7, 9], "counts": [63]},
+    {"size": "7, 9", "counts": [63]},
+]
+
+
+@pytest.mark.parametrize("wrong", SEGMENTATIONS, ids=str)
+def test_what_is_no_segmentation_is_found_before_masks_are_learned(changed, wrong):
+    data = read_coco(changed(lambda content: content["annotations"][2].update(segmentation=[[1, 1, 9, 1, 9, 9]])))
+    assert _choose_masks(None, [data])
+    data.objects[1].segmentations[0] = wrong
+    said = r"must be polygons in its image or run lengths that fill it, .* for one of 64x64 pixels"
+    with pytest.raises(
+        DataError, match=said + r", image 1 \(of 2\) in a\.json\. Fix the file, or set `masks` to false"
+    ):
+        _choose_masks(None, [data])
+    assert _choose_masks(False, [data]) is False
+    with pytest.raises(DataError, match=said):
+        decode_mask(wrong, (SIDE, SIDE))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_run_lengths_of_any_mask_are_taken(seed):
+    rng = np.random.default_rng(seed)
+    shape = tuple(rng.integers(1, 200, 2).tolist())
+    mask = (rng.random(shape) < rng.choice([0, 0.001, 0.5, 1])).astype(np.uint8)
+    compressed = coco_library().mask.encode(np.asfortranarray(mask))
+    ends = np.flatnonzero(np.diff(mask.T.reshape(-1), prepend=0, append=2))
+    runs = {"size": list(shape), "counts": np.diff(ends, prepend=0).tolist()}
+    for written in (runs, compressed, {**compressed, "counts": compressed["counts"].decode()}):
+        np.testing.assert_array_equal(decode_mask(written, shape), mask)
 
 
 def test_all_images_of_the_annotations_must_be_there(changed):
@@ -299,6 +339,21 @@ def test_all_images_of_the_annotations_must_be_there(changed):
         DataError,
         match=r"folder of all [0-9] images of a\.json, but 2 are not there, such as .*images/0\.png\. Check the folder",
     ):
+        read_coco(folder)
+
+
+def test_the_folder_of_images_is_listed_and_not_asked_for_each(changed, monkeypatch):
+    folder = changed(lambda content: content["images"][0].update(file_name="more/0.png"))
+    (folder / "images/more").mkdir()
+    (folder / "images/more/0.png").symlink_to(folder / "images/0.png")
+    asked = []
+    is_file = Path.is_file
+    monkeypatch.setattr(Path, "is_file", lambda path: asked.append(path) or is_file(path))
+    assert len(read_coco(folder).cells) == 2
+    assert not asked
+    (folder / "images/1.png").unlink()
+    (folder / "images/1.png").mkdir()
+    with pytest.raises(DataError, match=r"but 1 are not there, such as .*images/1\.png"):
         read_coco(folder)
 
 

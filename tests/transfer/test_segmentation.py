@@ -139,8 +139,11 @@ def test_images_and_masks_of_one_folder_are_not_mixed_up(tmp_path):
     ):
         SegmentationData.from_folders(tmp_path, tmp_path, CLASSES)
     (tmp_path / "x.jpg").unlink()
-    with pytest.raises(DataError, match=r"an image and its mask must be two files, found .*x.png as both"):
-        SegmentationData.from_folders(tmp_path, tmp_path, CLASSES)
+    link = tmp_path / "masks"
+    link.symlink_to(tmp_path)
+    for masks in (tmp_path, link):
+        with pytest.raises(DataError, match=r"an image and its mask must be two files, found .*x.png as both"):
+            SegmentationData.from_folders(tmp_path, masks, CLASSES)
 
 
 def test_a_class_that_is_nowhere_is_told(caplog):

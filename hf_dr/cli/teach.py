@@ -192,8 +192,9 @@ def _folds(student: StudentArguments, output_dir: Path, num_folds: int, seed: in
     from hf_dr.training.teaching import begin_folds, check_classes
 
     data = load_images(student, seed)
+    check_classes(data.labels, data.class_names)
     images = pixels_digest(data.images)
-    check_classes(data.labels, folds_of(index_images(data.images), num_folds), data.class_names)
+    check_classes(data.labels, data.class_names, folds_of(index_images(data.images), num_folds))
     on_main(process_state(), lambda: begin_folds(output_dir, num_folds, images))
     folders = fold_folders(output_dir, num_folds)
     return [(Fold(number, num_folds, images), folder) for number, folder in enumerate(folders)]
@@ -239,7 +240,7 @@ def _divide(name: str, teaching: TeachArguments, folder: Path, seed: int) -> Non
         name, teaching.dataset_config, split=teaching.split, revision=teaching.revision, files_from=teaching.files_from
     )
     columns = labelled_columns(dataset, _LEARNS_FROM, name, teaching.image_column, teaching.label_column)
-    divide(dataset, *columns, folder, share=teaching.held_out, seed=seed)
+    divide(dataset, *columns, folder, share=teaching.held_out, seed=seed, folds=teaching.folds is not None)
 
 
 def _held_out_split(name: str, config: str | None = None, revision: str | None = None) -> str | None:

@@ -40,19 +40,23 @@ def held_out_rows(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
     return np.sort(np.concatenate(chosen))
 
 
-def check_classes(labels: np.ndarray, folds: np.ndarray, names: Sequence[str] | None) -> None:
+def check_classes(labels: np.ndarray, names: Sequence[str] | None, folds: np.ndarray | None = None) -> None:
     """Checks that whoever is trained without a fold learns each class; a DataError if all images of one are in one fold.
 
     `labels` and `folds` are the class and the fold of each image (rows,); `names` are those of the classes, if they have any.
+    Before the images are read there are no folds, but a class of a single image will be in one.
     """
-    for label in np.unique(labels).tolist():
-        where = np.unique(folds[labels == label])
-        if len(where) == 1:
+    for label, count in zip(*(each.tolist() for each in np.unique(labels, return_counts=True)), strict=True):
+        if count == 1 or (folds is not None and len(np.unique(folds[labels == label])) == 1):
             shown = label if names is None else names[label]
+            advice = (
+                "Add images, or leave the class out."
+                if count == 1
+                else "Add images, or choose another number of `folds`."
+            )
             raise DataError(
-                f"each class must have images in at least 2 folds, but the {(labels == label).sum()} of {shown} are all in "
-                f"fold {where[0]}: its teacher would not know them. Add images, leave the class out, or choose another "
-                "number of `folds`."
+                f"each class must have images in at least 2 folds to learn from, but the {count} of {shown} are all in one: "
+                f"its teacher would not know them. {advice}"
             )
 
 
@@ -79,16 +83,24 @@ def _is_there(file: Path, made_of: dict[str, Any], expected: str) -> bool:
 
 
 def divide(
-    dataset: datasets.Dataset, image_column: str, label_column: str, folder: Path, *, share: float, seed: int
+    dataset: datasets.Dataset,
+    image_column: str,
+    label_column: str,
+    folder: Path,
+    *,
+    share: float,
+    seed: int,
+    folds: bool = False,
 ) -> None:
     """Writes a dataset as a folder of Parquet files with two splits, `train` and `test`, images included.
 
     A folder that was written before, from the same images with the same labels, is left as it is. `share` and `seed` are
-    those of `held_out_rows`.
+    those of `held_out_rows`; `folds` is whether what is written will be divided into folds.
 
     Raises:
         ConfigError: The folder was written from other images or labels, or with another share or seed.
-        DataError: A row has no label or no readable image, or too few rows have a label for anything to be held out.
+        DataError: A row has no label or no readable image, or a class has too few images to hold some out, or to divide the
+            others into folds.
     """
     column = whole_column(dataset, label_column)
     labels, bad = label_numbers(column, int(np.iinfo(np.int64).max))
@@ -100,13 +112,15 @@ def divide(
             f"a class must have at least 2 images for one to be held out, but none of {len(np.unique(labels))} has. Add "
             "images, or name a split of others with `eval_split`."
         )
+    train = np.setdiff1d(np.arange(len(dataset)), test)
+    if folds:
+        check_classes(labels[train], getattr(dataset.features[label_column], "names", None))
     # All images are read from here on.
     made_of = {"images": whole_hash(dataset, image_column, label_column), "share": share, "seed": seed}
     marker = folder.parent / _MARKER
     if _is_there(marker, made_of, f"{folder} must be made of the same images and labels in the same way"):
         return
     check_readable(undecoded_images(dataset, image_column))  # now, where the files still have their own names
-    train = np.setdiff1d(np.arange(len(dataset)), test)
     folder.mkdir(parents=True, exist_ok=True)
     for split, rows in (("train", train), ("test", test)):
         part = dataset.select(rows)

@@ -124,11 +124,11 @@ def test_a_temperature_is_found_stored_and_verified(folds, base, tmp_path, capsy
 
 
 def test_a_class_that_is_in_one_fold_only_is_refused(tmp_path, tiny_dataset, capsys):
-    tiny_dataset.to_parquet(tmp_path / "train.parquet")
+    tiny_dataset.select([0, 1, 2, 3, 8, 9, 10, 11]).to_parquet(tmp_path / "train.parquet")  # two of each class
     words = [str(tmp_path / "train.parquet"), "--eval_split", "train", "--output_dir", str(tmp_path / "out"), *TINY]
     assert main(["teach", *words, "--folds", "2"]) == 2
-    message = "each class must have images in at least 2 folds, but the 2 of green are all in fold 1: its teacher"
-    assert message in capsys.readouterr().err
+    message = "the 2 of green are all in one: its teacher would not know them. Add images, or choose another number of `folds`"
+    assert f"each class must have images in at least 2 folds to learn from, but {message}" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -136,3 +136,21 @@ def test_without_labels_nothing_is_calibrated(folds, base, capsys):
     words = ["--dataset", str(base), "--size", "24", "--teacher", str(folds), "--label_column", "none"]
     assert main(["calibrate", *words]) == 2
     assert "a teacher is calibrated by labels, found none. Name `label_column`." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("divided", [False, True])
+def test_a_class_of_a_single_image_is_refused_before_the_images_are_read(
+    divided, tmp_path, tiny_dataset, capsys, monkeypatch
+):
+    """With a part held out, what is left to learn from counts."""
+    labels = [0, 1, 0, 1, 0, 2, *[2] * divided, 0, 1, 0, 1]
+    images = tiny_dataset.select(range(len(labels))).remove_columns("label").add_column("label", labels)
+    images.cast_column("label", tiny_dataset.features["label"]).to_parquet(tmp_path / "train.parquet")
+    for name in ("hf_dr.replay.join.pixels_digest", "hf_dr.training.teaching.whole_hash"):
+        monkeypatch.setattr(name, lambda *_: pytest.fail("the images are read"))
+    words = [str(tmp_path / "train.parquet"), "--output_dir", str(tmp_path / "out"), *TINY, "--folds", "2"]
+    assert main(["teach", *words, *([] if divided else ["--eval_split", "train"])]) == 2
+    message = (
+        f"but the 1 of {tiny_dataset.features['label'].names[2]} are all in one: its teacher would not know them. Add"
+    )
+    assert message in capsys.readouterr().err

@@ -373,6 +373,7 @@ def test_a_stopped_import_goes_on_and_writes_the_same(base, mixing, tmp_path, mo
     reads = []
     whole = RunFormat.read
     monkeypatch.setattr(RunFormat, "read", lambda *arguments: reads.append(arguments) or whole(*arguments))
+    monkeypatch.setattr(ml_dr, "image_sizes", reads.append)
     folder = import_ml_dr([mixing[1]], base, config)
     assert reads == [], "what had been read is read again"
     for name in load_reinforced(folder).provenance.shard_names:
@@ -414,6 +415,10 @@ def test_what_a_worker_refuses_is_told(base, tmp_path):
 def test_a_damaged_scratch_file_is_noticed(base, mixing, tmp_path, monkeypatch):
     def stop(self, missing, scratch):
         scratch._rows["aug_flip"][3, 0] ^= True
+        known = scratch.sizes(self._images)
+        for damage in (bytes(8), b"x", known.tobytes()):
+            (scratch.folder / "sizes").write_bytes(damage)
+            np.testing.assert_array_equal(scratch.sizes(self._images), known)
         raise KeyboardInterrupt
 
     config = ImportConfig(str(tmp_path / "plus"))

@@ -28,6 +28,7 @@ import torch
 import xxhash
 
 from hf_dr.errors import ConfigError, DataError, FormatError
+from hf_dr.files import write_whole
 from hf_dr.generation.config import ImportConfig
 from hf_dr.generation.folder import WHOLE, check_same_run, complete_run, open_run
 from hf_dr.generation.ml_dr.files import Columns, expect
@@ -200,7 +201,7 @@ class ImportJob:
     def _read(self, missing: list[int], scratch: _Scratch) -> None:
         """Reads the rows of the missing shards from all sources into the scratch file."""
         provenance = self.provenance
-        sizes = image_sizes(self._images)
+        sizes = scratch.sizes(self._images)
         wanted = np.zeros(provenance.num_rows, bool)
         for shard in missing:
             wanted[provenance.shard_range(shard)] = True
@@ -353,6 +354,16 @@ class _Scratch:
                     "Free space, or choose another."
                 ) from error
         return np.memmap(path, dtype, "r+", shape=shape)
+
+    def sizes(self, images: datasets.Dataset) -> np.ndarray:
+        """Returns `image_sizes` of the base, which decodes every image; a restart finds them here."""
+        path = self.folder / "sizes"
+        kept = path.read_bytes() if path.exists() else b""
+        if len(kept) == 8 + 16 * len(images) and kept[:8] == xxhash.xxh3_64_digest(kept[8:]):
+            return np.frombuffer(kept[8:], np.int64).reshape(-1, 2)
+        sizes = image_sizes(images)
+        write_whole(path, xxhash.xxh3_64_digest(sizes.tobytes()) + sizes.tobytes())
+        return sizes
 
     def rows_of(self, run: int) -> np.ndarray:
         """Returns which rows of a run are there, bool (rows,)."""

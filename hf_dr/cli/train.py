@@ -53,6 +53,12 @@ def prepare_training(
     The images of a fold are left out if one is given, which the model's configuration then tells.
     """
     if student.objective != "reinforced":
+        share = args.reinforced_probability
+        if share not in (0, type(args).reinforced_probability):
+            raise ConfigError(
+                f"`reinforced_probability` must be 0 with `objective` {student.objective}, which learns from newly drawn views "
+                f"alone, got {share}. Leave it out."
+            )
         args.reinforced_probability = 0.0
     model_args = read_model_args(student.model_args)  # before anything is loaded
     read = [*student.dataset, student.base, student.eval_dataset]

@@ -298,12 +298,17 @@ def run_comparison(config: CompareConfig, train: Callable[[list[str]], int]) -> 
 
 
 def training_flags(config: CompareConfig, objective: str, seed: int) -> dict[str, Any]:
-    """Returns the settings of `hf-dr train` for one run of a comparison; a teacher is for kd alone, wherever it is named."""
+    """Returns the settings of `hf-dr train` for one run of a comparison.
+
+    A teacher is for kd alone, wherever it is named, and a share of stored views for `reinforced`.
+    """
     path = Path(config.output_dir).expanduser() / run_name(objective, seed)
     teacher = {"teacher": config.teacher, "teacher_classes": config.teacher_classes}
     flags = {name: value for name, value in config.train.items() if objective == "kd" or name not in teacher}
     if objective == "kd":
         flags |= {name: value for name, value in teacher.items() if value}
+    if objective != "reinforced":
+        flags.pop("reinforced_probability", None)
     return {**flags, "objective": objective, "seed": seed, "output_dir": path}
 
 

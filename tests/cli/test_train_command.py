@@ -408,6 +408,10 @@ def test_fine_tuning_keeps_the_students_own_processor(call, tmp_path):
         (["--temprature", "2"], "unknown argument `--temprature`. Did you mean `--temperature`?"),
         (["--temperature", "0"], "`temperature` must be a number above 0, got 0"),
         (["--reinforced_probability", "1.5"], "`reinforced_probability` must be between 0 and 1, got 1.5"),
+        (
+            ["--objective", "erm", "--reinforced_probability", "0.5"],
+            "`reinforced_probability` must be 0 with `objective` erm, which learns from newly drawn views alone, got 0.5",
+        ),
         (["--mixup_alpha", "0.2"], "`mixup_alpha` and `cutmix_alpha` must be 0 where stored views are replayed"),
         (["--cutmix_alpha", "-1"], "`cutmix_alpha` must be between 0 and 1000, got -1"),
         (["--mixup_switch_prob", "2"], "`mixup_switch_prob` must be between 0 and 1, got 2"),

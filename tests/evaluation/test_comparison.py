@@ -263,13 +263,14 @@ def test_what_one_objective_refuses_is_known_before_another_is_trained(config, t
     assert not (tmp_path / "out").exists()
 
 
-def test_a_teacher_in_the_settings_of_the_training_is_for_kd_alone(config):
+def test_a_setting_that_only_one_objective_heeds_is_for_that_one(config):
     content = yaml.safe_load(config.read_text())
-    content["train"] |= {"teacher": ["t"], "teacher_classes": "c"}
+    content["train"] |= {"teacher": ["t"], "teacher_classes": "c", "reinforced_probability": 0.5}
     given = CompareConfig(**{**content, "objectives": ["erm", "reinforced", "kd"]})
     flags = {objective: training_flags(given, objective, 0) for objective in given.objectives}
     assert [name for name in flags if "teacher" in flags[name] or "teacher_classes" in flags[name]] == ["kd"]
     assert training_flags(dataclasses.replace(given, teacher=["u"]), "kd", 0)["teacher"] == ["u"]
+    assert [name for name in flags if "reinforced_probability" in flags[name]] == ["reinforced"]
 
 
 def test_the_dataset_may_be_a_path(config):

@@ -51,6 +51,7 @@ class Run:
         seconds: Of training alone, without the evaluations on the way. A run that was resumed counts from where it went on.
         steps: Of the optimizer.
         accuracy: (share of the steps, top-1) of each evaluation.
+        epochs: As the results tell them.
     """
 
     objective: str
@@ -59,6 +60,7 @@ class Run:
     seconds: float
     steps: int
     accuracy: list[tuple[float, float]]
+    epochs: Any = None
 
     @property
     def name(self) -> str:
@@ -95,7 +97,8 @@ def read_training(path: Path, objective: str, seed: int) -> Run:
         # By step: after training the last model is evaluated once more.
         accuracy = {entry["step"]: entry["eval_top1"] for entry in history if "eval_top1" in entry}
         curve = [(step / steps, float(top1)) for step, top1 in accuracy.items()]
-        return Run(objective, seed, path, _training_seconds(results, history, steps), steps, curve)
+        seconds = _training_seconds(results, history, steps)
+        return Run(objective, seed, path, seconds, steps, curve, results.get("epoch"))
     except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
         raise DataError(
             f"{path} must hold what `hf-dr train` writes, but reading it failed: {type(error).__name__}: {error}. "
@@ -226,11 +229,10 @@ def read_trained(folder: Path) -> Finished:
             "trained it. Train it."
         )
     try:
-        results = json.loads((folder / RESULTS_FILE).read_text(encoding="utf-8"))
         seed = int(student.settings["seed"])
         place = _joined(student.evaluated_on or {}, ":", "id", "config", "split")
         model = student.model.rsplit(", over ", 1)[0]
-        setting = _setting(model, student.dataset, student.settings, round(float(results["epoch"]), 2), place)
+        setting = _setting(model, student.dataset, student.settings, round(float(run.epochs), 2), place)
         metrics = {key: float(student.metrics[key]) for key in METRICS if key in student.metrics}
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(

@@ -85,14 +85,14 @@ def push_to_hub(
     _check_shards(folder, provenances)
     files = {f"{name}/{path.name}": path for name in found for path in config_files(folder / name, provenances[name])}
 
-    content = _Content(folder, repo_id, found, overwrite)
+    pushed = _Configs(folder, repo_id, found, overwrite)
     fingerprints = ", ".join(f"{name} {provenance.fingerprint[:8]}" for name, provenance in provenances.items())
     return publish(
         Repository(repo_id, "dataset", revision, token),
         files,
-        functools.cache(content.card),  # parsing YAML takes its time, and each attempt asks again
-        stale=content.is_stale,
-        check=content.check,
+        functools.cache(pushed.card),  # parsing YAML takes its time, and each attempt asks again
+        stale=pushed.is_stale,
+        check=pushed.check,
         private=private,
         create_pr=create_pr,
         tags=tags,
@@ -102,8 +102,8 @@ def push_to_hub(
 
 
 @dataclass
-class _Content:
-    """What is pushed, next to what stands there.
+class _Configs:
+    """The configurations that are pushed, next to what stands there.
 
     Attributes:
         folder: Of the "+" dataset.

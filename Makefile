@@ -1,5 +1,5 @@
 # `make demo` and `make test` do all the set-up themselves, in .venv. PYTHON picks another interpreter (3.11 or later), and VENV
-# another place for its environment: `make test PYTHON=python3.13 VENV=.venv-3.13`.
+# another place for its environment: `make test PYTHON=python3.14 VENV=.venv-3.14`.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

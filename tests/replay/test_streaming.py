@@ -943,7 +943,7 @@ def test_workers_read_the_hub_each_for_itself(hub, make):
     dataset = mapped(make(MIXING))
     stream = load_reinforced(REPO, streaming=True)
     assert same_epoch(stream, make)
-    loader = torch.utils.data.DataLoader(stream, batch_size=None, num_workers=2)
+    loader = torch.utils.data.DataLoader(stream, batch_size=None, num_workers=2, multiprocessing_context="fork")
     assert sorted(seen(loader, known(dataset))) == expected(dataset, 0)
 
 

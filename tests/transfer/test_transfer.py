@@ -235,6 +235,10 @@ class Sum:
         return {"sum": sum(self.rows), "count": len(self.rows)}
 
 
+def collated(numbers):
+    return {"numbers": torch.tensor(numbers)}
+
+
 def line_trainer(out, **more):
     """A trainer of a Line for 8 steps, 3 to an epoch."""
     torch.manual_seed(0)
@@ -247,7 +251,7 @@ def line_trainer(out, **more):
         model, TransferArguments(str(out), **settings),
         description={"task": "line", "student": {"id": "s"}, "dataset": {"id": "d"}, **describe_backbone(model.backbone)},
         meter=Sum, train_dataset=Rows(5), eval_dataset=Rows(7),
-        data_collator=lambda numbers: {"numbers": torch.tensor(numbers)},
+        data_collator=collated,
     )  # fmt: skip
 
 

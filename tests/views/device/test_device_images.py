@@ -11,10 +11,14 @@ from hf_dr.views.device.images import pack, pinned
 ARRAYS = [np.full((h, w, 3), h * w, np.uint8) for h, w in ((1, 1), (5, 7), (16, 2))]
 
 
+def packed(arrays):
+    return pack(arrays)[0]
+
+
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_worker_packs_what_the_main_process_would(num_workers):
     expected, windows = pack(ARRAYS)
-    loader = DataLoader([ARRAYS], batch_size=None, num_workers=num_workers, collate_fn=lambda arrays: pack(arrays)[0])
+    loader = DataLoader([ARRAYS], batch_size=None, num_workers=num_workers, collate_fn=packed)
     (buffer,) = loader
     assert buffer.dtype == torch.uint8
     assert torch.equal(buffer, expected)
@@ -42,7 +46,7 @@ def test_all_parts_are_pinned(num_bytes, monkeypatch):
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_what_a_worker_sends_is_pinned(num_workers):
     expected, _ = pack(ARRAYS)
-    loader = DataLoader([ARRAYS], batch_size=None, num_workers=num_workers, collate_fn=lambda arrays: pack(arrays)[0])
+    loader = DataLoader([ARRAYS], batch_size=None, num_workers=num_workers, collate_fn=packed)
     (copy,) = map(pinned, loader)
     assert copy.is_pinned()
     assert torch.equal(copy.to("cuda", non_blocking=True).cpu(), expected)

@@ -223,9 +223,9 @@ def page() -> str:
         "\n".join(length("length_cpu", {"resnet": "ResNet", "vit": "ViT"})),
         (
             f"The same with a better teacher, fine-tuned at {read('length_better')['teacher_side']} pixels "
-            f"({right('length_better')}); what learns from labels is as above:"
+            f"({right('length_better')}); what the small ResNet learns from labels is as above.\nResNet-14 has 2.7 million weights:"
         ),
-        "\n".join(length("length_better", {"resnet": "ResNet"})),
+        "\n".join(length("length_better", {"resnet": "ResNet", "resnet14": "ResNet-14"})),
         "## Other teachers, and more views",
         (
             "By `python benchmarks/accuracy.py --small --students resnet --seeds 0 1`, with `--teachers calibrated`, `--teachers "

@@ -154,8 +154,8 @@ def test_what_is_said_of_length_and_of_a_students_temperature_was_measured():
     small, large = measured("length_cpu"), measured("length")
     text = in_one_line("docs/will_it_help.md")
 
-    def gain(found: dict[str, Any], prefix: str, objective: str = "reinforced") -> str:
-        mean, std = (100 * found[f"{prefix}_{objective}_gain_top1{end}"] for end in ("", "_std"))
+    def gain(found: dict[str, Any], prefix: str, objective: str = "reinforced", key: str = "top1") -> str:
+        mean, std = (100 * found[f"{prefix}_{objective}_gain_{key}{end}"] for end in ("", "_std"))
         return f"{mean:.2f} ± {std:.2f}"
 
     stored = [gain(small, f"resnet_{epochs}") for epochs in (10, 30, 100)]
@@ -165,12 +165,19 @@ def test_what_is_said_of_length_and_of_a_students_temperature_was_measured():
     in_memory = [gain(small, f"resnet_{epochs}", "kd") for epochs in (10, 30)]
     lost = -100 * small["resnet_100_kd_gain_top1"]
     assert "gained {} and {}, and lost {:.2f} (one seed)".format(*in_memory, lost) in text
-    assert f"After 100 epochs on labels it is right in {100 * small['resnet_100_erm_top1']:.1f} %" in text
     better = measured("length_better")
     gained = [gain(better, f"resnet_{epochs}") for epochs in (10, 30)]
     known = [100 * each["teacher_tf_efficientnet_lite0_top1"] for each in (better, small)]
     assert "A better teacher, right in {:.1f} % instead of {:.1f} %, ".format(*known) in text
     assert "taught no more: the ResNet gained {} and {} with it in 10 and 30 epochs".format(*gained) in text
+    larger = [gain(better, f"resnet14_{epochs}") for epochs in (10, 30)]
+    assert "of 2.7 million weights, gained {} and {} from the same answers".format(*larger) in text
+    smaller = [gain(better, f"resnet14_{epochs}", key="ece") for epochs in (10, 30)]
+    assert "its ECE became smaller by {} and {} points".format(*smaller) in text
+    for epochs in (10, 30):  # "do not tell from chance": two standard errors of the difference
+        mean = better[f"resnet14_{epochs}_reinforced_gain_top1"] - better[f"resnet_{epochs}_reinforced_gain_top1"]
+        stds = [better[f"{student}_{epochs}_reinforced_gain_top1_std"] for student in ("resnet", "resnet14")]
+        assert 0 < mean < 2 * (sum(std**2 for std in stds) / 3) ** 0.5
     for epochs in (10, 30):  # "taught no more"
         assert better[f"resnet_{epochs}_reinforced_top1"] < small[f"resnet_{epochs}_reinforced_top1"] + 0.003
     for epochs in (10, 30):  # "stored answers were worth as much"

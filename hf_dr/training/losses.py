@@ -68,7 +68,11 @@ def reinforced_kl(
     classes = logits_BC.shape[-1]
     # Rows whose probabilities sum to more than 1 by far: float16 lifts a sum by less than a hundredth.
     unanswered_B = teacher_logprobs_BK.float().exp().sum(-1) > 1.1
-    wrong_B = ((teacher_ids_BK < 0) | (teacher_ids_BK >= classes)).any(-1)
+    ids_BL = teacher_ids_BK
+    if tail == "image":
+        assert tail_ids_BT is not None
+        ids_BL = torch.cat([teacher_ids_BK, tail_ids_BT], -1)
+    wrong_B = ((ids_BL < 0) | (ids_BL >= classes)).any(-1)
     if (unanswered_B | wrong_B).any():
         rows = unanswered_B.nonzero().flatten().tolist()
         if rows:
@@ -79,7 +83,8 @@ def reinforced_kl(
             )
         row = int(wrong_B.nonzero()[0])
         raise ConfigError(
-            f"`teacher_ids` must be of the {classes} classes of `logits`, got {teacher_ids_BK[row].tolist()} in row {row}. "
+            f"`teacher_ids`{' and `tail_ids`' * (tail == 'image')} must be of the {classes} classes of `logits`, got "
+            f"{ids_BL[row].tolist()} in row {row}. "
             "A student needs the teacher's classes."
         )
     return _kl(logits_BC, teacher_ids_BK, teacher_logprobs_BK, tail, temperature, tail_ids_BT, tail_logprobs_BT)

@@ -221,6 +221,12 @@ def test_refusals():
         ConfigError, match=r"\(B, T\) with T <= C, got .*\(4, 5\) and .*\(5, 5\) next to logits \(5, 12\)"
     ):
         reinforced_kl(logits, ids, logprobs, **settings)
+    settings = with_tail("image")
+    settings["tail_ids_BT"][2, 1] = 12
+    with pytest.raises(
+        ConfigError, match=r"`teacher_ids` and `tail_ids` must be of the 12 classes .* 12, .* in row 2\."
+    ):
+        reinforced_kl(logits, ids, logprobs, **settings)
 
 
 def test_rows_without_an_answer_are_refused_or_left_out():

@@ -31,6 +31,7 @@ from torchvision.transforms.autoaugment import _apply_op
 
 from hf_dr.cli.main import main
 from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, FormatError, HfDrError
+from hf_dr.generation.ml_dr import fitting
 from hf_dr.generation.ml_dr import importer as ml_dr
 from hf_dr.generation.ml_dr.files import RunFormat, read_file
 from hf_dr.generation.ml_dr.fitting import find_rows
@@ -38,6 +39,7 @@ from hf_dr.generation.ml_dr.importer import ImportConfig, ImportJob
 from hf_dr.generation.ml_dr.runs import archive_files, open_runs
 from hf_dr.generation.verify import verify
 from hf_dr.replay.loading import load_reinforced
+from hf_dr.store.base_dataset import undecoded_images
 from hf_dr.store.schema import SCHEMA_VERSION
 
 ROWS, VIEWS, TOP_K, SIDE = 12, 6, 3, 16
@@ -373,7 +375,7 @@ def test_a_stopped_import_goes_on_and_writes_the_same(base, mixing, tmp_path, mo
     reads = []
     whole = RunFormat.read
     monkeypatch.setattr(RunFormat, "read", lambda *arguments: reads.append(arguments) or whole(*arguments))
-    monkeypatch.setattr(ml_dr, "image_sizes", reads.append)
+    monkeypatch.setattr(fitting, "_size", reads.append)
     folder = import_ml_dr([mixing[1]], base, config)
     assert reads == [], "what had been read is read again"
     for name in load_reinforced(folder).provenance.shard_names:
@@ -428,6 +430,14 @@ def test_a_damaged_scratch_file_is_noticed(base, mixing, tmp_path, monkeypatch):
             import_ml_dr([mixing[1]], base, config)
     with pytest.raises(FormatError, match=r"must hold what was written, but row 3 is damaged\. Delete it"):
         import_ml_dr([mixing[1]], base, config)
+
+
+def test_images_that_were_mended_meanwhile_are_seen(base):
+    images = undecoded_images(base, "image")
+    sizes = fitting.image_sizes(images)
+    assert sizes.min() > 0
+    found = fitting.image_sizes(images, np.where(np.arange(len(base))[:, None] % 5 == 2, 0, sizes))
+    np.testing.assert_array_equal(found, sizes)
 
 
 def test_a_disk_without_room_for_the_scratch_file_is_refused(base, mixing, tmp_path, monkeypatch):

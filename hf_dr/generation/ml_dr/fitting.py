@@ -120,8 +120,11 @@ def _read_order(path: Path) -> list[int | str]:
     return entries
 
 
-def image_sizes(images: datasets.Dataset) -> np.ndarray:
-    """Returns (height, width) of each undecoded image, int64 (rows, 2); zeros where the image cannot be used."""
+def image_sizes(images: datasets.Dataset, known: np.ndarray | None = None) -> np.ndarray:
+    """Returns (height, width) of each undecoded image, int64 (rows, 2); zeros where the image cannot be used.
+
+    With what an earlier call returned, only the images are read that could not be used: somebody may have mended them.
+    """
     (column,) = images.column_names
 
     def size_of(row: int) -> tuple[int, int]:
@@ -129,15 +132,17 @@ def image_sizes(images: datasets.Dataset) -> np.ndarray:
             return decode_with(images[row][column], _size)
         return 0, 0
 
-    sizes = np.zeros((len(images), 2), np.int64)
+    sizes = np.zeros((len(images), 2), np.int64) if known is None else known.copy()
+    unread = np.flatnonzero(sizes[:, 0] == 0)
+    there = len(images) - len(unread)
     with (
         ThreadPoolExecutor(num_cores()) as pool,
-        progress_bar(total=len(images), desc="reading the base's images", unit="image") as bar,
+        progress_bar(total=len(images), initial=there, desc="reading the base's images", unit="image") as bar,
     ):
-        for start in range(0, len(images), _SIZES_AT_ONCE):
-            stop = min(start + _SIZES_AT_ONCE, len(images))
-            sizes[start:stop] = list(pool.map(size_of, range(start, stop)))
-            bar.update(stop - start)
+        for start in range(0, len(unread), _SIZES_AT_ONCE):
+            rows = unread[start : start + _SIZES_AT_ONCE]
+            sizes[rows] = list(pool.map(size_of, rows.tolist()))
+            bar.update(len(rows))
     unusable = int((sizes[:, 0] == 0).sum())
     if unusable == len(sizes):
         raise DataError("the base must have images that can be decoded, found none. Check `image_column`.")

@@ -356,11 +356,11 @@ class _Scratch:
         return np.memmap(path, dtype, "r+", shape=shape)
 
     def sizes(self, images: datasets.Dataset) -> np.ndarray:
-        """Returns `image_sizes` of the base, which decodes every image; a restart finds them here."""
+        """Returns `image_sizes` of the base, which decodes every image; a restart reads those again that could not be used."""
         path = self.folder / "sizes"
         kept = path.read_bytes() if path.exists() else b""
         if len(kept) == 8 + 16 * len(images) and kept[:8] == xxhash.xxh3_64_digest(kept[8:]):
-            return np.frombuffer(kept[8:], np.int64).reshape(-1, 2)
+            return image_sizes(images, np.frombuffer(kept[8:], np.int64).reshape(-1, 2))
         sizes = image_sizes(images)
         write_whole(path, xxhash.xxh3_64_digest(sizes.tobytes()) + sizes.tobytes())
         return sizes

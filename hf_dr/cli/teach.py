@@ -134,8 +134,10 @@ def teach_command(argv: Sequence[str], prog: str) -> int:
     check_apart(args.output_dir, [dataset])
     check_writable(Path(args.output_dir).expanduser(), "output_dir")
     start_logging()
+    from hf_dr.cli.train import draw_all_anew
     from hf_dr.processes import process_state
 
+    draw_all_anew(args, "erm")
     for setting in ("push_to_hub", "resume_from_checkpoint") if teaching.folds else ():
         if getattr(args, setting):
             raise ConfigError(

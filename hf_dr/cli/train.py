@@ -42,6 +42,17 @@ from hf_dr.transfer.trainer import TransferTrainer
 logger = logging.getLogger(__name__)
 
 
+def draw_all_anew(args: ReinforcedTrainingArguments, objective: str) -> None:
+    """Sets that no stored view is replayed, as an objective needs it; refuses another share that somebody has set."""
+    share = args.reinforced_probability
+    if share not in (0, type(args).reinforced_probability):
+        raise ConfigError(
+            f"`reinforced_probability` must be 0 with `objective` {objective}, which learns from newly drawn views alone, got "
+            f"{share}. Leave it out."
+        )
+    args.reinforced_probability = 0.0
+
+
 def prepare_training(
     student: StudentArguments,
     args: ReinforcedTrainingArguments,
@@ -53,13 +64,7 @@ def prepare_training(
     The images of a fold are left out if one is given, which the model's configuration then tells.
     """
     if student.objective != "reinforced":
-        share = args.reinforced_probability
-        if share not in (0, type(args).reinforced_probability):
-            raise ConfigError(
-                f"`reinforced_probability` must be 0 with `objective` {student.objective}, which learns from newly drawn views "
-                f"alone, got {share}. Leave it out."
-            )
-        args.reinforced_probability = 0.0
+        draw_all_anew(args, student.objective)
     model_args = read_model_args(student.model_args)  # before anything is loaded
     read = [*student.dataset, student.base, student.eval_dataset]
     check_apart(str(args.output_dir), read, [student.student, *student.teacher])

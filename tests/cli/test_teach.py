@@ -102,6 +102,10 @@ def test_a_dataset_with_a_test_split_is_not_copied(taught, tmp_path, capsys):
             "`resume_from_checkpoint` must be left out with `folds`, got x: it would be the same for all teachers.",
         ),
         (["PHOTOS", "--label_column", "none"], "a teacher learns from labels, found none in"),
+        (
+            ["PHOTOS", "--reinforced_probability", "0.5"],
+            "`reinforced_probability` must be 0 with `objective` erm, which",
+        ),
     ],
 )
 def test_refusals(words, message, photos, tmp_path, capsys):
@@ -109,3 +113,4 @@ def test_refusals(words, message, photos, tmp_path, capsys):
     words += [] if "--output_dir" in words else ["--output_dir", str(tmp_path / "out")]
     assert main(["teach", *words, *TINY]) == 2
     assert message in capsys.readouterr().err
+    assert not list((tmp_path / "out").glob("*")), "nothing is written"

@@ -55,8 +55,8 @@ def check_classes(labels: np.ndarray, names: Sequence[str] | None, folds: np.nda
                 else "Add images, or choose another number of `folds`."
             )
             raise DataError(
-                f"each class must have images in at least 2 folds to learn from, but the {count} of {shown} are all in one: "
-                f"its teacher would not know them. {advice}"
+                f"each class must have images in at least 2 folds to learn from, but {shown} has all its images "
+                f"({count}) in one: its teacher would not know them. {advice}"
             )
 
 

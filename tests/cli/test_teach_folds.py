@@ -127,7 +127,9 @@ def test_a_class_that_is_in_one_fold_only_is_refused(tmp_path, tiny_dataset, cap
     tiny_dataset.select([0, 1, 2, 3, 8, 9, 10, 11]).to_parquet(tmp_path / "train.parquet")  # two of each class
     words = [str(tmp_path / "train.parquet"), "--eval_split", "train", "--output_dir", str(tmp_path / "out"), *TINY]
     assert main(["teach", *words, "--folds", "2"]) == 2
-    message = "the 2 of green are all in one: its teacher would not know them. Add images, or choose another number of `folds`"
+    message = (
+        "green has all its images (2) in one: its teacher would not know them. Add images, or choose another number of"
+    )
     assert f"each class must have images in at least 2 folds to learn from, but {message}" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
@@ -150,7 +152,5 @@ def test_a_class_of_a_single_image_is_refused_before_the_images_are_read(
         monkeypatch.setattr(name, lambda *_: pytest.fail("the images are read"))
     words = [str(tmp_path / "train.parquet"), "--output_dir", str(tmp_path / "out"), *TINY, "--folds", "2"]
     assert main(["teach", *words, *([] if divided else ["--eval_split", "train"])]) == 2
-    message = (
-        f"but the 1 of {tiny_dataset.features['label'].names[2]} are all in one: its teacher would not know them. Add"
-    )
+    message = f"but {tiny_dataset.features['label'].names[2]} has all its images (1) in one: its teacher would not know them. Add"
     assert message in capsys.readouterr().err

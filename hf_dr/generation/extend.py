@@ -87,7 +87,7 @@ def extend(
 
 
 def check_extension(plus: ReinforcedDataset, config: ExtendConfig, *, teacher: bool, add_teacher: bool) -> None:
-    """Checks, as `extend` says, what can be known before a teacher is loaded, but for whether one is given."""
+    """Checks what can be known before a teacher is loaded, as `extend` tells; `teacher`, `add_teacher`: whether it is given."""
     stored = plus.provenance
     if stored.schema_version < SCHEMA_VERSION:
         raise ConfigError(
@@ -152,9 +152,10 @@ def asked_teacher(
     **settings: Any,
 ) -> Teacher:
     """Returns the teacher that an extension asks: the new members, or that of the stored views; see `same_teacher`."""
-    if add_teacher:
+    if add_teacher is not None:
         settings = {"temperature": 1.0, "classes": None, **settings}  # those of the others are not theirs
-    return same_teacher(add_teacher or teacher, plus.provenance, device=process_state().device, **settings)
+    given = teacher if add_teacher is None else add_teacher
+    return same_teacher(given, plus.provenance, device=process_state().device, **settings)
 
 
 def extend_job(plus: ReinforcedDataset, teacher: Teacher, config: ExtendConfig) -> Job:

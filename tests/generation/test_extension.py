@@ -373,6 +373,12 @@ def test_new_members_must_belong(tmp_path, tiny_plus, tiny_teacher, make_teacher
     assert not list(tmp_path.iterdir())
 
 
+def test_no_new_members_are_refused(tmp_path, tiny_plus):
+    with pytest.raises(TeacherError, match=r"a teacher must have at least one member, got none"):
+        added(tiny_plus, tmp_path, [])
+    assert not list(tmp_path.iterdir())
+
+
 def test_new_members_may_come_with_other_libraries(tmp_path, tiny_plus, make_teacher, monkeypatch):
     """The views are compared with what was seen, and the provenance tells both."""
     now = {**tiny_plus.provenance.library_versions, "timm": "9.9"}

@@ -73,7 +73,7 @@ def same_teacher(
 
 
 def named_members(provenance: Provenance) -> list[dict[str, Any]]:
-    """Returns the members of the teacher that a provenance names, once each has `id` and `weights_hash`."""
+    """Returns the members of the teacher that a provenance names, each with `id` and `weights_hash`; checks the hashes."""
     members: list[dict[str, Any]] = provenance.teacher["members"]
     if not all(isinstance(member.get("weights_hash", 0), (str, type(None))) for member in members):
         raise FormatError(f"`teacher.members` of the provenance must name id and weights_hash, found {members!r:.80}.")

@@ -51,8 +51,8 @@ def ahead(
 ) -> Generator[Result]:
     """Yields `finish(batch, ask(batch))` for each batch, in order, with `ask` running ahead by at most `depth` batches.
 
-    `ask` gives work to the device and does not wait for it; `finish` reads what has come of it meanwhile. All runs in the
-    caller's thread: threads would take Python's lock from each other at every operation.
+    `ask` gives work to a device or a pool and does not wait for it; `finish` reads what has come of it meanwhile. Both run in
+    the caller's thread: threads that give work to a device would take Python's lock from each other at every operation.
     """
     waiting: deque[tuple[Batch, Asked]] = deque()
     for batch in batches:

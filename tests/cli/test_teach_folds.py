@@ -152,5 +152,7 @@ def test_a_class_of_a_single_image_is_refused_before_the_images_are_read(
         monkeypatch.setattr(name, lambda *_: pytest.fail("the images are read"))
     words = [str(tmp_path / "train.parquet"), "--output_dir", str(tmp_path / "out"), *TINY, "--folds", "2"]
     assert main(["teach", *words, *([] if divided else ["--eval_split", "train"])]) == 2
-    message = f"but {tiny_dataset.features['label'].names[2]} has all its images (1) in one: its teacher would not know them. Add"
+    message = (
+        f"but {tiny_dataset.features['label'].names[2]} has all its images (1) in one: its teacher would not know them."
+    )
     assert message in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import multiprocessing
 import os
 import platform
 import signal
@@ -113,6 +114,22 @@ def describe_processor(device: torch.device) -> str:
     if device.type != "cpu":
         return device.type
     return f"{platform.machine()} CPU with {torch.backends.cpu.get_cpu_capability()}"
+
+
+def refuse_unguarded() -> None:
+    """Refuses to be called at the top level of a script that a worker process imports, as it does before it works.
+
+    Only a process that was forked does not: on Linux the usual kind before Python 3.14.
+
+    Raises:
+        ConfigError: This process is such a worker.
+    """
+    # Python's own check of this, when a worker starts one of its own, looks at the same.
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise ConfigError(
+            'a script that starts worker processes must do its work below `if __name__ == "__main__":`, but a worker, which '
+            "imports the script first, has begun to do all of it again. Indent it below such a line."
+        )
 
 
 def leave_group_at_exit() -> None:

@@ -203,6 +203,22 @@ def test_a_command_that_teaches_keeps_memory_before_torch_is_imported(monkeypatc
     assert launch.launch(command, [], "hf-dr") == expected
 
 
+def test_a_worker_that_imports_a_script_is_known(tmp_path):
+    script = tmp_path / "unguarded.py"
+    script.write_text(
+        "import multiprocessing\n"
+        "print(getattr(multiprocessing.current_process(), '_inheriting', False), flush=True)\n"
+        "if __name__ == '__main__':\n"
+        "    for method in ('fork', 'spawn', 'forkserver'):\n"
+        "        worker = multiprocessing.get_context(method).Process(target=int)\n"
+        "        worker.start()\n"
+        "        worker.join()\n"
+    )
+    said = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True).stdout.split()
+    assert said[0] == "False"
+    assert set(said[1:]) == {"True"}
+
+
 def test_a_gpu_that_is_hidden_is_none(monkeypatch):
     monkeypatch.setattr("pathlib.Path.exists", lambda path: str(path) == "/dev/nvidiactl")
     for name in ("ACCELERATE_USE_CPU", "CUDA_VISIBLE_DEVICES"):

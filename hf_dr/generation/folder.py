@@ -20,6 +20,7 @@ from accelerate import PartialState
 from hf_dr.errors import ConfigError, FingerprintMismatchError, FormatError
 from hf_dr.files import write_whole
 from hf_dr.generation.labelling import ViewColumns
+from hf_dr.processes import refuse_unguarded
 from hf_dr.store.card import write_card
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import PROVENANCE_FILE
@@ -77,6 +78,7 @@ def _take(folder: Path, lock: filelock.BaseFileLock, part: Part) -> None:
                     pass
     except filelock.Timeout as busy:
         lock.release()
+        refuse_unguarded()
         raise ConfigError(
             f"{folder} must not be in use, but another run is writing to it ({Path(busy.lock_file).name}). Wait for it, or "
             "choose another `output_dir` or `config_name`. Several runs at once are parts of one number: `part` 0/2 and 1/2."

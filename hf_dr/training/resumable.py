@@ -27,7 +27,7 @@ from transformers.trainer_utils import (
 from hf_dr.errors import ConfigError, HfDrError
 from hf_dr.files import check_writable, write_json, writing
 from hf_dr.hub.retry import ask
-from hf_dr.processes import leave_group_at_exit, quiet_worker, warm_up_kernels
+from hf_dr.processes import leave_group_at_exit, quiet_worker, refuse_unguarded, warm_up_kernels
 from hf_dr.settings import Real, Whole, check_settings, flag
 from hf_dr.text import progress_bar
 from hf_dr.training.callbacks import Divergence, check_weights
@@ -235,6 +235,7 @@ class ResumableTrainer(Trainer):
         try:
             self._lock.acquire()
         except filelock.Timeout:
+            refuse_unguarded()
             raise ConfigError(
                 f"`output_dir` must not be in use, but another training is writing to {folder}. Wait for it, or choose another "
                 "`output_dir`."

@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import math
+import multiprocessing
 import re
 import shutil
 import signal
@@ -231,7 +232,7 @@ def test_independent_launches_share_a_folder_and_the_last_completes_it(tmp_path,
     ).read_text()
 
 
-def test_parts_of_one_number_run_at_once_and_no_others(tmp_path, tiny_dataset, tiny_teacher):
+def test_parts_of_one_number_run_at_once_and_no_others(tmp_path, tiny_dataset, tiny_teacher, monkeypatch):
     config = ReinforceConfig(str(tmp_path), "a", num_views=3, top_k=2, shard_size=5, num_workers=0)
     job = reinforce_job(tiny_dataset, tiny_teacher, MIXING, config)
     job.folder.mkdir()
@@ -249,6 +250,13 @@ def test_parts_of_one_number_run_at_once_and_no_others(tmp_path, tiny_dataset, t
                 job.run(part)
     job.run()
     assert not list(job.folder.glob(".*.tmp"))
+    monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
+    with (
+        Part().lock(job.folder),
+        pytest.raises(ConfigError, match=r'must do its work below `if __name__ == "__main__":`, but a worker'),
+    ):
+        job.run()
+    monkeypatch.undo()
     with Part().lock(job.folder), pytest.raises(ConfigError, match=r"another run is writing to it \(\.lock\)"):
         job.run(Part(1, 2))
 

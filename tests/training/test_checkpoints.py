@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import multiprocessing
 import shutil
 import subprocess
 import sys
@@ -249,7 +250,7 @@ def test_a_checkpoint_without_an_optimizer_is_left_out(plain, settings, tmp_path
         trainer.train(resume_from_checkpoint=str(tmp_path / "out" / f"checkpoint-{STEPS}"))
 
 
-def test_two_trainings_in_one_folder_are_refused(plain, settings, tmp_path):
+def test_two_trainings_in_one_folder_are_refused(plain, settings, tmp_path, monkeypatch):
     holder = (
         "import filelock, sys\n"
         "with filelock.FileLock(sys.argv[1]):\n"
@@ -268,6 +269,10 @@ def test_two_trainings_in_one_folder_are_refused(plain, settings, tmp_path):
             ConfigError, match=r"`output_dir` must not be in use, but another training is writing to .*out"
         ):
             trainer.train()
+        monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
+        with pytest.raises(ConfigError, match=r'must do its work below `if __name__ == "__main__":`, but a worker'):
+            trainer.train()
+        monkeypatch.undo()
         assert same(weights(student), before)
     with trainer.alone():
         trainer.train()

@@ -1,4 +1,4 @@
-"""What a process does once, at the start of a job, so that it computes as every other process does."""
+"""What a process does once, before a job, so that it computes as every other does; pools, and work that runs ahead."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import os
 import platform
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
@@ -30,6 +31,10 @@ KERNELS = (
 """Of one argument."""
 OVER_ROWS = ("log_softmax", "logsumexp", "softmax")
 """Of one argument and a dimension."""
+
+_Batch = TypeVar("_Batch")
+_Asked = TypeVar("_Asked")
+_Result = TypeVar("_Result")
 
 
 def warm_up_kernels() -> None:
@@ -171,6 +176,26 @@ def thread_pool(threads: int, name: str, **settings: Any) -> Iterator[ThreadPool
         pool.shutdown(cancel_futures=True)
 
 
+def ahead(
+    batches: Iterable[_Batch],
+    ask: Callable[[_Batch], _Asked],
+    finish: Callable[[_Batch, _Asked], _Result],
+    depth: int = 3,
+) -> Generator[_Result]:
+    """Yields `finish(batch, ask(batch))` for each batch, in order, with `ask` running ahead by at most `depth` batches.
+
+    `ask` gives work to a device or a pool and does not wait for it; `finish` reads what has come of it meanwhile. Both run in
+    the caller's thread: threads that give work to a device would take Python's lock from each other at every operation.
+    """
+    waiting: deque[tuple[_Batch, _Asked]] = deque()
+    for batch in batches:
+        waiting.append((batch, ask(batch)))
+        if len(waiting) > depth:
+            yield finish(*waiting.popleft())
+    while waiting:
+        yield finish(*waiting.popleft())
+
+
 def quiet_worker(worker: int, then: Callable[[int], object] | None = None) -> None:
     """Prepares a DataLoader's worker: one thread of torch, and Ctrl-C left to the parent, which ends its workers.
 
@@ -182,9 +207,6 @@ def quiet_worker(worker: int, then: Callable[[int], object] | None = None) -> No
     torch.set_num_threads(1)
     if then is not None:
         then(worker)
-
-
-_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)

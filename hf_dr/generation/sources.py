@@ -16,13 +16,12 @@ from dataclasses import dataclass
 import torch
 
 from hf_dr.generation.labelling import CPU_BATCH, Labeller, Reply, ViewColumns
-from hf_dr.processes import default_workers, quiet_worker, thread_pool
+from hf_dr.processes import ahead, default_workers, quiet_worker, thread_pool
 from hf_dr.store.provenance import Provenance
 from hf_dr.text import format_bytes
 from hf_dr.views.device.augment import is_fast_on
 from hf_dr.views.device.graphs import Graphed
 from hf_dr.views.device.maker import DeviceViewMaker, MadeViews
-from hf_dr.views.device.overlap import ahead
 from hf_dr.views.device.plan import NotOnDeviceError, unsupported
 from hf_dr.views.maker import Span, ViewBatch, ViewMaker
 

@@ -119,7 +119,7 @@ def _check_tensors(
         if (
             not isinstance(ids, torch.Tensor)
             or not isinstance(logprobs, torch.Tensor)
-            or ids.dtype not in _CLASSES
+            or ids.dtype not in (torch.int64, torch.int32)
             or not logprobs.is_floating_point()
             or ids.ndim != 2
             or ids.shape != logprobs.shape
@@ -131,10 +131,6 @@ def _check_tensors(
                 f"{_found(ids)} and {_found(logprobs)} next to logits {tuple(logits_BC.shape)}. Give what a loader of "
                 "reinforced data yields, and a student over the teacher's classes."
             )
-
-
-_CLASSES = (torch.int64, torch.int32)
-"""Of numbers of classes."""
 
 
 def _found(value: object) -> str:

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, cast
 
 from hf_dr.errors import ConfigError, FormatError
 from hf_dr.generation.ml_dr.files import MAX_FILE_BYTES, Columns, RunFormat, read_file
-from hf_dr.views.device.overlap import ahead
+from hf_dr.processes import ahead
 
 Read = Callable[[], bytes]
 

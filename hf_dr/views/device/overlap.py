@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-
-Batch = TypeVar("Batch")
-Asked = TypeVar("Asked")
-Result = TypeVar("Result")
 
 _STREAMS: dict[tuple[torch.device, str], torch.cuda.Stream] = {}
 
@@ -44,23 +40,6 @@ class LaterOnHost:
         if self._done is not None:
             self._done.synchronize()
         return self._copies
-
-
-def ahead(
-    batches: Iterable[Batch], ask: Callable[[Batch], Asked], finish: Callable[[Batch, Asked], Result], depth: int = 3
-) -> Generator[Result]:
-    """Yields `finish(batch, ask(batch))` for each batch, in order, with `ask` running ahead by at most `depth` batches.
-
-    `ask` gives work to a device or a pool and does not wait for it; `finish` reads what has come of it meanwhile. Both run in
-    the caller's thread: threads that give work to a device would take Python's lock from each other at every operation.
-    """
-    waiting: deque[tuple[Batch, Asked]] = deque()
-    for batch in batches:
-        waiting.append((batch, ask(batch)))
-        if len(waiting) > depth:
-            yield finish(*waiting.popleft())
-    while waiting:
-        yield finish(*waiting.popleft())
 
 
 class Background:

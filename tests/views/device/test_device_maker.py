@@ -9,10 +9,11 @@ import PIL.Image
 import pytest
 import torch
 
+from hf_dr.processes import ahead
 from hf_dr.views.augmentation import NO_PARTNER, PARTNER, Augmentation
 from hf_dr.views.device.graphs import Graphed
 from hf_dr.views.device.maker import DeviceViewMaker, partners_of
-from hf_dr.views.device.overlap import Background, LaterOnHost, ahead
+from hf_dr.views.device.overlap import Background, LaterOnHost
 from hf_dr.views.maker import Span, ViewMaker
 from hf_dr.views.rng import Matching
 

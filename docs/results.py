@@ -1,13 +1,17 @@
 # ruff: noqa: E501
-"""Makes docs/results.md from benchmarks/results/*.json. Takes no arguments."""
+"""Makes docs/results.md and its picture from benchmarks/results/*.json. Takes no arguments."""
 
 import json
 import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from matplotlib.figure import Figure
+
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "results.md"
+PICTURE = ROOT / "docs" / "length.png"
 STUDENTS = {
     "Fashion-MNIST, ResNet": "fashion_mnist_resnet",
     "Fashion-MNIST, ViT": "fashion_mnist_vit",
@@ -162,6 +166,52 @@ def teachers() -> list[str]:
     return lines
 
 
+# What the picture shows: a file, the part of its keys, the title.
+CURVES = (
+    ("length", "resnet18", "ResNet-18"),
+    ("length_better", "resnet14", "ResNet-14"),
+    ("length_cpu", "resnet", "ResNet"),
+)
+
+
+def curves() -> dict[str, dict[str, list[list[float]]]]:
+    """Returns what the picture shows: by student and by what it learned from, rows of epochs, top-1, its std, ECE, its std."""
+    shown: dict[str, dict[str, list[list[float]]]] = {}
+    for file, student, title in CURVES:
+        found = read(file)
+        trained = {int(key.split("_")[1]) for key in found if re.fullmatch(rf"{student}_\d+_reinforced_top1", key)}
+        for objective, way in (("erm", "labels"), ("reinforced", "stored answers")):
+            rows = []
+            for epochs in sorted(trained):
+                prefix = f"{student}_{epochs}_{objective}"
+                rows.append([epochs])
+                for metric in ("top1", "ece"):
+                    rows[-1] += [100 * found[f"{prefix}_{metric}"], 100 * found.get(f"{prefix}_{metric}_std", 0.0)]
+            shown.setdefault(title, {})[way] = rows
+    return shown
+
+
+def draw(path: Path) -> None:
+    """Draws `curves`; the picture carries them as text, so that a test sees when it is older than they are."""
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    panels = figure.subplots(1, 2)
+    for colour, (title, ways) in enumerate(curves().items()):
+        for style, (way, rows) in zip(("--", "-"), ways.items(), strict=True):
+            epochs, top1, top1_std, ece, ece_std = np.array(rows).T
+            beside = epochs * 1.02 ** (2 * colour + (style == "-") - 2.5)  # so that no spread hides another
+            for axis, values, spread in ((panels[0], top1, top1_std), (panels[1], ece, ece_std)):
+                label = f"{title}, {way}"
+                axis.errorbar(beside, values, spread, fmt=f"C{colour}o{style}", markersize=4, capsize=3, label=label)
+    for axis, name in zip(panels, ("top-1 %", "ECE %"), strict=True):
+        axis.set(
+            xscale="log", xlabel="epochs", ylabel=name, xticks=[10, 20, 30, 100], xticklabels=["10", "20", "30", "100"]
+        )
+        axis.tick_params(which="minor", bottom=False)
+        axis.grid(alpha=0.3)
+    panels[0].legend(fontsize=8)
+    figure.savefig(path, dpi=110, metadata={"Description": json.dumps(curves()), "Software": None})
+
+
 def temperatures() -> str:
     """Returns which temperatures the calibrated teachers have."""
     found = read("teachers")
@@ -226,6 +276,11 @@ def page() -> str:
             f"({right('length_better')}); what the small ResNet learns from labels is as above.\nResNet-14 has 2.7 million weights:"
         ),
         "\n".join(length("length_better", {"resnet": "ResNet", "resnet14": "ResNet-14"})),
+        (
+            "![Top-1 accuracy and ECE by the number of epochs, of three students on labels and on stored answers](length.png)\n\n"
+            "The first table's ResNet-18, the last one's ResNet-14 and the second one's ResNet: means, and standard deviations over "
+            "two or three\nseeds."
+        ),
         "## Other teachers, and more views",
         (
             "By `python benchmarks/accuracy.py --small --students resnet --seeds 0 1`, with `--teachers calibrated`, `--teachers "
@@ -244,3 +299,4 @@ def page() -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
+    draw(PICTURE)

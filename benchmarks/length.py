@@ -8,12 +8,13 @@ fresh weights see them at 64x64; the teachers are ImageNet's EfficientNet-Lite0 
 images; V = 16. With `--scale cpu`, which two cores do in some hours, a ResNet of 0.3 million weights, one of 2.7 million
 (resnet14) and a ViT of 0.7 million see them at 32x32; the teacher is Lite0 at 64x64; V = 32. Teachers answer in bfloat16.
 
-Students learn from labels (erm), from stored answers (reinforced) or from the teachers in memory (kd), with the same model,
-views, optimizer and steps. Keys: `<student>_<epochs>_<objective>_` with `top1`, `nll` (nats), `ece` and `corrupted` (share
-of errors; each test image has one of the fifteen corruptions, at severity 3), each a mean over seeds, with `_std`; `seeds`;
-`temperature`, which fits the test images best (above 1: the student is too sure), and `calibrated_ece`, of each half of them
-at the temperature that fits the other half; and `seconds`, which says little about speed because several trainings share the
-machine; and `<student>_<epochs>_<objective>_gain_` with the differences from erm of the same seed, above 0 where it is better.
+Students learn from labels (erm), from stored answers (reinforced), from the teachers in memory (kd), or half from stored
+answers and half from labels (both), with the same model, views, optimizer and steps. Keys: `<student>_<epochs>_<objective>_`
+with `top1`, `nll` (nats), `ece` and `corrupted` (share of errors; each test image has one of the fifteen corruptions, at
+severity 3), each a mean over seeds, with `_std`; `seeds`; `temperature`, which fits the test images best (above 1: the
+student is too sure), and `calibrated_ece`, of each half of them at the temperature that fits the other half; and `seconds`,
+which says little about speed because several trainings share the machine; and `<student>_<epochs>_<objective>_gain_` with
+the differences from erm of the same seed, above 0 where it is better.
 
 Trainings run side by side, `--jobs` at a time. Finished ones in --work are kept: the same command goes on where it was
 stopped, within a training at its last whole epoch (its `seconds` are then those since). With `--minutes` none starts that
@@ -58,7 +59,7 @@ from hf_dr.training.trainer import ReinforcedTrainer
 from hf_dr.views.augmentation import Augmentation
 
 SET, TEACHER_BATCH = "cifar10", 128
-OBJECTIVES = ("erm", "reinforced", "kd")
+OBJECTIVES = ("erm", "reinforced", "kd", "both")
 METRICS = ("top1", "nll", "ece")
 SEVERITY = 3
 
@@ -223,14 +224,15 @@ def _teacher(work: Work) -> Teacher:
 
 def train(work: Work, student: str, epochs: int, objective: str, seed: int) -> None:
     """Trains a student, and writes what it reaches."""
-    data: Any = load_reinforced(work.plus, seed=seed) if objective == "reinforced" else work.drawn(work.scale.side)
+    stored = objective in ("reinforced", "both")
+    data: Any = load_reinforced(work.plus, seed=seed) if stored else work.drawn(work.scale.side)
     data.seed = seed
     settings = dict(work.scale.students[student])
     name, model_args = settings.pop("name"), settings.pop("model_args", None)
     arguments = work.arguments(
         work.folder / "runs" / _name(student, epochs, objective, seed), num_train_epochs=epochs,
         per_device_train_batch_size=work.scale.batch, seed=seed,
-        reinforced_probability=1.0 if objective == "reinforced" else 0.0, **settings,
+        reinforced_probability=1.0 if stored else 0.0, label_weight=0.5 if objective == "both" else 0.0, **settings,
     )  # fmt: skip
     torch.manual_seed(seed)
     shared: dict[str, Any] = {
@@ -294,7 +296,8 @@ def tasks_of(work: Work, flags: Any) -> list[Task]:
     ]
     tasks.append(Task(prepare_corrupted, (), work.corrupted))
     tasks.append(Task(prepare_plus, (), results / "plus.json", tuple(made)))
-    needs = {"erm": (), "reinforced": (results / "plus.json",), "kd": tuple(made)}
+    plus = (results / "plus.json",)
+    needs = {"erm": (), "reinforced": plus, "kd": tuple(made), "both": plus}
     for student in flags.students:
         for epochs in flags.epochs:
             for seed in flags.seeds:
@@ -388,7 +391,9 @@ def main() -> None:
     parser.add_argument(
         "--students", nargs="+", help="resnet18 or vit; resnet, resnet14 or vit on a CPU. Default: the first."
     )
-    parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, default=list(OBJECTIVES), help="Default: all.")
+    parser.add_argument(
+        "--objectives", nargs="+", choices=OBJECTIVES, default=list(OBJECTIVES[:3]), help="Default: all but both."
+    )
     parser.add_argument("--epochs", nargs="+", type=int, default=[10, 30], help="Default: 10 30.")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="Default: 0 1 2.")
     parser.add_argument("--jobs", type=int, default=4, help="Trainings side by side. Default: 4.")

@@ -131,7 +131,7 @@ def length(file: str, students: dict[str, str]) -> list[str]:
     for student, title in students.items():
         trained = [key.split("_")[1] for key in found if key.startswith(f"{student}_") and key.endswith("_erm_top1")]
         for epochs in sorted(trained, key=int):
-            for objective, way in (("erm", "labels"), ("reinforced", "stored answers"), ("kd", "teacher in memory")):
+            for objective, way in LEARNED_FROM.items():
                 prefix = f"{student}_{epochs}_{objective}"
                 if f"{prefix}_top1" not in found:
                     continue
@@ -164,6 +164,15 @@ def teachers() -> list[str]:
                 signs = [f"{100 * agreement:.1f} %", f"{100 * ece:.2f}", f"{entropy:.3f}"]
             lines.append(f"| {' | '.join([title, way, *signs, *spreads(found, student)])} |")
     return lines
+
+
+# What students of benchmarks/length.py learn from.
+LEARNED_FROM = {
+    "erm": "labels",
+    "reinforced": "stored answers",
+    "both": "half stored answers, half labels",
+    "kd": "teacher in memory",
+}
 
 
 # What the picture shows: a file, the part of its keys, the title.

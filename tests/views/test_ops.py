@@ -363,6 +363,18 @@ def test_two_ops_cannot_share_a_name() -> None:
     assert "Mirror" not in OPS
 
 
+def test_an_op_that_is_defined_again_takes_its_own_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when a cell of a notebook runs twice."""
+    monkeypatch.setattr("hf_dr.views.ops.base.OPS", known := dict(OPS))
+    first, second = (type("Mirror", (RandomHorizontalFlip,), {"name": "mirror"}) for _ in range(2))
+    assert register(register(first)) is known["Mirror"]
+    assert register(second) is known["Mirror"]
+    elsewhere = type("Mirror", (RandomHorizontalFlip,), {"name": "mirror", "__module__": "elsewhere"})
+    with pytest.raises(AssertionError, match="op Mirror or its column name 'mirror' is registered twice"):
+        register(elsewhere)
+    assert known["Mirror"] is second
+
+
 # ----------------------------------------------------------------------------------------------------- damaged columns
 
 FAR = 0xFFFF

@@ -52,8 +52,9 @@ OPS: dict[str, type[Op]] = {}
 
 
 def register(cls: _OpClass) -> _OpClass:
-    """Class decorator that makes an op known by its class name."""
-    if cls.__name__ in OPS or any(op.name == cls.name for op in OPS.values()):
+    """Class decorator that makes an op known by its class name; one that a notebook's cell defines again takes its place."""
+    others = [op for op in OPS.values() if (op.__module__, op.__qualname__) != (cls.__module__, cls.__qualname__)]
+    if any(cls.__name__ == op.__name__ or cls.name == op.name for op in others):
         raise AssertionError(f"op {cls.__name__} or its column name {cls.name!r} is registered twice")
     OPS[cls.__name__] = cls
     return cls

@@ -13,7 +13,7 @@ from torch import distributed, nn
 from torch.utils.data import DataLoader, default_collate
 
 from hf_dr.errors import ConfigError
-from hf_dr.processes import find_device
+from hf_dr.processes import find_device, quiet_worker
 from hf_dr.replay.messages import InOneMessage
 from hf_dr.replay.reinforced_data import ReinforcedData, check_loaded
 from hf_dr.replay.sampling import ReinforcedSampler
@@ -97,6 +97,8 @@ class ReinforcedLoader:
             "drop_last": drop_last,
             "pin_memory": self.device.type == "cuda",
             "persistent_workers": num_workers > 0,
+            # They serve the next iteration, too, after Ctrl-C in a notebook, which goes to all processes of the kernel.
+            "worker_init_fn": quiet_worker,
         }
         on_device: dict[str, Any] = {"device": self.device, "put_on_device": True, "non_blocking": True}
         read: Any = dataset

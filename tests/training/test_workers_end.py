@@ -7,6 +7,7 @@ import time
 
 from transformers import TrainerCallback
 
+from hf_dr import ReinforcedLoader
 from tests.training.helpers import Watched, pooled, settings_in
 
 
@@ -37,3 +38,13 @@ def test_ctrl_c_is_the_parents(tmp_path, tiny_plus):
     trainer = Watched(pooled(), args, train_dataset=tiny_plus, eval_dataset=tiny_plus, callbacks=[InterruptWorkers()])
     trainer.train()
     assert trainer.state.epoch == 2
+
+
+def test_a_loop_that_was_interrupted_can_be_started_again(tiny_plus):
+    """As in a notebook, whose interrupt goes to all processes of the kernel; the loader keeps its workers."""
+    before = set(multiprocessing.active_children())
+    loader = ReinforcedLoader(tiny_plus, 4, device="cpu", num_workers=2)
+    assert len(list(zip(loader, range(2), strict=False))) == 2  # one of each worker: both are ready
+    for child in set(multiprocessing.active_children()) - before:
+        os.kill(child.pid, signal.SIGINT)
+    assert len(list(loader)) == len(loader)

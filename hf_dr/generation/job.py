@@ -161,8 +161,8 @@ class Job:
         state = process_state()
         on_main(state, self._check_agreement)
         lock = part.lock(self.folder, state.process_index)
-        missing = on_main(state, lambda: self._open(lock, part))
-        try:
+        try:  # what is not released here, a notebook holds on to with the error's traceback
+            missing = on_main(state, lambda: self._open(lock, part))
             lock.acquire()  # rank 0 has it already, and holds it once more
             mine = missing[state.process_index :: state.num_processes]
             progress = RunProgress(self.folder, self.provenance, part, missing, mine, state)

@@ -16,6 +16,7 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import children
 import datasets
@@ -337,6 +338,17 @@ def test_ctrl_c_keeps_finished_shards_and_says_how_to_go_on(tmp_path, checkpoint
     assert "Traceback" not in child.text
     assert list(tmp_path.rglob("*.parquet"))
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_run_that_is_stopped_as_it_begins_leaves_the_folder_free(tmp_path, tiny_dataset, tiny_teacher, monkeypatch):
+    """Also while its traceback is kept, as by a notebook."""
+    job = reinforce_job(tiny_dataset, tiny_teacher, MIXING, ReinforceConfig(str(tmp_path), num_views=2))
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "note_processor", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt) as kept:
+            job.run()
+    job.run()
+    assert kept.tb is not None
 
 
 def test_nothing_is_done_twice(tmp_path, tiny_dataset, tiny_teacher, caplog):

@@ -55,6 +55,27 @@ def test_a_stream_goes_on_where_it_was(in_shards, settings, tmp_path, killed_at,
     assert same(weights(resumed.model), weights(whole.model))
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_the_same_trainer_goes_on_after_it_was_stopped(in_shards, settings, tmp_path, streaming):
+    """As in a notebook, whose cells share one trainer: stopped one step after a checkpoint."""
+
+    def start(name: str) -> Watched:
+        args = settings(output_dir=str(tmp_path / name), num_train_epochs=3, save_strategy="steps", save_steps=2)
+        data = load_reinforced(in_shards["plain"], streaming=streaming)
+        return Watched(pooled(dropout=0.5), args, train_dataset=data)
+
+    whole = start("whole")
+    found = whole.train()
+    stopped, kill = start("stopped"), KillAt(5)
+    stopped.add_callback(kill)
+    with pytest.raises(KilledError):
+        stopped.train()
+    stopped.remove_callback(kill)
+    assert stopped.train(resume_from_checkpoint=True).training_loss == pytest.approx(found.training_loss)
+    assert all(same(a, b) for a, b in zip(whole.seen, [*stopped.seen[:4], *stopped.seen[5:]], strict=True))
+    assert same(weights(stopped.model), weights(whole.model))
+
+
 def streamed(in_shards, settings, kind: str = "plain", **changes: Any) -> Watched:
     stream = load_reinforced(in_shards[kind], streaming=True)
     args = {"save_strategy": "steps", "save_steps": 1, "num_train_epochs": 2, "reinforced_probability": 1.0, **changes}

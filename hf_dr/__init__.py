@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         ReplayError,
         TeacherError,
     )
+    from hf_dr.evaluation.evaluate import evaluate
     from hf_dr.generation.config import ExtendConfig, ReinforceConfig
     from hf_dr.generation.contact_sheet import contact_sheet
     from hf_dr.generation.extend import extend
@@ -67,6 +68,7 @@ _MODULES = {
     "TeacherError": "errors",
     "build_student": "training.students",
     "contact_sheet": "generation.contact_sheet",
+    "evaluate": "evaluation.evaluate",
     "extend": "generation.extend",
     "load_detector": "transfer.detection",
     "load_reinforced": "replay.loading",
@@ -102,6 +104,7 @@ __all__ = [
     "__version__",
     "build_student",
     "contact_sheet",
+    "evaluate",
     "extend",
     "load_detector",
     "load_reinforced",

@@ -60,20 +60,11 @@ def evaluate_command(argv: Sequence[str], prog: str) -> int:
     )
     start_logging()
     from hf_dr.cli.smoke import rehearse
-    from hf_dr.evaluation.run import run_evaluation
-    from hf_dr.evaluation.unfinished import Unfinished
-    from hf_dr.processes import refuse_several
+    from hf_dr.evaluation.evaluate import evaluated
 
     if smoke.smoke:
         return rehearse("evaluate", argv, prog, lambda stand_in: stand_in.evaluate(vars(config)))
-    refuse_several("evaluate")
-    folder = Path(config.output_dir).expanduser()
-    check_writable(folder, "output_dir")
-    unfinished = Unfinished(folder)
-    report = run_evaluation(config, unfinished)
-    report.save(folder)
-    unfinished.done()
-    print(report.to_markdown())
+    print(evaluated(config))
     return 0
 
 

@@ -32,21 +32,23 @@ class Images(NamedTuple):
 
 def open_set(spec: EvaluationSet, config: EvaluateConfig) -> Images:
     """Loads a set and checks its columns and labels."""
-    dataset, _ = load_base(
-        spec.dataset, spec.config, split=spec.split, revision=spec.revision, files_from=config.files_from
-    )
+    dataset = spec.loaded
+    if dataset is None:
+        dataset, _ = load_base(
+            spec.dataset, spec.config, split=spec.split, revision=spec.revision, files_from=config.files_from
+        )
     if spec.note:
         logger.warning("%s (%s): %s.", spec.name, spec.dataset, spec.note)
     pictures = [name for name, kind in dataset.features.items() if isinstance(kind, datasets.Image)]
     if spec.image is None and len(pictures) != 1:
         raise DataError(
             f"set `{spec.name}` must have one image column, found {', '.join(pictures) or 'none'} among "
-            f"{', '.join(dataset.column_names)}. Name it: ,image=COLUMN."
+            f"{', '.join(dataset.column_names)}. {spec.how_to_name('image')}"
         )
     image = spec.image or pictures[0]
     for option, name in (("image", image), ("label", spec.label)):
         if name not in dataset.column_names:
-            advice = f"{did_you_mean(name, dataset.column_names).strip()} Name it: ,{option}=COLUMN."
+            advice = f"{did_you_mean(name, dataset.column_names).strip()} {spec.how_to_name(option)}"
             if option == "label" and image in pictures:
                 advice = label_advice(dataset, image, advice)
             raise DataError(f"set `{spec.name}` must have the {option} column `{name}`. {advice}")
@@ -56,8 +58,8 @@ def open_set(spec: EvaluationSet, config: EvaluateConfig) -> Images:
         undecoded = undecoded_images(dataset, image)
     except (pa.ArrowException, TypeError) as error:
         raise DataError(
-            f"column `{image}` of set `{spec.name}` must hold images, found {dataset.features[image]}. Name another: "
-            ",image=COLUMN."
+            f"column `{image}` of set `{spec.name}` must hold images, found {dataset.features[image]}. "
+            f"{spec.how_to_name('image')}"
         ) from error
     labels, class_names = _read_labels(dataset, spec)
     if class_names is not None and len(class_names) < 2:
@@ -89,7 +91,7 @@ def _read_labels(dataset: datasets.Dataset, spec: EvaluationSet) -> tuple[np.nda
     if not is_number:
         raise DataError(
             f"column `{spec.label}` of set `{spec.name}` must hold class numbers, found {values.dtype} such as "
-            f"{values[0]!r:.60}. Name another column: ,label=COLUMN."
+            f"{values[0]!r:.60}. {spec.how_to_name('label')}"
         )
     return values, names
 

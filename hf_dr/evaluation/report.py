@@ -60,7 +60,14 @@ _ABOUT_CORRUPTED = (
 
 @dataclass(frozen=True)
 class Report:
-    """The results, and how they came about, in JSON types."""
+    """What `hf_dr.evaluate` has measured; `print` shows the tables.
+
+    Attributes:
+        results: The metrics of each model on each set.
+        settings: Those of the evaluation, in JSON types, as the next two.
+        models: By name, what is known of each model and how it takes images.
+        sets: By name, where each set is from.
+    """
 
     results: list[Result]
     settings: dict[str, Any]
@@ -84,6 +91,13 @@ class Report:
             "sets": self.sets,
             "results": rows,
         }
+
+    def __str__(self) -> str:
+        return self.to_markdown()
+
+    def _repr_markdown_(self) -> str:
+        """Shows the tables in a notebook."""
+        return self.to_markdown()
 
     def to_markdown(self) -> str:
         """Returns the table of all results, and for each corrupted set one of the errors by corruption."""

@@ -65,12 +65,15 @@ class Model(NamedTuple):
     input: ModelInput
 
 
-def run_evaluation(config: EvaluateConfig, unfinished: Unfinished | None = None) -> Report:
+def run_evaluation(
+    config: EvaluateConfig, unfinished: Unfinished | None = None, *, sets: Sequence[EvaluationSet] | None = None
+) -> Report:
     """Evaluates every model on every set; writes nothing but what is unfinished.
 
     Args:
         config: What is evaluated.
         unfinished: Keeps the metrics on corrupted images, which take most of the time, should the rest be stopped.
+        sets: In place of those that `config` names.
 
     Raises:
         ConfigError: A name is unknown or stands twice, or a model's classes are not the set's.
@@ -80,7 +83,7 @@ def run_evaluation(config: EvaluateConfig, unfinished: Unfinished | None = None)
     warm_up_kernels()
     if find_device(config.device).type == "cpu":
         keep_freed_memory()
-    specs = checked_sets(config)
+    specs = checked_sets(config, sets)
     first_corruption = config.corruption_keys()[0]
     opened = [open_set(spec.part(*first_corruption) if spec.published_corrupted else spec, config) for spec in specs]
     models = _load_models(config)
@@ -109,13 +112,17 @@ def run_evaluation(config: EvaluateConfig, unfinished: Unfinished | None = None)
         results,
         settings=dataclasses.asdict(config),
         models={m.name: {**m.member.provenance(), "evaluation": dataclasses.asdict(m.input)} for m in models},
-        sets={spec.name: dataclasses.asdict(spec) for spec in specs},
+        sets={spec.name: spec.to_dict() for spec in specs},
     )
 
 
-def checked_sets(config: EvaluateConfig) -> list[EvaluationSet]:
-    """Returns the sets that are named, without opening any; a ConfigError if one is misnamed, or none can be corrupted."""
-    specs = [parse_set(text) for text in config.sets]
+def checked_sets(config: EvaluateConfig, given: Sequence[EvaluationSet] | None = None) -> list[EvaluationSet]:
+    """Returns the sets that are named, or those given, without opening any.
+
+    Raises:
+        ConfigError: One is misnamed, or none can be corrupted.
+    """
+    specs = [parse_set(text) for text in config.sets] if given is None else list(given)
     _refuse_twice("set", [spec.name for spec in specs])
     clean = [spec.name for spec in specs if not spec.published_corrupted]
     for name in config.corrupt:

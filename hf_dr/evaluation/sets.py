@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import datasets
 
 from hf_dr.errors import ConfigError, did_you_mean
 
@@ -27,6 +30,7 @@ class EvaluationSet:
         classes: `imagenet`, `imagenet-a` or `imagenet-r`: its classes, a subset of ImageNet's for the latter two.
         revision: Branch, tag or commit on the Hub.
         note: What one must know of this copy before one compares numbers; it is said when the set is loaded.
+        loaded: The dataset itself, where it was loaded already.
     """
 
     name: str
@@ -38,6 +42,15 @@ class EvaluationSet:
     classes: str | None = None
     revision: str | None = None
     note: str | None = None
+    loaded: datasets.Dataset | None = dataclasses.field(default=None, repr=False, compare=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns where the images are and how they are read, in JSON types."""
+        return {name: value for name, value in vars(self).items() if name != "loaded"}
+
+    def how_to_name(self, column: str) -> str:
+        """Says how the column of the images or labels is named."""
+        return f"Name it: ,{column}=COLUMN." if self.loaded is None else f"Name it: `{column}_column`."
 
     @property
     def published_corrupted(self) -> bool:

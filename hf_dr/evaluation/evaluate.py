@@ -1,0 +1,144 @@
+"""`hf_dr.evaluate`: in Python, what `hf-dr evaluate` measures."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from hf_dr.errors import ConfigError, did_you_mean
+from hf_dr.evaluation.config import EvaluateConfig
+from hf_dr.evaluation.report import Report
+from hf_dr.evaluation.run import run_evaluation
+from hf_dr.evaluation.sets import EvaluationSet, parse_set
+from hf_dr.evaluation.unfinished import Unfinished
+from hf_dr.files import check_writable
+from hf_dr.processes import refuse_several
+from hf_dr.settings import check_kind
+from hf_dr.store.base_dataset import checked_origin
+
+Name = str | os.PathLike[str]
+_LOAD = "Load it with `datasets.load_dataset(NAME, split=SPLIT)`."
+
+
+def evaluate(
+    models: Name | Sequence[Name] | Mapping[str, Name],
+    sets: datasets.Dataset | str | Sequence[str] | Mapping[str, datasets.Dataset | str],
+    *,
+    output_dir: Name | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    **settings: Any,
+) -> Report:
+    """Measures classifiers on labelled images: accuracy, likelihood, calibration and, with `corrupt`, robustness.
+
+    Each model takes the images with its own preprocessing (resize, centre crop, mean and standard deviation), on the
+    accelerator if there is one.
+
+    Args:
+        models: A transformers folder (as `save_model` writes it), a Hub id, or `timm:ARCHITECTURE@FILE.safetensors`; several of
+            them; or a mapping from the names that the table shows.
+        sets: A loaded dataset of one split, which the table calls `test`; a text as `hf-dr evaluate --sets` takes it
+            (`test=uoft-cs/cifar100:test,label=fine_label`, or a preset such as `imagenet-r`), or several; or a mapping from
+            names to either, the texts without `NAME=`.
+        output_dir: Folder for evaluation.md, evaluation.json and reliability.png; an evaluation with corruptions that was
+            stopped goes on from there. Default: nothing is written.
+        image_column: Column of the images of loaded datasets. Default: the only Image column.
+        label_column: Column of their labels. Default: `label`, else the only ClassLabel column.
+        **settings: Those of `hf-dr evaluate`: `corrupt`, `corruptions`, `severities`, `max_examples`, `batch_size`,
+            `num_workers`, `device`, `precision`, `seed`, `size`, `crop`, `mean`, `std`, `files_from`.
+
+    Returns:
+        A report. `print` shows its tables, as a notebook does by itself; `results` are the metrics of each model on each set, of
+        shares from 0 to 1 but `nll` (nats) and `brier` (0 to 2); `to_dict()` gives all of it in JSON types, and `save(folder)`
+        writes what `output_dir` would have.
+
+    Raises:
+        ConfigError: A setting is unknown or impossible, a name stands twice, or a model's classes are not the set's.
+        DataError: A set cannot be loaded, or lacks images or labels.
+        TeacherError: A model cannot be loaded.
+    """
+    known = {field.name for field in fields(EvaluateConfig)} - {"models", "sets", "output_dir"}
+    for name in settings.keys() - known:
+        raise ConfigError(f"`evaluate` has no setting `{name}`.{did_you_mean(name, known)}")
+    config = EvaluateConfig(_texts(models), [], "" if output_dir is None else os.fspath(output_dir), **settings)
+    chosen = _sets(sets, config, image_column, label_column)
+    for name, given in (("models", config.models), ("sets", chosen)):
+        if not given:
+            raise ConfigError(f"`{name}` must be given, got none. Name one.")
+    return evaluated(config, chosen)
+
+
+def evaluated(config: EvaluateConfig, sets: Sequence[EvaluationSet] | None = None) -> Report:
+    """Evaluates as `run_evaluation` does, and writes the report into `output_dir`, if there is one."""
+    refuse_several("evaluate")
+    if not config.output_dir:
+        return run_evaluation(config, sets=sets)
+    folder = Path(config.output_dir).expanduser()
+    check_writable(folder, "output_dir")
+    unfinished = Unfinished(folder)
+    report = run_evaluation(config, unfinished, sets=sets)
+    report.save(folder)
+    unfinished.done()
+    return report
+
+
+def _texts(models: Any) -> list[str]:
+    """Returns models as the command names them."""
+    named = models if isinstance(models, Mapping) else dict(enumerate(_listed(models)))
+    for place in named.values():
+        advice = "Save the model (`save_pretrained`, or a trainer's `save_model`), and name the folder."
+        check_kind("models", place, (str, os.PathLike), "names of checkpoints", advice)
+    if named is models:
+        return [f"{_checked(name)}={os.fspath(place)}" for name, place in models.items()]
+    return [os.fspath(place) for place in named.values()]
+
+
+def _listed(given: Any) -> list[Any]:
+    """Returns what is given as a list: also one thing alone, whatever it is."""
+    return list(given) if isinstance(given, (list, tuple)) else [given]
+
+
+def _checked(name: Any) -> str:
+    if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name):
+        raise ConfigError(
+            f"a name in the table must be of letters, digits, `.`, `_` or `-`, got {name!r:.80}. Rename it."
+        )
+    return name
+
+
+def _sets(sets: Any, config: EvaluateConfig, image_column: str | None, label_column: str | None) -> list[EvaluationSet]:
+    """Returns what is evaluated on: texts are read, and of loaded datasets the columns are chosen."""
+    if isinstance(sets, datasets.Dataset):
+        sets = {"test": sets}
+    if not isinstance(sets, Mapping) or isinstance(sets, datasets.DatasetDict):
+        for text in _listed(sets):
+            check_kind("sets", text, str, "texts, or a mapping from names to loaded datasets of one split", _LOAD)
+        return [parse_set(text) for text in _listed(sets)]
+    found = []
+    for name, given in sets.items():
+        if isinstance(given, str):
+            found.append(parse_set(f"{_checked(name)}={given}"))
+            continue
+        check_kind("sets", given, datasets.Dataset, "datasets of one split, or texts", _LOAD)
+        origin = checked_origin(given, config.files_from)
+        classes = [column for column, feature in given.features.items() if isinstance(feature, datasets.ClassLabel)]
+        only = classes[0] if len(classes) == 1 and "label" not in given.column_names else "label"
+        found.append(
+            EvaluationSet(
+                name=_checked(name),
+                dataset=origin["id"] or "a loaded dataset",
+                split=str(given.split),
+                config=origin["config"],
+                image=image_column,
+                label=label_column or only,
+                revision=origin["revision"],
+                loaded=given,
+            )
+        )
+    return found

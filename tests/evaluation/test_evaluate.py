@@ -1,0 +1,132 @@
+"""`hf_dr.evaluate`: the numbers and files of the command, from Python."""
+
+import json
+import re
+
+import datasets
+import pytest
+import torch
+from conftest import CLASSES
+
+import hf_dr
+from hf_dr import ConfigError, DataError, build_student
+from hf_dr.cli.main import main
+
+SUITE = {"corruptions": ["contrast"], "severities": [2, 4], "max_examples": 6}
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluate") / "student"
+    torch.manual_seed(1)
+    model = build_student("timm:test_resnet", CLASSES, 8, size=32)
+    for weight in model.parameters():  # far from the fresh model's equal answers
+        weight.data += 0.2 * torch.randn_like(weight)
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_a_loaded_dataset_gives_what_the_command_gives_of_its_file(student, tiny_dataset, tmp_path, capsys):
+    tiny_dataset.to_parquet(tmp_path / "tiny.parquet")
+    words = [
+        "--sets",
+        f"test={tmp_path / 'tiny.parquet'}:train",
+        "--corrupt",
+        "test",
+        "--output_dir",
+        str(tmp_path / "command"),
+    ]
+    words += ["--corruptions", "contrast", "--severities", "2", "4", "--max_examples", "6"]
+    assert main(["evaluate", f"a={student}", f"b={student}", *words]) == 0
+    shown = capsys.readouterr().out
+    report = hf_dr.evaluate(
+        {"a": student, "b": str(student)}, tiny_dataset, corrupt=["test"], output_dir=tmp_path / "python", **SUITE
+    )
+    assert f"{report}\n" == shown
+    assert report._repr_markdown_() == str(report) == (tmp_path / "python" / "evaluation.md").read_text()
+    command, python = (json.loads((tmp_path / by / "evaluation.json").read_text()) for by in ("command", "python"))
+    assert command["results"] == python["results"]
+    assert command["models"] == python["models"]
+    assert python["sets"]["test"]["dataset"] == "a loaded dataset"
+    assert sorted(path.name for path in (tmp_path / "python").iterdir()) == [
+        "evaluation.json", "evaluation.md", "reliability.png",
+    ]  # fmt: skip
+
+
+def test_names_alone_write_nothing(student, tiny_dataset, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    renamed = tiny_dataset.rename_column("label", "kind")
+    renamed.to_parquet("tiny.parquet")
+    of_texts = hf_dr.evaluate(student, {"test": "tiny.parquet:train,label=kind"})
+    assert (
+        of_texts.results[0].metrics
+        == hf_dr.evaluate([student], "test=tiny.parquet:train,label=kind").results[0].metrics
+    )
+    loaded = hf_dr.evaluate(
+        student, {"test": renamed, "other": renamed}, label_column="kind"
+    )  # the only ClassLabel, too
+    assert [result.set for result in loaded.results] == ["test", "other"]
+    assert {str(result.metrics) for result in loaded.results} == {str(of_texts.results[0].metrics)}
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("models", "message"),
+    [
+        (
+            torch.nn.Identity(),
+            "names of checkpoints, got Identity. Save the model (`save_pretrained`",
+        ),
+        ({"a": torch.nn.Identity()}, "`models` must be names of checkpoints, got Identity"),
+        ({"a b": "student"}, "a name in the table must be of letters, digits, `.`, `_` or `-`, got 'a b'. Rename it."),
+        (["student", "more/student"], "each model must have its own name, but `student` stands there twice"),
+        ([], "`models` must be given, got none"),
+    ],
+)
+def test_other_models_are_refused(tiny_dataset, models, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        hf_dr.evaluate(models, tiny_dataset)
+
+
+@pytest.mark.parametrize(
+    ("sets", "message"),
+    [
+        (3, "`sets` must be texts, or a mapping from names to loaded datasets of one split, got int. Load it with"),
+        (
+            {"test": 3},
+            "`sets` must be datasets of one split, or texts, got int. Load it with",
+        ),
+        (datasets.DatasetDict(), "a mapping from names to loaded datasets of one split, got DatasetDict"),
+        ({"test": datasets.DatasetDict()}, "`sets` must be datasets of one split, or texts, got DatasetDict"),
+        ({"x=y": "d"}, "a name in the table must be of letters"),
+        ("imagenet-x", "a set must be NAME=DATASET[:SPLIT][,OPTION=VALUE] or a preset, got 'imagenet-x'"),
+        ([], "`sets` must be given, got none"),
+        ({}, "`sets` must be given, got none"),
+    ],
+)
+def test_other_sets_are_refused(student, sets, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        hf_dr.evaluate(student, sets)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batchsize": 3}, "`evaluate` has no setting `batchsize`. Did you mean `batch_size`?"),
+        ({"batch_size": 0}, "`batch_size` must be"),
+        ({"corrupt": ["tset"]}, "`corrupt` must name sets with clean images, got `tset`. Did you mean `test`?"),
+        (
+            {"label_column": "lable"},
+            "the label column `lable`. Did you mean `label`? Name it: `label_column`.",
+        ),
+        ({"image_column": "label"}, "must hold images, found ClassLabel"),
+    ],
+)
+def test_other_settings_are_refused(student, tiny_dataset, settings, message):
+    with pytest.raises((ConfigError, DataError), match=re.escape(message)):
+        hf_dr.evaluate(student, tiny_dataset, **settings)
+
+
+def test_a_dataset_without_labels_is_refused(student, tiny_dataset):
+    with pytest.raises(DataError, match=r"set `test` must have the label column `label`.*Name it: `label_column`\."):
+        hf_dr.evaluate(student, tiny_dataset.remove_columns("label"))

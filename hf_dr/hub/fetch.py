@@ -17,7 +17,7 @@ from hf_dr.errors import ConfigError, FormatError
 from hf_dr.hub.retry import ask, is_unreachable, with_retries
 from hf_dr.processes import thread_pool
 from hf_dr.store.json_files import check_size
-from hf_dr.store.provenance import Provenance, choose_config, config_names, find_config
+from hf_dr.store.provenance import Provenance, choose_config, config_names, find_config, read_config_names
 from hf_dr.store.schema import PROVENANCE_FILE, is_safe_name
 from hf_dr.text import is_hub_id, progress_bar
 
@@ -128,7 +128,7 @@ def _config_names(repo_id: str, commit: str) -> list[str]:
             raise
         logger.warning("The Hub cannot be reached; of %s only what is in the cache is seen.", repo_id)
         return names
-    names = sorted(f.split("/")[0] for f in files if f.endswith(f"/{PROVENANCE_FILE}") and f.count("/") == 1)
+    names = read_config_names(files, repo_id)
     unsafe = [name for name in names if not is_safe_name(name)]
     if unsafe:
         raise FormatError(f"the configurations of {repo_id} must have plain names, found {unsafe[0]!r:.80}.")

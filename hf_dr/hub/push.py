@@ -24,7 +24,7 @@ from hf_dr.store.card import (
     read_card,
     update_card,
 )
-from hf_dr.store.provenance import Provenance, choose_config, config_names
+from hf_dr.store.provenance import Provenance, choose_config, config_names, configs_among
 from hf_dr.store.schema import PROVENANCE_FILE, PUBLISHED_FILES
 from hf_dr.store.shards import check_digests
 
@@ -162,7 +162,7 @@ class _Configs:
 
 def _check_implicit(repository: Repository, remote: Remote) -> None:
     """Refuses a repository whose data is read without its card naming it: named data alone would be read from then on."""
-    ours = {path.rpartition("/")[0] for path in remote.files if path.endswith(f"/{PROVENANCE_FILE}")}
+    ours = configs_among(remote.files)
     data = [path for path in remote.files if path.lower().endswith(_DATA) and path.rpartition("/")[0] not in ours]
     card = (repository.card(remote) or "") if data else ""
     shown = {path for path in data if path.lower().endswith(_PICTURES) and path in card}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -360,16 +360,29 @@ def config_names(folder: Path) -> list[str]:
     Raises:
         FormatError: The folder is an export.
     """
-    if _is_export(folder):
+    names = (PROVENANCE_FILE, *EXPORT_FILES)
+    files = [file for name in names for pattern in (name, f"*/{name}") for file in folder.glob(pattern)]
+    return read_config_names([file.relative_to(folder).as_posix() for file in files], str(folder))
+
+
+def read_config_names(files: Collection[str], where: str) -> list[str]:
+    """As `config_names`, by the paths of the files in a folder or repository, which messages call `where`."""
+    if _is_export(files, ""):
         raise FormatError(
-            f'a "+" dataset must be in Parquet files, found the tar files of `hf-dr export` in {folder}. Name the "+" dataset '
-            f"of which they were made. The package `webdataset` reads them: {folder / 'README.md'} says what they hold."
+            f'a "+" dataset must be in Parquet files, found the tar files of `hf-dr export` in {where}. Name the "+" dataset '
+            "of which they were made. The package `webdataset` reads them: their README.md says what they hold."
         )
-    return sorted(path.parent.name for path in folder.glob(f"*/{PROVENANCE_FILE}") if not _is_export(path.parent))
+    return configs_among(files)
 
 
-def _is_export(folder: Path) -> bool:
-    return all((folder / name).is_file() for name in EXPORT_FILES)
+def configs_among(files: Collection[str]) -> list[str]:
+    """Returns the names of the configurations among files, sorted; an export, which has a provenance, too, is none."""
+    names = [file.split("/")[0] for file in files if file.endswith(f"/{PROVENANCE_FILE}") and file.count("/") == 1]
+    return sorted(name for name in names if not _is_export(files, f"{name}/"))
+
+
+def _is_export(files: Collection[str], folder: str) -> bool:
+    return all(f"{folder}{name}" in files for name in EXPORT_FILES)
 
 
 def find_config(folder: Path, name: str | None = None) -> Path:

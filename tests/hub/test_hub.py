@@ -18,9 +18,11 @@ from loopback_hub import Fault, LoopbackHub
 
 from hf_dr.cli.main import main
 from hf_dr.errors import ConfigError, FormatError, HubError
-from hf_dr.generation.config import ReinforceConfig
+from hf_dr.generation.config import ExportConfig, ReinforceConfig
+from hf_dr.generation.export import WebDatasetExport
 from hf_dr.generation.job import reinforce
 from hf_dr.hub.push import push_to_hub
+from hf_dr.replay.loading import load_reinforced
 from hf_dr.store.card import CARD_FILE
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import PROVENANCE_FILE
@@ -195,6 +197,25 @@ def test_data_that_is_loaded_without_being_named_is_not_hidden(
     loopback_hub.put(REPO, {**there, CARD_FILE: named})
     push_to_hub(plus, REPO)
     assert datasets.get_dataset_config_names(REPO) == ["all_ops", "theirs"]
+
+
+def test_an_export_at_the_hub_is_no_configuration(loopback_hub: LoopbackHub, plus: Path, tmp_path: Path) -> None:
+    WebDatasetExport(load_reinforced(plus), ExportConfig(str(tmp_path / "wds"))).run()
+    push_to_hub(plus, REPO)
+    exported = {path.name: path.read_bytes() for path in (tmp_path / "wds").iterdir() if path.is_file()}
+    beside = {f"wds/{name}": data for name, data in exported.items()}
+    loopback_hub.put(REPO, {**loopback_hub.files(REPO), **beside})
+    assert len(load_reinforced(REPO)) == 12, "the only configuration needs no name"
+    loopback_hub.put("me/wds", exported)
+    with pytest.raises(
+        FormatError, match=r"must be in Parquet files, found the tar files of `hf-dr export` in me/wds\."
+    ):
+        load_reinforced("me/wds")
+    loopback_hub.put("me/tars", beside)
+    with pytest.raises(
+        ConfigError, match=r"found nothing of wds/.*: once it names what is pushed, nobody could load that"
+    ):
+        push_to_hub(plus, "me/tars")
 
 
 def test_pictures_of_the_card_and_descriptions_are_no_data(loopback_hub: LoopbackHub, plus: Path) -> None:

@@ -14,7 +14,7 @@ from timm.data import ImageNetInfo
 from hf_dr.errors import DataError, did_you_mean
 from hf_dr.evaluation.config import EvaluateConfig
 from hf_dr.evaluation.sets import EvaluationSet
-from hf_dr.store.base_dataset import label_advice, label_numbers, load_base, undecoded_images, whole_column
+from hf_dr.store.base_dataset import class_numbers, label_advice, load_base, undecoded_images, whole_column
 from hf_dr.teacher.members import imagenet_synsets
 
 logger = logging.getLogger(__name__)
@@ -78,12 +78,13 @@ def _read_labels(dataset: datasets.Dataset, spec: EvaluationSet) -> tuple[np.nda
     names: list[str] | None = getattr(dataset.features[spec.label], "names", None)
     is_number = pa.types.is_integer(column.type)
     if is_number:
-        values, missing = label_numbers(column, num_classes=_ANY_CLASS)
-        if len(missing):
-            raise DataError(
-                f"set `{spec.name}` must have labels, found {values[missing[0]]} in row {missing[0]} of `{spec.label}` "
-                f"({len(missing)} such rows). Name a split that has them: NAME=DATASET:SPLIT."
-            )
+        # How many classes there are without names is compared with each model: see `run_evaluation`.
+        values = class_numbers(
+            column,
+            len(names) if names else None,
+            f"the labels `{spec.label}` of set `{spec.name}`",
+            "Name a split that has labels: NAME=DATASET:SPLIT.",
+        )
     else:
         values = column.to_numpy()
     if spec.classes is not None:
@@ -94,10 +95,6 @@ def _read_labels(dataset: datasets.Dataset, spec: EvaluationSet) -> tuple[np.nda
             f"{values[0]!r:.60}. {spec.how_to_name('label')}"
         )
     return values, names
-
-
-# Which classes there are is compared with each model: see `run_evaluation`.
-_ANY_CLASS = np.iinfo(np.int64).max
 
 
 def _check_order(names: list[str], synsets: list[str], spec: EvaluationSet) -> None:

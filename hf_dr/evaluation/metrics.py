@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from hf_dr.errors import DataError
 from hf_dr.teacher.calibration import NUM_BINS, bins_of, calibration_error, fit_temperature
 
 METRICS = ("top1", "top5", "nll", "brier", "ece")
@@ -86,17 +87,10 @@ def classification_metrics(logits_BC: np.ndarray, labels_B: np.ndarray) -> dict[
         labels_B: Integers from 0 to C - 1.
 
     Raises:
-        ValueError: The shapes do not fit, a label is out of range, or a logit is not finite.
+        DataError: The shapes do not fit, a label is no class, or a logit is not finite.
     """
-    if logits_BC.ndim != 2 or labels_B.shape != logits_BC.shape[:1] or not len(labels_B):
-        raise ValueError(
-            f"expected logits (B, C) and labels (B,) with B > 0, got {logits_BC.shape} and {labels_B.shape}."
-        )
+    _check_examples(logits_BC, labels_B)
     classes = logits_BC.shape[1]
-    if labels_B.min() < 0 or labels_B.max() >= classes:
-        raise ValueError(f"labels must be from 0 to {classes - 1}, got {labels_B.min()} to {labels_B.max()}.")
-    if not np.isfinite(logits_BC).all():
-        raise ValueError("logits must be finite, got NaN or infinity: the training diverged.")
     logprobs_BC = log_softmax(logits_BC)
     own_B = np.take_along_axis(logprobs_BC, labels_B[:, None], axis=-1)[:, 0]
     # The label's rank counts classes that are strictly more probable, and of equal ones those that come first.
@@ -113,6 +107,28 @@ def classification_metrics(logits_BC: np.ndarray, labels_B: np.ndarray) -> dict[
         "brier": float(brier_B.mean()),
         "ece": reliability(logits_BC, labels_B).ece,
     }
+
+
+def _check_examples(logits_BC: np.ndarray, labels_B: np.ndarray) -> None:
+    """Refuses what no metrics can be computed of."""
+    if logits_BC.ndim != 2 or labels_B.shape != logits_BC.shape[:1] or not len(labels_B):
+        raise DataError(
+            f"logits must be (B, C) and labels (B,) with B > 0, got {logits_BC.shape} and {labels_B.shape}. Give the logits of "
+            "each example, and its label."
+        )
+    classes = logits_BC.shape[1]
+    if not np.issubdtype(labels_B.dtype, np.integer):
+        raise DataError(
+            f"labels must be whole numbers from 0 to {classes - 1}, got {labels_B.dtype}. Convert them to int."
+        )
+    bad = np.flatnonzero((labels_B < 0) | (labels_B >= classes))
+    if len(bad):
+        raise DataError(
+            f"labels must be from 0 to {classes - 1}, got {labels_B[bad[0]]} in row {bad[0]} ({len(bad)} such rows). Leave "
+            "these rows out, or give a split with labels."
+        )
+    if not np.isfinite(logits_BC).all():
+        raise DataError("logits must be finite, got NaN or infinity: the training diverged. Lower the learning rate.")
 
 
 def calibrated_ece(logits_BC: np.ndarray, labels_B: np.ndarray) -> float:

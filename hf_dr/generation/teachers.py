@@ -8,8 +8,8 @@ from typing import Any
 import datasets
 import numpy as np
 
-from hf_dr.errors import DataError, FormatError, TeacherError
-from hf_dr.store.base_dataset import label_numbers, whole_column
+from hf_dr.errors import FormatError, TeacherError
+from hf_dr.store.base_dataset import class_numbers, whole_column
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import EXTENDED_FROM
 from hf_dr.teacher.ensemble import Teacher, is_teacher
@@ -31,7 +31,7 @@ def teacher_from_provenance(provenance: Provenance, *, advice: str = "", **setti
     Raises:
         TeacherError: A member is no Hub checkpoint, or cannot be loaded, or its classes cannot be chosen as in the run.
     """
-    members = named_members(provenance)
+    members = provenance.teacher["members"]
     for member in members:
         revision = member.get("revision")
         if not (is_commit(revision) and is_hub_id(member["id"])):
@@ -65,24 +65,26 @@ def same_teacher(
         return teacher_from_provenance(provenance, advice=advice, **settings)
     if is_teacher(given):
         return given
-    chosen = [member.get("classes") for member in named_members(provenance)]
+    chosen = [member.get("classes") for member in provenance.teacher["members"]]
     settings.setdefault("precision", provenance.teacher.get("precision", "fp32"))
     settings.setdefault("temperature", provenance.teacher.get("temperature", 1.0))
     settings.setdefault("classes", next((classes for classes in chosen if classes is not None), None))
     return Teacher.from_pretrained(given, **settings)
 
 
-def named_members(provenance: Provenance) -> list[dict[str, Any]]:
-    """Returns the members of the teacher that a provenance names, each with `id` and `weights_hash`; checks the hashes."""
-    members: list[dict[str, Any]] = provenance.teacher["members"]
+def check_members(provenance: Provenance) -> None:
+    """Checks that a provenance tells the weights of the teacher's members, or that they are unknown."""
+    members = provenance.teacher["members"]
     if not all(isinstance(member.get("weights_hash", 0), (str, type(None))) for member in members):
-        raise FormatError(f"`teacher.members` of the provenance must name id and weights_hash, found {members!r:.80}.")
-    return members
+        raise FormatError(
+            f"`teacher.members` of the provenance must name id and weights_hash, found {members!r:.80}. Fetch or make it again."
+            f"{PIXELS_ALONE}"
+        )
 
 
 def check_weights(teacher: Teacher, provenance: Provenance) -> None:
-    """Refuses another teacher than the one that a provenance names, by its weights and classes."""
-    stored = {member["weights_hash"]: member["id"] for member in named_members(provenance)}
+    """Refuses another teacher than the one that a provenance names, by its weights and classes; see `check_members`."""
+    stored = {member["weights_hash"]: member["id"] for member in provenance.teacher["members"]}
     given = {member.weights_hash: member.id for member in teacher.members}
     unknown = None in stored and EXTENDED_FROM not in provenance.teacher  # made by another program, which did not say
     if not unknown and stored.keys() != given.keys():
@@ -106,15 +108,12 @@ def checked_labels(dataset: datasets.Dataset, label_column: str, teacher: Teache
     feature = dataset.features[label_column]
     if isinstance(feature, datasets.ClassLabel):
         teacher.check_classes(feature.names)
-    labels = whole_column(dataset, label_column)
-    if labels.null_count:
-        raise DataError(f"`{label_column}` must have a label in every row, found {labels.null_count} empty ones.")
-    values, bad = label_numbers(labels, teacher.num_classes)
-    if len(bad):
-        raise DataError(
-            f"labels must be from 0 to {teacher.num_classes - 1}, the teacher's classes; row {bad[0]} has {values[bad[0]]} "
-            f"({len(bad)} such rows). Name another teacher or `label_column`, or pass `label_column=none`."
-        )
+    values = class_numbers(
+        whole_column(dataset, label_column),
+        teacher.num_classes,
+        f"the labels `{label_column}`, which are the teacher's classes,",
+        "Take a split with labels, name another teacher or `label_column`, or pass `label_column=none`.",
+    )
     if not isinstance(feature, datasets.ClassLabel) and teacher.labels is not None:
         there = np.unique(values)
         named = ", ".join(f"{number} is '{shown_text(teacher.labels[number][0], 30)}'" for number in there[:3].tolist())

@@ -14,7 +14,7 @@ import torch
 
 from hf_dr.errors import ConfigError, FormatError, ReplayError
 from hf_dr.generation.plan import library_versions
-from hf_dr.generation.teachers import PIXELS_ALONE, check_weights, named_members, same_teacher
+from hf_dr.generation.teachers import PIXELS_ALONE, check_members, check_weights, same_teacher
 from hf_dr.processes import find_device, warm_up_kernels
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.device import undone_items
@@ -221,6 +221,7 @@ def _asked(teacher: Teacher | TeacherNames | None, ask_teacher: bool, provenance
         if teacher is not None:
             raise ConfigError("`teacher` must be left out with `ask_teacher=False`, got both. Leave one out.")
         return None
+    check_members(provenance)
     asked = same_teacher(teacher, provenance, advice=PIXELS_ALONE)
     check_weights(asked, provenance)
     return _as_made(asked, provenance)
@@ -297,7 +298,7 @@ def _as_made(teacher: Teacher, provenance: Provenance) -> _Ask:
     """Returns what answers as the dataset's were made: members that were added later to the top K of the earlier ones'."""
     if EXTENDED_FROM in provenance.teacher:
         places = {member.weights_hash: n for n, member in enumerate(teacher.members)}
-        teacher = teacher.select([places[member["weights_hash"]] for member in named_members(provenance)])
+        teacher = teacher.select([places[member["weights_hash"]] for member in provenance.teacher["members"]])
     return _extended(teacher, provenance.teacher, provenance.top_k)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import PIL.Image
 import torch
 
-from hf_dr.errors import ConfigError, DataError
+from hf_dr.errors import ConfigError
 from hf_dr.replay.reinforced_data import (
     MappedReinforcedData,
     Origin,
@@ -20,7 +20,7 @@ from hf_dr.replay.reinforced_data import (
     checked_rows,
     draw_fresh_view,
 )
-from hf_dr.store.base_dataset import content_hash, label_numbers, undecoded_images, whole_column
+from hf_dr.store.base_dataset import class_numbers, content_hash, undecoded_images, whole_column
 from hf_dr.store.provenance import hash_of
 from hf_dr.teacher.signals import TOPK
 from hf_dr.views.augmentation import Augmentation
@@ -77,15 +77,11 @@ class AugmentedDataset(MappedReinforcedData):
                 "`augmentation` must not mix images where no teacher answered for stored views, got MixUp or CutMix. Leave "
                 "them out, and have the trainer mix images and labels: `mixup_alpha`, `cutmix_alpha`."
             )
-        column = whole_column(base, label_column)
         self._names = getattr(base.features[label_column], "names", None)
-        num_classes = len(self._names) if self._names else int(np.max(column.fill_null(-1).to_numpy())) + 1
-        self._labels, bad = label_numbers(column, num_classes)
-        if len(bad):
-            raise DataError(
-                f"`{label_column}` must be a class from 0 to {num_classes - 1} in every row, but row {bad[0]} has none "
-                f"({len(bad)} such rows). Take a split with labels."
-            )
+        known = len(self._names) if self._names else None
+        labels = whole_column(base, label_column)
+        self._labels = class_numbers(labels, known, f"`{label_column}`", "Take a split with labels.")
+        num_classes = known or int(self._labels.max()) + 1
         self.images = undecoded_images(base, image_column)
         self._split = split
         self._base_rows = np.arange(len(base))

@@ -7,11 +7,10 @@ from dataclasses import dataclass, replace
 
 import datasets
 import numpy as np
-import pyarrow as pa
 
 from hf_dr.errors import ConfigError, DataError, FormatError, ReplayError
 from hf_dr.replay.join import JoinedBase, readable
-from hf_dr.store.base_dataset import check_class_names, label_numbers, whole_column
+from hf_dr.store.base_dataset import check_class_names, class_numbers, whole_column
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import IMAGE_HASH, SOURCE_INDEX
 from hf_dr.views.rng import Matching
@@ -167,16 +166,15 @@ def check_labels(plus: datasets.Dataset, provenance: Provenance) -> None:
     """Checks that each reinforced row of a "+" dataset with labels has one of the classes; a FormatError if not."""
     name = provenance.label_column
     assert name is not None
-    column = whole_column(plus, name)
-    if not pa.types.is_integer(column.type):
-        raise FormatError(f"the labels `{name}` must be whole numbers, found {column.type}. Fetch it again.")
-    _, bad = label_numbers(column, provenance.num_classes)
-    bad = bad[~np.asarray(whole_column(plus, IMAGE_HASH).is_null())[bad]]  # the others are not used
-    if len(bad):
-        raise FormatError(
-            f"the labels `{name}` must be from 0 to {provenance.num_classes - 1}, but row {bad[0]} has "
-            f"none or another ({len(bad)} such rows). Fetch or make it again."
-        )
+    used = whole_column(plus, IMAGE_HASH).is_valid()
+    class_numbers(
+        whole_column(plus, name).filter(used),
+        provenance.num_classes,
+        f"the labels `{name}`",
+        "Fetch or make it again.",
+        error=FormatError,
+        rows=whole_column(plus, SOURCE_INDEX).filter(used).to_numpy(),  # a stream has one shard of the rows
+    )
 
 
 def _usable_others(
@@ -198,10 +196,6 @@ def _usable_others(
     usable = readable(images, others)
     if len(usable) < len(others):
         logger.warning("%d rows cannot be decoded and are left out.", len(others) - len(usable))
-    labels, bad = label_numbers(whole_column(owner, label_column).take(usable), provenance.num_classes)
-    if len(bad):
-        raise DataError(
-            f"labels must be from 0 to {provenance.num_classes - 1}, but row {usable[bad[0]]} of the base has none or "
-            f"another ({len(bad)} such rows). Leave `unreinforced` out, or these rows."
-        )
-    return usable, labels
+    labels = whole_column(owner, label_column).take(usable)
+    advice = "Leave `unreinforced` out, or these rows."
+    return usable, class_numbers(labels, provenance.num_classes, "labels of the base", advice, rows=usable)

@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 # Rows by whose files a base dataset is recognised; in addition, every image is hashed when it is decoded.
 _SAMPLED_ROWS = 64
+_ANY_CLASS = int(np.iinfo(np.int64).max)
 _EMBEDDED_AT_ONCE = 16  # rows whose files are read into one Arrow array
 
 
@@ -386,6 +387,42 @@ def label_numbers(labels: pa.ChunkedArray | pa.Array, num_classes: int) -> tuple
     """
     values = labels.cast(pa.int64(), safe=False).fill_null(-1).to_numpy(zero_copy_only=False)
     return values, np.flatnonzero((values < 0) | (values >= num_classes))
+
+
+def class_numbers(
+    labels: pa.ChunkedArray | pa.Array,
+    num_classes: int | None,
+    name: str,
+    advice: str,
+    *,
+    error: type[HfDrError] = DataError,
+    rows: np.ndarray | None = None,
+) -> np.ndarray:
+    """Returns a column of labels as class numbers, int64 (rows,); each row must have one of the classes.
+
+    Args:
+        labels: As they are stored.
+        num_classes: How many classes there are; None where nobody knows.
+        name: What the labels are called in messages.
+        advice: What to do about rows without one of the classes.
+        error: What is raised if there are such rows.
+        rows: The number of each row; by default they are counted from 0.
+
+    Raises:
+        HfDrError: Labels are no whole numbers, or a row has none, or one that is none of the classes.
+    """
+    if not pa.types.is_integer(labels.type):
+        raise error(f"{name} must be whole numbers, the places of their classes, found {labels.type}. Convert them.")
+    values, bad = label_numbers(labels, _ANY_CLASS if num_classes is None else num_classes)
+    if len(bad):
+        found = labels[int(bad[0])].as_py()
+        shown = {None: "none", -1: "-1, which is no label,"}.get(found, found)
+        expected = "from 0 upwards" if num_classes is None else f"from 0 to {num_classes - 1}"
+        row = bad[0] if rows is None else rows[bad[0]]
+        raise error(
+            f"{name} must be {expected} in every row, found {shown} in row {row} ({len(bad)} such rows). {advice}"
+        )
+    return values
 
 
 def check_class_names(

@@ -25,7 +25,7 @@ from transformers.trainer_utils import IntervalStrategy
 from hf_dr.errors import ConfigError, DataError
 from hf_dr.replay.reinforced_data import ReinforcedData
 from hf_dr.replay.streaming import StreamedReinforcedDataset
-from hf_dr.store.base_dataset import check_class_names, check_dataset, label_advice, label_numbers, whole_column
+from hf_dr.store.base_dataset import check_class_names, check_dataset, class_numbers, label_advice, whole_column
 from hf_dr.teacher.members import ONE_CLASS
 from hf_dr.training.arguments import ReinforcedTrainingArguments
 from hf_dr.training.losses import check_num_classes, tail_rule
@@ -271,7 +271,7 @@ def _wraps_reinforced(dataset: Any) -> bool:
 def evaluation_images(
     dataset: datasets.Dataset, train: ReinforcedData, shown: Augmentation, *, to_predict: bool = False
 ) -> LabelledImages:
-    """Returns the images and labels of a dataset, checked against the classes of a training set.
+    """Returns the images and labels of a dataset; the trainer that evaluates by them checks their classes.
 
     Args:
         dataset: With an image column and a label column: those of the training set where it has them, else its only ones.
@@ -292,28 +292,7 @@ def evaluation_images(
             f"`eval_dataset` must have a column of labels, found {', '.join(dataset.column_names)}. "
             f"{label_advice(dataset, image_column, 'Name it `label`.')}"
         )
-    images = LabelledImages(dataset, shown, image_column=image_column, label_column=label_column)
-    if label_column is not None:
-        check_evaluation(images, train)
-    return images
-
-
-def check_evaluation(images: LabelledImages, train: ReinforcedData) -> None:
-    """Checks the labels that a student is evaluated by."""
-    check_class_names(images.class_names, train.class_names, "eval_dataset", ConfigError)
-    try:
-        values, bad = label_numbers(images.labels, train.num_classes)
-    except pa.ArrowInvalid as error:
-        raise DataError(
-            f"the labels of `eval_dataset` must be whole numbers, the places of their classes, but: {error!s:.100}. Convert "
-            "them."
-        ) from error
-    if len(bad):
-        found = ", ".join(map(str, np.unique(values[bad])[:5].tolist()))
-        raise DataError(
-            f"the labels of `eval_dataset` must be from 0 to {train.num_classes - 1}, but {len(bad)} of {len(values)} rows "
-            f"have others ({found}; -1 is no label), the first is row {bad[0]}. Give a split with labels."
-        )
+    return LabelledImages(dataset, shown, image_column=image_column, label_column=label_column)
 
 
 def as_evaluation(given: Any, train: Any, model: Any, processor: Any, *, to_predict: bool = False) -> Any:
@@ -330,13 +309,14 @@ def as_evaluation(given: Any, train: Any, model: Any, processor: Any, *, to_pred
         return given
     if isinstance(given, dict):
         return {name: as_evaluation(one, train, model, processor, to_predict=to_predict) for name, one in given.items()}
+    if isinstance(given, datasets.Dataset) and is_undecoded(given):
+        given = evaluation_images(given, train, evaluation_of(model, processor, train.size), to_predict=to_predict)
     if isinstance(given, LabelledImages):
         if given.has_labels:
-            check_evaluation(given, train)
+            check_class_names(given.class_names, train.class_names, "eval_dataset", ConfigError)
+            class_numbers(given.labels, train.num_classes, "the labels of `eval_dataset`", "Give a split with labels.")
         elif not to_predict:
             raise DataError("`eval_dataset` must have labels, got LabelledImages without. Name its `label_column`.")
-    elif isinstance(given, datasets.Dataset) and is_undecoded(given):
-        return evaluation_images(given, train, evaluation_of(model, processor, train.size), to_predict=to_predict)
     elif is_undecoded(getattr(given, "dataset", given)):
         raise ConfigError(
             f"`eval_dataset` must be a datasets.Dataset, or make its `pixel_values` itself, got {type(given).__name__} of "

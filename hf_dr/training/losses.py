@@ -6,7 +6,7 @@ Shape suffixes: B batch, K kept classes, T classes of an image's tail, L = K or 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hf_dr.errors import ConfigError
+from hf_dr.errors import ConfigError, DataError
 from hf_dr.replay.reinforced_data import ReinforcedData, check_loaded
 from hf_dr.settings import Real, check_kind
 from hf_dr.teacher.signals import IMAGE_TAIL, SAMPLED, TOPK
@@ -68,11 +68,8 @@ def reinforced_kl(
     classes = logits_BC.shape[-1]
     # Rows whose probabilities sum to more than 1 by far: float16 lifts a sum by less than a hundredth.
     unanswered_B = teacher_logprobs_BK.float().exp().sum(-1) > 1.1
-    ids_BL = teacher_ids_BK
-    if tail == "image":
-        assert tail_ids_BT is not None
-        ids_BL = torch.cat([teacher_ids_BK, tail_ids_BT], -1)
-    wrong_B = ((ids_BL < 0) | (ids_BL >= classes)).any(-1)
+    ids = _listed_ids(tail, teacher_ids_BK, tail_ids_BT)
+    wrong_B = _of_no_class(ids, classes)
     if (unanswered_B | wrong_B).any():
         rows = unanswered_B.nonzero().flatten().tolist()
         if rows:
@@ -81,13 +78,28 @@ def reinforced_kl(
                 f"stored view was replayed ({len(rows)} such rows). Take `reinforced_loss`, or only the rows that are "
                 "`reinforced`."
             )
-        row = int(wrong_B.nonzero()[0])
-        raise ConfigError(
-            f"`teacher_ids`{' and `tail_ids`' * (tail == 'image')} must be of the {classes} classes of `logits`, got "
-            f"{ids_BL[row].tolist()} in row {row}. "
-            "A student needs the teacher's classes."
-        )
+        _refuse_ids(ids, classes, wrong_B)
     return _kl(logits_BC, teacher_ids_BK, teacher_logprobs_BK, tail, temperature, tail_ids_BT, tail_logprobs_BT)
+
+
+def _listed_ids(tail: TailRule, ids_BK: torch.Tensor, tail_ids_BT: torch.Tensor | None) -> list[torch.Tensor]:
+    """Returns the ids that a tail rule reads, each (B, n)."""
+    return [ids_BK] if tail != "image" or tail_ids_BT is None else [ids_BK, tail_ids_BT]
+
+
+def _of_no_class(ids: Sequence[torch.Tensor], classes: int) -> torch.Tensor:
+    """Returns the rows, bool (B,), of which not all ids are classes."""
+    ids_BL = torch.cat(list(ids), -1)
+    return ((ids_BL < 0) | (ids_BL >= classes)).any(-1)
+
+
+def _refuse_ids(ids: Sequence[torch.Tensor], classes: int, wrong_B: torch.Tensor) -> None:
+    """Refuses ids of which some rows are `wrong_B`."""
+    row = int(wrong_B.nonzero()[0])
+    raise ConfigError(
+        f"`teacher_ids`{' and `tail_ids`' * (len(ids) > 1)} must be of the {classes} classes of `logits`, got "
+        f"{torch.cat([each[row] for each in ids]).tolist()} in row {row}. A student needs the teacher's classes."
+    )
 
 
 def _check_tensors(
@@ -191,7 +203,8 @@ def reinforced_loss(
 
     Raises:
         ConfigError: The batch lacks something, labels that the loss needs among others; a weight is impossible; or see
-            `reinforced_kl`, but the classes, as values, are not looked at.
+            `reinforced_kl`, but the classes, as values, are looked at on the CPU only: another device would be waited for.
+        DataError: A label is none of the classes; on the CPU only, too.
     """
     check_batch(batch)
     Real(0, 1).check("label_weight", label_weight)
@@ -200,6 +213,11 @@ def reinforced_loss(
     tails = (batch.get("tail_ids"), batch.get("tail_logprobs"))
     _check_tensors(logits_BC, *answers, *tails)
     _check_rows("reinforced", batch["reinforced"], torch.bool, logits_BC)
+    if logits_BC.device.type == "cpu":  # another device would be waited for
+        ids = _listed_ids(tail, batch["teacher_ids"], batch.get("tail_ids"))
+        wrong_B = _of_no_class(ids, logits_BC.shape[-1])
+        if wrong_B.any():
+            _refuse_ids(ids, logits_BC.shape[-1], wrong_B)
     kl_B = _kl(logits_BC, *answers, *tails)
     if batch.get("labels") is None and not (logits_BC.requires_grad and (label_weight or new_views)):
         # Without gradients the loss is only measured, on what there is.
@@ -219,12 +237,26 @@ def label_cross_entropy(
     logits_BC: torch.Tensor, batch: Mapping[str, Any], label_smoothing: float = 0.0
 ) -> torch.Tensor:
     """Returns the cross-entropy (B,) to the labels of a batch, as it was mixed; see `reinforced_loss`."""
-    labels_B, lam = _labels_of(batch, logits_BC), batch.get("lam", 1.0)
+    labels_B, lam = _labels_of(batch, logits_BC), _own_weight(batch)
     to = partial(F.cross_entropy, logits_BC.float(), reduction="none", label_smoothing=label_smoothing)
     loss_B: torch.Tensor = to(labels_B)
     if lam < 1:  # cross-entropy is linear in its target: that of the mixed labels
         loss_B = lam * loss_B + (1 - lam) * to(labels_B.flip(0))
     return loss_B
+
+
+def _own_weight(batch: Mapping[str, Any]) -> float:
+    """Returns the weight of a batch's own labels."""
+    lam = batch.get("lam", 1.0)
+    if isinstance(lam, torch.Tensor):
+        if lam.numel() != 1:
+            raise ConfigError(
+                f"`lam` must be one number, the weight of all own labels of the batch, got {_found(lam)}. Mix all images of a "
+                "batch in one proportion."
+            )
+        lam = lam.item()
+    Real(0, 1).check("lam", lam)
+    return float(lam)
 
 
 def _labels_of(batch: Mapping[str, Any], logits_BC: torch.Tensor) -> torch.Tensor:
@@ -236,7 +268,24 @@ def _labels_of(batch: Mapping[str, Any], logits_BC: torch.Tensor) -> torch.Tenso
             "forward does not take."
         )
     _check_rows("labels", labels_B, torch.int64, logits_BC)
+    if labels_B.device.type == "cpu":  # another device would be waited for
+        check_classes(labels_B, logits_BC.shape[-1])
     return labels_B
+
+
+def check_classes(labels_B: torch.Tensor, classes: int) -> None:
+    """Checks the values of the labels of a batch, int64; -100, by which torch leaves a row out of a loss, passes.
+
+    Raises:
+        DataError: One is none of the classes.
+    """
+    wrong_B = ((labels_B < 0) | (labels_B >= classes)) & (labels_B != -100)
+    if wrong_B.any():
+        row = int(wrong_B.nonzero()[0])
+        raise DataError(
+            f"`labels` must be from 0 to {classes - 1}, the classes of the model, found {int(labels_B[row])} in row {row} of "
+            f"the batch ({int(wrong_B.sum())} such rows). Leave these rows out, or give a split with labels."
+        )
 
 
 def check_batch(batch: Any) -> None:

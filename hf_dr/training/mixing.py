@@ -15,6 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from hf_dr.errors import ConfigError
 from hf_dr.training.arguments import ReinforcedTrainingArguments
+from hf_dr.training.batches import pixels_of
 from hf_dr.training.reinforced_settings import ReinforcedSettings
 from hf_dr.views.ops.mixing import CutMix, MixUp
 from hf_dr.views.rng import DOMAIN_MIXING, keyed_rng
@@ -88,5 +89,5 @@ class BatchMixer(TrainerCallback):
         place = self._in_step * args.world_size + args.process_index
         self._in_step += 1
         rng = keyed_rng(self._seed(), domain=DOMAIN_MIXING, major=step, minor=place)
-        pixels_BCHW, lam = mix_batch(inputs["pixel_values"], rng, args)
+        pixels_BCHW, lam = mix_batch(pixels_of(inputs), rng, args)
         return {**inputs, "pixel_values": pixels_BCHW, "lam": lam}

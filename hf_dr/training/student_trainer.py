@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Sized
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,10 @@ from hf_dr.hub.repository import Push
 from hf_dr.replay.reinforced_data import ReinforcedData
 from hf_dr.replay.streaming import StreamedReinforcedDataset
 from hf_dr.training.arguments import ReinforcedTrainingArguments
+from hf_dr.training.batches import CheckedBatches, pixels_of
 from hf_dr.training.checks import as_evaluation, check_no_path, is_undecoded
 from hf_dr.training.device_views import with_made_views
+from hf_dr.training.losses import check_classes
 from hf_dr.training.resumable import ResumableTrainer, changed
 from hf_dr.training.student_card import student_of_training
 from hf_dr.training.student_hub import push_in_background
@@ -81,9 +84,21 @@ class StudentTrainer(ResumableTrainer):
         """As Trainer's."""
         return super().prediction_step(model, self._student_inputs(inputs), prediction_loss_only, ignore_keys)
 
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **settings: Any) -> Any:
+        """As Trainer's; a label that is none of the classes is named."""
+        try:
+            return super().compute_loss(model, inputs, *args, **settings)
+        except IndexError:
+            labels = inputs.get("labels")
+            classes = getattr(getattr(model, "config", None), "num_labels", None)
+            if classes is not None and isinstance(labels, torch.Tensor) and labels.ndim == 1:
+                check_classes(labels, classes)
+            raise
+
     def _student_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Returns a batch with its pixels normalised, if they are uint8."""
-        pixels = inputs.get("pixel_values")
+        reinforced = isinstance(self.train_dataset, ReinforcedData)
+        pixels = pixels_of(inputs) if reinforced else inputs.get("pixel_values")
         if isinstance(pixels, torch.Tensor) and pixels.dtype == torch.uint8:
             if self._channels_last:
                 pixels = pixels.contiguous(memory_format=torch.channels_last)
@@ -103,13 +118,23 @@ class StudentTrainer(ResumableTrainer):
                 f"{eval_dataset!r}. Name one of them, or open it: `datasets.load_dataset(...)`."
             )
         self._check_decoded("eval_dataset", own[eval_dataset] if named else evaluated)
-        return super().get_eval_dataloader(evaluated)
+        with self._checking_batches():
+            return super().get_eval_dataloader(evaluated)
 
     def get_test_dataloader(self, test_dataset: Any) -> torch.utils.data.DataLoader:
         """As Trainer's, of plain images with labels as well."""
         evaluated = self._as_evaluation(test_dataset, to_predict=True)
         self._check_decoded("test_dataset", evaluated)
-        return super().get_test_dataloader(evaluated)
+        with self._checking_batches():
+            return super().get_test_dataloader(evaluated)
+
+    def _checking_batches(self) -> AbstractContextManager[None]:
+        """Has the loaders that are made meanwhile check their batches, where the training set tells the classes."""
+        train = self.train_dataset
+        collate: Any = self.data_collator
+        if isinstance(train, ReinforcedData):
+            collate = CheckedBatches(collate, train.num_classes)
+        return changed(self, data_collator=collate)
 
     def _as_evaluation(self, given: Any, *, to_predict: bool = False) -> Any:
         return as_evaluation(given, self.train_dataset, self.model, self.processing_class, to_predict=to_predict)

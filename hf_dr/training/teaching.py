@@ -15,7 +15,7 @@ from torch import nn
 from hf_dr.errors import ConfigError, DataError
 from hf_dr.files import write_json, written_whole
 from hf_dr.replay.join import check_readable
-from hf_dr.store.base_dataset import as_table, label_numbers, undecoded_images, whole_column, whole_hash
+from hf_dr.store.base_dataset import as_table, class_numbers, undecoded_images, whole_column, whole_hash
 from hf_dr.store.json_files import read_object
 from hf_dr.teacher.folds import FOLDS_FILE
 from hf_dr.views.rng import DOMAIN_SPLIT, keyed_rng
@@ -102,10 +102,9 @@ def divide(
         DataError: A row has no label or no readable image, or a class has too few images to hold some out, or to divide the
             others into folds.
     """
+    names = getattr(dataset.features[label_column], "names", None)
     column = whole_column(dataset, label_column)
-    labels, bad = label_numbers(column, int(np.iinfo(np.int64).max))
-    if len(bad):
-        raise DataError(f"`{label_column}` must have a class in every row, but row {bad[0]} has none. Leave it out.")
+    labels = class_numbers(column, len(names) if names else None, f"`{label_column}`", "Leave these rows out.")
     test = held_out_rows(labels, share, seed)
     if not len(test):
         raise DataError(
@@ -114,7 +113,7 @@ def divide(
         )
     train = np.setdiff1d(np.arange(len(dataset)), test)
     if folds:
-        check_classes(labels[train], getattr(dataset.features[label_column], "names", None))
+        check_classes(labels[train], names)
     # All images are read from here on.
     made_of = {"images": whole_hash(dataset, image_column, label_column), "share": share, "seed": seed}
     marker = folder.parent / _MARKER

@@ -495,7 +495,7 @@ def test_of_a_single_image_there_is_no_calibrated_error(place):
         (["--sets", "{high}"], "`student` must answer over the classes of `high` (labels up to 8), found 8 classes"),
         (
             ["--sets", "{unlabelled}"],
-            "set `unlabelled` must have labels, found -1 in row 0 of `label` (1 such rows). Name a split",
+            "must be from 0 upwards in every row, found -1, which is no label, in row 0 (1 such rows). Name a split",
         ),
         (["--sets", "{unlabelled},label=a"], "must have the label column `a`"),
         (

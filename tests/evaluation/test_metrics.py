@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from hf_dr.errors import DataError
 from hf_dr.evaluation.metrics import calibrated_ece, classification_metrics, compute_metrics, log_softmax, reliability
 from hf_dr.evaluation.plots import reliability_figure
 from hf_dr.teacher.calibration import TEMPERATURES, fit_temperature
@@ -102,11 +103,18 @@ def test_large_logits_do_not_overflow():
         (np.zeros((2, 3)), np.array([0]), r"got \(2, 3\) and \(1,\)"),
         (np.zeros((0, 3)), np.zeros(0, int), "B > 0"),
         (np.zeros((1, 3)), np.array([3]), "labels must be from 0 to 2, got 3"),
+        (
+            np.zeros((3, 3)),
+            np.array([0, 1, -1]),
+            r"labels must be from 0 to 2, got -1 in row 2 \(1 such rows\)\. Leave",
+        ),
+        (np.zeros((1, 3)), np.array([1.0]), r"labels must be whole numbers from 0 to 2, got float64\. Convert"),
+        (np.zeros((1, 3)), np.array([None]), "labels must be whole numbers from 0 to 2, got object"),
         (np.array([[np.nan, 0]]), np.array([0]), "must be finite"),
     ],
 )
 def test_refusals(logits, labels, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(DataError, match=message):
         classification_metrics(logits, labels)
 
 

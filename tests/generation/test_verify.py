@@ -306,10 +306,17 @@ def test_only_commits_on_the_hub_are_loaded(tiny_plus, tiny_teacher, changes):
 
 
 @pytest.mark.parametrize("members", [[{"id": "a"}], [{"id": "a", "weights_hash": 1}]])
-def test_a_malformed_provenance_is_refused(tiny_plus, members):
+def test_a_malformed_provenance_is_refused(tiny_plus, tiny_teacher, members):
     provenance = type(tiny_plus.provenance)(**{**tiny_plus.provenance.to_dict(), "teacher": {"members": members}})
-    with pytest.raises(FormatError, match=r"`teacher.members` of the provenance must name id and weights_hash"):
-        teacher_from_provenance(provenance)
+    plus = ReinforcedDataset(tiny_plus.plus, provenance)
+    match = (
+        r"`teacher.members` of the provenance must name id and weights_hash, found .* `verify` checks the pixels alone"
+    )
+    with pytest.raises(FormatError, match=match):
+        verify(plus, num_rows=1)
+    with pytest.raises(FormatError, match=match):
+        verify(plus, tiny_teacher, num_rows=1)
+    assert verify(plus, ask_teacher=False, num_rows=1).ok
 
 
 def test_rows_without_stored_views_are_no_part(tmp_path, tiny_dataset, tiny_teacher):

@@ -99,8 +99,17 @@ def test_refusals(tiny_dataset):
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
     images = tiny_dataset.cast_column("image", datasets.Image(decode=False))["image"]
     unlabelled = datasets.Dataset.from_dict({"image": list(images), "label": labels}, features=features)
-    with pytest.raises(DataError, match=r"from 0 to 7 in every row, but row 5 has none \(1 such rows\)"):
+    with pytest.raises(
+        DataError, match=r"from 0 upwards in every row, found -1, which is no label, in row 5 \(1 such rows\)"
+    ):
         AugmentedDataset(unlabelled, AUGMENTATION, **COLUMNS)
+    for values, kind in (([0.5] * 12, "float64"), ([None] * 12, "int64"), (["a"] * 12, "string")):
+        kinds = datasets.Features({**features, "label": datasets.Value(kind)})
+        odd = datasets.Dataset.from_dict({"image": list(images), "label": values}, features=kinds)
+        with pytest.raises(
+            DataError, match=r"`label` must be (whole numbers, .* Convert|.* found none in row 0 \(12 such)"
+        ):
+            AugmentedDataset(odd, AUGMENTATION, **COLUMNS)
     broken = [{"bytes": b"no image", "path": None}] * 2
     with pytest.raises(DataError, match="the image of row 1 of `train` must be readable"):
         AugmentedDataset(

@@ -391,5 +391,5 @@ def test_the_base_must_have_the_same_classes(partial, tiny_dataset):
     ):
         partial(other, unreinforced=True)
     plain = tiny_dataset.remove_columns("label").add_column("label", [0] * 10 + [None, 0])
-    with pytest.raises(DataError, match="labels must be from 0 to 7, but row 10 of the base has none or another"):
+    with pytest.raises(DataError, match="labels of the base must be from 0 to 7 in every row, found none in row 10"):
         partial(plain, unreinforced=True)

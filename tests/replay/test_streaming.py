@@ -827,8 +827,12 @@ def test_a_shard_without_a_marker(spoilt):
             lambda t: t.set_column(t.column_names.index("views_hash"), "views_hash", pa.nulls(5, pa.int8())),
             r"column `views_hash` of .*00001-of-.* must be uint64, as in the first shard, found int8\. Fetch",
         ),
+        (
+            lambda t: t.set_column(t.column_names.index("label"), t.field("label"), pa.array([0, 1, 2, 3, 77])),
+            r"the labels `label` must be from 0 to 7 in every row, found 77 in row 9 \(1 such rows\)\. Fetch or make it again",
+        ),
     ],
-    ids=["fewer", "swapped", "column", "nulls", "type"],
+    ids=["fewer", "swapped", "column", "nulls", "type", "label"],
 )
 def test_other_rows_than_the_provenance_tells(spoilt, change, message):
     rewritten(spoilt / Provenance.read(spoilt).shard_names[1], change)

@@ -46,15 +46,115 @@ def test_a_plain_dataset_is_evaluated_as_its_images(tiny_dataset, plain, picture
 
 
 @pytest.mark.parametrize(
-    ("labels", "found"), [([-1] * ROWS, "12 of 12 rows have others"), ([0] * 11 + [8], "1 of 12 rows have others"),
-                          ([0] * 5 + [None] + [1] * 6, r"1 of 12 rows have others \(-1; -1 is no label\), the first is row 5")],
+    ("labels", "found"), [([-1] * ROWS, r"-1, which is no label, in row 0 \(12 such rows\)"), ([0] * 11 + [8], "8 in row 11"),
+                          ([0] * 5 + [None] + [1] * 6, r"none in row 5 \(1 such rows\)\. Take a split with labels")],
 )  # fmt: skip
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_labels_are_looked_at_before_the_training(tiny_dataset, plain, settings, labels, found, wrapped):
     images = tiny_dataset.remove_columns("label").add_column("label", labels)
-    given = LabelledImages(images, evaluation_augmentation((SIZE, SIZE))) if wrapped else {"test": images}
-    with pytest.raises(DataError, match=rf"labels of `eval_dataset` must be from 0 to 7, but {found}"):
+
+    def make() -> None:
+        given = LabelledImages(images, evaluation_augmentation((SIZE, SIZE))) if wrapped else {"test": images}
         ReinforcedTrainer(pooled(), settings(), train_dataset=plain, eval_dataset=given)
+
+    with pytest.raises(DataError, match=rf"the labels .* must be from 0 .* in every row, found {found}"):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind"), [([0.0] * ROWS, "double"), (["0"] * ROWS, "string"), ([True] * ROWS, "bool")]
+)
+def test_labels_that_are_no_whole_numbers_are_refused(tiny_dataset, labels, kind):
+    images = tiny_dataset.remove_columns("label").add_column("label", labels)
+    with pytest.raises(DataError, match=rf"must be whole numbers, the places of their classes, found {kind}\. Convert"):
+        LabelledImages(images, evaluation_augmentation((SIZE, SIZE)))
+
+
+class OwnRows(torch.utils.data.Dataset):
+    """Rows as a user's own dataset may have them."""
+
+    def __init__(self, *rows: Any) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.rows[index]
+
+
+PIXELS = torch.zeros(3, SIZE, SIZE, dtype=torch.uint8)
+GOOD = {"pixel_values": PIXELS, "labels": 1}
+MALFORMED = {
+    "no label": (
+        {"labels": -1},
+        r"`labels` must be from 0 to 7, the classes of the model, found -1 in row 1 of the batch \(1",
+    ),
+    "no class": ({"labels": 8}, r"`labels` must be from 0 to 7, .* found 8 in row 1 .*\. Leave these rows out"),
+    "None": ({"labels": None}, "must be dictionaries with the same names, .* but: RuntimeError: .*NoneType"),
+    "another size": ({"pixel_values": PIXELS[:, 1:]}, "tensors of the same shapes and numbers, but: RuntimeError"),
+}
+
+
+@pytest.mark.parametrize("kind", MALFORMED)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_rows_of_ones_own_are_refused_in_words(plain, settings, kind, workers):
+    changes, message = MALFORMED[kind]
+    args = settings(dataloader_num_workers=workers)
+    trainer = ReinforcedTrainer(pooled(), args, train_dataset=plain, compute_metrics=compute_metrics)
+    rows = OwnRows(GOOD, {**GOOD, **changes})
+    for measure in (trainer.evaluate, trainer.predict)[: 2 - workers]:
+        with pytest.raises(DataError, match=message):
+            measure(rows)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            {"labels": 1},
+            "the rows of a batch must hold `pixel_values`, found labels. Let the dataset, its transform or the",
+        ),
+        ({**GOOD, "labels": 1.5}, r"`labels` must be whole numbers from 0 to 7, found 1\.5\. Convert them to int"),
+        ({**GOOD, "labels": "cat"}, r"`labels` must be whole numbers from 0 to 7, found 'cat'"),
+        (1, r"the rows of a batch must be dictionaries .* but: TypeError: .*\. Check the dataset, or its transform"),
+    ],
+)
+def test_what_all_rows_of_ones_own_lack_is_told(plain, settings, row, message):
+    trainer = ReinforcedTrainer(pooled(), settings(), train_dataset=plain, compute_metrics=compute_metrics)
+    with pytest.raises(DataError, match=message):
+        trainer.evaluate(OwnRows(row, row))
+
+
+def test_a_row_that_the_loss_leaves_out_and_a_collator_of_ones_own_are_left_alone(plain, settings):
+    trainer = ReinforcedTrainer(pooled(), settings(), train_dataset=plain)
+    assert trainer.evaluate(OwnRows(GOOD, {**GOOD, "labels": -100}))["eval_loss"] > 0
+
+    def own(rows):
+        raise KeyError("mine")
+
+    trainer = ReinforcedTrainer(pooled(), settings(), train_dataset=plain, data_collator=own)
+    with pytest.raises(KeyError, match="mine"):
+        trainer.evaluate(OwnRows(GOOD))
+
+
+def test_a_label_that_is_none_of_the_classes_is_named_by_the_loss_of_the_model(settings):
+    rows = OwnRows(GOOD, {**GOOD, "labels": 700})
+    trainer = ReinforcedTrainer(timm_student(), settings(per_device_train_batch_size=2), train_dataset=rows)
+    with pytest.raises(DataError, match="`labels` must be from 0 to 7, the classes of the model, found 700 in row"):
+        trainer.train()
+
+
+def test_a_collator_that_drops_the_pixels_is_refused(plain, settings):
+    def own(rows):
+        return {"labels": torch.zeros(len(rows), dtype=torch.int64)}
+
+    for changes in ({}, {"mixup_alpha": 1.0, "reinforced_probability": 0.0}):
+        trainer = ReinforcedTrainer(pooled(), settings(**changes), train_dataset=plain, data_collator=own)
+        with pytest.raises(
+            DataError, match=r"must hold `pixel_values`, found labels\. .* the `data_collator` keep them"
+        ):
+            trainer.train()
 
 
 def test_the_names_of_the_classes_are_read_once(tiny_dataset, plain, settings, monkeypatch):
@@ -101,7 +201,7 @@ def test_images_without_labels_are_predicted(labels, tiny_dataset, plain, settin
     found = trainer.predict(images)
     assert np.array_equal(found.predictions, trainer.predict(tiny_dataset).predictions)
     assert found.label_ids is None
-    with pytest.raises(DataError, match=r"labels of `eval_dataset` must be|must have a column of labels"):
+    with pytest.raises(DataError, match=r"found -1, which is no label, in row 0|must have a column of labels"):
         trainer.evaluate(images)
 
 

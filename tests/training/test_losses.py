@@ -1,12 +1,14 @@
 """The loss: equal to torch's KL on the dense target, whatever the tail rule and the temperature."""
 
 import math
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from hf_dr.errors import ConfigError
+from hf_dr.errors import ConfigError, DataError
 from hf_dr.training.losses import reinforced_kl, reinforced_loss
 from hf_dr.training.reinforced_settings import TAIL_RULES
 
@@ -245,3 +247,51 @@ def test_rows_without_an_answer_are_refused_or_left_out():
     labels = torch.arange(B)
     expected = torch.where(batch["reinforced"], kl, F.cross_entropy(logits.float(), labels, reduction="none"))
     torch.testing.assert_close(reinforced_loss(logits, {**batch, "labels": labels}), expected.mean())
+
+
+def batch_of(**changes: Any) -> dict[str, Any]:
+    _, ids, logprobs = stored(3)
+    replayed = torch.ones(B).bool()
+    batch = {"teacher_ids": ids, "teacher_logprobs": logprobs, "reinforced": replayed, "labels": torch.arange(B)}
+    return {**batch, **changes}
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        (
+            {"labels": torch.tensor([0, 1, -1, 2, -1])},
+            DataError,
+            r"from 0 to 11, .* found -1 in row 2 of the batch \(2 such rows",
+        ),
+        (
+            {"labels": torch.tensor([0, 1, 2, 12, 0])},
+            DataError,
+            r"`labels` must be from 0 to 11, .* found 12 in row 3 .*Leave",
+        ),
+        ({"lam": "0.5"}, ConfigError, "`lam` must be between 0 and 1, got '0.5'"),
+        ({"lam": 1.5}, ConfigError, "`lam` must be between 0 and 1, got 1.5"),
+        (
+            {"lam": torch.full((B,), 0.5)},
+            ConfigError,
+            r"`lam` must be one number, .* got torch.float32 \(5,\)\. Mix all images",
+        ),
+        (
+            {"teacher_ids": torch.full((B, 3), 12)},
+            ConfigError,
+            r"of the 12 classes of `logits`, got \[12, 12, 12\] in row 0\.",
+        ),
+    ],
+)
+def test_values_of_a_batch_that_cannot_be_are_named_on_the_cpu(changes, error, message):
+    logits = stored(3)[0].requires_grad_()
+    with pytest.raises(error, match=message):
+        reinforced_loss(logits, batch_of(**changes))
+
+
+def test_a_weight_of_labels_may_be_a_tensor_of_one_number():
+    logits = stored(3)[0].requires_grad_()
+    fresh = {"reinforced": torch.zeros(B).bool()}
+    expected = reinforced_loss(logits, batch_of(**fresh, lam=0.25))
+    for lam in (torch.tensor(0.25), torch.tensor([0.25]), np.float32(0.25)):
+        torch.testing.assert_close(reinforced_loss(logits, batch_of(**fresh, lam=lam)), expected)

@@ -2,6 +2,7 @@
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given
@@ -79,6 +80,16 @@ def test_nothing_to_hold_out(tmp_path, tiny_dataset, monkeypatch):
         DataError, match="a class must have at least 2 images for one to be held out, but none of 8 has"
     ):
         divide(tiny_dataset.select(range(8)), "image", "label", tmp_path / "x", share=0.2, seed=0)
+
+
+def test_labels_that_are_no_classes_are_found_before_anything_is_written(tmp_path, tiny_dataset, monkeypatch):
+    monkeypatch.delattr("hf_dr.training.teaching.whole_hash")  # no image is read for it
+    table = tiny_dataset.data.table
+    labels = pa.array([77, *table.column("label").to_pylist()[1:]])
+    changed = table.set_column(table.column_names.index("label"), "label", labels)
+    dataset = datasets.Dataset(changed, info=tiny_dataset.info, split="train")
+    with pytest.raises(DataError, match="`label` must be from 0 to 7 in every row, found 77 in row 0"):
+        divide(dataset, "image", "label", tmp_path / "x", share=0.5, seed=0)
 
 
 def a_vit() -> torch.nn.Module:

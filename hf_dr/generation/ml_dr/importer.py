@@ -40,8 +40,8 @@ from hf_dr.store.base_dataset import (
     as_table,
     check_dataset,
     checked_origin,
+    class_numbers,
     content_hash,
-    label_numbers,
     undecoded_images,
     whole_column,
 )
@@ -98,13 +98,8 @@ class ImportJob:
         num_classes = _num_classes(format.num_classes, names)
         self._labels = None
         if label_column is not None:
-            column = whole_column(base, label_column)
-            self._labels, bad = label_numbers(column, num_classes)
-            if len(bad):
-                raise DataError(
-                    f"labels must be from 0 to {num_classes - 1}, but row {bad[0]} of the base has none or another ({len(bad)} "
-                    "such rows). Set `label_column` to none, or leave these rows out."
-                )
+            advice = "Set `label_column` to none, or leave these rows out."
+            self._labels = class_numbers(whole_column(base, label_column), num_classes, "labels of the base", advice)
         self._augmentation = format.augmentation
         stored = stored_columns(base.features, image_column, overlay=config.overlay)
         self._base = base.select_columns(stored)

@@ -129,7 +129,7 @@ def replay(folder: Path) -> dict[str, Any]:
     name = folder.name
     plus = datasets.load_dataset(str(folder / "plus"), name, split="train", cache_dir=str(folder / "cache"))
     dataset = ReinforcedDataset(plus, Provenance.read(folder / "plus" / name))
-    height, width = dataset.augmentation.size or (0, 0)
+    height, width = dataset.augmentation.size
     shown = np.memmap(folder / "shown.bin", np.uint8, "r").reshape(len(dataset), dataset.num_views, height, width, 3)
     pixels = views = largest = 0
     policy: set[str] = set()

@@ -188,10 +188,8 @@ def library_versions(names: tuple[str, ...] = _VERSIONED) -> dict[str, str]:
 
 def _name_of(augmentation: Augmentation) -> str:
     """The name under which an augmentation is known, or `default`."""
-    size = augmentation.size
-    if size:
-        square = size[0] if size[0] == size[1] else size
-        for name in NAMED:
-            if augmentation == Augmentation.named(name, square):
-                return name
+    height, width = augmentation.size
+    for name in NAMED:
+        if augmentation == Augmentation.named(name, height if height == width else (height, width)):
+            return name
     return "default"

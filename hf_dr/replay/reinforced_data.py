@@ -232,9 +232,7 @@ class ReinforcedData(ABC):
     @property
     def size(self) -> tuple[int, int]:
         """Height and width of the views."""
-        size = self.augmentations[0].size
-        assert size is not None, "an augmentation fixes the size"
-        return size
+        return self.augmentations[0].size
 
     @property
     def num_classes(self) -> int:

@@ -55,11 +55,7 @@ class Augmentation:
         self.mixing = [(op, keys) for op, keys in keyed if op.mixes]
         if [op.mixes for op in self.ops] != sorted(op.mixes for op in self.ops):
             raise ConfigError(f"mixing ops must come last, got {self._names()}. Move MixUp and CutMix to the end.")
-        if self.size is None:
-            raise ConfigError(
-                f"the views must all have one size, but no op of {self._names()} fixes it. "
-                "Add RandomResizedCrop, RandomCrop, CenterCrop, or Resize with (height, width)."
-            )
+        self._size = self._fixed_size()
 
     def _names(self) -> str:
         return ", ".join(type(op).__name__ for op in self.ops)
@@ -79,13 +75,21 @@ class Augmentation:
         """Whether a view can need the image of another example."""
         return bool(self.mixing)
 
-    @cached_property
-    def size(self) -> Size | None:
-        """(height, width) of every view, in pixels."""
+    def _fixed_size(self) -> Size:
         size: Size | None = None
         for op in self.ops:
             size = op.output_size(size)
+        if size is None:
+            raise ConfigError(
+                f"the views must all have one size, but no op of {self._names()} fixes it. "
+                "Add RandomResizedCrop, RandomCrop, CenterCrop, or Resize with (height, width)."
+            )
         return size
+
+    @property
+    def size(self) -> Size:
+        """(height, width) of every view, in pixels."""
+        return self._size
 
     @cached_property
     def params(self) -> dict[str, Param]:

@@ -135,7 +135,7 @@ class ViewMaker(torch.utils.data.Dataset):
 
     def __getitem__(self, span: Span) -> ViewBatch:
         count = span.stop - span.start
-        height, width = self.augmentation.size or (0, 0)
+        height, width = self.augmentation.size
         kept = np.arange(span.start, span.stop) % self.num_views >= self.first_kept
         place = np.cumsum(kept) - 1  # of each view among those whose pixels are kept
         pixels = np.zeros((int(kept.sum()), height, width, 3), np.uint8)

@@ -19,7 +19,7 @@ from hf_dr.store.json_files import shown
 from hf_dr.store.schema import AUG_PREFIX, TEACHER_IDS, TEACHER_LOGPROBS
 from hf_dr.teacher.topk import as_stored
 from hf_dr.views.augmentation import NO_PARTNER, PARTNER, Augmentation
-from hf_dr.views.ops.base import Op, Size
+from hf_dr.views.ops.base import Op
 from hf_dr.views.ops.colour import LEVELLESS, POLICY_OPS, UNSIGNED, RandAugment, rand_augment_magnitude
 from hf_dr.views.ops.geometry import (
     CenterCrop,
@@ -321,7 +321,7 @@ class RunFormat:
         place = op if isinstance(op, int) else POLICY_OPS.index(op)
         name = POLICY_OPS[place]
         policy = cast(RandAugment, self._rand_augment)
-        size = cast(Size, self.augmentation.size)
+        size = self.augmentation.size
         signed = name not in UNSIGNED
         # ml-dr used torchvision's first API, in which Solarize's threshold is one of 256 levels of brightness.
         unit = 255 if name == "Solarize" else 1

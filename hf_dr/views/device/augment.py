@@ -48,7 +48,6 @@ class DeviceAugmentation:
             ReplayError: Parameters do not fit their image, or a partner is missing; the same error as the op's own.
             NotOnDeviceError: An image is too large for the device version of an op.
         """
-        assert self.augmentation.size is not None
         steps = plan(self.augmentation, params, images.heights, images.widths)
         mixes = plan_mixing(self.augmentation, mixing)
         for step in mixes:

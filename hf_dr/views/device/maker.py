@@ -376,7 +376,7 @@ class DeviceViewMaker:
             tell(reason)
             return MadeViews(batch.pixels.to(self.device), None, batch)
         flat = np.arange(span.start, span.stop)
-        height, width = maker.augmentation.size or (0, 0)
+        height, width = maker.augmentation.size
         pixels_NHWC = torch.empty((0, height, width, 3), dtype=torch.uint8, device=self.device)
         if drawn.program is not None:
             pixels_NHWC = perform(drawn.program, *store.sources(drawn.examples))

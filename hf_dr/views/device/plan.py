@@ -241,7 +241,6 @@ def plan(augmentation: Augmentation, params: Columns, heights: np.ndarray, width
 
 def plan_mixing(augmentation: Augmentation, params: Columns) -> list[Mix]:
     """Returns the mixing steps of N views; a ReplayError, the op's own, if a parameter is damaged."""
-    assert augmentation.size is not None
     mixes = []
     for op, keys in augmentation.mixing:
         local = {name: params[key] for name, key in keys.items()}

@@ -26,7 +26,7 @@ from hf_dr.errors import DataError, did_you_mean
 from hf_dr.store.base_dataset import undecoded_images
 from hf_dr.transfer.coco_masks import check_segmentation, coco_library, decode_mask
 from hf_dr.transfer.settings import BBOX_FORMATS
-from hf_dr.views.images import as_tensor, decode_row
+from hf_dr.views.images import as_tensor, decode_row, file_says
 from hf_dr.views.rng import view_rng
 
 # Pixels: a box with a shorter side inside its image shows too little to learn from.
@@ -182,7 +182,10 @@ class DetectionData:
         kind = dataset.features[objects_column]
         fields = kind if isinstance(kind, dict) else getattr(kind, "feature", None)
         if not isinstance(fields, dict) or not {"bbox", "category"} <= fields.keys():
-            raise DataError(f"`{objects_column}` must hold `bbox` and `category` of each object, found {kind!s:.200}.")
+            raise DataError(
+                f"`{objects_column}` must hold `bbox` and `category` of each object, found {kind!s:.200}. Name another "
+                "`objects_column`, or rename its fields."
+            )
         category = getattr(fields["category"], "feature", fields["category"])
         if not isinstance(category, datasets.ClassLabel):
             raise DataError(
@@ -359,6 +362,12 @@ class DetectionImages(torch.utils.data.Dataset):
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def is_doubtful(self, place: int) -> bool:
+        """Whether the beginning of an image's file tells no image of the size that is annotated; decoding it tells more."""
+        row = self.rows[place]
+        said = file_says(self.data.cells[row])
+        return said is None or self.data.size(row) not in (None, said[1])
 
     def __getitem__(self, index: int | tuple[int, int]) -> dict[str, Any]:
         place, epoch = index if isinstance(index, tuple) else (index, 0)

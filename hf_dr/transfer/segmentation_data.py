@@ -23,7 +23,7 @@ from hf_dr.errors import ConfigError, DataError, did_you_mean
 from hf_dr.processes import process_state
 from hf_dr.store.base_dataset import content_hash, sampled_rows, undecoded_images
 from hf_dr.transfer.settings import FILTERS
-from hf_dr.views.images import as_tensor, decode_row, decode_with, with_file
+from hf_dr.views.images import as_tensor, decode_row, decode_with, file_says, with_file
 from hf_dr.views.rng import view_rng
 
 logger = logging.getLogger(__name__)
@@ -35,6 +35,7 @@ _RESAMPLING = {name: PIL.Image.Resampling[name.upper()] for name in FILTERS}
 
 _IMAGE_FILES = (".jpg", ".jpeg", ".png", ".webp")
 _MASK_FILES = (".png", ".tif", ".tiff", ".bmp")
+_MASK_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")  # Pillow's of one channel of whole numbers
 
 # How often a crop of too much of one class is drawn, at most.
 _TRIES = 10
@@ -61,7 +62,8 @@ class Classes:
         twice = [name for n, name in enumerate(self.names) if name in self.names[:n]]
         if not self.names or twice:
             raise ConfigError(
-                f"the names of classes must differ, found {f'{twice[0]!r} twice' if twice else 'none'}. Set `class_names`."
+                "`class_names` must be the names of all classes, each once, found "
+                f"{f'{twice[0]!r} twice' if twice else 'none'}. Correct it."
             )
 
     def labels(self, stored: np.ndarray) -> np.ndarray:
@@ -101,8 +103,8 @@ class SegmentationData:
         without = [path.name for name, path in image_files.items() if name not in mask_files]
         if without:
             raise DataError(
-                f"each image must have a mask of its name, but {without[0]} and {len(without) - 1} others of {images} have "
-                f"none in {masks}. Add them, or check both folders."
+                f"each image must have a mask of its name, but {len(without)} of the {len(image_files)} in {images} have none "
+                f"in {masks}, such as {without[0]}. Add the masks, or check both folders."
             )
         for name, path in image_files.items():
             if path == mask_files[name]:
@@ -300,6 +302,11 @@ class SegmentationImages(torch.utils.data.Dataset):
 
     def __len__(self) -> int:
         return len(self._data.images)
+
+    def is_doubtful(self, row: int) -> bool:
+        """Whether the beginnings of two files tell no image with a mask of its size; decoding them tells more."""
+        image, mask = file_says(self._data.images[row]), file_says(self._data.masks[row])
+        return image is None or mask is None or image[1] != mask[1] or mask[0] not in _MASK_MODES
 
     def __getitem__(self, index: int | tuple[int, int]) -> dict[str, torch.Tensor]:
         row, epoch = index if isinstance(index, tuple) else (index, 0)

@@ -161,7 +161,7 @@ class TransferTrainer(ResumableTrainer):
             model again. It is saved with the weights; a run is resumed only under the same.
         meter: Starts a measurement.
         train_dataset: `train_dataset[row, epoch]` is an example; its randomness follows from row, epoch and a seed alone.
-        eval_dataset: `eval_dataset[row]` is an example; some are looked at before the training.
+        eval_dataset: `eval_dataset[row]` is an example. Before the training some are made, and those that `is_doubtful(row)`.
         data_collator: Makes a batch, a dictionary, of a list of examples.
     """
 
@@ -184,8 +184,10 @@ class TransferTrainer(ResumableTrainer):
             model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, data_collator=data_collator
         )
         self.args: TransferArguments
-        for row in sampled_rows(0 if eval_dataset is None else len(eval_dataset)).tolist():
-            eval_dataset[row]  # what cannot be evaluated is not found only when the training is done
+        # What cannot be evaluated is not found only when the training is done: all files are opened, some are decoded.
+        rows = range(0 if eval_dataset is None else len(eval_dataset))
+        for row in sorted({*sampled_rows(len(rows)).tolist(), *filter(eval_dataset.is_doubtful, rows)} if rows else ()):
+            eval_dataset[row]
         self._description = json.loads(json.dumps(description))  # as it is read back
 
     def _name_metric(self, args: TransferArguments) -> None:
@@ -371,7 +373,7 @@ def load_weights(model: nn.Module, folder: str | Path) -> None:
         model.load_state_dict(load_file(path))
     except (OSError, RuntimeError, SafetensorError) as error:
         raise FormatError(
-            f"{path} must hold the weights of its model, but: {str(error)[:300]}. Train again."
+            f"{path} must hold the weights of its model, but: {str(error).rstrip('. '):.300}. Train again."
         ) from error
 
 

@@ -121,7 +121,7 @@ def test_a_dataset_of_the_hub(nested, bbox_format, box):
      (objects_dataset([[[0, 0, 9, float("nan")]]], [[0]]), {}, "row 0 must have finite boxes"),
      (objects_dataset([[]], [[]]), {}, "x must have objects, found none in 1 images"),
      (objects_dataset([[]], [[]]), {"objects_column": "object"}, "must have the column `object`. Did you mean `objects`"),
-     (objects_dataset([[]], [[]], n=[1]), {"objects_column": "n"}, "`n` must hold `bbox` and `category`"),
+     (objects_dataset([[]], [[]], n=[1]), {"objects_column": "n"}, "`n` must hold `bbox` and `category` .* Name another `ob"),
      (objects_dataset([[]], [[]]).cast_column("objects", {"bbox": datasets.List(datasets.List(datasets.Value("float32"))),
                                               "category": datasets.List(datasets.Value("int64"))}), {},
       "`category` in `objects` must be a ClassLabel"),

@@ -34,6 +34,7 @@ from toys import (
 
 from hf_dr.cli.main import main
 from hf_dr.errors import ConfigError, FormatError
+from hf_dr.store import base_dataset
 from hf_dr.transfer.detection import load_detector
 from hf_dr.transfer.detection_data import CocoMeter, DetectionImages
 from hf_dr.transfer.detection_data import collate as collate_objects
@@ -261,6 +262,26 @@ def test_what_cannot_be_evaluated_is_found_before_training(request, tmp_path, ca
     captured = capsys.readouterr()
     assert re.search(message, captured.err)
     assert "loss" not in captured.out
+
+
+@pytest.mark.parametrize(
+    ("name", "spoilt"), [("detection", "images"), ("segmentation", "images"), ("segmentation", "masks")]
+)
+@pytest.mark.parametrize("how", ["empty", "another size", "a page"])
+def test_each_file_of_an_evaluation_is_opened_before_training(
+    request, tmp_path, capsys, monkeypatch, name, spoilt, how
+):
+    run = request.getfixturevalue(name)
+    monkeypatch.setattr(base_dataset, "_SAMPLED_ROWS", 1)
+    shutil.copytree(run.data, tmp_path / "data")
+    file = tmp_path / "data" / spoilt / "3.png"
+    if how == "another size":
+        with PIL.Image.open(file) as image:
+            image.resize((image.width - 1, image.height), PIL.Image.Resampling.NEAREST).save(file)
+    else:
+        file.write_bytes(b"" if how == "empty" else b"<html></html>")
+    assert main(run.words(tmp_path / "out", **{f"eval_{spoilt}": tmp_path / "data" / spoilt})) == 2
+    assert "of row 3 " in capsys.readouterr().err
 
 
 def test_without_masks_it_is_a_faster_rcnn(detection, tmp_path, caplog):

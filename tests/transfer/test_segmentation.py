@@ -127,7 +127,9 @@ def test_folders_pair_images_and_masks_by_name(toy, tmp_path):
     with pytest.raises(DataError, match=r"`masks` must be a folder with files .png, .tif, .tiff, .bmp, found none in"):
         SegmentationData.from_folders(toy / "images", tmp_path / "masks", CLASSES)
     shutil.copy(toy / "masks" / "3.png", tmp_path / "masks")
-    with pytest.raises(DataError, match=r"a mask of its name, but 0.png and 4 others of .*images have none in .*masks"):
+    with pytest.raises(
+        DataError, match=r"a mask of its name, but 5 of the 6 in .*images have none in .*masks, such as 0.png. Add"
+    ):
         SegmentationData.from_folders(toy / "images", tmp_path / "masks", CLASSES)
 
 
@@ -395,7 +397,7 @@ def test_shared_normalisations_keep_names_and_activations():
     ("settings", "message"),
     [({"per_device_train_batch_size": 1}, "each batch must have more than one image, .*, but all have one. Set a larger"),
      ({"per_device_train_batch_size": 5, "max_steps": 2}, "but 6 images make one of 1 in batches of 5. Set `dat"),
-     ({"class_names": ["a", "b", "a"]}, "the names of classes must differ, found 'a' twice"),
+     ({"class_names": ["a", "b", "a"]}, "`class_names` must be the names of all classes, each once, found 'a' twice. Cor"),
      ({"class_names": ["a"]}, "expected numbers from 1 to 1 or 255, found 3"),
      ({"short_side": 32}, "`short_side` must be two numbers, the smaller one first, got 32"),
      ({"student": "timm:test_resnettt"}, "timm has no architecture `test_resnettt`")],
@@ -434,5 +436,5 @@ def test_impossible_arguments(settings, message):
 
 
 def test_classes_need_names():
-    with pytest.raises(ConfigError, match="the names of classes must differ, found none"):
+    with pytest.raises(ConfigError, match="`class_names` must be the names of all classes, each once, found none"):
         Classes([])

@@ -204,6 +204,9 @@ class Rows:
         row, epoch = index if isinstance(index, tuple) else (index, 0)
         return float(row + 100 * epoch)
 
+    def is_doubtful(self, row):
+        return False
+
 
 class Line(nn.Module):
     """A backbone, and a weight that is drawn from the global generator's noise: what must come back after a restart."""

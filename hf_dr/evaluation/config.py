@@ -28,7 +28,9 @@ def check_corruption(name: str, severity: int) -> None:
     if name not in CORRUPTION_NAMES:
         raise ConfigError(f"no corruption is called `{name}`.{did_you_mean(name, CORRUPTION_NAMES)}")
     if severity not in SEVERITIES:
-        raise ConfigError(f"the severity of a corruption must be a whole number from 1 to 5, got {severity!r}.")
+        raise ConfigError(
+            f"the severity of a corruption must be a whole number from 1 to 5, got {severity!r}. Choose one."
+        )
 
 
 @dataclass
@@ -79,7 +81,9 @@ class EvaluateConfig:
         check_settings(self)
         for name in ("mean", "std"):
             if len(getattr(self, name)) not in (0, 3):
-                raise ConfigError(f"`{name}` must be three numbers, got {len(getattr(self, name))}.")
+                raise ConfigError(
+                    f"`{name}` must be three numbers, got {len(getattr(self, name))}. Give one for each channel."
+                )
         for key in self.corruption_keys():
             check_corruption(*key)
 

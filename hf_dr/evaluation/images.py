@@ -53,7 +53,7 @@ def open_set(spec: EvaluationSet, config: EvaluateConfig) -> Images:
                 advice = label_advice(dataset, image, advice)
             raise DataError(f"set `{spec.name}` must have the {option} column `{name}`. {advice}")
     if not len(dataset):
-        raise DataError(f"set `{spec.name}` must have examples, found none.")
+        raise DataError(f"set `{spec.name}` must have examples, found none. Name another split: NAME=DATASET:SPLIT.")
     try:
         undecoded = undecoded_images(dataset, image)
     except (pa.ArrowException, TypeError) as error:

@@ -73,7 +73,7 @@ class Teacher:
         if isinstance(classes, str) or not (classes is None or hasattr(classes, "__len__")):
             raise ConfigError(f"`classes` must be a list of names or numbers, got {classes!r:.80}. Put it into a list.")
         if precision not in tuple(PRECISIONS):
-            raise TeacherError(f"`precision` must be one of {', '.join(PRECISIONS)}, got {precision!r}.")
+            raise TeacherError(f"`precision` must be one of {', '.join(PRECISIONS)}, got {precision!r}. Choose one.")
         Real(0, above=True).check("temperature", temperature)
         _refuse_twins(members)
         self.members = tuple(members)
@@ -343,7 +343,7 @@ def _resolve_classes(
     if larger and as_they_are and set(classes) != set(range(member.num_classes)):
         return None
     if len(classes) == 0:
-        raise TeacherError("`classes` must name at least one class, got an empty list.")
+        raise TeacherError("`classes` must name at least one class, got an empty list. Leave it out for all classes.")
     ids: list[int] = []
     known: dict[str, set[int]] = {}
     whole: dict[str, set[int]] = {}  # by all of a name: "cardigan" is a jacket, "Cardigan, Cardigan Welsh corgi" a dog
@@ -372,9 +372,12 @@ def _resolve_classes(
             ids.append(int(entry))
         else:
             raise TeacherError(
-                f"`classes` must hold ids below {member.num_classes}, the classes of {member.id}; got {entry}."
+                f"`classes` must hold numbers from 0 to {member.num_classes - 1}, the classes of {member.id}, got {entry}. "
+                "Correct it."
             )
     if len(set(ids)) < len(ids):
         twice = next(c for c in ids if ids.count(c) > 1)
-        raise TeacherError(f"`classes` must not repeat a class, but class {twice} of {member.id} stands there twice.")
+        raise TeacherError(
+            f"`classes` must not repeat a class, but class {twice} of {member.id} stands there twice. Leave one out."
+        )
     return None if ids == list(range(member.num_classes)) else ids

@@ -184,7 +184,7 @@ def _load_timm(name: str) -> Member:
         model.load_state_dict(weights)
     except (SafetensorError, StopIteration, RuntimeError) as error:
         raise TeacherError(
-            f"the weights of {path.name} do not fit timm's {architecture}: {str(error)[:300] or 'no classifier'}. "
+            f"the weights of {path.name} do not fit timm's {architecture}: {str(error).rstrip('. ')[:300] or 'no classifier'}. "
             "Check the architecture."
         ) from error
     data = resolve_data_config(pretrained_cfg=cfg, verbose=False)
@@ -403,7 +403,7 @@ def _transformers_preprocessing(
             return fallback, 1.0
         raise TeacherError(
             f"the model {name!r} must have a preprocessor_config.json, which gives its size, mean and std; reading it "
-            f"failed: {str(error)[:300]}. Save the model's image processor next to it."
+            f"failed: {str(error).rstrip('. '):.300}. Save the model's image processor next to it."
         ) from error
     return read_image_processor(processor, name)
 

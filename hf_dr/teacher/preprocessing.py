@@ -161,7 +161,9 @@ def read_image_processor(processor: Any, name: str) -> tuple[Preprocessing, floa
         height = side or size.get("height")
         width = side or size.get("width")
         if not height or not width:
-            raise TeacherError(f"the image processor of {name!r} must give a height and width, found {size}.")
+            raise TeacherError(
+                f"the image processor of {name!r} must give a height and width, found {size}. Set them in its `size`."
+            )
         mean, std, bgr = _colours(processor)
         preprocessing = Preprocessing(
             size=(height, width),

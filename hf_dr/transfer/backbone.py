@@ -129,8 +129,8 @@ class Backbone(nn.Module):
             self.net.load_state_dict({name: weights[_native(name)] for name in own})
         except RuntimeError as error:
             raise ConfigError(
-                f"the weights must fit {self.spec.architecture} with {self.spec.model_args}, but: {str(error)[:300]}. Check "
-                "`model_args`."
+                f"the weights must fit {self.spec.architecture} with {self.spec.model_args}, but: "
+                f"{str(error).rstrip('. '):.300}. Check `model_args`."
             ) from error
 
 
@@ -250,13 +250,13 @@ def _features(
             return timm.create_model(architecture, **settings)
     except TypeError as error:
         raise ConfigError(
-            f"timm's {architecture} must take {', '.join(settings)}, but: {error}. "
+            f"timm's {architecture} must take {', '.join(settings)}, but: {str(error).rstrip('. '):.300}. "
             f"{'Leave `output_stride` out, or choose' if output_stride else 'Choose'} another architecture."
         ) from error
     except (ValueError, RuntimeError, AssertionError, AttributeError, NotImplementedError) as error:
         raise ConfigError(
-            f"timm must give features of {architecture} ({', '.join(f'{k}={v}' for k, v in settings.items())}), but: {error}. "
-            "Choose another architecture."
+            f"timm must give features of {architecture} ({', '.join(f'{k}={v}' for k, v in settings.items())}), but: "
+            f"{str(error).rstrip('. '):.300}. Choose another architecture."
         ) from error
 
 

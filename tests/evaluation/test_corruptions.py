@@ -147,7 +147,7 @@ def test_each_key_has_its_own_stream():
     ("name", "severity", "message"),
     [
         ("gausian_noise", 1, "no corruption is called `gausian_noise`. Did you mean `gaussian_noise`?"),
-        ("fog", 0, "the severity of a corruption must be a whole number from 1 to 5, got 0"),
+        ("fog", 0, "the severity of a corruption must be a whole number from 1 to 5, got 0. Choose one"),
         ("fog", 6, "got 6"),
         ("fog", 1.5, "got 1.5"),
     ],

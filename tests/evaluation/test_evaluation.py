@@ -485,7 +485,7 @@ def test_of_a_single_image_there_is_no_calibrated_error(place):
         (["--severities", "3"], "need a set to corrupt, got none"),
         (["--batch_size", "0"], "`batch_size` must be a whole number of at least 1, got 0"),
         (["--crop", "1.5"], "`crop` must be above 0 and at most 1, got 1.5"),
-        (["--mean", "0.5"], "`mean` must be three numbers, got 1"),
+        (["--mean", "0.5"], "`mean` must be three numbers, got 1. Give one for each channel"),
         (["--sets", "{tiny},label=lable"], "set `tiny` must have the label column `lable`. Did you mean `label`?"),
         (["--sets", "{tiny},image=img"], "set `tiny` must have the image column `img`"),
         (["--sets", "{tiny},label=image"], "must hold class numbers, found object"),
@@ -555,7 +555,7 @@ def test_the_help_names_sets_and_corruptions(capsys):
 def test_an_empty_set(monkeypatch):
     empty = dataset_of("image", [], "label", [], INT)
     monkeypatch.setattr(evaluation_images, "load_base", lambda *_, **__: (empty, {}))
-    with pytest.raises(DataError, match="set `x` must have examples, found none"):
+    with pytest.raises(DataError, match=r"set `x` must have examples, found none\. Name another split"):
         run_evaluation(EvaluateConfig(["m"], ["x=y"], ""))
 
 

@@ -182,7 +182,7 @@ def test_a_processor_that_crops_nothing_is_told_how() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"size": {"longest_edge": 9}}, "must give a height and width, found"),
+        ({"size": {"longest_edge": 9}}, r"must give a height and width, found .*\. Set them in its `size`"),
         (
             {"do_resize": False},
             r"must tell the size that the model takes, but it does not resize .*Set `do_resize` to true",

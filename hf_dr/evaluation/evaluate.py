@@ -54,7 +54,7 @@ def evaluate(
             `num_workers`, `device`, `precision`, `seed`, `size`, `crop`, `mean`, `std`, `files_from`.
 
     Returns:
-        A report. `print` shows its tables, as a notebook does by itself; `results` are the metrics of each model on each set, of
+        A report. `print` shows its tables, as a notebook does by itself; `results` has the metrics of each model on each set,
         shares from 0 to 1 but `nll` (nats) and `brier` (0 to 2); `to_dict()` gives all of it in JSON types, and `save(folder)`
         writes what `output_dir` would have.
 

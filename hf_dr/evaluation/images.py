@@ -53,7 +53,7 @@ def open_set(spec: EvaluationSet, config: EvaluateConfig) -> Images:
                 advice = label_advice(dataset, image, advice)
             raise DataError(f"set `{spec.name}` must have the {option} column `{name}`. {advice}")
     if not len(dataset):
-        raise DataError(f"set `{spec.name}` must have examples, found none. Name another split: NAME=DATASET:SPLIT.")
+        raise DataError(f"set `{spec.name}` must have examples, found none. Take another split.")
     try:
         undecoded = undecoded_images(dataset, image)
     except (pa.ArrowException, TypeError) as error:
@@ -83,7 +83,7 @@ def _read_labels(dataset: datasets.Dataset, spec: EvaluationSet) -> tuple[np.nda
             column,
             len(names) if names else None,
             f"the labels `{spec.label}` of set `{spec.name}`",
-            "Name a split that has labels: NAME=DATASET:SPLIT.",
+            "Take a split that has labels.",
         )
     else:
         values = column.to_numpy()

@@ -495,7 +495,7 @@ def test_of_a_single_image_there_is_no_calibrated_error(place):
         (["--sets", "{high}"], "`student` must answer over the classes of `high` (labels up to 8), found 8 classes"),
         (
             ["--sets", "{unlabelled}"],
-            "must be from 0 upwards in every row, found -1, which is no label, in row 0 (1 such rows). Name a split",
+            "must be from 0 upwards in every row, found -1, which is no label, in row 0 (1 such rows). Take a split",
         ),
         (["--sets", "{unlabelled},label=a"], "must have the label column `a`"),
         (
@@ -555,7 +555,7 @@ def test_the_help_names_sets_and_corruptions(capsys):
 def test_an_empty_set(monkeypatch):
     empty = dataset_of("image", [], "label", [], INT)
     monkeypatch.setattr(evaluation_images, "load_base", lambda *_, **__: (empty, {}))
-    with pytest.raises(DataError, match=r"set `x` must have examples, found none\. Name another split"):
+    with pytest.raises(DataError, match=r"set `x` must have examples, found none\. Take another split"):
         run_evaluation(EvaluateConfig(["m"], ["x=y"], ""))
 
 

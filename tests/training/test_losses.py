@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from hf_dr.errors import ConfigError, DataError
-from hf_dr.training.losses import reinforced_kl, reinforced_loss
+from hf_dr.training.losses import ReinforcedLoss, reinforced_kl, reinforced_loss
 from hf_dr.training.reinforced_settings import TAIL_RULES
 
 B, C = 5, 12
@@ -295,3 +295,29 @@ def test_a_weight_of_labels_may_be_a_tensor_of_one_number():
     expected = reinforced_loss(logits, batch_of(**fresh, lam=0.25))
     for lam in (torch.tensor(0.25), torch.tensor([0.25]), np.float32(0.25)):
         torch.testing.assert_close(reinforced_loss(logits, batch_of(**fresh, lam=lam)), expected)
+
+
+@pytest.mark.parametrize("name", ["label_weight", "label_smoothing"])
+@pytest.mark.parametrize("value", [-0.1, 1.5])
+def test_weights_and_smoothing_are_shares(tiny_plus, name, value):
+    for refused in (
+        lambda: reinforced_loss(stored(3)[0], batch_of(), **{name: value}),
+        lambda: ReinforcedLoss(tiny_plus, **{name: value}),
+    ):
+        with pytest.raises(ConfigError, match=rf"`{name}` must be between 0 and 1, got {value}"):
+            refused()
+    for share in (0.0, 1.0):
+        assert reinforced_loss(stored(3)[0], batch_of(), **{name: share}) > 0
+
+
+@pytest.mark.parametrize(("total", "is_answer"), [(1.0, True), (1.09, True), (1.11, False), (2.0, False)])
+def test_probabilities_of_more_than_one_are_no_answer(total, is_answer):
+    """Rounding lifts a sum by less than a hundredth; two places that were never filled make it 2."""
+    ids, logprobs = torch.tensor([[0, 1]]), torch.full((1, 2), total / 2).log()
+    if is_answer:
+        assert reinforced_kl(torch.zeros(1, 3), ids, logprobs).isfinite().all()
+    else:
+        with pytest.raises(
+            ConfigError, match="each row must hold a teacher's log-probabilities, but those of row 0 sum"
+        ):
+            reinforced_kl(torch.zeros(1, 3), ids, logprobs)

@@ -89,8 +89,8 @@ def checkpoint_on_interrupt(trainer: Trainer) -> Iterator[None]:
 def training_kept_on_interrupt(trainer: Trainer) -> Iterator[None]:
     """While it is open, Ctrl-C after a training, in its evaluation, saves a checkpoint of the last step if there is none.
 
-    There is none where `save_strategy` is no. It is not saved where the weights are not those of the last step (the best ones
-    were loaded, or they are evaluated in half precision), where no training can go on from it, and by several processes.
+    There is none where `save_strategy` is no. It is not saved where the best weights were loaded in place of the last step's,
+    where no training can go on from it, and by several processes.
     """
     try:
         yield
@@ -98,9 +98,8 @@ def training_kept_on_interrupt(trainer: Trainer) -> Iterator[None]:
         args = trainer.args
         last = f"{PREFIX_CHECKPOINT_DIR}-{trainer.state.global_step}"
         kept = last_checkpoint(str(args.output_dir))
-        others = args.load_best_model_at_end or args.bf16_full_eval or args.fp16_full_eval
-        left = args.save_only_model or _is_within_stream(trainer)
-        if (kept is None or Path(kept).name != last) and not (others or left or args.world_size > 1):
+        left = args.load_best_model_at_end or args.save_only_model or _is_within_stream(trainer)
+        if (kept is None or Path(kept).name != last) and not (left or args.world_size > 1):
             assert trainer.model is not None
             trainer._save_checkpoint(trainer.model, None)  # private, but Trainer has no other that saves its state
             kept = last_checkpoint(str(args.output_dir))

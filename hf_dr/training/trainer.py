@@ -35,7 +35,7 @@ from hf_dr.training.checks import (
 from hf_dr.training.device_views import augmentation_of_trainer, undone, with_made_views
 from hf_dr.training.losses import TailRule, check_batch, check_num_classes, reinforced_loss, tail_rule
 from hf_dr.training.mixing import BatchMixer
-from hf_dr.training.resumable import share_buffers
+from hf_dr.training.resumable import precision_kept, share_buffers
 from hf_dr.training.stream_progress import StreamProgress
 from hf_dr.training.student_trainer import StudentTrainer
 from hf_dr.training.students import Normalization, build_student, evaluated_at, is_timm, load_processor, unwrapped
@@ -280,9 +280,10 @@ class ReinforcedTrainer(StudentTrainer):
         """As Trainer's; with `ema_decay`, `evaluate` measures the averaged weights too, as `<prefix>_ema_*`."""
 
         def loop(prefix: str) -> EvalLoopOutput:
-            return super(ReinforcedTrainer, self).evaluation_loop(
-                dataloader, description, prediction_loss_only, ignore_keys, prefix
-            )
+            with precision_kept(self):
+                return super(ReinforcedTrainer, self).evaluation_loop(
+                    dataloader, description, prediction_loss_only, ignore_keys, prefix
+                )
 
         share_buffers(self, None if self.ema is None else self.ema.module)
         dataset = dataloader.dataset

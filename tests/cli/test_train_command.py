@@ -227,21 +227,27 @@ def test_ctrl_c_after_the_last_step_does_not_train_again(call, tmp_path, caplog,
 
 
 @pytest.mark.usefixtures("ctrl_c")
-@pytest.mark.parametrize("flag", ["--bf16_full_eval", "--save_only_model"])
-def test_ctrl_c_after_the_last_step_saves_no_other_weights(call, tmp_path, monkeypatch, flag):
-    """An evaluation in half precision has changed them, and from weights alone no training goes on."""
+@pytest.mark.parametrize(("flag", "saved"), [("--bf16_full_eval", 1), ("--save_only_model", 0)])
+def test_ctrl_c_after_the_last_step_saves_its_weights_or_none(call, tmp_path, monkeypatch, flag, saved):
+    """An evaluation in half precision does not change them, and from weights alone no training goes on."""
+    predict = ReinforcedTrainer.prediction_step
 
-    def pressed(trainer, *_, **__):
-        trainer.model.bfloat16()
+    def pressed(trainer, model, *arguments, **settings):
+        dtypes.update(weight.dtype for weight in model.parameters())
         signal.raise_signal(signal.SIGINT)
+        return predict(trainer, model, *arguments, **settings)
 
-    monkeypatch.setattr(ReinforcedTrainer, "evaluation_loop", pressed)
+    dtypes = set()
+    monkeypatch.setattr(ReinforcedTrainer, "prediction_step", pressed)
     assert call("--save_strategy", "no", flag) == 130
-    assert not list((tmp_path / "out").glob("checkpoint-*"))
-    assert {weight.dtype for weight in load_file(tmp_path / "out" / "model.safetensors").values()} <= {
-        torch.float32,
-        torch.int64,
-    }
+    assert dtypes == {torch.bfloat16 if saved else torch.float32}
+    final = load_file(tmp_path / "out" / "model.safetensors")
+    assert {weight.dtype for weight in final.values()} <= {torch.float32, torch.int64}
+    checkpoints = list((tmp_path / "out").glob("checkpoint-*"))
+    assert len(checkpoints) == saved
+    for checkpoint in checkpoints:
+        kept = load_file(checkpoint / "model.safetensors")
+        assert all(torch.equal(kept[name], final[name]) for name in final)
 
 
 def test_ctrl_c_twice_stops_at_once(call, caplog, interrupted):

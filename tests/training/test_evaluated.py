@@ -45,6 +45,29 @@ def test_a_plain_dataset_is_evaluated_as_its_images(tiny_dataset, plain, picture
     assert grey.evaluate()["eval_loss"] != metrics["eval_one_loss"]
 
 
+@pytest.mark.parametrize("half", ["bf16_full_eval", "fp16_full_eval"])
+def test_an_evaluation_in_half_precision_leaves_the_weights_whole(plain, pictures, settings, half):
+    """A save or a training may come after it. Trainer halves them for good."""
+    found = {}
+    for name in (half, "prediction_loss_only"):  # the second halves nothing
+        student = timm_student("test_resnet")
+        torch.nn.init.normal_(student.timm_model.get_classifier().weight)
+        args = settings(max_steps=2, ema_decay=0.5, **{name: True})
+        trainer = ReinforcedTrainer(student, args, train_dataset=plain, eval_dataset=pictures)
+        trainer.evaluate()
+        trainer.train()
+        before = weights(student)
+        found[name] = trainer.evaluate(), before
+        trainer.predict(pictures)
+        assert {value.dtype for value in before.values()} == {torch.float32, torch.int64}
+        assert same(weights(student), before)
+    (halved, trained), (whole, expected) = found.values()
+    assert same(trained, expected)
+    for loss in ("eval_loss", "eval_ema_loss"):
+        assert halved[loss] != whole[loss]
+        assert halved[loss] == pytest.approx(whole[loss], rel=0.05)
+
+
 @pytest.mark.parametrize(
     ("labels", "found"), [([-1] * ROWS, r"-1, which is no label, in row 0 \(12 such rows\)"), ([0] * 11 + [8], "8 in row 11"),
                           ([0] * 5 + [None] + [1] * 6, r"none in row 5 \(1 such rows\)\. Take a split with labels")],

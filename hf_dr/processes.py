@@ -199,11 +199,14 @@ def ahead(
 def quiet_worker(worker: int, then: Callable[[int], object] | None = None) -> None:
     """Prepares a DataLoader's worker: one thread of torch, and Ctrl-C left to the parent, which ends its workers.
 
+    So is the first SIGTERM: a job that is ended gets it in all of its processes, and the parent may have a step to finish.
+
     Args:
         worker: Its number.
         then: What else prepares it.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     torch.set_num_threads(1)
     if then is not None:
         then(worker)

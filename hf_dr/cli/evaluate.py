@@ -8,7 +8,7 @@ from pathlib import Path
 from hf_dr.cli.config import parse
 from hf_dr.cli.flag_parser import Parser, words_as_flag
 from hf_dr.cli.flags import SmokeArguments
-from hf_dr.cli.launch import STOPPED, launch, start_logging
+from hf_dr.cli.launch import STOPPED, TERMINATED, Terminated, launch, start_logging
 from hf_dr.evaluation.config import CompareConfig, EvaluateConfig, as_arguments
 from hf_dr.files import check_writable
 
@@ -39,10 +39,10 @@ def compare_command(argv: Sequence[str], prog: str) -> int:
 
 
 def _train(arguments: list[str]) -> int:
-    """Runs `hf-dr train`; returns its exit status. Ctrl-C, which ended it, ends the comparison, too."""
+    """Runs `hf-dr train`; returns its exit status. Ctrl-C or SIGTERM, which ended it, ends the comparison, too."""
     status = launch("train", arguments, "hf-dr train")
-    if status == STOPPED:
-        raise KeyboardInterrupt
+    if status in (STOPPED, TERMINATED):
+        raise KeyboardInterrupt if status == STOPPED else Terminated
     return status
 
 

@@ -18,6 +18,12 @@ from hf_dr.text import without_secrets
 
 STOPPED = 130
 """Exit status of a command that Ctrl-C has ended, as shells give it."""
+TERMINATED = 143
+"""Exit status of a training that SIGTERM has ended, likewise."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, with which Slurm and Kubernetes end a job, stops a training as Ctrl-C does; only the exit status is another."""
 
 
 class Command(NamedTuple):
@@ -85,9 +91,9 @@ def launch(command: str, argv: Sequence[str], prog: str) -> int:
     except HfDrError as error:
         print(f"error: {_without_traceback(str(error))}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("stopped", file=sys.stderr)
-        return STOPPED
+        return TERMINATED if isinstance(stop, Terminated) else STOPPED
 
 
 def _nobody_reads() -> bool:

@@ -14,7 +14,10 @@ from hf_dr.version import __version__
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "hf-dr") -> int:
-    """Runs a command; returns the exit status: 0 done, 1 verification failed, 2 bad input, 130 stopped by Ctrl-C."""
+    """Runs a command; returns the exit status.
+
+    It is 0 done, 1 verification failed, 2 bad input, 130 stopped by Ctrl-C, 143 a training that SIGTERM has stopped.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     word = argv[0] if argv else ""
     if word in COMMANDS:

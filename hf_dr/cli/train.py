@@ -32,7 +32,7 @@ from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.folds import CONFIG_KEY, Fold, folds_of
 from hf_dr.teacher.preprocessing import EVAL_CROP
 from hf_dr.training.arguments import ReinforcedTrainingArguments
-from hf_dr.training.checkpoints import last_checkpoint
+from hf_dr.training.checkpoints import last_checkpoint, whole_checkpoint
 from hf_dr.training.checks import evaluation_images
 from hf_dr.training.distillation import OnlineDistillationTrainer
 from hf_dr.training.students import LabelledImages, build_student, evaluation_of, load_processor, read_model_args
@@ -218,16 +218,11 @@ def _epoch_in(results: Path) -> Any:
 def run_training(trainer: ReinforcedTrainer | TransferTrainer, args: TrainingArguments) -> None:
     """Trains, resuming from the last checkpoint of the folder; saves the model and its metrics. Ctrl-C saves a checkpoint."""
     steps_before = 0
-    checkpoint = args.resume_from_checkpoint or last_checkpoint(str(args.output_dir))
+    folder = str(args.output_dir)
+    checkpoint = whole_checkpoint(args.resume_from_checkpoint, folder) or last_checkpoint(folder)
     if checkpoint is not None:
-        state = Path(checkpoint) / TRAINER_STATE_NAME
-        if not state.is_file():
-            raise ConfigError(
-                f"`resume_from_checkpoint` must name a checkpoint with a {TRAINER_STATE_NAME}, found none in {checkpoint}. "
-                "Leave it out: the last checkpoint of `output_dir` is found without it."
-            )
         logger.info("Resuming from %s.", checkpoint)
-        steps_before = TrainerState.load_from_json(str(state)).global_step
+        steps_before = TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME))).global_step
     with checkpoint_on_interrupt(trainer):
         result = trainer.train(resume_from_checkpoint=checkpoint)
     with training_kept_on_interrupt(trainer):

@@ -83,6 +83,8 @@ def find_damage(checkpoint: Path, *, to_go_on: bool = True) -> str | None:
 
     With `to_go_on` it must hold the state of the optimizer, so that a run can go on from it.
     """
+    if not checkpoint.is_dir():
+        return "is no folder"
     try:
         content = json.loads((checkpoint / CHECKSUMS_FILE).read_text(encoding="utf-8"))
         files = dict(content["sha256"])

@@ -65,7 +65,10 @@ BOUNDS: dict[str, Whole | Real] = {
 class ResumableArguments(TrainingArguments):
     """`TrainingArguments` with the settings that all trainers of this package share; impossible values are ConfigErrors."""
 
-    without_part: ClassVar[dict[str, Any]] = {"neftune_noise_alpha": None, "use_liger_kernel": False}
+    # Of the last, checkpoints are saved within a step, whose random numbers are drawn, and have a file that is deleted again.
+    without_part: ClassVar[dict[str, Any]] = {
+        "neftune_noise_alpha": None, "use_liger_kernel": False, "enable_jit_checkpoint": False,
+    }  # fmt: skip
     """Transformers' settings that no trainer of this package heeds, with their defaults: others are refused."""
     hub_strategies: ClassVar[tuple[str, ...]] = ("end",)
     """The values of `hub_strategy` that are allowed: those that publish no checkpoints."""
@@ -109,7 +112,7 @@ class ResumableArguments(TrainingArguments):
             if getattr(self, name) is not None:
                 limits.check(name, getattr(self, name))
         for name, default in self.without_part.items():
-            if getattr(self, name) not in (None, default):
+            if getattr(self, name, default) not in (None, default):
                 raise ConfigError(f"`{name}` has no part in this training, got {getattr(self, name)!r}. Leave it out.")
         for name in ("dataloader_persistent_workers", "dataloader_multiprocessing_context"):
             # The second is younger than the lowest transformers that is accepted.

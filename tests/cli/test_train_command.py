@@ -200,8 +200,11 @@ def test_ctrl_c_in_an_evaluation_saves_what_was_learned(call, caplog, monkeypatc
 
 
 @pytest.mark.usefixtures("ctrl_c")
-@pytest.mark.parametrize("strategy", ["no", "epoch"])
-def test_ctrl_c_after_the_last_step_does_not_train_again(call, tmp_path, caplog, monkeypatch, strategy):
+@pytest.mark.parametrize(
+    ("strategy", "number", "status"),
+    [("no", signal.SIGINT, 130), ("no", signal.SIGTERM, 143), ("epoch", signal.SIGINT, 130)],
+)
+def test_ctrl_c_after_the_last_step_does_not_train_again(call, tmp_path, caplog, monkeypatch, strategy, number, status):
     steps = []
     training_step, evaluate = ReinforcedTrainer.training_step, ReinforcedTrainer.evaluation_loop
 
@@ -210,11 +213,11 @@ def test_ctrl_c_after_the_last_step_does_not_train_again(call, tmp_path, caplog,
         return training_step(*arguments, **settings)
 
     def pressed(*arguments, **settings):
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(number)
 
     monkeypatch.setattr(ReinforcedTrainer, "training_step", counted)
     monkeypatch.setattr(ReinforcedTrainer, "evaluation_loop", pressed)
-    assert call("--save_strategy", strategy) == 130
+    assert call("--save_strategy", strategy) == status
     assert f"Stopped after the training: the same command goes on from checkpoint-{2 * STEPS}." in caplog.messages
     weights = (tmp_path / "out" / "model.safetensors").read_bytes()
     seconds = read(tmp_path / "out" / "train_results.json")
@@ -250,10 +253,39 @@ def test_ctrl_c_after_the_last_step_saves_its_weights_or_none(call, tmp_path, mo
         assert all(torch.equal(kept[name], final[name]) for name in final)
 
 
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [(lambda state: state.write_text("{"), "is damaged (trainer_state.json is not what was written)"),
+     (lambda state: state.unlink(), "is damaged (trainer_state.json is missing)"),
+     (lambda state: (state.parent / "checksums.json").unlink(), "was not written completely (it has no checksums.json)")],
+    ids=["cut", "deleted", "not finished"],
+)  # fmt: skip
+def test_a_damaged_checkpoint_that_is_named_is_refused(call, tmp_path, capsys, damage, message):
+    assert call() == 0
+    checkpoint = tmp_path / "out" / f"checkpoint-{STEPS}"
+    damage(checkpoint / "trainer_state.json")
+    assert call("--resume_from_checkpoint", str(checkpoint)) == 2
+    assert (
+        f"`resume_from_checkpoint` must name a whole checkpoint, but {checkpoint} {message}" in capsys.readouterr().err
+    )
+
+
 def test_ctrl_c_twice_stops_at_once(call, caplog, interrupted):
     interrupted(2, times=2)
     assert call("--save_strategy", "no") == 130
     assert "Stopped at step 1 of 6: no checkpoint was saved." in caplog.messages
+
+
+def test_sigterm_stops_as_ctrl_c_does_however_often_it_comes(call, tmp_path, caplog, interrupted):
+    assert call("--save_strategy", "no", out="whole") == 0
+    steps = interrupted(2, times=2, number=signal.SIGTERM)
+    assert call("--save_strategy", "no") == 143
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert "Stopped at step 2 of 6: the same command goes on from checkpoint-2." in caplog.messages
+    assert call("--save_strategy", "no") == 0
+    assert next(steps) == 2 * STEPS + 1
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "out"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 def test_ctrl_c_is_not_for_a_training_in_the_background(call, interrupted):
@@ -268,15 +300,15 @@ def test_ctrl_c_is_not_for_a_training_in_the_background(call, interrupted):
 
 @pytest.fixture
 def interrupted(monkeypatch, ctrl_c):
-    """Has Ctrl-C pressed in a step, once or several times; returns the steps."""
+    """Has Ctrl-C pressed, or another signal sent, in a step, once or several times; returns the steps."""
 
-    def press(at: int, times: int = 1):
+    def press(at: int, times: int = 1, number: int = signal.SIGINT):
         steps = itertools.count(1)
         training_step = ReinforcedTrainer.training_step
 
         def pressed(*arguments, **settings):
             for _ in range(times if next(steps) == at else 0):
-                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(number)
             return training_step(*arguments, **settings)
 
         monkeypatch.setattr(ReinforcedTrainer, "training_step", pressed)
@@ -446,7 +478,7 @@ def test_fine_tuning_keeps_the_students_own_processor(call, tmp_path):
         (["--load_best_model_at_end", "--eval_strategy", "no"], "--load_best_model_at_end requires the save and eval"),
         (
             ["--resume_from_checkpoint", "nowhere"],
-            "must name a checkpoint with a trainer_state.json, found none in nowhere",
+            "must name a whole checkpoint, but nowhere is no folder. Name an earlier",
         ),
     ],
     ids=str,

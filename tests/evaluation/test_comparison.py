@@ -197,18 +197,19 @@ def test_a_comparison_end_to_end_goes_on_where_it_stopped(config, tmp_path, caps
 
 
 @pytest.mark.usefixtures("ctrl_c")
-def test_ctrl_c_ends_the_comparison_and_loses_no_step(config, tmp_path, monkeypatch, capsys, caplog):
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_ends_the_comparison_and_loses_no_step(config, tmp_path, monkeypatch, capsys, caplog, number, status):
     steps = itertools.count(1)
     training_step = ReinforcedTrainer.training_step
 
     def interrupted(*arguments, **settings):
         if next(steps) == 2:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
         return training_step(*arguments, **settings)
 
     monkeypatch.setattr(ReinforcedTrainer, "training_step", interrupted)
     words = ["compare", "--config", str(config), "--seeds", "0", "--objectives", "erm", "reinforced"]
-    assert main(words) == 130
+    assert main(words) == status
     assert "Stopped at step 2 of 6: the same command goes on from checkpoint-2." in caplog.messages
     assert "must succeed" not in capsys.readouterr().err
     assert main(words) == 0

@@ -147,6 +147,10 @@ def test_the_students_own_normalization_is_used(plain, settings):
         ({"dataloader_num_workers": -1}, "`dataloader_num_workers` must be a whole number of at least 0, got -1"),
         ({"ddp_timeout": 0}, "`ddp_timeout` must be a whole number of at least 1, got 0"),
         ({"neftune_noise_alpha": 5}, "`neftune_noise_alpha` has no part in this training, got 5. Leave it out"),
+        (
+            {"enable_jit_checkpoint": True},
+            "`enable_jit_checkpoint` has no part in this training, got True. Leave it out",
+        ),
         ({"use_liger_kernel": True}, "`use_liger_kernel` has no part in this training, got True. Leave it out"),
         ({"ema_decay": 1.0}, "`ema_decay` must be above 0 and below 1, got 1.0"),
     ],

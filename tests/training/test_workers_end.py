@@ -5,6 +5,7 @@ import os
 import signal
 import time
 
+import pytest
 from transformers import TrainerCallback
 
 from hf_dr import ReinforcedLoader
@@ -25,19 +26,26 @@ def test_workers_end_with_the_training(tmp_path, tiny_plus):
     assert trainer.evaluate()["eval_loss"] > 0, "a loader that is used again has new workers"
 
 
-class InterruptWorkers(TrainerCallback):
-    """Sends Ctrl-C to each process that the training has started, as a terminal does."""
+class SignalWorkers(TrainerCallback):
+    """Sends a signal to each process that the training has started, as a terminal or a scheduler does."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
 
     def on_step_end(self, args, state, control, **_):
-        for child in multiprocessing.active_children():
-            os.kill(child.pid, signal.SIGINT)
+        if state.global_step == 1:
+            for child in multiprocessing.active_children():
+                os.kill(child.pid, self.number)
 
 
-def test_ctrl_c_is_the_parents(tmp_path, tiny_plus):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_all_processes_is_the_parents(tmp_path, tiny_plus, number):
     args = settings_in(tmp_path, dataloader_num_workers=1, num_train_epochs=2, eval_strategy="epoch")
-    trainer = Watched(pooled(), args, train_dataset=tiny_plus, eval_dataset=tiny_plus, callbacks=[InterruptWorkers()])
-    trainer.train()
-    assert trainer.state.epoch == 2
+    watched = Watched(
+        pooled(), args, train_dataset=tiny_plus, eval_dataset=tiny_plus, callbacks=[SignalWorkers(number)]
+    )
+    watched.train()
+    assert watched.state.epoch == 2
 
 
 def test_a_loop_that_was_interrupted_can_be_started_again(tiny_plus):

@@ -212,6 +212,23 @@ def quiet_worker(worker: int, then: Callable[[int], object] | None = None) -> No
         then(worker)
 
 
+def shield_workers(loader: Any) -> None:
+    """Has a DataLoader start its workers with Ctrl-C blocked, so that they leave it to their parent from the first moment.
+
+    Where workers are not forked, which is usual since Python 3.14, they import for seconds before `quiet_worker` is called.
+    """
+    start = loader._get_iterator  # private, but torch has no other that only starts them
+
+    def started() -> Any:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the parent's comes when it is open again
+        try:
+            return start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    loader._get_iterator = started
+
+
 @dataclass(frozen=True)
 class Alone:
     """The state of a process that waits for no other."""

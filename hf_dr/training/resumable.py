@@ -27,7 +27,7 @@ from transformers.trainer_utils import (
 from hf_dr.errors import ConfigError, HfDrError
 from hf_dr.files import check_writable, write_json, writing
 from hf_dr.hub.retry import ask
-from hf_dr.processes import leave_group_at_exit, quiet_worker, refuse_unguarded, warm_up_kernels
+from hf_dr.processes import leave_group_at_exit, quiet_worker, refuse_unguarded, shield_workers, warm_up_kernels
 from hf_dr.settings import Real, Whole, check_settings, flag
 from hf_dr.text import progress_bar
 from hf_dr.training.callbacks import Divergence, check_weights
@@ -525,6 +525,7 @@ def _prepared(loader: Any, seed: int | None) -> Any:
         inner.generator = torch.Generator().manual_seed(seed)
     if getattr(inner.worker_init_fn, "func", None) is not quiet_worker:  # Trainer keeps loaders for evaluation
         inner.worker_init_fn = partial(quiet_worker, then=inner.worker_init_fn)
+        shield_workers(inner)
     return inner
 
 

@@ -6,9 +6,11 @@ import signal
 import time
 
 import pytest
+import torch
 from transformers import TrainerCallback
 
 from hf_dr import ReinforcedLoader
+from hf_dr.processes import shield_workers
 from tests.training.helpers import Watched, pooled, settings_in
 
 
@@ -56,3 +58,20 @@ def test_a_loop_that_was_interrupted_can_be_started_again(tiny_plus):
     for child in set(multiprocessing.active_children()) - before:
         os.kill(child.pid, signal.SIGINT)
     assert len(list(loader)) == len(loader)
+class Masks(torch.utils.data.Dataset):
+    """Whether Ctrl-C is blocked in the process that reads it; what a new process inherits, by whatever method it starts."""
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, row):
+        return signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_workers_are_born_deaf_to_ctrl_c(persistent):
+    loader = torch.utils.data.DataLoader(Masks(), num_workers=1, persistent_workers=persistent)
+    shield_workers(loader)
+    for _ in range(2):
+        assert all(torch.cat(list(loader)))
+    assert not Masks()[0]

@@ -270,6 +270,7 @@ def _calibrate(trainer: ReinforcedTrainer, *, fold: bool) -> dict[str, Any]:
     import torch
 
     from hf_dr.cli.calibration import calibration_of
+    from hf_dr.cli.train import save_metrics
     from hf_dr.training.teaching import fold_temperature
 
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
@@ -280,7 +281,7 @@ def _calibrate(trainer: ReinforcedTrainer, *, fold: bool) -> dict[str, Any]:
     folded = fold and fold_temperature(model, found["temperature"], pixels)
     if folded:
         trainer.save_model(_internal_call=True)
-        trainer.save_metrics("eval", trainer.evaluate())  # of the weights that are saved
+        save_metrics(trainer, "eval", trainer.evaluate())  # of the weights that are saved
     return {**found, "folded": folded}
 
 

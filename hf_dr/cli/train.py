@@ -20,7 +20,7 @@ from hf_dr.cli.flags import StudentArguments
 from hf_dr.cli.interrupt import checkpoint_on_interrupt, training_kept_on_interrupt
 from hf_dr.errors import ConfigError, FormatError
 from hf_dr.evaluation.metrics import compute_metrics
-from hf_dr.files import check_apart
+from hf_dr.files import check_apart, write_json, writing
 from hf_dr.hub.fetch import fetch_config
 from hf_dr.processes import process_state
 from hf_dr.replay.augmented import AugmentedDataset
@@ -234,10 +234,27 @@ def _finish(trainer: ReinforcedTrainer | TransferTrainer, result: TrainOutput, *
     written = Path(str(trainer.args.output_dir), "train_results.json")
     if trained or _epoch_in(written) != result.metrics["epoch"]:
         trainer.log_metrics("train", result.metrics)
-        trainer.save_metrics("train", result.metrics)
+        save_metrics(trainer, "train", result.metrics)
     trainer.save_model(_internal_call=True)  # pushed when there is a card
     if trainer.eval_dataset is not None:
         metrics = trainer.evaluate()
         trainer.log_metrics("eval", metrics)
-        trainer.save_metrics("eval", metrics)
-    trainer.save_state()
+        save_metrics(trainer, "eval", metrics)
+    with writing(Path(str(trainer.args.output_dir))):
+        trainer.save_state()
+
+
+def save_metrics(trainer: ReinforcedTrainer | TransferTrainer, split: str, metrics: dict[str, float]) -> None:
+    """As the trainer's own, but each file whole: first all metrics, because those of a `split` tell that it is done.
+
+    What a full disk has left of a file, in versions before this one, is written again.
+    """
+    if not trainer.is_world_process_zero():
+        return
+    path = Path(str(trainer.args.output_dir), "all_results.json")
+    try:
+        others = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        others = {}
+    write_json(path, dict(sorted({**others, **metrics}.items())))
+    write_json(path.with_name(f"{split}_results.json"), dict(sorted(metrics.items())))

@@ -33,9 +33,9 @@ from hf_dr.training.checks import (
     learns_from_one,
 )
 from hf_dr.training.device_views import augmentation_of_trainer, undone, with_made_views
+from hf_dr.training.evaluated import precision_kept, share_buffers
 from hf_dr.training.losses import TailRule, check_batch, check_num_classes, reinforced_loss, tail_rule
 from hf_dr.training.mixing import BatchMixer
-from hf_dr.training.resumable import precision_kept, share_buffers
 from hf_dr.training.stream_progress import StreamProgress
 from hf_dr.training.student_trainer import StudentTrainer
 from hf_dr.training.students import Normalization, build_student, evaluated_at, is_timm, load_processor, unwrapped

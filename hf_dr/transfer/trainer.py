@@ -30,7 +30,8 @@ from hf_dr.settings import Place
 from hf_dr.store.base_dataset import load_base, sampled_rows
 from hf_dr.store.readme import merge_parts, newline_of, split_readme
 from hf_dr.training.checkpoints import follows_a_metric, plain
-from hf_dr.training.resumable import ResumableArguments, ResumableTrainer, share_buffers
+from hf_dr.training.evaluated import share_buffers
+from hf_dr.training.resumable import ResumableArguments, ResumableTrainer
 from hf_dr.transfer.backbone import Backbone, BackboneSpec
 from hf_dr.transfer.settings import DataArguments, TransferSettings
 from hf_dr.views.rng import DOMAIN_ORDER, keyed_rng

@@ -15,7 +15,9 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageClassification, ViTConfig, ViTImageProcessor
 
+from hf_dr import files
 from hf_dr.cli.main import main
+from hf_dr.errors import HfDrError
 from hf_dr.evaluation.gathering import read_training
 from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.job import reinforce
@@ -315,6 +317,25 @@ def interrupted(monkeypatch, ctrl_c):
         return steps
 
     return press
+
+
+@pytest.mark.parametrize("name", ["all_results.json", "train_results.json", "eval_results.json"])
+def test_metrics_that_find_no_room_are_written_the_next_time(call, tmp_path, capsys, monkeypatch, name):
+    written_whole = files.written_whole
+
+    def full(path):
+        if path.name == name:
+            raise HfDrError(f"could not write {path}")
+        return written_whole(path)
+
+    monkeypatch.setattr(files, "written_whole", full)
+    assert call() == 2
+    assert f"could not write {tmp_path / 'out' / name}" in capsys.readouterr().err
+    monkeypatch.setattr(files, "written_whole", written_whole)
+    (tmp_path / "out" / "all_results.json").touch()  # as versions before this one could leave it
+    assert call() == 0
+    found = [read(tmp_path / "out" / f"{part}_results.json") for part in ("train", "eval", "all")]
+    assert {**found[0], **found[1]} == found[2]
 
 
 def test_a_run_that_was_stopped_between_its_last_step_and_its_metrics_is_finished(call, tmp_path, caplog):

@@ -1,0 +1,51 @@
+"""The weights that are evaluated: on all processes those that are saved, and afterwards what they were before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from transformers import Trainer
+
+
+def share_buffers(trainer: Trainer, average: torch.nn.Module | None = None) -> None:
+    """Gives all processes the running statistics of the first one, which are saved; those of a second model, `average`, too."""
+    if trainer.args.world_size == 1 or trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        return
+    assert isinstance(trainer.model, torch.nn.Module)
+    for model in (trainer.accelerator.unwrap_model(trainer.model), average):
+        for buffer in () if model is None else model.buffers():
+            if any(step == 0 and count > 1 for step, count in zip(buffer.stride(), buffer.shape, strict=True)):
+                continue  # expanded: no running statistics
+            # Of any strides; and a model that is evaluated in half precision is not on its device yet.
+            whole = buffer.detach().to(trainer.args.device, copy=True).contiguous()
+            torch.distributed.broadcast(whole, 0)
+            with torch.no_grad():
+                buffer.copy_(whole)
+
+
+@contextmanager
+def precision_kept(trainer: Trainer) -> Iterator[None]:
+    """Gives weights and buffers their numbers back at the end, on the device where they are then.
+
+    Trainer leaves them in the precision in which `bf16_full_eval` and `fp16_full_eval` have them evaluated after a training.
+    """
+    halved = (trainer.args.bf16_full_eval or trainer.args.fp16_full_eval) and not trainer.is_in_train
+    if not halved or trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        yield
+        return
+    assert isinstance(trainer.model, torch.nn.Module)
+    weights = {weight: weight.data for weight in trainer.model.parameters()}
+    buffers = {
+        (module, name): buffer
+        for module in trainer.model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+    }
+    try:
+        yield
+    finally:
+        for weight, numbers in weights.items():
+            weight.data = numbers.to(weight.device)
+        for (module, name), numbers in buffers.items():
+            setattr(module, name, numbers.to(module.get_buffer(name).device))

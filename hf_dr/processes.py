@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import platform
 import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -199,17 +200,28 @@ def ahead(
 def quiet_worker(worker: int, then: Callable[[int], object] | None = None) -> None:
     """Prepares a DataLoader's worker: one thread of torch, and Ctrl-C left to the parent, which ends its workers.
 
-    So is the first SIGTERM: a job that is ended gets it in all of its processes, and the parent may have a step to finish.
+    So is SIGTERM that is not the parent's: a job that is ended gets it in all of its processes, and the parent may have a
+    step to finish.
 
     Args:
         worker: Its number.
         then: What else prepares it.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     if then is not None:
         then(worker)
+
+
+def _end_with_parent() -> None:
+    """Ends this process at the parent's SIGTERM, and at no other's."""
+    parent = multiprocessing.parent_process()
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != (parent and parent.pid):
+        pass
+    os._exit(0)  # as torch's own handler does
 
 
 def shield_workers(loader: Any) -> None:

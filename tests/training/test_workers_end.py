@@ -1,8 +1,8 @@
 """Workers of loaders end with the training, and only then."""
 
 import multiprocessing
-import os
 import signal
+import subprocess
 import time
 
 import pytest
@@ -10,7 +10,7 @@ import torch
 from transformers import TrainerCallback
 
 from hf_dr import ReinforcedLoader
-from hf_dr.processes import shield_workers
+from hf_dr.processes import quiet_worker, shield_workers
 from tests.training.helpers import Watched, pooled, settings_in
 
 
@@ -29,15 +29,14 @@ def test_workers_end_with_the_training(tmp_path, tiny_plus):
 
 
 class SignalWorkers(TrainerCallback):
-    """Sends a signal to each process that the training has started, as a terminal or a scheduler does."""
+    """Sends a signal to each process that the training has started, as a terminal or a scheduler does, from another one."""
 
     def __init__(self, number: int) -> None:
         self.number = number
 
     def on_step_end(self, args, state, control, **_):
-        if state.global_step == 1:
-            for child in multiprocessing.active_children():
-                os.kill(child.pid, self.number)
+        for child in multiprocessing.active_children():
+            subprocess.run(["kill", f"-{self.number:d}", str(child.pid)], check=True)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -56,8 +55,20 @@ def test_a_loop_that_was_interrupted_can_be_started_again(tiny_plus):
     loader = ReinforcedLoader(tiny_plus, 4, device="cpu", num_workers=2)
     assert len(list(zip(loader, range(2), strict=False))) == 2  # one of each worker: both are ready
     for child in set(multiprocessing.active_children()) - before:
-        os.kill(child.pid, signal.SIGINT)
+        subprocess.run(["kill", f"-{signal.SIGINT:d}", str(child.pid)], check=True)
     assert len(list(loader)) == len(loader)
+
+
+def test_a_worker_ends_when_its_parent_says_so():
+    loader = torch.utils.data.DataLoader(Masks(), num_workers=1, worker_init_fn=quiet_worker)
+    iterator = iter(loader)
+    next(iterator)
+    (worker,) = iterator._workers
+    worker.terminate()  # as multiprocessing does at the end of a program, which waits for it then
+    worker.join(30)
+    assert worker.exitcode == 0
+
+
 class Masks(torch.utils.data.Dataset):
     """Whether Ctrl-C is blocked in the process that reads it; what a new process inherits, by whatever method it starts."""
 

@@ -201,7 +201,7 @@ def quiet_worker(worker: int, then: Callable[[int], object] | None = None) -> No
     """Prepares a DataLoader's worker: one thread of torch, and Ctrl-C left to the parent, which ends its workers.
 
     So is SIGTERM that is not the parent's: a job that is ended gets it in all of its processes, and the parent may have a
-    step to finish.
+    step to finish. A worker that was not forked may have threads from before, which do not block it, and end by it.
 
     Args:
         worker: Its number.

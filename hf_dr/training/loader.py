@@ -13,7 +13,7 @@ from torch import distributed, nn
 from torch.utils.data import DataLoader, default_collate
 
 from hf_dr.errors import ConfigError
-from hf_dr.processes import find_device, quiet_worker
+from hf_dr.processes import find_device, quiet_worker, shield_workers
 from hf_dr.replay.messages import InOneMessage
 from hf_dr.replay.reinforced_data import ReinforcedData, check_loaded
 from hf_dr.replay.sampling import ReinforcedSampler
@@ -114,6 +114,7 @@ class ReinforcedLoader:
             read, collate = undone(read, augmenter, collate)
         loader: DataLoader = DataLoader(read, collate_fn=InOneMessage(collate), **settings)
         self._loader = prepare_data_loader(loader, **on_device)
+        shield_workers(getattr(self._loader, "base_dataloader", self._loader))
 
     def __len__(self) -> int:
         """Batches of an epoch, the same for all processes."""

@@ -85,11 +85,15 @@ def gains(file: str, what: str, students: dict[str, str]) -> list[str]:
 def left_of_ece() -> list[str]:
     """Returns the table of what a temperature leaves of the ECE, for the rows of `gains` of which it was measured."""
     found = read("left_of_ece")
-    lines = ["| student | ECE %, erm | reinforced | calibrated ECE %, erm | reinforced |", "|---|---|---|---|---|"]
+    lines = [
+        "| student | seeds | ECE %, erm | reinforced | calibrated ECE %, erm | reinforced |",
+        "|---|---|---|---|---|---|",
+    ]
     for title, key in STUDENTS.items():
         if f"{key}_erm_calibrated_ece" in found:
             names = [f"{key}_{way}_{metric}" for metric in ("ece", "calibrated_ece") for way in ("erm", "reinforced")]
-            lines.append(f"| {' | '.join([f'{title}, again', *(mean(found, name) for name in names)])} |")
+            cells = [f"{title}, again", str(found[f"{key}_seeds"]), *(mean(found, name) for name in names)]
+            lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
@@ -288,7 +292,7 @@ def page() -> str:
         (
             "![Top-1 accuracy and ECE by the number of epochs, of three students on labels and on stored answers](length.png)\n\n"
             "The first table's ResNet-18, the last one's ResNet-14 and the second one's ResNet: means, and standard deviations over "
-            "two or three\nseeds."
+            "two or three\nseeds (one of ResNet-14 at 100 epochs)."
         ),
         "## Other teachers, and more views",
         (

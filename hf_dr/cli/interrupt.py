@@ -88,21 +88,21 @@ def training_kept_on_interrupt(trainer: Trainer) -> Iterator[None]:
     None has where `save_strategy` is no. It is not saved where the best weights were loaded in place of the last step's,
     where no training can go on from it, and by several processes.
     """
-    try:
-        with _handled(trainer, {signal.SIGTERM: _terminate}):
+    with _handled(trainer, {signal.SIGTERM: _terminate}):
+        try:
             yield
-    except KeyboardInterrupt:
-        args = trainer.args
-        last = f"{PREFIX_CHECKPOINT_DIR}-{trainer.state.global_step}"
-        kept = last_checkpoint(str(args.output_dir))
-        left = args.load_best_model_at_end or args.save_only_model or _is_within_stream(trainer)
-        if (kept is None or Path(kept).name != last) and not (left or args.world_size > 1):
-            assert trainer.model is not None
-            trainer._save_checkpoint(trainer.model, None)  # private, but Trainer has no other that saves its state
+        except KeyboardInterrupt:
+            args = trainer.args
+            last = f"{PREFIX_CHECKPOINT_DIR}-{trainer.state.global_step}"
             kept = last_checkpoint(str(args.output_dir))
-        if trainer.is_world_process_zero() and kept is not None:
-            logger.warning("Stopped after the training: the same command goes on from %s.", Path(kept).name)
-        raise
+            left = args.load_best_model_at_end or args.save_only_model or _is_within_stream(trainer)
+            if (kept is None or Path(kept).name != last) and not (left or args.world_size > 1):
+                assert trainer.model is not None
+                trainer._save_checkpoint(trainer.model, None)  # private, but Trainer has no other that saves its state
+                kept = last_checkpoint(str(args.output_dir))
+            if trainer.is_world_process_zero() and kept is not None:
+                logger.warning("Stopped after the training: the same command goes on from %s.", Path(kept).name)
+            raise
 
 
 _USUAL: dict[signal.Signals, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}

@@ -217,9 +217,19 @@ def test_ctrl_c_after_the_last_step_does_not_train_again(call, tmp_path, caplog,
     def pressed(*arguments, **settings):
         signal.raise_signal(number)
 
+    def saved(*arguments, **settings):
+        terminating.append(signal.getsignal(signal.SIGTERM))
+        return save(*arguments, **settings)
+
+    terminating = []
+    save = ReinforcedTrainer._save_checkpoint
+    monkeypatch.setattr(ReinforcedTrainer, "_save_checkpoint", saved)
     monkeypatch.setattr(ReinforcedTrainer, "training_step", counted)
     monkeypatch.setattr(ReinforcedTrainer, "evaluation_loop", pressed)
     assert call("--save_strategy", strategy) == status
+    if number == signal.SIGTERM:
+        assert terminating == [signal.SIG_IGN], "a second one must not stop what saves the checkpoint"
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     assert f"Stopped after the training: the same command goes on from checkpoint-{2 * STEPS}." in caplog.messages
     weights = (tmp_path / "out" / "model.safetensors").read_bytes()
     seconds = read(tmp_path / "out" / "train_results.json")

@@ -10,6 +10,7 @@ import platform
 import signal
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -208,7 +209,7 @@ def quiet_worker(worker: int, then: Callable[[int], object] | None = None) -> No
         then: What else prepares it.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+    if hasattr(signal, "sigtimedwait"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
@@ -217,10 +218,16 @@ def quiet_worker(worker: int, then: Callable[[int], object] | None = None) -> No
 
 
 def _end_with_parent() -> None:
-    """Ends this process at the parent's SIGTERM, and at no other's."""
+    """Ends this process at the parent's SIGTERM, not at that of others, and soon after the parent has ended.
+
+    A worker cannot end by itself then while it sends what nobody reads any more.
+    """
     parent = multiprocessing.parent_process()
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != (parent and parent.pid):
-        pass
+    started_by = os.getppid()  # the parent, or its server of processes, which ends with it
+    while os.getppid() == started_by:
+        received = signal.sigtimedwait({signal.SIGTERM}, 5)
+        if received is not None and parent is not None and received.si_pid == parent.pid:
+            break
     os._exit(0)  # as torch's own handler does
 
 
@@ -229,12 +236,14 @@ def shield_workers(loader: Any) -> None:
 
     Where workers are not forked, which is usual since Python 3.14, they import for seconds before `quiet_worker` is called.
     """
-    start = loader._get_iterator  # private, but torch has no other that only starts them
+    start = weakref.WeakMethod(loader._get_iterator)  # private, but torch has no other that only starts them
 
     def started() -> Any:
+        own = start()  # weak: a loader that nobody needs must go at once, and its workers with it
+        assert own is not None
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the parent's comes when it is open again
         try:
-            return start()
+            return own()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 

@@ -1,5 +1,6 @@
 """Workers of loaders end with the training, and only then."""
 
+import gc
 import multiprocessing
 import signal
 import subprocess
@@ -69,6 +70,34 @@ def test_a_worker_ends_when_its_parent_says_so():
     assert worker.exitcode == 0
 
 
+def _left_alone(writing):
+    worker = multiprocessing.get_context("fork").Process(target=_stuck_worker, args=(writing,))
+    worker.start()
+    worker.join()
+
+
+def _stuck_worker(writing):
+    quiet_worker(0)
+    writing.send("ready")
+    time.sleep(600)  # as one does that has sent more than its parent has read
+
+
+def test_a_worker_does_not_outlive_its_parent():
+    """It leaves SIGTERM to the parent, so nothing but SIGKILL would end it."""
+    fork = multiprocessing.get_context("fork")
+    reading, writing = fork.Pipe(duplex=False)
+    parent = fork.Process(target=_left_alone, args=(writing,))
+    parent.start()
+    writing.close()
+    assert reading.poll(30)
+    assert reading.recv() == "ready"
+    parent.kill()
+    assert reading.poll(30), "the worker still has the pipe open"
+    with pytest.raises(EOFError):
+        reading.recv()
+    parent.join()
+
+
 class Masks(torch.utils.data.Dataset):
     """Whether Ctrl-C is blocked in the process that reads it; what a new process inherits, by whatever method it starts."""
 
@@ -86,3 +115,17 @@ def test_workers_are_born_deaf_to_ctrl_c(persistent):
     for _ in range(2):
         assert all(torch.cat(list(loader)))
     assert not Masks()[0]
+
+
+def test_shielded_workers_end_with_their_loader():
+    """At once, not when Python next looks for cycles: in a notebook each loader that is made again would leave some."""
+    loader = torch.utils.data.DataLoader(Masks(), num_workers=1, persistent_workers=True)
+    shield_workers(loader)
+    list(loader)
+    (worker,) = loader._iterator._workers
+    gc.disable()
+    try:
+        del loader
+        assert not worker.is_alive()
+    finally:
+        gc.enable()

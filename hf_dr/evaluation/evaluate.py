@@ -71,6 +71,11 @@ def evaluate(
     for name, given in (("models", config.models), ("sets", chosen)):
         if not given:
             raise ConfigError(f"`{name}` must be given, got none. Name one.")
+    columns = [name for name, given in (("image", image_column), ("label", label_column)) if given is not None]
+    if columns and all(spec.loaded is None for spec in chosen):
+        raise ConfigError(
+            f"`{columns[0]}_column` must be of a loaded dataset, got texts only. Write ,{columns[0]}=COLUMN into the text."
+        )
     return evaluated(config, chosen)
 
 

@@ -130,3 +130,9 @@ def test_other_settings_are_refused(student, tiny_dataset, settings, message):
 def test_a_dataset_without_labels_is_refused(student, tiny_dataset):
     with pytest.raises(DataError, match=r"set `test` must have the label column `label`.*Name it: `label_column`\."):
         hf_dr.evaluate(student, tiny_dataset.remove_columns("label"))
+
+
+@pytest.mark.parametrize("column", ["image", "label"])
+def test_columns_are_not_those_of_texts(student, column):
+    with pytest.raises(ConfigError, match=f"`{column}_column` must be of a loaded dataset.* Write ,{column}=COLUMN"):
+        hf_dr.evaluate(student, "test=tiny.parquet:train", **{f"{column}_column": "kind"})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from hf_dr.errors import ConfigError, did_you_mean
 from hf_dr.evaluation.config import EvaluateConfig
 from hf_dr.evaluation.report import Report
 from hf_dr.evaluation.run import run_evaluation
-from hf_dr.evaluation.sets import EvaluationSet, parse_set
+from hf_dr.evaluation.sets import PRESETS, EvaluationSet, parse_set
 from hf_dr.evaluation.unfinished import Unfinished
 from hf_dr.files import check_writable
 from hf_dr.processes import refuse_several
@@ -66,6 +66,7 @@ def evaluate(
     known = {field.name for field in fields(EvaluateConfig)} - {"models", "sets", "output_dir"}
     for name in settings.keys() - known:
         raise ConfigError(f"`evaluate` has no setting `{name}`.{did_you_mean(name, known)}")
+    check_kind("output_dir", "" if output_dir is None else output_dir, (str, os.PathLike), "a folder", "Name one.")
     config = EvaluateConfig(_texts(models), [], "" if output_dir is None else os.fspath(output_dir), **settings)
     chosen = _sets(sets, config, image_column, label_column)
     for name, given in (("models", config.models), ("sets", chosen)):
@@ -128,7 +129,9 @@ def _sets(sets: Any, config: EvaluateConfig, image_column: str | None, label_col
     found = []
     for name, given in sets.items():
         if isinstance(given, str):
-            found.append(parse_set(f"{_checked(name)}={given}"))
+            preset = PRESETS.get(given)
+            named = parse_set(f"{_checked(name)}={given}") if preset is None else replace(preset, name=_checked(name))
+            found.append(named)
             continue
         check_kind("sets", given, datasets.Dataset, "datasets of one split, or texts", _LOAD)
         origin = checked_origin(given, config.files_from)
@@ -138,7 +141,7 @@ def _sets(sets: Any, config: EvaluateConfig, image_column: str | None, label_col
             EvaluationSet(
                 name=_checked(name),
                 dataset=origin["id"] or "a loaded dataset",
-                split=str(given.split),
+                split=str(given.split or ""),
                 config=origin["config"],
                 image=image_column,
                 label=label_column or only,

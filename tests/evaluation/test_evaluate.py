@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import datasets
 import pytest
@@ -11,6 +12,9 @@ from conftest import CLASSES
 import hf_dr
 from hf_dr import ConfigError, DataError, build_student
 from hf_dr.cli.main import main
+from hf_dr.evaluation.config import EvaluateConfig
+from hf_dr.evaluation.evaluate import _sets
+from hf_dr.evaluation.sets import PRESETS
 
 SUITE = {"corruptions": ["contrast"], "severities": [2, 4], "max_examples": 6}
 
@@ -51,6 +55,11 @@ def test_a_loaded_dataset_gives_what_the_command_gives_of_its_file(student, tiny
     assert sorted(path.name for path in (tmp_path / "python").iterdir()) == [
         "evaluation.json", "evaluation.md", "reliability.png",
     ]  # fmt: skip
+
+
+def test_a_preset_may_have_another_name():
+    (spec,) = _sets({"renditions": "imagenet-r"}, EvaluateConfig([], [], ""), None, None)
+    assert spec == replace(PRESETS["imagenet-r"], name="renditions")
 
 
 def test_names_alone_write_nothing(student, tiny_dataset, tmp_path, monkeypatch):

@@ -616,7 +616,7 @@ def test_bad_datasets(tmp_path, tiny_dataset, tiny_teacher):
     )
     refused(tiny_dataset.add_column("aug_x", [0] * len(tiny_dataset)), "must not have a column `aug_x`")
     out_of_range = tiny_dataset.remove_columns("label").add_column("label", [0] * (len(tiny_dataset) - 1) + [77])
-    refused(out_of_range, rf"row {len(tiny_dataset) - 1} has 77")
+    refused(out_of_range, rf"found 77 in row {len(tiny_dataset) - 1}")
     fewer = tiny_dataset.remove_columns("label").add_column("label", [0] * len(tiny_dataset))
     fewer = fewer.cast_column("label", datasets.ClassLabel(names=["only"]))
     refused(fewer, "must answer over the dataset's 1 classes", TeacherError)

@@ -178,6 +178,11 @@ def test_what_is_said_of_length_and_of_a_students_temperature_was_measured():
     assert "of 2.7 million weights, gained {} and {} from the same answers".format(*larger) in text
     smaller = [gain(better, f"resnet14_{epochs}", key="ece") for epochs in (10, 30)]
     assert "its ECE became smaller by {} and {} points".format(*smaller) in text
+    halves = [
+        f"{100 * better[f'resnet14_30_{way}_top1']:.2f} %{middle}, NLL {better[f'resnet14_30_{way}_nll']:.3f}"
+        for way, middle in (("both", " in 30 epochs"), ("reinforced", ""))
+    ]
+    assert "ResNet-14 reached {}, instead of {}, on stored answers alone".format(*halves) in text
     assert f"in 100 epochs it lost {-100 * better['resnet14_100_reinforced_gain_top1']:.2f} (one seed)" in text
     assert better["resnet14_100_reinforced_seeds"] == 1
     eces = [100 * better[f"resnet14_{epochs}_{way}_ece"] for way in ("erm", "reinforced") for epochs in (10, 100)]

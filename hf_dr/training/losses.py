@@ -274,11 +274,12 @@ def _labels_of(batch: Mapping[str, Any], logits_BC: torch.Tensor) -> torch.Tenso
 
 
 def check_classes(labels_B: torch.Tensor, classes: int) -> None:
-    """Checks the values of the labels of a batch, int64; -100, by which torch leaves a row out of a loss, passes.
+    """Checks the values of the labels of a batch, of any whole type; -100, by which torch leaves a row out of a loss, passes.
 
     Raises:
         DataError: One is none of the classes.
     """
+    labels_B = labels_B.long()  # in uint8, 156 would equal -100
     wrong_B = ((labels_B < 0) | (labels_B >= classes)) & (labels_B != -100)
     if wrong_B.any():
         row = int(wrong_B.nonzero()[0])

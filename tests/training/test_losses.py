@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from hf_dr.errors import ConfigError, DataError
-from hf_dr.training.losses import ReinforcedLoss, reinforced_kl, reinforced_loss
+from hf_dr.training.losses import ReinforcedLoss, check_classes, reinforced_kl, reinforced_loss
 from hf_dr.training.reinforced_settings import TAIL_RULES
 
 B, C = 5, 12
@@ -321,3 +321,9 @@ def test_probabilities_of_more_than_one_are_no_answer(total, is_answer):
             ConfigError, match="each row must hold a teacher's log-probabilities, but those of row 0 sum"
         ):
             reinforced_kl(torch.zeros(1, 3), ids, logprobs)
+
+
+def test_a_label_of_a_small_type_is_no_other():
+    check_classes(torch.tensor([0, 2, -100]), 3)
+    with pytest.raises(DataError, match="found 156 in row 1"):
+        check_classes(torch.tensor([0, 156], dtype=torch.uint8), 3)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_dr.errors import ConfigError, did_you_mean
-from hf_dr.evaluation.sets import OPTIONS, PRESETS, parse_set
+from hf_dr.evaluation.sets import NAME_PATTERN, OPTIONS, PRESETS, parse_set
 from hf_dr.settings import FILES_FROM_HELP, Real, Whole, check_settings, flag
 from hf_dr.teacher.names import PRECISIONS
 
@@ -153,7 +153,7 @@ class CompareConfig:
 
 def named_model(text: str) -> tuple[str, str]:
     """Returns the name that tables show and the place of a model of `EvaluateConfig.models`, `NAME=PLACE` or a place alone."""
-    match = re.match(r"([\w.-]+)=(.+)", text)
+    match = re.match(rf"({NAME_PATTERN})=(.+)", text)
     if match:
         return match[1], match[2]
     name = Path(text).name

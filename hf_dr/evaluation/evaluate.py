@@ -15,7 +15,7 @@ from hf_dr.errors import ConfigError, did_you_mean
 from hf_dr.evaluation.config import EvaluateConfig
 from hf_dr.evaluation.report import Report
 from hf_dr.evaluation.run import run_evaluation
-from hf_dr.evaluation.sets import PRESETS, EvaluationSet, parse_set
+from hf_dr.evaluation.sets import NAME_PATTERN, PRESETS, EvaluationSet, parse_set
 from hf_dr.evaluation.unfinished import Unfinished
 from hf_dr.files import check_writable
 from hf_dr.processes import refuse_several
@@ -66,8 +66,9 @@ def evaluate(
     known = {field.name for field in fields(EvaluateConfig)} - {"models", "sets", "output_dir"}
     for name in settings.keys() - known:
         raise ConfigError(f"`evaluate` has no setting `{name}`.{did_you_mean(name, known)}")
-    check_kind("output_dir", "" if output_dir is None else output_dir, (str, os.PathLike), "a folder", "Name one.")
-    config = EvaluateConfig(_texts(models), [], "" if output_dir is None else os.fspath(output_dir), **settings)
+    folder = "" if output_dir is None else output_dir
+    check_kind("output_dir", folder, (str, os.PathLike), "a folder", "Name one.")
+    config = EvaluateConfig(_texts(models), [], os.fspath(folder), **settings)
     chosen = _sets(sets, config, image_column, label_column)
     for name, given in (("models", config.models), ("sets", chosen)):
         if not given:
@@ -96,13 +97,15 @@ def evaluated(config: EvaluateConfig, sets: Sequence[EvaluationSet] | None = Non
 
 def _texts(models: Any) -> list[str]:
     """Returns models as the command names them."""
-    named = models if isinstance(models, Mapping) else dict(enumerate(_listed(models)))
-    for place in named.values():
-        advice = "Save the model (`save_pretrained`, or a trainer's `save_model`), and name the folder."
-        check_kind("models", place, (str, os.PathLike), "names of checkpoints", advice)
-    if named is models:
-        return [f"{_checked(name)}={os.fspath(place)}" for name, place in models.items()]
-    return [os.fspath(place) for place in named.values()]
+    if isinstance(models, Mapping):
+        return [f"{_checked(name)}={_place(model)}" for name, model in models.items()]
+    return [_place(model) for model in _listed(models)]
+
+
+def _place(model: Any) -> str:
+    advice = "Save the model (`save_pretrained`, or a trainer's `save_model`), and name the folder."
+    check_kind("models", model, (str, os.PathLike), "names of checkpoints", advice)
+    return os.fspath(model)
 
 
 def _listed(given: Any) -> list[Any]:
@@ -111,7 +114,7 @@ def _listed(given: Any) -> list[Any]:
 
 
 def _checked(name: Any) -> str:
-    if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name):
+    if not isinstance(name, str) or not re.fullmatch(NAME_PATTERN, name):
         raise ConfigError(
             f"a name in the table must be of letters, digits, `.`, `_` or `-`, got {name!r:.80}. Rename it."
         )

@@ -93,6 +93,8 @@ _CLASS_LISTS = ("imagenet", "imagenet-a", "imagenet-r")
 OPTIONS = ("config", "image", "label", "classes", "revision")
 
 
+NAME_PATTERN = r"[\w.-]+"
+"""What a set or a model may be called in a table, as a regular expression."""
 _SPLIT = r"[\w.{}-]+(?:\[[^\]]*\])?"
 
 
@@ -108,7 +110,7 @@ def parse_set(text: str) -> EvaluationSet:
         raise ConfigError(
             f"a set must be NAME=DATASET[:SPLIT][,OPTION=VALUE] or a preset, got {text!r}.{did_you_mean(name, PRESETS)}"
         )
-    if not re.fullmatch(r"[\w.-]+", name) or (equals and not place):
+    if not re.fullmatch(NAME_PATTERN, name) or (equals and not place):
         raise ConfigError(
             f"a set must have a name of letters, digits, `.`, `_` or `-` and a dataset, got {text!r}. "
             "Write NAME=DATASET[:SPLIT]."

@@ -65,7 +65,8 @@ def evaluate(
     """
     known = {field.name for field in fields(EvaluateConfig)} - {"models", "sets", "output_dir"}
     for name in settings.keys() - known:
-        raise ConfigError(f"`evaluate` has no setting `{name}`.{did_you_mean(name, known)}")
+        advice = did_you_mean(name, known | {"output_dir", "image_column", "label_column"})
+        raise ConfigError(f"`evaluate` has no setting `{name}`.{advice}")
     folder = "" if output_dir is None else output_dir
     check_kind("output_dir", folder, (str, os.PathLike), "a folder", "Name one.")
     config = EvaluateConfig(_texts(models), [], os.fspath(folder), **settings)

@@ -122,6 +122,8 @@ def test_other_sets_are_refused(student, sets, message):
     ("settings", "message"),
     [
         ({"batchsize": 3}, "`evaluate` has no setting `batchsize`. Did you mean `batch_size`?"),
+        ({"lable_column": "kind"}, "`evaluate` has no setting `lable_column`. Did you mean `label_column`?"),
+        ({"corrupt": "test"}, "`corrupt` must be a list of names, got 'test'. Put it into a list."),
         ({"batch_size": 0}, "`batch_size` must be"),
         ({"corrupt": ["tset"]}, "`corrupt` must name sets with clean images, got `tset`. Did you mean `test`?"),
         (

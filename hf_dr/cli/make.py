@@ -375,8 +375,7 @@ def import_ml_dr_command(argv: Sequence[str], prog: str) -> int:
     if arguments.dry_run:
         print(f"{job.folder}: nothing written, this is what the import would make\n\n{job.plan()}")
         return 0
-    job.run()
-    return 0
+    return _until_stopped(job.run)
 
 
 @dataclass

@@ -984,3 +984,17 @@ def test_the_command_line(base, mixing, tmp_path, capsys):
     check_views(load_reinforced(tmp_path / "plus", "mixing"), base, mixing[0], MIXING)
     assert main(["import-ml-dr", *arguments, "--order", "nowhere"]) == 2
     assert "error: `order` must be" in capsys.readouterr().err
+
+
+def test_a_command_that_is_stopped_says_how_to_go_on(base, mixing, tmp_path, monkeypatch, caplog):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    base.to_parquet(str(tmp_path / "base.parquet"))
+    arguments = [str(mixing[1]), "--base", str(tmp_path / "base.parquet"), "--output_dir", str(tmp_path / "plus")]
+    with monkeypatch.context() as patched:
+        patched.setattr(ImportJob, "_write", stopped)
+        assert main(["import-ml-dr", *arguments]) == 130
+    assert "run the same command again to go on" in caplog.text
+    assert main(["import-ml-dr", *arguments]) == 0
+    assert len(load_reinforced(tmp_path / "plus")) == len(base)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -236,11 +237,16 @@ def shield_workers(loader: Any) -> None:
 
     Where workers are not forked, which is usual since Python 3.14, they import for seconds before `quiet_worker` is called.
     """
+    if loader.num_workers == 0:
+        return
     start = weakref.WeakMethod(loader._get_iterator)  # private, but torch has no other that only starts them
 
     def started() -> Any:
         own = start()  # weak: a loader that nobody needs must go at once, and its workers with it
         assert own is not None
+        context = own.__self__.multiprocessing_context or multiprocessing
+        if context.get_start_method() != "fork":
+            resource_tracker.ensure_running()  # else it starts with the workers, and opens Ctrl-C (until Python 3.14)
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the parent's comes when it is open again
         try:
             return own()

@@ -4,6 +4,7 @@ import gc
 import multiprocessing
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -29,15 +30,20 @@ def test_workers_end_with_the_training(tmp_path, tiny_plus):
     assert trainer.evaluate()["eval_loss"] > 0, "a loader that is used again has new workers"
 
 
+def send_from_outside(number, pid):
+    """Sends a signal from another process than the parent, as a terminal or a scheduler does. (Not everybody has `kill`.)"""
+    subprocess.run([sys.executable, "-ISc", f"import os; os.kill({pid}, {number:d})"], check=True)
+
+
 class SignalWorkers(TrainerCallback):
-    """Sends a signal to each process that the training has started, as a terminal or a scheduler does, from another one."""
+    """Sends a signal to each process that the training has started."""
 
     def __init__(self, number: int) -> None:
         self.number = number
 
     def on_step_end(self, args, state, control, **_):
         for child in multiprocessing.active_children():
-            subprocess.run(["kill", f"-{self.number:d}", str(child.pid)], check=True)
+            send_from_outside(self.number, child.pid)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -56,7 +62,7 @@ def test_a_loop_that_was_interrupted_can_be_started_again(tiny_plus):
     loader = ReinforcedLoader(tiny_plus, 4, device="cpu", num_workers=2)
     assert len(list(zip(loader, range(2), strict=False))) == 2  # one of each worker: both are ready
     for child in set(multiprocessing.active_children()) - before:
-        subprocess.run(["kill", f"-{signal.SIGINT:d}", str(child.pid)], check=True)
+        send_from_outside(signal.SIGINT, child.pid)
     assert len(list(loader)) == len(loader)
 
 
@@ -99,7 +105,7 @@ def test_a_worker_does_not_outlive_its_parent():
 
 
 class Masks(torch.utils.data.Dataset):
-    """Whether Ctrl-C is blocked in the process that reads it; what a new process inherits, by whatever method it starts."""
+    """Whether Ctrl-C is blocked in the process that reads it."""
 
     def __len__(self):
         return 2
@@ -108,9 +114,12 @@ class Masks(torch.utils.data.Dataset):
         return signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
-@pytest.mark.parametrize("persistent", [False, True])
-def test_workers_are_born_deaf_to_ctrl_c(persistent):
-    loader = torch.utils.data.DataLoader(Masks(), num_workers=1, persistent_workers=persistent)
+# A server of processes has what its own parent had when it was started, perhaps by another test.
+@pytest.mark.parametrize(("method", "persistent"), [("fork", False), ("fork", True), ("spawn", True)])
+def test_workers_are_born_deaf_to_ctrl_c(method, persistent):
+    loader = torch.utils.data.DataLoader(
+        Masks(), num_workers=1, persistent_workers=persistent, multiprocessing_context=method
+    )
     shield_workers(loader)
     for _ in range(2):
         assert all(torch.cat(list(loader)))

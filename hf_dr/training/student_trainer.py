@@ -86,13 +86,13 @@ class StudentTrainer(ResumableTrainer):
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **settings: Any) -> Any:
         """As Trainer's; a label that is none of the classes is named."""
+        labels = inputs.get("labels")
+        if self.label_smoother is not None:  # it would take any label below 0 for class 0
+            _check_labels(model, labels)
         try:
             return super().compute_loss(model, inputs, *args, **settings)
         except IndexError:
-            labels = inputs.get("labels")
-            classes = getattr(getattr(model, "config", None), "num_labels", None)
-            if classes is not None and isinstance(labels, torch.Tensor) and labels.ndim == 1:
-                check_classes(labels, classes)
+            _check_labels(model, labels)
             raise
 
     def _student_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -342,3 +342,10 @@ class StudentTrainer(ResumableTrainer):
         return push_in_background(
             folder or ".", self.hub_model_id, card_from=args.output_dir or ".", warn=warn, **settings
         )
+
+
+def _check_labels(model: nn.Module, labels: Any) -> None:
+    """Checks labels of rows of one's own, where the model tells its classes."""
+    classes = getattr(getattr(model, "config", None), "num_labels", None)
+    if classes is not None and isinstance(labels, torch.Tensor) and labels.ndim == 1:
+        check_classes(labels, classes)

@@ -161,11 +161,20 @@ def test_a_row_that_the_loss_leaves_out_and_a_collator_of_ones_own_are_left_alon
         trainer.evaluate(OwnRows(GOOD))
 
 
-def test_a_label_that_is_none_of_the_classes_is_named_by_the_loss_of_the_model(settings):
-    rows = OwnRows(GOOD, {**GOOD, "labels": 700})
-    trainer = ReinforcedTrainer(timm_student(), settings(per_device_train_batch_size=2), train_dataset=rows)
-    with pytest.raises(DataError, match="`labels` must be from 0 to 7, the classes of the model, found 700 in row"):
+@pytest.mark.parametrize(("label", "smoothing"), [(700, 0), (700, 0.1), (-1, 0.1)])
+def test_a_label_that_is_none_of_the_classes_is_named_by_the_loss_of_the_model(settings, label, smoothing):
+    args = settings(per_device_train_batch_size=2, label_smoothing_factor=smoothing)
+    trainer = ReinforcedTrainer(timm_student(), args, train_dataset=OwnRows(GOOD, {**GOOD, "labels": label}))
+    with pytest.raises(
+        DataError, match=f"`labels` must be from 0 to 7, the classes of the model, found {label} in row"
+    ):
         trainer.train()
+
+
+def test_a_row_that_is_left_out_of_a_smoothed_loss_passes(settings):
+    args = settings(per_device_train_batch_size=2, label_smoothing_factor=0.1)
+    trainer = ReinforcedTrainer(timm_student(), args, train_dataset=OwnRows(GOOD, {**GOOD, "labels": -100}))
+    assert trainer.train().training_loss > 0
 
 
 def test_a_collator_that_drops_the_pixels_is_refused(plain, settings):

@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 
 import filelock
 import torch
-from accelerate import PartialState
+import transformers.trainer
+from accelerate import PartialState, skip_first_batches
 from accelerate.utils import gather_object, parse_flag_from_env
 from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -170,6 +171,7 @@ class ResumableTrainer(Trainer):
         self._sampler: Any = None  # of the training set, if it has a `set_epoch`
         self._measured: dict[str, float] = {}  # the metrics of the present weights
         self._loaders: list[Any] = []  # those that may have workers
+        self._rest_of_epoch = rest_of_epoch
         self._divergence = Divergence()
         self._totals = Totals(self)
         self._lock: filelock.BaseFileLock | None = None
@@ -320,7 +322,9 @@ class ResumableTrainer(Trainer):
     # that had ended within an epoch would take one step more when it is resumed.
     def _run_epoch(self, *args: Any, **settings: Any) -> None:
         if self.state.global_step < self.state.max_steps:
-            super()._run_epoch(*args, **settings)
+            # Trainer has no other place at which the loader of the rest of an epoch could be changed.
+            with changed(transformers.trainer, skip_first_batches=self._rest_of_epoch):
+                super()._run_epoch(*args, **settings)
 
     # ------------------------------------------------------------------------------------------- loaders and optimizer
 
@@ -469,6 +473,18 @@ def _writing(path: Path) -> Iterator[None]:
             raise OSError(str(error)) from error
 
 
+def rest_of_epoch(loader: Any, batches: int) -> Any:
+    """Returns a loader of the rest of an epoch, of which so many batches were seen."""
+    rest = skip_first_batches(loader, batches)
+    shield_workers(_iterated(rest))
+    return rest
+
+
+def _iterated(loader: Any) -> Any:
+    """Returns the loader that iterates, inside of accelerate's wrapper."""
+    return getattr(loader, "base_dataloader", loader)
+
+
 def _prepared(loader: Any, seed: int | None) -> Any:
     """Gives a loader a generator of its own, from which it draws the seed of its workers when it starts to iterate.
 
@@ -478,7 +494,7 @@ def _prepared(loader: Any, seed: int | None) -> Any:
     Returns:
         The loader that iterates, inside of accelerate's wrapper.
     """
-    inner = getattr(loader, "base_dataloader", loader)
+    inner = _iterated(loader)
     if seed is not None:
         inner.generator = torch.Generator().manual_seed(seed)
     if getattr(inner.worker_init_fn, "func", None) is not quiet_worker:  # Trainer keeps loaders for evaluation

@@ -88,6 +88,7 @@ class ReinforcedTrainer(StudentTrainer):
         self._learned_from = train = settings.get("train_dataset")
         model, settings["processing_class"] = _student(model, settings, args.seed)
         super().__init__(model=model, args=args, normalization=normalization, **settings)
+        self._rest_of_epoch = self._stream.rest_of_epoch
         self.eval_dataset = self._as_evaluation(self.eval_dataset)
         self._check_train_dataset()
         self.add_callback(_TrialCheck(self))

@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 
 from hf_dr import ReinforcedLoader
 from hf_dr.processes import quiet_worker, shield_workers
-from tests.training.helpers import Watched, pooled, settings_in
+from tests.training.helpers import BATCH, ROWS, SIZE, STEPS, Watched, pooled, settings_in
 
 
 def test_workers_end_with_the_training(tmp_path, tiny_plus):
@@ -124,6 +124,25 @@ def test_workers_are_born_deaf_to_ctrl_c(method, persistent):
     for _ in range(2):
         assert all(torch.cat(list(loader)))
     assert not Masks()[0]
+
+
+class DeafRows(torch.utils.data.Dataset):
+    """Rows whose label is 1 where Ctrl-C is blocked."""
+
+    def __len__(self):
+        return ROWS
+
+    def __getitem__(self, row):
+        return {"pixel_values": torch.zeros(3, SIZE, SIZE), "labels": int(Masks()[row])}
+
+
+def test_workers_of_the_rest_of_an_epoch_are_born_so_too(tmp_path):
+    args = settings_in(tmp_path, dataloader_num_workers=1, save_strategy="steps", save_steps=1)
+    first, resumed = (Watched(pooled(), args, train_dataset=DeafRows()) for _ in range(2))
+    first.train()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    for trainer, steps in ((first, STEPS), (resumed, STEPS - 1)):
+        assert torch.cat([batch["labels"] for batch in trainer.seen]).tolist() == [1] * BATCH * steps
 
 
 def test_shielded_workers_end_with_their_loader():

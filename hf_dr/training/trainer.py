@@ -180,8 +180,9 @@ class ReinforcedTrainer(StudentTrainer):
         if not isinstance(train, StreamedReinforcedDataset):
             return train, ReinforcedSampler(train, **order)
         stream = train.ordered(**order) if progress is None else train.ordered(**order).resumed(progress)
-        batch_size = self._train_batch_size
-        return stream.split_by_node(args.process_index, args.world_size, batch_size=batch_size, even=True), None
+        return stream.split_by_node(
+            args.process_index, args.world_size, batch_size=self._train_batch_size, even=True
+        ), None
 
     @property
     def _loader_seed(self) -> int | None:

@@ -171,7 +171,7 @@ class ResumableTrainer(Trainer):
         self._sampler: Any = None  # of the training set, if it has a `set_epoch`
         self._measured: dict[str, float] = {}  # the metrics of the present weights
         self._loaders: list[Any] = []  # those that may have workers
-        self._rest_of_epoch = rest_of_epoch
+        self.rest_of_epoch = rest_of_epoch
         self._divergence = Divergence()
         self._totals = Totals(self)
         self._lock: filelock.BaseFileLock | None = None
@@ -323,7 +323,7 @@ class ResumableTrainer(Trainer):
     def _run_epoch(self, *args: Any, **settings: Any) -> None:
         if self.state.global_step < self.state.max_steps:
             # Trainer has no other place at which the loader of the rest of an epoch could be changed.
-            with changed(transformers.trainer, skip_first_batches=self._rest_of_epoch):
+            with changed(transformers.trainer, skip_first_batches=self.rest_of_epoch):
                 super()._run_epoch(*args, **settings)
 
     # ------------------------------------------------------------------------------------------- loaders and optimizer

@@ -8,12 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from hf_dr.errors import ConfigError
 from hf_dr.files import write_json
 from hf_dr.replay.shares import Progress, Shares
 from hf_dr.replay.streaming import StreamedReinforcedDataset
 from hf_dr.training.checkpoints import read_settings
-from hf_dr.training.resumable import rest_of_epoch
+from hf_dr.training.resumable import changed
 
 PROGRESS_FILE = "stream_progress.json"
 """How far the epoch of a checkpoint is: what `StreamedReinforcedDataset.progress` returns."""
@@ -43,7 +45,7 @@ class StreamProgress:
 
     @contextmanager
     def in_epoch(self, epoch: int) -> Iterator[None]:
-        """Follows an epoch of a stream."""
+        """Has Trainer seek in this epoch where it would skip batches by reading them."""
         train: Any = self._trainer.train_dataset
         if not isinstance(train, StreamedReinforcedDataset):
             yield
@@ -52,14 +54,14 @@ class StreamProgress:
         self._share, _ = self._trainer._in_order(train)
         self._share.set_epoch(epoch)
         try:
-            yield
+            with changed(self._trainer, rest_of_epoch=self._seek):
+                yield
         finally:
             self._share = None
 
-    def rest_of_epoch(self, loader: Any, batches: int) -> Any:
-        """Returns a loader of the rest of an epoch; of a stream one that does not read the batches that were seen."""
-        if self._share is None:
-            return rest_of_epoch(loader, batches)
+    def _seek(self, loader: Any, batches: int) -> torch.utils.data.DataLoader:
+        """Returns a loader of the rows that were not seen, in place of one that skips batches."""
+        assert self._share is not None
         args = self._trainer.args
         if not getattr(args, "dataloader_in_order", True) and args.dataloader_num_workers > 1:
             raise ConfigError(

@@ -88,7 +88,6 @@ class ReinforcedTrainer(StudentTrainer):
         self._learned_from = train = settings.get("train_dataset")
         model, settings["processing_class"] = _student(model, settings, args.seed)
         super().__init__(model=model, args=args, normalization=normalization, **settings)
-        self._rest_of_epoch = self._stream.rest_of_epoch
         self.eval_dataset = self._as_evaluation(self.eval_dataset)
         self._check_train_dataset()
         self.add_callback(_TrialCheck(self))
@@ -180,9 +179,8 @@ class ReinforcedTrainer(StudentTrainer):
         if not isinstance(train, StreamedReinforcedDataset):
             return train, ReinforcedSampler(train, **order)
         stream = train.ordered(**order) if progress is None else train.ordered(**order).resumed(progress)
-        return stream.split_by_node(
-            args.process_index, args.world_size, batch_size=self._train_batch_size, even=True
-        ), None
+        batch_size = self._train_batch_size
+        return stream.split_by_node(args.process_index, args.world_size, batch_size=batch_size, even=True), None
 
     @property
     def _loader_seed(self) -> int | None:

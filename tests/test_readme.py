@@ -201,7 +201,7 @@ def test_what_is_said_of_length_and_of_a_students_temperature_was_measured():
         assert abs(plus - online) < small[f"resnet_{epochs}_reinforced_gain_top1_std"]
     kinds = [f"resnet_{epochs}_{objective}" for objective in ("erm", "reinforced") for epochs in (10, 30)]
     sure = [f"{small[f'{kind}_temperature']:.2f}" for kind in kinds]
-    assert "{} after 10 epochs on labels and {} after 30 (too sure), {} and {} on stored".format(*sure) in text
+    assert "{} after 10 epochs on labels and {} after 30 (overconfident), {} and {} on stored".format(*sure) in text
     again = measured("left_of_ece")
     told = {
         "all of CIFAR-10, ResNet, 10 epochs": (small, "resnet_10", "reinforced_gain_calibrated_ece"),

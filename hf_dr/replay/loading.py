@@ -221,8 +221,8 @@ def _check_rows(plus: datasets.Dataset, provenance: Provenance, config: Path) ->
     skipped = np.flatnonzero(rows[IMAGE_HASH].is_null())
     if not np.array_equal(skipped, provenance.skipped_rows):
         raise FormatError(
-            f"the shards in {config} must have no reinforcement in rows {provenance.skipped_rows!s:.80} by their "
-            f"{PROVENANCE_FILE}, but have none in {skipped.tolist()!s:.80}. Fetch or make them again."
+            f"the rows without reinforcement in {config} must be {provenance.skipped_rows!s:.80}, as its {PROVENANCE_FILE} "
+            f"says, found {skipped.tolist()!s:.80}. Fetch or make them again."
         )
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import filelock
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -292,6 +293,12 @@ def test_refused_folders(exported: Path, plus: Path, tiny_folder: Path, tmp_path
     (tmp_path / "export.json").write_text("{}")
     with pytest.raises(ValueError, match=r"must have the field `fingerprint`, found none. Delete the folder"):
         run(plus, tmp_path)
+
+
+def test_a_folder_in_use_is_refused(plus: Path, tmp_path: Path) -> None:
+    export = WebDatasetExport(load_reinforced(plus), ExportConfig(str(tmp_path)))
+    with filelock.FileLock(tmp_path / ".lock"), pytest.raises(ConfigError, match="another export is writing to it"):
+        export.run()
 
 
 def test_a_configuration_that_is_named_by_its_folder_is_not_exported_into_its_dataset(

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import ALL_OPS, CLASSES, as_cell, colour_image
+from samples import rewritten
 
 import hf_dr.generation.inspection
 from hf_dr.errors import ConfigError, FormatError
@@ -313,6 +314,14 @@ def test_damaged_answers_are_refused(tmp_path, tiny_folder, column):
     table = table.set_column(place, field, pa.array(values, field.type))
     pq.write_table(table.replace_schema_metadata(pq.read_metadata(path).metadata), path)
     with pytest.raises(FormatError, match="must be finite and of classes below 8, found others in rows 5 to 9"):
+        inspect_dataset(tmp_path / "copy")
+
+
+def test_labels_that_are_no_numbers_are_refused(tmp_path, tiny_folder):
+    shutil.copytree(tiny_folder, tmp_path / "copy")
+    for path in (tmp_path / "copy" / "all_ops").glob("*.parquet"):
+        rewritten(path, lambda table: table.set_column(1, "label", table["label"].cast(pa.string())))
+    with pytest.raises(FormatError, match="the labels `label` must be whole numbers, found string. Fetch it again"):
         inspect_dataset(tmp_path / "copy")
 
 

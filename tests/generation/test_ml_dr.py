@@ -867,6 +867,15 @@ def test_endless_maps_of_sparse_files_are_not_read(tmp_path):
         list(archive_files(tmp_path / "x.tar"))
 
 
+@pytest.mark.parametrize("said", [{"size": str(1 << 30)}, {"GNU.sparse.map": "0,1"}], ids=["large", "sparse"])
+def test_what_a_longer_header_says_of_a_file_is_checked(said, tmp_path):
+    header = tarfile.TarInfo("reinforced_data/0.pth.tar")
+    header.pax_headers = said
+    (tmp_path / "x.tar").write_bytes(header.tobuf(tarfile.PAX_FORMAT) + bytes(1024))
+    with pytest.raises(FormatError, match=r"x\.tar must hold plain files only, found 'reinforced_data/0\.pth\.tar'"):
+        list(archive_files(tmp_path / "x.tar"))
+
+
 def test_endless_chains_of_headers_are_refused(tmp_path):
     (tmp_path / "x.tar").write_bytes(member("x", tarfile.XGLTYPE).tobuf() * 20_000)
     with pytest.raises(FormatError, match="reading it failed"):
@@ -898,6 +907,13 @@ def test_no_damage_to_an_archive_does_harm(changes, layout, packed):
 def test_a_link_in_a_folder_is_refused(tmp_path):
     (tmp_path / "0.pth.tar").symlink_to("/etc/passwd")
     with pytest.raises(FormatError, match=r"must hold plain files only, found '0\.pth\.tar'"):
+        list(archive_files(tmp_path))
+
+
+def test_a_huge_file_in_a_folder_is_not_read(tmp_path):
+    (tmp_path / "0.pth.tar").touch()
+    os.truncate(tmp_path / "0.pth.tar", 1 << 30)  # without a block on the disk
+    with pytest.raises(FormatError, match=r"0\.pth\.tar must have at most .* bytes, found 1,073,741,824 bytes\. Remove it"):
         list(archive_files(tmp_path))
 
 

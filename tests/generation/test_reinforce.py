@@ -32,7 +32,7 @@ from safetensors.torch import save_file
 from samples import shift_labels
 
 from hf_dr.cli.main import main
-from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, HfDrError, TeacherError
+from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, FormatError, HfDrError, TeacherError
 from hf_dr.generation import folder as folder_of_runs
 from hf_dr.generation.config import ExtendConfig, ReinforceConfig
 from hf_dr.generation.extend import extend
@@ -276,6 +276,17 @@ def test_a_part_looks_at_its_own_shards(tmp_path, tiny_dataset, tiny_teacher, ca
     job.run(Part(0, 2))
     assert re.search(rf"{damaged} must .* It is made again", caplog.text)
     assert files_of(tmp_path) == expected
+
+
+def test_the_last_part_completes_no_dataset_with_a_broken_shard(tmp_path, tiny_dataset, tiny_teacher):
+    config = ReinforceConfig(str(tmp_path), "a", num_views=3, top_k=2, shard_size=5, num_workers=0)
+    job = reinforce_job(tiny_dataset, tiny_teacher, MIXING, config)
+    job.run(Part(0, 2))
+    shard = job.folder / job.provenance.shard_names[0]
+    shard.write_bytes(shard.read_bytes()[:100])
+    with pytest.raises(FormatError, match=f"{shard} must be a shard"):
+        job.run(Part(1, 2))
+    assert not (tmp_path / "README.md").exists()
 
 
 def test_a_rank_that_outlives_rank_0_keeps_the_folder(tmp_path, tiny_dataset, tiny_teacher):
@@ -684,6 +695,15 @@ def test_a_shard_that_is_not_what_was_written_is_made_again(tmp_path, tiny_datas
     with caplog.at_level(logging.WARNING, "hf_dr"):
         assert run(tmp_path, tiny_dataset, tiny_teacher) == whole
     assert "its columns label have other digests" in caplog.text
+
+
+def test_a_shard_of_another_run_is_refused(tmp_path, tiny_dataset, tiny_teacher):
+    run(tmp_path / "other", tiny_dataset, tiny_teacher, config_name="a", seed=1)
+    run(tmp_path / "own", tiny_dataset, tiny_teacher, config_name="a")
+    shard = sorted((tmp_path / "own" / "a").glob("*.parquet"))[1]
+    shutil.copy(tmp_path / "other" / "a" / shard.name, shard)
+    with pytest.raises(FingerprintMismatchError, match=f"{shard} must carry this run's fingerprint, .* Delete it"):
+        run(tmp_path / "own", tiny_dataset, tiny_teacher, config_name="a")
 
 
 def test_a_run_that_stopped_at_a_bad_image_goes_on_when_told_to_skip(tmp_path, tiny_dataset, tiny_teacher):

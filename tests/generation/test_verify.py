@@ -305,6 +305,15 @@ def test_only_commits_on_the_hub_are_loaded(tiny_plus, tiny_teacher, changes):
         teacher_from_provenance(provenance)
 
 
+def test_classes_that_were_chosen_one_by_one_are_not_loaded(tiny_plus, tiny_teacher, make_teacher, monkeypatch):
+    both = [*tiny_teacher.members, *make_teacher(2.0).members]
+    monkeypatch.setattr(Teacher, "from_pretrained", lambda ids, **settings: Teacher(both, **settings))
+    provenance = with_members(tiny_plus, tiny_teacher, classes=[2, 1])
+    provenance.teacher["members"].append({**provenance.teacher["members"][0], "classes": [1, 2]})
+    with pytest.raises(TeacherError, match="the same classes as in the run, .* chosen one by one. Pass the teacher, made"):
+        teacher_from_provenance(provenance)
+
+
 @pytest.mark.parametrize("members", [[{"id": "a"}], [{"id": "a", "weights_hash": 1}]])
 def test_a_malformed_provenance_is_refused(tiny_plus, tiny_teacher, members):
     provenance = type(tiny_plus.provenance)(**{**tiny_plus.provenance.to_dict(), "teacher": {"members": members}})

@@ -2,19 +2,24 @@
 
 import copy
 import dataclasses
+import errno
 import json
 import multiprocessing
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import ALL_OPS, CLASSES, as_cell, colour_image
+from samples import rewritten
 
+import hf_dr.replay.loading
 from hf_dr.errors import ConfigError, DataError, FormatError, ReplayError
 from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.job import reinforce
@@ -230,6 +235,58 @@ def test_an_edited_provenance_is_refused(damaged_copy):
         load_reinforced(damaged_copy)
 
 
+def test_shards_in_another_order_are_refused(damaged_copy):
+    first, second = (damaged_copy / f"train-0000{n}-of-00003.parquet" for n in (0, 1))
+    swapped = first.read_bytes(), second.read_bytes()
+    second.write_bytes(swapped[0])
+    first.write_bytes(swapped[1])
+    with pytest.raises(FormatError, match=rf"{damaged_copy} must hold rows 0 to 11 in order .*, found others"):
+        load_reinforced(damaged_copy)
+
+
+def test_a_shard_whose_rows_were_changed_is_named(damaged_copy):
+    path = damaged_copy / "train-00001-of-00003.parquet"
+    rewritten(path, lambda table: table.take([1, 0, 2, 3, 4]))
+    with pytest.raises(FormatError, match=rf"{path} must hold what was written, but .*source_index"):
+        load_reinforced(damaged_copy)
+
+
+def test_a_shard_that_cannot_be_read_is_named(damaged_copy):
+    path = damaged_copy / "train-00001-of-00003.parquet"
+    content = bytearray(path.read_bytes())
+    start = pq.read_metadata(path).row_group(0).column(0).data_page_offset
+    content[start : start + 16] = 16 * b"\xff"
+    path.write_bytes(content)
+    with pytest.raises(FormatError, match=f"{path} must be"):
+        load_reinforced(damaged_copy)
+
+
+def test_what_keeps_intact_shards_from_being_opened_is_told(tiny_folder, monkeypatch):
+    def opened(error):
+        monkeypatch.setattr(hf_dr.replay.loading, "load_parquet", Mock(side_effect=error))
+        return load_reinforced(tiny_folder)
+
+    with pytest.raises(FormatError, match=r"the shards in .*all_ops must be readable, but: ArrowInvalid: odd\. Fetch or"):
+        opened(pa.ArrowInvalid("odd"))
+    full = datasets.exceptions.DatasetGenerationError("wrapped")
+    full.__cause__ = OSError(errno.ENOSPC, "No space left on device")
+    for error in (full, full.__cause__):
+        with pytest.raises(DataError, match=r"could not open the shards in .*: No space left on device\. Free space in"):
+            opened(error)
+
+
+def test_skipped_rows_must_be_those_without_reinforcement(damaged_copy):
+    path = damaged_copy / PROVENANCE_FILE
+    path.write_text(json.dumps({**json.loads(path.read_text()), "skipped_rows": [3, 8]}))
+    with pytest.raises(FormatError, match=rf"{damaged_copy} must be \[3, 8\], as its {PROVENANCE_FILE} says, found \[\]"):
+        load_reinforced(damaged_copy)
+
+
+def test_shards_are_shuffled_in_a_stream_only(tiny_folder):
+    with pytest.raises(ConfigError, match="`shuffled_shards` must come with `streaming=True`, got 2 without. Leave"):
+        load_reinforced(tiny_folder, shuffled_shards=2)
+
+
 @pytest.mark.parametrize("num_views", [0, -1, VIEWS + 1])
 def test_the_number_of_views_has_bounds(tiny_folder, num_views):
     with pytest.raises(
@@ -252,6 +309,8 @@ def test_a_missing_or_mistyped_column_is_named(tiny_plus):
     wrong = tiny_plus.plus.cast_column("aug_flip", datasets.List(datasets.Value("int8"), length=VIEWS))
     with pytest.raises(FormatError, match="column `aug_flip` must be List"):
         ReinforcedDataset(wrong, tiny_plus.provenance)
+    with pytest.raises(FormatError, match="column `image` must be there and hold images, found None. Fetch it again"):
+        ReinforcedDataset(tiny_plus.plus.remove_columns("image"), tiny_plus.provenance)
 
 
 # ------------------------------------------------------------------------------------------------------------ overlay
@@ -395,6 +454,8 @@ def test_a_fresh_view_has_no_teacher(tiny_plus):
     assert torch.equal(fresh[0]["pixel_values"], fresh[2]["pixel_values"])
     assert not torch.equal(fresh[0]["pixel_values"], fresh[1]["pixel_values"])
     assert fresh[0]["pixel_values"].shape == (3, 24, 24)
+    with pytest.raises(IndexError, match=r"a stored view must be from 0 to 3, got ViewRequest"):
+        tiny_plus.teacher_answer(3, fresh_view(0))
 
 
 # ----------------------------------------------------------------------------------------------------------- schedule
@@ -552,6 +613,13 @@ def test_damaged_logprobs_are_refused(tiny_plus, edit, value, place):
             read()
 
 
+def test_probabilities_beyond_1_are_refused(tiny_plus, edit):
+    damaged = edit(tiny_plus, "teacher_logprobs", _set(-0.1, slice(None)))
+    damaged[2, 0]
+    with pytest.raises(FormatError, match=r"the probabilities of row 2, view 1 must have a sum of at most 1, found"):
+        damaged[2, 1]
+
+
 def test_ids_out_of_range_are_refused(tiny_plus, edit):
     damaged = edit(tiny_plus, "teacher_ids", _set(8, 2))
     damaged[2, 0]
@@ -568,12 +636,17 @@ def test_parameters_that_do_not_fit_are_refused_with_row_and_view(tiny_plus, edi
 def test_a_partner_that_does_not_exist_is_refused(tiny_plus, edit):
     row = next(r for r in range(12) if tiny_plus.params(r, 1)["partner"] >= 0)
 
-    def change(values):
-        values[row, 1] = 1000
-        return values
+    def with_partner(partner):
+        def change(values):
+            values[row, 1] = partner
+            return values
+
+        return edit(tiny_plus, "aug_partner", change)
 
     with pytest.raises(ReplayError, match="expected the partner, row 1000 of the base"):
-        edit(tiny_plus, "aug_partner", change)[row, 1]
+        with_partner(1000)[row, 1]
+    with pytest.raises(ReplayError, match=f"row {row}, view 1 must be mixed with another row, found itself"):
+        with_partner(row)[row, 1]
 
 
 def test_nothing_reinforced_is_refused(tiny_plus):

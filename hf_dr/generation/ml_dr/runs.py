@@ -92,7 +92,9 @@ def _folder_files(path: Path) -> Iterator[tuple[str, Read]]:
         if not stat.S_ISREG(status.st_mode):
             raise FormatError(f"{path} must hold plain files only, found {name!r:.80}. Remove it.")
         if status.st_size > MAX_FILE_BYTES:
-            raise FormatError(f"{file} must have at most {MAX_FILE_BYTES:,} bytes, found {status.st_size:,} bytes.")
+            raise FormatError(
+                f"{file} must have at most {MAX_FILE_BYTES:,} bytes, found {status.st_size:,} bytes. Remove it."
+            )
         yield name, file.read_bytes
 
 

@@ -322,7 +322,10 @@ def check_dataset(
     classes = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     if label_column is None:
         if "label" not in features and len(classes) > 1:
-            raise DataError(f"`label_column` must name one of {', '.join(classes)}. Or pass `none`.")
+            raise DataError(
+                f"`label_column` must name one of the columns of classes, {', '.join(classes)}, got None. Name one, or pass "
+                "`none`."
+            )
         label_column = "label" if "label" in features else next(iter(classes), None)
     if label_column is None:
         return chosen, None

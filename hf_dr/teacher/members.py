@@ -297,7 +297,8 @@ def _own_labels(name: str, config: Any) -> _Names | None:
     names = [config.id2label.get(c) for c in range(config.num_labels)]
     if not all(isinstance(own, str) for own in names):
         raise TeacherError(
-            f"the config.json of {name!r} must name all its {config.num_labels} classes. Fix its `id2label`."
+            f"the config.json of {name!r} must name all its {config.num_labels} classes, found {names!s:.80}. Fix its "
+            "`id2label`."
         )
     if all(own == f"LABEL_{c}" for c, own in enumerate(names)):
         return None

@@ -389,7 +389,9 @@ def _weight_average(trainer: ReinforcedTrainer) -> WeightAverage | None:
     if args.ema_decay is None:
         return None
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        raise ConfigError("`ema_decay` must be unset where the weights are sharded (FSDP, DeepSpeed). Unset it.")
+        raise ConfigError(
+            f"`ema_decay` must be unset where the weights are sharded (FSDP, DeepSpeed), got {args.ema_decay}. Unset it."
+        )
     assert isinstance(trainer.model, nn.Module)
     average = WeightAverage(trainer.model, args.ema_decay, args.device)
     trainer.add_callback(average)

@@ -128,9 +128,10 @@ class Backbone(nn.Module):
         try:
             self.net.load_state_dict({name: weights[_native(name)] for name in own})
         except RuntimeError as error:
+            found = " ".join(str(error).split()).rstrip(".")  # torch gives each weight a line
             raise ConfigError(
-                f"the weights must fit {self.spec.architecture} with {self.spec.model_args}, but: "
-                f"{str(error).rstrip('. '):.300}. Check `model_args`."
+                f"the weights must fit {self.spec.architecture} with {self.spec.model_args}, but: {found:.300}. Check "
+                "`model_args`."
             ) from error
 
 

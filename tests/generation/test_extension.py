@@ -451,7 +451,9 @@ def test_datasets_that_cannot_be_extended(tmp_path, tiny_plus, tiny_dataset, tin
         plus = load_reinforced(make(tmp_path / str(number), tiny_dataset, tiny_teacher, 2, **settings))
         refused(plus, ConfigError, message, tmp_path / "out", **asked)
     golden = load_reinforced(REPOSITORY / "tests" / "golden" / "v3", "sampled")
-    refused(golden, ConfigError, r"must be of format 4, .* found format 3: .* Reinforce the base again", tmp_path / "out")
+    refused(
+        golden, ConfigError, r"must be of format 4, .* found format 3: .* Reinforce the base again", tmp_path / "out"
+    )
     nameless = ReinforcedDataset(tiny_plus.plus, tiny_plus.provenance)
     nameless.provenance = dataclasses.replace(nameless.provenance, teacher={"members": []})
     refused(nameless, FormatError, r"`teacher.members` of the provenance must name the teacher", tmp_path / "out")

@@ -254,7 +254,7 @@ def test_plain_numbers_serve_as_names(tmp_path, tiny_dataset, tiny_teacher):
     assert (suspect.label_name, suspect.favourite_name) == ("7", str(suspect.favourite))
 
 
-def test_rows_without_reinforcement_are_not_counted(tmp_path, tiny_dataset, tiny_teacher):
+def test_rows_without_reinforcement_are_not_counted(tmp_path, tiny_dataset, tiny_teacher, monkeypatch):
     cells = tiny_dataset.cast_column("image", datasets.Image(decode=False))["image"]
     cells = [{"bytes": b"broken", "path": None} if row in (0, 7) else cell for row, cell in enumerate(cells)]
     broken = tiny_dataset.remove_columns("image").add_column("image", cells, feature=datasets.Image())
@@ -264,6 +264,8 @@ def test_rows_without_reinforcement_are_not_counted(tmp_path, tiny_dataset, tiny
     assert found.num_reinforced == 10
     assert found.labels.num_views == 30
     assert "2 of them without reinforcement" in found.report()
+    monkeypatch.setattr(hf_dr.generation.inspection, "_BATCH_VALUES", 1)  # batches of one row: some are empty
+    assert inspect_dataset(tmp_path).num_reinforced == 10
 
 
 def test_the_report_says_what_there_is(tiny_folder):
@@ -321,7 +323,7 @@ def test_labels_that_are_no_numbers_are_refused(tmp_path, tiny_folder):
     shutil.copytree(tiny_folder, tmp_path / "copy")
     for path in (tmp_path / "copy" / "all_ops").glob("*.parquet"):
         rewritten(path, lambda table: table.set_column(1, "label", table["label"].cast(pa.string())))
-    with pytest.raises(FormatError, match="the labels `label` must be whole numbers, found string. Fetch it again"):
+    with pytest.raises(FormatError, match=r"the labels `label` must be whole numbers, found string. Fetch it again"):
         inspect_dataset(tmp_path / "copy")
 
 

@@ -913,7 +913,9 @@ def test_a_link_in_a_folder_is_refused(tmp_path):
 def test_a_huge_file_in_a_folder_is_not_read(tmp_path):
     (tmp_path / "0.pth.tar").touch()
     os.truncate(tmp_path / "0.pth.tar", 1 << 30)  # without a block on the disk
-    with pytest.raises(FormatError, match=r"0\.pth\.tar must have at most .* bytes, found 1,073,741,824 bytes\. Remove it"):
+    with pytest.raises(
+        FormatError, match=r"0\.pth\.tar must have at most .* bytes, found 1,073,741,824 bytes\. Remove it"
+    ):
         list(archive_files(tmp_path))
 
 

@@ -541,6 +541,14 @@ def test_an_undecodable_image_stops_the_run_with_row_and_file(tmp_path, tiny_dat
         run(tmp_path, with_bad_row(tiny_dataset, 7, b"no image"), tiny_teacher)
 
 
+def test_an_image_with_a_longer_side_than_the_columns_hold_is_named(tmp_path, tiny_dataset, tiny_teacher):
+    long = as_cell(PIL.Image.new("L", (1 << 16, 1)))["bytes"]
+    with pytest.raises(
+        DataError, match=r"row 7 \(broken\.png\) must have sides of at most 65535 pixels, got 1x65536\. Shr"
+    ):
+        run(tmp_path, with_bad_row(tiny_dataset, 7, long), tiny_teacher)
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_skipped_image_leaves_a_row_without_views(tmp_path, tiny_dataset, tiny_teacher, workers):
     bad = with_bad_row(tiny_dataset, 7, b"no image")

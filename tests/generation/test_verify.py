@@ -310,7 +310,9 @@ def test_classes_that_were_chosen_one_by_one_are_not_loaded(tiny_plus, tiny_teac
     monkeypatch.setattr(Teacher, "from_pretrained", lambda ids, **settings: Teacher(both, **settings))
     provenance = with_members(tiny_plus, tiny_teacher, classes=[2, 1])
     provenance.teacher["members"].append({**provenance.teacher["members"][0], "classes": [1, 2]})
-    with pytest.raises(TeacherError, match="the same classes as in the run, .* chosen one by one. Pass the teacher, made"):
+    with pytest.raises(
+        TeacherError, match=r"the same classes as in the run, .* chosen one by one. Pass the teacher, made"
+    ):
         teacher_from_provenance(provenance)
 
 

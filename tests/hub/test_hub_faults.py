@@ -21,6 +21,7 @@ import pytest
 from conftest import ALL_OPS
 from loopback_hub import Commit, Fault, LoopbackHub
 
+import hf_dr.hub.repository
 from hf_dr.errors import HubError
 from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.job import reinforce
@@ -312,6 +313,21 @@ def test_two_processes_push_at_once(loopback_hub: LoopbackHub, tiny_folder: Path
         process.join()
     assert [process.exitcode for process in processes] == [0, 0]
     assert_both(loopback_hub, tiny_folder, other_folder)
+
+
+def test_somebody_else_commits_all_the_time(
+    loopback_hub: LoopbackHub, push: Callable[[str], Push], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hf_dr.hub.repository, "MOVED_HEADS", 3)
+    number = itertools.count()
+    busy = Fault(lambda: loopback_hub.put(REPO, {"notes.txt": b"%d" % next(number)}), at="commit", count=math.inf)
+    loopback_hub.faults.append(busy)
+    with pytest.raises(
+        HubError, match=f"commit to {REPO}, but others committed 3 times meanwhile. .* is kept"
+    ) as found:
+        push("new")
+    assert CLEAR.match(str(found.value))
+    assert next(number) == 3
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -266,24 +266,30 @@ def test_what_keeps_intact_shards_from_being_opened_is_told(tiny_folder, monkeyp
         monkeypatch.setattr(hf_dr.replay.loading, "load_parquet", Mock(side_effect=error))
         return load_reinforced(tiny_folder)
 
-    with pytest.raises(FormatError, match=r"the shards in .*all_ops must be readable, but: ArrowInvalid: odd\. Fetch or"):
+    with pytest.raises(
+        FormatError, match=r"the shards in .*all_ops must be readable, but: ArrowInvalid: odd\. Fetch or"
+    ):
         opened(pa.ArrowInvalid("odd"))
     full = datasets.exceptions.DatasetGenerationError("wrapped")
     full.__cause__ = OSError(errno.ENOSPC, "No space left on device")
     for error in (full, full.__cause__):
-        with pytest.raises(DataError, match=r"could not open the shards in .*: No space left on device\. Free space in"):
+        with pytest.raises(
+            DataError, match=r"could not open the shards in .*: No space left on device\. Free space in"
+        ):
             opened(error)
 
 
 def test_skipped_rows_must_be_those_without_reinforcement(damaged_copy):
     path = damaged_copy / PROVENANCE_FILE
     path.write_text(json.dumps({**json.loads(path.read_text()), "skipped_rows": [3, 8]}))
-    with pytest.raises(FormatError, match=rf"{damaged_copy} must be \[3, 8\], as its {PROVENANCE_FILE} says, found \[\]"):
+    with pytest.raises(
+        FormatError, match=rf"{damaged_copy} must be \[3, 8\], as its {PROVENANCE_FILE} says, found \[\]"
+    ):
         load_reinforced(damaged_copy)
 
 
 def test_shards_are_shuffled_in_a_stream_only(tiny_folder):
-    with pytest.raises(ConfigError, match="`shuffled_shards` must come with `streaming=True`, got 2 without. Leave"):
+    with pytest.raises(ConfigError, match=r"`shuffled_shards` must come with `streaming=True`, got 2 without. Leave"):
         load_reinforced(tiny_folder, shuffled_shards=2)
 
 
@@ -309,7 +315,7 @@ def test_a_missing_or_mistyped_column_is_named(tiny_plus):
     wrong = tiny_plus.plus.cast_column("aug_flip", datasets.List(datasets.Value("int8"), length=VIEWS))
     with pytest.raises(FormatError, match="column `aug_flip` must be List"):
         ReinforcedDataset(wrong, tiny_plus.provenance)
-    with pytest.raises(FormatError, match="column `image` must be there and hold images, found None. Fetch it again"):
+    with pytest.raises(FormatError, match=r"column `image` must be there and hold images, found None. Fetch it again"):
         ReinforcedDataset(tiny_plus.plus.remove_columns("image"), tiny_plus.provenance)
 
 

@@ -18,7 +18,7 @@ from hf_dr.generation.agreement import held_out_answers
 from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.job import reinforce, reinforce_job
 from hf_dr.replay.augmented import AugmentedDataset
-from hf_dr.store.base_dataset import check_cache, check_dataset, label_advice, load_base, load_parquet
+from hf_dr.store.base_dataset import base_files, check_cache, check_dataset, label_advice, load_base, load_parquet
 from hf_dr.training.checks import evaluation_images
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops.geometry import CenterCrop
@@ -44,6 +44,24 @@ def test_another_split_than_was_saved_is_refused(tmp_path):
     assert len(load_base(str(tmp_path), split="validation")[0]) == 1
     with pytest.raises(DataError, match=r"could not load split `train` of .*validation"):
         load_base(str(tmp_path))
+
+
+def test_a_folder_of_several_saved_splits_is_no_saved_dataset(tmp_path):
+    datasets.DatasetDict(train=numbers(1), test=numbers(2)).save_to_disk(tmp_path)
+    assert load_base(str(tmp_path), split="test")[0]["number"][:] == [2]
+    (tmp_path / "state.json").touch()  # as a saved dataset has it
+    with pytest.raises(DataError, match=r"must give one split, found DatasetDict. Save or name a single split"):
+        load_base(str(tmp_path))
+
+
+def test_the_files_of_a_split(tmp_path, photos):
+    numbers(1).to_parquet(tmp_path / "train.parquet")
+    assert base_files(str(tmp_path), split="train") == [str(tmp_path / "train.parquet")]
+    assert base_files(str(photos), split="train") == [], "images, each a file"
+    with pytest.raises(
+        DataError, match=r"must have the split `test`, found train\. Check the name and `dataset_config`"
+    ):
+        base_files(str(tmp_path), split="test")
 
 
 def test_a_saved_dataset_without_rows_is_refused(tmp_path):
@@ -168,6 +186,16 @@ def test_a_folder_that_is_not_there_is_said_to_be_so():
         DataError, match=r"could not load split `train` of 'fotos' .*\. There is no folder `fotos` here\. "
     ):
         load_base("fotos")
+
+
+def test_of_several_columns_of_classes_one_must_be_named(tiny_dataset):
+    fine = tiny_dataset.rename_column("label", "fine")
+    both = fine.add_column("coarse", [0] * len(fine)).cast_column("coarse", datasets.ClassLabel(names=["all"]))
+    assert check_dataset(both, label_column="fine") == ("image", "fine")
+    with pytest.raises(
+        DataError, match="`label_column` must name one of the columns of classes, fine, coarse, got None"
+    ):
+        check_dataset(both)
 
 
 @pytest.mark.parametrize(("given", "found"), [("photos", "str"), ({"a": 1, "b": 2}, r"DatasetDict \(a, b\)")])

@@ -134,6 +134,20 @@ def test_a_processor_that_does_more_than_its_configuration_says_is_refused() -> 
         read_image_processor(Brightened(size=SQUARE), "model")
 
 
+def test_a_processor_that_makes_one_colour_of_an_image_is_refused() -> None:
+    class Averaging(transformers.ViTImageProcessor):
+        def preprocess(self, *arguments: Any, **settings: Any) -> Any:
+            batch = super().preprocess(*arguments, **settings)
+            batch["pixel_values"] = torch.as_tensor(batch["pixel_values"])
+            batch["pixel_values"] = batch["pixel_values"].mean((2, 3), keepdim=True).expand(-1, -1, 32, 32)
+            return batch
+
+    with pytest.raises(
+        TeacherError, match=r"\(Averaging\) must resize images, but what it makes of a ramp is none\. Save"
+    ):
+        read_image_processor(Averaging(size=SQUARE), "model")
+
+
 def test_a_setting_that_the_processor_does_not_follow_is_refused() -> None:
     """MobileViT's class has the settings of a normalisation and does none."""
     processor = transformers.MobileViTImageProcessor(

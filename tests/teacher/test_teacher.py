@@ -344,6 +344,7 @@ def test_independent_classes_are_refused(tmp_path):
             {"attn_implementation": "org/kernel"},
             r"`attn_implementation` .* must be one of transformers' own, found 'org/kernel'",
         ),
+        ({"id2label": {"0": "a", "5": "b"}}, r"must name all its 2 classes, found \['a', None\]. Fix its `id2label`"),
     ],
 )
 def test_a_configuration_of_somebody_else_cannot_ask_for_everything(tmp_path, changes, message):
@@ -362,9 +363,14 @@ def test_weights_in_parts_are_safetensors_of_the_folder(tmp_path, file):
     config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], layer_type="basic")
     transformers.ResNetForImageClassification(config).save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").unlink()
-    index = {"metadata": {}, "weight_map": {"classifier.1.weight": file}}
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": {"classifier.1.weight": file}}))
     with pytest.raises(TeacherError, match=r"must all be safetensors files of its own, but its index names"):
+        load_member(str(tmp_path))
+    index.write_text("{}")
+    with pytest.raises(
+        TeacherError, match=r"index\.json of .* must tell the file of each weight, but: KeyError.* Save it"
+    ):
         load_member(str(tmp_path))
 
 

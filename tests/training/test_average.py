@@ -1,6 +1,7 @@
 """Evaluation within a training, the best model, and averaged weights."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,10 @@ from transformers import (
     TrainerCallback,
 )
 
+from hf_dr.errors import ConfigError
 from hf_dr.evaluation.metrics import classification_metrics, compute_metrics
 from hf_dr.training.losses import reinforced_kl
-from hf_dr.training.trainer import ReinforcedTrainer
+from hf_dr.training.trainer import ReinforcedTrainer, _weight_average
 from training.helpers import ROWS, STEPS, Pooled, Watched, logits_of, pooled, same, timm_student, weights
 
 
@@ -136,3 +138,11 @@ def test_a_saved_student_answers_alike(plain, settings, tmp_path):
     pixels = torch.stack([plain[row]["pixel_values"] for row in range(3)])
     with torch.no_grad():
         assert torch.equal(logits_of(student.eval(), pixels), logits_of(loaded.eval(), pixels))
+
+
+def test_sharded_weights_have_no_average():
+    sharded = SimpleNamespace(args=SimpleNamespace(ema_decay=0.9), is_fsdp_enabled=True)
+    with pytest.raises(
+        ConfigError, match=r"`ema_decay` must be unset where .* \(FSDP, DeepSpeed\), got 0\.9\. Unset it"
+    ):
+        _weight_average(sharded)

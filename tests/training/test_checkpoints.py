@@ -18,6 +18,7 @@ from samples import MAY_CHANGE
 from hf_dr.errors import ConfigError
 from hf_dr.training.arguments import ReinforcedTrainingArguments
 from hf_dr.training.checkpoints import (
+    CHECKSUMS_FILE,
     NOT_COMPARED,
     OF_THE_BEST,
     SAID,
@@ -27,6 +28,7 @@ from hf_dr.training.checkpoints import (
     find_damage,
     kept_settings,
     last_checkpoint,
+    read_settings,
 )
 from hf_dr.training.resumable import LOCK_FILE, ResumableArguments
 from hf_dr.training.trainer import ReinforcedTrainer
@@ -222,6 +224,26 @@ def test_a_folder_that_is_no_checkpoint_is_passed_over(two_epochs, tmp_path, cap
     shutil.copytree(two_epochs / f"checkpoint-{2 * STEPS}", tmp_path / name)
     assert last_checkpoint(str(tmp_path)) == str(tmp_path / f"checkpoint-{STEPS}")
     assert "Skipping" not in caplog.text
+
+
+def test_a_file_of_a_checkpoint_that_cannot_be_read_is_told(tmp_path):
+    (tmp_path / "rng_state.pth").mkdir()
+    (tmp_path / CHECKSUMS_FILE).write_text(json.dumps({"sha256": {"rng_state.pth": "0"}, "resumable": True}))
+    assert find_damage(tmp_path) == "is damaged (rng_state.pth cannot be read: Is a directory)"
+    (tmp_path / SETTINGS_FILE).write_text("{")
+    with pytest.raises(
+        ConfigError, match=f"{SETTINGS_FILE} must hold the settings of its checkpoint, but .* Resume from"
+    ):
+        read_settings(tmp_path / SETTINGS_FILE)
+
+
+def test_rows_that_come_twice_are_told(tmp_path, caplog):
+    args = ReinforcedTrainingArguments(str(tmp_path), report_to=[], ignore_data_skip=True)
+    write_settings(tmp_path, args)
+    compare_settings(tmp_path, {}, {}, args, loud=False)
+    assert not caplog.text
+    compare_settings(tmp_path, {}, {}, args, loud=True)
+    assert f"With `ignore_data_skip` the epoch of {tmp_path} begins again: some of its rows come twice." in caplog.text
 
 
 def test_damaged_best_weights_are_not_loaded(plain, pictures, settings):

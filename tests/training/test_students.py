@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from hf_dr.errors import ConfigError, DataError
+from hf_dr.teacher.folds import CONFIG_KEY
 from hf_dr.teacher.members import load_member
 from hf_dr.teacher.preprocessing import evaluation_augmentation
 from hf_dr.training.students import LabelledImages, build_student, evaluation_of, load_processor
@@ -49,6 +50,10 @@ def test_students(tmp_path):
     with pytest.raises(ConfigError, match=r"timm cannot build test_resnet with {'depht': 3}.*Check `model_args`"):
         build_student("timm:test_resnet", None, 8, model_args={"depht": 3})
     with pytest.raises(
+        ConfigError, match=r"`model_args` must come with `timm:ARCHITECTURE`, got 'org/net'. Leave it out"
+    ):
+        build_student("org/net", None, 8, model_args={"depth": 3})
+    with pytest.raises(
         ConfigError, match=r"the student '\./nowhere' must be a folder, but there is none\. Train it first"
     ):
         build_student("./nowhere", None, 8)
@@ -62,9 +67,13 @@ def test_students(tmp_path):
 
 
 def test_a_saved_student_may_be_trained_further(tmp_path, plain, settings):
-    build_student("timm:test_resnet", ["a", "b"], 2).save_pretrained(tmp_path / "saved")
+    saved = build_student("timm:test_resnet", ["a", "b"], 2)
+    saved.config.update({"problem_type": "regression", CONFIG_KEY: {"fold": 0, "folds": 2}})  # of what it did before
+    saved.save_pretrained(tmp_path / "saved")
     student = build_student(tmp_path / "saved", plain.class_names, 8)
     assert student.config.num_labels == 8
+    assert student.config.problem_type is None
+    assert CONFIG_KEY not in student.config.to_dict()
     body = load_file(tmp_path / "saved" / "model.safetensors")
     # Whether the names begin with `timm_model.` depends on the version of transformers.
     body = {name.removeprefix("timm_model."): value for name, value in body.items()}

@@ -148,6 +148,16 @@ def test_images_and_masks_of_one_folder_are_not_mixed_up(tmp_path):
             SegmentationData.from_folders(tmp_path, masks, CLASSES)
 
 
+def test_a_link_that_leads_nowhere_is_named(toy, tmp_path):
+    shutil.copytree(toy, tmp_path / "other")
+    (tmp_path / "other" / "masks" / "3.png").unlink()
+    (tmp_path / "other" / "masks" / "3.png").symlink_to("nowhere")
+    with pytest.raises(
+        DataError, match=r"masks/3\.png must be a file that can be read, but: No such file .* Check the"
+    ):
+        read_masks(tmp_path / "other")
+
+
 def test_a_class_that_is_nowhere_is_told(caplog):
     meter = ConfusionMeter(["background", "thing"])
     meter._matrix += np.array([[9, 0], [0, 0]])

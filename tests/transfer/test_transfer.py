@@ -174,6 +174,9 @@ def test_weights_must_be_those_of_the_student(save, tmp_path, change):
     built, _ = backbone("timm:test_resnet")
     with pytest.raises(ConfigError, match=r"need all weights of their classifier, but `model.conv1.0.weight`"):
         built.load_classifier({})
+    others = {name.removeprefix("model."): torch.zeros(7) for name in built.net.state_dict()}
+    with pytest.raises(ConfigError, match=r"the weights must fit test_resnet with \{\}, but: .* Check `model_args`"):
+        built.load_classifier(others)
 
 
 def test_frozen_normalisations_stay(save):

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+import hf_dr
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import KEEP, MIXING_SCOPES, SCHEMA_VERSION
 from hf_dr.teacher.signals import SIGNALS
@@ -22,6 +23,10 @@ from tests.frozen.surface import SURFACE
 
 FROZEN = Path(__file__).parent / "frozen"
 RENEW = "If that is meant, run `python tests/frozen/make.py {}` and commit what it writes."
+
+
+def test_the_package_lists_its_public_names():
+    assert dir(hf_dr) == sorted(hf_dr.__all__)
 
 
 @pytest.mark.parametrize("name", SURFACE)

@@ -189,6 +189,9 @@ def test_the_allocator_is_set_once_and_for_a_cpu_only(monkeypatch, tmp_path, tin
     monkeypatch.setattr(Library, "mallopt", lambda self, *setting: 0)
     assert not keep_freed_memory()
     keep_freed_memory.cache_clear()
+    del Library.gnu_get_libc_version  # another C library
+    assert not keep_freed_memory()
+    keep_freed_memory.cache_clear()
 
 
 @pytest.mark.parametrize(

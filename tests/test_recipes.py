@@ -15,11 +15,12 @@ import torch
 import torchvision
 import yaml
 
+from hf_dr.cli import smoke
 from hf_dr.cli.arguments import build_augmentation
 from hf_dr.cli.config import parse
 from hf_dr.cli.flags import BaseArguments, RunArguments, SmokeArguments, TeacherArguments
 from hf_dr.cli.main import main
-from hf_dr.cli.smoke import Described
+from hf_dr.cli.smoke import Described, Rehearsal
 from hf_dr.cli.train import StudentArguments
 from hf_dr.cli.yaml_files import read_configs, read_yaml
 from hf_dr.errors import ConfigError
@@ -345,6 +346,18 @@ def test_comparing_and_evaluating_run(tmp_path):
     (tmp_path / "features.yaml").write_text((ROOT / "recipes/imagenet/features.yaml").read_text())
     assert main(["evaluate", "--config", str(recipe), "--corrupt", "imagenet", "--size", "64", "--smoke"]) == 0
     assert not Path("x").exists()
+
+
+def test_what_a_rehearsal_puts_in_the_place_of_settings(tmp_path, monkeypatch):
+    rehearsal = Rehearsal(["--config", "recipes/cifar100/erm.yaml"], tmp_path)
+    plain = {"dataset": ["x"], "augmentation": "rrc", "student": "timm:x", "dataloader_prefetch_factor": 2}
+    assert rehearsal.train(plain)["dataloader_num_workers"] == 1, "what it needs"
+    (path,) = rehearsal.compare({"train": plain, "evaluate": {"sets": []}, "teacher": ["a", "b"]}).values()
+    assert yaml.safe_load(path.read_text())["teacher"] == rehearsal.teachers(2)
+    monkeypatch.setattr(smoke, "launch", lambda *_: 2)
+    message = r'reinforce\.yaml must make the "\+" dataset, but it ended with status 2\. See above'
+    with pytest.raises(ConfigError, match=message):
+        rehearsal.train({**plain, "augmentation": None})
 
 
 def test_a_rehearsal_needs_a_description(tmp_path, capsys):

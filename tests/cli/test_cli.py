@@ -183,6 +183,13 @@ def test_classes(tmp_path):
         read_classes("by_name", None)
 
 
+def test_an_augmentation_file(tmp_path):
+    (tmp_path / "a.yaml").write_text("augmentation: [{RandomResizedCrop: {size: 8}}, RandomHorizontalFlip]")
+    assert [type(op).__name__ for op in build_augmentation(str(tmp_path / "a.yaml"), 24).ops] == [
+        "RandomResizedCrop", "RandomHorizontalFlip"
+    ]  # fmt: skip
+
+
 def test_an_augmentation_file_without_its_key(tmp_path):
     path = Path(tmp_path / "a.yaml")
     path.write_text("ops: []")

@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import pytest
@@ -17,6 +18,7 @@ from transformers import AutoModelForImageClassification, ViTConfig, ViTImagePro
 
 from hf_dr import files
 from hf_dr.cli.main import main
+from hf_dr.cli.train import _card_settings
 from hf_dr.errors import HfDrError
 from hf_dr.evaluation.gathering import read_training
 from hf_dr.generation.config import ReinforceConfig
@@ -715,3 +717,10 @@ def test_views_of_other_data_or_size_do_not_resume_plain_training(call, base, ti
     ):
         assert call(*more, dataset=tiny_folder) == 2
         assert message in capsys.readouterr().err
+
+
+def test_the_card_of_plain_training_names_the_revision_of_its_dataset():
+    student = SimpleNamespace(dataset=["org/photos"], plain=True, revision="v1", student="org/net", name=None)
+    assert _card_settings(student) == {
+        "dataset": "org/photos", "dataset_tags": ["org/photos"], "dataset_revision": "v1", "finetuned_from": "org/net"
+    }  # fmt: skip

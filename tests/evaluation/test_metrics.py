@@ -126,3 +126,5 @@ def test_in_the_form_of_trainer_and_as_a_picture(tmp_path):
     reliability_figure(diagrams).savefig(tmp_path / "r.png")
     with PIL.Image.open(tmp_path / "r.png") as picture:
         assert picture.width > 500
+    figure = reliability_figure({**diagrams, "c": diagrams["a"]}, columns=2)
+    assert [axes.axison for axes in figure.axes] == [True] * 5 + [False, True, False], "the fourth place is empty"

@@ -26,7 +26,7 @@ from hf_dr.evaluation.gathering import (
     read_training,
     read_transferred,
 )
-from hf_dr.evaluation.pages import figures, to_dict, to_html, to_markdown
+from hf_dr.evaluation.pages import _times, figures, to_dict, to_html, to_markdown
 from hf_dr.evaluation.results import gather
 from hf_dr.evaluation.tables import cell, gains
 
@@ -571,3 +571,9 @@ def test_what_is_no_report(tmp_path):
     with pytest.raises(DataError, match=r"must be what `hf-dr evaluate` writes, but: AttributeError.*Evaluate again"):
         read_evaluation(tmp_path / "evaluation.json")
     assert main(["report", str(tmp_path)]) == 2
+
+
+def test_seconds_that_are_not_known_are_compared_with_none():
+    lines = pd.DataFrame({"objective": ["erm", "kd", "kd"], "value": [2.0, 3.0, 5.0], "metric": "seconds"})
+    assert _times(lines, "kd").value.tolist() == [2.0]
+    assert _times(lines.assign(value=[0.0, 3.0, 5.0]), "kd").empty

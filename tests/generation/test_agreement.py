@@ -7,6 +7,7 @@ import datasets
 import numpy as np
 import pytest
 
+import hf_dr.processes
 from hf_dr.cli.main import main
 from hf_dr.errors import TeacherError
 from hf_dr.generation.agreement import LEAST_ROWS, SAMPLED_ROWS, Agreement
@@ -142,15 +143,27 @@ def test_new_members_are_compared_too(tmp_path, images, shifted):
     extend(tmp_path / "plus", ExtendConfig(str(tmp_path / "more"), allow_disagreement=True), add_teacher=shifted)
 
 
-def test_a_dry_run_tells_it(tmp_path, images, capsys):
+def test_a_sample_without_an_image_that_can_be_read_tells_nothing(tmp_path, images):
+    rows = {"image": [{"bytes": b"no image", "path": None}] * len(images), "label": images["label"][:]}
+    broken = datasets.Dataset.from_dict(rows, images.features)
+    job = reinforce_job(broken, Teacher.from_pretrained(EMBEDDED[0]), PLAIN, config(tmp_path, on_bad_image="skip"))
+    assert job._sample() is None
+
+
+def test_a_dry_run_tells_it(tmp_path, images, capsys, monkeypatch):
     (tmp_path / "base").mkdir()
     images.to_parquet(tmp_path / "base" / "train.parquet")
     words = ["reinforce", "--dataset", str(tmp_path / "base"), "--teacher", EMBEDDED[0], "--output_dir"]
     words += [str(tmp_path / "out"), "--size", "28", "--top_k", "3", "--dry_run"]
+    monkeypatch.setattr(hf_dr.processes, "has_amx", lambda: True)
     assert main(words) == 0
     shown = capsys.readouterr().out
+    assert "This CPU has units for bfloat16 (AMX): with `--precision bf16` the teacher would be about" in shown
     assert " % of 100 unmixed views" in shown
     assert "less than 0.01" in shown
     assert " 0.00" not in shown
+    monkeypatch.setattr(hf_dr.processes, "has_amx", lambda: False)
     assert main([*words, "--label_column", "none"]) == 0
-    assert "not compared: there are no labels" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "not compared: there are no labels" in shown
+    assert "AMX" not in shown

@@ -1,5 +1,6 @@
 """`inspect_dataset`: its numbers are those of a slow computation in plain Python; wrong labels come to light."""
 
+import dataclasses
 import json
 import math
 import shutil
@@ -19,7 +20,7 @@ from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.inspection import NUM_SUSPECTS, inspect_dataset
 from hf_dr.generation.job import reinforce
 from hf_dr.replay.loading import load_reinforced
-from hf_dr.store.schema import PROVENANCE_FILE
+from hf_dr.store.schema import EXTENDED_FROM, PROVENANCE_FILE
 from hf_dr.teacher.topk import MIN_REST
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops.geometry import RandomResizedCrop, Resize
@@ -165,8 +166,9 @@ def test_batches_of_one_row_give_the_same(tmp_path, mislabelled, tiny_teacher, m
     """The list of suspects is longer than a batch, and more rows want to be on it than it takes."""
     reinforce(mislabelled, tiny_teacher, CROP, ReinforceConfig(str(tmp_path), num_views=3, top_k=2, shard_size=23))
     whole = inspect_dataset(tmp_path)
-    monkeypatch.setattr(hf_dr.generation.inspection, "_BATCH_VALUES", 1)
     monkeypatch.setattr(hf_dr.generation.inspection, "NUM_SUSPECTS", 5)
+    assert inspect_dataset(tmp_path).labels.suspects == whole.labels.suspects[:5]
+    monkeypatch.setattr(hf_dr.generation.inspection, "_BATCH_VALUES", 1)
     piecewise = inspect_dataset(tmp_path)
     assert len(whole.labels.suspects) > 5
     assert piecewise.labels.suspects == whole.labels.suspects[:5]
@@ -280,6 +282,10 @@ def test_the_report_says_what_there_is(tiny_folder):
     assert as_json["provenance"]["num_views"] == 4
     assert as_json["labels"]["suspects"][0]["row"] == found.labels.suspects[0].row
     assert {"name": "label", "num_bytes": found.columns["label"]} in as_json["columns"]
+    teacher = {**found.provenance.teacher, "temperature": 1.5, EXTENDED_FROM: {"num_members": 1}}
+    extended = dataclasses.replace(found, provenance=dataclasses.replace(found.provenance, teacher=teacher)).report()
+    assert "at the temperature 1.5" in extended
+    assert "the first 1 by their stored top 3 answers" in extended
 
 
 def test_no_image_is_decoded(tiny_folder, monkeypatch):

@@ -41,6 +41,8 @@ from hf_dr.generation.verify import verify
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.store.base_dataset import undecoded_images
 from hf_dr.store.schema import SCHEMA_VERSION
+from hf_dr.views.augmentation import Augmentation
+from hf_dr.views.ops.geometry import RandomCrop, RandomResizedCrop, Resize
 
 ROWS, VIEWS, TOP_K, SIDE = 12, 6, 3, 16
 RANDAUG: dict[str, Any] = {
@@ -581,6 +583,33 @@ def test_a_wrong_order_shows_in_the_labels(alike, tmp_path):
     import_ml_dr([source], wrong, ImportConfig(str(tmp_path / "plus"), order=str(tmp_path / "order.txt")))
     shutil.rmtree(tmp_path / "plus")
     import_ml_dr([source], wrong, ImportConfig(str(tmp_path / "plus"), allow_disagreement=True))
+
+
+def test_rows_without_a_label_judge_no_order():
+    check = fitting.OrderCheck(np.array([-1, 3, 0]), 2, tolerated=False)
+    answers = {"teacher_ids": np.array([[0], [1]])}
+    for row in (0, 1):  # without a label, and of a class that the teacher does not have
+        check.add(answers, row)
+    check.check()
+    check.add(answers, 2)
+    assert check._favourites.tolist() == [1, 1]
+    unlabelled = fitting.OrderCheck(None, 2, tolerated=False)
+    unlabelled.add(answers, 0)
+    unlabelled.check()
+
+
+def test_boxes_lie_in_what_a_resize_by_the_shorter_side_leaves():
+    ops = Augmentation([Resize(20), RandomResizedCrop(16)])
+    sizes = np.array([[30, 60]])
+    fitting._check_boxes(ops, {"aug_crop_box": np.array([[0, 0, 20, 40]])}, "", sizes, "x")
+    with pytest.raises(DataError, match=r"x must have boxes inside its image of 20x40 pixels, found \(0, 0, 21, 40\)"):
+        fitting._check_boxes(ops, {"aug_crop_box": np.array([[0, 0, 21, 40]])}, "", sizes, "x")
+
+
+def test_settings_of_a_crop_in_the_short_forms_of_torchvision():
+    crop = {"size": SIDE, "padding": [2], "fill": 7}
+    (op,) = RunFormat({"reinforce": {"image_augmentation": {"random_crop": crop}}}, "config").augmentation.ops
+    assert op == RandomCrop(SIDE, padding=2, fill=(7, 7, 7))
 
 
 def test_rows_that_were_read_before_a_stop_are_judged_too(alike, tmp_path, monkeypatch):

@@ -132,6 +132,11 @@ def test_anything_else_is_refused_by_name(value, message):
         read_plain_pickle(pickle.dumps(value, 4), "x")
 
 
+def test_an_object_with_a_state_is_refused():
+    with pytest.raises(FormatError, match="an object with a state of its own"):
+        read_plain_pickle(b"\x80\x02}}b.", "x")  # two dictionaries, of which one is to be the other's state
+
+
 def test_the_allowed_depth_is_allowed():
     assert read_plain_pickle(pickle.dumps(_deep(MAX_DEPTH), 4), "x") == _deep(MAX_DEPTH)
 

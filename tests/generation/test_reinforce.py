@@ -771,6 +771,12 @@ def test_the_estimate_writes_nothing_and_counts_right(tmp_path, tiny_dataset, ti
     assert not (tmp_path / "out").exists()
 
 
+def test_an_overlay_without_labels_has_no_bytes_of_its_base(tmp_path, tiny_dataset, tiny_teacher):
+    config = ReinforceConfig(str(tmp_path), num_views=2, top_k=2, overlay=True)
+    estimate = reinforce_job(tiny_dataset.remove_columns("label"), tiny_teacher, MIXING, config).estimate()
+    assert (estimate.bytes_base, estimate.bytes_reinforcement > 0) == (0, True)
+
+
 def test_views_larger_than_a_row_group_give_the_same_columns(tmp_path, tiny_dataset, tiny_teacher, monkeypatch):
     run(tmp_path / "a", tiny_dataset, tiny_teacher)
     monkeypatch.setattr(module, "ROW_GROUP_VIEWS", 7)  # two rows a group, and a batch that spans groups

@@ -10,7 +10,7 @@ from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.job import reinforce
 from hf_dr.replay.augmented import AugmentedDataset
 from hf_dr.replay.loading import load_reinforced
-from hf_dr.replay.reinforced_data import fresh_view
+from hf_dr.replay.reinforced_data import fresh_view, ranked_view
 from hf_dr.replay.sampling import ReinforcedSampler
 from hf_dr.store.base_dataset import content_hash, undecoded_images
 from hf_dr.store.provenance import Provenance
@@ -38,6 +38,11 @@ def test_its_views_are_the_new_views_of_a_reinforced_dataset(augmented, tiny_dat
             assert mine.keys() == theirs.keys()
             for key, value in mine.items():
                 assert torch.equal(torch.as_tensor(value), torch.as_tensor(theirs[key])), key
+
+
+def test_its_views_have_no_rank(augmented):
+    with pytest.raises(IndexError, match="rank 0 of 0 views"):
+        augmented[0, ranked_view(0, "entropy")]
 
 
 def test_each_epoch_has_its_views_and_the_sampler_asks_for_them(augmented):

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import re
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -230,3 +231,15 @@ def test_a_split_of_rows(unmixed, tiny_plus):
             unmixed.train_test_split(size)
     with pytest.raises(ConfigError, match=r"whose views are mixed cannot be split.*Split the base"):
         tiny_plus.train_test_split()
+
+
+def test_a_column_of_the_base_comes_of_several_too(unmixed):
+    both = CombinedReinforcedDataset([unmixed, unmixed]).select([3, 1])
+    assert list(both["number"]) == [103, 101]
+
+
+def test_tails_of_images_are_among_the_columns():
+    plus = load_reinforced(Path(__file__).parents[1] / "golden" / "v3", "topk_image_tail")
+    item = plus[0]
+    assert set(item) == set(plus.column_names)
+    assert plus.features["tail_ids"].length == plus.features["tail_logprobs"].length == len(item["tail_ids"])

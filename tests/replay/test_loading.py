@@ -282,6 +282,12 @@ def test_a_fault_is_overcome(hub, tiny_folder, tiny_plus, kind, at, when):
     assert fault.reached.is_set()
 
 
+def test_the_configurations_must_be_known_where_none_is_named(hub):
+    hub.faults.append(Fault("500", at="tree|repo_info", when=2, count=10_000))
+    with pytest.raises(HubError, match=r"fetch org/tiny-plus .*but 6 attempts failed"):
+        load_reinforced(REPO)
+
+
 def test_a_fault_that_stays_is_an_error_and_the_next_call_goes_on(hub, tiny_plus):
     hub.faults.append(Fault("reset", at="resolve", when=3, count=10_000))
     with pytest.raises(

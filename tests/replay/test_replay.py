@@ -692,6 +692,12 @@ def test_a_copy_has_an_epoch_of_its_own(tiny_plus):
     assert tiny_plus.epoch == 0
 
 
+def test_the_epoch_can_be_assigned(tiny_plus):
+    tiny_plus.epoch = 2
+    view = int(tiny_plus.scheduled_views(3, 2))
+    assert torch.equal(tiny_plus[3]["pixel_values"], tiny_plus[3, view]["pixel_values"])
+
+
 def test_the_format_of_the_dataset_does_not_matter(tiny_plus):
     formatted = ReinforcedDataset(tiny_plus.plus.with_format("torch"), tiny_plus.provenance)
     np.testing.assert_array_equal(replayed(formatted), replayed(tiny_plus))

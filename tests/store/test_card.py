@@ -22,7 +22,7 @@ from hf_dr.cli.main import main
 from hf_dr.errors import ConfigError, DataError, FormatError
 from hf_dr.store.base_dataset import load_base
 from hf_dr.store.card import CARD_FILE, CardConfig, PlannedConfig, card_configs, size_category, update_card, write_card
-from hf_dr.store.findings import Students, save_finding
+from hf_dr.store.findings import Students, Verification, save_finding
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import CONTACT_SHEET_FILE, STATISTICS_FILE, VERIFICATION_FILE
 from hf_dr.text import format_bytes
@@ -423,6 +423,13 @@ def test_a_failed_verification_is_told(folder):
     card = (folder / "README.md").read_text()
     assert "| `hf-dr verify` | **not ok** |" in card
     assert "| Equal bit for bit | 99.99 % |" in card
+
+
+def test_a_verification_of_tails_is_told(folder):
+    fingerprint = json.loads((folder / "all_ops" / "reinforcement.json").read_text())["fingerprint"]
+    save_finding(folder / "all_ops", fingerprint, Verification(True, 3, 4, 1.0, 1e-9, 1e-8, 1.0, 2e-4))
+    write_card(folder)
+    assert "| KL of the images' tails, mean | 2.00e-04 nats |" in (folder / "README.md").read_text()
 
 
 def test_save_needs_a_folder(capsys):

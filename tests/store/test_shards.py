@@ -22,6 +22,7 @@ from datasets import ClassLabel, Features, Image, List, Value
 from samples import rewritten
 
 from hf_dr.errors import FormatError, HfDrError
+from hf_dr.store.digests import ColumnDigests
 from hf_dr.store.features import reinforcement_features
 from hf_dr.store.schema import METADATA_KEY
 from hf_dr.store.shards import (
@@ -33,6 +34,7 @@ from hf_dr.store.shards import (
     list_array,
     read_features,
     read_marker,
+    reading,
     remove_temporaries,
 )
 from hf_dr.views.augmentation import Augmentation
@@ -423,6 +425,21 @@ def test_what_was_written_has_its_digests_however_it_is_encoded(tmp_path: Path) 
     check_digests(tmp_path / "a.parquet")
     rewritten(tmp_path / "a.parquet", lambda table: table)
     check_digests(tmp_path / "a.parquet")
+
+
+def test_a_dictionary_of_values_has_the_digest_of_the_values() -> None:
+    notes = pa.array(["a", None, "b", "a"])
+    found = []
+    for column in (notes, notes.dictionary_encode()):
+        digests = ColumnDigests()
+        digests.update(pa.table({"note": column}))
+        found.append(digests.result())
+    assert found[0] == found[1]
+
+
+def test_an_error_of_the_system_is_no_damage() -> None:
+    with pytest.raises(PermissionError), reading("a.parquet"):
+        raise PermissionError(errno.EACCES, "Permission denied")
 
 
 @pytest.mark.parametrize("name", [name for name in FEATURES if name != "source_index"])

@@ -217,6 +217,16 @@ def test_a_transformers_folder_of_a_timm_model_is_the_same_teacher(timm_weights,
         Teacher.from_pretrained([f"timm:test_resnet@{path}", str(tmp_path / "student")])
 
 
+def test_classes_of_imagenet_keep_their_own_names_next_to_those_of_imagenet(tmp_path):
+    names = {c: f"own {c}" for c in range(1000)}
+    cfg = {"input_size": [3, 24, 24], "mean": [0.1] * 3, "std": [0.2] * 3, "interpolation": "bicubic"}
+    config = transformers.TimmWrapperConfig(architecture="test_resnet", id2label=names, pretrained_cfg=cfg)
+    transformers.TimmWrapperForImageClassification(config).save_pretrained(tmp_path)
+    labels = load_member(str(tmp_path), card=False).labels
+    assert [labels[c][0] for c in (0, 999)] == ["own 0", "own 999"]
+    assert "n01440764" in labels[0]
+
+
 def test_a_transformers_model_with_its_image_processor(tmp_path):
     config = transformers.ViTConfig(
         hidden_size=8,

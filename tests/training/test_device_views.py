@@ -15,6 +15,7 @@ from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.job import reinforce
 from hf_dr.replay.augmented import AugmentedDataset
 from hf_dr.replay.combined import CombinedReinforcedDataset
+from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import STORED_PARTNERS
@@ -170,7 +171,11 @@ def test_a_gpu_makes_the_views(tmp_path, tiny_plus, monkeypatch, caplog):
     assert "a `data_collator` of your own is given views that are made" in caplog.text
 
 
-def test_what_the_device_cannot_make_is_refused_if_asked_for(tmp_path, tiny_dataset):
+class Own(ReinforcedDataset):
+    pass
+
+
+def test_what_the_device_cannot_make_is_refused_if_asked_for(tmp_path, tiny_dataset, tiny_plus):
     hue = Augmentation([RandomResizedCrop(24), ColorJitter(hue=0.1)])
     data = AugmentedDataset(tiny_dataset, hue, image_column="image", label_column="label")
     args = settings_in(tmp_path, augment_on="device", reinforced_probability=0.0)
@@ -178,6 +183,11 @@ def test_what_the_device_cannot_make_is_refused_if_asked_for(tmp_path, tiny_data
         ConfigError, match="`augment_on` must be `cpu` or `auto` for this training, got `device`: ColorJit"
     ):
         ReinforcedTrainer(pooled(), args, train_dataset=data)
+    args = settings_in(tmp_path, augment_on="device", accelerator_config={"dispatch_batches": True})
+    with pytest.raises(
+        ConfigError, match=r"got `device`: Own has no device version; `dispatch_batches` sends tensors only"
+    ):
+        augmentation_of_trainer(args, Own(tiny_plus.plus, tiny_plus.provenance), default_data_collator)
     with pytest.raises(ConfigError, match="`augment_on` must be one of auto, cpu, device, got 'gpu'"):
         settings_in(tmp_path, augment_on="gpu")
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,14 +10,16 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForImageClassification, Trainer, ViTConfig, ViTForImageClassification
 
-from hf_dr.errors import ConfigError
+from hf_dr.errors import ConfigError, HfDrError
 from hf_dr.evaluation.metrics import compute_metrics
 from hf_dr.replay.loading import load_reinforced
-from hf_dr.training.arguments import ReinforcedTrainingArguments
+from hf_dr.training.arguments import ReinforcedTrainingArguments, as_reinforced
 from hf_dr.training.checks import check_batches, check_input, learns_from_one
+from hf_dr.training.resumable import _writing
 from hf_dr.training.trainer import ReinforcedTrainer
 from training.helpers import (
     ROWS,
@@ -512,3 +515,28 @@ def test_split_batches_are_refused_for_streams(in_shards, settings):
     stream = load_reinforced(in_shards["plain"], streaming=True)
     with pytest.raises(ConfigError, match=r"`split_batches` has no part in a stream, .* set `batch_size`"):
         ReinforcedTrainer(pooled(), settings(accelerator_config={"split_batches": True}), train_dataset=stream)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [SafetensorError("I/O error"), RuntimeError("[enforce fail at inline_container.cc:603] file write failed")],
+    ids=str,
+)
+def test_weights_that_cannot_be_written_are_an_error_of_the_disk(error, tmp_path):
+    with pytest.raises(HfDrError, match=f"could not write {tmp_path}.*{re.escape(str(error))}"), _writing(tmp_path):
+        raise error
+    with pytest.raises(RuntimeError, match="another"), _writing(tmp_path):
+        raise RuntimeError("another")
+
+
+def test_a_trainer_without_reinforced_data_writes_the_card_of_transformers(pictures, settings, tmp_path):
+    trainer = ReinforcedTrainer(transformers_student("resnet"), settings(), eval_dataset=pictures)
+    assert trainer.run_settings() is None
+    trainer.create_model_card(model_name="mine", dataset_revision="v1")
+    assert "# mine" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_settings_that_nobody_gave_are_the_defaults():
+    args = as_reinforced(None)
+    assert args.output_dir == "trainer_output"
+    assert args.view_order == ReinforcedTrainingArguments("x").view_order

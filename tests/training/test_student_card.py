@@ -9,6 +9,7 @@ from huggingface_hub import ModelCard
 
 from hf_dr.errors import FormatError
 from hf_dr.store.card import is_noncommercial
+from hf_dr.teacher.architectures import ADDED
 from hf_dr.training.student_card import STUDENT_FILE, Student, update_student_card
 from hf_dr.training.student_hub import push_student
 
@@ -46,6 +47,12 @@ def test_metadata_and_text():
         r"| x\|y&lt;b&gt; \`z\` | unknown |", "| top1 | 0.75 |", "@inproceedings{faghri2023reinforce,", '"hf-hub:me/student"',
     ):  # fmt: skip
         assert part in card.text, part
+
+
+def test_the_code_of_an_architecture_that_timm_lacks_brings_it():
+    name = next(iter(ADDED))
+    text = update_student_card(None, dataclasses.replace(STUDENT, model=f"{name} of 3 parameters"), "me/student")
+    assert text.count("import hf_dr.teacher.architectures  # timm itself has no such architecture") == 2
 
 
 def test_the_averaged_weights_have_their_own_numbers():

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import pyarrow.compute as pc
@@ -20,8 +21,8 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
+from hf_dr.cli import early, push
 from hf_dr.cli import launch as launching
-from hf_dr.cli import push
 from hf_dr.cli.arguments import build_augmentation, read_classes
 from hf_dr.cli.early import COMMON
 from hf_dr.cli.launch import COMMANDS, start_logging
@@ -441,6 +442,23 @@ def test_output_that_nobody_reads_ends_quietly():
     )
     os.close(write)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_whether_anybody_reads_is_known(tmp_path, monkeypatch):
+    with (tmp_path / "out").open("w") as file:
+        monkeypatch.setattr(sys, "stdout", file)
+        assert not launching._nobody_reads()
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        assert launching._nobody_reads()
+        pipe.write("thrown away")
+
+
+def test_without_the_source_of_transformers_its_settings_are_not_known(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: SimpleNamespace(origin="/nowhere/transformers.zip"))
+    assert early._names_of_transformers.__wrapped__() == set()
 
 
 def test_a_broken_pipe_of_another_kind_is_not_hidden(monkeypatch):

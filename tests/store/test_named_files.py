@@ -27,7 +27,7 @@ from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.job import reinforce
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.store.base_dataset import describe_base, load_base
-from hf_dr.store.named_files import NamedFiles, check_own_files, describe_named_files, named_files
+from hf_dr.store.named_files import NamedFiles, _named, check_own_files, describe_named_files, named_files
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.views.augmentation import Augmentation
 
@@ -363,6 +363,13 @@ def test_a_dataset_that_was_built_in_python_may_name_files_and_it_is_said_once(
         f"Copying 2 files that `image` names in {photos} into the dataset. Leave the column out if they are not to be "
     )
     assert said == [expected + "published."]
+
+
+def test_images_that_are_stored_as_text_name_files_and_as_bytes_none() -> None:
+    rows = np.arange(4, 7)
+    (found,) = _named(pa.array(["a.png", None, "b.png"]), datasets.Image(), "image", rows)
+    assert (found.rows.tolist(), found.paths.to_pylist()) == ([4, 6], ["a.png", "b.png"])
+    assert not list(_named(pa.array([b"a", b"b", b"c"]), datasets.Image(), "image", rows))
 
 
 def test_files_from_must_be_folders(tmp_path: Path, tiny_dataset: datasets.Dataset) -> None:

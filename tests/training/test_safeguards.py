@@ -5,6 +5,7 @@ import math
 import re
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import datasets
 import numpy as np
@@ -540,3 +541,10 @@ def test_settings_that_nobody_gave_are_the_defaults():
     args = as_reinforced(None)
     assert args.output_dir == "trainer_output"
     assert args.view_order == ReinforcedTrainingArguments("x").view_order
+
+
+def test_an_index_error_of_the_model_is_left_as_it_is(pictures, settings, monkeypatch):
+    trainer = ReinforcedTrainer(transformers_student("resnet"), settings(), eval_dataset=pictures)
+    monkeypatch.setattr(trainer.model, "forward", Mock(side_effect=IndexError("mine")))
+    with pytest.raises(IndexError, match="mine"):
+        trainer.evaluate()

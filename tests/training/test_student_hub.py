@@ -462,6 +462,17 @@ def test_trainers_own_push_brings_the_student_only(loopback_hub, tiny_plus, tmp_
         trainer(hub_strategy="checkpoint")
 
 
+def test_a_trainer_that_was_not_told_to_push_makes_its_repository(loopback_hub, tiny_plus, tmp_path):
+    args = ReinforcedTrainingArguments(
+        str(tmp_path / "out"), report_to="none", disable_tqdm=True, hub_model_id=REPO, per_device_train_batch_size=4
+    )
+    trainer = ReinforcedTrainer(timm_student(tiny_plus, "test_resnet"), args, train_dataset=tiny_plus)
+    assert trainer.hub_model_id is None
+    trainer.push_to_hub(private=True)
+    assert HfApi().model_info(REPO).private
+    assert pushed(loopback_hub).keys() == PUBLISHED - {"eval_results.json"}
+
+
 @pytest.mark.filterwarnings("ignore:Cannot enable progress bars")
 def test_a_push_that_fails_during_the_training_does_not_end_it(loopback_hub, tiny_plus, tmp_path, monkeypatch, caplog):
     args = ReinforcedTrainingArguments(

@@ -38,6 +38,7 @@ from hf_dr.transfer.segmentation_data import (
     decode_mask,
     segmentation_metrics,
 )
+from hf_dr.transfer.trainer import open_data
 
 NAMES = CLASSES.names
 
@@ -146,6 +147,12 @@ def test_images_and_masks_of_one_folder_are_not_mixed_up(tmp_path):
     for masks in (tmp_path, link):
         with pytest.raises(DataError, match=r"an image and its mask must be two files, found .*x.png as both"):
             SegmentationData.from_folders(tmp_path, masks, CLASSES)
+
+
+def test_without_data_to_evaluate_on_there_is_none(toy):
+    chosen = SegmentationArguments(images=str(toy / "images"), masks=str(toy / "masks"), class_names=NAMES)
+    train, evaluated, described = open_data(chosen, lambda *places: read_masks(toy), None)
+    assert (len(train.images), evaluated, described) == (6, None, train.described)
 
 
 def test_a_link_that_leads_nowhere_is_named(toy, tmp_path):

@@ -4,6 +4,7 @@ import functools
 import itertools
 import json
 import shutil
+from dataclasses import asdict
 
 import pytest
 import timm
@@ -28,6 +29,7 @@ from hf_dr.transfer.trainer import (
     EpochSampler,
     TransferArguments,
     TransferTrainer,
+    load_trained,
     load_weights,
     read_description,
 )
@@ -461,6 +463,11 @@ def test_what_is_read_must_be_a_trained_model(tmp_path):
     save_file({"weight": torch.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(FormatError, match=r"model.safetensors must hold the weights of its model"):
         load_weights(Line(), tmp_path)
+    spec = BackboneSpec("test_resnett", {}, (2, 4), None, (0.5,) * 3, (0.5,) * 3)
+    content = {"task": "line", "student": {}, "dataset": {}, "backbone": asdict(spec), "freeze_norm": False}
+    (tmp_path / TRANSFER_FILE).write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=r"timm must give features of test_resnett .* Unknown model"):
+        load_trained(tmp_path, "line", lambda body, described: body)
 
 
 def test_the_rate_falls_at_its_milestones(tmp_path):

@@ -65,6 +65,18 @@ def test_a_failure_leaves_the_old_sheet(tmp_path, tiny_plus, edit, monkeypatch):
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def test_large_pictures_are_scaled_down_smoothly(tmp_path, tiny_teacher):
+    """Stripes of one pixel, of which every second one alone would be black or white, are grey."""
+    stripes = np.zeros((464, 464, 3), np.uint8)
+    stripes[:, ::2] = 255
+    rows = {"image": [as_cell(PIL.Image.fromarray(stripes))]}
+    base = datasets.Dataset.from_dict(rows, datasets.Features({"image": datasets.Image()}))
+    plus = reinforce(base, tiny_teacher, Augmentation([Resize((464, 464))]), ReinforceConfig(str(tmp_path / "plus")))
+    with PIL.Image.open(contact_sheet(plus, tmp_path / "sheet.png", num_rows=1, num_views=1)) as sheet:
+        pixels = np.asarray(sheet.convert("L"))
+    assert ((pixels > 100) & (pixels < 155)).sum() > 80_000
+
+
 def test_the_users_matplotlib_is_left_alone(tmp_path, tiny_plus):
     with mpl.rc_context({"font.size": 30, "savefig.dpi": 20, "figure.facecolor": "red"}):
         before = dict(mpl.rcParams)

@@ -70,9 +70,9 @@ def _refusal(segmentation: Any, size: Size, where: str = "") -> DataError:
 
 
 def _fill(counts: Any, pixels: int) -> bool:
-    """Whether run lengths, compressed or not, are of this many pixels."""
+    """Whether run lengths, compressed or not, are whole numbers, together of this many pixels."""
     runs = counts if isinstance(counts, list) else _uncompressed(counts.encode() if isinstance(counts, str) else counts)
-    return min(runs) >= 0 and sum(runs) == pixels
+    return all(run >= 0 and run == int(run) for run in runs) and sum(runs) == pixels
 
 
 def _uncompressed(text: bytes) -> list[int]:

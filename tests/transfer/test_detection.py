@@ -296,6 +296,8 @@ SEGMENTATIONS = [
     {"size": [SIDE, SIDE], "counts": [1, 2, 3]},
     {"size": [SIDE, SIDE], "counts": [SIDE * SIDE, 1]},
     {"size": [SIDE, SIDE], "counts": [-1, SIDE * SIDE + 1]},
+    {"size": [SIDE, SIDE], "counts": [SIDE * SIDE - 0.5, 0.5]},
+    {"size": [SIDE, SIDE], "counts": [float("nan"), SIDE * SIDE]},
     {"size": [SIDE, SIDE], "counts": "5"},
     {"size": [SIDE, SIDE], "counts": ""},
     {"size": [SIDE, SIDE], "counts": "\xff\xfe"},
@@ -317,6 +319,11 @@ def test_what_is_no_segmentation_is_found_before_masks_are_learned(changed, wron
     assert _choose_masks(False, [data]) is False
     with pytest.raises(DataError, match=said):
         decode_mask(wrong, (SIDE, SIDE))
+
+
+def test_no_polygon_is_no_mask():
+    with pytest.raises(DataError, match=r"must be polygons in its image or .*, found \[\] for one of 64x64 pixels"):
+        decode_mask([], (SIDE, SIDE))
 
 
 @pytest.mark.parametrize("seed", range(5))

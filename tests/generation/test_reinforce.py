@@ -305,6 +305,21 @@ def test_a_rank_that_outlives_rank_0_keeps_the_folder(tmp_path, tiny_dataset, ti
     job.run()
 
 
+def test_the_bar_of_rank_0_follows_the_shards_of_others(tmp_path, tiny_folder, monkeypatch):
+    bar = SimpleNamespace(disable=False, n=0, close=Mock(), set_postfix_str=Mock())
+    bar.update = lambda views: setattr(bar, "n", bar.n + views)
+    monkeypatch.setattr(folder_of_runs, "progress_bar", lambda **_: bar)
+    monkeypatch.setattr(folder_of_runs.RunProgress, "LOOK_EVERY", -1.0)
+    provenance, rank_0 = Provenance.read(tiny_folder / "all_ops"), SimpleNamespace(is_main_process=True)
+    rows = [len(provenance.shard_range(shard)) for shard in range(3)]
+    with folder_of_runs.RunProgress(tmp_path, provenance, Part(), [0, 1, 2], [0], rank_0) as progress:
+        for made, name in ((3, provenance.shard_names[1]), (2, provenance.shard_names[2])):
+            list(progress.counted([range(made * provenance.num_views)]))
+            shutil.copy(tiny_folder / "all_ops" / name, tmp_path)
+        assert bar.n == (5 + rows[1]) * provenance.num_views, "what is there since the last look is not counted yet"
+    assert bar.n == sum(rows) * provenance.num_views
+
+
 def test_another_kind_of_processor_is_said_once(tmp_path, tiny_dataset, tiny_teacher, monkeypatch, caplog):
     config = ReinforceConfig(str(tmp_path), "a", num_views=3, top_k=2, shard_size=5, num_workers=0)
     job = reinforce_job(tiny_dataset, tiny_teacher, MIXING, config)

@@ -3,6 +3,7 @@
 import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import children
@@ -12,12 +13,14 @@ import torch
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file, save_file
 from samples import RESUMED_TOGETHER
+from torch import nn
 from torch.distributed.tensor import DTensor
 
 from hf_dr.errors import ConfigError
 from hf_dr.processes import process_state
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.training.arguments import ReinforcedTrainingArguments
+from hf_dr.training.evaluated import share_buffers
 from hf_dr.training.trainer import ReinforcedTrainer
 from training.helpers import BATCH, ROWS, STEPS, Watched, every_view, pooled, same, timm_student
 
@@ -241,3 +244,16 @@ def test_one_process_goes_on_as_it_would_have_after_two(alone, together, tiny_fo
         assert same(batch, {name: whole[f"{number}/{name}"] for name in batch})
     for key, value in load_file(alone / "model_0.safetensors").items():
         torch.testing.assert_close(trainer.model.state_dict()[key], value, rtol=1e-4, atol=1e-6)
+
+
+def test_buffers_that_share_their_memory_are_no_statistics(monkeypatch):
+    model = nn.Module()
+    model.register_buffer("constant", torch.ones(1).expand(3))
+    model.register_buffer("running", torch.ones(3))
+    trainer = SimpleNamespace(
+        args=SimpleNamespace(world_size=2, device="cpu"), is_fsdp_enabled=False, is_deepspeed_enabled=False, model=model,
+        accelerator=SimpleNamespace(unwrap_model=lambda model: model),
+    )  # fmt: skip
+    monkeypatch.setattr(torch.distributed, "broadcast", lambda buffer, rank: buffer.zero_())
+    share_buffers(trainer)
+    assert (model.constant.tolist(), model.running.tolist()) == ([1, 1, 1], [0, 0, 0])

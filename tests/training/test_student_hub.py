@@ -335,6 +335,13 @@ def test_the_averaged_weights_are_pushed_on_request(loopback_hub, trained, capsy
     assert "exponential moving average" in card.text
 
 
+def test_one_process_pushes_a_student(loopback_hub, folders, monkeypatch):
+    monkeypatch.setattr("hf_dr.cli.push.start_logging", lambda: None)
+    monkeypatch.setattr("hf_dr.processes.process_state", lambda: SimpleNamespace(is_main_process=False))
+    assert main(["push", str(folders["test_resnet"]), REPO]) == 0
+    assert not loopback_hub.log
+
+
 def test_a_dry_run_sends_nothing(loopback_hub, trained, capsys):
     assert main(["push", str(trained), REPO, "--dry_run"]) == 0
     shown = capsys.readouterr().out
@@ -468,6 +475,9 @@ def test_a_trainer_that_was_not_told_to_push_makes_its_repository(loopback_hub, 
     )
     trainer = ReinforcedTrainer(timm_student(tiny_plus, "test_resnet"), args, train_dataset=tiny_plus)
     assert trainer.hub_model_id is None
+    trainer.push_in_progress = SimpleNamespace(is_done=lambda: False)
+    trainer._push_from_checkpoint("nowhere")  # left out while another push is under way
+    del trainer.push_in_progress
     trainer.push_to_hub(private=True)
     assert HfApi().model_info(REPO).private
     assert pushed(loopback_hub).keys() == PUBLISHED - {"eval_results.json"}

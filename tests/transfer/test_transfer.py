@@ -371,7 +371,7 @@ def test_evaluation_sees_each_image_once_and_results_tell_of_what(short, tmp_pat
 
 # What Trainer does about the client's progress bars.
 @pytest.mark.filterwarnings("ignore:Cannot enable progress bars")
-def test_what_is_pushed_has_no_state_of_the_training(short, loopback_hub):
+def test_what_is_pushed_has_no_state_of_the_training(short, loopback_hub, monkeypatch):
     short.evaluate()
     push = short.push_to_hub()
     names = {"model.safetensors", TRANSFER_FILE, "transfer_results.json"}
@@ -390,6 +390,8 @@ def test_what_is_pushed_has_no_state_of_the_training(short, loopback_hub):
     assert "on the backbone `another`." in card
     assert "`s`" not in card
     assert "Written by a person." in card
+    monkeypatch.setattr(short, "is_world_process_zero", lambda: False)
+    assert short.push_to_hub() is None
 
 
 EACH_STEP = {"eval_strategy": "steps", "eval_steps": 1, "max_steps": 2}

@@ -222,7 +222,9 @@ def test_what_is_said_of_length_and_of_a_students_temperature_was_measured():
         lost += [(row, f"by {-mean:.2f} ± {std:.2f} points")] if -mean > std else []
     ((row, by),) = lost
     assert row == "all of CIFAR-10, ResNet-14, 10 epochs"
-    assert f"One row keeps a loss that is larger than its spread over the seeds: ResNet-14 after 10 epochs, {by}" in text
+    assert (
+        f"One row keeps a loss that is larger than its spread over the seeds: ResNet-14 after 10 epochs, {by}" in text
+    )
     seeds = [again["cifar10_vit_seeds"], small["vit_10_erm_seeds"], again["tiny_imagenet_vit_seeds"]]
     assert ("mean of three seeds, of the ViTs on CIFAR-10 nine" in text, seeds) == (True, [9, 9, 3])
 

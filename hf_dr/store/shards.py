@@ -159,7 +159,10 @@ def _check_shard(path: Path, provenance: Provenance, rows: int, first: Features 
     if first is None:
         check_columns(features, provenance, str(path))
     elif features != first:
-        raise FormatError(f"{path} must have the columns of the first shard, found {features}. Fetch or make it again.")
+        others = sorted(name for name in features | first if features.get(name) != first.get(name))
+        raise FormatError(
+            f"{path} must have the columns of the first shard, but differs in {', '.join(others)}. Fetch or make it again."
+        )
     return features
 
 

@@ -228,6 +228,19 @@ def test_a_shard_of_another_run_is_refused(damaged_copy, plus_of):
         load_reinforced(damaged_copy)
 
 
+def test_a_shard_with_other_columns_is_refused(damaged_copy):
+    name = "train-00001-of-00003.parquet"
+
+    def changed(table: pa.Table) -> pa.Table:
+        return table.drop_columns(["label"]).append_column("note", pa.array(["?"] * len(table)))
+
+    rewritten(damaged_copy / name, lambda table: changed(table).replace_schema_metadata(None))
+    with pytest.raises(
+        FormatError, match=f"{name} must have the columns of the first shard, but differs in .*label, note"
+    ):
+        load_reinforced(damaged_copy)
+
+
 def test_an_edited_provenance_is_refused(damaged_copy):
     path = damaged_copy / PROVENANCE_FILE
     path.write_text(json.dumps({**json.loads(path.read_text()), "seed": 7}))

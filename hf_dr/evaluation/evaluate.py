@@ -106,7 +106,9 @@ def _texts(models: Any) -> list[str]:
 def _place(model: Any) -> str:
     advice = "Save the model (`save_pretrained`, or a trainer's `save_model`), and name the folder."
     check_kind("models", model, (str, os.PathLike), "names of checkpoints", advice)
-    return os.fspath(model)
+    text = os.fspath(model)
+    # What stands before an equals sign is a name in a text only.
+    return text if isinstance(model, str) or "=" not in text else os.path.join(os.curdir, text)  # noqa: PTH118
 
 
 def _listed(given: Any) -> list[Any]:

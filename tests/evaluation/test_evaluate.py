@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import datasets
 import pytest
@@ -60,6 +61,13 @@ def test_a_loaded_dataset_gives_what_the_command_gives_of_its_file(student, tiny
 def test_a_preset_may_have_another_name():
     (spec,) = _sets({"renditions": "imagenet-r"}, EvaluateConfig([], [], ""), None, None)
     assert spec == replace(PRESETS["imagenet-r"], name="renditions")
+
+
+def test_a_path_has_no_name_before_an_equals_sign(student, tiny_dataset, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("lr=0.1").symlink_to(student)
+    report = hf_dr.evaluate([Path("lr=0.1"), "short=lr=0.1"], tiny_dataset, max_examples=2)
+    assert [result.model for result in report.results] == ["lr=0.1", "short"]
 
 
 def test_names_alone_write_nothing(student, tiny_dataset, tmp_path, monkeypatch):

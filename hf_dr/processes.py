@@ -237,6 +237,7 @@ def shield_workers(loader: Any) -> None:
 
     Where workers are not forked, which is usual since Python 3.14, they import for seconds before `quiet_worker` is called.
     """
+    loader = getattr(loader, "base_dataloader", loader)  # the one that iterates, inside of accelerate's wrapper
     if loader.num_workers == 0:
         return
     start = weakref.WeakMethod(loader._get_iterator)  # private, but torch has no other that only starts them

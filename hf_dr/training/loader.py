@@ -114,7 +114,7 @@ class ReinforcedLoader:
             read, collate = undone(read, augmenter, collate)
         loader: DataLoader = DataLoader(read, collate_fn=InOneMessage(collate), **settings)
         self._loader = prepare_data_loader(loader, **on_device)
-        shield_workers(getattr(self._loader, "base_dataloader", self._loader))
+        shield_workers(self._loader)
 
     def __len__(self) -> int:
         """Batches of an epoch, the same for all processes."""

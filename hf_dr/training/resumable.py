@@ -476,13 +476,8 @@ def _writing(path: Path) -> Iterator[None]:
 def rest_of_epoch(loader: Any, batches: int) -> Any:
     """Returns a loader of the rest of an epoch, of which so many batches were seen."""
     rest = skip_first_batches(loader, batches)
-    shield_workers(_iterated(rest))
+    shield_workers(rest)
     return rest
-
-
-def _iterated(loader: Any) -> Any:
-    """Returns the loader that iterates, inside of accelerate's wrapper."""
-    return getattr(loader, "base_dataloader", loader)
 
 
 def _prepared(loader: Any, seed: int | None) -> Any:
@@ -494,7 +489,7 @@ def _prepared(loader: Any, seed: int | None) -> Any:
     Returns:
         The loader that iterates, inside of accelerate's wrapper.
     """
-    inner = _iterated(loader)
+    inner = getattr(loader, "base_dataloader", loader)
     if seed is not None:
         inner.generator = torch.Generator().manual_seed(seed)
     if getattr(inner.worker_init_fn, "func", None) is not quiet_worker:  # Trainer keeps loaders for evaluation

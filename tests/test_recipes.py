@@ -339,6 +339,11 @@ def test_a_stacked_student_trains():
     assert main(["train", *argv, *TINY, "--smoke"]) == 0
 
 
+def test_a_calibration_is_rehearsed():
+    argv = ["--config", "recipes/students/swin_t.yaml", "recipes/fashion_mnist/erm.yaml", "--smoke"]
+    assert main(["train", *argv, *TINY, "--eval_dataset", "any", "--calibrate_split", "test[:1000]"]) == 0
+
+
 def test_comparing_and_evaluating_run(tmp_path):
     assert main(["compare", "--config", str(COMPARE[0]), "--smoke"]) == 0
     recipe = tmp_path / "evaluate.yaml"

@@ -1,14 +1,17 @@
-"""What commands find out and print of a teacher's calibration."""
+"""What commands find out and print of the calibration of a teacher or a student."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hf_dr.evaluation.metrics import classification_metrics
 from hf_dr.teacher.calibration import fit_temperature
 from hf_dr.text import percent, two_columns
+
+if TYPE_CHECKING:
+    from hf_dr.training.trainer import ReinforcedTrainer
 
 
 def calibration_of(logits_BC: np.ndarray, labels_B: np.ndarray) -> dict[str, Any]:
@@ -21,6 +24,12 @@ def calibration_of(logits_BC: np.ndarray, labels_B: np.ndarray) -> dict[str, Any
         "trained": classification_metrics(logits_BC, labels_B),
         "calibrated": classification_metrics(logits_BC / temperature, labels_B),
     }
+
+
+def calibrate(trainer: ReinforcedTrainer, images: Any, *, fold: bool = True) -> dict[str, Any]:
+    """Calibrates a trained classifier; returns what `calibration_of` does, and whether the weights took it in (`folded`)."""
+    found = trainer.calibrate(images, fold=fold)
+    return {**calibration_of(found.logits, found.labels), "folded": found.folded}
 
 
 def calibration_table(found: dict[str, Any], note: str = "") -> str:

@@ -140,6 +140,12 @@ class StudentArguments:
     eval_dataset: str | None = flag("Dataset with images and labels to evaluate on.", default=None)
     eval_split: str = flag("Its split.", default="test")
     eval_revision: str | None = flag("Its branch, tag or commit on the Hub.", default=None)
+    calibrate_split: str | None = flag(
+        "After the training, divide the logits by the temperature that fits the images of this split of --eval_dataset best. "
+        "The last layer's weights take it in. Neither the training nor --eval_split should have these images: of a set that "
+        "has no split to spare, calibrate by test[:1000] and evaluate on test[1000:].",
+        default=None,
+    )
     eval_crop: float | None = flag(
         "Share of the resized side that the centre crop of an evaluation keeps. Default: 0.875, or what the image "
         "processor of a student that is fine-tuned does, which is saved with it and wins over this flag.",
@@ -187,6 +193,11 @@ class StudentArguments:
             )
 
     def _check_data(self) -> None:
+        if self.calibrate_split is not None and self.eval_dataset is None:
+            raise ConfigError(
+                f"`calibrate_split` must come with the `eval_dataset` of which it is a split, got {self.calibrate_split!r} "
+                "alone. Name both, or leave it out."
+            )
         if self.plain and len(self.dataset) + len(self.name) > 2:
             raise ConfigError(
                 f"`dataset` must be one base dataset with `augmentation`, got {', '.join(self.dataset + self.name)}."

@@ -27,7 +27,7 @@ import yaml
 from safetensors.torch import save_file
 from timm.data import ImageNetInfo
 
-from hf_dr.cli.flags import FEATURES_FILE
+from hf_dr.cli.flags import FEATURES_FILE, StudentArguments
 from hf_dr.cli.launch import launch
 from hf_dr.cli.yaml_files import config_files, read_yaml
 from hf_dr.errors import ConfigError
@@ -280,6 +280,10 @@ class Rehearsal:
         for name, stand_in in (("base", self.base), ("eval_dataset", self.base), ("num_views", 1)):
             if settings.get(name):
                 changed[name] = stand_in
+        if settings.get("calibrate_split"):
+            split = settings.get("eval_split") or StudentArguments.eval_split
+            whole = split.partition("[")[0]
+            changed |= {"calibrate_split": f"{whole}[:{ROWS // 2}]", "eval_split": f"{whole}[{ROWS // 2}:]"}
         changed |= {name: None for name in ("revision", "base_revision", "eval_revision") if settings.get(name)}
         if settings.get("teacher"):
             changed["teacher"] = self.teachers(len(settings["teacher"]))

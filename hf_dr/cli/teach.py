@@ -21,7 +21,6 @@ from hf_dr.settings import FILES_FROM_HELP, JsonOrMapping, OpsOrName, Real, Whol
 if TYPE_CHECKING:
     from hf_dr.teacher.folds import Fold
     from hf_dr.training.arguments import ReinforcedTrainingArguments
-    from hf_dr.training.trainer import ReinforcedTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -82,15 +81,19 @@ def train_command(argv: Sequence[str], prog: str) -> int:
     argv = words_as_flag(argv)
     student, smoke, args = read_training(argv, prog)
     start_logging()
+    from hf_dr.cli.calibration import calibrate, calibration_table
     from hf_dr.cli.smoke import rehearse
     from hf_dr.cli.train import finish_training, prepare_training, run_training
 
     if smoke.smoke:
         return rehearse("train", argv, prog, lambda stand_in: stand_in.train(vars(student)))
-    trainer, card = prepare_training(student, args, argv)
+    trainer, card, held_out = prepare_training(student, args, argv)
+    found: dict[str, Any] = {}
     with trainer.alone():
-        run_training(trainer, args)
+        run_training(trainer, args, lambda: None if held_out is None else found.update(calibrate(trainer, held_out)))
         finish_training(trainer, args, card)
+    if found and trainer.is_world_process_zero():
+        print(f"\n{calibration_table(found, ', in the weights')}", flush=True)
     return 0
 
 
@@ -168,13 +171,19 @@ def _teach(
     teaching: TeachArguments, student: StudentArguments, args: Any, argv: Sequence[str], fold: Fold | None = None
 ) -> dict[str, Any]:
     """Trains, calibrates and saves one teacher; returns what is noted of it."""
+    from hf_dr.cli.calibration import calibrate
     from hf_dr.cli.train import finish_training, prepare_training, run_training
+    from hf_dr.training.calibrating import check_whole
 
-    trainer, card = prepare_training(student, args, argv, leave_out=fold)
+    trainer, card, _ = prepare_training(student, args, argv, leave_out=fold)
+    if teaching.calibrate:
+        check_whole(trainer, "calibrate")
+    found: dict[str, Any] = {}
     with trainer.alone():
-        run_training(trainer, args)
-        found = _calibrate(trainer, fold=teaching.calibrate)
-        finish_training(trainer, args, card)
+        run_training(
+            trainer, args, lambda: found.update(calibrate(trainer, trainer.eval_dataset, fold=teaching.calibrate))
+        )
+        finish_training(trainer, args, {**card, "calibrated_on": card["evaluated_on"]})
         if trainer.is_world_process_zero():
             _write(Path(args.output_dir), found, student)
     return found
@@ -262,27 +271,6 @@ def hashes_of(name: str) -> list[str]:
         dataset, _ = load_base(name, split=split)
         hashes.append(whole_hash(dataset, *labelled_columns(dataset, _LEARNS_FROM, name)))
     return hashes
-
-
-def _calibrate(trainer: ReinforcedTrainer, *, fold: bool) -> dict[str, Any]:
-    """Fits the temperature on the held-out images and, if asked to, puts it into the weights; returns what was found."""
-    import numpy as np
-    import torch
-
-    from hf_dr.cli.calibration import calibration_of
-    from hf_dr.cli.train import save_metrics
-    from hf_dr.training.teaching import fold_temperature
-
-    model: Any = trainer.accelerator.unwrap_model(trainer.model)
-    predicted = trainer.predict(trainer.eval_dataset)  # type: ignore[arg-type]
-    found = calibration_of(np.asarray(predicted.predictions), np.asarray(predicted.label_ids))
-    size = trainer.train_dataset.size  # type: ignore[union-attr]
-    pixels = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0)).to(trainer.args.device)
-    folded = fold and fold_temperature(model, found["temperature"], pixels)
-    if folded:
-        trainer.save_model(_internal_call=True)
-        save_metrics(trainer, "eval", trainer.evaluate())  # of the weights that are saved
-    return {**found, "folded": folded}
 
 
 def _write(output_dir: Path, found: dict[str, Any], student: StudentArguments) -> None:

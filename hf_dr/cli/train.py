@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +33,14 @@ from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.folds import CONFIG_KEY, Fold, folds_of
 from hf_dr.teacher.preprocessing import EVAL_CROP
 from hf_dr.training.arguments import ReinforcedTrainingArguments
+from hf_dr.training.calibrating import check_foldable, check_other_images, check_whole
 from hf_dr.training.checkpoints import last_checkpoint, whole_checkpoint
 from hf_dr.training.checks import evaluation_images
 from hf_dr.training.distillation import OnlineDistillationTrainer
 from hf_dr.training.students import LabelledImages, build_student, evaluation_of, load_processor, read_model_args
 from hf_dr.training.trainer import ReinforcedTrainer
 from hf_dr.transfer.trainer import TransferTrainer
+from hf_dr.views.augmentation import Augmentation
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +61,11 @@ def prepare_training(
     args: ReinforcedTrainingArguments,
     argv: Sequence[str],
     leave_out: Fold | None = None,
-) -> tuple[ReinforcedTrainer, dict[str, Any]]:
-    """Loads data and model; returns the trainer, and what its card says that only the command line knows.
+) -> tuple[ReinforcedTrainer, dict[str, Any], LabelledImages | None]:
+    """Loads data and model.
+
+    Returns:
+        The trainer; what its card says that only the command line knows; and the images to calibrate by, if there are any.
 
     The images of a fold are left out if one is given, which the model's configuration then tells.
     """
@@ -86,19 +92,29 @@ def prepare_training(
     if leave_out is not None:
         setattr(model.config, CONFIG_KEY, dataclasses.asdict(leave_out))
     processor = load_processor(student.student, max(data.size))
-    evaluation, evaluated_on = None, None
-    if student.eval_dataset:
-        images, described = load_base(
-            student.eval_dataset,
-            split=student.eval_split,
-            revision=student.eval_revision,
-            files_from=student.files_from,
-        )
-        evaluation = evaluation_images(images, data, evaluation_of(model, processor, data.size))
-        check_rows(argv, student.eval_dataset, student.eval_split, len(evaluation))
-        evaluated_on = {**described, "split": student.eval_split}
+    open_split = partial(_evaluation_split, student, argv, data, evaluation_of(model, processor, data.size))
+    evaluation, evaluated_on = open_split(student.eval_split) if student.eval_dataset else (None, None)
+    held_out, calibrated_on = open_split(student.calibrate_split) if student.calibrate_split else (None, None)
     trainer = _build_trainer(student, args, model, processor, data, evaluation)
-    return trainer, {**_card_settings(student), "evaluated_on": evaluated_on}
+    if evaluation is not None and held_out is not None:
+        check_whole(trainer, "calibrate_split")
+        check_foldable(model, data.size, "calibrate_split")
+        check_other_images(held_out.files, evaluation.files, f"`eval_split` {student.eval_split}")
+    card = {**_card_settings(student), "evaluated_on": evaluated_on, "calibrated_on": calibrated_on}
+    return trainer, card, held_out
+
+
+def _evaluation_split(
+    student: StudentArguments, argv: Sequence[str], data: ReinforcedData, shown: Augmentation, split: str
+) -> tuple[LabelledImages, dict[str, Any]]:
+    """Loads a split of the dataset to evaluate on; returns its images, shown by one view each, and what they are."""
+    assert student.eval_dataset is not None
+    loaded, described = load_base(
+        student.eval_dataset, split=split, revision=student.eval_revision, files_from=student.files_from
+    )
+    images = evaluation_images(loaded, data, shown)
+    check_rows(argv, student.eval_dataset, split, len(images))
+    return images, {**described, "split": split}
 
 
 def finish_training(trainer: ReinforcedTrainer, args: ReinforcedTrainingArguments, card: dict[str, Any]) -> None:
@@ -215,8 +231,15 @@ def _epoch_in(results: Path) -> Any:
         return None
 
 
-def run_training(trainer: ReinforcedTrainer | TransferTrainer, args: TrainingArguments) -> None:
-    """Trains, resuming from the last checkpoint of the folder; saves the model and its metrics. Ctrl-C saves a checkpoint."""
+def run_training(
+    trainer: ReinforcedTrainer | TransferTrainer,
+    args: TrainingArguments,
+    before_saving: Callable[[], Any] = lambda: None,
+) -> None:
+    """Trains, resuming from the last checkpoint of the folder; saves the model and its metrics. Ctrl-C saves a checkpoint.
+
+    `before_saving` may change the trained model before it is saved and evaluated; its checkpoints stay as they are.
+    """
     steps_before = 0
     folder = str(args.output_dir)
     checkpoint = whole_checkpoint(args.resume_from_checkpoint, folder) or last_checkpoint(folder)
@@ -226,6 +249,7 @@ def run_training(trainer: ReinforcedTrainer | TransferTrainer, args: TrainingArg
     with checkpoint_on_interrupt(trainer):
         result = trainer.train(resume_from_checkpoint=checkpoint)
     with training_kept_on_interrupt(trainer):
+        before_saving()
         _finish(trainer, result, trained=result.global_step > steps_before)
 
 

@@ -20,7 +20,7 @@ import pandas as pd
 from hf_dr.errors import ConfigError
 from hf_dr.evaluation.config import CompareConfig, EvaluateConfig, as_arguments
 from hf_dr.evaluation.gathering import BASELINE, RESULTS_FILE, RUN_NOTE, STATE_FILE, Run, read_run, run_name
-from hf_dr.evaluation.images import open_set
+from hf_dr.evaluation.images import Images, open_set
 from hf_dr.evaluation.metrics import CALIBRATED_ECE, ECE_BY_CHANCE, SHARES
 from hf_dr.evaluation.plots import accuracy_figure, as_png, reliability_figure
 from hf_dr.evaluation.report import ABOUT_CALIBRATED, Report
@@ -31,12 +31,14 @@ from hf_dr.files import write_json, write_whole
 from hf_dr.hub.fetch import fetch_config
 from hf_dr.processes import on_main, process_state
 from hf_dr.replay.loading import each_dataset
+from hf_dr.store.base_dataset import check_dataset, load_base, undecoded_images
 from hf_dr.store.card import write_card
 from hf_dr.store.findings import Students, save_finding
 from hf_dr.store.json_files import read_object
 from hf_dr.store.provenance import Provenance, find_config
 from hf_dr.teacher.signals import described
 from hf_dr.text import inline, markdown_table
+from hf_dr.training.calibrating import check_other_images
 from hf_dr.training.student_card import STUDENT_FILE
 
 logger = logging.getLogger(__name__)
@@ -264,8 +266,9 @@ def run_comparison(config: CompareConfig, train: Callable[[list[str]], int]) -> 
     if config.save and (len(learned_from) > 1 or not plus.is_dir()):
         raise ConfigError(f"`save` needs one dataset in a folder, got {plus}. Give a folder, or leave `save` out.")
     evaluation = EvaluateConfig(models=[], output_dir=str(folder), **config.evaluate)
-    for spec in checked_sets(evaluation):
-        open_set(spec, evaluation)  # what is wrong with it would only be found when all students are trained
+    # What is wrong with the set would only be found when all students are trained.
+    (opened,) = (open_set(spec, evaluation) for spec in checked_sets(evaluation))
+    _check_calibration(config.train, opened)
     state = process_state()
     for seed in config.seeds:
         # Objectives take turns, so that a disturbance of the machine hits all of them.
@@ -295,6 +298,16 @@ def run_comparison(config: CompareConfig, train: Callable[[list[str]], int]) -> 
         write_card(place.parent)
     print(f"\n{comparison.to_markdown()}\nreport: {page}", flush=True)
     return comparison
+
+
+def _check_calibration(train: dict[str, Any], tested: Images) -> None:
+    """Refuses to calibrate students by images on which they are compared."""
+    name, split = (train.get(key) for key in ("eval_dataset", "calibrate_split"))
+    if name and split:
+        files_from = train.get("files_from") or []
+        dataset, _ = load_base(name, split=split, revision=train.get("eval_revision"), files_from=files_from)
+        images = undecoded_images(dataset, check_dataset(dataset, tested.spec.image, "none")[0])
+        check_other_images(images, tested.undecoded.select(tested.rows), f"the set `{tested.spec.name}`")
 
 
 def training_flags(config: CompareConfig, objective: str, seed: int) -> dict[str, Any]:

@@ -272,6 +272,13 @@ def whole_hash(dataset: datasets.Dataset, image_column: str, label_column: str) 
     return digest.hexdigest()
 
 
+def shared_files(images: datasets.Dataset, others: datasets.Dataset) -> int:
+    """Returns how many rows of undecoded images have a file that is also among others."""
+    (column,), (other_column,) = images.column_names, others.column_names
+    known = {_file_hash(row[other_column]) for row in others}
+    return sum(_file_hash(row[column]) in known for row in images)
+
+
 def _file_hash(cell: dict[str, Any] | None) -> bytes:
     """Returns the SHA-256 of the file of an undecoded image; of no bytes where there is none."""
     value = cell or {}

@@ -1,12 +1,14 @@
-"""The weights that are evaluated: on all processes those that are saved, and afterwards what they were before."""
+"""Evaluations of a student: which weights, on all processes those that are saved, and the names of what is measured."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import numpy as np
 import torch
-from transformers import Trainer
+from transformers import EvalPrediction, Trainer
 
 
 def share_buffers(trainer: Trainer, average: torch.nn.Module | None = None) -> None:
@@ -23,6 +25,28 @@ def share_buffers(trainer: Trainer, average: torch.nn.Module | None = None) -> N
             torch.distributed.broadcast(whole, 0)
             with torch.no_grad():
                 buffer.copy_(whole)
+
+
+def names_of_metrics(trainer: Any) -> set[str] | None:
+    """Returns the names of what a `StudentTrainer` will measure; see its `metric_names`."""
+    args = trainer.args
+    classes = getattr(getattr(trainer.model, "config", None), "num_labels", None)
+    classes = getattr(trainer.train_dataset, "num_classes", classes)
+    names = {"loss"}
+    if trainer.compute_metrics is not None:
+        if classes is None or args.include_for_metrics or args.batch_eval_metrics:
+            return None
+        try:
+            sure = np.eye(classes, dtype=np.float32)
+            names |= trainer.compute_metrics(EvalPrediction(sure, np.arange(classes))).keys()
+        except Exception:  # a function of the user's, which may need more than this
+            return None
+    names = {name.removeprefix("eval_") for name in names}
+    if args.ema_decay is not None:
+        names |= {f"ema_{name}" for name in names}
+    if isinstance(trainer.eval_dataset, dict):
+        names = {f"{dataset}_{name}" for dataset in trainer.eval_dataset for name in names}
+    return names
 
 
 @contextmanager

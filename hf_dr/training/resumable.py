@@ -170,6 +170,7 @@ class ResumableTrainer(Trainer):
         warm_up_kernels()
         self._sampler: Any = None  # of the training set, if it has a `set_epoch`
         self._measured: dict[str, float] = {}  # the metrics of the present weights
+        self._calibration: Any = None  # theirs, if they have taken a temperature in
         self._loaders: list[Any] = []  # those that may have workers
         self.rest_of_epoch = rest_of_epoch
         self._divergence = Divergence()
@@ -541,7 +542,7 @@ class _Bars(ProgressCallback):
 
 
 class _Epochs(TrainerCallback):
-    """Tells the sampler its epoch, and forgets the metrics of weights that are no longer those of the model.
+    """Tells the sampler its epoch, and forgets metrics and temperature of weights that are no longer those of the model.
 
     The sampler is told by reference, before each epoch's first batch: accelerate's own `set_epoch` does not reach it through
     the wrappers that skip batches after a restart.
@@ -554,6 +555,7 @@ class _Epochs(TrainerCallback):
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         # A fraction after a restart within an epoch; a step is more than the 1e-6 that rounding takes.
         self._next = int((state.epoch or 0) + 1e-6)
+        self._trainer._calibration = None
 
     def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self._trainer._sampler is not None:

@@ -30,6 +30,7 @@ from hf_dr.store.readme import Data, edit_yaml, merge_parts, newline_of, split_r
 from hf_dr.teacher.architectures import ADDED
 from hf_dr.teacher.folds import fold_in_config
 from hf_dr.text import code, inline, markdown_table
+from hf_dr.training.calibrating import Calibration
 from hf_dr.training.students import is_timm
 
 STUDENT_FILE = "student.json"
@@ -65,6 +66,8 @@ class Student:
         timm: Whether timm loads it as well as transformers.
         teachers: Those that it learned from: `id`, `revision`, `license` of each.
         evaluated_on: `id`, and `config`, `split`, `revision`, of the dataset of the metrics; None where it has no name.
+        calibration: The `temperature` that the weights have taken in, `ema_temperature` of the averaged ones, and to how many
+            images it was fitted, `num_held_out`, `of` which dataset, as `evaluated_on`; None where they have taken none.
         metrics: Of the last evaluation of just these weights; those of the averaged weights as `ema_*`.
         settings: Of the training.
         metadata: More of the card's YAML.
@@ -78,6 +81,7 @@ class Student:
     teachers: list[dict[str, Any]]
     start: str | None = None
     evaluated_on: dict[str, Any] | None = None
+    calibration: dict[str, Any] | None = None
     metrics: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
@@ -119,6 +123,7 @@ def student_of_training(
     teachers: Sequence[Mapping[str, Any]],
     settings: Mapping[str, Any],
     metrics: Mapping[str, Any],
+    calibration: Calibration | None,
     card: Mapping[str, Any],
 ) -> Student:
     """Returns what is known about the student of a trainer.
@@ -129,6 +134,7 @@ def student_of_training(
         model: See `Student`; `objective` and `metrics` as well.
         teachers: The members of the teachers that it learns from, as in a provenance.
         settings: Those of its own that the trainer keeps; None is left out.
+        calibration: Of the present weights, if they were calibrated.
         card: The arguments of `create_model_card`.
     """
     source = train.origin
@@ -160,6 +166,7 @@ def student_of_training(
         timm=is_timm(trainer.model),
         teachers=[{key: member.get(key) for key in ("id", "revision", "license")} for member in teachers],
         evaluated_on=card.get("evaluated_on"),
+        calibration=None if calibration is None else _described(calibration, card.get("calibrated_on")),
         metrics=dict(metrics),
         settings={
             **{key: value for key, value in settings.items() if value is not None},
@@ -174,6 +181,12 @@ def student_of_training(
             "tags": [tags] if isinstance(tags, str) else tags,
         },
     )
+
+
+def _described(calibration: Calibration, images: Any) -> dict[str, Any]:
+    temperatures = {"temperature": calibration.temperature, "ema_temperature": calibration.ema_temperature}
+    known = {key: value for key, value in temperatures.items() if value is not None}
+    return {**known, "num_held_out": len(calibration.labels), "of": images}
 
 
 def update_student_card(existing: str | None, student: Student, name: str, *, ema: bool = False) -> str:
@@ -255,6 +268,8 @@ def _body(student: Student, name: str, ema: bool) -> str:
             "licensed for non-commercial use only. Whether that licence reaches a student that learned from their answers "
             "is for you to settle before any commercial use."
         )
+    if student.calibration:
+        parts.append(_calibrated(student.calibration, ema))
     if student.metrics:
         where = [f"Measured on {_dataset(student.evaluated_on)}."] if student.evaluated_on else []
         parts += ["## Results", *where, _table("measure", student.metrics)]
@@ -270,6 +285,15 @@ def _body(student: Student, name: str, ema: bool) -> str:
         parts.append(markdown_table(("teacher", "licence"), rows))
     parts += [CITATION] if plus else []
     return "\n\n".join(parts)
+
+
+def _calibrated(calibration: dict[str, Any], ema: bool) -> str:
+    divisor = calibration["ema_temperature" if ema else "temperature"]
+    of = f" of {_dataset(calibration['of'])}" if calibration["of"] else ""
+    return (
+        f"It is calibrated: its last layer divides the logits by {divisor:.4g}, the temperature that fits "
+        f"{calibration['num_held_out']:,} images{of} best."
+    )
 
 
 def _dataset(dataset: dict[str, Any]) -> str:

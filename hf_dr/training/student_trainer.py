@@ -11,10 +11,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
-from transformers import EvalPrediction, default_data_collator
+from transformers import default_data_collator
 from transformers.utils.hub import PushInProgress
 
 from hf_dr.errors import ConfigError
@@ -23,8 +22,11 @@ from hf_dr.replay.reinforced_data import ReinforcedData
 from hf_dr.replay.streaming import StreamedReinforcedDataset
 from hf_dr.training.arguments import ReinforcedTrainingArguments
 from hf_dr.training.batches import CheckedBatches, pixels_of
+from hf_dr.training.calibrating import Calibration, calibrate
+from hf_dr.training.callbacks import WeightAverage
 from hf_dr.training.checks import as_evaluation, check_no_path, is_undecoded
 from hf_dr.training.device_views import with_made_views
+from hf_dr.training.evaluated import names_of_metrics
 from hf_dr.training.losses import check_classes
 from hf_dr.training.resumable import ResumableTrainer, changed
 from hf_dr.training.student_card import student_of_training
@@ -51,15 +53,14 @@ class StudentTrainer(ResumableTrainer):
     """
 
     args: ReinforcedTrainingArguments
+    _average: WeightAverage | None = None
 
     def __init__(self, *args: Any, normalization: Normalization | None = None, **settings: Any) -> None:
         super().__init__(*args, **settings)
         model: Any = self.model
         if self.args.label_names is None and self._takes_anything:
             self.label_names = ["labels"]
-        # Before any wrapper changes its class.
-        name = getattr(getattr(model, "config", None), "architecture", None) or type(model).__name__
-        self._model_summary = f"{name} of {sum(p.numel() for p in model.parameters()):,} parameters"
+        self._model_summary = _summary(model)  # before any wrapper changes its class
         self._preprocessing = student_preprocessing(model, self.processing_class, normalization)
         wanted = self.args.channels_last
         on_gpu = self.args.device.type == "cuda"
@@ -166,24 +167,26 @@ class StudentTrainer(ResumableTrainer):
 
     def metric_names(self) -> set[str] | None:
         """Returns the loss, and what `compute_metrics` makes of one image of each class; None where it refuses those."""
-        args = self.args
-        classes = getattr(getattr(self.model, "config", None), "num_labels", None)
-        classes = getattr(self.train_dataset, "num_classes", classes)
-        names = {"loss"}
-        if self.compute_metrics is not None:
-            if classes is None or args.include_for_metrics or args.batch_eval_metrics:
-                return None
-            try:
-                sure = np.eye(classes, dtype=np.float32)
-                names |= self.compute_metrics(EvalPrediction(sure, np.arange(classes))).keys()
-            except Exception:  # a function of the user's, which may need more than this
-                return None
-        names = {name.removeprefix("eval_") for name in names}
-        if args.ema_decay is not None:
-            names |= {f"ema_{name}" for name in names}
-        if isinstance(self.eval_dataset, dict):
-            names = {f"{dataset}_{name}" for dataset in self.eval_dataset for name in names}
-        return names
+        return names_of_metrics(self)
+
+    def calibrate(self, images: Any, *, fold: bool = True) -> Calibration:
+        """Divides the student's logits by the temperature that fits images best (Guo et al., arXiv:1706.04599, section 4.2).
+
+        Its last layer takes the temperature in: whoever loads the weights that are saved next gets calibrated probabilities.
+        Averaged weights get their own. Checkpoints stay as they are.
+
+        Args:
+            images: As `eval_dataset`; neither the training nor the test should have any of them.
+            fold: Whether the weights take it in, which those can whose logits are linear in the weights of the last layer.
+
+        Raises:
+            ConfigError: The weights are sharded.
+            DataError: An image has no label.
+        """
+        found = calibrate(self, self._as_evaluation(images, to_predict=True), self._average, fold=fold)
+        if found.folded:
+            self._calibration, self._measured = found, {}
+        return found
 
     def _steps_of_epoch(self, train: Sized) -> int:
         """Returns the steps of an epoch, at least 1, on all processes together."""
@@ -249,12 +252,12 @@ class StudentTrainer(ResumableTrainer):
 
         Args:
             **settings: `model_name`, `dataset` (a name), `dataset_tags` (Hub ids), `finetuned_from` (Hub id or folder),
-                `language`, `license` and `tags`, as for Trainer's; `dataset_revision`; `evaluated_on`, what `eval_dataset`
-                is: a dictionary with its `id`, and `config`, `split` and `revision` where it has them.
+                `language`, `license` and `tags`, as for Trainer's; `dataset_revision`; `evaluated_on` and `calibrated_on`,
+                what the images are: dictionaries with their `id`, and `config`, `split` and `revision` where they have them.
         """
         train = self.train_dataset
         if not isinstance(train, ReinforcedData):
-            own = ("dataset_revision", "evaluated_on")
+            own = ("dataset_revision", "evaluated_on", "calibrated_on")
             super().create_model_card(**{key: value for key, value in settings.items() if key not in own})
         elif self.is_world_process_zero():
             student = student_of_training(
@@ -265,6 +268,7 @@ class StudentTrainer(ResumableTrainer):
                 teachers=self._teacher_members,
                 settings=self.run_settings() or {},
                 metrics=self._measured,
+                calibration=self._calibration,
                 card=settings,
             )
             student.write(Path(self.args.output_dir or "."), settings.get("model_name"))
@@ -342,6 +346,11 @@ class StudentTrainer(ResumableTrainer):
         return push_in_background(
             folder or ".", self.hub_model_id, card_from=args.output_dir or ".", warn=warn, **settings
         )
+
+
+def _summary(model: nn.Module) -> str:
+    name = getattr(getattr(model, "config", None), "architecture", None) or type(model).__name__
+    return f"{name} of {sum(p.numel() for p in model.parameters()):,} parameters"
 
 
 def _check_labels(model: nn.Module, labels: Any) -> None:

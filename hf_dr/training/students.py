@@ -311,6 +311,14 @@ def _own_processor(given: Any) -> Any:
     return None if hasattr(processor, "data_config") else processor
 
 
+def outputs_of(model: torch.nn.Module, pixels_BCHW: torch.Tensor) -> Any:
+    """Returns a classifier's outputs by name, its `logits` (B, C) among them; it may return a tuple or a tensor."""
+    outputs = model(pixel_values=pixels_BCHW)
+    if isinstance(outputs, dict):
+        return outputs
+    return {"logits": outputs if isinstance(outputs, torch.Tensor) else outputs[0]}
+
+
 def evaluation_of(model: Any, processor: Any, size: Size) -> Augmentation:
     """Returns the view by which a student is evaluated: that of whoever loads it later, `hf-dr evaluate` for one.
 
@@ -413,6 +421,11 @@ class LabelledImages(torch.utils.data.Dataset):
 
     def __len__(self) -> int:
         return len(self._dataset)
+
+    @property
+    def files(self) -> datasets.Dataset:
+        """The images alone, undecoded."""
+        return self._dataset.select_columns([self._image])
 
     @property
     def labels(self) -> pa.ChunkedArray:

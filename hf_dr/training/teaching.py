@@ -1,4 +1,4 @@
-"""What makes a teacher of a trained classifier: images that were held out from it, and probabilities that can be believed."""
+"""What a teacher learns from: images of which some are held out from it, or all but a fold."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow.parquet as pq
-import torch
-from torch import nn
 
 from hf_dr.errors import ConfigError, DataError
 from hf_dr.files import write_json, written_whole
@@ -128,39 +126,3 @@ def divide(
             for start in range(0, len(part), _ROWS):
                 file.write_table(as_table(part, start, min(start + _ROWS, len(part))))
     write_json(marker, made_of)
-
-
-@torch.no_grad()
-def fold_temperature(model: Any, temperature: float, pixels_BCHW: torch.Tensor) -> bool:
-    """Divides a classifier's logits by a temperature, in its last layer: whoever loads its weights gets calibrated answers.
-
-    That is the last layer with an output for each class, or the last two, as in DeiT, whose heads are averaged. Layers within
-    the model may have as many outputs by chance, so what was done is checked, with one layer more each time.
-
-    Args:
-        model: A classifier of transformers, timm's included.
-        temperature: What the logits are divided by.
-        pixels_BCHW: Some input of the model, by which the result is checked.
-
-    Returns:
-        Whether it worked; a model whose logits are not linear in the weights of its last layer stays as it was.
-    """
-    model.eval()
-    classes = model.config.num_labels
-    heads = [
-        layer
-        for layer in model.modules()
-        if (isinstance(layer, nn.Linear) and layer.out_features == classes)
-        or (isinstance(layer, nn.Conv2d) and layer.out_channels == classes)
-    ]
-    expected_BC = model(pixels_BCHW).logits / temperature
-    for first in reversed(range(len(heads))):
-        weights = [weight for layer in heads[first:] for weight in layer.parameters()]
-        kept = [weight.clone() for weight in weights]
-        for weight in weights:
-            weight.div_(temperature)
-        if torch.allclose(model(pixels_BCHW).logits, expected_BC, rtol=1e-3, atol=1e-4):
-            return True
-        for weight, old in zip(weights, kept, strict=True):
-            weight.copy_(old)
-    return False

@@ -38,7 +38,15 @@ from hf_dr.training.losses import TailRule, check_batch, check_num_classes, rein
 from hf_dr.training.mixing import BatchMixer
 from hf_dr.training.stream_progress import StreamProgress
 from hf_dr.training.student_trainer import StudentTrainer
-from hf_dr.training.students import Normalization, build_student, evaluated_at, is_timm, load_processor, unwrapped
+from hf_dr.training.students import (
+    Normalization,
+    build_student,
+    evaluated_at,
+    is_timm,
+    load_processor,
+    outputs_of,
+    unwrapped,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -256,9 +264,7 @@ class ReinforcedTrainer(StudentTrainer):
 
     def _logits_of(self, model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
         """Returns the model's outputs, with its `logits`."""
-        outputs = model(pixel_values=inputs["pixel_values"])
-        if not isinstance(outputs, dict):
-            outputs = {"logits": outputs if isinstance(outputs, torch.Tensor) else outputs[0]}
+        outputs = outputs_of(model, inputs["pixel_values"])
         if isinstance(self.train_dataset, ReinforcedData):  # where the model's config did not tell
             check_num_classes(outputs["logits"].shape[-1], self.train_dataset.num_classes)
         return outputs

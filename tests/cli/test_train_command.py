@@ -21,10 +21,12 @@ from hf_dr.cli.main import main
 from hf_dr.cli.train import _card_settings
 from hf_dr.errors import HfDrError
 from hf_dr.evaluation.gathering import read_training
+from hf_dr.evaluation.metrics import compute_metrics
 from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.job import reinforce
 from hf_dr.hub.push import push_to_hub
 from hf_dr.store.base_dataset import load_base
+from hf_dr.training.arguments import ReinforcedTrainingArguments
 from hf_dr.training.checkpoints import write_checksums
 from hf_dr.training.students import load_processor
 from hf_dr.training.totals import TOTALS_FILE
@@ -508,6 +510,15 @@ def test_fine_tuning_keeps_the_students_own_processor(call, tmp_path):
         (["--dataset", "./nowhere"], 'expected the folder of a "+" dataset or a Hub id, found neither'),
         (["--name", "all_opps"], "has no configuration `all_opps`. Did you mean `all_ops`?"),
         (["--eval_split", "tset"], "could not load split `tset`"),
+        (["--calibrate_split", "tset"], "could not load split `tset`"),
+        (
+            ["--calibrate_split", "train[:6]"],
+            "`calibrate_split` must have other images than `eval_split` train, but 6 of its 6 are the same",
+        ),
+        (
+            ["--calibrate_split", "train", "--eval_dataset", ""],
+            "`calibrate_split` must come with the `eval_dataset` of which it is a split, got 'train' alone. Name both",
+        ),
         (["--load_best_model_at_end", "--eval_strategy", "no"], "--load_best_model_at_end requires the save and eval"),
         (
             ["--resume_from_checkpoint", "nowhere"],
@@ -522,6 +533,64 @@ def test_wrong_calls_end_with_one_clear_line_and_status_2(call, tmp_path, capsys
     assert message in captured
     assert "Traceback" not in captured
     assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("objective", ["reinforced", "erm", "kd"])
+def test_a_student_is_calibrated_by_images_that_are_not_tested(
+    call, tmp_path, tiny_dataset, tiny_plus, teacher, objective, capsys
+):
+    more = ["--objective", objective, *(["--teacher", teacher] if objective == "kd" else [])]
+    more += ["--ema_decay", "0.5", "--eval_split", "train[4:]", "--calibrate_split", "train[:4]"]
+    assert call(*more) == 0
+    printed = capsys.readouterr().out
+    assert "of 4 images" in printed
+    assert ", in the weights" in printed
+    out = tmp_path / "out"
+    found = read(out / "student.json")["calibration"]
+    assert (found["num_held_out"], found["of"]["id"], found["of"]["split"]) == (4, "base.parquet", "train[:4]")
+    trained = out / f"checkpoint-{2 * STEPS}"
+    for name, temperature in (("model", "temperature"), ("ema", "ema_temperature")):
+        before, after = (load_file(folder / f"{name}.safetensors") for folder in (trained, out))
+        assert {key for key in before if not torch.equal(before[key], after[key])} == {"fc.weight", "fc.bias"}
+        torch.testing.assert_close(after["fc.weight"] * found[temperature], before["fc.weight"])
+
+    # The temperature that whoever loads the checkpoint finds, and the metrics of whoever loads the student.
+    tested = tiny_dataset.select(range(4, ROWS))
+    held_out = tiny_dataset.select(range(4))
+    before, after = (
+        ReinforcedTrainer(
+            AutoModelForImageClassification.from_pretrained(folder), ReinforcedTrainingArguments(str(tmp_path / "other")),
+            train_dataset=tiny_plus, eval_dataset=tested, compute_metrics=compute_metrics,
+        )
+        for folder in (trained, out)
+    )  # fmt: skip
+    assert before.calibrate(held_out, fold=False).temperature == pytest.approx(found["temperature"], rel=1e-4)
+    evaluated = after.evaluate()
+    written = read(out / "eval_results.json")
+    for name in ("eval_top1", "eval_nll", "eval_ece"):
+        assert evaluated[name] == pytest.approx(written[name], rel=1e-4)
+
+    card = (out / "README.md").read_text()
+    assert f"divides the logits by {found['temperature']:.4g}, the temperature that fits 4 images of" in card
+    assert f"| nll | {written['eval_nll']:.4g} |" in card
+    kept = (out / "model.safetensors").read_bytes()
+    assert call(*more) == 0
+    assert (out / "model.safetensors").read_bytes() == kept, "not twice"
+
+
+def test_one_that_was_trained_before_is_calibrated_by_the_same_command(call, tmp_path, caplog):
+    """And without the flag it is as it was."""
+    split = ["--eval_split", "train[4:]"]
+    out = tmp_path / "out"
+    assert call(*split) == 0
+    plain = load_file(out / "model.safetensors")
+    assert call(*split, "--calibrate_split", "train[:4]") == 0
+    assert f"Resuming from {out}/checkpoint-{2 * STEPS}" in caplog.text
+    assert read(out / "student.json")["calibration"] is not None
+    assert not torch.equal(load_file(out / "model.safetensors")["fc.weight"], plain["fc.weight"])
+    assert call(*split) == 0
+    assert read(out / "student.json")["calibration"] is None
+    assert torch.equal(load_file(out / "model.safetensors")["fc.weight"], plain["fc.weight"])
 
 
 def test_nothing_is_written_into_what_is_read(call, tmp_path, tiny_folder, base, teacher, capsys):

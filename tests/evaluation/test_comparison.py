@@ -264,6 +264,20 @@ def test_what_one_objective_refuses_is_known_before_another_is_trained(config, t
     assert not (tmp_path / "out").exists()
 
 
+def test_students_are_not_calibrated_by_images_on_which_they_are_compared(config, tmp_path, capsys):
+    content = yaml.safe_load(config.read_text())
+    content["train"] |= {"eval_split": "train[6:]", "calibrate_split": "train[:6]", "max_steps": 1}
+    config.write_text(yaml.safe_dump(content), encoding="utf-8")
+    assert main(["compare", "--config", str(config)]) == 2
+    assert "`calibrate_split` must have other images than the set `test`, but 6 of its 6" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists(), "nothing was trained"
+    content["evaluate"]["sets"] = [f"{content['evaluate']['sets'][0]}[6:]"]
+    config.write_text(yaml.safe_dump(content), encoding="utf-8")
+    assert main(["compare", "--config", str(config)]) == 0
+    calibration = json.loads((tmp_path / "out" / "erm-0" / "student.json").read_text())["calibration"]
+    assert calibration["num_held_out"] == 6
+
+
 def test_a_setting_that_only_one_objective_heeds_is_for_that_one(config):
     content = yaml.safe_load(config.read_text())
     content["train"] |= {"teacher": ["t"], "teacher_classes": "c", "reinforced_probability": 0.5}

@@ -376,6 +376,16 @@ def test_gains_without_a_common_seed_are_those_of_the_means(trained):
     assert row["gains"]["reinforced"] == {"mean": pytest.approx(expected), "std": 0.0, "seeds": 1}
 
 
+def test_a_calibrated_student_stands_in_a_row_of_its_own(trained):
+    at = {"temperature": 1.1, "num_held_out": 4, "of": None}
+    edit(trained / "evaluated" / "reinforced-1" / "student.json", lambda s: s.update(calibration=at))
+    results = gather([trained])
+    assert not results.left_out
+    named = [setting.model for setting in results.settings]
+    assert named[1] == f"{named[0]}, calibrated"
+    assert [run.folder.name for run in results.of(results.settings[1], "reinforced")] == ["reinforced-1"]
+
+
 @pytest.mark.parametrize("older", ["a_first", "f_last"])
 def test_an_older_evaluation_of_the_same_model_that_knew_less_is_no_contradiction(trained, older):
     there = trained / "evaluated" / "evaluation.json"

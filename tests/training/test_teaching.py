@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from transformers import AutoModelForImageClassification, ViTConfig
 
 from hf_dr.errors import ConfigError, DataError, FormatError
+from hf_dr.training.calibrating import fold_temperature
 from hf_dr.training.students import build_student
-from hf_dr.training.teaching import divide, fold_temperature, held_out_rows
+from hf_dr.training.teaching import divide, held_out_rows
 
 SIDE = 32
 

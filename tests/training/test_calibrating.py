@@ -1,0 +1,214 @@
+"""A student that is calibrated: a temperature fitted to other images, which its weights take in."""
+
+from types import SimpleNamespace
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from hf_dr.errors import ConfigError, DataError
+from hf_dr.evaluation.metrics import classification_metrics, compute_metrics
+from hf_dr.store.base_dataset import undecoded_images
+from hf_dr.teacher.calibration import TEMPERATURES, fit_temperature
+from hf_dr.training.calibrating import check_foldable, check_other_images, check_whole
+from hf_dr.training.trainer import ReinforcedTrainer
+from training.helpers import MODELS, SIZE, STEPS, pooled, same, timm_student, weights
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_probabilities_are_those_at_the_temperature(plain, pictures, settings, kind):
+    trainer = ReinforcedTrainer(
+        MODELS[kind](), settings(), train_dataset=plain, eval_dataset=pictures, compute_metrics=compute_metrics
+    )
+    trainer.train()
+    before = trainer.predict(pictures)
+    found = trainer.calibrate(pictures)
+    assert found.folded
+    assert found.ema_temperature is None
+    assert found.temperature == fit_temperature(before.predictions, before.label_ids)
+    assert np.array_equal(found.logits, before.predictions)
+    assert np.array_equal(found.labels, before.label_ids)
+    after = trainer.predict(pictures)
+    np.testing.assert_allclose(after.predictions, before.predictions / found.temperature, rtol=1e-4, atol=1e-5)
+    least, greatest = TEMPERATURES
+    if 1.001 * least < found.temperature < 0.999 * greatest:
+        assert fit_temperature(after.predictions, after.label_ids) == pytest.approx(1, abs=1e-3)
+
+
+def test_averaged_weights_get_their_own(plain, pictures, settings, tmp_path):
+    args = settings(ema_decay=0.9, learning_rate=1.0, save_strategy="epoch")
+    trainer = ReinforcedTrainer(
+        pooled(), args, train_dataset=plain, eval_dataset=pictures, compute_metrics=compute_metrics
+    )
+    trainer.train()
+    before = trainer.evaluate()
+    kept = weights(trainer.model), weights(trainer.ema.module)
+    found = trainer.calibrate(pictures)
+    assert found.ema_temperature != found.temperature
+    for old, new, temperature in zip(
+        kept, (trainer.model, trainer.ema.module), (found.temperature, found.ema_temperature), strict=True
+    ):
+        for name, value in new.state_dict().items():
+            torch.testing.assert_close(value * temperature, old[name])
+    trainer.save_model()
+    assert same(load_file(tmp_path / "out" / "model.safetensors"), weights(trainer.model))
+    assert same(load_file(tmp_path / "out" / "ema.safetensors"), weights(trainer.ema.module))
+    checkpoint = tmp_path / "out" / f"checkpoint-{STEPS}"
+    assert same(load_file(checkpoint / "model.safetensors"), kept[0])
+    assert same(load_file(checkpoint / "ema.safetensors"), kept[1])
+    after = trainer.evaluate()
+    for prefix in ("eval_", "eval_ema_"):
+        assert after[f"{prefix}nll"] <= before[f"{prefix}nll"]
+        assert after[f"{prefix}top1"] == before[f"{prefix}top1"]
+
+
+def test_it_can_be_found_and_left(plain, pictures, settings):
+    trainer = ReinforcedTrainer(pooled(), settings(), train_dataset=plain, eval_dataset=pictures)
+    trainer.evaluate()
+    kept = weights(trainer.model)
+    found = trainer.calibrate(pictures, fold=False)
+    assert not found.folded
+    assert same(weights(trainer.model), kept)
+    assert trainer._measured, "of weights that have not changed"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"prediction_loss_only": True},
+        {"eval_do_concat_batches": False, "compute_metrics": None},
+        {"batch_eval_metrics": True, "compute_metrics": lambda found, compute_result: {}},
+        {"bf16_full_eval": True},
+        {"compute_metrics": None},
+    ],
+    ids=" ".join,
+)
+def test_how_evaluations_are_set_does_not_matter(plain, pictures, settings, changes):
+    compute = {"compute_metrics": changes.pop("compute_metrics", compute_metrics)}
+    trainer = ReinforcedTrainer(
+        timm_student(), settings(**changes), train_dataset=plain, eval_dataset=pictures, **compute
+    )
+    found = trainer.calibrate(pictures)
+    usual = ReinforcedTrainer(timm_student(), settings(), train_dataset=plain).calibrate(pictures)
+    assert found.temperature == pytest.approx(usual.temperature, rel=0.1 if "bf16_full_eval" in changes else 0)
+    assert {weight.dtype for weight in trainer.model.parameters()} == {torch.float32}
+    assert trainer.compute_metrics is compute["compute_metrics"]
+    assert all(getattr(trainer.args, name) == value for name, value in changes.items())
+
+
+def test_the_card_tells_it_of_the_present_weights(plain, pictures, settings, tmp_path):
+    trainer = ReinforcedTrainer(
+        pooled(), settings(), train_dataset=plain, eval_dataset=pictures, compute_metrics=compute_metrics
+    )
+    card = tmp_path / "out" / "README.md"
+    trainer.train()
+    top1 = f"| top1 | {trainer.evaluate()['eval_top1']:.4g} |"
+    trainer.create_model_card()
+    assert top1 in card.read_text()
+    assert "calibrated" not in card.read_text()
+    found = trainer.calibrate(pictures)
+    trainer.create_model_card(calibrated_on={"id": "photos", "split": "validation"})
+    of = "12 images of `photos`, split `validation` best."
+    assert f"divides the logits by {found.temperature:.4g}, the temperature that fits {of}" in card.read_text()
+    assert top1 not in card.read_text(), "measured before"
+    trainer.evaluate()
+    trainer.create_model_card()
+    assert f"by {found.temperature:.4g}, the temperature that fits 12 images best." in card.read_text()
+    assert top1 in card.read_text()
+    trainer.train()
+    trainer.create_model_card()
+    assert "calibrated" not in card.read_text()
+
+
+def test_images_of_ones_own(plain, tiny_dataset, settings):
+    rows = [{"pixel_values": torch.randn(3, SIZE, SIZE), "labels": n % 8} for n in range(6)]
+    trainer = ReinforcedTrainer(pooled(), settings(), train_dataset=rows)
+    assert trainer.calibrate(rows).folded
+    assert ReinforcedTrainer(pooled(), settings(), train_dataset=plain).calibrate(tiny_dataset).folded
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (None, "must have labels from 0 to 7, found none in row 0. Give others."),
+        ([3, -100, 1], "must have labels from 0 to 7, found -100 in row 1. Give others."),
+    ],
+)
+def test_images_without_labels(settings, labels, message):
+    rows = [{"pixel_values": torch.zeros(3, SIZE, SIZE), "labels": 0} for _ in range(3)]
+    trainer = ReinforcedTrainer(pooled(), settings(), train_dataset=rows)
+    rows = [{"pixel_values": row["pixel_values"]} for row in rows]
+    for row, label in zip(rows, labels or [], strict=False):
+        row["labels"] = label
+    with pytest.raises(DataError, match=message):
+        trainer.calibrate(rows)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            "photos",
+            r"`images` must be a dataset, such as `datasets.load_dataset` returns, got the name 'photos'. Open it",
+        ),
+        ({"a": [], "b": []}, r"`images` must be one dataset, got 2 by name \(a, b\). Give one."),
+    ],
+)
+def test_what_is_no_dataset(plain, settings, given, message):
+    with pytest.raises(ConfigError, match=message):
+        ReinforcedTrainer(pooled(), settings(), train_dataset=plain).calibrate(given)
+
+
+def test_a_model_that_cannot_take_it_in_is_refused_before():
+    student = timm_student("test_resnet")
+    kept = weights(student)
+    check_foldable(student.train(), (SIZE, SIZE), "calibrate_split")
+    assert same(weights(student), kept)
+    assert student.training
+    nn.init.normal_(student.timm_model.fc.bias, std=3.0)
+    student.timm_model.fc = nn.Sequential(student.timm_model.fc, nn.Tanh())
+    with pytest.raises(
+        ConfigError, match="`calibrate_split` needs a model whose logits are linear in the weights of its"
+    ):
+        check_foldable(student, (SIZE, SIZE), "calibrate_split")
+
+
+@pytest.mark.parametrize("sharded", ["is_fsdp_enabled", "is_deepspeed_enabled"])
+def test_sharded_weights_are_not_calibrated(sharded):
+    trainer = SimpleNamespace(**{"is_fsdp_enabled": False, "is_deepspeed_enabled": False, sharded: True})
+    with pytest.raises(ConfigError, match=r"`calibrate` needs all weights in each process, but they are sharded"):
+        check_whole(trainer, "calibrate")
+
+
+def test_images_that_are_tested_are_refused_and_a_few_twins_are_not(tiny_dataset):
+    files = undecoded_images(tiny_dataset, "image")
+    check_other_images(files.select(range(6)), files.select(range(6, 12)), "the test")
+    with pytest.raises(
+        ConfigError, match="other images than the test, but 1 of its 7 are the same: the calibration error"
+    ):
+        check_other_images(files.select(range(7)), files.select(range(6, 12)), "the test")
+    rows = [{"bytes": str(n).encode(), "path": None} for n in range(101)]
+    many = datasets.Dataset.from_dict(
+        {"image": rows}, features=datasets.Features({"image": datasets.Image(decode=False)})
+    )
+    check_other_images(many.select(range(100)), many.select([99, 100]), "the test")
+    with pytest.raises(ConfigError, match="2 of its 100 are the same"):
+        check_other_images(many.select(range(100)), many.select([98, 99]), "the test")
+
+
+def test_what_is_learned_after_it_goes_on_from_those_weights(plain, pictures, settings):
+    """In Python the temperature is in the model itself, and a `train` that resumes takes the checkpoint's weights again."""
+    trainer = ReinforcedTrainer(
+        pooled(), settings(save_strategy="epoch"), train_dataset=plain, eval_dataset=pictures,
+        compute_metrics=compute_metrics,
+    )  # fmt: skip
+    trainer.train()
+    kept = weights(trainer.model)
+    found = trainer.calibrate(pictures)
+    expected = classification_metrics(found.logits / found.temperature, found.labels)
+    assert trainer.evaluate()["eval_ece"] == pytest.approx(expected["ece"], abs=1e-5)
+    trainer.train(resume_from_checkpoint=True)  # of which no step is left
+    assert same(weights(trainer.model), kept)

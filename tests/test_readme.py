@@ -220,6 +220,8 @@ def test_what_is_said_of_length_and_of_a_students_temperature_was_measured():
         assert f"| {row} | {' | '.join(f'{100 * found[name]:.1f}' for name in names)} |" in text
         mean, std = (100 * found[f"{kind}_{gained}{end}"] for end in ("", "_std"))
         lost += [(row, f"by {-mean:.2f} ± {std:.2f} points")] if -mean > std else []
+        answers, labels = found[names[3]], found[names[0]]
+        assert round(100 * answers, 1) <= round(100 * labels, 1), "calibrated answers, labels as they are"
     ((row, by),) = lost
     assert row == "all of CIFAR-10, ResNet-14, 10 epochs"
     assert (

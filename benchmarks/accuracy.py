@@ -30,6 +30,9 @@ the number of stored views.
 `--signal` and `--top_k` store the answers in another way and add both to the keys; no need to repeat plain training then:
 `--objectives reinforced`.
 
+`--calibrate` has each student calibrated by the first half of the test images, and all measured on the other half; in the keys
+`calibrated_student`.
+
 Finished runs in --work are kept: the same command goes on where it was stopped, and adds to the --json file.
 """
 
@@ -78,6 +81,7 @@ USUAL: dict[str, Any] = {
     "epochs": None,
     "num_views": None,
     "small": False,
+    "calibrate": False,
 }
 SMALL_VIEWS: list[dict[str, Any]] = [
     {"RandomHorizontalFlip": {"p": 0.5}},
@@ -360,6 +364,8 @@ def suffix(flags: Any, *, of_data: bool = False) -> str:
         teachers += f"_{flags.epochs}epochs"
     if flags.num_views is not None:
         teachers += f"_{flags.num_views}views"
+    if flags.calibrate and not of_data:
+        teachers += "_calibrated_student"
     signal = "" if flags.signal == "topk" and flags.top_k is None else f"_{flags.signal}"
     return teachers + signal + ("" if flags.top_k is None else f"_k{flags.top_k}")
 
@@ -380,13 +386,18 @@ def run(name: str, student: str, flags: Any, variant: str = "", **more: Any) -> 
         "logging_steps": 50, "report_to": "none", "disable_tqdm": True,
         **({"label_weight": flags.label_weight} if flags.label_weight else {}), **more,
     }  # fmt: skip
+    tested = "test"
+    if flags.calibrate:
+        tested = "test[50%:]"
+        train |= {"eval_split": tested, "calibrate_split": "test[:50%]"}
     folder = flags.work / name / f"{student}{suffix(flags)}{variant}"
     config = CompareConfig(
         title=f"{name}, {student}{(suffix(flags) + variant).replace('_', ' ')}",
         output_dir=str(folder),
         train=train,
         evaluate={
-            "sets": [f"test={base}:test"], "corrupt": ["test"], "severities": [3], "batch_size": 250 if case.size <= 64 else 32,
+            "sets": [f"test={base}:{tested}"], "corrupt": ["test"], "severities": [3],
+            "batch_size": 250 if case.size <= 64 else 32,
             "corruptions": list(case.corruptions),
             "max_examples": 200 if flags.quick else None,
         },
@@ -413,6 +424,7 @@ def main() -> None:
     parser.add_argument("--label_weight", type=float, help="Of the labels in the loss of reinforced. Default: 0.")
     parser.add_argument("--epochs", type=int, help="Of each training. Default: the set's, by student.")
     parser.add_argument("--num_views", type=int, help="V. Default: the set's.")
+    parser.add_argument("--calibrate", action="store_true", help="Calibrate the students by half of the test images.")
     parser.add_argument("--small", action="store_true", help="Fewer views and epochs, one corruption; a ResNet only.")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="Default: 0 1 2.")
     parser.set_defaults(**USUAL)

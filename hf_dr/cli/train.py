@@ -33,7 +33,7 @@ from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.folds import CONFIG_KEY, Fold, folds_of
 from hf_dr.teacher.preprocessing import EVAL_CROP
 from hf_dr.training.arguments import ReinforcedTrainingArguments
-from hf_dr.training.calibrating import check_foldable, check_other_images, check_whole
+from hf_dr.training.calibrating import check_classes, check_foldable, check_other_images, check_whole
 from hf_dr.training.checkpoints import last_checkpoint, whole_checkpoint
 from hf_dr.training.checks import evaluation_images
 from hf_dr.training.distillation import OnlineDistillationTrainer
@@ -99,6 +99,7 @@ def prepare_training(
     if evaluation is not None and held_out is not None:
         check_whole(trainer, "calibrate_split")
         check_foldable(model, data.size, "calibrate_split")
+        check_classes(np.asarray(held_out.labels), np.asarray(evaluation.labels))
         check_other_images(held_out.files, evaluation.files, f"`eval_split` {student.eval_split}")
     card = {**_card_settings(student), "evaluated_on": evaluated_on, "calibrated_on": calibrated_on}
     return trainer, card, held_out

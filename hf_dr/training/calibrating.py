@@ -91,6 +91,22 @@ def check_whole(trainer: Any, setting: str) -> None:
         )
 
 
+def check_classes(labels: np.ndarray, tested: np.ndarray) -> None:
+    """Refuses to calibrate by a slice of a split that is sorted by class, which would fit few classes and be tested on others.
+
+    Args:
+        labels: Classes of the images to calibrate by, (n,).
+        tested: Of those that are tested, (m,).
+    """
+    found, known = len(np.unique(labels)), len(np.unique(tested))
+    by_chance = known * (1 - (1 - 1 / known) ** len(labels))  # the mean of n draws from as many classes
+    if found < by_chance / 2:
+        raise ConfigError(
+            f"`calibrate_split` must have images of all classes, but its {len(labels):,} are of {found:,} classes and those of "
+            f"`eval_split` of {known:,}. A slice of a split that is sorted by class is no sample: shuffle it, or name another."
+        )
+
+
 def check_other_images(images: datasets.Dataset, tested: datasets.Dataset, where: str) -> None:
     """Refuses to calibrate by images of which more than 1 in 100 are also tested; fewer may be twins that a dataset has.
 

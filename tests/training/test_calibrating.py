@@ -6,6 +6,8 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import nn
 
@@ -13,7 +15,7 @@ from hf_dr.errors import ConfigError, DataError
 from hf_dr.evaluation.metrics import classification_metrics, compute_metrics
 from hf_dr.store.base_dataset import undecoded_images
 from hf_dr.teacher.calibration import TEMPERATURES, fit_temperature
-from hf_dr.training.calibrating import check_foldable, check_other_images, check_whole
+from hf_dr.training.calibrating import check_classes, check_foldable, check_other_images, check_whole
 from hf_dr.training.trainer import ReinforcedTrainer
 from training.helpers import MODELS, SIZE, STEPS, pooled, same, timm_student, weights
 
@@ -181,6 +183,17 @@ def test_sharded_weights_are_not_calibrated(sharded):
     trainer = SimpleNamespace(**{"is_fsdp_enabled": False, "is_deepspeed_enabled": False, sharded: True})
     with pytest.raises(ConfigError, match=r"`calibrate` needs all weights in each process, but they are sharded"):
         check_whole(trainer, "calibrate")
+
+
+@given(st.integers(1, 60), st.integers(2, 200), st.integers(0, 1000))
+def test_a_slice_of_a_sorted_split_is_refused_and_a_sample_is_not(classes, each, seed):
+    rows = np.repeat(np.arange(classes), each)
+    drawn = np.random.default_rng(seed).permutation(rows)
+    count = max(1, len(rows) // 5)
+    check_classes(drawn[:count], drawn[count:])
+    if classes >= 15 and each >= 5:
+        with pytest.raises(ConfigError, match=r"must have images of all classes, but its .* A slice of a split that"):
+            check_classes(rows[:count], rows[count:])
 
 
 def test_images_that_are_tested_are_refused_and_a_few_twins_are_not(tiny_dataset):

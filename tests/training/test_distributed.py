@@ -164,6 +164,36 @@ def test_what_is_measured_are_the_weights_that_are_saved(tmp_path, tiny_folder, 
     assert told[0]["eval_loss"] == pytest.approx(alone["eval_loss"], rel=1e-5)
 
 
+def calibrate_together(plus: str, out: str) -> None:
+    """A student and its average, calibrated by 7 of the images."""
+    args = plain_arguments(out, per_device_eval_batch_size=2)
+    train = load_reinforced(plus)
+    trainer = ReinforcedTrainer(pooled(), args, train_dataset=train)
+    with torch.no_grad():
+        trainer.ema.module.linear.weight.mul_(3)
+    rows = [{"pixel_values": train[row, 0]["pixel_values"], "labels": train["labels"][row]} for row in range(7)]
+    found = trainer.calibrate(rows)
+    told = [found.temperature, found.ema_temperature, found.folded, found.labels.tolist()]
+    Path(out, f"told_{args.process_index}.json").write_text(json.dumps(told))
+    for name, model in (("model", trainer.model), ("ema", trainer.ema.module)):
+        save_file(model.state_dict(), Path(out) / f"{name}_{args.process_index}.safetensors")
+
+
+def test_two_processes_calibrate_as_one_does(tmp_path, tiny_folder):
+    children.run(calibrate_together, str(tiny_folder), str(tmp_path), two=True, log=tmp_path / "log")
+    (tmp_path / "alone").mkdir()
+    calibrate_together(str(tiny_folder), str(tmp_path / "alone"))
+    places = (tmp_path / "alone", 0), (tmp_path, 0), (tmp_path, 1)
+    alone, *two = (json.loads((folder / f"told_{rank}.json").read_text()) for folder, rank in places)
+    assert two[0] == two[1]
+    assert two[0] == [pytest.approx(alone[0]), pytest.approx(alone[1]), True, alone[3]]
+    for name in ("model", "ema"):
+        one, *others = (load_file(folder / f"{name}_{rank}.safetensors") for folder, rank in places)
+        assert same(*others)
+        for key, value in one.items():
+            torch.testing.assert_close(others[0][key], value)
+
+
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory, tiny_folder) -> Path:
     """What one process saved."""

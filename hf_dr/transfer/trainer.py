@@ -26,7 +26,7 @@ from hf_dr.errors import ConfigError, FormatError, HfDrError
 from hf_dr.files import write_json
 from hf_dr.hub.repository import Push, Repository, publish
 from hf_dr.processes import process_state
-from hf_dr.settings import Place
+from hf_dr.settings import Place, flag
 from hf_dr.store.base_dataset import load_base, sampled_rows
 from hf_dr.store.readme import merge_parts, newline_of, split_readme
 from hf_dr.training.checkpoints import follows_a_metric, plain
@@ -67,6 +67,10 @@ class TransferArguments(TransferSettings, ResumableArguments):
         **ResumableArguments.without_part, "label_smoothing_factor": 0.0, "train_sampling_strategy": "random",
         "gradient_checkpointing": False, "bf16_full_eval": False, "fp16_full_eval": False,
     }  # fmt: skip
+
+    hub_strategy: str = flag(
+        "When --push_to_hub pushes: at the end, because checkpoints hold the state of the training.", default="end"
+    )
 
     def __post_init__(self) -> None:
         TransferSettings.__post_init__(self)

@@ -299,7 +299,7 @@ def test_a_detector_trains_on_a_dataset_and_is_pushed(tmp_path, capsys, loopback
     objects_dataset([[[2, 3, 20, 20]]] * 4, [[0], [1], [0], [1]]).to_parquet(tmp_path / "d.parquet")
     more = {"dataset": tmp_path / "d.parquet", "eval_split": "train", "max_steps": 1, "save_strategy": "no"}
     words = ["detect", *detection_flags(tmp_path, tmp_path / "out", **more)]
-    assert main([*words, "--push_to_hub", "--hub_strategy", "end", "--hub_model_id", "org/detector"]) == 0
+    assert main([*words, "--push_to_hub", "--hub_model_id", "org/detector"]) == 0
     assert {"model.safetensors", TRANSFER_FILE, RESULTS_FILE} <= loopback_hub.files(
         "org/detector", repo_type="models"
     ).keys()

@@ -274,9 +274,7 @@ def whole(tmp_path_factory):
 @pytest.fixture
 def short(tmp_path):
     """A finished training of one epoch."""
-    trainer = line_trainer(
-        tmp_path, max_steps=3, per_device_eval_batch_size=3, hub_model_id="me/line", hub_strategy="end"
-    )
+    trainer = line_trainer(tmp_path, max_steps=3, per_device_eval_batch_size=3, hub_model_id="me/line")
     trainer.train()
     return trainer
 
@@ -505,7 +503,7 @@ def test_what_decays(tmp_path):
      ({"train_sampling_strategy": "group_by_length"}, "`train_sampling_strategy` has no part in this training"),
      ({"gradient_checkpointing": True}, "`gradient_checkpointing` has no part in this training, got True"),
      ({"bf16_full_eval": True}, "`bf16_full_eval` has no part in this training, got True"),
-     ({"push_to_hub": True}, "`hub_strategy` must be end")],
+     ({"push_to_hub": True, "hub_strategy": "every_save"}, "`hub_strategy` must be end")],
 )  # fmt: skip
 def test_impossible_settings(tmp_path, settings, message):
     with pytest.raises(ConfigError, match=message):

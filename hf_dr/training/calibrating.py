@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,8 @@ from hf_dr.training.callbacks import WeightAverage
 from hf_dr.training.checks import check_no_path
 from hf_dr.training.resumable import ResumableTrainer, changed
 from hf_dr.training.students import outputs_of
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,10 @@ def calibrate(trainer: ResumableTrainer, images: Any, average: WeightAverage | N
     size = torch.as_tensor(next(iter(images))["pixel_values"]).shape[-2:]
     # Both or neither: they are of one architecture.
     folded = fold and all(fold_temperature(each, own, _pixels(each, size)) for each, own in found.items())
+    if fold and not folded:
+        logger.warning(
+            "The last layer of the model cannot take the temperature in: divide its logits by %.4g.", temperature
+        )
     ema_temperature = None if average is None else found[average.ema.module]
     return Calibration(temperature, ema_temperature, folded, logits_BC, labels_B)
 

@@ -164,6 +164,18 @@ def test_what_is_no_dataset(plain, settings, given, message):
         ReinforcedTrainer(pooled(), settings(), train_dataset=plain).calibrate(given)
 
 
+def test_a_model_that_cannot_take_it_in_is_left_as_it_is(plain, pictures, settings, caplog):
+    student = pooled()
+    student.register_forward_hook(lambda model, given, outputs: {"logits": 9 * torch.tanh(outputs["logits"] + 3)})
+    trainer = ReinforcedTrainer(student, settings(), train_dataset=plain)
+    kept = weights(student)
+    found = trainer.calibrate(pictures)
+    assert not found.folded
+    assert same(weights(student), kept)
+    assert f"cannot take the temperature in: divide its logits by {found.temperature:.4g}." in caplog.text
+    assert trainer._calibration is None
+
+
 def test_a_model_that_cannot_take_it_in_is_refused_before():
     student = timm_student("test_resnet")
     kept = weights(student)

@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 # Rows by whose files a base dataset is recognised; in addition, every image is hashed when it is decoded.
 _SAMPLED_ROWS = 64
 _ANY_CLASS = int(np.iinfo(np.int64).max)
+_SAVED_SPLITS = "dataset_dict.json"  # in the folder of a saved DatasetDict
 _EMBEDDED_AT_ONCE = 16  # rows whose files are read into one Arrow array
 
 
@@ -47,8 +48,8 @@ def load_base(
     """Loads one split of a base dataset.
 
     Args:
-        name: Hub id, a Parquet file, a folder of Parquet files or images (imagefolder), or one that
-            `Dataset.save_to_disk` wrote.
+        name: Hub id, a Parquet file, a folder of Parquet files or images (imagefolder), or one that `save_to_disk` of a
+            Dataset or a DatasetDict wrote.
         config: Its configuration, where it has several.
         split: The split; slices such as `train[:1000]` work.
         revision: Branch, tag or commit on the Hub.
@@ -68,7 +69,7 @@ def load_base(
     with _loading(name, split):
         if path.is_file():
             loaded = load_parquet([path], "train", part=split)
-        elif (path / "state.json").is_file():
+        elif _is_saved(path):
             loaded = _part_of(_open_saved(path), split)
         else:
             loaded = datasets.load_dataset(_unpatterned(path, name), config, split=split, revision=revision)
@@ -128,8 +129,13 @@ def base_files(name: str, config: str | None = None, *, split: str, revision: st
 
 
 def _is_one(path: Path) -> bool:
-    """Whether a path is a file, or the folder of a saved dataset: neither has configurations or splits to choose from."""
-    return path.is_file() or (path / "state.json").is_file()
+    """Whether a path is a file, or the folder of saved splits: neither has configurations."""
+    return path.is_file() or _is_saved(path)
+
+
+def _is_saved(path: Path) -> bool:
+    """Whether `save_to_disk` wrote a folder: of one split, or of several."""
+    return (path / "state.json").is_file() or (path / _SAVED_SPLITS).is_file()
 
 
 def _unpatterned(path: Path, name: str) -> str:
@@ -166,10 +172,10 @@ def _loading(name: str, split: str) -> Iterator[None]:
 
 
 def split_names(name: str, config: str | None = None, *, revision: str | None = None) -> list[str]:
-    """Returns the splits of a dataset, named as for `load_base`; none for a file, a saved split, and what cannot be found."""
+    """Returns the splits of a dataset, named as for `load_base`; none for a file, one saved split, and what cannot be found."""
     path = Path(name).expanduser()
     if _is_one(path):
-        return []
+        return list(_open_saved(path)) if (path / _SAVED_SPLITS).is_file() else []
     try:
         return datasets.get_dataset_split_names(str(path) if path.exists() else name, config, revision=revision)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
@@ -194,16 +200,19 @@ def load_parquet(
 
 
 def _part_of(saved: Any, split: str) -> Any:
-    """Returns the rows of a saved dataset that `split` means: all, or a slice such as `train[:1000]`.
+    """Returns the rows of a saved dataset, or of several splits, that `split` means: all, or a slice such as `train[:1000]`.
 
     Raises:
-        ValueError: The saved dataset is another split.
+        ValueError: There is no such split.
     """
-    if not isinstance(saved, datasets.Dataset):  # several splits in one folder: the caller refuses that
-        return saved
-    parts = datasets.ReadInstruction.from_spec(split).to_absolute({str(saved.split or "train"): len(saved)})
-    rows = [row for part in parts for row in range(*slice(part.from_, part.to).indices(len(saved)))]
-    return saved if len(rows) == len(saved) else saved.select(rows)
+    splits = {str(saved.split or "train"): saved} if isinstance(saved, datasets.Dataset) else dict(saved)
+    sizes = {name: len(rows) for name, rows in splits.items()}
+    parts = []
+    for part in datasets.ReadInstruction.from_spec(split).to_absolute(sizes):
+        rows = splits[part.splitname]
+        chosen = range(*slice(part.from_, part.to).indices(len(rows)))
+        parts.append(rows if len(chosen) == len(rows) else rows.select(chosen))
+    return parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
 
 
 def check_cache() -> None:

@@ -18,7 +18,15 @@ from hf_dr.generation.agreement import held_out_answers
 from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.job import reinforce, reinforce_job
 from hf_dr.replay.augmented import AugmentedDataset
-from hf_dr.store.base_dataset import base_files, check_cache, check_dataset, label_advice, load_base, load_parquet
+from hf_dr.store.base_dataset import (
+    base_files,
+    check_cache,
+    check_dataset,
+    label_advice,
+    load_base,
+    load_parquet,
+    split_names,
+)
 from hf_dr.training.checks import evaluation_images
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops.geometry import CenterCrop
@@ -46,12 +54,17 @@ def test_another_split_than_was_saved_is_refused(tmp_path):
         load_base(str(tmp_path))
 
 
-def test_a_folder_of_several_saved_splits_is_no_saved_dataset(tmp_path):
-    datasets.DatasetDict(train=numbers(1), test=numbers(2)).save_to_disk(tmp_path)
-    assert load_base(str(tmp_path), split="test")[0]["number"][:] == [2]
-    (tmp_path / "state.json").touch()  # as a saved dataset has it
-    with pytest.raises(DataError, match=r"must give one split, found DatasetDict. Save or name a single split"):
-        load_base(str(tmp_path))
+def test_a_folder_of_several_saved_splits(tmp_path):
+    datasets.DatasetDict(train=numbers(*range(1, 9)), test=numbers(9, 10)).save_to_disk(tmp_path)
+    for split, expected in (
+        ("test", [9, 10]), ("train[:2]", [1, 2]), ("train[75%:]", [7, 8]), ("train[:1]+test[-1:]", [1, 10]),
+    ):  # fmt: skip
+        assert load_base(str(tmp_path), split=split)[0]["number"][:] == expected
+    assert split_names(str(tmp_path)) == ["train", "test"]
+    with pytest.raises(DataError, match=r"could not load split `tset` of .*Unknown split .tset."):
+        load_base(str(tmp_path), split="tset")
+    with pytest.raises(ConfigError, match="the config of a dataset must be left out for what has none, got 'fine'"):
+        load_base(str(tmp_path), "fine")
 
 
 def test_the_files_of_a_split(tmp_path, photos):

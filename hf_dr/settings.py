@@ -83,7 +83,7 @@ class Real:
 
     def check(self, name: str, value: object) -> None:
         """Raises a ConfigError that names the setting if `value` is not such a number."""
-        number = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+        number = isinstance(value, numbers.Real) and not isinstance(value, bool) and -math.inf < value < math.inf
         if (
             not number
             or not self.low <= value <= self.high  # type: ignore[operator]

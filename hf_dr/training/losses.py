@@ -203,8 +203,9 @@ def reinforced_loss(
 
     Raises:
         ConfigError: The batch lacks something, labels that the loss needs among others; a weight is impossible; or see
-            `reinforced_kl`, but the classes, as values, are looked at on the CPU only: another device would be waited for.
-        DataError: A label is none of the classes; on the CPU only, too.
+            `reinforced_kl`, but the classes, as values, are looked at on the CPU only, and not in compiled code: another device
+            would be waited for, and the graph would break.
+        DataError: A label is none of the classes; only there, too.
     """
     check_batch(batch)
     Real(0, 1).check("label_weight", label_weight)
@@ -213,7 +214,7 @@ def reinforced_loss(
     tails = (batch.get("tail_ids"), batch.get("tail_logprobs"))
     _check_tensors(logits_BC, *answers, *tails)
     _check_rows("reinforced", batch["reinforced"], torch.bool, logits_BC)
-    if logits_BC.device.type == "cpu":  # another device would be waited for
+    if _can_look_at(logits_BC):
         ids = _listed_ids(tail, batch["teacher_ids"], batch.get("tail_ids"))
         wrong_B = _of_no_class(ids, logits_BC.shape[-1])
         if wrong_B.any():
@@ -259,6 +260,11 @@ def _own_weight(batch: Mapping[str, Any]) -> float:
     return float(lam)
 
 
+def _can_look_at(values: torch.Tensor) -> bool:
+    """Whether values can be checked for nothing: another device would be waited for, and a compiled graph would break."""
+    return values.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def _labels_of(batch: Mapping[str, Any], logits_BC: torch.Tensor) -> torch.Tensor:
     """Returns the labels of a batch, which the loss needs."""
     labels_B: torch.Tensor | None = batch.get("labels")
@@ -268,7 +274,7 @@ def _labels_of(batch: Mapping[str, Any], logits_BC: torch.Tensor) -> torch.Tenso
             "forward does not take."
         )
     _check_rows("labels", labels_B, torch.int64, logits_BC)
-    if labels_B.device.type == "cpu":  # another device would be waited for
+    if _can_look_at(labels_B):
         check_classes(labels_B, logits_BC.shape[-1])
     return labels_B
 

@@ -297,6 +297,27 @@ def test_a_weight_of_labels_may_be_a_tensor_of_one_number():
         torch.testing.assert_close(reinforced_loss(logits, batch_of(**fresh, lam=lam)), expected)
 
 
+@pytest.mark.filterwarnings("ignore:.*Function.* should not be instantiated")  # so do the lowest versions of torch
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+@pytest.mark.parametrize("tail", TAIL_RULES)
+def test_it_compiles_in_one_graph(tail, temperature):
+    """Also on the CPU, where the values of a batch are looked at unless it is compiled."""
+    logits = stored(3, dtype=torch.float32)[0].requires_grad_()
+    given = {key.removesuffix("_BT"): value for key, value in with_tail(tail).items() if key != "tail"}
+    batch = batch_of(reinforced=torch.arange(B) != 1, **given)
+
+    def loss(logits: torch.Tensor, batch: dict[str, Any]) -> torch.Tensor:
+        settings = {"tail": tail, "temperature": temperature, "label_weight": 0.3, "label_smoothing": 0.1}
+        return reinforced_loss(logits, batch, **settings)
+
+    torch._dynamo.reset()  # it counts what was compiled for other settings
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    values = [way(logits, batch) for way in (loss, compiled)]
+    torch.testing.assert_close(*values)
+    torch.testing.assert_close(*(torch.autograd.grad(value, logits)[0] for value in values))
+    assert values[0].requires_grad
+
+
 @pytest.mark.parametrize("name", ["label_weight", "label_smoothing"])
 @pytest.mark.parametrize("value", [-0.1, 1.5])
 def test_weights_and_smoothing_are_shares(tiny_plus, name, value):

@@ -83,10 +83,11 @@ class Real:
 
     def check(self, name: str, value: object) -> None:
         """Raises a ConfigError that names the setting if `value` is not such a number."""
-        number = isinstance(value, numbers.Real) and not isinstance(value, bool) and -math.inf < value < math.inf
+        number = isinstance(value, numbers.Real) and not isinstance(value, bool)
         if (
             not number
             or not self.low <= value <= self.high  # type: ignore[operator]
+            or value == math.inf
             or (self.above and value == self.low)
             or (self.below and value == self.high)
         ):

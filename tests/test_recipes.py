@@ -4,6 +4,7 @@ import gc
 import importlib.util
 import json
 import re
+import shutil
 from pathlib import Path
 
 import datasets
@@ -339,7 +340,14 @@ def test_a_stacked_student_trains():
     assert main(["train", *argv, *TINY, "--smoke"]) == 0
 
 
-def test_a_calibration_is_rehearsed():
+def test_a_calibration_is_rehearsed(tmp_path):
+    folder = tmp_path / "recipe"
+    shutil.copytree(ROOT / "recipes/fashion_mnist", folder)
+    content = yaml.safe_load((folder / "compare.yaml").read_text())
+    content["train"] |= {"eval_split": "test[1000:]", "calibrate_split": "test[:1000]"}
+    content["evaluate"]["sets"] = ["test=hf_dr/assets/fashion_mnist:test[1000:]"]
+    (folder / "compare.yaml").write_text(yaml.safe_dump(content))
+    assert main(["compare", "--config", str(folder / "compare.yaml"), "--smoke"]) == 0
     argv = ["--config", "recipes/students/swin_t.yaml", "recipes/fashion_mnist/erm.yaml", "--smoke"]
     assert main(["train", *argv, *TINY, "--eval_dataset", "any", "--calibrate_split", "test[:1000]"]) == 0
 

@@ -26,9 +26,15 @@ def calibration_of(logits_BC: np.ndarray, labels_B: np.ndarray) -> dict[str, Any
     }
 
 
-def calibrate(trainer: ReinforcedTrainer, images: Any, *, fold: bool = True) -> dict[str, Any]:
-    """Calibrates a trained classifier; returns what `calibration_of` does, and whether the weights took it in (`folded`)."""
+def calibrate(trainer: ReinforcedTrainer, images: Any, card: dict[str, Any], *, fold: bool = True) -> dict[str, Any]:
+    """Calibrates a trained classifier; returns what `calibration_of` does, and whether the weights took it in (`folded`).
+
+    They are then saved, with a `card` that tells it.
+    """
     found = trainer.calibrate(images, fold=fold)
+    if found.folded:
+        trainer.save_model(_internal_call=True)
+        trainer.create_model_card(**card)
     return {**calibration_of(found.logits, found.labels), "folded": found.folded}
 
 

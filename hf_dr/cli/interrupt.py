@@ -23,6 +23,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_dr.cli.launch import Terminated
 from hf_dr.replay.streaming import StreamedReinforcedDataset
+from hf_dr.training.calibrating import as_trained
 from hf_dr.training.checkpoints import last_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -194,7 +195,8 @@ def _save_last_step(trainer: Trainer) -> None:
     saved = kept is not None and Path(kept).name == f"{PREFIX_CHECKPOINT_DIR}-{trainer.state.global_step}"
     if not (saved or args.load_best_model_at_end or args.save_only_model or _is_within_stream(trainer)):
         assert trainer.model is not None
-        trainer._save_checkpoint(trainer.model, None)  # private, but Trainer has no other that saves its state
+        with as_trained(trainer):
+            trainer._save_checkpoint(trainer.model, None)  # private, but Trainer has no other that saves its state
 
 
 _USUAL: dict[signal.Signals, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}

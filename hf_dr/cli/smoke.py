@@ -39,6 +39,7 @@ from hf_dr.training.students import build_student, complete_config
 
 ROWS = 4
 """Rows of each generated split."""
+_TESTED = f"[{ROWS // 2}:]"  # those of a split of which the others calibrate
 _ARCHITECTURE = "test_resnet"
 _SUFFIX = "-smoke"
 _KEYS = {"dataset", "splits", "images", "columns"}
@@ -283,7 +284,7 @@ class Rehearsal:
         if settings.get("calibrate_split"):
             split = settings.get("eval_split") or StudentArguments.eval_split
             whole = split.partition("[")[0]
-            changed |= {"calibrate_split": f"{whole}[:{ROWS // 2}]", "eval_split": f"{whole}[{ROWS // 2}:]"}
+            changed |= {"calibrate_split": f"{whole}[:{ROWS // 2}]", "eval_split": f"{whole}{_TESTED}"}
         changed |= {name: None for name in ("revision", "base_revision", "eval_revision") if settings.get(name)}
         if settings.get("teacher"):
             changed["teacher"] = self.teachers(len(settings["teacher"]))
@@ -333,10 +334,13 @@ class Rehearsal:
             **self._short,
         }
 
-    def evaluate(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns what a rehearsal changes in the settings of `evaluate`; every set becomes the described dataset."""
+    def evaluate(self, settings: Mapping[str, Any], rows: str = "") -> dict[str, Any]:
+        """Returns what a rehearsal changes in the settings of `evaluate`; every set becomes the described dataset.
+
+        `rows` is the slice of a split that is taken, such as `[2:]`.
+        """
         changed: dict[str, Any] = {
-            "sets": [self._set(parse_set(text)) for text in settings["sets"]],
+            "sets": [self._set(parse_set(text), rows) for text in settings["sets"]],
             "max_examples": ROWS,
         }
         if "models" in settings:
@@ -350,7 +354,7 @@ class Rehearsal:
             changed.update(severities=[1], corruptions=(settings.get("corruptions") or list(CORRUPTIONS))[:1])
         return changed
 
-    def _set(self, spec: EvaluationSet) -> str:
+    def _set(self, spec: EvaluationSet, rows: str) -> str:
         described = self.described
         features = described.features
         image = next(name for name, kind in features.items() if isinstance(kind, datasets.Image))
@@ -358,15 +362,16 @@ class Rehearsal:
         split = spec.split if spec.split in described.splits else list(described.splits)[1]
         label = spec.label if spec.label in labels else labels[0]
         # Under a name that is no preset's, so that nothing of a preset is taken over.
-        return f"{spec.name}{_SUFFIX}={self.base}:{split},image={image},label={label}"
+        return f"{spec.name}{_SUFFIX}={self.base}:{split}{rows},image={image},label={label}"
 
     def compare(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Returns what a rehearsal changes in the settings of `compare`: the file in which they are."""
         own = self.train(settings["train"])
         del own["output_dir"], own["config"]
+        rows = _TESTED if "calibrate_split" in own else ""
         changed: dict[str, Any] = {
             "train": {**settings["train"], **own},
-            "evaluate": {**settings["evaluate"], **self.evaluate(settings["evaluate"])},
+            "evaluate": {**settings["evaluate"], **self.evaluate(settings["evaluate"], rows)},
             "pictures": [],
             "seeds": [0],
             "output_dir": str(self.folder / "out"),

@@ -90,10 +90,13 @@ def train_command(argv: Sequence[str], prog: str) -> int:
     trainer, card, held_out = prepare_training(student, args, argv)
     found: dict[str, Any] = {}
     with trainer.alone():
-        run_training(trainer, args, lambda: None if held_out is None else found.update(calibrate(trainer, held_out)))
+        run_training(
+            trainer, args, lambda: None if held_out is None else found.update(calibrate(trainer, held_out, card))
+        )
         finish_training(trainer, args, card)
     if found and trainer.is_world_process_zero():
-        print(f"\n{calibration_table(found, ', in the weights')}", flush=True)
+        kept = "in the weights" if found["folded"] else "not in the weights: divide the logits by it"
+        print(f"\n{calibration_table(found, f', {kept}')}", flush=True)
     return 0
 
 
@@ -178,12 +181,13 @@ def _teach(
     trainer, card, _ = prepare_training(student, args, argv, leave_out=fold)
     if teaching.calibrate:
         check_whole(trainer, "calibrate")
+    card["calibrated_on"] = card["evaluated_on"]
     found: dict[str, Any] = {}
     with trainer.alone():
         run_training(
-            trainer, args, lambda: found.update(calibrate(trainer, trainer.eval_dataset, fold=teaching.calibrate))
+            trainer, args, lambda: found.update(calibrate(trainer, trainer.eval_dataset, card, fold=teaching.calibrate))
         )
-        finish_training(trainer, args, {**card, "calibrated_on": card["evaluated_on"]})
+        finish_training(trainer, args, card)
         if trainer.is_world_process_zero():
             _write(Path(args.output_dir), found, student)
     return found

@@ -35,7 +35,7 @@ from hf_dr.teacher.preprocessing import EVAL_CROP
 from hf_dr.training.arguments import ReinforcedTrainingArguments
 from hf_dr.training.calibrating import check_classes, check_foldable, check_other_images, check_whole
 from hf_dr.training.checkpoints import last_checkpoint, whole_checkpoint
-from hf_dr.training.checks import evaluation_images
+from hf_dr.training.checks import as_evaluation, evaluation_images
 from hf_dr.training.distillation import OnlineDistillationTrainer
 from hf_dr.training.students import LabelledImages, build_student, evaluation_of, load_processor, read_model_args
 from hf_dr.training.trainer import ReinforcedTrainer
@@ -93,12 +93,13 @@ def prepare_training(
         setattr(model.config, CONFIG_KEY, dataclasses.asdict(leave_out))
     processor = load_processor(student.student, max(data.size))
     open_split = partial(_evaluation_split, student, argv, data, evaluation_of(model, processor, data.size))
-    evaluation, evaluated_on = open_split(student.eval_split) if student.eval_dataset else (None, None)
-    held_out, calibrated_on = open_split(student.calibrate_split) if student.calibrate_split else (None, None)
+    evaluation, evaluated_on = open_split("eval_split") if student.eval_dataset else (None, None)
+    held_out, calibrated_on = open_split("calibrate_split") if student.calibrate_split else (None, None)
     trainer = _build_trainer(student, args, model, processor, data, evaluation)
     if evaluation is not None and held_out is not None:
         check_whole(trainer, "calibrate_split")
         check_foldable(model, data.size, "calibrate_split")
+        as_evaluation(held_out, data, model, processor, name="calibrate_split")
         check_classes(np.asarray(held_out.labels), np.asarray(evaluation.labels))
         check_other_images(held_out.files, evaluation.files, f"`eval_split` {student.eval_split}")
     card = {**_card_settings(student), "evaluated_on": evaluated_on, "calibrated_on": calibrated_on}
@@ -106,14 +107,18 @@ def prepare_training(
 
 
 def _evaluation_split(
-    student: StudentArguments, argv: Sequence[str], data: ReinforcedData, shown: Augmentation, split: str
+    student: StudentArguments, argv: Sequence[str], data: ReinforcedData, shown: Augmentation, setting: str
 ) -> tuple[LabelledImages, dict[str, Any]]:
-    """Loads a split of the dataset to evaluate on; returns its images, shown by one view each, and what they are."""
+    """Loads the split of the dataset to evaluate on that a setting names; returns its images, and what they are.
+
+    Each image is shown by one view.
+    """
     assert student.eval_dataset is not None
+    split = getattr(student, setting)
     loaded, described = load_base(
         student.eval_dataset, split=split, revision=student.eval_revision, files_from=student.files_from
     )
-    images = evaluation_images(loaded, data, shown)
+    images = evaluation_images(loaded, data, shown, name=setting.replace("eval_split", "eval_dataset"))
     check_rows(argv, student.eval_dataset, split, len(images))
     return images, {**described, "split": split}
 
@@ -235,11 +240,11 @@ def _epoch_in(results: Path) -> Any:
 def run_training(
     trainer: ReinforcedTrainer | TransferTrainer,
     args: TrainingArguments,
-    before_saving: Callable[[], Any] = lambda: None,
+    before_evaluation: Callable[[], Any] = lambda: None,
 ) -> None:
     """Trains, resuming from the last checkpoint of the folder; saves the model and its metrics. Ctrl-C saves a checkpoint.
 
-    `before_saving` may change the trained model before it is saved and evaluated; its checkpoints stay as they are.
+    `before_evaluation` may change the model that was saved, and save it again; its checkpoints stay as they are.
     """
     steps_before = 0
     folder = str(args.output_dir)
@@ -250,17 +255,22 @@ def run_training(
     with checkpoint_on_interrupt(trainer):
         result = trainer.train(resume_from_checkpoint=checkpoint)
     with training_kept_on_interrupt(trainer):
-        before_saving()
-        _finish(trainer, result, trained=result.global_step > steps_before)
+        _save_trained(trainer, result, trained=result.global_step > steps_before)
+        before_evaluation()
+        _evaluate(trainer)
 
 
-def _finish(trainer: ReinforcedTrainer | TransferTrainer, result: TrainOutput, *, trained: bool) -> None:
-    """Saves the model and its metrics; what was finished before, so that no step was `trained`, keeps those that it has."""
+def _save_trained(trainer: ReinforcedTrainer | TransferTrainer, result: TrainOutput, *, trained: bool) -> None:
+    """Saves the model and what its training took; one that was finished before, so that no step was `trained`, keeps that."""
     written = Path(str(trainer.args.output_dir), "train_results.json")
     if trained or _epoch_in(written) != result.metrics["epoch"]:
         trainer.log_metrics("train", result.metrics)
         save_metrics(trainer, "train", result.metrics)
     trainer.save_model(_internal_call=True)  # pushed when there is a card
+
+
+def _evaluate(trainer: ReinforcedTrainer | TransferTrainer) -> None:
+    """Saves the metrics of the model, and the state of the training."""
     if trainer.eval_dataset is not None:
         metrics = trainer.evaluate()
         trainer.log_metrics("eval", metrics)

@@ -14,6 +14,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import datasets
 import numpy as np
 import pandas as pd
 
@@ -31,7 +32,7 @@ from hf_dr.files import write_json, write_whole
 from hf_dr.hub.fetch import fetch_config
 from hf_dr.processes import on_main, process_state
 from hf_dr.replay.loading import each_dataset
-from hf_dr.store.base_dataset import check_dataset, load_base, undecoded_images
+from hf_dr.store.base_dataset import load_base, undecoded_images
 from hf_dr.store.card import write_card
 from hf_dr.store.findings import Students, save_finding
 from hf_dr.store.json_files import read_object
@@ -306,8 +307,10 @@ def _check_calibration(train: dict[str, Any], tested: Images) -> None:
     if name and split:
         files_from = train.get("files_from") or []
         dataset, _ = load_base(name, split=split, revision=train.get("eval_revision"), files_from=files_from)
-        images = undecoded_images(dataset, check_dataset(dataset, tested.spec.image, "none")[0])
-        check_other_images(images, tested.undecoded.select(tested.rows), f"the set `{tested.spec.name}`")
+        columns = [column for column, kind in dataset.features.items() if isinstance(kind, datasets.Image)]
+        for column in columns:  # the trainings know which of several it is
+            images = undecoded_images(dataset, column)
+            check_other_images(images, tested.undecoded.select(tested.rows), f"the set `{tested.spec.name}`")
 
 
 def training_flags(config: CompareConfig, objective: str, seed: int) -> dict[str, Any]:

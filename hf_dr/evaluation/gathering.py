@@ -231,7 +231,10 @@ def read_trained(folder: Path) -> Finished:
     try:
         seed = int(student.settings["seed"])
         place = _joined(student.evaluated_on or {}, ":", "id", "config", "split")
-        model = student.model.rsplit(", over ", 1)[0] + (", calibrated" if student.calibration else "")
+        model = student.model.rsplit(", over ", 1)[0]
+        if student.calibration:
+            images = _joined(student.calibration["of"] or {}, ":", "id", "config", "split")
+            model += f", calibrated by {images or 'other images'}"
         setting = _setting(model, student.dataset, student.settings, round(float(run.epochs), 2), place)
         metrics = {key: float(student.metrics[key]) for key in METRICS if key in student.metrics}
     except (KeyError, TypeError, ValueError) as error:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import logging
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sized
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import datasets
@@ -13,6 +15,7 @@ import torch
 from torch import nn
 
 from hf_dr.errors import ConfigError, DataError
+from hf_dr.replay.reinforced_data import ReinforcedData
 from hf_dr.store.base_dataset import shared_files
 from hf_dr.teacher.calibration import fit_temperature
 from hf_dr.training.callbacks import WeightAverage
@@ -30,16 +33,21 @@ class Calibration:
     Attributes:
         temperature: What the logits are divided by; above 1 the model was too sure of itself.
         ema_temperature: That of the averaged weights; None without any.
-        folded: Whether the weights have taken it in.
         logits: Of the images before, float32 (B, C).
         labels: Their classes, int64 (B,).
+        trained: The weights that have taken the temperature in, those of the average as well, with what they were before.
     """
 
     temperature: float
     ema_temperature: float | None
-    folded: bool
-    logits: np.ndarray
-    labels: np.ndarray
+    logits: np.ndarray = field(repr=False)
+    labels: np.ndarray = field(repr=False)
+    trained: Mapping[nn.Parameter, torch.Tensor] = field(repr=False)
+
+    @property
+    def folded(self) -> bool:
+        """Whether the weights have taken the temperature in."""
+        return bool(self.trained)
 
 
 def calibrate(trainer: ResumableTrainer, images: Any, average: WeightAverage | None, *, fold: bool) -> Calibration:
@@ -47,31 +55,64 @@ def calibrate(trainer: ResumableTrainer, images: Any, average: WeightAverage | N
 
     Args:
         trainer: After its training.
-        images: Rows with `pixel_values` and `labels`.
+        images: Rows with labels.
         average: Of the weights, if there is one.
-        fold: Whether the weights take it in, if they can.
+        fold: Whether the weights take it in, if they can. They are then as they were trained, if they had taken one in before.
     """
+    _check_given(images)
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if fold:
+        check_whole(trainer, "calibrate")
+        _put({} if trainer._calibration is None else trainer._calibration.trained)
+    logits_BC, labels_B = _answers(trainer, images)
+    temperatures = {model: fit_temperature(logits_BC, labels_B)}
+    if average is not None:
+        with average.in_place_of(model):
+            temperatures[average.ema.module] = fit_temperature(*_answers(trainer, images))
+    layers = {each: last_layer(each, _pixels(trainer, images)) if fold else [] for each in temperatures}
+    trained = {}
+    if all(layers.values()):
+        trained = {weight: weight.detach().clone() for layer in layers.values() for weight in layer}
+        _put({weight: trained[weight] / temperatures[each] for each, layer in layers.items() for weight in layer})
+    elif fold:
+        logger.warning(
+            "The last layer of the model cannot take the temperature in: divide its logits by %.4g.",
+            temperatures[model],
+        )
+    return Calibration(
+        temperatures[model],
+        None if average is None else temperatures[average.ema.module],
+        logits_BC,
+        labels_B,
+        trained,
+    )
+
+
+@contextmanager
+def as_trained(trainer: Any) -> Iterator[None]:
+    """Gives weights that have taken a temperature in their numbers from before it for a while, as checkpoints have them."""
+    found = trainer._calibration
+    calibrated = {} if found is None else {weight: weight.detach().clone() for weight in found.trained}
+    _put({} if found is None else found.trained)
+    try:
+        yield
+    finally:
+        _put(calibrated)
+
+
+@torch.no_grad()
+def _put(numbers: Mapping[nn.Parameter, torch.Tensor]) -> None:
+    for weight, value in numbers.items():
+        weight.copy_(value)
+
+
+def _check_given(images: Any) -> None:
+    """Refuses what is no dataset, or has no images."""
     check_no_path("images", images)
     if isinstance(images, dict):
         raise ConfigError(f"`images` must be one dataset, got {len(images)} by name ({', '.join(images)}). Give one.")
-    if fold:
-        check_whole(trainer, "calibrate")
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    logits_BC, labels_B = _answers(trainer, images)
-    temperature = fit_temperature(logits_BC, labels_B)
-    found = {model: temperature}
-    if average is not None:
-        with average.in_place_of(model):
-            found[average.ema.module] = fit_temperature(*_answers(trainer, images))
-    size = torch.as_tensor(next(iter(images))["pixel_values"]).shape[-2:]
-    # Both or neither: they are of one architecture.
-    folded = fold and all(fold_temperature(each, own, _pixels(each, size)) for each, own in found.items())
-    if fold and not folded:
-        logger.warning(
-            "The last layer of the model cannot take the temperature in: divide its logits by %.4g.", temperature
-        )
-    ema_temperature = None if average is None else found[average.ema.module]
-    return Calibration(temperature, ema_temperature, folded, logits_BC, labels_B)
+    if images is None or (isinstance(images, Sized) and not len(images)):
+        raise ConfigError("`images` must be a dataset with images, got none. Give some that were held out.")
 
 
 def _answers(trainer: ResumableTrainer, images: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -79,7 +120,9 @@ def _answers(trainer: ResumableTrainer, images: Any) -> tuple[np.ndarray, np.nda
     whole = {"prediction_loss_only": False, "batch_eval_metrics": False, "eval_do_concat_batches": True}
     with changed(trainer.args, **whole), changed(trainer, compute_metrics=None):
         predicted = trainer.predict(images)
-    logits_BC = np.asarray(predicted.predictions, np.float32)
+    # Of a model that returns more than logits these are the first of several.
+    first = predicted.predictions[0] if isinstance(predicted.predictions, tuple) else predicted.predictions
+    logits_BC = np.asarray(first, np.float32)
     labels_B = np.full(len(logits_BC), -1) if predicted.label_ids is None else np.asarray(predicted.label_ids)
     unknown = np.flatnonzero((labels_B < 0) | (labels_B >= logits_BC.shape[1]))
     if len(unknown):
@@ -105,12 +148,15 @@ def check_classes(labels: np.ndarray, tested: np.ndarray) -> None:
         labels: Classes of the images to calibrate by, (n,).
         tested: Of those that are tested, (m,).
     """
-    found, known = len(np.unique(labels)), len(np.unique(tested))
-    by_chance = known * (1 - (1 - 1 / known) ** len(labels))  # the mean of n draws from as many classes
-    if found < by_chance / 2:
+    _, counts = np.unique(np.concatenate([labels, tested]), return_counts=True)
+    # The chance of each class to be among as many images, were they drawn from all.
+    drawn = 1 - (1 - len(labels) / counts.sum()) ** counts
+    found = len(np.unique(labels))
+    if found < drawn.sum() - 4 * np.sqrt((drawn * (1 - drawn)).sum()) - 0.5:
         raise ConfigError(
             f"`calibrate_split` must have images of all classes, but its {len(labels):,} are of {found:,} classes and those of "
-            f"`eval_split` of {known:,}. A slice of a split that is sorted by class is no sample: shuffle it, or name another."
+            f"`eval_split` of {len(np.unique(tested)):,}. A slice of a split that is sorted by class is no sample: shuffle it, "
+            "or name another."
         )
 
 
@@ -133,37 +179,42 @@ def check_other_images(images: datasets.Dataset, tested: datasets.Dataset, where
 def check_foldable(model: nn.Module, size: tuple[int, int], setting: str) -> None:
     """Refuses a model whose weights cannot take a temperature in, before it is trained on images of a size."""
     tried = copy.deepcopy(model)
-    if not fold_temperature(tried, 2.0, _pixels(tried, size)):
+    if not last_layer(tried, _noise(tried, size)):
         raise ConfigError(
             f"`{setting}` needs a model whose logits are linear in the weights of its last layer, but those of "
             f"{type(model).__name__} are not. Leave it out, and divide by the `temperature` that `hf-dr evaluate` finds."
         )
 
 
-def _pixels(model: nn.Module, size: Any) -> torch.Tensor:
-    """Returns some input of a model."""
+def _pixels(trainer: Any, images: Any) -> torch.Tensor:
+    """Returns some input of a trainer's model."""
+    train = trainer.train_dataset
+    if isinstance(train, ReinforcedData):
+        return _noise(trainer.model, train.size)
+    batch = next(iter(trainer.get_test_dataloader(images)))
+    pixels_BCHW: torch.Tensor = trainer._student_inputs(batch)["pixel_values"]
+    return pixels_BCHW
+
+
+def _noise(model: nn.Module, size: tuple[int, int]) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     return torch.randn(2, 3, *size, generator=generator).to(next(model.parameters()).device)
 
 
 @torch.no_grad()
-def fold_temperature(model: nn.Module, temperature: float, pixels_BCHW: torch.Tensor) -> bool:
-    """Divides a classifier's logits by a temperature, in its last layer: whoever loads its weights gets calibrated answers.
+def last_layer(model: nn.Module, pixels_BCHW: torch.Tensor) -> list[nn.Parameter]:
+    """Returns the weights that divide a classifier's logits if they are divided; none where no layer's do.
 
-    That is the last layer with an output for each class, or the last two, as in DeiT, whose heads are averaged. Layers within
-    the model may have as many outputs by chance, so what was done is checked, with one layer more each time.
+    They are those of the last layer with an output for each class, or of the last two, as in DeiT, whose heads are averaged.
+    Layers within the model may have as many outputs by chance, so it is tried out, with one layer more each time.
 
     Args:
-        model: A classifier as `ReinforcedTrainer` takes it.
-        temperature: What the logits are divided by.
-        pixels_BCHW: Some input of the model, by which the result is checked.
-
-    Returns:
-        Whether it worked; a model whose logits are not linear in the weights of its last layer stays as it was.
+        model: A classifier as `ReinforcedTrainer` takes it. It is in evaluation mode afterwards.
+        pixels_BCHW: Some input of the model.
     """
     model.eval()
-    expected_BC = outputs_of(model, pixels_BCHW)["logits"] / temperature
-    classes = expected_BC.shape[-1]
+    halves_BC = outputs_of(model, pixels_BCHW)["logits"] / 2  # which is exact in any precision
+    classes = halves_BC.shape[-1]
     heads = [
         layer
         for layer in model.modules()
@@ -172,11 +223,10 @@ def fold_temperature(model: nn.Module, temperature: float, pixels_BCHW: torch.Te
     ]
     for first in reversed(range(len(heads))):
         weights = [weight for layer in heads[first:] for weight in layer.parameters()]
-        kept = [weight.clone() for weight in weights]
-        for weight in weights:
-            weight.div_(temperature)
-        if torch.allclose(outputs_of(model, pixels_BCHW)["logits"], expected_BC, rtol=1e-3, atol=1e-4):
-            return True
-        for weight, old in zip(weights, kept, strict=True):
-            weight.copy_(old)
-    return False
+        kept = {weight: weight.clone() for weight in weights}
+        _put({weight: value / 2 for weight, value in kept.items()})
+        found_BC = outputs_of(model, pixels_BCHW)["logits"]
+        _put(kept)
+        if torch.allclose(found_BC, halves_BC, rtol=1e-3, atol=1e-4):
+            return weights
+    return []

@@ -269,7 +269,12 @@ def _wraps_reinforced(dataset: Any) -> bool:
 
 
 def evaluation_images(
-    dataset: datasets.Dataset, train: ReinforcedData, shown: Augmentation, *, to_predict: bool = False
+    dataset: datasets.Dataset,
+    train: ReinforcedData,
+    shown: Augmentation,
+    *,
+    to_predict: bool = False,
+    name: str = "eval_dataset",
 ) -> LabelledImages:
     """Returns the images and labels of a dataset; the trainer that evaluates by them checks their classes.
 
@@ -278,6 +283,7 @@ def evaluation_images(
         train: What the student learns from.
         shown: The view of each image; see `evaluation_of`.
         to_predict: Labels may be missing, the column or all of them (-1, as in test sets of the Hub).
+        name: What messages call the dataset.
     """
     columns = (train.origin.image_column, train.origin.label_column)
     own = [name if name in dataset.column_names else None for name in columns]
@@ -289,13 +295,15 @@ def evaluation_images(
         label_column = label_column if len(labels) else None
     if label_column is None and not to_predict:
         raise DataError(
-            f"`eval_dataset` must have a column of labels, found {', '.join(dataset.column_names)}. "
+            f"`{name}` must have a column of labels, found {', '.join(dataset.column_names)}. "
             f"{label_advice(dataset, image_column, 'Name it `label`.')}"
         )
     return LabelledImages(dataset, shown, image_column=image_column, label_column=label_column)
 
 
-def as_evaluation(given: Any, train: Any, model: Any, processor: Any, *, to_predict: bool = False) -> Any:
+def as_evaluation(
+    given: Any, train: Any, model: Any, processor: Any, *, to_predict: bool = False, name: str = "eval_dataset"
+) -> Any:
     """Returns what Trainer evaluates on, with each plain dataset of images made into `LabelledImages`.
 
     Args:
@@ -303,23 +311,24 @@ def as_evaluation(given: Any, train: Any, model: Any, processor: Any, *, to_pred
         train: What the student learns from; only of `ReinforcedData` classes and size are known.
         model: The student.
         processor: The image processor that is saved with it, if there is one.
-        to_predict: See `evaluation_images`.
+        to_predict: See `evaluation_images`; `name` as well.
     """
     if not isinstance(train, ReinforcedData):
         return given
     if isinstance(given, dict):
-        return {name: as_evaluation(one, train, model, processor, to_predict=to_predict) for name, one in given.items()}
+        return {key: as_evaluation(one, train, model, processor, to_predict=to_predict) for key, one in given.items()}
     if isinstance(given, datasets.Dataset) and is_undecoded(given):
-        given = evaluation_images(given, train, evaluation_of(model, processor, train.size), to_predict=to_predict)
+        shown = evaluation_of(model, processor, train.size)
+        given = evaluation_images(given, train, shown, to_predict=to_predict, name=name)
     if isinstance(given, LabelledImages):
         if given.has_labels:
-            check_class_names(given.class_names, train.class_names, "eval_dataset", ConfigError)
-            class_numbers(given.labels, train.num_classes, "the labels of `eval_dataset`", "Give a split with labels.")
+            check_class_names(given.class_names, train.class_names, name, ConfigError)
+            class_numbers(given.labels, train.num_classes, f"the labels of `{name}`", "Give a split with labels.")
         elif not to_predict:
-            raise DataError("`eval_dataset` must have labels, got LabelledImages without. Name its `label_column`.")
+            raise DataError(f"`{name}` must have labels, got LabelledImages without. Name its `label_column`.")
     elif is_undecoded(getattr(given, "dataset", given)):
         raise ConfigError(
-            f"`eval_dataset` must be a datasets.Dataset, or make its `pixel_values` itself, got {type(given).__name__} of "
+            f"`{name}` must be a datasets.Dataset, or make its `pixel_values` itself, got {type(given).__name__} of "
             "undecoded images. Use `Dataset.select` for a part of a dataset, and no `streaming`."
         )
     return given

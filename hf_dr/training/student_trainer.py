@@ -137,8 +137,8 @@ class StudentTrainer(ResumableTrainer):
             collate = CheckedBatches(collate, train.num_classes)
         return changed(self, data_collator=collate)
 
-    def _as_evaluation(self, given: Any, *, to_predict: bool = False) -> Any:
-        return as_evaluation(given, self.train_dataset, self.model, self.processing_class, to_predict=to_predict)
+    def _as_evaluation(self, given: Any, **settings: Any) -> Any:
+        return as_evaluation(given, self.train_dataset, self.model, self.processing_class, **settings)
 
     def _check_decoded(self, name: str, given: Any) -> None:
         """Refuses images that nothing makes into pixels, which a `data_collator` of one's own may; and names of datasets."""
@@ -183,7 +183,7 @@ class StudentTrainer(ResumableTrainer):
             ConfigError: The weights are sharded.
             DataError: An image has no label.
         """
-        found = calibrate(self, self._as_evaluation(images, to_predict=True), self._average, fold=fold)
+        found = calibrate(self, self._as_evaluation(images, name="images"), self._average, fold=fold)
         if found.folded:
             self._calibration, self._measured = found, {}
         return found

@@ -537,9 +537,12 @@ def test_wrong_calls_end_with_one_clear_line_and_status_2(call, tmp_path, capsys
 
 @pytest.mark.parametrize("objective", ["reinforced", "erm", "kd"])
 def test_a_student_is_calibrated_by_images_that_are_not_tested(
-    call, tmp_path, tiny_dataset, tiny_plus, teacher, objective, capsys
+    call, tmp_path, tiny_dataset, tiny_plus, teacher, objective, capsys, monkeypatch
 ):
     more = ["--objective", objective, *(["--teacher", teacher] if objective == "kd" else [])]
+    # Within their bounds, which are powers of two, temperatures of model and average would often be the same.
+    monkeypatch.setattr("hf_dr.teacher.calibration.TEMPERATURES", (1e-6, 1e6))
+    more += ["--student", "timm:test_vit", "--model_args", '{"img_size": 24, "patch_size": 8}']
     more += ["--ema_decay", "0.5", "--eval_split", "train[4:]", "--calibrate_split", "train[:4]"]
     assert call(*more) == 0
     printed = capsys.readouterr().out
@@ -548,11 +551,12 @@ def test_a_student_is_calibrated_by_images_that_are_not_tested(
     out = tmp_path / "out"
     found = read(out / "student.json")["calibration"]
     assert (found["num_held_out"], found["of"]["id"], found["of"]["split"]) == (4, "base.parquet", "train[:4]")
+    assert found["temperature"] != found["ema_temperature"]
     trained = out / f"checkpoint-{2 * STEPS}"
     for name, temperature in (("model", "temperature"), ("ema", "ema_temperature")):
         before, after = (load_file(folder / f"{name}.safetensors") for folder in (trained, out))
-        assert {key for key in before if not torch.equal(before[key], after[key])} == {"fc.weight", "fc.bias"}
-        torch.testing.assert_close(after["fc.weight"] * found[temperature], before["fc.weight"])
+        assert {key for key in before if not torch.equal(before[key], after[key])} == {"head.weight", "head.bias"}
+        torch.testing.assert_close(after["head.weight"] * found[temperature], before["head.weight"])
 
     # The temperature that whoever loads the checkpoint finds, and the metrics of whoever loads the student.
     tested = tiny_dataset.select(range(4, ROWS))
@@ -576,6 +580,53 @@ def test_a_student_is_calibrated_by_images_that_are_not_tested(
     kept = (out / "model.safetensors").read_bytes()
     assert call(*more) == 0
     assert (out / "model.safetensors").read_bytes() == kept, "not twice"
+
+
+CALIBRATED = ["--save_strategy", "no", "--eval_split", "train[4:]", "--calibrate_split", "train[:4]"]
+
+
+@pytest.mark.usefixtures("ctrl_c")
+@pytest.mark.parametrize("pressed_in", [1, 2])
+def test_ctrl_c_saves_a_checkpoint_without_the_temperature(call, tmp_path, monkeypatch, pressed_in):
+    """While held-out images are answered, and in the evaluation after it."""
+    assert call(*CALIBRATED, out="whole") == 0
+    evaluations = itertools.count(1)
+    evaluate = ReinforcedTrainer.evaluation_loop
+
+    def pressed(*arguments, **settings):
+        if next(evaluations) == pressed_in:
+            signal.raise_signal(signal.SIGINT)
+        return evaluate(*arguments, **settings)
+
+    monkeypatch.setattr(ReinforcedTrainer, "evaluation_loop", pressed)
+    assert call(*CALIBRATED) == 130
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    if pressed_in == 2:  # the weights are saved with a card of theirs
+        assert read(out / "student.json")["calibration"] == read(whole / "student.json")["calibration"]
+        assert "| top1 |" not in (out / "README.md").read_text()
+    assert call(*CALIBRATED) == 0
+    assert read(out / "student.json")["calibration"] == read(whole / "student.json")["calibration"]
+    assert (out / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+def test_a_held_out_image_that_cannot_be_read_costs_no_training(call, tmp_path, tiny_dataset, capsys):
+    def damage(row, n):
+        return {"image": {"bytes": b"none", "path": None}} if n == 2 else row
+
+    undecoded = tiny_dataset.cast_column("image", datasets.Image(decode=False))
+    undecoded.map(damage, with_indices=True).cast(tiny_dataset.features).to_parquet(tmp_path / "damaged.parquet")
+    assert call(*CALIBRATED, "--eval_dataset", str(tmp_path / "damaged.parquet")) == 2
+    assert "row 2" in capsys.readouterr().err
+    assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_labels_of_held_out_images_are_looked_at_before(call, tmp_path, tiny_dataset, capsys):
+    labels = [9 if n == 2 else label for n, label in enumerate(tiny_dataset["label"])]
+    numbered = tiny_dataset.remove_columns("label").add_column("label", labels)
+    numbered.to_parquet(tmp_path / "numbered.parquet")
+    assert call(*CALIBRATED, "--eval_dataset", str(tmp_path / "numbered.parquet")) == 2
+    assert "the labels of `calibrate_split` must be from 0 to 7 in every row, found 9" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "model.safetensors").exists()
 
 
 def test_one_that_was_trained_before_is_calibrated_by_the_same_command(call, tmp_path, caplog):

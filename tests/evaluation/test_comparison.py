@@ -264,7 +264,7 @@ def test_what_one_objective_refuses_is_known_before_another_is_trained(config, t
     assert not (tmp_path / "out").exists()
 
 
-def test_students_are_not_calibrated_by_images_on_which_they_are_compared(config, tmp_path, capsys):
+def test_students_are_not_calibrated_by_images_on_which_they_are_compared(config, tmp_path, tiny_dataset, capsys):
     content = yaml.safe_load(config.read_text())
     content["train"] |= {"eval_split": "train[6:]", "calibrate_split": "train[:6]", "max_steps": 1}
     config.write_text(yaml.safe_dump(content), encoding="utf-8")
@@ -276,6 +276,14 @@ def test_students_are_not_calibrated_by_images_on_which_they_are_compared(config
     assert main(["compare", "--config", str(config)]) == 0
     calibration = json.loads((tmp_path / "out" / "erm-0" / "student.json").read_text())["calibration"]
     assert calibration["num_held_out"] == 6
+    # Images in a column of another name, next to small copies.
+    both = tiny_dataset.map(lambda row: {"thumb": row["image"]})
+    both.to_parquet(tmp_path / "both.parquet")
+    content["train"]["eval_dataset"] = str(tmp_path / "both.parquet")
+    content["train"]["calibrate_split"] = "train[:7]"
+    config.write_text(yaml.safe_dump(content), encoding="utf-8")
+    assert main(["compare", "--config", str(config)]) == 2
+    assert "`calibrate_split` must have other images than the set `test`, but 1 of its 7" in capsys.readouterr().err
 
 
 def test_a_setting_that_only_one_objective_heeds_is_for_that_one(config):

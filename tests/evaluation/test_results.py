@@ -377,12 +377,13 @@ def test_gains_without_a_common_seed_are_those_of_the_means(trained):
 
 
 def test_a_calibrated_student_stands_in_a_row_of_its_own(trained):
-    at = {"temperature": 1.1, "num_held_out": 4, "of": None}
+    of = {"id": "photos", "config": None, "split": "validation"}
+    at = {"temperature": 1.1, "num_held_out": 4, "of": of}
     edit(trained / "evaluated" / "reinforced-1" / "student.json", lambda s: s.update(calibration=at))
     results = gather([trained])
     assert not results.left_out
     named = [setting.model for setting in results.settings]
-    assert named[1] == f"{named[0]}, calibrated"
+    assert named[1] == f"{named[0]}, calibrated by photos:validation"
     assert [run.folder.name for run in results.of(results.settings[1], "reinforced")] == ["reinforced-1"]
 
 

@@ -110,6 +110,31 @@ def check_apart(output_dir: str | Path, datasets: Iterable[str | None], models: 
             )
 
 
+_DATA = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".parquet", ".arrow"}
+
+
+def check_no_data(output_dir: str | Path, own: Iterable[str]) -> None:
+    """Checks that a command does not write among the images of a dataset, which could not be loaded with its files.
+
+    Args:
+        output_dir: Where it writes.
+        own: Patterns of what tells that it has written there before.
+
+    Raises:
+        ConfigError: There are images or tables there, and nothing of its own.
+    """
+    folder = Path(output_dir).expanduser()
+    if any(any(folder.glob(pattern)) for pattern in own):
+        return
+    found = (path for pattern in ("*", "*/*") for path in folder.glob(pattern))
+    data = next((path for path in found if path.suffix.lower() in _DATA and path.is_file()), None)
+    if data is not None:
+        raise ConfigError(
+            f"`output_dir` must be new, or the folder of this command from before, got {output_dir} with the file "
+            f"{data.relative_to(folder)} of a dataset. Choose another place."
+        )
+
+
 def write_whole(path: Path, content: str | bytes) -> None:
     """Writes a text, in UTF-8, or bytes; whoever reads the file sees the old content or the new one."""
     with written_whole(path) as temporary:

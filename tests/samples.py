@@ -31,6 +31,15 @@ RESUMED_TOGETHER = pytest.mark.skipif(
     reason="an older transformers cannot resume several processes on a CPU",
 )
 
+
+def one_pixel_off(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Returns nearly the same image, whose pixel hash is another."""
+    changed = image.convert("RGB")
+    red, *others = changed.getpixel((0, 0))
+    changed.putpixel((0, 0), (red ^ 1, *others))
+    return changed
+
+
 # For tests whose examples are dear, or use fixtures.
 quick = settings(max_examples=20, suppress_health_check=list(HealthCheck))
 

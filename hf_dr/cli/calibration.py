@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_dr.evaluation.metrics import classification_metrics
-from hf_dr.teacher.calibration import fit_temperature
+from hf_dr.teacher.calibration import TEMPERATURES, fit_temperature
 from hf_dr.text import percent, two_columns
 
 if TYPE_CHECKING:
@@ -45,7 +45,15 @@ def calibration_table(found: dict[str, Any], note: str = "") -> str:
     lines = [
         ("held-out top-1", f"{percent(before['top1'])} of {found['num_held_out']:,} images"),
         ("temperature", f"{found['temperature']:.3f}{note}"),
-        ("calibration error", f"{100 * before['ece']:.2f} % before, {100 * after['ece']:.2f} % with it (ECE)"),
+        (
+            "calibration error",
+            f"{100 * before['ece']:.2f} % before, {100 * after['ece']:.2f} % with it (ECE on these images)",
+        ),
         ("NLL of the label", f"{before['nll']:.4f} nats before, {after['nll']:.4f} with it"),
     ]
+    least, greatest = TEMPERATURES
+    if not 1.001 * least < found["temperature"] < 0.999 * greatest:
+        lines.append(
+            ("note", f"none outside of {least:g} to {greatest:g} is tried: too few images, or others than it knows?")
+        )
     return two_columns(lines)

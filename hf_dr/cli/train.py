@@ -21,7 +21,7 @@ from hf_dr.cli.flags import StudentArguments
 from hf_dr.cli.interrupt import checkpoint_on_interrupt, training_kept_on_interrupt
 from hf_dr.errors import ConfigError, FormatError
 from hf_dr.evaluation.metrics import compute_metrics
-from hf_dr.files import check_apart, write_json, writing
+from hf_dr.files import check_apart, check_no_data, write_json, writing
 from hf_dr.hub.fetch import fetch_config
 from hf_dr.processes import process_state
 from hf_dr.replay.augmented import AugmentedDataset
@@ -33,16 +33,27 @@ from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.folds import CONFIG_KEY, Fold, folds_of
 from hf_dr.teacher.preprocessing import EVAL_CROP
 from hf_dr.training.arguments import ReinforcedTrainingArguments
-from hf_dr.training.calibrating import check_classes, check_foldable, check_other_images, check_whole
+from hf_dr.training.calibrating import (
+    check_classes,
+    check_foldable,
+    check_not_learned,
+    check_other_images,
+    check_whole,
+)
 from hf_dr.training.checkpoints import last_checkpoint, whole_checkpoint
 from hf_dr.training.checks import as_evaluation, evaluation_images
 from hf_dr.training.distillation import OnlineDistillationTrainer
+from hf_dr.training.student_card import STUDENT_FILE, Student
 from hf_dr.training.students import LabelledImages, build_student, evaluation_of, load_processor, read_model_args
+from hf_dr.training.teaching import MARKER
 from hf_dr.training.trainer import ReinforcedTrainer
 from hf_dr.transfer.trainer import TransferTrainer
 from hf_dr.views.augmentation import Augmentation
 
 logger = logging.getLogger(__name__)
+
+OWN_FILES = ("checkpoint-*", TRAINER_STATE_NAME, "train_results.json", STUDENT_FILE, MARKER)
+"""What tells that a training has written to a folder, or the division of a dataset for one."""
 
 
 def draw_all_anew(args: ReinforcedTrainingArguments, objective: str) -> None:
@@ -74,6 +85,7 @@ def prepare_training(
     model_args = read_model_args(student.model_args)  # before anything is loaded
     read = [*student.dataset, student.base, student.eval_dataset]
     check_apart(str(args.output_dir), read, [student.student, *student.teacher])
+    check_no_data(str(args.output_dir), OWN_FILES)
     set_seed(args.seed)
     data = load_images(student, args.seed) if student.plain else _load_plus(student, args.seed)
     _check_loaded(student, data)
@@ -102,6 +114,11 @@ def prepare_training(
         as_evaluation(held_out, data, model, processor, name="calibrate_split")
         check_classes(np.asarray(held_out.labels), np.asarray(evaluation.labels))
         check_other_images(held_out.files, evaluation.files, f"`eval_split` {student.eval_split}")
+        check_not_learned(held_out.files, data)
+    elif trainer.is_world_process_zero() and _was_calibrated(Path(str(args.output_dir))):
+        logger.warning(
+            "The student in %s was calibrated. Without `calibrate_split` it will be as it was trained.", args.output_dir
+        )
     card = {**_card_settings(student), "evaluated_on": evaluated_on, "calibrated_on": calibrated_on}
     return trainer, card, held_out
 
@@ -115,12 +132,22 @@ def _evaluation_split(
     """
     assert student.eval_dataset is not None
     split = getattr(student, setting)
+    where = f"`eval_dataset` and `{setting}`"
     loaded, described = load_base(
-        student.eval_dataset, split=split, revision=student.eval_revision, files_from=student.files_from
+        student.eval_dataset, split=split, revision=student.eval_revision, files_from=student.files_from, where=where
     )
     images = evaluation_images(loaded, data, shown, name=setting.replace("eval_split", "eval_dataset"))
     check_rows(argv, student.eval_dataset, split, len(images))
     return images, {**described, "split": split}
+
+
+def _was_calibrated(folder: Path) -> bool:
+    """Whether a folder holds a calibrated student."""
+    try:
+        known = Student.read(folder)
+    except FormatError:  # it is written anew
+        return False
+    return known is not None and known.calibration is not None
 
 
 def finish_training(trainer: ReinforcedTrainer, args: ReinforcedTrainingArguments, card: dict[str, Any]) -> None:
@@ -178,7 +205,7 @@ def _check_loaded(student: StudentArguments, data: ReinforcedData) -> None:
     if not student.plain and student.size is not None and (height, width) != (student.size, student.size):
         raise ConfigError(
             f"`size` must be that of the stored views, {height}x{width}, got {student.size}. Reinforce the dataset with "
-            f"`size` {student.size}, or choose another student."
+            f"`size` {student.size}, or leave it out."
         )
 
 

@@ -48,7 +48,7 @@ class Run:
     """One training: what it took, and its accuracy on the way.
 
     Attributes:
-        seconds: Of training alone, without the evaluations on the way. A run that was resumed counts from where it went on.
+        seconds: Of training alone, without the evaluations on the way.
         steps: Of the optimizer.
         accuracy: (share of the steps, top-1) of each evaluation.
         epochs: As the results tell them.

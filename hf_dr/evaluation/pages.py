@@ -43,7 +43,7 @@ def all_tables(results: Results) -> list[Table]:
         *_evaluated(results),
         _table(
             "Training time",
-            "Seconds of training, without the evaluations on the way; a run that was resumed counts from where it went on.",
+            "Seconds of training, without the evaluations on the way.",
             STUDENT,
             _by_objective(results.values(WHILE_TRAINING, "seconds"), "{} over erm", _times),
         ),

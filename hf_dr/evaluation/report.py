@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -117,7 +117,7 @@ class Report:
             for name in dict.fromkeys(r.set for r in self.results)
         }
         return " ".join(
-            f"A perfectly calibrated model would show an ECE of about {100 * np.mean(values):.1f} % on {name}, by chance."
+            f"A perfectly calibrated model would show an ECE of about {_range(values)} % on {name}, by chance."
             for name, values in found.items()
             if values
         )
@@ -143,6 +143,12 @@ class Report:
             columns = len(clean) // len({r.model for r in clean})
             figure = reliability_figure(diagrams, columns if columns > 1 else None)
             write_whole(folder / "reliability.png", as_png(figure, dpi=150))
+
+
+def _range(shares: Sequence[float]) -> str:
+    """Shows shares of several models in percent: one number, or from which to which."""
+    low, high = f"{100 * min(shares):.1f}", f"{100 * max(shares):.1f}"
+    return low if low == high else f"{low} to {high}"
 
 
 def _row(result: Result) -> tuple[str, ...]:

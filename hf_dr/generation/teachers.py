@@ -37,8 +37,8 @@ def teacher_from_provenance(provenance: Provenance, *, advice: str = "", **setti
         if not (is_commit(revision) and is_hub_id(member["id"])):
             at = "without a revision" if revision is None else f"at revision {revision}"
             raise TeacherError(
-                f"a teacher must be a commit on the Hub to be loaded by its provenance, found {member['id']} {at}. Pass it as "
-                f"`teacher` (--teacher): its file or folder is known to you alone.{advice}"
+                f"the teacher must be named, unless it is a commit on the Hub, found {member['id']!r} {at}. Pass the file or "
+                f"folder that answered as `teacher` (--teacher).{advice}"
             )
     teacher = same_teacher([f"{member['id']}@{member['revision']}" for member in members], provenance, **settings)
     chosen = [member.get("classes") for member in members]

@@ -44,6 +44,7 @@ def load_base(
     split: str = "train",
     revision: str | None = None,
     files_from: Sequence[str] = (),
+    where: str = "the name, `dataset_config` and `split`",
 ) -> tuple[datasets.Dataset, dict[str, Any]]:
     """Loads one split of a base dataset.
 
@@ -54,6 +55,7 @@ def load_base(
         split: The split; slices such as `train[:1000]` work.
         revision: Branch, tag or commit on the Hub.
         files_from: Folders whose files its cells may name, in addition to its own: see `hf_dr.store.named_files`.
+        where: The settings that said so, for messages.
 
     Returns:
         The dataset, and what names it in the provenance (`id`, `config`; a local path is cut down to its last part), with its
@@ -66,7 +68,7 @@ def load_base(
     path = Path(name).expanduser()
     _check_named(path, config, revision)
     described: dict[str, Any] = {"id": path.name if path.exists() else name, "config": config}
-    with _loading(name, split):
+    with _loading(name, split, where):
         if path.is_file():
             loaded = load_parquet([path], "train", part=split)
         elif _is_saved(path):
@@ -150,7 +152,7 @@ def _unpatterned(path: Path, name: str) -> str:
 
 
 @contextlib.contextmanager
-def _loading(name: str, split: str) -> Iterator[None]:
+def _loading(name: str, split: str, where: str = "the name, `dataset_config` and `split`") -> Iterator[None]:
     """Turns what `datasets` raises where it cannot load a base into an error for people."""
     absent = "" if Path(name).expanduser().exists() else f" There is no folder `{name}` here."
     try:
@@ -166,8 +168,7 @@ def _loading(name: str, split: str) -> Iterator[None]:
     except (OSError, *YAML_ERRORS, datasets.exceptions.DatasetsError) as error:
         check_cache()
         raise DataError(
-            f"could not load split `{split}` of {name!r} ({_reason(error)}).{absent} Check the name, `dataset_config` and "
-            "`split`."
+            f"could not load split `{split}` of {name!r} ({_reason(error)}).{absent} Check {where}."
         ) from error
 
 

@@ -15,6 +15,8 @@ import torch
 from torch import nn
 
 from hf_dr.errors import ConfigError, DataError
+from hf_dr.replay.dataset import ReinforcedDataset
+from hf_dr.replay.join import index_images
 from hf_dr.replay.reinforced_data import ReinforcedData
 from hf_dr.store.base_dataset import shared_files
 from hf_dr.teacher.calibration import fit_temperature
@@ -109,6 +111,10 @@ def _put(numbers: Mapping[nn.Parameter, torch.Tensor]) -> None:
 def _check_given(images: Any) -> None:
     """Refuses what is no dataset, or has no images."""
     check_no_path("images", images)
+    if isinstance(images, ReinforcedData):
+        raise ConfigError(
+            f"`images` must be held out from the training, got a {type(images).__name__}, which is learned. Give others."
+        )
     if isinstance(images, dict):
         raise ConfigError(f"`images` must be one dataset, got {len(images)} by name ({', '.join(images)}). Give one.")
     if images is None or (isinstance(images, Sized) and not len(images)):
@@ -155,8 +161,8 @@ def check_classes(labels: np.ndarray, tested: np.ndarray) -> None:
     if found < drawn.sum() - 4 * np.sqrt((drawn * (1 - drawn)).sum()) - 0.5:
         raise ConfigError(
             f"`calibrate_split` must have images of all classes, but its {len(labels):,} are of {found:,} classes and those of "
-            f"`eval_split` of {len(np.unique(tested)):,}. A slice of a split that is sorted by class is no sample: shuffle it, "
-            "or name another."
+            f"`eval_split` of {len(np.unique(tested)):,}. A slice of a split that is sorted by class is no sample: name "
+            "a split of its own, such as a folder `validation` next to `test`."
         )
 
 
@@ -173,6 +179,18 @@ def check_other_images(images: datasets.Dataset, tested: datasets.Dataset, where
         raise ConfigError(
             f"`calibrate_split` must have other images than {where}, but {shared:,} of its {len(images):,} are the same: the "
             "calibration error would be measured by what it was fitted to. Take slices, as `test[:1000]` and `test[1000:]`."
+        )
+
+
+def check_not_learned(images: datasets.Dataset, train: ReinforcedData) -> None:
+    """Refuses to calibrate by images that a "+" dataset has, whose rows tell the hashes of theirs; streams are not asked."""
+    if not isinstance(train, ReinforcedDataset):
+        return
+    learned = int(np.isin(index_images(images), train.image_hashes).sum())
+    if learned > len(images) / 100:
+        raise ConfigError(
+            f"`calibrate_split` must have images that are not learned, but {learned:,} of its {len(images):,} are: the student "
+            "is too sure of them. Name a split of others."
         )
 
 

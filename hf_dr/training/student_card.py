@@ -278,7 +278,8 @@ def _body(student: Student, name: str, ema: bool) -> str:
         first += "import hf_dr.teacher.architectures  # timm itself has no such architecture\n"
     parts += ["## Use", first + _TRANSFORMERS.replace("NAME", json.dumps(name))]
     if student.timm:
-        parts += ["or, without transformers,", first + _TIMM.replace("NAME", json.dumps(f"hf-hub:{name}"))]
+        place = "hf-hub" if "/" in name else "local-dir"
+        parts += ["or, without transformers,", first + _TIMM.replace("NAME", json.dumps(f"{place}:{name}"))]
     parts += ["## Training", _table("setting", student.settings)]
     if student.teachers:
         rows = [(inline(t["id"]) + _at(t.get("revision")), inline(t["license"] or "unknown")) for t in student.teachers]

@@ -18,7 +18,8 @@ from hf_dr.store.json_files import read_object
 from hf_dr.teacher.folds import FOLDS_FILE
 from hf_dr.views.rng import DOMAIN_SPLIT, keyed_rng
 
-_MARKER = "held_out.json"
+MARKER = "held_out.json"
+"""Next to a dataset that was divided, how it was."""
 _ROWS = 100  # of photos, which are in memory together
 
 
@@ -114,7 +115,7 @@ def divide(
         check_classes(labels[train], names)
     # All images are read from here on.
     made_of = {"images": whole_hash(dataset, image_column, label_column), "share": share, "seed": seed}
-    marker = folder.parent / _MARKER
+    marker = folder.parent / MARKER
     if _is_there(marker, made_of, f"{folder} must be made of the same images and labels in the same way"):
         return
     check_readable(undecoded_images(dataset, image_column))  # now, where the files still have their own names

@@ -14,6 +14,7 @@ import timm
 import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
+from samples import one_pixel_off
 from transformers import AutoModelForImageClassification, ViTConfig, ViTImageProcessor
 
 from hf_dr import files
@@ -35,6 +36,7 @@ from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops.geometry import RandomResizedCrop
 
 SIZE, ROWS, BATCH = 24, 12, 4
+CALIBRATED = ["--save_strategy", "no", "--eval_split", "train[4:]", "--calibrate_split", "train[:4]"]
 STEPS = ROWS // BATCH  # of an epoch
 
 
@@ -43,6 +45,19 @@ def base(tmp_path_factory, tiny_dataset) -> Path:
     path = tmp_path_factory.mktemp("base") / "base.parquet"
     tiny_dataset.to_parquet(path)
     return path
+
+
+@pytest.fixture(scope="module")
+def others(tiny_dataset) -> datasets.Dataset:
+    """As many images, of which no "+" dataset has any."""
+    return tiny_dataset.map(lambda row: {"image": one_pixel_off(row["image"])})
+
+
+@pytest.fixture(scope="module")
+def held_out(tmp_path_factory, others) -> str:
+    path = tmp_path_factory.mktemp("others") / "others.parquet"
+    others.to_parquet(path)
+    return str(path)
 
 
 @pytest.fixture(scope="module")
@@ -537,20 +552,20 @@ def test_wrong_calls_end_with_one_clear_line_and_status_2(call, tmp_path, capsys
 
 @pytest.mark.parametrize("objective", ["reinforced", "erm", "kd"])
 def test_a_student_is_calibrated_by_images_that_are_not_tested(
-    call, tmp_path, tiny_dataset, tiny_plus, teacher, objective, capsys, monkeypatch
+    call, tmp_path, others, held_out, tiny_plus, teacher, objective, capsys, monkeypatch
 ):
     more = ["--objective", objective, *(["--teacher", teacher] if objective == "kd" else [])]
     # Within their bounds, which are powers of two, temperatures of model and average would often be the same.
     monkeypatch.setattr("hf_dr.teacher.calibration.TEMPERATURES", (1e-6, 1e6))
     more += ["--student", "timm:test_vit", "--model_args", '{"img_size": 24, "patch_size": 8}']
-    more += ["--ema_decay", "0.5", "--eval_split", "train[4:]", "--calibrate_split", "train[:4]"]
+    more += ["--ema_decay", "0.5", *CALIBRATED, "--eval_dataset", held_out, "--save_strategy", "epoch"]
     assert call(*more) == 0
     printed = capsys.readouterr().out
     assert "of 4 images" in printed
     assert ", in the weights" in printed
     out = tmp_path / "out"
     found = read(out / "student.json")["calibration"]
-    assert (found["num_held_out"], found["of"]["id"], found["of"]["split"]) == (4, "base.parquet", "train[:4]")
+    assert (found["num_held_out"], found["of"]["id"], found["of"]["split"]) == (4, "others.parquet", "train[:4]")
     assert found["temperature"] != found["ema_temperature"]
     trained = out / f"checkpoint-{2 * STEPS}"
     for name, temperature in (("model", "temperature"), ("ema", "ema_temperature")):
@@ -559,8 +574,7 @@ def test_a_student_is_calibrated_by_images_that_are_not_tested(
         torch.testing.assert_close(after["head.weight"] * found[temperature], before["head.weight"])
 
     # The temperature that whoever loads the checkpoint finds, and the metrics of whoever loads the student.
-    tested = tiny_dataset.select(range(4, ROWS))
-    held_out = tiny_dataset.select(range(4))
+    tested, to_calibrate = others.select(range(4, ROWS)), others.select(range(4))
     before, after = (
         ReinforcedTrainer(
             AutoModelForImageClassification.from_pretrained(folder), ReinforcedTrainingArguments(str(tmp_path / "other")),
@@ -568,7 +582,7 @@ def test_a_student_is_calibrated_by_images_that_are_not_tested(
         )
         for folder in (trained, out)
     )  # fmt: skip
-    assert before.calibrate(held_out, fold=False).temperature == pytest.approx(found["temperature"], rel=1e-4)
+    assert before.calibrate(to_calibrate, fold=False).temperature == pytest.approx(found["temperature"], rel=1e-4)
     evaluated = after.evaluate()
     written = read(out / "eval_results.json")
     for name in ("eval_top1", "eval_nll", "eval_ece"):
@@ -582,14 +596,12 @@ def test_a_student_is_calibrated_by_images_that_are_not_tested(
     assert (out / "model.safetensors").read_bytes() == kept, "not twice"
 
 
-CALIBRATED = ["--save_strategy", "no", "--eval_split", "train[4:]", "--calibrate_split", "train[:4]"]
-
-
 @pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("pressed_in", [1, 2])
-def test_ctrl_c_saves_a_checkpoint_without_the_temperature(call, tmp_path, monkeypatch, pressed_in):
+def test_ctrl_c_saves_a_checkpoint_without_the_temperature(call, tmp_path, held_out, monkeypatch, pressed_in):
     """While held-out images are answered, and in the evaluation after it."""
-    assert call(*CALIBRATED, out="whole") == 0
+    more = [*CALIBRATED, "--eval_dataset", held_out]
+    assert call(*more, out="whole") == 0
     evaluations = itertools.count(1)
     evaluate = ReinforcedTrainer.evaluation_loop
 
@@ -599,39 +611,61 @@ def test_ctrl_c_saves_a_checkpoint_without_the_temperature(call, tmp_path, monke
         return evaluate(*arguments, **settings)
 
     monkeypatch.setattr(ReinforcedTrainer, "evaluation_loop", pressed)
-    assert call(*CALIBRATED) == 130
+    assert call(*more) == 130
     whole, out = tmp_path / "whole", tmp_path / "out"
     if pressed_in == 2:  # the weights are saved with a card of theirs
         assert read(out / "student.json")["calibration"] == read(whole / "student.json")["calibration"]
         assert "| top1 |" not in (out / "README.md").read_text()
-    assert call(*CALIBRATED) == 0
+    assert call(*more) == 0
     assert read(out / "student.json")["calibration"] == read(whole / "student.json")["calibration"]
     assert (out / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
 
-def test_a_held_out_image_that_cannot_be_read_costs_no_training(call, tmp_path, tiny_dataset, capsys):
+def test_a_held_out_image_that_cannot_be_read_costs_no_training(call, tmp_path, others, capsys):
     def damage(row, n):
         return {"image": {"bytes": b"none", "path": None}} if n == 2 else row
 
-    undecoded = tiny_dataset.cast_column("image", datasets.Image(decode=False))
-    undecoded.map(damage, with_indices=True).cast(tiny_dataset.features).to_parquet(tmp_path / "damaged.parquet")
+    undecoded = others.cast_column("image", datasets.Image(decode=False))
+    undecoded.map(damage, with_indices=True).cast(others.features).to_parquet(tmp_path / "damaged.parquet")
     assert call(*CALIBRATED, "--eval_dataset", str(tmp_path / "damaged.parquet")) == 2
     assert "row 2" in capsys.readouterr().err
     assert (tmp_path / "out" / "model.safetensors").exists()
 
 
-def test_labels_of_held_out_images_are_looked_at_before(call, tmp_path, tiny_dataset, capsys):
-    labels = [9 if n == 2 else label for n, label in enumerate(tiny_dataset["label"])]
-    numbered = tiny_dataset.remove_columns("label").add_column("label", labels)
+def test_images_that_are_learned_calibrate_nobody(call, tmp_path, tiny_dataset, capsys):
+    """The same pixels in other files, which are known by the hashes of the "+" dataset."""
+    tiny_dataset.map(lambda row: {"image": row["image"]}).to_parquet(tmp_path / "copies.parquet")
+    assert call(*CALIBRATED, "--eval_dataset", str(tmp_path / "copies.parquet")) == 2
+    assert "`calibrate_split` must have images that are not learned, but 4 of its 4 are" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_a_folder_of_images_is_no_place_for_a_student(call, tmp_path, photos, capsys):
+    folder = shutil.copytree(photos, tmp_path / "out")
+    before = sorted(folder.rglob("*"))
+    assert call() == 2
+    assert "`output_dir` must be new, or the folder of this command from before, got" in capsys.readouterr().err
+    assert sorted(folder.rglob("*")) == before
+    shutil.rmtree(folder)
+    (folder / "logs").mkdir(parents=True)
+    (folder / "notes.txt").touch()
+    assert call("--max_steps", "1") == 0
+    (folder / "plot.png").touch()
+    assert call("--max_steps", "1") == 0, "one of its own"
+
+
+def test_labels_of_held_out_images_are_looked_at_before(call, tmp_path, others, capsys):
+    labels = [9 if n == 2 else label for n, label in enumerate(others["label"])]
+    numbered = others.remove_columns("label").add_column("label", labels)
     numbered.to_parquet(tmp_path / "numbered.parquet")
     assert call(*CALIBRATED, "--eval_dataset", str(tmp_path / "numbered.parquet")) == 2
     assert "the labels of `calibrate_split` must be from 0 to 7 in every row, found 9" in capsys.readouterr().err
     assert not (tmp_path / "out" / "model.safetensors").exists()
 
 
-def test_one_that_was_trained_before_is_calibrated_by_the_same_command(call, tmp_path, caplog):
+def test_one_that_was_trained_before_is_calibrated_by_the_same_command(call, tmp_path, held_out, caplog):
     """And without the flag it is as it was."""
-    split = ["--eval_split", "train[4:]"]
+    split = ["--eval_dataset", held_out, "--eval_split", "train[4:]"]
     out = tmp_path / "out"
     assert call(*split) == 0
     shutil.copytree(out, tmp_path / "plain")  # a file that is written again in place changes what was loaded of it
@@ -640,7 +674,11 @@ def test_one_that_was_trained_before_is_calibrated_by_the_same_command(call, tmp
     assert f"Resuming from {out}/checkpoint-{2 * STEPS}" in caplog.text
     assert read(out / "student.json")["calibration"] is not None
     assert not torch.equal(load_file(out / "model.safetensors")["fc.weight"], plain["fc.weight"])
+    assert "was calibrated. Without" not in caplog.text
     assert call(*split) == 0
+    assert (
+        f"The student in {out} was calibrated. Without `calibrate_split` it will be as it was trained." in caplog.text
+    )
     assert read(out / "student.json")["calibration"] is None
     assert torch.equal(load_file(out / "model.safetensors")["fc.weight"], plain["fc.weight"])
 

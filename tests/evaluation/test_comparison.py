@@ -15,6 +15,7 @@ import children
 import numpy as np
 import pytest
 import yaml
+from samples import one_pixel_off
 
 from hf_dr.cli.main import main
 from hf_dr.errors import ConfigError, DataError, FormatError
@@ -265,7 +266,9 @@ def test_what_one_objective_refuses_is_known_before_another_is_trained(config, t
 
 
 def test_students_are_not_calibrated_by_images_on_which_they_are_compared(config, tmp_path, tiny_dataset, capsys):
-    content = yaml.safe_load(config.read_text())
+    others = tiny_dataset.map(lambda row: {"image": one_pixel_off(row["image"])})
+    others.to_parquet(tmp_path / "others.parquet")
+    content = yaml.safe_load(config.read_text().replace("base.parquet", "others.parquet"))
     content["train"] |= {"eval_split": "train[6:]", "calibrate_split": "train[:6]", "max_steps": 1}
     config.write_text(yaml.safe_dump(content), encoding="utf-8")
     assert main(["compare", "--config", str(config)]) == 2
@@ -277,7 +280,7 @@ def test_students_are_not_calibrated_by_images_on_which_they_are_compared(config
     calibration = json.loads((tmp_path / "out" / "erm-0" / "student.json").read_text())["calibration"]
     assert calibration["num_held_out"] == 6
     # Images in a column of another name, next to small copies.
-    both = tiny_dataset.map(lambda row: {"thumb": row["image"]})
+    both = others.map(lambda row: {"thumb": row["image"]})
     both.to_parquet(tmp_path / "both.parquet")
     content["train"]["eval_dataset"] = str(tmp_path / "both.parquet")
     content["train"]["calibrate_split"] = "train[:7]"

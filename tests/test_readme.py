@@ -227,6 +227,13 @@ def test_what_is_said_of_length_and_of_a_students_temperature_was_measured():
     assert (
         f"One row keeps a loss that is larger than its spread over the seeds: ResNet-14 after 10 epochs, {by}" in text
     )
+    calibrated = measured("calibrated_student")
+    ways = [f"tiny_imagenet_resnet_calibrated_student_{way}_ece" for way in ("erm", "reinforced")]
+    eces = ["{:.2f} ± {:.2f} %".format(*(100 * calibrated[f"{way}{end}"] for end in ("", "_std"))) for way in ways]
+    assert "the ResNet's ECE is {} on labels and {} on stored answers".format(*eces) in text
+    by_chance = [100 * calibrated[f"{way}_by_chance"] for way in ways]
+    assert "Both are less than the {:.1f} and {:.1f} % that so few images show".format(*by_chance) in text
+    assert all(100 * calibrated[way] < chance for way, chance in zip(ways, by_chance, strict=True))
     seeds = [again["cifar10_vit_seeds"], small["vit_10_erm_seeds"], again["tiny_imagenet_vit_seeds"]]
     assert ("mean of three seeds, of the ViTs on CIFAR-10 nine" in text, seeds) == (True, [9, 9, 3])
 

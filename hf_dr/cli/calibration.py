@@ -38,12 +38,12 @@ def calibrate(trainer: ReinforcedTrainer, images: Any, card: dict[str, Any], *, 
     return {**calibration_of(found.logits, found.labels), "folded": found.folded}
 
 
-def calibration_table(found: dict[str, Any], note: str = "") -> str:
-    """Returns what `calibration_of` has found, for people; the note stands behind the temperature."""
+def calibration_table(found: dict[str, Any], note: str = "", images: str = "") -> str:
+    """Returns what `calibration_of` has found by which images, for people; the note stands behind the temperature."""
     before = found["trained"]
     after = found["calibrated"]
     lines = [
-        ("held-out top-1", f"{percent(before['top1'])} of {found['num_held_out']:,} images"),
+        ("held-out top-1", f"{percent(before['top1'])} of {found['num_held_out']:,} images{images}"),
         ("temperature", f"{found['temperature']:.3f}{note}"),
         (
             "calibration error",

@@ -96,7 +96,7 @@ def train_command(argv: Sequence[str], prog: str) -> int:
         finish_training(trainer, args, card)
     if found and trainer.is_world_process_zero():
         kept = "in the weights" if found["folded"] else "not in the weights: divide the logits by it"
-        print(f"\n{calibration_table(found, f', {kept}')}", flush=True)
+        print(f"\n{calibration_table(found, f', {kept}', f' of `{student.calibrate_split}`')}", flush=True)
     return 0
 
 
@@ -284,4 +284,4 @@ def _write(output_dir: Path, found: dict[str, Any], student: StudentArguments) -
     place = {"dataset": student.dataset[0], "split": student.split, "eval_split": student.eval_split}
     write_json(output_dir / TEACHER_FILE, {**found, **place})
     kept = "in the weights" if found["folded"] else "not in the weights: pass it to reinforce as --teacher_temperature"
-    print(f"\n{calibration_table(found, f', {kept}')}", flush=True)
+    print(f"\n{calibration_table(found, f', {kept}', f' of `{student.eval_split}`')}", flush=True)

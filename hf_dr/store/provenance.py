@@ -407,7 +407,8 @@ def choose_config(name: str | None, names: Sequence[str], where: str) -> str:
     """
     if not names:
         raise FormatError(
-            f'{where} must hold a "+" dataset, but no folder in it has a {PROVENANCE_FILE}. Check the path.'
+            f'{where} must hold a "+" dataset, but no folder in it has a {PROVENANCE_FILE}. Check the path, or make one '
+            "of these images by `hf-dr reinforce`."
         )
     if name is None and len(names) > 1:
         raise ConfigError(f"{where} has several configurations; name one of {', '.join(names)}.")

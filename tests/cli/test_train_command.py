@@ -561,7 +561,7 @@ def test_a_student_is_calibrated_by_images_that_are_not_tested(
     more += ["--ema_decay", "0.5", *CALIBRATED, "--eval_dataset", held_out, "--save_strategy", "epoch"]
     assert call(*more) == 0
     printed = capsys.readouterr().out
-    assert "of 4 images" in printed
+    assert "of 4 images of `train[:4]`" in printed
     assert ", in the weights" in printed
     out = tmp_path / "out"
     found = read(out / "student.json")["calibration"]

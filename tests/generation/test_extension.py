@@ -421,7 +421,7 @@ def test_what_cannot_be_asked_for(tmp_path, tiny_folder, tiny_plus, tiny_teacher
     refused(
         tiny_plus,
         TeacherError,
-        r"a commit on the Hub .*, found colours .* Pass it as `teacher` \(--teacher\): .* to you alone\.$",
+        r"a commit on the Hub, found .colours. .* that answered as `teacher` \(--teacher\)\.$",
         out,
     )
     selected = ReinforcedDataset(tiny_plus.plus.select(range(5)), tiny_plus.provenance)

@@ -301,7 +301,7 @@ def test_hub_members_are_loaded_at_their_revision(tiny_plus, tiny_teacher, monke
 )
 def test_only_commits_on_the_hub_are_loaded(tiny_plus, tiny_teacher, changes):
     provenance = with_members(tiny_plus, tiny_teacher, **changes)
-    with pytest.raises(TeacherError, match=r"must be a commit on the Hub .* Pass it as `teacher` "):
+    with pytest.raises(TeacherError, match=r"unless it is a commit on the Hub, .* that answered as `teacher` "):
         teacher_from_provenance(provenance)
 
 
@@ -475,7 +475,7 @@ def test_a_teacher_is_given_by_its_name_as_to_reinforce(by_name, tmp_path):
 def test_the_teacher_of_the_provenance_is_asked_unless_it_is_declined(by_name, capsys):
     name, plus = by_name
     with pytest.raises(
-        TeacherError, match=r"Pass it as `teacher` \(--teacher\).*with `ask_teacher=False` \(--no_teacher\)"
+        TeacherError, match=r"that answered as `teacher` \(--teacher\).*with `ask_teacher=False` \(--no_teacher\)"
     ):
         verify(plus)
     assert verify(plus, ask_teacher=False).kl_mean is None
@@ -483,7 +483,7 @@ def test_the_teacher_of_the_provenance_is_asked_unless_it_is_declined(by_name, c
         verify(plus, name, ask_teacher=False)
     # The same on the command line.
     assert main(["verify", str(plus)]) == 2
-    assert "Pass it as `teacher` (--teacher)" in capsys.readouterr().err
+    assert "that answered as `teacher` (--teacher)" in capsys.readouterr().err
     assert main(["verify", str(plus), "--no_teacher"]) == 0
     assert main(["verify", str(plus), "--no_teacher", "--teacher", name]) == 2
 

@@ -83,11 +83,15 @@ def train_command(argv: Sequence[str], prog: str) -> int:
     start_logging()
     from hf_dr.cli.calibration import calibrate, calibration_table
     from hf_dr.cli.smoke import rehearse
-    from hf_dr.cli.train import finish_training, prepare_training, run_training
+    from hf_dr.cli.train import finish_training, prepare_training, run_training, was_calibrated
 
     if smoke.smoke:
         return rehearse("train", argv, prog, lambda stand_in: stand_in.train(vars(student)))
     trainer, card, held_out = prepare_training(student, args, argv)
+    if held_out is None and was_calibrated(Path(str(args.output_dir))) and trainer.is_world_process_zero():
+        logger.warning(
+            "The student in %s was calibrated. Without `calibrate_split` it will be as it was trained.", args.output_dir
+        )
     found: dict[str, Any] = {}
     with trainer.alone():
         run_training(

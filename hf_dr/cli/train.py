@@ -115,10 +115,6 @@ def prepare_training(
         check_classes(np.asarray(held_out.labels), np.asarray(evaluation.labels))
         check_other_images(held_out.files, evaluation.files, f"`eval_split` {student.eval_split}")
         check_not_learned(held_out.files, data)
-    elif trainer.is_world_process_zero() and _was_calibrated(Path(str(args.output_dir))):
-        logger.warning(
-            "The student in %s was calibrated. Without `calibrate_split` it will be as it was trained.", args.output_dir
-        )
     card = {**_card_settings(student), "evaluated_on": evaluated_on, "calibrated_on": calibrated_on}
     return trainer, card, held_out
 
@@ -141,7 +137,7 @@ def _evaluation_split(
     return images, {**described, "split": split}
 
 
-def _was_calibrated(folder: Path) -> bool:
+def was_calibrated(folder: Path) -> bool:
     """Whether a folder holds a calibrated student."""
     try:
         known = Student.read(folder)

@@ -61,11 +61,12 @@ def test_its_folder_names_it(taught, photos, tmp_path, capsys):
     assert np.allclose(np.sort(answer)[::-1], item["teacher_logprobs"].float().numpy(), atol=2e-3)
 
 
-def test_the_same_command_again_changes_nothing_and_other_images_are_refused(taught, photos, tmp_path, capsys):
+def test_the_same_command_again_changes_nothing_and_other_images_are_refused(taught, photos, tmp_path, capsys, caplog):
     out = tmp_path / "teacher"
     shutil.copytree(taught, out)
     (out / "teacher.json").unlink()  # as if stopped before the end
     assert teach(photos, out, "--held_out", "0.25") == 0
+    assert "was calibrated" not in caplog.text
     assert (out / "model.safetensors").read_bytes() == (taught / "model.safetensors").read_bytes()
     printed = capsys.readouterr().out
     assert "of 3 images" in printed

@@ -113,19 +113,13 @@ def check_apart(output_dir: str | Path, datasets: Iterable[str | None], models: 
 _DATA = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".parquet", ".arrow"}
 
 
-def check_no_data(output_dir: str | Path, own: Iterable[str]) -> None:
+def check_no_data(output_dir: str | Path) -> None:
     """Checks that a command does not write among the images of a dataset, which could not be loaded with its files.
 
-    Args:
-        output_dir: Where it writes.
-        own: Patterns of what tells that it has written there before.
-
     Raises:
-        ConfigError: There are images or tables there, and nothing of its own.
+        ConfigError: There are images or tables there.
     """
     folder = Path(output_dir).expanduser()
-    if any(any(folder.glob(pattern)) for pattern in own):
-        return
     found = (path for pattern in ("*", "*/*") for path in folder.glob(pattern))
     data = next((path for path in found if path.suffix.lower() in _DATA and path.is_file()), None)
     if data is not None:

@@ -7,16 +7,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_dr.evaluation.metrics import classification_metrics
-from hf_dr.teacher.calibration import TEMPERATURES, fit_temperature
+from hf_dr.teacher.calibration import TEMPERATURES
 from hf_dr.text import percent, two_columns
 
 if TYPE_CHECKING:
     from hf_dr.training.trainer import ReinforcedTrainer
 
 
-def calibration_of(logits_BC: np.ndarray, labels_B: np.ndarray) -> dict[str, Any]:
-    """Returns the temperature that fits held-out images best, and metrics before and after (`trained`, `calibrated`)."""
-    temperature = fit_temperature(logits_BC, labels_B)
+def calibration_of(logits_BC: np.ndarray, labels_B: np.ndarray, temperature: float) -> dict[str, Any]:
+    """Returns what commands tell of a temperature that was fitted: metrics before and with it (`trained`, `calibrated`)."""
     return {
         "temperature": temperature,
         "num_held_out": len(labels_B),
@@ -35,7 +34,7 @@ def calibrate(trainer: ReinforcedTrainer, images: Any, card: dict[str, Any], *, 
     if found.folded:
         trainer.save_model(_internal_call=True)
         trainer.create_model_card(**card)
-    return {**calibration_of(found.logits, found.labels), "folded": found.folded}
+    return {**calibration_of(found.logits, found.labels, found.temperature), "folded": found.folded}
 
 
 def calibration_table(found: dict[str, Any], note: str = "", images: str = "") -> str:

@@ -126,11 +126,13 @@ def calibrate_command(argv: Sequence[str], prog: str) -> int:
     from hf_dr.cli.calibration import calibration_of, calibration_table
     from hf_dr.generation.agreement import held_out_answers
     from hf_dr.processes import process_state
+    from hf_dr.teacher.calibration import fit_temperature
 
     augmentation = build_augmentation(teaching.augmentation, teaching.size)
     dataset, _, teacher = _loaded(argv, images, teaching, images)
     columns = {"image_column": images.image_column, "label_column": images.label_column}
-    found = calibration_of(*held_out_answers(dataset, teacher, augmentation, **columns))
+    answers = held_out_answers(dataset, teacher, augmentation, **columns)
+    found = calibration_of(*answers, fit_temperature(*answers))
     if process_state().is_main_process:
         # The answers were those at the temperature that was given.
         total = found["temperature"] * teaching.teacher_temperature

@@ -20,6 +20,7 @@ from hf_dr.cli.arguments import build_augmentation, check_rows, read_classes
 from hf_dr.cli.flags import StudentArguments
 from hf_dr.cli.interrupt import checkpoint_on_interrupt, training_kept_on_interrupt
 from hf_dr.errors import ConfigError, FormatError
+from hf_dr.evaluation.gathering import is_training
 from hf_dr.evaluation.metrics import compute_metrics
 from hf_dr.files import check_apart, check_no_data, write_json, writing
 from hf_dr.hub.fetch import fetch_config
@@ -34,16 +35,16 @@ from hf_dr.teacher.folds import CONFIG_KEY, Fold, folds_of
 from hf_dr.teacher.preprocessing import EVAL_CROP
 from hf_dr.training.arguments import ReinforcedTrainingArguments
 from hf_dr.training.calibrating import (
-    check_classes,
     check_foldable,
     check_not_learned,
     check_other_images,
+    check_sample,
     check_whole,
 )
 from hf_dr.training.checkpoints import last_checkpoint, whole_checkpoint
 from hf_dr.training.checks import as_evaluation, evaluation_images
 from hf_dr.training.distillation import OnlineDistillationTrainer
-from hf_dr.training.student_card import STUDENT_FILE, Student
+from hf_dr.training.student_card import Student
 from hf_dr.training.students import LabelledImages, build_student, evaluation_of, load_processor, read_model_args
 from hf_dr.training.teaching import MARKER
 from hf_dr.training.trainer import ReinforcedTrainer
@@ -51,9 +52,6 @@ from hf_dr.transfer.trainer import TransferTrainer
 from hf_dr.views.augmentation import Augmentation
 
 logger = logging.getLogger(__name__)
-
-OWN_FILES = ("checkpoint-*", TRAINER_STATE_NAME, "train_results.json", STUDENT_FILE, MARKER)
-"""What tells that a training has written to a folder, or the division of a dataset for one."""
 
 
 def draw_all_anew(args: ReinforcedTrainingArguments, objective: str) -> None:
@@ -85,7 +83,9 @@ def prepare_training(
     model_args = read_model_args(student.model_args)  # before anything is loaded
     read = [*student.dataset, student.base, student.eval_dataset]
     check_apart(str(args.output_dir), read, [student.student, *student.teacher])
-    check_no_data(str(args.output_dir), OWN_FILES)
+    folder = Path(str(args.output_dir)).expanduser()
+    if not (is_training(folder) or (folder / MARKER).is_file()):  # or a dataset that was divided for one
+        check_no_data(folder)
     set_seed(args.seed)
     data = load_images(student, args.seed) if student.plain else _load_plus(student, args.seed)
     _check_loaded(student, data)
@@ -112,7 +112,7 @@ def prepare_training(
         check_whole(trainer, "calibrate_split")
         check_foldable(model, data.size, "calibrate_split")
         as_evaluation(held_out, data, model, processor, name="calibrate_split")
-        check_classes(np.asarray(held_out.labels), np.asarray(evaluation.labels))
+        check_sample(np.asarray(held_out.labels), np.asarray(evaluation.labels))
         check_other_images(held_out.files, evaluation.files, f"`eval_split` {student.eval_split}")
         check_not_learned(held_out.files, data)
     card = {**_card_settings(student), "evaluated_on": evaluated_on, "calibrated_on": calibrated_on}

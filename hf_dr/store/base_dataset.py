@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 # Rows by whose files a base dataset is recognised; in addition, every image is hashed when it is decoded.
 _SAMPLED_ROWS = 64
 _ANY_CLASS = int(np.iinfo(np.int64).max)
+_WHERE = "the name, `dataset_config` and `split`"  # the settings that most commands have for a base dataset
 _SAVED_SPLITS = "dataset_dict.json"  # in the folder of a saved DatasetDict
 _EMBEDDED_AT_ONCE = 16  # rows whose files are read into one Arrow array
 
@@ -44,7 +45,7 @@ def load_base(
     split: str = "train",
     revision: str | None = None,
     files_from: Sequence[str] = (),
-    where: str = "the name, `dataset_config` and `split`",
+    where: str = _WHERE,
 ) -> tuple[datasets.Dataset, dict[str, Any]]:
     """Loads one split of a base dataset.
 
@@ -152,7 +153,7 @@ def _unpatterned(path: Path, name: str) -> str:
 
 
 @contextlib.contextmanager
-def _loading(name: str, split: str, where: str = "the name, `dataset_config` and `split`") -> Iterator[None]:
+def _loading(name: str, split: str, where: str = _WHERE) -> Iterator[None]:
     """Turns what `datasets` raises where it cannot load a base into an error for people."""
     absent = "" if Path(name).expanduser().exists() else f" There is no folder `{name}` here."
     try:

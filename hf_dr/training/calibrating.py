@@ -65,7 +65,7 @@ def calibrate(trainer: ResumableTrainer, images: Any, average: WeightAverage | N
     model = trainer.accelerator.unwrap_model(trainer.model)
     if fold:
         check_whole(trainer, "calibrate")
-        _put({} if trainer._calibration is None else trainer._calibration.trained)
+        _undo(trainer)
     logits_BC, labels_B = _answers(trainer, images)
     temperatures = {model: fit_temperature(logits_BC, labels_B)}
     if average is not None:
@@ -88,6 +88,13 @@ def calibrate(trainer: ResumableTrainer, images: Any, average: WeightAverage | N
         labels_B,
         trained,
     )
+
+
+def _undo(trainer: ResumableTrainer) -> None:
+    """Gives weights that have taken a temperature in their numbers from before it, which nobody has measured."""
+    if trainer._calibration is not None:
+        _put(trainer._calibration.trained)
+        trainer._calibration, trainer._measured = None, {}
 
 
 @contextmanager
@@ -147,7 +154,7 @@ def check_whole(trainer: Any, setting: str) -> None:
         )
 
 
-def check_classes(labels: np.ndarray, tested: np.ndarray) -> None:
+def check_sample(labels: np.ndarray, tested: np.ndarray) -> None:
     """Refuses to calibrate by a slice of a split that is sorted by class, which would fit few classes and be tested on others.
 
     Args:

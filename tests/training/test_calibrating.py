@@ -15,7 +15,7 @@ from hf_dr.errors import ConfigError, DataError
 from hf_dr.evaluation.metrics import classification_metrics, compute_metrics
 from hf_dr.store.base_dataset import undecoded_images
 from hf_dr.teacher.calibration import TEMPERATURES, fit_temperature
-from hf_dr.training.calibrating import as_trained, check_classes, check_foldable, check_other_images, check_whole
+from hf_dr.training.calibrating import as_trained, check_foldable, check_other_images, check_sample, check_whole
 from hf_dr.training.trainer import ReinforcedTrainer
 from training.helpers import MODELS, SIZE, STEPS, Pooled, pooled, same, timm_student, weights
 
@@ -68,6 +68,10 @@ def test_a_second_calibration_takes_the_place_of_the_first(plain, pictures, tiny
         assert same(weights(trainer.ema.module), kept[1])
     assert same(weights(trainer.model), calibrated[0])
     assert trainer.calibrate(tiny_dataset.select(range(5))).temperature != once.temperature
+    with pytest.raises(DataError):  # then it is not calibrated at all, and says so
+        trainer.calibrate([{"pixel_values": row["pixel_values"], "labels": -100} for row in (pictures[0], pictures[1])])
+    assert same(weights(trainer.model), kept[0])
+    assert trainer._calibration is None
     twice = trainer.calibrate(pictures)
     assert (twice.temperature, twice.ema_temperature) == (once.temperature, once.ema_temperature)
     assert same(weights(trainer.model), calibrated[0])
@@ -207,6 +211,14 @@ def test_what_is_no_dataset(plain, settings, given, message):
         ReinforcedTrainer(pooled(), settings(), train_dataset=plain).calibrate(given)
 
 
+def test_what_is_learned_is_not_held_out(plain, settings):
+    trainer = ReinforcedTrainer(pooled(), settings(), train_dataset=plain)
+    with pytest.raises(
+        ConfigError, match=r"`images` must be held out from the training, got a ReinforcedDataset, which"
+    ):
+        trainer.calibrate(plain)
+
+
 def test_a_model_that_cannot_take_it_in_is_left_as_it_is(plain, pictures, settings, caplog):
     student = pooled()
     student.register_forward_hook(lambda model, given, outputs: {"logits": 9 * torch.tanh(outputs["logits"] + 3)})
@@ -246,10 +258,10 @@ def test_a_slice_of_a_sorted_split_is_refused_and_a_sample_is_not(classes, each,
     rows = np.repeat(np.arange(classes), sizes)
     drawn = np.random.default_rng(seed).permutation(rows)
     count = max(1, int(share * len(rows)))
-    check_classes(drawn[:count], drawn[count:])
+    check_sample(drawn[:count], drawn[count:])
     if classes > 1 and each >= 20 and tail < 0.1:
         with pytest.raises(ConfigError, match=r"must have images of all classes, but its .* A slice of a split that"):
-            check_classes(rows[:count], rows[count:])
+            check_sample(rows[:count], rows[count:])
 
 
 def test_images_that_are_tested_are_refused_and_a_few_twins_are_not(tiny_dataset):

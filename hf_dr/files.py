@@ -6,6 +6,7 @@ Also what reading a broken YAML file raises, and the hash of a file.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import hashlib
 import json
 import os
@@ -30,6 +31,22 @@ TEMPORARY = ".tmp"
 def temporary_name(path: Path) -> Path:
     """Returns a hidden name next to a file, with host, process and a random word: no two writers ever share one."""
     return path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY}")
+
+
+def spelled_alike(path: Path) -> str:
+    """Returns `` Did you mean `x`?`` for what lies beside a path that is not there and is spelled like it, else nothing."""
+    beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    close = difflib.get_close_matches(path.name, beside, n=1)
+    return f" Did you mean `{path.parent / close[0]}`?" if close else ""
+
+
+def no_folder(name: str) -> str:
+    """Says that there is no such folder here, and which one is spelled like it; returns nothing where there is one.
+
+    For errors about what was looked up at the Hub, and was perhaps meant for a folder.
+    """
+    path = Path(name).expanduser()
+    return "" if path.exists() else f" There is no folder `{name}` here.{spelled_alike(path)}"
 
 
 @contextlib.contextmanager

@@ -11,10 +11,11 @@ from typing import Any
 
 import datasets
 
-from hf_dr.errors import ConfigError, did_you_mean
-from hf_dr.evaluation.config import EvaluateConfig
-from hf_dr.evaluation.report import Report
-from hf_dr.evaluation.run import run_evaluation
+from hf_dr.errors import ConfigError, DataError, did_you_mean
+from hf_dr.evaluation.config import EvaluateConfig, named_model
+from hf_dr.evaluation.gathering import read_evaluation
+from hf_dr.evaluation.report import REPORT_FILE, Report
+from hf_dr.evaluation.run import checked_sets, run_evaluation
 from hf_dr.evaluation.sets import NAME_PATTERN, PRESETS, EvaluationSet, parse_set
 from hf_dr.evaluation.unfinished import Unfinished
 from hf_dr.files import check_writable
@@ -59,7 +60,8 @@ def evaluate(
         writes what `output_dir` would have.
 
     Raises:
-        ConfigError: A setting is unknown or impossible, a name stands twice, or a model's classes are not the set's.
+        ConfigError: A setting is unknown or impossible, a name stands twice, a model's classes are not the set's, or
+            `output_dir` holds results of other models or sets.
         DataError: A set cannot be loaded, or lacks images or labels.
         TeacherError: A model cannot be loaded.
     """
@@ -89,11 +91,38 @@ def evaluated(config: EvaluateConfig, sets: Sequence[EvaluationSet] | None = Non
         return run_evaluation(config, sets=sets)
     folder = Path(config.output_dir).expanduser()
     check_writable(folder, "output_dir")
+    _check_kept(folder, config, checked_sets(config, sets))
     unfinished = Unfinished(folder)
     report = run_evaluation(config, unfinished, sets=sets)
     report.save(folder)
     unfinished.done()
     return report
+
+
+def _check_kept(folder: Path, config: EvaluateConfig, sets: Sequence[EvaluationSet]) -> None:
+    """Refuses to write over results that the evaluation does not measure again; a ConfigError."""
+    file = folder / REPORT_FILE
+    if not file.exists():
+        return
+    advice = "Choose another folder, or remove the file."
+    try:
+        there = read_evaluation(file)
+    except DataError as error:
+        raise ConfigError(f"`output_dir` must not hold a file of that name, but {error} {advice}") from error
+    places = dict(map(named_model, config.models))
+    specs = {spec.name: spec.to_dict() for spec in sets}
+    corrupted = {*config.corrupt, *(spec.name for spec in sets if spec.published_corrupted)}
+    for result in there["results"]:
+        model, name = result["model"], result["set"]
+        place, spec = there["places"].get(model), there["sets"][name]
+        again = (
+            places.get(model) == place and specs.get(name) == spec and (not result["corrupted"] or name in corrupted)
+        )
+        if not again:
+            what = f"`{model}` ({place}) on `{name}` ({spec.get('dataset')}){', corrupted' if result['corrupted'] else ''}"
+            raise ConfigError(
+                f"`output_dir` must not hold other results, which would be lost, but {file} has those of {what}. {advice}"
+            )
 
 
 def _texts(models: Any) -> list[str]:

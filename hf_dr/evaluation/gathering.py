@@ -13,6 +13,7 @@ from typing import Any
 from hf_dr.errors import DataError, HfDrError
 from hf_dr.evaluation.config import named_model
 from hf_dr.evaluation.metrics import METRICS, SHARES
+from hf_dr.evaluation.report import REPORT_FILE
 from hf_dr.settings import are_alike
 from hf_dr.training.student_card import STUDENT_FILE, Student, fold_left_out
 from hf_dr.transfer.trainer import HEADLINES, TRANSFER_FILE, read_description
@@ -31,7 +32,7 @@ WHILE_TRAINING = "while training"
 TRANSFERRED = "after transfer"
 """Where the metrics of a detector or segmenter stand among its evaluations."""
 
-EVALUATION_FILES = ("evaluation.json", "comparison.json")
+EVALUATION_FILES = (REPORT_FILE, "comparison.json")
 _TRANSFER_FILES = (TRANSFER_RESULTS_FILE, TRANSFER_FILE)
 _TRAINING_FILES = (RESULTS_FILE, STATE_FILE, STUDENT_FILE, RUN_NOTE, *_TRANSFER_FILES)
 # What may differ between the runs of one cell: the seed, and how fast the machine was.

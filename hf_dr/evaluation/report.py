@@ -47,6 +47,8 @@ class Result:
         return float(np.mean(list(self.errors().values()))) if self.by_corruption else None
 
 
+REPORT_FILE = "evaluation.json"
+
 ABOUT_CALIBRATED = (
     "Calibrated ECE is what is left of the ECE when the logits are divided by a temperature: for each half of the images by "
     "the one that fits the other half best."
@@ -135,7 +137,7 @@ class Report:
         folder = Path(folder).expanduser()
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / "evaluation.md", self.to_markdown())
-        write_json(folder / "evaluation.json", self.to_dict())
+        write_json(folder / REPORT_FILE, self.to_dict())
         order = list(self.models)
         clean = sorted((r for r in self.results if r.diagram is not None), key=lambda r: order.index(r.model))
         diagrams = {f"{r.model} on {r.set}": [r.diagram] for r in clean if r.diagram is not None}

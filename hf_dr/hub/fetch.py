@@ -14,6 +14,7 @@ from huggingface_hub.file_download import repo_folder_name
 from tqdm.auto import tqdm
 
 from hf_dr.errors import ConfigError, FormatError
+from hf_dr.files import spelled_alike
 from hf_dr.hub.retry import ask, is_unreachable, with_retries
 from hf_dr.processes import thread_pool
 from hf_dr.store.json_files import check_size
@@ -63,7 +64,8 @@ def fetch_config(
         return find_config(folder, name)
     if not isinstance(path, str) or not is_hub_id(path):
         raise ConfigError(
-            f'expected the folder of a "+" dataset or a Hub id, found neither at {str(path)!r}. Check the path.'
+            f'expected the folder of a "+" dataset or a Hub id, found neither at {str(path)!r}.{spelled_alike(folder)} '
+            "Check the path."
         )
     what = f"fetch {path} from the Hub"
     asked = f"fetch {path}, which is no folder here, from the Hub"

@@ -23,7 +23,7 @@ from datasets.packaged_modules.parquet.parquet import Parquet
 from huggingface_hub import metadata_load, try_to_load_from_cache
 
 from hf_dr.errors import ConfigError, DataError, HfDrError, did_you_mean
-from hf_dr.files import YAML_ERRORS
+from hf_dr.files import YAML_ERRORS, no_folder
 from hf_dr.store.named_files import check_own_files
 from hf_dr.store.schema import LICENSES, TEACHER_LOGPROBS, is_reserved
 from hf_dr.text import is_hub_id, progress_bar
@@ -155,7 +155,7 @@ def _unpatterned(path: Path, name: str) -> str:
 @contextlib.contextmanager
 def _loading(name: str, split: str, where: str = _WHERE) -> Iterator[None]:
     """Turns what `datasets` raises where it cannot load a base into an error for people."""
-    absent = "" if Path(name).expanduser().exists() else f" There is no folder `{name}` here."
+    absent = no_folder(name)
     try:
         yield
     except DatasetNotFoundError as error:

@@ -22,7 +22,7 @@ from torch import nn
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file
 
 from hf_dr.errors import TeacherError
-from hf_dr.files import YAML_ERRORS
+from hf_dr.files import YAML_ERRORS, no_folder
 from hf_dr.teacher.folds import Fold, fold_in_config
 from hf_dr.teacher.preprocessing import Preprocessing, read_image_processor, timm_crop, timm_preprocessing
 
@@ -122,7 +122,7 @@ def _load(name: str, card: bool, fallback: Preprocessing | None, strict: bool) -
     if "@" in name and Path(name.partition("@")[0]).expanduser().is_dir():
         raise TeacherError(f"a revision must come with a Hub id, got {name!r}, which is a folder. Leave it out.")
     if folder.is_file() or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise TeacherError(f"a model must be {HOW_TO_NAME}; {name!r} is none of these (no such folder).")
+        raise TeacherError(f"a model must be {HOW_TO_NAME}; {name!r} is none of these.{no_folder(name)}")
     repo_id, _, revision = name.partition("@")
     return _load_transformers(repo_id, repo_id, revision or None, card, fallback, strict)
 
@@ -267,8 +267,8 @@ def _load_model(name: str, source: str, revision: str | None, strict: bool) -> t
     # The configuration decides which of hundreds of classes is built, and each fails in its own way on what it cannot use.
     except Exception as error:
         raise TeacherError(
-            f"could not load {name!r} as an image classifier ({type(error).__name__}: {str(error)[:400]}). "
-            f"Name {HOW_TO_NAME}; weights must be safetensors."
+            f"could not load {name!r} as an image classifier ({type(error).__name__}: {str(error)[:400].rstrip('. ')})."
+            f"{no_folder(source)} Name {HOW_TO_NAME}; weights must be safetensors."
         ) from error
     if report["missing_keys"]:
         raise TeacherError(

@@ -31,6 +31,7 @@ from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
 
 import hf_dr.teacher.architectures  # noqa: F401 (what it registers, timm builds)
 from hf_dr.errors import ConfigError, DataError, did_you_mean
+from hf_dr.files import no_folder, spelled_alike
 from hf_dr.settings import Place, check_count, check_kind, check_names
 from hf_dr.store.base_dataset import class_numbers, whole_column
 from hf_dr.teacher.folds import CONFIG_KEY
@@ -138,7 +139,10 @@ def _pretrained(name: str, classes: dict[str, Any], seen: dict[str, Any]) -> Any
     Its config gets what `classes` says of them and, if it is timm's, its `pretrained_cfg` what `seen` says of the images.
     """
     if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
-        raise ConfigError(f"the student {name!r} must be a folder, but there is none. Train it first, or name another.")
+        raise ConfigError(
+            f"the student {name!r} must be a folder, but there is none.{spelled_alike(Path(name).expanduser())} Train it "
+            "first, or name another."
+        )
     try:
         model = AutoModelForImageClassification.from_pretrained(
             name,
@@ -149,8 +153,8 @@ def _pretrained(name: str, classes: dict[str, Any], seen: dict[str, Any]) -> Any
         )
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(
-            f"could not load the model {name!r} ({str(error)[:300]}). Name a Hub id, a folder, or `timm:ARCHITECTURE`, or "
-            "`timm:ARCHITECTURE@FILE.safetensors`."
+            f"could not load the model {name!r} ({str(error)[:300].rstrip('. ')}).{no_folder(name)} Name a Hub id, a folder, "
+            "or `timm:ARCHITECTURE`, or `timm:ARCHITECTURE@FILE.safetensors`."
         ) from error
     if hasattr(model.config, CONFIG_KEY):  # what a teacher of a fold has not seen, this one will
         delattr(model.config, CONFIG_KEY)

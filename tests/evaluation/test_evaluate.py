@@ -58,6 +58,44 @@ def test_a_loaded_dataset_gives_what_the_command_gives_of_its_file(student, tiny
     ]  # fmt: skip
 
 
+def test_results_that_are_not_measured_again_are_not_lost(student, tiny_dataset, tmp_path):
+    folder, other = tmp_path / "evaluation", tmp_path / "other" / "student"
+    other.parent.mkdir()
+    other.symlink_to(student)
+
+    def evaluate(models, sets=tiny_dataset, **settings):
+        hf_dr.evaluate(models, sets, output_dir=folder, **SUITE, **settings)
+
+    evaluate(student, corrupt=["test"])
+    evaluate({"student": student, "more": other}, {"test": tiny_dataset, "again": tiny_dataset}, corrupt=["test"])
+    both = (folder / "evaluation.json").read_text()
+    lost = "`output_dir` must not hold other results, which would be lost, but .*evaluation.json has those of "
+    advice = "Choose another folder, or remove the file"
+    for models, sets, settings, what in (
+        ({"student": student}, {"test": tiny_dataset, "again": tiny_dataset}, {}, rf"`more` \({other}\) on `test`"),
+        ({"student": student, "more": student}, {"test": tiny_dataset, "again": tiny_dataset}, {}, "`more` "),
+        ({"student": student, "more": other}, tiny_dataset, {}, "`student` .* on `again`"),
+        (
+            {"student": student, "more": other},
+            {"test": "x.parquet:train", "again": tiny_dataset},
+            {},
+            "`student` .* on `test`",
+        ),
+        (
+            {"student": student, "more": other},
+            {"test": tiny_dataset, "again": tiny_dataset},
+            {"corrupt": ["again"]},
+            r"`student` .* on `test` \(a loaded dataset\), corrupted",
+        ),
+    ):
+        with pytest.raises(ConfigError, match=f"{lost}{what}.*{advice}"):
+            evaluate(models, sets, **({"corrupt": ["test"]} | settings))
+    assert (folder / "evaluation.json").read_text() == both
+    (folder / "evaluation.json").write_text("{}")
+    with pytest.raises(ConfigError, match=f"must not hold a file of that name, but .*KeyError.*{advice}"):
+        evaluate(student, corrupt=["test"])
+
+
 def test_a_preset_may_have_another_name():
     (spec,) = _sets({"renditions": "imagenet-r"}, EvaluateConfig([], [], ""), None, None)
     assert spec == replace(PRESETS["imagenet-r"], name="renditions")

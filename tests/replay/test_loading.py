@@ -185,6 +185,13 @@ def test_a_path_that_is_none(path, revision, message):
         load_reinforced(path, revision=revision)
 
 
+def test_a_folder_that_is_misspelled_is_told(tmp_path):
+    (tmp_path / "photos-plus").mkdir()
+    expected = rf"found neither at '{tmp_path}/photo-plus'\. Did you mean `{tmp_path}/photos-plus`\? Check the path"
+    with pytest.raises(ConfigError, match=expected):
+        load_reinforced(tmp_path / "photo-plus")
+
+
 def test_a_folder_has_no_revision(tiny_folder):
     with pytest.raises(
         ConfigError, match=r"`revision` must come with a Hub id, got it with the folder .* Leave it out"

@@ -201,6 +201,13 @@ def test_a_folder_that_is_not_there_is_said_to_be_so():
         load_base("fotos")
 
 
+def test_a_folder_that_is_misspelled_is_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(DataError, match=r"There is no folder `fotos` here\. Did you mean `photos`\? Check the name"):
+        load_base("fotos")
+
+
 def test_of_several_columns_of_classes_one_must_be_named(tiny_dataset):
     fine = tiny_dataset.rename_column("label", "fine")
     both = fine.add_column("coarse", [0] * len(fine)).cast_column("coarse", datasets.ClassLabel(names=["all"]))

@@ -251,7 +251,7 @@ def test_a_transformers_model_with_its_image_processor(tmp_path):
     np.testing.assert_allclose(teacher(VIEWS).exp().sum(-1), 1, rtol=1e-5)
 
 
-def test_names_that_lead_nowhere(tmp_path, timm_weights):
+def test_names_that_lead_nowhere(tmp_path, timm_weights, monkeypatch):
     def refused(name, message):
         with pytest.raises(TeacherError, match=message):
             Teacher.from_pretrained(name)
@@ -266,6 +266,12 @@ def test_names_that_lead_nowhere(tmp_path, timm_weights):
     refused(str(tmp_path), "must hold a config.json, found none")
     refused("./nowhere", "is none of these")
     refused("org/unheard-of", "could not load 'org/unheard-of' as an image classifier")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "teacher").mkdir(parents=True)
+    refused("runs/teachr", r"There is no folder `runs/teachr` here\. Did you mean `runs/teacher`\? Name a Hub id")
+    refused(
+        "./runs/teachr", r"is none of these\. There is no folder `\./runs/teachr` here\. Did you mean `runs/teacher`\?"
+    )
 
 
 def test_a_checkpoint_without_its_classifier_is_refused(tmp_path):

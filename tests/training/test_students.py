@@ -57,6 +57,9 @@ def test_students(tmp_path):
         ConfigError, match=r"the student '\./nowhere' must be a folder, but there is none\. Train it first"
     ):
         build_student("./nowhere", None, 8)
+    (tmp_path / "student").mkdir()
+    with pytest.raises(ConfigError, match=rf"there is none\. Did you mean `{tmp_path}/student`\? Train it first"):
+        build_student(str(tmp_path / "studnt"), None, 8)
     with pytest.raises(
         ConfigError, match=r"could not load the model .*Name a Hub id, a folder, or `timm:ARCHITECTURE`"
     ):

@@ -136,7 +136,16 @@ class DeafRows(torch.utils.data.Dataset):
         return {"pixel_values": torch.zeros(3, SIZE, SIZE), "labels": int(Masks()[row])}
 
 
-def test_workers_of_the_rest_of_an_epoch_are_born_so_too(tmp_path):
+@pytest.fixture
+def forked():
+    """Lets loaders fork: the server of processes, Python 3.14's default, may have been started by another test."""
+    method = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method("fork", force=True)
+    yield
+    multiprocessing.set_start_method(method, force=True)
+
+
+def test_workers_of_the_rest_of_an_epoch_are_born_so_too(tmp_path, forked):
     args = settings_in(tmp_path, dataloader_num_workers=1, save_strategy="steps", save_steps=1)
     first, resumed = (Watched(pooled(), args, train_dataset=DeafRows()) for _ in range(2))
     first.train()

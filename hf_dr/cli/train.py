@@ -277,8 +277,11 @@ def run_training(
         steps_before = TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME))).global_step
     with checkpoint_on_interrupt(trainer):
         result = trainer.train(resume_from_checkpoint=checkpoint)
+    trained = result.global_step > steps_before
+    if not trained:
+        logger.info("All %d steps were trained before: the model is only saved and evaluated again.", steps_before)
     with training_kept_on_interrupt(trainer):
-        _save_trained(trainer, result, trained=result.global_step > steps_before)
+        _save_trained(trainer, result, trained=trained)
         before_evaluation()
         _evaluate(trainer)
 

@@ -119,7 +119,9 @@ def _check_kept(folder: Path, config: EvaluateConfig, sets: Sequence[EvaluationS
             places.get(model) == place and specs.get(name) == spec and (not result["corrupted"] or name in corrupted)
         )
         if not again:
-            what = f"`{model}` ({place}) on `{name}` ({spec.get('dataset')}){', corrupted' if result['corrupted'] else ''}"
+            what = (
+                f"`{model}` ({place}) on `{name}` ({spec.get('dataset')}){', corrupted' if result['corrupted'] else ''}"
+            )
             raise ConfigError(
                 f"`output_dir` must not hold other results, which would be lost, but {file} has those of {what}. {advice}"
             )

@@ -11,6 +11,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from hf_dr.errors import FormatError
@@ -46,7 +47,8 @@ _BATCH_VALUES = 1 << 20
 class Suspect:
     """A row of the base (`source_index`) whose label the teacher does not believe, and the class to which it gives most.
 
-    Probabilities are means over the row's unmixed views. Where classes have no names, their numbers serve.
+    Probabilities are means over the row's unmixed views. Where classes have no names, their numbers serve. `file` is the name
+    of the image's file, where that is stored.
     """
 
     row: int
@@ -56,6 +58,7 @@ class Suspect:
     favourite: int
     favourite_name: str
     favourite_probability: float
+    file: str | None = None
 
 
 @dataclass(frozen=True)
@@ -208,12 +211,13 @@ class Inspection:
                 f"{s.label_probability:.4f}",
                 s.favourite_name,
                 f"{s.favourite_probability:.4f}",
+                s.file or "",
             ]
             for s in self.labels.suspects
         ]
-        return text_table(
-            ["row", "label", "probability", "teacher's favourite", "probability"], rows, text_columns=(1, 3)
-        )
+        head = ["row", "label", "probability", "teacher's favourite", "probability", "file"]
+        shown = len(head) if any(s.file for s in self.labels.suspects) else len(head) - 1
+        return text_table(head[:shown], [row[:shown] for row in rows], text_columns=(1, 3, 5))
 
 
 _REST = {
@@ -240,7 +244,10 @@ def inspect_dataset(folder: str | os.PathLike[str], name: str | None = None) -> 
     features = read_features(shards[0])
     has_labels = provenance.label_column in features
     totals = _Totals(provenance, features[provenance.label_column] if has_labels else None)
-    for batch in _record_batches(shards, provenance, has_labels):
+    columns = [str(provenance.label_column)] if has_labels else []
+    if has_labels and isinstance(features.get(provenance.image_column), datasets.Image):
+        columns.append(f"{provenance.image_column}.path")
+    for batch in _record_batches(shards, provenance, columns):
         totals.add(batch)
     return Inspection(
         provenance=provenance,
@@ -269,15 +276,14 @@ def _column_bytes(shards: Sequence[Path], names: Sequence[str]) -> dict[str, int
     return counts
 
 
-def _record_batches(shards: Sequence[Path], provenance: Provenance, has_labels: bool) -> Iterator[pa.RecordBatch]:
+def _record_batches(shards: Sequence[Path], provenance: Provenance, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """Yields what is stored of rows that have a reinforcement, with some columns of the base."""
     values = provenance.num_views * provenance.top_k
-    wanted = [SOURCE_INDEX, IMAGE_HASH, TEACHER_IDS, TEACHER_LOGPROBS]
+    wanted = [SOURCE_INDEX, IMAGE_HASH, TEACHER_IDS, TEACHER_LOGPROBS, *columns]
     if provenance.signal == IMAGE_TAIL:
         values = max(values, provenance.num_classes)
         wanted += [TAIL_IDS, TAIL_LOGPROBS]
     rows = max(1, _BATCH_VALUES // values)
-    if has_labels:
-        wanted.append(str(provenance.label_column))
     start = 0
     for path in shards:
         with reading(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
@@ -423,10 +429,17 @@ class _Totals:
         bins = bins_of(confidence)
         for column, weights in enumerate((None, confidence, hits)):
             self.bins[:, column] += np.bincount(bins, weights, NUM_BINS)
-        self._add_suspects(answers, labels_R, label_probs_RV, used_RV)
+        images = self.provenance.image_column
+        files = pc.struct_field(batch.column(images), "path") if images in batch.schema.names else pa.nulls(len(batch))
+        self._add_suspects(answers, labels_R, label_probs_RV, used_RV, files)
 
     def _add_suspects(
-        self, answers: _StoredAnswers, labels_R: np.ndarray, label_probs_RV: np.ndarray, used_RV: np.ndarray
+        self,
+        answers: _StoredAnswers,
+        labels_R: np.ndarray,
+        label_probs_RV: np.ndarray,
+        used_RV: np.ndarray,
+        files: pa.Array,
     ) -> None:
         views_R = used_RV.sum(axis=1)
         means_R = (label_probs_RV * used_RV).sum(axis=1) / np.maximum(views_R, 1)
@@ -451,6 +464,7 @@ class _Totals:
                     favourite=favourite,
                     favourite_name=self._name(favourite),
                     favourite_probability=float(sums[favourite] / views_R[row]),
+                    file=files[row].as_py(),
                 )
             )
             if len(found) == NUM_SUSPECTS:

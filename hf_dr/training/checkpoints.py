@@ -182,6 +182,8 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, 
 
 _OF_NO_WEIGHT = ("evaluated_on", "license")
 """What is told of data that shapes no weights."""
+_ABOUT = {"dataset_fingerprint": " (of the images, their labels, their size and their augmentation)"}
+"""What the name of a setting alone does not say."""
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -221,7 +223,7 @@ def compare_settings(
     found = differences(there, here)
     found.update({name: values for name, values in of_arguments.items() if name not in there or name not in here})
     if found:
-        differing = "; ".join(f"{name}: {values}" for name, values in found.items())
+        differing = "; ".join(f"{name}{_ABOUT.get(name, '')}: {values}" for name, values in found.items())
         raise ConfigError(
             f"a run must be resumed with its own settings, but {checkpoint} differs in {differing}. Restore them, or start a "
             "new run in another `output_dir`."

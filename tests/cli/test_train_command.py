@@ -859,7 +859,14 @@ def test_views_of_other_data_or_size_do_not_resume_plain_training(call, base, ti
     flags = ["--objective", "erm", "--augmentation", "rrc", "--size", str(SIZE)]
     assert call(*flags, dataset=base) == 0
     for more, message in (
-        (["--augmentation", "randaug"], "differs in dataset_fingerprint"),
+        (
+            ["--augmentation", "randaug"],
+            "differs in dataset_fingerprint .of the images, their labels, their size and their au",
+        ),
+        (
+            ["--size", "16"],
+            "differs in dataset_fingerprint .of the images, their labels, their size and their augmentation.: ",
+        ),
         (["--augmentation", "mixing"], "must not mix images"),
         (["--label_column", "none"], "`objective` erm needs labels, found none in"),
         (["--objective", "reinforced"], "`augmentation` must come with `objective` erm or kd, got reinforced"),

@@ -201,6 +201,21 @@ def test_a_planted_wrong_label_is_the_most_suspicious(tmp_path, tiny_dataset, ti
     ]
 
 
+def test_suspicious_labels_come_with_the_files_of_their_images(tmp_path, tiny_dataset, tiny_teacher):
+    labels = list(tiny_dataset["label"])
+    labels[10] = CLASSES.index("magenta")  # it shows green, the opposite
+    cells = tiny_dataset.cast_column("image", datasets.Image(decode=False))["image"]
+    cells = [{"bytes": cell["bytes"], "path": f"{row}.png"} for row, cell in enumerate(cells)]
+    base = datasets.Dataset.from_dict({"image": cells, "label": labels}, features=tiny_dataset.features)
+    for overlay in (False, True):  # an overlay has no images
+        config = ReinforceConfig(str(tmp_path / str(overlay)), num_views=2, top_k=4, overlay=overlay)
+        reinforce(base, tiny_teacher, Augmentation([Resize((16, 16))]), config)
+        found = inspect_dataset(tmp_path / str(overlay))
+        (suspect,) = found.labels.suspects
+        assert (suspect.row, suspect.file) == (10, None if overlay else "10.png")
+        assert (" 10.png" in found.report(), "  probability  file" in found.report()) == (not overlay, not overlay)
+
+
 def test_bytes_are_those_of_the_files(tiny_folder):
     found = inspect_dataset(tiny_folder)
     shards = sorted((tiny_folder / "all_ops").glob("*.parquet"))

@@ -236,7 +236,10 @@ def test_resuming_from_another_average_or_none(plain, settings, one_epoch):
         ({"label_weight": 0.5}, "label_weight: 0.0 there, 0.5 here"),
         ({"unreinforced_label_smoothing": 0.1}, "unreinforced_label_smoothing: 0.0 there, 0.1 here"),
         ({"data_seed": 7}, "order_seed: 42 there, 7 here"),
-        ({"dataset": "tiny_plus"}, "dataset_fingerprint: "),
+        (
+            {"dataset": "tiny_plus"},
+            "dataset_fingerprint (of the images, their labels, their size and their augmentation): ",
+        ),
         ({"num_views": 2}, "num_views: 4 there, 2 here"),
         ({"view_seed": 3}, "view_seed: 0 there, 3 here"),
         ({"rows": range(8)}, "num_rows: 12 there, 8 here"),

@@ -150,9 +150,11 @@ class HelpFormatter(argparse.HelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         text = action.help or ""
-        silent = action.default is None or action.default is False or action.default in (argparse.SUPPRESS, [])
+        silent = action.default is None or action.default is False or action.default in (argparse.SUPPRESS, [], {})
         if silent or action.required or "efault:" in text:
             return text
+        if isinstance(action.default, list):  # as it is written after the flag
+            return f"{text} Default: {' '.join(map(str, action.default)).replace('%', '%%')}."
         return f"{text} Default: %(default)s."
 
 

@@ -22,6 +22,9 @@ CORRUPTION_NAMES = (
 """Those of ImageNet-C, in the order of the paper (Hendrycks and Dietterich, ICLR 2019, arXiv:1903.12261)."""
 SEVERITIES = (1, 2, 3, 4, 5)
 
+REPORT_FILE = "evaluation.json"
+"""What an evaluation leaves in its folder for other programs."""
+
 
 def check_corruption(name: str, severity: int) -> None:
     """Refuses unknown names and severities with a ConfigError."""

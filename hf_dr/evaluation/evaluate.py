@@ -12,9 +12,9 @@ from typing import Any
 import datasets
 
 from hf_dr.errors import ConfigError, DataError, did_you_mean
-from hf_dr.evaluation.config import EvaluateConfig, named_model
+from hf_dr.evaluation.config import REPORT_FILE, EvaluateConfig, named_model
 from hf_dr.evaluation.gathering import read_evaluation
-from hf_dr.evaluation.report import REPORT_FILE, Report
+from hf_dr.evaluation.report import Report
 from hf_dr.evaluation.run import checked_sets, run_evaluation
 from hf_dr.evaluation.sets import NAME_PATTERN, PRESETS, EvaluationSet, parse_set
 from hf_dr.evaluation.unfinished import Unfinished

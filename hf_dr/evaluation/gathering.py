@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from hf_dr.errors import DataError, HfDrError
-from hf_dr.evaluation.config import named_model
+from hf_dr.evaluation.config import REPORT_FILE, named_model
 from hf_dr.evaluation.metrics import METRICS, SHARES
-from hf_dr.evaluation.report import REPORT_FILE
 from hf_dr.settings import are_alike
 from hf_dr.training.student_card import STUDENT_FILE, Student, fold_left_out
 from hf_dr.transfer.trainer import HEADLINES, TRANSFER_FILE, read_description

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from hf_dr.evaluation.config import REPORT_FILE
 from hf_dr.evaluation.metrics import CALIBRATED_ECE, ECE_BY_CHANCE, SHARES, Reliability
 from hf_dr.evaluation.plots import as_png, reliability_figure
 from hf_dr.files import write_json, write_whole
@@ -46,8 +47,6 @@ class Result:
         """Mean corruption error, 0 to 1, not normalised by AlexNet's errors; None for clean images."""
         return float(np.mean(list(self.errors().values()))) if self.by_corruption else None
 
-
-REPORT_FILE = "evaluation.json"
 
 ABOUT_CALIBRATED = (
     "Calibrated ECE is what is left of the ECE when the logits are divided by a temperature: for each half of the images by "
@@ -103,11 +102,14 @@ class Report:
 
     def to_markdown(self) -> str:
         """Returns the table of all results, and for each corrupted set one of the errors by corruption."""
+        any_corrupted = any(r.by_corruption for r in self.results)
         head = ("model", "set", "examples", "top-1 %", "top-5 %", "NLL", "Brier", "ECE %", "calibrated ECE %", "mCE %")
-        parts = [markdown_table(head, map(_row, self.results)), *self._corruption_tables()]
+        columns = len(head) if any_corrupted else len(head) - 1
+        rows = [_row(r)[:columns] for r in self.results]
+        parts = [markdown_table(head[:columns], rows), *self._corruption_tables()]
         if any(CALIBRATED_ECE in r.metrics for r in self.results):
             parts.append(f"{ABOUT_CALIBRATED} {inline(self.chance)}".rstrip())
-        if any(r.by_corruption for r in self.results):
+        if any_corrupted:
             parts.append(_ABOUT_CORRUPTED)
         return "\n\n".join(parts) + "\n"
 

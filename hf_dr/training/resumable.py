@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from accelerate import PartialState, skip_first_batches
 from accelerate.utils import gather_object, parse_flag_from_env
 from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import (
     PREFIX_CHECKPOINT_DIR,
@@ -280,7 +282,7 @@ class ResumableTrainer(Trainer):
         assert isinstance(self.model, torch.nn.Module)
         check_weights(self.model)
         folder = Path(output_dir or self.args.output_dir or ".")
-        with _writing(folder):
+        with _writing(folder), _readable(folder):
             super()._save(output_dir, state_dict)
             if self.args.should_save:
                 self.save_with_model(folder)
@@ -472,6 +474,17 @@ def _writing(path: Path) -> Iterator[None]:
             if not any(word in str(error) for word in ("inline_container", "iostream", "PytorchStreamWriter")):
                 raise
             raise OSError(str(error)) from error
+
+
+@contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    """Gives weights that are written to a folder the permissions of its other files.
+
+    safetensors 0.8 lets only their owner read them, but a student is often used by others than the one who trained it.
+    """
+    yield
+    for weights in folder.glob("*.safetensors"):
+        shutil.copymode(folder / TRAINING_ARGS_NAME, weights)
 
 
 def rest_of_epoch(loader: Any, batches: int) -> Any:

@@ -122,6 +122,23 @@ def test_help_tells_each_default_once(capsys):
     assert "Only look.\n" in out
 
 
+def test_help_tells_a_list_as_it_is_written_after_its_flag(capsys):
+    @dataclass
+    class Chosen:
+        """What."""
+
+        seeds: list[int] = field(default_factory=lambda: [0, 1], metadata={"help": "Which."})
+        ratios: list[str] = field(default_factory=lambda: ["5%"], metadata={"help": "Of what."})
+        none: list[str] = field(default_factory=list, metadata={"help": "Nothing."})
+
+    with pytest.raises(SystemExit):
+        parse([Chosen], ["--help"], prog="x", description="d")
+    out = capsys.readouterr().out
+    assert "Which. Default: 0 1.\n" in out
+    assert "Of what. Default: 5%.\n" in out
+    assert "Nothing.\n" in out
+
+
 def test_the_help_of_a_negation_does_not_say_the_opposite(capsys):
     @dataclass
     class Keep:

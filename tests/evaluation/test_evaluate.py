@@ -48,6 +48,9 @@ def test_a_loaded_dataset_gives_what_the_command_gives_of_its_file(student, tiny
         {"a": student, "b": str(student)}, tiny_dataset, corrupt=["test"], output_dir=tmp_path / "python", **SUITE
     )
     assert f"{report}\n" == shown
+    assert "mCE" not in hf_dr.evaluate(student, tiny_dataset, max_examples=6).to_markdown(), (
+        "a column that is empty in all rows"
+    )
     assert report._repr_markdown_() == str(report) == (tmp_path / "python" / "evaluation.md").read_text()
     command, python = (json.loads((tmp_path / by / "evaluation.json").read_text()) for by in ("command", "python"))
     assert command["results"] == python["results"]

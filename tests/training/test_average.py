@@ -19,6 +19,7 @@ from transformers import (
 from hf_dr.errors import ConfigError
 from hf_dr.evaluation.metrics import classification_metrics, compute_metrics
 from hf_dr.training.losses import reinforced_kl
+from hf_dr.training.students import EMA_FILE
 from hf_dr.training.trainer import ReinforcedTrainer, _weight_average
 from training.helpers import ROWS, STEPS, Pooled, Watched, logits_of, pooled, same, timm_student, weights
 
@@ -116,6 +117,18 @@ def test_batch_normalisation_is_averaged_too(plain, settings):
     moved = [name for name in mine if name.endswith("running_mean") and not torch.equal(mine[name], averaged[name])]
     assert moved
     assert not any(module.training for module in trainer.ema.module.modules())
+
+
+def test_weights_can_be_read_by_whoever_can_read_the_rest(plain, settings, tmp_path):
+    saving = {"save_strategy": "steps", "save_steps": 1, "max_steps": 1, "ema_decay": 0.5}
+    trainer = ReinforcedTrainer(timm_student(), settings(**saving), train_dataset=plain)
+    trainer.train()
+    trainer.save_model(str(tmp_path))
+    other = tmp_path / "another file"
+    other.touch()
+    for folder in (tmp_path, Path(trainer.args.output_dir) / "checkpoint-1"):
+        for name in ("model.safetensors", EMA_FILE):
+            assert (folder / name).stat().st_mode == other.stat().st_mode
 
 
 def test_a_model_init_gets_an_average_of_its_own(plain, settings):

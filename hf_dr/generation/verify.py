@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +16,8 @@ from hf_dr.generation.plan import library_versions
 from hf_dr.generation.teachers import PIXELS_ALONE, check_members, check_weights, same_teacher
 from hf_dr.processes import find_device, warm_up_kernels
 from hf_dr.replay.dataset import ReinforcedDataset
-from hf_dr.replay.device import undone_items
 from hf_dr.replay.loading import load_reinforced
+from hf_dr.replay.proof import OnDevice, replayed, with_all_views
 from hf_dr.replay.reinforced_data import ReinforcedData
 from hf_dr.settings import check_count
 from hf_dr.store.features import combine_hashes
@@ -32,7 +31,6 @@ from hf_dr.teacher.signals import IMAGE_TAIL, SAMPLED, stored_if_kept
 from hf_dr.teacher.topk import add_members, top_k
 from hf_dr.text import percent, progress_bar
 from hf_dr.views.device.augment import DeviceAugmentation
-from hf_dr.views.device.packing import UndoneBatch
 from hf_dr.views.maker import hash_view
 from hf_dr.views.rng import DOMAIN_VERIFY, keyed_rng
 
@@ -175,9 +173,7 @@ def verify(
     plus = opened(plus, name, base)
     provenance = plus.provenance
     asked = _asked(teacher, ask_teacher, provenance)
-    whole = copy.copy(plus)
-    whole.num_views = provenance.num_views  # all, whatever training uses
-    whole.check_images = True
+    whole = with_all_views(plus)
     drawn = keyed_rng(seed, domain=DOMAIN_VERIFY)
     rows = np.sort(drawn.choice(whole.num_reinforced, min(num_rows, whole.num_reinforced), replace=False))
     damaged = _damaged_shards(plus)
@@ -239,7 +235,7 @@ def _damaged_shards(plus: ReinforcedDataset) -> list[str]:
 
 
 def _replay_rows(
-    plus: ReinforcedDataset, rows: np.ndarray, compared: _Comparison, maker: _DeviceMaker | None
+    plus: ReinforcedDataset, rows: np.ndarray, compared: _Comparison, maker: OnDevice | None
 ) -> tuple[list[bool], list[str]]:
     """Replays rows: whether each replayed to the pixels that its teacher saw, where those are known, and what went wrong."""
     equal: list[bool] = []
@@ -261,33 +257,15 @@ def _replay_rows(
 
 
 def _replay_row(
-    plus: ReinforcedDataset, row: int, image_hash: np.uint64, compared: _Comparison, maker: _DeviceMaker | None
+    plus: ReinforcedDataset, row: int, image_hash: np.uint64, compared: _Comparison, maker: OnDevice | None
 ) -> int:
     """Replays all views of a row, hands them to the comparison, and returns the hash of their pixels."""
     hashes = np.zeros(plus.num_views, np.uint64)
     tail = _Tail(*plus.image_tail(row), plus.num_views) if plus.signal == IMAGE_TAIL else None
-    for view, pixels in enumerate(_replayed(plus, row, maker)):
+    for view, pixels in enumerate(replayed(plus, row, maker)):
         hashes[view] = hash_view(pixels)
         compared.add(pixels, image_hash, *plus.teacher_answer(row, view), tail)
     return combine_hashes(hashes)
-
-
-_DeviceMaker = tuple[DeviceAugmentation, torch.device]
-_VIEWS_AT_ONCE = 64  # of a row on the device; some thousand may be stored
-
-
-def _replayed(plus: ReinforcedDataset, row: int, maker: _DeviceMaker | None) -> Iterator[np.ndarray]:
-    """Yields the pixels of all views of a row, uint8 (H, W, 3), made by Pillow or on a device."""
-    if maker is None:
-        for view in range(plus.num_views):
-            yield np.asarray(plus.image(row, view))
-        return
-    augmenter, device = maker
-    for start in range(0, plus.num_views, _VIEWS_AT_ONCE):
-        stop = min(start + _VIEWS_AT_ONCE, plus.num_views)
-        items = undone_items(plus, [(row, view) for view in range(start, stop)])
-        batch = UndoneBatch.pack(augmenter, [item["pixel_values"] for item in items])
-        yield from batch.to(device).pixels(channels_last=True).permute(0, 2, 3, 1).cpu().numpy()
 
 
 # uint8 views (B, C, H, W), pixel hashes of their images (B,) -> log-probabilities (B, C), as `Teacher.answer`

@@ -86,7 +86,7 @@ def load_reinforced(  # type: ignore[misc]  # the overloads leave the other sett
         num_views: Use only the first `num_views` of the V stored views.
         seed: Of the order in which views are replayed.
         check_images: Refuse an image whose pixels are not those that were reinforced. Each image is checked the first
-            time a process decodes it.
+            time a process decodes it; and before a training the pixels of some rows' views.
         shuffled_shards: With `streaming`: how many shards are read and shuffled together.
 
     Raises:

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, default_collate
 from hf_dr.errors import ConfigError
 from hf_dr.processes import find_device, quiet_worker, shield_workers
 from hf_dr.replay.messages import InOneMessage
+from hf_dr.replay.proof import check_replay
 from hf_dr.replay.reinforced_data import ReinforcedData, check_loaded
 from hf_dr.replay.sampling import ReinforcedSampler
 from hf_dr.replay.streaming import StreamedReinforcedDataset
@@ -53,6 +54,7 @@ class ReinforcedLoader:
 
     Raises:
         ConfigError: A setting is impossible or does not fit the dataset, or the student does not say how it is normalised.
+        ReplayError: A view has not the pixels that its teacher saw; some rows are checked.
         TeacherError: The image processor does something that is not understood.
     """
 
@@ -88,6 +90,7 @@ class ReinforcedLoader:
             self._normalize = partial(normalize, mean=seen.mean, std=seen.std, bgr=seen.bgr)
         self.device = find_device(device)
         augmenter = device_augmentation(augment_on, self.device, dataset)
+        check_replay(dataset, None if augmenter is None else (augmenter, self.device))
         in_group = distributed.is_available() and distributed.is_initialized()
         rank = distributed.get_rank() if in_group else 0
         world_size = distributed.get_world_size() if in_group else 1

@@ -18,6 +18,7 @@ from transformers.trainer_utils import EvalLoopOutput, seed_worker, set_seed
 from hf_dr.errors import ConfigError
 from hf_dr.replay.messages import InOneMessage
 from hf_dr.replay.names import BY_DIFFICULTY
+from hf_dr.replay.proof import check_replay
 from hf_dr.replay.reinforced_data import ReinforcedData
 from hf_dr.replay.sampling import ReinforcedSampler
 from hf_dr.replay.streaming import StreamedReinforcedDataset
@@ -77,6 +78,7 @@ class ReinforcedTrainer(StudentTrainer):
 
     Raises:
         ConfigError: The model's classes are not the dataset's, or a setting does not fit the dataset.
+        ReplayError: A view has not the pixels that its teacher saw; some rows are checked.
         TeacherError: The image processor does something that is not understood.
     """
 
@@ -100,6 +102,7 @@ class ReinforcedTrainer(StudentTrainer):
         self._check_train_dataset()
         self.add_callback(_TrialCheck(self))
         self._augmenter = augmentation_of_trainer(args, train, self.data_collator)
+        check_replay(train, None if self._augmenter is None else (self._augmenter, args.device))
         self._mixer = BatchMixer(args, lambda: self._order_seed)
         self.add_callback(self._mixer)
         self._average = _weight_average(self)

@@ -56,8 +56,8 @@ def replayed(plus: ReinforcedDataset, row: int, maker: OnDevice | None = None) -
 def check_replay(data: Any, maker: OnDevice | None = None) -> None:
     """Replays the views of some rows as a training is going to, and compares their hashes, before it starts.
 
-    A stream, which has no row yet, and data that is opened without `check_images` are not checked; nor is what does not tell
-    what its teacher saw, or has more than 512 views of a row.
+    Data that is opened without `check_images` is not checked; nor is what does not tell what its teacher saw, or has more
+    than 512 views of a row. A stream has no rows yet: it checks the first that it reads.
 
     Raises:
         ReplayError: A view has other pixels: that of an op of the user's own that has changed, for example.

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from hf_dr.errors import ConfigError, DataError, FormatError
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.join import JoinedBase
+from hf_dr.replay.proof import check_replay
 from hf_dr.replay.streamed_base import StreamedBase, with_parquet
 from hf_dr.settings import check_names
 from hf_dr.store.provenance import Provenance
@@ -51,6 +52,7 @@ class StreamedShards:
             raise ConfigError("`unreinforced` rows are of the base, not of a shard. Leave it out, or `streaming`.")
         self.provenance = provenance
         self._files = list(files)
+        self._proved = False  # whether views of the first shards that were read replayed, in this process
         self._base = base if isinstance(base, StreamedBase) else None
         self._settings = settings
         self._described = provenance
@@ -93,10 +95,19 @@ class StreamedShards:
             logger.warning("%d rows have no reinforcement and are left out.", len(provenance.skipped_rows))
 
     def read(self, shards: Sequence[int]) -> ReinforcedDataset:
-        """Returns the reinforced rows of some shards; a FormatError if one does not follow the format or is another's."""
+        """Returns the reinforced rows of some shards.
+
+        Raises:
+            FormatError: One does not follow the format or is another's.
+            ReplayError: A view of the first has not the pixels that its teacher saw (`hf_dr.replay.proof.check_replay`).
+        """
         table = pa.concat_tables([self._read_shard(shard) for shard in shards])
         # Without a name, datasets would hash the table.
-        return self._dataset(table, f"{self.provenance.fingerprint[:32]}-{'-'.join(map(str, shards))}")
+        read = self._dataset(table, f"{self.provenance.fingerprint[:32]}-{'-'.join(map(str, shards))}")
+        if not self._proved:
+            check_replay(read)
+            self._proved = True
+        return read
 
     def _dataset(self, table: pa.Table, name: str) -> ReinforcedDataset:
         return ReinforcedDataset(datasets.Dataset(table, fingerprint=name), self._described, **self._settings)

@@ -103,3 +103,9 @@ def test_what_is_not_known_or_takes_long_is_left_out(folder, turned, edit, monke
     monkeypatch.setattr(hf_dr.replay.proof, "_MOST_VIEWS", 29)
     check_replay(data)
     check_replay(None)
+
+
+def test_a_stream_checks_the_first_rows_that_it_reads(folder, turned):
+    with pytest.raises(ReplayError, match=f"row 0 of `of_seed_0` {OTHERS}"):
+        next(iter(load_reinforced(folder, "of_seed_0", streaming=True)))
+    assert next(iter(load_reinforced(folder, "of_seed_0", streaming=True, check_images=False)))["reinforced"]

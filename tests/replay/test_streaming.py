@@ -677,6 +677,8 @@ def test_a_base_of_other_files_is_loaded(make, base, tmp_path, caplog):
 
 def test_pairs_are_decoded_once(make, decoded):
     stream = stream_of(make(MIXING), shuffled_shards=2)
+    next(iter(stream))  # with the first shards some views are replayed as a proof
+    decoded.clear()
     assert len(list(stream)) == len(decoded)
 
 

@@ -13,6 +13,7 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from hf_dr.generation.labelling import CPU_BATCH, Labeller, Reply, ViewColumns
@@ -26,6 +27,8 @@ from hf_dr.views.device.plan import NotOnDeviceError, unsupported
 from hf_dr.views.maker import Span, ViewBatch, ViewMaker
 
 logger = logging.getLogger(__name__)
+
+_CHECKED_VIEWS = 64  # are made by Pillow as well, in a fraction of a second, before a device makes millions
 
 
 @dataclass(frozen=True)
@@ -220,7 +223,13 @@ class DeviceSource(AnswerSource):
     _on_device = True
 
     def answers(self, spans: Sequence[Span]) -> Generator[ViewColumns]:
-        """Yields the columns of each span; the device has a few batches of work before it."""
+        """Yields the columns of each span; the device has a few batches of work before it.
+
+        Raises:
+            NotOnDeviceError: It does not give the pixels that Pillow gives; the first views are made by both.
+        """
+        for span in spans[:1]:
+            self._check_device(Span(span.shard, span.start, min(span.stop, span.start + _CHECKED_VIEWS)))
         labeller = self._labeller
         ask = Graphed(labeller.ask)
 
@@ -231,6 +240,16 @@ class DeviceSource(AnswerSource):
             return labeller.complete(made.finish(), reply)
 
         yield from ahead(DeviceViewMaker(self._maker, self.device).batches(spans, self.workers), begin, complete)
+
+    def _check_device(self, span: Span) -> None:
+        (found,) = self._prepared([span])
+        expected = self._maker[span].view_hashes
+        others = int(np.count_nonzero(found.view_hashes != expected))
+        if others:
+            raise NotOnDeviceError(
+                f"{self.device} must make views of the pixels that Pillow makes, but {others} of the first {len(expected)} "
+                "views are others. Set `augment_on` to cpu, and report the device with the versions of its driver and of torch."
+            )
 
     def _prepared(self, spans: Sequence[Span]) -> Iterator[ViewBatch]:
         # Images of partners are decoded for each span: those that stay on the device are so only for the first ones.

@@ -4,6 +4,7 @@ import copy
 import logging
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from conftest import ALL_OPS
@@ -51,6 +52,20 @@ def test_every_signal_has_the_same_bytes(tmp_path, tiny_dataset, tiny_teacher, n
     assert found == expected
     texts = [next((tmp_path / n).rglob("reinforcement.json")).read_text() for n in "ab"]
     assert texts[0] == texts[1], "where views are made is not part of the dataset"
+
+
+def test_a_device_that_makes_other_pixels_is_not_used(tmp_path, tiny_dataset, tiny_teacher, monkeypatch):
+    finish = maker.MadeViews.finish
+
+    def flawed(made):
+        batch = finish(made)
+        return replace(batch, view_hashes=batch.view_hashes ^ (np.arange(len(batch.view_hashes)) == 3))
+
+    monkeypatch.setattr(maker.MadeViews, "finish", flawed)
+    message = "cpu must make views of the pixels that Pillow makes, but 1 of the first 15 views are others. Set `augment_on` to"
+    with pytest.raises(NotOnDeviceError, match=message):
+        run(tmp_path, tiny_dataset, tiny_teacher, augment_on="device")
+    assert not list(tmp_path.rglob("*.parquet"))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

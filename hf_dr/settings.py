@@ -14,7 +14,7 @@ import math
 import numbers
 import os
 from collections.abc import Collection, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Annotated, Any
 
 from hf_dr.errors import ConfigError
@@ -60,7 +60,10 @@ class Whole:
     def check(self, name: str, value: object) -> None:
         """Raises a ConfigError that names the setting if `value` is not such a number."""
         if not isinstance(value, int) or isinstance(value, bool) or value < self.low:
-            raise ConfigError(f"`{name}` must be a whole number of at least {self.low}, got {value!r}. Raise `{name}`.")
+            advice = "Raise" if isinstance(value, int) else "Change"
+            raise ConfigError(
+                f"`{name}` must be a whole number of at least {self.low}, got {value!r}. {advice} `{name}`."
+            )
         if self.high is not None and value > self.high:
             raise ConfigError(f"`{name}` must be at most {self.high}, got {value}. Lower `{name}`.")
 
@@ -100,6 +103,16 @@ class Real:
         if self.high == math.inf:
             return f"a number {low}" if self.above else f"a number of {low}"
         return f"{low} and {'below' if self.below else 'at most'} {self.high}"
+
+
+@dataclass(frozen=True)
+class Switch:
+    """True or False; a text is neither, though Python takes it for one."""
+
+    def check(self, name: str, value: object) -> None:
+        """Raises a ConfigError that names the setting if `value` is neither."""
+        if not isinstance(value, bool):
+            raise ConfigError(f"`{name}` must be True or False, got {value!r:.80}. Change `{name}`.")
 
 
 @dataclass(frozen=True)
@@ -147,23 +160,43 @@ def check_count(name: str, value: object, least: int = 1) -> None:
     Raises:
         ConfigError: It is none.
     """
-    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    Whole(least).check(name, int(value) if whole else value)  # type: ignore[call-overload]
+    Whole(least).check(name, as_plain(value))
+
+
+def as_plain(value: Any) -> Any:
+    """Returns a scalar of NumPy as Python's own, which JSON takes, and anything else, arrays among it, as it is."""
+    return value.item() if type(value).__module__ == "numpy" and not hasattr(value, "__len__") else value
 
 
 def check_settings(settings: Any) -> None:
-    """Checks each field of a dataclass against the `type` and `choices` in its metadata.
+    """Checks each field of a dataclass against the `type` and `choices` in its metadata, and lists, and what is True or False.
 
-    None passes where it is the field's default. Of a list, each item is checked.
+    None passes where it is the field's default. Of a list, each item is checked; a tuple becomes one. Scalars of NumPy become
+    Python's.
 
     Raises:
         ConfigError: A value is out of range, or none of the choices; the first one is named.
     """
+    of_transformers = {
+        own.name
+        for base in type(settings).__mro__
+        if is_dataclass(base) and base.__module__.startswith("transformers.")
+        for own in fields(base)
+    }  # which checks them itself
     for own in fields(settings):
-        value = getattr(settings, own.name)
+        given = getattr(settings, own.name)
+        ours = own.name not in of_transformers
+        is_list = isinstance(given, list) or (isinstance(given, tuple) and ours)
+        value = [as_plain(item) for item in given] if is_list else as_plain(given)
+        if value is not given:
+            setattr(settings, own.name, value)
         if value is None and own.default is None:
             continue
+        if ours and str(own.type).startswith("list") and not isinstance(value, (list, str)):
+            raise ConfigError(f"`{own.name}` must be a list, got {value!r:.80}. Put it into a list.")
         limits = own.metadata.get("type")
+        if ours and isinstance(own.default, bool):
+            limits = Switch()
         choices = own.metadata.get("choices")
         for item in value if isinstance(value, list) and not isinstance(limits, Place) else [value]:
             if limits is not None:

@@ -52,6 +52,8 @@ FUNCTIONS = {
     "ExtendConfig": lambda x, d: ExtendConfig(x),
     "ReinforceConfig": lambda x, d: ReinforceConfig(x),
     "ReinforceConfig name": lambda x, d: ReinforceConfig("out", x),
+    "ReinforceConfig overlay": lambda x, d: ReinforceConfig("out", overlay=x),
+    "ReinforceConfig disagreement": lambda x, d: ReinforceConfig("out", allow_disagreement=x),
     "ReinforceConfig files": lambda x, d: ReinforceConfig("out", files_from=x),
     "ReinforcedDataset": lambda x, d: ReinforcedDataset(x, d.plus.provenance),
     "ReinforcedDataset provenance": lambda x, d: ReinforcedDataset(d.plus.plus, x),
@@ -70,6 +72,15 @@ FUNCTIONS = {
     "Teacher classes": lambda x, d: Teacher(d.teacher.members, classes=x),
     "Teacher device": lambda x, d: Teacher(d.teacher.members, device=x),
     "Teacher temperature": lambda x, d: Teacher(d.teacher.members, temperature=x),
+    "Teacher.from_model": lambda x, d: Teacher.from_model(x, "net"),
+    "Teacher.from_model name": lambda x, d: Teacher.from_model(d.net, x, size=8, normalization=d.normalization),
+    "Teacher.from_model size": lambda x, d: Teacher.from_model(d.net, "net", size=x, normalization=d.normalization),
+    "Teacher.from_model normalization": lambda x, d: Teacher.from_model(d.net, "net", size=8, normalization=x),
+    "Teacher.from_model processor": lambda x, d: Teacher.from_model(d.net, "net", size=8, processor=x),
+    "Teacher.from_model classes": lambda x, d: Teacher.from_model(
+        d.net, "net", size=8, normalization=d.normalization, class_names=x
+    ),
+    "Teacher views": lambda x, d: d.teacher(x),
     "Teacher.from_pretrained": lambda x, d: Teacher.from_pretrained(x),
     "build_student": lambda x, d: build_student(x, None, 3),
     "build_student classes": lambda x, d: build_student(STUDENT, x, 3),
@@ -87,6 +98,9 @@ FUNCTIONS = {
     "load_reinforced name": lambda x, d: load_reinforced(d.folder, x),
     "load_reinforced columns": lambda x, d: load_reinforced(d.folder, "plain", columns=x),
     "load_reinforced streaming columns": lambda x, d: load_reinforced(d.folder, "plain", streaming=True, columns=x),
+    "load_reinforced streaming": lambda x, d: load_reinforced(d.folder, "plain", streaming=x),
+    "load_reinforced unreinforced": lambda x, d: load_reinforced(d.folder, "plain", unreinforced=x),
+    "load_reinforced check_images": lambda x, d: load_reinforced(d.folder, "plain", check_images=x),
     "load_reinforced seed": lambda x, d: load_reinforced(d.folder, "plain", seed=x),
     "load_segmenter": lambda x, d: load_segmenter(x),
     "push_to_hub": lambda x, d: push_to_hub(x, "me/plus", dry_run=True),
@@ -122,6 +136,7 @@ FUNCTIONS = {
 # What may be left out.
 OPTIONAL = {
     "ReinforceConfig name", "ReinforcedLoader student", "ReinforcedLoader normalization", "Teacher classes", "Teacher device",
+    "Teacher.from_model classes",
     "build_student classes", "build_student model_args", "build_student normalization", "contact_sheet rows",
     "load_reinforced name", "push_to_hub configs", "reinforce base",
 }  # fmt: skip
@@ -136,9 +151,11 @@ def data(tmp_path_factory, tiny_dataset, tiny_teacher):
     stream = load_reinforced(folder, streaming=True)
     batch = torch.utils.data.default_collate([plus[row, 0] for row in range(4)])
     logits = torch.randn(4, plus.num_classes, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 8))
     return SimpleNamespace(
-        plus=plus, stream=stream, teacher=tiny_teacher, base=tiny_dataset, folder=folder, batch=batch, logits=logits
-    )
+        plus=plus, stream=stream, teacher=tiny_teacher, base=tiny_dataset, folder=folder, batch=batch, logits=logits,
+        net=net, normalization=([0.5] * 3, [0.5] * 3),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)

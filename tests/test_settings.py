@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pytest
 from transformers import HfArgumentParser
 
 from hf_dr.errors import ConfigError
+from hf_dr.evaluation.config import EvaluateConfig
 from hf_dr.generation.config import ReinforceConfig
+from hf_dr.generation.job import reinforce
 from hf_dr.settings import Real, Whole, check_settings
 
 
@@ -84,3 +90,37 @@ def test_transformers_reads_such_a_class() -> None:
         ["--output_dir", "x", "--num_views", "3"]
     )
     assert config == ReinforceConfig("x", num_views=3)
+
+
+@pytest.mark.parametrize("overlay", ["no", 0, 1, None, 0.0])
+def test_a_switch_is_true_or_false(overlay: Any) -> None:
+    with pytest.raises(ConfigError, match=rf"`overlay` must be True or False, got {overlay!r}\. Change `overlay`\."):
+        ReinforceConfig("out", overlay=overlay)
+
+
+def test_scalars_of_numpy_become_pythons() -> None:
+    config = ReinforceConfig("out", num_views=np.int64(2), seed=np.uint8(3), overlay=np.bool_(True), top_k=np.int32(4))
+    json.dumps(dataclasses.asdict(config))
+    assert (config.num_views, config.seed, config.overlay, config.top_k) == (2, 3, True, 4)
+    assert EvaluateConfig(["a"], ["b"], "", mean=np.float32([0.5, 0.25, 1]).tolist(), std=(0.5, np.float64(1), 1)).std == [
+        0.5, 1.0, 1,
+    ]  # fmt: skip
+    with pytest.raises(ConfigError, match=r"`num_views` must be a whole number of at least 1, got 2\.5\. Change"):
+        ReinforceConfig("out", num_views=np.float64(2.5))
+
+
+def test_a_list_is_one() -> None:
+    with pytest.raises(ConfigError, match=r"`mean` must be a list, got 0\.5\. Put it into a list\."):
+        EvaluateConfig(["a"], ["b"], "", mean=0.5)
+
+
+def test_settings_that_were_changed_are_checked_again(tmp_path, tiny_dataset, tiny_teacher) -> None:
+    for change, message in (
+        ({"num_views": 0}, "`num_views` must be a whole number of at least 1, got 0. Raise `num_views`."),
+        ({"num_view": 3}, "ReinforceConfig has no setting `num_view`. Did you mean `num_views`?"),
+    ):
+        config = ReinforceConfig(str(tmp_path / "plus"))
+        vars(config).update(change)
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            reinforce(tiny_dataset, tiny_teacher, "rrc", config)
+    assert not list(tmp_path.iterdir())

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from typing import Any
 
-from hf_dr.errors import ConfigError
+from hf_dr.errors import ConfigError, did_you_mean
 from hf_dr.settings import FILES_FROM_HELP, Place, Whole, check_kind, check_names, check_settings, flag
 from hf_dr.store.schema import KEEP, is_safe_name
 from hf_dr.teacher.names import SIGNALS, TOPK
@@ -120,10 +121,14 @@ class ReinforceConfig:
         return self.num_candidates not in (None, self.num_views)
 
 
-def check_config(config: object, kind: type) -> None:
-    """Refuses a folder or anything else in the place of settings; a ConfigError."""
+def check_config(config: Any, kind: type) -> None:
+    """Refuses a folder or anything else in the place of settings, and settings that were changed since; a ConfigError."""
     advice = f"Make one: `{kind.__name__}(output_dir=...)`."
     check_kind("config", config, kind, f"of the class {kind.__name__}", advice)
+    config.__post_init__()
+    known = {own.name for own in fields(kind)}
+    for name in vars(config).keys() - known:
+        raise ConfigError(f"{kind.__name__} has no setting `{name}`.{did_you_mean(name, known)}")
 
 
 def _check_name(config_name: str) -> None:

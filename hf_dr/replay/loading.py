@@ -20,6 +20,7 @@ from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.streamed_base import StreamedBase
 from hf_dr.replay.streamed_shards import StreamedShards
 from hf_dr.replay.streaming import StreamedReinforcedDataset
+from hf_dr.settings import Switch
 from hf_dr.store.base_dataset import base_files, check_cache, load_base, load_parquet
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import IMAGE_HASH, PROVENANCE_FILE, SOURCE_INDEX
@@ -96,11 +97,8 @@ def load_reinforced(  # type: ignore[misc]  # the overloads leave the other sett
         DataError: The base is missing or is not the one that was reinforced.
         HubError: The Hub refuses, or cannot be reached and the dataset is not in its cache.
     """
-    if shuffled_shards != 1 and not streaming:
-        raise ConfigError(
-            f"`shuffled_shards` must come with `streaming=True`, got {shuffled_shards} without. Leave it out."
-        )
-    _check_path(path)
+    switches = {"streaming": streaming, "unreinforced": unreinforced, "check_images": check_images}
+    _check_arguments(path, shuffled_shards, switches)
     base_of = partial(load_base_of, base=base, config=base_config, revision=base_revision, files_from=files_from)
     settings: dict[str, Any] = {
         "unreinforced": unreinforced,
@@ -127,8 +125,14 @@ def load_reinforced(  # type: ignore[misc]  # the overloads leave the other sett
     return CombinedReinforcedDataset(parts) if several else parts[0]
 
 
-def _check_path(path: object) -> None:
-    """Refuses a dataset in the place of its name."""
+def _check_arguments(path: object, shuffled_shards: int, switches: dict[str, bool]) -> None:
+    """Refuses a dataset in the place of its name, and settings that do not belong together."""
+    for name, value in switches.items():
+        Switch().check(name, value)
+    if shuffled_shards != 1 and not switches["streaming"]:
+        raise ConfigError(
+            f"`shuffled_shards` must come with `streaming=True`, got {shuffled_shards} without. Leave it out."
+        )
     paths = path if isinstance(path, (list, tuple)) else [path]
     wrong = [type(each).__name__ for each in paths if not isinstance(each, (str, os.PathLike))]
     if wrong:

@@ -21,7 +21,7 @@ from hf_dr.errors import ConfigError, TeacherError
 from hf_dr.processes import find_device
 from hf_dr.settings import Real, check_kind
 from hf_dr.teacher.folds import folds_of, with_members
-from hf_dr.teacher.members import HOW_TO_NAME, Member, load_member, logits_of
+from hf_dr.teacher.members import HOW_TO_NAME, Member, load_member, logits_of, member_of
 from hf_dr.teacher.names import PRECISIONS, TeacherNames
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class Teacher:
         self.channels_last = channels_last
         larger = classes is None or any(member.num_classes > len(classes) for member in members)
         self._class_ids = [_resolve_classes(member, classes, larger=larger) for member in members]
-        self.num_classes, self.labels = self._common_classes()
+        self.num_classes, self.labels = _common_classes(members, self._class_ids)
         self._models = []
         for member in members:
             model = member.model.eval().requires_grad_(False).to(self.device)
@@ -110,11 +110,48 @@ class Teacher:
         wrong = [type(name).__name__ for name in names if not isinstance(name, (str, os.PathLike))]
         if wrong:
             raise ConfigError(
-                f"a teacher must be a Teacher, or one or several names, got {wrong[0]}. Name {HOW_TO_NAME}."
+                f"a teacher must be a Teacher, or one or several names, got {wrong[0]}. Name {HOW_TO_NAME}; "
+                "`Teacher.from_model` makes one of a model in memory."
             )
         teacher = cls([load_member(name) for name in with_members([os.fspath(name) for name in names])], **settings)
         logger.info("The teacher (%s) computes on %s.", " + ".join(m.id for m in teacher.members), teacher.device)
         return teacher
+
+    @classmethod
+    def from_model(
+        cls,
+        model: torch.nn.Module,
+        name: str,
+        *,
+        size: int | Sequence[int] | None = None,
+        normalization: tuple[Sequence[float], Sequence[float]] | None = None,
+        processor: Any = None,
+        class_names: Sequence[str] | None = None,
+        license: str | None = None,
+        **settings: Any,
+    ) -> Teacher:
+        """Makes a teacher of a classifier in memory; `settings` are those of `Teacher`.
+
+        Several make an ensemble by `Teacher([*one.members, *other.members])`.
+
+        Args:
+            model: Takes normalised RGB images (B, 3, *size), float32, and returns logits (B, C): alone, as `.logits`, or as
+                the first of several values. The teacher has a copy of it.
+            name: What the provenance and the card call it.
+            size: Side, or (height, width), of its input in pixels, to which views are resized (bilinear). Default: what the
+                processor or timm tells.
+            normalization: (mean, std) of its input, each three numbers on the scale 0 to 1. Default: likewise.
+            processor: The image processor of a model of transformers.
+            class_names: The names of its classes, in their order. Default: those in the configuration of a model of
+                transformers, if it has some.
+            license: Of the weights, for the card.
+
+        Raises:
+            ConfigError: An argument is of another kind, or nothing tells how the model takes images.
+            TeacherError: It does not take them, or does not answer with a number for each of its classes; or see `Teacher`.
+        """
+        how: dict[str, Any] = {"size": size, "normalization": normalization, "processor": processor}
+        return cls([member_of(model, name, class_names=class_names, license=license, **how)], **settings)
 
     def __call__(self, views_BCHW: torch.Tensor) -> torch.Tensor:
         """Labels views; all members are asked, whatever they have seen.
@@ -124,7 +161,11 @@ class Teacher:
 
         Returns:
             Natural log-probabilities (B, C) of the averaged ensemble, float32, on the teacher's device.
+
+        Raises:
+            ConfigError: `views_BCHW` is something else: normalised pixels, for example, would be answered with nonsense.
         """
+        _check_views(views_BCHW)
         batch = len(views_BCHW)
         if self._largest_batch is not None and batch > self._largest_batch:
             return torch.cat([self(part) for part in views_BCHW.split(self._largest_batch)])
@@ -197,30 +238,9 @@ class Teacher:
         chosen._class_ids = [self._class_ids[n] for n in places]
         return chosen
 
-    def _common_classes(self) -> tuple[int, tuple[tuple[str, ...], ...] | None]:
-        """Checks that all members answer over the same classes and returns their number and names."""
-        counts, names = [], []
-        for member, class_ids in zip(self.members, self._class_ids, strict=True):
-            counts.append(member.num_classes if class_ids is None else len(class_ids))
-            labels = member.labels
-            if labels is not None and class_ids is not None:
-                labels = tuple(labels[c] for c in class_ids)
-            names.append(labels)
-        if len(set(counts)) > 1:
-            found = ", ".join(f"{m.id}: {c}" for m, c in zip(self.members, counts, strict=True))
-            raise TeacherError(
-                f"the members of a teacher must have the same classes, got {found}. Leave one out, or pass `classes`."
-            )
-        named = [(m, n) for m, n in zip(self.members, names, strict=True) if n is not None]
-        for member, labels in named[1:]:
-            first, expected = named[0]
-            for c, (a, b) in enumerate(zip(expected, labels, strict=True)):
-                if not {_canonical(x) for x in a} & {_canonical(x) for x in b}:
-                    raise TeacherError(
-                        f"the members of a teacher must have the same classes in the same order, but class {c} is "
-                        f"{a[0]!r} for {first.id} and {b[0]!r} for {member.id}. Leave one out, or pass `classes` by name."
-                    )
-        return counts[0], named[0][1] if named else None
+    def __repr__(self) -> str:
+        names = " + ".join(member.id for member in self.members)
+        return f"{type(self).__name__}({names}: {self.num_classes} classes, {self.precision} on {self.device})"
 
     def check_classes(self, names: Sequence[str], remedy: str = "pass `classes` (--teacher_classes)") -> None:
         """Checks that a dataset's classes are the teacher's: as many, and in the same order where both are named alike.
@@ -290,6 +310,46 @@ class Teacher:
             "device_type": self.device.type,
         }
         return told if self.temperature == 1 else {**told, "temperature": self.temperature}
+
+
+def _common_classes(
+    members: Sequence[Member], class_ids_of: Sequence[list[int] | None]
+) -> tuple[int, tuple[tuple[str, ...], ...] | None]:
+    """Checks that all members answer over the same classes and returns their number and names."""
+    counts, names = [], []
+    for member, class_ids in zip(members, class_ids_of, strict=True):
+        counts.append(member.num_classes if class_ids is None else len(class_ids))
+        labels = member.labels
+        if labels is not None and class_ids is not None:
+            labels = tuple(labels[c] for c in class_ids)
+        names.append(labels)
+    if len(set(counts)) > 1:
+        found = ", ".join(f"{m.id}: {c}" for m, c in zip(members, counts, strict=True))
+        raise TeacherError(
+            f"the members of a teacher must have the same classes, got {found}. Leave one out, or pass `classes`."
+        )
+    named = [(m, n) for m, n in zip(members, names, strict=True) if n is not None]
+    for member, labels in named[1:]:
+        first, expected = named[0]
+        for c, (a, b) in enumerate(zip(expected, labels, strict=True)):
+            if not {_canonical(x) for x in a} & {_canonical(x) for x in b}:
+                raise TeacherError(
+                    f"the members of a teacher must have the same classes in the same order, but class {c} is "
+                    f"{a[0]!r} for {first.id} and {b[0]!r} for {member.id}. Leave one out, or pass `classes` by name."
+                )
+    return counts[0], named[0][1] if named else None
+
+
+def _check_views(views: Any) -> None:
+    if isinstance(views, torch.Tensor) and views.dtype == torch.uint8 and views.ndim == 4 and views.shape[1] == 3:
+        return
+    found = type(views).__name__
+    if isinstance(views, torch.Tensor):
+        found = f"{str(views.dtype).removeprefix('torch.')} of shape {tuple(views.shape)}"
+    raise ConfigError(
+        f"views must be a uint8 tensor of shape (B, 3, height, width), RGB from 0 to 255, got {found}. Give the pixels as they "
+        "are: each member resizes and normalises them itself."
+    )
 
 
 def is_teacher(given: object) -> TypeIs[Teacher]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib.resources
 import json
 import logging
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,9 @@ from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_data_config
 from torch import nn
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file
 
-from hf_dr.errors import TeacherError
+from hf_dr.errors import ConfigError, TeacherError
 from hf_dr.files import YAML_ERRORS, no_folder
+from hf_dr.settings import Place, check_kind, check_names
 from hf_dr.teacher.folds import Fold, fold_in_config
 from hf_dr.teacher.preprocessing import Preprocessing, read_image_processor, timm_crop, timm_preprocessing
 
@@ -138,22 +141,85 @@ def check_member(member: Member) -> None:
             f"the model {member.id!r} must have at least 2 classes, found {member.num_classes}: the one would have the "
             "probability 1 for every image. Name a classifier that was trained with cross-entropy."
         )
-    height, width = member.preprocessing.size
-    try:
-        with torch.inference_mode():
-            black = member.preprocessing(torch.zeros(1, 3, height, width, dtype=torch.uint8))
-            found = tuple(logits_of(member.model.eval()(black)).shape)
-    # What a model refuses, it refuses in its own way.
-    except Exception as error:
-        raise TeacherError(
-            f"the model {member.id!r} must take RGB images of {height}x{width} pixels, as its preprocessing says, but: "
-            f"{type(error).__name__}: {str(error).rstrip('. '):.300}. Correct its configuration."
-        ) from error
+    found = _shape_of_answer(member.model, member.preprocessing, member.id)
     if found != (1, member.num_classes):
         raise TeacherError(
             f"the model {member.id!r} must answer with one number for each of its {member.num_classes} classes, but its answer "
             f"to one image has the shape {found}. Name {HOW_TO_NAME}."
         )
+
+
+def _shape_of_answer(model: nn.Module, preprocessing: Preprocessing, name: str) -> tuple[int, ...]:
+    """Returns the shape of the logits for one black image."""
+    height, width = preprocessing.size
+    try:
+        with torch.inference_mode():
+            black = preprocessing(torch.zeros(1, 3, height, width, dtype=torch.uint8))
+            return tuple(logits_of(model.eval()(black)).shape)
+    # What a model refuses, it refuses in its own way.
+    except Exception as error:
+        raise TeacherError(
+            f"the model {name!r} must take RGB images of {height}x{width} pixels, as its preprocessing says, but: "
+            f"{type(error).__name__}: {str(error).rstrip('. '):.300}. Correct its configuration."
+        ) from error
+
+
+def member_of(
+    model: nn.Module,
+    name: str,
+    *,
+    size: int | Sequence[int] | None = None,
+    normalization: tuple[Sequence[float], Sequence[float]] | None = None,
+    processor: Any = None,
+    class_names: Sequence[str] | None = None,
+    license: str | None = None,
+) -> Member:
+    """Returns a copy of a classifier in memory as a member, see `Teacher.from_model`."""
+    check_kind("model", model, nn.Module, "a classifier in memory", "`Teacher.from_pretrained` takes names.")
+    check_kind("name", name, str, "what provenance and card call the model", "Give a text.")
+    Place().check("name", name)
+    preprocessing = _preprocessing_of(model, name, size, normalization, processor)
+    copied = copy.deepcopy(model).cpu()
+    shape = _shape_of_answer(copied, preprocessing, name)
+    labels: _Names | None = None
+    if class_names is not None:
+        check_names("class_names", class_names)
+        labels = tuple((str(own),) for own in class_names)
+    elif getattr(getattr(model, "config", None), "id2label", None):
+        labels = _own_labels(name, model.config)
+    if labels is not None and len(labels) != shape[-1]:
+        raise TeacherError(
+            f"`class_names` must name the {shape[-1]} classes of {name!r}, got {len(labels)} names. Correct them."
+        )
+    member = Member(copied, name, None, license, shape[-1], labels, preprocessing, weights_hash(copied))
+    check_member(member)
+    return member
+
+
+def _preprocessing_of(model: nn.Module, name: str, size: Any, normalization: Any, processor: Any) -> Preprocessing:
+    """Returns what is given of how a model takes images, and for the rest what it tells itself, if it is timm's."""
+    told: dict[str, Any] = {"interpolation": "bilinear"}
+    if processor is not None:
+        told |= vars(read_image_processor(processor, name)[0])
+    elif getattr(model, "pretrained_cfg", None):
+        told |= vars(timm_preprocessing(resolve_data_config(pretrained_cfg=model.pretrained_cfg, verbose=False), name))
+    if size is not None:
+        told["size"] = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
+    if normalization is not None:
+        pair = isinstance(normalization, (list, tuple)) and len(normalization) == 2
+        mean, std = normalization if pair else (None, None)
+        told |= {"mean": _as_tuple(mean), "std": _as_tuple(std)}
+    for setting, key in (("size", "size"), ("normalization", "mean")):
+        if key not in told:
+            raise ConfigError(
+                f"`{setting}` must be given for a {type(model).__name__}, which does not say how it takes images, got none. "
+                "Give `size` and `normalization=(mean, std)`, or the `processor` of a model of transformers."
+            )
+    return Preprocessing(**told)
+
+
+def _as_tuple(values: Any) -> Any:
+    return tuple(values) if isinstance(values, (list, tuple)) else values
 
 
 def logits_of(outputs: Any) -> torch.Tensor:

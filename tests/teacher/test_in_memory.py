@@ -1,0 +1,143 @@
+"""`Teacher.from_model`: a classifier in memory is a teacher; and what a teacher is shown must be bytes."""
+
+import numpy as np
+import pytest
+import timm
+import torch
+import transformers
+from conftest import CLASSES
+from torch import nn
+
+from hf_dr.errors import ConfigError, TeacherError
+from hf_dr.generation.config import ReinforceConfig
+from hf_dr.generation.job import reinforce
+from hf_dr.generation.verify import verify
+from hf_dr.teacher.ensemble import Teacher
+from hf_dr.teacher.preprocessing import Preprocessing
+from hf_dr.views.augmentation import Augmentation
+from hf_dr.views.ops.geometry import RandomResizedCrop
+
+
+class Head(nn.Module):
+    """Answers with its logits alone, or as the first of two values."""
+
+    def __init__(self, several: bool = False) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3 * 4 * 4, len(CLASSES))
+        self.several = several
+
+    def forward(self, pixels):
+        logits = self.linear(pixels.flatten(1))
+        return (logits, pixels) if self.several else logits
+
+
+MEAN, STD = (0.2, 0.3, 0.4), (0.5, 0.6, 0.7)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_model_in_memory_answers_as_it_does_by_itself(several):
+    model = Head(several).train()
+    teacher = Teacher.from_model(model, "mine", size=4, normalization=(list(MEAN), list(STD)), device="cpu")
+    views = torch.randint(256, (5, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
+    logits = model((views / 255 - mean) / std)
+    expected = (logits[0] if several else logits).log_softmax(-1)
+    torch.testing.assert_close(teacher(views), expected.detach())
+    assert repr(teacher) == "Teacher(mine: 8 classes, fp32 on cpu)"
+    assert model.training, "the teacher has a copy"
+    assert all(weight.requires_grad for weight in model.parameters())
+    before = teacher(views)
+    with torch.no_grad():
+        model.linear.bias += 1 - 2 * torch.rand(8)
+    assert torch.equal(before, teacher(views))
+    (told,) = teacher.provenance()["members"]
+    assert (told["id"], told["revision"], told["license"]) == ("mine", None, None)
+    both = Teacher([*teacher.members, *Teacher.from_model(Head(), "other", size=4, normalization=(MEAN, STD)).members])
+    assert both(views).exp().sum(-1) == pytest.approx(torch.ones(5))
+
+
+def test_a_model_in_memory_reinforces_and_verifies(tmp_path, tiny_dataset):
+    teacher = Teacher.from_model(
+        Head(), "mine", size=4, normalization=(MEAN, STD), class_names=CLASSES, license="mit", device="cpu"
+    )
+    config = ReinforceConfig(str(tmp_path / "plus"), num_views=2, top_k=3, allow_disagreement=True)
+    plus = reinforce(tiny_dataset, teacher, Augmentation([RandomResizedCrop(8)]), config)
+    report = verify(plus, teacher)
+    assert report.ok
+    assert report.top1_agreement == 1
+    with pytest.raises(TeacherError, match="must be named, unless it is a commit on the Hub, found 'mine' without a"):
+        verify(plus)
+
+
+def test_models_of_timm_and_transformers_say_how_they_take_images(tmp_path):
+    net = timm.create_model("test_vit", num_classes=8)
+    (member,) = Teacher.from_model(net, "net").members
+    assert member.preprocessing.size == tuple(net.pretrained_cfg["input_size"][1:])
+    assert member.labels is None
+    config = transformers.ViTConfig(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, image_size=16, patch_size=8,
+        id2label=dict(enumerate(CLASSES)),
+    )  # fmt: skip
+    processor = transformers.ViTImageProcessor(size={"height": 16, "width": 16}, image_mean=MEAN, image_std=STD)
+    vit = transformers.ViTForImageClassification(config)
+    (member,) = Teacher.from_model(vit, "vit", processor=processor).members
+    assert member.preprocessing == Preprocessing((16, 16), MEAN, STD, "bilinear")
+    assert member.labels == tuple((name,) for name in CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (
+            {"normalization": (MEAN, STD)},
+            ConfigError,
+            "`size` must be given for a Head, which does not say how it takes",
+        ),
+        (
+            {"size": 4},
+            ConfigError,
+            r"`normalization` must be given for a Head, .* Give `size` and `normalization=\(mean",
+        ),
+        (
+            {"size": 8, "normalization": (MEAN, STD)},
+            TeacherError,
+            "'mine' must take RGB images of 8x8 pixels, as its pre",
+        ),
+        (
+            {"size": 4, "normalization": (MEAN, STD), "class_names": ["a", "b"]},
+            TeacherError,
+            "`class_names` must name the 8 classes of 'mine', got 2 names",
+        ),
+        (
+            {"size": 4, "normalization": (MEAN, (0, 1, 1))},
+            TeacherError,
+            "`std` of a model's preprocessing must be three",
+        ),
+    ],
+)
+def test_a_model_in_memory_that_cannot_answer(arguments, error, message):
+    with pytest.raises(error, match=message):
+        Teacher.from_model(Head(), "mine", **arguments)
+
+
+def test_a_model_that_maps_pixels_to_pixels_is_no_classifier():
+    with pytest.raises(
+        TeacherError, match=r"must answer with one number for each of its 4 classes, but its answer .* shape"
+    ):
+        Teacher.from_model(nn.Identity(), "mine", size=4, normalization=(MEAN, STD))
+
+
+@pytest.mark.parametrize(
+    ("views", "found"),
+    [
+        (torch.zeros(2, 3, 4, 4), r"float32 of shape \(2, 3, 4, 4\)"),
+        (torch.zeros(3, 4, 4, dtype=torch.uint8), r"uint8 of shape \(3, 4, 4\)"),
+        (torch.zeros(2, 4, 4, 3, dtype=torch.uint8), r"uint8 of shape \(2, 4, 4, 3\)"),
+        (np.zeros((2, 3, 4, 4), np.uint8), "ndarray"),
+    ],
+)
+def test_views_that_are_not_bytes_are_not_answered(tiny_teacher, views, found):
+    with pytest.raises(
+        ConfigError, match=f"views must be a uint8 tensor of shape .*, got {found}. Give the pixels as they"
+    ):
+        tiny_teacher(views)

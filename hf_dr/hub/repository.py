@@ -8,7 +8,6 @@ commit names its parent: whoever else commits meanwhile is never overwritten, bu
 from __future__ import annotations
 
 import copy
-import hashlib
 import logging
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -29,6 +28,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import disable_progress_bars
+from huggingface_hub.utils.sha import git_hash
 
 from hf_dr.errors import ConfigError, HfDrError, HubError
 from hf_dr.hub.retry import ATTEMPTS, ask, describe, wait
@@ -97,8 +97,7 @@ class Remote:
         if there.lfs is not None:
             return there.lfs.sha256 == operation.upload_info.sha256.hex()
         with operation.as_file() as file:
-            content = file.read()
-        return there.blob_id == hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+            return there.blob_id == git_hash(file.read())
 
 
 class Repository:

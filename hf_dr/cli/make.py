@@ -70,7 +70,7 @@ def _loaded(
     """Loads a base dataset and a teacher of its classes; returns also what names the dataset."""
     from hf_dr.cli.arguments import check_rows, read_classes
     from hf_dr.processes import process_state
-    from hf_dr.store.base_dataset import check_dataset, load_base
+    from hf_dr.store.base_dataset import check_dataset, class_names_of, load_base
     from hf_dr.teacher.ensemble import Teacher
 
     state = process_state()
@@ -84,7 +84,7 @@ def _loaded(
         )
     check_rows(argv, base.dataset, base.split, len(dataset))
     _, label_column = check_dataset(dataset, columns.image_column, columns.label_column)
-    names = getattr(dataset.features[label_column], "names", None) if label_column else None
+    names = class_names_of(dataset, label_column)
     teacher = Teacher.from_pretrained(
         teaching.teacher,
         device=state.device,

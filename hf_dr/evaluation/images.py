@@ -14,7 +14,7 @@ from timm.data import ImageNetInfo
 from hf_dr.errors import DataError, did_you_mean
 from hf_dr.evaluation.config import EvaluateConfig
 from hf_dr.evaluation.sets import EvaluationSet
-from hf_dr.store.base_dataset import class_numbers, label_advice, load_base, undecoded_images, whole_column
+from hf_dr.store.base_dataset import label_advice, load_base, read_labels, undecoded_images, whole_column
 from hf_dr.teacher.members import imagenet_synsets
 
 logger = logging.getLogger(__name__)
@@ -74,19 +74,13 @@ def open_set(spec: EvaluationSet, config: EvaluateConfig) -> Images:
 
 def _read_labels(dataset: datasets.Dataset, spec: EvaluationSet) -> tuple[np.ndarray, list[str] | None]:
     """Returns all labels as class numbers of the set, int64, and its class names where they have to be compared."""
-    column = whole_column(dataset, spec.label)
-    names: list[str] | None = getattr(dataset.features[spec.label], "names", None)
-    is_number = pa.types.is_integer(column.type)
+    is_number = pa.types.is_integer(dataset.features.arrow_schema.field(spec.label).type)
     if is_number:
         # How many classes there are without names is compared with each model: see `run_evaluation`.
-        values = class_numbers(
-            column,
-            len(names) if names else None,
-            f"the labels `{spec.label}` of set `{spec.name}`",
-            "Take a split that has labels.",
-        )
+        name = f"the labels `{spec.label}` of set `{spec.name}`"
+        values, names = read_labels(dataset, spec.label, name, "Take a split that has labels.")
     else:
-        values = column.to_numpy()
+        values, names = whole_column(dataset, spec.label).to_numpy(), None
     if spec.classes is not None:
         return _imagenet_numbers(values, names, spec), None
     if not is_number:
@@ -110,7 +104,7 @@ def _check_order(names: list[str], synsets: list[str], spec: EvaluationSet) -> N
         c = elsewhere[0]
         raise DataError(
             f"the classes of set `{spec.name}` must be in the order of {spec.classes}, but class {c} is {names[c]!r} there, "
-            f"and {sorted(words[c])[0]!r} in {spec.classes}. Name them by their WordNet ids, or leave `classes` out."
+            f"and {min(words[c])!r} in {spec.classes}. Name them by their WordNet ids, or leave `classes` out."
         )
 
 

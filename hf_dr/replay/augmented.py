@@ -20,7 +20,7 @@ from hf_dr.replay.reinforced_data import (
     checked_rows,
     draw_fresh_view,
 )
-from hf_dr.store.base_dataset import class_numbers, content_hash, undecoded_images, whole_column
+from hf_dr.store.base_dataset import content_hash, read_labels, undecoded_images
 from hf_dr.store.provenance import hash_of
 from hf_dr.teacher.signals import TOPK
 from hf_dr.views.augmentation import Augmentation
@@ -77,11 +77,9 @@ class AugmentedDataset(MappedReinforcedData):
                 "`augmentation` must not mix images where no teacher answered for stored views, got MixUp or CutMix. Leave "
                 "them out, and have the trainer mix images and labels: `mixup_alpha`, `cutmix_alpha`."
             )
-        self._names = getattr(base.features[label_column], "names", None)
-        known = len(self._names) if self._names else None
-        labels = whole_column(base, label_column)
-        self._labels = class_numbers(labels, known, f"`{label_column}`", "Take a split with labels.")
-        num_classes = known or int(self._labels.max()) + 1
+        advice = "Take a split with labels."
+        self._labels, self._names = read_labels(base, label_column, f"`{label_column}`", advice)
+        num_classes = len(self._names) if self._names else int(self._labels.max()) + 1
         self.images = undecoded_images(base, image_column)
         self._split = split
         self._base_rows = np.arange(len(base))

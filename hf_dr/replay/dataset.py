@@ -29,7 +29,7 @@ from hf_dr.replay.reinforced_data import (
 )
 from hf_dr.replay.rows import check_labels, find_rows
 from hf_dr.settings import check_kind, check_names
-from hf_dr.store.base_dataset import undecoded_images, whole_column
+from hf_dr.store.base_dataset import class_names_of, undecoded_images, whole_column
 from hf_dr.store.named_files import named_files
 from hf_dr.store.provenance import Provenance, check_columns
 from hf_dr.store.schema import IMAGE_HASH, STORED_PARTNERS, is_reserved
@@ -154,7 +154,7 @@ class ReinforcedDataset(MappedReinforcedData):
 
     @property
     def class_names(self) -> list[str] | None:
-        return getattr(self.plus.features[self._labels], "names", None) if self._labels else None
+        return class_names_of(self.plus, self._labels)
 
     @property
     def undecoded_images(self) -> datasets.Dataset:
@@ -211,7 +211,7 @@ class ReinforcedDataset(MappedReinforcedData):
         return self.stored.params(*self._locate_stored(index, view))
 
     def views_hash(self, index: int) -> int | None:
-        """Returns the stored hash over all V views of a row (`hf_dr.store.schema.combine_hashes`); None where it is unknown."""
+        """Returns the stored hash of all views of a row (`hf_dr.store.features.combine_hashes`); None where it is unknown."""
         slot, _ = self._locate_stored(index, 0)
         return self.stored.views_hash(slot)
 

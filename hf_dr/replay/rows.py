@@ -10,7 +10,7 @@ import numpy as np
 
 from hf_dr.errors import ConfigError, DataError, FormatError, ReplayError
 from hf_dr.replay.join import JoinedBase, readable
-from hf_dr.store.base_dataset import check_class_names, class_numbers, whole_column
+from hf_dr.store.base_dataset import check_class_names, class_names_of, class_numbers, whole_column
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import IMAGE_HASH, SOURCE_INDEX
 from hf_dr.views.rng import Matching
@@ -191,7 +191,7 @@ def _usable_others(
             f"`unreinforced` needs the labels of the base, found {owner.column_names} and the label column {label_column!r}. "
             "Leave it out."
         )
-    there, own = (getattr(rows.features[label_column], "names", None) for rows in (owner, plus))
+    there, own = (class_names_of(rows, label_column) for rows in (owner, plus))
     check_class_names(there, own, "base", DataError)
     usable = readable(images, others)
     if len(usable) < len(others):

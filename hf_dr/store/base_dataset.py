@@ -275,7 +275,7 @@ def content_hash(images: datasets.Dataset) -> str:
 
 def whole_hash(dataset: datasets.Dataset, image_column: str, label_column: str) -> str:
     """Returns a hash of all that a classifier learns from: every image file, label and class name, as SHA-256."""
-    names = getattr(dataset.features[label_column], "names", None)
+    names = class_names_of(dataset, label_column)
     digest = hashlib.sha256(str([names, whole_column(dataset, label_column).to_pylist()]).encode())
     images = undecoded_images(dataset, image_column)
     for row in progress_bar(images, desc="reading the images", unit="image", leave=False):
@@ -399,6 +399,17 @@ def label_advice(dataset: datasets.Dataset, image_column: str, advice: str = "Na
 def whole_column(dataset: datasets.Dataset, name: str) -> Any:
     """Returns one column as Arrow. Without the selection, a shuffled dataset would copy all its columns, images too."""
     return dataset.select_columns([name]).with_format("arrow")[:][name]
+
+
+def class_names_of(dataset: datasets.Dataset, column: str | None) -> list[str] | None:
+    """Returns the names of the classes of a column of labels; None where they have none, or there is no such column."""
+    return getattr(dataset.features.get(column), "names", None)
+
+
+def read_labels(dataset: datasets.Dataset, column: str, name: str, advice: str) -> tuple[np.ndarray, list[str] | None]:
+    """Returns a dataset's labels as class numbers, int64 (rows,), and the names of the classes: see `class_numbers`."""
+    names = class_names_of(dataset, column)
+    return class_numbers(whole_column(dataset, column), len(names) if names else None, name, advice), names
 
 
 def label_numbers(labels: pa.ChunkedArray | pa.Array, num_classes: int) -> tuple[np.ndarray, np.ndarray]:

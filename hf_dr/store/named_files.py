@@ -220,5 +220,5 @@ def describe_named_files(dataset: datasets.Dataset) -> str | None:
         folders.update(path if "://" in path else str(Path(path).absolute().parent) for path in files.paths.to_pylist())
     if not count:
         return None
-    where = os.path.commonpath(folders) if all(map(os.path.isabs, folders)) else sorted(folders)[0]
+    where = os.path.commonpath(folders) if all(map(os.path.isabs, folders)) else min(folders)
     return f"{count:,} files that `{'`, `'.join(columns)}` name{'s' if len(columns) == 1 else ''} in {where}"

@@ -33,7 +33,7 @@ import hf_dr.teacher.architectures  # noqa: F401 (what it registers, timm builds
 from hf_dr.errors import ConfigError, DataError, did_you_mean
 from hf_dr.files import no_folder, spelled_alike
 from hf_dr.settings import Place, check_count, check_kind, check_names
-from hf_dr.store.base_dataset import class_numbers, whole_column
+from hf_dr.store.base_dataset import read_labels, whole_column
 from hf_dr.teacher.folds import CONFIG_KEY
 from hf_dr.teacher.members import ONE_CLASS, read_config
 from hf_dr.teacher.preprocessing import (
@@ -412,12 +412,11 @@ class LabelledImages(torch.utils.data.Dataset):
         if augmentation.params:
             drawn = ", ".join(augmentation.params)
             raise ConfigError(f"an evaluation must not be random, got the parameters {drawn}. Leave their ops out.")
-        self.class_names: list[str] | None = getattr(dataset.features.get(label_column), "names", None)
+        self.class_names: list[str] | None = None
         self._of_split = f" of `{dataset.split}`" if dataset.split else ""
         if label_column is not None:
-            known = len(self.class_names) if self.class_names else None
             name = f"the labels `{label_column}`{self._of_split}"
-            class_numbers(whole_column(dataset, label_column), known, name, "Take a split with labels.")
+            _, self.class_names = read_labels(dataset, label_column, name, "Take a split with labels.")
         images = dataset.select_columns(columns)
         self._dataset = images.cast_column(image_column, datasets.Image(decode=False)).with_format(None)
         self.has_labels = label_column is not None

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from hf_dr.errors import ConfigError, DataError
 from hf_dr.files import write_json, written_whole
 from hf_dr.replay.join import check_readable
-from hf_dr.store.base_dataset import as_table, class_numbers, undecoded_images, whole_column, whole_hash
+from hf_dr.store.base_dataset import as_table, read_labels, undecoded_images, whole_hash
 from hf_dr.store.json_files import read_object
 from hf_dr.teacher.folds import FOLDS_FILE
 from hf_dr.views.rng import DOMAIN_SPLIT, keyed_rng
@@ -101,9 +101,7 @@ def divide(
         DataError: A row has no label or no readable image, or a class has too few images to hold some out, or to divide the
             others into folds.
     """
-    names = getattr(dataset.features[label_column], "names", None)
-    column = whole_column(dataset, label_column)
-    labels = class_numbers(column, len(names) if names else None, f"`{label_column}`", "Leave these rows out.")
+    labels, names = read_labels(dataset, label_column, f"`{label_column}`", "Leave these rows out.")
     test = held_out_rows(labels, share, seed)
     if not len(test):
         raise DataError(

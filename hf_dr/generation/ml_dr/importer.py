@@ -40,6 +40,7 @@ from hf_dr.store.base_dataset import (
     as_table,
     check_dataset,
     checked_origin,
+    class_names_of,
     class_numbers,
     content_hash,
     undecoded_images,
@@ -94,7 +95,7 @@ class ImportJob:
         self._row_of = find_rows(config.order, self._images)
         self._runs, top_k = open_runs([Path(source).expanduser() for source in sources])
         format = self._runs[0].format
-        names = getattr(base.features[label_column], "names", None) if label_column else None
+        names = class_names_of(base, label_column)
         num_classes = _num_classes(format.num_classes, names)
         self._labels = None
         if label_column is not None:

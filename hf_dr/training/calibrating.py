@@ -22,6 +22,7 @@ from hf_dr.store.base_dataset import shared_files
 from hf_dr.teacher.calibration import fit_temperature
 from hf_dr.training.callbacks import WeightAverage
 from hf_dr.training.checks import check_no_path
+from hf_dr.training.evaluated import weights_are_sharded
 from hf_dr.training.resumable import ResumableTrainer, changed
 from hf_dr.training.students import outputs_of
 
@@ -148,7 +149,7 @@ def _answers(trainer: ResumableTrainer, images: Any) -> tuple[np.ndarray, np.nda
 
 def check_whole(trainer: Any, setting: str) -> None:
     """Refuses to calibrate a model of which no process has all weights."""
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+    if weights_are_sharded(trainer):
         raise ConfigError(
             f"`{setting}` needs all weights in each process, but they are sharded (FSDP, DeepSpeed). Leave it out."
         )

@@ -11,9 +11,14 @@ import torch
 from transformers import EvalPrediction, Trainer
 
 
+def weights_are_sharded(trainer: Trainer) -> bool:
+    """Whether no process has all weights: with FSDP or DeepSpeed."""
+    return trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+
+
 def share_buffers(trainer: Trainer, average: torch.nn.Module | None = None) -> None:
     """Gives all processes the running statistics of the first one, which are saved; those of a second model, `average`, too."""
-    if trainer.args.world_size == 1 or trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+    if trainer.args.world_size == 1 or weights_are_sharded(trainer):
         return
     assert isinstance(trainer.model, torch.nn.Module)
     for model in (trainer.accelerator.unwrap_model(trainer.model), average):
@@ -56,7 +61,7 @@ def precision_kept(trainer: Trainer) -> Iterator[None]:
     Trainer leaves them in the precision in which `bf16_full_eval` and `fp16_full_eval` have them evaluated after a training.
     """
     halved = (trainer.args.bf16_full_eval or trainer.args.fp16_full_eval) and not trainer.is_in_train
-    if not halved or trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+    if not halved or weights_are_sharded(trainer):
         yield
         return
     assert isinstance(trainer.model, torch.nn.Module)

@@ -34,7 +34,7 @@ from hf_dr.training.checks import (
     learns_from_one,
 )
 from hf_dr.training.device_views import augmentation_of_trainer, undone, with_made_views
-from hf_dr.training.evaluated import precision_kept, share_buffers
+from hf_dr.training.evaluated import precision_kept, share_buffers, weights_are_sharded
 from hf_dr.training.losses import TailRule, check_batch, check_num_classes, reinforced_loss, tail_rule
 from hf_dr.training.mixing import BatchMixer
 from hf_dr.training.stream_progress import StreamProgress
@@ -397,7 +397,7 @@ def _weight_average(trainer: ReinforcedTrainer) -> WeightAverage | None:
     args = trainer.args
     if args.ema_decay is None:
         return None
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+    if weights_are_sharded(trainer):
         raise ConfigError(
             f"`ema_decay` must be unset where the weights are sharded (FSDP, DeepSpeed), got {args.ema_decay}. Unset it."
         )

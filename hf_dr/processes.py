@@ -140,6 +140,11 @@ def refuse_unguarded() -> None:
         )
 
 
+def in_process_group() -> bool:
+    """Whether this process belongs to a group of `torch.distributed`."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
 def leave_group_at_exit() -> None:
     """Has this process leave its group before the interpreter goes down."""
     atexit.unregister(_leave_group)  # last in, first out
@@ -152,7 +157,7 @@ def _leave_group() -> None:
     The thread that ends a collective gives up what belongs to Python, for which it must hold the interpreter's lock. Where
     it finds the interpreter going down instead, Python before 3.14 ends the thread there, which C++ takes for a crash.
     """
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if in_process_group():
         torch.distributed.destroy_process_group()
         time.sleep(0.2)  # Without the lock. The threads cannot be joined: DDP keeps their group for good.
 

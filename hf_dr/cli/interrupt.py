@@ -22,6 +22,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_dr.cli.launch import Terminated
+from hf_dr.processes import in_process_group
 from hf_dr.replay.streaming import StreamedReinforcedDataset
 from hf_dr.training.calibrating import as_trained
 from hf_dr.training.checkpoints import last_checkpoint
@@ -52,7 +53,7 @@ class _Agreement:
     @classmethod
     def of_group(cls) -> _Agreement | None:
         """Returns that of the process group; None where it is not torch's, and has no store."""
-        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        if not in_process_group():
             return None
         store = torch.distributed.distributed_c10d._get_default_store()  # private, but a second one would need a port
         return None if store is None else cls(store)

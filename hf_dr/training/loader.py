@@ -13,7 +13,7 @@ from torch import distributed, nn
 from torch.utils.data import DataLoader, default_collate
 
 from hf_dr.errors import ConfigError
-from hf_dr.processes import find_device, quiet_worker, shield_workers
+from hf_dr.processes import find_device, in_process_group, quiet_worker, shield_workers
 from hf_dr.replay.messages import InOneMessage
 from hf_dr.replay.proof import check_replay
 from hf_dr.replay.reinforced_data import ReinforcedData, check_loaded
@@ -91,9 +91,7 @@ class ReinforcedLoader:
         self.device = find_device(device)
         augmenter = device_augmentation(augment_on, self.device, dataset)
         check_replay(dataset, None if augmenter is None else (augmenter, self.device))
-        in_group = distributed.is_available() and distributed.is_initialized()
-        rank = distributed.get_rank() if in_group else 0
-        world_size = distributed.get_world_size() if in_group else 1
+        rank, world_size = (distributed.get_rank(), distributed.get_world_size()) if in_process_group() else (0, 1)
         settings: dict[str, Any] = {
             "batch_size": batch_size,
             "num_workers": num_workers,

@@ -110,7 +110,7 @@ def prepare_training(
     trainer = _build_trainer(student, args, model, processor, data, evaluation)
     if evaluation is not None and held_out is not None:
         check_whole(trainer, "calibrate_split")
-        check_foldable(model, data.size, "calibrate_split")
+        check_foldable(model, data.size)
         as_evaluation(held_out, data, model, processor, name="calibrate_split")
         check_sample(np.asarray(held_out.labels), np.asarray(evaluation.labels))
         check_other_images(held_out.files, evaluation.files, f"`eval_split` {student.eval_split}")

@@ -202,12 +202,12 @@ def check_not_learned(images: datasets.Dataset, train: ReinforcedData) -> None:
         )
 
 
-def check_foldable(model: nn.Module, size: tuple[int, int], setting: str) -> None:
+def check_foldable(model: nn.Module, size: tuple[int, int]) -> None:
     """Refuses a model whose weights cannot take a temperature in, before it is trained on images of a size."""
     tried = copy.deepcopy(model)
     if not last_layer(tried, _noise(tried, size)):
         raise ConfigError(
-            f"`{setting}` needs a model whose logits are linear in the weights of its last layer, but those of "
+            "`calibrate_split` needs a model whose logits are linear in the weights of its last layer, but those of "
             f"{type(model).__name__} are not. Leave it out, and divide by the `temperature` that `hf-dr evaluate` finds."
         )
 

@@ -234,7 +234,7 @@ def test_a_model_that_cannot_take_it_in_is_left_as_it_is(plain, pictures, settin
 def test_a_model_that_cannot_take_it_in_is_refused_before():
     student = timm_student("test_resnet")
     kept = weights(student)
-    check_foldable(student.train(), (SIZE, SIZE), "calibrate_split")
+    check_foldable(student.train(), (SIZE, SIZE))
     assert same(weights(student), kept)
     assert student.training
     nn.init.normal_(student.timm_model.fc.bias, std=3.0)
@@ -242,7 +242,7 @@ def test_a_model_that_cannot_take_it_in_is_refused_before():
     with pytest.raises(
         ConfigError, match="`calibrate_split` needs a model whose logits are linear in the weights of its"
     ):
-        check_foldable(student, (SIZE, SIZE), "calibrate_split")
+        check_foldable(student, (SIZE, SIZE))
 
 
 @pytest.mark.parametrize("sharded", ["is_fsdp_enabled", "is_deepspeed_enabled"])

@@ -49,7 +49,7 @@ class Background:
     are still to be done.
     """
 
-    def __init__(self, depth: int = 2) -> None:
+    def __init__(self, depth: int) -> None:
         self._pool = ThreadPoolExecutor(1, "background")
         self._waiting: deque[Future[Any]] = deque()
         self._depth = depth

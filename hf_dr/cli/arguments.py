@@ -57,9 +57,10 @@ def read_classes(value: str | None, names: Sequence[str] | None) -> list[Any] | 
 def check_rows(argv: Sequence[str], name: str, split: str, rows: int) -> None:
     """Refuses a dataset that was loaded whose split has another size than the recipe among a command's arguments says."""
     described = Described.find(config_files(argv))
-    # A slice, such as `train[:1000]`, is a part on purpose.
-    expected = rows if described is None else described.splits.get(split, rows)
-    if described is not None and rows != expected:
+    if described is None:
+        return
+    expected = described.splits.get(split, rows)  # a slice, such as `train[:1000]`, is a part on purpose
+    if rows != expected:
         raise DataError(
             f"the split `{split}` of {name} must have {expected:,} rows, as {described.folder / FEATURES_FILE} says of "
             f"{described.dataset}, found {rows:,}. Name that dataset or a copy with the same splits. For another dataset, copy "

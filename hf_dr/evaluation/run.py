@@ -37,6 +37,7 @@ from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.members import Member, check_member, imagenet_synsets, load_member
 from hf_dr.teacher.preprocessing import Preprocessing, evaluation_augmentation
 from hf_dr.text import progress_bar
+from hf_dr.version import __version__
 from hf_dr.views.images import as_tensor, decode_row
 from hf_dr.views.ops.geometry import CenterCrop, Resize
 
@@ -181,16 +182,18 @@ def _hash_of_set(images: Images) -> str:
 
 def _key(model: Model, set_hash: str, corruption: tuple[str, int] | None, config: EvaluateConfig) -> str:
     """Returns the hash of what determines the metrics of a model on a set, corrupted here unless `corruption` is None."""
-    return Unfinished.key(
-        model=model.member.provenance(),
-        names=model.member.labels,
-        input=dataclasses.asdict(model.input),
-        set=set_hash,
-        corruption=None if corruption is None else [*corruption, config.seed],
-        device=find_device(config.device).type,
-        precision=config.precision,
-        batch_size=config.batch_size,
-    )
+    determining = {
+        "model": model.member.provenance(),
+        "names": model.member.labels,
+        "input": dataclasses.asdict(model.input),
+        "set": set_hash,
+        "corruption": None if corruption is None else [*corruption, config.seed],
+        "device": find_device(config.device).type,
+        "precision": config.precision,
+        "batch_size": config.batch_size,
+        "hf_dr": __version__,
+    }
+    return hash_of(determining)
 
 
 # ImageNet-C was made from images whose shorter side was resized to 256 pixels, of which the centre of 224 was kept; smaller

@@ -120,8 +120,10 @@ def parse_set(text: str) -> EvaluationSet:
         match = re.fullmatch(rf"(.+?):({_SPLIT}(?:\+{_SPLIT})*)", place)
         given["dataset"] = match[1] if match else place
         given["note"] = None  # of the preset's copy
-        given.update({"split": match[2]} if match else {})
-        given.update({"config": None} if "{corruption}" in given["dataset"] else {})
+        if match:
+            given["split"] = match[2]
+        if "{corruption}" in given["dataset"]:
+            given["config"] = None
     for option in options:
         key, equals, value = option.partition("=")
         if key not in OPTIONS or not value:

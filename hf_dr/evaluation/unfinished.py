@@ -6,12 +6,9 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from hf_dr.files import write_json
 from hf_dr.store.json_files import read_object, validated
-from hf_dr.store.provenance import hash_of
-from hf_dr.version import __version__
 
 logger = logging.getLogger(__name__)
 
@@ -36,11 +33,6 @@ class Unfinished:
             content = validated(_Content, read_object(self._path, _ADVICE), str(self._path), _ADVICE)
             self._metrics = content.metrics
             logger.info("%s has %d measurements of an evaluation that was stopped.", self._path, len(self._metrics))
-
-    @staticmethod
-    def key(**determining: Any) -> str:
-        """Returns the hash of what determines a measurement, in JSON types."""
-        return hash_of({**determining, "hf_dr": __version__})
 
     def __contains__(self, key: str) -> bool:
         return key in self._metrics

@@ -102,8 +102,8 @@ def plan_run(
     if config.selects:
         _check_selection(config, augmentation, label_column)
     labels = None if label_column is None else checked_labels(dataset, label_column, teacher)
-    others = [name for name in dataset.column_names if name != image_column]
     if label_column is None and config.label_column is None:
+        others = [name for name in dataset.column_names if name != image_column]
         logger.warning(
             "No column is taken for labels, among %s. %s Or pass --label_column none.",
             ", ".join(shown_text(name, 40) for name in others) or "no others",

@@ -158,7 +158,7 @@ def student_of_training(
             "revision": card.get("dataset_revision"),
             "config": " + ".join(source.configs) or base.get("config"),
             "fingerprint": source.fingerprint,
-            "images": source.base.get("content_hash"),
+            "images": base.get("content_hash"),
             **({} if labellers else {"reinforced": False}),
             **({} if fold is None else {"left_out": {"number": fold.number, "of": fold.of}}),
         },

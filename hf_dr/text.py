@@ -191,7 +191,7 @@ def progress_bar(*arguments: Any, show: bool = True, **settings: Any) -> Any:
     )
     bar, lines = _bars(tqdm)
     settings["disable"] = hidden or not show
-    settings["unit_scale"] = True  # of the rate
+    settings["unit_scale"] = True  # for the rate: 12.3k instead of 12345.6
     in_notebook = any(base.__module__ == "tqdm.notebook" for base in tqdm.__mro__)
     on_terminal = in_notebook or sys.stderr.isatty()
     if not settings.get("leave", True):
@@ -199,7 +199,7 @@ def progress_bar(*arguments: Any, show: bool = True, **settings: Any) -> Any:
     if on_terminal:
         settings["bar_format"] = "{desc}: {percent:3}%|{bar}| {n:,}/{all} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
         return bar(*arguments, **settings)
-    settings["leave"] = True  # what has begun says its end
+    settings["leave"] = True  # a bar that has written a line also writes the last one
     settings |= {"mininterval": SECONDS_BETWEEN_LINES, "maxinterval": 2 * SECONDS_BETWEEN_LINES}
     settings["bar_format"] = "{desc}: {percent} %, {n:,} of {all}, {remaining} left, {rate_fmt}{postfix}"
     # What tqdm itself writes, to clear a bar for a text (`tqdm.write`), is for a terminal.

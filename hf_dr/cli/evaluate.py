@@ -32,7 +32,8 @@ def compare_command(argv: Sequence[str], prog: str) -> int:
     if smoke.smoke:
         return rehearse("compare", argv, prog, lambda stand_in: stand_in.compare(vars(config)))
     check_writable(Path(config.output_dir).expanduser(), "output_dir")
-    for objective in config.objectives:  # what one of them refuses would only be found when others are trained
+    # Otherwise an impossible setting would only be found after the objectives before it were trained.
+    for objective in config.objectives:
         read_training(as_arguments(training_flags(config, objective, config.seeds[0])), "hf-dr train")
     run_comparison(config, _train)
     return 0

@@ -42,17 +42,17 @@ class _Agreement:
     step. A collective would not do: it must come at the same place in each process, and so at every step.
     """
 
-    _numbers = itertools.count()  # of the trainings of this process, which are as many in each
+    _numbers = itertools.count()  # numbers the trainings of this process; every process has equally many
 
     def __init__(self, store: torch.distributed.Store) -> None:
         self._store = torch.distributed.PrefixStore(f"hf_dr/stop/{next(self._numbers)}", store)
-        self._before: float | None = None  # when the step before ended
-        self._seconds: deque[float] = deque([math.inf], maxlen=32)  # of the last steps
-        self._last: tuple[int, int] | None = None  # the signal, and the step
+        self._before: float | None = None  # the time at which the previous step ended
+        self._seconds: deque[float] = deque([math.inf], maxlen=32)  # durations of the last steps
+        self._last: tuple[int, int] | None = None  # the signal, and the last step to take
 
     @classmethod
     def of_group(cls) -> _Agreement | None:
-        """Returns that of the process group; None where it is not torch's, and has no store."""
+        """Returns the agreement of the process group; None without a group of torch that has a store."""
         if not in_process_group():
             return None
         store = torch.distributed.distributed_c10d._get_default_store()  # private, but a second one would need a port
@@ -87,7 +87,7 @@ class _StopsAfterStep(TrainerCallback):
 
     def __init__(self, agreement: _Agreement | None) -> None:
         self.told: int | None = None  # the signal by which it is stopped
-        self._agreement = agreement  # of several processes
+        self._agreement = agreement  # with the other processes, if there are any
 
     def tell(self, number: int, *_: Any) -> None:
         """Handles the signal; Ctrl-C then ends the program at once. SIGTERM may come from a launcher and the system, too."""
@@ -109,7 +109,7 @@ class _StopsAfterStep(TrainerCallback):
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         agreed = None if self._agreement is None else self._agreement.look(self.told, state.global_step)
-        if agreed is not None:  # else it may have been told meanwhile
+        if agreed is not None:  # otherwise keep what `tell` may have set meanwhile
             self.told = agreed
         if self._stops(state):
             control.should_training_stop = True
@@ -118,17 +118,17 @@ class _StopsAfterStep(TrainerCallback):
     def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self._stops(state) and control.should_training_stop:
             control.should_evaluate &= _is_due(state)
-            control.should_save = _is_due(state)  # with the metrics of that evaluation
+            control.should_save = _is_due(state)  # after the evaluation, so that the checkpoint has its metrics
 
     def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self._stops(state):  # alone, perhaps only now
+        if self._stops(state):  # a single process may have got the signal during the evaluation
             control.should_training_stop = True
             control.should_save = True
 
     def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self._stops(state) and control.should_training_stop:
             PartialState().wait_for_everyone()  # a launcher ends the others when the first has ended
-            raise self.stopped()  # before Trainer loads the best weights, and deletes all but them
+            raise self.stopped()  # before Trainer loads the best weights and deletes the other checkpoints
 
 
 def _is_due(state: TrainerState) -> bool:
@@ -151,7 +151,7 @@ def checkpoint_on_interrupt(trainer: Trainer) -> Iterator[None]:
     try:
         with _handled({} if several and agreement is None else handlers):
             yield
-            if agreement is not None:  # too late for a step on which to agree
+            if agreement is not None:  # a signal after the last step, when no step was left to agree on
                 stops.told = next((told for told in gather_object([stops.told]) if told is not None), None)
             if stops.told is not None:
                 _save_last_step(trainer)

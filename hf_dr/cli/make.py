@@ -217,7 +217,7 @@ def extend_command(argv: Sequence[str], prog: str) -> int:
         plus = open_reinforced(path, arguments)
     check_extension(plus, config, teacher=bool(arguments.teacher), add_teacher=bool(arguments.add_teacher))
     chosen = {"precision": arguments.precision, "classes": read_classes(arguments.teacher_classes, plus.class_names)}
-    settings = {name: value for name, value in chosen.items() if value is not None}  # the others are those of the run
+    settings = {name: value for name, value in chosen.items() if value is not None}  # the others are in the provenance
     names = (arguments.teacher or None, arguments.add_teacher or None)
     teacher = asked_teacher(plus, *names, compile=arguments.compile, **settings)
     return _run(extend_job(plus, teacher, config), run, part)

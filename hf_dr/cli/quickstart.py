@@ -78,7 +78,7 @@ def quickstart_command(argv: Sequence[str], prog: str) -> int:
     done = out / _DONE_FILE
     start_logging()
     from hf_dr.processes import refuse_several
-    from hf_dr.store.json_files import read_object  # pydantic, which is not needed to read the arguments
+    from hf_dr.store.json_files import read_object  # imports pydantic, which reading the arguments does not need
 
     refuse_several("quickstart")
     finished = read_object(done, _AGAIN) if done.exists() else {}
@@ -100,7 +100,7 @@ def quickstart_command(argv: Sequence[str], prog: str) -> int:
         status = launch(command, arguments, f"hf-dr {command}")
         if status:
             return status
-        finished.clear()  # what follows a step that was done again is done again, too
+        finished.clear()  # the steps after one that was done again are done again, too
         write_json(done, kept)
     print(f"\nteacher: {out / 'teacher'}\ndataset: {out / 'plus'}\nreport: {out / 'comparison' / 'report.html'}")
     return 0

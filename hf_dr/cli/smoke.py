@@ -39,7 +39,7 @@ from hf_dr.training.students import build_student, complete_config
 
 ROWS = 4
 """Rows of each generated split."""
-_TESTED = f"[{ROWS // 2}:]"  # those of a split of which the others calibrate
+_TESTED = f"[{ROWS // 2}:]"  # the rows to test on where the other rows of the split calibrate
 _ARCHITECTURE = "test_resnet"
 _SUFFIX = "-smoke"
 _KEYS = {"dataset", "splits", "images", "columns"}
@@ -179,7 +179,7 @@ class Described:
 def _imagenet_names() -> list[str]:
     names: list[str] = []
     for name in ImageNetInfo().label_descriptions():
-        names.append(name if name not in names else f"{name}2")  # there are two cranes
+        names.append(name if name not in names else f"{name}2")  # two classes are called crane
     return names
 
 
@@ -194,7 +194,7 @@ class Rehearsal:
     def __init__(self, argv: Sequence[str], folder: Path) -> None:
         self.folder = folder
         self.described = Described.beside(config_files(argv))
-        self._config = folder / "rehearsal.yaml"  # without settings, next to the description of the generated data
+        self._config = folder / "rehearsal.yaml"  # without settings; beside it stands what describes the generated data
         self._plus = folder / "plus"
 
     @property
@@ -275,7 +275,7 @@ class Rehearsal:
             **self._short,
         }
         if any(settings.get(f"dataloader_{name}") for name in ("multiprocessing_context", "prefetch_factor")):
-            changed["dataloader_num_workers"] = 1  # what they need
+            changed["dataloader_num_workers"] = 1  # both settings need workers
         if not settings["student"].startswith("timm:"):
             changed["student"] = self.checkpoint(1000)  # classes that the dataset may not have
         for name, stand_in in (("base", self.base), ("eval_dataset", self.base), ("num_views", 1)):

@@ -77,7 +77,7 @@ def _evaluated(results: Results) -> Iterator[Table]:
     for name in (WHILE_TRAINING, *clean):
         for metric, title in (("ece", "ECE %"), (CALIBRATED_ECE, "calibrated ECE %"), ("nll", "NLL")):
             values = results.values(name, metric)
-            if name == WHILE_TRAINING:  # what was evaluated once more, on the same images, is shown once
+            if name == WHILE_TRAINING:  # images that were evaluated again after the training are shown once
                 values = values[~_measurements(values).isin(again)]
             calibration[f"{name}: {title}"] = values
     about = (
@@ -98,7 +98,7 @@ def _table(title: str, about: str, index: list[str], columns: dict[str, pd.DataF
     columns = {column: lines for column, lines in columns.items() if len(lines)}
     if not columns:
         return Table(title, about, index, [])
-    in_order = pd.concat(columns.values()).sort_index()  # of the frame
+    in_order = pd.concat(columns.values()).sort_index()  # the order in which the lines stand in the results
     cells: dict[Any, dict[str, str]] = {key: {} for key, _ in in_order.groupby(["row", *index], sort=False)}
     for column, lines in columns.items():
         for key, own in lines.groupby(["row", *index]):
@@ -127,7 +127,7 @@ def _gained(lines: pd.DataFrame, objective: str) -> pd.DataFrame:
 
 def _times(lines: pd.DataFrame, objective: str) -> pd.DataFrame:
     means = lines.groupby("objective").value.mean()
-    if not means[BASELINE]:  # seconds that are not known: see `run_training`
+    if not means[BASELINE]:  # `run_training` writes 0 where it does not know the seconds
         return lines.iloc[:0]
     return lines.iloc[[0]].assign(value=means[objective] / means[BASELINE], metric="ratio")
 

@@ -98,7 +98,7 @@ def run_evaluation(
             clean = _Pass(images, models, config, spec.name)
             for model, logits_BC in zip(models, clean.logits(answering), strict=True):
                 metrics = metric.compute(predictions=logits_BC, references=images.labels)
-                if len(images.labels) > 1:  # of one nothing is left to fit a temperature to
+                if len(images.labels) > 1:  # one half is calibrated by the other
                     metrics |= {
                         CALIBRATED_ECE: calibrated_ece(logits_BC, images.labels),
                         "temperature": fit_temperature(logits_BC, images.labels),

@@ -119,7 +119,7 @@ def parse_set(text: str) -> EvaluationSet:
     if equals:
         match = re.fullmatch(rf"(.+?):({_SPLIT}(?:\+{_SPLIT})*)", place)
         given["dataset"] = match[1] if match else place
-        given["note"] = None  # of the preset's copy
+        given["note"] = None  # the preset's note is about its own dataset
         if match:
             given["split"] = match[2]
         if "{corruption}" in given["dataset"]:

@@ -161,9 +161,9 @@ class Job:
         state = process_state()
         on_main(state, self._check_agreement)
         lock = part.lock(self.folder, state.process_index)
-        try:  # what is not released here, a notebook holds on to with the error's traceback
+        try:  # releases the lock in any case: in a notebook the error's traceback would keep it
             missing = on_main(state, lambda: self._open(lock, part))
-            lock.acquire()  # rank 0 has it already, and holds it once more
+            lock.acquire()  # rank 0 acquired it in `_open`; a lock can be acquired twice
             mine = missing[state.process_index :: state.num_processes]
             progress = RunProgress(self.folder, self.provenance, part, missing, mine, state)
             if state.is_main_process:

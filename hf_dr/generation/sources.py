@@ -68,7 +68,7 @@ class AnswerSource(ABC):
             already. 0 but for an extension by more views.
     """
 
-    _on_device = False  # whether that of the teacher makes the views
+    _on_device = False  # whether the views are made on the teacher's device
 
     def __init__(self, maker: ViewMaker, labeller: Labeller, batch_size: int, workers: int) -> None:
         self.device = labeller.teacher.device
@@ -173,7 +173,7 @@ class ThreadSource(AnswerSource):
     def answers(self, spans: Sequence[Span]) -> Generator[ViewColumns]:
         """Yields the columns of each span; as many batches are under way as keep all threads busy."""
         with _kept_threads():
-            if self.workers <= 1:  # in the calling thread: `keep_freed_memory` may not serve another one
+            if self.workers <= 1:  # in the calling thread: what `keep_freed_memory` sets may not work in others
                 torch.set_num_threads(1)
                 yield from map(self._label, spans)
                 return

@@ -183,7 +183,7 @@ def _names(folder: Path, configs: Sequence[str] | None) -> list[str]:
     if configs is not None:
         check_names("configs", configs)
     there = config_names(folder)
-    named: Sequence[str | None] = configs or there or [None]  # of which the last is refused
+    named: Sequence[str | None] = configs or there or [None]  # None is refused by `choose_config`
     return list(dict.fromkeys(choose_config(name, there, str(folder)) for name in named))
 
 

@@ -358,7 +358,7 @@ def _commit(content: _Content, message: str) -> Push:
     after somebody else's is made of both.
     """
     repository = content.repository
-    bases: list[str] = []  # the head, each time that a commit was tried on top of it
+    bases: list[str] = []  # for each attempt the head on which it was based
 
     def attempt() -> Push | HfHubHTTPError:
         remote, text = content.read()

@@ -19,7 +19,7 @@ from hf_dr.teacher.signals import SAMPLED
 
 logger = logging.getLogger(__name__)
 
-# What one student and one batch can only have one of.
+# What all parts must share, because a student and a batch can have only one.
 _COMMON: dict[str, Callable[[ReinforcedDataset], Any]] = {
     "size of the views": lambda part: part.size,
     "number of classes": lambda part: part.num_classes,
@@ -38,7 +38,7 @@ _SAME_ROWS: dict[str, Callable[[Provenance], Any]] = {
 
 
 def check_alike(parts: Sequence[ReinforcedDataset]) -> None:
-    """Checks that a student and a batch can have views of all parts, of which there must be one; a ConfigError if not."""
+    """Checks that there is a part, and that one student and one batch can have views of all; a ConfigError if not."""
     if not parts:
         raise ConfigError('expected at least one "+" dataset, got none. Name one.')
     difference = _difference(_COMMON, parts, [part.provenance for part in parts])

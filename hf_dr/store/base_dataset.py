@@ -101,7 +101,7 @@ def _open_saved(path: Path) -> Any:
     """Opens the folder of a saved dataset."""
     try:
         return datasets.load_from_disk(str(path))
-    except IndexError:  # of `datasets`, where nothing was saved but the features
+    except IndexError:  # `datasets` raises it where a dataset without rows was saved
         raise DataError("the base must have at least one row, got none. Save it with its rows.") from None
 
 

@@ -42,7 +42,7 @@ class CheckedBatches:
         try:
             batch = self.collate(rows)
         except (TypeError, ValueError, RuntimeError, LookupError) as error:
-            if self.collate is not default_data_collator:  # one of the user's, which refuses in its own way
+            if self.collate is not default_data_collator:  # the user's own, whose error is passed on as it is
                 raise
             raise DataError(
                 "the rows of a batch must be dictionaries with the same names, tensors of the same shapes and numbers, but: "
@@ -60,7 +60,7 @@ class CheckedBatches:
                 check_classes(labels, self.classes)
                 return
             found = labels[0].item()
-        elif labels is not None or not isinstance(found, str):  # transformers' collator leaves texts out
+        elif labels is not None or not isinstance(found, str):  # transformers' collator drops labels that are text
             return
         raise DataError(
             f"`labels` must be whole numbers from 0 to {self.classes - 1}, found {found!r}. Convert them to int."

@@ -92,7 +92,7 @@ def calibrate(trainer: ResumableTrainer, images: Any, average: WeightAverage | N
 
 
 def _undo(trainer: ResumableTrainer) -> None:
-    """Gives weights that have taken a temperature in their numbers from before it, which nobody has measured."""
+    """Restores the weights to what they were before an earlier calibration, and forgets the metrics."""
     if trainer._calibration is not None:
         _put(trainer._calibration.trained)
         trainer._calibration, trainer._measured = None, {}
@@ -100,7 +100,7 @@ def _undo(trainer: ResumableTrainer) -> None:
 
 @contextmanager
 def as_trained(trainer: Any) -> Iterator[None]:
-    """Gives weights that have taken a temperature in their numbers from before it for a while, as checkpoints have them."""
+    """Restores the weights for a while to what they were before a calibration: checkpoints hold these."""
     found = trainer._calibration
     calibrated = {} if found is None else {weight: weight.detach().clone() for weight in found.trained}
     _put({} if found is None else found.trained)
@@ -191,7 +191,7 @@ def check_other_images(images: datasets.Dataset, tested: datasets.Dataset, where
 
 
 def check_not_learned(images: datasets.Dataset, train: ReinforcedData) -> None:
-    """Refuses to calibrate by images that a "+" dataset has, whose rows tell the hashes of theirs; streams are not asked."""
+    """Refuses to calibrate by images that are learned from, by the hashes in a "+" dataset; streams are not checked."""
     if not isinstance(train, ReinforcedDataset):
         return
     learned = int(np.isin(index_images(images), train.image_hashes).sum())

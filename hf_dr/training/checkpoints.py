@@ -240,8 +240,8 @@ def compare_settings(
 
 
 def _can_be_divided_again(args: TrainingArguments) -> bool:
-    """Whether other processes make as many steps of an epoch, and can read the states of the former ones."""
-    # Each process drops its own incomplete batch, and with `split_batches` a batch is that of all processes.
+    """Whether another number of processes would take as many steps in an epoch, and could read the states that were saved."""
+    # Each process drops its own incomplete batch, and `split_batches` divides each batch among the processes.
     shared = getattr(args.accelerator_config, "split_batches", False)
     return not (args.dataloader_drop_last or shared or args.fsdp or args.deepspeed)
 

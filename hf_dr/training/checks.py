@@ -198,7 +198,7 @@ def check_mixing(args: ReinforcedTrainingArguments) -> None:
 
 def _check_evaluations(args: ReinforcedTrainingArguments, train: ReinforcedData, compute: Callable[..., Any]) -> None:
     """Checks that evaluations give `compute_metrics` what it takes, and measure what is asked for."""
-    if args.prediction_loss_only:  # then nothing is computed
+    if args.prediction_loss_only:  # `compute_metrics` is not called
         wanted = args.metric_for_best_model
         if args.eval_strategy != IntervalStrategy.NO and wanted is not None and wanted.rpartition("_")[2] != "loss":
             raise ConfigError(
@@ -210,7 +210,7 @@ def _check_evaluations(args: ReinforcedTrainingArguments, train: ReinforcedData,
         return
     logits = np.eye(min(train.num_classes, 8), train.num_classes, dtype=np.float32)
     labels = np.arange(len(logits))
-    # Refused only where leaving the setting out helps: a function may be made for batches, or take neither of these.
+    # Refuse only where leaving the setting out helps: the function may be made for lists of batches, or fail on both.
     if _computes(compute, logits, labels) and not _computes(compute, [logits, logits[:1]], [labels, labels[:1]]):
         raise ConfigError(
             "`eval_do_concat_batches` must be True for a `compute_metrics` that takes one array of all predictions, got False: "
@@ -222,7 +222,7 @@ def _computes(compute: Callable[..., Any], logits: Any, labels: Any) -> bool:
     """Whether a function computes metrics of these predictions."""
     try:
         compute(EvalPrediction(logits, labels))
-    except Exception:  # a function of the user's, which refuses in its own way
+    except Exception:  # the user's function may raise anything
         return False
     return True
 

@@ -1,4 +1,4 @@
-"""Evaluations of a student: which weights, on all processes those that are saved, and the names of what is measured."""
+"""What evaluations of a student need: the same buffers in all processes, weights in full precision, names of metrics."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ def weights_are_sharded(trainer: Trainer) -> bool:
 
 
 def share_buffers(trainer: Trainer, average: torch.nn.Module | None = None) -> None:
-    """Gives all processes the running statistics of the first one, which are saved; those of a second model, `average`, too."""
+    """Copies the running statistics of process 0, the ones that are saved, to all processes; those of `average`, too."""
     if trainer.args.world_size == 1 or weights_are_sharded(trainer):
         return
     assert isinstance(trainer.model, torch.nn.Module)
     for model in (trainer.accelerator.unwrap_model(trainer.model), average):
         for buffer in () if model is None else model.buffers():
             if any(step == 0 and count > 1 for step, count in zip(buffer.stride(), buffer.shape, strict=True)):
-                continue  # expanded: no running statistics
-            # Of any strides; and a model that is evaluated in half precision is not on its device yet.
+                continue  # an expanded tensor cannot be written to, and is no running statistic
+            # Buffers may have any strides; and a model to be evaluated in half precision is not on its device yet.
             whole = buffer.detach().to(trainer.args.device, copy=True).contiguous()
             torch.distributed.broadcast(whole, 0)
             with torch.no_grad():
@@ -56,9 +56,9 @@ def names_of_metrics(trainer: Any) -> set[str] | None:
 
 @contextmanager
 def precision_kept(trainer: Trainer) -> Iterator[None]:
-    """Gives weights and buffers their numbers back at the end, on the device where they are then.
+    """Restores weights and buffers at the end to what they were, on the device where they are then.
 
-    Trainer leaves them in the precision in which `bf16_full_eval` and `fp16_full_eval` have them evaluated after a training.
+    With `bf16_full_eval` or `fp16_full_eval` Trainer casts the model for an evaluation after the training, and leaves it so.
     """
     halved = (trainer.args.bf16_full_eval or trainer.args.fp16_full_eval) and not trainer.is_in_train
     if not halved or weights_are_sharded(trainer):

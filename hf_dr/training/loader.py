@@ -122,7 +122,7 @@ class ReinforcedLoader:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        self._loader.set_epoch(self.epoch)  # of the sampler or the stream, and accelerate's own count
+        self._loader.set_epoch(self.epoch)  # sets it in the sampler or the stream, and in accelerate's own counter
         self.epoch += 1
         for loaded in self._loader:
             batch = with_made_views(loaded, channels_last=False)

@@ -88,13 +88,13 @@ def _listed_ids(tail: TailRule, ids_BK: torch.Tensor, tail_ids_BT: torch.Tensor 
 
 
 def _of_no_class(ids: Sequence[torch.Tensor], classes: int) -> torch.Tensor:
-    """Returns the rows, bool (B,), of which not all ids are classes."""
+    """Returns which rows have an id that is not a class, bool (B,)."""
     ids_BL = torch.cat(list(ids), -1)
     return ((ids_BL < 0) | (ids_BL >= classes)).any(-1)
 
 
 def _refuse_ids(ids: Sequence[torch.Tensor], classes: int, wrong_B: torch.Tensor) -> None:
-    """Refuses ids of which some rows are `wrong_B`."""
+    """Raises the ConfigError for ids that `_of_no_class` has found."""
     row = int(wrong_B.nonzero()[0])
     raise ConfigError(
         f"`teacher_ids`{' and `tail_ids`' * (len(ids) > 1)} must be of the {classes} classes of `logits`, got "
@@ -159,7 +159,7 @@ def _kl(
     tail_ids_BT: torch.Tensor | None,
     tail_logprobs_BT: torch.Tensor | None,
 ) -> torch.Tensor:
-    """`reinforced_kl` of what was checked; what comes of rows without an answer has no meaning."""
+    """`reinforced_kl` without the checks; the values of rows without an answer have no meaning."""
     classes = logits_BC.shape[-1]
     dtype = torch.promote_types(logits_BC.dtype, torch.float32)
     logits_BC = logits_BC.to(dtype)
@@ -261,7 +261,7 @@ def _own_weight(batch: Mapping[str, Any]) -> float:
 
 
 def _can_look_at(values: torch.Tensor) -> bool:
-    """Whether values can be checked for nothing: another device would be waited for, and a compiled graph would break."""
+    """Whether it costs nothing to look at values: not on another device, nor in compiled code, whose graph would break."""
     return values.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
@@ -316,7 +316,7 @@ def check_num_classes(count: int, dataset_classes: int) -> None:
 
 
 def _check_rows(name: str, values: object, kind: torch.dtype, logits_BC: torch.Tensor) -> None:
-    """Checks what a batch has one of for each row."""
+    """Checks a tensor that must hold one value for each row of a batch."""
     if not isinstance(values, torch.Tensor) or values.dtype != kind or values.shape != logits_BC.shape[:1]:
         raise ConfigError(
             f"`{name}` must be {kind} (B,), got {_found(values)} next to logits {tuple(logits_BC.shape)}. Give what a loader "

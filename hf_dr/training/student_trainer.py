@@ -141,7 +141,7 @@ class StudentTrainer(ResumableTrainer):
         return as_evaluation(given, self.train_dataset, self.model, self.processing_class, **settings)
 
     def _check_decoded(self, name: str, given: Any) -> None:
-        """Refuses images that nothing makes into pixels, which a `data_collator` of one's own may; and names of datasets."""
+        """Refuses the name of a dataset, and images of which neither a transform nor a `data_collator` makes `pixel_values`."""
         check_no_path(name, given)
         given = self.eval_dataset if given is None else given
         if is_undecoded(given) and self.data_collator is default_data_collator:

@@ -149,16 +149,16 @@ def _pretrained(name: str, classes: dict[str, Any], seen: dict[str, Any]) -> Any
             config=read_config(name, **classes),
             ignore_mismatched_sizes=True,
             use_safetensors=True,
-            dtype=torch.float32,  # whatever its file has: `bf16` and `fp16` are what trains it in less
+            dtype=torch.float32,  # whatever its file has: `bf16` and `fp16` decide the precision of the training
         )
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(
             f"could not load the model {name!r} ({str(error)[:300].rstrip('. ')}).{no_folder(name)} Name a Hub id, a folder, "
             "or `timm:ARCHITECTURE`, or `timm:ARCHITECTURE@FILE.safetensors`."
         ) from error
-    if hasattr(model.config, CONFIG_KEY):  # what a teacher of a fold has not seen, this one will
+    if hasattr(model.config, CONFIG_KEY):  # the mark of a teacher that was trained without a fold
         delattr(model.config, CONFIG_KEY)
-    if model.config.problem_type not in (None, ONE_CLASS):  # of what it did before
+    if model.config.problem_type not in (None, ONE_CLASS):  # another kind of problem, for which it was trained before
         model.config.problem_type = None
     if is_timm(model) and seen:
         complete_config(model)
@@ -268,7 +268,7 @@ def normalize(
 def student_preprocessing(
     model: torch.nn.Module, processor: Any = None, normalization: Normalization | None = None
 ) -> Preprocessing:
-    """Returns what a student does to the colours of its images; of its size and filter nothing follows.
+    """Returns how a student normalises the colours of its images; the size and the filter in it have no meaning.
 
     Args:
         model: Its `pretrained_cfg` counts where it is alone; else ImageNet's mean and standard deviation do.
@@ -310,7 +310,7 @@ def _check_normalization(given: Any) -> None:
 
 
 def _own_processor(given: Any) -> Any:
-    """The image processor, of one that takes texts as well; None for transformers' of timm, which repeats `pretrained_cfg`."""
+    """Returns the image processor in a processor; None for that of timm's models, which only repeats `pretrained_cfg`."""
     processor = getattr(given, "image_processor", given)
     return None if hasattr(processor, "data_config") else processor
 

@@ -24,8 +24,8 @@ class Totals(TrainerCallback):
 
     def __init__(self, trainer: Any) -> None:
         self._trainer = trainer
-        self._before: dict[str, Any] | None = None  # of the checkpoint it goes on from; None: not known
-        self._all: dict[str, Any] | None = None  # once it has ended
+        self._before: dict[str, Any] | None = None  # the totals in the checkpoint that it resumes; None: not known
+        self._all: dict[str, Any] | None = None  # the totals once the training has ended
         self._began = 0.0
 
     def resume_from(self, checkpoint: str | None) -> None:
@@ -43,16 +43,16 @@ class Totals(TrainerCallback):
         """Writes what the training took up to now."""
         if self._before is None:
             return
-        total = self._all  # evaluations after the training are not of it
+        total = self._all  # not `time.time()`: evaluations after the training do not count
         if total is None:
             trainer = self._trainer
-            losses = trainer._total_loss_scalar + trainer._tr_loss.item()  # those that are logged, and those since then
+            losses = trainer._total_loss_scalar + trainer._tr_loss.item()  # up to the last log, and since then
             seconds = time.time() - self._began
             total = {"seconds": self._before["seconds"] + seconds, "losses": self._before["losses"] + losses}
         write_json(checkpoint / TOTALS_FILE, total)
 
     def of_all(self, output: TrainOutput) -> TrainOutput:
-        """Returns what a training has returned, of all its steps; the log gets the same numbers."""
+        """Returns the output of a training with metrics of all its steps, also those before it was resumed; logs them, too."""
         before = self._before
         if before is None:
             return output

@@ -219,7 +219,8 @@ class ReinforcedTrainer(StudentTrainer):
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
         """As Trainer's, on the mixed batch where `mixup_alpha` or `cutmix_alpha` say so."""
-        inputs = with_made_views(inputs, channels_last=self._channels_last)  # somebody else may have read the loader
+        # `get_batch_samples` has done it already, unless something else than Trainer reads the loader.
+        inputs = with_made_views(inputs, channels_last=self._channels_last)
         if self.args.mixes:
             inputs = self._mixer.mix(inputs, self.state.global_step)
         return super().training_step(model, inputs, num_items_in_batch)
@@ -364,7 +365,7 @@ _NOT_SEARCHED = ("batch_size", "ema_decay", "augment_on", "channels_last")
 
 
 class _TrialCheck(TrainerCallback):
-    """Checks what a search for hyperparameters has chosen for a trial: it sets attributes of `args`, and asks nobody."""
+    """Checks the hyperparameters of a trial: a search sets them as attributes of `args`, which are not checked then."""
 
     def __init__(self, trainer: ReinforcedTrainer) -> None:
         self._trainer = trainer

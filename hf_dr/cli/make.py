@@ -319,7 +319,8 @@ def inspect_command(argv: Sequence[str], prog: str) -> int:
         if getattr(arguments, setting):
             check_writable(Path(getattr(arguments, setting)).expanduser().parent, setting)
     folder = local_config(arguments.path, arguments.name) if arguments.save else None
-    inspection = inspect_dataset(fetch_config(arguments.path, arguments.name, revision=arguments.revision))
+    config, _ = fetch_config(arguments.path, arguments.name, revision=arguments.revision)
+    inspection = inspect_dataset(config)
     print(inspection.report())
     if arguments.json:
         file = Path(arguments.json).expanduser()

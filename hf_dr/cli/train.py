@@ -242,8 +242,8 @@ def _card_settings(student: StudentArguments) -> dict[str, Any]:
         revision = student.revision
     else:  # the commits at which the "+" datasets were fetched from the Hub
         named = each_dataset(_one_or_all(paths), _one_or_all(student.name))
-        configs = [fetch_config(*each, revision=student.revision, shards=False) for each in named]
-        revision = " + ".join(dict.fromkeys(config.parent.name for config in configs))
+        found = [fetch_config(*each, revision=student.revision, shards=False) for each in named]
+        revision = " + ".join(dict.fromkeys(config.parent.name for config, _ in found))
     return {
         "dataset": " + ".join(folders.get(path, path) for path in paths),
         "dataset_tags": [path for path in paths if path not in folders] or None,

@@ -331,7 +331,7 @@ def training_flags(config: CompareConfig, objective: str, seed: int) -> dict[str
 def _facts(config: CompareConfig, comparison: Comparison) -> Iterator[list[str]]:
     """Yields what the page says of data, teacher, student, training and evaluation."""
     for path, name in each_dataset(config.train["dataset"], config.train.get("name")):
-        p = Provenance.read(fetch_config(path, name, revision=config.train.get("revision"), shards=False))
+        _, p = fetch_config(path, name, revision=config.train.get("revision"), shards=False)
         answers = f"{p.num_views} views of each, {described(p.signal, p.top_k, p.num_classes)}"
         yield ["data", f"{p.num_rows:,} images of {p.base.get('id') or 'a base dataset'}, {p.split}; {answers}"]
         yield ["teacher", " + ".join(str(member.get("id")) for member in p.teacher["members"])]
@@ -358,11 +358,11 @@ def is_finished(run: Path, flags: dict[str, Any]) -> bool:
     Raises:
         ConfigError: The folder holds a run of other settings or of another "+" dataset.
     """
-    configs = [
+    found = [
         fetch_config(*each, revision=flags.get("revision"), shards=False)
         for each in each_dataset(flags["dataset"], flags.get("name"))
     ]
-    fingerprint = " ".join(Provenance.read(config).fingerprint for config in configs)
+    fingerprint = " ".join(provenance.fingerprint for _, provenance in found)
     made_of = {**{key: str(value) for key, value in flags.items()}, "fingerprint": fingerprint}
     note = run / RUN_NOTE
     if not note.exists():

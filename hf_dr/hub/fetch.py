@@ -41,8 +41,8 @@ def fetch_config(
     split: str | None = None,
     revision: str | None = None,
     shards: bool = True,
-) -> Path:
-    """Returns the folder of a "+" dataset's configuration; one at the Hub is brought into the Hub's cache first.
+) -> tuple[Path, Provenance]:
+    """Returns a configuration's folder and provenance; a "+" dataset at the Hub is brought into the Hub's cache first.
 
     Nothing but the provenance and the shards that it names is fetched, all of one commit. What is in the cache already is
     not fetched again, and is enough where the Hub cannot be reached.
@@ -61,7 +61,8 @@ def fetch_config(
     if folder.is_dir():
         if revision is not None:
             raise ConfigError(f"`revision` must come with a Hub id, got it with the folder {folder}. Leave it out.")
-        return find_config(folder, name)
+        config = find_config(folder, name)
+        return config, _read(config, split)
     if not isinstance(path, str) or not is_hub_id(path):
         raise ConfigError(
             f'expected the folder of a "+" dataset or a Hub id, found neither at {str(path)!r}.{spelled_alike(folder)} '
@@ -87,14 +88,21 @@ def fetch_config(
 
     _check_size(path, f"{name}/{PROVENANCE_FILE}", commit, what)
     config = fetch(PROVENANCE_FILE).parent
-    provenance = Provenance.read(config)
-    check_split(split, provenance)
+    provenance = _read(config, split)
     if shards:
         with thread_pool(_DOWNLOADS, "fetch") as pool:
             files = pool.map(fetch, provenance.shard_names)
             for _ in progress_bar(files, f"fetching {path}", total=provenance.num_shards, unit="shard"):
                 pass
-    return config
+    return config, provenance
+
+
+def _read(config: Path, split: str | None) -> Provenance:
+    """Returns the provenance in a folder; refuses another split than the one that was reinforced."""
+    provenance = Provenance.read(config)
+    if split not in (None, provenance.split):
+        raise ConfigError(f"the split `{provenance.split}` was reinforced, not `{split}`. Leave `split` out.")
+    return provenance
 
 
 def _check_size(repo_id: str, file: str, commit: str, what: str) -> None:
@@ -135,9 +143,3 @@ def _config_names(repo_id: str, commit: str) -> list[str]:
     if unsafe:
         raise FormatError(f"the configurations of {repo_id} must have plain names, found {unsafe[0]!r:.80}.")
     return names
-
-
-def check_split(split: str | None, provenance: Provenance) -> None:
-    """Refuses another split than the one that was reinforced."""
-    if split not in (None, provenance.split):
-        raise ConfigError(f"the split `{provenance.split}` was reinforced, not `{split}`. Leave `split` out.")

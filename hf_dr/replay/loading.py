@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from hf_dr.errors import ConfigError, DataError, FormatError
-from hf_dr.hub.fetch import check_split, fetch_config, split_revision
+from hf_dr.hub.fetch import fetch_config, split_revision
 from hf_dr.replay.combined import CombinedReinforcedDataset
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.streamed_base import StreamedBase
@@ -171,9 +171,7 @@ def _bases(
 def _shards_of(path: _Path, name: str | None, split: str | None, revision: str | None) -> tuple[Provenance, list[str]]:
     """The provenance, and where each shard can be read: on the disk if it is there, else at the Hub."""
     path, revision = split_revision(path, revision)
-    config = fetch_config(path, name, split=split, revision=revision, shards=False)
-    provenance = Provenance.read(config)
-    check_split(split, provenance)
+    config, provenance = fetch_config(path, name, split=split, revision=revision, shards=False)
     shards = [config / shard for shard in provenance.shard_names]
     if Path(path).expanduser().is_dir():
         return provenance, [str(shard) for shard in shards]
@@ -186,9 +184,7 @@ def open_plus(
     path: str | os.PathLike[str], name: str | None = None, *, split: str | None = None, revision: str | None = None
 ) -> tuple[Provenance, datasets.Dataset, list[Path]]:
     """Opens a "+" dataset and returns its provenance, its rows, and the files of its shards; see `load_reinforced`."""
-    config = fetch_config(path, name, split=split, revision=revision)
-    provenance = Provenance.read(config)
-    check_split(split, provenance)
+    config, provenance = fetch_config(path, name, split=split, revision=revision)
     shards = check_shards(config, provenance)
     try:
         plus = load_parquet(shards, provenance.split, version=content_version(shards))

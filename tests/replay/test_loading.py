@@ -93,9 +93,9 @@ def test_only_the_named_files_of_one_commit_are_fetched(hub):
 
 
 def test_the_provenance_alone(hub):
-    folder = fetch_config(REPO, NAME, shards=False)
+    folder, provenance = fetch_config(REPO, NAME, shards=False)
     assert [path.name for path in folder.iterdir()] == [PROVENANCE_FILE]
-    assert Provenance.read(folder).config_name == NAME
+    assert provenance.config_name == NAME
 
 
 def test_a_revision_is_a_branch_a_tag_or_a_commit(hub, tiny_plus, tmp_path, tiny_dataset, tiny_teacher):

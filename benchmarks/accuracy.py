@@ -435,9 +435,7 @@ def main() -> None:
             sys.exit("--data and --weights must be given for sets other than fashion_mnist, found none. Give both.")
     if flags.quick:
         flags.sets = flags.sets or ["fashion_mnist"]
-    result: dict[str, Any] = {}
-    if flags.json is not None and flags.json.exists():
-        result = json.loads(flags.json.read_text(encoding="utf-8"))  # of the sets measured before
+    result = common.earlier(flags)
     tables = []
     with common.working_folder() as folder:
         flags.work = flags.work or folder

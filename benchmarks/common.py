@@ -147,6 +147,11 @@ def table(rows: Sequence[Sequence[Any]], head: Sequence[str]) -> None:
     print()
 
 
+def earlier(flags: argparse.Namespace) -> dict[str, Any]:
+    """Returns what `--json` holds already, of the parts that were measured before."""
+    return json.loads(flags.json.read_text(encoding="utf-8")) if flags.json is not None and flags.json.exists() else {}
+
+
 def finish(result: dict[str, Any], flags: argparse.Namespace) -> None:
     """Adds the facts of the machine, prints the result and writes it to `--json`."""
     flat = {key: float(f"{v:.5g}") if isinstance(v, float) else v for key, v in result.items()}

@@ -12,7 +12,6 @@ set.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +39,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="As for accuracy.py.")
     parser.set_defaults(**accuracy.USUAL)  # as the students in accuracy.json had it
     flags = parser.parse_args()
-    result: dict[str, Any] = {}
-    if flags.json is not None and flags.json.exists():
-        result = json.loads(flags.json.read_text(encoding="utf-8"))
+    result = common.earlier(flags)
     with common.working_folder() as folder:
         flags.work = flags.work or folder
         for name in flags.sets:

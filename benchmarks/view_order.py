@@ -13,7 +13,6 @@ Finished runs in --work are kept: the same command goes on where it was stopped,
 
 from __future__ import annotations
 
-import json
 import statistics
 from pathlib import Path
 from typing import Any
@@ -57,9 +56,7 @@ def main() -> None:
     parser.set_defaults(**accuracy.USUAL, objectives=["reinforced"])
     flags = parser.parse_args()
     by = flags.view_difficulty
-    result: dict[str, Any] = {}
-    if flags.json is not None and flags.json.exists():
-        result = json.loads(flags.json.read_text(encoding="utf-8"))
+    result = common.earlier(flags)
     table = []
     with common.working_folder() as folder:
         flags.work = flags.work or folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -243,3 +244,13 @@ def test_the_search_for_imports_finds_them(source: str, modules: set[str]) -> No
 )
 def test_the_search_for_forbidden_names_finds_them(source: str, names: list[str]) -> None:
     assert forbidden(source) == names
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda script: script.stem)
+def test_what_a_benchmark_imports_is_there(script):
+    for node in ast.walk(ast.parse(script.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and str(node.module).split(".", maxsplit=1)[0] == "hf_dr":
+            module = importlib.import_module(node.module)
+            places = {alias.name: f"{node.module}.{alias.name}".removeprefix("hf_dr.") for alias in node.names}
+            missing = [name for name, place in places.items() if place not in MODULES and not hasattr(module, name)]
+            assert not missing, f"{node.module} has no {', '.join(missing)}"

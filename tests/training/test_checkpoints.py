@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 from safetensors.torch import load_file
 from samples import MAY_CHANGE
 
@@ -169,7 +170,9 @@ def with_dropout(tmp_path_factory, _plain, pictures) -> Callable[..., Pooled]:
 
 
 @pytest.mark.parametrize("name", MAY_CHANGE)
-def test_an_argument_that_may_change_shapes_no_weights(with_dropout, tmp_path, name):
+def test_an_argument_that_may_change_shapes_no_weights(with_dropout, tmp_path, name, request):
+    verbosity = transformers.logging.get_verbosity()  # `log_level` sets that of the process
+    request.addfinalizer(lambda: transformers.logging.set_verbosity(verbosity))
     whole = load_file(with_dropout.__defaults__[0] / f"checkpoint-{2 * STEPS}" / "model.safetensors")
     assert same(weights(with_dropout(tmp_path, **{name: MAY_CHANGE[name]})), whole)
 

@@ -56,7 +56,7 @@ class Read:
     """What was read while it was watched."""
 
     def __init__(self) -> None:
-        self.bytes = self.rows = self.images = self.decoded = 0
+        self.bytes = self.rows = self.decoded = 0
 
 
 class Watched:
@@ -68,24 +68,12 @@ class Watched:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._file, name)
 
-    def _count(self, groups: Any, columns: list[str]) -> int:
-        rows = 0
-        for number in groups:
-            group = self._file.metadata.row_group(number)
-            rows += group.num_rows
-            chunks = [group.column(n) for n in range(group.num_columns)]
-            self._read.bytes += sum(
-                c.total_compressed_size for c in chunks if c.path_in_schema.split(".")[0] in columns
-            )
-        return rows
-
-    def read(self, columns: list[str], **settings: Any) -> Any:
-        self._read.rows += self._count(range(self._file.num_row_groups), columns)
-        return self._file.read(columns, **settings)
-
-    def read_row_groups(self, groups: list[int], columns: list[str], **settings: Any) -> Any:
-        self._read.images += self._count(groups, columns)
-        return self._file.read_row_groups(groups, columns, **settings)
+    def read_row_group(self, number: int, columns: list[str], **settings: Any) -> Any:
+        group = self._file.metadata.row_group(number)
+        chunks = [group.column(n) for n in range(group.num_columns)]
+        self._read.rows += group.num_rows
+        self._read.bytes += sum(c.total_compressed_size for c in chunks if c.path_in_schema.split(".")[0] in columns)
+        return self._file.read_row_group(number, columns, **settings)
 
 
 @contextmanager

@@ -208,12 +208,12 @@ def _folds(student: StudentArguments, output_dir: Path, num_folds: int, seed: in
     from hf_dr.processes import on_main, process_state
     from hf_dr.replay.join import index_images, pixels_digest
     from hf_dr.teacher.folds import Fold, fold_folders, folds_of
-    from hf_dr.training.teaching import begin_folds, check_classes
+    from hf_dr.training.teaching import begin_folds, check_folds
 
     data = load_images(student, seed)
-    check_classes(data.labels, data.class_names)
+    check_folds(data.labels, data.class_names)
     images = pixels_digest(data.images)
-    check_classes(data.labels, data.class_names, folds_of(index_images(data.images), num_folds))
+    check_folds(data.labels, data.class_names, folds_of(index_images(data.images), num_folds))
     on_main(process_state(), lambda: begin_folds(output_dir, num_folds, images))
     folders = fold_folders(output_dir, num_folds)
     return [(Fold(number, num_folds, images), folder) for number, folder in enumerate(folders)]

@@ -216,7 +216,7 @@ class WebDatasetExport:
         return float(np.mean(blocks)) * tarfile.BLOCKSIZE
 
     def _check_space(self, needed: float) -> int:
-        """Returns the free bytes where the folder is, or will be."""
+        """Refuses to begin where the disk has not the bytes that are needed; returns the free ones."""
         free = shutil.disk_usage(nearest(self.folder)).free
         if needed > free:
             raise ConfigError(

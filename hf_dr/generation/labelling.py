@@ -185,14 +185,14 @@ class Labeller:
         return np.ones(span.stop - span.start, bool)
 
     def short_answers(self, span: Span, answers_BC: torch.Tensor) -> ShortAnswers:
-        """Returns what waits for that which is stored of the answers to all views of a span.
+        """Returns a function that waits for the answers to all views of a span, and returns what is stored of them.
 
         The teacher was asked for all of them; an extension puts the stored answers to the others next to `answers_BC`.
         """
         return self.shorten(answers_BC, np.arange(span.start, span.stop))
 
     def shorten(self, answers_BC: torch.Tensor, places_B: np.ndarray) -> ShortAnswers:
-        """Returns what waits for that which the signal stores of answers, ids and natural log-probabilities (B, K).
+        """Returns a function that waits for the answers, and returns what the signal stores: ids and log-probabilities (B, K).
 
         `places_B` are the places of the views in the flat order: classes are drawn with a number of the view.
         """

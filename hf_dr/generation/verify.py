@@ -212,7 +212,7 @@ def opened(
 
 
 def _asked(teacher: Teacher | TeacherNames | None, ask_teacher: bool, provenance: Provenance) -> _Ask | None:
-    """Returns who is asked again: the given teacher or that of the provenance; None if nobody is."""
+    """Returns a function that asks the teacher again, the given one or that of the provenance; None if none is to be asked."""
     if not ask_teacher:
         if teacher is not None:
             raise ConfigError("`teacher` must be left out with `ask_teacher=False`, got both. Leave one out.")
@@ -273,7 +273,7 @@ _Ask = Callable[[torch.Tensor, np.ndarray], torch.Tensor]
 
 
 def _as_made(teacher: Teacher, provenance: Provenance) -> _Ask:
-    """Returns what answers as the dataset's were made: members that were added later to the top K of the earlier ones'."""
+    """Returns a function that answers as the dataset was made: members added later to the top K of the earlier ones."""
     if EXTENDED_FROM in provenance.teacher:
         places = {member.weights_hash: n for n, member in enumerate(teacher.members)}
         teacher = teacher.select([places[member["weights_hash"]] for member in provenance.teacher["members"]])
@@ -281,7 +281,7 @@ def _as_made(teacher: Teacher, provenance: Provenance) -> _Ask:
 
 
 def _extended(teacher: Teacher, made: dict[str, Any], k: int) -> _Ask:
-    """Returns what answers as `made`, a provenance's teacher, tells; an extension of an extension is one step each."""
+    """Returns that function for `made`, the teacher in a provenance, whose `extended_from` may name further extensions."""
     if EXTENDED_FROM not in made:
         return _at_temperature(teacher, made).answer
     earlier = made[EXTENDED_FROM]

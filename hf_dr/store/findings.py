@@ -68,8 +68,7 @@ _COMMANDS = {
 def save_finding(config: Path, fingerprint: str, finding: Statistics | Verification | Students) -> Path:
     """Writes a finding into a configuration's folder, whole or not at all, and returns its path."""
     path = config / _FILES[type(finding)]
-    content = {FINGERPRINT_KEY: fingerprint, **asdict(finding)}
-    write_json(path, content)
+    write_json(path, {FINGERPRINT_KEY: fingerprint, **asdict(finding)})
     return path
 
 

@@ -74,8 +74,7 @@ def write_checksums(checkpoint: Path, *, resumable: bool) -> None:
         for path in sorted(checkpoint.rglob("*"))
         if path.is_file() and path.name != CHECKSUMS_FILE and not path.name.endswith(TEMPORARY)
     }
-    content = {"resumable": resumable, "sha256": files}
-    write_json(checkpoint / CHECKSUMS_FILE, content)
+    write_json(checkpoint / CHECKSUMS_FILE, {"resumable": resumable, "sha256": files})
 
 
 def find_damage(checkpoint: Path, *, to_go_on: bool = True) -> str | None:

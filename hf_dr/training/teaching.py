@@ -39,8 +39,8 @@ def held_out_rows(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
     return np.sort(np.concatenate(chosen))
 
 
-def check_classes(labels: np.ndarray, names: Sequence[str] | None, folds: np.ndarray | None = None) -> None:
-    """Checks that whoever is trained without a fold learns each class; a DataError if all images of one are in one fold.
+def check_folds(labels: np.ndarray, names: Sequence[str] | None, folds: np.ndarray | None = None) -> None:
+    """Checks that a teacher that is trained without one fold sees each class; a DataError if all images of one are in a fold.
 
     `labels` and `folds` are the class and the fold of each image (rows,); `names` are those of the classes, if they have any.
     Before the images are read there are no folds, but a class of a single image will be in one.
@@ -110,7 +110,7 @@ def divide(
         )
     train = np.setdiff1d(np.arange(len(dataset)), test)
     if folds:
-        check_classes(labels[train], names)
+        check_folds(labels[train], names)
     # All images are read from here on.
     made_of = {"images": whole_hash(dataset, image_column, label_column), "share": share, "seed": seed}
     marker = folder.parent / MARKER

@@ -219,8 +219,7 @@ class ReinforcedTrainer(StudentTrainer):
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
         """As Trainer's, on the mixed batch where `mixup_alpha` or `cutmix_alpha` say so."""
-        # `get_batch_samples` has done it already, unless something else than Trainer reads the loader.
-        inputs = with_made_views(inputs, channels_last=self._channels_last)
+        inputs = with_made_views(inputs, channels_last=self._channels_last)  # if others than Trainer read the loader
         if self.args.mixes:
             inputs = self._mixer.mix(inputs, self.state.global_step)
         return super().training_step(model, inputs, num_items_in_batch)

@@ -35,7 +35,9 @@ def temporary_name(path: Path) -> Path:
 
 def spelled_alike(path: Path) -> str:
     """Returns `` Did you mean `x`?`` for what lies beside a path that is not there and is spelled like it, else nothing."""
-    beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    if path.exists() or not path.parent.is_dir():
+        return ""
+    beside = [entry.name for entry in path.parent.iterdir()]
     close = difflib.get_close_matches(path.name, beside, n=1)
     return f" Did you mean `{path.parent / close[0]}`?" if close else ""
 

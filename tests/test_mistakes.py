@@ -19,6 +19,8 @@ from hf_dr import (
     ReinforcedLoader,
     ReinforcedLoss,
     ReinforcedSampler,
+    ReinforcedTrainer,
+    ReinforcedTrainingArguments,
     Teacher,
     build_student,
     contact_sheet,
@@ -61,6 +63,8 @@ FUNCTIONS = {
     "ReinforcedLoader student": lambda x, d: ReinforcedLoader(d.plus, 2, student=x),
     "ReinforcedLoader normalization": lambda x, d: ReinforcedLoader(d.plus, 2, normalization=x),
     "ReinforcedLoader workers": lambda x, d: ReinforcedLoader(d.plus, 2, num_workers=x),
+    "ReinforcedLoader batch": lambda x, d: ReinforcedLoader(d.plus, x),
+    "ReinforcedLoader drop_last": lambda x, d: ReinforcedLoader(d.plus, 2, drop_last=x),
     "ReinforcedLoader seed": lambda x, d: ReinforcedLoader(d.plus, 2, seed=x),
     "ReinforcedLoss": lambda x, d: ReinforcedLoss(x),
     "ReinforcedLoss temperature": lambda x, d: ReinforcedLoss(d.plus, temperature=x),
@@ -182,7 +186,24 @@ def test_each_public_function_is_here():
     assert {name for name in hf_dr.__all__ if not name.endswith("Error")} - others <= tried
 
 
-def test_refusals_name_the_argument_and_say_what_to_give(data):
+def test_refusals_name_the_argument_and_say_what_to_give(data, tmp_path):
+    with pytest.raises(ConfigError, match=r"`ReinforcedLoader` has no setting `sed`\. Did you mean `seed`\?"):
+        ReinforcedLoader(data.plus, 2, sed=1)
+    with pytest.raises(
+        ConfigError, match=r"tails are stored with the signal `topk_image_tail`, but .* is `topk`\. Ask for"
+    ):
+        data.plus.image_tail(0)
+    with pytest.raises(ConfigError, match=r"for the signal `topk`, got 'foo'\. Leave `tail` out"):
+        ReinforcedLoss(data.plus, tail="foo")
+    splits = data.plus.train_test_split(0.5)
+    with pytest.raises(
+        ConfigError, match=r"`train_dataset` must be one dataset, got several by name \(train, test\)\. Give"
+    ):
+        ReinforcedTrainer(data.net, ReinforcedTrainingArguments(str(tmp_path), use_cpu=True), train_dataset=splits)
+    with pytest.raises(
+        ConfigError, match=r"`model` must be a model, got the class Identity\. Make one of it: `Identity\("
+    ):
+        ReinforcedTrainer(torch.nn.Identity, train_dataset=data.plus)
     with pytest.raises(ConfigError, match=r"`name` must be a name or a path, got None\. Give one\."):
         build_student(None, None, 3)
     with pytest.raises(

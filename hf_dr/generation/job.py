@@ -93,7 +93,7 @@ def reinforce(
     if not isinstance(augmentation, Augmentation):
         raise ConfigError(
             f"`augmentation` must be an Augmentation, a name or a list of ops, got {type(augmentation).__name__}. Put a single "
-            "op into a list."
+            "op of `hf_dr.ops` into a list; others cannot be replayed."
         )
     if not is_teacher(teacher):
         check_dataset(dataset, config.image_column, config.label_column)  # before minutes of loading

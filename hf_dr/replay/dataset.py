@@ -246,9 +246,14 @@ class ReinforcedDataset(MappedReinforcedData):
         """Returns the stored ids (T,) and log-probabilities (T,) float16 of the mean answer to a row's views.
 
         Raises:
+            ConfigError: The signal is another than `topk_image_tail`: no tails are stored.
             FormatError: They are damaged, as in `teacher_answer`.
         """
-        assert self.signal == IMAGE_TAIL
+        if self.signal != IMAGE_TAIL:
+            raise ConfigError(
+                f"tails are stored with the signal `{IMAGE_TAIL}`, but that of the dataset is `{self.signal}`. Ask for "
+                "`teacher_answer`, or reinforce with that signal."
+            )
         slot, _ = self._locate_stored(index, 0)
         return self.stored.tail(slot)
 

@@ -5,6 +5,7 @@ Nothing depends on workers, processes or restarts, and no `set_epoch` has to rea
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 from collections.abc import Iterator
@@ -70,8 +71,13 @@ def check_order(
         raise ConfigError(f"`reinforced_probability` must be between 0 and 1, got {reinforced_probability}.")
     if reinforced_probability < 1 and not data.has_labels:
         raise ConfigError(
-            f"`reinforced_probability` must be 1 for a dataset without labels, got {reinforced_probability}. Set it to 1."
+            f"`reinforced_probability` must be 1 for a dataset without labels, got {reinforced_probability}. Set it to 1, in "
+            "`ReinforcedTrainingArguments` or for a sampler or loader."
         )
+
+
+ORDER_SETTINGS = frozenset(inspect.signature(check_order).parameters) - {"data"}
+"""The names of the settings of an order."""
 
 
 class ReinforcedSampler(torch.utils.data.Sampler[tuple[int, View]]):

@@ -243,7 +243,13 @@ def _load_timm(name: str) -> Member:
         weights = load_file(path)
         model = timm.create_model(architecture, pretrained=False)
         cfg: dict[str, Any] = dict(model.pretrained_cfg)  # type: ignore[arg-type]
-        classifier = cfg["classifier"] if isinstance(cfg["classifier"], str) else cfg["classifier"][0]
+        classifier = cfg.get("classifier")
+        if not classifier:
+            raise TeacherError(
+                f"the pretrained_cfg of timm's {architecture} must name its last layer (`classifier`), found none. Add it, or "
+                "make a teacher of the model: `Teacher.from_model`."
+            )
+        classifier = classifier if isinstance(classifier, str) else classifier[0]
         num_classes = next(len(w) for key, w in weights.items() if key.startswith(f"{classifier}."))
         if num_classes != model.num_classes:
             model = timm.create_model(architecture, pretrained=False, num_classes=num_classes)

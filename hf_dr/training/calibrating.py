@@ -24,7 +24,7 @@ from hf_dr.training.callbacks import WeightAverage
 from hf_dr.training.checks import check_no_path
 from hf_dr.training.evaluated import weights_are_sharded
 from hf_dr.training.resumable import ResumableTrainer, changed
-from hf_dr.training.students import outputs_of
+from hf_dr.training.students import LabelledImages, outputs_of
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +63,8 @@ def calibrate(trainer: ResumableTrainer, images: Any, average: WeightAverage | N
         fold: Whether the weights take it in, if they can. They are then as they were trained, if they had taken one in before.
     """
     _check_given(images)
+    if isinstance(images, LabelledImages):
+        check_not_learned(images.files, trainer.train_dataset, "images")
     model = trainer.accelerator.unwrap_model(trainer.model)
     if fold:
         check_whole(trainer, "calibrate")
@@ -190,14 +192,14 @@ def check_other_images(images: datasets.Dataset, tested: datasets.Dataset, where
         )
 
 
-def check_not_learned(images: datasets.Dataset, train: ReinforcedData) -> None:
+def check_not_learned(images: datasets.Dataset, train: object, setting: str = "calibrate_split") -> None:
     """Refuses to calibrate by images that are learned from, by the hashes in a "+" dataset; streams are not checked."""
     if not isinstance(train, ReinforcedDataset):
         return
     learned = int(np.isin(index_images(images), train.image_hashes).sum())
     if learned > len(images) / 100:
         raise ConfigError(
-            f"`calibrate_split` must have images that are not learned, but {learned:,} of its {len(images):,} are: the student "
+            f"`{setting}` must have images that are not learned, but {learned:,} of its {len(images):,} are: the student "
             "is too sure of them. Name a split of others."
         )
 

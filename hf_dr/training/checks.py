@@ -245,6 +245,10 @@ def check_other_dataset(args: ReinforcedTrainingArguments, train: Any) -> None:
             f"`train_dataset` must be what `load_reinforced` returns, got it wrapped in {type(train).__name__}, where "
             "each row would show one view for ever. Select rows before: `train.select(rows)`."
         )
+    if isinstance(train, dict):  # `datasets` and `train_test_split` return such
+        raise ConfigError(
+            f"`train_dataset` must be one dataset, got several by name ({', '.join(train)}). Give one of them."
+        )
     if "teacher_ids" in (getattr(train, "column_names", None) or ()):  # a stream may not know its own
         raise ConfigError(
             '`train_dataset` must be what `load_reinforced` returns, got the plain datasets.Dataset of a "+" dataset. '

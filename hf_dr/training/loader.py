@@ -12,14 +12,14 @@ from accelerate.utils import extract_model_from_parallel
 from torch import distributed, nn
 from torch.utils.data import DataLoader, default_collate
 
-from hf_dr.errors import ConfigError
+from hf_dr.errors import ConfigError, did_you_mean
 from hf_dr.processes import find_device, in_process_group, quiet_worker, shield_workers
 from hf_dr.replay.messages import InOneMessage
 from hf_dr.replay.proof import check_replay
 from hf_dr.replay.reinforced_data import ReinforcedData, check_loaded
-from hf_dr.replay.sampling import ReinforcedSampler
+from hf_dr.replay.sampling import ORDER_SETTINGS, ReinforcedSampler
 from hf_dr.replay.streaming import StreamedReinforcedDataset
-from hf_dr.settings import check_count, check_kind
+from hf_dr.settings import Switch, check_count, check_kind
 from hf_dr.training.device_views import device_augmentation, undone, with_made_views
 from hf_dr.training.students import Normalization, is_timm, normalize, student_preprocessing
 
@@ -73,7 +73,11 @@ class ReinforcedLoader:
         **order: Any,
     ) -> None:
         check_loaded("dataset", dataset)
+        check_count("batch_size", batch_size)
         check_count("num_workers", num_workers, 0)
+        Switch().check("drop_last", drop_last)
+        for name in order.keys() - ORDER_SETTINGS:
+            raise ConfigError(f"`ReinforcedLoader` has no setting `{name}`.{did_you_mean(name, ORDER_SETTINGS)}")
         if student is not None:
             check_kind("student", student, nn.Module, "a model", "`build_student` makes one of a name.")
         self.epoch = 0
@@ -93,7 +97,7 @@ class ReinforcedLoader:
         check_replay(dataset, None if augmenter is None else (augmenter, self.device))
         rank, world_size = (distributed.get_rank(), distributed.get_world_size()) if in_process_group() else (0, 1)
         settings: dict[str, Any] = {
-            "batch_size": batch_size,
+            "batch_size": int(batch_size),
             "num_workers": num_workers,
             "drop_last": drop_last,
             "pin_memory": self.device.type == "cuda",

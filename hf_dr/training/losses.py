@@ -202,9 +202,10 @@ def reinforced_loss(
         The mean over the batch, a scalar.
 
     Raises:
-        ConfigError: The batch lacks something, labels that the loss needs among others; a weight is impossible; or see
-            `reinforced_kl`, but the classes, as values, are looked at on the CPU only, and not in compiled code: another device
-            would be waited for, and the graph would break.
+        ConfigError: The batch lacks something, labels that a gradient needs among others (without one, the KL of replayed
+            views alone is measured where there are none); a weight is impossible; or see `reinforced_kl`, but the classes, as
+            values, are looked at on the CPU only, and not in compiled code: another device would be waited for, and the graph
+            would break.
         DataError: A label is none of the classes; only there, too.
     """
     check_batch(batch)
@@ -270,8 +271,8 @@ def _labels_of(batch: Mapping[str, Any], logits_BC: torch.Tensor) -> torch.Tenso
     labels_B: torch.Tensor | None = batch.get("labels")
     if labels_B is None:
         raise ConfigError(
-            "the loss needs `labels`, but the batch has none. Set `label_names=['labels']`: Trainer drops what the model's "
-            "forward does not take."
+            "the loss needs `labels`, but the batch has none. Give a batch with labels (in Trainer, which drops what the "
+            "model's forward does not take, set `label_names=['labels']`), or set `label_weight` to 0 and `new_views` to False."
         )
     _check_rows("labels", labels_B, torch.int64, logits_BC)
     if _can_look_at(labels_B):
@@ -352,6 +353,10 @@ class ReinforcedLoss(nn.Module):
         Real(0, above=True).check("temperature", temperature)
         Real(0, 1).check("label_weight", label_weight)
         Real(0, 1).check("label_smoothing", label_smoothing)
+        if label_weight and not dataset.has_labels:
+            raise ConfigError(
+                f"`label_weight` needs a dataset with labels, got {label_weight} for one without. Set it to 0."
+            )
         self.num_classes = dataset.num_classes
         self.tail = tail_rule(tail, dataset.signal)
         self.temperature = temperature
@@ -516,8 +521,11 @@ def tail_rule(tail: TailRule | None, signal: str) -> TailRule:
     rules = _RULES[signal]
     if tail is None or tail in rules:
         return tail or rules[0]
-    why = "no tails of its images are stored" if tail == "image" else "what was drawn stands for the whole answer"
+    if tail == "image":
+        why = ": no tails of its images are stored"
+    else:
+        why = ": what was drawn stands for the whole answer" if signal == SAMPLED else ""
     raise ConfigError(
-        f"`tail` must be one of {', '.join(rules)} for the signal `{signal}`, got {tail!r}: {why}. Leave `tail` out, or take a "
+        f"`tail` must be one of {', '.join(rules)} for the signal `{signal}`, got {tail!r}{why}. Leave `tail` out, or take a "
         "dataset with another `signal`."
     )

@@ -441,6 +441,10 @@ def _student(model: Any, settings: dict[str, Any], seed: int) -> tuple[nn.Module
     for name in ("train_dataset", "eval_dataset"):
         check_no_path(name, settings.get(name))
     train, processor = settings.get("train_dataset"), settings.get("processing_class")
+    if isinstance(model, type):
+        raise ConfigError(
+            f"`model` must be a model, got the class {model.__name__}. Make one of it: `{model.__name__}(...)`."
+        )
     if not isinstance(model, (str, Path)):
         return None if model is None else _own(model, train), processor
     name = str(model)

@@ -198,10 +198,14 @@ class Augmentation:
         for written in items:
             item = {written: {}} if isinstance(written, str) else written
             if not isinstance(item, Mapping) or len(item) != 1:
-                raise ConfigError(f"an op must be written as `- OpName: {{setting: value}}`, got {item!r}.")
+                raise ConfigError(
+                    f"an op must be written as `- OpName: {{setting: value}}`, or be one of `hf_dr.ops`, got "
+                    f"{item!s:.200}. Others cannot be replayed."
+                )
             ((name, settings),) = item.items()
             if name not in OPS:
-                raise ConfigError(f"no op is called `{name}`.{did_you_mean(str(name), OPS)}")
+                known = did_you_mean(str(name), OPS)
+                raise ConfigError(f"no op is called `{name}`.{known} Import the module of one of your own before.")
             if settings is not None and not isinstance(settings, Mapping):
                 raise ConfigError(f"the settings of {name} must be a mapping, got {settings!r}.")
             settings = dict(settings or {})

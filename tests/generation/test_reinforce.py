@@ -1024,7 +1024,7 @@ def test_a_text_in_a_paths_place_is_a_bad_image(tmp_path, tiny_dataset, tiny_tea
 def test_a_single_op_is_no_augmentation(tiny_dataset, tiny_teacher, tmp_path):
     config = ReinforceConfig(str(tmp_path / "plus"), num_views=1, top_k=1)
     with pytest.raises(
-        ConfigError, match=r"`augmentation` must be .*, got RandomResizedCrop. Put a single op into a list"
+        ConfigError, match=r"`augmentation` must be .*, got RandomResizedCrop. Put a single op of `hf_dr.ops` into"
     ):
         reinforce(tiny_dataset, tiny_teacher, RandomResizedCrop(8), config)
 

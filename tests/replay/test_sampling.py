@@ -301,7 +301,7 @@ def test_refusals(tiny_plus, tmp_path: Path, tiny_dataset, tiny_teacher):
     reinforce(tiny_dataset, tiny_teacher, augmentation, config)
     unlabeled = load_reinforced(tmp_path)
     assert len(list(ReinforcedSampler(unlabeled))) == ROWS
-    with pytest.raises(ConfigError, match=r"must be 1 for a dataset without labels, got 0\.99\. Set it to 1\."):
+    with pytest.raises(ConfigError, match=r"must be 1 for a dataset without labels, got 0\.99\. Set it to 1, in `Rein"):
         ReinforcedSampler(unlabeled, reinforced_probability=0.99)
 
 

@@ -235,11 +235,10 @@ def test_each_signal_has_its_rule_and_the_rules_that_fit() -> None:
             if rule in rules:
                 assert tail_rule(rule, signal) == rule
                 continue
-            why = (
-                "no tails of its images are stored" if rule == "image" else "what was drawn stands for the whole answer"
-            )
+            drawn = ": what was drawn stands for the whole answer" if signal == SAMPLED else ""
+            why = ": no tails of its images are stored" if rule == "image" else drawn
             with pytest.raises(
-                ConfigError, match=rf"for the signal `{signal}`, got '{rule}': {why}\. Leave `tail` out, or"
+                ConfigError, match=rf"for the signal `{signal}`, got '{rule}'{why}\. Leave `tail` out, or"
             ):
                 tail_rule(rule, signal)
 

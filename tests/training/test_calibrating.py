@@ -15,7 +15,9 @@ from hf_dr.errors import ConfigError, DataError
 from hf_dr.evaluation.metrics import classification_metrics, compute_metrics
 from hf_dr.store.base_dataset import undecoded_images
 from hf_dr.teacher.calibration import TEMPERATURES, fit_temperature
+from hf_dr.teacher.preprocessing import evaluation_augmentation
 from hf_dr.training.calibrating import as_trained, check_foldable, check_other_images, check_sample, check_whole
+from hf_dr.training.students import LabelledImages
 from hf_dr.training.trainer import ReinforcedTrainer
 from training.helpers import MODELS, SIZE, STEPS, Pooled, pooled, same, timm_student, weights
 
@@ -26,6 +28,17 @@ class WithTeacher(Pooled):
     def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
         outputs = super().forward(pixel_values, labels)
         return {**outputs, "cls_logits": outputs["logits"] + 1, "distillation_logits": outputs["logits"] - 1}
+
+
+@pytest.fixture(scope="module")
+def held_out(tiny_dataset):
+    """Other images than those that are learned."""
+    return tiny_dataset.map(lambda row: {"image": row["image"].rotate(180)}, features=tiny_dataset.features)
+
+
+@pytest.fixture(scope="module")
+def pictures(held_out):
+    return LabelledImages(held_out, evaluation_augmentation((SIZE, SIZE)))
 
 
 @pytest.mark.parametrize("bf16", [False, True])
@@ -57,7 +70,7 @@ def first(predictions):
     return predictions[0] if isinstance(predictions, tuple) else predictions
 
 
-def test_a_second_calibration_takes_the_place_of_the_first(plain, pictures, tiny_dataset, settings):
+def test_a_second_calibration_takes_the_place_of_the_first(plain, pictures, held_out, settings):
     trainer = ReinforcedTrainer(pooled(), settings(ema_decay=0.9, learning_rate=1.0), train_dataset=plain)
     trainer.train()
     kept = weights(trainer.model), weights(trainer.ema.module)
@@ -67,7 +80,7 @@ def test_a_second_calibration_takes_the_place_of_the_first(plain, pictures, tiny
         assert same(weights(trainer.model), kept[0])
         assert same(weights(trainer.ema.module), kept[1])
     assert same(weights(trainer.model), calibrated[0])
-    assert trainer.calibrate(tiny_dataset.select(range(5))).temperature != once.temperature
+    assert trainer.calibrate(held_out.select(range(5))).temperature != once.temperature
     with pytest.raises(DataError):  # then it is not calibrated at all, and says so
         trainer.calibrate([{"pixel_values": row["pixel_values"], "labels": -100} for row in (pictures[0], pictures[1])])
     assert same(weights(trainer.model), kept[0])
@@ -163,11 +176,11 @@ def test_the_card_tells_it_of_the_present_weights(plain, pictures, settings, tmp
     assert "calibrated" not in card.read_text()
 
 
-def test_images_of_ones_own(plain, tiny_dataset, settings):
+def test_images_of_ones_own(plain, held_out, settings):
     rows = [{"pixel_values": torch.randn(3, SIZE, SIZE), "labels": n % 8} for n in range(6)]
     trainer = ReinforcedTrainer(pooled(), settings(), train_dataset=rows)
     assert trainer.calibrate(rows).folded
-    assert ReinforcedTrainer(pooled(), settings(), train_dataset=plain).calibrate(tiny_dataset).folded
+    assert ReinforcedTrainer(pooled(), settings(), train_dataset=plain).calibrate(held_out).folded
 
     def stack(rows):
         return {"pixel_values": torch.stack([x for x, _ in rows]), "labels": torch.tensor([y for _, y in rows])}
@@ -209,6 +222,14 @@ def test_images_without_labels(settings, labels, message):
 def test_what_is_no_dataset(plain, settings, given, message):
     with pytest.raises(ConfigError, match=message):
         ReinforcedTrainer(pooled(), settings(), train_dataset=plain).calibrate(given)
+
+
+def test_images_that_are_learned_are_found_by_their_pixels(plain, settings, tiny_dataset, held_out):
+    trainer = ReinforcedTrainer(pooled(), settings(), train_dataset=plain)
+    message = "`images` must have images that are not learned, but 3 of its 4 are: the student is too sure of them"
+    with pytest.raises(ConfigError, match=message):
+        trainer.calibrate(datasets.concatenate_datasets([tiny_dataset.select(range(3)), held_out.select([3])]))
+    assert trainer.calibrate(held_out).temperature > 0
 
 
 def test_what_is_learned_is_not_held_out(plain, settings):

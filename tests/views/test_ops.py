@@ -363,6 +363,14 @@ def test_two_ops_cannot_share_a_name() -> None:
     assert "Mirror" not in OPS
 
 
+def test_an_op_has_a_name_for_its_columns() -> None:
+    with pytest.raises(
+        ConfigError, match=r"the op Nameless must have a name for its columns, found none\. Write in it `name: "
+    ):
+        register(type("Nameless", (Op,), {}))
+    assert "Nameless" not in OPS
+
+
 def test_an_op_that_is_defined_again_takes_its_own_place(monkeypatch: pytest.MonkeyPatch) -> None:
     """As when a cell of a notebook runs twice."""
     monkeypatch.setattr("hf_dr.views.ops.base.OPS", known := dict(OPS))

@@ -53,6 +53,10 @@ OPS: dict[str, type[Op]] = {}
 
 def register(cls: _OpClass) -> _OpClass:
     """Class decorator that makes an op known by its class name; one that a notebook's cell defines again takes its place."""
+    if not isinstance(getattr(cls, "name", None), str):
+        raise ConfigError(
+            f'the op {cls.__name__} must have a name for its columns, found none. Write in it `name: ClassVar[str] = "..."`.'
+        )
     others = [op for op in OPS.values() if (op.__module__, op.__qualname__) != (cls.__module__, cls.__qualname__)]
     if any(cls.__name__ == op.__name__ or cls.name == op.name for op in others):
         raise AssertionError(f"op {cls.__name__} or its column name {cls.name!r} is registered twice")

@@ -10,12 +10,14 @@ argparse but puts the field's own type in the place of this one.
 
 from __future__ import annotations
 
+import inspect
 import math
 import numbers
 import os
+import textwrap
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from hf_dr.errors import ConfigError
 
@@ -177,15 +179,10 @@ def check_settings(settings: Any) -> None:
     Raises:
         ConfigError: A value is out of range, or none of the choices; the first one is named.
     """
-    of_transformers = {
-        own.name
-        for base in type(settings).__mro__
-        if is_dataclass(base) and base.__module__.startswith("transformers.")
-        for own in fields(base)
-    }  # which checks them itself
+    theirs = _names_of_transformers(type(settings))  # which checks them itself
     for own in fields(settings):
         given = getattr(settings, own.name)
-        ours = own.name not in of_transformers
+        ours = own.name not in theirs
         is_list = isinstance(given, list) or (isinstance(given, tuple) and ours)
         value = [as_plain(item) for item in given] if is_list else as_plain(given)
         if value is not given:
@@ -205,6 +202,27 @@ def check_settings(settings: Any) -> None:
                 known = list(map(str, choices))
                 expected = " or ".join(known) if len(known) < 3 else f"one of {', '.join(known)}"
                 raise ConfigError(f"`{own.name}` must be {expected}, got {item!r}.")
+
+
+def _names_of_transformers(kind: type) -> set[str]:
+    """Returns the fields that a dataclass has from one of transformers."""
+    bases = [base for base in kind.__mro__ if is_dataclass(base) and base.__module__.startswith("transformers.")]
+    return {own.name for base in bases for own in fields(base)}
+
+
+_Class = TypeVar("_Class", bound=type)
+
+
+def documented(cls: _Class) -> _Class:
+    """Class decorator of a dataclass of settings: its docstring gets the help of its fields, which `help` shows in Python."""
+    about, raises, errors = inspect.cleandoc(cls.__doc__ or "").partition("Raises:")
+    lines = []
+    for own in fields(cls):
+        if "help" in own.metadata and own.name not in _names_of_transformers(cls):
+            told = f"{own.name}: {own.metadata['help'].replace('%%', '%')}"
+            lines.append(textwrap.fill(told, 100, initial_indent=" " * 4, subsequent_indent=" " * 8))
+    cls.__doc__ = "\n".join([about.rstrip(), "", "Args:", *lines, "", raises + errors]).rstrip()
+    return cls
 
 
 def are_alike(one: Any, two: Any, but: Collection[str] = ()) -> bool:

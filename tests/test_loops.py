@@ -1,8 +1,9 @@
 """The loops of docs/train.md with timm and Lightning run as they stand, on a small stand-in for the dataset."""
 
 import re
+import sys
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import datasets
 import numpy as np
@@ -23,6 +24,7 @@ from hf_dr import (
     ops,
     reinforce,
     reinforced_loss,
+    verify,
 )
 
 ROOT = Path(__file__).parents[1]
@@ -159,3 +161,24 @@ def test_the_task_of_timm_has_the_loss_of_the_library(folder, settings):
         result = task(given, batch)
         torch.testing.assert_close(result["output"], logits)
         torch.testing.assert_close(result["loss"], reinforced_loss(logits, batch, **settings))
+
+
+def test_an_op_of_ones_own(tmp_path, base, tiny_teacher, monkeypatch):
+    """As docs/make.md writes it: it is stored, opened and replayed; without its class the error says what to do."""
+    monkeypatch.setattr("hf_dr.views.ops.base.OPS", known := dict(ops.OPS))
+    monkeypatch.setattr("hf_dr.views.augmentation.OPS", known)
+    text = (ROOT / "docs" / "make.md").read_text(encoding="utf-8")
+    (code,) = (block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "RandomVerticalFlip" in block)
+    module = ModuleType("of_ones_own")
+    monkeypatch.setitem(sys.modules, "of_ones_own", module)
+    exec(code, vars(module))
+    config = ReinforceConfig(str(tmp_path), num_views=6, top_k=3, max_examples=20)
+    plus = reinforce(base, tiny_teacher, [ops.Resize((8, 8)), module.RandomVerticalFlip(p=0.4)], config)
+    drawn = np.array([[plus.params(row, view)["vertical_flip"] for view in range(6)] for row in range(20)])
+    assert 0.2 < drawn.mean() < 0.6
+    assert verify(load_reinforced(tmp_path), tiny_teacher).ok
+    del known["RandomVerticalFlip"]
+    with pytest.raises(
+        ConfigError, match=r"no op is called `RandomVerticalFlip`.* Import the module of one of your own"
+    ):
+        load_reinforced(tmp_path)

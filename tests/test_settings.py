@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -15,9 +15,10 @@ from transformers import HfArgumentParser
 
 from hf_dr.errors import ConfigError
 from hf_dr.evaluation.config import EvaluateConfig
-from hf_dr.generation.config import ReinforceConfig
+from hf_dr.generation.config import ExtendConfig, ReinforceConfig
 from hf_dr.generation.job import reinforce
 from hf_dr.settings import Real, Whole, check_settings
+from hf_dr.training.arguments import ReinforcedTrainingArguments
 
 
 @dataclass
@@ -124,3 +125,23 @@ def test_settings_that_were_changed_are_checked_again(tmp_path, tiny_dataset, ti
         with pytest.raises(ConfigError, match=re.escape(message)):
             reinforce(tiny_dataset, tiny_teacher, "rrc", config)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        (ReinforceConfig, ("output_dir", "keep", "mixing_scope", "files_from", "on_bad_image", "augment_on")),
+        (ExtendConfig, ("num_views", "batch_size")),
+        (
+            ReinforcedTrainingArguments,
+            ("decay_biases_and_norms", "reinforced_probability", "label_weight", "batch_size"),
+        ),
+    ],
+)
+def test_help_in_python_explains_each_setting(kind: type, names: tuple[str, ...]) -> None:
+    text = kind.__doc__ or ""
+    for own in fields(kind):
+        if own.name in names:
+            assert f"\n    {own.name}: {own.metadata['help'][:30]}" in text
+    assert "\n    lr_scheduler_type: " not in text, "which is transformers'"
+    assert text.index("Args:") < text.index("Raises:\n    ConfigError: A value is impossible.")

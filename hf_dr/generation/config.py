@@ -6,15 +6,16 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from hf_dr.errors import ConfigError, did_you_mean
-from hf_dr.settings import FILES_FROM_HELP, Place, Whole, check_kind, check_names, check_settings, flag
+from hf_dr.settings import FILES_FROM_HELP, Place, Whole, check_kind, check_names, check_settings, documented, flag
 from hf_dr.store.schema import KEEP, is_safe_name
 from hf_dr.teacher.names import SIGNALS, TOPK
 from hf_dr.views.names import AUGMENT_ON
 
 
+@documented
 @dataclass
 class ReinforceConfig:
-    """What a run makes and where. See each field's help; the command line and YAML files have the same names.
+    """What a run makes and where. The command line and YAML files have the same names.
 
     Raises:
         ConfigError: A value is impossible.
@@ -141,6 +142,7 @@ def _check_name(config_name: str) -> None:
 _METADATA = {setting.name: setting.metadata for setting in fields(ReinforceConfig)}
 
 
+@documented
 @dataclass
 class ExtendConfig:
     """What is added and where the result goes; all else is as the provenance says.

@@ -80,8 +80,8 @@ def load_reinforced(  # type: ignore[misc]  # the overloads leave the other sett
         base_config: With the name of a base: its configuration. Default: the one that was reinforced, if it is that base.
         base_revision: With the name of a base: its branch, tag or commit. Default: likewise.
         files_from: With the name of a base: folders whose files its cells may name, next to its own.
-        unreinforced: Also give the base's rows that have no stored views (those beyond `max_examples`, those that could
-            not be decoded then but can now), after the others, as newly drawn views with their label.
+        unreinforced: Also give the rows that have no stored views (those of an overlay's base beyond `max_examples`, those that
+            could not be decoded then but can now), after the others, as newly drawn views with their label.
         columns: Columns of the "+" dataset, the base's own ones, to give in each item as well.
         revision: Branch, tag or commit on the Hub.
         num_views: Use only the first `num_views` of the V stored views.

@@ -8,13 +8,14 @@ from dataclasses import MISSING, dataclass, fields
 from transformers import TrainingArguments
 
 from hf_dr.errors import ConfigError
-from hf_dr.settings import Real, flag
+from hf_dr.settings import Real, documented, flag
 from hf_dr.training.reinforced_settings import ReinforcedSettings
 from hf_dr.training.resumable import ResumableArguments, lower_is_better
 
 logger = logging.getLogger(__name__)
 
 
+@documented
 @dataclass
 class ReinforcedTrainingArguments(ReinforcedSettings, ResumableArguments):
     """`TrainingArguments` with the settings of reinforced training; defaults are the paper's (arXiv:2303.08983).

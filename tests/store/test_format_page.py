@@ -8,6 +8,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -35,6 +36,7 @@ def test_the_page_replays_every_view(name: str, tmp_path: Path, tiny_teacher: An
     rng = np.random.default_rng(5)
     sizes = [(90, 30), (30, 90), (48, 48), (41, 77), (40, 40), (64, 50), (35, 120), (120, 33)]
     rows = {"image": [as_cell(colour_image(rng, n, size)) for n, size in enumerate(sizes)], "label": list(range(ROWS))}
+    rows["image"][2] = as_cell(PIL.Image.fromarray(rng.integers(0, 1 << 16, (48, 48), np.uint16)))  # 16-bit grey
     dataset = datasets.Dataset.from_dict(rows, features=tiny_dataset.features)
     config = ReinforceConfig(str(tmp_path), "a", num_views=30, top_k=2)
     reinforce(dataset, tiny_teacher, Augmentation.named(name, SIDE), config)

@@ -71,6 +71,7 @@ def test_calibration_error_of_nothing_is_zero() -> None:
 
 def test_one_bin_is_the_difference_of_the_means() -> None:
     assert calibration_error(np.array([4]), np.array([2.0]), np.array([3])) == 0.25
+    assert calibration_error(np.array([1]), np.array([0.25]), np.array([1])) == 0.75
 
 
 def sampled(temperature: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -150,8 +150,26 @@ def test_stored_in_the_types_and_order_of_every_answer() -> None:
     np.testing.assert_allclose(np.exp(logprobs.astype(float)).sum(-1), 1, atol=2e-3)
 
 
+def test_a_common_factor_of_the_probabilities_changes_nothing() -> None:
+    """Those of an answer in float32 have a sum next to 1; what is stored of it has the sum 1."""
+    answer = (2 * torch.randn(1, 30, generator=torch.Generator().manual_seed(5), dtype=torch.float64)).log_softmax(-1)
+    uniforms = (np.arange(16) + 0.5) / 16
+    expected_ids, expected = drawn(answer, 5, uniforms)
+    ids, values = drawn(answer + 0.1, 5, uniforms)
+    np.testing.assert_array_equal(ids, expected_ids)
+    np.testing.assert_allclose(values, expected, rtol=1e-12)
+
+
+def test_the_highest_id_is_drawn_whole() -> None:
+    answer = torch.full((1, 65_537), -20.0)
+    answer[0, [0, -1]] = torch.tensor([0.4, 0.6]).log()
+    ids, _ = sample(answer, 2, np.zeros(1))
+    assert ids.dtype == np.uint32
+    assert ids.tolist() == [[65_536, 0]]
+
+
 def test_a_draw_is_keyed_by_seed_example_and_view_and_not_by_its_batch() -> None:
-    uniforms = [sampling_uniform(*key) for key in ((0, 1, 2), (1, 1, 2), (0, 2, 1), (0, 1, 3))]
+    uniforms = [sampling_uniform(*key) for key in ((0, 1, 2), (1, 1, 2), (0, 2, 2), (0, 1, 3))]
     assert len(set(uniforms)) == 4
     assert all(0 <= u < 1 for u in uniforms)
     assert sampling_uniform(0, 1, 2) == uniforms[0]

@@ -249,6 +249,15 @@ def test_rows_without_an_answer_are_refused_or_left_out():
     torch.testing.assert_close(reinforced_loss(logits, {**batch, "labels": labels}), expected.mean())
 
 
+@pytest.mark.parametrize("replayed", [[], [3], [0, 1, 2, 3, 4]])
+def test_what_is_measured_without_labels_is_the_mean_over_the_replayed_rows(replayed):
+    logits, ids, logprobs = stored(3)
+    batch = {"teacher_ids": ids, "teacher_logprobs": logprobs, "reinforced": torch.zeros(B).bool()}
+    batch["reinforced"][replayed] = True
+    expected = reinforced_kl(logits, ids, logprobs)[replayed].sum() / max(1, len(replayed))
+    torch.testing.assert_close(reinforced_loss(logits, batch), expected)
+
+
 def batch_of(**changes: Any) -> dict[str, Any]:
     _, ids, logprobs = stored(3)
     replayed = torch.ones(B).bool()
@@ -329,6 +338,12 @@ def test_weights_and_smoothing_are_shares(tiny_plus, name, value):
             refused()
     for share in (0.0, 1.0):
         assert reinforced_loss(stored(3)[0], batch_of(), **{name: share}) > 0
+
+
+@pytest.mark.parametrize("logits", [None, [[0.0] * 8], torch.tensor(1.0), torch.zeros(8)])
+def test_the_loss_of_a_dataset_says_what_logits_must_be(tiny_plus, logits):
+    with pytest.raises(ConfigError, match=r"`logits` must be (a tensor|of floating point, \(B, C\)), got"):
+        ReinforcedLoss(tiny_plus)(logits, batch_of())
 
 
 @pytest.mark.parametrize(("total", "is_answer"), [(1.0, True), (1.09, True), (1.11, False), (2.0, False)])

@@ -127,7 +127,7 @@ def check_config(config: Any, kind: type) -> None:
     advice = f"Make one: `{kind.__name__}(output_dir=...)`."
     check_kind("config", config, kind, f"of the class {kind.__name__}", advice)
     config.__post_init__()
-    known = {own.name for own in fields(kind)}
+    known = {own.name for own in fields(config)}
     for name in vars(config).keys() - known:
         raise ConfigError(f"{kind.__name__} has no setting `{name}`.{did_you_mean(name, known)}")
 

@@ -2,6 +2,7 @@
 
 import copy
 from multiprocessing.reduction import ForkingPickler
+from types import SimpleNamespace
 
 import numpy as np
 import PIL.Image
@@ -12,7 +13,7 @@ from hf_dr.replay.augmented import AugmentedDataset
 from hf_dr.replay.combined import CombinedReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.replay.names import DIFFICULTIES
-from hf_dr.replay.reinforced_data import ViewRequest, draw_fresh_view, fresh_view, ranked_view
+from hf_dr.replay.reinforced_data import MappedReinforcedData, ViewRequest, draw_fresh_view, fresh_view, ranked_view
 from hf_dr.store.provenance import Provenance
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops.geometry import RandomResizedCrop
@@ -78,6 +79,22 @@ def test_the_key_of_a_new_view_is_for_ever():
     assert state["key"].tolist() == [7, 0]
     assert state["counter"].tolist() == [0, 0, 2**64 - 6, 3]
     assert size == (8, 9)
+
+
+def test_which_view_an_epoch_shows_is_for_ever():
+    """Else a training that is resumed would see other views. Rows without stored views have the number of a new one."""
+    data = SimpleNamespace(num_views=5, seed=3, source_rows=np.array([0, 1, 2, 9, -1]))
+    for paired, expected in (
+        (False, {0: [1, 3, 2, 1, -1], 1: [4, 2, 1, 4, -2], 7: [4, 3, 1, 4, -8]}),
+        (True, {0: [0, 0, 0, 0, -1], 1: [3, 3, 3, 3, -2], 7: [2, 2, 2, 2, -8]}),
+    ):
+        data.paired = paired
+        for epoch, views in expected.items():
+            assert MappedReinforcedData.scheduled_views(data, np.arange(5), epoch).tolist() == views
+            assert [int(MappedReinforcedData.scheduled_views(data, row, epoch)) for row in range(5)] == views
+    data.num_views = 50
+    for epoch, ranks in {0: [9, 2, 8, 3], 4: [42, 43, 40, 49]}.items():
+        assert MappedReinforcedData.scheduled_ranks(data, np.arange(4), epoch, 5).tolist() == ranks
 
 
 def test_every_provenance_is_one_that_its_reader_accepts(tiny_folder, tiny_dataset, tmp_path):

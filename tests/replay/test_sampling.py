@@ -24,6 +24,16 @@ from hf_dr.views.ops.geometry import RandomHorizontalFlip, RandomResizedCrop
 from hf_dr.views.ops.mixing import MixUp
 
 ROWS, VIEWS = 12, 4
+FROZEN = {
+    ("plain", "all"):
+        [(1, -1), (5, 3), (8, -1), (9, -1), (7, 0), (4, -1), (11, 1), (6, -1), (3, -1), (0, -1), (2, -1), (10, 3)],
+    ("mixing", "all"):
+        [(8, -1), (5, 2), (2, -1), (10, 2), (3, -1), (7, 2), (4, -1), (1, -1), (9, -1), (11, 2), (6, -1), (0, -1)],
+    ("plain", "random"):
+        [(4, 2), (7, 3), (10, 0), (11, 0), (5, 3), (8, 0), (9, 3), (6, 3), (0, -1), (1, 2), (2, -1), (3, -1)],
+    ("mixing", "random"):
+        [(1, -1), (6, 3), (4, 3), (0, -1), (10, 3), (2, -1), (3, -1), (11, 3), (5, -1), (7, -1), (9, 3), (8, -1)],
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -211,6 +221,15 @@ def test_the_order_is_keyed(either, view_order):
     assert first != orders(1)
     sampler = ReinforcedSampler(either, view_order=view_order, reinforced_probability=0.5)
     assert epoch(sampler, 2) == first[2], "an epoch does not depend on those before it"
+
+
+@pytest.mark.parametrize("view_order", ["all", "random"])
+def test_the_order_is_for_ever(plain, tiny_plus, view_order):
+    """Else a training that is resumed would go on with other rows; -1 stands for new views."""
+    for name, dataset in (("plain", plain), ("mixing", tiny_plus)):
+        sampler = ReinforcedSampler(dataset, seed=5, view_order=view_order, reinforced_probability=0.7)
+        order = [(row, -1 if view == fresh_view(3) else view) for row, view in epoch(sampler, 3)]
+        assert order == FROZEN[name, view_order]
 
 
 def test_random_views_repeat(plain):

@@ -8,15 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from samples import quick
 
-from hf_dr.views.rng import (
-    DOMAIN_MATCHING,
-    DOMAIN_SCHEDULE,
-    DOMAIN_VIEW,
-    KeyedPermutation,
-    Matching,
-    keyed_rng,
-    view_rng,
-)
+import hf_dr.views.rng as rng_module
+from hf_dr.errors import ConfigError
+from hf_dr.views.rng import DOMAIN_SCHEDULE, KeyedPermutation, Matching, keyed_rng, keyed_words, view_rng
 
 COUNTS = [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100, 127, 128, 129, 1000, 1023, 1024, 1025]
 words = st.integers(0, 2**64 - 1)
@@ -25,6 +19,7 @@ FROZEN_FIRST = (213000021201967259, 4455796210202625458, 2055444239878205049, 10
 FROZEN_LATER = (5229038887165887322, 12916297705796977208, 5998961775191315937, 16222461250110232815)
 FROZEN_INTEGERS = [750, 877, 813, 398]
 FROZEN_FLOATS = [0.6228129898498876, 0.1354027919827948]
+FROZEN_WORDS = [6612919898181497795, 8534864295664477400, 342771873046967456, 1107535704336836546]
 FROZEN_PERMUTATION = [0, 7, 8, 5, 6, 2, 4, 3, 9, 1]
 FROZEN_MATCHING = [6, 3, 7, 1, 8, 5, 0, 2, 4]
 FROZEN_PARTNER = 871241
@@ -54,9 +49,10 @@ def test_streams_do_not_run_into_their_neighbours() -> None:
 
 
 def test_purposes_have_distinct_streams() -> None:
-    domains = (DOMAIN_VIEW, DOMAIN_MATCHING, DOMAIN_SCHEDULE)
-    assert len(set(domains)) == 3
-    assert len({keyed_rng(3, domain=d, major=1, minor=2).bit_generator.random_raw(1).item() for d in domains}) == 3
+    domains = {name: number for name, number in vars(rng_module).items() if name.startswith("DOMAIN_")}
+    assert list(domains.values()) == list(range(len(domains))), "they are in the keys of all that was made"
+    streams = {keyed_rng(3, domain=d, major=1, minor=2).bit_generator.random_raw(1).item() for d in domains.values()}
+    assert len(streams) == len(domains)
 
 
 @quick
@@ -87,6 +83,33 @@ def test_permutations_and_matchings_never_change() -> None:
     assert KeyedPermutation(10, 0, domain=DOMAIN_SCHEDULE)(np.arange(10)).tolist() == FROZEN_PERMUTATION
     assert [Matching(0, 9, 0, 0).partner(i) for i in range(9)] == FROZEN_MATCHING
     assert Matching(0, 1_281_167, 5, 6).partner(123_456) == FROZEN_PARTNER
+
+
+# --------------------------------------------------------------------------------------------------------------- words
+
+
+def test_words_never_change() -> None:
+    found = keyed_words(np.array([0, 1, 123_456, 2**40]), 7)
+    assert found.dtype == np.int64
+    assert found.tolist() == FROZEN_WORDS
+
+
+def test_words_belong_to_their_index_and_seed_alone() -> None:
+    seeds = (1000, 77_777, 2**32, 2**63, 2**64 - 1)
+    words = np.stack([keyed_words(np.arange(1000), seed) for seed in seeds])
+    assert (words >= 0).all()
+    assert len(np.unique(words)) == words.size
+    assert keyed_words(np.array([[999]]), 2**32).tolist() == [[words[2, 999]]]
+    assert int(keyed_words(np.asarray(3), 77_777)) == words[1, 3]
+    for bit in range(63):  # each is as often 0 as 1: 5,000 words, more than four standard errors
+        assert abs((words >> bit & 1).mean() - 0.5) < 0.03
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64, 0.5, True, None, "0"])
+def test_a_seed_is_a_whole_number_of_64_bits(seed: object) -> None:
+    for refused in (lambda: keyed_rng(seed, domain=0), lambda: keyed_words(np.arange(2), seed)):  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match=r"`seed` must be a whole number from 0 to 2\*\*64 - 1, got"):
+            refused()
 
 
 # -------------------------------------------------------------------------------------------------------- permutations

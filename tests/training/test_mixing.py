@@ -1,5 +1,7 @@
 """MixUp and CutMix of a batch: the pixels of our ops, labels in proportion to the pixels, settings as timm's."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import PIL.Image
 import pytest
@@ -8,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from samples import quick
 
+import hf_dr.training.mixing
 from hf_dr.errors import ConfigError
-from hf_dr.training.mixing import mix_batch
+from hf_dr.training.mixing import BatchMixer, mix_batch
 from hf_dr.training.reinforced_settings import ReinforcedSettings
 from hf_dr.views.ops.mixing import CutMix, MixUp
 from hf_dr.views.rng import keyed_rng
@@ -91,6 +94,24 @@ def test_how_often_and_which():
     assert (
         kinds(mixup_prob=0.0) == kinds(mixup_alpha=0.0, cutmix_alpha=0.0) == {"none": 1.0, "mixup": 0.0, "cutmix": 0.0}
     )
+
+
+def test_the_key_of_a_mix_is_for_ever(monkeypatch):
+    """Else a training that is resumed would go on with other mixes: each process and each batch of a step has its own."""
+    keys = []
+
+    def watched(pixels_BCHW, rng, settings):
+        state = rng.bit_generator.state["state"]
+        keys.append((*state["key"].tolist(), *state["counter"].tolist()))
+        return pixels_BCHW, 1.0
+
+    monkeypatch.setattr(hf_dr.training.mixing, "mix_batch", watched)
+    mixer = BatchMixer(SimpleNamespace(world_size=3, process_index=2), lambda: 7)
+    for step, batches in ((0, 1), (5, 2)):
+        mixer.on_step_begin(None, None, None)
+        for _ in range(batches):
+            mixer.mix({"pixel_values": batch(0, (2, 3, 4, 4))}, step)
+    assert keys == [(7, 6, 0, 0, place, step) for step, place in ((0, 2), (5, 2), (5, 5))]
 
 
 def test_normalised_pixels_are_refused():

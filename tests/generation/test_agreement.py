@@ -6,6 +6,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+from scipy import stats
 
 import hf_dr.processes
 from hf_dr.cli.main import main
@@ -54,6 +55,16 @@ def test_another_order_and_one_class_for_all_are_near_chance(classes):
     assert Agreement.of((labels + 1) % classes, labels).is_near_chance
     assert Agreement.of(np.zeros_like(labels), labels).is_near_chance
     assert not Agreement.of(labels, labels).is_near_chance
+
+
+@pytest.mark.parametrize("count", [LEAST_ROWS, SAMPLED_ROWS])
+@pytest.mark.parametrize("chance", [0.0, 0.001, 0.1, 0.5, 0.9, 1.0])
+def test_the_rule_is_that_of_two_binomial_tests(count, chance):
+    """Against scipy's, for each number of hits: who knows a little is told from who knows nothing."""
+    for hits in range(count + 1):
+        no_more_than_chance = stats.binom.sf(hits - 1, count, chance) > 0.01
+        less_than_half = stats.binom.cdf(hits, count, (1 + chance) / 2) < 0.01
+        assert Agreement(count, hits, chance).is_near_chance == (no_more_than_chance and less_than_half)
 
 
 def test_what_is_no_evidence_is_not_refused():

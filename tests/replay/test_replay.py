@@ -228,6 +228,13 @@ def test_a_shard_of_another_run_is_refused(damaged_copy, plus_of):
         load_reinforced(damaged_copy)
 
 
+def test_a_shard_with_fewer_rows_is_refused(damaged_copy):
+    name = "train-00001-of-00003.parquet"
+    rewritten(damaged_copy / name, lambda table: table.slice(1))
+    with pytest.raises(FormatError, match=rf"{name} must have 5 rows, found 4\. Fetch or make it again"):
+        load_reinforced(damaged_copy)
+
+
 def test_a_shard_with_other_columns_is_refused(damaged_copy):
     name = "train-00001-of-00003.parquet"
 

@@ -119,6 +119,7 @@ def test_a_dataset_of_the_hub(nested, bbox_format, box):
     [(objects_dataset([[[20, 5, 10, 10]]], [[0]]), {"bbox_format": "voc"}, "row 0 has one that ends before .* Set it to coco"),
      (objects_dataset([[[20, 15, 39, 29]]], [[0]], width=[40], height=[30]), {}, "coco 100 % reach out of them. Set it to voc"),
      (objects_dataset([[[0, 0, 9, float("nan")]]], [[0]]), {}, "row 0 must have finite boxes"),
+     (objects_dataset([[[0, 0, 9, 9]] * 2], [[1, -1]]), {}, r"row 0 must have .* categories below 2, found .* \[1, -1\]\. Fix"),
      (objects_dataset([[[9, 9, -4, 5]]], [[0]]), {}, "a box of row 0 must not have a side below 0, found .*-4.* Fix the row"),
      (objects_dataset([[]], [[]], width=[40], height=[None]), {}, "`height` and `width` must be whole numbers in every row"),
      (objects_dataset([[]], [[]]), {}, "x must have objects, found none in 1 images"),
@@ -180,6 +181,17 @@ def hub_objects(**more):
     return datasets.Dataset.from_dict(
         {"image": [None], "objects": [cell]}, datasets.Features({"image": datasets.Image(), "objects": fields})
     )
+
+
+def test_some_boxes_may_reach_out_of_their_images():
+    """Annotations are rarely exact; most boxes in the other format would reach out."""
+    boxes = [[[20, 15, 39, 29], [1, 2, 3, 4]], [[0, 0, 41, 31]]]
+    data = DetectionData.from_dataset(
+        objects_dataset(boxes, [[0, 1], [1]], width=[40] * 2, height=[30] * 2), {"id": "x"}
+    )
+    assert [data.size(row) for row in range(2)] == [(30, 40)] * 2
+    assert data.objects[0].boxes.tolist() == [[20, 15, 59, 44], [1, 2, 4, 6]]
+    assert DetectionData.from_dataset(objects_dataset(boxes, [[0, 1], [1]]), {"id": "x"}).size(0) is None
 
 
 def test_crowds_and_areas_of_a_dataset_of_the_hub():

@@ -142,6 +142,7 @@ def test_an_item_holds_what_is_stored(tiny_plus, tiny_dataset):
             for name, value in tiny_plus.params(row, view).items():
                 stored = table[row][f"aug_{name}"][view]
                 assert value == (tuple(stored) if isinstance(stored, list) else stored)
+                assert type(value) in (bool, int, float, tuple), "Python's own, as users write them to JSON"
 
 
 def test_items_collate_and_may_be_changed(tiny_plus):

@@ -111,8 +111,11 @@ def test_scalars_of_numpy_become_pythons() -> None:
 
 
 def test_a_list_is_one() -> None:
-    with pytest.raises(ConfigError, match=r"`mean` must be a list, got 0\.5\. Put it into a list\."):
-        EvaluateConfig(["a"], ["b"], "", mean=0.5)
+    for mean in (0.5, "abc", {"a": 1}):
+        with pytest.raises(
+            ConfigError, match=rf"`mean` must be a list, got {re.escape(repr(mean))}\. Put it into a list\."
+        ):
+            EvaluateConfig(["a"], ["b"], "", mean=mean)
 
 
 def test_settings_that_were_changed_are_checked_again(tmp_path, tiny_dataset, tiny_teacher) -> None:

@@ -234,7 +234,7 @@ def test_ctrl_c_ends_the_comparison_and_loses_no_step(config, tmp_path, monkeypa
      ({"evaluate": {"sets": ["a=b"], "corupt": ["a"]}}, "`evaluate` has the unknown key `corupt`. Did you mean `corrupt`"),
      ({"evaluate": {"sets": ["a=b", "c=d"]}}, r"`sets` in `evaluate` must be a list of one set of clean images, got \['a=b'"),
      ({"evaluate": {"sets": "a=b"}}, "`sets` in `evaluate` must be a list of one set of clean images, got a=b"),
-     ({"evaluate": {"sets": ["a=b"], "mean": 3}}, "`evaluate` must hold settings of `hf-dr evaluate`, but: object of type"),
+     ({"evaluate": {"sets": ["a=b"], "mean": 3}}, r"`mean` must be a list, got 3\. Put it into a list\."),
      ({"evaluate": {"sets": ["a=b"], "corrupt": ["c"]}}, "`corrupt` must name sets with clean images, got `c`. Known: a"),
      ({"evaluate": {"sets": ["a=./none.parquet"]}}, "none.parquet"),
      ({"train": {"dataset": 5}}, "`dataset` in `train` must be a text or several, got 5"),

@@ -217,9 +217,10 @@ _Class = TypeVar("_Class", bound=type)
 def documented(cls: _Class) -> _Class:
     """Class decorator of a dataclass of settings: its docstring gets the help of its fields, which `help` shows in Python."""
     about, raises, errors = inspect.cleandoc(cls.__doc__ or "").partition("Raises:")
+    theirs = _names_of_transformers(cls)
     lines = []
     for own in fields(cls):
-        if "help" in own.metadata and own.name not in _names_of_transformers(cls):
+        if "help" in own.metadata and own.name not in theirs:
             told = f"{own.name}: {own.metadata['help'].replace('%%', '%')}"
             lines.append(textwrap.fill(told, 100, initial_indent=" " * 4, subsequent_indent=" " * 8))
     cls.__doc__ = "\n".join([about.rstrip(), "", "Args:", *lines, "", raises + errors]).rstrip()

@@ -148,12 +148,7 @@ class CompareConfig:
             raise ConfigError(
                 f"`sets` in `evaluate` must be a list of one set of clean images, got {sets!s:.80}. Name one."
             )
-        try:
-            EvaluateConfig(models=[], output_dir="", **self.evaluate)
-        except TypeError as error:
-            raise ConfigError(
-                f"`evaluate` must hold settings of `hf-dr evaluate`, but: {error}. Correct it."
-            ) from error
+        EvaluateConfig(models=[], output_dir="", **self.evaluate)
 
 
 def named_model(text: str) -> tuple[str, str]:

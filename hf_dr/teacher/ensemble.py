@@ -21,7 +21,7 @@ from hf_dr.errors import ConfigError, TeacherError
 from hf_dr.processes import find_device
 from hf_dr.settings import Real, check_kind
 from hf_dr.teacher.folds import folds_of, with_members
-from hf_dr.teacher.members import HOW_TO_NAME, Member, load_member, logits_of, member_of
+from hf_dr.teacher.members import HOW_TO_NAME, Member, load_member, logits_of, member_of, preprocessing_of
 from hf_dr.teacher.names import PRECISIONS, TeacherNames
 
 if TYPE_CHECKING:
@@ -150,8 +150,8 @@ class Teacher:
             ConfigError: An argument is of another kind, or nothing tells how the model takes images.
             TeacherError: It does not take them, or does not answer with a number for each of its classes; or see `Teacher`.
         """
-        how: dict[str, Any] = {"size": size, "normalization": normalization, "processor": processor}
-        return cls([member_of(model, name, class_names=class_names, license=license, **how)], **settings)
+        preprocessing = preprocessing_of(model, name, size, normalization, processor)
+        return cls([member_of(model, name, preprocessing, class_names, license)], **settings)
 
     def __call__(self, views_BCHW: torch.Tensor) -> torch.Tensor:
         """Labels views; all members are asked, whatever they have seen.

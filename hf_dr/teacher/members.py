@@ -165,20 +165,9 @@ def _shape_of_answer(model: nn.Module, preprocessing: Preprocessing, name: str) 
 
 
 def member_of(
-    model: nn.Module,
-    name: str,
-    *,
-    size: int | Sequence[int] | None = None,
-    normalization: tuple[Sequence[float], Sequence[float]] | None = None,
-    processor: Any = None,
-    class_names: Sequence[str] | None = None,
-    license: str | None = None,
+    model: nn.Module, name: str, preprocessing: Preprocessing, class_names: Sequence[str] | None, license: str | None
 ) -> Member:
     """Returns a copy of a classifier in memory as a member, see `Teacher.from_model`."""
-    check_kind("model", model, nn.Module, "a classifier in memory", "`Teacher.from_pretrained` takes names.")
-    check_kind("name", name, str, "what provenance and card call the model", "Give a text.")
-    Place().check("name", name)
-    preprocessing = _preprocessing_of(model, name, size, normalization, processor)
     copied = copy.deepcopy(model).cpu()
     shape = _shape_of_answer(copied, preprocessing, name)
     labels: _Names | None = None
@@ -196,8 +185,11 @@ def member_of(
     return member
 
 
-def _preprocessing_of(model: nn.Module, name: str, size: Any, normalization: Any, processor: Any) -> Preprocessing:
-    """Returns what is given of how a model takes images, and for the rest what it tells itself, if it is timm's."""
+def preprocessing_of(model: nn.Module, name: str, size: Any, normalization: Any, processor: Any) -> Preprocessing:
+    """Returns how a classifier in memory takes images: as is given, and for the rest as it tells itself, if it is timm's."""
+    check_kind("model", model, nn.Module, "a classifier in memory", "`Teacher.from_pretrained` takes names.")
+    check_kind("name", name, str, "what provenance and card call the model", "Give a text.")
+    Place().check("name", name)
     told: dict[str, Any] = {"interpolation": "bilinear"}
     if processor is not None:
         told |= vars(read_image_processor(processor, name)[0])

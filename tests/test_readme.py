@@ -228,12 +228,23 @@ def test_what_is_said_of_length_and_of_a_students_temperature_was_measured():
         f"One row keeps a loss that is larger than its spread over the seeds: ResNet-14 after 10 epochs, {by}" in text
     )
     calibrated = measured("calibrated_student")
-    ways = [f"tiny_imagenet_resnet_calibrated_student_{way}_ece" for way in ("erm", "reinforced")]
-    eces = ["{:.2f} ± {:.2f} %".format(*(100 * calibrated[f"{way}{end}"] for end in ("", "_std"))) for way in ways]
-    assert "the ResNet's ECE is {} on labels and {} on stored answers".format(*eces) in text
-    by_chance = [100 * calibrated[f"{way}_by_chance"] for way in ways]
-    assert "Both are less than the {:.1f} and {:.1f} % that so few images show".format(*by_chance) in text
-    assert all(100 * calibrated[way] < chance for way, chance in zip(ways, by_chance, strict=True))
+    for row, kind, images in (
+        ("Tiny-ImageNet, ResNet", "tiny_imagenet_resnet", "1,000"),
+        ("Tiny-ImageNet, ViT", "tiny_imagenet_vit", "1,000"),
+        ("grocery, fine-tuned, EfficientNet-Lite0", "grocery_finetune_lite0", "559"),
+    ):
+        found = {
+            key: 100 * value for key, value in calibrated.items() if key.endswith(("_ece", "_ece_std", "_by_chance"))
+        }
+        ways = [f"{kind}_calibrated_student_{way}_ece" for way in ("erm", "reinforced")]
+        cells = [f"{found[way]:.2f} ± {found[f'{way}_std']:.2f}" for way in ways]
+        cells += [f"{found[f'{way}_by_chance']:.1f}" for way in ways]
+        assert f"| {row} | {images} | {' | '.join(cells)} |" in text
+        near = [found[way] < found[f"{way}_by_chance"] + found[f"{way}_std"] for way in ways]
+        assert near == [kind.startswith("tiny_imagenet")] * 2, "cannot be told from a perfectly calibrated student"
+        assert calibrated[f"{kind}_calibrated_student_seeds"] == 3
+    costs = calibrated["grocery_finetune_lite0_calibrated_student_ece_gain"]
+    assert costs > 0, "the answers cost no calibration there"
     seeds = [again["cifar10_vit_seeds"], small["vit_10_erm_seeds"], again["tiny_imagenet_vit_seeds"]]
     assert ("mean of three seeds, of the ViTs on CIFAR-10 nine" in text, seeds) == (True, [9, 9, 3])
 

@@ -19,7 +19,7 @@ import accuracy
 import common
 
 from hf_dr.generation.agreement import held_out_answers
-from hf_dr.generation.inspection import inspect_dataset
+from hf_dr.generation.inspection import inspect
 from hf_dr.teacher.ensemble import Teacher
 
 
@@ -51,7 +51,7 @@ def main() -> None:
             if f"{prefix}_agreement" in result:
                 continue
             plus, _ = accuracy.reinforced(name, case, flags)
-            found = inspect_dataset(plus)
+            found = inspect(plus)
             assert found.labels is not None
             result[f"{prefix}_classes"] = found.provenance.num_classes
             result[f"{prefix}_entropy"] = found.entropy

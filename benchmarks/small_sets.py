@@ -33,7 +33,7 @@ from hf_dr.evaluation.comparison import Comparison
 from hf_dr.evaluation.config import EvaluateConfig, as_arguments
 from hf_dr.evaluation.gathering import BASELINE, Run
 from hf_dr.evaluation.run import run_evaluation
-from hf_dr.generation.inspection import inspect_dataset
+from hf_dr.generation.inspection import inspect
 
 KINDS, OF_EACH, SIDE = 10, 30, 112
 # Views, and what is added to the settings of erm.
@@ -106,7 +106,7 @@ def measured(flags: Any, work: Path, epochs: int) -> dict[str, Any]:
     comparison = Comparison("300 photos", runs, report)
     print("\n".join(comparison.verdicts))
     held_out = json.loads((teacher / "teacher.json").read_text(encoding="utf-8"))["calibrated"]
-    labels = inspect_dataset(work / "plus20").labels
+    labels = inspect(work / "plus20").labels
     assert labels is not None
     by_name = {result.model: result.metrics for result in report.results}
     found: dict[str, Any] = {

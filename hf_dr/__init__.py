@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from hf_dr.generation.config import ExtendConfig, ReinforceConfig
     from hf_dr.generation.contact_sheet import contact_sheet
     from hf_dr.generation.extend import extend
+    from hf_dr.generation.inspection import inspect
     from hf_dr.generation.job import reinforce
     from hf_dr.generation.verify import verify
     from hf_dr.hub.push import push_to_hub
@@ -70,6 +71,7 @@ _MODULES = {
     "contact_sheet": "generation.contact_sheet",
     "evaluate": "evaluation.evaluate",
     "extend": "generation.extend",
+    "inspect": "generation.inspection",
     "load_detector": "transfer.detection",
     "load_reinforced": "replay.loading",
     "load_segmenter": "transfer.segmentation",
@@ -106,6 +108,7 @@ __all__ = [
     "contact_sheet",
     "evaluate",
     "extend",
+    "inspect",
     "load_detector",
     "load_reinforced",
     "load_segmenter",

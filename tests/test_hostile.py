@@ -41,7 +41,7 @@ import hf_dr.hub.retry
 from hf_dr.errors import HfDrError, TeacherError
 from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.contact_sheet import contact_sheet
-from hf_dr.generation.inspection import inspect_dataset
+from hf_dr.generation.inspection import inspect
 from hf_dr.generation.job import reinforce
 from hf_dr.generation.verify import verify
 from hf_dr.hub.push import push_to_hub
@@ -154,7 +154,7 @@ def changed_items(config: Path, expected: Views, teacher: Teacher | None) -> lis
 
 def look_at(config: Path) -> None:
     """Does what people do who look at a dataset, or publish it."""
-    told(lambda: inspect_dataset(config).report())
+    told(lambda: str(inspect(config)))
     told(lambda: update_card(None, card_configs(config.parent, [config.name]), name="org/x"))
 
 
@@ -193,7 +193,7 @@ def test_a_provenance_that_is_too_long_is_not_read(
     monkeypatch.setattr(json_files, "MAX_BYTES", 2000)
     size = (config / PROVENANCE_FILE).stat().st_size
     assert size > 2000
-    for call in (load_reinforced, inspect_dataset):
+    for call in (load_reinforced, inspect):
         with pytest.raises(
             HfDrError, match=r"reinforcement.json must have at most 2 kB, found .* Fetch or write it again"
         ):
@@ -216,7 +216,7 @@ def test_what_is_no_file_is_told(make: Callable[[Path], None], file: str, victim
     calls: tuple[Callable[[], Any], ...] = (
         lambda: list(load_reinforced(config, streaming=True)),
         lambda: len(load_reinforced(config)),
-        lambda: inspect_dataset(config),
+        lambda: inspect(config),
         lambda: card_configs(config.parent, [NAME]),
     )
     for call in calls:
@@ -260,7 +260,7 @@ def test_any_text_of_others_can_be_shown(text: str, victim: Callable[[], Path], 
     teacher = {"members": [member], "precision": "fp32", "device_type": text}
     forge(config, base=base, teacher=teacher, created_with=text, library_versions={text: text})
     save_finding(config, Provenance.read(config).fingerprint, Students([text], [[text]]))
-    report = inspect_dataset(config).report()
+    report = str(inspect(config))
     assert all(c.isprintable() or c == "\n" for c in report)
     write_card(config.parent)
     card = (config.parent / "README.md").read_text(encoding="utf-8")

@@ -97,6 +97,9 @@ FUNCTIONS = {
     "contact_sheet num_rows": lambda x, d: contact_sheet(d.plus, "sheet.png", num_rows=x),
     "extend": lambda x, d: extend(x, ExtendConfig("out", num_views=9)),
     "extend config": lambda x, d: extend(d.plus, x),
+    "inspect": lambda x, d: hf_dr.inspect(x),
+    "inspect name": lambda x, d: hf_dr.inspect(d.folder, x),
+    "inspect revision": lambda x, d: hf_dr.inspect(d.folder, revision=x),
     "load_detector": lambda x, d: load_detector(x),
     "load_reinforced": lambda x, d: load_reinforced(x),
     "load_reinforced name": lambda x, d: load_reinforced(d.folder, x),
@@ -142,7 +145,7 @@ OPTIONAL = {
     "ReinforceConfig name", "ReinforcedLoader student", "ReinforcedLoader normalization", "Teacher classes", "Teacher device",
     "Teacher.from_model classes",
     "build_student classes", "build_student model_args", "build_student normalization", "contact_sheet rows",
-    "load_reinforced name", "push_to_hub configs", "reinforce base",
+    "inspect name", "inspect revision", "load_reinforced name", "push_to_hub configs", "reinforce base",
 }  # fmt: skip
 PATHS = {"ExtendConfig", "ReinforceConfig"}
 

@@ -281,7 +281,7 @@ def verify_command(argv: Sequence[str], prog: str) -> int:
     teacher = same_teacher(arguments.teacher, plus.provenance, **settings) if arguments.teacher else None
     device = process_state().device if arguments.device else None
     report = verify(plus, teacher, ask_teacher=asked, num_rows=arguments.num_rows, device=device)
-    print(report.report())
+    print(report)
     if folder is not None:
         save_finding(folder, plus.provenance.fingerprint, report.verification)
         write_card(folder.parent)
@@ -307,8 +307,7 @@ def inspect_command(argv: Sequence[str], prog: str) -> int:
     start_logging()
     from hf_dr.cli.arguments import local_config, open_reinforced
     from hf_dr.generation.contact_sheet import check_sheet, contact_sheet
-    from hf_dr.generation.inspection import inspect_dataset
-    from hf_dr.hub.fetch import fetch_config
+    from hf_dr.generation.inspection import inspect
     from hf_dr.store.card import write_card
     from hf_dr.store.findings import save_finding
     from hf_dr.store.schema import CONTACT_SHEET_FILE
@@ -319,9 +318,8 @@ def inspect_command(argv: Sequence[str], prog: str) -> int:
         if getattr(arguments, setting):
             check_writable(Path(getattr(arguments, setting)).expanduser().parent, setting)
     folder = local_config(arguments.path, arguments.name) if arguments.save else None
-    config, _ = fetch_config(arguments.path, arguments.name, revision=arguments.revision)
-    inspection = inspect_dataset(config)
-    print(inspection.report())
+    inspection = inspect(arguments.path, arguments.name, revision=arguments.revision)
+    print(inspection)
     if arguments.json:
         file = Path(arguments.json).expanduser()
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -22,13 +23,16 @@ from hf_dr.files import check_writable
 from hf_dr.processes import refuse_several
 from hf_dr.settings import check_kind
 from hf_dr.store.base_dataset import checked_origin
+from hf_dr.teacher.ensemble import Teacher, is_teacher
+from hf_dr.teacher.members import Member
 
 Name = str | os.PathLike[str]
+Classifier = Name | Teacher
 _LOAD = "Load it with `datasets.load_dataset(NAME, split=SPLIT)`."
 
 
 def evaluate(
-    models: Name | Sequence[Name] | Mapping[str, Name],
+    models: Classifier | Sequence[Classifier] | Mapping[str, Classifier],
     sets: datasets.Dataset | str | Sequence[str] | Mapping[str, datasets.Dataset | str],
     *,
     output_dir: Name | None = None,
@@ -42,8 +46,9 @@ def evaluate(
     accelerator if there is one.
 
     Args:
-        models: A transformers folder (as `save_model` writes it), a Hub id, or `timm:ARCHITECTURE@FILE.safetensors`; several of
-            them; or a mapping from the names that the table shows.
+        models: A transformers folder (as `save_model` writes it), a Hub id, or `timm:ARCHITECTURE@FILE.safetensors`; or, for
+            a model in memory, what `Teacher.from_model` makes of it; several of them; or a mapping from the names that the
+            table shows.
         sets: A loaded dataset of one split, which the table calls `test`; a text as `hf-dr evaluate --sets` takes it
             (`test=uoft-cs/cifar100:test,label=fine_label`, or a preset such as `imagenet-r`), or several; or a mapping from
             names to either, the texts without `NAME=`.
@@ -71,7 +76,8 @@ def evaluate(
         raise ConfigError(f"`evaluate` has no setting `{name}`.{advice}")
     folder = "" if output_dir is None else output_dir
     check_kind("output_dir", folder, (str, os.PathLike), "a folder", "Name one.")
-    config = EvaluateConfig(_texts(models), [], os.fspath(folder), **settings)
+    named = _named(models)
+    config = EvaluateConfig([text for text, _ in named], [], os.fspath(folder), **settings)
     chosen = _sets(sets, config, image_column, label_column)
     for name, given in (("models", config.models), ("sets", chosen)):
         if not given:
@@ -81,19 +87,21 @@ def evaluate(
         raise ConfigError(
             f"`{columns[0]}_column` must be of a loaded dataset, got texts only. Write ,{columns[0]}=COLUMN into the text."
         )
-    return evaluated(config, chosen)
+    return evaluated(config, chosen, {named_model(text)[0]: member for text, member in named if member is not None})
 
 
-def evaluated(config: EvaluateConfig, sets: Sequence[EvaluationSet] | None = None) -> Report:
+def evaluated(
+    config: EvaluateConfig, sets: Sequence[EvaluationSet] | None = None, loaded: Mapping[str, Member] | None = None
+) -> Report:
     """Evaluates as `run_evaluation` does, and writes the report into `output_dir`, if there is one."""
     refuse_several("evaluate")
     if not config.output_dir:
-        return run_evaluation(config, sets=sets)
+        return run_evaluation(config, sets=sets, loaded=loaded)
     folder = Path(config.output_dir).expanduser()
     check_writable(folder, "output_dir")
     _check_kept(folder, config, checked_sets(config, sets))
     unfinished = Unfinished(folder)
-    report = run_evaluation(config, unfinished, sets=sets)
+    report = run_evaluation(config, unfinished, sets=sets, loaded=loaded)
     report.save(folder)
     unfinished.done()
     return report
@@ -127,16 +135,33 @@ def _check_kept(folder: Path, config: EvaluateConfig, sets: Sequence[EvaluationS
             )
 
 
-def _texts(models: Any) -> list[str]:
-    """Returns models as the command names them."""
+def _named(models: Any) -> list[tuple[str, Member | None]]:
+    """Returns models as the command names them, with those that are loaded already."""
     if isinstance(models, Mapping):
-        return [f"{_checked(name)}={_place(model)}" for name, model in models.items()]
-    return [_place(model) for model in _listed(models)]
+        return [(f"{_checked(name)}={_place(model)}", _loaded(model)) for name, model in models.items()]
+    return [(_place(model), _loaded(model)) for model in _listed(models)]
+
+
+def _loaded(model: Any) -> Member | None:
+    """Returns the classifier of a teacher; None of a name."""
+    if not is_teacher(model):
+        return None
+    told = model.provenance()
+    if len(model.members) > 1 or told["members"][0]["classes"] is not None or "temperature" in told:
+        raise ConfigError(
+            f"`models` must be single classifiers as they are, got {model}, which has several members, a temperature or chosen "
+            "classes. Give `Teacher([member])` for each of its `members`."
+        )
+    (member,) = model.members
+    # A copy: the teacher may be on another device, and in another memory format, on which its answers depend.
+    return replace(member, model=copy.deepcopy(member.model))
 
 
 def _place(model: Any) -> str:
-    advice = "Save the model (`save_pretrained`, or a trainer's `save_model`), and name the folder."
-    check_kind("models", model, (str, os.PathLike), "names of checkpoints", advice)
+    if is_teacher(model):
+        return model.members[0].id
+    advice = "`Teacher.from_model` makes a Teacher of a model in memory."
+    check_kind("models", model, (str, os.PathLike), "names of checkpoints, or Teachers", advice)
     text = os.fspath(model)
     # What stands before an equals sign is a name in a text only.
     return text if isinstance(model, str) or "=" not in text else os.path.join(os.curdir, text)  # noqa: PTH118

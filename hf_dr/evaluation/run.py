@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -67,7 +67,11 @@ class Model(NamedTuple):
 
 
 def run_evaluation(
-    config: EvaluateConfig, unfinished: Unfinished | None = None, *, sets: Sequence[EvaluationSet] | None = None
+    config: EvaluateConfig,
+    unfinished: Unfinished | None = None,
+    *,
+    sets: Sequence[EvaluationSet] | None = None,
+    loaded: Mapping[str, Member] | None = None,
 ) -> Report:
     """Evaluates every model on every set; writes nothing but what is unfinished.
 
@@ -75,6 +79,7 @@ def run_evaluation(
         config: What is evaluated.
         unfinished: Keeps the metrics on corrupted images, which take most of the time, should the rest be stopped.
         sets: In place of those that `config` names.
+        loaded: By name, models that need not be loaded.
 
     Raises:
         ConfigError: A name is unknown or stands twice, or a model's classes are not the set's.
@@ -87,7 +92,7 @@ def run_evaluation(
     specs = checked_sets(config, sets)
     first_corruption = config.corruption_keys()[0]
     opened = [open_set(spec.part(*first_corruption) if spec.published_corrupted else spec, config) for spec in specs]
-    models = _load_models(config)
+    models = _load_models(config, loaded or {})
     logger.info("The models compute on %s.", find_device(config.device))
     # All classes are compared before the first image is read.
     classifiers = [[_classifier(model, images, config) for model in models] for images in opened]
@@ -267,7 +272,7 @@ class _Pass(torch.utils.data.Dataset):
         return answers
 
 
-def _load_models(config: EvaluateConfig) -> list[Model]:
+def _load_models(config: EvaluateConfig, loaded: Mapping[str, Member]) -> list[Model]:
     named = [named_model(text) for text in config.models]
     _refuse_twice("model", [name for name, _ in named])
     chosen: dict[str, Any] = {name: tuple(getattr(config, name)) for name in ("mean", "std") if getattr(config, name)}
@@ -278,7 +283,7 @@ def _load_models(config: EvaluateConfig) -> list[Model]:
         fallback = Preprocessing(**(usual | chosen))
     models = []
     for name, place in named:
-        member = load_member(place, card=False, fallback=fallback)
+        member = loaded[name] if name in loaded else load_member(place, card=False, fallback=fallback)
         own = dataclasses.replace(member.preprocessing, **chosen)
         member = dataclasses.replace(member, preprocessing=own)
         check_member(member)

@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+import datasets
 import matplotlib as mpl
 import numpy as np
 import PIL.Image
@@ -19,7 +20,7 @@ from matplotlib.patches import Rectangle
 from hf_dr.errors import ConfigError
 from hf_dr.files import written_whole
 from hf_dr.replay.dataset import ReinforcedDataset
-from hf_dr.replay.reinforced_data import check_loaded
+from hf_dr.replay.loading import opened
 from hf_dr.settings import Place, check_count
 from hf_dr.store.findings import FINGERPRINT_KEY
 from hf_dr.teacher.signals import described
@@ -52,33 +53,38 @@ _OTHER = "#d4d4d4"  # bar of any other class
 
 
 def contact_sheet(
-    plus: ReinforcedDataset,
+    plus: ReinforcedDataset | str | os.PathLike[str],
     path: str | os.PathLike[str],
     *,
     rows: Sequence[int] | None = None,
     num_rows: int = 6,
     num_views: int = 6,
+    base: datasets.Dataset | str | os.PathLike[str] | None = None,
+    name: str | None = None,
 ) -> Path:
     """Draws images next to their replayed views, each with the teacher's most probable classes; returns the file.
 
     Args:
-        plus: The "+" dataset.
+        plus: The "+" dataset, or its folder or Hub id.
         path: The PNG to write, whole or not at all; its folder is made if need be.
         rows: Which rows of `plus` to show. Default: `num_rows` spread evenly over it.
         num_rows: How many, if `rows` is not given; no more than there are.
         num_views: How many views of each, from the first on; no more than there are.
+        base: With a path to an overlay: see `load_reinforced`.
+        name: With a path: the configuration.
 
     Raises:
-        ConfigError: `plus` is not one opened dataset, the path does not end in .png, a number is not positive, or a row does
-            not exist.
+        ConfigError: `plus` is not one dataset whose rows can be chosen, `path` does not end in .png, a number is not positive,
+            a row does not exist, or an argument comes without the one that it belongs to.
+        FormatError: See `load_reinforced`.
         ReplayError: A view cannot be replayed.
     """
-    check_loaded("plus", plus, ReinforcedDataset, " for one dataset without `streaming=True`")
     Place().check("path", path)
     path = Path(path).expanduser()
     check_sheet(path)
     check_count("num_rows", num_rows)
     check_count("num_views", num_views)
+    plus = opened(plus, name, base)
     count = plus.num_reinforced
     if rows is None:
         rows = np.unique(np.linspace(0, count - 1, min(num_rows, count)).round().astype(int)).tolist()

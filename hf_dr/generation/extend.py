@@ -22,9 +22,9 @@ from hf_dr.generation.labelling import CompleteRows, Labeller, ShortAnswers
 from hf_dr.generation.plan import Plan, library_versions
 from hf_dr.generation.sources import choose_source
 from hf_dr.generation.teachers import checked_labels, same_teacher
-from hf_dr.generation.verify import opened
 from hf_dr.processes import process_state
 from hf_dr.replay.dataset import ReinforcedDataset
+from hf_dr.replay.loading import opened
 from hf_dr.store.features import combine_hashes
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import (

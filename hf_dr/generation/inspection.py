@@ -14,10 +14,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from hf_dr.errors import FormatError
+from hf_dr.errors import ConfigError, FormatError
+from hf_dr.hub.fetch import fetch_config
+from hf_dr.replay.dataset import ReinforcedDataset
+from hf_dr.replay.reinforced_data import ReinforcedData
+from hf_dr.settings import check_kind
 from hf_dr.store.base_dataset import label_numbers
 from hf_dr.store.findings import Statistics
-from hf_dr.store.provenance import Provenance, find_config
+from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import (
     AUG_PREFIX,
     EXTENDED_FROM,
@@ -84,7 +88,7 @@ class LabelStatistics:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What `inspect_dataset` found.
+    """What `hf_dr.inspect` has found; `print` shows it.
 
     Attributes:
         provenance: How the dataset was made.
@@ -125,7 +129,7 @@ class Inspection:
             "labels": None if self.labels is None else asdict(self.labels),
         }
 
-    def report(self) -> str:
+    def __str__(self) -> str:
         """Returns the findings as text for people."""
         parts = [
             ("Provenance", two_columns(self._provenance_lines())),
@@ -227,19 +231,25 @@ _REST = {
 }
 
 
-def inspect_dataset(folder: str | os.PathLike[str], name: str | None = None) -> Inspection:
-    """Reads provenance, file metadata and the stored answers of a local "+" dataset, in bounded memory.
+def inspect(
+    plus: ReinforcedDataset | str | os.PathLike[str], name: str | None = None, *, revision: str | None = None
+) -> Inspection:
+    """Describes what is stored, as `hf-dr inspect` does: provenance, bytes, and what the teacher thinks of the labels.
+
+    Decodes no image, needs no base, and takes seconds, in bounded memory. `print` shows it.
 
     Args:
-        folder: The dataset's folder, or the folder of one configuration.
-        name: The configuration; may be left out where there is only one.
+        plus: The "+" dataset, or its folder or Hub id. Of one that was opened, all rows are read, also if some were selected.
+        name: With a path: the configuration; may be left out where there is only one.
+        revision: With a Hub id: see `load_reinforced`.
 
     Raises:
         FormatError: The dataset is incomplete or does not follow the format.
-        ConfigError: The configuration does not exist, or none is named and there are several.
+        ConfigError: The configuration does not exist, or none is named and there are several; or an argument comes without the
+            one that it belongs to.
+        HubError: See `load_reinforced`.
     """
-    config = find_config(Path(folder).expanduser(), name)
-    provenance = Provenance.read(config)
+    config, provenance = fetch_config(_place(plus, name, revision), name, revision=revision)
     shards = check_shards(config, provenance)
     features = read_features(shards[0])
     has_labels = provenance.label_column in features
@@ -258,6 +268,22 @@ def inspect_dataset(folder: str | os.PathLike[str], name: str | None = None) -> 
         kept_mass=totals.kept_mass / max(1, totals.num_views),
         labels=totals.label_statistics(),
     )
+
+
+def _place(
+    plus: ReinforcedDataset | str | os.PathLike[str], name: str | None, revision: str | None
+) -> str | os.PathLike[str]:
+    """Returns where a "+" dataset is; of one that was opened, the folder of its configuration."""
+    if not isinstance(plus, ReinforcedData):
+        check_kind("plus", plus, (str, os.PathLike), 'a "+" dataset, or its folder or Hub id', "Name it.")
+        return plus
+    if not isinstance(plus, ReinforcedDataset) or not plus.shards:
+        raise ConfigError(
+            f'`plus` must be one "+" dataset with files, got {type(plus).__name__} without. Give its folder or Hub id.'
+        )
+    if name is not None or revision is not None:
+        raise ConfigError("`name` and `revision` must come with a path, got an opened dataset. Leave them out.")
+    return plus.shards[0].parent
 
 
 def _column_bytes(shards: Sequence[Path], names: Sequence[str]) -> dict[str, int]:

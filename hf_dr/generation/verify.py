@@ -16,9 +16,8 @@ from hf_dr.generation.plan import library_versions
 from hf_dr.generation.teachers import PIXELS_ALONE, check_members, check_weights, same_teacher
 from hf_dr.processes import find_device, warm_up_kernels
 from hf_dr.replay.dataset import ReinforcedDataset
-from hf_dr.replay.loading import load_reinforced
+from hf_dr.replay.loading import opened
 from hf_dr.replay.proof import OnDevice, replayed, with_all_views
-from hf_dr.replay.reinforced_data import ReinforcedData
 from hf_dr.settings import check_count
 from hf_dr.store.features import combine_hashes
 from hf_dr.store.findings import Verification
@@ -49,7 +48,7 @@ MIN_TOP1_AGREEMENT = 0.98
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What `verify` found.
+    """What `verify` has found; `print` shows it.
 
     Attributes:
         num_rows: Rows that were sampled.
@@ -99,7 +98,7 @@ class VerifyReport:
         shown = ("num_rows", "num_views", "bit_equal", "kl_mean", "kl_max", "top1_agreement", "tail_kl_mean")
         return Verification(ok=self.ok, **{name: getattr(self, name) for name in shown})
 
-    def report(self) -> str:
+    def __str__(self) -> str:
         """Returns the findings as a table for people."""
         lines = []
         if self.num_shards_read:
@@ -191,24 +190,6 @@ def verify(
         num_unproved=len(rows) - len(equal),
         precision=provenance.teacher.get("precision", "fp32"),
     )
-
-
-def opened(
-    plus: ReinforcedDataset | str | os.PathLike[str],
-    name: str | None,
-    base: datasets.Dataset | str | os.PathLike[str] | None,
-) -> ReinforcedDataset:
-    """Returns one "+" dataset whose rows can be chosen: as it is given, or opened where a path is."""
-    if isinstance(plus, ReinforcedData) and not isinstance(plus, ReinforcedDataset):
-        raise ConfigError(
-            f'`plus` must be one "+" dataset whose rows can be chosen, got {type(plus).__name__}. Open it alone, without '
-            "`streaming`."
-        )
-    if not isinstance(plus, ReinforcedDataset):
-        return load_reinforced(plus, name, base=base)
-    if name is not None or base is not None:
-        raise ConfigError("`name` and `base` must come with a path, got an opened dataset. Leave them out.")
-    return plus
 
 
 def _asked(teacher: Teacher | TeacherNames | None, ask_teacher: bool, provenance: Provenance) -> _Ask | None:

@@ -17,6 +17,7 @@ from hf_dr.errors import ConfigError, DataError, FormatError
 from hf_dr.hub.fetch import fetch_config, split_revision
 from hf_dr.replay.combined import CombinedReinforcedDataset
 from hf_dr.replay.dataset import ReinforcedDataset
+from hf_dr.replay.reinforced_data import ReinforcedData
 from hf_dr.replay.streamed_base import StreamedBase
 from hf_dr.replay.streamed_shards import StreamedShards
 from hf_dr.replay.streaming import StreamedReinforcedDataset
@@ -254,3 +255,21 @@ def load_base_of(
         if value is not None:
             raise ConfigError(f"`{setting}` must come with the name of a base, got {value!r} without. Leave it out.")
     return base
+
+
+def opened(
+    plus: ReinforcedDataset | str | os.PathLike[str],
+    name: str | None,
+    base: datasets.Dataset | str | os.PathLike[str] | None,
+) -> ReinforcedDataset:
+    """Returns one "+" dataset whose rows can be chosen: as it is given, or opened where a path is."""
+    if isinstance(plus, ReinforcedData) and not isinstance(plus, ReinforcedDataset):
+        raise ConfigError(
+            f'`plus` must be one "+" dataset whose rows can be chosen, got {type(plus).__name__}. Open it alone, without '
+            "`streaming`."
+        )
+    if not isinstance(plus, ReinforcedDataset):
+        return load_reinforced(plus, name, base=base)
+    if name is not None or base is not None:
+        raise ConfigError("`name` and `base` must come with a path, got an opened dataset. Leave them out.")
+    return plus

@@ -150,8 +150,8 @@ class Teacher:
             ConfigError: An argument is of another kind, or nothing tells how the model takes images.
             TeacherError: It does not take them, or does not answer with a number for each of its classes; or see `Teacher`.
         """
-        preprocessing = preprocessing_of(model, name, size, normalization, processor)
-        return cls([member_of(model, name, preprocessing, class_names, license)], **settings)
+        seen = preprocessing_of(model, name, size, normalization, processor)
+        return cls([member_of(model, name, *seen, class_names, license)], **settings)
 
     def __call__(self, views_BCHW: torch.Tensor) -> torch.Tensor:
         """Labels views; all members are asked, whatever they have seen.

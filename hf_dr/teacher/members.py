@@ -165,7 +165,12 @@ def _shape_of_answer(model: nn.Module, preprocessing: Preprocessing, name: str) 
 
 
 def member_of(
-    model: nn.Module, name: str, preprocessing: Preprocessing, class_names: Sequence[str] | None, license: str | None
+    model: nn.Module,
+    name: str,
+    preprocessing: Preprocessing,
+    crop: float | None,
+    class_names: Sequence[str] | None,
+    license: str | None,
 ) -> Member:
     """Returns a copy of a classifier in memory as a member, see `Teacher.from_model`."""
     copied = copy.deepcopy(model).cpu()
@@ -180,21 +185,31 @@ def member_of(
         raise TeacherError(
             f"`class_names` must name the {shape[-1]} classes of {name!r}, got {len(labels)} names. Correct them."
         )
-    member = Member(copied, name, None, license, shape[-1], labels, preprocessing, weights_hash(copied))
+    member = Member(copied, name, None, license, shape[-1], labels, preprocessing, weights_hash(copied), crop)
     check_member(member)
     return member
 
 
-def preprocessing_of(model: nn.Module, name: str, size: Any, normalization: Any, processor: Any) -> Preprocessing:
-    """Returns how a classifier in memory takes images: as is given, and for the rest as it tells itself, if it is timm's."""
+def preprocessing_of(
+    model: nn.Module, name: str, size: Any, normalization: Any, processor: Any
+) -> tuple[Preprocessing, float | None]:
+    """Returns how a classifier in memory takes images: as is given, and for the rest as it tells itself, if it is timm's.
+
+    The second value is the evaluation's crop, see `Member`.
+    """
     check_kind("model", model, nn.Module, "a classifier in memory", "`Teacher.from_pretrained` takes names.")
     check_kind("name", name, str, "what provenance and card call the model", "Give a text.")
     Place().check("name", name)
     told: dict[str, Any] = {"interpolation": "bilinear"}
+    crop = None
+    # transformers' wrapper of a timm model, as a student is one, has it in its configuration.
+    of_timm = getattr(model, "pretrained_cfg", None) or getattr(getattr(model, "config", None), "pretrained_cfg", None)
     if processor is not None:
-        told |= vars(read_image_processor(processor, name)[0])
-    elif getattr(model, "pretrained_cfg", None):
-        told |= vars(timm_preprocessing(resolve_data_config(pretrained_cfg=model.pretrained_cfg, verbose=False), name))
+        own, crop = read_image_processor(processor, name)
+        told |= vars(own)
+    elif of_timm:
+        own, crop = _wrapped_timm_preprocessing(name, of_timm)
+        told |= vars(own)
     if size is not None:
         told["size"] = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
     if normalization is not None:
@@ -207,7 +222,7 @@ def preprocessing_of(model: nn.Module, name: str, size: Any, normalization: Any,
                 f"`{setting}` must be given for a {type(model).__name__}, which does not say how it takes images, got none. "
                 "Give `size` and `normalization=(mean, std)`, or the `processor` of a model of transformers."
             )
-    return Preprocessing(**told)
+    return Preprocessing(**told), crop
 
 
 def _as_tuple(values: Any) -> Any:
@@ -451,7 +466,7 @@ def _wrapped_timm_preprocessing(name: str, pretrained_cfg: Any) -> tuple[Preproc
     except (TypeError, ValueError, LookupError, AttributeError, AssertionError) as error:
         raise TeacherError(
             f"the `pretrained_cfg` of {name!r} must tell input_size, mean, std and crop as timm does, but: {error!r:.200}. "
-            "Fix its config.json."
+            "Correct it."
         ) from error
 
 

@@ -18,7 +18,7 @@ from hf_dr.evaluation.config import EvaluateConfig
 from hf_dr.evaluation.metrics import classification_metrics, reliability
 from hf_dr.evaluation.run import run_evaluation
 from hf_dr.generation.config import ReinforceConfig
-from hf_dr.generation.inspection import inspect_dataset
+from hf_dr.generation.inspection import inspect
 from hf_dr.generation.job import reinforce
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.members import Member, Preprocessing
@@ -96,7 +96,7 @@ def test_evaluate_inspect_compare_and_the_teachers_recipe_give_the_same_number(t
         Augmentation([Resize((8, 8))]),
         ReinforceConfig(str(tmp_path / "plus"), num_views=1, top_k=4),
     )
-    found["inspect"] = inspect_dataset(tmp_path / "plus").labels.ece
+    found["inspect"] = inspect(tmp_path / "plus").labels.ece
 
     (tmp_path / "erm-0").mkdir()
     (tmp_path / "erm-0" / "all_results.json").write_text(json.dumps({"train_runtime": 1.0}))

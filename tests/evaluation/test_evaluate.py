@@ -1,5 +1,6 @@
 """`hf_dr.evaluate`: the numbers and files of the command, from Python."""
 
+import copy
 import json
 import re
 from dataclasses import replace
@@ -9,9 +10,10 @@ import datasets
 import pytest
 import torch
 from conftest import CLASSES
+from transformers import AutoModelForImageClassification
 
 import hf_dr
-from hf_dr import ConfigError, DataError, build_student
+from hf_dr import ConfigError, DataError, Teacher, build_student
 from hf_dr.cli.main import main
 from hf_dr.evaluation.config import EvaluateConfig
 from hf_dr.evaluation.evaluate import _sets
@@ -111,6 +113,40 @@ def test_a_path_has_no_name_before_an_equals_sign(student, tiny_dataset, tmp_pat
     assert [result.model for result in report.results] == ["lr=0.1", "short"]
 
 
+def test_a_model_in_memory_gives_what_its_folder_does(student, tiny_dataset, tmp_path):
+    model = AutoModelForImageClassification.from_pretrained(student).train()
+    teacher = Teacher.from_model(model, "memory", channels_last=False)
+    images = {"corrupt": ["test"], "output_dir": tmp_path, **SUITE}
+    report = hf_dr.evaluate({"folder": student, "named": teacher}, tiny_dataset, **images)
+    by_model = {(r.model, bool(r.by_corruption)): r.metrics for r in report.results}
+    assert by_model["folder", False] == by_model["named", False]
+    assert by_model["folder", True] == by_model["named", True]
+    assert report.models["named"]["evaluation"] == report.models["folder"]["evaluation"], "the same resize and crop"
+    assert report.models["named"]["weights_hash"] == report.models["folder"]["weights_hash"]
+    assert model.training
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.1)
+    trained = {"folder": student, "named": Teacher.from_model(model, "memory")}
+    again = hf_dr.evaluate(trained, tiny_dataset, **images)  # the same names: the table is written anew
+    assert again.results[1].metrics != report.results[1].metrics
+    assert [r.model for r in hf_dr.evaluate([student, teacher], tiny_dataset, max_examples=2).results] == [
+        "student",
+        "memory",
+    ]
+
+
+def test_an_ensemble_is_no_single_model(student, tiny_dataset):
+    one = Teacher.from_pretrained(str(student))
+    other = copy.deepcopy(one.members[0].model)
+    with torch.no_grad():
+        next(other.parameters()).add_(1)
+    both = Teacher([*one.members, *Teacher.from_model(other, "other").members])
+    for teacher in (both, Teacher(one.members, temperature=2.0), Teacher(one.members, classes=CLASSES[::-1])):
+        with pytest.raises(ConfigError, match=r"`models` must be single classifiers as they are, got Teacher\(student"):
+            hf_dr.evaluate(teacher, tiny_dataset)
+
+
 def test_names_alone_write_nothing(student, tiny_dataset, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     renamed = tiny_dataset.rename_column("label", "kind")
@@ -133,9 +169,9 @@ def test_names_alone_write_nothing(student, tiny_dataset, tmp_path, monkeypatch)
     [
         (
             torch.nn.Identity(),
-            "names of checkpoints, got Identity. Save the model (`save_pretrained`",
+            "names of checkpoints, or Teachers, got Identity. `Teacher.from_model` makes a Teacher of a",
         ),
-        ({"a": torch.nn.Identity()}, "`models` must be names of checkpoints, got Identity"),
+        ({"a": torch.nn.Identity()}, "`models` must be names of checkpoints, or Teachers, got Identity"),
         ({"a b": "student"}, "a name in the table must be of letters, digits, `.`, `_` or `-`, got 'a b'. Rename it."),
         (["student", "more/student"], "each model must have its own name, but `student` stands there twice"),
         ([], "`models` must be given, got none"),

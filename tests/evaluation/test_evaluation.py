@@ -169,7 +169,7 @@ def test_large_images_are_cropped_as_imagenet_c_was(place, tmp_path, monkeypatch
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
     datasets.Dataset.from_dict({"image": cells, "label": [0, 1]}, features=features).to_parquet(tmp_path / "d.parquet")
     images = open_set(parse_set(f"d={tmp_path / 'd.parquet'}:train"), EvaluateConfig([], [], ""))
-    model = evaluation._load_models(EvaluateConfig([str(place / "student")], ["imagenet"], ""))
+    model = evaluation._load_models(EvaluateConfig([str(place / "student")], ["imagenet"], ""), {})
     views = evaluation._Pass(images, model, EvaluateConfig(["m"], ["s"], ""), "d", corruption=("fog", 1))
     assert views[0][0].tolist() == [224, 1]
     assert views[1][0].tolist() == [255, 0]
@@ -400,7 +400,7 @@ def test_overridden_and_missing_preprocessing(place, tmp_path):
     config = EvaluateConfig(
         [str(place / "student")], ["imagenet"], "", size=48, crop=0.5, mean=[0.1] * 3, std=[0.9] * 3
     )
-    (model,) = evaluation._load_models(config)
+    (model,) = evaluation._load_models(config, {})
     assert model.input == ModelInput((48, 48), 0.5, "bilinear")
     assert model.member.preprocessing == Preprocessing((48, 48), (0.1,) * 3, (0.9,) * 3, "bilinear")
     vit = transformers.ViTConfig(
@@ -408,12 +408,12 @@ def test_overridden_and_missing_preprocessing(place, tmp_path):
     )
     transformers.ViTForImageClassification(vit).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"must have a preprocessor_config\.json"):
-        evaluation._load_models(EvaluateConfig([str(tmp_path)], ["imagenet"], ""))
-    (model,) = evaluation._load_models(EvaluateConfig([f"vit={tmp_path}"], ["imagenet"], "", size=16))
+        evaluation._load_models(EvaluateConfig([str(tmp_path)], ["imagenet"], ""), {})
+    (model,) = evaluation._load_models(EvaluateConfig([f"vit={tmp_path}"], ["imagenet"], "", size=16), {})
     assert (model.name, model.input) == ("vit", ModelInput((16, 16), 1.0, "bilinear"))
     processor = {"size": {"shortest_edge": 20}, "crop_size": {"height": 16, "width": 16}, "resample": 3}
     transformers.CLIPImageProcessor(**processor).save_pretrained(tmp_path)
-    (model,) = evaluation._load_models(EvaluateConfig([str(tmp_path)], ["imagenet"], ""))
+    (model,) = evaluation._load_models(EvaluateConfig([str(tmp_path)], ["imagenet"], ""), {})
     assert model.input == ModelInput((16, 16), 0.8, "bicubic")
     assert load_member(str(place / "student"), card=False).crop == 1.0
 

@@ -14,7 +14,7 @@ from hf_dr.errors import TeacherError
 from hf_dr.generation.agreement import LEAST_ROWS, SAMPLED_ROWS, Agreement
 from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.extend import ExtendConfig, extend
-from hf_dr.generation.inspection import inspect_dataset
+from hf_dr.generation.inspection import inspect
 from hf_dr.generation.job import reinforce, reinforce_job
 from hf_dr.store.base_dataset import load_base
 from hf_dr.store.provenance import Provenance
@@ -139,7 +139,7 @@ def test_the_end_of_a_run_tells_the_share_that_inspect_finds(tmp_path, images, c
     caplog.set_level(logging.INFO, "hf_dr")
     mixing = Augmentation([*PLAIN.ops, MixUp(p=0.5)])
     reinforce(images, Teacher.from_pretrained(EMBEDDED[0]), mixing, config(tmp_path))
-    found = inspect_dataset(tmp_path).labels
+    found = inspect(tmp_path).labels
     assert found is not None
     assert found.agreement > 0.6
     share = f"{100 * found.agreement:.2f} % of {found.num_views:,} unmixed views."

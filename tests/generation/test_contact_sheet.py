@@ -131,15 +131,16 @@ def test_letters_that_matplotlibs_font_lacks(name, tmp_path, tiny_dataset, tiny_
 
 def test_an_overlay_is_drawn_with_its_base(tmp_path, tiny_dataset, tiny_teacher):
     reinforce(tiny_dataset, tiny_teacher, ALL_OPS, ReinforceConfig(str(tmp_path), num_views=1, top_k=3, overlay=True))
-    assert contact_sheet(load_reinforced(tmp_path, base=tiny_dataset), tmp_path / "a.png", num_rows=2).is_file()
+    opened = contact_sheet(load_reinforced(tmp_path, base=tiny_dataset), tmp_path / "a.png", num_rows=2)
+    named = contact_sheet(tmp_path, tmp_path / "b.png", num_rows=2, base=tiny_dataset, name="default")
+    assert named.read_bytes() == opened.read_bytes()
 
 
 def test_impossible_settings(tmp_path, tiny_plus):
-    for given in ("plus", CombinedReinforcedDataset([tiny_plus])):
-        with pytest.raises(
-            ConfigError, match=f"`plus` must be .* for one dataset .*, got {type(given).__name__}. Open the"
-        ):
-            contact_sheet(given, tmp_path / "sheet.png")
+    with pytest.raises(ConfigError, match='`plus` must be one "\\+" dataset whose rows can be chosen, got Combined'):
+        contact_sheet(CombinedReinforcedDataset([tiny_plus]), tmp_path / "sheet.png")
+    with pytest.raises(ConfigError, match="`name` and `base` must come with a path, got an opened dataset"):
+        contact_sheet(tiny_plus, tmp_path / "sheet.png", name="all_ops")
     with pytest.raises(ConfigError, match=r"must be a .png file, got '.*sheet.jpg'. Rename it"):
         contact_sheet(tiny_plus, tmp_path / "sheet.jpg")
     for setting in ("num_rows", "num_views"):

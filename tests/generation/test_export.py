@@ -30,7 +30,7 @@ from hf_dr.cli.main import main
 from hf_dr.errors import ConfigError, FormatError
 from hf_dr.generation.config import ExportConfig, ReinforceConfig
 from hf_dr.generation.export import WebDatasetExport
-from hf_dr.generation.inspection import inspect_dataset
+from hf_dr.generation.inspection import inspect
 from hf_dr.generation.job import reinforce
 from hf_dr.hub.push import push_to_hub
 from hf_dr.replay.loading import load_reinforced
@@ -402,7 +402,7 @@ def test_an_export_is_not_opened_as_a_reinforced_dataset(exported: Path, plus: P
         lambda: load_reinforced(wds),
         lambda: load_reinforced(wds, "randaug_mixing"),
         lambda: load_reinforced(wds, streaming=True),
-        lambda: inspect_dataset(wds),
+        lambda: inspect(wds),
         lambda: push_to_hub(wds, "me/plus", dry_run=True),
     ):
         with pytest.raises(FormatError, match=said):

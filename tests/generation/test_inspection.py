@@ -1,4 +1,4 @@
-"""`inspect_dataset`: its numbers are those of a slow computation in plain Python; wrong labels come to light."""
+"""`inspect`: its numbers are those of a slow computation in plain Python; wrong labels come to light."""
 
 import dataclasses
 import json
@@ -17,8 +17,10 @@ from samples import rewritten
 import hf_dr.generation.inspection
 from hf_dr.errors import ConfigError, FormatError
 from hf_dr.generation.config import ReinforceConfig
-from hf_dr.generation.inspection import NUM_SUSPECTS, inspect_dataset
+from hf_dr.generation.inspection import NUM_SUSPECTS, inspect
 from hf_dr.generation.job import reinforce
+from hf_dr.replay.combined import CombinedReinforcedDataset
+from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.store.schema import EXTENDED_FROM, PROVENANCE_FILE
 from hf_dr.teacher.topk import MIN_REST
@@ -89,7 +91,7 @@ def slow_statistics(folder, num_classes: int, signal: str) -> dict:
 
 
 def check(folder) -> None:
-    found = inspect_dataset(folder)
+    found = inspect(folder)
     expected = slow_statistics(folder / found.provenance.config_name, len(CLASSES), found.provenance.signal)
     assert found.entropy == pytest.approx(expected["entropy"], rel=1e-9)
     assert found.kept_mass == pytest.approx(expected["kept_mass"], rel=1e-9)
@@ -130,7 +132,7 @@ def test_statistics_of_other_signals_equal_a_slow_computation(tmp_path, mislabel
     config = ReinforceConfig(str(tmp_path), num_views=3, top_k=3, signal=signal)
     reinforce(mislabelled, make_teacher(2.0), CROP, config)
     check(tmp_path)
-    report = inspect_dataset(tmp_path).report()
+    report = str(inspect(tmp_path))
     told = {
         "topk_image_tail": (
             "top 3 of 8 classes and a tail for each image",
@@ -139,12 +141,12 @@ def test_statistics_of_other_signals_equal_a_slow_computation(tmp_path, mislabel
         "sampled": ("3 of 8 classes, drawn", "of the drawn classes", "not known"),
     }
     assert all(text in report for text in told[signal])
-    assert (inspect_dataset(tmp_path).statistics.nll is None) == (signal == "sampled")
+    assert (inspect(tmp_path).statistics.nll is None) == (signal == "sampled")
 
 
 def test_a_tail_of_fewer_classes_than_there_are():
     """Golden: 120 classes, of which a tail has 100. Each answer's shares are those of the dense target."""
-    found = inspect_dataset(Path(__file__).parents[1] / "golden" / "v3", "topk_image_tail")
+    found = inspect(Path(__file__).parents[1] / "golden" / "v3", "topk_image_tail")
     plus = load_reinforced(Path(__file__).parents[1] / "golden" / "v3", "topk_image_tail")
     entropies = []
     for row in range(len(plus)):
@@ -165,11 +167,11 @@ def test_a_tail_of_fewer_classes_than_there_are():
 def test_batches_of_one_row_give_the_same(tmp_path, mislabelled, tiny_teacher, monkeypatch):
     """The list of suspects is longer than a batch, and more rows want to be on it than it takes."""
     reinforce(mislabelled, tiny_teacher, CROP, ReinforceConfig(str(tmp_path), num_views=3, top_k=2, shard_size=23))
-    whole = inspect_dataset(tmp_path)
+    whole = inspect(tmp_path)
     monkeypatch.setattr(hf_dr.generation.inspection, "NUM_SUSPECTS", 5)
-    assert inspect_dataset(tmp_path).labels.suspects == whole.labels.suspects[:5]
+    assert inspect(tmp_path).labels.suspects == whole.labels.suspects[:5]
     monkeypatch.setattr(hf_dr.generation.inspection, "_BATCH_VALUES", 1)
-    piecewise = inspect_dataset(tmp_path)
+    piecewise = inspect(tmp_path)
     assert len(whole.labels.suspects) > 5
     assert piecewise.labels.suspects == whole.labels.suspects[:5]
     for name in ("entropy", "kept_mass"):
@@ -185,13 +187,13 @@ def test_a_planted_wrong_label_is_the_most_suspicious(tmp_path, tiny_dataset, ti
     planted = tiny_dataset.remove_columns("label").add_column("label", labels, feature=feature)
     centre = Augmentation([Resize((16, 16))])
     reinforce(planted, tiny_teacher, centre, ReinforceConfig(str(tmp_path), num_views=2, top_k=4))
-    found = inspect_dataset(tmp_path)
+    found = inspect(tmp_path)
     (suspect,) = found.labels.suspects
     assert (suspect.row, suspect.label_name, suspect.favourite_name) == (10, "magenta", "green")
     assert suspect.favourite_probability > 0.5
     assert suspect.label_probability < 0.1
     assert found.labels.agreement == pytest.approx(11 / 12)
-    line = next(line for line in found.report().splitlines() if "magenta" in line)
+    line = next(line for line in str(found).splitlines() if "magenta" in line)
     assert line.split() == [
         "10",
         "magenta",
@@ -210,14 +212,14 @@ def test_suspicious_labels_come_with_the_files_of_their_images(tmp_path, tiny_da
     for overlay in (False, True):  # an overlay has no images
         config = ReinforceConfig(str(tmp_path / str(overlay)), num_views=2, top_k=4, overlay=overlay)
         reinforce(base, tiny_teacher, Augmentation([Resize((16, 16))]), config)
-        found = inspect_dataset(tmp_path / str(overlay))
+        found = inspect(tmp_path / str(overlay))
         (suspect,) = found.labels.suspects
         assert (suspect.row, suspect.file) == (10, None if overlay else "10.png")
-        assert (" 10.png" in found.report(), "  probability  file" in found.report()) == (not overlay, not overlay)
+        assert (" 10.png" in str(found), "  probability  file" in str(found)) == (not overlay, not overlay)
 
 
 def test_bytes_are_those_of_the_files(tiny_folder):
-    found = inspect_dataset(tiny_folder)
+    found = inspect(tiny_folder)
     shards = sorted((tiny_folder / "all_ops").glob("*.parquet"))
     assert found.file_bytes == sum(path.stat().st_size for path in shards)
     columns = found.columns
@@ -238,7 +240,7 @@ def test_columns_whose_names_begin_alike_are_told_apart(tmp_path, tiny_dataset, 
         column = group.column(n)
         name = {"label.x.y.z": "label.x.y"}.get(column.path_in_schema, column.path_in_schema)
         expected[name] = column.total_compressed_size
-    found = inspect_dataset(tmp_path).columns
+    found = inspect(tmp_path).columns
     assert {name: found[name] for name in ("label", "label.x", "label.x.y")} == {
         name: expected[name] for name in ("label", "label.x", "label.x.y")
     }
@@ -248,26 +250,26 @@ def test_without_labels_their_part_is_left_out(tmp_path, tiny_dataset, tiny_teac
     reinforce(
         tiny_dataset.remove_columns("label"), tiny_teacher, CROP, ReinforceConfig(str(tmp_path), num_views=2, top_k=3)
     )
-    found = inspect_dataset(tmp_path)
+    found = inspect(tmp_path)
     assert found.labels is None
     assert 0 < found.entropy < math.log(8)
-    assert "left out: the dataset has no labels" in found.report()
-    assert "suspicious" not in found.report()
+    assert "left out: the dataset has no labels" in str(found)
+    assert "suspicious" not in str(found)
     assert json.loads(json.dumps(found.to_dict()))["labels"] is None
 
 
 def test_where_every_view_is_mixed_labels_are_left_out(tmp_path, tiny_dataset, tiny_teacher):
     always = Augmentation([Resize((8, 8)), MixUp(alpha=100, p=1)])
     reinforce(tiny_dataset, tiny_teacher, always, ReinforceConfig(str(tmp_path), num_views=2, top_k=3))
-    found = inspect_dataset(tmp_path)
+    found = inspect(tmp_path)
     assert found.labels is None
-    assert "left out: every view is mixed" in found.report()
+    assert "left out: every view is mixed" in str(found)
 
 
 def test_plain_numbers_serve_as_names(tmp_path, tiny_dataset, tiny_teacher):
     numbers = tiny_dataset.remove_columns("label").add_column("label", [7] * 12)
     reinforce(numbers, tiny_teacher, CROP, ReinforceConfig(str(tmp_path), num_views=2, top_k=3))
-    suspect = inspect_dataset(tmp_path).labels.suspects[0]
+    suspect = inspect(tmp_path).labels.suspects[0]
     assert (suspect.label_name, suspect.favourite_name) == ("7", str(suspect.favourite))
 
 
@@ -277,17 +279,17 @@ def test_rows_without_reinforcement_are_not_counted(tmp_path, tiny_dataset, tiny
     broken = tiny_dataset.remove_columns("image").add_column("image", cells, feature=datasets.Image())
     config = ReinforceConfig(str(tmp_path), num_views=3, top_k=3, on_bad_image="skip", shard_size=7)
     reinforce(broken, tiny_teacher, CROP, config)
-    found = inspect_dataset(tmp_path)
+    found = inspect(tmp_path)
     assert found.num_reinforced == 10
     assert found.labels.num_views == 30
-    assert "2 of them without reinforcement" in found.report()
+    assert "2 of them without reinforcement" in str(found)
     monkeypatch.setattr(hf_dr.generation.inspection, "_BATCH_VALUES", 1)  # batches of one row: some are empty
-    assert inspect_dataset(tmp_path).num_reinforced == 10
+    assert inspect(tmp_path).num_reinforced == 10
 
 
 def test_the_report_says_what_there_is(tiny_folder):
-    found = inspect_dataset(tiny_folder, "all_ops")
-    report = found.report()
+    found = inspect(tiny_folder, "all_ops")
+    report = str(found)
     for expected in (
         "all_ops, split train", "12, all reinforced", "4, top 3 of 8 classes, seed 0", "RandomResizedCrop(size=24",
         "colours, licence cc0-1.0", "= reinforcement", "teacher_logprobs", "100.0 %", "ECE, 15 bins",
@@ -298,21 +300,21 @@ def test_the_report_says_what_there_is(tiny_folder):
     assert as_json["labels"]["suspects"][0]["row"] == found.labels.suspects[0].row
     assert {"name": "label", "num_bytes": found.columns["label"]} in as_json["columns"]
     teacher = {**found.provenance.teacher, "temperature": 1.5, EXTENDED_FROM: {"num_members": 1}}
-    extended = dataclasses.replace(found, provenance=dataclasses.replace(found.provenance, teacher=teacher)).report()
+    extended = str(dataclasses.replace(found, provenance=dataclasses.replace(found.provenance, teacher=teacher)))
     assert "at the temperature 1.5" in extended
     assert "the first 1 by their stored top 3 answers" in extended
 
 
 def test_no_image_is_decoded(tiny_folder, monkeypatch):
     monkeypatch.setattr("PIL.Image.open", lambda *_, **__: pytest.fail("an image was opened"))
-    assert inspect_dataset(tiny_folder).labels
+    assert inspect(tiny_folder).labels
 
 
 def test_a_missing_shard_is_named(tmp_path, tiny_folder):
     shutil.copytree(tiny_folder, tmp_path / "copy")
     (tmp_path / "copy" / "all_ops" / "train-00001-of-00003.parquet").unlink()
     with pytest.raises(FormatError, match=r"must have 3 shards, but 1 are missing, e.g. train-00001-of-00003.parquet"):
-        inspect_dataset(tmp_path / "copy")
+        inspect(tmp_path / "copy")
 
 
 def test_a_shard_of_another_run_is_named(tmp_path, tiny_dataset, tiny_folder, tiny_teacher):
@@ -322,7 +324,7 @@ def test_a_shard_of_another_run_is_named(tmp_path, tiny_dataset, tiny_folder, ti
     name = "train-00001-of-00003.parquet"
     shutil.copy(tmp_path / "other" / "all_ops" / name, tmp_path / "copy" / "all_ops" / name)
     with pytest.raises(FormatError, match=rf"{name} must carry the fingerprint of its {PROVENANCE_FILE}"):
-        inspect_dataset(tmp_path / "copy")
+        inspect(tmp_path / "copy")
 
 
 @pytest.mark.parametrize("column", ["teacher_ids", "teacher_logprobs"])
@@ -337,7 +339,7 @@ def test_damaged_answers_are_refused(tmp_path, tiny_folder, column):
     table = table.set_column(place, field, pa.array(values, field.type))
     pq.write_table(table.replace_schema_metadata(pq.read_metadata(path).metadata), path)
     with pytest.raises(FormatError, match="must be finite and of classes below 8, found others in rows 5 to 9"):
-        inspect_dataset(tmp_path / "copy")
+        inspect(tmp_path / "copy")
 
 
 def test_labels_that_are_no_numbers_are_refused(tmp_path, tiny_folder):
@@ -345,16 +347,29 @@ def test_labels_that_are_no_numbers_are_refused(tmp_path, tiny_folder):
     for path in (tmp_path / "copy" / "all_ops").glob("*.parquet"):
         rewritten(path, lambda table: table.set_column(1, "label", table["label"].cast(pa.string())))
     with pytest.raises(FormatError, match=r"the labels `label` must be whole numbers, found string. Fetch it again"):
-        inspect_dataset(tmp_path / "copy")
+        inspect(tmp_path / "copy")
+
+
+def test_an_opened_dataset_is_inspected_by_its_files(tiny_folder, tiny_plus):
+    expected = inspect(tiny_folder)
+    assert inspect(tiny_plus) == inspect(tiny_plus.select([3, 1])) == inspect(str(tiny_folder), "all_ops") == expected
+    with pytest.raises(ConfigError, match="`name` and `revision` must come with a path, got an opened dataset"):
+        inspect(tiny_plus, "all_ops")
+    in_memory = ReinforcedDataset(tiny_plus.plus, tiny_plus.provenance)
+    for given in (CombinedReinforcedDataset([tiny_plus]), in_memory):
+        with pytest.raises(
+            ConfigError, match=f'`plus` must be one "\\+" dataset with files, got {type(given).__name__}'
+        ):
+            inspect(given)
 
 
 def test_wrong_names(tmp_path, tiny_folder):
     with pytest.raises(ConfigError, match=r"no configuration `all_op`. Did you mean `all_ops`"):
-        inspect_dataset(tiny_folder, "all_op")
+        inspect(tiny_folder, "all_op")
     with pytest.raises(FormatError, match=r'must hold a "\+" dataset'):
-        inspect_dataset(tmp_path)
+        inspect(tmp_path)
 
 
 def test_candidates_are_told():
-    report = inspect_dataset(Path(__file__).parents[1] / "golden" / "v3", "candidates").report()
+    report = str(inspect(Path(__file__).parents[1] / "golden" / "v3", "candidates"))
     assert "of 24 drawn, those with the highest entropy of the teacher's answer" in report

@@ -49,7 +49,7 @@ def test_pixels_alone_need_no_teacher(tiny_folder):
     assert report.ok
     assert report.num_rows == 5
     assert report.kl_mean is report.kl_max is report.top1_agreement is None
-    assert "not compared" in report.report()
+    assert "not compared" in str(report)
 
 
 def test_an_overlay_is_verified_with_its_base(tmp_path, tiny_dataset, tiny_teacher):
@@ -102,7 +102,7 @@ def test_one_changed_parameter_is_found(tiny_plus, edit, column, device):
     assert report.bit_equal < 1
     assert any(problem.startswith(f"row {row}: the replayed pixels") for problem in report.problems)
     assert len(report.problems) <= 2, "that row, and its partner in that view"
-    assert "NOT OK" in report.report()
+    assert "NOT OK" in str(report)
 
 
 def test_an_impossible_parameter_is_found(tiny_plus, edit):
@@ -183,8 +183,8 @@ def test_another_library_version_is_named_where_something_is_wrong(tiny_plus, ed
         damaged.provenance.library_versions["pillow"] = installed
     assert report.bit_equal == 0
     assert report.version_changes == (f"pillow 1.2.3 there, {installed} here",)
-    assert "made with another version: pillow 1.2.3" in report.report()
-    assert "and 2 more rows" in report.report()
+    assert "made with another version: pillow 1.2.3" in str(report)
+    assert "and 2 more rows" in str(report)
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_what_is_ok(report, ok):
 
 
 def test_almost_all_rows_do_not_read_as_all():
-    assert "99.99 %" in VerifyReport(100_000, 1, 0.99999).report()
+    assert "99.99 %" in str(VerifyReport(100_000, 1, 0.99999))
 
 
 @pytest.mark.parametrize("setting", ["num_rows", "batch_size"])
@@ -370,7 +370,7 @@ def test_every_signal_is_verified(of_signal, signal, batch_size):
     assert (report.tail_kl_mean is None) == (signal == "sampled")
     if signal == "topk_image_tail":
         assert 0 <= report.tail_kl_mean < 1e-6
-        assert "KL of the tails, mean" in report.report()
+        assert "KL of the tails, mean" in str(report)
         assert report.verification.tail_kl_mean == report.tail_kl_mean
     assert verify(opened[signal], ask_teacher=False).tail_kl_mean is None
 
@@ -384,7 +384,7 @@ def test_a_changed_tail_is_found(of_signal, edit):
     assert not report.ok
     damaged = verify(edit(plus, "tail_logprobs", lambda logs: np.full_like(logs, np.nan)), ask_teacher=False)
     assert len(damaged.problems) == 12
-    assert "its tail must be finite" in damaged.report()
+    assert "its tail must be finite" in str(damaged)
 
 
 def test_a_row_that_breaks_has_no_tail_to_compare(of_signal, edit):
@@ -430,7 +430,7 @@ def test_a_file_that_is_not_what_was_written_is_found_and_not_published(tmp_path
     shutil.copytree(tiny_folder, folder)
     intact = verify(load_reinforced(folder), num_rows=1, ask_teacher=False)
     assert intact.ok
-    assert "shards as written" in intact.report()
+    assert "shards as written" in str(intact)
     shard = sorted(folder.rglob("*.parquet"))[2]
     shift_labels(shard)
     report = verify(load_reinforced(folder), num_rows=1, ask_teacher=False)
@@ -448,7 +448,7 @@ def test_rows_without_proof_are_counted(tiny_plus, edit):
 
     report = verify(edit(tiny_plus, "views_hash", forget), ask_teacher=False)
     assert (report.num_unproved, report.bit_equal) == (5, 1)
-    assert "rows without proof" in report.report()
+    assert "rows without proof" in str(report)
 
 
 @pytest.fixture(scope="module")

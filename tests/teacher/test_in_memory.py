@@ -1,5 +1,7 @@
 """`Teacher.from_model`: a classifier in memory is a teacher; and what a teacher is shown must be bytes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import timm
@@ -14,6 +16,7 @@ from hf_dr.generation.job import reinforce
 from hf_dr.generation.verify import verify
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.preprocessing import Preprocessing
+from hf_dr.training.students import build_student
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops.geometry import RandomResizedCrop
 
@@ -74,6 +77,11 @@ def test_models_of_timm_and_transformers_say_how_they_take_images(tmp_path):
     (member,) = Teacher.from_model(net, "net").members
     assert member.preprocessing.size == tuple(net.pretrained_cfg["input_size"][1:])
     assert member.labels is None
+    assert member.crop == net.pretrained_cfg["crop_pct"]
+    student = build_student("timm:test_resnet", CLASSES, 8, size=32, crop=0.9, normalization=(MEAN, STD))
+    (member,) = Teacher.from_model(student, "student").members
+    assert member.preprocessing == replace(member.preprocessing, size=(32, 32), mean=MEAN, std=STD)
+    assert (member.crop, member.labels) == (0.9, tuple((name,) for name in CLASSES))
     config = transformers.ViTConfig(
         hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, image_size=16, patch_size=8,
         id2label=dict(enumerate(CLASSES)),

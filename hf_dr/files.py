@@ -1,14 +1,18 @@
 """Writing a file whole or not at all: under a temporary name of its own, which is renamed when all is written.
 
-Also what reading a broken YAML file raises, and the hash of a file.
+Also what reading a broken YAML file raises, the hash of a file, and locks: one process holds each at a time.
 """
 
 from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
+import functools
 import hashlib
+import inspect
 import json
+import logging
 import os
 import secrets
 import socket
@@ -17,9 +21,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import filelock
 from yaml import YAMLError
 
 from hf_dr.errors import ConfigError, HfDrError
+
+logger = logging.getLogger(__name__)
 
 YAML_ERRORS = (YAMLError, ValueError, ArithmeticError, LookupError, AttributeError, TypeError, RecursionError)
 """What PyYAML raises for text that is no YAML: explicit tags let its constructors fail, `!!int ''` with an IndexError."""
@@ -80,7 +87,18 @@ def written_whole(path: Path) -> Iterator[Path]:
             yield temporary
             temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        remove_temporary(temporary)
+
+
+def remove_temporary(path: Path) -> None:
+    """Deletes what was not finished; where it cannot, as on a disk that became read-only, an error came before."""
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
+
+
+def unreadable(path: Path | str, error: OSError) -> HfDrError:
+    """Returns an error for people from what the system raises where a file cannot be read."""
+    return HfDrError(f"could not read {path}: {error.strerror or error}. Fix the file or the disk, and try again.")
 
 
 def nearest(folder: Path) -> Path:
@@ -163,3 +181,65 @@ def sha256_of(path: Path) -> str:
     """Returns the SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
+_PATIENCE = 10.0  # seconds until it is said what is waited for
+# filelock's own replacement for locks that a file system lacks would outlive a killed process, and at another machine nobody
+# could tell that it has. Older versions have none.
+_OF_THE_SYSTEM: dict[str, Any] = (
+    {"fallback_to_soft": False}
+    if "fallback_to_soft" in inspect.signature(filelock.FileLock.__init__).parameters
+    else {}
+)
+
+
+def file_lock(path: str | os.PathLike[str]) -> filelock.BaseFileLock:
+    """Returns the lock of a file, which is still to be taken. It is the system's, and ends with the process that holds it."""
+    return filelock.FileLock(path, timeout=0, **_OF_THE_SYSTEM)
+
+
+def take(lock: filelock.BaseFileLock, waiting_for: str | None = None) -> None:
+    """Takes a lock; the process that holds it can take it again.
+
+    Where the file system has no locks, a warning says that nothing keeps others away.
+
+    Args:
+        lock: Of `file_lock`.
+        waiting_for: Wait for whoever holds it; after 10 seconds a warning says for what. Default: do not wait.
+
+    Raises:
+        filelock.Timeout: Another process holds it, and is not waited for.
+        OSError: The file cannot be written.
+    """
+    while True:
+        try:
+            lock.acquire(timeout=0 if waiting_for is None else _PATIENCE)
+            return
+        except filelock.Timeout:
+            if waiting_for is None:
+                raise
+            logger.warning("Waiting for %s, which holds %s.", waiting_for, lock.lock_file)
+        except (OSError, NotImplementedError) as error:
+            if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+                raise
+            _warn_unguarded(Path(lock.lock_file).parent)
+            return
+
+
+@contextlib.contextmanager
+def held(path: str | os.PathLike[str], waiting_for: str) -> Iterator[None]:
+    """Holds the lock of a file, for which it waits; see `take`."""
+    lock = file_lock(path)
+    take(lock, waiting_for)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@functools.cache
+def _warn_unguarded(folder: Path) -> None:
+    logger.warning(
+        "The file system of %s has no locks: see to it that no other run writes there at the same time.", folder
+    )

@@ -12,6 +12,7 @@ from hf_dr.cli.flags import FEATURES_FILE, PlusArguments
 from hf_dr.cli.smoke import Described
 from hf_dr.cli.yaml_files import config_files, read_yaml
 from hf_dr.errors import ConfigError, DataError
+from hf_dr.files import check_writable
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.store.provenance import find_config
@@ -74,8 +75,10 @@ def open_reinforced(path: str, arguments: Any) -> ReinforcedDataset:
 
 
 def local_config(path: str, name: str | None) -> Path:
-    """Returns the folder of the configuration that is meant, to save findings in."""
+    """Returns the folder of the configuration that is meant, to save findings in: it can be written to."""
     folder = Path(path).expanduser()
     if not folder.is_dir():
         raise ConfigError(f"`save` needs the dataset's folder, got {path}. Give a folder, or leave `save` out.")
-    return find_config(folder, name).resolve()
+    config = find_config(folder, name).resolve()
+    check_writable(config, "save")
+    return config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import logging
 import os
@@ -20,6 +21,11 @@ STOPPED = 130
 """Exit status of a command that Ctrl-C has ended, as shells give it."""
 TERMINATED = 143
 """Exit status of a training that SIGTERM has ended, likewise."""
+
+
+# What the system says of a user's path or disk, wherever in a command it is met.
+_OF_THE_PATH = {errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP}
+_OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE}
 
 
 class Terminated(KeyboardInterrupt):
@@ -90,6 +96,16 @@ def launch(command: str, argv: Sequence[str], prog: str) -> int:
         return 141  # as a program that the signal of a broken pipe ends
     except HfDrError as error:
         print(f"error: {_without_traceback(str(error))}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in _OF_THE_DISK and (error.errno not in _OF_THE_PATH or error.filename is None):
+            raise
+        where = error.filename or "the disk"
+        print(
+            f"error: could not use {where}: {os.strerror(error.errno)}. Correct the path, its permissions or the disk, then "
+            "run the same command again; what is finished is kept.",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt as stop:
         print("stopped", file=sys.stderr)

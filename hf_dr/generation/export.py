@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from hf_dr.errors import ConfigError, FingerprintMismatchError
-from hf_dr.files import check_writable, nearest, sha256_of, write_whole, written_whole
+from hf_dr.files import check_writable, file_lock, nearest, sha256_of, take, write_whole, written_whole
 from hf_dr.generation.config import ExportConfig
 from hf_dr.replay.columns import Columns
 from hf_dr.replay.dataset import ReinforcedDataset
@@ -136,13 +136,17 @@ class WebDatasetExport:
         check_all_digests(self._plus.shards)
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
-            with filelock.FileLock(self.folder / ".lock", timeout=0):
-                self._run()
+            lock = file_lock(self.folder / ".lock")
+            take(lock)
         except filelock.Timeout:
             raise ConfigError(
                 f"{self.folder} must not be in use, but another export is writing to it. Wait for it, or choose another "
                 "`output_dir`."
             ) from None
+        try:
+            self._run()
+        finally:
+            lock.release()
 
     def _run(self) -> None:
         remove_temporaries(self.folder)

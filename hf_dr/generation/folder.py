@@ -7,7 +7,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from accelerate import PartialState
 
 from hf_dr.errors import ConfigError, FingerprintMismatchError, FormatError
-from hf_dr.files import write_whole
+from hf_dr.files import file_lock, held, take, write_whole
 from hf_dr.generation.labelling import ViewColumns
 from hf_dr.processes import refuse_unguarded
 from hf_dr.store.card import write_card
@@ -52,30 +52,31 @@ class Part:
     def lock(self, folder: Path, rank: int = 0) -> filelock.BaseFileLock:
         """Returns the lock that a rank of its run holds: each has one, for it may outlive rank 0."""
         name = ".lock" if self.count == 1 else f".lock-{self.index}-of-{self.count}"
-        return filelock.FileLock(folder / (name + (f"{_RANK}{rank}" if rank else "")), timeout=0)
+        return file_lock(folder / (name + (f"{_RANK}{rank}" if rank else "")))
 
 
 _RANK = "-rank-"
 WHOLE = Part()
 
 
-def gate(folder: Path) -> filelock.BaseFileLock:
-    """Returns the lock under which runs of parts prepare and complete, one after the other."""
-    return filelock.FileLock(folder / ".gate")
+def gate(folder: Path) -> AbstractContextManager[None]:
+    """Holds the lock under which runs of parts begin and complete, one after the other."""
+    return held(folder / ".gate", f"another run that begins or completes {folder}")
 
 
 def _take(folder: Path, lock: filelock.BaseFileLock, part: Part) -> None:
     """Takes the lock of a part; refuses if its shards may be in the hands of a run of other parts."""
     try:
-        lock.acquire()
+        take(lock)
         # Parts of the same number never have the same shards; a lock of any other run must be free.
         mates = {Path(Part(index, part.count).lock(folder).lock_file).name for index in range(part.count)}
         mine = Path(lock.lock_file).name
         for path in folder.glob(".lock*"):
             owner, of_rank, _ = path.name.partition(_RANK)
             if owner not in mates or (owner == mine and of_rank):
-                with filelock.FileLock(path, timeout=0):
-                    pass
+                other = file_lock(path)
+                take(other)
+                other.release()
     except filelock.Timeout as busy:
         lock.release()
         refuse_unguarded()
@@ -106,34 +107,41 @@ def open_run(
         FingerprintMismatchError: It was begun with another configuration, or with other labels.
     """
     check_same_run(folder, provenance)  # nothing is written among somebody's own files, no lock either
-    with ExitStack() as refused, ExitStack() as held:
+    mine = part.of(provenance.num_shards)
+    with ExitStack() as refused:
         refused.callback(lock.release)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            held.enter_context(gate(folder))
-            _take(folder, lock, part)
-        except OSError as error:
-            raise ConfigError(
-                f"`output_dir` must be a folder that can be written to, but {folder}: {error.strerror}. Choose another."
-            ) from error
-        check_same_run(folder, provenance)  # another run may have begun it before the lock was taken
+        with ExitStack() as gated:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                gated.enter_context(gate(folder))
+                _take(folder, lock, part)
+            except OSError as error:
+                raise ConfigError(
+                    f"`output_dir` must be a folder that can be written to, but {folder}: {error.strerror}. Choose another."
+                ) from error
+            check_same_run(folder, provenance)  # another run may have begun it before the lock was taken
+            if not (folder / PROVENANCE_FILE).exists():
+                _check_space(folder, provenance, len(mine))
+                provenance.write(folder)
+        # Reading what is there takes long; the lock of the part guards its shards.
         check_same_labels(folder, provenance, base)
-        began = (folder / PROVENANCE_FILE).exists()
-        mine = part.of(provenance.num_shards)
         remove_temporaries(folder, ("",) if part == WHOLE else [provenance.shard_names[index] for index in mine])
         missing = missing_shards(folder, provenance, mine, read=True)
-        # A view takes at least two bytes for each kept class. Images come on top, so this is a lower bound.
-        needed = len(missing) * provenance.shard_size * provenance.num_views * provenance.top_k * 2
-        free = shutil.disk_usage(folder).free
-        if needed > free:
-            raise ConfigError(
-                f"`output_dir` needs at least {format_bytes(needed)}, found {format_bytes(free)} free. Free space or lower "
-                "`num_views`."
-            )
-        if not began:
-            provenance.write(folder)
+        _check_space(folder, provenance, len(missing))
         refused.pop_all()
         return missing
+
+
+def _check_space(folder: Path, provenance: Provenance, shards: int) -> None:
+    """Refuses shards that the disk cannot hold."""
+    # A view takes at least two bytes for each kept class. Images come on top, so this is a lower bound.
+    needed = shards * provenance.shard_size * provenance.num_views * provenance.top_k * 2
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise ConfigError(
+            f"`output_dir` needs at least {format_bytes(needed)}, found {format_bytes(free)} free. Free space or lower "
+            "`num_views`."
+        )
 
 
 _PROCESSORS_FILE = ".processors"

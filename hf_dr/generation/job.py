@@ -20,6 +20,7 @@ from accelerate.utils import gather_object
 
 from hf_dr.allocator import keep_freed_memory
 from hf_dr.errors import ConfigError, DataError
+from hf_dr.files import take
 from hf_dr.generation.agreement import LEAST_ROWS, Agreement, sample_agreement
 from hf_dr.generation.config import ReinforceConfig, check_config
 from hf_dr.generation.estimate import Estimate, estimate
@@ -163,7 +164,7 @@ class Job:
         lock = part.lock(self.folder, state.process_index)
         try:  # releases the lock in any case: in a notebook the error's traceback would keep it
             missing = on_main(state, lambda: self._open(lock, part))
-            lock.acquire()  # rank 0 acquired it in `_open`; a lock can be acquired twice
+            take(lock)  # rank 0 has it since `_open`; a lock can be taken twice
             mine = missing[state.process_index :: state.num_processes]
             progress = RunProgress(self.folder, self.provenance, part, missing, mine, state)
             if state.is_main_process:
@@ -173,7 +174,7 @@ class Job:
             self._log_agreement(state)
             if state.is_main_process:
                 with gate(self.folder):  # the last of several parts finds all shards
-                    self._complete(progress)
+                    self._complete(progress, part)
             state.wait_for_everyone()
         finally:
             lock.release(force=True)
@@ -294,17 +295,20 @@ class Job:
         agrees_RV = favourites_RV == self.plan.labels[first:last, None]
         self._compared += counted_RV.sum(), (agrees_RV & counted_RV).sum()
 
-    def _complete(self, progress: RunProgress) -> None:
+    def _complete(self, progress: RunProgress, part: Part) -> None:
         """Writes the final provenance and the card, if all shards are there."""
         provenance = self.provenance
         missing = missing_shards(self.folder, provenance, range(provenance.num_shards))
         if missing:
+            others = sorted({index % part.count for index in missing})
             logger.info(
-                "This part is done%s. %d of %d shards are still to come from other parts; a run of any part, or of all, makes "
-                "those that a killed one has left.",
+                "This part is done%s. %d of %d shards are still to come from %s of %d; if one of them was killed, run it "
+                "again, or run all without `part` when none is running.",
                 progress.summary(),
                 len(missing),
                 provenance.num_shards,
+                f"part{'s' if len(others) > 1 else ''} {', '.join(map(str, others))}",
+                part.count,
             )
             return
         file_bytes = complete_run(self.folder, provenance)

@@ -9,14 +9,13 @@ from functools import cached_property
 from pathlib import Path
 
 import datasets
-import filelock
 import numpy as np
 import PIL
 import PIL.features
 import xxhash
 
 from hf_dr.errors import ConfigError, DataError
-from hf_dr.files import written_whole
+from hf_dr.files import held, written_whole
 from hf_dr.processes import num_cores, thread_pool
 from hf_dr.store.base_dataset import content_hash, sampled_rows, undecoded_images
 from hf_dr.store.provenance import Provenance
@@ -150,7 +149,7 @@ def index_images(images: datasets.Dataset) -> np.ndarray:
     key = hashlib.sha256(text.encode()).hexdigest()[:32]
     path = Path(datasets.config.HF_DATASETS_CACHE) / "hf_dr" / f"{key}.npy"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(f"{path}.lock"):  # one process decodes, the others wait for what it finds
+    with held(f"{path}.lock", "another process that decodes the same images"):  # which then finds what this would
         index = _read(path, len(images))
         if index is None:
             index = _decode_all(images)

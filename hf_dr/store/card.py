@@ -16,13 +16,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import filelock
 import yaml
 from datasets import DatasetInfo, Features
 from datasets.splits import SplitDict, SplitInfo
 
 from hf_dr.errors import ConfigError, FormatError
-from hf_dr.files import write_whole
+from hf_dr.files import held, write_whole
 from hf_dr.store import schema
 from hf_dr.store.card_texts import FOOT_TEXT, HEAD_TEXT
 from hf_dr.store.findings import Statistics, Students, Verification, has_contact_sheet, read_finding
@@ -123,7 +122,7 @@ def card_configs(folder: Path, names: Sequence[str] | None = None) -> dict[str, 
 def write_card(folder: Path) -> None:
     """Writes the card of a local "+" dataset for its finished configs; what people wrote, and other metadata, stays."""
     path = folder / CARD_FILE
-    with filelock.FileLock(folder / ".card.lock"):  # another configuration may be finished at the same time
+    with held(folder / ".card.lock", "another configuration that is finished at the same time"):
         write_whole(path, update_card(read_card(path), card_configs(folder), name=folder.resolve().name))
 
 

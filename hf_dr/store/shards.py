@@ -19,7 +19,7 @@ import xxhash
 from datasets import Features, Image
 
 from hf_dr.errors import FormatError, HfDrError
-from hf_dr.files import TEMPORARY, temporary_name, writing
+from hf_dr.files import TEMPORARY, remove_temporary, temporary_name, unreadable, writing
 from hf_dr.store.digests import ColumnDigests
 from hf_dr.store.json_files import Count, as_object, validated
 from hf_dr.store.provenance import Provenance, check_columns
@@ -62,10 +62,12 @@ def read_marker(path: Path) -> ShardMarker:
         content = as_object(json.loads((metadata.metadata or {})[METADATA_KEY]), "it")
         of_file = {"num_rows": metadata.num_rows, "file_bytes": path.stat().st_size}
         return validated(ShardMarker, {**content, **of_file}, "it", more=True)
+    except FileNotFoundError:
+        raise
     # Arrow raises OSError without a number for a footer that it cannot parse; with one, the system could not read it.
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         if isinstance(error, OSError) and error.errno is not None:
-            raise
+            raise unreadable(path, error) from error
         raise FormatError(
             f"{path} must be a shard written by hf_dr, but its marker cannot be read: "
             f"{type(error).__name__}: {str(error).rstrip('. ')}. Delete the file and run the same command again."
@@ -77,12 +79,12 @@ def reading(path: Path | str) -> Iterator[None]:
     """Turns what Arrow raises where a shard is damaged into an error for people."""
     try:
         yield
-    except HfDrError:
+    except (HfDrError, FileNotFoundError):
         raise
     # Arrow's own OSError has no number; with one, the system could not read the file.
     except (OSError, pa.ArrowException, ValueError, TypeError, KeyError, RecursionError) as error:
         if isinstance(error, OSError) and error.errno is not None:
-            raise
+            raise unreadable(path, error) from error
         raise FormatError(
             f"{path} must be a readable shard, but: {type(error).__name__}: {error!s:.300}. Fetch or make it again."
         ) from error
@@ -333,7 +335,7 @@ class ShardWriter:
                     write_page_checksum=True,
                 )
         except BaseException:  # Ctrl-C too: without a writer there is no `with` block that would clean up
-            self._temporary.unlink(missing_ok=True)
+            remove_temporary(self._temporary)
             raise
 
     def write(self, base: pa.Table, columns: dict[str, np.ndarray], valid: np.ndarray) -> None:
@@ -392,7 +394,7 @@ class ShardWriter:
             with contextlib.suppress(OSError, pa.ArrowException):
                 self._writer.close()
         finally:
-            self._temporary.unlink(missing_ok=True)
+            remove_temporary(self._temporary)
 
 
 def _row_groups(base: pa.Table, num_rows: int) -> Iterator[slice]:

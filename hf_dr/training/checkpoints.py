@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import re
+import shutil
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
@@ -134,17 +135,32 @@ def whole_checkpoint(named: str | bool | None, output_dir: str) -> str | None:
 
 def last_checkpoint(folder: str) -> str | None:
     """Returns the last checkpoint in a folder from which a run can go on, with a warning of those that are skipped, or None."""
-    numbered = []
-    for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*/"):
-        step = re.fullmatch(f"{PREFIX_CHECKPOINT_DIR}-([0-9]+)", path.name)
-        if step is not None:  # others are somebody's own, such as `checkpoint-best1`
-            numbered.append((int(step[1]), path))
-    for _, checkpoint in sorted(numbered, reverse=True):
+    for _, checkpoint in reversed(_by_step(Path(folder))):
         reason = find_damage(checkpoint)
         if reason is None:
             return str(checkpoint)
         logger.warning("Skipping %s, which %s.", checkpoint, reason)
     return None
+
+
+def keep_checkpoints(folder: Path, limit: int | None, step: int, best: str | None) -> None:
+    """Deletes checkpoints of earlier steps, the earliest first, until `limit` of them and that of `step` are left.
+
+    Steps count, not the times of files: a run may go on at a machine whose clock is behind. Those of later steps, of another
+    run from there, are not counted and stay. The best one counts, and stays.
+    """
+    if limit is None:
+        return
+    kept = [path for number, path in _by_step(folder) if number <= step]
+    deletable = [path for path in kept[:-1] if best is None or path.name != Path(best).name]
+    for path in deletable[: max(0, len(kept) - limit)]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _by_step(folder: Path) -> list[tuple[int, Path]]:
+    """Returns steps and folders of checkpoints; other folders are somebody's own, such as `checkpoint-best1`."""
+    found = ((re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-([0-9]+)", path.name), path) for path in folder.glob("*/"))
+    return sorted((int(step[1]), path) for step, path in found if step is not None)
 
 
 def steers_the_rate(args: TrainingArguments) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -24,11 +26,10 @@ from transformers.trainer_utils import (
     IntervalStrategy,
     TrainOutput,
     has_length,
-    rotate_checkpoints,
 )
 
 from hf_dr.errors import ConfigError, HfDrError
-from hf_dr.files import check_writable, write_json, writing
+from hf_dr.files import check_writable, file_lock, nearest, take, write_json, writing
 from hf_dr.hub.retry import ask
 from hf_dr.processes import leave_group_at_exit, quiet_worker, refuse_unguarded, shield_workers, warm_up_kernels
 from hf_dr.settings import Real, Whole, check_settings, flag
@@ -38,6 +39,7 @@ from hf_dr.training.checkpoints import (
     SETTINGS_FILE,
     compare_settings,
     find_damage,
+    keep_checkpoints,
     kept_settings,
     plain,
     read_settings,
@@ -239,9 +241,9 @@ class ResumableTrainer(Trainer):
         folder = Path(self.args.output_dir or ".")
         folder.mkdir(parents=True, exist_ok=True)
         if self._lock is None:
-            self._lock = filelock.FileLock(folder / LOCK_FILE, timeout=0)
+            self._lock = file_lock(folder / LOCK_FILE)
         try:
-            self._lock.acquire()
+            take(self._lock)
         except filelock.Timeout:
             refuse_unguarded()
             raise ConfigError(
@@ -304,7 +306,7 @@ class ResumableTrainer(Trainer):
             write_json(checkpoint / SETTINGS_FILE, kept_settings(self.args))
             self._totals.save(checkpoint)
             write_checksums(checkpoint, resumable=not self.args.save_only_model)
-            rotate_checkpoints(str(folder), limit, self.state.best_model_checkpoint, use_mtime=True)
+            keep_checkpoints(folder, limit, self.state.global_step, self.state.best_model_checkpoint)
 
     # Private, because with `save_strategy` best Trainer lets this alone decide, whatever callbacks have asked to save.
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
@@ -462,6 +464,10 @@ def changed(owner: Any, **values: Any) -> Iterator[None]:
         vars(owner).update(given)
 
 
+_FULL = 1 << 20
+"""Bytes below which a disk is full: torch does not say why it could not write."""
+
+
 @contextmanager
 def _writing(path: Path) -> Iterator[None]:
     """As `writing`, also for what torch and safetensors raise where a file cannot be written."""
@@ -473,6 +479,8 @@ def _writing(path: Path) -> Iterator[None]:
         except RuntimeError as error:
             if not any(word in str(error) for word in ("inline_container", "iostream", "PytorchStreamWriter")):
                 raise
+            if shutil.disk_usage(nearest(path)).free < _FULL:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
             raise OSError(str(error)) from error
 
 

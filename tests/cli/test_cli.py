@@ -1,5 +1,6 @@
 """The command line, called as its users call it."""
 
+import errno
 import io
 import json
 import logging
@@ -159,6 +160,74 @@ def test_wrong_calls_end_with_one_clear_line_and_status_2(named, tmp_path, capsy
     assert message in captured
     assert "Traceback" not in captured
     assert not (tmp_path / "o").exists()
+
+
+LONG = "x" * 300
+PRIVATE = "priv/x"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["reinforce", "BASE", "--teacher", "TEACHER", "--output_dir", "PLACE"],
+        ["reinforce", "PLACE", "--teacher", "TEACHER", "--output_dir", "out"],
+        ["train", "PLUS", "--student", "timm:test_resnet", "--output_dir", "PLACE"],
+        ["train", "PLACE", "--student", "timm:test_resnet", "--output_dir", "out"],
+        ["verify", "PLACE"],
+        ["inspect", "PLACE"],
+        ["extend", "PLACE", "--num_views", "9", "--output_dir", "out"],
+        ["extend", "PLUS", "--teacher", "TEACHER", "--num_views", "9", "--output_dir", "PLACE"],
+        ["export", "PLUS", "--format", "webdataset", "--output_dir", "PLACE"],
+        ["push", "PLACE", "me/x"],
+        ["evaluate", "a=PLACE", "--sets", "test=BASE:train", "--output_dir", "out"],
+        ["report", "PLACE"],
+        ["quickstart", "PLACE", "--output_dir", "out"],
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("place", [LONG, PRIVATE])
+def test_a_place_that_cannot_be_entered_is_told_in_words(words, place, plus, named, tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    stat = os.stat
+
+    def guarded(path, *more, **settings):  # root may enter every folder
+        if isinstance(path, (str, os.PathLike)) and PRIVATE in os.fspath(path):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(path))
+        return stat(path, *more, **settings)
+
+    monkeypatch.setattr(os, "stat", guarded)
+    for name, value in {"PLACE": place, "PLUS": str(plus), "BASE": named[1], "TEACHER": named[3]}.items():
+        words = [word.replace(name, value) for word in words]
+    assert main(words) == 2
+    shown = capfd.readouterr().err
+    assert re.search(rf"^error: .*{place}", shown, re.MULTILINE)
+    assert "Traceback" not in shown
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            OSError(errno.ENOSPC, "x"),
+            "could not use the disk: No space left on device. Correct the path, its permissions or",
+        ),
+        (OSError(errno.EROFS, "x", "a/b"), "could not use a/b: Read-only file system. "),
+        (PermissionError(errno.EACCES, "x", "a/b"), "could not use a/b: Permission denied. "),
+        (PermissionError(errno.EACCES, "x"), None),
+        (FileNotFoundError(errno.ENOENT, "x", "a/b"), None),
+    ],
+)
+def test_what_the_system_says_of_a_path_or_disk_is_no_traceback(error, message, capsys, monkeypatch):
+    def inspect(*_, **__):
+        raise error
+
+    monkeypatch.setattr("hf_dr.generation.inspection.inspect", inspect)
+    if message is None:
+        with pytest.raises(type(error)):
+            main(["inspect", "somewhere"])
+        return
+    assert main(["inspect", "somewhere"]) == 2
+    assert f"error: {message}" in capsys.readouterr().err
 
 
 def test_usage(capsys):

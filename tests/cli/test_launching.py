@@ -118,13 +118,19 @@ def submit(tmp_path):
 
 
 def test_a_task_of_an_array_takes_its_part(submit):
-    array = {"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_MIN": "3", "SLURM_ARRAY_TASK_COUNT": "4"}
+    array = {
+        f"SLURM_ARRAY_TASK_{name}": value for name, value in (("ID", "5"), ("MIN", "3"), ("MAX", "6"), ("COUNT", "4"))
+    }
     words = submit("reinforce", "--config", "a file.yaml", **array, SLURM_GPUS_ON_NODE="4")
     assert words == [
         *("accelerate", "launch", "--config_file", "recipes/accelerate/one_node.yaml", "--num_processes", "4"),
         *("recipes/reinforce.py", "--config", "a file.yaml", "--part", "2/4"),
     ]
     assert submit("reinforce")[-2:] == ["--part", "0/1"]
+    with pytest.raises(subprocess.CalledProcessError) as refused:  # --array=3,5,6,8 of a run of 3-8
+        submit("reinforce", **{**array, "SLURM_ARRAY_TASK_MAX": "8"})
+    assert refused.value.returncode == 2
+    assert "the array's numbers must follow each other, as in --array=0-3" in refused.value.stderr
 
 
 def test_training_launches_each_node_with_its_rank(submit):

@@ -222,7 +222,9 @@ def test_independent_launches_share_a_folder_and_the_last_completes_it(tmp_path,
     with caplog.at_level(logging.INFO, "hf_dr"):
         reinforce_job(tiny_dataset, tiny_teacher, MIXING, config).run(Part(1, 2))
     assert "This part is done" in caplog.text
-    assert "2 of 3 shards are still to come from other parts" in caplog.text
+    assert (
+        "2 of 3 shards are still to come from part 0 of 2; if one of them was killed, run it again, or" in caplog.text
+    )
     assert not (tmp_path / "parts" / "README.md").exists()
     reinforce_job(tiny_dataset, tiny_teacher, MIXING, config).run(Part(0, 2))
     assert files_of(tmp_path / "parts") == expected
@@ -667,6 +669,18 @@ def test_a_folder_in_use_is_refused(tmp_path, tiny_dataset, tiny_teacher):
     (tmp_path / "a").mkdir()
     with filelock.FileLock(tmp_path / "a" / ".lock"), pytest.raises(ConfigError, match="another run is writing to it"):
         run(tmp_path, tiny_dataset, tiny_teacher, config_name="a")
+
+
+def test_runs_do_not_wait_while_one_reads_what_is_there(tmp_path, tiny_dataset, tiny_teacher, monkeypatch):
+    run(tmp_path, tiny_dataset, tiny_teacher, config_name="a")
+    check = folder_of_runs.check_same_labels
+
+    def read(folder, *more):
+        with filelock.FileLock(folder / ".gate", timeout=0):
+            check(folder, *more)
+
+    monkeypatch.setattr(folder_of_runs, "check_same_labels", read)
+    run(tmp_path, tiny_dataset, tiny_teacher, config_name="a")
 
 
 def test_an_unwritable_folder_is_refused(tmp_path, tiny_dataset, tiny_teacher):

@@ -438,8 +438,12 @@ def test_a_dictionary_of_values_has_the_digest_of_the_values() -> None:
 
 
 def test_an_error_of_the_system_is_no_damage() -> None:
-    with pytest.raises(PermissionError), reading("a.parquet"):
+    with (
+        pytest.raises(HfDrError, match=r"could not read a.parquet: Permission denied. Fix") as told,
+        reading("a.parquet"),
+    ):
         raise PermissionError(errno.EACCES, "Permission denied")
+    assert not isinstance(told.value, FormatError)
 
 
 @pytest.mark.parametrize("name", [name for name in FEATURES if name != "source_index"])

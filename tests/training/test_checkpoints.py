@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 import multiprocessing
+import os
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from hf_dr.training.checkpoints import (
     compare_settings,
     differences,
     find_damage,
+    keep_checkpoints,
     kept_settings,
     last_checkpoint,
     read_settings,
@@ -260,6 +262,40 @@ def test_damaged_best_weights_are_not_loaded(plain, pictures, settings):
     ):
         trainer._load_best_model()
     assert same(weights(trainer.model), before)
+
+
+@pytest.mark.parametrize(
+    ("limit", "best", "left"),
+    [
+        (None, None, {10, 20, 30, 40}),
+        (9, None, {10, 20, 30, 40}),
+        (3, None, {20, 30, 40}),
+        (1, None, {40}),
+        (2, 20, {20, 40}),
+        (1, 20, {20, 40}),
+        (1, 40, {40}),
+    ],
+)
+def test_the_checkpoints_of_the_last_steps_are_kept_whatever_the_clock_says(tmp_path, limit, best, left):
+    for step in (10, 20, 30, 40, 100):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        os.utime(folder, (1e9 - step, 1e9 - step))  # the earlier, the later
+    for name in ("checkpoint-best1", "checkpoint-", "other"):
+        (tmp_path / name).mkdir()
+    keep_checkpoints(tmp_path, limit, 40, None if best is None else str(tmp_path / f"checkpoint-{best}"))
+    expected = {f"checkpoint-{step}" for step in {100, *left}} | {"checkpoint-best1", "checkpoint-", "other"}
+    assert {path.name for path in tmp_path.iterdir()} == expected
+
+
+def test_a_training_goes_on_where_the_clock_is_behind(resume, two_epochs, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(two_epochs, out)
+    (out / "checkpoint-mine").mkdir()
+    for folder in out.glob("checkpoint-*"):
+        os.utime(folder, (4e9, 4e9))
+    resume(True, num_train_epochs=4, save_total_limit=1)
+    assert {path.name for path in out.glob("checkpoint-*")} == {f"checkpoint-{STEPS * 4}", "checkpoint-mine"}
 
 
 def test_a_checkpoint_without_an_optimizer_is_left_out(plain, settings, tmp_path):

@@ -85,9 +85,16 @@ def written_whole(path: Path) -> Iterator[Path]:
     try:
         with writing(path):
             yield temporary
+            flush_to_disk(temporary)
             temporary.replace(path)
     finally:
         remove_temporary(temporary)
+
+
+def flush_to_disk(path: Path) -> None:
+    """Waits until what was written to a file is on the disk: after a power cut a file that is renamed may be empty else."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 def remove_temporary(path: Path) -> None:

@@ -108,12 +108,15 @@ class Parser(argparse.ArgumentParser):
         """Refuses unknown words before what is missing, since a mistyped flag is both."""
         for word in self.unknown_words(args) if {"-h", "--help"}.isdisjoint(args) else ():
             flags = [flag for action in self._actions for flag in action.option_strings if "-" not in flag.lstrip("-")]
-            close = (
-                did_you_mean(word, flags)
-                if word.startswith("-")
-                else " Leave it out, write its flag before it, or, if it is the dataset, write it before all flags."
-            )
-            raise ConfigError(f"unknown argument `{word}`.{close}")
+            place = next(n for n, given in enumerate(args) if given.split("=")[0] == word)
+            before = args[max(0, place - 1)]
+            action = self._option_string_actions.get(before)
+            advice = " Leave it out, write its flag before it, or, if it is the dataset, write it before all flags."
+            if word.startswith("-"):
+                advice = did_you_mean(word, flags)
+            elif action is not None and action.nargs == 0:
+                advice = f" `{before}` takes no value: leave it out."
+            raise ConfigError(f"unknown argument `{word}`.{advice}")
         return super().parse_args(args, namespace)
 
     def unknown_words(self, args: Sequence[str]) -> list[str]:

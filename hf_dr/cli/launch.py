@@ -28,6 +28,10 @@ _OF_THE_PATH = {errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP}
 _OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE}
 
 
+# What torch says where a process that reads data for it ends.
+_WORKER_ENDED = re.compile(r"DataLoader worker \(pid\(?s?\)? .*(is killed by signal|exited unexpectedly)", re.DOTALL)
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM, with which Slurm and Kubernetes end a job, stops a training as Ctrl-C does; only the exit status is another."""
 
@@ -95,21 +99,34 @@ def launch(command: str, argv: Sequence[str], prog: str) -> int:
             raise
         return 141  # as a program that the signal of a broken pipe ends
     except HfDrError as error:
-        print(f"error: {_without_traceback(str(error))}", file=sys.stderr)
+        _tell(_without_traceback(str(error)))
+        return 2
+    except RuntimeError as error:
+        if not _WORKER_ENDED.match(str(error)):
+            raise
+        _tell(
+            f"{str(error).strip().rstrip('.')}. A worker that is killed has often used too much memory: take fewer workers or "
+            "a smaller batch, and run the same command again; what is finished is kept."
+        )
         return 2
     except OSError as error:
         if error.errno not in _OF_THE_DISK and (error.errno not in _OF_THE_PATH or error.filename is None):
             raise
         where = error.filename or "the disk"
-        print(
-            f"error: could not use {where}: {os.strerror(error.errno)}. Correct the path, its permissions or the disk, then "
-            "run the same command again; what is finished is kept.",
-            file=sys.stderr,
+        _tell(
+            f"could not use {where}: {os.strerror(error.errno)}. Correct the path, its permissions or the disk, then run the "
+            "same command again; what is finished is kept."
         )
         return 2
     except KeyboardInterrupt as stop:
         print("stopped", file=sys.stderr)
         return TERMINATED if isinstance(stop, Terminated) else STOPPED
+
+
+def _tell(message: str) -> None:
+    """Prints an error; one of several processes with its rank, because each has its own."""
+    rank = f"[rank {os.environ.get('RANK')}] " if int(os.environ.get("WORLD_SIZE") or 1) > 1 else ""
+    print(f"{rank}error: {message}", file=sys.stderr)
 
 
 def _nobody_reads() -> bool:

@@ -173,7 +173,7 @@ def note_processor(folder: Path, processor: str) -> None:
 def check_same_run(folder: Path, provenance: Provenance) -> None:
     """Refuses a configuration's folder that another run began, or that would be begun among somebody's own files."""
     if not (folder / PROVENANCE_FILE).exists():
-        _check_no_strangers(folder)
+        _check_no_strangers(folder, provenance)
         return
     begun = Provenance.read(folder)
     if begun.schema_version != provenance.schema_version:
@@ -191,23 +191,35 @@ def check_same_run(folder: Path, provenance: Provenance) -> None:
         )
 
 
-def _check_no_strangers(folder: Path) -> None:
+def _check_no_strangers(folder: Path, provenance: Provenance) -> None:
     """Refuses to begin a configuration in a folder, or in one that is no "+" dataset yet, which holds somebody's own files.
 
     Hidden files and empty folders are none, as a new repository of the Hub or a run that has just begun has them, nor are
-    notes, logs and settings.
+    notes, logs and settings, nor shards of this very run, whose provenance was lost.
     """
     output = folder.parent
+    ours = set(provenance.shard_names)
     places = [folder] if any(output.glob(f"*/{PROVENANCE_FILE}")) else [folder, output]
     found = [path for place in places for path in place.glob("[!.]*") if path != folder]
     strangers = sorted(
-        path for path in found if (any(path.glob("[!.]*")) if path.is_dir() else path.suffix.lower() not in _NOTES)
+        path
+        for path in found
+        if (any(path.glob("[!.]*")) if path.is_dir() else path.suffix.lower() not in _NOTES)
+        and not (path.name in ours and _is_of(provenance, path))
     )
     if strangers:
         raise ConfigError(
             f'`output_dir` must be new, empty, or the folder of a "+" dataset, found {strangers[0].name} in '
             f"{strangers[0].parent}, where none was begun. Choose another `output_dir`."
         )
+
+
+def _is_of(provenance: Provenance, path: Path) -> bool:
+    """Whether a file is a finished shard of a run."""
+    try:
+        return read_marker(path).fingerprint == provenance.fingerprint
+    except FormatError:
+        return False
 
 
 def check_same_labels(folder: Path, provenance: Provenance, base: datasets.Dataset) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ import xxhash
 from datasets import Features, Image
 
 from hf_dr.errors import FormatError, HfDrError
-from hf_dr.files import TEMPORARY, remove_temporary, temporary_name, unreadable, writing
+from hf_dr.files import TEMPORARY, flush_to_disk, remove_temporary, temporary_name, unreadable, writing
 from hf_dr.store.digests import ColumnDigests
 from hf_dr.store.json_files import Count, as_object, validated
 from hf_dr.store.provenance import Provenance, check_columns
@@ -380,8 +379,7 @@ class ShardWriter:
         with writing(self.path):
             self._writer.add_key_value_metadata({METADATA_KEY.decode(): json.dumps(marker)})
             self._writer.close()
-            with self._temporary.open("rb+") as file:
-                os.fsync(file.fileno())
+            flush_to_disk(self._temporary)
             self._temporary.replace(self.path)
         return read_marker(self.path)
 

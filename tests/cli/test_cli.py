@@ -213,6 +213,15 @@ def test_a_place_that_cannot_be_entered_is_told_in_words(words, place, plus, nam
         ),
         (OSError(errno.EROFS, "x", "a/b"), "could not use a/b: Read-only file system. "),
         (PermissionError(errno.EACCES, "x", "a/b"), "could not use a/b: Permission denied. "),
+        (
+            RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
+            "DataLoader worker (pid 7) is killed by signal: Killed. A worker that is killed has often used too much memory",
+        ),
+        (
+            RuntimeError("DataLoader worker (pid(s) 7, 8) exited unexpectedly"),
+            "DataLoader worker (pid(s) 7, 8) exited un",
+        ),
+        (RuntimeError("another"), None),
         (PermissionError(errno.EACCES, "x"), None),
         (FileNotFoundError(errno.ENOENT, "x", "a/b"), None),
     ],
@@ -227,7 +236,16 @@ def test_what_the_system_says_of_a_path_or_disk_is_no_traceback(error, message, 
             main(["inspect", "somewhere"])
         return
     assert main(["inspect", "somewhere"]) == 2
-    assert f"error: {message}" in capsys.readouterr().err
+    assert capsys.readouterr().err.startswith(f"error: {message}")
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert main(["inspect", "somewhere"]) == 2
+    assert f"[rank 1] error: {message}" in capsys.readouterr().err
+
+
+def test_a_switch_takes_no_value(capsys):
+    assert main(["verify", "somewhere", "--device", "cpu"]) == 2
+    assert "unknown argument `cpu`. `--device` takes no value: leave it out." in capsys.readouterr().err
 
 
 def test_usage(capsys):

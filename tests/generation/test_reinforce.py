@@ -671,6 +671,17 @@ def test_a_folder_in_use_is_refused(tmp_path, tiny_dataset, tiny_teacher):
         run(tmp_path, tiny_dataset, tiny_teacher, config_name="a")
 
 
+def test_a_run_whose_provenance_was_lost_keeps_its_shards(tmp_path, tiny_dataset, tiny_teacher):
+    expected = run(tmp_path, tiny_dataset, tiny_teacher, config_name="a")
+    shard = next((tmp_path / "a").glob("*.parquet"))
+    made = shard.stat().st_mtime_ns
+    (tmp_path / "a" / PROVENANCE_FILE).unlink()
+    with pytest.raises(ConfigError, match="must be new, empty, or the folder of"):
+        run(tmp_path, tiny_dataset, tiny_teacher, config_name="a", seed=1)
+    assert run(tmp_path, tiny_dataset, tiny_teacher, config_name="a") == expected
+    assert shard.stat().st_mtime_ns == made
+
+
 def test_runs_do_not_wait_while_one_reads_what_is_there(tmp_path, tiny_dataset, tiny_teacher, monkeypatch):
     run(tmp_path, tiny_dataset, tiny_teacher, config_name="a")
     check = folder_of_runs.check_same_labels

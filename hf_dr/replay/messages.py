@@ -1,12 +1,15 @@
-"""How a loader's worker sends a batch: in one message, with only large tensors apart."""
+"""How a loader's worker makes a batch of rows and sends it: in one message, with only large tensors apart."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.utils.data import default_collate
+
+from hf_dr.errors import DataError
 
 _MOST_BYTES = 1 << 18  # of a tensor within a message: a pipe takes these in a few pieces
 
@@ -41,6 +44,28 @@ def _is_plain(value: Any) -> bool:
         and not value.requires_grad
         and value.nbytes <= _MOST_BYTES
     )
+
+
+def collate_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Makes a batch of rows, as PyTorch's `default_collate` does.
+
+    Raises:
+        DataError: A column has cells of which no batch can be made.
+    """
+    try:
+        batch: dict[str, Any] = default_collate(list(rows))
+        return batch
+    except (TypeError, RuntimeError, KeyError) as error:
+        for name in rows[0]:
+            try:
+                default_collate([row[name] for row in rows])
+            except (TypeError, RuntimeError, KeyError):
+                kinds = " and ".join(sorted({type(row[name]).__name__ for row in rows}))
+                raise DataError(
+                    f"the cells of column `{name}` must go together in a batch, found {kinds} in one: {error}. Leave it out of "
+                    "`columns`, fill the cells that are empty, or make batches with a `collate_fn` of your own."
+                ) from error
+        raise
 
 
 @dataclass(frozen=True)

@@ -118,6 +118,8 @@ def checked_views(num_views: int | None, stored: int) -> int:
 def checked_rows(rows: Sequence[int] | np.ndarray, count: int) -> np.ndarray:
     """Returns the rows of a selection, int64 (rows,), counted from 0; see `MappedReinforcedData.select`."""
     wanted = np.asarray(rows)
+    if wanted.dtype == bool:
+        raise ConfigError("`rows` must be numbers of rows, got True and False. Name the rows: `np.flatnonzero(rows)`.")
     if wanted.ndim != 1 or not len(wanted) or not np.issubdtype(wanted.dtype, np.integer):
         raise ConfigError(f"`rows` must be at least one number, got {rows!r:.80}. Name the rows to keep.")
     outside = wanted[(wanted < -count) | (wanted >= count)]

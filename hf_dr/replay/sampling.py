@@ -149,6 +149,11 @@ class ReinforcedSampler(torch.utils.data.Sampler[tuple[int, View]]):
         """Chooses the epoch of the next `iter`, from 0 on."""
         self.epoch = checked_epoch(epoch)
 
+    def __repr__(self) -> str:
+        told = f"{len(self):,} rows, view_order={self._view_order!r}, seed={self._seed}, epoch {self.epoch}"
+        part = f", part {self._rank} of {self._num_replicas}" if self._num_replicas > 1 else ""
+        return f"{type(self).__name__}({told}{part})"
+
     def __len__(self) -> int:
         rows = len(self._dataset)
         return rows if self._num_replicas == 1 else 2 * math.ceil(rows / (2 * self._num_replicas))

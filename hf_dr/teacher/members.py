@@ -144,8 +144,8 @@ def check_member(member: Member) -> None:
     found = _shape_of_answer(member.model, member.preprocessing, member.id)
     if found != (1, member.num_classes):
         raise TeacherError(
-            f"the model {member.id!r} must answer with one number for each of its {member.num_classes} classes, but its answer "
-            f"to one image has the shape {found}. Name {HOW_TO_NAME}."
+            f"the model {member.id!r} must answer with one number for each of its classes, shape (1, {member.num_classes}), "
+            f"but its answer to one image has the shape {found}. Name {HOW_TO_NAME}."
         )
 
 

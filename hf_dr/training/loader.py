@@ -10,11 +10,11 @@ import torch
 from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import extract_model_from_parallel
 from torch import distributed, nn
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader
 
 from hf_dr.errors import ConfigError, did_you_mean
 from hf_dr.processes import find_device, in_process_group, quiet_worker, shield_workers
-from hf_dr.replay.messages import InOneMessage
+from hf_dr.replay.messages import InOneMessage, collate_rows
 from hf_dr.replay.proof import check_replay
 from hf_dr.replay.reinforced_data import ReinforcedData, check_loaded
 from hf_dr.replay.sampling import ORDER_SETTINGS, ReinforcedSampler
@@ -92,12 +92,13 @@ class ReinforcedLoader:
                 )
             seen = student_preprocessing(model, processor, normalization)
             self._normalize = partial(normalize, mean=seen.mean, std=seen.std, bgr=seen.bgr)
+        self._batch_size = int(batch_size)
         self.device = find_device(device)
         augmenter = device_augmentation(augment_on, self.device, dataset)
         check_replay(dataset, None if augmenter is None else (augmenter, self.device))
         rank, world_size = (distributed.get_rank(), distributed.get_world_size()) if in_process_group() else (0, 1)
         settings: dict[str, Any] = {
-            "batch_size": int(batch_size),
+            "batch_size": self._batch_size,
             "num_workers": num_workers,
             "drop_last": drop_last,
             "pin_memory": self.device.type == "cuda",
@@ -107,7 +108,7 @@ class ReinforcedLoader:
         }
         on_device: dict[str, Any] = {"device": self.device, "put_on_device": True, "non_blocking": True}
         read: Any = dataset
-        collate: Any = default_collate
+        collate: Any = collate_rows
         if isinstance(dataset, StreamedReinforcedDataset):
             read = dataset.ordered(**order) if order else dataset  # which may have an order already
             read = read.split_by_node(rank, world_size, batch_size=batch_size, even=True)
@@ -120,6 +121,11 @@ class ReinforcedLoader:
         loader: DataLoader = DataLoader(read, collate_fn=InOneMessage(collate), **settings)
         self._loader = prepare_data_loader(loader, **on_device)
         shield_workers(self._loader)
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({len(self):,} batches of {self._batch_size} on {self.device}, epoch {self.epoch})"
+        )
 
     def __len__(self) -> int:
         """Batches of an epoch, the same for all processes."""

@@ -10,6 +10,7 @@ from timm.task import ClassificationTask
 from transformers import BatchFeature
 
 from hf_dr.errors import ConfigError
+from hf_dr.replay.messages import collate_rows
 from hf_dr.training.losses import ReinforcedLoss
 from hf_dr.training.students import normalize, student_preprocessing
 
@@ -50,5 +51,5 @@ class ReinforcedTask(ClassificationTask):
         Returns:
             The pixels, uint8 (B, 3, H, W), and the rest of the batch.
         """
-        batch = torch.utils.data.default_collate(list(items))
+        batch = collate_rows(items)
         return batch.pop("pixel_values"), BatchFeature(batch)

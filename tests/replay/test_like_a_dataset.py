@@ -205,6 +205,11 @@ def test_a_selection_can_be_impossible(unmixed):
     for rows in ([], [0.5], ["a"], [[0]], 3):
         with pytest.raises(ConfigError, match="`rows` must be at least one number, got "):
             unmixed.select(rows)
+    for mask in (np.arange(12) % 2 == 0, [True, False]):
+        with pytest.raises(
+            ConfigError, match=r"must be numbers of rows, got True and False. .* `np.flatnonzero\(rows\)`"
+        ):
+            unmixed.select(mask)
     with pytest.raises(ConfigError, match=r"each row must be selected once, got row 11 twice\. Leave one out"):
         unmixed.select([11, -1])
     with pytest.raises(IndexError, match="row 12 of a dataset of 12 rows"):

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch.utils.data import default_collate
 
+from hf_dr.errors import DataError
 from hf_dr.replay.device import UndoneCollator, UndoneViews
-from hf_dr.replay.messages import InOneMessage
+from hf_dr.replay.messages import InOneMessage, collate_rows
 from hf_dr.views.device.augment import DeviceAugmentation
 
 ITEMS = [
@@ -35,6 +36,16 @@ def test_only_large_tensors_are_apart():
         assert torch.equal(arrived[name], value)
     arrived["weights"] += 1  # what arrives may be written to
     assert len(arrived["labels"]) == 2
+
+
+def test_a_column_of_which_no_batch_can_be_made_is_named():
+    for cells, kinds in (([None, None], "NoneType"), ([1, None], "NoneType and int"), ([[1], [1, 2]], "list")):
+        rows = [{"labels": n, "note": cell} for n, cell in enumerate(cells)]
+        with pytest.raises(
+            DataError, match=f"cells of column `note` must go together in a batch, found {kinds} in one: "
+        ):
+            collate_rows(rows)
+    assert torch.equal(collate_rows([{"labels": 3}, {"labels": 4}])["labels"], torch.tensor([3, 4]))
 
 
 def test_what_numpy_does_not_have_is_sent_as_torch_does():

@@ -130,7 +130,8 @@ def test_a_model_in_memory_that_cannot_answer(arguments, error, message):
 
 def test_a_model_that_maps_pixels_to_pixels_is_no_classifier():
     with pytest.raises(
-        TeacherError, match=r"must answer with one number for each of its 4 classes, but its answer .* shape"
+        TeacherError,
+        match=r"must answer with one number for each of its classes, shape \(1, 4\), but its answer .* shape",
     ):
         Teacher.from_model(nn.Identity(), "mine", size=4, normalization=(MEAN, STD))
 

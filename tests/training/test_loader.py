@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import ViTImageProcessor
 
-from hf_dr import ReinforcedLoader, ReinforcedLoss, build_student, load_reinforced, reinforced_loss
+from hf_dr import ReinforcedLoader, ReinforcedLoss, ReinforcedSampler, build_student, load_reinforced, reinforced_loss
 from hf_dr.errors import ConfigError
 from hf_dr.teacher.signals import IMAGE_TAIL, SAMPLED, TOPK
 from hf_dr.training.students import normalize
@@ -40,6 +40,15 @@ def test_the_batches_are_those_of_the_trainer(data, settings, workers):
     assert len(trainer.seen) == 2 * STEPS
     for batch, seen in zip(batches, trainer.seen, strict=True):
         assert same(batch, seen)
+
+
+def test_loader_and_sampler_tell_what_they_are(plain):
+    loader = ReinforcedLoader(plain, BATCH, device="cpu")
+    next(iter(loader))
+    assert repr(loader) == f"ReinforcedLoader({STEPS} batches of {BATCH} on cpu, epoch 1)"
+    sampler = ReinforcedSampler(plain, seed=2, num_replicas=2, rank=1)
+    expected = f"ReinforcedSampler({ROWS // 2} rows, view_order='all', seed=2, epoch 0, part 1 of 2)"
+    assert repr(sampler) == expected
 
 
 @pytest.mark.parametrize("workers", [0, 1])

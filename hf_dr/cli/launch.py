@@ -28,8 +28,16 @@ _OF_THE_PATH = {errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP}
 _OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE}
 
 
-# What torch says where a process that reads data for it ends.
-_WORKER_ENDED = re.compile(r"DataLoader worker \(pid\(?s?\)? .*(is killed by signal|exited unexpectedly)", re.DOTALL)
+# What torch says where another process has ended: one that reads data for this, or one of the launch (gloo, NCCL).
+_ENDED = {
+    r"DataLoader worker \(pid\(?s?\)? .*(is killed by signal|exited unexpectedly)": (
+        "A worker that is killed has often used too much memory: take fewer workers or a smaller batch, and run the same "
+        "command again; what is finished is kept."
+    ),
+    r".*(Connection (closed|reset) by peer|remote process exited)": (
+        "Another process of this launch has ended: look for its error. What is finished is kept."
+    ),
+}
 
 
 class Terminated(KeyboardInterrupt):
@@ -102,12 +110,10 @@ def launch(command: str, argv: Sequence[str], prog: str) -> int:
         _tell(_without_traceback(str(error)))
         return 2
     except RuntimeError as error:
-        if not _WORKER_ENDED.match(str(error)):
+        advice = next((words for said, words in _ENDED.items() if re.match(said, str(error), re.DOTALL)), None)
+        if advice is None:
             raise
-        _tell(
-            f"{str(error).strip().rstrip('.')}. A worker that is killed has often used too much memory: take fewer workers or "
-            "a smaller batch, and run the same command again; what is finished is kept."
-        )
+        _tell(f"{str(error).strip().rstrip('.'):.300}. {advice}")
         return 2
     except OSError as error:
         if error.errno not in _OF_THE_DISK and (error.errno not in _OF_THE_PATH or error.filename is None):

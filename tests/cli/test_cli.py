@@ -221,6 +221,12 @@ def test_a_place_that_cannot_be_entered_is_told_in_words(words, place, plus, nam
             RuntimeError("DataLoader worker (pid(s) 7, 8) exited unexpectedly"),
             "DataLoader worker (pid(s) 7, 8) exited un",
         ),
+        (
+            RuntimeError(
+                "[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:10177"
+            ),
+            "[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:10177. Another process",
+        ),
         (RuntimeError("another"), None),
         (PermissionError(errno.EACCES, "x"), None),
         (FileNotFoundError(errno.ENOENT, "x", "a/b"), None),

@@ -22,12 +22,9 @@ STOPPED = 130
 TERMINATED = 143
 """Exit status of a training that SIGTERM has ended, likewise."""
 
-
 # What the system says of a user's path or disk, wherever in a command it is met.
 _OF_THE_PATH = {errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP}
 _OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE}
-
-
 # What torch says where another process has ended: one that reads data for this, or one of the launch (gloo, NCCL).
 _ENDED = {
     r"DataLoader worker \(pid\(?s?\)? .*(is killed by signal|exited unexpectedly)": (

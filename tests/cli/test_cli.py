@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -188,14 +189,14 @@ PRIVATE = "priv/x"
 @pytest.mark.parametrize("place", [LONG, PRIVATE])
 def test_a_place_that_cannot_be_entered_is_told_in_words(words, place, plus, named, tmp_path, capfd, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    stat = os.stat
 
-    def guarded(path, *more, **settings):  # root may enter every folder
+    def guarded(call, path, *more, **settings):  # root may enter every folder
         if isinstance(path, (str, os.PathLike)) and PRIVATE in os.fspath(path):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(path))
-        return stat(path, *more, **settings)
+        return call(path, *more, **settings)
 
-    monkeypatch.setattr(os, "stat", guarded)
+    for call in (os.stat, os.mkdir):
+        monkeypatch.setattr(os, call.__name__, partial(guarded, call))
     for name, value in {"PLACE": place, "PLUS": str(plus), "BASE": named[1], "TEACHER": named[3]}.items():
         words = [word.replace(name, value) for word in words]
     assert main(words) == 2

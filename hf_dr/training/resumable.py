@@ -284,9 +284,10 @@ class ResumableTrainer(Trainer):
         assert isinstance(self.model, torch.nn.Module)
         check_weights(self.model)
         folder = Path(output_dir or self.args.output_dir or ".")
-        with _writing(folder), _readable(folder):
+        with _writing(folder):
             super()._save(output_dir, state_dict)
-            if self.args.should_save:
+            if self.args.should_save:  # every process is asked, but one writes
+                _make_readable(folder)
                 self.save_with_model(folder)
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
@@ -484,13 +485,11 @@ def _writing(path: Path) -> Iterator[None]:
             raise OSError(str(error)) from error
 
 
-@contextmanager
-def _readable(folder: Path) -> Iterator[None]:
-    """Gives weights that are written to a folder the permissions of its other files.
+def _make_readable(folder: Path) -> None:
+    """Gives the weights that were written to a folder the permissions of its other files.
 
     safetensors 0.8 lets only their owner read them, but a student is often used by others than the one who trained it.
     """
-    yield
     for weights in folder.glob("*.safetensors"):
         shutil.copymode(folder / TRAINING_ARGS_NAME, weights)
 

@@ -264,6 +264,20 @@ def test_damaged_best_weights_are_not_loaded(plain, pictures, settings):
     assert same(weights(trainer.model), before)
 
 
+def test_weights_have_the_permissions_of_other_files_and_one_process_writes(plain, settings, tmp_path, monkeypatch):
+    args = settings()
+    trainer = ReinforcedTrainer(pooled(), args, train_dataset=plain)
+    trainer.save_model(str(tmp_path / "saved"))
+    modes = {(tmp_path / "saved" / name).stat().st_mode for name in ("model.safetensors", "training_args.bin")}
+    assert len(modes) == 1
+    # Trainer asks every process; this one sees what another has begun to write.
+    monkeypatch.setattr(type(args), "should_save", False)
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "model.safetensors").touch()
+    trainer.save_model(str(tmp_path / "begun"))
+    assert [path.name for path in (tmp_path / "begun").iterdir()] == ["model.safetensors"]
+
+
 @pytest.mark.parametrize(
     ("limit", "best", "left"),
     [

@@ -278,8 +278,7 @@ class ResumableTrainer(Trainer):
         if settings is not None:
             write_json(folder / self.settings_file, settings)
 
-    # Private, because `save_model` has several ways to write the weights, which meet here, and `on_save` of a callback comes
-    # only after the file that tells that a checkpoint is whole.
+    # Private, because all ways of `save_model` meet here, and a callback's `on_save` comes after a checkpoint is called whole.
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         assert isinstance(self.model, torch.nn.Module)
         check_weights(self.model)
@@ -287,8 +286,8 @@ class ResumableTrainer(Trainer):
         with _writing(folder):
             super()._save(output_dir, state_dict)
             if self.args.should_save:  # every process is asked, but one writes
-                _make_readable(folder)
                 self.save_with_model(folder)
+                _make_readable(folder)
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """As Trainer's, of which older versions take no `private`: they read it in the arguments."""

@@ -208,7 +208,7 @@ def preprocessing_of(
         own, crop = read_image_processor(processor, name)
         told |= vars(own)
     elif of_timm:
-        own, crop = _wrapped_timm_preprocessing(name, of_timm)
+        own, crop = _read_pretrained_cfg(name, of_timm)
         told |= vars(own)
     if size is not None:
         told["size"] = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
@@ -266,7 +266,7 @@ def _load_timm(name: str) -> Member:
             f"the weights of {path.name} do not fit timm's {architecture}: {str(error).rstrip('. ')[:300] or 'no classifier'}. "
             "Check the architecture."
         ) from error
-    data = resolve_data_config(pretrained_cfg=cfg, verbose=False)
+    preprocessing, crop = _read_pretrained_cfg(name, cfg)
     return Member(
         model=model,
         id=f"timm:{architecture}@{path.name}",
@@ -274,9 +274,9 @@ def _load_timm(name: str) -> Member:
         license=None,  # timm's is that of its own weights
         num_classes=num_classes,
         labels=_imagenet_labels(num_classes),
-        preprocessing=timm_preprocessing(data, name),
+        preprocessing=preprocessing,
         weights_hash=weights_hash(model),
-        crop=timm_crop(data),
+        crop=crop,
     )
 
 
@@ -298,7 +298,7 @@ def _load_transformers(
     if pretrained_cfg is None:
         preprocessing, crop = _transformers_preprocessing(name, source, revision, fallback)
     else:
-        preprocessing, crop = _wrapped_timm_preprocessing(name, pretrained_cfg)
+        preprocessing, crop = _read_pretrained_cfg(name, pretrained_cfg)
         synsets = _imagenet_labels(config.num_labels)
         if labels and synsets:
             labels = tuple(own + more for own, more in zip(labels, synsets, strict=True))
@@ -456,8 +456,8 @@ def _check_index(name: str, source: str, revision: str) -> None:
             )
 
 
-def _wrapped_timm_preprocessing(name: str, pretrained_cfg: Any) -> tuple[Preprocessing, float | None]:
-    """Returns the preprocessing and the evaluation's crop (see `Member`) of a model in transformers' timm wrapper."""
+def _read_pretrained_cfg(name: str, pretrained_cfg: Any) -> tuple[Preprocessing, float | None]:
+    """Returns the preprocessing and the evaluation's crop (see `Member`) that timm's `pretrained_cfg` of a model tells."""
     try:
         data = resolve_data_config(pretrained_cfg=pretrained_cfg, verbose=False)
         return timm_preprocessing(data, name), timm_crop(data)

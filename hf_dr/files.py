@@ -44,7 +44,7 @@ def spelled_alike(path: Path) -> str:
     """Returns `` Did you mean `x`?`` for what lies beside a path that is not there and is spelled like it, else nothing."""
     if path.exists() or not path.parent.is_dir():
         return ""
-    beside = [entry.name for entry in path.parent.iterdir()]
+    beside = [entry.name for entry in path.parent.iterdir() if entry.name != path.name]  # a link to nothing is there
     close = difflib.get_close_matches(path.name, beside, n=1)
     return f" Did you mean `{path.parent / close[0]}`?" if close else ""
 

@@ -190,6 +190,9 @@ def test_a_folder_that_is_misspelled_is_told(tmp_path):
     expected = rf"found neither at '{tmp_path}/photo-plus'\. Did you mean `{tmp_path}/photos-plus`\? Check the path"
     with pytest.raises(ConfigError, match=expected):
         load_reinforced(tmp_path / "photo-plus")
+    (tmp_path / "gone").symlink_to("nowhere")
+    with pytest.raises(ConfigError, match=rf"found neither at '{tmp_path}/gone'\. Check the path"):
+        load_reinforced(tmp_path / "gone")
 
 
 def test_a_folder_has_no_revision(tiny_folder):

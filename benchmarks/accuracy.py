@@ -54,7 +54,7 @@ from hf_dr.cli.arguments import build_augmentation
 from hf_dr.cli.launch import launch
 from hf_dr.evaluation.comparison import Comparison, run_comparison
 from hf_dr.evaluation.config import CompareConfig, as_arguments
-from hf_dr.generation.agreement import held_out_answers
+from hf_dr.generation.calibration import held_out_answers
 from hf_dr.replay.join import index_images, pixels_digest
 from hf_dr.store.base_dataset import undecoded_images
 from hf_dr.teacher.calibration import fit_temperature

@@ -41,7 +41,6 @@ import torch
 
 from hf_dr.allocator import has_gpu, keep_freed_memory
 from hf_dr.evaluation.corruptions import CORRUPTIONS, corrupt, corruption_rng
-from hf_dr.evaluation.metrics import calibrated_ece, compute_metrics
 from hf_dr.files import write_whole, written_whole
 from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.job import reinforce
@@ -49,8 +48,9 @@ from hf_dr.processes import num_cores
 from hf_dr.replay.augmented import AugmentedDataset
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.store.base_dataset import load_base
-from hf_dr.teacher.calibration import fit_temperature
+from hf_dr.teacher.calibration import calibrated_ece, fit_temperature
 from hf_dr.teacher.ensemble import Teacher
+from hf_dr.teacher.metrics import compute_metrics
 from hf_dr.training.arguments import ReinforcedTrainingArguments
 from hf_dr.training.checkpoints import last_checkpoint
 from hf_dr.training.distillation import OnlineDistillationTrainer

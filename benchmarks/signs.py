@@ -18,7 +18,7 @@ from typing import Any
 import accuracy
 import common
 
-from hf_dr.generation.agreement import held_out_answers
+from hf_dr.generation.calibration import held_out_answers
 from hf_dr.generation.inspection import inspect
 from hf_dr.teacher.ensemble import Teacher
 

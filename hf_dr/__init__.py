@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         TeacherError,
     )
     from hf_dr.evaluation.evaluate import evaluate
+    from hf_dr.generation.calibration import calibrate
     from hf_dr.generation.config import ExtendConfig, ReinforceConfig
     from hf_dr.generation.contact_sheet import contact_sheet
     from hf_dr.generation.extend import extend
@@ -68,6 +69,7 @@ _MODULES = {
     "Teacher": "teacher.ensemble",
     "TeacherError": "errors",
     "build_student": "training.students",
+    "calibrate": "generation.calibration",
     "contact_sheet": "generation.contact_sheet",
     "evaluate": "evaluation.evaluate",
     "extend": "generation.extend",
@@ -105,6 +107,7 @@ __all__ = [
     "TeacherError",
     "__version__",
     "build_student",
+    "calibrate",
     "contact_sheet",
     "evaluate",
     "extend",

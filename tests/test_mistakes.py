@@ -23,6 +23,7 @@ from hf_dr import (
     ReinforcedTrainingArguments,
     Teacher,
     build_student,
+    calibrate,
     contact_sheet,
     extend,
     load_detector,
@@ -91,6 +92,11 @@ FUNCTIONS = {
     "build_student number": lambda x, d: build_student(STUDENT, None, x),
     "build_student model_args": lambda x, d: build_student(STUDENT, None, 3, model_args=x),
     "build_student normalization": lambda x, d: build_student(STUDENT, None, 3, normalization=x),
+    "calibrate": lambda x, d: calibrate(x, d.teacher, "rrc"),
+    "calibrate teacher": lambda x, d: calibrate(d.base, x, "rrc"),
+    "calibrate augmentation": lambda x, d: calibrate(d.base, d.teacher, x),
+    "calibrate image_column": lambda x, d: calibrate(d.base, d.teacher, "rrc", image_column=x),
+    "calibrate label_column": lambda x, d: calibrate(d.base, d.teacher, "rrc", label_column=x),
     "contact_sheet": lambda x, d: contact_sheet(x, "sheet.png"),
     "contact_sheet path": lambda x, d: contact_sheet(d.plus, x),
     "contact_sheet rows": lambda x, d: contact_sheet(d.plus, "sheet.png", rows=x),
@@ -144,8 +150,9 @@ FUNCTIONS = {
 OPTIONAL = {
     "ReinforceConfig name", "ReinforcedLoader student", "ReinforcedLoader normalization", "Teacher classes", "Teacher device",
     "Teacher.from_model classes",
-    "build_student classes", "build_student model_args", "build_student normalization", "contact_sheet rows",
-    "inspect name", "inspect revision", "load_reinforced name", "push_to_hub configs", "reinforce base",
+    "build_student classes", "build_student model_args", "build_student normalization", "calibrate image_column",
+    "calibrate label_column",
+    "contact_sheet rows", "inspect name", "inspect revision", "load_reinforced name", "push_to_hub configs", "reinforce base",
 }  # fmt: skip
 PATHS = {"ExtendConfig", "ReinforceConfig"}
 

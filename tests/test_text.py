@@ -10,11 +10,11 @@ import pytest
 from matplotlib.font_manager import fontManager
 
 from hf_dr.evaluation.gathering import Run
-from hf_dr.evaluation.metrics import reliability
 from hf_dr.evaluation.pages import to_html, to_markdown
 from hf_dr.evaluation.plots import accuracy_figure, as_png, reliability_figure
 from hf_dr.evaluation.report import Report, Result
 from hf_dr.evaluation.results import Results
+from hf_dr.teacher.metrics import reliability
 from hf_dr.text import MAX_TEXT, code, fonts_for, inline, shown_text, text_table, two_columns, without_secrets
 from hf_dr.training.student_card import Student, update_student_card
 

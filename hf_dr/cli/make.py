@@ -123,21 +123,18 @@ def calibrate_command(argv: Sequence[str], prog: str) -> int:
     )
     start_logging()
     from hf_dr.cli.arguments import build_augmentation
-    from hf_dr.cli.calibration import calibration_of, calibration_table
-    from hf_dr.generation.agreement import held_out_answers
+    from hf_dr.generation.calibration import calibrate
     from hf_dr.processes import process_state
-    from hf_dr.teacher.calibration import fit_temperature
 
     augmentation = build_augmentation(teaching.augmentation, teaching.size)
     dataset, _, teacher = _loaded(argv, images, teaching, images)
     columns = {"image_column": images.image_column, "label_column": images.label_column}
-    answers = held_out_answers(dataset, teacher, augmentation, **columns)
-    found = calibration_of(*answers, fit_temperature(*answers))
+    found = calibrate(dataset, teacher, augmentation, **columns)
     if process_state().is_main_process:
-        # The answers were those at the temperature that was given.
-        total = found["temperature"] * teaching.teacher_temperature
-        after = f"hf-dr reinforce, with the same dataset, teacher and views, and --teacher_temperature {total:.4g}"
-        print(f"{calibration_table(found)}\n\nnext: {after}", flush=True)
+        temperature = f"--teacher_temperature {found.teacher.temperature:.4g}"
+        print(
+            f"{found}\n\nnext: hf-dr reinforce, with the same dataset, teacher and views, and {temperature}", flush=True
+        )
     return 0
 
 

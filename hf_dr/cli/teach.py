@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from hf_dr.files import check_apart, check_writable, write_json
 from hf_dr.settings import FILES_FROM_HELP, JsonOrMapping, OpsOrName, Real, Whole, check_settings, flag
 
 if TYPE_CHECKING:
+    from hf_dr.cli.calibration import CalibratedStudent
     from hf_dr.teacher.folds import Fold
     from hf_dr.training.arguments import ReinforcedTrainingArguments
 
@@ -81,7 +82,7 @@ def train_command(argv: Sequence[str], prog: str) -> int:
     argv = words_as_flag(argv)
     student, smoke, args = read_training(argv, prog)
     start_logging()
-    from hf_dr.cli.calibration import calibrate, calibration_table
+    from hf_dr.cli.calibration import calibrate
     from hf_dr.cli.smoke import rehearse
     from hf_dr.cli.train import finish_training, prepare_training, run_training, was_calibrated
 
@@ -92,15 +93,16 @@ def train_command(argv: Sequence[str], prog: str) -> int:
         logger.warning(
             "The student in %s was calibrated. Without `calibrate_split` it will be as it was trained.", args.output_dir
         )
-    found: dict[str, Any] = {}
+    found: list[CalibratedStudent] = []
     with trainer.alone():
         run_training(
-            trainer, args, lambda: None if held_out is None else found.update(calibrate(trainer, held_out, card))
+            trainer, args, lambda: None if held_out is None else found.append(calibrate(trainer, held_out, card))
         )
         finish_training(trainer, args, card)
-    if found and trainer.is_world_process_zero():
-        kept = "in the weights" if found["folded"] else "not in the weights: divide the logits by it"
-        print(f"\n{calibration_table(found, f', {kept}', f' of `{student.calibrate_split}`')}", flush=True)
+    if trainer.is_world_process_zero():
+        for fit in found:
+            kept = "in the weights" if fit.folded else "not in the weights: divide the logits by it"
+            print(f"\n{fit.table(f', {kept}', f' of `{student.calibrate_split}`')}", flush=True)
     return 0
 
 
@@ -186,15 +188,16 @@ def _teach(
     if teaching.calibrate:
         check_whole(trainer, "calibrate")
     card["calibrated_on"] = card["evaluated_on"]
-    found: dict[str, Any] = {}
+    found: list[CalibratedStudent] = []
     with trainer.alone():
         run_training(
-            trainer, args, lambda: found.update(calibrate(trainer, trainer.eval_dataset, card, fold=teaching.calibrate))
+            trainer, args, lambda: found.append(calibrate(trainer, trainer.eval_dataset, card, fold=teaching.calibrate))
         )
         finish_training(trainer, args, card)
+        (fit,) = found
         if trainer.is_world_process_zero():
-            _write(Path(args.output_dir), found, student)
-    return found
+            _write(Path(args.output_dir), fit, student)
+    return asdict(fit)
 
 
 def temperature_flag(found: dict[str, Any]) -> list[str]:
@@ -281,11 +284,9 @@ def hashes_of(name: str) -> list[str]:
     return hashes
 
 
-def _write(output_dir: Path, found: dict[str, Any], student: StudentArguments) -> None:
+def _write(output_dir: Path, fit: CalibratedStudent, student: StudentArguments) -> None:
     """Notes and prints what was found."""
-    from hf_dr.cli.calibration import calibration_table
-
     place = {"dataset": student.dataset[0], "split": student.split, "eval_split": student.eval_split}
-    write_json(output_dir / TEACHER_FILE, {**found, **place})
-    kept = "in the weights" if found["folded"] else "not in the weights: pass it to reinforce as --teacher_temperature"
-    print(f"\n{calibration_table(found, f', {kept}', f' of `{student.eval_split}`')}", flush=True)
+    write_json(output_dir / TEACHER_FILE, {**asdict(fit), **place})
+    kept = "in the weights" if fit.folded else "not in the weights: pass it to reinforce as --teacher_temperature"
+    print(f"\n{fit.table(f', {kept}', f' of `{student.eval_split}`')}", flush=True)

@@ -21,7 +21,6 @@ from hf_dr.cli.flags import StudentArguments
 from hf_dr.cli.interrupt import checkpoint_on_interrupt, training_kept_on_interrupt
 from hf_dr.errors import ConfigError, FormatError
 from hf_dr.evaluation.gathering import is_training
-from hf_dr.evaluation.metrics import compute_metrics
 from hf_dr.files import check_apart, check_no_data, write_json, writing
 from hf_dr.hub.fetch import fetch_config
 from hf_dr.processes import process_state
@@ -32,6 +31,7 @@ from hf_dr.replay.reinforced_data import ReinforcedData
 from hf_dr.store.base_dataset import labelled_columns, load_base
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.folds import CONFIG_KEY, Fold, folds_of
+from hf_dr.teacher.metrics import compute_metrics
 from hf_dr.teacher.preprocessing import EVAL_CROP
 from hf_dr.training.arguments import ReinforcedTrainingArguments
 from hf_dr.training.calibrating import (

@@ -22,7 +22,6 @@ from hf_dr.errors import ConfigError
 from hf_dr.evaluation.config import CompareConfig, EvaluateConfig, as_arguments
 from hf_dr.evaluation.gathering import BASELINE, RESULTS_FILE, RUN_NOTE, STATE_FILE, Run, read_run, run_name
 from hf_dr.evaluation.images import Images, open_set
-from hf_dr.evaluation.metrics import CALIBRATED_ECE, ECE_BY_CHANCE, SHARES
 from hf_dr.evaluation.plots import accuracy_figure, as_png, reliability_figure
 from hf_dr.evaluation.report import ABOUT_CALIBRATED, Report
 from hf_dr.evaluation.run import checked_sets, run_evaluation
@@ -37,6 +36,7 @@ from hf_dr.store.card import write_card
 from hf_dr.store.findings import Students, save_finding
 from hf_dr.store.json_files import read_object
 from hf_dr.store.provenance import Provenance, find_config
+from hf_dr.teacher.metrics import CALIBRATED_ECE, ECE_BY_CHANCE, SHARES
 from hf_dr.teacher.signals import described
 from hf_dr.text import inline, markdown_table
 from hf_dr.training.calibrating import check_other_images

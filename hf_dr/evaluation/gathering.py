@@ -12,8 +12,8 @@ from typing import Any
 
 from hf_dr.errors import DataError, HfDrError
 from hf_dr.evaluation.config import REPORT_FILE, named_model
-from hf_dr.evaluation.metrics import METRICS, SHARES
 from hf_dr.settings import are_alike
+from hf_dr.teacher.metrics import METRICS, SHARES
 from hf_dr.training.student_card import STUDENT_FILE, Student, fold_left_out
 from hf_dr.transfer.trainer import HEADLINES, TRANSFER_FILE, read_description
 from hf_dr.transfer.trainer import RESULTS_FILE as TRANSFER_RESULTS_FILE

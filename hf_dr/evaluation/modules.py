@@ -17,7 +17,7 @@ import numpy as np
 from evaluate.info import MetricInfo
 from evaluate.module import Metric
 
-from hf_dr.evaluation.metrics import METRICS, classification_metrics
+from hf_dr.teacher.metrics import METRICS, classification_metrics
 
 
 class _LogitsMetric(Metric):

@@ -11,12 +11,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from hf_dr.evaluation.gathering import BASELINE, TRANSFERRED, WHILE_TRAINING, Finished
-from hf_dr.evaluation.metrics import CALIBRATED_ECE, METRICS, SHARES
 from hf_dr.evaluation.plots import accuracy_figure, as_png
 from hf_dr.evaluation.report import ABOUT_CALIBRATED
 from hf_dr.evaluation.results import EVALUATED_ON, OBJECTIVES, STUDENT, Results
 from hf_dr.evaluation.tables import Table, cell, gains, html_page, html_picture, html_table, numbers
 from hf_dr.files import write_json, write_whole
+from hf_dr.teacher.metrics import CALIBRATED_ECE, METRICS, SHARES
 from hf_dr.text import inline
 from hf_dr.transfer.trainer import HEADLINES
 from hf_dr.version import __version__

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from hf_dr.evaluation.metrics import Reliability
+from hf_dr.teacher.metrics import Reliability
 from hf_dr.text import fonts_for, shown_text
 
 if TYPE_CHECKING:

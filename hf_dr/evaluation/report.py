@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from hf_dr.evaluation.config import REPORT_FILE
-from hf_dr.evaluation.metrics import CALIBRATED_ECE, ECE_BY_CHANCE, SHARES, Reliability
 from hf_dr.evaluation.plots import as_png, reliability_figure
 from hf_dr.files import write_json, write_whole
+from hf_dr.teacher.metrics import CALIBRATED_ECE, ECE_BY_CHANCE, SHARES, Reliability
 from hf_dr.text import inline, markdown_table
 from hf_dr.version import __version__
 

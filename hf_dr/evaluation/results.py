@@ -29,7 +29,7 @@ from hf_dr.evaluation.gathering import (
     read_trained,
     read_transferred,
 )
-from hf_dr.evaluation.metrics import CALIBRATED_ECE, METRICS
+from hf_dr.teacher.metrics import CALIBRATED_ECE, METRICS
 from hf_dr.text import shown_text
 
 OBJECTIVES = ("erm", "kd", "reinforced")

@@ -24,7 +24,6 @@ from hf_dr.errors import ConfigError, TeacherError, did_you_mean
 from hf_dr.evaluation.config import EvaluateConfig, named_model
 from hf_dr.evaluation.corruptions import corrupt, corruption_rng
 from hf_dr.evaluation.images import Images, open_set
-from hf_dr.evaluation.metrics import CALIBRATED_ECE, ECE_BY_CHANCE, calibrated_ece, reliability
 from hf_dr.evaluation.modules import Classification
 from hf_dr.evaluation.report import Report, Result
 from hf_dr.evaluation.sets import EvaluationSet, parse_set
@@ -32,9 +31,10 @@ from hf_dr.evaluation.unfinished import Unfinished
 from hf_dr.processes import find_device, quiet_worker, warm_up_kernels
 from hf_dr.store.base_dataset import content_hash
 from hf_dr.store.provenance import hash_of
-from hf_dr.teacher.calibration import fit_temperature
+from hf_dr.teacher.calibration import calibrated_ece, fit_temperature
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.members import Member, check_member, imagenet_synsets, load_member
+from hf_dr.teacher.metrics import CALIBRATED_ECE, ECE_BY_CHANCE, reliability
 from hf_dr.teacher.preprocessing import Preprocessing, evaluation_augmentation
 from hf_dr.text import progress_bar
 from hf_dr.version import __version__

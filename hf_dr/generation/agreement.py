@@ -1,23 +1,17 @@
-"""A teacher's answers against labels: whether it knows those of a dataset, before a run takes hours, and its calibration."""
+"""A teacher's answers against labels: whether it knows those of a dataset, before a run takes hours."""
 
 from __future__ import annotations
 
 import math
-from contextlib import closing
 from dataclasses import dataclass
 
-import datasets
 import numpy as np
 import torch
 
-from hf_dr.errors import ConfigError, TeacherError
-from hf_dr.generation.config import ReinforceConfig
+from hf_dr.errors import TeacherError
 from hf_dr.generation.labelling import Labeller, padded
-from hf_dr.generation.plan import Plan, plan_run
-from hf_dr.generation.sources import choose_source, cut_spans
-from hf_dr.store.base_dataset import label_advice, sampled_rows
-from hf_dr.teacher.ensemble import Teacher
-from hf_dr.teacher.signals import IMAGE_TAIL
+from hf_dr.generation.plan import Plan
+from hf_dr.store.base_dataset import sampled_rows
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.maker import Span, ViewMaker
 
@@ -114,40 +108,3 @@ def sample_agreement(plan: Plan, labeller: Labeller, batch_size: int) -> Agreeme
         hashes_B = np.resize(hashes_N[start : start + len(part)], batch_size)
         favourites.append(labeller.ask(padded(part, batch_size), hashes_B)[: len(part)].argmax(dim=1).cpu())
     return Agreement.of(torch.cat(favourites).numpy(), plan.labels[[*views]])
-
-
-def held_out_answers(
-    dataset: datasets.Dataset,
-    teacher: Teacher,
-    augmentation: Augmentation,
-    *,
-    image_column: str | None = None,
-    label_column: str | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Shows a teacher one view of each image, as a run of `reinforce` would, but not mixed; nothing is written.
-
-    Of what the teacher answers to images that it has not learned, it is calibrated. A teacher of folds answers each image by
-    the members that have not seen it. The columns are named as in `ReinforceConfig`.
-
-    Returns:
-        Natural log-probabilities, float32 (N, C), and labels, int64 (N,).
-
-    Raises:
-        ConfigError: The dataset has no labels.
-        DataError: A column is missing, a label is out of range, an image is undecodable.
-        TeacherError: The teacher's classes are not the dataset's, or its answers are not finite.
-    """
-    single = Augmentation([op for op, _ in augmentation.single])
-    # Nothing is written to the folder. The signal is the one for which sources give whole answers.
-    config = ReinforceConfig(
-        ".", num_views=1, top_k=1, signal=IMAGE_TAIL, image_column=image_column, label_column=label_column
-    )
-    plan = plan_run(dataset, teacher, single, config)
-    if plan.labels is None:
-        advice = label_advice(dataset, plan.provenance.image_column)
-        raise ConfigError(f"a teacher is calibrated by labels, found none. {advice}")
-    labeller = Labeller(teacher, plan.provenance)
-    source = choose_source(plan.view_maker(), labeller, config.batch_size, config.num_workers, config.augment_on)
-    spans = cut_spans(plan.provenance, range(plan.provenance.num_shards), source.batch_size)
-    with closing(source.answers(spans)) as answers:
-        return np.concatenate([columns.answers for columns in answers if columns.answers is not None]), plan.labels

@@ -35,7 +35,7 @@ from hf_dr.store.schema import (
     is_reserved,
 )
 from hf_dr.store.shards import MAX_MASS, check_full, check_shards, read_features, reading
-from hf_dr.teacher.calibration import NUM_BINS, bins_of, calibration_error
+from hf_dr.teacher.metrics import NUM_BINS, bins_of, calibration_error
 from hf_dr.teacher.signals import IMAGE_TAIL, SAMPLED, TOPK, described, tail_size
 from hf_dr.teacher.topk import MIN_REST
 from hf_dr.text import text_table, two_columns

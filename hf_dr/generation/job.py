@@ -19,7 +19,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from hf_dr.allocator import keep_freed_memory
-from hf_dr.errors import ConfigError, DataError
+from hf_dr.errors import DataError
 from hf_dr.files import take
 from hf_dr.generation.agreement import LEAST_ROWS, Agreement, sample_agreement
 from hf_dr.generation.config import ReinforceConfig, check_config
@@ -36,7 +36,7 @@ from hf_dr.generation.folder import (
     open_run,
 )
 from hf_dr.generation.labelling import CompleteRows, Labeller, RowCheck, RowStream, ViewColumns, best_candidates
-from hf_dr.generation.plan import Plan, plan_run
+from hf_dr.generation.plan import Plan, augmentation_of, plan_run
 from hf_dr.generation.sources import AnswerSource, choose_source, cut_spans
 from hf_dr.processes import describe_processor, on_main, process_state, warm_up_kernels
 from hf_dr.replay.dataset import ReinforcedDataset
@@ -52,7 +52,6 @@ from hf_dr.teacher.signals import IMAGE_TAIL
 from hf_dr.text import format_bytes
 from hf_dr.views.augmentation import NO_PARTNER, PARTNER, Augmentation
 from hf_dr.views.device.overlap import Background
-from hf_dr.views.ops.base import Op
 
 logger = logging.getLogger(__name__)
 
@@ -87,15 +86,7 @@ def reinforce(
             the label no more often than by chance (`Agreement.is_near_chance`), and `config.allow_disagreement` is not set.
     """
     check_config(config, ReinforceConfig)
-    if isinstance(augmentation, str):
-        augmentation = Augmentation.named(augmentation)
-    elif isinstance(augmentation, (list, tuple)):
-        augmentation = Augmentation.from_list([op.to_dict() if isinstance(op, Op) else op for op in augmentation])
-    if not isinstance(augmentation, Augmentation):
-        raise ConfigError(
-            f"`augmentation` must be an Augmentation, a name or a list of ops, got {type(augmentation).__name__}. Put a single "
-            "op of `hf_dr.ops` into a list; others cannot be replayed."
-        )
+    augmentation = augmentation_of(augmentation)
     if not is_teacher(teacher):
         check_dataset(dataset, config.image_column, config.label_column)  # before minutes of loading
         teacher = Teacher.from_pretrained(teacher)

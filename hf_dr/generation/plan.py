@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from hf_dr.text import shown_text
 from hf_dr.version import __version__
 from hf_dr.views.augmentation import NAMED, Augmentation
 from hf_dr.views.maker import ViewMaker
+from hf_dr.views.ops.base import Op
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +78,20 @@ class Plan:
             provenance.seed,
             matching_size=provenance.shard_size if provenance.mixing_scope == "shard" else None,
         )
+
+
+def augmentation_of(given: Augmentation | str | Sequence[Any]) -> Augmentation:
+    """Returns the augmentation that is given as `reinforce` takes it; a ConfigError if it is none."""
+    if isinstance(given, str):
+        return Augmentation.named(given)
+    if isinstance(given, (list, tuple)):
+        return Augmentation.from_list([op.to_dict() if isinstance(op, Op) else op for op in given])
+    if not isinstance(given, Augmentation):
+        raise ConfigError(
+            f"`augmentation` must be an Augmentation, a name or a list of ops, got {type(given).__name__}. Put a single "
+            "op of `hf_dr.ops` into a list; others cannot be replayed."
+        )
+    return given
 
 
 def plan_run(

@@ -329,7 +329,8 @@ def check_dataset(
         raise DataError(f"the base must not have a column `{name}`: the name belongs to the reinforcement. Rename it.")
     features = dataset.features
     images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
-    chosen = image_column or (images[0] if len(images) == 1 else "")
+    only = images[0] if len(images) == 1 else ""
+    chosen = only if image_column is None else image_column
     if chosen not in images:
         raise DataError(
             f"`image_column` must name an Image column, got {image_column!r}; Image columns: "

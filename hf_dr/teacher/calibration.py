@@ -1,48 +1,17 @@
-"""The expected calibration error (Guo et al., ICML 2017, arXiv:1706.04599, equation 3): one rule for all who report it."""
+"""The temperature at which a classifier's probabilities fit held-out labels (Guo et al., ICML 2017, arXiv:1706.04599)."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import numpy as np
+
+from hf_dr.teacher.metrics import classification_metrics, reliability
+from hf_dr.text import percent, two_columns
 
 TEMPERATURES = (0.25, 4.0)
 """The least and the greatest temperature that is fitted: a few images may all be right, which asks for one of 0."""
-
-NUM_BINS = 15
-"""Bins of equal width, as in the papers of Guo et al. and of Dataset Reinforcement."""
-
-
-def bins_of(confidence: np.ndarray, num_bins: int = NUM_BINS) -> np.ndarray:
-    """Returns the bin of each confidence: bin k holds those in (k / num_bins, (k + 1) / num_bins], and bin 0 holds 0 as well.
-
-    The edges are the float64 numbers nearest to k / num_bins, and a confidence is compared with them as it is: multiplying it
-    by `num_bins` instead would move some that lie on an edge, or next to one, into the neighbouring bin.
-
-    Args:
-        confidence: Probabilities of the predicted classes, any shape. One that rounding took beyond 1 belongs to the last bin.
-        num_bins: Number of bins of equal width.
-
-    Returns:
-        Bins from 0 to num_bins - 1, int64, of the same shape.
-    """
-    inner_edges = np.arange(1, num_bins) / num_bins
-    # The number of edges below a confidence; an edge that equals it is not below.
-    return np.searchsorted(inner_edges, np.asarray(confidence, np.float64), side="left").astype(np.int64)
-
-
-def calibration_error(counts: np.ndarray, confidence_sums: np.ndarray, hits: np.ndarray) -> float:
-    """Returns the expected calibration error: the mean over all examples of |accuracy - mean confidence| of their bin.
-
-    A bin of n examples weighs n, so it adds |hits - sum of confidences|, and nothing has to be divided by an empty bin's zero.
-
-    Args:
-        counts: Examples in each bin.
-        confidence_sums: Sum of their confidences.
-        hits: How many of their predicted classes are right.
-
-    Returns:
-        From 0 to 1; 0 if there is no example.
-    """
-    return float(np.abs(hits - confidence_sums).sum() / max(1, counts.sum()))
 
 
 def fit_temperature(logits_BC: np.ndarray, labels_B: np.ndarray) -> float:
@@ -74,3 +43,78 @@ def fit_temperature(logits_BC: np.ndarray, labels_B: np.ndarray) -> float:
         if abs(inverse - last) < 1e-12:
             break
     return 1 / inverse
+
+
+def calibrated_ece(logits_BC: np.ndarray, labels_B: np.ndarray) -> float:
+    """Returns the expected calibration error that is left at a model's best temperature, 0 to 1.
+
+    Each half of the examples, every other one, is scored at the temperature that fits the other half, so that none is scored at
+    a temperature that was fitted to it (test-time cross-validation of Ashukha et al., ICLR 2020, arXiv:2002.06470). Compare
+    models by this where each may be calibrated on held-out images, and by `ece` where they are used as they are.
+
+    Args:
+        logits_BC: Floating point, finite.
+        labels_B: Integers from 0 to C - 1, at least two.
+    """
+    scaled_BC = logits_BC.astype(np.float64)
+    for own, other in ((0, 1), (1, 0)):
+        scaled_BC[own::2] /= fit_temperature(logits_BC[other::2], labels_B[other::2])
+    return reliability(scaled_BC, labels_B).ece
+
+
+@dataclass(frozen=True)
+class TemperatureFit:
+    """A temperature that was fitted to held-out images, and what it changes. `print` shows it.
+
+    Attributes:
+        temperature: What the logits are divided by, within `TEMPERATURES`; above 1 the classifier was too sure of itself.
+        num_held_out: Number of the images.
+        num_classes: Number of the classifier's classes.
+        trained: `classification_metrics` of the classifier as it was.
+        calibrated: Those with the temperature; accuracies are the same.
+    """
+
+    temperature: float
+    num_held_out: int
+    num_classes: int
+    trained: Mapping[str, float]
+    calibrated: Mapping[str, float]
+
+    @classmethod
+    def of(cls, logits_BC: np.ndarray, labels_B: np.ndarray, temperature: float | None = None) -> TemperatureFit:
+        """Measures what a temperature changes; default: the one that fits best."""
+        if temperature is None:
+            temperature = fit_temperature(logits_BC, labels_B)
+        return cls(
+            temperature=temperature,
+            num_held_out=logits_BC.shape[0],
+            num_classes=logits_BC.shape[1],
+            trained=classification_metrics(logits_BC, labels_B),
+            calibrated=classification_metrics(logits_BC / temperature, labels_B),
+        )
+
+    def table(self, note: str = "", images: str = "") -> str:
+        """Returns it for people; the note stands behind the temperature, `images` says what the images are."""
+        before = self.trained
+        after = self.calibrated
+        lines = [
+            ("held-out top-1", f"{percent(before['top1'])} of {self.num_held_out:,} images{images}"),
+            ("temperature", f"{self.temperature:.3f}{note}"),
+            (
+                "calibration error",
+                f"{100 * before['ece']:.2f} % before, {100 * after['ece']:.2f} % with it (ECE on these images)",
+            ),
+            ("NLL of the label", f"{before['nll']:.4f} nats before, {after['nll']:.4f} with it"),
+        ]
+        least, greatest = TEMPERATURES
+        if not 1.001 * least < self.temperature < 0.999 * greatest:
+            lines.append(
+                (
+                    "note",
+                    f"none outside of {least:g} to {greatest:g} is tried: too few images, or others than it knows?",
+                )
+            )
+        return two_columns(lines)
+
+    def __str__(self) -> str:
+        return self.table()

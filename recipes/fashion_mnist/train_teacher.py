@@ -31,11 +31,10 @@ from torchvision.transforms import v2
 from tqdm import trange
 from transformers import PreTrainedModel
 
-from hf_dr.evaluation.metrics import classification_metrics, reliability
 from hf_dr.store.base_dataset import load_base
-from hf_dr.teacher.calibration import NUM_BINS
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.members import Preprocessing, load_member
+from hf_dr.teacher.metrics import NUM_BINS, classification_metrics, reliability
 from hf_dr.text import markdown_table
 from hf_dr.training.students import build_student
 

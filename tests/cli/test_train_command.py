@@ -22,11 +22,11 @@ from hf_dr.cli.main import main
 from hf_dr.cli.train import _card_settings
 from hf_dr.errors import HfDrError
 from hf_dr.evaluation.gathering import read_training
-from hf_dr.evaluation.metrics import compute_metrics
 from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.job import reinforce
 from hf_dr.hub.push import push_to_hub
 from hf_dr.store.base_dataset import load_base
+from hf_dr.teacher.metrics import compute_metrics
 from hf_dr.training.arguments import ReinforcedTrainingArguments
 from hf_dr.training.checkpoints import write_checksums
 from hf_dr.training.students import load_processor

@@ -15,13 +15,13 @@ from torch import nn
 from hf_dr.evaluation import run as evaluation
 from hf_dr.evaluation.comparison import compare
 from hf_dr.evaluation.config import EvaluateConfig
-from hf_dr.evaluation.metrics import classification_metrics, reliability
 from hf_dr.evaluation.run import run_evaluation
 from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.inspection import inspect
 from hf_dr.generation.job import reinforce
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.members import Member, Preprocessing
+from hf_dr.teacher.metrics import classification_metrics, reliability
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops.geometry import Resize
 

@@ -23,9 +23,9 @@ from hf_dr.evaluation import comparison
 from hf_dr.evaluation.comparison import Comparison, compare, is_finished, run_comparison, training_flags
 from hf_dr.evaluation.config import CompareConfig, as_arguments
 from hf_dr.evaluation.gathering import Run, read_run
-from hf_dr.evaluation.metrics import reliability
 from hf_dr.evaluation.report import Report, Result
 from hf_dr.processes import process_state
+from hf_dr.teacher.metrics import reliability
 from hf_dr.training.trainer import ReinforcedTrainer
 
 

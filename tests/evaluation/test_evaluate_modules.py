@@ -1,11 +1,11 @@
-"""The modules of the `evaluate` library give the numbers of hf_dr.evaluation.metrics, offline."""
+"""The modules of the `evaluate` library give the numbers of hf_dr.teacher.metrics, offline."""
 
 import evaluate
 import numpy as np
 import pytest
 
-from hf_dr.evaluation.metrics import classification_metrics
 from hf_dr.evaluation.modules import ECE, NLL, Brier, Classification, Top1, Top5
+from hf_dr.teacher.metrics import classification_metrics
 
 RNG = np.random.default_rng(0)
 LOGITS, LABELS = RNG.normal(0, 2, (40, 7)).astype(np.float32), RNG.integers(0, 7, 40)

@@ -22,12 +22,12 @@ from hf_dr.evaluation import run as evaluation
 from hf_dr.evaluation.config import EvaluateConfig, named_model
 from hf_dr.evaluation.corruptions import CORRUPTIONS, corrupt, corruption_rng
 from hf_dr.evaluation.images import open_set
-from hf_dr.evaluation.metrics import calibrated_ece, classification_metrics, reliability
 from hf_dr.evaluation.run import ModelInput, _Pass, run_evaluation
 from hf_dr.evaluation.sets import PRESETS, EvaluationSet, parse_set
 from hf_dr.evaluation.unfinished import UNFINISHED_FILE, Unfinished
-from hf_dr.teacher.calibration import fit_temperature
+from hf_dr.teacher.calibration import calibrated_ece, fit_temperature
 from hf_dr.teacher.members import Member, load_member
+from hf_dr.teacher.metrics import classification_metrics, reliability
 from hf_dr.teacher.preprocessing import Preprocessing
 from hf_dr.training.students import build_student
 from hf_dr.views.images import decode_image

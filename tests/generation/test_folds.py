@@ -15,7 +15,7 @@ from test_extension import assert_same, make, more
 from test_reinforce import MIXING, files_of
 
 from hf_dr.errors import ConfigError, FormatError, TeacherError
-from hf_dr.generation.agreement import held_out_answers
+from hf_dr.generation.calibration import held_out_answers
 from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.extend import ExtendConfig, extend
 from hf_dr.generation.folder import Part

@@ -14,7 +14,7 @@ from hf_dr.errors import ConfigError, DataError
 from hf_dr.evaluation.config import EvaluateConfig
 from hf_dr.evaluation.images import open_set
 from hf_dr.evaluation.sets import parse_set
-from hf_dr.generation.agreement import held_out_answers
+from hf_dr.generation.calibration import held_out_answers
 from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.job import reinforce, reinforce_job
 from hf_dr.replay.augmented import AugmentedDataset

@@ -7,8 +7,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from hf_dr.evaluation.metrics import classification_metrics
-from hf_dr.teacher.calibration import NUM_BINS, TEMPERATURES, bins_of, calibration_error, fit_temperature
+from hf_dr.teacher.calibration import TEMPERATURES, fit_temperature
+from hf_dr.teacher.metrics import NUM_BINS, bins_of, calibration_error, classification_metrics
 
 
 @pytest.mark.parametrize("num_bins", [1, 2, 10, 15, 49, 100])

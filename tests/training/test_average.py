@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from hf_dr.errors import ConfigError
-from hf_dr.evaluation.metrics import classification_metrics, compute_metrics
+from hf_dr.teacher.metrics import classification_metrics, compute_metrics
 from hf_dr.training.losses import reinforced_kl
 from hf_dr.training.students import EMA_FILE
 from hf_dr.training.trainer import ReinforcedTrainer, _weight_average

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from hf_dr.errors import ConfigError, DataError
-from hf_dr.evaluation.metrics import classification_metrics, compute_metrics
 from hf_dr.store.base_dataset import undecoded_images
 from hf_dr.teacher.calibration import TEMPERATURES, fit_temperature
+from hf_dr.teacher.metrics import classification_metrics, compute_metrics
 from hf_dr.teacher.preprocessing import evaluation_augmentation
 from hf_dr.training.calibrating import as_trained, check_foldable, check_other_images, check_sample, check_whole
 from hf_dr.training.students import LabelledImages

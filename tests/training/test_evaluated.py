@@ -13,8 +13,8 @@ from transformers import ConvNextImageProcessor, ViTImageProcessor
 
 from hf_dr.errors import ConfigError, DataError
 from hf_dr.evaluation.config import EvaluateConfig
-from hf_dr.evaluation.metrics import compute_metrics
 from hf_dr.evaluation.run import run_evaluation
+from hf_dr.teacher.metrics import compute_metrics
 from hf_dr.teacher.preprocessing import evaluation_augmentation
 from hf_dr.training.students import LabelledImages, build_student
 from hf_dr.training.trainer import ReinforcedTrainer

@@ -16,8 +16,8 @@ from torch import nn
 from transformers import AutoModelForImageClassification, Trainer, ViTConfig, ViTForImageClassification
 
 from hf_dr.errors import ConfigError, HfDrError
-from hf_dr.evaluation.metrics import compute_metrics
 from hf_dr.replay.loading import load_reinforced
+from hf_dr.teacher.metrics import compute_metrics
 from hf_dr.training.arguments import ReinforcedTrainingArguments, as_reinforced
 from hf_dr.training.checks import check_batches, check_input, learns_from_one
 from hf_dr.training.resumable import _writing

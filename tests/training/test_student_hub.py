@@ -28,9 +28,9 @@ from transformers import (
 
 from hf_dr.cli.main import main
 from hf_dr.errors import ConfigError, FormatError, HubError, TeacherError
-from hf_dr.evaluation.metrics import compute_metrics
 from hf_dr.generation.teachers import teacher_from_provenance
 from hf_dr.teacher.ensemble import Teacher
+from hf_dr.teacher.metrics import compute_metrics
 from hf_dr.teacher.preprocessing import evaluation_augmentation
 from hf_dr.training.arguments import ReinforcedTrainingArguments
 from hf_dr.training.student_hub import export_student, push_student

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from hf_dr.errors import DataError
-from hf_dr.teacher.calibration import NUM_BINS, bins_of, calibration_error, fit_temperature
 
+NUM_BINS = 15
+"""Bins of equal width, as in the papers of Guo et al. and of Dataset Reinforcement."""
 METRICS = ("top1", "top5", "nll", "brier", "ece")
 """What `classification_metrics` measures."""
 CALIBRATED_ECE = "calibrated_ece"
@@ -19,6 +20,41 @@ ECE_BY_CHANCE = "ece_by_chance"
 """What `Reliability.ece_by_chance` is, of clean images."""
 SHARES = "shares"
 """Unit of the metrics in JSON files, but nll (nats) and brier. Older files name none: their mce and errors are in percent."""
+
+
+def bins_of(confidence: np.ndarray, num_bins: int = NUM_BINS) -> np.ndarray:
+    """Returns the bin of each confidence: bin k holds those in (k / num_bins, (k + 1) / num_bins], and bin 0 holds 0 as well.
+
+    The edges are the float64 numbers nearest to k / num_bins, and a confidence is compared with them as it is: multiplying it
+    by `num_bins` instead would move some that lie on an edge, or next to one, into the neighbouring bin.
+
+    Args:
+        confidence: Probabilities of the predicted classes, any shape. One that rounding took beyond 1 belongs to the last bin.
+        num_bins: Number of bins of equal width.
+
+    Returns:
+        Bins from 0 to num_bins - 1, int64, of the same shape.
+    """
+    inner_edges = np.arange(1, num_bins) / num_bins
+    # The number of edges below a confidence; an edge that equals it is not below.
+    return np.searchsorted(inner_edges, np.asarray(confidence, np.float64), side="left").astype(np.int64)
+
+
+def calibration_error(counts: np.ndarray, confidence_sums: np.ndarray, hits: np.ndarray) -> float:
+    """Returns the expected calibration error (Guo et al., ICML 2017, arXiv:1706.04599, equation 3).
+
+    It is the mean over all examples of |accuracy - mean confidence| of their bin. A bin of n examples weighs n, so it adds
+    |hits - sum of confidences|, and nothing has to be divided by an empty bin's zero.
+
+    Args:
+        counts: Examples in each bin.
+        confidence_sums: Sum of their confidences.
+        hits: How many of their predicted classes are right.
+
+    Returns:
+        From 0 to 1; 0 if there is no example.
+    """
+    return float(np.abs(hits - confidence_sums).sum() / max(1, counts.sum()))
 
 
 @dataclass(frozen=True)
@@ -37,7 +73,7 @@ class Reliability:
 
     @property
     def ece(self) -> float:
-        """Expected calibration error, 0 to 1: see `hf_dr.teacher.calibration`."""
+        """Expected calibration error, 0 to 1."""
         return calibration_error(self.counts, self.confidence_sums, self.hits)
 
     @property
@@ -129,23 +165,6 @@ def _check_examples(logits_BC: np.ndarray, labels_B: np.ndarray) -> None:
         )
     if not np.isfinite(logits_BC).all():
         raise DataError("logits must be finite, got NaN or infinity: the training diverged. Lower the learning rate.")
-
-
-def calibrated_ece(logits_BC: np.ndarray, labels_B: np.ndarray) -> float:
-    """Returns the expected calibration error that is left at a model's best temperature, 0 to 1.
-
-    Each half of the examples, every other one, is scored at the temperature that fits the other half, so that none is scored at
-    a temperature that was fitted to it (test-time cross-validation of Ashukha et al., ICLR 2020, arXiv:2002.06470). Compare
-    models by this where each may be calibrated on held-out images, and by `ece` where they are used as they are.
-
-    Args:
-        logits_BC: Floating point, finite.
-        labels_B: Integers from 0 to C - 1, at least two.
-    """
-    scaled_BC = logits_BC.astype(np.float64)
-    for own, other in ((0, 1), (1, 0)):
-        scaled_BC[own::2] /= fit_temperature(logits_BC[other::2], labels_B[other::2])
-    return reliability(scaled_BC, labels_B).ece
 
 
 def compute_metrics(prediction: Any) -> dict[str, float]:

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from hf_dr.errors import DataError
-from hf_dr.evaluation.metrics import calibrated_ece, classification_metrics, compute_metrics, log_softmax, reliability
 from hf_dr.evaluation.plots import reliability_figure
-from hf_dr.teacher.calibration import TEMPERATURES, fit_temperature
+from hf_dr.teacher.calibration import TEMPERATURES, calibrated_ece, fit_temperature
+from hf_dr.teacher.metrics import classification_metrics, compute_metrics, log_softmax, reliability
 
 
 @settings(max_examples=30)

@@ -150,7 +150,7 @@ def _loaded(model: Any) -> Member | None:
     if len(model.members) > 1 or told["members"][0]["classes"] is not None or "temperature" in told:
         raise ConfigError(
             f"`models` must be single classifiers as they are, got {model}, which has several members, a temperature or chosen "
-            "classes. Give `Teacher([member])` for each of its `members`."
+            "classes. Give `Teacher([member])` for each of its `members`; `hf_dr.calibrate` measures a teacher as it is."
         )
     (member,) = model.members
     # A copy: the teacher may be on another device, and in another memory format, on which its answers depend.

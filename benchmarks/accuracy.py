@@ -145,8 +145,10 @@ def case_of(name: str, flags: Any) -> Case:
     case = CASES[name]
     if flags.small:
         _, num_views, epochs = SMALL[name]
-        few = {"teacher_views": min(case.teacher_views, 2), "teacher_epochs": 0, "corruptions": ("jpeg_compression",)}
-        case = replace(case, num_views=num_views, epochs={"resnet": epochs}, **few)
+        case = replace(
+            case, num_views=num_views, epochs={"resnet": epochs}, teacher_views=min(case.teacher_views, 2),
+            teacher_epochs=0, corruptions=("jpeg_compression",),
+        )  # fmt: skip
     if flags.num_views is not None:
         case = replace(case, num_views=flags.num_views)
     if flags.epochs is not None:
@@ -405,7 +407,9 @@ def run(name: str, student: str, flags: Any, variant: str = "", **more: Any) -> 
         seeds=flags.seeds[:1] if flags.quick else flags.seeds,
         teacher=teacher,
     )  # fmt: skip
-    return run_comparison(config, lambda arguments: launch("train", arguments, "train.py"))
+    found = run_comparison(config, lambda arguments: launch("train", arguments, "train.py"))
+    assert found is not None, "this is the first process"
+    return found
 
 
 def main() -> None:

@@ -109,7 +109,7 @@ def lite0(folder: Path | None) -> tuple[Teacher, str]:
         return Teacher.from_pretrained(f"timm:{LITE0}@{folder / LITE0}.in1k.safetensors"), f"{LITE0}.in1k"
     torch.manual_seed(0)
     model = timm.create_model(LITE0, pretrained=False).eval()
-    config = model.pretrained_cfg
+    config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
     preprocessing = Preprocessing((224, 224), config["mean"], config["std"], "bicubic")
     member = Member(model, LITE0, None, None, 1000, None, preprocessing, weights_hash(model))
     return Teacher([member]), f"untrained {LITE0} (no --weights)"

@@ -78,7 +78,7 @@ def _saved(picture: PIL.Image.Image, **settings: Any) -> bytes:
 
 def differing(decode: Decoder, data: bytes) -> bool:
     """Whether a decoder gives other pixels than Pillow, or refuses a file that Pillow takes, or the other way round."""
-    results = []
+    results: list[np.ndarray | None] = []
     for decoder in (pillow, decode):
         try:
             results.append(decoder(data))

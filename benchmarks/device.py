@@ -30,6 +30,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
@@ -131,8 +132,8 @@ def teachers(weights: Path | None, device: torch.device) -> dict[str, Teacher]:
     lite0, _ = common.lite0(weights)
     torch.manual_seed(0)
     model = timm.create_model("resnet50").eval()
-    config = model.pretrained_cfg
-    preprocessing = Preprocessing((SIDE, SIDE), tuple(config["mean"]), tuple(config["std"]), "bicubic")
+    config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    preprocessing = Preprocessing((SIDE, SIDE), config["mean"], config["std"], "bicubic")
     resnet50 = Member(model, "resnet50", None, None, 1000, None, preprocessing, weights_hash(model))
     return {"lite0": Teacher(list(lite0.members), **settings), "resnet50": Teacher([resnet50], **settings)}
 
@@ -245,7 +246,7 @@ def measure_parts(data: Path | None, weights: Path | None, device: torch.device)
                 batch.finish()
         result[f"ms_{augmentation}"] = 1e3 * taken / len(spans)
         result[f"host_ms_{augmentation}"] = 1e3 * launched / len(spans)
-        _profile(lambda host=host, prepared=prepared: list(host.make(prepared)), augmentation, len(spans))
+        _profile(partial(list, host.make(prepared)), augmentation, len(spans))
     for who, teacher in teachers(weights, device).items():
         views = torch.zeros((BATCH, SIDE, SIDE, 3), dtype=torch.uint8, device=device)
         for kind, ask in (("", _asker(teacher)), ("_graph", Graphed(_asker(teacher)))):
@@ -319,10 +320,10 @@ def measure_counts(data: Path | None) -> dict[str, Any]:
                 nowhere = [batch.pixels.to("meta")]
                 fused.run(program, nowhere)
                 launches = fused.kernels.count  # type: ignore[attr-defined]
-                performing = _least_cpu(lambda program=program, nowhere=nowhere: fused.run(program, nowhere))
+                performing = _least_cpu(partial(fused.run, program, nowhere))
             finally:
                 fused.kernels = kernels
-            packing = _least_cpu(lambda augmenter=augmenter, views=views: UndoneBatch.pack(augmenter, views))
+            packing = _least_cpu(partial(UndoneBatch.pack, augmenter, views))
             message = bytes(ForkingPickler.dumps(collated))
             maker = ViewMaker(
                 undecoded_images(common.photos(data, 2048)[0], "image"),
@@ -331,7 +332,7 @@ def measure_counts(data: Path | None) -> dict[str, Any]:
                 0,
                 None,
             )
-            ordering = _least_cpu(lambda maker=maker: _order(maker))
+            ordering = _least_cpu(partial(_order, maker))
             result |= {
                 f"order_ms_a_span_{name}": 1e3 * ordering / (2048 * NUM_VIEWS / BATCH),
                 f"launches_{name}": launches,
@@ -369,7 +370,7 @@ def measure_copies(num_bytes: int) -> dict[str, float]:
         for sent in torch.utils.data.DataLoader(Sent(num_bytes), batch_size=None, num_workers=1):
             to = torch.ones(sent.shape, dtype=torch.uint8)  # as memory that is pinned is there already
             torch.set_num_threads(1)  # as in a loader's thread
-            rounds.append(common.seconds(lambda to=to, sent=sent, copy=copy: copy(to, sent)))
+            rounds.append(common.seconds(partial(copy, to, sent)))
         result[f"copy_{name}"] = 1e3 * min(rounds)
     return result
 
@@ -410,7 +411,7 @@ class Clock(TrainerCallback):
     def __init__(self, first: int) -> None:
         self.first, self.began, self.steps, self.ended = first, 0.0, 0, 0.0
 
-    def on_step_end(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == self.first:
             torch.cuda.synchronize()
             self.began = time.perf_counter()
@@ -445,7 +446,7 @@ def training_speed(
 def step_speed(student: str, train: ReinforcedDataset, folder: Path, steps: int, device: torch.device) -> float:
     """Images a second of the same step on one batch that stays on the GPU."""
     trainer = trainer_of(student, train, folder, 1, "cpu")
-    model = trainer.model.to(device).train()  # type: ignore[union-attr]
+    model: torch.nn.Module = trainer.model.to(device).train()  # type: ignore[union-attr, arg-type]
     loaded = default_data_collator(train.__getitems__([(row, 0) for row in range(BATCH)]))
     inputs = trainer._prepare_inputs(trainer._student_inputs(loaded))
     inputs["pixel_values"] = inputs["pixel_values"].contiguous(memory_format=torch.channels_last)

@@ -28,6 +28,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ if not {"--alone", "--late"} & set(sys.argv):
 import common
 import datasets
 import numpy as np
+import PIL.Image
 import torch
 
 from hf_dr.generation.config import ReinforceConfig
@@ -51,6 +53,7 @@ from hf_dr.teacher.topk import top_k
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.images import pixel_hash
 from hf_dr.views.maker import ViewBatch, hash_view
+from hf_dr.views.ops.base import Params
 from hf_dr.views.rng import view_rng
 
 TOP_K, NUM_VIEWS = 10, 8
@@ -120,7 +123,7 @@ def time_alone(flags: argparse.Namespace) -> None:
     sizes = {size: ready.split(size) for size in BARE_BATCHES}
     forward(teacher, sizes[16][:2])
     for _ in sys.stdin:
-        taken = min(common.seconds(lambda views=views: forward(teacher, views)) for views in sizes.values())
+        taken = min(common.seconds(partial(forward, teacher, views)) for views in sizes.values())
         print(taken, flush=True)
 
 
@@ -165,32 +168,38 @@ def measure_parts(images: datasets.Dataset, teacher: Teacher, folder: Path) -> l
     torch.set_num_threads(1)
     spent: dict[str, float] = {}
 
-    def timed(name: str, work: Callable[[], Any]) -> Any:
+    def draw(row: int, view: int, size: tuple[int, int]) -> Params:
+        return augmentation.sample(view_rng(0, row, view), size)
+
+    def copied_hash(shown: PIL.Image.Image) -> int:
+        return hash_view(np.array(shown))
+
+    def ask(batch: ViewBatch) -> torch.Tensor:
+        return teacher(batch.pixels.permute(0, 3, 1, 2))
+
+    def timed(name: str, work: Callable[..., Any], *arguments: Any) -> Any:
         began = time.process_time()
-        result = work()
+        result = work(*arguments)
         spent[name] = spent.get(name, 0.0) + time.process_time() - began
         return result
 
     for row in range(len(images)):
-        image = timed("decode", lambda row=row: maker.image(row))
-        timed("hash the image", lambda image=image: pixel_hash(image))
+        image = timed("decode", maker.image, row)
+        timed("hash the image", pixel_hash, image)
         size = (image.height, image.width)
         for view in range(NUM_VIEWS):
-            params = timed(
-                "draw parameters",
-                lambda row=row, view=view, size=size: augmentation.sample(view_rng(0, row, view), size),
-            )
-            shown = timed("augment", lambda image=image, params=params: augmentation.apply(image, params))
-            timed("copy and hash the view", lambda shown=shown: hash_view(np.array(shown)))
+            params = timed("draw parameters", draw, row, view, size)
+            shown = timed("augment", augmentation.apply, image, params)
+            timed("copy and hash the view", copied_hash, shown)
     ready = batches(made)
     answers: list[torch.Tensor] = []
     for batch in ready:
-        answers.append(timed("teacher", lambda batch=batch: teacher(batch.pixels.permute(0, 3, 1, 2))))
-        timed("top-K", lambda answer=answers[-1]: top_k(answer, TOP_K))
+        answers.append(timed("teacher", ask, batch))
+        timed("top-K", top_k, answers[-1], TOP_K)
     # The run with all this handed to it: what remains is collecting, encoding and writing.
     replies = _Replies(teacher, iter(answers))
     labeller = Labeller(replies, made.provenance)  # type: ignore[arg-type]
-    made.source.answers = lambda spans: (labeller.label(batch) for batch in ready)  # type: ignore[method-assign, assignment]
+    made.source.answers = lambda spans: (labeller.label(batch) for batch in ready)  # type: ignore[method-assign]
     timed("collect, encode, write", made.run)
     torch.set_num_threads(threads)
     views = len(images) * NUM_VIEWS

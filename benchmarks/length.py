@@ -198,7 +198,7 @@ def prepare_teacher(work: Work, architecture: str) -> None:
         eval_dataset=work.images("test"),
         compute_metrics=compute_metrics,
     )
-    trainer.train(last_checkpoint(arguments.output_dir))
+    trainer.train(last_checkpoint(str(arguments.output_dir)))
     found = trainer.evaluate()
     trainer.save_model()
     _write_result(work, f"teacher_{architecture}", {key: found[f"eval_{key}"] for key in METRICS})
@@ -248,18 +248,19 @@ def train(work: Work, student: str, epochs: int, objective: str, seed: int) -> N
         if objective == "kd"
         else ReinforcedTrainer(**shared)
     )
-    made.train(last_checkpoint(arguments.output_dir))
+    made.train(last_checkpoint(str(arguments.output_dir)))
     seconds = time.perf_counter() - began
     found = made.evaluate()
     result = {key: found[f"eval_test_{key}"] for key in METRICS}
     result |= {"corrupted": 1 - found["eval_corrupted_top1"], "seconds": seconds}
-    logits_BC, labels_B, _ = made.predict(work.images("test"))
+    predicted = made.predict(work.images("test"))
+    logits_BC, labels_B = np.asarray(predicted.predictions), np.asarray(predicted.label_ids)
     result |= {
         "temperature": fit_temperature(logits_BC, labels_B),
         "calibrated_ece": calibrated_ece(logits_BC, labels_B),
     }
     _write_result(work, _name(student, epochs, objective, seed), result)
-    shutil.rmtree(arguments.output_dir)
+    shutil.rmtree(str(arguments.output_dir))
 
 
 def _name(student: str, epochs: int, objective: str, seed: int) -> str:
@@ -360,9 +361,9 @@ def summary(work: Work) -> dict[str, Any]:
             result |= {f"{file.stem}_{key}": value for key, value in json.loads(file.read_text()).items()}
     found: dict[tuple[str, int, str], dict[int, dict[str, float]]] = {}
     for file in results.glob("*_*_*_*.json"):
-        student, epochs, objective, seed = file.stem.rsplit("_", 3)
+        student, length, objective, seed = file.stem.rsplit("_", 3)
         if student in work.scale.students:
-            found.setdefault((student, int(epochs), objective), {})[int(seed)] = json.loads(file.read_text())
+            found.setdefault((student, int(length), objective), {})[int(seed)] = json.loads(file.read_text())
     for (student, epochs, objective), of_seed in sorted(found.items()):
         prefix = f"{student}_{epochs}_{objective}"
         result[f"{prefix}_seeds"] = len(of_seed)

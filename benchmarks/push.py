@@ -133,7 +133,7 @@ def finished(ranks: list[subprocess.Popen[str]]) -> None:
         if process.returncode:
             for other in ranks:
                 other.kill()
-            sys.exit(f"{process.args}\nfailed:\n{errors[-3000:]}")
+            sys.exit(f"{process.args!r}\nfailed:\n{errors[-3000:]}")
 
 
 def child(flags: argparse.Namespace) -> None:

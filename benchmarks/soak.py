@@ -68,7 +68,8 @@ from hf_dr.store.shards import read_marker
 from hf_dr.training.checkpoints import last_checkpoint
 from hf_dr.training.trainer import ReinforcedTrainer
 
-HUB, Rng = conftest.HUB, np.random.Generator
+HUB = conftest.HUB
+Rng = np.random.Generator
 Work = Callable[[Path], Any]
 FILE_OPERATIONS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir")
 
@@ -105,17 +106,19 @@ def pushing(plus: Path, way: str, folder: Path) -> Any:
     huggingface_hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = False
     huggingface_hub.constants.HF_HUB_CACHE = str(folder / "cache")
     retry._sleep = lambda _: None
-    huggingface_hub.utils._http.time = huggingface_hub.file_download.time = SimpleNamespace(sleep=lambda _: None)
+    impatient: Any = SimpleNamespace(sleep=lambda _: None)
+    huggingface_hub.utils._http.time = huggingface_hub.file_download.time = impatient
     return push_to_hub(plus, faults.REPO, **faults.PUSHES[way])
 
 
 def looking(folder: Path) -> list[str]:
     """Returns what `verify` of one row and a push say of damaged files; nothing where they find none."""
     said = []
-    for look in (
+    looks: tuple[Callable[[], Any], ...] = (
         lambda: verify(folder, ask_teacher=False, num_rows=1).problems,
         lambda: push_to_hub(folder, faults.REPO),
-    ):
+    )
+    for look in looks:
         try:
             said.append("".join(look()[:1]))
         except HfDrError as error:  # a push that does not refuse finds no Hub

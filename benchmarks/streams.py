@@ -30,6 +30,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import common
 import datasets
@@ -89,13 +90,12 @@ def watching() -> Iterator[Read]:
         read.decoded += 1
         return decode(*args)
 
-    streamed_shards.with_parquet = streamed_base.with_parquet = watched
-    replayed.decode_row = decoded
-    try:
+    with (
+        patch.object(streamed_shards, "with_parquet", watched),
+        patch.object(streamed_base, "with_parquet", watched),
+        patch.object(replayed, "decode_row", decoded),
+    ):
         yield read
-    finally:
-        streamed_shards.with_parquet = streamed_base.with_parquet = with_parquet
-        replayed.decode_row = decode
 
 
 @contextmanager
@@ -109,11 +109,8 @@ def sending() -> Iterator[list[int]]:
         sent.append(len(content))
         return content
 
-    HfFileSystemFile._fetch_range = counted
-    try:
+    with patch.object(HfFileSystemFile, "_fetch_range", counted):
         yield sent
-    finally:
-        HfFileSystemFile._fetch_range = fetch
 
 
 def epochs_of(stream: StreamedReinforcedDataset, name: str, count: int) -> dict[str, float]:

@@ -7,6 +7,7 @@ from collections.abc import Generator, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import common
 import datasets
@@ -15,12 +16,13 @@ import PIL.Image
 import pyarrow as pa
 import torch
 
+from hf_dr.generation import labelling
 from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.folder import Part, RunProgress
 from hf_dr.generation.job import Job
 from hf_dr.generation.labelling import ViewColumns
 from hf_dr.generation.plan import Plan, plan_run
-from hf_dr.generation.sources import Timing
+from hf_dr.generation.sources import AnswerSource, Timing
 from hf_dr.processes import process_state
 from hf_dr.store.schema import AUG_PREFIX, IMAGE_HASH, TEACHER_IDS, TEACHER_LOGPROBS, VIEWS_HASH
 from hf_dr.views.augmentation import NO_PARTNER, PARTNER, Augmentation
@@ -31,7 +33,7 @@ from hf_dr.views.ops.base import Params
 TOP_K = 10
 
 
-class SyntheticSource:
+class SyntheticSource(AnswerSource):
     """A source of answers that renders no view and asks no teacher; images and their hashes are real."""
 
     workers = 1
@@ -57,7 +59,7 @@ class SyntheticSource:
             ids, logprobs = answers(len(flat), provenance.top_k, provenance.num_classes, span.start)
             columns = {
                 IMAGE_HASH: np.array([hashes[example] for example, _ in flat], np.uint64),
-                VIEWS_HASH: np.zeros(len(flat), np.uint64),  # only `hf-dr verify` reads it
+                VIEWS_HASH: np.zeros(len(flat), np.uint64),  # see `SyntheticJob`
                 TEACHER_IDS: ids,
                 TEACHER_LOGPROBS: logprobs,
             }
@@ -98,8 +100,16 @@ def write(base: datasets.Dataset, augmentation: Augmentation, num_views: int, fo
     return plan.folder
 
 
+class SyntheticJob(Job):
+    """A run whose `views_hash` is 0, which is read as unknown: a training has nothing to compare its views with."""
+
+    def _make_shards(self, *arguments: Any) -> None:
+        with patch.object(labelling, "combine_hashes", lambda _: 0):
+            super()._make_shards(*arguments)
+
+
 def _job(plan: Plan, device: torch.device) -> Job:
-    return Job(plan, SyntheticSource(plan, device), lambda: None)  # made-up answers agree with no label
+    return SyntheticJob(plan, SyntheticSource(plan, device), lambda: None)  # made-up answers agree with no label
 
 
 def write_repeated(

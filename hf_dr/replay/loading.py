@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, TypedDict, Unpack, overload
 
 import datasets
 import numpy as np
@@ -35,19 +35,44 @@ _Paths = list[_Path] | tuple[_Path, ...] | list[str] | list[Path]
 _Names = list[str] | list[str | None] | tuple[str | None, ...]
 
 
+class _Settings(TypedDict, total=False):
+    """Types of the settings on which the type of the result does not depend."""
+
+    split: str | None
+    base: datasets.Dataset | str | os.PathLike[str] | None
+    base_config: str | None
+    base_revision: str | None
+    files_from: Sequence[str]
+    unreinforced: bool
+    columns: Sequence[str]
+    revision: str | None
+    num_views: int | None
+    seed: int
+    check_images: bool
+    shuffled_shards: int
+
+
 @overload
 def load_reinforced(
-    path: _Path, name: str | None = None, *, streaming: Literal[False] = False, **settings: Any
+    path: _Path, name: str | None = None, *, streaming: Literal[False] = False, **settings: Unpack[_Settings]
 ) -> ReinforcedDataset: ...
 @overload
 def load_reinforced(
-    path: _Path, name: str | None = None, *, streaming: Literal[True], **settings: Any
+    path: _Paths, name: str | _Names | None = None, *, streaming: Literal[False] = False, **settings: Unpack[_Settings]
+) -> CombinedReinforcedDataset: ...
+@overload
+def load_reinforced(
+    path: _Path, name: _Names, *, streaming: Literal[False] = False, **settings: Unpack[_Settings]
+) -> CombinedReinforcedDataset: ...
+@overload
+def load_reinforced(
+    path: _Path | _Paths, name: str | _Names | None = None, *, streaming: Literal[True], **settings: Unpack[_Settings]
 ) -> StreamedReinforcedDataset: ...
 @overload
-def load_reinforced(path: _Paths, name: str | _Names | None = None, **settings: Any) -> CombinedReinforcedDataset: ...
-@overload
-def load_reinforced(path: _Path, name: _Names, **settings: Any) -> CombinedReinforcedDataset: ...
-def load_reinforced(  # type: ignore[misc]  # the overloads leave the other settings to it
+def load_reinforced(
+    path: _Path | _Paths, name: str | _Names | None = None, *, streaming: bool, **settings: Unpack[_Settings]
+) -> ReinforcedDataset | CombinedReinforcedDataset | StreamedReinforcedDataset: ...
+def load_reinforced(
     path: _Path | _Paths,
     name: str | _Names | None = None,
     *,

@@ -1,5 +1,6 @@
 """Before a training, some rows are replayed: their views must have the pixels that the teacher saw."""
 
+import importlib
 from pathlib import Path
 
 import numpy as np
@@ -109,3 +110,13 @@ def test_a_stream_checks_the_first_rows_that_it_reads(folder, turned):
     with pytest.raises(ReplayError, match=f"row 0 of `of_seed_0` {OTHERS}"):
         next(iter(load_reinforced(folder, "of_seed_0", streaming=True)))
     assert next(iter(load_reinforced(folder, "of_seed_0", streaming=True, check_images=False)))["reinforced"]
+
+
+def test_the_made_up_datasets_of_the_benchmarks_claim_no_pixels(tiny_dataset, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    synthetic = importlib.import_module("synthetic")
+    base = synthetic.with_numbers(tiny_dataset)
+    folder = synthetic.write(base, Augmentation([RandomResizedCrop(8)]), 2, tmp_path / "made-up")
+    for streaming in (False, True):
+        batch = next(iter(ReinforcedLoader(load_reinforced(folder, streaming=streaming), 2)))
+        assert batch["reinforced"].all()

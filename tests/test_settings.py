@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import math
 import re
@@ -15,9 +16,14 @@ from transformers import HfArgumentParser
 
 from hf_dr.errors import ConfigError
 from hf_dr.evaluation.config import EvaluateConfig
+from hf_dr.evaluation.evaluate import EvaluateSettings
 from hf_dr.generation.config import ExtendConfig, ReinforceConfig
 from hf_dr.generation.job import reinforce
+from hf_dr.replay import loading
+from hf_dr.replay.loading import load_reinforced
+from hf_dr.replay.sampling import OrderSettings, check_order
 from hf_dr.settings import Real, Whole, check_settings
+from hf_dr.teacher.ensemble import Teacher, TeacherSettings
 from hf_dr.training.arguments import ReinforcedTrainingArguments
 
 
@@ -148,3 +154,21 @@ def test_help_in_python_explains_each_setting(kind: type, names: tuple[str, ...]
             assert f"\n    {own.name}: {own.metadata['help'][:30]}" in text
     assert "\n    lr_scheduler_type: " not in text, "which is transformers'"
     assert text.index("Args:") < text.index("Raises:\n    ConfigError: A value is impossible.")
+
+
+def parameters(function, *others):
+    return inspect.signature(function).parameters.keys() - {"self", *others}
+
+
+@pytest.mark.parametrize(
+    ("typed", "taken"),
+    [
+        (EvaluateSettings, {field.name for field in fields(EvaluateConfig)} - {"models", "sets", "output_dir"}),
+        (OrderSettings, parameters(check_order, "data")),
+        (TeacherSettings, parameters(Teacher.__init__, "members")),
+        (loading._Settings, parameters(load_reinforced, "path", "name", "streaming")),
+    ],
+    ids=["evaluate", "order", "Teacher", "load_reinforced"],
+)
+def test_settings_with_types_are_those_that_are_taken(typed, taken):
+    assert typed.__annotations__.keys() == taken

@@ -6,9 +6,9 @@ import copy
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import datasets
 
@@ -26,6 +26,26 @@ from hf_dr.store.base_dataset import checked_origin
 from hf_dr.teacher.ensemble import Teacher, is_teacher
 from hf_dr.teacher.members import Member
 
+
+class EvaluateSettings(TypedDict, total=False):
+    """Those of `EvaluateConfig` that are settings of `evaluate`."""
+
+    files_from: list[str]
+    corrupt: list[str]
+    corruptions: list[str]
+    severities: list[int]
+    max_examples: int | None
+    batch_size: int
+    num_workers: int
+    device: str | None
+    precision: str
+    seed: int
+    size: int | None
+    crop: float | None
+    mean: list[float]
+    std: list[float]
+
+
 Name = str | os.PathLike[str]
 Classifier = Name | Teacher
 _LOAD = "Load it with `datasets.load_dataset(NAME, split=SPLIT)`."
@@ -38,7 +58,7 @@ def evaluate(
     output_dir: Name | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
-    **settings: Any,
+    **settings: Unpack[EvaluateSettings],
 ) -> Report:
     """Measures classifiers on labelled images: accuracy, likelihood, calibration and, with `corrupt`, robustness.
 
@@ -70,9 +90,9 @@ def evaluate(
         DataError: A set cannot be loaded, or lacks images or labels.
         TeacherError: A model cannot be loaded.
     """
-    known = {field.name for field in fields(EvaluateConfig)} - {"models", "sets", "output_dir"}
+    known = EvaluateSettings.__annotations__.keys()
     for name in settings.keys() - known:
-        advice = did_you_mean(name, known | {"output_dir", "image_column", "label_column"})
+        advice = did_you_mean(name, {*known, "output_dir", "image_column", "label_column"})
         raise ConfigError(f"`evaluate` has no setting `{name}`.{advice}")
     folder = "" if output_dir is None else output_dir
     check_kind("output_dir", folder, (str, os.PathLike), "a folder", "Name one.")

@@ -5,10 +5,10 @@ Nothing depends on workers, processes or restarts, and no `set_epoch` has to rea
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import math
 from collections.abc import Iterator
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -28,6 +28,16 @@ from hf_dr.replay.reinforced_data import (
 from hf_dr.settings import check_count
 from hf_dr.teacher.signals import SAMPLED
 from hf_dr.views.rng import DOMAIN_ORDER, check_seed, keyed_rng
+
+
+class OrderSettings(TypedDict, total=False):
+    """The settings of an order; see `ReinforcedSampler`."""
+
+    seed: int
+    view_order: str
+    view_difficulty: str
+    num_epochs: int | None
+    reinforced_probability: float
 
 
 def check_order(
@@ -74,10 +84,6 @@ def check_order(
             f"`reinforced_probability` must be 1 for a dataset without labels, got {reinforced_probability}. Set it to 1, in "
             "`ReinforcedTrainingArguments` or for a sampler or loader."
         )
-
-
-ORDER_SETTINGS = frozenset(inspect.signature(check_order).parameters) - {"data"}
-"""The names of the settings of an order."""
 
 
 class ReinforcedSampler(torch.utils.data.Sampler[tuple[int, View]]):

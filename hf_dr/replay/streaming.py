@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn, Self, Unpack
 
 import datasets
 import numpy as np
@@ -18,7 +18,7 @@ from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.device import undone_items
 from hf_dr.replay.epoch import SharedEpoch
 from hf_dr.replay.reinforced_data import Origin, ReinforcedData
-from hf_dr.replay.sampling import BY_DIFFICULTY, ReinforcedSampler, check_order
+from hf_dr.replay.sampling import BY_DIFFICULTY, OrderSettings, ReinforcedSampler, check_order
 from hf_dr.replay.shares import Progress, Shares
 from hf_dr.replay.streamed_shards import StreamedShards
 from hf_dr.settings import check_count
@@ -82,7 +82,7 @@ class StreamedReinforcedDataset(ReinforcedData, torch.utils.data.IterableDataset
         self.num_views = int(self._starts[-1])
         self.top_k = min(template.top_k for template in templates)
         self._rows = int(parts[0].sizes.sum())
-        self._order: dict[str, Any] = {"seed": 0}
+        self._order: OrderSettings = {"seed": 0}
         self._rank = 0
         self._shares: Shares | None = None  # of a process, once the dataset is split
         self._progress: Progress | None = None  # that of an epoch that was begun before
@@ -110,13 +110,13 @@ class StreamedReinforcedDataset(ReinforcedData, torch.utils.data.IterableDataset
         """Chooses the epoch of the next iteration, in the workers of a DataLoader, too."""
         self._epoch.set(epoch)
 
-    def ordered(self, *, seed: int = 0, **settings: Any) -> Self:
+    def ordered(self, **settings: Unpack[OrderSettings]) -> Self:
         """Returns this dataset in another order; see `ReinforcedSampler` for the settings.
 
         Raises:
             ConfigError: See `ReinforcedSampler`; or an epoch of another order goes on (`resumed`).
         """
-        order = {"seed": seed, **settings}
+        order: OrderSettings = {"seed": 0, **settings}
         if self._progress is not None and order != self._order:
             raise ConfigError(
                 f"`ordered` must come before `resumed`: an epoch goes on as it was begun, with {self._order}, got {order}. "

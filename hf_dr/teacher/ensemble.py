@@ -11,7 +11,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -28,6 +28,17 @@ if TYPE_CHECKING:
     from typing_extensions import TypeIs
 
 logger = logging.getLogger(__name__)
+
+
+class TeacherSettings(TypedDict, total=False):
+    """The settings of a `Teacher`, which has their defaults."""
+
+    device: str | torch.device | None
+    precision: str
+    channels_last: bool
+    compile: bool
+    classes: Sequence[int] | Sequence[str] | None
+    temperature: float
 
 
 class Teacher:
@@ -94,7 +105,7 @@ class Teacher:
         self._largest_batch: int | None = None  # learned when memory runs out
 
     @classmethod
-    def from_pretrained(cls, ids: TeacherNames, **settings: Any) -> Teacher:
+    def from_pretrained(cls, ids: TeacherNames, **settings: Unpack[TeacherSettings]) -> Teacher:
         """Loads the members by name; `settings` are those of `Teacher`.
 
         Args:
@@ -128,7 +139,7 @@ class Teacher:
         processor: Any = None,
         class_names: Sequence[str] | None = None,
         license: str | None = None,
-        **settings: Any,
+        **settings: Unpack[TeacherSettings],
     ) -> Teacher:
         """Makes a teacher of a classifier in memory; `settings` are those of `Teacher`.
 

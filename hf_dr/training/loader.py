@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from accelerate.data_loader import prepare_data_loader
@@ -17,7 +17,7 @@ from hf_dr.processes import find_device, in_process_group, quiet_worker, shield_
 from hf_dr.replay.messages import InOneMessage, collate_rows
 from hf_dr.replay.proof import check_replay
 from hf_dr.replay.reinforced_data import ReinforcedData, check_loaded
-from hf_dr.replay.sampling import ORDER_SETTINGS, ReinforcedSampler
+from hf_dr.replay.sampling import OrderSettings, ReinforcedSampler
 from hf_dr.replay.streaming import StreamedReinforcedDataset
 from hf_dr.settings import Switch, check_count, check_kind
 from hf_dr.training.device_views import device_augmentation, undone, with_made_views
@@ -70,14 +70,15 @@ class ReinforcedLoader:
         num_workers: int = 0,
         drop_last: bool = False,
         augment_on: str = "auto",
-        **order: Any,
+        **order: Unpack[OrderSettings],
     ) -> None:
         check_loaded("dataset", dataset)
         check_count("batch_size", batch_size)
         check_count("num_workers", num_workers, 0)
         Switch().check("drop_last", drop_last)
-        for name in order.keys() - ORDER_SETTINGS:
-            raise ConfigError(f"`ReinforcedLoader` has no setting `{name}`.{did_you_mean(name, ORDER_SETTINGS)}")
+        known = OrderSettings.__annotations__
+        for name in order.keys() - known.keys():
+            raise ConfigError(f"`ReinforcedLoader` has no setting `{name}`.{did_you_mean(name, known)}")
         if student is not None:
             check_kind("student", student, nn.Module, "a model", "`build_student` makes one of a name.")
         self.epoch = 0

@@ -22,8 +22,9 @@ from hf_dr.files import file_lock, held, take, write_whole
 from hf_dr.generation.labelling import ViewColumns
 from hf_dr.processes import refuse_unguarded
 from hf_dr.store.card import write_card
+from hf_dr.store.named_files import holds_files
 from hf_dr.store.provenance import Provenance
-from hf_dr.store.schema import PROVENANCE_FILE
+from hf_dr.store.schema import PROVENANCE_FILE, is_reserved
 from hf_dr.store.shards import check_digests, read_marker, remove_temporaries
 from hf_dr.text import format_bytes, progress_bar
 
@@ -104,7 +105,7 @@ def open_run(
 
     Raises:
         ConfigError: The folder cannot be used, or the disk cannot hold the missing rows.
-        FingerprintMismatchError: It was begun with another configuration, or with other labels.
+        FingerprintMismatchError: It was begun with another configuration, or with other columns of the base.
     """
     check_same_run(folder, provenance)  # nothing is written among somebody's own files, no lock either
     mine = part.of(provenance.num_shards)
@@ -124,7 +125,7 @@ def open_run(
                 _check_space(folder, provenance, len(mine))
                 provenance.write(folder)
         # Reading what is there takes long; the lock of the part guards its shards.
-        check_same_labels(folder, provenance, base)
+        check_same_base(folder, provenance, base)
         remove_temporaries(folder, ("",) if part == WHOLE else [provenance.shard_names[index] for index in mine])
         missing = missing_shards(folder, provenance, mine, read=True)
         _check_space(folder, provenance, len(missing))
@@ -222,27 +223,39 @@ def _is_of(provenance: Provenance, path: Path) -> bool:
         return False
 
 
-def check_same_labels(folder: Path, provenance: Provenance, base: datasets.Dataset) -> None:
-    """Refuses finished shards with other labels than the base's, which no hash of the provenance knows."""
-    column = provenance.label_column
-    if column is None:
-        return
-    labels = base.select_columns([column]).with_format("arrow")
+def check_same_base(folder: Path, provenance: Provenance, base: datasets.Dataset) -> None:
+    """Refuses finished shards with other columns than the base's, labels or others, which no hash of the provenance knows.
+
+    The contents of files are not compared: the images among them are known by their hash.
+    """
+    plain = [name for name in base.column_names if not holds_files(base.features[name])]
+    values = base.select_columns(plain).with_format("arrow")
     for index, name in enumerate(provenance.shard_names):
+        path = folder / name
         try:
-            stored = pq.ParquetFile(folder / name).read([column])
+            file = pq.ParquetFile(path)
+            stored = file.read([column for column in plain if column in file.schema_arrow.names])
         except (OSError, pa.ArrowException):  # it is missing or damaged, and is made again
             continue
+        own = {column for column in file.schema_arrow.names if not is_reserved(column)}
         rows = provenance.shard_range(index)
-        if stored[column].to_pylist() != labels[rows.start : rows.stop][column].to_pylist():
-            try:
-                check_digests(folder / name)
-            except FormatError:  # it is not what was written, and is made again
-                continue
-            raise FingerprintMismatchError(
-                f"{folder / name} must have the labels of the dataset, but its column `{column}` differs in rows {rows.start} "
-                f"to {rows.stop - 1}. Give the dataset that the run was begun with, or choose another `output_dir`."
-            )
+        differing = sorted(own.symmetric_difference(base.column_names))
+        found = f"it has {', '.join(sorted(own))} and the dataset {', '.join(sorted(base.column_names))}"
+        if not differing:
+            here = values[rows.start : rows.stop] if plain else stored
+            # As text, in which NaN equals NaN.
+            differing = [each for each in plain if repr(stored[each].to_pylist()) != repr(here[each].to_pylist())]
+            found = f"its column `{differing[0]}` differs in rows {rows.start} to {rows.stop - 1}" if differing else ""
+        if not differing:
+            continue
+        try:
+            check_digests(path)
+        except FormatError:  # it is not what was written, and is made again
+            continue
+        raise FingerprintMismatchError(
+            f"{path} must have the columns of the dataset, but {found}. Give the dataset that the run was begun with, or "
+            "choose another `output_dir`."
+        )
 
 
 def missing_shards(folder: Path, provenance: Provenance, among: Iterable[int], *, read: bool = False) -> list[int]:

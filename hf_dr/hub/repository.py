@@ -317,6 +317,13 @@ def publish(
         for tag in tags:
             with _standing(f"All files are visible at {push.commit}, but the tag `{tag}` may be missing."):
                 repository.tag(tag, push.commit)
+        there = repository.tags() if push.sent and tags else {}
+        for tag, commit in there.items():
+            if tag in tags and commit != push.commit:  # the files were there, under another card
+                raise HubError(
+                    f"the tag `{tag}` must stand at {push.commit}, where all is visible now, but it was there, at {commit}: "
+                    "the card has changed since. Choose another tag, or delete this one and push again."
+                )
         if push.sent:
             logger.info("Pushed %d changed files to %s at %s.", push.sent, push.url, push.commit)
         else:

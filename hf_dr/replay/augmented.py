@@ -18,6 +18,7 @@ from hf_dr.replay.reinforced_data import (
     ViewIndex,
     ViewRequest,
     checked_rows,
+    digest_of_rows,
     draw_fresh_view,
 )
 from hf_dr.store.base_dataset import content_hash, read_labels, undecoded_images
@@ -123,6 +124,10 @@ class AugmentedDataset(MappedReinforcedData):
     @property
     def source_rows(self) -> np.ndarray:
         return np.full(len(self), -1)
+
+    @property
+    def rows_digest(self) -> str:
+        return digest_of_rows(self._base_rows, self.labels)
 
     def select(self, rows: Sequence[int] | np.ndarray) -> AugmentedDataset:
         chosen = copy.copy(self)

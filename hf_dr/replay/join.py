@@ -56,7 +56,7 @@ class JoinedBase:
         self.dataset = dataset
         self.images = undecoded_images(dataset, column)
         self._provenance = provenance
-        self._in_place: bool | None = None  # not known before rows are looked for
+        self._moved = False  # as far as rows were looked for
 
     def places(self, source: np.ndarray, hashes: np.ndarray) -> np.ndarray:
         """Returns the row of the base that holds each image, int64 (rows,).
@@ -68,11 +68,7 @@ class JoinedBase:
         Raises:
             DataError: Images are missing.
         """
-        if not len(source):
-            return source
-        if self._in_place is None:
-            self._in_place = self._is_in_place(source, hashes)
-        if self._in_place and source.min() >= 0 and source.max() < len(self.images):
+        if self._are_in_place(source, hashes):
             return source
         index, order = self._sorted_index
         missing = np.flatnonzero(~np.isin(hashes, index))
@@ -87,7 +83,7 @@ class JoinedBase:
 
     def others(self, source: np.ndarray, hashes: np.ndarray) -> np.ndarray:
         """Returns the rows of the base, int64, whose images are not among those of `places`; some may be unreadable."""
-        if self._in_place:
+        if self._are_in_place(source, hashes):
             return np.setdiff1d(np.arange(len(self.images)), source)
         index, order = self._sorted_index
         return np.sort(order[~np.isin(index, hashes)])
@@ -100,15 +96,27 @@ class JoinedBase:
         order = np.argsort(index, kind="stable")
         return index[order], order
 
-    def _is_in_place(self, source: np.ndarray, hashes: np.ndarray) -> bool:
-        images = self.images
-        rows = self._provenance.num_rows
-        if len(images) < rows or source.max() >= len(images):
-            return False
-        if content_hash(images.select(range(rows))) == self._provenance.base.get("content_hash"):
+    def _are_in_place(self, source: np.ndarray, hashes: np.ndarray) -> bool:
+        """Whether images are where they were. Those of a stream come in parts, and one that is not speaks for the rest."""
+        if not len(source):
             return True
-        (column,) = images.column_names
-        return all(_hash_of(images[int(source[n])][column]) == hashes[n] for n in sampled_rows(len(source)))
+        (column,) = self.images.column_names
+        self._moved = self._moved or not (
+            0 <= source.min() <= source.max() < len(self.images)
+            and (
+                self._has_the_files
+                or all(_hash_of(self.images[int(source[n])][column]) == hashes[n] for n in sampled_rows(len(source)))
+            )
+        )
+        return not self._moved
+
+    @cached_property
+    def _has_the_files(self) -> bool:
+        """Whether the base begins with the image files that were reinforced."""
+        rows = self._provenance.num_rows
+        if len(self.images) < rows:
+            return False
+        return content_hash(self.images.select(range(rows))) == self._provenance.base.get("content_hash")
 
 
 def join_base(base: datasets.Dataset | JoinedBase | None, provenance: Provenance) -> JoinedBase | None:

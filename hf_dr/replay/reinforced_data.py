@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -304,6 +305,12 @@ def check_loaded(name: str, dataset: object, kind: type = ReinforcedData, how: s
     check_kind(name, dataset, kind, f"what `load_reinforced` returns{how}", advice)
 
 
+def digest_of_rows(rows: np.ndarray, labels: np.ndarray | None) -> str:
+    """Returns a hash of rows and their labels, whatever the integer types."""
+    numbers = rows if labels is None else np.concatenate([rows, labels])
+    return hashlib.sha256(np.asarray(numbers, "<i8").tobytes()).hexdigest()[:16]
+
+
 class MappedReinforcedData(ReinforcedData, torch.utils.data.Dataset):
     """Reinforced data with rows to choose from: what `ReinforcedSampler` draws from. It reads like a `datasets.Dataset`.
 
@@ -348,6 +355,11 @@ class MappedReinforcedData(ReinforcedData, torch.utils.data.Dataset):
     @abstractmethod
     def source_rows(self) -> np.ndarray:
         """The row of the base for each row of this dataset, int64 (rows,); -1 where it has no stored views."""
+
+    @property
+    def rows_digest(self) -> str:
+        """A hash of which rows of the base these are, in their order, and of their labels."""
+        return digest_of_rows(self.source_rows, self.labels)
 
     @abstractmethod
     def pairs(self, view: int) -> tuple[np.ndarray, np.ndarray]:

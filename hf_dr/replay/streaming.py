@@ -21,7 +21,7 @@ from hf_dr.replay.reinforced_data import Origin, ReinforcedData
 from hf_dr.replay.sampling import BY_DIFFICULTY, OrderSettings, ReinforcedSampler, check_order
 from hf_dr.replay.shares import Progress, Shares
 from hf_dr.replay.streamed_shards import StreamedShards
-from hf_dr.settings import check_count
+from hf_dr.settings import as_plain, check_count
 from hf_dr.views.rng import DOMAIN_ORDER, DOMAIN_SCHEDULE, KeyedPermutation, keyed_rng
 
 # Rows replayed at once: even, so that both of a pair are in it.
@@ -73,7 +73,7 @@ class StreamedReinforcedDataset(ReinforcedData, torch.utils.data.IterableDataset
         check_alike(templates)
         check_same_rows([part.provenance for part in parts])
         self._parts = tuple(parts)
-        self._shuffled_shards = shuffled_shards
+        self.shuffled_shards = shuffled_shards
         self._template = templates[0]
         self.seed = self._template.seed
         self.origin = Origin.of([part.provenance for part in parts])
@@ -166,7 +166,7 @@ class StreamedReinforcedDataset(ReinforcedData, torch.utils.data.IterableDataset
         return done.after(self._shares_of(num_workers), batches).to_dict()
 
     def resumed(self, progress: dict[str, Any]) -> Self:
-        """Returns this dataset with one epoch that goes on where it was left: what was seen then is not seen again.
+        """Returns this dataset in the epoch that was left, which goes on there: what was seen then is not seen again.
 
         Shards of which all rows were seen are not read again, and no image of a seen row is decoded. By as many processes and
         workers and the same `batch_size` the epoch goes on with the same batches in the same order; by others the rows that
@@ -192,7 +192,9 @@ class StreamedReinforcedDataset(ReinforcedData, torch.utils.data.IterableDataset
                 "an epoch must go on in its own order, but the progress is one of another "
                 f"{', '.join(differing) or 'kind'}: {found.order!s:.300}, here {expected!s:.300}. Restore it."
             )
-        return self._copy(_progress=found)
+        rest = self._copy(_progress=found)
+        rest.set_epoch(found.epoch)
+        return rest
 
     def undone(self) -> Self:
         """Returns this dataset with views that are still to be made on a device (`hf_dr.replay.device`)."""
@@ -217,7 +219,8 @@ class StreamedReinforcedDataset(ReinforcedData, torch.utils.data.IterableDataset
 
     def _order_of_rows(self) -> dict[str, Any]:
         """What the order of an epoch's rows follows from, in JSON types."""
-        return {"fingerprint": self.fingerprint, "shuffled_shards": self._shuffled_shards, **self._order}
+        order = {name: as_plain(value) for name, value in self._order.items()}
+        return {"fingerprint": self.fingerprint, "shuffled_shards": self.shuffled_shards, **order}
 
     def __getitem__(self, index: Any) -> NoReturn:
         """Refuses, with a ConfigError: rows come as they are read."""
@@ -275,8 +278,8 @@ class StreamedReinforcedDataset(ReinforcedData, torch.utils.data.IterableDataset
         order = rng.permutation(len(sizes))
         groups = []
         first = 0  # place in the epoch of the group's first row
-        for number, at in enumerate(range(0, len(order), self._shuffled_shards)):
-            shards = order[at : at + self._shuffled_shards]
+        for number, at in enumerate(range(0, len(order), self.shuffled_shards)):
+            shards = order[at : at + self.shuffled_shards]
             end = first + int(sizes[shards].sum())
             begun, ended = np.searchsorted(places, [first, end])
             if begun < ended:

@@ -174,12 +174,20 @@ def _loading(name: str, split: str, where: str = _WHERE) -> Iterator[None]:
 
 
 def split_names(name: str, config: str | None = None, *, revision: str | None = None) -> list[str]:
-    """Returns the splits of a dataset, named as for `load_base`; none for a file, one saved split, and what cannot be found."""
+    """Returns the splits of a dataset, named as for `load_base`; none for a file, one saved split, and what cannot be found.
+
+    Raises:
+        DataError: The Hub does not answer: that there is no such split would be a guess.
+    """
     path = Path(name).expanduser()
     if _is_one(path):
         return list(_open_saved(path)) if (path / _SAVED_SPLITS).is_file() else []
     try:
         return datasets.get_dataset_split_names(str(path) if path.exists() else name, config, revision=revision)
+    except (ConnectionError, TimeoutError) as error:
+        raise DataError(
+            f"the splits of {name} must be known, but the Hub does not answer: {error!s:.200} Try again, or name the split."
+        ) from error
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         logger.debug("no splits known of %s: %s", name, error)
         return []

@@ -56,18 +56,18 @@ def stored_columns(features: datasets.Features, image_column: str, *, overlay: b
     """
     if not overlay:
         return list(features)
-    others = [name for name, feature in features.items() if name != image_column and _holds_files(feature)]
+    others = [name for name, feature in features.items() if name != image_column and holds_files(feature)]
     if others:
         logger.info("Left out of the overlay, because they hold files too: %s.", ", ".join(others))
     return [name for name in features if name not in (image_column, *others)]
 
 
-def _holds_files(feature: Any) -> bool:
+def holds_files(feature: Any) -> bool:
     """Tells whether a column, or one that is nested in it, holds images, sound, video or documents."""
     if isinstance(feature, dict):
-        return any(map(_holds_files, feature.values()))
+        return any(map(holds_files, feature.values()))
     if isinstance(feature, (datasets.List, datasets.LargeList)):
-        return _holds_files(feature.feature)
+        return holds_files(feature.feature)
     return _decodes_files(feature)
 
 

@@ -226,7 +226,8 @@ class Provenance:
 
     def determining(self) -> dict[str, Any]:
         """Returns the fields, in JSON types, that decide the bytes of the columns."""
-        content: dict[str, Any] = _determining(self.to_dict())
+        # An op of somebody's own may have a setting of such a name.
+        content: dict[str, Any] = {**_determining(self.to_dict()), "augmentation": self.augmentation}
         if self.schema_version >= 4:
             # Finished shards of a run that stops at bad images hold none, so it can go on as one that skips them.
             del content["on_bad_image"]
@@ -332,7 +333,7 @@ def _is_selection(value: Any, num_views: int) -> bool:
 
 
 def _determining(value: Any) -> Any:
-    """Drops what only describes, at every depth below the augmentation's settings too (no op has such a setting)."""
+    """Drops what only describes, at every depth."""
     if isinstance(value, dict):
         return {key: _determining(v) for key, v in value.items() if key not in _DESCRIPTIVE}
     if isinstance(value, list):

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from hf_dr.errors import ConfigError, DataError
+from hf_dr.replay.combined import CombinedReinforcedDataset
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.join import index_images
 from hf_dr.replay.reinforced_data import ReinforcedData
@@ -194,9 +195,11 @@ def check_other_images(images: datasets.Dataset, tested: datasets.Dataset, where
 
 def check_not_learned(images: datasets.Dataset, train: object, setting: str = "calibrate_split") -> None:
     """Refuses to calibrate by images that are learned from, by the hashes in a "+" dataset; streams are not checked."""
-    if not isinstance(train, ReinforcedDataset):
+    parts = train.parts if isinstance(train, CombinedReinforcedDataset) else [train]
+    known = [part.image_hashes for part in parts if isinstance(part, ReinforcedDataset)]
+    if not known:
         return
-    learned = int(np.isin(index_images(images), train.image_hashes).sum())
+    learned = int(np.isin(index_images(images), np.concatenate(known)).sum())
     if learned > len(images) / 100:
         raise ConfigError(
             f"`{setting}` must have images that are not learned, but {learned:,} of its {len(images):,} are: the student "

@@ -197,7 +197,12 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, 
 
 _OF_NO_WEIGHT = ("evaluated_on", "license")
 """What is told of data that shapes no weights."""
-_ABOUT = {"dataset_fingerprint": " (of the images, their labels, their size and their augmentation)"}
+_ABOUT = {
+    "dataset_fingerprint": " (of the images, their labels, their size and their augmentation)",
+    "rows": " (a hash of which rows of the base these are, and of their labels)",
+    "shuffled_shards": " (of a stream; None where the dataset is loaded)",
+    "teacher_answers": " (a hash of what determines them)",
+}
 """What the name of a setting alone does not say."""
 
 

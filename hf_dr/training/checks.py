@@ -28,7 +28,7 @@ from hf_dr.replay.streaming import StreamedReinforcedDataset
 from hf_dr.store.base_dataset import check_class_names, check_dataset, class_numbers, label_advice, whole_column
 from hf_dr.teacher.members import ONE_CLASS
 from hf_dr.training.arguments import ReinforcedTrainingArguments
-from hf_dr.training.losses import check_num_classes, tail_rule
+from hf_dr.training.losses import check_label_weight, check_num_classes, tail_rule
 from hf_dr.training.students import LabelledImages, evaluation_of
 from hf_dr.views.augmentation import Augmentation
 
@@ -182,6 +182,8 @@ def check_training(args: ReinforcedTrainingArguments, train: ReinforcedData, tra
         raise ConfigError(
             f"`label_weight` must be 0 for a dataset without labels, got {args.label_weight}. Set it to 0."
         )
+    if args.reinforced_probability:
+        check_label_weight(args.label_weight, train)
     if trainer.compute_metrics is not None:
         _check_evaluations(args, train, trainer.compute_metrics)
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from hf_dr.errors import ConfigError
 from hf_dr.replay.reinforced_data import ReinforcedData
+from hf_dr.store.provenance import hash_of
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.training.losses import label_cross_entropy
 from hf_dr.training.trainer import ReinforcedTrainer
@@ -63,6 +64,15 @@ class OnlineDistillationTrainer(ReinforcedTrainer):
             subset = "" if classes is None else f", classes {hashlib.sha256(str(classes).encode()).hexdigest()[:12]}"
             names.append(f"{member['id']} ({member['weights_hash'][:12]}{subset})")
         return ", ".join(names)
+
+    def run_settings(self) -> dict[str, Any] | None:
+        """As that of `ReinforcedTrainer`, and what determines the teacher's answers."""
+        settings = super().run_settings()
+        if settings is None:
+            return None
+        members = [{"preprocessing": m["preprocessing"], "weights": m["weights_hash"]} for m in self._teacher_members]
+        answers = {"members": members, "precision": self.teacher.precision, "temperature": self.teacher.temperature}
+        return {**settings, "teacher_answers": hash_of(answers)}
 
     def _student_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         prepared = super()._student_inputs(inputs)

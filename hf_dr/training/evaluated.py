@@ -32,6 +32,10 @@ def share_buffers(trainer: Trainer, average: torch.nn.Module | None = None) -> N
                 buffer.copy_(whole)
 
 
+_FEW = 8
+"""Examples on which a function for metrics is tried."""
+
+
 def names_of_metrics(trainer: Any) -> set[str] | None:
     """Returns the names of what a `StudentTrainer` will measure; see its `metric_names`."""
     args = trainer.args
@@ -42,8 +46,9 @@ def names_of_metrics(trainer: Any) -> set[str] | None:
         if classes is None or args.include_for_metrics or args.batch_eval_metrics:
             return None
         try:
-            sure = np.eye(classes, dtype=np.float32)
-            names |= trainer.compute_metrics(EvalPrediction(sure, np.arange(classes))).keys()
+            few = min(classes, _FEW)  # as many rows as classes would take gigabytes where there are tens of thousands
+            sure = np.eye(few, classes, dtype=np.float32)
+            names |= trainer.compute_metrics(EvalPrediction(sure, np.arange(few))).keys()
         except Exception:  # a function of the user's, which may need more than this
             return None
     names = {name.removeprefix("eval_") for name in names}

@@ -50,7 +50,8 @@ class ReinforcedLoader:
 
     Attributes:
         device: Where batches are.
-        epoch: The epoch that the next iteration shows, from 0; set it to go on with a training.
+        epoch: The epoch that the next iteration shows, from 0, or that of a stream that was resumed; set it to go on with a
+            training.
 
     Raises:
         ConfigError: A setting is impossible or does not fit the dataset, or the student does not say how it is normalised.
@@ -81,7 +82,7 @@ class ReinforcedLoader:
             raise ConfigError(f"`ReinforcedLoader` has no setting `{name}`.{did_you_mean(name, known)}")
         if student is not None:
             check_kind("student", student, nn.Module, "a model", "`build_student` makes one of a name.")
-        self.epoch = 0
+        self.epoch = dataset.epoch if isinstance(dataset, StreamedReinforcedDataset) else 0
         self._normalize = None
         if student is not None or processor is not None or normalization is not None:
             model: Any = None if student is None else extract_model_from_parallel(student, keep_torch_compile=False)

@@ -357,6 +357,7 @@ class ReinforcedLoss(nn.Module):
             raise ConfigError(
                 f"`label_weight` needs a dataset with labels, got {label_weight} for one without. Set it to 0."
             )
+        check_label_weight(label_weight, dataset)
         self.num_classes = dataset.num_classes
         self.tail = tail_rule(tail, dataset.signal)
         self.temperature = temperature
@@ -376,6 +377,15 @@ class ReinforcedLoss(nn.Module):
     def extra_repr(self) -> str:
         """Returns the settings, for `print`."""
         return ", ".join(f"{name}={value!r}" for name, value in self._settings().items())
+
+
+def check_label_weight(label_weight: float, data: ReinforcedData) -> None:
+    """Refuses the label of one image for stored views of two."""
+    if label_weight and data.mixes:
+        raise ConfigError(
+            f"`label_weight` must be 0 where stored views are mixed, got {label_weight}: such a view shows two images, but its "
+            "row has the label of one. Set it to 0, or reinforce without MixUp and CutMix."
+        )
 
 
 def soften(

@@ -123,6 +123,11 @@ class ResumableArguments(TrainingArguments):
             # The second is younger than the lowest transformers that is accepted.
             if getattr(self, name, None) and not self.dataloader_num_workers:
                 raise ConfigError(f"`{name}` needs workers, got `dataloader_num_workers` 0. Raise it, or leave it out.")
+        if self.auto_find_batch_size and self.batch_size is not None:
+            raise ConfigError(
+                "`auto_find_batch_size` must be left out with `batch_size`, which it would lower without a word: raise "
+                "`gradient_accumulation_steps` where memory is short."
+            )
         if self.max_steps <= 0:
             Real(0, above=True).check("num_train_epochs", self.num_train_epochs)
 

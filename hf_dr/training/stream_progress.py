@@ -82,6 +82,12 @@ class StreamProgress:
         if path.is_file():
             return read_settings(path)
         # Checkpoints of before have who read the stream; who goes on was the same.
-        world_size, num_workers = read_settings(self._checkpoint / self._trainer.settings_file)["streamed_by"]
+        by = read_settings(self._checkpoint / self._trainer.settings_file).get("streamed_by")
+        if by is None:
+            raise ConfigError(
+                f"a stream can go on within an epoch from a checkpoint of a stream only, but {self._checkpoint} is of a "
+                "loaded dataset. Load it again, without `streaming=True`, or start a new run in another `output_dir`."
+            )
+        world_size, num_workers = by
         shares = Shares(world_size, max(1, num_workers), self._trainer._train_batch_size, even=True, batches=batches)
         return replace(Progress.from_dict(self._share.progress(0)), stretches=[shares]).to_dict()

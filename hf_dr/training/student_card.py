@@ -36,6 +36,8 @@ from hf_dr.training.students import is_timm
 STUDENT_FILE = "student.json"
 """What is known about a student; of this its card is made, in the folder and again when it is published."""
 
+_NOT_TOLD = ("rows", "shuffled_shards", "normalization", "model_args", "teacher_answers")
+"""What a checkpoint knows of the training, but nobody reads in a card."""
 _SPEED = "train_samples_per_second"
 # Measure -> (type, name) in the card's model-index.
 _MEASURES = {
@@ -169,7 +171,7 @@ def student_of_training(
         calibration=None if calibration is None else _described(calibration, card.get("calibrated_on")),
         metrics=dict(metrics),
         settings={
-            **{key: value for key, value in settings.items() if value is not None},
+            **{key: value for key, value in settings.items() if value is not None and key not in _NOT_TOLD},
             **hyperparameters,
             **({_SPEED: speeds[-1], "processes": trainer.args.world_size} if speeds else {}),
         },

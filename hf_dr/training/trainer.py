@@ -19,12 +19,13 @@ from hf_dr.errors import ConfigError
 from hf_dr.replay.messages import InOneMessage
 from hf_dr.replay.names import BY_DIFFICULTY
 from hf_dr.replay.proof import check_replay
-from hf_dr.replay.reinforced_data import ReinforcedData
+from hf_dr.replay.reinforced_data import MappedReinforcedData, ReinforcedData
 from hf_dr.replay.sampling import ReinforcedSampler
 from hf_dr.replay.streaming import StreamedReinforcedDataset
 from hf_dr.teacher.preprocessing import EVAL_CROP
 from hf_dr.training.arguments import as_reinforced
 from hf_dr.training.callbacks import WeightAverage
+from hf_dr.training.checkpoints import plain
 from hf_dr.training.checks import (
     check_batches,
     check_no_path,
@@ -339,16 +340,16 @@ class ReinforcedTrainer(StudentTrainer):
         train = self.train_dataset
         if not isinstance(train, ReinforcedData):
             return None
+        seen = self._preprocessing
         return {
-            "dataset_fingerprint": train.fingerprint,
-            "num_rows": len(train),
-            "num_views": train.num_views,
-            "view_seed": train.seed,
+            **_settings_of(train),
             "order_seed": self._order_seed,
             "tail": self._tail,
             "num_epochs": self._num_epochs,
             "view_difficulty": args.view_difficulty if self._num_epochs is not None else None,
             "model": self._model_summary,
+            "model_args": plain(getattr(getattr(self.model, "config", None), "model_args", None)),
+            "normalization": plain([seen.mean, seen.std, seen.bgr]),
             "online_teacher": self._online_teacher,
             **{name: getattr(args, name) for name in _KEPT},
             **{name: getattr(args, name) if args.mixes else None for name in _KEPT_OF_MIXING},
@@ -358,6 +359,18 @@ class ReinforcedTrainer(StudentTrainer):
     def _online_teacher(self) -> str | None:
         """The teacher in memory, where there is one, by its weights."""
         return None
+
+
+def _settings_of(train: ReinforcedData) -> dict[str, Any]:
+    """Returns what of reinforced data decides the batches."""
+    return {
+        "dataset_fingerprint": train.fingerprint,
+        "num_rows": len(train),
+        "num_views": train.num_views,
+        "view_seed": train.seed,
+        "shuffled_shards": train.shuffled_shards if isinstance(train, StreamedReinforcedDataset) else None,
+        "rows": train.rows_digest if isinstance(train, MappedReinforcedData) else None,
+    }
 
 
 _NOT_SEARCHED = ("batch_size", "ema_decay", "augment_on", "channels_last")

@@ -463,7 +463,7 @@ def test_an_import_goes_on_with_its_own_labels_only(base, mixing, tmp_path):
     config = ImportConfig(str(tmp_path / "plus"), allow_disagreement=True)
     folder = import_ml_dr([mixing[1]], base, config)
     other = base.map(lambda row: {"label": (row["label"] + 1) % len(CLASSES)})
-    with pytest.raises(FingerprintMismatchError, match="must have the labels of the dataset, but its column `label`"):
+    with pytest.raises(FingerprintMismatchError, match="must have the columns of the dataset, but its column `label`"):
         import_ml_dr([mixing[1]], other, config)
     assert import_ml_dr([mixing[1]], base, config) == folder
 

@@ -684,13 +684,13 @@ def test_a_run_whose_provenance_was_lost_keeps_its_shards(tmp_path, tiny_dataset
 
 def test_runs_do_not_wait_while_one_reads_what_is_there(tmp_path, tiny_dataset, tiny_teacher, monkeypatch):
     run(tmp_path, tiny_dataset, tiny_teacher, config_name="a")
-    check = folder_of_runs.check_same_labels
+    check = folder_of_runs.check_same_base
 
     def read(folder, *more):
         with filelock.FileLock(folder / ".gate", timeout=0):
             check(folder, *more)
 
-    monkeypatch.setattr(folder_of_runs, "check_same_labels", read)
+    monkeypatch.setattr(folder_of_runs, "check_same_base", read)
     run(tmp_path, tiny_dataset, tiny_teacher, config_name="a")
 
 
@@ -1010,12 +1010,29 @@ def test_a_run_goes_on_with_its_own_labels_only(tmp_path, tiny_dataset, tiny_tea
     names = tiny_dataset.features["label"].names
     other = tiny_dataset.map(lambda row: {"label": (row["label"] + 1) % len(names)})
     with pytest.raises(
-        FingerprintMismatchError, match=r"must have the labels of the dataset, but its column `label` differs"
+        FingerprintMismatchError, match=r"must have the columns of the dataset, but its column `label` differs"
     ):
         run(tmp_path, other, tiny_teacher, PLAIN, config_name="a")
     assert files_of(tmp_path) == before
     next((tmp_path / "a").glob("*.parquet")).write_bytes(b"damaged")
     assert run(tmp_path, tiny_dataset, tiny_teacher, PLAIN, config_name="a") == before
+
+
+def test_a_run_goes_on_with_its_own_columns_only(tmp_path, tiny_dataset, tiny_teacher):
+    numbers = [float("nan"), *map(float, range(1, len(tiny_dataset)))]
+    base = tiny_dataset.add_column("number", numbers)
+    before = run(tmp_path, base, tiny_teacher, PLAIN, config_name="a")
+    (tmp_path / "a" / "train-00001-of-00006.parquet").unlink()
+    kept = files_of(tmp_path)
+    for other, said in (
+        (tiny_dataset.add_column("number", [*numbers[:-1], 99.0]), "its column `number` differs in rows 10 to 11"),
+        (base.add_column("more", numbers), "it has image, label, number and the dataset image, label, more, number"),
+        (tiny_dataset, "it has image, label, number and the dataset image, label"),
+    ):
+        with pytest.raises(FingerprintMismatchError, match=f"must have the columns of the dataset, but {said}. Give"):
+            run(tmp_path, other, tiny_teacher, PLAIN, config_name="a")
+        assert files_of(tmp_path) == kept
+    assert run(tmp_path, base, tiny_teacher, PLAIN, config_name="a") == before
 
 
 def test_a_run_that_another_overtakes_is_refused_under_the_lock(tmp_path, tiny_dataset, tiny_teacher, monkeypatch):

@@ -16,6 +16,7 @@ from conftest import ALL_OPS
 from huggingface_hub import CommitOperationDelete, HfApi
 from loopback_hub import Fault, LoopbackHub
 
+import hf_dr.hub.push
 from hf_dr.cli.main import main
 from hf_dr.errors import ConfigError, FormatError, HubError
 from hf_dr.generation.config import ExportConfig, ReinforceConfig
@@ -308,6 +309,18 @@ def test_tags_must_be_new_or_stand_there(loopback_hub: LoopbackHub, plus: Path, 
     ):
         push_to_hub(rrc_folder, REPO, tags=["v1"])
     assert "rrc/reinforcement.json" not in loopback_hub.files(REPO)
+
+
+def test_a_tag_of_the_same_files_under_another_card_is_told(loopback_hub, plus: Path, monkeypatch) -> None:
+    first = push_to_hub(plus, REPO, tags=["v1"])
+    update = hf_dr.hub.push.update_card
+    monkeypatch.setattr(hf_dr.hub.push, "update_card", lambda *given, **more: update(*given, **more) + "\nMore.\n")
+    with pytest.raises(
+        HubError, match=rf"the tag `v1` must stand at [0-9a-f]{{40}}, where .* at {first.commit}: the card"
+    ):
+        push_to_hub(plus, REPO, tags=["v1"])
+    refs = HfApi().list_repo_refs(REPO, repo_type="dataset")
+    assert {tag.target_commit for tag in refs.tags} == {first.commit}, "the tag stays where it was"
 
 
 def test_an_unfinished_configuration_is_refused_before_anything_is_sent(

@@ -200,6 +200,15 @@ def test_a_joined_base_serves_one_stretch_of_rows_after_another(overlay, tiny_da
             np.testing.assert_array_equal(order[joined.places(rows, hashes[rows])], rows)
 
 
+def test_a_part_in_place_does_not_speak_for_the_next(overlay, tiny_dataset, images):
+    """As a stream asks: an image more in the middle of the base moves what comes after it only."""
+    hashes = np.array([pixel_hash(image) for image in images], np.uint64)
+    order = np.array([*range(6), 0, *range(6, ROWS)])
+    joined = JoinedBase(tiny_dataset.select(order), overlay.provenance)
+    for rows in (np.arange(5), np.arange(6, ROWS), np.arange(5)):
+        np.testing.assert_array_equal(hashes[order[joined.places(rows, hashes[rows])]], hashes[rows])
+
+
 # -------------------------------------------------------------------------------------------------------------- cache
 
 

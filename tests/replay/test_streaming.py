@@ -41,6 +41,7 @@ from hf_dr.replay.streamed_base import StreamedBase
 from hf_dr.replay.streamed_shards import StreamedShards
 from hf_dr.replay.streaming import StreamedReinforcedDataset
 from hf_dr.store.provenance import Provenance, find_config
+from hf_dr.training.loader import ReinforcedLoader
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops.geometry import RandomHorizontalFlip, RandomResizedCrop
 from hf_dr.views.ops.mixing import MixUp
@@ -454,6 +455,27 @@ def test_pairs_that_go_on_are_decoded_once(make, decoded):
     decoded.clear()
     after = list(stream_of(make(MIXING)).resumed(stream.progress(2)).split_by_node(0, 1, batch_size=4))
     assert sorted(seen(before + after, known(mapped(make(MIXING))))) == expected(mapped(make(MIXING)), 0)
+
+
+def test_a_stream_that_is_resumed_is_in_the_epoch_that_was_left(make):
+    data = make(PLAIN)
+    left = stream_of(data).split_by_node(0, 1, batch_size=4)
+    left.set_epoch(2)
+    before = list(itertools.islice(left, 8))
+    resumed = stream_of(data).resumed(left.progress(2))
+    assert resumed.epoch == 2
+    loader = ReinforcedLoader(resumed, 4)
+    assert loader.epoch == 2
+    assert ReinforcedLoader(stream_of(data), 4).epoch == 0
+    after = list(resumed.split_by_node(0, 1, batch_size=4))
+    assert sorted(seen(before + after, known(mapped(data)))) == expected(mapped(data), 2)
+    assert sum(len(batch["labels"]) for batch in loader) == len(after)
+    assert loader.epoch == 3
+
+
+def test_progress_of_a_seed_of_numpy_is_json(make):
+    stream = stream_of(make(PLAIN))
+    assert json.loads(json.dumps(stream.ordered(seed=np.int64(3)).progress(1))) == stream.ordered(seed=3).progress(1)
 
 
 def test_progress_of_another_stream(make):

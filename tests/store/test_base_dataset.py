@@ -67,6 +67,17 @@ def test_a_folder_of_several_saved_splits(tmp_path):
         load_base(str(tmp_path), "fine")
 
 
+def test_splits_that_the_hub_does_not_tell_are_no_guess(monkeypatch):
+    def unreachable(*_: object, **__: object) -> list[str]:
+        raise ConnectionError("Couldn't reach 'me/photos' on the Hub (LocalEntryNotFoundError).")
+
+    monkeypatch.setattr(datasets, "get_dataset_split_names", unreachable)
+    with pytest.raises(
+        DataError, match=r"the splits of me/photos must be known, but the Hub does not answer: Couldn't"
+    ):
+        split_names("me/photos")
+
+
 def test_the_files_of_a_split(tmp_path, photos):
     numbers(1).to_parquet(tmp_path / "train.parquet")
     assert base_files(str(tmp_path), split="train") == [str(tmp_path / "train.parquet")]

@@ -650,3 +650,12 @@ def test_the_hash_of_a_rows_views_is_the_same_on_every_machine() -> None:
     """Frozen, and independent of the byte order in memory."""
     hashes = np.array([1, 2, 2**64 - 1], "<u8")
     assert combine_hashes(hashes) == combine_hashes(hashes.astype(">u8")) == 0xAF7ECBC741873824
+
+
+def test_a_setting_of_an_op_counts_whatever_its_name(tiny_plus):
+    """An op of somebody's own may call a setting as the provenance calls what only describes."""
+    prints = set()
+    for number in (1, 3):
+        augmentation = [{"Mine": {"revision": number, "id": "x"}}]
+        prints.add(dataclasses.replace(tiny_plus.provenance, augmentation=augmentation).fingerprint)
+    assert len(prints) == 2

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from hf_dr.errors import ConfigError, DataError
+from hf_dr.replay.combined import CombinedReinforcedDataset
 from hf_dr.store.base_dataset import undecoded_images
 from hf_dr.teacher.calibration import TEMPERATURES, fit_temperature
 from hf_dr.teacher.metrics import classification_metrics, compute_metrics
@@ -230,6 +231,9 @@ def test_images_that_are_learned_are_found_by_their_pixels(plain, settings, tiny
     with pytest.raises(ConfigError, match=message):
         trainer.calibrate(datasets.concatenate_datasets([tiny_dataset.select(range(3)), held_out.select([3])]))
     assert trainer.calibrate(held_out).temperature > 0
+    both = ReinforcedTrainer(pooled(), settings(), train_dataset=CombinedReinforcedDataset([plain, plain]))
+    with pytest.raises(ConfigError, match="`images` must have images that are not learned, but 4 of its 4 are"):
+        both.calibrate(tiny_dataset.select(range(4)))
 
 
 def test_what_is_learned_is_not_held_out(plain, settings):

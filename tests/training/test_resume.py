@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,16 @@ import torch
 from transformers import TrainerCallback
 
 from hf_dr.errors import ConfigError
+from hf_dr.replay.augmented import AugmentedDataset
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
+from hf_dr.teacher.ensemble import Teacher
 from hf_dr.training.arguments import ReinforcedTrainingArguments
 from hf_dr.training.checkpoints import write_checksums
 from hf_dr.training.distillation import OnlineDistillationTrainer
 from hf_dr.training.trainer import ReinforcedTrainer
+from hf_dr.views.augmentation import Augmentation
+from hf_dr.views.ops.geometry import RandomResizedCrop
 from training.helpers import (
     BATCH,
     ROWS,
@@ -30,6 +35,8 @@ from training.helpers import (
     timm_student,
     weights,
 )  # fmt: skip
+
+PLAIN = Augmentation([RandomResizedCrop(24)])
 
 
 @pytest.mark.parametrize(("killed_at", "workers"), [(2, 0), (3, 2), (4, 2)])
@@ -136,6 +143,60 @@ def test_a_checkpoint_of_before_goes_on(in_shards, settings, tmp_path):
 @pytest.mark.skipif(
     not hasattr(ReinforcedTrainingArguments, "dataloader_in_order"), reason="an older transformers keeps the order"
 )
+@pytest.mark.parametrize("step", [2, STEPS], ids=["within an epoch", "after one"])
+def test_a_stream_and_a_loaded_dataset_do_not_go_on_from_each_other(in_shards, settings, tmp_path, step):
+    def start(**opened: Any) -> Watched:
+        args = settings(output_dir=str(tmp_path / "out"), num_train_epochs=2, save_strategy="steps", save_steps=1)
+        return Watched(pooled(), args, train_dataset=load_reinforced(in_shards["plain"], **opened))
+
+    ways: list[dict[str, Any]] = [{}, {"streaming": True}, {"streaming": True, "shuffled_shards": 2}]
+    for left in ways:
+        start(**left).train()
+        checkpoint = tmp_path / "out" / f"checkpoint-{step}"
+        for other in ways:
+            if other != left:
+                there, here = (way.get("shuffled_shards", 1 if way else None) for way in (left, other))
+                said = re.escape(
+                    f"shuffled_shards (of a stream; None where the dataset is loaded): {there} there, {here} here"
+                )
+                with pytest.raises(ConfigError, match=said):
+                    start(**other).train(resume_from_checkpoint=str(checkpoint))
+    # A checkpoint of before does not tell.
+    start().train()
+    path = tmp_path / "out" / "checkpoint-2" / "reinforced_training.json"
+    (path.parent / "stream_progress.json").unlink()  # of the stream that was trained there before
+    path.write_text(json.dumps({**json.loads(path.read_text()), "shuffled_shards": 1, "rows": None}))
+    write_checksums(path.parent, resumable=True)
+    with pytest.raises(
+        ConfigError, match=r"from a checkpoint of a stream only, but .*-2 is of a loaded dataset\. Load"
+    ):
+        start(streaming=True).train(resume_from_checkpoint=str(path.parent))
+
+
+def test_other_labels_model_arguments_and_answers_are_another_run(tiny_dataset, tiny_teacher, settings, tmp_path):
+    def start(labels: list[int], drop_rate: float = 0.0, temperature: float = 1.0) -> ReinforcedTrainer:
+        base = tiny_dataset.remove_columns("label").add_column("label", labels)
+        drawn = AugmentedDataset(base, PLAIN, image_column="image", label_column="label")
+        args = settings(output_dir=str(tmp_path), num_train_epochs=1, save_strategy="epoch", reinforced_probability=0.0)
+        teacher = Teacher(tiny_teacher.members, temperature=temperature)
+        model = timm_student("test_resnet", drop_rate=drop_rate)
+        return OnlineDistillationTrainer(model, args, train_dataset=drawn, teacher=teacher)
+
+    labels = tiny_dataset["label"]
+    start([*labels]).train()
+    for changes, said in (
+        (
+            {"labels": [*labels[1:], labels[0]]},
+            r"rows \(a hash of which rows of the base these are, and of their labels\): ",
+        ),
+        ({"drop_rate": 0.5}, r"model_args: \{'drop_rate': 0.0\} there, \{'drop_rate': 0.5\} here"),
+        ({"temperature": 2.0}, r"teacher_answers \(a hash of what determines them\): "),
+    ):
+        with pytest.raises(ConfigError, match=f"differs in {said}"):
+            start(**{"labels": [*labels], **changes}).train(resume_from_checkpoint=True)
+    start([*labels]).train(resume_from_checkpoint=True)
+
+
 def test_a_stream_whose_batches_came_in_any_order(in_shards, settings, tmp_path):
     changes = {"dataloader_in_order": False, "dataloader_num_workers": 2}
     streamed(in_shards, settings, **changes).train()
@@ -244,6 +305,11 @@ def test_resuming_from_another_average_or_none(plain, settings, one_epoch):
         ({"num_views": 2}, "num_views: 4 there, 2 here"),
         ({"view_seed": 3}, "view_seed: 0 there, 3 here"),
         ({"rows": range(8)}, "num_rows: 12 there, 8 here"),
+        (
+            {"selected": [*range(1, ROWS), 0]},
+            "rows (a hash of which rows of the base these are, and of their labels): ",
+        ),
+        ({"normalization": ([0.5] * 3, [0.5] * 3)}, "normalization: [[0.485, 0.456, 0.406], "),
         ({"student": "other"}, "model: Pooled of 392 parameters there, test_vit of "),
     ],
     ids=str,
@@ -255,9 +321,12 @@ def test_a_checkpoint_of_other_settings_is_refused(plain, tiny_plus, settings, o
     views = changes.pop("num_views", None)
     seed = changes.pop("view_seed", 0)
     dataset = ReinforcedDataset(rows, dataset.provenance, num_views=views, seed=seed)
+    dataset = dataset.select(changes.pop("selected", range(len(rows))))
+    seen = changes.pop("normalization", None)
     student = timm_student() if changes.pop("student", None) else pooled()
     before = weights(student)
-    later = ReinforcedTrainer(student, settings(num_train_epochs=2, **changes), train_dataset=dataset)
+    args = settings(num_train_epochs=2, **changes)
+    later = ReinforcedTrainer(student, args, train_dataset=dataset, normalization=seen)
     with pytest.raises(ConfigError, match=r"must be resumed with its own settings, but .*-3 differs in ") as error:
         later.train(resume_from_checkpoint=one_epoch)
     assert message in str(error.value)

@@ -13,6 +13,7 @@ from transformers import Seq2SeqTrainingArguments, TrainerCallback, TrainingArgu
 from hf_dr.errors import ConfigError, FormatError, ReplayError
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.training.arguments import ReinforcedTrainingArguments
+from hf_dr.training.losses import ReinforcedLoss
 from hf_dr.training.students import build_student, normalize
 from hf_dr.training.trainer import ReinforcedTrainer
 from training.helpers import BATCH, MEAN, ROWS, STD, Pooled, by_hand, pooled, same, timm_student, weights
@@ -232,6 +233,21 @@ def test_a_model_that_takes_no_pixel_values_is_refused(plain, settings):
 
     with pytest.raises(ConfigError, match=r"forward of the model must take `pixel_values`, but that of ResNet takes x"):
         ReinforcedTrainer(timm.create_model("test_resnet", num_classes=8), settings(), train_dataset=plain)
+
+
+def test_the_label_of_one_image_is_not_that_of_a_view_of_two(in_shards, settings):
+    mixing = load_reinforced(in_shards["mixing"])
+    message = r"`label_weight` must be 0 where stored views are mixed, got 0\.5: such a view shows two images, but"
+    with pytest.raises(ConfigError, match=message):
+        ReinforcedTrainer(pooled(), settings(label_weight=0.5), train_dataset=mixing)
+    with pytest.raises(ConfigError, match=message):
+        ReinforcedLoss(mixing, label_weight=0.5)
+    ReinforcedTrainer(pooled(), settings(label_weight=0.5, reinforced_probability=0.0), train_dataset=mixing)
+
+
+def test_a_batch_size_that_would_be_lowered_is_refused(settings):
+    with pytest.raises(ConfigError, match="`auto_find_batch_size` must be left out with `batch_size`, which it would"):
+        settings(batch_size=4, auto_find_batch_size=True)
 
 
 def test_settings_that_need_labels_are_refused_without(unlabelled, settings):

@@ -72,6 +72,8 @@ def quickstart_command(argv: Sequence[str], prog: str) -> int:
         "hf-dr quickstart photos/ --teacher timm:resnet50@r50.safetensors --student timm:resnet18@r18.safetensors",
     )
     dataset = one_dataset(words)
+    if Path(dataset).expanduser().exists():
+        dataset = str(Path(dataset))  # the same with a slash at its end
     out = Path(chosen.output_dir or f"{Path(dataset).expanduser().resolve().name}-quickstart").expanduser()
     check_writable(out, "output_dir")
     check_apart(out, [dataset], [chosen.teacher, chosen.student])

@@ -313,17 +313,7 @@ def publish(
     def finish() -> Push:
         with _standing("Either all of it is visible now or nothing; run again, it finds out."):
             push = _commit(content, message)
-        assert push.commit is not None
-        for tag in tags:
-            with _standing(f"All files are visible at {push.commit}, but the tag `{tag}` may be missing."):
-                repository.tag(tag, push.commit)
-        there = repository.tags() if push.sent and tags else {}
-        for tag, commit in there.items():
-            if tag in tags and commit != push.commit:  # the files were there, under another card
-                raise HubError(
-                    f"the tag `{tag}` must stand at {push.commit}, where all is visible now, but it was there, at {commit}: "
-                    "the card has changed since. Choose another tag, or delete this one and push again."
-                )
+        _tag(repository, tags, push)
         if push.sent:
             logger.info("Pushed %d changed files to %s at %s.", push.sent, push.url, push.commit)
         else:
@@ -437,6 +427,21 @@ def _check_tags(repository: Repository, tags: Sequence[str], complete: Remote | 
         if tag in there and (complete is None or there[tag] != complete.commit):
             raise ConfigError(
                 f"the tag `{tag}` must be new, but {repository.id} has it at {there[tag][:12]}. Choose another, or delete it."
+            )
+
+
+def _tag(repository: Repository, tags: Sequence[str], push: Push) -> None:
+    """Sets tags on the commit of a push; a HubError if one stands at another."""
+    assert push.commit is not None
+    for tag in tags:
+        with _standing(f"All files are visible at {push.commit}, but the tag `{tag}` may be missing."):
+            repository.tag(tag, push.commit)
+    there = repository.tags() if push.sent and tags else {}
+    for tag in tags:
+        if there.get(tag, push.commit) != push.commit:  # the files were there before, under another card
+            raise HubError(
+                f"the tag `{tag}` must stand at {push.commit}, where all is visible now, but it was there, at {there[tag]}: "
+                "the card has changed since. Choose another tag, or delete this one and push again."
             )
 
 

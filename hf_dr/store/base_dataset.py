@@ -24,6 +24,7 @@ from huggingface_hub import metadata_load, try_to_load_from_cache
 
 from hf_dr.errors import ConfigError, DataError, HfDrError, did_you_mean
 from hf_dr.files import YAML_ERRORS, no_folder
+from hf_dr.store.image_folders import check_all_read
 from hf_dr.store.named_files import check_own_files
 from hf_dr.store.schema import LICENSES, TEACHER_LOGPROBS, is_reserved
 from hf_dr.text import is_hub_id, progress_bar
@@ -75,7 +76,10 @@ def load_base(
         elif _is_saved(path):
             loaded = _part_of(_open_saved(path), split)
         else:
-            loaded = datasets.load_dataset(_unpatterned(path, name), config, split=split, revision=revision)
+            place = _unpatterned(path, name)
+            if path.is_dir() and config is None:
+                check_all_read(path)
+            loaded = datasets.load_dataset(place, config, split=split, revision=revision)
         license = card_license(name, revision)
     if not isinstance(loaded, datasets.Dataset):
         raise DataError(f"{name!r} must give one split, found {type(loaded).__name__}. Save or name a single split.")
@@ -182,11 +186,14 @@ def split_names(name: str, config: str | None = None, *, revision: str | None = 
     path = Path(name).expanduser()
     if _is_one(path):
         return list(_open_saved(path)) if (path / _SAVED_SPLITS).is_file() else []
+    place = _unpatterned(path, name)
     try:
-        return datasets.get_dataset_split_names(str(path) if path.exists() else name, config, revision=revision)
+        return datasets.get_dataset_split_names(place, config, revision=revision)
     except (ConnectionError, TimeoutError) as error:
+        reason = str(error)[:200].rstrip(".")
         raise DataError(
-            f"the splits of {name} must be known, but the Hub does not answer: {error!s:.200} Try again, or name the split."
+            f"the splits of {name} must be known, but the Hub does not answer: {reason}.{no_folder(name)} Try again, or name "
+            "the split."
         ) from error
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         logger.debug("no splits known of %s: %s", name, error)

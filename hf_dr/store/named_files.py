@@ -158,9 +158,15 @@ def check_own_files(
             if not belongs(path):
                 raise DataError(
                     f"the cells of {name!r} must hold their files or name files of the dataset itself, but row {row} of column "
-                    f"`{files.column}` names {path!r:.200}. Do not use a dataset of somebody else that reads your files. If it "
-                    "is your own and means this file, pass its folder as `files_from`."
+                    f"`{files.column}` names {path!r:.200}{_link(path)}. Do not use a dataset of somebody else that reads your "
+                    "files. If it is your own and means this file, pass its folder as `files_from`."
                 )
+
+
+def _link(path: str) -> str:
+    """Says where a link leads, whose folder would have to be allowed."""
+    linked = "://" not in path and os.path.islink(path)  # noqa: PTH114 (Path's raises for a long text)
+    return f", a link to {os.path.realpath(path)!r:.200}" if linked else ""
 
 
 class _Belongs:

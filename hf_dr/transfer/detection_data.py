@@ -23,8 +23,9 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
 from hf_dr.errors import DataError, did_you_mean
-from hf_dr.store.base_dataset import undecoded_images
+from hf_dr.store.base_dataset import content_hash, undecoded_images
 from hf_dr.transfer.coco_masks import check_segmentation, coco_library, decode_mask
+from hf_dr.transfer.files import digest_of
 from hf_dr.transfer.settings import BBOX_FORMATS
 from hf_dr.views.images import as_tensor, decode_row, file_says
 from hf_dr.views.rng import view_rng
@@ -159,7 +160,9 @@ class DetectionData:
                 f"`images` must be the folder of all {len(files)} images of {path.name}, but {len(missing)} are not there, "
                 f"such as {missing[0]}. Check the folder, or fetch what is missing."
             )
-        described = {"id": path.name, "digest": hashlib.sha256(data).hexdigest()}
+        _check_inside(objects, sizes, "COCO's JSON has left, top, width and height: correct `bbox`")
+        digest = hashlib.sha256(data + digest_of(files).encode()).hexdigest()
+        described = {"id": path.name, "digest": digest}
         return cls(described, categories, objects, [{"path": str(file)} for file in files], sizes)
 
     @classmethod
@@ -205,9 +208,12 @@ class DetectionData:
                 raise DataError(
                     f"`height` and `width` must be whole numbers in every row, but: {error}. Fix them."
                 ) from error
-            _check_inside(objects, sizes, bbox_format)
-        cells: Any = undecoded_images(dataset, image_column)[image_column]  # read when asked for
-        digest = hashlib.sha256(json.dumps(lists, default=str).encode()).hexdigest()
+            other = next(name for name in BBOX_FORMATS if name != bbox_format)
+            _check_inside(objects, sizes, f"`bbox_format` is {bbox_format}: set it to {other}")
+        images = undecoded_images(dataset, image_column)
+        cells: Any = images[image_column]  # read when asked for
+        told = json.dumps(lists, default=str) + content_hash(images)
+        digest = hashlib.sha256(told.encode()).hexdigest()
         described = {**described, "digest": digest}
         return cls(described, dict(enumerate(category.names)), objects, cells, sizes)
 
@@ -313,16 +319,14 @@ def _hub_objects(cell: Any, row: int, bbox_format: str, num_classes: int) -> Obj
     return Objects(boxes, labels, crowds, _areas(areas, sides))
 
 
-def _check_inside(objects: Sequence[Objects], sizes: np.ndarray, bbox_format: str) -> None:
+def _check_inside(objects: Sequence[Objects], sizes: np.ndarray, advice: str) -> None:
     """Refuses boxes of which most reach out of their images: they are of another format."""
     ends = np.concatenate([each.boxes[:, 2:] for each in objects])
     limits = np.repeat(sizes[:, ::-1], [len(each.labels) for each in objects], axis=0)
     outside = (ends > limits + 1).any(axis=1)
     if outside.size and outside.mean() > 0.5:
-        other = next(name for name in BBOX_FORMATS if name != bbox_format)
         raise DataError(
-            f"boxes must lie in their images, but with `bbox_format` {bbox_format} {100 * outside.mean():.0f} % reach out of "
-            f"them. Set it to {other}."
+            f"boxes must lie in their images, but {100 * outside.mean():.0f} % reach out of them. {advice}."
         )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,7 +20,8 @@ from torchvision.transforms.v2 import functional as F
 
 from hf_dr.errors import ConfigError, DataError, did_you_mean
 from hf_dr.processes import process_state
-from hf_dr.store.base_dataset import content_hash, sampled_rows, undecoded_images
+from hf_dr.store.base_dataset import content_hash, undecoded_images
+from hf_dr.transfer.files import digest_of
 from hf_dr.transfer.settings import FILTERS
 from hf_dr.views.images import as_tensor, decode_row, decode_with, file_says, with_file
 from hf_dr.views.rng import view_rng
@@ -115,7 +115,7 @@ class SegmentationData:
         return cls(
             {
                 "id": "/".join(place.parts[-parts:]),
-                "digest": _digest([*image_files.values(), *(mask_files[name] for name in image_files)]),
+                "digest": digest_of([*image_files.values(), *(mask_files[name] for name in image_files)]),
             },
             classes,
             [{"path": str(path)} for path in image_files.values()],
@@ -193,22 +193,6 @@ def _files_by_name(setting: str, folder: str | Path, endings: tuple[str, ...]) -
             f"`{setting}` must be a folder with files {', '.join(endings)}, found none in {place}. Check it."
         )
     return files
-
-
-def _digest(paths: Sequence[Path]) -> str:
-    """Tells files from others by their names and sizes, and by what some of them hold, as SHA-256."""
-    digest = hashlib.sha256()
-    sampled = set(sampled_rows(len(paths)).tolist())
-    for row, path in enumerate(paths):
-        try:
-            digest.update(b"%s %d\n" % (os.fsencode(path.name), path.stat().st_size))
-            if row in sampled:
-                digest.update(hashlib.sha256(path.read_bytes()).digest())
-        except OSError as error:
-            raise DataError(
-                f"{path} must be a file that can be read, but: {error.strerror}. Check the folder."
-            ) from error
-    return digest.hexdigest()
 
 
 # ------------------------------------------------------------------------------------------------------------ examples

@@ -120,6 +120,14 @@ def test_photos_that_changed_are_noticed(recorded, photos, tmp_path, capsys, bef
     assert ran == []
 
 
+def test_a_slash_at_the_end_of_the_folder_is_no_other_dataset(recorded, photos, tmp_path):
+    ran, *_ = recorded
+    assert quickstart(photos, tmp_path / "out") == 0
+    ran.clear()
+    assert quickstart(f"{photos}/", tmp_path / "out") == 0
+    assert ran == []
+
+
 @pytest.mark.usefixtures("recorded")
 def test_another_student_is_named(photos, tmp_path, capsys):
     assert quickstart(photos, tmp_path / "out") == 0

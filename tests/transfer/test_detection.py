@@ -6,6 +6,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from hypothesis import given
@@ -117,7 +118,7 @@ def test_a_dataset_of_the_hub(nested, bbox_format, box):
 @pytest.mark.parametrize(
     ("rows", "settings", "message"),
     [(objects_dataset([[[20, 5, 10, 10]]], [[0]]), {"bbox_format": "voc"}, "row 0 has one that ends before .* Set it to coco"),
-     (objects_dataset([[[20, 15, 39, 29]]], [[0]], width=[40], height=[30]), {}, "coco 100 % reach out of them. Set it to voc"),
+     (objects_dataset([[[20, 15, 39, 29]]], [[0]], width=[40], height=[30]), {}, "`bbox_format` is coco: set it to voc"),
      (objects_dataset([[[0, 0, 9, float("nan")]]], [[0]]), {}, "row 0 must have finite boxes"),
      (objects_dataset([[[0, 0, 9, 9]] * 2], [[1, -1]]), {}, r"row 0 must have .* categories below 2, found .* \[1, -1\]\. Fix"),
      (objects_dataset([[[9, 9, -4, 5]]], [[0]]), {}, "a box of row 0 must not have a side below 0, found .*-4.* Fix the row"),
@@ -264,6 +265,30 @@ def test_annotations_are_known_by_what_they_hold(changed):
     other = read_coco(folder).described
     assert one["id"] == other["id"]
     assert one["digest"] != other["digest"]
+
+
+def test_other_images_of_the_same_annotations_are_other_data(changed, tmp_path):
+    digests = [read_coco(changed(lambda content: None)).described["digest"]]
+    first, second = sorted((tmp_path / "images").iterdir())
+    first.rename(tmp_path / "third")
+    second.rename(first)
+    (tmp_path / "third").rename(second)
+    digests.append(read_coco(tmp_path).described["digest"])
+    for colour in ("red", "blue"):
+        hub = objects_dataset([[[0, 0, 4, 5]]], [[0]])
+        hub = hub.map(lambda row, colour=colour: {"image": PIL.Image.new("RGB", (40, 30), colour)})
+        digests.append(DetectionData.from_dataset(hub, {"id": "x"}).described["digest"])
+    assert len(set(digests)) == 4
+
+
+def test_corners_in_the_place_of_widths_are_refused(changed):
+    def corners(content):
+        for each in content["annotations"]:
+            left, top, width, height = each["bbox"]
+            each["bbox"] = [left, top, left + width, top + height]
+
+    with pytest.raises(DataError, match=r"% reach out of them\. COCO's JSON has left, top, width and height: correct"):
+        read_coco(changed(corners))
 
 
 def test_files_that_are_missing_or_others(changed, tmp_path):

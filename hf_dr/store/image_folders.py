@@ -1,0 +1,71 @@
+"""Folders of images, a folder for each class: which of their files `datasets` reads, and which it leaves out."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+
+import datasets
+from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+
+from hf_dr.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+# Alone, these folders are splits; in a longer name, as in `train_steam`, `datasets` takes the word for one, too.
+_SPLITS = frozenset({"train", "training", "test", "testing", "eval", "evaluation", "val", "valid", "validation", "dev"})
+_WORD = re.compile(rf"(?:^|[-._ 0-9])(?:{'|'.join(sorted(_SPLITS))})(?:[-._ 0-9]|$)")
+# Of cameras and phones; neither Pillow nor `datasets` reads them.
+_UNREADABLE = frozenset({".heic", ".heif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw"})
+_IMAGES = frozenset(ImageFolder.EXTENSIONS)
+
+
+def check_all_read(folder: Path) -> None:
+    """Tells of images in a folder that `datasets` leaves out, before it is loaded; other kinds of folders are not looked at.
+
+    Raises:
+        DataError: They are left out because the folder of a class has the word for a split in its name.
+    """
+    builder = datasets.load_dataset_builder(str(folder))
+    if not isinstance(builder, ImageFolder):
+        return
+    read = {os.path.normpath(file) for files in (builder.config.data_files or {}).values() for file in files}
+    others = sorted(set(_files(folder)) - read)
+    unreadable = [file for file in others if Path(file).suffix.lower() in _UNREADABLE or not os.path.isfile(file)]  # noqa: PTH113
+    left = [file for file in others if Path(file).suffix.lower() in _IMAGES and os.path.isfile(file)]  # noqa: PTH113
+    if left:
+        tops = {Path(file).relative_to(folder).parts[0] for file in read if Path(file).is_relative_to(folder)}
+        words = sorted(top for top in tops if (folder / top).is_dir() and top not in _SPLITS and _WORD.search(top))
+        told = f"{len(left):,} images of {folder} are in no split and would be left out, such as {left[0]}"
+        if words:
+            raise DataError(
+                f"all folders of classes must be read, but {told}: `datasets` takes the word for a split in the name of "
+                f"{', '.join(words)} for a split. Rename the folder, or put all folders of classes into one called `train`."
+            )
+        _warn(f"{told}: beside folders called train or test no others are read, nor folders that are links.")
+    if unreadable:
+        _warn(
+            f"{len(unreadable):,} files of {folder} cannot be read as images and are left out, such as {unreadable[0]}: "
+            "convert them to JPEG or PNG."
+        )
+
+
+def _files(folder: Path) -> Iterator[str]:
+    """Yields the files below a folder, those of linked folders too; hidden ones are left out, as `datasets` does."""
+    seen = set()
+    for place, folders, names in os.walk(os.path.normpath(folder), followlinks=True):
+        real = os.path.realpath(place)
+        folders[:] = [] if real in seen else [name for name in folders if not name.startswith((".", "__"))]
+        if real not in seen:
+            yield from (os.path.join(place, name) for name in names if not name.startswith("."))  # noqa: PTH118
+        seen.add(real)
+
+
+@lru_cache
+def _warn(message: str) -> None:
+    """Warns once, however many splits are loaded."""
+    logger.warning(message)

@@ -1,0 +1,82 @@
+"""Images of a folder that are left out are told."""
+
+import logging
+
+import PIL.Image
+import pytest
+
+from hf_dr.errors import DataError
+from hf_dr.store.base_dataset import load_base
+
+
+def photos(folder, *files):
+    for number, file in enumerate(files):
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        PIL.Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / file, "JPEG")
+    return str(folder)
+
+
+@pytest.fixture
+def warned(caplog):
+    def warned(name, **settings):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            loaded, _ = load_base(name, **settings)
+        return loaded, [record.getMessage() for record in caplog.records if record.name.startswith("hf_dr")]
+
+    return warned
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ("a/1.jpg", "b/2.jpg"),
+        ("train/a/1.jpg", "train/b/2.jpg", "test/a/3.jpg"),
+        ("a/.hidden.jpg", "a/1.jpg", "b/2.jpg"),
+    ],
+)
+def test_nothing_is_said_of_a_folder_that_is_read(tmp_path, warned, files):
+    loaded, said = warned(photos(tmp_path, *files))
+    assert (len(loaded), said) == (2, [])
+
+
+@pytest.mark.parametrize("word", ["train_steam", "steam-train", "test drive", "validation_stamps"])
+def test_a_class_whose_name_has_a_word_for_a_split_is_refused(tmp_path, word):
+    place = photos(tmp_path, f"{word}/1.jpg", "bus/2.jpg", "car/3.jpg")
+    message = (
+        rf"2 images of .* are in no split and would be left out, such as .*2\.jpg: .* in the name of {word} for a split"
+    )
+    with pytest.raises(DataError, match=message):
+        load_base(place)
+    (tmp_path / word).rename(tmp_path / "other")
+    assert len(load_base(place)[0]) == 3
+
+
+def test_folders_beside_those_of_the_splits_are_told(tmp_path, warned):
+    loaded, said = warned(photos(tmp_path, "train/a/1.jpg", "train/b/2.jpg", "bus/3.jpg"))
+    assert len(loaded) == 2
+    assert len(said) == 1
+    assert "1 images of" in said[0]
+    assert "such as " + str(tmp_path / "bus" / "3.jpg") in said[0]
+    assert warned(str(tmp_path))[1] == [], "once"
+    (tmp_path / "train").rename(tmp_path / "test")
+    with pytest.raises(DataError, match="could not load split `train`"):
+        load_base(str(tmp_path))
+
+
+def test_photos_of_phones_broken_links_and_linked_folders_are_told(tmp_path, warned):
+    place = photos(tmp_path / "photos", "a/1.jpg", "b/2.jpg")
+    (tmp_path / "photos" / "a" / "3.HEIC").write_bytes(b"x")
+    (tmp_path / "photos" / "a" / "4.jpg").symlink_to("nowhere.jpg")
+    (tmp_path / "photos" / "notes.txt").write_text("x")
+    loaded, said = warned(place)
+    assert len(loaded) == 2
+    assert len(said) == 1
+    assert "2 files of" in said[0]
+    assert "cannot be read as images and are left out, such as " in said[0]
+    photos(tmp_path / "elsewhere", "5.jpg")
+    (tmp_path / "photos" / "c").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "photos" / "a" / "round").symlink_to(tmp_path / "photos")
+    _, said = warned(place)
+    assert len(said) == 1
+    assert "nor folders that are links" in said[0]

@@ -55,6 +55,15 @@ def folder(tmp_path_factory, base, tiny_teacher):
     return root
 
 
+@pytest.fixture(scope="module")
+def unmixed_folder(tmp_path_factory, base, tiny_teacher):
+    """The same without mixing, which `label_weight` needs."""
+    root = tmp_path_factory.mktemp("unmixed")
+    augmentation = [ops.RandomResizedCrop(SIDE), ops.RandomHorizontalFlip()]
+    reinforce(base, tiny_teacher, augmentation, ReinforceConfig(str(root / "cifar100-plus"), num_views=4, top_k=3))
+    return root
+
+
 def test_the_stream(tmp_path, base, tiny_teacher, monkeypatch):
     monkeypatch.chdir(tmp_path)
     reinforce(base, tiny_teacher, [ops.Resize((8, 8))], ReinforceConfig("cifar100-plus", num_views=1))
@@ -118,9 +127,9 @@ def test_the_module_of_lightning(folder, monkeypatch, capfd):
     assert all(torch.equal(epochs[epoch], expected(epoch)) for epoch in range(4))
 
 
-def test_the_search_for_settings(folder, base, monkeypatch):
+def test_the_search_for_settings(unmixed_folder, base, monkeypatch):
     """With one trial that a stand-in of optuna suggests."""
-    monkeypatch.chdir(folder)
+    monkeypatch.chdir(unmixed_folder)
     monkeypatch.setattr("transformers.integrations.hp_params", lambda trial: trial.params)
     trial = SimpleNamespace(number=0, params={}, suggest_float=lambda name, low, high, log=False: high)
 
@@ -148,9 +157,9 @@ def test_a_model_that_timm_does_not_know_is_refused(folder):
 
 
 @pytest.mark.parametrize("settings", [{}, {"temperature": 2.0, "label_weight": 0.3, "tail": "bucket"}])
-def test_the_task_of_timm_has_the_loss_of_the_library(folder, settings):
+def test_the_task_of_timm_has_the_loss_of_the_library(unmixed_folder, settings):
     """On pixels that are normalised as the model says, whichever type timm has made them."""
-    train = load_reinforced(folder / "cifar100-plus")
+    train = load_reinforced(unmixed_folder / "cifar100-plus")
     model = timm.create_model("resnet10t", num_classes=8, pretrained_cfg_overlay={"mean": (0.1, 0.2, 0.3)}).eval()
     task = ReinforcedTask(model, ReinforcedLoss(train, **settings), verbose=False)
     pixels, batch = task.collate(train[0:6])

@@ -183,8 +183,13 @@ def _teach(
     from hf_dr.cli.calibration import calibrate
     from hf_dr.cli.train import finish_training, prepare_training, run_training
     from hf_dr.training.calibrating import check_whole
+    from hf_dr.training.teaching import warn_of_learned
 
     trainer, card, _ = prepare_training(student, args, argv, leave_out=fold)
+    if trainer.is_world_process_zero():
+        held_out: Any = trainer.eval_dataset
+        learned: Any = trainer.train_dataset
+        warn_of_learned(held_out.files, learned.images)
     if teaching.calibrate:
         check_whole(trainer, "calibrate")
     card["calibrated_on"] = card["evaluated_on"]

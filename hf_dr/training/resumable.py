@@ -184,6 +184,7 @@ class ResumableTrainer(Trainer):
         self.rest_of_epoch = rest_of_epoch
         self._divergence = Divergence()
         self._totals = Totals(self)
+        self._most_checkpoints = args.save_total_limit
         self._lock: filelock.BaseFileLock | None = None
         with _taking("the settings must be such as transformers' Trainer takes"):
             super().__init__(model, args, **settings)
@@ -205,11 +206,11 @@ class ResumableTrainer(Trainer):
         """As Trainer's.
 
         Raises:
-            ConfigError: The checkpoint was made with other settings, or is not whole; or another training is writing to
-                `output_dir`.
+            ConfigError: The checkpoint is of other settings, or not whole; or another training is writing to `output_dir`.
         """
         self._check_best_metric()
-        with self.alone():
+        # Of one checkpoint that is kept Trainer would delete the last, which tells that the training is finished.
+        with self.alone(), changed(self.args, save_total_limit=None):
             checkpoint = whole_checkpoint(resume_from_checkpoint, str(self.args.output_dir))
             self._check_alike(checkpoint)
             self.prepare_resume(checkpoint)
@@ -279,8 +280,7 @@ class ResumableTrainer(Trainer):
 
     def save_with_model(self, folder: Path) -> None:
         """Writes what belongs to the weights that were just written to a folder; one process does."""
-        settings = self.run_settings()
-        if settings is not None:
+        if (settings := self.run_settings()) is not None:
             write_json(folder / self.settings_file, settings)
 
     # Private, because all ways of `save_model` meet here, and a callback's `on_save` comes after a checkpoint is called whole.
@@ -302,7 +302,7 @@ class ResumableTrainer(Trainer):
 
     # Private, because Trainer deletes earlier checkpoints within it, before a callback could complete the new one.
     def _save_checkpoint(self, model: Any, trial: Any, **settings: Any) -> None:
-        folder, limit = Path(self._get_output_dir(trial=trial)), self.args.save_total_limit  # of a trial, in a search
+        folder = Path(self._get_output_dir(trial=trial))  # of a trial, in a search
         checkpoint = folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         with changed(self.args, save_total_limit=None), _writing(checkpoint):
             super()._save_checkpoint(model, trial, **settings)
@@ -311,7 +311,7 @@ class ResumableTrainer(Trainer):
             write_json(checkpoint / SETTINGS_FILE, kept_settings(self.args))
             self._totals.save(checkpoint)
             write_checksums(checkpoint, resumable=not self.args.save_only_model)
-            keep_checkpoints(folder, limit, self.state.global_step, self.state.best_model_checkpoint)
+            keep_checkpoints(folder, self._most_checkpoints, self.state.global_step, self.state.best_model_checkpoint)
 
     # Private, because with `save_strategy` best Trainer lets this alone decide, whatever callbacks have asked to save.
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,17 @@ import pyarrow.parquet as pq
 from hf_dr.errors import ConfigError, DataError
 from hf_dr.files import write_json, written_whole
 from hf_dr.replay.join import check_readable
-from hf_dr.store.base_dataset import as_table, read_labels, undecoded_images, whole_hash
+from hf_dr.store.base_dataset import as_table, read_labels, shared_files, undecoded_images, whole_hash
 from hf_dr.store.json_files import read_object
 from hf_dr.teacher.folds import FOLDS_FILE
 from hf_dr.views.rng import DOMAIN_SPLIT, keyed_rng
 
+logger = logging.getLogger(__name__)
+
 MARKER = "held_out.json"
 """Next to a dataset that was divided, how it was."""
 _ROWS = 100  # of photos, which are in memory together
+_MOST_COMPARED = 100_000
 
 
 def held_out_rows(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
@@ -79,6 +83,22 @@ def _is_there(file: Path, made_of: dict[str, Any], expected: str) -> bool:
     if differing:
         raise ConfigError(f"{expected}, but it differs in {', '.join(differing)}. Choose another `output_dir`.")
     return True
+
+
+def warn_of_learned(held_out: datasets.Dataset, learned: datasets.Dataset) -> None:
+    """Warns of held-out images whose very files are learned, too; both undecoded, one column each.
+
+    Of more than `_MOST_COMPARED` images this would take about as long as an epoch, and nobody is warned.
+    """
+    if len(learned) > _MOST_COMPARED:
+        return
+    shared = shared_files(held_out, learned)
+    if shared:
+        logger.warning(
+            "%d of the %d held-out images are learned as well: what is measured by them is too good. Remove the copies.",
+            shared,
+            len(held_out),
+        )
 
 
 def divide(

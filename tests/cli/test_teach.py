@@ -89,6 +89,20 @@ def test_a_dataset_with_a_test_split_is_not_copied(taught, tmp_path, capsys):
     assert teach(images, tmp_path / "other", "--eval_split", "tset", "--max_steps", "1") == 2
 
 
+def test_held_out_images_that_are_learned_are_told(photos, tmp_path, caplog):
+    for split in ("train", "test"):
+        shutil.copytree(photos, tmp_path / "photos" / split)
+    assert teach(tmp_path / "photos", tmp_path / "out", "--max_steps", "1") == 0
+    count = sum(1 for file in (tmp_path / "photos" / "test").rglob("*.png"))
+    assert (
+        f"{count} of the {count} held-out images are learned as well: what is measured by them is too good"
+        in caplog.text
+    )
+    caplog.clear()
+    assert teach(photos, tmp_path / "own", "--held_out", "0.25", "--max_steps", "1") == 0
+    assert "are learned as well" not in caplog.text
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

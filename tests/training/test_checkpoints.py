@@ -312,6 +312,38 @@ def test_a_training_goes_on_where_the_clock_is_behind(resume, two_epochs, tmp_pa
     assert {path.name for path in out.glob("checkpoint-*")} == {f"checkpoint-{STEPS * 4}", "checkpoint-mine"}
 
 
+def test_a_finished_training_of_which_the_best_is_kept_is_not_trained_again(plain, pictures, settings, tmp_path):
+    """With one checkpoint to keep, the best, the last one stays as well, and tells that there is nothing left to do."""
+    epochs = iter(range(100))
+
+    def start() -> ReinforcedTrainer:
+        args = settings(
+            num_train_epochs=3, save_strategy="epoch", eval_strategy="epoch", save_total_limit=1,
+            load_best_model_at_end=True, metric_for_best_model="worse", greater_is_better=False,
+        )  # fmt: skip
+        return Counted(pooled(), args, train_dataset=plain, eval_dataset=pictures, compute_metrics=measure)
+
+    def measure(_: Any) -> dict[str, float]:
+        return {"worse": float(next(epochs))}
+
+    class Counted(ReinforcedTrainer):
+        steps = 0
+
+        def training_step(self, *args: Any, **more: Any) -> Any:
+            self.steps += 1
+            return super().training_step(*args, **more)
+
+    first = start()
+    first.train()
+    kept = {path.name for path in (tmp_path / "out").glob("checkpoint-*")}
+    assert kept == {f"checkpoint-{STEPS}", f"checkpoint-{3 * STEPS}"}
+    again = start()
+    again.train(resume_from_checkpoint=True)
+    assert (first.steps, again.steps) == (3 * STEPS, 0)
+    assert same(weights(again.model), weights(first.model)), "the best ones"
+    assert again.args.save_total_limit == 1
+
+
 def test_a_checkpoint_without_an_optimizer_is_left_out(plain, settings, tmp_path):
     args = settings(save_strategy="epoch", save_only_model=True)
     trainer = ReinforcedTrainer(pooled(), args, train_dataset=plain)

@@ -6,7 +6,7 @@ A training whose loss or weights are no longer numbers ends with an error, befor
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -63,9 +63,12 @@ class Divergence(TrainerCallback):
         self.check()
 
 
-def check_weights(model: nn.Module) -> None:
-    """Raises a ConfigError if a weight is no finite number, before it is saved."""
-    named = dict(model.named_parameters())
+def check_weights(model: nn.Module, state_dict: Mapping[str, torch.Tensor] | None) -> None:
+    """Raises a ConfigError if a weight is no finite number, before it is saved.
+
+    Those of a sharded model (FSDP) are in `state_dict`: looking at its own needs all processes, and perhaps one is asked.
+    """
+    named = dict(model.named_parameters()) if state_dict is None else state_dict
     if named and not torch.stack([weight.detach().isfinite().all().cpu() for weight in named.values()]).all():
         name = next(name for name, weight in named.items() if not weight.detach().isfinite().all())
         raise ConfigError(

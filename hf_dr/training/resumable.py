@@ -286,7 +286,7 @@ class ResumableTrainer(Trainer):
     # Private, because all ways of `save_model` meet here, and a callback's `on_save` comes after a checkpoint is called whole.
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         assert isinstance(self.model, torch.nn.Module)
-        check_weights(self.model)
+        check_weights(self.model, state_dict)
         folder = Path(output_dir or self.args.output_dir or ".")
         with _writing(folder):
             super()._save(output_dir, state_dict)

@@ -19,6 +19,7 @@ from hf_dr.errors import ConfigError, HfDrError
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.teacher.metrics import compute_metrics
 from hf_dr.training.arguments import ReinforcedTrainingArguments, as_reinforced
+from hf_dr.training.callbacks import check_weights
 from hf_dr.training.checks import check_batches, check_input, learns_from_one
 from hf_dr.training.resumable import _writing
 from hf_dr.training.trainer import ReinforcedTrainer
@@ -548,3 +549,14 @@ def test_an_index_error_of_the_model_is_left_as_it_is(pictures, settings, monkey
     monkeypatch.setattr(trainer.model, "forward", Mock(side_effect=IndexError("mine")))
     with pytest.raises(IndexError, match="mine"):
         trainer.evaluate()
+
+
+def test_the_weights_of_a_sharded_model_are_those_that_are_saved():
+    broken = pooled()
+    broken.linear.weight.data[0, 0] = torch.inf
+    with pytest.raises(ConfigError, match=r"those of linear\.weight are not: the training has diverged"):
+        check_weights(broken, None)
+    check_weights(broken, {})  # of a process that saves nothing
+    check_weights(broken, pooled().state_dict())
+    with pytest.raises(ConfigError, match=r"those of linear\.weight are not"):
+        check_weights(pooled(), broken.state_dict())

@@ -17,7 +17,7 @@ from hf_dr.cli.teach import TEACHER_FILE, TeachArguments, hashes_of, temperature
 from hf_dr.cli.yaml_files import own_recipes, read_yaml
 from hf_dr.errors import ConfigError, FormatError
 from hf_dr.files import check_apart, check_writable, write_json, write_whole
-from hf_dr.settings import Whole, check_settings, flag, unlike_names
+from hf_dr.settings import FILES_FROM_HELP, Whole, check_settings, flag, unlike_names
 
 _DONE_FILE = "quickstart.json"
 _AGAIN = f"Delete {_DONE_FILE} and run the same command again: all steps are then done again."
@@ -41,6 +41,7 @@ class QuickstartArguments:
         "timm:ARCHITECTURE@FILE.safetensors to fine-tune; timm:ARCHITECTURE for fresh weights.",
         default="timm/mobilenetv3_large_100.ra_in1k",
     )
+    files_from: list[str] = flag(FILES_FROM_HELP, default=[], metavar="DIR")
     size: int = flag("Side in pixels of the views.", default=224, type=Whole(1))
     num_views: int | None = flag(
         "Stored views of each image. Default: one for each epoch. With fewer a student sees less than one that "
@@ -84,7 +85,7 @@ def quickstart_command(argv: Sequence[str], prog: str) -> int:
 
     refuse_several("quickstart")
     finished = read_object(done, _AGAIN) if done.exists() else {}
-    images = {_IMAGES: hashes_of(dataset)}
+    images = {_IMAGES: hashes_of(dataset, chosen.files_from)}
     if "compare" not in finished:
         from hf_dr.training.students import build_student
 
@@ -134,14 +135,15 @@ def _steps(
     plus = out / "plus"
     size = ["--size", str(chosen.size)]
     epochs = ["--num_train_epochs", str(chosen.num_train_epochs)]
-    yield "teach", [dataset, "--model", chosen.teacher, *size, *epochs, "--output_dir", str(teacher)], images
+    files = ["--files_from", *chosen.files_from] if chosen.files_from else []
+    yield "teach", [dataset, *files, "--model", chosen.teacher, *size, *epochs, "--output_dir", str(teacher)], images
     if not (teacher / TEACHER_FILE).is_file():
         raise FormatError(f"{teacher} must hold the {TEACHER_FILE} of `hf-dr teach`, found none. {_AGAIN}")
     learned = read_object(teacher / TEACHER_FILE, _AGAIN)
     num_views = str(chosen.num_views or chosen.num_train_epochs)
     views = [*size, "--num_views", num_views]
     asked = ["--teacher", str(teacher), *temperature_flag(learned)]
-    base = [learned["dataset"], "--split", learned["split"]]
+    base = [learned["dataset"], *files, "--split", learned["split"]]
     yield "reinforce", [*base, *asked, *views, "--output_dir", str(plus)], {}
     yield "inspect", [str(plus), "--save"], {}
     config = out / "compare.yaml"
@@ -154,6 +156,7 @@ def _comparison(name: str, chosen: QuickstartArguments, learned: dict[str, Any],
     """Returns the settings of `hf-dr compare`: the students train as the teacher did."""
     trainer = {key: value for key, value in read_yaml(own_recipes() / "teach.yaml").items() if key != "augmentation"}
     place = {"eval_dataset": learned["dataset"], "eval_split": learned["eval_split"]}
+    files = {"files_from": chosen.files_from} if chosen.files_from else {}
     return {
         "title": f"{name}, {chosen.student.split('@')[0]}",
         "output_dir": str(out / "comparison"),
@@ -165,12 +168,14 @@ def _comparison(name: str, chosen: QuickstartArguments, learned: dict[str, Any],
             "dataset": str(out / "plus"),
             "student": chosen.student,
             **place,
+            **files,
             **trainer,
             "num_train_epochs": chosen.num_train_epochs,
             "label_weight": _LABEL_WEIGHT,
         },
         "evaluate": {
             "sets": [f"held_out={place['eval_dataset']}:{place['eval_split']}"],
+            **files,
             "corrupt": ["held_out"],
             "corruptions": list(_CORRUPTIONS),
             "severities": [3],

@@ -278,13 +278,13 @@ def _held_out_split(name: str, config: str | None = None, revision: str | None =
     return next((split for split in _HELD_OUT_SPLITS if split in known), None)
 
 
-def hashes_of(name: str) -> list[str]:
+def hashes_of(name: str, files_from: Sequence[str] = ()) -> list[str]:
     """Returns a hash of the images and labels of each split by which a teacher is made and measured, unless told otherwise."""
     from hf_dr.store.base_dataset import labelled_columns, load_base, whole_hash
 
     hashes = []
     for split in filter(None, (TeachArguments.split, _held_out_split(name))):
-        dataset, _ = load_base(name, split=split)
+        dataset, _ = load_base(name, split=split, files_from=files_from)
         hashes.append(whole_hash(dataset, *labelled_columns(dataset, _LEARNS_FROM, name)))
     return hashes
 

@@ -5,6 +5,7 @@ import shlex
 import shutil
 
 import pytest
+import yaml
 
 from hf_dr.cli.launch import COMMANDS, launch
 from hf_dr.cli.main import main
@@ -118,6 +119,21 @@ def test_photos_that_changed_are_noticed(recorded, photos, tmp_path, capsys, bef
     )
     assert message in capsys.readouterr().err
     assert ran == []
+
+
+def test_photos_that_are_links_are_read_by_every_step(recorded, photos, tmp_path, capsys):
+    place = tmp_path / "photos"
+    for file in photos.rglob("*.png"):
+        link = place / file.relative_to(photos)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(file)
+    assert quickstart(place, tmp_path / "out") == 2
+    assert f", a link to '{photos}" in capsys.readouterr().err
+    assert quickstart(place, tmp_path / "out", "--files_from", str(photos)) == 0
+    commands = printed_commands(capsys.readouterr().out)
+    assert [words[1:4] == [words[1], "--files_from", str(photos)] for words in commands[:2]] == [True] * 2
+    settings = yaml.safe_load((tmp_path / "out" / "compare.yaml").read_text())
+    assert settings["train"]["files_from"] == settings["evaluate"]["files_from"] == [str(photos)]
 
 
 def test_a_slash_at_the_end_of_the_folder_is_no_other_dataset(recorded, photos, tmp_path):

@@ -25,6 +25,7 @@ from hf_dr.views.images import DECODING_RULE, decode_image, decode_row, pixel_ha
 logger = logging.getLogger(__name__)
 
 _CHUNK = 64  # images that a thread decodes at a time
+_OF_A_PART = 8  # images of each further part of a stream that are decoded, to see whether they are in their places
 UNREADABLE = 0  # stands for the hash of an image that cannot be decoded
 
 
@@ -56,7 +57,7 @@ class JoinedBase:
         self.dataset = dataset
         self.images = undecoded_images(dataset, column)
         self._provenance = provenance
-        self._moved = False  # as far as rows were looked for
+        self._moved: bool | None = None  # as far as rows were looked for
 
     def places(self, source: np.ndarray, hashes: np.ndarray) -> np.ndarray:
         """Returns the row of the base that holds each image, int64 (rows,).
@@ -101,12 +102,11 @@ class JoinedBase:
         if not len(source):
             return True
         (column,) = self.images.column_names
+        # An image more or less moves all that follow it, and the last row of a part is among those that are looked at.
+        sample = sampled_rows(len(source), None if self._moved is None else _OF_A_PART)
         self._moved = self._moved or not (
             0 <= source.min() <= source.max() < len(self.images)
-            and (
-                self._has_the_files
-                or all(_hash_of(self.images[int(source[n])][column]) == hashes[n] for n in sampled_rows(len(source)))
-            )
+            and (self._has_the_files or all(_hash_of(self.images[int(source[n])][column]) == hashes[n] for n in sample))
         )
         return not self._moved
 

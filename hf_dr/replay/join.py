@@ -33,8 +33,8 @@ class JoinedBase:
     """A base dataset in which an overlay finds its images.
 
     They are where they were if the image files of 64 rows spread over the base, or else the pixels of 64 rows of the
-    overlay (of a stream, of its first part, and of 8 of each other one), are those that were reinforced. Otherwise all images are decoded once (`index_images`), and those of equal
-    pixels belong together: in any order, in any file format.
+    overlay (of a stream, of its first part, and of 8 of each other one), are those that were reinforced. Otherwise all images
+    are decoded once (`index_images`), and those of equal pixels belong together: in any order, in any file format.
 
     Attributes:
         images: The image column of the base, undecoded.

@@ -40,7 +40,9 @@ from hf_dr.teacher.metrics import CALIBRATED_ECE, ECE_BY_CHANCE, SHARES
 from hf_dr.teacher.signals import described
 from hf_dr.text import inline, markdown_table
 from hf_dr.training.calibrating import check_other_images
+from hf_dr.training.losses import check_label_weight
 from hf_dr.training.student_card import STUDENT_FILE
+from hf_dr.views.augmentation import Augmentation
 
 logger = logging.getLogger(__name__)
 
@@ -270,6 +272,7 @@ def run_comparison(config: CompareConfig, train: Callable[[list[str]], int]) -> 
     # What is wrong with the set would only be found when all students are trained.
     (opened,) = (open_set(spec, evaluation) for spec in checked_sets(evaluation))
     _check_calibration(config.train, opened)
+    _check_labels(config)
     state = process_state()
     for seed in config.seeds:
         # Objectives take turns, so that a disturbance of the machine hits all of them.
@@ -311,6 +314,15 @@ def _check_calibration(train: dict[str, Any], tested: Images) -> None:
         for column in columns:  # the trainings know which of several it is
             images = undecoded_images(dataset, column)
             check_other_images(images, tested.undecoded.select(tested.rows), f"the set `{tested.spec.name}`")
+
+
+def _check_labels(config: CompareConfig) -> None:
+    """Refuses a weight of the labels that `reinforced` would refuse when the others are trained."""
+    weight = config.train.get("label_weight")
+    for each in each_dataset(config.train["dataset"], config.train.get("name")) if weight else ():
+        _, provenance = fetch_config(*each, revision=config.train.get("revision"), shards=False)
+        mixes = Augmentation.from_list(provenance.augmentation).mixes
+        check_label_weight(weight, mixes and "reinforced" in config.objectives)
 
 
 def training_flags(config: CompareConfig, objective: str, seed: int) -> dict[str, Any]:

@@ -183,7 +183,7 @@ def check_training(args: ReinforcedTrainingArguments, train: ReinforcedData, tra
             f"`label_weight` must be 0 for a dataset without labels, got {args.label_weight}. Set it to 0."
         )
     if args.reinforced_probability:
-        check_label_weight(args.label_weight, train)
+        check_label_weight(args.label_weight, train.mixes)
     if trainer.compute_metrics is not None:
         _check_evaluations(args, train, trainer.compute_metrics)
 

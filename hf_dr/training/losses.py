@@ -357,7 +357,7 @@ class ReinforcedLoss(nn.Module):
             raise ConfigError(
                 f"`label_weight` needs a dataset with labels, got {label_weight} for one without. Set it to 0."
             )
-        check_label_weight(label_weight, dataset)
+        check_label_weight(label_weight, dataset.mixes)
         self.num_classes = dataset.num_classes
         self.tail = tail_rule(tail, dataset.signal)
         self.temperature = temperature
@@ -379,9 +379,9 @@ class ReinforcedLoss(nn.Module):
         return ", ".join(f"{name}={value!r}" for name, value in self._settings().items())
 
 
-def check_label_weight(label_weight: float, data: ReinforcedData) -> None:
+def check_label_weight(label_weight: float, mixes: bool) -> None:
     """Refuses the label of one image for stored views of two."""
-    if label_weight and data.mixes:
+    if label_weight and mixes:
         raise ConfigError(
             f"`label_weight` must be 0 where stored views are mixed, got {label_weight}: such a view shows two images, but its "
             "row has the label of one. Set it to 0, or reinforce without MixUp and CutMix."

@@ -253,6 +253,7 @@ def test_settings_are_looked_at_before(config, tmp_path, capsys, change, message
     ("settings", "message"),
     [({"mixup_alpha": 0.2}, "`mixup_alpha` and `cutmix_alpha` must be 0 where stored views are replayed, .*, got 0.2 and 0.0"),
      ({"augmentation": "randaug"}, "`augmentation` must come with `objective` erm or kd, got reinforced"),
+     ({"label_weight": 0.5}, "`label_weight` must be 0 where stored views are mixed, got 0.5"),
      ({"learning_rat": 1}, "learning_rat"),
      ({"learning_rate": -1}, "`learning_rate` must be a number of at least 0, got -1")],
 )  # fmt: skip

@@ -447,9 +447,9 @@ def test_another_objective_or_student_does_not_resume_this_one(call, teacher, ca
 
 def test_a_config_file(call, tmp_path):
     config = tmp_path / "c.yaml"
-    config.write_text("max_steps: 1\nlabel_weight: 0.25\nmodel_args:\n  drop_rate: 0.1\n")
+    config.write_text("max_steps: 1\ntemperature: 1.25\nmodel_args:\n  drop_rate: 0.1\n")
     assert call("--config", str(config)) == 0
-    assert read(tmp_path / "out" / "checkpoint-1" / "reinforced_training.json")["label_weight"] == 0.25
+    assert read(tmp_path / "out" / "checkpoint-1" / "reinforced_training.json")["temperature"] == 1.25
     assert read(tmp_path / "out" / "config.json")["model_args"] == {"drop_rate": 0.1}
 
 

@@ -1022,7 +1022,7 @@ def test_a_run_goes_on_with_its_own_columns_only(tmp_path, tiny_dataset, tiny_te
     numbers = [float("nan"), *map(float, range(1, len(tiny_dataset)))]
     base = tiny_dataset.add_column("number", numbers)
     before = run(tmp_path, base, tiny_teacher, PLAIN, config_name="a")
-    (tmp_path / "a" / "train-00001-of-00006.parquet").unlink()
+    min((tmp_path / "a").glob("*.parquet")).unlink()
     kept = files_of(tmp_path)
     for other, said in (
         (tiny_dataset.add_column("number", [*numbers[:-1], 99.0]), "its column `number` differs in rows 10 to 11"),

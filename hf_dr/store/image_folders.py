@@ -11,6 +11,7 @@ from pathlib import Path
 
 import datasets
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+from huggingface_hub import metadata_load
 
 from hf_dr.errors import DataError
 
@@ -30,6 +31,9 @@ def check_all_read(folder: Path) -> None:
     Raises:
         DataError: They are left out because the folder of a class has the word for a split in its name.
     """
+    card = folder / "README.md"
+    if card.is_file() and (metadata_load(card) or {}).get("configs"):
+        return  # it says which files are read
     builder = datasets.load_dataset_builder(str(folder))
     if not isinstance(builder, ImageFolder):
         return

@@ -52,6 +52,16 @@ def test_a_class_whose_name_has_a_word_for_a_split_is_refused(tmp_path, word):
     assert len(load_base(place)[0]) == 3
 
 
+def test_a_card_may_say_which_files_are_read(tmp_path, warned):
+    place = photos(tmp_path, "train_photos/a/1.jpg", "train_photos/b/2.jpg", "pictures/logo.jpg")
+    with pytest.raises(DataError, match="in the name of train_photos for a split"):
+        load_base(place)
+    files = "configs:\n- config_name: default\n  data_files:\n  - {split: train, path: 'train_photos/**'}\n"
+    (tmp_path / "README.md").write_text(f"---\n{files}---\n")
+    loaded, said = warned(place)
+    assert (len(loaded), said) == (2, [])
+
+
 def test_folders_beside_those_of_the_splits_are_told(tmp_path, warned):
     loaded, said = warned(photos(tmp_path, "train/a/1.jpg", "train/b/2.jpg", "bus/3.jpg"))
     assert len(loaded) == 2

@@ -140,9 +140,6 @@ def test_a_checkpoint_of_before_goes_on(in_shards, settings, tmp_path):
         assert sorted(pixels[0].flatten(1).tolist()) == sorted(pixels[1].flatten(1).tolist())
 
 
-@pytest.mark.skipif(
-    not hasattr(ReinforcedTrainingArguments, "dataloader_in_order"), reason="an older transformers keeps the order"
-)
 @pytest.mark.parametrize("step", [2, STEPS], ids=["within an epoch", "after one"])
 def test_a_stream_and_a_loaded_dataset_do_not_go_on_from_each_other(in_shards, settings, tmp_path, step):
     def start(**opened: Any) -> Watched:
@@ -197,6 +194,9 @@ def test_other_labels_model_arguments_and_answers_are_another_run(tiny_dataset, 
     start([*labels]).train(resume_from_checkpoint=True)
 
 
+@pytest.mark.skipif(
+    not hasattr(ReinforcedTrainingArguments, "dataloader_in_order"), reason="an older transformers keeps the order"
+)
 def test_a_stream_whose_batches_came_in_any_order(in_shards, settings, tmp_path):
     changes = {"dataloader_in_order": False, "dataloader_num_workers": 2}
     streamed(in_shards, settings, **changes).train()

@@ -281,6 +281,16 @@ def test_other_images_of_the_same_annotations_are_other_data(changed, tmp_path):
     assert len(set(digests)) == 4
 
 
+@pytest.mark.parametrize("given", ["0", "no"])
+def test_no_crowd_as_text_is_no_crowd(changed, given):
+    folder = changed(lambda content: content["annotations"][0].update(iscrowd=given))
+    if given == "0":
+        assert not read_coco(folder).objects[0].crowd.any()
+        return
+    with pytest.raises(DataError, match=r"that fit each other, but: invalid literal for int\(\) .*'no'"):
+        read_coco(folder)
+
+
 def test_corners_in_the_place_of_widths_are_refused(changed):
     def corners(content):
         for each in content["annotations"]:

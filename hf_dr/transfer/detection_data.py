@@ -265,7 +265,7 @@ def _coco_objects(annotations: Sequence[dict[str, Any]], label_of: dict[int, int
     return Objects(
         boxes,
         np.array([label_of[_known(each, "category_id", label_of)] for each in annotations], np.int64),
-        np.array([bool(int(each.get("iscrowd", 0))) for each in annotations], bool),
+        np.array([bool(int(each.get("iscrowd") or 0)) for each in annotations], bool),
         _areas([each.get("area") for each in annotations], sides.prod(axis=1)),
         [_usable(each.get("segmentation")) for each in annotations],
     )

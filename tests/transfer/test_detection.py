@@ -281,10 +281,10 @@ def test_other_images_of_the_same_annotations_are_other_data(changed, tmp_path):
     assert len(set(digests)) == 4
 
 
-@pytest.mark.parametrize("given", ["0", "no"])
-def test_no_crowd_as_text_is_no_crowd(changed, given):
+@pytest.mark.parametrize("given", ["0", None, "no"])
+def test_no_crowd_as_text_or_null_is_no_crowd(changed, given):
     folder = changed(lambda content: content["annotations"][0].update(iscrowd=given))
-    if given == "0":
+    if given != "no":
         assert not read_coco(folder).objects[0].crowd.any()
         return
     with pytest.raises(DataError, match=r"that fit each other, but: invalid literal for int\(\) .*'no'"):

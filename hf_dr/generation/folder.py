@@ -232,22 +232,22 @@ def check_same_base(folder: Path, provenance: Provenance, base: datasets.Dataset
     values = base.select_columns(plain).with_format("arrow")
     for index, name in enumerate(provenance.shard_names):
         path = folder / name
+        rows = provenance.shard_range(index)
         try:
             file = pq.ParquetFile(path)
-            stored = file.read([column for column in plain if column in file.schema_arrow.names])
+            own = {column for column in file.schema_arrow.names if not is_reserved(column)}
+            stored = file.read([column for column in plain if column in own])
         except (OSError, pa.ArrowException):  # it is missing or damaged, and is made again
             continue
-        own = {column for column in file.schema_arrow.names if not is_reserved(column)}
-        rows = provenance.shard_range(index)
-        differing = sorted(own.symmetric_difference(base.column_names))
-        found = f"it has {', '.join(sorted(own))} and the dataset {', '.join(sorted(base.column_names))}"
-        if not differing:
+        if own != set(base.column_names):
+            found = f"it has {', '.join(sorted(own))} and the dataset {', '.join(sorted(base.column_names))}"
+        else:
             here = values[rows.start : rows.stop] if plain else stored
             # As text, in which NaN equals NaN.
             differing = [each for each in plain if repr(stored[each].to_pylist()) != repr(here[each].to_pylist())]
-            found = f"its column `{differing[0]}` differs in rows {rows.start} to {rows.stop - 1}" if differing else ""
-        if not differing:
-            continue
+            if not differing:
+                continue
+            found = f"its column `{differing[0]}` differs in rows {rows.start} to {rows.stop - 1}"
         try:
             check_digests(path)
         except FormatError:  # it is not what was written, and is made again

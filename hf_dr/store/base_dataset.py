@@ -67,7 +67,7 @@ def load_base(
         ConfigError: A local dataset is asked for by a revision, or a file or saved dataset by a configuration.
         DataError: It cannot be found or read, has no such split, or names a file that is not its own.
     """
-    path = Path(name).expanduser()
+    path = _local(name)
     _check_named(path, config, revision)
     described: dict[str, Any] = {"id": path.name if path.exists() else name, "config": config}
     with _loading(name, split, where):
@@ -89,6 +89,11 @@ def load_base(
     folder = path if path.is_dir() else None
     check_own_files(loaded, name, folder=folder, repo_id=None if path.exists() else name, files_from=files_from)
     return loaded, described if license is None else {**described, "license": license}
+
+
+def _local(name: str) -> Path:
+    """Returns the place of a local dataset; absolute, since `datasets` finds no name in `.`."""
+    return Path(os.path.abspath(Path(name).expanduser()))  # noqa: PTH100 (a link keeps its name, which `resolve` loses)
 
 
 def _check_named(path: Path, config: str | None, revision: str | None) -> None:
@@ -118,7 +123,7 @@ def base_files(name: str, config: str | None = None, *, split: str, revision: st
         ConfigError: As of `load_base`.
         DataError: It cannot be found, or has no such split.
     """
-    path = Path(name).expanduser()
+    path = _local(name)
     _check_named(path, config, revision)
     if _is_one(path):
         return [str(path)] if path.is_file() else []

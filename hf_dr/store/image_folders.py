@@ -11,6 +11,7 @@ from pathlib import Path
 
 import datasets
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+from datasets.packaged_modules.text.text import Text
 from huggingface_hub import metadata_load
 
 from hf_dr.errors import DataError
@@ -29,18 +30,25 @@ def check_all_read(folder: Path) -> None:
     """Tells of images in a folder that `datasets` leaves out, before it is loaded; other kinds of folders are not looked at.
 
     Raises:
-        DataError: They are left out because the folder of a class has the word for a split in its name.
+        DataError: They are left out because the folder of a class has the word for a split in its name, or because the text
+            files beside them are read instead.
     """
+    folder = folder.resolve()  # as `datasets` does, whose names of files are compared
     card = folder / "README.md"
     if card.is_file() and (metadata_load(card) or {}).get("configs"):
         return  # it says which files are read
     builder = datasets.load_dataset_builder(str(folder))
-    if not isinstance(builder, ImageFolder):
+    if not isinstance(builder, ImageFolder | Text):
         return
     read = {os.path.normpath(file) for files in (builder.config.data_files or {}).values() for file in files}
     others = sorted(set(_files(folder)) - read)
     unreadable = [file for file in others if Path(file).suffix.lower() in _UNREADABLE or not os.path.isfile(file)]  # noqa: PTH113
     left = [file for file in others if Path(file).suffix.lower() in _IMAGES and os.path.isfile(file)]  # noqa: PTH113
+    if left and isinstance(builder, Text):
+        raise DataError(
+            f"the images of {folder} must be read, but `datasets` reads its {len(read):,} text files, such as {min(read)}, "
+            f"since there are as many of them, and leaves out {len(left):,} images. Move the text files out of the folder."
+        )
     if left:
         tops = {Path(file).relative_to(folder).parts[0] for file in read if Path(file).is_relative_to(folder)}
         words = sorted(top for top in tops if (folder / top).is_dir() and top not in _SPLITS and _WORD.search(top))
@@ -51,6 +59,12 @@ def check_all_read(folder: Path) -> None:
                 f"{', '.join(words)} for a split. Rename the folder, or put all folders of classes into one called `train`."
             )
         _warn(f"{told}: beside folders called train or test no others are read, nor folders that are links.")
+    packed = sorted(file for file in read if Path(file).suffix == ".zip")
+    if packed:
+        _warn(
+            f"{len(packed):,} archives of {folder} are read as well, such as {packed[0]}: move an archive away if its images "
+            "are in the folder, too, else unpack it."
+        )
     if unreadable:
         _warn(
             f"{len(unreadable):,} files of {folder} cannot be read as images and are left out, such as {unreadable[0]}: "

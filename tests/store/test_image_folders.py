@@ -1,6 +1,7 @@
 """Images of a folder that are left out are told."""
 
 import logging
+import shutil
 
 import PIL.Image
 import pytest
@@ -38,6 +39,51 @@ def warned(caplog):
 def test_nothing_is_said_of_a_folder_that_is_read(tmp_path, warned, files):
     loaded, said = warned(photos(tmp_path, *files))
     assert (len(loaded), said) == (2, [])
+
+
+def test_a_folder_is_read_from_wherever_one_stands(tmp_path, warned, monkeypatch):
+    photos(tmp_path / "photos", "a/1.jpg", "b/2.jpg")
+    (tmp_path / "linked").symlink_to("photos")
+    for place, name in (
+        (tmp_path, "photos"),
+        (tmp_path, "linked"),
+        (tmp_path / "photos", "."),
+        (tmp_path / "photos", "../photos"),
+    ):
+        monkeypatch.chdir(place)
+        loaded, said = warned(name)
+        assert (len(loaded), said) == (2, []), name
+        _, described = load_base(name)
+        assert described["id"] == ("linked" if name == "linked" else "photos")
+
+
+def test_texts_beside_the_images_are_not_read_in_their_place(tmp_path, warned):
+    place = photos(tmp_path, "a/1.jpg", "b/2.jpg")
+    for file in ("a/1.txt", "b/2.txt"):
+        (tmp_path / file).write_text("a photo")
+    message = (
+        r"the images of .* must be read, but .* reads its 2 text files, such as .*1\.txt.* leaves out 2 images. Move"
+    )
+    with pytest.raises(DataError, match=message):
+        load_base(place)
+    (tmp_path / "a" / "1.txt").unlink()
+    assert len(warned(place)[0]) == 2
+
+
+def test_texts_alone_are_not_taken_for_images(tmp_path):
+    (tmp_path / "1.txt").write_text("a photo")
+    assert load_base(str(tmp_path))[0].column_names == ["text"]
+
+
+def test_an_archive_beside_the_images_is_told(tmp_path, warned):
+    place = photos(tmp_path / "photos", "a/1.jpg", "b/2.jpg")
+    shutil.make_archive(str(tmp_path / "old"), "zip", place)
+    (tmp_path / "old.zip").rename(tmp_path / "photos" / "old.zip")
+    loaded, said = warned(place)
+    assert len(loaded) == 4
+    assert len(said) == 1
+    assert "1 archives of" in said[0]
+    assert "move an archive away if its images are in the folder" in said[0]
 
 
 @pytest.mark.parametrize("word", ["train_steam", "steam-train", "test drive", "validation_stamps"])

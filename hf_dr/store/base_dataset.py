@@ -293,14 +293,24 @@ def content_hash(images: datasets.Dataset) -> str:
     return digest.hexdigest()
 
 
-def whole_hash(dataset: datasets.Dataset, image_column: str, label_column: str) -> str:
-    """Returns a hash of all that a classifier learns from: every image file, label and class name, as SHA-256."""
+def whole_hash(
+    dataset: datasets.Dataset, image_column: str, label_column: str, hashes: Sequence[bytes] | None = None
+) -> str:
+    """Returns a hash of all that a classifier learns from: every image file, label and class name, as SHA-256.
+
+    `hashes` are the `file_hashes` of the images, where they are known.
+    """
     names = class_names_of(dataset, label_column)
     digest = hashlib.sha256(str([names, whole_column(dataset, label_column).to_pylist()]).encode())
-    images = undecoded_images(dataset, image_column)
-    for row in progress_bar(images, desc="reading the images", unit="image", leave=False):
-        digest.update(_file_hash(row[image_column]))
+    digest.update(b"".join(file_hashes(dataset, image_column) if hashes is None else hashes))
     return digest.hexdigest()
+
+
+def file_hashes(dataset: datasets.Dataset, image_column: str) -> list[bytes]:
+    """Returns the SHA-256 of the file of each row's image, which is read but not decoded."""
+    images = undecoded_images(dataset, image_column)
+    rows = progress_bar(images, desc="reading the images", unit="image", leave=False)
+    return [_file_hash(row[image_column]) for row in rows]
 
 
 def shared_files(images: datasets.Dataset, others: datasets.Dataset) -> int:

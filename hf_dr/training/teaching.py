@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from hf_dr.errors import ConfigError, DataError
 from hf_dr.files import write_json, written_whole
 from hf_dr.replay.join import check_readable
-from hf_dr.store.base_dataset import as_table, read_labels, shared_files, undecoded_images, whole_hash
+from hf_dr.store.base_dataset import as_table, file_hashes, read_labels, shared_files, undecoded_images, whole_hash
 from hf_dr.store.json_files import read_object
 from hf_dr.teacher.folds import FOLDS_FILE
 from hf_dr.views.rng import DOMAIN_SPLIT, keyed_rng
@@ -27,20 +27,25 @@ _ROWS = 100  # of photos, which are in memory together
 _MOST_COMPARED = 100_000
 
 
-def held_out_rows(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
+def held_out_rows(labels: np.ndarray, share: float, seed: int, images: Sequence[Hashable] | None = None) -> np.ndarray:
     """Returns rows to hold out, drawn from each class apart; int64, in order.
 
     Args:
         labels: Class of each row, int64 (rows,).
-        share: Of each class that is held out, rounded; at least one row of a class of two or more, and never all of them.
+        share: Of each class's images that is held out, rounded; at least one of two or more, and never all of them.
         seed: The same seed, the same rows.
+        images: What tells the image of each row, such as a hash: rows of one image are held out or learned together, as those
+            of the class of the first. Default: each row has an image of its own.
     """
+    firsts: dict[Hashable, int] = {}
+    first_row = np.array([firsts.setdefault(image, n) for n, image in enumerate(images or range(len(labels)))])
+    distinct = np.unique(first_row)
     chosen = []
-    for label in np.unique(labels):
-        rows = np.flatnonzero(labels == label)
+    for label in np.unique(labels[distinct]):
+        rows = distinct[labels[distinct] == label]
         count = min(max(1, round(share * len(rows))), len(rows) - 1)
         chosen.append(keyed_rng(seed, domain=DOMAIN_SPLIT, major=int(label)).permutation(rows)[:count])
-    return np.sort(np.concatenate(chosen))
+    return np.flatnonzero(np.isin(first_row, np.concatenate(chosen)))
 
 
 def check_folds(labels: np.ndarray, names: Sequence[str] | None, folds: np.ndarray | None = None) -> None:
@@ -113,6 +118,8 @@ def divide(
 ) -> None:
     """Writes a dataset as a folder of Parquet files with two splits, `train` and `test`, images included.
 
+    Copies of an image, which are files of the same bytes, are in one split: nothing is measured by what was learned.
+
     A folder that was written before, from the same images with the same labels, is left as it is. `share` and `seed` are
     those of `held_out_rows`; `folds` is whether what is written will be divided into folds.
 
@@ -122,23 +129,29 @@ def divide(
             others into folds.
     """
     labels, names = read_labels(dataset, label_column, f"`{label_column}`", "Leave these rows out.")
-    test = held_out_rows(labels, share, seed)
-    if not len(test):
-        raise DataError(
-            f"a class must have at least 2 images for one to be held out, but none of {len(np.unique(labels))} has. Add "
-            "images, or name a split of others with `eval_split`."
-        )
-    train = np.setdiff1d(np.arange(len(dataset)), test)
-    if folds:
-        check_folds(labels[train], names)
-    # All images are read from here on.
-    made_of = {"images": whole_hash(dataset, image_column, label_column), "share": share, "seed": seed}
+
+    def parts(images: Sequence[bytes] | None = None) -> dict[str, np.ndarray]:
+        test = held_out_rows(labels, share, seed, images)
+        if not len(test):
+            raise DataError(
+                f"a class must have at least 2 different images for one to be held out, but none of {len(np.unique(labels))} "
+                "has. Add images, or name a split of others with `eval_split`."
+            )
+        train = np.setdiff1d(np.arange(len(dataset)), test)
+        if folds:
+            check_folds(labels[train], names)
+        return {"train": train, "test": test}
+
+    parts()  # which needs no image
+    hashes = file_hashes(dataset, image_column)
+    rows_of = parts(hashes)
+    made_of = {"images": whole_hash(dataset, image_column, label_column, hashes), "share": share, "seed": seed}
     marker = folder.parent / MARKER
     if _is_there(marker, made_of, f"{folder} must be made of the same images and labels in the same way"):
         return
     check_readable(undecoded_images(dataset, image_column))  # now, where the files still have their own names
     folder.mkdir(parents=True, exist_ok=True)
-    for split, rows in (("train", train), ("test", test)):
+    for split, rows in rows_of.items():
         part = dataset.select(rows)
         schema = part.features.arrow_schema
         with written_whole(folder / f"{split}-00000-of-00001.parquet") as path, pq.ParquetWriter(path, schema) as file:

@@ -148,7 +148,7 @@ def test_a_class_of_a_single_image_is_refused_before_the_images_are_read(
     labels = [0, 1, 0, 1, 0, 2, *[2] * divided, 0, 1, 0, 1]
     images = tiny_dataset.select(range(len(labels))).remove_columns("label").add_column("label", labels)
     images.cast_column("label", tiny_dataset.features["label"]).to_parquet(tmp_path / "train.parquet")
-    for name in ("hf_dr.replay.join.pixels_digest", "hf_dr.training.teaching.whole_hash"):
+    for name in ("hf_dr.replay.join.pixels_digest", "hf_dr.training.teaching.file_hashes"):
         monkeypatch.setattr(name, lambda *_: pytest.fail("the images are read"))
     words = [str(tmp_path / "train.parquet"), "--output_dir", str(tmp_path / "out"), *TINY, "--folds", "2"]
     assert main(["teach", *words, *([] if divided else ["--eval_split", "train"])]) == 2

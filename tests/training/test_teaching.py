@@ -39,6 +39,45 @@ def test_what_is_held_out_differs_by_seed():
     assert not np.array_equal(held_out_rows(labels, 0.2, 0), held_out_rows(labels, 0.2, 1))
 
 
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5)), min_size=1, max_size=40),
+    st.floats(0.01, 0.99),
+    st.integers(0, 5),
+)
+def test_copies_of_an_image_are_on_one_side(rows, share, seed):
+    labels = np.array([label for label, _ in rows])
+    images = [f"{label} {image}" for label, image in rows]
+    test = set(held_out_rows(labels, share, seed, images).tolist())
+    for label in range(4):
+        of_class = {image for image in images if image.startswith(str(label))}
+        held_out = {image for n, image in enumerate(images) if n in test} & of_class
+        learned = {image for n, image in enumerate(images) if n not in test} & of_class
+        assert not held_out & learned
+        assert len(held_out) == (min(max(1, round(share * len(of_class))), len(of_class) - 1) if of_class else 0)
+
+
+def test_a_copy_in_another_class_is_held_out_with_the_first():
+    labels = np.array([0, 0, 1, 1, 1])
+    for seed in range(8):
+        test = held_out_rows(labels, 0.5, seed, ["a", "b", "a", "c", "d"])
+        assert (0 in test) == (2 in test)
+        assert set(test) & {0, 1}
+        assert set(test) & {3, 4}
+        assert {0, 1} - set(test)
+
+
+def test_copies_are_not_divided(tmp_path, tiny_dataset):
+    twice = datasets.concatenate_datasets([tiny_dataset.select([0, 1, 8, 9])] * 5)
+    divide(twice, "image", "label", tmp_path / "photos", share=0.5, seed=0)
+    parts = datasets.load_dataset(str(tmp_path / "photos"))
+    seen = {name: {image.tobytes() for image in part["image"]} for name, part in parts.items()}
+    assert not seen["train"] & seen["test"]
+    with pytest.raises(
+        DataError, match="a class must have at least 2 different images for one to be held out, but none of 1 has"
+    ):
+        divide(tiny_dataset.select([0, 0, 0]), "image", "label", tmp_path / "other", share=0.5, seed=0)
+
+
 def test_both_parts_are_written_with_their_images(tmp_path, photos):
     dataset = datasets.load_dataset(str(photos), split="train")
     divide(dataset, "image", "label", tmp_path / "photos", share=0.25, seed=0)
@@ -61,9 +100,9 @@ def test_both_parts_are_written_with_their_images(tmp_path, photos):
 
 
 def test_an_unreadable_image_is_named_by_its_own_file_before_anything_is_written(tmp_path, tiny_dataset):
-    for name in ("cats/1.png", "cats/2.png", "dogs/1.png", "dogs/2.png"):
+    for n, name in enumerate(("cats/1.png", "cats/2.png", "dogs/1.png", "dogs/2.png")):
         (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
-        tiny_dataset[0]["image"].save(tmp_path / "photos" / name)
+        tiny_dataset[n]["image"].save(tmp_path / "photos" / name)
     bad = tmp_path / "photos" / "dogs" / "1.png"
     content = bad.read_bytes()
     bad.write_bytes(content[:100])
@@ -76,15 +115,15 @@ def test_an_unreadable_image_is_named_by_its_own_file_before_anything_is_written
 
 
 def test_nothing_to_hold_out(tmp_path, tiny_dataset, monkeypatch):
-    monkeypatch.delattr("hf_dr.training.teaching.whole_hash")  # no image is read for it
+    monkeypatch.delattr("hf_dr.training.teaching.file_hashes")  # no image is read for it
     with pytest.raises(
-        DataError, match="a class must have at least 2 images for one to be held out, but none of 8 has"
+        DataError, match="a class must have at least 2 different images for one to be held out, but none of 8 has"
     ):
         divide(tiny_dataset.select(range(8)), "image", "label", tmp_path / "x", share=0.2, seed=0)
 
 
 def test_labels_that_are_no_classes_are_found_before_anything_is_written(tmp_path, tiny_dataset, monkeypatch):
-    monkeypatch.delattr("hf_dr.training.teaching.whole_hash")  # no image is read for it
+    monkeypatch.delattr("hf_dr.training.teaching.file_hashes")  # no image is read for it
     table = tiny_dataset.data.table
     labels = pa.array([77, *table.column("label").to_pylist()[1:]])
     changed = table.set_column(table.column_names.index("label"), "label", labels)

@@ -183,13 +183,14 @@ def _teach(
     from hf_dr.cli.calibration import calibrate
     from hf_dr.cli.train import finish_training, prepare_training, run_training
     from hf_dr.training.calibrating import check_whole
-    from hf_dr.training.teaching import warn_of_learned
+    from hf_dr.training.teaching import warn_of_learned, warn_of_unlearned
 
     trainer, card, _ = prepare_training(student, args, argv, leave_out=fold)
     if trainer.is_world_process_zero():
         held_out: Any = trainer.eval_dataset
         learned: Any = trainer.train_dataset
         warn_of_learned(held_out.files, learned.images)
+        warn_of_unlearned(held_out.labels.to_numpy(), learned.labels, held_out.class_names)
     if teaching.calibrate:
         check_whole(trainer, "calibrate")
     card["calibrated_on"] = card["evaluated_on"]

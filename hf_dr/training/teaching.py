@@ -106,6 +106,20 @@ def warn_of_learned(held_out: datasets.Dataset, learned: datasets.Dataset) -> No
         )
 
 
+def warn_of_unlearned(held_out: np.ndarray, learned: np.ndarray, names: Sequence[str] | None) -> None:
+    """Warns of classes that are measured and never learned; both are labels, and `names` are those of the classes."""
+    missing = np.setdiff1d(held_out, learned).tolist()
+    if missing:
+        shown = ", ".join(str(c if names is None else names[c]) for c in missing[:5])
+        logger.warning(
+            "%d classes have held-out images and none to learn from (%s%s): all of these will be answered wrongly. Add images "
+            "to the split that is learned.",
+            len(missing),
+            shown,
+            ", ..." if len(missing) > 5 else "",
+        )
+
+
 def divide(
     dataset: datasets.Dataset,
     image_column: str,

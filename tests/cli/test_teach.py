@@ -103,6 +103,18 @@ def test_held_out_images_that_are_learned_are_told(photos, tmp_path, caplog):
     assert "are learned as well" not in caplog.text
 
 
+def test_classes_that_only_the_held_out_images_have_are_told(photos, tmp_path, caplog):
+    for split in ("train", "test"):
+        shutil.copytree(photos, tmp_path / "photos" / split)
+    first, *_ = sorted(path.name for path in photos.iterdir())
+    shutil.rmtree(tmp_path / "photos" / "train" / first)
+    assert teach(tmp_path / "photos", tmp_path / "out", "--max_steps", "1") == 0
+    assert f"1 classes have held-out images and none to learn from ({first}): all of these" in caplog.text
+    caplog.clear()
+    assert teach(photos, tmp_path / "own", "--held_out", "0.25", "--max_steps", "1") == 0
+    assert "none to learn from" not in caplog.text
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

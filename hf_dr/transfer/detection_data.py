@@ -160,6 +160,7 @@ class DetectionData:
                 f"`images` must be the folder of all {len(files)} images of {path.name}, but {len(missing)} are not there, "
                 f"such as {missing[0]}. Check the folder, or fetch what is missing."
             )
+        _check_pixels(objects)
         _check_inside(objects, sizes, "COCO's JSON has left, top, width and height: correct `bbox`")
         digest = hashlib.sha256(data + digest_of(files).encode()).hexdigest()
         described = {"id": path.name, "digest": digest}
@@ -199,6 +200,7 @@ class DetectionData:
         if not isinstance(kind, dict):  # lists of objects become lists of each field
             lists = [{key: [each[key] for each in cell or ()] for key in fields} for cell in lists]
         objects = [_hub_objects(cell, row, bbox_format, category.num_classes) for row, cell in enumerate(lists)]
+        _check_pixels(objects)
         sizes = None
         if {"width", "height"} <= set(dataset.column_names):
             columns = dataset.select_columns(["height", "width"]).with_format(None)[:]
@@ -272,8 +274,14 @@ def _coco_objects(annotations: Sequence[dict[str, Any]], label_of: dict[int, int
 
 
 def _areas(given: Sequence[float | None], boxes: np.ndarray) -> np.ndarray:
-    """Returns the areas of objects, those of their boxes where none is given; float64 (N,)."""
-    return np.array([box if area is None else area for area, box in zip(given, boxes, strict=True)], np.float64)
+    """Returns the areas of objects, those of their boxes where none is given; float64 (N,).
+
+    A ValueError if one is impossible.
+    """
+    areas = np.array([box if area is None else area for area, box in zip(given, boxes, strict=True)], np.float64)
+    if not (np.isfinite(areas) & (areas >= 0)).all():
+        raise ValueError(f"areas must be finite and not below 0, found {areas.tolist()!s:.80}")
+    return areas
 
 
 def _usable(segmentation: Any) -> Any:
@@ -316,7 +324,20 @@ def _hub_objects(cell: Any, row: int, bbox_format: str, num_classes: int) -> Obj
             )
         boxes[:, 2:] += boxes[:, :2]
     sides = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
-    return Objects(boxes, labels, crowds, _areas(areas, sides))
+    try:
+        return Objects(boxes, labels, crowds, _areas(areas, sides))
+    except ValueError as error:
+        raise DataError(f"the objects of row {row} must have areas in pixels: {error}. Fix the row.") from error
+
+
+def _check_pixels(objects: Sequence[Objects]) -> None:
+    """Refuses boxes that are shares of their images' sides."""
+    ends = np.concatenate([each.boxes[:, 2:] for each in objects])
+    if ends.size and (ends <= 1).all():
+        raise DataError(
+            "boxes must be in pixels, but none of them reaches beyond 1: they seem to be shares of the image's sides. Multiply "
+            "them by its width and height."
+        )
 
 
 def _check_inside(objects: Sequence[Objects], sizes: np.ndarray, advice: str) -> None:

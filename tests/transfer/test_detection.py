@@ -291,6 +291,36 @@ def test_no_crowd_as_text_or_null_is_no_crowd(changed, given):
         read_coco(folder)
 
 
+@pytest.mark.parametrize("area", [-5, float("nan"), float("inf")])
+def test_impossible_areas_are_refused(changed, area):
+    folder = changed(lambda content: content["annotations"][0].update(area=area))
+    with pytest.raises(DataError, match="but: areas must be finite and not below 0, found"):
+        read_coco(folder)
+    features = objects_dataset([[[0, 0, 4, 5]]], [[0]]).features
+    features["objects"]["area"] = datasets.List(datasets.Value("float32"))
+    image = PIL.Image.new("RGB", (40, 30))
+    row = {"image": [image], "objects": [{"bbox": [[0, 0, 4, 5]], "category": [0], "area": [area]}]}
+    objects = datasets.Dataset.from_dict(row, features)
+    with pytest.raises(
+        DataError, match="the objects of row 0 must have areas in pixels: areas must be finite and not below 0"
+    ):
+        DetectionData.from_dataset(objects, {"id": "x"})
+
+
+def test_boxes_as_shares_of_the_sides_are_refused(changed):
+    def shares(content):
+        sizes = {each["id"]: (each["width"], each["height"]) for each in content["images"]}
+        for each in content["annotations"]:
+            width, height = sizes[each["image_id"]]
+            each["bbox"] = [value / side for value, side in zip(each["bbox"], (width, height) * 2, strict=True)]
+
+    with pytest.raises(DataError, match="boxes must be in pixels, but none of them reaches beyond 1"):
+        read_coco(changed(shares))
+    hub = objects_dataset([[[0.25, 0.25, 0.5, 0.5]]], [[0]])
+    with pytest.raises(DataError, match="boxes must be in pixels, but none of them reaches beyond 1"):
+        DetectionData.from_dataset(hub, {"id": "x"})
+
+
 def test_corners_in_the_place_of_widths_are_refused(changed):
     def corners(content):
         for each in content["annotations"]:

@@ -16,6 +16,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
 from transformers import TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -204,6 +205,17 @@ _ABOUT = {
     "teacher_answers": " (a hash of what determines them)",
 }
 """What the name of a setting alone does not say."""
+
+
+def check_saved_whole(accelerator: Accelerator) -> None:
+    """Raises a ConfigError if weights would be saved by parts alone, of which Trainer makes no model at the end."""
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if plugin is not None and plugin.state_dict_type.name != "FULL_STATE_DICT":
+        raise ConfigError(
+            f"FSDP must save whole weights, got the state_dict_type {plugin.state_dict_type.name}, with which Trainer saves no "
+            "model at the end. Set it to FULL_STATE_DICT: `fsdp_state_dict_type` in the file of accelerate's configuration, or "
+            "`state_dict_type` in `fsdp_config`."
+        )
 
 
 def read_settings(path: Path) -> dict[str, Any]:

@@ -37,6 +37,7 @@ from hf_dr.text import progress_bar
 from hf_dr.training.callbacks import Divergence, check_weights
 from hf_dr.training.checkpoints import (
     SETTINGS_FILE,
+    check_saved_whole,
     compare_settings,
     find_damage,
     keep_checkpoints,
@@ -264,6 +265,7 @@ class ResumableTrainer(Trainer):
     def create_accelerator_and_postprocess(self) -> None:
         """As Trainer's, which divides losses by the number of accumulated batches; older versions divide again."""
         super().create_accelerator_and_postprocess()
+        check_saved_whole(self.accelerator)
         self.accelerator.gradient_accumulation_steps = 1
 
     def prepare_resume(self, checkpoint: str | None) -> None:

@@ -10,10 +10,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import transformers
+from accelerate.utils import FullyShardedDataParallelPlugin
 from safetensors.torch import load_file
 from samples import MAY_CHANGE
 
@@ -25,6 +27,7 @@ from hf_dr.training.checkpoints import (
     OF_THE_BEST,
     SAID,
     SETTINGS_FILE,
+    check_saved_whole,
     compare_settings,
     differences,
     find_damage,
@@ -110,6 +113,22 @@ def resume(tmp_path, two_epochs, plain) -> Callable[..., Pooled]:
         return trainer.model
 
     return go_on
+
+
+def test_weights_that_would_be_saved_in_parts_are_refused_before_the_training():
+    def accelerator(**settings):
+        return SimpleNamespace(state=SimpleNamespace(**settings))
+
+    check_saved_whole(accelerator())
+    check_saved_whole(accelerator(fsdp_plugin=None))
+    for version in (1, 2):
+        whole = FullyShardedDataParallelPlugin(fsdp_version=version, state_dict_type="FULL_STATE_DICT")
+        check_saved_whole(accelerator(fsdp_plugin=whole))
+        parts = FullyShardedDataParallelPlugin(fsdp_version=version, state_dict_type="SHARDED_STATE_DICT")
+        with pytest.raises(
+            ConfigError, match=r"whole weights, got the state_dict_type SHARDED_STATE_DICT, .* Set it to FULL"
+        ):
+            check_saved_whole(accelerator(fsdp_plugin=parts))
 
 
 @pytest.mark.parametrize(

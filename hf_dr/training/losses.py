@@ -6,7 +6,7 @@ Shape suffixes: B batch, K kept classes, T classes of an image's tail, L = K or 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -64,42 +64,32 @@ def reinforced_kl(
             is unknown or needs another kind of dataset; the temperature is not above 0; or a row holds no answer, as the rows
             of a batch that are not `reinforced`: `reinforced_loss` takes those. (Looking at the values waits for the device.)
     """
-    _check_tensors(logits_BC, teacher_ids_BK, teacher_logprobs_BK, tail, temperature, tail_ids_BT, tail_logprobs_BT)
-    classes = logits_BC.shape[-1]
+    answers = (teacher_ids_BK, teacher_logprobs_BK, tail, temperature, tail_ids_BT, tail_logprobs_BT)
+    _check_tensors(logits_BC, *answers)
     # Rows whose probabilities sum to more than 1 by far: float16 lifts a sum by less than a hundredth.
     unanswered_B = teacher_logprobs_BK.float().exp().sum(-1) > 1.1
-    ids = _listed_ids(tail, teacher_ids_BK, tail_ids_BT)
-    wrong_B = _of_no_class(ids, classes)
-    if (unanswered_B | wrong_B).any():
+    if unanswered_B.any():
         rows = unanswered_B.nonzero().flatten().tolist()
-        if rows:
-            raise ConfigError(
-                f"each row must hold a teacher's log-probabilities, but those of row {rows[0]} sum to more than 1, as where no "
-                f"stored view was replayed ({len(rows)} such rows). Take `reinforced_loss`, or only the rows that are "
-                "`reinforced`."
-            )
-        _refuse_ids(ids, classes, wrong_B)
-    return _kl(logits_BC, teacher_ids_BK, teacher_logprobs_BK, tail, temperature, tail_ids_BT, tail_logprobs_BT)
+        raise ConfigError(
+            f"each row must hold a teacher's log-probabilities, but those of row {rows[0]} sum to more than 1, as where no "
+            f"stored view was replayed ({len(rows)} such rows). Take `reinforced_loss`, or only the rows that are "
+            "`reinforced`."
+        )
+    _check_ids(logits_BC, teacher_ids_BK, tail_ids_BT if tail == "image" else None)
+    return _kl(logits_BC, *answers)
 
 
-def _listed_ids(tail: TailRule, ids_BK: torch.Tensor, tail_ids_BT: torch.Tensor | None) -> list[torch.Tensor]:
-    """Returns the ids that a tail rule reads, each (B, n)."""
-    return [ids_BK] if tail != "image" or tail_ids_BT is None else [ids_BK, tail_ids_BT]
-
-
-def _of_no_class(ids: Sequence[torch.Tensor], classes: int) -> torch.Tensor:
-    """Returns which rows have an id that is not a class, bool (B,)."""
-    ids_BL = torch.cat(list(ids), -1)
-    return ((ids_BL < 0) | (ids_BL >= classes)).any(-1)
-
-
-def _refuse_ids(ids: Sequence[torch.Tensor], classes: int, wrong_B: torch.Tensor) -> None:
-    """Raises the ConfigError for ids that `_of_no_class` has found."""
-    row = int(wrong_B.nonzero()[0])
-    raise ConfigError(
-        f"`teacher_ids`{' and `tail_ids`' * (len(ids) > 1)} must be of the {classes} classes of `logits`, got "
-        f"{torch.cat([each[row] for each in ids]).tolist()} in row {row}. A student needs the teacher's classes."
-    )
+def _check_ids(logits_BC: torch.Tensor, teacher_ids_BK: torch.Tensor, tail_ids_BT: torch.Tensor | None) -> None:
+    """Checks the values of the ids that a loss reads, which waits for their device."""
+    ids_BL = teacher_ids_BK if tail_ids_BT is None else torch.cat([teacher_ids_BK, tail_ids_BT], -1)
+    classes = logits_BC.shape[-1]
+    wrong_B = ((ids_BL < 0) | (ids_BL >= classes)).any(-1)
+    if wrong_B.any():
+        row = int(wrong_B.nonzero()[0])
+        raise ConfigError(
+            f"`teacher_ids`{'' if tail_ids_BT is None else ' and `tail_ids`'} must be of the {classes} classes of `logits`, "
+            f"got {ids_BL[row].tolist()} in row {row}. A student needs the teacher's classes."
+        )
 
 
 def _check_tensors(
@@ -211,16 +201,13 @@ def reinforced_loss(
     check_batch(batch)
     Real(0, 1).check("label_weight", label_weight)
     Real(0, 1).check("label_smoothing", label_smoothing)
-    answers = (batch["teacher_ids"], batch["teacher_logprobs"], tail, temperature)
-    tails = (batch.get("tail_ids"), batch.get("tail_logprobs"))
-    _check_tensors(logits_BC, *answers, *tails)
+    ids_BK, tail_ids_BT = batch["teacher_ids"], batch.get("tail_ids")
+    answers = (ids_BK, batch["teacher_logprobs"], tail, temperature, tail_ids_BT, batch.get("tail_logprobs"))
+    _check_tensors(logits_BC, *answers)
     _check_rows("reinforced", batch["reinforced"], torch.bool, logits_BC)
     if _can_look_at(logits_BC):
-        ids = _listed_ids(tail, batch["teacher_ids"], batch.get("tail_ids"))
-        wrong_B = _of_no_class(ids, logits_BC.shape[-1])
-        if wrong_B.any():
-            _refuse_ids(ids, logits_BC.shape[-1], wrong_B)
-    kl_B = _kl(logits_BC, *answers, *tails)
+        _check_ids(logits_BC, ids_BK, tail_ids_BT if tail == "image" else None)
+    kl_B = _kl(logits_BC, *answers)
     if batch.get("labels") is None and not (logits_BC.requires_grad and (label_weight or new_views)):
         # Without gradients the loss is only measured, on what there is.
         replayed_B = batch["reinforced"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from typing import Any, Unpack
 
 import torch
@@ -20,6 +19,7 @@ from hf_dr.replay.reinforced_data import ReinforcedData, check_loaded
 from hf_dr.replay.sampling import OrderSettings, ReinforcedSampler
 from hf_dr.replay.streaming import StreamedReinforcedDataset
 from hf_dr.settings import Switch, check_count, check_kind
+from hf_dr.teacher.preprocessing import Preprocessing
 from hf_dr.training.device_views import device_augmentation, undone, with_made_views
 from hf_dr.training.students import Normalization, is_timm, normalize, student_preprocessing
 
@@ -83,7 +83,7 @@ class ReinforcedLoader:
         if student is not None:
             check_kind("student", student, nn.Module, "a model", "`build_student` makes one of a name.")
         self.epoch = dataset.epoch if isinstance(dataset, StreamedReinforcedDataset) else 0
-        self._normalize = None
+        self._seen: Preprocessing | None = None
         if student is not None or processor is not None or normalization is not None:
             model: Any = None if student is None else extract_model_from_parallel(student, keep_torch_compile=False)
             told = is_timm(model) or hasattr(model, "pretrained_cfg")
@@ -92,8 +92,7 @@ class ReinforcedLoader:
                     "`student` must be a model of timm, which says how its input is normalised, or come with its image "
                     f"processor, got {type(model).__name__}. Give `processor`, or `normalization=(mean, std)`."
                 )
-            seen = student_preprocessing(model, processor, normalization)
-            self._normalize = partial(normalize, mean=seen.mean, std=seen.std, bgr=seen.bgr)
+            self._seen = student_preprocessing(model, processor, normalization)
         self._batch_size = int(batch_size)
         self.device = find_device(device)
         augmenter = device_augmentation(augment_on, self.device, dataset)
@@ -138,6 +137,6 @@ class ReinforcedLoader:
         self.epoch += 1
         for loaded in self._loader:
             batch = with_made_views(loaded, channels_last=False)
-            if self._normalize is not None:
-                batch["pixel_values"] = self._normalize(batch["pixel_values"])
+            if self._seen is not None:
+                batch["pixel_values"] = normalize(batch["pixel_values"], self._seen)
             yield batch

@@ -103,9 +103,8 @@ class StudentTrainer(ResumableTrainer):
         if isinstance(pixels, torch.Tensor) and pixels.dtype == torch.uint8:
             if self._channels_last:
                 pixels = pixels.contiguous(memory_format=torch.channels_last)
-            seen = self._preprocessing
             # On the device, where the loader has put them: a quarter of the bytes to send there.
-            return {**inputs, "pixel_values": normalize(pixels, seen.mean, seen.std, bgr=seen.bgr)}
+            return {**inputs, "pixel_values": normalize(pixels, self._preprocessing)}
         return inputs
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader:

@@ -254,14 +254,12 @@ def native_names(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]
     return {name.removeprefix("timm_model."): tensor for name, tensor in weights.items()}
 
 
-def normalize(
-    pixels_BCHW: torch.Tensor, mean: Sequence[float], std: Sequence[float], *, bgr: bool = False
-) -> torch.Tensor:
+def normalize(pixels_BCHW: torch.Tensor, seen: Preprocessing) -> torch.Tensor:
     """Turns uint8 RGB pixels into the model's float32 input: (pixels / 255 - mean) / std for each channel of its order."""
-    if bgr:
+    if seen.bgr:
         pixels_BCHW = pixels_BCHW.flip(1)
-    offset_C11 = channel_values(tuple(mean), pixels_BCHW.device, torch.float32) * 255
-    scale_C11 = channel_values(tuple(std), pixels_BCHW.device, torch.float32) * 255
+    offset_C11 = channel_values(seen.mean, pixels_BCHW.device, torch.float32) * 255
+    scale_C11 = channel_values(seen.std, pixels_BCHW.device, torch.float32) * 255
     return (pixels_BCHW - offset_C11) / scale_C11
 
 

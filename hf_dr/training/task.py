@@ -42,7 +42,7 @@ class ReinforcedTask(ClassificationTask):
 
     def forward(self, input: torch.Tensor, target: Any) -> dict[str, torch.Tensor]:
         """See the class."""
-        return super().forward(normalize(input, self._seen.mean, self._seen.std).to(self.dtype), target)
+        return super().forward(normalize(input, self._seen).to(self.dtype), target)
 
     @staticmethod
     def collate(items: Sequence[Mapping[str, Any]]) -> tuple[torch.Tensor, BatchFeature]:

@@ -1,6 +1,6 @@
 """Tiny students and trainers that are watched, for the tests of training."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ from transformers import (
 )
 
 from hf_dr.replay.dataset import ReinforcedDataset
+from hf_dr.teacher.preprocessing import Preprocessing
 from hf_dr.training.arguments import ReinforcedTrainingArguments
-from hf_dr.training.students import build_student
+from hf_dr.training.students import build_student, normalize
 from hf_dr.training.trainer import ReinforcedTrainer
 
 SIZE, ROWS, VIEWS, BATCH = 24, 12, 4, 4
@@ -105,6 +106,11 @@ def by_hand(pixels: torch.Tensor) -> torch.Tensor:
     """The student's input, by the definition."""
     mean, std = torch.tensor(MEAN).view(1, 3, 1, 1), torch.tensor(STD).view(1, 3, 1, 1)
     return (pixels / 255 - mean) / std
+
+
+def normalized(pixels: torch.Tensor, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> torch.Tensor:
+    """The student's input, as this package makes it."""
+    return normalize(pixels, Preprocessing((SIZE, SIZE), tuple(mean), tuple(std), "bilinear"))
 
 
 def logits_of(model: nn.Module, pixels: torch.Tensor) -> torch.Tensor:

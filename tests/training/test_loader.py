@@ -15,8 +15,7 @@ from transformers import ViTImageProcessor
 from hf_dr import ReinforcedLoader, ReinforcedLoss, ReinforcedSampler, build_student, load_reinforced, reinforced_loss
 from hf_dr.errors import ConfigError
 from hf_dr.teacher.signals import IMAGE_TAIL, SAMPLED, TOPK
-from hf_dr.training.students import normalize
-from training.helpers import BATCH, MEAN, ROWS, STD, STEPS, VIEWS, Watched, every_view, pooled, same
+from training.helpers import BATCH, MEAN, ROWS, STD, STEPS, VIEWS, Watched, every_view, normalized, pooled, same
 
 ROOT = Path(__file__).parents[2]
 
@@ -109,7 +108,7 @@ def test_pixels_are_normalised_for_the_student(plain):
         ({"normalization": (MEAN, STD)}, (MEAN, STD)),
     ):
         (batch, *_) = ReinforcedLoader(plain, BATCH, device="cpu", **given)
-        assert torch.equal(batch["pixel_values"], normalize(raw["pixel_values"], mean, std))
+        assert torch.equal(batch["pixel_values"], normalized(raw["pixel_values"], mean, std))
 
 
 def test_what_it_cannot_load_is_refused(plain):

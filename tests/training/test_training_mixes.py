@@ -14,17 +14,15 @@ from torch import nn
 from hf_dr.errors import ConfigError
 from hf_dr.training.arguments import ReinforcedTrainingArguments
 from hf_dr.training.distillation import OnlineDistillationTrainer
-from hf_dr.training.students import normalize
 from hf_dr.training.trainer import ReinforcedTrainer
 from training.helpers import (
     BATCH,
-    MEAN,
     ROWS,
-    STD,
     STEPS,
     Watched,
     logits_of,
     losses_of,
+    normalized,
     pooled,
     same,
     timm_student,
@@ -78,7 +76,7 @@ def test_an_online_teacher_answers_for_the_mix(plain, tiny_teacher, settings):
     found = trainer.train().training_loss
     (inputs,) = trainer.batches
     assert inputs["lam"] < 1
-    assert torch.equal(normalize(inputs["views"], MEAN, STD), inputs["pixel_values"])
+    assert torch.equal(normalized(inputs["views"]), inputs["pixel_values"])
     with torch.no_grad():
         target = (tiny_teacher(inputs["views"]) / 2).log_softmax(-1)
         student_logprobs = (logits_of(before, inputs["views"]) / 2).log_softmax(-1)

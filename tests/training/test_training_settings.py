@@ -14,9 +14,9 @@ from hf_dr.errors import ConfigError, FormatError, ReplayError
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.training.arguments import ReinforcedTrainingArguments
 from hf_dr.training.losses import ReinforcedLoss
-from hf_dr.training.students import build_student, normalize
+from hf_dr.training.students import build_student
 from hf_dr.training.trainer import ReinforcedTrainer
-from training.helpers import BATCH, MEAN, ROWS, STD, Pooled, by_hand, pooled, same, timm_student, weights
+from training.helpers import BATCH, ROWS, Pooled, by_hand, normalized, pooled, same, timm_student, weights
 
 
 def test_what_decays(plain, settings):
@@ -99,7 +99,7 @@ def test_other_optimizers_are_trainers(plain, settings):
 
 def test_normalization():
     pixels = torch.randint(0, 256, (2, 3, 5, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(normalize(pixels, MEAN, STD), by_hand(pixels))
+    torch.testing.assert_close(normalized(pixels), by_hand(pixels))
 
 
 def test_the_students_own_normalization_is_used(plain, settings):
@@ -108,7 +108,7 @@ def test_the_students_own_normalization_is_used(plain, settings):
     pixels = plain[0]["pixel_values"][None]
     trainer = ReinforcedTrainer(student, settings(), train_dataset=plain)
     torch.testing.assert_close(
-        trainer._student_inputs({"pixel_values": pixels})["pixel_values"], normalize(pixels, *own)
+        trainer._student_inputs({"pixel_values": pixels})["pixel_values"], normalized(pixels, *own)
     )
     trainer = ReinforcedTrainer(student, settings(), train_dataset=plain, normalization=given)
     torch.testing.assert_close(trainer._student_inputs({"pixel_values": pixels})["pixel_values"], pixels / 255)

@@ -38,6 +38,7 @@ from hf_dr.training.device_views import augmentation_of_trainer, undone, with_ma
 from hf_dr.training.evaluated import precision_kept, share_buffers, weights_are_sharded
 from hf_dr.training.losses import TailRule, check_batch, check_num_classes, reinforced_loss, tail_rule
 from hf_dr.training.mixing import BatchMixer
+from hf_dr.training.resumable import changed
 from hf_dr.training.stream_progress import StreamProgress
 from hf_dr.training.student_trainer import StudentTrainer
 from hf_dr.training.students import (
@@ -288,26 +289,18 @@ class ReinforcedTrainer(StudentTrainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """As Trainer's; with `ema_decay`, `evaluate` measures the averaged weights too, as `<prefix>_ema_*`."""
-
-        def loop(prefix: str) -> EvalLoopOutput:
-            with precision_kept(self):
-                return super(ReinforcedTrainer, self).evaluation_loop(
-                    dataloader, description, prediction_loss_only, ignore_keys, prefix
-                )
-
+        given = (dataloader, description, prediction_loss_only, ignore_keys)
         share_buffers(self, None if self.ema is None else self.ema.module)
-        dataset = dataloader.dataset
-        self._evaluated = dataset if isinstance(dataset, ReinforcedData) else None
-        try:
-            if self._evaluated is not None:
-                tail_rule(self._tail, self._evaluated.signal)  # it may have another signal than the training set
-            output = loop(metric_key_prefix)
+        evaluated = dataloader.dataset if isinstance(dataloader.dataset, ReinforcedData) else None
+        with changed(self, _evaluated=evaluated), precision_kept(self):
+            if evaluated is not None:
+                tail_rule(self._tail, evaluated.signal)  # it may have another signal than the training set
+            output = super().evaluation_loop(*given, metric_key_prefix)
             if self._average is not None and description == "Evaluation":
                 assert output.metrics is not None
                 with self._average.in_place_of(self.accelerator.unwrap_model(self.model)):
-                    output.metrics.update(loop(f"{metric_key_prefix}_ema").metrics or {})
-        finally:
-            self._evaluated = None
+                    averaged = super().evaluation_loop(*given, f"{metric_key_prefix}_ema")
+                output.metrics.update(averaged.metrics or {})
         return output
 
     # ----------------------------------------------------------------------------------------- checkpoints and the Hub

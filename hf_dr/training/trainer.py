@@ -126,8 +126,11 @@ class ReinforcedTrainer(StudentTrainer):
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """As Trainer's; what `model_init` makes is treated as a given model is."""
+        model = _own(super().call_model_init(trial), self._learned_from)
+        if isinstance(self._learned_from, ReinforcedData):
+            check_student(model, self._learned_from)
         known = getattr(self, "_channels_last", False)  # not yet when the trainer is made
-        return _checked(super().call_model_init(trial), self._learned_from, channels_last=known)
+        return model.to(memory_format=torch.channels_last) if known else model
 
     @property
     def ema(self) -> ModelEmaV3 | None:
@@ -432,14 +435,6 @@ def _own(model: Any, train: Any) -> nn.Module:
     if is_timm(model) and isinstance(train, ReinforcedData):
         _evaluate_as_trained(model, train.size)
     return model
-
-
-def _checked(model: Any, train: Any, *, channels_last: bool) -> nn.Module:
-    """Returns what `model_init` has made, checked as a given model is."""
-    model = _own(model, train)
-    if isinstance(train, ReinforcedData):
-        check_student(model, train)
-    return model.to(memory_format=torch.channels_last) if channels_last else model
 
 
 def _student(model: Any, settings: dict[str, Any], seed: int) -> tuple[nn.Module | None, Any]:

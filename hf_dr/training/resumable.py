@@ -182,7 +182,6 @@ class ResumableTrainer(Trainer):
         self._measured: dict[str, float] = {}  # the metrics of the present weights
         self._calibration: Any = None  # theirs, if they have taken a temperature in
         self._loaders: list[Any] = []  # those that may have workers
-        self.rest_of_epoch = rest_of_epoch
         self._divergence = Divergence()
         self._totals = Totals(self)
         self._most_checkpoints = args.save_total_limit
@@ -335,8 +334,14 @@ class ResumableTrainer(Trainer):
     def _run_epoch(self, *args: Any, **settings: Any) -> None:
         if self.state.global_step < self.state.max_steps:
             # Trainer has no other place at which the loader of the rest of an epoch could be changed.
-            with changed(transformers.trainer, skip_first_batches=self.rest_of_epoch):
+            with changed(transformers.trainer, skip_first_batches=self._rest_of_epoch):
                 super()._run_epoch(*args, **settings)
+
+    def _rest_of_epoch(self, loader: Any, batches: int) -> Any:
+        """Returns a loader of the rest of an epoch, of which so many batches were seen."""
+        rest = skip_first_batches(loader, batches)
+        shield_workers(rest)
+        return rest
 
     # ------------------------------------------------------------------------------------------- loaders and optimizer
 
@@ -391,7 +396,7 @@ class ResumableTrainer(Trainer):
 
     def create_optimizer(self, *args: Any, **settings: Any) -> torch.optim.Optimizer:
         """As Trainer's."""
-        with self._taking_optimizer():
+        with _taking_optimizer(self.args):
             return super().create_optimizer(*args, **settings)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
@@ -400,14 +405,8 @@ class ResumableTrainer(Trainer):
         settings: Any = args.lr_scheduler_kwargs
         if steers_the_rate(args):
             settings = {"mode": "max" if args.greater_is_better else "min", **(settings or {})}
-        with self._taking_optimizer(), changed(args, lr_scheduler_kwargs=settings):
+        with _taking_optimizer(args), changed(args, lr_scheduler_kwargs=settings):
             return super().create_scheduler(num_training_steps, optimizer)
-
-    def _taking_optimizer(self) -> AbstractContextManager[None]:
-        args = self.args
-        return _taking(
-            f"`optim` {plain(args.optim)} and `lr_scheduler_type` {plain(args.lr_scheduler_type)} must take their settings"
-        )
 
     # ------------------------------------------------------------------------------------------------------- training
 
@@ -500,13 +499,6 @@ def _make_readable(folder: Path) -> None:
         shutil.copymode(folder / TRAINING_ARGS_NAME, weights)
 
 
-def rest_of_epoch(loader: Any, batches: int) -> Any:
-    """Returns a loader of the rest of an epoch, of which so many batches were seen."""
-    rest = skip_first_batches(loader, batches)
-    shield_workers(rest)
-    return rest
-
-
 def _prepared(loader: Any, seed: int | None) -> Any:
     """Gives a loader a generator of its own, from which it draws the seed of its workers when it starts to iterate.
 
@@ -546,6 +538,12 @@ def _taking(expected: str, *more: type[Exception]) -> Iterator[None]:
         if not of_settings and "Callback requires" not in str(error):
             raise
         raise ConfigError(f"{expected}, but: {str(error).rstrip('. ')}. Correct them.") from error
+
+
+def _taking_optimizer(args: TrainingArguments) -> AbstractContextManager[None]:
+    return _taking(
+        f"`optim` {plain(args.optim)} and `lr_scheduler_type` {plain(args.lr_scheduler_type)} must take their settings"
+    )
 
 
 class _Bars(ProgressCallback):

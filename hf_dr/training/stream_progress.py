@@ -15,7 +15,6 @@ from hf_dr.files import write_json
 from hf_dr.replay.shares import Progress, Shares
 from hf_dr.replay.streaming import StreamedReinforcedDataset
 from hf_dr.training.checkpoints import read_settings
-from hf_dr.training.resumable import changed
 
 PROGRESS_FILE = "stream_progress.json"
 """How far the epoch of a checkpoint is: what `StreamedReinforcedDataset.progress` returns."""
@@ -45,22 +44,20 @@ class StreamProgress:
 
     @contextmanager
     def in_epoch(self, epoch: int) -> Iterator[None]:
-        """Has Trainer seek in this epoch where it would skip batches by reading them."""
-        train: Any = self._trainer.train_dataset
-        if not isinstance(train, StreamedReinforcedDataset):
+        """Follows an epoch, if it is one of a stream."""
+        if not isinstance(self._trainer.train_dataset, StreamedReinforcedDataset):
             yield
             return
         self._first_step = self._trainer.state.global_step
-        self._share, _ = self._trainer._in_order(train)
+        self._share, _ = self._trainer._in_order()
         self._share.set_epoch(epoch)
         try:
-            with changed(self._trainer, rest_of_epoch=self._seek):
-                yield
+            yield
         finally:
             self._share = None
 
-    def _seek(self, loader: Any, batches: int) -> torch.utils.data.DataLoader:
-        """Returns a loader of the rows that were not seen, in place of one that skips batches."""
+    def rest(self, batches: int) -> torch.utils.data.DataLoader:
+        """Returns a loader of the rows that were not seen, after so many batches, in place of one that skips them."""
         assert self._share is not None
         args = self._trainer.args
         if not getattr(args, "dataloader_in_order", True) and args.dataloader_num_workers > 1:
@@ -69,7 +66,7 @@ class StreamProgress:
                 "seen, got `dataloader_in_order` False. Resume from the end of an epoch, or start a new run with True."
             )
         epoch = self._share.epoch
-        share, _ = self._trainer._in_order(self._trainer.train_dataset, self._progress_of(batches))
+        share, _ = self._trainer._in_order(self._progress_of(batches))
         share.set_epoch(epoch)
         self._share = share
         return self._trainer._loader_of(share, None)

@@ -187,9 +187,10 @@ class StudentTrainer(ResumableTrainer):
             self._calibration, self._measured = found, {}
         return found
 
-    def _steps_of_epoch(self, train: Sized) -> int:
-        """Returns the steps of an epoch, at least 1, on all processes together."""
+    def _steps_of_epoch(self) -> int:
+        """Returns the steps of an epoch, at least 1, on all processes together; the training set must have a length."""
         args = self.args
+        train: Any = self.train_dataset
         rows, batch_size = len(train), self._train_batch_size
         if isinstance(train, StreamedReinforcedDataset):
             rows = -(-rows // args.world_size)  # all processes have equally many
@@ -214,7 +215,7 @@ class StudentTrainer(ResumableTrainer):
                 f"`warmup_epochs` needs a `train_dataset` with a length, got {type(self.train_dataset).__name__}. Set "
                 "`warmup_steps` instead."
             )
-        steps = max(1, round(args.warmup_epochs * self._steps_of_epoch(self.train_dataset)))
+        steps = max(1, round(args.warmup_epochs * self._steps_of_epoch()))
         if steps >= num_training_steps:
             logger.warning(
                 "The learning rate rises for %g epochs, which are %d steps, but the training has %d: it never becomes %g.",

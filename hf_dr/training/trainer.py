@@ -117,7 +117,7 @@ class ReinforcedTrainer(StudentTrainer):
         assert isinstance(self.model, nn.Module)
         check_student(self.model, train)
         check_training(self.args, train, self)
-        self._in_order(train)  # checks the settings of the order
+        self._in_order()  # checks the settings of the order
         if train.paired and self.args.train_batch_size % 2:
             logger.warning("An odd batch size splits mixed pairs over batches: their images are decoded twice.")
         # Our loss is a mean over the batch, which Trainer is to divide by the number of accumulated batches. It would take the
@@ -147,7 +147,7 @@ class ReinforcedTrainer(StudentTrainer):
         model: Any = self.model
         learns = partial(learns_from_one, model, train, self.args.world_size)
         check_batches(len(train), self.args, learns, streamed=isinstance(train, StreamedReinforcedDataset))
-        dataset, self._sampler = self._in_order(train)
+        dataset, self._sampler = self._in_order()
         return self._loader_of(dataset, self._sampler)
 
     def _loader_of(self, dataset: Any, sampler: ReinforcedSampler | None) -> torch.utils.data.DataLoader:
@@ -177,14 +177,13 @@ class ReinforcedTrainer(StudentTrainer):
         own = {"num_processes": 1, "process_index": 0, "put_on_device": True, "dispatch_batches": False}
         return self._for_training(prepare_data_loader(loader, args.device, **own))
 
-    def _in_order(self, train: Any, progress: dict[str, Any] | None = None) -> tuple[Any, ReinforcedSampler | None]:
+    def _in_order(self, progress: dict[str, Any] | None = None) -> tuple[Any, ReinforcedSampler | None]:
         """Returns what a loader reads: the dataset and its sampler, or this process's share of a stream.
 
-        Args:
-            train: What is learned from.
-            progress: Of a stream's epoch that goes on.
+        `progress` is that of a stream's epoch that goes on.
         """
         args = self.args
+        train: Any = self.train_dataset
         order: dict[str, Any] = {
             "seed": self._order_seed,
             "num_epochs": self._num_epochs,
@@ -210,7 +209,7 @@ class ReinforcedTrainer(StudentTrainer):
         assert isinstance(self.train_dataset, ReinforcedData)
         if self.args.max_steps <= 0:
             return math.ceil(self.args.num_train_epochs)
-        return -(-self.args.max_steps // self._steps_of_epoch(self.train_dataset))
+        return -(-self.args.max_steps // self._steps_of_epoch())
 
     def num_examples(self, dataloader: torch.utils.data.DataLoader) -> int:
         """As Trainer's; of a stream those of all processes."""
@@ -330,6 +329,10 @@ class ReinforcedTrainer(StudentTrainer):
         with self._stream.in_epoch(settings["epoch"]):
             super()._run_epoch(*args, **settings)
 
+    def _rest_of_epoch(self, loader: Any, batches: int) -> Any:
+        streamed = isinstance(self.train_dataset, StreamedReinforcedDataset)
+        return self._stream.rest(batches) if streamed else super()._rest_of_epoch(loader, batches)
+
     def run_settings(self) -> dict[str, Any] | None:
         """Returns what decides the batches and their loss; None where the data is not reinforced."""
         args = self.args
@@ -398,7 +401,7 @@ class _TrialCheck(TrainerCallback):
         train: Any = self._trainer.train_dataset
         if isinstance(train, ReinforcedData):
             check_training(args, train, self._trainer)
-            self._trainer._in_order(train)  # checks the settings of the order
+            self._trainer._in_order()  # checks the settings of the order
 
 
 def _weight_average(trainer: ReinforcedTrainer) -> WeightAverage | None:

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Any
 
 import datasets
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
@@ -28,6 +27,7 @@ from hf_dr.replay.streaming import StreamedReinforcedDataset
 from hf_dr.store.base_dataset import check_class_names, check_dataset, class_numbers, label_advice, whole_column
 from hf_dr.teacher.members import ONE_CLASS
 from hf_dr.training.arguments import ReinforcedTrainingArguments
+from hf_dr.training.evaluated import few_answers
 from hf_dr.training.losses import check_label_weight, check_num_classes, tail_rule
 from hf_dr.training.students import LabelledImages, evaluation_of
 from hf_dr.views.augmentation import Augmentation
@@ -210,8 +210,7 @@ def _check_evaluations(args: ReinforcedTrainingArguments, train: ReinforcedData,
         return
     if args.eval_do_concat_batches or args.batch_eval_metrics:
         return
-    logits = np.eye(min(train.num_classes, 8), train.num_classes, dtype=np.float32)
-    labels = np.arange(len(logits))
+    logits, labels = few_answers(train.num_classes)
     # Refuse only where leaving the setting out helps: the function may be made for lists of batches, or fail on both.
     if _computes(compute, logits, labels) and not _computes(compute, [logits, logits[:1]], [labels, labels[:1]]):
         raise ConfigError(

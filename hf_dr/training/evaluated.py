@@ -32,8 +32,13 @@ def share_buffers(trainer: Trainer, average: torch.nn.Module | None = None) -> N
                 buffer.copy_(whole)
 
 
-_FEW = 8
-"""Examples on which a function for metrics is tried."""
+def few_answers(classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns logits and labels of a few examples, on which a function for metrics is tried.
+
+    As many examples as classes would take gigabytes where there are tens of thousands.
+    """
+    few = min(classes, 8)
+    return np.eye(few, classes, dtype=np.float32), np.arange(few)
 
 
 def names_of_metrics(trainer: Any) -> set[str] | None:
@@ -46,9 +51,7 @@ def names_of_metrics(trainer: Any) -> set[str] | None:
         if classes is None or args.include_for_metrics or args.batch_eval_metrics:
             return None
         try:
-            few = min(classes, _FEW)  # as many rows as classes would take gigabytes where there are tens of thousands
-            sure = np.eye(few, classes, dtype=np.float32)
-            names |= trainer.compute_metrics(EvalPrediction(sure, np.arange(few))).keys()
+            names |= trainer.compute_metrics(EvalPrediction(*few_answers(classes))).keys()
         except Exception:  # a function of the user's, which may need more than this
             return None
     names = {name.removeprefix("eval_") for name in names}

@@ -63,11 +63,10 @@ def as_reinforced(args: TrainingArguments | None) -> ReinforcedTrainingArguments
             f"`args` must be ReinforcedTrainingArguments or TrainingArguments, got {type(args).__name__}. Build one of them."
         )
     values = {f: getattr(args, f.name) for f in fields(args) if f.init}
+    chosen = {f.name: value for f, value in values.items() if f.default is MISSING or value != f.default}
     metric = args.metric_for_best_model
     if args.greater_is_better and lower_is_better(metric) and not str(metric).endswith("loss"):
         # Transformers writes True here for all names but losses, and nobody wants the highest of these.
         logger.info("The best checkpoint is that of the lowest %s.", metric)
-        values = {f: v for f, v in values.items() if f.name != "greater_is_better"}
-    return ReinforcedTrainingArguments(
-        **{f.name: v for f, v in values.items() if f.default is MISSING or v != f.default}
-    )
+        del chosen["greater_is_better"]
+    return ReinforcedTrainingArguments(**chosen)

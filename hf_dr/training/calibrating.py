@@ -104,9 +104,9 @@ def _undo(trainer: ResumableTrainer) -> None:
 @contextmanager
 def as_trained(trainer: Any) -> Iterator[None]:
     """Restores the weights for a while to what they were before a calibration: checkpoints hold these."""
-    found = trainer._calibration
-    calibrated = {} if found is None else {weight: weight.detach().clone() for weight in found.trained}
-    _put({} if found is None else found.trained)
+    trained = {} if trainer._calibration is None else trainer._calibration.trained
+    calibrated = {weight: weight.detach().clone() for weight in trained}
+    _put(trained)
     try:
         yield
     finally:

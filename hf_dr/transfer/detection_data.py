@@ -62,12 +62,12 @@ class Objects:
     labels: np.ndarray
     crowd: np.ndarray
     areas: np.ndarray
-    segmentations: list[Any] | None = None
+    segmentations: list[Any]
 
     @property
     def segmented(self) -> np.ndarray:
         """(N,) bool, whether it has a segmentation of some area."""
-        return np.array(list(map(bool, self.segmentations or [None] * len(self.labels))), bool)
+        return np.array(list(map(bool, self.segmentations)), bool)
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class DetectionData:
     @property
     def num_unsegmented(self) -> int:
         """How many objects have no segmentation."""
-        return sum((each.segmentations or [None] * len(each.labels)).count(None) for each in self.objects)
+        return sum(each.segmentations.count(None) for each in self.objects)
 
     @property
     def num_segmented(self) -> int:
@@ -112,7 +112,7 @@ class DetectionData:
         """
         for row, each in enumerate(self.objects):
             size = self.size(row)
-            for segmentation in filter(None, each.segmentations or ()):
+            for segmentation in filter(None, each.segmentations):
                 assert size is not None, "COCO's files have sizes and segmentations"
                 check_segmentation(
                     segmentation, size, f", image {row} (of {len(self.objects)}) in {self.described['id']}"
@@ -325,7 +325,7 @@ def _hub_objects(cell: Any, row: int, bbox_format: str, num_classes: int) -> Obj
         boxes[:, 2:] += boxes[:, :2]
     sides = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
     try:
-        return Objects(boxes, labels, crowds, _areas(areas, sides))
+        return Objects(boxes, labels, crowds, _areas(areas, sides), [None] * len(labels))
     except ValueError as error:
         raise DataError(f"the objects of row {row} must have areas in pixels: {error}. Fix the row.") from error
 
@@ -421,7 +421,6 @@ class DetectionImages(torch.utils.data.Dataset):
             "boxes": tv_tensors.BoundingBoxes(_clip(objects.boxes[kept], size), format="XYXY", canvas_size=size)
         }
         if self._masks:
-            assert objects.segmentations is not None
             masks = [decode_mask(objects.segmentations[n], size) for n in kept]
             regions["masks"] = torch.from_numpy(np.stack(masks))
         if flipped:
@@ -537,7 +536,7 @@ def coco_truth(data: DetectionData, rows: Sequence[int], masks: bool) -> Any:
     for row in rows:
         objects = data.objects[row]
         for n, label in enumerate(objects.labels):
-            segmentation = objects.segmentations[n] if masks and objects.segmentations is not None else None
+            segmentation = objects.segmentations[n]
             if masks and not segmentation:
                 continue
             annotation = {

@@ -132,7 +132,7 @@ def load_detector(folder: str | Path) -> Detector:
     return load_trained(folder, TASK, lambda body, described: Detector(body, DetectorConfig(**described["detector"])))
 
 
-# ------------------------------------------------------------------------------------------------------------ settings
+# ------------------------------------------------------------------------------------------------------------- trainer
 
 
 def check_same_categories(train: DetectionData, evaluated: DetectionData) -> None:
@@ -207,8 +207,10 @@ def detection_trainer(
 
 def _choose_masks(wanted: bool | None, sets: Sequence[DetectionData]) -> bool:
     """Whether masks are learned: as wanted, else where all sets have them."""
-    masks = wanted is not False
-    for data in sets if masks else ():
+    if wanted is False:
+        return False
+    masks = True
+    for data in sets:
         missing, usable = data.num_unsegmented, data.num_segmented
         count = sum(len(each.labels) for each in data.objects)
         named = f"of the {count} objects of {data.described['id']}"
@@ -229,6 +231,7 @@ def _choose_masks(wanted: bool | None, sets: Sequence[DetectionData]) -> bool:
                 named,
             )
         masks = masks and not missing and usable > 0
-    for data in sets if masks else ():
-        data.check_masks()
+    if masks:
+        for data in sets:
+            data.check_masks()
     return masks

@@ -111,10 +111,10 @@ class Segmenter(nn.Module):
         assert labels is not None
         labels_BHW = torch.stack(labels).long()
         logits = self._logits(torch.stack(pixel_values))
-        losses = [_cross_entropy(each, labels_BHW) for each in logits]
+        loss = _cross_entropy(logits[0], labels_BHW)
         if self.aux_head is not None:
-            return {"loss": losses[0] + self.settings.aux_weight * losses[1]}
-        return {"loss": losses[0]}
+            loss = loss + self.settings.aux_weight * _cross_entropy(logits[1], labels_BHW)
+        return {"loss": loss}
 
     def _logits(self, pixels_B3HW: torch.Tensor) -> list[torch.Tensor]:
         """Logits (B, C, H, W) of the head, and in training of the auxiliary one."""
@@ -150,7 +150,7 @@ def load_segmenter(folder: str | Path) -> Segmenter:
     )
 
 
-# ------------------------------------------------------------------------------------------------------------ settings
+# ------------------------------------------------------------------------------------------------------------- trainer
 
 
 def segmentation_trainer(

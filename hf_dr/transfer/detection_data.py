@@ -55,7 +55,7 @@ class Objects:
         crowd: (N,) bool, whether it stands for a whole crowd: it is not learned, and what is found in it is not wrong.
         areas: (N,) float64, square pixels.
         segmentations: COCO's, polygons or run lengths of each: None for an object without, an empty list for one with nothing
-            but polygons of fewer than three points. None where there are none at all.
+            but polygons of fewer than three points.
     """
 
     boxes: np.ndarray
@@ -78,7 +78,7 @@ class DetectionData:
         described: What names it, for results.
         categories: Id -> name, by ascending id; labels are their places.
         objects: Of each image.
-        cells: Of each image, for `decode_image`.
+        cells: Of each image, for `decode_row`.
         sizes: (rows, 2), height and width of the images; None where the data do not have them.
     """
 
@@ -486,9 +486,12 @@ class CocoMeter:
         for part in gather_object([self._found]):
             found.update(part)
         rows = sorted(found)  # equal scores have one order, whichever process found them
+        kinds = {"box": "bbox"}
+        if self._masks:
+            kinds["mask"] = "segm"
         metrics: dict[str, float] = {}
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
-            for name, kind in (("box", "bbox"), ("mask", "segm"))[: 1 + self._masks]:
+            for name, kind in kinds.items():
                 truth = coco_truth(self._data, rows, kind == "segm")
                 results = [dict(result) for row in rows for result in found[row][kind]]  # pycocotools adds to them
                 evaluation = coco_library().cocoeval.COCOeval(truth, _coco_found(truth, results), kind)

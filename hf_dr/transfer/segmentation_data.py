@@ -86,7 +86,7 @@ class SegmentationData:
     Attributes:
         described: What names it, for results.
         classes: What the masks' numbers mean.
-        images: Of each row, for `decode_image`.
+        images: Of each row, for `decode_row`.
         masks: Of each row, for `decode_mask`.
     """
 
@@ -146,11 +146,10 @@ class SegmentationData:
             )
         mask_column = mask_column or others[0]
         _check_column(mask_column, known)
-        # Read when asked for.
-        columns = [undecoded_images(dataset, name) for name in (image_column, mask_column)]
-        digest = hashlib.sha256(" ".join(map(content_hash, columns)).encode()).hexdigest()
-        images, masks = (column[name] for column, name in zip(columns, (image_column, mask_column), strict=True))
-        return cls({**described, "digest": digest}, classes, images, masks)
+        images, masks = undecoded_images(dataset, image_column), undecoded_images(dataset, mask_column)
+        digest = hashlib.sha256(f"{content_hash(images)} {content_hash(masks)}".encode()).hexdigest()
+        # The cells are read when they are asked for.
+        return cls({**described, "digest": digest}, classes, images[image_column], masks[mask_column])
 
     def __getitem__(self, row: int) -> tuple[PIL.Image.Image, np.ndarray]:
         """Returns the image, RGB, and its labels (H, W), int32.

@@ -190,9 +190,10 @@ class TransferTrainer(ResumableTrainer):
         )
         self.args: TransferArguments
         # What cannot be evaluated is not found only when the training is done: all files are opened, some are decoded.
-        rows = range(0 if eval_dataset is None else len(eval_dataset))
-        for row in sorted({*sampled_rows(len(rows)).tolist(), *filter(eval_dataset.is_doubtful, rows)} if rows else ()):
-            eval_dataset[row]
+        if eval_dataset is not None:
+            doubtful = filter(eval_dataset.is_doubtful, range(len(eval_dataset)))
+            for row in sorted({*sampled_rows(len(eval_dataset)).tolist(), *doubtful}):
+                eval_dataset[row]
         self._description = json.loads(json.dumps(description))  # as it is read back
 
     def _name_metric(self, args: TransferArguments) -> None:

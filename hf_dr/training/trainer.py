@@ -249,12 +249,8 @@ class ReinforcedTrainer(StudentTrainer):
         """Returns the mean over the batch of KL to the stored teacher, and of the label's cross-entropy where it counts."""
         if isinstance(self.train_dataset if model.training else self._evaluated, ReinforcedData):
             check_batch(inputs)
-        if "teacher_ids" not in inputs and not (isinstance(self.train_dataset, ReinforcedData) and "labels" in inputs):
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        outputs = self._logits_of(model, inputs)
-        if "teacher_ids" not in inputs:  # evaluated; not every model has a loss of its own, and some have another
-            loss = nn.functional.cross_entropy(outputs["logits"].float(), inputs["labels"])
-        else:
+        if "teacher_ids" in inputs:
+            outputs = self._logits_of(model, inputs)
             loss = reinforced_loss(
                 outputs["logits"],
                 inputs,
@@ -267,6 +263,12 @@ class ReinforcedTrainer(StudentTrainer):
                 or not getattr(self.train_dataset, "all_reinforced", True)
                 or not outputs["logits"].requires_grad,
             )
+        elif isinstance(self.train_dataset, ReinforcedData) and "labels" in inputs:
+            # Evaluated; not every model has a loss of its own, and some have another.
+            outputs = self._logits_of(model, inputs)
+            loss = nn.functional.cross_entropy(outputs["logits"].float(), inputs["labels"])
+        else:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
     def _logits_of(self, model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -280,7 +282,7 @@ class ReinforcedTrainer(StudentTrainer):
     def _tail(self) -> TailRule:
         """The tail rule of the loss: that of the training set, in evaluations too; without one, that of the evaluated set."""
         data = self.train_dataset if isinstance(self.train_dataset, ReinforcedData) else self._evaluated
-        return self.args.tail or "uniform" if data is None else tail_rule(self.args.tail, data.signal)
+        return (self.args.tail or "uniform") if data is None else tail_rule(self.args.tail, data.signal)
 
     def evaluation_loop(
         self,

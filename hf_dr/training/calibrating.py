@@ -57,11 +57,7 @@ class Calibration:
 def calibrate(trainer: ResumableTrainer, images: Any, average: WeightAverage | None, *, fold: bool) -> Calibration:
     """Fits the temperature of a trainer's model, and of its averaged weights if there are any; see `StudentTrainer.calibrate`.
 
-    Args:
-        trainer: After its training.
-        images: Rows with labels.
-        average: Of the weights, if there is one.
-        fold: Whether the weights take it in, if they can. They are then as they were trained, if they had taken one in before.
+    With `fold` weights that have taken a temperature in before are first what they were when they were trained.
     """
     _check_given(images)
     if isinstance(images, LabelledImages):
@@ -75,12 +71,8 @@ def calibrate(trainer: ResumableTrainer, images: Any, average: WeightAverage | N
     if average is not None:
         with average.in_place_of(model):
             temperatures[average.ema.module] = fit_temperature(*_answers(trainer, images))
-    layers = {each: last_layer(each, _pixels(trainer, images)) if fold else [] for each in temperatures}
-    trained = {}
-    if all(layers.values()):
-        trained = {weight: weight.detach().clone() for layer in layers.values() for weight in layer}
-        _put({weight: trained[weight] / temperatures[each] for each, layer in layers.items() for weight in layer})
-    elif fold:
+    trained = _fold(temperatures, _pixels(trainer, images)) if fold else {}
+    if fold and not trained:
         logger.warning(
             "The last layer of the model cannot take the temperature in: divide its logits by %.4g.",
             temperatures[model],
@@ -92,6 +84,16 @@ def calibrate(trainer: ResumableTrainer, images: Any, average: WeightAverage | N
         labels_B,
         trained,
     )
+
+
+def _fold(temperatures: Mapping[nn.Module, float], pixels_BCHW: torch.Tensor) -> dict[nn.Parameter, torch.Tensor]:
+    """Divides the last layer of each model by its temperature; returns what it was, nothing if one of them cannot take it."""
+    layers = {model: last_layer(model, pixels_BCHW) for model in temperatures}
+    if not all(layers.values()):
+        return {}
+    trained = {weight: weight.detach().clone() for layer in layers.values() for weight in layer}
+    _put({weight: trained[weight] / temperatures[model] for model, layer in layers.items() for weight in layer})
+    return trained
 
 
 def _undo(trainer: ResumableTrainer) -> None:

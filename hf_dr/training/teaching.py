@@ -54,17 +54,14 @@ def check_folds(labels: np.ndarray, names: Sequence[str] | None, folds: np.ndarr
     `labels` and `folds` are the class and the fold of each image (rows,); `names` are those of the classes, if they have any.
     Before the images are read there are no folds, but a class of a single image will be in one.
     """
-    for label, count in zip(*(each.tolist() for each in np.unique(labels, return_counts=True)), strict=True):
+    classes, counts = np.unique(labels, return_counts=True)
+    for label, count in zip(classes.tolist(), counts.tolist(), strict=True):
         if count == 1 or (folds is not None and len(np.unique(folds[labels == label])) == 1):
             shown = label if names is None else names[label]
-            advice = (
-                "Add images, or leave the class out."
-                if count == 1
-                else "Add images, or choose another number of `folds`."
-            )
+            instead = "leave the class out" if count == 1 else "choose another number of `folds`"
             raise DataError(
                 f"each class must have images in at least 2 folds to learn from, but {shown} has all its images "
-                f"({count}) in one: its teacher would not know them. {advice}"
+                f"({count}) in one: its teacher would not know them. Add images, or {instead}."
             )
 
 

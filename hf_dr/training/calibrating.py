@@ -182,10 +182,7 @@ def check_sample(labels: np.ndarray, tested: np.ndarray) -> None:
 def check_other_images(images: datasets.Dataset, tested: datasets.Dataset, where: str) -> None:
     """Refuses to calibrate by images of which more than 1 in 100 are also tested; fewer may be twins that a dataset has.
 
-    Args:
-        images: Undecoded, one column.
-        tested: As these.
-        where: What they are, for the message.
+    Both datasets are undecoded, of one column; `where` says what the tested images are, for the message.
     """
     shared = shared_files(images, tested)
     if shared > len(images) / 100:

@@ -162,12 +162,7 @@ class ResumableTrainer(Trainer):
 
     A subclass says in `run_settings` what decides its batches and their loss. They are saved with the weights, and a
     checkpoint is resumed only under the same settings, the arguments that shape the weights included (`kept_settings`).
-    Checkpoints carry checksums, and one that is not whole is never resumed.
-
-    Args:
-        model: As for Trainer.
-        args: Settings.
-        **settings: All that Trainer takes.
+    Checkpoints carry checksums, and one that is not whole is never resumed. All arguments are Trainer's.
     """
 
     settings_file: ClassVar[str] = "run_settings.json"

@@ -297,11 +297,11 @@ class ResumableTrainer(Trainer):
         ask(lambda: super(ResumableTrainer, self).init_hf_repo(token=token), "make the repository of the model")
 
     # Private, because Trainer deletes earlier checkpoints within it, before a callback could complete the new one.
-    def _save_checkpoint(self, model: Any, trial: Any, **settings: Any) -> None:
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial=trial))  # of a trial, in a search
         checkpoint = folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         with changed(self.args, save_total_limit=None), _writing(checkpoint):
-            super()._save_checkpoint(model, trial, **settings)
+            super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()  # all have written their part
         if self.args.should_save:
             write_json(checkpoint / SETTINGS_FILE, kept_settings(self.args))

@@ -397,9 +397,9 @@ def load_trained(folder: str | Path, task: str, build: Callable[[Backbone, dict[
     try:
         body = Backbone(BackboneSpec.from_dict(described["backbone"]), freeze_norm=described["freeze_norm"])
         model = build(body, described)
+    except HfDrError:
+        raise
     except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
-        if isinstance(error, HfDrError):
-            raise
         raise FormatError(
             f"{Path(folder) / TRANSFER_FILE} must say what builds the model, but: {error!s:.200}. Train again."
         ) from error

@@ -42,7 +42,7 @@ from hf_dr.training.calibrating import (
     check_whole,
 )
 from hf_dr.training.checkpoints import last_checkpoint, whole_checkpoint
-from hf_dr.training.checks import as_evaluation, evaluation_images
+from hf_dr.training.checks import check_labels, evaluation_images
 from hf_dr.training.distillation import OnlineDistillationTrainer
 from hf_dr.training.student_card import Student
 from hf_dr.training.students import LabelledImages, build_student, evaluation_of, load_processor, read_model_args
@@ -111,7 +111,7 @@ def prepare_training(
     if evaluation is not None and held_out is not None:
         check_whole(trainer, "calibrate_split")
         check_foldable(model, data.size)
-        as_evaluation(held_out, data, model, processor, name="calibrate_split")
+        check_labels(held_out, data, "calibrate_split")
         check_sample(np.asarray(held_out.labels), np.asarray(evaluation.labels))
         check_other_images(held_out.files, evaluation.files, f"`eval_split` {student.eval_split}")
         check_not_learned(held_out.files, data)

@@ -326,17 +326,22 @@ def as_evaluation(
         shown = evaluation_of(model, processor, train.size)
         given = evaluation_images(given, train, shown, to_predict=to_predict, name=name)
     if isinstance(given, LabelledImages):
-        if given.has_labels:
-            check_class_names(given.class_names, train.class_names, name, ConfigError)
-            class_numbers(given.labels, train.num_classes, f"the labels of `{name}`", "Give a split with labels.")
-        elif not to_predict:
-            raise DataError(f"`{name}` must have labels, got LabelledImages without. Name its `label_column`.")
+        check_labels(given, train, name, needed=not to_predict)
     elif is_undecoded(getattr(given, "dataset", given)):
         raise ConfigError(
             f"`{name}` must be a datasets.Dataset, or make its `pixel_values` itself, got {type(given).__name__} of "
             "undecoded images. Use `Dataset.select` for a part of a dataset, and no `streaming`."
         )
     return given
+
+
+def check_labels(images: LabelledImages, train: ReinforcedData, name: str, *, needed: bool = True) -> None:
+    """Checks that the labels of images, which messages call `name`, are the classes of the training set."""
+    if images.has_labels:
+        check_class_names(images.class_names, train.class_names, name, ConfigError)
+        class_numbers(images.labels, train.num_classes, f"the labels of `{name}`", "Give a split with labels.")
+    elif needed:
+        raise DataError(f"`{name}` must have labels, got LabelledImages without. Name its `label_column`.")
 
 
 def is_undecoded(dataset: Any) -> bool:

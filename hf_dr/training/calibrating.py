@@ -163,9 +163,7 @@ def check_whole(trainer: Any, setting: str) -> None:
 def check_sample(labels: np.ndarray, tested: np.ndarray) -> None:
     """Refuses to calibrate by a slice of a split that is sorted by class, which would fit few classes and be tested on others.
 
-    Args:
-        labels: Classes of the images to calibrate by, (n,).
-        tested: Of those that are tested, (m,).
+    `labels` are the classes of the images to calibrate by, (n,), and `tested` those of the tested images, (m,).
     """
     _, counts = np.unique(np.concatenate([labels, tested]), return_counts=True)
     # The chance of each class to be among as many images, were they drawn from all.

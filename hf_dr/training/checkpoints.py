@@ -65,11 +65,9 @@ OF_A_STEP = ("per_device_train_batch_size", "gradient_accumulation_steps", "devi
 
 
 def write_checksums(checkpoint: Path, *, resumable: bool) -> None:
-    """Completes a checkpoint with the checksums of all its files.
+    """Completes a checkpoint, to which nothing else is written any more, with the checksums of all its files.
 
-    Args:
-        checkpoint: The folder, to which nothing else is written any more.
-        resumable: Whether it holds the optimizer's state, not only the model.
+    `resumable` is whether it holds the optimizer's state, not only the model.
     """
     files = {
         path.relative_to(checkpoint).as_posix(): sha256_of(path)
@@ -235,12 +233,8 @@ def compare_settings(
 ) -> None:
     """Compares the settings of a checkpoint with those of the run that goes on from it, and says what changes.
 
-    Args:
-        checkpoint: The folder.
-        there: What the trainer itself wrote down with it; where this says what comes of an argument, it counts alone.
-        here: The same for the run that goes on.
-        args: Those of the run.
-        loud: Whether this process says it.
+    `there` is what the trainer itself wrote down with the checkpoint, and `here` the same for the run that goes on; where these
+    say what comes of an argument, they count alone. `loud` is whether this process says what changes.
 
     Raises:
         ConfigError: A setting that shapes the weights differs.

@@ -31,11 +31,7 @@ def device_augmentation(
 ) -> DeviceAugmentation | None:
     """Returns what makes the views on the device of a training; None where the loader's workers make them.
 
-    Args:
-        augment_on: `cpu`, `device`, or `auto`, which takes a GPU where it can make them.
-        device: Of the training.
-        train: What is learned from.
-        obstacles: Reasons of the caller's for which the device cannot.
+    `auto` takes a GPU where it can make them. `obstacles` are reasons of the caller's for which the device cannot.
 
     Raises:
         ConfigError: `augment_on` asks for the device, which cannot make them, or for something else.

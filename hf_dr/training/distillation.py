@@ -24,10 +24,10 @@ class OnlineDistillationTrainer(ReinforcedTrainer):
     `label_weight` apply, `tail` does not: the answer is whole. Where batches are mixed (`mixup_alpha`, `cutmix_alpha`) the
     teacher sees the mix and answers for it (Beyer et al., arXiv:2106.05237); `label_weight` is then that of the mixed labels.
 
+    All other arguments are those of `ReinforcedTrainer`.
+
     Args:
-        *args: As for `ReinforcedTrainer`.
         teacher: Over the dataset's classes, on the device of training.
-        **settings: As for `ReinforcedTrainer`.
 
     Raises:
         ConfigError: The teacher has other classes than the dataset; or see `ReinforcedTrainer`.

@@ -68,11 +68,8 @@ class BatchMixer(TrainerCallback):
     """Mixes the batches of a training, each by a draw that follows from its place in the run.
 
     So a run that is resumed draws what it would have drawn, and each process has draws of its own. As a callback of the trainer
-    it counts the batches of a step from the step's begin.
-
-    Args:
-        args: Settings.
-        seed: Returns that of the draws, which a search for hyperparameters may change.
+    it counts the batches of a step from the step's begin. `seed` returns that of the draws, which a search for hyperparameters
+    may change.
     """
 
     def __init__(self, args: ReinforcedTrainingArguments, seed: Callable[[], int]) -> None:

@@ -170,11 +170,8 @@ def push_in_background(
 ) -> Future[Push]:
     """Pushes a student as it is now, in a thread of its own: its folder may change or be deleted in the meantime.
 
-    Args:
-        folder: A checkpoint, for example.
-        repo_id: See `push_student`, also for the settings.
-        card_from: Folder with the student's card and `student.json`.
-        warn: Log a failure, for callers that do not look at the result.
+    The student's card and `student.json` are in another folder, `card_from`, where `folder` is a checkpoint. `warn` logs a
+    failure, for callers that do not look at the result. The settings are those of `push_student`.
     """
     copy = tempfile.TemporaryDirectory(prefix="hf_dr_push_")
     export_student(folder, copy.name)

@@ -33,10 +33,7 @@ def check_segmentation(segmentation: Any, size: Size, where: str = "") -> None:
     pycocotools does not: the memory that it takes for a polygon grows with its coordinates, without an end where one is no
     number, and where run lengths do not fill the image, the rest of the mask is what its memory held before.
 
-    Args:
-        segmentation: Polygons, or run lengths.
-        size: Height and width of the image.
-        where: Which image it is, for the message.
+    `where` says which image it is, for the message.
 
     Raises:
         DataError: It is none.

@@ -101,10 +101,7 @@ def open_data(
 ) -> tuple[Data, Data | None, dict[str, Any]]:
     """Opens the data to train on and those to evaluate on, None where there are none; returns also what names them.
 
-    Args:
-        chosen: Where they are.
-        from_places: Reads the two places.
-        from_dataset: Reads a split of a dataset; its second argument names the split, for results.
+    `from_places` reads the two places; `from_dataset` reads a split of a dataset, and its second argument names the split.
     """
     places = [[getattr(chosen, prefix + name) for name in chosen.PLACES] for prefix in ("", "eval_")]
     where: dict[str, Any] = {"revision": chosen.revision, "files_from": chosen.files_from}

@@ -250,6 +250,11 @@ def _features(
             # Some architectures are dilated only by another class of timm's.
             return timm.create_model(architecture, **settings)
     except TypeError as error:
+        if "dynamic_img_size" in str(error):
+            raise ConfigError(
+                f"a backbone must take images of all sizes, but timm's {architecture} takes those of one size. Choose another "
+                "architecture."
+            ) from error
         raise ConfigError(
             f"timm's {architecture} must take {', '.join(settings)}, but: {str(error).rstrip('. '):.300}. "
             f"{'Leave `output_stride` out, or choose' if output_stride else 'Choose'} another architecture."

@@ -139,7 +139,9 @@ def test_what_is_no_backbone(save, tmp_path):
         backbone("timm:test_vit", output_stride=8)
     with pytest.raises(ConfigError, match=r"must give features of test_resnet .*out_indices=.*Choose another"):
         backbone("timm:test_resnet", out_indices=(9,))
-    with pytest.raises(ConfigError, match=r"mixer_s32_224 must take .* Choose another architecture"):
+    with pytest.raises(
+        ConfigError, match=r"must take images of all sizes, but timm's mixer_s32_224 takes those of one size"
+    ):
         backbone("timm:mixer_s32_224")
     vit = ViTForImageClassification(
         ViTConfig(

@@ -13,17 +13,7 @@ import torch
 
 from hf_dr.views.device import plan
 from hf_dr.views.device.images import OFFSET_BITS
-from hf_dr.views.device.program import (
-    CHANGE_COLUMNS,
-    MIX_COLUMNS,
-    PASS_COLUMNS,
-    RESULT,
-    SOURCES,
-    Changes,
-    Mixes,
-    Program,
-    Resizes,
-)
+from hf_dr.views.device.program import RESULT, SOURCES, Changes, Mixes, Program, Resizes
 from hf_dr.views.device.resampling import PRECISION_BITS, axis_weights
 
 _Buffers = Sequence[torch.Tensor]
@@ -65,7 +55,7 @@ def _resample(program: Program, launch: Resizes, held: list[_Buffers]) -> None:
     """Resizes each image in two passes, with an image of 8 bits between them (Resample.c)."""
     passes = (launch.reads, launch.between, launch.rows), (launch.between, launch.writes, launch.second)
     for reads, writes, start in passes:
-        for row in program.rows(launch, PASS_COLUMNS, start).tolist():
+        for row in program.rows(launch, start).tolist():
             place, stride, out, height, width, axis, _, last, _, mirrored = row
             size = (last + 1, width) if axis == 0 else (height, last + 1)
             made_HWC = _pass(
@@ -93,8 +83,8 @@ def _change(program: Program, launch: Changes, held: list[_Buffers]) -> None:
     """Changes each image in its own way."""
     device = held[RESULT][0].device
     fill_C, colour_C = (torch.tensor(c, dtype=torch.uint8, device=device) for c in (launch.fill, launch.colour))
-    rows = program.rows(launch, CHANGE_COLUMNS)
-    factors = rows[:, CHANGE_COLUMNS.index("factor")].astype(np.int32).view(np.float32)
+    rows = program.rows(launch)
+    factors = rows[:, launch.columns.index("factor")].astype(np.int32).view(np.float32)
     for row, factor in zip(rows.tolist(), factors.tolist(), strict=True):
         place, height, width, stride, out, out_height, out_width, kind, *matrix, _, top, left, down, across = row
         pixels_HWC = _image(held[launch.reads], place, height, width, stride)
@@ -209,7 +199,7 @@ def _stretched(counts_256: torch.Tensor) -> torch.Tensor:
 
 def _mix(program: Program, launch: Mixes, views_NHWC: torch.Tensor, pool_MHWC: torch.Tensor) -> None:
     """Mixes views in place with views of the pool, which are not mixed."""
-    for n, partner, weight, top, left, height, width in program.rows(launch, MIX_COLUMNS).tolist():
+    for n, partner, weight, top, left, height, width in program.rows(launch).tolist():
         own_HWC, other_HWC = views_NHWC[n], pool_MHWC[partner]
         mixed_HWC = (own_HWC.int() * weight + other_HWC.int() * (256 - weight) + 128) >> 8
         own_HWC.copy_(mixed_HWC)

@@ -62,6 +62,14 @@ class Crop:
 
     boxes: np.ndarray
 
+    @property
+    def heights(self) -> np.ndarray:
+        return self.boxes[:, 2]
+
+    @property
+    def widths(self) -> np.ndarray:
+        return self.boxes[:, 3]
+
 
 @dataclass(frozen=True)
 class Resample:
@@ -85,6 +93,8 @@ class Change:
     """Changes each image in its own way.
 
     Attributes:
+        heights: int64 (N,), of the outputs.
+        widths: int64 (N,), of the outputs.
         kinds: int64 (N,), `COPY` to `EQUALIZE`.
         matrices: int64 (N, 6), for `GATHER`: the source of (x, y) is ((a x + b y + c) >> 16, (d x + e y + f) >> 16).
         factors: float32 (N,): the weight of the image in a blend; the bits that `POSTERIZE` leaves; the level from which on
@@ -92,18 +102,16 @@ class Change:
         boxes: int64 (N, 4), filled with `colour` afterwards, whatever the kind; of height or width 0: none.
         fill: What `GATHER` puts outside of the source.
         colour: Of the boxes.
-        heights: int64 (N,), of the outputs; None: those of the inputs.
-        widths: int64 (N,), of the outputs; None: those of the inputs.
     """
 
+    heights: np.ndarray
+    widths: np.ndarray
     kinds: np.ndarray
     matrices: np.ndarray
     factors: np.ndarray
     boxes: np.ndarray
     fill: tuple[int, int, int] = (0, 0, 0)
     colour: tuple[int, int, int] = (0, 0, 0)
-    heights: np.ndarray | None = None
-    widths: np.ndarray | None = None
 
     @property
     def fills_boxes(self) -> np.ndarray:
@@ -111,9 +119,12 @@ class Change:
         return np.asarray((self.boxes[:, 2:] > 0).all(axis=1))
 
     @classmethod
-    def none(cls, count: int, **settings: Any) -> Change:
+    def none(cls, heights: np.ndarray, widths: np.ndarray, **settings: Any) -> Change:
         """Returns a change that copies all images; the arrays are there to be filled in."""
+        count = len(heights)
         return cls(
+            heights,
+            widths,
             np.zeros(count, np.int64),
             np.tile(np.array(_IDENTITY, np.int64), (count, 1)),
             np.ones(count, np.float32),
@@ -162,15 +173,11 @@ class Sizes:
                 self.steps[-1] = replace(last, boxes=step.boxes, colour=step.colour)  # boxes come last in any case
                 return
         self.steps.append(step)
-        if isinstance(step, Crop):
-            self.heights, self.widths = step.boxes[:, 2], step.boxes[:, 3]
-        elif step.heights is not None and step.widths is not None:
-            self.heights, self.widths = step.heights, step.widths
+        self.heights, self.widths = step.heights, step.widths
 
     def _check_pixels(self, step: Change) -> None:
         """Refuses images that are too large before or after a change."""
-        before = self.heights * self.widths
-        after = before if step.heights is None or step.widths is None else step.heights * step.widths
+        before, after = self.heights * self.widths, step.heights * step.widths
         if max(before.max(), after.max()) > MAX_CHANGED_PIXELS:
             raise NotOnDeviceError(f"images of more than {MAX_CHANGED_PIXELS:,} pixels are changed by Pillow")
 
@@ -315,7 +322,7 @@ def _take_window(
     if inside.all():
         sizes.add(Crop(np.stack([tops, lefts, heights, widths], axis=1)))
         return
-    change = Change.none(len(tops), fill=fill, heights=heights, widths=widths)
+    change = Change.none(heights, widths, fill=fill)
     change.kinds[:] = GATHER
     change.matrices[:, 2] += lefts * ONE
     change.matrices[:, 5] += tops * ONE
@@ -325,7 +332,7 @@ def _take_window(
 @_plans(RandomHorizontalFlip)
 def _flip(op: RandomHorizontalFlip, params: Columns, sizes: Sizes) -> None:
     flipped = params[""].astype(bool)
-    change = Change.none(len(flipped))
+    change = Change.none(sizes.heights, sizes.widths)
     change.kinds[flipped] = GATHER
     change.matrices[flipped, 0] = -ONE
     change.matrices[flipped, 2] += (sizes.widths[flipped] - 1) * ONE
@@ -335,7 +342,7 @@ def _flip(op: RandomHorizontalFlip, params: Columns, sizes: Sizes) -> None:
 @_plans(RandomErasing)
 def _erase(op: RandomErasing, params: Columns, sizes: Sizes) -> None:
     boxes = _boxes(op, params, sizes)
-    change = Change.none(len(boxes), colour=op.value)
+    change = Change.none(sizes.heights, sizes.widths, colour=op.value)
     change.boxes[:] = boxes
     sizes.add(change)
 
@@ -353,7 +360,7 @@ def _color_jitter(op: ColorJitter, params: Columns, sizes: Sizes) -> None:
     kinds = np.array([BRIGHTNESS, CONTRAST, COLOUR, COPY])
     kinds[:3] *= np.array([op.brightness, op.contrast, op.saturation]) != 0  # a setting of 0 is off: COPY
     for which in np.array(op.ORDERS)[orders].T:
-        change = Change.none(len(orders))
+        change = Change.none(sizes.heights, sizes.widths)
         change.kinds[:] = kinds[which]
         change.factors[:] = np.take_along_axis(factors, which[:, None], axis=1)[:, 0]
         sizes.add(change)
@@ -375,6 +382,8 @@ def _policy(op: AutoAugment | RandAugment | TrivialAugmentWide, params: Columns,
         ]
         kinds, matrices, factors = zip(*rows, strict=True)
         change = Change(
+            sizes.heights,
+            sizes.widths,
             np.array(kinds, np.int64)[places],
             np.array(matrices, np.int64)[places],
             np.array(factors, np.float64).astype(np.float32)[places],

@@ -10,17 +10,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
 from hf_dr.views.device.images import Windows
-from hf_dr.views.device.plan import BRIGHTNESS, CONTRAST, GATHER, ONE, Change, Crop, Mix, Resample, Step
+from hf_dr.views.device.plan import BRIGHTNESS, CONTRAST, COPY, GATHER, ONE, Change, Crop, Mix, Resample, Step
 from hf_dr.views.device.resampling import axis_weights, windows
 from hf_dr.views.resizing import vertical_first
 
-# Columns of the tables of `Changes`, `Resizes` and `Mixes`.
 CHANGE_COLUMNS = (
     "source", "source_height", "source_width", "source_stride", "out", "out_height", "out_width",
     "kind", "a", "b", "c", "d", "e", "f", "factor", "top", "left", "height", "width",
@@ -49,6 +48,9 @@ class Launch:
         rows: Where in the program's table its rows begin.
     """
 
+    columns: ClassVar[tuple[str, ...]]
+    """What the numbers of a row are."""
+
     reads: int
     writes: int
     first: int
@@ -72,6 +74,7 @@ class Resizes(Launch):
         num_weights: K.
     """
 
+    columns: ClassVar[tuple[str, ...]] = PASS_COLUMNS
     between: int
     second: int
     most: tuple[tuple[int, int], tuple[int, int]]
@@ -94,6 +97,7 @@ class Changes(Launch):
         looks_up: Whether any image is changed level by level.
     """
 
+    columns: ClassVar[tuple[str, ...]] = CHANGE_COLUMNS
     fill: tuple[int, int, int]
     colour: tuple[int, int, int]
     most: int
@@ -104,6 +108,8 @@ class Changes(Launch):
 @dataclass(frozen=True)
 class Mixes(Launch):
     """Mixes some of the views with others that were made, (N, 7)."""
+
+    columns: ClassVar[tuple[str, ...]] = MIX_COLUMNS
 
 
 @dataclass(frozen=True)
@@ -136,19 +142,20 @@ class Program:
         """M."""
         return self.buffers[RESULT] // (3 * self.size[0] * self.size[1])
 
-    def rows(self, launch: Launch, columns: Sequence[str], start: int | None = None) -> np.ndarray:
-        """Returns the rows of a launch's table, int64 (N, columns), to be read or changed."""
+    def rows(self, launch: Launch, start: int | None = None) -> np.ndarray:
+        """Returns the rows of a launch, int64 (N, columns), to be read or changed; those of a second pass begin at `start`."""
         start = launch.rows if start is None else start
-        stop = start + launch.count * len(columns)
-        return self.table.numpy()[start:stop].reshape(launch.count, len(columns))
+        stop = start + launch.count * len(launch.columns)
+        return self.table.numpy()[start:stop].reshape(launch.count, len(launch.columns))
 
     def moved(self, places: np.ndarray) -> Program:
         """Returns the program for source images that lie elsewhere: `places`, int64 (M,), are added to theirs."""
         program = replace(self, table=self.table.clone())
         for launch in self.launches:
             if launch.reads == SOURCES:
-                columns = PASS_COLUMNS if isinstance(launch, Resizes) else CHANGE_COLUMNS
-                program.rows(launch, columns)[:, 0] += places[launch.first : launch.first + launch.count]
+                program.rows(launch)[:, launch.columns.index("source")] += places[
+                    launch.first : launch.first + launch.count
+                ]
         return program
 
     def pin_memory(self) -> Program:
@@ -194,15 +201,14 @@ def _parts(images: Windows, steps: Sequence[Step], working_bytes: int) -> list[s
     heights, widths = images.heights, images.widths
     held, most = np.zeros(len(images), np.int64), np.zeros(len(images), np.int64)
     for step in steps:
-        if isinstance(step, Crop):
-            heights, widths = step.boxes[:, 2], step.boxes[:, 3]
-            continue
         if isinstance(step, Resample):
-            first = _between(heights, widths, step)
-            most, held = np.maximum(most, held + 3 * first[0] * first[1]), 3 * first[0] * first[1]
-        if step.heights is not None and step.widths is not None:
-            heights, widths = step.heights, step.widths
-        most, held = np.maximum(most, held + 3 * heights * widths), 3 * heights * widths
+            between_heights, between_widths, _ = _between(heights, widths, step)
+            between = 3 * between_heights * between_widths
+            most, held = np.maximum(most, held + between), between
+        heights, widths = step.heights, step.widths
+        if not isinstance(step, Crop):
+            made = 3 * heights * widths
+            most, held = np.maximum(most, held + made), made
     part_of = (np.cumsum(most) - 1) // working_bytes
     cuts = [0, *(np.flatnonzero(np.diff(part_of)) + 1).tolist(), len(images)]
     return [slice(start, stop) for start, stop in pairwise(cuts) if stop > start]
@@ -223,12 +229,12 @@ def _between(heights: np.ndarray, widths: np.ndarray, step: Resample) -> tuple[n
 
 def _mirrors(step: Step | None) -> np.ndarray | None:
     """Which images a change mirrors, bool (N,), if that is all it does; a resize can do it on the way."""
-    if not isinstance(step, Change) or step.widths is not None or step.fills_boxes.any():
+    if not isinstance(step, Change) or step.fills_boxes.any():
         return None
     mirrored = step.kinds == GATHER
     a, b, _, d, e, _ = step.matrices[mirrored].T
-    plain = (a == -ONE) & (b == 0) & (d == 0) & (e == ONE)
-    return None if (step.kinds[~mirrored] != 0).any() or not plain.all() else mirrored
+    flips = (a == -ONE) & (b == 0) & (d == 0) & (e == ONE)  # no other op has such a matrix
+    return mirrored if flips.all() and (step.kinds[~mirrored] == COPY).all() else None
 
 
 @dataclass
@@ -255,7 +261,7 @@ class _Writer:
         """Makes views of images; those from number `first` on."""
         waiting, reads = list(steps), SOURCES
         if not waiting or isinstance(waiting[-1], Crop):
-            waiting.append(Change.none(len(images)))  # copies: views lie one after the other
+            waiting.append(Change.none(views.heights, views.widths))  # copies: views lie one after the other
         while waiting:
             step = waiting.pop(0)
             if isinstance(step, Crop):
@@ -264,10 +270,9 @@ class _Writer:
             mirrored = _mirrors(waiting[0]) if waiting and isinstance(step, Resample) else None
             if mirrored is not None:
                 waiting.pop(0)
-            heights = images.heights if step.heights is None else step.heights
-            widths = images.widths if step.widths is None else step.widths
-            made, writes = (Windows.dense(heights, widths), len(self.buffers)) if waiting else (views, RESULT)
+            made, writes = views, RESULT
             if waiting:
+                made, writes = Windows.dense(step.heights, step.widths), len(self.buffers)
                 self.buffers.append(made.num_bytes)
             if isinstance(step, Resample):
                 self.resize(images, made, step, mirrored, (reads, writes, first, len(images)))

@@ -23,6 +23,9 @@ PARTNER = "partner"
 """The parameter (column `aug_partner`) that mixing adds: the partner's row of the base, -1 where nothing is mixed."""
 NO_PARTNER = -1
 
+KeyedOp = tuple[Op, dict[str, str]]
+"""An op of an augmentation, and its parameter names -> the names in the view's parameters."""
+
 
 class Augmentation:
     """An ordered list of ops.
@@ -33,8 +36,8 @@ class Augmentation:
 
     Attributes:
         ops: As given.
-        single: The ops that need one image only, and for each its parameter names -> the names in the view's parameters.
-        mixing: The same of the ops that mix.
+        single: The ops that need one image only.
+        mixing: The ops that mix.
 
     Raises:
         ConfigError: The list is empty, or breaks one of these rules.
@@ -51,8 +54,8 @@ class Augmentation:
                 "an augmentation must hold at least one op, got an empty list. Add e.g. RandomResizedCrop."
             )
         keyed = list(zip(self.ops, self._keys(), strict=True))
-        self.single = [(op, keys) for op, keys in keyed if not op.mixes]
-        self.mixing = [(op, keys) for op, keys in keyed if op.mixes]
+        self.single: list[KeyedOp] = [(op, keys) for op, keys in keyed if not op.mixes]
+        self.mixing: list[KeyedOp] = [(op, keys) for op, keys in keyed if op.mixes]
         if [op.mixes for op in self.ops] != sorted(op.mixes for op in self.ops):
             raise ConfigError(f"mixing ops must come last, got {self._names()}. Move MixUp and CutMix to the end.")
         self._size = self._fixed_size()
@@ -94,7 +97,7 @@ class Augmentation:
     @cached_property
     def params(self) -> dict[str, Param]:
         """Name -> storage of every parameter of a view, in order. The column of `flip` is `aug_flip`."""
-        stored = {keys[name]: param for op, keys in self.single + self.mixing for name, param in op.params.items()}
+        stored = stored_params(self.single + self.mixing)
         if self.mixes:
             stored[PARTNER] = Param("int32")
         return stored
@@ -105,8 +108,7 @@ class Augmentation:
 
         The column of the partner's `flip` is `aug_partner_flip`.
         """
-        single = self.single if self.mixes else []
-        return {keys[name]: param for op, keys in single for name, param in op.params.items()}
+        return stored_params(self.single) if self.mixes else {}
 
     def check_size(self, size: Size) -> None:
         """Checks that every op can take images of `size`, (height, width), whatever is drawn.
@@ -244,6 +246,11 @@ class Augmentation:
 
     def __repr__(self) -> str:
         return f"Augmentation([{', '.join(map(repr, self.ops))}])"
+
+
+def stored_params(ops: Sequence[KeyedOp]) -> dict[str, Param]:
+    """Returns how the parameters of some of an augmentation's ops are stored, by their names in the view's parameters."""
+    return {keys[name]: param for op, keys in ops for name, param in op.params.items()}
 
 
 def _local(params: Params, keys: dict[str, str]) -> Params:

@@ -125,23 +125,24 @@ class Preparer(torch.utils.data.Dataset):
         valid = sizes[:, 0] > 0
         good = np.flatnonzero(valid)
         params = self._sample(flat, sizes)
-        partners = np.full(len(flat), -1, np.int64)
-        examples, theirs = own[good], np.zeros(0, np.int64)
+        mixed, examples = good[:0], own[good]
         if maker.augmentation.mixes:
-            theirs = self._partners_of(good, params, partners)
-            examples = np.concatenate([examples, params[PARTNER][theirs].astype(np.int64)])
+            mixed = good[params[PARTNER][good] != NO_PARTNER]
+            examples = np.concatenate([examples, params[PARTNER][mixed].astype(np.int64)])
+        partners = np.full(len(flat), -1, np.int64)
+        partners[mixed] = len(good) + np.arange(len(mixed))  # their images come last
         if not len(good):
             return Drawn(span, params, valid, examples, None)
         heights, widths = self._sizes_of(examples).astype(np.int64).T
         images = Windows(np.zeros(len(examples), np.int64), heights, widths, widths)
         mixing = {name: values[good] for name, values in params.items()}
         single = mixing
-        if len(theirs):
+        if len(mixed):
             drawn = [
                 maker.draw(int(examples[n]), view, (int(heights[n]), int(widths[n])))
-                for n, view in enumerate((flat[theirs] % maker.num_views).tolist(), len(good))
+                for n, view in enumerate((flat[mixed] % maker.num_views).tolist(), len(good))
             ]
-            others = columns(maker.augmentation, drawn, mixing=False)
+            others = columns(maker.augmentation.single, drawn)
             single = {name: np.concatenate([mixing[name], values]) for name, values in others.items()}
         try:
             program = self.augmenter.program(images, single, mixing, partners[good])
@@ -149,22 +150,11 @@ class Preparer(torch.utils.data.Dataset):
             return Drawn(span, params, valid, examples, None, (maker[span], str(error)))
         return Drawn(span, params, valid, examples, program)
 
-    def _partners_of(self, good: np.ndarray, params: dict[str, np.ndarray], partners: np.ndarray) -> np.ndarray:
-        """Returns which views are mixed, rising, and enters their partners' places, behind the good views; in place.
-
-        Views whose partner is undecodable are not mixed: its own row reports it.
-        """
-        mixed = good[params[PARTNER][good] != NO_PARTNER]
-        usable = self._sizes_of(params[PARTNER][mixed].astype(np.int64))[:, 0] > 0
-        lost = np.zeros(len(partners), bool)
-        lost[mixed[~usable]] = True
-        _neutralise(self.maker.augmentation, params, lost)
-        mixed = mixed[usable]
-        partners[mixed] = len(good) + np.arange(len(mixed))
-        return mixed
-
     def _sample(self, flat: np.ndarray, sizes: np.ndarray) -> dict[str, np.ndarray]:
-        """The parameters of views, with partners entered, for images of these sizes (N, 2)."""
+        """The parameters of views, with partners entered, for images of these sizes (N, 2).
+
+        A view is not mixed where it has no partner but itself, or one that is undecodable: its own row reports that.
+        """
         maker, augmentation = self.maker, self.maker.augmentation
         params = zero_columns(augmentation, len(flat))
         for n in np.flatnonzero(sizes[:, 0] > 0).tolist():
@@ -176,9 +166,11 @@ class Preparer(torch.utils.data.Dataset):
             for name, value in drawn.items():
                 params[name][n] = value
         if augmentation.mixes:
-            unmatched = params[PARTNER] == _UNMATCHED
-            params[PARTNER][unmatched] = partners_of(maker, flat[unmatched])
-            _neutralise(augmentation, params, unmatched & (params[PARTNER] == flat // maker.num_views))
+            unmatched = np.flatnonzero(params[PARTNER] == _UNMATCHED)
+            partners = partners_of(maker, flat[unmatched])
+            params[PARTNER][unmatched] = partners
+            usable = (partners != flat[unmatched] // maker.num_views) & (self._sizes_of(partners)[:, 0] > 0)
+            _neutralise(augmentation, params, unmatched[~usable])
         return params
 
     def _sizes_of(self, examples: np.ndarray) -> np.ndarray:
@@ -203,9 +195,7 @@ def partners_of(maker: ViewMaker, flat: np.ndarray) -> np.ndarray:
 
 
 def _neutralise(augmentation: Augmentation, params: dict[str, np.ndarray], where: np.ndarray) -> None:
-    """Skips the mixing ops of some views, in place (`Augmentation.without_mixing`)."""
-    if not where.any():
-        return
+    """Skips the mixing ops of the views of these numbers, in place (`Augmentation.without_mixing`)."""
     for name, value in augmentation.without_mixing({}).items():
         params[name][where] = value
     params[PARTNER][where] = NO_PARTNER

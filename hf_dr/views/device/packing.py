@@ -15,7 +15,7 @@ import torch
 
 from hf_dr.errors import ReplayError
 from hf_dr.text import format_bytes
-from hf_dr.views.augmentation import Augmentation
+from hf_dr.views.augmentation import Augmentation, KeyedOp, stored_params
 from hf_dr.views.device.augment import DeviceAugmentation, perform
 from hf_dr.views.device.images import pack, pinned
 from hf_dr.views.device.overlap import side_stream
@@ -80,11 +80,9 @@ def trim(augmentation: Augmentation, image: PIL.Image.Image, params: Params) -> 
     return np.asarray(cropped), {**params, name: (0, 0, height, width)}
 
 
-def columns(augmentation: Augmentation, rows: Sequence[Params], *, mixing: bool) -> dict[str, np.ndarray]:
-    """Gathers parameters of single views into columns in the stored dtypes: (N,) or (N, n)."""
-    ops = augmentation.mixing if mixing else augmentation.single
-    stored = {keys[local]: param for op, keys in ops for local, param in op.params.items()}
-    return {name: np.array([row[name] for row in rows], param.dtype) for name, param in stored.items()}
+def columns(ops: Sequence[KeyedOp], rows: Sequence[Params]) -> dict[str, np.ndarray]:
+    """Gathers what some of the ops need of single views into columns in the stored dtypes: (N,) or (N, n)."""
+    return {name: np.array([row[name] for row in rows], param.dtype) for name, param in stored_params(ops).items()}
 
 
 @dataclass(frozen=True)
@@ -126,8 +124,8 @@ class UndoneBatch:
             if num_bytes > most_bytes:
                 raise NotOnDeviceError(f"the images of a batch take more than {format_bytes(most_bytes)}")
             pixels, images = pack([source.pixels for source in sources])
-            single = columns(augmentation, [source.params for source in sources], mixing=False)
-            mixing = columns(augmentation, [view.params for view in views], mixing=True)
+            single = columns(augmentation.single, [source.params for source in sources])
+            mixing = columns(augmentation.mixing, [view.params for view in views])
             return cls(pixels, augmenter.program(images, single, mixing, np.array(partners, np.int64)))
         except NotOnDeviceError as error:
             return cls(_made_by_pillow(augmentation, views, sources, partners), None, str(error))

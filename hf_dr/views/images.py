@@ -72,10 +72,10 @@ def decode_with(value: Any, convert: Callable[[PIL.Image.Image], Decoded]) -> De
     except PIL.UnidentifiedImageError as error:
         found = _what_it_is(data or b"")
         raise DataError(f"expected an image as {', '.join(_known_formats())}, got {found}") from error
+    except (DataError, MemoryError):
+        raise
     # Pillow's readers raise a dozen types on broken files (OSError, SyntaxError, struct.error, DecompressionBombError).
     except Exception as error:
-        if isinstance(error, (DataError, MemoryError)):
-            raise
         raise DataError(f"{type(error).__name__}: {error}") from error
 
 

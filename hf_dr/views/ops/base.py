@@ -155,7 +155,8 @@ def is_count(value: Any, low: int, high: int = MAX_SIDE) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
 
-def check_probability(op: Op, p: Any) -> None:
+def check_probability(op: Op) -> None:
+    p = op.p  # type: ignore[attr-defined]
     check_setting(op, "p", is_number(p) and 0 <= p <= 1, "a probability between 0 and 1")
 
 

@@ -273,7 +273,7 @@ def _check_settings(op: RandAugment | RandAugmentIncreasing) -> None:
     check_setting(op, "num_ops", is_count(op.num_ops, 1, 16), "a count from 1 to 16")
     last = op.num_magnitude_bins - 1
     check_setting(op, "magnitude", is_count(op.magnitude, 0, last), f"a level from 0 to {last}")
-    check_probability(op, op.p)
+    check_probability(op)
 
 
 @register

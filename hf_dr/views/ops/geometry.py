@@ -262,7 +262,7 @@ class RandomHorizontalFlip(Op):
     p: float = 0.5
 
     def __post_init__(self) -> None:
-        check_probability(self, self.p)
+        check_probability(self)
 
     @property
     def params(self) -> dict[str, Param]:
@@ -294,7 +294,7 @@ class RandomErasing(Op):
     value: tuple[int, int, int] = IMAGENET_MEAN_RGB
 
     def __post_init__(self) -> None:
-        check_probability(self, self.p)
+        check_probability(self)
         check_range(self, "scale", 0, 1)
         check_range(self, "ratio", 1e-3, 1e3)
         check_rgb(self, "value")

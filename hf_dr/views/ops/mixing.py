@@ -29,7 +29,7 @@ _MIX_LEVELS = 256
 
 def _check_settings(op: MixUp | CutMix) -> None:
     check_setting(op, "alpha", is_number(op.alpha) and 0 < op.alpha <= 1000, "a number above 0, up to 1000")
-    check_probability(op, op.p)
+    check_probability(op)
 
 
 def _partner_of(op: Op, image: PIL.Image.Image, partner: PIL.Image.Image | None) -> PIL.Image.Image:

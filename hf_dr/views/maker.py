@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import groupby
 
 import datasets
 import numpy as np
@@ -148,31 +149,24 @@ class ViewMaker(torch.utils.data.Dataset):
             np.zeros(count, np.uint64),
             np.ones(count, bool),
         )
-        current = -1
-        image: PIL.Image.Image | None = None
-        image_hash = 0
-        for n, flat in enumerate(range(span.start, span.stop)):
-            example, view = divmod(flat, self.num_views)
-            # The views of an example follow each other, so each image is decoded once.
-            if example != current:
-                current = example
-                try:
-                    image = self.image(example)
-                    image_hash = pixel_hash(image)
-                except DataError as error:
-                    image = None
-                    batch.error = batch.error or str(error)
-            if image is None:
-                batch.valid[n] = False
+        # The views of an example follow each other, so each image is decoded once.
+        for example, numbers in groupby(range(count), lambda n: (span.start + n) // self.num_views):
+            own = list(numbers)
+            try:
+                image = self.image(example)
+            except DataError as error:
+                batch.error = batch.error or str(error)
+                batch.valid[own] = False
                 continue
-            shown, drawn = self.view(example, view, image)
-            array = np.asarray(shown)
-            if kept[n]:
-                pixels[place[n]] = array
-            batch.image_hashes[n] = image_hash
-            batch.view_hashes[n] = hash_view(array)
-            for name, value in drawn.items():
-                params[name][n] = value
+            batch.image_hashes[own] = pixel_hash(image)
+            for n in own:
+                shown, drawn = self.view(example, (span.start + n) % self.num_views, image)
+                array = np.asarray(shown)
+                if kept[n]:
+                    pixels[place[n]] = array
+                batch.view_hashes[n] = hash_view(array)
+                for name, value in drawn.items():
+                    params[name][n] = value
         return batch
 
 

@@ -395,10 +395,10 @@ def _policy(op: AutoAugment | RandAugment | TrivialAugmentWide, params: Columns,
 
 _SIGNED = np.array([name not in UNSIGNED for name in OPERATIONS])
 _KIND_OF = {
-    "Brightness": BRIGHTNESS, "Color": COLOUR, "Contrast": CONTRAST, "Sharpness": SHARPNESS, "Posterize": POSTERIZE,
-    "Solarize": SOLARIZE, "AutoContrast": AUTOCONTRAST, "Equalize": EQUALIZE,
-    "Invert": SOLARIZE,
+    "Brightness": BRIGHTNESS, "Color": COLOUR, "Contrast": CONTRAST, "Sharpness": SHARPNESS,
+    "AutoContrast": AUTOCONTRAST, "Equalize": EQUALIZE,
 }  # fmt: skip
+"""Of the operations that blend, whose factor is 1 + their magnitude, or that need no factor."""
 
 
 @lru_cache(maxsize=1 << 14)
@@ -408,41 +408,39 @@ def _policy_change(
     """Kind, matrix and factor of one operation of a policy on one image (`hf_dr.views.ops.colour`)."""
     name = OPERATIONS[number]
     magnitude = op._policy.magnitude(name, level, op.num_magnitude_bins, (height, width))
-    if name == "Identity":
-        return COPY, _IDENTITY, 1.0
-    if name in _KIND_OF:
-        if name == "Posterize":
-            factor = float(int(magnitude))
-        elif name == "Solarize":
-            factor = float(math.ceil(255.0 * magnitude))  # a whole level is below it or not, as below the threshold
-        elif name == "Invert":
-            factor = 0.0  # no level is below it
-        else:
-            factor = 1 + magnitude
-        return _KIND_OF[name], _IDENTITY, factor
-    if name == "Rotate":
-        return _rotation(magnitude, height, width)
-    shear, shift, centre = [0.0, 0.0], [0, 0], [width * 0.5, height * 0.5]
-    if name.startswith("Shear"):
-        shear[name == "ShearY"] = math.degrees(math.atan(magnitude))
-        centre = [0.0, 0.0]
-    else:
-        shift[name == "TranslateY"] = int(magnitude)
-    return GATHER, _fixed_point(_inverse_affine(centre, shift, shear), height, width), 1.0
+    match name:
+        case "Identity":
+            return COPY, _IDENTITY, 1.0
+        case "ShearX" | "ShearY":
+            slope = math.degrees(math.atan(magnitude))
+            shear = (slope, 0.0) if name == "ShearX" else (0.0, slope)
+            return GATHER, _fixed_point(_inverse_affine((0.0, 0.0), (0, 0), shear), height, width), 1.0
+        case "TranslateX" | "TranslateY":
+            shift = (int(magnitude), 0) if name == "TranslateX" else (0, int(magnitude))
+            middle = (width * 0.5, height * 0.5)
+            return GATHER, _fixed_point(_inverse_affine(middle, shift, (0.0, 0.0)), height, width), 1.0
+        case "Rotate":
+            return _rotation(magnitude, height, width)
+        case "Posterize":
+            return POSTERIZE, _IDENTITY, float(int(magnitude))
+        case "Solarize":  # a whole level is below it or not, as below the threshold
+            return SOLARIZE, _IDENTITY, float(math.ceil(255.0 * magnitude))
+        case "Invert":  # no level is below it
+            return SOLARIZE, _IDENTITY, 0.0
+    return _KIND_OF[name], _IDENTITY, 1 + magnitude
 
 
-def _inverse_affine(centre: list[float], shift: list[int], shear: list[float]) -> list[float]:
+def _inverse_affine(
+    centre: tuple[float, float], shift: tuple[int, int], shear: tuple[float, float]
+) -> tuple[float, ...]:
     """The matrix from output to source, as torchvision's `_get_inverse_affine_matrix` computes it without a rotation."""
-    shear_x, shear_y = math.radians(shear[0]), math.radians(shear[1])
+    shear_x, shear_y = map(math.radians, shear)
     a = math.cos(-shear_y) / math.cos(shear_y)
-    b = -(a * math.tan(shear_x) + math.sin(0.0))
+    b = -a * math.tan(shear_x)
     c = math.sin(-shear_y) / math.cos(shear_y)
-    d = math.cos(0.0) - c * math.tan(shear_x)
+    d = 1.0 - c * math.tan(shear_x)
     moved_x, moved_y = centre[0] + shift[0], centre[1] + shift[1]
-    matrix = [d, -b, 0.0, -c, a, 0.0]
-    matrix[2] += centre[0] - matrix[0] * moved_x - matrix[1] * moved_y
-    matrix[5] += centre[1] - matrix[3] * moved_x - matrix[4] * moved_y
-    return matrix
+    return d, -b, centre[0] - d * moved_x + b * moved_y, -c, a, centre[1] + c * moved_x - a * moved_y
 
 
 def _rotation(angle: float, height: int, width: int) -> tuple[int, tuple[int, ...], float]:
@@ -461,11 +459,11 @@ def _rotation(angle: float, height: int, width: int) -> tuple[int, tuple[int, ..
     cos, sin, minus_sin = round(math.cos(turn), 15), round(math.sin(turn), 15), round(-math.sin(turn), 15)
     c = cos * -centre_x + sin * -centre_y + 0.0
     f = minus_sin * -centre_x + cos * -centre_y + 0.0
-    matrix = [cos, sin, c + centre_x, minus_sin, cos, f + centre_y]
+    matrix = (cos, sin, c + centre_x, minus_sin, cos, f + centre_y)
     return GATHER, _fixed_point(matrix, height, width), 1.0
 
 
-def _fixed_point(matrix: list[float], height: int, width: int) -> tuple[int, ...]:
+def _fixed_point(matrix: tuple[float, ...], height: int, width: int) -> tuple[int, ...]:
     """The matrix in Pillow's 16.16 fixed point, moved to the middle of a pixel (`affine_fixed` of Geometry.c)."""
     a, b, c, d, e, f = matrix
     moves_only = b == 0 and d == 0  # Pillow scales in floating point then: for a shift by whole pixels it is the same

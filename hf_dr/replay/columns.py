@@ -59,18 +59,19 @@ class StoredViews:
         self._check_answer(ids, logprobs, f"row {row}, its tail")
         return ids, logprobs
 
-    def difficulties(self, row: int, kept: tuple[slice, slice], label: int | None) -> np.ndarray:
+    def difficulties(self, row: int, num_views: int, top_k: int | None, label: int | None) -> np.ndarray:
         """Returns the entropy of the answers to a row's views in nats, float32 (V,); with a label, the cross-entropy to it.
 
-        `kept` are the views and the classes that are looked at.
+        Of the stored views the first `num_views` are looked at, and of the K classes of each the first `top_k`, or all.
         """
-        logprobs = self._columns.cell(schema.TEACHER_LOGPROBS, row)[kept]
+        logprobs = self._columns.cell(schema.TEACHER_LOGPROBS, row)[:num_views, :top_k]
         intact = ((logprobs <= MAX_LOGPROB) & (logprobs > -np.inf)).all(axis=1)
         if not intact.all():
             self.answer(row, int(np.argmin(intact)))  # raises, and says what is wrong with the first damaged one
         if label is None:
             return entropy(logprobs, self._num_classes)
-        return cross_entropy(self._columns.cell(schema.TEACHER_IDS, row)[kept], logprobs, self._num_classes, label)
+        ids = self._columns.cell(schema.TEACHER_IDS, row)[:num_views, :top_k]
+        return cross_entropy(ids, logprobs, self._num_classes, label)
 
     def label(self, row: int) -> int:
         """Returns the label of a row."""

@@ -231,8 +231,8 @@ class ReinforcedDataset(MappedReinforcedData):
         slot = self._slot(index)
         if not self.rows.has_stored_views(slot):
             return np.empty(0, np.float32)
-        kept = (slice(self.num_views), slice(top_k))
-        return self.stored.difficulties(slot, kept, None if by == "entropy" else self._label(slot))
+        label = None if by == "entropy" else self._label(slot)
+        return self.stored.difficulties(slot, self.num_views, top_k, label)
 
     def teacher_answer(self, index: int, view: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the stored ids (K,) and log-probabilities (K,) float16 of one view.

@@ -288,13 +288,13 @@ def opened(
     base: datasets.Dataset | str | os.PathLike[str] | None,
 ) -> ReinforcedDataset:
     """Returns one "+" dataset whose rows can be chosen: as it is given, or opened where a path is."""
-    if isinstance(plus, ReinforcedData) and not isinstance(plus, ReinforcedDataset):
+    if isinstance(plus, ReinforcedDataset):
+        if name is not None or base is not None:
+            raise ConfigError("`name` and `base` must come with a path, got an opened dataset. Leave them out.")
+        return plus
+    if isinstance(plus, ReinforcedData):
         raise ConfigError(
             f'`plus` must be one "+" dataset whose rows can be chosen, got {type(plus).__name__}. Open it alone, without '
             "`streaming`."
         )
-    if not isinstance(plus, ReinforcedDataset):
-        return load_reinforced(plus, name, base=base)
-    if name is not None or base is not None:
-        raise ConfigError("`name` and `base` must come with a path, got an opened dataset. Leave them out.")
-    return plus
+    return load_reinforced(plus, name, base=base)

@@ -187,11 +187,12 @@ class ReinforcedSampler(torch.utils.data.Sampler[tuple[int, View]]):
         numbers = self._numbers(epoch if turn is None else turn, rng)
         is_new = (rng.random(len(self._dataset)) >= self._reinforced_probability) | (self._dataset.source_rows < 0)
         order = self._row_order(int(numbers[0]), rng)
-        views: list[View] = numbers[order].tolist()
+        shown = numbers[order].tolist()
+        views: list[View] = shown
         if self._view_order in BY_DIFFICULTY:
             # One request for each rank, which all its rows share: so they are quick to make and to send to the workers.
             by_rank = [ranked_view(rank, self._view_difficulty) for rank in range(self._dataset.num_views)]
-            views = [by_rank[rank] for rank in numbers[order].tolist()]
+            views = [by_rank[rank] for rank in shown]
         new = fresh_view(epoch)
         for place in np.flatnonzero(is_new[order]).tolist():
             views[place] = new

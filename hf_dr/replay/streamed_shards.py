@@ -53,27 +53,27 @@ class StreamedShards:
         self.provenance = provenance
         self._files = list(files)
         self._proved = False  # whether views of the first shards that were read replayed, in this process
-        self._base = base if isinstance(base, StreamedBase) else None
+        self._streamed_base = base if isinstance(base, StreamedBase) else None
         self._settings = settings
         self._described = provenance
-        if self._base is None:
-            if base is not None and not isinstance(base, datasets.Dataset):
+        if self._streamed_base is not None:
+            if not settings.get("check_images", True):
+                raise ConfigError(
+                    "`check_images` must be True where the base is streamed: nothing else tells whether its images are those "
+                    "that were reinforced. Leave it out, or load the base."
+                )
+            # With the images of its base a shard is one of a dataset that has its own.
+            self._described = replace(provenance, overlay=False)
+        elif base is not None:
+            if not isinstance(base, datasets.Dataset):
                 raise DataError(
                     "`base` must be a datasets.Dataset, whose rows can be found by number, or the name of one, whose Parquet "
                     f"files are then read shard by shard, got {type(base).__name__}. Give its name, or load it without "
                     "`streaming=True`."
                 )
             # Its images are looked for once, not for every shard.
-            joined = JoinedBase(base, provenance) if base is not None and provenance.overlay else base
+            joined = JoinedBase(base, provenance) if provenance.overlay else base
             self._settings = {**settings, "base": joined}
-        elif not settings.get("check_images", True):
-            raise ConfigError(
-                "`check_images` must be True where the base is streamed: nothing else tells whether its images are those that "
-                "were reinforced. Leave it out, or load the base."
-            )
-        else:
-            # With the images of its base a shard is one of a dataset that has its own.
-            self._described = replace(provenance, overlay=False)
         schema = self._with_shard(0, lambda parquet: parquet.schema_arrow)
         shard_features(schema, self._files[0])
         # Only what items need is read from the files.
@@ -114,11 +114,11 @@ class StreamedShards:
 
     def _with_images(self, table: pa.Table) -> pa.Table:
         """Returns the rows of an overlay with the images of its streamed base; others as they are."""
-        if self._base is None:
+        if self._streamed_base is None:
             return table
         column = self.provenance.image_column
         features = datasets.Features({**datasets.Features.from_arrow_schema(table.schema), column: datasets.Image()})
-        images = self._base.images(table.column(SOURCE_INDEX).to_numpy())
+        images = self._streamed_base.images(table.column(SOURCE_INDEX).to_numpy())
         return table.append_column(column, images).replace_schema_metadata(features.arrow_schema.metadata)
 
     def _read_shard(self, shard: int) -> pa.Table:

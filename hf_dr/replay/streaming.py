@@ -289,8 +289,8 @@ class StreamedReinforcedDataset(ReinforcedData, torch.utils.data.IterableDataset
 
     def _replay(self, rows: ReinforcedDataset, group: _Group, epoch: int, turn: int) -> Iterator[dict[str, Any]]:
         # Part 0 of the epoch's order is that of the shards.
-        order = ReinforcedSampler(rows, **self._order).epoch_indices(epoch, part=1 + group.number, turn=turn)
-        indices = list(order)
+        sampler = ReinforcedSampler(rows, **self._order)
+        indices = list(sampler.epoch_indices(epoch, part=1 + group.number, turn=turn))
         # Chunks begin at even places, as pairs do.
         ends = np.flatnonzero(np.diff(group.places // _CHUNK)) + 1
         for places in np.split(group.places, ends):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import datasets
 import numpy as np
@@ -41,6 +41,8 @@ from hf_dr.views.rng import check_seed
 
 # Keys of an item, next to those that are columns of the reinforcement.
 _OWN_KEYS = ("pixel_values", "labels", "reinforced")
+
+_Made = TypeVar("_Made")
 
 
 class ReinforcedDataset(MappedReinforcedData):
@@ -323,13 +325,44 @@ class ReinforcedDataset(MappedReinforcedData):
         return image
 
 
+class StoredPairs(Generic[_Made]):
+    """What the stored views of a batch are mixed of; what the two rows of a pair share is made once.
+
+    Args:
+        data: Where they are stored.
+        make: From a slot, the parameters of a view of its image, and what that is (`row` or `the partner of row`, slot, view).
+    """
+
+    def __init__(self, data: ReinforcedDataset, make: Callable[[int, Params, tuple[str, int, int]], _Made]) -> None:
+        self._data = data
+        self._make = make
+        self._own: dict[tuple[int, int], tuple[_Made, Params]] = {}
+
+    def of(self, slot: int, view: int) -> tuple[_Made, _Made | None, Params]:
+        """Returns what is made of a view's own image, of the one that is mixed in (None without), and the view's parameters."""
+        data = self._data
+        own, params = self._own_of(slot, view)
+        if not data.augmentation.mixes or params[PARTNER] == NO_PARTNER:
+            return own, None, params
+        partner = data.partner_slot(slot, view, params[PARTNER])
+        if data.provenance.mixing_scope != STORED_PARTNERS:
+            return own, self._own_of(partner, view)[0], params
+        drawn = data.stored.partner_params(slot, view)  # for this view alone
+        return own, self._make(partner, drawn, ("the partner of row", slot, view)), params
+
+    def _own_of(self, slot: int, view: int) -> tuple[_Made, Params]:
+        if (slot, view) not in self._own:
+            params = self._data.stored.params(slot, view)
+            self._own[slot, view] = self._make(slot, params, ("row", slot, view)), params
+        return self._own[slot, view]
+
+
 class _Batch:
-    """Makes the pixels of one batch: what the two rows of a pair share is decoded and augmented once."""
+    """Makes the pixels of one batch."""
 
     def __init__(self, data: ReinforcedDataset) -> None:
         self._data = data
-        # (slot, view) -> the augmented image before mixing, and its parameters.
-        self._augmented: dict[tuple[int, int], tuple[PIL.Image.Image, Params]] = {}
+        self._pairs = StoredPairs(data, self._augmented)
 
     def pixels(self, slot: int, view: View) -> torch.Tensor:
         """Returns a view, stored or new, uint8 (3, H, W)."""
@@ -340,37 +373,18 @@ class _Batch:
 
     def replay(self, slot: int, view: int) -> PIL.Image.Image:
         """Replays a stored view, mixing included."""
-        own, params = self._augment(slot, view)
-        augmentation = self._data.augmentation
-        if not augmentation.mixes:
-            return own
-        source = params[PARTNER]
-        partner = None if source == NO_PARTNER else self._augment_partner(slot, view, source)
+        own, partner, params = self._pairs.of(slot, view)
         try:
-            return augmentation.mix(own, params, partner)
+            return self._data.augmentation.mix(own, params, partner)
         except ReplayError as error:
             raise ReplayError(f"row {slot}, view {view}: {error}") from None
 
-    def _augment(self, slot: int, view: int) -> tuple[PIL.Image.Image, Params]:
-        """Returns the augmented image before mixing, and the view's parameters; both of a pair of rows need it."""
-        if (slot, view) not in self._augmented:
-            params = self._data.stored.params(slot, view)
-            self._augmented[slot, view] = self._apply(slot, params, f"row {slot}, view {view}"), params
-        return self._augmented[slot, view]
-
-    def _augment_partner(self, slot: int, view: int, source: int) -> PIL.Image.Image:
-        """Returns what is mixed into a view: the partner's view of the same number, or one that was drawn for this view."""
-        partner = self._data.partner_slot(slot, view, source)
-        if self._data.provenance.mixing_scope == STORED_PARTNERS:
-            params = self._data.stored.partner_params(slot, view)
-            return self._apply(partner, params, f"the partner of row {slot}, view {view}")
-        return self._augment(partner, view)[0]
-
-    def _apply(self, slot: int, params: Params, where: str) -> PIL.Image.Image:
+    def _augmented(self, slot: int, params: Params, what: tuple[str, int, int]) -> PIL.Image.Image:
+        """Returns the augmented image before mixing."""
         try:
             return self._data.augmentation.apply(self._data.decode(slot), params)
         except ReplayError as error:
-            raise ReplayError(f"{where}: {error}") from None
+            raise ReplayError("{} {}, view {}: {}".format(*what, error)) from None
 
 
 def _chosen_columns(rows: datasets.Dataset, columns: Sequence[str]) -> datasets.Dataset:

@@ -1,7 +1,7 @@
 """The steps as Triton kernels: a whole batch in each launch, every view with its own numbers.
 
 What they compute is stated in `hf_dr.views.device.eager`. They are launched without fused multiply-adds, which would round
-once where Pillow rounds twice. Numbers of each view reach a kernel as a row of an int64 table.
+once where Pillow rounds twice. Numbers of each view reach a kernel as a row of an int64 table (`hf_dr.views.device.program`).
 """
 
 # Types of a kernel's arguments are Triton's own, said in comments.
@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from hf_dr.views.device import plan
+from hf_dr.views.device.program import CHANGE_COLUMNS, MIX_COLUMNS, PASS_COLUMNS
 
 # Constants of `plan` as Triton wants those that a kernel reads from outside.
 GATHER = tl.constexpr(plan.GATHER)
@@ -22,6 +23,21 @@ SOLARIZE, CONTRAST = tl.constexpr(plan.SOLARIZE), tl.constexpr(plan.CONTRAST)
 AUTOCONTRAST, EQUALIZE = tl.constexpr(plan.AUTOCONTRAST), tl.constexpr(plan.EQUALIZE)
 
 BOX, BILINEAR, BICUBIC = (tl.constexpr(n) for n in range(3))
+
+# Where in a row of a table each of its numbers is, and how long such a row is.
+(
+    CHANGE_SOURCE, CHANGE_SOURCE_HEIGHT, CHANGE_SOURCE_WIDTH, CHANGE_SOURCE_STRIDE, CHANGE_OUT, CHANGE_OUT_HEIGHT,
+    CHANGE_OUT_WIDTH, CHANGE_KIND, CHANGE_A, CHANGE_B, CHANGE_C, CHANGE_D, CHANGE_E, CHANGE_F, CHANGE_FACTOR, CHANGE_TOP,
+    CHANGE_LEFT, CHANGE_HEIGHT, CHANGE_WIDTH,
+) = (tl.constexpr(n) for n in range(len(CHANGE_COLUMNS)))  # fmt: skip
+(
+    PASS_SOURCE, PASS_SOURCE_STRIDE, PASS_OUT, PASS_OUT_HEIGHT, PASS_OUT_WIDTH, PASS_AXIS, PASS_WEIGHTS, PASS_LAST,
+    PASS_WINDOW, PASS_MIRRORED,
+) = (tl.constexpr(n) for n in range(len(PASS_COLUMNS)))  # fmt: skip
+MIX_VIEW, MIX_PARTNER, MIX_WEIGHT, MIX_TOP, MIX_LEFT, MIX_HEIGHT, MIX_WIDTH = (
+    tl.constexpr(n) for n in range(len(MIX_COLUMNS))
+)
+CHANGE_ROW, PASS_ROW, MIX_ROW = (tl.constexpr(len(names)) for names in (CHANGE_COLUMNS, PASS_COLUMNS, MIX_COLUMNS))
 
 
 @triton.jit
@@ -103,7 +119,7 @@ def _down(k, source, stride, first_y, last, j, weights_ptr, num_outputs, y, in_y
 def pass_kernel(
     source_ptr,
     out_ptr,
-    table_ptr,  # int64 (N, 10): `program.PASS_COLUMNS`
+    table_ptr,  # int64 (N, PASS_ROW)
     first_ptr,  # int32 (A, X)
     weights_ptr,  # int32 (A, K, X)
     num_outputs,  # X
@@ -117,27 +133,27 @@ def pass_kernel(
     A column here is one byte of a row. Columns are the first axis of a tile: where Triton knows nothing of the order of
     addresses, as along a row, it gives neighbours on the first axis to the threads of a warp.
     """
-    row = table_ptr + tl.program_id(0).to(tl.int64) * 10
-    height = tl.load(row + 3).to(tl.int32)
-    row_bytes = 3 * tl.load(row + 4).to(tl.int32)
+    row = table_ptr + tl.program_id(0).to(tl.int64) * PASS_ROW
+    height = tl.load(row + PASS_OUT_HEIGHT).to(tl.int32)
+    row_bytes = 3 * tl.load(row + PASS_OUT_WIDTH).to(tl.int32)
     if (tl.program_id(2) * ROWS >= height) | (tl.program_id(1) * COLUMNS >= row_bytes):
         return
     j = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     y = tl.program_id(2) * ROWS + tl.arange(0, ROWS)
     x = j // 3
     channel = j - 3 * x
-    source = source_ptr + tl.load(row)
-    stride = 3 * tl.load(row + 1).to(tl.int32)
-    axis = tl.load(row + 6)
+    source = source_ptr + tl.load(row + PASS_SOURCE)
+    stride = 3 * tl.load(row + PASS_SOURCE_STRIDE).to(tl.int32)
+    axis = tl.load(row + PASS_WEIGHTS)
     first_ptr += axis * num_outputs
     weights_ptr += axis * num_weights * num_outputs
     in_y = y < height
     in_j = j < row_bytes
     inside = in_j[:, None] & in_y[None, :]
-    last = tl.load(row + 7).to(tl.int32)  # of the source's pixels along the axis; beyond it the weight is 0
-    window = tl.load(row + 8).to(tl.int32)  # of this view; K is the largest of the batch
+    last = tl.load(row + PASS_LAST).to(tl.int32)  # of the source's pixels along the axis; beyond it the weight is 0
+    window = tl.load(row + PASS_WINDOW).to(tl.int32)  # of this view; K is the largest of the batch
     total = tl.full([COLUMNS, ROWS], 2097152, tl.int32)
-    if tl.load(row + 5) == 1:
+    if tl.load(row + PASS_AXIS) == 1:
         first_x = tl.load(first_ptr + x, mask=in_j, other=0)
         starts = source + y.to(tl.int64) * stride
         if UNROLLED:
@@ -157,9 +173,9 @@ def pass_kernel(
             for k in range(window):
                 total += _down(k, source, stride, first_y, last, j, weights_ptr, num_outputs, y, in_y, inside)
     level = tl.minimum(tl.maximum(total >> 22, 0), 255)
-    if tl.load(row + 9) == 1:
+    if tl.load(row + PASS_MIRRORED) == 1:
         j = row_bytes - 3 - 3 * x + channel
-    out = out_ptr + tl.load(row + 2) + y.to(tl.int64) * row_bytes
+    out = out_ptr + tl.load(row + PASS_OUT) + y.to(tl.int64) * row_bytes
     tl.store(out[None, :] + j[:, None], level.to(tl.uint8), mask=inside)
 
 
@@ -179,15 +195,16 @@ def _blend(base, level, factor):
 def count_kernel(source_ptr, table_ptr, counts_ptr, BLOCK: tl.constexpr):
     """Histograms of the images that need them, int32 (N, 3, 256); of a contrast the sum of its grey levels, in two words."""
     n = tl.program_id(0).to(tl.int64)
-    row = table_ptr + n * 19
-    kind = tl.load(row + 7)
-    width = tl.load(row + 2).to(tl.int32)
-    count = tl.load(row + 1).to(tl.int32) * width
+    row = table_ptr + n * CHANGE_ROW
+    kind = tl.load(row + CHANGE_KIND)
+    width = tl.load(row + CHANGE_SOURCE_WIDTH).to(tl.int32)
+    count = tl.load(row + CHANGE_SOURCE_HEIGHT).to(tl.int32) * width
     if (kind < CONTRAST) | (tl.program_id(1) * BLOCK >= count):
         return
     p = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = p < count
-    places = source_ptr + tl.load(row) + 3 * ((p // width).to(tl.int64) * tl.load(row + 3) + p % width)
+    source = source_ptr + tl.load(row + CHANGE_SOURCE)
+    places = source + 3 * ((p // width).to(tl.int64) * tl.load(row + CHANGE_SOURCE_STRIDE) + p % width)
     counts_ptr += n * 768
     red = tl.load(places, mask=inside, other=0).to(tl.int32)
     green = tl.load(places + 1, mask=inside, other=0).to(tl.int32)
@@ -230,11 +247,11 @@ def _stretched(counts, levels):
 def table_kernel(table_ptr, counts_ptr, tables_ptr):
     """The new level of each old one, uint8 (N, 3, 256), for the images that are changed level by level."""
     n = tl.program_id(0).to(tl.int64)
-    row = table_ptr + n * 19
-    kind = tl.load(row + 7)
+    row = table_ptr + n * CHANGE_ROW
+    kind = tl.load(row + CHANGE_KIND)
     if kind < BRIGHTNESS:
         return
-    factor = tl.load(row + 14).to(tl.int32).to(tl.float32, bitcast=True)
+    factor = tl.load(row + CHANGE_FACTOR).to(tl.int32).to(tl.float32, bitcast=True)
     levels = tl.arange(0, 256)
     counts_ptr += n * 768
     for channel in range(3):
@@ -247,7 +264,7 @@ def table_kernel(table_ptr, counts_ptr, tables_ptr):
         elif kind == SOLARIZE:
             table = tl.where(levels.to(tl.float32) < factor, levels, 255 - levels)
         elif kind == CONTRAST:
-            count = tl.load(row + 1) * tl.load(row + 2)
+            count = tl.load(row + CHANGE_SOURCE_HEIGHT) * tl.load(row + CHANGE_SOURCE_WIDTH)
             total = tl.load(counts_ptr).to(tl.int64) + tl.load(counts_ptr + 1).to(tl.int64) * 65536
             mean = ((2 * total + count) // (2 * count)).to(tl.int32)
             table = _blend(mean + levels * 0, levels, factor)
@@ -275,7 +292,7 @@ def _smooth(places, stride, inner):
 def change_kernel(
     source_ptr,
     out_ptr,
-    table_ptr,  # int64 (N, 19): `program.CHANGE_COLUMNS`
+    table_ptr,  # int64 (N, CHANGE_ROW)
     tables_ptr,  # uint8 (N, 3, 256)
     fill,  # outside of the source: red + 256 green + 65536 blue
     colour,  # of the box
@@ -283,14 +300,14 @@ def change_kernel(
 ):
     """Changes each image in its own way: `hf_dr.views.device.eager`."""
     n = tl.program_id(0).to(tl.int64)
-    row = table_ptr + n * 19
-    width = tl.load(row + 6).to(tl.int32)
-    count = tl.load(row + 5).to(tl.int32) * width
+    row = table_ptr + n * CHANGE_ROW
+    width = tl.load(row + CHANGE_OUT_WIDTH).to(tl.int32)
+    count = tl.load(row + CHANGE_OUT_HEIGHT).to(tl.int32) * width
     if tl.program_id(1) * BLOCK >= count:
         return
-    kind = tl.load(row + 7)
-    source = source_ptr + tl.load(row)
-    stride = 3 * tl.load(row + 3)
+    kind = tl.load(row + CHANGE_KIND)
+    source = source_ptr + tl.load(row + CHANGE_SOURCE)
+    stride = 3 * tl.load(row + CHANGE_SOURCE_STRIDE)
     p = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = p < count
     y = p // width
@@ -299,10 +316,10 @@ def change_kernel(
     from_x, from_y = x, y
     if kind == GATHER:
         wide_x, wide_y = x.to(tl.int64), y.to(tl.int64)
-        source_x = (tl.load(row + 8) * wide_x + tl.load(row + 9) * wide_y + tl.load(row + 10)) >> 16
-        source_y = (tl.load(row + 11) * wide_x + tl.load(row + 12) * wide_y + tl.load(row + 13)) >> 16
-        shown = inside & (source_x >= 0) & (source_x < tl.load(row + 2))
-        shown = shown & (source_y >= 0) & (source_y < tl.load(row + 1))
+        source_x = (tl.load(row + CHANGE_A) * wide_x + tl.load(row + CHANGE_B) * wide_y + tl.load(row + CHANGE_C)) >> 16
+        source_y = (tl.load(row + CHANGE_D) * wide_x + tl.load(row + CHANGE_E) * wide_y + tl.load(row + CHANGE_F)) >> 16
+        shown = inside & (source_x >= 0) & (source_x < tl.load(row + CHANGE_SOURCE_WIDTH))
+        shown = shown & (source_y >= 0) & (source_y < tl.load(row + CHANGE_SOURCE_HEIGHT))
         from_x, from_y = source_x.to(tl.int32), source_y.to(tl.int32)
     places = source + from_y.to(tl.int64) * stride + 3 * from_x
     red = tl.load(places, mask=shown, other=0).to(tl.int32)
@@ -314,12 +331,12 @@ def change_kernel(
         green = tl.load(tables + 256 + green).to(tl.int32)
         blue = tl.load(tables + 512 + blue).to(tl.int32)
     elif kind == COLOUR:
-        factor = tl.load(row + 14).to(tl.int32).to(tl.float32, bitcast=True)
+        factor = tl.load(row + CHANGE_FACTOR).to(tl.int32).to(tl.float32, bitcast=True)
         grey = _grey(red, green, blue)
         red, green, blue = _blend(grey, red, factor), _blend(grey, green, factor), _blend(grey, blue, factor)
     elif kind == SHARPNESS:
-        factor = tl.load(row + 14).to(tl.int32).to(tl.float32, bitcast=True)
-        height = tl.load(row + 1).to(tl.int32)
+        factor = tl.load(row + CHANGE_FACTOR).to(tl.int32).to(tl.float32, bitcast=True)
+        height = tl.load(row + CHANGE_SOURCE_HEIGHT).to(tl.int32)
         inner = inside & (x > 0) & (x < width - 1) & (y > 0) & (y < height - 1)
         red = tl.where(inner, _blend(_smooth(places, stride, inner), red, factor), red)
         green = tl.where(inner, _blend(_smooth(places + 1, stride, inner), green, factor), green)
@@ -328,15 +345,15 @@ def change_kernel(
         red = tl.where(shown, red, fill & 255)
         green = tl.where(shown, green, (fill >> 8) & 255)
         blue = tl.where(shown, blue, fill >> 16)
-    box_height = tl.load(row + 17).to(tl.int32)
+    box_height = tl.load(row + CHANGE_HEIGHT).to(tl.int32)
     if box_height > 0:
-        top, left = tl.load(row + 15).to(tl.int32), tl.load(row + 16).to(tl.int32)
-        box_width = tl.load(row + 18).to(tl.int32)
+        top, left = tl.load(row + CHANGE_TOP).to(tl.int32), tl.load(row + CHANGE_LEFT).to(tl.int32)
+        box_width = tl.load(row + CHANGE_WIDTH).to(tl.int32)
         boxed = (y >= top) & (y < top + box_height) & (x >= left) & (x < left + box_width)
         red = tl.where(boxed, colour & 255, red)
         green = tl.where(boxed, (colour >> 8) & 255, green)
         blue = tl.where(boxed, colour >> 16, blue)
-    out = out_ptr + tl.load(row + 4) + 3 * p.to(tl.int64)
+    out = out_ptr + tl.load(row + CHANGE_OUT) + 3 * p.to(tl.int64)
     tl.store(out, red.to(tl.uint8), mask=inside)
     tl.store(out + 1, green.to(tl.uint8), mask=inside)
     tl.store(out + 2, blue.to(tl.uint8), mask=inside)
@@ -346,23 +363,23 @@ def change_kernel(
 def mix_kernel(
     views_ptr,  # uint8 (N, H, W, 3), changed in place
     pool_ptr,  # uint8 (M, H, W, 3)
-    table_ptr,  # int64 (R, 7): `program.MIX_COLUMNS`
+    table_ptr,  # int64 (R, MIX_ROW)
     row_bytes,
     view_bytes,
     BLOCK: tl.constexpr,
 ):
     """MixUp, then CutMix, of R of the views: `hf_dr.views.device.eager`."""
-    row = table_ptr + tl.program_id(0).to(tl.int64) * 7
+    row = table_ptr + tl.program_id(0).to(tl.int64) * MIX_ROW
     j = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = j < view_bytes
     y = j // row_bytes
     x = (j - y * row_bytes) // 3
-    place = views_ptr + tl.load(row) * view_bytes + j
-    weight = tl.load(row + 2).to(tl.int32)
-    top, left = tl.load(row + 3).to(tl.int32), tl.load(row + 4).to(tl.int32)
-    below, right = top + tl.load(row + 5).to(tl.int32), left + tl.load(row + 6).to(tl.int32)
+    place = views_ptr + tl.load(row + MIX_VIEW) * view_bytes + j
+    weight = tl.load(row + MIX_WEIGHT).to(tl.int32)
+    top, left = tl.load(row + MIX_TOP).to(tl.int32), tl.load(row + MIX_LEFT).to(tl.int32)
+    below, right = top + tl.load(row + MIX_HEIGHT).to(tl.int32), left + tl.load(row + MIX_WIDTH).to(tl.int32)
     own = tl.load(place, mask=inside, other=0).to(tl.int32)
-    other = tl.load(pool_ptr + tl.load(row + 1) * view_bytes + j, mask=inside, other=0).to(tl.int32)
+    other = tl.load(pool_ptr + tl.load(row + MIX_PARTNER) * view_bytes + j, mask=inside, other=0).to(tl.int32)
     mixed = (own * weight + other * (256 - weight) + 128) >> 8
     pasted = (y >= top) & (y < below) & (x >= left) & (x < right)
     tl.store(place, tl.where(pasted, other, mixed).to(tl.uint8), mask=inside)

@@ -136,17 +136,19 @@ def load_reinforced(
     if streaming:
         found = [_shards_of(*one, split, revision) for one in each_dataset(path, name)]
         bases = _bases([provenance for provenance, _ in found], partial(base_of, streaming=True))
-        streams = []
-        for (provenance, files), own in zip(found, bases, strict=True):
-            streams.append(StreamedShards(files, provenance, base=own, **settings))
+        streams = [
+            StreamedShards(files, provenance, base=own, **settings)
+            for (provenance, files), own in zip(found, bases, strict=True)
+        ]
         return StreamedReinforcedDataset(streams, shuffled_shards=shuffled_shards)
     opened = [open_plus(*one, split=split, revision=revision) for one in each_dataset(path, name)]
     # An overlay without a base takes its images from a part that has its own.
     images = next((plus for provenance, plus, _ in opened if not provenance.overlay), None)
     bases = _bases([provenance for provenance, *_ in opened], base_of, images)
-    parts = []
-    for (provenance, plus, shards), own in zip(opened, bases, strict=True):
-        parts.append(ReinforcedDataset(plus, provenance, base=own, shards=shards, **settings))
+    parts = [
+        ReinforcedDataset(plus, provenance, base=own, shards=shards, **settings)
+        for (provenance, plus, shards), own in zip(opened, bases, strict=True)
+    ]
     several = isinstance(path, (list, tuple)) or isinstance(name, (list, tuple))
     return CombinedReinforcedDataset(parts) if several else parts[0]
 
@@ -188,10 +190,10 @@ def _bases(
     overlays = [provenance for provenance in provenances if provenance.overlay]
     base = base_of((overlays or provenances)[0]) if provenances else None
     for provenance in provenances:
-        if overlays:
-            yield (images if base is None else base) if provenance.overlay else None
+        if provenance.overlay:
+            yield images if base is None else base
         else:
-            yield base  # it could be for none, and is refused
+            yield None if overlays else base  # without overlays it could be for none, and is refused
 
 
 def _shards_of(path: _Path, name: str | None, split: str | None, revision: str | None) -> tuple[Provenance, list[str]]:

@@ -75,16 +75,12 @@ class ColorJitter(Op):
                 f"ColorJitter needs an order below {len(self.ORDERS)}, factors >= 0 and a hue in ±0.5, found order "
                 f"{params['order']} and factors {factors}. The row is damaged; run `hf-dr verify`."
             )
+        widths = (self.brightness, self.contrast, self.saturation, self.hue)
+        kernels = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
         for which in self.ORDERS[params["order"]]:
             # A setting of 0 is off, as in torchvision; a factor of 1 is not always exact (hue goes through HSV).
-            if which == 0 and self.brightness:
-                image = F.adjust_brightness(image, factors[0])
-            elif which == 1 and self.contrast:
-                image = F.adjust_contrast(image, factors[1])
-            elif which == 2 and self.saturation:
-                image = F.adjust_saturation(image, factors[2])
-            elif which == 3 and self.hue:
-                image = F.adjust_hue(image, factors[3])
+            if widths[which]:
+                image = kernels[which](image, factors[which])
         return image
 
 

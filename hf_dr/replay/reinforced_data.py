@@ -108,12 +108,14 @@ def draw_fresh_params(augmentation: Augmentation, size: Size, *, seed: int, row:
 
 def checked_views(num_views: int | None, stored: int) -> int:
     """Returns how many of the stored views are used, all where it is None; a ConfigError if there are not that many."""
-    is_count = isinstance(num_views, (int, np.integer))
-    if num_views is not None and not (is_count and 1 <= num_views <= stored):
+    if num_views is None:
+        return stored
+    is_count = isinstance(num_views, (int, np.integer)) and not isinstance(num_views, bool)
+    if not is_count or not 1 <= num_views <= stored:
         raise ConfigError(
             f"`num_views` must be between 1 and the {stored} stored views, got {num_views!r}. Leave it out to use all."
         )
-    return num_views or stored
+    return num_views
 
 
 def checked_rows(rows: Sequence[int] | np.ndarray, count: int) -> np.ndarray:

@@ -157,8 +157,9 @@ def test_numbers_that_are_impossible(unmixed):
     assert len(unmixed.train_test_split(np.int64(5))["test"]) == 5
     with pytest.raises(ConfigError, match=r"`test_size` must leave rows on both sides of \d+, got True"):
         unmixed.train_test_split(True)
-    with pytest.raises(ConfigError, match=r"`num_views` must be between 1 and .*, got '2'"):
-        checked_views("2", 3)
+    for num_views in ("2", True):
+        with pytest.raises(ConfigError, match=rf"`num_views` must be between 1 and .*, got {num_views!r}"):
+            checked_views(num_views, 3)
 
 
 def test_rows_that_are_not_there(data):

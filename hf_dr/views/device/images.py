@@ -46,10 +46,6 @@ class Windows:
         """Bytes of all pixels, those of several windows counted several times."""
         return int((3 * self.heights * self.widths).sum())
 
-    def part(self, rows: slice) -> Windows:
-        """Returns some of the windows."""
-        return Windows(self.places[rows], self.heights[rows], self.widths[rows], self.strides[rows])
-
     def crop(self, boxes: np.ndarray) -> Windows:
         """Returns the boxes (N, 4), (top, left, height, width), which lie inside the windows."""
         tops, lefts, heights, widths = boxes.astype(np.int64).T

@@ -32,7 +32,7 @@ from hf_dr.views.ops import (
     Resize,
     TrivialAugmentWide,
 )
-from hf_dr.views.ops.base import MAX_PIXELS, Params, size_of
+from hf_dr.views.ops.base import MAX_PIXELS, Params, Size, size_of
 from hf_dr.views.ops.colour import OPERATIONS, UNSIGNED
 
 Columns = Mapping[str, np.ndarray]
@@ -192,6 +192,12 @@ class Sizes:
         raise AssertionError(f"{op} accepts what was refused: {one}")
 
 
+def sides_of(size: Size, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns heights and widths, int64 (N,) each, of `count` images of one size."""
+    height, width = size
+    return np.full(count, height, np.int64), np.full(count, width, np.int64)
+
+
 def row_of(params: Columns, number: int) -> Params:
     """Returns the parameters of one view as an op takes them."""
     cells = {name: values[number] for name, values in params.items()}
@@ -252,8 +258,7 @@ def plan_mixing(augmentation: Augmentation, params: Columns) -> list[Mix]:
     for op, keys in augmentation.mixing:
         local = {name: params[key] for name, key in keys.items()}
         count = len(next(iter(local.values())))
-        height, width = (np.full(count, side, np.int64) for side in augmentation.size)
-        sizes = Sizes(height, width)
+        sizes = Sizes(*sides_of(augmentation.size, count))
         weights = np.full(count, 256, np.int64)
         boxes = np.zeros((count, 4), np.int64)
         if type(op) is MixUp:
@@ -282,8 +287,7 @@ def _resized_crop(op: RandomResizedCrop, params: Columns, sizes: Sizes) -> None:
     boxes = _boxes(op, params, sizes)
     sizes.refuse((boxes[:, 2:] == 0).any(axis=1), op, params)
     sizes.add(Crop(boxes))
-    height, width = (np.full(len(boxes), side, np.int64) for side in size_of(op))
-    sizes.add(Resample(height, width, op.interpolation, op.passes))
+    sizes.add(Resample(*sides_of(size_of(op), len(boxes)), op.interpolation, op.passes))
 
 
 @_plans(Resize)
@@ -313,11 +317,9 @@ def _random_crop(op: RandomCrop, params: Columns, sizes: Sizes) -> None:
     _take_window(offsets[:, 0] - op.padding, offsets[:, 1] - op.padding, (height, width), op.fill, sizes)
 
 
-def _take_window(
-    tops: np.ndarray, lefts: np.ndarray, sides: tuple[int, int], fill: tuple[int, int, int], sizes: Sizes
-) -> None:
+def _take_window(tops: np.ndarray, lefts: np.ndarray, size: Size, fill: tuple[int, int, int], sizes: Sizes) -> None:
     """Takes windows of one size, which may reach beyond the images: there they show `fill`."""
-    heights, widths = (np.full(len(tops), side, np.int64) for side in sides)
+    heights, widths = sides_of(size, len(tops))
     inside = (tops >= 0) & (lefts >= 0) & (tops + heights <= sizes.heights) & (lefts + widths <= sizes.widths)
     if inside.all():
         sizes.add(Crop(np.stack([tops, lefts, heights, widths], axis=1)))

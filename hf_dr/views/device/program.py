@@ -8,15 +8,15 @@ says what the numbers mean.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
 
 from hf_dr.views.device.images import Windows
-from hf_dr.views.device.plan import BRIGHTNESS, CONTRAST, COPY, GATHER, ONE, Change, Crop, Mix, Resample, Step
+from hf_dr.views.device.plan import BRIGHTNESS, CONTRAST, COPY, GATHER, ONE, Change, Crop, Mix, Resample, Step, sides_of
 from hf_dr.views.device.resampling import axis_weights, windows
 from hf_dr.views.resizing import vertical_first
 
@@ -34,6 +34,8 @@ SOURCES, RESULT = 0, 1  # buffers of a program; the others hold what lies betwee
 WORKING_BYTES = 512 << 20
 # Filters whose weights the device computes itself; sines of the others, and sums of "nearest", come from the host.
 ON_DEVICE = ("box", "bilinear", "bicubic")
+
+_OfImages = TypeVar("_OfImages", bound=Windows | Step)
 
 
 @dataclass(frozen=True)
@@ -182,11 +184,10 @@ def program(
         working_bytes: See `WORKING_BYTES`.
     """
     writer = _Writer()
-    heights, widths = (np.full(len(images), side, np.int64) for side in size)
-    views = Windows.dense(heights, widths)
+    views = Windows.dense(*sides_of(size, len(images)))
     writer.buffers[RESULT] = views.num_bytes
     for rows in _parts(images, steps, working_bytes):
-        writer.make(images.part(rows), [_part(step, rows) for step in steps], views.part(rows), rows.start)
+        writer.make(_part(images, rows), [_part(step, rows) for step in steps], _part(views, rows), rows.start)
     for step in mixes:
         mixed = np.flatnonzero(step.active & (partners >= 0))
         if len(mixed):
@@ -214,11 +215,10 @@ def _parts(images: Windows, steps: Sequence[Step], working_bytes: int) -> list[s
     return [slice(start, stop) for start, stop in pairwise(cuts) if stop > start]
 
 
-def _part(step: Any, rows: slice) -> Step:
-    """Returns a step of some of the images."""
-    values: dict[str, Any] = {f.name: getattr(step, f.name) for f in fields(step)}
-    part: Step = replace(step, **{name: value[rows] for name, value in values.items() if isinstance(value, np.ndarray)})
-    return part
+def _part(whole: _OfImages, rows: slice) -> _OfImages:
+    """Returns a step, or windows, of some of the images."""
+    arrays: dict[str, Any] = {name: value for name, value in vars(whole).items() if isinstance(value, np.ndarray)}
+    return replace(whole, **{name: array[rows] for name, array in arrays.items()})
 
 
 def _between(heights: np.ndarray, widths: np.ndarray, step: Resample) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

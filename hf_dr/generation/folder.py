@@ -79,7 +79,6 @@ def _take(folder: Path, lock: filelock.BaseFileLock, part: Part) -> None:
                 take(other)
                 other.release()
     except filelock.Timeout as busy:
-        lock.release()
         refuse_unguarded()
         raise ConfigError(
             f"{folder} must not be in use, but another run is writing to it ({Path(busy.lock_file).name}). Wait for it, or "
@@ -100,7 +99,7 @@ def open_run(
         folder: Of the configuration; it gets the provenance.
         provenance: Of this run.
         base: The base's columns that are stored.
-        lock: Of the folder, or of the part; the caller releases it, unless the run is refused.
+        lock: Of the folder, or of the part; the caller releases it, also where the run is refused.
         part: Which shards this run makes.
 
     Raises:
@@ -109,28 +108,25 @@ def open_run(
     """
     check_same_run(folder, provenance)  # nothing is written among somebody's own files, no lock either
     mine = part.of(provenance.num_shards)
-    with ExitStack() as refused:
-        refused.callback(lock.release)
-        with ExitStack() as gated:
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                gated.enter_context(gate(folder))
-                _take(folder, lock, part)
-            except OSError as error:
-                raise ConfigError(
-                    f"`output_dir` must be a folder that can be written to, but {folder}: {error.strerror}. Choose another."
-                ) from error
-            check_same_run(folder, provenance)  # another run may have begun it before the lock was taken
-            if not (folder / PROVENANCE_FILE).exists():
-                _check_space(folder, provenance, len(mine))
-                provenance.write(folder)
-        # Reading what is there takes long; the lock of the part guards its shards.
-        check_same_base(folder, provenance, base)
-        remove_temporaries(folder, ("",) if part == WHOLE else [provenance.shard_names[index] for index in mine])
-        missing = missing_shards(folder, provenance, mine, read=True)
-        _check_space(folder, provenance, len(missing))
-        refused.pop_all()
-        return missing
+    with ExitStack() as gated:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            gated.enter_context(gate(folder))
+            _take(folder, lock, part)
+        except OSError as error:
+            raise ConfigError(
+                f"`output_dir` must be a folder that can be written to, but {folder}: {error.strerror}. Choose another."
+            ) from error
+        check_same_run(folder, provenance)  # another run may have begun it before the lock was taken
+        if not (folder / PROVENANCE_FILE).exists():
+            _check_space(folder, provenance, len(mine))
+            provenance.write(folder)
+    # Reading what is there takes long; the lock of the part guards its shards.
+    check_same_base(folder, provenance, base)
+    remove_temporaries(folder, ("",) if part == WHOLE else [provenance.shard_names[index] for index in mine])
+    missing = missing_shards(folder, provenance, mine, read=True)
+    _check_space(folder, provenance, len(missing))
+    return missing
 
 
 def _check_space(folder: Path, provenance: Provenance, shards: int) -> None:

@@ -162,25 +162,10 @@ class ImportJob:
         """Reads the sources, then writes the shards that are missing, and the card; goes on where it was stopped."""
         provenance = self.provenance
         lock = WHOLE.lock(self.folder)
-        missing = open_run(self.folder, provenance, self._base, lock)
         try:
             if missing:
-                scratch = _Scratch(
-                    self.folder / f".import-{provenance.fingerprint[:16]}",
-                    self._of_views,
-                    provenance.num_rows,
-                    [run.views for run in self._runs],
-                )
-                try:
-                    self._read(missing, scratch)
-                except DataError:
-                    # The order or the base is wrong, so that nothing of this helps another import.
-                    if len(missing) == provenance.num_shards:
-                        scratch.remove()
-                        (self.folder / PROVENANCE_FILE).unlink()
-                    raise
-                self._write(missing, scratch)
-                scratch.remove()
+            missing = open_run(self.folder, provenance, self._base, lock)
+                self._make(missing)
             file_bytes = complete_run(self.folder, provenance)
             logger.info(
                 "%s: %d rows x %d views, %s in %d shards; %d rows without reinforcement.",
@@ -195,6 +180,22 @@ class ImportJob:
             lock.release()
 
     def _read(self, missing: list[int], scratch: _Scratch) -> None:
+    def _make(self, missing: list[int]) -> None:
+        """Makes the missing shards, by way of a scratch file that is kept where this is stopped."""
+        provenance = self.provenance
+        folder = self.folder / f".import-{provenance.fingerprint[:16]}"
+        scratch = _Scratch(folder, self._of_views, provenance.num_rows, [run.views for run in self._runs])
+        try:
+            self._read(missing, scratch)
+        except DataError:
+            # The order or the base is wrong, so that nothing of this helps another import.
+            if len(missing) == provenance.num_shards:
+                scratch.remove()
+                (self.folder / PROVENANCE_FILE).unlink()
+            raise
+        self._write(missing, scratch)
+        scratch.remove()
+
         """Reads the rows of the missing shards from all sources into the scratch file."""
         provenance = self.provenance
         sizes = scratch.sizes(self._images)

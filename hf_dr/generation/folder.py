@@ -308,20 +308,17 @@ class RunProgress:
         state: PartialState,
     ) -> None:
         self._folder = folder
-        names = provenance.shard_names
-        self._of_others = {shard: names[shard] for shard in set(missing) - set(mine)}  # until they are there
-        views = {
-            shard: len(provenance.shard_range(shard)) * provenance.num_views for shard in part.of(provenance.num_shards)
-        }
-        self._views = {shard: views[shard] for shard in missing}
+        self._provenance = provenance
+        self._of_others = set(missing) - set(mine)  # until they are there
         self._shards = 0
         self._bytes = 0
         self._made = 0
         self._began = time.monotonic()
         self._looked = self._began
+        total = self._views_of(part.of(provenance.num_shards))
         self._bar = progress_bar(
-            total=sum(views.values()),
-            initial=sum(views.values()) - sum(self._views.values()),
+            total=total,
+            initial=total - self._views_of(missing),
             unit="view",
             desc=f"reinforcing {provenance.config_name}",
             show=state.is_main_process and bool(missing),
@@ -344,13 +341,17 @@ class RunProgress:
 
     def _look(self) -> None:
         """Counts the shards that other ranks have finished since the last look."""
-        for shard, name in list(self._of_others.items()):
-            path = self._folder / name
+        names = self._provenance.shard_names
+        for shard in sorted(self._of_others):
+            path = self._folder / names[shard]
             if path.exists():
-                del self._of_others[shard]
-                self._bar.update(self._views[shard])
+                self._of_others.remove(shard)
+                self._bar.update(self._views_of([shard]))
                 self.wrote(path.stat().st_size)
         self._looked = time.monotonic()
+
+    def _views_of(self, shards: Iterable[int]) -> int:
+        return sum(len(self._provenance.shard_range(shard)) for shard in shards) * self._provenance.num_views
 
     def summary(self) -> str:
         """Returns this rank's throughput, for the closing log line."""

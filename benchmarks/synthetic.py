@@ -101,7 +101,13 @@ def write(base: datasets.Dataset, augmentation: Augmentation, num_views: int, fo
 
 
 class SyntheticJob(Job):
-    """A run whose `views_hash` is 0, which is read as unknown: a training has nothing to compare its views with."""
+    """A run whose `views_hash` is 0, which is read as unknown: a training has nothing to compare its views with.
+
+    Made-up answers agree with no label, so none are sampled.
+    """
+
+    def _sample(self) -> None:
+        return None
 
     def _make_shards(self, *arguments: Any) -> None:
         with patch.object(labelling, "combine_hashes", lambda _: 0):
@@ -109,7 +115,7 @@ class SyntheticJob(Job):
 
 
 def _job(plan: Plan, device: torch.device) -> Job:
-    return SyntheticJob(plan, SyntheticSource(plan, device), lambda: None)  # made-up answers agree with no label
+    return SyntheticJob(plan, SyntheticSource(plan, device))
 
 
 def write_repeated(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import os
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import PIL.Image
 import torch
 
 from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, FormatError, ReplayError, TeacherError
-from hf_dr.generation.agreement import sample_agreement
 from hf_dr.generation.config import ExtendConfig, check_config
 from hf_dr.generation.job import Job
 from hf_dr.generation.labelling import CompleteRows, Labeller, ShortAnswers
@@ -191,10 +189,9 @@ def extend_job(plus: ReinforcedDataset, teacher: Teacher, config: ExtendConfig) 
     maker = _StoredViewMaker(plan.view_maker(), stored.skipped_rows, first_new)
     labeller = (_MoreMembers if config.num_views is None else _MoreViews)(teacher, provenance, views)
     source = choose_source(maker, labeller, config.batch_size, config.num_workers, config.augment_on)
-    sample = partial(sample_agreement, plan, labeller, source.batch_size)
     # The teacher of the stored views was compared when they were made.
     allowed = config.allow_disagreement or config.num_views is not None
-    return Job(plan, source, sample, allow_disagreement=allowed, check_rows=views.check)
+    return Job(plan, source, allow_disagreement=allowed, check_rows=views.check)
 
 
 def _check_same_teacher(stored: Provenance, teacher: Teacher) -> None:

@@ -113,8 +113,7 @@ def reinforce_job(
     )
     labeller = Labeller(teacher, plan.provenance, plan.labels, advice)
     source = choose_source(plan.view_maker(), labeller, config.batch_size, config.num_workers, config.augment_on)
-    sample = partial(sample_agreement, plan, labeller, source.batch_size)
-    return Job(plan, source, sample, allow_disagreement=config.allow_disagreement)
+    return Job(plan, source, allow_disagreement=config.allow_disagreement)
 
 
 class Job:
@@ -123,8 +122,7 @@ class Job:
     Args:
         plan: What is made.
         source: Gives the columns of its views.
-        sample: Asks the teacher about a few rows: how often it agrees with their labels, or None where there are none.
-        allow_disagreement: Whether the run goes on where it agrees no better than by chance.
+        allow_disagreement: Whether the run goes on where the teacher agrees with the labels no better than by chance.
         check_rows: What must hold of rows before they are written.
     """
 
@@ -132,7 +130,6 @@ class Job:
         self,
         plan: Plan,
         source: AnswerSource,
-        sample: Callable[[], Agreement | None],
         *,
         allow_disagreement: bool = False,
         check_rows: RowCheck | None = None,
@@ -141,7 +138,6 @@ class Job:
         self.source = source
         self.provenance = plan.provenance
         self.folder = plan.folder
-        self._sample = sample
         self._allow_disagreement = allow_disagreement
         self._check_rows = check_rows
         # Unmixed views that this rank has made, and those of them whose most probable class is the label.
@@ -193,11 +189,14 @@ class Job:
 
     def _check_agreement(self) -> None:
         """Checks the teacher's answers to a sample before anything is written; a run that goes on did so at its start."""
-        if self._allow_disagreement or self.provenance.num_rows < LEAST_ROWS:
+        if self._allow_disagreement or self.provenance.num_rows < LEAST_ROWS:  # what `check_agreement` never refuses
             return
         check_same_run(self.folder, self.provenance)
         if not any((self.folder / name).exists() for name in self.provenance.shard_names):
             self.check_agreement(self._sample())
+
+    def _sample(self) -> Agreement | None:
+        return sample_agreement(self.plan, self.source.labeller, self.source.batch_size)
 
     def _log_agreement(self, state: PartialState) -> None:
         """Says how many of the views that were made have the label as their most probable class."""

@@ -64,6 +64,7 @@ class AnswerSource(ABC):
 
     Attributes:
         device: Where the teacher is.
+        labeller, workers, batch_size: As they were given.
         first_new: The teacher is asked for the views of each example from this number on; answers to those before are stored
             already. 0 but for an extension by more views.
     """
@@ -76,7 +77,7 @@ class AnswerSource(ABC):
         self.batch_size = batch_size
         self.first_new = maker.first_kept
         self._maker = maker
-        self._labeller = labeller
+        self.labeller = labeller
 
     @abstractmethod
     def answers(self, spans: Sequence[Span]) -> Generator[ViewColumns]:
@@ -92,12 +93,12 @@ class AnswerSource(ABC):
         began = time.perf_counter()
         batches = self._prepared(spans)
         augmenting = time.perf_counter() - began
-        self._labeller.label(next(batches))
+        self.labeller.label(next(batches))
         began = time.perf_counter()
-        columns = [self._labeller.label(batch) for batch in batches]
+        columns = [self.labeller.label(batch) for batch in batches]
         teaching = time.perf_counter() - began
         made = sum(span.stop - span.start for span in spans)
-        asked = sum(int(self._labeller.is_asked(span).sum()) for span in spans[1:])
+        asked = sum(int(self.labeller.is_asked(span).sum()) for span in spans[1:])
         return Timing(columns, augmenting / made, teaching / max(1, asked), self._on_device)
 
     def _prepared(self, spans: Sequence[Span]) -> Iterator[ViewBatch]:
@@ -188,7 +189,7 @@ class ThreadSource(AnswerSource):
                 )
 
     def _label(self, span: Span) -> ViewColumns:
-        return self._labeller.label(self._maker[span])
+        return self.labeller.label(self._maker[span])
 
     def measure(self, spans: Sequence[Span]) -> Timing:
         """Measures on one core, as each of the run's threads has."""
@@ -211,7 +212,7 @@ class LoaderSource(AnswerSource):
             worker_init_fn=quiet_worker,
         )
         for batch in loader:
-            yield self._labeller.label(batch)
+            yield self.labeller.label(batch)
 
 
 class DeviceSource(AnswerSource):
@@ -230,7 +231,7 @@ class DeviceSource(AnswerSource):
         """
         for span in spans[:1]:
             self._check_device(Span(span.shard, span.start, min(span.stop, span.start + _CHECKED_VIEWS)))
-        labeller = self._labeller
+        labeller = self.labeller
         ask = Graphed(labeller.ask)
 
         def begin(made: MadeViews) -> Reply:

@@ -236,7 +236,7 @@ def test_measuring_gives_the_columns_of_all_spans_but_the_first(plan, tiny_teach
     for columns, span in zip(timing.columns, spans[1:], strict=True):
         expected = labeller.label(maker[span])
         assert all((columns.columns[name] == values).all() for name, values in expected.columns.items())
-    estimate = Job(plan, source, lambda: None).estimate(2)
+    estimate = Job(plan, source).estimate(2)
     assert estimate.num_asked == 72
     report = estimate.report(1, 0, torch.device("cpu"))
     for name in ("  augmenting and teacher  ", "  decoding  ", "  core-hours of decoding  "):

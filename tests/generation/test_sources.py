@@ -118,7 +118,7 @@ class RowByRow(AnswerSource):
 
     def answers(self, spans: Sequence[Span]) -> Generator[ViewColumns]:
         for span in spans:
-            yield self._labeller.label(self._maker[span])
+            yield self.labeller.label(self._maker[span])
 
     def measure(self, spans: Sequence[Span]) -> Timing:
         return Timing(list(self.answers(spans[1:])), 1.0, 2.0)
@@ -127,7 +127,7 @@ class RowByRow(AnswerSource):
 def test_a_run_takes_any_source(plan, labeller, tmp_path, tiny_dataset, tiny_teacher):
     """Also the spans that it is given are of its own batch size."""
     source = RowByRow(plan.view_maker(), labeller, 16, 1)
-    job = Job(plan, source, lambda: None)
+    job = Job(plan, source)
     job.run()
     config = ReinforceConfig(str(tmp_path / "as_ever"), "a", num_views=6, top_k=3, shard_size=5)
     reinforce_job(tiny_dataset, tiny_teacher, ALL_OPS, config).run()
@@ -136,7 +136,7 @@ def test_a_run_takes_any_source(plan, labeller, tmp_path, tiny_dataset, tiny_tea
 
 
 def test_the_estimate_is_what_the_source_measures(plan, labeller):
-    estimate = Job(plan, RowByRow(plan.view_maker(), labeller, 8, 1), lambda: None).estimate(2)
+    estimate = Job(plan, RowByRow(plan.view_maker(), labeller, 8, 1)).estimate(2)
     assert (estimate.seconds_augment, estimate.seconds_teacher) == (1.0, 2.0)
     assert (estimate.num_views, estimate.num_made, estimate.num_asked) == (72, 72, 72)
     report = estimate.report(1, 0, torch.device("cpu"))
@@ -153,7 +153,7 @@ def test_rows_are_checked_before_they_are_written(plan, labeller):
             raise KeyError("row 5 must not be written")
 
     with pytest.raises(KeyError, match="row 5 must not be written"):
-        Job(plan, RowByRow(plan.view_maker(), labeller, 16, 1), lambda: None, check_rows=check).run()
+        Job(plan, RowByRow(plan.view_maker(), labeller, 16, 1), check_rows=check).run()
     assert checked == list(range(10))
     assert len(files_of(plan.folder)) == 1, "the first shard was in order"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from hf_dr.generation.teachers import checked_labels, same_teacher
 from hf_dr.processes import process_state
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import opened
+from hf_dr.replay.proof import with_all_views
 from hf_dr.store.features import combine_hashes
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import (
@@ -247,8 +247,7 @@ class EarlierViews:
     def __init__(self, plus: ReinforcedDataset) -> None:
         stored = plus.provenance
         self.num_views = stored.num_views
-        self._plus = copy.copy(plus)
-        self._plus.num_views = stored.num_views  # all, whatever training uses
+        self._plus = with_all_views(plus)
         self._image_hashes = plus.image_hashes
         self._checked: set[int] = set()  # shards
         # Where each row of the base stands in the dataset; -1 for those without views.

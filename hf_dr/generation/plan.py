@@ -53,7 +53,7 @@ class Plan:
         images: The base's image column alone, undecoded.
         base: The base's columns that are stored, all its rows.
         folder: Of the configuration; the shards go there.
-        labels: Class of each row, int64 (rows,); None where there are none, or the answers do not depend on them.
+        labels: Class of each row, int64 (rows,); None where there are none.
     """
 
     provenance: Provenance
@@ -149,6 +149,7 @@ def plan_run(
         teacher=teacher.provenance(),
         library_versions=library_versions(),
         created_with=f"hf_dr {__version__}",
+        skipped_rows=[],
         schema_version=SCHEMA_VERSION,
         candidates={"num": config.num_candidates, "keep": config.keep} if config.selects else None,
         signal=config.signal,

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -162,8 +162,8 @@ class Provenance:
     teacher: Annotated[dict[str, Any], AfterValidator(_ensemble)]
     library_versions: dict[str, str]
     created_with: str
-    skipped_rows: list[Annotated[int, Field(ge=0)]] = field(default_factory=list)
-    schema_version: Annotated[int, Field(ge=1, le=SCHEMA_VERSION)] = 1
+    skipped_rows: list[Annotated[int, Field(ge=0)]]
+    schema_version: Annotated[int, Field(ge=1, le=SCHEMA_VERSION)]
     candidates: dict[str, Any] | None = None
     signal: str = TOPK
 
@@ -263,9 +263,6 @@ class Provenance:
                 f"{where} must be of schema version 1 to {SCHEMA_VERSION}, found {shown(version)}. "
                 f"A later version needs a later hf_dr: {INSTALL}."
             )
-        for name in REQUIRED:  # also those that have a default in the class
-            if name not in content:
-                raise FormatError(f"{where} must have the field `{name}`, found none. {_AGAIN}")
         provenance = validated(cls, content, where, _AGAIN, more=True)
         provenance._check_together(where, {name: content[name] for name in _OPTIONAL if name in content})
         try:
@@ -312,7 +309,6 @@ _AGAIN = "Fetch or write it again."
 
 # In version 3, and what they are where the file does not have them; version 4 has them always.
 _OPTIONAL: dict[str, Any] = {"candidates": None, "signal": TOPK}
-REQUIRED = tuple(field.name for field in fields(Provenance) if field.name not in _OPTIONAL)
 
 
 def hash_of(determining: dict[str, Any]) -> str:

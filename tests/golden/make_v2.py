@@ -56,7 +56,7 @@ def main(folder: str) -> None:
         num_classes=ROWS, seed=0, shard_size=4, num_rows=ROWS, overlay=False, image_column="image", label_column="label",
         mixing_scope=STORED_PARTNERS, on_bad_image="error", base={"id": "generated"}, library_versions={},
         teacher={"members": [{"id": "random", "revision": None, "license": "cc0-1.0", "weights_hash": None}]},
-        created_with="hf_dr", schema_version=2,
+        created_with="hf_dr", skipped_rows=[], schema_version=2,
     )  # fmt: skip
     config = Path(folder) / provenance.config_name
     config.mkdir(parents=True)

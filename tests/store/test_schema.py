@@ -53,6 +53,7 @@ PROVENANCE = Provenance(
     library_versions={"numpy": "2.4", "pillow": "13.0"},
     created_with="0.1.0",
     skipped_rows=[5, 17],
+    schema_version=1,
 )
 
 OPTIONAL = {"candidates", "signal"}

@@ -131,6 +131,7 @@ class ImportJob:
             },
             library_versions=library_versions(_VERSIONED),
             created_with=f"hf_dr {__version__}, import-ml-dr",
+            skipped_rows=[],
             schema_version=SCHEMA_VERSION,
         )
         added = added_features(self.provenance, self._augmentation)

@@ -631,13 +631,13 @@ def test_sources_are_known_by_what_they_hold(base, tmp_path, monkeypatch):
     """A scratch file has views of one and of the other otherwise, and nobody would see it."""
     runs = [Files(base, RANDAUG, seed=seed).write(tmp_path / str(seed)) for seed in (1, 2)]
     import_ml_dr(runs, base, ImportConfig(str(tmp_path / "plus")))
-    known = open_runs(runs)[0][0].digest
+    known = open_runs(runs)[0].digest
     with pytest.raises(FingerprintMismatchError, match="run_digests"):
         import_ml_dr(runs[::-1], base, ImportConfig(str(tmp_path / "plus")))
     names = [path.name for path in runs[0].rglob("*.tar")]
     for order in (sorted(names), sorted(names, reverse=True)):  # as another file system lists them
         monkeypatch.setattr(os, "listdir", lambda path, order=order: order)
-        assert len({run.digest for run in open_runs([runs[0]])[0]} | {known}) == 1
+        assert len({run.digest for run in open_runs([runs[0]])} | {known}) == 1
     with pytest.raises(ConfigError, match=r"must be different runs, found the same in .*1.* and .*1.*Name each once"):
         import_ml_dr([runs[0], runs[0]], base, ImportConfig(str(tmp_path / "twice")))
 

@@ -93,7 +93,7 @@ class ImportJob:
         known = checked_origin(base, config.files_from)
         self._images = undecoded_images(base, image_column)
         self._row_of = find_rows(config.order, self._images)
-        self._runs, top_k = open_runs([Path(source).expanduser() for source in sources])
+        self._runs = open_runs([Path(source).expanduser() for source in sources])
         format = self._runs[0].format
         names = class_names_of(base, label_column)
         num_classes = _num_classes(format.num_classes, names)
@@ -110,7 +110,7 @@ class ImportJob:
             split=split_name(base),
             augmentation=self._augmentation.to_list(),
             num_views=self._runs[-1].views.stop,
-            top_k=top_k,
+            top_k=self._runs[0].top_k,
             num_classes=num_classes,
             seed=0,
             shard_size=choose_shard_size(config.shard_size, len(base)),
@@ -164,8 +164,8 @@ class ImportJob:
         provenance = self.provenance
         lock = WHOLE.lock(self.folder)
         try:
-            if missing:
             missing = open_run(self.folder, provenance, self._base, lock)
+            if missing:
                 self._make(missing)
             file_bytes = complete_run(self.folder, provenance)
             logger.info(
@@ -180,7 +180,6 @@ class ImportJob:
         finally:
             lock.release()
 
-    def _read(self, missing: list[int], scratch: _Scratch) -> None:
     def _make(self, missing: list[int]) -> None:
         """Makes the missing shards, by way of a scratch file that is kept where this is stopped."""
         provenance = self.provenance
@@ -197,6 +196,7 @@ class ImportJob:
         self._write(missing, scratch)
         scratch.remove()
 
+    def _read(self, missing: list[int], scratch: _Scratch) -> None:
         """Reads the rows of the missing shards from all sources into the scratch file."""
         provenance = self.provenance
         sizes = scratch.sizes(self._images)
@@ -215,7 +215,7 @@ class ImportJob:
             with progress_bar(total=provenance.num_rows, desc=name, unit="image") as bar:
                 unread = wanted & ~scratch.rows_of(number)
                 files = self._files(run, unread, bar)
-                for file, columns in run.read(files, provenance.top_k, provenance.num_classes, workers):
+                for file, columns in run.read(files, provenance.num_classes, workers):
                     agreement.add(columns, file.row)
                     fitted = fit_to_base(columns, file.row, file.where, self._augmentation, self._row_of, sizes)
                     scratch.put(number, file.row, fitted)

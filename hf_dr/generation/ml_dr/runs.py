@@ -148,21 +148,20 @@ class RowFile(NamedTuple):
 
 @dataclass(frozen=True)
 class Run:
-    """One source: its configuration, the views that its files add, and what tells it from others."""
+    """One source: its configuration, the views that its files add, K, and what tells it from others."""
 
     path: Path
     format: RunFormat
     views: range
+    top_k: int
     digest: str
 
-    def read(
-        self, files: Iterator[RowFile], top_k: int, num_classes: int, workers: int
-    ) -> Iterator[tuple[RowFile, Columns]]:
+    def read(self, files: Iterator[RowFile], num_classes: int, workers: int) -> Iterator[tuple[RowFile, Columns]]:
         """Yields each file with its columns, in order; a view takes a core some 50 us, so several processes share them.
 
         With fewer than two `workers` this process reads them itself.
         """
-        shape = len(self.views), top_k, num_classes
+        shape = len(self.views), self.top_k, num_classes
         if workers < 2:
             for file in files:
                 yield file, self.format.read(*file[1:], *shape)
@@ -180,8 +179,8 @@ class Run:
             pool.shutdown(cancel_futures=True)
 
 
-def open_runs(sources: list[Path]) -> tuple[list[Run], int]:
-    """Reads the configuration and one file of each source; returns the runs and K.
+def open_runs(sources: list[Path]) -> list[Run]:
+    """Reads the configuration and one file of each source.
 
     Raises:
         ConfigError: There is none, one does not exist, or they are runs of different things.
@@ -190,54 +189,52 @@ def open_runs(sources: list[Path]) -> tuple[list[Run], int]:
     if not sources:
         raise ConfigError("an import must have at least one folder or archive, got none. Name one.")
     runs: list[Run] = []
-    top_ks: list[int] = []
     for source in sources:
         if not source.exists():
             raise ConfigError(f"{source} must be a folder or archive of ml-dr, found nothing there. Check the path.")
-        format, number, content, digest = _peek(source)
-        for run in runs:
-            if run.digest == digest:
+        run = _open_run(source, runs[-1].views.stop if runs else 0)
+        for earlier in runs:
+            if earlier.digest == run.digest:
                 raise ConfigError(
-                    f"several sources must be different runs, found the same in {run.path} and {source}. Name each once."
+                    f"several sources must be different runs, found the same in {earlier.path} and {source}. Name each once."
                 )
-        where = f"{source}: {number}.pth.tar"
-        start = runs[-1].views.stop if runs else 0
-        runs.append(Run(source, format, range(start, start + format.num_samples(content, number, where)), digest))
-        top_ks.append(format.top_k(content, where))
-        first = runs[0].format
+        runs.append(run)
+        first = runs[0]
         for what, one, other in (
-            ("augmentation", first.augmentation.to_list(), format.augmentation.to_list()),
-            ("teacher", first.teachers, format.teachers),
-            ("number of classes", first.num_classes, format.num_classes),
-            ("top-K", top_ks[0], top_ks[-1]),
+            ("augmentation", first.format.augmentation.to_list(), run.format.augmentation.to_list()),
+            ("teacher", first.format.teachers, run.format.teachers),
+            ("number of classes", first.format.num_classes, run.format.num_classes),
+            ("top-K", first.top_k, run.top_k),
         ):
             if one != other:
                 raise ConfigError(
-                    f"several sources must be runs of one {what}, found {one} in {sources[0]} and {other} in {source}. "
+                    f"several sources must be runs of one {what}, found {one} in {first.path} and {other} in {source}. "
                     "Import them as configurations of their own."
                 )
-    return runs, top_ks[0]
+    return runs
 
 
-def _peek(source: Path) -> tuple[RunFormat, int, Any, str]:
-    """Reads a source as far as the configuration and one image's file; returns both, the image's number, and their SHA-256."""
+def _open_run(path: Path, start: int) -> Run:
+    """Reads a source as far as the configuration and one image's file; its views are counted from `start`."""
     format = None
-    first = None
+    image = None
     digests = {}
-    for name, read in archive_files(source):
-        where = f"{source}: {name}"
-        number = image_number(name, source)
-        if number is None or first is None:
+    for name, read in archive_files(path):
+        where = f"{path}: {name}"
+        number = image_number(name, path)
+        if number is None or image is None:
             data = read()
             digests[number is None] = hashlib.sha256(data).hexdigest()
             if number is None:
                 format = RunFormat(read_file(data, where), where)
             else:
-                first = number, read_file(data, where)
-        if format is not None and first is not None:
-            digest = hashlib.sha256(f"{digests[True]} {first[0]} {digests[False]}".encode()).hexdigest()
-            return format, *first, digest
+                image = number, read_file(data, where), where
+        if format is not None and image is not None:
+            number, content, where = image
+            views = range(start, start + format.num_samples(content, number, where))
+            digest = hashlib.sha256(f"{digests[True]} {number} {digests[False]}".encode()).hexdigest()
+            return Run(path, format, views, format.top_k(content, where), digest)
     raise FormatError(
-        f"{source} must hold {CONFIG_FILE} and a file like 0.pth.tar for each image, found no "
+        f"{path} must hold {CONFIG_FILE} and a file like 0.pth.tar for each image, found no "
         f"{CONFIG_FILE if format is None else 'image'}. Fetch it again, or check the path."
     )

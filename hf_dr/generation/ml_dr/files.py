@@ -196,24 +196,23 @@ class RunFormat:
         probs, ids = self._answers(samples, where)
         columns: Columns = _sorted_answers(probs, ids, top_k, num_classes, where)
         partners, own, other = self._params([sample["params"] for sample in samples], where)
+        for name, values in own.items():
+            columns |= {AUG_PREFIX + key: value for key, value in self._decoded(name, values, where).items()}
+        if not self.mixes:
+            return columns
         rows = np.flatnonzero(partners != NO_PARTNER)
-        for name in self.names:
-            if name in _MIXING or name == "resize":
-                continue
-            columns |= {AUG_PREFIX + key: value for key, value in self._decoded(name, own[name], where).items()}
-            for key, value in self._decoded(name, other[name], where).items() if self.mixes else ():
+        for name, values in other.items():
+            for key, value in self._decoded(name, values, where).items():
                 stored = np.zeros((len(samples), *value.shape[1:]), value.dtype)
                 stored[rows] = value
                 columns[f"{AUG_PREFIX}{PARTNER}_{key}"] = stored
-        if self.mixes:
-            mixed = np.zeros(len(samples), bool)
-            for name in _MIXING:
-                if name in own:
-                    drawn = self._decoded(name, own[name], where)
-                    columns |= {AUG_PREFIX + key: value for key, value in drawn.items()}
-                    mixed |= drawn["mixup_lam"] < 1 if name == "mixup" else drawn["cutmix_box"].any(axis=1)
-            expect(bool((~mixed | (partners >= 0)).all()), where, "name the partner of each mixed view", "none")
-            columns[AUG_PREFIX + PARTNER] = np.where(mixed, partners, NO_PARTNER)
+        mixed = np.zeros(len(samples), bool)
+        if "mixup" in own:
+            mixed |= columns[f"{AUG_PREFIX}mixup_lam"] < 1
+        if "cutmix" in own:
+            mixed |= columns[f"{AUG_PREFIX}cutmix_box"].any(axis=1)
+        expect(bool((~mixed | (partners >= 0)).all()), where, "name the partner of each mixed view", "none")
+        columns[AUG_PREFIX + PARTNER] = np.where(mixed, partners, NO_PARTNER)
         return columns
 
     def _answers(self, samples: list[Any], where: str) -> tuple[list[Any], list[Any]]:
@@ -226,10 +225,13 @@ class RunFormat:
         return [sample["prob"][0] for sample in samples], [sample["prob"][1] for sample in samples]
 
     def _params(self, views: list[Any], where: str) -> tuple[np.ndarray, dict[str, list[Any]], dict[str, list[Any]]]:
-        """Takes apart the `params` of all views: partners (V,), -1 for none; the images' own; those of the partners."""
+        """Takes apart the `params` of all views: partners (V,), -1 for none; the images' own; those of the partners.
+
+        The latter hold the views with a partner only, and no mixing: it is the images' own.
+        """
         partners: list[Any] = []
         own: dict[str, list[Any]] = {name: [] for name in self.names}
-        other: dict[str, list[Any]] = {name: [] for name in self.names}
+        other: dict[str, list[Any]] = {name: [] for name in self.names if name not in _MIXING}
         length = len(self.names) + self.mixes
         for params in views:
             if isinstance(params, dict):
@@ -273,6 +275,8 @@ class RunFormat:
         where = f"{name} in {where}"
         count = len(values)
         match name:
+            case "resize":
+                return {}
             case "random_horizontal_flip":
                 return {"flip": _numbers(values, "b", (count,), where)}
             case "random_crop":

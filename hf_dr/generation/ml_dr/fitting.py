@@ -105,14 +105,14 @@ def _read_order(path: Path) -> list[int | str]:
         raise ConfigError(
             f"`order` must be position, imagefolder or a text file, but {str(path)!r}: {error}. Check the path."
         ) from error
-    entries: Any = text.split("\n")
+    entries: Any
     if text.lstrip().startswith("["):
         try:
             entries = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise ConfigError(f"{path} must be a JSON list or plain lines, but: {error}. Fix it.") from error
     else:
-        entries = [line.strip() for line in entries if line.strip()]
+        entries = [line.strip() for line in text.split("\n") if line.strip()]
         if all(line.isascii() and line.isdigit() for line in entries):
             entries = [int(line) for line in entries]
     if not entries or {type(entry) for entry in entries} not in ({int}, {str}):

@@ -201,7 +201,10 @@ def _asked(teacher: Teacher | TeacherNames | None, ask_teacher: bool, provenance
     check_members(provenance)
     asked = same_teacher(teacher, provenance, advice=PIXELS_ALONE)
     check_weights(asked, provenance)
-    return _as_made(asked, provenance)
+    if EXTENDED_FROM in provenance.teacher:  # who was asked first comes first
+        places = {member.weights_hash: n for n, member in enumerate(asked.members)}
+        asked = asked.select([places[member["weights_hash"]] for member in provenance.teacher["members"]])
+    return _as_made(asked, provenance.teacher, provenance.top_k)
 
 
 def _damaged_shards(plus: ReinforcedDataset) -> list[str]:
@@ -253,22 +256,18 @@ def _replay_row(
 _Ask = Callable[[torch.Tensor, np.ndarray], torch.Tensor]
 
 
-def _as_made(teacher: Teacher, provenance: Provenance) -> _Ask:
-    """Returns a function that answers as the dataset was made: members added later to the top K of the earlier ones."""
-    if EXTENDED_FROM in provenance.teacher:
-        places = {member.weights_hash: n for n, member in enumerate(teacher.members)}
-        teacher = teacher.select([places[member["weights_hash"]] for member in provenance.teacher["members"]])
-    return _extended(teacher, provenance.teacher, provenance.top_k)
+def _as_made(teacher: Teacher, made: dict[str, Any], k: int) -> _Ask:
+    """Returns a function that answers as the dataset was made: members added later to the top K of the earlier ones.
 
-
-def _extended(teacher: Teacher, made: dict[str, Any], k: int) -> _Ask:
-    """Returns that function for `made`, the teacher in a provenance, whose `extended_from` may name further extensions."""
+    `made` is the teacher in a provenance, whose `extended_from` may name further extensions; its members stand in the order of
+    the teacher's.
+    """
     if EXTENDED_FROM not in made:
         return _at_temperature(teacher, made).answer
     earlier = made[EXTENDED_FROM]
     count = len(teacher.members)
     first = earlier["num_members"]
-    old = _extended(teacher.select(range(first)), earlier, k)
+    old = _as_made(teacher.select(range(first)), earlier, k)
     new = _at_temperature(teacher.select(range(first, count)), made)
     return lambda views, hashes: add_members(*top_k(old(views, hashes), k), new(views), first, count - first)
 
@@ -324,16 +323,16 @@ class _Comparison:
         if len(self._waiting) == self._batch_size:
             self._compare()
 
-    def measured(self) -> dict[str, float | None]:
-        """Compares the views that still wait, and returns what a `VerifyReport` says of the answers."""
+    def measured(self) -> dict[str, float]:
+        """Compares the views that still wait, and returns what a `VerifyReport` says of answers, if any were compared."""
         self._compare()
-        kl = np.concatenate(self._kl) if self._kl else None
-        return {
-            "kl_mean": None if kl is None else float(kl.mean()),
-            "kl_max": None if kl is None else float(kl.max()),
-            "top1_agreement": float(np.concatenate(self._same_top1).mean()) if self._same_top1 else None,
-            "tail_kl_mean": float(np.mean(self._tail_kl)) if self._tail_kl else None,
-        }
+        if not self._kl:
+            return {}
+        kl = np.concatenate(self._kl)
+        found = {"kl_mean": kl.mean(), "kl_max": kl.max(), "top1_agreement": np.concatenate(self._same_top1).mean()}
+        if self._tail_kl:
+            found["tail_kl_mean"] = np.mean(self._tail_kl)
+        return {name: float(value) for name, value in found.items()}
 
     def _compare(self) -> None:
         """Compares the views that wait."""

@@ -64,9 +64,9 @@ class Estimate:
             ("shards", f"{self.num_shards:,}, at most {most:,} a process"),
             (of_teacher, f"{1e3 * self.seconds_teacher:.2f} ms a view on one {'core' if on_cpu else 'GPU'}"),
             (of_core, f"{1e3 * self.seconds_augment:.2f} ms a view on one core"),
-            (f"hours with {num_processes} process(es)", _hours(wall)),
-            (f"{'device' if on_cpu else 'GPU'}-hours", _hours(wall * num_processes)),
-            (f"core-hours of {longest}", _hours(augment)),
+            (f"hours with {num_processes} process(es)", shown_hours(wall)),
+            (f"{'device' if on_cpu else 'GPU'}-hours", shown_hours(wall * num_processes)),
+            (f"core-hours of {longest}", shown_hours(augment)),
             ("bytes, reinforcement", format_bytes(self.bytes_reinforcement)),
             ("bytes, base columns", format_bytes(self.bytes_base)),
             (
@@ -77,7 +77,8 @@ class Estimate:
         return "\n".join(f"  {name:<28}{value}" for name, value in rows)
 
 
-def _hours(hours: float) -> str:
+def shown_hours(hours: float) -> str:
+    """Returns hours for people."""
     return f"{hours:.2f}" if hours >= 0.01 else "less than 0.01"
 
 

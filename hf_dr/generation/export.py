@@ -22,6 +22,7 @@ import pyarrow as pa
 from hf_dr.errors import ConfigError, FingerprintMismatchError
 from hf_dr.files import check_writable, file_lock, nearest, sha256_of, take, write_whole, written_whole
 from hf_dr.generation.config import ExportConfig
+from hf_dr.generation.estimate import shown_hours
 from hf_dr.replay.columns import Columns
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.store.base_dataset import as_table, sampled_rows
@@ -117,7 +118,7 @@ class WebDatasetExport:
             ("examples", f"{count:,}, each with {self._plus.provenance.num_views} views"),
             ("shards", f"{len(self._rows):,} of {self._written.shard_size:,} examples"),
             ("bytes", f"{format_bytes(count * bytes_of_one)}, {format_bytes(free)} are free"),
-            ("hours", f"{seconds / 3600:.2f}" if seconds >= 36 else "less than 0.01"),
+            ("hours", shown_hours(seconds / 3600)),
         ]
         return two_columns(lines)
 

@@ -193,16 +193,15 @@ class Inspection:
             ("entropy", f"{self.entropy:.3f} nats of at most {most:.3f} ({_REST[self.provenance.signal]})"),
             ("kept mass", f"{self.kept_mass:.4f}"),
         ]
-        if self.labels is None:
-            reason = "every view is mixed" if self.provenance.label_column else "the dataset has no labels"
-            return [*lines, ("against the labels", f"left out: {reason}")]
         found = self.labels
-        return [
-            *lines,
-            ("top-1 is the label", f"{100 * found.agreement:.2f} % of {found.num_views:,} unmixed views"),
-            ("calibration error", f"{found.ece:.4f} (ECE, {NUM_BINS} bins)"),
-            ("NLL of the label", "not known" if found.nll is None else f"{found.nll:.4f} nats"),
-        ]
+        if found is None:
+            reason = "every view is mixed" if self.provenance.label_column else "the dataset has no labels"
+            lines.append(("against the labels", f"left out: {reason}"))
+        else:
+            lines.append(("top-1 is the label", f"{100 * found.agreement:.2f} % of {found.num_views:,} unmixed views"))
+            lines.append(("calibration error", f"{found.ece:.4f} (ECE, {NUM_BINS} bins)"))
+            lines.append(("NLL of the label", "not known" if found.nll is None else f"{found.nll:.4f} nats"))
+        return lines
 
     def _suspects_table(self) -> str:
         assert self.labels is not None
@@ -445,7 +444,7 @@ class _Totals:
             raise FormatError(
                 f"the labels `{self.provenance.label_column}` must be whole numbers, found {labels.type}. Fetch it again."
             )
-        labels_R, _ = label_numbers(labels, self.provenance.num_classes)
+        labels_R = label_numbers(labels)
         used_RV = answers.unmixed_RV & (labels_R >= 0)[:, None]  # -1: the base has no label there
         is_label_RVK, label_probs_RV = answers.of_labels(labels_R)
         hits = is_label_RVK[:, :, 0][used_RV]

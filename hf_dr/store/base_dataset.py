@@ -33,7 +33,6 @@ logger = logging.getLogger(__name__)
 
 # Rows by whose files a base dataset is recognised; in addition, every image is hashed when it is decoded.
 _SAMPLED_ROWS = 64
-_ANY_CLASS = int(np.iinfo(np.int64).max)
 _WHERE = "the name, `dataset_config` and `split`"  # the settings that most commands have for a base dataset
 _SAVED_SPLITS = "dataset_dict.json"  # in the folder of a saved DatasetDict
 _EMBEDDED_AT_ONCE = 16  # rows whose files are read into one Arrow array
@@ -368,16 +367,17 @@ def check_dataset(
         )
     if label_column == "none":
         return chosen, None
-    classes = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     if label_column is None:
-        if "label" not in features and len(classes) > 1:
+        classes = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+        known = ["label"] if "label" in features else classes
+        if not known:
+            return chosen, None
+        if len(known) > 1:
             raise DataError(
-                f"`label_column` must name one of the columns of classes, {', '.join(classes)}, got None. Name one, or pass "
+                f"`label_column` must name one of the columns of classes, {', '.join(known)}, got None. Name one, or pass "
                 "`none`."
             )
-        label_column = "label" if "label" in features else next(iter(classes), None)
-    if label_column is None:
-        return chosen, None
+        (label_column,) = known
     if label_column not in features:
         advice = did_you_mean(label_column, features).strip()
         raise DataError(
@@ -443,13 +443,9 @@ def read_labels(dataset: datasets.Dataset, column: str, name: str, advice: str) 
     return class_numbers(whole_column(dataset, column), len(names) if names else None, name, advice), names
 
 
-def label_numbers(labels: pa.ChunkedArray | pa.Array, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns a column of labels as class numbers, int64 (rows,), and the rows that have none of the classes, int64 (bad,).
-
-    A row without a label has the number -1; `labels` are whole numbers of any width.
-    """
-    values = labels.cast(pa.int64(), safe=False).fill_null(-1).to_numpy(zero_copy_only=False)
-    return values, np.flatnonzero((values < 0) | (values >= num_classes))
+def label_numbers(labels: pa.ChunkedArray | pa.Array) -> np.ndarray:
+    """Returns a column of labels, whole numbers of any width, as int64 (rows,); -1 where a row has none."""
+    return labels.cast(pa.int64(), safe=False).fill_null(-1).to_numpy(zero_copy_only=False)
 
 
 def class_numbers(
@@ -476,7 +472,11 @@ def class_numbers(
     """
     if not pa.types.is_integer(labels.type):
         raise error(f"{name} must be whole numbers, the places of their classes, found {labels.type}. Convert them.")
-    values, bad = label_numbers(labels, _ANY_CLASS if num_classes is None else num_classes)
+    values = label_numbers(labels)
+    is_bad = values < 0
+    if num_classes is not None:
+        is_bad |= values >= num_classes
+    bad = np.flatnonzero(is_bad)
     if len(bad):
         found = labels[int(bad[0])].as_py()
         shown = {None: "none", -1: "-1, which is no label,"}.get(found, found)

@@ -72,7 +72,7 @@ def holds_files(feature: Any) -> bool:
 
 
 def _decodes_files(feature: Any) -> bool:
-    """How `datasets` itself recognises columns of files, but for JSON, which it decodes too (from version 4.6 on)."""
+    """How `datasets` itself recognises columns of files, but for JSON, which it decodes too (from version 4.7 on)."""
     return hasattr(feature, "decode_example") and not isinstance(feature, getattr(datasets, "Json", ()))
 
 
@@ -216,15 +216,12 @@ class _Belongs:
 
 def describe_named_files(dataset: datasets.Dataset) -> str | None:
     """Returns how many files a dataset names, in which folder; None where it names none."""
-    count = 0
-    columns = []
-    folders: set[str] = set()
-    for files in named_files(dataset):
-        count += len(files.rows)
-        if files.column not in columns:
-            columns.append(files.column)
-        folders.update(path if "://" in path else str(Path(path).absolute().parent) for path in files.paths.to_pylist())
-    if not count:
+    found = named_files(dataset)
+    if not found:
         return None
+    count = sum(len(files.rows) for files in found)
+    columns = list(dict.fromkeys(files.column for files in found))
+    paths = [path for files in found for path in files.paths.to_pylist()]
+    folders = {path if "://" in path else str(Path(path).absolute().parent) for path in paths}
     where = os.path.commonpath(folders) if all(map(os.path.isabs, folders)) else min(folders)
     return f"{count:,} files that `{'`, `'.join(columns)}` name{'s' if len(columns) == 1 else ''} in {where}"

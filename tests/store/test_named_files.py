@@ -129,7 +129,7 @@ def test_cells_that_hold_their_file_name_nothing(tiny_dataset: datasets.Dataset)
     assert NamedFiles("audio", np.arange(2), pa.array(["a", "b"])).at(np.array([-1, 4])).rows.tolist() == [4]
 
 
-@pytest.mark.skipif(not hasattr(datasets, "Json"), reason="datasets before 4.6 have no JSON columns")
+@pytest.mark.skipif(not hasattr(datasets, "Json"), reason="datasets before 4.7 have no JSON columns")
 @pytest.mark.parametrize("overlay", [False, True])
 def test_json_is_no_file(overlay: bool, tmp_path: Path, tiny_teacher: Teacher) -> None:
     held = rows_with("audio", datasets.Audio(), [None] * 6).remove_columns("audio")

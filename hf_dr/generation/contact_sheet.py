@@ -177,7 +177,8 @@ class _Sheet:
             self._text(space, name, 0, 0.5, "left", room=_SIDE, inset=0, size=_TEXT + 1, weight="bold")
 
     def _draw_view(self, row: int, view: int, left: float, top: float) -> None:
-        partner = self.plus.params(row, view).get(PARTNER, NO_PARTNER)
+        params = self.plus.params(row, view)
+        partner = params.get(PARTNER, NO_PARTNER)
         colours = {}  # of classes' bars
         note = None
         if partner != NO_PARTNER:
@@ -190,7 +191,7 @@ class _Sheet:
         if label is not None:
             colours[label] = _LABEL
         self._caption(left, top, f"view {view}", note)
-        applied = _applied(self.plus.augmentation, self.plus.params(row, view))
+        applied = _applied(self.plus.augmentation, params)
         space = self._axes(left, top + _LINE - 0.03, _SIDE, _CAPTION - _LINE)
         self._text(space, applied, 0, 0.5, "left", room=_SIDE, inset=0, size=_TEXT - 1, colour=_FAINT)
         self._picture(left, top + _CAPTION, self.plus.image(row, view))

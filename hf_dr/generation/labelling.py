@@ -145,10 +145,9 @@ class Labeller:
             answers_BC = self.ask(views_BHWC, batch.image_hashes[self.is_asked(span)])
         else:
             answers_BC = ask(views_BHWC)
-        scores_N = None if self.provenance.candidates is None else self._scores(answers_BC, span)
         return Reply(
             self.short_answers(span, answers_BC),
-            None if scores_N is None else LaterOnHost(scores_N),
+            None if self.provenance.candidates is None else LaterOnHost(self._scores(answers_BC, span)),
             LaterOnHost(answers_BC) if self.provenance.signal == IMAGE_TAIL else None,
         )
 

@@ -242,7 +242,10 @@ def _metadata(configs: Mapping[str, CardConfig | PlannedConfig], data: Data) -> 
 
 def _texts(data: Data, key: str) -> list[str]:
     value = data.get(key)
-    value = [] if value is None else [value] if isinstance(value, str) else value
+    if value is None:
+        return []
+    if isinstance(value, str):
+        return [value]
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise FormatError(f"`{key}` in the card's YAML must be a list of texts, found {value!r:.80}. Fix it.")
     return value
@@ -390,14 +393,14 @@ def _settings(config: CardConfig | PlannedConfig) -> str:
     rows = [
         ("Augmentation", "<br>".join(shown)),
         ("Views of each example, V", f"{about.num_views:,}"),
-        ("Classes kept of each answer, K", f"{about.top_k:,}{classes}"),
-        *([("Signal", code(about.signal))] if about.signal != TOPK else []),
-        ("Seed", about.seed),
     ]
     if isinstance(about, Provenance) and about.candidates is not None:
-        rows.insert(
-            2, ("Chosen among", f"{about.candidates['num']:,} candidates: {schema.KEEP[about.candidates['keep']]}")
-        )
+        chosen = f"{about.candidates['num']:,} candidates: {schema.KEEP[about.candidates['keep']]}"
+        rows.append(("Chosen among", chosen))
+    rows.append(("Classes kept of each answer, K", f"{about.top_k:,}{classes}"))
+    if about.signal != TOPK:
+        rows.append(("Signal", code(about.signal)))
+    rows.append(("Seed", str(about.seed)))
     if any(op in OPS and OPS[op].mixes for op, _ in ops):
         rows.append(("Partners in mixing", _PARTNERS.get(about.mixing_scope, inline(about.mixing_scope))))
     if about.base.get("license"):

@@ -6,7 +6,6 @@ import contextlib
 import glob
 import hashlib
 import logging
-import os
 import re
 import tempfile
 from collections import Counter
@@ -28,6 +27,7 @@ from hf_dr.store.image_folders import check_all_read
 from hf_dr.store.named_files import check_own_files
 from hf_dr.store.schema import LICENSES, TEACHER_LOGPROBS, is_reserved
 from hf_dr.text import is_hub_id, progress_bar
+from hf_dr.views.images import read_file
 
 logger = logging.getLogger(__name__)
 
@@ -320,11 +320,13 @@ def shared_files(images: datasets.Dataset, others: datasets.Dataset) -> int:
 
 
 def _file_hash(cell: dict[str, Any] | None) -> bytes:
-    """Returns the SHA-256 of the file of an undecoded image; of no bytes where there is none."""
+    """Returns the SHA-256 of the file of an undecoded image; of no bytes where there is none that can be read."""
     value = cell or {}
     data = value.get("bytes")
-    if data is None and value.get("path") and os.path.isfile(value["path"]):  # noqa: PTH113 (Path's raises where a text is too long for a path)
-        data = Path(value["path"]).read_bytes()
+    if data is None and value.get("path"):
+        # An address fails in as many ways as there are kinds of them. What cannot be read is told of where it is decoded.
+        with contextlib.suppress(Exception):
+            data = read_file(value["path"])
     return hashlib.sha256(data or b"").digest()
 
 

@@ -59,7 +59,7 @@ def decode_with(value: Any, convert: Callable[[PIL.Image.Image], Decoded]) -> De
         cell = value if isinstance(value, dict) else {}
         data = cell.get("bytes")
         if data is None and cell.get("path") is not None:
-            data = _read(cell["path"])
+            data = read_file(cell["path"])
         if not isinstance(data, bytes):
             raise DataError(f"expected an image as bytes or a path, got {value!r:.80}")
         with PIL.Image.open(BytesIO(data), formats=_known_formats()) as image:
@@ -107,8 +107,12 @@ def _known_formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in PIL.Image.OPEN)
 
 
-def _read(path: str) -> bytes:
-    """Reads a file: of this machine, inside a zip archive (`zip://a.png::b.zip`), or at an address that `datasets` reads."""
+def read_file(path: str) -> bytes:
+    """Reads a file: of this machine, inside a zip archive (`zip://a.png::b.zip`), or at an address that `datasets` reads.
+
+    Raises:
+        DataError: There is none on this machine. Of an archive or an address many other errors may come.
+    """
     if "://" in path:
         with xopen(path, "rb") as file:
             data: bytes = file.read()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import zipfile
 from pathlib import Path
 
 import datasets
@@ -22,10 +23,14 @@ from hf_dr.store.base_dataset import (
     base_files,
     check_cache,
     check_dataset,
+    content_hash,
     label_advice,
     load_base,
     load_parquet,
+    shared_files,
     split_names,
+    undecoded_images,
+    whole_hash,
 )
 from hf_dr.training.checks import evaluation_images
 from hf_dr.views.augmentation import Augmentation
@@ -237,6 +242,39 @@ def test_what_is_no_loaded_split_is_refused(given, found, tiny_teacher, tmp_path
     )
     with pytest.raises(DataError, match=message):
         reinforce(given, tiny_teacher, "rrc", ReinforceConfig(str(tmp_path)))
+
+
+def in_archive(dataset: datasets.Dataset, path: Path) -> datasets.Dataset:
+    """The same images and labels, but each cell only names its image, inside a zip archive."""
+    cells = undecoded_images(dataset, "image")["image"]
+    with zipfile.ZipFile(path, "w") as archive:
+        for number, cell in enumerate(cells):
+            archive.writestr(f"{number}.png", cell["bytes"])
+    named = [{"bytes": None, "path": f"zip://{number}.png::{path}"} for number in range(len(cells))]
+    columns = {"image": named, "label": dataset["label"][:]}
+    return datasets.Dataset.from_dict(columns, features=dataset.features)
+
+
+def test_images_at_an_address_are_told_apart_by_their_files(tmp_path, tiny_dataset):
+    """Else a run would go on with other images than it was begun with, if their labels are the same."""
+    halves = [tiny_dataset.select(range(6)), tiny_dataset.select(range(6, 12))]
+    named = [in_archive(half, tmp_path / f"{number}.zip") for number, half in enumerate(halves)]
+    images = [undecoded_images(dataset, "image") for dataset in (*halves, *named)]
+    assert list(map(content_hash, images[2:])) == list(map(content_hash, images[:2]))
+    assert content_hash(images[2]) != content_hash(images[3])
+    assert (shared_files(images[2], images[3]), shared_files(images[2], images[0])) == (0, 6)
+    one, two, same = (whole_hash(dataset, "image", "label") for dataset in (*named, halves[0]))
+    assert one == same != two
+
+
+@pytest.mark.parametrize("path", ["absent.png", "zip://absent.png::absent.zip", "x" * 5000])
+def test_an_image_that_is_not_there_is_one_without_bytes(path):
+    features = datasets.Features({"image": datasets.Image(decode=False)})
+    empty, absent = (
+        datasets.Dataset.from_dict({"image": [cell]}, features=features)
+        for cell in ({"bytes": b"", "path": None}, {"bytes": None, "path": path})
+    )
+    assert content_hash(empty) == content_hash(absent)
 
 
 @pytest.fixture

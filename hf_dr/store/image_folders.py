@@ -40,6 +40,7 @@ def check_all_read(folder: Path) -> None:
     builder = datasets.load_dataset_builder(str(folder))
     if not isinstance(builder, ImageFolder | Text):
         return
+    folder = folder.resolve()  # as the builder does
     read = {os.path.normpath(file) for files in (builder.config.data_files or {}).values() for file in files}
     others = sorted(set(_files(folder)) - read)
     unreadable = [file for file in others if Path(file).suffix.lower() in _UNREADABLE or not os.path.isfile(file)]  # noqa: PTH113
@@ -75,7 +76,7 @@ def check_all_read(folder: Path) -> None:
 def _files(folder: Path) -> Iterator[str]:
     """Yields the files below a folder, those of linked folders too; hidden ones are left out, as `datasets` does."""
     seen = set()
-    for place, folders, names in os.walk(os.path.normpath(folder), followlinks=True):
+    for place, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(place)
         folders[:] = [] if real in seen else [name for name in folders if not name.startswith((".", "__"))]
         if real not in seen:

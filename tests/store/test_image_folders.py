@@ -98,6 +98,18 @@ def test_a_class_whose_name_has_a_word_for_a_split_is_refused(tmp_path, word):
     assert len(load_base(place)[0]) == 3
 
 
+@pytest.mark.parametrize("place", ["photos", "./photos/", "photos/../photos", "linked"])
+def test_another_way_to_the_folder_finds_the_same(place, tmp_path, monkeypatch, warned):
+    photos(tmp_path / "photos", "steam/1.jpg", "bus/2.jpg")
+    (tmp_path / "linked").symlink_to("photos")
+    monkeypatch.chdir(tmp_path)
+    loaded, said = warned(place)
+    assert (len(loaded), said) == (2, [])
+    (tmp_path / "photos" / "steam").rename(tmp_path / "photos" / "train_steam")
+    with pytest.raises(DataError, match=r"1 images of .* in the name of train_steam for a split"):
+        load_base(place)
+
+
 def test_a_card_may_say_which_files_are_read(tmp_path, warned):
     place = photos(tmp_path, "train_photos/a/1.jpg", "train_photos/b/2.jpg", "pictures/logo.jpg")
     with pytest.raises(DataError, match="in the name of train_photos for a split"):

@@ -123,7 +123,8 @@ def open_run(
             provenance.write(folder)
     # Reading what is there takes long; the lock of the part guards its shards.
     check_same_base(folder, provenance, base)
-    remove_temporaries(folder, ("",) if part == WHOLE else [provenance.shard_names[index] for index in mine])
+    names = provenance.shard_names
+    remove_temporaries(folder, ("",) if part == WHOLE else [names[index] for index in mine])
     missing = missing_shards(folder, provenance, mine, read=True)
     _check_space(folder, provenance, len(missing))
     return missing

@@ -243,6 +243,7 @@ class Job:
                 views = best_candidates(views, provenance.num_candidates, provenance.num_views)
             rows = RowStream(progress.counted(views), provenance.num_views, with_tails=provenance.signal == IMAGE_TAIL)
             features = self.plan.features
+            names = provenance.shard_names
 
             def finish(writer: ShardWriter) -> None:
                 marker = writer.finish()
@@ -250,7 +251,7 @@ class Job:
                 progress.wrote(marker.file_bytes)
 
             for shard in shards:
-                writer = ShardWriter(self.folder / provenance.shard_names[shard], features, provenance.fingerprint)
+                writer = ShardWriter(self.folder / names[shard], features, provenance.fingerprint)
                 unfinished.append(writer)
                 for base, part in self._rows_of(shard, rows):
                     background.submit(_write, writer, base, part)

@@ -246,8 +246,9 @@ def check_all_digests(shards: Iterable[Path]) -> None:
 
 def remove_temporaries(folder: Path, shards: Iterable[str] = ("",)) -> None:
     """Deletes what killed runs left behind of these shards, or of all; call it only while no other run writes them."""
-    for shard in shards:
-        for path in folder.glob(f".{shard}*{TEMPORARY}"):
+    beginnings = tuple(f".{shard}" for shard in shards)
+    for path in folder.glob(f".*{TEMPORARY}"):
+        if path.name.startswith(beginnings):
             path.unlink(missing_ok=True)
 
 

@@ -256,14 +256,14 @@ class ImportJob:
         total = sum(len(provenance.shard_range(shard)) for shard in missing)
         group = max(1, ROW_GROUP_VIEWS // provenance.num_views)  # rows
         name = f"writing {provenance.config_name}"
+        names = provenance.shard_names
         with (
             ThreadPoolExecutor(os.cpu_count() or 1) as pool,
             progress_bar(total=total, desc=name, unit="image") as bar,
         ):
             for shard in missing:
                 span = provenance.shard_range(shard)
-                path = self.folder / provenance.shard_names[shard]
-                with ShardWriter(path, self._features, provenance.fingerprint) as writer:
+                with ShardWriter(self.folder / names[shard], self._features, provenance.fingerprint) as writer:
                     for first in range(span.start, span.stop, group):
                         last = min(first + group, span.stop)
                         columns, valid = scratch.take(first, last)

@@ -59,7 +59,7 @@ def check_all_read(folder: Path) -> None:
                 f"all folders of classes must be read, but {told}: `datasets` takes the word for a split in the name of "
                 f"{', '.join(words)} for a split. Rename the folder, or put all folders of classes into one called `train`."
             )
-        _warn(f"{told}: beside folders called train or test no others are read, nor folders that are links.")
+        _warn(f"{told}: beside folders or files called train or test no others are read, nor folders that are links.")
     packed = sorted(file for file in read if Path(file).suffix == ".zip")
     if packed:
         _warn(

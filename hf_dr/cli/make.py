@@ -371,7 +371,7 @@ def import_ml_dr_command(argv: Sequence[str], prog: str) -> int:
     )
     job = ImportJob(sources, base, config, described=described)
     if arguments.dry_run:
-        print(f"{job.folder}: nothing written, this is what the import would make\n\n{job.plan()}")
+        print(f"{job.folder}: nothing written, this is what the import would make\n\n{job.estimate()}")
         return 0
     return _until_stopped(job.run)
 

@@ -471,7 +471,7 @@ def test_an_import_goes_on_with_its_own_labels_only(base, mixing, tmp_path):
 def test_a_folder_of_other_files_is_refused_and_left_as_it_is(base, mixing, tmp_path):
     (tmp_path / "cat.jpg").touch()
     job = ImportJob([mixing[1]], base, ImportConfig(str(tmp_path)))
-    for make in (job.run, job.plan):
+    for make in (job.run, job.estimate):
         with pytest.raises(ConfigError, match=r"found cat\.jpg in .*, where none was begun\. Choose another"):
             make()
     assert list(tmp_path.iterdir()) == [tmp_path / "cat.jpg"]

@@ -61,7 +61,7 @@ _VERSIONED = ("numpy", "pillow", "torchvision")
 
 
 class ImportJob:
-    """Turns reinforcements of apple/ml-dr into a "+" dataset: checked when built, then `run`; `plan` says what it would do.
+    """Turns reinforcements of apple/ml-dr into a "+" dataset: checked when built, then `run`; `estimate` says what it would do.
 
     Rows whose image cannot be decoded, or is turned by its EXIF orientation (which ml-dr did not look at), stay without
     reinforcement; views that mix such an image in are replaced by others of their row.
@@ -142,7 +142,7 @@ class ImportJob:
         )
         self.folder = Path(config.output_dir).expanduser() / config.config_name
 
-    def plan(self) -> str:
+    def estimate(self) -> str:
         """Checks what can be checked without reading everything and tells what would be written; writes nothing."""
         check_same_run(self.folder, self.provenance)
         p = self.provenance

@@ -57,11 +57,12 @@ def check_order(
     ):
         if value not in known:
             raise ConfigError(f"`{name}` must be one of {', '.join(known)}, got {value!r}.")
+    if num_epochs is not None:
+        check_count("num_epochs", num_epochs)
     if view_order in BY_DIFFICULTY:
-        if num_epochs is None or num_epochs < 1:
+        if num_epochs is None:
             raise ConfigError(
-                f"`num_epochs` must be the epochs of the whole training for `view_order` {view_order}, at least 1, got "
-                f"{num_epochs}. Give it."
+                f"`num_epochs` must be the epochs of the whole training for `view_order` {view_order}, got None. Give it."
             )
         if data.paired:
             raise ConfigError(

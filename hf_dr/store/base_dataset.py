@@ -6,6 +6,7 @@ import contextlib
 import glob
 import hashlib
 import logging
+import os
 import re
 import tempfile
 from collections import Counter

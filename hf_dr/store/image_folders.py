@@ -40,7 +40,6 @@ def check_all_read(folder: Path) -> None:
     builder = datasets.load_dataset_builder(str(folder))
     if not isinstance(builder, ImageFolder | Text):
         return
-    folder = folder.resolve()  # as the builder does
     read = {os.path.normpath(file) for files in (builder.config.data_files or {}).values() for file in files}
     others = sorted(set(_files(folder)) - read)
     unreadable = [file for file in others if Path(file).suffix.lower() in _UNREADABLE or not os.path.isfile(file)]  # noqa: PTH113

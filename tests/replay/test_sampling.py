@@ -393,12 +393,13 @@ def test_new_views_among_those_by_difficulty(tmp_path, tiny_dataset, tiny_teache
 
 
 def test_an_order_by_difficulty_that_cannot_be(plain, tiny_plus, tmp_path, tiny_dataset, tiny_teacher):
-    for given_epochs in (None, 0):
-        with pytest.raises(
-            ConfigError,
-            match=rf"`num_epochs` must be .* for `view_order` easy_first, at least 1, got {given_epochs}\. Give it",
-        ):
-            ReinforcedSampler(plain, view_order="easy_first", num_epochs=given_epochs)
+    message = r"`num_epochs` must be the epochs of the whole training for `view_order` easy_first, got None\. Give it"
+    with pytest.raises(ConfigError, match=message):
+        ReinforcedSampler(plain, view_order="easy_first")
+    for wrong in (0, "4", 4.5, True):
+        for view_order in ("easy_first", "all"):
+            with pytest.raises(ConfigError, match=rf"`num_epochs` must be a whole number.*, got {wrong!r}"):
+                ReinforcedSampler(plain, view_order=view_order, num_epochs=wrong)
     with pytest.raises(ConfigError, match=r"must be all or random for a dataset that mixes, got hard_first: two rows"):
         ReinforcedSampler(tiny_plus, view_order="hard_first", num_epochs=4)
     with pytest.raises(ConfigError, match="`view_difficulty` must be one of entropy, cross_entropy, got 'loss'"):

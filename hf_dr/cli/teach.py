@@ -93,16 +93,12 @@ def train_command(argv: Sequence[str], prog: str) -> int:
         logger.warning(
             "The student in %s was calibrated. Without `calibrate_split` it will be as it was trained.", args.output_dir
         )
-    found: list[CalibratedStudent] = []
     with trainer.alone():
-        run_training(
-            trainer, args, lambda: None if held_out is None else found.append(calibrate(trainer, held_out, card))
-        )
-        finish_training(trainer, args, card)
-    if trainer.is_world_process_zero():
-        for fit in found:
-            kept = "in the weights" if fit.folded else "not in the weights: divide the logits by it"
-            print(f"\n{fit.table(f', {kept}', f' of `{student.calibrate_split}`')}", flush=True)
+        fit = run_training(trainer, lambda: None if held_out is None else calibrate(trainer, held_out, card))
+        finish_training(trainer, card)
+    if fit is not None and trainer.is_world_process_zero():
+        kept = "in the weights" if fit.folded else "not in the weights: divide the logits by it"
+        print(f"\n{fit.table(f', {kept}', f' of `{student.calibrate_split}`')}", flush=True)
     return 0
 
 
@@ -194,13 +190,10 @@ def _teach(
     if teaching.calibrate:
         check_whole(trainer, "calibrate")
     card["calibrated_on"] = card["evaluated_on"]
-    found: list[CalibratedStudent] = []
     with trainer.alone():
-        run_training(
-            trainer, args, lambda: found.append(calibrate(trainer, trainer.eval_dataset, card, fold=teaching.calibrate))
-        )
-        finish_training(trainer, args, card)
-        (fit,) = found
+        fit = run_training(trainer, lambda: calibrate(trainer, trainer.eval_dataset, card, fold=teaching.calibrate))
+        finish_training(trainer, card)
+        assert fit is not None
         if trainer.is_world_process_zero():
             _write(Path(args.output_dir), fit, student)
     return asdict(fit)

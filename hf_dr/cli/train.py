@@ -8,11 +8,11 @@ import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from torch import nn
-from transformers import TrainerState, TrainingArguments, set_seed
+from transformers import TrainerState, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 
@@ -52,6 +52,8 @@ from hf_dr.transfer.trainer import TransferTrainer
 from hf_dr.views.augmentation import Augmentation
 
 logger = logging.getLogger(__name__)
+
+_Found = TypeVar("_Found")
 
 
 def draw_all_anew(args: ReinforcedTrainingArguments, objective: str) -> None:
@@ -146,9 +148,9 @@ def was_calibrated(folder: Path) -> bool:
     return known is not None and known.calibration is not None
 
 
-def finish_training(trainer: ReinforcedTrainer, args: ReinforcedTrainingArguments, card: dict[str, Any]) -> None:
+def finish_training(trainer: ReinforcedTrainer, card: dict[str, Any]) -> None:
     """Writes the card, and pushes if that is asked for."""
-    finish: Callable[..., Any] = trainer.push_to_hub if args.push_to_hub else trainer.create_model_card
+    finish: Callable[..., Any] = trainer.push_to_hub if trainer.args.push_to_hub else trainer.create_model_card
     finish(**card)
 
 
@@ -261,17 +263,16 @@ def _epoch_in(results: Path) -> Any:
 
 
 def run_training(
-    trainer: ReinforcedTrainer | TransferTrainer,
-    args: TrainingArguments,
-    before_evaluation: Callable[[], Any] = lambda: None,
-) -> None:
+    trainer: ReinforcedTrainer | TransferTrainer, before_evaluation: Callable[[], _Found | None] = lambda: None
+) -> _Found | None:
     """Trains, resuming from the last checkpoint of the folder; saves the model and its metrics. Ctrl-C saves a checkpoint.
 
-    `before_evaluation` may change the model that was saved, and save it again; its checkpoints stay as they are.
+    `before_evaluation` may change the model that was saved, and save it again; its checkpoints stay as they are. What it
+    returns is returned.
     """
     steps_before = 0
-    folder = str(args.output_dir)
-    checkpoint = whole_checkpoint(args.resume_from_checkpoint, folder) or last_checkpoint(folder)
+    folder = str(trainer.args.output_dir)
+    checkpoint = whole_checkpoint(trainer.args.resume_from_checkpoint, folder) or last_checkpoint(folder)
     if checkpoint is not None:
         logger.info("Resuming from %s.", checkpoint)
         steps_before = TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME))).global_step
@@ -282,8 +283,9 @@ def run_training(
         logger.info("All %d steps were trained before: the model is only saved and evaluated again.", steps_before)
     with training_kept_on_interrupt(trainer):
         _save_trained(trainer, result, trained=trained)
-        before_evaluation()
+        found = before_evaluation()
         _evaluate(trainer)
+    return found
 
 
 def _save_trained(trainer: ReinforcedTrainer | TransferTrainer, result: TrainOutput, *, trained: bool) -> None:

@@ -64,7 +64,7 @@ def _transfer(
     set_seed(args.seed)
     trainer = getattr(importlib.import_module(f"hf_dr.transfer.{task}"), f"{task}_trainer")(chosen, student, args)
     with trainer.alone():
-        run_training(trainer, args)
+        run_training(trainer)
         trainer.write_results()
         if args.push_to_hub:
             trainer.push_to_hub()

@@ -31,6 +31,7 @@ from hf_dr.files import write_json, write_whole
 from hf_dr.hub.fetch import fetch_config
 from hf_dr.processes import on_main, process_state
 from hf_dr.replay.loading import each_dataset
+from hf_dr.settings import unlike_names
 from hf_dr.store.base_dataset import load_base, undecoded_images
 from hf_dr.store.card import write_card
 from hf_dr.store.findings import Students, save_finding
@@ -304,6 +305,13 @@ def run_comparison(config: CompareConfig, train: Callable[[list[str]], int]) -> 
     return comparison
 
 
+def _learned_from(train: dict[str, Any]) -> Iterator[Provenance]:
+    """Yields the provenance of each "+" dataset that a training's settings name."""
+    for each in each_dataset(train["dataset"], train.get("name")):
+        _, provenance = fetch_config(*each, revision=train.get("revision"), shards=False)
+        yield provenance
+
+
 def _check_calibration(train: dict[str, Any], tested: Images) -> None:
     """Refuses to calibrate students by images on which they are compared."""
     name, split = (train.get(key) for key in ("eval_dataset", "calibrate_split"))
@@ -319,8 +327,7 @@ def _check_calibration(train: dict[str, Any], tested: Images) -> None:
 def _check_labels(config: CompareConfig) -> None:
     """Refuses a weight of the labels that `reinforced` would refuse when the others are trained."""
     weight = config.train.get("label_weight")
-    for each in each_dataset(config.train["dataset"], config.train.get("name")) if weight else ():
-        _, provenance = fetch_config(*each, revision=config.train.get("revision"), shards=False)
+    for provenance in _learned_from(config.train) if weight else ():
         mixes = Augmentation.from_list(provenance.augmentation).mixes
         check_label_weight(weight, mixes and "reinforced" in config.objectives)
 
@@ -342,8 +349,7 @@ def training_flags(config: CompareConfig, objective: str, seed: int) -> dict[str
 
 def _facts(config: CompareConfig, comparison: Comparison) -> Iterator[list[str]]:
     """Yields what the page says of data, teacher, student, training and evaluation."""
-    for path, name in each_dataset(config.train["dataset"], config.train.get("name")):
-        _, p = fetch_config(path, name, revision=config.train.get("revision"), shards=False)
+    for p in _learned_from(config.train):
         answers = f"{p.num_views} views of each, {described(p.signal, p.top_k, p.num_classes)}"
         yield ["data", f"{p.num_rows:,} images of {p.base.get('id') or 'a base dataset'}, {p.split}; {answers}"]
         yield ["teacher", " + ".join(str(member.get("id")) for member in p.teacher["members"])]
@@ -370,21 +376,17 @@ def is_finished(run: Path, flags: dict[str, Any]) -> bool:
     Raises:
         ConfigError: The folder holds a run of other settings or of another "+" dataset.
     """
-    found = [
-        fetch_config(*each, revision=flags.get("revision"), shards=False)
-        for each in each_dataset(flags["dataset"], flags.get("name"))
-    ]
-    fingerprint = " ".join(provenance.fingerprint for _, provenance in found)
+    fingerprint = " ".join(provenance.fingerprint for provenance in _learned_from(flags))
     made_of = {**{key: str(value) for key, value in flags.items()}, "fingerprint": fingerprint}
     note = run / RUN_NOTE
     if not note.exists():
         run.mkdir(parents=True, exist_ok=True)
         write_json(note, made_of)
     there = read_object(note, "Remove the folder, or choose another `output_dir`.")
-    differing = [key for key in made_of.keys() | there.keys() if made_of.get(key) != there.get(key)]
+    differing = unlike_names(made_of, there)
     if differing:
         raise ConfigError(
-            f"{run} must be a run of the same settings, but it differs in {', '.join(sorted(differing))}. Remove it, or choose "
+            f"{run} must be a run of the same settings, but it differs in {', '.join(differing)}. Remove it, or choose "
             "another `output_dir`."
         )
     # Metrics of the training are written before the last evaluation, and the others after it.

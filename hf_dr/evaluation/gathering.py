@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hf_dr.errors import DataError, HfDrError
 from hf_dr.evaluation.config import REPORT_FILE, named_model
-from hf_dr.settings import are_alike
+from hf_dr.settings import unlike_names
 from hf_dr.teacher.metrics import METRICS, SHARES
 from hf_dr.training.student_card import STUDENT_FILE, Student, fold_left_out
 from hf_dr.transfer.trainer import HEADLINES, TRANSFER_FILE, read_description
@@ -192,10 +192,10 @@ class Finished:
         if not (same_row or self.setting.serves(other.setting) or other.setting.serves(self.setting)):
             return ""
         same_cell = same_row and self.objective == other.objective
-        differing = _differing(self.transfer, other.transfer, but=("seed",))
+        differing = unlike_names(self.transfer, other.transfer, but=("seed",))
         if same_cell:
             whose = "the student's " if self.transfer else ""
-            differing += [whose + key for key in _differing(self.student, other.student, but=_NOT_SETTINGS)]
+            differing += [whose + key for key in unlike_names(self.student, other.student, but=_NOT_SETTINGS)]
         if differing:
             return f"differs in {', '.join(differing)} from"
         if same_cell and self.seeds == other.seeds:
@@ -205,7 +205,7 @@ class Finished:
 
     def rivalry(self, other: Finished) -> str:
         """Tells why it cannot stand with another run in the row of a "+" dataset that lacks runs of its own, as `conflict`."""
-        differing = _differing(self.student, other.student, but=_NOT_SETTINGS)
+        differing = unlike_names(self.student, other.student, but=_NOT_SETTINGS)
         one, two = self.setting, other.setting
         if one.images and two.images and one.fingerprint != two.fingerprint:
             differing.append("augmentation")
@@ -321,10 +321,6 @@ def _planned_epochs(settings: dict[str, Any]) -> float:
     # `num_epochs` may be there, too: those over which `view_order` spreads the views, rounded up.
     batch = int(settings.get("total_train_batch_size", settings["train_batch_size"]))
     return round(int(settings["training_steps"]) * batch / int(settings["num_rows"]), 2)
-
-
-def _differing(one: dict[str, Any], two: dict[str, Any], but: Sequence[str]) -> list[str]:
-    return sorted(key for key in (one.keys() | two.keys()) - set(but) if not are_alike(one.get(key), two.get(key)))
 
 
 def read_evaluation(path: Path) -> dict[str, Any]:

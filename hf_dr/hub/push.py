@@ -13,7 +13,7 @@ from accelerate.utils import gather_object
 from hf_dr.errors import ConfigError, FormatError
 from hf_dr.hub.repository import Push, Remote, Repository, publish, warn_of_unsent
 from hf_dr.processes import process_state
-from hf_dr.settings import check_names
+from hf_dr.settings import check_kind, check_names
 from hf_dr.store.card import (
     CARD_FILE,
     GENERATED_KEYS,
@@ -75,10 +75,8 @@ def push_to_hub(
         FormatError: A configuration is unfinished or damaged.
         HubError: The Hub refuses, or does not answer after all retries. Nothing was published, or all of it.
     """
-    if not isinstance(folder, (str, os.PathLike)):
-        raise ConfigError(
-            f'`folder` must be the folder of a "+" dataset, got {type(folder).__name__}. Give the `output_dir` of `reinforce`.'
-        )
+    expected = 'the folder of a "+" dataset'
+    check_kind("folder", folder, (str, os.PathLike), expected, "Give the `output_dir` of `reinforce`.")
     folder = Path(folder).expanduser()
     found = card_configs(folder, _names(folder, configs))
     provenances = {name: config.provenance for name, config in found.items()}

@@ -98,10 +98,11 @@ def check_early(types: Sequence[Any], argv: Sequence[str], prog: str) -> None:
         action.required = action.required and action.dest not in files
     words = [word for word in parser.unknown_words(argv) if word.startswith("--")]
     foreign = _names_of_transformers() if words else set()
-    flags = [*(flag for action in parser._actions for flag in action.option_strings), *ALIASES, *foreign]
-    for word in words:
-        if foreign and word.removeprefix("--").removeprefix("no_").replace("-", "_") not in {*foreign, *ALIASES}:
-            close = did_you_mean(word, [f"--{flag.removeprefix('--')}" for flag in flags])
+    known = {*foreign, *ALIASES}
+    for word in words if foreign else ():
+        if word.removeprefix("--").removeprefix("no_").replace("-", "_") not in known:
+            ours = (flag for action in parser._actions for flag in action.option_strings)
+            close = did_you_mean(word, [*ours, *(f"--{name}" for name in known)])
             raise ConfigError(f"unknown argument `{word}`.{close if 'mean' in close else ' --help_all shows all.'}")
     parser.parse_known_args(argv)
 

@@ -46,7 +46,6 @@ from typing import Any
 
 import common
 import datasets
-import PIL.Image
 import torch
 from safetensors.torch import load_file
 
@@ -67,7 +66,6 @@ from hf_dr.training.teaching import begin_folds
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.maker import Span, ViewMaker
 
-EMBEDDED_TEACHERS = [str(common.EMBEDDED / "teachers" / f"fashion_mnist_{member}") for member in "ab"]
 FASHION_MNIST = Path(__file__).parents[1] / "recipes" / "fashion_mnist" / "reinforce.yaml"
 FAMILIES = ("resnet", "vit", "lite0")
 TEACHERS = ("plain", "calibrated", "folds", "folds_calibrated")
@@ -283,10 +281,7 @@ def shrunk(folder: Path, to: Path, side: int, rows: int | None = None) -> Path:
 
     def shrink(row: dict[str, Any]) -> dict[str, Any]:
         image = row["image"].convert("RGB")
-        if not side:
-            return {"image": image}
-        share = side / min(image.size)
-        return {"image": image.resize([round(share * old) for old in image.size], PIL.Image.Resampling.BICUBIC)}
+        return {"image": common.shrunk(image, side) if side else image}
 
     for split in ("train", "test"):
         path = to / f"{split}-00000-of-00001.parquet"
@@ -326,14 +321,14 @@ def reinforced(name: str, case: Case, flags: Any) -> tuple[Path, list[str]]:
 def teacher_of(name: str, case: Case, flags: Any, *, folds: bool) -> list[str]:
     """Returns the names of a set's teachers, which are trained if they are not there."""
     if not case.teachers:
-        return EMBEDDED_TEACHERS
+        return common.EMBEDDED_TEACHERS
     base = base_of(name, flags)
     folders = []
     for architecture in case.teachers:
         folder = flags.work / name / f"teacher_{architecture}{'_folds' if folds else ''}"
         last = folder / f"fold-{FOLDS - 1}" if folds else folder
         if not (last / "model.safetensors").exists():
-            train_teacher(architecture, common._parquet(base), case, flags.weights, folder, FOLDS if folds else 1)
+            train_teacher(architecture, common.parquet(base), case, flags.weights, folder, FOLDS if folds else 1)
         folders.append(str(folder))
     return folders
 
@@ -345,7 +340,7 @@ def temperature_of(name: str, case: Case, flags: Any) -> float:
     """
     file = flags.work / name / "temperature.json"
     if not file.exists():
-        images = common._parquet(base_of(name, flags), "train" if case.teachers else "test")
+        images = common.parquet(base_of(name, flags), "train" if case.teachers else "test")
         if not case.teachers:
             images = images.select(range(len(images) // 2))
         teacher = Teacher.from_pretrained(teacher_of(name, case, flags, folds=True))
@@ -413,8 +408,7 @@ def run(name: str, student: str, flags: Any, variant: str = "", **more: Any) -> 
 
 
 def main() -> None:
-    parser = common.parser(__doc__)
-    parser.add_argument("--work", type=Path, help="Folder of the runs; kept. Default: a temporary one.")
+    parser = common.training_parser(__doc__)
     parser.add_argument("--sets", nargs="+", choices=list(CASES), help="Default: all with --data, else fashion_mnist.")
     parser.add_argument(
         "--students", nargs="+", choices=FAMILIES, default=FAMILIES, help="Families. Default: all that a set has."
@@ -430,7 +424,6 @@ def main() -> None:
     parser.add_argument("--num_views", type=int, help="V. Default: the set's.")
     parser.add_argument("--calibrate", action="store_true", help="Calibrate the students by half of the test images.")
     parser.add_argument("--small", action="store_true", help="Fewer views and epochs, one corruption; a ResNet only.")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="Default: 0 1 2.")
     parser.set_defaults(**USUAL)
     flags = parser.parse_args()
     if flags.data is None or flags.weights is None:
@@ -441,8 +434,7 @@ def main() -> None:
         flags.sets = flags.sets or ["fashion_mnist"]
     result = common.earlier(flags)
     tables = []
-    with common.working_folder() as folder:
-        flags.work = flags.work or folder
+    with common.working_folder(flags.work) as flags.work:
         for name in flags.sets or list(CASES):
             families = [family for family in flags.students if family in case_of(name, flags).epochs]
             for student in families[:1] if flags.quick else families:

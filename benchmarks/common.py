@@ -7,10 +7,12 @@ import importlib.metadata
 import json
 import platform
 import shlex
+import statistics
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -19,6 +21,7 @@ from typing import Any
 import datasets
 import numpy as np
 import PIL.Image
+import pyarrow as pa
 import timm
 import torch
 
@@ -29,6 +32,7 @@ from hf_dr.teacher.members import Member, weights_hash
 from hf_dr.teacher.preprocessing import Preprocessing
 
 EMBEDDED = Path(hf_dr.__file__).parent / "assets"
+EMBEDDED_TEACHERS = sorted(str(path.parent) for path in (EMBEDDED / "teachers").glob("*/config.json"))
 PHOTOS, SMALL = "grocery_fruit_orig", "fashion_mnist_10k"
 LITE0, LITE1 = "tf_efficientnet_lite0", "tf_efficientnet_lite1"
 _LIBRARIES = ("datasets", "numpy", "pillow", "pyarrow", "timm", "torch", "torchvision")
@@ -51,13 +55,21 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     return flags
 
 
+def training_parser(doc: str | None) -> argparse.ArgumentParser:
+    """Returns `parser`'s with the flags of benchmarks that train."""
+    flags = parser(doc)
+    flags.add_argument("--work", type=Path, help="Folder of all that is made; kept. Default: a temporary one.")
+    flags.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="Default: 0 1 2.")
+    return flags
+
+
 # --------------------------------------------------------------------------------------------------------------- data
 
 
 def photos(folder: Path | None, rows: int) -> tuple[datasets.Dataset, str]:
     """Returns photographs, or generated pictures like them, and a line that says which."""
     if folder is not None:
-        return _spread(_parquet(folder / PHOTOS), rows), PHOTOS
+        return _spread(parquet(folder / PHOTOS), rows), PHOTOS
     made = [{"image": {"bytes": _picture(n), "path": None}, "label": n % 10} for n in range(rows)]
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
     return datasets.Dataset.from_list(made, features=features), "generated pictures (no --data)"
@@ -66,11 +78,12 @@ def photos(folder: Path | None, rows: int) -> tuple[datasets.Dataset, str]:
 def small_images(folder: Path | None, rows: int) -> tuple[datasets.Dataset, str]:
     """Returns images of 28x28 pixels, Fashion-MNIST, and a line that says from where."""
     if folder is not None:
-        return _spread(_parquet(folder / SMALL), rows), SMALL
-    return _spread(_parquet(EMBEDDED / "fashion_mnist"), rows), "embedded Fashion-MNIST (no --data)"
+        return _spread(parquet(folder / SMALL), rows), SMALL
+    return _spread(parquet(EMBEDDED / "fashion_mnist"), rows), "embedded Fashion-MNIST (no --data)"
 
 
-def _parquet(folder: Path, split: str = "train") -> datasets.Dataset:
+def parquet(folder: Path, split: str = "train") -> datasets.Dataset:
+    """Returns a split that is in a folder of Parquet files."""
     files = sorted(str(path) for path in folder.glob(f"{split}-*.parquet"))
     if not files:
         sys.exit(f"expected {split}-*.parquet in {folder}, found none. Check --data.")
@@ -81,6 +94,22 @@ def _spread(dataset: datasets.Dataset, rows: int) -> datasets.Dataset:
     """So many rows, evenly spread (sets are often sorted by class), and again from the start where it has fewer."""
     length = len(dataset)
     return dataset.select([n * length // rows if rows < length else n % length for n in range(rows)])
+
+
+def shrunk(image: PIL.Image.Image, side: int) -> PIL.Image.Image:
+    """Returns a picture with so many pixels on the shorter side."""
+    share = side / min(image.size)
+    width, height = (round(share * old) for old in image.size)
+    return image.resize((width, height), PIL.Image.Resampling.BICUBIC)
+
+
+def as_array(column: pa.ChunkedArray) -> np.ndarray:
+    """Returns a column of numbers, or of lists of fixed sizes in each other, as an array of as many dimensions."""
+    array, shape = column.combine_chunks(), [len(column)]
+    while pa.types.is_fixed_size_list(array.type):
+        shape.append(array.type.list_size)
+        array = array.flatten()
+    return array.to_numpy(zero_copy_only=False).reshape(shape)
 
 
 def _picture(number: int) -> bytes:
@@ -107,28 +136,50 @@ def lite0(folder: Path | None) -> tuple[Teacher, str]:
     """Returns EfficientNet-Lite0, which takes 224x224, and a line that says whether it is trained."""
     if folder is not None:
         return Teacher.from_pretrained(f"timm:{LITE0}@{folder / LITE0}.in1k.safetensors"), f"{LITE0}.in1k"
+    return Teacher([untrained(LITE0)]), f"untrained {LITE0} (no --weights)"
+
+
+def untrained(architecture: str) -> Member:
+    """Returns a classifier of ImageNet's 1,000 classes with fresh weights, which takes 224x224."""
     torch.manual_seed(0)
-    model = timm.create_model(LITE0, pretrained=False).eval()
+    model = timm.create_model(architecture, pretrained=False).eval()
     config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
     preprocessing = Preprocessing((224, 224), config["mean"], config["std"], "bicubic")
-    member = Member(model, LITE0, None, None, 1000, None, preprocessing, weights_hash(model))
-    return Teacher([member]), f"untrained {LITE0} (no --weights)"
+    return Member(model, architecture, None, None, 1000, None, preprocessing, weights_hash(model))
 
 
-def embedded_teacher() -> tuple[Teacher, str] | None:
-    """Returns the ensemble that the package carries, or None where it carries none."""
-    folders = sorted(str(path.parent) for path in (EMBEDDED / "teachers").glob("*/config.json"))
-    return (Teacher.from_pretrained(folders), f"{len(folders)} embedded teachers (no --weights)") if folders else None
+def lite0_or_embedded(folder: Path | None) -> tuple[Teacher, str]:
+    """Returns EfficientNet-Lite0 where its weights are given, else the ensemble that the package carries; and which."""
+    if folder is not None:
+        return lite0(folder)
+    return Teacher.from_pretrained(EMBEDDED_TEACHERS), f"{len(EMBEDDED_TEACHERS)} embedded teachers (no --weights)"
+
+
+class RecordingTeacher(Teacher):
+    """A teacher that keeps its whole answers, float32."""
+
+    def __init__(self, teacher: Teacher) -> None:
+        super().__init__(teacher.members)
+        self._answers: list[np.ndarray] = []
+
+    def __call__(self, views_BCHW: torch.Tensor) -> torch.Tensor:
+        logprobs_BC = super().__call__(views_BCHW)
+        self._answers.append(logprobs_BC.numpy())
+        return logprobs_BC
+
+    def answers(self, count: int) -> np.ndarray:
+        """Returns the log-probabilities (count, C) of the first views: on a CPU a last batch is filled up."""
+        return np.concatenate(self._answers)[:count]
 
 
 # ------------------------------------------------------------------------------------------------------------ reports
 
 
 @contextmanager
-def working_folder() -> Iterator[Path]:
-    """A temporary folder that is gone afterwards."""
+def working_folder(kept: Path | None = None) -> Iterator[Path]:
+    """A temporary folder that is gone afterwards, or the one that is kept."""
     with tempfile.TemporaryDirectory(prefix="hf_dr_benchmark_") as folder:
-        yield Path(folder)
+        yield kept or Path(folder)
 
 
 def seconds(work: Callable[[], Any]) -> float:
@@ -136,6 +187,54 @@ def seconds(work: Callable[[], Any]) -> float:
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
+
+
+def cpu_seconds(work: Callable[[], Any]) -> float:
+    """Returns how long `work` keeps this process's threads busy."""
+    began = time.process_time()
+    work()
+    return time.process_time() - began
+
+
+def in_turns(
+    works: Mapping[str, Callable[[], float]], rounds: int, what: str | None = None, warm_up: int = 1
+) -> dict[str, list[float]]:
+    """Does all works in each round, so that a disturbance of the machine hits all; returns what each measures, by round.
+
+    Args:
+        works: By name; every other round does them in the opposite order.
+        rounds: Those that count.
+        what: Named on stderr after each round. Default: nothing is said.
+        warm_up: Rounds before, in which workers start, files are opened and caches filled.
+    """
+    found: dict[str, list[float]] = {name: [] for name in works}
+    for number in range(-warm_up, rounds):
+        for name in list(works)[:: 1 if number % 2 else -1]:
+            measured = works[name]()
+            if number >= 0:
+                found[name].append(measured)
+        if what is not None:
+            print(f"{what}: round {number + 1} of {rounds}", file=sys.stderr)
+    return found
+
+
+def median_ratio(over: Sequence[float], under: Sequence[float]) -> float:
+    """Returns the median over rounds of the ratio of two measurements."""
+    return statistics.median(a / b for a, b in zip(over, under, strict=True))
+
+
+def inputs(flags: argparse.Namespace) -> list[str]:
+    """Returns `--data` and `--weights` as they were given, for a process that this one starts."""
+    given = {name: getattr(flags, name) for name in ("data", "weights")}
+    return [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
+
+
+def output_of(command: Sequence[str], environment: Mapping[str, str] | None = None) -> str:
+    """Returns what a command prints; where it fails, this process ends with its errors."""
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)}\nfailed:\n{done.stderr[-3000:]}")
+    return done.stdout
 
 
 def table(rows: Sequence[Sequence[Any]], head: Sequence[str]) -> None:

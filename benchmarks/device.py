@@ -39,7 +39,6 @@ import common
 import datasets
 import numpy as np
 import synthetic
-import timm
 import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import TrainerCallback, default_data_collator
@@ -55,8 +54,6 @@ from hf_dr.replay.loading import load_reinforced
 from hf_dr.replay.messages import InOneMessage
 from hf_dr.store.base_dataset import undecoded_images
 from hf_dr.teacher.ensemble import Teacher
-from hf_dr.teacher.members import Member, weights_hash
-from hf_dr.teacher.preprocessing import Preprocessing
 from hf_dr.teacher.topk import later_top_k
 from hf_dr.training.arguments import ReinforcedTrainingArguments
 from hf_dr.training.students import build_student
@@ -130,11 +127,7 @@ def teachers(weights: Path | None, device: torch.device) -> dict[str, Teacher]:
     """EfficientNet-Lite0, and ResNet-50 with fresh weights, in bfloat16."""
     settings: dict[str, Any] = {"device": device, "precision": "bf16"}
     lite0, _ = common.lite0(weights)
-    torch.manual_seed(0)
-    model = timm.create_model("resnet50").eval()
-    config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
-    preprocessing = Preprocessing((SIDE, SIDE), config["mean"], config["std"], "bicubic")
-    resnet50 = Member(model, "resnet50", None, None, 1000, None, preprocessing, weights_hash(model))
+    resnet50 = common.untrained("resnet50")
     return {"lite0": Teacher(list(lite0.members), **settings), "resnet50": Teacher([resnet50], **settings)}
 
 

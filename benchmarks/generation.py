@@ -93,10 +93,7 @@ class TeacherAlone:
     """The teacher in a process of its own, as it would be without this package; it is timed when it is told to."""
 
     def __init__(self, flags: argparse.Namespace, rows: int) -> None:
-        command = [sys.executable, __file__, "--alone", str(rows)]
-        for name in ("data", "weights"):
-            if getattr(flags, name) is not None:
-                command += [f"--{name}", str(getattr(flags, name))]
+        command = [sys.executable, __file__, "--alone", str(rows), *common.inputs(flags)]
         environment = {**os.environ, "HF_DR_ALLOCATOR": "default"}
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
@@ -132,31 +129,28 @@ def measure_ratio(
     teacher: Teacher,
     folder: Path,
     rounds: int,
-    workers: list[int | None],
+    workers: list[int],
     flags: argparse.Namespace,
 ) -> tuple[dict[str, Any], list[list[Any]]]:
-    """Times the teacher alone and the job, in turns; the first number of workers is the one reported."""
+    """Times the teacher alone and the job, in turns; the job is the one reported, those with so many workers are beside it."""
+
+    def run(count: int | None = None) -> float:
+        return common.seconds(job(images, teacher, folder, NUM_VIEWS, count).run)
+
     alone = TeacherAlone(flags, len(images))
-    bare: list[float] = []
-    runs: list[list[float]] = [[] for _ in workers]
-    for number in range(rounds):
-        bare.append(alone.seconds())
-        for count, times in zip(workers, runs, strict=True):
-            times.append(common.seconds(job(images, teacher, folder, NUM_VIEWS, count).run))
-        print(f"round {number + 1} of {rounds}", file=sys.stderr)
+    works = {"teacher alone": alone.seconds, "job": run}
+    works |= {f"job, {count} workers": partial(run, count) for count in workers}
+    times = common.in_turns(works, rounds, "ratio", warm_up=0)
     alone.end()
     views = len(images) * NUM_VIEWS
-    ratios = [statistics.median(b / t for b, t in zip(bare, times, strict=True)) for times in runs]
-    rows = [["teacher alone", views / statistics.median(bare), 1.0]]
-    for count, times, ratio in zip(workers, runs, ratios, strict=True):
-        name = "job" if count is None else f"job, {count} workers"
-        rows.append([name, views / statistics.median(times), ratio])
+    speeds = {name: views / statistics.median(taken) for name, taken in times.items()}
+    ratios = {name: common.median_ratio(times["teacher alone"], taken) for name, taken in times.items()}
     result: dict[str, Any] = {
-        "ratio": ratios[0], "views": views, "rounds": rounds, "bare_views_per_s": views / statistics.median(bare),
-        "views_per_s": views / statistics.median(runs[0]),
+        "ratio": ratios["job"], "views": views, "rounds": rounds, "bare_views_per_s": speeds["teacher alone"],
+        "views_per_s": speeds["job"],
     }  # fmt: skip
-    result |= {f"ratio_workers_{count}": ratio for count, ratio in zip(workers[1:], ratios[1:], strict=True)}
-    return result, rows
+    result |= {f"ratio_workers_{count}": ratios[f"job, {count} workers"] for count in workers}
+    return result, [[name, speeds[name], ratios[name]] for name in times]
 
 
 def measure_parts(images: datasets.Dataset, teacher: Teacher, folder: Path) -> list[list[Any]]:
@@ -228,15 +222,9 @@ def launched(processes: int, rows: int, num_views: int, flags: argparse.Namespac
             sys.executable, "-m", "accelerate.commands.launch", kind, "--num_processes", str(processes),
             "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
             "--num_cpu_threads_per_process", "1", "--main_process_port", "0",
-            __file__, "--child", str(folder), str(rows), str(num_views),
+            __file__, "--child", str(folder), str(rows), str(num_views), *common.inputs(flags),
         ]  # fmt: skip
-        for name in ("data", "weights"):
-            if getattr(flags, name) is not None:
-                command += [f"--{name}", str(getattr(flags, name))]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-        done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
-        if done.returncode:
-            sys.exit(f"{' '.join(command)}\nfailed:\n{done.stderr[-3000:]}")
+        common.output_of(command, {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"})
         return json.loads((folder / "measured.json").read_text(encoding="utf-8"))
 
 
@@ -272,8 +260,8 @@ def measure_processes(flags: argparse.Namespace, rows: int, rounds: int) -> dict
         print(f"launch {number + 1} of {rounds}", file=sys.stderr)
     result: dict[str, Any] = {"two_processes": None, "two_processes_reason": "fewer than 2 cores"}
     if two:
-        ratios = [a["seconds"] / b["seconds"] for a, b in zip(one, two, strict=True)]
-        result = {"two_processes": statistics.median(ratios)}
+        seconds = ([run["seconds"] for run in runs] for runs in (one, two))
+        result = {"two_processes": common.median_ratio(*seconds)}
     return result | {
         "peak_mb": statistics.median(run["peak_mb"] for run in one),
         "peak_mb_long": launched(1, 2 * rows, NUM_VIEWS, flags)["peak_mb"],
@@ -309,7 +297,7 @@ def main() -> None:
     }
     with common.working_folder() as folder:
         if flags.only in (None, "ratio"):
-            measured, speeds = measure_ratio(images, teacher, folder, rounds, [None, *flags.workers], flags)
+            measured, speeds = measure_ratio(images, teacher, folder, rounds, flags.workers, flags)
             result |= measured
             common.table(speeds, ["", "views/s", "ratio"])
         if flags.only in (None, "parts"):

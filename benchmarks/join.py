@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import os
 import statistics
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -30,20 +29,16 @@ import common
 import datasets
 import numpy as np
 import synthetic
-import torch
-from transformers import default_data_collator
+from loader import BATCH, PHOTO, SIDE, epoch, reinforced
 
 from hf_dr.processes import num_cores
 from hf_dr.replay.join import index_images
 from hf_dr.replay.loading import load_reinforced
-from hf_dr.replay.sampling import ReinforcedSampler
 from hf_dr.store.base_dataset import undecoded_images
-from hf_dr.training.arguments import ReinforcedTrainingArguments
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.images import decode_image, pixel_hash
 
-SIDE, BATCH, VIEWS, CHUNK = 224, 64, 50, 64
-PHOTO = (500, 375)
+VIEWS, CHUNK = 50, 64
 CORES = num_cores()
 
 
@@ -71,15 +66,7 @@ def decode(images: datasets.Dataset, threads: int) -> None:
 
 def first_epoch(folder: Path, base: datasets.Dataset) -> float:
     """Seconds of the loader's first epoch, in which every image is checked; without opening the dataset."""
-    dataset = load_reinforced(folder, base=base)
-    sampler = ReinforcedSampler(dataset, reinforced_probability=ReinforcedTrainingArguments.reinforced_probability)
-    loader = torch.utils.data.DataLoader(dataset, BATCH, sampler=sampler, collate_fn=default_data_collator)
-
-    def go() -> None:
-        for batch in loader:
-            assert batch["pixel_values"].shape[1:] == (3, SIDE, SIDE)
-
-    return common.seconds(go)
+    return epoch(reinforced(load_reinforced(folder, base=base)))
 
 
 def hashing(images: datasets.Dataset) -> float:
@@ -96,7 +83,6 @@ def main() -> None:
     rows, rounds = (2 * BATCH, 2) if flags.quick else (16 * BATCH, 5)
     photos, data = common.photos(flags.data, rows)
     result: dict[str, Any] = {"data": data, "images": rows, "rounds": rounds, "batch": BATCH, "cores": CORES}
-    times: dict[str, list[float]] = {}
     with common.working_folder() as folder:
         base = synthetic.jpegs(photos, PHOTO, folder)
         plus = synthetic.write(base, Augmentation.named("randaug", SIDE), VIEWS, folder / "plus", overlay=True)
@@ -108,10 +94,7 @@ def main() -> None:
             "epoch": lambda: first_epoch(plus, base),
             "hash": lambda: hashing(images),
         }
-        for number in range(rounds + 1):  # the first is not one: it opens files and fills caches
-            for key in list(works) if number % 2 else reversed(works):
-                times.setdefault(key, []).append(works[key]())
-            print(f"round {number} of {rounds}", file=sys.stderr)
+        times = common.in_turns(works, rounds, "join")
         index(images)
         result["cached_s"] = min(common.seconds(partial(load_reinforced, plus, base=moved)) for _ in range(3))
         result["in_place_s"] = min(common.seconds(partial(load_reinforced, plus, base=base)) for _ in range(3))
@@ -120,10 +103,9 @@ def main() -> None:
             os.sched_setaffinity(0, sorted(cores)[:1])
             result["index_one_core_per_s"] = rows / min(works["index"]() for _ in range(3))
             os.sched_setaffinity(0, cores)
-    kept = {key: taken[1:] for key, taken in times.items()}
-    result |= {f"{key}_per_s": rows / statistics.median(kept[key]) for key in ("index", "decode")}
-    for key, over, under in (("index_over_decoding", "index", "decode"), ("check_share", "hash", "epoch")):
-        result[key] = statistics.median(a / b for a, b in zip(kept[over], kept[under], strict=True))
+    result |= {f"{key}_per_s": rows / statistics.median(times[key]) for key in ("index", "decode")}
+    result["index_over_decoding"] = common.median_ratio(times["index"], times["decode"])
+    result["check_share"] = common.median_ratio(times["hash"], times["epoch"])
     print(f"data: {data}, {rows} photos of {PHOTO[0]}x{PHOTO[1]}, {CORES} cores\n")
     shown = ("index_per_s", "decode_per_s", "index_over_decoding", "cached_s", "in_place_s", "check_share")
     common.table([[key, result[key]] for key in shown], ["", ""])

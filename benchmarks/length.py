@@ -384,8 +384,7 @@ def _spread(result: dict[str, Any], key: str, values: list[float]) -> None:
 
 
 def main() -> None:
-    parser = common.parser(__doc__)
-    parser.add_argument("--work", type=Path, help="Folder of the runs; kept. Default: a temporary one.")
+    parser = common.training_parser(__doc__)
     parser.add_argument("--scale", choices=list(SCALES), default="gpu", help="How much is computed. Default: gpu.")
     for setting in ("teacher_side", "teacher_epochs", "num_views"):
         parser.add_argument(f"--{setting}", type=int, help="Default: the scale's. A --work folder is of one.")
@@ -396,7 +395,6 @@ def main() -> None:
         "--objectives", nargs="+", choices=OBJECTIVES, default=list(OBJECTIVES[:3]), help="Default: all but both."
     )
     parser.add_argument("--epochs", nargs="+", type=int, default=[10, 30], help="Default: 10 30.")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="Default: 0 1 2.")
     parser.add_argument("--jobs", type=int, default=4, help="Trainings side by side. Default: 4.")
     parser.add_argument("--minutes", type=float, help="Stop then. Default: when all is done.")
     flags = parser.parse_args()
@@ -410,9 +408,9 @@ def main() -> None:
     scale = replace(scale, **{name: value for name, value in chosen.items() if value is not None})
     if flags.quick:
         scale = replace(scale, teacher_epochs=1)
-    with common.working_folder() as folder:
+    with common.working_folder(flags.work) as folder:
         sizes = (256, 128) if flags.quick else (None, None)
-        work = Work(flags.data, flags.weights, flags.work or folder, flags.jobs, scale, *sizes)
+        work = Work(flags.data, flags.weights, folder, flags.jobs, scale, *sizes)
         work.folder.mkdir(parents=True, exist_ok=True)
         ends = None if flags.minutes is None else time.time() + 60 * flags.minutes
         try:

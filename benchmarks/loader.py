@@ -21,7 +21,6 @@ import statistics
 import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import common
@@ -31,6 +30,7 @@ import torch
 from torchvision.transforms import v2
 from transformers import default_data_collator
 
+from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.replay.sampling import ReinforcedSampler
 from hf_dr.training.arguments import ReinforcedTrainingArguments
@@ -96,32 +96,24 @@ def plain(
     return torch.utils.data.DataLoader(dataset, BATCH, shuffle=True, collate_fn=collate, **settings)
 
 
-def reinforced(folder: Path, **settings: Any) -> torch.utils.data.DataLoader:
+def reinforced(dataset: ReinforcedDataset, **settings: Any) -> torch.utils.data.DataLoader:
     """The loader that `ReinforcedTrainer` makes."""
-    dataset = load_reinforced(folder)
     share = ReinforcedTrainingArguments.reinforced_probability
     sampler = ReinforcedSampler(dataset, reinforced_probability=share)
     return torch.utils.data.DataLoader(dataset, BATCH, sampler=sampler, collate_fn=default_data_collator, **settings)
 
 
-def epoch(loader: torch.utils.data.DataLoader, number: int) -> None:
-    """Goes through all batches and keeps none."""
+def epoch(loader: torch.utils.data.DataLoader) -> float:
+    """Seconds in which a loader goes through all batches and keeps none."""
+
+    def go() -> None:
+        for batch in loader:
+            assert batch["pixel_values"].shape[1:] == (3, SIDE, SIDE)
+
+    taken = common.seconds(go)
     if isinstance(loader.sampler, ReinforcedSampler):
-        loader.sampler.set_epoch(number)
-    for batch in loader:
-        assert batch["pixel_values"].shape[1:] == (3, SIDE, SIDE)
-
-
-def measure(loaders: dict[str, torch.utils.data.DataLoader], rounds: int, name: str) -> dict[str, list[float]]:
-    """Seconds of an epoch of each loader, by round; the first epoch starts workers and checks images, and is not one."""
-    times: dict[str, list[float]] = {key: [] for key in loaders}
-    for number in range(rounds + 1):
-        for key in list(loaders) if number % 2 else reversed(loaders):
-            taken = common.seconds(partial(epoch, loaders[key], number))
-            if number:
-                times[key].append(taken)
-        print(f"{name}: round {number} of {rounds}", file=sys.stderr)
-    return times
+        loader.sampler.set_epoch(loader.sampler.epoch + 1)
+    return taken
 
 
 def main() -> None:
@@ -146,15 +138,14 @@ def main() -> None:
             loaders = {
                 "plain_randaug": plain(base, randaug(), default_data_collator, **settings),
                 "plain_randaug_mixing": plain(base, randaug(), MixingCollate(), **settings),
-                **{key: reinforced(path, **settings) for key, path in stored.items()},
+                **{key: reinforced(load_reinforced(path), **settings) for key, path in stored.items()},
                 "floor": plain(base, resized(), default_data_collator, **settings),
             }
-            times = measure(loaders, rounds, f"{WORKERS} workers" if settings else "no workers")
-            for key, other in OVER.items():
-                pairs = zip(times[other], times[key], strict=True)
-                result[key + suffix] = statistics.median(a / b for a, b in pairs)
+            works = {key: partial(epoch, loader) for key, loader in loaders.items()}
+            times = common.in_turns(works, rounds, f"{WORKERS} workers" if settings else "no workers")
+            result |= {key + suffix: common.median_ratio(times[other], times[key]) for key, other in OVER.items()}
             result |= {f"{key}{suffix}_per_s": rows / statistics.median(taken) for key, taken in times.items()}
-            del loaders
+            del loaders, works
     print(f"data: {data}, {rows} photos of {PHOTO[0]}x{PHOTO[1]}\n")
     table = []
     for key in ("plain_randaug", "plain_randaug_mixing", *OVER):

@@ -93,17 +93,14 @@ def measure(classes: int, rounds: int, steps: int) -> dict[str, float]:
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(grads[0], grads[1], rtol=1e-3, atol=1e-7)
     del grads
-    times: list[tuple[float, float]] = []
-    for number in range(rounds):
-        order = (sparse, dense) if number % 2 == 0 else (dense, sparse)
-        taken = {loss: common.seconds(partial(run, loss, inputs, steps)) for loss in order}
-        times.append((taken[sparse] / steps, taken[dense] / steps))
+    works = {loss.__name__: partial(run, loss, inputs, steps) for loss in (sparse, dense)}
+    times = common.in_turns({name: partial(common.seconds, work) for name, work in works.items()}, rounds, warm_up=0)
     print(f"{classes} classes done", file=sys.stderr)
     return {
-        f"time_{classes}": statistics.median(a / b for a, b in times),
+        f"time_{classes}": common.median_ratio(times["sparse"], times["dense"]),
         f"memory_{classes}": peaks[0] / peaks[1],
-        f"sparse_ms_{classes}": 1e3 * statistics.median(a for a, _ in times),
-        f"dense_ms_{classes}": 1e3 * statistics.median(b for _, b in times),
+        f"sparse_ms_{classes}": 1e3 * statistics.median(times["sparse"]) / steps,
+        f"dense_ms_{classes}": 1e3 * statistics.median(times["dense"]) / steps,
         f"sparse_mb_{classes}": peaks[0] / 1e6,
         f"dense_mb_{classes}": peaks[1] / 1e6,
     }

@@ -42,8 +42,7 @@ TOP_K, BATCH = 10, 16
 
 def teacher_of(name: str, weights: Path | None, precision: str) -> Teacher:
     if name == "fashion":
-        folders = sorted(str(path.parent) for path in (common.EMBEDDED / "teachers").glob("*/config.json"))
-        return Teacher.from_pretrained(folders, precision=precision, device="cpu")
+        return Teacher.from_pretrained(common.EMBEDDED_TEACHERS, precision=precision, device="cpu")
     return Teacher.from_pretrained(f"timm:{name}@{weights}/{name}.in1k.safetensors", precision=precision, device="cpu")
 
 
@@ -86,7 +85,7 @@ def main() -> None:
     )
     given = flags.parse_args()
     count = given.examples or (2 if given.quick else 100)
-    names = ["fashion"] if given.weights is None else ["fashion", common.LITE0, common.LITE0.replace("0", "1")]
+    names = ["fashion"] if given.weights is None else ["fashion", common.LITE0, common.LITE1]
     context, rows = multiprocessing.get_context("spawn"), []
     result: dict[str, Any] = {"kinds": " ".join(KINDS), "emulated": True, "teachers": " ".join(names), "photos": count}
     with common.working_folder() as home:
@@ -94,7 +93,7 @@ def main() -> None:
             if name == "fashion":
                 images, size = common.small_images(given.data, 8 * count)[0], 28
             else:
-                images, size = common.photos(given.data, count)[0], 240 if name.endswith("1") else 224
+                images, size = common.photos(given.data, count)[0], 240 if name == common.LITE1 else 224
             settings = ReinforceConfig(str(home / name), num_views=4, top_k=TOP_K, label_column="none")
             reinforce(
                 images, teacher_of(name, given.weights, "fp32"), Augmentation.named("randaug_mixing", size), settings

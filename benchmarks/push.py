@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import operator
 import os
 import socket
 import statistics
@@ -214,7 +213,7 @@ def main() -> None:
         print(f"{shards} shards, {size / 1e6:,.0f} MB\n")
         rates = measure_rates(hub, folder, size, rounds)
         resent = measure_resent(hub, folder, size, shards)
-    ratios = {n: statistics.median(map(operator.truediv, rates[f"push_{n}"], rates[f"upload_{n}"])) for n in (1, 2)}
+    ratios = {n: common.median_ratio(rates[f"push_{n}"], rates[f"upload_{n}"]) for n in (1, 2)}
     speeds = {name: statistics.median(values) for name, values in rates.items()}
     result = {
         "ratio": ratios[2], "ratio_one": ratios[1], **resent, "bytes": size, "shards": shards, "rounds": rounds,

@@ -20,7 +20,6 @@ import argparse
 import dataclasses
 import json
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -34,6 +33,7 @@ import synthetic
 from hf_dr.replay import loading
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
+from hf_dr.store.provenance import Provenance
 from hf_dr.views.augmentation import Augmentation
 
 ROWS, QUICK_ROWS, SHARD = 1_280_000, 12_800, 1280
@@ -73,7 +73,7 @@ def child(flags: argparse.Namespace) -> None:
     folder, cache, what = Path(flags.child[0]), Path(flags.child[1]), flags.child[2]
     datasets.config.HF_DATASETS_CACHE = cache
     loading._check_rows = lambda *_: None  # would refuse files that repeat each other's rows
-    base = base_of(json.loads((folder / "reinforcement.json").read_text(encoding="utf-8"))["num_rows"], flags)
+    base = base_of(Provenance.read(folder).num_rows, flags)
     began = time.perf_counter()
     dataset = load_reinforced(folder, base=base)
     taken = time.perf_counter() - began
@@ -97,14 +97,10 @@ def child(flags: argparse.Namespace) -> None:
 
 def measured(folder: Path, cache: Path, what: str, flags: argparse.Namespace) -> dict[str, float]:
     """Runs `child` in a new process."""
-    command = [sys.executable, __file__, "--child", str(folder), str(cache), what]
-    command += ["--quick"] if flags.quick else []
-    command += ["--data", str(flags.data)] if flags.data is not None else []
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"{' '.join(command)}\nfailed:\n{done.stderr[-3000:]}")
-    print(f"{folder.parent.name}, {what}: {done.stdout.strip()}", file=sys.stderr)
-    return json.loads(done.stdout)
+    command = [sys.executable, __file__, "--child", str(folder), str(cache), what, *common.inputs(flags)]
+    told = common.output_of([*command, "--quick"] if flags.quick else command)
+    print(f"{folder.parent.name}, {what}: {told.strip()}", file=sys.stderr)
+    return json.loads(told)
 
 
 def main() -> None:
@@ -124,9 +120,7 @@ def main() -> None:
             base, augmentation = synthetic.with_numbers(images), Augmentation.named("randaug")
             plus = synthetic.write_repeated(base, augmentation, views, folder / f"v{views}", wanted, 1e9 * flags.limit)
             cache = folder / "cache"
-            found: dict[str, Any] = {
-                "rows": json.loads((plus / "reinforcement.json").read_text(encoding="utf-8"))["num_rows"]
-            }
+            found: dict[str, Any] = {"rows": Provenance.read(plus).num_rows}
             for what in ("convert", "read", "hot"):
                 found |= measured(plus, cache, what, flags)
             found["cache_gb"] = sum(p.stat().st_size for p in cache.rglob("*.arrow")) / 1e9

@@ -51,28 +51,15 @@ MEASURES = ("kl", "bias", "noise", "reverse")
 PAPER_VIEWS = 400  # of ImageNet+: an image's tail is shared by so many
 
 
-class RecordingTeacher(Teacher):
-    """A teacher that keeps its whole answers, float32."""
-
-    answers: list[np.ndarray]
-
-    def __call__(self, views_BCHW: torch.Tensor) -> torch.Tensor:
-        logprobs_BC = super().__call__(views_BCHW)
-        self.answers.append(logprobs_BC.numpy())
-        return logprobs_BC
-
-
 def whole_answers(teacher: Teacher, photos: datasets.Dataset, num_views: int, folder: Path) -> np.ndarray:
     """Returns the log-probabilities (rows, V, C) that a run asks for."""
-    recording = RecordingTeacher(teacher.members)
-    recording.answers = []
+    recording = common.RecordingTeacher(teacher)
     config = ReinforceConfig(
         output_dir=str(folder), num_views=num_views, top_k=1, label_column="none",
         shard_size=len(photos), num_workers=1,  # the answers are recorded in order
     )  # fmt: skip
     reinforce_job(photos, recording, Augmentation.named("randaug"), config).run()
-    answers = np.concatenate(recording.answers)[: len(photos) * num_views]  # a last batch is filled up
-    return answers.reshape(len(photos), num_views, -1)
+    return recording.answers(len(photos) * num_views).reshape(len(photos), num_views, -1)
 
 
 @dataclass(frozen=True)
@@ -112,19 +99,11 @@ def store(answers_RVC: np.ndarray, signal: str, k: int, folder: Path) -> Stored:
         if name in sizes:
             sizes[name] += column.total_compressed_size
     table = pq.read_table(path)
-    read = {name: _numbers(table.column(name)).reshape(columns[name].shape) for name in columns}
     return Stored(
-        columns=read,
+        columns={name: common.as_array(table.column(name)) for name in columns},
         view_bytes=(sizes[TEACHER_IDS] + sizes[TEACHER_LOGPROBS]) / (rows * num_views),
         tail_bytes=(sizes.get(TAIL_IDS, 0) + sizes.get(TAIL_LOGPROBS, 0)) / rows,
     )
-
-
-def _numbers(column: pa.ChunkedArray) -> np.ndarray:
-    array = column.combine_chunks()
-    while pa.types.is_fixed_size_list(array.type):
-        array = array.flatten()
-    return array.to_numpy(zero_copy_only=False)
 
 
 def target_of(stored: Stored, row: int, signal: str, classes: int) -> np.ndarray:
@@ -207,8 +186,7 @@ def main() -> None:
     arguments = flags.parse_args()
     rows, num_views = (12, 10) if arguments.quick else (50, 50)
     photos, data = common.photos(arguments.data, rows)
-    embedded = common.embedded_teacher() if arguments.weights is None else None
-    teacher, who = embedded or common.lite0(arguments.weights)
+    teacher, who = common.lite0_or_embedded(arguments.weights)
     print(f"data: {data}, {rows} rows x {num_views} views; teacher: {who}\n")
     result: dict[str, Any] = {"data": data, "teacher": who, "examples": rows, "num_views": num_views}
     lines = []

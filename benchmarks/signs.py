@@ -26,7 +26,7 @@ from hf_dr.teacher.ensemble import Teacher
 def held_out(name: str, case: accuracy.Case, flags: Any) -> float:
     """Returns how often a set's teacher is right on views of the test images."""
     teacher = Teacher.from_pretrained(accuracy.teacher_of(name, case, flags, folds=False))
-    images = common._parquet(accuracy.base_of(name, flags), "test")
+    images = common.parquet(accuracy.base_of(name, flags), "test")
     answers, labels = held_out_answers(images, teacher, accuracy.views_of(case))
     return float((answers.argmax(1) == labels).mean())
 
@@ -40,8 +40,7 @@ def main() -> None:
     parser.set_defaults(**accuracy.USUAL)  # as the students in accuracy.json had it
     flags = parser.parse_args()
     result = common.earlier(flags)
-    with common.working_folder() as folder:
-        flags.work = flags.work or folder
+    with common.working_folder(flags.work) as flags.work:
         for name in flags.sets:
             case = accuracy.case_of(name, flags)
             prefix = f"{name}{accuracy.suffix(flags)}"

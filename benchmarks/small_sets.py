@@ -25,7 +25,6 @@ from typing import Any
 
 import common
 import numpy as np
-import PIL.Image
 
 from hf_dr.cli.launch import launch
 from hf_dr.cli.yaml_files import RECIPES, read_yaml
@@ -47,16 +46,14 @@ STUDENTS: dict[str, tuple[int, dict[str, Any]]] = {
 
 def photos(data: Path, split: str, count: int | None, to: Path) -> Path:
     """Writes photos as files, a folder for each kind."""
-    images = common._parquet(data / common.PHOTOS, split)
+    images = common.parquet(data / common.PHOTOS, split)
     labels = np.array(images["label"])
     for kind in range(KINDS):
         folder = to / images.features["label"].names[kind]
         folder.mkdir(parents=True, exist_ok=True)
         for number, row in enumerate(np.flatnonzero(labels == kind)[:count].tolist()):
             image = images[row]["image"].convert("RGB")
-            share = SIDE / min(image.size)
-            image = image.resize([round(share * old) for old in image.size], PIL.Image.Resampling.BICUBIC)
-            image.save(folder / f"{number:04d}.jpg", quality=95)
+            common.shrunk(image, SIDE).save(folder / f"{number:04d}.jpg", quality=95)
     return to
 
 
@@ -69,14 +66,10 @@ def step(command: str, words: list[Any], made: Path) -> None:
 
 
 def main() -> None:
-    parser = common.parser(__doc__)
-    parser.add_argument("--work", type=Path, help="Folder of all steps; kept. Default: a temporary one.")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="Default: 0 1 2.")
-    flags = parser.parse_args()
+    flags = common.training_parser(__doc__).parse_args()
     if flags.data is None or flags.weights is None:
         sys.exit("--data and --weights must be given, found none. Give both.")
-    with common.working_folder() as temporary:
-        work = flags.work or temporary
+    with common.working_folder(flags.work) as work:
         common.finish(measured(flags, work, 1 if flags.quick else 20), flags)
 
 

@@ -77,18 +77,13 @@ def main() -> None:
         }
         loaded = default_data_collator(plus.__getitems__([(row, 0) for row in range(batch)]))
         inputs = {name: trainer._prepare_inputs(loaded) for name, trainer in trainers.items()}
-        times: dict[str, list[float]] = {name: [] for name in trainers}
-        for number in range(-3, rounds):  # the first steps warm up
-            for name in list(trainers) if number % 2 else reversed(trainers):
-                taken = common.seconds(partial(step, trainers[name], optimizer, inputs[name]))
-                if number >= 0:
-                    times[name].append(taken)
+        works = {name: partial(step, trainer, optimizer, inputs[name]) for name, trainer in trainers.items()}
+        times = common.in_turns(
+            {name: partial(common.seconds, work) for name, work in works.items()}, rounds, warm_up=3
+        )
         print(f"{rounds} steps of each kind done", file=sys.stderr)
     result: dict[str, Any] = {"data": data, "teacher": who, "batch": batch, "rounds": rounds}
-    result |= {
-        name: statistics.median(a / b for a, b in zip(times[name], times["erm"], strict=True))
-        for name in ("reinforced", "kd")
-    }
+    result |= {name: common.median_ratio(times[name], times["erm"]) for name in ("reinforced", "kd")}
     result |= {f"{name}_ms": 1e3 * statistics.median(taken) for name, taken in times.items()}
     print(f"data: {data}, batch {batch}; teacher: {who}\n")
     rows = [[name, result[f"{name}_ms"], result.get(name, 1.0), TARGETS.get(name, "-")] for name in times]

@@ -12,8 +12,8 @@ columns is that of the same shard without them, written and read in turn: percen
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -39,34 +39,18 @@ ENCODINGS = ("PLAIN", "BYTE_STREAM_SPLIT", "DELTA_BINARY_PACKED", "DICTIONARY")
 CODECS = (("zstd", 3), ("zstd", 15), ("zstd", 19), ("zstd", 22), ("brotli", 11))
 
 
-class RecordingTeacher(Teacher):
-    """A teacher that keeps the exact float32 answers it gave: the K largest log-probabilities."""
-
-    answers: list[np.ndarray]
-
-    @classmethod
-    def of(cls, teacher: Teacher) -> RecordingTeacher:
-        recording = cls(teacher.members)
-        recording.answers = []
-        return recording
-
-    def __call__(self, views_BCHW: torch.Tensor) -> torch.Tensor:
-        logprobs_BC = super().__call__(views_BCHW)
-        self.answers.append(logprobs_BC.topk(min(TOP_K, self.num_classes)).values.numpy())
-        return logprobs_BC
-
-
 def reinforce(teacher: Teacher, photos: datasets.Dataset, name: str, folder: Path) -> tuple[Path, np.ndarray]:
     """Runs the job into one shard; returns it and the exact log-probabilities (views, K)."""
-    recording = RecordingTeacher.of(teacher)
+    recording = common.RecordingTeacher(teacher)
+    top_k = min(TOP_K, teacher.num_classes)
     config = ReinforceConfig(
-        output_dir=str(folder), num_views=NUM_VIEWS, top_k=min(TOP_K, teacher.num_classes), label_column="none",
+        output_dir=str(folder), num_views=NUM_VIEWS, top_k=top_k, label_column="none",
         shard_size=len(photos), num_workers=1,  # the answers are recorded in order
     )  # fmt: skip
     job = reinforce_job(photos, recording, Augmentation.named(name), config)
     job.run()
-    exact = np.concatenate(recording.answers)[: len(photos) * NUM_VIEWS]  # a last batch is filled up
-    return job.folder / job.provenance.shard_names[0], exact
+    answers = torch.from_numpy(recording.answers(len(photos) * NUM_VIEWS))
+    return job.folder / job.provenance.shard_names[0], answers.topk(top_k).values.numpy()
 
 
 def bytes_by_column(shard: Path) -> dict[str, float]:
@@ -96,11 +80,8 @@ def kl_of_storing(exact_NK: np.ndarray, stored_NK: np.ndarray) -> float:
 def stored_logprobs(shard: Path) -> np.ndarray:
     """The log-probabilities (views, K) of a shard, float16, by way of `datasets`."""
     plus = datasets.load_dataset("parquet", data_files=str(shard), split="train")
-    column = plus.data.column(TEACHER_LOGPROBS).combine_chunks()
-    depth, array = column.type.value_type.list_size, column
-    while pa.types.is_fixed_size_list(array.type):
-        array = array.flatten()
-    return array.to_numpy(zero_copy_only=False).reshape(-1, depth)
+    logprobs_RVK = common.as_array(plus.data.column(TEACHER_LOGPROBS))
+    return logprobs_RVK.reshape(-1, logprobs_RVK.shape[-1])
 
 
 class NoDigests(shards.ColumnDigests):
@@ -118,13 +99,7 @@ def price_of_checks(shard: Path, folder: Path, rounds: int) -> dict[str, float]:
         `read_pages` (their checksums compared) and `read_digests` (all that `verify`, a push and resuming compare).
     """
     whole, features = pq.read_table(shard), read_features(shard)
-    columns = {}
-    for name in filter(is_reserved, whole.column_names):
-        values, shape = whole[name].combine_chunks(), [len(whole)]
-        while pa.types.is_fixed_size_list(values.type):
-            shape.append(values.type.list_size)
-            values = values.flatten()
-        columns[name] = values.to_numpy(zero_copy_only=False).reshape(shape)
+    columns = {name: common.as_array(whole[name]) for name in filter(is_reserved, whole.column_names)}
     parquet_writer = pq.ParquetWriter
 
     def write(path: Path, features: datasets.Features = features) -> None:
@@ -159,13 +134,9 @@ def price_of_checks(shard: Path, folder: Path, rounds: int) -> dict[str, float]:
 
 def _ratio(work: Callable[[], None], baseline: Callable[[], None], rounds: int) -> float:
     """The median over rounds, in each of which both are done, of the ratio of their CPU time."""
-
-    def cpu(what: Callable[[], None]) -> float:
-        began = time.process_time()
-        what()
-        return time.process_time() - began
-
-    return float(np.median([cpu(work) / cpu(baseline) for _ in range(rounds)]))
+    works = {"work": partial(common.cpu_seconds, work), "baseline": partial(common.cpu_seconds, baseline)}
+    times = common.in_turns(works, rounds, warm_up=0)
+    return common.median_ratio(times["work"], times["baseline"])
 
 
 def encoded_size(table: pa.Table, encoding: str, codec: str, level: int) -> int | None:
@@ -225,8 +196,7 @@ def main() -> None:
     arguments: argparse.Namespace = flags.parse_args()
     count = arguments.examples or (20 if arguments.quick else 100)
     photos, data = common.photos(arguments.data, count)
-    embedded = common.embedded_teacher() if arguments.weights is None else None
-    teacher, who = embedded or common.lite0(arguments.weights)
+    teacher, who = common.lite0_or_embedded(arguments.weights)
     print(f"data: {data}, {count} rows x {NUM_VIEWS} views; teacher: {who}\n")
     result: dict[str, Any] = {"data": data, "teacher": who, "examples": count, "num_views": NUM_VIEWS}
     kl, by_column = [], {}

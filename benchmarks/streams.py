@@ -192,22 +192,21 @@ def resuming(folder: Path, share: float, rounds: int) -> dict[str, float]:
     batches = int(share * len(whole)) // BATCH
     progress = whole.progress(batches)
     name = f"{100 * share:.0f}"
-    seek, skip = [], []
-    for number in range(rounds):
-        left, all_rows = opened().resumed(progress).split_by_node(0, 1, batch_size=BATCH), opened()
-        works = [
-            lambda left=left: seek.append(common.seconds(lambda: list(itertools.islice(left, BATCH)))),
-            lambda rows=all_rows: skip.append(
-                common.seconds(lambda: list(itertools.islice(rows, batches * BATCH, (batches + 1) * BATCH)))
-            ),
-        ]
-        for work in works if number % 2 else reversed(works):
-            work()
+
+    def seek() -> float:
+        left = opened().resumed(progress).split_by_node(0, 1, batch_size=BATCH)
+        return common.seconds(lambda: list(itertools.islice(left, BATCH)))
+
+    def skip() -> float:
+        rows = opened()
+        return common.seconds(lambda: list(itertools.islice(rows, batches * BATCH, (batches + 1) * BATCH)))
+
+    times = common.in_turns({"seek": seek, "skip": skip}, rounds, warm_up=0)
     read = epoch_of(opened().resumed(progress))
     return {
-        f"resume_{name}_s": statistics.median(seek),
-        f"skip_{name}_s": statistics.median(skip),
-        f"resume_over_skip_{name}": statistics.median(a / b for a, b in zip(seek, skip, strict=True)),
+        f"resume_{name}_s": statistics.median(times["seek"]),
+        f"skip_{name}_s": statistics.median(times["skip"]),
+        f"resume_over_skip_{name}": common.median_ratio(times["seek"], times["skip"]),
         f"resume_{name}_mb": read.bytes / 1e6,
         f"resume_{name}_rows": read.rows,
         f"resume_{name}_decoded": read.decoded,

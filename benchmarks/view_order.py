@@ -19,9 +19,9 @@ from typing import Any
 
 import accuracy
 import common
-import numpy as np
 import synthetic
 
+from hf_dr.evaluation.tables import numbers
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.replay.reinforced_data import DIFFICULTIES, ranked_view
 from hf_dr.views.augmentation import Augmentation
@@ -49,18 +49,16 @@ def lookup(folder: Path, rounds: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = common.parser(__doc__)
-    parser.add_argument("--work", type=Path, help="Folder of the runs; kept. Default: a temporary one.")
+    parser = common.training_parser(__doc__)
     parser.add_argument("--view_difficulty", choices=DIFFICULTIES, default=DIFFICULTIES[0], help="As for train.py.")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="Default: 0 1 2.")
     parser.set_defaults(**accuracy.USUAL, objectives=["reinforced"])
     flags = parser.parse_args()
     by = flags.view_difficulty
     result = common.earlier(flags)
     table = []
     with common.working_folder() as folder:
-        flags.work = flags.work or folder
-        result |= lookup(folder / "lookup", 3 if flags.quick else 30)
+        result |= lookup(folder, 3 if flags.quick else 30)
+    with common.working_folder(flags.work) as flags.work:
         for order in ORDERS:
             # The order of `all` knows no difficulty: one folder for both.
             name = order if order == "all" or by == DIFFICULTIES[0] else f"{order}_{by}"
@@ -68,12 +66,10 @@ def main() -> None:
             comparison = accuracy.run("fashion_mnist", "resnet", flags, f"_{name}", view_order=order, **more)
             cells: list[Any] = [name]
             for key in KEYS:
-                values = comparison.values("reinforced", key)
-                result[f"{name}_{key}"] = float(values.mean())
-                result[f"{name}_{key}_std"] = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-                cells += [result[f"{name}_{key}"], result[f"{name}_{key}_std"]]
+                found = numbers(comparison.values("reinforced", key))
+                cells += [found["mean"], found["std"]]
+                result |= {f"{name}_{key}": found["mean"], f"{name}_{key}_std": found["std"], "seeds": found["seeds"]}
             table.append(cells)
-            result["seeds"] = len(values)
             common.finish(result, flags)  # after each: a stopped run keeps what it has
     common.table(table, ["", *(column for key in KEYS for column in (key, "std"))])
 

@@ -42,10 +42,10 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str
 def format_bytes(count: float) -> str:
     """Returns `1.2 GB` for 1.2e9."""
     for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
+        if count < 999.5:  # what is more is rounded to 1,000
             return f"{count:.3g} {unit}"
         count /= 1000
-    return f"{count:,.3g} TB"
+    return f"{count:.3g} TB" if count < 999.5 else f"{count:,.0f} TB"
 
 
 def percent(share: float) -> str:

@@ -183,6 +183,7 @@ def test_sizes():
         "n<1K", "n<1K", "1K<n<10K", "1K<n<10K", "10K<n<100K", "1M<n<10M", "1B<n<10B", "n>1T", "n>1T",
     ]  # fmt: skip
     assert [format_bytes(count) for count in (1, 1234, 5.6e13)] == ["1 B", "1.23 kB", "56 TB"]
+    assert [format_bytes(count) for count in (999_400, 999_600, 1.5e15)] == ["999 kB", "1 MB", "1,500 TB"]
 
 
 def test_the_size_is_that_of_the_largest_configuration(config):

@@ -33,6 +33,7 @@ from huggingface_hub.utils.sha import git_hash
 from hf_dr.errors import ConfigError, HfDrError, HubError
 from hf_dr.hub.retry import ATTEMPTS, ask, describe, wait
 from hf_dr.processes import Alone, on_main, process_state
+from hf_dr.settings import check_names
 from hf_dr.store.card import CARD_FILE, read_card
 from hf_dr.store.readme import own_lines
 from hf_dr.text import format_bytes, is_hub_id, keep_secret, without_secrets
@@ -283,6 +284,7 @@ def publish(
             f"`create_pr` must be left out with a `revision`, got {repository.revision!r}: a pull request has a branch of its "
             "own. Leave one of them out."
         )
+    check_names("tags", tags)
     state = Alone() if alone else process_state()
     operations = {path: CommitOperationAdd(path, local) for path, local in files.items()}
     content = _Content(repository, operations, card, stale, check)

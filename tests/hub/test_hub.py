@@ -301,6 +301,12 @@ def test_a_pull_request_is_opened_once(loopback_hub: LoopbackHub, plus: Path) ->
     assert "all_ops/reinforcement.json" not in loopback_hub.files(REPO)
 
 
+def test_one_tag_is_not_taken_for_a_tag_of_each_letter(loopback_hub: LoopbackHub, plus: Path) -> None:
+    with pytest.raises(ConfigError, match=r"`tags` must be a list of names, got 'v1'\. Put it into a list"):
+        push_to_hub(plus, REPO, tags="v1")
+    assert not loopback_hub.repos
+
+
 def test_tags_must_be_new_or_stand_there(loopback_hub: LoopbackHub, plus: Path, rrc_folder: Path) -> None:
     push_to_hub(plus, REPO, tags=["v1"])
     push_to_hub(plus, REPO, tags=["v1"])

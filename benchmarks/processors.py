@@ -78,6 +78,33 @@ def compare(stored_NC: np.ndarray, fresh_NC: np.ndarray) -> dict[str, np.ndarray
     }
 
 
+def differences(names: list[str], precision: str, home: Path) -> dict[str, Any]:
+    """Returns how far the answers of every two kinds are apart, all teachers together."""
+    found: dict[str, list[np.ndarray]] = {}
+    means, acts = [], set()
+    for name in names:
+        answers = {kind: np.load(home / f"{name}-{precision}-{kind}.npy") for kind in KINDS}
+        acts |= {kind for kind in KINDS if (answers[kind] != answers["as_it_is"]).any()}
+        for one, other in itertools.permutations(KINDS, 2):
+            compared = compare(answers[one], answers[other])
+            means.append(compared["kl"].mean())
+            for key, values in compared.items():
+                found.setdefault(key, []).append(values)
+    joined = {key: np.concatenate(values) for key, values in found.items()}
+    kl_max, kl_mean_max, agreement = joined["kl"].max(), np.max(means), joined["same_top1"].mean()
+    within_bounds = kl_max <= MAX_KL[precision] and kl_mean_max <= MAX_KL_MEAN and agreement >= MIN_TOP1_AGREEMENT
+    return {
+        "kinds_that_differ": " ".join(sorted(acts)),
+        "units_max": int(joined["units"].max()),
+        "units_999": float(np.quantile(joined["units"], 0.999)),
+        "kl_max": float(kl_max),
+        "kl_mean_max": float(kl_mean_max),
+        "top1_agreement": float(agreement),
+        "other_order": float(joined["other_order"].mean()),
+        "within_bounds": bool(within_bounds),
+    }
+
+
 def main() -> None:
     flags = common.parser(__doc__)
     flags.add_argument(
@@ -106,31 +133,7 @@ def main() -> None:
             for variable in variables:
                 del os.environ[variable]
         for precision in PRECISIONS:
-            found: dict[str, list[np.ndarray]] = {}
-            means, acts = [], set()
-            for name in names:
-                answers = {kind: np.load(home / f"{name}-{precision}-{kind}.npy") for kind in KINDS}
-                acts |= {kind for kind in KINDS if (answers[kind] != answers["as_it_is"]).any()}
-                for one, other in itertools.permutations(KINDS, 2):
-                    compared = compare(answers[one], answers[other])
-                    means.append(compared["kl"].mean())
-                    for key, values in compared.items():
-                        found.setdefault(key, []).append(values)
-            joined = {key: np.concatenate(values) for key, values in found.items()}
-            summary = {
-                "kinds_that_differ": " ".join(sorted(acts)),
-                "units_max": int(joined["units"].max()),
-                "units_999": float(np.quantile(joined["units"], 0.999)),
-                "kl_max": float(joined["kl"].max()),
-                "kl_mean_max": float(np.max(means)),
-                "top1_agreement": float(joined["same_top1"].mean()),
-                "other_order": float(joined["other_order"].mean()),
-                "within_bounds": bool(
-                    joined["kl"].max() <= MAX_KL[precision]
-                    and np.max(means) <= MAX_KL_MEAN
-                    and joined["same_top1"].mean() >= MIN_TOP1_AGREEMENT
-                ),
-            }
+            summary = differences(names, precision, home)
             rows += [[f"{precision}: {key}", value] for key, value in summary.items()]
             result |= {f"{precision}_{key}": value for key, value in summary.items()}
     common.table(rows, ["largest difference between two kinds", ""])

@@ -52,22 +52,8 @@ def parse(types: Sequence[Any], argv: Sequence[str], *, prog: str, description: 
     own = {name: parser.get_default(name) for name in known}
     hints = {name: hint for kind in types for name, hint in get_type_hints(kind, include_extras=True).items()}
     add_files(parser)
-    unparsed = {}
-    for key, (value, file) in read_configs(argv).items():
-        if key not in known:
-            raise ConfigError(f"{file} has the unknown key `{key}`.{did_you_mean(str(key), known)}")
-        unset = value is None and own[key] is None and not known[key].required
-        typed = None if unset else _as_typed(key, value, hints[key], file)
-        choices = known[key].choices
-        if typed is not None and choices is not None and typed not in choices:
-            raise ConfigError(f"`{key}` in {file} must be one of {', '.join(map(str, choices))}, got {typed!r}.")
-        known[key].required = False
-        if isinstance(typed, (dict, list)) and known[key].nargs is None:
-            unparsed[key] = typed  # an augmentation written out as a list of ops
-        else:
-            parser.set_defaults(**{key: typed})
+    unparsed = _take_files(parser, known, hints, argv)
     given = vars(parser.parse_args(argv))
-    # A list written in YAML stands unless the flag was given.
     given.update({key: value for key, value in unparsed.items() if given[key] == parser.get_default(key)})
     if lazy and not given["output_dir"]:
         raise ConfigError("`output_dir` must be given, got an empty text. Name a folder.")
@@ -75,6 +61,30 @@ def parse(types: Sequence[Any], argv: Sequence[str], *, prog: str, description: 
         sys.stdout.write(_as_yaml({name: given[name] for name in known}, own))
         raise SystemExit(0)
     return [built(kind, given) for kind in types]
+
+
+def _take_files(
+    parser: Parser, known: Mapping[str, argparse.Action], hints: Mapping[str, Any], argv: Sequence[str]
+) -> dict[str, Any]:
+    """Makes what the files of `--config` say the parser's defaults.
+
+    Returns what no flag could say, such as an augmentation written out as a list of ops: it stands unless the flag is given.
+    """
+    unparsed = {}
+    for key, (value, file) in read_configs(argv).items():
+        if key not in known:
+            raise ConfigError(f"{file} has the unknown key `{key}`.{did_you_mean(str(key), known)}")
+        action = known[key]
+        unset = value is None and parser.get_default(key) is None and not action.required
+        typed = None if unset else _as_typed(key, value, hints[key], file)
+        if typed is not None and action.choices is not None and typed not in action.choices:
+            raise ConfigError(f"`{key}` in {file} must be one of {', '.join(map(str, action.choices))}, got {typed!r}.")
+        action.required = False
+        if isinstance(typed, (dict, list)) and action.nargs is None:
+            unparsed[key] = typed
+        else:
+            parser.set_defaults(**{key: typed})
+    return unparsed
 
 
 def built(kind: type[_Settings], given: Mapping[str, Any]) -> _Settings:

@@ -88,8 +88,9 @@ def report_command(argv: Sequence[str], prog: str) -> int:
     from hf_dr.evaluation.pages import save, to_markdown
     from hf_dr.evaluation.results import gather
 
-    check_writable(arguments.output_dir.expanduser(), "output_dir")
+    folder = arguments.output_dir.expanduser()
+    check_writable(folder, "output_dir")
     results = gather(arguments.runs)
-    page = save(results, arguments.output_dir.expanduser(), arguments.title)
+    page = save(results, folder, arguments.title)
     print(f"{to_markdown(results, arguments.title)}\nreport: {page}")
     return 0

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -265,7 +266,7 @@ def run_comparison(config: CompareConfig, train: Callable[[list[str]], int]) -> 
     absent = next((picture for picture in pictures if not picture.is_file()), None)
     if absent is not None:
         raise ConfigError(f"`pictures` must be PNG files, found none at {absent}. Correct it, or leave it out.")
-    learned_from = each_dataset(config.train.get("dataset", ""), config.train.get("name"))
+    learned_from = each_dataset(config.train["dataset"], config.train.get("name"))
     plus = Path(learned_from[0][0]).expanduser()
     if config.save and (len(learned_from) > 1 or not plus.is_dir()):
         raise ConfigError(f"`save` needs one dataset in a folder, got {plus}. Give a folder, or leave `save` out.")
@@ -274,23 +275,10 @@ def run_comparison(config: CompareConfig, train: Callable[[list[str]], int]) -> 
     (opened,) = (open_set(spec, evaluation) for spec in checked_sets(evaluation))
     _check_calibration(config.train, opened)
     _check_labels(config)
-    state = process_state()
-    for seed in config.seeds:
-        # Objectives take turns, so that a disturbance of the machine hits all of them.
-        for objective in config.objectives:
-            path = folder / run_name(objective, seed)
-            flags = training_flags(config, objective, seed)
-            if on_main(state, partial(is_finished, path, flags)):  # it notes what the run is made of
-                continue
-            logger.info("%s: training %s.", config.title, path.name)
-            status = train(as_arguments(flags))
-            if status:
-                raise ConfigError(f"the training in {path} must succeed, but it ended with status {status}. See above.")
-            state.wait_for_everyone()
-            run = read_run(folder, objective, seed)
-            if run.accuracy and state.is_main_process:
-                logger.info("%s: top-1 %.2f %% after %.0f s.", path.name, 100 * run.accuracy[-1][1], run.seconds)
-    if not state.is_main_process:
+    # Objectives take turns, so that a disturbance of the machine hits all of them.
+    for seed, objective in product(config.seeds, config.objectives):
+        _train_missing(config, objective, seed, train)
+    if not process_state().is_main_process:
         return None
     unfinished = Unfinished(folder)
     comparison = compare(config.title, folder, config.objectives, config.seeds, config.evaluate, unfinished)
@@ -303,6 +291,23 @@ def run_comparison(config: CompareConfig, train: Callable[[list[str]], int]) -> 
         write_card(place.parent)
     print(f"\n{comparison.to_markdown()}\nreport: {page}", flush=True)
     return comparison
+
+
+def _train_missing(config: CompareConfig, objective: str, seed: int, train: Callable[[list[str]], int]) -> None:
+    """Trains one run of a comparison unless it is finished."""
+    state = process_state()
+    flags = training_flags(config, objective, seed)
+    path = flags["output_dir"]
+    if on_main(state, partial(is_finished, path, flags)):  # it notes what the run is made of
+        return
+    logger.info("%s: training %s.", config.title, path.name)
+    status = train(as_arguments(flags))
+    if status:
+        raise ConfigError(f"the training in {path} must succeed, but it ended with status {status}. See above.")
+    state.wait_for_everyone()
+    run = read_run(path.parent, objective, seed)
+    if run.accuracy and state.is_main_process:
+        logger.info("%s: top-1 %.2f %% after %.0f s.", path.name, 100 * run.accuracy[-1][1], run.seconds)
 
 
 def _learned_from(train: dict[str, Any]) -> Iterator[Provenance]:

@@ -288,9 +288,9 @@ def publish(
     state = Alone() if alone else process_state()
     operations = {path: CommitOperationAdd(path, local) for path, local in files.items()}
     content = _Content(repository, operations, card, stale, check)
-    if dry_run and private:
-        on_main(state, repository.check_private)
     if dry_run:
+        if private:
+            on_main(state, repository.check_private)
         return on_main(state, lambda: content.push(*content.read(missing_ok=True), None))
 
     def begin() -> tuple[str, Remote]:

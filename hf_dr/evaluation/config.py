@@ -77,8 +77,10 @@ class EvaluateConfig:
     crop: float | None = flag(
         "Share of the resized side that the centre crop keeps.", default=None, type=Real(0, 1, above=True)
     )
-    mean: list[float] = flag("Mean of the input, three numbers from 0 to 1.", default=[])
-    std: list[float] = flag("Standard deviation of the input, three numbers from 0 to 1.", default=[])
+    mean: list[float] = flag("Mean of the input, three numbers from 0 to 1.", default=[], type=Real(0, 1))
+    std: list[float] = flag(
+        "Standard deviation of the input, three numbers from 0 to 1.", default=[], type=Real(0, 1, above=True)
+    )
 
     def __post_init__(self) -> None:
         check_settings(self)

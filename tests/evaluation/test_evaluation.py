@@ -487,6 +487,8 @@ def test_of_a_single_image_there_is_no_calibrated_error(place):
         (["--batch_size", "0"], "`batch_size` must be a whole number of at least 1, got 0"),
         (["--crop", "1.5"], "`crop` must be above 0 and at most 1, got 1.5"),
         (["--mean", "0.5"], "`mean` must be three numbers, got 1. Give one for each channel"),
+        (["--mean", "124", "116", "104"], "`mean` must be between 0 and 1, got 124.0"),  # as for pixels up to 255
+        (["--std", "0.2", "0", "0.2"], "`std` must be above 0 and at most 1, got 0.0"),
         (["--sets", "{tiny},label=lable"], "set `tiny` must have the label column `lable`. Did you mean `label`?"),
         (["--sets", "{tiny},image=img"], "set `tiny` must have the image column `img`"),
         (["--sets", "{tiny},label=image"], "must hold class numbers, found object"),

@@ -89,12 +89,17 @@ def _take_files(
 
 def built(kind: type[_Settings], given: Mapping[str, Any]) -> _Settings:
     """Returns a dataclass with the values of its fields that were parsed; `--name ""` takes back what a file sets."""
-    values = {field.name: given[field.name] for field in dataclasses.fields(kind) if field.init}  # type: ignore[arg-type]
-    empty = [field for field in dataclasses.fields(kind) if given.get(field.name) == ""]  # type: ignore[arg-type]
-    for field in empty:
-        if field.default is dataclasses.MISSING:
-            raise ConfigError(f"`{field.name}` must be given, got an empty text. Name one.")
-    return kind(**values | {field.name: None for field in empty if field.default is None})
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        if not field.init:
+            continue
+        value = given[field.name]
+        if value in ("", [""]):
+            if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+                raise ConfigError(f"`{field.name}` must be given, got an empty text. Name one.")
+            value = None if field.default is None else value[:0]
+        values[field.name] = value
+    return kind(**values)
 
 
 def _as_yaml(settings: dict[str, Any], defaults: dict[str, Any]) -> str:

@@ -163,10 +163,10 @@ def named_model(text: str) -> tuple[str, str]:
 
 
 def as_arguments(flags: dict[str, Any]) -> list[str]:
-    """Writes settings as a command line; None is written as an empty value."""
+    """Writes settings as a command line; None and an empty list are written as an empty value."""
     words = []
     for key, value in flags.items():
-        values = value if isinstance(value, list) else [value]
+        values = value or [None] if isinstance(value, list) else [value]
         given = (json.dumps(each) if isinstance(each, dict) else each for each in values)
         words += [f"--{key}", *("" if each is None else str(each) for each in given)]
     return words

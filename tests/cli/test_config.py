@@ -8,6 +8,7 @@ from transformers import HfArgumentParser
 from hf_dr.cli.config import parse
 from hf_dr.cli.flag_parser import Parser, add_fields
 from hf_dr.errors import ConfigError
+from hf_dr.evaluation.config import as_arguments
 from hf_dr.settings import OpsOrName, Whole
 
 
@@ -163,6 +164,16 @@ def test_an_empty_value_takes_back_what_a_file_sets(tmp_path):
     words = ["--config", str(file)]
     assert parse([Where], words, prog="x", description="d")[0].revision == "v1"
     assert parse([Where], [*words, "--revision", ""], prog="x", description="d")[0].revision is None
+
+
+def test_an_empty_value_takes_back_a_list(tmp_path):
+    """Not a list of one empty text: as a folder, that is the present one."""
+    assert read(["--name", "a", "--teachers", ""], "teachers: [x, y]", tmp_path)[1].teachers == []
+
+
+def test_settings_written_as_words_are_read_as_they_were(tmp_path):
+    written = as_arguments({"name": "a", "teachers": [], "views": 3})
+    assert read(written, "teachers: [x, y]", tmp_path) == read(["--name", "a", "--views", "3"])
 
 
 @pytest.fixture

@@ -354,17 +354,17 @@ def temperature_of(name: str, case: Case, flags: Any) -> float:
 
 def suffix(flags: Any, *, of_data: bool = False) -> str:
     """Tells teachers, label weights, epochs, V, signals and K apart in names (of data: not the second and third)."""
-    teachers = "" if flags.teachers == "plain" else f"_{flags.teachers}"
-    if flags.label_weight and not of_data:
-        teachers += f"_labels{flags.label_weight:g}"
-    if flags.epochs is not None and not of_data:
-        teachers += f"_{flags.epochs}epochs"
-    if flags.num_views is not None:
-        teachers += f"_{flags.num_views}views"
-    if flags.calibrate and not of_data:
-        teachers += "_calibrated_student"
-    signal = "" if flags.signal == "topk" and flags.top_k is None else f"_{flags.signal}"
-    return teachers + signal + ("" if flags.top_k is None else f"_k{flags.top_k}")
+    of_training = not of_data
+    parts = (
+        (flags.teachers != "plain", flags.teachers),
+        (of_training and flags.label_weight, f"labels{flags.label_weight or 0:g}"),
+        (of_training and flags.epochs is not None, f"{flags.epochs}epochs"),
+        (flags.num_views is not None, f"{flags.num_views}views"),
+        (of_training and flags.calibrate, "calibrated_student"),
+        (flags.signal != "topk" or flags.top_k is not None, flags.signal),
+        (flags.top_k is not None, f"k{flags.top_k}"),
+    )
+    return "".join(f"_{part}" for differs, part in parts if differs)
 
 
 def run(name: str, student: str, flags: Any, variant: str = "", **more: Any) -> Comparison:

@@ -72,30 +72,30 @@ def table(billions: dict[str, float], hours_of_reference: float, price: float) -
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    flags.add_argument("--price", type=float, default=2.5, help="Dollars for a GPU-hour. Default: %(default)s.")
-    flags.add_argument(
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--price", type=float, default=2.5, help="Dollars for a GPU-hour. Default: %(default)s.")
+    parser.add_argument(
         "--hours_per_view", type=float, default=4.8, help="GPU-hours of the paper's four teachers for a view of each image, "
         "read off the plot of training times in apple/ml-dr's README. Default: %(default)s.",
     )  # fmt: skip
-    flags.add_argument("--teacher", nargs="+", help="Another teacher, with --ms_per_view.")
-    flags.add_argument("--ms_per_view", type=float, help="What --dry_run says of it: milliseconds of a GPU for a view.")
-    flags.add_argument("--json", type=Path, help="Write the multiply-adds and inputs there.")
-    arguments = flags.parse_args(argv)
-    if (arguments.teacher is None) != (arguments.ms_per_view is None):
-        flags.error("--teacher and --ms_per_view go together")
-    if arguments.teacher:
-        cells = costs(ROWS * arguments.ms_per_view / 3.6e6, arguments.price)
-        print(" + ".join(arguments.teacher))
+    parser.add_argument("--teacher", nargs="+", help="Another teacher, with --ms_per_view.")
+    parser.add_argument(
+        "--ms_per_view", type=float, help="What --dry_run says of it: milliseconds of a GPU for a view."
+    )
+    parser.add_argument("--json", type=Path, help="Write the multiply-adds and inputs there.")
+    flags = parser.parse_args(argv)
+    if (flags.teacher is None) != (flags.ms_per_view is None):
+        parser.error("--teacher and --ms_per_view go together")
+    if flags.teacher:
+        cells = costs(ROWS * flags.ms_per_view / 3.6e6, flags.price)
+        print(" + ".join(flags.teacher))
         print("\n".join(f"{size}: {cell}" for size, cell in zip(SIZES, cells, strict=True)))
         return
     billions = {name: round(multiply_adds(members), 1) for name, members in teachers().items()}
-    print("\n".join(table(billions, arguments.hours_per_view, arguments.price)))
-    if arguments.json:
-        inputs = {"price": arguments.price, "hours_per_view": arguments.hours_per_view}
-        arguments.json.write_text(
-            json.dumps({"inputs": inputs, "billions": billions}, indent=2) + "\n", encoding="utf-8"
-        )
+    print("\n".join(table(billions, flags.hours_per_view, flags.price)))
+    if flags.json:
+        inputs = {"price": flags.price, "hours_per_view": flags.hours_per_view}
+        flags.json.write_text(json.dumps({"inputs": inputs, "billions": billions}, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -97,10 +97,10 @@ def speed(decode: Decoder, files: list[bytes]) -> float:
 
 
 def main() -> None:
-    arguments = common.parser(__doc__).parse_args()
+    flags = common.parser(__doc__).parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", "The image decoding and encoding capabilities of TorchVision", DeprecationWarning)
-    rows, source = common.photos(arguments.data, 32 if arguments.quick else 400)
+    rows, source = common.photos(flags.data, 32 if flags.quick else 400)
     cells = rows.cast_column("image", datasets.Image(decode=False))["image"]
     files = [cell["bytes"] for cell in cells if cell["bytes"][:2] == b"\xff\xd8"]
     odd = odd_files()
@@ -117,7 +117,7 @@ def main() -> None:
         found = [kind for kind, data in odd.items() if differing(decode, data)]
         result[f"{name}_differing_odd"] = len(found)
         print(f"{name} differs on: {', '.join(found) or 'nothing'}")
-    common.finish(result, arguments)
+    common.finish(result, flags)
 
 
 if __name__ == "__main__":

@@ -106,28 +106,28 @@ def differences(names: list[str], precision: str, home: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    flags = common.parser(__doc__)
-    flags.add_argument(
+    parser = common.parser(__doc__)
+    parser.add_argument(
         "--examples", type=int, help="Photos, of 4 views each, and 8 times as many images of 28x28. Default: 100."
     )
-    given = flags.parse_args()
-    count = given.examples or (2 if given.quick else 100)
-    names = ["fashion"] if given.weights is None else ["fashion", common.LITE0, common.LITE1]
+    flags = parser.parse_args()
+    count = flags.examples or (2 if flags.quick else 100)
+    names = ["fashion"] if flags.weights is None else ["fashion", common.LITE0, common.LITE1]
     context, rows = multiprocessing.get_context("spawn"), []
     result: dict[str, Any] = {"kinds": " ".join(KINDS), "emulated": True, "teachers": " ".join(names), "photos": count}
     with common.working_folder() as home:
         for name in names:
             if name == "fashion":
-                images, size = common.small_images(given.data, 8 * count)[0], 28
+                images, size = common.small_images(flags.data, 8 * count)[0], 28
             else:
-                images, size = common.photos(given.data, count)[0], 240 if name == common.LITE1 else 224
+                images, size = common.photos(flags.data, count)[0], 240 if name == common.LITE1 else 224
             settings = ReinforceConfig(str(home / name), num_views=4, top_k=TOP_K, label_column="none")
             reinforce(
-                images, teacher_of(name, given.weights, "fp32"), Augmentation.named("randaug_mixing", size), settings
+                images, teacher_of(name, flags.weights, "fp32"), Augmentation.named("randaug_mixing", size), settings
             )
         for kind, variables in KINDS.items():
             os.environ.update(variables)
-            process = context.Process(target=answer, args=(kind, names, given.weights, home))
+            process = context.Process(target=answer, args=(kind, names, flags.weights, home))
             process.start()
             process.join()
             for variable in variables:
@@ -137,7 +137,7 @@ def main() -> None:
             rows += [[f"{precision}: {key}", value] for key, value in summary.items()]
             result |= {f"{precision}_{key}": value for key, value in summary.items()}
     common.table(rows, ["largest difference between two kinds", ""])
-    common.finish(result, given)
+    common.finish(result, flags)
 
 
 if __name__ == "__main__":

@@ -181,12 +181,12 @@ def draw(result: dict[str, Any], kept: list[int], path: Path) -> None:
 
 
 def main() -> None:
-    flags = common.parser(__doc__)
-    flags.add_argument("--plot", type=Path, help="Write a plot of the errors over the bytes there, a PNG.")
-    arguments = flags.parse_args()
-    rows, num_views = (12, 10) if arguments.quick else (50, 50)
-    photos, data = common.photos(arguments.data, rows)
-    teacher, who = common.lite0_or_embedded(arguments.weights)
+    parser = common.parser(__doc__)
+    parser.add_argument("--plot", type=Path, help="Write a plot of the errors over the bytes there, a PNG.")
+    flags = parser.parse_args()
+    rows, num_views = (12, 10) if flags.quick else (50, 50)
+    photos, data = common.photos(flags.data, rows)
+    teacher, who = common.lite0_or_embedded(flags.weights)
     print(f"data: {data}, {rows} rows x {num_views} views; teacher: {who}\n")
     result: dict[str, Any] = {"data": data, "teacher": who, "examples": rows, "num_views": num_views}
     lines = []
@@ -206,9 +206,9 @@ def main() -> None:
                 if signal == IMAGE_TAIL:
                     result["tail_bytes_an_image"] = stored.tail_bytes
     common.table(lines, ["signal", *MEASURES, f"bytes, V = {num_views}", f"V = {PAPER_VIEWS}"])
-    if arguments.plot is not None:
-        draw(result, kept, arguments.plot)
-    common.finish(result, arguments)
+    if flags.plot is not None:
+        draw(result, kept, flags.plot)
+    common.finish(result, flags)
 
 
 if __name__ == "__main__":

@@ -390,31 +390,33 @@ FULL = {"flip": 1000, "swap": 200, "grid": len(GRID)}
 
 
 def main() -> None:
-    flags = common.parser(__doc__)
-    flags.add_argument("--minutes", type=float, default=1.0, help="How long, in whole rounds of all kinds. Default: 1.")
-    flags.add_argument("--trials", type=int, help="So many rounds, in place of --minutes.")
-    flags.add_argument("--full", action="store_true", help=f"So many trials of some kinds instead of rounds: {FULL}.")
-    flags.add_argument("--first", type=int, default=0, help="The number of the first round. Default: 0.")
-    flags.add_argument("--seed", type=int, default=0, help="Default: 0.")
-    flags.add_argument("--kind", nargs="+", choices=KINDS, default=[*KINDS], help="Default: all.")
-    given = flags.parse_args()
+    parser = common.parser(__doc__)
+    parser.add_argument(
+        "--minutes", type=float, default=1.0, help="How long, in whole rounds of all kinds. Default: 1."
+    )
+    parser.add_argument("--trials", type=int, help="So many rounds, in place of --minutes.")
+    parser.add_argument("--full", action="store_true", help=f"So many trials of some kinds instead of rounds: {FULL}.")
+    parser.add_argument("--first", type=int, default=0, help="The number of the first round. Default: 0.")
+    parser.add_argument("--seed", type=int, default=0, help="Default: 0.")
+    parser.add_argument("--kind", nargs="+", choices=KINDS, default=[*KINDS], help="Default: all.")
+    flags = parser.parse_args()
     with common.working_folder() as home:
         HUB.start()
         soak = Soak(home)
-        limits = FULL if given.full else dict.fromkeys(KINDS, given.trials or math.inf)
-        rounds = max(limits.get(kind, 0) for kind in given.kind)
-        number, began = given.first, time.monotonic()
+        limits = FULL if flags.full else dict.fromkeys(KINDS, flags.trials or math.inf)
+        rounds = max(limits.get(kind, 0) for kind in flags.kind)
+        number, began = flags.first, time.monotonic()
         with contextlib.suppress(KeyboardInterrupt):  # the figures so far are told
-            while number < given.first + rounds and (
-                rounds < math.inf or time.monotonic() < began + 60 * given.minutes
+            while number < flags.first + rounds and (
+                rounds < math.inf or time.monotonic() < began + 60 * flags.minutes
             ):
-                for kind in given.kind:
-                    if number < given.first + limits.get(kind, 0):
-                        soak.trial(kind, number, given.seed)
+                for kind in flags.kind:
+                    if number < flags.first + limits.get(kind, 0):
+                        soak.trial(kind, number, flags.seed)
                 number += 1
     result = {kind: f"{soak.well[kind]} of {tried}" for kind, tried in soak.tried.items()}
     common.table([[*pair] for pair in result.items()], ["kind", "ended well"])
-    common.finish({**result, **soak.counts, "minutes": (time.monotonic() - began) / 60}, given)
+    common.finish({**result, **soak.counts, "minutes": (time.monotonic() - began) / 60}, flags)
     if soak.well != soak.tried:
         sys.exit(1)
 

@@ -188,32 +188,32 @@ def sweep(shard: Path) -> None:
 
 
 def main() -> None:
-    flags = common.parser(__doc__)
-    flags.add_argument("--examples", type=int, help="Photos; each gets 50 views. Default: 100, or 20 with --quick.")
-    flags.add_argument("--sweep", action="store_true", help="Also try other encodings, codecs and shard sizes.")
-    flags.add_argument("--checks", action="store_true", help="Only the price of checksums and digests, for randaug.")
-    flags.add_argument("--keep", type=Path, help="Keep the shards in this folder, and take those that are there.")
-    arguments: argparse.Namespace = flags.parse_args()
-    count = arguments.examples or (20 if arguments.quick else 100)
-    photos, data = common.photos(arguments.data, count)
-    teacher, who = common.lite0_or_embedded(arguments.weights)
+    parser = common.parser(__doc__)
+    parser.add_argument("--examples", type=int, help="Photos; each gets 50 views. Default: 100, or 20 with --quick.")
+    parser.add_argument("--sweep", action="store_true", help="Also try other encodings, codecs and shard sizes.")
+    parser.add_argument("--checks", action="store_true", help="Only the price of checksums and digests, for randaug.")
+    parser.add_argument("--keep", type=Path, help="Keep the shards in this folder, and take those that are there.")
+    flags: argparse.Namespace = parser.parse_args()
+    count = flags.examples or (20 if flags.quick else 100)
+    photos, data = common.photos(flags.data, count)
+    teacher, who = common.lite0_or_embedded(flags.weights)
     print(f"data: {data}, {count} rows x {NUM_VIEWS} views; teacher: {who}\n")
     result: dict[str, Any] = {"data": data, "teacher": who, "examples": count, "num_views": NUM_VIEWS}
     kl, by_column = [], {}
     with common.working_folder() as temporary:
-        if arguments.checks:
-            shard, _ = remembered(teacher, photos, "randaug", arguments.keep or temporary)
-            price = price_of_checks(shard, temporary, 3 if arguments.quick else 15)
+        if flags.checks:
+            shard, _ = remembered(teacher, photos, "randaug", flags.keep or temporary)
+            price = price_of_checks(shard, temporary, 3 if flags.quick else 15)
             common.table([[key, value] for key, value in price.items()], ["checks", "with / without"])
-            common.finish({**result, **price, "shard_bytes": shard.stat().st_size}, arguments)
+            common.finish({**result, **price, "shard_bytes": shard.stat().st_size}, flags)
             return
         for name in TARGETS:
-            folder = arguments.keep or temporary
+            folder = flags.keep or temporary
             shard, exact = remembered(teacher, photos, name, folder)
             by_column[name] = bytes_by_column(shard)
             result[name] = sum(by_column[name].values())
             kl.append(kl_of_storing(exact, stored_logprobs(shard)))
-            if arguments.sweep:
+            if flags.sweep:
                 print(f"== {name}")
                 sweep(shard)
     result["kl"] = float(np.mean(kl))
@@ -223,7 +223,7 @@ def main() -> None:
     common.table(rows, ["bytes per view", *TARGETS])
     for name, sizes in by_column.items():
         result |= {f"{name}_{column}": size for column, size in sizes.items()}
-    common.finish(result, arguments)
+    common.finish(result, flags)
 
 
 def remembered(teacher: Teacher, photos: datasets.Dataset, name: str, folder: Path) -> tuple[Path, np.ndarray]:

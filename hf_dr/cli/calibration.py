@@ -17,6 +17,11 @@ class CalibratedStudent(TemperatureFit):
 
     folded: bool
 
+    def told(self, split: str | None, otherwise: str) -> str:
+        """Returns it for people: of which split the images are, and where the temperature is; `otherwise` is what to do."""
+        kept = "in the weights" if self.folded else f"not in the weights: {otherwise}"
+        return f"\n{self.table(f', {kept}', f' of `{split}`')}"
+
 
 def calibrate(trainer: ReinforcedTrainer, images: Any, card: dict[str, Any], *, fold: bool = True) -> CalibratedStudent:
     """Calibrates a trained classifier; weights that took the temperature in are saved, with a `card` that tells it."""

@@ -97,8 +97,7 @@ def train_command(argv: Sequence[str], prog: str) -> int:
         fit = run_training(trainer, lambda: None if held_out is None else calibrate(trainer, held_out, card))
         finish_training(trainer, card)
     if fit is not None and trainer.is_world_process_zero():
-        kept = "in the weights" if fit.folded else "not in the weights: divide the logits by it"
-        print(f"\n{fit.table(f', {kept}', f' of `{student.calibrate_split}`')}", flush=True)
+        print(fit.told(student.calibrate_split, "divide the logits by it"), flush=True)
     return 0
 
 
@@ -287,5 +286,4 @@ def _write(output_dir: Path, fit: CalibratedStudent, student: StudentArguments) 
     """Notes and prints what was found."""
     place = {"dataset": student.dataset[0], "split": student.split, "eval_split": student.eval_split}
     write_json(output_dir / TEACHER_FILE, {**asdict(fit), **place})
-    kept = "in the weights" if fit.folded else "not in the weights: pass it to reinforce as --teacher_temperature"
-    print(f"\n{fit.table(f', {kept}', f' of `{student.eval_split}`')}", flush=True)
+    print(fit.told(student.eval_split, "pass it to reinforce as --teacher_temperature"), flush=True)

@@ -222,9 +222,8 @@ def _build_trainer(
         "train_dataset": data,
         "eval_dataset": evaluation,
         "compute_metrics": compute_metrics,
+        "processing_class": processor,
     }
-    if processor is not None:
-        settings["processing_class"] = processor
     if student.objective != "kd":
         return ReinforcedTrainer(**settings)
     chosen = read_classes(student.teacher_classes, data.class_names)

@@ -30,6 +30,7 @@ from hf_dr.processes import num_cores
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.members import Member, weights_hash
 from hf_dr.teacher.preprocessing import Preprocessing
+from hf_dr.text import text_table
 
 EMBEDDED = Path(hf_dr.__file__).parent / "assets"
 EMBEDDED_TEACHERS = sorted(str(path.parent) for path in (EMBEDDED / "teachers").glob("*/config.json"))
@@ -239,11 +240,8 @@ def output_of(command: Sequence[str], environment: Mapping[str, str] | None = No
 
 def table(rows: Sequence[Sequence[Any]], head: Sequence[str]) -> None:
     """Prints rows under a head; the first column is text, the others are numbers."""
-    cells = [list(head)] + [[f"{c:,.4g}" if isinstance(c, float) else str(c) for c in row] for row in rows]
-    widths = [max(len(row[n]) for row in cells) for n in range(len(head))]
-    for row in cells:
-        print("  ".join(c.ljust(w) if n == 0 else c.rjust(w) for n, (c, w) in enumerate(zip(row, widths, strict=True))))
-    print()
+    cells = [[f"{c:,.4g}" if isinstance(c, float) else str(c) for c in row] for row in rows]
+    print(f"{text_table(list(head), cells)}\n")
 
 
 def earlier(flags: argparse.Namespace) -> dict[str, Any]:

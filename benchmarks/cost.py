@@ -20,6 +20,7 @@ import yaml
 from torch.utils.flop_counter import FlopCounterMode
 
 import hf_dr.teacher.architectures  # noqa: F401 (what it registers, timm builds)
+from hf_dr.text import markdown_table
 
 ROOT = Path(__file__).parents[1]
 ROWS = 1_281_167  # images of ImageNet
@@ -35,12 +36,12 @@ def teachers() -> dict[str, list[str]]:
     return {**{name: recipe["teacher"] for name, recipe in recipes.items()}, **{name: [name] for name in LIGHT}}
 
 
-def multiply_adds(members: Sequence[str], size: int = 224) -> float:
-    """Returns those of a view of `size` pixels, in billions, all members together. No weights are made."""
+def multiply_adds(members: Sequence[str]) -> float:
+    """Returns those of a view of 224x224 pixels, in billions, all members together. No weights are made."""
     total = 0
     for member in members:
         with torch.device("meta"), FlopCounterMode(display=False) as counted:
-            timm.create_model(member.removeprefix("timm/").partition(".")[0]).eval()(torch.empty(1, 3, size, size))
+            timm.create_model(member.removeprefix("timm/").partition(".")[0]).eval()(torch.empty(1, 3, 224, 224))
         total += counted.get_total_flops()
     return total / 2e9
 
@@ -60,15 +61,15 @@ def costs(hours_per_view: float, price: float) -> list[str]:
     return cells
 
 
-def table(billions: dict[str, float], hours_of_reference: float, price: float) -> list[str]:
-    """Returns the lines of the table, for teachers with these multiply-adds; the first is the reference."""
+def table(billions: dict[str, float], hours_of_reference: float, price: float) -> str:
+    """Returns the table, for teachers with these multiply-adds; the first is the reference."""
     reference = next(iter(billions.values()))
     titles = [f"{size}, V = {views}" for size, views in SIZES.items()]
-    lines = [f"| teacher | multiply-adds | {' | '.join(titles)} |", "|---" * (2 + len(titles)) + "|"]
-    for name, count in billions.items():
-        cells = costs(hours_of_reference * count / reference, price)
-        lines.append(f"| `{name}` | {count:.1f} billion | {' | '.join(cells)} |")
-    return lines
+    rows = [
+        [f"`{name}`", f"{count:.1f} billion", *costs(hours_of_reference * count / reference, price)]
+        for name, count in billions.items()
+    ]
+    return markdown_table(["teacher", "multiply-adds", *titles], rows)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -92,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print("\n".join(f"{size}: {cell}" for size, cell in zip(SIZES, cells, strict=True)))
         return
     billions = {name: round(multiply_adds(members), 1) for name, members in teachers().items()}
-    print("\n".join(table(billions, flags.hours_per_view, flags.price)))
+    print(table(billions, flags.hours_per_view, flags.price))
     if flags.json:
         inputs = {"price": flags.price, "hours_per_view": flags.hours_per_view}
         flags.json.write_text(json.dumps({"inputs": inputs, "billions": billions}, indent=2) + "\n", encoding="utf-8")

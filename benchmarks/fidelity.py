@@ -10,7 +10,6 @@ replays every view and counts the pixels that differ. Fails unless each register
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -170,9 +169,8 @@ def _count_changes() -> Counter[str]:
 
 def in_another_process(folders: list[Path]) -> list[dict[str, Any]]:
     """`replay` of every folder, named as its augmentation, in one new interpreter."""
-    command = [sys.executable, __file__, "--replay", *map(str, folders)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    told = common.output_of([sys.executable, __file__, "--replay", *map(str, folders)])
+    return json.loads(told.splitlines()[-1])
 
 
 def main() -> None:

@@ -106,18 +106,22 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Any = (), namespace: Any = None) -> Any:
         """Refuses unknown words before what is missing, since a mistyped flag is both."""
-        for word in self.unknown_words(args) if {"-h", "--help"}.isdisjoint(args) else ():
-            flags = [flag for action in self._actions for flag in action.option_strings if "-" not in flag.lstrip("-")]
-            place = next(n for n, given in enumerate(args) if given.split("=")[0] == word)
-            before = args[max(0, place - 1)]
-            action = self._option_string_actions.get(before)
-            advice = " Leave it out, write its flag before it, or, if it is the dataset, write it before all flags."
-            if word.startswith("-"):
-                advice = did_you_mean(word, flags)
-            elif action is not None and action.nargs == 0:
-                advice = f" `{before}` takes no value: leave it out."
-            raise ConfigError(f"unknown argument `{word}`.{advice}")
+        unknown = self.unknown_words(args) if {"-h", "--help"}.isdisjoint(args) else []
+        if unknown:
+            raise ConfigError(f"unknown argument `{unknown[0]}`.{self._advice(unknown[0], args)}")
         return super().parse_args(args, namespace)
+
+    def _advice(self, word: str, args: Sequence[str]) -> str:
+        """Says what to do about a word that no flag takes."""
+        if word.startswith("-"):
+            flags = [flag for action in self._actions for flag in action.option_strings if "-" not in flag.lstrip("-")]
+            return did_you_mean(word, flags)
+        place = next(n for n, given in enumerate(args) if given.split("=")[0] == word)
+        before = args[max(0, place - 1)]
+        action = self._option_string_actions.get(before)
+        if action is not None and action.nargs == 0:
+            return f" `{before}` takes no value: leave it out."
+        return " Leave it out, write its flag before it, or, if it is the dataset, write it before all flags."
 
     def unknown_words(self, args: Sequence[str]) -> list[str]:
         """Returns the words that no flag takes, whatever is missing."""

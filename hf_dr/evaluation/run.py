@@ -96,22 +96,10 @@ def run_evaluation(
     logger.info("The models compute on %s.", find_device(config.device))
     # All classes are compared before the first image is read.
     classifiers = [[_classifier(model, images, config) for model in models] for images in opened]
-    metric = Classification()
-    results = []
+    results: list[Result] = []
     for spec, images, answering in zip(specs, opened, classifiers, strict=True):
         if not spec.published_corrupted:
-            clean = _Pass(images, models, config, spec.name)
-            for model, logits_BC in zip(models, clean.logits(answering), strict=True):
-                metrics = metric.compute(predictions=logits_BC, references=images.labels)
-                if len(images.labels) > 1:  # one half is calibrated by the other
-                    metrics |= {
-                        CALIBRATED_ECE: calibrated_ece(logits_BC, images.labels),
-                        "temperature": fit_temperature(logits_BC, images.labels),
-                    }
-                diagram = reliability(logits_BC, images.labels)
-                metrics[ECE_BY_CHANCE] = diagram.ece_by_chance
-                hits = logits_BC.argmax(axis=-1) == images.labels
-                results.append(Result(model.name, spec.name, len(images.rows), metrics, diagram, hits=hits))
+            results += _clean(images, answering, models, config)
         if spec.published_corrupted or spec.name in config.corrupt:
             results += _corrupted(spec, images, answering, models, config, unfinished or Unfinished())
     return Report(
@@ -138,6 +126,22 @@ def checked_sets(config: EvaluateConfig, given: Sequence[EvaluationSet] | None =
     if (config.corruptions or config.severities) and nothing_corrupted:
         raise ConfigError("`corruptions` and `severities` need a set to corrupt, got none. Name it with `corrupt`.")
     return specs
+
+
+def _clean(images: Images, classifiers: list[Teacher], models: list[Model], config: EvaluateConfig) -> Iterator[Result]:
+    """Yields each model's result on the images as they are."""
+    metric = Classification()
+    name, labels = images.spec.name, images.labels
+    answers = _Pass(images, models, config, name).logits(classifiers)
+    for model, logits_BC in zip(models, answers, strict=True):
+        metrics = metric.compute(predictions=logits_BC, references=labels)
+        if len(labels) > 1:  # one half is calibrated by the other
+            metrics[CALIBRATED_ECE] = calibrated_ece(logits_BC, labels)
+            metrics["temperature"] = fit_temperature(logits_BC, labels)
+        diagram = reliability(logits_BC, labels)
+        metrics[ECE_BY_CHANCE] = diagram.ece_by_chance
+        hits = logits_BC.argmax(axis=-1) == labels
+        yield Result(model.name, name, len(images.rows), metrics, diagram, hits=hits)
 
 
 def _corrupted(

@@ -155,22 +155,18 @@ def _refusal(error: BaseException, what: str) -> HubError | None:
         return HubError(f"expected to {what}, but {advice}.")
     if isinstance(error, FileMetadataError):
         return HubError(f"expected to {what}, but what answered is no Hub. Check HF_ENDPOINT and any proxy.")
+    if not isinstance(error, HfHubHTTPError) or isinstance(error, RemoteEntryNotFoundError) or _is_passing(error):
+        return None
     if isinstance(error, GatedRepoError):
         advice = "Accept its terms on its page on the Hub, and log in with `hf auth login`"
     elif isinstance(error, RevisionNotFoundError):
         advice = "Check `revision`: it must be a branch, a tag or a commit of the repository"
     elif isinstance(error, DisabledRepoError):
         advice = "Ask the owner of the repository"
-    elif isinstance(error, RepositoryNotFoundError) or (
-        isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403)
-    ):
+    elif isinstance(error, RepositoryNotFoundError) or error.response.status_code in (401, 403):
         advice = "Check the name; for a private repository log in with `hf auth login`, as one who may do this"
-    elif (
-        isinstance(error, HfHubHTTPError) and not isinstance(error, RemoteEntryNotFoundError) and not _is_passing(error)
-    ):
-        return _answered(error, what)
     else:
-        return None
+        return _answered(error, what)
     return HubError(f"expected to {what}, but the Hub refused: {describe(error)}. {advice}.")
 
 

@@ -378,8 +378,8 @@ def test_a_rehearsal_needs_a_description(tmp_path, capsys):
     recipe.write_text("dataset: x\nteacher: [y]\noutput_dir: z")
     assert main(["reinforce", "--config", str(recipe), "--smoke"]) == 2
     assert "`smoke` needs a --config in a folder with a features.yaml" in capsys.readouterr().err
-    (tmp_path / "features.yaml").write_text("dataset: x\nsplit: [train]")
-    with pytest.raises(ConfigError, match="must have the keys columns, dataset, images, splits, found dataset, split"):
+    (tmp_path / "features.yaml").write_text("dataset: x\nsplit: [train]\n3: y")
+    with pytest.raises(ConfigError, match="have the keys columns, dataset, images, splits, found dataset, split, 3"):
         Described.beside([str(recipe)])
 
 

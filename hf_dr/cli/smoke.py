@@ -83,7 +83,9 @@ class Described:
         path = found[-1]
         content = read_yaml(path)
         if content.keys() != _KEYS:
-            raise ConfigError(f"{path} must have the keys {', '.join(sorted(_KEYS))}, found {', '.join(content)}.")
+            raise ConfigError(
+                f"{path} must have the keys {', '.join(sorted(_KEYS))}, found {', '.join(map(str, content))}."
+            )
         splits = content["splits"]
         if not isinstance(splits, dict) or not all(isinstance(rows, int) for rows in splits.values()):
             raise ConfigError(f"`splits` in {path} must say how many rows each split has, found {splits}.")

@@ -124,11 +124,15 @@ def parse_set(text: str) -> EvaluationSet:
             given["split"] = match[2]
         if "{corruption}" in given["dataset"]:
             given["config"] = None
+    chosen: dict[str, str] = {}
     for option in options:
-        key, equals, value = option.partition("=")
+        key, _, value = option.partition("=")
         if key not in OPTIONS or not value:
             raise ConfigError(f"set `{name}` has the unknown option {option!r}.{did_you_mean(key, OPTIONS)}")
-        given[key] = value
+        if key in chosen:
+            raise ConfigError(f"set `{name}` must have the option `{key}` once, got {text!r}. Leave one out.")
+        chosen[key] = value
+    given |= chosen
     if given.get("classes", "imagenet") not in _CLASS_LISTS:
         raise ConfigError(
             f"`classes` of set `{name}` must be one of {', '.join(_CLASS_LISTS)}, got {given['classes']!r}."

@@ -475,6 +475,7 @@ def test_of_a_single_image_there_is_no_calibrated_error(place):
             "a set must be NAME=DATASET[:SPLIT][,OPTION=VALUE] or a preset, got 'imagenet-q'. Did you",
         ),
         (["--sets", "a b=x"], "must have a name of letters"),
+        (["--sets", "x=d,label=y,label=z"], "set `x` must have the option `label` once, got 'x=d,label=y,label=z'"),
         (["--sets", "x=d,lable=y"], "set `x` has the unknown option 'lable=y'. Did you mean `label`?"),
         (["--sets", "x=d,classes=imagenet-x"], "`classes` of set `x` must be one of"),
         (["--sets", "{tiny}", "{tiny}"], "each set must have its own name, but `tiny` stands there twice"),

@@ -145,7 +145,7 @@ def check_own_files(
     check_names("files_from", files_from)
     for allowed in files_from:
         path = Path(allowed).expanduser()
-        if not path.is_dir():
+        if not os.fspath(allowed) or not path.is_dir():  # no name would be the present folder
             raise ConfigError(f"`files_from` must name folders, but {allowed!r} is none. Correct it, or leave it out.")
         owned.append(path)
     if folder is not None:

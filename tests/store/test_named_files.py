@@ -376,8 +376,9 @@ def test_images_that_are_stored_as_text_name_files_and_as_bytes_none() -> None:
 
 def test_files_from_must_be_folders(tmp_path: Path, tiny_dataset: datasets.Dataset) -> None:
     tiny_dataset.to_parquet(tmp_path / "a.parquet")
-    with pytest.raises(ConfigError, match=r"`files_from` must name folders, but 'nowhere' is none. Correct it"):
-        load_base(str(tmp_path / "a.parquet"), files_from=["nowhere"])
+    for name in ("nowhere", ""):
+        with pytest.raises(ConfigError, match=rf"`files_from` must name folders, but {name!r} is none. Correct it"):
+            load_base(str(tmp_path / "a.parquet"), files_from=[name])
 
 
 # --------------------------------------------------------------------------------------------------------- skipped rows

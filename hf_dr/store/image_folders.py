@@ -30,8 +30,8 @@ def check_all_read(folder: Path) -> None:
     """Tells of images in a folder that `datasets` leaves out, before it is loaded; other kinds of folders are not looked at.
 
     Raises:
-        DataError: They are left out because the folder of a class has the word for a split in its name, or because the text
-            files beside them are read instead.
+        DataError: They are left out because the folder of a class, or other images, have the word for a split in their names,
+            or because the text files beside them are read instead.
     """
     folder = folder.resolve()  # as `datasets` does, whose names of files are compared
     card = folder / "README.md"
@@ -52,13 +52,15 @@ def check_all_read(folder: Path) -> None:
     if left:
         tops = {Path(file).relative_to(folder).parts[0] for file in read if Path(file).is_relative_to(folder)}
         words = sorted(top for top in tops if (folder / top).is_dir() and top not in _SPLITS and _WORD.search(top))
+        if not words and not tops & _SPLITS:
+            words = sorted(Path(file).name for file in read if _WORD.search(Path(file).stem))[:1]
         told = f"{len(left):,} images of {folder} are in no split and would be left out, such as {left[0]}"
         if words:
             raise DataError(
                 f"all folders of classes must be read, but {told}: `datasets` takes the word for a split in the name of "
-                f"{', '.join(words)} for a split. Rename the folder, or put all folders of classes into one called `train`."
+                f"{', '.join(words)} for a split. Rename it, or put all folders of classes into one called `train`."
             )
-        _warn(f"{told}: beside folders or files called train or test no others are read, nor folders that are links.")
+        _warn(f"{told}: beside folders called train or test no others are read, nor folders that are links.")
     packed = sorted(file for file in read if Path(file).suffix == ".zip")
     if packed:
         _warn(

@@ -91,6 +91,16 @@ def test_a_class_whose_name_has_a_word_for_a_split_is_refused(tmp_path, word):
     assert len(load_base(place)[0]) == 3
 
 
+def test_images_whose_names_have_a_word_for_a_split_are_refused_beside_others(tmp_path, warned):
+    place = photos(tmp_path, "a/train_1.jpg", "a/2.jpg", "b/3.jpg")
+    with pytest.raises(DataError, match=r"2 images of .* in the name of train_1\.jpg for a split\. Rename it"):
+        load_base(place)
+    for file in ("a/2.jpg", "b/3.jpg"):
+        (tmp_path / file).rename(tmp_path / file.replace("/", "/train_"))
+    loaded, said = warned(place)
+    assert (len(loaded), said) == (3, [])
+
+
 @pytest.mark.parametrize("place", ["photos", "./photos/", "photos/../photos", "linked"])
 def test_another_way_to_the_folder_finds_the_same(place, tmp_path, monkeypatch, warned):
     photos(tmp_path / "photos", "steam/1.jpg", "bus/2.jpg")

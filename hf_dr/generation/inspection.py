@@ -397,10 +397,11 @@ def _checked_answers(
     ids = _flat(batch.column(names[0])).reshape(shape)
     logprobs = _flat(batch.column(names[1])).astype(np.float64).reshape(shape)
     rows = f"rows {batch.column(SOURCE_INDEX)[0]} to {batch.column(SOURCE_INDEX)[-1]}"
-    if ids.max() >= classes or not np.isfinite(logprobs).all():
+    is_twice = np.diff(np.sort(ids, axis=-1)) == 0
+    if ids.max() >= classes or is_twice.any() or not np.isfinite(logprobs).all():
         raise FormatError(
-            f"the teacher's answers must be finite and of classes below {classes}, found others in {rows}. The file is "
-            "damaged: fetch or make it again."
+            f"the teacher's answers must be finite and of classes below {classes}, each once, found others in {rows}. The file "
+            "is damaged: fetch or make it again."
         )
     with np.errstate(over="ignore"):
         mass = np.exp(logprobs).sum(axis=-1)

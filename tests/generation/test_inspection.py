@@ -327,18 +327,27 @@ def test_a_shard_of_another_run_is_named(tmp_path, tiny_dataset, tiny_folder, ti
         inspect(tmp_path / "copy")
 
 
-@pytest.mark.parametrize("column", ["teacher_ids", "teacher_logprobs"])
-def test_damaged_answers_are_refused(tmp_path, tiny_folder, column):
+@pytest.mark.parametrize(
+    ("column", "wrong"),
+    [
+        ("teacher_ids", lambda ids: 8),
+        ("teacher_ids", lambda ids: ids[-1]),
+        ("teacher_logprobs", lambda logprobs: np.float16(np.nan)),
+    ],
+)
+def test_damaged_answers_are_refused(tmp_path, tiny_folder, column, wrong):
     shutil.copytree(tiny_folder, tmp_path / "copy")
     path = tmp_path / "copy" / "all_ops" / "train-00001-of-00003.parquet"
     table = pq.read_table(path)
     place = table.column_names.index(column)
     values = table.column(column).to_pylist()
-    values[3][1][0] = 8 if column == "teacher_ids" else np.float16(np.nan)
+    values[3][1][0] = wrong(values[3][1])
     field = table.schema.field(column)
     table = table.set_column(place, field, pa.array(values, field.type))
     pq.write_table(table.replace_schema_metadata(pq.read_metadata(path).metadata), path)
-    with pytest.raises(FormatError, match="must be finite and of classes below 8, found others in rows 5 to 9"):
+    with pytest.raises(
+        FormatError, match="must be finite and of classes below 8, each once, found others in rows 5 to 9"
+    ):
         inspect(tmp_path / "copy")
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hf_dr.version import __version__
 
 if TYPE_CHECKING:
+    from hf_dr.cli.teach import teach
     from hf_dr.errors import (
         ConfigError,
         DataError,
@@ -82,6 +83,7 @@ _MODULES = {
     "reinforce": "generation.job",
     "reinforced_kl": "training.losses",
     "reinforced_loss": "training.losses",
+    "teach": "cli.teach",
     "verify": "generation.verify",
 }
 
@@ -120,6 +122,7 @@ __all__ = [
     "reinforce",
     "reinforced_kl",
     "reinforced_loss",
+    "teach",
     "verify",
 ]
 

@@ -85,8 +85,7 @@ def check_early(types: Sequence[Any], argv: Sequence[str], prog: str) -> None:
     """Finds mistakes in the arguments before transformers is imported, which takes seconds.
 
     Raises:
-        ConfigError: A flag is unknown.
-        SystemExit: One is missing.
+        ConfigError: A flag is unknown or missing.
     """
     parser = Parser(prog=prog)
     add_files(parser)

@@ -135,7 +135,8 @@ class Parser(argparse.ArgumentParser):
                 action.required = True
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}. See `{self.prog} --help`.\n")
+        """Raises a ConfigError: a call from Python must not end the process."""
+        raise ConfigError(f"{message}. See `{self.prog} --help`.")
 
 
 class HelpFormatter(argparse.HelpFormatter):

@@ -1,8 +1,9 @@
-"""The commands that train a classifier: a student, and a teacher for one's own images."""
+"""The commands that train a classifier: a student, and a teacher for one's own images; the latter from Python, too."""
 
 from __future__ import annotations
 
 import logging
+import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -15,11 +16,13 @@ from hf_dr.cli.flags import TRAINING, SmokeArguments, StudentArguments
 from hf_dr.cli.launch import start_logging
 from hf_dr.cli.yaml_files import own_recipes
 from hf_dr.errors import ConfigError
+from hf_dr.evaluation.config import as_arguments
 from hf_dr.files import check_apart, check_writable, write_json
-from hf_dr.settings import FILES_FROM_HELP, JsonOrMapping, OpsOrName, Real, Whole, check_settings, flag
+from hf_dr.settings import FILES_FROM_HELP, JsonOrMapping, OpsOrName, Real, Whole, check_kind, check_settings, flag
 
 if TYPE_CHECKING:
     from hf_dr.cli.calibration import CalibratedStudent
+    from hf_dr.teacher.ensemble import Teacher
     from hf_dr.teacher.folds import Fold
     from hf_dr.training.arguments import ReinforcedTrainingArguments
 
@@ -122,13 +125,75 @@ def read_training(
     return student, smoke, args
 
 
+@dataclass(frozen=True)
+class Taught:
+    """What `teach` has made, and the images to reinforce.
+
+    Attributes:
+        teacher: The teacher, calibrated; with `folds` all of them.
+        dataset: Hub id or folder of the images: where some had to be held out, the folder in `output_dir` that has both parts.
+        split: The images that were learned, which are to be reinforced.
+        eval_split: Those that were held out.
+    """
+
+    teacher: Teacher
+    dataset: str
+    split: str
+    eval_split: str
+
+
+def teach(dataset: str | os.PathLike[str], output_dir: str | os.PathLike[str], **settings: Any) -> Taught:
+    """Fine-tunes a classifier on a dataset to be its teacher, measures it on held-out images and calibrates it.
+
+    The same call again resumes. What it returns says which images to reinforce: where some had to be held out, those of the
+    split `train` in the folder that it wrote.
+
+    Args:
+        dataset: Hub id, folder of images with a folder for each class, or folder of Parquet files.
+        output_dir: Folder of the teacher.
+        **settings: The flags of `hf-dr teach`: `model`, `held_out`, `folds`, `epochs`, `learning_rate`, ...
+
+    Returns:
+        The `teacher`, calibrated; the `dataset` and `split` that it learned; and the `eval_split` that was held out.
+
+    Raises:
+        HfDrError: A setting is unknown or impossible, or the images cannot be used.
+    """
+    for name, given in (("dataset", dataset), ("output_dir", output_dir)):
+        check_kind(name, given, (str, os.PathLike), "a name or a path", "Save a dataset in memory: `save_to_disk`.")
+    flags = as_arguments({"output_dir": os.fspath(output_dir), **settings})
+    teaching, args = _parsed(flags, "hf-dr teach")
+    from hf_dr.processes import process_state
+    from hf_dr.teacher.ensemble import Teacher
+
+    student, fit = _taught(os.fspath(dataset), teaching, args, flags)
+    process_state().wait_for_everyone()  # process 0 writes
+    temperature = 1.0 if fit is None or fit.folded else fit.temperature
+    teacher = Teacher.from_pretrained(str(args.output_dir), temperature=temperature)
+    return Taught(teacher, student.dataset[0], str(student.split), str(student.eval_split))
+
+
 def teach_command(argv: Sequence[str], prog: str) -> int:
     """Fine-tunes a classifier on a dataset to be its teacher."""
     words, flags = split_words(argv)
-    settings = ["--config", str(own_recipes() / "teach.yaml"), *flags]
+    teaching, args = _parsed(flags, prog)
+    dataset = one_dataset(words)
+    start_logging()
+    from hf_dr.processes import process_state
+
+    student, fit = _taught(dataset, teaching, args, flags)
+    if process_state().is_main_process:
+        size = [] if teaching.size == 224 else ["--size", str(teaching.size)]
+        more = [] if fit is None else temperature_flag(asdict(fit))
+        place = [student.dataset[0], "--split", str(student.split), "--teacher", str(args.output_dir)]
+        print(f"\nnext: {shlex.join(['hf-dr', 'reinforce', *place, *size, *more, '--output_dir', 'PLUS'])}", flush=True)
+    return 0
+
+
+def _parsed(flags: Sequence[str], prog: str) -> tuple[TeachArguments, ReinforcedTrainingArguments]:
     teaching, args = parse(
         [TeachArguments, TRAINING],
-        settings,
+        ["--config", str(own_recipes() / "teach.yaml"), *flags],
         prog=f"{prog} DATASET",
         description="Fine-tunes a pretrained classifier on a dataset (Hub id, folder of images with a folder for each "
         "class, folder of Parquet files), measures it on held-out images and calibrates it: a teacher for `hf-dr "
@@ -137,13 +202,18 @@ def teach_command(argv: Sequence[str], prog: str) -> int:
         examples="hf-dr teach photos/ --output_dir runs/teacher\n"
         "hf-dr teach uoft-cs/cifar100 --label_column fine_label --output_dir runs/teacher --epochs 10",
     )
-    dataset = one_dataset(words)
-    check_apart(args.output_dir, [dataset])
-    check_writable(Path(args.output_dir).expanduser(), "output_dir")
-    start_logging()
-    from hf_dr.cli.train import draw_all_anew
-    from hf_dr.processes import process_state
+    return teaching, args
 
+
+def _taught(
+    dataset: str, teaching: TeachArguments, args: ReinforcedTrainingArguments, flags: Sequence[str]
+) -> tuple[StudentArguments, CalibratedStudent | None]:
+    """Trains what the flags ask for; returns the training that it was, and what calibrated it, or None with `folds`."""
+    from hf_dr.cli.train import draw_all_anew
+
+    output_dir = Path(str(args.output_dir))
+    check_apart(output_dir, [dataset])
+    check_writable(output_dir.expanduser(), "output_dir")
     draw_all_anew(args, "erm")
     for setting in ("push_to_hub", "resume_from_checkpoint") if teaching.folds else ():
         if getattr(args, setting):
@@ -151,30 +221,21 @@ def teach_command(argv: Sequence[str], prog: str) -> int:
                 f"`{setting}` must be left out with `folds`, got {getattr(args, setting)}: it would be the same for all "
                 "teachers. They resume by themselves; push each folder with `hf-dr push`."
             )
-    output_dir = Path(args.output_dir)
     student = _as_training(dataset, teaching, output_dir, args.seed)
-    more: list[str] = []
     if teaching.folds is None:
-        more = temperature_flag(_teach(teaching, student, args, argv))
-    else:
-        for fold, folder in _folds(student, output_dir, teaching.folds, args.seed):
-            logger.info("Training the teacher without fold %d of %d folds, in %s.", fold.number, fold.of, folder)
-            # The arguments once more, because transformers' cannot be changed once they are made.
-            _, own = parse(
-                [TeachArguments, TRAINING], [*settings, "--output_dir", str(folder)], prog=prog, description=""
-            )
-            _teach(teaching, student, own, argv, fold)
-    if process_state().is_main_process:
-        size = [] if teaching.size == 224 else ["--size", str(teaching.size)]
-        place = [student.dataset[0], "--split", str(student.split), "--teacher", str(output_dir)]
-        print(f"\nnext: {shlex.join(['hf-dr', 'reinforce', *place, *size, *more, '--output_dir', 'PLUS'])}", flush=True)
-    return 0
+        return student, _teach(teaching, student, args, flags)
+    for fold, folder in _folds(student, output_dir, teaching.folds, args.seed):
+        logger.info("Training the teacher without fold %d of %d folds, in %s.", fold.number, fold.of, folder)
+        # The arguments once more, because transformers' cannot be changed once they are made.
+        _, own = _parsed([*flags, "--output_dir", str(folder)], "hf-dr teach")
+        _teach(teaching, student, own, flags, fold)
+    return student, None
 
 
 def _teach(
     teaching: TeachArguments, student: StudentArguments, args: Any, argv: Sequence[str], fold: Fold | None = None
-) -> dict[str, Any]:
-    """Trains, calibrates and saves one teacher; returns what is noted of it."""
+) -> CalibratedStudent:
+    """Trains, calibrates and saves one teacher; returns what calibrated it."""
     from hf_dr.cli.calibration import calibrate
     from hf_dr.cli.train import finish_training, prepare_training, run_training
     from hf_dr.training.calibrating import check_whole
@@ -195,7 +256,7 @@ def _teach(
         assert fit is not None
         if trainer.is_world_process_zero():
             _write(Path(args.output_dir), fit, student)
-    return asdict(fit)
+    return fit
 
 
 def temperature_flag(found: dict[str, Any]) -> list[str]:

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torchvision.transforms.functional import pil_to_tensor
 
+import hf_dr
 from hf_dr.cli.main import main
+from hf_dr.errors import ConfigError
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.members import load_member
@@ -45,6 +48,37 @@ def test_a_teacher_is_calibrated_on_images_that_it_did_not_learn(taught, photos)
     evaluated = json.loads((taught / "eval_results.json").read_text())
     assert evaluated["eval_nll"] == pytest.approx(found["calibrated"]["nll"], abs=1e-5)
     assert f"| nll | {evaluated['eval_nll']:.4g} |" in (taught / "README.md").read_text()
+
+
+PYTHON = {"model": "timm:test_resnet", "size": 24, "num_train_epochs": 2, "disable_tqdm": True, "held_out": 0.25}
+
+
+def test_from_python_it_is_the_same(taught, photos, tmp_path):
+    found = hf_dr.teach(photos, tmp_path / "teacher", **PYTHON)
+    assert (found.dataset, found.split, found.eval_split) == (str(tmp_path / "teacher" / "photos"), "train", "test")
+    names = ("model.safetensors", "photos/train-00000-of-00001.parquet")
+    for one, two in (((taught / name).read_bytes(), (tmp_path / "teacher" / name).read_bytes()) for name in names):
+        assert one == two
+    (member,) = found.teacher.members
+    assert (found.teacher.temperature, member.weights_hash) == (1, load_member(str(taught)).weights_hash)
+
+    images = datasets.load_dataset(found.dataset, split=found.split)
+    apart = hf_dr.teach(taught / "photos", tmp_path / "apart", **PYTHON, calibrate=False)
+    assert (apart.dataset, apart.split, apart.eval_split) == (str(taught / "photos"), "train", "test")
+    told = json.loads((tmp_path / "apart" / "teacher.json").read_text())
+    assert apart.teacher.temperature == told["temperature"] != 1
+    pixels = torch.stack([pil_to_tensor(image) for image in images["image"]])
+    assert torch.allclose(found.teacher(pixels), apart.teacher(pixels), atol=1e-5)
+
+
+def test_from_python_with_wrong_settings(tmp_path, photos):
+    with pytest.raises(ConfigError, match=r"unknown argument `--modle`. Did you mean `--model`"):
+        hf_dr.teach(photos, tmp_path / "x", modle="timm:test_resnet")
+    with pytest.raises(ConfigError, match=r"`held_out` must be .* below 1, got 2"):
+        hf_dr.teach(photos, tmp_path / "x", held_out=2)
+    with pytest.raises(ConfigError, match=r"`dataset` must be a name or a path, got Dataset. Save a dataset in memory"):
+        hf_dr.teach(datasets.Dataset.from_dict({"a": [1]}), tmp_path / "x")
+    assert not (tmp_path / "x").exists()
 
 
 def test_its_folder_names_it(taught, photos, tmp_path, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -362,7 +363,7 @@ class _Batch:
 
     def __init__(self, data: ReinforcedDataset) -> None:
         self._data = data
-        self._pairs = StoredPairs(data, self._augmented)
+        self._pairs = StoredPairs(data, partial(_augmented, data))  # without the batch, which it would keep alive
 
     def pixels(self, slot: int, view: View) -> torch.Tensor:
         """Returns a view, stored or new, uint8 (3, H, W)."""
@@ -379,12 +380,13 @@ class _Batch:
         except ReplayError as error:
             raise ReplayError(f"row {slot}, view {view}: {error}") from None
 
-    def _augmented(self, slot: int, params: Params, what: tuple[str, int, int]) -> PIL.Image.Image:
-        """Returns the augmented image before mixing."""
-        try:
-            return self._data.augmentation.apply(self._data.decode(slot), params)
-        except ReplayError as error:
-            raise ReplayError("{} {}, view {}: {}".format(*what, error)) from None
+
+def _augmented(data: ReinforcedDataset, slot: int, params: Params, what: tuple[str, int, int]) -> PIL.Image.Image:
+    """Returns the augmented image of a row before mixing."""
+    try:
+        return data.augmentation.apply(data.decode(slot), params)
+    except ReplayError as error:
+        raise ReplayError("{} {}, view {}: {}".format(*what, error)) from None
 
 
 def _chosen_columns(rows: datasets.Dataset, columns: Sequence[str]) -> datasets.Dataset:

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import errno
+import gc
 import json
 import multiprocessing
 import shutil
@@ -24,6 +25,7 @@ from hf_dr.errors import ConfigError, DataError, FormatError, ReplayError
 from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.job import reinforce
 from hf_dr.replay.dataset import ReinforcedDataset
+from hf_dr.replay.device import UndoneViews
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.replay.names import DIFFICULTIES
 from hf_dr.replay.reinforced_data import fresh_view, ranked_view
@@ -779,3 +781,18 @@ def test_a_negative_number_is_no_view(tiny_plus, view):
     """Not a new view in silence; that is what `fresh_view` is for."""
     with pytest.raises(IndexError, match=rf"stored views are counted from 0, got {view}; `fresh_view"):
         tiny_plus[0, view]
+
+
+@pytest.mark.parametrize("make", [lambda data: data, UndoneViews], ids=["made", "undone"])
+def test_a_batch_leaves_no_images_to_the_garbage_collector(tiny_plus, make):
+    """Which runs seldom, while each batch holds its decoded images and its dataset."""
+    data = make(tiny_plus)
+    indices = [(0, 0), (1, 1)]
+    data.__getitems__(indices)
+    gc.collect()
+    gc.disable()
+    try:
+        data.__getitems__(indices)
+        assert gc.collect() == 0
+    finally:
+        gc.enable()

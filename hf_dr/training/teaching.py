@@ -155,12 +155,12 @@ def divide(
 
     parts()  # which needs no image
     hashes = file_hashes(dataset, image_column)
-    rows_of = parts(hashes)
     made_of = {"images": whole_hash(dataset, image_column, label_column, hashes), "share": share, "seed": seed}
     marker = folder.parent / MARKER
     if _is_there(marker, made_of, f"{folder} must be made of the same images and labels in the same way"):
         return
     check_readable(undecoded_images(dataset, image_column))  # now, where the files still have their own names
+    rows_of = parts(hashes)
     folder.mkdir(parents=True, exist_ok=True)
     for split, rows in rows_of.items():
         part = dataset.select(rows)

@@ -75,7 +75,7 @@ def test_copies_are_not_divided(tmp_path, tiny_dataset):
     with pytest.raises(
         DataError, match="a class must have at least 2 different images for one to be held out, but none of 1 has"
     ):
-        divide(tiny_dataset.select([0, 0, 0]), "image", "label", tmp_path / "other", share=0.5, seed=0)
+        divide(tiny_dataset.select([0, 0, 0]), "image", "label", tmp_path / "other" / "photos", share=0.5, seed=0)
 
 
 def test_both_parts_are_written_with_their_images(tmp_path, photos):

@@ -188,7 +188,7 @@ def split_names(name: str, config: str | None = None, *, revision: str | None = 
     Raises:
         DataError: The Hub does not answer: that there is no such split would be a guess.
     """
-    path = Path(name).expanduser()
+    path = _local(name)
     if _is_one(path):
         return list(_open_saved(path)) if (path / _SAVED_SPLITS).is_file() else []
     place = _unpatterned(path, name)

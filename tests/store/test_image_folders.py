@@ -7,7 +7,7 @@ import PIL.Image
 import pytest
 
 from hf_dr.errors import DataError
-from hf_dr.store.base_dataset import load_base
+from hf_dr.store.base_dataset import load_base, split_names
 
 
 def photos(folder, *files):
@@ -48,6 +48,12 @@ def test_a_folder_is_called_as_it_was_named(tmp_path, monkeypatch):
     for name, known in ((".", "photos"), ("../linked", "linked"), (str(tmp_path / "photos"), "photos")):
         loaded, described = load_base(name)
         assert (len(loaded), described["id"]) == (2, known)
+
+
+def test_the_splits_of_the_folder_one_stands_in_are_known(tmp_path, monkeypatch):
+    place = photos(tmp_path / "photos", "train/a/1.jpg", "test/a/2.jpg")
+    monkeypatch.chdir(place)
+    assert split_names(".") == split_names(place) == ["train", "test"]
 
 
 def test_texts_beside_the_images_are_not_read_in_their_place(tmp_path, warned):

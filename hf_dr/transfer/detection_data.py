@@ -27,7 +27,7 @@ from hf_dr.store.base_dataset import content_hash, undecoded_images
 from hf_dr.transfer.coco_masks import check_segmentation, coco_library, decode_mask
 from hf_dr.transfer.files import digest_of
 from hf_dr.transfer.settings import BBOX_FORMATS
-from hf_dr.views.images import as_tensor, decode_row, file_says
+from hf_dr.views.images import as_tensor, decode_row, stored_size
 from hf_dr.views.rng import view_rng
 
 # Pixels: a box with a shorter side inside its image shows too little to learn from.
@@ -391,8 +391,8 @@ class DetectionImages(torch.utils.data.Dataset):
     def is_doubtful(self, place: int) -> bool:
         """Whether the beginning of an image's file tells no image of the size that is annotated; decoding it tells more."""
         row = self.rows[place]
-        said = file_says(self.data.cells[row])
-        return said is None or self.data.size(row) not in (None, said[1])
+        size = stored_size(self.data.cells[row])
+        return size is None or self.data.size(row) not in (None, size)
 
     def __getitem__(self, index: int | tuple[int, int]) -> dict[str, Any]:
         place, epoch = index if isinstance(index, tuple) else (index, 0)

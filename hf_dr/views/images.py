@@ -79,13 +79,13 @@ def decode_with(value: Any, convert: Callable[[PIL.Image.Image], Decoded]) -> De
         raise DataError(f"{type(error).__name__}: {error}") from error
 
 
-def file_says(value: Any) -> tuple[str, tuple[int, int]] | None:
-    """Returns mode and (height, width) by the beginning of an image's file, as it is stored; None if it is no image.
+def stored_size(value: Any) -> tuple[int, int] | None:
+    """Returns (height, width) by the beginning of an image's file, as it is stored; None if it is no image.
 
     Nothing is decoded, which takes a fiftieth of the time; so a file that is cut short later on is not noticed.
     """
     try:
-        return decode_with(value, lambda image: (image.mode, (image.height, image.width)))
+        return decode_with(value, lambda image: (image.height, image.width))
     except DataError:
         return None
 

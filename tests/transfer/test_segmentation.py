@@ -205,6 +205,19 @@ def test_masks_that_cannot_be_used(mask, message):
         data[0]
 
 
+def test_before_a_training_every_evaluated_mask_is_read_whole(toy):
+    data = read_masks(toy)
+    images = SegmentationImages(data)
+    assert not images.is_doubtful(1)
+    data.images[1] = {"path": str(toy / "none.png")}
+    assert images.is_doubtful(1)
+    stored = decode_mask(data.masks[2]).copy()
+    stored[-1, -1] = 9
+    data.masks[2] = as_cell(PIL.Image.fromarray(stored), "PNG")
+    with pytest.raises(DataError, match=r"the mask of row 2 cannot be used: expected numbers .* found 9"):
+        images.is_doubtful(2)
+
+
 def test_files_that_cannot_be_read(toy):
     data = read_masks(toy)
     problems = (

@@ -77,8 +77,11 @@ def _take_files(
         action = known[key]
         unset = value is None and parser.get_default(key) is None and not action.required
         typed = None if unset else _as_typed(key, value, hints[key], file)
-        if typed is not None and action.choices is not None and typed not in action.choices:
-            raise ConfigError(f"`{key}` in {file} must be one of {', '.join(map(str, action.choices))}, got {typed!r}.")
+        for each in typed if isinstance(typed, list) else [typed]:
+            if each is not None and action.choices is not None and each not in action.choices:
+                raise ConfigError(
+                    f"`{key}` in {file} must be one of {', '.join(map(str, action.choices))}, got {each!r}."
+                )
         action.required = False
         if isinstance(typed, (dict, list)) and action.nargs is None:
             unparsed[key] = typed

@@ -107,14 +107,18 @@ class CompareConfig:
     output_dir: str = flag("Folder of the runs, the table and the report.")
     train: Any = flag("Settings of `hf-dr train`, all but objective, seed and output_dir. In YAML only.")
     evaluate: Any = flag("Settings of `hf-dr evaluate`, all but models and output_dir. In YAML only.")
-    objectives: list[str] = flag("Which of erm, reinforced and kd are compared.", default=["erm", "reinforced"])
-    seeds: list[int] = flag("Seeds; each objective is trained with every one.", default=[0, 1, 2])
+    objectives: list[str] = flag(
+        "Which are compared.", default=["erm", "reinforced"], choices=["erm", "reinforced", "kd"]
+    )
+    seeds: list[int] = flag("Seeds; each objective is trained with every one.", default=[0, 1, 2], type=Whole(0))
     teacher: list[str] = flag("For kd: as for train.", default=[])
     teacher_classes: str | None = flag("For kd: as for train.", default=None)
     pictures: list[str] = flag("PNG files to show in the report.", default=[])
     save: bool = flag('Keep the table next to the "+" dataset\'s shards and show it in its card.', default=False)
 
     def __post_init__(self) -> None:
+        check_settings(self)
+        check_names("pictures", self.pictures)
         for name, needed in (("train", "dataset"), ("evaluate", "sets")):
             content = getattr(self, name)
             if not isinstance(content, dict) or needed not in content:
@@ -124,14 +128,13 @@ class CompareConfig:
                 raise ConfigError(
                     f"`train` must leave `{name}` to the comparison, got {self.train[name]!r}. Set `{instead}` next to it."
                 )
-        if not self.seeds:
-            raise ConfigError("`seeds` must be at least one number, got none. Leave it out for three.")
         # What would only be found when students are trained already.
-        if not self.objectives or not set(self.objectives) <= {"erm", "reinforced", "kd"}:
-            raise ConfigError(f"`objectives` must be of erm, reinforced and kd, got {self.objectives}. Correct it.")
         for name in ("objectives", "seeds"):
-            if len(set(getattr(self, name))) < len(getattr(self, name)):
-                raise ConfigError(f"`{name}` must not name one twice, got {getattr(self, name)}. Leave one out.")
+            given = getattr(self, name)
+            if not given:
+                raise ConfigError(f"`{name}` must be at least one, got none. Leave it out for the default.")
+            if len(set(given)) < len(given):
+                raise ConfigError(f"`{name}` must not name one twice, got {given}. Leave one out.")
         if "kd" in self.objectives and not (self.teacher or self.train.get("teacher")):
             raise ConfigError("`teacher` must be given for `objective` kd, got none. Name it.")
         datasets = self.train["dataset"] if isinstance(self.train["dataset"], list) else [self.train["dataset"]]

@@ -6,7 +6,7 @@ import logging
 import os
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from hf_dr.teacher.ensemble import Teacher
     from hf_dr.teacher.folds import Fold
     from hf_dr.training.arguments import ReinforcedTrainingArguments
+    from hf_dr.views.augmentation import Augmentation
 
 logger = logging.getLogger(__name__)
 
@@ -142,7 +143,13 @@ class Taught:
     eval_split: str
 
 
-def teach(dataset: str | os.PathLike[str], output_dir: str | os.PathLike[str], **settings: Any) -> Taught:
+def teach(
+    dataset: str | os.PathLike[str],
+    output_dir: str | os.PathLike[str],
+    *,
+    augmentation: Augmentation | str | Sequence[Any] | None = None,
+    **settings: Any,
+) -> Taught:
     """Fine-tunes a classifier on a dataset to be its teacher, measures it on held-out images and calibrates it.
 
     The same call again resumes. What it returns says which images to reinforce: where some had to be held out, those of the
@@ -151,6 +158,8 @@ def teach(dataset: str | os.PathLike[str], output_dir: str | os.PathLike[str], *
     Args:
         dataset: Hub id, folder of images with a folder for each class, or folder of Parquet files.
         output_dir: Folder of the teacher.
+        augmentation: What draws the training views: an `Augmentation`, a name or a YAML file of one, or a list of ops. By
+            default `randaug`, or what a file of `config` says.
         **settings: The flags of `hf-dr teach`: `model`, `held_out`, `folds`, `epochs`, `learning_rate`, ...
 
     Returns:
@@ -161,10 +170,17 @@ def teach(dataset: str | os.PathLike[str], output_dir: str | os.PathLike[str], *
     """
     for name, given in (("dataset", dataset), ("output_dir", output_dir)):
         check_kind(name, given, (str, os.PathLike), "a name or a path", "Save a dataset in memory: `save_to_disk`.")
-    flags = as_arguments({"output_dir": os.fspath(output_dir), **settings})
-    teaching, args = _parsed(flags, "hf-dr teach")
+    for name in {"help", "help_all", "print_config"} & settings.keys():
+        raise ConfigError(f"`{name}` is for the command line, got {settings[name]!r}. See `hf-dr teach --help`.")
+    from hf_dr.generation.plan import augmentation_of
     from hf_dr.processes import process_state
     from hf_dr.teacher.ensemble import Teacher
+
+    named = {"augmentation": augmentation} if isinstance(augmentation, str) else {}
+    flags = as_arguments({"output_dir": os.fspath(output_dir), **named, **settings})
+    teaching, args = _parsed(flags, "hf-dr teach")
+    if augmentation is not None and not named:
+        teaching = replace(teaching, augmentation=augmentation_of(augmentation).to_list())  # type: ignore[arg-type]  # a list, as in YAML
 
     student, fit = _taught(os.fspath(dataset), teaching, args, flags)
     process_state().wait_for_everyone()  # process 0 writes

@@ -54,7 +54,7 @@ PYTHON = {"model": "timm:test_resnet", "size": 24, "num_train_epochs": 2, "disab
 
 
 def test_from_python_it_is_the_same(taught, photos, tmp_path):
-    found = hf_dr.teach(photos, tmp_path / "teacher", **PYTHON)
+    found = hf_dr.teach(photos, tmp_path / "teacher", **PYTHON, augmentation=hf_dr.Augmentation.named("randaug", 24))
     assert (found.dataset, found.split, found.eval_split) == (str(tmp_path / "teacher" / "photos"), "train", "test")
     names = ("model.safetensors", "photos/train-00000-of-00001.parquet")
     for one, two in (((taught / name).read_bytes(), (tmp_path / "teacher" / name).read_bytes()) for name in names):
@@ -76,6 +76,12 @@ def test_from_python_with_wrong_settings(tmp_path, photos):
         hf_dr.teach(photos, tmp_path / "x", modle="timm:test_resnet")
     with pytest.raises(ConfigError, match=r"`held_out` must be .* below 1, got 2"):
         hf_dr.teach(photos, tmp_path / "x", held_out=2)
+    with pytest.raises(ConfigError, match=r"`augmentation` must be an Augmentation, a name or a list of ops, got int"):
+        hf_dr.teach(photos, tmp_path / "x", augmentation=3)
+    with pytest.raises(
+        ConfigError, match=r"`print_config` is for the command line, got True. See `hf-dr teach --help`"
+    ):
+        hf_dr.teach(photos, tmp_path / "x", print_config=True)
     with pytest.raises(ConfigError, match=r"`dataset` must be a name or a path, got Dataset. Save a dataset in memory"):
         hf_dr.teach(datasets.Dataset.from_dict({"a": [1]}), tmp_path / "x")
     assert not (tmp_path / "x").exists()

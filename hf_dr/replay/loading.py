@@ -102,7 +102,8 @@ def load_reinforced(
         split: Its split; default: the one that was reinforced.
         base: For an overlay (no images of its own): the base dataset, or its Hub id or path. Its images are found by their
             pixels where they are in another order or other files: that decodes each once, and is kept for later runs. With
-            `streaming`, a name means that its Parquet files are read where their rows are needed, which must be in order.
+            `streaming`, a name means that its Parquet files are read where their rows are needed, which must be in order
+            and hold the images themselves.
         base_config: With the name of a base: its configuration. Default: the one that was reinforced, if it is that base.
         base_revision: With the name of a base: its branch, tag or commit. Default: likewise.
         files_from: With the name of a base: folders whose files its cells may name, next to its own.
@@ -273,13 +274,18 @@ def load_base_of(
             revision = revision or provenance.base.get("revision")
         if streaming and provenance.overlay:
             files = base_files(os.fspath(base), config, split=provenance.split, revision=revision)
+            if files and files_from:
+                raise ConfigError(
+                    f"`files_from` must be left out for a base of Parquet files that is streamed, got {files_from!s:.80}: they "
+                    "must hold the images themselves. Leave it out, or load the base and pass it as `base`."
+                )
             if files:
                 return StreamedBase(files, provenance)
             logger.info("The base is not of Parquet files; it is loaded before it is read.")
         loaded, _ = load_base(os.fspath(base), config, split=provenance.split, revision=revision, files_from=files_from)
         return loaded
-    for setting, value in (("base_config", config), ("base_revision", revision)):
-        if value is not None:
+    for setting, value in (("base_config", config), ("base_revision", revision), ("files_from", files_from)):
+        if value:
             raise ConfigError(f"`{setting}` must come with the name of a base, got {value!r} without. Leave it out.")
     return base
 

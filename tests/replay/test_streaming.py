@@ -684,6 +684,8 @@ def test_a_base_that_names_files_is_refused(make, base, tmp_path):
     pq.write_table(pa.table({"image": pa.array(cells, datasets.Image().pa_type)}), named)
     with pytest.raises(FormatError, match="column `image` must hold the files themselves, found one in row 0"):
         list(load_reinforced(make(PLAIN, overlay=True).parent, base=named, streaming=True))
+    with pytest.raises(ConfigError, match="`files_from` must be left out for a base of Parquet files that is streamed"):
+        load_reinforced(make(PLAIN, overlay=True).parent, base=named, files_from=["/etc"], streaming=True)
 
 
 def test_a_base_of_other_files_is_loaded(make, base, tmp_path, caplog):

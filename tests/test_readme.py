@@ -99,12 +99,13 @@ def test_what_is_said_of_a_longer_training_was_measured():
     assert "top-1 {} %, NLL {}, ECE {} %, error under corruptions {} %.".format(*shown) in text
 
 
-def test_the_page_of_results_and_its_picture_are_what_their_command_makes(tmp_path):
+def test_the_page_of_results_and_its_pictures_are_what_their_command_makes(tmp_path):
     assert MADE.PAGE.read_text(encoding="utf-8") == MADE.page()
-    MADE.draw(tmp_path / "now.png")
-    committed, now = (PIL.Image.open(path) for path in (MADE.PICTURE, tmp_path / "now.png"))
-    assert committed.text == now.text != {}
-    assert committed.size == now.size
+    MADE.draw(tmp_path)
+    for name in MADE.PICTURES:
+        committed, now = (PIL.Image.open(path) for path in (MADE.ROOT / "docs" / name, tmp_path / name))
+        assert committed.text == now.text != {}
+        assert committed.size == now.size
     found = measured("signs")
     text = (ROOT / "docs" / "will_it_help.md").read_text(encoding="utf-8")
     table = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]

@@ -9,6 +9,8 @@ closed form; where nothing is drawn it is q. Means over all views, p the whole a
     bias     sum_c |E q_c - p_c|: the same as a distance
     noise    sum_c |q_c - p_c|: of a single target
     reverse  KL(q || p), nats: of a single target; finite for all, since q has no class that p has not
+    kl_t2    KL(p || q), nats, where both are softened by `--temperature 2`; and so on. Not of `sampled`, whose targets have
+             classes without probability
     bytes    of a view's answer in the Parquet file that a run writes, the tail's share included
 """
 
@@ -48,6 +50,7 @@ from hf_dr.views.augmentation import Augmentation
 
 KEPT = (1, 3, 5, 10, 20, 50)
 MEASURES = ("kl", "bias", "noise", "reverse")
+TEMPERATURES = (2, 4, 8)
 PAPER_VIEWS = 400  # of ImageNet+: an image's tail is shared by so many
 
 
@@ -141,9 +144,16 @@ def divergence(p_VC: np.ndarray, q_VC: np.ndarray) -> np.ndarray:
         return np.where(p_VC > 0, p_VC * np.log(p_VC / q_VC), 0.0).sum(axis=1)
 
 
+def softened(p_VC: np.ndarray, temperature: float) -> np.ndarray:
+    """Returns what a temperature makes of probabilities."""
+    powers_VC = p_VC ** (1 / temperature)
+    return powers_VC / powers_VC.sum(axis=1, keepdims=True)
+
+
 def errors(answers_RVC: np.ndarray, stored: Stored, signal: str, k: int) -> dict[str, float]:
     """The means over all views of what the module's docstring defines."""
-    found: dict[str, list[np.ndarray]] = {name: [] for name in MEASURES}
+    temperatures = () if signal == SAMPLED else TEMPERATURES
+    found: dict[str, list[np.ndarray]] = {name: [] for name in (*MEASURES, *(f"kl_t{t}" for t in temperatures))}
     for row, answers_VC in enumerate(answers_RVC.astype(np.float64)):
         p_VC = np.exp(answers_VC)
         p_VC /= p_VC.sum(axis=1, keepdims=True)
@@ -153,6 +163,9 @@ def errors(answers_RVC: np.ndarray, stored: Stored, signal: str, k: int) -> dict
         found["bias"].append(np.abs(mean_VC - p_VC).sum(axis=1))
         found["noise"].append(np.abs(q_VC - p_VC).sum(axis=1))
         found["reverse"].append(divergence(q_VC, p_VC))
+        for temperature in temperatures:
+            both = (softened(each_VC, temperature) for each_VC in (p_VC, q_VC))
+            found[f"kl_t{temperature}"].append(divergence(*both))
     return {name: max(float(np.mean(values)), 0.0) for name, values in found.items()}  # a KL of 0 may round below
 
 
@@ -202,10 +215,12 @@ def main() -> None:
                 measured["bytes"] = stored.view_bytes + stored.tail_bytes / num_views
                 measured[f"bytes_v{PAPER_VIEWS}"] = stored.view_bytes + stored.tail_bytes / PAPER_VIEWS
                 result |= {f"{signal}_k{k}_{name}": value for name, value in measured.items()}
-                lines.append([f"{signal} K={k}", *measured.values()])
+                columns = (*MEASURES, *(f"kl_t{t}" for t in TEMPERATURES), "bytes", f"bytes_v{PAPER_VIEWS}")
+                lines.append([f"{signal} K={k}", *(measured.get(name, "") for name in columns)])
                 if signal == IMAGE_TAIL:
                     result["tail_bytes_an_image"] = stored.tail_bytes
-    common.table(lines, ["signal", *MEASURES, f"bytes, V = {num_views}", f"V = {PAPER_VIEWS}"])
+    titles = [f"kl, T = {t}" for t in TEMPERATURES]
+    common.table(lines, ["signal", *MEASURES, *titles, f"bytes, V = {num_views}", f"V = {PAPER_VIEWS}"])
     if flags.plot is not None:
         draw(result, kept, flags.plot)
     common.finish(result, flags)

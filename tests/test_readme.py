@@ -99,6 +99,21 @@ def test_what_is_said_of_a_longer_training_was_measured():
     assert "top-1 {} %, NLL {}, ECE {} %, error under corruptions {} %.".format(*shown) in text
 
 
+def test_the_table_of_signals_is_what_was_measured():
+    found = measured("signal")
+    text = (ROOT / "docs" / "signals.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| (\d+) \| (.+) \|$", text, re.MULTILINE)
+    assert len(rows) == 9
+    for signal, k, cells in rows:
+        bytes_, kl, noise, softened = (cell.strip() for cell in cells.split("|"))
+        key = f"{signal}_k{k}"
+        assert (bytes_, noise) == (f"{found[f'{key}_bytes_v400']:.1f}", f"{found[f'{key}_noise']:.3f}")
+        assert float(kl) == pytest.approx(found[f"{key}_kl"], rel=0.1)
+        assert softened == ("" if signal == "sampled" else f"{4**2 * found[f'{key}_kl_t4']:.3f}")
+    tail = found["tail_bytes_an_image"]
+    assert f"{tail:.0f} bytes an image, {tail / 400:.1f} a view at V = 400,\n  {tail / 50:.1f} at V = 50" in text
+
+
 def test_the_page_of_results_and_its_pictures_are_what_their_command_makes(tmp_path):
     assert MADE.PAGE.read_text(encoding="utf-8") == MADE.page()
     MADE.draw(tmp_path)

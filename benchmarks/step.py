@@ -76,7 +76,8 @@ def main() -> None:
             "kd": OnlineDistillationTrainer(teacher=teacher, **settings),
         }
         loaded = default_data_collator(plus.__getitems__([(row, 0) for row in range(batch)]))
-        inputs = {name: trainer._prepare_inputs(loaded) for name, trainer in trainers.items()}
+        inputs = {name: trainer._prepare_inputs(trainer._student_inputs(loaded)) for name, trainer in trainers.items()}
+        assert "views" in inputs["kd"], "which the teacher answers"
         works = {name: partial(step, trainer, optimizer, inputs[name]) for name, trainer in trainers.items()}
         times = common.in_turns(
             {name: partial(common.seconds, work) for name, work in works.items()}, rounds, warm_up=3

@@ -52,12 +52,12 @@ COSTS = [
     ("Speed of two processes over one, one thread each", "{generation[two_processes]:.2f}", "generation"),
     ("Memory in MB; of twice the rows; of four times the views", "{generation[peak_mb]:,.0f}; {generation[peak_mb_long]:,.0f}; {generation[peak_mb_views]:,.0f}", "generation"),
     ("Speed of a run over its teacher alone (H100): EfficientNet-Lite0, ResNet-50, Lite0 with mixing", "{device[generation_lite0]:.2f}, {device[generation_resnet50]:.2f}, {device[generation_lite0_mixing]:.2f}", "device"),
-    ("Time of a training step over one on labels", "{step[reinforced]:.3f}; with the teacher in memory {step[kd]:.2f}", "step"),
+    ("Time of a training step over one on labels", "{step[reinforced]:.3f}; with the teacher in memory {step[kd]:.2f}, by model and machine", "step"),
     ("Loss over the dense one at 21,841 classes", "time {loss[time_21841]:.2f}, memory {loss[memory_21841]:.2f}", "loss"),
     ("Speed of loading (images a second) over a plain loader, V = 50, 400, 400 mixing", "{loader[randaug_v50]:.2f}, {loader[randaug_v400]:.2f}, {loader[randaug_mixing_v400]:.2f}; 2 workers {loader[randaug_v50_workers]:.2f}, {loader[randaug_v400_workers]:.2f}, {loader[randaug_mixing_v400_workers]:.2f}", "loader"),
     ("Checking that images are the right ones, of the loader's first epoch", "{join[check_share]:.1%}, of later ones nothing", "join"),
     ("Finding an overlay's images by their pixels, over decoding them", "{join[index_over_decoding]:.2f}, once", "join"),
-    ("Speed of pushing 1 GB in 50 shards from two processes, over the Hub client's own upload", "{push[ratio]:.2f}; after a kill half way {push[resent_fraction]:.0%} is sent again", "push"),
+    ("Speed of pushing 1 GB in 50 shards from two processes, over the Hub client's own upload", "{push[ratio]:.2f} at {push[upload_2_mb_per_s]:.0f} MB/s on one machine, for each shard is checked first; after a kill half way {push[resent_fraction]:.0%} is sent again", "push"),
 ]  # fmt: skip
 
 

@@ -376,6 +376,9 @@ def test_the_numbers_in_the_text_are_what_was_measured():
     step = measured("step")
     assert f"takes {step['reinforced']:.3f} times one on labels" in README
     assert f"with a teacher in memory it took {step['kd']:.2f} times" in README
+    assert f"costs {step['reinforced']:.3f}\ntimes one on labels" in (ROOT / "docs" / "paper.md").read_text(
+        encoding="utf-8"
+    )
     assert f"A view takes {measured('storage')['randaug']:.1f} bytes" in README
 
 

@@ -97,16 +97,16 @@ def left_of_ece() -> list[str]:
     return lines
 
 
-def curve() -> list[str]:
-    """Returns the table of how gains change with the number of epochs."""
-    found = read("curve")
-    keys = [key.removesuffix("_seeds") for key in found if key.endswith("epochs_seeds")]
-    students = {}
-    for student, title in (("resnet", "ResNet"), ("vit", "ViT")):
-        for epochs in sorted(int(key.rpartition("_")[2].removesuffix("epochs")) for key in keys if student in key):
-            key = f"cifar10_{student}_{epochs}epochs"
-            students[f"{title}, {epochs} epochs, {found[f'{key}_seeds']} seeds"] = key
-    return gains("curve", "10,000 images of CIFAR-10, student", students)
+def curve(file: str, title: str, name: str, views: str = "") -> list[str]:
+    """Returns the table of how gains change with the number of epochs, on a set whose name begins the keys of a file."""
+    found = read(file)
+    rows = {}
+    for student, shown in (("resnet", "ResNet"), ("vit", "ViT")):
+        pattern = re.compile(rf"{name}_{student}_(\d+)epochs{views}_seeds")
+        for epochs in sorted(int(match[1]) for match in map(pattern.fullmatch, found) if match):
+            key = f"{name}_{student}_{epochs}epochs{views}"
+            rows[f"{shown}, {epochs} epochs, {found[f'{key}_seeds']} seeds"] = key
+    return gains(file, f"10,000 images of {title}, student", rows)
 
 
 def spreads(found: dict[str, Any], prefix: str) -> list[str]:
@@ -322,7 +322,12 @@ def page() -> str:
             "By `python benchmarks/accuracy.py --sets cifar10 --seeds 0 1 --epochs N`: the students, images, teacher and V = 4 views "
             "of the table above,\nso that views repeat after 4 epochs; two seeds."
         ),
-        "\n".join(curve()),
+        "\n".join(curve("curve", "CIFAR-10", "cifar10")),
+        (
+            "The ResNet on Tiny-ImageNet, of 200 classes, with V = 16 views, by the same command with `--sets tiny_imagenet "
+            "--num_views 16`:"
+        ),
+        "\n".join(curve("curve_tiny_imagenet", "Tiny-ImageNet", "tiny_imagenet", "_16views")),
         "## At length",
         (
             "By `python benchmarks/length.py`, on an H100: all 50,000 images of CIFAR-10, seen at 64x64 by a ResNet-18, its 10,000 "

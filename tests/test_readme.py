@@ -303,6 +303,11 @@ def test_what_is_said_of_teachers_and_views_was_measured():
     ]
     assert "ResNet gained {:.2f} points in 10 epochs and {:+.2f}".format(*gained[:2]) in text
     assert "ViT gained {:.2f} and {:.2f}".format(*gained[2:]) in text
+    tiny = measured("curve_tiny_imagenet")
+    of_tiny = [f"tiny_imagenet_resnet_{epochs}epochs_16views" for epochs in (10, 30)]
+    shown = [MADE.mean(tiny, f"{key}_top1_gain") for key in of_tiny]
+    assert "ResNet gained {} points in 10 epochs and {} in 30, and in 30 its ECE fell".format(*shown) in text
+    assert tiny[f"{of_tiny[1]}_ece_gain"] > 0
 
 
 def test_what_is_said_of_some_hundred_photos_was_measured():

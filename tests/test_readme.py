@@ -114,6 +114,17 @@ def test_the_table_of_signals_is_what_was_measured():
     assert f"{tail:.0f} bytes an image, {tail / 400:.1f} a view at V = 400,\n  {tail / 50:.1f} at V = 50" in text
 
 
+def test_the_table_of_streams_is_what_was_measured():
+    found = measured("streams")
+    text = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
+    assert f"MB read, of {found['whole_mb']:.1f} | rows read, of {found['whole_rows']} |" in text
+    for share in (10, 90):
+        seconds = f"{found[f'resume_{share}_s']:.2f} | {found[f'skip_{share}_s']:.2f}"
+        read = f"{found[f'resume_{share}_mb']:.1f} | {found[f'resume_{share}_rows']}"
+        decoded = f"{found[f'resume_{share}_decoded']}, {found[f'left_{share}_rows']}"
+        assert f"| {share} % | {seconds} | {read} | {decoded} |" in text
+
+
 def test_the_page_of_results_and_its_pictures_are_what_their_command_makes(tmp_path):
     assert MADE.PAGE.read_text(encoding="utf-8") == MADE.page()
     MADE.draw(tmp_path)

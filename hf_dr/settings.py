@@ -189,8 +189,9 @@ def check_settings(settings: Any) -> None:
             setattr(settings, own.name, value)
         if value is None and own.default is None:
             continue
-        is_text = isinstance(value, str) and own.type == "list[str]"  # which `check_names` refuses in words of its own
-        if ours and str(own.type).startswith("list") and not (isinstance(value, list) or is_text):
+        if ours and own.type == "list[str]":
+            check_names(own.name, value)
+        if ours and str(own.type).startswith("list") and not isinstance(value, list):
             raise ConfigError(f"`{own.name}` must be a list, got {value!r:.80}. Put it into a list.")
         limits = own.metadata.get("type")
         if ours and isinstance(own.default, bool):

@@ -79,9 +79,8 @@ def _take_files(
         typed = None if unset else _as_typed(key, value, hints[key], file)
         for each in typed if isinstance(typed, list) else [typed]:
             if each is not None and action.choices is not None and each not in action.choices:
-                raise ConfigError(
-                    f"`{key}` in {file} must be one of {', '.join(map(str, action.choices))}, got {each!r}."
-                )
+                known_words = ", ".join(map(str, action.choices))
+                raise ConfigError(f"`{key}` in {file} must be one of {known_words}, got {each!r}.")
         action.required = False
         if isinstance(typed, (dict, list)) and action.nargs is None:
             unparsed[key] = typed

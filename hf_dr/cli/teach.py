@@ -147,7 +147,7 @@ def teach(
     dataset: str | os.PathLike[str],
     output_dir: str | os.PathLike[str],
     *,
-    augmentation: Augmentation | str | Sequence[Any] | None = None,
+    augmentation: Augmentation | str | os.PathLike[str] | Sequence[Any] | None = None,
     **settings: Any,
 ) -> Taught:
     """Fine-tunes a classifier on a dataset to be its teacher, measures it on held-out images and calibrates it.
@@ -170,15 +170,15 @@ def teach(
     """
     for name, given in (("dataset", dataset), ("output_dir", output_dir)):
         check_kind(name, given, (str, os.PathLike), "a name or a path", "Save a dataset in memory: `save_to_disk`.")
-    for name in {"help", "help_all", "print_config"} & settings.keys():
+    for name in sorted({"help", "help_all", "print_config"} & settings.keys()):
         raise ConfigError(f"`{name}` is for the command line, got {settings[name]!r}. See `hf-dr teach --help`.")
+    named = {"augmentation": augmentation} if isinstance(augmentation, (str, os.PathLike)) else {}
+    flags = as_arguments({"output_dir": os.fspath(output_dir), **named, **settings})
+    teaching, args = _parsed(flags, "hf-dr teach")
     from hf_dr.generation.plan import augmentation_of
     from hf_dr.processes import process_state
     from hf_dr.teacher.ensemble import Teacher
 
-    named = {"augmentation": augmentation} if isinstance(augmentation, str) else {}
-    flags = as_arguments({"output_dir": os.fspath(output_dir), **named, **settings})
-    teaching, args = _parsed(flags, "hf-dr teach")
     if augmentation is not None and not named:
         teaching = replace(teaching, augmentation=augmentation_of(augmentation).to_list())  # type: ignore[arg-type]  # a list, as in YAML
 
@@ -225,8 +225,10 @@ def _taught(
     dataset: str, teaching: TeachArguments, args: ReinforcedTrainingArguments, flags: Sequence[str]
 ) -> tuple[StudentArguments, CalibratedStudent | None]:
     """Trains what the flags ask for; returns the training that it was, and what calibrated it, or None with `folds`."""
+    from hf_dr.cli.arguments import build_augmentation
     from hf_dr.cli.train import draw_all_anew
 
+    build_augmentation(teaching.augmentation, teaching.size)  # a wrong one is found before anything is written
     output_dir = Path(str(args.output_dir))
     check_apart(output_dir, [dataset])
     check_writable(output_dir.expanduser(), "output_dir")

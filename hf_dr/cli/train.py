@@ -185,7 +185,7 @@ def _load_plus(student: StudentArguments, seed: int) -> Any:
     """Opens the "+" datasets. Where one is none, the error says how `erm` and `kd` train on a base dataset."""
     names = ("streaming", "base", "base_config", "base_revision", "unreinforced", "revision", "num_views")
     settings: dict[str, Any] = {name: getattr(student, name) for name in names}
-    if student.base is not None:  # else they are for the images to evaluate on
+    if student.base is not None or student.eval_dataset is None:  # else they are for the images to evaluate on
         settings["files_from"] = student.files_from
     try:
         return load_reinforced(_one_or_all(student.dataset), _one_or_all(student.name), seed=seed, **settings)

@@ -12,7 +12,7 @@ from typing import Any
 
 from hf_dr.errors import ConfigError, did_you_mean
 from hf_dr.evaluation.sets import NAME_PATTERN, OPTIONS, PRESETS, parse_set
-from hf_dr.settings import FILES_FROM_HELP, Real, Whole, check_names, check_settings, flag
+from hf_dr.settings import FILES_FROM_HELP, Real, Whole, check_settings, flag
 from hf_dr.teacher.names import PRECISIONS
 
 CORRUPTION_NAMES = (
@@ -84,8 +84,6 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        for name in ("models", "sets", "files_from", "corrupt", "corruptions"):
-            check_names(name, getattr(self, name))
         for name in ("mean", "std"):
             if len(getattr(self, name)) not in (0, 3):
                 raise ConfigError(
@@ -118,7 +116,6 @@ class CompareConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        check_names("pictures", self.pictures)
         for name, needed in (("train", "dataset"), ("evaluate", "sets")):
             content = getattr(self, name)
             if not isinstance(content, dict) or needed not in content:

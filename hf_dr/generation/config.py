@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from hf_dr.errors import ConfigError, did_you_mean
-from hf_dr.settings import FILES_FROM_HELP, Place, Whole, check_kind, check_names, check_settings, documented, flag
+from hf_dr.settings import FILES_FROM_HELP, Place, Whole, check_kind, check_settings, documented, flag
 from hf_dr.store.schema import KEEP, is_safe_name
 from hf_dr.teacher.names import SIGNALS, TOPK
 from hf_dr.views.names import AUGMENT_ON
@@ -103,7 +103,6 @@ class ReinforceConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        check_names("files_from", self.files_from)
         if self.num_candidates is not None:
             Whole(self.num_views).check("num_candidates", self.num_candidates)
         if self.keep is None and self.selects:

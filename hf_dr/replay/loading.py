@@ -274,18 +274,13 @@ def load_base_of(
             revision = revision or provenance.base.get("revision")
         if streaming and provenance.overlay:
             files = base_files(os.fspath(base), config, split=provenance.split, revision=revision)
-            if files and files_from:
-                raise ConfigError(
-                    f"`files_from` must be left out for a base of Parquet files that is streamed, got {files_from!s:.80}: they "
-                    "must hold the images themselves. Leave it out, or load the base and pass it as `base`."
-                )
             if files:
                 return StreamedBase(files, provenance)
             logger.info("The base is not of Parquet files; it is loaded before it is read.")
         loaded, _ = load_base(os.fspath(base), config, split=provenance.split, revision=revision, files_from=files_from)
         return loaded
-    for setting, value in (("base_config", config), ("base_revision", revision), ("files_from", files_from)):
-        if value:
+    for setting, value in (("base_config", config), ("base_revision", revision), ("files_from", files_from or None)):
+        if value is not None:
             raise ConfigError(f"`{setting}` must come with the name of a base, got {value!r} without. Leave it out.")
     return base
 

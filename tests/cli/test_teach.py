@@ -78,6 +78,8 @@ def test_from_python_with_wrong_settings(tmp_path, photos):
         hf_dr.teach(photos, tmp_path / "x", held_out=2)
     with pytest.raises(ConfigError, match=r"`augmentation` must be an Augmentation, a name or a list of ops, got int"):
         hf_dr.teach(photos, tmp_path / "x", augmentation=3)
+    with pytest.raises(ConfigError, match=r"views\.yaml"):
+        hf_dr.teach(photos, tmp_path / "x", augmentation=tmp_path / "views.yaml")
     with pytest.raises(
         ConfigError, match=r"`print_config` is for the command line, got True. See `hf-dr teach --help`"
     ):

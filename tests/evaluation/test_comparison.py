@@ -306,6 +306,7 @@ def test_a_setting_that_only_one_objective_heeds_is_for_that_one(config):
     [({"seeds": ["0"]}, "`seeds` must be a whole number of at least 0, got '0'"),
      ({"save": "no"}, "`save` must be True or False, got 'no'"),
      ({"pictures": "a.png"}, "`pictures` must be a list of names, got 'a.png'"),
+     ({"objectives": "erm"}, "`objectives` must be a list of names, got 'erm'. Put it into a list"),
      ({"objectives": ["erm", "reinforcd"]}, "`objectives` must be one of erm, reinforced, kd, got 'reinforcd'")],
 )  # fmt: skip
 def test_settings_are_looked_at_in_python_too(config, change, message):

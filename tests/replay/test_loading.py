@@ -386,11 +386,12 @@ def test_an_overlay_of_the_hub_over_a_base_of_the_hub(hub, overlay, tiny_dataset
 def test_settings_of_a_base_need_its_name(overlay, tiny_dataset):
     for settings in (
         {"base_config": "x"},
+        {"base_config": ""},
         {"base_revision": "main", "base": tiny_dataset},
         {"files_from": ["."], "base": tiny_dataset},
     ):
         with pytest.raises(
-            ConfigError, match=r"`(base_config|base_revision|files_from)` must come with the name of a base"
+            ConfigError, match=r"`(base_config|base_revision|files_from)` must come with the name of a base, got"
         ):
             load_reinforced(overlay, **settings)
     with pytest.raises(DataError, match=r"must be on the Hub and open to you|could not load"):

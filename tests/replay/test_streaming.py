@@ -684,8 +684,15 @@ def test_a_base_that_names_files_is_refused(make, base, tmp_path):
     pq.write_table(pa.table({"image": pa.array(cells, datasets.Image().pa_type)}), named)
     with pytest.raises(FormatError, match="column `image` must hold the files themselves, found one in row 0"):
         list(load_reinforced(make(PLAIN, overlay=True).parent, base=named, streaming=True))
-    with pytest.raises(ConfigError, match="`files_from` must be left out for a base of Parquet files that is streamed"):
-        load_reinforced(make(PLAIN, overlay=True).parent, base=named, files_from=["/etc"], streaming=True)
+    with pytest.raises(FormatError, match="column `image` must hold the files themselves, found one in row 0"):
+        list(load_reinforced(make(PLAIN, overlay=True).parent, base=named, files_from=["/etc"], streaming=True))
+
+
+def test_a_streamed_base_may_be_allowed_files_that_it_does_not_name(make, base_file, tmp_path):
+    """`hf-dr train` has one flag for the base and the images to evaluate on."""
+    dataset = mapped(make(PLAIN))
+    stream = load_reinforced(make(PLAIN, overlay=True).parent, base=base_file, files_from=[tmp_path], streaming=True)
+    assert sorted(seen(stream, known(dataset))) == expected(dataset, 0)
 
 
 def test_a_base_of_other_files_is_loaded(make, base, tmp_path, caplog):

@@ -401,15 +401,13 @@ def main() -> None:
     if flags.data is None or flags.weights is None:
         sys.exit("--data and --weights must be given, found none. Give both.")
     if flags.quick:  # whatever is asked for, since most machines have no GPU
-        flags.scale, flags.students, flags.epochs, flags.seeds, flags.jobs = "cpu", None, [1], [0], 2
+        vars(flags).update(scale="cpu", students=None, epochs=[1], seeds=[0], jobs=2, teacher_epochs=1, num_views=2)
     scale = SCALES[flags.scale]
     flags.students = flags.students or list(scale.students)[:1]
     if set(flags.students) - set(scale.students):
         sys.exit(f"--students must be of {', '.join(scale.students)}, found {' '.join(flags.students)}.")
     chosen = {name: getattr(flags, name) for name in ("teacher_side", "teacher_epochs", "num_views")}
     scale = replace(scale, **{name: value for name, value in chosen.items() if value is not None})
-    if flags.quick:
-        scale = replace(scale, teacher_epochs=1, num_views=2)
     with common.working_folder(flags.work) as folder:
         sizes = (256, 128) if flags.quick else (None, None)
         work = Work(flags.data, flags.weights, folder, flags.jobs, scale, *sizes)

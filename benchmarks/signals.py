@@ -50,7 +50,7 @@ from hf_dr.views.augmentation import Augmentation
 
 KEPT = (1, 3, 5, 10, 20, 50)
 MEASURES = ("kl", "bias", "noise", "reverse")
-TEMPERATURES = (2, 4, 8)
+SOFTENED = {f"kl_t{temperature}": temperature for temperature in (2, 4, 8)}
 PAPER_VIEWS = 400  # of ImageNet+: an image's tail is shared by so many
 
 
@@ -152,8 +152,8 @@ def softened(p_VC: np.ndarray, temperature: float) -> np.ndarray:
 
 def errors(answers_RVC: np.ndarray, stored: Stored, signal: str, k: int) -> dict[str, float]:
     """The means over all views of what the module's docstring defines."""
-    temperatures = () if signal == SAMPLED else TEMPERATURES
-    found: dict[str, list[np.ndarray]] = {name: [] for name in (*MEASURES, *(f"kl_t{t}" for t in temperatures))}
+    at_temperatures = {} if signal == SAMPLED else SOFTENED
+    found: dict[str, list[np.ndarray]] = {name: [] for name in (*MEASURES, *at_temperatures)}
     for row, answers_VC in enumerate(answers_RVC.astype(np.float64)):
         p_VC = np.exp(answers_VC)
         p_VC /= p_VC.sum(axis=1, keepdims=True)
@@ -163,9 +163,8 @@ def errors(answers_RVC: np.ndarray, stored: Stored, signal: str, k: int) -> dict
         found["bias"].append(np.abs(mean_VC - p_VC).sum(axis=1))
         found["noise"].append(np.abs(q_VC - p_VC).sum(axis=1))
         found["reverse"].append(divergence(q_VC, p_VC))
-        for temperature in temperatures:
-            both = (softened(each_VC, temperature) for each_VC in (p_VC, q_VC))
-            found[f"kl_t{temperature}"].append(divergence(*both))
+        for name, temperature in at_temperatures.items():
+            found[name].append(divergence(softened(p_VC, temperature), softened(q_VC, temperature)))
     return {name: max(float(np.mean(values)), 0.0) for name, values in found.items()}  # a KL of 0 may round below
 
 
@@ -202,6 +201,7 @@ def main() -> None:
     teacher, who = common.lite0_or_embedded(flags.weights)
     print(f"data: {data}, {rows} rows x {num_views} views; teacher: {who}\n")
     result: dict[str, Any] = {"data": data, "teacher": who, "examples": rows, "num_views": num_views}
+    columns = (*MEASURES, *SOFTENED, "bytes", f"bytes_v{PAPER_VIEWS}")
     lines = []
     with common.working_folder() as folder:
         answers = whole_answers(teacher, photos, num_views, folder)
@@ -215,12 +215,10 @@ def main() -> None:
                 measured["bytes"] = stored.view_bytes + stored.tail_bytes / num_views
                 measured[f"bytes_v{PAPER_VIEWS}"] = stored.view_bytes + stored.tail_bytes / PAPER_VIEWS
                 result |= {f"{signal}_k{k}_{name}": value for name, value in measured.items()}
-                columns = (*MEASURES, *(f"kl_t{t}" for t in TEMPERATURES), "bytes", f"bytes_v{PAPER_VIEWS}")
                 lines.append([f"{signal} K={k}", *(measured.get(name, "") for name in columns)])
                 if signal == IMAGE_TAIL:
                     result["tail_bytes_an_image"] = stored.tail_bytes
-    titles = [f"kl, T = {t}" for t in TEMPERATURES]
-    common.table(lines, ["signal", *MEASURES, *titles, f"bytes, V = {num_views}", f"V = {PAPER_VIEWS}"])
+    common.table(lines, ["signal", *MEASURES, *SOFTENED, f"bytes, V = {num_views}", f"V = {PAPER_VIEWS}"])
     if flags.plot is not None:
         draw(result, kept, flags.plot)
     common.finish(result, flags)

@@ -57,7 +57,7 @@ COSTS = [
     ("Speed of loading (images a second) over a plain loader, V = 50, 400, 400 mixing", "{loader[randaug_v50]:.2f}, {loader[randaug_v400]:.2f}, {loader[randaug_mixing_v400]:.2f}; 2 workers {loader[randaug_v50_workers]:.2f}, {loader[randaug_v400_workers]:.2f}, {loader[randaug_mixing_v400_workers]:.2f}", "loader"),
     ("Checking that images are the right ones, of the loader's first epoch", "{join[check_share]:.1%}, of later ones nothing", "join"),
     ("Finding an overlay's images by their pixels, over decoding them", "{join[index_over_decoding]:.2f}, once", "join"),
-    ("Speed of pushing 1 GB in 50 shards from two processes, over the Hub client's own upload", "{push[ratio]:.2f} at {push[upload_2_mb_per_s]:.0f} MB/s on one machine, for each shard is checked first; after a kill half way {push[resent_fraction]:.0%} is sent again", "push"),
+    ("Speed of pushing 1 GB in 50 shards from two processes, over the Hub client's own upload", "{push[ratio]:.2f} at {push[upload_2_mb_per_s]:.0f} MB/s on one machine, because each shard is checked first; after a kill half way {push[resent_fraction]:.0%} is sent again", "push"),
 ]  # fmt: skip
 
 
@@ -196,10 +196,8 @@ def all_gains() -> dict[str, dict[str, list[float]]]:
     return shown
 
 
-def draw_gains(figure: Figure) -> None:
+def draw_gains(figure: Figure, shown: dict[str, dict[str, list[float]]]) -> None:
     """Draws `all_gains`: a panel for each metric, a line for each student; right of zero is better."""
-    shown = all_gains()
-    figure.set_size_inches(10, 3.6)
     panels = figure.subplots(1, len(shown), sharey=True)
     for axis, (title, rows) in zip(panels, shown.items(), strict=True):
         means, deviations = np.array(list(rows.values())).T
@@ -238,11 +236,10 @@ def curves() -> dict[str, dict[str, list[list[float]]]]:
     return shown
 
 
-def draw_curves(figure: Figure) -> None:
+def draw_curves(figure: Figure, shown: dict[str, dict[str, list[list[float]]]]) -> None:
     """Draws `curves`: accuracy and calibration by the number of epochs."""
-    figure.set_size_inches(10, 3.6)
     panels = figure.subplots(1, 2)
-    for colour, (title, ways) in enumerate(curves().items()):
+    for colour, (title, ways) in enumerate(shown.items()):
         for style, (way, rows) in zip(("--", "-"), ways.items(), strict=True):
             epochs, top1, top1_std, ece, ece_std = np.array(rows).T
             beside = epochs * 1.02 ** (2 * colour + (style == "-") - 2.5)  # so that no spread hides another
@@ -259,7 +256,7 @@ def draw_curves(figure: Figure) -> None:
 
 
 # The pictures of the page: what each shows, and what draws it.
-PICTURES: dict[str, tuple[Callable[[], Any], Callable[[Figure], None]]] = {
+PICTURES: dict[str, tuple[Callable[[], Any], Callable[[Figure, Any], None]]] = {
     "gains.png": (all_gains, draw_gains),
     "length.png": (curves, draw_curves),
 }
@@ -267,10 +264,11 @@ PICTURES: dict[str, tuple[Callable[[], Any], Callable[[Figure], None]]] = {
 
 def draw(folder: Path) -> None:
     """Draws all pictures; each carries what it shows as text, so that a test sees when it is older than the numbers."""
-    for name, (shown, drawing) in PICTURES.items():
-        figure = Figure(layout="constrained")
-        drawing(figure)
-        figure.savefig(folder / name, dpi=110, metadata={"Description": json.dumps(shown()), "Software": None})
+    for name, (numbers, drawing) in PICTURES.items():
+        figure = Figure(figsize=(10, 3.6), layout="constrained")
+        shown = numbers()
+        drawing(figure, shown)
+        figure.savefig(folder / name, dpi=110, metadata={"Description": json.dumps(shown), "Software": None})
 
 
 def temperatures() -> str:

@@ -110,6 +110,7 @@ def test_the_table_of_signals_is_what_was_measured():
         assert (bytes_, noise) == (f"{found[f'{key}_bytes_v400']:.1f}", f"{found[f'{key}_noise']:.3f}")
         assert float(kl) == pytest.approx(found[f"{key}_kl"], rel=0.1)
         assert softened == ("" if signal == "sampled" else f"{4**2 * found[f'{key}_kl_t4']:.3f}")
+    assert all(found[f"topk_image_tail_k3_kl_t{t}"] < found[f"topk_k20_kl_t{t}"] for t in (2, 4, 8))
     tail = found["tail_bytes_an_image"]
     assert f"{tail:.0f} bytes an image, {tail / 400:.1f} a view at V = 400,\n  {tail / 50:.1f} at V = 50" in text
 

@@ -534,6 +534,10 @@ def test_fine_tuning_keeps_the_students_own_processor(call, tmp_path):
             ["--calibrate_split", "train", "--eval_dataset", ""],
             "`calibrate_split` must come with the `eval_dataset` of which it is a split, got 'train' alone. Name both",
         ),
+        (
+            ["--files_from", "photos", "--eval_dataset", "", "--eval_strategy", "no"],
+            "`files_from` must come with the name of a base, got ['photos'] without. Leave it out",
+        ),
         (["--load_best_model_at_end", "--eval_strategy", "no"], "--load_best_model_at_end requires the save and eval"),
         (
             ["--resume_from_checkpoint", "nowhere"],

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from hf_dr.generation.calibration import calibrate
     from hf_dr.generation.config import ExtendConfig, ReinforceConfig
     from hf_dr.generation.contact_sheet import contact_sheet
+    from hf_dr.generation.export import export
     from hf_dr.generation.extend import extend
     from hf_dr.generation.inspection import inspect
     from hf_dr.generation.job import reinforce
@@ -73,6 +74,7 @@ _MODULES = {
     "calibrate": "generation.calibration",
     "contact_sheet": "generation.contact_sheet",
     "evaluate": "evaluation.evaluate",
+    "export": "generation.export",
     "extend": "generation.extend",
     "inspect": "generation.inspection",
     "load_detector": "transfer.detection",
@@ -112,6 +114,7 @@ __all__ = [
     "calibrate",
     "contact_sheet",
     "evaluate",
+    "export",
     "extend",
     "inspect",
     "load_detector",

@@ -52,6 +52,11 @@ FUNCTIONS = {
     "evaluate": lambda x, d: hf_dr.evaluate(x, d.base),
     "evaluate sets": lambda x, d: hf_dr.evaluate("student", x),
     "evaluate folder": lambda x, d: hf_dr.evaluate("student", d.base, output_dir=x),
+    "export": lambda x, d: hf_dr.export(x, "out"),
+    "export folder": lambda x, d: hf_dr.export(d.plus.shards[0].parent.parent, x),
+    "export size": lambda x, d: hf_dr.export(d.plus.shards[0].parent.parent, "out", shard_size=x),
+    "export name": lambda x, d: hf_dr.export(d.plus.shards[0].parent.parent, "out", name=x),
+    "export base": lambda x, d: hf_dr.export(d.plus.shards[0].parent.parent, "out", base=x),
     "ExtendConfig": lambda x, d: ExtendConfig(x),
     "ReinforceConfig": lambda x, d: ReinforceConfig(x),
     "ReinforceConfig name": lambda x, d: ReinforceConfig("out", x),
@@ -154,10 +159,10 @@ OPTIONAL = {
     "ReinforceConfig name", "ReinforcedLoader student", "ReinforcedLoader normalization", "Teacher classes", "Teacher device",
     "Teacher.from_model classes",
     "build_student classes", "build_student model_args", "build_student normalization", "calibrate image_column",
-    "calibrate label_column",
+    "calibrate label_column", "export size", "export name", "export base",
     "contact_sheet rows", "inspect name", "inspect revision", "load_reinforced name", "push_to_hub configs", "reinforce base",
 }  # fmt: skip
-PATHS = {"ExtendConfig", "ReinforceConfig"}
+PATHS = {"ExtendConfig", "ReinforceConfig", "export folder"}
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,6 @@ from hf_dr.errors import ConfigError
 from hf_dr.files import check_apart, check_writable, write_json
 from hf_dr.generation.config import ExportConfig, ExtendConfig, ImportConfig, ReinforceConfig
 from hf_dr.settings import FILES_FROM_HELP, Whole, flag
-from hf_dr.store.schema import PROVENANCE_FILE
 from hf_dr.teacher.names import PRECISIONS
 
 if TYPE_CHECKING:
@@ -396,13 +395,7 @@ def export_command(argv: Sequence[str], prog: str) -> int:
         "hf-dr export me/photos-plus --base me/photos --output_dir photos-wds",
     )
     path = one_dataset(paths, '"+" dataset')
-    from hf_dr.store.card import CARD_FILE
-
-    # A configuration may be named by its own folder: the others next to it, with a common card, are the same dataset's.
-    folder = Path(path).expanduser().resolve()
-    is_part = (folder / PROVENANCE_FILE).is_file() and (folder.parent / CARD_FILE).is_file()
-    whole = str(folder.parent) if is_part else path
-    check_apart(config.output_dir, [whole, arguments.base])
+    check_apart(config.output_dir, [path, arguments.base])
     start_logging()
     from hf_dr.cli.arguments import open_reinforced
     from hf_dr.generation.export import WebDatasetExport

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import math
+import os
 import shutil
 import tarfile
 import time
@@ -15,17 +16,21 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+import datasets
 import filelock
 import numpy as np
 import pyarrow as pa
 
 from hf_dr.errors import ConfigError, FingerprintMismatchError
-from hf_dr.files import check_writable, file_lock, nearest, sha256_of, take, write_whole, written_whole
+from hf_dr.files import check_apart, check_writable, file_lock, nearest, sha256_of, take, write_whole, written_whole
 from hf_dr.generation.config import ExportConfig
 from hf_dr.generation.estimate import shown_hours
 from hf_dr.replay.columns import Columns
 from hf_dr.replay.dataset import ReinforcedDataset
+from hf_dr.replay.loading import load_reinforced
+from hf_dr.settings import Place
 from hf_dr.store.base_dataset import as_table, sampled_rows
+from hf_dr.store.card import CARD_FILE
 from hf_dr.store.json_files import read_object, validated
 from hf_dr.store.schema import (
     EXPORT_FILES,
@@ -58,6 +63,45 @@ _IN_JSON = (
 )
 
 
+def export(
+    plus: str | os.PathLike[str],
+    output_dir: str | os.PathLike[str],
+    *,
+    shard_size: int | None = None,
+    name: str | None = None,
+    base: datasets.Dataset | str | os.PathLike[str] | None = None,
+) -> Path:
+    """Writes a "+" dataset as tar files that WebDataset and open_clip read, as `hf-dr export` does.
+
+    Each example is a few files of one name: the image as it is stored, `.cls` and `.txt` (the label and its name), `.json`
+    (parameters of all views, hashes, the base's own columns), and the answers to all views, `.teacher_ids.npy` and
+    `.teacher_logprobs.npy`, (V, K). The same dataset gives the same bytes. Running it again resumes.
+
+    Args:
+        plus: Folder or Hub id of the "+" dataset.
+        output_dir: Folder of the tar files, new or with an export that was stopped.
+        shard_size: Examples in each tar file. Default: those of a shard of the "+" dataset.
+        name: The configuration, where there are several.
+        base: For an overlay: the base dataset with the images, see `load_reinforced`.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ConfigError: The folder cannot be used, or the disk cannot hold the examples.
+        FingerprintMismatchError: The folder holds another export.
+        FormatError: A shard of the "+" dataset is damaged.
+        ReplayError: An image of an overlay's base is not the one that was reinforced.
+    """
+    Place().check("plus", plus)
+    Place().check("output_dir", output_dir)
+    config = ExportConfig(os.fspath(output_dir), shard_size=shard_size)
+    check_apart(config.output_dir, [os.fspath(base)] if isinstance(base, (str, os.PathLike)) else [])
+    writing = WebDatasetExport(load_reinforced(plus, name, base=base), config)
+    writing.run()
+    return writing.folder
+
+
 @dataclass
 class _Written:
     """The content of `WRITTEN_FILE`: of what, how it is divided, and the SHA-256 of each shard that is finished."""
@@ -68,16 +112,19 @@ class _Written:
 
 
 class WebDatasetExport:
-    """The export of a "+" dataset.
+    """The export of a "+" dataset that was opened from its files, an overlay with its base; see `export`.
 
-    Each example is a few files: the image as it is stored, `.cls` and `.txt` (the label and its name), `.json` (parameters of
-    all views, hashes, the base's own columns), and the answers to all views as `.teacher_ids.npy` and `.teacher_logprobs.npy`.
-    The same dataset gives the same bytes. An overlay must be opened with its base.
+    Raises:
+        ConfigError: It would be written into the dataset.
     """
 
     def __init__(self, plus: ReinforcedDataset, config: ExportConfig) -> None:
         self.folder = Path(config.output_dir).expanduser()
+        source = plus.shards[0].parent
+        # Next to a configuration are others, which a common card makes one dataset.
+        check_apart(self.folder, [str(source.parent if (source.parent / CARD_FILE).is_file() else source)])
         self._plus = plus
+        self._source = source
         self._slots = plus.rows.reinforced
         self._images = plus.undecoded_images.select(self._slots)
         self._answers = [TEACHER_IDS, TEACHER_LOGPROBS]
@@ -174,7 +221,7 @@ class WebDatasetExport:
                 bar.set_postfix_str(f"{number} shards, {format_bytes(written)}", refresh=False)
         sizes = {name: len(rows_of) for name, rows_of in self._rows.items()}
         write_whole(self.folder / SIZES_FILE, json.dumps(sizes, indent=1) + "\n")
-        write_whole(self.folder / PROVENANCE_FILE, (self._plus.shards[0].parent / PROVENANCE_FILE).read_bytes())
+        write_whole(self.folder / PROVENANCE_FILE, (self._source / PROVENANCE_FILE).read_bytes())
         write_whole(self.folder / "README.md", self._readme())
         others = ", the others were there" if len(missing) < len(self._rows) else ""
         logger.info("%s: %d of %d shards written%s.", self.folder, len(missing), len(self._rows), others)

@@ -29,7 +29,7 @@ from conftest import CLASSES, as_cell, colour_image
 from hf_dr.cli.main import main
 from hf_dr.errors import ConfigError, FormatError
 from hf_dr.generation.config import ExportConfig, ReinforceConfig
-from hf_dr.generation.export import WebDatasetExport
+from hf_dr.generation.export import WebDatasetExport, export
 from hf_dr.generation.inspection import inspect
 from hf_dr.generation.job import reinforce
 from hf_dr.hub.push import push_to_hub
@@ -192,7 +192,7 @@ def test_the_same_dataset_gives_the_same_bytes(
     with tarfile.open(exported / "train-00000.tar") as tar:
         assert {(m.mtime, m.uid, m.gid, m.uname, m.gname) for m in tar} == {(0, 0, 0, "", "")}
     with caplog.at_level(logging.INFO, "hf_dr"):
-        WebDatasetExport(load_reinforced(plus), ExportConfig(str(tmp_path))).run()
+        assert export(plus, tmp_path, shard_size=SHARD) == tmp_path
     assert files_of(tmp_path) == files_of(exported)
     assert f"{tmp_path}: 3 of 3 shards written." in caplog.messages
 
@@ -281,24 +281,25 @@ def test_refused_settings(
 
 
 def test_refused_folders(exported: Path, plus: Path, tiny_folder: Path, tmp_path: Path) -> None:
-    def run(source: Path, folder: Path) -> None:
-        WebDatasetExport(load_reinforced(source), ExportConfig(str(folder))).run()
-
+    with pytest.raises(ConfigError, match="`output_dir` must not lie in a folder that is read"):
+        export(plus, plus)
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "notes.txt").touch()
     with pytest.raises(
-        ConfigError, match=r"must be new, empty, or hold an export with its export.json, found README.md"
+        ConfigError, match=r"must be new, empty, or hold an export with its export.json, found notes.txt"
     ):
-        run(plus, plus)
+        export(plus, full)
     with pytest.raises(ValueError, match="but its `fingerprint` is"):
-        run(tiny_folder, exported)
+        export(tiny_folder, exported)
     (tmp_path / "export.json").write_text("{}")
     with pytest.raises(ValueError, match=r"must have the field `fingerprint`, found none. Delete the folder"):
-        run(plus, tmp_path)
+        export(plus, tmp_path)
 
 
 def test_a_folder_in_use_is_refused(plus: Path, tmp_path: Path) -> None:
-    export = WebDatasetExport(load_reinforced(plus), ExportConfig(str(tmp_path)))
     with filelock.FileLock(tmp_path / ".lock"), pytest.raises(ConfigError, match="another export is writing to it"):
-        export.run()
+        export(plus, tmp_path)
 
 
 def test_a_configuration_that_is_named_by_its_folder_is_not_exported_into_its_dataset(
@@ -306,7 +307,12 @@ def test_a_configuration_that_is_named_by_its_folder_is_not_exported_into_its_da
 ) -> None:
     assert main(["export", str(plus / "randaug_mixing"), "--output_dir", str(plus / "webdataset")]) == 2
     assert "`output_dir` must not lie in a folder that is read" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="`output_dir` must not lie in a folder that is read"):
+        export(plus / "randaug_mixing", plus / "webdataset")
+    with pytest.raises(ConfigError, match="`output_dir` must not lie in a folder that is read"):
+        export(plus, tmp_path / "base" / "tar", base=tmp_path)
     assert not (plus / "webdataset").exists()
+    assert not (tmp_path / "base").exists()
     alone = tmp_path / "alone"
     shutil.copytree(plus / "randaug_mixing", alone / "randaug_mixing")
     assert main(["export", str(alone / "randaug_mixing"), "--output_dir", str(alone / "webdataset")]) == 0
@@ -315,7 +321,7 @@ def test_a_configuration_that_is_named_by_its_folder_is_not_exported_into_its_da
 def test_numbers_that_json_does_not_have_are_null(base: datasets.Dataset, tiny_teacher: Any, tmp_path: Path) -> None:
     rows = base.select([0, 1, 2]).add_column("score", [0.5, math.nan, math.inf])
     reinforce(rows, tiny_teacher, Augmentation.named("rrc", 8), ReinforceConfig(str(tmp_path / "plus"), top_k=2))
-    WebDatasetExport(load_reinforced(tmp_path / "plus"), ExportConfig(str(tmp_path / "out"))).run()
+    export(tmp_path / "plus", tmp_path / "out")
     texts = []
     for path in sorted((tmp_path / "out").glob("*.tar")):
         with tarfile.open(path) as tar:
@@ -325,9 +331,9 @@ def test_numbers_that_json_does_not_have_are_null(base: datasets.Dataset, tiny_t
 
 
 def test_too_little_space_is_known_before(plus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    export = WebDatasetExport(load_reinforced(plus), ExportConfig(str(tmp_path / "out")))
+    writing = WebDatasetExport(load_reinforced(plus), ExportConfig(str(tmp_path / "out")))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 1000))
-    for call in (export.estimate, export.run):
+    for call in (writing.estimate, writing.run):
         with pytest.raises(ConfigError, match=r"`output_dir` needs about .* kB, found 1e\+03 B free|found 1 kB free"):
             call()
     assert not list((tmp_path / "out").glob("*.tar"))

@@ -12,6 +12,7 @@ from hf_dr.errors import TeacherError
 from hf_dr.generation.labelling import Labeller, padded
 from hf_dr.generation.plan import Plan
 from hf_dr.store.base_dataset import sampled_rows
+from hf_dr.teacher.topk import not_finite
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.maker import Span, ViewMaker
 
@@ -106,5 +107,8 @@ def sample_agreement(plan: Plan, labeller: Labeller, batch_size: int) -> Agreeme
     for start, part in zip(range(0, len(hashes_N), batch_size), pixels_NHWC.split(batch_size), strict=True):
         # A whole batch, as most of the run's are: a compiled teacher is not compiled once more for another size.
         hashes_B = np.resize(hashes_N[start : start + len(part)], batch_size)
-        favourites.append(labeller.ask(padded(part, batch_size), hashes_B)[: len(part)].argmax(dim=1).cpu())
+        answers_BC = labeller.ask(padded(part, batch_size), hashes_B)[: len(part)]
+        if answers_BC.isnan().any():
+            raise not_finite(answers_BC.cpu().numpy())
+        favourites.append(answers_BC.argmax(dim=1).cpu())
     return Agreement.of(torch.cat(favourites).numpy(), plan.labels[[*views]])

@@ -109,6 +109,17 @@ def plan_run(
     known = checked_origin(dataset, config.files_from)
     if config.max_examples is not None and config.max_examples < len(dataset):
         dataset = dataset.select(range(config.max_examples))
+    if dataset.features[image_column].mode not in (None, "RGB"):
+        logger.warning(
+            "The mode %s of the column `%s` is not applied: views are made of the images as they are stored, in RGB.",
+            dataset.features[image_column].mode,
+            image_column,
+        )
+    if not augmentation.params and config.num_views > 1:
+        logger.warning(
+            "Nothing in the augmentation is random: the %d views of an image are all alike. One view is enough.",
+            config.num_views,
+        )
     top_k = config.top_k or min(_DEFAULT_TOP_K, teacher.num_classes)
     if top_k > teacher.num_classes:
         raise ConfigError(
@@ -120,12 +131,12 @@ def plan_run(
     if label_column is None and config.label_column is None:
         others = [name for name in dataset.column_names if name != image_column]
         logger.warning(
-            "No column is taken for labels, among %s. %s Or pass --label_column none.",
+            "No column is taken for labels, among %s. %s Or pass `label_column` none.",
             ", ".join(shown_text(name, 40) for name in others) or "no others",
             label_advice(
                 dataset,
                 image_column,
-                "Name that of the class numbers with --label_column (text is made into them by `dataset.class_encode_column`).",
+                "Name that of the class numbers by `label_column` (text is made into them by `dataset.class_encode_column`).",
             ),
         )
     images = undecoded_images(dataset, image_column)

@@ -167,8 +167,8 @@ def _check_arguments(path: object, shuffled_shards: int, switches: dict[str, boo
     if wrong:
         raise ConfigError(
             f'expected the folder of a "+" dataset or its Hub id, got an object ({wrong[0]}). `reinforce` makes a "+" '
-            "dataset of a base and returns it opened; rows that are loaded already are opened by `ReinforcedDataset(rows, "
-            "Provenance.read(folder))`; the images of an overlay are `base`."
+            "dataset of a base and returns it opened; name the folder of rows that are loaded already; the images of "
+            "an overlay are `base`."
         )
 
 

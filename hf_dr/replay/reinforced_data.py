@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any, NamedTuple, NoReturn, Self, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Self, overload
 
 import datasets
 import numpy as np
@@ -120,11 +120,11 @@ def checked_views(num_views: int | None, stored: int) -> int:
 
 def checked_rows(rows: Sequence[int] | np.ndarray, count: int) -> np.ndarray:
     """Returns the rows of a selection, int64 (rows,), counted from 0; see `MappedReinforcedData.select`."""
-    wanted = np.asarray(rows)
+    wanted = np.asarray(list(rows) if isinstance(rows, Iterator) else rows)
     if wanted.dtype == bool:
         raise ConfigError("`rows` must be numbers of rows, got True and False. Name the rows: `np.flatnonzero(rows)`.")
     if wanted.ndim != 1 or not len(wanted) or not np.issubdtype(wanted.dtype, np.integer):
-        raise ConfigError(f"`rows` must be at least one number, got {rows!r:.80}. Name the rows to keep.")
+        raise ConfigError(f"`rows` must be whole numbers, at least one, got {rows!r:.80}. Name the rows to keep.")
     outside = wanted[(wanted < -count) | (wanted >= count)]
     if len(outside):
         raise IndexError(f"row {outside[0]} of a dataset of {count} rows")
@@ -184,6 +184,29 @@ class Origin:
         )
 
 
+_BEFORE = "change the base before it is reinforced"
+_ROWS = "select rows of a loaded dataset by their numbers, e.g. `train.select(range(100))`"
+# Methods of a datasets.Dataset that people look for here, and what does their work.
+_INSTEAD = {
+    **dict.fromkeys(
+        ("map", "rename_column", "remove_columns", "cast_column", "class_encode_column", "add_column"), _BEFORE
+    ),
+    **dict.fromkeys(
+        ("with_transform", "set_transform"),
+        "views are transformed already; what is done to batches belongs in a collator",
+    ),
+    **dict.fromkeys(
+        ("with_format", "set_format"), "`pixel_values` are tensors; the columns are in `train.plus`, a datasets.Dataset"
+    ),
+    **dict.fromkeys(("to_pandas", "unique", "sort"), "ask `train.plus`, a datasets.Dataset"),
+    **dict.fromkeys(("shard", "take", "skip"), _ROWS),
+    "filter": "select rows of a loaded dataset by their numbers, e.g. `train.select(np.flatnonzero(train.labels == 3))`",
+    "save_to_disk": "its folder is the dataset; copy that",
+    "push_to_hub": "`hf_dr.push_to_hub(folder, repo_id)` pushes its folder",
+    "to_iterable_dataset": "open it by `load_reinforced(folder, streaming=True)`",
+}
+
+
 class ReinforcedData(ABC):
     """Data that a student learns from.
 
@@ -208,6 +231,12 @@ class ReinforcedData(ABC):
     @abstractmethod
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch, and so the view of each row."""
+
+    if not TYPE_CHECKING:  # for which any attribute would be there
+
+        def __getattr__(self, name: str) -> NoReturn:
+            instead = f": {_INSTEAD[name]}" if name in _INSTEAD else ""
+            raise AttributeError(f"`{type(self).__name__}` has no `{name}`{instead}.")
 
     @property
     @abstractmethod

@@ -83,7 +83,7 @@ def check_order(
     if reinforced_probability < 1 and not data.has_labels:
         raise ConfigError(
             f"`reinforced_probability` must be 1 for a dataset without labels, got {reinforced_probability}. Set it to 1, in "
-            "`ReinforcedTrainingArguments` or for a sampler or loader."
+            "`ReinforcedTrainingArguments` or for a sampler or loader; or reinforce with the `label_column` of the base."
         )
 
 

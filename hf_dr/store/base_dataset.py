@@ -351,7 +351,12 @@ def check_dataset(
             "`datasets.load_dataset(NAME, split=SPLIT)`."
         )
     if len(dataset) == 0:
-        raise DataError("the base must have at least one row, got none. Check `split`.")
+        raise DataError("the dataset must have at least one row, got none. Check its split.")
+    if dataset.format["type"] == "custom":
+        raise DataError(
+            "the dataset must be without a transform, which would not be applied to the images that are read. Apply it with "
+            "`dataset.map`, or leave it out: `dataset.with_format(None)`."
+        )
     if TEACHER_LOGPROBS in dataset.column_names:
         raise DataError(
             f'the base must be a dataset that was not reinforced yet, but it has the column `{TEACHER_LOGPROBS}` of a "+" '

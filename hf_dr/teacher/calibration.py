@@ -45,6 +45,12 @@ def fit_temperature(logits_BC: np.ndarray, labels_B: np.ndarray) -> float:
     return 1 / inverse
 
 
+def is_within(temperature: float) -> bool:
+    """Whether a fitted temperature lies within `TEMPERATURES`, not at one of its ends."""
+    least, greatest = TEMPERATURES
+    return 1.001 * least < temperature < 0.999 * greatest
+
+
 def calibrated_ece(logits_BC: np.ndarray, labels_B: np.ndarray) -> float:
     """Returns the expected calibration error that is left at a model's best temperature, 0 to 1.
 
@@ -106,8 +112,8 @@ class TemperatureFit:
             ),
             ("NLL of the label", f"{before['nll']:.4f} nats before, {after['nll']:.4f} with it"),
         ]
-        least, greatest = TEMPERATURES
-        if not 1.001 * least < self.temperature < 0.999 * greatest:
+        if not is_within(self.temperature):
+            least, greatest = TEMPERATURES
             lines.append(
                 (
                     "note",

@@ -284,8 +284,8 @@ class Teacher:
             if name in known and name not in mine:
                 raise TeacherError(
                     f"the teacher's classes must be in the dataset's order, but class {c} is {names[c]!r} in the dataset and "
-                    f"{(self.labels or ())[c][0]!r} for the teacher. Pass `classes` (--teacher_classes by_name), or the "
-                    "teacher's number of each class."
+                    f"{(self.labels or ())[c][0]!r} for the teacher. Pass the dataset's names as `classes` (--teacher_classes "
+                    "by_name), or the teacher's number of each class."
                 )
 
     def check_folds(self, images: str) -> None:

@@ -150,18 +150,25 @@ def check_member(member: Member) -> None:
 
 
 def _shape_of_answer(model: nn.Module, preprocessing: Preprocessing, name: str) -> tuple[int, ...]:
-    """Returns the shape of the logits for one black image."""
+    """Returns the shape of the logits for one black image; a TeacherError if they are probabilities."""
     height, width = preprocessing.size
     try:
         with torch.inference_mode():
             black = preprocessing(torch.zeros(1, 3, height, width, dtype=torch.uint8))
-            return tuple(logits_of(model.eval()(black)).shape)
+            logits = logits_of(model.eval()(black)).float()
     # What a model refuses, it refuses in its own way.
     except Exception as error:
         raise TeacherError(
             f"the model {name!r} must take RGB images of {height}x{width} pixels, as its preprocessing says, but: "
             f"{type(error).__name__}: {str(error).rstrip('. '):.300}. Correct its configuration."
         ) from error
+    # The softmax of logits that are probabilities is nearly even, while the most probable class stays the same.
+    if logits.shape[-1] > 1 and bool((logits >= 0).all()) and bool(((logits.sum(-1) - 1).abs() < 1e-3).all()):
+        raise TeacherError(
+            f"the model {name!r} must answer with logits, found numbers from 0 to 1 with the sum 1, which are probabilities. "
+            "Leave its softmax out, or answer with the logarithm of the probabilities."
+        )
+    return tuple(logits.shape)
 
 
 def member_of(

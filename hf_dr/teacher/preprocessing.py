@@ -7,7 +7,6 @@ the same answers everywhere.
 from __future__ import annotations
 
 import logging
-import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -51,8 +50,12 @@ class Preprocessing:
         is_size = sides and height * width <= MAX_VIEW_PIXELS
         for name, ok, expected in (
             ("size", is_size, f"(height, width) of at most {MAX_VIEW_PIXELS:,} pixels"),
-            ("mean", _is_colour(self.mean), "three numbers"),
-            ("std", _is_colour(self.std) and min(self.std) > 0, "three numbers above 0"),
+            ("mean", _is_colour(self.mean), "three numbers on the scale 0 to 1, not 0 to 255"),
+            (
+                "std",
+                _is_colour(self.std) and min(self.std) > 0,
+                "three numbers above 0 on the scale 0 to 1, not 0 to 255",
+            ),
             ("interpolation", self.interpolation in _TENSOR_FILTERS, f"one of {', '.join(_TENSOR_FILTERS)}"),
             ("bgr", isinstance(self.bgr, bool), "true or false"),
         ):
@@ -88,7 +91,12 @@ class Preprocessing:
 
 def _is_colour(values: Any) -> bool:
     numbers = isinstance(values, tuple) and len(values) == 3
-    return numbers and all(isinstance(v, (int, float)) and math.isfinite(v) for v in values)
+    return numbers and all(isinstance(v, (int, float)) and is_of_scale(v) for v in values)
+
+
+def is_of_scale(value: float) -> bool:
+    """Whether a mean or standard deviation may be one of pixels from 0 to 1: those of pixels from 0 to 255 are larger."""
+    return abs(value) < 10
 
 
 def _tensor_filter(interpolation: str, name: str) -> str:

@@ -5,6 +5,7 @@ The checksums of all files are written last. A run goes on with the same setting
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import logging
@@ -17,13 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from transformers import TrainerState, TrainingArguments
+from safetensors import safe_open
+from transformers import PreTrainedModel, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from hf_dr.errors import ConfigError
 from hf_dr.files import TEMPORARY, sha256_of, write_json
 from hf_dr.settings import are_alike, unlike_names
+from hf_dr.training.students import is_timm
 
 logger = logging.getLogger(__name__)
 
@@ -126,8 +130,8 @@ def whole_checkpoint(named: str | bool | None, output_dir: str) -> str | None:
     reason = find_damage(Path(named))
     if reason is not None:
         raise ConfigError(
-            f"`resume_from_checkpoint` must name a whole checkpoint, but {named} {reason}. Name an earlier one, or leave it "
-            "out: the last whole checkpoint of `output_dir` is found without it."
+            f"`resume_from_checkpoint` must name a whole checkpoint, but {named} {reason}. Name an earlier one, or let "
+            "it be True: the last whole checkpoint of `output_dir` is found."
         )
     return str(named)
 
@@ -214,6 +218,43 @@ def check_saved_whole(accelerator: Accelerator) -> None:
             "model at the end. Set it to FULL_STATE_DICT: `fsdp_state_dict_type` in the file of accelerate's configuration, or "
             "`state_dict_type` in `fsdp_config`."
         )
+
+
+def load_renamed(model: Any, checkpoint: Path) -> bool:
+    """Loads the weights of a checkpoint in whose file they have other names than in the model, if they have.
+
+    transformers writes the weights of ViT, Swin, DINOv2 and others by the names of earlier versions. Its Trainer looks for them
+    by the model's own names, passes over those that it does not find, and would go on with weights that were never trained.
+
+    Returns:
+        Whether it did. Names of which only some are in the file, such as those of tied weights, are left to Trainer.
+
+    Raises:
+        ConfigError: A weight is in the file or in the model alone.
+    """
+    file = checkpoint / SAFE_WEIGHTS_NAME
+    if not isinstance(model, PreTrainedModel) or is_timm(model) or not file.is_file():
+        return False
+    with safe_open(file, "pt") as saved:
+        names = set(saved.keys())
+    if names <= model.state_dict().keys():
+        return False
+    kind: Any = type(model)
+    loaded, report = kind.from_pretrained(
+        checkpoint,
+        config=copy.deepcopy(model.config),
+        dtype=model.dtype,
+        ignore_mismatched_sizes=True,  # told below
+        output_loading_info=True,
+    )
+    wrong = sorted(str(name) for found in report.values() for name in found)
+    if wrong:
+        raise ConfigError(
+            f"the weights in {checkpoint} must be those of the model that is trained, but {wrong[0]} is not. Give the model of "
+            "that training, or begin a new one."
+        )
+    model.load_state_dict(loaded.state_dict())
+    return True
 
 
 def read_settings(path: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import datasets
@@ -91,7 +91,8 @@ def check_input(model: nn.Module, dataset: ReinforcedData) -> None:
         height, width = dataset.size
         raise ConfigError(
             f"the model must take RGB images of {height}x{width} pixels, the size of the views, but: {type(error).__name__}: "
-            f"{str(error).rstrip('. '):.300}. Build it for this size, or reinforce the dataset with another."
+            f"{str(error).rstrip('. '):.300}. Build it for this size, a ViT of timm by `model_args`: {{'img_size': {height}}}, "
+            "or reinforce the dataset with another."
         ) from error
     finally:
         model.train(was_training)
@@ -254,6 +255,11 @@ def check_other_dataset(args: ReinforcedTrainingArguments, train: Any) -> None:
         raise ConfigError(
             '`train_dataset` must be what `load_reinforced` returns, got the plain datasets.Dataset of a "+" dataset. '
             "Its views would not be replayed: open it with `load_reinforced`."
+        )
+    if isinstance(train, Sequence) and train and isinstance(train[0], dict) and "teacher_ids" in train[0]:
+        raise ConfigError(
+            "`train_dataset` must be what `load_reinforced` returns, got a list of its rows, each of which would show one view "
+            "in all epochs. Select rows: `train.select(rows)`."
         )
     if isinstance(train, datasets.Dataset) and is_undecoded(train):
         raise ConfigError(

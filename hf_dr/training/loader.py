@@ -121,6 +121,11 @@ class ReinforcedLoader:
             read, collate = undone(read, augmenter, collate)
         loader: DataLoader = DataLoader(read, collate_fn=InOneMessage(collate), **settings)
         self._loader = prepare_data_loader(loader, **on_device)
+        if len(self._loader) == 0:
+            raise ConfigError(
+                f"an epoch must have a batch, but the {len(dataset):,} rows fill none of {self._batch_size} in each of "
+                f"{world_size} processes. Lower `batch_size`, or leave `drop_last` out."
+            )
         shield_workers(self._loader)
 
     def __repr__(self) -> str:

@@ -42,6 +42,7 @@ from hf_dr.training.checkpoints import (
     find_damage,
     keep_checkpoints,
     kept_settings,
+    load_renamed,
     plain,
     read_settings,
     steers_the_rate,
@@ -322,7 +323,17 @@ class ResumableTrainer(Trainer):
                 f"the best checkpoint must be whole to be loaded at the end, but {checkpoint} {reason}. Leave "
                 "`load_best_model_at_end` out and run again for the last weights, or train again."
             )
-        super()._load_best_model()
+        if not self._load_renamed(checkpoint):
+            super()._load_best_model()
+
+    # Private, because no public method is asked for the weights of a checkpoint.
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if not self._load_renamed(Path(resume_from_checkpoint)):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_renamed(self, checkpoint: Path) -> bool:
+        by_own_names = self.is_fsdp_enabled or self.is_deepspeed_enabled  # which save and load by themselves
+        return not by_own_names and load_renamed(self.model, checkpoint)
 
     # Private, because no callback can keep an epoch from being started: Trainer looks for the end only after a step, and a run
     # that had ended within an epoch would take one step more when it is resumed.

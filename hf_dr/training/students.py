@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
@@ -37,8 +38,10 @@ from hf_dr.store.base_dataset import read_labels, whole_column
 from hf_dr.teacher.folds import CONFIG_KEY
 from hf_dr.teacher.members import ONE_CLASS, read_config
 from hf_dr.teacher.preprocessing import (
+    EVAL_CROP,
     Preprocessing,
     evaluation_augmentation,
+    is_of_scale,
     read_image_processor,
     timm_crop,
     timm_preprocessing,
@@ -75,8 +78,9 @@ def build_student(
         num_classes: C.
         model_args: For `timm:`: keyword arguments of `timm.create_model`, e.g. `{"img_size": 32}`.
         normalization: For `timm:`: mean and std of the input on the scale 0 to 1, kept in the model's config.
-        size: For models of timm: side of the images in pixels, or height and width, kept in the model's config.
-        crop: For models of timm: share of the resized side that evaluation keeps, kept in the model's config.
+        size: For models of timm: side of the images in pixels, or height and width, kept in the model's config. Fresh weights
+            without it are saved for the size of the architecture, and a crop of 0.875; `ReinforcedTrainer` corrects the size.
+        crop: For models of timm with a `size`: share of the resized side that evaluation keeps, kept in the model's config.
 
     Raises:
         ConfigError: There is no such model, or the classes do not go together.
@@ -112,6 +116,10 @@ def build_student(
     model = _of_timm(architecture, model_args, {**classes, "pretrained_cfg": {**cfg, **seen}})
     if file:
         _load_weights(model, Path(file).expanduser())
+    if size is None:
+        own = model.timm_model.pretrained_cfg["input_size"][1:]
+        model.config.pretrained_cfg.update(evaluated_at(tuple(own), EVAL_CROP))
+    complete_config(model)  # else nothing could read what `save_pretrained` writes
     return model
 
 
@@ -143,6 +151,8 @@ def _pretrained(name: str, classes: dict[str, Any], seen: dict[str, Any]) -> Any
             f"the student {name!r} must be a folder, but there is none.{spelled_alike(Path(name).expanduser())} Train it "
             "first, or name another."
         )
+    if timm.is_model(name) and not Path(name).is_dir():
+        raise ConfigError(f"the student {name!r} is an architecture of timm. Did you mean `timm:{name}`?")
     try:
         model = AutoModelForImageClassification.from_pretrained(
             name,
@@ -305,6 +315,11 @@ def _check_normalization(given: Any) -> None:
     parts = given if hasattr(given, "__len__") and not isinstance(given, str) else ()
     if given is not None and [np.shape(part) for part in parts] != [(3,), (3,)]:
         raise ConfigError(f"`normalization` must be mean and std, each three numbers, got {given!r:.80}. Leave it out.")
+    if given is not None and not is_of_scale(np.abs(np.asarray(given, np.float64)).max()):
+        raise ConfigError(
+            f"`normalization` must be mean and std on the scale 0 to 1, got {given!r:.80}, which are on that of 0 to 255. "
+            "Divide them by 255."
+        )
 
 
 def _own_processor(given: Any) -> Any:
@@ -367,14 +382,28 @@ def load_processor(name: str, size: int | None = None) -> Any:
             f"the image processor of {name!r} must be one that transformers loads, but: {str(error).rstrip('. '):.300}. Save "
             f"it again, or remove its {IMAGE_PROCESSOR_NAME}."
         ) from error
-    given = {key: getattr(processor, key, None) for key in ("size", "crop_size")}
-    crops = getattr(processor, "do_center_crop", False)  # EfficientNet's has a crop size that it does not use
-    made = (crops and given["crop_size"]) or given["size"]
-    if size is not None and made:
-        share = size / max(dict(made).values())
-        for key, sides in given.items():
-            if sides:
-                setattr(processor, key, type(sides)(**{side: round(share * old) for side, old in dict(sides).items()}))
+    return processor if size is None else resized_processor(processor, size)
+
+
+def resized_processor(given: Any, size: int) -> Any:
+    """Returns a copy of an image processor that makes images whose longer side has so many pixels.
+
+    What it resizes to before it crops changes in the same proportion. One that tells no size is left as it is.
+    """
+    sides_of = {key: getattr(given, key, None) for key in ("size", "crop_size")}
+    crops = getattr(given, "do_center_crop", False)  # EfficientNet's has a crop size that it does not use
+    made = (crops and sides_of["crop_size"]) or sides_of["size"]
+    old = max(dict(made).values()) if made else size
+    if old == size:
+        return given
+    logger.info(
+        "The image processor is saved for images of %d pixels, the size of the views; it was for %d.", size, old
+    )
+    processor = copy.deepcopy(given)
+    for key, sides in sides_of.items():
+        if sides:
+            scaled = {side: round(size / old * pixels) for side, pixels in dict(sides).items()}
+            setattr(processor, key, type(sides)(**scaled))
     return processor
 
 

@@ -22,6 +22,7 @@ from hf_dr.replay.proof import check_replay
 from hf_dr.replay.reinforced_data import MappedReinforcedData, ReinforcedData
 from hf_dr.replay.sampling import ReinforcedSampler
 from hf_dr.replay.streaming import StreamedReinforcedDataset
+from hf_dr.settings import check_kind
 from hf_dr.teacher.preprocessing import EVAL_CROP
 from hf_dr.training.arguments import as_reinforced
 from hf_dr.training.callbacks import WeightAverage
@@ -48,6 +49,7 @@ from hf_dr.training.students import (
     is_timm,
     load_processor,
     outputs_of,
+    resized_processor,
     unwrapped,
 )
 
@@ -126,7 +128,9 @@ class ReinforcedTrainer(StudentTrainer):
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """As Trainer's; what `model_init` makes is treated as a given model is."""
-        model = _own(super().call_model_init(trial), self._learned_from)
+        made = super().call_model_init(trial)
+        check_kind("model_init", made, nn.Module, "a function that returns a model", "Build it with `build_student`.")
+        model = _own(made, self._learned_from)
         if isinstance(self._learned_from, ReinforcedData):
             check_student(model, self._learned_from)
         known = getattr(self, "_channels_last", False)  # not yet when the trainer is made
@@ -349,7 +353,7 @@ class ReinforcedTrainer(StudentTrainer):
             "num_epochs": self._num_epochs,
             "view_difficulty": args.view_difficulty if self._num_epochs is not None else None,
             "model": self._model_summary,
-            "model_args": plain(getattr(getattr(self.model, "config", None), "model_args", None)),
+            "model_args": plain(_model_args(self.model)),
             "normalization": plain([seen.mean, seen.std, seen.bgr]),
             "online_teacher": self._online_teacher,
             **{name: getattr(args, name) for name in _KEPT},
@@ -372,6 +376,11 @@ def _settings_of(train: ReinforcedData) -> dict[str, Any]:
         "shuffled_shards": train.shuffled_shards if isinstance(train, StreamedReinforcedDataset) else None,
         "rows": train.rows_digest if isinstance(train, MappedReinforcedData) else None,
     }
+
+
+def _model_args(model: Any) -> Any:
+    """Returns what timm was given to build a model; nothing is {}, as it is saved, and None where the model is not timm's."""
+    return (model.config.model_args or {}) if is_timm(model) else None
 
 
 _NOT_SEARCHED = ("batch_size", "ema_decay", "augment_on", "channels_last")
@@ -451,6 +460,8 @@ def _student(model: Any, settings: dict[str, Any], seed: int) -> tuple[nn.Module
         raise ConfigError(
             f"`model` must be a model, got the class {model.__name__}. Make one of it: `{model.__name__}(...)`."
         )
+    if processor is not None and isinstance(train, ReinforcedData):
+        processor = resized_processor(processor, max(train.size))
     if not isinstance(model, (str, Path)):
         return None if model is None else _own(model, train), processor
     name = str(model)

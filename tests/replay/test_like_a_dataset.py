@@ -204,7 +204,7 @@ def test_selected_rows_without_stored_views_come_last(tmp_path, tiny_dataset, ti
 
 def test_a_selection_can_be_impossible(unmixed):
     for rows in ([], [0.5], ["a"], [[0]], 3):
-        with pytest.raises(ConfigError, match="`rows` must be at least one number, got "):
+        with pytest.raises(ConfigError, match="`rows` must be whole numbers, at least one, got "):
             unmixed.select(rows)
     for mask in (np.arange(12) % 2 == 0, [True, False]):
         with pytest.raises(

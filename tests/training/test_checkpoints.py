@@ -14,10 +14,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import transformers
 from accelerate.utils import FullyShardedDataParallelPlugin
 from safetensors.torch import load_file
 from samples import MAY_CHANGE
+from torch import nn
+from transformers import AutoModelForImageClassification, BeitConfig, Dinov2Config, SwinConfig
 
 from hf_dr.errors import ConfigError
 from hf_dr.training.arguments import ReinforcedTrainingArguments
@@ -34,12 +37,13 @@ from hf_dr.training.checkpoints import (
     keep_checkpoints,
     kept_settings,
     last_checkpoint,
+    load_renamed,
     read_settings,
 )
 from hf_dr.training.resumable import LOCK_FILE, ResumableArguments
 from hf_dr.training.trainer import ReinforcedTrainer
 from hf_dr.transfer.trainer import TransferArguments
-from training.helpers import STEPS, Pooled, pooled, same, settings_in, weights
+from training.helpers import MODELS, SIZE, STEPS, Pooled, pooled, same, settings_in, weights
 
 FIELDS = [field.name for field in dataclasses.fields(ReinforcedTrainingArguments)]
 OF_BOTH = [
@@ -470,3 +474,69 @@ def test_what_a_later_version_tells_of_its_data_is_no_difference():
     assert found == {"dataset": "{'split': 'x'} there, {'split': 'y'} here"}, "not cut before what differs"
     for before, now in (({"power": 1}, {"power": 1, "lr_end": 2}), ({}, {"power": 1}), ({"power": 1}, {})):
         assert differences({"kwargs": before}, {"kwargs": now}).keys() == {"kwargs"}, "no version did not tell these"
+
+
+def of_transformers(config: Any) -> Callable[[], nn.Module]:
+    def build() -> nn.Module:
+        torch.manual_seed(0)
+        return AutoModelForImageClassification.from_config(config)
+
+    return build
+
+
+_TINY = {"image_size": SIZE, "num_labels": 8}
+_LAYERS = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, **_TINY}
+# transformers writes most of their weights by other names than they have in memory.
+RENAMED = {
+    "Swin": of_transformers(
+        SwinConfig(patch_size=4, embed_dim=8, depths=[1, 1], num_heads=[1, 1], window_size=3, **_TINY)
+    ),
+    "DINOv2": of_transformers(Dinov2Config(patch_size=8, **_LAYERS)),
+    "BEiT": of_transformers(BeitConfig(patch_size=8, **_LAYERS)),
+}
+
+
+@pytest.mark.parametrize("kind", [*MODELS, *RENAMED])
+def test_any_student_goes_on_from_its_checkpoint_and_ends_with_the_best(plain, pictures, settings, tmp_path, kind):
+    """A student that is made again, with other fresh weights, gets all weights of the checkpoint."""
+
+    class Kept(transformers.TrainerCallback):
+        def on_save(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+            saved.setdefault(state.global_step, weights(given["model"]))
+
+    def start(seed: int, **changes: Any) -> ReinforcedTrainer:
+        student = {**MODELS, **RENAMED}[kind]()
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in student.parameters():
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+        args = settings(num_train_epochs=2, save_strategy="epoch", eval_strategy="epoch", **changes)
+        return ReinforcedTrainer(
+            student, args, train_dataset=plain, eval_dataset=pictures, callbacks=[Kept()], compute_metrics=measure
+        )
+
+    saved: dict[int, dict[str, torch.Tensor]] = {}
+    epochs = iter(range(100))
+    measure = lambda _: {"worse": float(next(epochs))}  # noqa: E731
+    whole = start(0)
+    whole.train()
+    resumed = start(1)
+    assert not same(weights(resumed.model), saved[STEPS])
+    resumed.train(resume_from_checkpoint=str(tmp_path / "out" / f"checkpoint-{STEPS}"))
+    assert same(weights(resumed.model), weights(whole.model))
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "worse", "greater_is_better": False}
+    first = start(0, output_dir=str(tmp_path / "best"), **best)
+    first.train()
+    assert same(weights(first.model), saved[STEPS])
+    assert not same(weights(first.model), weights(whole.model))
+
+
+def test_weights_of_another_model_are_not_taken_for_the_renamed_ones(tmp_path):
+    RENAMED["DINOv2"]().save_pretrained(tmp_path)
+    other = RENAMED["BEiT"]()
+    before = weights(other)
+    with pytest.raises(
+        ConfigError, match=r"must be those of the model that is trained, but .* is not\. Give the model of"
+    ):
+        load_renamed(other, tmp_path)
+    assert same(weights(other), before)

@@ -22,6 +22,7 @@ OVERRIDDEN = {
     "_set_signature_columns_if_needed": (),
     "_push_from_checkpoint": ("checkpoint_folder",),
     "_load_best_model": (),
+    "_load_from_checkpoint": ("resume_from_checkpoint", "model"),
     "_determine_best_metric": ("metrics", "trial"),
     "_save_checkpoint": ("model", "trial"),
 }  # fmt: skip
@@ -41,6 +42,7 @@ CALLERS = {
     "_set_signature_columns_if_needed": "_get_collator_with_removed_columns",
     "_push_from_checkpoint": "_save_checkpoint",
     "_load_best_model": "_finalize_training",
+    "_load_from_checkpoint": "train",
     "_determine_best_metric": "_maybe_log_save_evaluate",
     "_save_checkpoint": "_maybe_log_save_evaluate",
 }

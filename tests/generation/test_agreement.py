@@ -6,6 +6,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 import hf_dr.processes
@@ -111,6 +112,15 @@ def test_another_order_of_classes_is_refused_before_anything_is_written(tmp_path
     assert not (tmp_path / "plus").exists()
     # Fewer rows are no evidence.
     reinforce(images.select(range(LEAST_ROWS - 1)), shifted, augmentation, config(tmp_path / "few"))
+
+
+def test_a_teacher_without_numbers_is_not_taken_for_one_of_other_classes(tmp_path, images):
+    teacher = Teacher.from_pretrained(EMBEDDED[0])
+    with torch.no_grad():
+        next(teacher.members[0].model.parameters()).fill_(float("nan"))
+    with pytest.raises(TeacherError, match=r"log-probabilities must be finite, got nan for a view"):
+        reinforce(images, teacher, PLAIN, config(tmp_path / "plus"))
+    assert not (tmp_path / "plus").exists()
 
 
 def test_who_allows_it_gets_the_bytes_of_before(tmp_path, images, shifted, monkeypatch):

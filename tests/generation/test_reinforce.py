@@ -1093,3 +1093,29 @@ def test_a_folder_is_no_config(tiny_dataset, tiny_plus, tiny_teacher, tmp_path):
         reinforce(tiny_dataset, tiny_teacher, PLAIN, str(tmp_path))
     with pytest.raises(ConfigError, match=r"`config` must be of the class ExtendConfig, got ReinforceConfig. Make one"):
         extend(tiny_plus, ReinforceConfig(str(tmp_path)))
+
+
+def test_a_transform_of_the_base_is_refused_and_a_mode_is_told(tiny_dataset, tiny_teacher, tmp_path, caplog):
+    turned = tiny_dataset.with_transform(lambda rows: {"image": [image.rotate(90) for image in rows["image"]]})
+    with pytest.raises(
+        DataError, match=r"must be without a transform, .* Apply it with `dataset\.map`, or leave it out"
+    ):
+        reinforce(turned, tiny_teacher, [RandomResizedCrop(8)], ReinforceConfig(str(tmp_path / "turned")))
+    assert not (tmp_path / "turned").exists()
+    config = ReinforceConfig(str(tmp_path / "grey"), num_views=1, top_k=1)
+    grey = reinforce(
+        tiny_dataset.cast_column("image", datasets.Image(mode="L")), tiny_teacher, [RandomResizedCrop(8)], config
+    )
+    assert (
+        "The mode L of the column `image` is not applied: views are made of the images as they are stored"
+        in caplog.text
+    )
+    assert grey.example_image(0).mode == "RGB"
+
+
+def test_views_that_are_all_alike_are_told(tiny_dataset, tiny_teacher, tmp_path, caplog):
+    for num_views in (1, 3):
+        config = ReinforceConfig(str(tmp_path / str(num_views)), num_views=num_views, top_k=1)
+        reinforce(tiny_dataset.select(range(2)), tiny_teacher, [Resize((8, 8))], config)
+        told = "Nothing in the augmentation is random: the 3 views of an image are all alike. One view is enough."
+        assert (told in caplog.text) == (num_views > 1)

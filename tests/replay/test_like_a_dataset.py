@@ -202,6 +202,24 @@ def test_selected_rows_without_stored_views_come_last(tmp_path, tiny_dataset, ti
     assert chosen["labels"].tolist() == [item["labels"] for item in chosen[:]] == whole["labels"][[1, 0, 9, 6]].tolist()
 
 
+def test_rows_may_come_from_an_iterator(unmixed):
+    assert unmixed.select(row for row in (3, 1)).source_rows.tolist() == unmixed.select([3, 1]).source_rows.tolist()
+
+
+def test_methods_of_datasets_that_it_does_not_have_say_what_to_do(unmixed):
+    for name, advice in (
+        ("filter", r"np\.flatnonzero\(train\.labels == 3\)"),
+        ("map", "change the base before it is reinforced"),
+        ("save_to_disk", "its folder is the dataset"),
+        ("push_to_hub", r"`hf_dr\.push_to_hub\(folder, repo_id\)`"),
+    ):
+        assert not hasattr(unmixed, name)
+        with pytest.raises(AttributeError, match=f"`ReinforcedDataset` has no `{name}`: .*{advice}"):
+            getattr(unmixed, name)
+    with pytest.raises(AttributeError, match=r"`ReinforcedDataset` has no `nonsense`\.$"):
+        _ = unmixed.nonsense
+
+
 def test_a_selection_can_be_impossible(unmixed):
     for rows in ([], [0.5], ["a"], [[0]], 3):
         with pytest.raises(ConfigError, match="`rows` must be whole numbers, at least one, got "):

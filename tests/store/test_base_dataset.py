@@ -300,7 +300,7 @@ def test_whoever_needs_labels_names_a_stray_image(stray, tiny_dataset, tiny_teac
     augmentation = Augmentation([CenterCrop(16)])
     message = r"`datasets` takes folders .*stray\.png"
     reinforce_job(stray, tiny_teacher, augmentation, ReinforceConfig(str(tmp_path / "plus"), num_views=1, top_k=2))
-    assert re.search(f"among no others\\. {message}.* Or pass --label_column none", caplog.text)
+    assert re.search(f"among no others\\. {message}.* Or pass `label_column` none", caplog.text)
     with pytest.raises(ConfigError, match=f"calibrated by labels, found none\\. {message}"):
         held_out_answers(stray, tiny_teacher, augmentation)
     with pytest.raises(DataError, match=f"set `photos` must have the label column `label`\\. {message}"):

@@ -201,7 +201,10 @@ def test_a_processor_that_crops_nothing_is_told_how() -> None:
             {"do_resize": False},
             r"must tell the size that the model takes, but it does not resize .*Set `do_resize` to true",
         ),
-        ({"image_std": [0.0, 1.0, 1.0]}, "`std` of a model's preprocessing must be three numbers above 0, found"),
+        (
+            {"image_std": [0.0, 1.0, 1.0]},
+            "`std` of a model's preprocessing must be three numbers above 0 on the scale 0 to 1, not 0 to 255, found",
+        ),
         ({"image_mean": [0.5]}, "must tell size, mean, std and resampling, but: IndexError"),
         ({"rescale_factor": 0}, "must tell size, mean, std and resampling, but: ZeroDivisionError"),
         ({"resample": 99}, "must tell size, mean, std and resampling, but: "),

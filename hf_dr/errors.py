@@ -47,5 +47,5 @@ def did_you_mean(word: object, known: Iterable[str]) -> str:
     return f" Did you mean `{close[0]}`?" if close else f" Known: {', '.join(known[:_SHOWN]) or 'none'}{more}."
 
 
-_SHOWN = 100
+_SHOWN = 20
 """Names that an error lists at most: timm has more than a thousand."""

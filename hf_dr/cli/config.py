@@ -81,6 +81,13 @@ def _take_files(
             if each is not None and action.choices is not None and each not in action.choices:
                 known_words = ", ".join(map(str, action.choices))
                 raise ConfigError(f"`{key}` in {file} must be one of {known_words}, got {each!r}.")
+        if isinstance(typed, str) and callable(action.type):  # argparse would read it later, and not know the file
+            try:
+                action.type(typed)
+            except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
+                raise ConfigError(
+                    f"`{key}` in {file} must be {_described(hints[key])}, got {typed!r:.80}. Change it."
+                ) from error
         action.required = False
         if isinstance(typed, (dict, list)) and action.nargs is None:
             unparsed[key] = typed

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import errno
 import importlib
+import io
 import logging
 import os
 import re
 import select
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from hf_dr.allocator import has_gpu, keep_freed_memory
-from hf_dr.errors import HfDrError
+from hf_dr.errors import ConfigError, HfDrError
 from hf_dr.text import without_secrets
 
 STOPPED = 130
@@ -92,13 +93,26 @@ def launch(command: str, argv: Sequence[str], prog: str) -> int:
     _uncover_evaluate()
     if COMMANDS[command].teaches and not has_gpu():
         keep_freed_memory()  # before torch is imported, whose threads would already have memory of their own
-    try:
+
+    def run() -> int:
+        _check_paths(argv)
         module = importlib.import_module(f"hf_dr.cli.{COMMANDS[command].module}")
+        status: int = getattr(module, f"{command.replace('-', '_')}_command")(argv, prog)
+        return status
+
+    return guarded(run)
+
+
+def guarded(run: Callable[[], int]) -> int:
+    """Runs what prints something; returns its exit status, or that of what ended it, for which there is one sentence."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # not every terminal has all characters of names
+    try:
         try:
-            status: int = getattr(module, f"{command.replace('-', '_')}_command")(argv, prog)
-            return status
+            return run()
         finally:
-            sys.stdout.flush()
+            if sys.stdout is not None:  # a daemon may have none
+                sys.stdout.flush()
     except BrokenPipeError:
         if not _nobody_reads():
             raise
@@ -124,6 +138,16 @@ def launch(command: str, argv: Sequence[str], prog: str) -> int:
     except KeyboardInterrupt as stop:
         print("stopped", file=sys.stderr)
         return TERMINATED if isinstance(stop, Terminated) else STOPPED
+
+
+def _check_paths(words: Sequence[str]) -> None:
+    """Refuses paths that Arrow could not open: it takes UTF-8 alone, and Python reads them as the locale says."""
+    encoding = sys.getfilesystemencoding()
+    if encoding != "utf-8" and not all(word.isascii() for word in (*words, str(Path.cwd()))):
+        raise ConfigError(
+            f"paths with other characters than ASCII need UTF-8, but this locale has {encoding}. Set PYTHONUTF8=1, or use a "
+            "locale of UTF-8."
+        )
 
 
 def _tell(message: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from hf_dr.cli.launch import COMMANDS, launch
+from hf_dr.cli.launch import COMMANDS, guarded, launch
 from hf_dr.errors import did_you_mean
 from hf_dr.version import __version__
 
@@ -22,12 +22,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "hf-dr") -> int:
     word = argv[0] if argv else ""
     if word in COMMANDS:
         return launch(word, argv[1:], f"{prog} {word}")
-    if word in ("-h", "--help"):
-        print(_usage(prog))
-        return 0
-    if word == "--version":
-        print(f"hf_dr {__version__}")
-        return 0
+    if word in ("-h", "--help", "--version"):
+        return guarded(lambda: print(f"hf_dr {__version__}" if word == "--version" else _usage(prog)) or 0)
     close = did_you_mean(word, [*COMMANDS, "--help", "--version"])
     found = f"{word}.{close}" if argv else f"none\n\n{_usage(prog)}"
     print(f"{prog}: expected a command, got {found}", file=sys.stderr)

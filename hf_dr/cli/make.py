@@ -54,6 +54,7 @@ def reinforce_command(argv: Sequence[str], prog: str) -> int:
         return rehearse("reinforce", argv, prog, lambda stand_in: stand_in.reinforce(*counts))
     # What can be checked without the teacher comes first: it may take minutes to load.
     check_apart(config.output_dir, [base.dataset], teaching.teacher)
+    check_writable(Path(config.output_dir).expanduser(), "output_dir")
     augmentation = build_augmentation(teaching.augmentation, teaching.size)
     part = Part.parse(run.part)
     dataset, described, teacher = _loaded(argv, base, teaching, config)

@@ -18,7 +18,9 @@ def push_command(argv: Sequence[str], prog: str) -> int:
         "of a dataset.",
         examples="hf-dr push photos-plus me/photos-plus --private --dry_run",
     )
-    parser.add_argument("folder", help='Folder of the "+" dataset, or `output_dir` of a training.')
+    parser.add_argument(
+        "folder", help='Folder of the "+" dataset, or `output_dir` of a training, or a checkpoint of it.'
+    )
     parser.add_argument(
         "repo_id", metavar="OWNER/NAME", help="Repository on the Hub. It is created if it does not exist."
     )

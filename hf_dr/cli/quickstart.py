@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from hf_dr.cli.yaml_files import own_recipes, read_yaml
 from hf_dr.errors import ConfigError, FormatError
 from hf_dr.files import check_apart, check_writable, write_json, write_whole
 from hf_dr.settings import FILES_FROM_HELP, Whole, check_settings, flag, unlike_names
+
+logger = logging.getLogger(__name__)
 
 _DONE_FILE = "quickstart.json"
 _AGAIN = f"Delete {_DONE_FILE} and run the same command again: all steps are then done again."
@@ -50,6 +53,10 @@ class QuickstartArguments:
         type=Whole(1),
     )
     num_train_epochs: int = flag("Epochs of each training.", default=20, type=Whole(1))
+    dataloader_drop_last: bool = flag(
+        "Leave out the last batch of each epoch where it is not full. For models that cannot learn from a batch of one image.",
+        default=False,
+    )
     seeds: list[int] = flag(
         "Seeds of the students. One seed shows large gains only; take three or more to be sure.", default=[0]
     )
@@ -101,6 +108,11 @@ def quickstart_command(argv: Sequence[str], prog: str) -> int:
             _check_fits(command, out, before, kept[command])
         print(f"\n$ {shlex.join(['hf-dr', command, *arguments])}\n", flush=True)
         status = launch(command, arguments, f"hf-dr {command}")
+        if status and command == "reinforce":
+            logger.error(
+                "If the teacher was refused, it has learned too little of these images: give it more `num_train_epochs`, or "
+                "name a pretrained `teacher`. To use it as it is, run the printed command with --allow_disagreement, then this."
+            )
         if status:
             return status
         finished.clear()  # the steps after one that was done again are done again, too
@@ -136,7 +148,9 @@ def _steps(
     size = ["--size", str(chosen.size)]
     epochs = ["--num_train_epochs", str(chosen.num_train_epochs)]
     files = ["--files_from", *chosen.files_from] if chosen.files_from else []
-    yield "teach", [dataset, *files, "--model", chosen.teacher, *size, *epochs, "--output_dir", str(teacher)], images
+    dropped = ["--dataloader_drop_last"] if chosen.dataloader_drop_last else []
+    training = [*size, *epochs, *dropped, "--output_dir", str(teacher)]
+    yield "teach", [dataset, *files, "--model", chosen.teacher, *training], images
     if not (teacher / TEACHER_FILE).is_file():
         raise FormatError(f"{teacher} must hold the {TEACHER_FILE} of `hf-dr teach`, found none. {_AGAIN}")
     learned = read_object(teacher / TEACHER_FILE, _AGAIN)
@@ -157,6 +171,7 @@ def _comparison(name: str, chosen: QuickstartArguments, learned: dict[str, Any],
     trainer = {key: value for key, value in read_yaml(own_recipes() / "teach.yaml").items() if key != "augmentation"}
     place = {"eval_dataset": learned["dataset"], "eval_split": learned["eval_split"]}
     files = {"files_from": chosen.files_from} if chosen.files_from else {}
+    dropped = {"dataloader_drop_last": True} if chosen.dataloader_drop_last else {}
     return {
         "title": f"{name}, {chosen.student.split('@')[0]}",
         "output_dir": str(out / "comparison"),
@@ -170,6 +185,7 @@ def _comparison(name: str, chosen: QuickstartArguments, learned: dict[str, Any],
             **place,
             **files,
             **trainer,
+            **dropped,
             "num_train_epochs": chosen.num_train_epochs,
             "label_weight": _LABEL_WEIGHT,
         },

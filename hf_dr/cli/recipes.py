@@ -25,12 +25,12 @@ def recipes_command(argv: Sequence[str], prog: str) -> int:
     )
     parser.add_argument("action", choices=["list", "show", "copy"], help="What is done.")
     parser.add_argument("name", nargs="?", help="A recipe, such as cifar100/reinforce; to copy, also a folder of them.")
-    parser.add_argument(
-        "to", nargs="?", type=Path, default=Path("recipes"), help="Folder to copy to. Default: recipes."
-    )
+    parser.add_argument("to", nargs="?", default="recipes", help="Folder to copy to. Default: recipes.")
     chosen = parser.parse_args(argv)
     known = _recipes()
     if chosen.action == "list":
+        if chosen.name is not None:
+            raise ConfigError(f"`recipes list` lists all recipes and takes no name, got {chosen.name}. Leave it out.")
         width = max(map(len, known))
         print("\n".join(f"{name:<{width}}  {_summary(path)}" for name, path in known.items()))
         return 0
@@ -50,8 +50,9 @@ def recipes_command(argv: Sequence[str], prog: str) -> int:
         raise ConfigError(
             f"no recipe or folder of recipes is called `{chosen.name}`.{did_you_mean(name, {*known, *folders})}"
         )
-    check_writable(chosen.to, "to")
-    _copy(paths, chosen.to)
+    folder = Path(chosen.to).expanduser()
+    check_writable(folder, "to")
+    _copy(paths, folder)
     return 0
 
 

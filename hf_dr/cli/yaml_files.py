@@ -6,8 +6,10 @@ A file may extend one other, `extends: FILE` (a path relative to its own), one l
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import yaml
@@ -22,8 +24,9 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 """The recipes that the package brings."""
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """Refuses a key that stands twice in a mapping, of which YAML would take the last without a word."""
+class _Loader(yaml.SafeLoader):
+    """Refuses what YAML would take for something else without a word: of a key that stands twice in a mapping the last, and
+    numbers with a leading zero or with colons as octal ones and as those of base 60."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
@@ -31,6 +34,19 @@ class _UniqueKeys(yaml.SafeLoader):
         if twice is not None:
             raise yaml.constructor.ConstructorError(None, None, f"the key `{twice}` stands twice", node.start_mark)
         return super().construct_mapping(node, deep)
+
+
+def _plain_number(loader: _Loader, node: yaml.ScalarNode) -> Any:
+    if ":" in node.value or re.fullmatch(r"[-+]?0[0-7_]+", node.value):
+        raise yaml.constructor.ConstructorError(
+            None, None, f"{node.value} must be written in decimal digits, or in quotes", node.start_mark
+        )
+    is_int = node.tag.endswith(":int")
+    return loader.construct_yaml_int(node) if is_int else loader.construct_yaml_float(node)
+
+
+for _tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float"):
+    _Loader.add_constructor(_tag, _plain_number)
 
 
 def config_files(argv: Sequence[str]) -> list[str]:
@@ -49,7 +65,7 @@ def read_configs(argv: Sequence[str]) -> dict[str, tuple[Any, str]]:
             name = own.pop(EXTENDS)
             if not isinstance(name, str):
                 raise ConfigError(f"`{EXTENDS}` in {file} must be the path of one file, found {name!r}.")
-            base = str(Path(file).parent / name)
+            base = str(Path(file).parent / Path(name).expanduser())
             inherited = read_yaml(base)
             if EXTENDS in inherited:
                 raise ConfigError(
@@ -75,7 +91,7 @@ def own_recipes() -> Path:
 def read_yaml(path: str | Path, setting: str = "--config") -> dict[str, Any]:
     """Reads a YAML mapping from the file that a setting names."""
     try:
-        content = yaml.load(Path(path).read_text(encoding="utf-8"), _UniqueKeys)
+        content = yaml.load(Path(path).expanduser().read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         _, found, recipe = Path(path).as_posix().rpartition(f"{RECIPES.name}/")
         hint = (
@@ -88,5 +104,7 @@ def read_yaml(path: str | Path, setting: str = "--config") -> dict[str, Any]:
         found = shown_text(error, 300) or type(error).__name__
         raise ConfigError(f"{path} must be YAML, but: {found}. Correct it.") from error
     if not isinstance(content, dict):
-        raise ConfigError(f"{path} must hold a mapping (`key: value` lines), found {type(content).__name__}.")
+        kinds = {NoneType: "nothing", str: "text", list: "a list"}
+        found = kinds.get(type(content), type(content).__name__)
+        raise ConfigError(f"{path} must hold a mapping (`key: value` lines), found {found}. Write such lines.")
     return content

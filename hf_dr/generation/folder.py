@@ -208,7 +208,7 @@ def _check_no_strangers(folder: Path, provenance: Provenance) -> None:
     if strangers:
         raise ConfigError(
             f'`output_dir` must be new, empty, or the folder of a "+" dataset, found {strangers[0].name} in '
-            f"{strangers[0].parent}, where none was begun. Choose another `output_dir`."
+            f"{strangers[0].parent}, where none was begun. Choose another `output_dir`; notes, logs and settings may be there."
         )
 
 

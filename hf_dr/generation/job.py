@@ -293,7 +293,7 @@ class Job:
         if missing:
             others = sorted({index % part.count for index in missing})
             logger.info(
-                "This part is done%s. %d of %d shards are still to come from %s of %d; if one of them was killed, run it "
+                "This part is done%s. Still to come: %d of %d shards, from %s of %d. If one of these was killed, run it "
                 "again, or run all without `part` when none is running.",
                 progress.summary(),
                 len(missing),

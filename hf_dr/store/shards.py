@@ -61,7 +61,7 @@ def read_marker(path: Path) -> ShardMarker:
         content = as_object(json.loads((metadata.metadata or {})[METADATA_KEY]), "it")
         of_file = {"num_rows": metadata.num_rows, "file_bytes": path.stat().st_size}
         return validated(ShardMarker, {**content, **of_file}, "it", more=True)
-    except FileNotFoundError:
+    except (FileNotFoundError, UnicodeEncodeError):  # of the path; the file may be whole
         raise
     # Arrow raises OSError without a number for a footer that it cannot parse; with one, the system could not read it.
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
@@ -134,8 +134,8 @@ def check_shards(config: Path, provenance: Provenance) -> list[Path]:
     missing = [path.name for path in shards if not path.is_file()]
     if missing:
         raise FormatError(
-            f"{config} must have {len(shards)} shards, but {len(missing)} are missing, e.g. {missing[0]}. "
-            "Run the same reinforce command again; it makes only what is missing."
+            f"{config} must have {len(shards)} shards, found {len(shards) - len(missing)} of them, e.g. no {missing[0]}. "
+            "Run the same reinforce command again, without `part` if all parts have ended; it makes only what is missing."
         )
     first: Features | None = None
     for number, path in enumerate(shards):

@@ -20,7 +20,7 @@ from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.join import index_images
 from hf_dr.replay.reinforced_data import ReinforcedData
 from hf_dr.store.base_dataset import shared_files
-from hf_dr.teacher.calibration import fit_temperature
+from hf_dr.teacher.calibration import fit_temperature, is_within
 from hf_dr.training.callbacks import WeightAverage
 from hf_dr.training.checks import check_no_path
 from hf_dr.training.evaluated import weights_are_sharded
@@ -68,6 +68,13 @@ def calibrate(trainer: ResumableTrainer, images: Any, average: WeightAverage | N
         _undo(trainer)
     logits_BC, labels_B = _answers(trainer, images)
     temperatures = {model: fit_temperature(logits_BC, labels_B)}
+    if not is_within(temperatures[model]):
+        logger.warning(
+            "The temperature that fits %d images is %.2f, and none beyond is tried: they are too few to calibrate by, or "
+            "others than the student knows.",
+            len(labels_B),
+            temperatures[model],
+        )
     if average is not None:
         with average.in_place_of(model):
             temperatures[average.ema.module] = fit_temperature(*_answers(trainer, images))

@@ -19,7 +19,7 @@ from typing import Any
 
 from accelerate import Accelerator
 from safetensors import safe_open
-from transformers import PreTrainedModel, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_NAME
@@ -220,20 +220,23 @@ def check_saved_whole(accelerator: Accelerator) -> None:
         )
 
 
-def load_renamed(model: Any, checkpoint: Path) -> bool:
-    """Loads the weights of a checkpoint in whose file they have other names than in the model, if they have.
+def load_renamed(trainer: Trainer, checkpoint: Path) -> bool:
+    """Loads the weights of a checkpoint in whose file they have other names than in the trainer's model, if they have.
 
     transformers writes the weights of ViT, Swin, DINOv2 and others by the names of earlier versions. Its Trainer looks for them
     by the model's own names, passes over those that it does not find, and would go on with weights that were never trained.
 
     Returns:
-        Whether it did. Names of which only some are in the file, such as those of tied weights, are left to Trainer.
+        Whether it did. Names of which only some are in the file, such as those of tied weights, are left to Trainer, and so is
+        what FSDP and DeepSpeed have saved.
 
     Raises:
         ConfigError: A weight is in the file or in the model alone.
     """
     file = checkpoint / SAFE_WEIGHTS_NAME
-    if not isinstance(model, PreTrainedModel) or is_timm(model) or not file.is_file():
+    model: Any = trainer.model
+    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    if sharded or not isinstance(model, PreTrainedModel) or is_timm(model) or not file.is_file():
         return False
     with safe_open(file, "pt") as saved:
         names = set(saved.keys())

@@ -317,23 +317,18 @@ class ResumableTrainer(Trainer):
     # Private, because Trainer tells nobody before it loads the weights, and only warns where there are none.
     def _load_best_model(self) -> None:
         checkpoint = Path(str(self.state.best_model_checkpoint))
-        reason = find_damage(checkpoint, to_go_on=False)
-        if reason is not None:
+        if reason := find_damage(checkpoint, to_go_on=False):
             raise ConfigError(
                 f"the best checkpoint must be whole to be loaded at the end, but {checkpoint} {reason}. Leave "
                 "`load_best_model_at_end` out and run again for the last weights, or train again."
             )
-        if not self._load_renamed(checkpoint):
+        if not load_renamed(self, checkpoint):
             super()._load_best_model()
 
     # Private, because no public method is asked for the weights of a checkpoint.
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if not self._load_renamed(Path(resume_from_checkpoint)):
+        if not load_renamed(self, Path(resume_from_checkpoint)):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def _load_renamed(self, checkpoint: Path) -> bool:
-        by_own_names = self.is_fsdp_enabled or self.is_deepspeed_enabled  # which save and load by themselves
-        return not by_own_names and load_renamed(self.model, checkpoint)
 
     # Private, because no callback can keep an epoch from being started: Trainer looks for the end only after a step, and a run
     # that had ended within an epoch would take one step more when it is resumed.

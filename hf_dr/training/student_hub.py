@@ -45,7 +45,15 @@ pipeline_tag: image-classification
 def is_student(folder: str | os.PathLike[str]) -> bool:
     """Whether a folder holds a model rather than a "+" dataset."""
     folder = Path(folder).expanduser()
-    return (folder / "config.json").is_file() and any(folder.glob("model*.safetensors"))
+    if (folder / "config.json").is_file() and any(folder.glob("model*.safetensors")):
+        return True
+    checkpoints = sorted(path.name for path in folder.glob("checkpoint-*"))
+    if checkpoints:
+        raise FormatError(
+            f"{folder} must hold a trained student, but its training has not ended (it holds {checkpoints[-1]}). Run the same "
+            "command again to its end, or name a checkpoint."
+        )
+    return False
 
 
 def export_student(folder: str | os.PathLike[str], out: str | os.PathLike[str], *, ema: bool = False) -> None:
@@ -135,6 +143,10 @@ def push_student(
     folder = Path(folder).expanduser()
     student = Student.read(folder)
     written = read_card(folder / CARD_FILE)
+    if student is None and written is None:
+        logger.warning(
+            "%s has no card: its teachers, data and results will not be told. A training writes one at its end.", folder
+        )
 
     @functools.cache  # each attempt asks again
     def card(remote: str | None) -> str:

@@ -20,7 +20,6 @@ from hf_dr.errors import ConfigError
 from hf_dr.hub.repository import Push
 from hf_dr.replay.reinforced_data import ReinforcedData
 from hf_dr.replay.streaming import StreamedReinforcedDataset
-from hf_dr.teacher.calibration import is_within
 from hf_dr.training.arguments import ReinforcedTrainingArguments
 from hf_dr.training.batches import CheckedBatches, pixels_of
 from hf_dr.training.calibrating import Calibration, calibrate
@@ -184,13 +183,6 @@ class StudentTrainer(ResumableTrainer):
             DataError: An image has no label.
         """
         found = calibrate(self, self._as_evaluation(images, name="images"), self._average, fold=fold)
-        if not is_within(found.temperature):
-            logger.warning(
-                "The temperature that fits %d images is %.2f, and none beyond is tried: they are too few to calibrate by, or "
-                "others than the student knows.",
-                len(found.labels),
-                found.temperature,
-            )
         if found.folded:
             self._calibration, self._measured = found, {}
         return found

@@ -128,9 +128,7 @@ class ReinforcedTrainer(StudentTrainer):
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """As Trainer's; what `model_init` makes is treated as a given model is."""
-        made = super().call_model_init(trial)
-        check_kind("model_init", made, nn.Module, "a function that returns a model", "Build it with `build_student`.")
-        model = _own(made, self._learned_from)
+        model = _own(_made(super().call_model_init(trial)), self._learned_from)
         if isinstance(self._learned_from, ReinforcedData):
             check_student(model, self._learned_from)
         known = getattr(self, "_channels_last", False)  # not yet when the trainer is made
@@ -441,6 +439,13 @@ def _evaluate_as_trained(model: Any, size: tuple[int, int]) -> None:
             "The student learns from images of %dx%d pixels, for which it is saved; it was for %dx%d.", *size, *there
         )
     model.config.pretrained_cfg = {**evaluated_at(size, EVAL_CROP), **own, "input_size": [3, *size]}
+
+
+def _made(model: object) -> nn.Module:
+    """Returns what `model_init` has made, if it is a model."""
+    check_kind("model_init", model, nn.Module, "a function that returns a model", "Build it with `build_student`.")
+    assert isinstance(model, nn.Module)
+    return model
 
 
 def _own(model: Any, train: Any) -> nn.Module:

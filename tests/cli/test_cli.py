@@ -519,6 +519,36 @@ def test_no_log_shows_a_token(monkeypatch):
     assert stream.getvalue() == "'refused' thrown while requesting PUT http://hub/x\n"
 
 
+@pytest.mark.parametrize("words", [["--help"], ["recipes", "list"]], ids=" ".join)
+def test_a_program_without_output_ends_as_it_should(words):
+    """As a daemon, whose stdout is closed, and in a pipe that nobody reads."""
+    command = [sys.executable, "-m", "hf_dr", *words]
+    closed = subprocess.run(["sh", "-c", 'exec "$@" >&-', "sh", *command], check=False, capture_output=True, text=True)
+    assert (closed.returncode, closed.stderr) == (0, "")
+    pipe = subprocess.run(
+        ["sh", "-c", '{ "$@"; echo $? >&2; } | true', "sh", *command], check=False, capture_output=True, text=True
+    )
+    assert pipe.stderr in ("0\n", "141\n"), pipe.stderr
+
+
+def test_names_that_a_terminal_cannot_show_are_written_in_other_words(tmp_path):
+    (tmp_path / "rec\xfc").mkdir()
+    words = [sys.executable, "-m", "hf_dr", "recipes", "copy", "cifar100", str(tmp_path / "rec\xfc")]
+    ended = subprocess.run(words, check=False, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert ended.returncode == 0, ended.stderr
+    assert rb"rec\xfc/cifar100/reinforce.yaml" in ended.stdout
+
+
+def test_paths_in_a_locale_that_has_no_utf8_are_refused(tmp_path):
+    where = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    words = [sys.executable, "-m", "hf_dr", "inspect", str(tmp_path / "\xfc")]
+    ended = subprocess.run(words, check=False, capture_output=True, text=True, env={**os.environ, **where})
+    assert ended.returncode == 2
+    assert (
+        "paths with other characters than ASCII need UTF-8, but this locale has ascii. Set PYTHONUTF8=1" in ended.stderr
+    )
+
+
 def test_output_that_nobody_reads_ends_quietly():
     """`hf-dr ... | head`."""
     read, write = os.pipe()

@@ -58,7 +58,12 @@ def test_a_file_sets_defaults_and_flags_win(tmp_path):
     [
         ("veiws: 3", "has the unknown key `veiws`. Did you mean `views`?"),
         ("mode: quick", "`mode` in .* must be one of fast, slow, got 'quick'"),
-        ("- a", "must hold a mapping .*found list"),
+        ("- a", r"must hold a mapping .*found a list\. Write such lines"),
+        ("# only a comment", r"must hold a mapping .*found nothing\. Write such lines"),
+        ("views: three", r"`views` in .*c\.yaml must be a whole number, got 'three'\. Change it"),
+        ("dry_run: maybe", r"`dry_run` in .*c\.yaml must be true or false, got 'maybe'\. Change it"),
+        ("views: 010", "must be YAML, but: 010 must be written in decimal digits, or in quotes"),
+        ("views: 28:00", "must be YAML, but: 28:00 must be written in decimal digits, or in quotes"),
         ("views: 3\nviews: 4", "must be YAML, but: the key `views` stands twice"),
         ("views: [1]", r"`views` in .* must be a whole number, got \[1\]. Change it"),
         ("views: 2.5", "`views` in .* must be a whole number, got 2.5. Change it"),
@@ -79,6 +84,13 @@ def test_a_file_sets_defaults_and_flags_win(tmp_path):
 def test_bad_files(tmp_path, text, message):
     with pytest.raises(ConfigError, match=message):
         read(["--name", "a"], text, tmp_path)
+
+
+def test_a_file_may_be_below_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "base.yaml").write_text("views: 0\n")
+    (tmp_path / "own.yaml").write_text("extends: ~/base.yaml\nname: a\n")
+    assert read(["--config", "~/own.yaml"])[0] == Run("a", 0)
 
 
 def test_one_item_in_a_file_is_a_list_of_it(tmp_path):

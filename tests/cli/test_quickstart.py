@@ -9,6 +9,7 @@ import yaml
 
 from hf_dr.cli.launch import COMMANDS, launch
 from hf_dr.cli.main import main
+from hf_dr.cli.yaml_files import read_yaml
 
 STEPS = ["teach", "reinforce", "inspect", "compare"]
 TINY = ["--teacher", "timm:test_resnet", "--student", "timm:test_resnet", "--size", "24", "--num_train_epochs", "1"]
@@ -84,6 +85,20 @@ def test_a_failed_step_ends_it_and_is_where_it_goes_on(recorded, photos, tmp_pat
     ran.clear()
     assert quickstart(photos, tmp_path / "out") == 0
     assert ran == STEPS[2:]
+
+
+def test_a_teacher_that_is_refused_is_told_from_other_teachers(recorded, photos, tmp_path, caplog):
+    _, fails, _ = recorded
+    fails.add("reinforce")
+    assert quickstart(photos, tmp_path / "out") == 2
+    assert "If the teacher was refused, it has learned too little of these images: give it more" in caplog.text
+
+
+def test_the_last_batch_can_be_left_out_by_all_trainings(recorded, photos, tmp_path, capsys):
+    assert quickstart(photos, tmp_path / "out", "--dataloader_drop_last") == 0
+    (taught,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("$ hf-dr teach"))
+    assert "--dataloader_drop_last" in taught
+    assert read_yaml(tmp_path / "out" / "compare.yaml")["train"]["dataloader_drop_last"] is True
 
 
 def test_only_the_seeds_of_what_is_finished_may_change(recorded, photos, tmp_path, capsys):

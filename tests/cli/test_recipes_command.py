@@ -78,12 +78,22 @@ def test_a_package_without_recipes_says_so(tmp_path, monkeypatch, capsys):
         (["show"], "`recipes show` needs the name of a recipe, got none"),
         (["show", "cifar100/reinforc"], "no recipe is called `cifar100/reinforc`. Did you mean `cifar100/reinforce`?"),
         (["copy", "cifar100", f"{__file__}/x"], "`to` must be where files can be written, but "),
+        (["list", "cifar100"], "`recipes list` lists all recipes and takes no name, got cifar100. Leave it out."),
         (["copy", "cifar10"], "no recipe or folder of recipes is called `cifar10`. Did you mean `cifar100`?"),
     ],
 )
 def test_refusals(words, message, capsys):
     assert main(["recipes", *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_copy_goes_below_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert main(["recipes", "copy", "cifar100", "~/own"]) == 0
+    assert (tmp_path / "home" / "own" / "cifar100" / "reinforce.yaml").is_file()
+    assert not list((tmp_path / "here").iterdir())
 
 
 def test_a_script_says_what_it_needs():

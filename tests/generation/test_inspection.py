@@ -313,7 +313,7 @@ def test_no_image_is_decoded(tiny_folder, monkeypatch):
 def test_a_missing_shard_is_named(tmp_path, tiny_folder):
     shutil.copytree(tiny_folder, tmp_path / "copy")
     (tmp_path / "copy" / "all_ops" / "train-00001-of-00003.parquet").unlink()
-    with pytest.raises(FormatError, match=r"must have 3 shards, but 1 are missing, e.g. train-00001-of-00003.parquet"):
+    with pytest.raises(FormatError, match=r"must have 3 shards, found 2 of them, e.g. no train-00001-of-00003.parquet"):
         inspect(tmp_path / "copy")
 
 

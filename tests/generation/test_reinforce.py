@@ -222,9 +222,7 @@ def test_independent_launches_share_a_folder_and_the_last_completes_it(tmp_path,
     with caplog.at_level(logging.INFO, "hf_dr"):
         reinforce_job(tiny_dataset, tiny_teacher, MIXING, config).run(Part(1, 2))
     assert "This part is done" in caplog.text
-    assert (
-        "2 of 3 shards are still to come from part 0 of 2; if one of them was killed, run it again, or" in caplog.text
-    )
+    assert "Still to come: 2 of 3 shards, from part 0 of 2. If one of these was killed, run it again, or" in caplog.text
     assert not (tmp_path / "parts" / "README.md").exists()
     reinforce_job(tiny_dataset, tiny_teacher, MIXING, config).run(Part(0, 2))
     assert files_of(tmp_path / "parts") == expected

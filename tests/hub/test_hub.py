@@ -334,9 +334,7 @@ def test_an_unfinished_configuration_is_refused_before_anything_is_sent(
 ) -> None:
     shutil.copytree(rrc_folder / "rrc", plus / "rrc")
     (plus / "all_ops" / "train-00001-of-00003.parquet").unlink()
-    with pytest.raises(
-        FormatError, match=r"must have 3 shards, but 1 are missing.*Run the same reinforce command again"
-    ):
+    with pytest.raises(FormatError, match=r"must have 3 shards, found 2 of them.*Run the same reinforce command again"):
         push_to_hub(plus, REPO)
     assert not loopback_hub.counts
     push_to_hub(plus, REPO, configs=["rrc"])

@@ -217,7 +217,7 @@ def test_another_split_is_refused(tiny_folder):
 
 def test_a_missing_shard_is_named(damaged_copy):
     (damaged_copy / "train-00001-of-00003.parquet").unlink()
-    with pytest.raises(FormatError, match=r"must have 3 shards, but 1 are missing, e.g. train-00001-of-00003.parquet"):
+    with pytest.raises(FormatError, match=r"must have 3 shards, found 2 of them, e.g. no train-00001-of-00003.parquet"):
         load_reinforced(damaged_copy)
 
 

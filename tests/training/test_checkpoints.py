@@ -538,5 +538,5 @@ def test_weights_of_another_model_are_not_taken_for_the_renamed_ones(tmp_path):
     with pytest.raises(
         ConfigError, match=r"must be those of the model that is trained, but .* is not\. Give the model of"
     ):
-        load_renamed(other, tmp_path)
+        load_renamed(SimpleNamespace(model=other, is_fsdp_enabled=False, is_deepspeed_enabled=False), tmp_path)
     assert same(weights(other), before)

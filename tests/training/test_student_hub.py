@@ -405,6 +405,11 @@ def test_what_is_no_student(folders, tiny_folder, tmp_path, capsys):
         FormatError, match=r"must hold a trained student, config.json and model.safetensors, found none"
     ):
         export_student(tmp_path, tmp_path / "out")
+    (tmp_path / "begun" / "checkpoint-3").mkdir(parents=True)
+    with pytest.raises(
+        FormatError, match=r"its training has not ended \(it holds checkpoint-3\)\. Run the same command"
+    ):
+        export_student(tmp_path / "begun", tmp_path / "out")
     copy = Path(shutil.copytree(folders["test_resnet"], tmp_path / "copy"))
     (copy / "ema.safetensors").unlink()
     with pytest.raises(FormatError, match=r"must hold ema.safetensors for `ema`, found none. Train with `ema_decay`"):

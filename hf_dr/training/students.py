@@ -77,7 +77,8 @@ def build_student(
         class_names: Of the dataset; None where they have none.
         num_classes: C.
         model_args: For `timm:`: keyword arguments of `timm.create_model`, e.g. `{"img_size": 32}`.
-        normalization: For `timm:`: mean and std of the input on the scale 0 to 1, kept in the model's config.
+        normalization: For `timm:`: mean and std of the input on the scale 0 to 1, kept in the model's config. Default:
+            ImageNet's for fresh weights, and for those of a file what timm says of the architecture, as for a teacher.
         size: For models of timm: side of the images in pixels, or height and width, kept in the model's config. Fresh weights
             without it are saved for the size of the architecture, and a crop of 0.875; `ReinforcedTrainer` corrects the size.
         crop: For models of timm with a `size`: share of the resized side that evaluation keeps, kept in the model's config.
@@ -114,11 +115,13 @@ def build_student(
     cfg = {} if normalization is None else {"mean": list(normalization[0]), "std": list(normalization[1])}
     architecture, _, file = name.removeprefix("timm:").partition("@")
     model = _of_timm(architecture, model_args, {**classes, "pretrained_cfg": {**cfg, **seen}})
+    own = model.timm_model.pretrained_cfg
     if file:
         _load_weights(model, Path(file).expanduser())
+        if normalization is None:  # what the weights were trained with, as a teacher of this name has it
+            model.config.pretrained_cfg.update(mean=list(own["mean"]), std=list(own["std"]))
     if size is None:
-        own = model.timm_model.pretrained_cfg["input_size"][1:]
-        model.config.pretrained_cfg.update(evaluated_at(tuple(own), EVAL_CROP))
+        model.config.pretrained_cfg.update(evaluated_at(tuple(own["input_size"][1:]), EVAL_CROP))
     complete_config(model)  # else nothing could read what `save_pretrained` writes
     return model
 

@@ -7,8 +7,9 @@ import datasets
 import numpy as np
 import PIL.Image
 import pytest
+import timm
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers import (
     CLIPImageProcessor,
@@ -172,6 +173,19 @@ def test_a_student_that_ones_own_loop_has_saved_can_be_read(plain, settings, tmp
     trainer = ReinforcedTrainer(str(tmp_path), settings(), train_dataset=plain)
     assert trainer.model.config.pretrained_cfg["input_size"] == [3, SIZE, SIZE]
     assert (trainer._preprocessing.mean, trainer._preprocessing.std) == (mean, std)
+
+
+@pytest.mark.parametrize("architecture", ["test_resnet", "test_efficientnet"])  # of which one has ImageNet's mean
+def test_weights_of_a_file_are_shown_what_a_teacher_of_that_name_is_shown(plain, settings, tmp_path, architecture):
+    file = tmp_path / "weights.safetensors"
+    save_file(timm.create_model(architecture, num_classes=plain.num_classes).state_dict(), file)
+    name = f"timm:{architecture}@{file}"
+    student = build_student(name, plain.class_names, plain.num_classes)
+    trainer = ReinforcedTrainer(student, settings(), train_dataset=plain)
+    teacher = load_member(name).preprocessing
+    assert (trainer._preprocessing.mean, trainer._preprocessing.std) == (teacher.mean, teacher.std)
+    given = build_student(name, None, plain.num_classes, normalization=((0.1,) * 3, (0.2,) * 3))
+    assert given.config.pretrained_cfg["mean"] == [0.1] * 3
 
 
 def test_a_student_by_its_name_goes_on_when_it_is_made_again(plain, settings):

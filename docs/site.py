@@ -6,6 +6,7 @@ from contextlib import redirect_stdout
 from io import StringIO
 from typing import Any
 
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
 
 from hf_dr.cli.launch import COMMANDS
@@ -31,6 +32,17 @@ def on_files(files: Any, config: Any) -> Any:
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Names files of the repository that the site does not have instead of linking to them."""
     return re.sub(r"\[([^\]]*)\]\(((?:\.\./|notebooks/)[^)]*)\)", _named, markdown)
+
+
+def on_page_content(html: str, page: Any, **_: Any) -> str:
+    """Refuses a reference of Python without the settings of a training: `docs/documented.py` must have worked."""
+    if page.file.src_uri == "api.md" and not re.search(
+        r"<code>label_weight</code>.*the label's cross-entropy", html, re.S
+    ):
+        raise PluginError(
+            "The page of Python must explain `label_weight`, found nothing of it. See docs/documented.py."
+        )
+    return html
 
 
 def _named(link: re.Match[str]) -> str:

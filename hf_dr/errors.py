@@ -23,7 +23,7 @@ class TeacherError(HfDrError):
 
 
 class FingerprintMismatchError(HfDrError):
-    """The output folder was begun with another configuration."""
+    """The output folder was begun with other settings."""
 
 
 class FormatError(HfDrError):

@@ -23,7 +23,7 @@ from hf_dr.errors import ConfigError
 
 FILES_FROM_HELP = (
     "Folders outside the dataset whose files its cells may name. Only for a dataset of your own: what it names is read, and "
-    'copied into a "+" dataset. Default: only files that belong to the dataset itself are read.'
+    'copied into a "+" dataset that is made of it. Default: only files that belong to the dataset itself are read.'
 )
 
 

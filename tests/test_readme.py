@@ -1,6 +1,8 @@
 """README and docs: their code runs as it stands, their numbers are those that were measured, their links lead somewhere."""
 
 import ast
+import dataclasses
+import importlib
 import importlib.util
 import json
 import re
@@ -14,6 +16,10 @@ import pytest
 import yaml
 
 import hf_dr
+from hf_dr.store.provenance import Provenance
+from hf_dr.teacher.names import SIGNALS
+from hf_dr.training import losses
+from hf_dr.training.reinforced_settings import TAIL_RULES
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -154,6 +160,28 @@ def test_the_page_of_results_and_its_pictures_are_what_their_command_makes(tmp_p
         assert rows[title][2 : 2 + len(expected)] == expected
 
 
+def test_what_is_said_of_online_distillation_and_of_what_a_run_needs_was_measured():
+    found = measured("accuracy")
+    text = in_one_line("docs/evaluate.md")
+    times = []
+    for title, name in (("CIFAR-10", "cifar10"), ("Fashion-MNIST", "fashion_mnist")):
+        online, stored, labels = (100 * found[f"{name}_resnet_{way}_top1"] for way in ("kd", "reinforced", "erm"))
+        assert f"{online:.2f} % on {title} (stored answers {stored:.2f} %, labels {labels:.2f} %)" in text
+        times.append(found[f"{name}_resnet_kd_seconds"] / found[f"{name}_resnet_erm_seconds"])
+    assert "it takes {:.1f} and {:.1f} times as long".format(*times) in text
+    lost, spread = (-100 * found["grocery_vit_top1_gain"], 100 * found["grocery_vit_top1_gain_std"])
+    assert f"loses {lost:.1f} ± {spread:.1f} points" in text
+    run, text = measured("generation"), in_one_line("docs/make.md")
+    assert f"and V = 50, {measured('storage')['randaug']:.1f} bytes a view" in text
+    assert f"views of 224 pixels {run['peak_mb']:,.0f} MB" in text
+    assert (
+        f"twice the rows {run['peak_mb_long']:,.0f} MB and with four times the views {run['peak_mb_views']:,.0f} MB"
+        in text
+    )
+    assert f"{run['ratio']:.2f} times the speed" in text
+    assert f"otherwise {measured('generation_late')['ratio']:.2f}" in text
+
+
 def test_what_is_said_of_a_calibrated_teacher_of_grocery_was_measured():
     found = measured("accuracy")
     text = in_one_line("docs/will_it_help.md")
@@ -204,8 +232,6 @@ def test_what_is_said_of_length_and_of_a_students_temperature_was_measured():
     assert "taught no more: the ResNet gained {} and {} with it in 10 and 30 epochs".format(*gained) in text
     larger = [gain(better, f"resnet14_{epochs}") for epochs in (10, 30)]
     assert "of 2.7 million weights, gained {} and {} from the same answers".format(*larger) in text
-    smaller = [gain(better, f"resnet14_{epochs}", key="ece") for epochs in (10, 30)]
-    assert "its ECE became smaller by {} and {} points".format(*smaller) in text
     halves = [
         f"{100 * better[f'resnet14_30_{way}_top1']:.2f} %{middle}, NLL {better[f'resnet14_30_{way}_nll']:.3f}"
         for way, middle in (("both", " in 30 epochs"), ("reinforced", ""))
@@ -218,10 +244,6 @@ def test_what_is_said_of_length_and_of_a_students_temperature_was_measured():
         "on labels rose from {:.2f} to {:.2f} %, on stored answers it fell from {:.2f} to {:.2f} %".format(*eces)
         in text
     )
-    for epochs in (10, 30):  # "do not tell from chance": two standard errors of the difference
-        mean = better[f"resnet14_{epochs}_reinforced_gain_top1"] - better[f"resnet_{epochs}_reinforced_gain_top1"]
-        stds = [better[f"{student}_{epochs}_reinforced_gain_top1_std"] for student in ("resnet", "resnet14")]
-        assert 0 < mean < 2 * (sum(std**2 for std in stds) / 3) ** 0.5
     for epochs in (10, 30):  # "taught no more"
         assert better[f"resnet_{epochs}_reinforced_top1"] < small[f"resnet_{epochs}_reinforced_top1"] + 0.003
     for epochs in (10, 30):  # "stored answers were worth as much"
@@ -230,6 +252,7 @@ def test_what_is_said_of_length_and_of_a_students_temperature_was_measured():
     kinds = [f"resnet_{epochs}_{objective}" for objective in ("erm", "reinforced") for epochs in (10, 30)]
     sure = [f"{small[f'{kind}_temperature']:.2f}" for kind in kinds]
     assert "{} after 10 epochs on labels and {} after 30 (overconfident), {} and {} on stored".format(*sure) in text
+    assert f"underconfident on labels, too ({small['vit_10_erm_temperature']:.2f} after 10 epochs)" in text
     again = measured("left_of_ece")
     told = {
         "all of CIFAR-10, ResNet, 10 epochs": (small, "resnet_10", "reinforced_gain_calibrated_ece"),
@@ -249,12 +272,15 @@ def test_what_is_said_of_length_and_of_a_students_temperature_was_measured():
         mean, std = (100 * found[f"{kind}_{gained}{end}"] for end in ("", "_std"))
         lost += [(row, f"by {-mean:.2f} ± {std:.2f} points")] if -mean > std else []
         answers, labels = found[names[3]], found[names[0]]
-        assert round(100 * answers, 1) <= round(100 * labels, 1), "calibrated answers, labels as they are"
+        assert answers < labels + 0.001, "a tenth of a point"
     ((row, by),) = lost
     assert row == "all of CIFAR-10, ResNet-14, 10 epochs"
     assert (
         f"One row keeps a loss that is larger than its spread over the seeds: ResNet-14 after 10 epochs, {by}" in text
     )
+    within = [-100 * better["resnet14_30_reinforced_gain_calibrated_ece"]]
+    within.append(100 * better["resnet14_30_reinforced_gain_calibrated_ece_std"])
+    assert "after 30 epochs the loss, {:.2f} ± {:.2f}, is within the spread".format(*within) in text
     calibrated = measured("calibrated_student")
     for row, kind, images in (
         ("Tiny-ImageNet, ResNet", "tiny_imagenet_resnet", "1,000"),
@@ -274,7 +300,7 @@ def test_what_is_said_of_length_and_of_a_students_temperature_was_measured():
     costs = calibrated["grocery_finetune_lite0_calibrated_student_ece_gain"]
     assert costs > 0, "the answers cost no calibration there"
     seeds = [again["cifar10_vit_seeds"], small["vit_10_erm_seeds"], again["tiny_imagenet_vit_seeds"]]
-    assert ("mean of three seeds, of the ViTs on CIFAR-10 nine" in text, seeds) == (True, [9, 9, 3])
+    assert ("mean over three seeds (ViTs on CIFAR-10: nine)" in text, seeds) == (True, [9, 9, 3])
 
 
 def test_what_is_said_of_teachers_and_views_was_measured():
@@ -318,8 +344,13 @@ def test_what_is_said_of_teachers_and_views_was_measured():
     tiny = measured("curve_tiny_imagenet")
     of_tiny = [f"tiny_imagenet_resnet_{epochs}epochs_16views" for epochs in (10, 30)]
     shown = [MADE.mean(tiny, f"{key}_top1_gain") for key in of_tiny]
-    assert "ResNet gained {} points in 10 epochs and {} in 30, and in 30 its ECE fell".format(*shown) in text
-    assert tiny[f"{of_tiny[1]}_ece_gain"] > 0
+    assert "ResNet gained {} points in 10 epochs and {} in 30 (three and two seeds)".format(*shown) in text
+    rose, fell = (MADE.mean(tiny, f"{key}_ece_gain").strip("-") for key in of_tiny)
+    assert f"its ECE rose by {rose} points in 10 epochs and fell by {fell} in 30" in text
+    assert tiny[f"{of_tiny[0]}_ece_gain"] < 0 < tiny[f"{of_tiny[1]}_ece_gain"]
+    doubt = [100 * found[f"cifar10_resnet_{way}_top1"] for way in ("calibrated_reinforced", "erm")]
+    told = f"entropy of {found['cifar10_calibrated_entropy']:.2f} nats, and students reached"
+    assert "{} {:.2f} % with them, but {:.2f} % on labels".format(told, *doubt) in text
 
 
 def test_what_is_said_of_some_hundred_photos_was_measured():
@@ -348,11 +379,46 @@ def test_what_is_said_of_some_hundred_photos_was_measured():
     assert found["views_20_labels_low"] < 0 < found["views_20_labels_high"]
 
 
+# Classes that nobody has to import, because public functions return their objects.
+RETURNED = [
+    "cli.teach.Taught",
+    "evaluation.report.Report",
+    "generation.calibration.CalibratedTeacher",
+    "generation.inspection.Inspection",
+    "generation.inspection.LabelStatistics",
+    "generation.inspection.Suspect",
+    "generation.verify.VerifyReport",
+    "replay.streaming.StreamedReinforcedDataset",
+    "teacher.calibration.TemperatureFit",
+    "training.calibrating.Calibration",
+]
+
+
 def test_the_reference_has_every_public_name():
     text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
     paths = re.findall(r"^::: hf_dr\.(.+)$", text, re.MULTILINE)
     public = {name: module if name == "ops" else f"{module}.{name}" for name, module in hf_dr._MODULES.items()}
-    assert sorted(paths) == sorted(public.values())
+    assert sorted(paths) == sorted([*public.values(), *RETURNED])
+    for path in RETURNED:
+        module, _, name = path.rpartition(".")
+        assert hasattr(importlib.import_module(f"hf_dr.{module}"), name)
+
+
+def test_every_key_of_the_provenance_and_every_tail_rule_is_explained():
+    text = (ROOT / "docs" / "format.md").read_text(encoding="utf-8").split("## Provenance")[1].split("## Digests")[0]
+    rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+    expected = [own.name for own in dataclasses.fields(Provenance)] + ["fingerprint"]
+    assert sorted(re.findall(r"`(\w+)`", " ".join(rows))) == sorted(expected)
+    signals = (ROOT / "docs" / "signals.md").read_text(encoding="utf-8")
+    lines = [line for line in signals.split("## In the other commands")[1].splitlines() if line.startswith("| `")]
+    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    rules = {row[0].strip("`"): row[2:] for row in table if row[0] != "`--tail`"}
+    assert sorted(rules) == sorted(TAIL_RULES)
+    for rule, (default, allowed) in rules.items():
+        for signal in SIGNALS:
+            fits = allowed == "all" or f"`{signal}`" in allowed
+            assert fits == (rule in losses._RULES[signal])
+            assert (default == f"`{signal}`") == (losses.tail_rule(None, signal) == rule)
 
 
 def test_every_page_is_on_the_site():
@@ -387,12 +453,14 @@ def test_the_numbers_in_the_text_are_what_was_measured():
     gains = {metric: [found[f"{key}_{metric}_gain"] for key in ROWS.values()] for metric in ("top1", "ece")}
     assert [sum(gain > 0 for gain in gains["top1"]), len(ROWS)] == [7, 9]
     assert sum(gain < 0 for gain in gains["ece"]) == 4
-    assert "seven\nof nine students became more accurate" in README
+    readme = in_one_line("README.md")
+    assert "seven of nine students became more accurate" in readme
     assert "Two of the nine rows lose accuracy" in README
     assert "four lose calibration" in README
     step = measured("step")
-    assert f"takes {step['reinforced']:.3f} times one on labels" in README
-    assert f"with a teacher in memory it took {step['kd']:.2f} times" in README
+    assert f"with {step['reinforced']:.3f} times the time for a training step" in readme
+    assert f"takes {step['reinforced']:.3f} times one on labels" in readme
+    assert f"with a teacher in memory it took {step['kd']:.2f} times" in readme
     assert f"costs {step['reinforced']:.3f}\ntimes one on labels" in (ROOT / "docs" / "paper.md").read_text(
         encoding="utf-8"
     )

@@ -52,7 +52,7 @@ class TeachArguments:
     image_column: str | None = flag("As for reinforce.", default=None)
     label_column: str | None = flag("As for reinforce.", default=None)
     eval_split: str | None = flag(
-        "Split of held-out images. Default: test or validation if the dataset has one; else --held_out of each "
+        "Split of held-out images. Default: test, validation or val, the first that there is; else --held_out of each "
         "class, and both parts are written to a folder in --output_dir.",
         default=None,
     )

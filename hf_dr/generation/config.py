@@ -21,18 +21,18 @@ class ReinforceConfig:
         ConfigError: A value is impossible.
     """
 
-    output_dir: str = flag('Folder of the "+" dataset. Running again resumes; other configs stay.', type=Place())
+    output_dir: str = flag('Folder of the "+" dataset. Running again resumes; other configurations stay.', type=Place())
     config_name: str | None = flag(
         "Name under which load_dataset finds it. Default: the augmentation's name, or default.", default=None
     )
     num_views: int = flag("Views per example, V.", default=8, type=Whole(1))
     num_candidates: int | None = flag(
-        "Draw this number of views of each example, ask the teacher about all of them, and store the num_views views that "
-        "--keep selects. Default: num_views, so all are stored.",
+        "Draw this number of views of each example, ask the teacher about all of them, and store the `num_views` views that "
+        "`keep` selects. Default: `num_views`, so all are stored.",
         default=None,
     )
     keep: str | None = flag(
-        "Which candidates are stored, where there are more than num_views: those with the lowest or highest entropy of the "
+        "Which candidates are stored, where there are more than `num_views`: those with the lowest or highest entropy of the "
         "teacher's answer over all its classes, or those with the lowest or highest cross-entropy to the label.",
         default=None,
         choices=list(KEEP),

@@ -373,7 +373,7 @@ train = load_reinforced({quoted}, "{about.config_name}"{join})
 
 ```
 accelerate launch -m hf_dr train --dataset {place} --name {about.config_name}{flags} \\
-    --student timm:mobilenetv3_small_100 --output_dir student
+    --student timm:mobilenetv3_small_100 --epochs 100 --lr 0.001 --batch_size 64 --output_dir student
 hf-dr verify {place} --name {about.config_name}{flags}{teacher}
 ```"""
 

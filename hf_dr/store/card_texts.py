@@ -5,8 +5,9 @@ from __future__ import annotations
 HEAD_TEXT = """
 Each example carries, for V random views of its image, the augmentation's parameters and the K most probable classes of a
 teacher ensemble with their log-probabilities ([Dataset Reinforcement](https://arxiv.org/abs/2303.08983), Faghri et al., ICCV
-2023). A student replays stored views bit for bit and learns the stored answers: no teacher in memory, no extra time. The
-columns are plain Parquet, which `load_dataset` opens; the library hf_dr, installed from its Git repository, replays them.
+2023). A student replays stored views bit for bit and learns the stored answers: no teacher in memory, and no forward pass
+of it. The columns are plain Parquet, which `load_dataset` opens; the library hf_dr, installed from its Git repository, replays
+them.
 
 | column | meaning |
 |---|---|

@@ -29,7 +29,7 @@ class ReinforcedSettings:
         choices=VIEW_ORDERS,
     )
     view_difficulty: str = flag(
-        "For --view_order easy_first and hard_first: the entropy of the stored answer, or its cross-entropy to the "
+        "For `view_order` easy_first and hard_first: the entropy of the stored answer, or its cross-entropy to the "
         "label.",
         default="entropy",
         choices=DIFFICULTIES,
@@ -38,8 +38,10 @@ class ReinforcedSettings:
         "Softens teacher and student; the loss is multiplied by T^2.", default=1.0, type=Real(0, above=True)
     )
     tail: TailRule | None = flag(
-        "What happens to the teacher's mass outside the stored classes: uniform, bucket, renormalize, zero, or "
-        "image. Default: the rule of the dataset's signal: uniform (topk), image (topk_image_tail), renormalize (sampled).",
+        "What happens to the teacher's probability outside the K stored classes. `uniform`: spread evenly over the other "
+        "classes (default for the signal topk); `image`: spread like the image's mean answer (default for topk_image_tail); "
+        "`renormalize`: given to the K classes in proportion (default for sampled); `bucket`: one event, none of the K; "
+        "`zero`: dropped.",
         default=None,
         choices=TAIL_RULES,
     )

@@ -82,7 +82,7 @@ class ResumableArguments(TrainingArguments):
 
     batch_size: int | None = flag(
         "Images in a step of the optimizer, over all processes and accumulated batches: sets "
-        "--per_device_train_batch_size. Where memory is short, raise --gradient_accumulation_steps.",
+        "`per_device_train_batch_size`. Where memory is short, raise `gradient_accumulation_steps`.",
         default=None,
         type=Whole(1),
     )

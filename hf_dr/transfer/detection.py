@@ -126,6 +126,14 @@ class Detector(nn.Module):
 def load_detector(folder: str | Path) -> Detector:
     """Loads a detector that `hf-dr detect` trained, for evaluation.
 
+    Args:
+        folder: The `output_dir` of the training.
+
+    Returns:
+        A `torch.nn.Module` in evaluation mode. It takes a list of images, uint8 (3, H, W), RGB, of any size, and returns for
+        each a dict of `boxes` (N, 4), left, top, right and bottom in pixels, `labels` (N,), where l stands for
+        `settings.class_names[l - 1]`, `scores` (N,), and, if masks were learned, `masks` (N, 1, H, W), probabilities.
+
     Raises:
         HfDrError: The folder holds none.
     """

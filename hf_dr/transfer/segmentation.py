@@ -142,6 +142,13 @@ def _cross_entropy(logits_BCHW: torch.Tensor, labels_BHW: torch.Tensor) -> torch
 def load_segmenter(folder: str | Path) -> Segmenter:
     """Loads a segmenter that `hf-dr segment` trained, for evaluation.
 
+    Args:
+        folder: The `output_dir` of the training.
+
+    Returns:
+        A `torch.nn.Module` in evaluation mode. It takes a list of images, uint8 (3, H, W), RGB, of any size, and returns for
+        each the most probable class of each pixel, int64 (H, W), as numbers of `settings.class_names`.
+
     Raises:
         HfDrError: The folder holds none.
     """

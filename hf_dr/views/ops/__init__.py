@@ -1,8 +1,6 @@
-"""The replayable transforms, by the names that YAML files and `hf_dr.ops` have for them.
+"""The replayable transforms, by the names that YAML files and `hf_dr.ops` have; `ops.register` adds one of your own."""
 
-To add an op, write its class with `@register` in the module of its kind and name it here: the property tests find it.
-"""
-
+# An op of this package has its class, with `@register`, in the module of its kind, and its name here: the tests find it.
 from hf_dr.views.ops.base import OPS, Op, Param, Params, Size, register
 from hf_dr.views.ops.colour import AutoAugment, ColorJitter, RandAugment, RandAugmentIncreasing, TrivialAugmentWide
 from hf_dr.views.ops.geometry import (

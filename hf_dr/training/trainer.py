@@ -63,7 +63,7 @@ _KEPT_OF_MIXING = ("mixup_alpha", "cutmix_alpha", "mixup_prob", "mixup_switch_pr
 
 
 class ReinforcedTrainer(StudentTrainer):
-    """Trains an image classifier on stored views and stored teacher answers: no teacher in memory, no extra time.
+    """Trains an image classifier on stored views and stored teacher answers, with no teacher in memory.
 
     A drop-in for `transformers.Trainer`. With what `load_reinforced` returns as `train_dataset` the loss is the KL
     divergence to the stored answers; with any other dataset it is Trainer's own. `eval_dataset` is as for Trainer, or a plain

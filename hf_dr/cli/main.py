@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from hf_dr.cli.launch import COMMANDS, guarded, launch
 from hf_dr.errors import did_you_mean
@@ -22,12 +23,19 @@ def main(argv: Sequence[str] | None = None, prog: str = "hf-dr") -> int:
     word = argv[0] if argv else ""
     if word in COMMANDS:
         return launch(word, argv[1:], f"{prog} {word}")
-    if word in ("-h", "--help", "--version"):
-        return guarded(lambda: print(f"hf_dr {__version__}" if word == "--version" else _usage(prog)) or 0)
+    if word in ("-h", "--help"):
+        return guarded(partial(_show, _usage(prog)))
+    if word == "--version":
+        return guarded(partial(_show, f"hf_dr {__version__}"))
     close = did_you_mean(word, [*COMMANDS, "--help", "--version"])
     found = f"{word}.{close}" if argv else f"none\n\n{_usage(prog)}"
     print(f"{prog}: expected a command, got {found}", file=sys.stderr)
     return 2
+
+
+def _show(text: str) -> int:
+    print(text)
+    return 0
 
 
 def _usage(prog: str) -> str:

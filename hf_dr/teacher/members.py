@@ -163,7 +163,12 @@ def _shape_of_answer(model: nn.Module, preprocessing: Preprocessing, name: str) 
             f"{type(error).__name__}: {str(error).rstrip('. '):.300}. Correct its configuration."
         ) from error
     # The softmax of logits that are probabilities is nearly even, while the most probable class stays the same.
-    if logits.shape[-1] > 1 and bool((logits >= 0).all()) and bool(((logits.sum(-1) - 1).abs() < 1e-3).all()):
+    if (
+        logits.ndim == 2
+        and logits.shape[1] > 1
+        and bool((logits >= 0).all())
+        and bool(((logits.sum(-1) - 1).abs() < 1e-3).all())
+    ):
         raise TeacherError(
             f"the model {name!r} must answer with logits, found numbers from 0 to 1 with the sum 1, which are probabilities. "
             "Leave its softmax out, or answer with the logarithm of the probabilities."

@@ -47,10 +47,9 @@ def is_student(folder: str | os.PathLike[str]) -> bool:
     folder = Path(folder).expanduser()
     if (folder / "config.json").is_file() and any(folder.glob("model*.safetensors")):
         return True
-    checkpoints = sorted(path.name for path in folder.glob("checkpoint-*"))
-    if checkpoints:
+    if any(folder.glob("checkpoint-*")):
         raise FormatError(
-            f"{folder} must hold a trained student, but its training has not ended (it holds {checkpoints[-1]}). Run the same "
+            f"{folder} must hold a trained student, found only checkpoints of a training that has not ended. Run the same "
             "command again to its end, or name a checkpoint."
         )
     return False

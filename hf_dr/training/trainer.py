@@ -465,6 +465,11 @@ def _student(model: Any, settings: dict[str, Any], seed: int) -> tuple[nn.Module
         raise ConfigError(
             f"`model` must be a model, got the class {model.__name__}. Make one of it: `{model.__name__}(...)`."
         )
+    if isinstance(processor, (str, Path)):
+        raise ConfigError(
+            f"`processing_class` must be an image processor, got the name {str(processor)!r}. Load it: "
+            "`AutoImageProcessor.from_pretrained(name)`."
+        )
     if processor is not None and isinstance(train, ReinforcedData):
         processor = resized_processor(processor, max(train.size))
     if not isinstance(model, (str, Path)):

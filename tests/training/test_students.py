@@ -199,6 +199,11 @@ def test_a_student_by_its_name_goes_on_when_it_is_made_again(plain, settings):
     assert same(weights(resumed.model), weights(whole.model))
 
 
+def test_the_name_of_an_image_processor_is_none(plain, settings):
+    with pytest.raises(ConfigError, match=r"must be an image processor, got the name 'google/vit'\. Load it"):
+        ReinforcedTrainer("timm:test_resnet", settings(), train_dataset=plain, processing_class="google/vit")
+
+
 def test_a_function_that_makes_a_student_returns_a_model(plain, settings):
     with pytest.raises(
         ConfigError, match=r"`model_init` must be a function that returns a model, got str\. Build it with"

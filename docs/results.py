@@ -105,7 +105,8 @@ def curve(file: str, title: str, name: str, views: str = "") -> list[str]:
         pattern = re.compile(rf"{name}_{student}_(\d+)epochs{views}_seeds")
         for epochs in sorted(int(match[1]) for match in map(pattern.fullmatch, found) if match):
             key = f"{name}_{student}_{epochs}epochs{views}"
-            rows[f"{shown}, {epochs} epochs, {found[f'{key}_seeds']} seeds"] = key
+            seeds = found[f"{key}_seeds"]
+            rows[f"{shown}, {epochs} epochs, {seeds} seed{'s' if seeds > 1 else ''}"] = key
     return gains(file, f"10,000 images of {title}, student", rows)
 
 

@@ -346,7 +346,16 @@ def test_what_is_said_of_teachers_and_views_was_measured():
     shown = [MADE.mean(tiny, f"{key}_top1_gain") for key in of_tiny]
     assert "ResNet gained {} points in 10 epochs and {} in 30 (three seeds)".format(*shown) in text
     rose, fell = (MADE.mean(tiny, f"{key}_ece_gain").strip("-") for key in of_tiny)
-    assert f"its ECE rose by {rose} points in 10 epochs and fell by {fell} in 30" in text
+    assert f"its ECE rose by {rose} points in 10 epochs, fell by {fell} in 30, and in 100" in text
+    longest = {
+        f"{way}_{metric}": f"{100 * tiny[f'tiny_imagenet_resnet_100epochs_16views_{way}_{metric}']:.2f}"
+        for way in ("erm", "reinforced")
+        for metric in ("top1", "ece")
+    }
+    assert tiny["tiny_imagenet_resnet_100epochs_16views_seeds"] == 1
+    gained = MADE.mean(tiny, "tiny_imagenet_resnet_100epochs_16views_top1_gain")
+    assert "{} in 100 (one seed, {erm_top1} to {reinforced_top1} %)".format(gained, **longest) in text
+    assert "and in 100 from {erm_ece} to {reinforced_ece} %".format(**longest) in text
     assert tiny[f"{of_tiny[0]}_ece_gain"] < 0 < tiny[f"{of_tiny[1]}_ece_gain"]
     doubt = [100 * found[f"cifar10_resnet_{way}_top1"] for way in ("calibrated_reinforced", "erm")]
     told = f"entropy of {found['cifar10_calibrated_entropy']:.2f} nats, and students reached"

@@ -43,7 +43,11 @@ pipeline_tag: image-classification
 
 
 def is_student(folder: str | os.PathLike[str]) -> bool:
-    """Whether a folder holds a model rather than a "+" dataset."""
+    """Whether a folder holds a model rather than a "+" dataset.
+
+    Raises:
+        FormatError: It holds only checkpoints of a training, and so will hold a model.
+    """
     folder = Path(folder).expanduser()
     if (folder / "config.json").is_file() and any(folder.glob("model*.safetensors")):
         return True

@@ -67,8 +67,10 @@ def main() -> None:
             cells: list[Any] = [name]
             for key in KEYS:
                 found = numbers(comparison.values("reinforced", key))
-                cells += [found["mean"], found["std"]]
-                result |= {f"{name}_{key}": found["mean"], f"{name}_{key}_std": found["std"], "seeds": found["seeds"]}
+                cells += [found["mean"], found.get("std", "")]
+                result |= {f"{name}_{key}": found["mean"], "seeds": found["seeds"]}
+                if "std" in found:
+                    result[f"{name}_{key}_std"] = found["std"]
             table.append(cells)
             common.finish(result, flags)  # after each: a stopped run keeps what it has
     common.table(table, ["", *(column for key in KEYS for column in (key, "std"))])

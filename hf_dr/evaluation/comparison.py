@@ -190,7 +190,7 @@ class Comparison:
 
         These are `<prefix>_<key>_gain` of `reinforced`, and `<prefix>_<objective>_<key>_gain` of any other objective.
 
-        Metrics are shares, but nll (nats); `_std` next to each is the standard deviation over seeds.
+        Metrics are shares, but nll (nats); `_std` next to each is the standard deviation over seeds, where there are several.
         """
         keys = [c.key for c in self._columns] + [key for key in (ECE_BY_CHANCE,) if key in self.frame]
         found = {f"{name}_{key}": self.values(name, key) for name in self.objectives for key in keys}
@@ -201,7 +201,8 @@ class Comparison:
         for key, values in found.items():
             over_seeds = numbers(values)
             flat[f"{prefix}_{key}"] = over_seeds["mean"]
-            flat[f"{prefix}_{key}_std"] = over_seeds["std"]
+            if "std" in over_seeds:
+                flat[f"{prefix}_{key}_std"] = over_seeds["std"]
         return flat
 
     def save(self, folder: Path, pictures: Sequence[Path] = ()) -> Path:

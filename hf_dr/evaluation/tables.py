@@ -6,7 +6,7 @@ import base64
 import html
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import pandas as pd
 
@@ -15,17 +15,19 @@ from hf_dr.text import inline, markdown_table, shown_text
 
 
 class Numbers(TypedDict):
-    """A cell in JSON: mean, standard deviation (of a sample; 0 for a single value) and how many seeds."""
+    """A cell in JSON: mean, standard deviation (of a sample; not there for a single seed) and how many seeds."""
 
     mean: float
-    std: float
+    std: NotRequired[float]
     seeds: int
 
 
 def numbers(values: pd.Series) -> Numbers:
     """Returns the numbers of a cell that has at least one value."""
-    deviation = float(values.std(ddof=1)) if len(values) > 1 else 0.0
-    return {"mean": float(values.mean()), "std": deviation, "seeds": len(values)}
+    found: Numbers = {"mean": float(values.mean()), "seeds": len(values)}
+    if len(values) > 1:
+        found["std"] = float(values.std(ddof=1))
+    return found
 
 
 def spread(values: pd.Series, digits: int, scale: float = 1, sign: bool = False) -> str:
@@ -34,7 +36,7 @@ def spread(values: pd.Series, digits: int, scale: float = 1, sign: bool = False)
     So many `digits` stand behind the point; `scale` multiplies the values, 100 for percent; `sign` gives a positive mean one.
     """
     found = numbers(values)
-    deviation = f" ± {scale * found['std']:.{digits}f}" if len(values) > 1 else ""
+    deviation = f" ± {scale * found['std']:.{digits}f}" if "std" in found else ""
     return f"{scale * found['mean']:{'+' if sign else ''}.{digits}f}{deviation}"
 
 

@@ -59,6 +59,16 @@ def test_gains_are_changes_for_the_better_seed_by_seed():
     assert flat["a_b_erm_seconds"] == pytest.approx(10.5)
 
 
+def test_one_seed_has_no_standard_deviation():
+    both = made_up()
+    of_one = Report([r for r in both.report.results if r.model.endswith("-0")], {}, {}, {})
+    flat = Comparison("made up", [run for run in both.runs if run.seed == 0], of_one).to_dict("a")
+    assert flat["a_seeds"] == 1
+    assert flat["a_reinforced_top1"] == pytest.approx(0.6)
+    assert flat["a_top1_gain"] == pytest.approx(0.1)
+    assert [key for key in flat if key.endswith("_std")] == []
+
+
 def test_each_objective_has_its_gain():
     comparison = made_up()
     for n, run in enumerate(comparison.runs):

@@ -271,17 +271,23 @@ def _crop_of(processor: Any, preprocessing: Preprocessing, name: str) -> float |
             f"{_of(processor, name)} must resize images, but what it makes of a ramp is none. {_SAVE_ANOTHER}"
         )
     resized_height, resized_width = (_RAMP / step for step in steps)
-    kept = height / round(resized_height)
+    said = processor.size.get("shortest_edge") or processor.size.get("height")
+    kept = height / (said if said and _is_about(said, resized_height) else round(resized_height))
     is_squashed = abs(resized_width * height - resized_height * width) < 0.02 * resized_height * width
     if is_squashed and kept == 1:
         return None
     share = getattr(processor, "crop_pct", None)
-    if share and int(height / share) == round(resized_height):
+    if share and _is_about(int(height / share), resized_height):
         return float(share)  # ConvNeXt's and PoolFormer's: exact at other sizes, too
     if kept > 1 and not getattr(processor, "do_center_crop", False):
         logger.warning("Images that are not square are padded by %s; here they are squashed.", _of(processor, name))
         return None
     return kept
+
+
+def _is_about(side: int, measured: float) -> bool:
+    """Whether a side in pixels can be the measured one: levels are whole numbers, so that a large side is measured by 1 %."""
+    return abs(side - measured) < 0.5 + 0.01 * measured
 
 
 def _step(levels: torch.Tensor) -> float:

@@ -37,6 +37,7 @@ from hf_dr.training.students import (
     is_timm,
     native_names,
     normalize,
+    processor_of,
     student_preprocessing,
 )
 
@@ -61,6 +62,9 @@ class StudentTrainer(ResumableTrainer):
         if self.args.label_names is None and self._takes_anything:
             self.label_names = ["labels"]
         self._model_summary = _summary(model)  # before any wrapper changes its class
+        if self.processing_class is None and isinstance(self.train_dataset, ReinforcedData):
+            self.processing_class = processor_of(model, self.train_dataset.size, normalization)
+            self.callback_handler.processing_class = self.processing_class
         self._preprocessing = student_preprocessing(model, self.processing_class, normalization)
         wanted = self.args.channels_last
         on_gpu = self.args.device.type == "cuda"
@@ -130,10 +134,8 @@ class StudentTrainer(ResumableTrainer):
 
     def _checking_batches(self) -> AbstractContextManager[None]:
         """Has the loaders that are made meanwhile check their batches, where the training set tells the classes."""
-        train = self.train_dataset
-        collate: Any = self.data_collator
-        if isinstance(train, ReinforcedData):
-            collate = CheckedBatches(collate, train.num_classes)
+        train, given = self.train_dataset, self.data_collator
+        collate = CheckedBatches(given, train.num_classes) if isinstance(train, ReinforcedData) else given
         return changed(self, data_collator=collate)
 
     def _as_evaluation(self, given: Any, **settings: Any) -> Any:
@@ -228,8 +230,7 @@ class StudentTrainer(ResumableTrainer):
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Returns the names of the parameters that decay: not what the model itself excludes, nor, without
         `decay_biases_and_norms`, biases and normalisations."""
-        excluded: Any = getattr(getattr(model, "timm_model", model), "no_weight_decay", set)
-        own = excluded()
+        own: Any = getattr(getattr(model, "timm_model", model), "no_weight_decay", set)()
         return [
             name
             for name, parameter in model.named_parameters()

@@ -13,17 +13,20 @@ from typing import Any
 
 import datasets
 import numpy as np
+import PIL.Image
 import pyarrow as pa
 import timm
 import torch
 from accelerate.utils import extract_model_from_parallel
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.data import IMAGENET_DEFAULT_MEAN, resolve_data_config, resolve_model_data_config
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, resolve_data_config, resolve_model_data_config
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoModelForImageClassification,
+    BitImageProcessor,
+    PreTrainedModel,
     TimmWrapperConfig,
     TimmWrapperForImageClassification,
     TimmWrapperImageProcessor,
@@ -408,6 +411,44 @@ def resized_processor(given: Any, size: int) -> Any:
             scaled = {side: round(size / old * pixels) for side, pixels in dict(sides).items()}
             setattr(processor, key, type(sides)(**scaled))
     return processor
+
+
+def processor_of(model: Any, size: Size, normalization: Normalization | None = None) -> Any:
+    """Returns an image processor to save with a model that was given without one; None for models that have none.
+
+    That of the checkpoint that the model was loaded from; else one that makes the usual view of an evaluation.
+
+    Args:
+        model: One of timm's says all that in its config, and one of no library is loaded by none.
+        size: Height and width of the views in pixels.
+        normalization: Mean and std that the model learns with, on the scale 0 to 1. Default: the checkpoint's, else ImageNet's.
+    """
+    if is_timm(model) or not isinstance(model, PreTrainedModel):
+        return None
+    name = str(model.name_or_path)
+    known = load_processor(name, max(size)) if name and normalization is None else None
+    if known is not None:
+        logger.info("The image processor of %s is taken, and saved with the student.", name)
+        return known
+    mean, std = normalization or (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+    told = logger.warning if name and normalization is None else logger.info
+    told(
+        "%s comes without an image processor. One is saved with it that normalises by mean %s and std %s. If it has learned "
+        "with others, give its own as `processing_class`.",
+        type(model).__name__,
+        [round(value, 4) for value in mean],
+        [round(value, 4) for value in std],
+    )
+    height, width = size
+    resized = int(height / EVAL_CROP + 1e-6)
+    wider = resized if height == width else int(width * resized / height + 1e-6)
+    return BitImageProcessor(
+        size={"shortest_edge": resized} if height == width else {"height": resized, "width": wider},
+        crop_size={"height": height, "width": width},
+        resample=PIL.Image.Resampling.BILINEAR,
+        image_mean=list(mean),
+        image_std=list(std),
+    )
 
 
 class LabelledImages(torch.utils.data.Dataset):

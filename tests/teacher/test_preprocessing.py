@@ -106,6 +106,18 @@ def test_the_view_of_an_evaluation_is_that_of_the_processor(name: str) -> None:
     torch.testing.assert_close(ours, theirs.float(), rtol=0, atol=3 * level)
 
 
+@pytest.mark.parametrize("side", [74, 75, 76, 113, 223, 224, 226, 299, 300, 385, 449])
+def test_a_crop_is_read_to_the_pixel_though_levels_are_whole_numbers(side: int) -> None:
+    resized = int(side / 0.875)
+    of_bit = transformers.BitImageProcessor(
+        size={"shortest_edge": resized}, crop_size={"height": side, "width": side}, resample=2
+    )
+    _, crop = read_image_processor(of_bit, "BiT")
+    assert crop == side / resized
+    of_convnext = transformers.ConvNextImageProcessor(size={"shortest_edge": side}, crop_pct=0.875)
+    assert read_image_processor(of_convnext, "ConvNeXt")[1] == (None if side >= 384 else 0.875)
+
+
 def test_padding_is_told(caplog):
     processor = transformers.DonutImageProcessor(size={"height": 64, "width": 64})
     assert read_image_processor(processor, "donut")[1] is None

@@ -11,10 +11,12 @@ from torch import nn
 from transformers import AutoImageProcessor, AutoModelForImageClassification, MobileViTConfig
 
 from hf_dr.errors import ConfigError, TeacherError
-from hf_dr.training.students import build_student, load_processor
+from hf_dr.teacher.preprocessing import evaluation_augmentation, read_image_processor
+from hf_dr.training.students import build_student, load_processor, processor_of
 from hf_dr.training.trainer import ReinforcedTrainer
 from training.helpers import SIZE, timm_student, transformers_student
 
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 SQUARE = {"size": {"height": SIZE, "width": SIZE}}
 PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {
     "ViT": ("ViTImageProcessor", SQUARE),
@@ -94,6 +96,56 @@ def test_a_processor_for_another_size_is_saved_for_that_of_the_views(settings, p
     saved = transformers.AutoImageProcessor.from_pretrained(tmp_path / "saved")
     assert dict(saved.size) == {"height": SIZE, "width": SIZE}
     assert dict(given.size) == {"height": 224, "width": 224}, "the given one is not changed"
+
+
+COLOURS = ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+
+
+@pytest.mark.parametrize("normalization", [None, COLOURS], ids=["ImageNet's", "own"])
+def test_a_model_without_a_processor_gets_one_that_shows_what_the_trainer_showed(
+    settings, plain, pictures, tmp_path, normalization
+):
+    trainer = ReinforcedTrainer(
+        transformers_student("vit"), settings(), normalization=normalization, train_dataset=plain, eval_dataset=pictures
+    )
+    trainer.save_model(str(tmp_path))
+    measured = trainer.predict(pictures).predictions
+    saved = AutoImageProcessor.from_pretrained(tmp_path)
+    assert (tuple(saved.image_mean), tuple(saved.image_std)) == (normalization or IMAGENET)
+    images = [np.array(pictures[row]["pixel_values"].permute(1, 2, 0)) for row in range(len(pictures))]
+    model = AutoModelForImageClassification.from_pretrained(tmp_path).eval()
+    with torch.inference_mode():  # the pictures have been resized and cropped already
+        shown = model(saved(images, do_resize=False, do_center_crop=False, return_tensors="pt")["pixel_values"]).logits
+    np.testing.assert_allclose(measured, shown.numpy(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(28, 28), (75, 75), (300, 300), (96, 80)])
+def test_the_view_of_the_new_processor_is_the_usual_one(size):
+    processor = processor_of(transformers_student("vit"), size)
+    read, crop = read_image_processor(processor, "new")
+    ours, theirs = evaluation_augmentation(size), evaluation_augmentation(size, crop, read.interpolation)
+    assert ours.ops[1] == theirs.ops[1]
+    resized = [np.broadcast_to(ops[0].size, 2) for ops in (ours.ops, theirs.ops)]
+    assert np.abs(resized[0] - resized[1]).max() <= (0 if size[0] == size[1] else 1)  # one share for both sides
+
+
+def test_a_checkpoint_is_trained_with_its_own_processor(settings, plain, tmp_path, caplog):
+    transformers_student("vit").save_pretrained(tmp_path)
+    student = AutoModelForImageClassification.from_pretrained(tmp_path)
+    trainer = ReinforcedTrainer(student, settings(), train_dataset=plain)
+    assert "ViTForImageClassification comes without an image processor." in caplog.text
+    assert tuple(trainer.processing_class.image_mean) == IMAGENET[0]
+
+    caplog.clear()
+    transformers.ViTImageProcessor(image_mean=list(COLOURS[0]), image_std=list(COLOURS[1])).save_pretrained(tmp_path)
+    trainer = ReinforcedTrainer(student, settings(), train_dataset=plain)
+    assert "without an image processor" not in caplog.text
+    grey = torch.full((1, 3, 2, 2), 51, dtype=torch.uint8)
+    shown = trainer._student_inputs({"pixel_values": grey})["pixel_values"]
+    torch.testing.assert_close(shown[0, :, 0, 0], torch.tensor([0.25, 0.0, -1 / 6]))
+    assert dict(trainer.processing_class.size) == {"height": SIZE, "width": SIZE}
+    other = ReinforcedTrainer(student, settings(), normalization=IMAGENET, train_dataset=plain)
+    assert tuple(other.processing_class.image_mean) == IMAGENET[0], "what is asked for counts"
 
 
 def test_what_cannot_be_done_is_refused(settings, plain):

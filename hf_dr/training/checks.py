@@ -91,8 +91,8 @@ def check_input(model: nn.Module, dataset: ReinforcedData) -> None:
         height, width = dataset.size
         raise ConfigError(
             f"the model must take RGB images of {height}x{width} pixels, the size of the views, but: {type(error).__name__}: "
-            f"{str(error).rstrip('. '):.300}. Build it for this size, a ViT of timm by `model_args`: {{'img_size': {height}}}, "
-            "or reinforce the dataset with another."
+            f"{str(error).rstrip('. '):.300}. Build it for this size (`build_student` with `size`), or reinforce the dataset "
+            "with another."
         ) from error
     finally:
         model.train(was_training)

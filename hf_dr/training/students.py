@@ -21,6 +21,7 @@ from accelerate.utils import extract_model_from_parallel
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, resolve_data_config, resolve_model_data_config
+from timm.layers import PatchEmbed
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -79,11 +80,12 @@ def build_student(
             folder, for weights that are fine-tuned (the classifier is new where the number of classes differs).
         class_names: Of the dataset; None where they have none.
         num_classes: C.
-        model_args: For `timm:`: keyword arguments of `timm.create_model`, e.g. `{"img_size": 32}`.
+        model_args: For `timm:`: keyword arguments of `timm.create_model`, e.g. `{"drop_path_rate": 0.1}`.
         normalization: For `timm:`: mean and std of the input on the scale 0 to 1, kept in the model's config. Default:
             ImageNet's for fresh weights, and for those of a file what timm says of the architecture, as for a teacher.
-        size: For models of timm: side of the images in pixels, or height and width, kept in the model's config. Fresh weights
-            without it are saved for the size of the architecture, and a crop of 0.875; `ReinforcedTrainer` corrects the size.
+        size: For models of timm: side of the images in pixels, or height and width, kept in the model's config. With fresh
+            weights an architecture that takes one size alone, such as a ViT, is built for this one (`img_size`). Without it
+            they are saved for the size of the architecture, and a crop of 0.875; `ReinforcedTrainer` corrects the size.
         crop: For models of timm with a `size`: share of the resized side that evaluation keeps, kept in the model's config.
 
     Raises:
@@ -117,7 +119,12 @@ def build_student(
         return _pretrained(name, classes, seen)
     cfg = {} if normalization is None else {"mean": list(normalization[0]), "std": list(normalization[1])}
     architecture, _, file = name.removeprefix("timm:").partition("@")
+    check_architecture(architecture)
+    if seen and not file:
+        model_args = _sized(architecture, model_args, seen["input_size"])
     model = _of_timm(architecture, model_args, {**classes, "pretrained_cfg": {**cfg, **seen}})
+    if seen:
+        _check_patches(architecture, model.timm_model, seen["input_size"][1:])
     own = model.timm_model.pretrained_cfg
     if file:
         _load_weights(model, Path(file).expanduser())
@@ -131,7 +138,6 @@ def build_student(
 
 def _of_timm(architecture: str, model_args: dict[str, Any] | None, settings: dict[str, Any]) -> Any:
     """Builds a model of timm's with fresh weights, and a config of these settings."""
-    check_architecture(architecture)
     config = TimmWrapperConfig(architecture=architecture, model_args=model_args, **settings)
     try:
         return AutoModelForImageClassification.from_config(config)
@@ -139,6 +145,35 @@ def _of_timm(architecture: str, model_args: dict[str, Any] | None, settings: dic
         raise ConfigError(
             f"timm cannot build {architecture} with {model_args}: {error}. Check `model_args`."
         ) from error
+
+
+def _sized(architecture: str, model_args: dict[str, Any] | None, input_size: list[int]) -> dict[str, Any] | None:
+    """Returns the arguments with the size of the images, where the architecture takes one alone and it is not its own.
+
+    Those of timm take it as `img_size` (`timm.models.build_model_with_cfg` gives it to them, too).
+    """
+    cfg = timm.get_pretrained_cfg(architecture)
+    if (
+        cfg is None
+        or not cfg.fixed_input_size
+        or list(cfg.input_size) == input_size
+        or "img_size" in (model_args or {})
+    ):
+        return model_args
+    return {**(model_args or {}), "img_size": input_size[1:]}
+
+
+def _check_patches(architecture: str, model: torch.nn.Module, size: list[int]) -> None:
+    """Warns where a ViT leaves out the edge of its images, because their size is no multiple of its patches'."""
+    embed = getattr(model, "patch_embed", None)
+    if not isinstance(embed, PatchEmbed) or embed.dynamic_img_pad:
+        return
+    seen = [side // patch * patch for side, patch in zip(size, embed.patch_size, strict=True)]
+    if seen != size:
+        logger.warning(
+            "%s sees %d x %d pixels of images of %d x %d, whole patches of %d x %d. Give another `patch_size` by `model_args`.",
+            architecture, *seen, *size, *embed.patch_size,
+        )  # fmt: skip
 
 
 def check_architecture(architecture: str) -> None:

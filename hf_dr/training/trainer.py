@@ -77,8 +77,7 @@ class ReinforcedTrainer(StudentTrainer):
         args: Settings; those of transformers get the defaults of `ReinforcedTrainingArguments`.
         normalization: (mean, std) of the student's input, each three numbers of the scale 0 to 1. Default: what
             `processing_class` does, the image processor that is saved with the student, channel order and rescale factor
-            included. Without one: for a model of timm, what its `pretrained_cfg` says; for one of transformers, what the
-            image processor of the checkpoint does that it was loaded from; else ImageNet's, by a new image processor.
+            included. Without one what its `pretrained_cfg` says; else its checkpoint's, else ImageNet's, by a new processor.
         **settings: All that Trainer takes.
 
     Raises:

@@ -79,6 +79,29 @@ def test_students(tmp_path):
     assert json.loads(json.dumps(student.config.to_dict()))["pretrained_cfg"]["input_size"] == [3, SIZE, SIZE]
 
 
+@pytest.mark.parametrize(
+    ("architecture", "size", "model_args", "built"),
+    [
+        ("test_vit", 32, None, {"img_size": [32, 32]}),
+        ("test_vit", (32, 64), {"depth": 1}, {"depth": 1, "img_size": [32, 64]}),
+        ("test_vit", 32, {"img_size": 32, "patch_size": 8}, {"img_size": 32, "patch_size": 8}),
+        ("test_vit", 160, None, {}),  # its own
+        ("test_resnet", 32, None, {}),  # takes any
+    ],
+)
+def test_an_architecture_of_one_size_is_built_for_that_of_the_images(architecture, size, model_args, built, caplog):
+    student = build_student(f"timm:{architecture}", None, 8, model_args=model_args, size=size)
+    assert student.config.model_args == built
+    images = torch.zeros(1, 3, *np.broadcast_to(size, 2))
+    assert student.eval()(pixel_values=images).logits.shape == (1, 8)
+    assert caplog.text == ""
+
+
+def test_an_architecture_that_leaves_out_an_edge_says_so(caplog):
+    build_student("timm:test_vit", None, 8, size=(36, 32))
+    assert "test_vit sees 32 x 32 pixels of images of 36 x 32, whole patches of 16 x 16. Give" in caplog.text
+
+
 def test_a_saved_student_may_be_trained_further(tmp_path, plain, settings):
     saved = build_student("timm:test_resnet", ["a", "b"], 2)
     saved.config.update({"problem_type": "regression", CONFIG_KEY: {"fold": 0, "folds": 2}})  # of what it did before

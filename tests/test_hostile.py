@@ -622,9 +622,9 @@ def test_any_finding(file: str, data: st.DataObject, victim: Callable[[], Path])
     content = json.loads((config / file).read_text())
     content[data.draw(st.sampled_from([*content, "x"]))] = data.draw(JUNK | st.lists(st.lists(st.text(max_size=8))))
     (config / file).write_text(json.dumps(content))
-    card = told(lambda: update_card(None, card_configs(config.parent), name="org/x"))
+    card = told(lambda: update_card(None, card_configs(config.parent, [config.name]), name="org/x"))
     if card is not None:
-        assert update_card(card, card_configs(config.parent), name="org/x") == card
+        assert update_card(card, card_configs(config.parent, [config.name]), name="org/x") == card
 
 
 HOSTILE_YAML = (
@@ -641,9 +641,9 @@ HOSTILE_YAML = (
 def test_any_card(yaml: str, victim: Callable[[], Path]) -> None:
     config = victim()
     existing = f"---\n{yaml}\n---\n# Title\n"
-    card = told(lambda: update_card(existing, card_configs(config.parent), name="org/x"))
+    card = told(lambda: update_card(existing, card_configs(config.parent, [config.name]), name="org/x"))
     if card is not None:
-        assert update_card(card, card_configs(config.parent), name="org/x") == card
+        assert update_card(card, card_configs(config.parent, [config.name]), name="org/x") == card
     (config.parent / "README.md").write_text(existing)
     assert len(load_reinforced(config.parent)) == ROWS, "what a card says does not touch training"
     told(lambda: load_base(str(config.parent)))

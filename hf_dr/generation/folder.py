@@ -21,7 +21,7 @@ from hf_dr.errors import ConfigError, FingerprintMismatchError, FormatError
 from hf_dr.files import file_lock, held, take, write_whole
 from hf_dr.generation.labelling import ViewColumns
 from hf_dr.processes import refuse_unguarded
-from hf_dr.store.card import write_card
+from hf_dr.store.card import check_card, write_card
 from hf_dr.store.named_files import holds_files
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import PROVENANCE_FILE, is_reserved
@@ -169,7 +169,13 @@ def note_processor(folder: Path, processor: str) -> None:
 
 
 def check_same_run(folder: Path, provenance: Provenance) -> None:
-    """Refuses a configuration's folder that another run began, or that would be begun among somebody's own files."""
+    """Refuses a configuration's folder that another run began, or that would be begun among somebody's own files, and a
+    dataset's folder whose card could not be written after the run."""
+    if "::" in str(folder):
+        raise ConfigError(
+            f"`output_dir` must be a path without `::`, which `datasets` reads as several addresses, got {folder}. Rename it."
+        )
+    check_card(folder.parent)
     if not (folder / PROVENANCE_FILE).exists():
         _check_no_strangers(folder, provenance)
         return

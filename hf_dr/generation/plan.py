@@ -165,6 +165,7 @@ def plan_run(
         candidates={"num": config.num_candidates, "keep": config.keep} if config.selects else None,
         signal=config.signal,
     )
+    provenance.check()
     return Plan(
         provenance,
         augmentation,

@@ -19,6 +19,7 @@ from hf_dr.store.card import (
     GENERATED_KEYS,
     CardConfig,
     card_configs,
+    has_config_elsewhere,
     keep_configs,
     names_configs,
     read_card,
@@ -129,9 +130,11 @@ class _Configs:
     def check(self, repository: Repository, remote: Remote) -> None:
         """Refuses a repository in which something would be lost."""
         _check_implicit(repository, remote)
+        ours = configs_among(remote.files)
         for name, config in self.configs.items():
-            file = repository.fetch(f"{name}/{PROVENANCE_FILE}", remote)
+            file = repository.fetch(f"{name}/{PROVENANCE_FILE}", remote) if name in ours else None
             if file is None:
+                _check_free(repository, remote, name)
                 continue
             try:
                 there = Provenance.read(file.parent)
@@ -158,13 +161,29 @@ class _Configs:
         )
 
 
+def _data_among(remote: Remote) -> list[str]:
+    """Returns the paths of the files that `datasets` would read as data."""
+    return [path for path in remote.files if path.lower().endswith(_DATA) and path.rpartition("/")[2] not in _NO_DATA]
+
+
+def _check_free(repository: Repository, remote: Remote, name: str) -> None:
+    """Refuses the name of a configuration under which other data stands: its files would go, or its place in the card."""
+    there = [path for path in _data_among(remote) if path.startswith(f"{name}/")]
+    there = [path for path in there if path.rpartition("/")[2] not in PUBLISHED_FILES]
+    if there or has_config_elsewhere(repository.card(remote), name):
+        found = there[0] if there else "another in its card"
+        raise ConfigError(
+            f"configuration `{name}` of {repository.id} must be one that was pushed by hf_dr, or none, found {found}. "
+            "Reinforce under another `config_name`, or push elsewhere."
+        )
+
+
 def _check_implicit(repository: Repository, remote: Remote) -> None:
     """Refuses a repository whose data is read without its card naming it: named data alone would be read from then on."""
     ours = configs_among(remote.files)
-    data = [path for path in remote.files if path.lower().endswith(_DATA) and path.rpartition("/")[0] not in ours]
+    data = [path for path in _data_among(remote) if path.rpartition("/")[0] not in ours]
     card = (repository.card(remote) or "") if data else ""
-    shown = {path for path in data if path.lower().endswith(_PICTURES) and path in card}
-    data = [path for path in data if path.rpartition("/")[2] not in _NO_DATA and path not in shown]
+    data = [path for path in data if not (path.lower().endswith(_PICTURES) and path in card)]
     if not data or names_configs(card):
         return
     more = f" and {len(data) - 1} more" if len(data) > 1 else ""

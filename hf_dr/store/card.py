@@ -7,6 +7,7 @@ what is said once for all of them (head, foot) depends on none. `hf_dr.store.rea
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
 import shlex
@@ -42,6 +43,8 @@ from hf_dr.store.shards import check_shards, read_features, read_marker
 from hf_dr.teacher.signals import IMAGE_TAIL, SAMPLED, TOPK
 from hf_dr.text import code, format_bytes, inline, is_commit, is_hub_id, markdown_table, percent, shown_text
 from hf_dr.views.ops.base import OPS
+
+logger = logging.getLogger(__name__)
 
 CARD_FILE = "README.md"
 TAGS = ("dataset-reinforcement", "arxiv:2303.08983")
@@ -84,38 +87,49 @@ class PlannedConfig:
     signal: str = TOPK
 
 
-def card_configs(folder: Path, names: Sequence[str] | None = None) -> dict[str, CardConfig]:
-    """Reads the finished configurations of a local "+" dataset, with what was found out about them.
+def card_configs(folder: Path, names: Sequence[str]) -> dict[str, CardConfig]:
+    """Reads finished configurations of a local "+" dataset, with what was found out about them.
 
     Args:
         folder: The dataset's folder.
-        names: The configurations; default: every finished one.
+        names: The configurations.
 
     Raises:
-        FormatError: A configuration does not follow the format, one that is named is not finished, or a finding is
-            malformed or of another run.
+        FormatError: A configuration does not follow the format or is not finished, or a finding is malformed or of another
+            run.
     """
-    configs = {}
-    for config in (folder / name for name in (config_names(folder) if names is None else names)):
-        provenance = Provenance.read(config)
-        if names is None and not all((config / shard).is_file() for shard in provenance.shard_names):
-            continue
-        if provenance.config_name != config.name:
-            raise FormatError(
-                f"{config} must hold the configuration of its name, found `{provenance.config_name}`. Rename the folder."
-            )
-        shards = check_shards(config, provenance)
-        markers = [read_marker(path) for path in shards]
-        configs[config.name] = CardConfig(
-            provenance=provenance,
-            features=read_features(shards[0]),
-            num_bytes=sum(marker.num_bytes for marker in markers),
-            file_bytes=sum(marker.file_bytes for marker in markers),
-            statistics=read_finding(config, provenance.fingerprint, Statistics),
-            verification=read_finding(config, provenance.fingerprint, Verification),
-            students=read_finding(config, provenance.fingerprint, Students),
-            has_contact_sheet=has_contact_sheet(config, provenance.fingerprint),
+    return {name: _card_config(folder / name) for name in names}
+
+
+def _card_config(config: Path) -> CardConfig:
+    provenance = Provenance.read(config)
+    if provenance.config_name != config.name:
+        raise FormatError(
+            f"{config} must hold the configuration of its name, found `{provenance.config_name}`. Rename the folder."
         )
+    shards = check_shards(config, provenance)
+    markers = [read_marker(path) for path in shards]
+    return CardConfig(
+        provenance=provenance,
+        features=read_features(shards[0]),
+        num_bytes=sum(marker.num_bytes for marker in markers),
+        file_bytes=sum(marker.file_bytes for marker in markers),
+        statistics=read_finding(config, provenance.fingerprint, Statistics),
+        verification=read_finding(config, provenance.fingerprint, Verification),
+        students=read_finding(config, provenance.fingerprint, Students),
+        has_contact_sheet=has_contact_sheet(config, provenance.fingerprint),
+    )
+
+
+def _finished_configs(folder: Path) -> dict[str, CardConfig]:
+    """Reads the finished configurations; one that cannot be read is told, and stands in the card as it did."""
+    configs = {}
+    for name in config_names(folder):
+        try:
+            if all((folder / name / shard).is_file() for shard in Provenance.read(folder / name).shard_names):
+                configs[name] = _card_config(folder / name)
+        except FormatError as error:
+            logger.warning("The card is written without news of `%s`: %s", name, error)
     return configs
 
 
@@ -123,7 +137,16 @@ def write_card(folder: Path) -> None:
     """Writes the card of a local "+" dataset for its finished configs; what people wrote, and other metadata, stays."""
     path = folder / CARD_FILE
     with held(folder / ".card.lock", "another configuration that is finished at the same time"):
-        write_whole(path, update_card(read_card(path), card_configs(folder), name=folder.resolve().name))
+        write_whole(path, update_card(read_card(path), _finished_configs(folder), name=folder.resolve().name))
+
+
+def check_card(folder: Path) -> None:
+    """Checks before a run that `write_card` can write after it; see `update_card` for what it raises."""
+    card = read_card(folder / CARD_FILE) or ""
+    update_card(card, {}, name=folder.resolve().name)
+    data = read_entries(split_readme(card)[1])[1]
+    for key in (_INFO, _CONFIGS):
+        _entries(data, key)
 
 
 def read_card(path: Path) -> str | None:
@@ -182,6 +205,18 @@ def keep_configs(existing: str, names: Collection[str]) -> str:
 def names_configs(card: str | None) -> bool:
     """Tells whether a card has `configs:`, without which a repository's files are read as one dataset."""
     return card is not None and bool(read_entries(split_readme(card)[1])[1].get(_CONFIGS))
+
+
+def has_config_elsewhere(card: str | None, name: str) -> bool:
+    """Tells whether a card has a configuration of this name whose data is not in the folder of this name."""
+    entry = None if card is None else _entries(read_entries(split_readme(card)[1])[1], _CONFIGS).get(name)
+    if entry is None:
+        return False
+    files = entry.get("data_files")
+    paths = [
+        file.get("path") if isinstance(file, dict) else file for file in (files if isinstance(files, list) else [files])
+    ]
+    return not all(isinstance(path, str) and path.startswith(f"{name}/") for path in paths)
 
 
 _HEAD, _FOOT, _CONFIG = "head", "foot", "config"

@@ -63,6 +63,9 @@ def _update(hasher: Any, array: pa.Array) -> None:
         hasher.update(_bytes_of(array))
     elif pa.types.is_boolean(kind):
         hasher.update(np.packbits(array.to_numpy(zero_copy_only=False)).tobytes())
+    elif pa.types.is_timestamp(kind) and kind.tz is not None:
+        # Versions of Arrow name the zone by objects of other classes; the values are those of UTC.
+        hasher.update(np.ascontiguousarray(array.view(pa.int64()).to_numpy(), "<i8").data)
     elif pa.types.is_integer(kind) or pa.types.is_floating(kind):
         values = array.to_numpy(zero_copy_only=False)
         hasher.update(np.ascontiguousarray(values, values.dtype.newbyteorder("<")).data)

@@ -233,9 +233,20 @@ class Provenance:
             del content["on_bad_image"]
         return content
 
+    def check(self) -> None:
+        """Checks that what `write` writes could be read; a ConfigError if not, since it came from somebody's settings."""
+        try:
+            self.from_dict(json.loads(json.dumps(self._content())), "`reinforcement.json`")
+        except FormatError as error:
+            reason = str(error).removesuffix(_AGAIN).rstrip()
+            raise ConfigError(f"the run could not be read again: {reason} Give another.") from error
+
     def write(self, folder: Path) -> None:
         """Writes `reinforcement.json` into the config's folder, whole or not at all."""
-        write_json(folder / PROVENANCE_FILE, {**self.to_dict(), "fingerprint": self.fingerprint})
+        write_json(folder / PROVENANCE_FILE, self._content())
+
+    def _content(self) -> dict[str, Any]:
+        return {**self.to_dict(), "fingerprint": self.fingerprint}
 
     @classmethod
     def read(cls, folder: Path) -> Provenance:

@@ -325,7 +325,7 @@ def _load_transformers(
     license = None if local else (pretrained_cfg or {}).get("license")
     return Member(
         model=model,
-        id=Path(name).name if local else name,
+        id=_folder_name(name) if local else name,
         revision=revision,
         license=_card_license(source, revision) if card and not license else license,
         num_classes=config.num_labels,
@@ -511,6 +511,12 @@ def _imagenet_labels(num_classes: int) -> _Names | None:
     return tuple((descriptions[synset], synset) for synset in synsets) if len(synsets) == num_classes else None
 
 
+def _folder_name(name: str) -> str:
+    """Returns the name of a folder, as it was given; that of `.` and `..` is the one that they stand for."""
+    folder = Path(name).expanduser()
+    return (folder.resolve() if folder.name in ("", "..") else folder).name
+
+
 def _card_license(source: str, revision: str | None) -> str | None:
     """Reads the licence from the model's card; None, with a warning, where there is no card to read."""
     license = None
@@ -523,6 +529,8 @@ def _card_license(source: str, revision: str | None) -> str | None:
     # A card is anybody's text: its YAML fails in many ways.
     except (OSError, *YAML_ERRORS) as error:
         logger.debug("no card for %s at %s: %s", source, revision, error)
+    if not all(isinstance(text, str) for text in (license if isinstance(license, list) else [license])):
+        license = None  # YAML reads `no` as false
     if license is None:
         logger.warning("The licence of the teacher %s is unknown; add it to the card before you publish.", source)
     return license

@@ -38,6 +38,7 @@ from hf_dr.generation.config import ExtendConfig, ReinforceConfig
 from hf_dr.generation.extend import extend
 from hf_dr.generation.folder import Part
 from hf_dr.generation.job import reinforce, reinforce_job
+from hf_dr.generation.plan import plan_run
 from hf_dr.generation.verify import verify
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
@@ -617,6 +618,38 @@ def test_impossible_settings(tmp_path, tiny_dataset, tiny_teacher, settings, mes
     with pytest.raises(ConfigError, match=message):
         run(tmp_path, tiny_dataset, tiny_teacher, **settings)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("folder", "card", "split", "message"),
+    [
+        ("plus", "---\nconfigs: 3\n---\n", "train", "`configs` in the card's YAML must be a list of configurations"),
+        ("a`b", None, "train", "a dataset's name must be printable"),
+        ("a::b", None, "train", "`output_dir` must be a path without `::`"),
+        (
+            "plus",
+            None,
+            "_train",
+            r"could not be read again: `split` in `reinforcement.json` must be a plain name.*Give another",
+        ),
+        ("plus", None, "t" * 120, "could not be read again: `split`"),
+    ],
+)
+def test_what_would_end_a_run_is_found_before_it(tmp_path, tiny_dataset, tiny_teacher, folder, card, split, message):
+    (tmp_path / folder).mkdir()
+    if card is not None:
+        (tmp_path / folder / "README.md").write_text(card)
+    base = datasets.Dataset(tiny_dataset.data, info=tiny_dataset.info, split=datasets.NamedSplit(split))
+    config = ReinforceConfig(str(tmp_path / folder), num_views=1)
+    with pytest.raises(HfDrError, match=message):
+        reinforce(base, tiny_teacher, Augmentation([CenterCrop(16)]), config)
+    assert not list((tmp_path / folder).glob("*/*")), "nothing was begun"
+
+
+def test_more_views_than_the_format_holds_are_refused(tmp_path, tiny_dataset, tiny_teacher):
+    config = ReinforceConfig(str(tmp_path), num_views=(1 << 20) + 1)
+    with pytest.raises(ConfigError, match=r"`num_views` in `reinforcement.json` must be .*1048576"):
+        plan_run(tiny_dataset, tiny_teacher, Augmentation([RandomResizedCrop(16)]), config)
 
 
 def test_all_classes_of_a_teacher_of_few_are_kept(tmp_path, tiny_dataset, tiny_teacher):

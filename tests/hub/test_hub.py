@@ -148,6 +148,41 @@ def test_a_shard_that_somebody_deleted_meanwhile_comes_back(
         assert {path: there[path] for path in there if path.startswith(f"{name}/")} == of_config(plus, name)
 
 
+ELSEWHERE = "configs:\n- config_name: all_ops\n  data_files:\n  - {split: train, path: data/train-*}\n"
+IN_FOLDER = "configs:\n- config_name: all_ops\n  data_files:\n  - {split: train, path: all_ops/train-*}\n"
+
+
+@pytest.mark.parametrize(
+    ("there", "card", "found"),
+    [
+        # As `Dataset.push_to_hub(repo, "all_ops")` makes it, and as `hf-dr export` does.
+        (dict.fromkeys(["all_ops/train-0.parquet", "all_ops/test-0.parquet"], b"x"), IN_FOLDER, "all_ops/test"),
+        (dict.fromkeys([f"all_ops/{name}" for name in ("export.json", "sizes.json", "reinforcement.json", "a.tar")], b"{}"),
+         IN_FOLDER, "all_ops/a.tar"),
+        ({"data/train-0.parquet": b"x"}, ELSEWHERE, "another in its card"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_the_name_of_a_configuration_with_other_data_is_refused(
+    loopback_hub: LoopbackHub, plus: Path, there: dict[str, bytes], card: str, found: str, overwrite: bool
+) -> None:
+    loopback_hub.put(REPO, {"README.md": f"---\n{card}---\n# Theirs\n".encode(), **there})
+    before = loopback_hub.files(REPO)
+    expected = rf"`all_ops` of {REPO} must be one that was pushed by hf_dr, or none, found {found}"
+    with pytest.raises(ConfigError, match=expected):
+        push_to_hub(plus, REPO, overwrite=overwrite)
+    assert loopback_hub.files(REPO) == before
+
+
+def test_a_configuration_whose_folder_somebody_deleted_comes_back(loopback_hub: LoopbackHub, plus: Path) -> None:
+    push_to_hub(plus, REPO)
+    gone = [CommitOperationDelete(path) for path in loopback_hub.files(REPO) if path.startswith("all_ops/")]
+    HfApi().create_commit(REPO, gone, commit_message="Clear out", repo_type="dataset")
+    push_to_hub(plus, REPO)
+    there = loopback_hub.files(REPO)
+    assert {path: there[path] for path in there if path.startswith("all_ops/")} == of_config(plus, "all_ops")
+
+
 def test_another_version_replaces_only_when_told_to(
     loopback_hub: LoopbackHub, plus: Path, tiny_dataset: datasets.Dataset, tiny_teacher: Teacher, tmp_path: Path
 ) -> None:

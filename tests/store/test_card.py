@@ -21,7 +21,16 @@ from hf_dr import Augmentation, ReinforceConfig, load_reinforced, ops, reinforce
 from hf_dr.cli.main import main
 from hf_dr.errors import ConfigError, DataError, FormatError
 from hf_dr.store.base_dataset import load_base
-from hf_dr.store.card import CARD_FILE, CardConfig, PlannedConfig, card_configs, size_category, update_card, write_card
+from hf_dr.store.card import (
+    CARD_FILE,
+    CardConfig,
+    PlannedConfig,
+    card_configs,
+    check_card,
+    size_category,
+    update_card,
+    write_card,
+)
 from hf_dr.store.findings import Students, Verification, save_finding
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import CONTACT_SHEET_FILE, STATISTICS_FILE, VERIFICATION_FILE
@@ -34,7 +43,7 @@ PART = re.compile(r"<!-- hf_dr: (?!end).*? -->.*?<!-- hf_dr: end -->", re.DOTALL
 
 @pytest.fixture(scope="module")
 def config(tiny_folder):
-    return card_configs(tiny_folder)["all_ops"]
+    return card_configs(tiny_folder, ["all_ops"])["all_ops"]
 
 
 @pytest.fixture(scope="module")
@@ -386,7 +395,7 @@ def test_findings_stand_in_the_card(folder, tiny_teacher):
     save_finding(folder / "all_ops", fingerprint, Students(["who", "top-1"], [["erm", "70.0 ± 0.1"]]))
     write_card(folder)
     card = (folder / "README.md").read_text()
-    config = card_configs(folder)["all_ops"]
+    config = card_configs(folder, ["all_ops"])["all_ops"]
     assert isinstance(config, CardConfig)
     size = f"{config.statistics.columns['teacher_logprobs']:,}"
     assert f"| log-probabilities | {size} |" in card
@@ -405,7 +414,7 @@ def test_findings_stand_in_the_card(folder, tiny_teacher):
 def test_a_stale_finding_is_refused(folder):
     save_finding(folder / "all_ops", "0" * 64, Students([], []))
     with pytest.raises(FormatError, match=r"students.json must be of the run .* found one of '000000000000'"):
-        card_configs(folder)
+        card_configs(folder, ["all_ops"])
 
 
 def test_an_overlay_gets_no_contact_sheet(overlay, tmp_path):
@@ -443,24 +452,41 @@ def test_save_needs_a_folder(capsys):
 
 def test_unfinished_configurations_are_left_out_or_refused(folder):
     (folder / "all_ops" / "train-00001-of-00003.parquet").unlink()
-    assert card_configs(folder) == {}
+    (folder / "README.md").unlink()
+    write_card(folder)
+    assert "all_ops" not in (folder / "README.md").read_text()
     with pytest.raises(FormatError, match=r"must have 3 shards, found 2 of them, e.g. no train-00001-of-00003.parquet"):
         card_configs(folder, ["all_ops"])
     with pytest.raises(FormatError, match=r"must hold reinforcement.json, found none"):
         card_configs(folder, ["other"])
 
 
-def test_a_renamed_folder_is_refused(folder):
-    (folder / "all_ops").rename(folder / "other")
+def test_a_renamed_folder_is_refused_and_no_hindrance_to_others(folder, caplog):
+    shutil.copytree(folder / "all_ops", folder / "backup")
     with pytest.raises(FormatError, match="must hold the configuration of its name, found `all_ops`"):
-        card_configs(folder)
+        card_configs(folder, ["backup"])
+    write_card(folder)
+    assert "The card is written without news of `backup`: " in caplog.text
+    assert "## all_ops" in (folder / "README.md").read_text()
+    assert "backup" not in (folder / "README.md").read_text()
+
+
+def test_a_card_that_could_not_be_written_is_known_before(folder, tmp_path):
+    check_card(folder)
+    check_card(tmp_path / "new")
+    for card in ("---\nconfigs: 3\n---\n", "---\ndataset_info: [1]\n---\n", "---\ntags: {a: 1}\n---\n"):
+        (folder / "README.md").write_text(card)
+        with pytest.raises(FormatError, match="in the card's YAML must be"):
+            check_card(folder)
+    with pytest.raises(ConfigError, match="a dataset's name must be printable"):
+        check_card(tmp_path / "a`b")
 
 
 def test_a_shard_of_another_run_is_refused(folder):
     provenance = Provenance.read(folder / "all_ops")
     replace(provenance, seed=5).write(folder / "all_ops")
     with pytest.raises(FormatError, match=r"must carry the fingerprint of its reinforcement.json, found another"):
-        card_configs(folder)
+        card_configs(folder, ["all_ops"])
 
 
 def test_a_card_that_is_no_text_is_refused(folder):

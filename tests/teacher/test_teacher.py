@@ -227,7 +227,7 @@ def test_classes_of_imagenet_keep_their_own_names_next_to_those_of_imagenet(tmp_
     assert "n01440764" in labels[0]
 
 
-def test_a_transformers_model_with_its_image_processor(tmp_path):
+def test_a_transformers_model_with_its_image_processor(tmp_path, monkeypatch):
     config = transformers.ViTConfig(
         hidden_size=8,
         num_hidden_layers=1,
@@ -247,6 +247,10 @@ def test_a_transformers_model_with_its_image_processor(tmp_path):
     teacher = Teacher.from_pretrained(str(tmp_path))
     assert teacher.members[0].preprocessing == Preprocessing((16, 16), (0.3,) * 3, (0.6,) * 3, "bilinear")
     assert teacher.members[0].license == "mit"
+    (tmp_path / "README.md").write_text("---\nlicense: no\n---\n")  # which YAML reads as false
+    monkeypatch.chdir(tmp_path)
+    here = Teacher.from_pretrained(".").members[0]
+    assert (here.id, here.license) == (tmp_path.name, None)
     assert teacher(VIEWS).shape == (5, 3)
     np.testing.assert_allclose(teacher(VIEWS).exp().sum(-1), 1, rtol=1e-5)
 

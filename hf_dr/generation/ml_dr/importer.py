@@ -134,6 +134,7 @@ class ImportJob:
             skipped_rows=[],
             schema_version=SCHEMA_VERSION,
         )
+        self.provenance.check()
         added = added_features(self.provenance, self._augmentation)
         self._features = datasets.Features({**self._base.features, **added})
         # What a file holds: the columns with a value for each view.

@@ -230,8 +230,6 @@ def _build_trainer(
         return ReinforcedTrainer(**settings)
     chosen = read_classes(student.teacher_classes, data.class_names)
     teacher = Teacher.from_pretrained(student.teacher, device=args.device, classes=chosen)
-    if data.class_names is not None:
-        teacher.check_classes(data.class_names)
     return OnlineDistillationTrainer(**settings, teacher=teacher)
 
 

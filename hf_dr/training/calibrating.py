@@ -144,7 +144,7 @@ def _check_given(images: Any) -> None:
 def _answers(trainer: ResumableTrainer, images: Any) -> tuple[np.ndarray, np.ndarray]:
     """Returns logits (B, C) and labels (B,) of all images, whatever the settings of evaluations say."""
     whole = {"prediction_loss_only": False, "batch_eval_metrics": False, "eval_do_concat_batches": True}
-    with changed(trainer.args, **whole), changed(trainer, compute_metrics=None):
+    with changed(trainer.args, **whole), changed(trainer, compute_metrics=None, preprocess_logits_for_metrics=None):
         predicted = trainer.predict(images)
     # Of a model that returns more than logits these are the first of several.
     first = predicted.predictions[0] if isinstance(predicted.predictions, tuple) else predicted.predictions

@@ -331,7 +331,13 @@ def as_evaluation(
     if isinstance(given, datasets.Dataset) and is_undecoded(given):
         shown = evaluation_of(model, processor, train.size)
         given = evaluation_images(given, train, shown, to_predict=to_predict, name=name)
-    if isinstance(given, LabelledImages):
+    if isinstance(given, ReinforcedData):
+        check_class_names(given.class_names, train.class_names, name, ConfigError)
+        if given.num_classes != train.num_classes:
+            raise ConfigError(
+                f"`{name}` must have the {train.num_classes} classes of the training set, got {given.num_classes}. Give others."
+            )
+    elif isinstance(given, LabelledImages):
         check_labels(given, train, name, needed=not to_predict)
     elif is_undecoded(getattr(given, "dataset", given)):
         raise ConfigError(

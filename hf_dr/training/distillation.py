@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from hf_dr.errors import ConfigError
+from hf_dr.replay.augmented import AugmentedDataset
 from hf_dr.replay.reinforced_data import ReinforcedData
+from hf_dr.settings import check_kind
 from hf_dr.store.provenance import hash_of
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.training.losses import label_cross_entropy
@@ -21,8 +23,9 @@ class OnlineDistillationTrainer(ReinforcedTrainer):
     """Minimises KL to a teacher that labels newly drawn views as they come (Hinton et al., arXiv:1503.02531).
 
     Give it `reinforced_probability=0`, so that every view is new. Settings are those of `ReinforcedTrainer`; `temperature` and
-    `label_weight` apply, `tail` does not: the answer is whole. Where batches are mixed (`mixup_alpha`, `cutmix_alpha`) the
-    teacher sees the mix and answers for it (Beyer et al., arXiv:2106.05237); `label_weight` is then that of the mixed labels.
+    `label_weight` apply, `tail` does not: the answer is whole. As next to stored answers, labels are not smoothed. Where
+    batches are mixed (`mixup_alpha`, `cutmix_alpha`) the teacher sees the mix and answers for it (Beyer et al.,
+    arXiv:2106.05237); `label_weight` is then that of the mixed labels.
 
     All other arguments are those of `ReinforcedTrainer`.
 
@@ -30,22 +33,31 @@ class OnlineDistillationTrainer(ReinforcedTrainer):
         teacher: Over the dataset's classes, on the device of training.
 
     Raises:
-        ConfigError: The teacher has other classes than the dataset; or see `ReinforcedTrainer`.
+        ConfigError: Stored views would be shown, or the teacher is one for each fold; or see `ReinforcedTrainer`.
+        TeacherError: The teacher has other classes than the dataset.
     """
 
     def __init__(self, *args: Any, teacher: Teacher, **settings: Any) -> None:
-        super().__init__(*args, **settings)
-        self.teacher = teacher
+        check_kind("teacher", teacher, Teacher, "a Teacher", "`Teacher.from_pretrained` makes one of a name.")
         if teacher.num_folds > 1:
             raise ConfigError(
                 "a teacher in memory must be one that answers for all images, got one for each fold. Use them with `hf-dr "
                 "reinforce`, which knows which of them has not seen an image."
             )
-        train = self.train_dataset
-        if isinstance(train, ReinforcedData) and train.num_classes != teacher.num_classes:
+        train = settings.get("train_dataset")
+        if isinstance(train, ReinforcedData) and train.class_names is not None:
+            teacher.check_classes(train.class_names)
+        elif isinstance(train, ReinforcedData) and train.num_classes != teacher.num_classes:
             raise ConfigError(
                 f"the teacher must answer over the dataset's {train.num_classes} classes, got {teacher.num_classes}. "
                 "Name another teacher, or pass `classes`."
+            )
+        super().__init__(*args, **settings)
+        self.teacher = teacher
+        if self.args.reinforced_probability and not isinstance(train, AugmentedDataset):
+            raise ConfigError(
+                f"`reinforced_probability` must be 0 with a teacher in memory, which labels newly drawn views, got "
+                f"{self.args.reinforced_probability}. Set it to 0."
             )
 
     @property
@@ -97,5 +109,6 @@ class OnlineDistillationTrainer(ReinforcedTrainer):
         loss = F.kl_div(student_BC, target_BC, reduction="batchmean", log_target=True) * temperature**2
         weight = self.args.label_weight
         if weight:
-            loss = (1 - weight) * loss + weight * label_cross_entropy(outputs["logits"], inputs).mean()
+            label_B = label_cross_entropy(outputs["logits"], inputs)
+            loss = (1 - weight) * loss + weight * label_B.mean()
         return (loss, outputs) if return_outputs else loss

@@ -356,7 +356,9 @@ class ReinforcedLoss(nn.Module):
         check_batch(batch)
         if isinstance(logits_BC, torch.Tensor) and logits_BC.ndim:
             check_num_classes(logits_BC.shape[-1], self.num_classes)
-        return reinforced_loss(logits_BC, batch, **self._settings(), new_views="labels" in batch)
+        # Without labels all views must be stored ones.
+        new_views = "labels" in batch or (_can_look_at(logits_BC) and not bool(batch["reinforced"].all()))
+        return reinforced_loss(logits_BC, batch, **self._settings(), new_views=new_views)
 
     def _settings(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("tail", "temperature", "label_weight", "label_smoothing")}

@@ -135,6 +135,11 @@ class ResumableArguments(TrainingArguments):
 
     def _divide(self, batch_size: int) -> None:
         """Sets what each device takes at a time, so that a step sees `batch_size` images on any number of devices."""
+        settings: Any = self.accelerator_config
+        if (settings.gradient_accumulation_kwargs or {}).get("num_steps"):
+            raise ConfigError(
+                "`batch_size` needs `gradient_accumulation_steps`, got `num_steps` of `gradient_accumulation_kwargs`. Set that."
+            )
         devices = self.world_size * max(1, self.n_gpu)
         parts = devices * self.gradient_accumulation_steps
         each, rest = divmod(batch_size, parts)
@@ -143,6 +148,8 @@ class ResumableArguments(TrainingArguments):
                 f"`batch_size` must divide among {devices} devices and {self.gradient_accumulation_steps} accumulated batches, "
                 f"got {batch_size}. Choose a multiple of {parts}."
             )
+        if settings.split_batches:  # a batch is that of all processes
+            each *= self.world_size
         if self.per_device_train_batch_size not in (each, TrainingArguments.per_device_train_batch_size):
             raise ConfigError(
                 f"only one of `batch_size` and `per_device_train_batch_size` must be given, got {batch_size} and "
@@ -180,7 +187,6 @@ class ResumableTrainer(Trainer):
         self._loaders: list[Any] = []  # those that may have workers
         self._divergence = Divergence()
         self._totals = Totals(self)
-        self._most_checkpoints = args.save_total_limit
         self._lock: filelock.BaseFileLock | None = None
         with _taking("the settings must be such as transformers' Trainer takes"):
             super().__init__(model, args, **settings)
@@ -205,6 +211,7 @@ class ResumableTrainer(Trainer):
             ConfigError: The checkpoint is of other settings, or not whole; or another training is writing to `output_dir`.
         """
         self._check_best_metric()
+        self._most_checkpoints = self.args.save_total_limit
         # Of one checkpoint that is kept Trainer would delete the last, which tells that the training is finished.
         with self.alone(), changed(self.args, save_total_limit=None):
             checkpoint = whole_checkpoint(resume_from_checkpoint, str(self.args.output_dir))
@@ -378,8 +385,9 @@ class ResumableTrainer(Trainer):
         return self._for_training(super().get_train_dataloader())
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader:
-        """As Trainer's, but of all rows, whatever `dataloader_drop_last` says."""
-        with changed(self.args, dataloader_drop_last=False):
+        """As Trainer's, but of all rows, whatever `dataloader_drop_last` says, and of the given ones."""
+        # With persistent workers Trainer keeps the first loader, and gives it for any other dataset as well.
+        with changed(self.args, dataloader_drop_last=False, dataloader_persistent_workers=False):
             return self._with_own_generator(super().get_eval_dataloader(eval_dataset))
 
     def get_test_dataloader(self, test_dataset: Any) -> torch.utils.data.DataLoader:

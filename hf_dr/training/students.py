@@ -370,10 +370,11 @@ def _own_processor(given: Any) -> Any:
 
 
 def outputs_of(model: torch.nn.Module, pixels_BCHW: torch.Tensor) -> Any:
-    """Returns a classifier's outputs by name, its `logits` (B, C) among them; it may return a tuple or a tensor."""
+    """Returns a classifier's outputs by name, its `logits` (B, C) first; it may return a tuple or a tensor."""
     outputs = model(pixel_values=pixels_BCHW)
     if isinstance(outputs, dict):
-        return outputs
+        # Trainer takes the first output for the predictions.
+        return outputs if next(iter(outputs), None) == "logits" else {"logits": outputs["logits"], **outputs}
     return {"logits": outputs if isinstance(outputs, torch.Tensor) else outputs[0]}
 
 

@@ -104,7 +104,7 @@ class ReinforcedTrainer(StudentTrainer):
         super().__init__(model=model, args=args, normalization=normalization, **settings)
         self.eval_dataset = self._as_evaluation(self.eval_dataset)
         self._check_train_dataset()
-        self.add_callback(_TrialCheck(self))
+        self.add_callback(_LateCheck(self))
         self._augmenter = augmentation_of_trainer(args, train, self.data_collator)
         check_replay(train, None if self._augmenter is None else (self._augmenter, args.device))
         self._mixer = BatchMixer(args, lambda: self._order_seed)
@@ -384,28 +384,27 @@ def _model_args(model: Any) -> Any:
 _NOT_SEARCHED = ("batch_size", "ema_decay", "augment_on", "channels_last")
 
 
-class _TrialCheck(TrainerCallback):
-    """Checks the hyperparameters of a trial: a search sets them as attributes of `args`, which are not checked then."""
+class _LateCheck(TrainerCallback):
+    """Checks settings when a training begins: a search, or a user, sets attributes of `args`, which are not checked then."""
 
     def __init__(self, trainer: ReinforcedTrainer) -> None:
         self._trainer = trainer
         self._fixed = {name: getattr(trainer.args, name) for name in _NOT_SEARCHED}
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if not state.is_hyper_param_search:
-            return
         args.check()
         for name, value in self._fixed.items():
             if getattr(args, name) != value:
                 raise ConfigError(
-                    f"`{name}` must be {value} in a search, as when the trainer was made, got {getattr(args, name)}. Leave it "
-                    "out of the search."
+                    f"`{name}` must be {value}, as when the trainer was made, got {getattr(args, name)}. Leave it out of a "
+                    "search, or make another trainer."
                 )
-        found = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+        processes = 1 if args.accelerator_config.split_batches else args.world_size
+        found = args.train_batch_size * processes * args.gradient_accumulation_steps
         if args.batch_size not in (None, found):
             raise ConfigError(
-                f"a step must see the {args.batch_size} images of `batch_size`, but the search has chosen {found}. Make the "
-                "trainer without `batch_size`, or leave batches and accumulation out of the search."
+                f"a step must see the {args.batch_size} images of `batch_size`, but with what was set since it sees {found}. "
+                "Make the trainer without `batch_size`, or leave batches and accumulation as they were."
             )
         train: Any = self._trainer.train_dataset
         if isinstance(train, ReinforcedData):

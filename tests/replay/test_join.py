@@ -224,7 +224,8 @@ def test_the_index_is_kept(cache, monkeypatch, tiny_dataset):
     monkeypatch.setattr(hf_dr.replay.join, "_decode_all", None)
     np.testing.assert_array_equal(index_images(shuffled), index)
     np.testing.assert_array_equal(index_images(undecoded_images(tiny_dataset.shuffle(seed=3), "image")), index)
-    assert [path.suffix for path in sorted(cache.iterdir())] == [".npy", ".lock"]
+    # Some versions of filelock leave their file.
+    assert [path.suffix for path in cache.iterdir() if path.suffix != ".lock"] == [".npy"]
 
 
 def test_one_process_makes_the_index_and_the_others_wait(cache, monkeypatch, tiny_dataset):

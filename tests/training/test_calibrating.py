@@ -42,6 +42,29 @@ def pictures(held_out):
     return LabelledImages(held_out, evaluation_augmentation((SIZE, SIZE)))
 
 
+class FeaturesFirst(Pooled):
+    """Returns its logits after something else."""
+
+    def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        outputs = super().forward(pixel_values, labels)
+        return {"features": pixel_values.flatten(1), **outputs}
+
+
+def test_logits_are_calibrated_wherever_they_stand_and_whatever_metrics_are_made_of(plain, pictures, settings):
+    found = []
+    for student, more in (
+        (Pooled, {}),
+        (FeaturesFirst, {}),
+        (Pooled, {"preprocess_logits_for_metrics": lambda logits, labels: logits.argmax(-1)}),
+    ):
+        torch.manual_seed(0)
+        trainer = ReinforcedTrainer(student(), settings(), train_dataset=plain, **more)
+        found.append(trainer.calibrate(pictures))
+    assert found[0].temperature != 1
+    assert {each.temperature for each in found} == {found[0].temperature}
+    assert all(np.array_equal(each.logits, found[0].logits) for each in found)
+
+
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("kind", [*MODELS, "of several outputs"])
 def test_probabilities_are_those_at_the_temperature(plain, pictures, settings, kind, bf16):

@@ -1,5 +1,6 @@
 """What a student is evaluated on, and a student that is given by its name."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,49 @@ from transformers import ConvNextImageProcessor, ViTImageProcessor
 from hf_dr.errors import ConfigError, DataError
 from hf_dr.evaluation.config import EvaluateConfig
 from hf_dr.evaluation.run import run_evaluation
+from hf_dr.generation.config import ReinforceConfig
+from hf_dr.generation.job import reinforce
+from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.metrics import compute_metrics
 from hf_dr.teacher.preprocessing import evaluation_augmentation
 from hf_dr.training.students import LabelledImages, build_student
 from hf_dr.training.trainer import ReinforcedTrainer
-from hf_dr.views.ops.geometry import Resize
+from hf_dr.views.augmentation import Augmentation
+from hf_dr.views.ops.geometry import RandomResizedCrop, Resize
 from training.helpers import ROWS, SIZE, pooled, same, timm_student, transformers_student, weights
 
 
 def top1(prediction):
     return {"top1": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
+
+
+def test_persistent_workers_evaluate_what_is_given(tiny_dataset, plain, settings):
+    parts = [tiny_dataset.select(range(4)), tiny_dataset.select(range(4, ROWS))]
+    losses = []
+    for more in ({}, {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}):
+        trainer = ReinforcedTrainer(pooled(), settings(**more), train_dataset=plain)
+        losses.append([trainer.evaluate(part)["eval_loss"] for part in parts])
+        several = trainer.evaluate({"a": parts[0], "b": parts[1]})
+        losses.append([several["eval_a_loss"], several["eval_b_loss"]])
+    assert losses[0][0] != losses[0][1]
+    assert losses == [losses[0]] * 4
+
+
+def test_reinforced_data_of_other_classes_is_not_evaluated(plain, settings, tiny_dataset, tiny_teacher, tmp_path):
+    names = plain.class_names[::-1]
+    other = tiny_dataset.cast_column("label", datasets.ClassLabel(names=names))
+    augmentation = Augmentation([RandomResizedCrop(SIZE)])
+    teacher = Teacher([replace(tiny_teacher.members[0], labels=None)])
+    held_out = reinforce(other, teacher, augmentation, ReinforceConfig(str(tmp_path / "other"), num_views=1, top_k=3))
+    trainer = ReinforcedTrainer(pooled(), settings(), train_dataset=plain)
+    with pytest.raises(ConfigError, match=f"`eval_dataset` must have the classes of .* class 0 is '{names[0]}' there"):
+        trainer.evaluate(held_out)
+    linear = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(48, 9))
+    teacher = Teacher.from_model(linear, "linear", size=SIZE, normalization=((0.5,) * 3, (0.5,) * 3), device="cpu")
+    config = ReinforceConfig(str(tmp_path / "more"), num_views=1, top_k=3, label_column="none")
+    held_out = reinforce(tiny_dataset, teacher, augmentation, config)
+    with pytest.raises(ConfigError, match="`eval_dataset` must have the 8 classes of the training set, got 9"):
+        trainer.evaluate(held_out)
 
 
 def test_a_plain_dataset_is_evaluated_as_its_images(tiny_dataset, plain, pictures, settings):

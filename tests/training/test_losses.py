@@ -340,6 +340,18 @@ def test_weights_and_smoothing_are_shares(tiny_plus, name, value):
         assert reinforced_loss(stored(3)[0], batch_of(), **{name: share}) > 0
 
 
+def test_the_loss_of_a_dataset_needs_labels_where_a_view_is_new(tiny_plus):
+    loss = ReinforcedLoss(tiny_plus)
+    logits = torch.randn(2, 8).requires_grad_()
+    ids, logprobs = torch.tensor([[0, 1, 2]] * 2), torch.tensor([[0.5, 0.2, 0.1]] * 2).log()
+    batch = {"teacher_ids": ids, "teacher_logprobs": logprobs, "reinforced": torch.tensor([True, True])}
+    assert loss(logits, batch) == reinforced_kl(logits, ids, logprobs, tail=loss.tail).mean()
+    drawn = {"teacher_ids": ids * 0, "teacher_logprobs": logprobs * 0, "reinforced": torch.tensor([False, True])}
+    drawn["teacher_ids"][1], drawn["teacher_logprobs"][1] = ids[1], logprobs[1]
+    with pytest.raises(ConfigError, match="the loss needs `labels`, but the batch has none"):
+        loss(logits, drawn)
+
+
 @pytest.mark.parametrize("logits", [None, [[0.0] * 8], torch.tensor(1.0), torch.zeros(8)])
 def test_the_loss_of_a_dataset_says_what_logits_must_be(tiny_plus, logits):
     with pytest.raises(ConfigError, match=r"`logits` must be (a tensor|of floating point, \(B, C\)), got"):

@@ -45,19 +45,31 @@ def test_a_trial_has_checkpoints_of_its_own(plain, settings, tmp_path):
         ({"mixup_alpha": 0.5}, "`mixup_alpha` and `cutmix_alpha` must be 0 where stored views are replayed"),
         (
             {"ema_decay": 0.9},
-            "`ema_decay` must be None in a search, as when the trainer was made, got 0.9. Leave it out",
+            "`ema_decay` must be None, as when the trainer was made, got 0.9. Leave it out",
         ),
-        ({"batch_size": 2}, "`batch_size` must be 4 in a search"),
+        ({"batch_size": 2}, "`batch_size` must be 4, as when the trainer was made"),
         (
             {"gradient_accumulation_steps": 2},
-            "a step must see the 4 images of `batch_size`, but the search has chosen 8",
+            "a step must see the 4 images of `batch_size`, but with what was set since it sees 8",
         ),
-        ({"augment_on": "cpu"}, "`augment_on` must be auto in a search"),
+        ({"augment_on": "cpu"}, "`augment_on` must be auto, as when the trainer was made"),
     ],
 )
 def test_what_a_search_chooses_is_checked(chosen, message, plain, settings):
     with pytest.raises(ConfigError, match=message):
         search(settings(batch_size=4, per_device_train_batch_size=8), plain, chosen)
+
+
+def test_settings_that_were_changed_since_are_checked(plain, settings, tmp_path):
+    args = settings(save_strategy="steps", save_steps=1)
+    trainer = ReinforcedTrainer(pooled(), args, train_dataset=plain)
+    trainer.args.mixup_alpha = 0.5
+    with pytest.raises(ConfigError, match="`mixup_alpha` and `cutmix_alpha` must be 0 where stored views are replayed"):
+        trainer.train()
+    trainer.args.mixup_alpha = 0.0
+    trainer.args.save_total_limit = 2
+    trainer.train()
+    assert len(list(tmp_path.glob("out/checkpoint-*"))) == 2
 
 
 def test_what_model_init_makes_is_treated_as_a_given_model_is(plain, tiny_dataset, settings, tmp_path):

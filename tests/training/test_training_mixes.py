@@ -1,6 +1,7 @@
 """MixUp and CutMix of batches in a training, and a teacher in memory."""
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from timm.data.mixup import mixup_target
 from timm.loss import SoftTargetCrossEntropy
 from torch import nn
 
-from hf_dr.errors import ConfigError
+from hf_dr.errors import ConfigError, TeacherError
 from hf_dr.training.arguments import ReinforcedTrainingArguments
 from hf_dr.training.distillation import OnlineDistillationTrainer
 from hf_dr.training.trainer import ReinforcedTrainer
@@ -182,5 +183,16 @@ def test_labels_have_their_weight_in_online_distillation(plain, settings, make_t
 def test_an_online_teacher_of_other_classes_is_refused(plain, settings, make_teacher):
     teacher = make_teacher()
     teacher = type(teacher)(teacher.members, classes=[0, 1, 2])
-    with pytest.raises(ConfigError, match="the teacher must answer over the dataset's 8 classes, got 3"):
+    alone = settings(reinforced_probability=0.0)
+    with pytest.raises(TeacherError, match="the teacher must answer over the dataset's 8 classes, but it has 3"):
+        OnlineDistillationTrainer(pooled(), alone, train_dataset=plain, teacher=teacher)
+    teacher = make_teacher()
+    reversed_names = replace(teacher.members[0], labels=tuple((name,) for name in plain.class_names[::-1]))
+    with pytest.raises(
+        TeacherError, match="the teacher's classes must be in the dataset's order, but class 0 is 'black'"
+    ):
+        OnlineDistillationTrainer(pooled(), alone, train_dataset=plain, teacher=type(teacher)([reversed_names]))
+    with pytest.raises(ConfigError, match="`teacher` must be a Teacher, got str"):
+        OnlineDistillationTrainer(pooled(), alone, train_dataset=plain, teacher="me/teacher")
+    with pytest.raises(ConfigError, match=r"`reinforced_probability` must be 0 with a teacher in memory.* got 0\.99"):
         OnlineDistillationTrainer(pooled(), settings(), train_dataset=plain, teacher=teacher)

@@ -339,6 +339,16 @@ def test_a_global_batch_is_divided_among_processes_and_accumulation(tmp_path, pr
     args = ReinforcedTrainingArguments(str(tmp_path), batch_size=24, gradient_accumulation_steps=accumulated)
     assert args.per_device_train_batch_size * processes * accumulated == 24
     assert dataclasses.replace(args).per_device_train_batch_size == args.per_device_train_batch_size
+    # There a batch is that of all processes.
+    split = {"gradient_accumulation_steps": accumulated, "accelerator_config": {"split_batches": True}}
+    args = ReinforcedTrainingArguments(str(tmp_path), batch_size=24, **split)
+    assert args.per_device_train_batch_size * accumulated == 24
+
+
+def test_accumulation_by_another_name_is_refused_with_a_global_batch(settings):
+    accumulated = {"gradient_accumulation_kwargs": {"num_steps": 2}}
+    with pytest.raises(ConfigError, match="`batch_size` needs `gradient_accumulation_steps`, got `num_steps` of"):
+        settings(batch_size=4, accelerator_config=accumulated)
 
 
 @pytest.mark.parametrize(

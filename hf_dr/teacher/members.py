@@ -124,9 +124,9 @@ def _load(name: str, card: bool, fallback: Preprocessing | None, strict: bool) -
         return _load_transformers(name, str(folder), None, card, fallback, strict)
     if "@" in name and Path(name.partition("@")[0]).expanduser().is_dir():
         raise TeacherError(f"a revision must come with a Hub id, got {name!r}, which is a folder. Leave it out.")
-    if folder.is_file() or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise TeacherError(f"a model must be {HOW_TO_NAME}; {name!r} is none of these.{no_folder(name)}")
     repo_id, _, revision = name.partition("@")
+    if folder.is_file() or name.startswith((".", "/", "~")) or repo_id.count("/") > 1:
+        raise TeacherError(f"a model must be {HOW_TO_NAME}; {name!r} is none of these.{no_folder(name)}")
     return _load_transformers(repo_id, repo_id, revision or None, card, fallback, strict)
 
 
@@ -143,10 +143,14 @@ def check_member(member: Member) -> None:
         )
     found = _shape_of_answer(member.model, member.preprocessing, member.id)
     if found != (1, member.num_classes):
-        raise TeacherError(
-            f"the model {member.id!r} must answer with one number for each of its classes, shape (1, {member.num_classes}), "
-            f"but its answer to one image has the shape {found}. Name {HOW_TO_NAME}."
-        )
+        raise _wrong_shape(member.id, member.num_classes, found)
+
+
+def _wrong_shape(name: str, num_classes: int | str, found: tuple[int, ...]) -> TeacherError:
+    return TeacherError(
+        f"the model {name!r} must answer with one number for each of its classes, shape (1, {num_classes}), but its answer to "
+        f"one image has the shape {found}. Name {HOW_TO_NAME}."
+    )
 
 
 def _shape_of_answer(model: nn.Module, preprocessing: Preprocessing, name: str) -> tuple[int, ...]:
@@ -187,6 +191,8 @@ def member_of(
     """Returns a copy of a classifier in memory as a member, see `Teacher.from_model`."""
     copied = copy.deepcopy(model).cpu()
     shape = _shape_of_answer(copied, preprocessing, name)
+    if not shape:  # one number for all
+        raise _wrong_shape(name, "classes", shape)
     labels: _Names | None = None
     if class_names is not None:
         check_names("class_names", class_names)

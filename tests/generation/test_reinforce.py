@@ -49,7 +49,14 @@ from hf_dr.store.schema import KEEP, PROVENANCE_FILE
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.maker import hash_view
-from hf_dr.views.ops.geometry import CenterCrop, RandomCrop, RandomHorizontalFlip, RandomResizedCrop, Resize
+from hf_dr.views.ops.geometry import (
+    CenterCrop,
+    RandomCrop,
+    RandomErasing,
+    RandomHorizontalFlip,
+    RandomResizedCrop,
+    Resize,
+)
 from hf_dr.views.ops.mixing import CutMix, MixUp
 
 # `hf_dr.reinforce` is the function; this is the module behind it.
@@ -989,6 +996,16 @@ def test_the_estimate_tells_what_candidates_cost(tmp_path, tiny_dataset, tiny_te
     [
         ((1, 40000), [Resize(256), CenterCrop(24)], "Resize must make images of at most"),
         ((9, 40), [RandomCrop(24)], "RandomCrop needs images of at least 24x24 pixels"),
+        (
+            (5000, 8),
+            [Resize(224), RandomResizedCrop(24)],
+            "RandomResizedCrop stores boxes of images with sides of at most",
+        ),
+        (
+            (5000, 8),
+            [Resize(224), RandomErasing(), CenterCrop(24)],
+            "RandomErasing stores boxes of images with sides of",
+        ),
     ],
 )
 def test_an_image_that_cannot_be_augmented_is_named_and_can_be_skipped(

@@ -1020,6 +1020,28 @@ def test_an_image_that_cannot_be_augmented_is_named_and_can_be_skipped(
     assert Provenance.read(tmp_path / "b" / "a").skipped_rows == [3]
 
 
+def test_columns_of_the_base_may_have_dots_in_their_names(tmp_path, tiny_dataset, tiny_teacher):
+    """As the paths of Parquet's own columns have them."""
+    names = ["image_hash.md5", "source_index.x", "teacher_ids.list.element", "image.width", "label.note"]
+    dotted = tiny_dataset
+    for name in names:
+        dotted = dotted.add_column(name, [f"{name} {row}" for row in range(len(dotted))])
+    expected = run(tmp_path / "plain", tiny_dataset, tiny_teacher, PLAIN, config_name="a")
+    run(tmp_path / "dotted", dotted, tiny_teacher, PLAIN, config_name="a")
+    run(tmp_path / "dotted", dotted, tiny_teacher, PLAIN, config_name="a")
+    assert expected.keys() == files_of(tmp_path / "dotted").keys()
+    plain = load_reinforced(tmp_path / "plain")
+    for columns in ([], names):
+        loaded = load_reinforced(tmp_path / "dotted", columns=columns)
+        streamed = list(load_reinforced(tmp_path / "dotted", columns=columns, streaming=True))
+        assert len(streamed) == len(loaded) == len(plain)
+        for row in range(len(plain)):
+            assert torch.equal(loaded[row, 0]["teacher_logprobs"], plain[row, 0]["teacher_logprobs"])
+            assert [loaded[row, 0][name] for name in columns] == [f"{name} {row}" for name in columns]
+        assert {item[name] for item in streamed for name in columns} == {f"{n} {r}" for n in columns for r in range(12)}
+    assert verify(loaded, tiny_teacher).ok
+
+
 def test_a_run_goes_on_with_its_own_labels_only(tmp_path, tiny_dataset, tiny_teacher):
     before = run(tmp_path, tiny_dataset, tiny_teacher, PLAIN, config_name="a")
     names = tiny_dataset.features["label"].names

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -191,7 +192,7 @@ class _Belongs:
             repository = self._repository
             return (
                 repository is not None
-                and ".." not in container
+                and ".." not in re.split("[/@]", container)
                 and container.startswith((f"{repository}@", f"{repository}/"))
             )
         directory, name = os.path.split(container)

@@ -713,6 +713,20 @@ def test_a_disk_without_room_is_refused_before_the_teacher_runs(tmp_path, tiny_d
     assert not files_of(tmp_path)
 
 
+@pytest.mark.parametrize("shard_size", [5, 10**10])
+def test_a_disk_must_have_room_for_the_rows_that_there_are(
+    tmp_path, tiny_dataset, tiny_teacher, monkeypatch, shard_size
+):
+    needed = 12 * 2 * 3 * 2  # rows, views, kept classes, bytes
+    usage = type("Usage", (), {"free": needed - 1})
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
+    settings = {"config_name": "a", "shard_size": shard_size, "num_views": 2, "top_k": 3}
+    with pytest.raises(ConfigError, match=rf"`output_dir` needs at least {needed} B, found {needed - 1} B free"):
+        run(tmp_path, tiny_dataset, tiny_teacher, PLAIN, **settings)
+    usage.free = needed
+    run(tmp_path, tiny_dataset, tiny_teacher, PLAIN, **settings)
+
+
 def test_a_disk_that_fills_up_loses_no_finished_shard(tmp_path, tiny_dataset, tiny_teacher, monkeypatch):
     finish, done = module.ShardWriter.finish, []
 

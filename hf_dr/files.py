@@ -35,6 +35,21 @@ TEMPORARY = ".tmp"
 """What temporary names end with."""
 
 
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """Returns a path with the home folder that a `~` at its beginning stands for.
+
+    Raises:
+        ConfigError: There is no such home folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(
+            f"`~` at the beginning of a path must stand for the home folder of a user, but that of {os.fspath(path)!r:.200} is "
+            "not known. Correct the name, or write the path without `~`."
+        ) from error
+
+
 def temporary_name(path: Path) -> Path:
     """Returns a hidden name next to a file, with host, process and a random word: no two writers ever share one."""
     return path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY}")
@@ -54,7 +69,7 @@ def no_folder(name: str) -> str:
 
     For errors about what was looked up at the Hub, and was perhaps meant for a folder.
     """
-    path = Path(name).expanduser()
+    path = expanded(name)
     return "" if path.exists() else f" There is no folder `{name}` here.{spelled_alike(path)}"
 
 
@@ -141,10 +156,10 @@ def check_apart(output_dir: str | Path, datasets: Iterable[str | None], models: 
     Raises:
         ConfigError: It does.
     """
-    folder = Path(output_dir).expanduser().resolve()
+    folder = expanded(output_dir).resolve()
     read = [(source, True) for source in filter(None, datasets)] + [(source, False) for source in filter(None, models)]
     for source, whole in read:
-        place = Path(source).expanduser()
+        place = expanded(source)
         if not place.is_dir():
             continue
         place = place.resolve()
@@ -163,7 +178,7 @@ def check_no_data(output_dir: str | Path) -> None:
     Raises:
         ConfigError: There are images or tables there.
     """
-    folder = Path(output_dir).expanduser()
+    folder = expanded(output_dir)
     found = (path for pattern in ("*", "*/*") for path in folder.glob(pattern))
     data = next((path for path in found if path.suffix.lower() in _DATA and path.is_file()), None)
     if data is not None:

@@ -63,7 +63,9 @@ from hf_dr.store.schema import (
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.members import load_member
 from hf_dr.views.augmentation import Augmentation
-from hf_dr.views.ops.geometry import RandomCrop, Resize
+from hf_dr.views.device.plan import plan
+from hf_dr.views.ops.base import Op, Params, Size
+from hf_dr.views.ops.geometry import CenterCrop, RandomCrop, RandomResizedCrop, Resize
 
 NAME, ROWS, VIEWS, TOP_K = "victim", 6, 2, 3
 SHARDS = ("train-00000-of-00002.parquet", "train-00001-of-00002.parquet")
@@ -568,10 +570,48 @@ def test_images_that_would_become_too_large() -> None:
     """What depends on the image is found when it is there: a line of 4,000 pixels, its height made 4,000."""
     with pytest.raises(HfDrError, match="Resize must make images of at most 67,108,864 pixels, but would make one of"):
         Resize(4000).apply(PIL.Image.new("RGB", (4000, 1)), {})
-    with pytest.raises(
-        HfDrError, match="RandomCrop must make images of at most 67,108,864 pixels, but would make one of"
+
+
+@pytest.mark.parametrize(
+    ("ops", "params", "size", "between"),
+    [
+        ([Resize((1, 20_000))], {}, (20_000, 1), "20000x20000"),
+        ([Resize((65_535, 1)), Resize((200, 2000))], {}, (10, 10), "65535x2000"),
+        ([RandomResizedCrop((2, 65_535))], {"crop_box": (0, 0, 9, 9)}, (2000, 9), "2000x65535"),
+    ],
+)
+def test_images_that_would_be_too_large_between_two_passes(
+    ops: list[Op], params: Params, size: Size, between: str
+) -> None:
+    """However small the view: the first pass of a resize can make an area of two long sides."""
+    height, width = size
+    augmentation = Augmentation(ops)
+    columns = {name: np.array([value]) for name, value in params.items()}
+    for attempt in (
+        lambda: augmentation.check_size(size),
+        lambda: augmentation.apply(PIL.Image.new("RGB", (width, height)), params),
+        lambda: plan(augmentation, columns, np.array([height]), np.array([width])),
     ):
-        RandomCrop(8, padding=60_000).apply(PIL.Image.new("RGB", (8, 8)), {"offset": (0, 0)})
+        with pytest.raises(
+            HfDrError, match=f"must make images of at most 67,108,864 pixels, .* one of {between}. Lower"
+        ):
+            attempt()
+
+
+def test_no_padded_image_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its sides could be those of a long image and of a wide view."""
+    made = []
+    new = PIL.Image.new
+    monkeypatch.setattr(PIL.Image, "new", lambda mode, size, *colour: made.append(size) or new(mode, size, *colour))
+    for op, params in (
+        (CenterCrop((900, 10)), {}),
+        (RandomCrop((900, 10), padding=60_000), {"offset": (60_000, 60_000)}),
+    ):
+        image = new("RGB", (65_535, 1), (1, 2, 3))
+        view = np.asarray(op.apply(image, params))
+        assert (view.reshape(-1, 3) == (1, 2, 3)).all(axis=1).sum() == 10
+        assert view.sum() == 10 * 6, "the rest is black"
+    assert set(made) == {(10, 900)}
 
 
 # ------------------------------------------------------------------------------------------------- markers and findings

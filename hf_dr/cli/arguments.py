@@ -12,7 +12,7 @@ from hf_dr.cli.flags import FEATURES_FILE, PlusArguments
 from hf_dr.cli.smoke import Described
 from hf_dr.cli.yaml_files import config_files, read_yaml
 from hf_dr.errors import ConfigError, DataError
-from hf_dr.files import check_writable
+from hf_dr.files import check_writable, expanded
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.store.provenance import find_config
@@ -45,7 +45,7 @@ def read_classes(value: str | None, names: Sequence[str] | None) -> list[Any] | 
     if value in ("imagenet-a", "imagenet-r"):
         return imagenet_synsets(value)
     try:
-        content = json.loads(Path(value).expanduser().read_text(encoding="utf-8"))
+        content = json.loads(expanded(value).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(
             f"`teacher_classes` must be `by_name`, imagenet-a, imagenet-r or a JSON file, but {value!r}: {error}."
@@ -76,7 +76,7 @@ def open_reinforced(path: str, arguments: Any) -> ReinforcedDataset:
 
 def local_config(path: str, name: str | None) -> Path:
     """Returns the folder of the configuration that is meant, to save findings in: it can be written to."""
-    folder = Path(path).expanduser()
+    folder = expanded(path)
     if not folder.is_dir():
         raise ConfigError(f"`save` needs the dataset's folder, got {path}. Give a folder, or leave `save` out.")
     config = find_config(folder, name).resolve()

@@ -10,7 +10,7 @@ from hf_dr.cli.flag_parser import Parser, words_as_flag
 from hf_dr.cli.flags import SmokeArguments
 from hf_dr.cli.launch import STOPPED, TERMINATED, Terminated, launch, start_logging
 from hf_dr.evaluation.config import CompareConfig, EvaluateConfig, as_arguments
-from hf_dr.files import check_writable
+from hf_dr.files import check_writable, expanded
 
 
 def compare_command(argv: Sequence[str], prog: str) -> int:
@@ -31,7 +31,7 @@ def compare_command(argv: Sequence[str], prog: str) -> int:
 
     if smoke.smoke:
         return rehearse("compare", argv, prog, lambda stand_in: stand_in.compare(vars(config)))
-    check_writable(Path(config.output_dir).expanduser(), "output_dir")
+    check_writable(expanded(config.output_dir), "output_dir")
     # Otherwise an impossible setting would only be found after the objectives before it were trained.
     for objective in config.objectives:
         read_training(as_arguments(training_flags(config, objective, config.seeds[0])), "hf-dr train")
@@ -88,7 +88,7 @@ def report_command(argv: Sequence[str], prog: str) -> int:
     from hf_dr.evaluation.pages import save, to_markdown
     from hf_dr.evaluation.results import gather
 
-    folder = arguments.output_dir.expanduser()
+    folder = expanded(arguments.output_dir)
     check_writable(folder, "output_dir")
     results = gather(arguments.runs)
     page = save(results, folder, arguments.title)

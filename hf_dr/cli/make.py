@@ -16,7 +16,7 @@ from hf_dr.cli.flag_parser import Parser, add_fields, one_dataset, split_words, 
 from hf_dr.cli.flags import BaseArguments, PlusArguments, RunArguments, SmokeArguments, TeacherArguments
 from hf_dr.cli.launch import STOPPED, start_logging
 from hf_dr.errors import ConfigError
-from hf_dr.files import check_apart, check_writable, write_json
+from hf_dr.files import check_apart, check_writable, expanded, write_json
 from hf_dr.generation.config import ExportConfig, ExtendConfig, ImportConfig, ReinforceConfig
 from hf_dr.settings import FILES_FROM_HELP, Whole, flag
 from hf_dr.teacher.names import PRECISIONS
@@ -54,7 +54,7 @@ def reinforce_command(argv: Sequence[str], prog: str) -> int:
         return rehearse("reinforce", argv, prog, lambda stand_in: stand_in.reinforce(*counts))
     # What can be checked without the teacher comes first: it may take minutes to load.
     check_apart(config.output_dir, [base.dataset], teaching.teacher)
-    check_writable(Path(config.output_dir).expanduser(), "output_dir")
+    check_writable(expanded(config.output_dir), "output_dir")
     augmentation = build_augmentation(teaching.augmentation, teaching.size)
     part = Part.parse(run.part)
     dataset, described, teacher = _loaded(argv, base, teaching, config)
@@ -313,12 +313,12 @@ def inspect_command(argv: Sequence[str], prog: str) -> int:
         check_sheet(Path(arguments.contact_sheet))
     for setting in ("json", "contact_sheet"):
         if getattr(arguments, setting):
-            check_writable(Path(getattr(arguments, setting)).expanduser().parent, setting)
+            check_writable(expanded(getattr(arguments, setting)).parent, setting)
     folder = local_config(arguments.path, arguments.name) if arguments.save else None
     inspection = inspect(arguments.path, arguments.name, revision=arguments.revision)
     print(inspection)
     if arguments.json:
-        file = Path(arguments.json).expanduser()
+        file = expanded(arguments.json)
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, inspection.to_dict())
     if arguments.contact_sheet:

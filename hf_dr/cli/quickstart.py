@@ -17,7 +17,7 @@ from hf_dr.cli.launch import launch, start_logging
 from hf_dr.cli.teach import TEACHER_FILE, TeachArguments, hashes_of, temperature_flag
 from hf_dr.cli.yaml_files import own_recipes, read_yaml
 from hf_dr.errors import ConfigError, FormatError
-from hf_dr.files import check_apart, check_writable, write_json, write_whole
+from hf_dr.files import check_apart, check_writable, expanded, write_json, write_whole
 from hf_dr.settings import FILES_FROM_HELP, Whole, check_settings, flag, unlike_names
 
 logger = logging.getLogger(__name__)
@@ -80,9 +80,9 @@ def quickstart_command(argv: Sequence[str], prog: str) -> int:
         "hf-dr quickstart photos/ --teacher timm:resnet50@r50.safetensors --student timm:resnet18@r18.safetensors",
     )
     dataset = one_dataset(words)
-    if Path(dataset).expanduser().exists():
+    if expanded(dataset).exists():
         dataset = str(Path(dataset))  # the same with a slash at its end
-    out = Path(chosen.output_dir or f"{Path(dataset).expanduser().resolve().name}-quickstart").expanduser()
+    out = expanded(chosen.output_dir or f"{expanded(dataset).resolve().name}-quickstart")
     check_writable(out, "output_dir")
     check_apart(out, [dataset], [chosen.teacher, chosen.student])
     done = out / _DONE_FILE
@@ -161,7 +161,7 @@ def _steps(
     yield "reinforce", [*base, *asked, *views, "--output_dir", str(plus)], {}
     yield "inspect", [str(plus), "--save"], {}
     config = out / "compare.yaml"
-    settings = _comparison(Path(dataset).expanduser().resolve().name, chosen, learned, out)
+    settings = _comparison(expanded(dataset).resolve().name, chosen, learned, out)
     write_whole(config, yaml.safe_dump(settings, sort_keys=False))
     yield "compare", ["--config", str(config)], settings
 

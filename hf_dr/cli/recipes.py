@@ -10,7 +10,7 @@ from pathlib import Path
 from hf_dr.cli.flag_parser import Parser
 from hf_dr.cli.yaml_files import EXTENDS, RECIPES, own_recipes, read_yaml
 from hf_dr.errors import ConfigError, did_you_mean
-from hf_dr.files import check_writable, write_whole
+from hf_dr.files import check_writable, expanded, write_whole
 
 _SUFFIXES = (".yaml", ".py", ".sbatch")
 
@@ -50,7 +50,7 @@ def recipes_command(argv: Sequence[str], prog: str) -> int:
         raise ConfigError(
             f"no recipe or folder of recipes is called `{chosen.name}`.{did_you_mean(name, {*known, *folders})}"
         )
-    folder = Path(chosen.to).expanduser()
+    folder = expanded(chosen.to)
     check_writable(folder, "to")
     _copy(paths, folder)
     return 0

@@ -17,7 +17,7 @@ from hf_dr.cli.launch import start_logging
 from hf_dr.cli.yaml_files import own_recipes
 from hf_dr.errors import ConfigError
 from hf_dr.evaluation.config import as_arguments
-from hf_dr.files import check_apart, check_writable, write_json
+from hf_dr.files import check_apart, check_writable, expanded, write_json
 from hf_dr.settings import FILES_FROM_HELP, JsonOrMapping, OpsOrName, Real, Whole, check_kind, check_settings, flag
 
 if TYPE_CHECKING:
@@ -231,7 +231,7 @@ def _taught(
     build_augmentation(teaching.augmentation, teaching.size)  # a wrong one is found before anything is written
     output_dir = Path(str(args.output_dir))
     check_apart(output_dir, [dataset])
-    check_writable(output_dir.expanduser(), "output_dir")
+    check_writable(expanded(output_dir), "output_dir")
     draw_all_anew(args, "erm")
     for setting in ("push_to_hub", "resume_from_checkpoint") if teaching.folds else ():
         if getattr(args, setting):
@@ -307,7 +307,7 @@ def _as_training(name: str, teaching: TeachArguments, output_dir: Path, seed: in
     config = teaching.dataset_config
     eval_split = teaching.eval_split or _held_out_split(name, config, teaching.revision)
     if eval_split is None:
-        folder = output_dir / Path(name).expanduser().resolve().name
+        folder = output_dir / expanded(name).resolve().name
         on_main(process_state(), lambda: _divide(name, teaching, folder, seed))
         name = str(folder)
         config = None

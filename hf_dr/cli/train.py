@@ -21,7 +21,7 @@ from hf_dr.cli.flags import StudentArguments
 from hf_dr.cli.interrupt import checkpoint_on_interrupt, training_kept_on_interrupt
 from hf_dr.errors import ConfigError, FormatError
 from hf_dr.evaluation.gathering import is_training
-from hf_dr.files import check_apart, check_no_data, write_json, writing
+from hf_dr.files import check_apart, check_no_data, expanded, write_json, writing
 from hf_dr.hub.fetch import fetch_config
 from hf_dr.processes import process_state
 from hf_dr.replay.augmented import AugmentedDataset
@@ -85,7 +85,7 @@ def prepare_training(
     model_args = read_model_args(student.model_args)  # before anything is loaded
     read = [*student.dataset, student.base, student.eval_dataset]
     check_apart(str(args.output_dir), read, [student.student, *student.teacher])
-    folder = Path(str(args.output_dir)).expanduser()
+    folder = expanded(str(args.output_dir))
     if not (is_training(folder) or (folder / MARKER).is_file()):  # or a dataset that was divided for one
         check_no_data(folder)
     set_seed(args.seed)
@@ -236,7 +236,7 @@ def _build_trainer(
 def _card_settings(student: StudentArguments) -> dict[str, Any]:
     """Returns what the command line knows about a student's card: folders are called by their names, without their paths."""
     paths = student.dataset
-    folders = {path: Path(path).expanduser().resolve().name for path in paths if Path(path).expanduser().exists()}
+    folders = {path: expanded(path).resolve().name for path in paths if expanded(path).exists()}
     if folders:
         revision = None
     elif student.plain:

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from hf_dr.errors import ConfigError
-from hf_dr.files import YAML_ERRORS
+from hf_dr.files import YAML_ERRORS, expanded
 from hf_dr.text import shown_text
 
 EXTENDS = "extends"
@@ -65,7 +65,7 @@ def read_configs(argv: Sequence[str]) -> dict[str, tuple[Any, str]]:
             name = own.pop(EXTENDS)
             if not isinstance(name, str):
                 raise ConfigError(f"`{EXTENDS}` in {file} must be the path of one file, found {name!r}.")
-            base = str(Path(file).parent / Path(name).expanduser())
+            base = str(Path(file).parent / expanded(name))
             inherited = read_yaml(base)
             if EXTENDS in inherited:
                 raise ConfigError(
@@ -91,7 +91,7 @@ def own_recipes() -> Path:
 def read_yaml(path: str | Path, setting: str = "--config") -> dict[str, Any]:
     """Reads a YAML mapping from the file that a setting names."""
     try:
-        content = yaml.load(Path(path).expanduser().read_text(encoding="utf-8"), _Loader)
+        content = yaml.load(expanded(path).read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         _, found, recipe = Path(path).as_posix().rpartition(f"{RECIPES.name}/")
         hint = (

@@ -28,7 +28,7 @@ from hf_dr.evaluation.report import ABOUT_CALIBRATED, Report
 from hf_dr.evaluation.run import checked_sets, run_evaluation
 from hf_dr.evaluation.tables import html_page, html_picture, html_table, numbers, spread
 from hf_dr.evaluation.unfinished import Unfinished
-from hf_dr.files import write_json, write_whole
+from hf_dr.files import expanded, write_json, write_whole
 from hf_dr.hub.fetch import fetch_config
 from hf_dr.processes import on_main, process_state
 from hf_dr.replay.loading import each_dataset
@@ -262,13 +262,13 @@ def run_comparison(config: CompareConfig, train: Callable[[list[str]], int]) -> 
         ConfigError: A training was refused, or a setting is wrong.
         DataError: The set to evaluate on cannot be loaded, or lacks a column or labels.
     """
-    folder = Path(config.output_dir).expanduser()
-    pictures = [Path(picture).expanduser() for picture in config.pictures]
+    folder = expanded(config.output_dir)
+    pictures = [expanded(picture) for picture in config.pictures]
     absent = next((picture for picture in pictures if not picture.is_file()), None)
     if absent is not None:
         raise ConfigError(f"`pictures` must be PNG files, found none at {absent}. Correct it, or leave it out.")
     learned_from = each_dataset(config.train["dataset"], config.train.get("name"))
-    plus = Path(learned_from[0][0]).expanduser()
+    plus = expanded(learned_from[0][0])
     if config.save and (len(learned_from) > 1 or not plus.is_dir()):
         raise ConfigError(f"`save` needs one dataset in a folder, got {plus}. Give a folder, or leave `save` out.")
     evaluation = EvaluateConfig(models=[], output_dir=str(folder), **config.evaluate)
@@ -343,7 +343,7 @@ def training_flags(config: CompareConfig, objective: str, seed: int) -> dict[str
 
     A teacher is for kd alone, wherever it is named, and a share of stored views for `reinforced`.
     """
-    path = Path(config.output_dir).expanduser() / run_name(objective, seed)
+    path = expanded(config.output_dir) / run_name(objective, seed)
     teacher = {"teacher": config.teacher, "teacher_classes": config.teacher_classes}
     flags = {name: value for name, value in config.train.items() if objective == "kd" or name not in teacher}
     if objective == "kd":

@@ -19,7 +19,7 @@ from hf_dr.evaluation.report import Report
 from hf_dr.evaluation.run import checked_sets, run_evaluation
 from hf_dr.evaluation.sets import NAME_PATTERN, PRESETS, EvaluationSet, parse_set
 from hf_dr.evaluation.unfinished import Unfinished
-from hf_dr.files import check_writable
+from hf_dr.files import check_writable, expanded
 from hf_dr.processes import refuse_several
 from hf_dr.settings import check_kind
 from hf_dr.store.base_dataset import checked_origin
@@ -117,7 +117,7 @@ def evaluated(
     refuse_several("evaluate")
     if not config.output_dir:
         return run_evaluation(config, sets=sets, loaded=loaded)
-    folder = Path(config.output_dir).expanduser()
+    folder = expanded(config.output_dir)
     check_writable(folder, "output_dir")
     _check_kept(folder, config, checked_sets(config, sets))
     unfinished = Unfinished(folder)

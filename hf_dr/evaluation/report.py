@@ -11,7 +11,7 @@ import numpy as np
 
 from hf_dr.evaluation.config import REPORT_FILE
 from hf_dr.evaluation.plots import as_png, reliability_figure
-from hf_dr.files import write_json, write_whole
+from hf_dr.files import expanded, write_json, write_whole
 from hf_dr.teacher.metrics import CALIBRATED_ECE, ECE_BY_CHANCE, SHARES, Reliability
 from hf_dr.text import inline, markdown_table
 from hf_dr.version import __version__
@@ -136,7 +136,7 @@ class Report:
 
     def save(self, folder: str | Path) -> None:
         """Writes evaluation.md, evaluation.json and, if a set was clean, reliability.png."""
-        folder = Path(folder).expanduser()
+        folder = expanded(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / "evaluation.md", self.to_markdown())
         write_json(folder / REPORT_FILE, self.to_dict())

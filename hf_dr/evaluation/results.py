@@ -29,6 +29,7 @@ from hf_dr.evaluation.gathering import (
     read_trained,
     read_transferred,
 )
+from hf_dr.files import expanded
 from hf_dr.teacher.metrics import CALIBRATED_ECE, METRICS
 from hf_dr.text import shown_text
 
@@ -120,7 +121,7 @@ class Results:
         """Where to note a checkpoint's metrics: at the run in its folder, as it was named or next to the evaluation."""
         folders = {(folder / name).resolve()}
         if place:
-            folders.add(Path(place).expanduser().resolve())
+            folders.add(expanded(place).resolve())
         for run in self.finished:
             if run.training is not None and run.folder.resolve() in folders:
                 return run.evaluations
@@ -182,7 +183,7 @@ class Results:
 
 def gather(folders: Sequence[Path]) -> Results:
     """Gathers what is in and below folders of trainings, transfers, comparisons and evaluations; a DataError without any."""
-    found = list(dict.fromkeys(path for folder in folders for path in find_results(folder.expanduser())))
+    found = list(dict.fromkeys(path for folder in folders for path in find_results(expanded(folder))))
     results = Results()
     for path in filter(is_training, found):
         results.add_training(path)

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from hf_dr.errors import ConfigError
-from hf_dr.files import written_whole
+from hf_dr.files import expanded, written_whole
 from hf_dr.replay.dataset import ReinforcedDataset
 from hf_dr.replay.loading import opened
 from hf_dr.settings import Place, check_count
@@ -80,7 +80,7 @@ def contact_sheet(
         ReplayError: A view cannot be replayed.
     """
     Place().check("path", path)
-    path = Path(path).expanduser()
+    path = expanded(path)
     check_sheet(path)
     check_count("num_rows", num_rows)
     check_count("num_views", num_views)

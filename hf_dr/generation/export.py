@@ -22,7 +22,17 @@ import numpy as np
 import pyarrow as pa
 
 from hf_dr.errors import ConfigError, FingerprintMismatchError
-from hf_dr.files import check_apart, check_writable, file_lock, nearest, sha256_of, take, write_whole, written_whole
+from hf_dr.files import (
+    check_apart,
+    check_writable,
+    expanded,
+    file_lock,
+    nearest,
+    sha256_of,
+    take,
+    write_whole,
+    written_whole,
+)
 from hf_dr.generation.config import ExportConfig
 from hf_dr.generation.estimate import shown_hours
 from hf_dr.replay.columns import Columns
@@ -119,7 +129,7 @@ class WebDatasetExport:
     """
 
     def __init__(self, plus: ReinforcedDataset, config: ExportConfig) -> None:
-        self.folder = Path(config.output_dir).expanduser()
+        self.folder = expanded(config.output_dir)
         source = plus.shards[0].parent
         # Next to a configuration are others, which a common card makes one dataset.
         check_apart(self.folder, [str(source.parent if (source.parent / CARD_FILE).is_file() else source)])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -13,6 +12,7 @@ import PIL.Image
 import torch
 
 from hf_dr.errors import ConfigError, DataError, FingerprintMismatchError, FormatError, ReplayError, TeacherError
+from hf_dr.files import expanded
 from hf_dr.generation.config import ExtendConfig, check_config
 from hf_dr.generation.job import Job
 from hf_dr.generation.labelling import CompleteRows, Labeller, ShortAnswers
@@ -179,7 +179,7 @@ def extend_job(plus: ReinforcedDataset, teacher: Teacher, config: ExtendConfig) 
         first_new = stored.num_views
     labels = None if stored.label_column is None else checked_labels(base, stored.label_column, teacher)
     provenance = replace(stored, **changes, skipped_rows=[], created_with=f"hf_dr {__version__}")
-    folder = Path(config.output_dir).expanduser() / provenance.config_name
+    folder = expanded(config.output_dir) / provenance.config_name
     if (folder / PROVENANCE_FILE).exists() and Provenance.read(folder).fingerprint == stored.fingerprint:
         raise ConfigError(
             f"`output_dir` must be another folder than that of the dataset which is extended, got {config.output_dir}. "

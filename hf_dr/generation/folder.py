@@ -119,21 +119,22 @@ def open_run(
             ) from error
         check_same_run(folder, provenance)  # another run may have begun it before the lock was taken
         if not (folder / PROVENANCE_FILE).exists():
-            _check_space(folder, provenance, len(mine))
+            _check_space(folder, provenance, mine)
             provenance.write(folder)
     # Reading what is there takes long; the lock of the part guards its shards.
     check_same_base(folder, provenance, base)
     names = provenance.shard_names
     remove_temporaries(folder, ("",) if part == WHOLE else [names[index] for index in mine])
     missing = missing_shards(folder, provenance, mine, read=True)
-    _check_space(folder, provenance, len(missing))
+    _check_space(folder, provenance, missing)
     return missing
 
 
-def _check_space(folder: Path, provenance: Provenance, shards: int) -> None:
+def _check_space(folder: Path, provenance: Provenance, shards: Iterable[int]) -> None:
     """Refuses shards that the disk cannot hold."""
     # A view takes at least two bytes for each kept class. Images come on top, so this is a lower bound.
-    needed = shards * provenance.shard_size * provenance.num_views * provenance.top_k * 2
+    rows = sum(len(provenance.shard_range(shard)) for shard in shards)
+    needed = rows * provenance.num_views * provenance.top_k * 2
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise ConfigError(

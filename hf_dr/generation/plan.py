@@ -17,6 +17,7 @@ import numpy as np
 import PIL.features
 
 from hf_dr.errors import ConfigError
+from hf_dr.files import expanded
 from hf_dr.generation.config import ReinforceConfig
 from hf_dr.generation.teachers import checked_labels
 from hf_dr.settings import check_kind
@@ -171,7 +172,7 @@ def plan_run(
         augmentation,
         images,
         dataset.select_columns(stored),
-        Path(config.output_dir).expanduser() / provenance.config_name,
+        expanded(config.output_dir) / provenance.config_name,
         labels,
     )
 

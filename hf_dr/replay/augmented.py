@@ -26,6 +26,7 @@ from hf_dr.store.provenance import hash_of
 from hf_dr.teacher.signals import TOPK
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.images import as_tensor, decode_row
+from hf_dr.views.rng import check_seed
 
 # Hashed with what determines the data: so its fingerprint is that of versions which described it like a "+" dataset, and their
 # runs can be resumed and compared.
@@ -54,7 +55,7 @@ class AugmentedDataset(MappedReinforcedData):
         images: The image column of the base, undecoded.
 
     Raises:
-        ConfigError: The augmentation mixes.
+        ConfigError: The augmentation mixes, or `seed` is no whole number from 0 to 2**64 - 1.
         DataError: A row has no label.
     """
 
@@ -78,6 +79,7 @@ class AugmentedDataset(MappedReinforcedData):
                 "`augmentation` must not mix images where no teacher answered for stored views, got MixUp or CutMix. Leave "
                 "them out, and have the trainer mix images and labels: `mixup_alpha`, `cutmix_alpha`."
             )
+        check_seed(seed)
         advice = "Take a split with labels."
         self._labels, self._names = read_labels(base, label_column, f"`{label_column}`", advice)
         num_classes = len(self._names) if self._names else int(self._labels.max()) + 1
@@ -85,7 +87,7 @@ class AugmentedDataset(MappedReinforcedData):
         self._split = split
         self._base_rows = np.arange(len(base))
         self.augmentations = (augmentation,)
-        self.seed = seed
+        self.seed = int(seed)
         base_hash = {"content_hash": content_hash(self.images)}
         determining = {
             **_AS_A_PLUS_DATASET,
@@ -98,7 +100,7 @@ class AugmentedDataset(MappedReinforcedData):
             "label_column": label_column,
             "base": base_hash,
         }
-        self._fingerprint = hash_of({**determining, "seed": seed})
+        self._fingerprint = hash_of({**determining, "seed": self.seed})
         self.origin = Origin(
             fingerprint=hash_of(determining),  # of runs that differ in the seed
             base={**(described or {}), **base_hash},
@@ -123,7 +125,7 @@ class AugmentedDataset(MappedReinforcedData):
 
     @property
     def source_rows(self) -> np.ndarray:
-        return np.full(len(self), -1)
+        return np.broadcast_to(np.int64(-1), len(self))  # asked for with each item: no array of all rows is filled
 
     @property
     def rows_digest(self) -> str:

@@ -106,7 +106,7 @@ class ReinforcedDataset(MappedReinforcedData):
         self.augmentations = (self.augmentation,)
         self.num_views = checked_views(num_views, provenance.num_views)
         self.top_k = provenance.top_k
-        self.seed = seed
+        self.seed = int(seed)
         self.check_images = check_images
         self.stored = StoredViews(plus, provenance, self.augmentation)
         self._labels = provenance.label_column if provenance.label_column in plus.column_names else None

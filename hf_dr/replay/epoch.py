@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import mmap
+import operator
 from typing import Any, Self
 
+import numpy as np
 import torch
 
 from hf_dr.errors import ConfigError
 
 
 def checked_epoch(epoch: int) -> int:
-    """Returns the number of an epoch; a ConfigError if it is no number, or below 0."""
+    """Returns the number of an epoch; a ConfigError if it is no whole number, or below 0."""
     try:
-        number = int(epoch)
-    except (TypeError, ValueError, OverflowError):
+        number = -1 if isinstance(epoch, (bool, np.bool_)) else operator.index(epoch)
+    except TypeError:
         number = -1
     if number < 0:
         raise ConfigError(
@@ -39,7 +41,7 @@ class SharedEpoch:
         return int(self._number)
 
     def set(self, value: int) -> None:
-        """Changes it, in the workers as well; a ConfigError if it is no number, or below 0."""
+        """Changes it, in the workers as well; a ConfigError if it is no whole number, or below 0."""
         epoch = checked_epoch(value)
         for number in (self._number, self._sent):
             number.fill_(epoch)

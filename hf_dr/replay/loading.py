@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from hf_dr.errors import ConfigError, DataError, FormatError
+from hf_dr.files import expanded
 from hf_dr.hub.fetch import fetch_config, split_revision
 from hf_dr.replay.combined import CombinedReinforcedDataset
 from hf_dr.replay.dataset import ReinforcedDataset
@@ -202,7 +203,7 @@ def _shards_of(path: _Path, name: str | None, split: str | None, revision: str |
     path, revision = split_revision(path, revision)
     config, provenance = fetch_config(path, name, split=split, revision=revision, shards=False)
     shards = [config / shard for shard in provenance.shard_names]
-    if Path(path).expanduser().is_dir():
+    if expanded(path).is_dir():
         return provenance, [str(shard) for shard in shards]
     # The folder is that of a commit in the Hub's cache.
     address = f"hf://datasets/{path}@{config.parent.name}/{config.name}/"

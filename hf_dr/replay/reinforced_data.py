@@ -115,7 +115,7 @@ def checked_views(num_views: int | None, stored: int) -> int:
         raise ConfigError(
             f"`num_views` must be between 1 and the {stored} stored views, got {num_views!r}. Leave it out to use all."
         )
-    return num_views
+    return int(num_views)
 
 
 def checked_rows(rows: Sequence[int] | np.ndarray, count: int) -> np.ndarray:

@@ -25,7 +25,7 @@ from hf_dr.replay.reinforced_data import (
     fresh_view,
     ranked_view,
 )
-from hf_dr.settings import check_count
+from hf_dr.settings import Real, check_count
 from hf_dr.teacher.signals import SAMPLED
 from hf_dr.views.rng import DOMAIN_ORDER, check_seed, keyed_rng
 
@@ -78,8 +78,7 @@ def check_order(
             raise ConfigError(
                 "`view_difficulty` must be entropy for a dataset without labels, got cross_entropy. Set it to entropy."
             )
-    if not 0 <= reinforced_probability <= 1:
-        raise ConfigError(f"`reinforced_probability` must be between 0 and 1, got {reinforced_probability}.")
+    Real(0, 1).check("reinforced_probability", reinforced_probability)
     if reinforced_probability < 1 and not data.has_labels:
         raise ConfigError(
             f"`reinforced_probability` must be 1 for a dataset without labels, got {reinforced_probability}. Set it to 1, in "

@@ -73,7 +73,7 @@ class StreamedReinforcedDataset(ReinforcedData, torch.utils.data.IterableDataset
         check_alike(templates)
         check_same_rows([part.provenance for part in parts])
         self._parts = tuple(parts)
-        self.shuffled_shards = shuffled_shards
+        self.shuffled_shards = int(shuffled_shards)
         self._template = templates[0]
         self.seed = self._template.seed
         self.origin = Origin.of([part.provenance for part in parts])
@@ -152,7 +152,8 @@ class StreamedReinforcedDataset(ReinforcedData, torch.utils.data.IterableDataset
         if not rank < world_size:
             raise ConfigError(f"`rank` must be from 0 to {world_size - 1}, got {rank}.")
         check_count("batch_size", batch_size)
-        return self._copy(_rank=rank, _shares=Shares(world_size, 1, batch_size, even))
+        # Those of NumPy would not be JSON's.
+        return self._copy(_rank=int(rank), _shares=Shares(int(world_size), 1, int(batch_size), bool(even)))
 
     def progress(self, batches: int, *, num_workers: int = 0) -> dict[str, Any]:
         """Returns, in JSON types, how far this epoch is when each process has seen so many batches since it began to iterate.
@@ -162,8 +163,9 @@ class StreamedReinforcedDataset(ReinforcedData, torch.utils.data.IterableDataset
             num_workers: Of each process's DataLoader.
         """
         check_count("batches", batches, 0)
+        check_count("num_workers", num_workers, 0)
         done = self._so_far() or Progress(self.epoch, self._order_of_rows(), [])
-        return done.after(self._shares_of(num_workers), batches).to_dict()
+        return done.after(self._shares_of(num_workers), int(batches)).to_dict()
 
     def resumed(self, progress: dict[str, Any]) -> Self:
         """Returns this dataset in the epoch that was left, which goes on there: what was seen then is not seen again.
@@ -211,7 +213,7 @@ class StreamedReinforcedDataset(ReinforcedData, torch.utils.data.IterableDataset
         return len(self._shares_of(0).of_process(rows, self._rank))
 
     def _shares_of(self, num_workers: int) -> Shares:
-        return replace(self._shares or Shares(), num_workers=max(1, num_workers))
+        return replace(self._shares or Shares(), num_workers=max(1, int(num_workers)))
 
     def _so_far(self) -> Progress | None:
         """What was seen of this epoch before it went on; None where it was not begun."""

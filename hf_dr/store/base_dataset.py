@@ -23,7 +23,7 @@ from datasets.packaged_modules.parquet.parquet import Parquet
 from huggingface_hub import metadata_load, try_to_load_from_cache
 
 from hf_dr.errors import ConfigError, DataError, HfDrError, did_you_mean
-from hf_dr.files import YAML_ERRORS, no_folder
+from hf_dr.files import YAML_ERRORS, expanded, no_folder
 from hf_dr.store.image_folders import check_all_read
 from hf_dr.store.named_files import check_own_files
 from hf_dr.store.schema import LICENSES, TEACHER_LOGPROBS, is_reserved
@@ -93,7 +93,7 @@ def load_base(
 
 def _local(name: str) -> Path:
     """Returns the place of a local dataset; absolute, since `datasets` finds no name in `.`."""
-    return Path(os.path.abspath(Path(name).expanduser()))  # noqa: PTH100 (a link keeps its name, which `resolve` loses)
+    return Path(os.path.abspath(expanded(name)))  # noqa: PTH100 (a link keeps its name, which `resolve` loses)
 
 
 def _check_named(path: Path, config: str | None, revision: str | None) -> None:
@@ -264,7 +264,7 @@ def card_license(name: str, revision: str | None = None) -> str | None:
 
     Several are joined by `LICENSES`; None where there is none.
     """
-    path = Path(name).expanduser()
+    path = expanded(name)
     card = path / "README.md"
     if not path.exists():  # on the Hub: loading it has fetched the card
         card = Path(str(try_to_load_from_cache(name, "README.md", revision=revision, repo_type="dataset")))

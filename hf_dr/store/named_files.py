@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,6 +25,7 @@ from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
 
 from hf_dr.errors import ConfigError, DataError
+from hf_dr.files import expanded
 from hf_dr.settings import check_names
 
 logger = logging.getLogger(__name__)
@@ -144,7 +146,7 @@ def check_own_files(
     owned = []
     check_names("files_from", files_from)
     for allowed in files_from:
-        path = Path(allowed).expanduser()
+        path = expanded(allowed)
         if not os.fspath(allowed) or not path.is_dir():  # no name would be the present folder
             raise ConfigError(f"`files_from` must name folders, but {allowed!r} is none. Correct it, or leave it out.")
         owned.append(path)
@@ -191,7 +193,7 @@ class _Belongs:
             repository = self._repository
             return (
                 repository is not None
-                and ".." not in container
+                and ".." not in re.split("[/@]", container)
                 and container.startswith((f"{repository}@", f"{repository}/"))
             )
         directory, name = os.path.split(container)

@@ -254,9 +254,7 @@ def remove_temporaries(folder: Path, shards: Iterable[str] = ("",)) -> None:
 
 def column_compression(features: Features) -> dict[str, str]:
     """Returns the codec of each Parquet leaf column; images are compressed already."""
-    images = {name for name, feature in features.items() if isinstance(feature, Image)}
-    leaves = _leaves(features)
-    return {leaf.path: "NONE" if leaf.path.split(".")[0] in images else "ZSTD" for leaf in leaves}
+    return {leaf.path: "NONE" if isinstance(features[name], Image) else "ZSTD" for name, leaf in _leaves(features)}
 
 
 def column_encoding(features: Features) -> dict[str, str]:
@@ -268,14 +266,17 @@ def column_encoding(features: Features) -> dict[str, str]:
     # Parquet allows float16, which it stores as two bytes, to be split, but DuckDB 2.0 cannot read it. Whole, the answers take
     # about a tenth more.
     whole = ("BOOLEAN", "FIXED_LEN_BYTE_ARRAY")
-    own = [leaf for leaf in _leaves(features) if is_reserved(leaf.path.split(".")[0])]
+    own = [leaf for name, leaf in _leaves(features) if is_reserved(name)]
     return {leaf.path: "PLAIN" if leaf.physical_type in whole else "BYTE_STREAM_SPLIT" for leaf in own}
 
 
-def _leaves(features: Features) -> list[pq.ColumnSchema]:
-    """Returns Parquet's leaf columns, with their dotted paths."""
-    schema = _empty_file(features.arrow_schema).schema
-    return [schema.column(n) for n in range(len(schema))]
+def _leaves(features: Features) -> list[tuple[str, pq.ColumnSchema]]:
+    """Returns Parquet's leaf columns, with the names of their features: a name may have dots, as the paths of leaves do."""
+    leaves = []
+    for field in features.arrow_schema:
+        schema = _empty_file(pa.schema([field])).schema
+        leaves += [(field.name, schema.column(n)) for n in range(len(schema))]
+    return leaves
 
 
 def _empty_file(schema: pa.Schema) -> pq.ParquetFile:
@@ -322,7 +323,7 @@ class ShardWriter:
         try:
             with writing(path):
                 codecs = column_compression(features)
-                base_leaves = [leaf for leaf in codecs if not is_reserved(leaf.split(".")[0])]
+                base_leaves = [leaf.path for name, leaf in _leaves(features) if not is_reserved(name)]
                 self._writer = pq.ParquetWriter(
                     self._temporary,
                     self._schema,

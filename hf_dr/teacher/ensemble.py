@@ -10,7 +10,8 @@ import copy
 import logging
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import numpy as np
@@ -19,7 +20,7 @@ import torch
 import hf_dr.teacher.architectures  # noqa: F401 (what it registers, timm builds)
 from hf_dr.errors import ConfigError, TeacherError
 from hf_dr.processes import find_device
-from hf_dr.settings import Real, check_kind
+from hf_dr.settings import Real, as_plain, check_kind
 from hf_dr.teacher.folds import folds_of, with_members
 from hf_dr.teacher.members import HOW_TO_NAME, Member, load_member, logits_of, member_of, preprocessing_of
 from hf_dr.teacher.names import PRECISIONS, TeacherNames
@@ -51,8 +52,8 @@ class Teacher:
         channels_last: Memory format of weights and views; convolutions are often faster with it.
         compile: Whether to `torch.compile` the members.
         classes: For a dataset that has only a subset of the teacher's classes: for each class of the dataset, its index
-            among the teacher's, or its name. Members that have exactly that many classes already are left as they are, unless
-            these are the numbers of their own classes in another order.
+            among the teacher's, or its name. Of several members, one that has exactly that many classes already is left as it
+            is, unless these are names and it knows some, or they are the numbers of its own classes in another order.
         temperature: T, by which the averaged log-probabilities are divided (and renormalised): the calibration of the
             ensemble (Guo et al., arXiv:1706.04599).
 
@@ -81,20 +82,19 @@ class Teacher:
             check_kind("members", member, Member, "loaded members", advice)
         if not members:
             raise TeacherError(f"a teacher must have at least one member, got none. Name {HOW_TO_NAME}.")
-        if isinstance(classes, str) or not (classes is None or hasattr(classes, "__len__")):
-            raise ConfigError(f"`classes` must be a list of names or numbers, got {classes!r:.80}. Put it into a list.")
+        wanted = _listed(classes)
         if precision not in tuple(PRECISIONS):
             raise TeacherError(f"`precision` must be one of {', '.join(PRECISIONS)}, got {precision!r}. Choose one.")
         Real(0, above=True).check("temperature", temperature)
         _refuse_twins(members)
         self.members = tuple(members)
-        self.temperature = temperature
+        self.temperature = as_plain(temperature)
         self.num_folds = _number_of_folds(members)
         self.precision = precision
         self.device = find_device(device)
         self.channels_last = channels_last
-        larger = classes is None or any(member.num_classes > len(classes) for member in members)
-        self._class_ids = [_resolve_classes(member, classes, larger=larger) for member in members]
+        larger = wanted is None or any(member.num_classes > len(wanted) for member in members)
+        self._class_ids = [_resolve_classes(member, wanted, larger=larger) for member in members]
         self.num_classes, self.labels = _common_classes(members, self._class_ids)
         self._models = []
         for member in members:
@@ -102,7 +102,7 @@ class Teacher:
             if channels_last:
                 model = model.to(memory_format=torch.channels_last)
             self._models.append(torch.compile(model) if compile else model)
-        self._largest_batch: int | None = None  # learned when memory runs out
+        self._memory = _Memory()
 
     @classmethod
     def from_pretrained(cls, ids: TeacherNames, **settings: Unpack[TeacherSettings]) -> Teacher:
@@ -178,16 +178,17 @@ class Teacher:
         """
         _check_views(views_BCHW)
         batch = len(views_BCHW)
-        if self._largest_batch is not None and batch > self._largest_batch:
-            return torch.cat([self(part) for part in views_BCHW.split(self._largest_batch)])
+        largest = self._memory.largest_batch
+        if largest is not None and batch > largest:
+            return torch.cat([self(part) for part in views_BCHW.split(largest)])
         try:
             return self._answer(views_BCHW)
         except torch.OutOfMemoryError:
             if batch == 1:
                 raise
         # Outside the except block: the exception would keep the failed batch's tensors alive.
-        self._largest_batch = (batch + 1) // 2
-        logger.warning("A batch of %d views did not fit in memory; going on with %d.", batch, self._largest_batch)
+        self._memory.largest_batch = (batch + 1) // 2
+        logger.warning("A batch of %d views did not fit in memory; going on with %d.", batch, (batch + 1) // 2)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         return self(views_BCHW)
@@ -238,12 +239,12 @@ class Teacher:
         return answers_BC
 
     def select(self, places: Sequence[int], *, temperature: float | None = None) -> Teacher:
-        """Returns the ensemble of the members at these places, in this order; it shares their models.
+        """Returns the ensemble of the members at these places, in this order; it shares their models and what fits in memory.
 
         Without a `temperature` it has this one's.
         """
         chosen = copy.copy(self)
-        chosen.temperature = self.temperature if temperature is None else temperature
+        chosen.temperature = self.temperature if temperature is None else as_plain(temperature)
         chosen.members = tuple(self.members[n] for n in places)
         chosen._models = [self._models[n] for n in places]
         chosen._class_ids = [self._class_ids[n] for n in places]
@@ -323,6 +324,13 @@ class Teacher:
         return told if self.temperature == 1 else {**told, "temperature": self.temperature}
 
 
+@dataclass
+class _Memory:
+    """What is learned when memory runs out. The copies of a teacher share it: with folds, new ones answer each batch."""
+
+    largest_batch: int | None = None
+
+
 def _common_classes(
     members: Sequence[Member], class_ids_of: Sequence[list[int] | None]
 ) -> tuple[int, tuple[tuple[str, ...], ...] | None]:
@@ -400,19 +408,35 @@ def _canonical(name: str) -> str:
     return {"cra": "crab"}.get(words, words)  # as the Hub's copy of CIFAR-100 spells it
 
 
-def _resolve_classes(
-    member: Member, classes: Sequence[int] | Sequence[str] | None, *, larger: bool
-) -> list[int] | None:
+def _listed(classes: Any) -> list[Any] | None:
+    """Returns `classes` as a list of texts and whole numbers; a ConfigError if they are something else."""
+    if classes is None:
+        return None
+    # A set has no order, and a mapping would be read by its keys.
+    if isinstance(classes, (str, bytes, set, frozenset, Mapping)) or not hasattr(classes, "__len__"):
+        raise ConfigError(f"`classes` must be a list of names or numbers, got {classes!r:.80}. Put it into a list.")
+    entries = [as_plain(entry) for entry in (classes.tolist() if hasattr(classes, "tolist") else classes)]
+    for entry in entries:
+        if isinstance(entry, bool) or not isinstance(entry, (str, int)):
+            raise ConfigError(
+                f"`classes` must hold names or whole numbers, got {entry!r:.80}. Give each class its name or its number."
+            )
+    return entries
+
+
+def _resolve_classes(member: Member, classes: list[Any] | None, *, larger: bool) -> list[int] | None:
     """Returns the member's class ids for the dataset's classes; None where they are the same.
 
     `larger` says whether a member of the teacher has more classes.
     """
     if classes is None:
         return None
-    # Numbers of a larger member's classes; those of its own classes in another order are meant for it.
-    as_they_are = len(classes) == member.num_classes and not isinstance(classes[0], str)
-    if larger and as_they_are and set(classes) != set(range(member.num_classes)):
-        return None
+    # Classes of a larger member. Names are meant for all that know any; all its own numbers, in another order, for this one.
+    if larger and len(classes) == member.num_classes:
+        by_name = isinstance(classes[0], str)
+        for_this_one = member.labels is not None if by_name else set(classes) == set(range(member.num_classes))
+        if not for_this_one:
+            return None
     if len(classes) == 0:
         raise TeacherError("`classes` must name at least one class, got an empty list. Leave it out for all classes.")
     ids: list[int] = []
@@ -440,7 +464,7 @@ def _resolve_classes(
                 )
             ids.append(next(iter(meant)))
         elif 0 <= entry < member.num_classes:
-            ids.append(int(entry))
+            ids.append(entry)
         else:
             raise TeacherError(
                 f"`classes` must hold numbers from 0 to {member.num_classes - 1}, the classes of {member.id}, got {entry}. "

@@ -16,6 +16,7 @@ import numpy as np
 from pydantic import Field, TypeAdapter
 
 from hf_dr.errors import TeacherError
+from hf_dr.files import expanded
 
 CONFIG_KEY = "hf_dr_left_out"
 """Key of a model's config.json under which a `Fold` stands, in JSON types."""
@@ -76,7 +77,7 @@ def with_members(names: Sequence[str]) -> list[str]:
     """Returns names of teachers with the members of each folder of folds in the place of its name."""
     found = []
     for name in names:
-        file = Path(name).expanduser() / FOLDS_FILE
+        file = expanded(name) / FOLDS_FILE
         if not file.is_file():
             found.append(name)
             continue

@@ -24,7 +24,7 @@ from torch import nn
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file
 
 from hf_dr.errors import ConfigError, TeacherError
-from hf_dr.files import YAML_ERRORS, no_folder
+from hf_dr.files import YAML_ERRORS, expanded, no_folder
 from hf_dr.settings import Place, check_kind, check_names
 from hf_dr.teacher.folds import Fold, fold_in_config
 from hf_dr.teacher.preprocessing import Preprocessing, read_image_processor, timm_crop, timm_preprocessing
@@ -117,16 +117,16 @@ def load_member(name: str, *, card: bool = True, fallback: Preprocessing | None 
 def _load(name: str, card: bool, fallback: Preprocessing | None, strict: bool) -> Member:
     if name.startswith("timm:"):
         return _load_timm(name)
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise TeacherError(f"the model's folder {name} must hold a config.json, found none. Name {HOW_TO_NAME}.")
         return _load_transformers(name, str(folder), None, card, fallback, strict)
-    if "@" in name and Path(name.partition("@")[0]).expanduser().is_dir():
+    if "@" in name and expanded(name.partition("@")[0]).is_dir():
         raise TeacherError(f"a revision must come with a Hub id, got {name!r}, which is a folder. Leave it out.")
-    if folder.is_file() or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise TeacherError(f"a model must be {HOW_TO_NAME}; {name!r} is none of these.{no_folder(name)}")
     repo_id, _, revision = name.partition("@")
+    if folder.is_file() or name.startswith((".", "/", "~")) or repo_id.count("/") > 1:
+        raise TeacherError(f"a model must be {HOW_TO_NAME}; {name!r} is none of these.{no_folder(name)}")
     return _load_transformers(repo_id, repo_id, revision or None, card, fallback, strict)
 
 
@@ -143,10 +143,14 @@ def check_member(member: Member) -> None:
         )
     found = _shape_of_answer(member.model, member.preprocessing, member.id)
     if found != (1, member.num_classes):
-        raise TeacherError(
-            f"the model {member.id!r} must answer with one number for each of its classes, shape (1, {member.num_classes}), "
-            f"but its answer to one image has the shape {found}. Name {HOW_TO_NAME}."
-        )
+        raise _wrong_shape(member.id, member.num_classes, found)
+
+
+def _wrong_shape(name: str, num_classes: int | str, found: tuple[int, ...]) -> TeacherError:
+    return TeacherError(
+        f"the model {name!r} must answer with one number for each of its classes, shape (1, {num_classes}), but its answer to "
+        f"one image has the shape {found}. Name {HOW_TO_NAME}."
+    )
 
 
 def _shape_of_answer(model: nn.Module, preprocessing: Preprocessing, name: str) -> tuple[int, ...]:
@@ -187,6 +191,8 @@ def member_of(
     """Returns a copy of a classifier in memory as a member, see `Teacher.from_model`."""
     copied = copy.deepcopy(model).cpu()
     shape = _shape_of_answer(copied, preprocessing, name)
+    if not shape:  # one number for all
+        raise _wrong_shape(name, "classes", shape)
     labels: _Names | None = None
     if class_names is not None:
         check_names("class_names", class_names)
@@ -250,7 +256,7 @@ def logits_of(outputs: Any) -> torch.Tensor:
 def _load_timm(name: str) -> Member:
     """Loads `timm:ARCHITECTURE@FILE.safetensors`; the architecture's own pretrained_cfg has the preprocessing."""
     architecture, _, file = name.removeprefix("timm:").partition("@")
-    path = Path(file).expanduser()
+    path = expanded(file)
     if not timm.is_model(architecture):
         raise TeacherError(f"timm has no architecture {architecture!r} (in {name!r}). See timm.list_models().")
     if path.suffix != ".safetensors" or not path.is_file():
@@ -320,7 +326,7 @@ def _load_transformers(
             f"the crop of {name!r} must keep a share from {_CROPS[0]} to {_CROPS[1]} of the resized side, found {crop}. Fix "
             "its configuration."
         )
-    local = Path(name).expanduser().is_dir()
+    local = expanded(name).is_dir()
     # A folder's `pretrained_cfg` may be that of the checkpoint from which its weights were fine-tuned.
     license = None if local else (pretrained_cfg or {}).get("license")
     return Member(
@@ -520,7 +526,7 @@ def _folder_name(name: str) -> str:
 def _card_license(source: str, revision: str | None) -> str | None:
     """Reads the licence from the model's card; None, with a warning, where there is no card to read."""
     license = None
-    readme = Path(source).expanduser() / "README.md"
+    readme = expanded(source) / "README.md"
     try:
         if readme.is_file():
             license = ModelCard.load(readme).data.get("license")

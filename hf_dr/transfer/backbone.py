@@ -15,6 +15,7 @@ from timm.data import resolve_model_data_config
 from torch import nn
 
 from hf_dr.errors import ConfigError
+from hf_dr.files import expanded
 from hf_dr.teacher.members import load_member
 from hf_dr.training.student_card import STUDENT_FILE, Student
 from hf_dr.training.students import check_architecture, is_timm, read_model_args
@@ -268,7 +269,7 @@ def _features(
 
 def _read_student(name: str, revision: str | None) -> Student | None:
     """Reads the `student.json` of a folder, or next to a model on the Hub."""
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     if folder.is_dir():
         return Student.read(folder)
     if name.startswith("timm:"):

@@ -23,6 +23,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
 from hf_dr.errors import DataError, did_you_mean
+from hf_dr.files import expanded
 from hf_dr.store.base_dataset import content_hash, undecoded_images
 from hf_dr.transfer.coco_masks import check_segmentation, coco_library, decode_mask
 from hf_dr.transfer.files import digest_of
@@ -128,8 +129,8 @@ class DetectionData:
 
         A DataError if a file is missing or malformed.
         """
-        path = Path(annotations).expanduser()
-        folder = Path(images).expanduser()
+        path = expanded(annotations)
+        folder = expanded(images)
         if not folder.is_dir():
             raise DataError(f"`images` must be a folder, found none at {folder}. Check the path.")
         try:

@@ -19,6 +19,7 @@ from torch import nn
 from torchvision.transforms.v2 import functional as F
 
 from hf_dr.errors import ConfigError, DataError, did_you_mean
+from hf_dr.files import expanded
 from hf_dr.processes import process_state
 from hf_dr.store.base_dataset import content_hash, undecoded_images
 from hf_dr.transfer.files import digest_of
@@ -108,7 +109,7 @@ class SegmentationData:
         for name, path in image_files.items():
             if path == mask_files[name]:
                 raise DataError(f"an image and its mask must be two files, found {path} as both. Check both folders.")
-        place = Path(images).expanduser().resolve()
+        place = expanded(images).resolve()
         # ADE20K's are images/training; the names of other parents are people's own.
         parts = 2 if place.parent.name == "images" else 1
         return cls(
@@ -180,7 +181,7 @@ def _check_column(name: str, columns: Sequence[str]) -> None:
 
 
 def _files_by_name(setting: str, folder: str | Path, endings: tuple[str, ...]) -> dict[str, Path]:
-    place = Path(folder).expanduser().resolve()
+    place = expanded(folder).resolve()
     files: dict[str, Path] = {}
     for path in sorted(place.glob("*")):
         if path.suffix.lower() in endings:

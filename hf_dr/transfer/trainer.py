@@ -23,7 +23,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 import hf_dr.teacher.architectures  # noqa: F401 (what it registers, timm builds)
 from hf_dr.errors import ConfigError, FormatError, HfDrError
-from hf_dr.files import write_json
+from hf_dr.files import expanded, write_json
 from hf_dr.hub.repository import Push, Repository, publish
 from hf_dr.processes import process_state
 from hf_dr.settings import Place, flag
@@ -354,7 +354,7 @@ class TransferTrainer(ResumableTrainer):
 
 def read_description(folder: str | Path) -> dict[str, Any]:
     """Reads the `transfer.json` of a folder; a FormatError if there is none, or it is malformed."""
-    path = Path(folder).expanduser() / TRANSFER_FILE
+    path = expanded(folder) / TRANSFER_FILE
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -371,7 +371,7 @@ def read_description(folder: str | Path) -> dict[str, Any]:
 
 def load_weights(model: nn.Module, folder: str | Path) -> None:
     """Loads the weights of a folder that `TransferTrainer` wrote; a FormatError if they are missing, or another model's."""
-    path = Path(folder).expanduser() / SAFE_WEIGHTS_NAME
+    path = expanded(folder) / SAFE_WEIGHTS_NAME
     try:
         model.load_state_dict(load_file(path))
     except (OSError, RuntimeError, SafetensorError) as error:

@@ -24,7 +24,7 @@ import torch
 import xxhash
 from datasets.utils.file_utils import xopen
 
-from hf_dr.errors import DataError, ReplayError
+from hf_dr.errors import ConfigError, DataError, ReplayError
 
 logger = logging.getLogger(__name__)
 
@@ -35,11 +35,34 @@ DECODING_RULE = 1
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "TGA", "QOI", "AVIF", "HEIF")
 """Pillow's formats that are read. Others start programs (EPS calls Ghostscript), or are not made for photos."""
-MAX_IMAGE_PIXELS = int(os.environ.get("HF_DR_MAX_IMAGE_PIXELS", "67108864"))
-"""Larger images are refused before they are decoded: in the environment, because loaders' workers are processes."""
+_MAX_PIXELS = "HF_DR_MAX_IMAGE_PIXELS"
 
 # Of 16 bits an image should use more than the lowest 12: else the 8 highest, which are kept, leave 16 levels or one.
 _FEW_LEVELS = 1 << 12
+
+
+def max_image_pixels() -> int:
+    """Returns how many pixels an image may have: larger ones are refused before they are decoded.
+
+    It is set in the environment, because loaders' workers are processes. Pillow, which has a bound of its own, then takes as
+    large ones. Where it is not set, the lower of Pillow's bound and 67,108,864 holds.
+
+    Raises:
+        ConfigError: What is set is no such number.
+    """
+    of_pillow = PIL.Image.MAX_IMAGE_PIXELS
+    given = os.environ.get(_MAX_PIXELS)
+    if given is None:
+        return min(1 << 26, of_pillow or 1 << 26)
+    limit = int(given) if given.isdecimal() else 0
+    if limit < 1:
+        raise ConfigError(
+            f"`{_MAX_PIXELS}` in the environment must be a whole number of at least 1, got {given!r:.80}. Write it in digits, "
+            "such as 67108864, or unset it."
+        )
+    if of_pillow is not None and of_pillow < limit:
+        PIL.Image.MAX_IMAGE_PIXELS = limit
+    return limit
 
 
 def decode_image(value: Any) -> PIL.Image.Image:
@@ -53,6 +76,7 @@ def decode_image(value: Any) -> PIL.Image.Image:
 def decode_with(value: Any, convert: Callable[[PIL.Image.Image], Decoded]) -> Decoded:
     """As `decode_image`, but returns what `convert` makes of the opened image."""
     data = None
+    limit = max_image_pixels()
     try:
         if isinstance(value, PIL.Image.Image):
             return convert(value)
@@ -63,20 +87,23 @@ def decode_with(value: Any, convert: Callable[[PIL.Image.Image], Decoded]) -> De
         if not isinstance(data, bytes):
             raise DataError(f"expected an image as bytes or a path, got {value!r:.80}")
         with PIL.Image.open(BytesIO(data), formats=_known_formats()) as image:
-            if image.width * image.height > MAX_IMAGE_PIXELS:
-                raise DataError(
-                    f"expected at most {MAX_IMAGE_PIXELS:,} pixels, got {image.height}x{image.width}. Shrink the image, or set "
-                    "HF_DR_MAX_IMAGE_PIXELS"
-                )
+            if image.width * image.height > limit:
+                raise _too_large(limit, f"{image.height}x{image.width}")
             return convert(image)
+    except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:  # by Pillow's own bound
+        raise _too_large(limit, f"more ({str(error).rstrip('.')})") from error
     except PIL.UnidentifiedImageError as error:
         found = _what_it_is(data or b"")
         raise DataError(f"expected an image as {', '.join(_known_formats())}, got {found}") from error
     except (DataError, MemoryError):
         raise
-    # Pillow's readers raise a dozen types on broken files (OSError, SyntaxError, struct.error, DecompressionBombError).
+    # Pillow's readers raise a dozen types on broken files (OSError, SyntaxError, struct.error).
     except Exception as error:
         raise DataError(f"{type(error).__name__}: {error}") from error
+
+
+def _too_large(limit: int, found: str) -> DataError:
+    return DataError(f"expected at most {limit:,} pixels, got {found}. Shrink the image, or set {_MAX_PIXELS}")
 
 
 def stored_size(value: Any) -> tuple[int, int] | None:

@@ -24,11 +24,15 @@ def vertical_first(size: tuple[Any, Any], new_size: tuple[Any, Any], passes: str
     return (passes == PILLOW_13) & (fewer_rows > 0) & (fewer_rows > 2 * fewer_columns)
 
 
+def first_pass_size(size: tuple[int, int], new_size: tuple[int, int], passes: str) -> tuple[int, int]:
+    """Returns the (height, width) between the two passes."""
+    return (new_size[0], size[1]) if vertical_first(size, new_size, passes) else (size[0], new_size[1])
+
+
 def resize(
     image: PIL.Image.Image, size: tuple[int, int], resampling: PIL.Image.Resampling, passes: str = HORIZONTAL
 ) -> PIL.Image.Image:
     """Resizes an RGB image to a new (height, width) by one of Pillow's filters, one pass after the other: see `PASSES`."""
     height, width = size
-    if vertical_first((image.height, image.width), size, passes):
-        return image.resize((image.width, height), resampling).resize((width, height), resampling)
-    return image.resize((width, image.height), resampling).resize((width, height), resampling)
+    rows, columns = first_pass_size((image.height, image.width), size, passes)
+    return image.resize((columns, rows), resampling).resize((width, height), resampling)

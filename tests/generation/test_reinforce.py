@@ -50,7 +50,14 @@ from hf_dr.store.schema import KEEP, PROVENANCE_FILE
 from hf_dr.teacher.ensemble import Teacher
 from hf_dr.views.augmentation import Augmentation
 from hf_dr.views.maker import hash_view
-from hf_dr.views.ops.geometry import CenterCrop, RandomCrop, RandomHorizontalFlip, RandomResizedCrop, Resize
+from hf_dr.views.ops.geometry import (
+    CenterCrop,
+    RandomCrop,
+    RandomErasing,
+    RandomHorizontalFlip,
+    RandomResizedCrop,
+    Resize,
+)
 from hf_dr.views.ops.mixing import CutMix, MixUp
 
 # `hf_dr.reinforce` is the function; this is the module behind it.
@@ -739,6 +746,20 @@ def test_a_disk_without_room_is_refused_before_the_teacher_runs(tmp_path, tiny_d
     assert not files_of(tmp_path)
 
 
+@pytest.mark.parametrize("shard_size", [5, 10**10])
+def test_a_disk_must_have_room_for_the_rows_that_there_are(
+    tmp_path, tiny_dataset, tiny_teacher, monkeypatch, shard_size
+):
+    needed = 12 * 2 * 3 * 2  # rows, views, kept classes, bytes
+    usage = type("Usage", (), {"free": needed - 1})
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
+    settings = {"config_name": "a", "shard_size": shard_size, "num_views": 2, "top_k": 3}
+    with pytest.raises(ConfigError, match=rf"`output_dir` needs at least {needed} B, found {needed - 1} B free"):
+        run(tmp_path, tiny_dataset, tiny_teacher, PLAIN, **settings)
+    usage.free = needed
+    run(tmp_path, tiny_dataset, tiny_teacher, PLAIN, **settings)
+
+
 def test_a_disk_that_fills_up_loses_no_finished_shard(tmp_path, tiny_dataset, tiny_teacher, monkeypatch):
     finish, done = module.ShardWriter.finish, []
 
@@ -1022,6 +1043,16 @@ def test_the_estimate_tells_what_candidates_cost(tmp_path, tiny_dataset, tiny_te
     [
         ((1, 40000), [Resize(256), CenterCrop(24)], "Resize must make images of at most"),
         ((9, 40), [RandomCrop(24)], "RandomCrop needs images of at least 24x24 pixels"),
+        (
+            (5000, 8),
+            [Resize(224), RandomResizedCrop(24)],
+            "RandomResizedCrop stores boxes of images with sides of at most",
+        ),
+        (
+            (5000, 8),
+            [Resize(224), RandomErasing(), CenterCrop(24)],
+            "RandomErasing stores boxes of images with sides of",
+        ),
     ],
 )
 def test_an_image_that_cannot_be_augmented_is_named_and_can_be_skipped(
@@ -1034,6 +1065,28 @@ def test_an_image_that_cannot_be_augmented_is_named_and_can_be_skipped(
         run(tmp_path / "a", odd, tiny_teacher, Augmentation(ops), config_name="a")
     run(tmp_path / "b", odd, tiny_teacher, Augmentation(ops), config_name="a", on_bad_image="skip")
     assert Provenance.read(tmp_path / "b" / "a").skipped_rows == [3]
+
+
+def test_columns_of_the_base_may_have_dots_in_their_names(tmp_path, tiny_dataset, tiny_teacher):
+    """As the paths of Parquet's own columns have them."""
+    names = ["image_hash.md5", "source_index.x", "teacher_ids.list.element", "image.width", "label.note"]
+    dotted = tiny_dataset
+    for name in names:
+        dotted = dotted.add_column(name, [f"{name} {row}" for row in range(len(dotted))])
+    expected = run(tmp_path / "plain", tiny_dataset, tiny_teacher, PLAIN, config_name="a")
+    run(tmp_path / "dotted", dotted, tiny_teacher, PLAIN, config_name="a")
+    run(tmp_path / "dotted", dotted, tiny_teacher, PLAIN, config_name="a")
+    assert expected.keys() == files_of(tmp_path / "dotted").keys()
+    plain = load_reinforced(tmp_path / "plain")
+    for columns in ([], names):
+        loaded = load_reinforced(tmp_path / "dotted", columns=columns)
+        streamed = list(load_reinforced(tmp_path / "dotted", columns=columns, streaming=True))
+        assert len(streamed) == len(loaded) == len(plain)
+        for row in range(len(plain)):
+            assert torch.equal(loaded[row, 0]["teacher_logprobs"], plain[row, 0]["teacher_logprobs"])
+            assert [loaded[row, 0][name] for name in columns] == [f"{name} {row}" for name in columns]
+        assert {item[name] for item in streamed for name in columns} == {f"{n} {r}" for n in columns for r in range(12)}
+    assert verify(loaded, tiny_teacher).ok
 
 
 def test_a_run_goes_on_with_its_own_labels_only(tmp_path, tiny_dataset, tiny_teacher):

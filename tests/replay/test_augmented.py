@@ -40,6 +40,20 @@ def test_its_views_are_the_new_views_of_a_reinforced_dataset(augmented, tiny_dat
                 assert torch.equal(torch.as_tensor(value), torch.as_tensor(theirs[key])), key
 
 
+def test_no_array_of_all_rows_is_filled_for_an_item(augmented):
+    for rows in (augmented, augmented.select([5, 2])):
+        assert rows.source_rows.tolist() == [-1] * len(rows)
+        assert rows.source_rows.strides == (0,), "all rows share one number"
+
+
+def test_a_seed_of_numpy_is_the_same_seed(augmented, tiny_dataset):
+    again = AugmentedDataset(tiny_dataset, AUGMENTATION, seed=np.uint64(3), **COLUMNS)
+    assert again.fingerprint == augmented.fingerprint
+    assert torch.equal(again[4]["pixel_values"], augmented[4]["pixel_values"])
+    with pytest.raises(ConfigError, match=r"`seed` must be a whole number from 0 to 2\*\*64 - 1, got 0\.5"):
+        AugmentedDataset(tiny_dataset, AUGMENTATION, seed=0.5, **COLUMNS)
+
+
 def test_its_views_have_no_rank(augmented):
     with pytest.raises(IndexError, match="rank 0 of 0 views"):
         augmented[0, ranked_view(0, "entropy")]

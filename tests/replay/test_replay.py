@@ -29,6 +29,7 @@ from hf_dr.replay.device import UndoneViews
 from hf_dr.replay.loading import load_reinforced
 from hf_dr.replay.names import DIFFICULTIES
 from hf_dr.replay.reinforced_data import fresh_view, ranked_view
+from hf_dr.replay.sampling import ReinforcedSampler
 from hf_dr.store.base_dataset import undecoded_images
 from hf_dr.store.features import combine_hashes
 from hf_dr.store.provenance import find_config
@@ -322,6 +323,15 @@ def test_the_number_of_views_has_bounds(tiny_folder, num_views):
         ConfigError, match=f"`num_views` must be between 1 and the 4 stored views, got {num_views}. Leave it out"
     ):
         load_reinforced(tiny_folder, num_views=num_views)
+
+
+def test_numbers_of_numpy_are_numbers_of_views_and_seeds(tiny_folder):
+    expected = load_reinforced(tiny_folder, num_views=2, seed=3)
+    given = load_reinforced(tiny_folder, num_views=np.int64(2), seed=np.int64(3))
+    assert [type(number) for number in (given.num_views, given.seed)] == [int, int]
+    assert list(ReinforcedSampler(given)) == list(ReinforcedSampler(expected))
+    for row in range(len(given)):
+        assert torch.equal(given[row]["pixel_values"], expected[row]["pixel_values"])
 
 
 def test_fewer_views_are_the_first_ones(tiny_folder, tiny_plus):

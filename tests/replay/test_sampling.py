@@ -65,6 +65,14 @@ def test_epochs_count_from_0(tiny_plus):
         with pytest.raises(ConfigError, match="`epoch` must be a whole number of at least 0, got -1"):
             chosen.set_epoch(-1)
         assert chosen.epoch == 0
+        for wrong in (1.9, 1.0, "3", True, np.bool_(True), None, np.float32(2)):
+            with pytest.raises(ConfigError, match="`epoch` must be a whole number of at least 0, got"):
+                chosen.set_epoch(wrong)
+        assert chosen.epoch == 0
+        for number in (3, np.int64(3), torch.tensor(3)):
+            chosen.set_epoch(number)
+            assert (chosen.epoch, type(chosen.epoch)) == (3, int)
+        chosen.set_epoch(0)
 
 
 @pytest.mark.parametrize("view_order", ["all", "random"])
@@ -312,8 +320,8 @@ def test_refusals(tiny_plus, tmp_path: Path, tiny_dataset, tiny_teacher):
         ConfigError, match="`view_order` must be one of all, random, easy_first, hard_first, got 'shuffled'"
     ):
         ReinforcedSampler(tiny_plus, view_order="shuffled")
-    for impossible in (-0.1, 1.5, float("nan")):
-        with pytest.raises(ConfigError, match=f"`reinforced_probability` must be between 0 and 1, got {impossible}"):
+    for impossible in (-0.1, 1.5, float("nan"), "0.5", None):
+        with pytest.raises(ConfigError, match=f"`reinforced_probability` must be between 0 and 1, got {impossible!r}"):
             ReinforcedSampler(tiny_plus, reinforced_probability=impossible)
     augmentation = Augmentation([RandomResizedCrop(8)])
     config = ReinforceConfig(str(tmp_path), num_views=2, top_k=2, label_column="none")

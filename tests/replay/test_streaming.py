@@ -473,9 +473,20 @@ def test_a_stream_that_is_resumed_is_in_the_epoch_that_was_left(make):
     assert loader.epoch == 3
 
 
-def test_progress_of_a_seed_of_numpy_is_json(make):
-    stream = stream_of(make(PLAIN))
-    assert json.loads(json.dumps(stream.ordered(seed=np.int64(3)).progress(1))) == stream.ordered(seed=3).progress(1)
+def test_progress_of_numbers_of_numpy_is_json(make):
+    def progress(number):
+        stream = stream_of(make(PLAIN), shuffled_shards=number(2)).ordered(seed=number(3))
+        share = stream.split_by_node(number(1), number(2), batch_size=number(2), even=np.bool_(True))
+        share.set_epoch(number(4))
+        return share.progress(number(1), num_workers=number(2))
+
+    assert json.loads(json.dumps(progress(np.int64))) == progress(int)
+
+
+def test_progress_of_an_impossible_number_of_workers(make):
+    for workers in (-1, "2", 1.0):
+        with pytest.raises(ConfigError, match="`num_workers` must be a whole number of at least 0, got"):
+            stream_of(make(PLAIN)).progress(1, num_workers=workers)
 
 
 def test_progress_of_another_stream(make):

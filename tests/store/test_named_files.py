@@ -323,6 +323,17 @@ def test_addresses_and_detours_are_refused(path: str, secret: Path, tmp_path: Pa
         load_base(str(base))
 
 
+@pytest.mark.parametrize("path", ["@main/data/a..b.jpg", "/data/..a.jpg", "/a.../b", "@refs%2Fpr%2F1/a..b/c"])
+def test_dots_in_the_name_of_a_file_at_the_hub_lead_nowhere(path: str) -> None:
+    check_own_files(naming("audio", f"hf://datasets/org/photos{path}"), "org/photos", repo_id="org/photos")
+
+
+@pytest.mark.parametrize("path", ["@main/../../x", "/../../you/private/token", "/a/..", "@../x"])
+def test_an_address_that_leaves_the_repository_is_refused(path: str) -> None:
+    with pytest.raises(DataError, match="row 3 of column `audio` names"):
+        check_own_files(naming("audio", f"hf://datasets/org/photos{path}"), "org/photos", repo_id="org/photos")
+
+
 def test_an_archive_of_the_folder_is_its_own(tmp_path: Path) -> None:
     base = tmp_path / "base"
     parquet_of(naming("audio", f"zip://a.wav::{base}/files.zip"), base / "train.parquet")

@@ -195,6 +195,12 @@ def test_columns_are_encoded_for_their_kind(tmp_path: Path) -> None:
     assert column_encoding(FEATURES)["teacher_logprobs.list.element.list.element"] == "PLAIN"
     assert column_encoding(FEATURES)["teacher_ids.list.element.list.element"] == "BYTE_STREAM_SPLIT"
     assert column_encoding(FEATURES)["aug_flip.list.element"] == "PLAIN"
+    dotted = {
+        name: datasets.Value("string") for name in ("image.width", "source_index.x", "teacher_ids.list.element.x")
+    }
+    features = datasets.Features({**FEATURES, **dotted})
+    assert {column_compression(features)[name] for name in dotted} == {"ZSTD"}
+    assert column_encoding(features) == column_encoding(FEATURES), "they are the base's own"
     array = datasets.Features({"depth": datasets.Array2D((2, 3), "float32")})
     assert column_compression(array) == {"depth.list.element.list.element": "ZSTD"}
 

@@ -143,6 +143,20 @@ def test_probabilities_are_no_logits():
     assert logarithms.num_classes == 8
 
 
+class Mean(nn.Module):
+    """Answers with one number for all images."""
+
+    def forward(self, pixels):
+        return pixels.mean()
+
+
+def test_a_model_that_answers_with_one_number_is_no_classifier():
+    with pytest.raises(
+        TeacherError, match=r"shape \(1, classes\), but its answer to one image has the shape \(\)\. Name"
+    ):
+        Teacher.from_model(Mean(), "mine", size=4, normalization=(MEAN, STD))
+
+
 def test_a_model_that_maps_pixels_to_pixels_is_no_classifier():
     with pytest.raises(
         TeacherError,

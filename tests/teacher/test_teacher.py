@@ -14,6 +14,7 @@ from torch import nn
 
 from hf_dr.errors import ConfigError, TeacherError
 from hf_dr.teacher.ensemble import Teacher
+from hf_dr.teacher.folds import Fold
 from hf_dr.teacher.members import Member, check_member, load_member, weights_hash
 from hf_dr.teacher.preprocessing import Preprocessing
 
@@ -79,6 +80,26 @@ def test_running_out_of_memory_halves_the_batch(monkeypatch, caplog):
     assert sizes[5:] == [2, 2, 1], "what was learnt is kept"
 
 
+def test_what_was_learnt_of_memory_is_known_to_all_copies(monkeypatch):
+    folds = [dataclasses.replace(member(seed), left_out=Fold(seed, 2, "0" * 64)) for seed in range(2)]
+    teacher = Teacher(folds)
+    hashes = np.arange(4, dtype=np.uint64)
+    expected, answer, sizes = teacher.answer(VIEWS[:4], hashes), Teacher._answer, []
+
+    def small(self, views):
+        sizes.append(len(views))
+        if len(views) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return answer(self, views)
+
+    monkeypatch.setattr(Teacher, "_answer", small)
+    torch.testing.assert_close(teacher.answer(VIEWS[:4], hashes), expected)
+    assert sizes == [2, 1, 1, 1, 1], "the second fold knows what the first has learnt"
+    sizes.clear()
+    teacher.answer(VIEWS[:4], hashes)
+    assert sizes == [1, 1, 1, 1], "and so does the next batch"
+
+
 def test_one_view_that_does_not_fit_is_an_error(monkeypatch):
     def never(self, views):
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -126,8 +147,49 @@ def test_a_subset_of_classes_by_index_and_by_name():
         assert teacher.provenance()["members"][0]["classes"] == [3, 1]
 
 
-def test_a_member_that_has_the_subset_already_is_left_as_it_is():
-    Teacher([member(0), member(1, classes=2)], classes=[3, 1])
+@pytest.mark.parametrize("classes", [[3, 1], ["hen", "dog"]])
+def test_a_member_that_has_the_subset_already_is_left_as_it_is(classes):
+    larger = member(0, labels=("cat", "dog", "cow", "hen"))
+    assert Teacher([larger, member(1, classes=2)], classes=classes)._class_ids == [[3, 1], None]
+
+
+def test_names_put_a_member_that_has_the_subset_in_their_order():
+    larger = member(0, labels=("cat", "dog", "cow", "hen"))
+    assert Teacher([larger, member(1, classes=2, labels=("dog", "hen"))], classes=["hen", "dog"])._class_ids == [
+        [3, 1],
+        [1, 0],
+    ]
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [[0.9, 1.7], [1.0, 2.0], [False, True], [None, 1], np.array([0.0, 1.0]), np.array([False, True]), [[0], [1]]],
+    ids=str,
+)
+def test_classes_that_are_neither_names_nor_whole_numbers(classes):
+    with pytest.raises(
+        ConfigError, match=r"`classes` must hold names or whole numbers, got .*\. Give each class its name"
+    ):
+        Teacher([member(0)], classes=classes)
+
+
+@pytest.mark.parametrize("classes", [{"cat", "dog"}, frozenset({0, 1}), {"cat": 0}, "cat", 3], ids=str)
+def test_classes_without_an_order_are_no_list(classes):
+    with pytest.raises(ConfigError, match=r"`classes` must be a list of names or numbers, got .*\. Put it into a list"):
+        Teacher([member(0, labels=("cat", "dog", "cow", "hen"))], classes=classes)
+
+
+@pytest.mark.parametrize("classes", [(3, 1), np.array([3, 1], np.uint16), torch.tensor([3, 1]), [np.int64(3), 1]])
+def test_whole_numbers_of_other_libraries_are_classes(classes):
+    assert json.dumps(Teacher([member(0)], classes=classes)._class_ids) == "[[3, 1]]"
+
+
+@pytest.mark.parametrize("temperature", [2, 1.5, np.float32(1.5), np.int64(2)])
+def test_a_temperature_is_a_number_of_json(temperature):
+    teacher = Teacher([member(0)], temperature=temperature)
+    again = teacher.select([0], temperature=temperature)
+    assert json.loads(json.dumps(teacher.provenance()))["temperature"] == temperature
+    assert json.loads(json.dumps(again.provenance()))["temperature"] == temperature
 
 
 @pytest.mark.parametrize(
@@ -157,6 +219,14 @@ def test_names_of_which_the_teacher_knows_none_are_said(caplog):
     assert (
         "so 0 is 'Katze' here and 'cat' there. Where that is wrong, pass `classes` (--teacher_classes)." in caplog.text
     )
+
+
+@pytest.mark.parametrize("revision", ["refs/pr/1", "feature/a/b"])
+def test_a_revision_may_have_slashes(revision):
+    with pytest.raises(TeacherError, match="could not load 'org/unheard-of' as an image classifier"):
+        Teacher.from_pretrained(f"org/unheard-of@{revision}")
+    with pytest.raises(TeacherError, match="is none of these"):
+        Teacher.from_pretrained(f"a/b/c@{revision}")
 
 
 def test_a_folder_has_no_revision(tmp_path):

@@ -14,9 +14,9 @@ import PIL.Image
 import pytest
 from samples import photo, same_pixels
 
-from hf_dr.errors import DataError
+from hf_dr.errors import ConfigError, DataError
 from hf_dr.views import images
-from hf_dr.views.images import FORMATS, decode_image, pixel_hash, to_rgb
+from hf_dr.views.images import FORMATS, decode_image, decode_row, pixel_hash, to_rgb
 
 ORIENTATION = 0x0112
 
@@ -193,10 +193,14 @@ def test_unreadable_cells_are_data_errors(value: Any, message: str) -> None:
         decode_image(value)
 
 
-def test_an_image_too_large_to_be_true_is_a_data_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lower_bound_of_pillow_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(DataError, match=r"DecompressionBombError: Image size .240 pixels. exceeds limit"):
-        decode_image(cell(photo(12, 20)))
+    decode_image(cell(photo(10, 10)))
+    for size in ((12, 20), (10, 11)):  # of which the first is an error of Pillow's, the second a warning
+        with pytest.raises(
+            DataError, match=r"expected at most 100 pixels, got more \(Image size .*\)\. Shrink the image, or"
+        ):
+            decode_image(cell(photo(*size)))
 
 
 def test_running_out_of_memory_is_not_blamed_on_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,8 +290,31 @@ def test_grey_that_is_black_or_uses_its_bits_is_read(caplog: pytest.LogCaptureFi
     assert not caplog.records
 
 
+def test_the_bound_on_pixels_holds_beyond_that_of_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
+    for of_pillow in (30, 100, None):
+        monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", of_pillow)
+        monkeypatch.setenv("HF_DR_MAX_IMAGE_PIXELS", "120")
+        assert decode_image(cell(photo(10, 12))).crop((0, 0, 12, 10)).size == (12, 10)
+        for size in ((11, 11), (16, 16)):
+            with pytest.raises(
+                DataError, match=r"expected at most 120 pixels, got .*\. Shrink the image, or set HF_DR_MAX_IM"
+            ):
+                decode_image(cell(photo(*size)))
+
+
+@pytest.mark.parametrize("given", ["64M", "", "0", "-5", "1e8", " "])
+def test_a_bound_on_pixels_that_is_no_number_is_a_config_error(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No row is at fault, so none is skipped for it."""
+    monkeypatch.setenv("HF_DR_MAX_IMAGE_PIXELS", given)
+    with pytest.raises(
+        ConfigError, match=r"`HF_DR_MAX_IMAGE_PIXELS` in the environment must be a whole number of at least 1"
+    ):
+        decode_row(cell(photo(2, 2)), "row 0")
+
+
 def test_large_images_are_refused_before_they_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hf_dr.views.images.MAX_IMAGE_PIXELS", 99)
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", PIL.Image.MAX_IMAGE_PIXELS)  # which may be raised
+    monkeypatch.setenv("HF_DR_MAX_IMAGE_PIXELS", "99")
     decode_image(cell(PIL.Image.new("RGB", (9, 11))))
     with pytest.raises(
         DataError, match=r"expected at most 99 pixels, got 10x10\. Shrink the image, or set HF_DR_MAX_IMAGE_PIXELS"

@@ -20,6 +20,7 @@ from samples import SIDE, every_op, make_op, op_id, photo, plain, quick, same_pi
 
 from hf_dr.errors import ConfigError, ReplayError
 from hf_dr.views.augmentation import NAMED, Augmentation
+from hf_dr.views.ops import base
 from hf_dr.views.ops.base import MAX_SIDE, OPS, Op, Params, register
 from hf_dr.views.ops.colour import (
     POLICY_OPS,
@@ -353,6 +354,37 @@ def test_random_crop_refuses_offsets_that_its_column_cannot_hold() -> None:
         ConfigError, match=r"offsets up to 65535 pixels, .* padding of 40000 leave 80009\. Put `Resize`"
     ):
         RandomCrop(1, padding=40000).sample(view_rng(0, 0, 0), (3, 10))
+
+
+@pytest.mark.parametrize("op", [op for op in every_op() if not op.mixes], ids=op_id)
+@quick
+@given(seed=seeds, size=sizes)
+def test_what_a_size_allows_is_drawn_stored_and_performed(op: Op, seed: int, size: tuple[int, int]) -> None:
+    """A size that is accepted is one for all draws. (Those that mix are given views, whose size the settings bound.)"""
+    with pytest.MonkeyPatch.context() as lowered:
+        lowered.setattr(base, "MAX_PIXELS", 300)
+        lowered.setattr(base, "MAX_SIDE", 30)
+        try:
+            op.check_size(size)
+        except (ConfigError, ReplayError):
+            return
+        for drawn in views(op, seed, size, 4):
+            op.apply(photo(*size), drawn)
+            assert all(max(value) <= 30 for name, value in drawn.items() if name == "box")
+
+
+def test_a_setting_with_a_factory_has_a_default() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Shades(Op):
+        levels: tuple[int, ...]
+        more: tuple[int, ...] = dataclasses.field(default_factory=lambda: (1, 2))
+
+        def apply(self, image: PIL.Image.Image, params: Params, partner: Any = None) -> PIL.Image.Image:
+            return image
+
+    assert Shades.from_settings({"levels": [3]}).more == (1, 2)
+    with pytest.raises(ConfigError, match="Shades needs `levels`, which has no default"):
+        Shades.from_settings({})
 
 
 def test_two_ops_cannot_share_a_name() -> None:

@@ -18,6 +18,7 @@ import PIL.ExifTags
 import PIL.Image
 
 from hf_dr.errors import ConfigError, DataError
+from hf_dr.files import expanded
 from hf_dr.generation.ml_dr.files import Columns, expect
 from hf_dr.processes import num_cores
 from hf_dr.store.json_files import shown
@@ -56,7 +57,7 @@ def find_rows(order: str, images: datasets.Dataset) -> np.ndarray:
                 + ". Pass `order` as a file with the row or file name of each image."
             )
         return np.array(sorted(range(count), key=lambda row: cast(tuple[str, str], names[row])))
-    entries = _read_order(Path(order).expanduser())
+    entries = _read_order(expanded(order))
     if len(entries) != count:
         raise DataError(f"{order} must name {count} images, as many as the base has, found {len(entries)}.")
     if all(isinstance(entry, int) for entry in entries):

@@ -28,7 +28,7 @@ import torch
 import xxhash
 
 from hf_dr.errors import ConfigError, DataError, FormatError
-from hf_dr.files import write_whole
+from hf_dr.files import expanded, write_whole
 from hf_dr.generation.config import ImportConfig
 from hf_dr.generation.folder import WHOLE, check_same_run, complete_run, open_run
 from hf_dr.generation.ml_dr.files import Columns, expect
@@ -93,7 +93,7 @@ class ImportJob:
         known = checked_origin(base, config.files_from)
         self._images = undecoded_images(base, image_column)
         self._row_of = find_rows(config.order, self._images)
-        self._runs = open_runs([Path(source).expanduser() for source in sources])
+        self._runs = open_runs([expanded(source) for source in sources])
         format = self._runs[0].format
         names = class_names_of(base, label_column)
         num_classes = _num_classes(format.num_classes, names)
@@ -141,7 +141,7 @@ class ImportJob:
         self._of_views = datasets.Features(
             {name: feature for name, feature in added.items() if isinstance(feature, datasets.List)}
         )
-        self.folder = Path(config.output_dir).expanduser() / config.config_name
+        self.folder = expanded(config.output_dir) / config.config_name
 
     def estimate(self) -> str:
         """Checks what can be checked without reading everything and tells what would be written; writes nothing."""

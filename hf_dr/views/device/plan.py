@@ -32,8 +32,9 @@ from hf_dr.views.ops import (
     Resize,
     TrivialAugmentWide,
 )
-from hf_dr.views.ops.base import MAX_PIXELS, Params, Size, size_of
+from hf_dr.views.ops.base import Params, Size, size_of
 from hf_dr.views.ops.colour import OPERATIONS, UNSIGNED
+from hf_dr.views.ops.geometry import check_first_pass
 
 Columns = Mapping[str, np.ndarray]
 """Parameter name -> (N,) or (N, n)."""
@@ -282,19 +283,28 @@ def _boxes(op: Op, params: Columns, sizes: Sizes) -> np.ndarray:
     return boxes
 
 
+def _different(sizes: Sizes) -> tuple[list[Size], np.ndarray]:
+    """Returns each size once, and the place there of each image's."""
+    pairs, places = np.unique(np.stack([sizes.heights, sizes.widths], axis=1), axis=0, return_inverse=True)
+    return [(int(height), int(width)) for height, width in pairs], places.reshape(-1)
+
+
 @_plans(RandomResizedCrop)
 def _resized_crop(op: RandomResizedCrop, params: Columns, sizes: Sizes) -> None:
     boxes = _boxes(op, params, sizes)
     sizes.refuse((boxes[:, 2:] == 0).any(axis=1), op, params)
+    for size in _different(sizes)[0]:
+        check_first_pass(op, size, size_of(op))
     sizes.add(Crop(boxes))
     sizes.add(Resample(*sides_of(size_of(op), len(boxes)), op.interpolation, op.passes))
 
 
 @_plans(Resize)
 def _resize(op: Resize, params: Columns, sizes: Sizes) -> None:
-    pairs, places = np.unique(np.stack([sizes.heights, sizes.widths], axis=1), axis=0, return_inverse=True)
-    outputs = np.array([op.output_size((int(h), int(w))) for h, w in pairs], np.int64)[places.reshape(-1)]
-    sizes.refuse(outputs.prod(axis=1) > MAX_PIXELS, op, params)
+    different, places = _different(sizes)
+    for size in different:
+        op.check_size(size)
+    outputs = np.array([op.output_size(size) for size in different], np.int64)[places]
     sizes.add(Resample(outputs[:, 0], outputs[:, 1], op.interpolation, op.passes))
 
 
@@ -313,7 +323,7 @@ def _random_crop(op: RandomCrop, params: Columns, sizes: Sizes) -> None:
     offsets, (height, width) = params["offset"].astype(np.int64), size_of(op)
     padded = sizes.heights + 2 * op.padding, sizes.widths + 2 * op.padding
     beyond = (offsets[:, 0] + height > padded[0]) | (offsets[:, 1] + width > padded[1])
-    sizes.refuse((offsets < 0).any(axis=1) | beyond | (padded[0] * padded[1] > MAX_PIXELS), op, params)
+    sizes.refuse((offsets < 0).any(axis=1) | beyond, op, params)
     _take_window(offsets[:, 0] - op.padding, offsets[:, 1] - op.padding, (height, width), op.fill, sizes)
 
 

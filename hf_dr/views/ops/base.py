@@ -133,7 +133,8 @@ class Op(ABC):
             if key not in fields:
                 raise ConfigError(f"{cls.__name__} has no setting `{key}`.{did_you_mean(str(key), fields)}")
         for field in fields.values():
-            if field.default is dataclasses.MISSING and field.name not in settings:
+            needed = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+            if needed and field.name not in settings:
                 raise ConfigError(f"{cls.__name__} needs `{field.name}`, which has no default. Add it.")
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})
 
@@ -187,6 +188,15 @@ def check_pixels(op: Op, size: Size) -> None:
         raise ReplayError(
             f"{type(op).__name__} must make images of at most {MAX_PIXELS:,} pixels, but would make one of {size[0]}x{size[1]}"
             ". Lower its settings, or leave this image out."
+        )
+
+
+def check_boxes(op: Op, size: Size) -> None:
+    """Refuses images of which a box could not be stored."""
+    if max(size) > MAX_SIDE:
+        raise ReplayError(
+            f"{type(op).__name__} stores boxes of images with sides of at most {MAX_SIDE} pixels, but is given one of "
+            f"{size[0]}x{size[1]}. Put `Resize` with (height, width) before it, or leave this image out."
         )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import PIL.ImageOps
+import PIL.Image
 from torchvision.transforms.v2 import functional as F
 
 from hf_dr.errors import ConfigError, ReplayError
@@ -18,6 +18,7 @@ from hf_dr.views.ops.base import (
     Params,
     Size,
     check_box,
+    check_boxes,
     check_interpolation,
     check_pixels,
     check_probability,
@@ -29,11 +30,26 @@ from hf_dr.views.ops.base import (
     register,
     size_of,
 )
-from hf_dr.views.resizing import HORIZONTAL, PASSES, resize
+from hf_dr.views.resizing import HORIZONTAL, PASSES, first_pass_size, resize
 
 
 def check_passes(op: Op) -> None:
     check_setting(op, "passes", op.passes in PASSES, f"one of {', '.join(PASSES)}")  # type: ignore[attr-defined]
+
+
+def check_first_pass(op: Op, size: Size, new_size: Size) -> None:
+    """Refuses a resize that makes too much of an image between its two passes, however small it becomes by the second."""
+    between = first_pass_size(size, new_size, op.passes)  # type: ignore[attr-defined]
+    if between[0] * between[1] > size[0] * size[1]:  # else it is no more than what is in memory already
+        check_pixels(op, between)
+
+
+def take_window(image: PIL.Image.Image, top: int, left: int, size: Size, fill: tuple[int, int, int]) -> PIL.Image.Image:
+    """Takes a window, which may reach beyond the image: there it shows `fill`. A padded image is not made for that."""
+    height, width = size
+    window = PIL.Image.new("RGB", (width, height), fill)
+    window.paste(image, (-left, -top))
+    return window
 
 
 def resampling_of(op: Op) -> PIL.Image.Resampling:
@@ -101,6 +117,10 @@ class RandomResizedCrop(Op):
     def params(self) -> dict[str, Param]:
         return {"box": Param("uint16", 4)}
 
+    def check_size(self, size: Size) -> None:
+        check_boxes(self, size)
+        check_first_pass(self, size, size_of(self))
+
     def sample(self, rng: np.random.Generator, size: Size) -> Params:
         box = _sample_box(rng, size, self.scale, self.ratio, erasing=False)
         return {"box": box or self._central(size)}
@@ -121,6 +141,7 @@ class RandomResizedCrop(Op):
                 f"RandomResizedCrop needs a box of at least one pixel, found {box}. The row is damaged; run "
                 "`hf-dr verify`."
             )
+        check_first_pass(self, height_width(image), size_of(self))
         top, left, height, width = box
         cropped = image.crop((left, top, left + width, top + height))
         return resize(cropped, size_of(self), resampling_of(self), self.passes)
@@ -151,7 +172,10 @@ class Resize(Op):
         check_passes(self)
 
     def check_size(self, size: Size) -> None:
-        check_pixels(self, self.output_size(size) or (0, 0))
+        new_size = self.output_size(size)
+        assert new_size is not None
+        check_pixels(self, new_size)
+        check_first_pass(self, size, new_size)
 
     def apply(self, image: PIL.Image.Image, params: Params, partner: PIL.Image.Image | None = None) -> PIL.Image.Image:
         self.check_size(height_width(image))
@@ -170,6 +194,11 @@ class Resize(Op):
         return int(self.size * height / width), self.size
 
 
+def _centred(inside: int, side: int) -> int:
+    """Returns where a side begins in the middle of an image's, by torchvision's rule; below 0 where the image's is shorter."""
+    return -((side - inside) // 2) if inside < side else round((inside - side) / 2)
+
+
 @register
 @dataclass(frozen=True)
 class CenterCrop(Op):
@@ -186,7 +215,8 @@ class CenterCrop(Op):
         size_of(self)
 
     def apply(self, image: PIL.Image.Image, params: Params, partner: PIL.Image.Image | None = None) -> PIL.Image.Image:
-        return F.center_crop(image, list(size_of(self)))
+        corner = [_centred(inside, side) for inside, side in zip(height_width(image), size_of(self), strict=True)]
+        return take_window(image, *corner, size_of(self), (0, 0, 0))
 
     def output_size(self, size: Size | None) -> Size | None:
         return size_of(self)
@@ -243,11 +273,8 @@ class RandomCrop(Op):
 
     def apply(self, image: PIL.Image.Image, params: Params, partner: PIL.Image.Image | None = None) -> PIL.Image.Image:
         padded = (image.height + 2 * self.padding, image.width + 2 * self.padding)
-        box = check_box(self, (*params["offset"], *size_of(self)), padded)
-        check_pixels(self, padded)
-        if self.padding:
-            image = PIL.ImageOps.expand(image, self.padding, self.fill)
-        return F.crop(image, *box)
+        top, left, _, _ = check_box(self, (*params["offset"], *size_of(self)), padded)
+        return take_window(image, top - self.padding, left - self.padding, size_of(self), self.fill)
 
     def output_size(self, size: Size | None) -> Size | None:
         return size_of(self)
@@ -302,6 +329,9 @@ class RandomErasing(Op):
     @property
     def params(self) -> dict[str, Param]:
         return {"box": Param("uint16", 4)}
+
+    def check_size(self, size: Size) -> None:
+        check_boxes(self, size)
 
     def sample(self, rng: np.random.Generator, size: Size) -> Params:
         box = _sample_box(rng, size, self.scale, self.ratio, erasing=True) if rng.random() < self.p else None

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+import hf_dr
 from hf_dr.cli.main import main
 from hf_dr.errors import ConfigError
 from hf_dr.files import expanded
@@ -31,9 +32,21 @@ def test_a_home_folder_that_is_not_known_is_said():
             expanded(given)
 
 
+def test_only_one_place_looks_for_home_folders():
+    """Python's own error does not say of which path it is."""
+    package = Path(hf_dr.__file__).parent
+    found = {path.relative_to(package) for path in package.rglob("*.py") if "expanduser" in path.read_text("utf-8")}
+    assert found == {Path("files.py")}
+
+
 @pytest.mark.parametrize(
     "words",
     [
+        ["inspect", NOBODY],
+        ["verify", NOBODY],
+        ["push", NOBODY, "me/plus"],
+        ["train", "--dataset", NOBODY, "--output_dir", "out", "--student", "timm:test_resnet"],
+        ["train", "--dataset", "x", "--output_dir", NOBODY, "--student", "timm:test_resnet"],
         ["reinforce", "--dataset", NOBODY, "--teacher", "timm/x", "--output_dir", "out"],
         ["reinforce", "--dataset", "x", "--teacher", NOBODY, "--output_dir", "out"],
         ["reinforce", "--dataset", "x", "--teacher", "timm/x", "--output_dir", NOBODY],

@@ -38,7 +38,14 @@ from hf_dr import (
 )
 
 STUDENT = "timm:test_resnet"
-ANYTHING = {"None": None, "number": -3, "empty": "", "path": Path("/nowhere/x"), "object": object()}
+ANYTHING = {
+    "None": None,
+    "number": -3,
+    "empty": "",
+    "path": Path("/nowhere/x"),
+    "object": object(),
+    "home": "~nosuchuser/x",
+}
 PARTS = {
     f"reinforced_loss {name}": lambda x, d, name=name: reinforced_loss(d.logits, {**d.batch, name: x})
     for name in ("teacher_ids", "teacher_logprobs", "reinforced", "labels")
@@ -162,7 +169,12 @@ OPTIONAL = {
     "calibrate label_column", "export size", "export name", "export base",
     "contact_sheet rows", "inspect name", "inspect revision", "load_reinforced name", "push_to_hub configs", "reinforce base",
 }  # fmt: skip
-PATHS = {"ExtendConfig", "ReinforceConfig", "export folder"}
+# What takes a value of a kind: a folder may be new, and what only keeps a text has not looked for it yet.
+TAKEN = {
+    "None": OPTIONAL,
+    "path": {"ExtendConfig", "ReinforceConfig", "export folder"},
+    "home": {"ExtendConfig", "ReinforceConfig", "Teacher.from_model name"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +196,7 @@ def data(tmp_path_factory, tiny_dataset, tiny_teacher):
 def test_anything_in_an_arguments_place_is_refused_in_words(function, data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for kind, value in ANYTHING.items():
-        if (kind == "None" and function in OPTIONAL) or (kind == "path" and function in PATHS):
+        if function in TAKEN.get(kind, ()):
             continue
         with pytest.raises(HfDrError, match=r"[.!`)]"):
             FUNCTIONS[function](value, data)

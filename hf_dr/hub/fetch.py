@@ -14,7 +14,7 @@ from huggingface_hub.file_download import repo_folder_name
 from tqdm.auto import tqdm
 
 from hf_dr.errors import ConfigError, FormatError
-from hf_dr.files import spelled_alike
+from hf_dr.files import expanded, spelled_alike
 from hf_dr.hub.retry import ask, is_unreachable, with_retries
 from hf_dr.processes import thread_pool
 from hf_dr.store.json_files import check_size
@@ -57,7 +57,7 @@ def fetch_config(
         HubError: See `load_reinforced`.
     """
     path, revision = split_revision(path, revision)
-    folder = Path(path).expanduser()
+    folder = expanded(path)
     if folder.is_dir():
         if revision is not None:
             raise ConfigError(f"`revision` must come with a Hub id, got it with the folder {folder}. Leave it out.")
@@ -118,7 +118,7 @@ def split_revision(
 ) -> tuple[str | os.PathLike[str], str | None]:
     """Returns path and revision of `org/name@revision`; a folder whose name holds an `@` stays one."""
     name, at, pinned = path.rpartition("@") if isinstance(path, str) else ("", "", "")
-    if not at or not is_hub_id(name) or not pinned or Path(os.fspath(path)).expanduser().exists():
+    if not at or not is_hub_id(name) or not pinned or expanded(os.fspath(path)).exists():
         return path, revision
     if revision not in (None, pinned):
         raise ConfigError(f"expected one revision, got {pinned!r} in {path!r} and {revision!r}. Leave one of them out.")

@@ -11,6 +11,7 @@ from pathlib import Path
 from accelerate.utils import gather_object
 
 from hf_dr.errors import ConfigError, FormatError
+from hf_dr.files import expanded
 from hf_dr.hub.repository import Push, Remote, Repository, publish, warn_of_unsent
 from hf_dr.processes import process_state
 from hf_dr.settings import check_kind, check_names
@@ -78,7 +79,7 @@ def push_to_hub(
     """
     expected = 'the folder of a "+" dataset'
     check_kind("folder", folder, (str, os.PathLike), expected, "Give the `output_dir` of `reinforce`.")
-    folder = Path(folder).expanduser()
+    folder = expanded(folder)
     found = card_configs(folder, _names(folder, configs))
     provenances = {name: config.provenance for name, config in found.items()}
     _check_shards(folder, provenances)

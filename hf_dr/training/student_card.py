@@ -21,7 +21,7 @@ from transformers import Trainer
 from transformers.modelcard import extract_hyperparameters_from_trainer
 
 from hf_dr.errors import FormatError
-from hf_dr.files import write_json, write_whole
+from hf_dr.files import expanded, write_json, write_whole
 from hf_dr.replay.reinforced_data import ReinforcedData
 from hf_dr.store.card import CARD_FILE, TAGS, is_noncommercial, read_card
 from hf_dr.store.card_texts import CITATION
@@ -146,14 +146,14 @@ def student_of_training(
     examples = f"That is {source.num_examples:,} examples" + (f" of {base['id']}" if base.get("id") else "")
     # A local folder is called by its name: the card is published, and paths of this machine are nobody's business.
     start = card.get("finetuned_from")
-    local = start is not None and Path(start).expanduser().is_dir()
+    local = start is not None and expanded(start).is_dir()
     tags = card.get("tags") or []
     speeds = [entry[_SPEED] for entry in trainer.state.log_history if _SPEED in entry]
     fold = fold_in_config(model, getattr(trainer.model, "config", None))
     hyperparameters = {k: " ".join(str(v).split()) for k, v in extract_hyperparameters_from_trainer(trainer).items()}
     return Student(
         model=f"{model}, over {train.num_classes} classes",
-        start=Path(start).expanduser().resolve().name if start and local else start,
+        start=expanded(start).resolve().name if start and local else start,
         objective=objective,
         dataset={
             "id": card.get("dataset"),

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification
 
 from hf_dr.errors import FormatError
+from hf_dr.files import expanded
 from hf_dr.hub.repository import Push, Repository, publish, warn_of_unsent
 from hf_dr.store.card import CARD_FILE, read_card
 from hf_dr.training.student_card import GENERATED_KEYS, STUDENT_FILE, Student, update_student_card
@@ -48,7 +49,7 @@ def is_student(folder: str | os.PathLike[str]) -> bool:
     Raises:
         FormatError: It holds only checkpoints of a training, and so will hold a model.
     """
-    folder = Path(folder).expanduser()
+    folder = expanded(folder)
     if (folder / "config.json").is_file() and any(folder.glob("model*.safetensors")):
         return True
     if any(folder.glob("checkpoint-*")):
@@ -72,7 +73,7 @@ def export_student(folder: str | os.PathLike[str], out: str | os.PathLike[str], 
     Raises:
         FormatError: The folder holds no classifier of transformers in safetensors, or no averaged weights.
     """
-    folder = Path(folder).expanduser()
+    folder = expanded(folder)
     out = Path(out)
     if not is_student(folder):
         raise FormatError(
@@ -143,7 +144,7 @@ def push_student(
         ConfigError: A setting is impossible.
         HubError: The Hub refuses, or does not answer after all retries. Nothing was published, or all of it.
     """
-    folder = Path(folder).expanduser()
+    folder = expanded(folder)
     student = Student.read(folder)
     written = read_card(folder / CARD_FILE)
     if student is None and written is None:

@@ -36,7 +36,7 @@ from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
 
 import hf_dr.teacher.architectures  # noqa: F401 (what it registers, timm builds)
 from hf_dr.errors import ConfigError, DataError, did_you_mean
-from hf_dr.files import no_folder, spelled_alike
+from hf_dr.files import expanded, no_folder, spelled_alike
 from hf_dr.settings import Place, check_count, check_kind, check_names
 from hf_dr.store.base_dataset import read_labels, whole_column
 from hf_dr.teacher.folds import CONFIG_KEY
@@ -127,7 +127,7 @@ def build_student(
         _check_patches(architecture, model.timm_model, seen["input_size"][1:])
     own = model.timm_model.pretrained_cfg
     if file:
-        _load_weights(model, Path(file).expanduser())
+        _load_weights(model, expanded(file))
         if normalization is None:  # what the weights were trained with, as a teacher of this name has it
             model.config.pretrained_cfg.update(mean=list(own["mean"]), std=list(own["std"]))
     if size is None:
@@ -187,9 +187,9 @@ def _pretrained(name: str, classes: dict[str, Any], seen: dict[str, Any]) -> Any
 
     Its config gets what `classes` says of them and, if it is timm's, its `pretrained_cfg` what `seen` says of the images.
     """
-    if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
+    if name.startswith((".", "/", "~")) and not expanded(name).is_dir():
         raise ConfigError(
-            f"the student {name!r} must be a folder, but there is none.{spelled_alike(Path(name).expanduser())} Train it "
+            f"the student {name!r} must be a folder, but there is none.{spelled_alike(expanded(name))} Train it "
             "first, or name another."
         )
     if timm.is_model(name) and not Path(name).is_dir():

@@ -215,8 +215,10 @@ class CenterCrop(Op):
         size_of(self)
 
     def apply(self, image: PIL.Image.Image, params: Params, partner: PIL.Image.Image | None = None) -> PIL.Image.Image:
-        corner = [_centred(inside, side) for inside, side in zip(height_width(image), size_of(self), strict=True)]
-        return take_window(image, *corner, size_of(self), (0, 0, 0))
+        height, width = size_of(self)
+        top = _centred(image.height, height)
+        left = _centred(image.width, width)
+        return take_window(image, top, left, (height, width), (0, 0, 0))
 
     def output_size(self, size: Size | None) -> Size | None:
         return size_of(self)

@@ -1066,6 +1066,36 @@ def test_a_run_goes_on_with_its_own_columns_only(tmp_path, tiny_dataset, tiny_te
     assert run(tmp_path, base, tiny_teacher, PLAIN, config_name="a") == before
 
 
+@pytest.mark.parametrize(
+    ("name", "feature"),
+    [
+        ("label", datasets.Value("int64")),
+        ("label", datasets.ClassLabel(names=[f"other {c}" for c in range(8)])),
+        ("number", datasets.Value("int32")),
+        ("word", datasets.Value("large_string")),
+        ("image", datasets.Image(mode="RGB")),
+        ("image", datasets.Image(decode=False)),
+    ],
+)
+def test_a_run_goes_on_with_its_own_types_only(tmp_path, tiny_dataset, tiny_teacher, monkeypatch, name, feature):
+    """All shards would be made, and the dataset could never be opened."""
+    rows = len(tiny_dataset)
+    base = tiny_dataset.add_column("number", list(range(rows))).add_column("word", ["a"] * rows)
+    before = run(tmp_path, base, tiny_teacher, PLAIN, config_name="a")
+    max((tmp_path / "a").glob("*.parquet")).unlink()
+    kept = files_of(tmp_path)
+    with monkeypatch.context() as unasked:
+        unasked.setattr(module.Job, "_make_shards", lambda *_: pytest.fail("the teacher was asked"))
+        with pytest.raises(
+            FingerprintMismatchError,
+            match=rf"must have the columns of the dataset, but its column `{name}` is \w+\(.*\) and the dataset's \w+\(",
+        ):
+            run(tmp_path, base.cast_column(name, feature), tiny_teacher, PLAIN, config_name="a")
+    assert files_of(tmp_path) == kept
+    in_other_order = base.select_columns(base.column_names[::-1])
+    assert run(tmp_path, in_other_order, tiny_teacher, PLAIN, config_name="a").keys() == before.keys()
+
+
 def test_a_run_that_another_overtakes_is_refused_under_the_lock(tmp_path, tiny_dataset, tiny_teacher, monkeypatch):
     other = run(tmp_path / "other", tiny_dataset, tiny_teacher, PLAIN, config_name="a", seed=1)
 

@@ -109,7 +109,9 @@ class StudentTrainer(ResumableTrainer):
             if self._channels_last:
                 pixels = pixels.contiguous(memory_format=torch.channels_last)
             # On the device, where the loader has put them: a quarter of the bytes to send there.
-            return {**inputs, "pixel_values": normalize(pixels, self._preprocessing)}
+            pixels = normalize(pixels, self._preprocessing)
+            # `bf16_full_eval` and `fp16_full_eval` cast the model for an evaluation after the training, but no inputs.
+            return {**inputs, "pixel_values": pixels if self.is_in_train else pixels.to(_precision(self.model))}
         return inputs
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader:
@@ -349,6 +351,11 @@ class StudentTrainer(ResumableTrainer):
 def _summary(model: nn.Module) -> str:
     name = getattr(getattr(model, "config", None), "architecture", None) or type(model).__name__
     return f"{name} of {sum(p.numel() for p in model.parameters()):,} parameters"
+
+
+def _precision(model: Any) -> torch.dtype:
+    """Returns the type of a model's weights."""
+    return next((weight.dtype for weight in model.parameters() if weight.is_floating_point()), torch.float32)
 
 
 def _check_published(model: Any) -> None:

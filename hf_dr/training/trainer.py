@@ -147,9 +147,7 @@ class ReinforcedTrainer(StudentTrainer):
         train: Any = self.train_dataset
         if not isinstance(train, ReinforcedData):
             return super().get_train_dataloader()
-        model: Any = self.model
-        learns = partial(learns_from_one, model, train, self.args.world_size)
-        check_batches(len(train), self.args, learns, streamed=isinstance(train, StreamedReinforcedDataset))
+        _check_batches(self, train)
         dataset, self._sampler = self._in_order()
         return self._loader_of(dataset, self._sampler)
 
@@ -370,6 +368,19 @@ def _check_tail(args: Any, evaluated: Any) -> None:
     for one in evaluated.values() if isinstance(evaluated, dict) else [evaluated]:
         if isinstance(one, ReinforcedData):
             tail_rule(args.tail, one.signal)
+
+
+def _check_batches(trainer: ReinforcedTrainer, train: ReinforcedData) -> None:
+    """Checks that batches have enough images, of the size that they have in a process now (`auto_find_batch_size`)."""
+    args, model = trainer.args, trainer.model
+    assert isinstance(model, nn.Module)
+    check_batches(
+        len(train),
+        args,
+        partial(learns_from_one, model, train, args.world_size),
+        streamed=isinstance(train, StreamedReinforcedDataset),
+        batch_size=trainer._train_batch_size // (args.world_size if trainer.accelerator.split_batches else 1),
+    )
 
 
 def _settings_of(train: ReinforcedData) -> dict[str, Any]:

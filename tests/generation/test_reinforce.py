@@ -1114,6 +1114,50 @@ def test_a_run_that_another_overtakes_is_refused_under_the_lock(tmp_path, tiny_d
     )
 
 
+def in_files(dataset: datasets.Dataset, folder: Path) -> list[dict[str, str | None]]:
+    """The images of a dataset as paths of files in a folder, which is made."""
+    folder.mkdir()
+    cells = dataset.cast_column("image", datasets.Image(decode=False))["image"]
+    paths = [folder / f"{row}.png" for row in range(len(dataset))]
+    for path, cell in zip(paths, cells, strict=True):
+        path.write_bytes(cell["bytes"])
+    return [{"bytes": None, "path": str(path)} for path in paths]
+
+
+def test_the_estimate_leaves_out_an_image_that_the_run_skips(tmp_path, tiny_dataset, tiny_teacher):
+    cells = in_files(tiny_dataset, tmp_path / "images")
+    base = tiny_dataset.remove_columns("image").add_column("image", cells).cast_column("image", datasets.Image())
+
+    def estimated(on_bad_image: str) -> float:
+        config = ReinforceConfig(
+            str(tmp_path / "plus"), num_views=2, top_k=2, on_bad_image=on_bad_image, files_from=[str(tmp_path)]
+        )
+        return reinforce_job(base, tiny_teacher, PLAIN, config).estimate().bytes_base
+
+    whole = estimated("skip")
+    assert estimated("error") == whole
+    size = (tmp_path / "images" / "3.png").stat().st_size
+    (tmp_path / "images" / "3.png").unlink()
+    assert whole - 2 * size <= estimated("skip") <= whole - size
+    with pytest.raises(DataError, match=r"image.* row 3"):
+        estimated("error")
+
+
+def test_a_file_of_another_column_that_is_missing_is_named(tmp_path, tiny_dataset, tiny_teacher):
+    cells = in_files(tiny_dataset, tmp_path / "masks")
+    base = tiny_dataset.add_column("mask", cells).cast_column("mask", datasets.Image())
+    (tmp_path / "masks" / "7.png").unlink()
+    for on_bad_image in ("error", "skip"):
+        with pytest.raises(
+            DataError,
+            match=r"must be readable, to be copied, but that of `mask` in row 7: .*7\.png'\. Restore it, or leave",
+        ):
+            run(
+                tmp_path / "plus", base, tiny_teacher, PLAIN,
+                image_column="image", on_bad_image=on_bad_image, files_from=[str(tmp_path)],
+            )  # fmt: skip
+
+
 def test_a_text_in_a_paths_place_is_a_bad_image(tmp_path, tiny_dataset, tiny_teacher):
     cells = tiny_dataset.cast_column("image", datasets.Image(decode=False)).to_list()
     cells[2]["image"] = {"bytes": None, "path": "iVBORw0KGgoAAAANSUhEUg" * 100}

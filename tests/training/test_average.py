@@ -212,7 +212,9 @@ def test_tied_weights_are_averaged_once_and_published(plain, pictures, settings,
             save_strategy="epoch",
             learning_rate=0.1,
         )
-        return ReinforcedTrainer(Tied(TiedConfig(num_labels=8, tie_word_embeddings=True)), args, train_dataset=plain, **more)
+        return ReinforcedTrainer(
+            Tied(TiedConfig(num_labels=8, tie_word_embeddings=True)), args, train_dataset=plain, **more
+        )
 
     steps: list[torch.Tensor] = []
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from hf_dr.errors import DataError
 from hf_dr.generation.agreement import Agreement
 from hf_dr.generation.labelling import ViewColumns
 from hf_dr.generation.plan import Plan
@@ -101,7 +102,7 @@ def estimate(plan: Plan, source: AnswerSource, num_batches: int, agreement: Agre
         seconds_teacher=timing.seconds_teacher,
         on_device=timing.on_device,
         bytes_reinforcement=num_views * _bytes_per_view(plan, timing.columns),
-        bytes_base=_base_bytes(plan.base),
+        bytes_base=_base_bytes(plan),
         agreement=agreement,
     )
 
@@ -147,10 +148,22 @@ def _written_size(columns: dict[str, np.ndarray], features: dict[str, Any]) -> i
     return sink.tell()
 
 
-def _base_bytes(base: datasets.Dataset) -> float:
+def _base_bytes(plan: Plan) -> float:
     """Bytes of the base's stored columns, from some of its rows."""
+    base = plan.base
     if not base.column_names:
         return 0.0
     rows = sampled_rows(len(base)).tolist()
-    sizes = [as_table(base, row, row + 1).combine_chunks().get_total_buffer_size() for row in rows]
-    return float(np.mean(sizes)) * len(base)
+    return float(np.mean([_row_bytes(plan, row) for row in rows])) * len(base)
+
+
+def _row_bytes(plan: Plan, row: int) -> int:
+    """Bytes of a row of the base's stored columns; an image that the run will skip has none."""
+    try:
+        table = as_table(plan.base, row, row + 1)
+    except DataError:
+        if plan.provenance.on_bad_image == "error":
+            raise
+        bad = {"image_column": plan.provenance.image_column, "readable": np.zeros(1, bool)}
+        table = as_table(plan.base, row, row + 1, **bad)
+    return table.combine_chunks().get_total_buffer_size()

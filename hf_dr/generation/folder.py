@@ -25,7 +25,7 @@ from hf_dr.store.card import check_card, write_card
 from hf_dr.store.named_files import holds_files
 from hf_dr.store.provenance import Provenance
 from hf_dr.store.schema import PROVENANCE_FILE, is_reserved
-from hf_dr.store.shards import check_digests, read_marker, remove_temporaries
+from hf_dr.store.shards import check_digests, read_marker, remove_temporaries, shard_features
 from hf_dr.text import format_bytes, progress_bar
 
 logger = logging.getLogger(__name__)
@@ -230,21 +230,27 @@ def _is_of(provenance: Provenance, path: Path) -> bool:
 def check_same_base(folder: Path, provenance: Provenance, base: datasets.Dataset) -> None:
     """Refuses finished shards with other columns than the base's, labels or others, which no hash of the provenance knows.
 
-    The contents of files are not compared: the images among them are known by their hash.
+    Types count, because `datasets` opens no dataset whose shards differ in them. The contents of files are not compared: the
+    images among them are known by their hash.
     """
     plain = [name for name in base.column_names if not holds_files(base.features[name])]
     values = base.select_columns(plain).with_format("arrow")
+    types = shard_features(base.features.arrow_schema, "the dataset")  # as a shard would tell them
     for index, name in enumerate(provenance.shard_names):
         path = folder / name
         rows = provenance.shard_range(index)
         try:
             file = pq.ParquetFile(path)
-            own = {column for column in file.schema_arrow.names if not is_reserved(column)}
+            features = shard_features(file.schema_arrow, str(path))
+            own = {column: feature for column, feature in features.items() if not is_reserved(column)}
             stored = file.read([column for column in plain if column in own])
-        except (OSError, pa.ArrowException):  # it is missing or damaged, and is made again
+        except (OSError, pa.ArrowException, FormatError):  # it is missing or damaged, and is made again
             continue
-        if own != set(base.column_names):
-            found = f"it has {', '.join(sorted(own))} and the dataset {', '.join(sorted(base.column_names))}"
+        if own.keys() != types.keys():
+            found = f"it has {', '.join(sorted(own))} and the dataset {', '.join(sorted(types))}"
+        elif retyped := [column for column in types if own[column] != types[column]]:
+            there, here = own[retyped[0]], types[retyped[0]]
+            found = f"its column `{retyped[0]}` is {there!s:.200} and the dataset's {here!s:.200}"
         else:
             here = values[rows.start : rows.stop] if plain else stored
             # As text, in which NaN equals NaN.

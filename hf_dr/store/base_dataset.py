@@ -550,6 +550,9 @@ def as_table(
 
     Returns:
         A table in chunks of a few rows, because one Arrow array takes less than 2 GiB of images.
+
+    Raises:
+        DataError: A file that is named cannot be read.
     """
     rows = dataset.with_format("arrow")
     parts = []
@@ -561,5 +564,25 @@ def as_table(
             place = table.column_names.index(image_column)
             kept = pa.array(np.arange(last - first), mask=bad)
             table = table.set_column(place, table.schema.field(place), table.column(place).take(kept))
-        parts.append(datasets.table.embed_table_storage(table))
+        try:
+            parts.append(datasets.table.embed_table_storage(table))
+        except OSError as error:
+            raise _unreadable(table, first, error) from error
     return pa.concat_tables(parts)
+
+
+def _unreadable(table: pa.Table, first: int, error: OSError) -> HfDrError:
+    """Returns the error that names the first file of a table that cannot be read; `first` is the table's first row."""
+    for row in range(table.num_rows):
+        for name in table.column_names:
+            try:
+                datasets.table.embed_table_storage(table.slice(row, 1).select([name]))
+            except OSError as found:
+                return DataError(
+                    f"the files that the dataset names must be readable, to be copied, but that of `{name}` in row "
+                    f"{first + row}: {str(found).rstrip('. ')}. Restore it, or leave the column or the row out."
+                )
+    return DataError(
+        f"the files that the dataset names must be readable, to be copied, but: {str(error).rstrip('. ')}. Run the same "
+        "command again."
+    )

@@ -76,6 +76,19 @@ def check_weights(model: nn.Module, state_dict: Mapping[str, torch.Tensor] | Non
         )
 
 
+class _Average(ModelEmaV3):
+    """As timm's, but weights with several names, which a model ties, are averaged once in a step."""
+
+    def apply_update_(self, model: nn.Module, decay: float) -> None:
+        ours, theirs = self.module.state_dict(keep_vars=True), model.state_dict()
+        names = list({id(value): name for name, value in ours.items()}.values())
+        averaged = [name for name in names if ours[name].is_floating_point()]
+        present = [theirs[name].to(ours[name].device) for name in averaged]
+        torch._foreach_lerp_([ours[name] for name in averaged], present, weight=1.0 - decay)
+        for name in set(names) - set(averaged):
+            ours[name].copy_(theirs[name])
+
+
 class WeightAverage(TrainerCallback):
     """Averages the weights of a model after each step of its training, and follows it to checkpoints and back.
 
@@ -98,7 +111,7 @@ class WeightAverage(TrainerCallback):
 
     def _start(self, model: nn.Module) -> None:
         self._model = model
-        self.ema = ModelEmaV3(model, decay=self._decay, device=self._device)
+        self.ema: ModelEmaV3 = _Average(model, decay=self._decay, device=self._device)
 
     def resume_from(self, checkpoint: str | None) -> None:
         """Has the next training go on with a checkpoint's average, a ConfigError without one; None has it begin a new one."""
@@ -106,7 +119,10 @@ class WeightAverage(TrainerCallback):
 
     def save(self, folder: Path) -> None:
         """Writes the average next to the model's weights, by the same names."""
-        average = {name: value.contiguous() for name, value in self.ema.module.state_dict().items()}
+        state = self.ema.module.state_dict()
+        # Copies, because safetensors takes no weights that share their memory.
+        kept = {"copy": True, "memory_format": torch.contiguous_format}
+        average = {name: value.to("cpu", **kept) for name, value in state.items()}
         save_file(native_names(average) if is_timm(self._model) else average, folder / EMA_FILE, {"format": "pt"})
 
     @contextmanager

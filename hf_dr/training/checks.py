@@ -99,7 +99,12 @@ def check_input(model: nn.Module, dataset: ReinforcedData) -> None:
 
 
 def check_batches(
-    rows: int, args: TrainingArguments, learns_from_one: Callable[[], bool], *, streamed: bool = False
+    rows: int,
+    args: TrainingArguments,
+    learns_from_one: Callable[[], bool],
+    *,
+    streamed: bool = False,
+    batch_size: int | None = None,
 ) -> None:
     """Refuses a training with batches of one image where its model cannot learn from one: an epoch would end in an error.
 
@@ -109,8 +114,9 @@ def check_batches(
         learns_from_one: Whether the model can; asked only where there is such a batch.
         streamed: Whether each process has a share of the rows. Else the last batches of several processes are filled up,
             unless accelerate is told not to.
+        batch_size: What each process takes at a time, where it is not what the settings say.
     """
-    batch = args.train_batch_size
+    batch = args.train_batch_size if batch_size is None else batch_size
     own = -(-rows // args.world_size) if streamed else rows
     filled = args.world_size > 1 and not streamed and args.accelerator_config.even_batches  # type: ignore[union-attr]
     rest = own % batch == 1 and not args.dataloader_drop_last and not filled

@@ -19,7 +19,7 @@ from accelerate import PartialState, skip_first_batches
 from accelerate.utils import gather_object, parse_flag_from_env
 from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import (
     PREFIX_CHECKPOINT_DIR,
@@ -278,8 +278,8 @@ class ResumableTrainer(Trainer):
         """
         if checkpoint is None:
             return
-        there = read_settings(Path(checkpoint, self.settings_file))
-        here = self.run_settings() or {}
+        _take_batch_size(self, Path(checkpoint))
+        there, here = read_settings(Path(checkpoint, self.settings_file)), self.run_settings() or {}
         compare_settings(Path(checkpoint), there, here, self.args, loud=self.is_world_process_zero())
 
     def save_with_model(self, folder: Path) -> None:
@@ -506,6 +506,13 @@ def _make_readable(folder: Path) -> None:
     """
     for weights in folder.glob("*.safetensors"):
         shutil.copymode(folder / TRAINING_ARGS_NAME, weights)
+
+
+def _take_batch_size(trainer: ResumableTrainer, checkpoint: Path) -> None:
+    """Has a trainer take the batch size that `auto_find_batch_size` has found, before its settings are compared."""
+    if trainer.args.auto_find_batch_size:
+        found = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)).train_batch_size
+        trainer._train_batch_size = found or trainer._train_batch_size
 
 
 def _prepared(loader: Any, seed: int | None) -> Any:

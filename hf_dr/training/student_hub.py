@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import Future
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +48,18 @@ def is_student(folder: str | os.PathLike[str]) -> bool:
     """Whether a folder holds a model rather than a "+" dataset.
 
     Raises:
-        FormatError: It holds only checkpoints of a training, and so will hold a model.
+        FormatError: It holds only checkpoints of a training, and so will hold a model; or a model that is not of transformers.
     """
     folder = expanded(folder)
-    if (folder / "config.json").is_file() and any(folder.glob("model*.safetensors")):
+    weights = any(folder.glob("model*.safetensors"))
+    if weights and (folder / "config.json").is_file():
         return True
     if any(folder.glob("checkpoint-*")):
+        if weights:
+            raise FormatError(
+                f"{folder} must hold a student that transformers loads, but its weights have no config.json. Train a model of "
+                "transformers, such as `build_student` returns."
+            )
         raise FormatError(
             f"{folder} must hold a trained student, found only checkpoints of a training that has not ended. Run the same "
             "command again to its end, or name a checkpoint."
@@ -187,22 +194,29 @@ def push_in_background(
     """Pushes a student as it is now, in a thread of its own: its folder may change or be deleted in the meantime.
 
     The student's card and `student.json` are in another folder, `card_from`, where `folder` is a checkpoint. `warn` logs a
-    failure, for callers that do not look at the result. The settings are those of `push_student`.
+    failure of the thread, for callers that do not look at the result. The settings are those of `push_student`.
     """
-    copy = tempfile.TemporaryDirectory(prefix="hf_dr_push_")
-    export_student(folder, copy.name)
-    for name in (CARD_FILE, STUDENT_FILE):
-        path = Path(card_from, name)
-        if path.is_file():
-            shutil.copyfile(path, Path(copy.name, name))
+    with ExitStack() as made:
+        copy = made.enter_context(tempfile.TemporaryDirectory(prefix="hf_dr_push_"))
+        export_student(folder, copy)
+        for name in (CARD_FILE, STUDENT_FILE):
+            path = Path(card_from, name)
+            if path.is_file():
+                shutil.copyfile(path, Path(copy, name))
+        kept = made.pop_all()
 
     def push() -> Push:
-        with copy:
+        with kept:
             try:
-                return push_student(copy.name, repo_id, **settings)
+                return push_student(copy, repo_id, **settings)
             except Exception as error:
                 if warn:
-                    logger.warning("A push during the training failed: %s", error)
+                    warn_of_failure(error)
                 raise
 
     return HfApi().run_as_future(push)
+
+
+def warn_of_failure(error: Exception) -> None:
+    """Says why a push failed that must not end its training."""
+    logger.warning("A push during the training failed: %s", error)

@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import default_data_collator
+from transformers import PreTrainedModel, default_data_collator
 from transformers.utils.hub import PushInProgress
 
 from hf_dr.errors import ConfigError
 from hf_dr.hub.repository import Push
 from hf_dr.replay.reinforced_data import ReinforcedData
 from hf_dr.replay.streaming import StreamedReinforcedDataset
+from hf_dr.settings import check_kind
 from hf_dr.training.arguments import ReinforcedTrainingArguments
 from hf_dr.training.batches import CheckedBatches, pixels_of
 from hf_dr.training.calibrating import Calibration, calibrate
@@ -30,7 +31,7 @@ from hf_dr.training.evaluated import names_of_metrics
 from hf_dr.training.losses import check_classes
 from hf_dr.training.resumable import ResumableTrainer, changed
 from hf_dr.training.student_card import student_of_training
-from hf_dr.training.student_hub import push_in_background
+from hf_dr.training.student_hub import push_in_background, warn_of_failure
 from hf_dr.training.students import (
     Normalization,
     complete_config,
@@ -108,7 +109,9 @@ class StudentTrainer(ResumableTrainer):
             if self._channels_last:
                 pixels = pixels.contiguous(memory_format=torch.channels_last)
             # On the device, where the loader has put them: a quarter of the bytes to send there.
-            return {**inputs, "pixel_values": normalize(pixels, self._preprocessing)}
+            pixels = normalize(pixels, self._preprocessing)
+            # `bf16_full_eval` and `fp16_full_eval` cast the model for an evaluation after the training, but no inputs.
+            return {**inputs, "pixel_values": pixels if self.is_in_train else pixels.to(_precision(self.model))}
         return inputs
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader:
@@ -209,22 +212,10 @@ class StudentTrainer(ResumableTrainer):
         Raises:
             ConfigError: Nothing tells how many steps an epoch has.
         """
-        args = self.args
-        if not args.warmup_epochs or self.lr_scheduler is not None:
+        if not self.args.warmup_epochs or self.lr_scheduler is not None:
             return super().create_scheduler(num_training_steps, optimizer)
-        if not isinstance(self.train_dataset, Sized):
-            raise ConfigError(
-                f"`warmup_epochs` needs a `train_dataset` with a length, got {type(self.train_dataset).__name__}. Set "
-                "`warmup_steps` instead."
-            )
-        steps = max(1, round(args.warmup_epochs * self._steps_of_epoch()))
-        if steps >= num_training_steps:
-            logger.warning(
-                "The learning rate rises for %g epochs, which are %d steps, but the training has %d: it never becomes %g.",
-                args.warmup_epochs, steps, num_training_steps, args.learning_rate,
-            )  # fmt: skip
         # What Trainer asks; the settings that are saved stay as they were given.
-        with changed(args, warmup_steps=steps):
+        with changed(self.args, warmup_steps=_warmup_steps(self, num_training_steps)):
             return super().create_scheduler(num_training_steps, optimizer)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
@@ -321,6 +312,11 @@ class StudentTrainer(ResumableTrainer):
         )
         return job.result() if blocking else job
 
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """As Trainer's, for a model that can be published."""
+        _check_published(self.model)
+        super().init_hf_repo(token, private)
+
     # Private, because Trainer's own would publish all of `output_dir`, pickles included, and no callback can keep it from that.
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if not self.is_world_process_zero() or self.args.hub_strategy == "end":
@@ -329,11 +325,14 @@ class StudentTrainer(ResumableTrainer):
         if running and not self.args.hub_always_push:
             return
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        self._finish_current_push()
-        self.create_model_card()
         message = f"Training in progress, step {self.state.global_step}"
-        job = self._push(checkpoint_folder, warn=True, commit_message=message)
-        self.push_in_progress = PushInProgress([job])  # type: ignore[arg-type, assignment]
+        try:  # a checkpoint is not whole yet when Trainer calls this
+            self._finish_current_push()
+            self.create_model_card()
+            job = self._push(checkpoint_folder, warn=True, commit_message=message)
+            self.push_in_progress = PushInProgress([job])  # type: ignore[arg-type, assignment]
+        except Exception as error:
+            warn_of_failure(error)
 
     def _push(self, folder: str | None, *, warn: bool = False, **given: Any) -> Future[Push]:
         args = self.args
@@ -352,6 +351,39 @@ class StudentTrainer(ResumableTrainer):
 def _summary(model: nn.Module) -> str:
     name = getattr(getattr(model, "config", None), "architecture", None) or type(model).__name__
     return f"{name} of {sum(p.numel() for p in model.parameters()):,} parameters"
+
+
+def _precision(model: Any) -> torch.dtype:
+    """Returns the type of a model's weights."""
+    return next((weight.dtype for weight in model.parameters() if weight.is_floating_point()), torch.float32)
+
+
+def _check_published(model: Any) -> None:
+    """Refuses to publish a model that nobody could load."""
+    check_kind(
+        "model",
+        model,
+        PreTrainedModel,
+        "a model of transformers to be pushed (`push_to_hub`)",
+        "Build it with `build_student`, or leave `push_to_hub` out.",
+    )
+
+
+def _warmup_steps(trainer: StudentTrainer, training_steps: int) -> int:
+    """Returns the steps of `warmup_epochs`."""
+    args = trainer.args
+    if not isinstance(trainer.train_dataset, Sized):
+        raise ConfigError(
+            f"`warmup_epochs` needs a `train_dataset` with a length, got {type(trainer.train_dataset).__name__}. Set "
+            "`warmup_steps` instead."
+        )
+    steps = max(1, round(args.warmup_epochs * trainer._steps_of_epoch()))
+    if steps >= training_steps:
+        logger.warning(
+            "The learning rate rises for %g epochs, which are %d steps, but the training has %d: it never becomes %g.",
+            args.warmup_epochs, steps, training_steps, args.learning_rate,
+        )  # fmt: skip
+    return steps
 
 
 def _check_labels(model: nn.Module, labels: Any) -> None:

@@ -103,6 +103,7 @@ class ReinforcedTrainer(StudentTrainer):
         model, settings["processing_class"] = _student(model, settings, args.seed)
         super().__init__(model=model, args=args, normalization=normalization, **settings)
         self.eval_dataset = self._as_evaluation(self.eval_dataset)
+        _check_tail(args, self.eval_dataset)
         self._check_train_dataset()
         self.add_callback(_LateCheck(self))
         self._augmenter = augmentation_of_trainer(args, train, self.data_collator)
@@ -146,9 +147,7 @@ class ReinforcedTrainer(StudentTrainer):
         train: Any = self.train_dataset
         if not isinstance(train, ReinforcedData):
             return super().get_train_dataloader()
-        model: Any = self.model
-        learns = partial(learns_from_one, model, train, self.args.world_size)
-        check_batches(len(train), self.args, learns, streamed=isinstance(train, StreamedReinforcedDataset))
+        _check_batches(self, train)
         dataset, self._sampler = self._in_order()
         return self._loader_of(dataset, self._sampler)
 
@@ -282,9 +281,11 @@ class ReinforcedTrainer(StudentTrainer):
 
     @property
     def _tail(self) -> TailRule:
-        """The tail rule of the loss: that of the training set, in evaluations too; without one, that of the evaluated set."""
-        data = self.train_dataset if isinstance(self.train_dataset, ReinforcedData) else self._evaluated
-        return (self.args.tail or "uniform") if data is None else tail_rule(self.args.tail, data.signal)
+        """The tail rule of the loss: `tail`, or that of the signal of what is evaluated, else of what is learned from."""
+        data = self.train_dataset if self._evaluated is None else self._evaluated
+        return (
+            tail_rule(self.args.tail, data.signal) if isinstance(data, ReinforcedData) else self.args.tail or "uniform"
+        )
 
     def evaluation_loop(
         self,
@@ -299,8 +300,6 @@ class ReinforcedTrainer(StudentTrainer):
         share_buffers(self, None if self.ema is None else self.ema.module)
         evaluated = dataloader.dataset if isinstance(dataloader.dataset, ReinforcedData) else None
         with changed(self, _evaluated=evaluated), precision_kept(self):
-            if evaluated is not None:
-                tail_rule(self._tail, evaluated.signal)  # it may have another signal than the training set
             output = super().evaluation_loop(*given, metric_key_prefix)
             if self._average is not None and description == "Evaluation":
                 assert output.metrics is not None
@@ -362,6 +361,26 @@ class ReinforcedTrainer(StudentTrainer):
     def _online_teacher(self) -> str | None:
         """The teacher in memory, where there is one, by its weights."""
         return None
+
+
+def _check_tail(args: Any, evaluated: Any) -> None:
+    """Checks that a `tail` that was given fits what is evaluated, which may have another signal than the training set."""
+    for one in evaluated.values() if isinstance(evaluated, dict) else [evaluated]:
+        if isinstance(one, ReinforcedData):
+            tail_rule(args.tail, one.signal)
+
+
+def _check_batches(trainer: ReinforcedTrainer, train: ReinforcedData) -> None:
+    """Checks that batches have enough images, of the size that they have in a process now (`auto_find_batch_size`)."""
+    args, model = trainer.args, trainer.model
+    assert isinstance(model, nn.Module)
+    check_batches(
+        len(train),
+        args,
+        partial(learns_from_one, model, train, args.world_size),
+        streamed=isinstance(train, StreamedReinforcedDataset),
+        batch_size=trainer._train_batch_size // (args.world_size if trainer.accelerator.split_batches else 1),
+    )
 
 
 def _settings_of(train: ReinforcedData) -> dict[str, Any]:

@@ -1119,6 +1119,36 @@ def test_a_run_goes_on_with_its_own_columns_only(tmp_path, tiny_dataset, tiny_te
     assert run(tmp_path, base, tiny_teacher, PLAIN, config_name="a") == before
 
 
+@pytest.mark.parametrize(
+    ("name", "feature"),
+    [
+        ("label", datasets.Value("int64")),
+        ("label", datasets.ClassLabel(names=[f"other {c}" for c in range(8)])),
+        ("number", datasets.Value("int32")),
+        ("word", datasets.Value("large_string")),
+        ("image", datasets.Image(mode="RGB")),
+        ("image", datasets.Image(decode=False)),
+    ],
+)
+def test_a_run_goes_on_with_its_own_types_only(tmp_path, tiny_dataset, tiny_teacher, monkeypatch, name, feature):
+    """All shards would be made, and the dataset could never be opened."""
+    rows = len(tiny_dataset)
+    base = tiny_dataset.add_column("number", list(range(rows))).add_column("word", ["a"] * rows)
+    before = run(tmp_path, base, tiny_teacher, PLAIN, config_name="a")
+    max((tmp_path / "a").glob("*.parquet")).unlink()
+    kept = files_of(tmp_path)
+    with monkeypatch.context() as unasked:
+        unasked.setattr(module.Job, "_make_shards", lambda *_: pytest.fail("the teacher was asked"))
+        with pytest.raises(
+            FingerprintMismatchError,
+            match=rf"must have the columns of the dataset, but its column `{name}` is \w+\(.*\) and the dataset's \w+\(",
+        ):
+            run(tmp_path, base.cast_column(name, feature), tiny_teacher, PLAIN, config_name="a")
+    assert files_of(tmp_path) == kept
+    in_other_order = base.select_columns(base.column_names[::-1])
+    assert run(tmp_path, in_other_order, tiny_teacher, PLAIN, config_name="a").keys() == before.keys()
+
+
 def test_a_run_that_another_overtakes_is_refused_under_the_lock(tmp_path, tiny_dataset, tiny_teacher, monkeypatch):
     other = run(tmp_path / "other", tiny_dataset, tiny_teacher, PLAIN, config_name="a", seed=1)
 
@@ -1135,6 +1165,50 @@ def test_a_run_that_another_overtakes_is_refused_under_the_lock(tmp_path, tiny_d
     assert run(tmp_path / "mine", tiny_dataset, tiny_teacher, PLAIN, config_name="a", seed=1) == other, (
         "no lock is left"
     )
+
+
+def in_files(dataset: datasets.Dataset, folder: Path) -> list[dict[str, str | None]]:
+    """The images of a dataset as paths of files in a folder, which is made."""
+    folder.mkdir()
+    cells = dataset.cast_column("image", datasets.Image(decode=False))["image"]
+    paths = [folder / f"{row}.png" for row in range(len(dataset))]
+    for path, cell in zip(paths, cells, strict=True):
+        path.write_bytes(cell["bytes"])
+    return [{"bytes": None, "path": str(path)} for path in paths]
+
+
+def test_the_estimate_leaves_out_an_image_that_the_run_skips(tmp_path, tiny_dataset, tiny_teacher):
+    cells = in_files(tiny_dataset, tmp_path / "images")
+    base = tiny_dataset.remove_columns("image").add_column("image", cells).cast_column("image", datasets.Image())
+
+    def estimated(on_bad_image: str) -> float:
+        config = ReinforceConfig(
+            str(tmp_path / "plus"), num_views=2, top_k=2, on_bad_image=on_bad_image, files_from=[str(tmp_path)]
+        )
+        return reinforce_job(base, tiny_teacher, PLAIN, config).estimate().bytes_base
+
+    whole = estimated("skip")
+    assert estimated("error") == whole
+    size = (tmp_path / "images" / "3.png").stat().st_size
+    (tmp_path / "images" / "3.png").unlink()
+    assert whole - 2 * size <= estimated("skip") <= whole - size
+    with pytest.raises(DataError, match=r"image.* row 3"):
+        estimated("error")
+
+
+def test_a_file_of_another_column_that_is_missing_is_named(tmp_path, tiny_dataset, tiny_teacher):
+    cells = in_files(tiny_dataset, tmp_path / "masks")
+    base = tiny_dataset.add_column("mask", cells).cast_column("mask", datasets.Image())
+    (tmp_path / "masks" / "7.png").unlink()
+    for on_bad_image in ("error", "skip"):
+        with pytest.raises(
+            DataError,
+            match=r"must be readable, to be copied, but that of `mask` in row 7: .*7\.png'\. Restore it, or leave",
+        ):
+            run(
+                tmp_path / "plus", base, tiny_teacher, PLAIN,
+                image_column="image", on_bad_image=on_bad_image, files_from=[str(tmp_path)],
+            )  # fmt: skip
 
 
 def test_a_text_in_a_paths_place_is_a_bad_image(tmp_path, tiny_dataset, tiny_teacher):

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -10,18 +10,34 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoModelForImageClassification as AutoClassifier
 from transformers import (
+    AutoConfig,
     EarlyStoppingCallback,
+    PreTrainedConfig,
+    PreTrainedModel,
     TrainerCallback,
 )
+from transformers import AutoModelForImageClassification as AutoClassifier
 
 from hf_dr.errors import ConfigError
 from hf_dr.teacher.metrics import classification_metrics, compute_metrics
 from hf_dr.training.losses import reinforced_kl
+from hf_dr.training.student_hub import export_student
 from hf_dr.training.students import EMA_FILE
 from hf_dr.training.trainer import ReinforcedTrainer, _weight_average
-from training.helpers import ROWS, STEPS, Pooled, Watched, logits_of, pooled, same, timm_student, weights
+from training.helpers import (
+    ROWS,
+    STEPS,
+    KillAt,
+    KilledError,
+    Pooled,
+    Watched,
+    logits_of,
+    pooled,
+    same,
+    timm_student,
+    weights,
+)
 
 
 def test_evaluation_on_images(plain, pictures, settings):
@@ -159,3 +175,70 @@ def test_sharded_weights_have_no_average():
         ConfigError, match=r"`ema_decay` must be unset where .* \(FSDP, DeepSpeed\), got 0\.9\. Unset it"
     ):
         _weight_average(sharded)
+
+
+class TiedConfig(PreTrainedConfig):
+    model_type = "tied_for_tests"
+
+
+class Tied(PreTrainedModel):
+    """Two layers with one weight, of which a file of transformers has one."""
+
+    config_class = TiedConfig
+    base_model_prefix = ""
+    _tied_weights_keys: ClassVar = {"second.weight": "first.weight"}
+
+    def __init__(self, config: TiedConfig) -> None:
+        super().__init__(config)
+        self.first, self.second = nn.Linear(48, 48, bias=False), nn.Linear(48, 48, bias=False)
+        self.head = nn.Linear(48, config.num_labels)
+        self.post_init()
+
+    def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        pooled = F.adaptive_avg_pool2d(pixel_values, 4).flatten(1)
+        return {"logits": self.head(self.second(self.first(pooled).relu()))}
+
+
+def test_tied_weights_are_averaged_once_and_published(plain, pictures, settings, tmp_path):
+    AutoConfig.register(TiedConfig.model_type, TiedConfig, exist_ok=True)
+    AutoClassifier.register(TiedConfig, Tied, exist_ok=True)
+
+    def trainer(folder: str, **more: Any) -> ReinforcedTrainer:
+        torch.manual_seed(0)
+        args = settings(
+            output_dir=str(tmp_path / folder),
+            ema_decay=0.8,
+            num_train_epochs=2,
+            save_strategy="epoch",
+            learning_rate=0.1,
+        )
+        return ReinforcedTrainer(
+            Tied(TiedConfig(num_labels=8, tie_word_embeddings=True)), args, train_dataset=plain, **more
+        )
+
+    steps: list[torch.Tensor] = []
+
+    class Keep(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, model: nn.Module, **_: Any) -> None:
+            steps.append(model.first.weight.detach().clone())
+
+    whole = trainer("whole", callbacks=[Keep()])
+    whole.train()
+    average = steps[0]
+    for step in steps[1:]:
+        average = 0.8 * average + 0.2 * step
+    assert not torch.allclose(average, steps[-1])
+    torch.testing.assert_close(whole.ema.module.first.weight.detach(), average)
+    assert whole.evaluate(pictures)["eval_ema_loss"] != whole.evaluate(pictures)["eval_loss"]
+
+    with pytest.raises(KilledError):
+        trainer("killed", callbacks=[KillAt(STEPS)]).train()
+    resumed = trainer("killed")
+    resumed.train(resume_from_checkpoint=True)
+    assert same(weights(resumed.ema.module), weights(whole.ema.module))
+
+    whole.save_model()
+    export_student(tmp_path / "whole", tmp_path / "out", ema=True)
+    published = AutoClassifier.from_pretrained(tmp_path / "out")
+    assert published.first.weight is published.second.weight
+    assert same(weights(published), weights(whole.ema.module))

@@ -102,6 +102,18 @@ def test_an_evaluation_in_half_precision_leaves_the_weights_whole(plain, picture
         assert halved[loss] == pytest.approx(whole[loss], rel=0.05)
 
 
+@pytest.mark.parametrize("half", ["bf16_full_eval", "fp16_full_eval"])
+@pytest.mark.parametrize("make", [pooled, lambda: transformers_student("resnet")])
+def test_a_model_that_casts_no_inputs_is_evaluated_in_half_precision(plain, pictures, settings, half, make):
+    student = make()
+    losses = []
+    for name in (half, "prediction_loss_only"):  # the second halves nothing
+        trainer = ReinforcedTrainer(student, settings(**{name: True}), train_dataset=plain, eval_dataset=pictures)
+        losses += [trainer.evaluate()["eval_loss"], trainer.evaluate(plain)["eval_loss"]]
+    assert losses[:2] == pytest.approx(losses[2:], rel=0.02)
+    assert losses[:2] != losses[2:]
+
+
 @pytest.mark.parametrize(
     ("labels", "found"), [([-1] * ROWS, r"-1, which is no label, in row 0 \(12 such rows\)"), ([0] * 11 + [8], "8 in row 11"),
                           ([0] * 5 + [None] + [1] * 6, r"none in row 5 \(1 such rows\)\. Take a split with labels")],

@@ -5,6 +5,7 @@ import math
 import re
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 from unittest.mock import Mock
 
 import datasets
@@ -27,6 +28,8 @@ from training.helpers import (
     ROWS,
     SIZE,
     STEPS,
+    KillAt,
+    KilledError,
     Pooled,
     Watched,
     by_hand,
@@ -241,6 +244,53 @@ def test_a_batch_of_one_image_is_refused_before_training(plain, in_shards, setti
     trainer = ReinforcedTrainer(Normalised(), settings(**changes), train_dataset=dataset)
     with pytest.raises(ConfigError, match=f"each batch must have more than one image, because .*, {found}"):
         trainer.train()
+
+
+class Greedy(Normalised):
+    """Has no memory for more than so many images."""
+
+    def __init__(self, most: int, pixels: int = 1) -> None:
+        super().__init__(pixels)
+        self._most = most
+
+    def forward(self, pixel_values, labels=None):
+        if self.training and len(pixel_values) > self._most:
+            raise RuntimeError("CUDA out of memory. Tried to allocate")
+        return super().forward(pixel_values, labels)
+
+
+def test_batches_of_the_size_that_was_found_are_checked(plain, settings):
+    args = settings(per_device_train_batch_size=13, auto_find_batch_size=True)
+    trainer = ReinforcedTrainer(Greedy(11), args, train_dataset=plain)
+    with pytest.raises(ConfigError, match="but 12 images make one of 1 in batches of 11"):
+        trainer.train()
+
+
+def test_each_process_has_its_part_of_a_split_batch(plain, settings):
+    args = settings(per_device_train_batch_size=2, accelerator_config={"split_batches": True})
+    trainer = ReinforcedTrainer(Normalised(), args, train_dataset=plain)
+    vars(args).update(distributed_state=SimpleNamespace(num_processes=2))
+    with pytest.raises(ConfigError, match=r"but all have one\. Set a larger batch size"):
+        trainer.get_train_dataloader()
+
+
+def test_a_training_goes_on_with_the_batch_size_that_was_found(plain, settings, tmp_path):
+    def trainer(folder: str, **more: Any) -> ReinforcedTrainer:
+        torch.manual_seed(0)
+        args = settings(
+            output_dir=str(tmp_path / folder), per_device_train_batch_size=8, auto_find_batch_size=True, max_steps=7,
+            view_order="easy_first", save_strategy="steps", save_steps=2,
+        )  # fmt: skip
+        return ReinforcedTrainer(Greedy(5, pixels=4), args, train_dataset=plain, **more)
+
+    whole = trainer("whole")
+    whole.train()
+    with pytest.raises(KilledError):
+        trainer("killed", callbacks=[KillAt(5)]).train()
+    resumed = trainer("killed")
+    assert resumed.train(resume_from_checkpoint=True).global_step == 7
+    assert resumed.run_settings() == whole.run_settings()
+    assert same(weights(resumed.model), weights(whole.model))
 
 
 def test_a_batch_of_one_image_is_evaluated(plain, pictures, settings):

@@ -1,10 +1,12 @@
 """Trained students as files: what transformers, timm and this package read back from them."""
 
 import contextlib
+import errno
 import io
 import json
 import re
 import shutil
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,9 +35,11 @@ from hf_dr.teacher.ensemble import Teacher
 from hf_dr.teacher.metrics import compute_metrics
 from hf_dr.teacher.preprocessing import evaluation_augmentation
 from hf_dr.training.arguments import ReinforcedTrainingArguments
+from hf_dr.training.checkpoints import find_damage
 from hf_dr.training.student_hub import export_student, push_student
 from hf_dr.training.students import LabelledImages, build_student
 from hf_dr.training.trainer import ReinforcedTrainer
+from training.helpers import pooled
 
 SIZE = 24
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
@@ -408,6 +412,11 @@ def test_what_is_no_student(folders, tiny_folder, tmp_path, capsys):
     (tmp_path / "begun" / "checkpoint-3").mkdir(parents=True)
     with pytest.raises(FormatError, match=r"found only checkpoints of a training that has not ended\. Run the same"):
         export_student(tmp_path / "begun", tmp_path / "out")
+    save_file({"a": torch.zeros(1)}, tmp_path / "begun" / "model.safetensors")
+    with pytest.raises(
+        FormatError, match=r"that transformers loads, but its weights have no config\.json\. Train a model of"
+    ):
+        export_student(tmp_path / "begun", tmp_path / "out")
     copy = Path(shutil.copytree(folders["test_resnet"], tmp_path / "copy"))
     (copy / "ema.safetensors").unlink()
     with pytest.raises(FormatError, match=r"must hold ema.safetensors for `ema`, found none. Train with `ema_decay`"):
@@ -502,3 +511,36 @@ def test_a_push_that_fails_during_the_training_does_not_end_it(loopback_hub, tin
     loopback_hub.faults.clear()
     trainer.push_to_hub()
     assert pushed(loopback_hub).keys() >= {"model.safetensors", "README.md"}
+
+
+# What Trainer does about the client's progress bars.
+@pytest.mark.filterwarnings("ignore:Cannot enable progress bars")
+def test_a_push_that_cannot_begin_leaves_whole_checkpoints(loopback_hub, tiny_plus, tmp_path, monkeypatch, caplog):
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    args = ReinforcedTrainingArguments(
+        str(tmp_path / "out"), max_steps=2, per_device_train_batch_size=4, save_strategy="steps", save_steps=1,
+        report_to="none", disable_tqdm=True, push_to_hub=True, hub_model_id=REPO,
+    )  # fmt: skip
+    trainer = ReinforcedTrainer(timm_student(tiny_plus, "test_resnet"), args, train_dataset=tiny_plus)
+    monkeypatch.setattr("hf_dr.training.student_hub.export_student", full)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert trainer.train().global_step == 2
+    assert "A push during the training failed: [Errno 28] No space left on device" in caplog.text
+    for step in (1, 2):
+        assert find_damage(tmp_path / "out" / f"checkpoint-{step}") is None
+    assert [path.name for path in tmp_path.iterdir()] == ["out"], "copies are not left behind"
+
+
+@pytest.mark.parametrize("strategy", ["every_save", "end"])
+def test_a_model_that_nobody_could_load_is_not_pushed(loopback_hub, tiny_plus, tmp_path, strategy):
+    settings = {"output_dir": str(tmp_path), "report_to": "none", "hub_model_id": REPO}
+    asked = ReinforcedTrainingArguments(push_to_hub=True, hub_strategy=strategy, **settings)
+    message = r"`model` must be a model of transformers to be pushed \(`push_to_hub`\), got Pooled\. Build it with"
+    with pytest.raises(ConfigError, match=message):
+        ReinforcedTrainer(pooled(), asked, train_dataset=tiny_plus)
+    trainer = ReinforcedTrainer(pooled(), ReinforcedTrainingArguments(**settings), train_dataset=tiny_plus)
+    with pytest.raises(ConfigError, match=message):
+        trainer.push_to_hub()
+    assert not loopback_hub.counts["commit"]

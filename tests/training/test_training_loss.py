@@ -170,15 +170,26 @@ def test_a_tail_rule_that_does_not_fit_the_signal(of_signal, settings, signal, t
         ReinforcedTrainer(pooled(), settings(tail=tail), train_dataset=of_signal[signal])
 
 
-def test_another_signal_is_evaluated_if_the_rule_fits_it_too(of_signal, settings):
-    """There is one rule: that of what is learnt from."""
-    topk = of_signal["topk"]
-    trainer = ReinforcedTrainer(pooled(), settings(), train_dataset=of_signal["sampled"], eval_dataset=topk)
-    assert trainer.evaluate()["eval_loss"] > 0
+def test_each_signal_is_evaluated_by_its_own_rule(of_signal, settings):
+    """Whatever is learnt from; a rule that was given must fit both."""
+    own = {
+        signal: ReinforcedTrainer(pooled(), settings(), train_dataset=of_signal[signal], eval_dataset=of_signal[signal])
+        for signal in SIGNALS
+    }
+    for learnt in SIGNALS:
+        trainer = ReinforcedTrainer(pooled(), settings(), train_dataset=of_signal[learnt], eval_dataset=of_signal)
+        rule = trainer.run_settings()["tail"]
+        found = trainer.evaluate()
+        for signal, other in own.items():
+            assert found[f"eval_{signal}_loss"] == other.evaluate()["eval_loss"], (learnt, signal)
+        assert trainer.run_settings()["tail"] == rule
     with pytest.raises(ConfigError, match=r"must be one of uniform, .* for the signal `topk`, got 'image'"):
         ReinforcedTrainer(
-            pooled(), settings(), train_dataset=of_signal["topk_image_tail"], eval_dataset=topk
-        ).evaluate()
+            pooled(),
+            settings(tail="image"),
+            train_dataset=of_signal["topk_image_tail"],
+            eval_dataset={"other": of_signal["topk"]},
+        )
 
 
 def test_rows_without_stored_views_learn_from_their_label(tmp_path, tiny_dataset, tiny_teacher, settings):

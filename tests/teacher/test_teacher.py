@@ -173,7 +173,11 @@ def test_classes_that_are_neither_names_nor_whole_numbers(classes):
         Teacher([member(0)], classes=classes)
 
 
-@pytest.mark.parametrize("classes", [{"cat", "dog"}, frozenset({0, 1}), {"cat": 0}, "cat", 3], ids=str)
+@pytest.mark.parametrize(
+    "classes",
+    [{"cat", "dog"}, frozenset({0, 1}), {"cat": 0}, "cat", 3],
+    ids=["set", "frozenset", "mapping", "text", "number"],
+)
 def test_classes_without_an_order_are_no_list(classes):
     with pytest.raises(ConfigError, match=r"`classes` must be a list of names or numbers, got .*\. Put it into a list"):
         Teacher([member(0, labels=("cat", "dog", "cow", "hen"))], classes=classes)

@@ -519,7 +519,7 @@ def _imagenet_labels(num_classes: int) -> _Names | None:
 
 def _folder_name(name: str) -> str:
     """Returns the name of a folder, as it was given; that of `.` and `..` is the one that they stand for."""
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     return (folder.resolve() if folder.name in ("", "..") else folder).name
 
 

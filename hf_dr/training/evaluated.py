@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import EvalPrediction, Trainer
+from transformers import EvalPrediction, Trainer, TrainingArguments
+
+from hf_dr.errors import ConfigError
 
 
 def weights_are_sharded(trainer: Trainer) -> bool:
@@ -60,6 +62,17 @@ def names_of_metrics(trainer: Any) -> set[str] | None:
     if isinstance(trainer.eval_dataset, dict):
         names = {f"{dataset}_{name}" for dataset in trainer.eval_dataset for name in names}
     return names
+
+
+def check_measured(args: TrainingArguments, metrics: Collection[str]) -> None:
+    """Raises a ConfigError if an evaluation has not measured what chooses the best weights; Trainer raises a KeyError."""
+    names = {name.removeprefix("eval_") for name in metrics if name.startswith("eval_")}
+    wanted = args.metric_for_best_model
+    if wanted is not None and wanted.removeprefix("eval_") not in names:
+        raise ConfigError(
+            f"`metric_for_best_model` must be measured by every evaluation, but {wanted!r} is not among "
+            f"{', '.join(sorted(names))}. Name another."
+        )
 
 
 @contextmanager

@@ -161,6 +161,28 @@ def test_a_metric_of_ones_own_that_is_not_measured_is_an_error(plain, pictures, 
         trainer.train()
 
 
+class Scored(ReinforcedTrainer):
+    """Adds a metric of its own."""
+
+    def evaluate(self, *args: Any, **settings: Any) -> dict[str, float]:
+        return {**super().evaluate(*args, **settings), "eval_mine": float(self.state.global_step)}
+
+    def metric_names(self) -> None:
+        return None
+
+
+@pytest.mark.parametrize("changes", [{}, {"lr_scheduler_type": "reduce_lr_on_plateau"}], ids=str)
+def test_a_metric_that_a_subclass_adds_chooses_the_best(plain, pictures, settings, changes):
+    args = settings(metric_for_best_model="mine", greater_is_better=True, num_train_epochs=2, **BEST, **changes)
+    trainer = Scored(pooled(), args, train_dataset=plain, eval_dataset=pictures)
+    trainer.train()
+    assert trainer.state.best_metric == 2 * STEPS
+    args = settings(metric_for_best_model="other", **BEST, **changes)
+    missing = Scored if not changes else type("Silent", (ReinforcedTrainer,), {"metric_names": lambda self: None})
+    with pytest.raises(ConfigError, match="must be measured by every evaluation, but 'other' is not among"):
+        missing(pooled(), args, train_dataset=plain, eval_dataset=pictures).train()
+
+
 @pytest.mark.parametrize("changes", [{}, {"logging_steps": 500, "save_strategy": "steps", "save_steps": 4}], ids=str)
 def test_a_diverged_training_is_an_error_and_saves_nothing(plain, settings, tmp_path, changes):
     args = settings(

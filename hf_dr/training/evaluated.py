@@ -34,13 +34,14 @@ def share_buffers(trainer: Trainer, average: torch.nn.Module | None = None) -> N
                 buffer.copy_(whole)
 
 
-def few_answers(classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns logits and labels of a few examples, on which a function for metrics is tried.
+def few_answers(classes: int, *, last: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Returns logits and labels of a few examples, one of each of the first (last) classes, to try a function for metrics on.
 
     As many examples as classes would take gigabytes where there are tens of thousands.
     """
     few = min(classes, 8)
-    return np.eye(few, classes, dtype=np.float32), np.arange(few)
+    first = classes - few if last else 0
+    return np.eye(few, classes, first, dtype=np.float32), np.arange(first, first + few)
 
 
 def names_of_metrics(trainer: Any) -> set[str] | None:
@@ -52,10 +53,14 @@ def names_of_metrics(trainer: Any) -> set[str] | None:
     if trainer.compute_metrics is not None:
         if classes is None or args.include_for_metrics or args.batch_eval_metrics:
             return None
+        tried = [few_answers(classes), few_answers(classes, last=True)]
         try:
-            names |= trainer.compute_metrics(EvalPrediction(*few_answers(classes))).keys()
+            found, others = (trainer.compute_metrics(EvalPrediction(*answers)).keys() for answers in tried)
         except Exception:  # a function of the user's, which may need more than this
             return None
+        if found != others:  # it names classes that there are
+            return None
+        names |= found
     names = {name.removeprefix("eval_") for name in names}
     if args.ema_decay is not None:
         names |= {f"ema_{name}" for name in names}

@@ -170,7 +170,7 @@ class StudentTrainer(ResumableTrainer):
         return any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken)
 
     def metric_names(self) -> set[str] | None:
-        """Returns the loss, and what `compute_metrics` makes of one image of each class; None where it refuses those."""
+        """Returns the loss, and what `compute_metrics` makes of a few images; None where it refuses those, or names classes."""
         return names_of_metrics(self)
 
     def calibrate(self, images: Any, *, fold: bool = True) -> Calibration:

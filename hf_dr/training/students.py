@@ -37,7 +37,7 @@ from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
 import hf_dr.teacher.architectures  # noqa: F401 (what it registers, timm builds)
 from hf_dr.errors import ConfigError, DataError, did_you_mean
 from hf_dr.files import no_folder, spelled_alike
-from hf_dr.settings import Place, check_count, check_kind, check_names
+from hf_dr.settings import Place, Real, as_plain, check_count, check_kind, check_names
 from hf_dr.store.base_dataset import read_labels, whole_column
 from hf_dr.teacher.folds import CONFIG_KEY
 from hf_dr.teacher.members import ONE_CLASS, read_config
@@ -112,7 +112,9 @@ def build_student(
         "id2label": dict(enumerate(labels)),
         "label2id": {label: c for c, label in enumerate(labels)},
     }
-    seen = {} if size is None else evaluated_at((size, size) if isinstance(size, int) else size, crop)
+    crop = as_plain(crop)
+    Real(0, 1, above=True).check("crop", crop)
+    seen = {} if size is None else evaluated_at(_checked_size(size), crop)
     if not name.startswith("timm:"):
         if model_args:
             raise ConfigError(f"`model_args` must come with `timm:ARCHITECTURE`, got {name!r}. Leave it out.")
@@ -134,6 +136,16 @@ def build_student(
         model.config.pretrained_cfg.update(evaluated_at(tuple(own["input_size"][1:]), EVAL_CROP))
     complete_config(model)  # else nothing could read what `save_pretrained` writes
     return model
+
+
+def _checked_size(size: Any) -> Size:
+    """Returns height and width; a ConfigError if `size` is neither a side nor the two."""
+    sides = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
+    if len(sides) != 2:
+        raise ConfigError(f"`size` must be a side, or height and width, got {size!r:.80}. Give one or the two.")
+    for side in sides:
+        check_count("size", side)
+    return int(sides[0]), int(sides[1])
 
 
 def _of_timm(architecture: str, model_args: dict[str, Any] | None, settings: dict[str, Any]) -> Any:

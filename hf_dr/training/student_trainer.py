@@ -130,7 +130,8 @@ class StudentTrainer(ResumableTrainer):
 
     def get_test_dataloader(self, test_dataset: Any) -> torch.utils.data.DataLoader:
         """As Trainer's, of plain images with labels as well."""
-        evaluated = self._as_evaluation(test_dataset, to_predict=True)
+        _check_one(test_dataset)
+        evaluated = self._as_evaluation(test_dataset, to_predict=True, name="test_dataset")
         self._check_decoded("test_dataset", evaluated)
         with self._checking_batches():
             return super().get_test_dataloader(evaluated)
@@ -356,6 +357,14 @@ def _summary(model: nn.Module) -> str:
 def _precision(model: Any) -> torch.dtype:
     """Returns the type of a model's weights."""
     return next((weight.dtype for weight in model.parameters() if weight.is_floating_point()), torch.float32)
+
+
+def _check_one(test_dataset: Any) -> None:
+    """Refuses several datasets by name, as `datasets` returns them: predictions are of one."""
+    if isinstance(test_dataset, dict):
+        raise ConfigError(
+            f"`test_dataset` must be one dataset, got several by name ({', '.join(test_dataset)}). Give one of them."
+        )
 
 
 def _check_published(model: Any) -> None:

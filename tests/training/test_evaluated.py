@@ -96,6 +96,23 @@ def test_labels_are_looked_at_before_the_training(tiny_dataset, plain, settings,
         make()
 
 
+def test_predictions_are_of_one_dataset(tiny_dataset, plain, settings):
+    trainer = ReinforcedTrainer(pooled(), settings(), train_dataset=plain)
+    for several in (
+        {"one": tiny_dataset, "other": tiny_dataset},
+        datasets.DatasetDict(one=tiny_dataset, other=tiny_dataset),
+    ):
+        with pytest.raises(
+            ConfigError, match=r"`test_dataset` must be one dataset, got several by name \(one, other\)\. Give"
+        ):
+            trainer.predict(several)
+    with pytest.raises(ConfigError, match=r"`test_dataset` must be a datasets\.Dataset, or make its `pixel_values`"):
+        trainer.predict(tiny_dataset.to_iterable_dataset())
+    renamed = tiny_dataset.cast_column("label", datasets.ClassLabel(names=tiny_dataset.features["label"].names[::-1]))
+    with pytest.raises(ConfigError, match="`test_dataset` must have the classes of"):
+        trainer.predict(renamed)
+
+
 @pytest.mark.parametrize(
     ("labels", "kind"), [([0.0] * ROWS, "double"), (["0"] * ROWS, "string"), ([True] * ROWS, "bool")]
 )

@@ -59,6 +59,7 @@ class StudentTrainer(ResumableTrainer):
 
     def __init__(self, *args: Any, normalization: Normalization | None = None, **settings: Any) -> None:
         super().__init__(*args, **settings)
+        _check_schedule(self)
         model: Any = self.model
         if self.args.label_names is None and self._takes_anything:
             self.label_names = ["labels"]
@@ -376,6 +377,15 @@ def _check_published(model: Any) -> None:
         "a model of transformers to be pushed (`push_to_hub`)",
         "Build it with `build_student`, or leave `push_to_hub` out.",
     )
+
+
+def _check_schedule(trainer: StudentTrainer) -> None:
+    """Refuses a schedule of one's own that would not rise as the settings say."""
+    if trainer.args.warmup_epochs and trainer.lr_scheduler is not None:
+        raise ConfigError(
+            f"`warmup_epochs` must be 0 with a scheduler of your own, got {trainer.args.warmup_epochs} and "
+            f"{type(trainer.lr_scheduler).__name__}. Set it to 0, or leave the scheduler out."
+        )
 
 
 def _warmup_steps(trainer: StudentTrainer, training_steps: int) -> int:

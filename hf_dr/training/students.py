@@ -365,13 +365,29 @@ def student_preprocessing(
 
 
 def _check_normalization(given: Any) -> None:
-    parts = given if hasattr(given, "__len__") and not isinstance(given, str) else ()
-    if given is not None and [np.shape(part) for part in parts] != [(3,), (3,)]:
+    if given is None:
+        return
+    try:
+        values = np.asarray(given, np.float64)
+    except (TypeError, ValueError):
+        values = np.empty(0)
+    if values.shape != (2, 3) or not np.isfinite(values).all():
         raise ConfigError(f"`normalization` must be mean and std, each three numbers, got {given!r:.80}. Leave it out.")
-    if given is not None and not is_of_scale(np.abs(np.asarray(given, np.float64)).max()):
+    if not is_of_scale(np.abs(values).max()):
         raise ConfigError(
             f"`normalization` must be mean and std on the scale 0 to 1, got {given!r:.80}, which are on that of 0 to 255. "
             "Divide them by 255."
+        )
+    if values[1].min() <= 0:
+        raise ConfigError(f"`normalization` must have a std above 0, got {given!r:.80}. Correct it, or leave it out.")
+
+
+def check_processor(name: str, processor: object) -> None:
+    """Refuses the name of an image processor in the place of the argument `name`."""
+    if isinstance(processor, (str, Path)):
+        raise ConfigError(
+            f"`{name}` must be an image processor, got the name {str(processor)!r}. Load it: "
+            "`AutoImageProcessor.from_pretrained(name)`."
         )
 
 

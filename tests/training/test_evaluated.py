@@ -96,6 +96,18 @@ def test_labels_are_looked_at_before_the_training(tiny_dataset, plain, settings,
         make()
 
 
+def test_metrics_may_be_of_the_images(plain, pictures, settings):
+    seen = []
+    for student in (pooled(), transformers_student("vit")):
+        trainer = ReinforcedTrainer(
+            student, settings(include_for_metrics=["inputs"]), train_dataset=plain, eval_dataset=pictures,
+            compute_metrics=lambda prediction: seen.append(prediction.inputs) or {},
+        )  # fmt: skip
+        trainer.evaluate()
+    assert seen[0].shape == (ROWS, 3, SIZE, SIZE)
+    assert np.array_equal(*seen)
+
+
 def test_predictions_are_of_one_dataset(tiny_dataset, plain, settings):
     trainer = ReinforcedTrainer(pooled(), settings(), train_dataset=plain)
     for several in (

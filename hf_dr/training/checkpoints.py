@@ -166,6 +166,13 @@ def _by_step(folder: Path) -> list[tuple[int, Path]]:
     return sorted((int(step[1]), path) for step, path in found if step is not None)
 
 
+def found_batch_size(checkpoint: Path, args: TrainingArguments) -> int | None:
+    """Returns what `auto_find_batch_size` had found where a checkpoint was saved; None without this setting."""
+    if not args.auto_find_batch_size:
+        return None
+    return TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)).train_batch_size
+
+
 def steers_the_rate(args: TrainingArguments) -> bool:
     """Whether the learning rate follows what evaluations measure."""
     return plain(args.lr_scheduler_type) in ("reduce_lr_on_plateau", "greedy")

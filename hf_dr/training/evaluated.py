@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import EvalPrediction, Trainer
+from transformers import EvalPrediction, Trainer, TrainingArguments
+
+from hf_dr.errors import ConfigError
 
 
 def weights_are_sharded(trainer: Trainer) -> bool:
@@ -32,13 +34,14 @@ def share_buffers(trainer: Trainer, average: torch.nn.Module | None = None) -> N
                 buffer.copy_(whole)
 
 
-def few_answers(classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns logits and labels of a few examples, on which a function for metrics is tried.
+def few_answers(classes: int, *, last: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Returns logits and labels of a few examples, one of each of the first (last) classes, to try a function for metrics on.
 
     As many examples as classes would take gigabytes where there are tens of thousands.
     """
     few = min(classes, 8)
-    return np.eye(few, classes, dtype=np.float32), np.arange(few)
+    first = classes - few if last else 0
+    return np.eye(few, classes, first, dtype=np.float32), np.arange(first, first + few)
 
 
 def names_of_metrics(trainer: Any) -> set[str] | None:
@@ -50,16 +53,31 @@ def names_of_metrics(trainer: Any) -> set[str] | None:
     if trainer.compute_metrics is not None:
         if classes is None or args.include_for_metrics or args.batch_eval_metrics:
             return None
+        tried = [few_answers(classes), few_answers(classes, last=True)]
         try:
-            names |= trainer.compute_metrics(EvalPrediction(*few_answers(classes))).keys()
+            found, others = (trainer.compute_metrics(EvalPrediction(*answers)).keys() for answers in tried)
         except Exception:  # a function of the user's, which may need more than this
             return None
+        if found != others:  # it names classes that there are
+            return None
+        names |= found
     names = {name.removeprefix("eval_") for name in names}
     if args.ema_decay is not None:
         names |= {f"ema_{name}" for name in names}
     if isinstance(trainer.eval_dataset, dict):
         names = {f"{dataset}_{name}" for dataset in trainer.eval_dataset for name in names}
     return names
+
+
+def check_measured(args: TrainingArguments, metrics: Collection[str]) -> None:
+    """Raises a ConfigError if an evaluation has not measured what chooses the best weights; Trainer raises a KeyError."""
+    names = {name.removeprefix("eval_") for name in metrics if name.startswith("eval_")}
+    wanted = args.metric_for_best_model
+    if wanted is not None and wanted.removeprefix("eval_") not in names:
+        raise ConfigError(
+            f"`metric_for_best_model` must be measured by every evaluation, but {wanted!r} is not among "
+            f"{', '.join(sorted(names))}. Name another."
+        )
 
 
 @contextmanager

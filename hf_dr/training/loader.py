@@ -21,7 +21,7 @@ from hf_dr.replay.streaming import StreamedReinforcedDataset
 from hf_dr.settings import Switch, check_count, check_kind
 from hf_dr.teacher.preprocessing import Preprocessing
 from hf_dr.training.device_views import device_augmentation, undone, with_made_views
-from hf_dr.training.students import Normalization, is_timm, normalize, student_preprocessing
+from hf_dr.training.students import Normalization, check_processor, is_timm, normalize, student_preprocessing
 
 
 class ReinforcedLoader:
@@ -82,6 +82,7 @@ class ReinforcedLoader:
             raise ConfigError(f"`ReinforcedLoader` has no setting `{name}`.{did_you_mean(name, known)}")
         if student is not None:
             check_kind("student", student, nn.Module, "a model", "`build_student` makes one of a name.")
+        check_processor("processor", processor)
         self.epoch = dataset.epoch if isinstance(dataset, StreamedReinforcedDataset) else 0
         self._seen: Preprocessing | None = None
         if student is not None or processor is not None or normalization is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +19,7 @@ from accelerate import PartialState, skip_first_batches
 from accelerate.utils import gather_object, parse_flag_from_env
 from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import (
     PREFIX_CHECKPOINT_DIR,
@@ -40,6 +40,7 @@ from hf_dr.training.checkpoints import (
     check_saved_whole,
     compare_settings,
     find_damage,
+    found_batch_size,
     keep_checkpoints,
     kept_settings,
     load_renamed,
@@ -49,6 +50,7 @@ from hf_dr.training.checkpoints import (
     whole_checkpoint,
     write_checksums,
 )
+from hf_dr.training.evaluated import check_measured
 from hf_dr.training.totals import Totals
 
 LOCK_FILE = ".training.lock"
@@ -278,7 +280,7 @@ class ResumableTrainer(Trainer):
         """
         if checkpoint is None:
             return
-        _take_batch_size(self, Path(checkpoint))
+        self._train_batch_size = found_batch_size(Path(checkpoint), self.args) or self._train_batch_size
         there, here = read_settings(Path(checkpoint, self.settings_file)), self.run_settings() or {}
         compare_settings(Path(checkpoint), there, here, self.args, loud=self.is_world_process_zero())
 
@@ -319,6 +321,7 @@ class ResumableTrainer(Trainer):
 
     # Private, because with `save_strategy` best Trainer lets this alone decide, whatever callbacks have asked to save.
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        check_measured(self.args, metrics)
         return super()._determine_best_metric(metrics, trial) or self.control.should_save
 
     # Private, because Trainer tells nobody before it loads the weights, and only warns where there are none.
@@ -444,15 +447,6 @@ class ResumableTrainer(Trainer):
                 "Name one of them."
             )
 
-    def _check_measured(self, names: Collection[str]) -> None:
-        """Raises a ConfigError if an evaluation has not measured what chooses the best weights; Trainer raises a KeyError."""
-        wanted = self.args.metric_for_best_model
-        if wanted is not None and wanted.removeprefix("eval_") not in names:
-            raise ConfigError(
-                f"`metric_for_best_model` must be measured by every evaluation, but {wanted!r} is not among "
-                f"{', '.join(sorted(names))}. Name another."
-            )
-
     # ------------------------------------------------------------------------------------------------------ evaluation
 
     def evaluate(
@@ -463,8 +457,9 @@ class ResumableTrainer(Trainer):
         if eval_dataset is None and metric_key_prefix == "eval":
             own = {key.removeprefix("eval_"): value for key, value in metrics.items() if key.startswith("eval_")}
             self._measured = {key: value for key, value in own.items() if not key.endswith(("time", "_per_second"))}
-            if self.is_in_train:
-                self._check_measured(own.keys())
+            # Trainer asks for the rate's metric before it chooses; an `evaluate` that was overridden may still add it.
+            if self.is_in_train and steers_the_rate(self.args) and type(self).evaluate is ResumableTrainer.evaluate:
+                check_measured(self.args, metrics)
         return metrics
 
 
@@ -506,13 +501,6 @@ def _make_readable(folder: Path) -> None:
     """
     for weights in folder.glob("*.safetensors"):
         shutil.copymode(folder / TRAINING_ARGS_NAME, weights)
-
-
-def _take_batch_size(trainer: ResumableTrainer, checkpoint: Path) -> None:
-    """Has a trainer take the batch size that `auto_find_batch_size` has found, before its settings are compared."""
-    if trainer.args.auto_find_batch_size:
-        found = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)).train_batch_size
-        trainer._train_batch_size = found or trainer._train_batch_size
 
 
 def _prepared(loader: Any, seed: int | None) -> Any:

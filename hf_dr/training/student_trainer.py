@@ -59,6 +59,7 @@ class StudentTrainer(ResumableTrainer):
 
     def __init__(self, *args: Any, normalization: Normalization | None = None, **settings: Any) -> None:
         super().__init__(*args, **settings)
+        _check_schedule(self)
         model: Any = self.model
         if self.args.label_names is None and self._takes_anything:
             self.label_names = ["labels"]
@@ -130,7 +131,8 @@ class StudentTrainer(ResumableTrainer):
 
     def get_test_dataloader(self, test_dataset: Any) -> torch.utils.data.DataLoader:
         """As Trainer's, of plain images with labels as well."""
-        evaluated = self._as_evaluation(test_dataset, to_predict=True)
+        _check_one(test_dataset)
+        evaluated = self._as_evaluation(test_dataset, to_predict=True, name="test_dataset")
         self._check_decoded("test_dataset", evaluated)
         with self._checking_batches():
             return super().get_test_dataloader(evaluated)
@@ -170,7 +172,7 @@ class StudentTrainer(ResumableTrainer):
         return any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken)
 
     def metric_names(self) -> set[str] | None:
-        """Returns the loss, and what `compute_metrics` makes of one image of each class; None where it refuses those."""
+        """Returns the loss, and what `compute_metrics` makes of a few images; None where it refuses those, or names classes."""
         return names_of_metrics(self)
 
     def calibrate(self, images: Any, *, fold: bool = True) -> Calibration:
@@ -358,6 +360,14 @@ def _precision(model: Any) -> torch.dtype:
     return next((weight.dtype for weight in model.parameters() if weight.is_floating_point()), torch.float32)
 
 
+def _check_one(test_dataset: Any) -> None:
+    """Refuses several datasets by name, as `datasets` returns them: predictions are of one."""
+    if isinstance(test_dataset, dict):
+        raise ConfigError(
+            f"`test_dataset` must be one dataset, got several by name ({', '.join(test_dataset)}). Give one of them."
+        )
+
+
 def _check_published(model: Any) -> None:
     """Refuses to publish a model that nobody could load."""
     check_kind(
@@ -367,6 +377,15 @@ def _check_published(model: Any) -> None:
         "a model of transformers to be pushed (`push_to_hub`)",
         "Build it with `build_student`, or leave `push_to_hub` out.",
     )
+
+
+def _check_schedule(trainer: StudentTrainer) -> None:
+    """Refuses a schedule of one's own that would not rise as the settings say."""
+    if trainer.args.warmup_epochs and trainer.lr_scheduler is not None:
+        raise ConfigError(
+            f"`warmup_epochs` must be 0 with a scheduler of your own, got {trainer.args.warmup_epochs} and "
+            f"{type(trainer.lr_scheduler).__name__}. Set it to 0, or leave the scheduler out."
+        )
 
 
 def _warmup_steps(trainer: StudentTrainer, training_steps: int) -> int:

@@ -37,7 +37,7 @@ from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
 import hf_dr.teacher.architectures  # noqa: F401 (what it registers, timm builds)
 from hf_dr.errors import ConfigError, DataError, did_you_mean
 from hf_dr.files import expanded, no_folder, spelled_alike
-from hf_dr.settings import Place, check_count, check_kind, check_names
+from hf_dr.settings import Place, Real, as_plain, check_count, check_kind, check_names
 from hf_dr.store.base_dataset import read_labels, whole_column
 from hf_dr.teacher.folds import CONFIG_KEY
 from hf_dr.teacher.members import ONE_CLASS, read_config
@@ -112,7 +112,9 @@ def build_student(
         "id2label": dict(enumerate(labels)),
         "label2id": {label: c for c, label in enumerate(labels)},
     }
-    seen = {} if size is None else evaluated_at((size, size) if isinstance(size, int) else size, crop)
+    crop = as_plain(crop)
+    Real(0, 1, above=True).check("crop", crop)
+    seen = {} if size is None else evaluated_at(_checked_size(size), crop)
     if not name.startswith("timm:"):
         if model_args:
             raise ConfigError(f"`model_args` must come with `timm:ARCHITECTURE`, got {name!r}. Leave it out.")
@@ -134,6 +136,16 @@ def build_student(
         model.config.pretrained_cfg.update(evaluated_at(tuple(own["input_size"][1:]), EVAL_CROP))
     complete_config(model)  # else nothing could read what `save_pretrained` writes
     return model
+
+
+def _checked_size(size: Any) -> Size:
+    """Returns height and width; a ConfigError if `size` is neither a side nor the two."""
+    sides = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
+    if len(sides) != 2:
+        raise ConfigError(f"`size` must be a side, or height and width, got {size!r:.80}. Give one or the two.")
+    for side in sides:
+        check_count("size", side)
+    return int(sides[0]), int(sides[1])
 
 
 def _of_timm(architecture: str, model_args: dict[str, Any] | None, settings: dict[str, Any]) -> Any:
@@ -353,13 +365,29 @@ def student_preprocessing(
 
 
 def _check_normalization(given: Any) -> None:
-    parts = given if hasattr(given, "__len__") and not isinstance(given, str) else ()
-    if given is not None and [np.shape(part) for part in parts] != [(3,), (3,)]:
+    if given is None:
+        return
+    try:
+        values = np.asarray(given, np.float64)
+    except (TypeError, ValueError):
+        values = np.empty(0)
+    if values.shape != (2, 3) or not np.isfinite(values).all():
         raise ConfigError(f"`normalization` must be mean and std, each three numbers, got {given!r:.80}. Leave it out.")
-    if given is not None and not is_of_scale(np.abs(np.asarray(given, np.float64)).max()):
+    if not is_of_scale(np.abs(values).max()):
         raise ConfigError(
             f"`normalization` must be mean and std on the scale 0 to 1, got {given!r:.80}, which are on that of 0 to 255. "
             "Divide them by 255."
+        )
+    if values[1].min() <= 0:
+        raise ConfigError(f"`normalization` must have a std above 0, got {given!r:.80}. Correct it, or leave it out.")
+
+
+def check_processor(name: str, processor: object) -> None:
+    """Refuses the name of an image processor in the place of the argument `name`."""
+    if isinstance(processor, (str, Path)):
+        raise ConfigError(
+            f"`{name}` must be an image processor, got the name {str(processor)!r}. Load it: "
+            "`AutoImageProcessor.from_pretrained(name)`."
         )
 
 

@@ -45,6 +45,7 @@ from hf_dr.training.student_trainer import StudentTrainer
 from hf_dr.training.students import (
     Normalization,
     build_student,
+    check_processor,
     evaluated_at,
     is_timm,
     load_processor,
@@ -467,8 +468,10 @@ def _made(model: object) -> nn.Module:
 
 
 def _own(model: Any, train: Any) -> nn.Module:
-    """Returns a model without wrappers that says the size of the views that it learns from."""
+    """Returns a model without wrappers that says what it takes, and the size of the views that it learns from."""
     model = unwrapped(model)
+    if not hasattr(model, "main_input_name"):  # Trainer would ask for that of texts
+        model.main_input_name = "pixel_values"
     if is_timm(model) and isinstance(train, ReinforcedData):
         _evaluate_as_trained(model, train.size)
     return model
@@ -483,11 +486,7 @@ def _student(model: Any, settings: dict[str, Any], seed: int) -> tuple[nn.Module
         raise ConfigError(
             f"`model` must be a model, got the class {model.__name__}. Make one of it: `{model.__name__}(...)`."
         )
-    if isinstance(processor, (str, Path)):
-        raise ConfigError(
-            f"`processing_class` must be an image processor, got the name {str(processor)!r}. Load it: "
-            "`AutoImageProcessor.from_pretrained(name)`."
-        )
+    check_processor("processing_class", processor)
     if processor is not None and isinstance(train, ReinforcedData):
         processor = resized_processor(processor, max(train.size))
     if not isinstance(model, (str, Path)):

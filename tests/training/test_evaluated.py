@@ -130,6 +130,35 @@ def test_labels_are_looked_at_before_the_training(tiny_dataset, plain, settings,
         make()
 
 
+def test_metrics_may_be_of_the_images(plain, pictures, settings):
+    seen = []
+    for student in (pooled(), transformers_student("vit")):
+        trainer = ReinforcedTrainer(
+            student, settings(include_for_metrics=["inputs"]), train_dataset=plain, eval_dataset=pictures,
+            compute_metrics=lambda prediction: seen.append(prediction.inputs) or {},
+        )  # fmt: skip
+        trainer.evaluate()
+    assert seen[0].shape == (ROWS, 3, SIZE, SIZE)
+    assert np.array_equal(*seen)
+
+
+def test_predictions_are_of_one_dataset(tiny_dataset, plain, settings):
+    trainer = ReinforcedTrainer(pooled(), settings(), train_dataset=plain)
+    for several in (
+        {"one": tiny_dataset, "other": tiny_dataset},
+        datasets.DatasetDict(one=tiny_dataset, other=tiny_dataset),
+    ):
+        with pytest.raises(
+            ConfigError, match=r"`test_dataset` must be one dataset, got several by name \(one, other\)\. Give"
+        ):
+            trainer.predict(several)
+    with pytest.raises(ConfigError, match=r"`test_dataset` must be a datasets\.Dataset, or make its `pixel_values`"):
+        trainer.predict(tiny_dataset.to_iterable_dataset())
+    renamed = tiny_dataset.cast_column("label", datasets.ClassLabel(names=tiny_dataset.features["label"].names[::-1]))
+    with pytest.raises(ConfigError, match="`test_dataset` must have the classes of"):
+        trainer.predict(renamed)
+
+
 @pytest.mark.parametrize(
     ("labels", "kind"), [([0.0] * ROWS, "double"), (["0"] * ROWS, "string"), ([True] * ROWS, "bool")]
 )

@@ -1,5 +1,6 @@
 """A loop of one's own: its loader gives the trainer's batches, its loss is the trainer's, and the documented loop runs."""
 
+import math
 import re
 from functools import partial
 from pathlib import Path
@@ -109,6 +110,24 @@ def test_pixels_are_normalised_for_the_student(plain):
     ):
         (batch, *_) = ReinforcedLoader(plain, BATCH, device="cpu", **given)
         assert torch.equal(batch["pixel_values"], normalized(raw["pixel_values"], mean, std))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"processor": "google/vit"}, r"`processor` must be an image processor, got the name 'google/vit'\. Load it"),
+        ({"normalization": ((0.5, 0.5, math.nan), (0.1,) * 3)}, r"must be mean and std, each three numbers, got .*nan"),
+        ({"normalization": ((0.5,) * 3, ("a",) * 3)}, "must be mean and std, each three numbers, got"),
+        ({"normalization": ((0.5,) * 3, (0.1,) * 2)}, "must be mean and std, each three numbers, got"),
+        ({"normalization": "imagenet"}, "must be mean and std, each three numbers, got 'imagenet'"),
+        ({"normalization": ((127.0,) * 3, (50.0,) * 3)}, "which are on that of 0 to 255"),
+        ({"normalization": ((0.5,) * 3, (0.1, 0.1, -0.1))}, "`normalization` must have a std above 0, got"),
+        ({"normalization": ((0.5,) * 3, (0.0,) * 3)}, "`normalization` must have a std above 0, got"),
+    ],
+)
+def test_what_says_nothing_of_the_input_is_refused(plain, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        ReinforcedLoader(plain, 4, **settings)
 
 
 def test_what_it_cannot_load_is_refused(plain):

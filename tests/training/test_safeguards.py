@@ -161,6 +161,63 @@ def test_a_metric_of_ones_own_that_is_not_measured_is_an_error(plain, pictures, 
         trainer.train()
 
 
+class Scored(ReinforcedTrainer):
+    """Adds a metric of its own."""
+
+    def evaluate(self, *args: Any, **settings: Any) -> dict[str, float]:
+        return {**super().evaluate(*args, **settings), "eval_mine": float(self.state.global_step)}
+
+    def metric_names(self) -> None:
+        return None
+
+
+@pytest.mark.parametrize("changes", [{}, {"lr_scheduler_type": "reduce_lr_on_plateau"}], ids=str)
+def test_a_metric_that_a_subclass_adds_chooses_the_best(plain, pictures, settings, changes):
+    args = settings(metric_for_best_model="mine", greater_is_better=True, num_train_epochs=2, **BEST, **changes)
+    trainer = Scored(pooled(), args, train_dataset=plain, eval_dataset=pictures)
+    trainer.train()
+    assert trainer.state.best_metric == 2 * STEPS
+    args = settings(metric_for_best_model="other", **BEST, **changes)
+    missing = Scored if not changes else type("Silent", (ReinforcedTrainer,), {"metric_names": lambda self: None})
+    with pytest.raises(ConfigError, match="must be measured by every evaluation, but 'other' is not among"):
+        missing(pooled(), args, train_dataset=plain, eval_dataset=pictures).train()
+
+
+class Rows(torch.utils.data.Dataset):
+    """An image of each class."""
+
+    def __init__(self, classes: int) -> None:
+        self._classes = classes
+
+    def __len__(self) -> int:
+        return self._classes
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"pixel_values": torch.full((3, SIZE, SIZE), index, dtype=torch.uint8), "labels": index}
+
+
+def recalls(prediction: Any) -> dict[str, float]:
+    hits = prediction.predictions.argmax(-1) == prediction.label_ids
+    return {f"recall_{c}": float(hits[prediction.label_ids == c].mean()) for c in np.unique(prediction.label_ids)}
+
+
+def test_a_metric_of_one_of_many_classes_chooses_the_best(settings):
+    rows = Rows(20)
+    for metric, found in (("recall_3", True), ("recall_10", True), ("recall_19", True), ("recall_20", False)):
+        tiny = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+        student = ViTForImageClassification(ViTConfig(image_size=SIZE, patch_size=8, num_labels=20, **tiny))
+        trainer = ReinforcedTrainer(
+            student, settings(metric_for_best_model=metric, per_device_train_batch_size=20, **BEST),
+            train_dataset=rows, eval_dataset=rows, compute_metrics=recalls,
+        )  # fmt: skip
+        if found:
+            trainer.train()
+            assert trainer.state.best_metric in (0.0, 1.0)
+        else:
+            with pytest.raises(ConfigError, match="must be measured by every evaluation, but 'recall_20' is not among"):
+                trainer.train()
+
+
 @pytest.mark.parametrize("changes", [{}, {"logging_steps": 500, "save_strategy": "steps", "save_steps": 4}], ids=str)
 def test_a_diverged_training_is_an_error_and_saves_nothing(plain, settings, tmp_path, changes):
     args = settings(

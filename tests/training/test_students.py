@@ -232,3 +232,31 @@ def test_a_function_that_makes_a_student_returns_a_model(plain, settings):
         ConfigError, match=r"`model_init` must be a function that returns a model, got str\. Build it with"
     ):
         ReinforcedTrainer(args=settings(), train_dataset=plain, model_init=lambda: "timm:test_resnet")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"size": "24"}, "`size` must be a whole number of at least 1, got '24'"),
+        ({"size": 24.0}, "`size` must be a whole number of at least 1, got 24.0"),
+        ({"size": 0}, "`size` must be a whole number of at least 1, got 0"),
+        ({"size": True}, "`size` must be a whole number of at least 1, got True"),
+        ({"size": (24, -1)}, "`size` must be a whole number of at least 1, got -1"),
+        ({"size": (24,)}, r"`size` must be a side, or height and width, got \(24,\)\. Give one or the two"),
+        ({"size": 24, "crop": "a"}, "`crop` must be above 0 and at most 1, got 'a'"),
+        ({"size": 24, "crop": 2.0}, "`crop` must be above 0 and at most 1, got 2.0"),
+        ({"size": 24, "crop": 0}, "`crop` must be above 0 and at most 1, got 0"),
+    ],
+)
+def test_what_is_no_size_or_crop(settings, message):
+    for name in ("timm:test_resnet", "somebody/model"):
+        with pytest.raises(ConfigError, match=message):
+            build_student(name, None, 8, **settings)
+
+
+@pytest.mark.parametrize("size", [24, np.int64(24), (24, 24), [np.int32(24), 24]])
+def test_a_size_may_be_a_number_of_numpys(size, tmp_path):
+    student = build_student("timm:test_resnet", None, 8, size=size, crop=np.float32(0.5))
+    student.save_pretrained(tmp_path)
+    seen = json.loads((tmp_path / "config.json").read_text())["pretrained_cfg"]
+    assert (seen["input_size"], seen["crop_pct"]) == ([3, 24, 24], 0.5)

@@ -92,6 +92,20 @@ def test_a_warm_up_in_epochs_needs_a_length(settings):
         trainer.create_optimizer_and_scheduler(2)
 
 
+def test_a_warm_up_in_epochs_has_no_part_in_a_schedule_of_ones_own(plain, settings):
+    student = pooled()
+    optimizer = torch.optim.SGD(student.parameters(), 0.1)
+    own = (optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer))
+    with pytest.raises(
+        ConfigError, match=r"`warmup_epochs` must be 0 with a scheduler of your own, got 1 and ConstantLR"
+    ):
+        ReinforcedTrainer(student, settings(warmup_epochs=1), train_dataset=plain, optimizers=own)
+    ReinforcedTrainer(student, settings(), train_dataset=plain, optimizers=own).train()
+    trainer = ReinforcedTrainer(student, settings(warmup_epochs=1), train_dataset=plain, optimizers=(optimizer, None))
+    trainer.train()
+    trainer.train()
+
+
 def test_other_optimizers_are_trainers(plain, settings):
     optimizer = ReinforcedTrainer(pooled(), settings(optim="adamw_torch"), train_dataset=plain).create_optimizer()
     assert isinstance(optimizer, torch.optim.AdamW)

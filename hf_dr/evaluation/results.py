@@ -117,12 +117,13 @@ class Results:
             known |= measured  # of an older file, less was known
 
     def _evaluations(self, folder: Path, name: str, place: str | None) -> Evaluations:
-        """Where to note a checkpoint's metrics: at the run in its folder, as it was named or next to the evaluation."""
-        folders = {(folder / name).resolve()}
-        if place:
-            folders.add(Path(place).expanduser().resolve())
+        """Where to note a checkpoint's metrics: at the run in its folder, as it was named or, if that has moved, next to
+        the evaluation."""
+        there = Path(place or name).expanduser()
+        if not there.exists() and there.name == name:  # another name is no sign that a folder of it is the checkpoint
+            there = folder / name
         for run in self.finished:
-            if run.training is not None and run.folder.resolve() in folders:
+            if run.training is not None and run.folder.resolve() == there.resolve():
                 return run.evaluations
         return self.others.setdefault(name if place in (None, name) else f"{name} = {place}", {})
 

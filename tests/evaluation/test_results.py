@@ -284,6 +284,17 @@ def test_a_run_that_cannot_stand_in_a_table_is_listed_with_the_reason(trained, d
     assert row["erm"]["seeds"] == 1
 
 
+@pytest.mark.parametrize("key", ["weight_decay", "momentum", "max_grad_norm", "warmup_epochs", "ema_decay"])
+def test_a_setting_counts_where_both_runs_tell_it(trained, key):
+    """Older versions wrote fewer settings down."""
+    student = trained / "evaluated" / "erm-1" / "student.json"
+    edit(student, lambda s: s["settings"].pop(key))
+    assert not gather([trained]).left_out
+    edit(student, lambda s: s["settings"].update({key: 0.123}))
+    (reason,) = gather([trained]).left_out.values()
+    assert f"differs in {key} from" in reason
+
+
 def test_an_unfinished_training_is_told_by_its_checkpoints(trained):
     (trained / "stopped" / "checkpoint-3").mkdir(parents=True)
     (trained / "stopped" / "checkpoint-3" / "trainer_state.json").write_text("{}")
@@ -553,6 +564,8 @@ def test_a_segmenter_tells_all_that_its_row_needs(segmenter, trained):
      (lambda out: edit(out / "transfer.json", lambda d: d["segmenter"].update(dropout=0.5)), "differs in segmenter from"),
      (lambda out: edit(out / "transfer_results.json", lambda r: r["training"].update(weight_decay=0.5)),
       "differs in weight_decay from .*image-segmentation-erm-0"),
+     (lambda out: edit(out / "transfer_results.json", lambda r: r["training"].update(lr_decay=0.5, warmup_steps=9)),
+      "differs in lr_decay, warmup_steps from"),
      (lambda out: edit(out / "transfer_results.json", lambda r: r["student"]["settings"].update(learning_rate="9")),
       "differs in the student's learning_rate from"),
      (lambda out: edit(out / "transfer_results.json", lambda r: r["student"]["settings"].update(seed="0")),

@@ -361,12 +361,31 @@ def test_evaluation_sees_each_image_once_and_results_tell_of_what(short, tmp_pat
     assert (found["task"], found["student"], found["dataset"]) == ("line", {"id": "s"}, {"id": "d"})
     assert found["training"] == {
         "seed": 42, "epochs": 1.0, "steps": 3, "batch_size": 2, "learning_rate": 0.05, "lr_schedule": "linear",
-        "optim": "sgd", "weight_decay": 0.0,
+        "optim": "sgd", "weight_decay": 0.0, "momentum": 0.9, "nesterov": False, "max_grad_norm": 1.0, "warmup_steps": 0,
+        "lr_scheduler_kwargs": {}, "lr_decay": 0.1, "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8,
+        "optim_args": None,
     }  # fmt: skip
     model = Line()
     load_weights(model, tmp_path)
     assert torch.equal(model.weight, short.model.weight.cpu())
     assert read_description(tmp_path)["task"] == "line"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"momentum": 0.5}, {"nesterov": True}, {"max_grad_norm": 2.0}, {"warmup_steps": 1}, {"adam_beta2": 0.9},
+        {"lr_scheduler_kwargs": {"num_cycles": 2}}, {"weight_decay": 0.1}, {"seed": 1},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_results_tell_what_decides_the_steps(tmp_path, changes):
+    for name, given in (("one", {}), ("two", changes)):
+        trainer = line_trainer(tmp_path / name, **given)
+        (tmp_path / name).mkdir(exist_ok=True)
+        trainer.write_results()
+    one, two = (json.loads((tmp_path / n / "transfer_results.json").read_text())["training"] for n in ("one", "two"))
+    assert {key for key in one if one[key] != two[key]} == changes.keys()
 
 
 # What Trainer does about the client's progress bars.

@@ -106,7 +106,10 @@ def run_evaluation(
         results,
         settings=dataclasses.asdict(config),
         models={m.name: {**m.member.provenance(), "evaluation": dataclasses.asdict(m.input)} for m in models},
-        sets={spec.name: spec.to_dict() for spec in specs},
+        sets={
+            spec.name: dataclasses.replace(spec, label=images.spec.label).to_dict()
+            for spec, images in zip(specs, opened, strict=True)
+        },
     )
 
 

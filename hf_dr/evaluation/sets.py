@@ -26,7 +26,8 @@ class EvaluationSet:
         split: Its split.
         config: Its configuration, where it has several.
         image: Column of the images; None for the only one that there is.
-        label: Column of the labels: class numbers, or WordNet ids where `classes` is given.
+        label: Column of the labels: class numbers, or WordNet ids where `classes` is given; None for `label`, or else the only
+            ClassLabel column.
         classes: `imagenet`, `imagenet-a` or `imagenet-r`: its classes, a subset of ImageNet's for the latter two.
         revision: Branch, tag or commit on the Hub.
         note: What one must know of this copy before one compares numbers; it is said when the set is loaded.
@@ -38,7 +39,7 @@ class EvaluationSet:
     split: str = "test"
     config: str | None = None
     image: str | None = None
-    label: str = "label"
+    label: str | None = None
     classes: str | None = None
     revision: str | None = None
     note: str | None = None

@@ -164,6 +164,17 @@ def test_names_alone_write_nothing(student, tiny_dataset, tmp_path, monkeypatch)
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.parquet"]
 
 
+def test_labels_that_are_not_named_are_the_only_classes(student, tiny_dataset, tmp_path):
+    """As for `reinforce` and `teach`: of a loaded dataset, and of one that is named; both tell the column."""
+    tiny_dataset.rename_column("label", "kind").to_parquet(tmp_path / "tiny.parquet")
+    text, named = f"test={tmp_path / 'tiny.parquet'}:train", f"test={tmp_path / 'tiny.parquet'}:train,label=kind"
+    loaded = datasets.Dataset.from_parquet(str(tmp_path / "tiny.parquet"))
+    reports = [hf_dr.evaluate(student, given, output_dir=tmp_path / "out") for given in (text, named, text)]
+    reports.append(hf_dr.evaluate(student, loaded))
+    assert [report.sets["test"]["label"] for report in reports] == ["kind"] * 4
+    assert len({str(report.results[0].metrics) for report in reports}) == 1
+
+
 @pytest.mark.parametrize(
     ("models", "message"),
     [

@@ -380,8 +380,8 @@ def test_evaluation_sees_each_image_once_and_results_tell_of_what(short, tmp_pat
     ids=str,
 )  # fmt: skip
 def test_results_tell_what_decides_the_steps(tmp_path, changes):
-    for name, given in (("one", {}), ("two", changes)):
-        trainer = line_trainer(tmp_path / name, **given)
+    for name, own in (("one", {}), ("two", changes)):
+        trainer = line_trainer(tmp_path / name, **own)
         (tmp_path / name).mkdir(exist_ok=True)
         trainer.write_results()
     one, two = (json.loads((tmp_path / n / "transfer_results.json").read_text())["training"] for n in ("one", "two"))

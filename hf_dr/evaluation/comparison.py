@@ -77,6 +77,11 @@ COLUMNS = (
 )
 
 
+# Images on which the models differ. With fewer, even if all speak for the same one, chance does as much in more than one of
+# twenty cases: the exact test of McNemar, 2 / 2**5 = 0.0625.
+_FEWEST_DISCORDANT = 6
+
+
 @dataclass(frozen=True)
 class Comparison:
     """The runs, and what their models answer on the same images.
@@ -135,20 +140,31 @@ class Comparison:
     def _seeds(self) -> str:
         return f"{self._num_seeds} seed{'s' if self._num_seeds > 1 else ''}"
 
-    def top1_interval(self, objective: str) -> tuple[float, float]:
-        """Returns the 95 % interval of the gain in top-1 over plain training, -1 to 1.
-
-        Its variance is that of a mean over the images, which both models saw, plus that of a mean over the seeds; a single
-        seed says nothing of the latter, so that its interval is too narrow.
-        """
+    def _gains_by_image(self, objective: str) -> np.ndarray:
+        """Returns (S, B): 1 where only the objective's model is right on an image, -1 where only plain training's is, else 0."""
         hits = {result.model: result.hits for result in self.report.results if result.hits is not None}
         seeds = [run.seed for run in self.runs if run.objective == objective]
         own, others = ([hits[run_name(name, seed)] for seed in seeds] for name in (objective, BASELINE))
-        gains_SB = np.array(own, float) - np.array(others, float)
-        variance = gains_SB.mean(axis=0).var(ddof=1) / gains_SB.shape[1]
-        if len(seeds) > 1:
-            variance += gains_SB.mean(axis=1).var(ddof=1) / len(seeds)
-        half = 1.96 * variance**0.5
+        return np.array(own, float) - np.array(others, float)
+
+    def top1_interval(self, objective: str) -> tuple[float, float]:
+        """Returns the 95 % interval of the gain in top-1 over plain training, -1 to 1.
+
+        Its variance is that of a mean over the images, which both models saw, plus that of a mean over the seeds, and it is of
+        Student's t distribution, whose degrees of freedom are Welch's and Satterthwaite's: two or three seeds hardly tell how
+        much seeds differ, which makes it wide. A single seed tells nothing of that: its interval is too narrow.
+        """
+        gains_SB = self._gains_by_image(objective)
+        variances = [
+            (means.var(ddof=1) / len(means), len(means) - 1)
+            for means in (gains_SB.mean(axis=0), gains_SB.mean(axis=1))
+            if len(means) > 1
+        ]
+        variance = sum(part for part, _ in variances)
+        half = 0.0
+        if variance > 0:
+            freedom = variance**2 / sum(part**2 / own for part, own in variances)
+            half = t_quantile(freedom) * variance**0.5
         return float(gains_SB.mean() - half), float(gains_SB.mean() + half)
 
     @property
@@ -157,13 +173,15 @@ class Comparison:
         images = next(result.examples for result in self.report.results if result.hits is not None)
         told = []
         for name in self._compared:
-            low, high = (round(100 * bound, 1) + 0.0 for bound in self.top1_interval(name))
+            gain = self.gains(name, "top1").mean()
+            gain, low, high = (round(100 * share, 1) + 0.0 for share in (gain, *self.top1_interval(name)))
             found = "no difference is shown. More held-out images or seeds may show one."
-            if low > 0 or high < 0:
+            discordant = np.count_nonzero(self._gains_by_image(name).sum(axis=0))
+            if discordant >= _FEWEST_DISCORDANT and (low > 0 or high < 0):
                 found = f"{'more' if low > 0 else 'less'} accurate."
             told.append(
-                f"{name} gains {(low + high) / 2:+.1f} points of top-1 over {BASELINE}, 95 % interval {low:+.1f} to "
-                f"{high:+.1f} by {images:,} images and {self._seeds}: {found}"
+                f"{name} gains {gain:+.1f} points of top-1 over {BASELINE}, 95 % interval {low:+.1f} to {high:+.1f} by "
+                f"{images:,} images and {self._seeds}: {found}"
             )
         return told
 
@@ -228,6 +246,15 @@ class Comparison:
             page, html_page(self.title, [facts, _about(self.report), table, *verdicts, *map(html_picture, shown)])
         )
         return page
+
+
+def t_quantile(freedom: float) -> float:
+    """Returns the bound within which Student's t distribution has 95 % of its mass, on both sides; `freedom` is at least 1."""
+    # With t = sqrt(freedom) * tan(angle) the density is a power of the cosine, which a sum over a grid integrates.
+    angles = np.linspace(0, np.pi / 2, 100_001)
+    density = np.cos(angles) ** (freedom - 1)
+    mass = np.concatenate([[0], np.cumsum(density[1:] + density[:-1])])
+    return float(freedom**0.5 * np.tan(np.interp(0.95 * mass[-1], mass, angles)))
 
 
 def compare(

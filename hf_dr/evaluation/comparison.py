@@ -9,7 +9,7 @@ from __future__ import annotations
 import html
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
@@ -19,7 +19,7 @@ import datasets
 import numpy as np
 import pandas as pd
 
-from hf_dr.errors import ConfigError
+from hf_dr.errors import ConfigError, DataError
 from hf_dr.evaluation.config import CompareConfig, EvaluateConfig, as_arguments
 from hf_dr.evaluation.gathering import BASELINE, RESULTS_FILE, RUN_NOTE, STATE_FILE, Run, read_run, run_name
 from hf_dr.evaluation.images import Images, open_set
@@ -91,12 +91,14 @@ class Comparison:
         runs: For each objective the same seeds.
         report: Of all models on one set, clean and corrupted.
         facts: What was trained on what and how it was measured: names and values for the page.
+        label_weight: That of the labels where a teacher's answers are learned.
     """
 
     title: str
     runs: list[Run]
     report: Report
     facts: list[list[str]] = field(default_factory=list)
+    label_weight: float = 0.0
 
     @property
     def objectives(self) -> list[str]:
@@ -141,7 +143,7 @@ class Comparison:
         return f"{self._num_seeds} seed{'s' if self._num_seeds > 1 else ''}"
 
     def _gains_by_image(self, objective: str) -> np.ndarray:
-        """Returns (S, B): 1 where only the objective's model is right on an image, -1 where only plain training's is, else 0."""
+        """Returns (S, B): 1 where only the objective's model is right on an image, -1 where only plain training's, else 0."""
         hits = {result.model: result.hits for result in self.report.results if result.hits is not None}
         seeds = [run.seed for run in self.runs if run.objective == objective]
         own, others = ([hits[run_name(name, seed)] for seed in seeds] for name in (objective, BASELINE))
@@ -242,9 +244,7 @@ class Comparison:
         table = html_table(["objective", *self.students.head[1:]], self.students.rows)
         verdicts = [f"<p><b>{html.escape(verdict)}</b></p>" for verdict in self.verdicts]
         page = folder / "report.html"
-        write_whole(
-            page, html_page(self.title, [facts, _about(self.report), table, *verdicts, *map(html_picture, shown)])
-        )
+        write_whole(page, html_page(self.title, [facts, _about(self), table, *verdicts, *map(html_picture, shown)]))
         return page
 
 
@@ -287,11 +287,11 @@ def run_comparison(config: CompareConfig, train: Callable[[list[str]], int]) -> 
 
     Raises:
         ConfigError: A training was refused, or a setting is wrong.
-        DataError: The set to evaluate on cannot be loaded, or lacks a column or labels.
+        DataError: The set to evaluate on cannot be loaded, lacks a column or labels, or has one image only.
     """
     folder = Path(config.output_dir).expanduser()
     pictures = [Path(picture).expanduser() for picture in config.pictures]
-    absent = next((picture for picture in pictures if not picture.is_file()), None)
+    absent = next((picture for picture in pictures if not _is_png(picture)), None)
     if absent is not None:
         raise ConfigError(f"`pictures` must be PNG files, found none at {absent}. Correct it, or leave it out.")
     learned_from = each_dataset(config.train["dataset"], config.train.get("name"))
@@ -301,6 +301,11 @@ def run_comparison(config: CompareConfig, train: Callable[[list[str]], int]) -> 
     evaluation = EvaluateConfig(models=[], output_dir=str(folder), **config.evaluate)
     # What is wrong with the set would only be found when all students are trained.
     (opened,) = (open_set(spec, evaluation) for spec in checked_sets(evaluation))
+    if len(opened.rows) < 2:
+        raise DataError(
+            f"the set `{opened.spec.name}` must have at least 2 images to compare on, found 1. Take another split, or raise "
+            "`max_examples`."
+        )
     _check_calibration(config.train, opened)
     _check_labels(config)
     # Objectives take turns, so that a disturbance of the machine hits all of them.
@@ -311,6 +316,7 @@ def run_comparison(config: CompareConfig, train: Callable[[list[str]], int]) -> 
     unfinished = Unfinished(folder)
     comparison = compare(config.title, folder, config.objectives, config.seeds, config.evaluate, unfinished)
     comparison.facts.extend(_facts(config, comparison))
+    comparison = replace(comparison, label_weight=float(config.train.get("label_weight") or 0))
     page = comparison.save(folder, pictures)
     unfinished.done()
     if config.save:
@@ -319,6 +325,13 @@ def run_comparison(config: CompareConfig, train: Callable[[list[str]], int]) -> 
         write_card(place.parent)
     print(f"\n{comparison.to_markdown()}\nreport: {page}", flush=True)
     return comparison
+
+
+def _is_png(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(8) == b"\x89PNG\r\n\x1a\n"
 
 
 def _train_missing(config: CompareConfig, objective: str, seed: int, train: Callable[[list[str]], int]) -> None:
@@ -426,9 +439,10 @@ def is_finished(run: Path, flags: dict[str, Any]) -> bool:
     return all((run / name).is_file() for name in (RESULTS_FILE, STATE_FILE, STUDENT_FILE))
 
 
-def _about(report: Report) -> str:
+def _about(comparison: Comparison) -> str:
+    labels = f" and, at weight {comparison.label_weight:.4g}, the labels" if comparison.label_weight else ""
     return (
         "<p>The same student, data path, optimizer and steps, by its objective: erm learns from the labels alone, reinforced "
-        "from stored answers of the teacher, kd from a teacher in memory. Mean ± standard deviation over seeds; a gain is a "
-        f"change for the better. {ABOUT_CALIBRATED} {html.escape(report.chance)}</p>"
+        f"from stored answers of the teacher{labels}, kd from a teacher in memory{labels}. Mean ± standard deviation over "
+        f"seeds; a gain is a change for the better. {ABOUT_CALIBRATED} {html.escape(comparison.report.chance)}</p>"
     )

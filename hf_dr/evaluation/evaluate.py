@@ -15,8 +15,9 @@ import datasets
 from hf_dr.errors import ConfigError, DataError, did_you_mean
 from hf_dr.evaluation.config import REPORT_FILE, EvaluateConfig, named_model
 from hf_dr.evaluation.gathering import read_evaluation
+from hf_dr.evaluation.images import open_set
 from hf_dr.evaluation.report import Report
-from hf_dr.evaluation.run import checked_sets, run_evaluation
+from hf_dr.evaluation.run import checked_sets, hash_of_set, run_evaluation
 from hf_dr.evaluation.sets import NAME_PATTERN, PRESETS, EvaluationSet, parse_set
 from hf_dr.evaluation.unfinished import Unfinished
 from hf_dr.files import check_writable
@@ -119,7 +120,12 @@ def evaluated(
         return run_evaluation(config, sets=sets, loaded=loaded)
     folder = Path(config.output_dir).expanduser()
     check_writable(folder, "output_dir")
-    _check_kept(folder, config, checked_sets(config, sets))
+    whole = replace(config, max_examples=None)
+    sets = [
+        spec if spec.loaded is None else replace(spec, digest=hash_of_set(open_set(spec, whole)))
+        for spec in checked_sets(config, sets)
+    ]
+    _check_kept(folder, config, sets)
     unfinished = Unfinished(folder)
     report = run_evaluation(config, unfinished, sets=sets, loaded=loaded)
     report.save(folder)

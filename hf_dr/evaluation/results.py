@@ -29,6 +29,7 @@ from hf_dr.evaluation.gathering import (
     read_trained,
     read_transferred,
 )
+from hf_dr.settings import are_alike
 from hf_dr.teacher.metrics import CALIBRATED_ECE, METRICS
 from hf_dr.text import shown_text
 
@@ -101,7 +102,7 @@ class Results:
             how = {"set": spec, **{key: content["settings"].get(key) for key in keys}}
             # A second set of the same name is distinguished by its dataset.
             names = (result["set"] + end, f"{result['set']} ({Path(str(spec.get('dataset'))).name}){end}")
-            name = next((name for name in names if self._evaluated.setdefault(name, how) == how), None)
+            name = next((name for name in names if are_alike(self._evaluated.setdefault(name, how), how)), None)
             where = f"{path}: {result['model']} on {names[0]}"
             if name is None:
                 reason = f"`{names[1]}` was evaluated in another way before. Report one of them at a time."

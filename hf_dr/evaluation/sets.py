@@ -32,6 +32,7 @@ class EvaluationSet:
         revision: Branch, tag or commit on the Hub.
         note: What one must know of this copy before one compares numbers; it is said when the set is loaded.
         loaded: The dataset itself, where it was loaded already.
+        digest: Of the images and labels of one that was loaded, which have no name that tells them from others.
     """
 
     name: str
@@ -44,10 +45,12 @@ class EvaluationSet:
     revision: str | None = None
     note: str | None = None
     loaded: datasets.Dataset | None = dataclasses.field(default=None, repr=False, compare=False)
+    digest: str | None = dataclasses.field(default=None, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns where the images are and how they are read, in JSON types."""
-        return {name: value for name, value in vars(self).items() if name != "loaded"}
+        told = {name: value for name, value in vars(self).items() if name not in ("loaded", "digest")}
+        return told if self.digest is None else {**told, "digest": self.digest}
 
     def how_to_name(self, column: str) -> str:
         """Says how the column of the images or labels is named."""

@@ -191,6 +191,12 @@ def student_of_training(
     )
 
 
+def with_labels(views: str, answers: str, label_weight: float) -> str:
+    """Returns what a student of a teacher's answers learns from, as its card says it."""
+    labels = f" and, at weight {label_weight:.4g}, the labels"
+    return f"{views}, {answers}{labels}" if label_weight else f"{views} and {answers}"
+
+
 def optimization(args: Any) -> dict[str, Any]:
     """Returns what decides the steps of a training of this package's and is not among what Trainer lists, for JSON."""
     momentum = {"momentum": args.momentum, "nesterov": args.nesterov} if plain(args.optim) == "sgd" else {}

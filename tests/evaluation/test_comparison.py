@@ -90,6 +90,9 @@ def test_the_table_and_the_report(tmp_path):
     assert page.count("data:image/png;base64,") == 2
     assert "+15.00 ± 7.07" in page
     assert made_up().verdicts[0] in page
+    assert "from stored answers of the teacher, kd from a teacher in memory. Mean" in page
+    weighted = dataclasses.replace(made_up(), label_weight=0.5).save(tmp_path).read_text(encoding="utf-8")
+    assert "from stored answers of the teacher and, at weight 0.5, the labels, kd from" in weighted
     written = json.loads((tmp_path / "comparison.json").read_text())
     assert written["comparison_seeds"] == 2
     low, high = written["top1_gain_95_percent_intervals"]["reinforced"]
@@ -389,13 +392,17 @@ def test_what_a_comparison_needs_is_looked_at_before_it_trains(tiny_folder, tiny
         trained.append(arguments[arguments.index("--output_dir") + 1])
         return 2
 
-    def settings(**more):
+    def settings(evaluate=(), **more):
         train = {"dataset": str(tiny_folder)}
         sets = [f"a={tmp_path / 'base.parquet'}:train"]
-        return CompareConfig("t", "~/out", train, {"sets": sets}, seeds=[0], **more)
+        return CompareConfig("t", "~/out", train, {"sets": sets, **dict(evaluate)}, seeds=[0], **more)
 
-    with pytest.raises(ConfigError, match=r"`pictures` must be PNG files, found none at .*/no\.png\. Correct it"):
-        run_comparison(settings(pictures=["~/no.png"]), train)
+    for picture in ("no.png", "base.parquet"):
+        message = rf"`pictures` must be PNG files, found none at .*/{picture}\. Correct it"
+        with pytest.raises(ConfigError, match=message):
+            run_comparison(settings(pictures=[f"~/{picture}"]), train)
+    with pytest.raises(DataError, match=r"the set `a` must have at least 2 images to compare on, found 1\. Take another"):
+        run_comparison(settings({"max_examples": 1}), train)
     assert not trained
     with pytest.raises(ConfigError, match="out/erm-0 must succeed, but it ended with status 2"):
         run_comparison(settings(), train)

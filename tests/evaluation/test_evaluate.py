@@ -71,6 +71,10 @@ def test_results_that_are_not_measured_again_are_not_lost(student, tiny_dataset,
     def evaluate(models, sets=tiny_dataset, **settings):
         hf_dr.evaluate(models, sets, output_dir=folder, **SUITE, **settings)
 
+    labels = tiny_dataset["label"]
+    relabelled = tiny_dataset.remove_columns("label").add_column(
+        "label", labels[::-1], feature=tiny_dataset.features["label"]
+    )
     evaluate(student, corrupt=["test"])
     evaluate({"student": student, "more": other}, {"test": tiny_dataset, "again": tiny_dataset}, corrupt=["test"])
     both = (folder / "evaluation.json").read_text()
@@ -80,6 +84,18 @@ def test_results_that_are_not_measured_again_are_not_lost(student, tiny_dataset,
         ({"student": student}, {"test": tiny_dataset, "again": tiny_dataset}, {}, rf"`more` \({other}\) on `test`"),
         ({"student": student, "more": student}, {"test": tiny_dataset, "again": tiny_dataset}, {}, "`more` "),
         ({"student": student, "more": other}, tiny_dataset, {}, "`student` .* on `again`"),
+        (
+            {"student": student, "more": other},
+            {"test": tiny_dataset, "again": tiny_dataset.select(range(8))},
+            {},
+            r"`student` .* on `again` \(a loaded dataset\)",
+        ),
+        (
+            {"student": student, "more": other},
+            {"test": tiny_dataset, "again": relabelled},
+            {},
+            r"`student` .* on `again` \(a loaded dataset\)",
+        ),
         (
             {"student": student, "more": other},
             {"test": "x.parquet:train", "again": tiny_dataset},

@@ -36,6 +36,13 @@ def test_the_student_tells_what_decides_the_steps(plain, settings, tmp_path, cha
     assert {key for key in found[0] if found[0][key] != found[1][key]} == changes.keys()
 
 
+def test_the_student_tells_the_weight_of_the_labels(plain, settings, tmp_path):
+    ReinforcedTrainer(timm_student(), settings(label_weight=0.5), train_dataset=plain).create_model_card()
+    assert "stored views, a teacher's stored answers and, at weight 0.5, the labels" in (
+        (tmp_path / "out" / "README.md").read_text()
+    )
+
+
 def test_what_decays(plain, settings):
     trainer = ReinforcedTrainer(timm_student(), settings(weight_decay=0.1), train_dataset=plain)
     decaying = set(trainer.get_decay_parameter_names(trainer.model))

@@ -29,6 +29,7 @@ from hf_dr.processes import process_state
 from hf_dr.settings import Place, flag
 from hf_dr.store.base_dataset import load_base, sampled_rows
 from hf_dr.store.readme import merge_parts, newline_of, split_readme
+from hf_dr.text import code
 from hf_dr.training.checkpoints import follows_a_metric, plain
 from hf_dr.training.evaluated import share_buffers
 from hf_dr.training.resumable import ResumableArguments, ResumableTrainer
@@ -338,9 +339,9 @@ class TransferTrainer(ResumableTrainer):
         measured = ", ".join(
             f"{title} {self._measured[key]:.4g}" for key, title in HEADLINES.items() if key in self._measured
         )
-        about = (
-            f"Trained on `{described['dataset'].get('id')}`, on the backbone `{described['student']['id']}`. {measured}"
-        )
+        images = described["dataset"].get("id")
+        on = f"on {code(images)}, " if images else ""
+        about = f"Trained {on}on the backbone {code(described['student']['id'])}. {measured}"
 
         def card(remote: str | None) -> str:
             opening, metadata, closing, body = split_readme(remote or _CARD.format(tag=described["task"], name=name))

@@ -238,7 +238,8 @@ class Comparison:
         write_json(folder / "comparison.json", content)
         found = {result.model: result.diagram for result in self.report.results if result.diagram is not None}
         diagrams = {name: [found[r.name] for r in self.runs if r.objective == name] for name in self.objectives}
-        figures = (accuracy_figure(None, self.runs), reliability_figure(diagrams))
+        figures = [accuracy_figure(None, self.runs)] if any(run.accuracy for run in self.runs) else []
+        figures.append(reliability_figure(diagrams))
         shown = [*map(as_png, figures), *(path.read_bytes() for path in pictures)]
         facts = html_table(["what", "which"], self.facts)
         table = html_table(["objective", *self.students.head[1:]], self.students.rows)

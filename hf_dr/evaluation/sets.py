@@ -131,8 +131,12 @@ def parse_set(text: str) -> EvaluationSet:
     chosen: dict[str, str] = {}
     for option in options:
         key, _, value = option.partition("=")
-        if key not in OPTIONS or not value:
+        if key not in OPTIONS:
             raise ConfigError(f"set `{name}` has the unknown option {option!r}.{did_you_mean(key, OPTIONS)}")
+        if not value:
+            raise ConfigError(
+                f"the option `{key}` of set `{name}` must have a value, got none. Write {key}=VALUE, or leave it out."
+            )
         if key in chosen:
             raise ConfigError(f"set `{name}` must have the option `{key}` once, got {text!r}. Leave one out.")
         chosen[key] = value

@@ -91,6 +91,8 @@ def test_the_table_and_the_report(tmp_path):
     assert "+15.00 ± 7.07" in page
     assert made_up().verdicts[0] in page
     assert "from stored answers of the teacher, kd from a teacher in memory. Mean" in page
+    unseen = dataclasses.replace(made_up(), runs=[dataclasses.replace(run, accuracy=[]) for run in made_up().runs])
+    assert unseen.save(tmp_path).read_text(encoding="utf-8").count("data:image/png;base64,") == 1
     weighted = dataclasses.replace(made_up(), label_weight=0.5).save(tmp_path).read_text(encoding="utf-8")
     assert "from stored answers of the teacher and, at weight 0.5, the labels, kd from" in weighted
     written = json.loads((tmp_path / "comparison.json").read_text())
@@ -401,7 +403,9 @@ def test_what_a_comparison_needs_is_looked_at_before_it_trains(tiny_folder, tiny
         message = rf"`pictures` must be PNG files, found none at .*/{picture}\. Correct it"
         with pytest.raises(ConfigError, match=message):
             run_comparison(settings(pictures=[f"~/{picture}"]), train)
-    with pytest.raises(DataError, match=r"the set `a` must have at least 2 images to compare on, found 1\. Take another"):
+    with pytest.raises(
+        DataError, match=r"the set `a` must have at least 2 images to compare on, found 1\. Take another"
+    ):
         run_comparison(settings({"max_examples": 1}), train)
     assert not trained
     with pytest.raises(ConfigError, match="out/erm-0 must succeed, but it ended with status 2"):
